@@ -1,0 +1,1 @@
+"""Read and steer the features of sparse autoencoders with onnxruntime, without torch."""

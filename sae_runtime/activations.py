@@ -1,0 +1,202 @@
+"""Activations on disk: a plain .npy or .safetensors of shape [n, d_in], or the folder of shards that harvest writes.
+
+A folder holds `activations.json` (written last: its presence says that the folder is whole) and safetensors shards,
+each with `activations` [n, d_in] (F32, F16 or BF16), `tokens` I32 [n], `documents` I32 [n] and `positions` I32 [n].
+"""
+
+import bisect
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_runtime.tensors import bfloat16_to_float32, map_tensor, read_header
+
+INDEX = "activations.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A run of rows that lie in one file, mapped: `x` [n, d_in] in its stored type (bfloat16 as uint16)."""
+
+    x: NDArray[Any]
+    tokens: NDArray[np.int32] | None = None
+    documents: NDArray[np.int32] | None = None
+    positions: NDArray[np.int32] | None = None
+
+
+class Activations:
+    """Rows of activations over one or many mapped files, read as float32 on demand.
+
+    `documents`, `positions` and `tokens` (int32 [n]) say where each row came from, and are None for plain files.
+    `model` and `hook` name the source, where known.
+    """
+
+    def __init__(
+        self, path: Path, shards: Sequence[Shard], *, model: str | None = None, hook: str | None = None
+    ) -> None:
+        self.path = path
+        self.shards = list(shards)
+        self.model = model
+        self.hook = hook
+        self.d_in = int(shards[0].x.shape[1])
+        self.starts = [0]
+        for shard in shards:
+            self.starts.append(self.starts[-1] + len(shard.x))
+        self.tokens = _joined([shard.tokens for shard in shards])
+        self.documents = _joined([shard.documents for shard in shards])
+        self.positions = _joined([shard.positions for shard in shards])
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def rows(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Rows by number, in the order asked for: float32 [len(ids), d_in].
+
+        Raises:
+            ValueError: a row holds NaN or Inf.
+        """
+        out = np.empty((len(ids), self.d_in), np.float32)
+        order = np.argsort(ids, kind="stable")  # read every file forwards
+        bounds = np.searchsorted(ids[order], self.starts)
+        for number, shard in enumerate(self.shards):
+            mine = order[bounds[number] : bounds[number + 1]]
+            if len(mine):
+                out[mine] = _float32(shard.x[ids[mine] - self.starts[number]])
+        self._refuse_nonfinite(out, ids)
+        return out
+
+    def slice(self, begin: int, end: int) -> NDArray[np.float32]:
+        """Rows begin to end, float32; raises ValueError as `rows` does."""
+        end = min(end, len(self))
+        parts = []
+        at = begin
+        while at < end:
+            number = bisect.bisect_right(self.starts, at) - 1
+            upto = min(end, self.starts[number + 1])
+            parts.append(_float32(self.shards[number].x[at - self.starts[number] : upto - self.starts[number]]))
+            at = upto
+        out = np.concatenate(parts) if parts else np.empty((0, self.d_in), np.float32)
+        self._refuse_nonfinite(out, np.arange(begin, end))
+        return out
+
+    def _refuse_nonfinite(self, x: NDArray[np.float32], ids: NDArray[np.int64]) -> None:
+        row = first_nonfinite(x)
+        if row is not None:
+            raise ValueError(f"{self.path}: row {ids[row]} holds NaN or Inf; harvest it again or drop the row")
+
+
+def open_activations(path: str | Path) -> Activations:
+    """Open activations without reading them.
+
+    Args:
+        path: a folder that harvest wrote, an .npy file, or a .safetensors file whose only 2-D tensor (or the one
+            named `activations`) is [n, d_in].
+
+    Raises:
+        ValueError: the path is none of these, or is empty, truncated or half written.
+        FileNotFoundError: nothing stands there.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _open_folder(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; expected a folder of harvest, an .npy or a .safetensors file")
+    if path.suffix == ".npy":
+        try:
+            x = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{path} is not a whole .npy file ({error}); save it again") from error
+        return Activations(path, [Shard(_checked(path, x))])
+    if path.suffix == ".safetensors":
+        return Activations(path, [_open_shard(path)])
+    raise ValueError(
+        f"{path}: expected a folder of harvest, an .npy or a .safetensors file, got {path.suffix or 'none'}"
+    )
+
+
+def as_float32(x: Any) -> NDArray[np.float32]:
+    """An array of any real type as float32, contiguous, cast once; float32 comes back without a copy.
+
+    Raises:
+        ValueError: the values are not real numbers.
+    """
+    array = np.asarray(x)
+    if array.dtype.name == "bfloat16":  # ml_dtypes, where the caller has it
+        return bfloat16_to_float32(np.ascontiguousarray(array).view(np.uint16))
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"activations must be real numbers, got {array.dtype}; convert them to float32")
+    with np.errstate(over="ignore"):  # too large for float32 becomes Inf, which is refused by row
+        return np.ascontiguousarray(array, np.float32)
+
+
+def first_nonfinite(x: NDArray[np.float32]) -> int | None:
+    """Number of the first row of [n, d_in] that holds NaN or Inf."""
+    # The sum of a row is finite unless one of its values is not (or it overflows: then look closer).
+    with np.errstate(over="ignore", invalid="ignore"):
+        suspects = np.flatnonzero(~np.isfinite(x.sum(axis=1)))
+    for row in suspects:
+        if not np.isfinite(x[row]).all():
+            return int(row)
+    return None
+
+
+def _open_folder(path: Path) -> Activations:
+    if not (path / INDEX).is_file():
+        raise ValueError(f"{path} holds no {INDEX}: not harvested to the end; run the same harvest again to finish it")
+    try:
+        index = json.loads((path / INDEX).read_text())
+        version, shards, d_in = index["format_version"], index["shards"], index["d_in"]
+        model, hook = index["model"], index["hook"]
+        names = [(shard["file"], shard["rows"]) for shard in shards]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path / INDEX} is not readable ({error!r}); harvest again") from error
+    if version != FORMAT_VERSION:
+        raise ValueError(f"{path / INDEX} has format version {version}, this sae-runtime reads {FORMAT_VERSION}")
+    opened = []
+    for name, rows in names:
+        if Path(name).name != name or not (path / name).is_file():
+            raise ValueError(f"{path} lacks the shard {name}; run the same harvest again")
+        shard = _open_shard(path / name)
+        if shard.x.shape != (rows, d_in):
+            raise ValueError(f"{path / name} is {list(shard.x.shape)}, {INDEX} says {[rows, d_in]}; harvest again")
+        opened.append(shard)
+    if not opened:
+        raise ValueError(f"{path} holds no rows; harvest more text")
+    return Activations(path, opened, model=model, hook=hook)
+
+
+def _open_shard(path: Path) -> Shard:
+    specs = read_header(path)
+    matrices = ["activations"] if "activations" in specs else [n for n, s in specs.items() if len(s.shape) == 2]
+    if len(matrices) != 1:
+        raise ValueError(f"{path} holds {len(matrices)} 2-D tensors, expected one (or one named 'activations')")
+    spec = specs[matrices[0]]
+    x = _checked(path, map_tensor(path, spec), bfloat16=spec.dtype == "BF16")
+    ids: dict[str, NDArray[np.int32]] = {}
+    for name in ("tokens", "documents", "positions"):
+        if name in specs:
+            ids[name] = map_tensor(path, specs[name])
+            if specs[name].shape != (len(x),) or specs[name].dtype != "I32":
+                raise ValueError(f"{path}: {name} must be I32 [{len(x)}], got {specs[name].dtype}; harvest again")
+    return Shard(x, **ids)
+
+
+def _checked(path: Path, x: NDArray[Any], *, bfloat16: bool = False) -> NDArray[Any]:
+    if x.ndim != 2 or x.shape[1] < 1 or not (bfloat16 or x.dtype.kind == "f"):
+        raise ValueError(f"{path} holds {x.dtype} {list(x.shape)}, expected real numbers of shape [n, d_in]")
+    return x
+
+
+def _float32(x: NDArray[Any]) -> NDArray[np.float32]:
+    return bfloat16_to_float32(x) if x.dtype == np.uint16 else as_float32(x)
+
+
+def _joined(parts: Sequence[NDArray[np.int32] | None]) -> NDArray[np.int32] | None:
+    present = [part for part in parts if part is not None]
+    return np.concatenate(present) if len(present) == len(parts) else None

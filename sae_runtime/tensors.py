@@ -1,0 +1,90 @@
+"""Safetensors files, read by mapping: no copy, no torch, bfloat16 included, and the byte offset of every tensor.
+
+The safetensors package writes our files. It does not tell where in the file a tensor lies, which the ONNX graphs
+need to refer to it, and its numpy side has no bfloat16, which harvested activations may hold.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# bfloat16 has no numpy type: it is mapped as its 16 bits and widened by to_float32.
+_DTYPES: dict[str, "np.dtype[Any]"] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
+}
+_MAX_HEADER = 100_000_000  # bytes, as in the safetensors package
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Where a tensor lies in its file: `offset` and `size` in bytes from the start of the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    size: int
+
+
+def read_header(path: Path) -> dict[str, TensorSpec]:
+    """Specs of all tensors of a safetensors file, by name.
+
+    Raises:
+        ValueError: the file is not safetensors, is truncated, or its header points outside of it.
+    """
+    file_size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if file_size < 8 or length > min(file_size - 8, _MAX_HEADER):
+            raise ValueError(f"{path} is not a whole safetensors file: its header does not fit; copy it again")
+        raw = file.read(length)
+    try:
+        header = json.loads(raw)
+        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        specs = {name: _spec(entry, 8 + length) for name, entry in entries.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} has an unreadable safetensors header ({error}); copy it again") from error
+    end = 8 + length
+    for name, spec in sorted(specs.items(), key=lambda item: item[1].offset):
+        if spec.offset != end:
+            raise ValueError(f"{path}: tensor {name} starts at byte {spec.offset}, expected {end}; copy it again")
+        end += spec.size
+    if end != file_size:
+        raise ValueError(f"{path} is {file_size} bytes, its header describes {end}: truncated; copy it again")
+    return specs
+
+
+def _spec(entry: Any, data_start: int) -> TensorSpec:
+    dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype {dtype}, expected one of {', '.join(_DTYPES)}")
+    if not all(isinstance(number, int) and number >= 0 for number in (*shape, begin, end)):
+        raise ValueError("shape and offsets must be whole numbers")
+    if end - begin != math.prod(shape) * _DTYPES[dtype].itemsize:
+        raise ValueError(f"shape {list(shape)} of {dtype} does not fill {end - begin} bytes")
+    return TensorSpec(dtype, shape, data_start + begin, end - begin)
+
+
+def map_tensor(path: Path, spec: TensorSpec) -> NDArray[Any]:
+    """The tensor as a read-only view of the file; bfloat16 comes as uint16."""
+    if spec.size == 0:
+        return np.zeros(spec.shape, _DTYPES[spec.dtype])
+    return np.memmap(path, _DTYPES[spec.dtype], "r", spec.offset, spec.shape)
+
+
+def bfloat16_to_float32(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """Widen bfloat16 bits; exact, since bfloat16 is the upper half of float32."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
