@@ -37,7 +37,7 @@ def new_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
         for file in sorted(partial.rglob("*")):
             _sync(file)
         _sync(partial)
-        check_free(path, force=force)
+        _refuse_taken(path, force=force)
         if path.exists():
             old = _sibling(path, "old")
             path.rename(old)
@@ -65,7 +65,7 @@ def new_file(path: Path, *, force: bool = False) -> Iterator[Path]:
     with _held(partial), _removed_on_error(partial):
         yield partial
         _sync(partial)
-        check_free(path, force=force)
+        _refuse_taken(path, force=force)
         os.replace(partial, path)
         _sync(path.parent)
 
@@ -73,6 +73,10 @@ def new_file(path: Path, *, force: bool = False) -> Iterator[Path]:
 def check_free(path: Path, *, force: bool = False) -> None:
     """Repair what a crash left around `path`, then raise FileExistsError if it is taken and not to be replaced."""
     repair(path)
+    _refuse_taken(path, force=force)
+
+
+def _refuse_taken(path: Path, *, force: bool) -> None:
     if path.exists() and not force:
         raise FileExistsError(f"{path} already exists; pass --force (force=True) to replace it")
 

@@ -1,0 +1,35 @@
+"""decode.onnx: sparse features back to activations."""
+
+import numpy as np
+import onnx_ir as ir
+from sae_runtime.exports.encode import weight
+from sae_runtime.exports.graph import Graph
+
+from sae_runtime.bundle import Bundle
+
+
+def known_features(graph: Graph, d_sae: int, features: ir.Value, number: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Feature ids safe to gather by, and `number` of the same shape with NaN wherever the id was out of range.
+
+    A bad id must fail its own request, while Gather would fail the whole batch or wrap around.
+    """
+    negative = graph.op("Less", features, graph.constant(0, np.int64))
+    beyond = graph.op("GreaterOrEqual", features, graph.constant(d_sae, np.int64))
+    unknown = graph.op("Or", negative, beyond)
+    safe = graph.op("Where", unknown, graph.constant(0, np.int64), features)
+    return safe, graph.op("Where", unknown, graph.constant(np.nan, np.float32), number)
+
+
+def decode_graph(bundle: Bundle) -> ir.Model:
+    """indices i64, values f32 [n, w] -> x_hat f32 [n, d_in] = sum_j values_j W_dec[indices_j] + b_dec."""
+    graph = Graph("decode")
+    encoder = bundle.manifest.encoder
+    indices = graph.input("indices", np.int64, ["n", "w"])
+    values = graph.input("values", np.float32, ["n", "w"])
+    indices, values = known_features(graph, encoder.d_sae, indices, values)
+    rows = graph.op("Gather", weight(graph, bundle, "W_dec"), indices)
+    one = graph.constant([1], np.int64)
+    total = graph.op("Squeeze", graph.op("MatMul", graph.op("Unsqueeze", values, one), rows), one)
+    x_hat = graph.op("Add", total, weight(graph, bundle, "b_dec"))
+    graph.output(x_hat, "x_hat", np.float32, ["n", encoder.d_in])
+    return graph.model()

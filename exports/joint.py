@@ -1,0 +1,133 @@
+"""encode_joint.onnx: mutual or feature choice over the whole batch, exactly."""
+
+import numpy as np
+import onnx_ir as ir
+from sae_runtime.exports.encode import latents
+from sae_runtime.exports.graph import Graph, external
+
+from sae_runtime.bundle import DERIVED, Bundle
+from sae_runtime.tensors import TensorSpec
+
+# Features are saved by falling cap. A TopK per group of like caps costs far less than one as deep as the largest.
+_GROUP_EDGES = (0, 64, 1024)
+
+
+def joint_graph(bundle: Bundle, cap: TensorSpec | None) -> ir.Model:
+    """The batch rule: x f32 [n, d_in] -> indices i64, values f32 [n, w]; w is what the fullest row needs.
+
+    Optional inputs: valid bool [n] or [1] (other rows match nothing and hold no budget), k f64 [], and for feature
+    choice cap f64 [d_sae], the largest share of the tokens that each feature may match. A valid row that holds NaN
+    or Inf matches nothing and gets NaN values.
+
+    Args:
+        bundle: a mutual or feature choice bundle.
+        cap: where `cap` lies in derived.safetensors, for feature choice.
+    """
+    graph = Graph("encode_joint")
+    encoder, allocation = bundle.manifest.encoder, bundle.manifest.allocation
+    one = graph.constant([1], np.int64)
+    x = graph.input("x", np.float32, ["n", encoder.d_in])
+    valid = graph.input("valid", np.bool_, ["valid"], default=[True])
+    k = graph.input("k", np.float64, [], default=allocation.k)
+
+    n = graph.op("Shape", x, start=0, end=1)
+    valid = graph.op("Expand", valid, n)
+    tokens = graph.op("ReduceSum", graph.cast(valid, np.float64), keepdims=0)
+    # 0 for a finite row, NaN for another: x * 0 tells, whatever the size of x.
+    trace = graph.op("ReduceSum", graph.op("Mul", x, graph.constant(0, np.float32)), one, keepdims=0)
+    trace = graph.op("Where", valid, trace, graph.constant(0, np.float32))
+    usable = graph.op("And", valid, graph.op("Not", graph.op("IsNaN", trace)))
+    z = graph.op("Where", graph.op("Unsqueeze", usable, one), latents(graph, bundle, x), graph.constant(0, np.float32))
+
+    budget = graph.cast(graph.op("Round", graph.op("Mul", k, tokens)), np.int64)
+    if cap is None:
+        token, feature, value = _mutual(graph, z, budget, encoder.d_sae)
+    else:
+        share = graph.input("cap", np.float64, [encoder.d_sae], default=external("cap", DERIVED, cap))
+        limit = graph.cast(graph.op("Round", graph.op("Mul", share, tokens)), np.int64)
+        token, feature, value = _feature(graph, z, budget, graph.op("Min", limit, n), encoder.d_sae)
+    indices, values = _rows(graph, token, feature, value, n)
+    values = graph.op("Add", values, graph.op("Unsqueeze", trace, one))
+    graph.output(indices, "indices", np.int64, ["n", "w"])
+    graph.output(values, "values", np.float32, ["n", "w"])
+    return graph.model()
+
+
+def _mutual(graph: Graph, z: ir.Value, budget: ir.Value, d_sae: int) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """Token, feature and value of the `budget` largest z, by falling value."""
+    flat = graph.op("Reshape", z, graph.constant([-1], np.int64), allowzero=1)
+    value, at = _largest(graph, flat, budget)
+    width = graph.constant(d_sae, np.int64)
+    token = graph.op("Div", at, width)
+    return token, graph.op("Sub", at, graph.op("Mul", token, width)), value
+
+
+def _feature(
+    graph: Graph, z: ir.Value, budget: ir.Value, limit: ir.Value, d_sae: int
+) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """The same among the limit[i] largest z of every column i."""
+    columns = graph.op("Transpose", z, perm=[1, 0])
+    flat, last = graph.constant([-1], np.int64), graph.constant([1], np.int64)
+    parts: list[tuple[ir.Value, ir.Value, ir.Value]] = []
+    edges = [edge for edge in _GROUP_EDGES if edge < d_sae] + [d_sae]
+    for begin, end in zip(edges, edges[1:], strict=False):
+        bounds = graph.constant([begin], np.int64), graph.constant([end], np.int64)
+        mine = graph.op("Slice", columns, *bounds, graph.constant([0], np.int64))
+        depths = graph.op("Unsqueeze", graph.op("Slice", limit, *bounds), last)
+        depth = graph.op("ReduceMax", depths)
+        value, token = graph.ops("TopK", 2, mine, graph.op("Reshape", depth, last))
+        slot = _range(graph, depth)
+        value = graph.op("Where", graph.op("Less", slot, depths), value, graph.constant(0, np.float32))
+        ids = _ids(graph, begin, end)
+        feature = graph.op("Expand", ids, graph.op("Shape", value))
+        parts.append((token, feature, value))
+    token, feature, value = (
+        graph.op("Concat", *[graph.op("Reshape", part[i], flat, allowzero=1) for part in parts], axis=0)
+        for i in range(3)
+    )
+    value, at = _largest(graph, value, budget)
+    return graph.op("Gather", token, at), graph.op("Gather", feature, at), value
+
+
+def _largest(graph: Graph, flat: ir.Value, budget: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """The `budget` largest positive numbers of a vector by falling value, and where they stood."""
+    one, zero = graph.constant([1], np.int64), graph.constant([0], np.int64)
+    limit = graph.op("Min", graph.op("Reshape", budget, one), graph.op("Shape", flat))
+    values, at = graph.ops("TopK", 2, flat, graph.op("Max", limit, zero))
+    positive = graph.op("Greater", values, graph.constant(0, np.float32))
+    count = graph.op("Reshape", graph.op("ReduceSum", graph.cast(positive, np.int64)), one)
+    return graph.op("Slice", values, zero, count), graph.op("Slice", at, zero, count)
+
+
+def _rows(graph: Graph, token: ir.Value, feature: ir.Value, value: ir.Value, n: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Matches by falling value, regrouped by token: indices i64 and values f32 [n, w], w >= 1."""
+    one, zero = graph.constant([1], np.int64), graph.constant(0, np.int64)
+    matches = graph.op("Shape", value)
+    rank = _range(graph, graph.op("Squeeze", matches))
+    key = graph.op("Add", graph.op("Mul", token, matches), rank)
+    order = graph.ops("TopK", 2, key, matches, largest=0)[1]  # by token, then by rank: each row stays sorted
+    token, feature, value = (graph.op("Gather", part, order) for part in (token, feature, value))
+    none = graph.op("Expand", zero, n)
+    ones = graph.op("Expand", one, matches)
+    count = graph.op("ScatterElements", none, token, ones, axis=0, reduction="add")
+    begin = graph.op("CumSum", count, zero, exclusive=1)
+    slot = graph.op("Sub", rank, graph.op("Gather", begin, token))
+    # A row of ones keeps the width at 1 or more, and ReduceMax away from an empty vector.
+    width = graph.op("ReduceMax", graph.op("Concat", count, one, axis=0), keepdims=1)
+    place = graph.op("Concat", graph.op("Unsqueeze", token, one), graph.op("Unsqueeze", slot, one), axis=1)
+    shape = graph.op("Concat", n, width, axis=0)
+    indices = graph.op("ScatterND", graph.op("Expand", zero, shape), place, feature)
+    values = graph.op("ScatterND", graph.op("Expand", graph.constant(0, np.float32), shape), place, value)
+    return indices, values
+
+
+def _range(graph: Graph, end: ir.Value) -> ir.Value:
+    """0, 1, ... end - 1 for a scalar or one-element `end`."""
+    scalar = graph.op("Reshape", end, graph.constant(np.empty(0), np.int64))
+    return graph.op("Range", graph.constant(0, np.int64), scalar, graph.constant(1, np.int64))
+
+
+def _ids(graph: Graph, begin: int, end: int) -> ir.Value:
+    """begin, ... end - 1 as a column."""
+    ids = graph.op("Range", graph.constant(begin, np.int64), graph.constant(end, np.int64), graph.constant(1, np.int64))
+    return graph.op("Unsqueeze", ids, graph.constant([1], np.int64))

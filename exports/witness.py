@@ -1,0 +1,149 @@
+"""The second witness: every graph's mathematics again, in plain float64 numpy, sharing no code with the graphs.
+
+*Exact* means: the active set equals this one's except where a value lies within 1e-6 of the cut, and values agree
+within 1e-5, both relative to the largest value of the row (floating-point sums differ in their last bits).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Weights = Mapping[str, NDArray[np.float32]]
+_CUT_TOLERANCE = 1e-6
+_VALUE_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Latents z [n, d_sae], which of them are kept, and the cuts (broadcastable to z) that decided each of them."""
+
+    z: NDArray[np.float64]
+    kept: NDArray[np.bool_]
+    cuts: tuple[NDArray[np.float64], ...]
+
+
+def latents(weights: Weights, x: ArrayLike) -> NDArray[np.float64]:
+    """relu((x - b_dec) W_enc + b_enc): [..., d_sae]."""
+    w = {name: np.asarray(value, np.float64) for name, value in weights.items()}
+    return np.maximum((np.asarray(x, np.float64) - w["b_dec"]) @ w["W_enc"] + w["b_enc"], 0)
+
+
+def token_choice(z: NDArray[np.float64], k: int) -> Matches:
+    """The k largest of every row."""
+    kept = _largest(z, k) & (z > 0)
+    return Matches(z, kept, (_smallest(z, kept)[:, None],))
+
+
+def threshold(z: NDArray[np.float64], theta: ArrayLike) -> Matches:
+    """Those above theta, a number or one per feature."""
+    cut = np.broadcast_to(np.asarray(theta, np.float64), z.shape[1:])
+    return Matches(z, z > cut, (cut,))
+
+
+def joint(
+    z: NDArray[np.float64],
+    k: float,
+    cap: NDArray[np.float64] | None = None,
+    valid: NDArray[np.bool_] | None = None,
+) -> Matches:
+    """The round(k * valid rows) largest of the batch, with at most round(cap_i * valid rows) in column i."""
+    valid = np.ones(len(z), bool) if valid is None else valid
+    tokens = int(valid.sum())
+    eligible = (z > 0) & valid[:, None]
+    cuts = []
+    if cap is not None:
+        for feature in range(z.shape[1]):
+            limit = int(np.rint(cap[feature] * tokens))
+            column = np.where(eligible[:, feature], z[:, feature], 0)[None]
+            eligible[:, feature] &= _largest(column, limit)[0]
+        cuts.append(_smallest(z.T, eligible.T)[None, :])
+    kept = _largest(np.where(eligible, z, 0).reshape(1, -1), int(np.rint(k * tokens))).reshape(z.shape) & eligible
+    return Matches(z, kept, (*cuts, _smallest(z.reshape(1, -1), kept.reshape(1, -1))))
+
+
+def decode(weights: Weights, indices: NDArray[np.int64], values: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The sum of values times decoder rows, plus b_dec: [n, d_in]."""
+    out = np.tile(np.asarray(weights["b_dec"], np.float64), (len(indices), 1))
+    for row in range(len(indices)):
+        out[row] += np.asarray(values[row], np.float64) @ np.asarray(weights["W_dec"], np.float64)[indices[row]]
+    return out
+
+
+def steer(
+    weights: Weights,
+    x: NDArray[np.float32],
+    f: NDArray[np.float64],
+    features: NDArray[np.int64],
+    *,
+    scale: ArrayLike,
+    shift: ArrayLike,
+    low: ArrayLike,
+    high: ArrayLike,
+    gate: ArrayLike = 1.0,
+) -> NDArray[np.float64]:
+    """One edit after another on x [b, t, d_in], where f [b, t, d_sae] are the features as kept; ids [b, e]."""
+    y = np.asarray(x, np.float64).copy()
+    shape = features.shape
+    scale, shift, low, high = (np.broadcast_to(np.asarray(v, np.float64), shape) for v in (scale, shift, low, high))
+    gate = np.broadcast_to(np.asarray(gate, np.float64), (*x.shape[:2], shape[1]))
+    for request in range(shape[0]):
+        for e, feature in enumerate(features[request]):
+            old = f[request, :, feature]
+            new = np.clip(scale[request, e] * old + shift[request, e], low[request, e], high[request, e])
+            y[request] += (gate[request, :, e] * (new - old))[:, None] * weights["W_dec"][feature]
+    return y
+
+
+def disagreement(expected: Matches, indices: NDArray[np.int64], values: NDArray[np.float32]) -> str | None:
+    """What is wrong with sparse rows [n, w] that should hold these matches, or None if they do, exactly."""
+    z, found = expected.z, np.zeros_like(expected.z)
+    if len(indices) != len(z):
+        return f"{len(indices)} rows, expected {len(z)}"
+    if not np.isfinite(values).all():
+        return "values that are not finite"
+    if (np.diff(values, axis=1) > 0).any():
+        return "a row that is not sorted by falling value"
+    row, slot = np.nonzero(values > 0)
+    feature = indices[row, slot]
+    if len(set(zip(row.tolist(), feature.tolist(), strict=True))) != len(row):
+        return "a feature twice in one row"
+    found[row, feature] = values[row, slot]
+    top = np.maximum(z.max(axis=1, initial=0), 1e-30)[:, None]
+    near = np.zeros(z.shape, bool)
+    for cut in expected.cuts:
+        near |= np.abs(z - cut) <= _CUT_TOLERANCE * top
+    wrong = ((found > 0) != expected.kept) & ~near
+    if wrong.any():
+        where = np.argwhere(wrong)[0]
+        return f"{wrong.sum()} wrong matches, the first at row {where[0]}, feature {where[1]}"
+    error = np.where(found > 0, np.abs(found - z), 0) / top
+    if error.max(initial=0) > _VALUE_TOLERANCE:
+        return f"a value that is off by {error.max():.1e} of the largest in its row"
+    return None
+
+
+def difference(expected: NDArray[np.float64], found: NDArray[np.float32]) -> str | None:
+    """The same for dense activations [..., d_in]: None if they agree within 1e-5 of the largest value of the row."""
+    if expected.shape != found.shape:
+        return f"shape {found.shape}, expected {expected.shape}"
+    top = np.maximum(np.abs(expected).max(axis=-1, initial=0), 1e-30)[..., None]
+    error = np.abs(expected - found) / top
+    if not (error <= _VALUE_TOLERANCE).all():
+        return f"a difference of {error.max():.1e} of the row's largest value"
+    return None
+
+
+def _largest(z: NDArray[np.float64], count: int) -> NDArray[np.bool_]:
+    """The `count` largest of every row; among equals the leftmost."""
+    kept = np.zeros(z.shape, bool)
+    order = np.argsort(-z, axis=1, kind="stable")[:, : max(count, 0)]
+    np.put_along_axis(kept, order, True, axis=1)
+    return kept
+
+
+def _smallest(z: NDArray[np.float64], kept: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """The smallest kept value of every row, infinity where none is kept."""
+    smallest: NDArray[np.float64] = np.where(kept, z, np.inf).min(axis=1, initial=np.inf)
+    return smallest

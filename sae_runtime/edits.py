@@ -1,0 +1,79 @@
+"""Interventions on features: f' = clip(factor * f + shift, low, high)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What one feature's value f becomes. Made by `set`, `add`, `scale`, `ablate` and `cap`."""
+
+    feature: int
+    factor: float = 1.0
+    shift: float = 0.0
+    low: float = -_LARGEST
+    high: float = _LARGEST
+
+    def __post_init__(self) -> None:
+        for number in (self.factor, self.shift, self.low, self.high):
+            if not math.isfinite(number) or abs(number) > _LARGEST:
+                raise ValueError(f"an edit of feature {self.feature} needs finite float32 numbers, got {number}")
+
+    @classmethod
+    def set(cls, feature: int, value: float) -> "Edit":
+        """The feature has this value on every token."""
+        return cls(feature, factor=0.0, shift=value)
+
+    @classmethod
+    def add(cls, feature: int, amount: float) -> "Edit":
+        """The feature's value is raised by this amount on every token."""
+        return cls(feature, shift=amount)
+
+    @classmethod
+    def scale(cls, feature: int, factor: float) -> "Edit":
+        """The feature is stronger or weaker by this factor, where it fires."""
+        return cls(feature, factor=factor)
+
+    @classmethod
+    def ablate(cls, feature: int) -> "Edit":
+        """The feature is off."""
+        return cls(feature, factor=0.0)
+
+    @classmethod
+    def cap(cls, feature: int, high: float) -> "Edit":
+        """The feature's value is at most this."""
+        return cls(feature, high=high)
+
+
+def as_inputs(requests: Sequence[Sequence[Edit]], d_sae: int) -> dict[str, NDArray[np.generic]]:
+    """The edits of each request as inputs of steer.onnx, [requests, longest list], padded with no-ops.
+
+    Raises:
+        ValueError: a feature is out of range, or edited twice in one request.
+    """
+    width = max((len(edits) for edits in requests), default=0)
+    features = np.zeros((len(requests), width), np.int64)
+    numbers = {
+        "scale": np.ones(features.shape, np.float32),
+        "shift": np.zeros(features.shape, np.float32),
+        "low": np.full(features.shape, -_LARGEST, np.float32),
+        "high": np.full(features.shape, _LARGEST, np.float32),
+    }
+    for row, edits in enumerate(requests):
+        seen = set()
+        for slot, edit in enumerate(edits):
+            if not 0 <= edit.feature < d_sae:
+                raise ValueError(f"feature {edit.feature} does not exist, expected 0 to {d_sae - 1}")
+            if edit.feature in seen:
+                raise ValueError(f"feature {edit.feature} is edited twice in one request; give one edit for it")
+            seen.add(edit.feature)
+            features[row, slot] = edit.feature
+            for name, number in zip(numbers, (edit.factor, edit.shift, edit.low, edit.high), strict=True):
+                numbers[name][row, slot] = number
+    return {"features": features, **numbers}

@@ -1,0 +1,252 @@
+"""The runtime: features of activations, activations of features, and edits, through onnxruntime."""
+
+import math
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sae_runtime import bundle as bundles
+from sae_runtime.activations import as_float32, first_nonfinite
+from sae_runtime.bundle import Bundle, Manifest
+from sae_runtime.edits import Edit, as_inputs
+from sae_runtime.features import Features, from_slots
+from sae_runtime.sessions import CPU, open_session
+
+_TILE_BYTES = 1 << 25  # of latents [tile, d_sae]: small enough to stay in cache, large enough to feed all cores
+_MAX_BATCH_ELEMENTS = 1 << 31
+
+
+def load(path: str | Path, *, providers: Sequence[str] = CPU, threads: int | None = None, verify: bool = True) -> "SAE":
+    """Open an exported bundle.
+
+    Args:
+        path: the bundle's folder.
+        providers: onnxruntime execution providers, the preferred one first.
+        threads: threads an operator may use; None means all cores.
+        verify: compare every hash and look for numbers that are not finite; without it, sizes and graph hashes only.
+
+    Raises:
+        BundleError: the folder is no valid bundle, or was not exported yet.
+        ImportError: onnxruntime is not installed.
+        ValueError: a provider is not available here.
+    """
+    bundle = bundles.read(path, verify=verify)
+    bundle.graph("encode.onnx")
+    return SAE(bundle, providers=providers, threads=threads)
+
+
+class SAE:
+    """A sparse autoencoder ready to serve. Safe to share between threads."""
+
+    def __init__(self, bundle: Bundle, *, providers: Sequence[str] = CPU, threads: int | None = None) -> None:
+        self._bundle = bundle
+        self._providers = tuple(providers)
+        self._threads = threads
+        self._sessions: dict[str, Any] = {}
+        self._lock = threading.Lock()
+        encoder = bundle.manifest.encoder
+        self._tile = min(max(_TILE_BYTES // (4 * encoder.d_sae), 16), 1024)
+        self._session("encode.onnx")
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the SAE is, where it came from and what it measured."""
+        return self._bundle.manifest
+
+    @property
+    def d_in(self) -> int:
+        """Width of the activations."""
+        return self.manifest.encoder.d_in
+
+    @property
+    def d_sae(self) -> int:
+        """Number of features."""
+        return self.manifest.encoder.d_sae
+
+    def encode(
+        self,
+        x: ArrayLike,
+        *,
+        rule: Literal["served", "batch"] = "served",
+        k: float | None = None,
+        theta: ArrayLike | None = None,
+        valid: ArrayLike | None = None,
+    ) -> Features:
+        """Features of activations.
+
+        Args:
+            x: [..., d_in], any real type; cast to float32 once.
+            rule: "served" decides every token for itself, by the calibrated threshold or the token's top k; "batch"
+                spends one budget over all tokens of x together, as in training. For token choice both are the same.
+            k: matches a token, where a rule counts them (token choice, or rule "batch"); None means as fitted.
+            theta: the threshold, one number or [d_sae], for the served rule of mutual and feature choice.
+            valid: bool [...], for rule "batch": tokens that are False (padding) match nothing and hold no budget.
+
+        Raises:
+            ValueError: a wrong width, NaN or Inf (names the row), or an option that the rule does not have.
+        """
+        rows, shape = self._rows(x)
+        by_row = rule == "served" or self.manifest.allocation.kind == "token"
+        if rule not in ("served", "batch"):
+            raise ValueError(f"rule must be 'served' or 'batch', got {rule!r}")
+        if valid is not None and rule == "served":
+            raise ValueError("valid belongs to rule='batch'; the served rule decides every token for itself")
+        if theta is not None and (rule == "batch" or self.manifest.encoder.selection == "topk"):
+            raise ValueError("theta belongs to the served rule of mutual and feature choice; use k here")
+        if k is not None and by_row and self.manifest.encoder.selection == "threshold":
+            raise ValueError("k belongs to rule='batch' or to token choice; the served rule here has theta")
+        if k is not None and not (0 < k <= self.d_sae and (not by_row or k == int(k))):
+            raise ValueError(f"k must be in (0, d_sae={self.d_sae}] (whole for token choice), got {k:g}")
+        if not by_row:
+            return self._encode_batch(rows, shape, k, valid)
+        feed: dict[str, NDArray[Any]] = {}
+        if k is not None:
+            feed["width"] = np.array([int(k)])
+        if theta is not None:
+            feed["theta"] = self._theta(theta)
+        parts = [self._encode_tile(tile, feed) for tile in self._tiles(rows)]
+        features = from_slots(parts, self.d_sae, shape)
+        return features if valid is None else _without(features, _mask(valid, shape))
+
+    def decode(self, features: Features) -> NDArray[np.float32]:
+        """Activations that the features stand for: float32 [*features.shape, d_in].
+
+        Raises:
+            ValueError: the features are of an SAE with another number of features.
+        """
+        if features.d_sae != self.d_sae:
+            raise ValueError(
+                f"features of an SAE with {features.d_sae}, this one has {self.d_sae}; encode with this one"
+            )
+        tile = max(self._tile // 4, 1)  # decoding gathers a row of W_dec for every match
+        out = np.empty((len(features), self.d_in), np.float32)
+        session = self._session("decode.onnx")
+        for begin in range(0, len(features), tile):
+            end = min(begin + tile, len(features))
+            indices, values = features.to_slots(begin, end)
+            (out[begin:end],) = session.run(None, {"indices": indices, "values": values})
+        return out.reshape(*features.shape, self.d_in)
+
+    def steer(
+        self, x: ArrayLike, edits: Sequence[Edit] | Sequence[Sequence[Edit]], *, gate: ArrayLike | None = None
+    ) -> NDArray[np.float32]:
+        """Activations with some features edited and all else kept, what the SAE cannot explain included.
+
+        Args:
+            x: [..., d_in].
+            edits: one list for all tokens, or, for x [b, t, d_in], a list for each of the b requests.
+            gate: how much of the edit each token gets, broadcastable to [...]; None means 1 everywhere.
+
+        Returns:
+            float32 [..., d_in]; equal to x where there are no edits.
+
+        Raises:
+            ValueError: a wrong width, NaN or Inf, a feature out of range or edited twice, or lists that do not fit.
+        """
+        rows, shape = self._rows(x)
+        per_request = bool(edits) and not isinstance(edits[0], Edit)
+        if per_request and (len(shape) != 2 or len(edits) != shape[0]):
+            raise ValueError(
+                f"{len(edits)} lists of edits need activations [{len(edits)}, t, d_in], got {[*shape, self.d_in]}"
+            )
+        requests = list(edits) if per_request else [list(edits)]
+        feed = as_inputs(requests, self.d_sae)  # type: ignore[arg-type]
+        gates = np.ones(shape, np.float32) if gate is None else np.broadcast_to(as_float32(gate), shape)
+        if not np.isfinite(gates).all():
+            raise ValueError("gate holds NaN or Inf; expected finite numbers, one for each token")
+        batch = rows.reshape(*shape, self.d_in) if per_request else rows[None]
+        gates = gates.reshape(*batch.shape[:2], 1)
+        tile = max(self._tile // len(requests), 1)
+        session = self._session("steer.onnx")
+        out = np.empty_like(batch)
+        for begin in range(0, batch.shape[1], tile):
+            part = slice(begin, begin + tile)
+            tokens = {"x": np.ascontiguousarray(batch[:, part]), "gate": np.ascontiguousarray(gates[:, part])}
+            (out[:, part],) = session.run(None, {**tokens, **feed})
+        return out.reshape(*shape, self.d_in)
+
+    def _rows(self, x: ArrayLike) -> tuple[NDArray[np.float32], tuple[int, ...]]:
+        array = as_float32(x)
+        if array.ndim == 0 or array.shape[-1] != self.d_in:
+            source = ", ".join(filter(None, (self.manifest.model, self.manifest.hook)))
+            raise ValueError(
+                f"activations have width {array.shape[-1] if array.ndim else 'none'}, this SAE expects {self.d_in}"
+                f"{f' ({source})' if source else ''}; was another layer captured?"
+            )
+        shape = array.shape[:-1]
+        rows = array.reshape(math.prod(shape), self.d_in)
+        bad = first_nonfinite(rows)
+        if bad is not None:
+            place = ", ".join(str(i) for i in np.unravel_index(bad, shape)) if shape else "0"
+            raise ValueError(f"row {place} of the activations holds NaN or Inf; drop it or mend the model")
+        return rows, shape
+
+    def _tiles(self, rows: NDArray[np.float32]) -> "list[NDArray[np.float32]]":
+        return [rows[begin : begin + self._tile] for begin in range(0, len(rows), self._tile)]
+
+    def _encode_tile(
+        self, rows: NDArray[np.float32], feed: dict[str, NDArray[Any]]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        session = self._session("encode.onnx")
+        indices, values = session.run(None, {"x": rows, **feed})
+        width = values.shape[1]
+        if self.manifest.encoder.selection == "topk" or width == self.d_sae:
+            return indices, values
+        # A token that fills all its slots may have been cut: encode those again, wider.
+        full = np.flatnonzero(values[:, -1] > 0)
+        if not len(full):
+            return indices, values
+        wider = {**feed, "width": np.array([min(4 * width, self.d_sae)])}
+        more_indices, more_values = self._encode_tile(np.ascontiguousarray(rows[full]), wider)
+        grow = ((0, 0), (0, more_values.shape[1] - width))
+        indices, values = np.pad(indices, grow), np.pad(values, grow)
+        indices[full], values[full] = more_indices, more_values
+        return indices, values
+
+    def _encode_batch(
+        self, rows: NDArray[np.float32], shape: tuple[int, ...], k: float | None, valid: ArrayLike | None
+    ) -> Features:
+        if len(rows) * self.d_sae > _MAX_BATCH_ELEMENTS:
+            raise ValueError(
+                f"rule='batch' over {len(rows)} tokens at d_sae {self.d_sae} does not fit in memory; give at most "
+                f"{_MAX_BATCH_ELEMENTS // self.d_sae} tokens or use rule='served'"
+            )
+        feed: dict[str, NDArray[Any]] = {"x": rows}
+        if k is not None:
+            feed["k"] = np.array(k, np.float64)
+        if valid is not None:
+            feed["valid"] = _mask(valid, shape)
+        indices, values = self._session("encode_joint.onnx").run(None, feed)
+        return from_slots([(indices, values)], self.d_sae, shape)
+
+    def _theta(self, theta: ArrayLike) -> NDArray[np.float32]:
+        array = np.atleast_1d(as_float32(theta))
+        if array.shape not in ((1,), (self.d_sae,)) or not np.isfinite(array).all() or (array < 0).any():
+            raise ValueError(f"theta must be one number or {self.d_sae}, finite and >= 0, got shape {array.shape}")
+        return array
+
+    def _session(self, name: str) -> Any:
+        with self._lock:
+            if name not in self._sessions:
+                path = self._bundle.graph(name)
+                self._sessions[name] = open_session(path, providers=self._providers, threads=self._threads)
+            return self._sessions[name]
+
+
+def _mask(valid: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    mask = np.asarray(valid)
+    if mask.dtype != np.bool_ or mask.shape != shape:
+        raise ValueError(f"valid must be bool {list(shape)}, one for each token, got {mask.dtype} {list(mask.shape)}")
+    return mask.reshape(-1)
+
+
+def _without(features: Features, valid: NDArray[np.bool_]) -> Features:
+    """The features of the valid tokens only; the others have none."""
+    counts = np.diff(features.indptr)
+    keep = np.repeat(valid, counts)
+    indptr = np.concatenate([[0], np.where(valid, counts, 0)]).cumsum()
+    return Features(indptr, features.indices[keep], features.values[keep], features.d_sae, features.shape)

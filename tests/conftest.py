@@ -1,0 +1,97 @@
+"""Small real bundles with hand-made weights, exported once for the whole run."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sae_runtime.exports import witness
+from sae_runtime.exports.export import export
+
+from sae_runtime import SAE, Features, bundle, load, quota
+from sae_runtime.bundle import Allocation, Encoder, Manifest
+from sae_runtime.quota import Quota
+
+D_IN, K = 24, 6
+KINDS = ("token", "mutual", "feature")
+QUOTA = Quota(exponent=0.8, offset=3.0, slack=1.5)
+
+
+def make_weights(d_sae: int, kind: str, seed: int = 0) -> dict[str, NDArray[np.float32]]:
+    rng = np.random.default_rng(seed)
+    decoder = rng.standard_normal((d_sae, D_IN))
+    decoder /= np.linalg.norm(decoder, axis=1, keepdims=True)
+    weights = {
+        "W_enc": decoder.T,
+        "W_dec": decoder,
+        "b_enc": rng.normal(-0.1, 0.05, d_sae),
+        "b_dec": rng.normal(0, 0.3, D_IN),
+    }
+    if kind != "token":
+        weights["threshold"] = np.full(d_sae, 2.0) if kind == "mutual" else rng.uniform(1.6, 2.4, d_sae)
+    return {name: np.ascontiguousarray(array, np.float32) for name, array in weights.items()}
+
+
+def make_manifest(d_sae: int, kind: str, k: int = K, width: int | None = None) -> Manifest:
+    encoder = Encoder(
+        d_in=D_IN,
+        d_sae=d_sae,
+        selection="topk" if kind == "token" else "threshold",
+        k=k if kind == "token" else None,
+    )
+    allocation = Allocation(kind=kind, k=float(k), quota=QUOTA if kind == "feature" else None)
+    return Manifest(encoder=encoder, allocation=allocation, width=width or (k if kind == "token" else 4 * k))
+
+
+@pytest.fixture(scope="session")
+def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Give the path of an exported bundle of an allocation; made once for each set of arguments. Do not alter it."""
+    made: dict[tuple[str, int, int | None], Path] = {}
+
+    def give(kind: str, d_sae: int = 150, width: int | None = None) -> Path:
+        key = (kind, d_sae, width)
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("bundles") / f"{kind}-{d_sae}"
+            bundle.write(made[key], make_weights(d_sae, kind), make_manifest(d_sae, kind, width=width))
+            export(made[key])
+        return made[key]
+
+    return give
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def sae(bundle_of: Callable[..., Path], kind: str) -> SAE:
+    return load(bundle_of(kind))
+
+
+def make_x(n: int, seed: int = 1) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(0, 1.2, (n, D_IN)).astype(np.float32)
+
+
+def served(kind: str, d_sae: int, x: NDArray[np.float32], k: int = K) -> witness.Matches:
+    """What the witness keeps by the served rule."""
+    weights = make_weights(d_sae, kind)
+    z = witness.latents(weights, x)
+    return witness.token_choice(z, k) if kind == "token" else witness.threshold(z, weights["threshold"])
+
+
+def joint(
+    kind: str, d_sae: int, x: NDArray[np.float32], k: float = K, valid: NDArray[np.bool_] | None = None
+) -> witness.Matches:
+    """What the witness keeps by the batch rule."""
+    z = witness.latents(make_weights(d_sae, kind), x)
+    cap = quota.caps(QUOTA, K, d_sae) if kind == "feature" else None
+    return witness.joint(z, k, cap, valid)
+
+
+def slots(features: Features) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Features in the layout of the graphs, each row by falling value."""
+    indices, values = features.to_slots(0, len(features))
+    order = np.argsort(-values, axis=1, kind="stable")
+    return np.take_along_axis(indices, order, axis=1), np.take_along_axis(values, order, axis=1)
