@@ -2,10 +2,10 @@
 
 import numpy as np
 import onnx_ir as ir
-from sae_runtime.exports.encode import weight
-from sae_runtime.exports.graph import Graph
 
 from sae_runtime.bundle import Bundle
+from sae_runtime.exports.encode import weight
+from sae_runtime.exports.graph import Graph
 
 
 def known_features(graph: Graph, d_sae: int, features: ir.Value, number: ir.Value) -> tuple[ir.Value, ir.Value]:

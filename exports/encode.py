@@ -2,9 +2,9 @@
 
 import numpy as np
 import onnx_ir as ir
-from sae_runtime.exports.graph import Graph, external
 
 from sae_runtime.bundle import WEIGHTS, Bundle
+from sae_runtime.exports.graph import Graph, external
 
 
 def weight(graph: Graph, bundle: Bundle, name: str) -> ir.Value:

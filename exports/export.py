@@ -10,15 +10,15 @@ import onnx
 import onnx_ir as ir
 import safetensors.numpy
 from numpy.typing import NDArray
+
+from sae_runtime import bundle as bundles
+from sae_runtime import files, quota, sessions
+from sae_runtime.bundle import DERIVED, Bundle, GraphRecord
 from sae_runtime.exports import witness
 from sae_runtime.exports.decode import decode_graph
 from sae_runtime.exports.encode import encode_graph
 from sae_runtime.exports.joint import joint_graph
 from sae_runtime.exports.steer import LARGEST, steer_graph
-
-from sae_runtime import bundle as bundles
-from sae_runtime import files, quota, sessions
-from sae_runtime.bundle import DERIVED, Bundle, GraphRecord
 from sae_runtime.tensors import TensorSpec, read_header
 
 Arrays = dict[str, NDArray[np.generic]]

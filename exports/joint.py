@@ -2,10 +2,10 @@
 
 import numpy as np
 import onnx_ir as ir
-from sae_runtime.exports.encode import latents
-from sae_runtime.exports.graph import Graph, external
 
 from sae_runtime.bundle import DERIVED, Bundle
+from sae_runtime.exports.encode import latents
+from sae_runtime.exports.graph import Graph, external
 from sae_runtime.tensors import TensorSpec
 
 # Features are saved by falling cap. A TopK per group of like caps costs far less than one as deep as the largest.
@@ -17,7 +17,7 @@ def joint_graph(bundle: Bundle, cap: TensorSpec | None) -> ir.Model:
 
     Optional inputs: valid bool [n] or [1] (other rows match nothing and hold no budget), k f64 [], and for feature
     choice cap f64 [d_sae], the largest share of the tokens that each feature may match. A valid row that holds NaN
-    or Inf matches nothing and gets NaN values.
+    or Inf, or is so large that its latents do, matches nothing and gets NaN values.
 
     Args:
         bundle: a mutual or feature choice bundle.
@@ -33,11 +33,16 @@ def joint_graph(bundle: Bundle, cap: TensorSpec | None) -> ir.Model:
     n = graph.op("Shape", x, start=0, end=1)
     valid = graph.op("Expand", valid, n)
     tokens = graph.op("ReduceSum", graph.cast(valid, np.float64), keepdims=0)
-    # 0 for a finite row, NaN for another: x * 0 tells, whatever the size of x.
-    trace = graph.op("ReduceSum", graph.op("Mul", x, graph.constant(0, np.float32)), one, keepdims=0)
-    trace = graph.op("Where", valid, trace, graph.constant(0, np.float32))
+    z, zero = latents(graph, bundle, x), graph.constant(0, np.float32)
+    # 0 for a finite row, NaN for another: times 0 tells, whatever the size. z can overflow where x does not.
+    trace = graph.op(
+        "Add",
+        graph.op("ReduceSum", graph.op("Mul", x, zero), one, keepdims=0),
+        graph.op("Mul", graph.op("ReduceSum", z, one, keepdims=0), zero),
+    )
+    trace = graph.op("Where", valid, trace, zero)
     usable = graph.op("And", valid, graph.op("Not", graph.op("IsNaN", trace)))
-    z = graph.op("Where", graph.op("Unsqueeze", usable, one), latents(graph, bundle, x), graph.constant(0, np.float32))
+    z = graph.op("Where", graph.op("Unsqueeze", usable, one), z, zero)
 
     budget = graph.cast(graph.op("Round", graph.op("Mul", k, tokens)), np.int64)
     if cap is None:

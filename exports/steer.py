@@ -2,11 +2,11 @@
 
 import numpy as np
 import onnx_ir as ir
+
+from sae_runtime.bundle import Bundle
 from sae_runtime.exports.decode import known_features
 from sae_runtime.exports.encode import above, latents, weight
 from sae_runtime.exports.graph import Graph
-
-from sae_runtime.bundle import Bundle
 
 LARGEST = float(np.finfo(np.float32).max)
 

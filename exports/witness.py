@@ -33,7 +33,7 @@ def latents(weights: Weights, x: ArrayLike) -> NDArray[np.float64]:
 def token_choice(z: NDArray[np.float64], k: int) -> Matches:
     """The k largest of every row."""
     kept = _largest(z, k) & (z > 0)
-    return Matches(z, kept, (_smallest(z, kept)[:, None],))
+    return Matches(z, kept, (_cut(z, kept)[:, None],))
 
 
 def threshold(z: NDArray[np.float64], theta: ArrayLike) -> Matches:
@@ -51,16 +51,17 @@ def joint(
     """The round(k * valid rows) largest of the batch, with at most round(cap_i * valid rows) in column i."""
     valid = np.ones(len(z), bool) if valid is None else valid
     tokens = int(valid.sum())
-    eligible = (z > 0) & valid[:, None]
+    candidates = np.where(valid[:, None], z, 0)
+    eligible = candidates > 0
     cuts = []
     if cap is not None:
         for feature in range(z.shape[1]):
             limit = int(np.rint(cap[feature] * tokens))
-            column = np.where(eligible[:, feature], z[:, feature], 0)[None]
-            eligible[:, feature] &= _largest(column, limit)[0]
-        cuts.append(_smallest(z.T, eligible.T)[None, :])
-    kept = _largest(np.where(eligible, z, 0).reshape(1, -1), int(np.rint(k * tokens))).reshape(z.shape) & eligible
-    return Matches(z, kept, (*cuts, _smallest(z.reshape(1, -1), kept.reshape(1, -1))))
+            eligible[:, feature] &= _largest(candidates[None, :, feature], limit)[0]
+        cuts.append(_cut(candidates.T, eligible.T)[None, :])
+        candidates = np.where(eligible, candidates, 0)
+    kept = _largest(candidates.reshape(1, -1), int(np.rint(k * tokens))).reshape(z.shape) & eligible
+    return Matches(z, kept, (*cuts, _cut(candidates.reshape(1, -1), kept.reshape(1, -1))))
 
 
 def decode(weights: Weights, indices: NDArray[np.int64], values: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -111,7 +112,7 @@ def disagreement(expected: Matches, indices: NDArray[np.int64], values: NDArray[
         return "a feature twice in one row"
     found[row, feature] = values[row, slot]
     top = np.maximum(z.max(axis=1, initial=0), 1e-30)[:, None]
-    near = np.zeros(z.shape, bool)
+    near = z <= _CUT_TOLERANCE * top  # of no account: relu cuts at 0
     for cut in expected.cuts:
         near |= np.abs(z - cut) <= _CUT_TOLERANCE * top
     wrong = ((found > 0) != expected.kept) & ~near
@@ -143,7 +144,8 @@ def _largest(z: NDArray[np.float64], count: int) -> NDArray[np.bool_]:
     return kept
 
 
-def _smallest(z: NDArray[np.float64], kept: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """The smallest kept value of every row, infinity where none is kept."""
+def _cut(z: NDArray[np.float64], kept: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Midway between the smallest kept and the largest other value of every row, infinity where none is kept."""
     smallest: NDArray[np.float64] = np.where(kept, z, np.inf).min(axis=1, initial=np.inf)
-    return smallest
+    largest: NDArray[np.float64] = np.where(kept, 0, z).max(axis=1, initial=0)
+    return np.add(smallest, largest) / 2

@@ -59,8 +59,11 @@ class Activations:
         """Rows by number, in the order asked for: float32 [len(ids), d_in].
 
         Raises:
+            IndexError: there is no such row.
             ValueError: a row holds NaN or Inf.
         """
+        if len(ids) and not 0 <= ids.min() <= ids.max() < len(self):
+            raise IndexError(f"{self.path} has rows 0 to {len(self) - 1}, asked for {ids.min()} to {ids.max()}")
         out = np.empty((len(ids), self.d_in), np.float32)
         order = np.argsort(ids, kind="stable")  # read every file forwards
         bounds = np.searchsorted(ids[order], self.starts)
@@ -128,11 +131,11 @@ def as_float32(x: Any) -> NDArray[np.float32]:
     """
     array = np.asarray(x)
     if array.dtype.name == "bfloat16":  # ml_dtypes, where the caller has it
-        return bfloat16_to_float32(np.ascontiguousarray(array).view(np.uint16))
+        return bfloat16_to_float32(np.ascontiguousarray(array).view(np.uint16)).reshape(array.shape)
     if array.dtype.kind not in "fiu":
         raise ValueError(f"activations must be real numbers, got {array.dtype}; convert them to float32")
     with np.errstate(over="ignore"):  # too large for float32 becomes Inf, which is refused by row
-        return np.ascontiguousarray(array, np.float32)
+        return np.ascontiguousarray(array, np.float32).reshape(array.shape)  # which makes a scalar a vector
 
 
 def first_nonfinite(x: NDArray[np.float32]) -> int | None:

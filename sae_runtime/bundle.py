@@ -115,6 +115,9 @@ class Manifest:
             raise ValueError(f"k must be at most d_sae={self.encoder.d_sae}, got {self.allocation.k:g}")
         if (self.allocation.kind == "token") != (self.encoder.selection == "topk"):
             raise ValueError("token choice is served by selection 'topk', the other allocations by 'threshold'")
+        k = self.encoder.k
+        if k is not None and not k == self.width == self.allocation.k:
+            raise ValueError(f"token choice has one k, got {k}, width {self.width} and k {self.allocation.k:g}")
         for name in (*self.files, *self.graphs):
             if name != Path(name).name or name in ("", ".", ".."):
                 raise ValueError(f"{name!r} is not the name of a file in the bundle's own folder")
@@ -133,16 +136,18 @@ class Bundle:
         return map_tensor(self.path / WEIGHTS, self.specs[name])
 
     def graph(self, name: str) -> Path:
-        """Path of a graph whose bytes are those that export wrote.
+        """Path of a graph whose bytes, and those of the derived weights that it reads, are what export wrote.
 
         Raises:
-            BundleError: the bundle has no such graph, or the file was altered.
+            BundleError: the bundle has no such graph, or a file is missing or was altered.
         """
         record = self.manifest.graphs.get(name)
         if record is None:
             raise BundleError(f"{self.path} has no {name}: not exported yet; run: sae-runtime export {self.path}")
         try:
             _check_file(self.path, name, record, verify=True)
+            if name == "encode_joint.onnx" and DERIVED in self.manifest.files:
+                _check_file(self.path, DERIVED, self.manifest.files[DERIVED], verify=True)
         except BundleError as error:
             raise BundleError(f"{error}; run: sae-runtime export {self.path}") from error
         return self.path / name
@@ -184,7 +189,8 @@ def read(path: str | Path, *, verify: bool = True) -> Bundle:
     files.repair(path)
     manifest = _read_manifest(path)
     for name, file_record in manifest.files.items():
-        _check_file(path, name, file_record, verify=verify or name == CFG)
+        if name != DERIVED:  # which may be deleted, and is checked by whoever needs it
+            _check_file(path, name, file_record, verify=verify or name == CFG)
     for name in (WEIGHTS, CFG):
         if name not in manifest.files:
             raise BundleError(f"{path / MANIFEST} does not list {name}; make the bundle again")
@@ -225,7 +231,7 @@ def _read_manifest(path: Path) -> Manifest:
         )
     try:
         return typing.cast(Manifest, _build(Manifest, data, "manifest"))
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise BundleError(f"{path / MANIFEST}: {error}; make the bundle again") from error
 
 
@@ -332,7 +338,7 @@ def _sae_lens_cfg(manifest: Manifest) -> dict[str, Any]:
 def _check_cfg(path: Path, manifest: Manifest) -> None:
     try:
         cfg = json.loads((path / CFG).read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{path / CFG} is not readable JSON ({error}); copy it again") from error
     for key, expected in _sae_lens_cfg(manifest).items():
         if key not in ("metadata", "device") and (not isinstance(cfg, dict) or cfg.get(key) != expected):

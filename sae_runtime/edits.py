@@ -21,6 +21,8 @@ class Edit:
     high: float = _LARGEST
 
     def __post_init__(self) -> None:
+        if not isinstance(self.feature, int | np.integer):
+            raise ValueError(f"a feature is a whole number, got {self.feature!r}")
         for number in (self.factor, self.shift, self.low, self.high):
             if not math.isfinite(number) or abs(number) > _LARGEST:
                 raise ValueError(f"an edit of feature {self.feature} needs finite float32 numbers, got {number}")

@@ -8,7 +8,7 @@ import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 try:
@@ -30,11 +30,12 @@ def new_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
     """
     check_free(path, force=force)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _sibling(path, "partial")
-    partial.mkdir()
-    with _held(partial), _removed_on_error(partial):
+    with _claimed(path, Path.mkdir) as partial, _removed_on_error(partial):
         yield partial
+        mode = partial.stat().st_mode
         for file in sorted(partial.rglob("*")):
+            if file.is_file():
+                file.chmod(mode & 0o666)  # safetensors makes its files private
             _sync(file)
         _sync(partial)
         _refuse_taken(path, force=force)
@@ -60,14 +61,15 @@ def new_file(path: Path, *, force: bool = False) -> Iterator[Path]:
     """
     check_free(path, force=force)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _sibling(path, "partial")
-    partial.touch()
-    with _held(partial), _removed_on_error(partial):
+    with _claimed(path, Path.touch) as partial, _removed_on_error(partial):
+        mode = partial.stat().st_mode
         yield partial
-        _sync(partial)
-        _refuse_taken(path, force=force)
-        os.replace(partial, path)
-        _sync(path.parent)
+        with _lock(partial):  # again: safetensors puts a file of its own there
+            partial.chmod(mode)  # and makes it private
+            _sync(partial)
+            _refuse_taken(path, force=force)
+            os.replace(partial, path)
+            _sync(path.parent)
 
 
 def check_free(path: Path, *, force: bool = False) -> None:
@@ -92,10 +94,12 @@ def repair(path: Path) -> None:
         if path.exists():
             _remove(old)
         else:
-            old.rename(path)
+            with contextlib.suppress(FileNotFoundError):  # another process repaired it meanwhile
+                old.rename(path)
     for partial in path.parent.glob(f".{_escaped(path)}.*.partial*"):
-        if fcntl is not None and not _is_held(partial):
-            _remove(partial)
+        with _lock(partial) as locked:
+            if locked:
+                _remove(partial)
 
 
 def _sibling(path: Path, kind: str) -> Path:
@@ -108,7 +112,7 @@ def _escaped(path: Path) -> str:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
@@ -124,33 +128,42 @@ def _removed_on_error(partial: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _held(path: Path) -> Iterator[None]:
-    """Lock a partial file or folder for as long as its writer lives; the kernel frees the lock of a dead one."""
-    if fcntl is None:  # pragma: no cover
-        yield
-        return
-    descriptor = os.open(path, os.O_RDONLY)
+def _claimed(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    """Make a partial file or folder for `path` and hold its lock for as long as its writer lives."""
+    while True:
+        partial = _sibling(path, "partial")
+        make(partial)
+        with _lock(partial) as locked:
+            # Between the making and the lock, another writer may have taken it for the leftover of a dead one.
+            if fcntl is None or (locked and partial.exists()):
+                yield partial
+                return
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[bool]:
+    """Lock a partial file or folder, unless it is gone or its writer lives; the kernel frees a dead one's lock."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        descriptor = None if fcntl is None else os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        descriptor = None
+    if descriptor is None:
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked = True
+        except BlockingIOError:
+            locked = False
+        yield locked
     finally:
         os.close(descriptor)
 
 
 def _is_held(path: Path) -> bool:
-    if fcntl is None:  # pragma: no cover
-        return True
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+    with _lock(path) as locked:
+        return not locked and path.exists()
 
 
 def _sync(path: Path) -> None:

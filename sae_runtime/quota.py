@@ -6,6 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+_STEEPEST = 2.0  # exponent that a fit may give
+
+
 @dataclass(frozen=True, kw_only=True)
 class Quota:
     """Zipf-Mandelbrot shares of the budget: feature of rank r gets a share in proportion to (r + offset)^-exponent.
@@ -84,6 +87,8 @@ def fit(density: NDArray[np.float64]) -> tuple[float, float, float]:
     Args:
         density: share of tokens on which each feature fires, any order, [d_sae].
 
+    The exponent is kept within [0, 2]: a steeper law would starve the tail on the word of the head.
+
     Raises:
         ValueError: fewer than 20 features fired.
     """
@@ -102,6 +107,6 @@ def fit(density: NDArray[np.float64]) -> tuple[float, float, float]:
         slope = np.sum(weight * (x - x_mean) * (target - mean)) / np.sum(weight * (x - x_mean) ** 2)
         error = float(np.sum(weight * (target - mean - slope * (x - x_mean)) ** 2))
         r_squared = 1 - error / spread
-        if r_squared > best[2] and 0 <= -slope <= 10:
+        if r_squared > best[2] and 0 <= -slope <= _STEEPEST:
             best = (float(-slope), float(offset), r_squared)
     return best

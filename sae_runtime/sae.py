@@ -109,7 +109,7 @@ class SAE:
         if theta is not None:
             feed["theta"] = self._theta(theta)
         parts = [self._encode_tile(tile, feed) for tile in self._tiles(rows)]
-        features = from_slots(parts, self.d_sae, shape)
+        features = self._features(parts, shape)
         return features if valid is None else _without(features, _mask(valid, shape))
 
     def decode(self, features: Features) -> NDArray[np.float32]:
@@ -155,9 +155,7 @@ class SAE:
             )
         requests = list(edits) if per_request else [list(edits)]
         feed = as_inputs(requests, self.d_sae)  # type: ignore[arg-type]
-        gates = np.ones(shape, np.float32) if gate is None else np.broadcast_to(as_float32(gate), shape)
-        if not np.isfinite(gates).all():
-            raise ValueError("gate holds NaN or Inf; expected finite numbers, one for each token")
+        gates = np.ones(shape, np.float32) if gate is None else _gates(gate, shape)
         batch = rows.reshape(*shape, self.d_in) if per_request else rows[None]
         gates = gates.reshape(*batch.shape[:2], 1)
         tile = max(self._tile // len(requests), 1)
@@ -181,9 +179,22 @@ class SAE:
         rows = array.reshape(math.prod(shape), self.d_in)
         bad = first_nonfinite(rows)
         if bad is not None:
-            place = ", ".join(str(i) for i in np.unravel_index(bad, shape)) if shape else "0"
-            raise ValueError(f"row {place} of the activations holds NaN or Inf; drop it or mend the model")
+            raise ValueError(f"row {_place(bad, shape)} of the activations holds NaN or Inf; drop it or mend the model")
         return rows, shape
+
+    def _features(
+        self, parts: "list[tuple[NDArray[np.int64], NDArray[np.float32]]]", shape: tuple[int, ...]
+    ) -> Features:
+        begin = 0
+        for _, values in parts:
+            bad = first_nonfinite(values)
+            if bad is not None:
+                raise ValueError(
+                    f"row {_place(begin + bad, shape)} of the activations is so large that its features overflow "
+                    "float32; drop it or mend the model"
+                )
+            begin += len(values)
+        return from_slots(parts, self.d_sae, shape)
 
     def _tiles(self, rows: NDArray[np.float32]) -> "list[NDArray[np.float32]]":
         return [rows[begin : begin + self._tile] for begin in range(0, len(rows), self._tile)]
@@ -221,7 +232,7 @@ class SAE:
         if valid is not None:
             feed["valid"] = _mask(valid, shape)
         indices, values = self._session("encode_joint.onnx").run(None, feed)
-        return from_slots([(indices, values)], self.d_sae, shape)
+        return self._features([(indices, values)], shape)
 
     def _theta(self, theta: ArrayLike) -> NDArray[np.float32]:
         array = np.atleast_1d(as_float32(theta))
@@ -237,11 +248,27 @@ class SAE:
             return self._sessions[name]
 
 
+def _place(row: int, shape: tuple[int, ...]) -> str:
+    return ", ".join(str(i) for i in np.unravel_index(row, shape)) if shape else "0"
+
+
 def _mask(valid: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     mask = np.asarray(valid)
     if mask.dtype != np.bool_ or mask.shape != shape:
         raise ValueError(f"valid must be bool {list(shape)}, one for each token, got {mask.dtype} {list(mask.shape)}")
     return mask.reshape(-1)
+
+
+def _gates(gate: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    array = as_float32(gate)
+    if not np.isfinite(array).all():
+        raise ValueError("gate holds NaN or Inf; expected finite numbers, one for each token")
+    try:
+        return np.broadcast_to(array, shape)
+    except ValueError as error:
+        raise ValueError(
+            f"gate must broadcast to {list(shape)}, one number for each token, got {list(array.shape)}"
+        ) from error
 
 
 def _without(features: Features, valid: NDArray[np.bool_]) -> Features:

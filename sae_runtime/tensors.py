@@ -58,7 +58,7 @@ def read_header(path: Path) -> dict[str, TensorSpec]:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} has an unreadable safetensors header ({error}); copy it again") from error
     end = 8 + length
-    for name, spec in sorted(specs.items(), key=lambda item: item[1].offset):
+    for name, spec in sorted(specs.items(), key=lambda item: (item[1].offset, item[1].size)):
         if spec.offset != end:
             raise ValueError(f"{path}: tensor {name} starts at byte {spec.offset}, expected {end}; copy it again")
         end += spec.size

@@ -1,16 +1,20 @@
 """Small real bundles with hand-made weights, exported once for the whole run."""
 
+import functools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from numpy.typing import NDArray
-from sae_runtime.exports import witness
-from sae_runtime.exports.export import export
 
 from sae_runtime import SAE, Features, bundle, load, quota
 from sae_runtime.bundle import Allocation, Encoder, Manifest
+from sae_runtime.exports import witness
+from sae_runtime.exports.export import export
 from sae_runtime.quota import Quota
 
 D_IN, K = 24, 6
@@ -33,6 +37,22 @@ def make_weights(d_sae: int, kind: str, seed: int = 0) -> dict[str, NDArray[np.f
     return {name: np.ascontiguousarray(array, np.float32) for name, array in weights.items()}
 
 
+def make_tied_weights(d_sae: int, kind: str) -> dict[str, NDArray[np.float32]]:
+    """Small whole numbers, the second half of the features a copy of the first: every sum is exact, ties abound."""
+    rng = np.random.default_rng(5)
+    encoder = rng.integers(-1, 2, (D_IN, d_sae))
+    encoder[:, d_sae // 2 :] = encoder[:, : d_sae - d_sae // 2]
+    weights = {
+        "W_enc": encoder,
+        "W_dec": rng.integers(-1, 2, (d_sae, D_IN)),
+        "b_enc": np.full(d_sae, -1),
+        "b_dec": rng.integers(-1, 2, D_IN),
+    }
+    if kind != "token":
+        weights["threshold"] = rng.integers(5, 9, d_sae)
+    return {name: np.ascontiguousarray(array, np.float32) for name, array in weights.items()}
+
+
 def make_manifest(d_sae: int, kind: str, k: int = K, width: int | None = None) -> Manifest:
     encoder = Encoder(
         d_in=D_IN,
@@ -47,13 +67,14 @@ def make_manifest(d_sae: int, kind: str, k: int = K, width: int | None = None) -
 @pytest.fixture(scope="session")
 def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Give the path of an exported bundle of an allocation; made once for each set of arguments. Do not alter it."""
-    made: dict[tuple[str, int, int | None], Path] = {}
+    made: dict[tuple[str, int, int | None, bool], Path] = {}
 
-    def give(kind: str, d_sae: int = 150, width: int | None = None) -> Path:
-        key = (kind, d_sae, width)
+    def give(kind: str, d_sae: int = 150, width: int | None = None, *, tied: bool = False) -> Path:
+        key = (kind, d_sae, width, tied)
         if key not in made:
             made[key] = tmp_path_factory.mktemp("bundles") / f"{kind}-{d_sae}"
-            bundle.write(made[key], make_weights(d_sae, kind), make_manifest(d_sae, kind, width=width))
+            weights = make_tied_weights(d_sae, kind) if tied else make_weights(d_sae, kind)
+            bundle.write(made[key], weights, make_manifest(d_sae, kind, width=width))
             export(made[key])
         return made[key]
 
@@ -66,12 +87,44 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def sae(bundle_of: Callable[..., Path], kind: str) -> SAE:
-    return load(bundle_of(kind))
+def copy_of(bundle_of: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """Give the path of a bundle that the test may spoil."""
+
+    def give(kind: str, d_sae: int = 150) -> Path:
+        return Path(shutil.copytree(bundle_of(kind, d_sae), tmp_path / f"copy-{kind}"))
+
+    return give
+
+
+@pytest.fixture(scope="session")
+def loaded(bundle_of: Callable[..., Path]) -> Callable[[str], SAE]:
+    """Give the SAE of an allocation, opened once for the whole run."""
+    return functools.cache(lambda kind: load(bundle_of(kind)))
+
+
+@pytest.fixture
+def sae(loaded: Callable[[str], SAE], kind: str) -> SAE:
+    return loaded(kind)
 
 
 def make_x(n: int, seed: int = 1) -> NDArray[np.float32]:
     return np.random.default_rng(seed).normal(0, 1.2, (n, D_IN)).astype(np.float32)
+
+
+def make_tied_x(n: int) -> NDArray[np.float32]:
+    """Whole numbers for the bundles with ties; the second half of the rows a copy of the first."""
+    x = np.random.default_rng(6).integers(-2, 3, (n, D_IN)).astype(np.float32)
+    x[n // 2 :] = x[: n - n // 2]
+    return x
+
+
+def run_graph(folder: Path, name: str, **feed: NDArray[Any]) -> list[NDArray[Any]]:
+    """Outputs of a graph as any user of onnxruntime gets them, without this project's runtime."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(folder / name), options, providers=["CPUExecutionProvider"])
+    return list(session.run(None, feed))
 
 
 def served(kind: str, d_sae: int, x: NDArray[np.float32], k: int = K) -> witness.Matches:

@@ -1,0 +1,25 @@
+"""sae-runtime demo."""
+
+import importlib
+from pathlib import Path
+
+import click
+
+from sae_runtime.cli.common import force_option, output_option
+from sae_runtime.cli.options import Command
+from sae_runtime.extras import require
+from sae_runtime.files import check_free
+
+
+@click.command("demo", cls=Command)
+@output_option("folder to make", default=Path("demo-out"))
+@force_option
+def command(output: Path, force: bool) -> None:
+    """Do all of it on a small real model.
+
+    Harvests, trains, exports, extracts, steers and reports, into one folder.
+    """
+    require("demo")
+    check_free(output, force=force)
+    importlib.import_module("sae_runtime.demo").run(output, force=force)
+    click.echo(output)

@@ -1,0 +1,85 @@
+"""sae-runtime extract."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from sae_runtime.activations import open_activations
+from sae_runtime.cli.common import (
+    activations_option,
+    any_source_option,
+    bundle_argument,
+    force_option,
+    json_option,
+    output_option,
+    plural,
+    quiet_option,
+    refuse_same,
+    session_options,
+    show,
+)
+from sae_runtime.cli.options import Command
+from sae_runtime.extract import check_file, extract
+from sae_runtime.extras import require
+from sae_runtime.sae import load
+
+
+@click.command("extract", cls=Command)
+@bundle_argument
+@activations_option
+@click.option(
+    "--rule",
+    type=click.Choice(["served", "batch"]),
+    default="served",
+    help="decide every token for itself, or spend one budget over all of them",
+)
+@click.option(
+    "--values", type=click.Choice(["float32", "float16"]), default="float32", help="type of the values on disk"
+)
+@output_option("Parquet file to write")
+@any_source_option
+@session_options
+@force_option
+@quiet_option
+@json_option
+def command(
+    bundle: Path,
+    activations: Path,
+    rule: Literal["served", "batch"],
+    values: Literal["float32", "float16"],
+    output: Path,
+    any_source: bool,
+    force: bool,
+    quiet: bool,
+    json: bool,
+    provider: tuple[str, ...],
+    threads: int | None,
+) -> None:
+    """Write the features of activations to Parquet.
+
+    One row per token: doc, pos, token, indices (ascending) and values.
+    """
+    require("extract")
+    refuse_same(output, bundle=bundle, activations=activations)
+    check_file(output, force=force)
+    rows = open_activations(activations)
+    sae = load(bundle, providers=provider, threads=threads)
+    made = extract(
+        sae,
+        rows,
+        output,
+        rule=rule,
+        values=values,
+        any_source=any_source,
+        force=force,
+        progress=not quiet,
+    )
+    l0 = made.matches / made.tokens if made.tokens else 0.0
+    lines = [
+        ("features", output),
+        ("rows", f"{plural(made.tokens, 'token')}, {plural(made.matches, 'match')} ({l0:.4g} a token)"),
+        ("size", f"{made.size:,} bytes"),
+    ]
+    show({"features": output, **dataclasses.asdict(made)}, lines, json=json)

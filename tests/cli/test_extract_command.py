@@ -1,0 +1,125 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from command_line import misused, refused, run
+from conftest import make_manifest, make_weights, make_x
+
+from sae_runtime import bundle, load
+from sae_runtime.cli import extract as command
+from sae_runtime.exports.export import export
+
+BundleOf = Callable[..., Path]
+
+
+@pytest.fixture
+def acts(tmp_path: Path) -> Path:
+    np.save(tmp_path / "x.npy", make_x(50))
+    return tmp_path / "x.npy"
+
+
+def test_writes_and_says_what(bundle_of: BundleOf, acts: Path, tmp_path: Path) -> None:
+    path, out = bundle_of("mutual"), tmp_path / "f.parquet"
+    result = run("extract", path, "--activations", acts, "-o", out)
+    assert (result.exit_code, result.stderr) == (0, "")
+    matches = len(load(path).encode(make_x(50)).indices)
+    words = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert words == [
+        f"features {out}",
+        f"rows 50 tokens, {matches} matches ({matches / 50:.4g} a token)",
+        f"size {out.stat().st_size:,} bytes",
+    ]
+    assert pq.read_schema(out).field("values").type.value_type == "float"
+
+
+def test_rule_values_and_json(bundle_of: BundleOf, acts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "f.parquet"
+    settings = ("--rule", "batch", "--values", "float16", "--threads", "1", "--json")
+    result = run("extract", bundle_of("mutual"), "--activations", acts, "-o", out, *settings)
+    size = out.stat().st_size
+    assert json.loads(result.stdout) == {"features": str(out), "tokens": 50, "matches": 6 * 50, "size": size}
+    assert pq.read_schema(out).field("values").type.value_type == "halffloat"
+
+
+def test_refuses_before_work(bundle_of: BundleOf, acts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, out = bundle_of("mutual"), tmp_path / "f.parquet"
+    out.write_text("mine")
+
+    def opened(path: Path) -> None:
+        pytest.fail("the activations were opened before the output was checked")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "open_activations", opened)
+        said = refused("extract", path, "--activations", acts, "-o", out)
+        assert said == f"error: {out} already exists; pass --force (force=True) to replace it"
+        said = refused("extract", path, "--activations", acts, "-o", acts, "--force")
+        assert said == f"error: the output {acts} is or holds the activations {acts}; name another output"
+        said = refused("extract", path, "--activations", acts, "-o", path.parent, "--force")
+        assert said == f"error: the output {path.parent} is or holds the bundle {path}; name another output"
+    assert out.read_text() == "mine"
+    assert run("extract", path, "--activations", acts, "-o", out, "--force").exit_code == 0
+    assert pq.read_table(out).num_rows == 50
+
+
+def test_errors(bundle_of: BundleOf, acts: Path, tmp_path: Path) -> None:
+    path, out = bundle_of("mutual"), tmp_path / "f.parquet"
+    said = refused("extract", path, "--activations", tmp_path / "no", "-o", out)
+    assert (
+        said == f"error: {tmp_path / 'no'} does not exist; expected a folder of harvest, an .npy or a .safetensors file"
+    )
+    bare = tmp_path / "bare"
+    bundle.write(bare, make_weights(150, "token"), make_manifest(150, "token"))
+    said = refused("extract", bare, "--activations", acts, "-o", out)
+    assert said == f"error: {bare} has no encode.onnx: not exported yet; run: sae-runtime export {bare}"
+    export(bare)
+    np.save(acts, np.zeros((3, 7), np.float32))
+    said = refused("extract", bare, "--activations", acts, "-o", out)
+    assert said == f"error: {acts}: activations have width 7, this SAE expects 24; was another layer captured?"
+    said = refused("extract", bare, "--activations", acts, "-o", out, "--provider", "NoProvider")
+    assert said.startswith("error: providers ['NoProvider'] are not all available, expected some of ")
+    assert misused("extract", bare, "--activations", acts, "-o", out, "--values", "int8").startswith(
+        "Invalid value for '--values': 'int8' is not one of "
+    )
+    assert not out.exists()
+
+
+def test_an_interrupt_leaves_nothing(
+    bundle_of: BundleOf, acts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sae_runtime.extract._batch", interrupted)
+    said = refused("extract", bundle_of("mutual"), "--activations", acts, "-o", tmp_path / "f.parquet")
+    assert said == "interrupted; nothing was left half written"
+    assert list(tmp_path.iterdir()) == [acts]
+
+
+def test_settings_come_from_flag_environment_and_file(bundle_of: BundleOf, acts: Path, tmp_path: Path) -> None:
+    def rule_and_values(name: str, *flags: str, env: dict[str, str] | None = None) -> list[str]:
+        arguments = ("--activations", acts, "-o", tmp_path / name)
+        assert run("extract", bundle_of("mutual"), *arguments, *flags, env=env).exit_code == 0
+        description = json.loads(pq.read_metadata(tmp_path / name).metadata[b"sae_runtime"])
+        return [description["rule"], description["values"]]
+
+    file = tmp_path / "run.toml"
+    file.write_text('[extract]\nrule = "batch"\nvalues = "float16"\n')
+    toml = ("--config", str(file))
+    env = {"SAE_RUNTIME_EXTRACT_RULE": "served"}
+    assert rule_and_values("1") == ["served", "float32"]
+    assert rule_and_values("2", *toml) == ["batch", "float16"]
+    assert rule_and_values("3", *toml, env=env) == ["served", "float16"]
+    assert rule_and_values("4", *toml, "--rule", "batch", env=env) == ["batch", "float16"]
+    file.write_text("[extract]\nrul = 'batch'\n")
+    said = misused("extract", bundle_of("mutual"), *toml)
+    assert said.startswith(
+        f"Invalid value for '--config': {file}: rul in [extract] is no setting, expected activations,"
+    )
+    file.write_text("[fly]\n")
+    said = misused("extract", bundle_of("mutual"), *toml)
+    assert said.startswith(
+        f"Invalid value for '--config': {file}: fly is not the table of a command, expected [harvest],"
+    )

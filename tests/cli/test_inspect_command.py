@@ -1,0 +1,112 @@
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command_line import refused, run
+from conftest import make_manifest, make_weights
+
+from sae_runtime import bundle
+from sae_runtime.cli.inspect import describe
+
+BundleOf = Callable[..., Path]
+
+
+def test_json_holds_the_manifest(bundle_of: BundleOf, kind: str) -> None:
+    path = bundle_of(kind)
+    found = json.loads(run("inspect", path, "--json").stdout)
+    assert found == {"valid": True, "bundle": str(path), **json.loads((path / bundle.MANIFEST).read_text())}
+    assert found["graphs"]["encode.onnx"]["row_independent"] is True
+
+
+def test_text(bundle_of: BundleOf) -> None:
+    path = bundle_of("mutual")
+    result = run("inspect", path)
+    assert (result.exit_code, result.stderr) == (0, "")
+    words = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    sizes = {file.name: f"{file.stat().st_size:,} bytes" for file in path.iterdir()}
+    assert words == [
+        f"bundle {path} (valid)",
+        "source unknown",
+        "encoder 24 wide, 150 features, keeps those above their threshold",
+        "allocation mutual choice, k 6",
+        f"files sae_weights.safetensors {sizes['sae_weights.safetensors']} sha256 ok",
+        f"cfg.json {sizes['cfg.json']} sha256 ok",
+        f"graphs decode.onnx {sizes['decode.onnx']} row-independent",
+        f"encode.onnx {sizes['encode.onnx']} row-independent",
+        f"encode_joint.onnx {sizes['encode_joint.onnx']} over the whole batch",
+        f"steer.onnx {sizes['steer.onnx']} row-independent",
+    ]
+
+
+def test_description() -> None:
+    measured = {"fvu": 0.123456, "l0": 6.0, "tokens": 20000}
+    manifest = dataclasses.replace(make_manifest(150, "token"), model="tiny", hook="layer.1", measured=measured)
+    assert describe(manifest) == [
+        ("source", "tiny, layer.1"),
+        ("encoder", "24 wide, 150 features, keeps the top 6 of every token"),
+        ("allocation", "token choice, k 6"),
+        ("measured", "fvu 0.1235, l0 6, tokens 20,000"),
+    ]
+    budget = dict(describe(make_manifest(150, "feature")))["allocation"]
+    assert budget == "feature choice, k 6, exponent 0.8, offset 3, slack 1.5"
+
+
+def test_export_prints_the_graphs(tmp_path: Path) -> None:
+    path = tmp_path / "sae"
+    bundle.write(path, make_weights(150, "mutual"), make_manifest(150, "mutual"))
+    last = run("inspect", path).stdout.splitlines()[-1]
+    assert " ".join(last.split()) == f"graphs none yet; run: sae-runtime export {path}"
+    shown = run("export", path)
+    assert (shown.exit_code, shown.stderr) == (0, "")
+    inspected = run("inspect", path).stdout.splitlines()
+    assert shown.stdout.splitlines()[0] == f"bundle  {path}"
+    assert [line.split() for line in shown.stdout.splitlines()[1:]] == [line.split() for line in inspected[-4:]]
+    found = json.loads(run("export", path, "--json").stdout)
+    assert found == {"bundle": str(path), "graphs": json.loads((path / bundle.MANIFEST).read_text())["graphs"]}
+
+
+@pytest.fixture
+def copy(bundle_of: BundleOf, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(bundle_of("token"), tmp_path / "sae"))
+
+
+def test_an_altered_file_is_not_valid(copy: Path) -> None:
+    weights = copy / bundle.WEIGHTS
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.write_bytes(raw)
+    message = f"{weights} was altered: its sha256 differs from the manifest's; copy it again"
+    assert refused("inspect", copy) == f"error: {message}"
+    result = run("inspect", copy, "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout) == {"valid": False, "bundle": str(copy), "error": message}
+    assert result.stderr == f"error: {message}\n"
+
+
+def test_an_altered_graph_is_not_valid(copy: Path) -> None:
+    graph = copy / "steer.onnx"
+    raw = bytearray(graph.read_bytes())
+    raw[-1] ^= 1
+    graph.write_bytes(raw)
+    assert refused("inspect", copy).startswith(f"error: {graph} was altered: its sha256 differs from the manifest's")
+
+
+def test_a_graph_without_the_weights_it_reads_is_not_valid(bundle_of: BundleOf, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(bundle_of("feature"), tmp_path / "sae"))
+    (path / bundle.DERIVED).unlink()
+    said = refused("inspect", path)
+    assert said.startswith(f"error: {path / bundle.DERIVED} is missing; ")
+    assert said.endswith(f"; run: sae-runtime export {path}")
+    assert run("export", path).exit_code == 0
+    assert run("inspect", path).exit_code == 0
+
+
+@pytest.mark.parametrize("command", ["inspect", "export"])
+def test_what_is_no_bundle(tmp_path: Path, command: str) -> None:
+    assert refused(command, tmp_path / "no") == (
+        f"error: {tmp_path / 'no'} is not a folder; a bundle is the folder that `sae-runtime train` writes"
+    )
+    assert refused(command, tmp_path).startswith(f"error: {tmp_path} holds no sae_runtime.json, so it is not a bundle")

@@ -1,0 +1,185 @@
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from command_line import misused, refused, run
+from conftest import D_IN, make_manifest, make_weights, make_x
+from numpy.typing import NDArray
+
+from sae_runtime import Edit, bundle, load, open_activations
+from sae_runtime.exports.export import export
+
+BundleOf = Callable[..., Path]
+EDITS = ("--set", "12=8.0", "--add", "3=1.5", "--scale", "4=0.5", "--ablate", "7", "--cap", "5=2.0", "--ablate", "9")
+CHOSEN = [
+    Edit.set(12, 8.0),
+    Edit.add(3, 1.5),
+    Edit.scale(4, 0.5),
+    Edit.ablate(7),
+    Edit.cap(5, 2.0),
+    Edit.ablate(9),
+]
+
+
+@pytest.fixture
+def x(tmp_path: Path) -> Path:
+    np.save(tmp_path / "x.npy", make_x(50))
+    return tmp_path / "x.npy"
+
+
+def assert_close(y: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
+    """Edits in another order are summed in another order, and pieces of rows are multiplied by other kernels."""
+    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(D_IN,), (5000, D_IN), (3, 20, D_IN), (2, 3, 4, D_IN), (0, D_IN), (2, 0, D_IN)])
+def test_any_rank(bundle_of: BundleOf, kind: str, tmp_path: Path, shape: tuple[int, ...]) -> None:
+    x = make_x(int(np.prod(shape[:-1]))).reshape(shape)
+    np.save(tmp_path / "x.npy", x)
+    result = run("steer", bundle_of(kind), "--activations", tmp_path / "x.npy", *EDITS, "-o", tmp_path / "y.npy")
+    assert (result.exit_code, result.stderr) == (0, "")
+    y = np.load(tmp_path / "y.npy")
+    assert (y.dtype, y.shape) == (np.float32, shape)
+    assert_close(y, load(bundle_of(kind)).steer(x, CHOSEN))
+    assert not x.size or (y != x).any()
+
+
+def test_says_what_it_did(bundle_of: BundleOf, x: Path, tmp_path: Path) -> None:
+    out = tmp_path / "y.npy"
+    result = run("steer", bundle_of("mutual"), "--activations", x, *EDITS, "-o", out)
+    words = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert words == [f"activations {out}", "shape 50 x 24", "edits 6 features on 50 tokens"]
+    result = run("steer", bundle_of("mutual"), "--activations", x, "-o", out, "--force", "--json")
+    assert json.loads(result.stdout) == {"activations": str(out), "shape": [50, 24], "edits": 0}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64, np.int16])
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
+def test_without_edits_nothing_changes(bundle_of: BundleOf, tmp_path: Path, dtype: type, suffix: str) -> None:
+    x: NDArray[np.generic] = (10 * make_x(30)).astype(dtype)
+    np.save(tmp_path / "x.npy", x)
+    out = tmp_path / f"y{suffix}"
+    assert run("steer", bundle_of("mutual"), "--activations", tmp_path / "x.npy", "-o", out).exit_code == 0
+    np.testing.assert_array_equal(open_activations(out).slice(0, 30), x.astype(np.float32))
+
+
+def test_fortran_order(bundle_of: BundleOf, tmp_path: Path) -> None:
+    x = make_x(60).reshape(3, 20, D_IN)
+    np.save(tmp_path / "x.npy", np.asfortranarray(x))
+    out = tmp_path / "y.npy"
+    assert run("steer", bundle_of("mutual"), "--activations", tmp_path / "x.npy", "-o", out).exit_code == 0
+    np.testing.assert_array_equal(np.load(out), x)
+
+
+def test_shards_keep_their_tokens(bundle_of: BundleOf, tmp_path: Path) -> None:
+    ids = {name: np.arange(50, dtype=np.int32) + i for i, name in enumerate(("tokens", "documents", "positions"))}
+    safetensors.numpy.save_file({"activations": make_x(50), **ids}, tmp_path / "x.safetensors")
+    out = tmp_path / "y.safetensors"
+    result = run("steer", bundle_of("mutual"), "--activations", tmp_path / "x.safetensors", *EDITS, "-o", out)
+    assert result.exit_code == 0
+    tensors = safetensors.numpy.load_file(out)
+    assert set(tensors) == {"activations", *ids}
+    for name, array in ids.items():
+        np.testing.assert_array_equal(tensors[name], array)
+    expected = load(bundle_of("mutual")).steer(make_x(50), CHOSEN)
+    assert_close(tensors["activations"], expected)
+    (tmp_path / "plain").touch()
+    assert out.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("option", ["--set", "--add", "--scale", "--cap"])
+@pytest.mark.parametrize("value", ["12=abc", "abc=12", "12", "=", "12=", "1.5=2", "12=8=9"])
+def test_malformed_edits(option: str, value: str) -> None:
+    said = misused("steer", "b", "--activations", "x.npy", "-o", "y.npy", option, value)
+    assert said == f"Invalid value for '{option}': {value!r} is not FEATURE=NUMBER, such as 12=8.0."
+
+
+def test_more_malformed_edits() -> None:
+    arguments = ("steer", "b", "--activations", "x.npy", "-o", "y.npy")
+    assert misused(*arguments, "--set", "1=nan") == "Invalid value for '--set': '1=nan' needs a finite number."
+    assert misused(*arguments, "--cap", "1=-inf") == "Invalid value for '--cap': '1=-inf' needs a finite number."
+    assert misused(*arguments, "--ablate", "x") == "Invalid value for '--ablate': 'x' is not a valid integer."
+
+
+def test_edits_from_the_environment_and_a_file(bundle_of: BundleOf, x: Path, tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('[steer]\nset = ["12=8.0"]\nadd = ["3=1.5"]\nablate = [7, 9]\n')
+    arguments = ("steer", bundle_of("mutual"), "--activations", x, "-o", tmp_path / "y.npy", "--config", file)
+    env = {"SAE_RUNTIME_STEER_SET": "4=1 5=2"}
+    assert run(*arguments, env=env).exit_code == 0
+    edits = [Edit.set(4, 1.0), Edit.set(5, 2.0), Edit.add(3, 1.5), Edit.ablate(7), Edit.ablate(9)]
+    expected = load(bundle_of("mutual")).steer(make_x(50), edits)
+    assert_close(np.load(tmp_path / "y.npy"), expected)
+
+
+def test_errors_leave_nothing(bundle_of: BundleOf, x: Path, tmp_path: Path) -> None:
+    path, out = bundle_of("mutual"), tmp_path / "y.npy"
+    arguments = ("steer", path, "--activations", x, "-o", out)
+    said = refused(*arguments, "--set", "12=8", "--ablate", "12")
+    assert said == "error: feature 12 is edited twice in one request; give one edit for it"
+    assert refused(*arguments, "--ablate", "150") == "error: feature 150 does not exist, expected 0 to 149"
+    np.save(tmp_path / "none.npy", make_x(0))
+    said = refused("steer", path, "--activations", tmp_path / "none.npy", "-o", out, "--ablate", "150")
+    assert said == "error: feature 150 does not exist, expected 0 to 149"
+    (tmp_path / "none.npy").unlink()
+    assert refused(*arguments, "--set", "-1=2") == "error: feature -1 does not exist, expected 0 to 149"
+    assert (
+        refused(*arguments, "--set", "1=1e39") == "error: an edit of feature 1 needs finite float32 numbers, got 1e+39"
+    )
+    said = refused("steer", path, "--activations", x, "-o", tmp_path / "y.npz")
+    assert said == f"error: the output must be an .npy or a .safetensors file, got {tmp_path / 'y.npz'}"
+    said = refused("steer", path, "--activations", x, "-o", x, "--force")
+    assert said == f"error: the output {x} is or holds the activations {x}; name another output"
+    assert list(tmp_path.iterdir()) == [x]
+    out.write_text("mine")
+    assert refused(*arguments) == f"error: {out} already exists; pass --force (force=True) to replace it"
+    assert out.read_text() == "mine"
+
+
+def test_bad_activations(bundle_of: BundleOf, tmp_path: Path) -> None:
+    x = tmp_path / "x.npy"
+    arguments = ("steer", bundle_of("mutual"), "--activations", x, "-o", tmp_path / "y.npy")
+    assert refused(*arguments).startswith(f"error: {x} does not exist; expected a folder of harvest, an .npy")
+    np.save(x, np.zeros((3, 7), np.float32))
+    said = refused(*arguments)
+    assert said == f"error: {x}: activations have width 7, this SAE expects 24; was another layer captured?"
+    for array, what in (
+        (np.zeros((), np.float32), "float32 []"),
+        (np.zeros((3, 0), np.float32), "float32 [3, 0]"),
+        (np.zeros((3, D_IN), np.complex64), f"complex64 [3, {D_IN}]"),
+    ):
+        np.save(x, array)
+        assert refused(*arguments) == f"error: {x} holds {what}, expected real numbers of shape [..., d_in]"
+    x.write_bytes(b"\x93NUMPY\x01")
+    assert refused(*arguments).startswith(f"error: {x} is not a whole .npy file (")
+    x.write_bytes(b"")
+    assert refused(*arguments).startswith(f"error: {x} is not a whole .npy file (")
+    bad = make_x(60).reshape(3, 20, D_IN)
+    bad[2, 1, 0] = np.inf
+    np.save(x, bad)
+    assert refused(*arguments) == f"error: {x}: row 41 holds NaN or Inf; harvest it again or drop the row"
+    assert list(tmp_path.iterdir()) == [x]
+
+
+def test_another_source_is_refused(tmp_path: Path) -> None:
+    path, out, folder = tmp_path / "sae", tmp_path / "y.npy", tmp_path / "acts"
+    manifest = dataclasses.replace(make_manifest(150, "mutual"), model="tiny", hook="layer.1")
+    bundle.write(path, make_weights(150, "mutual"), manifest)
+    export(path)
+    folder.mkdir()
+    safetensors.numpy.save_file({"activations": make_x(50)}, folder / "shard-0.safetensors")
+    index = {"format_version": 1, "shards": [{"file": "shard-0.safetensors", "rows": 50}], "d_in": D_IN}
+    (folder / "activations.json").write_text(json.dumps(index | {"model": "tiny", "hook": "layer.2"}))
+    arguments = ("steer", path, "--activations", folder, *EDITS, "-o", out)
+    said = refused(*arguments)
+    assert said == (
+        f"error: {folder}: activations come from hook 'layer.2', this SAE was fitted on 'layer.1'; harvest those, or "
+        "pass --any-source (any_source=True) to go on"
+    )
+    assert not out.exists()
+    assert run(*arguments, "--any-source").exit_code == 0
+    assert_close(np.load(out), load(path).steer(make_x(50), CHOSEN))

@@ -1,0 +1,93 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command_line import misused, refused, run
+from conftest import D_IN, make_manifest, make_weights, make_x
+
+from sae_runtime import Manifest, bundle
+from sae_runtime.cli import train as command
+from sae_runtime.train.config import TrainConfig
+
+NEEDED = ("--d-sae", "64", "--tokens", "400", "--batch", "50")
+Call = tuple[Path, Path, TrainConfig, dict[str, Any]]
+
+
+@pytest.fixture
+def acts(tmp_path: Path) -> Path:
+    np.save(tmp_path / "x.npy", make_x(500))
+    return tmp_path / "x.npy"
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
+    """Every call of `fit`, which returns the manifest of a bundle without fitting one."""
+    made: list[Call] = []
+
+    def fit(activations: Path, out: Path, config: TrainConfig, **settings: Any) -> Manifest:
+        made.append((activations, out, config, settings))
+        return make_manifest(64, "mutual")
+
+    monkeypatch.setattr(command, "fit", fit)
+    return made
+
+
+def test_fits_and_says_what(acts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sae"
+    arguments = ("train", "--activations", acts, *NEEDED, "--allocation", "token", "--k", "4", "--seed", "3", "-o", out)
+    result = run(*arguments, "--metrics", tmp_path / "metrics.jsonl")
+    assert (result.exit_code, result.stderr) == (0, "")
+    manifest = bundle.read(out).manifest
+    assert manifest.provenance["config"]["seed"] == 3
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["tokens"] == 400
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert lines[:3] == [
+        f"bundle {out}",
+        "source unknown",
+        f"encoder {D_IN} wide, 64 features, keeps the top 4 of every token",
+    ]
+    assert lines[-1] == f"next sae-runtime export {out}"
+    result = run(*arguments, "--json", "--force", "--quiet")
+    assert json.loads(result.stdout) == {"bundle": str(out), "measured": dict(manifest.measured)}
+
+
+def test_settings_come_from_flag_environment_and_file(calls: list[Call], acts: Path, tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(f'[train]\nactivations = "{acts}"\nk = 16\nd_sae = 64\ntokens = 400\nbatch = 40\nlr = 0.1\n')
+    env = {"SAE_RUNTIME_TRAIN_BATCH": "50", "SAE_RUNTIME_TRAIN_LR": "0.2", "SAE_RUNTIME_TRAIN_QUIET": "1"}
+    result = run("train", "--config", file, "--lr", "0.3", "-o", tmp_path / "sae", "--force", env=env)
+    assert result.exit_code == 0, result.output
+    config = TrainConfig(k=16.0, d_sae=64, tokens=400, batch=50, lr=0.3)
+    settings = {"metrics": None, "force": True, "progress": False}
+    assert calls == [(acts, tmp_path / "sae", config, settings)]
+
+
+def test_refuses_before_work(calls: list[Call], acts: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    arguments = ("train", "--activations", acts, *NEEDED, "-o")
+    assert refused(*arguments, folder) == f"error: {folder} already exists; pass --force (force=True) to replace it"
+    assert refused(*arguments, tmp_path, "--force") == (
+        f"error: the output {tmp_path} is or holds the activations {acts}; name another output"
+    )
+    assert calls == []
+    assert run(*arguments, folder, "--force").exit_code == 0  # an empty folder is nobody's
+    (folder / "thesis.txt").write_text("mine")
+    assert refused(*arguments, folder, "--force") == (
+        f"error: {folder} is a folder but no bundle, so --force does not replace it; name another"
+    )
+    assert len(calls) == 1
+    bundle.write(tmp_path / "sae", make_weights(64, "token"), make_manifest(64, "token"))
+    assert run(*arguments, tmp_path / "sae", "--force").exit_code == 0
+    assert len(calls) == 2
+
+
+def test_wrong_settings(calls: list[Call], acts: Path, tmp_path: Path) -> None:
+    arguments = ("train", "--activations", acts, *NEEDED, "-o", tmp_path / "sae")
+    assert refused(*arguments, "--k", "65") == "error: k must be in (0, d_sae=64], got 65"
+    assert misused(*arguments, "--k", "many") == "Invalid value for '--k': 'many' is not a valid float."
+    assert misused(*arguments, "--allocation", "free").startswith("Invalid value for '--allocation': 'free' is not one")
+    assert misused("train", "--activations", acts, "-o", tmp_path / "sae") == "Missing option '--d-sae'."
+    assert calls == []

@@ -1,0 +1,451 @@
+import dataclasses
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from conftest import D_IN, KINDS, K, joint, make_manifest, make_weights, make_x, served, slots
+from numpy.typing import NDArray
+
+from sae_runtime import SAE, Edit, Features, bundle, load
+from sae_runtime.exports import witness
+from sae_runtime.exports.export import export
+
+BundleOf = Callable[..., Path]
+SHAPES = [(), (1,), (12,), (3, 4), (1, 2, 3, 2), (0,), (3, 0), (0, 4)]
+
+
+def same(a: Features, b: Features) -> bool:
+    """Bit for bit."""
+    return a.shape == b.shape and all(
+        np.array_equal(getattr(a, name), getattr(b, name)) for name in ("indptr", "indices", "values")
+    )
+
+
+@pytest.fixture(params=["mutual", "feature"])
+def thresholded(request: pytest.FixtureRequest, bundle_of: BundleOf) -> SAE:
+    return load(bundle_of(str(request.param)))
+
+
+# Encode
+
+
+@pytest.mark.parametrize("n", [0, 1, 7, 300])
+@pytest.mark.parametrize("d_sae", [150, 1500])
+def test_encode_agrees_with_numpy(bundle_of: BundleOf, kind: str, d_sae: int, n: int) -> None:
+    x, sae = make_x(n), load(bundle_of(kind, d_sae))
+    features = sae.encode(x)
+    assert (sae.d_in, sae.d_sae, features.d_sae, len(features)) == (D_IN, d_sae, d_sae, n)
+    assert witness.disagreement(served(kind, d_sae, x), *slots(features)) is None
+    batch = sae.encode(x, rule="batch")
+    expected = served(kind, d_sae, x) if kind == "token" else joint(kind, d_sae, x)
+    assert witness.disagreement(expected, *slots(batch)) is None
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_encode_keeps_the_leading_dimensions(sae: SAE, shape: tuple[int, ...]) -> None:
+    x = make_x(math.prod(shape))
+    for rule in ("served", "batch"):
+        features = sae.encode(x.reshape(*shape, D_IN), rule=rule)
+        assert features.shape == shape and features.l0().shape == shape
+        np.testing.assert_array_equal(
+            features.to_dense().reshape(-1, 150),
+            sae.encode(x, rule=rule).to_dense(),
+        )
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64", ">f4", "int32", ml_dtypes.bfloat16])
+def test_other_types_are_cast_once(sae: SAE, dtype: Any) -> None:
+    x = (make_x(9) * 3).astype(dtype)
+    first = np.asarray(x).astype(np.float32)
+    assert same(sae.encode(x), sae.encode(first))
+    assert same(sae.encode(x, rule="batch"), sae.encode(first, rule="batch"))
+    edits = [Edit.set(3, 2.0), Edit.scale(int(sae.encode(first).indices[0]), 2.0)]
+    np.testing.assert_array_equal(sae.steer(x, edits), sae.steer(first, edits))
+
+
+def test_lists_and_strided_arrays_are_encoded_too(sae: SAE) -> None:
+    x = make_x(12)
+    assert same(sae.encode(x[::2].tolist()), sae.encode(x[::2].copy()))
+    assert same(sae.encode(np.asfortranarray(x)), sae.encode(x))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
+def test_splitting_a_batch_changes_no_row(sae: SAE, size: int) -> None:
+    x = make_x(200)
+    whole = sae.encode(x)
+    parts = [sae.encode(x[begin : begin + size]) for begin in range(0, 200, size)]
+    np.testing.assert_array_equal(np.concatenate([part.to_dense() for part in parts]), whole.to_dense())
+
+
+def test_order_and_padding_change_no_row(sae: SAE) -> None:
+    x, order = make_x(50), np.random.default_rng(2).permutation(50)
+    whole = sae.encode(x).to_dense()
+    np.testing.assert_array_equal(sae.encode(x[order]).to_dense(), whole[order])
+    padded = np.concatenate([np.full((5, D_IN), 30, np.float32), x, np.zeros((3, D_IN), np.float32)])
+    np.testing.assert_array_equal(sae.encode(padded).to_dense()[5:55], whole)
+
+
+def test_tiles_change_no_row(sae: SAE, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = make_x(50)
+    features, edits = sae.encode(x), [Edit.add(3, 1.0), Edit.ablate(5)]
+    steered, decoded = sae.steer(x, edits), sae.decode(features)
+    gate = np.linspace(0, 1, 50, dtype=np.float32)
+    gated = sae.steer(x, edits, gate=gate)
+    monkeypatch.setattr(sae, "_tile", 8)
+    assert same(sae.encode(x), features)
+    np.testing.assert_array_equal(sae.steer(x, edits), steered)
+    np.testing.assert_array_equal(sae.steer(x, edits, gate=gate), gated)
+    np.testing.assert_allclose(sae.decode(features), decoded, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("width", [1, 4, 149, 150])
+@pytest.mark.parametrize("kind", ["mutual", "feature"])
+def test_rows_that_fill_the_width_lose_nothing(bundle_of: BundleOf, kind: str, width: int) -> None:
+    x = make_x(60)
+    x[7] *= 10  # a row with far more features than its neighbours
+    expected = served(kind, 150, x)
+    assert expected.kept.sum(axis=1).max() > 40 and (expected.kept.sum(axis=1) <= 1).any()
+    sae = load(bundle_of(kind, width=width))
+    assert sae.manifest.width == width
+    assert witness.disagreement(expected, *slots(sae.encode(x))) is None
+    everything = sae.encode(x, theta=0.0)
+    assert witness.disagreement(witness.threshold(expected.z, 0.0), *slots(everything)) is None
+
+
+def test_a_wide_row_leaves_the_cost_of_its_neighbours(bundle_of: BundleOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    sae, x = load(bundle_of("mutual", width=4)), make_x(60)
+    runs: list[tuple[int, int]] = []
+    session = sae._session("encode.onnx")
+
+    class Spy:
+        def run(self, names: None, feed: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+            outputs: list[NDArray[Any]] = session.run(names, feed)
+            runs.append((len(feed["x"]), outputs[0].shape[1]))
+            return outputs
+
+    monkeypatch.setitem(sae._sessions, "encode.onnx", Spy())
+    l0 = sae.encode(x).l0()
+    assert runs[0] == (60, 4)
+    assert [width for _, width in runs] == [4 * 4**step for step in range(len(runs))]
+    assert [rows for rows, _ in runs] == [60, *((l0 >= width).sum() for _, width in runs[:-1])]
+    assert 1 < len(runs) and runs[1][0] < 60
+
+
+@pytest.mark.parametrize("k", [1, 5, 6, 20, 150])
+def test_k_of_token_choice(bundle_of: BundleOf, k: int) -> None:
+    x, sae = make_x(20), load(bundle_of("token"))
+    for rule in ("served", "batch"):
+        features = sae.encode(x, k=k, rule=rule)
+        assert witness.disagreement(served("token", 150, x, k), *slots(features)) is None
+
+
+@pytest.mark.parametrize("k", [0.5, 2.5, 6, 100.0])
+def test_k_of_the_batch_rule(thresholded: SAE, k: float) -> None:
+    x = make_x(7)
+    features = thresholded.encode(x, rule="batch", k=k)
+    kind = thresholded.manifest.allocation.kind
+    assert witness.disagreement(joint(kind, 150, x, k), *slots(features)) is None
+    if kind == "mutual":
+        assert len(features.values) == min(round(7 * k), (served(kind, 150, x).z > 0).sum())
+
+
+def test_theta_of_the_served_rule(thresholded: SAE) -> None:
+    x, kind = make_x(20), thresholded.manifest.allocation.kind
+    z = served(kind, 150, x).z
+    theta = np.random.default_rng(3).uniform(0.1, 3, 150)
+    for given in (theta.astype(np.float32), theta.tolist(), 1.25, np.float64(1.25), [1.25]):
+        features = thresholded.encode(x, theta=given)
+        assert witness.disagreement(witness.threshold(z, np.asarray(given, np.float32)), *slots(features)) is None
+    own = make_weights(150, kind)["threshold"]
+    assert same(thresholded.encode(x, theta=own), thresholded.encode(x))
+
+
+@pytest.mark.parametrize("padding", [0.0, 40.0])
+def test_padding_holds_no_budget(sae: SAE, kind: str, padding: float) -> None:
+    x, valid = make_x(20), np.arange(20) % 3 != 1
+    alone = sae.encode(x[valid], rule="batch")
+    x[~valid] = padding
+    for shape in ((20,), (4, 5)):
+        features = sae.encode(x.reshape(*shape, D_IN), rule="batch", valid=valid.reshape(shape))
+        assert features.shape == shape
+        np.testing.assert_array_equal(features.to_dense().reshape(20, -1)[valid], alone.to_dense())
+        assert not features.l0()[~valid.reshape(shape)].any()
+    assert alone.l0().sum() == K * valid.sum() or kind == "feature"
+
+
+def test_threads_may_share_it(sae: SAE) -> None:
+    x = [make_x(40, seed) for seed in range(8)]
+    edits = [Edit.set(3, 2.0)]
+    alone = [(sae.encode(a), sae.encode(a, rule="batch"), sae.steer(a, edits)) for a in x]
+
+    def work(number: int) -> bool:
+        a, (features, batch, steered) = x[number % 8], alone[number % 8]
+        return (
+            same(sae.encode(a), features)
+            and same(sae.encode(a, rule="batch"), batch)
+            and np.array_equal(sae.steer(a, edits), steered)
+        )
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, range(64)))
+
+
+def test_threads_may_be_the_first_to_use_a_graph(bundle_of: BundleOf, kind: str) -> None:
+    sae, x = load(bundle_of(kind), threads=1), make_x(4)
+    with ThreadPoolExecutor(8) as pool:
+        steered = list(pool.map(lambda _: sae.steer(x, [Edit.set(3, 2.0)]), range(8)))
+    assert all(np.array_equal(y, steered[0]) for y in steered)
+    assert set(sae._sessions) == {"encode.onnx", "steer.onnx"}
+
+
+# What encode refuses
+
+
+def test_another_width_is_refused_with_both_widths_and_the_hook(tmp_path: Path, sae: SAE) -> None:
+    for x in (np.zeros((3, 25)), np.zeros(25), np.zeros((D_IN, 0))):
+        with pytest.raises(
+            ValueError, match=rf"activations have width {x.shape[-1]}, this SAE expects 24; was another"
+        ):
+            sae.encode(x)
+    with pytest.raises(ValueError, match="activations have width none, this SAE expects 24"):
+        sae.encode(1.0)
+    manifest = dataclasses.replace(make_manifest(150, "mutual"), model="gpt2", hook="h.6")
+    bundle.write(tmp_path / "b", make_weights(150, "mutual"), manifest)
+    export(tmp_path / "b")
+    message = r"activations have width 25, this SAE expects 24 \(gpt2, h\.6\); was another layer captured\?"
+    named = load(tmp_path / "b")
+    with pytest.raises(ValueError, match=message):
+        named.encode(np.zeros((3, 25)))
+    with pytest.raises(ValueError, match=message):
+        named.steer(np.zeros((3, 25)), [])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(("shape", "at", "name"), [((12,), (7,), "7"), ((3, 4), (1, 3), "1, 3"), ((), (), "0")])
+def test_a_row_that_is_not_finite_is_named(
+    sae: SAE, bad: float, shape: tuple[int, ...], at: tuple[int, ...], name: str
+) -> None:
+    x = make_x(math.prod(shape)).reshape(*shape, D_IN)
+    x[(*at, 5)] = bad
+    calls: list[Callable[[], object]] = [
+        lambda: sae.encode(x),
+        lambda: sae.encode(x, rule="batch"),
+        lambda: sae.steer(x, []),
+    ]
+    for call in calls:
+        with pytest.raises(
+            ValueError, match=f"row {name} of the activations holds NaN or Inf; drop it or mend the model"
+        ):
+            call()
+
+
+@pytest.mark.parametrize("scale", [1e308, 3.4e38])
+def test_a_row_whose_features_overflow_is_named(sae: SAE, scale: float) -> None:
+    """Finite activations whose latents are not would lose features, and rob others of the batch's budget."""
+    x = make_x(30).astype(np.float64)
+    x[3] = scale * np.sign(x[3])
+    message = "row 3 of the activations (holds NaN or Inf|is so large that its features overflow float32); drop it"
+    with pytest.raises(ValueError, match=message):
+        sae.encode(x)
+    with pytest.raises(ValueError, match=message.replace("3", "0, 3", 1)):
+        sae.encode(x.reshape(1, 30, D_IN), rule="batch")
+
+
+@pytest.mark.parametrize(
+    ("kinds", "options", "message"),
+    [
+        (KINDS, {"rule": "joint"}, "rule must be 'served' or 'batch', got 'joint'"),
+        (KINDS, {"valid": np.ones(3, bool)}, "valid belongs to rule='batch'; the served rule decides every token"),
+        (KINDS, {"rule": "batch", "valid": np.ones(3)}, r"valid must be bool \[3\], .* got float64 \[3\]"),
+        (KINDS, {"rule": "batch", "valid": np.ones((3, 1), bool)}, r"valid must be bool \[3\], .* got bool \[3, 1\]"),
+        (KINDS, {"rule": "batch", "theta": 1.0}, "theta belongs to the served rule of mutual and feature choice"),
+        (["token"], {"theta": 1.0}, "theta belongs to the served rule of mutual and feature choice; use k here"),
+        (
+            ["mutual", "feature"],
+            {"k": 3},
+            "k belongs to rule='batch' or to token choice; the served rule here has theta",
+        ),
+        (KINDS, {"rule": "batch", "k": 0}, r"k must be in \(0, d_sae=150\] \(whole for token choice\), got 0"),
+        (KINDS, {"rule": "batch", "k": 151}, "got 151"),
+        (KINDS, {"rule": "batch", "k": math.nan}, "got nan"),
+        (KINDS, {"rule": "batch", "k": math.inf}, "got inf"),
+        (["token"], {"k": 2.5}, r"k must be in .*whole for token choice\), got 2.5"),
+        (["mutual"], {"theta": -0.1}, r"theta must be one number or 150, finite and >= 0"),
+        (["mutual"], {"theta": math.nan}, "theta must be one number or 150, finite and >= 0"),
+        (["feature"], {"theta": np.ones(149)}, r"theta must be one number or 150, .* got shape \(149,\)"),
+        (["feature"], {"theta": np.ones((1, 150))}, r"theta must be one number or 150, .* got shape \(1, 150\)"),
+    ],
+)
+def test_options_that_a_rule_does_not_have(
+    bundle_of: BundleOf, kinds: list[str], options: dict[str, Any], message: str
+) -> None:
+    for kind in kinds:
+        with pytest.raises(ValueError, match=message):
+            load(bundle_of(kind), threads=1).encode(make_x(3), **options)
+
+
+def test_a_batch_that_does_not_fit_in_memory_is_refused(thresholded: SAE, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sae_runtime.sae._MAX_BATCH_ELEMENTS", 1500)
+    assert thresholded.encode(make_x(10), rule="batch").l0().sum() > 0
+    with pytest.raises(ValueError, match="over 11 tokens at d_sae 150 does not fit in memory; give at most 10 tokens"):
+        thresholded.encode(make_x(11), rule="batch")
+
+
+# Decode
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_decode_agrees_with_numpy(sae: SAE, kind: str, shape: tuple[int, ...]) -> None:
+    features = sae.encode(make_x(math.prod(shape)).reshape(*shape, D_IN))
+    x_hat = sae.decode(features)
+    assert x_hat.shape == (*shape, D_IN) and x_hat.dtype == np.float32
+    expected = (
+        features.to_dense().astype(np.float64) @ make_weights(150, kind)["W_dec"] + make_weights(150, kind)["b_dec"]
+    )
+    assert witness.difference(expected, x_hat) is None
+
+
+def test_decode_refuses_features_of_another_sae(bundle_of: BundleOf, sae: SAE) -> None:
+    features = load(bundle_of("mutual", 1500)).encode(make_x(2))
+    with pytest.raises(ValueError, match="features of an SAE with 1500, this one has 150; encode with this one"):
+        sae.decode(features)
+
+
+# Steer
+
+
+def algebra(kind: str, x: NDArray[np.float32], feature: int, change: Callable[[Any], Any]) -> NDArray[np.float64]:
+    """x + (f' - f) W_dec[feature]."""
+    matches = served(kind, 150, x)
+    f = np.where(matches.kept, matches.z, 0)[:, feature]
+    step: NDArray[np.float64] = (change(f) - f)[:, None] * make_weights(150, kind)["W_dec"][feature]
+    return x + step
+
+
+def on_and_off(kind: str, x: NDArray[np.float32]) -> int:
+    """A feature that fires on some of the tokens, strongly on one."""
+    return int(np.argmax(served(kind, 150, x).kept.sum(axis=0)))
+
+
+@pytest.mark.parametrize(
+    ("make", "change"),
+    [
+        (lambda i: Edit.set(i, 2.5), lambda f: 0 * f + 2.5),
+        (lambda i: Edit.add(i, -1.5), lambda f: f - 1.5),
+        (lambda i: Edit.scale(i, 3.0), lambda f: 3 * f),
+        (lambda i: Edit.ablate(i), lambda f: 0 * f),
+        (lambda i: Edit.cap(i, 2.3), lambda f: np.minimum(f, 2.3)),
+        (lambda i: Edit(i, factor=2, shift=1, low=2.0, high=5.0), lambda f: np.clip(2 * f + 1, 2, 5)),
+    ],
+)
+def test_each_edit_does_what_it_says(
+    sae: SAE, kind: str, make: Callable[[int], Edit], change: Callable[[Any], Any]
+) -> None:
+    x = make_x(60)
+    feature = on_and_off(kind, x)
+    y = sae.steer(x, [make(feature)])
+    assert y.dtype == np.float32 and (y != x).any()
+    assert witness.difference(algebra(kind, x, feature, change), y) is None
+
+
+def test_no_edits_change_nothing(sae: SAE) -> None:
+    x = make_x(12).reshape(3, 4, D_IN)
+    nothing: list[Any] = [[], [[], [], []], ()]
+    for edits in nothing:
+        np.testing.assert_array_equal(sae.steer(x, edits), x)
+    np.testing.assert_array_equal(sae.steer(x, [Edit(0), Edit(7), Edit.scale(9, 1.0)]), x)
+
+
+def test_two_edits_add_up(sae: SAE, kind: str) -> None:
+    x = make_x(30)
+    both = sae.steer(x, [Edit.set(3, 2.0), Edit.set(40, 1.0)]).astype(np.float64)
+    apart = sae.steer(x, [Edit.set(3, 2.0)]).astype(np.float64) + sae.steer(x, [Edit.set(40, 1.0)]) - x
+    np.testing.assert_allclose(both, apart, atol=1e-5)
+
+
+def test_scaling_a_feature_that_is_not_in_the_top_k_does_nothing(bundle_of: BundleOf) -> None:
+    sae, x = load(bundle_of("token")), make_x(20)
+    matches = served("token", 150, x)
+    fires_below = (matches.z > 0) & ~matches.kept
+    row, feature = (int(i) for i in np.argwhere(fires_below)[0])
+    steered = sae.steer(x, [Edit.scale(feature, 5.0)])
+    np.testing.assert_array_equal(steered[~matches.kept[:, feature]], x[~matches.kept[:, feature]])
+    assert not matches.kept[row, feature]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("gated", [False, True])
+def test_steer_keeps_the_leading_dimensions(sae: SAE, shape: tuple[int, ...], gated: bool) -> None:
+    x, edits = make_x(math.prod(shape)), [Edit.set(3, 2.0), Edit.ablate(9)]
+    gate = np.linspace(-1, 2, len(x), dtype=np.float32) if gated else np.ones(len(x), np.float32)
+    y = sae.steer(x.reshape(*shape, D_IN), edits, gate=gate.reshape(shape) if gated else None)
+    assert y.shape == (*shape, D_IN)
+    np.testing.assert_array_equal(y.reshape(-1, D_IN), sae.steer(x, edits, gate=gate))
+
+
+def test_the_gate_scales_the_edit(sae: SAE) -> None:
+    x, edits = make_x(12).reshape(3, 4, D_IN), [Edit.set(3, 2.0), Edit.ablate(9)]
+    whole = sae.steer(x, edits).astype(np.float64) - x
+    rng = np.random.default_rng(4)
+    for gate in (0.5, [0.0, 1.0, 0.5, 2.0], rng.uniform(0, 1, (3, 1)), rng.uniform(0, 1, (3, 4)), np.float16(0.25)):
+        expected = x + np.broadcast_to(np.asarray(gate, np.float64), (3, 4))[..., None] * whole
+        np.testing.assert_allclose(sae.steer(x, edits, gate=gate), expected, atol=1e-5)
+    np.testing.assert_array_equal(sae.steer(x, edits, gate=0), x)
+    np.testing.assert_allclose(sae.steer(x[0, 0], edits, gate=0.5), x[0, 0] + 0.5 * whole[0, 0], atol=1e-5)
+
+
+def test_each_request_has_its_own_list(sae: SAE) -> None:
+    x = make_x(12).reshape(3, 4, D_IN)
+    lists = [[Edit.set(3, 2.0), Edit.ablate(9)], [], [Edit.add(3, -1.0)]]
+    y = sae.steer(x, lists)
+    for request in range(3):
+        np.testing.assert_allclose(y[request], sae.steer(x[request], lists[request]), atol=1e-6)
+    np.testing.assert_array_equal(y[1], x[1])
+    gate = np.array([[1.0], [1.0], [0.0]])
+    np.testing.assert_array_equal(sae.steer(x, lists, gate=gate)[2], x[2])
+
+
+def test_one_request_does_not_touch_another(sae: SAE) -> None:
+    x, other = make_x(12).reshape(3, 4, D_IN), make_x(12, seed=5).reshape(3, 4, D_IN)
+    other[1] = x[1]
+    edits = [Edit.set(3, 2.0), Edit.scale(9, 2.0)]
+    y = sae.steer(x, [[Edit.ablate(4), Edit.ablate(5)], edits, [Edit.set(1, 9.0)]])
+    y_other = sae.steer(other, [[Edit.set(7, 1e30), Edit.ablate(8)], edits, []])
+    np.testing.assert_array_equal(y_other[1], y[1])
+
+
+@pytest.mark.parametrize(
+    ("edits", "message"),
+    [
+        ([Edit.ablate(150)], "feature 150 does not exist, expected 0 to 149"),
+        ([Edit.ablate(-1)], "feature -1 does not exist, expected 0 to 149"),
+        ([Edit.ablate(3), Edit.add(3, 1.0)], "feature 3 is edited twice in one request; give one edit for it"),
+        ([[Edit.ablate(3)]] * 2, r"2 lists of edits need activations \[2, t, d_in\], got \[3, 4, 24\]"),
+        ([[], [Edit.ablate(3), Edit.ablate(3)], []], "feature 3 is edited twice"),
+    ],
+)
+def test_edits_that_do_not_fit(sae: SAE, edits: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sae.steer(make_x(12).reshape(3, 4, D_IN), edits)
+
+
+def test_lists_for_requests_need_requests(sae: SAE) -> None:
+    with pytest.raises(ValueError, match=r"12 lists of edits need activations \[12, t, d_in\], got \[12, 24\]"):
+        sae.steer(make_x(12), [[Edit.ablate(3)]] * 12)
+
+
+@pytest.mark.parametrize("gate", [math.nan, math.inf, np.full(12, np.nan)])
+def test_a_gate_that_is_not_finite_is_refused(sae: SAE, gate: Any) -> None:
+    with pytest.raises(ValueError, match="gate holds NaN or Inf; expected finite numbers, one for each token"):
+        sae.steer(make_x(12), [Edit.ablate(3)], gate=gate)
+
+
+@pytest.mark.parametrize("gate", [np.ones(11), np.ones((12, 1)), np.ones((1, 12))])
+def test_a_gate_of_another_shape_is_refused(sae: SAE, gate: Any) -> None:
+    with pytest.raises(ValueError, match=r"gate must broadcast to \[12\], one number for each token, got \[1"):
+        sae.steer(make_x(12), [Edit.ablate(3)], gate=gate)

@@ -1,0 +1,97 @@
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import D_IN
+
+from sae_runtime import BundleError, load
+from sae_runtime.sessions import CPU, open_session
+
+BundleOf = Callable[..., Path]
+
+
+def test_without_onnxruntime_one_sentence_has_both_commands(
+    bundle_of: BundleOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, real = bundle_of("mutual"), importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "onnxruntime" else real(name, *rest)
+    )
+    with pytest.raises(ImportError) as caught:
+        load(path)
+    assert str(caught.value) == (
+        "onnxruntime is not installed; run: pip install 'sae-runtime[cpu]' (or 'sae-runtime[gpu]' for CUDA)"
+    )
+
+
+@pytest.mark.parametrize("providers", [["NoSuchExecutionProvider"], [*CPU, "NoSuchExecutionProvider"], []])
+def test_unknown_providers_are_refused(bundle_of: BundleOf, providers: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"are not all available, expected some of \[.*'CPU.*run: sae-runtime doctor"):
+        load(bundle_of("mutual"), providers=providers)
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_threads_are_at_least_one(bundle_of: BundleOf, threads: int) -> None:
+    with pytest.raises(ValueError, match=f"threads must be at least 1, got {threads}"):
+        load(bundle_of("mutual"), threads=threads)
+
+
+def test_threads_are_handed_on(bundle_of: BundleOf) -> None:
+    session = open_session(bundle_of("mutual") / "encode.onnx", threads=1)
+    assert session.get_session_options().intra_op_num_threads == 1
+    assert session.get_providers() == list(CPU)
+
+
+def test_a_provider_that_does_not_start_is_not_replaced_silently(
+    bundle_of: BundleOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime
+
+    real = onnxruntime.InferenceSession
+
+    def on_cpu(path: str, options: Any, providers: list[str]) -> Any:
+        return real(path, options, providers=list(CPU))
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", *CPU])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", on_cpu)
+    with pytest.raises(
+        ValueError, match="CUDAExecutionProvider could not start, only .*CPU.*; run: sae-runtime doctor"
+    ):
+        load(bundle_of("mutual"), providers=["CUDAExecutionProvider"])
+
+
+def test_what_onnxruntime_refuses_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "x.onnx").write_bytes(b"no graph")
+    with pytest.raises(BundleError, match=r"^onnxruntime refuses .*x.onnx \(.*\); run: sae-runtime export") as caught:
+        open_session(tmp_path / "x.onnx")
+    assert "\n" not in str(caught.value) and caught.value.__cause__ is not None
+
+
+def test_opening_says_nothing(bundle_of: BundleOf, capfd: pytest.CaptureFixture[str]) -> None:
+    load(bundle_of("feature"), threads=1)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("kind", ["token", "feature"])
+def test_serving_loads_neither_torch_nor_onnx(bundle_of: BundleOf, kind: str) -> None:
+    code = f"""
+import sys
+import numpy as np
+import sae_runtime
+def heavy():
+    return sorted({{"torch", "onnx", "onnx_ir", "transformers", "scipy", "pyarrow"}} & set(sys.modules))
+assert not heavy() and "onnxruntime" not in sys.modules, "on import"
+sae = sae_runtime.load({str(bundle_of(kind))!r}, threads=1)
+x = np.ones((3, {D_IN}), np.float32)
+features = sae.encode(x)
+sae.encode(x, rule="batch")
+sae.decode(features)
+sae.steer(x, [sae_runtime.Edit.set(1, 2.0)])
+print(heavy(), "onnxruntime" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], timeout=60, check=False, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[] True\n", "")

@@ -1,0 +1,108 @@
+"""The first witness: the SAE in a few lines of torch, which shares nothing with the graphs or with numpy's witness."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+Weights = Mapping[str, NDArray[np.float32]]
+Sparse = tuple[Tensor, list[Tensor]]  # f [n, d_sae], and the cuts (broadcastable to f) that decided what is kept
+
+
+def double(array: ArrayLike) -> Tensor:
+    return torch.from_numpy(np.array(array, np.float64))
+
+
+def whole(array: ArrayLike) -> Tensor:
+    return torch.from_numpy(np.array(array, np.int64))
+
+
+def latents(weights: Weights, x: ArrayLike) -> Tensor:
+    w = {name: double(array) for name, array in weights.items()}
+    return torch.relu(torch.addmm(w["b_enc"], double(x) - w["b_dec"], w["W_enc"]))
+
+
+def token(z: Tensor, k: int) -> Sparse:
+    top = torch.topk(z, k, dim=1)
+    f = torch.zeros_like(z).scatter(1, top.indices, top.values)
+    return f, [midway(z, f, dim=1)]
+
+
+def threshold(z: Tensor, theta: ArrayLike) -> Sparse:
+    return z * (z > double(theta)), [double(theta)]
+
+
+def mutual(z: Tensor, k: float, valid: ArrayLike | None = None) -> Sparse:
+    valid = torch.ones(len(z), dtype=torch.bool) if valid is None else torch.as_tensor(valid)
+    flat = torch.nan_to_num(z * valid[:, None]).flatten()
+    budget = min(round(k * int(valid.sum())), int((flat > 0).sum()))  # Python's round is half to even, too
+    top = torch.topk(flat, budget)
+    f = torch.zeros_like(flat).scatter(0, top.indices, top.values)
+    return f.view_as(z), [midway(flat, f, dim=0)]
+
+
+def feature(z: Tensor, k: float, cap: ArrayLike, valid: ArrayLike | None = None) -> Sparse:
+    valid = torch.ones(len(z), dtype=torch.bool) if valid is None else torch.as_tensor(valid)
+    z = z * valid[:, None]
+    limit = (double(cap) * int(valid.sum())).round()
+    order = z.argsort(dim=0, descending=True, stable=True)
+    rank = order.argsort(dim=0)  # of every token within its column
+    columns = z * (rank < limit)
+    f, cuts = mutual(columns, k, valid)
+    return f, [midway(z, columns, dim=0), *cuts]
+
+
+def midway(z: Tensor, f: Tensor, dim: int) -> Tensor:
+    """What lies between the kept and the others: only there may float32 decide otherwise."""
+    if not z.shape[dim]:
+        return torch.zeros(())
+    return (f.masked_fill(f == 0, torch.inf).amin(dim, keepdim=True) + (z - f).amax(dim, keepdim=True)) / 2
+
+
+def decode(weights: Weights, f: Tensor) -> Tensor:
+    return f @ double(weights["W_dec"]) + double(weights["b_dec"])
+
+
+def steer(weights: Weights, x: ArrayLike, f: Tensor, edited: Tensor) -> Tensor:
+    """Swap the reconstruction from f for the one from the edited features, and keep the error of the first."""
+    reconstruction = decode(weights, f)
+    error = double(x) - reconstruction
+    return decode(weights, edited) + error
+
+
+def dense(outputs: Sequence[NDArray[Any]], d_sae: int) -> NDArray[np.float64]:
+    """The indices and values that a graph gives, spread out, after a check of their layout."""
+    indices, values = outputs
+    assert indices.dtype == np.int64 and values.dtype == np.float32 and indices.shape == values.shape
+    assert (np.diff(values, axis=1) <= 0).all(), "rows must fall"
+    assert (values >= 0).all() and np.isfinite(values).all()
+    out = np.zeros((len(values), d_sae))
+    row, slot = np.nonzero(values)
+    np.add.at(out, (row, indices[row, slot]), values[row, slot])
+    assert np.count_nonzero(out) == len(row), "a feature twice in one row"
+    return out
+
+
+def assert_same_features(found: NDArray[np.floating[Any]], expected: Sparse) -> None:
+    """Equal up to float32: values to 1e-5 of the row's largest; only what lies at a cut may be kept by one alone."""
+    f, cuts = expected[0].numpy(), [cut.numpy() for cut in expected[1]]
+    assert found.shape == f.shape
+    top = np.maximum(np.maximum(found, f).max(axis=1, initial=0), 1e-30)[:, None]
+    alone = (found > 0) != (f > 0)
+    at_cut = np.maximum(found, f) <= 1e-6 * top
+    for cut in cuts:
+        at_cut |= np.abs(np.maximum(found, f) - cut) <= 1e-6 * top
+    error = np.where(alone, 0, np.abs(found - f) / top)
+    assert not (alone & ~at_cut).any(), f"matches of one side only at {np.argwhere(alone & ~at_cut)[:3].tolist()}"
+    assert error.max(initial=0) <= 1e-5, f"max {error.max()}, mean {error.mean()}, at {np.argmax(error)}"
+
+
+def assert_close(found: NDArray[np.float32], expected: Tensor) -> None:
+    """Equal up to float32: 1e-5 of the row's largest value."""
+    assert found.shape == tuple(expected.shape)
+    top = np.maximum(np.abs(expected.numpy()).max(axis=-1, initial=0), 1e-30)[..., None]
+    error = np.abs(found - expected.numpy()) / top
+    assert error.max(initial=0) <= 1e-5, f"max {error.max()}, mean {error.mean()}, at {np.argmax(error)}"

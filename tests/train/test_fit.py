@@ -1,0 +1,127 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from sae_runtime import bundle, load, quota
+from sae_runtime.exports import witness
+from sae_runtime.exports.export import export
+from sae_runtime.train import TrainConfig, fit
+
+D_IN, TRUE, K = 20, 48, 4
+
+
+def planted(n: int, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Activations that are sums of a few of 48 unit directions, which fire by a Zipf law, and those directions."""
+    rng = np.random.default_rng(seed)
+    directions = np.random.default_rng(7).standard_normal((TRUE, D_IN))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    rate = 0.5 / (np.arange(TRUE) + 3.0) ** 0.7
+    rate *= K / rate.sum()
+    strength = (rng.random((n, TRUE)) < rate) * rng.uniform(1, 2, (n, TRUE))
+    x = 30 * (strength @ directions + rng.normal(0, 0.02, (n, D_IN)) + 0.5)
+    return x.astype(np.float32), directions
+
+
+def config(**changes: Any) -> TrainConfig:
+    return TrainConfig(
+        **{"allocation": "mutual", "k": float(K), "d_sae": 64, "tokens": 250_000, "batch": 500, **changes}
+    )
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    made: dict[str, Path] = {}
+
+    def give(allocation: str) -> Path:
+        if allocation not in made:
+            made[allocation] = tmp_path_factory.mktemp("fitted") / allocation
+            fit(planted(30_000)[0], made[allocation], config(allocation=allocation))
+            export(made[allocation])
+        return made[allocation]
+
+    return give
+
+
+def test_learns_a_planted_dictionary(fitted: Callable[[str], Path], kind: str) -> None:
+    sae = load(fitted(kind))
+    _, directions = planted(1)
+    rows = bundle.read(fitted(kind)).tensor("W_dec")
+    found = (directions @ rows.T).max(axis=1)
+    assert (found > 0.9).mean() > 0.8, f"{(found > 0.9).sum()} of {TRUE} directions were found"
+    assert sae.manifest.measured["fvu"] < 0.15
+
+
+def test_serves_what_it_measured(fitted: Callable[[str], Path], kind: str) -> None:
+    sae = load(fitted(kind))
+    x, _ = planted(5000, seed=5)
+    features = sae.encode(x)
+    error = ((x - sae.decode(features)) ** 2).sum() / ((x - x.mean(axis=0)) ** 2).sum()
+    assert error == pytest.approx(sae.manifest.measured["fvu"], rel=0.1)
+    # Served mean L0 within 3 % of k on text that neither fitting nor calibration saw.
+    tolerance = 0.03 if kind != "token" else 1.0
+    assert features.l0().mean() == pytest.approx(K, rel=tolerance)
+    assert features.l0().mean() <= K * 1.03
+
+
+def test_onnxruntime_serves_what_numpy_computes(fitted: Callable[[str], Path], kind: str) -> None:
+    read = bundle.read(fitted(kind))
+    weights = {name: read.tensor(name) for name in read.specs}
+    x, _ = planted(300, seed=6)
+    z = witness.latents(weights, x)
+    expected = witness.token_choice(z, K) if kind == "token" else witness.threshold(z, weights["threshold"])
+    found = load(read.path).encode(x).to_dense() > 0
+    # The cut of z and the kept set agree but for values within rounding of the cut.
+    assert (found != expected.kept).sum() <= 1
+
+
+def test_feature_choice_saves_features_by_falling_quota(fitted: Callable[[str], Path]) -> None:
+    manifest = bundle.read(fitted("feature")).manifest
+    assert manifest.allocation.quota is not None
+    cap = quota.caps(manifest.allocation.quota, K, 64)
+    assert (np.diff(cap) <= 0).all()
+    dense = load(fitted("feature")).encode(planted(5000, seed=5)[0]).to_dense() > 0
+    assert (dense.mean(axis=0) <= cap * 1.25 + 0.01).all()
+
+
+def test_two_runs_with_one_seed_are_equal_bit_for_bit(tmp_path: Path) -> None:
+    x, _ = planted(2000)
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        fit(x, tmp_path / name, config(tokens=5000, seed=seed))
+    first, second, other = ((tmp_path / name / bundle.WEIGHTS).read_bytes() for name in "abc")
+    assert first == second != other
+
+
+def test_metrics_are_json_lines(tmp_path: Path) -> None:
+    fit(planted(2000)[0], tmp_path / "sae", config(tokens=12_500), metrics=tmp_path / "logs" / "m.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "logs" / "m.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [10, 20, 25]
+    assert lines[-1]["tokens"] == 12_500 and {"fvu", "l0", "dead", "under_used", "aux", "lr"} <= set(lines[-1])
+
+
+def test_manifest_says_where_it_came_from(fitted: Callable[[str], Path], kind: str) -> None:
+    manifest = bundle.read(fitted(kind)).manifest
+    assert manifest.provenance["config"]["d_sae"] == 64 and manifest.provenance["recipe"]["steps"] == 500
+    assert manifest.provenance["rows"]["train"] == 30_000 - 2 * manifest.measured["tokens"]
+    assert manifest.measured["dead_tokens"] == 2 * manifest.measured["tokens"]
+    assert ("batch_fvu" in manifest.measured) == (kind != "token")
+
+
+def test_bad_activations_leave_nothing(tmp_path: Path) -> None:
+    x, _ = planted(2000)
+    x[1234, 5] = np.nan
+    with pytest.raises(ValueError, match="row 1234 holds NaN or Inf"):
+        fit(x, tmp_path / "sae", config(tokens=50_000))
+    with pytest.raises(ValueError, match=r"must be \[n, d_in\], got \[4, 5, 6\]"):
+        fit(np.zeros((4, 5, 6)), tmp_path / "sae", config())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_existing_bundle_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "sae").mkdir()
+    with pytest.raises(FileExistsError, match=r"sae already exists; pass --force"):
+        fit("no such activations", tmp_path / "sae", config())

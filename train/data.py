@@ -1,0 +1,75 @@
+"""Activations for training: held-out splits, the input scale, and batches in a shuffled order without end."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_runtime.activations import Activations
+
+_MAX_HELD_OUT = 1 << 17  # tokens in each held-out part; more would sharpen no figure
+_SCALE_SAMPLE = 1 << 15
+
+
+@dataclass(frozen=True)
+class Split:
+    """Row numbers of the three parts."""
+
+    train: NDArray[np.int64]
+    calibration: NDArray[np.int64]
+    validation: NDArray[np.int64]
+
+
+def split(activations: Activations, holdout: float, rng: np.random.Generator) -> Split:
+    """Divide the rows: whole documents where they are known, so that no text is on both sides, else single rows.
+
+    Raises:
+        ValueError: a part would be empty.
+    """
+    n = len(activations)
+    groups = np.arange(n) if activations.documents is None else activations.documents
+    names, group = np.unique(groups, return_inverse=True)
+    shuffled = rng.permutation(len(names))
+    rank = np.empty(len(names), np.int64)
+    rank[shuffled] = np.arange(len(names))
+    order = np.argsort(rank[group], kind="stable")  # rows, document by shuffled document
+    wanted = min(round(n * holdout), 2 * _MAX_HELD_OUT)
+    ends = np.cumsum(np.bincount(group)[shuffled])
+    first = int(ends[np.searchsorted(ends, wanted // 2)])
+    second = int(ends[np.searchsorted(ends, wanted)])
+    parts = Split(train=np.sort(order[second:]), calibration=order[:first], validation=order[first:second])
+    if not len(parts.train) or not len(parts.calibration) or not len(parts.validation):
+        raise ValueError(
+            f"{activations.path} has {n} rows in {len(names)} documents, too few to hold out {holdout:.0%} in two "
+            "parts; give more activations or another --holdout"
+        )
+    return parts
+
+
+def batches(
+    activations: Activations, rows: NDArray[np.int64], size: int, rng: np.random.Generator
+) -> Iterator[NDArray[np.float32]]:
+    """Batches of exactly `size` rows, without end; every pass over the rows has a new order."""
+    left = np.empty(0, np.int64)
+    while True:
+        while len(left) < size:
+            left = np.concatenate([left, rng.permutation(rows)])
+        yield activations.rows(left[:size])
+        left = left[size:]
+
+
+def centre_and_scale(
+    activations: Activations, rows: NDArray[np.int64], rng: np.random.Generator
+) -> tuple[NDArray[np.float32], float]:
+    """Mean of the activations [d_in], and the scale that brings their mean distance from it to sqrt(d_in).
+
+    Raises:
+        ValueError: all rows are equal.
+    """
+    sample = activations.rows(rng.choice(rows, min(len(rows), _SCALE_SAMPLE), replace=False))
+    mean = sample.mean(axis=0, dtype=np.float64)
+    distance = float(np.linalg.norm(sample - mean, axis=1).mean())
+    if distance <= 1e-12 * max(float(np.abs(mean).max()), 1e-12):
+        raise ValueError(f"{activations.path}: all rows are equal, there is nothing to fit; harvest another layer")
+    return mean.astype(np.float32), float(np.sqrt(activations.d_in)) / distance

@@ -1,0 +1,201 @@
+"""Fit an SAE on activations, from the first batch to the bundle."""
+
+import dataclasses
+import importlib.metadata
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from sae_runtime import bundle, files, quota
+from sae_runtime.activations import Activations, Shard, as_float32, open_activations
+from sae_runtime.bundle import Allocation, Encoder, Manifest
+from sae_runtime.train.calibrate import calibrate
+from sae_runtime.train.config import TrainConfig
+from sae_runtime.train.data import Split, batches, centre_and_scale, split
+from sae_runtime.train.evaluate import batch_rule, densities, fvu_and_l0, served_rule
+from sae_runtime.train.model import SparseAutoencoder
+from sae_runtime.train.recipe import derive
+from sae_runtime.train.trainer import StepStats, Trainer
+
+_LOG_EVERY = 10  # steps
+
+
+def fit(
+    activations: Activations | NDArray[Any] | str | Path,
+    out: str | Path,
+    config: TrainConfig,
+    *,
+    metrics: Path | None = None,
+    force: bool = False,
+    progress: bool = False,
+) -> Manifest:
+    """Fit an SAE and write it as a bundle, not exported yet.
+
+    Args:
+        activations: a path that `open_activations` takes, what it gives, or an array [n, d_in].
+        out: the bundle's folder.
+        config: what to fit.
+        metrics: a file for one JSON line every ten steps.
+        force: replace a bundle that stands there already.
+        progress: show a progress bar on stderr, where that is a terminal.
+
+    Returns:
+        The manifest of the bundle.
+
+    Raises:
+        ValueError: the activations are too few, not finite or all equal, or the loss stopped being finite.
+        FileExistsError: `out` exists and `force` is not set.
+    """
+    out = Path(out)
+    files.check_free(out, force=force)
+    source = _opened(activations)
+    device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    rng = np.random.default_rng(config.seed)
+    parts = split(source, config.holdout, rng)
+    trainer, scale = _trainer(source, parts.train, config, rng, device)
+    stream = batches(source, parts.train, config.batch, rng)
+    with _reported(trainer, metrics, progress) as report:
+        for _ in range(trainer.recipe.steps):
+            x = torch.from_numpy(next(stream)).to(device) * scale
+            report(trainer.step(x))
+    held_out = tuple(
+        torch.from_numpy(source.rows(rows)).to(device) * scale for rows in (parts.calibration, parts.validation)
+    )
+    theta, measured, width = _calibrated(trainer, *held_out)
+    weights = _folded(trainer.model, theta, scale)
+    manifest = Manifest(
+        encoder=Encoder(
+            d_in=source.d_in,
+            d_sae=config.d_sae,
+            selection="topk" if theta is None else "threshold",
+            k=int(config.k) if theta is None else None,
+        ),
+        allocation=Allocation(kind=config.allocation, k=float(config.k), quota=trainer.quota),
+        width=width,
+        model=source.model,
+        hook=source.hook,
+        measured=measured,
+        provenance=_provenance(source, parts, trainer, device),
+    )
+    bundle.write(out, weights, manifest, force=force)
+    return bundle.read(out).manifest
+
+
+def _opened(activations: Activations | NDArray[Any] | str | Path) -> Activations:
+    if isinstance(activations, Activations):
+        return activations
+    if isinstance(activations, str | Path):
+        return open_activations(activations)
+    x = as_float32(activations)
+    if x.ndim != 2 or x.shape[1] < 1:
+        raise ValueError(f"activations must be [n, d_in], got {list(x.shape)}; reshape them")
+    return Activations(Path("array"), [Shard(x)])
+
+
+def _trainer(
+    source: Activations, rows: NDArray[np.int64], config: TrainConfig, rng: np.random.Generator, device: torch.device
+) -> tuple[Trainer, float]:
+    mean, scale = centre_and_scale(source, rows, rng)
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    model = SparseAutoencoder(config.d_sae, torch.from_numpy(mean) * scale, generator=generator).to(device)
+    return Trainer(model, config, derive(config, source.d_in), rng=rng), scale
+
+
+@contextmanager
+def _reported(trainer: Trainer, metrics: Path | None, progress: bool) -> Iterator[Any]:
+    """Give a function that takes the stats of each step to the progress bar and to the metrics file."""
+    config = trainer.config
+    if metrics is not None:
+        metrics.parent.mkdir(parents=True, exist_ok=True)
+    file = metrics.open("w", buffering=1) if metrics is not None else None
+    bar = tqdm(
+        total=trainer.recipe.steps * config.batch, unit="tok", unit_scale=True, disable=None if progress else True
+    )
+    bar.set_description(f"{config.allocation} choice")
+
+    def report(stats: StepStats) -> None:
+        bar.update(config.batch)
+        last = trainer.step_number == trainer.recipe.steps
+        if trainer.step_number % _LOG_EVERY and not last:
+            return
+        bar.set_postfix(FVU=f"{stats.fvu:.4f}", L0=f"{stats.l0:.1f}", dead=f"{stats.dead:.2%}")
+        if file is not None:
+            line = {"step": trainer.step_number, "tokens": trainer.step_number * config.batch}
+            file.write(json.dumps(line | dataclasses.asdict(stats)) + "\n")
+
+    try:
+        yield report
+    finally:
+        bar.close()
+        if file is not None:
+            file.close()
+
+
+def _calibrated(
+    trainer: Trainer, calibration: Tensor, validation: Tensor
+) -> tuple[NDArray[np.float32] | None, dict[str, float], int]:
+    """Threshold (None for token choice), what it measures on the validation part, and the width of encode.onnx."""
+    config, model = trainer.config, trainer.model
+    cap = None if trainer.quota is None else quota.caps(trainer.quota, config.k, config.d_sae)
+    theta = None
+    if config.allocation != "token":
+        theta = calibrate(model, calibration, config.k, cap)
+    served = served_rule(config.k, theta)
+    fvu, l0 = fvu_and_l0(model, validation, served, config.batch)
+    density = densities(model, torch.cat([calibration, validation]), served, config.batch)
+    measured = {
+        "tokens": len(validation),
+        "fvu": fvu,
+        "l0": float(l0.mean()),
+        "dead": float((density == 0).mean()),
+        "dead_tokens": len(calibration) + len(validation),
+    }
+    if theta is None:
+        return None, measured, int(config.k)
+    batch_fvu, batch_l0 = fvu_and_l0(model, validation, batch_rule(config.k, cap), config.batch)
+    measured |= {"batch": config.batch, "batch_fvu": batch_fvu, "batch_l0": float(batch_l0.mean())}
+    # Wide enough for all but one token in a thousand; those are encoded again, wider.
+    width = math.ceil(float(np.quantile(l0, 0.999)) / 8 + 1e-9) * 8
+    return theta, measured, min(max(width, 8), config.d_sae)
+
+
+def _folded(
+    model: SparseAutoencoder, theta: NDArray[np.float32] | None, scale: float
+) -> dict[str, NDArray[np.float32]]:
+    """Weights for raw activations. With x scaled by c, z scales by c too, so only the biases and the cut change."""
+    weights = {
+        "W_enc": model.W_enc.detach().T.contiguous(),
+        "W_dec": model.W_dec.detach(),
+        "b_enc": model.b_enc.detach() / scale,
+        "b_dec": model.b_dec.detach() / scale,
+    }
+    arrays = {name: tensor.cpu().numpy() for name, tensor in weights.items()}
+    if theta is not None:
+        arrays["threshold"] = (theta / scale).astype(np.float32)
+    return arrays
+
+
+def _provenance(source: Activations, parts: Split, trainer: Trainer, device: torch.device) -> dict[str, Any]:
+    return {
+        "activations": source.path.name,
+        "rows": {part.name: len(getattr(parts, part.name)) for part in dataclasses.fields(parts)},
+        "config": dataclasses.asdict(trainer.config),
+        "recipe": dataclasses.asdict(trainer.recipe),
+        "quota_r_squared": trainer.quota_r_squared,
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "sae-runtime": importlib.metadata.version("sae-runtime"),
+            "torch": str(torch.__version__),
+            "numpy": np.__version__,
+        },
+    }

@@ -1,0 +1,229 @@
+"""Activations of a transformers model on text, written as the folder of shards that sae_runtime.activations reads.
+
+While it is filled, the folder holds `harvest.json` (what decides the rows) and the shards so far; `activations.json`
+comes last. The same harvest run again goes on after the last whole shard, and gives the same bytes.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from sae_runtime.activations import FORMAT_VERSION, INDEX, Activations, open_activations
+from sae_runtime.files import check_free, new_file, repair
+from sae_runtime.tensors import read_header
+from sae_runtime.train.host import find_module, hidden_states, load_host
+from sae_runtime.train.text import SPLITS, documents
+from sae_runtime.train.windows import Window, batches, first_rows, groups, origin, padded, windows
+
+PLAN = "harvest.json"
+DTYPES = {"float32": (torch.float32, "F32"), "float16": (torch.float16, "F16"), "bfloat16": (torch.bfloat16, "BF16")}
+_SHARD = re.compile(r"shard-\d{5,}\.safetensors")
+_PARTIAL = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.partial\.\w+")
+
+
+def _option(help: str, *, choices: Sequence[str] = (), **default: Any) -> Any:
+    return field(metadata={"help": help, "choices": choices}, **default)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HarvestConfig:
+    """What to harvest. `batch_tokens` and `device` change rounding at most; all else decides the rows and shards.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    model: str = _option("transformers folder or hub name")
+    hook: str = _option("module whose output is kept, as named_modules has it, e.g. encoder.layer.3")
+    name: str | None = _option("name to record for the model [as given]", default=None)
+    text: tuple[Path, ...] = _option("text files, UTF-8; .jsonl: one object a line, its field 'text'")
+    split: str = _option("what a document is in a text file", choices=SPLITS, default="paragraph")
+    context: int = _option("tokens per window, special tokens included, >= 1", default=128)
+    tokens: int | None = _option("rows after which to stop, >= 1 [all of the text]", default=None)
+    dtype: str = _option("type of the rows on disk", choices=tuple(DTYPES), default="float32")
+    special: bool = _option("keep the activations of special tokens too", default=False)
+    batch_tokens: int = _option("tokens per forward pass, padding included, >= context", default=4096)
+    shard_tokens: int = _option("rows per shard at most (a window is not cut), >= 1", default=65536)
+    device: str | None = _option("torch device [cuda where there is one, else cpu]", default=None)
+
+    def __post_init__(self) -> None:
+        for name in ("model", "hook", "text"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty; name at least one")
+        for name, known in (("split", SPLITS), ("dtype", tuple(DTYPES))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        for name in ("context", "tokens", "shard_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be >= 1, got {value}")
+        if self.batch_tokens < self.context:
+            raise ValueError(f"batch_tokens must be >= context, got {self.batch_tokens} for windows of {self.context}")
+
+
+def harvest(config: HarvestConfig, out: Path, *, force: bool = False, progress: bool = False) -> Activations:
+    """Run the model over the text up to the hook and keep one row per token, in the order of the text.
+
+    The model computes in the type of its checkpoint. A module that runs several times in a forward pass is read the
+    first time. An unfinished folder of the same config is finished; see `Window` for what positions count.
+
+    Args:
+        config: what to harvest.
+        out: the folder to make or to finish.
+        force: start over in a folder of an earlier harvest.
+        progress: show a bar on stderr, where that is a terminal.
+
+    Raises:
+        FileExistsError: `out` is whole and `force` is not set, or it holds files that harvest did not write.
+        FileNotFoundError: a text file or the folder of the model is missing.
+        ValueError: `out` was begun with another config, the model or hook cannot be used, the text cannot be read or
+            gives no rows, or an activation is NaN or Inf.
+    """
+    texts = documents(config.text, config.split)
+    plan = _plan(config)
+    _check_folder(out, plan, force=force)
+    tokenizer, model = load_host(config.model, config.device)
+    _check_context(config, tokenizer, model)
+    module = find_module(model, config.hook)
+    _start_folder(out, plan, force=force)
+    pad = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    parts = windows(tokenizer, texts, context=config.context, special=config.special)
+    shards: list[dict[str, Any]] = []
+    # disable=None hides the bar where stderr is no terminal.
+    with tqdm(total=config.tokens, unit="token", unit_scale=True, disable=None if progress else True) as bar:
+        for group in groups(first_rows(parts, config.tokens), config.shard_tokens):
+            path = out / f"shard-{len(shards):05d}.safetensors"
+            rows = sum(window.rows for window in group)
+            if _is_whole(path, rows, config.dtype):
+                bar.update(rows)
+            else:
+                tensors = _shard(config, model, module, group, pad, bar)
+                with new_file(path, force=True) as partial:
+                    save_file(tensors, partial)
+            shards.append({"file": path.name, "rows": rows})
+    if not shards:
+        raise ValueError(f"no token of the text is kept ({', '.join(map(str, config.text))} hold none); give more text")
+    width = read_header(out / shards[0]["file"])["activations"].shape[1]
+    index = {"format_version": FORMAT_VERSION, "shards": shards, "d_in": width, "model": config.name or config.model}
+    settings = {name: getattr(config, name) for name in ("hook", "split", "context", "tokens", "dtype", "special")}
+    _write_json(out / INDEX, index | settings)
+    return open_activations(out)
+
+
+def _shard(
+    config: HarvestConfig, model: Any, module: torch.nn.Module, group: Sequence[Window], pad: int, bar: Any
+) -> dict[str, torch.Tensor]:
+    """The tensors of one shard: forward passes by length, rows in the order of the windows."""
+    starts = np.cumsum([0, *(window.rows for window in group)])
+    x: torch.Tensor | None = None
+    for numbers in batches(group, config.batch_tokens):
+        batch = [group[number] for number in numbers]
+        ids, real, kept = (torch.from_numpy(array).to(model.device) for array in padded(batch, pad))
+        hidden = hidden_states(config.hook, model, module, ids, real)[kept]
+        rows = hidden.to(DTYPES[config.dtype][0])
+        if not torch.isfinite(rows).all():
+            raise ValueError(_nonfinite(config, batch, hidden, rows))
+        if x is None:
+            x = torch.empty(int(starts[-1]), rows.shape[1], dtype=rows.dtype)
+        x[np.concatenate([np.arange(starts[number], starts[number + 1]) for number in numbers])] = rows.cpu()
+        bar.update(len(rows))
+    assert x is not None  # groups are not empty
+    return {"activations": x, **{name: torch.from_numpy(ids) for name, ids in origin(group).items()}}
+
+
+def _nonfinite(config: HarvestConfig, batch: Sequence[Window], hidden: torch.Tensor, rows: torch.Tensor) -> str:
+    row = int((~torch.isfinite(rows)).any(dim=1).nonzero()[0])
+    source = origin(batch)
+    where = f"document {source['documents'][row]}, position {source['positions'][row]}"
+    if torch.isfinite(hidden[row]).all():
+        return f"an activation at {where} is too large for {config.dtype}; store bfloat16 or float32"
+    return f"{config.hook} gives NaN or Inf at {where}; leave that document out or hook another module"
+
+
+def _check_context(config: HarvestConfig, tokenizer: Any, model: Any) -> None:
+    # Where positions have no bound, a config says None or -1, or nothing.
+    limits = getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length
+    limit = min((limit for limit in limits if limit and limit > 0), default=config.context)
+    if config.context > limit:
+        raise ValueError(f"context is {config.context} tokens, {config.model} reads at most {limit}; lower --context")
+
+
+def _plan(config: HarvestConfig) -> dict[str, Any]:
+    """What decides the rows, as JSON; files by size and time of change."""
+    plan = {name: value for name, value in asdict(config).items() if name not in ("batch_tokens", "device")}
+    plan["text"] = [_stamp(path) for path in config.text]
+    folder = Path(config.model)
+    if folder.is_dir():
+        plan["model"] = str(folder.resolve())
+        plan["model_files"] = [_stamp(path) for path in sorted(folder.iterdir()) if path.is_file()]
+    return plan
+
+
+def _stamp(path: Path) -> str:
+    stat = path.stat()
+    return f"{path.resolve()} ({stat.st_size} bytes, changed at {stat.st_mtime_ns} ns)"
+
+
+def _check_folder(out: Path, plan: dict[str, Any], *, force: bool) -> None:
+    """Raise unless harvest may write there; nothing is changed."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise FileExistsError(f"{out} is a file; name a folder")
+    names = sorted(path.name for path in out.iterdir())
+    shards = [name for name in names if _SHARD.fullmatch(name)]
+    foreign = [name for name in names if not (name in (INDEX, PLAN, *shards) or _PARTIAL.fullmatch(name))]
+    if foreign and (force or PLAN not in names):
+        raise FileExistsError(f"{out} holds {foreign[0]}, which harvest did not write; name another folder")
+    if INDEX in names:
+        check_free(out, force=force)
+    if not shards or force:
+        return
+    try:
+        begun = json.loads((out / PLAN).read_text())
+        differing = [(name, begun.get(name), value) for name, value in plan.items() if begun.get(name) != value]
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"{out} holds shards but no readable {PLAN}; use another folder or --force") from error
+    if differing:
+        name, old, new = differing[0]
+        if isinstance(old, list) and isinstance(new, list):  # of files: show the first that differs
+            old, new = next(pair for pair in zip_longest(old, new) if pair[0] != pair[1])
+        raise ValueError(f"{out} was begun with {name} {old!r}, now it is {new!r}; use another folder or --force")
+
+
+def _start_folder(out: Path, plan: dict[str, Any], *, force: bool) -> None:
+    """Make the folder, or clear it of an earlier harvest, and write down what will fill it."""
+    out.mkdir(parents=True, exist_ok=True)
+    # The index goes first: without it the folder is not taken for whole. The plan goes last: it says whose shards lie.
+    for path in sorted(out.iterdir(), key=lambda path: (path.name != INDEX, path.name == PLAN)):
+        if partial := _PARTIAL.fullmatch(path.name):
+            repair(out / partial["name"])
+        elif force:
+            path.unlink()
+    _write_json(out / PLAN, plan)
+
+
+def _is_whole(path: Path, rows: int, dtype: str) -> bool:
+    """Whether an earlier run finished this shard."""
+    try:
+        specs = read_header(path)
+    except (FileNotFoundError, ValueError):
+        return False
+    expected = {"activations": (DTYPES[dtype][1], rows)} | {
+        name: ("I32", rows) for name in ("tokens", "documents", "positions")
+    }
+    return {name: (spec.dtype, spec.shape[0]) for name, spec in specs.items()} == expected
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    with new_file(path, force=True) as partial:
+        partial.write_text(json.dumps(value, indent=2) + "\n")

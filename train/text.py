@@ -1,0 +1,85 @@
+"""Documents out of text files: paragraphs, whole files or lines of JSON, one at a time."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+SPLITS = ("paragraph", "file")
+
+
+def documents(paths: Sequence[Path], split: str = "paragraph") -> Iterator[str]:
+    """The documents of text files, in order, read as they are asked for; empty ones are dropped.
+
+    A `.jsonl` file gives one document per line, its field "text". Any other file is UTF-8 text: a document is a block
+    of non-blank lines with split "paragraph", the whole file with split "file". A byte order mark is dropped.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: `split` is unknown, a path is a folder or, while reading, a file is not UTF-8, or a line of JSON is
+            not an object with a string "text".
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    for path in paths:
+        _check_file(path)
+    return (text for path in paths for text in _of_file(path, split) if not _is_blank(text))
+
+
+def _check_file(path: Path) -> None:
+    if not path.exists():
+        raise FileNotFoundError(f"the text file {path} does not exist; check its path")
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file; name the text files inside one by one")
+
+
+def _of_file(path: Path, split: str) -> Iterator[str]:
+    if path.suffix.lower() == ".jsonl":
+        return _json_texts(path)
+    return _paragraphs(path) if split == "paragraph" else iter(["".join(_lines(path))])
+
+
+def _paragraphs(path: Path) -> Iterator[str]:
+    block: list[str] = []
+    for line in _lines(path):
+        if not _is_blank(line):
+            block.append(line)
+        elif block:
+            yield "".join(block).removesuffix("\n")
+            block = []
+    if block:
+        yield "".join(block).removesuffix("\n")
+
+
+def _json_texts(path: Path) -> Iterator[str]:
+    for number, line in enumerate(_lines(path), start=1):
+        if not _is_blank(line):
+            yield _json_text(line, f"{path}, line {number}")
+
+
+def _json_text(line: str, where: str) -> str:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: not JSON ({error}); expected one object a line") from error
+    if not isinstance(record, dict) or "text" not in record:
+        raise ValueError(f'{where}: no field "text"; expected one JSON object a line with its text there')
+    text = record["text"]
+    if not isinstance(text, str):
+        raise ValueError(f'{where}: the field "text" must be a string, got {type(text).__name__}; convert it')
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON may escape half of a surrogate pair, which no tokenizer takes
+        raise ValueError(f'{where}: the field "text" holds half a character ({error.reason}); repair it') from error
+    return text
+
+
+def _lines(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8-sig") as file:
+        try:
+            yield from file
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 text ({error.reason}); convert it to UTF-8") from error
+
+
+def _is_blank(text: str) -> bool:
+    return not text or text.isspace()
