@@ -3,3 +3,7 @@
 from sae_runtime.extras import require
 
 require("export")
+
+from sae_runtime.exports.export import export  # noqa: E402  (onnx only after the check)
+
+__all__ = ["export"]

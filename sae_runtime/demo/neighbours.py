@@ -31,7 +31,7 @@ def embed(
     sae: SAE | None = None,
     edits: Sequence[Edit] = (),
 ) -> NDArray[np.float32]:
-    """Unit sentence embeddings [texts, width] by mean pooling; with edits, the SAE steers the hook's output on the way."""
+    """Unit sentence embeddings [texts, width] by mean pooling; with edits, the SAE steers the hook's output."""
 
     def steered(_module: torch.nn.Module, _args: Any, output: Any) -> Any:
         assert sae is not None

@@ -15,6 +15,7 @@ th, td { padding: .35rem .6rem; border-bottom: 1px solid #ddd; text-align: right
 th:first-child, td:first-child { text-align: left }
 .spans { margin: 0; padding: 0; list-style: none; font-size: .92rem }
 .spans li { padding: .15rem 0 } mark { background: #ffe08a; padding: 0 .15em; border-radius: 3px }
+.fires { border-left: 4px solid #ffc93c; padding-left: .5rem !important }
 .dim { color: #777 } img { max-width: 100%; margin: .5rem 0 }
 .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 0 2rem }
 """.strip()
@@ -30,7 +31,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def feature(found: ReadableFeature) -> str:
     """A feature with the spans where it fires most."""
     lines = "".join(
-        f"<li>{html.escape(span.before)} <mark>{html.escape(span.token)}</mark> {html.escape(span.after)} "
+        f"<li>{html.escape(span.before)}<mark>{html.escape(span.token)}</mark>{html.escape(span.after)} "
         f'<span class="dim">{span.value:.1f}</span></li>'
         for span in found.spans
     )
@@ -41,8 +42,7 @@ def feature(found: ReadableFeature) -> str:
 def sentences(title: str, texts: Sequence[tuple[float, str, bool]]) -> str:
     """Neighbours of a query: cosine, text, and whether the steered feature fires in it."""
     lines = "".join(
-        f'<li><span class="dim">{cosine:.2f}</span> {"<mark>" if fires else ""}{html.escape(text)}'
-        f"{'</mark>' if fires else ''}</li>"
+        f'<li{" class=fires" * fires}><span class="dim">{cosine:.2f}</span> {html.escape(text)}</li>'
         for cosine, text, fires in texts
     )
     return f'<div><h3>{html.escape(title)}</h3><ul class="spans">{lines}</ul></div>'

@@ -15,7 +15,7 @@ _AROUND = 7  # tokens shown on either side
 
 @dataclass(frozen=True)
 class Span:
-    """A piece of text and the token in it on which a feature fires."""
+    """A piece of text and the token in it on which a feature fires; the three parts follow without a gap."""
 
     before: str
     token: str
@@ -35,7 +35,7 @@ class ReadableFeature:
 
 
 class FeatureTable:
-    """A Parquet file that `extract` wrote, by feature. `doc` and `token` are [tokens], matches are sorted by feature."""
+    """A Parquet file that `extract` wrote, by feature; `doc`, `token` and `l0` are [tokens], `density` is [d_sae]."""
 
     def __init__(self, path: Path, d_sae: int) -> None:
         table = pyarrow.parquet.read_table(path)
@@ -66,21 +66,22 @@ class FeatureTable:
 
 
 def readable_features(table: FeatureTable, tokenizer: Any, count: int) -> list[ReadableFeature]:
-    """Features that a person can make sense of, the strongest first.
+    """Features that a person can make sense of, the purest first, each of another word.
 
-    Those that fire on 0.1 % to 1 % of the tokens, and whose strongest matches come from many documents and from a few
-    forms of a word: a single form would be a token detector, many forms are hard to judge from six lines.
+    Of the features that fire on 0.1 % to 0.5 % of the tokens, those whose strongest matches come from many documents
+    and from several forms of a word (one form would be a token detector). Pure is one that fires on little else.
     """
     found = []
-    for number in np.flatnonzero((table.density > 1e-3) & (table.density < 1e-2)):
-        rows, values = (part[:_TOP] for part in table.matches(int(number)))
-        forms = Counter(tokenizer.convert_ids_to_tokens(int(token)) for token in table.token[rows])
-        many_documents = len(set(table.doc[rows].tolist())) >= 0.6 * len(rows)
-        words = all(form.isalpha() and len(form) > 2 for form in forms)
+    for number in np.flatnonzero((table.density > 1e-3) & (table.density < 5e-3)).tolist():
+        rows, values = table.matches(number)
+        forms = Counter(tokenizer.convert_ids_to_tokens(table.token[rows[:_TOP]].tolist()))
+        many_documents = len(set(table.doc[rows[:_TOP]].tolist())) >= 0.6 * _TOP
+        words = all(form.isalpha() and len(form) > 4 for form in forms)
         if many_documents and words and 3 <= len(forms) <= 8:
-            found.append((float(values.mean()), int(number), forms.most_common(1)[0][0]))
+            on_forms = np.isin(table.token[rows], table.token[rows[:_TOP]])
+            found.append((float(values[on_forms].sum() / values.sum()), number, forms.most_common(1)[0][0]))
     found.sort(reverse=True)
-    chosen: dict[str, tuple[int, str]] = {}  # one feature a word
+    chosen: dict[str, tuple[int, str]] = {}
     for _, number, word in found:
         chosen.setdefault(word[:4], (number, word))
     return [_described(table, tokenizer, number, word) for number, word in list(chosen.values())[:count]]
@@ -88,20 +89,23 @@ def readable_features(table: FeatureTable, tokenizer: Any, count: int) -> list[R
 
 def _described(table: FeatureTable, tokenizer: Any, number: int, word: str) -> ReadableFeature:
     rows, values = table.matches(number)
-    spans: dict[str, Span] = {}
+    spans: dict[tuple[str, str], Span] = {}  # one of each word and what stands before it: text repeats itself
     for row, value in zip(rows.tolist(), values.tolist(), strict=True):
         span = _span(table, tokenizer, row, value)
-        spans.setdefault(span.before[-30:] + span.token, span)
+        spans.setdefault((span.before[-10:], span.token), span)
         if len(spans) == 5:
             break
     return ReadableFeature(number, float(table.density[number]), float(values[0]), word, tuple(spans.values()))
 
 
 def _span(table: FeatureTable, tokenizer: Any, row: int, value: float) -> Span:
-    inside = np.flatnonzero(table.doc[max(row - _AROUND, 0) : row + _AROUND + 1] == table.doc[row]) + max(
-        row - _AROUND, 0
-    )
-    before, after = table.token[inside[inside < row]], table.token[inside[inside > row]]
-    while len(after) and tokenizer.convert_ids_to_tokens(int(after[-1])).startswith("##"):
-        after = after[:-1]  # half a word
-    return Span(tokenizer.decode(before), tokenizer.decode([int(table.token[row])]), tokenizer.decode(after), value)
+    begin = max(row - _AROUND, 0)
+    inside = begin + np.flatnonzero(table.doc[begin : row + _AROUND + 1] == table.doc[row])
+    pieces = tokenizer.convert_ids_to_tokens(table.token[inside].tolist())
+    at = int(np.searchsorted(inside, row))
+    first, last = 0, len(pieces)
+    while first < at and pieces[first].startswith("##"):  # half a word
+        first += 1
+    before, after = (tokenizer.convert_tokens_to_string(part) for part in (pieces[first:at], pieces[at + 1 : last]))
+    joined = at + 1 < last and pieces[at + 1].startswith("##")
+    return Span(before + " " * bool(before), pieces[at], after.removeprefix("##") if joined else f" {after}", value)

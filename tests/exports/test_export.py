@@ -1,5 +1,6 @@
 import dataclasses
 import errno
+import importlib
 import os
 import shutil
 from collections.abc import Callable
@@ -14,11 +15,12 @@ from numpy.typing import DTypeLike, NDArray
 
 from sae_runtime import bundle, load, quota
 from sae_runtime.bundle import DERIVED, MANIFEST, WEIGHTS, Bundle, BundleError
-from sae_runtime.exports import export as module
 from sae_runtime.exports.encode import encode_graph
 from sae_runtime.exports.export import default_cap, export, sample
 from sae_runtime.exports.graph import Graph
 from sae_runtime.tensors import map_tensor, read_header
+
+module = importlib.import_module("sae_runtime.exports.export")  # the package has a function of that name
 
 BundleOf = Callable[..., Path]
 GRAPHS = {

@@ -1,0 +1,29 @@
+# `make demo` and `make test` each take a bare clone to the end: virtual environment, installation, run.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test check bench clean
+
+demo: .venv/demo.stamp
+	$(BIN)/sae-runtime demo --force -o demo-out
+
+test: .venv/dev.stamp
+	$(BIN)/python -m pytest -q
+
+check: .venv/dev.stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/mypy tests benchmarks
+
+bench: .venv/dev.stamp
+	$(BIN)/python benchmarks/encode.py
+
+clean:
+	rm -rf .venv demo-out build dist *.egg-info
+
+.venv/%.stamp: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(INSTALL) --editable '.[$*]'
+	touch $@
