@@ -29,7 +29,7 @@ def derive(config: TrainConfig, d_in: int) -> Recipe:
         warmup_share = 0.4 if config.exponent is None else 0.0
     return Recipe(
         steps=steps,
-        lr=config.lr or _learning_rate(d_in, config.d_sae, steps),
+        lr=config.lr or _learning_rate(config.d_sae, steps),
         warmup_steps=max(min(steps // 20, 1000), 1),
         decay_steps=max(steps * 3 // 10, 1),
         aux_k=min(config.aux_k or 2 ** round(math.log2(max(d_in / 2, 1))), config.d_sae),
@@ -40,10 +40,10 @@ def derive(config: TrainConfig, d_in: int) -> Recipe:
     )
 
 
-def _learning_rate(d_in: int, d_sae: int, steps: int) -> float:
-    # dictionary_learning's rule for long runs, raised for short ones; beyond the second bound a step turns unit rows
-    # so far that features die (docs/log.md, 2026-11-22).
-    return min(2e-4 / math.sqrt(d_sae / 2**14) * max(1.0, math.sqrt(30_000 / steps)), 0.15 / math.sqrt(d_in))
+def _learning_rate(d_sae: int, steps: int) -> float:
+    # dictionary_learning's rule for long runs, raised for short ones; beyond 0.01 a step turns unit rows so far that
+    # features die (docs/log.md, 2026-11-22).
+    return min(2e-4 / math.sqrt(d_sae / 2**14) * max(1.0, math.sqrt(30_000 / steps)), 0.01)
 
 
 def schedule(recipe: Recipe, step: int) -> float:

@@ -68,21 +68,24 @@ class FeatureTable:
 def readable_features(table: FeatureTable, tokenizer: Any, count: int) -> list[ReadableFeature]:
     """Features that a person can make sense of, the purest first, each of another word.
 
-    Of the features that fire on 0.1 % to 0.5 % of the tokens, those whose strongest matches come from many documents
+    Those come first that fire on 0.1 % to 0.5 % of the tokens, and whose strongest matches come from many documents
     and from several forms of a word (one form would be a token detector). Pure is one that fires on little else.
     """
     found = []
-    for number in np.flatnonzero((table.density > 1e-3) & (table.density < 5e-3)).tolist():
+    for number in np.flatnonzero(table.density).tolist():
         rows, values = table.matches(number)
         forms = Counter(tokenizer.convert_ids_to_tokens(table.token[rows[:_TOP]].tolist()))
-        many_documents = len(set(table.doc[rows[:_TOP]].tolist())) >= 0.6 * _TOP
-        words = all(form.isalpha() and len(form) > 4 for form in forms)
-        if many_documents and words and 3 <= len(forms) <= 8:
-            on_forms = np.isin(table.token[rows], table.token[rows[:_TOP]])
-            found.append((float(values[on_forms].sum() / values.sum()), number, forms.most_common(1)[0][0]))
+        readable = (
+            1e-3 < table.density[number] < 5e-3
+            and len(set(table.doc[rows[:_TOP]].tolist())) >= 0.6 * _TOP
+            and all(form.isalpha() and len(form) > 4 for form in forms)
+            and 3 <= len(forms) <= 8
+        )
+        on_forms = np.isin(table.token[rows], table.token[rows[:_TOP]])
+        found.append((readable, float(values[on_forms].sum() / values.sum()), number, forms.most_common(1)[0][0]))
     found.sort(reverse=True)
     chosen: dict[str, tuple[int, str]] = {}
-    for _, number, word in found:
+    for *_, number, word in found:
         chosen.setdefault(word[:4], (number, word))
     return [_described(table, tokenizer, number, word) for number, word in list(chosen.values())[:count]]
 

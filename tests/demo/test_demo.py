@@ -1,0 +1,73 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sae_runtime import demo, load
+from sae_runtime.cli import main
+from sae_runtime.demo import page
+from sae_runtime.demo.neighbours import nearest
+from sae_runtime.demo.text import paragraphs
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's folder, from a run with less of everything."""
+    out = tmp_path_factory.mktemp("demo") / "out"
+    smaller = {"TOKENS": 8000, "STEPS": 40, "BATCH": 512, "D_SAE": 192, "_CORPUS": 60}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in smaller.items():
+            patch.setattr(demo, name, value)
+        demo.run(out)
+    return out
+
+
+def test_leaves_what_it_promises(folder: Path) -> None:
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"activations", "bundles", "features", "index.html", "metrics", "plots", "summary.json", "text"}
+    for kind in demo.KINDS:
+        assert load(folder / "bundles" / kind).manifest.model == "all-MiniLM-L6-v2"
+        assert (folder / "features" / f"{kind}.parquet").is_file()
+    assert len(list((folder / "plots").glob("*.png"))) == 3
+
+
+def test_table_holds_what_was_measured(folder: Path) -> None:
+    table = json.loads((folder / "summary.json").read_text())["table"]
+    assert [row["allocation"] for row in table] == ["token choice", "mutual choice", "feature choice"]
+    for kind, row in zip(demo.KINDS, table, strict=True):
+        measured = load(folder / "bundles" / kind).manifest.measured
+        assert row["FVU, served"] == f"{measured['fvu']:.4f}" and row["L0 served"] == f"{measured['l0']:.2f}"
+        assert float(row["encode, tokens/s"].replace(",", "")) > 0
+
+
+def test_page_needs_no_other_file(folder: Path) -> None:
+    text = (folder / "index.html").read_text()
+    assert text.count("<img") == 3 and text.count('src="data:image/png;base64,') == 3
+    assert "<link" not in text and "<script" not in text
+    assert text.count("feature ") >= 6 and "mutual choice" in text
+
+
+def test_existing_folder_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FileExistsError, match="already exists; pass --force"):
+        demo.run(folder)
+    called: list[Path] = []
+    monkeypatch.setattr(demo, "run", lambda out, force: called.append(out))
+    main(["demo", "-o", str(folder.parent / "other")], standalone_mode=False)
+    assert called == [folder.parent / "other"]
+
+
+def test_text_is_prose_and_repeats() -> None:
+    first = paragraphs(seed=0)
+    assert len(first) > 1000 and len(set(first)) == len(first)
+    assert first == paragraphs(seed=0) != paragraphs(seed=1)
+
+
+def test_nearest_are_the_largest_cosines() -> None:
+    corpus = np.eye(4, dtype=np.float32)
+    near = nearest(corpus, np.array([0.1, 0.9, 0.2, 0.0], np.float32), 2)
+    assert near.sentences == (1, 2) and near.cosines == pytest.approx((0.9, 0.2))
+
+
+def test_page_escapes_text() -> None:
+    assert "<b>" not in page.table(["<b>"], [["<b>"]]) + page.sentences("<b>", [(0.5, "<b>", True)])

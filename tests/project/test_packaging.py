@@ -1,0 +1,103 @@
+"""The wheel holds what the checkout holds, and works where nothing else is installed."""
+
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Callable
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# What pip installs with sae-runtime[cpu] on Linux, less what onnxruntime only needs for its tools.
+RUNTIME = ("numpy", "onnxruntime", "click", "safetensors", "tqdm")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    source = tmp_path_factory.mktemp("source")
+    for name in ("sae_runtime", "train", "exports"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    out = tmp_path_factory.mktemp("wheel")
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, source],
+        check=True,
+        capture_output=True,
+    )
+    return next(out.glob("*.whl"))
+
+
+def link(bare: Path, *distributions: str) -> None:
+    """Make installed distributions importable from a folder, and nothing else."""
+    for name in distributions:
+        for top in {Path(str(file)).parts[0] for file in distribution(name).files or () if ".." not in str(file)}:
+            if not (bare / top).exists():
+                (bare / top).symlink_to(str(distribution(name).locate_file(top)))
+
+
+def in_bare(bare: Path, code: str) -> "subprocess.CompletedProcess[str]":
+    """Run code where only the packages in a folder can be found: -S leaves out those of this environment."""
+    command = [sys.executable, "-S", "-c", code]
+    return subprocess.run(command, cwd=bare.parent, env={"PYTHONPATH": str(bare)}, capture_output=True, text=True)
+
+
+def test_wheel_holds_every_module(wheel: Path) -> None:
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    expected = {"sae_runtime/py.typed"}
+    for folder, inside in (
+        ("sae_runtime", "sae_runtime"),
+        ("train", "sae_runtime/train"),
+        ("exports", "sae_runtime/exports"),
+    ):
+        expected |= {f"{inside}/{path.relative_to(ROOT / folder)}" for path in (ROOT / folder).rglob("*.py")}
+    assert packed == expected
+
+
+def test_every_folder_of_code_is_a_listed_package() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {
+        path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob("*/**/__init__.py") if ".venv" not in path.parts
+    }
+    folders = {folder for folder in folders if folder.split("/")[0] in ("sae_runtime", "train", "exports")}
+    mapped = {package: folder for package, folder in settings["package-dir"].items()}
+    assert {mapped.get(package, package.replace(".", "/")) for package in settings["packages"]} == folders
+
+
+def test_wheel_serves_in_a_bare_environment(wheel: Path, tmp_path: Path, bundle_of: Callable[..., Path]) -> None:
+    bare = tmp_path / "bare"
+    zipfile.ZipFile(wheel).extractall(bare)
+    link(bare, *RUNTIME)
+    code = f"""
+import sys
+import numpy as np
+import sae_runtime
+sae = sae_runtime.load({str(bundle_of("feature"))!r})
+x = np.random.default_rng(0).normal(0, 1.2, (5, sae.d_in)).astype(np.float32)
+features = sae.encode(x)
+assert len(features.values) > 0
+assert sae.encode(x, rule="batch").shape == (5,)
+assert (sae.steer(x, []) == x).all() and (sae.steer(x, [sae_runtime.Edit.set(3, 2.0)]) != x).any()
+assert not {{"torch", "onnx", "onnx_ir", "transformers"}} & set(sys.modules)
+print(sae_runtime.__file__)
+"""
+    done = in_bare(bare, code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(bare / "sae_runtime" / "__init__.py")
+
+
+def test_what_is_missing_is_named_with_its_extra(wheel: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    zipfile.ZipFile(wheel).extractall(bare)
+    link(bare, "numpy", "click", "safetensors", "tqdm")
+    for code, extra in (
+        ("import sae_runtime.train", "train"),
+        ("import sae_runtime.exports", "export"),
+        ("import sae_runtime.sessions as s; s.open_session('x.onnx')", "cpu"),
+    ):
+        done = in_bare(bare, code)
+        assert done.returncode == 1 and f"pip install 'sae-runtime[{extra}]'" in done.stderr
