@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
-import safetensors.numpy
 from numpy.typing import NDArray
 
 from sae_runtime import bundle as bundles
@@ -19,7 +18,7 @@ from sae_runtime.exports.decode import decode_graph
 from sae_runtime.exports.encode import encode_graph
 from sae_runtime.exports.joint import joint_graph
 from sae_runtime.exports.steer import LARGEST, steer_graph
-from sae_runtime.tensors import TensorSpec, read_header
+from sae_runtime.tensors import TensorSpec, read_header, save_tensors
 
 Arrays = dict[str, NDArray[np.generic]]
 Run = Callable[[str, Arrays], list[NDArray[np.float32]]]
@@ -76,7 +75,7 @@ def export(path: str | Path) -> Bundle:
 def _write_derived(bundle: Bundle) -> dict[str, TensorSpec]:
     """The caps of feature choice, too large for a graph, computed from the few numbers in the manifest."""
     with files.new_file(bundle.path / DERIVED, force=True) as partial:
-        safetensors.numpy.save_file({"cap": default_cap(bundle)}, partial)
+        save_tensors(partial, {"cap": default_cap(bundle)})
     return read_header(bundle.path / DERIVED)
 
 

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 from numpy.typing import NDArray
 
 from sae_runtime import files
 from sae_runtime.quota import Quota
-from sae_runtime.tensors import TensorSpec, map_tensor, read_header
+from sae_runtime.tensors import TensorSpec, map_tensor, read_header, save_tensors
 
 SCHEMA_VERSION = 1
 MANIFEST = "sae_runtime.json"
@@ -167,7 +166,7 @@ def write(path: Path, weights: Mapping[str, NDArray[np.float32]], manifest: Mani
         FileExistsError: the folder exists and `force` is not set.
     """
     with files.new_folder(path, force=force) as folder:
-        safetensors.numpy.save_file({k: np.ascontiguousarray(v) for k, v in weights.items()}, folder / WEIGHTS)
+        save_tensors(folder / WEIGHTS, {k: np.ascontiguousarray(v) for k, v in weights.items()})
         (folder / CFG).write_text(json.dumps(_sae_lens_cfg(manifest), indent=2) + "\n")
         records = {name: record(folder / name) for name in (WEIGHTS, CFG)}
         manifest = dataclasses.replace(manifest, files=records, graphs={})

@@ -1,6 +1,7 @@
 """Sparse features of tokens, in compressed rows."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,8 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import scipy.sparse
+
+Slots = tuple[NDArray[np.int64], NDArray[np.float32]]  # a run of rows in the layout of the graphs: indices, values
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +53,7 @@ class Features:
         dense[np.repeat(np.arange(len(self)), np.diff(self.indptr)), self.indices] = self.values
         return dense.reshape(*self.shape, self.d_sae)
 
-    def to_slots(self, begin: int, end: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def to_slots(self, begin: int, end: int) -> Slots:
         """Tokens begin to end in the layout of the graphs: indices i64 and values f32 [end - begin, widest]."""
         counts = np.diff(self.indptr[begin : end + 1])
         part = slice(int(self.indptr[begin]), int(self.indptr[end]))
@@ -60,9 +63,7 @@ class Features:
         return indices, values
 
 
-def from_slots(
-    parts: "list[tuple[NDArray[np.int64], NDArray[np.float32]]]", d_sae: int, shape: tuple[int, ...]
-) -> Features:
+def from_slots(parts: Iterable[Slots], d_sae: int, shape: tuple[int, ...]) -> Features:
     """Features from runs of rows in the layout of the graphs; a slot with value 0 is unused."""
     counts, indices, values = [], [], []
     for slot_indices, slot_values in parts:

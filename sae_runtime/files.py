@@ -73,9 +73,20 @@ def new_file(path: Path, *, force: bool = False) -> Iterator[Path]:
 
 
 def check_free(path: Path, *, force: bool = False) -> None:
-    """Repair what a crash left around `path`, then raise FileExistsError if it is taken and not to be replaced."""
+    """Repair what a crash left around `path`, then raise if it cannot be made; to be called before long work.
+
+    Raises:
+        FileExistsError: `path` is taken and not to be replaced.
+        NotADirectoryError: what should hold it is a file.
+        PermissionError: what should hold it may not be written to.
+    """
     repair(path)
     _refuse_taken(path, force=force)
+    home = next(parent for parent in path.absolute().parents if parent.exists())
+    if not home.is_dir():
+        raise NotADirectoryError(f"{home} is a file, so {path} cannot be made in it; name another place")
+    if not os.access(home, os.W_OK | os.X_OK):
+        raise PermissionError(f"{home} may not be written to, so {path} cannot be made in it; name another place")
 
 
 def _refuse_taken(path: Path, *, force: bool) -> None:

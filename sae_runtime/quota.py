@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+FIT_FEATURES = 20  # that must fire for a fit
 _STEEPEST = 2.0  # exponent that a fit may give
 
 
@@ -92,8 +93,10 @@ def fit(density: NDArray[np.float64]) -> tuple[float, float, float]:
         ValueError: fewer than 20 features fired.
     """
     falling = np.sort(density[density > 0])[::-1].astype(np.float64)
-    if len(falling) < 20:
-        raise ValueError(f"a Zipf fit needs at least 20 features that fired, got {len(falling)}; train for longer")
+    if len(falling) < FIT_FEATURES:
+        raise ValueError(
+            f"a Zipf fit needs at least {FIT_FEATURES} features that fired, got {len(falling)}; train for longer"
+        )
     keep = slice(min(len(falling) // 10, 10), len(falling) - len(falling) // 10)
     rank = np.arange(1, len(falling) + 1, dtype=np.float64)[keep]
     target, weight = np.log(falling[keep]), 1 / rank

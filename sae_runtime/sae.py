@@ -1,8 +1,9 @@
 """The runtime: features of activations, activations of features, and edits, through onnxruntime."""
 
 import math
+import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from sae_runtime import bundle as bundles
 from sae_runtime.activations import as_float32, first_nonfinite
 from sae_runtime.bundle import Bundle, Manifest
 from sae_runtime.edits import Edit, as_inputs
-from sae_runtime.features import Features, from_slots
+from sae_runtime.features import Features, Slots, from_slots
 from sae_runtime.sessions import CPU, open_session
 
 _TILE_BYTES = 1 << 25  # of latents [tile, d_sae]: small enough to stay in cache, large enough to feed all cores
@@ -108,8 +109,8 @@ class SAE:
             feed["width"] = np.array([int(k)])
         if theta is not None:
             feed["theta"] = self._theta(theta)
-        parts = [self._encode_tile(tile, feed) for tile in self._tiles(rows)]
-        features = self._features(parts, shape)
+        # One after the other: slots are as wide as the fullest token of their tile, so they must not pile up.
+        features = self._features((self._encode_tile(tile, feed) for tile in self._tiles(rows)), shape)
         return features if valid is None else _without(features, _mask(valid, shape))
 
     def decode(self, features: Features) -> NDArray[np.float32]:
@@ -124,11 +125,10 @@ class SAE:
             )
         tile = max(self._tile // 4, 1)  # decoding gathers a row of W_dec for every match
         out = np.empty((len(features), self.d_in), np.float32)
-        session = self._session("decode.onnx")
         for begin in range(0, len(features), tile):
             end = min(begin + tile, len(features))
             indices, values = features.to_slots(begin, end)
-            (out[begin:end],) = session.run(None, {"indices": indices, "values": values})
+            (out[begin:end],) = self._run("decode.onnx", {"indices": indices, "values": values})
         return out.reshape(*features.shape, self.d_in)
 
     def steer(
@@ -159,12 +159,11 @@ class SAE:
         batch = rows.reshape(*shape, self.d_in) if per_request else rows[None]
         gates = gates.reshape(*batch.shape[:2], 1)
         tile = max(self._tile // len(requests), 1)
-        session = self._session("steer.onnx")
         out = np.empty_like(batch)
         for begin in range(0, batch.shape[1], tile):
             part = slice(begin, begin + tile)
             tokens = {"x": np.ascontiguousarray(batch[:, part]), "gate": np.ascontiguousarray(gates[:, part])}
-            (out[:, part],) = session.run(None, {**tokens, **feed})
+            (out[:, part],) = self._run("steer.onnx", {**tokens, **feed})
         return out.reshape(*shape, self.d_in)
 
     def _rows(self, x: ArrayLike) -> tuple[NDArray[np.float32], tuple[int, ...]]:
@@ -182,28 +181,26 @@ class SAE:
             raise ValueError(f"row {_place(bad, shape)} of the activations holds NaN or Inf; drop it or mend the model")
         return rows, shape
 
-    def _features(
-        self, parts: "list[tuple[NDArray[np.int64], NDArray[np.float32]]]", shape: tuple[int, ...]
-    ) -> Features:
-        begin = 0
-        for _, values in parts:
-            bad = first_nonfinite(values)
-            if bad is not None:
-                raise ValueError(
-                    f"row {_place(begin + bad, shape)} of the activations is so large that its features overflow "
-                    "float32; drop it or mend the model"
-                )
-            begin += len(values)
-        return from_slots(parts, self.d_sae, shape)
+    def _features(self, parts: Iterator[Slots], shape: tuple[int, ...]) -> Features:
+        def finite() -> Iterator[Slots]:
+            begin = 0
+            for indices, values in parts:
+                bad = first_nonfinite(values)
+                if bad is not None:
+                    raise ValueError(
+                        f"row {_place(begin + bad, shape)} of the activations is so large that its features overflow "
+                        "float32; drop it or mend the model"
+                    )
+                begin += len(values)
+                yield indices, values
+
+        return from_slots(finite(), self.d_sae, shape)
 
     def _tiles(self, rows: NDArray[np.float32]) -> "list[NDArray[np.float32]]":
         return [rows[begin : begin + self._tile] for begin in range(0, len(rows), self._tile)]
 
-    def _encode_tile(
-        self, rows: NDArray[np.float32], feed: dict[str, NDArray[Any]]
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        session = self._session("encode.onnx")
-        indices, values = session.run(None, {"x": rows, **feed})
+    def _encode_tile(self, rows: NDArray[np.float32], feed: dict[str, NDArray[Any]]) -> Slots:
+        indices, values = self._run("encode.onnx", {"x": rows, **feed})
         width = values.shape[1]
         if self.manifest.encoder.selection == "topk" or width == self.d_sae:
             return indices, values
@@ -231,14 +228,23 @@ class SAE:
             feed["k"] = np.array(k, np.float64)
         if valid is not None:
             feed["valid"] = _mask(valid, shape)
-        indices, values = self._session("encode_joint.onnx").run(None, feed)
-        return self._features([(indices, values)], shape)
+        indices, values = self._run("encode_joint.onnx", feed)
+        return self._features(iter([(indices, values)]), shape)
 
     def _theta(self, theta: ArrayLike) -> NDArray[np.float32]:
         array = np.atleast_1d(as_float32(theta))
         if array.shape not in ((1,), (self.d_sae,)) or not np.isfinite(array).all() or (array < 0).any():
             raise ValueError(f"theta must be one number or {self.d_sae}, finite and >= 0, got shape {array.shape}")
         return array
+
+    def _run(self, name: str, feed: dict[str, NDArray[Any]]) -> Any:
+        session = self._session(name)
+        try:
+            return session.run(None, feed)
+        except Exception as error:  # onnxruntime raises a class of its own for every status code, none for memory
+            if re.search("allocate|bad_alloc|out of memory|smaller than requested", str(error)):
+                raise MemoryError(f"{name} of {self._bundle.path}: give fewer tokens at once") from error
+            raise
 
     def _session(self, name: str) -> Any:
         with self._lock:

@@ -1,16 +1,18 @@
 """Safetensors files, read by mapping: no copy, no torch, bfloat16 included, and the byte offset of every tensor.
 
-The safetensors package writes our files. It does not tell where in the file a tensor lies, which the ONNX graphs
+The safetensors package writes our files, whole. It does not tell where in the file a tensor lies, which the ONNX graphs
 need to refer to it, and its numpy side has no bfloat16, which harvested activations may hold.
 """
 
 import json
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 from numpy.typing import NDArray
 
 # bfloat16 has no numpy type: it is mapped as its 16 bits and widened by to_float32.
@@ -83,6 +85,20 @@ def map_tensor(path: Path, spec: TensorSpec) -> NDArray[Any]:
     if spec.size == 0:
         return np.zeros(spec.shape, _DTYPES[spec.dtype])
     return np.memmap(path, _DTYPES[spec.dtype], "r", spec.offset, spec.shape)
+
+
+def save_tensors(
+    path: Path, tensors: Mapping[str, Any], save_file: Callable[..., None] = safetensors.numpy.save_file
+) -> None:
+    """Write a safetensors file, by `save_file` of safetensors.numpy or safetensors.torch.
+
+    Raises:
+        OSError: the file cannot be written, as on a full disk.
+    """
+    try:
+        save_file(dict(tensors), path)
+    except safetensors.SafetensorError as error:  # neither an OSError nor a ValueError
+        raise OSError(f"{path.parent}: tensors cannot be written ({error}); free space or write elsewhere") from error
 
 
 def bfloat16_to_float32(bits: NDArray[np.uint16]) -> NDArray[np.float32]:

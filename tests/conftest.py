@@ -1,8 +1,10 @@
 """Small real bundles with hand-made weights, exported once for the whole run."""
 
+import contextlib
 import functools
+import resource
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +150,14 @@ def slots(features: Features) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     indices, values = features.to_slots(0, len(features))
     order = np.argsort(-values, axis=1, kind="stable")
     return np.take_along_axis(indices, order, axis=1), np.take_along_axis(values, order, axis=1)
+
+
+@contextlib.contextmanager
+def no_file_beyond(size: int) -> Iterator[None]:
+    """Let the kernel refuse to make files of this process larger, in bytes, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

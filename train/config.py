@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from sae_runtime.quota import FIT_FEATURES
+
 
 def _option(default: Any, help: str, **metadata: Any) -> Any:
     return field(default=default, metadata={"help": help, **metadata})
@@ -54,22 +56,30 @@ class TrainConfig:
             raise ValueError(f"k must be in (0, d_sae={self.d_sae}], got {self.k:g}")
         if self.allocation == "token" and self.k != int(self.k):
             raise ValueError(f"token choice gives every token the same whole number of matches, got k={self.k:g}")
-        if self.batch < 1 or self.tokens < self.batch:
-            raise ValueError(
-                f"tokens must be at least one batch ({self.batch}) and batch at least 1, got {self.tokens}"
-            )
+        if self.batch < 2:
+            raise ValueError(f"batch must be at least 2, since a single token has no variance, got {self.batch}")
+        if self.tokens < self.batch:
+            raise ValueError(f"tokens must be at least one batch ({self.batch}), got {self.tokens}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, got {self.seed}")
         if not 0 < self.holdout < 1:
             raise ValueError(f"holdout must be in (0, 1), got {self.holdout}")
-        if self.slack < 1:
-            raise ValueError(f"slack must be at least 1, where every column is full, got {self.slack}")
+        if not 1 <= self.slack < 1e12:
+            raise ValueError(f"slack must be in [1, 1e12), at 1 every column is full, got {self.slack}")
         if (self.exponent is None) != (self.offset is None) and self.exponent != 0:
             raise ValueError("exponent and offset go together; give both, or neither to have them fitted")
-        if self.exponent is not None and not (0 <= self.exponent <= 10 and (self.offset or 0) >= 0):
-            raise ValueError(f"exponent must be in [0, 10] and offset >= 0, got {self.exponent} and {self.offset}")
+        if self.exponent is not None and not (0 <= self.exponent <= 10 and 0 <= (self.offset or 0) < 1e12):
+            raise ValueError(
+                f"exponent must be in [0, 10] and offset in [0, 1e12), got {self.exponent} and {self.offset}"
+            )
         if self.warmup_share is not None and not 0 <= self.warmup_share < 1:
             raise ValueError(f"warmup_share must be in [0, 1), got {self.warmup_share}")
         if self.warmup_share == 0 and self.exponent is None and self.allocation == "feature":
             raise ValueError("without warm-up there is nothing to fit: give exponent and offset, or warmup_share > 0")
+        if self.d_sae < FIT_FEATURES and self.exponent is None and self.allocation == "feature":
+            raise ValueError(
+                f"a Zipf fit needs at least {FIT_FEATURES} features, got d_sae={self.d_sae}: give exponent and offset"
+            )
         for name in ("lr", "aux_k", "dead_tokens"):
             value = getattr(self, name)
             if value is not None and not value > 0:

@@ -28,6 +28,8 @@ def split(activations: Activations, holdout: float, rng: np.random.Generator) ->
         ValueError: a part would be empty.
     """
     n = len(activations)
+    if n == 0:
+        raise ValueError(f"{activations.path} holds no rows; give more activations")
     groups = np.arange(n) if activations.documents is None else activations.documents
     names, group = np.unique(groups, return_inverse=True)
     shuffled = rng.permutation(len(names))
@@ -36,10 +38,11 @@ def split(activations: Activations, holdout: float, rng: np.random.Generator) ->
     order = np.argsort(rank[group], kind="stable")  # rows, document by shuffled document
     wanted = min(round(n * holdout), 2 * _MAX_HELD_OUT)
     ends = np.cumsum(np.bincount(group)[shuffled])
-    first = int(ends[np.searchsorted(ends, wanted // 2)])
-    second = int(ends[np.searchsorted(ends, wanted)])
+    at = int(np.searchsorted(ends, wanted // 2))
+    then = min(max(int(np.searchsorted(ends, wanted)), at + 1), len(ends) - 1)  # each part gets a document at least
+    first, second = int(ends[at]), int(ends[then])
     parts = Split(train=np.sort(order[second:]), calibration=order[:first], validation=order[first:second])
-    if not len(parts.train) or not len(parts.calibration) or not len(parts.validation):
+    if not len(parts.train) or min(len(parts.calibration), len(parts.validation)) < 2:  # one token has no variance
         raise ValueError(
             f"{activations.path} has {n} rows in {len(names)} documents, too few to hold out {holdout:.0%} in two "
             "parts; give more activations or another --holdout"

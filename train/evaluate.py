@@ -42,21 +42,22 @@ def fvu_and_l0(model: SparseAutoencoder, x: Tensor, rule: Rule, batch: int) -> t
         rule: what is kept; a batch-level rule sees `batch` tokens at a time.
         batch: tokens at a time.
     """
-    error, l0 = 0.0, []
+    error, total, l0 = 0.0, 0.0, []
+    mean = x.mean(dim=0)
     for part, kept, z in _kept(model, x, rule, batch):
         error += float((part - model.decode(z * kept)).double().pow(2).sum())
+        total += float((part - mean).double().pow(2).sum())
         l0.append(kept.sum(dim=1).cpu().numpy())
-    total = float((x - x.mean(dim=0)).double().pow(2).sum())
     return error / max(total, 1e-300), np.concatenate(l0)
 
 
 @torch.no_grad()
-def densities(model: SparseAutoencoder, x: Tensor, rule: Rule, batch: int) -> NDArray[np.float64]:
-    """Share of the tokens on which each feature fires: float64 [d_sae]."""
+def matches(model: SparseAutoencoder, x: Tensor, rule: Rule, batch: int) -> NDArray[np.int64]:
+    """Number of tokens on which each feature fires: int64 [d_sae]."""
     counts = torch.zeros(len(model.b_enc), dtype=torch.int64, device=x.device)
     for _, kept, _ in _kept(model, x, rule, batch):
         counts += kept.sum(dim=0)
-    return counts.double().div(len(x)).cpu().numpy()
+    return counts.cpu().numpy()
 
 
 def _kept(model: SparseAutoencoder, x: Tensor, rule: Rule, batch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -21,7 +21,8 @@ from sae_runtime.bundle import Allocation, Encoder, Manifest
 from sae_runtime.train.calibrate import calibrate
 from sae_runtime.train.config import TrainConfig
 from sae_runtime.train.data import Split, batches, centre_and_scale, split
-from sae_runtime.train.evaluate import batch_rule, densities, fvu_and_l0, served_rule
+from sae_runtime.train.device import memory_errors, usable_device
+from sae_runtime.train.evaluate import batch_rule, fvu_and_l0, matches, served_rule
 from sae_runtime.train.model import SparseAutoencoder
 from sae_runtime.train.recipe import derive
 from sae_runtime.train.trainer import StepStats, Trainer
@@ -29,6 +30,7 @@ from sae_runtime.train.trainer import StepStats, Trainer
 _LOG_EVERY = 10  # steps
 
 
+@memory_errors()
 def fit(
     activations: Activations | NDArray[Any] | str | Path,
     out: str | Path,
@@ -44,21 +46,25 @@ def fit(
         activations: a path that `open_activations` takes, what it gives, or an array [n, d_in].
         out: the bundle's folder.
         config: what to fit.
-        metrics: a file for one JSON line every ten steps.
-        force: replace a bundle that stands there already.
+        metrics: a file for one JSON line every ten steps; not inside `out`.
+        force: replace a bundle and a file of metrics that stand there already.
         progress: show a progress bar on stderr, where that is a terminal.
 
     Returns:
         The manifest of the bundle.
 
     Raises:
-        ValueError: the activations are too few, not finite or all equal, or the loss stopped being finite.
-        FileExistsError: `out` exists and `force` is not set.
+        ValueError: the activations are too few, not finite or all equal, the device is not usable, or the loss
+            stopped being finite.
+        FileExistsError: `out` or `metrics` exists and `force` is not set.
+        MemoryError: the SAE or a batch does not fit on the device.
     """
     out = Path(out)
     files.check_free(out, force=force)
+    if metrics is not None:
+        _check_metrics(metrics, out, force=force)
     source = _opened(activations)
-    device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = usable_device(config.device)
     rng = np.random.default_rng(config.seed)
     parts = split(source, config.holdout, rng)
     trainer, scale = _trainer(source, parts.train, config, rng, device)
@@ -88,6 +94,14 @@ def fit(
     )
     bundle.write(out, weights, manifest, force=force)
     return bundle.read(out).manifest
+
+
+def _check_metrics(metrics: Path, out: Path, *, force: bool) -> None:
+    if out.resolve() in (metrics.resolve(), *metrics.resolve().parents):
+        raise ValueError(f"the metrics {metrics} would lie inside the bundle {out}; name another file")
+    if metrics.is_dir():
+        raise ValueError(f"the metrics {metrics} are a folder; name a file in it")
+    files.check_free(metrics, force=force)
 
 
 def _opened(activations: Activations | NDArray[Any] | str | Path) -> Activations:
@@ -151,18 +165,22 @@ def _calibrated(
         theta = calibrate(model, calibration, config.k, cap)
     served = served_rule(config.k, theta)
     fvu, l0 = fvu_and_l0(model, validation, served, config.batch)
-    density = densities(model, torch.cat([calibration, validation]), served, config.batch)
+    used = matches(model, calibration, served, config.batch) + matches(model, validation, served, config.batch)
     measured = {
         "tokens": len(validation),
         "fvu": fvu,
         "l0": float(l0.mean()),
-        "dead": float((density == 0).mean()),
+        "dead": float((used == 0).mean()),
         "dead_tokens": len(calibration) + len(validation),
     }
     if theta is None:
         return None, measured, int(config.k)
     batch_fvu, batch_l0 = fvu_and_l0(model, validation, batch_rule(config.k, cap), config.batch)
-    measured |= {"batch": config.batch, "batch_fvu": batch_fvu, "batch_l0": float(batch_l0.mean())}
+    measured |= {
+        "batch": min(config.batch, len(validation)),
+        "batch_fvu": batch_fvu,
+        "batch_l0": float(batch_l0.mean()),
+    }
     # Wide enough for all but one token in a thousand; those are encoded again, wider.
     width = math.ceil(float(np.quantile(l0, 0.999)) / 8 + 1e-9) * 8
     return theta, measured, min(max(width, 8), config.d_sae)

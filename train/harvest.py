@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from sae_runtime.activations import FORMAT_VERSION, INDEX, Activations, open_activations
 from sae_runtime.files import check_free, new_file, repair
-from sae_runtime.tensors import read_header
+from sae_runtime.tensors import read_header, save_tensors
+from sae_runtime.train.device import memory_errors
 from sae_runtime.train.host import find_module, hidden_states, load_host
 from sae_runtime.train.text import SPLITS, documents
 from sae_runtime.train.windows import Window, batches, first_rows, groups, origin, padded, windows
@@ -70,6 +71,7 @@ class HarvestConfig:
             raise ValueError(f"batch_tokens must be >= context, got {self.batch_tokens} for windows of {self.context}")
 
 
+@memory_errors()
 def harvest(config: HarvestConfig, out: Path, *, force: bool = False, progress: bool = False) -> Activations:
     """Run the model over the text up to the hook and keep one row per token, in the order of the text.
 
@@ -87,6 +89,7 @@ def harvest(config: HarvestConfig, out: Path, *, force: bool = False, progress: 
         FileNotFoundError: a text file or the folder of the model is missing.
         ValueError: `out` was begun with another config, the model or hook cannot be used, the text cannot be read or
             gives no rows, or an activation is NaN or Inf.
+        MemoryError: a batch does not fit on the device.
     """
     texts = documents(config.text, config.split)
     plan = _plan(config)
@@ -108,7 +111,7 @@ def harvest(config: HarvestConfig, out: Path, *, force: bool = False, progress: 
             else:
                 tensors = _shard(config, model, module, group, pad, bar)
                 with new_file(path, force=True) as partial:
-                    save_file(tensors, partial)
+                    save_tensors(partial, tensors, save_file)
             shards.append({"file": path.name, "rows": rows})
     if not shards:
         raise ValueError(f"no token of the text is kept ({', '.join(map(str, config.text))} hold none); give more text")

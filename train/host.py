@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from sae_runtime.train.device import first_line
+
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 
@@ -34,7 +36,7 @@ def load_host(name: str, device: str | None = None) -> tuple[Any, Any]:
             tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local)
     except Exception as error:  # the loaders raise whatever their formats do
         raise ValueError(
-            f"{name} could not be loaded ({_first_line(error)}); name a transformers folder with model and tokenizer, "
+            f"{name} could not be loaded ({first_line(error)}); name a transformers folder with model and tokenizer, "
             "or a model of the hub"
         ) from error
     model.config.use_cache = False  # keys and values of a pass are not used again
@@ -42,7 +44,7 @@ def load_host(name: str, device: str | None = None) -> tuple[Any, Any]:
     try:
         model.to(device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"{name} does not go on {device} ({_first_line(error)}); use another --device") from error
+        raise ValueError(f"{name} does not go on {device} ({first_line(error)}); use another --device") from error
     return tokenizer, model
 
 
@@ -112,7 +114,3 @@ def _no_bar() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

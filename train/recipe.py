@@ -36,7 +36,7 @@ def derive(config: TrainConfig, d_in: int) -> Recipe:
         dead_tokens=config.dead_tokens or max(min(config.tokens // 10, 10_000_000), 2 * config.batch),
         density_window=max(min(config.tokens // 10, 2_000_000), 8 * config.batch),
         gamma=0.1 if config.aux == "zipf" else 0.0,
-        feature_start=round(warmup_share * steps),
+        feature_start=min(round(warmup_share * steps), steps - 1),
     )
 
 

@@ -104,7 +104,7 @@ class Trainer:
         if not torch.isfinite(loss) or not torch.isfinite(norm):
             raise ValueError(
                 f"the loss or its gradient is not finite at step {self.step_number}; "
-                "look for extreme activations, or train with a smaller --lr"
+                "look for extreme activations or batches of equal rows, or train with a smaller --lr"
             )
         for group in self.optimizer.param_groups:
             group["lr"] = lr

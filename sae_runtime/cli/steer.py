@@ -1,13 +1,12 @@
 """sae-runtime steer."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 import numpy as np
-import safetensors.numpy
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -30,6 +29,7 @@ from sae_runtime.edits import Edit, as_inputs
 from sae_runtime.extract import check_file, check_source
 from sae_runtime.files import new_file
 from sae_runtime.sae import SAE, load
+from sae_runtime.tensors import save_tensors
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -139,19 +139,25 @@ def _steer(
     """Write the steered rows in the given shape; an .npy is filled piece by piece, a .safetensors at the end."""
     bar = tqdm(total=len(rows), unit="token", unit_scale=True, disable=None if progress else True)
     with new_file(out, force=force) as partial, bar:
-        y: NDArray[np.float32]
         if out.suffix == ".npy":
-            y = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
+            # Not mapped: a full disk would kill the process by a signal instead of raising an error.
+            with partial.open("wb") as file:
+                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                for y in _steered(sae, rows, edits, bar):
+                    file.write(y.astype("<f4", copy=False).tobytes())
         else:
-            y = np.empty(shape, np.float32)
-        flat = y.reshape(len(rows), rows.d_in)  # a view
-        for begin in range(0, len(rows), _CHUNK):
-            x = rows.slice(begin, begin + _CHUNK)
-            flat[begin : begin + len(x)] = sae.steer(x, edits)
-            bar.update(len(x))
-        if isinstance(y, np.memmap):
-            y.flush()
-        else:
+            flat, begin = np.empty((len(rows), rows.d_in), np.float32), 0
+            for y in _steered(sae, rows, edits, bar):
+                flat[begin : begin + len(y)] = y
+                begin += len(y)
             ids = {"tokens": rows.tokens, "documents": rows.documents, "positions": rows.positions}
             known = {name: array for name, array in ids.items() if array is not None}
-            safetensors.numpy.save_file({"activations": y, **known}, partial)
+            save_tensors(partial, {"activations": flat.reshape(shape), **known})
+
+
+def _steered(sae: SAE, rows: Activations, edits: Sequence[Edit], bar: Any) -> Iterator[NDArray[np.float32]]:
+    for begin in range(0, len(rows), _CHUNK):
+        y = sae.steer(rows.slice(begin, begin + _CHUNK), edits)
+        bar.update(len(y))
+        yield y

@@ -46,6 +46,8 @@ def command(
     """
     config = build(TrainConfig, settings)
     refuse_same(output, activations=activations)
+    if metrics is not None:
+        refuse_same(metrics, activations=activations)
     check_free(output, force=force)
     if output.is_dir() and any(output.iterdir()) and not (output / bundles.MANIFEST).is_file():
         raise FileExistsError(f"{output} is a folder but no bundle, so --force does not replace it; name another")

@@ -2,15 +2,16 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import safetensors.numpy
 from command_line import misused, refused, run
-from conftest import D_IN, make_manifest, make_weights, make_x
+from conftest import D_IN, make_manifest, make_weights, make_x, no_file_beyond
 from numpy.typing import NDArray
 
-from sae_runtime import Edit, bundle, load, open_activations
+from sae_runtime import SAE, Edit, bundle, load, open_activations
 from sae_runtime.exports.export import export
 
 BundleOf = Callable[..., Path]
@@ -183,3 +184,29 @@ def test_another_source_is_refused(tmp_path: Path) -> None:
     assert not out.exists()
     assert run(*arguments, "--any-source").exit_code == 0
     assert_close(np.load(out), load(path).steer(make_x(50), CHOSEN))
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
+def test_a_full_disk_leaves_nothing(bundle_of: BundleOf, tmp_path: Path, suffix: str) -> None:
+    np.save(tmp_path / "x.npy", make_x(5000))
+    out = tmp_path / f"y{suffix}"
+    with no_file_beyond(100_000):
+        said = refused("steer", bundle_of("mutual"), "--activations", tmp_path / "x.npy", *EDITS, "-o", out)
+    assert said.startswith("error: ") and "File too large" in said
+    assert list(tmp_path.iterdir()) == [tmp_path / "x.npy"]
+
+
+def test_an_npy_is_written_not_mapped(bundle_of: BundleOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page of a map that finds the disk full ends the process by SIGBUS, and no handler cleans up."""
+    np.save(tmp_path / "x.npy", make_x(5000))
+    sizes: list[int] = []
+    steer = SAE.steer
+
+    def measured(*arguments: Any) -> Any:
+        sizes.extend(path.stat().st_size for path in tmp_path.glob(".y.npy.*"))
+        return steer(*arguments)
+
+    monkeypatch.setattr(SAE, "steer", measured)
+    out = tmp_path / "y.npy"
+    assert run("steer", bundle_of("mutual"), "--activations", tmp_path / "x.npy", *EDITS, "-o", out).exit_code == 0
+    assert len(sizes) == 2 and sizes[0] < sizes[1] < out.stat().st_size

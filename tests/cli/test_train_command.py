@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import misused, refused, run
-from conftest import D_IN, make_manifest, make_weights, make_x
+from conftest import D_IN, make_manifest, make_weights, make_x, no_file_beyond
 
 from sae_runtime import Manifest, bundle
 from sae_runtime.cli import train as command
@@ -91,3 +91,22 @@ def test_wrong_settings(calls: list[Call], acts: Path, tmp_path: Path) -> None:
     assert misused(*arguments, "--allocation", "free").startswith("Invalid value for '--allocation': 'free' is not one")
     assert misused("train", "--activations", acts, "-o", tmp_path / "sae") == "Missing option '--d-sae'."
     assert calls == []
+
+
+def test_metrics_destroy_nothing(calls: list[Call], acts: Path, tmp_path: Path) -> None:
+    arguments = ("train", "--activations", acts, *NEEDED, "-o", tmp_path / "sae", "--force", "--metrics", acts)
+    said = refused(*arguments)
+    assert said == f"error: the output {acts} is or holds the activations {acts}; name another output"
+    assert calls == []
+
+
+def test_what_torch_cannot_do_is_one_line(acts: Path, tmp_path: Path) -> None:
+    arguments = ("train", "--activations", acts, "--tokens", "400", "--batch", "50", "-o", tmp_path / "sae")
+    said = refused(*arguments, "--d-sae", "1000000000000")
+    assert said.startswith("error: out of memory (") and said.endswith("; give smaller batches or fewer features)")
+    said = refused(*arguments, "--d-sae", "64", "--device", "abacus")
+    assert said.startswith("error: torch cannot compute on abacus (") and said.endswith("); use another --device")
+    with no_file_beyond(10_000):
+        said = refused(*arguments, "--d-sae", "64", "--k", "4")
+    assert "tensors cannot be written" in said
+    assert list(tmp_path.iterdir()) == [acts]

@@ -270,3 +270,16 @@ def test_repair_keeps_to_its_own_siblings(path: Path) -> None:
     assert siblings(path) == sorted(strangers)
     for name in strangers:
         (path.parent / name).unlink()
+
+
+def test_a_place_that_cannot_hold_it_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match=r"file is a file, so .+sub/new cannot be made in it; name another"):
+        files.check_free(tmp_path / "file" / "sub" / "new")
+    files.check_free(tmp_path / "sub" / "sub" / "new")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # the superuser is never refused
+    with pytest.raises(PermissionError, match=r"may not be written to, so .+new cannot be made in it; name another"):
+        files.check_free(tmp_path / "sub" / "new")
+    assert not (tmp_path / "sub").exists()

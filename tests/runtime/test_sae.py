@@ -1,5 +1,8 @@
 import dataclasses
 import math
+import subprocess
+import sys
+import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -449,3 +452,36 @@ def test_a_gate_that_is_not_finite_is_refused(sae: SAE, gate: Any) -> None:
 def test_a_gate_of_another_shape_is_refused(sae: SAE, gate: Any) -> None:
     with pytest.raises(ValueError, match=r"gate must broadcast to \[12\], one number for each token, got \[1"):
         sae.steer(make_x(12), [Edit.ablate(3)], gate=gate)
+
+
+@pytest.mark.parametrize("kind", ["mutual", "feature"])
+def test_tokens_with_many_features_do_not_make_room_for_all(
+    bundle_of: BundleOf, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sae, x = load(bundle_of(kind)), make_x(1600)
+    x[::8] *= 50  # one in every tile
+    monkeypatch.setattr(sae, "_tile", 8)
+    tracemalloc.start()
+    features = sae.encode(x)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert features.l0().max() > sae.manifest.width
+    assert peak < 1600 * 150 * 12 / 3, "slots of all tiles were held at once"
+
+
+def test_full_memory_is_a_memory_error(bundle_of: BundleOf) -> None:
+    """In a process of its own, whose address space ends soon after the bundle is loaded."""
+    code = f"""
+import resource, numpy, sae_runtime
+sae = sae_runtime.load({str(bundle_of("mutual"))!r})
+x = numpy.ones((400_000, {D_IN}), numpy.float32)
+sae.encode(x[:10], rule="batch")
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 150_000_000, used + 150_000_000))
+try:
+    sae.encode(x, rule="batch")
+except MemoryError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("encode_joint.onnx of ") and "give fewer tokens at once" in done.stdout, done.stderr

@@ -6,9 +6,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+import safetensors.torch
+import torch
+from conftest import no_file_beyond
 from numpy.typing import NDArray
 
-from sae_runtime.tensors import TensorSpec, bfloat16_to_float32, map_tensor, read_header
+from sae_runtime.tensors import TensorSpec, bfloat16_to_float32, map_tensor, read_header, save_tensors
 
 
 def safetensors_file(path: Path, header: Any, data: bytes = b"") -> Path:
@@ -112,3 +115,17 @@ def test_no_damage_to_the_header_gets_further_than_a_value_error(tmp_path: Path)
         else:
             assert all(map_tensor(tmp_path / "t.safetensors", spec).nbytes == spec.size for spec in specs.values())
     assert refused > 200
+
+
+@pytest.mark.parametrize(
+    ("tensor", "save_file"),
+    [(np.ones(9000, np.float32), safetensors.numpy.save_file), (torch.ones(9000), safetensors.torch.save_file)],
+)
+def test_a_full_disk_is_an_os_error(tmp_path: Path, tensor: Any, save_file: Any) -> None:
+    with (
+        no_file_beyond(4096),
+        pytest.raises(OSError, match=r"tensors cannot be written \(.+\); free space or write el"),
+    ):
+        save_tensors(tmp_path / "t.safetensors", {"a": tensor}, save_file)
+    save_tensors(tmp_path / "t.safetensors", {"a": tensor}, save_file)
+    assert read_header(tmp_path / "t.safetensors")["a"].shape == (9000,)

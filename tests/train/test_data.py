@@ -37,8 +37,9 @@ def test_split_follows_the_seed() -> None:
 
 
 def test_too_little_data_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"x\.npy has 2 rows in 2 documents, too few to hold out 10%"):
-        split(activations(2), 0.1, np.random.default_rng(0))
+    for n in (2, 10):  # ten rows would leave one to measure, which has no variance
+        with pytest.raises(ValueError, match=rf"x\.npy has {n} rows in {n} documents, too few to hold out 10%"):
+            split(activations(n), 0.1, np.random.default_rng(0))
 
 
 def test_batches_pass_over_all_rows_before_any_comes_again() -> None:
@@ -66,3 +67,17 @@ def test_equal_rows_are_refused() -> None:
     data = Activations(Path("x.npy"), [Shard(np.full((50, 3), 7.3, np.float32))])
     with pytest.raises(ValueError, match="all rows are equal"):
         centre_and_scale(data, np.arange(50), np.random.default_rng(0))
+
+
+def test_no_rows_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"x\.npy holds no rows; give more activations"):
+        split(Activations(Path("x.npy"), [Shard(np.zeros((0, 3), np.float32))]), 0.1, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("count", [3, 5, 10])
+def test_few_documents_give_each_part_one(count: int) -> None:
+    ids = np.repeat(np.arange(count), 100).astype(np.int32)
+    data = Activations(Path("x.npy"), [Shard(np.ones((len(ids), 3), np.float32), documents=ids)])
+    parts = split(data, 0.1, np.random.default_rng(0))
+    assert (len(parts.calibration), len(parts.validation)) == (100, 100)
+    assert len(parts.train) == 100 * (count - 2)

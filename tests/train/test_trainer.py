@@ -114,7 +114,7 @@ def test_loss_that_is_not_finite_stops_the_run_before_the_weights_change() -> No
     before = parameters(run)
     x = batch(1)
     x[3, 3] = torch.inf
-    with pytest.raises(ValueError, match="not finite at step 1; look for extreme activations"):
+    with pytest.raises(ValueError, match="not finite at step 1; look for extreme activations or batches of equal rows"):
         run.step(x)
     assert all((before[name] == after).all() for name, after in parameters(run).items())
 
@@ -132,6 +132,8 @@ def test_recipe_follows_from_what_the_user_gives() -> None:
     assert derive(config(lr=0.5, aux_k=3, dead_tokens=77), 10).lr == 0.5
     assert derive(config(allocation="feature", exponent=0.0), 10).feature_start == 0
     assert derive(config(allocation="feature"), 10).feature_start == 40
+    # Feature choice begins before the run ends, or there would be no quota to save.
+    assert derive(config(allocation="feature", warmup_share=0.999), 10).feature_start == 99
 
 
 @pytest.mark.parametrize(
@@ -141,9 +143,15 @@ def test_recipe_follows_from_what_the_user_gives() -> None:
         ({"k": 41.0}, r"k must be in \(0, d_sae=40\], got 41"),
         ({"k": 2.5, "allocation": "token"}, "same whole number of matches, got k=2.5"),
         ({"d_sae": 0}, "d_sae must be at least 1, got 0"),
+        ({"d_sae": 19, "allocation": "feature"}, "a Zipf fit needs at least 20 features, got d_sae=19: give exponent"),
+        ({"batch": 1}, "batch must be at least 2, since a single token has no variance, got 1"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"slack": float("nan")}, r"slack must be in \[1, 1e12\)"),
+        ({"slack": float("inf")}, r"slack must be in \[1, 1e12\)"),
+        ({"exponent": 1.0, "offset": float("inf")}, r"offset in \[0, 1e12\), got 1.0 and inf"),
         ({"tokens": 10}, r"tokens must be at least one batch \(64\)"),
         ({"holdout": 1.0}, r"holdout must be in \(0, 1\), got 1.0"),
-        ({"slack": 0.5}, "slack must be at least 1"),
+        ({"slack": 0.5}, r"slack must be in \[1, 1e12\), at 1 every column is full, got 0.5"),
         ({"exponent": 0.7}, "exponent and offset go together"),
         ({"exponent": 70.0, "offset": 1.0}, r"exponent must be in \[0, 10\]"),
         ({"warmup_share": 1.0}, r"warmup_share must be in \[0, 1\)"),

@@ -1,0 +1,34 @@
+import pytest
+import torch
+
+from sae_runtime.train.device import memory_errors, usable_device
+
+
+def test_the_device_is_one_that_computes() -> None:
+    assert usable_device("cpu") == torch.device("cpu")
+    assert usable_device(None).type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("name", ["abacus", "meta", "cuda:99", "cpu:x"])
+def test_another_device_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"^torch cannot compute on {name} \(.+\); use another --device$"):
+        usable_device(name)
+
+
+def test_full_memory_is_a_memory_error() -> None:
+    with pytest.raises(MemoryError, match="allocate.*; give smaller batches or fewer features"), memory_errors():
+        torch.empty(10**15)
+    with pytest.raises(MemoryError, match="^CUDA out of memory; give smaller"), memory_errors():
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 3 GiB")
+
+
+def test_other_errors_pass() -> None:
+    with pytest.raises(RuntimeError, match="^a bug$"), memory_errors():
+        raise RuntimeError("a bug")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_full_gpu_is_a_memory_error() -> None:
+    with pytest.raises(MemoryError, match="out of memory"), memory_errors():
+        torch.empty(10**13, device="cuda")
