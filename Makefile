@@ -17,8 +17,12 @@ check: .venv/dev.stamp
 	$(BIN)/mypy
 	$(BIN)/mypy tests benchmarks
 
+# dictionary-learning pins an old nnsight and would move torch: it comes without its dependencies.
 bench: .venv/dev.stamp
+	$(INSTALL) eai-sparsify
+	$(INSTALL) --no-deps dictionary-learning
 	$(BIN)/python benchmarks/encode.py
+	$(BIN)/python benchmarks/train_step.py
 
 clean:
 	rm -rf .venv demo-out build dist *.egg-info

@@ -24,10 +24,8 @@ class DensityTracker:
         return self._average / max(self._weight, 1e-12)
 
     @torch.no_grad()
-    def update(self, kept: Tensor) -> None:
-        """Take in the matches of one batch, bool [n, d_sae]."""
-        n = kept.shape[0]
-        counts = kept.sum(dim=0)
+    def update(self, counts: Tensor, n: int) -> None:
+        """Take in the matches of each feature, int64 [d_sae], in a batch of n tokens."""
         rate = min(n / self._window, 1.0)
         self._weight += rate * (1 - self._weight)
         self._average += rate * (counts.double() / n - self._average)

@@ -16,7 +16,7 @@ def test_density_is_the_share_of_tokens() -> None:
     tracker = DensityTracker(4, window=100_000, device=torch.device("cpu"))
     seen = masks(rates, 500, 20)
     for kept in seen:
-        tracker.update(kept)
+        tracker.update(kept.sum(dim=0), len(kept))
     exact = torch.cat(seen).double().mean(dim=0)
     # The corrected average weighs early and late batches almost alike inside its window.
     assert (tracker.density - exact).abs().max() < 0.005
@@ -25,13 +25,13 @@ def test_density_is_the_share_of_tokens() -> None:
 
 def test_first_batch_counts_in_full() -> None:
     tracker = DensityTracker(2, window=1000, device=torch.device("cpu"))
-    tracker.update(torch.tensor([[True, False]] * 10))
+    tracker.update(torch.tensor([10, 0]), 10)
     assert tracker.density.tolist() == [1.0, 0.0]
 
 
 def test_reorder_renumbers() -> None:
     tracker = DensityTracker(3, window=10, device=torch.device("cpu"))
-    tracker.update(torch.tensor([[True, False, False], [True, True, False]]))
+    tracker.update(torch.tensor([2, 1, 0]), 2)
     tracker.reorder(torch.tensor([2, 1, 0]))
     assert tracker.density.tolist() == [0.0, 0.5, 1.0]
     assert tracker.silent_tokens.tolist() == [2, 0, 0]

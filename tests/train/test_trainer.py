@@ -6,8 +6,10 @@ import torch
 from numpy.typing import NDArray
 
 from sae_runtime import quota
+from sae_runtime.train.allocation import allocate
 from sae_runtime.train.config import TrainConfig
 from sae_runtime.train.model import SparseAutoencoder
+from sae_runtime.train.plain_step import Step, plain_step
 from sae_runtime.train.recipe import derive, schedule
 from sae_runtime.train.trainer import Trainer
 
@@ -18,9 +20,9 @@ def config(**changes: Any) -> TrainConfig:
     return TrainConfig(**{"d_sae": 40, "k": 4.0, "tokens": 6400, "batch": 64, **changes})
 
 
-def trainer(chosen: TrainConfig, d_in: int = 10, seed: int = 0) -> Trainer:
+def trainer(chosen: TrainConfig, d_in: int = 10, seed: int = 0, gradients: Step | None = None) -> Trainer:
     model = SparseAutoencoder(chosen.d_sae, torch.zeros(d_in), generator=torch.Generator().manual_seed(seed))
-    return Trainer(model, chosen, derive(chosen, d_in), rng=np.random.default_rng(seed))
+    return Trainer(model, chosen, derive(chosen, d_in), rng=np.random.default_rng(seed), gradients=gradients)
 
 
 def batch(step: int, d_in: int = 10, n: int = 64) -> torch.Tensor:
@@ -74,6 +76,16 @@ def test_two_runs_with_one_seed_are_equal_bit_for_bit(allocation: str, aux: str)
         assert torch.equal(first, second)
 
 
+@pytest.mark.parametrize("allocation", ["token", "mutual", "feature"])
+def test_sparse_and_plain_runs_stay_together(allocation: str) -> None:
+    chosen = config(allocation=allocation, aux="zipf", warmup_share=0.5)
+    runs = [trainer(chosen), trainer(chosen, gradients=plain_step)]
+    stats = [[run.step(batch(step)) for step in range(20)] for run in runs]
+    for sparse, plain in zip(*stats, strict=True):
+        assert sparse.fvu == pytest.approx(plain.fvu, rel=1e-3) and sparse.l0 == plain.l0
+        assert sparse.under_used == plain.under_used
+
+
 def test_decoder_rows_keep_unit_norm() -> None:
     run = trainer(config())
     for step in range(5):
@@ -102,8 +114,7 @@ def test_feature_choice_holds_its_caps_and_its_budget() -> None:
     run.step(batch(0))
     assert run.quota is not None
     cap = quota.caps(run.quota, 4.0, 40)
-    z = run.model.latents(batch(1)).detach()
-    kept = run._allocate(z)
+    kept = allocate(run.model.latents(batch(1)).detach(), **run._limits(64))
     assert (kept.sum(dim=0).numpy() <= np.ceil(cap * 64)).all()
     assert kept.sum() <= 256
 

@@ -1,0 +1,62 @@
+import pytest
+import torch
+from torch import Tensor
+
+from sae_runtime.train.allocation import allocate
+from sae_runtime.train.plain_step import Limits
+from sae_runtime.train.selection import select
+
+
+def latents(n: int, d_sae: int, seed: int = 0) -> Tensor:
+    return torch.randn(n, d_sae, generator=torch.Generator().manual_seed(seed))
+
+
+def positions(z: Tensor, limits: Limits) -> Tensor:
+    return allocate(z.relu(), **limits).flatten().nonzero().squeeze(1)
+
+
+def limits_of(n: int, d_sae: int) -> list[Limits]:
+    generator = torch.Generator().manual_seed(1)
+    tight = torch.randint(0, max(n // 8, 2), (d_sae,), generator=generator)
+    return [
+        {"per_token": 3},
+        {"per_token": d_sae},
+        {"total": 3 * n},
+        {"total": 10 * n * d_sae},
+        {"total": 0},
+        {"total": 3 * n, "per_feature": tight},
+        {"total": 3 * n, "per_feature": torch.full((d_sae,), n)},
+        {"total": 3 * n, "per_feature": torch.zeros(d_sae, dtype=torch.int64)},
+        {"total": 10 * n * d_sae, "per_feature": tight},
+    ]
+
+
+# With and without groups: whole groups of 32 need n * d_sae to be a multiple of it, and a small budget.
+@pytest.mark.parametrize(("n", "d_sae"), [(1, 5), (7, 33), (64, 1504), (40, 96)])
+@pytest.mark.parametrize("number", range(9))
+def test_selects_what_allocate_pays_for(n: int, d_sae: int, number: int) -> None:
+    z, limits = latents(n, d_sae), limits_of(n, d_sae)[number]
+    assert torch.equal(select(z, **limits), positions(z, limits))
+
+
+def test_a_greedy_column_makes_it_look_further() -> None:
+    z = latents(64, 1504).relu()
+    z[:, 0] += 100
+    z[:, 1] += 50
+    limits: Limits = {"total": 100, "per_feature": torch.full((1504,), 2)}
+    assert torch.equal(select(z, **limits), positions(z, limits))
+
+
+def test_ties_spend_the_budget_exactly() -> None:
+    z = torch.ones(16, 64)
+    assert len(select(z, total=17)) == 17
+    assert len(select(z, per_token=2)) == 32
+    at = select(z, total=1000, per_feature=torch.full((64,), 3))
+    assert (torch.bincount(at % 64, minlength=64) == 3).all()
+
+
+def test_other_combinations_are_refused() -> None:
+    with pytest.raises(ValueError, match="per_token comes alone"):
+        select(latents(2, 4), per_token=1, total=1)
+    with pytest.raises(ValueError, match="select needs per_token or total"):
+        select(latents(2, 4))
