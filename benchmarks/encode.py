@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 from sae_runtime import bundle, load
-from sae_runtime.bundle import Allocation, Encoder, Manifest
 from sae_runtime.exports import export
+from sae_runtime.manifest import Allocation, Encoder, Manifest
 
 
 def make_bundle(path: Path, d_in: int, d_sae: int, k: int, rng: np.random.Generator) -> None:

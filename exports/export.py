@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from sae_runtime import bundle as bundles
 from sae_runtime import files, quota, sessions
-from sae_runtime.bundle import DERIVED, Bundle, GraphRecord
+from sae_runtime.bundle import DERIVED, Bundle
 from sae_runtime.exports import witness
 from sae_runtime.exports.decode import decode_graph
 from sae_runtime.exports.encode import encode_graph
 from sae_runtime.exports.joint import joint_graph
 from sae_runtime.exports.steer import LARGEST, steer_graph
+from sae_runtime.manifest import GraphRecord, to_json
 from sae_runtime.tensors import TensorSpec, read_header, save_tensors
 
 Arrays = dict[str, NDArray[np.generic]]
@@ -68,7 +69,7 @@ def export(path: str | Path) -> Bundle:
         listed[DERIVED] = bundles.record(bundle.path / DERIVED)
     manifest = dataclasses.replace(bundle.manifest, graphs=records, files=listed)
     with files.new_file(bundle.path / bundles.MANIFEST, force=True) as partial:
-        partial.write_text(bundles.to_json(manifest))
+        partial.write_text(to_json(manifest))
     return bundles.read(path, verify=False)
 
 

@@ -12,13 +12,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from sae_runtime import bundle as bundles
 from sae_runtime.activations import as_float32, first_nonfinite
-from sae_runtime.bundle import Bundle, Manifest
+from sae_runtime.bundle import Bundle
 from sae_runtime.edits import Edit, as_inputs
 from sae_runtime.features import Features, Slots, from_slots
+from sae_runtime.manifest import Manifest
 from sae_runtime.sessions import CPU, open_session
 
 _TILE_BYTES = 1 << 25  # of latents [tile, d_sae]: small enough to stay in cache, large enough to feed all cores
-_MAX_BATCH_ELEMENTS = 1 << 31
+_MAX_BATCH_ELEMENTS = 1 << 29
 
 
 def load(path: str | Path, *, providers: Sequence[str] = CPU, threads: int | None = None, verify: bool = True) -> "SAE":

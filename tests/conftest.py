@@ -14,9 +14,9 @@ import pytest
 from numpy.typing import NDArray
 
 from sae_runtime import SAE, Features, bundle, load, quota
-from sae_runtime.bundle import Allocation, Encoder, Manifest
 from sae_runtime.exports import witness
 from sae_runtime.exports.export import export
+from sae_runtime.manifest import Allocation, Encoder, Manifest
 from sae_runtime.quota import Quota
 
 D_IN, K = 24, 6

@@ -1,5 +1,6 @@
 """Everything a training run can be told; the command line is made from it, and the manifest keeps it."""
 
+import operator
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -47,9 +48,13 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            choices = f.metadata.get("choices")
-            if choices and getattr(self, f.name) not in choices:
-                raise ValueError(f"{f.name} must be one of {', '.join(choices)}, got {getattr(self, f.name)!r}")
+            value, choices = getattr(self, f.name), f.metadata.get("choices")
+            if value is not None and f.type in (int, int | None):  # numpy's integers have no place in JSON
+                object.__setattr__(self, f.name, operator.index(value))
+            elif value is not None and f.type in (float, float | None):
+                object.__setattr__(self, f.name, float(value))
+            if choices and value not in choices:
+                raise ValueError(f"{f.name} must be one of {', '.join(choices)}, got {value!r}")
         if self.d_sae < 1:
             raise ValueError(f"d_sae must be at least 1, got {self.d_sae}")
         if not 0 < self.k <= self.d_sae:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from sae_runtime import bundle, files, quota
 from sae_runtime.activations import Activations, Shard, as_float32, open_activations
-from sae_runtime.bundle import Allocation, Encoder, Manifest
+from sae_runtime.manifest import Allocation, Encoder, Manifest
 from sae_runtime.train.calibrate import calibrate
 from sae_runtime.train.config import TrainConfig
 from sae_runtime.train.data import Split, batches, centre_and_scale, split
@@ -175,9 +175,12 @@ def _calibrated(
     }
     if theta is None:
         return None, measured, int(config.k)
-    batch_fvu, batch_l0 = fvu_and_l0(model, validation, batch_rule(config.k, cap), config.batch)
+    # Whole batches only: over a few tokens the caps of feature choice round to nothing.
+    batch = min(config.batch, len(validation))
+    whole = validation[: len(validation) // batch * batch]
+    batch_fvu, batch_l0 = fvu_and_l0(model, whole, batch_rule(config.k, cap), batch)
     measured |= {
-        "batch": min(config.batch, len(validation)),
+        "batch": batch,
         "batch_fvu": batch_fvu,
         "batch_l0": float(batch_l0.mean()),
     }

@@ -1,15 +1,16 @@
 """sae-runtime inspect, and how a bundle is described."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import click
 
 from sae_runtime import bundle as bundles
-from sae_runtime.bundle import BundleError, GraphRecord, Manifest
+from sae_runtime.bundle import BundleError
 from sae_runtime.cli.common import bundle_argument, json_option, show, table
 from sae_runtime.cli.options import Command
+from sae_runtime.manifest import GraphRecord, Manifest
 
 
 @click.command("inspect", cls=Command)
@@ -48,11 +49,18 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
         ("encoder", f"{encoder.d_in:,} wide, {encoder.d_sae:,} features, keeps {kept}"),
         ("allocation", budget),
     ]
-    measured = [
-        f"{name} {value:,.0f}" if value == int(value) else f"{name} {value:.4g}"
-        for name, value in manifest.measured.items()
-    ]
-    return lines + _listed("measured", [", ".join(measured)] if measured else [])
+    return lines + _listed("measured", list(_measurements(manifest.measured)))
+
+
+def _measurements(measured: Mapping[str, float]) -> Iterator[str]:
+    if "fvu" in measured:
+        held_out = f"on {measured['tokens']:,.0f} held-out tokens"
+        yield f"as served: FVU {measured['fvu']:.4f}, L0 {measured['l0']:.2f} {held_out}"
+    if "batch_fvu" in measured:
+        batch = f"over batches of {measured['batch']:,.0f}"
+        yield f"batch rule: FVU {measured['batch_fvu']:.4f}, L0 {measured['batch_l0']:.2f} {batch}"
+    if "dead" in measured:
+        yield f"silent on {measured['dead_tokens']:,.0f} tokens: {measured['dead']:.2%} of the features"
 
 
 def graph_lines(graphs: Mapping[str, GraphRecord]) -> list[tuple[str, str]]:

@@ -15,8 +15,9 @@ from conftest import D_IN, K, make_manifest, make_weights, make_x
 from numpy.typing import NDArray
 
 from sae_runtime import BundleError, Manifest, bundle, load
-from sae_runtime.bundle import CFG, DERIVED, MANIFEST, WEIGHTS, Allocation, Encoder
+from sae_runtime.bundle import CFG, DERIVED, MANIFEST, WEIGHTS
 from sae_runtime.exports.export import export
+from sae_runtime.manifest import Allocation, Encoder
 from sae_runtime.quota import Quota
 
 CopyOf = Callable[..., Path]
@@ -163,7 +164,7 @@ def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
 def test_a_manifest_that_is_not_json(copy_of: CopyOf, text: str) -> None:
     path = copy_of("mutual")
     (path / MANIFEST).write_text(text)
-    with pytest.raises(BundleError, match=f"{MANIFEST} is not readable JSON .*; make the bundle again"):
+    with pytest.raises(BundleError, match=f"{MANIFEST}: it is not readable JSON .*; make the bundle again"):
         bundle.read(path)
 
 
