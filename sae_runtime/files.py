@@ -98,16 +98,16 @@ def repair(path: Path) -> None:
     """Undo a half-done replacement of `path` and remove siblings whose writer is gone."""
     if not path.parent.is_dir():
         return
-    for old in path.parent.glob(f".{_escaped(path)}.*.old"):
+    for old in _siblings(path, "old"):
         # A live writer between its two renames is told from a dead one by the partial folder that it holds.
-        if any(_is_held(p) for p in path.parent.glob(f".{_escaped(path)}.*.partial*")):
+        if any(_is_held(p) for p in _siblings(path, "partial")):
             continue
         if path.exists():
             _remove(old)
         else:
             with contextlib.suppress(FileNotFoundError):  # another process repaired it meanwhile
                 old.rename(path)
-    for partial in path.parent.glob(f".{_escaped(path)}.*.partial*"):
+    for partial in _siblings(path, "partial"):
         with _lock(partial) as locked:
             if locked:
                 _remove(partial)
@@ -118,8 +118,11 @@ def _sibling(path: Path, kind: str) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{kind}{suffix}")
 
 
-def _escaped(path: Path) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in path.name)
+def _siblings(path: Path, kind: str) -> list[Path]:
+    """Those that `_sibling` named; not those of another path that begins like this one, such as sae.checkpoint's."""
+    name = "".join(f"[{c}]" if c in "*?[" else c for c in path.name)
+    suffix = path.suffix if kind == "partial" else ""
+    return list(path.parent.glob(f".{name}.{'[0-9a-f]' * 8}.{kind}{suffix}"))
 
 
 def _remove(path: Path) -> None:

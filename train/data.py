@@ -1,6 +1,5 @@
 """Activations for training: held-out splits, the input scale, and batches in a shuffled order without end."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,16 +49,26 @@ def split(activations: Activations, holdout: float, rng: np.random.Generator) ->
     return parts
 
 
-def batches(
-    activations: Activations, rows: NDArray[np.int64], size: int, rng: np.random.Generator
-) -> Iterator[NDArray[np.float32]]:
-    """Batches of exactly `size` rows, without end; every pass over the rows has a new order."""
-    left = np.empty(0, np.int64)
-    while True:
-        while len(left) < size:
-            left = np.concatenate([left, rng.permutation(rows)])
-        yield activations.rows(left[:size])
-        left = left[size:]
+class Batches:
+    """Batches of exactly `size` rows, without end; every pass over the rows has a new order.
+
+    `left` holds the rows of this pass that are still to come: with the state of `rng`, all that a checkpoint needs.
+    """
+
+    def __init__(self, activations: Activations, rows: NDArray[np.int64], size: int, rng: np.random.Generator) -> None:
+        self._activations = activations
+        self._rows = rows
+        self._size = size
+        self._rng = rng
+        self.left = np.empty(0, np.int64)
+        self.source = {"name": activations.path.name, "rows": len(activations), "d_in": activations.d_in}
+
+    def __next__(self) -> NDArray[np.float32]:
+        """The next batch, float32 [size, d_in]."""
+        while len(self.left) < self._size:
+            self.left = np.concatenate([self.left, self._rng.permutation(self._rows)])
+        now, self.left = self.left[: self._size], self.left[self._size :]
+        return self._activations.rows(now)
 
 
 def centre_and_scale(

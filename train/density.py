@@ -9,31 +9,34 @@ from sae_runtime.quota import Quota
 
 
 class DensityTracker:
-    """Share of tokens on which each feature fires, as a moving average, and how long it has been silent."""
+    """Share of tokens on which each feature fires, as a moving average, and how long it has been silent.
+
+    `average` [d_sae] over `weight` is the density: the weight corrects for the start at zero, as in Adam's moments.
+    """
 
     def __init__(self, d_sae: int, window: int, device: torch.device) -> None:
         """Start with no counts; `window` is the length of the average in tokens."""
-        self._average = torch.zeros(d_sae, dtype=torch.float64, device=device)
-        self._weight = 0.0  # corrects for the start at zero, as in Adam's moments
+        self.average = torch.zeros(d_sae, dtype=torch.float64, device=device)
+        self.weight = 0.0
         self._window = window
         self.silent_tokens = torch.zeros(d_sae, dtype=torch.int64, device=device)
 
     @property
     def density(self) -> Tensor:
         """Share of tokens, float64 [d_sae]."""
-        return self._average / max(self._weight, 1e-12)
+        return self.average / max(self.weight, 1e-12)
 
     @torch.no_grad()
     def update(self, counts: Tensor, n: int) -> None:
         """Take in the matches of each feature, int64 [d_sae], in a batch of n tokens."""
         rate = min(n / self._window, 1.0)
-        self._weight += rate * (1 - self._weight)
-        self._average += rate * (counts.double() / n - self._average)
+        self.weight += rate * (1 - self.weight)
+        self.average += rate * (counts.double() / n - self.average)
         self.silent_tokens = torch.where(counts > 0, 0, self.silent_tokens + n)
 
     def reorder(self, order: Tensor) -> None:
         """Renumber the features: new feature i is the old order[i]."""
-        self._average = self._average[order]
+        self.average = self.average[order]
         self.silent_tokens = self.silent_tokens[order]
 
 

@@ -2,10 +2,7 @@
 
 import dataclasses
 import importlib.metadata
-import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +10,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from sae_runtime import bundle, files, quota
 from sae_runtime.activations import Activations, Shard, as_float32, open_activations
 from sae_runtime.manifest import Allocation, Encoder, Manifest
 from sae_runtime.train.calibrate import calibrate
+from sae_runtime.train.checkpoint import Keeper
 from sae_runtime.train.config import TrainConfig
-from sae_runtime.train.data import Split, batches, centre_and_scale, split
+from sae_runtime.train.data import Batches, Split, centre_and_scale, split
 from sae_runtime.train.device import memory_errors, usable_device
 from sae_runtime.train.evaluate import batch_rule, fvu_and_l0, matches, served_rule
 from sae_runtime.train.model import SparseAutoencoder
 from sae_runtime.train.recipe import derive
-from sae_runtime.train.trainer import StepStats, Trainer
-
-_LOG_EVERY = 10  # steps
+from sae_runtime.train.report import reported
+from sae_runtime.train.trainer import Trainer
 
 
 @memory_errors()
@@ -37,6 +33,9 @@ def fit(
     config: TrainConfig,
     *,
     metrics: Path | None = None,
+    checkpoint: Path | None = None,
+    checkpoint_seconds: float = 300.0,
+    resume: bool = False,
     force: bool = False,
     progress: bool = False,
 ) -> Manifest:
@@ -47,7 +46,11 @@ def fit(
         out: the bundle's folder.
         config: what to fit.
         metrics: a file for one JSON line every ten steps; not inside `out`.
-        force: replace a bundle and a file of metrics that stand there already.
+        checkpoint: a folder for the state of the run, from which it goes on after a crash, bit for bit on the same
+            machine with the same threads and versions; removed when the bundle stands.
+        checkpoint_seconds: how often it is written.
+        resume: go on from the checkpoint, or start where there is none.
+        force: replace a bundle, a file of metrics and a checkpoint that stand there already.
         progress: show a progress bar on stderr, where that is a terminal.
 
     Returns:
@@ -56,23 +59,32 @@ def fit(
     Raises:
         ValueError: the activations are too few, not finite or all equal, the device is not usable, or the loss
             stopped being finite.
-        FileExistsError: `out` or `metrics` exists and `force` is not set.
+        FileExistsError: `out` exists and `force` is not set, or `metrics` or `checkpoint` exists and neither `force`
+            nor `resume` is.
         MemoryError: the SAE or a batch does not fit on the device.
     """
     out = Path(out)
     files.check_free(out, force=force)
-    if metrics is not None:
-        _check_metrics(metrics, out, force=force)
+    for path in (metrics, checkpoint):
+        if path is not None:
+            _check_beside(path, out, force=force or resume)
     source = _opened(activations)
     device = usable_device(config.device)
     rng = np.random.default_rng(config.seed)
     parts = split(source, config.holdout, rng)
     trainer, scale = _trainer(source, parts.train, config, rng, device)
-    stream = batches(source, parts.train, config.batch, rng)
-    with _reported(trainer, metrics, progress) as report:
-        for _ in range(trainer.recipe.steps):
+    stream = Batches(source, parts.train, config.batch, rng)
+    keeper = Keeper(checkpoint, checkpoint_seconds, trainer, stream)
+    if resume:
+        keeper.restore()
+    else:
+        keeper.remove()
+    with reported(trainer, metrics, progress) as report:
+        while trainer.step_number < trainer.recipe.steps:
             x = torch.from_numpy(next(stream)).to(device) * scale
-            report(trainer.step(x))
+            report(keeper.guarded(x))
+            keeper.save_if_due()
+    keeper.save()
     held_out = tuple(
         torch.from_numpy(source.rows(rows)).to(device) * scale for rows in (parts.calibration, parts.validation)
     )
@@ -93,15 +105,16 @@ def fit(
         provenance=_provenance(source, parts, trainer, device),
     )
     bundle.write(out, weights, manifest, force=force)
+    keeper.remove()
     return bundle.read(out).manifest
 
 
-def _check_metrics(metrics: Path, out: Path, *, force: bool) -> None:
-    if out.resolve() in (metrics.resolve(), *metrics.resolve().parents):
-        raise ValueError(f"the metrics {metrics} would lie inside the bundle {out}; name another file")
-    if metrics.is_dir():
-        raise ValueError(f"the metrics {metrics} are a folder; name a file in it")
-    files.check_free(metrics, force=force)
+def _check_beside(path: Path, out: Path, *, force: bool) -> None:
+    if out.resolve() in (path.resolve(), *path.resolve().parents):
+        raise ValueError(f"{path} would lie inside the bundle {out}; name another place")
+    if path.exists() and not force:
+        raise FileExistsError(f"{path} already exists; go on with --resume, or start over with --force")
+    files.check_free(path, force=True)
 
 
 def _opened(activations: Activations | NDArray[Any] | str | Path) -> Activations:
@@ -122,36 +135,6 @@ def _trainer(
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     model = SparseAutoencoder(config.d_sae, torch.from_numpy(mean) * scale, generator=generator).to(device)
     return Trainer(model, config, derive(config, source.d_in), rng=rng), scale
-
-
-@contextmanager
-def _reported(trainer: Trainer, metrics: Path | None, progress: bool) -> Iterator[Any]:
-    """Give a function that takes the stats of each step to the progress bar and to the metrics file."""
-    config = trainer.config
-    if metrics is not None:
-        metrics.parent.mkdir(parents=True, exist_ok=True)
-    file = metrics.open("w", buffering=1) if metrics is not None else None
-    bar = tqdm(
-        total=trainer.recipe.steps * config.batch, unit="tok", unit_scale=True, disable=None if progress else True
-    )
-    bar.set_description(f"{config.allocation} choice")
-
-    def report(stats: StepStats) -> None:
-        bar.update(config.batch)
-        last = trainer.step_number == trainer.recipe.steps
-        if trainer.step_number % _LOG_EVERY and not last:
-            return
-        bar.set_postfix(FVU=f"{stats.fvu:.4f}", L0=f"{stats.l0:.1f}", dead=f"{stats.dead:.2%}")
-        if file is not None:
-            line = {"step": trainer.step_number, "tokens": trainer.step_number * config.batch}
-            file.write(json.dumps(line | dataclasses.asdict(stats)) + "\n")
-
-    try:
-        yield report
-    finally:
-        bar.close()
-        if file is not None:
-            file.close()
 
 
 def _calibrated(
@@ -175,10 +158,9 @@ def _calibrated(
     }
     if theta is None:
         return None, measured, int(config.k)
-    # Whole batches only: over a few tokens the caps of feature choice round to nothing.
-    batch = min(config.batch, len(validation))
-    whole = validation[: len(validation) // batch * batch]
-    batch_fvu, batch_l0 = fvu_and_l0(model, whole, batch_rule(config.k, cap), batch)
+    # Batches of one size: over a short last one the caps of feature choice would round to nothing.
+    batch = math.ceil(len(validation) / max(round(len(validation) / config.batch), 1))
+    batch_fvu, batch_l0 = fvu_and_l0(model, validation, batch_rule(config.k, cap), batch)
     measured |= {
         "batch": batch,
         "batch_fvu": batch_fvu,

@@ -27,6 +27,9 @@ from sae_runtime.train.fit import fit
 @activations_option
 @from_config(TrainConfig)
 @click.option("--metrics", type=PATH, help="file for a line of JSON every ten steps")
+@click.option("--checkpoint", type=PATH, help="folder of the run's state [OUTPUT.checkpoint]")
+@click.option("--checkpoint-seconds", type=float, default=300.0, help="how often the state is written")
+@click.option("--resume", is_flag=True, help="go on from the checkpoint, or start where there is none")
 @output_option("folder of the bundle to make")
 @force_option
 @quiet_option
@@ -34,6 +37,9 @@ from sae_runtime.train.fit import fit
 def command(
     activations: Path,
     metrics: Path | None,
+    checkpoint: Path | None,
+    checkpoint_seconds: float,
+    resume: bool,
     output: Path,
     force: bool,
     quiet: bool,
@@ -42,7 +48,8 @@ def command(
 ) -> None:
     """Fit a sparse autoencoder on activations.
 
-    Writes a bundle: weights, threshold and manifest. Run `export` on it next.
+    Writes a bundle: weights, threshold and manifest. Run `export` on it next. A run that was killed goes on with the
+    same command and --resume, bit for bit.
     """
     config = build(TrainConfig, settings)
     refuse_same(output, activations=activations)
@@ -51,7 +58,17 @@ def command(
     check_free(output, force=force)
     if output.is_dir() and any(output.iterdir()) and not (output / bundles.MANIFEST).is_file():
         raise FileExistsError(f"{output} is a folder but no bundle, so --force does not replace it; name another")
-    manifest = fit(activations, output, config, metrics=metrics, force=force, progress=not quiet)
+    manifest = fit(
+        activations,
+        output,
+        config,
+        metrics=metrics,
+        checkpoint=checkpoint or output.with_name(f"{output.name}.checkpoint"),
+        checkpoint_seconds=checkpoint_seconds,
+        resume=resume,
+        force=force,
+        progress=not quiet,
+    )
     result = {"bundle": output, "measured": manifest.measured}
     lines = [("bundle", output), *describe(manifest), ("next", f"sae-runtime export {output}")]
     show(result, lines, json=json)

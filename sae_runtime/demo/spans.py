@@ -46,7 +46,7 @@ class FeatureTable:
         self.l0 = np.diff(indices.offsets.to_numpy())
         order = np.argsort(feature, kind="stable")
         self._rows = np.repeat(np.arange(len(self.doc)), self.l0)[order]
-        self._values = values.values.to_numpy()[order]
+        self._values = values.values.to_numpy()[order].astype(np.float32)  # sums of float16 overflow
         self._starts = np.searchsorted(feature[order], np.arange(d_sae + 1))
         self.density: NDArray[np.float64] = np.diff(self._starts) / len(self.doc)
 

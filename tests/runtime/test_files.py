@@ -283,3 +283,14 @@ def test_a_place_that_cannot_hold_it_is_refused_before_the_work(
     with pytest.raises(PermissionError, match=r"may not be written to, so .+new cannot be made in it; name another"):
         files.check_free(tmp_path / "sub" / "new")
     assert not (tmp_path / "sub").exists()
+
+
+def test_siblings_of_a_longer_name_are_left_alone(tmp_path: Path) -> None:
+    other = tmp_path / "sae.checkpoint"
+    other.mkdir()
+    aside = tmp_path / ".sae.checkpoint.0123abcd.old"
+    other.rename(aside)  # a replacement of sae.checkpoint died between its two renames
+    files.repair(tmp_path / "sae")
+    assert aside.exists() and not (tmp_path / "sae").exists()
+    files.repair(other)
+    assert other.exists() and not aside.exists()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sae_runtime.activations import Activations, Shard
-from sae_runtime.train.data import batches, centre_and_scale, split
+from sae_runtime.train.data import Batches, centre_and_scale, split
 
 
 def activations(n: int = 1000, documents: bool = False) -> Activations:
@@ -44,7 +44,7 @@ def test_too_little_data_is_refused() -> None:
 
 def test_batches_pass_over_all_rows_before_any_comes_again() -> None:
     data, rows = activations(), np.arange(100, 200)
-    stream = batches(data, rows, 30, np.random.default_rng(0))
+    stream = Batches(data, rows, 30, np.random.default_rng(0))
     seen = np.concatenate([next(stream)[:, 0] for _ in range(10)])
     for epoch in range(3):
         assert sorted(seen[epoch * 100 : (epoch + 1) * 100].tolist()) == list(range(100, 200))
@@ -52,7 +52,7 @@ def test_batches_pass_over_all_rows_before_any_comes_again() -> None:
 
 
 def test_batches_may_be_larger_than_the_data() -> None:
-    assert next(batches(activations(), np.arange(7), 20, np.random.default_rng(0))).shape == (20, 3)
+    assert next(Batches(activations(), np.arange(7), 20, np.random.default_rng(0))).shape == (20, 3)
 
 
 def test_scale_brings_the_distance_from_the_mean_to_sqrt_d_in() -> None:

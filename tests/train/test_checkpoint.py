@@ -1,0 +1,149 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from sae_runtime import bundle
+from sae_runtime.train import TrainConfig, fit
+from sae_runtime.train.trainer import StepStats, Trainer
+
+
+def activations() -> NDArray[np.float32]:
+    rng = np.random.default_rng(0)
+    return (rng.standard_normal((3000, 12)) * rng.uniform(0.5, 2, 12)).astype(np.float32)
+
+
+def config(**changes: Any) -> TrainConfig:
+    settings = {"allocation": "feature", "k": 3.0, "d_sae": 40, "tokens": 128 * 60, "batch": 128}
+    return TrainConfig(**{**settings, **changes})
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_after(steps: int, patch: pytest.MonkeyPatch) -> None:
+    """Make the run die before its step number `steps`."""
+    step = Trainer.step
+
+    def dying(self: Trainer, x: Any) -> StepStats:
+        if self.step_number == steps:
+            raise Stopped
+        return step(self, x)
+
+    patch.setattr(Trainer, "step", dying)
+
+
+def begun(tmp_path: Path, steps: int, **changes: Any) -> Path:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        stop_after(steps, patch)
+        fit(activations(), tmp_path / "sae", config(**changes), checkpoint=tmp_path / "run", checkpoint_seconds=0)
+    return tmp_path / "run"
+
+
+# Before, at and after the step (24 of 60) at which feature choice ranks and renumbers the features.
+@pytest.mark.parametrize("steps", [1, 23, 24, 25, 59])
+def test_goes_on_bit_for_bit(tmp_path: Path, steps: int) -> None:
+    fit(activations(), tmp_path / "whole", config(), metrics=tmp_path / "whole.jsonl")
+    run = begun(tmp_path, steps)
+    again = tmp_path / "sae"
+    assert not again.exists()
+    fit(activations(), again, config(), checkpoint=run, resume=True)
+    assert (again / bundle.WEIGHTS).read_bytes() == (tmp_path / "whole" / bundle.WEIGHTS).read_bytes()
+    assert bundle.read(again).manifest.measured == bundle.read(tmp_path / "whole").manifest.measured
+    assert not run.exists(), "the checkpoint is removed when the bundle stands"
+
+
+def test_survives_kill_at_any_moment(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", activations())
+    command = [sys.executable, "-c", "from sae_runtime.cli import main; main()", "train", "--activations", "x.npy"]
+    command += ["--allocation", "feature"]
+    command += ["--k", "3", "--d-sae", "40", "--tokens", "25600", "--batch", "128", "--checkpoint-seconds", "0"]
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+
+    def start(*more: str) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen([*command, *more], cwd=tmp_path, env=environment, stderr=subprocess.PIPE)
+
+    def saved_step() -> int:
+        try:
+            return int(json.loads((tmp_path / "sae.checkpoint" / "state.json").read_text())["step"])
+        except FileNotFoundError:  # before the first, or between the two renames of a replacement
+            return 0
+
+    killed = 0
+    for delay in (0.0, 0.02):
+        before, process = saved_step(), start("-o", "sae", "--metrics", "m.jsonl", "--resume")
+        deadline = time.monotonic() + 60
+        while process.poll() is None and saved_step() <= before and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        killed += process.returncode == -signal.SIGKILL
+    assert killed == 2
+    last = start("-o", "sae", "--metrics", "m.jsonl", "--resume")
+    assert last.communicate(timeout=120)[1] == b"" and last.returncode == 0
+    whole = start("-o", "whole")
+    assert whole.communicate(timeout=120)[1] == b"" and whole.returncode == 0
+    assert (tmp_path / "sae" / bundle.WEIGHTS).read_bytes() == (tmp_path / "whole" / bundle.WEIGHTS).read_bytes()
+    steps = [json.loads(line)["step"] for line in (tmp_path / "m.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps)) and steps[-1] == 200
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"x.npy", "sae", "whole", "m.jsonl"}
+
+
+def test_another_run_is_refused(tmp_path: Path) -> None:
+    run = begun(tmp_path, 5)
+    with pytest.raises(ValueError, match=r"is of a run with config k 3\.0, this one has 2\.0; repeat"):
+        fit(activations(), tmp_path / "sae", config(k=2.0), checkpoint=run, resume=True)
+    with pytest.raises(ValueError, match=r"is of a run with activations rows 3000, this one has 2900; repeat"):
+        fit(activations()[:2900], tmp_path / "sae", config(), checkpoint=run, resume=True)
+    assert run.exists()
+
+
+def test_a_run_that_stands_is_not_lost_by_accident(tmp_path: Path) -> None:
+    run = begun(tmp_path, 5)
+    with pytest.raises(FileExistsError, match="run already exists; go on with --resume, or start over with --force"):
+        fit(activations(), tmp_path / "sae", config(), checkpoint=run)
+    fit(activations(), tmp_path / "sae", config(), checkpoint=run, force=True)
+    assert (tmp_path / "sae").exists() and not run.exists()
+
+
+def test_resume_without_a_checkpoint_starts(tmp_path: Path) -> None:
+    fit(activations(), tmp_path / "sae", config(tokens=1280), checkpoint=tmp_path / "run", resume=True)
+    assert bundle.read(tmp_path / "sae").manifest.provenance["recipe"]["steps"] == 10
+    with pytest.raises(ValueError, match="there is no checkpoint to resume from; name its folder"):
+        fit(activations(), tmp_path / "other", config(), resume=True)
+
+
+@pytest.mark.parametrize("damage", ["state.json", "state.safetensors"])
+def test_damage_is_one_sentence(tmp_path: Path, damage: str) -> None:
+    run = begun(tmp_path, 5)
+    (run / damage).write_bytes((run / damage).read_bytes()[:-9])
+    with pytest.raises(ValueError, match="is damaged .*; start over with --force"):
+        fit(activations(), tmp_path / "sae", config(), checkpoint=run, resume=True)
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+    step = Trainer.step
+
+    def poisoned(self: Trainer, x: Any) -> StepStats:
+        return step(self, x * float("nan") if self.step_number == 7 else x)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "step", poisoned)
+        message = r"not finite at step 7; .*; the checkpoint of step 7 is kept in .*run"
+        with pytest.raises(ValueError, match=message):
+            fit(activations(), tmp_path / "sae", config(), checkpoint=tmp_path / "run", checkpoint_seconds=0)
+    assert json.loads((tmp_path / "run" / "state.json").read_text())["step"] == 7
+    fit(activations(), tmp_path / "sae", config(), checkpoint=tmp_path / "run", resume=True)
+    fit(activations(), tmp_path / "whole", config())
+    assert (tmp_path / "sae" / bundle.WEIGHTS).read_bytes() == (tmp_path / "whole" / bundle.WEIGHTS).read_bytes()
