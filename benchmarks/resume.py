@@ -1,4 +1,4 @@
-"""Kill a run at random moments, resume it every time, and compare the weights with an uninterrupted run's, bit for bit."""
+"""Kill a run at random moments, resume it every time, and compare its weights with an uninterrupted run's."""
 
 import random
 import signal
