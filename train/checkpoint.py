@@ -102,9 +102,16 @@ class Keeper:
                 tensor.copy_(loaded[name])
 
     def remove(self) -> None:
-        """Delete the checkpoint: the run is over."""
-        if self._path is not None:
-            shutil.rmtree(self._path, ignore_errors=True)
+        """Delete the checkpoint, if there is one.
+
+        Raises:
+            FileExistsError: something else stands there.
+        """
+        if self._path is None or not self._path.exists():
+            return
+        if not self._path.is_dir() or not {path.name for path in self._path.iterdir()} <= {_TENSORS, _STATE}:
+            raise FileExistsError(f"{self._path} is no checkpoint, so it is not replaced; name another --checkpoint")
+        shutil.rmtree(self._path)
 
     def _read(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         assert self._path is not None

@@ -65,6 +65,8 @@ def fit(
     """
     out = Path(out)
     files.check_free(out, force=force)
+    if metrics is not None and metrics.is_dir():
+        raise ValueError(f"the metrics {metrics} are a folder; name a file in it")
     for path in (metrics, checkpoint):
         if path is not None:
             _check_beside(path, out, force=force or resume)
@@ -85,6 +87,17 @@ def fit(
             report(keeper.guarded(x))
             keeper.save_if_due()
     keeper.save()
+    weights, manifest = _finished(trainer, source, parts, scale)
+    bundle.write(out, weights, manifest, force=force)
+    keeper.remove()
+    return bundle.read(out).manifest
+
+
+def _finished(
+    trainer: Trainer, source: Activations, parts: Split, scale: float
+) -> tuple[dict[str, NDArray[np.float32]], Manifest]:
+    """Calibrate and measure on the held-out parts, and fold the input scale: what the bundle holds."""
+    config, device = trainer.config, trainer.model.W_enc.device
     held_out = tuple(
         torch.from_numpy(source.rows(rows)).to(device) * scale for rows in (parts.calibration, parts.validation)
     )
@@ -104,9 +117,7 @@ def fit(
         measured=measured,
         provenance=_provenance(source, parts, trainer, device),
     )
-    bundle.write(out, weights, manifest, force=force)
-    keeper.remove()
-    return bundle.read(out).manifest
+    return weights, manifest
 
 
 def _check_beside(path: Path, out: Path, *, force: bool) -> None:

@@ -54,7 +54,7 @@ class Trainer:
         self.quota_r_squared: float | None = None  # of the fitted law
         self.tracker = DensityTracker(config.d_sae, recipe.density_window, model.W_enc.device)
         self.expected = torch.zeros_like(self.tracker.density)
-        # Fused Adam costs a fifth of the default loop (DESIGN: 18 ms against 94 at 24,576 features).
+        # Fused: at 24,576 features a fifth of the time that Adam takes tensor by tensor.
         self.optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr, fused=True)
         self._gradients = gradients or (SparseStep() if model.W_enc.device.type == "cpu" else plain_step)
         self._trained = torch.zeros_like(self.tracker.silent_tokens, dtype=torch.bool)

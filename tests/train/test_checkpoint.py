@@ -117,6 +117,16 @@ def test_a_run_that_stands_is_not_lost_by_accident(tmp_path: Path) -> None:
     assert (tmp_path / "sae").exists() and not run.exists()
 
 
+def test_a_folder_of_other_things_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="run is no checkpoint, so it is not replaced; name another"):
+        fit(activations(), tmp_path / "sae", config(), checkpoint=tmp_path / "run", force=True)
+    with pytest.raises(ValueError, match="the checkpoint .*run is damaged"):
+        fit(activations(), tmp_path / "sae", config(), checkpoint=tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "thesis.txt").read_text() == "mine"
+
+
 def test_resume_without_a_checkpoint_starts(tmp_path: Path) -> None:
     fit(activations(), tmp_path / "sae", config(tokens=1280), checkpoint=tmp_path / "run", resume=True)
     assert bundle.read(tmp_path / "sae").manifest.provenance["recipe"]["steps"] == 10

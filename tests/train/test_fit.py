@@ -129,10 +129,12 @@ def test_existing_bundle_is_refused_before_any_work(tmp_path: Path) -> None:
 
 def test_metrics_stand_beside_the_bundle_and_replace_nothing_unasked(tmp_path: Path) -> None:
     x, out = planted(600)[0], tmp_path / "sae"
-    with pytest.raises(ValueError, match=r"metrics .+m\.jsonl would lie inside the bundle .+sae; name another file"):
+    with pytest.raises(ValueError, match=r"m\.jsonl would lie inside the bundle .+sae; name another place"):
         fit(x, out, config(), metrics=out / "m.jsonl")
     (tmp_path / "m.jsonl").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"m\.jsonl already exists; pass --force"):
+    with pytest.raises(
+        FileExistsError, match=r"m\.jsonl already exists; go on with --resume, or start over with --force"
+    ):
         fit(x, out, config(), metrics=tmp_path / "m.jsonl")
     assert (tmp_path / "m.jsonl").read_text() == "mine" and not out.exists()
     with pytest.raises(ValueError, match="are a folder; name a file in it"):
