@@ -1,4 +1,4 @@
-"""The loss of a batch and its gradients at the cost of one dense product: every gradient lives on the matches.
+"""The loss of a batch and its gradients with a single dense product: every gradient lives on the matches.
 
 The numbers are those of `plain_step`, which leaves the derivatives to autograd. Written out here, for
 z = relu(c W_enc^T + b_enc) with c = x - b_dec, x_hat = f W_dec + b_dec, and g = d loss / d x_hat:

@@ -1,6 +1,5 @@
 """sae-runtime demo."""
 
-import importlib
 from pathlib import Path
 
 import click
@@ -21,5 +20,7 @@ def command(output: Path, force: bool) -> None:
     """
     require("demo")
     check_free(output, force=force)
-    importlib.import_module("sae_runtime.demo").run(output, force=force)
+    from sae_runtime import demo  # torch and a model: only once the extra is known to be there
+
+    demo.run(output, force=force)
     click.echo(output)

@@ -106,9 +106,9 @@ def _span(table: FeatureTable, tokenizer: Any, row: int, value: float) -> Span:
     inside = begin + np.flatnonzero(table.doc[begin : row + _AROUND + 1] == table.doc[row])
     pieces = tokenizer.convert_ids_to_tokens(table.token[inside].tolist())
     at = int(np.searchsorted(inside, row))
-    first, last = 0, len(pieces)
+    first = 0
     while first < at and pieces[first].startswith("##"):  # half a word
         first += 1
-    before, after = (tokenizer.convert_tokens_to_string(part) for part in (pieces[first:at], pieces[at + 1 : last]))
-    joined = at + 1 < last and pieces[at + 1].startswith("##")
+    before, after = (tokenizer.convert_tokens_to_string(part) for part in (pieces[first:at], pieces[at + 1 :]))
+    joined = at + 1 < len(pieces) and pieces[at + 1].startswith("##")
     return Span(before + " " * bool(before), pieces[at], after.removeprefix("##") if joined else f" {after}", value)
