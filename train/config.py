@@ -35,6 +35,9 @@ class TrainConfig:
         None, "tokens of silence after which a feature is dead [a tenth of the run, at most 10M]"
     )
     slack: float = _option(3.0, "feature choice: cap of a feature over its share of the budget; 1 is strict, >= 1")
+    slack_start: float | None = _option(
+        None, "feature choice: slack at its first step, from where it falls to --slack at the last [as --slack]"
+    )
     exponent: float | None = _option(None, "feature choice: Zipf exponent of the shares, 0 is uniform [fitted]")
     offset: float | None = _option(None, "feature choice: Zipf-Mandelbrot offset of the shares, in ranks [fitted]")
     warmup_share: float | None = _option(
@@ -44,6 +47,12 @@ class TrainConfig:
     holdout: float = _option(
         0.1, "share of the tokens kept from training: half calibrates the threshold, half is measured"
     )
+    precision: str = _option(
+        "float32",
+        "of the dense product; bfloat16 only nominates the matches, whose values and gradients stay float32",
+        choices=("float32", "bfloat16"),
+    )
+    pool: float = _option(1024.0, "MiB of float32 activations that are shuffled at once; twice as much is held")
     device: str | None = _option(None, "torch device [cuda where there is one, else cpu]")
 
     def __post_init__(self) -> None:
@@ -67,10 +76,14 @@ class TrainConfig:
             raise ValueError(f"tokens must be at least one batch ({self.batch}), got {self.tokens}")
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, got {self.seed}")
+        if not 0 < self.pool < float("inf"):
+            raise ValueError(f"pool must be positive, in MiB, got {self.pool}")
         if not 0 < self.holdout < 1:
             raise ValueError(f"holdout must be in (0, 1), got {self.holdout}")
         if not 1 <= self.slack < 1e12:
             raise ValueError(f"slack must be in [1, 1e12), at 1 every column is full, got {self.slack}")
+        if self.slack_start is not None and not self.slack <= self.slack_start < 1e12:
+            raise ValueError(f"slack_start must be in [slack={self.slack}, 1e12), got {self.slack_start}")
         if (self.exponent is None) != (self.offset is None) and self.exponent != 0:
             raise ValueError("exponent and offset go together; give both, or neither to have them fitted")
         if self.exponent is not None and not (0 <= self.exponent <= 10 and 0 <= (self.offset or 0) < 1e12):

@@ -3,10 +3,19 @@
 import torch
 from torch import Tensor
 
+from sae_runtime.train.world import World
+
+
+def variance(x: Tensor, world: World | None = None) -> Tensor:
+    """sum |x - mean(x)|^2 over the rows of all processes, each with as many: a scalar above 0."""
+    world = world or World()
+    mean = world.sum_(x.sum(dim=0)) / (len(x) * world.size)
+    return world.sum_((x - mean).pow(2).sum()).clamp_min(1e-30)
+
 
 def fvu(x: Tensor, x_hat: Tensor) -> Tensor:
     """Fraction of variance unexplained: sum |x - x_hat|^2 / sum |x - mean(x)|^2, a scalar."""
-    return (x - x_hat).pow(2).sum() / (x - x.mean(dim=0)).pow(2).sum().clamp_min(1e-30)
+    return (x - x_hat).pow(2).sum() / variance(x)
 
 
 def aux_k_loss(residual: Tensor, z: Tensor, decoder: Tensor, among: Tensor, k_aux: int) -> Tensor:
@@ -31,7 +40,7 @@ def aux_k_loss(residual: Tensor, z: Tensor, decoder: Tensor, among: Tensor, k_au
     sparse = torch.zeros(z.shape[0], len(chosen), dtype=z.dtype, device=z.device).scatter(1, at, values)
     residual = residual.detach()
     error = (residual - sparse @ decoder[chosen]).pow(2).sum()
-    loss = error / (residual - residual.mean(dim=0)).pow(2).sum().clamp_min(1e-30)
+    loss = error / variance(residual)
     return torch.nan_to_num(loss, 0.0) * (count / k_aux)
 
 

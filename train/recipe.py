@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from sae_runtime.train.config import TrainConfig
 
+GAMMA = 0.1  # a feature is under-used below this share of what the Zipf law expects
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -17,7 +19,7 @@ class Recipe:
     aux_k: int  # features a token lends to the auxiliary loss
     dead_tokens: int  # silence after which a feature is dead
     density_window: int  # tokens, of the moving average of densities
-    gamma: float  # a feature is under-used below this share of what the Zipf law expects
+    gamma: float  # share of what the Zipf law expects below which the auxiliary loss trains a feature
     feature_start: int  # step at which feature choice begins
 
 
@@ -35,7 +37,7 @@ def derive(config: TrainConfig, d_in: int) -> Recipe:
         aux_k=min(config.aux_k or 2 ** round(math.log2(max(d_in / 2, 1))), config.d_sae),
         dead_tokens=config.dead_tokens or max(min(config.tokens // 10, 10_000_000), 2 * config.batch),
         density_window=max(min(config.tokens // 10, 2_000_000), 8 * config.batch),
-        gamma=0.1 if config.aux == "zipf" else 0.0,
+        gamma=GAMMA if config.aux == "zipf" else 0.0,
         feature_start=min(round(warmup_share * steps), steps - 1),
     )
 
@@ -51,3 +53,10 @@ def schedule(recipe: Recipe, step: int) -> float:
     rise = (step + 1) / recipe.warmup_steps
     fall = (recipe.steps - step) / recipe.decay_steps
     return min(rise, fall, 1.0)
+
+
+def slack(config: TrainConfig, recipe: Recipe, step: int) -> float:
+    """Slack of the caps at a step of feature choice: from slack_start down to slack, in equal ratios."""
+    share = (step - recipe.feature_start) / max(recipe.steps - 1 - recipe.feature_start, 1)
+    start = config.slack if config.slack_start is None else config.slack_start
+    return float(start * (config.slack / start) ** min(max(share, 0.0), 1.0))

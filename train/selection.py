@@ -1,26 +1,46 @@
 """The matches that `allocation.allocate` pays for, found without a pass over all latents for every limit.
 
 The C largest of a vector lie in the C groups with the largest maxima, so a TopK over group maxima, and another over the
-members of those groups, see a small part of the latents. The answer is exact.
+members of those groups, see a small part of the latents. The answer is exact. Where the latents come from a cheap
+product, they only nominate: somewhat more candidates than the budget, which exact values then decide.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from sae_runtime.train.world import World
+
 _GROUP = 32  # latents; at 16 the maxima are twice as many, at 64 the members
-_MARGIN = 1.25  # candidates over the budget at first, where caps may turn some of them away
+_MARGIN = 1.25  # candidates over the budget, where caps or exact values may turn some of them away
+
+Exact = Callable[[Tensor], Tensor]
+"""Takes ascending positions in the flattened latents, int64 [m]; gives their exact values [m]."""
 
 
 def select(
-    z: Tensor, *, total: int | None = None, per_token: int | None = None, per_feature: Tensor | None = None
-) -> Tensor:
-    """Where `allocate` with the same limits is True: ascending positions in the flattened z, int64 [matches].
+    z: Tensor,
+    *,
+    total: int | None = None,
+    per_token: int | None = None,
+    per_feature: Tensor | None = None,
+    exact: Exact | None = None,
+    world: World | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Where `allocate` with the same limits is True, and the latents there.
 
     Args:
         z: latents, [n, d_sae], contiguous; negative ones count as 0.
-        total: matches in the batch.
+        total: matches in the batch, over all processes.
         per_token: matches of each token; not together with the other limits.
-        per_feature: matches of each feature, int64 [d_sae]; needs `total`.
+        per_feature: matches of each feature, int64 [d_sae], over all processes; needs `total`.
+        exact: set where z is only near the truth; matches are then chosen by exact values among the candidates that
+            z nominates.
+        world: the processes that share the batch, each with as many tokens.
+
+    Returns:
+        Ascending positions in the flattened z, int64 [matches], and the values there, float32 [matches].
 
     Raises:
         ValueError: a combination of limits that no allocation has.
@@ -28,30 +48,81 @@ def select(
     if per_token is not None:
         if total is not None or per_feature is not None:
             raise ValueError("per_token comes alone; use allocate for other combinations of limits")
-        return _of_rows(z, min(per_token, z.shape[1]))
+        return _of_rows(z, min(per_token, z.shape[1]), exact)
     if total is None:
         raise ValueError("select needs per_token or total; use allocate for other combinations of limits")
-    if per_feature is None:
-        return _largest(z, total)[0].sort().values
-    return _capped(z, total, per_feature)
+    return _of_batch(z, total, per_feature, exact, world or World())
 
 
-def _of_rows(z: Tensor, k: int) -> Tensor:
+def _of_rows(z: Tensor, k: int, exact: Exact | None) -> tuple[Tensor, Tensor]:
+    n, d_sae = z.shape
+    begin = torch.arange(n, device=z.device)[:, None] * d_sae
+    if exact is None:
+        at = (_row_candidates(z, k) + begin).flatten().sort().values
+        values = z.view(-1)[at]
+    else:
+        width = min(round(_MARGIN * k) + 1, d_sae)
+        nominated = (_row_candidates(z, width) + begin).sort(dim=1).values
+        best = exact(nominated.flatten()).view(n, width).topk(k, dim=1)
+        at, order = nominated.gather(1, best.indices).flatten().sort()
+        values = best.values.flatten()[order]
+    positive = values > 0
+    return at[positive], values[positive]
+
+
+def _row_candidates(z: Tensor, k: int) -> Tensor:
+    """Features of the k largest latents of every row, in any order: int64 [n, k]."""
     n, d_sae = z.shape
     if d_sae % _GROUP or k * _GROUP > d_sae:
-        at = z.topk(k, dim=1, sorted=False).indices
-    else:
-        groups = z.view(n, -1, _GROUP)
-        best = groups.amax(dim=2).topk(k, dim=1, sorted=False).indices
-        members = groups.gather(1, best[:, :, None].expand(-1, -1, _GROUP)).view(n, -1)
-        chosen = members.topk(k, dim=1, sorted=False).indices
-        at = best.gather(1, chosen // _GROUP) * _GROUP + chosen % _GROUP
-    flat = (at + torch.arange(n, device=z.device)[:, None] * d_sae).flatten()
-    return flat[z.view(-1)[flat] > 0].sort().values
+        return z.topk(k, dim=1, sorted=False).indices
+    groups = z.view(n, -1, _GROUP)
+    best = groups.amax(dim=2).topk(k, dim=1, sorted=False).indices
+    members = groups.gather(1, best[:, :, None].expand(-1, -1, _GROUP)).view(n, -1)
+    chosen = members.topk(k, dim=1, sorted=False).indices
+    return best.gather(1, chosen // _GROUP) * _GROUP + chosen % _GROUP
 
 
-def _largest(z: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Positions in the flattened z and values of its `count` largest positive numbers, in any order."""
+def _of_batch(
+    z: Tensor, total: int, per_feature: Tensor | None, exact: Exact | None, world: World
+) -> tuple[Tensor, Tensor]:
+    """The `total` largest of those that are among the largest per_feature[i] of their column i.
+
+    A match that a column turns away is smaller than those the column keeps. So it is enough to look at the largest
+    latents of all: if enough of these survive their columns' limits, the largest survivors are the answer.
+    """
+    size = z.numel() * world.size
+    wanted = min(total if per_feature is None and exact is None else round(_MARGIN * total), size)
+    while True:
+        at, values = _largest(z, wanted, world)
+        exhausted = wanted == size or world.count(len(at)) < wanted
+        if exact is not None:
+            at = at.sort().values
+            values = exact(at)
+            at, values = at[values > 0], values[values > 0]
+        kept = _decided(at % z.shape[1], values, total, per_feature, world)
+        if exhausted or world.count(int(kept.sum())) >= total:
+            at, order = at[kept].sort()
+            return at, values[kept][order]
+        wanted = min(2 * wanted, size)
+
+
+def _largest(z: Tensor, count: int, world: World) -> tuple[Tensor, Tensor]:
+    """Positions and values of this process's part of the `count` largest positive latents of all, in any order."""
+    if world.size == 1 or count == 0:
+        return _largest_here(z, count)
+    mine = -(-round(_MARGIN * count) // world.size)
+    while True:
+        at, values = _largest_here(z, mine)
+        everyone = world.gather(values)
+        cut = everyone.topk(count).values[-1] if len(everyone) > count > 0 else everyone.new_zeros(())
+        # Where all that a process named lie above the cut, it may have more.
+        hidden = len(at) == mine < z.numel() and bool(values.min() > cut)
+        if not world.count(int(hidden)):
+            return at[values >= cut], values[values >= cut]
+        mine = min(2 * mine, z.numel())
+
+
+def _largest_here(z: Tensor, count: int) -> tuple[Tensor, Tensor]:
     flat = z.view(-1)
     count = min(max(count, 0), len(flat))
     if len(flat) % _GROUP or count * _GROUP > len(flat):
@@ -65,22 +136,17 @@ def _largest(z: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return at[positive], values[positive]
 
 
-def _capped(z: Tensor, total: int, per_feature: Tensor) -> Tensor:
-    """The `total` largest of those that are among the largest per_feature[i] of their column i.
-
-    A match that a column turns away is smaller than those the column keeps. So it is enough to look at the largest
-    latents of all: if enough of these survive their columns' limits, the largest survivors are the answer.
-    """
-    wanted = min(round(_MARGIN * total), z.numel())
-    while True:
-        at, values = _largest(z, wanted)
-        kept = _within_limits(at % z.shape[1], values, per_feature)
-        if int(kept.sum()) >= total or len(at) < wanted or wanted == z.numel():
-            at, values = at[kept], values[kept]
-            if len(at) > total:
-                at = at[values.topk(total, sorted=False).indices]
-            return at.sort().values
-        wanted = min(2 * wanted, z.numel())
+def _decided(feature: Tensor, values: Tensor, total: int, per_feature: Tensor | None, world: World) -> Tensor:
+    """Which candidates of this process win against those of all processes: bool [candidates]."""
+    begin = int(world.gather(torch.full((1,), len(values), device=values.device))[: world.rank].sum())
+    everyone = world.gather(values)
+    kept = torch.ones_like(everyone, dtype=torch.bool)
+    if per_feature is not None:
+        kept = _within_limits(world.gather(feature), everyone, per_feature)
+    if int(kept.sum()) > total:
+        winners = torch.where(kept, everyone, -1.0).topk(total, sorted=False).indices
+        kept = torch.zeros_like(kept).index_fill_(0, winners, True)
+    return kept[begin : begin + len(values)]
 
 
 def _within_limits(feature: Tensor, values: Tensor, limit: Tensor) -> Tensor:
@@ -89,10 +155,12 @@ def _within_limits(feature: Tensor, values: Tensor, limit: Tensor) -> Tensor:
     kept = torch.ones_like(feature, dtype=torch.bool)
     contested = (counts > limit)[feature].nonzero().squeeze(1)
     if len(contested):
-        order = contested[values[contested].argsort(descending=True)]
-        order = order[feature[order].argsort(stable=True)]  # by feature, the largest first
-        mine = feature[order]
+        mine = feature[contested]
+        # Bits of positive floats rise with the floats: one key sorts by feature, then by falling value.
+        key = (mine << 32) - values[contested].float().view(torch.int32).long()
+        order = key.argsort()
+        mine = mine[order]
         begin = torch.searchsorted(mine, torch.arange(len(limit), device=mine.device))
         rank = torch.arange(len(mine), device=mine.device) - begin[mine]
-        kept[order] = rank < limit[mine]
+        kept[contested[order]] = rank < limit[mine]
     return kept

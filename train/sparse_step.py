@@ -10,35 +10,50 @@ z = relu(c W_enc^T + b_enc) with c = x - b_dec, x_hat = f W_dec + b_dec, and g =
     d b_dec    = sum_t g[t] - sum_i (d b_enc[i]) W_enc[i]
 """
 
-import warnings
-from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag
 
+from sae_runtime.train import cpu_kernels
+from sae_runtime.train.losses import variance
+from sae_runtime.train.matches import Matches
 from sae_runtime.train.model import SparseAutoencoder
 from sae_runtime.train.plain_step import Limits, Losses, Observe
 from sae_runtime.train.selection import select
+from sae_runtime.train.world import World
 
 
-@dataclass(frozen=True)
-class _Matches:
-    """Matches of a batch by token, and the same by feature: which, how many of each, where each begins."""
+class Kernels(Protocol):
+    """What `cpu_kernels` and `triton_kernels` have in common."""
 
-    values: Tensor  # by token
-    token: Tensor
-    feature: Tensor
-    token_begin: Tensor  # [n + 1]
-    by_feature: Tensor  # order that sorts the matches by feature
-    feature_begin: Tensor  # [d_sae]
-    counts: Tensor  # of each feature, [d_sae]
+    def reconstruct(self, found: Matches, rows: Tensor) -> Tensor:
+        """As `cpu_kernels.reconstruct`."""
+
+    def dots(self, rows: Tensor, columns: Tensor, found: Matches) -> Tensor:
+        """As `cpu_kernels.dots`."""
+
+    def sums_by_feature(self, rows: Tensor, weights: Tensor, found: Matches) -> Tensor:
+        """As `cpu_kernels.sums_by_feature`."""
 
 
 class SparseStep:
     """A step; keeps the room for the latents of a batch, whose fresh pages would cost a tenth of the product."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, *, precision: torch.dtype = torch.float32, kernels: Kernels = cpu_kernels, world: World | None = None
+    ) -> None:
+        """Choose how to compute.
+
+        Args:
+            precision: of the dense product. Below float32 the product only nominates candidates; the matches, their
+                values and every gradient are float32.
+            kernels: `cpu_kernels` or `triton_kernels`.
+            world: the processes that share the batch, each with as many tokens.
+        """
+        self._precision = precision
+        self._kernels = kernels
+        self._world = world or World()
         self._z = torch.empty(0)
 
     @torch.no_grad()
@@ -52,89 +67,75 @@ class SparseStep:
         aux_weight: float,
         aux_k: int,
     ) -> Losses:
-        """As `plain_step`: fills the gradients of the model's parameters and says what the losses are."""
+        """As `plain_step`: fills the gradients of the model's parameters and says what the losses are.
+
+        Limits, counts and losses are those of the whole batch, of which x is this process's part.
+        """
+        kernels, world = self._kernels, self._world
         centred = x - model.b_dec
-        if self._z.shape != (len(x), len(model.b_enc)):
-            self._z = x.new_empty(len(x), len(model.b_enc))
-        # The relu is left out: negative latents win no match.
-        z = torch.mm(centred, model.W_enc.T, out=self._z).add_(model.b_enc)
-        found = _matches(z, select(z, **limits))
-        x_hat = embedding_bag(
-            found.feature, model.W_dec, found.token_begin[:-1], mode="sum", per_sample_weights=found.values
-        )
-        residual = x - x_hat - model.b_dec
-        variance = (x - x.mean(dim=0)).pow(2).sum().clamp_min(1e-30)
-        g = residual * (-2 / variance)
-        dz = _dots(g, model.W_dec, found)
-        model.W_dec.grad = _sums_by_feature(g, found.values, found)
-        model.W_enc.grad = _sums_by_feature(centred, dz, found)
-        model.b_enc.grad = torch.zeros_like(model.b_enc).index_add_(0, found.feature, dz)
+        found = self._matches(model, centred, limits)
+        x_hat = kernels.reconstruct(found, model.W_dec)
+        residual = centred - x_hat
+        total = variance(x, world)
+        g = residual * (-2 / total)
+        dz = kernels.dots(g, model.W_dec, found)
+        model.W_dec.grad = kernels.sums_by_feature(g, found.values, found)
+        model.W_enc.grad = kernels.sums_by_feature(centred, dz, found)
+        ones = x.new_ones(len(x), 1)  # the kernels add in a fixed order, which index_add_ on CUDA does not
+        model.b_enc.grad = kernels.sums_by_feature(ones, dz, found)[:, 0]
         # What of W_dec's gradient lies along its rows is known from dz: f[t, i] g[t] . W_dec[i].
-        parallel = torch.zeros_like(model.b_enc).index_add_(0, found.feature, dz * found.values)
-        among = observe(found.counts, len(x))
-        aux = z.new_zeros(())
+        parallel = kernels.sums_by_feature(ones, dz * found.values, found)[:, 0]
+        among = observe(world.sum_(found.counts.clone()), len(x) * world.size)
+        aux = x.new_zeros(())
         if aux_weight > 0:
-            aux = _add_aux(model, centred, z, residual, among, parallel, aux_weight, aux_k)
+            aux = _add_aux(model, centred, residual, among, parallel, aux_weight, aux_k, world)
         model.W_dec.grad.addcmul_(model.W_dec, parallel[:, None], value=-1)
         model.b_dec.grad = g.sum(dim=0) - model.b_enc.grad @ model.W_enc
-        return Losses(fvu=residual.pow(2).sum() / variance, aux=aux, matches=len(found.values))
+        for parameter in model.parameters():
+            assert parameter.grad is not None
+            world.sum_(parameter.grad)
+        fvu = world.sum_(residual.pow(2).sum()) / total
+        return Losses(fvu=fvu, aux=world.sum_(aux), matches=world.count(len(found.values)))
 
+    def _matches(self, model: SparseAutoencoder, centred: Tensor, limits: Limits) -> Matches:
+        shape = (len(centred), len(model.b_enc))
+        if self._z.shape != shape or self._z.device != centred.device:
+            self._z = torch.empty(shape, dtype=self._precision, device=centred.device)
+        # The relu is left out: negative latents win no match.
+        rows, columns = centred.to(self._precision), model.W_enc.to(self._precision)
+        z = torch.addmm(model.b_enc.to(self._precision), rows, columns.T, out=self._z)
 
-def _matches(z: Tensor, at: Tensor) -> _Matches:
-    n, d_sae = z.shape
-    token, feature = at // d_sae, at % d_sae
-    token_counts, counts = torch.bincount(token, minlength=n), torch.bincount(feature, minlength=d_sae)
-    token_begin = torch.cat([token_counts.new_zeros(1), token_counts.cumsum(0)])
-    return _Matches(
-        values=z.view(-1)[at],
-        token=token,
-        feature=feature,
-        token_begin=token_begin,
-        by_feature=feature.argsort(stable=True),
-        feature_begin=counts.cumsum(0) - counts,
-        counts=counts,
-    )
+        def exact(at: Tensor) -> Tensor:
+            nominated = Matches(at, z.view(-1)[at], *shape)
+            return self._kernels.dots(centred, model.W_enc, nominated) + model.b_enc[nominated.feature]
 
-
-def _dots(rows: Tensor, columns: Tensor, found: _Matches) -> Tensor:
-    """rows[token] . columns[feature] for every match, [matches]."""
-    shape = (len(rows), len(columns))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-        where = torch.sparse_csr_tensor(
-            found.token_begin, found.feature, torch.ones_like(found.values), shape, check_invariants=False
-        )
-    dots: Tensor = torch.sparse.sampled_addmm(where, rows, columns.T, beta=0.0).values()
-    return dots
-
-
-def _sums_by_feature(rows: Tensor, weights: Tensor, found: _Matches) -> Tensor:
-    """The sum over each feature's matches of weight times row[token], [d_sae, d_in]."""
-    token, weights = found.token[found.by_feature], weights[found.by_feature]
-    return embedding_bag(token, rows, found.feature_begin, mode="sum", per_sample_weights=weights)
+        nominates = self._precision != torch.float32
+        at, values = select(z, **limits, exact=exact if nominates else None, world=self._world)
+        return Matches(at, values, *shape)
 
 
 def _add_aux(
     model: SparseAutoencoder,
     centred: Tensor,
-    z: Tensor,
     residual: Tensor,
     among: Tensor,
     parallel: Tensor,
     weight: float,
     aux_k: int,
+    world: World,
 ) -> Tensor:
-    """Add the gradients of `losses.aux_k_loss`, which are dense in few features; give the loss."""
+    """Add the gradients of `losses.aux_k_loss`, which are dense in few features; give the part of the loss."""
     chosen = among.nonzero().squeeze(1)
     if len(chosen) == 0:
-        return z.new_zeros(())
+        return centred.new_zeros(())
     count = min(aux_k, len(chosen))
-    latents, decoder = z[:, chosen].relu_(), model.W_dec[chosen]
+    decoder = model.W_dec[chosen]
+    latents = torch.addmm(model.b_enc[chosen], centred, model.W_enc[chosen].T).relu_()
     if count < len(chosen):
         values, at = latents.topk(count, dim=1, sorted=False)
         latents = torch.zeros_like(latents).scatter_(1, at, values)
     error = residual - latents @ decoder
-    share = (count / aux_k) / (residual - residual.mean(dim=0)).pow(2).sum().clamp_min(1e-30)
+    share = (count / aux_k) / variance(residual, world)
     g = error * (-2 * weight * share)
     dz = (g @ decoder.T).mul_(latents > 0)
     gradients = latents.T @ g

@@ -1,5 +1,7 @@
 """One run in motion: the model, its optimiser, and what a step does to them."""
 
+import dataclasses
+import importlib.util
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +15,9 @@ from sae_runtime.train.density import DensityTracker, expected_density, fit_quot
 from sae_runtime.train.losses import under_used
 from sae_runtime.train.model import SparseAutoencoder
 from sae_runtime.train.plain_step import Limits, Losses, Step, plain_step
-from sae_runtime.train.recipe import Recipe, schedule
+from sae_runtime.train.recipe import GAMMA, Recipe, schedule, slack
 from sae_runtime.train.sparse_step import SparseStep
+from sae_runtime.train.world import World
 
 _CLIP_NORM = 1.0
 _REFIT_STEPS = 10  # the law behind aux_zipf_loss moves slowly
@@ -28,6 +31,7 @@ class StepStats:
     aux: float
     l0: float
     dead: float  # share of features silent for longer than the limit
+    dying: float  # share of features, not dead, that fire far less than the Zipf law expects of their rank
     under_used: float  # share of features that the auxiliary loss trained
     lr: float
 
@@ -43,8 +47,18 @@ class Trainer:
         *,
         rng: np.random.Generator,
         gradients: Step | None = None,
+        world: World | None = None,
     ) -> None:
-        """Start a run; `gradients` None takes the sparse step on CPU and the plain one elsewhere."""
+        """Start a run.
+
+        Args:
+            model: the SAE at its start; equal in all processes.
+            config: what to fit.
+            recipe: what follows from it.
+            rng: of the rounding of quotas; equal in all processes.
+            gradients: None takes the sparse step, or the plain one where there are no kernels for the device.
+            world: the processes that share every batch, each with as many tokens.
+        """
         self.model = model
         self.config = config
         self.recipe = recipe
@@ -56,20 +70,22 @@ class Trainer:
         self.expected = torch.zeros_like(self.tracker.density)
         # Fused: at 24,576 features a fifth of the time that Adam takes tensor by tensor.
         self.optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr, fused=True)
-        self._gradients = gradients or (SparseStep() if model.W_enc.device.type == "cpu" else plain_step)
+        self._world = world or World()
+        self._gradients = gradients or _step_for(model.W_enc.device, config, self._world)
         self._trained = torch.zeros_like(self.tracker.silent_tokens, dtype=torch.bool)
 
     def step(self, x: Tensor) -> StepStats:
-        """Take one optimiser step on a batch [n, d_in].
+        """Take one optimiser step on a batch, of which x [n, d_in] is this process's part.
 
         Raises:
             ValueError: the loss or its gradient is not finite; the model is left as it was before the step.
         """
         if self.config.allocation == "feature" and self.step_number == self.recipe.feature_start:
             self._begin_feature_choice()
+        n = len(x) * self._world.size
         weight = 0.0 if self.config.aux == "none" else self.config.aux_weight
         losses = self._gradients(
-            self.model, x, self._limits(len(x)), self._observe, aux_weight=weight, aux_k=self.recipe.aux_k
+            self.model, x, self._limits(n), self._observe, aux_weight=weight, aux_k=self.recipe.aux_k
         )
         lr = self.recipe.lr * schedule(self.recipe, self.step_number)
         self._update(losses, lr)
@@ -78,8 +94,9 @@ class Trainer:
         return StepStats(
             fvu=losses.fvu.item(),
             aux=losses.aux.item(),
-            l0=losses.matches / len(x),
+            l0=losses.matches / n,
             dead=dead.double().mean().item(),
+            dying=(under_used(self.tracker.density, self.expected, dead, GAMMA) & ~dead).double().mean().item(),
             under_used=self._trained.double().mean().item(),
             lr=lr,
         )
@@ -98,7 +115,8 @@ class Trainer:
             return Limits(per_token=int(self.config.k))
         limits = Limits(total=quota.budget(self.config.k, n))
         if self.quota is not None:
-            cap = quota.caps(self.quota, self.config.k, self.config.d_sae)
+            now = dataclasses.replace(self.quota, slack=slack(self.config, self.recipe, self.step_number))
+            cap = quota.caps(now, self.config.k, self.config.d_sae)
             limit = quota.sampled_tokens_per_feature(cap, n, self.rng.random())
             limits["per_feature"] = torch.from_numpy(limit).to(self.model.W_enc.device)
         return limits
@@ -106,7 +124,7 @@ class Trainer:
     def _observe(self, counts: Tensor, n: int) -> Tensor:
         """Take in the matches of a batch, and say which features the auxiliary loss is to train."""
         self.tracker.update(counts, n)
-        if self.config.aux == "zipf" and self.step_number % _REFIT_STEPS == 0:
+        if self.step_number % _REFIT_STEPS == 0:
             self.expected = expected_density(self.tracker.density)
         dead = self.tracker.silent_tokens >= self.recipe.dead_tokens
         self._trained = under_used(self.tracker.density, self.expected, dead, self.recipe.gamma)
@@ -143,3 +161,19 @@ class Trainer:
             moments = self.optimizer.state.get(parameter, {})
             for tensor in (parameter, *(m for name, m in moments.items() if name != "step")):
                 tensor.copy_(tensor[order])
+
+
+def _step_for(device: torch.device, config: TrainConfig, world: World) -> Step:
+    precision = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.precision]
+    if device.type == "cpu":
+        return SparseStep(precision=precision, world=world)
+    if device.type == "cuda" and importlib.util.find_spec("triton"):
+        from sae_runtime.train import triton_kernels
+
+        return SparseStep(precision=precision, kernels=triton_kernels, world=world)
+    if world.size > 1 or config.precision != "float32":
+        raise ValueError(
+            f"several processes and precision {config.precision} need kernels, which {device} has not; "
+            "use --device cpu, or a CUDA device with triton installed"
+        )
+    return plain_step

@@ -36,7 +36,23 @@ def limits_of(n: int, d_sae: int) -> list[Limits]:
 @pytest.mark.parametrize("number", range(9))
 def test_selects_what_allocate_pays_for(n: int, d_sae: int, number: int) -> None:
     z, limits = latents(n, d_sae), limits_of(n, d_sae)[number]
-    assert torch.equal(select(z, **limits), positions(z, limits))
+    at, values = select(z, **limits)
+    assert torch.equal(at, positions(z, limits)) and torch.equal(values, z.view(-1)[at])
+
+
+# 1504 features: the margin of candidates is never all there is.
+@pytest.mark.parametrize("number", range(9))
+def test_a_rough_product_only_nominates(number: int) -> None:
+    z, limits = latents(64, 1504), limits_of(64, 1504)[number]
+    asked: list[Tensor] = []
+
+    def exact(at: Tensor) -> Tensor:
+        asked.append(at)
+        return z.view(-1)[at]
+
+    at, values = select(z.bfloat16(), **limits, exact=exact)
+    assert torch.equal(at, positions(z, limits)) and torch.equal(values, z.view(-1)[at])
+    assert all(torch.equal(part, part.sort().values) for part in asked)
 
 
 def test_a_greedy_column_makes_it_look_further() -> None:
@@ -44,14 +60,15 @@ def test_a_greedy_column_makes_it_look_further() -> None:
     z[:, 0] += 100
     z[:, 1] += 50
     limits: Limits = {"total": 100, "per_feature": torch.full((1504,), 2)}
-    assert torch.equal(select(z, **limits), positions(z, limits))
+    at, values = select(z, **limits)
+    assert torch.equal(at, positions(z, limits)) and torch.equal(values, z.view(-1)[at])
 
 
 def test_ties_spend_the_budget_exactly() -> None:
     z = torch.ones(16, 64)
-    assert len(select(z, total=17)) == 17
-    assert len(select(z, per_token=2)) == 32
-    at = select(z, total=1000, per_feature=torch.full((64,), 3))
+    assert len(select(z, total=17)[0]) == 17
+    assert len(select(z, per_token=2)[0]) == 32
+    at, _ = select(z, total=1000, per_feature=torch.full((64,), 3))
     assert (torch.bincount(at % 64, minlength=64) == 3).all()
 
 
