@@ -16,12 +16,12 @@ from torch import Tensor
 Step = Callable[[Tensor], object]
 
 
-def sae_lens_batch_topk(d_in: int, d_sae: int, k: int, lr: float) -> Step:
+def sae_lens_batch_topk(d_in: int, d_sae: int, k: int, lr: float, device: str = "cpu") -> Step:
     """SAELens's BatchTopK with Adam and its gradient clipping, as its trainer runs it."""
     import sae_lens.saes as saes
     from sae_lens.saes.sae import TrainStepInput
 
-    sae = saes.BatchTopKTrainingSAE(saes.BatchTopKTrainingSAEConfig(d_in=d_in, d_sae=d_sae, k=k))
+    sae = saes.BatchTopKTrainingSAE(saes.BatchTopKTrainingSAEConfig(d_in=d_in, d_sae=d_sae, k=k, device=device))
     optimizer = torch.optim.Adam(sae.parameters(), lr=lr)
     number = 0
 
@@ -39,18 +39,13 @@ def sae_lens_batch_topk(d_in: int, d_sae: int, k: int, lr: float) -> Step:
     return step
 
 
-def dictionary_learning_batch_topk(d_in: int, d_sae: int, k: int, lr: float) -> Step:
+def dictionary_learning_batch_topk(d_in: int, d_sae: int, k: int, lr: float, device: str = "cpu") -> Step:
     """dictionary_learning's BatchTopKTrainer: update() with decoder upkeep and auxiliary loss."""
-    for name in ("nnsight", "datasets", "circuitsvis"):
-        if name not in sys.modules:
-            try:
-                __import__(name)
-            except ImportError:
-                sys.modules[name] = _Stub(name)
+    stand_in_for_nnsight()
     from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
 
     trainer = BatchTopKTrainer(
-        steps=10_000, activation_dim=d_in, dict_size=d_sae, k=k, layer=0, lm_name="x", lr=lr, device="cpu"
+        steps=10_000, activation_dim=d_in, dict_size=d_sae, k=k, layer=0, lm_name="x", lr=lr, device=device
     )
     number = 0
 
@@ -62,12 +57,13 @@ def dictionary_learning_batch_topk(d_in: int, d_sae: int, k: int, lr: float) -> 
     return step
 
 
-def sparsify_topk(d_in: int, d_sae: int, k: int, lr: float) -> Step:
+def sparsify_topk(d_in: int, d_sae: int, k: int, lr: float, device: str = "cpu") -> Step:
     """EleutherAI sparsify's SparseCoder with Adam: sparse backward, no decoder upkeep, no auxiliary loss."""
-    os.environ["SPARSIFY_DISABLE_TRITON"] = "1"
+    if device == "cpu":
+        os.environ["SPARSIFY_DISABLE_TRITON"] = "1"
     from sparsify import SparseCoder, SparseCoderConfig
 
-    coder = SparseCoder(d_in, SparseCoderConfig(num_latents=d_sae, k=k))
+    coder = SparseCoder(d_in, SparseCoderConfig(num_latents=d_sae, k=k), device=device)
     optimizer = torch.optim.Adam(coder.parameters(), lr=lr, fused=True)
 
     def step(x: Tensor) -> None:
@@ -76,6 +72,16 @@ def sparsify_topk(d_in: int, d_sae: int, k: int, lr: float) -> Step:
         optimizer.zero_grad()
 
     return step
+
+
+def stand_in_for_nnsight() -> None:
+    """Let dictionary_learning be imported without what it wants for activation buffers only."""
+    for name in ("nnsight", "datasets", "circuitsvis"):
+        if name not in sys.modules:
+            try:
+                __import__(name)
+            except ImportError:
+                sys.modules[name] = _Stub(name)
 
 
 class _Stub(types.ModuleType):

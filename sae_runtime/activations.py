@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sae_runtime.manifest import Manifest
 from sae_runtime.tensors import bfloat16_to_float32, map_tensor, read_header
 
 INDEX = "activations.json"
@@ -121,6 +122,30 @@ def open_activations(path: str | Path) -> Activations:
     raise ValueError(
         f"{path}: expected a folder of harvest, an .npy or a .safetensors file, got {path.suffix or 'none'}"
     )
+
+
+def check_source(activations: Activations, manifest: Manifest, *, any_source: bool = False) -> None:
+    """Refuse activations that an SAE was not fitted for.
+
+    Raises:
+        ValueError: they have another width or, unless `any_source` is set, come from another model or hook.
+    """
+    d_in = manifest.encoder.d_in
+    if activations.d_in != d_in:
+        source = ", ".join(filter(None, (manifest.model, manifest.hook)))
+        raise ValueError(
+            f"{activations.path}: activations have width {activations.d_in}, this SAE expects {d_in}"
+            f"{f' ({source})' if source else ''}; was another layer captured?"
+        )
+    for what, theirs, ours in (
+        ("model", activations.model, manifest.model),
+        ("hook", activations.hook, manifest.hook),
+    ):
+        if theirs is not None and ours is not None and theirs != ours and not any_source:
+            raise ValueError(
+                f"{activations.path}: activations come from {what} {theirs!r}, this SAE was fitted on {ours!r}; "
+                "harvest those, or pass --any-source (any_source=True) to go on"
+            )
 
 
 def as_float32(x: Any) -> NDArray[np.float32]:

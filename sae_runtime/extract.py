@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from sae_runtime.activations import Activations
+from sae_runtime.activations import Activations, check_source
 from sae_runtime.bundle import WEIGHTS
 from sae_runtime.extras import require
 from sae_runtime.features import Features
@@ -80,7 +80,7 @@ def extract(
     if values not in ("float32", "float16"):
         raise ValueError(f"values must be 'float32' or 'float16', got {values!r}")
     check_file(out, force=force)
-    check_source(sae, activations, any_source=any_source)
+    check_source(activations, sae.manifest, any_source=any_source)
     schema = _schema(sae, activations, rule, values)
     matches = 0
     with new_file(out, force=force) as partial:
@@ -107,30 +107,6 @@ def check_file(out: Path, *, force: bool) -> None:
     if out.is_dir():
         raise FileExistsError(f"{out} is a folder; name a file in it")
     check_free(out, force=force)
-
-
-def check_source(sae: SAE, activations: Activations, *, any_source: bool = False) -> None:
-    """Refuse activations that the SAE was not fitted for.
-
-    Raises:
-        ValueError: they have another width or, unless `any_source` is set, come from another model or hook.
-    """
-    manifest = sae.manifest
-    if activations.d_in != sae.d_in:
-        source = ", ".join(filter(None, (manifest.model, manifest.hook)))
-        raise ValueError(
-            f"{activations.path}: activations have width {activations.d_in}, this SAE expects {sae.d_in}"
-            f"{f' ({source})' if source else ''}; was another layer captured?"
-        )
-    for what, theirs, ours in (
-        ("model", activations.model, manifest.model),
-        ("hook", activations.hook, manifest.hook),
-    ):
-        if theirs is not None and ours is not None and theirs != ours and not any_source:
-            raise ValueError(
-                f"{activations.path}: activations come from {what} {theirs!r}, this SAE was fitted on {ours!r}; "
-                "harvest those, or pass --any-source (any_source=True) to go on"
-            )
 
 
 def _encoded(sae: SAE, activations: Activations, rule: Literal["served", "batch"]) -> Iterator[tuple[int, Features]]:

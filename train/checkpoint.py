@@ -3,6 +3,8 @@
 import json
 import shutil
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,32 +16,38 @@ from torch import Tensor
 from sae_runtime import files
 from sae_runtime.quota import Quota
 from sae_runtime.tensors import save_tensors
-from sae_runtime.train.data import Batches
-from sae_runtime.train.trainer import StepStats, Trainer
+from sae_runtime.train.batches import Batches, Place
+from sae_runtime.train.trainer import Trainer
 
-_VERSION = 1
+_VERSION = 2
 _TENSORS, _STATE = "state.safetensors", "state.json"
+_FIELDS = {"source", "step", "place", "runs"}
+_OF_RUN = {"config", "quota", "quota_r_squared", "density_weight", "random", "nearly_equal"}
 
 
 class Keeper:
-    """Keeps the checkpoint of a run in a folder, or nothing where there is no folder."""
+    """Keeps the checkpoint of a run in a folder, or nothing where there is no folder.
 
-    def __init__(self, path: Path | None, seconds: float, trainer: Trainer, stream: Batches) -> None:
+    A run is one SAE or several, by name, that take the same batches.
+    """
+
+    def __init__(self, path: Path | None, seconds: float, trainers: Mapping[str, Trainer], batches: Batches) -> None:
         self._path = path
         self._seconds = seconds
-        self._trainer = trainer
-        self._stream = stream
+        self._trainers = trainers
+        self._batches = batches
         self._saved_at = time.monotonic()
         self._saved_step: int | None = None
 
-    def guarded(self, x: Tensor) -> StepStats:
-        """Take a step; where it fails, say which checkpoint is left.
+    @contextmanager
+    def guarding(self) -> Iterator[None]:
+        """Where a step fails within the block, say which checkpoint is left.
 
         Raises:
             ValueError: the loss is not finite.
         """
         try:
-            return self._trainer.step(x)
+            yield
         except ValueError as error:
             if self._path is None or self._saved_step is None:
                 raise
@@ -54,22 +62,19 @@ class Keeper:
         """Write the checkpoint in place of the one before; a crash leaves one of the two."""
         if self._path is None:
             return
-        trainer = self._trainer
+        step = next(iter(self._trainers.values())).step_number
         state = {
             "version": _VERSION,
-            "source": self._stream.source,
-            "config": asdict(trainer.config),
-            "step": trainer.step_number,
-            "quota": None if trainer.quota is None else asdict(trainer.quota),
-            "quota_r_squared": trainer.quota_r_squared,
-            "density_weight": trainer.tracker.weight,
-            "random": trainer.rng.bit_generator.state,
+            "source": self._batches.source.identity,
+            "step": step,
+            "place": asdict(self._batches.place),
+            "runs": {name: _numbers(trainer) for name, trainer in self._trainers.items()},
         }
         with files.new_folder(self._path, force=True) as folder:
-            arrays = {name: tensor.cpu().numpy() for name, tensor in _tensors(trainer).items()}
-            save_tensors(folder / _TENSORS, {**arrays, "left": self._stream.left})
+            arrays = {name: tensor.cpu().numpy() for name, tensor in self._tensors().items()}
+            save_tensors(folder / _TENSORS, arrays)
             (folder / _STATE).write_text(json.dumps(state, indent=2) + "\n")
-        self._saved_at, self._saved_step = time.monotonic(), trainer.step_number
+        self._saved_at, self._saved_step = time.monotonic(), step
 
     def restore(self) -> None:
         """Bring the run to where the checkpoint was taken; leave it at its start where there is none.
@@ -82,24 +87,23 @@ class Keeper:
         files.repair(self._path)
         if not self._path.exists():
             return
-        trainer = self._trainer
-        state, loaded = self._read()
-        if state["version"] != _VERSION:
+        state = self._read()
+        self._refuse_other("activations", state["source"], self._batches.source.identity)
+        if list(state["runs"]) != list(self._trainers):
+            then, now = ", ".join(state["runs"]), ", ".join(self._trainers)
             raise ValueError(
-                f"the checkpoint {self._path} has version {state['version']}, expected {_VERSION}; start over"
+                f"the checkpoint {self._path} is of a run that fits {then}, this one fits {now}; repeat that run's "
+                "settings, or start over with --force"
             )
-        self._refuse_other("config", state["config"], json.loads(json.dumps(asdict(trainer.config))))
-        self._refuse_other("activations", state["source"], self._stream.source)
-        trainer.step_number = self._saved_step = state["step"]
-        trainer.quota = None if state["quota"] is None else Quota(**state["quota"])
-        trainer.quota_r_squared = state["quota_r_squared"]
-        trainer.tracker.weight = state["density_weight"]
-        trainer.rng.bit_generator.state = state["random"]
-        self._stream.left = loaded["left"].numpy()
-        trainer.start_moments()
-        with torch.no_grad():
-            for name, tensor in _tensors(trainer).items():
-                tensor.copy_(loaded[name])
+        for name, trainer in self._trainers.items():
+            self._refuse_other("config", state["runs"][name]["config"], asdict(trainer.config))
+        for name, trainer in self._trainers.items():
+            trainer.step_number = state["step"]
+            _set_numbers(trainer, state["runs"][name])
+            trainer.start_moments()
+        self._fill_tensors()
+        self._batches.place = Place(**state["place"])
+        self._saved_step = state["step"]
 
     def remove(self) -> None:
         """Delete the checkpoint, if there is one.
@@ -113,24 +117,67 @@ class Keeper:
             raise FileExistsError(f"{self._path} is no checkpoint, so it is not replaced; name another --checkpoint")
         shutil.rmtree(self._path)
 
-    def _read(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def _read(self) -> dict[str, Any]:
         assert self._path is not None
         try:
-            state = json.loads((self._path / _STATE).read_text())
-            loaded = safetensors.torch.load_file(self._path / _TENSORS)
-            if not {"version", "config", "source", "step"} <= set(state):
+            state: dict[str, Any] = json.loads((self._path / _STATE).read_text())
+            version = state["version"]
+            if version == _VERSION and not (
+                _FIELDS <= set(state) and all(_OF_RUN <= set(r) for r in state["runs"].values())
+            ):
                 raise ValueError("fields are missing")
-        except (OSError, ValueError, TypeError, safetensors.SafetensorError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"the checkpoint {self._path} is damaged ({error}); start over with --force") from error
-        return state, loaded
+        if version != _VERSION:
+            raise ValueError(f"the checkpoint {self._path} has version {version}, expected {_VERSION}; start over")
+        return state
 
-    def _refuse_other(self, what: str, then: dict[str, Any], now: dict[str, Any]) -> None:
+    @torch.no_grad()
+    def _fill_tensors(self) -> None:
+        """Copy the tensors one by one, so that no second run is held in memory."""
+        assert self._path is not None
+        try:
+            with safetensors.safe_open(self._path / _TENSORS, "pt") as loaded:
+                for name, tensor in self._tensors().items():
+                    tensor.copy_(loaded.get_tensor(name))
+        except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+            raise ValueError(f"the checkpoint {self._path} is damaged ({error}); start over with --force") from error
+
+    def _refuse_other(self, what: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        now = json.loads(json.dumps(now))
         for name in {**then, **now}:
             if then.get(name) != now.get(name):
                 raise ValueError(
                     f"the checkpoint {self._path} is of a run with {what} {name} {then.get(name)!r}, this one has "
                     f"{now.get(name)!r}; repeat that run's settings, or start over with --force"
                 )
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {
+            f"{name}/{key}": tensor
+            for name, trainer in self._trainers.items()
+            for key, tensor in _tensors(trainer).items()
+        }
+
+
+def _numbers(trainer: Trainer) -> dict[str, Any]:
+    """All that a step reads and writes beside tensors, as JSON."""
+    return {
+        "config": asdict(trainer.config),
+        "quota": None if trainer.quota is None else asdict(trainer.quota),
+        "quota_r_squared": trainer.quota_r_squared,
+        "density_weight": trainer.tracker.weight,
+        "random": trainer.rng.bit_generator.state,
+        "nearly_equal": trainer.nearly_equal,
+    }
+
+
+def _set_numbers(trainer: Trainer, numbers: Mapping[str, Any]) -> None:
+    trainer.quota = None if numbers["quota"] is None else Quota(**numbers["quota"])
+    trainer.quota_r_squared = numbers["quota_r_squared"]
+    trainer.tracker.weight = numbers["density_weight"]
+    trainer.rng.bit_generator.state = numbers["random"]
+    trainer.nearly_equal = numbers["nearly_equal"]
 
 
 def _tensors(trainer: Trainer) -> dict[str, Tensor]:

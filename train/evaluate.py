@@ -1,6 +1,7 @@
-"""What a fitted SAE achieves on held-out activations, by the rule it was fitted with and as it is served."""
+"""How well the matches that a rule keeps explain activations: by the rule of training, and as served."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -33,6 +34,56 @@ def batch_rule(k: float, cap: NDArray[np.float64] | None) -> Rule:
 
 
 @torch.no_grad()
+def reconstruct(model: SparseAutoencoder, x: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
+    """What the matches that a rule keeps make of x [n, d_in]: x_hat [n, d_in], and the mask of matches [n, d_sae]."""
+    z = model.latents(x)
+    kept = rule(z)
+    token, feature = kept.nonzero(as_tuple=True)
+    # Bags of the kept rows only: the dense product would cost as much as encoding.
+    begin = torch.bincount(token, minlength=len(x)).cumsum(0)
+    begin = torch.cat([begin.new_zeros(1), begin])
+    bags = torch.nn.functional.embedding_bag(
+        feature, model.W_dec, begin, mode="sum", per_sample_weights=z[kept], include_last_offset=True
+    )
+    return bags + model.b_dec, kept
+
+
+@dataclass(frozen=True)
+class Tally:
+    """By token: squared error, squared distance from the mean and active features, each [n]; by feature: matches."""
+
+    error: NDArray[np.float64]
+    spread: NDArray[np.float64]
+    l0: NDArray[np.int64]
+    matches: NDArray[np.int64]
+
+    @property
+    def fvu(self) -> float:
+        """Fraction of variance unexplained: the sum of the errors over that of the distances."""
+        return float(self.error.sum()) / max(float(self.spread.sum()), 1e-300)
+
+
+def tally(model: SparseAutoencoder, parts: Iterable[Tensor], rule: Rule, mean: Tensor) -> Tally:
+    """Count over parts of the activations, each [n, d_in], which a batch-level rule sees one after the other.
+
+    Args:
+        model: the fitted model.
+        parts: activations, scaled as the model expects.
+        rule: what is kept.
+        mean: of all activations, [d_in], from which their variance is taken.
+    """
+    counts = torch.zeros(len(model.b_enc), dtype=torch.int64, device=model.b_enc.device)
+    error, spread, l0 = [], [], []
+    for x in parts:
+        x_hat, kept = reconstruct(model, x, rule)
+        error.append((x - x_hat).double().pow(2).sum(dim=1).cpu().numpy())
+        spread.append((x - mean).double().pow(2).sum(dim=1).cpu().numpy())
+        l0.append(kept.sum(dim=1).cpu().numpy())
+        counts += kept.sum(dim=0)
+    return Tally(np.concatenate(error), np.concatenate(spread), np.concatenate(l0), counts.cpu().numpy())
+
+
+@torch.no_grad()
 def fvu_and_l0(model: SparseAutoencoder, x: Tensor, rule: Rule, batch: int) -> tuple[float, NDArray[np.int64]]:
     """Fraction of variance unexplained, and the number of active features of each token [n].
 
@@ -42,25 +93,11 @@ def fvu_and_l0(model: SparseAutoencoder, x: Tensor, rule: Rule, batch: int) -> t
         rule: what is kept; a batch-level rule sees `batch` tokens at a time.
         batch: tokens at a time.
     """
-    error, total, l0 = 0.0, 0.0, []
-    mean = x.mean(dim=0)
-    for part, kept, z in _kept(model, x, rule, batch):
-        error += float((part - model.decode(z * kept)).double().pow(2).sum())
-        total += float((part - mean).double().pow(2).sum())
-        l0.append(kept.sum(dim=1).cpu().numpy())
-    return error / max(total, 1e-300), np.concatenate(l0)
+    counted = tally(model, torch.split(x, batch), rule, x.mean(dim=0))
+    return counted.fvu, counted.l0
 
 
 @torch.no_grad()
 def matches(model: SparseAutoencoder, x: Tensor, rule: Rule, batch: int) -> NDArray[np.int64]:
     """Number of tokens on which each feature fires: int64 [d_sae]."""
-    counts = torch.zeros(len(model.b_enc), dtype=torch.int64, device=x.device)
-    for _, kept, _ in _kept(model, x, rule, batch):
-        counts += kept.sum(dim=0)
-    return counts.cpu().numpy()
-
-
-def _kept(model: SparseAutoencoder, x: Tensor, rule: Rule, batch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    for part in torch.split(x, batch):
-        z = model.latents(part)
-        yield part, rule(z), z
+    return tally(model, torch.split(x, batch), rule, x.mean(dim=0)).matches

@@ -1,38 +1,46 @@
-"""Fit an SAE on activations, from the first batch to the bundle."""
+"""Fit SAEs on activations, from the first batch to the bundles."""
 
-import dataclasses
-import importlib.metadata
 import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from sae_runtime import bundle, files, quota
+from sae_runtime import bundle, files
 from sae_runtime.activations import Activations, Shard, as_float32, open_activations
-from sae_runtime.manifest import Allocation, Encoder, Manifest
-from sae_runtime.train.calibrate import calibrate
+from sae_runtime.extras import require
+from sae_runtime.manifest import Manifest
+from sae_runtime.train.batches import Batches
 from sae_runtime.train.checkpoint import Keeper
 from sae_runtime.train.config import TrainConfig
-from sae_runtime.train.data import Batches, Split, centre_and_scale, split
+from sae_runtime.train.data import Source, StoredRows, centre_and_scale, generator, split
 from sae_runtime.train.device import memory_errors, usable_device
-from sae_runtime.train.evaluate import batch_rule, fvu_and_l0, matches, served_rule
+from sae_runtime.train.finish import finished
+from sae_runtime.train.harvest import HarvestConfig
 from sae_runtime.train.model import SparseAutoencoder
+from sae_runtime.train.progress import reported
 from sae_runtime.train.recipe import derive
-from sae_runtime.train.report import reported
-from sae_runtime.train.trainer import Trainer
+from sae_runtime.train.stream import StreamedRows
+from sae_runtime.train.trainer import StepStats, Trainer
+from sae_runtime.train.world import World, join
+
+Data = Activations | NDArray[Any] | str | Path | HarvestConfig
+Made = dict[str, tuple[dict[str, NDArray[np.float32]], Manifest]]
+
+_COMMON = ("seed", "tokens", "batch", "holdout", "pool", "device")  # what decides the batches
 
 
-@memory_errors()
 def fit(
-    activations: Activations | NDArray[Any] | str | Path,
+    activations: Data,
     out: str | Path,
     config: TrainConfig,
     *,
     metrics: Path | None = None,
+    tensorboard: Path | None = None,
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 300.0,
     resume: bool = False,
@@ -42,10 +50,12 @@ def fit(
     """Fit an SAE and write it as a bundle, not exported yet.
 
     Args:
-        activations: a path that `open_activations` takes, what it gives, or an array [n, d_in].
+        activations: a path that `open_activations` takes, what it gives, an array [n, d_in], or what harvest would
+            read, whose activations are then computed as they are needed and never stored.
         out: the bundle's folder.
         config: what to fit.
         metrics: a file for one JSON line every ten steps; not inside `out`.
+        tensorboard: a folder for the same as TensorBoard's events; not inside `out`.
         checkpoint: a folder for the state of the run, from which it goes on after a crash, bit for bit on the same
             machine with the same threads and versions; removed when the bundle stands.
         checkpoint_seconds: how often it is written.
@@ -59,157 +69,219 @@ def fit(
     Raises:
         ValueError: the activations are too few, not finite or all equal, the device is not usable, or the loss
             stopped being finite.
-        FileExistsError: `out` exists and `force` is not set, or `metrics` or `checkpoint` exists and neither `force`
-            nor `resume` is.
+        FileExistsError: `out` exists and `force` is not set, or `metrics`, `tensorboard` or `checkpoint` exists and
+            neither `force` nor `resume` is.
+        ImportError: `tensorboard` is given and not installed.
         MemoryError: the SAE or a batch does not fit on the device.
     """
     out = Path(out)
-    files.check_free(out, force=force)
-    if metrics is not None and metrics.is_dir():
-        raise ValueError(f"the metrics {metrics} are a folder; name a file in it")
-    for path in (metrics, checkpoint):
-        if path is not None:
-            _check_beside(path, out, force=force or resume)
-    source = _opened(activations)
-    device = usable_device(config.device)
-    rng = np.random.default_rng(config.seed)
-    parts = split(source, config.holdout, rng)
-    trainer, scale = _trainer(source, parts.train, config, rng, device)
-    stream = Batches(source, parts.train, config.batch, rng)
-    keeper = Keeper(checkpoint, checkpoint_seconds, trainer, stream)
-    if resume:
-        keeper.restore()
-    else:
-        keeper.remove()
-    with reported(trainer, metrics, progress) as report:
-        while trainer.step_number < trainer.recipe.steps:
-            x = torch.from_numpy(next(stream)).to(device) * scale
-            report(keeper.guarded(x))
-            keeper.save_if_due()
-    keeper.save()
-    weights, manifest = _finished(trainer, source, parts, scale)
-    bundle.write(out, weights, manifest, force=force)
-    keeper.remove()
+
+    def write(made: Made) -> None:
+        ((weights, manifest),) = made.values()
+        bundle.write(out, weights, manifest, force=force)
+
+    _check(out, (metrics, tensorboard, checkpoint), force=force, resume=resume)
+    _fit(
+        activations,
+        {"sae": config},
+        write,
+        metrics=metrics,
+        tensorboard=tensorboard,
+        checkpoint=checkpoint,
+        checkpoint_seconds=checkpoint_seconds,
+        resume=resume,
+        progress=progress,
+    )
     return bundle.read(out).manifest
 
 
-def _finished(
-    trainer: Trainer, source: Activations, parts: Split, scale: float
-) -> tuple[dict[str, NDArray[np.float32]], Manifest]:
-    """Calibrate and measure on the held-out parts, and fold the input scale: what the bundle holds."""
-    config, device = trainer.config, trainer.model.W_enc.device
-    held_out = tuple(
-        torch.from_numpy(source.rows(rows)).to(device) * scale for rows in (parts.calibration, parts.validation)
+def fit_many(
+    activations: Data,
+    out: str | Path,
+    configs: Mapping[str, TrainConfig],
+    *,
+    metrics: Path | None = None,
+    tensorboard: Path | None = None,
+    checkpoint: Path | None = None,
+    checkpoint_seconds: float = 300.0,
+    resume: bool = False,
+    force: bool = False,
+    progress: bool = False,
+) -> dict[str, Manifest]:
+    """Fit several SAEs in one pass over the activations, each as `fit` fits it alone.
+
+    Args:
+        activations: as for `fit`.
+        out: a folder that will hold one bundle for each name.
+        configs: what to fit, by name; seed, tokens, batch, holdout, pool and device must be the same in all.
+        metrics: as for `fit`, with a line for each SAE, its field "sae" the name.
+        tensorboard: as for `fit`, with a folder for each name.
+        checkpoint: as for `fit`, one for all.
+        checkpoint_seconds: as for `fit`.
+        resume: as for `fit`.
+        force: as for `fit`; replaces all of `out`.
+        progress: as for `fit`; one bar for all, which shows the worst of them.
+
+    Returns:
+        The manifests by name.
+
+    Raises:
+        ValueError: as for `fit`, and where a name is no folder's name or the configs differ in what must be the same.
+        FileExistsError: as for `fit`.
+        ImportError: as for `fit`.
+        MemoryError: as for `fit`.
+    """
+    out = Path(out)
+    _check_together(configs)
+
+    def write(made: Made) -> None:
+        with files.new_folder(out, force=force) as folder:
+            for name, (weights, manifest) in made.items():
+                bundle.write(folder / name, weights, manifest)
+
+    _check(out, (metrics, tensorboard, checkpoint), force=force, resume=resume)
+    _fit(
+        activations,
+        configs,
+        write,
+        metrics=metrics,
+        tensorboard=tensorboard,
+        checkpoint=checkpoint,
+        checkpoint_seconds=checkpoint_seconds,
+        resume=resume,
+        progress=progress,
     )
-    theta, measured, width = _calibrated(trainer, *held_out)
-    weights = _folded(trainer.model, theta, scale)
-    manifest = Manifest(
-        encoder=Encoder(
-            d_in=source.d_in,
-            d_sae=config.d_sae,
-            selection="topk" if theta is None else "threshold",
-            k=int(config.k) if theta is None else None,
-        ),
-        allocation=Allocation(kind=config.allocation, k=float(config.k), quota=trainer.quota),
-        width=width,
-        model=source.model,
-        hook=source.hook,
-        measured=measured,
-        provenance=_provenance(source, parts, trainer, device),
-    )
-    return weights, manifest
+    return {name: bundle.read(out / name).manifest for name in configs}
 
 
-def _check_beside(path: Path, out: Path, *, force: bool) -> None:
-    if out.resolve() in (path.resolve(), *path.resolve().parents):
-        raise ValueError(f"{path} would lie inside the bundle {out}; name another place")
-    if path.exists() and not force:
-        raise FileExistsError(f"{path} already exists; go on with --resume, or start over with --force")
-    files.check_free(path, force=True)
+@memory_errors()
+def _fit(
+    activations: Data,
+    configs: Mapping[str, TrainConfig],
+    write: Callable[[Made], None],
+    *,
+    metrics: Path | None,
+    tensorboard: Path | None,
+    checkpoint: Path | None,
+    checkpoint_seconds: float,
+    resume: bool,
+    progress: bool,
+) -> None:
+    """Fit SAEs by name, and write them when all are done: the first process does, where there are several."""
+    common = next(iter(configs.values()))
+    world, place = join(common.device)
+    if common.batch % world.size:
+        raise ValueError(f"batch must be a multiple of the {world.size} processes that share it, got {common.batch}")
+    device = usable_device(place)
+    if world.rank:
+        checkpoint_seconds, metrics, tensorboard, progress = math.inf, None, None, False
+    if tensorboard is not None:
+        require("tensorboard")
+    source = _source(activations, common)
+    mean, scale = centre_and_scale(source.sample(generator(common.seed, "scale")), source.path)
+    trainers = {}
+    for name, config in configs.items():
+        with _named(name, configs):
+            trainers[name] = _trainer(mean * np.float32(scale), config, device, world)
+    steps = next(iter(trainers.values())).recipe.steps
+    with Batches(source, common.batch, common.seed, scale=scale, device=device, world=world) as batches:
+        keeper = Keeper(checkpoint, checkpoint_seconds, trainers, batches)
+        if resume:
+            keeper.restore()
+        elif world.rank == 0:
+            keeper.remove()
+        world.wait()
+        done = next(iter(trainers.values())).step_number
+        with reported(trainers, metrics, tensorboard, progress) as report:
+            for step in range(done, steps):
+                x = batches.next(steps - step)
+                with keeper.guarding():
+                    report({name: _step(name, trainer, x, configs) for name, trainer in trainers.items()})
+                keeper.save_if_due()
+        if world.rank == 0:
+            keeper.save()
+    if world.rank == 0:
+        held_out = _scaled(source, scale, device)
+        made: Made = {}
+        for name, trainer in trainers.items():
+            with _named(name, configs):
+                made[name] = finished(trainer, source, held_out, scale)
+        write(made)
+        keeper.remove()
+    world.wait()
 
 
-def _opened(activations: Activations | NDArray[Any] | str | Path) -> Activations:
-    if isinstance(activations, Activations):
-        return activations
+def _step(name: str, trainer: Trainer, x: torch.Tensor, names: Mapping[str, object]) -> StepStats:
+    with _named(name, names):
+        return trainer.step(x)
+
+
+@contextmanager
+def _named(name: str, names: Mapping[str, object]) -> Iterator[None]:
+    """Where there are several SAEs, let errors within the block say of which they are."""
+    try:
+        with memory_errors():
+            yield
+    except (ValueError, MemoryError) as error:
+        if len(names) == 1:
+            raise
+        kind = MemoryError if isinstance(error, MemoryError) else ValueError
+        raise kind(f"{name}: {error}") from error
+
+
+def _source(activations: Data, config: TrainConfig) -> Source:
+    pool = config.pool * 2**20  # bytes
+    if isinstance(activations, HarvestConfig):
+        return StreamedRows(activations, config.holdout, config.seed, pool)
     if isinstance(activations, str | Path):
-        return open_activations(activations)
-    x = as_float32(activations)
-    if x.ndim != 2 or x.shape[1] < 1:
-        raise ValueError(f"activations must be [n, d_in], got {list(x.shape)}; reshape them")
-    return Activations(Path("array"), [Shard(x)])
+        activations = open_activations(activations)
+    elif not isinstance(activations, Activations):
+        x = as_float32(activations)
+        if x.ndim != 2 or x.shape[1] < 1:
+            raise ValueError(f"activations must be [n, d_in], got {list(x.shape)}; reshape them")
+        activations = Activations(Path("array"), [Shard(x)])
+    parts = split(activations, config.holdout, config.seed)
+    return StoredRows(activations, parts, int(pool / (4 * activations.d_in)))
 
 
-def _trainer(
-    source: Activations, rows: NDArray[np.int64], config: TrainConfig, rng: np.random.Generator, device: torch.device
-) -> tuple[Trainer, float]:
-    mean, scale = centre_and_scale(source, rows, rng)
-    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    model = SparseAutoencoder(config.d_sae, torch.from_numpy(mean) * scale, generator=generator).to(device)
-    return Trainer(model, config, derive(config, source.d_in), rng=rng), scale
+def _trainer(centre: NDArray[np.float32], config: TrainConfig, device: torch.device, world: World) -> Trainer:
+    weights = torch.Generator().manual_seed(int(generator(config.seed, "weights").integers(2**62)))
+    model = SparseAutoencoder(config.d_sae, torch.from_numpy(centre), generator=weights).to(device)
+    return Trainer(model, config, derive(config, len(centre)), rng=generator(config.seed, "trainer"), world=world)
 
 
-def _calibrated(
-    trainer: Trainer, calibration: Tensor, validation: Tensor
-) -> tuple[NDArray[np.float32] | None, dict[str, float], int]:
-    """Threshold (None for token choice), what it measures on the validation part, and the width of encode.onnx."""
-    config, model = trainer.config, trainer.model
-    cap = None if trainer.quota is None else quota.caps(trainer.quota, config.k, config.d_sae)
-    theta = None
-    if config.allocation != "token":
-        theta = calibrate(model, calibration, config.k, cap)
-    served = served_rule(config.k, theta)
-    fvu, l0 = fvu_and_l0(model, validation, served, config.batch)
-    used = matches(model, calibration, served, config.batch) + matches(model, validation, served, config.batch)
-    measured = {
-        "tokens": len(validation),
-        "fvu": fvu,
-        "l0": float(l0.mean()),
-        "dead": float((used == 0).mean()),
-        "dead_tokens": len(calibration) + len(validation),
-    }
-    if theta is None:
-        return None, measured, int(config.k)
-    # Batches of one size: over a short last one the caps of feature choice would round to nothing.
-    batch = math.ceil(len(validation) / max(round(len(validation) / config.batch), 1))
-    batch_fvu, batch_l0 = fvu_and_l0(model, validation, batch_rule(config.k, cap), batch)
-    measured |= {
-        "batch": batch,
-        "batch_fvu": batch_fvu,
-        "batch_l0": float(batch_l0.mean()),
-    }
-    # Wide enough for all but one token in a thousand; those are encoded again, wider.
-    width = math.ceil(float(np.quantile(l0, 0.999)) / 8 + 1e-9) * 8
-    return theta, measured, min(max(width, 8), config.d_sae)
+def _scaled(source: Source, scale: float, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    calibration, validation = (torch.from_numpy(x).to(device) * scale for x in source.held_out())
+    return calibration, validation
 
 
-def _folded(
-    model: SparseAutoencoder, theta: NDArray[np.float32] | None, scale: float
-) -> dict[str, NDArray[np.float32]]:
-    """Weights for raw activations. With x scaled by c, z scales by c too, so only the biases and the cut change."""
-    weights = {
-        "W_enc": model.W_enc.detach().T.contiguous(),
-        "W_dec": model.W_dec.detach(),
-        "b_enc": model.b_enc.detach() / scale,
-        "b_dec": model.b_dec.detach() / scale,
-    }
-    arrays = {name: tensor.cpu().numpy() for name, tensor in weights.items()}
-    if theta is not None:
-        arrays["threshold"] = (theta / scale).astype(np.float32)
-    return arrays
+def _check(out: Path, beside: tuple[Path | None, Path | None, Path | None], *, force: bool, resume: bool) -> None:
+    """Raise before any work where something stands in the way of what will be written."""
+    files.check_free(out, force=force)
+    metrics = beside[0]
+    if metrics is not None and metrics.is_dir():
+        raise ValueError(f"the metrics {metrics} are a folder; name a file in it")
+    for path in filter(None, beside):
+        if out.resolve() in (path.resolve(), *path.resolve().parents):
+            raise ValueError(f"{path} would lie inside the bundle {out}; name another place")
+        if path.exists() and not (force or resume):
+            raise FileExistsError(f"{path} already exists; go on with --resume, or start over with --force")
+        files.check_free(path, force=True)
 
 
-def _provenance(source: Activations, parts: Split, trainer: Trainer, device: torch.device) -> dict[str, Any]:
-    return {
-        "activations": source.path.name,
-        "rows": {part.name: len(getattr(parts, part.name)) for part in dataclasses.fields(parts)},
-        "config": dataclasses.asdict(trainer.config),
-        "recipe": dataclasses.asdict(trainer.recipe),
-        "quota_r_squared": trainer.quota_r_squared,
-        "device": str(device),
-        "threads": torch.get_num_threads(),
-        "versions": {
-            "sae-runtime": importlib.metadata.version("sae-runtime"),
-            "torch": str(torch.__version__),
-            "numpy": np.__version__,
-        },
-    }
+def _check_together(configs: Mapping[str, TrainConfig]) -> None:
+    """Raise unless the SAEs can take the same batches and have names to write them under."""
+    if not configs:
+        raise ValueError("there is nothing to fit; give one config at least")
+    for name in configs:
+        if Path(name).name != name or name in ("", ".", ".."):
+            raise ValueError(f"{name!r} is not the name of a folder; rename that SAE")
+    first, *others = configs.items()
+    for name, config in others:
+        for field in _COMMON:
+            mine, theirs = getattr(config, field), getattr(first[1], field)
+            if mine != theirs:
+                raise ValueError(
+                    f"SAEs of one pass share {field}, got {theirs!r} for {first[0]} and {mine!r} for {name}; "
+                    "make them equal, or fit them one by one"
+                )

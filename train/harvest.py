@@ -6,7 +6,7 @@ comes last. The same harvest run again goes on after the last whole shard, and g
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -71,12 +71,61 @@ class HarvestConfig:
             raise ValueError(f"batch_tokens must be >= context, got {self.batch_tokens} for windows of {self.context}")
 
 
+class Reader:
+    """Reads texts with a model: windows of tokens, and the activations of the tokens that they keep.
+
+    The model computes in the type of its checkpoint. A module that runs several times in a forward pass is read the
+    first time.
+    """
+
+    def __init__(self, config: HarvestConfig) -> None:
+        """Load the model.
+
+        Raises:
+            FileNotFoundError: the folder of the model is missing.
+            ValueError: the model or hook cannot be used, or not with windows of `config.context` tokens.
+        """
+        self.config = config
+        self._tokenizer, self._model = load_host(config.model, config.device)
+        _check_context(config, self._tokenizer, self._model)
+        self._module = find_module(self._model, config.hook)
+
+    def windows(self, texts: Iterable[str]) -> Iterator[Window]:
+        """The windows of texts, in their order; see `Window`."""
+        return windows(self._tokenizer, texts, context=self.config.context, special=self.config.special)
+
+    def activations(self, group: Sequence[Window], tick: Callable[[int], object]) -> torch.Tensor:
+        """Rows [n, d_in] in the order of the windows, of which there is one at least, in the config's type.
+
+        Forward passes go by length, the longest windows first. After each, `tick` is called with its rows.
+
+        Raises:
+            ValueError: an activation is NaN or Inf.
+        """
+        starts = np.cumsum([0, *(window.rows for window in group)])
+        pad = 0 if self._tokenizer.pad_token_id is None else self._tokenizer.pad_token_id
+        x: torch.Tensor | None = None
+        for numbers in batches(group, self.config.batch_tokens):
+            batch = [group[number] for number in numbers]
+            ids, real, kept = (torch.from_numpy(array).to(self._model.device) for array in padded(batch, pad))
+            hidden = hidden_states(self.config.hook, self._model, self._module, ids, real)[kept]
+            rows = hidden.to(DTYPES[self.config.dtype][0])
+            if not torch.isfinite(rows).all():
+                raise ValueError(_nonfinite(self.config, batch, hidden, rows))
+            if x is None:
+                x = torch.empty(int(starts[-1]), rows.shape[1], dtype=rows.dtype)
+            x[np.concatenate([np.arange(starts[number], starts[number + 1]) for number in numbers])] = rows.cpu()
+            tick(len(rows))
+        assert x is not None  # a group is not empty
+        return x
+
+
 @memory_errors()
 def harvest(config: HarvestConfig, out: Path, *, force: bool = False, progress: bool = False) -> Activations:
     """Run the model over the text up to the hook and keep one row per token, in the order of the text.
 
-    The model computes in the type of its checkpoint. A module that runs several times in a forward pass is read the
-    first time. An unfinished folder of the same config is finished; see `Window` for what positions count.
+    See `Reader` for what the model computes and `Window` for what positions count. An unfinished folder of the same
+    config is finished.
 
     Args:
         config: what to harvest.
@@ -92,24 +141,21 @@ def harvest(config: HarvestConfig, out: Path, *, force: bool = False, progress: 
         MemoryError: a batch does not fit on the device.
     """
     texts = documents(config.text, config.split)
-    plan = _plan(config)
-    _check_folder(out, plan, force=force)
-    tokenizer, model = load_host(config.model, config.device)
-    _check_context(config, tokenizer, model)
-    module = find_module(model, config.hook)
-    _start_folder(out, plan, force=force)
-    pad = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    parts = windows(tokenizer, texts, context=config.context, special=config.special)
+    origins = plan(config)
+    _check_folder(out, origins, force=force)
+    reader = Reader(config)
+    _start_folder(out, origins, force=force)
     shards: list[dict[str, Any]] = []
     # disable=None hides the bar where stderr is no terminal.
     with tqdm(total=config.tokens, unit="token", unit_scale=True, disable=None if progress else True) as bar:
-        for group in groups(first_rows(parts, config.tokens), config.shard_tokens):
+        for group in groups(first_rows(reader.windows(texts), config.tokens), config.shard_tokens):
             path = out / f"shard-{len(shards):05d}.safetensors"
             rows = sum(window.rows for window in group)
             if _is_whole(path, rows, config.dtype):
                 bar.update(rows)
             else:
-                tensors = _shard(config, model, module, group, pad, bar)
+                ids = {name: torch.from_numpy(ids) for name, ids in origin(group).items()}
+                tensors = {"activations": reader.activations(group, bar.update), **ids}
                 with new_file(path, force=True) as partial:
                     save_tensors(partial, tensors, save_file)
             shards.append({"file": path.name, "rows": rows})
@@ -120,27 +166,6 @@ def harvest(config: HarvestConfig, out: Path, *, force: bool = False, progress: 
     settings = {name: getattr(config, name) for name in ("hook", "split", "context", "tokens", "dtype", "special")}
     _write_json(out / INDEX, index | settings)
     return open_activations(out)
-
-
-def _shard(
-    config: HarvestConfig, model: Any, module: torch.nn.Module, group: Sequence[Window], pad: int, bar: Any
-) -> dict[str, torch.Tensor]:
-    """The tensors of one shard: forward passes by length, rows in the order of the windows."""
-    starts = np.cumsum([0, *(window.rows for window in group)])
-    x: torch.Tensor | None = None
-    for numbers in batches(group, config.batch_tokens):
-        batch = [group[number] for number in numbers]
-        ids, real, kept = (torch.from_numpy(array).to(model.device) for array in padded(batch, pad))
-        hidden = hidden_states(config.hook, model, module, ids, real)[kept]
-        rows = hidden.to(DTYPES[config.dtype][0])
-        if not torch.isfinite(rows).all():
-            raise ValueError(_nonfinite(config, batch, hidden, rows))
-        if x is None:
-            x = torch.empty(int(starts[-1]), rows.shape[1], dtype=rows.dtype)
-        x[np.concatenate([np.arange(starts[number], starts[number + 1]) for number in numbers])] = rows.cpu()
-        bar.update(len(rows))
-    assert x is not None  # groups are not empty
-    return {"activations": x, **{name: torch.from_numpy(ids) for name, ids in origin(group).items()}}
 
 
 def _nonfinite(config: HarvestConfig, batch: Sequence[Window], hidden: torch.Tensor, rows: torch.Tensor) -> str:
@@ -160,15 +185,15 @@ def _check_context(config: HarvestConfig, tokenizer: Any, model: Any) -> None:
         raise ValueError(f"context is {config.context} tokens, {config.model} reads at most {limit}; lower --context")
 
 
-def _plan(config: HarvestConfig) -> dict[str, Any]:
+def plan(config: HarvestConfig) -> dict[str, Any]:
     """What decides the rows, as JSON; files by size and time of change."""
-    plan = {name: value for name, value in asdict(config).items() if name not in ("batch_tokens", "device")}
-    plan["text"] = [_stamp(path) for path in config.text]
+    settings = {name: value for name, value in asdict(config).items() if name not in ("batch_tokens", "device")}
+    settings["text"] = [_stamp(path) for path in config.text]
     folder = Path(config.model)
     if folder.is_dir():
-        plan["model"] = str(folder.resolve())
-        plan["model_files"] = [_stamp(path) for path in sorted(folder.iterdir()) if path.is_file()]
-    return plan
+        settings["model"] = str(folder.resolve())
+        settings["model_files"] = [_stamp(path) for path in sorted(folder.iterdir()) if path.is_file()]
+    return settings
 
 
 def _stamp(path: Path) -> str:

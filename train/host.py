@@ -14,12 +14,13 @@ from sae_runtime.train.device import first_line
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 
-def load_host(name: str, device: str | None = None) -> tuple[Any, Any]:
+def load_host(name: str, device: str | None = None, *, head: bool = False) -> tuple[Any, Any]:
     """Tokenizer and base model, the model in evaluation mode on its device.
 
     Args:
         name: a transformers folder or a model of the hub.
         device: torch device; None: cuda where there is one, else cpu.
+        head: load a causal language model with its head, if the checkpoint is one.
 
     Raises:
         FileNotFoundError: the folder does not exist.
@@ -32,7 +33,8 @@ def load_host(name: str, device: str | None = None) -> tuple[Any, Any]:
         raise FileNotFoundError(f"the model folder {name} does not exist; check its path")
     try:
         with _no_bar():
-            model = AutoModel.from_pretrained(name, local_files_only=local, torch_dtype="auto").eval()
+            auto = _causal_or_base(name, local) if head else AutoModel
+            model = auto.from_pretrained(name, local_files_only=local, torch_dtype="auto").eval()
             tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local)
     except Exception as error:  # the loaders raise whatever their formats do
         raise ValueError(
@@ -48,6 +50,15 @@ def load_host(name: str, device: str | None = None) -> tuple[Any, Any]:
     return tokenizer, model
 
 
+def _causal_or_base(name: str, local: bool) -> Any:
+    """The class to load a checkpoint with: with a head only where the checkpoint says that it has one."""
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+
+    config = AutoConfig.from_pretrained(name, local_files_only=local)
+    return AutoModelForCausalLM if CAUSAL.get(config.model_type) in (config.architectures or ()) else AutoModel
+
+
 def find_module(model: Any, hook: str) -> torch.nn.Module:
     """The module of a model that a hook names.
 
@@ -61,6 +72,13 @@ def find_module(model: Any, hook: str) -> torch.nn.Module:
             return modules[name]
     close = difflib.get_close_matches(hook, filter(None, modules), n=5, cutoff=0)
     raise ValueError(f"{model.name_or_path} has no module {hook!r}; close names are {', '.join(close)}")
+
+
+def longest_window(tokenizer: Any, model: Any) -> int | None:
+    """Tokens that a model reads at most; None where nothing bounds them."""
+    # Where positions have no bound, a config says None or -1, or nothing.
+    limits = getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length
+    return min((limit for limit in limits if limit and limit > 0), default=None)
 
 
 class _Reached(Exception):
@@ -100,6 +118,31 @@ def hidden_states(
         shape = list(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         raise ValueError(f"{hook} gives {shape}, expected [batch, time, d_in] with {list(ids.shape)}; hook a layer")
     return output
+
+
+@contextmanager
+def replaced(module: torch.nn.Module, y: torch.Tensor) -> Iterator[None]:
+    """Let the module give y [batch, time, d_in] for its activations, the first time it is called in the block.
+
+    That is the call which `hidden_states` reads; what else the module gives stays.
+    """
+    left = [y]
+
+    def put(_module: torch.nn.Module, _args: Any, output: Any) -> Any:
+        if not left:
+            return output
+        if isinstance(output, torch.Tensor):
+            return left.pop()
+        if isinstance(output, dict):
+            output[next(iter(output))] = left.pop()
+            return output
+        return type(output)([left.pop(), *output[1:]])
+
+    handle = module.register_forward_hook(put)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager

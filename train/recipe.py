@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from sae_runtime.train.config import TrainConfig
 
-GAMMA = 0.1  # a feature is under-used below this share of what the Zipf law expects
+GAMMA = 0.1  # a feature is under-used below this share of what the Zipf law expects of its rank
 
 
 @dataclass(frozen=True, kw_only=True)

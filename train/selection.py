@@ -142,7 +142,7 @@ def _decided(feature: Tensor, values: Tensor, total: int, per_feature: Tensor | 
     everyone = world.gather(values)
     kept = torch.ones_like(everyone, dtype=torch.bool)
     if per_feature is not None:
-        kept = _within_limits(world.gather(feature), everyone, per_feature)
+        kept = _within_limits(world.gather(feature.int()).long(), everyone, per_feature)
     if int(kept.sum()) > total:
         winners = torch.where(kept, everyone, -1.0).topk(total, sorted=False).indices
         kept = torch.zeros_like(kept).index_fill_(0, winners, True)

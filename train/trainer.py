@@ -16,10 +16,12 @@ from sae_runtime.train.losses import under_used
 from sae_runtime.train.model import SparseAutoencoder
 from sae_runtime.train.plain_step import Limits, Losses, Step, plain_step
 from sae_runtime.train.recipe import GAMMA, Recipe, schedule, slack
+from sae_runtime.train.redundancy import share_nearly_equal
 from sae_runtime.train.sparse_step import SparseStep
 from sae_runtime.train.world import World
 
 _CLIP_NORM = 1.0
+_LOOK_STEPS = 100  # a look at the decoder costs a share of a forward product
 _REFIT_STEPS = 10  # the law behind aux_zipf_loss moves slowly
 
 
@@ -33,6 +35,7 @@ class StepStats:
     dead: float  # share of features silent for longer than the limit
     dying: float  # share of features, not dead, that fire far less than the Zipf law expects of their rank
     under_used: float  # share of features that the auxiliary loss trained
+    nearly_equal: float  # share of features whose decoder row another nearly equals; measured every 100 steps
     lr: float
 
 
@@ -72,6 +75,7 @@ class Trainer:
         self.optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr, fused=True)
         self._world = world or World()
         self._gradients = gradients or _step_for(model.W_enc.device, config, self._world)
+        self.nearly_equal: float | None = None
         self._trained = torch.zeros_like(self.tracker.silent_tokens, dtype=torch.bool)
 
     def step(self, x: Tensor) -> StepStats:
@@ -89,6 +93,8 @@ class Trainer:
         )
         lr = self.recipe.lr * schedule(self.recipe, self.step_number)
         self._update(losses, lr)
+        if self.step_number % _LOOK_STEPS == 0 or self.nearly_equal is None:
+            self.nearly_equal = share_nearly_equal(self.model.W_dec.detach())
         self.step_number += 1
         dead = self.tracker.silent_tokens >= self.recipe.dead_tokens
         return StepStats(
@@ -98,6 +104,7 @@ class Trainer:
             dead=dead.double().mean().item(),
             dying=(under_used(self.tracker.density, self.expected, dead, GAMMA) & ~dead).double().mean().item(),
             under_used=self._trained.double().mean().item(),
+            nearly_equal=self.nearly_equal,
             lr=lr,
         )
 

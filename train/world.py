@@ -6,6 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sae_runtime.train.device import first_line
+
 
 class World:
     """What a step asks of the other processes. This one is alone, and asks nobody."""
@@ -65,6 +67,18 @@ class Processes(World):
         self.count(0)
 
 
-def started_by_torchrun() -> bool:
-    """Whether torchrun started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+def join(name: str | None) -> tuple[World, str | None]:
+    """The processes that torchrun started this one with, and the device of that name for this one.
+
+    Raises:
+        ValueError: the processes could not join.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return World(), name
+    if name == "cuda" or (name is None and torch.cuda.is_available()):
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        torch.cuda.set_device(name)
+    try:
+        return Processes(torch.device(name or "cpu")), name
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"the processes could not join ({first_line(error)}); start them by torchrun") from error

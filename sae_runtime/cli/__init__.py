@@ -7,9 +7,11 @@ import click
 # In the order of the work; the line of each is the first line of its own help.
 COMMANDS = {
     "harvest": "Keep a model's activations on text.",
-    "train": "Fit a sparse autoencoder on activations.",
+    "train": "Fit sparse autoencoders on activations, or on a model at work.",
     "export": "Put ONNX graphs into a bundle.",
     "inspect": "Check a bundle and say what it is.",
+    "evaluate": "Measure what a bundle explains, and what a model loses.",
+    "report": "Show what bundles explain on one HTML page.",
     "extract": "Write the features of activations to Parquet.",
     "steer": "Edit features of activations.",
     "doctor": "Say what works on this machine.",

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from sae_runtime.activations import Activations, Shard, open_activations
+from sae_runtime.activations import Activations, Shard, check_source, open_activations
 from sae_runtime.cli.common import (
     PATH,
     any_source_option,
@@ -26,7 +26,7 @@ from sae_runtime.cli.common import (
 )
 from sae_runtime.cli.options import Command
 from sae_runtime.edits import Edit, as_inputs
-from sae_runtime.extract import check_file, check_source
+from sae_runtime.extract import check_file
 from sae_runtime.files import new_file
 from sae_runtime.sae import SAE, load
 from sae_runtime.tensors import save_tensors
@@ -101,7 +101,7 @@ def command(
     rows, shape = _opened(activations)
     sae = load(bundle, providers=provider, threads=threads)
     as_inputs([chosen], sae.d_sae)  # refuses an edit before the first token is read
-    check_source(sae, rows, any_source=any_source)
+    check_source(rows, sae.manifest, any_source=any_source)
     _steer(sae, rows, shape, chosen, output, force=force, progress=not quiet)
     result = {"activations": output, "shape": shape, "edits": len(chosen)}
     lines = [

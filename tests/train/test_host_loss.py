@@ -1,0 +1,252 @@
+"""The second witness is a plain torch hook, windows one at a time without padding, and numpy."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from tiny_model import SPECIALS, WORDS, save_bert
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import BertModel, GPT2Config, GPT2LMHeadModel, GPT2Model, PreTrainedTokenizerFast
+
+from sae_runtime import bundle
+from sae_runtime.exports import witness
+from sae_runtime.manifest import Allocation, Encoder, Manifest
+from sae_runtime.train.fitted import Fitted, open_fitted
+from sae_runtime.train.harvest import HarvestConfig
+from sae_runtime.train.host import load_host, longest_window, replaced
+from sae_runtime.train.host_loss import HostLoss, host_loss
+
+WIDTH, D_SAE, K = 16, 40, 5
+BERT_HOOK, GPT2_HOOK = "encoder.layer.1", "h.0"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """In models this small, threads only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_bert(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two layers with a head, and a tokenizer that adds nothing to a text."""
+    folder = tmp_path_factory.mktemp("gpt2")
+    vocabulary = {f"w{i}": i for i in range(WORDS)} | {"<|end|>": WORDS}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|end|>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    names: dict[str, Any] = {"unk_token": "<|end|>", "eos_token": "<|end|>"}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)  # type: ignore[no-untyped-call]  # not typed
+    fast.save_pretrained(folder)
+    sizes: dict[str, Any] = {"n_embd": WIDTH, "n_layer": 2, "n_head": 2, "n_positions": 64, "initializer_range": 0.5}
+    config = GPT2Config(vocab_size=len(vocabulary), bos_token_id=WORDS, eos_token_id=WORDS, **sizes)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty lines of 2 to 15 words."""
+    rng = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("text") / "words.txt"
+    path.write_text("\n\n".join(" ".join(f"w{i}" for i in rng.integers(WORDS, size=size)) for size in range(2, 16)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, NDArray[np.float32]]:
+    rng = np.random.default_rng(3)
+    rows = rng.standard_normal((D_SAE, WIDTH))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    arrays = {"W_enc": rows.T, "W_dec": rows, "b_enc": np.zeros(D_SAE), "b_dec": rng.normal(0, 0.1, WIDTH)}
+    return {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()} | {
+        "threshold": np.full(D_SAE, 0.4, np.float32)
+    }
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory, weights: dict[str, NDArray[np.float32]]) -> Fitted:
+    path = tmp_path_factory.mktemp("sae") / "sae"
+    encoder = Encoder(d_in=WIDTH, d_sae=D_SAE, selection="threshold")
+    manifest = Manifest(encoder=encoder, allocation=Allocation(kind="mutual", k=float(K)), width=16)
+    bundle.write(path, weights, manifest)
+    return open_fitted(path, torch.device("cpu"))
+
+
+def run(fitted: Fitted, model: Path, hook: str, text: Path, **settings: Any) -> HostLoss:
+    sizes: dict[str, Any] = {"context": 20, "batch_tokens": 60}
+    return host_loss(fitted, HarvestConfig(model=str(model), hook=hook, text=(text,), device="cpu", **sizes | settings))
+
+
+def hooked(net: Any, module: torch.nn.Module, ids: list[int], put: Any, kept: slice) -> Any:
+    """Output of a model in which `put` has changed the kept tokens of a module's output."""
+
+    def hook(_module: Any, _args: Any, output: Any) -> Any:
+        x = (output[0] if isinstance(output, tuple) else output).clone()
+        x[0, kept] = put(x[0, kept])
+        return (x, *output[1:]) if isinstance(output, tuple) else x
+
+    handle = module.register_forward_hook(hook)
+    with torch.no_grad():
+        output = net(input_ids=torch.tensor([ids]))
+    handle.remove()
+    return output
+
+
+def activations(net: Any, module: torch.nn.Module, ids: list[int]) -> torch.Tensor:
+    seen: list[torch.Tensor] = []
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        seen.append(x)
+        return x
+
+    hooked(net, module, ids, keep, slice(None))
+    return seen[0]
+
+
+def stand_ins(net: Any, module: torch.nn.Module, lines: list[list[int]], kept: slice, weights: Any) -> dict[str, Any]:
+    """What each stand-in makes of the activations of the windows, one after the other."""
+    seen = [activations(net, module, ids)[kept] for ids in lines]
+    together = torch.cat(seen)
+    mean = together.double().mean(dim=0).float()
+    z = witness.latents(weights, together.numpy())
+    joint = (z * witness.joint(z, K).kept) @ weights["W_dec"] + weights["b_dec"]
+    parts = iter(torch.split(torch.from_numpy(joint).float(), [len(x) for x in seen]))
+
+    def served(x: torch.Tensor) -> torch.Tensor:
+        z = witness.latents(weights, x.numpy())
+        features = z * witness.threshold(z, weights["threshold"]).kept
+        return torch.from_numpy(features @ weights["W_dec"] + weights["b_dec"]).float()
+
+    return {
+        "served": served,
+        "batch": lambda x: next(parts),
+        "mean": lambda x: mean.expand_as(x),
+        "zero": torch.zeros_like,
+    }
+
+
+def test_language_model(fitted: Fitted, weights: Any, gpt2: Path, text: Path) -> None:
+    found = run(fitted, gpt2, GPT2_HOOK, text, batch_tokens=10_000)
+    in_batches = run(fitted, gpt2, GPT2_HOOK, text)
+    assert found.batch == found.tokens and in_batches.batch < found.tokens / 2
+    for name in ("served", "mean", "zero"):
+        assert in_batches.replaced[name] == pytest.approx(found.replaced[name], rel=1e-3)
+    net: Any = GPT2LMHeadModel.from_pretrained(gpt2)
+    module = net.transformer.h[0]
+    lines = [[int(word[1:]) for word in line.split()] for line in text.read_text().split("\n\n")]
+    every = slice(None)
+    makers = {"untouched": lambda x: x} | stand_ins(net, module, lines, every, weights)
+    log_p: dict[str, list[NDArray[np.float64]]] = {name: [] for name in makers}
+    for name, put in makers.items():
+        for ids in lines:
+            logits = hooked(net, module, ids, put, every).logits[0, :-1].double()
+            log_p[name].append(logits.log_softmax(dim=1).numpy())
+    target = np.concatenate([ids[1:] for ids in lines])
+    joined = {name: np.concatenate(parts) for name, parts in log_p.items()}
+    entropy = {name: -log[np.arange(len(target)), target].mean() for name, log in joined.items()}
+    before = joined["untouched"]
+    assert (found.tokens, found.windows) == (sum(map(len, lines)), len(lines))
+    assert found.cross_entropy == pytest.approx(entropy["untouched"], rel=1e-5)
+    assert found.replaced.keys() == {"served", "batch", "mean", "zero"}
+    for name in ("served", "batch", "mean", "zero"):
+        result = found.replaced[name]
+        assert result["cross_entropy"] == pytest.approx(entropy[name], rel=1e-4)
+        kl = (np.exp(before) * (before - joined[name])).sum(axis=1).mean()
+        assert result["kl"] == pytest.approx(kl, rel=1e-3) and kl > 1e-3
+        if entropy["mean"] > entropy["untouched"]:
+            recovered = (entropy["mean"] - entropy[name]) / (entropy["mean"] - entropy["untouched"])
+            assert result["recovered"] == pytest.approx(recovered, rel=1e-4)
+        else:
+            assert "recovered" not in result
+    x = torch.cat([activations(net, module, ids) for ids in lines]).numpy().astype(np.float64)
+    z = witness.latents(weights, x)
+    for name, kept in (("served", z > 0.4), ("batch", witness.joint(z, K).kept)):
+        error = x - (z * kept) @ weights["W_dec"] - weights["b_dec"]
+        assert found.replaced[name]["fvu"] == pytest.approx((error**2).sum() / ((x - x.mean(0)) ** 2).sum(), rel=1e-4)
+
+
+def test_encoder(fitted: Fitted, weights: Any, bert: Path, text: Path) -> None:
+    net: Any = BertModel.from_pretrained(bert)
+    module = net.encoder.layer[1]
+    first, last = SPECIALS["[CLS]"], SPECIALS["[SEP]"]
+    words = [[int(word[1:]) + len(SPECIALS) for word in line.split()] for line in text.read_text().split("\n\n")]
+    lines = [[first, *ids, last] for ids in words]
+    for special, kept in ((False, slice(1, -1)), (True, slice(None))):
+        found = run(fitted, bert, BERT_HOOK, text, special=special, batch_tokens=10_000)
+        assert found.cross_entropy is None and found.special == special
+        makers = stand_ins(net, module, lines, kept, weights)
+        del makers["zero"]
+        assert found.replaced.keys() == makers.keys()
+        for name, put in makers.items():
+            pooled, tokens = [], []
+            for ids in lines:
+                before, after = (
+                    hooked(net, module, ids, maker, kept).last_hidden_state[0] for maker in (lambda x: x, put)
+                )
+                pooled.append(float(torch.cosine_similarity(before.mean(dim=0), after.mean(dim=0), dim=0)))
+                tokens += torch.cosine_similarity(before[kept], after[kept], dim=1).tolist()
+            for key, values in (("embedding_cosine", pooled), ("token_cosine", tokens)):
+                assert found.replaced[name][key] == pytest.approx(np.mean(values), abs=1e-5)
+                assert found.replaced[name][f"{key}_low"] == pytest.approx(np.quantile(values, 0.05), abs=1e-5)
+
+
+def test_a_perfect_sae_loses_nothing(fitted: Fitted, gpt2: Path, text: Path) -> None:
+    basis = torch.cat([torch.eye(WIDTH), -torch.eye(WIDTH), torch.zeros(D_SAE - 2 * WIDTH, WIDTH)])
+    perfect = open_fitted(fitted.path, torch.device("cpu"))
+    zeros = {"b_enc": torch.zeros(D_SAE), "b_dec": torch.zeros(WIDTH)}
+    perfect.model.load_state_dict({"W_enc": basis, "W_dec": basis, **zeros})
+    perfect = dataclasses.replace(perfect, served=lambda z: z > 0, batch=None)
+    found = run(perfect, gpt2, f"transformer.{GPT2_HOOK}", text, tokens=50)
+    assert found.tokens == 50 and "batch" not in found.replaced
+    assert found.replaced["served"]["kl"] == pytest.approx(0, abs=1e-6)
+    assert found.replaced["served"]["cross_entropy"] == pytest.approx(found.cross_entropy, rel=1e-6)
+    assert found.replaced["served"]["fvu"] == pytest.approx(0, abs=1e-10)
+
+
+def test_refusals(fitted: Fitted, gpt2: Path, bert: Path, text: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="reads at most 64"):
+        run(fitted, gpt2, GPT2_HOOK, text, context=65, batch_tokens=65)
+    with pytest.raises(ValueError, match="has no module 'h.7'"):
+        run(fitted, gpt2, "h.7", text)
+    with pytest.raises(ValueError, match=f"gives width {4 * WIDTH}, this SAE expects {WIDTH}"):
+        run(fitted, gpt2, "h.0.mlp.c_fc", text)
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(ValueError, match="no token of the text is kept"):
+        run(fitted, bert, BERT_HOOK, tmp_path / "empty.txt")
+    (tmp_path / "word.txt").write_text("w1")
+    with pytest.raises(ValueError, match="no kept token of .*word.txt has a next one to predict"):
+        run(fitted, gpt2, GPT2_HOOK, tmp_path / "word.txt")
+
+
+def test_head_is_loaded_where_there_is_one(gpt2: Path, bert: Path, tmp_path: Path) -> None:
+    assert type(load_host(str(gpt2), "cpu")[1]) is GPT2Model
+    tokenizer, model = load_host(str(gpt2), "cpu", head=True)
+    assert type(model) is GPT2LMHeadModel and longest_window(tokenizer, model) == 64
+    assert type(load_host(str(bert), "cpu", head=True)[1]) is BertModel  # bert could have a causal head, this has none
+
+
+@pytest.mark.parametrize("form", [lambda x: x, lambda x: (x, 1), lambda x: [x, 1], lambda x: {"a": x, "b": 1}])
+def test_replaced_once_in_every_form_of_output(form: Any) -> None:
+    class Layer(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> Any:
+            return form(x)
+
+    layer, x, y = Layer(), torch.zeros(1, 2, 3), torch.ones(1, 2, 3)
+    with replaced(layer, y):
+        first, second = layer(x), layer(x)
+    assert type(first) is type(form(x)) and repr(first) == repr(form(y))
+    assert repr(second) == repr(form(x)) and not layer._forward_hooks

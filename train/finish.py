@@ -1,0 +1,116 @@
+"""From a fitted model to what its bundle holds: threshold, measurements on held-out activations, weights, manifest."""
+
+import dataclasses
+import importlib.metadata
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sae_runtime import quota
+from sae_runtime.manifest import Allocation, Encoder, Manifest
+from sae_runtime.train.calibrate import calibrate
+from sae_runtime.train.data import Source
+from sae_runtime.train.evaluate import batch_rule, fvu_and_l0, matches, served_rule
+from sae_runtime.train.model import SparseAutoencoder
+from sae_runtime.train.trainer import Trainer
+
+
+def finished(
+    trainer: Trainer, source: Source, held_out: tuple[Tensor, Tensor], scale: float
+) -> tuple[dict[str, NDArray[np.float32]], Manifest]:
+    """Weights for raw activations, and the manifest.
+
+    Args:
+        trainer: of the fitted model.
+        source: what it was fitted on.
+        held_out: calibration and validation part, scaled, [n, d_in], on the model's device.
+        scale: what the activations were multiplied by.
+    """
+    config = trainer.config
+    theta, measured, width = _calibrated(trainer, *held_out)
+    weights = _folded(trainer.model, theta, scale)
+    manifest = Manifest(
+        encoder=Encoder(
+            d_in=source.d_in,
+            d_sae=config.d_sae,
+            selection="topk" if theta is None else "threshold",
+            k=int(config.k) if theta is None else None,
+        ),
+        allocation=Allocation(kind=config.allocation, k=float(config.k), quota=trainer.quota),
+        width=width,
+        model=source.model,
+        hook=source.hook,
+        measured=measured,
+        provenance=_provenance(trainer, source),
+    )
+    return weights, manifest
+
+
+def _calibrated(
+    trainer: Trainer, calibration: Tensor, validation: Tensor
+) -> tuple[NDArray[np.float32] | None, dict[str, float], int]:
+    """Threshold (None for token choice), what it measures on the validation part, and the width of encode.onnx."""
+    config, model = trainer.config, trainer.model
+    cap = None if trainer.quota is None else quota.caps(trainer.quota, config.k, config.d_sae)
+    theta = None
+    if config.allocation != "token":
+        theta = calibrate(model, calibration, config.k, cap)
+    served = served_rule(config.k, theta)
+    fvu, l0 = fvu_and_l0(model, validation, served, config.batch)
+    used = matches(model, calibration, served, config.batch) + matches(model, validation, served, config.batch)
+    measured = {
+        "tokens": len(validation),
+        "fvu": fvu,
+        "l0": float(l0.mean()),
+        "dead": float((used == 0).mean()),
+        "dead_tokens": len(calibration) + len(validation),
+    }
+    if theta is None:
+        return None, measured, int(config.k)
+    # Batches of one size: over a short last one the caps of feature choice would round to nothing.
+    batch = math.ceil(len(validation) / max(round(len(validation) / config.batch), 1))
+    batch_fvu, batch_l0 = fvu_and_l0(model, validation, batch_rule(config.k, cap), batch)
+    measured |= {
+        "batch": batch,
+        "batch_fvu": batch_fvu,
+        "batch_l0": float(batch_l0.mean()),
+    }
+    # Wide enough for all but one token in a thousand; those are encoded again, wider.
+    width = math.ceil(float(np.quantile(l0, 0.999)) / 8 + 1e-9) * 8
+    return theta, measured, min(max(width, 8), config.d_sae)
+
+
+def _folded(
+    model: SparseAutoencoder, theta: NDArray[np.float32] | None, scale: float
+) -> dict[str, NDArray[np.float32]]:
+    """Weights for raw activations. With x scaled by c, z scales by c too, so only the biases and the cut change."""
+    weights = {
+        "W_enc": model.W_enc.detach().T.contiguous(),
+        "W_dec": model.W_dec.detach(),
+        "b_enc": model.b_enc.detach() / scale,
+        "b_dec": model.b_dec.detach() / scale,
+    }
+    arrays = {name: tensor.cpu().numpy() for name, tensor in weights.items()}
+    if theta is not None:
+        arrays["threshold"] = (theta / scale).astype(np.float32)
+    return arrays
+
+
+def _provenance(trainer: Trainer, source: Source) -> dict[str, Any]:
+    return {
+        **source.provenance,
+        "config": dataclasses.asdict(trainer.config),
+        "recipe": dataclasses.asdict(trainer.recipe),
+        "quota_r_squared": trainer.quota_r_squared,
+        "device": str(trainer.model.W_enc.device),
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "sae-runtime": importlib.metadata.version("sae-runtime"),
+            "torch": str(torch.__version__),
+            "numpy": np.__version__,
+        },
+    }

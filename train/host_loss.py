@@ -1,0 +1,232 @@
+"""What a host model loses when its activations at the hook are replaced by what the SAE makes of them.
+
+Each kept token's activation is replaced by what the served rule makes of it, by what the batch rule makes of it among
+the tokens of one forward pass, and, as floors, by the mean of all and, in language models, by zeros. The rest of the
+model runs on as it is.
+
+A causal language model is asked for its cross-entropy on the next token, in nats, and for the KL divergence of its
+prediction from the untouched one's, both at the replaced tokens. Of any other model the final hidden states are
+compared by cosine: at the replaced tokens, and averaged over each window, as a sentence embedding is.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sae_runtime.train.device import memory_errors
+from sae_runtime.train.evaluate import reconstruct
+from sae_runtime.train.fitted import Fitted
+from sae_runtime.train.harvest import HarvestConfig
+from sae_runtime.train.host import find_module, hidden_states, load_host, longest_window, replaced
+from sae_runtime.train.text import documents
+from sae_runtime.train.windows import Window, batches, first_rows, padded, windows
+
+_LOGITS_AT_ONCE = 1 << 24
+_LOW = 0.05  # quantile of the cosines
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostLoss:
+    """What was measured, by what stood in for the activations: "served", "batch", "mean" or "zero".
+
+    Of a causal language model: cross_entropy, kl and recovered, the share of what the mean loses against the untouched
+    model that this one does not lose (left out where the mean loses nothing). Of others: embedding_cosine and
+    token_cosine, and of each the quantile below which 5 % lie, with the ending _low. fvu goes with the two rules.
+    """
+
+    model: str
+    hook: str
+    text: tuple[str, ...]
+    tokens: int  # replaced
+    windows: int
+    special: bool  # whether special tokens are replaced too
+    batch: float  # tokens that shared a budget under the batch rule, on average
+    cross_entropy: float | None  # of the untouched model; None where it is no causal language model
+    replaced: Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Windows that go through the host together: ids, which are real and which are kept, each [batch, time]."""
+
+    ids: Tensor
+    real: Tensor
+    kept: Tensor
+    hidden: Tensor  # the hook's output, [batch, time, d_in]
+    x: Tensor  # of it, the kept tokens in float32, [n, d_in]
+
+
+Readings = dict[str, Tensor]  # by what is read: one number for each token or window
+
+
+@memory_errors()
+@torch.inference_mode()
+def host_loss(fitted: Fitted, config: HarvestConfig, *, progress: bool = False) -> HostLoss:
+    """Run the host over text, untouched and with everything that stands in for its activations.
+
+    Args:
+        fitted: the SAE; it is moved to the host's device.
+        config: model, hook and text, read as `harvest` reads them; how activations are stored means nothing here.
+        progress: show a bar on stderr, where that is a terminal.
+
+    Raises:
+        FileNotFoundError: a text file or the folder of the model is missing.
+        ValueError: the model, hook or text cannot be used, the hook's width is not the SAE's, or an activation is NaN
+            or Inf.
+        MemoryError: a batch does not fit on the device.
+    """
+    host = _open(config)
+    sae = fitted.model.to(host.model.device)
+    mean, spread = _mean_and_spread(host.batches(), sae.b_dec)
+    causal = host.model.get_output_embeddings() is not None
+    read = _predictions if causal else _embeddings
+    parts: dict[str, list[Readings]] = defaultdict(list)
+    errors: dict[str, float] = defaultdict(float)
+    with tqdm(total=len(host.groups), unit="batch", disable=None if progress else True) as bar:  # None: on a terminal
+        for batch in host.batches():
+            untouched = host.forward(batch)
+            parts["untouched"].append(read(untouched, untouched, batch))
+            for name, y in _stand_ins(fitted, batch.x, mean, zeros=causal):
+                errors[name] += float((batch.x - y).double().pow(2).sum())
+                whole = batch.hidden.clone()
+                whole[batch.kept] = y.to(whole.dtype)
+                with replaced(host.module, whole):
+                    parts[name].append(read(untouched, host.forward(batch), batch))
+            bar.update()
+    readings = {name: _joined(of_batches) for name, of_batches in parts.items()}
+    original = None
+    if causal:
+        if not len(readings["untouched"]["cross_entropy"]):
+            raise ValueError(f"no kept token of {_names(config)} has a next one to predict; give longer texts")
+        original = float(readings["untouched"]["cross_entropy"].mean())
+    del readings["untouched"]
+    tokens = sum(window.rows for group in host.groups for window in group)
+    return HostLoss(
+        model=config.name or config.model,
+        hook=config.hook,
+        text=tuple(path.name for path in config.text),
+        tokens=tokens,
+        windows=sum(map(len, host.groups)),
+        special=config.special,
+        batch=tokens / len(host.groups),
+        cross_entropy=original,
+        replaced=_results(readings, original, {name: error / max(spread, 1e-300) for name, error in errors.items()}),
+    )
+
+
+@dataclass(frozen=True)
+class _Host:
+    """A model with a hook, and the windows of text that go through it together."""
+
+    model: Any
+    module: torch.nn.Module
+    hook: str
+    pad: int
+    groups: Sequence[Sequence[Window]]
+
+    def batches(self) -> Iterator[_Batch]:
+        """The batches with their activations; no layer after the hook is run."""
+        for group in self.groups:
+            ids, real, kept = (torch.from_numpy(array).to(self.model.device) for array in padded(group, self.pad))
+            hidden = hidden_states(self.hook, self.model, self.module, ids, real)
+            x = hidden[kept].float()
+            if not torch.isfinite(x).all():
+                raise ValueError(f"{self.hook} gives NaN or Inf on this text; leave it out or hook another module")
+            yield _Batch(ids, real, kept, hidden, x)
+
+    def forward(self, batch: _Batch) -> Any:
+        return self.model(input_ids=batch.ids, attention_mask=batch.real)
+
+
+def _open(config: HarvestConfig) -> _Host:
+    texts = documents(config.text, config.split)
+    tokenizer, model = load_host(config.model, config.device, head=True)
+    limit = longest_window(tokenizer, model)
+    if limit is not None and config.context > limit:
+        raise ValueError(f"context is {config.context} tokens, {config.model} reads at most {limit}; lower it")
+    # A hook is named from the base model, which harvest loads alone.
+    module = find_module(model.base_model, config.hook)
+    found = list(first_rows(windows(tokenizer, texts, context=config.context, special=config.special), config.tokens))
+    if not found:
+        raise ValueError(f"no token of the text is kept ({_names(config)} hold none); give more text")
+    groups = [[found[number] for number in numbers] for numbers in batches(found, config.batch_tokens)]
+    return _Host(model, module, config.hook, tokenizer.pad_token_id or 0, groups)
+
+
+def _names(config: HarvestConfig) -> str:
+    return ", ".join(map(str, config.text))
+
+
+def _joined(parts: Sequence[Readings]) -> Readings:
+    return {key: torch.cat([part[key] for part in parts]).double() for key in parts[0]}
+
+
+def _mean_and_spread(batches: Iterable[_Batch], near: Tensor) -> tuple[Tensor, float]:
+    """Mean of the kept activations [d_in], and the sum of their squared distances from it."""
+    count, total, square = 0, torch.zeros_like(near, dtype=torch.float64), 0.0
+    for batch in batches:
+        if batch.x.shape[1] != len(near):
+            raise ValueError(
+                f"the hook gives width {batch.x.shape[1]}, this SAE expects {len(near)}; name its own hook"
+            )
+        offset = (batch.x - near).double()  # from a point near the mean, so that little cancels
+        count += len(offset)
+        total += offset.sum(dim=0)
+        square += float(offset.pow(2).sum())
+    mean = total / count
+    return (near.double() + mean).float(), max(square - count * float(mean.pow(2).sum()), 0.0)
+
+
+def _stand_ins(fitted: Fitted, x: Tensor, mean: Tensor, *, zeros: bool) -> Iterator[tuple[str, Tensor]]:
+    yield "served", reconstruct(fitted.model, x, fitted.served)[0]
+    if fitted.batch is not None:
+        yield "batch", reconstruct(fitted.model, x, fitted.batch)[0]
+    yield "mean", mean.expand_as(x)
+    if zeros:
+        yield "zero", torch.zeros_like(x)
+
+
+def _predictions(untouched: Any, output: Any, batch: _Batch) -> Readings:
+    """Cross-entropy of the next token, and KL(untouched || output), at each kept token that has a next one: [m]."""
+    row, time = (batch.kept[:, :-1] & batch.real[:, 1:]).nonzero(as_tuple=True)
+    loss, divergence = [], []
+    size = max(_LOGITS_AT_ONCE // output.logits.shape[2], 1)
+    for r, t in zip(torch.split(row, size), torch.split(time, size), strict=True):
+        p = untouched.logits[r, t].float().log_softmax(dim=1)
+        q = output.logits[r, t].float().log_softmax(dim=1)
+        loss.append(-q.gather(1, batch.ids[r, t + 1][:, None])[:, 0])
+        divergence.append((p.exp() * (p - q)).sum(dim=1).clamp_min(0))
+    return {"cross_entropy": torch.cat(loss).cpu(), "kl": torch.cat(divergence).cpu()}
+
+
+def _embeddings(untouched: Any, output: Any, batch: _Batch) -> Readings:
+    """Cosines of final hidden states: averaged over each window [batch], and of each kept token [m]."""
+    before, after = untouched.last_hidden_state.float(), output.last_hidden_state.float()
+    real = batch.real[..., None]
+    pooled, stands_in = ((hidden * real).sum(dim=1) / real.sum(dim=1) for hidden in (before, after))
+    return {
+        "embedding_cosine": torch.cosine_similarity(pooled, stands_in, dim=1).cpu(),
+        "token_cosine": torch.cosine_similarity(before[batch.kept], after[batch.kept], dim=1).cpu(),
+    }
+
+
+def _results(
+    readings: Mapping[str, Readings], original: float | None, fvu: Mapping[str, float]
+) -> dict[str, dict[str, float]]:
+    results: dict[str, dict[str, float]] = {}
+    for name, by in readings.items():
+        results[name] = {key: float(values.mean()) for key, values in by.items()}
+        if original is None:
+            results[name] |= {f"{key}_low": float(np.quantile(values.numpy(), _LOW)) for key, values in by.items()}
+        if name in ("served", "batch"):
+            results[name]["fvu"] = fvu[name]
+    if original is not None and (floor := results["mean"]["cross_entropy"]) > original:
+        for result in results.values():
+            result["recovered"] = (floor - result["cross_entropy"]) / (floor - original)
+    return results
