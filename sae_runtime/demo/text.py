@@ -1,6 +1,7 @@
 """English text that every Python installation brings along: its documentation."""
 
 import ast
+import functools
 import inspect
 import random
 import re
@@ -17,10 +18,14 @@ def paragraphs(seed: int) -> list[str]:
 
     Lines are joined and each text comes once. Tables, listings and signatures, which are mostly no words, are left out.
     """
-    found = dict.fromkeys(text for text in (*_reference(), *_docstrings()) if _is_prose(text))
-    texts = list(found)
+    texts = list(_prose())
     random.Random(seed).shuffle(texts)
     return texts
+
+
+@functools.cache
+def _prose() -> tuple[str, ...]:
+    return tuple(dict.fromkeys(text for text in (*_reference(), *_docstrings()) if _is_prose(text)))
 
 
 def _reference() -> Iterator[str]:
