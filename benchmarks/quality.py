@@ -35,7 +35,7 @@ from sae_runtime.files import new_file
 from sae_runtime.train import TrainConfig
 from sae_runtime.train.calibrate import calibrate
 from sae_runtime.train.data import SCALE_SAMPLE, centre_and_scale, split
-from sae_runtime.train.evaluate import batch_rule, fvu_and_l0, served_rule
+from sae_runtime.train.evaluate import batch_rule, fvu_and_l0, served_rule, shuffled
 from sae_runtime.train.harvest import HarvestConfig, harvest
 from sae_runtime.train.model import SparseAutoencoder
 from sae_runtime.train.recipe import derive
@@ -96,6 +96,13 @@ VARIANTS: dict[str, Callable[[Task], Fitted]] = {
     "token choice, aux none": partial(ours, allocation="token", aux="none"),
     "mutual choice, aux none": partial(ours, allocation="mutual", aux="none"),
     "mutual choice, aux dead": partial(ours, allocation="mutual", aux="dead"),
+    # Steps so large that features die: what the auxiliary losses are for.
+    "token choice, aux none, lr 0.02": partial(ours, allocation="token", aux="none", lr=0.02),
+    "token choice, aux dead, lr 0.02": partial(ours, allocation="token", aux="dead", lr=0.02),
+    "mutual choice, aux none, lr 0.02": partial(ours, allocation="mutual", aux="none", lr=0.02),
+    "mutual choice, aux dead, lr 0.02": partial(ours, allocation="mutual", aux="dead", lr=0.02),
+    "mutual choice, lr 0.02": partial(ours, allocation="mutual", lr=0.02),
+    "feature choice, lr 0.02": partial(ours, allocation="feature", lr=0.02),
     "mutual choice, bfloat16": partial(ours, allocation="mutual", precision="bfloat16"),
     "feature choice, slack 1.5": partial(ours, allocation="feature", slack=1.5),
     "feature choice, slack 10 to 1.5": partial(ours, allocation="feature", slack=1.5, slack_start=10.0),
@@ -127,7 +134,7 @@ def measure(fitted: Fitted, task: Task) -> dict[str, Any]:
     calibrated = fvu_and_l0(fitted.model, scaled, served_rule(task.k, theta), batch)
     # Batches of one size: over a short last one the caps of feature choice would round to nothing.
     size = math.ceil(len(scaled) / max(round(len(scaled) / batch), 1))
-    by_batch = fvu_and_l0(fitted.model, scaled, batch_rule(task.k, fitted.cap), size)
+    by_batch = fvu_and_l0(fitted.model, scaled[shuffled(len(scaled))], batch_rule(task.k, fitted.cap), size)
     for name, (value, counts) in {"calibrated": calibrated, "batch": by_batch}.items():
         measured |= {f"{name}_fvu": value, f"{name}_l0": float(counts.mean())}
     return measured

@@ -58,7 +58,7 @@ def extract(
 
     Args:
         sae: what to encode with.
-        activations: read and encoded piece by piece, but for rule "batch" all at once.
+        activations: read and encoded piece by piece.
         out: the file.
         rule: as in `SAE.encode`; "batch" spends one budget over all of the activations.
         values: type of the values on disk.

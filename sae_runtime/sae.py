@@ -3,7 +3,7 @@
 import math
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,15 +11,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sae_runtime import bundle as bundles
+from sae_runtime import quota
 from sae_runtime.activations import as_float32, first_nonfinite
 from sae_runtime.bundle import Bundle
 from sae_runtime.edits import Edit, as_inputs
 from sae_runtime.features import Features, Slots, from_slots
+from sae_runtime.joint import encode_joint
 from sae_runtime.manifest import Manifest
 from sae_runtime.sessions import CPU, open_session
 
 _TILE_BYTES = 1 << 25  # of latents [tile, d_sae]: small enough to stay in cache, large enough to feed all cores
-_MAX_BATCH_ELEMENTS = 1 << 29
+
+Read = Callable[[NDArray[np.int64]], NDArray[np.float32]]  # rows by number, ascending: float32 [len(ids), d_in]
+Place = Callable[[int], str]  # what a message calls a row
 
 
 def load(path: str | Path, *, providers: Sequence[str] = CPU, threads: int | None = None, verify: bool = True) -> "SAE":
@@ -76,6 +80,7 @@ class SAE:
         rule: Literal["served", "batch"] = "served",
         k: float | None = None,
         theta: ArrayLike | None = None,
+        cap: ArrayLike | None = None,
         valid: ArrayLike | None = None,
     ) -> Features:
         """Features of activations.
@@ -86,12 +91,14 @@ class SAE:
                 spends one budget over all tokens of x together, as in training. For token choice both are the same.
             k: matches a token, where a rule counts them (token choice, or rule "batch"); None means as fitted.
             theta: the threshold, one number or [d_sae], for the served rule of mutual and feature choice.
+            cap: the largest share of the tokens that each feature may match, [d_sae], for the batch rule of feature
+                choice; None means as fitted.
             valid: bool [...], for rule "batch": tokens that are False (padding) match nothing and hold no budget.
 
         Raises:
             ValueError: a wrong width, NaN or Inf (names the row), or an option that the rule does not have.
         """
-        rows, shape = self._rows(x)
+        flat, shape = self._flat(x)
         by_row = rule == "served" or self.manifest.allocation.kind == "token"
         if rule not in ("served", "batch"):
             raise ValueError(f"rule must be 'served' or 'batch', got {rule!r}")
@@ -99,12 +106,23 @@ class SAE:
             raise ValueError("valid belongs to rule='batch'; the served rule decides every token for itself")
         if theta is not None and (rule == "batch" or self.manifest.encoder.selection == "topk"):
             raise ValueError("theta belongs to the served rule of mutual and feature choice; use k here")
+        if cap is not None and by_row:
+            raise ValueError("cap belongs to rule='batch' of feature choice")
         if k is not None and by_row and self.manifest.encoder.selection == "threshold":
             raise ValueError("k belongs to rule='batch' or to token choice; the served rule here has theta")
         if k is not None and not (0 < k <= self.d_sae and (not by_row or k == int(k))):
             raise ValueError(f"k must be in (0, d_sae={self.d_sae}] (whole for token choice), got {k:g}")
         if not by_row:
-            return self._encode_batch(rows, shape, k, valid)
+            tokens = np.arange(len(flat)) if valid is None else np.flatnonzero(_mask(valid, shape))
+            features = self._encode_joint(
+                lambda ids: self._finite(flat[tokens[ids]], lambda row: _place(tokens[ids[row]], shape)),
+                len(tokens),
+                lambda row: _place(tokens[row], shape),
+                k,
+                cap,
+            )
+            return _spread(features, tokens, shape)
+        rows = self._finite(flat, lambda row: _place(row, shape))
         feed: dict[str, NDArray[Any]] = {}
         if k is not None:
             feed["width"] = np.array([int(k)])
@@ -113,6 +131,30 @@ class SAE:
         # One after the other: slots are as wide as the fullest token of their tile, so they must not pile up.
         features = self._features((self._encode_tile(tile, feed) for tile in self._tiles(rows)), shape)
         return features if valid is None else _without(features, _mask(valid, shape))
+
+    def encode_batch(
+        self, read: Read, tokens: int, *, k: float | None = None, cap: ArrayLike | None = None
+    ) -> Features:
+        """Features by the batch rule of mutual or feature choice, of activations that need not fit in memory.
+
+        Args:
+            read: gives rows by their numbers, float32 [len(ids), d_in], as `Activations.rows` does; each row is asked for
+                once, and a second time if it has far more features than most.
+            tokens: how many rows there are; they share one budget.
+            k: as in `encode`.
+            cap: as in `encode`.
+
+        Returns:
+            Features of shape (tokens,): what `encode` gives for all rows together, bit for bit.
+
+        Raises:
+            ValueError: the bundle is of token choice, k or cap does not fit, or a row's features overflow.
+        """
+        if self.manifest.allocation.kind == "token":
+            raise ValueError("token choice decides every token for itself; encode the rows piece by piece")
+        if k is not None and not 0 < k <= self.d_sae:
+            raise ValueError(f"k must be in (0, d_sae={self.d_sae}], got {k:g}")
+        return self._encode_joint(read, tokens, str, k, cap)
 
     def decode(self, features: Features) -> NDArray[np.float32]:
         """Activations that the features stand for: float32 [*features.shape, d_in].
@@ -168,7 +210,12 @@ class SAE:
         return out.reshape(*shape, self.d_in)
 
     def _rows(self, x: ArrayLike) -> tuple[NDArray[np.float32], tuple[int, ...]]:
-        array = as_float32(x)
+        flat, shape = self._flat(x)
+        return self._finite(flat, lambda row: _place(row, shape)), shape
+
+    def _flat(self, x: ArrayLike) -> tuple[NDArray[Any], tuple[int, ...]]:
+        """Activations as [n, d_in], in the type that they have, and their leading dimensions."""
+        array = np.asarray(x)
         if array.ndim == 0 or array.shape[-1] != self.d_in:
             source = ", ".join(filter(None, (self.manifest.model, self.manifest.hook)))
             raise ValueError(
@@ -176,22 +223,20 @@ class SAE:
                 f"{f' ({source})' if source else ''}; was another layer captured?"
             )
         shape = array.shape[:-1]
-        rows = array.reshape(math.prod(shape), self.d_in)
+        return array.reshape(math.prod(shape), self.d_in), shape
+
+    def _finite(self, x: NDArray[Any], place: Place) -> NDArray[np.float32]:
+        rows = as_float32(x)
         bad = first_nonfinite(rows)
         if bad is not None:
-            raise ValueError(f"row {_place(bad, shape)} of the activations holds NaN or Inf; drop it or mend the model")
-        return rows, shape
+            raise ValueError(f"row {place(bad)} of the activations holds NaN or Inf; drop it or mend the model")
+        return rows
 
     def _features(self, parts: Iterator[Slots], shape: tuple[int, ...]) -> Features:
         def finite() -> Iterator[Slots]:
             begin = 0
             for indices, values in parts:
-                bad = first_nonfinite(values)
-                if bad is not None:
-                    raise ValueError(
-                        f"row {_place(begin + bad, shape)} of the activations is so large that its features overflow "
-                        "float32; drop it or mend the model"
-                    )
+                _refuse_overflow(values, lambda row, begin=begin: _place(begin + row, shape))  # type: ignore[misc]
                 begin += len(values)
                 yield indices, values
 
@@ -216,21 +261,34 @@ class SAE:
         indices[full], values[full] = more_indices, more_values
         return indices, values
 
-    def _encode_batch(
-        self, rows: NDArray[np.float32], shape: tuple[int, ...], k: float | None, valid: ArrayLike | None
-    ) -> Features:
-        if len(rows) * self.d_sae > _MAX_BATCH_ELEMENTS:
-            raise ValueError(
-                f"rule='batch' over {len(rows)} tokens at d_sae {self.d_sae} does not fit in memory; give at most "
-                f"{_MAX_BATCH_ELEMENTS // self.d_sae} tokens or use rule='served'"
-            )
-        feed: dict[str, NDArray[Any]] = {"x": rows}
-        if k is not None:
-            feed["k"] = np.array(k, np.float64)
-        if valid is not None:
-            feed["valid"] = _mask(valid, shape)
-        indices, values = self._run("encode_joint.onnx", feed)
-        return self._features(iter([(indices, values)]), shape)
+    def _encode_joint(self, read: Read, tokens: int, place: Place, k: float | None, cap: ArrayLike | None) -> Features:
+        allocation = self.manifest.allocation
+        limit = None
+        if allocation.quota is not None:
+            share = quota.caps(allocation.quota, allocation.k, self.d_sae) if cap is None else self._cap(cap)
+            limit = quota.tokens_per_feature(share, tokens)
+        elif cap is not None:
+            raise ValueError("cap belongs to rule='batch' of feature choice, this bundle is of mutual choice")
+        k = allocation.k if k is None else k
+        # As many slots as hold nearly every token at this k, and room for neighbours that have fewer.
+        width = math.ceil(max(2 * k, self.manifest.width * k / allocation.k))
+
+        def encode(ids: NDArray[np.int64], theta: NDArray[np.float32], whole: bool) -> Slots:
+            x = read(ids)
+            slots = np.array([min(4 * width if whole else width, self.d_sae)])
+            feed = {"theta": theta, "width": slots}
+            indices, values = self._encode_tile(x, feed) if whole else self._run("encode.onnx", {"x": x, **feed})
+            _refuse_overflow(values, lambda row: place(ids[row]))
+            return indices, values
+
+        budget = quota.budget(k, tokens)
+        return encode_joint(encode, tokens, self.d_sae, budget=budget, limit=limit, tile=self._tile)
+
+    def _cap(self, cap: ArrayLike) -> NDArray[np.float64]:
+        array = np.asarray(cap)
+        if array.shape != (self.d_sae,) or array.dtype.kind not in "fiu" or not ((array >= 0) & (array <= 1)).all():
+            raise ValueError(f"cap must be {self.d_sae} shares from 0 to 1, got {array.dtype} {list(array.shape)}")
+        return array.astype(np.float64)
 
     def _theta(self, theta: ArrayLike) -> NDArray[np.float32]:
         array = np.atleast_1d(as_float32(theta))
@@ -253,6 +311,15 @@ class SAE:
                 path = self._bundle.graph(name)
                 self._sessions[name] = open_session(path, providers=self._providers, threads=self._threads)
             return self._sessions[name]
+
+
+def _refuse_overflow(values: NDArray[np.float32], place: Place) -> None:
+    bad = first_nonfinite(values)
+    if bad is not None:
+        raise ValueError(
+            f"row {place(bad)} of the activations is so large that its features overflow float32; drop it or mend the "
+            "model"
+        )
 
 
 def _place(row: int, shape: tuple[int, ...]) -> str:
@@ -284,3 +351,11 @@ def _without(features: Features, valid: NDArray[np.bool_]) -> Features:
     keep = np.repeat(valid, counts)
     indptr = np.concatenate([[0], np.where(valid, counts, 0)]).cumsum()
     return Features(indptr, features.indices[keep], features.values[keep], features.d_sae, features.shape)
+
+
+def _spread(features: Features, tokens: NDArray[np.int64], shape: tuple[int, ...]) -> Features:
+    """Features of some of the tokens (ascending) as features of all of them; the others have none."""
+    counts = np.zeros(math.prod(shape), np.int64)
+    counts[tokens] = np.diff(features.indptr)
+    indptr = np.concatenate([[0], counts]).cumsum()
+    return Features(indptr, features.indices, features.values, features.d_sae, shape)

@@ -33,6 +33,14 @@ def batch_rule(k: float, cap: NDArray[np.float64] | None) -> Rule:
     return rule
 
 
+def shuffled(n: int) -> NDArray[np.int64]:
+    """The order in which n tokens come to a batch rule: a fixed one, in which, as in training, texts are mixed.
+
+    Neighbours in a text want the same features, which the caps of feature choice refuse them together.
+    """
+    return np.random.default_rng(0).permutation(n)
+
+
 @torch.no_grad()
 def reconstruct(model: SparseAutoencoder, x: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
     """What the matches that a rule keeps make of x [n, d_in]: x_hat [n, d_in], and the mask of matches [n, d_sae]."""

@@ -18,7 +18,7 @@ from sae_runtime.manifest import Manifest
 from sae_runtime.train.data import split
 from sae_runtime.train.density import expected_density
 from sae_runtime.train.device import memory_errors
-from sae_runtime.train.evaluate import Tally, tally
+from sae_runtime.train.evaluate import Tally, shuffled, tally
 from sae_runtime.train.fitted import Fitted
 from sae_runtime.train.losses import under_used
 from sae_runtime.train.recipe import GAMMA
@@ -139,11 +139,12 @@ def evaluate(
         disable=None if progress else True,  # None hides it where stderr is no terminal
     )
     with bar:
-        for rule, size, shared in ((fitted.served, tile, None), (fitted.batch, batch, batch)):
+        mixed = rows[shuffled(len(rows))]
+        for rule, part, size, shared in ((fitted.served, rows, tile, None), (fitted.batch, mixed, batch, batch)):
             if rule is None:
                 results.append(None)
                 continue
-            counted = tally(fitted.model, _read(source, rows, size, device, bar), rule, mean)
+            counted = tally(fitted.model, _read(source, part, size, device, bar), rule, mean)
             if counted.spread.mean() <= 1e-12 * float(mean.double().pow(2).sum()):  # no more than rounding
                 raise ValueError(f"{source.path}: all rows are equal, there is nothing to explain; harvest more text")
             if not math.isfinite(counted.fvu):

@@ -14,7 +14,7 @@ from sae_runtime import quota
 from sae_runtime.manifest import Allocation, Encoder, Manifest
 from sae_runtime.train.calibrate import calibrate
 from sae_runtime.train.data import Source
-from sae_runtime.train.evaluate import batch_rule, fvu_and_l0, matches, served_rule
+from sae_runtime.train.evaluate import batch_rule, fvu_and_l0, matches, served_rule, shuffled
 from sae_runtime.train.model import SparseAutoencoder
 from sae_runtime.train.trainer import Trainer
 
@@ -73,7 +73,8 @@ def _calibrated(
         return None, measured, int(config.k)
     # Batches of one size: over a short last one the caps of feature choice would round to nothing.
     batch = math.ceil(len(validation) / max(round(len(validation) / config.batch), 1))
-    batch_fvu, batch_l0 = fvu_and_l0(model, validation, batch_rule(config.k, cap), batch)
+    mixed = validation[torch.from_numpy(shuffled(len(validation))).to(validation.device)]
+    batch_fvu, batch_l0 = fvu_and_l0(model, mixed, batch_rule(config.k, cap), batch)
     measured |= {
         "batch": batch,
         "batch_fvu": batch_fvu,
