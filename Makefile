@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check peers bench clean
 
 demo: .venv/demo.stamp
 	$(BIN)/sae-runtime demo --force -o demo-out
@@ -18,9 +18,11 @@ check: .venv/dev.stamp
 	$(BIN)/mypy tests benchmarks
 
 # dictionary-learning pins an old nnsight and would move torch: it comes without its dependencies.
-bench: .venv/dev.stamp
+peers: .venv/dev.stamp
 	$(INSTALL) eai-sparsify
 	$(INSTALL) --no-deps dictionary-learning
+
+bench: peers
 	$(BIN)/python benchmarks/encode.py
 	$(BIN)/python benchmarks/train_step.py
 

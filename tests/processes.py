@@ -15,7 +15,7 @@ from sae_runtime.train.model import SparseAutoencoder
 from sae_runtime.train.recipe import derive
 from sae_runtime.train.selection import select
 from sae_runtime.train.trainer import Trainer
-from sae_runtime.train.world import Processes, World
+from sae_runtime.train.world import World, joined
 
 D_IN, D_SAE, BATCH, STEPS = 16, 192, 64, 40
 ALLOCATIONS = ("token", "mutual", "feature")
@@ -63,7 +63,7 @@ def fitted(allocation: str, world: World) -> dict[str, Tensor]:
 
 
 if __name__ == "__main__":
-    world = Processes(torch.device("cpu"))
-    result = {"selections": selections(latents().chunk(world.size)[world.rank].contiguous(), world)}
-    result |= {allocation: fitted(allocation, world) for allocation in ALLOCATIONS}
-    torch.save(result, Path(sys.argv[1]) / f"{world.rank}.pt")
+    with joined("cpu") as (world, _):
+        result = {"selections": selections(latents().chunk(world.size)[world.rank].contiguous(), world)}
+        result |= {allocation: fitted(allocation, world) for allocation in ALLOCATIONS}
+        torch.save(result, Path(sys.argv[1]) / f"{world.rank}.pt")

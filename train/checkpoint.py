@@ -21,7 +21,7 @@ from sae_runtime.train.trainer import Trainer
 
 _VERSION = 2
 _TENSORS, _STATE = "state.safetensors", "state.json"
-_FIELDS = {"source", "step", "place", "runs"}
+_FIELDS = {"source", "processes", "step", "place", "runs"}
 _OF_RUN = {"config", "quota", "quota_r_squared", "density_weight", "random", "nearly_equal"}
 
 
@@ -31,11 +31,20 @@ class Keeper:
     A run is one SAE or several, by name, that take the same batches.
     """
 
-    def __init__(self, path: Path | None, seconds: float, trainers: Mapping[str, Trainer], batches: Batches) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        seconds: float,
+        trainers: Mapping[str, Trainer],
+        batches: Batches,
+        *,
+        processes: int = 1,
+    ) -> None:
         self._path = path
         self._seconds = seconds
         self._trainers = trainers
         self._batches = batches
+        self._processes = processes
         self._saved_at = time.monotonic()
         self._saved_step: int | None = None
 
@@ -66,6 +75,7 @@ class Keeper:
         state = {
             "version": _VERSION,
             "source": self._batches.source.identity,
+            "processes": self._processes,
             "step": step,
             "place": asdict(self._batches.place),
             "runs": {name: _numbers(trainer) for name, trainer in self._trainers.items()},
@@ -89,6 +99,11 @@ class Keeper:
             return
         state = self._read()
         self._refuse_other("activations", state["source"], self._batches.source.identity)
+        if state["processes"] != self._processes:
+            raise ValueError(
+                f"the checkpoint {self._path} is of {state['processes']} processes, these are {self._processes}; start "
+                "as many, or start over with --force"
+            )
         if list(state["runs"]) != list(self._trainers):
             then, now = ", ".join(state["runs"]), ", ".join(self._trainers)
             raise ValueError(

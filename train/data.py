@@ -151,6 +151,6 @@ def centre_and_scale(sample: NDArray[np.float32], where: Path) -> tuple[NDArray[
     """
     mean = sample.mean(axis=0, dtype=np.float64)
     distance = float(np.linalg.norm(sample - mean, axis=1).mean())
-    if distance <= 1e-12 * max(float(np.abs(mean).max()), 1e-12):
-        raise ValueError(f"{where}: all rows are equal, there is nothing to fit; harvest another layer")
+    if distance <= max(1e-12 * float(np.abs(mean).max()), 1e-30):  # rounding, or too small to scale in float32
+        raise ValueError(f"{where}: all rows are equal or nearly 0, there is nothing to fit; harvest another layer")
     return mean.astype(np.float32), float(np.sqrt(sample.shape[1])) / distance

@@ -20,7 +20,7 @@ from sae_runtime.train.trainer import Trainer
 
 
 def finished(
-    trainer: Trainer, source: Source, held_out: tuple[Tensor, Tensor], scale: float
+    trainer: Trainer, source: Source, held_out: tuple[Tensor, Tensor], scale: float, *, processes: int = 1
 ) -> tuple[dict[str, NDArray[np.float32]], Manifest]:
     """Weights for raw activations, and the manifest.
 
@@ -29,6 +29,7 @@ def finished(
         source: what it was fitted on.
         held_out: calibration and validation part, scaled, [n, d_in], on the model's device.
         scale: what the activations were multiplied by.
+        processes: how many shared the batches.
     """
     config = trainer.config
     theta, measured, width = _calibrated(trainer, *held_out)
@@ -45,7 +46,7 @@ def finished(
         model=source.model,
         hook=source.hook,
         measured=measured,
-        provenance=_provenance(trainer, source),
+        provenance={**_provenance(trainer, source), "processes": processes},
     )
     return weights, manifest
 

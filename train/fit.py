@@ -18,7 +18,7 @@ from sae_runtime.train.batches import Batches
 from sae_runtime.train.checkpoint import Keeper
 from sae_runtime.train.config import TrainConfig
 from sae_runtime.train.data import Source, StoredRows, centre_and_scale, generator, split
-from sae_runtime.train.device import memory_errors, usable_device
+from sae_runtime.train.device import memory_errors
 from sae_runtime.train.finish import finished
 from sae_runtime.train.harvest import HarvestConfig
 from sae_runtime.train.model import SparseAutoencoder
@@ -26,7 +26,7 @@ from sae_runtime.train.progress import reported
 from sae_runtime.train.recipe import derive
 from sae_runtime.train.stream import StreamedRows
 from sae_runtime.train.trainer import StepStats, Trainer
-from sae_runtime.train.world import World, join
+from sae_runtime.train.world import World, joined
 
 Data = Activations | NDArray[Any] | str | Path | HarvestConfig
 Made = dict[str, tuple[dict[str, NDArray[np.float32]], Manifest]]
@@ -169,46 +169,48 @@ def _fit(
 ) -> None:
     """Fit SAEs by name, and write them when all are done: the first process does, where there are several."""
     common = next(iter(configs.values()))
-    world, place = join(common.device)
-    if common.batch % world.size:
-        raise ValueError(f"batch must be a multiple of the {world.size} processes that share it, got {common.batch}")
-    device = usable_device(place)
-    if world.rank:
-        checkpoint_seconds, metrics, tensorboard, progress = math.inf, None, None, False
-    if tensorboard is not None:
-        require("tensorboard")
-    source = _source(activations, common)
-    mean, scale = centre_and_scale(source.sample(generator(common.seed, "scale")), source.path)
-    trainers = {}
-    for name, config in configs.items():
-        with _named(name, configs):
-            trainers[name] = _trainer(mean * np.float32(scale), config, device, world)
-    steps = next(iter(trainers.values())).recipe.steps
-    with Batches(source, common.batch, common.seed, scale=scale, device=device, world=world) as batches:
-        keeper = Keeper(checkpoint, checkpoint_seconds, trainers, batches)
-        if resume:
-            keeper.restore()
-        elif world.rank == 0:
+    with joined(common.device) as (world, device):
+        if common.batch % world.size:
+            raise ValueError(
+                f"batch must be a multiple of the {world.size} processes that share it, got {common.batch}"
+            )
+        if world.rank:
+            checkpoint_seconds, metrics, tensorboard, progress = math.inf, None, None, False
+        if tensorboard is not None:
+            require("tensorboard")
+        source = _source(activations, common)
+        mean, scale = centre_and_scale(source.sample(generator(common.seed, "scale")), source.path)
+        trainers = {}
+        for name, config in configs.items():
+            with _named(name, configs):
+                trainers[name] = _trainer(mean * np.float32(scale), config, device, world)
+        steps = next(iter(trainers.values())).recipe.steps
+        with Batches(source, common.batch, common.seed, scale=scale, device=device, world=world) as batches:
+            keeper = Keeper(checkpoint, checkpoint_seconds, trainers, batches, processes=world.size)
+            if resume:
+                keeper.restore()
+            elif world.rank == 0:
+                keeper.remove()
+            done = next(iter(trainers.values())).step_number
+            if world.count(done) != done * world.size:
+                raise ValueError(f"not all processes see the checkpoint {checkpoint}; put it where they do")
+            with reported(trainers, metrics, tensorboard, progress) as report:
+                for step in range(done, steps):
+                    x = batches.next(steps - step)
+                    with keeper.guarding():
+                        report({name: _step(name, trainer, x, configs) for name, trainer in trainers.items()})
+                    keeper.save_if_due()
+            if world.rank == 0:
+                keeper.save()
+        if world.rank == 0:
+            held_out = _scaled(source, scale, device)
+            made: Made = {}
+            for name, trainer in trainers.items():
+                with _named(name, configs):
+                    made[name] = finished(trainer, source, held_out, scale, processes=world.size)
+            write(made)
             keeper.remove()
         world.wait()
-        done = next(iter(trainers.values())).step_number
-        with reported(trainers, metrics, tensorboard, progress) as report:
-            for step in range(done, steps):
-                x = batches.next(steps - step)
-                with keeper.guarding():
-                    report({name: _step(name, trainer, x, configs) for name, trainer in trainers.items()})
-                keeper.save_if_due()
-        if world.rank == 0:
-            keeper.save()
-    if world.rank == 0:
-        held_out = _scaled(source, scale, device)
-        made: Made = {}
-        for name, trainer in trainers.items():
-            with _named(name, configs):
-                made[name] = finished(trainer, source, held_out, scale)
-        write(made)
-        keeper.remove()
-    world.wait()
 
 
 def _step(name: str, trainer: Trainer, x: torch.Tensor, names: Mapping[str, object]) -> StepStats:

@@ -49,6 +49,7 @@ class StreamedRows(Source):
         self.d_in = self._held_out[0].shape[1]
         self._pool_rows = max(int(pool_bytes / (4 * self.d_in)), 1)
         self.identity = _flat({key: v for key, v in plan(config).items() if key not in ("name", "shard_tokens")})
+        self.identity["batch_tokens"] = config.batch_tokens  # which windows go together decides the last bits
         settings = {name: getattr(config, name) for name in ("split", "context", "dtype", "special")}
         self.provenance = {
             "text": [path.name for path in config.text],

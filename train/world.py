@@ -1,12 +1,15 @@
 """The processes that fit one SAE together, each on its part of every batch."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sae_runtime.train.device import first_line
+from sae_runtime.train.device import first_line, usable_device
 
 
 class World:
@@ -32,12 +35,10 @@ class World:
 
 
 class Processes(World):
-    """The processes of torch.distributed's default group."""
+    """The processes of torch.distributed's default group; where one of them ends, the others raise ValueError."""
 
     def __init__(self, device: torch.device) -> None:
-        """Join the group that torchrun's environment describes, unless it stands; tensors are on `device`."""
-        if not dist.is_initialized():
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        """Take part with tensors on `device`; the group stands."""
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
         self._device = device
@@ -48,7 +49,8 @@ class Processes(World):
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """As World."""
-        dist.all_reduce(tensor)
+        with _together():
+            dist.all_reduce(tensor)
         return tensor
 
     def gather(self, tensor: Tensor) -> Tensor:
@@ -59,7 +61,8 @@ class Processes(World):
         padded = tensor.new_zeros(longest)
         padded[: len(tensor)] = tensor
         everyone = [torch.empty_like(padded) for _ in range(self.size)]
-        dist.all_gather(everyone, padded)
+        with _together():
+            dist.all_gather(everyone, padded)
         return torch.cat([part[:size] for part, size in zip(everyone, sizes, strict=True)])
 
     def wait(self) -> None:
@@ -67,18 +70,34 @@ class Processes(World):
         self.count(0)
 
 
-def join(name: str | None) -> tuple[World, str | None]:
-    """The processes that torchrun started this one with, and the device of that name for this one.
+@contextmanager
+def joined(name: str | None) -> Iterator[tuple[World, torch.device]]:
+    """The processes that torchrun started this one with, for a while, and this one's device of that name.
 
     Raises:
-        ValueError: the processes could not join.
+        ValueError: torch cannot compute on the device, the processes could not join, or one of them ended.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return World(), name
+        yield World(), usable_device(name)
+        return
     if name == "cuda" or (name is None and torch.cuda.is_available()):
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-        torch.cuda.set_device(name)
+    device = usable_device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    with _together():  # the others wait while the first calibrates, measures and writes
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))
     try:
-        return Processes(torch.device(name or "cpu")), name
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(f"the processes could not join ({first_line(error)}); start them by torchrun") from error
+        yield Processes(device), device
+    finally:  # its threads must not meet the end of the interpreter
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"another process of this run ended ({first_line(error)}); see what it said, then go on with --resume"
+        ) from error

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import os
 import types
 import typing
 from pathlib import Path
@@ -52,7 +53,9 @@ def _options() -> type[Any]:
 @click.option("--metrics", type=PATH, help="file for a line of JSON every ten steps")
 @click.option("--tensorboard", type=PATH, help="folder for the same as curves of TensorBoard")
 @click.option("--checkpoint", type=PATH, help="folder of the run's state [OUTPUT.checkpoint]")
-@click.option("--checkpoint-seconds", type=float, default=300.0, help="how often the state is written")
+@click.option(
+    "--checkpoint-seconds", type=click.FloatRange(min=0), default=300.0, help="how often the state is written"
+)
 @click.option("--resume", is_flag=True, help="go on from the checkpoint, or start where there is none")
 @output_option("folder of the bundle to make, or of one bundle each, such as mutual-k16")
 @force_option
@@ -100,6 +103,8 @@ def command(
     else:
         (config,) = configs.values()
         made = {output: fit(source, output, config, **run)}
+    if os.environ.get("RANK", "0") != "0":  # under torchrun the first process speaks
+        return
     results = [{"bundle": path, "measured": manifest.measured} for path, manifest in made.items()]
     lines = [line for path, manifest in made.items() for line in _lines(path, manifest)]
     show({"bundles": results} if many else results[0], lines, json=json)

@@ -45,7 +45,7 @@ def reference_step(p: Params, x: NDArray[np.float64], k: float, lr: float) -> Pa
     grads["b_dec"] = error.sum(axis=0) - (back @ p["W_enc"]).sum(axis=0)
     grads["W_dec"] -= (grads["W_dec"] * p["W_dec"]).sum(axis=1, keepdims=True) * p["W_dec"]
     norm = np.sqrt(sum((g**2).sum() for g in grads.values()))
-    grads = {name: g * min(1.0, 1.0 / (norm + 1e-6)) for name, g in grads.items()}
+    grads = {name: g / norm for name, g in grads.items()}
     # Adam's first step: the corrected moments are g and g^2.
     stepped = {name: p[name] - lr * g / (np.abs(g) + 1e-8) for name, g in grads.items()}
     stepped["W_dec"] /= np.linalg.norm(stepped["W_dec"], axis=1, keepdims=True)

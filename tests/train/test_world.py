@@ -1,7 +1,9 @@
+import json
 import os
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +71,10 @@ def test_torchrun_fits_the_bundle_that_one_process_fits(tmp_path: Path) -> None:
     settings = "train --activations x.npy --allocation feature --k 3 --d-sae 40 --tokens 5120 --batch 128 --device cpu"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
     command = [*torchrun, str(Path(sys.executable).with_name("sae-runtime")), *settings.split()]
-    command += ["-o", "together", "--metrics", "m.jsonl"]
+    command += ["-o", "together", "--metrics", "m.jsonl", "--json"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["bundle"] == "together", "one of the processes speaks"
     config = TrainConfig(allocation="feature", k=3, d_sae=40, tokens=5120, batch=128, device="cpu")
     fit(tmp_path / "x.npy", tmp_path / "alone", config)
     alone, together = (bundle.read(tmp_path / name) for name in ("alone", "together"))
@@ -79,13 +82,14 @@ def test_torchrun_fits_the_bundle_that_one_process_fits(tmp_path: Path) -> None:
         expected, found = (torch.tensor(one.tensor(tensor)) for one in (alone, together))
         assert distance(found, expected) < 1e-5
     assert together.manifest.measured["l0"] == pytest.approx(alone.manifest.measured["l0"], rel=1e-2)
-    assert len((tmp_path / "m.jsonl").read_text().splitlines()) == 4, "one of the processes speaks"
+    assert len((tmp_path / "m.jsonl").read_text().splitlines()) == 4
     assert {path.name for path in tmp_path.iterdir()} == {"x.npy", "alone", "together", "m.jsonl"}
 
 
 def test_processes_share_a_batch_equally(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     two = World()
     two.size = 2
-    monkeypatch.setattr(sys.modules["sae_runtime.train.fit"], "join", lambda device: (two, device))
+    together = nullcontext((two, torch.device("cpu")))
+    monkeypatch.setattr(sys.modules["sae_runtime.train.fit"], "joined", lambda device: together)
     with pytest.raises(ValueError, match="batch must be a multiple of the 2 processes that share it, got 99"):
         fit(np.ones((500, 6)), tmp_path / "sae", TrainConfig(k=2, d_sae=16, tokens=990, batch=99))
