@@ -1,7 +1,7 @@
 """One training step against the forward product and the peers' own steps, on the same batches.
 
 All run in this process in turn; a row is the median of several rounds. Ours has everything a run has: selection,
-decoder upkeep, clipping, fused Adam, density statistics, and an auxiliary loss over a fiftieth of the features.
+decoder upkeep, fused Adam, density statistics, and an auxiliary loss over a fiftieth of the features.
 """
 
 import statistics

@@ -91,10 +91,9 @@ def extract(
         )
         with bar, writer:
             batches = []
-            for begin, features in _encoded(sae, activations, rule):
+            for begin, features in _encoded(sae, activations, rule, bar):
                 batches.append(_batch(activations, begin, features, schema))
                 matches += len(features.indices)
-                bar.update(len(features))
                 end = begin + len(features)
                 if end % ROW_GROUP == 0 or end == len(activations):
                     writer.write_table(pyarrow.Table.from_batches(batches, schema), row_group_size=ROW_GROUP)
@@ -109,20 +108,33 @@ def check_file(out: Path, *, force: bool) -> None:
     check_free(out, force=force)
 
 
-def _encoded(sae: SAE, activations: Activations, rule: Literal["served", "batch"]) -> Iterator[tuple[int, Features]]:
+def _encoded(
+    sae: SAE, activations: Activations, rule: Literal["served", "batch"], bar: "tqdm[Any]"
+) -> Iterator[tuple[int, Features]]:
     """Features of the activations in order, _CHUNK tokens at a time, each with the number of its first token."""
-    joint = sae.encode(activations.slice(0, len(activations)), rule="batch") if rule == "batch" else None
+    if rule == "batch" and sae.manifest.allocation.kind != "token":
+        yield from _jointly_encoded(sae, activations, bar)
+        return
     for begin in range(0, len(activations), _CHUNK):
-        end = min(begin + _CHUNK, len(activations))
-        if joint is not None:
-            yield begin, _part(joint, begin, end)
-            continue
-        x = activations.slice(begin, end)
+        x = activations.slice(begin, min(begin + _CHUNK, len(activations)))
         try:
             features = sae.encode(x)
         except ValueError as error:  # which counts rows from the first of x
             raise ValueError(f"{activations.path}, from row {begin} on: {error}") from error
+        bar.update(len(x))
         yield begin, features
+
+
+def _jointly_encoded(sae: SAE, activations: Activations, bar: "tqdm[Any]") -> Iterator[tuple[int, Features]]:
+    """The same by the batch rule, for which every token is read before the first features are known."""
+
+    def read(ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        bar.update(min(len(ids), len(activations) - bar.n))  # some rows are read again in the end
+        return activations.rows(ids)
+
+    joint = sae.encode_batch(read, len(activations))
+    for begin in range(0, len(activations), _CHUNK):
+        yield begin, _part(joint, begin, min(begin + _CHUNK, len(activations)))
 
 
 def _part(features: Features, begin: int, end: int) -> Features:

@@ -3,24 +3,26 @@
 The rule ranks the positive latents of a batch by falling value, equals by token and then by feature. Feature choice
 keeps the m_i first of every column i; of what is left, and for mutual choice of all, the M first are the matches.
 
-Why candidates are enough: for any set of latents, let theta_i be the value of the M-th latent that the rule leaves, or of
-the m_i-th in column i where that is larger (0 where there are not so many). More latents only raise theta_i, so a
+Why candidates are enough: for any set of latents, let theta_i be the value of the M-th latent that the rule leaves, or
+of the m_i-th in column i where that is larger (0 where there are not so many). More latents only raise theta_i, so a
 latent below it is no match of the whole batch, nor does it decide about another, and may be forgotten.
 
-A row is encoded with a limited number of slots first. If it fills them all, what it lacks is at most the value b of its
-last slot. In the end every row with b >= theta_i for some i is encoded again without a limit, from theta on; after
-that no latent that could matter is missing. A row is encoded twice at most.
+A row is encoded with a few slots first. If it fills them all, what it lacks is at most the value b of its last slot. In
+the end every row with b >= theta_i for some i is encoded again, without a limit, from theta on; after that no latent
+that could matter is missing, and no row was encoded more than twice.
 """
 
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from sae_runtime import quota
 from sae_runtime.features import Features, Slots, from_slots
+from sae_runtime.manifest import Allocation
 
-# Gives the latents of rows (their numbers, ascending) above a bound (f32 [1] or [d_sae]), each row by falling value: as many
-# as fit into a few slots, or, where the last argument says so, all.
+# Gives the latents of rows (their numbers, ascending) above a bound (f32 [1] or [d_sae]), each row by falling value: as
+# many as fit into a few slots, or, where the last argument says so, all.
 Encode = Callable[[NDArray[np.int64], NDArray[np.float32], bool], Slots]
 
 _FRESH = 1 << 16  # candidates that are gathered before a cut, at least
@@ -39,7 +41,7 @@ def encode_joint(
     """Features [tokens] by the batch rule; memory grows with the budget, not with tokens * d_sae.
 
     Args:
-        encode: gives the latents of rows; its few slots should be more than budget / tokens, since a row that needs more
+        encode: gives the latents of rows; it should have more slots than budget / tokens, since a row that needs more
             than it has is encoded again.
         tokens: how many rows there are.
         d_sae: number of features.
@@ -61,6 +63,34 @@ def encode_joint(
         missing[ids] = 0
     pool.cut()
     return pool.features
+
+
+def limits(
+    allocation: Allocation, d_sae: int, tokens: int, *, k: float, cap: ArrayLike | None = None
+) -> tuple[int, NDArray[np.int64] | None]:
+    """Matches of a batch, M, and for feature choice the tokens that each feature may match, m_i [d_sae].
+
+    Args:
+        allocation: mutual or feature choice.
+        d_sae: number of features.
+        tokens: tokens of the batch.
+        k: matches a token.
+        cap: the largest share of the tokens that each feature may match, [d_sae]; None means as fitted.
+
+    Raises:
+        ValueError: the allocation is token choice, or has no caps, or they are not d_sae numbers from 0 to 1.
+    """
+    if allocation.kind == "token":
+        raise ValueError("token choice has no batch rule of its own; use encode, piece by piece")
+    budget = quota.budget(k, tokens)
+    if allocation.quota is None:
+        if cap is not None:
+            raise ValueError("cap belongs to feature choice, this SAE was fitted by mutual choice; leave it out")
+        return budget, None
+    share = np.asarray(quota.caps(allocation.quota, allocation.k, d_sae) if cap is None else cap)
+    if share.shape != (d_sae,) or share.dtype.kind not in "fiu" or not ((share >= 0) & (share <= 1)).all():
+        raise ValueError(f"cap must be {d_sae} numbers from 0 to 1, got {share.dtype} {list(share.shape)}")
+    return budget, quota.tokens_per_feature(share.astype(np.float64), tokens)
 
 
 class _Candidates:

@@ -11,19 +11,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sae_runtime import bundle as bundles
-from sae_runtime import quota
 from sae_runtime.activations import as_float32, first_nonfinite
 from sae_runtime.bundle import Bundle
 from sae_runtime.edits import Edit, as_inputs
 from sae_runtime.features import Features, Slots, from_slots
-from sae_runtime.joint import encode_joint
+from sae_runtime.joint import encode_joint, limits
 from sae_runtime.manifest import Manifest
 from sae_runtime.sessions import CPU, open_session
 
 _TILE_BYTES = 1 << 25  # of latents [tile, d_sae]: small enough to stay in cache, large enough to feed all cores
-
-Read = Callable[[NDArray[np.int64]], NDArray[np.float32]]  # rows by number, ascending: float32 [len(ids), d_in]
-Place = Callable[[int], str]  # what a message calls a row
 
 
 def load(path: str | Path, *, providers: Sequence[str] = CPU, threads: int | None = None, verify: bool = True) -> "SAE":
@@ -112,49 +108,75 @@ class SAE:
             raise ValueError("k belongs to rule='batch' or to token choice; the served rule here has theta")
         if k is not None and not (0 < k <= self.d_sae and (not by_row or k == int(k))):
             raise ValueError(f"k must be in (0, d_sae={self.d_sae}] (whole for token choice), got {k:g}")
+        tokens = np.arange(len(flat)) if valid is None else np.flatnonzero(_mask(valid, shape))
+
+        def place(row: int) -> str:
+            return _place(int(tokens[row]), shape)
+
         if not by_row:
-            tokens = np.arange(len(flat)) if valid is None else np.flatnonzero(_mask(valid, shape))
-            features = self._encode_joint(
-                lambda ids: self._finite(flat[tokens[ids]], lambda row: _place(tokens[ids[row]], shape)),
-                len(tokens),
-                lambda row: _place(tokens[row], shape),
-                k,
-                cap,
-            )
+            features = self.encode_batch(lambda ids: flat[tokens[ids]], len(tokens), k=k, cap=cap, place=place)
             return _spread(features, tokens, shape)
-        rows = self._finite(flat, lambda row: _place(row, shape))
         feed: dict[str, NDArray[Any]] = {}
         if k is not None:
             feed["width"] = np.array([int(k)])
         if theta is not None:
             feed["theta"] = self._theta(theta)
-        # One after the other: slots are as wide as the fullest token of their tile, so they must not pile up.
-        features = self._features((self._encode_tile(tile, feed) for tile in self._tiles(rows)), shape)
-        return features if valid is None else _without(features, _mask(valid, shape))
+
+        def parts() -> Iterator[Slots]:  # one after the other: slots are as wide as their tile's fullest token
+            for begin in range(0, len(tokens), self._tile):
+                ids = tokens[begin : begin + self._tile]
+                slots = self._encode_tile(_finite(flat[ids], begin, place), feed)
+                _refuse_overflow(slots, begin, place)
+                yield slots
+
+        return _spread(from_slots(parts(), self.d_sae, (len(tokens),)), tokens, shape)
 
     def encode_batch(
-        self, read: Read, tokens: int, *, k: float | None = None, cap: ArrayLike | None = None
+        self,
+        read: Callable[[NDArray[np.int64]], NDArray[np.float32]],
+        tokens: int,
+        *,
+        k: float | None = None,
+        cap: ArrayLike | None = None,
+        place: Callable[[int], str] = str,
     ) -> Features:
         """Features by the batch rule of mutual or feature choice, of activations that need not fit in memory.
 
         Args:
-            read: gives rows by their numbers, float32 [len(ids), d_in], as `Activations.rows` does; each row is asked for
-                once, and a second time if it has far more features than most.
+            read: gives rows by their numbers, ascending: [len(ids), d_in], any real type; `Activations.rows` does. It
+                is asked for each row once, and again for one that has far more features than most.
             tokens: how many rows there are; they share one budget.
             k: as in `encode`.
             cap: as in `encode`.
+            place: what a message calls a row.
 
         Returns:
-            Features of shape (tokens,): what `encode` gives for all rows together, bit for bit.
+            Features [tokens]; the same bits as `encode` of all rows at once.
 
         Raises:
-            ValueError: the bundle is of token choice, k or cap does not fit, or a row's features overflow.
+            ValueError: as `encode`; the bundle is of token choice; or `read` gives other rows than it was asked for.
         """
-        if self.manifest.allocation.kind == "token":
-            raise ValueError("token choice decides every token for itself; encode the rows piece by piece")
+        allocation = self.manifest.allocation
         if k is not None and not 0 < k <= self.d_sae:
             raise ValueError(f"k must be in (0, d_sae={self.d_sae}], got {k:g}")
-        return self._encode_joint(read, tokens, str, k, cap)
+        k = allocation.k if k is None else k
+        budget, limit = limits(allocation, self.d_sae, tokens, k=k, cap=cap)
+        # As many slots as hold nearly every token at this k, and room for what columns refuse.
+        width = math.ceil(max(2 * k, self.manifest.width * k / allocation.k))
+
+        def latents(ids: NDArray[np.int64], theta: NDArray[np.float32], whole: bool) -> Slots:
+            feed = {"theta": theta, "width": np.array([min(4 * width if whole else width, self.d_sae)])}
+            flat, shape = self._flat(read(ids))
+            if shape != ids.shape:
+                raise ValueError(
+                    f"read gave activations [{', '.join(map(str, shape))}, d_in], expected {len(ids)} rows"
+                )
+            x = _finite(flat, 0, lambda row: place(ids[row]))
+            slots: Slots = self._encode_tile(x, feed) if whole else self._run("encode.onnx", {"x": x, **feed})
+            _refuse_overflow(slots, 0, lambda row: place(ids[row]))
+            return slots
+
+        return encode_joint(latents, tokens, self.d_sae, budget=budget, limit=limit, tile=self._tile)
 
     def decode(self, features: Features) -> NDArray[np.float32]:
         """Activations that the features stand for: float32 [*features.shape, d_in].
@@ -190,7 +212,8 @@ class SAE:
         Raises:
             ValueError: a wrong width, NaN or Inf, a feature out of range or edited twice, or lists that do not fit.
         """
-        rows, shape = self._rows(x)
+        flat, shape = self._flat(x)
+        rows = _finite(flat, 0, lambda row: _place(row, shape))
         per_request = bool(edits) and not isinstance(edits[0], Edit)
         if per_request and (len(shape) != 2 or len(edits) != shape[0]):
             raise ValueError(
@@ -209,12 +232,8 @@ class SAE:
             (out[:, part],) = self._run("steer.onnx", {**tokens, **feed})
         return out.reshape(*shape, self.d_in)
 
-    def _rows(self, x: ArrayLike) -> tuple[NDArray[np.float32], tuple[int, ...]]:
-        flat, shape = self._flat(x)
-        return self._finite(flat, lambda row: _place(row, shape)), shape
-
     def _flat(self, x: ArrayLike) -> tuple[NDArray[Any], tuple[int, ...]]:
-        """Activations as [n, d_in], in the type that they have, and their leading dimensions."""
+        """Activations as [n, d_in], of the type that they have, and their leading dimensions."""
         array = np.asarray(x)
         if array.ndim == 0 or array.shape[-1] != self.d_in:
             source = ", ".join(filter(None, (self.manifest.model, self.manifest.hook)))
@@ -224,26 +243,6 @@ class SAE:
             )
         shape = array.shape[:-1]
         return array.reshape(math.prod(shape), self.d_in), shape
-
-    def _finite(self, x: NDArray[Any], place: Place) -> NDArray[np.float32]:
-        rows = as_float32(x)
-        bad = first_nonfinite(rows)
-        if bad is not None:
-            raise ValueError(f"row {place(bad)} of the activations holds NaN or Inf; drop it or mend the model")
-        return rows
-
-    def _features(self, parts: Iterator[Slots], shape: tuple[int, ...]) -> Features:
-        def finite() -> Iterator[Slots]:
-            begin = 0
-            for indices, values in parts:
-                _refuse_overflow(values, lambda row, begin=begin: _place(begin + row, shape))  # type: ignore[misc]
-                begin += len(values)
-                yield indices, values
-
-        return from_slots(finite(), self.d_sae, shape)
-
-    def _tiles(self, rows: NDArray[np.float32]) -> "list[NDArray[np.float32]]":
-        return [rows[begin : begin + self._tile] for begin in range(0, len(rows), self._tile)]
 
     def _encode_tile(self, rows: NDArray[np.float32], feed: dict[str, NDArray[Any]]) -> Slots:
         indices, values = self._run("encode.onnx", {"x": rows, **feed})
@@ -260,35 +259,6 @@ class SAE:
         indices, values = np.pad(indices, grow), np.pad(values, grow)
         indices[full], values[full] = more_indices, more_values
         return indices, values
-
-    def _encode_joint(self, read: Read, tokens: int, place: Place, k: float | None, cap: ArrayLike | None) -> Features:
-        allocation = self.manifest.allocation
-        limit = None
-        if allocation.quota is not None:
-            share = quota.caps(allocation.quota, allocation.k, self.d_sae) if cap is None else self._cap(cap)
-            limit = quota.tokens_per_feature(share, tokens)
-        elif cap is not None:
-            raise ValueError("cap belongs to rule='batch' of feature choice, this bundle is of mutual choice")
-        k = allocation.k if k is None else k
-        # As many slots as hold nearly every token at this k, and room for neighbours that have fewer.
-        width = math.ceil(max(2 * k, self.manifest.width * k / allocation.k))
-
-        def encode(ids: NDArray[np.int64], theta: NDArray[np.float32], whole: bool) -> Slots:
-            x = read(ids)
-            slots = np.array([min(4 * width if whole else width, self.d_sae)])
-            feed = {"theta": theta, "width": slots}
-            indices, values = self._encode_tile(x, feed) if whole else self._run("encode.onnx", {"x": x, **feed})
-            _refuse_overflow(values, lambda row: place(ids[row]))
-            return indices, values
-
-        budget = quota.budget(k, tokens)
-        return encode_joint(encode, tokens, self.d_sae, budget=budget, limit=limit, tile=self._tile)
-
-    def _cap(self, cap: ArrayLike) -> NDArray[np.float64]:
-        array = np.asarray(cap)
-        if array.shape != (self.d_sae,) or array.dtype.kind not in "fiu" or not ((array >= 0) & (array <= 1)).all():
-            raise ValueError(f"cap must be {self.d_sae} shares from 0 to 1, got {array.dtype} {list(array.shape)}")
-        return array.astype(np.float64)
 
     def _theta(self, theta: ArrayLike) -> NDArray[np.float32]:
         array = np.atleast_1d(as_float32(theta))
@@ -313,12 +283,20 @@ class SAE:
             return self._sessions[name]
 
 
-def _refuse_overflow(values: NDArray[np.float32], place: Place) -> None:
-    bad = first_nonfinite(values)
+def _finite(x: NDArray[Any], begin: int, place: Callable[[int], str]) -> NDArray[np.float32]:
+    rows = as_float32(x)
+    bad = first_nonfinite(rows)
+    if bad is not None:
+        raise ValueError(f"row {place(begin + bad)} of the activations holds NaN or Inf; drop it or mend the model")
+    return rows
+
+
+def _refuse_overflow(slots: Slots, begin: int, place: Callable[[int], str]) -> None:
+    bad = first_nonfinite(slots[1])
     if bad is not None:
         raise ValueError(
-            f"row {place(bad)} of the activations is so large that its features overflow float32; drop it or mend the "
-            "model"
+            f"row {place(begin + bad)} of the activations is so large that its features overflow float32; drop it or "
+            "mend the model"
         )
 
 
@@ -343,14 +321,6 @@ def _gates(gate: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float32]:
         raise ValueError(
             f"gate must broadcast to {list(shape)}, one number for each token, got {list(array.shape)}"
         ) from error
-
-
-def _without(features: Features, valid: NDArray[np.bool_]) -> Features:
-    """The features of the valid tokens only; the others have none."""
-    counts = np.diff(features.indptr)
-    keep = np.repeat(valid, counts)
-    indptr = np.concatenate([[0], np.where(valid, counts, 0)]).cumsum()
-    return Features(indptr, features.indices[keep], features.values[keep], features.d_sae, features.shape)
 
 
 def _spread(features: Features, tokens: NDArray[np.int64], shape: tuple[int, ...]) -> Features:

@@ -95,6 +95,27 @@ def test_batch_rule_spends_one_budget_over_all_tokens(mutual: SAE, tmp_path: Pat
     assert made.matches == 6 * 5000
 
 
+def test_batch_rule_reads_pieces_and_each_twice_at_most(
+    bundle_of: BundleOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = make_x(5000)
+    x[::50] *= 5  # these have more features than slots
+    sae, activations = load(bundle_of("feature")), plain(tmp_path, x)
+    asked: list[NDArray[np.int64]] = []
+    read = activations.rows
+
+    def recorded(ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        asked.append(ids)
+        return read(ids)
+
+    monkeypatch.setattr(activations, "rows", recorded)
+    extract(sae, activations, tmp_path / "f.parquet", rule="batch")
+    times = np.bincount(np.concatenate(asked), minlength=5000)
+    assert max(len(ids) for ids in asked) <= 1024
+    assert (times >= 1).all() and (times <= 2).all() and 0 < (times == 2).sum() < 2500
+    assert_same(read_back(tmp_path / "f.parquet"), sae.encode(x, rule="batch"))
+
+
 def test_float16_values_are_the_rounded_ones(mutual: SAE, tmp_path: Path) -> None:
     x = make_x(300)
     extract(mutual, plain(tmp_path, x), tmp_path / "f.parquet", values="float16")
@@ -206,6 +227,7 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.fail("activations were read before the arguments were checked")
 
     monkeypatch.setattr(Activations, "slice", read)
+    monkeypatch.setattr(Activations, "rows", read)
 
 
 @pytest.mark.usefixtures("unread")
@@ -272,11 +294,12 @@ def test_a_match_does_not_become_zero_in_float16() -> None:
     assert (half > 0).all() and half[2] == 65504
 
 
-def test_a_bad_row_is_named_by_its_number(mutual: SAE, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rule", ["served", "batch"])
+def test_a_bad_row_is_named_by_its_number(mutual: SAE, tmp_path: Path, rule: Literal["served", "batch"]) -> None:
     x = make_x(5000)
     x[4500, 3] = np.nan
     with pytest.raises(ValueError, match=r"x\.npy: row 4500 holds NaN or Inf"):
-        extract(mutual, plain(tmp_path, x), tmp_path / "f.parquet")
+        extract(mutual, plain(tmp_path, x), tmp_path / "f.parquet", rule=rule)
     assert [path.name for path in tmp_path.iterdir()] == ["x.npy"]
 
 
@@ -285,6 +308,8 @@ def test_a_row_that_overflows_is_named(mutual: SAE, tmp_path: Path) -> None:
     x[4500] = 3e38 * np.sign(make_weights(150, "mutual")["W_enc"][:, 0])
     with pytest.raises(ValueError, match=r"x\.npy, from row 4096 on: row 404 of the activations is so large that its"):
         extract(mutual, plain(tmp_path, x), tmp_path / "f.parquet")
+    with pytest.raises(ValueError, match=r"row 4500 of the activations is so large that its"):
+        extract(mutual, plain(tmp_path, x), tmp_path / "f.parquet", rule="batch")
     assert [path.name for path in tmp_path.iterdir()] == ["x.npy"]
 
 
@@ -324,6 +349,7 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.mark.parametrize("rule", ["served", "batch"])
 @pytest.mark.parametrize(("stream", "progress", "shown"), [(Terminal, True, True), (Terminal, False, False)])
 def test_progress_is_shown_where_asked_for(
     mutual: SAE,
@@ -332,10 +358,11 @@ def test_progress_is_shown_where_asked_for(
     stream: type[io.StringIO],
     progress: bool,
     shown: bool,
+    rule: Literal["served", "batch"],
 ) -> None:
     stderr = stream()
     monkeypatch.setattr(sys, "stderr", stderr)
-    extract(mutual, plain(tmp_path, make_x(10)), tmp_path / "f.parquet", progress=progress)
+    extract(mutual, plain(tmp_path, make_x(10)), tmp_path / "f.parquet", rule=rule, progress=progress)
     assert ("10.0/10.0" in stderr.getvalue()) == shown
     assert bool(stderr.getvalue()) == shown
 

@@ -273,6 +273,10 @@ def test_a_row_whose_features_overflow_is_named(sae: SAE, scale: float) -> None:
             {"k": 3},
             "k belongs to rule='batch' or to token choice; the served rule here has theta",
         ),
+        (KINDS, {"cap": np.ones(150)}, "cap belongs to rule='batch' of feature choice"),
+        (["token"], {"rule": "batch", "cap": np.ones(150)}, "cap belongs to rule='batch' of feature choice"),
+        (["mutual"], {"rule": "batch", "cap": np.ones(150)}, "cap belongs to feature choice, this SAE was fitted by"),
+        (["feature"], {"rule": "batch", "cap": np.ones(149)}, r"cap must be 150 numbers from 0 to 1, got .* \[149\]"),
         (KINDS, {"rule": "batch", "k": 0}, r"k must be in \(0, d_sae=150\] \(whole for token choice\), got 0"),
         (KINDS, {"rule": "batch", "k": 151}, "got 151"),
         (KINDS, {"rule": "batch", "k": math.nan}, "got nan"),
@@ -292,11 +296,56 @@ def test_options_that_a_rule_does_not_have(
             load(bundle_of(kind), threads=1).encode(make_x(3), **options)
 
 
-def test_a_batch_that_does_not_fit_in_memory_is_refused(thresholded: SAE, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sae_runtime.sae._MAX_BATCH_ELEMENTS", 1500)
-    assert thresholded.encode(make_x(10), rule="batch").l0().sum() > 0
-    with pytest.raises(ValueError, match="over 11 tokens at d_sae 150 does not fit in memory; give at most 10 tokens"):
-        thresholded.encode(make_x(11), rule="batch")
+def test_padding_is_not_looked_at(sae: SAE) -> None:
+    x, valid = make_x(20), np.arange(20) % 3 != 1
+    x[~valid] = 0
+    expected = sae.encode(x, rule="batch", valid=valid)
+    x[~valid] = np.nan
+    assert same(sae.encode(x, rule="batch", valid=valid), expected)
+    x[3] = np.nan
+    with pytest.raises(ValueError, match="row 0, 3 of the activations holds NaN or Inf; drop it or mend the model"):
+        sae.encode(x.reshape(1, 20, D_IN), rule="batch", valid=valid[None])
+
+
+# Encode batches that are read piece by piece
+
+
+def test_rows_are_read_in_tiles_and_only_where_needed_again(
+    bundle_of: BundleOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sae, x = load(bundle_of("mutual")), make_x(300)
+    x[17] *= 10  # has more features than slots
+    monkeypatch.setattr(sae, "_tile", 32)
+    asked: list[NDArray[np.int64]] = []
+
+    def read(ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        asked.append(ids)
+        return x[ids]
+
+    features = sae.encode_batch(read, 300)
+    assert same(features, sae.encode(x, rule="batch"))
+    assert features.l0()[17] > sae.manifest.width
+    assert max(len(ids) for ids in asked) == 32 and [ids.tolist() for ids in asked[10:]] == [[17]]
+
+
+def test_encode_batch_refuses_what_encode_does(bundle_of: BundleOf, thresholded: SAE) -> None:
+    x = make_x(9)
+    with pytest.raises(ValueError, match="token choice has no batch rule of its own; use encode, piece by piece"):
+        load(bundle_of("token")).encode_batch(lambda ids: x[ids], 9)
+    for k in (0, 151, math.nan):
+        with pytest.raises(ValueError, match=rf"k must be in \(0, d_sae=150\], got {k:g}"):
+            thresholded.encode_batch(lambda ids: x[ids], 9, k=k)
+    with pytest.raises(ValueError, match=r"read gave activations \[8, d_in\], expected 9 rows"):
+        thresholded.encode_batch(lambda ids: x[:8], 9)
+    with pytest.raises(ValueError, match="activations have width 23, this SAE expects 24; was another layer captured?"):
+        thresholded.encode_batch(lambda ids: x[ids, 1:], 9)
+    x[4] = np.nan
+    with pytest.raises(ValueError, match="row 4 of the activations holds NaN or Inf; drop it or mend the model"):
+        thresholded.encode_batch(lambda ids: x[ids], 9)
+    weights = make_weights(150, thresholded.manifest.allocation.kind)
+    x[4] = 3e38 * np.sign(weights["W_enc"][:, 0])
+    with pytest.raises(ValueError, match="row 4 of the activations is so large that its features overflow float32"):
+        thresholded.encode_batch(lambda ids: x[ids], 9)
 
 
 # Decode
@@ -474,14 +523,15 @@ def test_full_memory_is_a_memory_error(bundle_of: BundleOf) -> None:
     code = f"""
 import resource, numpy, sae_runtime
 sae = sae_runtime.load({str(bundle_of("mutual"))!r})
+sae._tile = 400_000
 x = numpy.ones((400_000, {D_IN}), numpy.float32)
-sae.encode(x[:10], rule="batch")
+sae.encode(x[:10])
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 150_000_000, used + 150_000_000))
 try:
-    sae.encode(x, rule="batch")
+    sae.encode(x)
 except MemoryError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.stdout.startswith("encode_joint.onnx of ") and "give fewer tokens at once" in done.stdout, done.stderr
+    assert done.stdout.startswith("encode.onnx of ") and "give fewer tokens at once" in done.stdout, done.stderr

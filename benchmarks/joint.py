@@ -1,0 +1,220 @@
+"""The batch rule over many tokens: tiles and candidates through onnxruntime against the peers' batch top-k.
+
+All run in this process in turn, on the same weights and activations; a row is the median of several rounds, and the
+ratio is its time over that of our mutual choice. Features fire by a Zipf law on random activations of unequal length.
+With --tokens, ours alone over that many tokens in a file, and the memory that it takes.
+"""
+
+import resource
+import statistics
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from peers import stand_in_for_nnsight
+from torch import Tensor
+
+from sae_runtime import SAE, bundle, load, open_activations, quota
+from sae_runtime.exports import export
+from sae_runtime.manifest import Allocation, Encoder, Manifest
+from sae_runtime.quota import Quota
+from sae_runtime.sessions import open_session
+
+_QUOTA = Quota(exponent=0.9, offset=30.0, slack=3.0)
+_GIB = 1 << 30
+
+
+def make_weights(d_in: int, d_sae: int, k: int, rng: np.random.Generator) -> tuple[dict[str, NDArray[np.float32]], int]:
+    """Random weights, feature i above a common threshold on a share of the tokens as the quota has it; and a width."""
+    decoder = rng.standard_normal((d_sae, d_in), np.float32)
+    decoder /= np.linalg.norm(decoder, axis=1, keepdims=True)
+    normal, share = statistics.NormalDist(0, d_in**-0.5), np.minimum(quota.shares(_QUOTA, k, d_sae), 0.5)
+    bias = 0.04 - np.array([normal.inv_cdf(1 - s) for s in share])  # of rows of length 1
+    weights = {
+        "W_enc": np.ascontiguousarray(decoder.T),
+        "W_dec": decoder,
+        "b_enc": bias.astype(np.float32),
+        "b_dec": np.zeros(d_in, np.float32),
+    }
+    z = np.maximum(make_rows(512, d_in, rng) @ weights["W_enc"] + weights["b_enc"], 0)
+    theta = np.partition(z, z.size - 512 * k, axis=None)[z.size - 512 * k]
+    weights["threshold"] = np.full(d_sae, theta, np.float32)
+    return weights, int(np.quantile((z > theta).sum(axis=1), 0.999)) + 1
+
+
+def make_rows(n: int, d_in: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Activations of length about 1."""
+    x = rng.standard_normal((n, d_in), np.float32) * np.float32(d_in**-0.5)
+    x *= rng.lognormal(0, 0.05, (n, 1)).astype(np.float32)
+    return x
+
+
+def make_bundle(path: Path, kind: str, k: int, weights: dict[str, NDArray[np.float32]], width: int) -> Path:
+    """An exported bundle of mutual or feature choice."""
+    d_in, d_sae = weights["W_enc"].shape
+    allocation = Allocation(kind=kind, k=float(k), quota=_QUOTA if kind == "feature" else None)
+    encoder = Encoder(d_in=d_in, d_sae=d_sae, selection="threshold")
+    bundle.write(path, weights, Manifest(encoder=encoder, allocation=allocation, width=width))
+    export(path)
+    return path
+
+
+def sae_lens(weights: dict[str, NDArray[np.float32]], k: int) -> Callable[[Tensor], object]:
+    """SAELens's BatchTopK, in which the rule is part of training."""
+    import sae_lens.saes as saes
+
+    d_in, d_sae = weights["W_enc"].shape
+    sae = saes.BatchTopKTrainingSAE(saes.BatchTopKTrainingSAEConfig(d_in=d_in, d_sae=d_sae, k=k))
+    for name in ("W_enc", "W_dec", "b_enc", "b_dec"):
+        getattr(sae, name).data = torch.from_numpy(weights[name])
+    encode: Callable[[Tensor], object] = sae.encode
+    return encode
+
+
+def dictionary_learning(weights: dict[str, NDArray[np.float32]], k: int) -> Callable[[Tensor], object]:
+    """dictionary_learning's BatchTopKSAE, told to take the batch's top k."""
+    stand_in_for_nnsight()
+    from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
+
+    d_in, d_sae = weights["W_enc"].shape
+    sae = BatchTopKSAE(d_in, d_sae, k)
+    sae.encoder.weight.data = torch.from_numpy(weights["W_dec"])
+    sae.encoder.bias.data = torch.from_numpy(weights["b_enc"])
+
+    def encode(x: Tensor) -> object:
+        return sae.encode(x, use_threshold=False)
+
+    return encode
+
+
+def median_seconds(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float | None]:
+    """Median time of each run, taken in turn after one round to warm up; None for one that memory does not hold."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    too_large = set()
+    for number in range(rounds + 1):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            try:
+                if name not in too_large:
+                    run()
+            except Exception as error:  # each library has a class of its own for full memory
+                if "alloc" not in str(error).lower():
+                    raise
+                too_large.add(name)
+            if number:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: None if name in too_large else statistics.median(times) for name, times in seconds.items()}
+
+
+def compare(
+    saes: dict[str, SAE], weights: dict[str, NDArray[np.float32]], n: int, k: int, rounds: int, graphs: bool
+) -> None:
+    """Print one row for each implementation."""
+    x = make_rows(n, len(weights["b_dec"]), np.random.default_rng(1))
+    tensor = torch.from_numpy(x)
+    runs: dict[str, Callable[[], object]] = {}
+    for kind, sae in saes.items():
+        runs[f"{kind} choice"] = partial(sae.encode, x, rule="batch")
+        if graphs:
+            session = open_session(sae._bundle.graph("encode_joint.onnx"))
+            runs[f"{kind} choice, graph"] = partial(session.run, None, {"x": x})
+    runs["SAELens"] = partial(sae_lens(weights, k), tensor)
+    runs["dictionary_learning"] = partial(dictionary_learning(weights, k), tensor)
+    # More than is free now must be an error of the one that asks for it, not the end of the machine.
+    limit = _in_use("VmSize") + _free() - _GIB
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    with torch.inference_mode():
+        median = median_seconds(runs, rounds)
+    ours = median["mutual choice"]
+    assert ours is not None
+    print(f"{n:,} tokens, {torch.get_num_threads()} threads, median of {rounds}")
+    for name, seconds in median.items():
+        figures = "does not fit in memory" if seconds is None else f"{seconds:>8.2f} s  {seconds / ours:>6.2f}"
+        print(f"{name:<24}  {figures}")
+
+
+def measure(sae: SAE, path: Path, kind: str) -> None:
+    """Encode all activations of a file, and print time and the memory beyond the result and the file's own pages."""
+    activations = open_activations(path)
+    before, peak, done = _in_use("RssAnon"), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.05):
+            peak = max(peak, _in_use("RssAnon"))
+
+    rows = 0
+
+    def read(ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        nonlocal rows
+        rows += len(ids)
+        return activations.rows(ids)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    start = time.perf_counter()
+    features = sae.encode_batch(read, len(activations))
+    seconds = time.perf_counter() - start
+    done.set()
+    watcher.join()
+    output = features.indptr.nbytes + features.indices.nbytes + features.values.nbytes
+    beyond, resident = peak - before - output, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    print(
+        f"{kind} choice: {len(features):,} tokens, {rows - len(features):,} of them twice, {len(features.values):,} "
+        f"matches, {seconds:.0f} s; output {output / _GIB:.2f} GiB, beyond it {beyond / _GIB:.2f} GiB; "
+        f"largest resident set {resident / _GIB:.2f} GiB with torch, weights and the pages of x",
+        flush=True,
+    )
+
+
+def _in_use(field: str) -> int:
+    """Bytes that this process uses, by /proc/self/status."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status[field].split()[0]) << 10
+
+
+def _free() -> int:
+    memory: dict[str, Any] = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(memory["MemAvailable"].split()[0]) << 10
+
+
+@click.command()
+@click.option("--d-in", default=768)
+@click.option("--d-sae", default=24_576)
+@click.option("--k", default=32)
+@click.option("--n", default=16_384)
+@click.option("--rounds", default=3)
+@click.option("--graphs", is_flag=True, help="encode_joint.onnx too, which holds all latents at once")
+@click.option("--tokens", type=int, help="only ours, over that many tokens in a file")
+def main(d_in: int, d_sae: int, k: int, n: int, rounds: int, graphs: bool, tokens: int | None) -> None:
+    """Print time against the peers, or time and memory over many tokens."""
+    warnings.simplefilter("ignore")
+    print(f"batch rule, d_in {d_in}, d_sae {d_sae}, k {k}")
+    weights, width = make_weights(d_in, d_sae, k, np.random.default_rng(0))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        saes = {kind: load(make_bundle(folder / kind, kind, k, weights, width)) for kind in ("mutual", "feature")}
+        if tokens is None:
+            compare(saes, weights, n, k, rounds, graphs)
+            return
+        x = np.lib.format.open_memmap(folder / "x.npy", "w+", np.float16, (tokens, d_in))
+        rng = np.random.default_rng(1)
+        for begin in range(0, tokens, 4096):
+            x[begin : begin + 4096] = make_rows(min(4096, tokens - begin), d_in, rng)
+        x.flush()
+        del x
+        for kind, sae in saes.items():
+            measure(sae, folder / "x.npy", kind)
+
+
+if __name__ == "__main__":
+    main()
