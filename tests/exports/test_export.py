@@ -148,7 +148,7 @@ def test_derived_weights_are_the_caps(bundle_of: BundleOf) -> None:
         default_cap(bundle.read(bundle_of("mutual")))
 
 
-def test_deleted_derived_weights_break_the_batch_rule_until_exported(copy_of: BundleOf) -> None:
+def test_deleted_derived_weights_break_the_joint_graph_until_exported(copy_of: BundleOf) -> None:
     path, x = copy_of("feature"), make_x(7)
     before = load(path).encode(x, rule="batch").to_dense()
     (path / DERIVED).unlink()
@@ -156,21 +156,22 @@ def test_deleted_derived_weights_break_the_batch_rule_until_exported(copy_of: Bu
     assert sae.encode(x).l0().sum() > 0
     np.testing.assert_array_equal(sae.steer(x, []), x)
     assert sae.decode(sae.encode(x)).shape == x.shape
+    np.testing.assert_array_equal(sae.encode(x, rule="batch").to_dense(), before)  # caps follow from the manifest
     with pytest.raises(BundleError, match=rf"{DERIVED} is missing.*; run: sae-runtime export {path}"):
-        sae.encode(x, rule="batch")
+        bundle.read(path).graph("encode_joint.onnx")
     export(path)
-    np.testing.assert_array_equal(load(path).encode(x, rule="batch").to_dense(), before)
+    assert bundle.read(path).graph("encode_joint.onnx").exists()
 
 
 def test_altered_derived_weights_are_refused_until_exported(copy_of: BundleOf) -> None:
-    path, x = copy_of("feature"), make_x(7)
+    path = copy_of("feature")
     altered = bytearray((path / DERIVED).read_bytes())
     altered[-1] ^= 1
     (path / DERIVED).write_bytes(altered)
     with pytest.raises(BundleError, match=rf"{DERIVED} was altered.*; run: sae-runtime export {path}"):
-        load(path).encode(x, rule="batch")
+        bundle.read(path).graph("encode_joint.onnx")
     export(path)
-    assert load(path).encode(x, rule="batch").l0().sum() > 0
+    assert bundle.read(path).graph("encode_joint.onnx").exists()
 
 
 def beside(spoilt: Bundle) -> Bundle:
@@ -267,7 +268,8 @@ def test_an_interrupted_export_is_mended_by_the_next(
 
 def use_every_graph(path: Path, x: NDArray[np.float32]) -> None:
     sae = load(path)
-    sae.decode(sae.encode(x, rule="batch"))
+    sae.decode(sae.encode(x))
+    bundle.read(path).graph("encode_joint.onnx")
     sae.steer(x, [])
 
 
