@@ -21,7 +21,7 @@ from sae_runtime.activations import FORMAT_VERSION, INDEX, Activations, open_act
 from sae_runtime.files import check_free, new_file, repair
 from sae_runtime.tensors import read_header, save_tensors
 from sae_runtime.train.device import memory_errors
-from sae_runtime.train.host import find_module, hidden_states, load_host
+from sae_runtime.train.host import find_module, hidden_states, load_host, longest_window
 from sae_runtime.train.text import SPLITS, documents
 from sae_runtime.train.windows import Window, batches, first_rows, groups, origin, padded, windows
 
@@ -178,10 +178,8 @@ def _nonfinite(config: HarvestConfig, batch: Sequence[Window], hidden: torch.Ten
 
 
 def _check_context(config: HarvestConfig, tokenizer: Any, model: Any) -> None:
-    # Where positions have no bound, a config says None or -1, or nothing.
-    limits = getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length
-    limit = min((limit for limit in limits if limit and limit > 0), default=config.context)
-    if config.context > limit:
+    limit = longest_window(tokenizer, model)
+    if limit is not None and config.context > limit:
         raise ValueError(f"context is {config.context} tokens, {config.model} reads at most {limit}; lower --context")
 
 
