@@ -99,17 +99,19 @@ def fit(density: NDArray[np.float64]) -> tuple[float, float, float]:
         )
     keep = slice(min(len(falling) // 10, 10), len(falling) - len(falling) // 10)
     rank = np.arange(1, len(falling) + 1, dtype=np.float64)[keep]
-    target, weight = np.log(falling[keep]), 1 / rank
+    weight = 1 / rank
+    weight /= weight.sum()
+    target = np.log(falling[keep])
+    target -= weight @ target
+    spread = float(weight @ target**2)
     best = (0.0, 0.0, -np.inf)
-    mean = np.average(target, weights=weight)
-    spread = max(float(np.sum(weight * (target - mean) ** 2)), 1e-300)
     for offset in [0.0, *np.geomspace(0.5, 4 * len(falling), 60)]:
         x = np.log(rank + offset)
-        x_mean = np.average(x, weights=weight)
-        slope = np.sum(weight * (x - x_mean) * (target - mean)) / np.sum(weight * (x - x_mean) ** 2)
-        slope = np.clip(slope, -_STEEPEST, 0.0)
-        error = float(np.sum(weight * (target - mean - slope * (x - x_mean)) ** 2))
-        r_squared = 1 - error / spread
+        x -= weight @ x
+        weighted = weight * x
+        along, square = float(weighted @ target), float(weighted @ x)
+        slope = min(max(along / square, -_STEEPEST), 0.0)
+        r_squared = 1 - (spread - slope * (2 * along - slope * square)) / max(spread, 1e-300)
         if r_squared > best[2]:
-            best = (float(-slope), float(offset), r_squared)
+            best = (-slope, float(offset), r_squared)
     return best

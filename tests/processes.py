@@ -1,24 +1,96 @@
-"""What each of several gloo processes does for tests/train/test_world.py, which starts this file as torchrun would.
+"""Processes for tests that kill them or let them fit together, forked off a server that has imported torch once.
 
-Every process holds the same whole batches, fits on its part of them, and writes what came out.
+Of several gloo processes as torchrun starts them, every one sees the same whole batches and works on its part of them;
+what it gives comes back through a file.
 """
 
+import multiprocessing
+import os
+import socket
 import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from sae_runtime.train.config import TrainConfig
+from sae_runtime import bundle
+from sae_runtime.cli import main
+from sae_runtime.train import TrainConfig, fit
+from sae_runtime.train.harvest import HarvestConfig
 from sae_runtime.train.model import SparseAutoencoder
 from sae_runtime.train.recipe import derive
 from sae_runtime.train.selection import select
-from sae_runtime.train.trainer import Trainer
+from sae_runtime.train.trainer import StepStats, Trainer
 from sae_runtime.train.world import World, joined
 
 D_IN, D_SAE, BATCH, STEPS = 16, 192, 64, 40
 ALLOCATIONS = ("token", "mutual", "feature")
+SIZE = 2
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["sae_runtime.train.fit", "torch._dynamo"])  # the latter comes with the first optimiser
+
+Task = Callable[..., dict[str, Any]]
+
+
+def started(folder: Path, function: Callable[..., Any], *arguments: Any) -> multiprocessing.process.BaseProcess:
+    """A process that calls a function in a folder; its stderr goes to a file beside it, FOLDER.stderr."""
+    process = CONTEXT.Process(target=_call_in, args=(folder, function, arguments))
+    process.start()
+    return process
+
+
+def _call_in(folder: Path, function: Callable[..., Any], arguments: Sequence[Any]) -> None:
+    os.chdir(folder)
+    sys.stderr = folder.with_name(f"{folder.name}.stderr").open("w", buffering=1)
+    function(*arguments)
+
+
+def together(folder: Path, task: Task, *arguments: Any, lost: int | None = None) -> list[dict[str, Any]]:
+    """What a task gives in each process, by rank; that of rank `lost` is to die."""
+    port = free_port()
+    running = [CONTEXT.Process(target=_begin, args=(rank, port, folder, task, *arguments)) for rank in range(SIZE)]
+    for process in running:
+        process.start()
+    for rank, process in enumerate(running):
+        process.join(timeout=120)
+        assert process.exitcode == (9 if rank == lost else 0), f"process {rank} ended with {process.exitcode}"
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(SIZE) if rank != lost]
+
+
+def command_line(*arguments: str) -> None:
+    """The command line."""
+    main(arguments)
+
+
+def fit_often_saved(data: HarvestConfig, config: TrainConfig) -> None:
+    """Fit "sae" in this folder on one thread, with a checkpoint "run" of every step."""
+    torch.set_num_threads(1)
+    fit(data, "sae", config, checkpoint=Path("run"), checkpoint_seconds=0)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def _begin(rank: int, port: int, folder: Path, task: Task, *arguments: Any) -> None:
+    _become(rank, port)
+    torch.save(task(*arguments), folder / f"{rank}.pt")
+
+
+def _become(rank: int, port: int) -> None:
+    torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())  # its own would be a semaphore, which a process that is killed leaves behind
+    ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(SIZE)}
+    os.environ.update(ranks | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
 
 
 def latents() -> Tensor:
@@ -36,6 +108,7 @@ def selections(z: Tensor, world: World) -> dict[str, Tensor]:
         "nothing": select(z, total=0, world=world),
         "everything": select(z, total=BATCH * D_SAE, world=world),
         "caps": select(z, total=3 * BATCH, per_feature=few, world=world),
+        "full caps": select(z, total=int(few.sum()), per_feature=few, world=world),
         "all caps": select(z, total=BATCH * D_SAE, per_feature=few, world=world),
         "nominated": select(z.bfloat16(), total=5 * BATCH, world=world, exact=lambda at: z.view(-1)[at]),
     }
@@ -62,8 +135,57 @@ def fitted(allocation: str, world: World) -> dict[str, Tensor]:
     return {**parameters, "fired at the first step": counts, "density": trainer.tracker.density}
 
 
-if __name__ == "__main__":
+def select_and_fit() -> dict[str, Any]:
+    """Task: what this process selects, and what it fits by allocation."""
     with joined("cpu") as (world, _):
-        result = {"selections": selections(latents().chunk(world.size)[world.rank].contiguous(), world)}
-        result |= {allocation: fitted(allocation, world) for allocation in ALLOCATIONS}
-        torch.save(result, Path(sys.argv[1]) / f"{world.rank}.pt")
+        result: dict[str, Any] = {"selections": selections(latents().chunk(world.size)[world.rank].contiguous(), world)}
+        return result | {allocation: fitted(allocation, world) for allocation in ALLOCATIONS}
+
+
+class Stopped(Exception):
+    pass
+
+
+RUN = TrainConfig(allocation="feature", k=3, d_sae=40, tokens=40 * 128, batch=128, device="cpu")
+
+
+def fit_until(activations: Path, out: Path, stop: int | None, dying: int | None) -> dict[str, Any]:
+    """Task: fit RUN with a checkpoint of every step beside `out`, or go on; give the bundle's tensors or the error.
+
+    Every process stops before the step `stop`; that of rank `dying` dies there, and the others are not told.
+    """
+    step = Trainer.step
+
+    def stopping(self: Trainer, x: Tensor) -> StepStats:
+        if self.step_number == stop:
+            if dying is None:
+                raise Stopped
+            if os.environ["RANK"] == str(dying):
+                os._exit(9)
+        return step(self, x)
+
+    Trainer.step = stopping  # type: ignore[method-assign]  # in a process of its own
+    try:
+        checkpoint = out.with_name("run")
+        fit(activations, out, RUN, checkpoint=checkpoint, checkpoint_seconds=0, resume=True)
+    except Stopped:
+        return {"stopped": stop}
+    except ValueError as error:
+        return {"error": str(error)}
+    read = bundle.read(out)
+    return {name: torch.tensor(read.tensor(name)) for name in read.specs}
+
+
+def wait_for_an_orphan(said: Connection) -> None:
+    """As torchrun, start the processes and stay; each says when it has joined the others, then computes."""
+    port, end = free_port(), time.monotonic() + 60
+    for rank in range(SIZE):
+        if os.fork() == 0:
+            _become(rank, port)
+            with joined("cpu") as (world, _):
+                said.send(rank)
+                sys.stderr.close()
+                while world.count(int(time.monotonic() < end)):
+                    pass
+            os._exit(0)
+    time.sleep(60)

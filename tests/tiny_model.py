@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 SPECIALS = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3}
 WORDS = 40
+END = WORDS  # id of GPT-2's only special token
 
 
 def save_bert(folder: Path) -> Path:
@@ -32,3 +34,27 @@ def save_bert(folder: Path) -> Path:
         torch.manual_seed(0)
         BertModel(config).save_pretrained(folder)
     return folder
+
+
+def save_gpt2(folder: Path, **settings: Any) -> Path:
+    """Two layers of width 16 with a head on top, and a tokenizer that adds nothing to a text and knows no padding."""
+    vocabulary = {f"w{i}": i for i in range(WORDS)} | {"<|end|>": END}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|end|>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    names: dict[str, Any] = {"unk_token": "<|end|>", "eos_token": "<|end|>"}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)  # type: ignore[no-untyped-call]  # not typed
+    fast.save_pretrained(folder)
+    sizes: dict[str, Any] = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
+    config = GPT2Config(vocab_size=len(vocabulary), bos_token_id=END, eos_token_id=END, **sizes, **settings)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
+
+
+def write_words(path: Path, paragraphs: int) -> Path:
+    """A text of paragraphs of 1 to 40 words that the tokenizers know."""
+    rng = np.random.default_rng(0)
+    texts = [" ".join(f"w{i}" for i in rng.integers(WORDS, size=rng.integers(1, 41))) for _ in range(paragraphs)]
+    path.write_text("\n\n".join(texts))
+    return path

@@ -34,7 +34,8 @@ def allocate(
     if per_token is not None:
         kept &= _largest_of_rows(z, min(per_token, z.shape[1]))
     if per_feature is not None:
-        kept &= _largest_of_columns(torch.where(kept, z, 0), per_feature)
+        best = largest_of_columns(torch.where(kept, z, 0), per_feature)
+        kept &= torch.zeros_like(kept).view(-1).index_fill_(0, best, True).view_as(kept)
     if total is not None and total < z.numel():
         flat = torch.where(kept, z, 0).flatten()
         winners = torch.zeros_like(flat, dtype=torch.bool)
@@ -48,18 +49,23 @@ def _largest_of_rows(z: Tensor, count: int) -> Tensor:
     return mask.scatter_(1, z.topk(count, dim=1, sorted=False).indices, True)
 
 
-def _largest_of_columns(z: Tensor, limit: Tensor) -> Tensor:
+def largest_of_columns(z: Tensor, limit: Tensor) -> Tensor:
+    """Positions in the flattened z of the limit[i] largest of each column i, in any order: int64 [sum of the limits].
+
+    Args:
+        z: latents, [n, d_sae].
+        limit: int64 [d_sae]; above n it counts as n.
+    """
     n, d_sae = z.shape
     limit = limit.clamp(0, n)
     order = torch.argsort(limit, descending=True, stable=True)
-    mask = torch.zeros(d_sae, n, dtype=torch.bool, device=z.device)
     edges = [edge for edge in _GROUP_EDGES if edge < d_sae] + [d_sae]
+    found = []
     for begin, end in zip(edges, edges[1:], strict=False):
         group = order[begin:end]
         depths = limit[group][:, None]
         depth = int(depths[0])
         tokens = z[:, group].T.topk(depth, dim=1).indices
         wanted = torch.arange(depth, device=z.device) < depths
-        part = torch.zeros(len(group), n, dtype=torch.bool, device=z.device)
-        mask[group] = part.scatter_(1, tokens, wanted)
-    return mask.T
+        found.append((tokens * d_sae + group[:, None])[wanted])
+    return torch.cat(found)

@@ -80,6 +80,7 @@ class Batches:
         """End the threads; a pool that is being filled is left after its present part."""
         self._closed.set()
         self._threads.shutdown(cancel_futures=True)
+        self._pool = self._coming = self._whole = self._ahead = None  # what measures the fit may need their room
 
     def next(self, left: int) -> Tensor:
         """This process's part of the next batch, float32 [size / processes, d_in].

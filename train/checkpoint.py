@@ -19,7 +19,7 @@ from sae_runtime.tensors import save_tensors
 from sae_runtime.train.batches import Batches, Place
 from sae_runtime.train.trainer import Trainer
 
-_VERSION = 2
+_VERSION = 3
 _TENSORS, _STATE = "state.safetensors", "state.json"
 _FIELDS = {"source", "processes", "step", "place", "runs"}
 _OF_RUN = {"config", "quota", "quota_r_squared", "density_weight", "random", "nearly_equal"}

@@ -7,7 +7,8 @@ from typing import Any
 from sae_runtime.quota import FIT_FEATURES
 
 
-def _option(default: Any, help: str, **metadata: Any) -> Any:
+def option(default: Any, help: str, **metadata: Any) -> Any:
+    """A field that the command line makes an option of: its default (or MISSING), its help, and such as `choices`."""
     return field(default=default, metadata={"help": help, **metadata})
 
 
@@ -15,45 +16,45 @@ def _option(default: Any, help: str, **metadata: Any) -> Any:
 class TrainConfig:
     """One run. What is None follows from the rest; `recipe.py` says how, and the manifest records what came out."""
 
-    allocation: str = _option(
+    allocation: str = option(
         "mutual",
         "who competes for the budget: tokens, the whole batch, or features",
         choices=("token", "mutual", "feature"),
     )
-    k: float = _option(32.0, "matches (active features) a token gets on average; a whole number for token choice")
+    k: float = option(32.0, "matches (active features) a token gets on average; a whole number for token choice")
     d_sae: int = field(metadata={"help": "features in the dictionary"})
     tokens: int = field(metadata={"help": "tokens to train on, repeats counted"})
-    batch: int = _option(2048, "tokens a step; the budget of mutual and feature choice spans one batch")
-    seed: int = _option(0, "of the initial weights, the split and the order of tokens; equal seeds give equal runs")
-    lr: float | None = _option(None, "Adam's peak step size [derived from d_sae and the number of steps]")
-    aux: str = _option(
+    batch: int = option(2048, "tokens a step; the budget of mutual and feature choice spans one batch")
+    seed: int = option(0, "of the initial weights, the split and the order of tokens; equal seeds give equal runs")
+    lr: float | None = option(None, "Adam's peak step size [derived from d_sae and the number of steps]")
+    aux: str = option(
         "zipf", "auxiliary loss over under-used features, dead features, or none", choices=("zipf", "dead", "none")
     )
-    aux_weight: float = _option(1 / 32, "weight of the auxiliary loss against the reconstruction")
-    aux_k: int | None = _option(None, "features a token lends to the auxiliary loss [a power of two near d_in / 2]")
-    dead_tokens: int | None = _option(
+    aux_weight: float = option(1 / 32, "weight of the auxiliary loss against the reconstruction")
+    aux_k: int | None = option(None, "features a token lends to the auxiliary loss [a power of two near d_in / 2]")
+    dead_tokens: int | None = option(
         None, "tokens of silence after which a feature is dead [a tenth of the run, at most 10M]"
     )
-    slack: float = _option(3.0, "feature choice: cap of a feature over its share of the budget; 1 is strict, >= 1")
-    slack_start: float | None = _option(
+    slack: float = option(3.0, "feature choice: cap of a feature over its share of the budget; 1 is strict, >= 1")
+    slack_start: float | None = option(
         None, "feature choice: slack at its first step, from where it falls to --slack at the last [as --slack]"
     )
-    exponent: float | None = _option(None, "feature choice: Zipf exponent of the shares, 0 is uniform [fitted]")
-    offset: float | None = _option(None, "feature choice: Zipf-Mandelbrot offset of the shares, in ranks [fitted]")
-    warmup_share: float | None = _option(
+    exponent: float | None = option(None, "feature choice: Zipf exponent of the shares, 0 is uniform [fitted]")
+    offset: float | None = option(None, "feature choice: Zipf-Mandelbrot offset of the shares, in ranks [fitted]")
+    warmup_share: float | None = option(
         None,
         "feature choice: share of the run that is mutual choice, to rank features by use [0.4, or 0 with an exponent]",
     )
-    holdout: float = _option(
+    holdout: float = option(
         0.1, "share of the tokens kept from training: half calibrates the threshold, half is measured"
     )
-    precision: str = _option(
+    precision: str = option(
         "float32",
         "of the dense product; bfloat16 only nominates the matches, whose values and gradients stay float32",
         choices=("float32", "bfloat16"),
     )
-    pool: float = _option(1024.0, "MiB of float32 activations that are shuffled at once; twice as much is held")
-    device: str | None = _option(None, "torch device [cuda where there is one, else cpu]")
+    pool: float = option(1024.0, "MiB of float32 activations that are shuffled at once; twice as much is held")
+    device: str | None = option(None, "torch device [cuda where there is one, else cpu]")
 
     def __post_init__(self) -> None:
         for f in fields(self):

@@ -1,5 +1,8 @@
 """Activations for training: held-out splits, the input scale, and rows in blocks, as many as a pool holds."""
 
+import bisect
+import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -15,6 +18,7 @@ MAX_HELD_OUT = 1 << 17  # tokens in each held-out part; more would sharpen no fi
 SCALE_SAMPLE = 1 << 15  # rows that say where the activations lie and how far they spread
 BLOCK = 64  # neighbouring rows that are read together: 100 KB of width 384, where a disk reads at full speed
 _READ = 1 << 13  # rows a read: what is held twice while a pool is filled
+_FINGERPRINT_ROWS = 256
 _PURPOSES = ("split", "scale", "order", "rows", "weights", "trainer")
 
 Purpose = Literal["split", "scale", "order", "rows", "weights", "trainer"]
@@ -90,6 +94,22 @@ def split(activations: Activations, holdout: float, seed: int) -> Split:
     return Split(train, calibration, validation)
 
 
+def fingerprint(activations: Activations) -> str:
+    """A hash, as 32 hexadecimal digits, that tells activations from others of the same shape, whatever their name.
+
+    It is over their shape, every token, document and position, and the stored bytes of 256 rows, spread evenly: another
+    text, model, hook or type gives another one. Plain arrays that differ in other rows only are not told apart.
+    """
+    digest = hashlib.blake2b(json.dumps([len(activations), activations.d_in]).encode(), digest_size=16)
+    for ids in (activations.tokens, activations.documents, activations.positions):
+        digest.update(b"-" if ids is None else np.ascontiguousarray(ids).data)
+    for row in np.linspace(0, len(activations) - 1, min(len(activations), _FINGERPRINT_ROWS)).astype(np.int64):
+        shard = bisect.bisect_right(activations.starts, row) - 1
+        x = activations.shards[shard].x[row - activations.starts[shard]]
+        digest.update(x.dtype.str.encode() + np.ascontiguousarray(x).tobytes())
+    return digest.hexdigest()
+
+
 class StoredRows(Source):
     """The Source of activations that lie in files or in memory."""
 
@@ -97,11 +117,14 @@ class StoredRows(Source):
         self.path, self.d_in = activations.path, activations.d_in
         self.model, self.hook = activations.model, activations.hook
         self.units = math.ceil(len(parts.train) / BLOCK)
-        self.identity = {"name": self.path.name, "rows": len(activations), "d_in": self.d_in}
-        rows = {part.name: len(getattr(parts, part.name)) for part in fields(parts)}
-        self.provenance = {"activations": self.path.name, "rows": rows}
         self._activations = activations
         self._parts = parts
+        self._check_files()
+        known = {"fingerprint": fingerprint(activations)}
+        shape = {"rows": len(activations), "d_in": self.d_in}
+        self.identity = {"name": self.path.name, **shape, "model": self.model, "hook": self.hook, **known}
+        rows = {part.name: len(getattr(parts, part.name)) for part in fields(parts)}
+        self.provenance = {"activations": self.path.name, "rows": rows, **known}
         pools = math.ceil(self.units / max(pool_rows // BLOCK, 1))
         self._at_once = math.ceil(self.units / pools)  # of one size: a short last pool would be shuffled less
 

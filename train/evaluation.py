@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,19 @@ from tqdm import tqdm
 from sae_runtime import quota
 from sae_runtime.activations import Activations, check_source, open_activations
 from sae_runtime.manifest import Manifest
-from sae_runtime.train.data import split
+from sae_runtime.train.config import option
 from sae_runtime.train.density import expected_density
 from sae_runtime.train.device import memory_errors
 from sae_runtime.train.evaluate import Tally, shuffled, tally
 from sae_runtime.train.fitted import Fitted
 from sae_runtime.train.losses import under_used
+from sae_runtime.train.provenance import trained_batch, validation_rows, was_trained_on
 from sae_runtime.train.recipe import GAMMA
 from sae_runtime.train.redundancy import Redundancy, redundancy
 
 _QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 _TILE_ELEMENTS = 1 << 25  # of latents, where tokens are decided for themselves
 _ROWS_AT_ONCE = 1 << 16
-
-
-def _option(default: Any, help: str, **metadata: Any) -> Any:
-    return field(default=default, metadata={"help": help, **metadata})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,15 +38,15 @@ class EvaluateConfig:
         ValueError: a value is out of its range.
     """
 
-    rows: str = _option(
+    rows: str = option(
         "auto",
         "held-out: those that training measured on; all; auto: held-out where these activations were trained on",
         choices=("auto", "held-out", "all"),
     )
-    tokens: int | None = _option(None, "rows to evaluate on at most, drawn at random")
-    batch: int | None = _option(None, "tokens that share a budget under the batch rule [as in training, else 2048]")
-    seed: int = _option(0, "of the draw of --tokens rows")
-    device: str | None = _option(None, "torch device [cuda where there is one, else cpu]")
+    tokens: int | None = option(None, "rows to evaluate on at most, drawn at random")
+    batch: int | None = option(None, "tokens that share a budget under the batch rule [as in training, else 2048]")
+    seed: int = option(0, "of the draw of --tokens rows")
+    device: str | None = option(None, "torch device [cuda where there is one, else cpu]")
 
     def __post_init__(self) -> None:
         if self.rows not in ("auto", "held-out", "all"):
@@ -127,7 +124,7 @@ def evaluate(
     kind, rows = chosen_rows(fitted.manifest, source, config)
     device = fitted.model.b_dec.device
     mean = torch.from_numpy(_mean(source, rows)).to(device)
-    wanted = config.batch or _trained_batch(fitted.manifest)
+    wanted = config.batch or trained_batch(fitted.manifest)
     # Batches of one size: over a short last one the caps of feature choice would round to nothing.
     batch = math.ceil(len(rows) / max(round(len(rows) / wanted), 1))
     tile = min(max(_TILE_ELEMENTS // len(fitted.model.b_enc), 1), _ROWS_AT_ONCE)
@@ -164,22 +161,21 @@ def evaluate(
 def chosen_rows(manifest: Manifest, activations: Activations, config: EvaluateConfig) -> tuple[str, NDArray[np.int64]]:
     """Whether the rows are "held-out" or "all", and their numbers, ascending.
 
-    The split follows from the activations, the share held out and the seed alone, so a bundle's manifest is enough to
-    find the rows that its training measured on. Activations are taken for those it was trained on if name, number of
-    rows and the sizes of all parts are the manifest's; where held-out rows are asked for, the name may differ.
+    Those that training measured on, where these are the activations of the training, or where they are asked for and
+    the sizes of all parts are the training's.
 
     Raises:
         ValueError: there are fewer than two rows, or held-out rows are asked for and these are not the activations
             that the SAE was trained on.
     """
-    held_out = _validation_rows(manifest, activations)
-    same_name = manifest.provenance.get("activations") == activations.path.name
+    held_out = validation_rows(manifest, activations)
     if config.rows == "held-out" and held_out is None:
         raise ValueError(
             f"{activations.path} has other rows than what this SAE was trained on, so those that were held out are "
             "not known; give the activations of its training, or --rows all"
         )
-    if held_out is not None and (config.rows == "held-out" or (config.rows == "auto" and same_name)):
+    known = held_out is not None and config.rows == "auto" and was_trained_on(manifest, activations)
+    if held_out is not None and (known or config.rows == "held-out"):
         kind, rows = "held-out", held_out
     else:
         kind, rows = "all", np.arange(len(activations))
@@ -188,25 +184,6 @@ def chosen_rows(manifest: Manifest, activations: Activations, config: EvaluateCo
     if config.tokens is not None and config.tokens < len(rows):
         rows = np.sort(np.random.default_rng(config.seed).choice(rows, config.tokens, replace=False))
     return kind, rows
-
-
-def _validation_rows(manifest: Manifest, activations: Activations) -> NDArray[np.int64] | None:
-    """The rows that training measured on; None where these activations, or the manifest, do not tell."""
-    try:
-        config, sizes = manifest.provenance["config"], manifest.provenance["rows"]
-        if sum(sizes.values()) != len(activations):
-            return None
-        parts = split(activations, config["holdout"], config["seed"])
-        same = all(len(getattr(parts, name)) == size for name, size in sizes.items())
-    except (KeyError, TypeError, ValueError, AttributeError):  # a manifest that another program wrote
-        return None
-    return parts.validation if same else None
-
-
-def _trained_batch(manifest: Manifest) -> int:
-    config = manifest.provenance.get("config")
-    batch = config.get("batch") if isinstance(config, dict) else None
-    return batch if isinstance(batch, int) and batch >= 2 else 2048
 
 
 def _evaluation(counted: Tally, batch: int | None) -> RuleEvaluation:

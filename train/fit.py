@@ -4,14 +4,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from sae_runtime import bundle, files
-from sae_runtime.activations import Activations, Shard, as_float32, open_activations
+from sae_runtime.activations import Activations, Shard, as_float32, open_activations, sample_rows
 from sae_runtime.extras import require
 from sae_runtime.manifest import Manifest
 from sae_runtime.train.batches import Batches
@@ -22,6 +22,7 @@ from sae_runtime.train.device import memory_errors
 from sae_runtime.train.finish import finished
 from sae_runtime.train.harvest import HarvestConfig
 from sae_runtime.train.model import SparseAutoencoder
+from sae_runtime.train.outputs import Options, check_outputs
 from sae_runtime.train.progress import reported
 from sae_runtime.train.recipe import derive
 from sae_runtime.train.stream import StreamedRows
@@ -30,22 +31,13 @@ from sae_runtime.train.world import World, joined
 
 Data = Activations | NDArray[Any] | str | Path | HarvestConfig
 Made = dict[str, tuple[dict[str, NDArray[np.float32]], Manifest]]
+Write = Callable[[Made, NDArray[np.float32]], None]  # takes the bundles by name, and the sample of all
 
 _COMMON = ("seed", "tokens", "batch", "holdout", "pool", "device")  # what decides the batches
 
 
 def fit(
-    activations: Data,
-    out: str | Path,
-    config: TrainConfig,
-    *,
-    metrics: Path | None = None,
-    tensorboard: Path | None = None,
-    checkpoint: Path | None = None,
-    checkpoint_seconds: float = 300.0,
-    resume: bool = False,
-    force: bool = False,
-    progress: bool = False,
+    activations: Data, out: str | Path, config: TrainConfig, *, force: bool = False, **options: Unpack[Options]
 ) -> Manifest:
     """Fit an SAE and write it as a bundle, not exported yet.
 
@@ -54,14 +46,8 @@ def fit(
             read, whose activations are then computed as they are needed and never stored.
         out: the bundle's folder.
         config: what to fit.
-        metrics: a file for one JSON line every ten steps; not inside `out`.
-        tensorboard: a folder for the same as TensorBoard's events; not inside `out`.
-        checkpoint: a folder for the state of the run, from which it goes on after a crash, bit for bit on the same
-            machine with the same threads and versions; removed when the bundle stands.
-        checkpoint_seconds: how often it is written.
-        resume: go on from the checkpoint, or start where there is none.
         force: replace a bundle, a file of metrics and a checkpoint that stand there already.
-        progress: show a progress bar on stderr, where that is a terminal.
+        options: what else the run writes and shows; see `outputs.Options`.
 
     Returns:
         The manifest of the bundle.
@@ -76,22 +62,12 @@ def fit(
     """
     out = Path(out)
 
-    def write(made: Made) -> None:
+    def write(made: Made, sample: NDArray[np.float32]) -> None:
         ((weights, manifest),) = made.values()
-        bundle.write(out, weights, manifest, force=force)
+        bundle.write(out, weights, manifest, sample=sample, force=force)
 
-    _check(out, (metrics, tensorboard, checkpoint), force=force, resume=resume)
-    _fit(
-        activations,
-        {"sae": config},
-        write,
-        metrics=metrics,
-        tensorboard=tensorboard,
-        checkpoint=checkpoint,
-        checkpoint_seconds=checkpoint_seconds,
-        resume=resume,
-        progress=progress,
-    )
+    check_outputs(out, options, force=force)
+    _fit(activations, {"sae": config}, write, **options)
     return bundle.read(out).manifest
 
 
@@ -100,13 +76,8 @@ def fit_many(
     out: str | Path,
     configs: Mapping[str, TrainConfig],
     *,
-    metrics: Path | None = None,
-    tensorboard: Path | None = None,
-    checkpoint: Path | None = None,
-    checkpoint_seconds: float = 300.0,
-    resume: bool = False,
     force: bool = False,
-    progress: bool = False,
+    **options: Unpack[Options],
 ) -> dict[str, Manifest]:
     """Fit several SAEs in one pass over the activations, each as `fit` fits it alone.
 
@@ -114,13 +85,8 @@ def fit_many(
         activations: as for `fit`.
         out: a folder that will hold one bundle for each name.
         configs: what to fit, by name; seed, tokens, batch, holdout, pool and device must be the same in all.
-        metrics: as for `fit`, with a line for each SAE, its field "sae" the name.
-        tensorboard: as for `fit`, with a folder for each name.
-        checkpoint: as for `fit`, one for all.
-        checkpoint_seconds: as for `fit`.
-        resume: as for `fit`.
         force: as for `fit`; replaces all of `out`.
-        progress: as for `fit`; one bar for all, which shows the worst of them.
+        options: as for `fit`; of what is written and shown there is one for all.
 
     Returns:
         The manifests by name.
@@ -134,23 +100,13 @@ def fit_many(
     out = Path(out)
     _check_together(configs)
 
-    def write(made: Made) -> None:
+    def write(made: Made, sample: NDArray[np.float32]) -> None:
         with files.new_folder(out, force=force) as folder:
             for name, (weights, manifest) in made.items():
-                bundle.write(folder / name, weights, manifest)
+                bundle.write(folder / name, weights, manifest, sample=sample)
 
-    _check(out, (metrics, tensorboard, checkpoint), force=force, resume=resume)
-    _fit(
-        activations,
-        configs,
-        write,
-        metrics=metrics,
-        tensorboard=tensorboard,
-        checkpoint=checkpoint,
-        checkpoint_seconds=checkpoint_seconds,
-        resume=resume,
-        progress=progress,
-    )
+    check_outputs(out, options, force=force)
+    _fit(activations, configs, write, **options)
     return {name: bundle.read(out / name).manifest for name in configs}
 
 
@@ -158,14 +114,14 @@ def fit_many(
 def _fit(
     activations: Data,
     configs: Mapping[str, TrainConfig],
-    write: Callable[[Made], None],
+    write: Write,
     *,
-    metrics: Path | None,
-    tensorboard: Path | None,
-    checkpoint: Path | None,
-    checkpoint_seconds: float,
-    resume: bool,
-    progress: bool,
+    metrics: Path | None = None,
+    tensorboard: Path | None = None,
+    checkpoint: Path | None = None,
+    checkpoint_seconds: float = 300.0,
+    resume: bool = False,
+    progress: bool = False,
 ) -> None:
     """Fit SAEs by name, and write them when all are done: the first process does, where there are several."""
     common = next(iter(configs.values()))
@@ -208,7 +164,7 @@ def _fit(
             for name, trainer in trainers.items():
                 with _named(name, configs):
                     made[name] = finished(trainer, source, held_out, scale, processes=world.size)
-            write(made)
+            write(made, _sample(source))
             keeper.remove()
         world.wait()
 
@@ -257,18 +213,11 @@ def _scaled(source: Source, scale: float, device: torch.device) -> tuple[torch.T
     return calibration, validation
 
 
-def _check(out: Path, beside: tuple[Path | None, Path | None, Path | None], *, force: bool, resume: bool) -> None:
-    """Raise before any work where something stands in the way of what will be written."""
-    files.check_free(out, force=force)
-    metrics = beside[0]
-    if metrics is not None and metrics.is_dir():
-        raise ValueError(f"the metrics {metrics} are a folder; name a file in it")
-    for path in filter(None, beside):
-        if out.resolve() in (path.resolve(), *path.resolve().parents):
-            raise ValueError(f"{path} would lie inside the bundle {out}; name another place")
-        if path.exists() and not (force or resume):
-            raise FileExistsError(f"{path} already exists; go on with --resume, or start over with --force")
-        files.check_free(path, force=True)
+def _sample(source: Source) -> NDArray[np.float32]:
+    """Some of the activations that calibrated the threshold, from all over, [m, d_in]."""
+    x = source.held_out()[0]
+    sample: NDArray[np.float32] = x[sample_rows(len(x), source.d_in)]
+    return sample
 
 
 def _check_together(configs: Mapping[str, TrainConfig]) -> None:

@@ -1,14 +1,8 @@
-"""Activations of a transformers model on text, written as the folder of shards that sae_runtime.activations reads.
+"""Activations of a transformers model on text, written as the folder of shards that sae_runtime.activations reads."""
 
-While it is filled, the folder holds `harvest.json` (what decides the rows) and the shards so far; `activations.json`
-comes last. The same harvest run again goes on after the last whole shard, and gives the same bytes.
-"""
-
-import json
-import re
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import zip_longest
+from dataclasses import MISSING, asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +12,16 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from sae_runtime.activations import FORMAT_VERSION, INDEX, Activations, open_activations
-from sae_runtime.files import check_free, new_file, repair
+from sae_runtime.files import new_file
 from sae_runtime.tensors import read_header, save_tensors
+from sae_runtime.train.config import option
 from sae_runtime.train.device import memory_errors
+from sae_runtime.train.harvest_folder import check_folder, is_whole, start_folder, write_json
 from sae_runtime.train.host import find_module, hidden_states, load_host, longest_window
 from sae_runtime.train.text import SPLITS, documents
 from sae_runtime.train.windows import Window, batches, first_rows, groups, origin, padded, windows
 
-PLAN = "harvest.json"
 DTYPES = {"float32": (torch.float32, "F32"), "float16": (torch.float16, "F16"), "bfloat16": (torch.bfloat16, "BF16")}
-_SHARD = re.compile(r"shard-\d{5,}\.safetensors")
-_PARTIAL = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.partial\.\w+")
-
-
-def _option(help: str, *, choices: Sequence[str] = (), **default: Any) -> Any:
-    return field(metadata={"help": help, "choices": choices}, **default)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,18 +32,18 @@ class HarvestConfig:
         ValueError: a value is out of its range.
     """
 
-    model: str = _option("transformers folder or hub name")
-    hook: str = _option("module whose output is kept, as named_modules has it, e.g. encoder.layer.3")
-    name: str | None = _option("name to record for the model [as given]", default=None)
-    text: tuple[Path, ...] = _option("text files, UTF-8; .jsonl: one object a line, its field 'text'")
-    split: str = _option("what a document is in a text file", choices=SPLITS, default="paragraph")
-    context: int = _option("tokens per window, special tokens included, >= 1", default=128)
-    tokens: int | None = _option("rows after which to stop, >= 1 [all of the text]", default=None)
-    dtype: str = _option("type of the rows on disk", choices=tuple(DTYPES), default="float32")
-    special: bool = _option("keep the activations of special tokens too", default=False)
-    batch_tokens: int = _option("tokens per forward pass, padding included, >= context", default=4096)
-    shard_tokens: int = _option("rows per shard at most (a window is not cut), >= 1", default=65536)
-    device: str | None = _option("torch device [cuda where there is one, else cpu]", default=None)
+    model: str = option(MISSING, "transformers folder or hub name")
+    hook: str = option(MISSING, "module whose output is kept, as named_modules has it, e.g. encoder.layer.3")
+    name: str | None = option(None, "name to record for the model [its folder's name, or the hub's]")
+    text: tuple[Path, ...] = option(MISSING, "text files, UTF-8; .jsonl: one object a line, its field 'text'")
+    split: str = option("paragraph", "what a document is in a text file", choices=SPLITS)
+    context: int = option(128, "tokens per window, special tokens included, >= 1")
+    tokens: int | None = option(None, "rows after which to stop, >= 1 [all of the text]")
+    dtype: str = option("float32", "type of the rows on disk", choices=tuple(DTYPES))
+    special: bool = option(False, "keep the activations of special tokens too")
+    batch_tokens: int = option(4096, "tokens per forward pass, padding included, >= context")
+    shard_tokens: int = option(65536, "rows per shard at most (a window is not cut), >= 1")
+    device: str | None = option(None, "torch device [cuda where there is one, else cpu]")
 
     def __post_init__(self) -> None:
         for name in ("model", "hook", "text"):
@@ -69,6 +58,11 @@ class HarvestConfig:
                 raise ValueError(f"{name} must be >= 1, got {value}")
         if self.batch_tokens < self.context:
             raise ValueError(f"batch_tokens must be >= context, got {self.batch_tokens} for windows of {self.context}")
+
+    @property
+    def called(self) -> str:
+        """What is recorded as the model: no path of this machine."""
+        return self.name or (Path(os.path.abspath(self.model)).name if Path(self.model).is_dir() else self.model)
 
 
 class Reader:
@@ -142,16 +136,16 @@ def harvest(config: HarvestConfig, out: Path, *, force: bool = False, progress: 
     """
     texts = documents(config.text, config.split)
     origins = plan(config)
-    _check_folder(out, origins, force=force)
+    check_folder(out, origins, force=force)
     reader = Reader(config)
-    _start_folder(out, origins, force=force)
+    start_folder(out, origins, force=force)
     shards: list[dict[str, Any]] = []
     # disable=None hides the bar where stderr is no terminal.
     with tqdm(total=config.tokens, unit="token", unit_scale=True, disable=None if progress else True) as bar:
         for group in groups(first_rows(reader.windows(texts), config.tokens), config.shard_tokens):
             path = out / f"shard-{len(shards):05d}.safetensors"
             rows = sum(window.rows for window in group)
-            if _is_whole(path, rows, config.dtype):
+            if is_whole(path, rows, DTYPES[config.dtype][1]):
                 bar.update(rows)
             else:
                 ids = {name: torch.from_numpy(ids) for name, ids in origin(group).items()}
@@ -162,9 +156,9 @@ def harvest(config: HarvestConfig, out: Path, *, force: bool = False, progress: 
     if not shards:
         raise ValueError(f"no token of the text is kept ({', '.join(map(str, config.text))} hold none); give more text")
     width = read_header(out / shards[0]["file"])["activations"].shape[1]
-    index = {"format_version": FORMAT_VERSION, "shards": shards, "d_in": width, "model": config.name or config.model}
+    index = {"format_version": FORMAT_VERSION, "shards": shards, "d_in": width, "model": config.called}
     settings = {name: getattr(config, name) for name in ("hook", "split", "context", "tokens", "dtype", "special")}
-    _write_json(out / INDEX, index | settings)
+    write_json(out / INDEX, index | settings)
     return open_activations(out)
 
 
@@ -197,59 +191,3 @@ def plan(config: HarvestConfig) -> dict[str, Any]:
 def _stamp(path: Path) -> str:
     stat = path.stat()
     return f"{path.resolve()} ({stat.st_size} bytes, changed at {stat.st_mtime_ns} ns)"
-
-
-def _check_folder(out: Path, plan: dict[str, Any], *, force: bool) -> None:
-    """Raise unless harvest may write there; nothing is changed."""
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise FileExistsError(f"{out} is a file; name a folder")
-    names = sorted(path.name for path in out.iterdir())
-    shards = [name for name in names if _SHARD.fullmatch(name)]
-    foreign = [name for name in names if not (name in (INDEX, PLAN, *shards) or _PARTIAL.fullmatch(name))]
-    if foreign and (force or PLAN not in names):
-        raise FileExistsError(f"{out} holds {foreign[0]}, which harvest did not write; name another folder")
-    if INDEX in names:
-        check_free(out, force=force)
-    if not shards or force:
-        return
-    try:
-        begun = json.loads((out / PLAN).read_text())
-        differing = [(name, begun.get(name), value) for name, value in plan.items() if begun.get(name) != value]
-    except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"{out} holds shards but no readable {PLAN}; use another folder or --force") from error
-    if differing:
-        name, old, new = differing[0]
-        if isinstance(old, list) and isinstance(new, list):  # of files: show the first that differs
-            old, new = next(pair for pair in zip_longest(old, new) if pair[0] != pair[1])
-        raise ValueError(f"{out} was begun with {name} {old!r}, now it is {new!r}; use another folder or --force")
-
-
-def _start_folder(out: Path, plan: dict[str, Any], *, force: bool) -> None:
-    """Make the folder, or clear it of an earlier harvest, and write down what will fill it."""
-    out.mkdir(parents=True, exist_ok=True)
-    # The index goes first: without it the folder is not taken for whole. The plan goes last: it says whose shards lie.
-    for path in sorted(out.iterdir(), key=lambda path: (path.name != INDEX, path.name == PLAN)):
-        if partial := _PARTIAL.fullmatch(path.name):
-            repair(out / partial["name"])
-        elif force:
-            path.unlink()
-    _write_json(out / PLAN, plan)
-
-
-def _is_whole(path: Path, rows: int, dtype: str) -> bool:
-    """Whether an earlier run finished this shard."""
-    try:
-        specs = read_header(path)
-    except (FileNotFoundError, ValueError):
-        return False
-    expected = {"activations": (DTYPES[dtype][1], rows)} | {
-        name: ("I32", rows) for name in ("tokens", "documents", "positions")
-    }
-    return {name: (spec.dtype, spec.shape[0]) for name, spec in specs.items()} == expected
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    with new_file(path, force=True) as partial:
-        partial.write_text(json.dumps(value, indent=2) + "\n")

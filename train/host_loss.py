@@ -108,7 +108,7 @@ def host_loss(fitted: Fitted, config: HarvestConfig, *, progress: bool = False) 
     del readings["untouched"]
     tokens = sum(window.rows for group in host.groups for window in group)
     return HostLoss(
-        model=config.name or config.model,
+        model=config.called,
         hook=config.hook,
         text=tuple(path.name for path in config.text),
         tokens=tokens,

@@ -40,8 +40,7 @@ def aux_k_loss(residual: Tensor, z: Tensor, decoder: Tensor, among: Tensor, k_au
     sparse = torch.zeros(z.shape[0], len(chosen), dtype=z.dtype, device=z.device).scatter(1, at, values)
     residual = residual.detach()
     error = (residual - sparse @ decoder[chosen]).pow(2).sum()
-    loss = error / variance(residual)
-    return torch.nan_to_num(loss, 0.0) * (count / k_aux)
+    return error / variance(residual) * (count / k_aux)
 
 
 def under_used(density: Tensor, expected: Tensor, dead: Tensor, gamma: float) -> Tensor:

@@ -10,10 +10,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sae_runtime.train.allocation import largest_of_columns
 from sae_runtime.train.world import World
 
 _GROUP = 32  # latents; at 16 the maxima are twice as many, at 64 the members
 _MARGIN = 1.25  # candidates over the budget, where caps or exact values may turn some of them away
+_SPARE = 8  # more of a column whose few candidates are only near the truth
 
 Exact = Callable[[Tensor], Tensor]
 """Takes ascending positions in the flattened latents, int64 [m]; gives their exact values [m]."""
@@ -88,13 +90,20 @@ def _of_batch(
     """The `total` largest of those that are among the largest per_feature[i] of their column i.
 
     A match that a column turns away is smaller than those the column keeps. So it is enough to look at the largest
-    latents of all: if enough of these survive their columns' limits, the largest survivors are the answer.
+    latents of all: if enough of these survive their columns' limits, the largest survivors are the answer. Limits
+    that hardly leave the budget enough would have it look at nearly all latents: then each column names its own.
     """
     size = z.numel() * world.size
-    wanted = min(total if per_feature is None and exact is None else round(_MARGIN * total), size)
+    first = total if per_feature is None and exact is None else round(_MARGIN * total)
+    wanted = min(first, size)
     while True:
-        at, values = _largest(z, wanted, world)
-        exhausted = wanted == size or world.count(len(at)) < wanted
+        # One more look, where it sees less than half of all; beyond that a TopK of every column costs less.
+        if per_feature is not None and wanted > first and (wanted > 2 * first or 2 * _GROUP * wanted > size):
+            at, values = _largest_of_columns(z, per_feature, rough=exact is not None)
+            exhausted = True
+        else:
+            at, values = _largest(z, wanted, world)
+            exhausted = wanted == size or world.count(len(at)) < wanted
         if exact is not None:
             at = at.sort().values
             values = exact(at)
@@ -134,6 +143,15 @@ def _largest_here(z: Tensor, count: int) -> tuple[Tensor, Tensor]:
         at = best[chosen // _GROUP] * _GROUP + chosen % _GROUP
     positive = values > 0
     return at[positive], values[positive]
+
+
+def _largest_of_columns(z: Tensor, limit: Tensor, *, rough: bool) -> tuple[Tensor, Tensor]:
+    """Positions and values of what may be among the limit[i] largest of column i over all processes, in any order."""
+    if rough:
+        limit = (limit * _MARGIN).long() + _SPARE
+    at = largest_of_columns(z, limit)
+    values = z.view(-1)[at]
+    return at[values > 0], values[values > 0]
 
 
 def _decided(feature: Tensor, values: Tensor, total: int, per_feature: Tensor | None, world: World) -> Tensor:

@@ -41,7 +41,7 @@ class StreamedRows(Source):
             )
         self._texts = list(documents(config.text, config.split))
         self.path = config.text[0]
-        self.model, self.hook = config.name or config.model, config.hook
+        self.model, self.hook = config.called, config.hook
         self._reader = Reader(config)
         calibration, validation, self._train = self._split(holdout, seed)
         self._held_out = self._rows(calibration, _ignore), self._rows(validation, _ignore)

@@ -1,8 +1,10 @@
 """The processes that fit one SAE together, each on its part of every batch."""
 
 import os
+import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 import torch
@@ -10,6 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sae_runtime.train.device import first_line, usable_device
+
+_LOOK_SECONDS = 0.5  # between looks for the process that started this one
 
 
 class World:
@@ -74,6 +78,9 @@ class Processes(World):
 def joined(name: str | None) -> Iterator[tuple[World, torch.device]]:
     """The processes that torchrun started this one with, for a while, and this one's device of that name.
 
+    Within the block this process ends when the one that started it is gone, however that went: left behind by a killed
+    torchrun, the processes would go on and write beside a run that goes on from their checkpoint.
+
     Raises:
         ValueError: torch cannot compute on the device, the processes could not join, or one of them ended.
     """
@@ -85,12 +92,32 @@ def joined(name: str | None) -> Iterator[tuple[World, torch.device]]:
     device = usable_device(name)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    with _together():  # the others wait while the first calibrates, measures and writes
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))
+    with _ending_with_parent():
+        with _together():  # the others wait while the first calibrates, measures and writes
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))
+        try:
+            yield Processes(device), device
+        finally:  # its threads must not meet the end of the interpreter
+            dist.destroy_process_group()
+
+
+@contextmanager
+def _ending_with_parent() -> Iterator[None]:
+    parent, done = os.getppid(), threading.Event()
+
+    def watch() -> None:
+        while not done.wait(_LOOK_SECONDS):
+            if os.getppid() != parent:
+                with suppress(OSError, ValueError):  # stderr may have gone with it
+                    sys.stderr.write("error: what started this process is gone (torchrun?); go on with --resume\n")
+                    sys.stderr.flush()
+                os._exit(1)  # at once, also while the others are waited for
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
     try:
-        yield Processes(device), device
-    finally:  # its threads must not meet the end of the interpreter
-        dist.destroy_process_group()
+        yield
+    finally:
+        done.set()
 
 
 @contextmanager

@@ -40,10 +40,13 @@ def session_options(function: F) -> F:
 
 
 def refuse_same(output: Path, **inputs: Path) -> None:
-    """Raise ValueError if the output is an input, or a folder that holds one: --force would destroy it."""
+    """Raise ValueError if the output is an input, holds one, which --force would destroy, or would lie in one."""
     for name, path in inputs.items():
-        if output.resolve() in (path.resolve(), *path.resolve().parents):
+        mine, theirs = output.resolve(), path.resolve()
+        if mine in (theirs, *theirs.parents):
             raise ValueError(f"the output {output} is or holds the {name} {path}; name another output")
+        if theirs in mine.parents:
+            raise ValueError(f"the output {output} would lie inside the {name} {path}; name another output")
 
 
 def show(result: Mapping[str, Any], lines: Sequence[tuple[str, object]], *, json: bool) -> None:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from sae_runtime.activations import INDEX
+from sae_runtime.activations import INDEX, open_activations
 from sae_runtime.cli.common import (
     PATH,
     activations_option,
@@ -31,6 +31,7 @@ from sae_runtime.train.harvest import HarvestConfig
 from sae_runtime.train.host_loss import HostLoss, host_loss
 
 F = TypeVar("F", bound=Callable[..., Any])
+_WINDOWS = {"split": (str, "text"), "context": (int, "a whole number"), "special": (bool, "true or false")}
 _LONG = ("matches", "l0_tokens", "histogram")  # a number for each feature, count or bin: for the file only
 
 
@@ -68,9 +69,10 @@ def evaluated(
     if (settings["model"] is None) != (not settings["text"]):
         raise click.UsageError("--model and --text go together: the model reads the text.")
     config = build(EvaluateConfig, settings)
+    source = open_activations(activations)
     fitted = open_fitted(bundle, usable_device(config.device))
     host_config = None if settings["model"] is None else _host_config(bundle, fitted.manifest, activations, settings)
-    evaluation = evaluate(fitted, activations, config, any_source=any_source, progress=progress)
+    evaluation = evaluate(fitted, source, config, any_source=any_source, progress=progress)
     host = None if host_config is None else host_loss(fitted, host_config, progress=progress)
     return Evaluated(fitted.manifest, evaluation, host)
 
@@ -79,20 +81,27 @@ def _host_config(bundle: Path, manifest: Manifest, activations: Path, settings: 
     hook = settings["hook"] or manifest.hook
     if hook is None:
         raise ValueError(f"{bundle} does not know its hook; name it with --hook")
-    # As the activations were harvested, where that is known: which tokens are kept, and in what windows.
-    index = activations / INDEX
-    harvested = json_format.loads(index.read_text()) if index.is_file() else {}
-    same = {name: harvested[name] for name in ("split", "context", "special") if name in harvested}
     return HarvestConfig(
         model=settings["model"],
-        name=manifest.model,
         hook=hook,
         text=settings["text"],
         tokens=settings["text_tokens"],
         batch_tokens=settings["batch_tokens"],
         device=settings["device"],
-        **same,
+        **_as_harvested(activations),
     )
+
+
+def _as_harvested(activations: Path) -> dict[str, Any]:
+    """Which tokens were kept and in what windows, where the activations are a folder that says so."""
+    index = activations / INDEX
+    harvested = json_format.loads(index.read_text()) if index.is_file() else {}
+    same = {name: harvested[name] for name in _WINDOWS if name in harvested}
+    for name, value in same.items():
+        kind, expected = _WINDOWS[name]
+        if type(value) is not kind:
+            raise ValueError(f"{index} has {name} {value!r}, expected {expected}; harvest again")
+    return same
 
 
 @click.command("evaluate", cls=Command)

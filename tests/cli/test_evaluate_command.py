@@ -56,14 +56,25 @@ def test_model_reads_text_as_it_was_harvested(tmp_path: Path) -> None:
     found = json.loads(result.stdout)
     assert found["rows"] == "held-out"
     host = found["host"]
-    assert (host["model"], host["hook"], host["special"], host["tokens"]) == ("tiny", "encoder.layer.1", True, 90)
+    assert (host["model"], host["hook"], host["special"], host["tokens"]) == ("bert", "encoder.layer.1", True, 90)
     assert host["windows"] == 20  # windows of 6 and of 3 tokens for a line of 5 words, the frames included
     assert host["replaced"].keys() == {"served", "batch", "mean"}
+    arguments = ("evaluate", sae, "--activations", acts, "--model", model, "--text", text)
+    index = json.loads((acts / "activations.json").read_text())
+    for name, value, expected in (("context", "6", "a whole number"), ("special", 1, "true or false")):
+        (acts / "activations.json").write_text(json.dumps({**index, name: value}))
+        said = f"error: {acts / 'activations.json'} has {name} {value!r}, expected {expected}; harvest again"
+        assert refused(*arguments) == said
+    (acts / "activations.json").write_text("{")
+    assert refused(*arguments).startswith(f"error: {acts / 'activations.json'} is not readable (")
 
 
 def test_refusals(bundle_of: BundleOf, acts: Path, tmp_path: Path) -> None:
     arguments = ("evaluate", bundle_of("mutual"), "--activations", acts)
     assert refused(*arguments, "-o", acts, "--force").endswith("name another output")
+    inside = bundle_of("mutual") / "evaluation.json"
+    said = refused(*arguments, "-o", inside)
+    assert said == f"error: the output {inside} would lie inside the bundle {inside.parent}; name another output"
     (tmp_path / "folder").mkdir()
     assert refused(*arguments, "-o", tmp_path / "folder").endswith("is a folder; name a file in it")
     assert refused(*arguments, "--rows", "held-out").endswith("give the activations of its training, or --rows all")

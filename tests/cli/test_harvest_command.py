@@ -38,7 +38,7 @@ def test_harvests_every_text(model: Path, tmp_path: Path) -> None:
     assert [" ".join(line.split()) for line in result.stdout.splitlines()] == [
         f"activations {out}",
         "rows 6 tokens of width 8 in 1 shard",
-        f"source {model}, encoder.layer.0",
+        f"source {model.name}, encoder.layer.0",
     ]
     tokens, documents = open_activations(out).tokens, open_activations(out).documents
     assert tokens is not None and tokens.tolist() == [2, 3, 4, 3, 4, 2]
@@ -49,7 +49,7 @@ def test_harvests_every_text(model: Path, tmp_path: Path) -> None:
         "activations": str(out),
         "tokens": 2,
         "d_in": 8,
-        "model": str(model),
+        "model": model.name,
         "hook": "encoder.layer.0",
         "shards": 1,
     }

@@ -47,6 +47,9 @@ def test_refusals(bundle_of: BundleOf, copy_of: BundleOf, acts: Path, tmp_path: 
     )
     assert refused("report", one, one, *arguments) == "error: a bundle is given twice; name every bundle once"
     assert refused("report", one, "--activations", acts, "-o", acts, "--force").endswith("name another output")
+    assert refused("report", one, "--activations", acts, "-o", one / "report.html") == (
+        f"error: the output {one / 'report.html'} would lie inside the input {one}; name another output"
+    )
     assert refused("report", one, *arguments, "--metrics", tmp_path / "no.jsonl").endswith("that train --metrics wrote")
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"tokens": 1, "fvu": 0.5}\n{"tokens": 1}\n')

@@ -160,12 +160,13 @@ def test_streams_from_a_model(tmp_path: Path) -> None:
     save_bert(tmp_path / "model")
     text = tmp_path / "a.txt"
     text.write_text("\n\n".join("w1 w2 w3 w4 " * (1 + i % 3) + f"w{i}" for i in range(40)))
-    reading = ("--model", tmp_path / "model", "--name", "tiny", "--hook", "encoder.layer.0", "--context", "16")
+    reading = ("--model", tmp_path / "model", "--hook", "encoder.layer.0", "--context", "16")
     arguments = ("train", *reading, "--text", text, *NEEDED, "--k", "4", "-o", tmp_path / "sae")
     result = run(*arguments, "--tensorboard", tmp_path / "events")
     assert (result.exit_code, result.stderr) == (0, ""), result.output
     manifest = bundle.read(tmp_path / "sae").manifest
-    assert (manifest.model, manifest.hook, manifest.encoder.d_in) == ("tiny", "encoder.layer.0", 16)
+    assert (manifest.model, manifest.hook, manifest.encoder.d_in) == ("model", "encoder.layer.0", 16)
+    assert str(tmp_path) not in (tmp_path / "sae" / bundle.MANIFEST).read_text()
     assert any((tmp_path / "events").iterdir())
     assert refused(*arguments, "--force", "--hook", "nowhere").startswith("error: ")
 

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sae_runtime.exports import witness
-from sae_runtime.train.allocation import allocate
+from sae_runtime.train.allocation import allocate, largest_of_columns
 
 
 def latents(n: int, d_sae: int, seed: int = 0) -> Tensor:
@@ -27,6 +27,14 @@ def test_agrees_with_numpy(n: int, d_sae: int) -> None:
     assert (allocate(z, total=total).numpy() == numpy_joint(z, total, None)).all()
     mask = allocate(z, total=total, per_feature=torch.from_numpy(limit))
     assert (mask.numpy() == numpy_joint(z, total, limit)).all()
+
+
+def test_columns_name_their_largest() -> None:
+    z, limit = torch.randn(20, 70, generator=torch.Generator().manual_seed(0)), torch.arange(70) % 23
+    expected = [
+        row * 70 + column for column in range(70) for row in z[:, column].argsort(descending=True)[: limit[column]]
+    ]
+    assert sorted(largest_of_columns(z, limit).tolist()) == sorted(int(at) for at in expected)
 
 
 def test_one_token_mutual_choice_is_token_choice() -> None:

@@ -1,5 +1,7 @@
+import gc
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +113,25 @@ def test_all_rows_in_one_pool_are_taken_once() -> None:
     data = counted(300, 10**6)
     taken(Batches(data, 100, 0), 9)
     assert data.pools == 1
+
+
+def test_the_end_frees_the_pools() -> None:
+    made: list[weakref.ref[NDArray[np.float32]]] = []
+
+    class Watched(StoredRows):
+        def take(self, order: NDArray[np.int64], tick: Tick) -> tuple[NDArray[np.float32], int]:
+            rows, units = super().take(order, tick)
+            made.append(weakref.ref(rows))
+            return rows, units
+
+    for pool_rows in (10**6, BLOCK):
+        data = source(4 * BLOCK, pool_rows)
+        data.__class__ = Watched
+        with Batches(data, BLOCK, 0) as batches:
+            batches.next(FOREVER)
+        del data
+        gc.collect()
+        assert made and all(one() is None for one in made) and batches.place.given + batches.place.begin
 
 
 def test_the_end_does_not_wait_for_a_pool_that_nobody_wants() -> None:

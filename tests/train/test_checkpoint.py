@@ -1,8 +1,5 @@
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -10,8 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from processes import command_line, started
 
 from sae_runtime import bundle
+from sae_runtime.activations import Activations, Shard
 from sae_runtime.train import TrainConfig, fit
 from sae_runtime.train.fit import fit_many
 from sae_runtime.train.trainer import StepStats, Trainer
@@ -72,13 +71,9 @@ def test_goes_on_bit_for_bit(tmp_path: Path, steps: int, pool: float) -> None:
 
 def test_survives_kill_at_any_moment(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", activations())
-    command = [sys.executable, "-c", "from sae_runtime.cli import main; main()", "train", "--activations", "x.npy"]
-    command += ["--allocation", "feature", "--pool", str(SMALL_POOL)]
+    command = ["train", "--activations", "x.npy", "--allocation", "feature", "--pool", str(SMALL_POOL), "-o", "sae"]
     command += ["--k", "3", "--d-sae", "40", "--tokens", "12800", "--batch", "128", "--checkpoint-seconds", "0"]
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
-
-    def start(*more: str) -> "subprocess.Popen[bytes]":
-        return subprocess.Popen([*command, *more], cwd=tmp_path, env=environment, stderr=subprocess.PIPE)
+    command += ["--metrics", "m.jsonl", "--resume"]
 
     def saved_step() -> int:
         try:
@@ -86,15 +81,16 @@ def test_survives_kill_at_any_moment(tmp_path: Path) -> None:
         except FileNotFoundError:  # before the first, or between the two renames of a replacement
             return 0
 
-    process = start("-o", "sae", "--metrics", "m.jsonl", "--resume")
+    process = started(tmp_path, command_line, *command)
     deadline = time.monotonic() + 60
-    while process.poll() is None and saved_step() < 30 and time.monotonic() < deadline:
+    while process.is_alive() and saved_step() < 30 and time.monotonic() < deadline:
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    last = start("-o", "sae", "--metrics", "m.jsonl", "--resume")
-    assert last.communicate(timeout=120)[1] == b"" and last.returncode == 0
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    last = started(tmp_path, command_line, *command)
+    last.join(120)
+    assert last.exitcode == 0 and tmp_path.with_name(f"{tmp_path.name}.stderr").read_text() == ""
     run = config(allocation="feature", k=3.0, d_sae=40, tokens=12800, batch=128, pool=SMALL_POOL)
     fit(tmp_path / "x.npy", tmp_path / "whole", run)
     assert (tmp_path / "sae" / bundle.WEIGHTS).read_bytes() == (tmp_path / "whole" / bundle.WEIGHTS).read_bytes()
@@ -110,6 +106,11 @@ def test_another_run_is_refused(tmp_path: Path) -> None:
         fit(activations(), tmp_path / "sae", config(k=2.0), checkpoint=run, resume=True)
     with pytest.raises(ValueError, match=r"is of a run with activations rows 3000, this one has 2900; repeat"):
         fit(activations()[:2900], tmp_path / "sae", config(), checkpoint=run, resume=True)
+    others = {"fingerprint": np.roll(activations(), 1, axis=0), "model": activations(), "hook": activations()}
+    for name, x in others.items():
+        source = Activations(Path("array"), [Shard(x)], **({} if name == "fingerprint" else {name: "another"}))
+        with pytest.raises(ValueError, match=rf"is of a run with activations {name} \S+, this one has '\w+'; repeat"):
+            fit(source, tmp_path / "sae", config(), checkpoint=run, resume=True)
     with pytest.raises(ValueError, match=r"is of a run that fits sae, this one fits a, b; repeat that run's settings"):
         both = {"a": config(), "b": config(k=2.0)}
         fit_many(activations(), tmp_path / "saes", both, checkpoint=run, resume=True)
@@ -120,7 +121,7 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path) -> None:
     run = begun(tmp_path, 5)
     state = json.loads((run / "state.json").read_text())
     (run / "state.json").write_text(json.dumps({**state, "version": 1}))
-    with pytest.raises(ValueError, match="run has version 1, expected 2; start over"):
+    with pytest.raises(ValueError, match="run has version 1, expected 3; start over"):
         fit(activations(), tmp_path / "sae", config(), checkpoint=run, resume=True)
 
 

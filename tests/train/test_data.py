@@ -1,11 +1,13 @@
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from sae_runtime.activations import Activations, Shard, open_activations
-from sae_runtime.train.data import BLOCK, Split, StoredRows, centre_and_scale, generator, split
+from sae_runtime.train.data import BLOCK, Split, StoredRows, centre_and_scale, fingerprint, generator, split
 
 
 def activations(n: int = 1000, documents: bool = False) -> Activations:
@@ -116,3 +118,35 @@ def test_scale_brings_the_distance_from_the_mean_to_sqrt_d_in() -> None:
 def test_equal_rows_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^x\.npy: all rows are equal"):
         centre_and_scale(np.full((50, 3), 7.3, np.float32), Path("x.npy"))
+
+
+def harvested(seed: int = 0, tokens: int = 0, dtype: type = np.float32, parts: int = 1) -> Activations:
+    x: NDArray[Any] = np.random.default_rng(seed).standard_normal((1000, 6)).astype(dtype)
+    ids = np.arange(1000, dtype=np.int32)
+    word = ids.copy()
+    word[637] += tokens
+    shards = [
+        Shard(*arrays) for arrays in zip(*(np.array_split(a, parts) for a in (x, word, ids // 9, ids % 9)), strict=True)
+    ]
+    return Activations(Path("acts"), shards)
+
+
+def test_a_fingerprint_is_of_the_contents() -> None:
+    first = fingerprint(harvested())
+    assert re.fullmatch("[0-9a-f]{32}", first)
+    assert fingerprint(harvested()) == fingerprint(harvested(parts=3)) == first
+    plain = Activations(Path("x.npy"), [Shard(harvested().shards[0].x)])
+    others = [harvested(seed=1), harvested(tokens=1), harvested(dtype=np.float16), plain]
+    assert len({first, *map(fingerprint, others)}) == 5
+
+
+def test_a_fingerprint_of_plain_rows_is_of_their_number_and_of_rows_throughout() -> None:
+    def of(x: NDArray[np.float32]) -> str:
+        return fingerprint(Activations(Path("x.npy"), [Shard(x)]))
+
+    x = np.random.default_rng(0).standard_normal((5000, 4)).astype(np.float32)
+    assert of(x) != of(x[:-1]) and of(x) != of(x.reshape(10_000, 2)) and of(x[:1]) != of(x[1:2])
+    for begin in range(0, 5000, 100):  # no run of a hundred rows is overlooked
+        changed = x.copy()
+        changed[begin : begin + 100] += 1
+        assert of(changed) != of(x), begin

@@ -79,12 +79,14 @@ def test_held_out_rows_are_those_that_training_measured(tmp_path: Path) -> None:
     assert found.batch.fvu == pytest.approx(measured["batch_fvu"], rel=1e-4)
     everything = run(tmp_path / "sae", open_activations(tmp_path / "x.npy"), rows="all")
     assert (everything.rows, everything.tokens) == ("all", 3000)
-    # Under another name they are taken for others, unless one asks.
     (tmp_path / "x.npy").rename(tmp_path / "y.npy")
-    renamed = open_activations(tmp_path / "y.npy")
-    assert run(tmp_path / "sae", renamed).rows == "all"
-    assert run(tmp_path / "sae", renamed, rows="held-out").served == found.served
-    assert run(tmp_path / "sae", renamed, rows="held-out", tokens=50).tokens == 50
+    assert run(tmp_path / "sae", open_activations(tmp_path / "y.npy")).served == found.served
+    # A copy in another type is taken for others, unless one asks.
+    np.save(tmp_path / "x.npy", make_x(3000).astype(np.float64))
+    copied = open_activations(tmp_path / "x.npy")
+    assert run(tmp_path / "sae", copied).rows == "all"
+    assert run(tmp_path / "sae", copied, rows="held-out").served == found.served
+    assert run(tmp_path / "sae", copied, rows="held-out", tokens=50).tokens == 50
     with pytest.raises(ValueError, match=r"other rows than what this SAE was trained on.*--rows all"):
         run(tmp_path / "sae", make_x(2999), rows="held-out")
 

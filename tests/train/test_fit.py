@@ -130,20 +130,6 @@ def test_existing_bundle_is_refused_before_any_work(tmp_path: Path) -> None:
         fit("no such activations", tmp_path / "sae", config())
 
 
-def test_metrics_stand_beside_the_bundle_and_replace_nothing_unasked(tmp_path: Path) -> None:
-    x, out = planted(600)[0], tmp_path / "sae"
-    with pytest.raises(ValueError, match=r"m\.jsonl would lie inside the bundle .+sae; name another place"):
-        fit(x, out, config(), metrics=out / "m.jsonl")
-    (tmp_path / "m.jsonl").write_text("mine")
-    with pytest.raises(
-        FileExistsError, match=r"m\.jsonl already exists; go on with --resume, or start over with --force"
-    ):
-        fit(x, out, config(), metrics=tmp_path / "m.jsonl")
-    assert (tmp_path / "m.jsonl").read_text() == "mine" and not out.exists()
-    with pytest.raises(ValueError, match="are a folder; name a file in it"):
-        fit(x, out, config(), metrics=tmp_path)
-
-
 def test_a_batch_larger_than_the_held_out_part_is_recorded_as_it_was(tmp_path: Path) -> None:
     manifest = fit(planted(600)[0], tmp_path / "sae", config(tokens=1000))
     assert (manifest.measured["batch"], manifest.measured["tokens"]) == (30, 30)

@@ -1,46 +1,28 @@
 import io
 import json
-import os
-import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 from numpy.typing import NDArray
-from tiny_model import SPECIALS, WORDS, save_bert
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    AutoModel,
-    GPT2Config,
-    GPT2LMHeadModel,
-    PreTrainedTokenizerFast,
-)
+from tiny_model import END, SPECIALS, save_bert, save_gpt2, write_words
+from transformers import AutoModel, GPT2LMHeadModel
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer
 
 from sae_runtime.activations import Activations
 from sae_runtime.tensors import read_header
-from sae_runtime.train import harvest as harvesting
 from sae_runtime.train.harvest import HarvestConfig, harvest
 
 CONTEXT = 20
-END = WORDS  # id of GPT-2's only special token
 BERT_HOOK, GPT2_HOOK = "encoder.layer.1", "h.0"
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """In models this small, threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -50,30 +32,13 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two layers with a head on top, and a tokenizer that adds nothing to a text and knows no padding."""
-    folder = tmp_path_factory.mktemp("gpt2")
-    vocabulary = {f"w{i}": i for i in range(WORDS)} | {"<|end|>": END}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|end|>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    names: dict[str, Any] = {"unk_token": "<|end|>", "eos_token": "<|end|>"}
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)  # type: ignore[no-untyped-call]  # not typed
-    fast.save_pretrained(folder)
-    sizes: dict[str, Any] = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
-    config = GPT2Config(vocab_size=len(vocabulary), bos_token_id=END, eos_token_id=END, **sizes)
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        GPT2LMHeadModel(config).save_pretrained(folder)
-    return folder
+    return save_gpt2(tmp_path_factory.mktemp("gpt2"))
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Seventy paragraphs of 1 to 40 words: more than are tokenized at once."""
-    rng = np.random.default_rng(0)
-    paragraphs = [" ".join(f"w{i}" for i in rng.integers(WORDS, size=rng.integers(1, 41))) for _ in range(70)]
-    path = tmp_path_factory.mktemp("text") / "words.txt"
-    path.write_text("\n\n".join(paragraphs))
-    return path
+    """More paragraphs than are tokenized at once."""
+    return write_words(tmp_path_factory.mktemp("text") / "words.txt", 70)
 
 
 @pytest.fixture
@@ -141,10 +106,6 @@ def close(got: NDArray[np.float32], expected: NDArray[np.float32], dtype: str = 
     np.testing.assert_allclose(got, expected, rtol=relative, atol=1e-5)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 def altered(model: Path, to: Path, word: int, value: float) -> Path:
     """A copy of a GPT-2 whose embedding of one word is a constant."""
     shutil.copytree(model, to)
@@ -153,24 +114,6 @@ def altered(model: Path, to: Path, word: int, value: float) -> Path:
         net.transformer.wte.weight[word] = value
     net.save_pretrained(to)
     return to
-
-
-@pytest.fixture
-def interrupted(config: HarvestConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a harvest that was killed while it wrote its second shard."""
-    save = safetensors.torch.save_file
-
-    def once(tensors: dict[str, torch.Tensor], path: Path) -> None:
-        if "shard-00001" in path.name:
-            raise KeyboardInterrupt
-        save(tensors, path)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(harvesting, "save_file", once)
-        with pytest.raises(KeyboardInterrupt):
-            harvest(config, tmp_path / "interrupted")
-    assert sorted(contents(tmp_path / "interrupted")) == ["harvest.json", "shard-00000.safetensors"]
-    return tmp_path / "interrupted"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -182,7 +125,7 @@ def test_bert_rows_match_the_unpadded_model(
     expected = witness("bert", 1)
     check_origin(got, expected.origin)
     close(everything(got), expected.x, dtype)
-    assert (got.model, got.hook, got.d_in) == (config.model, BERT_HOOK, 16)
+    assert (got.model, got.hook, got.d_in) == (Path(config.model).name, BERT_HOOK, 16)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -213,6 +156,17 @@ def test_shards_are_of_the_size_and_type_asked_for(
     settings = {name: index[name] for name in ("format_version", "d_in", "dtype", "context", "tokens", "special")}
     expected = {"format_version": 1, "d_in": 16, "dtype": dtype, "context": 20, "tokens": None, "special": False}
     assert settings == expected
+
+
+def test_the_model_is_called_by_its_folder_or_the_hub(
+    config: HarvestConfig, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert config.called == replace(config, model=f"{bert}/").called == bert.name
+    assert replace(config, name="mine").called == "mine"
+    assert replace(config, model="someone/model").called == "someone/model"
+    (bert / "below").mkdir(exist_ok=True)
+    monkeypatch.chdir(bert / "below")
+    assert replace(config, model="..").called == bert.name
 
 
 def test_windows_frames_and_positions_of_one_document(bert: Path, tmp_path: Path) -> None:
@@ -327,162 +281,6 @@ def test_tokens_gives_exactly_so_many_rows_or_the_whole_text(
     got = harvest(replace(config, tokens=tokens), tmp_path / "out")
     check_origin(got, expected.origin[:tokens])
     close(everything(got), expected.x[:tokens])
-
-
-def test_an_interrupted_harvest_goes_on_and_gives_the_same_bytes(
-    config: HarvestConfig, interrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (interrupted / ".shard-00001.safetensors.0123abcd.partial.safetensors").write_bytes(b"of a killed writer")
-    first = (interrupted / "shard-00000.safetensors").stat().st_ino
-    written: list[str] = []
-    save = safetensors.torch.save_file
-
-    def listed(tensors: dict[str, torch.Tensor], path: Path) -> None:
-        written.append(re.findall(r"shard-\d+", path.name)[0])
-        save(tensors, path)
-
-    monkeypatch.setattr(harvesting, "save_file", listed)
-    harvest(config, interrupted)
-    assert written and written == [f"shard-{n:05d}" for n in range(1, len(written) + 1)]
-    assert (interrupted / "shard-00000.safetensors").stat().st_ino == first
-    harvest(config, tmp_path / "at once")
-    assert contents(interrupted) == contents(tmp_path / "at once")
-
-
-@pytest.mark.parametrize("damage", ["truncated", "rows", "dtype", "tensors"])
-def test_a_shard_that_is_not_whole_is_computed_again(
-    config: HarvestConfig, interrupted: Path, tmp_path: Path, damage: str
-) -> None:
-    shard = interrupted / "shard-00000.safetensors"
-    whole = shard.read_bytes()
-    rows = read_header(shard)["activations"].shape[0]
-    if damage == "truncated":
-        shard.write_bytes(whole[:-1])
-    else:
-        n = 100 if damage == "rows" else rows
-        ids = {name: torch.zeros(n, dtype=torch.int32) for name in ("tokens", "documents", "positions")}
-        x = torch.zeros(n, 16, dtype=torch.float16 if damage == "dtype" else torch.float32)
-        safetensors.torch.save_file({"activations": x} | ({} if damage == "tensors" else ids), shard)
-    harvest(config, interrupted)
-    assert shard.read_bytes() == whole
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"context": 21}, "with context 20, now it is 21"),
-        ({"dtype": "float16"}, "with dtype 'float32', now it is 'float16'"),
-        ({"hook": "encoder.layer.0"}, "with hook 'encoder.layer.1', now it is 'encoder.layer.0'"),
-        ({"split": "file"}, "with split 'paragraph', now it is 'file'"),
-        ({"special": True}, "with special False, now it is True"),
-        ({"tokens": 7}, "with tokens None, now it is 7"),
-        ({"shard_tokens": 700}, "with shard_tokens 300, now it is 700"),
-    ],
-)
-def test_another_config_does_not_go_on(
-    config: HarvestConfig, interrupted: Path, change: dict[str, Any], message: str
-) -> None:
-    before = contents(interrupted)
-    end = "; use another folder or --force$"
-    with pytest.raises(ValueError, match=f"^{re.escape(str(interrupted))} was begun {re.escape(message)}{end}"):
-        harvest(replace(config, **change), interrupted)
-    assert contents(interrupted) == before
-    got = harvest(replace(config, **change), interrupted, force=True)
-    assert len(got) > 0 and not (interrupted / "harvest.json").read_bytes() == before["harvest.json"]
-
-
-def test_changed_files_do_not_go_on(config: HarvestConfig, interrupted: Path, tmp_path: Path) -> None:
-    more = tmp_path / "more.txt"
-    more.write_text("w1 w2")
-    with pytest.raises(ValueError, match=r"was begun with text None, now it is '.*more\.txt \(5 bytes, changed at"):
-        harvest(replace(config, text=(*config.text, more)), interrupted)
-    shutil.copytree(config.model, tmp_path / "model")
-    with pytest.raises(ValueError, match="was begun with model '.*', now it is '.*model'; use another folder"):
-        harvest(replace(config, model=str(tmp_path / "model")), interrupted)
-    for path, name in ((config.text[0], "text"), (Path(config.model) / "config.json", "model_files")):
-        stat = path.stat()
-        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1_000_000_000))
-        with pytest.raises(
-            ValueError, match=f"was begun with {name} '.*{path.name} .*', now it is '.*{path.name} .*'; use"
-        ):
-            harvest(config, interrupted)
-        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert len(harvest(config, interrupted)) > config.shard_tokens
-
-
-def test_the_same_files_named_from_elsewhere_go_on(
-    config: HarvestConfig, interrupted: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, path = Path(config.model), config.text[0]
-    monkeypatch.chdir(model.parent)
-    config = replace(config, model=model.name, text=(Path(os.path.relpath(path)),))
-    assert len(harvest(config, interrupted)) > config.shard_tokens
-
-
-def test_batch_size_and_device_may_change_on_the_way(config: HarvestConfig, interrupted: Path) -> None:
-    got = harvest(replace(config, batch_tokens=100, device="cpu"), interrupted)
-    assert len(got) > config.shard_tokens
-
-
-def test_a_begun_folder_without_shards_takes_another_config(config: HarvestConfig, interrupted: Path) -> None:
-    (interrupted / "shard-00000.safetensors").unlink()
-    assert len(harvest(replace(config, tokens=9), interrupted)) == 9
-
-
-@pytest.mark.parametrize("plan", [None, "{", "[]"])
-def test_shards_without_a_readable_plan_are_refused(config: HarvestConfig, interrupted: Path, plan: str | None) -> None:
-    (interrupted / "harvest.json").unlink()
-    if plan is not None:
-        (interrupted / "harvest.json").write_text(plan)
-    with pytest.raises(ValueError, match=r"holds shards but no readable harvest\.json; use another folder or --force$"):
-        harvest(config, interrupted)
-    assert len(harvest(replace(config, tokens=9), interrupted, force=True)) == 9
-
-
-def test_a_whole_folder_is_replaced_only_by_force(config: HarvestConfig, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    harvest(config, out)
-    before = contents(out)
-    for other in (config, replace(config, tokens=9)):
-        with pytest.raises(FileExistsError, match=r"out already exists; pass --force \(force=True\) to replace it$"):
-            harvest(other, out)
-    with pytest.raises(ValueError, match="has no module"):
-        harvest(replace(config, hook="nothing"), out, force=True)
-    assert contents(out) == before
-    (out / ".shard-00007.safetensors.0123abcd.partial.safetensors").write_bytes(b"of a killed writer")
-    assert len(harvest(replace(config, tokens=9), out, force=True)) == 9
-    assert sorted(contents(out)) == ["activations.json", "harvest.json", "shard-00000.safetensors"]
-
-
-@pytest.mark.parametrize("force", [False, True])
-def test_a_folder_of_other_things_is_left_alone(config: HarvestConfig, tmp_path: Path, force: bool) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "thesis.tex").write_text("dear")
-    (out / "shard-00000.safetensors").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"holds thesis\.tex, which harvest did not write; name another folder$"):
-        harvest(config, out, force=force)
-    with pytest.raises(FileExistsError, match=r"thesis\.tex is a file; name a folder$"):
-        harvest(config, out / "thesis.tex", force=force)
-    assert contents(out) == {"thesis.tex": b"dear", "shard-00000.safetensors": b"mine"}
-
-
-def test_force_does_not_clear_a_harvest_with_other_things_beside_it(config: HarvestConfig, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    harvest(config, out)
-    (out / "thesis.tex").write_text("dear")
-    before = contents(out)
-    with pytest.raises(FileExistsError, match=r"holds thesis\.tex, which harvest did not write; name another folder$"):
-        harvest(config, out, force=True)
-    assert contents(out) == before
-
-
-def test_an_empty_folder_is_filled_and_its_files_can_be_read_by_others(config: HarvestConfig, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    harvest(config, tmp_path / "out")
-    (tmp_path / "plain").touch()
-    modes = {path.stat().st_mode for path in (tmp_path / "out").iterdir()}
-    assert modes == {(tmp_path / "plain").stat().st_mode}
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """The second witness is a plain torch hook, windows one at a time without padding, and numpy."""
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tiny_model import SPECIALS, WORDS, save_bert
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertModel, GPT2Config, GPT2LMHeadModel, GPT2Model, PreTrainedTokenizerFast
+from tiny_model import SPECIALS, WORDS, save_bert, save_gpt2
+from transformers import BertModel, GPT2LMHeadModel, GPT2Model
 
 from sae_runtime import bundle
 from sae_runtime.exports import witness
@@ -25,13 +23,7 @@ WIDTH, D_SAE, K = 16, 40, 5
 BERT_HOOK, GPT2_HOOK = "encoder.layer.1", "h.0"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """In models this small, threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -41,20 +33,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two layers with a head, and a tokenizer that adds nothing to a text."""
-    folder = tmp_path_factory.mktemp("gpt2")
-    vocabulary = {f"w{i}": i for i in range(WORDS)} | {"<|end|>": WORDS}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|end|>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    names: dict[str, Any] = {"unk_token": "<|end|>", "eos_token": "<|end|>"}
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)  # type: ignore[no-untyped-call]  # not typed
-    fast.save_pretrained(folder)
-    sizes: dict[str, Any] = {"n_embd": WIDTH, "n_layer": 2, "n_head": 2, "n_positions": 64, "initializer_range": 0.5}
-    config = GPT2Config(vocab_size=len(vocabulary), bos_token_id=WORDS, eos_token_id=WORDS, **sizes)
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        GPT2LMHeadModel(config).save_pretrained(folder)
-    return folder
+    return save_gpt2(tmp_path_factory.mktemp("gpt2"), initializer_range=0.5)
 
 
 @pytest.fixture(scope="module")

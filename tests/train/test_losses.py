@@ -47,6 +47,12 @@ def test_aux_k_loss_without_features_or_residual_is_zero() -> None:
     assert loss.item() == 0
 
 
+def test_aux_k_loss_does_not_hide_what_is_not_finite() -> None:
+    z = torch.rand(6, 4)
+    z[2, 1] = torch.nan
+    assert aux_k_loss(torch.ones(6, 2), z, torch.ones(4, 2), torch.ones(4, dtype=torch.bool), 2).isnan()
+
+
 def test_zipf_reduces_to_dead_features() -> None:
     density = torch.tensor([0.5, 0.2, 0.01, 0.0])
     expected = torch.tensor([0.4, 0.3, 0.2, 0.1])

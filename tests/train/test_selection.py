@@ -2,9 +2,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from sae_runtime.train import selection
 from sae_runtime.train.allocation import allocate
 from sae_runtime.train.plain_step import Limits
 from sae_runtime.train.selection import select
+from sae_runtime.train.world import World
 
 
 def latents(n: int, d_sae: int, seed: int = 0) -> Tensor:
@@ -28,12 +30,14 @@ def limits_of(n: int, d_sae: int) -> list[Limits]:
         {"total": 3 * n, "per_feature": torch.full((d_sae,), n)},
         {"total": 3 * n, "per_feature": torch.zeros(d_sae, dtype=torch.int64)},
         {"total": 10 * n * d_sae, "per_feature": tight},
+        {"total": int(tight.sum()), "per_feature": tight},
+        {"total": int(tight.sum()) * 3 // 4, "per_feature": tight},
     ]
 
 
 # With and without groups: whole groups of 32 need n * d_sae to be a multiple of it, and a small budget.
 @pytest.mark.parametrize(("n", "d_sae"), [(1, 5), (7, 33), (64, 1504), (40, 96)])
-@pytest.mark.parametrize("number", range(9))
+@pytest.mark.parametrize("number", range(11))
 def test_selects_what_allocate_pays_for(n: int, d_sae: int, number: int) -> None:
     z, limits = latents(n, d_sae), limits_of(n, d_sae)[number]
     at, values = select(z, **limits)
@@ -41,7 +45,7 @@ def test_selects_what_allocate_pays_for(n: int, d_sae: int, number: int) -> None
 
 
 # 1504 features: the margin of candidates is never all there is.
-@pytest.mark.parametrize("number", range(9))
+@pytest.mark.parametrize("number", range(11))
 def test_a_rough_product_only_nominates(number: int) -> None:
     z, limits = latents(64, 1504), limits_of(64, 1504)[number]
     asked: list[Tensor] = []
@@ -62,6 +66,28 @@ def test_a_greedy_column_makes_it_look_further() -> None:
     limits: Limits = {"total": 100, "per_feature": torch.full((1504,), 2)}
     at, values = select(z, **limits)
     assert torch.equal(at, positions(z, limits)) and torch.equal(values, z.view(-1)[at])
+
+
+# Uniform caps, and a head that is capped while the tail has hardly anything to give.
+@pytest.mark.parametrize("tail", [8, 1])
+def test_limits_that_just_give_the_budget_are_not_looked_for_among_all(
+    tail: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+    largest = selection._largest
+
+    def counted(z: Tensor, count: int, world: World) -> tuple[Tensor, Tensor]:
+        looks.append(count)
+        return largest(z, count, world)
+
+    z, caps = latents(64, 1504), torch.full((1504,), 8)
+    caps[100:] = tail
+    z[:, 100:] -= 1
+    limits: Limits = {"total": int(caps.sum()), "per_feature": caps}
+    monkeypatch.setattr(selection, "_largest", counted)
+    at, values = select(z, **limits)
+    assert torch.equal(at, positions(z, limits)) and torch.equal(values, z.view(-1)[at])
+    assert len(looks) <= 2 and sum(looks) < z.numel() / 4
 
 
 def test_ties_spend_the_budget_exactly() -> None:

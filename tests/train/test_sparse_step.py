@@ -60,6 +60,16 @@ def nobody(counts: Tensor, n: int) -> Tensor:
     return torch.zeros_like(counts, dtype=torch.bool)
 
 
+@pytest.mark.parametrize("step", [SparseStep(), plain_step])
+def test_an_auxiliary_loss_that_is_not_finite_shows(step: Step) -> None:
+    generator = torch.Generator().manual_seed(0)
+    model, x = model_of(generator), torch.randn(N, D_IN, generator=generator)
+    with torch.no_grad():
+        model.b_enc[7] = torch.nan
+    losses = step(model, x, {"total": 0}, lambda counts, n: torch.arange(D_SAE) == 7, aux_weight=0.5, aux_k=4)
+    assert losses.aux.isnan()
+
+
 def test_room_for_latents_follows_the_batch() -> None:
     generator = torch.Generator().manual_seed(0)
     model, step = model_of(generator), SparseStep()

@@ -1,17 +1,14 @@
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
-from tiny_model import WORDS, save_bert
+from processes import fit_often_saved, started
+from tiny_model import save_bert, write_words
 
 from sae_runtime import bundle
 from sae_runtime.activations import Activations
@@ -23,22 +20,12 @@ from sae_runtime.train.trainer import StepStats, Trainer
 D_IN = 16
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """In models this small, threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def reading(tmp_path_factory: pytest.TempPathFactory) -> HarvestConfig:
-    """Eighty paragraphs of 1 to 40 words."""
-    rng = np.random.default_rng(0)
-    paragraphs = [" ".join(f"w{i}" for i in rng.integers(WORDS, size=rng.integers(1, 41))) for _ in range(80)]
-    text = tmp_path_factory.mktemp("text") / "words.txt"
-    text.write_text("\n\n".join(paragraphs))
+    text = write_words(tmp_path_factory.mktemp("text") / "words.txt", 80)
     model = str(save_bert(tmp_path_factory.mktemp("bert")))
     sizes: dict[str, Any] = {"context": 20, "batch_tokens": 200}
     return HarvestConfig(model=model, hook="encoder.layer.1", text=(text,), name="tiny", **sizes)
@@ -163,20 +150,13 @@ def test_goes_on_bit_for_bit(reading: HarvestConfig, tmp_path: Path) -> None:
 
 def test_survives_a_kill(reading: HarvestConfig, tmp_path: Path) -> None:
     settings = config(tokens=6_000)
-    code = f"""
-import torch
-from pathlib import Path, PosixPath
-from sae_runtime.train import TrainConfig, fit
-from sae_runtime.train.harvest import HarvestConfig
-torch.set_num_threads(1)
-fit({reading!r}, "sae", {settings!r}, checkpoint=Path("run"), checkpoint_seconds=0)
-"""
-    process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path)
+    process = started(tmp_path, fit_often_saved, reading, settings)
     deadline = time.monotonic() + 120
-    while not (tmp_path / "run").exists() and process.poll() is None and time.monotonic() < deadline:
+    while not (tmp_path / "run").exists() and process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.005)
     process.kill()
-    assert process.wait() == -signal.SIGKILL
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     fit(reading, tmp_path / "sae", settings, checkpoint=tmp_path / "run", resume=True)
     fit(reading, tmp_path / "whole", settings)
     assert (tmp_path / "sae" / bundle.WEIGHTS).read_bytes() == (tmp_path / "whole" / bundle.WEIGHTS).read_bytes()

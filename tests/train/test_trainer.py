@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from sae_runtime import quota
 from sae_runtime.train.allocation import allocate
 from sae_runtime.train.config import TrainConfig
 from sae_runtime.train.model import SparseAutoencoder
-from sae_runtime.train.plain_step import Step, plain_step
+from sae_runtime.train.plain_step import Losses, Step, plain_step
 from sae_runtime.train.recipe import derive, schedule
 from sae_runtime.train.trainer import Trainer
 
@@ -127,6 +128,17 @@ def test_loss_that_is_not_finite_stops_the_run_before_the_weights_change() -> No
     x[3, 3] = torch.inf
     with pytest.raises(ValueError, match="not finite at step 1; look for extreme activations or batches of equal rows"):
         run.step(x)
+    assert all((before[name] == after).all() for name, after in parameters(run).items())
+
+
+def test_an_auxiliary_loss_that_is_not_finite_stops_the_run_too() -> None:
+    def gradients(model: SparseAutoencoder, x: torch.Tensor, *args: Any, **settings: Any) -> Losses:
+        return replace(plain_step(model, x, *args, **settings), aux=torch.tensor(torch.nan))
+
+    run = trainer(config(), gradients=gradients)
+    before = parameters(run)
+    with pytest.raises(ValueError, match="the loss or its gradient is not finite at step 0"):
+        run.step(batch(0))
     assert all((before[name] == after).all() for name, after in parameters(run).items())
 
 

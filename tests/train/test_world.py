@@ -1,6 +1,8 @@
 import json
 import os
-import socket
+import re
+import shutil
+import signal
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -8,51 +10,49 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import processes
 import pytest
 import torch
-from processes import ALLOCATIONS, BATCH, D_SAE, fitted, latents, selections
+from processes import (
+    ALLOCATIONS,
+    BATCH,
+    CONTEXT,
+    D_SAE,
+    RUN,
+    SIZE,
+    fit_until,
+    fitted,
+    latents,
+    select_and_fit,
+    selections,
+    together,
+    wait_for_an_orphan,
+)
 from torch import Tensor
 
 from sae_runtime import bundle
 from sae_runtime.train import TrainConfig, fit
 from sae_runtime.train.world import World
 
-SIZE = 2
-
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What two processes have written."""
-    folder = tmp_path_factory.mktemp("world")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    running = []
-    for rank in range(SIZE):
-        environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-        environment |= {"RANK": str(rank), "WORLD_SIZE": str(SIZE), "LOCAL_RANK": str(rank)}
-        command = [sys.executable, processes.__file__, str(folder)]
-        running.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    for process in running:
-        errors = process.communicate(timeout=120)[1]
-        assert process.returncode == 0, errors
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(SIZE)]
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two processes selects and fits."""
+    return together(tmp_path_factory.mktemp("world"), select_and_fit)
 
 
-@pytest.mark.parametrize("limits", ["total", "nothing", "everything", "caps", "all caps", "nominated"])
-def test_processes_select_what_one_selects(together: list[dict[str, Any]], limits: str) -> None:
+@pytest.mark.parametrize("limits", ["total", "nothing", "everything", "caps", "full caps", "all caps", "nominated"])
+def test_processes_select_what_one_selects(found: list[dict[str, Any]], limits: str) -> None:
     alone = selections(latents(), World())[limits]
-    parts = [result["selections"][limits] + rank * BATCH // SIZE * D_SAE for rank, result in enumerate(together)]
+    parts = [result["selections"][limits] + rank * BATCH // SIZE * D_SAE for rank, result in enumerate(found)]
     assert torch.equal(torch.cat(parts), alone)
     if limits == "total":
         assert min(len(part) for part in parts) < len(alone) // 2 - 50, "the shares were to differ"
 
 
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
-def test_processes_fit_what_one_fits(together: list[dict[str, Any]], allocation: str) -> None:
+def test_processes_fit_what_one_fits(found: list[dict[str, Any]], allocation: str) -> None:
     alone = fitted(allocation, World())
-    first, second = (result[allocation] for result in together)
+    first, second = (result[allocation] for result in found)
     assert torch.equal(first["fired at the first step"], alone["fired at the first step"])
     for name in ("W_enc", "W_dec", "b_enc", "b_dec"):
         assert torch.equal(first[name], second[name]), "the processes have one model"
@@ -65,9 +65,53 @@ def distance(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm().clamp_min(1e-12))
 
 
-def test_torchrun_fits_the_bundle_that_one_process_fits(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def acts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
-    np.save(tmp_path / "x.npy", (rng.random((1500, 8)) < 0.3) @ rng.standard_normal((8, 12)))
+    path = tmp_path_factory.mktemp("acts") / "x.npy"
+    np.save(path, (rng.random((1500, 8)) < 0.3) @ rng.standard_normal((8, 12)))
+    return path
+
+
+def test_processes_go_on_bit_for_bit_and_as_many(acts: Path, tmp_path: Path) -> None:
+    (tmp_path / "whole").mkdir()
+    whole, _ = together(tmp_path, fit_until, acts, tmp_path / "whole" / "sae", None, None)
+    assert together(tmp_path, fit_until, acts, tmp_path / "sae", 23, None) == [{"stopped": 23}] * SIZE
+    with pytest.raises(ValueError, match="run is of 2 processes, these are 1; start as many, or start over with --for"):
+        fit(acts, tmp_path / "alone", RUN, checkpoint=tmp_path / "run", resume=True)
+    for again in together(tmp_path, fit_until, acts, tmp_path / "sae", None, None):
+        assert again.keys() == whole.keys()
+        assert all(torch.equal(again[name], whole[name]) for name in whole)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_peer_that_dies_gives_one_sentence(acts: Path, tmp_path: Path, lost: int) -> None:
+    (said,) = together(tmp_path, fit_until, acts, tmp_path / "sae", 5, lost, lost=lost)
+    assert re.fullmatch(
+        r"another process of this run ended \([^\n]+\); see what it said, then go on with --resume(; the checkpoint "
+        r"of step 5 is kept in .*run)?",
+        said["error"],
+    )
+    assert not (tmp_path / "sae").exists() and (tmp_path / "run").exists()
+
+
+def test_processes_end_when_what_started_them_is_killed() -> None:
+    receiver, sender = CONTEXT.Pipe(duplex=False)
+    agent = CONTEXT.Process(target=wait_for_an_orphan, args=(sender,))
+    agent.start()
+    sender.close()
+    assert sorted(receiver.recv() for _ in range(SIZE)) == [0, 1]
+    assert agent.pid is not None
+    os.kill(agent.pid, signal.SIGKILL)
+    assert receiver.poll(30), "a process goes on"
+    with pytest.raises(EOFError):  # nobody is left who could say anything
+        receiver.recv()
+    agent.join()
+
+
+def test_torchrun_fits_the_bundle_that_one_process_fits(acts: Path, tmp_path: Path) -> None:
+    shutil.copy(acts, tmp_path)
     settings = "train --activations x.npy --allocation feature --k 3 --d-sae 40 --tokens 5120 --batch 128 --device cpu"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
     command = [*torchrun, str(Path(sys.executable).with_name("sae-runtime")), *settings.split()]
@@ -75,13 +119,12 @@ def test_torchrun_fits_the_bundle_that_one_process_fits(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["bundle"] == "together", "one of the processes speaks"
-    config = TrainConfig(allocation="feature", k=3, d_sae=40, tokens=5120, batch=128, device="cpu")
-    fit(tmp_path / "x.npy", tmp_path / "alone", config)
-    alone, together = (bundle.read(tmp_path / name) for name in ("alone", "together"))
+    fit(acts, tmp_path / "alone", RUN)
+    alone, shared = (bundle.read(tmp_path / name) for name in ("alone", "together"))
     for tensor in ("W_enc", "W_dec", "b_enc", "b_dec", "threshold"):
-        expected, found = (torch.tensor(one.tensor(tensor)) for one in (alone, together))
+        expected, found = (torch.tensor(one.tensor(tensor)) for one in (alone, shared))
         assert distance(found, expected) < 1e-2  # the exact comparison is above: here threads differ too
-    assert together.manifest.measured["l0"] == pytest.approx(alone.manifest.measured["l0"], rel=1e-2)
+    assert shared.manifest.measured["l0"] == pytest.approx(alone.manifest.measured["l0"], rel=1e-2)
     assert len((tmp_path / "m.jsonl").read_text().splitlines()) == 4
     assert {path.name for path in tmp_path.iterdir()} == {"x.npy", "alone", "together", "m.jsonl"}
 
