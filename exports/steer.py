@@ -1,69 +1,144 @@
 """steer.onnx: edit features of activations and keep everything else, the reconstruction error included."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx_ir as ir
 
-from sae_runtime.bundle import Bundle
+from sae_runtime.bundle import DERIVED, Bundle
 from sae_runtime.exports.decode import known_features
 from sae_runtime.exports.encode import above, latents, weight
-from sae_runtime.exports.graph import Graph
+from sae_runtime.exports.graph import Graph, external
+from sae_runtime.tensors import TensorSpec
 
 LARGEST = float(np.finfo(np.float32).max)
 
 
-def steer_graph(bundle: Bundle) -> ir.Model:
+@dataclass(frozen=True)
+class Edits:
+    """The edits as values of a graph: features i64 and scale, shift, low, high f32, all [b or 1, e], and gate f32.
+
+    gate is broadcastable to [b, t, e].
+    """
+
+    features: ir.Value
+    scale: ir.Value
+    shift: ir.Value
+    low: ir.Value
+    high: ir.Value
+    gate: ir.Value
+
+
+def steer_graph(bundle: Bundle, rows: TensorSpec | None = None) -> ir.Model:
     """x f32 [b, t, d_in] -> y f32 [b, t, d_in] = x + (gate * (f' - f)) W_dec[features].
 
-    f' = clip(scale * f + shift, low, high). Optional inputs: features i64 and scale, shift, low, high f32, all
-    [b or 1, e], and gate f32, broadcastable to [b, t, e]; the default is no edits.
+    f' = clip(scale * f + shift, low, high). Optional inputs: `Edits`; the default is no edits.
+
+    Args:
+        bundle: the SAE.
+        rows: where `derived.safetensors` holds W_enc transposed, if it does. An edit then reads one row of it instead
+            of a column of W_enc, which is scattered over the whole file.
     """
     graph = Graph("steer")
-    encoder = bundle.manifest.encoder
-    x = graph.input("x", np.float32, ["b", "t", encoder.d_in])
+    d_in = bundle.manifest.encoder.d_in
+    x = graph.input("x", np.float32, ["b", "t", d_in])
+    y = graph.op("Add", x, change(graph, bundle, x, edit_inputs(graph), rows))
+    graph.output(y, "y", np.float32, ["b", "t", d_in])
+    return graph.model()
+
+
+def edit_inputs(graph: Graph) -> Edits:
+    """The inputs by which a caller edits; by default there are no edits."""
     features = graph.input("features", np.int64, ["eb", "e"], default=np.empty((1, 0)))
     scale, shift, low, high = (
         graph.input(name, np.float32, [f"{name}_b", f"{name}_e"], default=[[default]])
         for name, default in (("scale", 1.0), ("shift", 0.0), ("low", -LARGEST), ("high", LARGEST))
     )
     gate = graph.input("gate", np.float32, ["gate_b", "gate_t", "gate_e"], default=[[[1.0]]])
+    return Edits(features, scale, shift, low, high, gate)
 
-    features, shift = known_features(graph, encoder.d_sae, features, shift)
-    f = (_topk_features if encoder.selection == "topk" else _threshold_features)(graph, bundle, x, features)
+
+def change(
+    graph: Graph,
+    bundle: Bundle,
+    x: ir.Value,
+    edits: Edits,
+    rows: TensorSpec | None = None,
+    z: ir.Value | None = None,
+) -> ir.Value:
+    """What edits add to x [b, t, d_in]: (gate * (f' - f)) W_dec[features], of the same shape.
+
+    A feature out of range gives NaN for its request alone.
+
+    Args:
+        graph: the graph that grows.
+        bundle: the SAE.
+        x: the activations.
+        edits: the edits.
+        rows: as in `steer_graph`.
+        z: the latents of x, where the graph has them anyway; only token choice has a use for them.
+    """
+    features, shift = known_features(graph, bundle.manifest.encoder.d_sae, edits.features, edits.shift)
+    f = values_of(graph, bundle, x, features, rows, z)
     per_token = graph.constant([1], np.int64)
-    scale, shift, low, high = (graph.op("Unsqueeze", value, per_token) for value in (scale, shift, low, high))
+    scale, shift, low, high = (
+        graph.op("Unsqueeze", value, per_token) for value in (edits.scale, shift, edits.low, edits.high)
+    )
     edited = graph.op("Add", graph.op("Mul", scale, f), shift)
     # Not Clip, which takes scalar bounds only; Max and Min keep NaN.
     edited = graph.op("Min", graph.op("Max", edited, low), high)
-    delta = graph.op("Mul", gate, graph.op("Sub", edited, f))
-    directions = graph.op("Gather", weight(graph, bundle, "W_dec"), features)
-    y = graph.op("Add", x, graph.op("MatMul", delta, directions))
-    graph.output(y, "y", np.float32, ["b", "t", encoder.d_in])
-    return graph.model()
+    delta = graph.op("Mul", edits.gate, graph.op("Sub", edited, f))
+    return graph.op("MatMul", delta, graph.op("Gather", weight(graph, bundle, "W_dec"), features))
 
 
-def _threshold_features(graph: Graph, bundle: Bundle, x: ir.Value, features: ir.Value) -> ir.Value:
-    """Values of the named features [b, t, e]; reads their columns of the encoder only."""
-    per_token = graph.constant([1], np.int64)
-    columns = graph.op("Gather", weight(graph, bundle, "W_enc"), features, axis=1)
-    columns = graph.op("Transpose", columns, perm=[1, 0, 2])
-    bias, theta = (
-        graph.op("Unsqueeze", graph.op("Gather", weight(graph, bundle, name), features), per_token)
-        for name in ("b_enc", "threshold")
-    )
+def values_of(
+    graph: Graph,
+    bundle: Bundle,
+    x: ir.Value,
+    features: ir.Value,
+    rows: TensorSpec | None = None,
+    z: ir.Value | None = None,
+) -> ir.Value:
+    """Values [b, t, e] of the features [b or 1, e], all in range, by the served rule; arguments as for `change`."""
+    if bundle.manifest.encoder.selection == "topk":
+        return _topk_values(graph, bundle, x, features, z)
+    return _threshold_values(graph, bundle, x, features, rows)
+
+
+def _threshold_values(
+    graph: Graph, bundle: Bundle, x: ir.Value, features: ir.Value, rows: TensorSpec | None
+) -> ir.Value:
+    """Reads what belongs to the features in the encoder, and nothing else of it."""
+    if rows is None:
+        columns = graph.op("Gather", weight(graph, bundle, "W_enc"), features, axis=1)
+        columns = graph.op("Transpose", columns, perm=[1, 0, 2])
+    else:
+        encoder = graph.weight(external("W_enc_rows", DERIVED, rows))
+        columns = graph.op("Transpose", graph.op("Gather", encoder, features), perm=[0, 2, 1])
+    asked = graph.op("Unsqueeze", features, graph.constant([1], np.int64))
+    bias, theta = (graph.op("Gather", weight(graph, bundle, name), asked) for name in ("b_enc", "threshold"))
     centred = graph.op("Sub", x, weight(graph, bundle, "b_dec"))
-    z = graph.op("Relu", graph.op("Add", graph.op("MatMul", centred, columns), bias))
-    return above(graph, z, theta)
+    # No Relu: a threshold is never below 0.
+    return above(graph, graph.op("Add", graph.op("MatMul", centred, columns), bias), theta)
 
 
-def _topk_features(graph: Graph, bundle: Bundle, x: ir.Value, features: ir.Value) -> ir.Value:
-    """The same for token choice, where only the whole encoder tells which features are among the top k."""
+def _topk_values(graph: Graph, bundle: Bundle, x: ir.Value, features: ir.Value, z: ir.Value | None) -> ir.Value:
+    """Token choice: only the whole encoder tells which features are among the top k; it is run where e > 0."""
+    asked = graph.op("Shape", features, start=1)
+    if z is None:
+        z = latents(graph, bundle, some_tokens(graph, x, asked))
     k = graph.constant([bundle.manifest.encoder.k or 0], np.int64)
-    values, indices = graph.ops("TopK", 2, latents(graph, bundle, x), k)
-    last, asked = graph.constant([-1], np.int64), graph.constant([1, 3], np.int64)
-    same = graph.op(
-        "Equal", graph.op("Unsqueeze", indices, graph.constant([2], np.int64)), graph.op("Unsqueeze", features, asked)
-    )
-    kept = graph.op(
-        "Where", same, graph.op("Unsqueeze", values, graph.constant([2], np.int64)), graph.constant(0, np.float32)
-    )
-    return graph.op("ReduceSum", kept, last, keepdims=0)
+    values, indices = graph.ops("TopK", 2, z, k)
+    slot, request = graph.constant([2], np.int64), graph.constant([1, 3], np.int64)
+    same = graph.op("Equal", graph.op("Unsqueeze", indices, slot), graph.op("Unsqueeze", features, request))
+    kept = graph.op("Where", same, graph.op("Unsqueeze", values, slot), graph.constant(0, np.float32))
+    f = graph.op("ReduceSum", kept, graph.constant([-1], np.int64), keepdims=0)
+    shape = graph.op("Concat", graph.op("Shape", x, end=2), asked, axis=0)
+    return graph.op("Reshape", f, shape, allowzero=1)  # of no tokens and no features: of all tokens and no features
+
+
+def some_tokens(graph: Graph, x: ir.Value, wanted: ir.Value) -> ir.Value:
+    """x [b, t, d_in] where wanted, i64 [1], is above 0, else no token, [b, 0, d_in]: work on it is free."""
+    one = graph.constant([1], np.int64)
+    tokens = graph.op("Mul", graph.op("Shape", x, start=1, end=2), graph.op("Min", wanted, one))
+    return graph.op("Slice", x, graph.constant([0], np.int64), tokens, one)

@@ -14,6 +14,8 @@ COMMANDS = {
     "report": "Show what bundles explain on one HTML page.",
     "extract": "Write the features of activations to Parquet.",
     "steer": "Edit features of activations.",
+    "host": "Export a transformers model as an ONNX graph.",
+    "splice": "Put SAEs into a host model's ONNX graph.",
     "doctor": "Say what works on this machine.",
     "demo": "Do all of it on a small real model.",
 }

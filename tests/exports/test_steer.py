@@ -1,8 +1,10 @@
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 import torch_witness
@@ -11,7 +13,10 @@ from conftest import served as served_by_numpy
 from numpy.typing import ArrayLike, NDArray
 from onnx.reference import ReferenceEvaluator
 
+from sae_runtime.bundle import DERIVED, read
 from sae_runtime.exports import witness
+from sae_runtime.exports.steer import steer_graph
+from sae_runtime.tensors import read_header, save_tensors
 
 BundleOf = Callable[..., Path]
 Arrays = dict[str, NDArray[Any]]
@@ -164,3 +169,20 @@ def test_the_reference_evaluator_agrees(bundle_of: BundleOf, kind: str) -> None:
     gate = np.full((1, 1, 1), 0.5, np.float32)
     outputs: Any = ReferenceEvaluator(str(bundle_of(kind) / "steer.onnx")).run(None, {"x": x, "gate": gate, **edits})
     torch_witness.assert_close(outputs[0], by_torch(kind, 150, x, edits, gate))
+
+
+@pytest.mark.parametrize("kind", ["mutual", "feature"])
+@pytest.mark.parametrize(("b", "t", "e"), [(1, 1, 1), (3, 5, 4), (64, 1, 8), (2, 0, 2), (2, 3, 0)])
+def test_rows_of_the_encoder_serve_as_its_columns(
+    bundle_of: BundleOf, tmp_path: Path, kind: str, b: int, t: int, e: int
+) -> None:
+    bundle = read(shutil.copytree(bundle_of(kind), tmp_path / "copy"))
+    save_tensors(bundle.path / DERIVED, {"W_enc_rows": np.ascontiguousarray(bundle.tensor("W_enc").T)})
+    model = steer_graph(bundle, read_header(bundle.path / DERIVED)["W_enc_rows"])
+    ir.save(model, bundle.path / "rows.onnx")
+    assert "W_enc" not in model.graph.initializers
+    x = make_x(b * t).reshape(b, t, D_IN)
+    edits = some_edits(b, e, 150, kind, x) if t else {"features": np.zeros((b, e), np.int64)}
+    (expected,) = run_graph(bundle.path, "steer.onnx", x=x, **edits)
+    (y,) = run_graph(bundle.path, "rows.onnx", x=x, **edits)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-5)

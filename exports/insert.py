@@ -1,0 +1,126 @@
+"""What a splice puts into a host graph: features read off an activation, and edits of it."""
+
+import numpy as np
+import onnx_ir as ir
+
+from sae_runtime.bundle import Bundle
+from sae_runtime.exports.decode import known_features
+from sae_runtime.exports.encode import above, latents, weight
+from sae_runtime.exports.graph import Graph
+from sae_runtime.exports.select import largest
+from sae_runtime.exports.steer import Edits, change, edit_inputs, some_tokens, values_of
+from sae_runtime.tensors import TensorSpec
+
+
+def insert_graph(
+    bundle: Bundle,
+    dtype: ir.DataType,
+    *,
+    read: bool,
+    edit: bool,
+    replace: bool = False,
+    rows: TensorSpec | None = None,
+) -> ir.Model:
+    """x [b, t, d_in] -> y [b, t, d_in], both of `dtype`, and indices i64, values f32 [b, t, w].
+
+    With `read`: the features of x, each token's by falling value, unused slots 0. Optional input: width i64 [1], the w
+    of this call; 0 reads nothing and costs nothing.
+
+    With `edit`: y = x + holds * (direction + (gate * (f' - f)) W_dec[features]). Optional inputs: those of steer.onnx;
+    direction f32, broadcastable to [b, t, d_in]; when i64 and above f32, [b or 1, c]: holds is 1 at tokens where each
+    feature of `when` exceeds its `above`, and 0 at others; by default it is 1 everywhere.
+
+    With `replace`: the same, but the reconstruction takes the place of x in the sum.
+
+    Args:
+        bundle: the SAE.
+        dtype: the type of x; all is computed in float32.
+        read: give indices and values.
+        edit: give y.
+        replace: give y, made of the reconstruction.
+        rows: where the bundle holds W_enc transposed, if it does.
+    """
+    graph = Graph("splice")
+    encoder = bundle.manifest.encoder
+    given = graph.input("x", dtype.numpy(), ["b", "t", encoder.d_in])
+    x = given if dtype == ir.DataType.FLOAT else graph.cast(given, np.float32)
+    width = graph.input("width", np.int64, [1], default=[bundle.manifest.width]) if read else None
+    edits = edit_inputs(graph) if edit or replace else None
+    z = _latents(graph, bundle, x, width, edits, replace=replace)
+    if width is not None:
+        assert z is not None
+        values, indices = _read(graph, bundle, x, z, width)
+        graph.output(indices, "indices", np.int64, ["b", "t", "w"])
+        graph.output(values, "values", np.float32, ["b", "t", "w"])
+    if edits is not None:
+        total = _conditional(graph, bundle, x, edits, rows, z)
+        y = graph.op("Add", _reconstruction(graph, bundle, z) if replace and z is not None else x, total)
+        y = y if dtype == ir.DataType.FLOAT else graph.cast(y, dtype.numpy())
+        graph.output(y, "y", dtype.numpy(), ["b", "t", encoder.d_in])
+    return graph.model()
+
+
+def _latents(
+    graph: Graph, bundle: Bundle, x: ir.Value, width: ir.Value | None, edits: Edits | None, *, replace: bool
+) -> ir.Value | None:
+    """All latents, computed once for all that need them and for no token where a call needs none."""
+    if replace:
+        return latents(graph, bundle, x)
+    wanted = [] if width is None else [width]
+    if edits is not None and bundle.manifest.encoder.selection == "topk":
+        wanted.append(graph.op("Shape", edits.features, start=1))
+    if not wanted:
+        return None
+    return latents(graph, bundle, some_tokens(graph, x, graph.op("Max", *wanted)))
+
+
+def _served(graph: Graph, bundle: Bundle, z: ir.Value) -> ir.Value:
+    return above(graph, z, weight(graph, bundle, "threshold"))
+
+
+def _read(graph: Graph, bundle: Bundle, x: ir.Value, z: ir.Value, width: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Values and indices [b, t, w] of the largest features, as encode.onnx gives them."""
+    encoder = bundle.manifest.encoder
+    f = _served(graph, bundle, z) if encoder.selection == "threshold" else z
+    flat = graph.op("Reshape", f, graph.constant([-1, encoder.d_sae], np.int64))
+    indices, values = largest(graph, flat, width, encoder.d_sae)
+    slots = graph.op("Min", width, graph.constant([encoder.d_sae], np.int64))
+    shape = graph.op("Concat", graph.op("Shape", x, end=2), slots, axis=0)
+    # Of no tokens and no slots: of all tokens and no slots.
+    return graph.op("Reshape", values, shape, allowzero=1), graph.op("Reshape", indices, shape, allowzero=1)
+
+
+def _conditional(
+    graph: Graph, bundle: Bundle, x: ir.Value, edits: Edits, rows: TensorSpec | None, z: ir.Value | None
+) -> ir.Value:
+    """holds * (direction + what the edits add), [b, t, d_in]."""
+    direction = graph.input("direction", np.float32, ["db", "dt", "dd"], default=[[[0.0]]])
+    when = graph.input("when", np.int64, ["wb", "c"], default=np.empty((1, 0)))
+    bound = graph.input("above", np.float32, ["above_b", "above_c"], default=[[0.0]])
+    when, bound = known_features(graph, bundle.manifest.encoder.d_sae, when, bound)
+    f = values_of(graph, bundle, x, when, rows, z)
+    bound = graph.op("Unsqueeze", bound, graph.constant([1], np.int64))
+    # As numbers, so that NaN (of an unknown feature, or in x) stays NaN and is seen.
+    short = graph.op("Add", graph.cast(graph.op("LessOrEqual", f, bound), np.float32), _nan_only(graph, bound))
+    missed = graph.op("ReduceSum", short, graph.constant([-1], np.int64))
+    holds = graph.op("Max", graph.op("Sub", graph.constant(1, np.float32), missed), graph.constant(0, np.float32))
+    gated = Edits(edits.features, edits.scale, edits.shift, edits.low, edits.high, graph.op("Mul", edits.gate, holds))
+    return graph.op("Add", change(graph, bundle, x, gated, rows, z), graph.op("Mul", holds, direction))
+
+
+def _nan_only(graph: Graph, value: ir.Value) -> ir.Value:
+    """0 where the value is a number, NaN where it is not."""
+    return graph.op("Mul", value, graph.constant(0, np.float32))
+
+
+def _reconstruction(graph: Graph, bundle: Bundle, z: ir.Value) -> ir.Value:
+    """f W_dec + b_dec [b, t, d_in], of all features that fire."""
+    decoder = weight(graph, bundle, "W_dec")
+    if bundle.manifest.encoder.selection == "threshold":
+        total = graph.op("MatMul", _served(graph, bundle, z), decoder)
+    else:
+        slot = graph.constant([2], np.int64)
+        values, indices = graph.ops("TopK", 2, z, graph.constant([bundle.manifest.encoder.k or 0], np.int64))
+        picked = graph.op("MatMul", graph.op("Unsqueeze", values, slot), graph.op("Gather", decoder, indices))
+        total = graph.op("Squeeze", picked, slot)
+    return graph.op("Add", total, weight(graph, bundle, "b_dec"))

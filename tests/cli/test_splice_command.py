@@ -1,0 +1,79 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from command_line import misused, refused, run
+from tiny_host import host_graph, open_plainly, some_ids
+from tiny_host import run as run_host
+
+BundleOf = Callable[..., Path]
+HOOK = ("--hook", "encoder.layer.0")
+
+
+def test_a_spliced_graph_reads_and_edits(bundle_of: BundleOf, tmp_path: Path) -> None:
+    result = run("splice", host_graph("bert"), "--sae", bundle_of("mutual"), *HOOK, "-o", tmp_path / "out", "--json")
+    assert result.exit_code == 0
+    said = json.loads(result.stdout)
+    assert said["path"] == str(tmp_path / "out" / "model.onnx")
+    assert said["files"] == {"host.onnx.data": "copied", "sae/sae_weights.safetensors": "copied"}
+    (one,) = said["splices"]
+    session = open_plainly(tmp_path / "out" / "model.onnx", False)
+    assert [i.name for i in session.get_overridable_initializers()] == one["inputs"]
+    assert one["outputs"] == ["sae_indices", "sae_values"]
+    assert run_host(tmp_path / "out" / "model.onnx", some_ids(2, 5))["sae_values"].shape == (2, 5, 24)
+    text = run("splice", host_graph("bert"), "--sae", bundle_of("mutual"), *HOOK, "-o", tmp_path / "b.onnx").stdout
+    assert text.splitlines()[0] == f"graph    {tmp_path / 'b.onnx'}"
+    assert "sae      150 features of encoder.layer.0" in text and "copied host.onnx.data" in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "inputs", "outputs"),
+    [
+        (["--read"], {"knob_width"}, 2),
+        (["--edit"], {"knob_features", "knob_gate", "knob_direction", "knob_when"}, 0),
+        (["--edit", "--read", "--required"], {"knob_width", "knob_when", "knob_above"}, 2),
+        (["--replace"], {"knob_features", "knob_gate"}, 0),
+    ],
+)
+def test_what_is_asked_for_is_put_in(
+    bundle_of: BundleOf, tmp_path: Path, flags: list[str], inputs: set[str], outputs: int
+) -> None:
+    out = tmp_path / "m.onnx"
+    sae = ("--sae", bundle_of("token"), "--name", "knob")
+    assert run("splice", host_graph("bert"), *sae, *HOOK, *flags, "-o", out).exit_code == 0
+    graph = onnx.load(str(out), load_external_data=False).graph
+    assert inputs <= {tensor.name for tensor in graph.initializer}
+    assert len(graph.output) == 1 + outputs
+    required = {i.name for i in graph.input} - {tensor.name for tensor in graph.initializer}
+    assert ("knob_scale" in required) == ("--required" in flags)
+
+
+def test_several_saes(bundle_of: BundleOf, tmp_path: Path) -> None:
+    two = ("--sae", bundle_of("mutual"), *HOOK, "--sae", bundle_of("token"), "--hook", "embeddings")
+    assert run("splice", host_graph("bert"), *two, "--name", "a", "--name", "b", "-o", tmp_path).exit_code == 0
+    outputs = run_host(tmp_path / "model.onnx", some_ids(2, 5))
+    assert set(outputs) == {"last_hidden_state", "a_indices", "a_values", "b_indices", "b_values"}
+    assert np.isfinite(outputs["b_values"]).all()
+    assert refused("splice", host_graph("bert"), *two, "-o", tmp_path / "x").startswith("error: 2 --sae and 0 --name;")
+    assert "2 --sae and 1 --hook; give one hook for each" in refused(
+        "splice", host_graph("bert"), "--sae", "a", "--sae", "b", *HOOK, "-o", tmp_path / "x"
+    )
+    assert not (tmp_path / "x").exists()
+
+
+def test_what_does_not_fit_is_one_sentence(bundle_of: BundleOf, tmp_path: Path) -> None:
+    out = ("-o", tmp_path / "out")
+    assert "no module 'nowhere'; close names are" in refused(
+        "splice", host_graph("bert"), "--sae", bundle_of("mutual"), "--hook", "nowhere", *out
+    )
+    assert "make a host graph: sae-runtime host" in refused(
+        "splice", tmp_path / "none.onnx", "--sae", bundle_of("mutual"), *HOOK, *out
+    )
+    assert "is not a folder; a bundle is" in refused(
+        "splice", host_graph("bert"), "--sae", tmp_path / "no", *HOOK, *out
+    )
+    assert "Missing option '--sae'" in misused("splice", host_graph("bert"))
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,159 @@
+"""An SAE at work inside a live torch model: features out, edits in, also while it generates."""
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sae_runtime.edits import Edit, as_inputs
+from sae_runtime.features import Features
+from sae_runtime.train.fitted import Fitted, open_fitted
+from sae_runtime.train.host import find_module
+
+Gate = Literal["all", "prompt", "generated"] | Collection[int]
+
+
+@contextmanager
+def attach(
+    model: Any,
+    hook: str,
+    sae: Fitted | str | Path,
+    edits: Sequence[Edit] | Sequence[Sequence[Edit]] = (),
+    *,
+    gate: Gate = "all",
+    replace: bool = False,
+) -> Iterator[list[Features]]:
+    """Read the features of a module's output, and edit them, for as long as the block lasts.
+
+    Each call of the module appends its features [b, t], as they are before editing, by the served rule; padding counts
+    as a token. Edits are those of `SAE.steer`: all that the SAE cannot explain stays. A graph that `splice` makes with
+    the same SAE and hook gives the same.
+
+    Args:
+        model: a transformers model; it may generate, with keys and values or without.
+        hook: a module of it, as `harvest` names it, that gives a tensor, or a tuple or ModelOutput that begins with
+            one, [b, t, d_in].
+        sae: a bundle, exported or not.
+        edits: one list for all requests, or a list for each of the b; a request that is searched by several beams
+            takes its list along.
+        gate: the tokens that are edited: "all", those of the "prompt" (of a pass that nothing went before), the
+            "generated" ones, or some by their position, counted from 0 without padding.
+        replace: let the reconstruction stand in for the activation, and take the edits.
+
+    Raises:
+        BundleError: the bundle cannot be trusted.
+        ValueError: the model has no such module, it gives no activations of the SAE's width, a feature is out of range
+            or edited twice, there are other lists of edits than requests, or the gate is unknown.
+    """
+    fitted = open_fitted(Path(sae), torch.device("cpu")) if isinstance(sae, str | Path) else sae
+    if isinstance(gate, str) and gate not in ("all", "prompt", "generated"):
+        raise ValueError(f"the gate is 'all', 'prompt', 'generated' or some positions, got {gate!r}")
+    module = find_module(model.base_model, hook)
+    requests: Any = edits if edits and not isinstance(edits[0], Edit) else [edits]
+    numbers = {name: torch.from_numpy(a) for name, a in as_inputs(requests, fitted.manifest.encoder.d_sae).items()}
+    read: list[Features] = []
+    place = _Place()
+
+    @torch.no_grad()
+    def put(_module: Any, _args: Any, output: Any) -> Any:
+        x = _activations(output, hook, fitted.manifest.encoder.d_in)
+        f = _features(fitted, x)
+        read.append(_sparse(f))
+        if not replace and not numbers["features"].numel():
+            return output
+        y = fitted.model.decode(f) if replace else x.float()
+        return _with(output, (y + _change(fitted, f, numbers) * place.gates(gate, x)).to(x.dtype))
+
+    fitted.model.to(model.device)
+    # Whichever of the two is called; the base may be called by the head, and then knows the same.
+    callers = dict.fromkeys((model, model.base_model))
+    handles = [caller.register_forward_pre_hook(place.look, with_kwargs=True) for caller in callers]
+    handles.append(module.register_forward_hook(put))
+    try:
+        yield read
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Place:
+    """Where in its requests the model is: what it was called with last."""
+
+    def __init__(self) -> None:
+        self._seen = 0
+        self._mask: Tensor | None = None
+
+    def look(self, _model: Any, _args: Any, settings: dict[str, Any]) -> None:
+        past = settings.get("past_key_values")
+        self._seen = 0 if past is None else int(past.get_seq_length())
+        mask = settings.get("attention_mask")
+        self._mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+
+    def gates(self, gate: Gate, x: Tensor) -> Tensor | float:
+        """1 where tokens are edited and 0 elsewhere, broadcastable to [b, t, 1]."""
+        if isinstance(gate, str):
+            return float(gate == "all" or (gate == "prompt") == (self._seen == 0))
+        end = self._seen + x.shape[1]
+        if self._mask is None or self._mask.shape[1] < end:
+            position = torch.arange(self._seen, end, device=x.device)[None]
+        else:
+            real = self._mask[:, :end].long()
+            position = (real.cumsum(dim=1) - 1).masked_fill(real == 0, -1)[:, self._seen :]
+        chosen = torch.tensor(sorted(gate), dtype=torch.long, device=position.device)
+        return torch.isin(position, chosen).float()[..., None].to(x.device)
+
+
+def _features(fitted: Fitted, x: Tensor) -> Tensor:
+    """Dense features [b, t, d_sae] by the served rule."""
+    z = fitted.model.latents(x.float().reshape(-1, x.shape[-1]))
+    return torch.where(fitted.served(z), z, 0).reshape(*x.shape[:2], -1)
+
+
+def _change(fitted: Fitted, f: Tensor, numbers: dict[str, Tensor]) -> Tensor:
+    """What the edits add to the activations: (f' - f) W_dec[features], [b, t, d_in]."""
+    requests, b = len(numbers["features"]), len(f)
+    if b % requests:
+        raise ValueError(f"{requests} lists of edits do not fit {b} requests; give one list, or one for each")
+    repeated = {name: a.to(f.device).repeat_interleave(b // requests, dim=0) for name, a in numbers.items()}
+    features = repeated.pop("features")
+    scale, shift, low, high = (repeated[name][:, None] for name in ("scale", "shift", "low", "high"))
+    old = f.gather(2, features[:, None].expand(-1, f.shape[1], -1))
+    new = torch.minimum(torch.maximum(scale * old + shift, low), high)
+    return (new - old) @ fitted.model.W_dec[features]
+
+
+def _sparse(f: Tensor) -> Features:
+    rows = f.reshape(-1, f.shape[-1])
+    token, feature = rows.nonzero(as_tuple=True)
+    indptr = np.concatenate([[0], torch.bincount(token, minlength=len(rows)).cumsum(0).cpu().numpy()])
+    values = rows[token, feature].float().cpu().numpy()
+    return Features(indptr, feature.int().cpu().numpy(), values, f.shape[-1], tuple(f.shape[:-1]))
+
+
+def _activations(output: Any, hook: str, width: int) -> Tensor:
+    """The tensor in what a module gives."""
+    first = output
+    if isinstance(output, dict):  # as a ModelOutput is
+        first = next(iter(output.values()), None)
+    elif isinstance(output, tuple | list):
+        first = output[0] if output else None
+    if not isinstance(first, Tensor) or first.ndim != 3 or first.shape[2] != width:
+        shape = list(first.shape) if isinstance(first, Tensor) else type(first).__name__
+        raise ValueError(f"{hook} gives {shape}, this SAE expects [b, t, {width}]; hook the module it was fitted on")
+    return first
+
+
+def _with(output: Any, y: Tensor) -> Any:
+    """What a module gives, with y for its activations."""
+    if isinstance(output, Tensor):
+        return y
+    if isinstance(output, dict):
+        output[next(iter(output))] = y
+        return output
+    if hasattr(output, "_replace"):  # a named tuple
+        return output._replace(**{output._fields[0]: y})
+    return type(output)([y, *output[1:]])
