@@ -9,7 +9,7 @@ demo: .venv/demo.stamp
 	$(BIN)/sae-runtime demo --force -o demo-out
 
 test: .venv/dev.stamp
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 check: .venv/dev.stamp
 	$(BIN)/ruff format --check .

@@ -1,11 +1,10 @@
-"""Encode to sparse features: onnxruntime through our graphs against SAELens, on the same weights and activations.
+"""Encode to sparse features: precision "exact" against the dense product in onnxruntime, and against the peers.
 
-Both run in this process in turn; a row is the median of several rounds, and the ratio is peer / ours. Random unit
-decoder rows and activations stand in for a fitted SAE: the work of either does not depend on them.
+Weights are trained and activations real (wide.py). All run in this process in turn; a cell is the median of several
+rounds. Peers give what they give: SAELens and dictionary_learning dense arrays, sparsify the top k.
 """
 
 import statistics
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -14,27 +13,21 @@ from pathlib import Path
 
 import click
 import numpy as np
+import onnx_ir as ir
 import torch
+import wide
+from joint import dictionary_learning
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sae_runtime import bundle, load
-from sae_runtime.exports import export
-from sae_runtime.manifest import Allocation, Encoder, Manifest
+from sae_runtime.bundle import Bundle
+from sae_runtime.exports.encode import latents
+from sae_runtime.exports.graph import Graph
+from sae_runtime.files import new_file
+from sae_runtime.sessions import open_session
 
-
-def make_bundle(path: Path, d_in: int, d_sae: int, k: int, rng: np.random.Generator) -> None:
-    """A token choice bundle with random weights, which SAELens reads too."""
-    decoder = rng.standard_normal((d_sae, d_in), np.float32)
-    decoder /= np.linalg.norm(decoder, axis=1, keepdims=True)
-    weights: dict[str, NDArray[np.float32]] = {
-        "W_enc": decoder.T,
-        "W_dec": decoder,
-        "b_enc": np.zeros(d_sae, np.float32),
-        "b_dec": np.zeros(d_in, np.float32),
-    }
-    encoder = Encoder(d_in=d_in, d_sae=d_sae, selection="topk", k=k)
-    bundle.write(path, weights, Manifest(encoder=encoder, allocation=Allocation(kind="token", k=float(k)), width=k))
-    export(path)
+Run = Callable[[NDArray[np.float32]], object]
 
 
 def median_seconds(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -49,30 +42,103 @@ def median_seconds(runs: dict[str, Callable[[], object]], rounds: int) -> dict[s
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
-@click.command()
-@click.option("--d-in", default=768)
-@click.option("--d-sae", default=24_576)
-@click.option("--k", default=32)
-@click.option("--rounds", default=7)
-def main(d_in: int, d_sae: int, k: int, rounds: int) -> None:
-    """Print one row for each number of tokens."""
-    warnings.simplefilter("ignore")
+def dense(read: Bundle) -> Run:
+    """The dense product in onnxruntime, without a selection: what any exporter would start from."""
+    graph = Graph("dense")
+    x = graph.input("x", np.float32, ["n", read.manifest.encoder.d_in])
+    graph.output(latents(graph, read, x), "z", np.float32, ["n", read.manifest.encoder.d_sae])
+    path = read.path / "dense.onnx"
+    with new_file(path, force=True) as partial_file:
+        ir.save(graph.model(), partial_file)
+    session = open_session(path)
+    return lambda x: session.run(None, {"x": x})
+
+
+def sparsify(read: Bundle) -> Callable[[Tensor], object]:
+    """EleutherAI's encoder with the bundle's weights."""
+    from sparsify import SparseCoder, SparseCoderConfig
+
+    encoder = read.manifest.encoder
+    sae = SparseCoder(encoder.d_in, SparseCoderConfig(num_latents=encoder.d_sae, k=int(read.manifest.allocation.k)))
+    sae.encoder.weight.data = torch.from_numpy(np.ascontiguousarray(read.tensor("W_enc").T))
+    sae.encoder.bias.data = torch.from_numpy(np.array(read.tensor("b_enc")))
+    sae.b_dec.data = torch.from_numpy(np.array(read.tensor("b_dec")))
+    encode: Callable[[Tensor], object] = sae.encode
+    return encode
+
+
+def contenders(path: Path, *, peers: bool) -> dict[str, Run]:
+    """What encodes rows [n, d_in] with the weights of a bundle; ours first, then the dense product, then the peers."""
+    read = bundle.read(path)
+    runs: dict[str, Run] = {
+        "exact": load(path).encode,
+        "float32": load(path, precision="float32").encode,
+        "fast": load(path, precision="fast").encode,
+        "dense product": dense(read),
+    }
+    if not peers:
+        return runs
     import sae_lens
 
-    rng = np.random.default_rng(0)
-    with tempfile.TemporaryDirectory() as folder:
-        make_bundle(Path(folder) / "sae", d_in, d_sae, k, rng)
-        ours = load(Path(folder) / "sae")
-        peer = sae_lens.SAE.load_from_disk(Path(folder) / "sae")
-        print(f"token choice, d_in {d_in}, d_sae {d_sae}, k {k}, {torch.get_num_threads()} threads")
-        print(f"{'tokens':>8}  {'ours, ms':>9}  {'SAELens, ms':>11}  {'ratio':>6}")
-        for n in (1, 16, 1024):
-            x = rng.standard_normal((n, d_in), np.float32)
-            tensor = torch.from_numpy(x)
-            with torch.inference_mode():
-                median = median_seconds({"ours": partial(ours.encode, x), "peer": partial(peer.encode, tensor)}, rounds)
-            ratio = median["peer"] / median["ours"]
-            print(f"{n:>8}  {median['ours'] * 1e3:>9.2f}  {median['peer'] * 1e3:>11.2f}  {ratio:>6.2f}")
+    weights = {name: np.array(read.tensor(name)) for name in read.specs}
+    theirs: dict[str, Callable[[Tensor], object]] = {"SAELens": sae_lens.SAE.load_from_disk(path).encode}
+    if read.manifest.allocation.kind == "token":
+        theirs["sparsify"] = sparsify(read)
+    else:
+        theirs["dictionary_learning"] = dictionary_learning(weights, int(read.manifest.allocation.k))
+    for name, encode in theirs.items():
+        runs[name] = partial(_by_torch, encode)
+    return runs
+
+
+@torch.inference_mode()
+def _by_torch(encode: Callable[[Tensor], object], x: NDArray[np.float32]) -> object:
+    return encode(torch.from_numpy(x))
+
+
+def print_table(runs: dict[str, Run], x: NDArray[np.float32], tokens: tuple[int, ...], rounds: int) -> None:
+    """Milliseconds for each number of tokens, and how often faster than the others "exact" is."""
+    print("| tokens | " + " | ".join(runs) + " | exact / dense | peers / exact |\n" + "|---" * (len(runs) + 3) + "|")
+    for n in tokens:
+        some = np.ascontiguousarray(np.resize(x, (n, x.shape[1])))
+        # A dense array of that many tokens fits nowhere: its owners get them by the thousand.
+        parts = [some[begin : begin + 1024] for begin in range(0, n, 1024)]
+        median = median_seconds(
+            {
+                name: partial(run, some) if name in ("exact", "float32", "fast") else partial(_each, run, parts)
+                for name, run in runs.items()
+            },
+            rounds if n <= 1024 else max(rounds // 3, 1),
+        )
+        ms = " | ".join(f"{median[name] * 1e3:.2f}" for name in runs)
+        peers = [median[name] / median["exact"] for name in list(runs)[4:]]
+        print(f"| {n:,} | {ms} | {median['exact'] / median['dense product']:.2f} | ", end="")
+        print(", ".join(f"{ratio:.2f}" for ratio in peers) + " |", flush=True)
+
+
+def _each(run: Run, parts: list[NDArray[np.float32]]) -> None:
+    for part in parts:
+        run(part)
+
+
+@click.command()
+@click.option("--text", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--cache", required=True, type=click.Path(file_okay=False, path_type=Path), help="see wide.py")
+@click.option("--d-sae", default=24_576, show_default=True)
+@click.option("--steps", default=1000, show_default=True)
+@click.option("--rounds", default=9, show_default=True)
+@click.option("--tokens", default=(1, 16, 1024, 16_384), multiple=True, show_default=True)
+@click.option("--peers/--no-peers", default=True)
+def main(text: Path, cache: Path, d_sae: int, steps: int, rounds: int, tokens: tuple[int, ...], peers: bool) -> None:
+    """Print a table for token choice and one for mutual choice."""
+    warnings.simplefilter("ignore")
+    x = wide.sample(cache, text, 1024)
+    x = x[np.random.default_rng(1).permutation(len(x))]
+    for kind in ("token", "mutual"):
+        path = wide.bundle(cache, text, kind=kind, d_sae=d_sae, steps=steps)
+        runs = contenders(path, peers=peers)
+        print(f"\n{kind} choice, d_in {x.shape[1]}, d_sae {d_sae:,}, k 32, {torch.get_num_threads()} threads\n")
+        print_table(runs, x, tokens, rounds)
 
 
 if __name__ == "__main__":

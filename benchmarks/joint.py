@@ -1,8 +1,9 @@
 """The batch rule over many tokens: tiles and candidates through onnxruntime against the peers' batch top-k.
 
 All run in this process in turn, on the same weights and activations; a row is the median of several rounds, and the
-ratio is its time over that of our mutual choice. Features fire by a Zipf law on random activations of unequal length.
-With --tokens, ours alone over that many tokens in a file, and the memory that it takes.
+ratio is its time over that of our mutual choice. With --text and --cache, weights are trained and activations real
+(wide.py), else features fire by a Zipf law on random activations of unequal length. With --tokens, ours alone over that
+many tokens in a file, and the memory that it takes.
 """
 
 import resource
@@ -19,6 +20,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+import wide
 from numpy.typing import NDArray
 from peers import stand_in_for_nnsight
 from torch import Tensor
@@ -27,13 +29,14 @@ from sae_runtime import SAE, bundle, load, open_activations, quota
 from sae_runtime.exports import export
 from sae_runtime.manifest import Allocation, Encoder, Manifest
 from sae_runtime.quota import Quota
-from sae_runtime.sessions import open_session
+
+Weights = dict[str, NDArray[np.float32]]
 
 _QUOTA = Quota(exponent=0.9, offset=30.0, slack=3.0)
 _GIB = 1 << 30
 
 
-def make_weights(d_in: int, d_sae: int, k: int, rng: np.random.Generator) -> tuple[dict[str, NDArray[np.float32]], int]:
+def make_weights(d_in: int, d_sae: int, k: int, rng: np.random.Generator) -> tuple[Weights, int]:
     """Random weights, feature i above a common threshold on a share of the tokens as the quota has it; and a width."""
     decoder = rng.standard_normal((d_sae, d_in), np.float32)
     decoder /= np.linalg.norm(decoder, axis=1, keepdims=True)
@@ -58,17 +61,37 @@ def make_rows(n: int, d_in: int, rng: np.random.Generator) -> NDArray[np.float32
     return x
 
 
-def make_bundle(path: Path, kind: str, k: int, weights: dict[str, NDArray[np.float32]], width: int) -> Path:
-    """An exported bundle of mutual or feature choice."""
+def make_bundles(
+    folder: Path, k: int, weights: Weights, width: int, x: NDArray[np.float32], law: Quota = _QUOTA
+) -> dict[str, SAE]:
+    """Exported bundles of mutual and feature choice with the same weights, features by falling use."""
     d_in, d_sae = weights["W_enc"].shape
-    allocation = Allocation(kind=kind, k=float(k), quota=_QUOTA if kind == "feature" else None)
     encoder = Encoder(d_in=d_in, d_sae=d_sae, selection="threshold")
-    bundle.write(path, weights, Manifest(encoder=encoder, allocation=allocation, width=width))
-    export(path)
-    return path
+    saes = {}
+    for kind in ("mutual", "feature"):
+        allocation = Allocation(kind=kind, k=float(k), quota=law if kind == "feature" else None)
+        manifest = Manifest(encoder=encoder, allocation=allocation, width=width)
+        bundle.write(folder / kind, weights, manifest, sample=x)
+        export(folder / kind)
+        saes[kind] = load(folder / kind)
+    return saes
 
 
-def sae_lens(weights: dict[str, NDArray[np.float32]], k: int) -> Callable[[Tensor], object]:
+def trained(cache: Path, text: Path, d_sae: int, k: int) -> tuple[Weights, int, Quota]:
+    """Weights of mutual choice, features by falling use; the width; and the law of their use, as training fits it."""
+    path = wide.bundle(cache, text, kind="mutual", d_sae=d_sae, k=k)
+    features = load(path).encode(wide.sample(cache, text, 16_384))
+    use = np.bincount(features.indices, minlength=d_sae) / len(features)
+    order = np.argsort(-use, kind="stable")
+    read = bundle.read(path)
+    weights = {name: np.array(read.tensor(name)) for name in read.specs}
+    weights |= {name: np.ascontiguousarray(weights[name][order]) for name in ("W_dec", "b_enc", "threshold")}
+    weights["W_enc"] = np.ascontiguousarray(weights["W_enc"][:, order])
+    exponent, offset, _ = quota.fit(use)
+    return weights, read.manifest.width, Quota(exponent=exponent, offset=offset, slack=3.0)
+
+
+def sae_lens(weights: Weights, k: int) -> Callable[[Tensor], object]:
     """SAELens's BatchTopK, in which the rule is part of training."""
     import sae_lens.saes as saes
 
@@ -80,15 +103,16 @@ def sae_lens(weights: dict[str, NDArray[np.float32]], k: int) -> Callable[[Tenso
     return encode
 
 
-def dictionary_learning(weights: dict[str, NDArray[np.float32]], k: int) -> Callable[[Tensor], object]:
+def dictionary_learning(weights: Weights, k: int) -> Callable[[Tensor], object]:
     """dictionary_learning's BatchTopKSAE, told to take the batch's top k."""
     stand_in_for_nnsight()
     from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
 
     d_in, d_sae = weights["W_enc"].shape
     sae = BatchTopKSAE(d_in, d_sae, k)
-    sae.encoder.weight.data = torch.from_numpy(weights["W_dec"])
+    sae.encoder.weight.data = torch.from_numpy(np.ascontiguousarray(weights["W_enc"].T))
     sae.encoder.bias.data = torch.from_numpy(weights["b_enc"])
+    sae.b_dec.data = torch.from_numpy(weights["b_dec"])
 
     def encode(x: Tensor) -> object:
         return sae.encode(x, use_threshold=False)
@@ -115,18 +139,14 @@ def median_seconds(runs: dict[str, Callable[[], object]], rounds: int) -> dict[s
     return {name: None if name in too_large else statistics.median(times) for name, times in seconds.items()}
 
 
-def compare(
-    saes: dict[str, SAE], weights: dict[str, NDArray[np.float32]], n: int, k: int, rounds: int, graphs: bool
-) -> None:
+def compare(saes: dict[str, SAE], weights: Weights, x: NDArray[np.float32], k: int, rounds: int, graphs: bool) -> None:
     """Print one row for each implementation."""
-    x = make_rows(n, len(weights["b_dec"]), np.random.default_rng(1))
     tensor = torch.from_numpy(x)
     runs: dict[str, Callable[[], object]] = {}
     for kind, sae in saes.items():
         runs[f"{kind} choice"] = partial(sae.encode, x, rule="batch")
         if graphs:
-            session = open_session(sae._bundle.graph("encode_joint.onnx"))
-            runs[f"{kind} choice, graph"] = partial(session.run, None, {"x": x})
+            runs[f"{kind} choice, graph"] = partial(sae._sessions.run, "encode_joint.onnx", {"x": x})
     runs["SAELens"] = partial(sae_lens(weights, k), tensor)
     runs["dictionary_learning"] = partial(dictionary_learning(weights, k), tensor)
     # More than is free now must be an error of the one that asks for it, not the end of the machine.
@@ -136,7 +156,7 @@ def compare(
         median = median_seconds(runs, rounds)
     ours = median["mutual choice"]
     assert ours is not None
-    print(f"{n:,} tokens, {torch.get_num_threads()} threads, median of {rounds}")
+    print(f"{len(x):,} tokens, {torch.get_num_threads()} threads, median of {rounds}")
     for name, seconds in median.items():
         figures = "does not fit in memory" if seconds is None else f"{seconds:>8.2f} s  {seconds / ours:>6.2f}"
         print(f"{name:<24}  {figures}")
@@ -195,21 +215,40 @@ def _free() -> int:
 @click.option("--rounds", default=3)
 @click.option("--graphs", is_flag=True, help="encode_joint.onnx too, which holds all latents at once")
 @click.option("--tokens", type=int, help="only ours, over that many tokens in a file")
-def main(d_in: int, d_sae: int, k: int, n: int, rounds: int, graphs: bool, tokens: int | None) -> None:
+@click.option("--text", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="see wide.py")
+@click.option("--cache", type=click.Path(file_okay=False, path_type=Path), help="see wide.py")
+def main(
+    d_in: int,
+    d_sae: int,
+    k: int,
+    n: int,
+    rounds: int,
+    graphs: bool,
+    tokens: int | None,
+    text: Path | None,
+    cache: Path | None,
+) -> None:
     """Print time against the peers, or time and memory over many tokens."""
     warnings.simplefilter("ignore")
-    print(f"batch rule, d_in {d_in}, d_sae {d_sae}, k {k}")
-    weights, width = make_weights(d_in, d_sae, k, np.random.default_rng(0))
+    law = _QUOTA
+    if text is not None and cache is not None:
+        weights, width, law = trained(cache, text, d_sae, k)
+        rows = wide.sample(cache, text, max(n, 4096))
+    else:
+        weights, width = make_weights(d_in, d_sae, k, np.random.default_rng(0))
+        rows = make_rows(max(n, 4096), d_in, np.random.default_rng(1))
+    print(f"batch rule, d_in {rows.shape[1]}, d_sae {d_sae}, k {k}{', trained' if text else ''}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        saes = {kind: load(make_bundle(folder / kind, kind, k, weights, width)) for kind in ("mutual", "feature")}
+        saes = make_bundles(folder, k, weights, width, rows[:: max(len(rows) // 3072, 1)], law)
         if tokens is None:
-            compare(saes, weights, n, k, rounds, graphs)
+            compare(saes, weights, rows[:n], k, rounds, graphs)
             return
-        x = np.lib.format.open_memmap(folder / "x.npy", "w+", np.float16, (tokens, d_in))
+        x = np.lib.format.open_memmap(folder / "x.npy", "w+", np.float16, (tokens, rows.shape[1]))
         rng = np.random.default_rng(1)
         for begin in range(0, tokens, 4096):
-            x[begin : begin + 4096] = make_rows(min(4096, tokens - begin), d_in, rng)
+            some = rows[rng.integers(0, len(rows), min(4096, tokens - begin))]
+            x[begin : begin + 4096] = some * rng.lognormal(0, 0.05, (len(some), 1))
         x.flush()
         del x
         for kind, sae in saes.items():

@@ -5,6 +5,7 @@ import onnx_ir as ir
 
 from sae_runtime.bundle import WEIGHTS, Bundle
 from sae_runtime.exports.graph import Graph, external
+from sae_runtime.exports.select import largest
 
 
 def weight(graph: Graph, bundle: Bundle, name: str) -> ir.Value:
@@ -12,10 +13,10 @@ def weight(graph: Graph, bundle: Bundle, name: str) -> ir.Value:
     return graph.weight(external(name, WEIGHTS, bundle.specs[name]))
 
 
-def latents(graph: Graph, bundle: Bundle, x: ir.Value) -> ir.Value:
-    """relu((x - b_dec) W_enc + b_enc) for x [..., d_in]: [..., d_sae]; NaN stays NaN."""
+def latents(graph: Graph, bundle: Bundle, x: ir.Value, encoder: ir.Value | None = None) -> ir.Value:
+    """relu((x - b_dec) W_enc + b_enc) for x [..., d_in]: [..., d_sae]; NaN stays NaN. `encoder` takes W_enc's place."""
     centred = graph.op("Sub", x, weight(graph, bundle, "b_dec"))
-    product = graph.op("MatMul", centred, weight(graph, bundle, "W_enc"))
+    product = graph.op("MatMul", centred, encoder or weight(graph, bundle, "W_enc"))
     return graph.op("Relu", graph.op("Add", product, weight(graph, bundle, "b_enc")))
 
 
@@ -24,22 +25,29 @@ def above(graph: Graph, z: ir.Value, theta: ir.Value) -> ir.Value:
     return graph.op("Where", graph.op("LessOrEqual", z, theta), graph.constant(0, np.float32), z)
 
 
+def threshold_input(graph: Graph, bundle: Bundle) -> ir.Value | None:
+    """The input theta f32 [1] or [d_sae], where the bundle has a threshold."""
+    if bundle.manifest.encoder.selection == "topk":
+        return None
+    return graph.input("theta", np.float32, ["theta"], default=external("theta", WEIGHTS, bundle.specs["threshold"]))
+
+
 def encode_graph(bundle: Bundle) -> ir.Model:
     """x f32 [n, d_in] -> indices i64, values f32 [n, width], each row by falling value, unused slots 0.
 
     Optional inputs: width i64 [1], and for threshold bundles theta f32 [1] or [d_sae].
     """
     graph = Graph("encode")
-    encoder = bundle.manifest.encoder
-    z = latents(graph, bundle, graph.input("x", np.float32, ["n", encoder.d_in]))
-    if encoder.selection == "threshold":
-        theta = graph.input(
-            "theta", np.float32, ["theta"], default=external("theta", WEIGHTS, bundle.specs["threshold"])
-        )
+    z = latents(graph, bundle, graph.input("x", np.float32, ["n", bundle.manifest.encoder.d_in]))
+    theta = threshold_input(graph, bundle)
+    selected(graph, bundle, z, theta, graph.input("width", np.int64, [1], default=[bundle.manifest.width]))
+    return graph.model()
+
+
+def selected(graph: Graph, bundle: Bundle, z: ir.Value, theta: ir.Value | None, width: ir.Value) -> None:
+    """Make the outputs indices i64 and values f32 [n, width] of latents z [n, d_sae], by threshold or top k."""
+    if theta is not None:
         z = above(graph, z, theta)
-    width = graph.input("width", np.int64, [1], default=[bundle.manifest.width])
-    slots = graph.op("Min", width, graph.constant([encoder.d_sae], np.int64))
-    values, indices = graph.ops("TopK", 2, z, slots)
+    indices, values = largest(graph, z, width, bundle.manifest.encoder.d_sae)
     graph.output(indices, "indices", np.int64, ["n", "width"])
     graph.output(values, "values", np.float32, ["n", "width"])
-    return graph.model()

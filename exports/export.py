@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -11,104 +11,136 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from sae_runtime import bundle as bundles
-from sae_runtime import files, quota, sessions
+from sae_runtime import files, sessions
 from sae_runtime.bundle import DERIVED, Bundle
 from sae_runtime.exports import witness
 from sae_runtime.exports.decode import decode_graph
+from sae_runtime.exports.derived import Derived, default_cap, write_derived
 from sae_runtime.exports.encode import encode_graph
+from sae_runtime.exports.exact import exact_graph
+from sae_runtime.exports.fast import fast_graph, half_graph
+from sae_runtime.exports.gpu import gpu_graph
 from sae_runtime.exports.joint import joint_graph
+from sae_runtime.exports.price import price
 from sae_runtime.exports.steer import LARGEST, steer_graph
-from sae_runtime.manifest import GraphRecord, to_json
-from sae_runtime.tensors import TensorSpec, read_header, save_tensors
+from sae_runtime.manifest import GraphRecord, Price, to_json
 
 Arrays = dict[str, NDArray[np.generic]]
 Run = Callable[[str, Arrays], list[NDArray[np.float32]]]
-_TOKENS = 24  # tokens of the sample that the witness looks at
+PRECISIONS = {
+    "float32": "encode.onnx",
+    "exact": "encode_exact.onnx",
+    "fast": "encode_fast.onnx",
+    "float16": "encode_half.onnx",
+    "gpu": "encode_gpu.onnx",
+}
+_TOKENS = 24  # tokens that the witness looks at
+_PRICED = 256  # tokens of the sample on which precisions are measured
 
 
-def export(path: str | Path) -> Bundle:
-    """Write encode.onnx, decode.onnx, steer.onnx and, for batch-level rules, encode_joint.onnx into a bundle.
+def export(
+    path: str | Path,
+    *,
+    precisions: Collection[str] = ("exact", "fast"),
+    activations: NDArray[np.float32] | None = None,
+) -> Bundle:
+    """Write encode.onnx, decode.onnx, steer.onnx, for batch-level rules encode_joint.onnx, and those of the precisions.
 
     Graphs that are there already are replaced, one by one, and the manifest last.
 
     Args:
         path: a bundle's folder.
+        precisions: further encoders: "exact", "fast" (both only where int8 can be used, see `has_integers`), "float16",
+            and "gpu", which is "exact" for GPUs.
+        activations: typical ones [m, d_in], to take the place of the bundle's sample; they make int8 fine.
 
     Returns:
         The bundle as it is now.
 
     Raises:
+        ValueError: an unknown precision, or activations of another width or that are not finite.
         BundleError: the folder is no valid bundle, or a graph disagrees with the witness (then nothing changes).
     """
+    if unknown := set(precisions) - set(PRECISIONS):
+        raise ValueError(f"precisions must be some of {', '.join(PRECISIONS)}, got {', '.join(sorted(unknown))}")
     bundle = bundles.read(path)
-    derived: dict[str, TensorSpec] = {}
-    if bundle.manifest.allocation.kind == "feature":
-        derived = _write_derived(bundle)
-    graphs = {
-        "encode.onnx": encode_graph(bundle),
-        "decode.onnx": decode_graph(bundle),
-        "steer.onnx": steer_graph(bundle),
-    }
-    if bundle.manifest.allocation.kind != "token":
-        graphs["encode_joint.onnx"] = joint_graph(bundle, derived.get("cap"))
+    if activations is not None:
+        bundle = bundles.with_sample(bundle, activations)
+    weights = {name: bundle.tensor(name) for name in bundle.specs}
+    typical = bundle.sample()
+    if typical is None:
+        guess = sample(weights, np.random.default_rng(1), 4 * bundle.manifest.encoder.d_in)
+    derived = write_derived(bundle, guess if typical is None else typical, precisions)
+    graphs = _graphs(bundle, derived, precisions)
     with contextlib.ExitStack() as renames:
         partials: dict[str, Path] = {}
         for name, model in graphs.items():
             partials[name] = renames.enter_context(files.new_file(bundle.path / name, force=True))
             ir.save(model, partials[name])
             onnx.checker.check_model(str(partials[name]), full_check=True)
-        _check(bundle, partials)
+        run = _runner(partials)
+        _check(bundle, weights, sample(weights, np.random.default_rng(0)), run, set(graphs))
+        prices = {} if typical is None else _prices(bundle, weights, typical[:_PRICED], run, set(graphs))
         records = {
             name: GraphRecord(
-                **dataclasses.asdict(bundles.record(partial)), row_independent=name != "encode_joint.onnx"
+                **dataclasses.asdict(bundles.record(partial)),
+                row_independent=name != "encode_joint.onnx",
+                derived=_reads_derived(graphs[name]),
             )
             for name, partial in sorted(partials.items())
         }
     listed = {name: record for name, record in bundle.manifest.files.items() if name != DERIVED}
-    if derived:
+    if derived.specs:
         listed[DERIVED] = bundles.record(bundle.path / DERIVED)
-    manifest = dataclasses.replace(bundle.manifest, graphs=records, files=listed)
+    manifest = dataclasses.replace(bundle.manifest, graphs=records, files=listed, precisions=prices)
     with files.new_file(bundle.path / bundles.MANIFEST, force=True) as partial:
         partial.write_text(to_json(manifest))
+    for name in set(bundle.manifest.graphs) - set(graphs):  # of an earlier export
+        (bundle.path / name).unlink(missing_ok=True)
     return bundles.read(path, verify=False)
 
 
-def _write_derived(bundle: Bundle) -> dict[str, TensorSpec]:
-    """The caps of feature choice, too large for a graph, computed from the few numbers in the manifest."""
-    with files.new_file(bundle.path / DERIVED, force=True) as partial:
-        save_tensors(partial, {"cap": default_cap(bundle)})
-    return read_header(bundle.path / DERIVED)
+def _graphs(bundle: Bundle, derived: Derived, precisions: Collection[str]) -> dict[str, ir.Model]:
+    graphs = {
+        "encode.onnx": encode_graph(bundle),
+        "decode.onnx": decode_graph(bundle),
+        "steer.onnx": steer_graph(bundle, derived.specs.get("W_enc_rows")),
+    }
+    if bundle.manifest.allocation.kind != "token":
+        graphs["encode_joint.onnx"] = joint_graph(bundle, derived.specs.get("cap"))
+    if derived.plan is not None:
+        graphs["encode_fast.onnx"] = fast_graph(bundle, derived)
+    if "exact" in precisions and derived.plan is not None:
+        graphs["encode_exact.onnx"] = exact_graph(bundle, derived)
+    if "W_enc_half" in derived.specs:
+        graphs["encode_half.onnx"] = half_graph(bundle, derived)
+    if "gpu" in precisions:
+        graphs["encode_gpu.onnx"] = gpu_graph(bundle, derived.specs)
+    return graphs
 
 
-def default_cap(bundle: Bundle) -> NDArray[np.float64]:
-    """The cap of each feature that a feature choice bundle was fitted with: float64 [d_sae].
-
-    Raises:
-        ValueError: the bundle is not of feature choice.
-    """
-    allocation = bundle.manifest.allocation
-    if allocation.quota is None:
-        raise ValueError(f"only feature choice has caps, this bundle is of {allocation.kind} choice")
-    return quota.caps(allocation.quota, allocation.k, bundle.manifest.encoder.d_sae)
+def _reads_derived(model: ir.Model) -> bool:
+    weights = (value.const_value for value in model.graph.initializers.values())
+    return any(isinstance(tensor, ir.ExternalTensor) and tensor.location == DERIVED for tensor in weights)
 
 
-def _check(bundle: Bundle, graphs: dict[str, Path]) -> None:
-    """Run every graph on a sample and raise BundleError if one disagrees with the witness."""
+def _runner(graphs: dict[str, Path]) -> Run:
     open_sessions = {name: sessions.open_session(path) for name, path in graphs.items()}
+    return lambda name, feed: list(open_sessions[name].run(None, feed))
 
-    def run(name: str, feed: Arrays) -> list[NDArray[np.float32]]:
-        return list(open_sessions[name].run(None, feed))
 
-    weights = {name: bundle.tensor(name) for name in bundle.specs}
-    x = sample(weights, np.random.default_rng(0))
+def _check(bundle: Bundle, weights: witness.Weights, x: NDArray[np.float32], run: Run, names: set[str]) -> None:
+    """Run every graph on a sample and raise BundleError if one disagrees with the witness."""
     z = witness.latents(weights, x)
     faults = {
-        "encode.onnx": _check_encode(bundle, weights, x, z, run),
+        "encode.onnx": _check_encode(bundle, weights, x, z, run, "encode.onnx"),
         "decode.onnx": _check_decode(weights, x, run),
         "steer.onnx": _check_steer(bundle, weights, x, z, run),
     }
-    if "encode_joint.onnx" in graphs:
+    if "encode_joint.onnx" in names:
         faults["encode_joint.onnx"] = _check_joint(bundle, x, z, run)
+    for name in names & {"encode_exact.onnx", "encode_gpu.onnx"}:
+        faults[name] = _check_encode(bundle, weights, x, z, run, name)
     for name, fault in faults.items():
         if fault is not None:
             raise bundles.BundleError(
@@ -116,12 +148,40 @@ def _check(bundle: Bundle, graphs: dict[str, Path]) -> None:
             )
 
 
-def sample(weights: witness.Weights, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Activations on which features fire: float32 [24, d_in], a few decoder rows each; one row is 0, one b_dec."""
+def _prices(
+    bundle: Bundle, weights: witness.Weights, x: NDArray[np.float32], run: Run, names: set[str]
+) -> dict[str, Price]:
+    """What each precision costs on activations x."""
+    matches = served(bundle, weights, witness.latents(weights, x))
+    prices = {}
+    for precision, name in PRECISIONS.items():
+        if name in names:
+            prices[precision] = price(weights, x, matches, *_encode(bundle, x, run, name))
+    return prices
+
+
+def _encode(
+    bundle: Bundle, x: NDArray[np.float32], run: Run, name: str
+) -> tuple[tuple[NDArray[np.int64], NDArray[np.float32]], NDArray[np.bool_] | None]:
+    """Slots with every match of a token, by a graph; and of which tokens it is certain, where it says so."""
+    encoder, feed = bundle.manifest.encoder, {"x": x}
+    if encoder.selection == "threshold" and name != "encode_gpu.onnx":
+        feed["width"] = np.array([encoder.d_sae])
+    indices, values, *certain = run(name, feed)
+    if not certain:
+        return (indices.astype(np.int64), values), None
+    sure = certain[0].astype(bool)
+    if encoder.selection == "threshold":
+        sure &= values[:, -1] <= 0  # a token that fills all slots may have been cut, and is encoded again
+    return (indices.astype(np.int64), values), sure
+
+
+def sample(weights: witness.Weights, rng: np.random.Generator, tokens: int = _TOKENS) -> NDArray[np.float32]:
+    """Activations on which features fire: float32 [tokens, d_in], a few decoder rows each; one row is 0, one b_dec."""
     d_sae, d_in = weights["W_dec"].shape
     bias = weights["b_dec"]
     size = max(float(np.median(np.abs(weights["b_enc"]))), float(np.median(weights.get("threshold", bias))), 1.0)
-    chosen = rng.integers(0, d_sae, (_TOKENS, 8))
+    chosen = rng.integers(0, d_sae, (tokens, 8))
     amount = rng.gamma(2.0, size, chosen.shape)
     x: NDArray[np.float64] = bias + np.einsum("nj,njd->nd", amount, np.asarray(weights["W_dec"])[chosen])
     x += rng.normal(0, 0.1 * size / np.sqrt(d_in), x.shape)
@@ -137,14 +197,12 @@ def served(bundle: Bundle, weights: witness.Weights, z: NDArray[np.float64]) -> 
 
 
 def _check_encode(
-    bundle: Bundle, weights: witness.Weights, x: NDArray[np.float32], z: NDArray[np.float64], run: Run
+    bundle: Bundle, weights: witness.Weights, x: NDArray[np.float32], z: NDArray[np.float64], run: Run, name: str
 ) -> str | None:
-    encoder = bundle.manifest.encoder
-    feed: Arrays = {"x": x}
-    if encoder.selection == "threshold":
-        feed["width"] = np.array([encoder.d_sae])
-    indices, values = run("encode.onnx", feed)
-    return witness.disagreement(served(bundle, weights, z), indices.astype(np.int64), values)
+    (indices, values), certain = _encode(bundle, x, run, name)
+    if certain is not None:  # of the others nothing is said
+        z, indices, values = z[certain], indices[certain], values[certain]
+    return witness.disagreement(served(bundle, weights, z), indices, values)
 
 
 def _check_joint(bundle: Bundle, x: NDArray[np.float32], z: NDArray[np.float64], run: Run) -> str | None:

@@ -13,7 +13,7 @@ OPSET = 21
 IR_VERSION = 10
 
 Dimension = int | str
-_TYPES = {"F32": ir.DataType.FLOAT, "F64": ir.DataType.DOUBLE}
+_TYPES = {"F32": ir.DataType.FLOAT, "F64": ir.DataType.DOUBLE, "F16": ir.DataType.FLOAT16, "I8": ir.DataType.INT8}
 
 
 def external(name: str, file: str, spec: TensorSpec) -> ir.ExternalTensor:
@@ -79,6 +79,11 @@ class Graph:
         values = [ir.Value(name=f"{kind.lower()}_{number}" + f"_{i}" * (i > 0)) for i in range(outputs)]
         self._tape.op_multi_out(kind, inputs, attributes, outputs=values, name=f"n{number}")
         return values
+
+    def range(self, end: ir.Value) -> ir.Value:
+        """0, 1, ... end - 1 for a scalar or one-element `end`."""
+        scalar = self.op("Reshape", end, self.constant(np.empty(0), np.int64))
+        return self.op("Range", self.constant(0, np.int64), scalar, self.constant(1, np.int64))
 
     def cast(self, value: ir.Value, dtype: DTypeLike) -> ir.Value:
         """The value in another type."""

@@ -81,7 +81,7 @@ def _feature(
         depths = graph.op("Unsqueeze", graph.op("Slice", limit, *bounds), last)
         depth = graph.op("ReduceMax", depths)
         value, token = graph.ops("TopK", 2, mine, graph.op("Reshape", depth, last))
-        slot = _range(graph, depth)
+        slot = graph.range(depth)
         value = graph.op("Where", graph.op("Less", slot, depths), value, graph.constant(0, np.float32))
         ids = _ids(graph, begin, end)
         feature = graph.op("Expand", ids, graph.op("Shape", value))
@@ -108,7 +108,7 @@ def _rows(graph: Graph, token: ir.Value, feature: ir.Value, value: ir.Value, n: 
     """Matches by falling value, regrouped by token: indices i64 and values f32 [n, w], w >= 1."""
     one, zero = graph.constant([1], np.int64), graph.constant(0, np.int64)
     matches = graph.op("Shape", value)
-    rank = _range(graph, graph.op("Squeeze", matches))
+    rank = graph.range(matches)
     key = graph.op("Add", graph.op("Mul", token, matches), rank)
     order = graph.ops("TopK", 2, key, matches, largest=0)[1]  # by token, then by rank: each row stays sorted
     token, feature, value = (graph.op("Gather", part, order) for part in (token, feature, value))
@@ -124,12 +124,6 @@ def _rows(graph: Graph, token: ir.Value, feature: ir.Value, value: ir.Value, n: 
     indices = graph.op("ScatterND", graph.op("Expand", zero, shape), place, feature)
     values = graph.op("ScatterND", graph.op("Expand", graph.constant(0, np.float32), shape), place, value)
     return indices, values
-
-
-def _range(graph: Graph, end: ir.Value) -> ir.Value:
-    """0, 1, ... end - 1 for a scalar or one-element `end`."""
-    scalar = graph.op("Reshape", end, graph.constant(np.empty(0), np.int64))
-    return graph.op("Range", graph.constant(0, np.int64), scalar, graph.constant(1, np.int64))
 
 
 def _ids(graph: Graph, begin: int, end: int) -> ir.Value:

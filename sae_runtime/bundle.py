@@ -22,6 +22,7 @@ MANIFEST = "sae_runtime.json"
 CFG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
 DERIVED = "derived.safetensors"
+SAMPLE = "sample.safetensors"
 _SAE_LENS_VERSION = "6.54.12"  # the release whose folder format and maths cfg.json follows
 
 
@@ -41,8 +42,18 @@ class Bundle:
         """A weight (W_enc [d_in, d_sae], W_dec [d_sae, d_in], b_enc, b_dec, threshold), mapped from the file."""
         return map_tensor(self.path / WEIGHTS, self.specs[name])
 
-    def graph(self, name: str) -> Path:
+    def sample(self) -> NDArray[np.float32] | None:
+        """Activations [m, d_in] like those the SAE was fitted on, where the bundle has some."""
+        if SAMPLE not in self.manifest.files:
+            return None
+        return np.array(map_tensor(self.path / SAMPLE, read_header(self.path / SAMPLE)["x"]))
+
+    def graph(self, name: str, *, verify: bool = True) -> Path:
         """Path of a graph whose bytes, and those of the derived weights that it reads, are what export wrote.
+
+        Args:
+            name: of the graph.
+            verify: compare the hash of the derived weights too; without it, their size only.
 
         Raises:
             BundleError: the bundle has no such graph, or a file is missing or was altered.
@@ -52,20 +63,28 @@ class Bundle:
             raise BundleError(f"{self.path} has no {name}: not exported yet; run: sae-runtime export {self.path}")
         try:
             _check_file(self.path, name, record, verify=True)
-            if name == "encode_joint.onnx" and DERIVED in self.manifest.files:
-                _check_file(self.path, DERIVED, self.manifest.files[DERIVED], verify=True)
+            if record.derived:
+                _check_file(self.path, DERIVED, self.manifest.files[DERIVED], verify=verify)
         except BundleError as error:
             raise BundleError(f"{error}; run: sae-runtime export {self.path}") from error
         return self.path / name
 
 
-def write(path: Path, weights: Mapping[str, NDArray[np.float32]], manifest: Manifest, *, force: bool = False) -> None:
+def write(
+    path: Path,
+    weights: Mapping[str, NDArray[np.float32]],
+    manifest: Manifest,
+    *,
+    sample: NDArray[np.float32] | None = None,
+    force: bool = False,
+) -> None:
     """Write a bundle without graphs; it appears whole or not at all.
 
     Args:
         path: the folder to make.
         weights: W_enc, W_dec, b_enc, b_dec and, for selection "threshold", threshold; float32.
         manifest: its `files` and `graphs` are filled in here.
+        sample: a few thousand typical activations [m, d_in], for which export makes int8 fine and measures precisions.
         force: replace a folder that stands there already.
 
     Raises:
@@ -75,10 +94,35 @@ def write(path: Path, weights: Mapping[str, NDArray[np.float32]], manifest: Mani
     with files.new_folder(path, force=force) as folder:
         save_tensors(folder / WEIGHTS, {k: np.ascontiguousarray(v) for k, v in weights.items()})
         (folder / CFG).write_text(json.dumps(_sae_lens_cfg(manifest), indent=2) + "\n")
-        records = {name: record(folder / name) for name in (WEIGHTS, CFG)}
-        manifest = dataclasses.replace(manifest, files=records, graphs={})
+        names = [WEIGHTS, CFG]
+        if sample is not None:
+            save_tensors(folder / SAMPLE, {"x": np.ascontiguousarray(sample, np.float32)})
+            names.append(SAMPLE)
+        records = {name: record(folder / name) for name in names}
+        manifest = dataclasses.replace(manifest, files=records, graphs={}, precisions={})
         (folder / MANIFEST).write_text(to_json(manifest))
         read(folder)
+
+
+def with_sample(bundle: Bundle, sample: NDArray[np.float32]) -> Bundle:
+    """The bundle with these activations [m, d_in] as its sample.
+
+    Raises:
+        ValueError: another width, no rows, or numbers that are not finite.
+    """
+    d_in = bundle.manifest.encoder.d_in
+    if sample.ndim != 2 or not len(sample) or sample.shape[1] != d_in:
+        raise ValueError(
+            f"activations must be [tokens, {d_in}], got {list(sample.shape)}; give those of the SAE's hook"
+        )
+    if not np.isfinite(sample).all():
+        raise ValueError("activations hold NaN or Inf; drop those rows")
+    with files.new_file(bundle.path / SAMPLE, force=True) as partial:
+        save_tensors(partial, {"x": np.ascontiguousarray(sample, np.float32)})
+    listed = {**bundle.manifest.files, SAMPLE: record(bundle.path / SAMPLE)}
+    with files.new_file(bundle.path / MANIFEST, force=True) as partial:
+        partial.write_text(to_json(dataclasses.replace(bundle.manifest, files=listed)))
+    return read(bundle.path, verify=False)
 
 
 def read(path: str | Path, *, verify: bool = True) -> Bundle:
@@ -105,6 +149,7 @@ def read(path: str | Path, *, verify: bool = True) -> Bundle:
     except ValueError as error:
         raise BundleError(str(error)) from error
     _check_weights(bundle, verify=verify)
+    _check_sample(bundle, verify=verify)
     _check_cfg(path, manifest)
     return bundle
 
@@ -173,6 +218,21 @@ def _check_weights(bundle: Bundle, *, verify: bool) -> None:
             raise BundleError(f"{file}: {name} holds NaN or Inf; train it again")
         if name == "threshold" and (tensor < 0).any():
             raise BundleError(f"{file}: threshold is negative, which means unset; calibrate it by training again")
+
+
+def _check_sample(bundle: Bundle, *, verify: bool) -> None:
+    if SAMPLE not in bundle.manifest.files:
+        return
+    file, d_in = bundle.path / SAMPLE, bundle.manifest.encoder.d_in
+    try:
+        specs = read_header(file)
+    except ValueError as error:
+        raise BundleError(str(error)) from error
+    shapes = {name: (spec.dtype, spec.shape[1:]) for name, spec in specs.items() if len(spec.shape) == 2}
+    if shapes != {"x": ("F32", (d_in,))} or len(specs) != 1:
+        raise BundleError(f"{file} must hold x, F32 [tokens, {d_in}], and nothing else; make the bundle again")
+    if verify and not np.isfinite(map_tensor(file, specs["x"])).all():
+        raise BundleError(f"{file} holds NaN or Inf; make the bundle again")
 
 
 def _sae_lens_cfg(manifest: Manifest) -> dict[str, Any]:

@@ -6,6 +6,7 @@ _MODULES = {
     "cpu": ("onnxruntime",),
     "train": ("torch", "transformers"),
     "export": ("onnx", "onnx_ir"),
+    "host": ("torch", "transformers", "onnx", "onnx_ir", "onnxscript"),
     "extract": ("pyarrow",),
     "report": ("matplotlib",),
     "tensorboard": ("tensorboard",),

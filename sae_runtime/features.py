@@ -68,11 +68,11 @@ def from_slots(parts: Iterable[Slots], d_sae: int, shape: tuple[int, ...]) -> Fe
     counts, indices, values = [], [], []
     for slot_indices, slot_values in parts:
         used = slot_values > 0
-        order = np.argsort(np.where(used, slot_indices, d_sae), axis=1)
-        counts.append(used.sum(axis=1))
-        keep = np.take_along_axis(used, order, axis=1)
-        indices.append(np.take_along_axis(slot_indices, order, axis=1)[keep].astype(np.int32))
-        values.append(np.take_along_axis(slot_values, order, axis=1)[keep])
+        count, ids = used.sum(axis=1), slot_indices[used]
+        order = np.argsort(np.repeat(np.arange(len(used)) * d_sae, count) + ids)
+        counts.append(count)
+        indices.append(ids[order].astype(np.int32))
+        values.append(slot_values[used][order])
     indptr = np.concatenate([[0], *[np.asarray(c, np.int64) for c in counts]]).cumsum()
     return Features(indptr, _joined(indices, np.int32), _joined(values, np.float32), d_sae, shape)
 

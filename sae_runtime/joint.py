@@ -7,12 +7,13 @@ Why candidates are enough: for any set of latents, let theta_i be the value of t
 of the m_i-th in column i where that is larger (0 where there are not so many). More latents only raise theta_i, so a
 latent below it is no match of the whole batch, nor does it decide about another, and may be forgotten.
 
-A row is encoded with a few slots first. If it fills them all, what it lacks is at most the value b of its last slot. In
-the end every row with b >= theta_i for some i is encoded again, without a limit, from theta on; after that no latent
-that could matter is missing, and no row was encoded more than twice.
+A row is encoded with a few slots first, from a floor on. If it fills them all, what it lacks is at most the value b of
+its last slot, else at most the floor. Then every row with b >= theta_i for some i is encoded again, without a limit,
+from theta on; after that no latent that could matter is missing, and no row was encoded more than twice. Which rows
+these are does not depend on the tiles, since the first pass ends with the matches among all first slots.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,9 +22,9 @@ from sae_runtime import quota
 from sae_runtime.features import Features, Slots, from_slots
 from sae_runtime.manifest import Allocation
 
-# Gives the latents of rows (their numbers, ascending) above a bound (f32 [1] or [d_sae]), each row by falling value: as
-# many as fit into a few slots, or, where the last argument says so, all.
-Encode = Callable[[NDArray[np.int64], NDArray[np.float32], bool], Slots]
+# Gives, for each run of rows (their numbers, ascending), the latents above a bound (f32 [1] or [d_sae]), each row by
+# falling value: as many as fit into a few slots, or, where the last argument says so, all.
+Encode = Callable[[Sequence[NDArray[np.int64]], NDArray[np.float32], bool], Iterator[Slots]]
 
 _FRESH = 1 << 16  # candidates that are gathered before a cut, at least
 _LARGEST = np.finfo(np.float32).max
@@ -37,6 +38,7 @@ def encode_joint(
     budget: int,
     limit: NDArray[np.int64] | None,
     tile: int,
+    floor: float = 0.0,
 ) -> Features:
     """Features [tokens] by the batch rule; memory grows with the budget, not with tokens * d_sae.
 
@@ -48,19 +50,29 @@ def encode_joint(
         budget: M, matches of the batch.
         limit: m_i, tokens that each feature may match, [d_sae], for feature choice.
         tile: rows encoded at once.
+        floor: where matches are expected to lie above; 0: nothing is known, and rows are encoded from the theta of the
+            tiles before on.
     """
     pool = _Candidates(tokens, d_sae, budget, limit)
     missing = np.zeros(tokens, np.float32)  # what a row may lack is at most this; 0: nothing
-    for begin in range(0, tokens, tile):
-        ids = np.arange(begin, min(begin + tile, tokens))
-        indices, values = encode(ids, pool.reach(), False)
-        if values.shape[1] < d_sae:
-            missing[ids] = values[:, -1]
+    tiles = [np.arange(begin, min(begin + tile, tokens)) for begin in range(0, tokens, tile)]
+
+    def first_slots() -> Iterator[Slots]:
+        if floor > 0:
+            yield from encode(tiles, np.array([floor], np.float32), False)
+        else:
+            for ids in tiles:
+                yield from encode([ids], pool.reach(), False)
+
+    for ids, (indices, values) in zip(tiles, first_slots(), strict=True):
+        missing[ids] = np.maximum(values[:, -1], floor) if values.shape[1] < d_sae else floor
         pool.add(ids, (indices, values))
     pool.cut()
-    while len(ids := np.flatnonzero((missing > 0) & (missing >= pool.theta.min()))[:tile]):
-        pool.add(ids, encode(ids, pool.reach(), True))
-        missing[ids] = 0
+    again = np.flatnonzero((missing > 0) & (missing >= pool.theta.min()))
+    for begin in range(0, len(again), tile):
+        ids = again[begin : begin + tile]
+        (slots,) = encode([ids], pool.reach(), True)
+        pool.complete(ids, slots)
     pool.cut()
     return pool.features
 
@@ -110,7 +122,18 @@ class _Candidates:
 
     def add(self, ids: NDArray[np.int64], slots: Slots) -> None:
         """Take the candidates of rows `ids` in place of those they had."""
-        self._fresh.append((ids, from_slots([slots], self.features.d_sae, (len(ids),))))
+        self._take(ids, from_slots([slots], self.features.d_sae, (len(ids),)))
+
+    def complete(self, ids: NDArray[np.int64], slots: Slots) -> None:
+        """Take what rows `ids` lack of these candidates; those they have keep their values.
+
+        Another graph rounds otherwise. A candidate that decides theta must not fall below it by that.
+        """
+        have = _rows_of(self.features, ids)
+        self._take(ids, _united(have, from_slots([slots], self.features.d_sae, (len(ids),))))
+
+    def _take(self, ids: NDArray[np.int64], candidates: Features) -> None:
+        self._fresh.append((ids, candidates))
         if sum(len(features.values) for _, features in self._fresh) > max(self._budget // 2, _FRESH):
             self.cut()
 
@@ -171,6 +194,23 @@ def _limit_columns(features: Features, limit: NDArray[np.int64]) -> tuple[Featur
     room = limit - np.bincount(feature[keep & mine], minlength=features.d_sae)
     keep[at[rank < room[column]]] = True
     return _only(features, keep), theta
+
+
+def _rows_of(features: Features, ids: NDArray[np.int64]) -> Features:
+    """Some of the rows."""
+    counts = np.diff(features.indptr)[ids]
+    indptr = np.concatenate([[0], counts]).cumsum()
+    at = np.repeat(features.indptr[ids] - indptr[:-1], counts) + np.arange(indptr[-1])
+    return Features(indptr, features.indices[at], features.values[at], features.d_sae, ids.shape)
+
+
+def _united(first: Features, second: Features) -> Features:
+    """The matches of both; where both have one, with the value of the first."""
+    keys = [np.repeat(np.arange(len(f)), np.diff(f.indptr)) * f.d_sae + f.indices for f in (first, second)]
+    key, at = np.unique(np.concatenate(keys), return_index=True)  # the first of equals
+    indptr = np.searchsorted(key, np.arange(len(first) + 1) * first.d_sae)
+    values = np.concatenate([first.values, second.values])[at]
+    return Features(indptr, (key % first.d_sae).astype(np.int32), values, first.d_sae, first.shape)
 
 
 def _replaced(features: Features, fresh: list[tuple[NDArray[np.int64], Features]]) -> Features:

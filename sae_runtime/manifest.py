@@ -67,11 +67,40 @@ class FileRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class GraphRecord:
-    """The same of a graph, and whether a row of its output depends on that row of its input alone."""
+    """The same of a graph, and two things to know of it.
+
+    Attributes:
+        size: in bytes.
+        sha256: of its bytes.
+        row_independent: whether a row of its output depends on that row of its input alone.
+        derived: whether it reads `derived.safetensors` too.
+    """
 
     size: int
     sha256: str
     row_independent: bool
+    derived: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Price:
+    """What a precision costs on the bundle's sample, against float64.
+
+    Attributes:
+        tokens: tokens of the sample that were compared.
+        jaccard: features active in both over those active in either, mean over tokens.
+        value_error: largest error of a value over the token's largest value, mean over tokens.
+        fvu: fraction of variance unexplained.
+        fvu_change: by how much that is more than float64's, as a share of it.
+        redone: "exact" only: share of the tokens that are encoded again in full.
+    """
+
+    tokens: int
+    jaccard: float
+    value_error: float
+    fvu: float
+    fvu_change: float
+    redone: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +116,7 @@ class Manifest:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, FileRecord] = field(default_factory=dict)
     graphs: Mapping[str, GraphRecord] = field(default_factory=dict)
+    precisions: Mapping[str, Price] = field(default_factory=dict)  # of the graphs that were exported
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:

@@ -1,9 +1,9 @@
 """The runtime: features of activations, activations of features, and edits, through onnxruntime."""
 
+import dataclasses
 import math
-import re
-import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,45 +14,50 @@ from sae_runtime import bundle as bundles
 from sae_runtime.activations import as_float32, first_nonfinite
 from sae_runtime.bundle import Bundle
 from sae_runtime.edits import Edit, as_inputs
+from sae_runtime.encoder import GRAPHS, Encoder, Precision
 from sae_runtime.features import Features, Slots, from_slots
 from sae_runtime.joint import encode_joint, limits
 from sae_runtime.manifest import Manifest
-from sae_runtime.sessions import CPU, open_session
+from sae_runtime.sessions import CPU, Sessions
 
-_TILE_BYTES = 1 << 25  # of latents [tile, d_sae]: small enough to stay in cache, large enough to feed all cores
+_BELOW = 0.85  # of the threshold; a batch whose cut lies lower is encoded twice
+_FREE = 1.5  # times the budget: columns that could take so much hardly bind
 
 
-def load(path: str | Path, *, providers: Sequence[str] = CPU, threads: int | None = None, verify: bool = True) -> "SAE":
+def load(
+    path: str | Path,
+    *,
+    precision: Precision = "exact",
+    providers: Sequence[str] = CPU,
+    threads: int | None = None,
+    verify: bool = True,
+) -> "SAE":
     """Open an exported bundle.
 
     Args:
         path: the bundle's folder.
+        precision: how features are computed: "exact", by int8 and float32 where the bundle was exported for it, else
+            and with "float32" by the dense product; "float16" and "fast" (int8 alone) only nearly so, at the price that
+            `inspect` shows.
         providers: onnxruntime execution providers, the preferred one first.
         threads: threads an operator may use; None means all cores.
         verify: compare every hash and look for numbers that are not finite; without it, sizes and graph hashes only.
 
     Raises:
-        BundleError: the folder is no valid bundle, or was not exported yet.
+        BundleError: the folder is no valid bundle, or was not exported yet, or not for this precision.
         ImportError: onnxruntime is not installed.
-        ValueError: a provider is not available here.
+        ValueError: a provider is not available here, or an unknown precision.
     """
     bundle = bundles.read(path, verify=verify)
-    bundle.graph("encode.onnx")
-    return SAE(bundle, providers=providers, threads=threads)
+    return SAE(bundle, Sessions(bundle, providers=providers, threads=threads, verify=verify), precision)
 
 
 class SAE:
     """A sparse autoencoder ready to serve. Safe to share between threads."""
 
-    def __init__(self, bundle: Bundle, *, providers: Sequence[str] = CPU, threads: int | None = None) -> None:
-        self._bundle = bundle
-        self._providers = tuple(providers)
-        self._threads = threads
-        self._sessions: dict[str, Any] = {}
-        self._lock = threading.Lock()
-        encoder = bundle.manifest.encoder
-        self._tile = min(max(_TILE_BYTES // (4 * encoder.d_sae), 16), 1024)
-        self._session("encode.onnx")
+    def __init__(self, bundle: Bundle, sessions: Sessions, precision: Precision = "exact") -> None:
+        self._bundle, self._sessions = bundle, sessions
+        self._encoder = Encoder(bundle.manifest, sessions, precision)
 
     @property
     def manifest(self) -> Manifest:
@@ -68,6 +73,11 @@ class SAE:
     def d_sae(self) -> int:
         """Number of features."""
         return self.manifest.encoder.d_sae
+
+    @property
+    def redone(self) -> tuple[int, int]:
+        """Tokens that precision "exact" had to encode in full, and all that it has encoded."""
+        return self._encoder.redone
 
     def encode(
         self,
@@ -122,10 +132,12 @@ class SAE:
         if theta is not None:
             feed["theta"] = self._theta(theta)
 
+        tile = self._encoder.tiles(len(tokens))
+        begins = range(0, len(tokens), tile)
+
         def parts() -> Iterator[Slots]:  # one after the other: slots are as wide as their tile's fullest token
-            for begin in range(0, len(tokens), self._tile):
-                ids = tokens[begin : begin + self._tile]
-                slots = self._encode_tile(_finite(flat[ids], begin, place), feed)
+            rows = (_finite(flat[tokens[begin : begin + tile]], begin, place) for begin in begins)
+            for begin, slots in zip(begins, self._encoder.each(self._encoder.all_slots, rows, feed), strict=True):
                 _refuse_overflow(slots, begin, place)
                 yield slots
 
@@ -164,19 +176,36 @@ class SAE:
         # As many slots as hold nearly every token at this k, and room for what columns refuse.
         width = math.ceil(max(2 * k, self.manifest.width * k / allocation.k))
 
-        def latents(ids: NDArray[np.int64], theta: NDArray[np.float32], whole: bool) -> Slots:
-            feed = {"theta": theta, "width": np.array([min(4 * width if whole else width, self.d_sae)])}
+        def rows(ids: NDArray[np.int64]) -> NDArray[np.float32]:
             flat, shape = self._flat(read(ids))
             if shape != ids.shape:
                 raise ValueError(
                     f"read gave activations [{', '.join(map(str, shape))}, d_in], expected {len(ids)} rows"
                 )
-            x = _finite(flat, 0, lambda row: place(ids[row]))
-            slots: Slots = self._encode_tile(x, feed) if whole else self._run("encode.onnx", {"x": x, **feed})
-            _refuse_overflow(slots, 0, lambda row: place(ids[row]))
-            return slots
+            return _finite(flat, 0, partial(_numbered, place, ids))
 
-        return encode_joint(latents, tokens, self.d_sae, budget=budget, limit=limit, tile=self._tile)
+        def latents(tiles: Sequence[NDArray[np.int64]], theta: NDArray[np.float32], whole: bool) -> Iterator[Slots]:
+            feed = {"theta": theta, "width": np.array([min(4 * width if whole else width, self.d_sae)])}
+            encode = self._encoder.plain if from_tiles else self._encoder.slots
+            if whole:
+                encode = partial(self._encoder.all_slots, plain=True)
+            for ids, slots in zip(tiles, self._encoder.each(encode, map(rows, tiles), feed), strict=True):
+                _refuse_overflow(slots, 0, partial(_numbered, place, ids))
+                yield slots
+
+        floor = self._floor(budget, limit, tokens) if k <= allocation.k else 0.0
+        # Whether "exact" is certain of a row depends on theta, and where that follows from other tiles, its bits would.
+        from_tiles = floor == 0 and self._encoder.graph == GRAPHS["exact"]
+        tile = self._encoder.tile if from_tiles else self._encoder.tiles(tokens)
+        return encode_joint(latents, tokens, self.d_sae, budget=budget, limit=limit, tile=tile, floor=floor)
+
+    def _floor(self, budget: int, limit: NDArray[np.int64] | None, tokens: int) -> float:
+        """What matches of a batch like those of training lie above: somewhat below the served threshold."""
+        if self._encoder.graph == GRAPHS["float32"]:
+            return 0.0  # the dense product costs the same from any bound on
+        if limit is not None and int(np.minimum(limit, tokens).sum()) < _FREE * budget:
+            return 0.0  # the columns decide, which the threshold says little of
+        return _BELOW * float(self._bundle.tensor("threshold").min())
 
     def decode(self, features: Features) -> NDArray[np.float32]:
         """Activations that the features stand for: float32 [*features.shape, d_in].
@@ -188,12 +217,12 @@ class SAE:
             raise ValueError(
                 f"features of an SAE with {features.d_sae}, this one has {self.d_sae}; encode with this one"
             )
-        tile = max(self._tile // 4, 1)  # decoding gathers a row of W_dec for every match
+        tile = max(self._encoder.tile // 4, 1)  # decoding gathers a row of W_dec for every match
         out = np.empty((len(features), self.d_in), np.float32)
         for begin in range(0, len(features), tile):
             end = min(begin + tile, len(features))
             indices, values = features.to_slots(begin, end)
-            (out[begin:end],) = self._run("decode.onnx", {"indices": indices, "values": values})
+            (out[begin:end],) = self._sessions.run("decode.onnx", {"indices": indices, "values": values})
         return out.reshape(*features.shape, self.d_in)
 
     def steer(
@@ -224,12 +253,12 @@ class SAE:
         gates = np.ones(shape, np.float32) if gate is None else _gates(gate, shape)
         batch = rows.reshape(*shape, self.d_in) if per_request else rows[None]
         gates = gates.reshape(*batch.shape[:2], 1)
-        tile = max(self._tile // len(requests), 1)
+        tile = max(self._encoder.tile // len(requests), 1)
         out = np.empty_like(batch)
         for begin in range(0, batch.shape[1], tile):
             part = slice(begin, begin + tile)
             tokens = {"x": np.ascontiguousarray(batch[:, part]), "gate": np.ascontiguousarray(gates[:, part])}
-            (out[:, part],) = self._run("steer.onnx", {**tokens, **feed})
+            (out[:, part],) = self._sessions.run("steer.onnx", {**tokens, **feed})
         return out.reshape(*shape, self.d_in)
 
     def _flat(self, x: ArrayLike) -> tuple[NDArray[Any], tuple[int, ...]]:
@@ -244,43 +273,11 @@ class SAE:
         shape = array.shape[:-1]
         return array.reshape(math.prod(shape), self.d_in), shape
 
-    def _encode_tile(self, rows: NDArray[np.float32], feed: dict[str, NDArray[Any]]) -> Slots:
-        indices, values = self._run("encode.onnx", {"x": rows, **feed})
-        width = values.shape[1]
-        if self.manifest.encoder.selection == "topk" or width == self.d_sae:
-            return indices, values
-        # A token that fills all its slots may have been cut: encode those again, wider.
-        full = np.flatnonzero(values[:, -1] > 0)
-        if not len(full):
-            return indices, values
-        wider = {**feed, "width": np.array([min(4 * width, self.d_sae)])}
-        more_indices, more_values = self._encode_tile(np.ascontiguousarray(rows[full]), wider)
-        grow = ((0, 0), (0, more_values.shape[1] - width))
-        indices, values = np.pad(indices, grow), np.pad(values, grow)
-        indices[full], values[full] = more_indices, more_values
-        return indices, values
-
     def _theta(self, theta: ArrayLike) -> NDArray[np.float32]:
         array = np.atleast_1d(as_float32(theta))
         if array.shape not in ((1,), (self.d_sae,)) or not np.isfinite(array).all() or (array < 0).any():
             raise ValueError(f"theta must be one number or {self.d_sae}, finite and >= 0, got shape {array.shape}")
         return array
-
-    def _run(self, name: str, feed: dict[str, NDArray[Any]]) -> Any:
-        session = self._session(name)
-        try:
-            return session.run(None, feed)
-        except Exception as error:  # onnxruntime raises a class of its own for every status code, none for memory
-            if re.search("allocate|bad_alloc|out of memory|smaller than requested", str(error)):
-                raise MemoryError(f"{name} of {self._bundle.path}: give fewer tokens at once") from error
-            raise
-
-    def _session(self, name: str) -> Any:
-        with self._lock:
-            if name not in self._sessions:
-                path = self._bundle.graph(name)
-                self._sessions[name] = open_session(path, providers=self._providers, threads=self._threads)
-            return self._sessions[name]
 
 
 def _finite(x: NDArray[Any], begin: int, place: Callable[[int], str]) -> NDArray[np.float32]:
@@ -304,6 +301,10 @@ def _place(row: int, shape: tuple[int, ...]) -> str:
     return ", ".join(str(i) for i in np.unravel_index(row, shape)) if shape else "0"
 
 
+def _numbered(place: Callable[[int], str], ids: NDArray[np.int64], row: int) -> str:
+    return place(int(ids[row]))
+
+
 def _mask(valid: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     mask = np.asarray(valid)
     if mask.dtype != np.bool_ or mask.shape != shape:
@@ -325,6 +326,8 @@ def _gates(gate: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 def _spread(features: Features, tokens: NDArray[np.int64], shape: tuple[int, ...]) -> Features:
     """Features of some of the tokens (ascending) as features of all of them; the others have none."""
+    if len(tokens) == math.prod(shape):
+        return dataclasses.replace(features, shape=shape)
     counts = np.zeros(math.prod(shape), np.int64)
     counts[tokens] = np.diff(features.indptr)
     indptr = np.concatenate([[0], counts]).cumsum()

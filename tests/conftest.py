@@ -69,18 +69,32 @@ def make_manifest(d_sae: int, kind: str, k: int = K, width: int | None = None) -
 @pytest.fixture(scope="session")
 def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Give the path of an exported bundle of an allocation; made once for each set of arguments. Do not alter it."""
-    made: dict[tuple[str, int, int | None, bool], Path] = {}
+    made: dict[tuple[str, int, int | None, bool, bool], Path] = {}
 
-    def give(kind: str, d_sae: int = 150, width: int | None = None, *, tied: bool = False) -> Path:
-        key = (kind, d_sae, width, tied)
+    def give(
+        kind: str, d_sae: int = 150, width: int | None = None, *, tied: bool = False, sampled: bool = False
+    ) -> Path:
+        key = (kind, d_sae, width, tied, sampled)
         if key not in made:
             made[key] = tmp_path_factory.mktemp("bundles") / f"{kind}-{d_sae}"
             weights = make_tied_weights(d_sae, kind) if tied else make_weights(d_sae, kind)
-            bundle.write(made[key], weights, make_manifest(d_sae, kind, width=width))
+            sample = make_x(300, seed=8) if sampled else None
+            bundle.write(made[key], weights, make_manifest(d_sae, kind, width=width), sample=sample)
             export(made[key])
         return made[key]
 
     return give
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Let torch compute on one thread: in models as small as those of the tests, threads only wait for each other."""
+    import torch  # here: not all tests need it
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=KINDS)
@@ -92,8 +106,8 @@ def kind(request: pytest.FixtureRequest) -> str:
 def copy_of(bundle_of: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
     """Give the path of a bundle that the test may spoil."""
 
-    def give(kind: str, d_sae: int = 150) -> Path:
-        return Path(shutil.copytree(bundle_of(kind, d_sae), tmp_path / f"copy-{kind}"))
+    def give(kind: str, d_sae: int = 150, *, sampled: bool = False) -> Path:
+        return Path(shutil.copytree(bundle_of(kind, d_sae, sampled=sampled), tmp_path / f"copy-{kind}"))
 
     return give
 

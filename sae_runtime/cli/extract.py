@@ -21,6 +21,7 @@ from sae_runtime.cli.common import (
     show,
 )
 from sae_runtime.cli.options import Command
+from sae_runtime.encoder import Precision
 from sae_runtime.extract import check_file, extract
 from sae_runtime.extras import require
 from sae_runtime.sae import load
@@ -38,6 +39,12 @@ from sae_runtime.sae import load
 @click.option(
     "--values", type=click.Choice(["float32", "float16"]), default="float32", help="type of the values on disk"
 )
+@click.option(
+    "--precision",
+    type=click.Choice(["exact", "float32", "float16", "fast"]),
+    default="exact",
+    help="how features are computed; `inspect` shows what float16 and fast cost",
+)
 @output_option("Parquet file to write")
 @any_source_option
 @session_options
@@ -49,6 +56,7 @@ def command(
     activations: Path,
     rule: Literal["served", "batch"],
     values: Literal["float32", "float16"],
+    precision: Precision,
     output: Path,
     any_source: bool,
     force: bool,
@@ -65,7 +73,7 @@ def command(
     refuse_same(output, bundle=bundle, activations=activations)
     check_file(output, force=force)
     rows = open_activations(activations)
-    sae = load(bundle, providers=provider, threads=threads)
+    sae = load(bundle, precision=precision, providers=provider, threads=threads)
     made = extract(
         sae,
         rows,

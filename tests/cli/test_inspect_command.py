@@ -4,9 +4,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command_line import refused, run
-from conftest import make_manifest, make_weights
+from conftest import make_manifest, make_weights, make_x
 
 from sae_runtime import bundle
 from sae_runtime.cli.inspect import describe
@@ -65,7 +66,26 @@ def test_export_prints_the_graphs(tmp_path: Path) -> None:
     assert shown.stdout.splitlines()[0] == f"bundle  {path}"
     assert [line.split() for line in shown.stdout.splitlines()[1:]] == [line.split() for line in inspected[-4:]]
     found = json.loads(run("export", path, "--json").stdout)
-    assert found == {"bundle": str(path), "graphs": json.loads((path / bundle.MANIFEST).read_text())["graphs"]}
+    manifest = json.loads((path / bundle.MANIFEST).read_text())
+    assert found == {"bundle": str(path), "graphs": manifest["graphs"], "precisions": {}}
+
+
+def test_export_measures_precisions_on_activations(tmp_path: Path) -> None:
+    path, x = tmp_path / "sae", tmp_path / "x.npy"
+    bundle.write(path, make_weights(512, "mutual"), make_manifest(512, "mutual"))
+    np.save(x, make_x(200))
+    shown = run("export", path, "--activations", x, "--precision", "fast", "--precision", "float16")
+    assert (shown.exit_code, shown.stderr) == (0, "")
+    assert not (path / "encode_exact.onnx").exists()
+    prices = json.loads(run("inspect", path, "--json").stdout)["precisions"]
+    assert set(prices) == {"float32", "fast", "float16"} and prices["float32"]["jaccard"] == 1
+    lines = [line for line in run("inspect", path).stdout.splitlines() if "matches" in line]
+    assert len(lines) == 3 and lines[0].split()[:2] == ["precisions", "float32"]
+    assert run("export", path, "--precision", "none").exit_code == 0
+    assert not (path / "encode_fast.onnx").exists() and not (path / bundle.DERIVED).exists()
+    assert run("export", path, "--precision", "none", "--precision", "fast").exit_code == 2
+    refused = run("export", path, "--precision", "int4")
+    assert refused.exit_code == 1 and "precisions must be some of float32, exact, fast, float16" in refused.stderr
 
 
 @pytest.fixture

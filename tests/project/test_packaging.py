@@ -48,7 +48,7 @@ def in_bare(bare: Path, code: str) -> "subprocess.CompletedProcess[str]":
 
 def test_wheel_holds_every_module(wheel: Path) -> None:
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    expected = {"sae_runtime/py.typed"}
+    expected = {"sae_runtime/py.typed", "sae_runtime/probe.onnx"}
     for folder, inside in (
         ("sae_runtime", "sae_runtime"),
         ("train", "sae_runtime/train"),

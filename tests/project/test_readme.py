@@ -11,8 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import make_x
 
 from sae_runtime.cli import COMMANDS
+from sae_runtime.exports import export
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -47,9 +49,12 @@ def test_every_command_is_in_the_table() -> None:
     assert set(COMMANDS) == set(re.findall(r"^\| `(\w+)` \|", README, flags=re.MULTILINE))
 
 
-def test_bundle_table_names_every_file(bundle_of: Callable[..., Path]) -> None:
+def test_bundle_table_names_every_file(bundle_of: Callable[..., Path], tmp_path: Path) -> None:
     named = set(re.findall(r"^\| `([\w.]+\.\w+)` \|", README, flags=re.MULTILINE))
-    assert named == {path.name for path in bundle_of("feature").iterdir()}
+    path = tmp_path / "sae"
+    shutil.copytree(bundle_of("feature", 512), path)
+    export(path, activations=make_x(10))
+    assert named == {path.name for path in path.iterdir()}
 
 
 def test_tree_names_every_module() -> None:

@@ -1,15 +1,29 @@
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from conftest import D_IN, QUOTA, K, joint, make_tied_weights, make_tied_x, make_weights, make_x, run_graph, slots
+from conftest import (
+    D_IN,
+    QUOTA,
+    K,
+    joint,
+    make_manifest,
+    make_tied_weights,
+    make_tied_x,
+    make_weights,
+    make_x,
+    run_graph,
+    slots,
+)
 from numpy.typing import NDArray
 
-from sae_runtime import Features, load, quota
+from sae_runtime import SAE, Features, bundle, load, quota
 from sae_runtime import joint as module
 from sae_runtime.exports import witness
+from sae_runtime.exports.export import export
 from sae_runtime.features import Slots
 from sae_runtime.joint import Encode, cut, encode_joint, limits
 from sae_runtime.manifest import Allocation
@@ -37,13 +51,14 @@ def greedy(z: Latents, budget: int, limit: NDArray[np.int64] | None) -> Latents:
 def encoder(z: Latents, width: int, asked: list[int] | None = None) -> Encode:
     """What gives the latents z, `width` of a row the first time, and notes which rows it was asked for."""
 
-    def encode(ids: NDArray[np.int64], theta: NDArray[np.float32], whole: bool) -> Slots:
-        assert (np.diff(ids) > 0).all()
-        if asked is not None:
-            asked.extend(ids.tolist())
-        rows = np.where(z[ids] > theta, z[ids], 0)
-        order = np.argsort(-rows, axis=1, kind="stable")[:, : z.shape[1] if whole else width]
-        return order, np.take_along_axis(rows, order, axis=1)
+    def encode(tiles: Sequence[NDArray[np.int64]], theta: NDArray[np.float32], whole: bool) -> Iterator[Slots]:
+        for ids in tiles:
+            assert (np.diff(ids) > 0).all()
+            if asked is not None:
+                asked.extend(ids.tolist())
+            rows = np.where(z[ids] > theta, z[ids], 0)
+            order = np.argsort(-rows, axis=1, kind="stable")[:, : z.shape[1] if whole else width]
+            yield order, np.take_along_axis(rows, order, axis=1)
 
     return encode
 
@@ -110,9 +125,9 @@ def test_columns_that_are_full_ask_for_less(monkeypatch: pytest.MonkeyPatch) -> 
     seen: list[NDArray[np.float32]] = []
     inner = encoder(z, 20)
 
-    def encode(ids: NDArray[np.int64], theta: NDArray[np.float32], whole: bool) -> Slots:
+    def encode(tiles: Sequence[NDArray[np.int64]], theta: NDArray[np.float32], whole: bool) -> Iterator[Slots]:
         seen.append(theta)
-        return inner(ids, theta, whole)
+        return inner(tiles, theta, whole)
 
     limit = np.array([0, 1, 20] + [500] * 17)
     encode_joint(encode, 500, 20, budget=500, limit=limit, tile=10)
@@ -127,9 +142,10 @@ def test_memory_follows_the_budget(monkeypatch: pytest.MonkeyPatch, limited: boo
     monkeypatch.setattr(module, "_FRESH", 1 << 8)
     n, d_sae, budget = 6_000, 400, 6_000
 
-    def encode(ids: NDArray[np.int64], theta: NDArray[np.float32], whole: bool) -> Slots:
-        z = np.abs(np.sin(ids[:, None] * 0.37 + np.arange(d_sae) * 1.7)).astype(np.float32) ** 8
-        return encoder(z, 8)(np.arange(len(ids)), theta, whole)
+    def encode(tiles: Sequence[NDArray[np.int64]], theta: NDArray[np.float32], whole: bool) -> Iterator[Slots]:
+        for ids in tiles:
+            z = np.abs(np.sin(ids[:, None] * 0.37 + np.arange(d_sae) * 1.7)).astype(np.float32) ** 8
+            yield from encoder(z, 8)([np.arange(len(ids))], theta, whole)
 
     limit = np.full(d_sae, 25) if limited else None
     tracemalloc.start()
@@ -156,7 +172,7 @@ def test_tiles_change_no_bit_and_all_witnesses_agree(
     np.testing.assert_allclose(whole.to_dense(), by_graph, rtol=1e-5)
     monkeypatch.setattr(module, "_FRESH", 100)
     for tile in (1, 3, 64, 1000):
-        monkeypatch.setattr(sae, "_tile", tile)
+        monkeypatch.setattr(sae._encoder, "tile", tile)
         assert_same(sae.encode(x, rule="batch"), whole)
         assert_same(sae.encode_batch(lambda ids: x[ids], n), whole)
 
@@ -178,7 +194,7 @@ def test_ties_go_to_the_first_token_and_feature(
     expected = witness.joint(z, k, quota.caps(QUOTA, K, d_sae) if kind == "feature" else None)
     monkeypatch.setattr(module, "_FRESH", 100)
     for tile in (1, 7, 60):
-        monkeypatch.setattr(sae, "_tile", tile)
+        monkeypatch.setattr(sae._encoder, "tile", tile)
         found = sae.encode(x, rule="batch", k=k)
         np.testing.assert_array_equal(found.to_dense(), np.where(expected.kept, expected.z, 0))
 
@@ -215,13 +231,121 @@ def test_caps_are_an_argument(bundle_of: BundleOf, d_sae: int, monkeypatch: pyte
     rng = np.random.default_rng(3)
     x, sae = make_x(40), load(bundle_of("feature", d_sae))
     z = witness.latents(make_weights(d_sae, "feature"), x)
-    monkeypatch.setattr(sae, "_tile", 16)
+    monkeypatch.setattr(sae._encoder, "tile", 16)
     for cap in (rng.permutation(np.linspace(0, 0.2, d_sae)), np.full(d_sae, 0.026), np.zeros(d_sae), np.ones(d_sae)):
         found = sae.encode(x, rule="batch", cap=cap)
         assert witness.disagreement(witness.joint(z, K, cap), *slots(found)) is None
         assert ((found.to_dense() > 0).sum(axis=0) <= np.rint(cap * 40)).all()
     own = quota.caps(QUOTA, K, d_sae)
     assert_same(sae.encode(x, rule="batch", cap=own), sae.encode(x, rule="batch"))
+
+
+D_INT8 = 512  # features of a bundle that has int8 graphs
+
+
+def by_int8(path: Path, monkeypatch: pytest.MonkeyPatch) -> SAE:
+    monkeypatch.setattr("sae_runtime.encoder._SMALLEST_PRODUCT", 0)
+    return load(path, threads=1)
+
+
+def free_caps(kind: str) -> NDArray[np.float64] | None:
+    """Caps that hardly bind, so that matches are expected above the threshold."""
+    return np.full(D_INT8, 0.5) if kind == "feature" else None
+
+
+@pytest.mark.parametrize("n", [1, 7, 300])
+@pytest.mark.parametrize("k", [3.0, 6.0, 20.0])
+def test_int8_gives_the_same_for_every_tile_size(
+    bundle_of: BundleOf, kind: str, n: int, k: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sae, x = by_int8(bundle_of(kind, D_INT8, sampled=True), monkeypatch), make_x(n)
+    z = witness.latents(make_weights(D_INT8, kind), x)
+    for cap in (None, np.full(D_INT8, 0.5)) if kind == "feature" else (None,):
+        share = quota.caps(QUOTA, K, D_INT8) if kind == "feature" and cap is None else cap
+        whole = sae.encode(x, rule="batch", k=k, cap=cap)
+        assert witness.disagreement(witness.joint(z, k, share), *slots(whole)) is None
+        monkeypatch.setattr(module, "_FRESH", 100)
+        for tile in (1, 3, 64):
+            monkeypatch.setattr(sae._encoder, "tile", tile)
+            assert_same(sae.encode(x, rule="batch", k=k, cap=cap), whole)
+        monkeypatch.undo()
+        sae = by_int8(bundle_of(kind, D_INT8, sampled=True), monkeypatch)
+
+
+def test_a_batch_below_the_floor_is_exact_all_the_same(
+    bundle_of: BundleOf, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Activations so small that the first pass, which looks above a floor only, finds next to nothing."""
+    sae, cap = by_int8(bundle_of(kind, D_INT8, sampled=True), monkeypatch), free_caps(kind)
+    floors: list[float] = []
+    real = module.encode_joint
+
+    def noting(*arguments: Any, floor: float, **options: Any) -> Features:
+        floors.append(floor)
+        return real(*arguments, floor=floor, **options)
+
+    monkeypatch.setattr("sae_runtime.sae.encode_joint", noting)
+    for size in (1.0, 0.5, 0.1, 0.0):
+        x = make_x(100) * np.float32(size)
+        x[::9] *= 3
+        found = sae.encode(x, rule="batch", cap=cap)
+        z = witness.latents(make_weights(D_INT8, kind), x)
+        expected = witness.joint(z, K, cap)
+        assert witness.disagreement(expected, *slots(found)) is None
+        assert len(found.values) == min(100 * K, (z > 0).sum())
+        for tile in (7, 64):
+            monkeypatch.setattr(sae._encoder, "tile", tile)
+            assert_same(sae.encode(x, rule="batch", cap=cap), found)
+    assert floors and min(floors) > 0
+    assert z[expected.kept].min(initial=np.inf) < floors[0], "no batch's cut lies below the floor"
+
+
+def test_doubted_rows_are_the_same_for_every_tile_size(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where int8 is not certain of some rows, which ones may depend on theta, but never on the tiles."""
+    monkeypatch.setattr("sae_runtime.exports.exact._MOST_GROUPS", 8)
+    path = tmp_path / "b"
+    bundle.write(path, make_weights(D_INT8, kind), make_manifest(D_INT8, kind), sample=make_x(300, seed=8))
+    export(path)
+    sae, x = by_int8(path, monkeypatch), make_x(200)
+    monkeypatch.setattr(module, "_FRESH", 100)
+    for k, cap in ((6.0, free_caps(kind)), (12.0, free_caps(kind)), (6.0, None)):
+        monkeypatch.setattr(sae._encoder, "tile", 200)
+        whole = sae.encode(x, rule="batch", k=k, cap=cap)
+        for tile in (1, 20):
+            monkeypatch.setattr(sae._encoder, "tile", tile)
+            assert_same(sae.encode(x, rule="batch", k=k, cap=cap), whole)
+    redone, tokens = sae.redone
+    assert 0 < redone <= tokens
+
+
+@pytest.mark.parametrize("floor", [0.3, 0.8, 5.0])
+@pytest.mark.parametrize(("tile", "width"), [(1, 1), (5, 4), (100, 6)])
+def test_a_floor_changes_nothing(monkeypatch: pytest.MonkeyPatch, floor: float, tile: int, width: int) -> None:
+    monkeypatch.setattr(module, "_FRESH", 20)
+    for z, budget, limit in cases(seed=tile):
+        asked: list[int] = []
+        encode = encoder(z, width, asked)
+        found = encode_joint(encode, *z.shape, budget=budget, limit=limit, tile=tile, floor=floor)
+        np.testing.assert_array_equal(found.to_dense(), greedy(z, budget, limit))
+        assert (np.bincount(asked, minlength=len(z)) <= 2).all(), "a row was encoded more than twice"
+
+
+@pytest.mark.parametrize("off", [1 - 1e-5, 1 + 1e-5])
+def test_another_rounding_of_rows_that_are_encoded_again_costs_no_match(off: float) -> None:
+    rng = np.random.default_rng(0)
+    z = np.maximum(rng.normal(0, 1, (60, 20)), 0).astype(np.float32)
+    inner = encoder(z, 6)
+
+    def encode(tiles: Sequence[NDArray[np.int64]], theta: NDArray[np.float32], whole: bool) -> Iterator[Slots]:
+        other = encoder(z * np.float32(off), 20)
+        return other(tiles, theta, whole) if whole else inner(tiles, theta, whole)
+
+    for limit in (None, np.full(20, 9)):
+        for floor in (0.0, 0.4, 2.0):
+            found = encode_joint(encode, 60, 20, budget=150, limit=limit, tile=7, floor=floor).to_dense()
+            np.testing.assert_allclose(found, greedy(z, 150, limit), rtol=2e-5)
 
 
 @pytest.mark.parametrize("cap", [np.ones(4), np.ones((5, 1)), np.full(5, 1.1), np.full(5, -0.1), np.full(5, np.nan)])

@@ -99,7 +99,7 @@ def test_tiles_change_no_row(sae: SAE, monkeypatch: pytest.MonkeyPatch) -> None:
     steered, decoded = sae.steer(x, edits), sae.decode(features)
     gate = np.linspace(0, 1, 50, dtype=np.float32)
     gated = sae.steer(x, edits, gate=gate)
-    monkeypatch.setattr(sae, "_tile", 8)
+    monkeypatch.setattr(sae._encoder, "tile", 8)
     assert same(sae.encode(x), features)
     np.testing.assert_array_equal(sae.steer(x, edits), steered)
     np.testing.assert_array_equal(sae.steer(x, edits, gate=gate), gated)
@@ -123,7 +123,7 @@ def test_rows_that_fill_the_width_lose_nothing(bundle_of: BundleOf, kind: str, w
 def test_a_wide_row_leaves_the_cost_of_its_neighbours(bundle_of: BundleOf, monkeypatch: pytest.MonkeyPatch) -> None:
     sae, x = load(bundle_of("mutual", width=4)), make_x(60)
     runs: list[tuple[int, int]] = []
-    session = sae._session("encode.onnx")
+    session = sae._sessions.open("encode.onnx")
 
     class Spy:
         def run(self, names: None, feed: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
@@ -131,7 +131,7 @@ def test_a_wide_row_leaves_the_cost_of_its_neighbours(bundle_of: BundleOf, monke
             runs.append((len(feed["x"]), outputs[0].shape[1]))
             return outputs
 
-    monkeypatch.setitem(sae._sessions, "encode.onnx", Spy())
+    monkeypatch.setitem(sae._sessions._open, ("encode.onnx", False), Spy())
     l0 = sae.encode(x).l0()
     assert runs[0] == (60, 4)
     assert [width for _, width in runs] == [4 * 4**step for step in range(len(runs))]
@@ -203,7 +203,7 @@ def test_threads_may_be_the_first_to_use_a_graph(bundle_of: BundleOf, kind: str)
     with ThreadPoolExecutor(8) as pool:
         steered = list(pool.map(lambda _: sae.steer(x, [Edit.set(3, 2.0)]), range(8)))
     assert all(np.array_equal(y, steered[0]) for y in steered)
-    assert set(sae._sessions) == {"encode.onnx", "steer.onnx"}
+    assert set(sae._sessions._open) == {("encode.onnx", False), ("steer.onnx", False)}
 
 
 # What encode refuses
@@ -315,7 +315,7 @@ def test_rows_are_read_in_tiles_and_only_where_needed_again(
 ) -> None:
     sae, x = load(bundle_of("mutual")), make_x(300)
     x[17] *= 10  # has more features than slots
-    monkeypatch.setattr(sae, "_tile", 32)
+    monkeypatch.setattr(sae._encoder, "tile", 32)
     asked: list[NDArray[np.int64]] = []
 
     def read(ids: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -509,7 +509,7 @@ def test_tokens_with_many_features_do_not_make_room_for_all(
 ) -> None:
     sae, x = load(bundle_of(kind)), make_x(1600)
     x[::8] *= 50  # one in every tile
-    monkeypatch.setattr(sae, "_tile", 8)
+    monkeypatch.setattr(sae._encoder, "tile", 8)
     tracemalloc.start()
     features = sae.encode(x)
     _, peak = tracemalloc.get_traced_memory()
@@ -523,7 +523,7 @@ def test_full_memory_is_a_memory_error(bundle_of: BundleOf) -> None:
     code = f"""
 import resource, numpy, sae_runtime
 sae = sae_runtime.load({str(bundle_of("mutual"))!r})
-sae._tile = 400_000
+sae._encoder.tile = 400_000
 x = numpy.ones((400_000, {D_IN}), numpy.float32)
 sae.encode(x[:10])
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

@@ -2,14 +2,19 @@ import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx_ir as ir
 import pytest
-from conftest import D_IN
+from conftest import D_IN, make_x
+from numpy.typing import NDArray
 
-from sae_runtime import BundleError, load
-from sae_runtime.sessions import CPU, open_session
+from sae_runtime import BundleError, bundle, load
+from sae_runtime.exports.integers import probe_graph
+from sae_runtime.sessions import CPU, Sessions, int8_levels, open_session
 
 BundleOf = Callable[..., Path]
 
@@ -95,3 +100,58 @@ print(heavy(), "onnxruntime" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], timeout=60, check=False, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("[] True\n", "")
+
+
+def test_the_probe_is_what_exports_describes() -> None:
+    file = resources.files("sae_runtime").joinpath("probe.onnx").read_bytes()
+    assert file == ir.to_proto(probe_graph()).SerializeToString(deterministic=True)
+
+
+@pytest.mark.parametrize(("saturates", "levels"), [(False, 127), (True, 63)])
+def test_levels_follow_from_a_product(monkeypatch: pytest.MonkeyPatch, saturates: bool, levels: int) -> None:
+    class Probe:
+        """What the graph computes, by 32-bit integers or as processors without VNNI do: sums of two at 16 bits."""
+
+        def __init__(self, *_: Any, **__: Any) -> None: ...
+
+        def run(self, names: None, feed: dict[str, NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+            pairs = ((feed["x"].astype(np.int64) + 128) * 127).reshape(-1, 4, 2).sum(axis=2)
+            pairs = pairs.clip(-(2**15), 2**15 - 1) if saturates else pairs
+            return [np.tile((pairs.sum(axis=1) - 8 * 128 * 127)[:, None], (1, 16)).astype(np.float32)]
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", Probe)
+    assert int8_levels.__wrapped__() == levels
+
+
+def test_levels_are_asked_for_once() -> None:
+    assert int8_levels() in (63, 127)
+    before = int8_levels.cache_info().hits
+    assert int8_levels() in (63, 127) and int8_levels.cache_info().hits == before + 1
+
+
+def test_graphs_are_opened_when_they_are_first_run(bundle_of: BundleOf) -> None:
+    made = bundle.read(bundle_of("mutual"))
+    sessions = Sessions(made, providers=CPU, threads=1, verify=True)
+    assert sessions.on_cpu and not sessions._open
+    values = sessions.run("encode.onnx", {"x": make_x(3)})[1]
+    assert values.shape == (3, made.manifest.width) and set(sessions._open) == {("encode.onnx", False)}
+    assert sessions.open("encode.onnx") is sessions.open("encode.onnx")
+    alone = sessions.open("encode.onnx", shared=True)
+    assert alone is not sessions.open("encode.onnx") and alone is sessions.open("encode.onnx", shared=True)
+    assert alone.get_session_options().intra_op_num_threads == 1
+    with pytest.raises(BundleError, match=r"has no other.onnx: not exported yet; run: sae-runtime export"):
+        sessions.run("other.onnx", {})
+
+
+def test_what_goes_wrong_in_a_run_is_told(bundle_of: BundleOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    sessions = Sessions(bundle.read(bundle_of("mutual")), providers=CPU, threads=1, verify=True)
+
+    class Failing:
+        def run(self, names: None, feed: dict[str, NDArray[Any]]) -> None:
+            raise RuntimeError(feed["x"].item())
+
+    monkeypatch.setitem(sessions._open, ("encode.onnx", False), Failing())
+    with pytest.raises(MemoryError, match=r"^encode.onnx of .*: give fewer tokens at once$"):
+        sessions.run("encode.onnx", {"x": np.array("Failed to allocate memory for requested buffer")})
+    with pytest.raises(RuntimeError, match="^another$"):
+        sessions.run("encode.onnx", {"x": np.array("another")})

@@ -1,0 +1,98 @@
+"""How the time to encode grows with d_sae, d_in and k: precision "exact" over the dense product in onnxruntime.
+
+Weights are random unit rows and activations sums of some of them with noise: what matters here is sizes. Drawn as a
+picture with --plot.
+"""
+
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import click
+import numpy as np
+from encode import dense, median_seconds
+from numpy.typing import NDArray
+
+from sae_runtime import bundle, load
+from sae_runtime.exports import export
+from sae_runtime.manifest import Allocation, Encoder, Manifest
+
+# d_in, d_sae, k
+SIZES = (
+    *((768, d_sae, 32) for d_sae in (4_096, 8_192, 16_384, 24_576, 49_152, 98_304, 131_072)),
+    *((d_in, 24_576, 32) for d_in in (256, 1_536, 3_072)),
+    *((768, 24_576, k) for k in (8, 16, 64, 128)),
+)
+
+
+def make(path: Path, d_in: int, d_sae: int, k: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """An exported token choice bundle, and activations [1024, d_in] for it."""
+    decoder = rng.standard_normal((d_sae, d_in), np.float32)
+    decoder /= np.linalg.norm(decoder, axis=1, keepdims=True)
+    x = rng.normal(0, 0.2 * d_in**-0.5, (4 * d_in + 1024, d_in)).astype(np.float32)
+    for _ in range(k):
+        x += rng.gamma(2.0, 0.5, (len(x), 1)).astype(np.float32) * decoder[rng.integers(0, d_sae, len(x))]
+    weights = {
+        "W_enc": np.ascontiguousarray(decoder.T),
+        "W_dec": decoder,
+        "b_enc": np.full(d_sae, -0.3, np.float32),
+        "b_dec": np.zeros(d_in, np.float32),
+    }
+    encoder = Encoder(d_in=d_in, d_sae=d_sae, selection="topk", k=k)
+    manifest = Manifest(encoder=encoder, allocation=Allocation(kind="token", k=float(k)), width=k)
+    bundle.write(path, weights, manifest, sample=x[1024:][:4096])
+    export(path, precisions=("exact",))
+    return x[:1024]
+
+
+@click.command()
+@click.option("--n", default=1024, show_default=True)
+@click.option("--rounds", default=5, show_default=True)
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path))
+def main(n: int, rounds: int, plot: Path | None) -> None:
+    """Print a row for each size."""
+    found: dict[tuple[int, int, int], tuple[float, float]] = {}
+    print("| d_in | d_sae | k | exact, ms | dense product, ms | ratio | encoded again |\n|---|---|---|---|---|---|---|")
+    for d_in, d_sae, k in SIZES:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "sae"
+            x = make(path, d_in, d_sae, k, np.random.default_rng(0))[:n]
+            sae = load(path)
+            runs: dict[str, Callable[[], object]] = {
+                "exact": partial(sae.encode, x),
+                "dense": partial(dense(bundle.read(path)), x),
+            }
+            median = median_seconds(runs, rounds)
+            exact, product = median["exact"] * 1e3, median["dense"] * 1e3
+            again, of = sae.redone
+        found[d_in, d_sae, k] = exact, product
+        print(
+            f"| {d_in:,} | {d_sae:,} | {k} | {exact:.1f} | {product:.1f} | {exact / product:.2f} | {again / of:.2%} |",
+            flush=True,
+        )
+    if plot is not None:
+        draw(found, n, plot)
+
+
+def draw(found: dict[tuple[int, int, int], tuple[float, float]], n: int, path: Path) -> None:
+    """Time against each of the three sizes, the others as in most rows."""
+    from matplotlib.figure import Figure
+
+    usual = (768, 24_576, 32)
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    for axis, (number, name) in zip(figure.subplots(1, 3, sharey=True), enumerate(("d_in", "d_sae", "k")), strict=True):
+        sizes = sorted(size for size in found if all(size[i] == usual[i] for i in range(3) if i != number))
+        for series, label in enumerate(("exact", "dense product")):
+            axis.plot([size[number] for size in sizes], [found[size][series] for size in sizes], "o-", label=label)
+        axis.set(xlabel=name, xscale="log", yscale="log")
+        axis.set_xticks([size[number] for size in sizes], [f"{size[number]:,}" for size in sizes], rotation=30)
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    figure.axes[0].set_ylabel(f"ms for {n:,} tokens")
+    figure.axes[0].legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    main()

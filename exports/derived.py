@@ -1,0 +1,73 @@
+"""derived.safetensors: what graphs read besides the weights, computed from them, and rebuilt by every export."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_runtime import files, quota
+from sae_runtime.bundle import DERIVED, Bundle
+from sae_runtime.exports.gpu import half_precision
+from sae_runtime.exports.integers import Arrays, Plan, quantise
+from sae_runtime.exports.select import GROUP
+from sae_runtime.tensors import TensorSpec, read_header, save_tensors
+
+_SMALLEST = 512  # features; a product with fewer is as fast as all that could save it
+
+
+@dataclass(frozen=True)
+class Derived:
+    """Where each derived array lies, and what the graphs must know of the int8 ones; None where there are none."""
+
+    specs: dict[str, TensorSpec]
+    plan: Plan | None
+
+
+def has_integers(bundle: Bundle) -> bool:
+    """Whether int8 graphs can be made: d_sae is at least 512 and a multiple of 16."""
+    d_sae = bundle.manifest.encoder.d_sae
+    return d_sae >= _SMALLEST and d_sae % GROUP == 0
+
+
+def write_derived(bundle: Bundle, x: NDArray[np.float32], precisions: Collection[str]) -> Derived:
+    """Compute and write what the graphs of these precisions need; removes the file where they need nothing.
+
+    Args:
+        bundle: whose weights they are.
+        x: typical activations [m, d_in], for which int8 is made fine.
+        precisions: some of "exact", "fast", "float16" and "gpu".
+    """
+    arrays: Arrays = {}
+    plan = None
+    if bundle.manifest.allocation.kind == "feature":
+        arrays["cap"] = default_cap(bundle)
+    weights = {name: bundle.tensor(name) for name in bundle.specs}
+    if has_integers(bundle) and {"exact", "fast"} & set(precisions):
+        integers, plan = quantise(weights, x, np.random.default_rng(0))
+        arrays |= integers
+    if "gpu" in precisions:
+        arrays |= half_precision(weights, x)
+    if "gpu" in precisions or ("exact" in precisions and plan is not None):
+        arrays["W_enc_rows"] = np.ascontiguousarray(weights["W_enc"].T)
+    if "float16" in precisions:
+        arrays["W_enc_half"] = weights["W_enc"].astype(np.float16)
+    path = bundle.path / DERIVED
+    if not arrays:
+        path.unlink(missing_ok=True)
+        return Derived({}, None)
+    with files.new_file(path, force=True) as partial:
+        save_tensors(partial, arrays)
+    return Derived(dict(read_header(path)), plan)
+
+
+def default_cap(bundle: Bundle) -> NDArray[np.float64]:
+    """The cap of each feature that a feature choice bundle was fitted with: float64 [d_sae].
+
+    Raises:
+        ValueError: the bundle is not of feature choice.
+    """
+    allocation = bundle.manifest.allocation
+    if allocation.quota is None:
+        raise ValueError(f"only feature choice has caps, this bundle is of {allocation.kind} choice")
+    return quota.caps(allocation.quota, allocation.k, bundle.manifest.encoder.d_sae)

@@ -1,0 +1,193 @@
+"""encode_exact.onnx: the features of encode.onnx, from an int8 product that names candidates.
+
+The product bounds every feature from above (integers.py). Whose bound lies above the cut is a candidate and is computed
+again in float32, from its row of W_enc; nobody else can be a match. The cut is theta. For top k, somewhat more than k
+features with the largest bounds are computed first, and the k-th largest of these values is the cut for the others. A
+token with very many candidates is not `certain`, and is for encode.onnx.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+
+from sae_runtime.bundle import DERIVED, Bundle
+from sae_runtime.exports.derived import Derived
+from sae_runtime.exports.encode import above, threshold_input, weight
+from sae_runtime.exports.graph import Graph, external
+from sae_runtime.exports.integers import LEVELS, product
+from sae_runtime.exports.select import GROUP, group_maxima, groups_of, largest
+
+_MOST_GROUPS = 512  # with candidates, of a token; beyond, they cost as much as the product that they save
+_BLOCK = 8
+
+
+class Found(NamedTuple):
+    """Features i64 and their values f32, both [n, any]; an unused slot has value 0."""
+
+    features: ir.Value
+    values: ir.Value
+
+
+class Candidates(NamedTuple):
+    """Places in the flattened [n, d_sae], ascending; how many each token has, and how many there are before its."""
+
+    place: ir.Value
+    number: ir.Value
+    begin: ir.Value
+
+
+def exact_graph(bundle: Bundle, derived: Derived) -> ir.Model:
+    """x f32 [n, d_in] -> indices i64, values f32 [n, width], certain bool [n].
+
+    Rows are those of encode.onnx where `certain`; the others are not whole. Optional inputs: width i64 [1], for
+    threshold bundles theta f32 [1] or [d_sae], and levels f32 []: 127 where int8 products do not saturate.
+
+    Args:
+        bundle: whose features these are; its d_sae is a multiple of 16.
+        derived: what `write_derived` made for precision "exact".
+    """
+    graph = Graph("encode_exact")
+    encoder, plan = bundle.manifest.encoder, derived.plan
+    assert plan is not None
+
+    def stored(name: str) -> ir.Value:
+        return graph.weight(external(name, DERIVED, derived.specs[name]))
+
+    x = graph.input("x", np.float32, ["n", encoder.d_in])
+    theta = threshold_input(graph, bundle)
+    width = graph.input("width", np.int64, [1], default=[bundle.manifest.width])
+    levels = graph.input("levels", np.float32, [], default=LEVELS)
+    bound, scale, parts = product(graph, x, levels, stored, plan, bounded=True)
+    c, rows = graph.op("Sub", x, weight(graph, bundle, "b_dec")), stored("W_enc_rows")
+    if theta is None:
+        best, cut, ceiling, apart = _best(graph, bundle, bound, scale, c, rows, width)
+        candidates, certain = _candidates(graph, bound, encoder.d_sae, cut, ceiling)
+        certain = graph.op("And", certain, apart)
+    else:
+        best, cut = None, graph.op("Div", graph.op("ReduceMin", theta, keepdims=0), scale)
+        candidates, certain = _candidates(graph, bound, encoder.d_sae, cut, None)
+    for part, digits in zip(parts, plan.digits, strict=True):  # more than the channels hold: there is no bound
+        fits = graph.op("LessOrEqual", part, graph.constant(LEVELS * digits, np.float32))
+        certain = graph.op("And", certain, fits)
+    found = _rescored(graph, bundle, c, rows, candidates, theta)
+    indices, values = _slots(graph, [found] if best is None else [best, found], width, encoder.d_sae)
+    certain = graph.op("Squeeze", certain, graph.constant([1], np.int64))
+    graph.output(indices, "indices", np.int64, ["n", "width"])
+    graph.output(values, "values", np.float32, ["n", "width"])
+    graph.output(certain, "certain", np.bool_, ["n"])
+    return graph.model()
+
+
+def _best(
+    graph: Graph, bundle: Bundle, bound: ir.Value, scale: ir.Value, c: ir.Value, rows: ir.Value, width: ir.Value
+) -> tuple[Found, ir.Value, ir.Value, ir.Value]:
+    """The features with the largest bounds, a quarter more than k, and what decides about the others, all [n, 1].
+
+    That is: the cut, the least bound of the features taken, under which the others' lie, and whether they do or do not
+    matter (equal bounds).
+    """
+    d_sae = bundle.manifest.encoder.d_sae
+    one, last, end = (graph.constant([i], np.int64) for i in (1, -1, 2**62))
+    some = graph.op("Add", graph.op("Add", width, graph.op("Div", width, graph.constant(4, np.int64))), one)
+    some = graph.op("Min", some, graph.constant([d_sae - 1], np.int64))
+    features, bounds = largest(graph, bound, graph.op("Add", some, one), d_sae)
+    following = graph.op("Slice", bounds, last, end, one)
+    features, bounds = (
+        graph.op("Slice", part, graph.constant([0], np.int64), some, one) for part in (features, bounds)
+    )
+    values = _values(graph, bundle, c, rows, features)
+    ranked = graph.ops("TopK", 2, values, graph.op("Max", graph.op("Min", width, some), one))[0]
+    cut = graph.op("Div", graph.op("Slice", ranked, last, end, one), scale)
+    cut = graph.op("Where", graph.op("LessOrEqual", width, some), cut, graph.constant(0, np.float32))
+    ceiling = graph.op("Slice", bounds, last, end, one)
+    apart = graph.op("Or", graph.op("Less", following, ceiling), graph.op("LessOrEqual", following, cut))
+    return Found(features, values), cut, ceiling, apart
+
+
+def _candidates(
+    graph: Graph, bound: ir.Value, d_sae: int, cut: ir.Value, ceiling: ir.Value | None
+) -> tuple[Candidates, ir.Value]:
+    """Those whose bound lies above the token's cut, but below the ceiling; and whether a token has few enough.
+
+    A token that has too many gets none. Cut, ceiling and what is said of the token are [n, 1].
+    """
+    one, zero, flat = graph.constant([1], np.int64), graph.constant(0, np.int64), graph.constant([-1], np.int64)
+    first = graph.constant([0], np.int64)
+    mask = graph.op("Greater", group_maxima(graph, bound, d_sae), cut)
+    groups = graph.op("ReduceSum", graph.cast(mask, np.float32), one)
+    certain = graph.op("LessOrEqual", groups, graph.constant(_MOST_GROUPS, np.float32))
+    mask = graph.op("And", mask, certain)
+    groups = graph.op("Where", certain, groups, graph.constant(0, np.float32))
+    groups = graph.cast(graph.op("Squeeze", groups, one), np.int64)
+    group = graph.op("Squeeze", graph.op("NonZero", graph.op("Reshape", mask, flat)), first)
+    token = graph.op("Div", group, graph.constant(d_sae // GROUP, np.int64))
+    members = graph.op("Gather", groups_of(graph, bound), group)
+    chosen = graph.op("Greater", members, graph.op("Gather", cut, token))
+    if ceiling is not None:
+        chosen = graph.op("And", chosen, graph.op("Less", members, graph.op("Gather", ceiling, token)))
+    hit = graph.op("Squeeze", graph.op("NonZero", graph.op("Reshape", chosen, flat)), first)
+    start = graph.op("Unsqueeze", graph.op("Mul", group, graph.constant(GROUP, np.int64)), one)
+    place = graph.op("Reshape", graph.op("Add", start, graph.constant([np.arange(GROUP)], np.int64)), flat)
+    place = graph.op("Gather", place, hit)
+    # Sums over a token's groups, as differences of running sums.
+    found = graph.cast(graph.op("ReduceSum", graph.cast(chosen, np.float32), one, keepdims=0), np.int64)
+    running = graph.op("Concat", first, graph.op("CumSum", found, zero), axis=0)
+    end = graph.op("Gather", running, graph.op("CumSum", groups, zero))
+    begin = graph.op("Gather", running, graph.op("CumSum", groups, zero, exclusive=1))
+    return Candidates(place, graph.op("Sub", end, begin), begin), certain
+
+
+def _rescored(
+    graph: Graph, bundle: Bundle, c: ir.Value, rows: ir.Value, candidates: Candidates, theta: ir.Value | None
+) -> Found:
+    """The candidates with their values in float32, those that do not pass theta with 0."""
+    place, count, begin = candidates
+    d_sae = bundle.manifest.encoder.d_sae
+    first, one = graph.constant([0], np.int64), graph.constant([1], np.int64)
+    size, steps = graph.constant(_BLOCK, np.int64), graph.constant([np.arange(_BLOCK)], np.int64)
+    # A token's candidates fill blocks, and a block is one small matrix times one vector.
+    blocks = graph.op("Div", graph.op("Add", count, graph.constant(_BLOCK - 1, np.int64)), size)
+    most = graph.op("ReduceMax", graph.op("Concat", blocks, one, axis=0), keepdims=1)
+    used = graph.op("NonZero", graph.op("Less", graph.range(most), graph.op("Unsqueeze", blocks, one)))
+    token, rank = (graph.op("Squeeze", part, first) for part in graph.ops("Split", 2, used, axis=0, num_outputs=2))
+    begin, end = graph.op("Gather", begin, token), graph.op("Gather", graph.op("Add", begin, count), token)
+    begin = graph.op("Add", begin, graph.op("Mul", rank, size))
+    at, end = graph.op("Add", graph.op("Unsqueeze", begin, one), steps), graph.op("Unsqueeze", end, one)
+    row = graph.op("Unsqueeze", graph.op("Mul", token, graph.constant(d_sae, np.int64)), one)
+    feature = graph.op("Sub", graph.op("Gather", place, graph.op("Min", at, graph.op("Sub", end, one))), row)
+
+    nothing = graph.constant(0, np.float32)
+    values = _values(graph, bundle, graph.op("Gather", c, token), rows, feature)
+    values = graph.op("Where", graph.op("Less", at, end), values, nothing)
+    if theta is not None:
+        each = graph.op("Expand", theta, graph.constant([d_sae], np.int64))
+        values = above(graph, values, graph.op("Gather", each, feature))
+
+    where = graph.op("Transpose", used, perm=[1, 0])
+    shape = graph.op("Concat", graph.op("Shape", count), most, graph.constant([_BLOCK], np.int64), axis=0)
+    flat = graph.op("Concat", graph.op("Shape", count), graph.op("Mul", most, size), axis=0)
+    features = graph.op("ScatterND", graph.op("Expand", graph.constant(0, np.int64), shape), where, feature)
+    values = graph.op("ScatterND", graph.op("Expand", nothing, shape), where, values)
+    return Found(*(graph.op("Reshape", part, flat, allowzero=1) for part in (features, values)))
+
+
+def _values(graph: Graph, bundle: Bundle, c: ir.Value, rows: ir.Value, feature: ir.Value) -> ir.Value:
+    """Latents [m, some] of the features [m, some] of c = x - b_dec [m, d_in]."""
+    last = graph.constant([2], np.int64)
+    product = graph.op("MatMul", graph.op("Gather", rows, feature), graph.op("Unsqueeze", c, last))
+    bias = graph.op("Gather", weight(graph, bundle, "b_enc"), feature)
+    return graph.op("Relu", graph.op("Add", graph.op("Squeeze", product, last), bias))
+
+
+def _slots(graph: Graph, parts: list[Found], width: ir.Value, d_sae: int) -> tuple[ir.Value, ir.Value]:
+    """Indices and values [n, min(width, d_sae)] of the largest values, the slots that are left over 0."""
+    features, values = (
+        graph.op("Concat", *both, axis=1) if len(parts) > 1 else both[0] for both in zip(*parts, strict=True)
+    )
+    width = graph.op("Min", width, graph.constant([d_sae], np.int64))
+    slots = graph.op("Min", width, graph.op("Shape", values, start=1, end=2))
+    values, at = graph.ops("TopK", 2, values, slots)
+    indices = graph.op("GatherElements", features, at, axis=1)
+    pads = graph.op("Concat", graph.constant([0, 0, 0], np.int64), graph.op("Sub", width, slots), axis=0)
+    return graph.op("Pad", indices, pads), graph.op("Pad", values, pads)

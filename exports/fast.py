@@ -1,0 +1,40 @@
+"""encode_fast.onnx and encode_half.onnx: the features of encode.onnx, roughly, for less."""
+
+import numpy as np
+import onnx_ir as ir
+
+from sae_runtime.bundle import DERIVED, Bundle
+from sae_runtime.exports.derived import Derived
+from sae_runtime.exports.encode import latents, selected, threshold_input
+from sae_runtime.exports.graph import Graph, external
+from sae_runtime.exports.integers import LEVELS, product
+
+
+def fast_graph(bundle: Bundle, derived: Derived) -> ir.Model:
+    """The signature of encode.onnx and the input levels f32 []: latents from the int8 product alone (integers.py)."""
+    graph = Graph("encode_fast")
+    encoder = bundle.manifest.encoder
+    assert derived.plan is not None
+    x = graph.input("x", np.float32, ["n", encoder.d_in])
+    theta = threshold_input(graph, bundle)
+    width = graph.input("width", np.int64, [1], default=[bundle.manifest.width])
+    levels = graph.input("levels", np.float32, [], default=LEVELS)
+
+    def stored(name: str) -> ir.Value:
+        return graph.weight(external(name, DERIVED, derived.specs[name]))
+
+    p, scale, _ = product(graph, x, levels, stored, derived.plan, bounded=False)
+    selected(graph, bundle, graph.op("Relu", graph.op("Mul", p, scale)), theta, width)
+    return graph.model()
+
+
+def half_graph(bundle: Bundle, derived: Derived) -> ir.Model:
+    """The signature of encode.onnx, with W_enc stored in float16 and computed with in float32."""
+    graph = Graph("encode_half")
+    x = graph.input("x", np.float32, ["n", bundle.manifest.encoder.d_in])
+    theta = threshold_input(graph, bundle)
+    width = graph.input("width", np.int64, [1], default=[bundle.manifest.width])
+    half = graph.weight(external("W_enc_half", DERIVED, derived.specs["W_enc_half"]))
+    z = latents(graph, bundle, x, graph.cast(half, np.float32))
+    selected(graph, bundle, z, theta, width)
+    return graph.model()

@@ -1,0 +1,45 @@
+"""Selecting the largest latents of every token."""
+
+import numpy as np
+import onnx_ir as ir
+
+from sae_runtime.exports.graph import Graph
+
+GROUP = 16  # neighbouring features that are looked at together
+
+
+def group_maxima(graph: Graph, z: ir.Value, d_sae: int) -> ir.Value:
+    """The largest of every 16 neighbours: z [n, d_sae] -> [n, d_sae / 16]."""
+    shape = graph.constant([0, d_sae // GROUP, GROUP], np.int64)
+    return graph.op("ReduceMax", graph.op("Reshape", z, shape), graph.constant([2], np.int64), keepdims=0)
+
+
+def groups_of(graph: Graph, z: ir.Value) -> ir.Value:
+    """All groups of all tokens: z [n, d_sae] -> [n * d_sae / 16, 16]."""
+    return graph.op("Reshape", z, graph.constant([-1, GROUP], np.int64), allowzero=1)
+
+
+def largest(graph: Graph, z: ir.Value, width: ir.Value, d_sae: int) -> tuple[ir.Value, ir.Value]:
+    """Indices and values [n, min(width, d_sae)] of every row's largest z, by falling value, equals by feature.
+
+    The k largest lie in the k groups with the largest maxima, so that TopK need not look at the others (exact; also
+    where values are equal, since groups are runs of neighbours and the first of equal groups are taken).
+    """
+    slots = graph.op("Min", width, graph.constant([d_sae], np.int64))
+    if d_sae % GROUP:
+        values, indices = graph.ops("TopK", 2, z, slots)
+        return indices, values
+    one, size = graph.constant([1], np.int64), graph.constant(GROUP, np.int64)
+    n = graph.op("Shape", z, start=0, end=1)
+    count = graph.constant([d_sae // GROUP], np.int64)
+    few = graph.op("Min", width, count)
+    chosen = graph.ops("TopK", 2, group_maxima(graph, z, d_sae), few)[1]
+    chosen = graph.ops("TopK", 2, chosen, few, largest=0)[0]
+    first = graph.op("Unsqueeze", graph.op("Mul", graph.range(n), count), one)
+    members = graph.op("Gather", groups_of(graph, z), graph.op("Add", chosen, first))
+    members = graph.op("Reshape", members, graph.op("Concat", n, graph.op("Mul", few, size), axis=0), allowzero=1)
+    values, at = graph.ops("TopK", 2, members, slots)
+    group = graph.op("Div", at, size)
+    inside = graph.op("Sub", at, graph.op("Mul", group, size))
+    indices = graph.op("Add", graph.op("Mul", graph.op("GatherElements", chosen, group, axis=1), size), inside)
+    return indices, values

@@ -1,0 +1,255 @@
+"""encode_exact.onnx: where it says that it is certain, the witness agrees; elsewhere the runtime encodes again."""
+
+import functools
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from conftest import (
+    D_IN,
+    KINDS,
+    K,
+    make_manifest,
+    make_tied_weights,
+    make_tied_x,
+    make_weights,
+    make_x,
+    served,
+    slots,
+)
+from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
+
+from sae_runtime import bundle, load
+from sae_runtime.bundle import DERIVED, WEIGHTS
+from sae_runtime.exports import witness
+from sae_runtime.exports.export import export
+from sae_runtime.sessions import int8_levels
+from sae_runtime.tensors import map_tensor, read_header
+
+module = importlib.import_module("sae_runtime.exports.exact")
+
+BundleOf = Callable[..., Path]
+D_SAE = 512
+GRAPH = "encode_exact.onnx"
+
+
+@functools.cache
+def opened(path: Path, optimised: Any = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 3, 1
+    options.graph_optimization_level = optimised
+    return onnxruntime.InferenceSession(str(path / GRAPH), options, providers=["CPUExecutionProvider"])
+
+
+def exact(path: Path, x: NDArray[np.float32], **feed: Any) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.bool_]]:
+    indices, values, certain = opened(path).run(None, {"x": x, **{name: np.asarray(v) for name, v in feed.items()}})
+    assert certain.dtype == np.bool_ and certain.shape == (len(x),)
+    assert indices.shape == values.shape and len(values) == len(x)
+    return indices, values, certain
+
+
+def assert_exact(found: tuple[NDArray[Any], NDArray[Any], NDArray[np.bool_]], expected: witness.Matches) -> None:
+    """The witness agrees on every token that the graph is certain of."""
+    indices, values, sure = found
+    assert np.isfinite(values[sure]).all()
+    cuts = tuple(cut[sure] if len(cut) == len(sure) and cut.ndim == 2 else cut for cut in expected.cuts)
+    mine = witness.Matches(expected.z[sure], expected.kept[sure], cuts)
+    assert witness.disagreement(mine, indices[sure], values[sure]) is None
+
+
+def everything(kind: str, d_sae: int) -> dict[str, Any]:
+    return {} if kind == "token" else {"width": [d_sae]}
+
+
+@pytest.mark.parametrize(("d_sae", "levels"), [(512, 63), (1024, 127)])
+def test_equals_the_witness(bundle_of: BundleOf, kind: str, d_sae: int, levels: int) -> None:
+    path = bundle_of(kind, d_sae, sampled=True)
+    for n in (0, 1, 7, 300):
+        x = make_x(n)
+        found = exact(path, x, levels=np.float32(levels), **everything(kind, d_sae))
+        assert found[2].all()
+        assert_exact(found, served(kind, d_sae, x))
+    assert found[1].any(axis=1).mean() > 0.9, "a test of next to nothing"
+
+
+def test_without_a_sample_it_is_as_exact(bundle_of: BundleOf, kind: str) -> None:
+    x = make_x(100)
+    found = exact(bundle_of(kind, D_SAE), x, **everything(kind, D_SAE))
+    assert found[2].all()
+    assert_exact(found, served(kind, D_SAE, x))
+
+
+@pytest.mark.parametrize("k", [0, 1, 5, 33, 100, 409, 410, 511, 512, 5000])
+def test_width_of_token_choice_is_k(bundle_of: BundleOf, k: int) -> None:
+    x = make_x(20)
+    found = exact(bundle_of("token", D_SAE, sampled=True), x, width=[k])
+    assert found[1].shape == (20, min(k, D_SAE)) and found[2].all()
+    assert_exact(found, served("token", D_SAE, x, k))
+
+
+@pytest.mark.parametrize("width", [0, 1, 5, 24, 512, 5000])
+@pytest.mark.parametrize("kind", ["mutual", "feature"])
+def test_width_of_a_threshold_cuts_the_smallest(bundle_of: BundleOf, kind: str, width: int) -> None:
+    x, path = make_x(30), bundle_of(kind, D_SAE, sampled=True)
+    _, values, certain = exact(path, x, width=[width])
+    _, wide, _ = exact(path, x, width=[D_SAE])
+    assert values.shape == (30, min(width, D_SAE)) and certain.all()
+    np.testing.assert_array_equal(values, wide[:, :width])
+    assert (wide > 0).sum(axis=1).max() > 5
+
+
+@pytest.mark.parametrize("kind", ["mutual", "feature"])
+def test_theta_is_an_input(bundle_of: BundleOf, kind: str) -> None:
+    x, path = make_x(60), bundle_of(kind, D_SAE, sampled=True)
+    z = witness.latents(make_weights(D_SAE, kind), x)
+    each = np.random.default_rng(2).uniform(0.3, 4, D_SAE).astype(np.float32)
+    for theta in ([1.1], [0.0], [30.0], each):
+        theta = np.asarray(theta, np.float32)
+        found = exact(path, x, theta=theta, width=[D_SAE])
+        assert found[2].all()
+        assert_exact(found, witness.threshold(z, theta))
+
+
+def test_ties(bundle_of: BundleOf, kind: str) -> None:
+    """Half of the features repeat the others, and so do half of the tokens; every sum is a whole number."""
+    x, weights = make_tied_x(80), make_tied_weights(D_SAE, kind)
+    z = witness.latents(weights, x)
+    path = bundle_of(kind, D_SAE, tied=True)
+    found = exact(path, x, **everything(kind, D_SAE))
+    expected = witness.token_choice(z, K) if kind == "token" else witness.threshold(z, weights["threshold"])
+    assert_exact(found, expected)
+    plain = load(path, precision="float32", threads=1).encode(x)
+    sure = found[2]
+    assert sure.mean() > 0.5
+    kept = np.sort(np.where(expected.kept, expected.z, 0), axis=1)[:, ::-1][:, : found[1].shape[1]]
+    np.testing.assert_array_equal(found[1][sure], kept[sure])
+    np.testing.assert_array_equal((found[1] > 0).sum(axis=1)[sure], plain.l0()[sure])
+
+
+def odd_tokens(kind: str) -> NDArray[np.float32]:
+    """Zeros, the bias, sizes over 60 decades, one outlying channel, and NaN and Inf in the last two."""
+    x = make_x(80, seed=3)
+    x[0], x[1] = 0, make_weights(D_SAE, kind)["b_dec"]
+    x[2:40] *= (10.0 ** np.linspace(-30, 30, 38))[:, None]
+    x[40:50, 3] *= 1000
+    x[50:60] += 100
+    x[78, 4], x[79, 5] = np.nan, np.inf
+    return x
+
+
+def test_odd_tokens_are_right_or_not_certain(bundle_of: BundleOf, kind: str) -> None:
+    x = odd_tokens(kind)
+    with np.errstate(all="ignore"):
+        found = exact(bundle_of(kind, D_SAE, sampled=True), x, **everything(kind, D_SAE))
+    assert found[2][:2].all() and found[2][60:78].all(), "of ordinary tokens it must be certain"
+    assert not found[2][78:].any(), "certain of a token that is not finite"
+    with np.errstate(invalid="ignore"):
+        assert_exact(found, served(kind, D_SAE, np.where(found[2][:, None], x, 0)))
+
+
+@pytest.mark.parametrize("batch", [1, 3, 40])
+def test_a_token_does_not_depend_on_the_others(bundle_of: BundleOf, kind: str, batch: int) -> None:
+    path, x = bundle_of(kind, D_SAE, sampled=True), odd_tokens(kind)
+    whole = exact(path, x, **everything(kind, D_SAE))
+    parts = [exact(path, x[i : i + batch], **everything(kind, D_SAE)) for i in range(0, len(x), batch)]
+    indices, values, certain = (np.concatenate(part) for part in zip(*parts, strict=True))
+    np.testing.assert_array_equal(certain, whole[2])
+    np.testing.assert_array_equal(values[certain], whole[1][certain])
+    used = (values > 0) & certain[:, None]
+    np.testing.assert_array_equal(indices[used], whole[0][used])
+    order = np.random.default_rng(0).permutation(len(x))
+    shuffled = exact(path, x[order], **everything(kind, D_SAE))
+    np.testing.assert_array_equal(shuffled[2], certain[order])
+    np.testing.assert_array_equal(shuffled[1][certain[order]], values[order][certain[order]])
+
+
+def awkward(kind: str) -> dict[str, NDArray[np.float32]]:
+    """Columns of lengths over four decades, large biases, features that are silent, and features that are equal."""
+    weights, rng = make_weights(D_SAE, kind), np.random.default_rng(4)
+    weights["W_enc"] *= (10 ** rng.uniform(-2, 2, D_SAE)).astype(np.float32)
+    weights["b_enc"] = (weights["b_enc"] * 10 ** rng.uniform(-2, 2, D_SAE)).astype(np.float32)
+    weights["W_enc"][:, 10:20] = 0
+    weights["W_enc"][:, 100:140], weights["b_enc"][100:140] = weights["W_enc"][:, 60:100], weights["b_enc"][60:100]
+    return weights
+
+
+def test_awkward_weights(tmp_path: Path, kind: str) -> None:
+    weights, x = awkward(kind), np.concatenate([make_x(60), odd_tokens(kind)[40:78]])
+    bundle.write(tmp_path / "b", weights, make_manifest(D_SAE, kind), sample=make_x(300, seed=8))
+    export(tmp_path / "b")
+    z = witness.latents(weights, x)
+    expected = witness.token_choice(z, K) if kind == "token" else witness.threshold(z, weights["threshold"])
+    found = exact(tmp_path / "b", x, **everything(kind, D_SAE))
+    assert found[2].mean() > 0.9
+    assert_exact(found, expected)
+    features = load(tmp_path / "b", threads=1).encode(x)
+    assert witness.disagreement(expected, *slots(features)) is None
+
+
+@pytest.mark.parametrize("some", [False, True])
+def test_a_token_with_too_many_candidates_is_not_certain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, some: bool
+) -> None:
+    monkeypatch.setattr(module, "_MOST_GROUPS", (6 if kind == "token" else 2) if some else -1)
+    monkeypatch.setattr("sae_runtime.encoder._SMALLEST_PRODUCT", 0)
+    bundle.write(tmp_path / "b", make_weights(D_SAE, kind), make_manifest(D_SAE, kind), sample=make_x(300, seed=8))
+    export(tmp_path / "b")
+    x = np.concatenate([make_x(60), make_x(60) * np.float32(0.6)])
+    found = exact(tmp_path / "b", x, levels=np.float32(int8_levels()), **everything(kind, D_SAE))
+    assert_exact(found, served(kind, D_SAE, x))
+    redone = int((~found[2]).sum())
+    assert 0 < redone < 120 if some else redone == 120
+    sae = load(tmp_path / "b", threads=1)
+    sae._encoder.tile = 50
+    assert witness.disagreement(served(kind, D_SAE, x), *slots(sae.encode(x))) is None
+    counted, tokens = sae.redone
+    assert tokens >= 120 and counted >= redone
+    if kind == "token":
+        assert (counted, tokens) == (redone, 120)
+
+
+def test_the_reference_evaluator_agrees(bundle_of: BundleOf, kind: str) -> None:
+    x, path = make_x(4), bundle_of(kind, D_SAE, sampled=True)
+    feed: dict[str, Any] = {"x": x, "width": np.array([K if kind == "token" else 100]), "levels": np.float32(127)}
+    if kind != "token":
+        feed["theta"] = map_tensor(path / WEIGHTS, read_header(path / WEIGHTS)["threshold"])
+    outputs: Any = ReferenceEvaluator(str(path / GRAPH)).run(None, feed)
+    assert outputs[2].all()
+    assert_exact(tuple(outputs), served(kind, D_SAE, x))
+
+
+def test_it_agrees_without_onnxruntimes_own_kernels(bundle_of: BundleOf, kind: str) -> None:
+    """Unoptimised, the product runs in float32."""
+    x, path = make_x(50), bundle_of(kind, D_SAE, sampled=True)
+    session = opened(path, onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL)
+    feed = {name: np.asarray(value) for name, value in everything(kind, D_SAE).items()}
+    found = tuple(session.run(None, {"x": x, **feed}))
+    assert found[2].all()
+    assert_exact(found, served(kind, D_SAE, x))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_graph_contract(bundle_of: BundleOf, kind: str) -> None:
+    path = bundle_of(kind, D_SAE, sampled=True)
+    onnx.checker.check_model(str(path / GRAPH), full_check=True)
+    model = onnx.load(path / GRAPH, load_external_data=False)
+    assert model.ir_version == 10 and (path / GRAPH).stat().st_size < 20_000
+    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 21)]
+    assert {node.domain for node in model.graph.node} == {""}
+    theta = [] if kind == "token" else ["theta"]
+    assert [value.name for value in model.graph.input] == ["x", *theta, "width", "levels"]
+    assert [value.name for value in model.graph.output] == ["indices", "values", "certain"]
+    external = [tensor for tensor in model.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
+    places = {tensor.name: {pair.key: pair.value for pair in tensor.external_data} for tensor in external}
+    derived = {"int8_centre", "int8_map", "int8_weights", "int8_scale", "W_enc_rows"}
+    assert {name for name, place in places.items() if place["location"] == DERIVED} == derived
+    assert "W_enc" not in places, "the dense encoder is not read"
+    rows = map_tensor(path / DERIVED, read_header(path / DERIVED)["W_enc_rows"])
+    np.testing.assert_array_equal(rows, make_weights(D_SAE, kind)["W_enc"].T)
+    assert rows.shape == (D_SAE, D_IN)
