@@ -85,7 +85,9 @@ def stand_in_for_nnsight() -> None:
 
 
 class _Stub(types.ModuleType):
-    """A module that has every name."""
+    """A module that has every name but Python's own."""
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
         return type(name, (), {})

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_runtime import files, quota
-from sae_runtime.bundle import DERIVED, Bundle
+from sae_runtime.bundle import DERIVED, Bundle, record
 from sae_runtime.exports.gpu import half_precision
 from sae_runtime.exports.integers import Arrays, Plan, quantise
 from sae_runtime.exports.select import GROUP
@@ -33,6 +33,8 @@ def has_integers(bundle: Bundle) -> bool:
 def write_derived(bundle: Bundle, x: NDArray[np.float32], precisions: Collection[str]) -> Derived:
     """Compute and write what the graphs of these precisions need; removes the file where they need nothing.
 
+    Where the file changes, graphs of an earlier export that read it go first: they must never meet other weights.
+
     Args:
         bundle: whose weights they are.
         x: typical activations [m, d_in], for which int8 is made fine.
@@ -54,11 +56,20 @@ def write_derived(bundle: Bundle, x: NDArray[np.float32], precisions: Collection
         arrays["W_enc_half"] = weights["W_enc"].astype(np.float16)
     path = bundle.path / DERIVED
     if not arrays:
+        _remove_readers(bundle)
         path.unlink(missing_ok=True)
         return Derived({}, None)
     with files.new_file(path, force=True) as partial:
         save_tensors(partial, arrays)
+        if record(partial) != bundle.manifest.files.get(DERIVED):
+            _remove_readers(bundle)
     return Derived(dict(read_header(path)), plan)
+
+
+def _remove_readers(bundle: Bundle) -> None:
+    for name, graph in bundle.manifest.graphs.items():
+        if graph.derived:
+            (bundle.path / name).unlink(missing_ok=True)
 
 
 def default_cap(bundle: Bundle) -> NDArray[np.float64]:

@@ -40,8 +40,9 @@ class Candidates(NamedTuple):
 def exact_graph(bundle: Bundle, derived: Derived) -> ir.Model:
     """x f32 [n, d_in] -> indices i64, values f32 [n, width], certain bool [n].
 
-    Rows are those of encode.onnx where `certain`; the others are not whole. Optional inputs: width i64 [1], for
-    threshold bundles theta f32 [1] or [d_sae], and levels f32 []: 127 where int8 products do not saturate.
+    Where `certain`, rows are those of encode.onnx, up to equal values at the cut; the others are not whole. Optional
+    inputs: width i64 [1], for threshold bundles theta f32 [1] or [d_sae], and levels f32 []: 127 where int8 products do
+    not saturate.
 
     Args:
         bundle: whose features these are; its d_sae is a multiple of 16.

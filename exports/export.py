@@ -59,7 +59,8 @@ def export(
 
     Raises:
         ValueError: an unknown precision, or activations of another width or that are not finite.
-        BundleError: the folder is no valid bundle, or a graph disagrees with the witness (then nothing changes).
+        BundleError: the folder is no valid bundle, or a graph disagrees with the witness (then none changes, but those
+            whose derived weights changed are gone).
     """
     if unknown := set(precisions) - set(PRECISIONS):
         raise ValueError(f"precisions must be some of {', '.join(PRECISIONS)}, got {', '.join(sorted(unknown))}")
@@ -77,7 +78,7 @@ def export(
         for name, model in graphs.items():
             partials[name] = renames.enter_context(files.new_file(bundle.path / name, force=True))
             ir.save(model, partials[name])
-            onnx.checker.check_model(str(partials[name]), full_check=True)
+            _check_form(bundle, partials[name])
         run = _runner(partials)
         _check(bundle, weights, sample(weights, np.random.default_rng(0)), run, set(graphs))
         prices = {} if typical is None else _prices(bundle, weights, typical[:_PRICED], run, set(graphs))
@@ -100,6 +101,17 @@ def export(
     return bundles.read(path, verify=False)
 
 
+def _check_form(bundle: Bundle, graph: Path) -> None:
+    try:
+        onnx.checker.check_model(str(graph), full_check=True)
+    except onnx.checker.ValidationError as error:
+        if "hard link" not in str(error):
+            raise
+        raise bundles.BundleError(
+            f"the weights of {bundle.path} have several hard links, which onnx refuses to read; copy the bundle"
+        ) from error
+
+
 def _graphs(bundle: Bundle, derived: Derived, precisions: Collection[str]) -> dict[str, ir.Model]:
     graphs = {
         "encode.onnx": encode_graph(bundle),
@@ -108,7 +120,7 @@ def _graphs(bundle: Bundle, derived: Derived, precisions: Collection[str]) -> di
     }
     if bundle.manifest.allocation.kind != "token":
         graphs["encode_joint.onnx"] = joint_graph(bundle, derived.specs.get("cap"))
-    if derived.plan is not None:
+    if "fast" in precisions and derived.plan is not None:
         graphs["encode_fast.onnx"] = fast_graph(bundle, derived)
     if "exact" in precisions and derived.plan is not None:
         graphs["encode_exact.onnx"] = exact_graph(bundle, derived)
@@ -144,7 +156,7 @@ def _check(bundle: Bundle, weights: witness.Weights, x: NDArray[np.float32], run
     for name, fault in faults.items():
         if fault is not None:
             raise bundles.BundleError(
-                f"{name} of {bundle.path} disagrees with numpy: {fault}; nothing was changed, please report this"
+                f"{name} of {bundle.path} disagrees with numpy: {fault}; the graph was left out, please report this"
             )
 
 
@@ -164,7 +176,8 @@ def _encode(
     bundle: Bundle, x: NDArray[np.float32], run: Run, name: str
 ) -> tuple[tuple[NDArray[np.int64], NDArray[np.float32]], NDArray[np.bool_] | None]:
     """Slots with every match of a token, by a graph; and of which tokens it is certain, where it says so."""
-    encoder, feed = bundle.manifest.encoder, {"x": x}
+    encoder = bundle.manifest.encoder
+    feed: Arrays = {"x": x}
     if encoder.selection == "threshold" and name != "encode_gpu.onnx":
         feed["width"] = np.array([encoder.d_sae])
     indices, values, *certain = run(name, feed)

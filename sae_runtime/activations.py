@@ -6,6 +6,7 @@ each with `activations` [n, d_in] (F32, F16 or BF16), `tokens` I32 [n], `documen
 
 import bisect
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,6 +156,8 @@ def as_float32(x: Any) -> NDArray[np.float32]:
         ValueError: the values are not real numbers.
     """
     array = np.asarray(x)
+    if array.dtype == np.float32:
+        return array if array.flags.c_contiguous else np.ascontiguousarray(array)
     if array.dtype.name == "bfloat16":  # ml_dtypes, where the caller has it
         return bfloat16_to_float32(np.ascontiguousarray(array).view(np.uint16)).reshape(array.shape)
     if array.dtype.kind not in "fiu":
@@ -170,8 +173,10 @@ def sample_rows(rows: int, d_in: int) -> NDArray[np.int64]:
 
 def first_nonfinite(x: NDArray[np.float32]) -> int | None:
     """Number of the first row of [n, d_in] that holds NaN or Inf."""
-    # The sum of a row is finite unless one of its values is not (or it overflows: then look closer).
+    # A sum is finite unless one of its values is not (or it overflows: then look closer).
     with np.errstate(over="ignore", invalid="ignore"):
+        if math.isfinite(x.sum()):
+            return None
         suspects = np.flatnonzero(~np.isfinite(x.sum(axis=1)))
     for row in suspects:
         if not np.isfinite(x[row]).all():

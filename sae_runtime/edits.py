@@ -60,22 +60,21 @@ def as_inputs(requests: Sequence[Sequence[Edit]], d_sae: int) -> dict[str, NDArr
         ValueError: a feature is out of range, or edited twice in one request.
     """
     width = max((len(edits) for edits in requests), default=0)
-    features = np.zeros((len(requests), width), np.int64)
-    numbers = {
-        "scale": np.ones(features.shape, np.float32),
-        "shift": np.zeros(features.shape, np.float32),
-        "low": np.full(features.shape, -_LARGEST, np.float32),
-        "high": np.full(features.shape, _LARGEST, np.float32),
-    }
-    for row, edits in enumerate(requests):
+    features, numbers = [], []
+    for edits in requests:
         seen = set()
-        for slot, edit in enumerate(edits):
+        for edit in edits:
             if not 0 <= edit.feature < d_sae:
                 raise ValueError(f"feature {edit.feature} does not exist, expected 0 to {d_sae - 1}")
             if edit.feature in seen:
                 raise ValueError(f"feature {edit.feature} is edited twice in one request; give one edit for it")
             seen.add(edit.feature)
-            features[row, slot] = edit.feature
-            for name, number in zip(numbers, (edit.factor, edit.shift, edit.low, edit.high), strict=True):
-                numbers[name][row, slot] = number
-    return {"features": features, **numbers}
+            features.append(edit.feature)
+            numbers.append((edit.factor, edit.shift, edit.low, edit.high))
+        idle = width - len(edits)
+        features += [0] * idle
+        numbers += [(1.0, 0.0, -_LARGEST, _LARGEST)] * idle
+    shape = (len(requests), width)
+    table = np.array(numbers, np.float32).reshape(-1, 4).T
+    inputs = {name: row.reshape(shape) for name, row in zip(("scale", "shift", "low", "high"), table, strict=True)}
+    return {"features": np.array(features, np.int64).reshape(shape), **inputs}

@@ -22,6 +22,7 @@ GRAPHS = {
     "float16": "encode_half.onnx",
     "fast": "encode_fast.onnx",
 }
+GPU = "encode_gpu.onnx"  # "exact" on a GPU
 _TILE_BYTES = 1 << 25  # of latents [tile, d_sae]: small enough to stay in cache, large enough to feed all cores
 # Below, the product is so small that what surrounds int8 takes longer than it saves (benchmarks/encode.py).
 _SMALLEST_PRODUCT = 1 << 21  # d_in * d_sae
@@ -56,6 +57,8 @@ class Encoder:
             self.graph in manifest.graphs and sessions.on_cpu and size >= _SMALLEST_PRODUCT
         ):
             self.graph = GRAPHS["float32"]  # which is as exact
+            if not sessions.on_cpu and GPU in manifest.graphs:
+                self.graph = GPU
         self._levels = self.graph in (GRAPHS["exact"], GRAPHS["fast"])
         self.tile = min(max(_TILE_BYTES // (4 * self._encoder.d_sae), 16), 1024)
         self._lock, self._tokens, self._redone = threading.Lock(), 0, 0
@@ -97,6 +100,8 @@ class Encoder:
 
     def slots(self, x: NDArray[np.float32], feed: Feed, *, shared: bool = False) -> Slots:
         """Slots [n, width] of x [n, d_in]; `feed` holds the optional inputs of encode.onnx, `shared` is for `each`."""
+        if self.graph == GPU and feed:  # its sizes are fixed
+            return self.plain(x, feed, shared=shared)
         if self._levels:
             feed = {**feed, "levels": np.array(int8_levels(), np.float32)}
         indices, values, *certain = self._sessions.run(self.graph, {"x": x, **feed}, shared=shared)

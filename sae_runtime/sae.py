@@ -12,13 +12,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from sae_runtime import bundle as bundles
 from sae_runtime.activations import as_float32, first_nonfinite
+from sae_runtime.binding import FixedBatch, T, encode_tensor
 from sae_runtime.bundle import Bundle
 from sae_runtime.edits import Edit, as_inputs
-from sae_runtime.encoder import GRAPHS, Encoder, Precision
+from sae_runtime.encoder import GPU, GRAPHS, Encoder, Precision
 from sae_runtime.features import Features, Slots, from_slots
 from sae_runtime.joint import encode_joint, limits
 from sae_runtime.manifest import Manifest
-from sae_runtime.sessions import CPU, Sessions
+from sae_runtime.sessions import CPU, Provider, Sessions
 
 _BELOW = 0.85  # of the threshold; a batch whose cut lies lower is encoded twice
 _FREE = 1.5  # times the budget: columns that could take so much hardly bind
@@ -28,7 +29,7 @@ def load(
     path: str | Path,
     *,
     precision: Precision = "exact",
-    providers: Sequence[str] = CPU,
+    providers: Sequence[Provider] = CPU,
     threads: int | None = None,
     verify: bool = True,
 ) -> "SAE":
@@ -39,7 +40,7 @@ def load(
         precision: how features are computed: "exact", by int8 and float32 where the bundle was exported for it, else
             and with "float32" by the dense product; "float16" and "fast" (int8 alone) only nearly so, at the price that
             `inspect` shows.
-        providers: onnxruntime execution providers, the preferred one first.
+        providers: onnxruntime execution providers, the preferred one first; with options, a pair of name and options.
         threads: threads an operator may use; None means all cores.
         verify: compare every hash and look for numbers that are not finite; without it, sizes and graph hashes only.
 
@@ -143,6 +144,30 @@ class SAE:
 
         return _spread(from_slots(parts(), self.d_sae, (len(tokens),)), tokens, shape)
 
+    def encode_tensor(self, x: T) -> tuple[T, T]:
+        """Features of a tensor of torch, CuPy or numpy by the served rule, on its device and without copies.
+
+        On a GPU encode_gpu.onnx computes them where the bundle has it, and encode.onnx where not.
+
+        Args:
+            x: float32 [n, d_in], contiguous, on the device of the preferred provider. Of a row that is not finite,
+                nothing is said.
+
+        Returns:
+            Indices i64 and values f32 [n, width], tensors of the same kind: the manifest's width, a row by falling
+            value, unused slots 0. Where a threshold fills a row's last slot, the row may have been cut.
+
+        Raises:
+            ImportError: onnxruntime is older than 1.27, which has no DLPack.
+            ValueError: x is not such a tensor.
+        """
+        graph = GPU if self._encoder.graph == GPU else GRAPHS["float32"]
+        return encode_tensor(self._sessions, self.manifest, graph, x)
+
+    def fixed_batch(self, x: T) -> FixedBatch[T]:
+        """Room for batches of one size, encoded again and again as one captured CUDA graph; see `FixedBatch`."""
+        return FixedBatch(self._sessions, self.manifest, x)
+
     def encode_batch(
         self,
         read: Callable[[NDArray[np.int64]], NDArray[np.float32]],
@@ -201,7 +226,7 @@ class SAE:
 
     def _floor(self, budget: int, limit: NDArray[np.int64] | None, tokens: int) -> float:
         """What matches of a batch like those of training lie above: somewhat below the served threshold."""
-        if self._encoder.graph == GRAPHS["float32"]:
+        if self._encoder.graph in (GRAPHS["float32"], GPU):
             return 0.0  # the dense product costs the same from any bound on
         if limit is not None and int(np.minimum(limit, tokens).sum()) < _FREE * budget:
             return 0.0  # the columns decide, which the threshold says little of

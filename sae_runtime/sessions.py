@@ -1,10 +1,11 @@
 """onnxruntime sessions, opened without surprises."""
 
+import contextlib
 import functools
 import os
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,21 @@ from sae_runtime.bundle import Bundle, BundleError
 from sae_runtime.extras import require
 
 CPU = ("CPUExecutionProvider",)
+CUDA = "CUDAExecutionProvider"
+# TF32 keeps 10 bits of what it multiplies: enough to move features across their cut.
+_OPTIONS = {CUDA: {"use_tf32": "0"}}
+
+Provider = str | tuple[str, Mapping[str, str]]
+"""An onnxruntime execution provider: its name, or its name and options, as onnxruntime documents them."""
 
 
-def open_session(path: Path, *, providers: Sequence[str] = CPU, threads: int | None = None) -> Any:
+def open_session(path: Path, *, providers: Sequence[Provider] = CPU, threads: int | None = None) -> Any:
     """An onnxruntime InferenceSession for a graph.
 
     Args:
         path: the graph; its weights lie beside it.
-        providers: onnxruntime execution providers, the preferred one first.
+        providers: onnxruntime execution providers, the preferred one first. CUDA's TF32 is off unless an option
+            (use_tf32) turns it on.
         threads: threads an operator may use; None leaves it to onnxruntime (all cores).
 
     Raises:
@@ -34,11 +42,14 @@ def open_session(path: Path, *, providers: Sequence[str] = CPU, threads: int | N
     require("cpu")
     import onnxruntime
 
-    if not providers or not set(providers) <= set(onnxruntime.get_available_providers()):
+    names = [name_of(provider) for provider in providers]
+    if not names or not set(names) <= set(onnxruntime.get_available_providers()):
         raise ValueError(
-            f"providers {list(providers)} are not all available, expected some of "
+            f"providers {names} are not all available, expected some of "
             f"{onnxruntime.get_available_providers()}; run: sae-runtime doctor"
         )
+    if CUDA in names and hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()  # of the nvidia packages that sae-runtime[gpu] installs
     options = onnxruntime.SessionOptions()
     # Warnings would tell of every optional input that it is not a constant, which is what it is for.
     options.log_severity_level = 3
@@ -47,19 +58,31 @@ def open_session(path: Path, *, providers: Sequence[str] = CPU, threads: int | N
             raise ValueError(f"threads must be at least 1, got {threads}")
         options.intra_op_num_threads = threads
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+        chosen = [(name, _options(provider)) for name, provider in zip(names, providers, strict=True)]
+        session = onnxruntime.InferenceSession(str(path), options, providers=chosen)
     except Exception as error:  # onnxruntime raises a class of its own for every status code
         reason = " ".join(str(error).split())
         raise BundleError(f"onnxruntime refuses {path} ({reason}); run: sae-runtime export {path.parent}") from error
-    if session.get_providers()[0] != providers[0]:
-        raise ValueError(f"{providers[0]} could not start, only {session.get_providers()}; run: sae-runtime doctor")
+    if session.get_providers()[0] != names[0]:
+        raise ValueError(f"{names[0]} could not start, only {session.get_providers()}; run: sae-runtime doctor")
     return session
+
+
+def name_of(provider: Provider) -> str:
+    """The name of a provider."""
+    return provider if isinstance(provider, str) else provider[0]
+
+
+def _options(provider: Provider) -> dict[str, str]:
+    """Its options, and ours where it says nothing else."""
+    given = {} if isinstance(provider, str) else provider[1]
+    return {**_OPTIONS.get(name_of(provider), {}), **given}
 
 
 class Sessions:
     """The graphs of one bundle, each opened when it is first run. Safe to share between threads."""
 
-    def __init__(self, bundle: Bundle, *, providers: Sequence[str], threads: int | None, verify: bool) -> None:
+    def __init__(self, bundle: Bundle, *, providers: Sequence[Provider], threads: int | None, verify: bool) -> None:
         self._bundle, self._verify = bundle, verify
         self._providers, self._threads = tuple(providers), threads
         self._open: dict[tuple[str, bool], Any] = {}
@@ -73,7 +96,15 @@ class Sessions:
     @property
     def on_cpu(self) -> bool:
         """Whether the preferred provider is the CPU's."""
-        return self._providers[:1] == CPU
+        return tuple(name_of(provider) for provider in self._providers[:1]) == CPU
+
+    @property
+    def device(self) -> tuple[str, int]:
+        """Where the preferred provider computes, as onnxruntime calls it: "cpu" or "cuda", and the number."""
+        first = self._providers[0]
+        if name_of(first) != CUDA:
+            return "cpu", 0
+        return "cuda", int(_options(first).get("device_id", 0))
 
     def open(self, name: str, *, shared: bool = False) -> Any:
         """The session of a graph; where callers share the machine, one that computes in the caller's own thread."""
@@ -91,8 +122,36 @@ class Sessions:
             MemoryError: there is too little memory for so many tokens.
         """
         session = self.open(name, shared=shared)
-        try:
+        with self._memory(name):
             return session.run(None, feed)
+
+    def captured(self, name: str) -> Any:
+        """A new session of a graph that on CUDA is captured by its first run and replayed by the next.
+
+        All its inputs and outputs must stay where they are.
+        """
+        first, *others = self._providers
+        if name_of(first) == CUDA:
+            first = CUDA, {**_options(first), "enable_cuda_graph": "1"}
+        path = self._bundle.graph(name, verify=self._verify)
+        return open_session(path, providers=[first, *others], threads=self._threads)
+
+    def run_bound(self, name: str, session: Any, binding: Any) -> None:
+        """Run a session of a graph with what is bound to it, whichever stream made its inputs.
+
+        Raises:
+            MemoryError: there is too little memory for so many tokens.
+        """
+        with self._memory(name):
+            binding.synchronize_inputs()
+            session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+
+    @contextlib.contextmanager
+    def _memory(self, name: str) -> Iterator[None]:
+        """Turn what onnxruntime says of too little memory into a MemoryError."""
+        try:
+            yield
         except Exception as error:  # onnxruntime raises a class of its own for every status code, none for memory
             if re.search("allocate|bad_alloc|out of memory|smaller than requested", str(error)):
                 raise MemoryError(f"{name} of {self._bundle.path}: give fewer tokens at once") from error

@@ -15,8 +15,9 @@ from numpy.typing import DTypeLike, NDArray
 
 from sae_runtime import bundle, load, quota
 from sae_runtime.bundle import DERIVED, MANIFEST, WEIGHTS, Bundle, BundleError
+from sae_runtime.exports.derived import default_cap
 from sae_runtime.exports.encode import encode_graph
-from sae_runtime.exports.export import default_cap, export, sample
+from sae_runtime.exports.export import export, sample
 from sae_runtime.exports.graph import Graph
 from sae_runtime.tensors import map_tensor, read_header
 
@@ -197,7 +198,7 @@ def test_a_graph_that_computes_something_else_is_not_left(
     path, real = copy_of(kind), getattr(module, BUILDERS[name])
     before = {file.name: file.read_bytes() for file in path.iterdir()}
     monkeypatch.setattr(module, BUILDERS[name], lambda original, *rest: real(beside(original), *rest))
-    with pytest.raises(BundleError, match=rf"^{name} of {path} disagrees with numpy: .*; nothing was changed"):
+    with pytest.raises(BundleError, match=rf"^{name} of {path} disagrees with numpy: .*; the graph was left out"):
         export(path)
     assert {file.name: file.read_bytes() for file in path.iterdir()} == before
 
@@ -299,3 +300,10 @@ def test_on_the_sample_features_fire(bundle_of: BundleOf, kind: str) -> None:
     assert not x[0].any() and (x[1] == weights["b_dec"]).all()
     l0 = load(bundle_of(kind)).encode(x).l0()
     assert (l0[2:] > 0).mean() > 0.9 and l0.sum() > 24
+
+
+def test_hard_linked_weights_are_one_sentence(copy_of: Callable[..., Path], tmp_path: Path) -> None:
+    path = copy_of("mutual")
+    os.link(path / WEIGHTS, tmp_path / "another")
+    with pytest.raises(BundleError, match="several hard links, which onnx refuses to read; copy the bundle$"):
+        export(path)
