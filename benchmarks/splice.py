@@ -5,7 +5,6 @@ and a threshold that lets about 32 features fire; costs do not depend on more. S
 this process; a cell is the median of the rounds, in per cent of the plain host where it says so.
 """
 
-import statistics
 import tempfile
 import time
 from collections import Counter
@@ -18,6 +17,7 @@ import click
 import numpy as np
 import onnx
 import onnxruntime
+from encode import median_seconds
 from numpy.typing import NDArray
 
 from sae_runtime import Edit, bundle, load
@@ -33,15 +33,8 @@ BASIC = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
 
 
 def medians(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median milliseconds of each run, taken in turn after one round to warm up."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(rounds + 1):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            if number:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: 1e3 * statistics.median(times) for name, times in seconds.items()}
+    """Median milliseconds of each run."""
+    return {name: 1e3 * seconds for name, seconds in median_seconds(runs, rounds).items()}
 
 
 def random_bundle(path: Path, d_in: int, d_sae: int, scale: float) -> Path:
