@@ -6,7 +6,6 @@ this process; a cell is the median of the rounds, in per cent of the plain host 
 """
 
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
