@@ -5,7 +5,7 @@ import onnx_ir as ir
 
 from sae_runtime.bundle import WEIGHTS, Bundle
 from sae_runtime.exports.graph import Graph, external
-from sae_runtime.exports.select import largest
+from sae_runtime.exports.select import first_rows, largest, tokens
 
 
 def weight(graph: Graph, bundle: Bundle, name: str) -> ir.Value:
@@ -38,16 +38,18 @@ def encode_graph(bundle: Bundle) -> ir.Model:
     Optional inputs: width i64 [1], and for threshold bundles theta f32 [1] or [d_sae].
     """
     graph = Graph("encode")
-    z = latents(graph, bundle, graph.input("x", np.float32, ["n", bundle.manifest.encoder.d_in]))
+    x, n = tokens(graph, bundle.manifest.encoder.d_in)
+    z = latents(graph, bundle, x)
     theta = threshold_input(graph, bundle)
-    selected(graph, bundle, z, theta, graph.input("width", np.int64, [1], default=[bundle.manifest.width]))
+    selected(graph, bundle, z, n, theta, graph.input("width", np.int64, [1], default=[bundle.manifest.width]))
     return graph.model()
 
 
-def selected(graph: Graph, bundle: Bundle, z: ir.Value, theta: ir.Value | None, width: ir.Value) -> None:
-    """Make the outputs indices i64 and values f32 [n, width] of latents z [n, d_sae], by threshold or top k."""
+def selected(graph: Graph, bundle: Bundle, z: ir.Value, n: ir.Value, theta: ir.Value | None, width: ir.Value) -> None:
+    """Make the outputs indices i64 and values f32 [n, width] of latents z [n or 1, d_sae], by threshold or top k."""
     if theta is not None:
         z = above(graph, z, theta)
     indices, values = largest(graph, z, width, bundle.manifest.encoder.d_sae)
+    indices, values = (first_rows(graph, part, n) for part in (indices, values))
     graph.output(indices, "indices", np.int64, ["n", "width"])
     graph.output(values, "values", np.float32, ["n", "width"])

@@ -16,7 +16,7 @@ from sae_runtime.exports.derived import Derived
 from sae_runtime.exports.encode import above, threshold_input, weight
 from sae_runtime.exports.graph import Graph, external
 from sae_runtime.exports.integers import LEVELS, product
-from sae_runtime.exports.select import GROUP, group_maxima, groups_of, largest
+from sae_runtime.exports.select import GROUP, first_rows, group_maxima, groups_of, largest, tokens
 
 _MOST_GROUPS = 512  # with candidates, of a token; beyond, they cost as much as the product that they save
 _BLOCK = 8
@@ -55,7 +55,7 @@ def exact_graph(bundle: Bundle, derived: Derived) -> ir.Model:
     def stored(name: str) -> ir.Value:
         return graph.weight(external(name, DERIVED, derived.specs[name]))
 
-    x = graph.input("x", np.float32, ["n", encoder.d_in])
+    x, n = tokens(graph, encoder.d_in)
     theta = threshold_input(graph, bundle)
     width = graph.input("width", np.int64, [1], default=[bundle.manifest.width])
     levels = graph.input("levels", np.float32, [], default=LEVELS)
@@ -74,6 +74,7 @@ def exact_graph(bundle: Bundle, derived: Derived) -> ir.Model:
     found = _rescored(graph, bundle, c, rows, candidates, theta)
     indices, values = _slots(graph, [found] if best is None else [best, found], width, encoder.d_sae)
     certain = graph.op("Squeeze", certain, graph.constant([1], np.int64))
+    indices, values, certain = (first_rows(graph, part, n) for part in (indices, values, certain))
     graph.output(indices, "indices", np.int64, ["n", "width"])
     graph.output(values, "values", np.float32, ["n", "width"])
     graph.output(certain, "certain", np.bool_, ["n"])

@@ -8,6 +8,7 @@ from sae_runtime.exports.derived import Derived
 from sae_runtime.exports.encode import latents, selected, threshold_input
 from sae_runtime.exports.graph import Graph, external
 from sae_runtime.exports.integers import LEVELS, product
+from sae_runtime.exports.select import tokens
 
 
 def fast_graph(bundle: Bundle, derived: Derived) -> ir.Model:
@@ -15,7 +16,7 @@ def fast_graph(bundle: Bundle, derived: Derived) -> ir.Model:
     graph = Graph("encode_fast")
     encoder = bundle.manifest.encoder
     assert derived.plan is not None
-    x = graph.input("x", np.float32, ["n", encoder.d_in])
+    x, n = tokens(graph, encoder.d_in)
     theta = threshold_input(graph, bundle)
     width = graph.input("width", np.int64, [1], default=[bundle.manifest.width])
     levels = graph.input("levels", np.float32, [], default=LEVELS)
@@ -24,17 +25,17 @@ def fast_graph(bundle: Bundle, derived: Derived) -> ir.Model:
         return graph.weight(external(name, DERIVED, derived.specs[name]))
 
     p, scale, _ = product(graph, x, levels, stored, derived.plan, bounded=False)
-    selected(graph, bundle, graph.op("Relu", graph.op("Mul", p, scale)), theta, width)
+    selected(graph, bundle, graph.op("Relu", graph.op("Mul", p, scale)), n, theta, width)
     return graph.model()
 
 
 def half_graph(bundle: Bundle, derived: Derived) -> ir.Model:
     """The signature of encode.onnx, with W_enc stored in float16 and computed with in float32."""
     graph = Graph("encode_half")
-    x = graph.input("x", np.float32, ["n", bundle.manifest.encoder.d_in])
+    x, n = tokens(graph, bundle.manifest.encoder.d_in)
     theta = threshold_input(graph, bundle)
     width = graph.input("width", np.int64, [1], default=[bundle.manifest.width])
     half = graph.weight(external("W_enc_half", DERIVED, derived.specs["W_enc_half"]))
     z = latents(graph, bundle, x, graph.cast(half, np.float32))
-    selected(graph, bundle, z, theta, width)
+    selected(graph, bundle, z, n, theta, width)
     return graph.model()

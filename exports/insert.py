@@ -7,7 +7,7 @@ from sae_runtime.bundle import Bundle
 from sae_runtime.exports.decode import known_features
 from sae_runtime.exports.encode import above, latents, weight
 from sae_runtime.exports.graph import Graph
-from sae_runtime.exports.select import largest
+from sae_runtime.exports.select import first_rows, largest, not_empty
 from sae_runtime.exports.steer import Edits, change, edit_inputs, some_tokens, values_of
 from sae_runtime.tensors import TensorSpec
 
@@ -82,8 +82,9 @@ def _read(graph: Graph, bundle: Bundle, x: ir.Value, z: ir.Value, width: ir.Valu
     """Values and indices [b, t, w] of the largest features, as encode.onnx gives them."""
     encoder = bundle.manifest.encoder
     f = _served(graph, bundle, z) if encoder.selection == "threshold" else z
-    flat = graph.op("Reshape", f, graph.constant([-1, encoder.d_sae], np.int64))
-    indices, values = largest(graph, flat, width, encoder.d_sae)
+    flat = graph.op("Reshape", f, graph.constant([-1, encoder.d_sae], np.int64), allowzero=1)
+    flat, n = not_empty(graph, flat, encoder.d_sae)
+    indices, values = (first_rows(graph, part, n) for part in largest(graph, flat, width, encoder.d_sae))
     slots = graph.op("Min", width, graph.constant([encoder.d_sae], np.int64))
     shape = graph.op("Concat", graph.op("Shape", x, end=2), slots, axis=0)
     # Of no tokens and no slots: of all tokens and no slots.
@@ -102,6 +103,8 @@ def _conditional(
     bound = graph.op("Unsqueeze", bound, graph.constant([1], np.int64))
     # As numbers, so that NaN (of an unknown feature, or in x) stays NaN and is seen.
     short = graph.op("Add", graph.cast(graph.op("LessOrEqual", f, bound), np.float32), _nan_only(graph, bound))
+    # One more that holds: onnxruntime before 1.32 takes the sum of nothing for nothing.
+    short = graph.op("Pad", short, graph.constant([0, 0, 0, 0, 0, 1], np.int64))
     missed = graph.op("ReduceSum", short, graph.constant([-1], np.int64))
     holds = graph.op("Max", graph.op("Sub", graph.constant(1, np.float32), missed), graph.constant(0, np.float32))
     gated = Edits(edits.features, edits.scale, edits.shift, edits.low, edits.high, graph.op("Mul", edits.gate, holds))

@@ -8,6 +8,28 @@ from sae_runtime.exports.graph import Graph
 GROUP = 16  # neighbouring features that are looked at together
 
 
+def tokens(graph: Graph, d_in: int) -> tuple[ir.Value, ir.Value]:
+    """The input x f32 [n, d_in] as `not_empty` gives it."""
+    return not_empty(graph, graph.input("x", np.float32, ["n", d_in]), d_in)
+
+
+def not_empty(graph: Graph, x: ir.Value, columns: int) -> tuple[ir.Value, ir.Value]:
+    """x f32 [n, columns] with a row of zeros where it has none, and n i64 [1].
+
+    TopK of no rows ends the process in onnxruntime 1.30 and before.
+    """
+    one, n = graph.constant([1], np.int64), graph.op("Shape", x, start=0, end=1)
+    missing = graph.op("Sub", one, graph.op("Min", n, one))
+    rows = graph.op("ConstantOfShape", graph.op("Concat", missing, graph.constant([columns], np.int64), axis=0))
+    return graph.op("Concat", x, rows, axis=0), n
+
+
+def first_rows(graph: Graph, value: ir.Value, n: ir.Value) -> ir.Value:
+    """The first n rows: what a graph gives, who made one more."""
+    first = graph.constant([0], np.int64)
+    return graph.op("Slice", value, first, n, first)
+
+
 def group_maxima(graph: Graph, z: ir.Value, d_sae: int) -> ir.Value:
     """The largest of every 16 neighbours: z [n, d_sae] -> [n, d_sae / 16]."""
     shape = graph.constant([0, d_sae // GROUP, GROUP], np.int64)

@@ -9,6 +9,7 @@ from sae_runtime.bundle import DERIVED, Bundle
 from sae_runtime.exports.decode import known_features
 from sae_runtime.exports.encode import above, latents, weight
 from sae_runtime.exports.graph import Graph, external
+from sae_runtime.exports.select import first_rows, not_empty
 from sae_runtime.tensors import TensorSpec
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -128,7 +129,13 @@ def _topk_values(graph: Graph, bundle: Bundle, x: ir.Value, features: ir.Value, 
     if z is None:
         z = latents(graph, bundle, some_tokens(graph, x, asked))
     k = graph.constant([bundle.manifest.encoder.k or 0], np.int64)
-    values, indices = graph.ops("TopK", 2, z, k)
+    d_sae = bundle.manifest.encoder.d_sae
+    rows, n = not_empty(graph, graph.op("Reshape", z, graph.constant([-1, d_sae], np.int64), allowzero=1), d_sae)
+    kept_shape = graph.op("Concat", graph.op("Shape", z, end=2), k, axis=0)
+    values, indices = (
+        graph.op("Reshape", first_rows(graph, part, n), kept_shape, allowzero=1)
+        for part in graph.ops("TopK", 2, rows, k)
+    )
     slot, request = graph.constant([2], np.int64), graph.constant([1, 3], np.int64)
     same = graph.op("Equal", graph.op("Unsqueeze", indices, slot), graph.op("Unsqueeze", features, request))
     kept = graph.op("Where", same, graph.op("Unsqueeze", values, slot), graph.constant(0, np.float32))

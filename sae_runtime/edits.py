@@ -75,6 +75,6 @@ def as_inputs(requests: Sequence[Sequence[Edit]], d_sae: int) -> dict[str, NDArr
         features += [0] * idle
         numbers += [(1.0, 0.0, -_LARGEST, _LARGEST)] * idle
     shape = (len(requests), width)
-    table = np.array(numbers, np.float32).reshape(-1, 4).T
+    table = np.array(numbers, np.float32).reshape(-1, 4).T.copy()  # its rows are contiguous, which some callers need
     inputs = {name: row.reshape(shape) for name, row in zip(("scale", "shift", "low", "high"), table, strict=True)}
     return {"features": np.array(features, np.int64).reshape(shape), **inputs}

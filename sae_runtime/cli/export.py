@@ -17,8 +17,8 @@ from sae_runtime.cli.options import Command
     "--precision",
     multiple=True,
     default=("exact", "fast"),
-    help="further encoders: exact (int8 finds the matches, float32 decides), fast (int8 alone), float16, or none; "
-    "may be repeated",
+    help="further encoders: exact (int8 finds the matches, float32 decides), fast (int8 alone), float16, gpu (exact, "
+    "for CUDA), or none; may be repeated",
 )
 @click.option(
     "--activations", type=PATH, help="typical activations, to make int8 fine and measure it [the bundle's sample]"

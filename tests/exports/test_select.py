@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from sae_runtime.exports.graph import Graph
-from sae_runtime.exports.select import GROUP, largest
+from sae_runtime.exports.select import GROUP, first_rows, largest, not_empty
 
 Latents = NDArray[np.float32]
 
 
 def select_model(d_sae: int) -> onnx.ModelProto:
     graph = Graph("select")
-    z = graph.input("z", np.float32, ["n", d_sae])
-    indices, values = largest(graph, z, graph.input("width", np.int64, [1]), d_sae)
+    z, n = not_empty(graph, graph.input("z", np.float32, ["n", d_sae]), d_sae)
+    width = graph.input("width", np.int64, [1])
+    indices, values = (first_rows(graph, part, n) for part in largest(graph, z, width, d_sae))
     graph.output(indices, "indices", np.int64, ["n", "width"])
     graph.output(values, "values", np.float32, ["n", "width"])
     return ir.to_proto(graph.model())
