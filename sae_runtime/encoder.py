@@ -24,9 +24,8 @@ GRAPHS = {
 }
 GPU = "encode_gpu.onnx"  # "exact" on a GPU
 _TILE_BYTES = 1 << 25  # of latents [tile, d_sae]: small enough to stay in cache, large enough to feed all cores
-# Below, the product is so small that what surrounds int8 takes longer than it saves (benchmarks/encode.py).
-_SMALLEST_PRODUCT = 1 << 21  # d_in * d_sae
-
+# d_in * d_sae. Below, what surrounds the int8 product would take longer than it saves; where that is was not measured.
+_SMALLEST_PRODUCT = 1 << 21
 _FEW = 64  # rows; for fewer, several threads share one product rather than several products
 
 Feed = dict[str, NDArray[Any]]
@@ -102,9 +101,8 @@ class Encoder:
         """Slots [n, width] of x [n, d_in]; `feed` holds the optional inputs of encode.onnx, `shared` is for `each`."""
         if self.graph == GPU and feed:  # its sizes are fixed
             return self.plain(x, feed, shared=shared)
-        if self._levels:
-            feed = {**feed, "levels": np.array(int8_levels(), np.float32)}
-        indices, values, *certain = self._sessions.run(self.graph, {"x": x, **feed}, shared=shared)
+        levels = {"levels": np.array(int8_levels(), np.float32)} if self._levels else {}
+        indices, values, *certain = self._sessions.run(self.graph, {"x": x, **feed, **levels}, shared=shared)
         if certain:
             again = np.flatnonzero(~certain[0])
             with self._lock:
@@ -115,7 +113,6 @@ class Encoder:
 
     def plain(self, x: NDArray[np.float32], feed: Feed, *, shared: bool = False) -> Slots:
         """The same by encode.onnx."""
-        feed = {name: array for name, array in feed.items() if name != "levels"}
         slots: Slots = self._sessions.run(GRAPHS["float32"], {"x": x, **feed}, shared=shared)
         return slots
 

@@ -91,7 +91,10 @@ class Sessions:
     @property
     def workers(self) -> int:
         """How many threads there are to compute with."""
-        return self._threads or len(os.sched_getaffinity(0))
+        if self._threads is not None:
+            return self._threads
+        # What this process may use, where the system tells.
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     @property
     def on_cpu(self) -> bool:
