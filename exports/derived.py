@@ -11,6 +11,7 @@ from sae_runtime.bundle import DERIVED, Bundle, record
 from sae_runtime.exports.gpu import half_precision
 from sae_runtime.exports.integers import Arrays, Plan, quantise
 from sae_runtime.exports.select import GROUP
+from sae_runtime.normalise import normalised
 from sae_runtime.tensors import TensorSpec, read_header, save_tensors
 
 _SMALLEST = 512  # features; a product with fewer is as fast as all that could save it
@@ -25,9 +26,18 @@ class Derived:
 
 
 def has_integers(bundle: Bundle) -> bool:
-    """Whether int8 graphs can be made: d_sae is at least 512 and a multiple of 16."""
-    d_sae = bundle.manifest.encoder.d_sae
-    return d_sae >= _SMALLEST and d_sae % GROUP == 0
+    """Whether int8 graphs can be made: d_sae is at least 512 and a multiple of 16, and a cut leaves out most features.
+
+    It does not where every positive feature is kept, nor where every run of neighbours has its own largest.
+    """
+    encoder = bundle.manifest.encoder
+    cuts = encoder.selection == "topk" or (encoder.selection == "threshold" and bool(bundle.tensor("threshold").any()))
+    return encoder.d_sae >= _SMALLEST and encoder.d_sae % GROUP == 0 and cuts
+
+
+def has_half(bundle: Bundle) -> bool:
+    """Whether encode_gpu.onnx can be made: not where every run of neighbours has its own largest."""
+    return bundle.manifest.encoder.selection != "groupmax"
 
 
 def write_derived(bundle: Bundle, x: NDArray[np.float32], precisions: Collection[str]) -> Derived:
@@ -42,15 +52,18 @@ def write_derived(bundle: Bundle, x: NDArray[np.float32], precisions: Collection
     """
     arrays: Arrays = {}
     plan = None
-    if bundle.manifest.allocation.kind == "feature":
+    allocation, norm = bundle.manifest.allocation, bundle.manifest.encoder.norm
+    if allocation is not None and allocation.kind == "feature":
         arrays["cap"] = default_cap(bundle)
-    weights = {name: bundle.tensor(name) for name in bundle.specs}
+    weights, x = bundle.weights(), normalised(x, norm)[0]
     if has_integers(bundle) and {"exact", "fast"} & set(precisions):
-        integers, plan = quantise(weights, x, np.random.default_rng(0))
+        # Thresholds of a budget are alike, and a batch is cut by one number for all.
+        vector = allocation is None and bundle.manifest.encoder.selection == "threshold"
+        integers, plan = quantise(weights, x, np.random.default_rng(0), above_threshold=vector)
         arrays |= integers
-    if "gpu" in precisions:
+    if "gpu" in precisions and has_half(bundle):
         arrays |= half_precision(weights, x)
-    if "gpu" in precisions or ("exact" in precisions and plan is not None):
+    if ("gpu" in precisions and has_half(bundle)) or ("exact" in precisions and plan is not None):
         arrays["W_enc_rows"] = np.ascontiguousarray(weights["W_enc"].T)
     if "float16" in precisions:
         arrays["W_enc_half"] = weights["W_enc"].astype(np.float16)
@@ -79,6 +92,7 @@ def default_cap(bundle: Bundle) -> NDArray[np.float64]:
         ValueError: the bundle is not of feature choice.
     """
     allocation = bundle.manifest.allocation
-    if allocation.quota is None:
-        raise ValueError(f"only feature choice has caps, this bundle is of {allocation.kind} choice")
+    if allocation is None or allocation.quota is None:
+        kind = f"of {allocation.kind} choice" if allocation else "of no known allocation"
+        raise ValueError(f"only feature choice has caps, this bundle is {kind}")
     return quota.caps(allocation.quota, allocation.k, bundle.manifest.encoder.d_sae)

@@ -5,7 +5,8 @@ import onnx_ir as ir
 
 from sae_runtime.bundle import WEIGHTS, Bundle
 from sae_runtime.exports.graph import Graph, external
-from sae_runtime.exports.select import first_rows, largest, tokens
+from sae_runtime.exports.normalise import normalised
+from sae_runtime.exports.select import first_rows, selected_slots, tokens
 
 
 def weight(graph: Graph, bundle: Bundle, name: str) -> ir.Value:
@@ -14,10 +15,18 @@ def weight(graph: Graph, bundle: Bundle, name: str) -> ir.Value:
 
 
 def latents(graph: Graph, bundle: Bundle, x: ir.Value, encoder: ir.Value | None = None) -> ir.Value:
-    """relu((x - b_dec) W_enc + b_enc) for x [..., d_in]: [..., d_sae]; NaN stays NaN. `encoder` takes W_enc's place."""
-    centred = graph.op("Sub", x, weight(graph, bundle, "b_dec"))
-    product = graph.op("MatMul", centred, encoder or weight(graph, bundle, "W_enc"))
+    """relu((x' - b_pre) W_enc + b_enc) for x [..., d_in]: [..., d_sae]; NaN stays NaN.
+
+    `encoder` takes W_enc's place.
+    """
+    c = centred(graph, bundle, normalised(graph, bundle.manifest.encoder, x).x)
+    product = graph.op("MatMul", c, encoder or weight(graph, bundle, "W_enc"))
     return graph.op("Relu", graph.op("Add", product, weight(graph, bundle, "b_enc")))
+
+
+def centred(graph: Graph, bundle: Bundle, x: ir.Value) -> ir.Value:
+    """x' - b_pre for x' [..., d_in] as `normalised` gives it."""
+    return graph.op("Sub", x, weight(graph, bundle, "b_dec")) if bundle.manifest.encoder.pre_bias else x
 
 
 def above(graph: Graph, z: ir.Value, theta: ir.Value) -> ir.Value:
@@ -27,7 +36,7 @@ def above(graph: Graph, z: ir.Value, theta: ir.Value) -> ir.Value:
 
 def threshold_input(graph: Graph, bundle: Bundle) -> ir.Value | None:
     """The input theta f32 [1] or [d_sae], where the bundle has a threshold."""
-    if bundle.manifest.encoder.selection == "topk":
+    if bundle.manifest.encoder.selection != "threshold":
         return None
     return graph.input("theta", np.float32, ["theta"], default=external("theta", WEIGHTS, bundle.specs["threshold"]))
 
@@ -46,10 +55,9 @@ def encode_graph(bundle: Bundle) -> ir.Model:
 
 
 def selected(graph: Graph, bundle: Bundle, z: ir.Value, n: ir.Value, theta: ir.Value | None, width: ir.Value) -> None:
-    """Make the outputs indices i64 and values f32 [n, width] of latents z [n or 1, d_sae], by threshold or top k."""
+    """Make the outputs indices i64 and values f32 [n, width] of latents z [n or 1, d_sae], as the bundle selects."""
     if theta is not None:
         z = above(graph, z, theta)
-    indices, values = largest(graph, z, width, bundle.manifest.encoder.d_sae)
-    indices, values = (first_rows(graph, part, n) for part in (indices, values))
+    indices, values = (first_rows(graph, part, n) for part in selected_slots(graph, bundle.manifest.encoder, z, width))
     graph.output(indices, "indices", np.int64, ["n", "width"])
     graph.output(values, "values", np.float32, ["n", "width"])

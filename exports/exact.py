@@ -13,9 +13,10 @@ import onnx_ir as ir
 
 from sae_runtime.bundle import DERIVED, Bundle
 from sae_runtime.exports.derived import Derived
-from sae_runtime.exports.encode import above, threshold_input, weight
+from sae_runtime.exports.encode import above, centred, threshold_input, weight
 from sae_runtime.exports.graph import Graph, external
 from sae_runtime.exports.integers import LEVELS, product
+from sae_runtime.exports.normalise import normalised
 from sae_runtime.exports.select import GROUP, first_rows, group_maxima, groups_of, largest, tokens
 
 _MOST_GROUPS = 512  # with candidates, of a token; beyond, they cost as much as the product that they save
@@ -56,17 +57,19 @@ def exact_graph(bundle: Bundle, derived: Derived) -> ir.Model:
         return graph.weight(external(name, DERIVED, derived.specs[name]))
 
     x, n = tokens(graph, encoder.d_in)
+    x = normalised(graph, encoder, x).x
     theta = threshold_input(graph, bundle)
     width = graph.input("width", np.int64, [1], default=[bundle.manifest.width])
     levels = graph.input("levels", np.float32, [], default=LEVELS)
     bound, scale, parts = product(graph, x, levels, stored, plan, bounded=True)
-    c, rows = graph.op("Sub", x, weight(graph, bundle, "b_dec")), stored("W_enc_rows")
+    c, rows = centred(graph, bundle, x), stored("W_enc_rows")
     if theta is None:
         best, cut, ceiling, apart = _best(graph, bundle, bound, scale, c, rows, width)
         candidates, certain = _candidates(graph, bound, encoder.d_sae, cut, ceiling)
         certain = graph.op("And", certain, apart)
     else:
-        best, cut = None, graph.op("Div", graph.op("ReduceMin", theta, keepdims=0), scale)
+        lowest = graph.op("Sub", theta, weight(graph, bundle, "threshold")) if plan.above_threshold else theta
+        best, cut = None, graph.op("Div", graph.op("ReduceMin", lowest, keepdims=0), scale)
         candidates, certain = _candidates(graph, bound, encoder.d_sae, cut, None)
     for part, digits in zip(parts, plan.digits, strict=True):  # more than the channels hold: there is no bound
         fits = graph.op("LessOrEqual", part, graph.constant(LEVELS * digits, np.float32))
@@ -175,7 +178,7 @@ def _rescored(
 
 
 def _values(graph: Graph, bundle: Bundle, c: ir.Value, rows: ir.Value, feature: ir.Value) -> ir.Value:
-    """Latents [m, some] of the features [m, some] of c = x - b_dec [m, d_in]."""
+    """Latents [m, some] of the features [m, some] of c = x' - b_pre [m, d_in]."""
     last = graph.constant([2], np.int64)
     product = graph.op("MatMul", graph.op("Gather", rows, feature), graph.op("Unsqueeze", c, last))
     bias = graph.op("Gather", weight(graph, bundle, "b_enc"), feature)

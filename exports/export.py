@@ -23,7 +23,7 @@ from sae_runtime.exports.gpu import gpu_graph
 from sae_runtime.exports.joint import joint_graph
 from sae_runtime.exports.price import price
 from sae_runtime.exports.steer import LARGEST, steer_graph
-from sae_runtime.manifest import GraphRecord, Price, to_json
+from sae_runtime.manifest import Encoder, GraphRecord, Price, to_json
 
 Arrays = dict[str, NDArray[np.generic]]
 Run = Callable[[str, Arrays], list[NDArray[np.float32]]]
@@ -44,7 +44,7 @@ def export(
     precisions: Collection[str] = ("exact", "fast"),
     activations: NDArray[np.float32] | None = None,
 ) -> Bundle:
-    """Write encode.onnx, decode.onnx, steer.onnx, for batch-level rules encode_joint.onnx, and those of the precisions.
+    """Write encode.onnx, decode.onnx, steer.onnx (no transcoder's), encode_joint.onnx (of a batch's budget), and more.
 
     Graphs that are there already are replaced, one by one, and the manifest last.
 
@@ -67,10 +67,10 @@ def export(
     bundle = bundles.read(path)
     if activations is not None:
         bundle = bundles.with_sample(bundle, activations)
-    weights = {name: bundle.tensor(name) for name in bundle.specs}
+    weights, encoder = bundle.weights(), bundle.manifest.encoder
     typical = bundle.sample()
     if typical is None:
-        guess = sample(weights, np.random.default_rng(1), 4 * bundle.manifest.encoder.d_in)
+        guess = sample(encoder, weights, np.random.default_rng(1), 4 * encoder.d_in)
     derived = write_derived(bundle, guess if typical is None else typical, precisions)
     graphs = _graphs(bundle, derived, precisions)
     with contextlib.ExitStack() as renames:
@@ -80,7 +80,7 @@ def export(
             ir.save(model, partials[name])
             _check_form(bundle, partials[name])
         run = _runner(partials)
-        _check(bundle, weights, sample(weights, np.random.default_rng(0)), run, set(graphs))
+        _check(bundle, weights, sample(encoder, weights, np.random.default_rng(0)), run, set(graphs))
         prices = {} if typical is None else _prices(bundle, weights, typical[:_PRICED], run, set(graphs))
         records = {
             name: GraphRecord(
@@ -113,12 +113,11 @@ def _check_form(bundle: Bundle, graph: Path) -> None:
 
 
 def _graphs(bundle: Bundle, derived: Derived, precisions: Collection[str]) -> dict[str, ir.Model]:
-    graphs = {
-        "encode.onnx": encode_graph(bundle),
-        "decode.onnx": decode_graph(bundle),
-        "steer.onnx": steer_graph(bundle, derived.specs.get("W_enc_rows")),
-    }
-    if bundle.manifest.allocation.kind != "token":
+    graphs = {"encode.onnx": encode_graph(bundle), "decode.onnx": decode_graph(bundle)}
+    if bundle.manifest.encoder.d_out is None:
+        graphs["steer.onnx"] = steer_graph(bundle, derived.specs.get("W_enc_rows"))
+    allocation = bundle.manifest.allocation
+    if allocation is not None and allocation.kind != "token":
         graphs["encode_joint.onnx"] = joint_graph(bundle, derived.specs.get("cap"))
     if "fast" in precisions and derived.plan is not None:
         graphs["encode_fast.onnx"] = fast_graph(bundle, derived)
@@ -126,7 +125,7 @@ def _graphs(bundle: Bundle, derived: Derived, precisions: Collection[str]) -> di
         graphs["encode_exact.onnx"] = exact_graph(bundle, derived)
     if "W_enc_half" in derived.specs:
         graphs["encode_half.onnx"] = half_graph(bundle, derived)
-    if "gpu" in precisions:
+    if "half_weights" in derived.specs:
         graphs["encode_gpu.onnx"] = gpu_graph(bundle, derived.specs)
     return graphs
 
@@ -143,12 +142,13 @@ def _runner(graphs: dict[str, Path]) -> Run:
 
 def _check(bundle: Bundle, weights: witness.Weights, x: NDArray[np.float32], run: Run, names: set[str]) -> None:
     """Run every graph on a sample and raise BundleError if one disagrees with the witness."""
-    z = witness.latents(weights, x)
+    z = witness.latents(weights, witness.normalise(x, bundle.manifest.encoder.norm)[0])
     faults = {
         "encode.onnx": _check_encode(bundle, weights, x, z, run, "encode.onnx"),
-        "decode.onnx": _check_decode(weights, x, run),
-        "steer.onnx": _check_steer(bundle, weights, x, z, run),
+        "decode.onnx": _check_decode(bundle, weights, x, run),
     }
+    if "steer.onnx" in names:
+        faults["steer.onnx"] = _check_steer(bundle, weights, x, z, run)
     if "encode_joint.onnx" in names:
         faults["encode_joint.onnx"] = _check_joint(bundle, x, z, run)
     for name in names & {"encode_exact.onnx", "encode_gpu.onnx"}:
@@ -164,11 +164,12 @@ def _prices(
     bundle: Bundle, weights: witness.Weights, x: NDArray[np.float32], run: Run, names: set[str]
 ) -> dict[str, Price]:
     """What each precision costs on activations x."""
-    matches = served(bundle, weights, witness.latents(weights, x))
+    encoder = bundle.manifest.encoder
+    matches = served(bundle, weights, witness.latents(weights, witness.normalise(x, encoder.norm)[0]))
     prices = {}
     for precision, name in PRECISIONS.items():
         if name in names:
-            prices[precision] = price(weights, x, matches, *_encode(bundle, x, run, name))
+            prices[precision] = price(encoder, weights, x, matches, *_encode(bundle, x, run, name))
     return prices
 
 
@@ -189,14 +190,20 @@ def _encode(
     return (indices.astype(np.int64), values), sure
 
 
-def sample(weights: witness.Weights, rng: np.random.Generator, tokens: int = _TOKENS) -> NDArray[np.float32]:
-    """Activations on which features fire: float32 [tokens, d_in], a few decoder rows each; one row is 0, one b_dec."""
-    d_sae, d_in = weights["W_dec"].shape
-    bias = weights["b_dec"]
-    size = max(float(np.median(np.abs(weights["b_enc"]))), float(np.median(weights.get("threshold", bias))), 1.0)
+def sample(
+    encoder: Encoder, weights: witness.Weights, rng: np.random.Generator, tokens: int = _TOKENS
+) -> NDArray[np.float32]:
+    """Activations on which features fire: float32 [tokens, d_in], a few directions each; one row is 0, one b_pre.
+
+    The directions are those of the decoder, or of a transcoder's encoder.
+    """
+    d_in, d_sae = weights["W_enc"].shape
+    bias = weights["b_pre"]
+    size = max(float(np.median(np.abs(weights["b_enc"]))), float(np.median(weights.get("threshold", 0))), 1.0)
     chosen = rng.integers(0, d_sae, (tokens, 8))
     amount = rng.gamma(2.0, size, chosen.shape)
-    x: NDArray[np.float64] = bias + np.einsum("nj,njd->nd", amount, np.asarray(weights["W_dec"])[chosen])
+    directions = weights["W_dec"] if encoder.d_out is None else weights["W_enc"].T
+    x: NDArray[np.float64] = bias + np.einsum("nj,njd->nd", amount, np.asarray(directions)[chosen])
     x += rng.normal(0, 0.1 * size / np.sqrt(d_in), x.shape)
     x[0], x[1] = 0.0, bias
     return x.astype(np.float32)
@@ -204,8 +211,10 @@ def sample(weights: witness.Weights, rng: np.random.Generator, tokens: int = _TO
 
 def served(bundle: Bundle, weights: witness.Weights, z: NDArray[np.float64]) -> witness.Matches:
     """What encode.onnx should keep of z [n, d_sae], by the witness."""
-    if bundle.manifest.encoder.k is not None:
-        return witness.token_choice(z, bundle.manifest.encoder.k)
+    encoder = bundle.manifest.encoder
+    if encoder.k is not None:
+        choice = witness.group_choice if encoder.selection == "groupmax" else witness.token_choice
+        return choice(z, encoder.k)
     return witness.threshold(z, weights["threshold"])
 
 
@@ -220,18 +229,24 @@ def _check_encode(
 
 def _check_joint(bundle: Bundle, x: NDArray[np.float32], z: NDArray[np.float64], run: Run) -> str | None:
     allocation = bundle.manifest.allocation
+    assert allocation is not None
     cap = default_cap(bundle) if allocation.quota else None
     valid = np.arange(len(x)) % 5 != 3
     indices, values = run("encode_joint.onnx", {"x": x, "valid": valid})
     return witness.disagreement(witness.joint(z, allocation.k, cap, valid), indices.astype(np.int64), values)
 
 
-def _check_decode(weights: witness.Weights, x: NDArray[np.float32], run: Run) -> str | None:
+def _check_decode(bundle: Bundle, weights: witness.Weights, x: NDArray[np.float32], run: Run) -> str | None:
     rng = np.random.default_rng(1)
     indices = rng.integers(0, len(weights["W_dec"]), (len(x), 5))
     values = rng.gamma(2.0, 1.0, indices.shape).astype(np.float32)
-    (x_hat,) = run("decode.onnx", {"indices": indices, "values": values})
-    return witness.difference(witness.decode(weights, indices, values), x_hat)
+    feed: Arrays = {"indices": indices, "values": values}
+    expected = witness.decode(weights, indices, values)
+    if bundle.manifest.encoder.decodes_with_x:
+        feed["x"] = x
+        expected = witness.completed(weights, expected, x, bundle.manifest.encoder.norm)
+    (x_hat,) = run("decode.onnx", feed)
+    return witness.difference(expected, x_hat)
 
 
 def _check_steer(
@@ -253,7 +268,8 @@ def _check_steer(
         "gate": rng.uniform(0, 1, (2, len(x) // 2, e)).astype(np.float32),
     }
     (y,) = run("steer.onnx", {"x": batch, "features": features, **edits})
-    fault = witness.difference(witness.steer(weights, batch, f, features, **edits), y)
+    expected = witness.steer(weights, batch, f, features, **edits, norm=bundle.manifest.encoder.norm)
+    fault = witness.difference(expected, y)
     if fault is None and not (run("steer.onnx", {"x": batch})[0] == batch).all():
         fault = "without edits y differs from x"
     return fault

@@ -5,9 +5,10 @@ import onnx_ir as ir
 
 from sae_runtime.bundle import DERIVED, Bundle
 from sae_runtime.exports.derived import Derived
-from sae_runtime.exports.encode import latents, selected, threshold_input
+from sae_runtime.exports.encode import latents, selected, threshold_input, weight
 from sae_runtime.exports.graph import Graph, external
 from sae_runtime.exports.integers import LEVELS, product
+from sae_runtime.exports.normalise import normalised
 from sae_runtime.exports.select import tokens
 
 
@@ -24,8 +25,12 @@ def fast_graph(bundle: Bundle, derived: Derived) -> ir.Model:
     def stored(name: str) -> ir.Value:
         return graph.weight(external(name, DERIVED, derived.specs[name]))
 
+    x = normalised(graph, encoder, x).x
     p, scale, _ = product(graph, x, levels, stored, derived.plan, bounded=False)
-    selected(graph, bundle, graph.op("Relu", graph.op("Mul", p, scale)), n, theta, width)
+    p = graph.op("Mul", p, scale)
+    if derived.plan.above_threshold:
+        p = graph.op("Add", p, weight(graph, bundle, "threshold"))
+    selected(graph, bundle, graph.op("Relu", p), n, theta, width)
     return graph.model()
 
 

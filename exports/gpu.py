@@ -1,6 +1,6 @@
 """encode_gpu.onnx: the features of encode.onnx for a GPU, from a float16 product that names candidates.
 
-Tensor cores multiply float16 several times faster than a GPU multiplies float32. With c = x - b_dec, v = (c, kappa)
+Tensor cores multiply float16 several times faster than a GPU multiplies float32. With c = x' - b_pre, v = (c, kappa)
 and w_j = (W_enc[:, j], b_j / kappa), a feature before its relu is p_j = v . w_j (where there is a threshold, b_j is the
 bias less the threshold, and a match has p_j > 0). Let s = |v|, q and Q_j be v / s and w_j in float16, e = v / s - q and
 r_j = w_j - Q_j. Then
@@ -24,8 +24,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from sae_runtime.bundle import DERIVED, Bundle
-from sae_runtime.exports.encode import above, weight
+from sae_runtime.exports.encode import above, centred, weight
 from sae_runtime.exports.graph import Graph, external
+from sae_runtime.exports.normalise import normalised
 from sae_runtime.tensors import TensorSpec
 
 _ALIGN = 8  # channels: what tensor cores take at once
@@ -45,8 +46,8 @@ def half_precision(
     """The encoder in float16 with its bound.
 
     Args:
-        weights: of the bundle.
-        x: typical activations [m, d_in]; they decide the size of kappa, on which only speed depends.
+        weights: of `Bundle.weights`.
+        x: typical activations [m, d_in], normalised; they decide the size of kappa, on which only speed depends.
 
     Returns:
         half_weights float16 [channels, d_sae], a multiple of 8 channels: W_enc, the bias, |w|, what is left of the
@@ -57,7 +58,7 @@ def half_precision(
     """
     w = weights["W_enc"].astype(np.float64)
     bias = weights["b_enc"] - weights.get("threshold", np.zeros(1)).astype(np.float64)
-    length = np.linalg.norm(x.astype(np.float64) - weights["b_dec"], axis=1)
+    length = np.linalg.norm(x.astype(np.float64) - weights["b_pre"], axis=1)
     kappa = float(np.float32(max(np.median(length) / 2, np.abs(bias).max() / _MOST_BIAS, _LEAST_KAPPA)))
     w = np.concatenate([w, bias[None] / kappa])
     with np.errstate(over="ignore"):
@@ -101,7 +102,8 @@ def gpu_graph(bundle: Bundle, specs: Mapping[str, TensorSpec]) -> ir.Model:
         return graph.weight(external(name, DERIVED, specs[name]))
 
     one, last = graph.constant([1], np.int64), graph.constant([2], np.int64)
-    c = graph.op("Sub", graph.input("x", np.float32, ["n", encoder.d_in]), weight(graph, bundle, "b_dec"))
+    x = graph.input("x", np.float32, ["n", encoder.d_in])
+    c = centred(graph, bundle, normalised(graph, encoder, x).x)
     kappa = stored("half_kappa")
     square = graph.op("Add", graph.op("ReduceSumSquare", c, one), graph.op("Mul", kappa, kappa))
     finite = graph.op("Less", square, graph.constant(np.finfo(np.float32).max, np.float32))

@@ -4,10 +4,10 @@ import numpy as np
 import onnx_ir as ir
 
 from sae_runtime.bundle import Bundle
-from sae_runtime.exports.decode import known_features
+from sae_runtime.exports.decode import completed, known_features
 from sae_runtime.exports.encode import above, latents, weight
 from sae_runtime.exports.graph import Graph
-from sae_runtime.exports.select import first_rows, largest, not_empty
+from sae_runtime.exports.select import first_rows, not_empty, selected_slots
 from sae_runtime.exports.steer import Edits, change, edit_inputs, some_tokens, values_of
 from sae_runtime.tensors import TensorSpec
 
@@ -54,7 +54,7 @@ def insert_graph(
         graph.output(values, "values", np.float32, ["b", "t", "w"])
     if edits is not None:
         total = _conditional(graph, bundle, x, edits, rows, z)
-        y = graph.op("Add", _reconstruction(graph, bundle, z) if replace and z is not None else x, total)
+        y = graph.op("Add", _reconstruction(graph, bundle, x, z) if replace and z is not None else x, total)
         y = y if dtype == ir.DataType.FLOAT else graph.cast(y, dtype.numpy())
         graph.output(y, "y", dtype.numpy(), ["b", "t", encoder.d_in])
     return graph.model()
@@ -67,7 +67,7 @@ def _latents(
     if replace:
         return latents(graph, bundle, x)
     wanted = [] if width is None else [width]
-    if edits is not None and bundle.manifest.encoder.selection == "topk":
+    if edits is not None and bundle.manifest.encoder.selection != "threshold":
         wanted.append(graph.op("Shape", edits.features, start=1))
     if not wanted:
         return None
@@ -84,8 +84,9 @@ def _read(graph: Graph, bundle: Bundle, x: ir.Value, z: ir.Value, width: ir.Valu
     f = _served(graph, bundle, z) if encoder.selection == "threshold" else z
     flat = graph.op("Reshape", f, graph.constant([-1, encoder.d_sae], np.int64), allowzero=1)
     flat, n = not_empty(graph, flat, encoder.d_sae)
-    indices, values = (first_rows(graph, part, n) for part in largest(graph, flat, width, encoder.d_sae))
-    slots = graph.op("Min", width, graph.constant([encoder.d_sae], np.int64))
+    indices, values = (first_rows(graph, part, n) for part in selected_slots(graph, encoder, flat, width))
+    most = encoder.k if encoder.k and encoder.selection == "groupmax" else encoder.d_sae
+    slots = graph.op("Min", width, graph.constant([most], np.int64))
     shape = graph.op("Concat", graph.op("Shape", x, end=2), slots, axis=0)
     # Of no tokens and no slots: of all tokens and no slots.
     return graph.op("Reshape", values, shape, allowzero=1), graph.op("Reshape", indices, shape, allowzero=1)
@@ -116,14 +117,14 @@ def _nan_only(graph: Graph, value: ir.Value) -> ir.Value:
     return graph.op("Mul", value, graph.constant(0, np.float32))
 
 
-def _reconstruction(graph: Graph, bundle: Bundle, z: ir.Value) -> ir.Value:
-    """f W_dec + b_dec [b, t, d_in], of all features that fire."""
-    decoder = weight(graph, bundle, "W_dec")
-    if bundle.manifest.encoder.selection == "threshold":
+def _reconstruction(graph: Graph, bundle: Bundle, x: ir.Value, z: ir.Value) -> ir.Value:
+    """What all features that fire make of x [b, t, d_in]."""
+    encoder, decoder = bundle.manifest.encoder, weight(graph, bundle, "W_dec")
+    if encoder.selection == "threshold":
         total = graph.op("MatMul", _served(graph, bundle, z), decoder)
     else:
         slot = graph.constant([2], np.int64)
-        values, indices = graph.ops("TopK", 2, z, graph.constant([bundle.manifest.encoder.k or 0], np.int64))
+        values, indices = _read(graph, bundle, x, z, graph.constant([encoder.k or 0], np.int64))
         picked = graph.op("MatMul", graph.op("Unsqueeze", values, slot), graph.op("Gather", decoder, indices))
         total = graph.op("Squeeze", picked, slot)
-    return graph.op("Add", total, weight(graph, bundle, "b_dec"))
+    return completed(graph, bundle, graph.op("Add", total, weight(graph, bundle, "b_dec")), x)

@@ -25,6 +25,7 @@ def joint_graph(bundle: Bundle, cap: TensorSpec | None) -> ir.Model:
     """
     graph = Graph("encode_joint")
     encoder, allocation = bundle.manifest.encoder, bundle.manifest.allocation
+    assert allocation is not None
     one = graph.constant([1], np.int64)
     x = graph.input("x", np.float32, ["n", encoder.d_in])
     valid = graph.input("valid", np.bool_, ["valid"], default=[True])

@@ -4,10 +4,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_runtime.exports import witness
-from sae_runtime.manifest import Price
+from sae_runtime.manifest import Encoder, Price
 
 
 def price(
+    encoder: Encoder,
     weights: witness.Weights,
     x: NDArray[np.float32],
     matches: witness.Matches,
@@ -17,6 +18,7 @@ def price(
     """The price of a precision.
 
     Args:
+        encoder: of the bundle.
         weights: of the bundle.
         x: activations [n, d_in].
         matches: what the witness keeps of them.
@@ -32,19 +34,23 @@ def price(
     largest = f.max(axis=1, initial=0)
     some = largest > 0
     error = np.abs(got - f).max(axis=1, initial=0)[some] / largest[some]
-    fvu, exact = _fvu(weights, x, got), _fvu(weights, x, f)
+    fvu, change = None, None
+    if encoder.d_out is None:  # what a transcoder should have given is not known
+        fvu, exact = (_fvu(encoder, weights, x, each) for each in (got, f))
+        change = fvu / exact - 1 if exact > 0 else 0.0
     return Price(
         tokens=len(x),
         jaccard=float(np.mean(np.where(either > 0, both / np.maximum(either, 1), 1))),
         value_error=float(error.mean()) if some.any() else 0.0,
         fvu=fvu,
-        fvu_change=fvu / exact - 1 if exact > 0 else 0.0,
+        fvu_change=change,
         redone=None if certain is None else float(1 - certain.mean()),
     )
 
 
-def _fvu(weights: witness.Weights, x: NDArray[np.float32], f: NDArray[np.float64]) -> float:
+def _fvu(encoder: Encoder, weights: witness.Weights, x: NDArray[np.float32], f: NDArray[np.float64]) -> float:
     """Fraction of the variance of x that f leaves unexplained."""
-    error = x - (f @ np.asarray(weights["W_dec"], np.float64) + weights["b_dec"])
+    x_hat = f @ np.asarray(weights["W_dec"], np.float64) + weights["b_dec"]
+    error = x - witness.completed(weights, x_hat, x, encoder.norm)
     variance = float(np.square(x - x.mean(axis=0, dtype=np.float64)).sum())
     return float(np.square(error).sum()) / variance if variance > 0 else 0.0

@@ -4,6 +4,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sae_runtime.exports.graph import Graph
+from sae_runtime.manifest import Encoder
 
 GROUP = 16  # neighbouring features that are looked at together
 
@@ -39,6 +40,28 @@ def group_maxima(graph: Graph, z: ir.Value, d_sae: int) -> ir.Value:
 def groups_of(graph: Graph, z: ir.Value) -> ir.Value:
     """All groups of all tokens: z [n, d_sae] -> [n * d_sae / 16, 16]."""
     return graph.op("Reshape", z, graph.constant([-1, GROUP], np.int64), allowzero=1)
+
+
+def selected_slots(graph: Graph, encoder: Encoder, z: ir.Value, width: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Indices and values [n, at most width] of what is kept of z [n, d_sae], by falling value.
+
+    Where a threshold selects, z holds 0 for all that lies below it.
+    """
+    if encoder.selection == "groupmax":
+        return _winners(graph, encoder, z, width)
+    return largest(graph, z, width, encoder.d_sae)
+
+
+def _winners(graph: Graph, encoder: Encoder, z: ir.Value, width: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Indices and values of the largest of each of k runs of neighbours."""
+    assert encoder.k is not None
+    size, two = encoder.d_sae // encoder.k, graph.constant([2], np.int64)
+    runs = graph.op("Reshape", z, graph.constant([0, encoder.k, size], np.int64))
+    first = graph.constant(np.arange(encoder.k) * size, np.int64)
+    features = graph.op("Add", graph.op("ArgMax", runs, axis=2, keepdims=0), first)
+    slots = graph.op("Min", width, graph.constant([encoder.k], np.int64))
+    values, at = graph.ops("TopK", 2, graph.op("ReduceMax", runs, two, keepdims=0), slots)
+    return graph.op("GatherElements", features, at, axis=1), values
 
 
 def largest(graph: Graph, z: ir.Value, width: ir.Value, d_sae: int) -> tuple[ir.Value, ir.Value]:

@@ -150,6 +150,10 @@ def _splice(model: ir.Model, wanted: Splice) -> Spliced:
         raise ValueError("a splice that neither reads nor edits does nothing; ask for one of them")
     _check_name(model.graph, wanted.name)
     encoder = bundle.manifest.encoder
+    if encoder.d_out is not None and (wanted.edit or wanted.replace):
+        raise ValueError(
+            f"{wanted.bundle} is a transcoder, whose features cannot edit what they are read from; only read"
+        )
     value = find_hook(model.graph, hook, encoder.d_in)
     for key, text in model.metadata_props.items():
         if key.startswith(KEY) and json.loads(text)["tensor"] == value.name:

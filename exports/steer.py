@@ -7,9 +7,10 @@ import onnx_ir as ir
 
 from sae_runtime.bundle import DERIVED, Bundle
 from sae_runtime.exports.decode import known_features
-from sae_runtime.exports.encode import above, latents, weight
+from sae_runtime.exports.encode import above, centred, latents, weight
 from sae_runtime.exports.graph import Graph, external
-from sae_runtime.exports.select import first_rows, not_empty
+from sae_runtime.exports.normalise import normalised
+from sae_runtime.exports.select import first_rows, not_empty, selected_slots
 from sae_runtime.tensors import TensorSpec
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -67,7 +68,7 @@ def change(
     rows: TensorSpec | None = None,
     z: ir.Value | None = None,
 ) -> ir.Value:
-    """What edits add to x [b, t, d_in]: (gate * (f' - f)) W_dec[features], of the same shape.
+    """What edits add to x [b, t, d_in]: (gate * (f' - f)) W_dec[features], of the same shape, times each token's size.
 
     A feature out of range gives NaN for its request alone.
 
@@ -77,7 +78,7 @@ def change(
         x: the activations.
         edits: the edits.
         rows: as in `steer_graph`.
-        z: the latents of x, where the graph has them anyway; only token choice has a use for them.
+        z: the latents of x, where the graph has them anyway; only a top k has a use for them.
     """
     features, shift = known_features(graph, bundle.manifest.encoder.d_sae, edits.features, edits.shift)
     f = values_of(graph, bundle, x, features, rows, z)
@@ -89,7 +90,9 @@ def change(
     # Not Clip, which takes scalar bounds only; Max and Min keep NaN.
     edited = graph.op("Min", graph.op("Max", edited, low), high)
     delta = graph.op("Mul", edits.gate, graph.op("Sub", edited, f))
-    return graph.op("MatMul", delta, graph.op("Gather", weight(graph, bundle, "W_dec"), features))
+    added = graph.op("MatMul", delta, graph.op("Gather", weight(graph, bundle, "W_dec"), features))
+    size = normalised(graph, bundle.manifest.encoder, x).size
+    return added if size is None else graph.op("Mul", added, size)
 
 
 def values_of(
@@ -101,9 +104,9 @@ def values_of(
     z: ir.Value | None = None,
 ) -> ir.Value:
     """Values [b, t, e] of the features [b or 1, e], all in range, by the served rule; arguments as for `change`."""
-    if bundle.manifest.encoder.selection == "topk":
-        return _topk_values(graph, bundle, x, features, z)
-    return _threshold_values(graph, bundle, x, features, rows)
+    if bundle.manifest.encoder.selection == "threshold":
+        return _threshold_values(graph, bundle, x, features, rows)
+    return _topk_values(graph, bundle, x, features, z)
 
 
 def _threshold_values(
@@ -118,23 +121,23 @@ def _threshold_values(
         columns = graph.op("Transpose", graph.op("Gather", encoder, features), perm=[0, 2, 1])
     asked = graph.op("Unsqueeze", features, graph.constant([1], np.int64))
     bias, theta = (graph.op("Gather", weight(graph, bundle, name), asked) for name in ("b_enc", "threshold"))
-    centred = graph.op("Sub", x, weight(graph, bundle, "b_dec"))
+    c = centred(graph, bundle, normalised(graph, bundle.manifest.encoder, x).x)
     # No Relu: a threshold is never below 0.
-    return above(graph, graph.op("Add", graph.op("MatMul", centred, columns), bias), theta)
+    return above(graph, graph.op("Add", graph.op("MatMul", c, columns), bias), theta)
 
 
 def _topk_values(graph: Graph, bundle: Bundle, x: ir.Value, features: ir.Value, z: ir.Value | None) -> ir.Value:
-    """Token choice: only the whole encoder tells which features are among the top k; it is run where e > 0."""
+    """Only the whole encoder tells which features are among the top k, or first of their group; it runs where e > 0."""
     asked = graph.op("Shape", features, start=1)
     if z is None:
         z = latents(graph, bundle, some_tokens(graph, x, asked))
-    k = graph.constant([bundle.manifest.encoder.k or 0], np.int64)
-    d_sae = bundle.manifest.encoder.d_sae
+    encoder, d_sae = bundle.manifest.encoder, bundle.manifest.encoder.d_sae
+    k = graph.constant([encoder.k or 0], np.int64)
     rows, n = not_empty(graph, graph.op("Reshape", z, graph.constant([-1, d_sae], np.int64), allowzero=1), d_sae)
     kept_shape = graph.op("Concat", graph.op("Shape", z, end=2), k, axis=0)
-    values, indices = (
+    indices, values = (
         graph.op("Reshape", first_rows(graph, part, n), kept_shape, allowzero=1)
-        for part in graph.ops("TopK", 2, rows, k)
+        for part in selected_slots(graph, encoder, rows, k)
     )
     slot, request = graph.constant([2], np.int64), graph.constant([1, 3], np.int64)
     same = graph.op("Equal", graph.op("Unsqueeze", indices, slot), graph.op("Unsqueeze", features, request))

@@ -24,16 +24,40 @@ class Matches:
     cuts: tuple[NDArray[np.float64], ...]
 
 
+def normalise(x: ArrayLike, norm: str) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """x' [..., d_in] of x, and each token's mean and size [..., 1]; see `manifest.Encoder`."""
+    x = np.asarray(x, np.float64)
+    d_in, none = x.shape[-1], np.zeros((*x.shape[:-1], 1))
+    if norm == "layer":
+        mean = x.sum(axis=-1, keepdims=True) / d_in
+        size = np.sqrt(((x - mean) ** 2).sum(axis=-1, keepdims=True) / (d_in - 1))
+        return (x - mean) / (size + 1e-5), mean, size
+    if norm == "length":
+        size = np.sqrt((x**2).sum(axis=-1, keepdims=True) / d_in)
+        return np.where(size > 0, x / np.where(size > 0, size, 1), 0), none, size
+    return x, none, none + 1
+
+
 def latents(weights: Weights, x: ArrayLike) -> NDArray[np.float64]:
-    """relu((x - b_dec) W_enc + b_enc): [..., d_sae]."""
+    """relu((x' - b_pre) W_enc + b_enc) of x' [..., d_in]: [..., d_sae]."""
     w = {name: np.asarray(value, np.float64) for name, value in weights.items()}
-    return np.maximum((np.asarray(x, np.float64) - w["b_dec"]) @ w["W_enc"] + w["b_enc"], 0)
+    return np.maximum((np.asarray(x, np.float64) - w.get("b_pre", w["b_dec"])) @ w["W_enc"] + w["b_enc"], 0)
 
 
 def token_choice(z: NDArray[np.float64], k: int) -> Matches:
     """The k largest of every row."""
     kept = _largest(z, k) & (z > 0)
     return Matches(z, kept, (_cut(z, kept)[:, None],))
+
+
+def group_choice(z: NDArray[np.float64], k: int) -> Matches:
+    """The largest of each of k runs of neighbours in every row."""
+    runs = z.reshape(len(z), k, z.shape[1] // k)
+    kept = np.zeros_like(runs, bool)
+    np.put_along_axis(kept, runs.argmax(axis=2)[:, :, None], True, axis=2)
+    kept &= runs > 0
+    cut = _cut(runs.reshape(-1, runs.shape[2]), kept.reshape(-1, runs.shape[2])).reshape(len(z), k, 1)
+    return Matches(z, kept.reshape(z.shape), (np.broadcast_to(cut, runs.shape).reshape(z.shape),))
 
 
 def threshold(z: NDArray[np.float64], theta: ArrayLike) -> Matches:
@@ -65,11 +89,18 @@ def joint(
 
 
 def decode(weights: Weights, indices: NDArray[np.int64], values: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The sum of values times decoder rows, plus b_dec: [n, d_in]."""
+    """The sum of values times decoder rows, plus b_dec: [n, d_out]."""
     out = np.tile(np.asarray(weights["b_dec"], np.float64), (len(indices), 1))
     for row in range(len(indices)):
         out[row] += np.asarray(values[row], np.float64) @ np.asarray(weights["W_dec"], np.float64)[indices[row]]
     return out
+
+
+def completed(weights: Weights, x_hat: ArrayLike, x: ArrayLike, norm: str) -> NDArray[np.float64]:
+    """A reconstruction f W_dec + b_dec [n, d_out] with all that x [n, d_in] adds to it."""
+    _, mean, size = normalise(x, norm)
+    skip = np.asarray(x, np.float64) @ np.asarray(weights["W_skip"], np.float64).T if "W_skip" in weights else 0
+    return np.asarray(x_hat, np.float64) * size + mean + skip
 
 
 def steer(
@@ -83,9 +114,10 @@ def steer(
     low: ArrayLike,
     high: ArrayLike,
     gate: ArrayLike = 1.0,
+    norm: str = "none",
 ) -> NDArray[np.float64]:
     """One edit after another on x [b, t, d_in], where f [b, t, d_sae] are the features as kept; ids [b, e]."""
-    y = np.asarray(x, np.float64).copy()
+    y, size = np.asarray(x, np.float64).copy(), normalise(x, norm)[2]
     shape = features.shape
     scale, shift, low, high = (np.broadcast_to(np.asarray(v, np.float64), shape) for v in (scale, shift, low, high))
     gate = np.broadcast_to(np.asarray(gate, np.float64), (*x.shape[:2], shape[1]))
@@ -93,7 +125,8 @@ def steer(
         for e, feature in enumerate(features[request]):
             old = f[request, :, feature]
             new = np.clip(scale[request, e] * old + shift[request, e], low[request, e], high[request, e])
-            y[request] += (gate[request, :, e] * (new - old))[:, None] * weights["W_dec"][feature]
+            delta = (gate[request, :, e] * (new - old))[:, None] * weights["W_dec"][feature]
+            y[request] += size[request] * delta
     return y
 
 

@@ -1,6 +1,7 @@
 """A bundle on disk: one folder with the weights of an SAE, its manifest and its graphs.
 
-This is all that training, export and the runtime know of each other. The folder is a SAELens folder too.
+This is all that training, export and the runtime know of each other. Where SAELens computes the same, the folder is a
+SAELens folder too.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from sae_runtime import files
 from sae_runtime.manifest import Encoder, FileRecord, GraphRecord, Manifest, from_json, to_json
-from sae_runtime.tensors import TensorSpec, map_tensor, read_header, save_tensors
+from sae_runtime.tensors import Streamed, TensorSpec, map_tensor, read_header, save_tensors, stream_tensors
 
 MANIFEST = "sae_runtime.json"
 CFG = "cfg.json"
@@ -24,6 +25,9 @@ WEIGHTS = "sae_weights.safetensors"
 DERIVED = "derived.safetensors"
 SAMPLE = "sample.safetensors"
 _SAE_LENS_VERSION = "6.54.12"  # the release whose folder format and maths cfg.json follows
+
+
+_SAE_LENS_NORMS = {"none": "none", "layer": "layer_norm", "length": "constant_norm_rescale"}
 
 
 class BundleError(ValueError):
@@ -39,8 +43,19 @@ class Bundle:
     specs: Mapping[str, TensorSpec]
 
     def tensor(self, name: str) -> NDArray[np.float32]:
-        """A weight (W_enc [d_in, d_sae], W_dec [d_sae, d_in], b_enc, b_dec, threshold), mapped from the file."""
+        """A weight of `weight_shapes`, mapped from the file."""
         return map_tensor(self.path / WEIGHTS, self.specs[name])
+
+    def weights(self) -> dict[str, NDArray[np.float32]]:
+        """All weights, mapped from the file, and b_pre [d_in], which is b_dec or zeros."""
+        weights = {name: self.tensor(name) for name in self.specs}
+        encoder = self.manifest.encoder
+        return {**weights, "b_pre": weights["b_dec"] if encoder.pre_bias else np.zeros(encoder.d_in, np.float32)}
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it has the threshold by which it is to be served; without one it can do nothing yet."""
+        return self.manifest.encoder.selection != "threshold" or "threshold" in self.specs
 
     def sample(self) -> NDArray[np.float32] | None:
         """Activations [m, d_in] like those the SAE was fitted on, where the bundle has some."""
@@ -72,7 +87,7 @@ class Bundle:
 
 def write(
     path: Path,
-    weights: Mapping[str, NDArray[np.float32]],
+    weights: Mapping[str, NDArray[np.float32] | Streamed],
     manifest: Manifest,
     *,
     sample: NDArray[np.float32] | None = None,
@@ -82,7 +97,7 @@ def write(
 
     Args:
         path: the folder to make.
-        weights: W_enc, W_dec, b_enc, b_dec and, for selection "threshold", threshold; float32.
+        weights: those of `weight_shapes`, float32, transposed ones too; or without threshold, to be calibrated later.
         manifest: its `files` and `graphs` are filled in here.
         sample: a few thousand typical activations [m, d_in], for which export makes int8 fine and measures precisions.
         force: replace a folder that stands there already.
@@ -92,16 +107,19 @@ def write(
         FileExistsError: the folder exists and `force` is not set.
     """
     with files.new_folder(path, force=force) as folder:
-        save_tensors(folder / WEIGHTS, {k: np.ascontiguousarray(v) for k, v in weights.items()})
-        (folder / CFG).write_text(json.dumps(_sae_lens_cfg(manifest), indent=2) + "\n")
-        names = [WEIGHTS, CFG]
+        stream_tensors(folder / WEIGHTS, weights)
+        names = [WEIGHTS]
+        cfg = _sae_lens_cfg(manifest, calibrated="threshold" in weights)
+        if cfg is not None:
+            (folder / CFG).write_text(json.dumps(cfg, indent=2) + "\n")
+            names.append(CFG)
         if sample is not None:
             save_tensors(folder / SAMPLE, {"x": np.ascontiguousarray(sample, np.float32)})
             names.append(SAMPLE)
         records = {name: record(folder / name) for name in names}
         manifest = dataclasses.replace(manifest, files=records, graphs={}, precisions={})
         (folder / MANIFEST).write_text(to_json(manifest))
-        read(folder)
+        read(folder, calibrated=False)
 
 
 def with_sample(bundle: Bundle, sample: NDArray[np.float32]) -> Bundle:
@@ -125,12 +143,13 @@ def with_sample(bundle: Bundle, sample: NDArray[np.float32]) -> Bundle:
     return read(bundle.path, verify=False)
 
 
-def read(path: str | Path, *, verify: bool = True) -> Bundle:
+def read(path: str | Path, *, verify: bool = True, calibrated: bool = True) -> Bundle:
     """Read and check a bundle.
 
     Args:
         path: the folder.
         verify: also compare hashes and look for numbers that are not finite; without it, sizes and shapes only.
+        calibrated: refuse one that still lacks its threshold.
 
     Raises:
         BundleError: something is missing, altered, of another version or does not fit; the message says what.
@@ -141,16 +160,19 @@ def read(path: str | Path, *, verify: bool = True) -> Bundle:
     for name, file_record in manifest.files.items():
         if name != DERIVED:  # which may be deleted, and is checked by whoever needs it
             _check_file(path, name, file_record, verify=verify or name == CFG)
-    for name in (WEIGHTS, CFG):
-        if name not in manifest.files:
-            raise BundleError(f"{path / MANIFEST} does not list {name}; make the bundle again")
+    if WEIGHTS not in manifest.files:
+        raise BundleError(f"{path / MANIFEST} does not list {WEIGHTS}; make the bundle again")
     try:
         bundle = Bundle(path, manifest, read_header(path / WEIGHTS))
     except ValueError as error:
         raise BundleError(str(error)) from error
     _check_weights(bundle, verify=verify)
     _check_sample(bundle, verify=verify)
-    _check_cfg(path, manifest)
+    if calibrated and not bundle.calibrated:
+        raise BundleError(
+            f"{path / WEIGHTS} has no threshold yet, so it cannot be served; run: sae-runtime calibrate {path}"
+        )
+    _check_cfg(bundle)
     return bundle
 
 
@@ -188,22 +210,24 @@ def _check_file(folder: Path, name: str, expected: FileRecord | GraphRecord, *, 
 
 def weight_shapes(encoder: Encoder) -> dict[str, tuple[int, ...]]:
     """The tensors that `sae_weights.safetensors` holds, no more and no less, with their shapes."""
-    d_in, d_sae = encoder.d_in, encoder.d_sae
+    d_in, d_sae, d_out = encoder.d_in, encoder.d_sae, encoder.width_out
     shapes: dict[str, tuple[int, ...]] = {
         "W_enc": (d_in, d_sae),
-        "W_dec": (d_sae, d_in),
+        "W_dec": (d_sae, d_out),
         "b_enc": (d_sae,),
-        "b_dec": (d_in,),
+        "b_dec": (d_out,),
     }
     if encoder.selection == "threshold":
         shapes["threshold"] = (d_sae,)
+    if encoder.skip:
+        shapes["W_skip"] = (d_out, d_in)
     return shapes
 
 
 def _check_weights(bundle: Bundle, *, verify: bool) -> None:
     file, shapes = bundle.path / WEIGHTS, weight_shapes(bundle.manifest.encoder)
-    if "threshold" in shapes and "threshold" not in bundle.specs:
-        raise BundleError(f"{file} has no threshold, without which it cannot be served; calibrate it by training again")
+    if not bundle.calibrated:
+        del shapes["threshold"]
     if set(bundle.specs) != set(shapes):
         raise BundleError(f"{file} holds {sorted(bundle.specs)}, expected exactly {sorted(shapes)}")
     for name, shape in shapes.items():
@@ -217,7 +241,9 @@ def _check_weights(bundle: Bundle, *, verify: bool) -> None:
         if not np.isfinite(tensor).all():
             raise BundleError(f"{file}: {name} holds NaN or Inf; train it again")
         if name == "threshold" and (tensor < 0).any():
-            raise BundleError(f"{file}: threshold is negative, which means unset; calibrate it by training again")
+            raise BundleError(
+                f"{file}: threshold is negative, which means unset; run: sae-runtime calibrate {bundle.path}"
+            )
 
 
 def _check_sample(bundle: Bundle, *, verify: bool) -> None:
@@ -235,17 +261,24 @@ def _check_sample(bundle: Bundle, *, verify: bool) -> None:
         raise BundleError(f"{file} holds NaN or Inf; make the bundle again")
 
 
-def _sae_lens_cfg(manifest: Manifest) -> dict[str, Any]:
-    """The SAELens configuration under which SAELens computes the same features."""
+def _sae_lens_cfg(manifest: Manifest, *, calibrated: bool) -> dict[str, Any] | None:
+    """The SAELens configuration under which SAELens computes the same features, or None where it cannot."""
     encoder = manifest.encoder
+    architecture = {"topk": "topk", "threshold": "jumprelu" if calibrated else None}.get(encoder.selection)
+    if encoder.d_out is not None and architecture == "jumprelu":
+        architecture = "jumprelu_skip_transcoder" if encoder.skip else "jumprelu_transcoder"
+    elif encoder.d_out is not None or encoder.skip:
+        architecture = None
+    if architecture is None:
+        return None
     cfg: dict[str, Any] = {
-        "architecture": "topk" if encoder.selection == "topk" else "jumprelu",
+        "architecture": architecture,
         "d_in": encoder.d_in,
         "d_sae": encoder.d_sae,
         "dtype": "float32",
         "device": "cpu",
-        "apply_b_dec_to_input": True,
-        "normalize_activations": "none",
+        "apply_b_dec_to_input": encoder.pre_bias,
+        "normalize_activations": _SAE_LENS_NORMS[encoder.norm],
         "reshape_activations": "none",
         "metadata": {
             "sae_lens_version": _SAE_LENS_VERSION,
@@ -255,14 +288,25 @@ def _sae_lens_cfg(manifest: Manifest) -> dict[str, Any]:
     }
     if encoder.selection == "topk":
         cfg |= {"k": encoder.k, "rescale_acts_by_decoder_norm": False}
+    if encoder.d_out is not None:
+        cfg["d_out"] = encoder.d_out
+        cfg["metadata"]["hook_name_out"] = manifest.hook_out
     return cfg
 
 
-def _check_cfg(path: Path, manifest: Manifest) -> None:
+def _check_cfg(bundle: Bundle) -> None:
+    path, manifest = bundle.path, bundle.manifest
+    expected = _sae_lens_cfg(manifest, calibrated=bundle.calibrated)
+    if (expected is None) == (CFG in manifest.files):
+        raise BundleError(
+            f"{path / MANIFEST} {'lists' if expected is None else 'does not list'} {CFG}; make the bundle again"
+        )
+    if expected is None:
+        return
     try:
         cfg = json.loads((path / CFG).read_text())
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path / CFG} is not readable JSON ({error}); copy it again") from error
-    for key, expected in _sae_lens_cfg(manifest).items():
-        if key not in ("metadata", "device") and (not isinstance(cfg, dict) or cfg.get(key) != expected):
+    for key, value in expected.items():
+        if key not in ("metadata", "device") and (not isinstance(cfg, dict) or cfg.get(key) != value):
             raise BundleError(f"{path / CFG} and {MANIFEST} disagree on {key}; copy the bundle again")

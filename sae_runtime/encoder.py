@@ -120,7 +120,7 @@ class Encoder:
         """The same, as wide as the fullest row needs."""
         indices, values = self.plain(x, feed) if plain else self.slots(x, feed, shared=shared)
         width = values.shape[1]
-        if self._encoder.selection == "topk" or width == self._encoder.d_sae:
+        if self._encoder.selection != "threshold" or width == self._encoder.d_sae:
             return indices, values
         # A token that fills all its slots may have been cut: encode those again, wider.
         full = np.flatnonzero(values[:, -1] > 0)

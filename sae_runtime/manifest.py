@@ -14,27 +14,66 @@ from sae_runtime.quota import Quota
 SCHEMA_VERSION = 1
 
 
+SELECTIONS = ("topk", "groupmax", "threshold")
+NORMS = ("none", "layer", "length")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Encoder:
-    """What the encoder computes: z = relu((x - b_dec) W_enc + b_enc), of which the selection keeps some.
+    """What an SAE computes, whoever made it: z = relu((x' - b_pre) W_enc + b_enc), of which the selection keeps some.
 
-    selection "topk" keeps the k largest z of every token, "threshold" those with z > threshold (one per feature).
+    The reconstruction is size * (f W_dec + b_dec) + mean + x W_skip^T, for the features f that were kept. Whether relu
+    comes before the selection or after it makes no difference, since only positive features are kept.
+
+    Attributes:
+        d_in: width of the activations x.
+        d_sae: number of features.
+        selection: "topk" keeps the k largest z of every token, "groupmax" the largest of each of k runs of neighbours,
+            "threshold" those with z > threshold (one per feature).
+        k: of "topk" and "groupmax".
+        pre_bias: whether b_pre is b_dec; else it is 0.
+        norm: what x' is. "none": x, with mean 0 and size 1. "layer": (x - mean) / (size + 1e-5), by each token's mean
+            and standard deviation (of d_in - 1 degrees of freedom). "length": x / size with size = |x| / sqrt(d_in).
+        d_out: width of what a transcoder reconstructs; None where the SAE reconstructs x itself.
+        skip: whether there is a W_skip.
     """
 
     d_in: int
     d_sae: int
     selection: str
     k: int | None = None
+    pre_bias: bool = True
+    norm: str = "none"
+    d_out: int | None = None
+    skip: bool = False
 
     def __post_init__(self) -> None:
         if self.d_in < 1 or self.d_sae < 1:
             raise ValueError(f"d_in and d_sae must be at least 1, got {self.d_in} and {self.d_sae}")
-        if self.selection not in ("topk", "threshold"):
-            raise ValueError(f"selection must be 'topk' or 'threshold', got {self.selection!r}")
+        if self.selection not in SELECTIONS:
+            raise ValueError(f"selection must be one of {', '.join(SELECTIONS)}, got {self.selection!r}")
         if (self.k is None) != (self.selection == "threshold"):
-            raise ValueError("k belongs to selection 'topk', and only there")
+            raise ValueError("k belongs to selections 'topk' and 'groupmax', and only there")
         if self.k is not None and not 1 <= self.k <= self.d_sae:
             raise ValueError(f"k must be in [1, d_sae={self.d_sae}], got {self.k}")
+        if self.selection == "groupmax" and self.d_sae % (self.k or 1):
+            raise ValueError(f"groupmax needs a k that divides d_sae={self.d_sae}, got {self.k}")
+        if self.norm not in NORMS:
+            raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {self.norm!r}")
+        if self.norm == "layer" and self.d_in < 2:
+            raise ValueError("one number has no standard deviation; norm 'layer' needs d_in of at least 2")
+        if self.d_out is not None and (self.d_out < 1 or self.pre_bias or self.norm != "none"):
+            raise ValueError("a transcoder has d_out of at least 1, no pre_bias and no norm")
+
+    @property
+    def width_out(self) -> int:
+        """Width of the reconstruction."""
+        return self.d_in if self.d_out is None else self.d_out
+
+    @property
+    def decodes_with_x(self) -> bool:
+        """Whether the reconstruction needs the activations too, for their mean and size or for the skip."""
+        return self.norm != "none" or self.skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +129,7 @@ class Price:
         tokens: tokens of the sample that were compared.
         jaccard: features active in both over those active in either, mean over tokens.
         value_error: largest error of a value over the token's largest value, mean over tokens.
-        fvu: fraction of variance unexplained.
+        fvu: fraction of variance unexplained; None for transcoders, whose target is not known.
         fvu_change: by how much that is more than float64's, as a share of it.
         redone: "exact" only: share of the tokens that are encoded again in full.
     """
@@ -98,8 +137,8 @@ class Price:
     tokens: int
     jaccard: float
     value_error: float
-    fvu: float
-    fvu_change: float
+    fvu: float | None
+    fvu_change: float | None
     redone: float | None = None
 
 
@@ -108,10 +147,11 @@ class Manifest:
     """`sae_runtime.json`: what the SAE is, where it came from, what it measured, and what every file must be."""
 
     encoder: Encoder
-    allocation: Allocation
+    allocation: Allocation | None  # None: nothing is known but the selection, so there is no batch rule
     width: int  # slots a token has in encode.onnx; a token that fills them all is encoded again, wider
     model: str | None = None  # the host model's name
     hook: str | None = None  # the module whose output is the activation, as in torch's named_modules
+    hook_out: str | None = None  # the same of what a transcoder reconstructs
     measured: Mapping[str, float] = field(default_factory=dict)  # on held-out activations; see docs/architecture.md
     provenance: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, FileRecord] = field(default_factory=dict)
@@ -122,16 +162,23 @@ class Manifest:
     def __post_init__(self) -> None:
         if not 1 <= self.width <= self.encoder.d_sae:
             raise ValueError(f"width must be in [1, d_sae={self.encoder.d_sae}], got {self.width}")
-        if self.allocation.k > self.encoder.d_sae:
-            raise ValueError(f"k must be at most d_sae={self.encoder.d_sae}, got {self.allocation.k:g}")
-        if (self.allocation.kind == "token") != (self.encoder.selection == "topk"):
-            raise ValueError("token choice is served by selection 'topk', the other allocations by 'threshold'")
+        if self.allocation is not None:
+            _check_allocation(self.encoder, self.allocation)
         k = self.encoder.k
-        if k is not None and not k == self.width == self.allocation.k:
-            raise ValueError(f"token choice has one k, got {k}, width {self.width} and k {self.allocation.k:g}")
+        if k is not None and k != self.width:
+            raise ValueError(f"a token that keeps {k} features has as many slots, got width {self.width}")
         for name in (*self.files, *self.graphs):
             if name != Path(name).name or name in ("", ".", ".."):
                 raise ValueError(f"{name!r} is not the name of a file in the bundle's own folder")
+
+
+def _check_allocation(encoder: Encoder, allocation: Allocation) -> None:
+    if allocation.k > encoder.d_sae:
+        raise ValueError(f"k must be at most d_sae={encoder.d_sae}, got {allocation.k:g}")
+    if (allocation.kind == "token") != (encoder.selection != "threshold"):
+        raise ValueError("token choice is served by 'topk' or 'groupmax', the other allocations by 'threshold'")
+    if encoder.k is not None and encoder.k != allocation.k:
+        raise ValueError(f"token choice has one k, got {encoder.k} and {allocation.k:g}")
 
 
 def to_json(manifest: Manifest) -> str:

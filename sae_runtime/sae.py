@@ -18,7 +18,7 @@ from sae_runtime.edits import Edit, as_inputs
 from sae_runtime.encoder import GPU, GRAPHS, Encoder, Precision
 from sae_runtime.features import Features, Slots, from_slots
 from sae_runtime.joint import encode_joint, limits
-from sae_runtime.manifest import Manifest
+from sae_runtime.manifest import Allocation, Manifest
 from sae_runtime.sessions import CPU, Provider, Sessions
 
 _BELOW = 0.85  # of the threshold; a batch whose cut lies lower is encoded twice
@@ -71,6 +71,11 @@ class SAE:
         return self.manifest.encoder.d_in
 
     @property
+    def d_out(self) -> int:
+        """Width of the reconstruction: d_in, or what a transcoder gives."""
+        return self.manifest.encoder.width_out
+
+    @property
     def d_sae(self) -> int:
         """Number of features."""
         return self.manifest.encoder.d_sae
@@ -106,17 +111,20 @@ class SAE:
             ValueError: a wrong width, NaN or Inf (names the row), or an option that the rule does not have.
         """
         flat, shape = self._flat(x)
-        by_row = rule == "served" or self.manifest.allocation.kind == "token"
+        by_row = rule == "served" or self._allocation().kind == "token"
+        encoder = self.manifest.encoder
         if rule not in ("served", "batch"):
             raise ValueError(f"rule must be 'served' or 'batch', got {rule!r}")
         if valid is not None and rule == "served":
             raise ValueError("valid belongs to rule='batch'; the served rule decides every token for itself")
-        if theta is not None and (rule == "batch" or self.manifest.encoder.selection == "topk"):
+        if theta is not None and (rule == "batch" or encoder.selection != "threshold"):
             raise ValueError("theta belongs to the served rule of mutual and feature choice; use k here")
         if cap is not None and by_row:
             raise ValueError("cap belongs to rule='batch' of feature choice")
-        if k is not None and by_row and self.manifest.encoder.selection == "threshold":
+        if k is not None and by_row and encoder.selection == "threshold":
             raise ValueError("k belongs to rule='batch' or to token choice; the served rule here has theta")
+        if k is not None and encoder.selection == "groupmax":
+            raise ValueError(f"this SAE keeps the largest of each of {encoder.k} groups; its k cannot be changed")
         if k is not None and not (0 < k <= self.d_sae and (not by_row or k == int(k))):
             raise ValueError(f"k must be in (0, d_sae={self.d_sae}] (whole for token choice), got {k:g}")
         tokens = np.arange(len(flat)) if valid is None else np.flatnonzero(_mask(valid, shape))
@@ -193,7 +201,7 @@ class SAE:
         Raises:
             ValueError: as `encode`; the bundle is of token choice; or `read` gives other rows than it was asked for.
         """
-        allocation = self.manifest.allocation
+        allocation = self._allocation()
         if k is not None and not 0 < k <= self.d_sae:
             raise ValueError(f"k must be in (0, d_sae={self.d_sae}], got {k:g}")
         k = allocation.k if k is None else k
@@ -232,23 +240,43 @@ class SAE:
             return 0.0  # the columns decide, which the threshold says little of
         return _BELOW * float(self._bundle.tensor("threshold").min())
 
-    def decode(self, features: Features) -> NDArray[np.float32]:
-        """Activations that the features stand for: float32 [*features.shape, d_in].
+    def decode(self, features: Features, x: ArrayLike | None = None) -> NDArray[np.float32]:
+        """Activations that the features stand for: float32 [*features.shape, d_out].
+
+        Args:
+            features: of any activations.
+            x: those activations, [*features.shape, d_in], for an SAE that takes their mean and size off them or sends
+                them past the features too; `manifest.encoder` says so, and others have no use for them.
 
         Raises:
-            ValueError: the features are of an SAE with another number of features.
+            ValueError: the features are of an SAE with another number of features, or x is missing, or of another
+                shape or not finite where it is needed.
         """
         if features.d_sae != self.d_sae:
             raise ValueError(
                 f"features of an SAE with {features.d_sae}, this one has {self.d_sae}; encode with this one"
             )
+        rows = self._rows_beside(features, x) if self.manifest.encoder.decodes_with_x else None
         tile = max(self._encoder.tile // 4, 1)  # decoding gathers a row of W_dec for every match
-        out = np.empty((len(features), self.d_in), np.float32)
+        out = np.empty((len(features), self.d_out), np.float32)
         for begin in range(0, len(features), tile):
             end = min(begin + tile, len(features))
             indices, values = features.to_slots(begin, end)
-            (out[begin:end],) = self._sessions.run("decode.onnx", {"indices": indices, "values": values})
-        return out.reshape(*features.shape, self.d_in)
+            feed: dict[str, NDArray[Any]] = {"indices": indices, "values": values}
+            if rows is not None:
+                feed["x"] = rows[begin:end]
+            (out[begin:end],) = self._sessions.run("decode.onnx", feed)
+        return out.reshape(*features.shape, self.d_out)
+
+    def _rows_beside(self, features: Features, x: ArrayLike | None) -> NDArray[np.float32]:
+        if x is None:
+            raise ValueError(
+                "this SAE reconstructs activations with their own help; give decode(features, x) those too"
+            )
+        flat, shape = self._flat(x)
+        if shape != features.shape:
+            raise ValueError(f"x is of {list(shape)} tokens, the features of {list(features.shape)}; give theirs")
+        return _finite(flat, 0, lambda row: _place(row, shape))
 
     def steer(
         self, x: ArrayLike, edits: Sequence[Edit] | Sequence[Sequence[Edit]], *, gate: ArrayLike | None = None
@@ -264,8 +292,13 @@ class SAE:
             float32 [..., d_in]; equal to x where there are no edits.
 
         Raises:
-            ValueError: a wrong width, NaN or Inf, a feature out of range or edited twice, or lists that do not fit.
+            ValueError: a wrong width, NaN or Inf, a feature out of range or edited twice, lists that do not fit, or a
+                transcoder, whose features do not add up to x.
         """
+        if self.manifest.encoder.d_out is not None:
+            raise ValueError(
+                "this is a transcoder: its features make another activation than they are read from, and cannot edit it"
+            )
         flat, shape = self._flat(x)
         rows = _finite(flat, 0, lambda row: _place(row, shape))
         per_request = bool(edits) and not isinstance(edits[0], Edit)
@@ -285,6 +318,12 @@ class SAE:
             tokens = {"x": np.ascontiguousarray(batch[:, part]), "gate": np.ascontiguousarray(gates[:, part])}
             (out[:, part],) = self._sessions.run("steer.onnx", {**tokens, **feed})
         return out.reshape(*shape, self.d_in)
+
+    def _allocation(self) -> Allocation:
+        allocation = self.manifest.allocation
+        if allocation is None:
+            raise ValueError("this SAE comes without a budget for batches; use rule='served'")
+        return allocation
 
     def _flat(self, x: ArrayLike) -> tuple[NDArray[Any], tuple[int, ...]]:
         """Activations as [n, d_in], of the type that they have, and their leading dimensions."""

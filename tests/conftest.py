@@ -39,6 +39,11 @@ def make_weights(d_sae: int, kind: str, seed: int = 0) -> dict[str, NDArray[np.f
     return {name: np.ascontiguousarray(array, np.float32) for name, array in weights.items()}
 
 
+def with_b_pre(weights: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    """As `Bundle.weights` gives them."""
+    return {**weights, "b_pre": weights["b_dec"]}
+
+
 def make_tied_weights(d_sae: int, kind: str) -> dict[str, NDArray[np.float32]]:
     """Small whole numbers, the second half of the features a copy of the first: every sum is exact, ties abound."""
     rng = np.random.default_rng(5)

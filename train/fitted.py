@@ -14,7 +14,7 @@ from sae_runtime.train.model import SparseAutoencoder
 
 @dataclass(frozen=True)
 class Fitted:
-    """An SAE out of a bundle, for raw activations, with its rules; token choice has only the served one."""
+    """An SAE out of a bundle, for raw activations, with its rules; without a budget for batches only the served one."""
 
     path: Path
     manifest: Manifest
@@ -28,16 +28,26 @@ def open_fitted(path: Path, device: torch.device) -> Fitted:
 
     Raises:
         BundleError: the folder is no valid bundle.
+        ValueError: the SAE is a transcoder, or one of another form than ours.
     """
     read = bundle.read(path)
     weights = {name: torch.tensor(read.tensor(name)) for name in ("W_enc", "W_dec", "b_enc", "b_dec")}
-    weights["W_enc"] = weights["W_enc"].T.contiguous()
     encoder, allocation = read.manifest.encoder, read.manifest.allocation
+    if encoder.d_out is not None or encoder.decodes_with_x or encoder.selection == "groupmax":
+        raise ValueError(
+            f"{path} is a transcoder, or normalises, or selects by groups, which only the runtime computes; use extract"
+        )
+    if not encoder.pre_bias:
+        moved = weights["b_dec"].double() @ weights["W_enc"].double()
+        weights["b_enc"] = (weights["b_enc"].double() + moved).float()
+    weights["W_enc"] = weights["W_enc"].T.contiguous()
     model = SparseAutoencoder(encoder.d_sae, weights["b_dec"], generator=torch.Generator())
     model.load_state_dict(weights)
     model = model.to(device)
-    if encoder.selection == "topk":
-        return Fitted(Path(path), read.manifest, model, served_rule(allocation.k, None), None)
+    if encoder.k is not None:
+        return Fitted(Path(path), read.manifest, model, served_rule(encoder.k, None), None)
+    served = served_rule(encoder.d_sae, np.array(read.tensor("threshold")))
+    if allocation is None:
+        return Fitted(Path(path), read.manifest, model, served, None)
     cap = None if allocation.quota is None else quota.caps(allocation.quota, allocation.k, encoder.d_sae)
-    served = served_rule(allocation.k, np.array(read.tensor("threshold")))
     return Fitted(Path(path), read.manifest, model, served, batch_rule(allocation.k, cap))

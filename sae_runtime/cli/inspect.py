@@ -22,7 +22,7 @@ def command(bundle: Path, json: bool) -> None:
     Every file and graph is compared with the sha256 in the manifest. A bundle that is not valid gives exit code 1.
     """
     try:
-        read = bundles.read(bundle)
+        read = bundles.read(bundle, calibrated=False)
         for name in read.manifest.graphs:
             read.graph(name)
     except BundleError as error:
@@ -34,22 +34,34 @@ def command(bundle: Path, json: bool) -> None:
     files = table([[name, f"{record.size:,} bytes", "sha256 ok"] for name, record in manifest.files.items()])
     lines = [("bundle", f"{bundle} (valid)"), *describe(manifest), *_listed("files", files)]
     lines += price_lines(manifest.precisions)
-    lines += graph_lines(manifest.graphs) or [("graphs", f"none yet; run: sae-runtime export {bundle}")]
+    todo = "export" if read.calibrated else "calibrate"
+    lines += graph_lines(manifest.graphs) or [("graphs", f"none yet; run: sae-runtime {todo} {bundle}")]
     show(result, lines, json=json)
 
 
 def describe(manifest: Manifest) -> list[tuple[str, str]]:
     """What an SAE is and what it measured, as lines for `show`."""
     encoder, allocation = manifest.encoder, manifest.allocation
-    kept = f"the top {encoder.k} of every token" if encoder.selection == "topk" else "those above their threshold"
-    budget = f"{allocation.kind} choice, k {allocation.k:g}"
-    if allocation.quota is not None:
-        budget += "".join(f", {name} {value:.4g}" for name, value in dataclasses.asdict(allocation.quota).items())
-    lines = [
-        ("source", ", ".join(filter(None, (manifest.model, manifest.hook))) or "unknown"),
-        ("encoder", f"{encoder.d_in:,} wide, {encoder.d_sae:,} features, keeps {kept}"),
-        ("allocation", budget),
-    ]
+    kept = {
+        "topk": f"the top {encoder.k} of every token",
+        "groupmax": f"the largest of each of {encoder.k} groups",
+        "threshold": "those above their threshold",
+    }[encoder.selection]
+    form = f"{encoder.d_in:,} wide, {encoder.d_sae:,} features, keeps {kept}"
+    form += {
+        "none": "",
+        "layer": ", of activations with mean 0 and deviation 1",
+        "length": ", of activations of one length",
+    }[encoder.norm]
+    if encoder.d_out is not None:
+        skip = " and a linear skip" if encoder.skip else ""
+        form += f"; transcodes to {manifest.hook_out or 'another activation'}, {encoder.d_out:,} wide{skip}"
+    lines = [("source", ", ".join(filter(None, (manifest.model, manifest.hook))) or "unknown"), ("encoder", form)]
+    if allocation is not None:
+        budget = f"{allocation.kind} choice, k {allocation.k:g}"
+        if allocation.quota is not None:
+            budget += "".join(f", {name} {value:.4g}" for name, value in dataclasses.asdict(allocation.quota).items())
+        lines.append(("allocation", budget))
     return lines + _listed("measured", list(_measurements(manifest.measured)))
 
 
@@ -69,9 +81,10 @@ def price_lines(prices: Mapping[str, Price]) -> list[tuple[str, str]]:
     rows = []
     for name, price in prices.items():
         again = "" if price.redone is None else f", {price.redone:.2%} of the tokens encoded again in full"
+        fvu = "" if price.fvu is None else f", FVU {price.fvu:.4f} ({price.fvu_change:+.3%})"
         rows.append(
-            f"{name:<8}  matches {price.jaccard:.4f} alike, values off by {price.value_error:.1e} of the largest, "
-            f"FVU {price.fvu:.4f} ({price.fvu_change:+.3%}){again}"
+            f"{name:<8}  matches {price.jaccard:.4f} alike, values off by {price.value_error:.1e} of the largest"
+            f"{fvu}{again}"
         )
     return _listed("precisions", rows)
 

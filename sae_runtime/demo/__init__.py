@@ -144,7 +144,7 @@ def _steer(
 def _write_plots(folder: Path, bundles: dict[str, SAE], tables: dict[str, FeatureTable], metrics: Path) -> None:
     folder.mkdir()
     allocation = bundles["feature"].manifest.allocation
-    assert allocation.quota is not None
+    assert allocation is not None and allocation.quota is not None
     laws = {"feature choice": quota.shares(allocation.quota, allocation.k, D_SAE)}
     named = {f"{kind} choice": table for kind, table in tables.items()}
     pictures = {

@@ -30,8 +30,8 @@ class _Row:
 
 
 _IDENTITY = (
-    _Row("allocation", "who competes for the budget of active features", lambda m: f"{m.allocation.kind} choice"),
-    _Row("k", "active features a token gets on average", lambda m: f"{m.allocation.k:g}"),
+    _Row("allocation", "who competes for the budget of active features", lambda m: _choice(m)),
+    _Row("k", "active features a token gets on average", lambda m: _k(m)),
     _Row("features", "in the dictionary", lambda m: f"{m.encoder.d_sae:,}"),
     _Row("width", "of the activations", lambda m: f"{m.encoder.d_in:,}"),
     _Row("model", "", lambda m: m.model or "unknown"),
@@ -152,6 +152,14 @@ def _table(rows: Sequence[_Row], columns: dict[str, Any]) -> str:
         [[row.name, *(row.text(column) for column in columns.values())] for row in rows],
         [row.note for row in rows],
     )
+
+
+def _choice(manifest: Manifest) -> str:
+    return f"{manifest.allocation.kind} choice" if manifest.allocation else "unknown"
+
+
+def _k(manifest: Manifest) -> str:
+    return f"{manifest.allocation.k:g}" if manifest.allocation else "unknown"
 
 
 def _trained_on(manifest: Manifest) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from conftest import D_IN, K, make_manifest, make_weights, make_x, run_graph
+from conftest import D_IN, K, make_manifest, make_weights, make_x, run_graph, with_b_pre
 from numpy.typing import DTypeLike, NDArray
 
 from sae_runtime import bundle, load, quota
@@ -295,7 +295,7 @@ def test_export_refuses_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
 def test_on_the_sample_features_fire(bundle_of: BundleOf, kind: str) -> None:
     """A check against the witness on activations where nothing fires would pass for any graph."""
     weights = make_weights(150, kind)
-    x = sample(weights, np.random.default_rng(0))
+    x = sample(make_manifest(150, kind).encoder, with_b_pre(weights), np.random.default_rng(0))
     assert x.shape == (24, D_IN) and x.dtype == np.float32
     assert not x[0].any() and (x[1] == weights["b_dec"]).all()
     l0 = load(bundle_of(kind)).encode(x).l0()

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import D_IN, K, make_manifest, make_weights, make_x, run_graph, served
+from conftest import D_IN, K, make_manifest, make_weights, make_x, run_graph, served, with_b_pre
 from numpy.typing import NDArray
 
 from sae_runtime import bundle
@@ -105,7 +105,7 @@ def test_the_bound_holds(made: Made, kind: str, monkeypatch: pytest.MonkeyPatch,
     rng = np.random.default_rng(3)
     weights, x = make_weights(150, kind), make_x(200)
     weights["W_enc"] *= rng.choice([1, spread], weights["W_enc"].shape).astype(np.float32)
-    arrays = half_precision(weights, x)
+    arrays = half_precision(with_b_pre(weights), x)
     half, kappa = arrays["half_weights"].astype(np.float64), arrays["half_kappa"].astype(np.float64).item()
     assert half.shape == (32, 150) and np.isfinite(half).all() and (half[D_IN + 1 : D_IN + 3] > 0).all()
     assert not half[D_IN + 3 :].any()
@@ -126,13 +126,13 @@ def test_weights_that_float16_cannot_hold_are_refused() -> None:
     weights = make_weights(150, "token")
     weights["W_enc"][3, 4] = 1e5
     with pytest.raises(ValueError, match=r"^W_enc reaches 100000, and float16 ends at 65,504; export without .*'gpu'$"):
-        half_precision(weights, make_x(10))
+        half_precision(with_b_pre(weights), make_x(10))
 
 
 @pytest.mark.parametrize("typical", [0.0, 1e-30, 1e20])
 def test_typical_activations_of_any_size(kind: str, typical: float) -> None:
     weights = make_weights(150, kind)
-    arrays = half_precision(weights, weights["b_dec"] + np.full((5, D_IN), typical, np.float32))
+    arrays = half_precision(with_b_pre(weights), weights["b_dec"] + np.full((5, D_IN), typical, np.float32))
     assert all(np.isfinite(array.astype(np.float64)).all() and array.any() for array in arrays.values())
 
 

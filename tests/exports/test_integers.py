@@ -27,7 +27,7 @@ def random_weights(rng: np.random.Generator, d_in: int = D_IN, d_sae: int = D_SA
     return {
         "W_enc": rng.standard_normal((d_in, d_sae)).astype(np.float32),
         "b_enc": rng.normal(-0.1, 0.3, d_sae).astype(np.float32),
-        "b_dec": rng.normal(0, 0.5, d_in).astype(np.float32),
+        "b_pre": rng.normal(0, 0.5, d_in).astype(np.float32),
     }
 
 
@@ -112,7 +112,7 @@ def by_reference(model: onnx.ModelProto) -> Callable[[Activations, int], Outputs
 
 def pre_activations(weights: Weights, x: Activations) -> NDArray[np.float64]:
     w = {name: array.astype(np.float64) for name, array in weights.items()}
-    return (x - w["b_dec"]) @ w["W_enc"] + w["b_enc"]
+    return (x - w["b_pre"]) @ w["W_enc"] + w["b_enc"]
 
 
 def assert_bounded(weights: Weights, plan: Plan, x: Activations, outputs: Outputs) -> None:

@@ -10,12 +10,13 @@ from sae_runtime.bundle import MANIFEST, SAMPLE
 from sae_runtime.exports import witness
 from sae_runtime.exports.export import export
 from sae_runtime.exports.price import price
-from sae_runtime.manifest import Price, from_json, to_json
+from sae_runtime.manifest import Encoder, Price, from_json, to_json
 from sae_runtime.tensors import save_tensors
 
 BundleOf = Callable[..., Path]
 D_SAE = 512
 # Two channels; features 0 and 1 write into one each, feature 2 into both.
+ENCODER = Encoder(d_in=2, d_sae=3, selection="threshold")
 WEIGHTS = {"W_dec": np.array([[1, 0], [0, 1], [1, 1]], np.float32), "b_dec": np.zeros(2, np.float32)}
 
 
@@ -25,7 +26,7 @@ def test_by_hand() -> None:
     matches = witness.threshold(z, 0.5)
     # Token 0 lacks feature 1 and has feature 2; token 1 is a quarter too small; token 2 is right.
     slots = np.array([[0, 2], [1, 0], [0, 0]]), np.array([[2, 0.5], [3, 0], [0, 0]], np.float32)
-    found = price(WEIGHTS, x, matches, slots)
+    found = price(ENCODER, WEIGHTS, x, matches, slots)
     assert found.tokens == 3 and found.redone is None
     assert found.jaccard == pytest.approx((1 / 3 + 1 + 1) / 3)
     assert found.value_error == pytest.approx((1 / 2 + 1 / 4) / 2)  # tokens without features have no largest value
@@ -33,7 +34,7 @@ def test_by_hand() -> None:
     variance = ((x - x.mean(axis=0)) ** 2).sum()
     assert found.fvu == pytest.approx((0.5**2 + 0.5**2 + 1) / variance)
     assert found.fvu_change == pytest.approx(1.5 / 1 - 1)
-    sure = price(WEIGHTS, x, matches, slots, np.array([False, True, True]))
+    sure = price(ENCODER, WEIGHTS, x, matches, slots, np.array([False, True, True]))
     assert sure.redone == pytest.approx(1 / 3) and sure.jaccard == 1 and sure.value_error == pytest.approx(1 / 8)
 
 
@@ -41,10 +42,10 @@ def test_of_what_is_right_there_is_none() -> None:
     x = np.array([[2, 1], [0, 4]], np.float32)
     matches = witness.threshold(np.array([[2, 1, 0], [0, 4, 0]], np.float64), 0.5)
     slots = np.array([[0, 1], [1, 0]]), np.array([[2, 1], [4, 0]], np.float32)
-    assert price(WEIGHTS, x, matches, slots) == Price(tokens=2, jaccard=1, value_error=0, fvu=0, fvu_change=0)
+    assert price(ENCODER, WEIGHTS, x, matches, slots) == Price(tokens=2, jaccard=1, value_error=0, fvu=0, fvu_change=0)
     nothing = witness.threshold(np.zeros((2, 3)), 0.5)
     empty = np.zeros((2, 1), np.int64), np.zeros((2, 1), np.float32)
-    assert price(WEIGHTS, np.ones((2, 2), np.float32), nothing, empty).jaccard == 1
+    assert price(ENCODER, WEIGHTS, np.ones((2, 2), np.float32), nothing, empty).jaccard == 1
 
 
 def test_a_bundle_tells_its_prices(tmp_path: Path, kind: str) -> None:

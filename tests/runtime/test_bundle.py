@@ -101,8 +101,8 @@ def test_a_standing_bundle_is_replaced_on_demand_only(tmp_path: Path) -> None:
 
 def test_weights_that_do_not_fit_are_not_written(tmp_path: Path) -> None:
     weights = make_weights(150, "mutual")
-    del weights["threshold"]
-    with pytest.raises(BundleError, match="has no threshold, without which it cannot be served"):
+    del weights["b_enc"]
+    with pytest.raises(BundleError, match=r"holds \['W_dec', 'W_enc', 'b_dec', 'threshold'\], expected exactly"):
         bundle.write(tmp_path / "b", weights, make_manifest(150, "mutual"))
     assert list(tmp_path.iterdir()) == []
 
@@ -126,9 +126,9 @@ def test_reading_repairs_what_a_crash_left(tmp_path: Path, survivor: str) -> Non
     ("make", "message"),
     [
         (lambda: Encoder(d_in=0, d_sae=4, selection="threshold"), "d_in and d_sae must be at least 1, got 0 and 4"),
-        (lambda: Encoder(d_in=2, d_sae=4, selection="relu"), "must be 'topk' or 'threshold', got 'relu'"),
-        (lambda: Encoder(d_in=2, d_sae=4, selection="topk"), "k belongs to selection 'topk', and only there"),
-        (lambda: Encoder(d_in=2, d_sae=4, selection="threshold", k=1), "k belongs to selection 'topk', and only there"),
+        (lambda: Encoder(d_in=2, d_sae=4, selection="relu"), "must be one of topk, groupmax, threshold, got 'relu'"),
+        (lambda: Encoder(d_in=2, d_sae=4, selection="topk"), "k belongs to selections 'topk' and"),
+        (lambda: Encoder(d_in=2, d_sae=4, selection="threshold", k=1), "k belongs to selections 'topk' and"),
         (lambda: Encoder(d_in=2, d_sae=4, selection="topk", k=5), r"k must be in \[1, d_sae=4\], got 5"),
         (lambda: Allocation(kind="batch", k=1.0), "must be token, mutual or feature, got 'batch'"),
         (lambda: Allocation(kind="mutual", k=0.0), "k must be positive, got 0"),
@@ -138,10 +138,10 @@ def test_reading_repairs_what_a_crash_left(tmp_path: Path, survivor: str) -> Non
         (lambda: Allocation(kind="token", k=1.0, quota=Quota(exponent=1.0)), "a quota belongs to feature choice"),
         (lambda: make_manifest(150, "mutual", width=151), r"width must be in \[1, d_sae=150\], got 151"),
         (lambda: make_manifest(4, "mutual", k=5, width=4), "k must be at most d_sae=4, got 5"),
-        (lambda: make_manifest(150, "token", width=7), "token choice has one k, got 6, width 7 and k 6"),
+        (lambda: make_manifest(150, "token", width=7), "a token that keeps 6 features has as many slots, got width 7"),
         (
             lambda: dataclasses.replace(make_manifest(150, "token"), allocation=Allocation(kind="mutual", k=6.0)),
-            "token choice is served by selection 'topk'",
+            "token choice is served by 'topk' or 'groupmax'",
         ),
     ],
 )
@@ -209,7 +209,7 @@ def test_unknown_and_missing_fields(copy_of: CopyOf, where: tuple[str, ...]) -> 
         (("measured",), [], "manifest.measured must be an object"),
         (("encoder",), None, "manifest.encoder must have the fields d_in, d_sae, selection, k"),
         (("encoder", "d_in"), -1, "d_in and d_sae must be at least 1"),
-        (("encoder", "selection"), "topk", "k belongs to selection 'topk'"),
+        (("encoder", "selection"), "topk", "k belongs to selections 'topk' and 'groupmax'"),
         (("allocation", "k"), "6", "manifest.allocation.k must be float, got '6'"),
         (("allocation", "k"), 10**400, "int too large to convert to float"),
         (("allocation", "k"), 151.0, "k must be at most d_sae=150, got 151"),
@@ -292,11 +292,11 @@ def wrong_weights(what: str) -> tuple[dict[str, NDArray[Any]], str]:
     if what == "dtype":
         return weights | {"b_enc": weights["b_enc"].astype(np.float16)}, r"b_enc is F16 \[150\], expected F32 \[150\]"
     if what == "no threshold":
-        return {k: v for k, v in weights.items() if k != "threshold"}, "has no threshold.*; calibrate it by training"
+        return {k: v for k, v in weights.items() if k != "threshold"}, "has no threshold yet.*: sae-runtime calibrate"
     name = "threshold" if "threshold" in what else "W_dec"
     spoilt = weights[name].copy()
     spoilt.flat[77] = {"NaN": np.nan, "Inf": np.inf, "negative": -1e-9}[what.split()[0]]
-    unset = "threshold is negative, which means unset; calibrate it by training again"
+    unset = "threshold is negative, which means unset; run: sae-runtime calibrate"
     return weights | {name: spoilt}, unset if "negative" in what else f"{name} holds NaN or Inf; train it again"
 
 

@@ -1,0 +1,242 @@
+"""Encoders of every form that other libraries train: norms, groups, thresholds of 0, transcoders, skips."""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import D_IN, make_x
+from numpy.typing import NDArray
+
+from sae_runtime import BundleError, Edit, bundle, load
+from sae_runtime.exports.export import export
+from sae_runtime.exports.insert import insert_graph
+from sae_runtime.manifest import Allocation, Encoder, Manifest, from_json, to_json
+from sae_runtime.normalise import normalised
+
+D_SAE, K, D_OUT = 512, 8, 11
+FORMS: dict[str, dict[str, object]] = {
+    "topk": {"selection": "topk", "k": K, "pre_bias": False},
+    "topk, layer norm": {"selection": "topk", "k": K, "norm": "layer"},
+    "topk, length": {"selection": "topk", "k": K, "norm": "length", "pre_bias": False},
+    "topk, skip": {"selection": "topk", "k": K, "skip": True},
+    "groups": {"selection": "groupmax", "k": K},
+    "groups, layer norm": {"selection": "groupmax", "k": K, "norm": "layer", "pre_bias": False},
+    "jump": {"selection": "threshold", "pre_bias": False},
+    "jump, layer norm": {"selection": "threshold", "norm": "layer"},
+    "jump, length": {"selection": "threshold", "norm": "length"},
+    "relu": {"selection": "threshold"},
+    "transcoder": {"selection": "threshold", "pre_bias": False, "d_out": D_OUT},
+    "transcoder, skip": {"selection": "topk", "k": K, "pre_bias": False, "d_out": D_OUT, "skip": True},
+    "transcoder of equal widths": {"selection": "groupmax", "k": K, "pre_bias": False, "d_out": D_IN},
+}
+Weights = dict[str, NDArray[np.float32]]
+Made = Callable[[str], tuple[Path, Encoder, Weights]]
+
+
+def make(form: str) -> tuple[Manifest, Weights]:
+    encoder = Encoder(d_in=D_IN, d_sae=D_SAE, **FORMS[form])  # type: ignore[arg-type]
+    rng = np.random.default_rng(len(form))
+    weights: Weights = {}
+    for name, shape in bundle.weight_shapes(encoder).items():
+        weights[name] = rng.normal(0, D_IN**-0.5 if name == "W_enc" else 0.3, shape).astype(np.float32)
+    if encoder.selection == "threshold":
+        zero = form == "relu"
+        weights["threshold"] = np.zeros(D_SAE, np.float32) if zero else rng.uniform(1, 5, D_SAE).astype(np.float32)
+    allocation = None if encoder.k is None else Allocation(kind="token", k=float(encoder.k))
+    return Manifest(encoder=encoder, allocation=allocation, width=encoder.k or 32, hook="here"), weights
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    done: dict[str, tuple[Path, Encoder, Weights]] = {}
+
+    def give(form: str) -> tuple[Path, Encoder, Weights]:
+        if form not in done:
+            manifest, weights = make(form)
+            path = tmp_path_factory.mktemp("form") / "sae"
+            bundle.write(path, weights, manifest, sample=activations(300, 9))
+            export(path, precisions=("exact", "fast", "float16", "gpu"))
+            done[form] = path, manifest.encoder, weights
+        return done[form]
+
+    return give
+
+
+def activations(n: int, seed: int = 0) -> NDArray[np.float32]:
+    """Off centre, and of lengths that differ."""
+    rng = np.random.default_rng(seed)
+    return ((make_x(n, seed=seed) + 0.7) * rng.uniform(0.3, 3, (n, 1))).astype(np.float32)
+
+
+def computed(encoder: Encoder, weights: Weights, x: NDArray[np.float32]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features and reconstruction, in torch and float64, as the manifest's docstring words them."""
+    w = {name: torch.from_numpy(array).double() for name, array in weights.items()}
+    given = torch.from_numpy(x).double()
+    mean, size, prepared = torch.zeros(len(x), 1), torch.ones(len(x), 1), given
+    if encoder.norm == "layer":
+        mean, size = given.mean(1, keepdim=True), given.std(1, keepdim=True)
+        prepared = (given - mean) / (size + 1e-5)
+    elif encoder.norm == "length":
+        size = given.norm(dim=1, keepdim=True) / encoder.d_in**0.5
+        prepared = given / size
+    z = torch.relu((prepared - (w["b_dec"] if encoder.pre_bias else 0)) @ w["W_enc"] + w["b_enc"])
+    if encoder.selection == "threshold":
+        f = z * (z > w["threshold"])
+    else:
+        runs = z if encoder.selection == "topk" else z.view(len(x), encoder.k or 0, -1)
+        top = runs.topk(encoder.k or 0 if encoder.selection == "topk" else 1, dim=-1)
+        f = torch.zeros_like(runs).scatter(-1, top.indices, top.values).view_as(z)
+    skip = given @ w["W_skip"].T if encoder.skip else 0
+    return f, size * (f @ w["W_dec"] + w["b_dec"]) + mean + skip
+
+
+def assert_close(found: NDArray[np.float32], expected: torch.Tensor) -> None:
+    wanted = expected.numpy()
+    assert found.shape == wanted.shape
+    error = np.abs(found - wanted).max(axis=-1, initial=0) / np.maximum(np.abs(wanted).max(axis=-1, initial=0), 1e-30)
+    assert error.max(initial=0) <= 1e-5
+
+
+@pytest.mark.parametrize("n", [1, 7, 300])
+@pytest.mark.parametrize("precision", ["exact", "float32"])
+@pytest.mark.parametrize("form", FORMS)
+def test_features_and_reconstructions(
+    made: Made, form: str, precision: str, n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sae_runtime.encoder._SMALLEST_PRODUCT", 1)
+    path, encoder, weights = made(form)
+    sae, x = load(path, precision=precision), activations(n, 1)  # type: ignore[arg-type]
+    assert ("encode_exact.onnx" in sae.manifest.graphs) == (encoder.selection != "groupmax" and form != "relu")
+    features = sae.encode(x)
+    f, x_hat = computed(encoder, weights, x)
+    assert_close(features.to_dense(), f)
+    assert_close(sae.decode(features, x), x_hat)
+    if n == 300:
+        assert 3 < features.l0().mean() < (300 if form == "relu" else 80), "the test sees matches, and cuts"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_other_precisions_come_near(made: Made, form: str) -> None:
+    """What each costs stands in the manifest; a sign or a scale gone wrong would cost more."""
+    path, encoder, _ = made(form)
+    prices = bundle.read(path).manifest.precisions
+    assert set(prices) == {"float32", "float16"} | (
+        set() if encoder.selection == "groupmax" else {"gpu"} if form == "relu" else {"gpu", "exact", "fast"}
+    )
+    for name, price in prices.items():
+        assert price.jaccard > (0.85 if name == "fast" else 0.99), name
+        assert price.value_error < (0.5 if name == "fast" else 0.02), name
+        assert (price.fvu is None) == (encoder.d_out is not None)
+
+
+@pytest.mark.parametrize("form", [form for form, settings in FORMS.items() if "d_out" not in settings])
+def test_edits_act_on_the_reconstruction(made: Made, form: str) -> None:
+    path, encoder, weights = made(form)
+    x = activations(6, 2)
+    f, x_hat = computed(encoder, weights, x)
+    feature = int(f.sum(0).argmax())
+    edited = f.clone()
+    edited[:, feature] = 2 * f[:, feature] + 1
+    size = normalised(x, encoder.norm)[2]
+    expected = torch.from_numpy(x) + torch.from_numpy(size) * (
+        (edited - f) @ torch.from_numpy(weights["W_dec"]).double()
+    )
+    edit = Edit(feature, factor=2, shift=1)
+    assert_close(load(path).steer(x, [edit]), expected)
+    np.testing.assert_array_equal(load(path).steer(x, []), x)
+
+
+@pytest.mark.parametrize("form", ["transcoder", "transcoder of equal widths"])
+def test_a_transcoder_has_nothing_to_steer(made: Made, form: str) -> None:
+    path, _, _ = made(form)
+    assert "steer.onnx" not in bundle.read(path).manifest.graphs
+    with pytest.raises(ValueError, match=r"^this is a transcoder: .* cannot edit it$"):
+        load(path).steer(activations(1), [])
+
+
+def test_what_decode_needs(made: Made) -> None:
+    sae, x = load(made("topk, layer norm")[0]), activations(3)
+    features = sae.encode(x)
+    with pytest.raises(ValueError, match=r"^this SAE reconstructs .* give decode\(features, x\) those too$"):
+        sae.decode(features)
+    with pytest.raises(ValueError, match=r"^x is of \[2\] tokens, the features of \[3\]; give theirs$"):
+        sae.decode(features, x[:2])
+
+
+def test_without_a_budget_there_is_no_batch_rule(made: Made) -> None:
+    with pytest.raises(ValueError, match=r"^this SAE comes without a budget for batches; use rule='served'$"):
+        load(made("jump")[0]).encode(activations(3), rule="batch")
+    with pytest.raises(ValueError, match=r"^this SAE keeps the largest of each of 8 groups; its k cannot be changed$"):
+        load(made("groups")[0]).encode(activations(3), k=3)
+
+
+def test_a_token_of_zeros_has_no_length(made: Made) -> None:
+    path, _, weights = made("jump, length")
+    sae, x = load(path), np.zeros((2, D_IN), np.float32)
+    z = np.maximum(weights["b_enc"] - weights["b_dec"] @ weights["W_enc"], 0)
+    np.testing.assert_allclose(sae.encode(x).to_dense()[0], z * (z > weights["threshold"]), atol=1e-5)
+    np.testing.assert_array_equal(sae.decode(sae.encode(x), x), 0)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_no_tokens(made: Made, form: str) -> None:
+    path, encoder, _ = made(form)
+    sae, x = load(path), activations(0)
+    assert sae.decode(sae.encode(x), x).shape == (0, encoder.width_out)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_manifest_keeps_the_form(form: str) -> None:
+    manifest, _ = make(form)
+    assert from_json(to_json(manifest)) == manifest
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"selection": "groupmax", "k": 5}, "groupmax needs a k that divides d_sae=512, got 5"),
+        ({"selection": "groupmax"}, "k belongs to selections 'topk' and 'groupmax', and only there"),
+        ({"selection": "best"}, "selection must be one of topk, groupmax, threshold, got 'best'"),
+        ({"selection": "threshold", "norm": "whitening"}, "norm must be one of none, layer, length, got 'whitening'"),
+        ({"selection": "threshold", "d_out": 3}, "a transcoder has d_out of at least 1, no pre_bias and no norm"),
+        ({"selection": "threshold", "norm": "layer", "d_in": 1}, "one number has no standard deviation; .*"),
+    ],
+)
+def test_forms_that_do_not_exist(settings: dict[str, object], complaint: str) -> None:
+    with pytest.raises(ValueError, match=f"^{complaint}$"):
+        Encoder(**{"d_in": D_IN, "d_sae": D_SAE, **settings})  # type: ignore[arg-type]
+
+
+def test_without_a_threshold_it_waits_for_one(tmp_path: Path) -> None:
+    manifest, weights = make("jump")
+    del weights["threshold"]
+    bundle.write(tmp_path / "sae", weights, dataclasses.replace(manifest, allocation=Allocation(kind="mutual", k=8.0)))
+    assert not bundle.read(tmp_path / "sae", calibrated=False).calibrated
+    assert not (tmp_path / "sae" / "cfg.json").exists(), "SAELens cannot load it either"
+    for use in (load, export):
+        with pytest.raises(BundleError, match=f"^{re.escape(str(tmp_path))}.* has no threshold yet, .*calibrate"):
+            use(tmp_path / "sae")
+
+
+@pytest.mark.parametrize("form", ["topk, layer norm", "jump, length", "groups", "topk, skip"])
+def test_a_splice_computes_the_same(made: Made, form: str, tmp_path: Path) -> None:
+    import onnx_ir as ir
+    import onnxruntime
+
+    path, encoder, weights = made(form)
+    read = bundle.read(path)
+    model = insert_graph(read, ir.DataType.FLOAT, read=True, edit=False, replace=True)
+    ir.save(model, path / "insert.onnx")
+    session = onnxruntime.InferenceSession(path / "insert.onnx")
+    x = activations(6, 4)
+    indices, values, y = session.run(["indices", "values", "y"], {"x": x.reshape(2, 3, D_IN), "width": np.array([40])})
+    f, x_hat = computed(encoder, weights, x)
+    found = np.zeros((6, D_SAE), np.float32)
+    np.put_along_axis(found, indices.reshape(6, -1)[:, ::-1], values.reshape(6, -1)[:, ::-1], 1)
+    if encoder.selection == "threshold":
+        assert_close(np.sort(found)[:, -30:], f.sort().values[:, -30:])
+    assert_close(y.reshape(6, -1), x_hat)
