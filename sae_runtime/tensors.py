@@ -1,15 +1,16 @@
 """Safetensors files, read by mapping: no copy, no torch, bfloat16 included, and the byte offset of every tensor.
 
-The safetensors package writes our files, whole. It does not tell where in the file a tensor lies, which the ONNX graphs
-need to refer to it, and its numpy side has no bfloat16, which harvested activations may hold.
+The safetensors package writes our files, whole; large weights of other orders or sources are streamed into one. It does
+not tell where in the file a tensor lies, which the ONNX graphs need to refer to it, and its numpy side has no bfloat16,
+which harvested activations may hold.
 """
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import safetensors.numpy
@@ -29,6 +30,7 @@ _DTYPES: dict[str, "np.dtype[Any]"] = {
     "BOOL": np.dtype("?"),
 }
 _MAX_HEADER = 100_000_000  # bytes, as in the safetensors package
+_BLOCK = 1 << 21  # numbers that are converted and written at once
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,71 @@ def save_tensors(
         save_file(dict(tensors), path)
     except safetensors.SafetensorError as error:  # neither an OSError nor a ValueError
         raise OSError(f"{path.parent}: tensors cannot be written ({error}); free space or write elsewhere") from error
+
+
+class Streamed(Protocol):
+    """A tensor that comes in parts, so that it never need be in memory as a whole."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the whole."""
+
+    def blocks(self) -> Iterator[tuple[slice, slice, NDArray[Any]]]:
+        """Rows, columns, and the numbers there; of a vector, which is one row, too."""
+
+
+def blocks(array: NDArray[Any]) -> Iterator[tuple[slice, slice, NDArray[Any]]]:
+    """The parts of a matrix, or of a vector as one row, cut across the axis along which it lies in memory."""
+    matrix = array.reshape(1, -1) if array.ndim < 2 else array
+    rows, columns = matrix.shape
+    if abs(matrix.strides[0]) >= abs(matrix.strides[1]) and rows > 1:
+        step = max(_BLOCK // max(columns, 1), 1)
+        for begin in range(0, rows, step):
+            yield slice(begin, min(begin + step, rows)), slice(0, columns), matrix[begin : begin + step]
+    else:
+        step = max(_BLOCK // max(rows, 1), 1)
+        for begin in range(0, columns, step):
+            yield slice(0, rows), slice(begin, min(begin + step, columns)), matrix[:, begin : begin + step]
+
+
+def stream_tensors(path: Path, tensors: Mapping[str, NDArray[np.float32] | Streamed]) -> None:
+    """Write a safetensors file of float32 vectors and matrices, byte for byte that of the safetensors package.
+
+    Tensors are written part by part, transposed ones too: at no time is a copy of one in memory.
+
+    Raises:
+        OSError: the file cannot be written, as on a full disk.
+    """
+    header: dict[str, Any] = {}
+    end = 0
+    for name in sorted(tensors):
+        shape = tensors[name].shape
+        begin, end = end, end + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
+    raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    raw += b" " * (-len(raw) % 8)
+    try:
+        with path.open("wb") as file:
+            file.write(len(raw).to_bytes(8, "little") + raw)
+            for name, entry in header.items():
+                _stream(file, 8 + len(raw) + entry["data_offsets"][0], tensors[name])
+            file.truncate(8 + len(raw) + end)
+    except OSError as error:
+        raise OSError(f"{path.parent}: tensors cannot be written ({error}); free space or write elsewhere") from error
+
+
+def _stream(file: BinaryIO, offset: int, tensor: NDArray[np.float32] | Streamed) -> None:
+    width = tensor.shape[-1] if tensor.shape else 1
+    parts = blocks(tensor) if isinstance(tensor, np.ndarray) else tensor.blocks()
+    for rows, columns, part in parts:
+        part = np.ascontiguousarray(part, "<f4")
+        if columns.stop - columns.start == width:
+            file.seek(offset + 4 * rows.start * width)
+            file.write(part.data)
+            continue
+        for row, numbers in zip(range(rows.start, rows.stop), part, strict=True):
+            file.seek(offset + 4 * (row * width + columns.start))
+            file.write(numbers.data)
 
 
 def bfloat16_to_float32(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
