@@ -263,6 +263,8 @@ def _mean(values: list[float], digits: int) -> str:
 @click.option("--batch", default=1024, type=click.IntRange(min=2), show_default=True, help="tokens a step")
 @click.option("--steps", default=2000, type=click.IntRange(min=20), show_default=True)
 @click.option("--only", multiple=True, type=click.Choice([*METHODS, *VARIANTS]), help="this method; may be repeated")
+@click.option("--k", "ks", multiple=True, type=int, help="only runs of this k; may be repeated")
+@click.option("--seed", "seeds", multiple=True, type=int, help="only runs of this seed; may be repeated")
 @click.option("--again", is_flag=True, help="make the runs anew that are in the cache")
 @click.option("--table", "table_only", is_flag=True, help="only print the table of what is in the cache")
 @click.option("--threads", default=2, type=click.IntRange(min=1), show_default=True)
@@ -273,6 +275,8 @@ def main(
     batch: int,
     steps: int,
     only: tuple[str, ...],
+    ks: tuple[int, ...],
+    seeds: tuple[int, ...],
     again: bool,
     table_only: bool,
     threads: int,
@@ -289,7 +293,7 @@ def main(
         for method in METHODS | VARIANTS:
             settings = {"method": method, "k": k, "seed": seed, "version": _version(method), **common}
             path = _file(cache, settings)
-            wanted = not table_only and method in (only or METHODS)
+            wanted = not table_only and method in (only or METHODS) and k in (ks or [k]) and seed in (seeds or [seed])
             if wanted and (again or not path.exists()):
                 parts = parts or _parts(_harvested(cache, texts, digest))
                 try:

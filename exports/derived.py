@@ -57,9 +57,7 @@ def write_derived(bundle: Bundle, x: NDArray[np.float32], precisions: Collection
         arrays["cap"] = default_cap(bundle)
     weights, x = bundle.weights(), normalised(x, norm)[0]
     if has_integers(bundle) and {"exact", "fast"} & set(precisions):
-        # Thresholds of a budget are alike, and a batch is cut by one number for all.
-        vector = allocation is None and bundle.manifest.encoder.selection == "threshold"
-        integers, plan = quantise(weights, x, np.random.default_rng(0), above_threshold=vector)
+        integers, plan = quantise(weights, x, np.random.default_rng(0))
         arrays |= integers
     if "gpu" in precisions and has_half(bundle):
         arrays |= half_precision(weights, x)

@@ -50,7 +50,7 @@ def exact_graph(bundle: Bundle, derived: Derived) -> ir.Model:
         derived: what `write_derived` made for precision "exact".
     """
     graph = Graph("encode_exact")
-    encoder, plan = bundle.manifest.encoder, derived.plan
+    encoder, allocation, plan = bundle.manifest.encoder, bundle.manifest.allocation, derived.plan
     assert plan is not None
 
     def stored(name: str) -> ir.Value:
@@ -68,8 +68,10 @@ def exact_graph(bundle: Bundle, derived: Derived) -> ir.Model:
         candidates, certain = _candidates(graph, bound, encoder.d_sae, cut, ceiling)
         certain = graph.op("And", certain, apart)
     else:
-        lowest = graph.op("Sub", theta, weight(graph, bundle, "threshold")) if plan.above_threshold else theta
-        best, cut = None, graph.op("Div", graph.op("ReduceMin", lowest, keepdims=0), scale)
+        best, cut = None, graph.op("Div", graph.op("ReduceMin", theta, keepdims=0), scale)
+        if allocation is None or allocation.kind == "feature":  # thresholds differ: the least of them would cut little
+            bound = _above_each(graph, bound, scale, theta, encoder.d_sae)
+            cut = graph.op("Expand", graph.constant(0, np.float32), graph.op("Shape", scale))
         candidates, certain = _candidates(graph, bound, encoder.d_sae, cut, None)
     for part, digits in zip(parts, plan.digits, strict=True):  # more than the channels hold: there is no bound
         fits = graph.op("LessOrEqual", part, graph.constant(LEVELS * digits, np.float32))
@@ -82,6 +84,12 @@ def exact_graph(bundle: Bundle, derived: Derived) -> ir.Model:
     graph.output(values, "values", np.float32, ["n", "width"])
     graph.output(certain, "certain", np.bool_, ["n"])
     return graph.model()
+
+
+def _above_each(graph: Graph, bound: ir.Value, scale: ir.Value, theta: ir.Value, d_sae: int) -> ir.Value:
+    """By how much bounds [n, d_sae] exceed each feature's theta, in units of the scale [n, 1]."""
+    theta = graph.op("Expand", theta, graph.constant([1, d_sae], np.int64))
+    return graph.op("Sub", bound, graph.op("Mul", graph.op("Reciprocal", scale), theta))
 
 
 def _best(

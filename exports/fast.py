@@ -5,7 +5,7 @@ import onnx_ir as ir
 
 from sae_runtime.bundle import DERIVED, Bundle
 from sae_runtime.exports.derived import Derived
-from sae_runtime.exports.encode import latents, selected, threshold_input, weight
+from sae_runtime.exports.encode import latents, selected, threshold_input
 from sae_runtime.exports.graph import Graph, external
 from sae_runtime.exports.integers import LEVELS, product
 from sae_runtime.exports.normalise import normalised
@@ -27,10 +27,7 @@ def fast_graph(bundle: Bundle, derived: Derived) -> ir.Model:
 
     x = normalised(graph, encoder, x).x
     p, scale, _ = product(graph, x, levels, stored, derived.plan, bounded=False)
-    p = graph.op("Mul", p, scale)
-    if derived.plan.above_threshold:
-        p = graph.op("Add", p, weight(graph, bundle, "threshold"))
-    selected(graph, bundle, graph.op("Relu", p), n, theta, width)
+    selected(graph, bundle, graph.op("Relu", graph.op("Mul", p, scale)), n, theta, width)
     return graph.model()
 
 

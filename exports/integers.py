@@ -50,7 +50,6 @@ class Plan:
         rounding: float32 gives v to within rounding |c|.
         margin: of the bound, for what float32 loses of the bound itself.
         channels: channels of the product, before they are filled up to a multiple of four.
-        above_threshold: the product is that of p - threshold.
     """
 
     kappa: float
@@ -60,15 +59,10 @@ class Plan:
     rounding: float
     margin: float
     channels: int
-    above_threshold: bool = False
 
 
 def quantise(
-    weights: Mapping[str, NDArray[np.float32]],
-    x: NDArray[np.float32],
-    rng: np.random.Generator,
-    *,
-    above_threshold: bool = False,
+    weights: Mapping[str, NDArray[np.float32]], x: NDArray[np.float32], rng: np.random.Generator
 ) -> tuple[Arrays, Plan]:
     """The encoder of `weights` in int8, for activations like x [m, d_in], which are as it takes them.
 
@@ -76,7 +70,6 @@ def quantise(
         weights: of `Bundle.weights`.
         x: typical activations [m, d_in], normalised.
         rng: turns them.
-        above_threshold: take each feature's threshold off its bias, so that one cut fits thresholds that differ.
 
     Returns:
         The arrays int8_centre [d_in], int8_map [d_in, d_in] (v = c int8_map), int8_weights [channels, d_sae] and
@@ -89,8 +82,6 @@ def quantise(
     rotation = np.linalg.qr(rng.standard_normal((d_in, d_in)))[0]
     mapping = (rotation @ _transport(c.T @ c / max(len(c), 1), w @ w.T / d_sae)).astype(np.float32)
     bias = weights["b_enc"] + (centre.astype(np.float64) - weights["b_pre"]) @ w
-    if above_threshold:
-        bias = bias - weights["threshold"]
     w = np.asarray(np.linalg.solve(mapping.T.astype(np.float64), w), np.float64)
     kappa = float(np.float32(max(np.median(np.abs(c @ mapping.T).max(axis=1)), 1e-30)))
     top = np.maximum(np.abs(w).max(axis=0), 1e-30)
@@ -126,7 +117,6 @@ def quantise(
         rounding=float(np.linalg.norm(mapping, 2)) * (d_in + math.sqrt(d_in) + 8) * _ROUNDING,
         margin=margin,
         channels=len(integers),
-        above_threshold=above_threshold,
     )
 
 

@@ -1,5 +1,6 @@
 """Sparse features of tokens, in compressed rows."""
 
+import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -75,6 +76,16 @@ def from_slots(parts: Iterable[Slots], d_sae: int, shape: tuple[int, ...]) -> Fe
         values.append(slot_values[used][order])
     indptr = np.concatenate([[0], *[np.asarray(c, np.int64) for c in counts]]).cumsum()
     return Features(indptr, _joined(indices, np.int32), _joined(values, np.float32), d_sae, shape)
+
+
+def spread(features: Features, tokens: NDArray[np.int64], shape: tuple[int, ...]) -> Features:
+    """Features of some of the tokens (ascending) as features of all of them; the others have none."""
+    if len(tokens) == math.prod(shape):
+        return dataclasses.replace(features, shape=shape)
+    counts = np.zeros(math.prod(shape), np.int64)
+    counts[tokens] = np.diff(features.indptr)
+    indptr = np.concatenate([[0], counts]).cumsum()
+    return Features(indptr, features.indices, features.values, features.d_sae, shape)
 
 
 def _joined(parts: list[NDArray[Any]], dtype: type) -> NDArray[Any]:

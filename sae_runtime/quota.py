@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+LEAST = 1 / 30  # of its cap: what a feature keeps when it is served, however small its values are
 FIT_FEATURES = 20  # that must fire for a fit
 _STEEPEST = 2.0  # exponent that a fit may give
 

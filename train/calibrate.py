@@ -18,8 +18,9 @@ def calibrate(
     """Threshold of each feature, float32 [d_sae], finite and >= 0; served features are those with z > threshold.
 
     Mutual choice gets one common threshold. Under feature choice a feature's threshold is the larger of its own
-    quantile, above which it fires on a share cap of the tokens, and one common cut. The common cut is what brings
-    the mean L0 on x to k. Every cut lies midway between neighbouring activations.
+    quantile, above which it fires on a share cap of the tokens, and one common cut; but it is no larger than lets the
+    feature fire on a thirtieth of its cap, so that features of small values are not silenced by the common cut. The
+    common cut is what brings the mean L0 on x to k. Every cut lies midway between neighbouring activations.
 
     Args:
         model: the fitted model.
@@ -28,23 +29,27 @@ def calibrate(
         cap: largest share of the tokens of each feature, float64 [d_sae], for feature choice.
     """
     n, d_sae = len(x), len(model.b_enc)
-    limit = np.full(d_sae, n) if cap is None else quota.tokens_per_feature(cap, n)
-    own = torch.zeros(d_sae, dtype=torch.float64)
-    wanted = max(quota.budget(k, n), 1)
-    pool = torch.empty(0)  # the largest values above their own quantile: the common cut lies among them
+    own, top = torch.zeros(d_sae, dtype=torch.float64), torch.full((d_sae,), torch.inf, dtype=torch.float64)
+    wanted, always = max(quota.budget(k, n), 1), 0
+    pool = torch.empty(0)  # the largest between own and top: the common cut lies among them
     for begin in range(0, d_sae, max(_BLOCK_ELEMENTS // n, 1)):
         block = slice(begin, begin + max(_BLOCK_ELEMENTS // n, 1))
         z = torch.relu((x - model.b_dec) @ model.W_enc[block].T + model.b_enc[block])
         if cap is not None:
-            own[block] = _quantiles(z, torch.from_numpy(limit[block]).to(z.device))
-            z = torch.where(z > own[block].to(z.device), z, 0)
+            limit, least = (torch.from_numpy(quota.tokens_per_feature(c[block], n)) for c in (cap, cap * quota.LEAST))
+            own[block] = _quantiles(z, limit.to(z.device))
+            top[block] = _quantiles(z, least.to(z.device)).where(least > 0, torch.inf)
+            above = z > top[block].to(z.device)
+            always += int(above.sum())
+            z = torch.where((z > own[block].to(z.device)) & ~above, z, 0)
         values = z[z > 0]
         pool = torch.cat([pool.to(values.device), values])
         if len(pool) > wanted + 1:
             pool = pool.topk(wanted + 1, sorted=False).values
+    wanted = max(wanted - always, 1)
     # With fewer positive values than the budget, all are served.
     common = float(pool.topk(wanted + 1).values[-2:].double().mean()) if len(pool) > wanted else 0.0
-    return torch.clamp_min(own, common).float().numpy()
+    return torch.minimum(torch.clamp_min(own, common), top).float().numpy()
 
 
 def _quantiles(z: Tensor, limit: Tensor) -> Tensor:

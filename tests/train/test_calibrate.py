@@ -45,11 +45,23 @@ def test_feature_choice_holds_k_and_every_cap(model: SparseAutoencoder, slack: f
     kept = z_of(model, x) > theta
     limit = quota.tokens_per_feature(cap, 800)
     assert (kept.sum(axis=0) <= limit).all()
-    available = np.minimum((z_of(model, x) > 0).sum(axis=0), limit).sum()
-    assert kept.sum() == min(4800, available)
+    positive = (z_of(model, x) > 0).sum(axis=0)
+    assert kept.sum() == min(4800, np.minimum(positive, limit).sum())
+    assert (kept.sum(axis=0) >= np.minimum(positive, quota.tokens_per_feature(cap / 30, 800))).all()
     assert np.isfinite(theta).all() and (theta >= 0).all()
     if slack > 1:
         assert np.isclose(theta, theta.min()).sum() > 1, "the common cut binds for features below their caps"
+
+
+def test_feature_choice_does_not_silence_features_of_small_values(model: SparseAutoencoder) -> None:
+    with torch.no_grad():
+        model.W_enc[5] *= 0.01
+    x, cap = activations(800), quota.caps(Quota(exponent=0.0, slack=3.0), 6.0, 120)
+    z = z_of(model, x)
+    theta = calibrate(model, x, 6.0, cap)
+    assert (z[:, 5] > theta[5]).sum() == 4, "a thirtieth of 800 * 0.15"
+    assert (z > theta).sum() == 4800, "which the others pay for"
+    assert (z[:, 5] > calibrate(model, x, 6.0)[5]).sum() == 0, "mutual choice silences it"
 
 
 def test_features_that_never_fire_get_a_finite_threshold(model: SparseAutoencoder) -> None:
