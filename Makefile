@@ -28,10 +28,7 @@ check: .venv/dev.stamp
 	$(BIN)/mypy
 	$(BIN)/mypy tests benchmarks
 
-# dictionary-learning pins an old nnsight and would move torch: it comes without its dependencies.
 peers: .venv/dev.stamp
-	$(INSTALL) eai-sparsify
-	$(INSTALL) --no-deps dictionary-learning
 
 bench: peers
 	$(BIN)/python benchmarks/encode.py
@@ -40,7 +37,9 @@ bench: peers
 clean:
 	rm -rf .venv demo-out build dist *.egg-info
 
+# dictionary-learning pins an old nnsight and would move torch: it comes without its dependencies.
 .venv/%.stamp: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(INSTALL) --editable '.[$*]'
+	test $* != dev || $(INSTALL) --no-deps dictionary-learning
 	touch $@

@@ -143,7 +143,7 @@ def encode_all(
     fault = disagreement(read, part, *encode_tensor(sessions, read.manifest, GPU, fixed.x))
     fixed.run()
     encoder = read.manifest.encoder
-    print(f"\n{read.manifest.allocation.kind} choice, d_in {encoder.d_in}, d_sae {encoder.d_sae:,}, ", end="")
+    print(f"\n{read.manifest.budget.kind} choice, d_in {encoder.d_in}, d_sae {encoder.d_sae:,}, ", end="")
     print(f"{read.manifest.width} slots: {len(part)} tokens against float64: {fault or 'ok'}; ", end="")
     print(f"{1 - float(fixed.certain.float().mean()):.2%} encoded again")
     table("tokens", "", "ms", "over ours")

@@ -1,9 +1,11 @@
 """How the time to encode grows with d_sae, d_in and k: precision "exact" over the dense product in onnxruntime.
 
 Weights are random unit rows and activations sums of some of them with noise: what matters here is sizes. Drawn as a
-picture with --plot.
+picture with --plot. With --graphs: which of the two exact graphs is quicker at which size.
 """
 
+import os
+import statistics
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 from sae_runtime import bundle, load
 from sae_runtime.exports import export
 from sae_runtime.manifest import Allocation, Encoder, Manifest
+from sae_runtime.tune import ROWS, tune
 
 # d_in, d_sae, k
 SIZES = (
@@ -26,8 +29,13 @@ SIZES = (
 )
 
 
-def make(path: Path, d_in: int, d_sae: int, k: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """An exported token choice bundle, and activations [1024, d_in] for it."""
+GRAPH_SIZES = tuple((d_in, d_sae) for d_in in (384, 768) for d_sae in (1_536, 3_072, 6_144, 12_288, 24_576))
+
+
+def make(
+    path: Path, d_in: int, d_sae: int, k: int, rng: np.random.Generator, *, selection: str = "topk"
+) -> NDArray[np.float32]:
+    """An exported bundle of token or mutual choice (selection "threshold"), and activations [1024, d_in] for it."""
     decoder = rng.standard_normal((d_sae, d_in), np.float32)
     decoder /= np.linalg.norm(decoder, axis=1, keepdims=True)
     x = rng.normal(0, 0.2 * d_in**-0.5, (4 * d_in + 1024, d_in)).astype(np.float32)
@@ -39,8 +47,14 @@ def make(path: Path, d_in: int, d_sae: int, k: int, rng: np.random.Generator) ->
         "b_enc": np.full(d_sae, -0.3, np.float32),
         "b_dec": np.zeros(d_in, np.float32),
     }
-    encoder = Encoder(d_in=d_in, d_sae=d_sae, selection="topk", k=k)
-    manifest = Manifest(encoder=encoder, allocation=Allocation(kind="token", k=float(k)), width=k)
+    kind, width = "token", k
+    if selection == "threshold":
+        z = x[-512:] @ weights["W_enc"] + weights["b_enc"]
+        theta = max(float(np.partition(z, -512 * k, axis=None)[-512 * k]), 0.0)
+        weights["threshold"] = np.full(d_sae, theta, np.float32)
+        kind, width = "mutual", int(np.quantile((z > theta).sum(axis=1), 0.999))
+    encoder = Encoder(d_in=d_in, d_sae=d_sae, selection=selection, k=k if selection == "topk" else None)
+    manifest = Manifest(encoder=encoder, allocation=Allocation(kind=kind, k=float(k)), width=width)
     bundle.write(path, weights, manifest, sample=x[1024:][:4096])
     export(path, precisions=("exact",))
     return x[:1024]
@@ -50,8 +64,12 @@ def make(path: Path, d_in: int, d_sae: int, k: int, rng: np.random.Generator) ->
 @click.option("--n", default=1024, show_default=True)
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path))
-def main(n: int, rounds: int, plot: Path | None) -> None:
+@click.option("--graphs", is_flag=True, help="encode_exact.onnx over encode.onnx, by `sae-runtime tune`")
+def main(n: int, rounds: int, plot: Path | None, graphs: bool) -> None:
     """Print a row for each size."""
+    if graphs:
+        compare_graphs(rounds)
+        return
     found: dict[tuple[int, int, int], tuple[float, float]] = {}
     print("| d_in | d_sae | k | exact, ms | dense product, ms | ratio | encoded again |\n|---|---|---|---|---|---|---|")
     for d_in, d_sae, k in SIZES:
@@ -73,6 +91,30 @@ def main(n: int, rounds: int, plot: Path | None) -> None:
         )
     if plot is not None:
         draw(found, n, plot)
+
+
+def compare_graphs(rounds: int) -> None:
+    """Time of encode_exact.onnx over encode.onnx by so many tunings, medians, and how often each was chosen."""
+    sizes = " | ".join(f"{n:,}" for n in ROWS)
+    chosen = "sums, exact : encode.onnx | encode_exact.onnx chosen"
+    print(f"| d_in | d_sae | log2 of d_in d_sae | selection | {sizes} | {chosen} |")
+    print("|---" * (6 + len(ROWS)) + "|")
+    for d_in, d_sae in GRAPH_SIZES:
+        for selection in ("topk", "threshold"):
+            with tempfile.TemporaryDirectory() as folder:
+                os.environ["SAE_RUNTIME_TUNED"] = str(Path(folder) / "tuned.json")  # the user's own stays as it is
+                make(Path(folder) / "sae", d_in, d_sae, 32, np.random.default_rng(0), selection=selection)
+                tunings = [tune(Path(folder) / "sae") for _ in range(rounds)]
+            plain, exact = ([t.seconds[g] for t in tunings] for g in ("encode.onnx", "encode_exact.onnx"))
+            ratios = np.median(np.array(exact) / np.array(plain), axis=0)
+            total = [statistics.median(t.totals[g] for t in tunings) for g in ("encode_exact.onnx", "encode.onnx")]
+            times = sum(t.graph == "encode_exact.onnx" for t in tunings)
+            print(
+                f"| {d_in} | {d_sae:,} | {np.log2(d_in * d_sae):.1f} | {selection} | "
+                f"{' | '.join(f'{ratio:.2f}' for ratio in ratios)} | {total[0]:.2f} : {total[1]:.2f} | "
+                f"{times} of {rounds} |",
+                flush=True,
+            )
 
 
 def draw(found: dict[tuple[int, int, int], tuple[float, float]], n: int, path: Path) -> None:

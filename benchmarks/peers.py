@@ -1,7 +1,7 @@
 """One training step of each peer library, by its own trainer, as a function of a batch.
 
-`make bench` installs them. dictionary_learning comes without its dependencies (they would replace torch), and imports
-nnsight only for activation buffers, which nothing here uses: a stub stands in.
+The extra `dev` and the Makefile install them. dictionary_learning comes without its dependencies (they would replace
+torch), and imports nnsight only for activation buffers, which nothing here or in the tests uses: a stub stands in.
 """
 
 import os

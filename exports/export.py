@@ -268,7 +268,7 @@ def _check_steer(
         "gate": rng.uniform(0, 1, (2, len(x) // 2, e)).astype(np.float32),
     }
     (y,) = run("steer.onnx", {"x": batch, "features": features, **edits})
-    expected = witness.steer(weights, batch, f, features, **edits, norm=bundle.manifest.encoder.norm)
+    expected = witness.steer(weights, batch, f, features, bundle.manifest.encoder.norm, **edits)
     fault = witness.difference(expected, y)
     if fault is None and not (run("steer.onnx", {"x": batch})[0] == batch).all():
         fault = "without edits y differs from x"

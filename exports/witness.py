@@ -108,13 +108,14 @@ def steer(
     x: NDArray[np.float32],
     f: NDArray[np.float64],
     features: NDArray[np.int64],
+    norm: str = "none",
+    /,
     *,
     scale: ArrayLike,
     shift: ArrayLike,
     low: ArrayLike,
     high: ArrayLike,
     gate: ArrayLike = 1.0,
-    norm: str = "none",
 ) -> NDArray[np.float64]:
     """One edit after another on x [b, t, d_in], where f [b, t, d_sae] are the features as kept; ids [b, e]."""
     y, size = np.asarray(x, np.float64).copy(), normalise(x, norm)[2]

@@ -166,7 +166,7 @@ def read(path: str | Path, *, verify: bool = True, calibrated: bool = True) -> B
         bundle = Bundle(path, manifest, read_header(path / WEIGHTS))
     except ValueError as error:
         raise BundleError(str(error)) from error
-    _check_weights(bundle, verify=verify)
+    _check_weights(bundle, verify=verify, calibrated=calibrated)
     _check_sample(bundle, verify=verify)
     if calibrated and not bundle.calibrated:
         raise BundleError(
@@ -199,7 +199,8 @@ def _check_file(folder: Path, name: str, expected: FileRecord | GraphRecord, *, 
         raise BundleError(f"{path} is missing; copy the bundle again")
     target, home = path.resolve(), folder.resolve()
     # A Hub cache keeps the bytes in <repo>/blobs and links to them from <repo>/snapshots/<revision>.
-    if target.parent != home and target.parent != home.parent.parent / "blobs":
+    caches = [above.parent / "blobs" for above in home.parents if above.name == "snapshots"]
+    if target.parent not in (home, *caches):
         raise BundleError(f"{path} is a link out of the bundle, to {target}; put the file itself there")
     size = target.stat().st_size
     if size != expected.size:
@@ -224,7 +225,7 @@ def weight_shapes(encoder: Encoder) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _check_weights(bundle: Bundle, *, verify: bool) -> None:
+def _check_weights(bundle: Bundle, *, verify: bool, calibrated: bool) -> None:
     file, shapes = bundle.path / WEIGHTS, weight_shapes(bundle.manifest.encoder)
     if not bundle.calibrated:
         del shapes["threshold"]
@@ -240,7 +241,7 @@ def _check_weights(bundle: Bundle, *, verify: bool) -> None:
         tensor = bundle.tensor(name)
         if not np.isfinite(tensor).all():
             raise BundleError(f"{file}: {name} holds NaN or Inf; train it again")
-        if name == "threshold" and (tensor < 0).any():
+        if name == "threshold" and (tensor < 0).any() and calibrated:
             raise BundleError(
                 f"{file}: threshold is negative, which means unset; run: sae-runtime calibrate {bundle.path}"
             )

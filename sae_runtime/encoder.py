@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sae_runtime.features import Slots
 from sae_runtime.manifest import Manifest
 from sae_runtime.sessions import Sessions, int8_levels
+from sae_runtime.tuned import find
 
 Precision = Literal["exact", "float32", "float16", "fast"]
 GRAPHS = {
@@ -24,11 +25,47 @@ GRAPHS = {
 }
 GPU = "encode_gpu.onnx"  # "exact" on a GPU
 _TILE_BYTES = 1 << 25  # of latents [tile, d_sae]: small enough to stay in cache, large enough to feed all cores
-# d_in * d_sae. Below, what surrounds the int8 product would take longer than it saves; where that is was not measured.
+# d_in * d_sae. Below, what surrounds the int8 product takes longer than it saves (benchmarks/growth.py --graphs).
 _SMALLEST_PRODUCT = 1 << 21
+_TOPK = 4  # times as large for "topk", which computes the k largest bounds in float32 to have a cut at all
 _FEW = 64  # rows; for fewer, several threads share one product rather than several products
 
 Feed = dict[str, NDArray[Any]]
+
+
+def exact_graphs(manifest: Manifest) -> list[str]:
+    """The graphs of a bundle that give the exact features on a CPU."""
+    return [graph for graph in (GRAPHS["float32"], GRAPHS["exact"]) if graph in manifest.graphs]
+
+
+def graph_for(manifest: Manifest, sessions: Sessions, precision: Precision) -> str:
+    """The graph that a precision calls for, one for calls of every size.
+
+    For "exact" on a CPU that is the one that `sae-runtime tune` found quicker here, and where it was not asked, a rule
+    by size: nothing is timed now.
+
+    Args:
+        manifest: of the bundle.
+        sessions: of its graphs.
+        precision: "exact" and "float32" give the same matches; the manifest says what the others cost.
+
+    Raises:
+        ValueError: an unknown precision.
+    """
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
+    if precision != "exact":
+        return GRAPHS[precision]
+    if not sessions.on_cpu:
+        return GPU if GPU in manifest.graphs else GRAPHS["float32"]
+    if GRAPHS["exact"] not in manifest.graphs:
+        return GRAPHS["float32"]  # which is as exact
+    quicker = find(manifest, sessions.workers)
+    if quicker in exact_graphs(manifest):
+        return quicker
+    encoder = manifest.encoder
+    smallest = _SMALLEST_PRODUCT * (_TOPK if encoder.selection == "topk" else 1)
+    return GRAPHS["exact" if encoder.d_in * encoder.d_sae >= smallest else "float32"]
 
 
 class Encoder:
@@ -39,25 +76,14 @@ class Encoder:
     Args:
         manifest: of the bundle.
         sessions: of its graphs.
-        precision: "exact" and "float32" give the same matches; the manifest says what the others cost.
+        graph: the one to encode by, of `graph_for`.
 
     Raises:
-        ValueError: an unknown precision.
-        BundleError: the bundle was exported without what the precision needs.
+        BundleError: the bundle was exported without the graph.
     """
 
-    def __init__(self, manifest: Manifest, sessions: Sessions, precision: Precision) -> None:
-        if precision not in get_args(Precision):
-            raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
-        self._encoder, self._sessions = manifest.encoder, sessions
-        self.graph = GRAPHS[precision]
-        size = self._encoder.d_in * self._encoder.d_sae
-        if precision == "exact" and not (
-            self.graph in manifest.graphs and sessions.on_cpu and size >= _SMALLEST_PRODUCT
-        ):
-            self.graph = GRAPHS["float32"]  # which is as exact
-            if not sessions.on_cpu and GPU in manifest.graphs:
-                self.graph = GPU
+    def __init__(self, manifest: Manifest, sessions: Sessions, graph: str) -> None:
+        self._encoder, self._sessions, self.graph = manifest.encoder, sessions, graph
         self._levels = self.graph in (GRAPHS["exact"], GRAPHS["fast"])
         self.tile = min(max(_TILE_BYTES // (4 * self._encoder.d_sae), 16), 1024)
         self._lock, self._tokens, self._redone = threading.Lock(), 0, 0

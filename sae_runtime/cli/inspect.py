@@ -7,10 +7,13 @@ from pathlib import Path
 import click
 
 from sae_runtime import bundle as bundles
-from sae_runtime.bundle import BundleError
+from sae_runtime import tuned
+from sae_runtime.bundle import Bundle, BundleError
 from sae_runtime.cli.common import bundle_argument, json_option, show, table
 from sae_runtime.cli.options import Command
+from sae_runtime.encoder import exact_graphs
 from sae_runtime.manifest import GraphRecord, Manifest, Price
+from sae_runtime.sessions import CPU, Sessions
 
 
 @click.command("inspect", cls=Command)
@@ -30,13 +33,14 @@ def command(bundle: Path, json: bool) -> None:
             show({"valid": False, "bundle": bundle, "error": str(error)}, [], json=True)
         raise
     manifest = read.manifest
-    result = {"valid": True, "bundle": bundle, **dataclasses.asdict(manifest)}
+    quicker = tuned.find(manifest, Sessions(read, providers=CPU, threads=None, verify=False).workers)
+    result = {"valid": True, "bundle": bundle, **dataclasses.asdict(manifest), "tuned": quicker}
     files = table([[name, f"{record.size:,} bytes", "sha256 ok"] for name, record in manifest.files.items()])
     lines = [("bundle", f"{bundle} (valid)"), *describe(manifest), *_listed("files", files)]
     lines += price_lines(manifest.precisions)
     todo = "export" if read.calibrated else "calibrate"
     lines += graph_lines(manifest.graphs) or [("graphs", f"none yet; run: sae-runtime {todo} {bundle}")]
-    show(result, lines, json=json)
+    show(result, lines + _tuned_line(read, quicker), json=json)
 
 
 def describe(manifest: Manifest) -> list[tuple[str, str]]:
@@ -62,13 +66,13 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
         if allocation.quota is not None:
             budget += "".join(f", {name} {value:.4g}" for name, value in dataclasses.asdict(allocation.quota).items())
         lines.append(("allocation", budget))
-    return lines + _listed("measured", list(_measurements(manifest.measured)))
+    tokens = "tokens" if "calibration" in manifest.provenance else "held-out tokens"  # others may have trained on them
+    return lines + _listed("measured", list(_measurements(manifest.measured, tokens)))
 
 
-def _measurements(measured: Mapping[str, float]) -> Iterator[str]:
+def _measurements(measured: Mapping[str, float], tokens: str) -> Iterator[str]:
     if "fvu" in measured:
-        held_out = f"on {measured['tokens']:,.0f} held-out tokens"
-        yield f"as served: FVU {measured['fvu']:.4f}, L0 {measured['l0']:.2f} {held_out}"
+        yield f"as served: FVU {measured['fvu']:.4f}, L0 {measured['l0']:.2f} on {measured['tokens']:,.0f} {tokens}"
     if "batch_fvu" in measured:
         batch = f"over batches of {measured['batch']:,.0f}"
         yield f"batch rule: FVU {measured['batch_fvu']:.4f}, L0 {measured['batch_l0']:.2f} {batch}"
@@ -96,6 +100,14 @@ def graph_lines(graphs: Mapping[str, GraphRecord]) -> list[tuple[str, str]]:
         for name, record in graphs.items()
     ]
     return _listed("graphs", table(rows)) if rows else []
+
+
+def _tuned_line(bundle: Bundle, quicker: str | None) -> list[tuple[str, str]]:
+    """Which graph gives precision "exact" here, where there are two."""
+    if len(exact_graphs(bundle.manifest)) < 2:
+        return []
+    untuned = f"by size, not timed on this machine; run: sae-runtime tune {bundle.path}"
+    return [("exact", f"{quicker}, the quicker one on this machine" if quicker else untuned)]
 
 
 def _listed(label: str, texts: list[str]) -> list[tuple[str, str]]:

@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import safetensors.numpy
+import scipy.sparse
 from command_line import misused, refused, run
 from conftest import make_manifest, make_weights, make_x
 
@@ -42,6 +44,32 @@ def test_rule_values_and_json(bundle_of: BundleOf, acts: Path, tmp_path: Path) -
     size = out.stat().st_size
     assert json.loads(result.stdout) == {"features": str(out), "tokens": 50, "matches": 6 * 50, "size": size}
     assert pq.read_schema(out).field("values").type.value_type == "halffloat"
+
+
+def test_formats(bundle_of: BundleOf, acts: Path, tmp_path: Path) -> None:
+    path = bundle_of("mutual")
+    result = run("extract", path, "--activations", acts, "-o", tmp_path / "f.npz", "--format", "csr")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert scipy.sparse.load_npz(tmp_path / "f.npz").nnz == len(load(path).encode(make_x(50)).indices)
+    known = tmp_path / "x.safetensors"
+    safetensors.numpy.save_file({"activations": make_x(50), "tokens": np.arange(50, dtype=np.int32)}, known)
+    said = refused("extract", path, "--activations", known, "-o", tmp_path / "cache", "--format", "delphi")
+    assert said == (
+        f"error: delphi keeps features in a folder named by their hook, but that of {known} is None; "
+        "harvest the activations, or choose --format parquet or csr"
+    )
+    assert not (tmp_path / "cache").exists()
+    harvested = tmp_path / "acts"
+    harvested.mkdir()
+    known.rename(harvested / "shard-00000.safetensors")
+    index = {"format_version": 1, "shards": [{"file": "shard-00000.safetensors", "rows": 50}], "d_in": 24}
+    (harvested / "activations.json").write_text(json.dumps({**index, "model": None, "hook": "layer.1"}))
+    arguments = ("--activations", harvested, "-o", tmp_path / "cache", "--format", "delphi", "--sequence", "20")
+    result = run("extract", path, *arguments)
+    assert (result.exit_code, result.stderr) == (0, "")
+    words = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert words[1].startswith("rows 40 tokens, ") and words[3] == "left out 10 tokens, which do not fill a sequence"
+    assert len(list((tmp_path / "cache" / "layer.1").glob("*.safetensors"))) == 5
 
 
 def test_refuses_before_work(bundle_of: BundleOf, acts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +120,7 @@ def test_an_interrupt_leaves_nothing(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sae_runtime.extract._batch", interrupted)
+    monkeypatch.setattr("sae_runtime.parquet._batch", interrupted)
     said = refused("extract", bundle_of("mutual"), "--activations", acts, "-o", tmp_path / "f.parquet")
     assert said == "interrupted; nothing was left half written"
     assert list(tmp_path.iterdir()) == [acts]

@@ -143,7 +143,7 @@ def test_derived_weights_are_the_caps(bundle_of: BundleOf) -> None:
     assert list(specs) == ["cap"]
     cap = map_tensor(path / DERIVED, specs["cap"])
     allocation = bundle.read(path).manifest.allocation
-    assert allocation.quota is not None
+    assert allocation is not None and allocation.quota is not None
     np.testing.assert_array_equal(cap, quota.caps(allocation.quota, K, 150))
     with pytest.raises(ValueError, match="this bundle is of mutual choice"):
         default_cap(bundle.read(bundle_of("mutual")))

@@ -93,9 +93,9 @@ def test_a_standing_bundle_is_replaced_on_demand_only(tmp_path: Path) -> None:
     bundle.write(path, make_weights(150, "mutual"), make_manifest(150, "mutual"))
     with pytest.raises(FileExistsError, match="pass --force"):
         bundle.write(path, make_weights(150, "token"), make_manifest(150, "token"))
-    assert bundle.read(path).manifest.allocation.kind == "mutual"
+    assert bundle.read(path).manifest.budget.kind == "mutual"
     bundle.write(path, make_weights(150, "token"), make_manifest(150, "token"), force=True)
-    assert bundle.read(path).manifest.allocation.kind == "token"
+    assert bundle.read(path).manifest.budget.kind == "token"
     assert [entry.name for entry in tmp_path.iterdir()] == ["b"]
 
 
@@ -115,7 +115,7 @@ def test_reading_repairs_what_a_crash_left(tmp_path: Path, survivor: str) -> Non
     if survivor == "both":
         bundle.write(tmp_path / "c", make_weights(150, "token"), make_manifest(150, "token"))
         (tmp_path / "c").rename(path)
-    assert bundle.read(path).manifest.allocation.kind == ("mutual" if survivor == "aside" else "token")
+    assert bundle.read(path).manifest.budget.kind == ("mutual" if survivor == "aside" else "token")
     assert [entry.name for entry in tmp_path.iterdir()] == ["b"]
 
 
@@ -226,7 +226,7 @@ def test_fields_of_another_type_or_range(copy_of: CopyOf, keys: tuple[str, ...],
 def test_whole_numbers_may_stand_for_real_ones(copy_of: CopyOf) -> None:
     path = copy_of("mutual")
     change(path / MANIFEST, "allocation", "k", to=6)
-    k = bundle.read(path).manifest.allocation.k
+    k = bundle.read(path).manifest.budget.k
     assert k == 6 and isinstance(k, float)
 
 

@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import K, make_manifest, make_weights, make_x, served, slots
+from conftest import D_IN, K, make_manifest, make_weights, make_x, served, slots
 from numpy.typing import NDArray
 
-from sae_runtime import SAE, BundleError, bundle, load
+from sae_runtime import SAE, BundleError, bundle, load, tuned
 from sae_runtime import encoder as module
 from sae_runtime.bundle import DERIVED
 from sae_runtime.exports import witness
@@ -133,6 +133,43 @@ def test_small_products_stay_in_float32(bundle_of: BundleOf, kind: str) -> None:
     sae = load(path)
     sae.encode(make_x(3))
     assert graphs_of(sae) == {"encode.onnx"} and sae.redone == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("smallest", "graph"),
+    [
+        (D_IN * D_SAE + 1, {"token": "encode.onnx", "mutual": "encode.onnx", "feature": "encode.onnx"}),
+        (D_IN * D_SAE, {"token": "encode.onnx", "mutual": "encode_exact.onnx", "feature": "encode_exact.onnx"}),
+        (
+            D_IN * D_SAE // 4 + 1,
+            {"token": "encode.onnx", "mutual": "encode_exact.onnx", "feature": "encode_exact.onnx"},
+        ),
+        (D_IN * D_SAE // 4, {k: "encode_exact.onnx" for k in ("token", "mutual", "feature")}),
+    ],
+)
+def test_the_smallest_product(
+    bundle_of: BundleOf, monkeypatch: pytest.MonkeyPatch, kind: str, smallest: int, graph: dict[str, str]
+) -> None:
+    monkeypatch.setattr(module, "_SMALLEST_PRODUCT", smallest)
+    sae = load(bundle_of(kind, D_SAE, sampled=True), threads=1, verify=False)
+    assert sae._encoder.graph == graph[kind]
+
+
+def test_what_tune_found_comes_before_the_rule(
+    bundle_of: BundleOf, kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SAE_RUNTIME_TUNED", str(tmp_path / "tuned.json"))
+    path = bundle_of(kind, D_SAE, sampled=True)
+    manifest = bundle.read(path).manifest
+    for graph, smallest in (("encode_exact.onnx", 1 << 21), ("encode.onnx", 0)):
+        monkeypatch.setattr(module, "_SMALLEST_PRODUCT", smallest)
+        assert load(path, threads=1)._encoder.graph != graph
+        tuned.keep(manifest, 1, graph, {})
+        assert load(path, threads=1)._encoder.graph == graph
+        tuned.place().unlink()
+    for graph in ("encode_fast.onnx", "decode.onnx"):  # such a file was not written by tune
+        tuned.keep(manifest, 1, graph, {})
+        assert load(path, threads=1)._encoder.graph == "encode_exact.onnx"
 
 
 @pytest.mark.usefixtures("small")

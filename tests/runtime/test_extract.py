@@ -14,8 +14,7 @@ import safetensors.numpy
 from conftest import D_IN, make_manifest, make_weights, make_x
 from numpy.typing import NDArray
 
-from sae_runtime import SAE, Activations, Features, bundle, extras, load, open_activations
-from sae_runtime import extract as module
+from sae_runtime import SAE, Activations, Features, bundle, extras, load, open_activations, parquet
 from sae_runtime.bundle import WEIGHTS
 from sae_runtime.exports.export import export
 from sae_runtime.extract import extract
@@ -148,8 +147,8 @@ def test_columns_of_a_harvest(mutual: SAE, tmp_path: Path) -> None:
 
 
 def test_row_groups_are_read_piece_by_piece(mutual: SAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert module.ROW_GROUP == 65_536
-    monkeypatch.setattr(module, "ROW_GROUP", 8_192)
+    assert parquet.ROW_GROUP == 65_536
+    monkeypatch.setattr(parquet, "ROW_GROUP", 8_192)
     n = 8_192 + 5_000
     x = make_x(n)
     activations = plain(tmp_path, x)
@@ -192,7 +191,7 @@ def test_description_in_the_file(placed: SAE, tmp_path: Path) -> None:
     assert description == {
         "format_version": 1,
         "encoder": dataclasses.asdict(manifest.encoder),
-        "allocation": dataclasses.asdict(manifest.allocation),
+        "allocation": manifest.allocation and dataclasses.asdict(manifest.allocation),
         "model": "tiny",
         "hook": "layer.1",
         "weights_sha256": manifest.files[WEIGHTS].sha256,
@@ -286,14 +285,6 @@ def test_a_value_too_large_for_float16_names_its_row(mutual: SAE, tmp_path: Path
     assert read_back(tmp_path / "f.parquet").values.max() > 65504
 
 
-def test_a_match_does_not_become_zero_in_float16() -> None:
-    values = np.array([1e-12, 6e-8, 65504.0], np.float32)
-    features = Features(np.array([0, 3]), np.arange(3, dtype=np.int32), values, 150, (1,))
-    half = module._half(features, 0)
-    assert half.dtype == np.float16
-    assert (half > 0).all() and half[2] == 65504
-
-
 @pytest.mark.parametrize("rule", ["served", "batch"])
 def test_a_bad_row_is_named_by_its_number(mutual: SAE, tmp_path: Path, rule: Literal["served", "batch"]) -> None:
     x = make_x(5000)
@@ -377,3 +368,27 @@ def test_without_pyarrow(mutual: SAE, tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(ImportError, match=r"pyarrow not installed; run: pip install 'sae-runtime\[extract\]'"):
         extract(mutual, plain(tmp_path, make_x(10)), tmp_path / "f.parquet")
     assert not (tmp_path / "f.parquet").exists()
+
+
+@pytest.mark.parametrize("format", ["csr", "delphi"])
+def test_other_formats_need_no_pyarrow(
+    mutual: SAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: Literal["csr", "delphi"]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    activations = open_activations(harvested(tmp_path / "acts", (300,), hook="layer.1"))
+    made = extract(mutual, activations, tmp_path / "out", format=format)
+    assert made.tokens == (300 if format == "csr" else 256)
+    files = [path for path in [tmp_path / "out", *(tmp_path / "out").rglob("*")] if path.is_file()]
+    assert made.size == sum(path.stat().st_size for path in files)
+
+
+@pytest.mark.usefixtures("unread")
+def test_formats_are_checked_before_any_work(mutual: SAE, tmp_path: Path) -> None:
+    activations = plain(tmp_path, make_x(300))
+    with pytest.raises(ValueError, match="format must be 'parquet', 'csr' or 'delphi', got 'coo'"):
+        extract(mutual, activations, tmp_path / "out", format="coo")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="csr holds float32, since scipy does not compute with float16"):
+        extract(mutual, activations, tmp_path / "out", format="csr", values="float16")
+    with pytest.raises(ValueError, match=r"x\.npy does not know its tokens, which delphi shows to its explainers; "):
+        extract(mutual, activations, tmp_path / "out", format="delphi")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.npy"]

@@ -151,14 +151,14 @@ def test_k_of_token_choice(bundle_of: BundleOf, k: int) -> None:
 def test_k_of_the_batch_rule(thresholded: SAE, k: float) -> None:
     x = make_x(7)
     features = thresholded.encode(x, rule="batch", k=k)
-    kind = thresholded.manifest.allocation.kind
+    kind = thresholded.manifest.budget.kind
     assert witness.disagreement(joint(kind, 150, x, k), *slots(features)) is None
     if kind == "mutual":
         assert len(features.values) == min(round(7 * k), (served(kind, 150, x).z > 0).sum())
 
 
 def test_theta_of_the_served_rule(thresholded: SAE) -> None:
-    x, kind = make_x(20), thresholded.manifest.allocation.kind
+    x, kind = make_x(20), thresholded.manifest.budget.kind
     z = served(kind, 150, x).z
     theta = np.random.default_rng(3).uniform(0.1, 3, 150)
     for given in (theta.astype(np.float32), theta.tolist(), 1.25, np.float64(1.25), [1.25]):
@@ -342,7 +342,7 @@ def test_encode_batch_refuses_what_encode_does(bundle_of: BundleOf, thresholded:
     x[4] = np.nan
     with pytest.raises(ValueError, match="row 4 of the activations holds NaN or Inf; drop it or mend the model"):
         thresholded.encode_batch(lambda ids: x[ids], 9)
-    weights = make_weights(150, thresholded.manifest.allocation.kind)
+    weights = make_weights(150, thresholded.manifest.budget.kind)
     x[4] = 3e38 * np.sign(weights["W_enc"][:, 0])
     with pytest.raises(ValueError, match="row 4 of the activations is so large that its features overflow float32"):
         thresholded.encode_batch(lambda ids: x[ids], 9)

@@ -11,7 +11,15 @@ import torch
 from conftest import no_file_beyond
 from numpy.typing import NDArray
 
-from sae_runtime.tensors import TensorSpec, bfloat16_to_float32, map_tensor, read_header, save_tensors
+from sae_runtime import tensors as files
+from sae_runtime.tensors import (
+    TensorSpec,
+    bfloat16_to_float32,
+    map_tensor,
+    read_header,
+    save_tensors,
+    stream_tensors,
+)
 
 
 def safetensors_file(path: Path, header: Any, data: bytes = b"") -> Path:
@@ -129,3 +137,34 @@ def test_a_full_disk_is_an_os_error(tmp_path: Path, tensor: Any, save_file: Any)
         save_tensors(tmp_path / "t.safetensors", {"a": tensor}, save_file)
     save_tensors(tmp_path / "t.safetensors", {"a": tensor}, save_file)
     assert read_header(tmp_path / "t.safetensors")["a"].shape == (9000,)
+
+
+@pytest.mark.parametrize("block", [1, 20, 1 << 20])
+def test_streamed_files_are_byte_for_byte_those_of_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr(files, "_BLOCK", block)
+    matrix = np.random.default_rng(0).normal(size=(9, 7)).astype(np.float32)
+
+    class InParts:
+        shape = matrix.shape
+
+        def blocks(self) -> Any:
+            yield from ((slice(i, i + 2), matrix[i : i + 2]) for i in range(0, 9, 2))
+
+    whole = {
+        "W": matrix,
+        "turned": np.ascontiguousarray(matrix.T),
+        "b": matrix[0],
+        "none": np.zeros((0, 3), np.float32),
+    }
+    stream_tensors(tmp_path / "ours", {**whole, "W": InParts(), "turned": matrix.T})
+    assert (tmp_path / "ours").read_bytes() == safetensors.numpy.save(whole)
+
+
+def test_a_full_disk_is_an_error_when_streaming_too(tmp_path: Path) -> None:
+    with (
+        no_file_beyond(1000),
+        pytest.raises(OSError, match=r"tensors cannot be written \(.+\); free space or write el"),
+    ):
+        stream_tensors(tmp_path / "ours", {"W": np.ones((100, 100), np.float32)})

@@ -1,0 +1,117 @@
+"""What a reader gives: an SAE of any library in our own words."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_runtime.bundle import weight_shapes
+from sae_runtime.checkpoints.stored import Double, Stored
+from sae_runtime.manifest import Allocation, Encoder, Manifest
+
+_WIDTH = 256  # slots of a threshold of which no budget is known
+
+Weights = Mapping[str, NDArray[np.float32] | Stored]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """An SAE as a foreign checkpoint describes it.
+
+    Attributes:
+        encoder: what it computes.
+        weights: those of `bundle.weight_shapes`, matrices as they are stored; without threshold where there is none.
+        file: the file that holds the weights.
+        architecture: what its library calls it.
+        allocation: its budget, where one is known.
+        model: the host model's name.
+        hook: where in the model its activations are.
+        hook_out: where those are that a transcoder reconstructs.
+        provenance: what else the checkpoint says of itself: strings and numbers.
+        warnings: what its user should know, a sentence each.
+    """
+
+    encoder: Encoder
+    weights: Weights
+    file: Path
+    architecture: str
+    allocation: Allocation | None = None
+    model: str | None = None
+    hook: str | None = None
+    hook_out: str | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    def manifest(self) -> Manifest:
+        """The manifest of its bundle."""
+        encoder, allocation = self.encoder, self.allocation
+        if encoder.k is not None:
+            width = encoder.k
+        else:
+            width = min(encoder.d_sae, _WIDTH if allocation is None else math.ceil(4 * allocation.k))
+        provenance = {"architecture": self.architecture, **self.provenance}
+        return Manifest(
+            encoder=encoder,
+            allocation=allocation,
+            width=width,
+            model=self.model,
+            hook=self.hook,
+            hook_out=self.hook_out,
+            provenance=provenance | ({"warnings": list(self.warnings)} if self.warnings else {}),
+        )
+
+    def check(self) -> None:
+        """Raise ValueError if a weight is missing, too many, or of a shape that does not fit the encoder."""
+        shapes = weight_shapes(self.encoder)
+        for name in {*shapes, *self.weights} - {"threshold"}:
+            found = tuple(self.weights[name].shape) if name in self.weights else None
+            if found != shapes.get(name):
+                raise ValueError(
+                    f"{self.file}: {name} has shape {found}, expected {shapes.get(name)}; get a whole copy"
+                )
+        if "threshold" in self.weights and self.weights["threshold"].shape != shapes.get("threshold"):
+            raise ValueError(f"{self.file}: threshold does not fit {self.encoder.d_sae} features; get a whole copy")
+
+
+def gather(
+    file: Path,
+    *,
+    w_enc: Stored,
+    b_enc: Double,
+    w_dec: Stored,
+    b_dec: Double,
+    threshold: Double | float | None = None,
+    w_skip: Stored | None = None,
+) -> Weights:
+    """The weights of a checkpoint, vectors rounded to float32.
+
+    Args:
+        file: names them in messages.
+        w_enc: [d_in, d_sae].
+        b_enc: [d_sae].
+        w_dec: [d_sae, d_out].
+        b_dec: [d_out].
+        threshold: one number or [d_sae]; one below 0 is 0, since only positive features are kept. None: none is known.
+        w_skip: [d_out, d_in], where there is a skip.
+
+    Raises:
+        ValueError: a vector is not finite in float32.
+    """
+    vectors = {"b_enc": b_enc, "b_dec": b_dec}
+    if threshold is not None:
+        # NaN stays NaN, and is refused.
+        vectors["threshold"] = np.maximum(np.broadcast_to(np.asarray(threshold, np.float64), b_enc.shape), 0)
+    weights: dict[str, NDArray[np.float32] | Stored] = {"W_enc": w_enc, "W_dec": w_dec}
+    if w_skip is not None:
+        weights["W_skip"] = w_skip
+    for name, vector in vectors.items():
+        with np.errstate(over="ignore"):
+            rounded = vector.astype(np.float32)
+        if not np.isfinite(rounded).all():
+            raise ValueError(f"{file}: {name} is beyond float32 when folded; it cannot be served")
+        weights[name] = rounded
+    return weights

@@ -1,0 +1,141 @@
+"""Files of a checkpoint: where they may lie, and the JSON among them."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_MAX_JSON = 1 << 24  # bytes; no configuration comes near
+
+
+def home(path: Path) -> Path:
+    """The folder of a checkpoint that is named by its folder or by one of its files."""
+    return path if path.is_dir() else path.parent
+
+
+def find(path: Path, name: str) -> Path | None:
+    """A file of the checkpoint at `path`, or None where it has no such file.
+
+    Args:
+        path: the checkpoint, a folder or one of its files.
+        name: relative to the folder.
+
+    Raises:
+        ValueError: the file is a link that leaves the folder, unless to the blobs of its own Hub cache.
+    """
+    file = home(path) / name
+    if not file.is_file():
+        return None
+    refuse_outside(file, home(path))
+    return file
+
+
+def has(path: Path, *names: str) -> bool:
+    """Whether the checkpoint at `path` has all these files, and is one of them if it is named by a file."""
+    if path.is_file() and path.name not in {Path(name).name for name in names}:
+        return False
+    return all(find(path, name) is not None for name in names)
+
+
+def refuse_outside(file: Path, folder: Path) -> None:
+    """Raise ValueError if a file is a link out of the folder; see `find`."""
+    target = file.resolve()
+    if target.is_relative_to(folder.resolve()):
+        return
+    # A Hub cache keeps the bytes in <repo>/blobs and links to them from <repo>/snapshots/<revision>.
+    for parent in file.absolute().parents:
+        if parent.name == "snapshots" and target.parent == parent.parent.resolve() / "blobs":
+            return
+    raise ValueError(f"{file} is a link out of its folder, to {target}; put the file itself there")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A JSON object whose fields are checked as they are asked for.
+
+    Every getter raises ValueError where the field is of another type, or is missing and has no default.
+    """
+
+    file: Path
+    fields: dict[str, Any]
+
+    def __contains__(self, key: str) -> bool:
+        return self.fields.get(key) is not None
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        """A whole number."""
+        value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise self._wrong(key, "a whole number")
+        return value
+
+    def size(self, key: str, default: int | None = None) -> int:
+        """A whole number of at least 1."""
+        if (value := self.integer(key, default)) < 1:
+            raise self._wrong(key, "at least 1")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A finite number."""
+        value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise self._wrong(key, "a finite number")
+        return float(value)
+
+    def flag(self, key: str, default: bool | None = None) -> bool:
+        """True or false."""
+        value = self._get(key, default)
+        if not isinstance(value, bool):
+            raise self._wrong(key, "true or false")
+        return value
+
+    def text(self, key: str, default: str | None = None) -> str:
+        """A string."""
+        value = self._get(key, default)
+        if not isinstance(value, str):
+            raise self._wrong(key, "a string")
+        return value
+
+    def maybe_text(self, key: str) -> str | None:
+        """A string, or None where there is none."""
+        return self.text(key) if key in self else None
+
+    def inner(self, key: str) -> "Config":
+        """An object within; empty where there is none."""
+        value = self._get(key, {})
+        if not isinstance(value, dict):
+            raise self._wrong(key, "an object")
+        return Config(self.file, value)
+
+    def _get(self, key: str, default: Any) -> Any:
+        value = self.fields.get(key)
+        if value is None and default is None:
+            raise ValueError(f"{self.file} does not say {key}; get the configuration that was saved with the weights")
+        return default if value is None else value
+
+    def _wrong(self, key: str, expected: str) -> ValueError:
+        return ValueError(f"{self.file}: {key} is {str(self.fields.get(key))[:80]!r}, expected {expected}")
+
+
+def read_config(file: Path) -> Config:
+    """The object in a JSON file.
+
+    Raises:
+        ValueError: the file is not JSON, not an object, or too large for a configuration.
+    """
+    if file.stat().st_size > _MAX_JSON:
+        raise ValueError(f"{file} is too large for a configuration; is it of another format?")
+    try:
+        fields = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not readable JSON ({error}); get it again") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{file} holds no JSON object; get it again")
+    return Config(file, fields)
+
+
+def config_of(path: Path, name: str) -> Config | None:
+    """The object in a JSON file of the checkpoint at `path`; None where it has none."""
+    file = find(path, name)
+    return None if file is None else read_config(file)

@@ -1,0 +1,36 @@
+"""What foreign SAEs do besides `manifest.Encoder`, brought into their weights: exact algebra in float64."""
+
+import numpy as np
+
+from sae_runtime.checkpoints.stored import Double, Stored
+
+
+def gated(w_enc: Stored, b_gate: Double, b_mag: Double, r_mag: Double) -> tuple[Stored, Double, Double]:
+    """W_enc, b_enc and threshold of a gated SAE (arXiv:2404.16014), which shares the encoder's directions p.
+
+    Its gate is open where p + b_gate > 0, and its value is p e^r_mag + b_mag. So it is open where the value exceeds
+    b_mag - b_gate e^r_mag, and what is open and not positive does not count.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):  # refused when they are rounded
+        stretch = np.exp(r_mag)
+        return w_enc.scaled(stretch[None, :]), b_mag, np.maximum(b_mag - b_gate * stretch, 0)
+
+
+def decoder_lengths(w_enc: Stored, b_enc: Double, w_dec: Stored) -> tuple[Stored, Double, Stored, Double]:
+    """W_enc, b_enc and W_dec with decoder rows of length 1, features being so much larger; and the lengths.
+
+    Raises:
+        ValueError: a decoder row is 0.
+    """
+    lengths = w_dec.row_norms()
+    if not lengths.all():
+        raise ValueError(
+            f"{w_dec.file}: {w_dec.name} is 0 at feature {int(np.argmin(lengths))}, and its library divides by it"
+        )
+    return w_enc.scaled(lengths[None, :]), b_enc * lengths, w_dec.scaled(1 / lengths[:, None]), lengths
+
+
+def pre_bias(w_enc: Stored, b_enc: Double, b_pre: Double) -> Double:
+    """b_enc of an encoder that takes b_pre [d_in] off its input."""
+    out: Double = b_enc - w_enc.times(b_pre)
+    return out

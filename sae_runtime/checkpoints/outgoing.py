@@ -1,0 +1,28 @@
+"""What the writers of other libraries' checkpoints share."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_runtime.bundle import Bundle
+
+
+def refuse_normalised(bundle: Bundle, library: str) -> None:
+    """Raise ValueError for an SAE that changes each token's mean or length, which the library does not."""
+    if bundle.manifest.encoder.norm != "none":
+        raise ValueError(
+            f"{bundle.path} normalises every token ({bundle.manifest.encoder.norm}), which {library} does not; "
+            "serve the bundle itself, or open it in SAELens"
+        )
+
+
+def encoder_bias(bundle: Bundle, *, pre_bias: bool) -> NDArray[np.float32]:
+    """The b_enc [d_sae] that makes the same features where b_dec is taken off the input first, or where it is not."""
+    weights, encoder = bundle.weights(), bundle.manifest.encoder
+    if pre_bias == encoder.pre_bias:
+        return np.array(weights["b_enc"])
+    moved = np.empty(encoder.d_sae)
+    b_dec = weights["b_dec"].astype(np.float64)
+    for begin in range(0, encoder.d_sae, 1024):  # in float64, of not too much at once
+        block = slice(begin, begin + 1024)
+        moved[block] = b_dec @ weights["W_enc"][:, block].astype(np.float64)
+    return (weights["b_enc"] + (moved if pre_bias else -moved)).astype(np.float32)

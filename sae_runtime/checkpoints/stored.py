@@ -1,0 +1,158 @@
+"""Tensors of foreign files, which are read when and where they are needed."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_runtime.tensors import bfloat16_to_float32, blocks
+
+Double = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """A tensor in a file, perhaps turned and scaled. Opened anew for each reading, so that no two fill memory at once.
+
+    Attributes:
+        file: where it lies.
+        name: what it is called there.
+        shape: its shape, turned if it is to be turned.
+        open: gives the tensor as the file has it, mapped or read: float16, float32, float64, integers, or bfloat16 as
+            uint16.
+        turned: whether a matrix is to be read as its transpose.
+        scale: float64 factors, broadcastable to `shape`.
+    """
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    open: Callable[[], NDArray[Any]]
+    turned: bool = False
+    scale: Double | float = 1.0
+
+    @property
+    def T(self) -> "Stored":
+        """The transpose of a matrix, whose scale must not be set yet."""
+        return dataclasses.replace(self, shape=self.shape[::-1], turned=not self.turned)
+
+    def scaled(self, factor: Double | float) -> "Stored":
+        """The tensor times a factor, broadcastable to its shape; rounded once, when it is read."""
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused when it is read
+            return dataclasses.replace(self, scale=self.scale * factor)
+
+    def blocks(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """Rows and the float32 numbers there, some at a time; a vector is one row.
+
+        Raises:
+            ValueError: a number is NaN, infinite or too large for float32.
+        """
+        for rows, part in self.doubles():
+            with np.errstate(over="ignore"):
+                rounded = part.astype(np.float32)
+            if not np.isfinite(rounded).all():
+                raise ValueError(f"{self.file}: {self.name} is beyond float32 when folded; it cannot be served")
+            yield rows, rounded
+
+    def doubles(self) -> Iterator[tuple[slice, Double]]:
+        """As `blocks`, in float64."""
+        array = self.open()
+        matrix = array.T if self.turned else array
+        scale = np.broadcast_to(np.asarray(self.scale, np.float64), self.shape)
+        scale = scale.reshape(1, -1) if matrix.ndim < 2 else scale
+        for rows, part in blocks(matrix):
+            numbers = (bfloat16_to_float32(part) if part.dtype == np.uint16 else part).astype(np.float64)
+            if not np.isfinite(numbers).all():
+                raise ValueError(f"{self.file}: {self.name} holds NaN or Inf; get a sound copy of the checkpoint")
+            with np.errstate(over="ignore", invalid="ignore"):
+                numbers *= scale[rows]
+            yield rows, numbers
+
+    def vector(self) -> Double:
+        """All numbers of a vector or a scalar, float64 of its shape.
+
+        Raises:
+            ValueError: one is NaN or infinite.
+        """
+        ((_, whole),) = self.doubles()
+        return whole.reshape(self.shape)
+
+    def row_norms(self) -> Double:
+        """Euclidean lengths of a matrix's rows, float64."""
+        squares = np.zeros(self.shape[0])
+        for rows, part in self.doubles():
+            squares[rows] = np.square(part).sum(axis=1)
+        norms: Double = np.sqrt(squares)
+        return norms
+
+    def times(self, vector: Double) -> Double:
+        """vector [rows] @ the matrix, float64."""
+        out = np.zeros(self.shape[1])
+        for rows, part in self.doubles():
+            out += vector[rows] @ part
+        return out
+
+
+class Tensors:
+    """The tensors of one file, asked for by name and shape."""
+
+    def __init__(self, file: Path, stored: dict[str, Stored]) -> None:
+        self.file, self._stored = file, stored
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._stored
+
+    def names(self) -> set[str]:
+        """The names of all."""
+        return set(self._stored)
+
+    def rank(self, name: str) -> int:
+        """Number of dimensions of the tensor of a name."""
+        return len(self._get(name).shape)
+
+    def refuse_others(self, *names: str) -> None:
+        """Raise ValueError if there are tensors besides those named: they would change what the SAE computes."""
+        if others := self.names() - set(names):
+            raise ValueError(
+                f"{self.file} holds {', '.join(sorted(others)[:4])}, of which nothing is known; an SAE like this has "
+                f"{', '.join(sorted(names))}"
+            )
+
+    def matrix(self, name: str, rows: int | None = None, columns: int | None = None) -> Stored:
+        """The matrix of a name, of the shape that is expected where it is known.
+
+        Raises:
+            ValueError: it is missing, of another shape or not of numbers with a fraction.
+        """
+        stored = self._get(name)
+        shape = stored.shape
+        if len(shape) != 2 or 0 in shape or rows not in (None, shape[0]) or columns not in (None, shape[1]):
+            expected = ", ".join("any" if n is None else str(n) for n in (rows, columns))
+            raise ValueError(f"{self.file}: {name} has shape {list(shape)}, expected [{expected}]; get a whole copy")
+        return stored
+
+    def vector(self, name: str, length: int) -> Double:
+        """The vector of a name, float64 [length]; ValueError as `matrix`, or where it is not finite."""
+        stored = self._get(name)
+        if stored.shape != (length,):
+            raise ValueError(
+                f"{self.file}: {name} has shape {list(stored.shape)}, expected [{length}]; get a whole copy"
+            )
+        return stored.vector()
+
+    def scalar(self, name: str) -> float:
+        """The number of a name; ValueError as `vector`."""
+        stored = self._get(name)
+        if math.prod(stored.shape) != 1 or len(stored.shape) > 1:
+            raise ValueError(f"{self.file}: {name} has shape {list(stored.shape)}, expected one number")
+        return float(stored.vector().reshape(()))
+
+    def _get(self, name: str) -> Stored:
+        if name not in self._stored:
+            raise ValueError(f"{self.file} lacks the tensor {name}; get a whole copy of the checkpoint")
+        return self._stored[name]

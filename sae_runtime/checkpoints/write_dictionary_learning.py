@@ -1,0 +1,113 @@
+"""A bundle as a folder of dictionary_learning, which its `load_dictionary` and `from_pretrained` open.
+
+The mathematics is that of `dictionary_learning/dictionary.py` and `trainers/*.py`, release 0.1.0.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_runtime import bundle as bundles
+from sae_runtime import extras
+from sae_runtime.bundle import Bundle
+from sae_runtime.checkpoints.dictionary_learning import CFG, WEIGHTS
+from sae_runtime.checkpoints.outgoing import encoder_bias, refuse_normalised
+from sae_runtime.files import check_free, new_folder
+
+_UNSET = -1.0  # a threshold of AutoEncoderTopK that its library has not estimated, nor needs
+_TRAINERS = {
+    "AutoEncoder": "StandardTrainer",
+    "AutoEncoderTopK": "TopKTrainer",
+    "BatchTopKSAE": "BatchTopKTrainer",
+    "JumpReluAutoEncoder": "JumpReluTrainer",
+}
+
+
+def write(bundle_path: Path, out: Path, *, force: bool = False) -> None:
+    """Write ae.pt and config.json; what dictionary_learning computes with them, the bundle computes as served.
+
+    Token choice becomes an AutoEncoderTopK, mutual choice of a whole k a BatchTopKSAE with its threshold, thresholds of
+    0 an AutoEncoder where the rows of W_dec have length 1 (else the library would rescale them), all others a
+    JumpReluAutoEncoder, which has no pre-bias: b_dec moves into b_enc.
+
+    Args:
+        bundle_path: a bundle, exported or not.
+        out: the folder to make.
+        force: replace a folder that stands there already.
+
+    Raises:
+        BundleError: the folder is no valid bundle, or has no threshold yet.
+        FileExistsError: `out` exists and `force` is not set.
+        ImportError: torch is not installed, whose format the file has.
+        ValueError: dictionary_learning computes nothing like it; the message says what.
+    """
+    check_free(out, force=force)
+    if "torch" in extras.missing("train"):
+        extras.require("train")
+    import torch
+
+    bundle = bundles.read(bundle_path)
+    _refuse_unlike(bundle)
+    manifest, kind = bundle.manifest, _kind(bundle)
+    state = {name: torch.from_numpy(np.array(array)) for name, array in _state(bundle, kind).items()}
+    trainer: dict[str, Any] = {
+        "dict_class": kind,
+        "trainer_class": _TRAINERS[kind],
+        "activation_dim": manifest.encoder.d_in,
+        "dict_size": manifest.encoder.d_sae,
+        "lm_name": manifest.model,
+        "submodule_name": manifest.hook,
+    }
+    if "k" in state:
+        trainer["k"] = int(state["k"])
+    with new_folder(out, force=force) as folder:
+        torch.save(state, folder / WEIGHTS)
+        (folder / CFG).write_text(json.dumps({"trainer": trainer, "buffer": {}}, indent=4) + "\n")
+
+
+def _refuse_unlike(bundle: Bundle) -> None:
+    encoder = bundle.manifest.encoder
+    if encoder.selection == "groupmax":
+        raise ValueError(
+            f"{bundle.path} keeps the largest of each of {encoder.k} groups, which dictionary_learning does not; "
+            "convert it with --to sparsify"
+        )
+    refuse_normalised(bundle, "dictionary_learning")
+    if encoder.d_out is not None or encoder.skip:
+        raise ValueError(
+            f"{bundle.path} is a transcoder or has a skip, and dictionary_learning knows autoencoders only; "
+            "serve the bundle itself, or open it in SAELens"
+        )
+
+
+def _kind(bundle: Bundle) -> str:
+    if bundle.manifest.encoder.selection == "topk":
+        return "AutoEncoderTopK"
+    allocation, theta = bundle.manifest.allocation, bundle.tensor("threshold")
+    if allocation is not None and allocation.kind == "mutual" and theta.min() == theta.max():
+        if allocation.k == int(allocation.k):  # the library counts whole features
+            return "BatchTopKSAE"
+    if not theta.any() and np.allclose(np.linalg.norm(bundle.tensor("W_dec"), axis=1), 1, rtol=5e-6, atol=0):
+        return "AutoEncoder"
+    return "JumpReluAutoEncoder"
+
+
+def _state(bundle: Bundle, kind: str) -> dict[str, NDArray[Any]]:
+    weights, encoder, allocation = bundle.weights(), bundle.manifest.encoder, bundle.manifest.allocation
+    if kind == "JumpReluAutoEncoder":
+        names = ("W_enc", "W_dec", "b_dec", "threshold")
+        return {"b_enc": encoder_bias(bundle, pre_bias=False), **{name: weights[name] for name in names}}
+    state = {
+        "encoder.weight": weights["W_enc"].T,
+        "encoder.bias": encoder_bias(bundle, pre_bias=True),
+        "decoder.weight": weights["W_dec"].T,
+        "bias" if kind == "AutoEncoder" else "b_dec": weights["b_dec"],
+    }
+    if kind == "AutoEncoderTopK":
+        state |= {"k": np.array(encoder.k, np.int32), "threshold": np.array(_UNSET, np.float32)}
+    if kind == "BatchTopKSAE" and allocation is not None:
+        state |= {"k": np.array(int(allocation.k), np.int32), "threshold": weights["threshold"][0]}
+    return state

@@ -1,0 +1,72 @@
+"""A bundle as a folder of EleutherAI sparsify, which `SparseCoder.load_from_disk` opens.
+
+The mathematics is that of `sparsify/sparse_coder.py` 1.3.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from sae_runtime import bundle as bundles
+from sae_runtime.bundle import Bundle
+from sae_runtime.checkpoints.outgoing import encoder_bias, refuse_normalised
+from sae_runtime.checkpoints.sparsify import CFG, WEIGHTS
+from sae_runtime.files import check_free, new_folder
+from sae_runtime.tensors import save_tensors
+
+
+def write(bundle_path: Path, out: Path, *, force: bool = False) -> None:
+    """Write cfg.json and sae.safetensors; what sparsify computes with them, the bundle computes.
+
+    Args:
+        bundle_path: a bundle of token choice or groupmax, exported or not, a transcoder of one width too.
+        out: the folder to make; where sparsify looks for several, its name is the hook's.
+        force: replace a folder that stands there already.
+
+    Raises:
+        BundleError: the folder is no valid bundle.
+        FileExistsError: `out` exists and `force` is not set.
+        ValueError: sparsify computes nothing like it; the message says what.
+    """
+    check_free(out, force=force)
+    bundle = bundles.read(bundle_path)
+    _refuse_unlike(bundle)
+    encoder, weights = bundle.manifest.encoder, bundle.weights()
+    transcode = encoder.d_out is not None  # which is also where sparsify takes no b_dec off
+    tensors = {
+        "encoder.weight": np.ascontiguousarray(weights["W_enc"].T),
+        "encoder.bias": encoder_bias(bundle, pre_bias=not transcode),
+        "W_dec": weights["W_dec"],
+        "b_dec": weights["b_dec"],
+    }
+    if encoder.skip:
+        tensors["W_skip"] = weights["W_skip"]
+    cfg = {
+        "activation": encoder.selection,
+        "num_latents": encoder.d_sae,
+        "k": encoder.k,
+        "normalize_decoder": False,  # of its trainer only, which is not to change rows that were not made so
+        "multi_topk": False,
+        "skip_connection": encoder.skip,
+        "transcode": transcode,
+        "d_in": encoder.d_in,
+    }
+    with new_folder(out, force=force) as folder:
+        save_tensors(folder / WEIGHTS, tensors)
+        (folder / CFG).write_text(json.dumps(cfg, indent=2) + "\n")
+
+
+def _refuse_unlike(bundle: Bundle) -> None:
+    encoder = bundle.manifest.encoder
+    if encoder.selection == "threshold":
+        raise ValueError(
+            f"{bundle.path} is served by a threshold, and sparsify knows top k and groupmax only; "
+            "convert it with --to dictionary-learning, or open it in SAELens"
+        )
+    refuse_normalised(bundle, "sparsify")
+    if encoder.width_out != encoder.d_in:
+        raise ValueError(
+            f"{bundle.path} makes activations {encoder.d_out} wide of those {encoder.d_in} wide, and sparsify knows "
+            "one width; serve the bundle itself"
+        )

@@ -1,0 +1,60 @@
+"""sae-runtime convert."""
+
+import dataclasses
+from pathlib import Path
+
+import click
+
+from sae_runtime.cli.common import force_option, json_option, output_option, refuse_same, show
+from sae_runtime.cli.options import Command
+
+_OUT = ("sparsify", "dictionary-learning")
+
+
+@click.command("convert", cls=Command)
+@click.argument("checkpoint", metavar="PATH")
+@click.option("--format", help="format of the checkpoint [recognised from its files]")
+@click.option("--to", type=click.Choice(_OUT), help="instead, make a checkpoint of this format of the bundle at PATH")
+@output_option("bundle to make, or with --to the other library's folder")
+@force_option
+@json_option
+def command(checkpoint: str, format: str | None, to: str | None, output: Path, force: bool, json: bool) -> None:
+    """Make a bundle of another library's checkpoint, or the reverse.
+
+    PATH is a checkpoint of SAELens, sparsify, dictionary_learning, OpenAI, Gemma Scope, Llama Scope or BatchTopK: its
+    folder, its file, or hf://owner/name[/folder][@revision]. What its library computes, the bundle computes; what a
+    bundle cannot compute is refused. `export` then adds the graphs, after `calibrate` where there is no threshold yet.
+    """
+    from sae_runtime.checkpoints.convert import convert
+    from sae_runtime.hub import SCHEME
+
+    if not checkpoint.startswith(SCHEME):
+        refuse_same(output, checkpoint=Path(checkpoint))
+    if to is not None:
+        if format is not None:
+            raise click.UsageError("--format is of what is read, and with --to a bundle is read")
+        from sae_runtime.checkpoints import write_dictionary_learning, write_sparsify
+
+        writer = {"sparsify": write_sparsify, "dictionary-learning": write_dictionary_learning}[to]
+        writer.write(Path(checkpoint), output, force=force)
+        show({"checkpoint": output, "format": to}, [("checkpoint", output), ("format", to)], json=json)
+        return
+    made = convert(checkpoint, output, format=format, force=force)
+    for warning in made.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    manifest = made.manifest()
+    encoder = manifest.encoder
+    calibrated = encoder.selection != "threshold" or "threshold" in made.weights
+    result = {
+        "bundle": output,
+        "architecture": made.architecture,
+        "encoder": dataclasses.asdict(encoder),
+        "calibrated": calibrated,
+        "warnings": list(made.warnings),
+    }
+    shape = f"{encoder.d_in} -> {encoder.d_sae}"
+    if encoder.d_out is not None:
+        shape += f" -> {encoder.d_out}"
+    then = f"sae-runtime export {output}" if calibrated else f"sae-runtime calibrate {output}"
+    lines = [("bundle", output), ("read", f"{made.architecture}, {shape}"), ("next", then)]
+    show(result, lines, json=json)

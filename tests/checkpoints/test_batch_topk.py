@@ -1,0 +1,92 @@
+"""BatchTopK is no package: its forward is written out here from its `sae.py`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from foreign import activations, assert_near, assert_same, latents
+from torch import Tensor
+
+from sae_runtime import bundle
+from sae_runtime.checkpoints import batch_topk
+from sae_runtime.checkpoints.convert import convert
+
+CFG = {"act_size": 16, "dict_size": 64, "top_k": 5, "model_name": "tiny", "hook_point": "blocks.1", "dtype": "float32"}
+
+
+def save(path: Path, **cfg: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """As its save_checkpoint writes: every setting that JSON knows."""
+    generator = torch.Generator().manual_seed(3)
+    shapes = {"W_enc": (16, 64), "W_dec": (64, 16), "b_enc": (64,), "b_dec": (16,)}
+    if cfg["sae_type"] == "jumprelu":
+        shapes["jumprelu.log_threshold"] = (64,)
+    state = {name: torch.randn(shape, generator=generator) * 0.3 for name, shape in shapes.items()}
+    path.mkdir()
+    torch.save(state, path / "sae.pt")
+    (path / "config.json").write_text(json.dumps({**CFG, **cfg}))
+    return state, {**CFG, **cfg}
+
+
+def forward(state: dict[str, Tensor], cfg: dict[str, Any], x: Tensor) -> tuple[Tensor, Tensor]:
+    """feature_acts and sae_out."""
+    mean, size = torch.zeros(len(x), 1), torch.ones(len(x), 1)
+    if cfg.get("input_unit_norm", False):
+        mean = x.mean(dim=-1, keepdim=True)
+        x = x - mean
+        size = x.std(dim=-1, keepdim=True)
+        x = x / (size + 1e-5)
+    if cfg["sae_type"] == "jumprelu":
+        before = torch.relu(x @ state["W_enc"] + state["b_enc"])
+        acts = before * (before > torch.exp(state["jumprelu.log_threshold"])).float()
+    elif cfg["sae_type"] == "vanilla":
+        acts = torch.relu((x - state["b_dec"]) @ state["W_enc"] + state["b_enc"])
+    else:
+        before = torch.relu((x - state["b_dec"]) @ state["W_enc"])
+        top = torch.topk(before, cfg["top_k"], dim=-1)
+        acts = torch.zeros_like(before).scatter(-1, top.indices, top.values)
+    return acts, (acts @ state["W_dec"] + state["b_dec"]) * size + mean
+
+
+@pytest.mark.parametrize("unit", [False, True])
+@pytest.mark.parametrize("kind", [k for k in batch_topk.ARCHITECTURES if k != "batchtopk"])
+def test_a_bundle_computes_the_published_forward(tmp_path: Path, kind: str, unit: bool) -> None:
+    state, cfg = save(tmp_path / "run", sae_type=kind, input_unit_norm=unit)
+    made = assert_same(
+        tmp_path / "run",
+        tmp_path / "out",
+        16,
+        lambda x: forward(state, cfg, x)[0],
+        lambda x: forward(state, cfg, x)[1],
+    )
+    assert (made.architecture, made.model, made.hook) == (kind, "tiny", "blocks.1")
+
+
+def test_batch_topk_itself_waits_for_a_threshold(tmp_path: Path) -> None:
+    state, _ = save(tmp_path / "run", sae_type="batchtopk")
+    made = convert(tmp_path / "run", tmp_path / "out")
+    assert not bundle.read(tmp_path / "out", calibrated=False).calibrated
+    assert (made.allocation and made.allocation.kind, made.manifest().width) == ("mutual", 20)
+    assert made.warnings == ("It knows only its batch rule; run sae-runtime calibrate.",)
+    x = activations(300, 16)
+    assert_near(latents(made, x), torch.relu((x - state["b_dec"]) @ state["W_enc"]).numpy())
+
+
+def test_settings_of_the_first_versions_are_heeded_or_refused(tmp_path: Path) -> None:
+    state, _ = save(tmp_path / "biased", sae_type="batchtopk", use_encoder_bias=True, tied_weights=True)
+    made = convert(tmp_path / "biased", tmp_path / "out")
+    x = activations(7, 16)
+    assert_near(latents(made, x), torch.relu((x - state["b_dec"]) @ state["W_enc"] + state["b_enc"]).numpy())
+    written = bundle.read(tmp_path / "out", calibrated=False)
+    assert (written.tensor("W_dec") == state["W_enc"].T.numpy()).all()
+    cases: dict[str, tuple[dict[str, Any], str]] = {
+        "gelu": ({"activation": "gelu"}, "activation gelu cannot be served"),
+        "early": ({"use_encoder_bias": False, "input_unit_norm": True}, "did not undo input_unit_norm"),
+        "odd": ({"sae_type": "quantile"}, "sae_type is quantile"),
+    }
+    for name, (cfg, said) in cases.items():
+        save(tmp_path / name, **{"sae_type": "topk", **cfg})
+        with pytest.raises(ValueError, match=said):
+            convert(tmp_path / name, tmp_path / "none")
+    assert not (tmp_path / "none").exists()

@@ -1,0 +1,173 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from foreign import activations, assert_near, assert_same, latents, randomise
+from peers import stand_in_for_nnsight
+
+from sae_runtime import bundle
+from sae_runtime.checkpoints import dictionary_learning
+from sae_runtime.checkpoints.convert import convert
+
+D_IN, D_SAE, K = 16, 64, 5
+# class: its module, arguments
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "AutoEncoder": ("dictionary", {}),
+    "AutoEncoderNew": ("dictionary", {}),
+    "GatedAutoEncoder": ("dictionary", {}),
+    "JumpReluAutoEncoder": ("dictionary", {}),
+    "AutoEncoderTopK": ("trainers.top_k", {"k": K}),
+    "BatchTopKSAE": ("trainers.batch_top_k", {"k": K}),
+    "MatryoshkaBatchTopKSAE": ("trainers.matryoshka_batch_top_k", {"k": K, "group_sizes": [16, 48]}),
+}
+
+
+def make(kind: str, d_in: int = D_IN, d_sae: int = D_SAE) -> Any:
+    import importlib
+
+    stand_in_for_nnsight()
+    module, arguments = CASES[kind]
+    if "group_sizes" in arguments:
+        arguments = {**arguments, "group_sizes": [d_sae // 4, d_sae - d_sae // 4]}
+    cls = getattr(importlib.import_module(f"dictionary_learning.{module}"), kind)
+    made = cls(activation_dim=d_in, dict_size=d_sae, **arguments)
+    randomise(made)
+    if "k" in arguments:
+        made.threshold.fill_(0.6)
+    return made
+
+
+def save(module: Any, path: Path, kind: str | None, **trainer: Any) -> Path:
+    """As its train loop saves: ae.pt and, where a class is named, config.json."""
+    path.mkdir(exist_ok=True)
+    torch.save(module.state_dict(), path / "ae.pt")
+    if kind is not None:
+        config = {"dict_class": kind, "lm_name": "tiny", "submodule_name": "layers.1", "layer": 1, **trainer}
+        (path / "config.json").write_text(json.dumps({"trainer": config, "buffer": {"ctx_len": 128}}))
+    return path
+
+
+def test_every_class_is_tried() -> None:
+    assert set(CASES) == set(dictionary_learning.ARCHITECTURES)
+
+
+@pytest.mark.parametrize(("kind", "size"), [*((kind, (D_IN, D_SAE)) for kind in CASES), ("BatchTopKSAE", (24, 512))])
+def test_a_bundle_computes_what_the_library_does(tmp_path: Path, kind: str, size: tuple[int, int]) -> None:
+    path = save(make(kind, *size), tmp_path / "run", kind, steps=100_000)
+    module = type(make(kind)).from_pretrained(path / "ae.pt")  # as its load_dictionary does
+    made = assert_same(path, tmp_path / "out", size[0], module.encode, module)
+    assert (made.architecture, made.model, made.hook) == (kind, "tiny", "layers.1")
+    assert bool(made.warnings) == (kind == "AutoEncoder")
+    budget = {"AutoEncoderTopK": ("token", K), "BatchTopKSAE": ("mutual", K), "MatryoshkaBatchTopKSAE": ("mutual", K)}
+    found = None if made.allocation is None else (made.allocation.kind, made.allocation.k)
+    assert found == budget.get(kind)
+
+
+def test_an_autoencoder_of_unit_rows_stays_as_it_is(tmp_path: Path) -> None:
+    module = make("AutoEncoder")
+    with torch.no_grad():
+        module.decoder.weight /= module.decoder.weight.norm(dim=0)
+    made = assert_same(save(module, tmp_path / "run", None), tmp_path / "out", D_IN, module.encode, module)
+    assert made.warnings == ()
+
+
+@pytest.mark.parametrize("kind", [k for k in CASES if k not in ("AutoEncoderTopK", "BatchTopKSAE")])
+def test_most_files_tell_their_class_alone(tmp_path: Path, kind: str) -> None:
+    path = save(make(kind), tmp_path / "run", None)
+    assert convert(path / "ae.pt", tmp_path / "out").architecture == kind
+
+
+def test_two_classes_are_told_apart_by_their_config_only(tmp_path: Path) -> None:
+    path = save(make("BatchTopKSAE"), tmp_path / "run", None)
+    with pytest.raises(ValueError, match="is an AutoEncoderTopK or a BatchTopKSAE, which only config.json tells"):
+        convert(path, tmp_path / "out")
+
+
+def test_matrices_under_other_names_are_read(tmp_path: Path) -> None:
+    module = make("BatchTopKSAE")
+    path = save(module, tmp_path / "run", "BatchTopKSAE")
+    state = module.state_dict()
+    state["W_enc"] = state.pop("encoder.weight").T
+    state["b_enc"] = state.pop("encoder.bias")
+    state["W_dec"] = state.pop("decoder.weight").T
+    torch.save(state, path / "ae.pt")
+    assert_same(path, tmp_path / "out", D_IN, module.encode, module)
+
+
+def test_an_unset_threshold_leaves_the_bundle_uncalibrated(tmp_path: Path) -> None:
+    module = make("BatchTopKSAE")
+    module.threshold.fill_(-1.0)
+    made = convert(save(module, tmp_path / "run", "BatchTopKSAE"), tmp_path / "out")
+    assert not bundle.read(tmp_path / "out", calibrated=False).calibrated
+    assert "never set" in made.warnings[0]
+    x = activations(300, D_IN)
+    with torch.no_grad():
+        assert_near(latents(made, x), module.encode(x).numpy())
+
+
+def test_the_threshold_of_a_short_run_is_warned_of(tmp_path: Path) -> None:
+    made = convert(save(make("BatchTopKSAE"), tmp_path / "run", "BatchTopKSAE", steps=2500), tmp_path / "out")
+    assert "running mean over only 1,500 steps" in made.warnings[0]
+
+
+@pytest.mark.parametrize("kind", ["BatchTopKSAE", "GatedAutoEncoder", "AutoEncoder"])
+def test_backups_and_snapshots_are_read(tmp_path: Path, kind: str) -> None:
+    module = make(kind)
+    if kind == "AutoEncoder":
+        with torch.no_grad():
+            module.decoder.weight /= module.decoder.weight.norm(dim=0)
+    path = save(module, tmp_path / "run", kind, steps=100_000)
+    (path / "ae.pt").unlink()
+    optimizer = torch.optim.Adam(module.parameters()).state_dict()
+    nested = {"step": 7, "ae": module.state_dict(), "optimizer": optimizer, "config": {"k": 5}, "norm_factor": 1.7}
+    (path / "checkpoints").mkdir()
+    torch.save(nested, path / "checkpoints" / "ae_7.pt")
+    module.scale_biases(1.7)
+    assert_same(path / "checkpoints" / "ae_7.pt", tmp_path / "out", D_IN, module.encode, module)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"dict_class": "CrossCoder"}, "dict_class is CrossCoder, expected one of AutoEncoder"),
+        ({"k": 6}, "k is 5, but .* says 6"),
+        ({"dict_class": "GatedAutoEncoder"}, "of which nothing is known"),
+        ({"lm_name": 3}, "lm_name is '3', expected a string"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    path = save(make("BatchTopKSAE"), tmp_path / "run", "BatchTopKSAE")
+    config = json.loads((path / "config.json").read_text())
+    config["trainer"] |= change
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=said):
+        convert(path, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("b_dec", None, "lacks the tensor b_dec"),
+        ("b_dec", torch.zeros(17), r"b_dec has shape \[17\], expected \[16\]"),
+        ("encoder.bias", torch.full((64,), np.nan), "encoder.bias holds NaN or Inf"),
+        ("decoder.weight", torch.full((16, 64), np.inf), "decoder.weight holds NaN or Inf"),
+        ("decoder.weight", torch.zeros(64, 16), r"decoder.weight has shape \[64, 16\], expected \[16, 64\]"),
+        ("threshold", torch.tensor(np.nan), "threshold holds NaN"),
+        ("k", torch.tensor(2.5), "k is 2.5, expected a whole number"),
+        ("k", torch.tensor(0), "must be"),
+        ("extra", torch.zeros(3), "holds extra"),
+    ],
+)
+def test_spoilt_tensors_are_refused(tmp_path: Path, name: str, value: torch.Tensor | None, said: str) -> None:
+    module = make("BatchTopKSAE")
+    path = save(module, tmp_path / "run", "BatchTopKSAE")
+    state = module.state_dict() | ({} if value is None else {name: value})
+    if value is None:
+        del state[name]
+    torch.save(state, path / "ae.pt")
+    with pytest.raises(ValueError, match=said):
+        convert(path, tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]

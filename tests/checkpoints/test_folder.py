@@ -1,0 +1,81 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sae_runtime.checkpoints.folder import config_of, find, has, read_config
+
+
+def test_files_are_found_by_folder_or_file(tmp_path: Path) -> None:
+    (tmp_path / "ae.pt").touch()
+    (tmp_path / "config.json").write_text('{"k": 3}')
+    for path in (tmp_path, tmp_path / "ae.pt"):
+        assert find(path, "ae.pt") == tmp_path / "ae.pt"
+        assert find(path, "none.pt") is None
+        assert has(path, "ae.pt", "config.json")
+    assert not has(tmp_path / "config.json", "ae.pt")
+    cfg = config_of(tmp_path / "ae.pt", "config.json")
+    assert cfg is not None and cfg.integer("k") == 3
+    assert config_of(tmp_path, "none.json") is None
+
+
+def test_links_may_leave_the_folder_for_the_blobs_of_their_own_cache_only(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("{}")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "cfg.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(
+        ValueError, match=r"cfg.json is a link out of its folder, to .*secret; put the file itself there"
+    ):
+        find(tmp_path / "run", "cfg.json")
+    blobs, deep = tmp_path / "repo" / "blobs", tmp_path / "repo" / "snapshots" / "0" / "layer" / "width"
+    blobs.mkdir(parents=True)
+    deep.mkdir(parents=True)
+    (blobs / "abc").write_text("{}")
+    (deep / "cfg.json").symlink_to(Path("../../../../blobs/abc"))
+    assert find(deep, "cfg.json") == deep / "cfg.json"
+    (deep / "other.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(ValueError, match="link out of its folder"):
+        find(deep, "other.json")
+
+
+def test_configurations_are_checked_as_they_are_asked(tmp_path: Path) -> None:
+    file = tmp_path / "c.json"
+    file.write_text('{"n": 3, "b": true, "s": "x", "f": 2.5, "o": {"k": 1}, "none": null, "inf": Infinity}')
+    cfg = read_config(file)
+    assert (cfg.integer("n"), cfg.flag("b"), cfg.text("s"), cfg.number("f"), cfg.number("n")) == (
+        3,
+        True,
+        "x",
+        2.5,
+        3.0,
+    )
+    assert (cfg.inner("o").size("k"), cfg.inner("p").fields, cfg.maybe_text("none")) == (1, {}, None)
+    assert (cfg.integer("p", 7), cfg.flag("none", False), "none" in cfg) == (7, False, False)
+    asked: dict[Callable[[], object], str] = {
+        lambda: cfg.integer("b"): "b is 'True', expected a whole number",
+        lambda: cfg.integer("f"): "f is '2.5', expected a whole number",
+        lambda: cfg.size("p", 0): "p is 'None', expected at least 1",
+        lambda: cfg.flag("n"): "n is '3', expected true or false",
+        lambda: cfg.text("n"): "n is '3', expected a string",
+        lambda: cfg.number("inf"): "inf is 'inf', expected a finite number",
+        lambda: cfg.number("b"): "b is 'True', expected a finite number",
+        lambda: cfg.inner("s"): "s is 'x', expected an object",
+        lambda: cfg.text("none"): "does not say none",
+    }
+    for ask, said in asked.items():
+        with pytest.raises(ValueError, match=said):
+            ask()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "3", '"x"', "[" * 100_000])
+def test_what_is_no_json_object_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(ValueError, match="is not readable JSON|holds no JSON object"):
+        read_config(tmp_path / "c.json")
+
+
+def test_a_file_too_large_for_a_configuration_is_not_read(tmp_path: Path) -> None:
+    with open(tmp_path / "c.json", "wb") as file:
+        file.truncate(1 << 25)
+    with pytest.raises(ValueError, match="too large for a configuration"):
+        read_config(tmp_path / "c.json")

@@ -1,0 +1,133 @@
+"""Files as published; SAELens's own loaders for them are the witness."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from foreign import assert_same
+
+from sae_runtime.checkpoints import gemma_scope
+from sae_runtime.checkpoints.convert import convert
+
+pytestmark = pytest.mark.filterwarnings("ignore:The 'utils' module has been deprecated:DeprecationWarning")
+SIZES = {"d_in": 16, "d_sae": 64}
+
+
+def arrays(d_out: int = 16) -> dict[str, Any]:
+    rng = np.random.default_rng(4)
+    shapes = {"W_enc": (16, 64), "W_dec": (64, d_out), "b_enc": (64,), "b_dec": (d_out,)}
+    made = {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
+    return {**made, "threshold": rng.uniform(0, 1, 64).astype(np.float32)}
+
+
+def sae_lens_sae(monkeypatch: pytest.MonkeyPatch, root: Path, loader: str, repo: str, folder: str, **cfg: Any) -> Any:
+    """The SAE that a loader of SAELens makes of the files in root/folder."""
+    from sae_lens.loading import pretrained_sae_loaders as loaders
+    from sae_lens.registry import get_sae_class
+
+    def fetch(repo_id: str, filename: str, subfolder: str = "", **_: object) -> str:
+        return str(root / subfolder / filename)
+
+    def shapes(repo_id: str, filename: str) -> dict[str, list[int]]:
+        return {name: list(array.shape) for name, array in safetensors.numpy.load_file(root / filename).items()}
+
+    monkeypatch.setattr(loaders, "hf_hub_download", fetch)
+    monkeypatch.setattr(loaders, "get_safetensors_tensor_shapes", shapes)
+    cfg_dict, state, _ = getattr(loaders, loader)(repo, folder, "cpu", False, cfg)
+    cfg_dict = loaders.handle_config_defaulting(cfg_dict)
+    cls, config = get_sae_class(cfg_dict["architecture"])
+    sae = cls(config.from_dict(cfg_dict))
+    sae.load_state_dict(state)
+    return sae
+
+
+@pytest.mark.parametrize(
+    ("repo", "folder"),
+    [
+        ("google/gemma-scope-2b-pt-res", "layer_3/width_16k/average_l0_50"),
+        ("google/gemma-scope-2b-pt-res", "embedding/width_4k/average_l0_6"),
+    ],
+)
+@pytest.mark.parametrize(("compressed", "lower"), [(False, False), (True, True)])
+def test_gemma_scope_is_read_as_sae_lens_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repo: str, folder: str, compressed: bool, lower: bool
+) -> None:
+    (tmp_path / folder).mkdir(parents=True)
+    named = {name.replace("W_", "w_") if lower else name: array for name, array in arrays().items()}
+    (np.savez_compressed if compressed else np.savez)(tmp_path / folder / "params.npz", **named)
+    theirs = sae_lens_sae(monkeypatch, tmp_path, "gemma_2_sae_huggingface_loader", repo, folder, **SIZES)
+    made = assert_same(tmp_path / folder, tmp_path / "out", 16, theirs.encode, theirs.forward)
+    assert made.architecture == "jumprelu"
+    assert bool(made.warnings) == ("embedding" in folder)
+
+
+def test_transcoders_are_known_by_their_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repo, folder = "google/gemma-scope-2b-pt-transcoders", "layer_3/width_16k/average_l0_50"
+    home = tmp_path / "gemma-scope-2b-pt-transcoders"
+    (home / folder).mkdir(parents=True)
+    np.savez(home / folder / "params.npz", **arrays())
+    sizes = {**SIZES, "d_out": 16}
+    theirs = sae_lens_sae(monkeypatch, home, "gemma_2_transcoder_huggingface_loader", repo, folder, **sizes)
+    made = assert_same(home / folder / "params.npz", tmp_path / "out", 16, theirs.encode, theirs.forward)
+    assert (made.architecture, made.encoder.d_out) == ("jumprelu transcoder", 16)
+    assert "since it lies in a repository of transcoders" in made.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("folder", "kind"),
+    [
+        ("resid_post/layer_3_width_16k_l0_small", "jumprelu"),
+        ("transcoder/layer_3_width_16k_l0_small", "jumprelu transcoder"),
+        ("transcoder/layer_3_width_16k_l0_small_affine", "jumprelu skip transcoder"),
+    ],
+)
+def test_gemma_scope_2_is_read_as_sae_lens_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, kind: str
+) -> None:
+    through = "transcoder" in kind
+    tensors = {name.replace("W_", "w_"): array for name, array in arrays(24 if through else 16).items()}
+    cfg: dict[str, Any] = {
+        "architecture": "jump_relu",
+        "model_name": "google/gemma-3-1b-pt",
+        "hf_hook_point_in": "model.layers.3.output",
+    }
+    if through:
+        cfg |= {"hf_hook_point_out": "model.layers.3.mlp.output", "affine_connection": "skip" in kind}
+    if "skip" in kind:
+        rng = np.random.default_rng(1)
+        tensors["affine_skip_connection"] = rng.normal(0, 0.3, (16, 24)).astype(np.float32)
+    (tmp_path / folder).mkdir(parents=True)
+    safetensors.numpy.save_file(tensors, tmp_path / folder / "params.safetensors")
+    (tmp_path / folder / "config.json").write_text(json.dumps(cfg))
+    repo = "google/gemma-scope-2-1b-pt"
+    theirs = sae_lens_sae(monkeypatch, tmp_path, "gemma_3_sae_huggingface_loader", repo, folder)
+    made = assert_same(tmp_path / folder, tmp_path / "out", 16, theirs.encode, theirs.forward)
+    assert (made.architecture, made.model, made.hook) == (kind, "google/gemma-3-1b-pt", "model.layers.3")
+    assert made.hook_out == ("model.layers.3.mlp" if through else None)
+    assert kind in gemma_scope.ARCHITECTURES
+
+
+def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+    tensors = {name.replace("W_", "w_"): array for name, array in arrays().items()}
+    file = tmp_path / "params.safetensors"
+    safetensors.numpy.save_file(tensors, file)
+    with pytest.raises(ValueError, match="needs its config.json"):
+        convert(tmp_path, tmp_path / "out")
+    (tmp_path / "config.json").write_text('{"architecture": "topk"}')
+    with pytest.raises(ValueError, match="architecture is topk, expected jump_relu"):
+        convert(tmp_path, tmp_path / "sub" / "out")
+    (tmp_path / "config.json").write_text('{"architecture": "jump_relu"}')
+    safetensors.numpy.save_file({**tensors, "w_dec": np.zeros((64, 3, 16), np.float32)}, file)
+    with pytest.raises(ValueError, match="crosscoders and cross-layer transcoders cannot be served"):
+        convert(file, tmp_path / "out")
+    del tensors["threshold"]
+    safetensors.numpy.save_file(tensors, file)
+    with pytest.raises(ValueError, match="lacks the tensor threshold"):
+        convert(file, tmp_path / "out")
+    file.unlink()
+    np.savez(tmp_path / "params.npz", **arrays(), scaling_factor=np.full(64, 2, np.float32))
+    with pytest.raises(ValueError, match="scaling_factor is not 1"):
+        convert(tmp_path / "params.npz", tmp_path / "out")

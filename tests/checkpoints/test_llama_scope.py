@@ -1,0 +1,188 @@
+"""Files as published; SAELens's loaders are the witness, and where it has none, the library's forward written out."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from foreign import activations, assert_near, assert_same, latents
+from torch import Tensor
+
+from sae_runtime import bundle
+from sae_runtime.checkpoints import llama_scope
+from sae_runtime.checkpoints.convert import convert
+
+pytestmark = pytest.mark.filterwarnings("ignore:The 'utils' module has been deprecated:DeprecationWarning")
+HOOK = "blocks.3.hook_resid_post"
+AVERAGE = 2.5  # average length of activations
+NORM = "dataset_average_activation_norm"
+
+
+def weights(*, unit: bool) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    shapes = {"encoder.weight": (64, 16), "encoder.bias": (64,), "decoder.weight": (16, 64), "decoder.bias": (16,)}
+    state = {name: torch.randn(shape, generator=generator) * 0.3 for name, shape in shapes.items()}
+    if unit:
+        state["decoder.weight"] /= state["decoder.weight"].norm(dim=0)
+    return state
+
+
+def save_first(home: Path, state: dict[str, Tensor], **cfg: Any) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "d_model": 16,
+        "d_sae": 64,
+        "hook_point_in": HOOK,
+        "hook_point_out": HOOK,
+        "act_fn": "jumprelu",
+        "jump_relu_threshold": 0.53,
+        "norm_activation": "dataset-wise",
+        NORM: {"in": AVERAGE, "out": AVERAGE},
+        "use_decoder_bias": True,
+        "apply_decoder_bias_to_pre_encoder": False,
+        "sparsity_include_decoder_norm": True,
+        "top_k": 5,
+        **cfg,
+    }
+    (home / "checkpoints").mkdir(parents=True)
+    safetensors.torch.save_file(state, home / "checkpoints" / "final.safetensors")
+    (home / "hyperparams.json").write_text(json.dumps(told))
+    return told
+
+
+def save_second(home: Path, state: dict[str, Tensor], **cfg: Any) -> dict[str, Any]:
+    told = {"sae_type": "sae", "d_model": 16, "expansion_factor": 4, "hook_point_in": HOOK, "hook_point_out": HOOK}
+    told |= {"act_fn": "jumprelu", "norm_activation": "dataset-wise", "sparsity_include_decoder_norm": True, **cfg}
+    home.mkdir()
+    safetensors.torch.save_file(state, home / "sae_weights.safetensors")
+    (home / "config.json").write_text(json.dumps(told))
+    return told
+
+
+def sae_lens_sae(monkeypatch: pytest.MonkeyPatch, home: Path, loader: str) -> Any:
+    from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
+    from sae_lens.loading import pretrained_sae_loaders as loaders
+
+    def fetch(repo_id: str, filename: str, subfolder: str = "", **_: object) -> str:
+        return str(home.parent / subfolder / filename)
+
+    monkeypatch.setattr(loaders, "hf_hub_download", fetch)
+    cfg, state, _ = getattr(loaders, loader)("fnlp/Llama", home.name, "cpu", False, {"dtype": "float32"})
+    sae = JumpReLUSAE(JumpReLUSAEConfig.from_dict(loaders.handle_config_defaulting(cfg)))
+    sae.load_state_dict(state)
+    sae.fold_activation_norm_scaling_factor(math.sqrt(16) / AVERAGE)  # as from_pretrained does, by its own list
+    return sae
+
+
+def test_llama_scope_is_read_as_sae_lens_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_first(tmp_path / "L3R-8x", weights(unit=True))
+    theirs = sae_lens_sae(monkeypatch, tmp_path / "L3R-8x", "llama_scope_sae_huggingface_loader")
+    made = assert_same(tmp_path / "L3R-8x", tmp_path / "out", 16, theirs.encode, theirs.forward)
+    assert (made.architecture, made.hook, made.warnings) == ("jumprelu", HOOK, ())
+
+
+def test_llama_scope_r1_is_read_as_sae_lens_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = weights(unit=False)
+    state["log_jumprelu_threshold"] = torch.linspace(-2, 0.5, 64)
+    state[f"{NORM}.{HOOK}"] = torch.tensor(AVERAGE)
+    save_second(tmp_path / "L3R", state, sparsity_include_decoder_norm=False)
+    theirs = sae_lens_sae(monkeypatch, tmp_path / "L3R", "llama_scope_r1_distill_sae_huggingface_loader")
+    assert_same(tmp_path / "L3R", tmp_path / "out", 16, theirs.encode, theirs.forward)
+
+
+def forward(state: dict[str, Tensor], cfg: dict[str, Any], x: Tensor) -> tuple[Tensor, Tensor]:
+    """Llamascopium's normalize_activations, encode, decode and denormalize_activations."""
+    sizes = {
+        "dataset-wise": (math.sqrt(16) / state.get(f"{NORM}.{HOOK}", torch.ones(())) * torch.ones(len(x), 1)),
+        "token-wise": math.sqrt(16) / x.norm(dim=-1, keepdim=True),
+        "inference": torch.ones(len(x), 1),
+    }
+    size = sizes[cfg["norm_activation"]]
+    lengths = state["W_D"].norm(dim=1) if cfg["sparsity_include_decoder_norm"] else torch.ones(64)
+    hidden = ((x * size) @ state["W_E"] + state["b_E"]) * lengths
+    if cfg["act_fn"] == "relu":
+        kept = torch.relu(hidden)
+    elif cfg["act_fn"] == "jumprelu":
+        kept = hidden * (hidden > state["activation_function.log_jumprelu_threshold"].exp())
+    else:
+        top = torch.topk(torch.relu(hidden), cfg["top_k"], dim=-1)
+        kept = torch.zeros_like(hidden).scatter(1, top.indices, top.values)
+    acts = kept / lengths
+    return acts, (acts @ state["W_D"] + state["b_D"]) / size
+
+
+@pytest.mark.parametrize("norm", ["dataset-wise", "token-wise", "inference"])
+@pytest.mark.parametrize("kind", ["relu", "jumprelu", "topk"])
+def test_a_bundle_computes_llamascopiums_forward(tmp_path: Path, kind: str, norm: str) -> None:
+    old = weights(unit=False)
+    state = {"W_E": old["encoder.weight"].T, "b_E": old["encoder.bias"]}
+    state |= {"W_D": old["decoder.weight"].T, "b_D": old["decoder.bias"]}
+    if kind == "jumprelu":
+        state["activation_function.log_jumprelu_threshold"] = torch.linspace(-2, 0.5, 64)
+    if norm == "dataset-wise":
+        state[f"{NORM}.{HOOK}"] = torch.tensor(AVERAGE)
+    state = {name: tensor.contiguous() for name, tensor in state.items()}
+    cfg = save_second(tmp_path / "run", state, act_fn=kind, norm_activation=norm, top_k=5)
+    # Of top-k, a bundle gives features by the unit in which they are selected.
+    unit = state["W_D"].norm(dim=1) if kind == "topk" else torch.ones(64)
+    made = assert_same(
+        tmp_path / "run",
+        tmp_path / "out",
+        16,
+        lambda x: forward(state, cfg, x)[0] * unit,
+        lambda x: forward(state, cfg, x)[1],
+    )
+    assert made.architecture == kind
+    assert bool(made.warnings) == (kind == "topk")
+
+
+def test_batch_topk_waits_for_a_threshold(tmp_path: Path) -> None:
+    state = weights(unit=True)
+    save_first(tmp_path / "run", state, act_fn="batchtopk")
+    made = convert(tmp_path / "run", tmp_path / "out")
+    assert not bundle.read(tmp_path / "out", calibrated=False).calibrated
+    assert {"relu", "jumprelu", "topk", made.architecture} == set(llama_scope.ARCHITECTURES)
+    x = activations(7, 16)
+    scale = math.sqrt(16) / AVERAGE
+    assert_near(latents(made, x), torch.relu(x * scale @ state["encoder.weight"].T + state["encoder.bias"]).numpy())
+
+
+def test_a_decoder_bias_that_the_encoder_takes_off_counts_scaled_activations(tmp_path: Path) -> None:
+    state = weights(unit=True)
+    for place, out in (("SAE", HOOK), ("transcoder", "blocks.4.hook_mlp_out")):
+        norms = {"in": AVERAGE, "out": 1.9}
+        cfg = {"act_fn": "relu", "apply_decoder_bias_to_pre_encoder": True, "hook_point_out": out, NORM: norms}
+        save_first(tmp_path / place, state, **cfg)
+
+        def encode(x: Tensor) -> Tensor:
+            before = x * (math.sqrt(16) / AVERAGE) - state["decoder.bias"]
+            return torch.relu(before @ state["encoder.weight"].T + state["encoder.bias"])
+
+        def reconstruct(x: Tensor) -> Tensor:
+            return (encode(x) @ state["decoder.weight"].T + state["decoder.bias"]) / (math.sqrt(16) / 1.9)
+
+        made = assert_same(tmp_path / place, tmp_path / f"{place}-out", 16, encode, reconstruct)
+        assert made.encoder.d_out == (None if place == "SAE" else 16)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"sae_type": "clt"}, "sae_type is clt; crosscoders"),
+        ({"use_glu_encoder": True}, "use_glu_encoder"),
+        ({"act_fn": "layertopk"}, "act_fn is layertopk, expected one of relu"),
+        ({"norm_activation": "batch-wise"}, "depend on each other"),
+        ({"norm_activation": "token-wise", "hook_point_out": "elsewhere"}, "does not see"),
+        ({NORM: {"in": 0.0, "out": 1.0}}, "expected a positive number"),
+        ({NORM: {}}, f"lacks the tensor {NORM}.{HOOK}"),
+        ({"jump_relu_threshold": None}, "does not say jump_relu_threshold"),
+        ({"d_model": 17}, r"encoder.weight has shape \[64, 16\], expected \[any, 17\]"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    save_first(tmp_path / "run", weights(unit=True), **change)
+    with pytest.raises(ValueError, match=said):
+        convert(tmp_path / "run", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,80 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from foreign import assert_same, randomise
+from torch import Tensor
+
+from sae_runtime.checkpoints import sparsify
+from sae_runtime.checkpoints.convert import convert
+
+# name: architecture, settings
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "topk": ("topk", {"k": 5}),
+    "topk wide": ("topk", {"k": 8, "num_latents": 512}),
+    "topk beyond the positives": ("topk", {"k": 60}),
+    "by factor": ("topk", {"k": 5, "num_latents": 0, "expansion_factor": 3}),
+    "groupmax": ("groupmax", {"k": 8, "activation": "groupmax"}),
+    "skip": ("topk skip", {"k": 5, "skip_connection": True}),
+    "transcoder": ("topk transcoder", {"k": 5, "transcode": True}),
+    "skip transcoder": ("topk skip transcoder", {"k": 5, "transcode": True, "skip_connection": True}),
+    "groupmax skip transcoder": (
+        "groupmax skip transcoder",
+        {"k": 16, "activation": "groupmax", "transcode": True, "skip_connection": True},
+    ),
+}
+
+
+def make(**settings: Any) -> Any:
+    from sparsify import SparseCoder, SparseCoderConfig
+
+    coder = SparseCoder(16, SparseCoderConfig(**{"num_latents": 64, **settings}))
+    randomise(coder)
+    return coder
+
+
+def encode(coder: Any, x: Tensor) -> Tensor:
+    values, indices, _ = coder.encode(x)
+    return torch.zeros(len(x), coder.num_latents).scatter(1, indices, values)
+
+
+def test_every_activation_is_tried() -> None:
+    assert {architecture.split()[0] for architecture, _ in CASES.values()} == set(sparsify.ARCHITECTURES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_bundle_computes_what_sparsify_does(tmp_path: Path, name: str) -> None:
+    architecture, settings = CASES[name]
+    coder = make(**settings)
+    coder.save_to_disk(tmp_path / "run" / "layers.1")
+    (tmp_path / "run" / "config.json").write_text(json.dumps({"model": "tiny", "hookpoints": ["layers.1"]}))
+    made = assert_same(
+        tmp_path / "run" / "layers.1",
+        tmp_path / "out",
+        16,
+        lambda x: encode(coder, x),
+        lambda x: coder(x).sae_out,
+    )
+    assert (made.architecture, made.model, made.hook) == (architecture, "tiny", "layers.1")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"signed": True}, "keeps negative features"),
+        ({"activation": "batchtopk"}, "activation is batchtopk, expected one of topk, groupmax"),
+        ({"activation": "groupmax", "k": 7}, "k that divides"),
+        ({"num_latents": 65}, r"encoder.weight has shape \[64, 16\], expected \[65, 16\]"),
+        ({"skip_connection": True}, "lacks the tensor W_skip"),
+        ({"k": -1}, "k is '-1', expected at least 1"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    make(k=5).save_to_disk(tmp_path / "run")
+    cfg = json.loads((tmp_path / "run" / "cfg.json").read_text())
+    (tmp_path / "run" / "cfg.json").write_text(json.dumps(cfg | change))
+    with pytest.raises(ValueError, match=said):
+        convert(tmp_path / "run", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,63 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import refused, run
+from conftest import make_x
+
+from sae_runtime import bundle, load
+from sae_runtime.exports.export import export
+
+BundleOf = Callable[..., Path]
+
+
+@pytest.fixture
+def acts(tmp_path: Path) -> Path:
+    np.save(tmp_path / "x.npy", make_x(1000))
+    return tmp_path / "x.npy"
+
+
+def test_calibrates_in_place_and_says_what(copy_of: BundleOf, acts: Path) -> None:
+    path = copy_of("mutual")
+    result = run("calibrate", path, "--activations", acts, "--k", "4")
+    assert (result.exit_code, result.stderr) == (0, "")
+    read = bundle.read(path)
+    measured = read.manifest.measured
+    words = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert words == [
+        f"bundle {path}",
+        f"threshold {read.tensor('threshold')[0]:.6g}",
+        f"measured FVU {measured['fvu']:.4f}, L0 {measured['l0']:.2f} on 250 tokens kept out of the fit, wanted 4",
+        f"next sae-runtime export {path}",
+    ]
+    said = refused("extract", path, "--activations", acts, "-o", acts.parent / "f.parquet")
+    assert said == f"error: {path} has no encode.onnx: not exported yet; run: sae-runtime export {path}"
+    export(path, precisions=())
+    assert load(path).encode(make_x(1000)[:750]).l0().mean() == pytest.approx(4, abs=0.01)
+
+
+def test_json_and_output(bundle_of: BundleOf, acts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = run("calibrate", bundle_of("feature"), "--activations", acts, "-o", out, "--json", "-q")
+    read = bundle.read(out)
+    theta = read.tensor("threshold")
+    assert json.loads(result.stdout) == {
+        "bundle": str(out),
+        "k": 6.0,
+        "threshold": [theta.min(), theta.max()],
+        "measured": dict(read.manifest.measured),
+    }
+
+
+def test_errors(bundle_of: BundleOf, acts: Path, tmp_path: Path) -> None:
+    path = bundle_of("token")
+    assert refused("calibrate", path, "--activations", acts, "--k", "4") == (
+        f"error: {path} keeps 6 features of every token, and so needs no threshold; serve it as it is"
+    )
+    path = bundle_of("mutual")
+    said = refused("calibrate", path, "--activations", acts, "-o", path.parent, "--force")
+    assert said == f"error: the output {path.parent} is or holds the bundle {path}; name another output"
+    said = refused("calibrate", tmp_path, "--activations", acts)
+    assert said == f"error: the output {tmp_path} is or holds the activations {acts}; name another output"

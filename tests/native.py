@@ -1,0 +1,54 @@
+"""Bundles of every form that an encoder can have, with hand-made weights."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from conftest import D_IN
+
+from sae_runtime import bundle
+from sae_runtime.exports.export import export
+from sae_runtime.manifest import Allocation, Encoder, Manifest
+
+D_SAE = 150
+FORMS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "no pre-bias": {"pre_bias": False},
+    "skip": {"skip": True},
+    "transcoder": {"d_out": D_IN, "pre_bias": False},
+    "skip transcoder": {"d_out": D_IN, "pre_bias": False, "skip": True},
+}
+
+
+def native(
+    path: Path,
+    *,
+    allocation: Allocation | None = None,
+    theta: float | str | None = "different",
+    length: float = 1.0,
+    **form: Any,
+) -> Path:
+    """The path of a bundle, exported if it can be.
+
+    Args:
+        path: where.
+        allocation: of an SAE with thresholds.
+        theta: its common threshold, "different" ones, or None for none yet.
+        length: of every row of W_dec.
+        form: fields of `Encoder`.
+    """
+    encoder = Encoder(d_in=D_IN, d_sae=D_SAE, **form)
+    rng = np.random.default_rng(4)
+    weights = {name: rng.normal(0, 0.3, shape) for name, shape in bundle.weight_shapes(encoder).items()}
+    weights["W_dec"] *= length / np.linalg.norm(weights["W_dec"], axis=1, keepdims=True)
+    if encoder.selection == "threshold":
+        weights["threshold"] = rng.uniform(1, 2, D_SAE) if isinstance(theta, str) else np.full(D_SAE, theta or 0.0)
+        if theta is None:
+            del weights["threshold"]
+    else:
+        allocation = Allocation(kind="token", k=float(encoder.k or 0))
+    manifest = Manifest(encoder=encoder, allocation=allocation, width=encoder.k or 120, model="tiny", hook="layer.1")
+    bundle.write(path, {name: array.astype(np.float32) for name, array in weights.items()}, manifest)
+    if theta is not None:
+        export(path, precisions=())
+    return path
