@@ -53,10 +53,11 @@ def test_help_of_a_command(name: str) -> None:
     assert isinstance(command, options.Command)
     assert command.name == name
     flags = {flag for param in command.params for flag in param.opts}
-    writes = {"harvest", "train", "evaluate", "report", "extract", "steer", "host", "splice", "demo"}
+    short = {"convert", "demo", "host", "splice"}
+    writes = {"harvest", "train", "calibrate", "evaluate", "report", "extract", "steer", *short}
     assert ({"-o", "--output", "--force"} <= flags) == (name in writes)
     assert ("--json" in flags) == (name != "demo")
-    assert ("--quiet" in flags) == (name in writes - {"demo", "host", "splice"})
+    assert ("--quiet" in flags) == (name in writes - short)
     assert all(param.help for param in command.params if isinstance(param, click.Option))
 
 
