@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# A worker for each of two cores; threads within one would only keep the other waiting.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 # The oldest onnxruntime that pyproject.toml declares.
 OLDEST := $(shell sed -n 's/^cpu = \["onnxruntime>=\([0-9.]*\)".*/\1/p' pyproject.toml)
@@ -12,14 +14,14 @@ demo: .venv/demo.stamp
 	$(BIN)/sae-runtime demo --force -o demo-out
 
 test: .venv/dev.stamp
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(PYTEST)
 
 # It comes in front of the installed one; onnxruntime-genai, which generates text in tests, wants a later one.
 test-oldest: .venv/dev.stamp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 	    --target .venv/oldest onnxruntime==$(OLDEST)
 	PYTHONPATH=$(CURDIR)/.venv/oldest $(BIN)/python -c "import onnxruntime as o; assert o.__version__ == '$(OLDEST)'"
-	PYTHONPATH=$(CURDIR)/.venv/oldest $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/runtime tests/exports \
+	PYTHONPATH=$(CURDIR)/.venv/oldest $(PYTEST) tests/runtime tests/exports \
 	    --ignore tests/exports/test_generation.py
 
 check: .venv/dev.stamp

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import resource
 import shutil
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from sae_runtime.exports.export import export
 from sae_runtime.manifest import Allocation, Encoder, Manifest
 from sae_runtime.quota import Quota
 
+SHARED = "SAE_RUNTIME_TESTS_SHARED"
 D_IN, K = 24, 6
 KINDS = ("token", "mutual", "feature")
 QUOTA = Quota(exponent=0.8, offset=3.0, slack=1.5)
@@ -76,6 +78,15 @@ def no_tuning_of_this_machine(tmp_path_factory: pytest.TempPathFactory) -> Itera
     """Which graph is quicker here must not decide what the tests see, nor the tests what this machine's user sees."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SAE_RUNTIME_TUNED", str(tmp_path_factory.mktemp("tuned") / "tuned.json"))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def folder_shared_by_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A folder for what no two processes of one run of the tests should make; its path is the variable SHARED."""
+    base = tmp_path_factory.getbasetemp()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(SHARED, str(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base))
         yield
 
 

@@ -1,15 +1,15 @@
 """Hosts of a few thousand random weights, as torch models and as the graphs that export_host makes of them."""
 
-import atexit
+import fcntl
 import functools
-import tempfile
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import torch
-from conftest import D_IN
+from conftest import D_IN, SHARED
 from numpy.typing import NDArray
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
@@ -18,9 +18,6 @@ from sae_runtime.exports.host import export_host
 Arrays = dict[str, NDArray[Any]]
 LAYERS, HEADS, VOCABULARY = 2, 2, 50
 HOOKS = {"bert": "encoder.layer.0", "gpt2": "transformer.h.0"}
-
-_folder = tempfile.TemporaryDirectory(prefix="tiny-host-")
-atexit.register(_folder.cleanup)
 
 
 @functools.cache
@@ -46,8 +43,15 @@ def _still(model: Any) -> Any:
 
 @functools.cache
 def host_graph(kind: str) -> Path:
-    """The graph of `torch_host`, with keys and values where it generates. Do not alter it."""
-    return export_host(torch_host(kind), Path(_folder.name) / kind / "host.onnx")
+    """The graph of `torch_host`, with keys and values where it generates. Do not alter it.
+
+    Exported once for all processes of a test run: torch takes many seconds for it.
+    """
+    home = Path(os.environ[SHARED])
+    with (home / f"{kind}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        path = home / kind / "host.onnx"
+        return path if path.exists() else export_host(torch_host(kind), path)
 
 
 def some_ids(batch: int, time: int, seed: int = 0) -> Arrays:
