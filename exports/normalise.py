@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from sae_runtime.exports.graph import Graph
 from sae_runtime.manifest import Encoder
-from sae_runtime.normalise import LAYER_EPSILON, SMALLEST_SIZE
+from sae_runtime.normalise import LAYER_EPSILON, TINY
 
 
 @dataclass(frozen=True)
@@ -21,22 +21,21 @@ class Normalised:
 
 def normalised(graph: Graph, encoder: Encoder, x: ir.Value) -> Normalised:
     """x [..., d_in] as the encoder takes it."""
-    last = graph.constant([-1], np.int64)
     if encoder.norm == "none":
         return Normalised(x, None, None)
+    last, tiny = graph.constant([-1], np.int64), graph.constant(TINY, np.float32)
+    unit = graph.op("ReduceL1", graph.op("Mul", x, graph.constant(1 / encoder.d_in, np.float32)), last)
+    some = graph.op("Greater", unit, graph.constant(0, np.float32))
+    y = graph.op("Div", x, graph.op("Where", some, unit, graph.constant(1, np.float32)))
     if encoder.norm == "length":
-        size = graph.op("ReduceL2", x, last)
-        size = graph.op("Mul", size, graph.constant(encoder.d_in**-0.5, np.float32))
-        return Normalised(
-            graph.op("Div", x, graph.op("Max", size, graph.constant(SMALLEST_SIZE, np.float32))), None, size
-        )
-    mean = graph.op("ReduceMean", x, last)
-    centred = graph.op("Sub", x, mean)
-    variance = graph.op("ReduceSumSquare", centred, last)
-    size = graph.op("Sqrt", graph.op("Mul", variance, graph.constant(1 / (encoder.d_in - 1), np.float32)))
-    return Normalised(
-        graph.op("Div", centred, graph.op("Add", size, graph.constant(LAYER_EPSILON, np.float32))), mean, size
-    )
+        size = graph.op("Mul", graph.op("ReduceL2", y, last), graph.constant(encoder.d_in**-0.5, np.float32))
+        return Normalised(graph.op("Div", y, graph.op("Max", size, tiny)), None, graph.op("Mul", size, unit))
+    mean = graph.op("ReduceMean", y, last)
+    y = graph.op("Sub", y, mean)
+    size = graph.op("Mul", graph.op("ReduceL2", y, last), graph.constant((encoder.d_in - 1) ** -0.5, np.float32))
+    epsilon = graph.op("Div", graph.constant(LAYER_EPSILON, np.float32), graph.op("Max", unit, tiny))
+    y = graph.op("Div", y, graph.op("Add", size, epsilon))
+    return Normalised(y, graph.op("Mul", mean, unit), graph.op("Mul", size, unit))
 
 
 def restored(graph: Graph, x_hat: ir.Value, of: Normalised) -> ir.Value:

@@ -23,6 +23,7 @@ Array = NDArray[np.float32]
 _ROWS = 1 << 17  # of each part; more would sharpen no figure
 _PART_ELEMENTS = 1 << 26  # activations of a part that are held at once
 _BLOCK_ELEMENTS = 1 << 24  # latents that are held at once
+_ROUNDING = 1e-9  # of squares: rows that differ by no more are equal
 _HELD_OUT = 4  # one row in so many measures what the others fitted
 _TOO_LARGE = "activations are so large that their features are no finite numbers; were they made by the same model?"
 
@@ -209,11 +210,16 @@ def _tally(
     if x_hat is None:
         return matches, l0, None
     _, mean, size = normalised(x, encoder.norm)
-    x_hat = x_hat * size + mean
-    if encoder.skip:
-        x_hat += x @ weights["W_skip"].T
-    error, spread = (np.einsum("nd,nd->", d, d, dtype=np.float64) for d in (x - x_hat, x - x.mean(axis=0)))
-    return matches, l0, float(error / max(spread, 1e-300))
+    with np.errstate(over="ignore", invalid="ignore"):  # told by the sum
+        x_hat = x_hat * size + mean
+        if encoder.skip:
+            x_hat += x @ weights["W_skip"].T
+        parts = (x - x_hat, x - x.mean(axis=0), x)
+        error, spread, whole = (np.einsum("nd,nd->", d, d, dtype=np.float64) for d in parts)
+        fvu = None if spread <= _ROUNDING * whole else float(error / spread)
+    if fvu is not None and not math.isfinite(fvu):
+        raise ValueError(_TOO_LARGE)
+    return matches, l0, fvu  # equal rows have no variance to explain
 
 
 def _split(activations: Activations) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

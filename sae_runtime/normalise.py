@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 LAYER_EPSILON = 1e-5  # that of SAELens and OpenAI, of every file that says "layer norm"
-SMALLEST_SIZE = 1e-30  # so that activations of 0 stay 0 under norm "length"
+TINY = 1e-30  # stands for 0 where something is divided by it
 
 Array = NDArray[np.float32]
 
@@ -12,16 +12,23 @@ Array = NDArray[np.float32]
 def normalised(x: Array, norm: str) -> tuple[Array, Array, Array]:
     """x' [n, d_in] of activations x [n, d_in], and each token's mean and size [n, 1]; see `manifest.Encoder`.
 
+    A token of zeros stays one, under every norm. Tokens are first divided by the mean of their magnitudes, so that
+    squares of large and of small numbers are numbers too.
+
     Args:
         x: activations, float32.
         norm: "none", "layer" or "length".
     """
-    mean, size = np.zeros((len(x), 1), np.float32), np.ones((len(x), 1), np.float32)
-    if norm == "layer":
-        mean = x.mean(axis=1, keepdims=True)
-        size = x.std(axis=1, keepdims=True, ddof=1)
-        return (x - mean) / (size + np.float32(LAYER_EPSILON)), mean, size
+    if norm == "none":
+        return x, np.zeros((len(x), 1), np.float32), np.ones((len(x), 1), np.float32)
+    d_in, tiny = x.shape[1], np.float32(TINY)
+    unit = np.abs(x * np.float32(1 / d_in)).sum(axis=1, keepdims=True)
+    y = x / np.where(unit > 0, unit, 1).astype(np.float32)
     if norm == "length":
-        size = np.linalg.norm(x, axis=1, keepdims=True) / np.float32(np.sqrt(x.shape[1]))
-        return x / np.maximum(size, np.float32(SMALLEST_SIZE)), mean, size
-    return x, mean, size
+        size = np.linalg.norm(y, axis=1, keepdims=True) * np.float32(d_in**-0.5)
+        return y / np.maximum(size, tiny), np.zeros_like(unit), size * unit
+    mean = y.mean(axis=1, keepdims=True)
+    y = y - mean
+    size = np.linalg.norm(y, axis=1, keepdims=True) * np.float32((d_in - 1) ** -0.5)
+    epsilon = np.float32(LAYER_EPSILON) / np.maximum(unit, tiny)
+    return y / (size + epsilon), mean * unit, size * unit

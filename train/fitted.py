@@ -35,7 +35,8 @@ def open_fitted(path: Path, device: torch.device) -> Fitted:
     encoder, allocation = read.manifest.encoder, read.manifest.allocation
     if encoder.d_out is not None or encoder.decodes_with_x or encoder.selection == "groupmax":
         raise ValueError(
-            f"{path} is a transcoder, or normalises, or selects by groups, which only the runtime computes; use extract"
+            f"{path} is a transcoder, normalises, has a skip or selects by groups, which only the runtime computes; "
+            "use extract or steer"
         )
     if not encoder.pre_bias:
         moved = weights["b_dec"].double() @ weights["W_enc"].double()

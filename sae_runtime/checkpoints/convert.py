@@ -30,7 +30,7 @@ FORMATS: dict[str, ModuleType] = {
 }
 
 
-def convert(source: str | Path, output: Path, *, format: str | None = None, force: bool = False) -> Checkpoint:
+def convert(source: str | Path, output: str | Path, *, format: str | None = None, force: bool = False) -> Checkpoint:
     """Write the bundle of a foreign checkpoint.
 
     Args:
@@ -49,14 +49,20 @@ def convert(source: str | Path, output: Path, *, format: str | None = None, forc
         ImportError: it is a file of torch.save or on the Hub, and torch or huggingface_hub is not installed.
         ValueError: the format is unknown, or the checkpoint damaged, incomplete or beyond what a bundle computes.
     """
+    output = Path(output)
     files.check_free(output, force=force)
     path = _local(source)
     name = recognise(path) if format is None else format
     if name not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {name!r}")
-    checkpoint: Checkpoint = FORMATS[name].read(path)
-    checkpoint.check()
-    manifest = checkpoint.manifest()
+    try:
+        checkpoint: Checkpoint = FORMATS[name].read(path)
+        checkpoint.check()
+        manifest = checkpoint.manifest()
+    except ValueError as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path} cannot be served ({error}); get a sound copy of the checkpoint") from error
     record = bundles.record(checkpoint.file)
     origin = {"file": checkpoint.file.name, "sha256": record.sha256}
     if str(source).startswith(SCHEME):

@@ -1,11 +1,11 @@
 """Files of a checkpoint: where they may lie, and the JSON among them."""
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+_MOST = 1 << 53  # of a number
 _MAX_JSON = 1 << 24  # bytes; no configuration comes near
 
 
@@ -66,7 +66,7 @@ class Config:
     def integer(self, key: str, default: int | None = None) -> int:
         """A whole number."""
         value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int):
+        if isinstance(value, bool) or not isinstance(value, int) or abs(value) > _MOST:
             raise self._wrong(key, "a whole number")
         return value
 
@@ -77,9 +77,9 @@ class Config:
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A finite number."""
+        """A number."""
         value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _MOST:
             raise self._wrong(key, "a finite number")
         return float(value)
 
@@ -93,8 +93,8 @@ class Config:
     def text(self, key: str, default: str | None = None) -> str:
         """A string."""
         value = self._get(key, default)
-        if not isinstance(value, str):
-            raise self._wrong(key, "a string")
+        if not isinstance(value, str) or not value.isprintable() or value != value.encode(errors="ignore").decode():
+            raise self._wrong(key, "a string of printable characters")
         return value
 
     def maybe_text(self, key: str) -> str | None:
@@ -115,7 +115,14 @@ class Config:
         return default if value is None else value
 
     def _wrong(self, key: str, expected: str) -> ValueError:
-        return ValueError(f"{self.file}: {key} is {str(self.fields.get(key))[:80]!r}, expected {expected}")
+        return ValueError(f"{self.file}: {key} is {_short(self.fields.get(key))}, expected {expected}")
+
+
+def _short(value: object) -> str:
+    try:
+        return ascii(str(value)[:80])
+    except ValueError:  # of a whole number with thousands of digits
+        return "far too large"
 
 
 def read_config(file: Path) -> Config:

@@ -4,15 +4,26 @@ import numpy as np
 
 from sae_runtime.checkpoints.stored import Double, Stored
 
+_LOST = 2.0**14  # times: of float32's 24 bits 10 are left for the gate
+
 
 def gated(w_enc: Stored, b_gate: Double, b_mag: Double, r_mag: Double) -> tuple[Stored, Double, Double]:
     """W_enc, b_enc and threshold of a gated SAE (arXiv:2404.16014), which shares the encoder's directions p.
 
     Its gate is open where p + b_gate > 0, and its value is p e^r_mag + b_mag. So it is open where the value exceeds
     b_mag - b_gate e^r_mag, and what is open and not positive does not count.
+
+    Raises:
+        ValueError: the value hardly depends on p, so that float32 would lose the gate in it.
     """
     with np.errstate(over="ignore", invalid="ignore"):  # refused when they are rounded
         stretch = np.exp(r_mag)
+        lost = b_mag > _LOST * stretch
+        if lost.any():
+            raise ValueError(
+                f"{w_enc.file}: r_mag of feature {int(np.argmax(lost))} is so small beside its b_mag that float32 "
+                "cannot tell whether its gate is open; it cannot be served"
+            )
         return w_enc.scaled(stretch[None, :]), b_mag, np.maximum(b_mag - b_gate * stretch, 0)
 
 

@@ -67,7 +67,10 @@ def _first(file: Path, tensors: Tensors) -> Checkpoint:
         )
     if "embedding" in folders[-3:]:
         w_enc, w_dec = w_enc.scaled(d_in**-0.5), w_dec.scaled(d_in**0.5)
-        warnings.append("SAEs of embeddings were fitted on embeddings times sqrt(d_in), which is folded in.")
+        warnings.append(
+            "It was fitted on embeddings before the model multiplies them by sqrt(d_in); as in SAELens, whose b_dec "
+            "stays as it is, the bundle takes them after."
+        )
     return _checkpoint(file, tensors, w_enc, w_dec, transcoder=transcoder, warnings=tuple(warnings))
 
 

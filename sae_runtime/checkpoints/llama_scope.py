@@ -52,7 +52,7 @@ def read(path: Path) -> Checkpoint:
         )
     if cfg.flag("use_glu_encoder", False):
         raise ValueError(f"{cfg.file}: use_glu_encoder multiplies features by a second encoder, which cannot be served")
-    activation = cfg.text("act_fn", "relu")
+    activation = cfg.text("act_fn", None if names is FIRST else "relu")
     if activation not in ARCHITECTURES:
         raise ValueError(f"{cfg.file}: act_fn is {activation}, expected one of {', '.join(ARCHITECTURES)}")
     tensors = open_safetensors(file)

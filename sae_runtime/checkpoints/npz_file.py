@@ -2,6 +2,8 @@
 
 import functools
 import math
+import tokenize
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -25,6 +27,7 @@ _BAD = (
     OverflowError,
     RuntimeError,
     SyntaxError,
+    tokenize.TokenError,
     TypeError,
     ValueError,
 )
@@ -58,7 +61,9 @@ def _header(file: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> St
     with archive.open(member) as stream:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(stream)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of headers that Python 2 wrote
+            shape, _, dtype = read(stream)
         length = stream.tell()
     name = member.filename[:-4]
     if dtype.str not in _KINDS:
@@ -71,7 +76,9 @@ def _header(file: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> St
 def _open(file: Path, member: str) -> NDArray[Any]:
     try:
         with zipfile.ZipFile(file) as archive, archive.open(member) as stream:
-            array: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)
+                array: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
     except _BAD as error:
         raise _damaged(file, error) from error
     return array

@@ -95,7 +95,10 @@ def read(path: Path) -> Checkpoint:
         warnings.append(_mid_run(threshold))
     warnings += _dubious_threshold(path, cfg, version)
     hook = metadata.maybe_text("hook_name") or cfg.maybe_text("hook_name") or cfg.maybe_text("hook_point")
-    if cfg.text("reshape_activations", "hook_z" if old and "hook_z" in (hook or "") else "none") == "hook_z":
+    reshape = cfg.text("reshape_activations", "hook_z" if old and "hook_z" in (hook or "") else "none")
+    if reshape not in ("none", "hook_z"):
+        raise ValueError(f"{cfg.file}: reshape_activations is {reshape}, expected none or hook_z")
+    if reshape == "hook_z":
         warnings.append("It reads attention heads side by side: give it activations [tokens, heads * d_head].")
     said = {key: metadata.maybe_text(key) for key in ("training_architecture", "hf_hook_name", "hf_hook_name_out")}
     return Checkpoint(
@@ -207,4 +210,4 @@ def _dubious_threshold(path: Path, cfg: Config, version: str | None) -> list[str
 
 def _numbers(version: str) -> tuple[int, ...]:
     """The leading numbers of a version: (6, 0, 0) of 6.0.0-rc.1."""
-    return tuple(int(n) for n in re.match(r"[0-9.]*", version)[0].split(".") if n)  # type: ignore[index]
+    return tuple(int(n) for n in re.match(r"[0-9.]{0,40}", version)[0].split(".") if n)  # type: ignore[index]

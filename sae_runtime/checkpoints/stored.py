@@ -66,7 +66,8 @@ class Stored:
         scale = np.broadcast_to(np.asarray(self.scale, np.float64), self.shape)
         scale = scale.reshape(1, -1) if matrix.ndim < 2 else scale
         for rows, part in blocks(matrix):
-            numbers = (bfloat16_to_float32(part) if part.dtype == np.uint16 else part).astype(np.float64)
+            with np.errstate(invalid="ignore"):  # what numpy says of a signalling NaN, which is refused like others
+                numbers = (bfloat16_to_float32(part) if part.dtype == np.uint16 else part).astype(np.float64)
             if not np.isfinite(numbers).all():
                 raise ValueError(f"{self.file}: {self.name} holds NaN or Inf; get a sound copy of the checkpoint")
             with np.errstate(over="ignore", invalid="ignore"):

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import struct
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -64,10 +65,16 @@ def _check_archive(file: Path) -> None:
 def _load(file: Path) -> dict[Any, Any]:
     import torch
 
+    storages: list[tuple[int, int]] = []  # where in memory, and how many bytes
+
+    def kept(storage: Any, _: str) -> Any:
+        storages.append((storage.data_ptr(), storage.nbytes()))
+        return storage
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            state = torch.load(file, map_location=kept, weights_only=True, mmap=True)
     except Exception as error:  # whatever a damaged pickle makes torch raise
         text = " ".join(str(error).split())
         if "weights_only" in text or "Weights only" in text:
@@ -77,7 +84,27 @@ def _load(file: Path) -> dict[Any, Any]:
         raise ValueError(f"{file} is damaged ({type(error).__name__}: {text[:100]}); get a sound copy") from error
     if not isinstance(state, dict):
         raise ValueError(f"{file} holds a {type(state).__name__}, expected a dict of tensors; save its state_dict")
+    if _places(storages) != _places(_data(file)):
+        raise ValueError(f"{file} does not hold as many numbers as its tensors need; get a sound copy")
     return state
+
+
+def _data(file: Path) -> list[tuple[int, int]]:
+    """Where in the file the bytes of its tensors begin, and how many there are."""
+    out = []
+    with zipfile.ZipFile(file) as archive, file.open("rb") as stream:
+        for member in archive.infolist():
+            if member.filename.split("/")[-2:-1] == ["data"]:
+                stream.seek(member.header_offset + 26)  # after which a local header tells how long its two ends are
+                name, extra = struct.unpack("<HH", stream.read(4))
+                out.append((member.header_offset + 30 + name + extra, member.file_size))
+    return out
+
+
+def _places(runs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Runs of bytes that are not empty, in order, counted from the first; mapped by torch, which does not compare."""
+    runs = sorted(run for run in runs if run[1])
+    return [(begin - runs[0][0], size) for begin, size in runs]
 
 
 def _stored(file: Path, state: Mapping[Any, Any], keys: tuple[Any, ...]) -> dict[str, Any]:

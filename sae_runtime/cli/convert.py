@@ -26,7 +26,7 @@ def command(checkpoint: str, format: str | None, to: str | None, output: Path, f
     bundle cannot compute is refused. `export` then adds the graphs, after `calibrate` where there is no threshold yet.
     """
     from sae_runtime.checkpoints.convert import convert
-    from sae_runtime.hub import SCHEME
+    from sae_runtime.hub import SCHEME, local
 
     if not checkpoint.startswith(SCHEME):
         refuse_same(output, checkpoint=Path(checkpoint))
@@ -36,7 +36,7 @@ def command(checkpoint: str, format: str | None, to: str | None, output: Path, f
         from sae_runtime.checkpoints import write_dictionary_learning, write_sparsify
 
         writer = {"sparsify": write_sparsify, "dictionary-learning": write_dictionary_learning}[to]
-        writer.write(Path(checkpoint), output, force=force)
+        writer.write(local(checkpoint), output, force=force)
         show({"checkpoint": output, "format": to}, [("checkpoint", output), ("format", to)], json=json)
         return
     made = convert(checkpoint, output, format=format, force=force)

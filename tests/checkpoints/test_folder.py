@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,3 +80,12 @@ def test_a_file_too_large_for_a_configuration_is_not_read(tmp_path: Path) -> Non
         file.truncate(1 << 25)
     with pytest.raises(ValueError, match="too large for a configuration"):
         read_config(tmp_path / "c.json")
+
+
+@pytest.mark.parametrize("value", [10**400, -(2**54), "a\x00b", "\ud800", "two\nlines"])
+def test_values_that_no_bundle_can_hold(tmp_path: Path, value: int | str) -> None:
+    (tmp_path / "c.json").write_text(json.dumps({"a": value}))
+    config = read_config(tmp_path / "c.json")
+    for ask in (config.text,) if isinstance(value, str) else (config.integer, config.number, config.size):
+        with pytest.raises(ValueError, match=r"c\.json: a is .*, expected"):
+            ask("a")

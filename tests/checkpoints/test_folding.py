@@ -60,3 +60,11 @@ def test_a_pre_bias_moves_into_the_bias() -> None:
     w_enc, b_enc, b_pre, x = RNG.normal(size=(6, 40)), RNG.normal(size=40), RNG.normal(size=6), RNG.normal(size=(9, 6))
     folded = folding.pre_bias(stored(w_enc), b_enc, b_pre)
     np.testing.assert_allclose(x @ w_enc + folded, (x - b_pre) @ w_enc + b_enc, atol=1e-12)
+
+
+def test_a_gate_that_float32_would_lose_is_refused() -> None:
+    w_enc, r_mag = RNG.normal(size=(6, 40)), np.zeros(40)
+    r_mag[9] = -12.0
+    with pytest.raises(ValueError, match="foreign: r_mag of feature 9 is so small beside its b_mag"):
+        folding.gated(stored(w_enc), np.zeros(40), np.ones(40), r_mag)
+    folding.gated(stored(w_enc), np.zeros(40), -np.ones(40), r_mag)  # which is hardly ever positive, gate or not

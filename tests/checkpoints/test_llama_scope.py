@@ -172,6 +172,7 @@ def test_a_decoder_bias_that_the_encoder_takes_off_counts_scaled_activations(tmp
     [
         ({"sae_type": "clt"}, "sae_type is clt; crosscoders"),
         ({"use_glu_encoder": True}, "use_glu_encoder"),
+        ({"act_fn": None}, "does not say act_fn"),
         ({"act_fn": "layertopk"}, "act_fn is layertopk, expected one of relu"),
         ({"norm_activation": "batch-wise"}, "depend on each other"),
         ({"norm_activation": "token-wise", "hook_point_out": "elsewhere"}, "does not see"),

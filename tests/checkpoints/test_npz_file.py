@@ -34,6 +34,10 @@ def test_bombs_objects_and_other_files_are_refused(tmp_path: Path) -> None:
         archive.writestr("readme.txt", "no array")
     with pytest.raises(ValueError, match="'readme.txt' in it is no array"):
         open_npz(tmp_path / "other.npz")
+    with zipfile.ZipFile(tmp_path / "open.npz", "w") as archive:
+        archive.writestr("a.npy", b"\x93NUMPY\x01\x00\x06\x00{((((\n")  # a header whose brackets stay open
+    with pytest.raises(ValueError, match=r"open.npz is not a sound file of numpy.savez"):
+        open_npz(tmp_path / "open.npz")
     (tmp_path / "text.npz").write_text("no zip")
     with pytest.raises(ValueError, match=r"text.npz is not a sound file of numpy.savez"):
         open_npz(tmp_path / "text.npz")

@@ -45,6 +45,9 @@ def test_what_is_not_finite_or_too_large_is_refused_by_name() -> None:
         whole(stored(spoilt))
     with pytest.raises(ValueError, match="foreign: w holds NaN or Inf"):
         stored(spoilt).row_norms()
+    signalling = np.full((9, 7), 0x7F800001, np.uint32).view(np.float32)  # a NaN that numpy warns of when it is cast
+    with pytest.raises(ValueError, match="foreign: w holds NaN or Inf"):
+        whole(stored(signalling))
     with pytest.raises(ValueError, match="foreign: w is beyond float32 when folded"):
         whole(stored(np.full((2, 2), 1e30)).scaled(1e30))
     with pytest.raises(ValueError, match="foreign: w is beyond float32 when folded"):

@@ -87,6 +87,20 @@ def test_a_view_larger_than_its_file_is_refused(tmp_path: Path) -> None:
         read_torch(tmp_path / "ae.pt")
 
 
+@pytest.mark.parametrize("change", [-4, 4])
+def test_a_tensor_of_more_or_fewer_bytes_than_it_needs_is_refused(tmp_path: Path, change: int) -> None:
+    torch.save({"b_enc": torch.ones(50), "k": torch.tensor(3), "empty": torch.zeros(0)}, tmp_path / "sound.pt")
+    assert set(read_torch(tmp_path / "sound.pt")) == {"b_enc", "k", "empty"}
+    with zipfile.ZipFile(tmp_path / "sound.pt") as sound, zipfile.ZipFile(tmp_path / "ae.pt", "w") as spoilt:
+        for member in sound.infolist():
+            content = sound.read(member)
+            if member.filename.endswith("data/0"):
+                content = content[:change] if change < 0 else content + bytes(change)
+            spoilt.writestr(member.filename, content)
+    with pytest.raises(ValueError, match="does not hold as many numbers as its tensors need"):
+        read_torch(tmp_path / "ae.pt")
+
+
 def test_damaged_files_are_refused_or_read_as_torch_reads_them(tmp_path: Path) -> None:
     torch.save({"W_enc": torch.arange(6.0).reshape(2, 3), "k": torch.tensor(3)}, tmp_path / "ae.pt")
     raw, rng = (tmp_path / "ae.pt").read_bytes(), np.random.default_rng(0)

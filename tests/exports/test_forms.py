@@ -182,6 +182,21 @@ def test_a_token_of_zeros_has_no_length(made: Made) -> None:
     np.testing.assert_array_equal(sae.decode(sae.encode(x), x), 0)
 
 
+@pytest.mark.parametrize("scale", [1e-28, 1e-20, 1e20, 1e30])
+@pytest.mark.parametrize("form", ["jump, length", "topk, layer norm", "groups, layer norm", "topk, length"])
+def test_a_norm_of_numbers_whose_squares_are_none(made: Made, form: str, scale: float) -> None:
+    path, encoder, weights = made(form)
+    sae, x = load(path), (activations(20, 6) * scale).astype(np.float32)
+    f, x_hat = computed(encoder, weights, x)
+    features = sae.encode(x)
+    assert_close(features.to_dense(), f)
+    assert_close(sae.decode(features, x), x_hat)
+    of_numpy, _, size = normalised(x, encoder.norm)
+    assert np.isfinite(of_numpy).all() and (size > 0).all()
+    feature = int(f.sum(0).argmax())
+    assert np.isfinite(load(path).steer(x, [Edit(feature, shift=1)])).all()
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_no_tokens(made: Made, form: str) -> None:
     path, encoder, _ = made(form)

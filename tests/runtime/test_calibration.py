@@ -188,6 +188,18 @@ def test_fewer_positive_values_than_the_budget_are_all_served(tmp_path: Path) ->
     assert not made.theta.any() and 0 < made.measured["l0"] < 140
 
 
+def test_equal_rows_have_no_variance_to_explain(tmp_path: Path) -> None:
+    path = raw(tmp_path / "sae")
+    assert "fvu" not in calibrate(path, plain(tmp_path, rows={...: make_x(1)}), k=5.0).measured
+
+
+@pytest.mark.parametrize("form", ["layer", "length"])
+def test_activations_whose_reconstruction_overflows_are_refused(tmp_path: Path, form: str) -> None:
+    path = raw(tmp_path / "sae", form=form)
+    with pytest.raises(ValueError, match="^activations are so large that their features are no finite numbers"):
+        calibrate(path, plain(tmp_path, rows={...: make_x(4000) * np.float32(4e37)}), k=5.0)
+
+
 def test_another_output_leaves_the_bundle_alone(tmp_path: Path) -> None:
     path, out = raw(tmp_path / "sae"), tmp_path / "out"
     before = {file.name: file.read_bytes() for file in path.iterdir()}
