@@ -4,8 +4,6 @@ Weights are trained and activations real (wide.py). All run in this process in t
 rounds. Peers give what they give: SAELens and dictionary_learning dense arrays, sparsify the top k.
 """
 
-import statistics
-import time
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -18,6 +16,7 @@ import torch
 import wide
 from joint import dictionary_learning
 from numpy.typing import NDArray
+from timing import median_seconds
 from torch import Tensor
 
 from sae_runtime import bundle, load
@@ -28,18 +27,6 @@ from sae_runtime.files import new_file
 from sae_runtime.sessions import open_session
 
 Run = Callable[[NDArray[np.float32]], object]
-
-
-def median_seconds(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median time of each run, taken in turn after one round to warm up."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(rounds + 1):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            if number:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in seconds.items()}
 
 
 def dense(read: Bundle) -> Run:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import click
 import numpy as np
-from encode import dense, median_seconds
+from encode import dense
 from numpy.typing import NDArray
+from timing import median_seconds
 
 from sae_runtime import bundle, load
 from sae_runtime.exports import export

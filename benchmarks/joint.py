@@ -23,6 +23,7 @@ import torch
 import wide
 from numpy.typing import NDArray
 from peers import stand_in_for_nnsight
+from timing import median_seconds
 from torch import Tensor
 
 from sae_runtime import SAE, bundle, load, open_activations, quota
@@ -120,23 +121,15 @@ def dictionary_learning(weights: Weights, k: int) -> Callable[[Tensor], object]:
     return encode
 
 
-def median_seconds(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float | None]:
-    """Median time of each run, taken in turn after one round to warm up; None for one that memory does not hold."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    too_large = set()
-    for number in range(rounds + 1):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            try:
-                if name not in too_large:
-                    run()
-            except Exception as error:  # each library has a class of its own for full memory
-                if "alloc" not in str(error).lower():
-                    raise
-                too_large.add(name)
-            if number:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: None if name in too_large else statistics.median(times) for name, times in seconds.items()}
+def fits(run: Callable[[], object]) -> bool:
+    """Whether memory holds a run."""
+    try:
+        run()
+    except Exception as error:  # each library has a class of its own for full memory
+        if "alloc" not in str(error).lower():
+            raise
+        return False
+    return True
 
 
 def compare(saes: dict[str, SAE], weights: Weights, x: NDArray[np.float32], k: int, rounds: int, graphs: bool) -> None:
@@ -153,12 +146,11 @@ def compare(saes: dict[str, SAE], weights: Weights, x: NDArray[np.float32], k: i
     limit = _in_use("VmSize") + _free() - _GIB
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     with torch.inference_mode():
-        median = median_seconds(runs, rounds)
+        median = median_seconds({name: run for name, run in runs.items() if fits(run)}, rounds)
     ours = median["mutual choice"]
-    assert ours is not None
     print(f"{len(x):,} tokens, {torch.get_num_threads()} threads, median of {rounds}")
-    for name, seconds in median.items():
-        figures = "does not fit in memory" if seconds is None else f"{seconds:>8.2f} s  {seconds / ours:>6.2f}"
+    for name in runs:
+        figures = f"{median[name]:>8.2f} s  {median[name] / ours:>6.2f}" if name in median else "does not fit in memory"
         print(f"{name:<24}  {figures}")
 
 

@@ -4,13 +4,12 @@ The last is lazy Adam: rows without a match keep their moments. It moves fewer b
 and does not give Adam's numbers.
 """
 
-import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 
 import click
 import torch
+from timing import median_seconds
 from torch import Tensor
 
 
@@ -45,18 +44,10 @@ def main(d_in: int, d_sae: int, rounds: int) -> None:
         rows = torch.randperm(d_sae)[: round(share * d_sae)].sort().values
         some = [gradient[rows] for gradient in gradients]
         calls[f"touched rows, {share:.0%}"] = partial(lazy_adam, tensors, moments, rows, some)
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(rounds + 2):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if number > 1:
-                seconds[name].append(time.perf_counter() - start)
-    fused = statistics.median(seconds["fused"])
+    median = median_seconds(calls, rounds)
     print(f"Adam on two matrices [{d_sae}, {d_in}], {torch.get_num_threads()} threads, CPU")
-    for name, times in seconds.items():
-        median = statistics.median(times)
-        print(f"{name:<20}  {median * 1e3:>8.1f} ms  {median / fused:>6.2f} of fused")
+    for name, seconds in median.items():
+        print(f"{name:<20}  {seconds * 1e3:>8.1f} ms  {seconds / median['fused']:>6.2f} of fused")
 
 
 if __name__ == "__main__":

@@ -5,9 +5,11 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+from importlib import resources
 from typing import Any
 
 from sae_runtime import extras
+from sae_runtime.sessions import CUDA, open_session
 
 _DISTRIBUTIONS = (
     "sae-runtime",
@@ -44,6 +46,12 @@ def report() -> dict[str, Any]:
             "pip uninstall -y onnxruntime onnxruntime-gpu, then install sae-runtime[cpu] or sae-runtime[gpu]"
         )
     onnxruntime = _loaded("onnxruntime", warnings)
+    providers = None if onnxruntime is None else onnxruntime.get_available_providers()
+    if CUDA in (providers or ()) and not _cuda_starts():
+        warnings.append(
+            f"onnxruntime was built with {CUDA}, but it does not start here; look at nvidia-smi for the driver, and run: "
+            "pip install 'sae-runtime[gpu]', which brings CUDA and cuDNN"
+        )
     torch = _loaded("torch", warnings)
     return {
         "python": platform.python_version(),
@@ -51,10 +59,20 @@ def report() -> dict[str, Any]:
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "versions": found,
         "extras": {name: extras.missing(name) for name in extras.names()},
-        "providers": None if onnxruntime is None else onnxruntime.get_available_providers(),
+        "providers": providers,
         "cuda": None if torch is None else bool(torch.cuda.is_available()),
         "warnings": warnings,
     }
+
+
+def _cuda_starts() -> bool:
+    """Whether onnxruntime opens a small graph on the first CUDA device."""
+    try:
+        with resources.as_file(resources.files("sae_runtime").joinpath("probe.onnx")) as probe:
+            open_session(probe, providers=[CUDA])
+    except Exception:  # libraries that are missing or too old make errors of many classes
+        return False
+    return True
 
 
 def _version(name: str) -> str | None:

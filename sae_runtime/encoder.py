@@ -95,10 +95,11 @@ class Encoder:
         return self._redone, self._tokens
 
     def tiles(self, tokens: int) -> int:
-        """Rows that are encoded at once, of so many: what stays in cache, and for `each` the same for all workers."""
+        """Rows that are encoded at once, of so many: what stays in cache, and for `each` as much for every worker."""
         if not self._levels:
             return self.tile
-        return max(min(self.tile, math.ceil(tokens / self._sessions.workers)), min(self.tile, _FEW))
+        rounds = max(math.ceil(tokens / (self.tile * self._sessions.workers)), 1)
+        return max(math.ceil(tokens / (rounds * self._sessions.workers)), min(self.tile, _FEW))
 
     def each(self, encode: Callable[..., Slots], parts: Iterable[NDArray[np.float32]], feed: Feed) -> Iterator[Slots]:
         """`encode`, one of the methods below, of several parts, in their order.

@@ -1,6 +1,5 @@
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -8,11 +7,8 @@ import torch_witness
 from conftest import K, make_tied_weights, make_tied_x, make_weights, make_x, run_graph
 from conftest import served as served_by_numpy
 from numpy.typing import NDArray
-from onnx.reference import ReferenceEvaluator
 
-from sae_runtime.bundle import WEIGHTS
 from sae_runtime.exports import witness
-from sae_runtime.tensors import map_tensor, read_header
 
 BundleOf = Callable[..., Path]
 
@@ -103,15 +99,6 @@ def test_nan_stays_in_its_row(bundle_of: BundleOf, kind: str) -> None:
     np.testing.assert_array_equal(spoilt_values[others], values[others])
     used = values[others] > 0
     np.testing.assert_array_equal(spoilt_indices[others][used], indices[others][used])
-
-
-def test_the_reference_evaluator_agrees(bundle_of: BundleOf, kind: str) -> None:
-    x, path = make_x(7), bundle_of(kind)
-    feed = {"x": x, "width": np.array([K if kind == "token" else 150])}
-    if kind != "token":
-        feed["theta"] = map_tensor(path / WEIGHTS, read_header(path / WEIGHTS)["threshold"])
-    outputs: Any = ReferenceEvaluator(str(path / "encode.onnx")).run(None, feed)
-    torch_witness.assert_same_features(torch_witness.dense(outputs, 150), by_torch(kind, 150, x))
 
 
 def test_other_weights_give_other_features(bundle_of: BundleOf, kind: str) -> None:

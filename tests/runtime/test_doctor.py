@@ -4,6 +4,7 @@ import importlib.util
 import json
 import platform
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -48,6 +49,22 @@ def test_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(found["versions"].values()) == {None}
     assert found["extras"]["cpu"] == ["onnxruntime"]
     assert (found["providers"], found["cuda"], found["warnings"]) == (None, None, [])
+
+
+@pytest.mark.parametrize("starts", [True, False])
+def test_cuda_that_does_not_start_is_warned_of(monkeypatch: pytest.MonkeyPatch, starts: bool) -> None:
+    asked = []
+
+    def open_session(path: Path, *, providers: list[str]) -> None:
+        asked.append((path.name, providers))
+        if not starts:
+            raise ValueError("CUDAExecutionProvider could not start")
+
+    monkeypatch.setattr(doctor, "open_session", open_session)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    found = doctor.report()
+    assert asked == [("probe.onnx", ["CUDAExecutionProvider"])]
+    assert found["warnings"] == [] if starts else "does not start here; look at nvidia-smi" in found["warnings"][0]
 
 
 def test_what_does_not_load_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:

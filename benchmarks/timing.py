@@ -1,0 +1,61 @@
+"""Times of several runs, taken in turn, on a machine that may be a part of a larger one."""
+
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+_LONG = 0.5  # s; a call that takes longer is a turn of its own
+_STOLEN = 0.01  # of a turn's processor time; when the host took more, the turn does not count
+_STAT = Path("/proc/stat")
+
+
+def median_seconds(runs: dict[str, Callable[[], object]], rounds: int, *, turn: float = 0.05) -> dict[str, float]:
+    """Median time of one call of each run.
+
+    A turn calls one run again and again for `turn` seconds after a call that does not count: what is served finds its
+    weights where its last call left them, and no thread still spins for the run before. A turn from which the host
+    took processor time (steal in /proc/stat) is taken again, as long as no more than half of all are; stderr says how
+    many turns count that were disturbed.
+
+    Args:
+        runs: what to time, by name; taken in turn.
+        rounds: turns of each.
+        turn: seconds.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    spare, disturbed = rounds * len(runs), 0
+    for _ in range(rounds):
+        for name, run in runs.items():
+            while True:
+                time_of_call, quiet = _turn(run, turn)
+                if quiet or spare == 0:
+                    break
+                spare -= 1
+            disturbed += not quiet
+            seconds[name].append(time_of_call)
+    if disturbed:
+        print(f"{disturbed} of {rounds * len(runs)} turns lost time to other machines on the host", file=sys.stderr)
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def _turn(run: Callable[[], object], least: float) -> tuple[float, bool]:
+    """Seconds of a call, and whether the host left this machine its processors meanwhile."""
+    stolen, begin = _stolen(), time.perf_counter()
+    run()
+    taken, calls = time.perf_counter() - begin, 1
+    if taken < _LONG:
+        stolen, begin, taken, calls = _stolen(), time.perf_counter(), 0.0, 0
+        while taken < least:
+            run()
+            taken, calls = time.perf_counter() - begin, calls + 1
+    return taken / calls, _stolen() - stolen <= _STOLEN * taken * (os.cpu_count() or 1)
+
+
+def _stolen() -> float:
+    """Processor seconds that the host has given to others since it started; 0 where the system does not tell."""
+    if not _STAT.exists():
+        return 0.0
+    return int(_STAT.read_text().split(maxsplit=9)[8]) / os.sysconf("SC_CLK_TCK")
