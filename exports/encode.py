@@ -30,8 +30,11 @@ def centred(graph: Graph, bundle: Bundle, x: ir.Value) -> ir.Value:
 
 
 def above(graph: Graph, z: ir.Value, theta: ir.Value) -> ir.Value:
-    """z where z > theta, else 0; asked the other way round, so that NaN passes and is seen by the caller."""
-    return graph.op("Where", graph.op("LessOrEqual", z, theta), graph.constant(0, np.float32), z)
+    """z where z > theta, else 0; NaN stays NaN and is seen by the caller.
+
+    A product, since onnxruntime's Where runs on one thread.
+    """
+    return graph.op("Mul", z, graph.cast(graph.op("Greater", z, theta), np.float32))
 
 
 def threshold_input(graph: Graph, bundle: Bundle) -> ir.Value | None:
@@ -50,14 +53,19 @@ def encode_graph(bundle: Bundle) -> ir.Model:
     x, n = tokens(graph, bundle.manifest.encoder.d_in)
     z = latents(graph, bundle, x)
     theta = threshold_input(graph, bundle)
-    selected(graph, bundle, z, n, theta, graph.input("width", np.int64, [1], default=[bundle.manifest.width]))
+    width = graph.input("width", np.int64, [1], default=[bundle.manifest.width])
+    write_slots(graph, *selected(graph, bundle, z, theta, width), n)
     return graph.model()
 
 
-def selected(graph: Graph, bundle: Bundle, z: ir.Value, n: ir.Value, theta: ir.Value | None, width: ir.Value) -> None:
-    """Make the outputs indices i64 and values f32 [n, width] of latents z [n or 1, d_sae], as the bundle selects."""
-    if theta is not None:
-        z = above(graph, z, theta)
-    indices, values = (first_rows(graph, part, n) for part in selected_slots(graph, bundle.manifest.encoder, z, width))
-    graph.output(indices, "indices", np.int64, ["n", "width"])
-    graph.output(values, "values", np.float32, ["n", "width"])
+def selected(
+    graph: Graph, bundle: Bundle, z: ir.Value, theta: ir.Value | None, width: ir.Value
+) -> tuple[ir.Value, ir.Value]:
+    """Indices i64 and values f32 [n, at most width] of latents z [n, d_sae], as the bundle selects."""
+    return selected_slots(graph, bundle.manifest.encoder, z if theta is None else above(graph, z, theta), width)
+
+
+def write_slots(graph: Graph, indices: ir.Value, values: ir.Value, n: ir.Value) -> None:
+    """Make the first n rows the outputs indices i64 and values f32 [n, width]."""
+    graph.output(first_rows(graph, indices, n), "indices", np.int64, ["n", "width"])
+    graph.output(first_rows(graph, values, n), "values", np.float32, ["n", "width"])

@@ -5,7 +5,7 @@ import onnx_ir as ir
 
 from sae_runtime.bundle import DERIVED, Bundle
 from sae_runtime.exports.derived import Derived
-from sae_runtime.exports.encode import latents, selected, threshold_input
+from sae_runtime.exports.encode import latents, selected, threshold_input, write_slots
 from sae_runtime.exports.graph import Graph, external
 from sae_runtime.exports.integers import LEVELS, product
 from sae_runtime.exports.normalise import normalised
@@ -27,7 +27,12 @@ def fast_graph(bundle: Bundle, derived: Derived) -> ir.Model:
 
     x = normalised(graph, encoder, x).x
     p, scale, _ = product(graph, x, levels, stored, derived.plan, bounded=False)
-    selected(graph, bundle, graph.op("Relu", graph.op("Mul", p, scale)), n, theta, width)
+    if theta is None:  # a token's scale does not change the order of its features: it is for those that are kept
+        indices, p = selected(graph, bundle, p, theta, width)
+        slots = indices, graph.op("Relu", graph.op("Mul", p, scale))
+    else:  # what lies above a threshold is positive
+        slots = selected(graph, bundle, graph.op("Mul", p, scale), theta, width)
+    write_slots(graph, *slots, n)
     return graph.model()
 
 
@@ -39,5 +44,5 @@ def half_graph(bundle: Bundle, derived: Derived) -> ir.Model:
     width = graph.input("width", np.int64, [1], default=[bundle.manifest.width])
     half = graph.weight(external("W_enc_half", DERIVED, derived.specs["W_enc_half"]))
     z = latents(graph, bundle, x, graph.cast(half, np.float32))
-    selected(graph, bundle, z, n, theta, width)
+    write_slots(graph, *selected(graph, bundle, z, theta, width), n)
     return graph.model()
