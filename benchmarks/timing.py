@@ -41,6 +41,33 @@ def median_seconds(runs: dict[str, Callable[[], object]], rounds: int, *, turn: 
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
+def neighbour_ratios(
+    base: Callable[[], object], runs: dict[str, Callable[[], object]], seconds: float = 20.0
+) -> dict[str, float]:
+    """Median of the ratio of one call of each run to the calls of `base` right before and after it.
+
+    For differences of a few per cent: what slows the machine for longer than a call slows both.
+
+    Args:
+        base: what to compare with.
+        runs: what to time, by name.
+        seconds: to spend on all of them together; at least nine rounds.
+    """
+    ratios: dict[str, list[float]] = {name: [] for name in runs}
+    begin, last = time.perf_counter(), _seconds(base)
+    while time.perf_counter() - begin < seconds or len(ratios[next(iter(runs))]) < 9:
+        for name, run in runs.items():
+            taken, before, last = _seconds(run), last, _seconds(base)
+            ratios[name].append(2 * taken / (before + last))
+    return {name: statistics.median(own) for name, own in ratios.items()}
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
 def _turn(run: Callable[[], object], least: float) -> tuple[float, bool]:
     """Seconds of a call, and whether the host left this machine its processors meanwhile."""
     stolen, begin = _stolen(), time.perf_counter()

@@ -14,11 +14,9 @@ def known_features(graph: Graph, d_sae: int, features: ir.Value, number: ir.Valu
 
     A bad id must fail its own request, while Gather would fail the whole batch or wrap around.
     """
-    negative = graph.op("Less", features, graph.constant(0, np.int64))
-    beyond = graph.op("GreaterOrEqual", features, graph.constant(d_sae, np.int64))
-    unknown = graph.op("Or", negative, beyond)
-    safe = graph.op("Where", unknown, graph.constant(0, np.int64), features)
-    return safe, graph.op("Where", unknown, graph.constant(np.nan, np.float32), number)
+    safe = graph.op("Clip", features, graph.constant(0, np.int64), graph.constant(d_sae - 1, np.int64))
+    known = graph.op("Equal", safe, features)
+    return safe, graph.op("Where", known, number, graph.constant(np.nan, np.float32))
 
 
 def decode_graph(bundle: Bundle) -> ir.Model:

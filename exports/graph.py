@@ -1,6 +1,6 @@
 """A small hand for writing ONNX graphs: typed values in, typed values out, weights by reference."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,6 +88,41 @@ class Graph:
     def cast(self, value: ir.Value, dtype: DTypeLike) -> ir.Value:
         """The value in another type."""
         return self.op("Cast", value, to=ir.DataType.from_numpy(np.dtype(dtype)).value)
+
+    def either(
+        self,
+        name: str,
+        condition: ir.Value,
+        then: Callable[["Graph"], Sequence[ir.Value]],
+        otherwise: Callable[["Graph"], Sequence[ir.Value]],
+    ) -> Sequence[ir.Value]:
+        """What `then` makes where the condition holds, bool of one element, else what `otherwise` makes.
+
+        Only one of them runs: a node that has nothing to do still takes onnxruntime a microsecond or two. Both may use
+        values of this graph, which keeps their constants and weights.
+        """
+        branches = self._branch(f"{name}_then", then), self._branch(f"{name}_else", otherwise)
+        return self.ops("If", len(branches[0].outputs), condition, then_branch=branches[0], else_branch=branches[1])
+
+    def _branch(self, name: str, make: Callable[["Graph"], Sequence[ir.Value]]) -> ir.Graph:
+        inner = Graph(name)
+        results = make(inner)
+        branch = inner.model().graph
+        branch.outputs.extend(results)
+        for value in branch.initializers.values():
+            tensor = value.const_value
+            assert tensor is not None  # each has one
+            if isinstance(tensor, ir.ExternalTensor):
+                kept = self.weight(tensor)
+            else:
+                kept = self.constant(tensor.numpy(), tensor.dtype.numpy())
+            ir.convenience.replace_all_uses_with(value, kept)
+        branch.initializers.clear()
+        for node in branch:
+            node.name = f"{name}/{node.name}"
+            for value in node.outputs:
+                value.name = f"{name}/{value.name}"
+        return branch
 
     def output(self, value: ir.Value, name: str, dtype: DTypeLike, shape: Sequence[Dimension]) -> None:
         """Make a value an output of the graph."""

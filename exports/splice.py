@@ -213,11 +213,12 @@ def _merge(
     part.inputs.clear()
     part.outputs.clear()
     part.initializers.clear()
+    every = list(ir.traversal.RecursiveGraphIterator(part))  # those in branches too
     part.remove(nodes)
     ir.convenience.replace_all_uses_with(x, at)
-    for node in nodes:
+    for node in every:
         node.name = f"{name}/{node.name}"
-    for value in (*initializers, *(value for node in nodes for value in node.outputs)):
+    for value in (*initializers, *(value for node in every for value in node.outputs)):
         public = value in inputs or (value in outputs and value.name != "y")
         value.name = f"{name}_{value.name}" if public else f"{name}/{value.name}"
     for value in filter(lambda value: value.const_value is not None, initializers):
@@ -231,6 +232,8 @@ def _merge(
     y = next((value for value in outputs if value.name == f"{name}/y"), None)
     read = [value for value in outputs if value is not y]
     if y is not None:
+        # Else onnxruntime does not see that y is as large as x, and keeps the Add and LayerNorm behind it apart.
+        y.shape = None if at.shape is None else at.shape.copy()
         for user, index in uses:
             user.replace_input_with(index, y)
         if is_output:  # the output keeps its name, the activation before it takes another

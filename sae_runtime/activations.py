@@ -173,9 +173,9 @@ def sample_rows(rows: int, d_in: int) -> NDArray[np.int64]:
 
 def first_nonfinite(x: NDArray[np.float32]) -> int | None:
     """Number of the first row of [n, d_in] that holds NaN or Inf."""
-    # A sum is finite unless one of its values is not (or it overflows: then look closer).
+    # A sum of squares is finite unless one of its values is not (or it overflows: then look closer).
     with np.errstate(over="ignore", invalid="ignore"):
-        if math.isfinite(x.sum()):
+        if math.isfinite(np.vdot(x, x)):
             return None
         suspects = np.flatnonzero(~np.isfinite(x.sum(axis=1)))
     for row in suspects:

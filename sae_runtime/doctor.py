@@ -49,8 +49,8 @@ def report() -> dict[str, Any]:
     providers = None if onnxruntime is None else onnxruntime.get_available_providers()
     if CUDA in (providers or ()) and not _cuda_starts():
         warnings.append(
-            f"onnxruntime was built with {CUDA}, but it does not start here; look at nvidia-smi for the driver, and run: "
-            "pip install 'sae-runtime[gpu]', which brings CUDA and cuDNN"
+            f"onnxruntime was built with {CUDA}, but it does not start here; look at nvidia-smi for the driver, and "
+            "run: pip install 'sae-runtime[gpu]', which brings CUDA and cuDNN"
         )
     torch = _loaded("torch", warnings)
     return {

@@ -59,8 +59,9 @@ def as_inputs(requests: Sequence[Sequence[Edit]], d_sae: int) -> dict[str, NDArr
     Raises:
         ValueError: a feature is out of range, or edited twice in one request.
     """
-    width = max((len(edits) for edits in requests), default=0)
-    features, numbers = [], []
+    width = max(map(len, requests), default=0)
+    features: list[int] = []
+    numbers: list[tuple[float, float, float, float]] = []
     for edits in requests:
         seen = set()
         for edit in edits:
@@ -71,10 +72,11 @@ def as_inputs(requests: Sequence[Sequence[Edit]], d_sae: int) -> dict[str, NDArr
             seen.add(edit.feature)
             features.append(edit.feature)
             numbers.append((edit.factor, edit.shift, edit.low, edit.high))
-        idle = width - len(edits)
-        features += [0] * idle
-        numbers += [(1.0, 0.0, -_LARGEST, _LARGEST)] * idle
+        if idle := width - len(edits):
+            features += [0] * idle
+            numbers += [(1.0, 0.0, -_LARGEST, _LARGEST)] * idle
     shape = (len(requests), width)
-    table = np.array(numbers, np.float32).reshape(-1, 4).T.copy()  # its rows are contiguous, which some callers need
-    inputs = {name: row.reshape(shape) for name, row in zip(("scale", "shift", "low", "high"), table, strict=True)}
-    return {"features": np.array(features, np.int64).reshape(shape), **inputs}
+    table = np.array(list(zip(*numbers, strict=True)), np.float32).reshape(4, *shape)
+    scale, shift, low, high = table  # each contiguous, which some callers need
+    ids = np.array(features, np.int64).reshape(shape)
+    return {"features": ids, "scale": scale, "shift": shift, "low": low, "high": high}

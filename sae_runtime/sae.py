@@ -312,15 +312,16 @@ class SAE:
             )
         requests = list(edits) if per_request else [list(edits)]
         feed = as_inputs(requests, self.d_sae)  # type: ignore[arg-type]
-        gates = np.ones(shape, np.float32) if gate is None else gates_of(gate, shape)
         batch = rows.reshape(*shape, self.d_in) if per_request else rows[None]
-        gates = gates.reshape(*batch.shape[:2], 1)
+        tokens = {"x": batch}
+        if gate is not None:
+            tokens["gate"] = gates_of(gate, shape).reshape(*batch.shape[:2], 1)
         tile = max(self._encoder.tile // len(requests), 1)
         out = np.empty_like(batch)
         for begin in range(0, batch.shape[1], tile):
             part = slice(begin, begin + tile)
-            tokens = {"x": np.ascontiguousarray(batch[:, part]), "gate": np.ascontiguousarray(gates[:, part])}
-            (out[:, part],) = self._sessions.run("steer.onnx", {**tokens, **feed})
+            feed |= {name: np.ascontiguousarray(array[:, part]) for name, array in tokens.items()}
+            (out[:, part],) = self._sessions.run("steer.onnx", feed)
         return out.reshape(*shape, self.d_in)
 
     def _flat(self, x: ArrayLike) -> tuple[NDArray[Any], tuple[int, ...]]:

@@ -1,11 +1,10 @@
 """onnxruntime sessions, opened without surprises."""
 
-import contextlib
 import functools
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -125,8 +124,11 @@ class Sessions:
             MemoryError: there is too little memory for so many tokens.
         """
         session = self.open(name, shared=shared)
-        with self._memory(name):
+        try:
             return session.run(None, feed)
+        except Exception as error:
+            self._refuse_memory(name, error)
+            raise
 
     def captured(self, name: str) -> Any:
         """A new session of a graph that on CUDA is captured by its first run and replayed by the next.
@@ -145,20 +147,18 @@ class Sessions:
         Raises:
             MemoryError: there is too little memory for so many tokens.
         """
-        with self._memory(name):
+        try:
             binding.synchronize_inputs()
             session.run_with_iobinding(binding)
             binding.synchronize_outputs()
-
-    @contextlib.contextmanager
-    def _memory(self, name: str) -> Iterator[None]:
-        """Turn what onnxruntime says of too little memory into a MemoryError."""
-        try:
-            yield
-        except Exception as error:  # onnxruntime raises a class of its own for every status code, none for memory
-            if re.search("allocate|bad_alloc|out of memory|smaller than requested", str(error)):
-                raise MemoryError(f"{name} of {self._bundle.path}: give fewer tokens at once") from error
+        except Exception as error:
+            self._refuse_memory(name, error)
             raise
+
+    def _refuse_memory(self, name: str, error: Exception) -> None:
+        """Raise MemoryError if that is what onnxruntime means: it has a class for every status code, none for this."""
+        if re.search("allocate|bad_alloc|out of memory|smaller than requested", str(error)):
+            raise MemoryError(f"{name} of {self._bundle.path}: give fewer tokens at once") from error
 
 
 @functools.cache

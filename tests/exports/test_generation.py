@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from documents import blocks
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -151,3 +152,20 @@ def test_the_gate_is_switched_between_steps(writer: Writer) -> None:
         ids, _ = generate(writer.graph, prompts, [writer.edits], gates)
         np.testing.assert_array_equal(live(writer, prompts, writer.edits, gate), ids)
         assert (ids[0, 0] in DIGITS) == (gate == "prompt")
+
+
+def test_the_document_generates(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As written, with a model of ours in the folder that it names: edits of the first request, in its prompt alone."""
+    (code,) = (block for block in blocks("steering.md") if "og.Model" in block)
+    monkeypatch.chdir(writer.graph.parents[1])
+    prompts = np.array([[1, 2, 3, 0], [1, 2, 3, 0]])
+    names: dict[str, Any] = {"Edit": Edit, "as_inputs": as_inputs, "np": np, "d_sae": 64, "prompts": prompts}
+    exec(code, names)
+    expected, read = generate(writer.graph, prompts, [[Edit.set(12, 8.0)], []], (1, 0, 0, 0, 0, 0))
+    np.testing.assert_array_equal(names["values"], read[0])
+    ids = [names["generator"].get_next_tokens()]
+    for _ in range(5):
+        names["generator"].generate_next_token()
+        ids.append(names["generator"].get_next_tokens())
+    np.testing.assert_array_equal(np.stack(ids, axis=1), expected)
+    assert (names["gate"] == 0).all()

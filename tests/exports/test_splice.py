@@ -1,6 +1,8 @@
 import functools
 import json
+import re
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,10 +10,13 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
 from conftest import D_IN, make_weights
 from conftest import served as served_by_numpy
+from converted import SAELENS, converted
+from documents import table
 from numpy.typing import NDArray
 from tiny_host import HOOKS, host_graph, next_step, no_past, open_plainly, run, some_ids, torch_host
 
@@ -122,6 +127,95 @@ def test_without_edits_the_host_is_what_it_was(spliced: Spliced, host: str, kind
         np.testing.assert_allclose(run(path, feed)[name], array, rtol=0, atol=1e-5 * np.abs(array).max())
     named = [tensor.name for tensor in open_plainly(path, False).get_inputs()]
     assert named == list(feed), "a new input is not optional"
+
+
+def operations(path: Path, folder: Path) -> Counter[str]:
+    """What onnxruntime runs of a graph, branches left out."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(folder / "optimised.onnx")
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    proto = onnx.load(str(folder / "optimised.onnx"), load_external_data=False)
+    return Counter(node.op_type for node in proto.graph.node)
+
+
+@pytest.mark.parametrize("host", HOOKS)
+def test_a_splice_that_is_not_asked_is_a_few_operations_and_breaks_no_fusion(
+    spliced: Spliced, host: str, kind: str, tmp_path: Path
+) -> None:
+    before, after = operations(host_graph(host), tmp_path), operations(spliced(host, kind), tmp_path)
+    assert before["SkipLayerNormalization"] > 0
+    assert not before - after, "onnxruntime fuses less of the host"
+    assert (after - before).total() <= (24 if kind == "token" else 12), after - before
+
+
+@pytest.mark.parametrize("settings", [{}, {"read": False}, {"replace": True}])
+def test_the_graph_is_well_formed(spliced: Spliced, kind: str, settings: dict[str, bool]) -> None:
+    path = spliced("bert", kind, **settings)
+    onnx.checker.check_model(str(path), full_check=True)
+    names = [value.name for node in ir.traversal.RecursiveGraphIterator(ir.load(path).graph) for value in node.outputs]
+    assert len(set(names)) == len(names), "a name in a branch hides another"
+
+
+def test_the_inputs_and_outputs_are_those_of_the_document(spliced: Spliced, kind: str) -> None:
+    session = open_plainly(spliced("bert", kind), False)
+    types = {"i64": "tensor(int64)", "f32": "tensor(float)"}
+    optional = {value.name: (value.type, len(value.shape)) for value in session.get_overridable_initializers()}
+    outputs = {value.name: (value.type, len(value.shape)) for value in session.get_outputs()[1:]}
+    for heading, found in (("input, all optional", optional), ("output", outputs)):
+        said = {}
+        for names, form, *_ in table("steering.md", heading):
+            kinds, rank = re.findall(r"i64|f32", form), len(re.findall(r"\[([^]]*)\]", form)[0].split(","))
+            for name, dtype in zip(re.findall(r"`(\w+)`", names), kinds * 4, strict=False):
+                said[name] = types[dtype], rank
+        assert said == {name: pair for name, pair in found.items() if name.startswith("sae_")}
+
+
+def test_a_condition_holds_for_a_direction_without_edits(spliced: Spliced, kind: str) -> None:
+    feed = feed_of("bert", 4, 9)
+    x = activations("bert", feed)
+    asked = busiest(kind, x, 1)[0]
+    direction = np.random.default_rng(4).normal(0, 1, (1, 1, D_IN)).astype(np.float32)
+    holds = features_of(kind, x)[..., [asked]] > 0
+    assert 0 < holds.mean() < 1
+    inputs = {"when": np.array([[asked]]), "direction": direction}
+    for path, more in ((spliced("bert", kind, read=False), {}), (spliced("bert", kind), {"width": np.array([0])})):
+        found = run(path, feed | with_prefix(inputs | more))["last_hidden_state"]
+        assert_same(found, downstream("bert", feed, x + holds * direction)[0], feed)
+
+
+def test_what_is_no_number_is_seen(spliced: Spliced, kind: str) -> None:
+    feed = feed_of("bert", 2, 5)
+    nan = {"direction": np.zeros((2, 1, D_IN), np.float32), "above": np.zeros((2, 1), np.float32)}
+    for name, array in nan.items():
+        array[0] = np.nan
+        inputs = with_prefix(as_inputs([[Edit.add(3, 5.0)]], D_SAE) | {"when": np.array([[1]]), name: array})
+        found = run(spliced("bert", kind), feed | inputs)["last_hidden_state"]
+        assert np.isnan(found[0]).all() and np.isfinite(found[1]).all()
+    alone = run(spliced("bert", kind), feed | {"sae_direction": nan["direction"]})["last_hidden_state"]
+    assert np.isnan(alone[0]).all() and np.isfinite(alone[1]).all(), "a direction is taken without edits too"
+
+
+@pytest.mark.parametrize("name", SAELENS)
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_converted_sae_reads_and_edits_as_its_own_library_does(name: str, replace: bool, tmp_path: Path) -> None:
+    sae = converted(tmp_path, name)
+    one = Splice(bundle=sae.path, hook=HOOKS["bert"], replace=replace)
+    path = splice(host_graph("bert"), [one], tmp_path / "out").path
+    feed = feed_of("bert", 3, 9)
+    x = activations("bert", feed)
+    f = sae.features(x)
+    feature = int((f > 0).sum(dim=(0, 1)).argmax())
+    assert (f[..., feature] > 0).any()
+    changed = f.clone()
+    changed[..., feature] = 2 * f[..., feature] + 1
+    y = sae.decoded(changed, x) + (0 if replace else torch.from_numpy(x) - sae.decoded(f, x))
+    edits = with_prefix(as_inputs([[Edit(feature, factor=2.0, shift=1.0)]], D_SAE))
+    found = run(path, feed | edits | {"sae_width": np.array([sae.settings.get("k", D_SAE)])})
+    assert_same(found["last_hidden_state"], downstream("bert", feed, y.numpy())[0], feed)
+    dense = np.zeros((3, 9, D_SAE), np.float32)
+    np.put_along_axis(dense, found["sae_indices"], found["sae_values"], axis=2)
+    assert_same(dense, f.numpy(), feed, 1e-5)
 
 
 @pytest.mark.parametrize("verb", EDITS)

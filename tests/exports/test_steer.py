@@ -76,6 +76,13 @@ def test_torch_numpy_and_onnxruntime_agree(bundle_of: BundleOf, kind: str, d_sae
     assert b * t < 15 or (f.reshape(-1, d_sae)[:, features[0]] > 0).any(), "no edited feature fires"
 
 
+@pytest.mark.parametrize("kind", ["mutual", "feature"])
+def test_it_is_few_operations(bundle_of: BundleOf, kind: str) -> None:
+    """Each takes about a microsecond, which for one vector is what all costs; onnxruntime fuses the Transpose away."""
+    graph = ir.load(bundle_of(kind) / "steer.onnx").graph
+    assert len(graph) <= 27, [node.op_type for node in graph]
+
+
 def test_without_edits_y_equals_x(bundle_of: BundleOf, kind: str) -> None:
     x = make_x(12).reshape(3, 4, D_IN)
     x[1, 1] = 0

@@ -2,6 +2,7 @@ import re
 
 import numpy as np
 import pytest
+from documents import table
 
 from sae_runtime.edits import Edit, as_inputs
 
@@ -31,6 +32,17 @@ def edited(edit: Edit, f: float) -> float:
 def test_each_kind_on_a_feature_that_is_off_and_one_at_two_and_a_half(edit: Edit, off: float, on: float) -> None:
     assert edit.feature == 3
     assert (edited(edit, 0.0), edited(edit, 2.5)) == (off, on)
+
+
+def test_each_kind_is_what_the_document_says() -> None:
+    rows = table("steering.md", "to")
+    assert len(rows) == 5
+    for _, call, numbers in rows:
+        verb, *arguments = re.findall(r"`Edit\.(\w+)\((\d+)(?:, ([\d.]+))?\)`", call)[0]
+        edit = getattr(Edit, verb)(int(arguments[0]), *(float(number) for number in arguments[1:] if number))
+        scale, shift, *high = re.findall(r"[\d.]+", numbers)
+        assert (edit.factor, edit.shift, edit.low) == (float(scale), float(shift), -LARGEST)
+        assert edit.high == (float(high[0]) if high else LARGEST)
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf"), 3.5e38])

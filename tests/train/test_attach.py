@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import D_IN, make_weights, served
+from converted import SAELENS, converted
+from documents import blocks
 from numpy.typing import NDArray
 from tiny_host import HOOKS, host_graph, next_step, no_past, run, some_ids, torch_host
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from sae_runtime import Edit, load
 from sae_runtime.edits import as_inputs
@@ -114,6 +117,42 @@ class Model(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> Any:
         return self.layer(x)
+
+
+@pytest.mark.parametrize("name", SAELENS)
+def test_a_converted_sae(name: str, tmp_path: Path) -> None:
+    sae, x = converted(tmp_path, name), np.random.default_rng(0).normal(0, 1.2, (3, 5, D_IN)).astype(np.float32)
+    model = Model("tensor")
+    if "normalize_activations" in sae.settings:
+        with pytest.raises(ValueError, match="normalises"), attach(model, "layer", sae.path):
+            pass
+        return
+    f = sae.features(x)
+    feature = int((f > 0).sum(dim=(0, 1)).argmax())
+    changed = f.clone()
+    changed[..., feature] += 5
+    with attach(model, "layer", sae.path, [Edit.add(feature, 5.0)]) as features:
+        y = model(torch.from_numpy(x))
+    expected = torch.from_numpy(x) + sae.decoded(changed, x) - sae.decoded(f, x)
+    np.testing.assert_allclose(y.numpy(), expected.numpy(), atol=1e-4)
+    np.testing.assert_allclose(features[0].to_dense(), f.numpy(), atol=1e-4)
+
+
+def test_the_document_attaches(
+    bundle_of: BundleOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As written, with a model of seven layers and a bundle in the folder that it names."""
+    (code,) = (block for block in blocks("steering.md") if "attach(" in block)
+    sizes: dict[str, Any] = {"vocab_size": 50, "n_embd": D_IN, "n_layer": 7, "n_head": 2, "n_positions": 64}
+    model: Any = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
+    (tmp_path / "sae").symlink_to(bundle_of("mutual"))
+    monkeypatch.chdir(tmp_path)
+    tokens = {name: torch.from_numpy(array) for name, array in some_ids(2, 6).items()}
+    names: dict[str, Any] = {"Edit": Edit, "model": model.eval(), "tokens": tokens}
+    exec(code, names)
+    features = names["features"]
+    assert capsys.readouterr().out == f"{features[0].l0()}\n"
+    assert [f.shape for f in features] == [(2, 6), *[(2, 1)] * (names["ids"].shape[1] - 7)]
 
 
 @pytest.mark.parametrize("form", ["tensor", "tuple", "list", "output"])
