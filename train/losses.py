@@ -6,16 +6,22 @@ from torch import Tensor
 from sae_runtime.train.world import World
 
 
+def square(x: Tensor) -> Tensor:
+    """sum x^2: a scalar, without a copy of x."""
+    flat = x.flatten()
+    return torch.dot(flat, flat)
+
+
 def variance(x: Tensor, world: World | None = None) -> Tensor:
     """sum |x - mean(x)|^2 over the rows of all processes, each with as many: a scalar above 0."""
     world = world or World()
     mean = world.sum_(x.sum(dim=0)) / (len(x) * world.size)
-    return world.sum_((x - mean).pow(2).sum()).clamp_min(1e-30)
+    return world.sum_(square(x - mean)).clamp_min(1e-30)
 
 
 def fvu(x: Tensor, x_hat: Tensor) -> Tensor:
     """Fraction of variance unexplained: sum |x - x_hat|^2 / sum |x - mean(x)|^2, a scalar."""
-    return (x - x_hat).pow(2).sum() / variance(x)
+    return square(x - x_hat) / variance(x)
 
 
 def aux_k_loss(residual: Tensor, z: Tensor, decoder: Tensor, among: Tensor, k_aux: int) -> Tensor:
@@ -39,7 +45,7 @@ def aux_k_loss(residual: Tensor, z: Tensor, decoder: Tensor, among: Tensor, k_au
     values, at = z[:, chosen].topk(count, dim=1, sorted=False)
     sparse = torch.zeros(z.shape[0], len(chosen), dtype=z.dtype, device=z.device).scatter(1, at, values)
     residual = residual.detach()
-    error = (residual - sparse @ decoder[chosen]).pow(2).sum()
+    error = square(residual - sparse @ decoder[chosen])
     return error / variance(residual) * (count / k_aux)
 
 

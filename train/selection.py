@@ -108,7 +108,7 @@ def _of_batch(
         if exact is not None:
             values = exact(at)
             at, values = at[values > 0], values[values > 0]
-        kept = _decided(at % z.shape[1], values, total, per_feature, world)
+        kept = _decided(at, values, total, per_feature, world)
         if exhausted or world.count(int(kept.sum())) >= total:
             return at[kept], values[kept]
         wanted = min(2 * wanted, size)
@@ -167,13 +167,14 @@ def _largest_of_columns(z: Tensor, limit: Tensor, *, rough: bool) -> tuple[Tenso
     return at[values > 0], values[values > 0]
 
 
-def _decided(feature: Tensor, values: Tensor, total: int, per_feature: Tensor | None, world: World) -> Tensor:
+def _decided(at: Tensor, values: Tensor, total: int, per_feature: Tensor | None, world: World) -> Tensor:
     """Which candidates of this process win against those of all processes: bool [candidates]."""
     begin = int(world.gather(torch.full((1,), len(values), device=values.device))[: world.rank].sum())
     everyone = world.gather(values)
     kept = torch.ones_like(everyone, dtype=torch.bool)
     if per_feature is not None:
-        kept = _within_limits(world.gather(feature.int()).long(), everyone, per_feature)
+        feature = (at % len(per_feature)).int()
+        kept = _within_limits(world.gather(feature).long(), everyone, per_feature)
     if int(kept.sum()) > total:
         kept = torch.zeros_like(kept).index_fill_(0, _top(torch.where(kept, everyone, 0), total), True)
     return kept[begin : begin + len(values)]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sae_runtime.train import cpu_kernels
-from sae_runtime.train.losses import variance
+from sae_runtime.train.losses import square, variance
 from sae_runtime.train.matches import Matches
 from sae_runtime.train.model import SparseAutoencoder
 from sae_runtime.train.plain_step import Limits, Losses, Observe
@@ -94,7 +94,7 @@ class SparseStep:
         for parameter in model.parameters():
             assert parameter.grad is not None
             world.sum_(parameter.grad)
-        fvu = world.sum_(residual.pow(2).sum()) / total
+        fvu = world.sum_(square(residual)) / total
         return Losses(fvu=fvu, aux=world.sum_(aux), matches=world.count(len(found.values)))
 
     def _matches(self, model: SparseAutoencoder, centred: Tensor, limits: Limits) -> Matches:
@@ -144,4 +144,4 @@ def _add_aux(
     model.W_dec.grad.index_add_(0, chosen, gradients)
     model.W_enc.grad.index_add_(0, chosen, dz.T @ centred)
     model.b_enc.grad.index_add_(0, chosen, dz.sum(dim=0))
-    return error.pow(2).sum() * share
+    return square(error) * share
