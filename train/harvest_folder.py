@@ -29,9 +29,12 @@ def check_folder(out: Path, plan: dict[str, Any], *, force: bool) -> None:
 
     Raises:
         FileExistsError: `out` is whole and `force` is not set, or it holds files that harvest did not write.
+        NotADirectoryError: what should hold it is a file.
+        PermissionError: what should hold it may not be written to.
         ValueError: `out` was begun with another plan.
     """
     if not out.exists():
+        check_free(out)  # the model is loaded only where the folder can be made
         return
     if not out.is_dir():
         raise FileExistsError(f"{out} is a file; name a folder")

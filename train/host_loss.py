@@ -78,12 +78,17 @@ def host_loss(fitted: Fitted, config: HarvestConfig, *, progress: bool = False) 
     Raises:
         FileNotFoundError: a text file or the folder of the model is missing.
         ValueError: the model, hook or text cannot be used, the hook's width is not the SAE's, or an activation is NaN
-            or Inf.
+            or Inf, or all are equal.
         MemoryError: a batch does not fit on the device.
     """
     host = _open(config)
     sae = fitted.model.to(host.model.device)
+    tokens = sum(window.rows for group in host.groups for window in group)
     mean, spread = _mean_and_spread(host.batches(), sae.b_dec)
+    if spread <= 1e-12 * tokens * float(mean.double().pow(2).sum()):  # no more than rounding
+        raise ValueError(
+            f"{config.hook} gives the same at all kept tokens of {_names(config)} ({tokens}); give more text"
+        )
     causal = host.model.get_output_embeddings() is not None
     read = _predictions if causal else _embeddings
     parts: dict[str, list[Readings]] = defaultdict(list)
@@ -106,7 +111,6 @@ def host_loss(fitted: Fitted, config: HarvestConfig, *, progress: bool = False) 
             raise ValueError(f"no kept token of {_names(config)} has a next one to predict; give longer texts")
         original = float(readings["untouched"]["cross_entropy"].mean())
     del readings["untouched"]
-    tokens = sum(window.rows for group in host.groups for window in group)
     return HostLoss(
         model=config.called,
         hook=config.hook,
@@ -116,7 +120,7 @@ def host_loss(fitted: Fitted, config: HarvestConfig, *, progress: bool = False) 
         special=config.special,
         batch=tokens / len(host.groups),
         cross_entropy=original,
-        replaced=_results(readings, original, {name: error / max(spread, 1e-300) for name, error in errors.items()}),
+        replaced=_results(readings, original, {name: error / spread for name, error in errors.items()}),
     )
 
 

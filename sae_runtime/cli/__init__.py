@@ -23,6 +23,8 @@ COMMANDS = {
     "demo": "Do all of it on a small real model.",
 }
 
+_INTERRUPTED = "interrupted; nothing was left half written"
+
 
 class _Failure(click.ClickException):
     """Ends the program with one line on stderr and exit code 1."""
@@ -51,8 +53,13 @@ class _Lazy(click.Group):
         except BrokenPipeError:
             raise  # the reader of our output left: click ends quietly
         except (KeyboardInterrupt, click.Abort):
-            raise _Failure("interrupted; nothing was left half written") from None
-        except (ValueError, OSError, ImportError, MemoryError, EOFError) as error:
+            raise _Failure(_INTERRUPTED) from None
+        except Exception as error:
+            # Python 3.11 wraps one that comes while a class is made.
+            if isinstance(error.__cause__, KeyboardInterrupt):
+                raise _Failure(_INTERRUPTED) from None
+            if not isinstance(error, ValueError | OSError | ImportError | MemoryError | EOFError):
+                raise
             raise _Failure(f"error: {_sentence(error)}") from error
 
 

@@ -28,7 +28,10 @@ from sae_runtime.files import check_free, new_file
 @activations_option
 @evaluation_options
 @click.option(
-    "--metrics", type=PATH, multiple=True, help="file of train --metrics, one for each bundle in their order, or none"
+    "--metrics",
+    type=PATH,
+    multiple=True,
+    help="file of train --metrics, one for each bundle in their order, or none; a run of several SAEs has one for all",
 )
 @output_option("HTML file to write")
 @any_source_option
@@ -62,7 +65,9 @@ def command(
     if output.is_dir():
         raise FileExistsError(f"{output} is a folder; name a file in it")
     check_free(output, force=force)
-    curves = [read_metrics(path) for path in metrics] if metrics else [None for _ in bundle]
+    curves = [None for _ in bundle]
+    if metrics:
+        curves = [read_metrics(file, path.resolve().name) for file, path in zip(metrics, bundle, strict=True)]
     subjects = []
     for name, path, curve in zip(names, bundle, curves, strict=True):
         found = evaluated(path, activations, settings, any_source=any_source, progress=not quiet)

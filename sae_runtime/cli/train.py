@@ -129,7 +129,8 @@ def _source(activations: Path | None, settings: dict[str, Any]) -> Path | Harves
     if activations is not None:
         if given:
             flag = given[0].replace("_", "-")
-            raise click.UsageError(f"--{flag} goes with --model; leave out either it or --activations.")
+            why = "is another source of rows" if flag == "model" else "goes with --model"
+            raise click.UsageError(f"--{flag} {why}; leave out either it or --activations.")
         return activations
     if not (settings["model"] and settings["hook"] and settings["text"]):
         raise click.UsageError("Give --activations, or --model, --hook and --text.")

@@ -33,12 +33,13 @@ def report(subjects: Sequence[Subject]) -> str:
     return page.page("Sparse autoencoders, evaluated", parts)
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines that `train --metrics` wrote.
+def read_metrics(path: Path, name: str | None = None) -> list[dict[str, Any]]:
+    """The lines that `train --metrics` wrote; where it fitted several SAEs, those of the one called `name`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is empty, or a line is no JSON object with numbers `tokens` and `fvu`.
+        ValueError: the file is empty, a line is no JSON object with numbers `tokens` and `fvu`, or all lines are of
+            SAEs of other names.
     """
     if not path.is_file():
         raise FileNotFoundError(f"the metrics {path} are no file; give the file that train --metrics wrote")
@@ -54,7 +55,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         lines.append(line)
     if not lines:
         raise ValueError(f"{path} holds no line; give the file that train --metrics wrote")
-    return lines
+    mine = [line for line in lines if line.get("sae", name) == name]
+    if not mine:
+        others = ", ".join({str(line["sae"]): None for line in lines})
+        raise ValueError(f"{path} is of {others}, not of {name}; give its own, or the bundle the name that it had then")
+    return mine
 
 
 def _what(subjects: Sequence[Subject]) -> str:

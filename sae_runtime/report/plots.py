@@ -1,6 +1,7 @@
 """Pictures of fitted SAEs, as PNG. Each draws one line for every name, in the same order and colour everywhere."""
 
 import io
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -111,5 +112,7 @@ def _picture(title: str, x: str, y: str, draw: Callable[[Any], None]) -> bytes:
         axes.spines[side].set_visible(False)
     draw(axes)
     png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=150)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+")  # of a name in a script that the font lacks: it shows boxes
+        figure.savefig(png, format="png", dpi=150)
     return png.getvalue()

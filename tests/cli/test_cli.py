@@ -19,6 +19,13 @@ BundleOf = Callable[..., Path]
 HEAVY = ("torch", "transformers", "onnx", "onnx_ir", "onnxruntime", "pyarrow", "matplotlib")
 
 
+def caused_by_an_interrupt() -> Exception:
+    """What Python 3.11 makes of Ctrl-C while it makes a class."""
+    error = RuntimeError("Error calling __set_name__ on 'Field' instance 'type' in 'LeafSpec'")
+    error.__cause__ = KeyboardInterrupt()
+    return error
+
+
 def test_help_names_every_command_and_loads_none() -> None:
     check = f"print([m for m in sys.modules if m in {HEAVY} or m.startswith('sae_runtime.cli.')])"
     process = start("--help", after=check)
@@ -91,6 +98,7 @@ def test_wrong_usage() -> None:
         (EOFError("the file ends early"), "error: the file ends early"),
         (KeyboardInterrupt(), "interrupted; nothing was left half written"),
         (click.Abort(), "interrupted; nothing was left half written"),
+        (caused_by_an_interrupt(), "interrupted; nothing was left half written"),
     ],
 )
 def test_errors_are_one_line(monkeypatch: pytest.MonkeyPatch, error: BaseException, line: str) -> None:

@@ -100,6 +100,9 @@ def test_wrong_settings(calls: list[Call], acts: Path, tmp_path: Path) -> None:
     assert misused("train", "--activations", acts, "-o", tmp_path / "sae") == "Missing option '--d-sae'."
     assert misused("train", *NEEDED, "-o", tmp_path / "sae") == "Give --activations, or --model, --hook and --text."
     assert misused("train", *NEEDED, "--model", "m", "--hook", "h", "-o", tmp_path / "sae").startswith("Give --act")
+    assert misused(*arguments, "--model", "m") == (
+        "--model is another source of rows; leave out either it or --activations."
+    )
     assert misused(*arguments, "--batch-tokens", "500") == (
         "--batch-tokens goes with --model; leave out either it or --activations."
     )

@@ -52,6 +52,11 @@ def test_cosines_and_curves(axes: list[Any]) -> None:
     assert list(line.get_ydata()) == [0.5, 0.25]
 
 
+def test_a_name_that_the_font_cannot_write_is_no_warning(axes: list[Any]) -> None:
+    assert plots.largest_cosines({"空": np.array([0, 1])}).startswith(b"\x89PNG")
+    assert labels(axes[0]) == ["空"]
+
+
 def test_nothing_above_zero_is_drawn_all_the_same() -> None:
     assert plots.density_by_rank({"a": np.zeros(3)}).startswith(b"\x89PNG")
     assert plots.training_curves({"a": [{"tokens": 1, "fvu": 0.0}]}).startswith(b"\x89PNG")

@@ -85,5 +85,10 @@ def test_metrics(tmp_path: Path) -> None:
             read_metrics(path)
     path.write_text('{"tokens": 3, "fvu": 0.5, "l0": 2}\n')
     assert read_metrics(path) == [{"tokens": 3, "fvu": 0.5, "l0": 2}]
+    several = [f'{{"sae": "{name}", "tokens": 3, "fvu": 0.{n}}}\n' for n, name in enumerate("abab")]
+    path.write_text("".join(several))
+    assert [line["fvu"] for line in read_metrics(path, "b")] == [0.1, 0.3]
+    with pytest.raises(ValueError, match=r"m\.jsonl is of a, b, not of c; give its own, or the bundle the name"):
+        read_metrics(path, "c")
     with pytest.raises(FileNotFoundError, match="are no file; give the file that train --metrics wrote"):
         read_metrics(tmp_path)

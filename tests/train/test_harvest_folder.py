@@ -183,6 +183,8 @@ def test_a_folder_of_other_things_is_left_alone(config: HarvestConfig, tmp_path:
         harvest(config, out, force=force)
     with pytest.raises(FileExistsError, match=r"thesis\.tex is a file; name a folder$"):
         harvest(config, out / "thesis.tex", force=force)
+    with pytest.raises(NotADirectoryError, match=r"thesis\.tex is a file, so .* cannot be made in it; name another"):
+        harvest(config, out / "thesis.tex" / "acts", force=force)
     assert contents(out) == {"thesis.tex": b"dear", "shard-00000.safetensors": b"mine"}
 
 

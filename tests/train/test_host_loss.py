@@ -207,8 +207,11 @@ def test_refusals(fitted: Fitted, gpt2: Path, bert: Path, text: Path, tmp_path: 
     with pytest.raises(ValueError, match="no token of the text is kept"):
         run(fitted, bert, BERT_HOOK, tmp_path / "empty.txt")
     (tmp_path / "word.txt").write_text("w1")
-    with pytest.raises(ValueError, match="no kept token of .*word.txt has a next one to predict"):
-        run(fitted, gpt2, GPT2_HOOK, tmp_path / "word.txt")
+    with pytest.raises(ValueError, match=rf"{BERT_HOOK} gives the same at all kept tokens of .*word.txt \(1\); give"):
+        run(fitted, bert, BERT_HOOK, tmp_path / "word.txt")
+    (tmp_path / "words.txt").write_text("w1\n\nw2")
+    with pytest.raises(ValueError, match="no kept token of .*words.txt has a next one to predict"):
+        run(fitted, gpt2, GPT2_HOOK, tmp_path / "words.txt")
 
 
 def test_head_is_loaded_where_there_is_one(gpt2: Path, bert: Path, tmp_path: Path) -> None:

@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -88,6 +90,29 @@ def test_limits_that_just_give_the_budget_are_not_looked_for_among_all(
     at, values = select(z, **limits)
     assert torch.equal(at, positions(z, limits)) and torch.equal(values, z.view(-1)[at])
     assert len(looks) <= 2 and sum(looks) < z.numel() / 4
+
+
+TOPS = [selection._by_topk, selection._by_partition]
+
+
+# Rounded, so that many are equal; 334 are positive.
+@pytest.mark.parametrize("top", TOPS)
+@pytest.mark.parametrize("count", [1, 17, 100, 333, 334, 335, 999, 1000])
+def test_the_largest_positive_numbers_in_order(top: Callable[[Tensor, int], Tensor], count: int) -> None:
+    values = (latents(1, 1000)[0] - 0.43).mul(20).round() / 20
+    best = values.sort(descending=True).values[:count]
+    at = top(values, count)
+    assert torch.equal(values[at].sort(descending=True).values, best[best > 0])
+    assert (at.diff() > 0).all()
+
+
+@pytest.mark.parametrize("top", TOPS)
+def test_what_is_no_number_is_not_among_the_largest(top: Callable[[Tensor, int], Tensor]) -> None:
+    values = latents(1, 1000)[0]
+    values[::7] = torch.nan
+    for count in (10, 300):
+        at = top(values, count)
+        assert len(at) <= count and not values[at].isnan().any()
 
 
 def test_ties_spend_the_budget_exactly() -> None:
