@@ -65,7 +65,7 @@ def command(
     if output.is_dir():
         raise FileExistsError(f"{output} is a folder; name a file in it")
     check_free(output, force=force)
-    curves = [None for _ in bundle]
+    curves: list[list[dict[str, Any]] | None] = [None for _ in bundle]
     if metrics:
         curves = [read_metrics(file, path.resolve().name) for file, path in zip(metrics, bundle, strict=True)]
     subjects = []

@@ -10,7 +10,8 @@ h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.2rem } h3 { font-
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
 th, td { padding: .35rem .6rem; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top }
 th:first-child, td:first-child { text-align: left }
-td:first-child { min-width: 11rem } td small { display: block; color: #777; font-size: .8rem; line-height: 1.35; max-width: 26rem }
+td:first-child { min-width: 11rem }
+td small { display: block; color: #777; font-size: .8rem; line-height: 1.35; max-width: 26rem }
 .wide { overflow-x: auto; margin-bottom: 1.5rem }
 .spans { margin: 0; padding: 0; list-style: none; font-size: .92rem }
 .spans li { padding: .15rem 0 } mark { background: #ffe08a; padding: 0 .15em; border-radius: 3px }
