@@ -31,7 +31,7 @@ from sae_runtime.files import check_free, new_file
     "--metrics",
     type=PATH,
     multiple=True,
-    help="file of train --metrics, one for each bundle in their order, or none; a run of several SAEs has one for all",
+    help="file of train --metrics, one for each bundle in their order, or none; of a run of several, the same for each",
 )
 @output_option("HTML file to write")
 @any_source_option

@@ -54,6 +54,8 @@ def test_refusals(bundle_of: BundleOf, copy_of: BundleOf, acts: Path, tmp_path: 
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"tokens": 1, "fvu": 0.5}\n{"tokens": 1}\n')
     assert refused("report", one, *arguments, "--metrics", bad).startswith(f"error: {bad}, line 2: expected a JSON obj")
+    bad.write_text('{"sae": "other", "tokens": 1, "fvu": 0.5}\n')
+    assert f"{bad} is of other, not of {one.name}; " in refused("report", one, *arguments, "--metrics", bad)
     spoiled = copy_of("mutual")
     (spoiled / "cfg.json").write_text("{}")
     assert refused("report", one, spoiled, *arguments).endswith("copy it again")

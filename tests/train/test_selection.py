@@ -95,9 +95,9 @@ def test_limits_that_just_give_the_budget_are_not_looked_for_among_all(
 TOPS = [selection._by_topk, selection._by_partition]
 
 
-# Rounded, so that many are equal; 334 are positive.
+# Rounded, so that many are equal; 332 are positive.
 @pytest.mark.parametrize("top", TOPS)
-@pytest.mark.parametrize("count", [1, 17, 100, 333, 334, 335, 999, 1000])
+@pytest.mark.parametrize("count", [1, 17, 100, 331, 332, 333, 999, 1000])
 def test_the_largest_positive_numbers_in_order(top: Callable[[Tensor, int], Tensor], count: int) -> None:
     values = (latents(1, 1000)[0] - 0.43).mul(20).round() / 20
     best = values.sort(descending=True).values[:count]
