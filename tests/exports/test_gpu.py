@@ -17,8 +17,8 @@ from sae_runtime.tensors import map_tensor, read_header
 # What onnxruntime 1.27 and later run on CUDA at opset 21, of what a GPU graph may want. ReduceMax, ReduceMin, Pad and
 # Equal are not among them, and NonZero waits for the host.
 ON_CUDA = {
-    "Add", "And", "Cast", "Concat", "Div", "Gather", "GatherElements", "Less", "LessOrEqual", "MatMul", "Mul",
-    "ReduceL2", "ReduceSumSquare", "Relu", "Sqrt", "Squeeze", "Sub", "TopK", "Unsqueeze", "Where",
+    "Add", "And", "Cast", "Concat", "Div", "Gather", "GatherElements", "Greater", "Less", "LessOrEqual", "MatMul",
+    "Mul", "ReduceL2", "ReduceSumSquare", "Relu", "Sqrt", "Squeeze", "Sub", "TopK", "Unsqueeze", "Where",
 }  # fmt: skip
 
 Made = Callable[..., Path]
