@@ -4,8 +4,7 @@ All run in this process in turn; a row is the median of several rounds. Ours has
 decoder upkeep, fused Adam, density statistics, and an auxiliary loss over a fiftieth of the features.
 """
 
-import statistics
-import time
+import itertools
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ import click
 import numpy as np
 import torch
 from peers import dictionary_learning_batch_topk, sae_lens_batch_topk, sparsify_topk
+from timing import median_seconds
 from torch import Tensor
 
 from sae_runtime.train import TrainConfig
@@ -40,16 +40,17 @@ def our_step(d_in: int, d_sae: int, k: int, n: int, allocation: str, **settings:
 
 
 def medians(steps: dict[str, Callable[[Tensor], object]], d_in: int, n: int, rounds: int) -> dict[str, float]:
-    """Seconds of each step, in turn on the same batches."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    """Seconds of each step, in turn, each over the same batches; the first four steps do not count."""
     batches = [torch.randn(n, d_in) for _ in range(4)]
-    for number in range(rounds + 4):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step(batches[number % 4])
-            if number > 3:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in seconds.items()}
+    for step in steps.values():
+        for x in batches:
+            step(x)
+
+    def again(step: Callable[[Tensor], object]) -> Callable[[], object]:
+        following = itertools.cycle(batches)
+        return lambda: step(next(following))
+
+    return median_seconds({name: again(step) for name, step in steps.items()}, rounds)
 
 
 def our_steps(d_in: int, d_sae: int, k: int, n: int) -> dict[str, Callable[[Tensor], object]]:

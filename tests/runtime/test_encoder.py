@@ -57,13 +57,8 @@ def test_tiles_change_no_bit(bundle_of: BundleOf, kind: str) -> None:
 def test_tiles_are_shared_out_evenly(bundle_of: BundleOf, kind: str) -> None:
     encoder = load(bundle_of(kind, D_SAE, sampled=True), threads=3)._encoder
     encoder.tile = 100
-    for tokens, tile in (
-        (1, 64),
-        (90, 64),
-        (300, 100),
-        (301, 64),
-        (1000, 84),
-    ):  # 1000: four rounds, not three and a third
+    # 1000: four rounds for all, not three and a third.
+    for tokens, tile in ((1, 64), (90, 64), (300, 100), (301, 64), (1000, 84)):
         assert encoder.tiles(tokens) == tile
     encoder.tile = 16
     assert encoder.tiles(1000) == 16
