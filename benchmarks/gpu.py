@@ -27,6 +27,7 @@ import torch
 from peers import dictionary_learning_batch_topk, sae_lens_batch_topk, sparsify_topk
 from torch import Tensor
 from tqdm import tqdm
+from under_used import with_fiftieth_under_used
 
 from sae_runtime.train import TrainConfig, cpu_kernels
 from sae_runtime.train.device import first_line, usable_device
@@ -93,13 +94,8 @@ def our_step(d_sae: int, *, sizes: Sizes, precision: str, device: torch.device) 
     n = max(sizes.n)
     config = TrainConfig(k=sizes.k, d_sae=d_sae, tokens=n * 10_000, batch=n, lr=1e-4, precision=precision)
     model = SparseAutoencoder(d_sae, torch.zeros(sizes.d_in), generator=torch.Generator().manual_seed(0)).to(device)
-    trainer = Trainer(model, config, derive(config, sizes.d_in), rng=np.random.default_rng(0))
-
-    def step(x: Tensor) -> None:
-        trainer.tracker.silent_tokens[::50] = 1 << 40
-        trainer.step(x)
-
-    return step
+    gradients = with_fiftieth_under_used(SparseStep(precision=getattr(torch, precision), kernels=kernels_on(device)))
+    return Trainer(model, config, derive(config, sizes.d_in), rng=np.random.default_rng(0), gradients=gradients).step
 
 
 def product_alone(d_sae: int, *, sizes: Sizes, precision: str, device: torch.device) -> Step:

@@ -1,7 +1,8 @@
 """One training step against the forward product and the peers' own steps, on the same batches.
 
-All run in this process in turn; a row is the median of several rounds. Ours has everything a run has: selection,
-decoder upkeep, fused Adam, density statistics, and an auxiliary loss over a fiftieth of the features.
+All run in turn; a row is the median of several rounds. Ours has everything a run has: selection, decoder upkeep, fused
+Adam, density statistics, and an auxiliary loss over a fiftieth of the features. A peer has a process of its own: ours
+sets how the process keeps memory, which would shorten the peers' steps as well.
 """
 
 import itertools
@@ -13,14 +14,20 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from apart import apart
 from peers import dictionary_learning_batch_topk, sae_lens_batch_topk, sparsify_topk
 from timing import median_seconds
 from torch import Tensor
+from under_used import with_fiftieth_under_used
 
 from sae_runtime.train import TrainConfig
+from sae_runtime.train.device import keep_freed_memory
 from sae_runtime.train.model import SparseAutoencoder
 from sae_runtime.train.recipe import derive
+from sae_runtime.train.sparse_step import SparseStep
 from sae_runtime.train.trainer import Trainer
+
+_TICKS = (50, 100, 200, 500, 1000)  # ms
 
 
 def our_step(d_in: int, d_sae: int, k: int, n: int, allocation: str, **settings: Any) -> Callable[[Tensor], object]:
@@ -29,14 +36,8 @@ def our_step(d_in: int, d_sae: int, k: int, n: int, allocation: str, **settings:
         allocation=allocation, k=k, d_sae=d_sae, tokens=n * 10_000, batch=n, lr=1e-4, device="cpu", **settings
     )
     model = SparseAutoencoder(d_sae, torch.zeros(d_in), generator=torch.Generator().manual_seed(0))
-    trainer = Trainer(model, config, derive(config, d_in), rng=np.random.default_rng(0))
-    trainer.tracker.silent_tokens[::50] = 1 << 40
-
-    def step(x: Tensor) -> None:
-        trainer.step(x)
-        trainer.tracker.silent_tokens[::50] = 1 << 40
-
-    return step
+    gradients = with_fiftieth_under_used(SparseStep())
+    return Trainer(model, config, derive(config, d_in), rng=np.random.default_rng(0), gradients=gradients).step
 
 
 def medians(steps: dict[str, Callable[[Tensor], object]], d_in: int, n: int, rounds: int) -> dict[str, float]:
@@ -80,6 +81,7 @@ def plot(path: Path, d_in: int, d_sae: int, k: int, n: int, rounds: int) -> None
             axis.plot(place, times, marker="o", label=label)
             print(f"{label:<16}", *(f"{name} {at}: {ms:.0f} ms" for at, ms in zip(place, times, strict=True)), sep="  ")
         axis.set(xlabel=name, xscale="log", yscale="log", xticks=place, xticklabels=[f"{at:,}" for at in place])
+        axis.set(yticks=_TICKS, yticklabels=[f"{ms:,}" for ms in _TICKS])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("ms a step")
@@ -103,14 +105,15 @@ def main(d_in: int, d_sae: int, k: int, n: int, rounds: int, peers: bool, pictur
     """Print one row for each library."""
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
+    keep_freed_memory()
     if picture is not None:
         plot(picture, d_in, d_sae, k, n, rounds)
         return
     steps = our_steps(d_in, d_sae, k, n)
     if peers:
-        steps["sparsify TopK"] = sparsify_topk(d_in, d_sae, k, 1e-4)
-        steps["SAELens BatchTopK"] = sae_lens_batch_topk(d_in, d_sae, k, 1e-4)
-        steps["dictionary_learning BatchTopK"] = dictionary_learning_batch_topk(d_in, d_sae, k, 1e-4)
+        steps["sparsify TopK"] = apart(sparsify_topk, d_in, d_sae, k, 1e-4)
+        steps["SAELens BatchTopK"] = apart(sae_lens_batch_topk, d_in, d_sae, k, 1e-4)
+        steps["dictionary_learning BatchTopK"] = apart(dictionary_learning_batch_topk, d_in, d_sae, k, 1e-4)
     median = medians(steps, d_in, n, rounds)
     print(f"one step, d_in {d_in}, d_sae {d_sae}, k {k}, n {n}, fp32, {torch.get_num_threads()} threads, CPU")
     print(f"{'':<30}  {'ms':>8}  {'in products':>11}  {'over mutual':>11}")

@@ -1,7 +1,10 @@
 """Where torch computes, and what it says when there is no room left."""
 
+import ctypes
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 
@@ -10,6 +13,7 @@ _NO_ROOM = (
     "not enough memory",
     "ALLOC_FAILED",
 )  # on the CPU and in cuBLAS: no class of its own
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of glibc's mallopt
 
 
 def usable_device(name: str | None) -> torch.device:
@@ -25,6 +29,19 @@ def usable_device(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"torch cannot compute on {name} ({first_line(error)}); use another --device") from error
     return device
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Have glibc keep what this process frees, once and for all; elsewhere nothing happens.
+
+    The gradients of every step are new tensors, and the kernel would clear fresh pages for them each time: a twentieth
+    of a step (docs/log.md).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_MMAP_MAX, 0)
+        mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
 @contextmanager

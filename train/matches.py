@@ -24,7 +24,7 @@ class Matches:
     @cached_property
     def feature(self) -> Tensor:
         """Feature of each match, int64 [m]."""
-        return self.at % self.d_sae
+        return self.at - self.token * self.d_sae
 
     @cached_property
     def token_begin(self) -> Tensor:

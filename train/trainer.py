@@ -12,7 +12,8 @@ from sae_runtime import quota
 from sae_runtime.quota import Quota
 from sae_runtime.train.config import TrainConfig
 from sae_runtime.train.density import DensityTracker, expected_density, fit_quota
-from sae_runtime.train.losses import under_used
+from sae_runtime.train.device import keep_freed_memory
+from sae_runtime.train.losses import square, under_used
 from sae_runtime.train.model import SparseAutoencoder
 from sae_runtime.train.plain_step import Limits, Losses, Step, plain_step
 from sae_runtime.train.recipe import GAMMA, Recipe, schedule, slack
@@ -137,8 +138,8 @@ class Trainer:
         return self._trained
 
     def _update(self, losses: Losses, lr: float) -> None:
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        squares = [square(p.grad) for p in self.model.parameters() if p.grad is not None]
+        norm = torch.stack(squares).sum().sqrt()
         if not (torch.isfinite(losses.fvu) and torch.isfinite(losses.aux) and torch.isfinite(norm)):
             raise ValueError(
                 f"the loss or its gradient is not finite at step {self.step_number}; "
@@ -173,6 +174,7 @@ class Trainer:
 def _step_for(device: torch.device, config: TrainConfig, world: World) -> Step:
     precision = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.precision]
     if device.type == "cpu":
+        keep_freed_memory()
         return SparseStep(precision=precision, world=world)
     if device.type == "cuda" and importlib.util.find_spec("triton"):
         from sae_runtime.train import triton_kernels
