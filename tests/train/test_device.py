@@ -1,3 +1,7 @@
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -32,3 +36,27 @@ def test_other_errors_pass() -> None:
 def test_a_full_gpu_is_a_memory_error() -> None:
     with pytest.raises(MemoryError, match="out of memory"), memory_errors():
         torch.empty(10**13, device="cuda")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep what is freed")
+def test_freed_memory_is_kept() -> None:
+    script = """
+import ctypes, resource
+from sae_runtime.train.device import keep_freed_memory
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+
+def fresh_pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = ctypes.c_void_p(libc.malloc(1 << 26))
+    ctypes.memset(block, 1, 1 << 26)
+    libc.free(block)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+keep_freed_memory()
+print(fresh_pages(), fresh_pages())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    first, second = map(int, done.stdout.split())
+    assert second < first / 10
