@@ -48,7 +48,7 @@ class Oracle:
         for part in np.array_split(np.arange(len(token)), max(len(token) // 20_000, 1)):
             value[part] = np.einsum("md,md->m", c[token[part]], self._rows[feature[part]]) + self._b_enc[feature[part]]
         if self._theta is None:
-            bound = np.maximum(_kth_largest(token, value, self._k), 0)[token]
+            bound = np.maximum(_kth_largest(token, value, self._k, len(x)), 0)[token]
         else:
             bound = self._theta[feature]
         margin = _TOLERANCE * largest[token]
@@ -64,12 +64,12 @@ class Oracle:
         return wrong, float(error.max(initial=0))
 
 
-def _kth_largest(token: NDArray[np.int64], value: NDArray[np.float64], k: int) -> NDArray[np.float64]:
-    """The k-th largest value of every token; each has as many, and tokens ascend."""
+def _kth_largest(token: NDArray[np.int64], value: NDArray[np.float64], k: int, tokens: int) -> NDArray[np.float64]:
+    """The k-th largest value of every token, 0 for one that has fewer; `token` ascends."""
     order = np.lexsort((-value, token))
-    first = np.searchsorted(token, np.arange(int(token[-1]) + 1))
-    result: NDArray[np.float64] = value[order][first + k - 1]
-    return result
+    count = np.bincount(token, minlength=tokens)
+    at = np.minimum(np.cumsum(count) - count + k, len(value)) - 1
+    return np.where(count < k, 0.0, value[order][at])
 
 
 @click.command()

@@ -21,6 +21,7 @@ from sae_runtime.exports.select import GROUP, first_rows, group_maxima, groups_o
 
 _MOST_GROUPS = 512  # with candidates, of a token; beyond, they cost as much as the product that they save
 _BLOCK = 8
+_ROWS_BYTES = 9 << 18  # of W_enc, copied and multiplied together: they stay in cache
 
 
 class Found(NamedTuple):
@@ -104,7 +105,7 @@ def _best(
     one, last, end = (graph.constant([i], np.int64) for i in (1, -1, 2**62))
     some = graph.op("Add", graph.op("Add", width, graph.op("Div", width, graph.constant(4, np.int64))), one)
     some = graph.op("Min", some, graph.constant([d_sae - 1], np.int64))
-    features, bounds = largest(graph, bound, graph.op("Add", some, one), d_sae)
+    features, bounds = largest(graph, bound, graph.op("Add", some, one), d_sae, stable=False)
     following = graph.op("Slice", bounds, last, end, one)
     features, bounds = (
         graph.op("Slice", part, graph.constant([0], np.int64), some, one) for part in (features, bounds)
@@ -140,9 +141,10 @@ def _candidates(
     if ceiling is not None:
         chosen = graph.op("And", chosen, graph.op("Less", members, graph.op("Gather", ceiling, token)))
     hit = graph.op("Squeeze", graph.op("NonZero", graph.op("Reshape", chosen, flat)), first)
-    start = graph.op("Unsqueeze", graph.op("Mul", group, graph.constant(GROUP, np.int64)), one)
-    place = graph.op("Reshape", graph.op("Add", start, graph.constant([np.arange(GROUP)], np.int64)), flat)
-    place = graph.op("Gather", place, hit)
+    # Hits count the members of chosen groups only; each group lies further along by those left out before it.
+    size, number = graph.constant(GROUP, np.int64), graph.range(graph.op("Shape", group))
+    further = graph.op("Mul", graph.op("Sub", group, number), size)
+    place = graph.op("Add", hit, graph.op("Gather", further, graph.op("Div", hit, size)))
     # Sums over a token's groups, as differences of running sums.
     found = graph.cast(graph.op("ReduceSum", graph.cast(chosen, np.float32), one, keepdims=0), np.int64)
     running = graph.op("Concat", first, graph.op("CumSum", found, zero), axis=0)
@@ -171,7 +173,7 @@ def _rescored(
     feature = graph.op("Sub", graph.op("Gather", place, graph.op("Min", at, graph.op("Sub", end, one))), row)
 
     nothing = graph.constant(0, np.float32)
-    values = _values(graph, bundle, graph.op("Gather", c, token), rows, feature)
+    values = _values(graph, bundle, c, rows, feature, token)
     values = graph.op("Where", graph.op("Less", at, end), values, nothing)
     if theta is not None:
         each = graph.op("Expand", theta, graph.constant([d_sae], np.int64))
@@ -185,12 +187,28 @@ def _rescored(
     return Found(*(graph.op("Reshape", part, flat, allowzero=1) for part in (features, values)))
 
 
-def _values(graph: Graph, bundle: Bundle, c: ir.Value, rows: ir.Value, feature: ir.Value) -> ir.Value:
-    """Latents [m, some] of the features [m, some] of c = x' - b_pre [m, d_in]."""
-    last = graph.constant([2], np.int64)
-    product = graph.op("MatMul", graph.op("Gather", rows, feature), graph.op("Unsqueeze", c, last))
-    bias = graph.op("Gather", weight(graph, bundle, "b_enc"), feature)
-    return graph.op("Relu", graph.op("Add", graph.op("Squeeze", product, last), bias))
+def _values(
+    graph: Graph, bundle: Bundle, c: ir.Value, rows: ir.Value, feature: ir.Value, token: ir.Value | None = None
+) -> ir.Value:
+    """Latents [m, some] of the features [m, some] of c = x' - b_pre [n, d_in], taken at the tokens [m] where given.
+
+    A few MB of W_enc's rows at a time: all of them would go to memory and back.
+    """
+    one, zero, last = (graph.constant([i], np.int64) for i in (1, 0, 2))
+    m, most = graph.op("Shape", feature, start=0, end=1), max(_ROWS_BYTES // (4 * bundle.manifest.encoder.d_in), 1)
+    times = graph.op("Add", graph.op("Div", graph.op("Size", feature), graph.constant(most, np.int64)), one)
+    size = graph.op("Div", graph.op("Sub", graph.op("Add", m, times), one), times)
+    at = graph.op("Min", graph.range(graph.op("Mul", times, size)), graph.op("Sub", m, one))
+    at = graph.op("Reshape", at, graph.op("Concat", times, size, axis=0), allowzero=1)
+
+    def some(inner: Graph, at: ir.Value) -> ir.Value:
+        x = inner.op("Gather", c, at if token is None else inner.op("Gather", token, at))
+        w = inner.op("Gather", rows, inner.op("Gather", feature, at))
+        return inner.op("MatMul", w, inner.op("Unsqueeze", x, last))
+
+    product = graph.op("Flatten", graph.scan("first" if token is None else "rest", some, at), axis=2)
+    product = graph.op("Slice", product, zero, m, zero)
+    return graph.op("Relu", graph.op("Add", product, graph.op("Gather", weight(graph, bundle, "b_enc"), feature)))
 
 
 def _slots(graph: Graph, parts: list[Found], width: ir.Value, d_sae: int) -> tuple[ir.Value, ir.Value]:

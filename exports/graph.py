@@ -104,6 +104,20 @@ class Graph:
         branches = self._branch(f"{name}_then", then), self._branch(f"{name}_else", otherwise)
         return self.ops("If", len(branches[0].outputs), condition, then_branch=branches[0], else_branch=branches[1])
 
+    def scan(self, name: str, step: Callable[["Graph", ir.Value], ir.Value], items: ir.Value) -> ir.Value:
+        """step(graph, item) of every item i64 of items [t, ...], stacked.
+
+        It may use values of this graph, which keeps its constants and weights. The memory that one item takes is used
+        again for the next, while it is in cache.
+        """
+
+        def make(inner: Graph) -> Sequence[ir.Value]:
+            item = ir.Value(name="item", type=ir.TensorType(ir.DataType.INT64))
+            inner._inputs.append(item)
+            return [step(inner, item)]
+
+        return self.op("Scan", items, body=self._branch(name, make), num_scan_inputs=1)
+
     def _branch(self, name: str, make: Callable[["Graph"], Sequence[ir.Value]]) -> ir.Graph:
         inner = Graph(name)
         results = make(inner)
@@ -118,6 +132,8 @@ class Graph:
                 kept = self.constant(tensor.numpy(), tensor.dtype.numpy())
             ir.convenience.replace_all_uses_with(value, kept)
         branch.initializers.clear()
+        for value in branch.inputs:
+            value.name = f"{name}/{value.name}"
         for node in branch:
             node.name = f"{name}/{node.name}"
             for value in node.outputs:

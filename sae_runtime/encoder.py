@@ -25,6 +25,7 @@ GRAPHS = {
 }
 GPU = "encode_gpu.onnx"  # "exact" on a GPU
 _TILE_BYTES = 1 << 25  # of latents [tile, d_sae]: small enough to stay in cache, large enough to feed all cores
+_INT8_TILES = 2  # times as many: an int8 product has some 200 small steps around it
 # d_in * d_sae. Below, what surrounds the int8 product takes longer than it saves (benchmarks/growth.py --graphs).
 _SMALLEST_PRODUCT = 1 << 21
 _TOPK = 4  # times as large for "topk", which computes the k largest bounds in float32 to have a cut at all
@@ -85,7 +86,8 @@ class Encoder:
     def __init__(self, manifest: Manifest, sessions: Sessions, graph: str) -> None:
         self._encoder, self._sessions, self.graph = manifest.encoder, sessions, graph
         self._levels = self.graph in (GRAPHS["exact"], GRAPHS["fast"])
-        self.tile = min(max(_TILE_BYTES // (4 * self._encoder.d_sae), 16), 1024)
+        most = _TILE_BYTES * (_INT8_TILES if self._levels else 1)
+        self.tile = min(max(most // (4 * self._encoder.d_sae), 16), 1024)
         self._lock, self._tokens, self._redone = threading.Lock(), 0, 0
         sessions.open(self.graph)
 

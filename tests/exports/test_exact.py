@@ -214,6 +214,17 @@ def test_a_token_with_too_many_candidates_is_not_certain(
         assert (counted, tokens) == (redone, 120)
 
 
+@pytest.mark.parametrize("rows", [1, 50, 333])
+def test_candidates_a_few_rows_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, rows: int) -> None:
+    monkeypatch.setattr(module, "_ROWS_BYTES", rows * 4 * D_IN)
+    bundle.write(tmp_path / "b", make_weights(D_SAE, kind), make_manifest(D_SAE, kind), sample=make_x(300, seed=8))
+    export(tmp_path / "b")
+    for n in (0, 1, 7, 100):
+        found = exact(tmp_path / "b", make_x(n), **everything(kind, D_SAE))
+        assert found[2].all()
+        assert_exact(found, served(kind, D_SAE, make_x(n)))
+
+
 def test_the_reference_evaluator_agrees(bundle_of: BundleOf, kind: str) -> None:
     x, path = make_x(4), bundle_of(kind, D_SAE, sampled=True)
     feed: dict[str, Any] = {"x": x, "width": np.array([K if kind == "token" else 100]), "levels": np.float32(127)}
