@@ -227,7 +227,7 @@ def _open_shard(path: Path) -> Shard:
 
 def _checked(path: Path, x: NDArray[Any], *, bfloat16: bool = False) -> NDArray[Any]:
     if x.ndim != 2 or x.shape[1] < 1 or not (bfloat16 or x.dtype.kind == "f"):
-        raise ValueError(f"{path} holds {x.dtype} {list(x.shape)}, expected real numbers of shape [n, d_in]")
+        raise ValueError(f"{path} holds {x.dtype} {list(x.shape)}, expected floating-point numbers of shape [n, d_in]")
     return x
 
 

@@ -24,6 +24,7 @@ CFG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
 DERIVED = "derived.safetensors"
 SAMPLE = "sample.safetensors"
+_ASKED_FOR = {"encode_half.onnx": "float16", "encode_gpu.onnx": "gpu"}  # precisions that export leaves out by default
 _SAE_LENS_VERSION = "6.54.12"  # the release whose folder format and maths cfg.json follows
 
 
@@ -75,7 +76,8 @@ class Bundle:
         """
         record = self.manifest.graphs.get(name)
         if record is None:
-            raise BundleError(f"{self.path} has no {name}: not exported yet; run: sae-runtime export {self.path}")
+            more = f" --precision exact --precision {_ASKED_FOR[name]}" if name in _ASKED_FOR else ""
+            raise BundleError(f"{self.path} has no {name}: not exported yet; run: sae-runtime export {self.path}{more}")
         try:
             _check_file(self.path, name, record, verify=True)
             if record.derived:

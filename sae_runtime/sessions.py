@@ -17,6 +17,7 @@ from sae_runtime.extras import require
 
 CPU = ("CPUExecutionProvider",)
 CUDA = "CUDAExecutionProvider"
+_MOST_THREADS = 1024  # onnxruntime starts as many as it is told to, whatever the machine has
 # TF32 keeps 10 bits of what it multiplies: enough to move features across their cut.
 _OPTIONS = {CUDA: {"use_tf32": "0"}}
 
@@ -53,8 +54,8 @@ def open_session(path: Path, *, providers: Sequence[Provider] = CPU, threads: in
     # Warnings would tell of every optional input that it is not a constant, which is what it is for.
     options.log_severity_level = 3
     if threads is not None:
-        if threads < 1:
-            raise ValueError(f"threads must be at least 1, got {threads}")
+        if not 1 <= threads <= _MOST_THREADS:
+            raise ValueError(f"threads must be 1 to {_MOST_THREADS:,}, got {threads}")
         options.intra_op_num_threads = threads
     try:
         chosen = [(name, _options(provider)) for name, provider in zip(names, providers, strict=True)]

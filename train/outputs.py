@@ -35,12 +35,15 @@ def check_outputs(out: Path, options: Options, *, force: bool) -> None:
 
     Raises:
         FileExistsError: `out` or what is written beside it exists, and is not to be replaced or gone on with.
-        ValueError: what is written beside `out` would lie in it, or the metrics are a folder.
+        ValueError: what is written beside `out` would lie in it, the metrics are a folder, or TensorBoard's a file.
     """
     files.check_free(out, force=force)
     metrics = options.get("metrics")
     if metrics is not None and metrics.is_dir():
         raise ValueError(f"the metrics {metrics} are a folder; name a file in it")
+    events = options.get("tensorboard")
+    if events is not None and (events.is_file() or (metrics is not None and events.resolve() == metrics.resolve())):
+        raise ValueError(f"TensorBoard's events need a folder of their own, {events} is a file; name another place")
     for path in filter(None, (metrics, options.get("tensorboard"), options.get("checkpoint"))):
         if out.resolve() in (path.resolve(), *path.resolve().parents):
             raise ValueError(f"{path} would lie inside the bundle {out}; name another place")

@@ -68,6 +68,6 @@ def test_what_cannot_be_tuned(bundle_of: BundleOf, tmp_path: Path) -> None:
     )
     assert refused("tune", tmp_path / "no").startswith(f"error: {tmp_path / 'no'} is not a folder")
     assert refused("tune", bundle_of("token", 512, sampled=True), "--threads", "0") == (
-        "error: threads must be at least 1, got 0"
+        "error: threads must be 1 to 1,024, got 0"
     )
     assert misused("tune") == "Missing argument 'BUNDLE'."

@@ -115,7 +115,7 @@ def test_paths_that_hold_no_activations(tmp_path: Path) -> None:
 )
 def test_arrays_that_are_no_activations(tmp_path: Path, array: NDArray[Any]) -> None:
     np.save(tmp_path / "x.npy", array)
-    with pytest.raises(ValueError, match=r"expected real numbers of shape \[n, d_in\]"):
+    with pytest.raises(ValueError, match=r"expected floating-point numbers of shape \[n, d_in\]"):
         open_activations(tmp_path / "x.npy")
 
 

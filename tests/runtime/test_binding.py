@@ -190,7 +190,7 @@ def test_a_fixed_batch_is_encoded_where_it_lies(made: Callable[[str], Path], wra
 
 
 def test_a_fixed_batch_needs_its_graph(bundle_of: BundleOf) -> None:
-    with pytest.raises(BundleError, match=r"has no encode_gpu.onnx: not exported yet; run: sae-runtime export"):
+    with pytest.raises(BundleError, match=r"has no encode_gpu.onnx: .* export .* --precision gpu$"):
         load(bundle_of("token"), threads=1).fixed_batch(make_x(3))
 
 

@@ -191,10 +191,13 @@ def test_exact_without_its_graph_is_float32(bundle_of: BundleOf, kind: str) -> N
     assert graphs_of(sae) == {"encode.onnx"}
 
 
-@pytest.mark.parametrize("precision", ["fast", "float16"])
-def test_a_precision_that_was_not_exported(bundle_of: BundleOf, precision: Any) -> None:
+@pytest.mark.parametrize(
+    ("precision", "options"), [("fast", ""), ("float16", " --precision exact --precision float16")]
+)
+def test_a_precision_that_was_not_exported(bundle_of: BundleOf, precision: Any, options: str) -> None:
     path = bundle_of("mutual", 150)
-    with pytest.raises(BundleError, match=rf"has no encode_.*.onnx: not exported yet; run: sae-runtime export {path}"):
+    command = f"sae-runtime export {path}{options}"
+    with pytest.raises(BundleError, match=rf"has no encode_.*.onnx: not exported yet; run: {command}$"):
         load(path, precision=precision)
 
 

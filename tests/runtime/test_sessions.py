@@ -39,9 +39,9 @@ def test_unknown_providers_are_refused(bundle_of: BundleOf, providers: list[str]
         load(bundle_of("mutual"), providers=providers)
 
 
-@pytest.mark.parametrize("threads", [0, -1])
-def test_threads_are_at_least_one(bundle_of: BundleOf, threads: int) -> None:
-    with pytest.raises(ValueError, match=f"threads must be at least 1, got {threads}"):
+@pytest.mark.parametrize("threads", [0, -1, 1025])
+def test_threads_are_at_least_one_and_not_too_many(bundle_of: BundleOf, threads: int) -> None:
+    with pytest.raises(ValueError, match=f"threads must be 1 to 1,024, got {threads}"):
         load(bundle_of("mutual"), threads=threads)
 
 
