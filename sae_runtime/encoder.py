@@ -26,9 +26,10 @@ GRAPHS = {
 GPU = "encode_gpu.onnx"  # "exact" on a GPU
 _TILE_BYTES = 1 << 25  # of latents [tile, d_sae]: small enough to stay in cache, large enough to feed all cores
 _INT8_TILES = 2  # times as many: an int8 product has some 200 small steps around it
-# d_in * d_sae. Below, what surrounds the int8 product takes longer than it saves (benchmarks/growth.py --graphs).
-_SMALLEST_PRODUCT = 1 << 21
-_TOPK = 4  # times as large for "topk", which computes the k largest bounds in float32 to have a cut at all
+# d_sae. Below, what surrounds the int8 product takes longer than it saves (benchmarks/growth.py --graphs).
+_SMALLEST = 6_144
+_TOPK = 2  # times as large for "topk", which computes the k largest bounds in float32 to have a cut at all
+_FEW_MATCHES = 32  # k; larger in proportion for more: so many rows of W_enc are read besides
 _FEW = 64  # rows; for fewer, several threads share one product rather than several products
 
 Feed = dict[str, NDArray[Any]]
@@ -64,9 +65,10 @@ def graph_for(manifest: Manifest, sessions: Sessions, precision: Precision) -> s
     quicker = find(manifest, sessions.workers)
     if quicker in exact_graphs(manifest):
         return quicker
-    encoder = manifest.encoder
-    smallest = _SMALLEST_PRODUCT * (_TOPK if encoder.selection == "topk" else 1)
-    return GRAPHS["exact" if encoder.d_in * encoder.d_sae >= smallest else "float32"]
+    encoder, allocation = manifest.encoder, manifest.allocation
+    k = encoder.k or (manifest.width if allocation is None else allocation.k)
+    smallest = _SMALLEST * (_TOPK if encoder.selection == "topk" else 1) * max(k / _FEW_MATCHES, 1)
+    return GRAPHS["exact" if encoder.d_sae >= smallest else "float32"]
 
 
 class Encoder:

@@ -197,7 +197,7 @@ def test_a_token_with_too_many_candidates_is_not_certain(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, some: bool
 ) -> None:
     monkeypatch.setattr(module, "_MOST_GROUPS", (6 if kind == "token" else 2) if some else -1)
-    monkeypatch.setattr("sae_runtime.encoder._SMALLEST_PRODUCT", 0)
+    monkeypatch.setattr("sae_runtime.encoder._SMALLEST", 0)
     bundle.write(tmp_path / "b", make_weights(D_SAE, kind), make_manifest(D_SAE, kind), sample=make_x(300, seed=8))
     export(tmp_path / "b")
     x = np.concatenate([make_x(60), make_x(60) * np.float32(0.6)])

@@ -107,7 +107,7 @@ def assert_close(found: NDArray[np.float32], expected: torch.Tensor) -> None:
 def test_features_and_reconstructions(
     made: Made, form: str, precision: str, n: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sae_runtime.encoder._SMALLEST_PRODUCT", 1)
+    monkeypatch.setattr("sae_runtime.encoder._SMALLEST", 1)
     path, encoder, weights = made(form)
     sae, x = load(path, precision=precision), activations(n, 1)  # type: ignore[arg-type]
     assert ("encode_exact.onnx" in sae.manifest.graphs) == (encoder.selection != "groupmax" and form != "relu")

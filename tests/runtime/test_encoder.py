@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import D_IN, K, make_manifest, make_weights, make_x, served, slots
+from conftest import K, make_manifest, make_weights, make_x, served, slots
 from numpy.typing import NDArray
 
 from sae_runtime import SAE, BundleError, bundle, load, tuned
@@ -20,7 +20,7 @@ D_SAE = 512
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let int8 be used for SAEs as small as those of the tests."""
-    monkeypatch.setattr(module, "_SMALLEST_PRODUCT", 0)
+    monkeypatch.setattr(module, "_SMALLEST", 0)
 
 
 def graphs_of(sae: SAE) -> set[str]:
@@ -147,23 +147,23 @@ def test_small_products_stay_in_float32(bundle_of: BundleOf, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("smallest", "graph"),
+    ("smallest", "few", "exact"),
     [
-        (D_IN * D_SAE + 1, {"token": "encode.onnx", "mutual": "encode.onnx", "feature": "encode.onnx"}),
-        (D_IN * D_SAE, {"token": "encode.onnx", "mutual": "encode_exact.onnx", "feature": "encode_exact.onnx"}),
-        (
-            D_IN * D_SAE // 4 + 1,
-            {"token": "encode.onnx", "mutual": "encode_exact.onnx", "feature": "encode_exact.onnx"},
-        ),
-        (D_IN * D_SAE // 4, {k: "encode_exact.onnx" for k in ("token", "mutual", "feature")}),
+        (D_SAE + 1, 32, set()),
+        (D_SAE, 32, {"mutual", "feature"}),
+        (D_SAE // 2 + 1, 32, {"mutual", "feature"}),
+        (D_SAE // 2, 32, {"token", "mutual", "feature"}),
+        (D_SAE // 2, K // 2, {"mutual", "feature"}),
+        (D_SAE // 2 + 1, K // 2, set()),
     ],
 )
-def test_the_smallest_product(
-    bundle_of: BundleOf, monkeypatch: pytest.MonkeyPatch, kind: str, smallest: int, graph: dict[str, str]
+def test_the_smallest_dictionary(
+    bundle_of: BundleOf, monkeypatch: pytest.MonkeyPatch, kind: str, smallest: int, few: int, exact: set[str]
 ) -> None:
-    monkeypatch.setattr(module, "_SMALLEST_PRODUCT", smallest)
+    monkeypatch.setattr(module, "_SMALLEST", smallest)
+    monkeypatch.setattr(module, "_FEW_MATCHES", few)
     sae = load(bundle_of(kind, D_SAE, sampled=True), threads=1, verify=False)
-    assert sae._encoder.graph == graph[kind]
+    assert sae._encoder.graph == ("encode_exact.onnx" if kind in exact else "encode.onnx")
 
 
 def test_what_tune_found_comes_before_the_rule(
@@ -172,8 +172,8 @@ def test_what_tune_found_comes_before_the_rule(
     monkeypatch.setenv("SAE_RUNTIME_TUNED", str(tmp_path / "tuned.json"))
     path = bundle_of(kind, D_SAE, sampled=True)
     manifest = bundle.read(path).manifest
-    for graph, smallest in (("encode_exact.onnx", 1 << 21), ("encode.onnx", 0)):
-        monkeypatch.setattr(module, "_SMALLEST_PRODUCT", smallest)
+    for graph, smallest in (("encode_exact.onnx", D_SAE + 1), ("encode.onnx", 0)):
+        monkeypatch.setattr(module, "_SMALLEST", smallest)
         assert load(path, threads=1)._encoder.graph != graph
         tuned.keep(manifest, 1, graph, {})
         assert load(path, threads=1)._encoder.graph == graph

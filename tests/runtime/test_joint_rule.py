@@ -244,7 +244,7 @@ D_INT8 = 512  # features of a bundle that has int8 graphs
 
 
 def by_int8(path: Path, monkeypatch: pytest.MonkeyPatch) -> SAE:
-    monkeypatch.setattr("sae_runtime.encoder._SMALLEST_PRODUCT", 0)
+    monkeypatch.setattr("sae_runtime.encoder._SMALLEST", 0)
     return load(path, threads=1)
 
 
