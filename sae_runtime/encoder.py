@@ -25,7 +25,7 @@ GRAPHS = {
 }
 GPU = "encode_gpu.onnx"  # "exact" on a GPU
 _TILE_BYTES = 1 << 25  # of latents [tile, d_sae]: small enough to stay in cache, large enough to feed all cores
-_INT8_TILES = 2  # times as many: an int8 product has some 200 small steps around it
+_EXACT_TILES = 2  # times as many for encode_exact.onnx, which has some 200 small steps around its product
 # d_sae. Below, what surrounds the int8 product takes longer than it saves (benchmarks/growth.py --graphs).
 _SMALLEST = 6_144
 _TOPK = 2  # times as large for "topk", which computes the k largest bounds in float32 to have a cut at all
@@ -88,7 +88,7 @@ class Encoder:
     def __init__(self, manifest: Manifest, sessions: Sessions, graph: str) -> None:
         self._encoder, self._sessions, self.graph = manifest.encoder, sessions, graph
         self._levels = self.graph in (GRAPHS["exact"], GRAPHS["fast"])
-        most = _TILE_BYTES * (_INT8_TILES if self._levels else 1)
+        most = _TILE_BYTES * (_EXACT_TILES if self.graph == GRAPHS["exact"] else 1)
         self.tile = min(max(most // (4 * self._encoder.d_sae), 16), 1024)
         self._lock, self._tokens, self._redone = threading.Lock(), 0, 0
         sessions.open(self.graph)
