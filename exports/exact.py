@@ -21,7 +21,7 @@ from sae_runtime.exports.select import GROUP, first_rows, group_maxima, groups_o
 
 _MOST_GROUPS = 512  # with candidates, of a token; beyond, they cost as much as the product that they save
 _BLOCK = 8
-_ROWS_BYTES = 9 << 18  # of W_enc, copied and multiplied together: they stay in cache
+_ROWS_BYTES = 3 << 20  # of W_enc, copied and multiplied together: they stay in cache
 
 
 class Found(NamedTuple):
