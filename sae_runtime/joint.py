@@ -176,7 +176,8 @@ def _limit_columns(features: Features, limit: NDArray[np.int64]) -> tuple[Featur
     full = count >= limit
     mine = full[feature]
     # Bits of positive floats rank as the floats do: one sort orders all columns, each by rising value.
-    key = feature[mine].astype(np.uint64) << np.uint64(32)
+    key = feature[mine].astype(np.uint64)
+    key <<= np.uint64(32)
     key |= value[mine].view(np.uint32)
     key.sort()
     end = np.cumsum(np.where(full, count, 0))
