@@ -1,7 +1,6 @@
 """derived.safetensors: what graphs read besides the weights, computed from them, and rebuilt by every export."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,20 +8,12 @@ from numpy.typing import NDArray
 from sae_runtime import files, quota
 from sae_runtime.bundle import DERIVED, Bundle, record
 from sae_runtime.exports.gpu import half_precision
-from sae_runtime.exports.integers import Arrays, Plan, quantise
+from sae_runtime.exports.integers import Arrays, quantise
 from sae_runtime.exports.select import GROUP
 from sae_runtime.normalise import normalised
 from sae_runtime.tensors import TensorSpec, read_header, save_tensors
 
 _SMALLEST = 512  # features; a product with fewer is as fast as all that could save it
-
-
-@dataclass(frozen=True)
-class Derived:
-    """Where each derived array lies, and what the graphs must know of the int8 ones; None where there are none."""
-
-    specs: dict[str, TensorSpec]
-    plan: Plan | None
 
 
 def has_integers(bundle: Bundle) -> bool:
@@ -40,7 +31,7 @@ def has_half(bundle: Bundle) -> bool:
     return bundle.manifest.encoder.selection != "groupmax"
 
 
-def write_derived(bundle: Bundle, x: NDArray[np.float32], precisions: Collection[str]) -> Derived:
+def write_derived(bundle: Bundle, x: NDArray[np.float32], precisions: Collection[str]) -> dict[str, TensorSpec]:
     """Compute and write what the graphs of these precisions need; removes the file where they need nothing.
 
     Where the file changes, graphs of an earlier export that read it go first: they must never meet other weights.
@@ -49,32 +40,33 @@ def write_derived(bundle: Bundle, x: NDArray[np.float32], precisions: Collection
         bundle: whose weights they are.
         x: typical activations [m, d_in], for which int8 is made fine.
         precisions: some of "exact", "fast", "float16" and "gpu".
+
+    Returns:
+        Where each array lies in the file.
     """
     arrays: Arrays = {}
-    plan = None
     allocation, norm = bundle.manifest.allocation, bundle.manifest.encoder.norm
     if allocation is not None and allocation.kind == "feature":
         arrays["cap"] = default_cap(bundle)
     weights, x = bundle.weights(), normalised(x, norm)[0]
     if has_integers(bundle) and {"exact", "fast"} & set(precisions):
-        integers, plan = quantise(weights, x, np.random.default_rng(0))
-        arrays |= integers
+        arrays |= quantise(weights, x, np.random.default_rng(0))
     if "gpu" in precisions and has_half(bundle):
         arrays |= half_precision(weights, x)
-    if ("gpu" in precisions and has_half(bundle)) or ("exact" in precisions and plan is not None):
-        arrays["W_enc_rows"] = np.ascontiguousarray(weights["W_enc"].T)
+    if ("gpu" in precisions and has_half(bundle)) or ("exact" in precisions and "int8_weights" in arrays):
+        arrays["W_enc_rows"] = weights["W_enc"].T
     if "float16" in precisions:
         arrays["W_enc_half"] = weights["W_enc"].astype(np.float16)
     path = bundle.path / DERIVED
     if not arrays:
         _remove_readers(bundle)
         path.unlink(missing_ok=True)
-        return Derived({}, None)
+        return {}
     with files.new_file(path, force=True) as partial:
         save_tensors(partial, arrays)
         if record(partial) != bundle.manifest.files.get(DERIVED):
             _remove_readers(bundle)
-    return Derived(dict(read_header(path)), plan)
+    return dict(read_header(path))
 
 
 def _remove_readers(bundle: Bundle) -> None:

@@ -1,23 +1,25 @@
 """encode_exact.onnx: the features of encode.onnx, from an int8 product that names candidates.
 
-The product bounds every feature from above (integers.py). Whose bound lies above the cut is a candidate and is computed
-again in float32, from its row of W_enc; nobody else can be a match. The cut is theta. For top k, somewhat more than k
-features with the largest bounds are computed first, and the k-th largest of these values is the cut for the others. A
-token with very many candidates is not `certain`, and is for encode.onnx.
+The product and what rounding may change bound every feature from above (integers.py). Whose bound lies above the cut
+is a candidate and is computed again in float32, from its row of W_enc; nobody else can be a match. The cut is theta.
+For top k, the k features that the product takes for the largest are computed first, and the least of these values is
+the cut for the others. A token with very many candidates is not `certain`, and is for encode.onnx.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
 from sae_runtime.bundle import DERIVED, Bundle
-from sae_runtime.exports.derived import Derived
+from sae_runtime.exports.approximation import Approximation, approximate, errors, leading, of_members
 from sae_runtime.exports.encode import above, centred, threshold_input, weight
 from sae_runtime.exports.graph import Graph, external
-from sae_runtime.exports.integers import LEVELS, product
+from sae_runtime.exports.integers import LEVELS, Stored, rounded
 from sae_runtime.exports.normalise import normalised
-from sae_runtime.exports.select import GROUP, first_rows, group_maxima, groups_of, largest, tokens
+from sae_runtime.exports.select import GROUP, first_rows, tokens
+from sae_runtime.tensors import TensorSpec
 
 _MOST_GROUPS = 512  # with candidates, of a token; beyond, they cost as much as the product that they save
 _BLOCK = 8
@@ -32,14 +34,14 @@ class Found(NamedTuple):
 
 
 class Candidates(NamedTuple):
-    """Places in the flattened [n, d_sae], ascending; how many each token has, and how many there are before its."""
+    """Features, token by token; how many each token has, and how many there are before its."""
 
-    place: ir.Value
+    features: ir.Value
     number: ir.Value
     begin: ir.Value
 
 
-def exact_graph(bundle: Bundle, derived: Derived) -> ir.Model:
+def exact_graph(bundle: Bundle, specs: Mapping[str, TensorSpec]) -> ir.Model:
     """x f32 [n, d_in] -> indices i64, values f32 [n, width], certain bool [n].
 
     Where `certain`, rows are those of encode.onnx, up to equal values at the cut; the others are not whole. Optional
@@ -48,38 +50,30 @@ def exact_graph(bundle: Bundle, derived: Derived) -> ir.Model:
 
     Args:
         bundle: whose features these are; its d_sae is a multiple of 16.
-        derived: what `write_derived` made for precision "exact".
+        specs: where derived.safetensors holds what `write_derived` made for precision "exact".
     """
     graph = Graph("encode_exact")
-    encoder, allocation, plan = bundle.manifest.encoder, bundle.manifest.allocation, derived.plan
-    assert plan is not None
 
     def stored(name: str) -> ir.Value:
-        return graph.weight(external(name, DERIVED, derived.specs[name]))
+        return graph.weight(external(name, DERIVED, specs[name]))
 
+    encoder = bundle.manifest.encoder
     x, n = tokens(graph, encoder.d_in)
     x = normalised(graph, encoder, x).x
     theta = threshold_input(graph, bundle)
     width = graph.input("width", np.int64, [1], default=[bundle.manifest.width])
     levels = graph.input("levels", np.float32, [], default=LEVELS)
-    bound, scale, parts = product(graph, x, levels, stored, plan, bounded=True)
+    small = rounded(graph, x, levels, stored)
+    all_of = approximate(graph, bundle, small, levels, stored, theta)
     c, rows = centred(graph, bundle, x), stored("W_enc_rows")
     if theta is None:
-        best, cut, ceiling, apart = _best(graph, bundle, bound, scale, c, rows, width)
-        candidates, certain = _candidates(graph, bound, encoder.d_sae, cut, ceiling)
-        certain = graph.op("And", certain, apart)
+        best, cut, ceiling = _best(graph, bundle, all_of, stored, c, rows, width)
     else:
-        best, cut = None, graph.op("Div", graph.op("ReduceMin", theta, keepdims=0), scale)
-        if allocation is None or allocation.kind == "feature":  # thresholds differ: the least of them would cut little
-            bound = _above_each(graph, bound, scale, theta, encoder.d_sae)
-            cut = graph.op("Expand", graph.constant(0, np.float32), graph.op("Shape", scale))
-        candidates, certain = _candidates(graph, bound, encoder.d_sae, cut, None)
-    for part, digits in zip(parts, plan.digits, strict=True):  # more than the channels hold: there is no bound
-        fits = graph.op("LessOrEqual", part, graph.constant(LEVELS * digits, np.float32))
-        certain = graph.op("And", certain, fits)
+        nothing = graph.op("Expand", graph.constant(0, np.float32), graph.op("Shape", all_of.unit))
+        best, cut, ceiling = None, nothing, None
+    candidates, certain = _candidates(graph, all_of, errors(graph, small, c, stored), stored, cut, ceiling)
     found = _rescored(graph, bundle, c, rows, candidates, theta)
     indices, values = _slots(graph, [found] if best is None else [best, found], width, encoder.d_sae)
-    certain = graph.op("Squeeze", certain, graph.constant([1], np.int64))
     indices, values, certain = (first_rows(graph, part, n) for part in (indices, values, certain))
     graph.output(indices, "indices", np.int64, ["n", "width"])
     graph.output(values, "values", np.float32, ["n", "width"])
@@ -87,77 +81,71 @@ def exact_graph(bundle: Bundle, derived: Derived) -> ir.Model:
     return graph.model()
 
 
-def _above_each(graph: Graph, bound: ir.Value, scale: ir.Value, theta: ir.Value, d_sae: int) -> ir.Value:
-    """By how much bounds [n, d_sae] exceed each feature's theta, in units of the scale [n, 1]."""
-    theta = graph.op("Expand", theta, graph.constant([1, d_sae], np.int64))
-    return graph.op("Sub", bound, graph.op("Mul", graph.op("Reciprocal", scale), theta))
-
-
 def _best(
-    graph: Graph, bundle: Bundle, bound: ir.Value, scale: ir.Value, c: ir.Value, rows: ir.Value, width: ir.Value
-) -> tuple[Found, ir.Value, ir.Value, ir.Value]:
-    """The features with the largest bounds, a quarter more than k, and what decides about the others, all [n, 1].
+    graph: Graph, bundle: Bundle, all_of: Approximation, stored: Stored, c: ir.Value, rows: ir.Value, width: ir.Value
+) -> tuple[Found, ir.Value, ir.Value]:
+    """The k features that are approximately the largest, and what decides about the others, both [n, 1].
 
-    That is: the cut, the least bound of the features taken, under which the others' lie, and whether they do or do not
-    matter (equal bounds).
+    That is: the cut, and the ceiling below which their approximations lie.
     """
-    d_sae = bundle.manifest.encoder.d_sae
-    one, last, end = (graph.constant([i], np.int64) for i in (1, -1, 2**62))
-    some = graph.op("Add", graph.op("Add", width, graph.op("Div", width, graph.constant(4, np.int64))), one)
-    some = graph.op("Min", some, graph.constant([d_sae - 1], np.int64))
-    features, bounds = largest(graph, bound, graph.op("Add", some, one), d_sae, stable=False)
-    following = graph.op("Slice", bounds, last, end, one)
-    features, bounds = (
-        graph.op("Slice", part, graph.constant([0], np.int64), some, one) for part in (features, bounds)
-    )
+    some = graph.op("Max", width, graph.constant([1], np.int64))
+    some = graph.op("Min", some, graph.constant([bundle.manifest.encoder.d_sae], np.int64))
+    features, size, ceiling = leading(graph, all_of, stored, some)
     values = _values(graph, bundle, c, rows, features)
-    ranked = graph.ops("TopK", 2, values, graph.op("Max", graph.op("Min", width, some), one))[0]
-    cut = graph.op("Div", graph.op("Slice", ranked, last, end, one), scale)
-    cut = graph.op("Where", graph.op("LessOrEqual", width, some), cut, graph.constant(0, np.float32))
-    ceiling = graph.op("Slice", bounds, last, end, one)
-    apart = graph.op("Or", graph.op("Less", following, ceiling), graph.op("LessOrEqual", following, cut))
-    return Found(features, values), cut, ceiling, apart
+    cut = graph.op("Mul", graph.op("ReduceMin", values, graph.constant([1], np.int64)), all_of.unit)
+    values = graph.op("Where", graph.op("Greater", size, ceiling), values, graph.constant(0, np.float32))
+    return Found(features, values), cut, ceiling
 
 
 def _candidates(
-    graph: Graph, bound: ir.Value, d_sae: int, cut: ir.Value, ceiling: ir.Value | None
+    graph: Graph,
+    all_of: Approximation,
+    errors: tuple[ir.Value, ir.Value],
+    stored: Stored,
+    cut: ir.Value,
+    ceiling: ir.Value | None,
 ) -> tuple[Candidates, ir.Value]:
-    """Those whose bound lies above the token's cut, but below the ceiling; and whether a token has few enough.
+    """Those whose bound lies above the token's cut, but not above the ceiling; and whether a token's are all, bool [n].
 
-    A token that has too many gets none. Cut, ceiling and what is said of the token are [n, 1].
+    A token that has too many gets none. Cut and ceiling are [n, 1].
     """
+    error, holds = errors
     one, zero, flat = graph.constant([1], np.int64), graph.constant(0, np.int64), graph.constant([-1], np.int64)
-    first = graph.constant([0], np.int64)
-    mask = graph.op("Greater", group_maxima(graph, bound, d_sae), cut)
+    mask = graph.op("Greater", graph.op("Add", all_of.of_groups, error), cut)
     groups = graph.op("ReduceSum", graph.cast(mask, np.float32), one)
-    certain = graph.op("LessOrEqual", groups, graph.constant(_MOST_GROUPS, np.float32))
+    certain = graph.op("And", graph.op("LessOrEqual", groups, graph.constant(_MOST_GROUPS, np.float32)), holds)
     mask = graph.op("And", mask, certain)
     groups = graph.op("Where", certain, groups, graph.constant(0, np.float32))
     groups = graph.cast(graph.op("Squeeze", groups, one), np.int64)
-    group = graph.op("Squeeze", graph.op("NonZero", graph.op("Reshape", mask, flat)), first)
-    token = graph.op("Div", group, graph.constant(d_sae // GROUP, np.int64))
-    members = graph.op("Gather", groups_of(graph, bound), group)
-    chosen = graph.op("Greater", members, graph.op("Gather", cut, token))
-    if ceiling is not None:
-        chosen = graph.op("And", chosen, graph.op("Less", members, graph.op("Gather", ceiling, token)))
-    hit = graph.op("Squeeze", graph.op("NonZero", graph.op("Reshape", chosen, flat)), first)
-    # Hits count the members of chosen groups only; each group lies further along by those left out before it.
-    size, number = graph.constant(GROUP, np.int64), graph.range(graph.op("Shape", group))
-    further = graph.op("Mul", graph.op("Sub", group, number), size)
-    place = graph.op("Add", hit, graph.op("Gather", further, graph.op("Div", hit, size)))
+    at = graph.op("Squeeze", graph.op("NonZero", graph.op("Reshape", mask, flat)), graph.constant([0], np.int64))
+    count = graph.constant(all_of.d_sae // GROUP, np.int64)
+    token = graph.op("Div", at, count)
+    group = graph.op("Sub", at, graph.op("Mul", token, count))
+    size = of_members(graph, all_of, group, at, graph.op("Gather", all_of.unit, token))
+    error = graph.op("Gather", graph.op("Reshape", error, graph.constant([-1, 1], np.int64), allowzero=1), at)
+    bound = graph.op("Add", size, graph.op("Mul", graph.op("Gather", stored("int8_share"), group), error))
+    chosen = graph.op("Greater", bound, graph.op("Gather", cut, token))
+    if ceiling is not None:  # those above it have been computed
+        chosen = graph.op("And", chosen, graph.op("LessOrEqual", size, graph.op("Gather", ceiling, token)))
+    hit = graph.op("Squeeze", graph.op("NonZero", graph.op("Reshape", chosen, flat)), graph.constant([0], np.int64))
+    # Hits count the members of chosen groups only; in the order of features, each group stands elsewhere.
+    number = graph.constant(GROUP, np.int64)
+    elsewhere = graph.op("Mul", graph.op("Sub", group, graph.range(graph.op("Shape", group))), number)
+    place = graph.op("Add", hit, graph.op("Gather", elsewhere, graph.op("Div", hit, number)))
+    features = graph.op("Gather", stored("int8_order"), place)
     # Sums over a token's groups, as differences of running sums.
     found = graph.cast(graph.op("ReduceSum", graph.cast(chosen, np.float32), one, keepdims=0), np.int64)
-    running = graph.op("Concat", first, graph.op("CumSum", found, zero), axis=0)
+    running = graph.op("Concat", graph.constant([0], np.int64), graph.op("CumSum", found, zero), axis=0)
     end = graph.op("Gather", running, graph.op("CumSum", groups, zero))
     begin = graph.op("Gather", running, graph.op("CumSum", groups, zero, exclusive=1))
-    return Candidates(place, graph.op("Sub", end, begin), begin), certain
+    return Candidates(features, graph.op("Sub", end, begin), begin), graph.op("Squeeze", certain, one)
 
 
 def _rescored(
     graph: Graph, bundle: Bundle, c: ir.Value, rows: ir.Value, candidates: Candidates, theta: ir.Value | None
 ) -> Found:
     """The candidates with their values in float32, those that do not pass theta with 0."""
-    place, count, begin = candidates
+    features, count, begin = candidates
     d_sae = bundle.manifest.encoder.d_sae
     first, one = graph.constant([0], np.int64), graph.constant([1], np.int64)
     size, steps = graph.constant(_BLOCK, np.int64), graph.constant([np.arange(_BLOCK)], np.int64)
@@ -169,8 +157,7 @@ def _rescored(
     begin, end = graph.op("Gather", begin, token), graph.op("Gather", graph.op("Add", begin, count), token)
     begin = graph.op("Add", begin, graph.op("Mul", rank, size))
     at, end = graph.op("Add", graph.op("Unsqueeze", begin, one), steps), graph.op("Unsqueeze", end, one)
-    row = graph.op("Unsqueeze", graph.op("Mul", token, graph.constant(d_sae, np.int64)), one)
-    feature = graph.op("Sub", graph.op("Gather", place, graph.op("Min", at, graph.op("Sub", end, one))), row)
+    feature = graph.op("Gather", features, graph.op("Min", at, graph.op("Sub", end, one)))
 
     nothing = graph.constant(0, np.float32)
     values = _values(graph, bundle, c, rows, feature, token)

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from sae_runtime import files, sessions
 from sae_runtime.bundle import DERIVED, Bundle
 from sae_runtime.exports import witness
 from sae_runtime.exports.decode import decode_graph
-from sae_runtime.exports.derived import Derived, default_cap, write_derived
+from sae_runtime.exports.derived import default_cap, write_derived
 from sae_runtime.exports.encode import encode_graph
 from sae_runtime.exports.exact import exact_graph
 from sae_runtime.exports.fast import fast_graph, half_graph
@@ -24,6 +24,7 @@ from sae_runtime.exports.joint import joint_graph
 from sae_runtime.exports.price import price
 from sae_runtime.exports.steer import LARGEST, steer_graph
 from sae_runtime.manifest import Encoder, GraphRecord, Price, to_json
+from sae_runtime.tensors import TensorSpec
 
 Arrays = dict[str, NDArray[np.generic]]
 Run = Callable[[str, Arrays], list[NDArray[np.float32]]]
@@ -71,8 +72,8 @@ def export(
     typical = bundle.sample()
     if typical is None:
         guess = sample(encoder, weights, np.random.default_rng(1), 4 * encoder.d_in)
-    derived = write_derived(bundle, guess if typical is None else typical, precisions)
-    graphs = _graphs(bundle, derived, precisions)
+    specs = write_derived(bundle, guess if typical is None else typical, precisions)
+    graphs = _graphs(bundle, specs, precisions)
     with contextlib.ExitStack() as renames:
         partials: dict[str, Path] = {}
         for name, model in graphs.items():
@@ -91,7 +92,7 @@ def export(
             for name, partial in sorted(partials.items())
         }
     listed = {name: record for name, record in bundle.manifest.files.items() if name != DERIVED}
-    if derived.specs:
+    if specs:
         listed[DERIVED] = bundles.record(bundle.path / DERIVED)
     manifest = dataclasses.replace(bundle.manifest, graphs=records, files=listed, precisions=prices)
     with files.new_file(bundle.path / bundles.MANIFEST, force=True) as partial:
@@ -112,21 +113,21 @@ def _check_form(bundle: Bundle, graph: Path) -> None:
         ) from error
 
 
-def _graphs(bundle: Bundle, derived: Derived, precisions: Collection[str]) -> dict[str, ir.Model]:
+def _graphs(bundle: Bundle, specs: Mapping[str, TensorSpec], precisions: Collection[str]) -> dict[str, ir.Model]:
     graphs = {"encode.onnx": encode_graph(bundle), "decode.onnx": decode_graph(bundle)}
     if bundle.manifest.encoder.d_out is None:
-        graphs["steer.onnx"] = steer_graph(bundle, derived.specs.get("W_enc_rows"))
+        graphs["steer.onnx"] = steer_graph(bundle, specs.get("W_enc_rows"))
     allocation = bundle.manifest.allocation
     if allocation is not None and allocation.kind != "token":
-        graphs["encode_joint.onnx"] = joint_graph(bundle, derived.specs.get("cap"))
-    if "fast" in precisions and derived.plan is not None:
-        graphs["encode_fast.onnx"] = fast_graph(bundle, derived)
-    if "exact" in precisions and derived.plan is not None:
-        graphs["encode_exact.onnx"] = exact_graph(bundle, derived)
-    if "W_enc_half" in derived.specs:
-        graphs["encode_half.onnx"] = half_graph(bundle, derived)
-    if "half_weights" in derived.specs:
-        graphs["encode_gpu.onnx"] = gpu_graph(bundle, derived.specs)
+        graphs["encode_joint.onnx"] = joint_graph(bundle, specs.get("cap"))
+    if "fast" in precisions and "int8_weights" in specs:
+        graphs["encode_fast.onnx"] = fast_graph(bundle, specs)
+    if "exact" in precisions and "int8_weights" in specs:
+        graphs["encode_exact.onnx"] = exact_graph(bundle, specs)
+    if "W_enc_half" in specs:
+        graphs["encode_half.onnx"] = half_graph(bundle, specs)
+    if "half_weights" in specs:
+        graphs["encode_gpu.onnx"] = gpu_graph(bundle, specs)
     return graphs
 
 

@@ -1,48 +1,61 @@
 """encode_fast.onnx and encode_half.onnx: the features of encode.onnx, roughly, for less."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx_ir as ir
 
 from sae_runtime.bundle import DERIVED, Bundle
-from sae_runtime.exports.derived import Derived
-from sae_runtime.exports.encode import latents, selected, threshold_input, write_slots
+from sae_runtime.exports.approximation import approximate, leading
+from sae_runtime.exports.encode import above, latents, selected, threshold_input, write_slots
 from sae_runtime.exports.graph import Graph, external
-from sae_runtime.exports.integers import LEVELS, product
+from sae_runtime.exports.integers import LEVELS, rounded
 from sae_runtime.exports.normalise import normalised
 from sae_runtime.exports.select import tokens
+from sae_runtime.tensors import TensorSpec
 
 
-def fast_graph(bundle: Bundle, derived: Derived) -> ir.Model:
-    """The signature of encode.onnx and the input levels f32 []: latents from the int8 product alone (integers.py)."""
+def fast_graph(bundle: Bundle, specs: Mapping[str, TensorSpec]) -> ir.Model:
+    """The signature of encode.onnx and the input levels f32 []: latents from the int8 product alone (integers.py).
+
+    Looked at are those that exceed their thresholds most, a quarter more than slots.
+    """
     graph = Graph("encode_fast")
     encoder = bundle.manifest.encoder
-    assert derived.plan is not None
     x, n = tokens(graph, encoder.d_in)
     theta = threshold_input(graph, bundle)
     width = graph.input("width", np.int64, [1], default=[bundle.manifest.width])
     levels = graph.input("levels", np.float32, [], default=LEVELS)
 
     def stored(name: str) -> ir.Value:
-        return graph.weight(external(name, DERIVED, derived.specs[name]))
+        return graph.weight(external(name, DERIVED, specs[name]))
 
-    x = normalised(graph, encoder, x).x
-    p, scale, _ = product(graph, x, levels, stored, derived.plan, bounded=False)
-    if theta is None:  # a token's scale does not change the order of its features: it is for those that are kept
-        indices, p = selected(graph, bundle, p, theta, width)
-        slots = indices, graph.op("Relu", graph.op("Mul", p, scale))
-    else:  # what lies above a threshold is positive
-        slots = selected(graph, bundle, graph.op("Mul", p, scale), theta, width)
-    write_slots(graph, *slots, n)
+    small = rounded(graph, normalised(graph, encoder, x).x, levels, stored)
+    all_of = approximate(graph, bundle, small, levels, stored, theta)
+    d_sae = graph.constant([encoder.d_sae], np.int64)
+    some = graph.op("Add", width, graph.op("Div", width, graph.constant(4, np.int64)))
+    some = graph.op("Min", graph.op("Add", some, graph.constant([1], np.int64)), d_sae)
+    features, over, _ = leading(graph, all_of, stored, some)
+    values = graph.op("Mul", over, small.scale)
+    if theta is None or all_of.theta is None:
+        values = graph.op("Relu", values)
+    else:
+        theta, less = (graph.op("Gather", graph.op("Expand", t, d_sae), features) for t in (theta, all_of.theta))
+        values = above(graph, graph.op("Relu", graph.op("Add", values, less)), theta)
+    row = graph.op("Unsqueeze", graph.range(graph.op("Shape", values, start=0, end=1)), graph.constant([1], np.int64))
+    values, at = graph.ops("TopK", 2, values, graph.op("Min", width, d_sae))
+    features = graph.op("Reshape", features, graph.constant([-1], np.int64))
+    write_slots(graph, graph.op("Gather", features, graph.op("Add", graph.op("Mul", row, some), at)), values, n)
     return graph.model()
 
 
-def half_graph(bundle: Bundle, derived: Derived) -> ir.Model:
+def half_graph(bundle: Bundle, specs: Mapping[str, TensorSpec]) -> ir.Model:
     """The signature of encode.onnx, with W_enc stored in float16 and computed with in float32."""
     graph = Graph("encode_half")
     x, n = tokens(graph, bundle.manifest.encoder.d_in)
     theta = threshold_input(graph, bundle)
     width = graph.input("width", np.int64, [1], default=[bundle.manifest.width])
-    half = graph.weight(external("W_enc_half", DERIVED, derived.specs["W_enc_half"]))
+    half = graph.weight(external("W_enc_half", DERIVED, specs["W_enc_half"]))
     z = latents(graph, bundle, x, graph.cast(half, np.float32))
     write_slots(graph, *selected(graph, bundle, z, theta, width), n)
     return graph.model()

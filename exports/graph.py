@@ -13,7 +13,13 @@ OPSET = 21
 IR_VERSION = 10
 
 Dimension = int | str
-_TYPES = {"F32": ir.DataType.FLOAT, "F64": ir.DataType.DOUBLE, "F16": ir.DataType.FLOAT16, "I8": ir.DataType.INT8}
+_TYPES = {
+    "F32": ir.DataType.FLOAT,
+    "F64": ir.DataType.DOUBLE,
+    "F16": ir.DataType.FLOAT16,
+    "I8": ir.DataType.INT8,
+    "I64": ir.DataType.INT64,
+}
 
 
 def external(name: str, file: str, spec: TensorSpec) -> ir.ExternalTensor:

@@ -1,164 +1,161 @@
-"""The encoder in int8, and a bound on what that changes: one product gives an upper bound of every feature.
+"""The encoder in int8, and a bound on what that changes.
 
-Derivation (our design). Let c = x - centre, M any invertible map, and v = (M c, kappa, ... kappa). A feature before
-its relu is p_j = v . w_j with w_j = (M^-T W_enc[:, j], b_j / (kappa copies), ...), where b_j is the bias at the
-centre. With s = max |v| / levels, q = round(v / s), e = v / s - q, and w_j = s_j Q_j + r_j for whole numbers Q_j of at
-most 127,
+Derivation (our design). Let c = x - centre, M any invertible map, and v = M c. A feature before its relu is
+p_j = v . w_j + a_j with w_j = M^-T W_enc[:, j] and a_j the bias at the centre. With s = max |v| / levels,
+q = round(v / s), e = v / s - q, and w_j = s_j Q_j + r_j for whole numbers Q_j of at most 127,
 
-    p_j / s = s_j q . Q_j + e . w_j + q . r_j <= s_j q . Q_j + |e| |w_j| + |q| |r_j| = u_j    (Cauchy and Schwarz)
-
-|e| and |q| are one number a token, |w_j| and |r_j| one a feature: rounded up to whole numbers T and C, T C is a few
-channels more of the product, which so gives u itself.
+    p_j / s = s_j q . Q_j + e . w_j + q . r_j + a_j / s
+           <= s_j q . Q_j + |e| |w_j| + |q| |r_j| + a_j / s    (Cauchy and Schwarz)
 
 |e| |w_j| is small where |v| |w_j| is: on average it is least for M = (C^-1 # S)^1/2, where # is the geometric mean, C
 the second moment of c and S that of the weights (the optimal transport map between Gaussians of these moments; Olkin
-and Pukelsheim 1982). A random rotation after it makes the channels alike, so that s is small against |v|. The bias
-needs several channels to be as fine as the rest. The bound is true of any activations, and tight of those like the
-sample.
+and Pukelsheim 1982). A random rotation after it makes the channels alike, so that s is small against |v|. The bound is
+true of any activations, and tight of those like the sample. What float32 makes of p_j, where it is computed from
+x - b_pre and W_enc, may be larger by a share of |x - b_pre| |W_enc[:, j]|, which is added.
+
+Only the first term is a product. Features are put in an order in which 16 neighbours have like a_j, |w_j| and |r_j|:
+then the rest need not be added to every feature of every token, but only to the maxima of groups (approximation.py).
 """
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from sae_runtime.exports.graph import Graph
+from sae_runtime.exports.select import GROUP
 
 # Of an activation, either side of 0. Where there is no VNNI, sums of two products u8 x s8 must fit 16 bits. Activations
 # are stored from 1 on (zero point levels + 1; int8 would become uint8 with 128), so they do: 2 * 127 * 127 < 2^15.
 LEVELS = 63
 _WEIGHT_LEVELS = 127
-_MOST_COPIES = 32
 _ROUNDING = 2.0**-24  # of a float32 number, as a share of it
+_SLACK = 2.0**-20  # what a few float32 operations lose, and more
+_TINY = 1e-37  # float32 rounds less to 0
 
 Arrays = dict[str, NDArray[np.generic]]
 Stored = Callable[[str], ir.Value]  # gives an array of `quantise` as a value of a graph
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a graph must know besides the arrays.
+class Rounded(NamedTuple):
+    """Activations in int8: c [n, d_in] from the centre, v / s and q = round(v / s) [n, channels], and s [n, 1]."""
 
-    Attributes:
-        kappa: what the bias channels hold.
-        copies: how many bias channels there are.
-        alpha: a token's parts of the bound are T = ceil(alpha |e|), and the same of |q|.
-        digits: over how many channels each T is spread.
-        rounding: float32 gives v to within rounding |c|.
-        margin: of the bound, for what float32 loses of the bound itself.
-        channels: channels of the product, before they are filled up to a multiple of four.
-    """
-
-    kappa: float
-    copies: int
-    alpha: tuple[float, float]
-    digits: tuple[int, int]
-    rounding: float
-    margin: float
-    channels: int
+    c: ir.Value
+    v: ir.Value
+    q: ir.Value
+    scale: ir.Value
 
 
-def quantise(
-    weights: Mapping[str, NDArray[np.float32]], x: NDArray[np.float32], rng: np.random.Generator
-) -> tuple[Arrays, Plan]:
+def quantise(weights: Mapping[str, NDArray[np.float32]], x: NDArray[np.float32], rng: np.random.Generator) -> Arrays:
     """The encoder of `weights` in int8, for activations like x [m, d_in], which are as it takes them.
 
     Args:
-        weights: of `Bundle.weights`.
+        weights: of `Bundle.weights`; d_sae is a multiple of 16.
         x: typical activations [m, d_in], normalised.
         rng: turns them.
 
     Returns:
-        The arrays int8_centre [d_in], int8_map [d_in, d_in] (v = c int8_map), int8_weights [channels, d_sae] and
-        int8_scale [d_sae]; and what else a graph must know.
+        int8_centre [d_in] and int8_map [d_in, channels] (v = c int8_map, typically at most 1; d_in filled up to a
+        multiple of four); int8_order [d_sae], which feature stands where, and in this order, by groups of 16:
+        int8_weights [channels, d_sae], int8_scale [d_sae], int8_bias [groups, 16], a_j; int8_bound [2, groups], the
+        largest |w_j| and |r_j| of a group, and int8_share [groups, 16], what a feature needs of them. int8_rounding
+        [1]: float32 gives v to within so many |c|. int8_direct [1]: what float32 makes of p_j is allowed for in |r_j|
+        where |q| is at least so many |x - b_pre| / s. Bounds and biases are rounded up by what float32 may lose.
     """
     w = weights["W_enc"].astype(np.float64)
     d_in, d_sae = w.shape
     centre = x.mean(axis=0, dtype=np.float64).astype(np.float32)
     c = x.astype(np.float64) - centre
     rotation = np.linalg.qr(rng.standard_normal((d_in, d_in)))[0]
-    mapping = (rotation @ _transport(c.T @ c / max(len(c), 1), w @ w.T / d_sae)).astype(np.float32)
+    mapping = rotation @ _transport(c.T @ c / max(len(c), 1), w @ w.T / d_sae)
+    typical = float(np.median(np.abs(c @ mapping.T).max(axis=1)))
+    mapping = (mapping / (typical if typical > _TINY else 1)).astype(np.float32)
     bias = weights["b_enc"] + (centre.astype(np.float64) - weights["b_pre"]) @ w
     w = np.asarray(np.linalg.solve(mapping.T.astype(np.float64), w), np.float64)
-    kappa = float(np.float32(max(np.median(np.abs(c @ mapping.T).max(axis=1)), 1e-30)))
-    top = np.maximum(np.abs(w).max(axis=0), 1e-30)
-    copies = min(max(math.ceil(float((np.abs(bias) / top).max()) / kappa), 1), _MOST_COPIES)
-    w = np.concatenate([w, np.tile(bias / (kappa * copies), (copies, 1))])
 
     scale = (np.maximum(np.abs(w).max(axis=0), 1e-30) / _WEIGHT_LEVELS).astype(np.float32)
     integers = np.rint(w / scale)
     length = np.linalg.norm(w, axis=0)
     lost = np.linalg.norm(w - integers * scale, axis=0)
     # A runtime may also multiply in float32. However it adds up m products, each of the m - 1 sums on the way is at
-    # most |q| |w_j|, so that rounding costs less than m + 1 times its share; a few more for scales and for v / s.
-    lost += (length + lost) * (len(w) + 8) * _ROUNDING
-    margin = 1 + len(w) * 4 * _ROUNDING
-    reach = math.sqrt(len(w)) / 2, _WEIGHT_LEVELS * math.sqrt(len(w))  # the largest |e| and |q| there can be
-    alpha, digits, rows = zip(
-        *(_bound_channels(part / scale * margin, most) for part, most in zip((length, lost), reach, strict=True)),
-        strict=True,
-    )
-    integers = np.concatenate([integers, *rows])
-    arrays: Arrays = {
+    # most |q| |w_j|, so that rounding costs less than m + 1 times its share; a few more for scales, for v / s and for
+    # what is added to the product.
+    lost += (length + lost) * (d_in + 12) * _ROUNDING
+    sample = c @ mapping.T.astype(np.float64)
+    ratio = np.linalg.norm(x - weights["b_pre"], axis=1) / np.maximum(np.linalg.norm(sample, axis=1), _TINY)
+    direct = max(2 * float(np.median(ratio)), _TINY)
+    lost += direct * np.linalg.norm(weights["W_enc"].astype(np.float64), axis=0) * (d_in + 12) * _ROUNDING
+    bound = np.stack([length, lost]) * (1 + d_in * 4 * _ROUNDING + _SLACK) + _TINY
+
+    theta = weights["threshold"].astype(np.float64) if "threshold" in weights else 0.0
+    order = _order(bias - theta, _typical(sample) @ bound)
+    by_group = bound[:, order].reshape(2, -1, GROUP)
+    most = by_group.max(axis=2)
+    share = (by_group / most[:, :, None]).max(axis=0)
+    fill = -d_in % 4
+    rounding = float(np.linalg.norm(mapping, 2)) * (d_in + math.sqrt(d_in) + 8) * _ROUNDING
+    return {
         "int8_centre": centre,
-        "int8_map": np.ascontiguousarray(mapping.T),
-        "int8_weights": np.pad(integers, ((0, -len(integers) % 4), (0, 0))).astype(np.int8),
-        "int8_scale": scale,
+        "int8_map": np.pad(mapping.T, ((0, 0), (0, fill))),
+        # By the argument above, of vectors: all sums on the way to v are at most |mapping| |c|, the products |c| each.
+        "int8_rounding": np.array([rounding], np.float32),
+        "int8_direct": np.array([1 / direct], np.float32),
+        "int8_order": order,
+        "int8_weights": np.pad(integers[:, order], ((0, fill), (0, 0))).astype(np.int8),
+        "int8_scale": scale[order],
+        "int8_bias": (bias + (np.abs(bias) + np.abs(weights["b_enc"])) * _SLACK + _TINY)[order]
+        .reshape(-1, GROUP)
+        .astype(np.float32),
+        "int8_bound": (most * (1 + _SLACK)).astype(np.float32),
+        "int8_share": (share * (1 + _SLACK)).astype(np.float32),
     }
-    return arrays, Plan(
-        kappa=kappa,
-        copies=copies,
-        alpha=alpha,
-        digits=digits,
-        # By the same argument, of vectors: all sums on the way to v are at most |mapping| |c|, the products |c| each.
-        rounding=float(np.linalg.norm(mapping, 2)) * (d_in + math.sqrt(d_in) + 8) * _ROUNDING,
-        margin=margin,
-        channels=len(integers),
-    )
 
 
-def product(
-    graph: Graph, x: ir.Value, levels: ir.Value, stored: Stored, plan: Plan, *, bounded: bool
-) -> tuple[ir.Value, ir.Value, list[ir.Value]]:
-    """u [n, d_sae] and s [n, 1], such that s u is an upper bound of every feature before its relu; and T [n, 1] twice.
+def rounded(graph: Graph, x: ir.Value, levels: ir.Value, stored: Stored) -> Rounded:
+    """Activations x f32 [n, d_in] in int8.
 
     Args:
         graph: where to compute it.
-        x: activations f32 [n, d_in].
+        x: activations, normalised.
         levels: of an activation, f32 []: 63, or up to 127 where int8 products do not saturate; taken as 1 to 127.
         stored: gives the arrays of `quantise`.
-        plan: of `quantise`.
-        bounded: without it, s u is the int8 approximation itself, and T is empty.
     """
     one, unit = graph.constant([1], np.int64), graph.constant(1, np.float32)
-    levels = graph.op("Min", graph.op("Max", levels, unit), graph.constant(_WEIGHT_LEVELS, np.float32))
     c = graph.op("Sub", x, stored("int8_centre"))
     v = graph.op("MatMul", c, stored("int8_map"))
-    kappa = graph.constant(plan.kappa, np.float32)
-    largest = graph.op("Max", graph.op("ReduceMax", graph.op("Abs", v), one), kappa)
-    scale = graph.op("Div", largest, levels)
-    v = graph.op("Div", graph.op("Pad", v, graph.constant([0, 0, 0, plan.copies], np.int64), kappa), scale)
-    q = graph.op("Round", v)
-    channels, parts = [q], []
-    if bounded:
-        lost = graph.op("Mul", graph.op("ReduceL2", c, one), graph.constant(plan.rounding, np.float32))
-        error = graph.op("Add", graph.op("ReduceL2", graph.op("Sub", v, q), one), graph.op("Div", lost, scale))
-        for size, alpha, digits in zip((error, graph.op("ReduceL2", q, one)), plan.alpha, plan.digits, strict=True):
-            # The next whole number, also of a size that float32 takes for 0.
-            part = graph.op("Floor", graph.op("Mul", size, graph.constant(alpha * plan.margin, np.float32)))
-            part = graph.op("Add", part, unit)
-            parts.append(part)
-            channels.append(_spread(graph, part, digits))
-    have = plan.channels if bounded else plan.channels - sum(plan.digits)
-    fill = plan.channels + -plan.channels % 4 - have
-    q = graph.op("Pad", graph.op("Concat", *channels, axis=1), graph.constant([0, 0, 0, fill], np.int64))
-    zero = graph.cast(graph.op("Add", levels, unit), np.uint8)
+    scale = graph.op(
+        "Div", graph.op("Max", graph.op("ReduceMax", graph.op("Abs", v), one), unit), _levels(graph, levels)
+    )
+    v = graph.op("Div", v, scale)
+    return Rounded(c, v, graph.op("Round", v), scale)
+
+
+def product(graph: Graph, q: ir.Value, levels: ir.Value, stored: Stored) -> ir.Value:
+    """s_j q . Q_j [n, d_sae] of `rounded` activations q, the features in their order of `quantise`."""
+    unit = graph.constant(1, np.float32)
+    zero = graph.cast(graph.op("Add", _levels(graph, levels), unit), np.uint8)
     q = graph.op("DequantizeLinear", graph.op("QuantizeLinear", q, unit, zero), unit, zero)
-    w = graph.op("DequantizeLinear", stored("int8_weights"), stored("int8_scale"), axis=1)
-    return graph.op("MatMul", q, w), scale, parts
+    return graph.op("MatMul", q, graph.op("DequantizeLinear", stored("int8_weights"), stored("int8_scale"), axis=1))
+
+
+def sizes(graph: Graph, x: Rounded, c: ir.Value, stored: Stored) -> ir.Value:
+    """|e| and |q| [n, 2], which the rows of int8_bound are multiplied with; c = x - b_pre f32 [n, d_in].
+
+    With what float32 may lose of v, and of p_j computed from c; NaN where a token is not finite.
+    """
+    one = graph.constant([1], np.int64)
+    lost = graph.op("Div", graph.op("Mul", graph.op("ReduceL2", x.c, one), stored("int8_rounding")), x.scale)
+    error = graph.op("Add", graph.op("ReduceL2", graph.op("Sub", x.v, x.q), one), lost)
+    least = graph.op("Div", graph.op("Mul", graph.op("ReduceL2", c, one), stored("int8_direct")), x.scale)
+    return graph.op("Concat", error, graph.op("Max", graph.op("ReduceL2", x.q, one), least), axis=1)
+
+
+def _levels(graph: Graph, levels: ir.Value) -> ir.Value:
+    least, most = graph.constant(1, np.float32), graph.constant(_WEIGHT_LEVELS, np.float32)
+    return graph.op("Min", graph.op("Max", levels, least), most)
 
 
 def probe_graph() -> ir.Model:
@@ -176,22 +173,19 @@ def probe_graph() -> ir.Model:
     return graph.model()
 
 
-def _spread(graph: Graph, total: ir.Value, digits: int) -> ir.Value:
-    """Whole numbers [n, digits] that add up to total [n, 1]: floor((T + i) / digits), at most LEVELS each."""
-    steps = graph.constant([np.arange(digits)], np.float32)
-    shares = graph.op("Floor", graph.op("Div", graph.op("Add", total, steps), graph.constant(digits, np.float32)))
-    return graph.op("Min", shares, graph.constant(LEVELS, np.float32))
+def _typical(v: NDArray[np.float64]) -> NDArray[np.float64]:
+    """|e| and |q| [2] of activations v [m, d_in], on average."""
+    v = v / (np.maximum(np.abs(v).max(axis=1, keepdims=True), 1) / LEVELS)
+    both = np.stack([np.linalg.norm(v - np.rint(v), axis=1), np.linalg.norm(np.rint(v), axis=1)])
+    return np.asarray(both.mean(axis=1))
 
 
-def _bound_channels(part: NDArray[np.float64], reach: float) -> tuple[float, int, NDArray[np.float64]]:
-    """alpha, digits and weights [digits, d_sae] for a bound size * part [d_sae], where size <= reach.
-
-    Shares of T and of C, both ascending, have a product of at least T C / digits (Chebyshev's inequality for sums).
-    """
-    digits = max(math.ceil(part.max() * reach / (LEVELS * _WEIGHT_LEVELS) * 1.05), 1)
-    alpha = LEVELS * digits / reach / 1.02
-    column = np.ceil(part * digits / alpha)
-    return alpha, digits, np.floor((column + np.arange(digits)[:, None]) / digits)
+def _order(own: NDArray[np.float64], size: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Features [d_sae] in an order in which 16 neighbours are alike in both: by size within strips of like `own`."""
+    groups = len(own) // GROUP
+    ends = np.linspace(0, groups, round(math.sqrt(groups)) + 1).round().astype(np.int64) * GROUP
+    strips = np.split(np.argsort(own, kind="stable"), ends[1:-1])
+    return np.concatenate([strip[np.argsort(size[strip], kind="stable")] for strip in strips])
 
 
 def _transport(c: NDArray[np.float64], s: NDArray[np.float64]) -> NDArray[np.float64]:

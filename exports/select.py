@@ -37,9 +37,9 @@ def group_maxima(graph: Graph, z: ir.Value, d_sae: int) -> ir.Value:
     return graph.op("ReduceMax", graph.op("Reshape", z, shape), graph.constant([2], np.int64), keepdims=0)
 
 
-def groups_of(graph: Graph, z: ir.Value) -> ir.Value:
-    """All groups of all tokens: z [n, d_sae] -> [n * d_sae / 16, 16]."""
-    return graph.op("Reshape", z, graph.constant([-1, GROUP], np.int64), allowzero=1)
+def groups_of(graph: Graph, each: ir.Value) -> ir.Value:
+    """All groups, of all tokens: [n, d_sae] -> [n * d_sae / 16, 16], [d_sae] -> [d_sae / 16, 16]."""
+    return graph.op("Reshape", each, graph.constant([-1, GROUP], np.int64), allowzero=1)
 
 
 def selected_slots(graph: Graph, encoder: Encoder, z: ir.Value, width: ir.Value) -> tuple[ir.Value, ir.Value]:
@@ -64,10 +64,8 @@ def _winners(graph: Graph, encoder: Encoder, z: ir.Value, width: ir.Value) -> tu
     return graph.op("GatherElements", features, at, axis=1), values
 
 
-def largest(
-    graph: Graph, z: ir.Value, width: ir.Value, d_sae: int, *, stable: bool = True
-) -> tuple[ir.Value, ir.Value]:
-    """Indices and values [n, min(width, d_sae)] of every row's largest z, by falling value; stable: equals by feature.
+def largest(graph: Graph, z: ir.Value, width: ir.Value, d_sae: int) -> tuple[ir.Value, ir.Value]:
+    """Indices and values [n, min(width, d_sae)] of every row's largest z, by falling value, equals by feature.
 
     The k largest lie in the k groups with the largest maxima, so that TopK need not look at the others (exact; also
     where values are equal, since groups are runs of neighbours and the first of equal groups are taken).
@@ -81,8 +79,7 @@ def largest(
     count = graph.constant([d_sae // GROUP], np.int64)
     few = graph.op("Min", width, count)
     chosen = graph.ops("TopK", 2, group_maxima(graph, z, d_sae), few, sorted=0)[1]
-    if stable:
-        chosen = graph.ops("TopK", 2, chosen, few, largest=0)[0]
+    chosen = graph.ops("TopK", 2, chosen, few, largest=0)[0]
     first = graph.op("Unsqueeze", graph.op("Mul", graph.range(n), count), one)
     members = graph.op("Gather", groups_of(graph, z), graph.op("Add", chosen, first))
     members = graph.op("Reshape", members, graph.op("Concat", n, graph.op("Mul", few, size), axis=0), allowzero=1)

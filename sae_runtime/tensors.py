@@ -97,8 +97,10 @@ def save_tensors(
     Raises:
         OSError: the file cannot be written, as on a full disk.
     """
+    # safetensors.numpy writes the memory of an array as it lies: of a transposed one, other numbers.
+    laid_out = {name: np.asarray(t, order="C") if isinstance(t, np.ndarray) else t for name, t in tensors.items()}
     try:
-        save_file(dict(tensors), path)
+        save_file(laid_out, path)
     except safetensors.SafetensorError as error:  # neither an OSError nor a ValueError
         raise OSError(f"{path.parent}: tensors cannot be written ({error}); free space or write elsewhere") from error
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from sae_runtime.exports.graph import Graph
-from sae_runtime.exports.integers import LEVELS, Arrays, Plan, _bound_channels, _spread, probe_graph, product, quantise
+from sae_runtime.exports.integers import LEVELS, Arrays, probe_graph, product, quantise, rounded, sizes
 
 D_IN, D_SAE = 20, 48
 Weights = dict[str, NDArray[np.float32]]
@@ -80,7 +80,8 @@ def tokens(rng: np.random.Generator, sample: Activations) -> Activations:
     return np.concatenate([*parts, np.zeros((1, D_IN)), sample.mean(axis=0)[None]]).astype(np.float32)
 
 
-def bound_model(arrays: Arrays, plan: Plan, *, bounded: bool = True) -> onnx.ModelProto:
+def bound_model(arrays: Arrays, b_pre: NDArray[np.float32]) -> onnx.ModelProto:
+    """x f32 [n, d_in] -> product [n, d_sae], scale [n, 1] and sizes [n, 2]."""
     graph = Graph("bound")
     x = graph.input("x", np.float32, ["n", len(arrays["int8_centre"])])
     levels = graph.input("levels", np.float32, [], default=LEVELS)
@@ -88,13 +89,12 @@ def bound_model(arrays: Arrays, plan: Plan, *, bounded: bool = True) -> onnx.Mod
     def stored(name: str) -> ir.Value:
         return graph.constant(arrays[name], arrays[name].dtype, name=name)
 
-    bound, scale, parts = product(graph, x, levels, stored, plan, bounded=bounded)
-    graph.output(bound, "bound", np.float32, ["n", "d_sae"])
-    graph.output(scale, "scale", np.float32, ["n", 1])
-    for i, part in enumerate(parts):
-        graph.output(part, f"part_{i}", np.float32, ["n", 1])
-    model = graph.model()
-    return ir.to_proto(model)
+    small = rounded(graph, x, levels, stored)
+    graph.output(product(graph, small.q, levels, stored), "product", np.float32, ["n", "d_sae"])
+    c = graph.op("Sub", x, graph.constant(b_pre, np.float32, name="b_pre"))
+    graph.output(sizes(graph, small, c, stored), "sizes", np.float32, ["n", 2])
+    graph.output(small.scale, "scale", np.float32, ["n", 1])
+    return ir.to_proto(graph.model())
 
 
 def by_onnxruntime(model: onnx.ModelProto, optimised: Any = OPTIMISED) -> Callable[[Activations, int], Outputs]:
@@ -115,14 +115,26 @@ def pre_activations(weights: Weights, x: Activations) -> NDArray[np.float64]:
     return (x - w["b_pre"]) @ w["W_enc"] + w["b_enc"]
 
 
-def assert_bounded(weights: Weights, plan: Plan, x: Activations, outputs: Outputs) -> None:
-    bound, scale, *parts = outputs
-    held = np.all(
-        [(part[:, 0] >= 1) & (part[:, 0] <= LEVELS * d) for part, d in zip(parts, plan.digits, strict=True)], axis=0
-    )
+def upper(arrays: Arrays, outputs: Outputs, *, of_group: bool = False) -> NDArray[np.float64]:
+    """Bounds [n, d_sae] by place, of each feature alone or of its group."""
+    p, size, scale = (array.astype(np.float64) for array in outputs)
+    bias, bound, share = (arrays[f"int8_{name}"].astype(np.float64) for name in ("bias", "bound", "share"))
+    with np.errstate(invalid="ignore"):  # of tokens that have no bound
+        error = (size @ bound)[:, :, None] * (1 if of_group else share)
+    own = bias.max(axis=1, keepdims=True) if of_group else bias
+    return np.asarray((p.reshape(len(p), *share.shape) + error) * scale[:, :, None] + own).reshape(p.shape)
+
+
+def assert_bounded(weights: Weights, arrays: Arrays, x: Activations, outputs: Outputs) -> None:
+    held = outputs[1][:, 0] < 1e30
     assert held[np.abs(x).max(axis=1) < 1e18].all()  # the square of what is larger overflows
-    upper = bound.astype(np.float64) * scale
-    assert (upper >= pre_activations(weights, x))[held].all()
+    order = arrays["int8_order"]
+    true = pre_activations(weights, x)[:, order]
+    with np.errstate(all="ignore"):
+        float32 = ((x - weights["b_pre"]) @ weights["W_enc"] + weights["b_enc"])[:, order]
+    for of_group in (False, True):
+        bound = upper(arrays, outputs, of_group=of_group)
+        assert (bound >= true)[held].all() and (bound >= float32)[held].all()
 
 
 @pytest.mark.parametrize("make", WEIGHTS)
@@ -130,20 +142,20 @@ def test_no_feature_lies_above_its_bound(make: Callable[[np.random.Generator], W
     rng = np.random.default_rng(0)
     for _name, sample in samples(rng):
         weights = make(rng)
-        arrays, plan = quantise(weights, sample, np.random.default_rng(0))
-        model = bound_model(arrays, plan)
+        arrays = quantise(weights, sample, np.random.default_rng(0))
+        model = bound_model(arrays, weights["b_pre"])
         x = tokens(rng, sample)
         for run in (by_onnxruntime(model), by_onnxruntime(model, PLAIN)):
             for levels in (63, 127):
-                assert_bounded(weights, plan, x, run(x, levels))
+                assert_bounded(weights, arrays, x, run(x, levels))
 
 
 @pytest.mark.parametrize("make", [random_weights, uneven_weights])
 def test_all_runtimes_give_the_bound(make: Callable[[np.random.Generator], Weights]) -> None:
     rng = np.random.default_rng(1)
     weights, sample = make(rng), rng.standard_normal((100, D_IN)).astype(np.float32)
-    arrays, plan = quantise(weights, sample, np.random.default_rng(0))
-    model, x = bound_model(arrays, plan), tokens(rng, sample)
+    arrays = quantise(weights, sample, np.random.default_rng(0))
+    model, x = bound_model(arrays, weights["b_pre"]), tokens(rng, sample)
     onnx.checker.check_model(model, full_check=True)
     levels_of_onnxruntime = onnxruntime.GraphOptimizationLevel.__members__.values()
     runs = [by_reference(model), *(by_onnxruntime(model, level) for level in levels_of_onnxruntime)]
@@ -151,7 +163,7 @@ def test_all_runtimes_give_the_bound(make: Callable[[np.random.Generator], Weigh
         expected = runs[0](x, levels)
         for run in runs:
             outputs = run(x, levels)
-            assert_bounded(weights, plan, x, outputs)
+            assert_bounded(weights, arrays, x, outputs)
             # Where v / s lies at the middle between two integers they may differ by a step.
             close = np.isclose(outputs[0], expected[0], rtol=1e-3, atol=1e-3 * np.abs(expected[0]).max(axis=1)[:, None])
             assert close.mean() > 0.98
@@ -163,31 +175,31 @@ def test_the_bound_is_worth_having(levels: int) -> None:
     rng = np.random.default_rng(2)
     weights = random_weights(rng, 64, 512)
     x = (rng.standard_normal((600, 64)) * np.where(np.arange(64) % 9 == 1, 100, 1)).astype(np.float32)
-    arrays, plan = quantise(weights, x[:500], np.random.default_rng(0))
-    bound, scale, *_ = by_onnxruntime(bound_model(arrays, plan))(x[500:], levels)
-    p = pre_activations(weights, x[500:])
-    excess = bound * scale - p
-    assert excess.mean() < 0.5 * p.std()
-    approximate, scale = by_onnxruntime(bound_model(arrays, plan, bounded=False))(x[500:], levels)
-    assert np.abs(approximate * scale - p).mean() < 0.05 * p.std()
+    arrays = quantise(weights, x[:500], np.random.default_rng(0))
+    outputs = by_onnxruntime(bound_model(arrays, weights["b_pre"]))(x[500:], levels)
+    p = pre_activations(weights, x[500:])[:, arrays["int8_order"]]
+    alone, grouped = upper(arrays, outputs) - p, upper(arrays, outputs, of_group=True) - p
+    assert alone.mean() < 0.45 * p.std() and grouped.mean() < 0.75 * p.std()
+    approximate = outputs[0] * outputs[2] + arrays["int8_bias"].ravel()
+    assert np.abs(approximate - p).mean() < 0.05 * p.std()
 
 
 @pytest.mark.parametrize(("given", "taken"), [(-5, 1), (0, 1), (500, 127)])
 def test_levels_are_taken_as_1_to_127(given: int, taken: int) -> None:
     rng = np.random.default_rng(3)
     weights, sample = random_weights(rng), rng.standard_normal((50, D_IN)).astype(np.float32)
-    arrays, plan = quantise(weights, sample, np.random.default_rng(0))
-    run = by_onnxruntime(bound_model(arrays, plan))
+    arrays = quantise(weights, sample, np.random.default_rng(0))
+    run = by_onnxruntime(bound_model(arrays, weights["b_pre"]))
     for found, expected in zip(run(sample, given), run(sample, taken), strict=True):
         np.testing.assert_array_equal(found, expected)
-    assert_bounded(weights, plan, sample, run(sample, given))
+    assert_bounded(weights, arrays, sample, run(sample, given))
 
 
 def test_rows_do_not_matter_to_each_other() -> None:
     rng = np.random.default_rng(4)
     weights, x = random_weights(rng), rng.standard_normal((40, D_IN)).astype(np.float32)
-    arrays, plan = quantise(weights, x, np.random.default_rng(0))
-    run = by_onnxruntime(bound_model(arrays, plan))
+    arrays = quantise(weights, x, np.random.default_rng(0))
+    run = by_onnxruntime(bound_model(arrays, weights["b_pre"]))
     whole = run(x, 127)
     spoilt = x.copy()
     spoilt[5], spoilt[6] = np.nan, 1e30
@@ -195,8 +207,7 @@ def test_rows_do_not_matter_to_each_other() -> None:
     others[[5, 6]] = False
     for found, expected in zip(run(spoilt, 127), whole, strict=True):
         np.testing.assert_array_equal(found[others], expected[others])
-    for part in run(spoilt, 127)[2:]:
-        assert not (part[5] <= LEVELS * max(plan.digits)).any(), "a row of NaN that seems to have a bound"
+    assert not run(spoilt, 127)[1][5, 0] < 1e30, "a row of NaN that seems to have a bound"
 
 
 def test_sums_of_two_products_fit_16_bits_at_63_levels() -> None:
@@ -204,8 +215,8 @@ def test_sums_of_two_products_fit_16_bits_at_63_levels() -> None:
     rng = np.random.default_rng(5)
     for make in (random_weights, uneven_weights):
         weights, sample = make(rng), (rng.standard_normal((50, D_IN)) * 30).astype(np.float32)
-        arrays, plan = quantise(weights, sample, np.random.default_rng(0))
-        model = bound_model(arrays, plan)
+        arrays = quantise(weights, sample, np.random.default_rng(0))
+        model = bound_model(arrays, weights["b_pre"])
         (stored,) = (node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear")
         model.graph.output.append(onnx.helper.make_tensor_value_info(stored, onnx.TensorProto.UINT8, None))
         q = by_onnxruntime(model)(tokens(rng, sample), 63)[-1]
@@ -217,30 +228,31 @@ def test_sums_of_two_products_fit_16_bits_at_63_levels() -> None:
         assert np.abs(sums).max() < 2**15
 
 
-@pytest.mark.parametrize("reach", [5.0, 300.0, 2000.0])
-def test_shares_make_up_the_whole_bound(reach: float) -> None:
-    """T is spread over channels, and so is what it is multiplied with; their product is at least size * part."""
-    part = np.concatenate([[0.0, 1e-9], np.linspace(0.1, 100, 60)])
-    alpha, digits, rows = _bound_channels(part, reach)
-    assert rows.max() <= 127 and (digits > 1) == (reach > 100)
-    graph = Graph("spread")
-    graph.output(_spread(graph, graph.input("t", np.float32, ["n", 1]), digits), "y", np.float32, ["n", digits])
-    session = onnxruntime.InferenceSession(
-        ir.to_proto(graph.model()).SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    total = np.arange(1, LEVELS * digits + 1, dtype=np.float32)[:, None]
-    (shares,) = session.run(None, {"t": total})
-    np.testing.assert_array_equal(shares.sum(axis=1, keepdims=True), total)
-    assert shares.max() == LEVELS and total[-1] / alpha >= reach
-    assert (shares @ rows >= total / alpha * part).all()
+def test_neighbours_are_alike() -> None:
+    """Features of a group have like biases over their thresholds, and like lengths."""
+    rng = np.random.default_rng(9)
+    weights = random_weights(rng, 32, 4096)
+    weights["W_enc"] *= rng.uniform(0.2, 5, 4096).astype(np.float32)
+    weights["threshold"] = rng.uniform(0, 3, 4096).astype(np.float32)
+    arrays = quantise(weights, rng.standard_normal((200, 32)).astype(np.float32), rng)
+    order = arrays["int8_order"]
+    np.testing.assert_array_equal(np.sort(order), np.arange(4096))
+    own = (arrays["int8_bias"].ravel() - weights["threshold"][order]).reshape(-1, 16)
+    assert np.ptp(own, axis=1).mean() < 0.15 * np.ptp(own)
+    share = arrays["int8_share"]
+    assert share.max() < 1.00001 and share.mean() > 0.85
+    shuffled = rng.permutation(share.size)
+    length = (share * arrays["int8_bound"][0][:, None]).ravel()[shuffled].reshape(-1, 16)
+    assert (length / length.max(axis=1, keepdims=True)).mean() < 0.7, "a test of next to nothing"
 
 
 def test_a_type_that_onnxruntime_keeps_on_x86() -> None:
     """int8 activations would become uint8 by adding 128 there, and their products would saturate."""
     rng = np.random.default_rng(6)
-    arrays, plan = quantise(random_weights(rng), np.ones((3, D_IN), np.float32), rng)
-    nodes = {node.op_type: node for node in bound_model(arrays, plan).graph.node}
-    graph = bound_model(arrays, plan).graph
+    weights = random_weights(rng)
+    arrays = quantise(weights, np.ones((3, D_IN), np.float32), rng)
+    nodes = {node.op_type: node for node in bound_model(arrays, weights["b_pre"]).graph.node}
+    graph = bound_model(arrays, weights["b_pre"]).graph
     (cast,) = (node for node in graph.node if node.output[0] == nodes["QuantizeLinear"].input[2])
     assert cast.op_type == "Cast" and cast.attribute[0].i == onnx.TensorProto.UINT8
 
@@ -248,10 +260,11 @@ def test_a_type_that_onnxruntime_keeps_on_x86() -> None:
 def test_onnxruntime_multiplies_integers(tmp_path: Path) -> None:
     """The graph is written so that onnxruntime puts its int8 kernel in the place of what the standard says."""
     rng = np.random.default_rng(7)
-    arrays, plan = quantise(random_weights(rng), np.ones((3, D_IN), np.float32), rng)
+    weights = random_weights(rng)
+    arrays = quantise(weights, np.ones((3, D_IN), np.float32), rng)
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.optimized_model_filepath = 3, str(tmp_path / "optimised.onnx")
-    model = bound_model(arrays, plan).SerializeToString()
+    model = bound_model(arrays, weights["b_pre"]).SerializeToString()
     onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     kinds = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
     assert "MatMulIntegerToFloat" in kinds and kinds.count("MatMul") == 1
@@ -260,8 +273,7 @@ def test_onnxruntime_multiplies_integers(tmp_path: Path) -> None:
 def test_equal_weights_give_equal_integers() -> None:
     rng = np.random.default_rng(8)
     weights, x = random_weights(rng), rng.standard_normal((50, D_IN)).astype(np.float32)
-    (first, plan), (second, again) = (quantise(weights, x, np.random.default_rng(0)) for _ in range(2))
-    assert plan == again
+    first, second = (quantise(weights, x, np.random.default_rng(0)) for _ in range(2))
     for name in first:
         np.testing.assert_array_equal(first[name], second[name])
 

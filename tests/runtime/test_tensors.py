@@ -32,6 +32,16 @@ def entry(dtype: str, shape: list[Any], begin: int, end: int) -> dict[str, Any]:
     return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
 
 
+def test_what_is_written_does_not_depend_on_how_it_lies_in_memory(tmp_path: Path) -> None:
+    """safetensors.numpy writes a transposed array in the wrong order."""
+    x = np.arange(15, dtype=np.float32).reshape(3, 5)
+    arrays = {"turned": x.T, "steps": x[:, ::2], "scalar": np.array(2.5)}
+    save_tensors(tmp_path / "t.safetensors", arrays)
+    specs = read_header(tmp_path / "t.safetensors")
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(map_tensor(tmp_path / "t.safetensors", specs[name]), array)
+
+
 def test_it_reads_what_the_safetensors_package_writes(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     kinds: list[Any] = ["f8", "f4", "f2", "i8", "i4", "i2", "i1", "u1", "?"]

@@ -1,0 +1,86 @@
+"""What is said of all features by their groups: nobody is larger than it says, and nobody is left out."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from conftest import make_x
+from numpy.typing import NDArray
+
+from sae_runtime import bundle
+from sae_runtime.bundle import DERIVED
+from sae_runtime.exports.approximation import approximate, leading
+from sae_runtime.exports.graph import Graph
+from sae_runtime.exports.integers import rounded
+from sae_runtime.tensors import map_tensor, read_header
+
+BundleOf = Callable[..., Path]
+D_SAE = 512
+
+
+def opened(path: Path) -> Callable[..., list[NDArray[Any]]]:
+    """x, slots and theta -> features, sizes, ceiling, product, unit and of_groups."""
+    made, specs = bundle.read(path), read_header(path / DERIVED)
+    graph = Graph("leading")
+
+    def stored(name: str) -> ir.Value:
+        array = map_tensor(path / DERIVED, specs[name])
+        return graph.constant(array, array.dtype, name=name)
+
+    x, levels = graph.input("x", np.float32, ["n", made.manifest.encoder.d_in]), graph.constant(63, np.float32)
+    theta = graph.input("theta", np.float32, ["t"]) if "threshold" in made.specs else None
+    slots = graph.input("slots", np.int64, [1])
+    small = rounded(graph, x, levels, stored)
+    all_of = approximate(graph, made, small, levels, stored, theta)
+    outputs = [*leading(graph, all_of, stored, slots), all_of.product, all_of.unit, all_of.of_groups]
+    for i, value in enumerate(outputs):
+        graph.output(value, f"y{i}", np.int64 if i == 0 else np.float32, ["n", f"m{i}"])
+    model = ir.to_proto(graph.model()).SerializeToString()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    names = {value.name for value in session.get_inputs()}
+    return lambda **feed: list(session.run(None, {name: feed[name] for name in names}))
+
+
+def sizes(path: Path, outputs: list[NDArray[Any]], theta: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Of all features [n, d_sae], by feature, in float64."""
+    specs = read_header(path / DERIVED)
+    order, bias = (map_tensor(path / DERIVED, specs[f"int8_{name}"]) for name in ("order", "bias"))
+    by_place = outputs[3] + outputs[4] * (bias.ravel().astype(np.float64) - np.broadcast_to(theta, D_SAE)[order])
+    by_feature = np.empty(by_place.shape)
+    by_feature[:, order] = by_place
+    return by_feature
+
+
+@pytest.mark.parametrize("slots", [1, 5, 31, 32, 33, 511, 512])
+def test_nobody_is_left_out(bundle_of: BundleOf, kind: str, slots: int) -> None:
+    path, x = bundle_of(kind, D_SAE, sampled=True), make_x(40)
+    each = np.random.default_rng(0).uniform(0.2, 2, D_SAE).astype(np.float32)
+    theta = {"token": np.zeros(1, np.float32), "mutual": np.array([0.7], np.float32), "feature": each}[kind]
+    outputs = opened(path)(x=x, slots=np.array([slots]), theta=theta)
+    features, found, ceiling = outputs[:3]
+    true = sizes(path, outputs, theta)
+    assert features.shape == found.shape == (40, slots) and (np.diff(found, axis=1) <= 0).all()
+    assert all(len(set(row)) == slots for row in features)
+    at = np.take_along_axis(true, features, axis=1)
+    np.testing.assert_allclose(found, at if kind == "token" else np.maximum(at, 0), rtol=1e-5, atol=1e-3)
+    above = true > ceiling * (1 + 1e-6) + 1e-3
+    np.put_along_axis(above, features, False, axis=1)
+    assert not above.any(), "a feature that is neither found nor below the ceiling"
+    best = np.sort(true, axis=1)[:, ::-1][:, :slots]
+    assert np.maximum(at, 0).sum() > 0.8 * np.maximum(best, 0).sum(), "not those that are large"
+
+
+def test_no_feature_is_larger_than_its_group_says(bundle_of: BundleOf, kind: str) -> None:
+    path, x = bundle_of(kind, D_SAE, sampled=True), make_x(40)
+    theta = np.full(1 if kind != "feature" else D_SAE, 0.5 if kind != "token" else 0.0, np.float32)
+    outputs = opened(path)(x=x, slots=np.array([8]), theta=theta)
+    order = map_tensor(path / DERIVED, read_header(path / DERIVED)["int8_order"])
+    by_group = sizes(path, outputs, theta)[:, order].reshape(40, -1, 16).max(axis=2)
+    assert (outputs[5] >= by_group - 1e-4 * np.abs(by_group)).all()
+    assert (outputs[5] - by_group).mean() < 0.5 * by_group.std(), "groups that say nothing"
