@@ -11,7 +11,7 @@ import onnx_ir as ir
 from sae_runtime.bundle import Bundle
 from sae_runtime.exports.graph import Graph
 from sae_runtime.exports.integers import Rounded, Stored, product, sizes
-from sae_runtime.exports.select import GROUP, group_maxima, groups_of
+from sae_runtime.exports.select import GROUP, group_maxima, groups_of, taken
 
 _LARGEST = 1e30  # of a token's rounding errors: beyond, and where they are NaN, there is no bound
 
@@ -57,7 +57,7 @@ def approximate(
             own = graph.op("Sub", own, theta)
         else:
             theta = graph.op("Expand", theta, graph.constant([d_sae], np.int64))
-            own = graph.op("Sub", own, graph.op("Gather", theta, groups_of(graph, stored("int8_order"))))
+            own = graph.op("Sub", own, groups_of(graph, taken(graph, theta, stored("int8_order"))))
     most = graph.op("ReduceMax", own, graph.constant([1], np.int64), keepdims=0)
     of_groups = graph.op("Add", group_maxima(graph, p, d_sae), graph.op("Mul", unit, most))
     return Approximation(d_sae, p, unit, own, theta, of_groups)
@@ -104,4 +104,4 @@ def leading(
     largest, at = (graph.op("Slice", part, zero, slots, one) for part in (largest, at))
     which = graph.op("Div", at, size)
     place = graph.op("Mul", graph.op("Sub", graph.op("GatherElements", group, which, axis=1), which), size)
-    return graph.op("Gather", stored("int8_order"), graph.op("Add", place, at)), largest, ceiling
+    return taken(graph, stored("int8_order"), graph.op("Add", place, at)), largest, ceiling

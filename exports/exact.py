@@ -18,7 +18,7 @@ from sae_runtime.exports.encode import above, centred, threshold_input, weight
 from sae_runtime.exports.graph import Graph, external
 from sae_runtime.exports.integers import LEVELS, Stored, rounded
 from sae_runtime.exports.normalise import normalised
-from sae_runtime.exports.select import GROUP, first_rows, tokens
+from sae_runtime.exports.select import GROUP, first_rows, taken, tokens
 from sae_runtime.tensors import TensorSpec
 
 _MOST_GROUPS = 512  # with candidates, of a token; beyond, they cost as much as the product that they save
@@ -121,18 +121,22 @@ def _candidates(
     count = graph.constant(all_of.d_sae // GROUP, np.int64)
     token = graph.op("Div", at, count)
     group = graph.op("Sub", at, graph.op("Mul", token, count))
-    size = of_members(graph, all_of, group, at, graph.op("Gather", all_of.unit, token))
-    error = graph.op("Gather", graph.op("Reshape", error, graph.constant([-1, 1], np.int64), allowzero=1), at)
+
+    def of_token(each: ir.Value) -> ir.Value:
+        return graph.op("Unsqueeze", taken(graph, each, token), one)
+
+    size = of_members(graph, all_of, group, at, of_token(all_of.unit))
+    error = graph.op("Unsqueeze", taken(graph, error, at), one)
     bound = graph.op("Add", size, graph.op("Mul", graph.op("Gather", stored("int8_share"), group), error))
-    chosen = graph.op("Greater", bound, graph.op("Gather", cut, token))
+    chosen = graph.op("Greater", bound, of_token(cut))
     if ceiling is not None:  # those above it have been computed
-        chosen = graph.op("And", chosen, graph.op("LessOrEqual", size, graph.op("Gather", ceiling, token)))
+        chosen = graph.op("And", chosen, graph.op("LessOrEqual", size, of_token(ceiling)))
     hit = graph.op("Squeeze", graph.op("NonZero", graph.op("Reshape", chosen, flat)), graph.constant([0], np.int64))
     # Hits count the members of chosen groups only; in the order of features, each group stands elsewhere.
     number = graph.constant(GROUP, np.int64)
     elsewhere = graph.op("Mul", graph.op("Sub", group, graph.range(graph.op("Shape", group))), number)
-    place = graph.op("Add", hit, graph.op("Gather", elsewhere, graph.op("Div", hit, number)))
-    features = graph.op("Gather", stored("int8_order"), place)
+    place = graph.op("Add", hit, taken(graph, elsewhere, graph.op("Div", hit, number)))
+    features = taken(graph, stored("int8_order"), place)
     # Sums over a token's groups, as differences of running sums.
     found = graph.cast(graph.op("ReduceSum", graph.cast(chosen, np.float32), one, keepdims=0), np.int64)
     running = graph.op("Concat", graph.constant([0], np.int64), graph.op("CumSum", found, zero), axis=0)
@@ -157,14 +161,14 @@ def _rescored(
     begin, end = graph.op("Gather", begin, token), graph.op("Gather", graph.op("Add", begin, count), token)
     begin = graph.op("Add", begin, graph.op("Mul", rank, size))
     at, end = graph.op("Add", graph.op("Unsqueeze", begin, one), steps), graph.op("Unsqueeze", end, one)
-    feature = graph.op("Gather", features, graph.op("Min", at, graph.op("Sub", end, one)))
+    feature = taken(graph, features, graph.op("Min", at, graph.op("Sub", end, one)))
 
     nothing = graph.constant(0, np.float32)
     values = _values(graph, bundle, c, rows, feature, token)
     values = graph.op("Where", graph.op("Less", at, end), values, nothing)
     if theta is not None:
         each = graph.op("Expand", theta, graph.constant([d_sae], np.int64))
-        values = above(graph, values, graph.op("Gather", each, feature))
+        values = above(graph, values, taken(graph, each, feature))
 
     where = graph.op("Transpose", used, perm=[1, 0])
     shape = graph.op("Concat", graph.op("Shape", count), most, graph.constant([_BLOCK], np.int64), axis=0)
@@ -195,7 +199,7 @@ def _values(
 
     product = graph.op("Flatten", graph.scan("first" if token is None else "rest", some, at), axis=2)
     product = graph.op("Slice", product, zero, m, zero)
-    return graph.op("Relu", graph.op("Add", product, graph.op("Gather", weight(graph, bundle, "b_enc"), feature)))
+    return graph.op("Relu", graph.op("Add", product, taken(graph, weight(graph, bundle, "b_enc"), feature)))
 
 
 def _slots(graph: Graph, parts: list[Found], width: ir.Value, d_sae: int) -> tuple[ir.Value, ir.Value]:

@@ -11,7 +11,7 @@ from sae_runtime.exports.encode import above, latents, selected, threshold_input
 from sae_runtime.exports.graph import Graph, external
 from sae_runtime.exports.integers import LEVELS, rounded
 from sae_runtime.exports.normalise import normalised
-from sae_runtime.exports.select import tokens
+from sae_runtime.exports.select import taken, tokens
 from sae_runtime.tensors import TensorSpec
 
 
@@ -40,12 +40,10 @@ def fast_graph(bundle: Bundle, specs: Mapping[str, TensorSpec]) -> ir.Model:
     if theta is None or all_of.theta is None:
         values = graph.op("Relu", values)
     else:
-        theta, less = (graph.op("Gather", graph.op("Expand", t, d_sae), features) for t in (theta, all_of.theta))
+        theta, less = (taken(graph, graph.op("Expand", t, d_sae), features) for t in (theta, all_of.theta))
         values = above(graph, graph.op("Relu", graph.op("Add", values, less)), theta)
-    row = graph.op("Unsqueeze", graph.range(graph.op("Shape", values, start=0, end=1)), graph.constant([1], np.int64))
     values, at = graph.ops("TopK", 2, values, graph.op("Min", width, d_sae))
-    features = graph.op("Reshape", features, graph.constant([-1], np.int64))
-    write_slots(graph, graph.op("Gather", features, graph.op("Add", graph.op("Mul", row, some), at)), values, n)
+    write_slots(graph, graph.op("GatherElements", features, at, axis=1), values, n)
     return graph.model()
 
 

@@ -19,11 +19,11 @@ from conftest import (
     make_tied_x,
     make_weights,
     make_x,
+    reference,
     served,
     slots,
 )
 from numpy.typing import NDArray
-from onnx.reference import ReferenceEvaluator
 
 from sae_runtime import bundle, load
 from sae_runtime.bundle import DERIVED, WEIGHTS
@@ -230,7 +230,7 @@ def test_the_reference_evaluator_agrees(bundle_of: BundleOf, kind: str) -> None:
     feed: dict[str, Any] = {"x": x, "width": np.array([K if kind == "token" else 100]), "levels": np.float32(127)}
     if kind != "token":
         feed["theta"] = map_tensor(path / WEIGHTS, read_header(path / WEIGHTS)["threshold"])
-    outputs: Any = ReferenceEvaluator(str(path / GRAPH)).run(None, feed)
+    outputs: Any = reference(str(path / GRAPH)).run(None, feed)
     assert outputs[2].all()
     assert_exact(tuple(outputs), served(kind, D_SAE, x))
 

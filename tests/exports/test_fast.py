@@ -5,9 +5,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from conftest import D_IN, K, make_manifest, make_weights, make_x, run_graph, served
+from conftest import D_IN, K, make_manifest, make_weights, make_x, reference, run_graph, served
 from numpy.typing import NDArray
-from onnx.reference import ReferenceEvaluator
 
 from sae_runtime import bundle
 from sae_runtime.bundle import DERIVED, WEIGHTS
@@ -113,5 +112,5 @@ def test_the_reference_evaluator_agrees(path_of: Callable[[str], Path], kind: st
         feed["theta"] = map_tensor(path / WEIGHTS, read_header(path / WEIGHTS)["threshold"])
     if name == "encode_fast.onnx":
         feed["levels"] = np.float32(127)
-    outputs: Any = ReferenceEvaluator(str(path / name)).run(None, feed)
+    outputs: Any = reference(str(path / name)).run(None, feed)
     assert_near(served(kind, D_SAE, x), outputs[0], outputs[1], GRAPHS[name])

@@ -10,10 +10,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from conftest import D_IN, joint, make_manifest, make_weights, make_x, served
+from conftest import D_IN, joint, make_manifest, make_weights, make_x, reference, served
 from numpy.typing import NDArray
-from onnx.reference import ReferenceEvaluator
-from onnx.reference.op_run import OpRun
 
 from sae_runtime import bundle
 from sae_runtime.exports import witness
@@ -23,15 +21,6 @@ D_SAE = 512  # the least for which there are int8 graphs
 ENCODERS = ("encode.onnx", "encode_exact.onnx", "encode_gpu.onnx")
 Arrays = Mapping[str, NDArray[Any]]
 Run = Callable[..., list[NDArray[Any]]]
-
-
-class GatherElements(OpRun):
-    """As the standard has it: that of onnx 1.23 gives one number a row, or an error, beyond 64 columns."""
-
-    op_domain = ""
-
-    def _run(self, data: NDArray[Any], indices: NDArray[np.int64], axis: int = 0) -> tuple[NDArray[Any]]:
-        return (np.take_along_axis(data, indices, axis=axis),)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         # The evaluator does not know that an input with an initializer may be left out.
         wanted = {value.name for value in model.graph.input} - set(feed)
         defaults = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer if t.name in wanted}
-        outputs: Any = ReferenceEvaluator(model, new_ops=[GatherElements]).run(None, {**defaults, **feed})
+        outputs: Any = reference(model).run(None, {**defaults, **feed})
         return list(outputs)
 
     return give
