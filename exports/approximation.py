@@ -99,9 +99,9 @@ def leading(
     token = graph.op("Unsqueeze", graph.range(graph.op("Shape", maxima, start=0, end=1)), one)
     at = graph.op("Add", graph.op("Mul", token, graph.constant(d_sae // GROUP, np.int64)), group)
     members = of_members(graph, all_of, group, at, graph.op("Unsqueeze", all_of.unit, one))
-    largest, at = graph.ops("TopK", 2, passing(graph.op("Flatten", members, axis=1)), more)
+    largest, slot = graph.ops("TopK", 2, passing(graph.op("Flatten", members, axis=1)), more)
     ceiling = graph.op("Max", graph.op("ReduceMin", maxima, one), graph.op("Slice", largest, last, end, one))
-    largest, at = (graph.op("Slice", part, zero, slots, one) for part in (largest, at))
-    which = graph.op("Div", at, size)
+    largest, slot = (graph.op("Slice", part, zero, slots, one) for part in (largest, slot))
+    which = graph.op("Div", slot, size)
     place = graph.op("Mul", graph.op("Sub", graph.op("GatherElements", group, which, axis=1), which), size)
-    return taken(graph, stored("int8_order"), graph.op("Add", place, at)), largest, ceiling
+    return taken(graph, stored("int8_order"), graph.op("Add", place, slot)), largest, ceiling

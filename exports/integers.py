@@ -85,8 +85,8 @@ def quantise(weights: Mapping[str, NDArray[np.float32]], x: NDArray[np.float32],
     # what is added to the product.
     lost += (length + lost) * (d_in + 12) * _ROUNDING
     sample = c @ mapping.T.astype(np.float64)
-    ratio = np.linalg.norm(x - weights["b_pre"], axis=1) / np.maximum(np.linalg.norm(sample, axis=1), _TINY)
-    direct = max(2 * float(np.median(ratio)), _TINY)
+    far, near = (float(np.median(np.linalg.norm(each, axis=1))) for each in (x - weights["b_pre"], sample))
+    direct = 2 * far / near if min(far, near) > _TINY else 1.0
     lost += direct * np.linalg.norm(weights["W_enc"].astype(np.float64), axis=0) * (d_in + 12) * _ROUNDING
     bound = np.stack([length, lost]) * (1 + d_in * 4 * _ROUNDING + _SLACK) + _TINY
 

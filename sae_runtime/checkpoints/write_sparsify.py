@@ -6,8 +6,6 @@ The mathematics is that of `sparsify/sparse_coder.py` 1.3.
 import json
 from pathlib import Path
 
-import numpy as np
-
 from sae_runtime import bundle as bundles
 from sae_runtime.bundle import Bundle
 from sae_runtime.checkpoints.outgoing import encoder_bias, refuse_normalised
@@ -35,7 +33,7 @@ def write(bundle_path: Path, out: Path, *, force: bool = False) -> None:
     encoder, weights = bundle.manifest.encoder, bundle.weights()
     transcode = encoder.d_out is not None  # which is also where sparsify takes no b_dec off
     tensors = {
-        "encoder.weight": np.ascontiguousarray(weights["W_enc"].T),
+        "encoder.weight": weights["W_enc"].T,
         "encoder.bias": encoder_bias(bundle, pre_bias=not transcode),
         "W_dec": weights["W_dec"],
         "b_dec": weights["b_dec"],
