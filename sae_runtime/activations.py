@@ -1,11 +1,9 @@
 """Activations on disk: a plain .npy or .safetensors of shape [n, d_in], or the folder of shards that harvest writes.
 
-A folder holds `activations.json` (written last: its presence says that the folder is whole) and safetensors shards,
-each with `activations` [n, d_in] (F32, F16 or BF16), `tokens` I32 [n], `documents` I32 [n] and `positions` I32 [n].
+Harvest writes `activations.json` last, so a folder that has it is whole. Each safetensors shard of the folder holds `activations` [n, d_in] (F32, F16 or BF16), `tokens` I32 [n], `documents` I32 [n] and `positions` I32 [n].
 """
 
 import bisect
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,14 +15,34 @@ from numpy.typing import NDArray
 
 from sae_runtime.manifest import Manifest
 from sae_runtime.tensors import bfloat16_to_float32, map_tensor, read_header
+from sae_runtime.typed_json import read_json
 
 INDEX = "activations.json"
 FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
+class _Entry:
+    """A shard as the index lists it."""
+
+    file: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class _Index:
+    """The fields of `activations.json` that reading needs; harvest adds what it was told to do."""
+
+    format_version: int
+    shards: tuple[_Entry, ...]
+    d_in: int
+    model: str | None
+    hook: str | None
+
+
+@dataclass(frozen=True)
 class Shard:
-    """A run of rows that lie in one file, mapped: `x` [n, d_in] in its stored type (bfloat16 as uint16)."""
+    """A run of rows of one mapped file: `x` [n, d_in] in its stored type (bfloat16 as uint16)."""
 
     x: NDArray[Any]
     tokens: NDArray[np.int32] | None = None
@@ -70,9 +88,9 @@ class Activations:
         order = np.argsort(ids, kind="stable")  # read every file forwards
         bounds = np.searchsorted(ids[order], self.starts)
         for number, shard in enumerate(self.shards):
-            mine = order[bounds[number] : bounds[number + 1]]
-            if len(mine):
-                out[mine] = _float32(shard.x[ids[mine] - self.starts[number]])
+            in_shard = order[bounds[number] : bounds[number + 1]]
+            if len(in_shard):
+                out[in_shard] = _float32(shard.x[ids[in_shard] - self.starts[number]])
         self._refuse_nonfinite(out, ids)
         return out
 
@@ -80,12 +98,12 @@ class Activations:
         """Rows begin to end, float32; raises ValueError as `rows` does."""
         end = min(end, len(self))
         parts = []
-        at = begin
-        while at < end:
-            number = bisect.bisect_right(self.starts, at) - 1
-            upto = min(end, self.starts[number + 1])
-            parts.append(_float32(self.shards[number].x[at - self.starts[number] : upto - self.starts[number]]))
-            at = upto
+        row = begin
+        while row < end:
+            number = bisect.bisect_right(self.starts, row) - 1
+            start, stop = self.starts[number], min(end, self.starts[number + 1])
+            parts.append(_float32(self.shards[number].x[row - start : stop - start]))
+            row = stop
         out = np.concatenate(parts) if parts else np.empty((0, self.d_in), np.float32)
         self._refuse_nonfinite(out, np.arange(begin, end))
         return out
@@ -105,7 +123,10 @@ def open_activations(path: str | Path) -> Activations:
 
     Raises:
         ValueError: the path is none of these, or is empty, truncated or half written.
-        FileNotFoundError: nothing stands there.
+        FileNotFoundError: the path does not exist.
+
+    >>> open_activations(activations_path).slice(0, 2).dtype
+    dtype('float32')
     """
     path = Path(path)
     if path.is_dir():
@@ -120,9 +141,8 @@ def open_activations(path: str | Path) -> Activations:
         return Activations(path, [Shard(_checked(path, x))])
     if path.suffix == ".safetensors":
         return Activations(path, [_open_shard(path)])
-    raise ValueError(
-        f"{path}: expected a folder of harvest, an .npy or a .safetensors file, got {path.suffix or 'none'}"
-    )
+    suffix = path.suffix or "a file without a suffix"
+    raise ValueError(f"{path}: expected a folder of harvest, an .npy or a .safetensors file, got {suffix}")
 
 
 def check_source(activations: Activations, manifest: Manifest, *, any_source: bool = False) -> None:
@@ -138,14 +158,14 @@ def check_source(activations: Activations, manifest: Manifest, *, any_source: bo
             f"{activations.path}: activations have width {activations.d_in}, this SAE expects {d_in}"
             f"{f' ({source})' if source else ''}; was another layer captured?"
         )
-    for what, theirs, ours in (
+    for what, source, fitted in (
         ("model", activations.model, manifest.model),
         ("hook", activations.hook, manifest.hook),
     ):
-        if theirs is not None and ours is not None and theirs != ours and not any_source:
+        if source is not None and fitted is not None and source != fitted and not any_source:
             raise ValueError(
-                f"{activations.path}: activations come from {what} {theirs!r}, this SAE was fitted on {ours!r}; "
-                "harvest those, or pass --any-source (any_source=True) to go on"
+                f"{activations.path}: activations come from {what} {source!r}, this SAE was fitted on {fitted!r}; "
+                "harvest those, or pass --any-source to go on"
             )
 
 
@@ -188,25 +208,27 @@ def _open_folder(path: Path) -> Activations:
     if not (path / INDEX).is_file():
         raise ValueError(f"{path} holds no {INDEX}: not harvested to the end; run the same harvest again to finish it")
     try:
-        index = json.loads((path / INDEX).read_text())
-        version, shards, d_in = index["format_version"], index["shards"], index["d_in"]
-        model, hook = index["model"], index["hook"]
-        names = [(shard["file"], shard["rows"]) for shard in shards]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path / INDEX} is not readable ({error!r}); harvest again") from error
-    if version != FORMAT_VERSION:
-        raise ValueError(f"{path / INDEX} has format version {version}, this sae-runtime reads {FORMAT_VERSION}")
+        index: _Index = read_json(_Index, (path / INDEX).read_bytes(), "index", more=True)
+    except ValueError as error:
+        raise ValueError(f"{path / INDEX}: {error}; harvest again") from error
+    if index.format_version != FORMAT_VERSION:
+        raise ValueError(
+            f"{path / INDEX} has format version {index.format_version}, this sae-runtime reads {FORMAT_VERSION}; "
+            "install the release that wrote it"
+        )
     opened = []
-    for name, rows in names:
-        if Path(name).name != name or not (path / name).is_file():
-            raise ValueError(f"{path} lacks the shard {name}; run the same harvest again")
-        shard = _open_shard(path / name)
-        if shard.x.shape != (rows, d_in):
-            raise ValueError(f"{path / name} is {list(shard.x.shape)}, {INDEX} says {[rows, d_in]}; harvest again")
+    for entry in index.shards:
+        file = path / entry.file
+        if file.name != entry.file or not file.is_file():
+            raise ValueError(f"{path} lacks the shard {entry.file}; run the same harvest again")
+        shard = _open_shard(file)
+        expected = (entry.rows, index.d_in)
+        if shard.x.shape != expected:
+            raise ValueError(f"{file} is {list(shard.x.shape)}, {INDEX} says {list(expected)}; harvest again")
         opened.append(shard)
     if not opened:
         raise ValueError(f"{path} holds no rows; harvest more text")
-    return Activations(path, opened, model=model, hook=hook)
+    return Activations(path, opened, model=index.model, hook=index.hook)
 
 
 def _open_shard(path: Path) -> Shard:

@@ -2,14 +2,13 @@
 
 import dataclasses
 import json
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sae_runtime.quota import Quota
+from sae_runtime.typed_json import from_dict, read_json
 
 SCHEMA_VERSION = 1
 
@@ -200,9 +199,9 @@ def from_json(text: str) -> Manifest:
         ValueError: the text is not JSON, of another schema version, or a field is missing, unknown or wrong.
     """
     try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"it is not readable JSON ({error}); make the bundle again") from error
+        data = read_json(Any, text, "it")
+    except ValueError as error:
+        raise ValueError(f"{error}; make the bundle again") from error
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:
         raise ValueError(
@@ -210,34 +209,7 @@ def from_json(text: str) -> Manifest:
             "install the release that wrote it"
         )
     try:
-        return typing.cast(Manifest, _build(Manifest, data, "manifest"))
-    except (ValueError, OverflowError) as error:
+        manifest: Manifest = from_dict(Manifest, data, "manifest")
+    except ValueError as error:
         raise ValueError(f"{error}; make the bundle again") from error
-
-
-def _build(kind: Any, data: Any, where: str) -> Any:
-    """Turn JSON into a dataclass by its annotations, refusing what is missing, unknown or of another type."""
-    if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        required = {f.name for f in dataclasses.fields(kind) if _no_default(f)}
-        if not isinstance(data, dict) or not required <= set(data) <= set(hints):
-            raise ValueError(f"{where} must have the fields {', '.join(hints)}")
-        return typing.cast(Any, kind)(**{k: _build(hints[k], v, f"{where}.{k}") for k, v in data.items()})
-    if typing.get_origin(kind) is types.UnionType:
-        options = typing.get_args(kind)
-        return None if data is None else _build(options[0], data, where)
-    if typing.get_origin(kind) is not None:  # Mapping[str, T]
-        if not isinstance(data, dict):
-            raise ValueError(f"{where} must be an object")
-        return {k: _build(typing.get_args(kind)[1], v, f"{where}.{k}") for k, v in data.items()}
-    if kind is Any:
-        return data
-    if kind is float and isinstance(data, int) and not isinstance(data, bool):
-        data = float(data)
-    if type(data) is not kind:
-        raise ValueError(f"{where} must be {kind.__name__}, got {data!r}")
-    return data
-
-
-def _no_default(f: "dataclasses.Field[Any]") -> bool:
-    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    return manifest

@@ -82,7 +82,7 @@ def test_refuses_before_work(bundle_of: BundleOf, acts: Path, tmp_path: Path, mo
     with monkeypatch.context() as patch:
         patch.setattr(command, "open_activations", opened)
         said = refused("extract", path, "--activations", acts, "-o", out)
-        assert said == f"error: {out} already exists; pass --force (force=True) to replace it"
+        assert said == f"error: {out} already exists; pass --force to replace it"
         said = refused("extract", path, "--activations", acts, "-o", acts, "--force")
         assert said == f"error: the output {acts} is or holds the activations {acts}; name another output"
         said = refused("extract", path, "--activations", acts, "-o", path.parent, "--force")

@@ -137,7 +137,7 @@ def test_errors_leave_nothing(bundle_of: BundleOf, x: Path, tmp_path: Path) -> N
     assert said == f"error: the output {x} is or holds the activations {x}; name another output"
     assert list(tmp_path.iterdir()) == [x]
     out.write_text("mine")
-    assert refused(*arguments) == f"error: {out} already exists; pass --force (force=True) to replace it"
+    assert refused(*arguments) == f"error: {out} already exists; pass --force to replace it"
     assert out.read_text() == "mine"
 
 
@@ -179,7 +179,7 @@ def test_another_source_is_refused(tmp_path: Path) -> None:
     said = refused(*arguments)
     assert said == (
         f"error: {folder}: activations come from hook 'layer.2', this SAE was fitted on 'layer.1'; harvest those, or "
-        "pass --any-source (any_source=True) to go on"
+        "pass --any-source to go on"
     )
     assert not out.exists()
     assert run(*arguments, "--any-source").exit_code == 0

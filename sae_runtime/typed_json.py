@@ -1,0 +1,113 @@
+"""JSON read into the types of Python: dataclasses, tuples, mappings and plain values, each checked."""
+
+import dataclasses
+import json
+import sys
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+
+def read_json(kind: Any, text: str | bytes, where: str, *, more: bool = False) -> Any:
+    """The value of a JSON text, built as `kind` by `from_dict`.
+
+    Args:
+        kind: the type of the value; see `from_dict`.
+        text: of the file.
+        where: names the value in messages.
+        more: as of `from_dict`.
+
+    Raises:
+        ValueError: the text is not JSON, or its value does not have this type.
+
+    >>> read_json(tuple[int, ...], "[1, 2]", "sizes")
+    (1, 2)
+    >>> read_json(int, "[1", "size")
+    Traceback (most recent call last):
+    ValueError: size is not readable JSON (Expecting ',' delimiter: line 1 column 3 (char 2))
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not readable JSON ({error})") from error
+    return from_dict(kind, value, where, more=more)
+
+
+def from_dict(kind: Any, value: Any, where: str, *, more: bool = False) -> Any:
+    """A value of JSON as `kind`.
+
+    Args:
+        kind: a dataclass, X | None, tuple[X, ...], Mapping[str, X], a plain type such as int, or Any, which takes all.
+        value: what json.loads gives.
+        where: names the value in messages; a field adds its name to it.
+        more: let objects have fields that a dataclass does not know, and leave them out.
+
+    Raises:
+        ValueError: a field is missing, unknown or of another type; the message names its path.
+
+    >>> @dataclasses.dataclass
+    ... class Shard:
+    ...     file: str
+    ...     rows: int
+    >>> from_dict(tuple[Shard, ...], [{"file": "a", "rows": 3}], "shards")
+    (Shard(file='a', rows=3),)
+    >>> from_dict(tuple[Shard, ...], [{"file": "a", "rows": "3"}], "shards")
+    Traceback (most recent call last):
+    ValueError: shards[0].rows must be int, got '3'
+    """
+    if kind is Any:
+        return value
+    if dataclasses.is_dataclass(kind):
+        return _dataclass(kind, value, where, more=more)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:
+        return None if value is None else from_dict(arguments[0], value, where, more=more)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise ValueError(f"{where} must be a list, got {shown(value)}")
+        return tuple(from_dict(arguments[0], v, f"{where}[{i}]", more=more) for i, v in enumerate(value))
+    if origin in (dict, Mapping):
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} must be an object, got {shown(value)}")
+        return {key: from_dict(arguments[1], v, f"{where}.{key}", more=more) for key, v in value.items()}
+    if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
+        return float(value)
+    if type(value) is not kind:
+        raise ValueError(f"{where} must be {kind.__name__}, got {shown(value)}")
+    return value
+
+
+def shown(value: object) -> str:
+    """A value as messages show it, in at most 80 characters or so.
+
+    >>> shown("7")
+    "'7'"
+    """
+    try:
+        return ascii(value)[:80]
+    except ValueError:  # Python refuses to print a whole number of thousands of digits
+        return "a number that is far too large"
+
+
+def _dataclass(kind: Any, value: Any, where: str, *, more: bool) -> Any:
+    hints = typing.get_type_hints(kind)
+    required = {field.name for field in dataclasses.fields(kind) if _is_required(field)}
+    fits = isinstance(value, dict) and required <= set(value) and (more or set(value) <= set(hints))
+    if not fits:
+        raise ValueError(f"{where} must have the fields {', '.join(hints)}{_difference(value, required, hints)}")
+    known = {name: v for name, v in value.items() if name in hints}
+    return kind(**{name: from_dict(hints[name], v, f"{where}.{name}", more=more) for name, v in known.items()})
+
+
+def _difference(value: Any, required: set[str], hints: Mapping[str, Any]) -> str:
+    """What is missing or unknown, for a message."""
+    if not isinstance(value, dict):
+        return ""
+    if missing := sorted(required - set(value)):
+        return f", {missing[0]} is missing"
+    return f", {sorted(set(value) - set(hints))[0]} is unknown"
+
+
+def _is_required(field: "dataclasses.Field[Any]") -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
