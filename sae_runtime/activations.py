@@ -1,6 +1,7 @@
 """Activations on disk: a plain .npy or .safetensors of shape [n, d_in], or the folder of shards that harvest writes.
 
-Harvest writes `activations.json` last, so a folder that has it is whole. Each safetensors shard of the folder holds `activations` [n, d_in] (F32, F16 or BF16), `tokens` I32 [n], `documents` I32 [n] and `positions` I32 [n].
+Harvest writes `activations.json` last, so a folder that has it is whole. Each safetensors shard of the folder holds
+`activations` [n, d_in] (F32, F16 or BF16), `tokens` I32 [n], `documents` I32 [n] and `positions` I32 [n].
 """
 
 import bisect

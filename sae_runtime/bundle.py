@@ -1,7 +1,7 @@
 """A bundle on disk: one folder with the weights of an SAE, its manifest and its graphs.
 
-This is all that training, export and the runtime know of each other. Where SAELens computes the same, the folder is a
-SAELens folder too.
+Training, export and the runtime know each other through bundles only. Where SAELens computes the same features, the
+folder is a SAELens folder too.
 """
 
 import dataclasses
@@ -16,28 +16,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_runtime import files
+from sae_runtime.hub import leaves
 from sae_runtime.manifest import Encoder, FileRecord, GraphRecord, Manifest, from_json, to_json
+from sae_runtime.sae_lens_cfg import CFG, sae_lens_cfg
 from sae_runtime.tensors import Streamed, TensorSpec, map_tensor, read_header, save_tensors, stream_tensors
+from sae_runtime.typed_json import read_json
 
 MANIFEST = "sae_runtime.json"
-CFG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
 DERIVED = "derived.safetensors"
 SAMPLE = "sample.safetensors"
 _ASKED_FOR = {"encode_half.onnx": "float16", "encode_gpu.onnx": "gpu"}  # precisions that export leaves out by default
-_SAE_LENS_VERSION = "6.54.12"  # the release whose folder format and maths cfg.json follows
-
-
-_SAE_LENS_NORMS = {"none": "none", "layer": "layer_norm", "length": "constant_norm_rescale"}
 
 
 class BundleError(ValueError):
-    """A folder that cannot be trusted to be the bundle it says it is."""
+    """A folder is not a sound bundle: a file is missing, altered or does not fit the others."""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle that was read and checked: its folder, its manifest and where its weights lie."""
+    """A bundle that was read and checked: its folder, its manifest and where its weights are in their file."""
 
     path: Path
     manifest: Manifest
@@ -55,21 +53,21 @@ class Bundle:
 
     @property
     def calibrated(self) -> bool:
-        """Whether it has the threshold by which it is to be served; without one it can do nothing yet."""
+        """Whether the SAE has the threshold that it selects by, if any; without it, it cannot be served."""
         return self.manifest.encoder.selection != "threshold" or "threshold" in self.specs
 
     def sample(self) -> NDArray[np.float32] | None:
-        """Activations [m, d_in] like those the SAE was fitted on, where the bundle has some."""
+        """Activations [m, d_in] like those that the SAE was fitted on, or None if the bundle has none."""
         if SAMPLE not in self.manifest.files:
             return None
         return np.array(map_tensor(self.path / SAMPLE, read_header(self.path / SAMPLE)["x"]))
 
     def graph(self, name: str, *, verify: bool = True) -> Path:
-        """Path of a graph whose bytes, and those of the derived weights that it reads, are what export wrote.
+        """Path of a graph, after a check that it and the derived weights that it reads are as export wrote them.
 
         Args:
             name: of the graph.
-            verify: compare the hash of the derived weights too; without it, their size only.
+            verify: compare the hash of the derived weights; without it, only their size is compared.
 
         Raises:
             BundleError: the bundle has no such graph, or a file is missing or was altered.
@@ -99,10 +97,10 @@ def write(
 
     Args:
         path: the folder to make.
-        weights: those of `weight_shapes`, float32, transposed ones too; or without threshold, to be calibrated later.
-        manifest: its `files` and `graphs` are filled in here.
-        sample: a few thousand typical activations [m, d_in], for which export makes int8 fine and measures precisions.
-        force: replace a folder that stands there already.
+        weights: those of `weight_shapes`, float32, in any memory layout; `calibrate` can add the threshold later.
+        manifest: what the SAE is; its `files` and `graphs` are filled in here.
+        sample: a few thousand typical activations [m, d_in], on which export sets the steps of int8.
+        force: replace what exists there.
 
     Raises:
         BundleError: the weights do not fit the manifest or are not finite.
@@ -111,7 +109,7 @@ def write(
     with files.new_folder(path, force=force) as folder:
         stream_tensors(folder / WEIGHTS, weights)
         names = [WEIGHTS]
-        cfg = _sae_lens_cfg(manifest, calibrated="threshold" in weights)
+        cfg = sae_lens_cfg(manifest, calibrated="threshold" in weights)
         if cfg is not None:
             (folder / CFG).write_text(json.dumps(cfg, indent=2) + "\n")
             names.append(CFG)
@@ -151,16 +149,20 @@ def read(path: str | Path, *, verify: bool = True, calibrated: bool = True) -> B
     Args:
         path: the folder.
         verify: also compare hashes and look for numbers that are not finite; without it, sizes and shapes only.
-        calibrated: refuse one that still lacks its threshold.
+        calibrated: refuse a bundle that still lacks its threshold.
 
     Raises:
         BundleError: something is missing, altered, of another version or does not fit; the message says what.
+
+    >>> bundle = read(bundle_path)
+    >>> bundle.tensor("W_enc").shape
+    (24, 150)
     """
     path = Path(path)
     files.repair(path)
     manifest = _read_manifest(path)
     for name, file_record in manifest.files.items():
-        if name != DERIVED:  # which may be deleted, and is checked by whoever needs it
+        if name != DERIVED:  # it may be deleted, and `Bundle.graph` checks it where a graph needs it
             _check_file(path, name, file_record, verify=verify or name == CFG)
     if WEIGHTS not in manifest.files:
         raise BundleError(f"{path / MANIFEST} does not list {WEIGHTS}; make the bundle again")
@@ -179,14 +181,21 @@ def read(path: str | Path, *, verify: bool = True, calibrated: bool = True) -> B
 
 
 def record(path: Path) -> FileRecord:
-    """Size and hash of a file as it is now."""
+    """Size and hash of a file as it is now.
+
+    >>> Path("a.txt").write_text("abc")
+    3
+    >>> record(Path("a.txt")).size
+    3
+    """
     with path.open("rb") as file:
         return FileRecord(size=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
 
 
 def _read_manifest(path: Path) -> Manifest:
     if not path.is_dir():
-        raise BundleError(f"{path} is not a folder; a bundle is the folder that `sae-runtime train` writes")
+        problem = "is not a folder" if path.exists() else "does not exist"
+        raise BundleError(f"{path} {problem}; a bundle is the folder that `sae-runtime train` writes")
     try:
         return from_json((path / MANIFEST).read_text())
     except FileNotFoundError as error:
@@ -199,20 +208,21 @@ def _check_file(folder: Path, name: str, expected: FileRecord | GraphRecord, *, 
     path = folder / name
     if not path.is_file():
         raise BundleError(f"{path} is missing; copy the bundle again")
-    target, home = path.resolve(), folder.resolve()
-    # A Hub cache keeps the bytes in <repo>/blobs and links to them from <repo>/snapshots/<revision>.
-    caches = [above.parent / "blobs" for above in home.parents if above.name == "snapshots"]
-    if target.parent not in (home, *caches):
-        raise BundleError(f"{path} is a link out of the bundle, to {target}; put the file itself there")
-    size = target.stat().st_size
+    if leaves(path, folder):
+        raise BundleError(f"{path} is a link out of the bundle, to {path.resolve()}; put the file itself there")
+    size = path.stat().st_size
     if size != expected.size:
         raise BundleError(f"{path} has {size} bytes, expected {expected.size}: truncated or altered; copy it again")
-    if verify and record(target).sha256 != expected.sha256:
+    if verify and record(path).sha256 != expected.sha256:
         raise BundleError(f"{path} was altered: its sha256 differs from the manifest's; copy it again")
 
 
 def weight_shapes(encoder: Encoder) -> dict[str, tuple[int, ...]]:
-    """The tensors that `sae_weights.safetensors` holds, no more and no less, with their shapes."""
+    """Names and shapes of the tensors of `sae_weights.safetensors`, which holds exactly these.
+
+    >>> weight_shapes(Encoder(d_in=24, d_sae=150, selection="topk", k=6))["W_enc"]
+    (24, 150)
+    """
     d_in, d_sae, d_out = encoder.d_in, encoder.d_sae, encoder.width_out
     shapes: dict[str, tuple[int, ...]] = {
         "W_enc": (d_in, d_sae),
@@ -264,42 +274,9 @@ def _check_sample(bundle: Bundle, *, verify: bool) -> None:
         raise BundleError(f"{file} holds NaN or Inf; make the bundle again")
 
 
-def _sae_lens_cfg(manifest: Manifest, *, calibrated: bool) -> dict[str, Any] | None:
-    """The SAELens configuration under which SAELens computes the same features, or None where it cannot."""
-    encoder = manifest.encoder
-    architecture = {"topk": "topk", "threshold": "jumprelu" if calibrated else None}.get(encoder.selection)
-    if encoder.d_out is not None and architecture == "jumprelu":
-        architecture = "jumprelu_skip_transcoder" if encoder.skip else "jumprelu_transcoder"
-    elif encoder.d_out is not None or encoder.skip:
-        architecture = None
-    if architecture is None:
-        return None
-    cfg: dict[str, Any] = {
-        "architecture": architecture,
-        "d_in": encoder.d_in,
-        "d_sae": encoder.d_sae,
-        "dtype": "float32",
-        "device": "cpu",
-        "apply_b_dec_to_input": encoder.pre_bias,
-        "normalize_activations": _SAE_LENS_NORMS[encoder.norm],
-        "reshape_activations": "none",
-        "metadata": {
-            "sae_lens_version": _SAE_LENS_VERSION,
-            "hook_name": manifest.hook,
-            "model_name": manifest.model,
-        },
-    }
-    if encoder.selection == "topk":
-        cfg |= {"k": encoder.k, "rescale_acts_by_decoder_norm": False}
-    if encoder.d_out is not None:
-        cfg["d_out"] = encoder.d_out
-        cfg["metadata"]["hook_name_out"] = manifest.hook_out
-    return cfg
-
-
 def _check_cfg(bundle: Bundle) -> None:
     path, manifest = bundle.path, bundle.manifest
-    expected = _sae_lens_cfg(manifest, calibrated=bundle.calibrated)
+    expected = sae_lens_cfg(manifest, calibrated=bundle.calibrated)
     if (expected is None) == (CFG in manifest.files):
         raise BundleError(
             f"{path / MANIFEST} {'lists' if expected is None else 'does not list'} {CFG}; make the bundle again"
@@ -307,9 +284,9 @@ def _check_cfg(bundle: Bundle) -> None:
     if expected is None:
         return
     try:
-        cfg = json.loads((path / CFG).read_text())
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{path / CFG} is not readable JSON ({error}); copy it again") from error
+        cfg = read_json(dict[str, Any], (path / CFG).read_bytes(), str(path / CFG))
+    except ValueError as error:
+        raise BundleError(f"{error}; copy it again") from error
     for key, value in expected.items():
-        if key not in ("metadata", "device") and (not isinstance(cfg, dict) or cfg.get(key) != value):
+        if key not in ("metadata", "device") and cfg.get(key) != value:
             raise BundleError(f"{path / CFG} and {MANIFEST} disagree on {key}; copy the bundle again")

@@ -1,8 +1,7 @@
-"""Sparse features of many tokens to files: Parquet, CSR for scipy, or the cache of EleutherAI delphi."""
+"""Write sparse features of many tokens: to a Parquet file, or to the latent cache of EleutherAI delphi."""
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,16 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from sae_runtime import csr, delphi, parquet
+from sae_runtime import delphi, parquet
 from sae_runtime.activations import Activations, check_source
 from sae_runtime.bundle import WEIGHTS
 from sae_runtime.extras import require
 from sae_runtime.feature_rows import FeatureRows, feature_rows
 from sae_runtime.features import Features
-from sae_runtime.files import check_free, new_file, new_folder
+from sae_runtime.files import new_file, new_folder
+from sae_runtime.outputs import Output, refuse_inputs
 from sae_runtime.sae import SAE
 
-Format = Literal["parquet", "csr", "delphi"]
+Format = Literal["parquet", "delphi"]
 Values = Literal["float32", "float16"]
 FORMAT_VERSION = 1
 _CHUNK = 4_096  # tokens read and encoded at once; divides a row group of Parquet
@@ -28,7 +28,7 @@ _CHUNK = 4_096  # tokens read and encoded at once; divides a row group of Parque
 
 @dataclass(frozen=True, kw_only=True)
 class Extracted:
-    """What was written: the tokens, the matches of all of them, and the size in bytes."""
+    """What was written: the number of tokens and of their matches, and the size in bytes."""
 
     tokens: int
     matches: int
@@ -53,35 +53,38 @@ def extract(
     Args:
         sae: what to encode with.
         activations: read and encoded piece by piece.
-        out: the file, or for "delphi" the folder.
-        format: "parquet", "csr" or "delphi"; see the modules of these names.
-        rule: as in `SAE.encode`; "batch" spends one budget over all of the activations.
-        values: type of the values on disk; None means float16 for "delphi", float32 for the others.
-        sequence: tokens of a sequence, for "delphi", which leaves out what does not fill the last one.
-        any_source: go on where the activations come from another model or hook than those the SAE was fitted on.
-        force: replace what stands there already.
-        progress: show a bar on stderr, where that is a terminal.
+        out: the .parquet file, or for "delphi" the folder.
+        format: "parquet" or "delphi"; see the modules of these names.
+        rule: as in `SAE.encode`; "batch" selects k times as many matches as there are tokens, over all activations.
+        values: type of the values on disk; None means float16 for "delphi" and float32 for "parquet".
+        sequence: tokens of a sequence for "delphi"; the tokens after the last whole sequence are left out.
+        any_source: accept activations of another model or hook than those the SAE was fitted on.
+        force: replace what exists at `out`; see `output`.
+        progress: show a bar on stderr, if that is a terminal.
 
     Raises:
         ImportError: pyarrow is not installed, which Parquet needs.
-        ValueError: the activations are of another width or source, hold NaN or Inf, or do not say what "delphi" needs;
-            or a value is too large for float16.
-        FileExistsError: `out` exists and `force` is not set, or it is a folder where a file should be, or holds files
-            of others.
+        ValueError: the activations have another d_in or source, hold NaN or Inf, or lack what "delphi" needs; a value
+            is too large for float16; or the name of `out` does not fit the format.
+        FileExistsError: `out` exists and `force` is not set, or `force` would destroy other files than features.
+
+    >>> from sae_runtime import load, open_activations
+    >>> made = extract(load(bundle_path), open_activations(activations_path), Path("features.parquet"))
+    >>> made.tokens
+    600
     """
     if rule not in ("served", "batch"):
         raise ValueError(f"rule must be 'served' or 'batch', got {rule!r}")
     if values not in (None, "float32", "float16"):
         raise ValueError(f"values must be 'float32' or 'float16', got {values!r}")
-    if format == "csr" and values == "float16":
-        raise ValueError("csr holds float32, since scipy does not compute with float16; choose --format parquet")
-    check_output(out, format, force=force)
+    output(out, format, force=force).check()
     check_source(activations, sae.manifest, any_source=any_source)
+    to_delphi = format == "delphi"
     rows = len(activations)
-    if format == "delphi":
+    if to_delphi:
         rows -= rows % max(sequence, 1)
-    description = _description(sae, activations, rows, rule, values or ("float16" if format == "delphi" else "float32"))
-    if format == "delphi":
+    description = _description(sae, activations, rows, rule, values or ("float16" if to_delphi else "float32"))
+    if to_delphi:
         delphi.check(activations, description["hook"], sequence)
     matches = 0
 
@@ -91,50 +94,55 @@ def extract(
             matches += len(features.indices)
             yield feature_rows(activations, begin, features, description["values"])
 
-    with contextlib.ExitStack() as stack:
-        new = new_folder if format == "delphi" else new_file
-        partial = stack.enter_context(new(out, force=force))
-        # disable=None hides the bar where stderr is no terminal.
-        bar = stack.enter_context(tqdm(total=rows, unit="token", unit_scale=True, disable=None if progress else True))
-        if format == "delphi":
+    new = new_folder if to_delphi else new_file
+    # disable=None hides the bar where stderr is no terminal.
+    bar = tqdm(total=rows, unit="token", unit_scale=True, disable=None if progress else True)
+    with new(out, force=force) as partial, bar:
+        if to_delphi:
             l0 = sae.manifest.measured.get("l0", sae.manifest.width)
             delphi.write(partial, parts(), description, sequence=sequence, l0=l0)
         else:
-            {"parquet": parquet.write, "csr": csr.write}[format](partial, parts(), description)
+            parquet.write(partial, parts(), description)
     written = [out] if out.is_file() else [path for path in out.rglob("*") if path.is_file()]
     return Extracted(tokens=rows, matches=matches, size=sum(path.stat().st_size for path in written))
 
 
-def check_output(out: Path, format: Format, *, force: bool) -> None:
-    """Raise unless features may be written to `out`; to be called before long work.
+def output(path: Path, format: Format, *, force: bool, inputs: Mapping[str, Path] | None = None) -> Output:
+    """Where features of a format go, to be checked before long work.
+
+    Args:
+        path: a name that ends in .parquet for "parquet", and that does not for "delphi".
+        format: "parquet" or "delphi".
+        force: replace what exists there; of folders, only caches for delphi that `extract` wrote.
+        inputs: as of `Output`.
 
     Raises:
         ImportError: pyarrow is not installed, which Parquet needs.
-        ValueError: there is no such format.
-        FileExistsError: `out` exists and `force` is not set, or it is a folder where a file should be, or holds files
-            of others.
+        ValueError: the path is, holds or lies in an input, or the format is unknown or does not fit the name.
+
+    >>> output(Path("features.csv"), "parquet", force=False)
+    Traceback (most recent call last):
+    ValueError: features.csv does not end in .parquet; name a .parquet file, or a folder with --format delphi
     """
-    if format not in ("parquet", "csr", "delphi"):
-        raise ValueError(f"format must be 'parquet', 'csr' or 'delphi', got {format!r}")
-    if format == "parquet":
-        require("extract")
+    if format not in ("parquet", "delphi"):
+        raise ValueError(f"format must be 'parquet' or 'delphi', got {format!r}")
+    refuse_inputs(path, inputs or {})
     if format == "delphi":
-        delphi.check_folder(out, force=force)
-        return
-    check_file(out, force=force)
-
-
-def check_file(out: Path, *, force: bool) -> None:
-    """Raise FileExistsError unless a file may be written to `out`."""
-    if out.is_dir():
-        raise FileExistsError(f"{out} is a folder; name a file in it")
-    check_free(out, force=force)
+        if path.suffix == ".parquet":
+            raise ValueError(
+                f"{path} ends in .parquet, but delphi reads a folder; name a folder, or leave out --format"
+            )
+        return Output(path=path, kind="folder", force=force, foreign=delphi.foreign)
+    if path.suffix != ".parquet" and not path.is_dir() and str(path) != "-":
+        raise ValueError(f"{path} does not end in .parquet; name a .parquet file, or a folder with --format delphi")
+    require("extract")
+    return Output(path=path, kind="file", force=force)
 
 
 def _encoded(
     sae: SAE, activations: Activations, rows: int, rule: Literal["served", "batch"], bar: "tqdm[Any]"
 ) -> Iterator[tuple[int, Features]]:
-    """Features of the first activations in order, _CHUNK tokens at a time, each with the number of its first token."""
+    """Features of the first rows, _CHUNK tokens at a time, with the number of the first token of each part."""
     if rule == "batch" and sae.manifest.encoder.selection == "threshold":
         yield from _jointly_encoded(sae, activations, rows, bar)
         return
@@ -142,17 +150,17 @@ def _encoded(
         x = activations.slice(begin, min(begin + _CHUNK, rows))
         try:
             features = sae.encode(x)
-        except ValueError as error:  # which counts rows from the first of x
+        except ValueError as error:  # its row numbers begin at the first row of x
             raise ValueError(f"{activations.path}, from row {begin} on: {error}") from error
         bar.update(len(x))
         yield begin, features
 
 
 def _jointly_encoded(sae: SAE, activations: Activations, rows: int, bar: "tqdm[Any]") -> Iterator[tuple[int, Features]]:
-    """The same by the batch rule, for which every token is read before the first features are known."""
+    """The same by the batch rule, which reads every token before it knows the features of the first."""
 
     def read(ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        bar.update(min(len(ids), rows - bar.n))  # some rows are read again in the end
+        bar.update(min(len(ids), rows - bar.n))  # some rows are read twice
         return activations.rows(ids)
 
     joint = sae.encode_batch(read, rows)
@@ -169,7 +177,7 @@ def _part(features: Features, begin: int, end: int) -> Features:
 
 
 def _description(sae: SAE, activations: Activations, rows: int, rule: str, values: str) -> dict[str, Any]:
-    """What the features of the first rows are, for whoever finds the file."""
+    """What the features of the first rows are, to be written beside them."""
     manifest = sae.manifest
     return {
         "format_version": FORMAT_VERSION,

@@ -1,4 +1,4 @@
-"""A run of tokens with their features, on the way to a file."""
+"""Consecutive tokens with their features, ready to be written to a file."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +14,8 @@ from sae_runtime.features import Features
 class FeatureRows:
     """Tokens from number `begin` on: compressed rows as in `Features`, and where each token [n] came from.
 
-    `values` are float32 or float16. Activations that do not know theirs have document 0, the number of the row as
-    position, and None for tokens.
+    `values` are float32 or float16. Where the activations do not say it, the document is 0, the position is the number
+    of the row, and `tokens` is None.
     """
 
     begin: int
@@ -33,10 +33,22 @@ class FeatureRows:
 
 
 def feature_rows(activations: Activations, begin: int, features: Features, values: str) -> FeatureRows:
-    """The features of the activations from row `begin` on, with values of the type "float32" or "float16".
+    """The features of consecutive activations with where each came from.
+
+    Args:
+        activations: knows documents, positions and tokens, or not.
+        begin: the row of the first of these features.
+        features: of the rows from `begin` on.
+        values: the type of the values, "float32" or "float16".
 
     Raises:
         ValueError: a value is too large for float16.
+
+    >>> from sae_runtime import load, open_activations
+    >>> activations = open_activations(activations_path)
+    >>> part = feature_rows(activations, 4, load(bundle_path).encode(activations.slice(4, 7)), "float16")
+    >>> part.begin, part.end, part.positions.tolist()
+    (4, 7, [4, 5, 6])
     """
     part = slice(begin, begin + len(features))
     doc, pos, token = activations.documents, activations.positions, activations.tokens
@@ -61,4 +73,6 @@ def _half(features: Features, begin: int) -> NDArray[np.float16]:
             "use float32 (--values float32)"
         )
     smallest = np.finfo(np.float16).smallest_subnormal
-    return np.maximum(features.values.astype(np.float16), smallest)  # a match does not become 0
+    return np.maximum(
+        features.values.astype(np.float16), smallest
+    )  # a small value must not become 0, which means no match

@@ -96,8 +96,10 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON file, whole or not at all, and replace what exists there.
 
     >>> write_json(Path("plan.json"), {"rows": 3})
-    >>> Path("plan.json").read_text()
-    '{\\n  "rows": 3\\n}\\n'
+    >>> print(Path("plan.json").read_text(), end="")
+    {
+      "rows": 3
+    }
     """
     with new_file(path, force=True) as partial:
         partial.write_text(json.dumps(value, indent=2) + "\n")

@@ -40,23 +40,33 @@ class Output:
             PermissionError: the folder for the path may not be written to.
             ValueError: the path is "-", or it is, holds or lies in an input.
         """
+        self.refuse_loss()
+        check_free(self.path, force=self.force)
+
+    def refuse_loss(self) -> None:
+        """As `check`, but the path may exist; for a folder that is filled where it is."""
         path = self.path
         if str(path) == "-":
             raise ValueError("the output - would be standard output, which cannot be written to; name a path")
-        self._refuse_inputs()
+        refuse_inputs(path, self.inputs)
         if self.kind == "file" and path.is_dir():
             raise FileExistsError(f"{path} is a folder; name a file in it")
         if self.kind == "folder" and path.exists() and not path.is_dir():
             raise FileExistsError(f"{path} is a file; name a folder")
         if self.force and self.foreign is not None and path.is_dir() and (name := self.foreign(path)) is not None:
             raise FileExistsError(f"{path} holds {name}, which would be lost; name another output")
-        check_free(path, force=self.force)
 
-    def _refuse_inputs(self) -> None:
-        output = self.path.resolve()
-        for name, path in self.inputs.items():
-            resolved = path.resolve()
-            if output in (resolved, *resolved.parents):
-                raise ValueError(f"the output {self.path} is or holds the {name} {path}; name another output")
-            if resolved in output.parents:
-                raise ValueError(f"the output {self.path} would lie inside the {name} {path}; name another output")
+
+def refuse_inputs(output: Path, inputs: Mapping[str, Path]) -> None:
+    """Raise ValueError if the output is an input, holds one, or would lie in one.
+
+    >>> refuse_inputs(Path("acts/features.parquet"), {"activations": Path("acts")})
+    Traceback (most recent call last):
+    ValueError: the output acts/features.parquet would lie inside the activations acts; name another output
+    """
+    resolved = output.resolve()
+    for name, path in inputs.items():
+        if resolved in (path.resolve(), *path.resolve().parents):
+            raise ValueError(f"the output {output} is or holds the {name} {path}; name another output")
+        if path.resolve() in resolved.parents:
+            raise ValueError(f"the output {output} would lie inside the {name} {path}; name another output")

@@ -17,7 +17,9 @@ _ENCODINGS = {
 }
 
 
-def write(path: Path, parts: Iterable[FeatureRows], description: Mapping[str, Any]) -> None:
+def write(
+    path: Path, parts: Iterable[FeatureRows], description: Mapping[str, Any], *, row_group: int = ROW_GROUP
+) -> None:
     """Write features to a Parquet file, row group by row group.
 
     Columns: doc, pos and token (int32; token is null where unknown), indices (list of int32, ascending) and values
@@ -26,8 +28,9 @@ def write(path: Path, parts: Iterable[FeatureRows], description: Mapping[str, An
 
     Args:
         path: the file.
-        parts: in order; they divide a row group evenly.
-        description: what the features are, with `values`, their type, and `tokens`, their number.
+        parts: the features in order; a row group ends where a part ends.
+        description: what the features are, with the type of their `values` and their number of `tokens`.
+        row_group: tokens of a row group.
     """
     import pyarrow.parquet
 
@@ -39,8 +42,8 @@ def write(path: Path, parts: Iterable[FeatureRows], description: Mapping[str, An
         batches = []
         for part in parts:
             batches.append(_batch(part, schema))
-            if part.end % ROW_GROUP == 0 or part.end == description["tokens"]:
-                writer.write_table(pyarrow.Table.from_batches(batches, schema), row_group_size=ROW_GROUP)
+            if part.end % row_group == 0 or part.end == description["tokens"]:
+                writer.write_table(pyarrow.Table.from_batches(batches, schema), row_group_size=row_group)
                 batches = []
 
 

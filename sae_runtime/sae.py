@@ -37,7 +37,7 @@ def load(
     """Open an exported bundle.
 
     Args:
-        path: the bundle's folder; else `owner/name` or `hf://owner/name[/folder][@revision]` of the Hub.
+        path: the bundle's folder, or `hf://owner/name[/folder][@revision]` of the Hub.
         precision: how features are computed: "exact", by int8 and float32 where the bundle was exported for it and that
             is quicker (by `sae-runtime tune` or, without, by its size), else and with "float32" by the dense product;
             "float16" and "fast" (int8 alone) only nearly so, at the price that `inspect` shows.

@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from sae_runtime.activations import FORMAT_VERSION, INDEX, Activations, open_activations
-from sae_runtime.files import new_file
+from sae_runtime.files import new_file, write_json
 from sae_runtime.tensors import read_header, save_tensors
 from sae_runtime.train.config import option
 from sae_runtime.train.device import memory_errors
-from sae_runtime.train.harvest_folder import check_folder, is_whole, start_folder, write_json
+from sae_runtime.train.harvest_folder import check_folder, is_whole, start_folder
 from sae_runtime.train.host import find_module, hidden_states, load_host, longest_window
 from sae_runtime.train.text import SPLITS, documents
 from sae_runtime.train.windows import Window, batches, first_rows, groups, origin, padded, windows

@@ -1,18 +1,19 @@
 """The folder of a harvest while it is filled.
 
-It holds `harvest.json` (what decides the rows) and the shards so far; `activations.json` comes last. The same harvest
-run again goes on after the last whole shard, and gives the same bytes.
+It holds `harvest.json`, which says what decides the rows, and the shards so far; `activations.json` comes last. The
+same harvest run again goes on after the last whole shard, and gives the same bytes.
 """
 
-import json
 import re
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from sae_runtime.activations import INDEX
-from sae_runtime.files import check_free, new_file, repair
+from sae_runtime.files import check_free, repair, write_json
+from sae_runtime.outputs import Output
 from sae_runtime.tensors import read_header
+from sae_runtime.typed_json import read_json
 
 PLAN = "harvest.json"
 _SHARD = re.compile(r"shard-\d{5,}\.safetensors")
@@ -29,40 +30,41 @@ def check_folder(out: Path, plan: dict[str, Any], *, force: bool) -> None:
 
     Raises:
         FileExistsError: `out` is whole and `force` is not set, or it holds files that harvest did not write.
-        NotADirectoryError: what should hold it is a file.
-        PermissionError: what should hold it may not be written to.
+        NotADirectoryError: a parent of `out` is a file.
+        PermissionError: the folder for `out` may not be written to.
         ValueError: `out` was begun with another plan.
     """
-    if not out.exists():
-        check_free(out)  # the model is loaded only where the folder can be made
-        return
-    if not out.is_dir():
-        raise FileExistsError(f"{out} is a file; name a folder")
-    names = sorted(path.name for path in out.iterdir())
-    shards = [name for name in names if _SHARD.fullmatch(name)]
-    foreign = [name for name in names if not (name in (INDEX, PLAN, *shards) or _PARTIAL.fullmatch(name))]
-    if foreign and (force or PLAN not in names):
-        raise FileExistsError(f"{out} holds {foreign[0]}, which harvest did not write; name another folder")
-    if INDEX in names:
+    whole, begun_here = (out / INDEX).is_file(), (out / PLAN).is_file()
+    foreign = _foreign if force or not begun_here else None  # a harvest that goes on replaces nothing but shards
+    Output(path=out, kind="folder", force=force or not whole, foreign=foreign).refuse_loss()
+    if whole or not out.is_dir():
         check_free(out, force=force)
-    if not shards or force:
+    if force or not out.is_dir() or not any(_SHARD.fullmatch(path.name) for path in out.iterdir()):
         return
     try:
-        begun = json.loads((out / PLAN).read_text())
-        differing = [(name, begun.get(name), value) for name, value in plan.items() if begun.get(name) != value]
-    except (OSError, ValueError, AttributeError) as error:
+        begun = read_json(dict[str, Any], (out / PLAN).read_bytes(), PLAN)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{out} holds shards but no readable {PLAN}; use another folder or --force") from error
-    if differing:
-        name, old, new = differing[0]
-        if isinstance(old, list) and isinstance(new, list):  # of files: show the first that differs
+    for name, new in plan.items():
+        old = begun.get(name)
+        if old == new:
+            continue
+        if isinstance(old, list) and isinstance(new, list):  # lists of files: show the first that differs
             old, new = next(pair for pair in zip_longest(old, new) if pair[0] != pair[1])
         raise ValueError(f"{out} was begun with {name} {old!r}, now it is {new!r}; use another folder or --force")
 
 
+def _foreign(folder: Path) -> str | None:
+    """The name of a file that harvest did not write, or None."""
+    names = sorted(path.name for path in folder.iterdir())
+    ours = (name in (INDEX, PLAN) or _SHARD.fullmatch(name) or _PARTIAL.fullmatch(name) for name in names)
+    return next((name for name, is_ours in zip(names, ours, strict=True) if not is_ours), None)
+
+
 def start_folder(out: Path, plan: dict[str, Any], *, force: bool) -> None:
-    """Make the folder, or clear it of an earlier harvest, and write down what will fill it."""
+    """Make the folder, or clear it of an earlier harvest, and write the plan of this one."""
     out.mkdir(parents=True, exist_ok=True)
-    # The index goes first: without it the folder is not taken for whole. The plan goes last: it says whose shards lie.
+    # The index goes first, so that the folder is not taken for whole, and the plan last, so that the shards stay ours.
     for path in sorted(out.iterdir(), key=lambda path: (path.name != INDEX, path.name == PLAN)):
         if partial := _PARTIAL.fullmatch(path.name):
             repair(out / partial["name"])
@@ -72,16 +74,10 @@ def start_folder(out: Path, plan: dict[str, Any], *, force: bool) -> None:
 
 
 def is_whole(path: Path, rows: int, dtype: str) -> bool:
-    """Whether an earlier run finished this shard of so many rows of a type, as safetensors calls it."""
+    """Whether a shard is whole: with this number of rows, of this type by its name in safetensors."""
     try:
         specs = read_header(path)
     except (FileNotFoundError, ValueError):
         return False
     expected = {"activations": (dtype, rows)} | {name: ("I32", rows) for name in ("tokens", "documents", "positions")}
     return {name: (spec.dtype, spec.shape[0]) for name, spec in specs.items()} == expected
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a file of JSON, whole or not at all, in place of what stands there."""
-    with new_file(path, force=True) as partial:
-        partial.write_text(json.dumps(value, indent=2) + "\n")

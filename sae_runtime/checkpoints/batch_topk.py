@@ -69,7 +69,7 @@ def read(path: Path) -> Checkpoint:
             threshold=threshold,
         ),
         file=file,
-        architecture=kind,
+        source_format=kind,
         allocation=None if k is None else Allocation(kind="token" if kind == "topk" else "mutual", k=float(k)),
         model=cfg.maybe_text("model_name"),
         hook=cfg.maybe_text("hook_point"),

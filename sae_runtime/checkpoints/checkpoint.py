@@ -1,4 +1,4 @@
-"""What a reader gives: an SAE of any library in our own words."""
+"""What a reader of a foreign checkpoint gives: the SAE in the terms of a bundle."""
 
 import math
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from sae_runtime.bundle import weight_shapes
 from sae_runtime.checkpoints.stored import Double, Stored
 from sae_runtime.manifest import Allocation, Encoder, Manifest
 
-_WIDTH = 256  # slots of a threshold of which no budget is known
+_SLOTS = 256  # of a token, for thresholds whose mean L0 is not known
 
 Weights = Mapping[str, NDArray[np.float32] | Stored]
 
@@ -24,21 +24,21 @@ class Checkpoint:
 
     Attributes:
         encoder: what it computes.
-        weights: those of `bundle.weight_shapes`, matrices as they are stored; without threshold where there is none.
+        weights: those of `bundle.weight_shapes`; the threshold may be missing, and matrices may still be in their file.
         file: the file that holds the weights.
-        architecture: what its library calls it.
-        allocation: its budget, where one is known.
-        model: the host model's name.
+        source_format: what its library calls this kind of SAE.
+        allocation: its batch rule, if that is known.
+        model: name of the host model.
         hook: where in the model its activations are.
-        hook_out: where those are that a transcoder reconstructs.
-        provenance: what else the checkpoint says of itself: strings and numbers.
-        warnings: what its user should know, a sentence each.
+        hook_out: where in the model the activations are that a transcoder reconstructs.
+        provenance: what else the checkpoint says of itself, strings and numbers.
+        warnings: sentences for the user.
     """
 
     encoder: Encoder
     weights: Weights
     file: Path
-    architecture: str
+    source_format: str
     allocation: Allocation | None = None
     model: str | None = None
     hook: str | None = None
@@ -52,8 +52,8 @@ class Checkpoint:
         if encoder.k is not None:
             width = encoder.k
         else:
-            width = min(encoder.d_sae, _WIDTH if allocation is None else math.ceil(4 * allocation.k))
-        provenance = {"architecture": self.architecture, **self.provenance}
+            width = min(encoder.d_sae, _SLOTS if allocation is None else math.ceil(4 * allocation.k))
+        provenance = {"source_format": self.source_format, **self.provenance}
         return Manifest(
             encoder=encoder,
             allocation=allocation,
@@ -65,13 +65,13 @@ class Checkpoint:
         )
 
     def check(self) -> None:
-        """Raise ValueError if a weight is missing, too many, or of a shape that does not fit the encoder."""
+        """Raise ValueError if a weight is missing, unknown, or of a shape that does not fit the encoder."""
         shapes = weight_shapes(self.encoder)
         for name in {*shapes, *self.weights} - {"threshold"}:
-            found = tuple(self.weights[name].shape) if name in self.weights else None
-            if found != shapes.get(name):
+            shape = tuple(self.weights[name].shape) if name in self.weights else None
+            if shape != shapes.get(name):
                 raise ValueError(
-                    f"{self.file}: {name} has shape {found}, expected {shapes.get(name)}; get a whole copy"
+                    f"{self.file}: {name} has shape {shape}, expected {shapes.get(name)}; get a whole copy"
                 )
         if "threshold" in self.weights and self.weights["threshold"].shape != shapes.get("threshold"):
             raise ValueError(f"{self.file}: threshold does not fit {self.encoder.d_sae} features; get a whole copy")
@@ -95,15 +95,16 @@ def gather(
         b_enc: [d_sae].
         w_dec: [d_sae, d_out].
         b_dec: [d_out].
-        threshold: one number or [d_sae]; one below 0 is 0, since only positive features are kept. None: none is known.
-        w_skip: [d_out, d_in], where there is a skip.
+        threshold: one number or [d_sae]; a negative one becomes 0, since only positive features are kept; or
+            None if unknown.
+        w_skip: [d_out, d_in] of a skip; None if there is none.
 
     Raises:
         ValueError: a vector is not finite in float32.
     """
     vectors = {"b_enc": b_enc, "b_dec": b_dec}
     if threshold is not None:
-        # NaN stays NaN, and is refused.
+        # np.maximum keeps NaN, which is refused below.
         vectors["threshold"] = np.maximum(np.broadcast_to(np.asarray(threshold, np.float64), b_enc.shape), 0)
     weights: dict[str, NDArray[np.float32] | Stored] = {"W_enc": w_enc, "W_dec": w_dec}
     if w_skip is not None:

@@ -1,4 +1,4 @@
-"""Any checkpoint in, a bundle out."""
+"""Make a bundle of a checkpoint of another library."""
 
 import dataclasses
 from pathlib import Path
@@ -16,9 +16,9 @@ from sae_runtime.checkpoints import (
     sparsify,
 )
 from sae_runtime.checkpoints.checkpoint import Checkpoint
-from sae_runtime.hub import SCHEME, fetch
+from sae_runtime.hub import SCHEME, local
 
-# In the order in which they are asked; those that tell by the tensors of a torch file come last.
+# `recognise` asks in this order; readers that must open a torch file to tell come last.
 FORMATS: dict[str, ModuleType] = {
     "sae-lens": sae_lens,
     "sparsify": sparsify,
@@ -34,24 +34,31 @@ def convert(source: str | Path, output: str | Path, *, format: str | None = None
     """Write the bundle of a foreign checkpoint.
 
     Args:
-        source: its folder or file, or `hf://owner/name[/folder][@revision]`.
+        source: a folder or file, or `hf://owner/name[/folder][@revision]`.
         output: the folder to make.
-        format: one of `FORMATS`; None recognises it from the files.
-        force: replace what stands at the output already.
+        format: one of `FORMATS`; None recognises it by the files.
+        force: replace what exists at the output.
 
     Returns:
-        The checkpoint as it was read; its `warnings` are for its user. It has no threshold, and its bundle none either,
-        where the library stores none.
+        The checkpoint as it was read; its `warnings` are for the user. If the library stores no threshold, the
+        checkpoint and its bundle have none.
 
     Raises:
         FileExistsError: the output exists and `force` is not set.
-        FileNotFoundError: there is no such source.
-        ImportError: it is a file of torch.save or on the Hub, and torch or huggingface_hub is not installed.
-        ValueError: the format is unknown, or the checkpoint damaged, incomplete or beyond what a bundle computes.
+        FileNotFoundError: the source does not exist.
+        ImportError: torch is not installed and the file is of torch.save, or huggingface_hub is not and the source is
+            on the Hub.
+        ValueError: the format is unknown, or the checkpoint is damaged, incomplete or computes what a bundle cannot.
+
+    >>> convert("missing", "out")
+    Traceback (most recent call last):
+    FileNotFoundError: missing does not exist; name a path of this machine, or hf://owner/name
     """
     output = Path(output)
     files.check_free(output, force=force)
-    path = _local(source)
+    path = local(source)
+    if (path / bundles.MANIFEST).is_file():
+        raise ValueError(f"{path} is a bundle already; with --to it is converted into a format of another library")
     name = recognise(path) if format is None else format
     if name not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {name!r}")
@@ -82,19 +89,8 @@ def recognise(path: Path) -> str:
     for name, reader in FORMATS.items():
         if reader.recognises(path):
             return name
-    found = "a file" if path.is_file() else ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+    content = "a file" if path.is_file() else ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
     raise ValueError(
-        f"{path} ({found}) is no checkpoint of a known format; name the folder or file of one SAE, or --format "
+        f"{path} ({content}) is no checkpoint of a known format; name the folder or file of one SAE, or --format "
         f"({', '.join(FORMATS)})"
     )
-
-
-def _local(source: str | Path) -> Path:
-    if str(source).startswith(SCHEME):
-        return fetch(str(source))
-    path = Path(source)
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; name a checkpoint's folder or file, or {SCHEME}owner/name")
-    if (path / bundles.MANIFEST).is_file():
-        raise ValueError(f"{path} is a bundle already; with --to it is converted into a format of another library")
-    return path

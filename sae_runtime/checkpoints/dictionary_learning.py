@@ -100,7 +100,7 @@ def read(path: Path) -> Checkpoint:
         ),
         weights=gather(file, w_enc=w_enc, b_enc=b_enc, w_dec=w_dec, b_dec=b_dec, threshold=threshold),
         file=file,
-        architecture=kind,
+        source_format=kind,
         allocation=None if k is None else Allocation(kind="token" if topk else "mutual", k=float(k)),
         model=trainer.maybe_text("lm_name"),
         hook=trainer.maybe_text("submodule_name"),

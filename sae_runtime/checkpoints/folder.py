@@ -1,28 +1,30 @@
-"""Files of a checkpoint: where they may lie, and the JSON among them."""
+"""Files of a checkpoint: where they may be, and the JSON among them."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_MOST = 1 << 53  # of a number
-_MAX_JSON = 1 << 24  # bytes; no configuration comes near
+from sae_runtime.hub import leaves
+from sae_runtime.typed_json import read_json, shown
+
+_MOST = 1 << 53  # largest number of a configuration
+_MAX_JSON = 1 << 24  # bytes; far more than any configuration has
 
 
 def home(path: Path) -> Path:
-    """The folder of a checkpoint that is named by its folder or by one of its files."""
+    """The folder of a checkpoint, which `path` or its parent is."""
     return path if path.is_dir() else path.parent
 
 
 def find(path: Path, name: str) -> Path | None:
-    """A file of the checkpoint at `path`, or None where it has no such file.
+    """A file of the checkpoint at `path`, or None if there is no such file.
 
     Args:
         path: the checkpoint, a folder or one of its files.
         name: relative to the folder.
 
     Raises:
-        ValueError: the file is a link that leaves the folder, unless to the blobs of its own Hub cache.
+        ValueError: the file is a link that leaves the folder (links to the blobs of its own Hub cache may).
     """
     file = home(path) / name
     if not file.is_file():
@@ -32,7 +34,7 @@ def find(path: Path, name: str) -> Path | None:
 
 
 def has(path: Path, *names: str) -> bool:
-    """Whether the checkpoint at `path` has all these files, and is one of them if it is named by a file."""
+    """Whether the checkpoint at `path` has all these files, and, if `path` is a file, is one of them."""
     if path.is_file() and path.name not in {Path(name).name for name in names}:
         return False
     return all(find(path, name) is not None for name in names)
@@ -40,21 +42,22 @@ def has(path: Path, *names: str) -> bool:
 
 def refuse_outside(file: Path, folder: Path) -> None:
     """Raise ValueError if a file is a link out of the folder; see `find`."""
-    target = file.resolve()
-    if target.is_relative_to(folder.resolve()):
-        return
-    # A Hub cache keeps the bytes in <repo>/blobs and links to them from <repo>/snapshots/<revision>.
-    for parent in file.absolute().parents:
-        if parent.name == "snapshots" and target.parent == parent.parent.resolve() / "blobs":
-            return
-    raise ValueError(f"{file} is a link out of its folder, to {target}; put the file itself there")
+    if leaves(file, folder):
+        raise ValueError(f"{file} is a link out of its folder, to {file.resolve()}; put the file itself there")
 
 
 @dataclass(frozen=True)
 class Config:
-    """A JSON object whose fields are checked as they are asked for.
+    """A JSON object whose fields are checked when they are read.
 
-    Every getter raises ValueError where the field is of another type, or is missing and has no default.
+    Every getter raises ValueError if the field has another type, or is missing and has no default.
+
+    >>> config = Config(Path("cfg.json"), {"d_in": 24, "k": "6"})
+    >>> config.size("d_in"), config.flag("signed", False)
+    (24, False)
+    >>> config.integer("k")
+    Traceback (most recent call last):
+    ValueError: cfg.json: k is '6', expected a whole number
     """
 
     file: Path
@@ -98,11 +101,11 @@ class Config:
         return value
 
     def maybe_text(self, key: str) -> str | None:
-        """A string, or None where there is none."""
+        """A string, or None if the field is missing."""
         return self.text(key) if key in self else None
 
     def inner(self, key: str) -> "Config":
-        """An object within; empty where there is none."""
+        """The object that is the field's value; an empty one if the field is missing."""
         value = self._get(key, {})
         if not isinstance(value, dict):
             raise self._wrong(key, "an object")
@@ -115,14 +118,7 @@ class Config:
         return default if value is None else value
 
     def _wrong(self, key: str, expected: str) -> ValueError:
-        return ValueError(f"{self.file}: {key} is {_short(self.fields.get(key))}, expected {expected}")
-
-
-def _short(value: object) -> str:
-    try:
-        return ascii(str(value)[:80])
-    except ValueError:  # of a whole number with thousands of digits
-        return "far too large"
+        return ValueError(f"{self.file}: {key} is {shown(self.fields.get(key))}, expected {expected}")
 
 
 def read_config(file: Path) -> Config:
@@ -134,15 +130,12 @@ def read_config(file: Path) -> Config:
     if file.stat().st_size > _MAX_JSON:
         raise ValueError(f"{file} is too large for a configuration; is it of another format?")
     try:
-        fields = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not readable JSON ({error}); get it again") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"{file} holds no JSON object; get it again")
-    return Config(file, fields)
+        return Config(file, read_json(dict[str, Any], file.read_bytes(), str(file)))
+    except ValueError as error:
+        raise ValueError(f"{error}; get it again") from error
 
 
 def config_of(path: Path, name: str) -> Config | None:
-    """The object in a JSON file of the checkpoint at `path`; None where it has none."""
+    """The object in a JSON file of the checkpoint at `path`; None if there is no such file."""
     file = find(path, name)
     return None if file is None else read_config(file)

@@ -143,7 +143,7 @@ def _checkpoint(
             w_skip=w_skip,
         ),
         file=file,
-        architecture=f"jumprelu{' skip' if w_skip else ''}{' transcoder' if transcoder else ''}",
+        source_format=f"jumprelu{' skip' if w_skip else ''}{' transcoder' if transcoder else ''}",
         model=model,
         hook=hook,
         hook_out=hook_out,

@@ -107,7 +107,7 @@ def read(path: Path) -> Checkpoint:
             threshold=threshold,
         ),
         file=file,
-        architecture=activation,
+        source_format=activation,
         allocation=None if k is None else Allocation(kind="token" if topk else "mutual", k=float(k)),
         hook=hook,
         hook_out=hook_out if transcoder else None,

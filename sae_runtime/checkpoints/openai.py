@@ -62,7 +62,7 @@ def read(path: Path) -> Checkpoint:
             threshold=np.zeros(d_sae) if k is None else None,
         ),
         file=path,
-        architecture=activation,
+        source_format=activation,
         allocation=None if k is None else Allocation(kind="token", k=float(k)),
     )
 

@@ -14,8 +14,9 @@ from sae_runtime.checkpoints.folder import Config, config_of, find, has
 from sae_runtime.checkpoints.safetensors_file import open_safetensors
 from sae_runtime.checkpoints.stored import Double, Stored, Tensors
 from sae_runtime.manifest import Allocation, Encoder
+from sae_runtime.sae_lens_cfg import CFG, NORMS
 
-CFG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+WEIGHTS = "sae_weights.safetensors"
 _BATCH = ("batchtopk", "matryoshka_batchtopk")
 _TRANSCODERS = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
 ARCHITECTURES = ("standard", "gated", "topk", "jumprelu", *_BATCH, *_TRANSCODERS)
@@ -24,8 +25,8 @@ _UNFIT = {
     "matching_pursuit": "it encodes in steps that depend on each other",
     "temporal": "it reads other tokens than its own",
 }
-_NORMS = {"none": "none", "expected_average_only_in": "none", "layer_norm": "layer", "constant_norm_rescale": "length"}
-_AVERAGE = "expected_average_only_in"
+_AVERAGE = "expected_average_only_in"  # a scalar on the input, which is folded into the weights
+_NORMS = {**NORMS, _AVERAGE: "none"}
 
 
 def recognises(path: Path) -> bool:
@@ -114,7 +115,7 @@ def read(path: Path) -> Checkpoint:
         ),
         weights=gather(file, w_enc=w_enc, b_enc=b_enc, w_dec=w_dec, b_dec=b_dec, threshold=threshold, w_skip=w_skip),
         file=file,
-        architecture=architecture,
+        source_format=architecture,
         allocation=allocation,
         model=metadata.maybe_text("model_name") or cfg.maybe_text("model_name"),
         hook=hook,

@@ -58,7 +58,7 @@ def read(path: Path) -> Checkpoint:
             w_skip=tensors.matrix("W_skip", d_in, d_in) if skip else None,
         ),
         file=file,
-        architecture=f"{activation}{' skip' if skip else ''}{' transcoder' if transcode else ''}",
+        source_format=f"{activation}{' skip' if skip else ''}{' transcoder' if transcode else ''}",
         allocation=Allocation(kind="token", k=float(k)),
         model=model,
         hook=hook,

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
+from sae_runtime.outputs import refuse_inputs
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 PATH = click.Path(path_type=Path)  # what is wrong with a path, its reader says best
@@ -40,13 +42,8 @@ def session_options(function: F) -> F:
 
 
 def refuse_same(output: Path, **inputs: Path) -> None:
-    """Raise ValueError if the output is an input, holds one, which --force would destroy, or would lie in one."""
-    for name, path in inputs.items():
-        mine, theirs = output.resolve(), path.resolve()
-        if mine in (theirs, *theirs.parents):
-            raise ValueError(f"the output {output} is or holds the {name} {path}; name another output")
-        if theirs in mine.parents:
-            raise ValueError(f"the output {output} would lie inside the {name} {path}; name another output")
+    """Raise ValueError if the output is an input, holds one, or lies in one."""
+    refuse_inputs(output, inputs)
 
 
 def show(result: Mapping[str, Any], lines: Sequence[tuple[str, object]], *, json: bool) -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import click
 
-from sae_runtime.cli.common import force_option, json_option, output_option, refuse_same, show
+from sae_runtime.cli.common import force_option, json_option, output_option, show
 from sae_runtime.cli.options import Command
+from sae_runtime.outputs import refuse_inputs
 
 _OUT = ("sparsify", "dictionary-learning")
 
@@ -14,7 +15,9 @@ _OUT = ("sparsify", "dictionary-learning")
 @click.command("convert", cls=Command)
 @click.argument("checkpoint", metavar="PATH")
 @click.option("--format", help="format of the checkpoint [recognised from its files]")
-@click.option("--to", type=click.Choice(_OUT), help="instead, make a checkpoint of this format of the bundle at PATH")
+@click.option(
+    "--to", type=click.Choice(_OUT), help="the reverse: make a checkpoint of this format from the bundle at PATH"
+)
 @output_option("bundle to make, or with --to the other library's folder")
 @force_option
 @json_option
@@ -22,17 +25,18 @@ def command(checkpoint: str, format: str | None, to: str | None, output: Path, f
     """Make a bundle of another library's checkpoint, or the reverse.
 
     PATH is a checkpoint of SAELens, sparsify, dictionary_learning, OpenAI, Gemma Scope, Llama Scope or BatchTopK: its
-    folder, its file, or hf://owner/name[/folder][@revision]. What its library computes, the bundle computes; what a
-    bundle cannot compute is refused. `export` then adds the graphs, after `calibrate` where there is no threshold yet.
+    folder, its file, or hf://owner/name[/folder][@revision]. The bundle computes what its library computes; a
+    checkpoint that a bundle cannot compute is refused. Run `export` next, or `calibrate` first if there is no
+    threshold yet.
     """
     from sae_runtime.checkpoints.convert import convert
     from sae_runtime.hub import SCHEME, local
 
     if not checkpoint.startswith(SCHEME):
-        refuse_same(output, checkpoint=Path(checkpoint))
+        refuse_inputs(output, {"checkpoint": Path(checkpoint)})
     if to is not None:
         if format is not None:
-            raise click.UsageError("--format is of what is read, and with --to a bundle is read")
+            raise click.UsageError("--format names what a checkpoint is, and with --to a bundle is read; leave it out.")
         from sae_runtime.checkpoints import write_dictionary_learning, write_sparsify
 
         writer = {"sparsify": write_sparsify, "dictionary-learning": write_dictionary_learning}[to]
@@ -47,7 +51,7 @@ def command(checkpoint: str, format: str | None, to: str | None, output: Path, f
     calibrated = encoder.selection != "threshold" or "threshold" in made.weights
     result = {
         "bundle": output,
-        "architecture": made.architecture,
+        "source_format": made.source_format,
         "encoder": dataclasses.asdict(encoder),
         "calibrated": calibrated,
         "warnings": list(made.warnings),
@@ -56,5 +60,5 @@ def command(checkpoint: str, format: str | None, to: str | None, output: Path, f
     if encoder.d_out is not None:
         shape += f" -> {encoder.d_out}"
     then = f"sae-runtime export {output}" if calibrated else f"sae-runtime calibrate {output}"
-    lines = [("bundle", output), ("read", f"{made.architecture}, {shape}"), ("next", then)]
+    lines = [("bundle", output), ("read", f"{made.source_format}, {shape}"), ("next", then)]
     show(result, lines, json=json)

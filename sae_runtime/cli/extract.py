@@ -16,14 +16,14 @@ from sae_runtime.cli.common import (
     output_option,
     plural,
     quiet_option,
-    refuse_same,
     session_options,
     show,
 )
 from sae_runtime.cli.options import Command
 from sae_runtime.delphi import SEQUENCE
 from sae_runtime.encoder import Precision
-from sae_runtime.extract import Format, Values, check_output, extract
+from sae_runtime.extract import Format, Values, extract
+from sae_runtime.extract import output as made_at
 from sae_runtime.sae import load
 
 
@@ -34,13 +34,13 @@ from sae_runtime.sae import load
     "--rule",
     type=click.Choice(["served", "batch"]),
     default="served",
-    help="decide every token for itself, or spend one budget over all of them",
+    help="select for every token by itself, or the largest activations of all tokens together",
 )
 @click.option(
     "--format",
-    type=click.Choice(["parquet", "csr", "delphi"]),
+    type=click.Choice(["parquet", "delphi"]),
     default="parquet",
-    help="a Parquet file, an .npz that scipy.sparse.load_npz opens, or a folder for EleutherAI's delphi",
+    help="a .parquet file, or a folder for EleutherAI's delphi",
 )
 @click.option(
     "--values",
@@ -54,7 +54,7 @@ from sae_runtime.sae import load
     default="exact",
     help="how features are computed; `inspect` shows what float16 and fast cost",
 )
-@output_option("file to write, or for delphi folder")
+@output_option(".parquet file to write, or for delphi a folder")
 @any_source_option
 @session_options
 @force_option
@@ -78,11 +78,10 @@ def command(
 ) -> None:
     """Write the features of activations to a file.
 
-    Parquet has one row per token: doc, pos, token, indices (ascending) and values. csr is a matrix [tokens, d_sae] and
-    the same three. delphi reads sequences of one length: what does not fill the last one is left out.
+    Parquet has one row per token: doc, pos, token, indices (ascending) and values. delphi reads sequences of one
+    length: the tokens after the last whole one are left out.
     """
-    refuse_same(output, bundle=bundle, activations=activations)
-    check_output(output, format, force=force)
+    made_at(output, format, force=force, inputs={"bundle": bundle, "activations": activations}).check()
     rows = open_activations(activations)
     sae = load(bundle, precision=precision, providers=provider, threads=threads)
     made = extract(

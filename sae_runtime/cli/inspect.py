@@ -2,33 +2,34 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import click
 
 from sae_runtime import bundle as bundles
 from sae_runtime import tuned
-from sae_runtime.bundle import Bundle, BundleError
-from sae_runtime.cli.common import bundle_argument, json_option, show, table
+from sae_runtime.bundle import Bundle
+from sae_runtime.cli.common import json_option, show, table
 from sae_runtime.cli.options import Command
 from sae_runtime.encoder import exact_graphs
+from sae_runtime.hub import local
 from sae_runtime.manifest import GraphRecord, Manifest, Price
 from sae_runtime.sessions import CPU, Sessions
 
 
 @click.command("inspect", cls=Command)
-@bundle_argument
+@click.argument("bundle")
 @json_option
-def command(bundle: Path, json: bool) -> None:
+def command(bundle: str, json: bool) -> None:
     """Check a bundle and say what it is.
 
-    Every file and graph is compared with the sha256 in the manifest. A bundle that is not valid gives exit code 1.
+    BUNDLE is a folder, or hf://owner/name[/folder][@revision]. Every file and graph is compared with the sha256 in the
+    manifest. A bundle that is not valid gives exit code 1.
     """
     try:
-        read = bundles.read(bundle, calibrated=False)
+        read = bundles.read(local(bundle), calibrated=False)
         for name in read.manifest.graphs:
             read.graph(name)
-    except BundleError as error:
+    except (OSError, ValueError) as error:
         if json:
             show({"valid": False, "bundle": bundle, "error": str(error)}, [], json=True)
         raise

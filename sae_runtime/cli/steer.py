@@ -20,14 +20,13 @@ from sae_runtime.cli.common import (
     output_option,
     plural,
     quiet_option,
-    refuse_same,
     session_options,
     show,
 )
 from sae_runtime.cli.options import Command
 from sae_runtime.edits import Edit, as_inputs
-from sae_runtime.extract import check_file
 from sae_runtime.files import new_file
+from sae_runtime.outputs import Output
 from sae_runtime.sae import SAE, load
 from sae_runtime.tensors import save_tensors
 
@@ -94,8 +93,7 @@ def command(
     """
     if output.suffix not in (".npy", ".safetensors"):
         raise ValueError(f"the output must be an .npy or a .safetensors file, got {output}")
-    refuse_same(output, bundle=bundle, activations=activations)
-    check_file(output, force=force)
+    Output(path=output, kind="file", force=force, inputs={"bundle": bundle, "activations": activations}).check()
     chosen = [Edit.ablate(feature) for feature in edits.pop("ablate")]
     chosen += [getattr(Edit, verb)(*pair) for verb, pairs in edits.items() for pair in pairs]
     rows, shape = _opened(activations)

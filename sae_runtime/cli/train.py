@@ -11,11 +11,11 @@ from typing import Any
 import click
 
 from sae_runtime import bundle as bundles
-from sae_runtime.cli.common import PATH, force_option, json_option, output_option, quiet_option, refuse_same, show
+from sae_runtime.cli.common import PATH, force_option, json_option, output_option, quiet_option, show
 from sae_runtime.cli.inspect import describe
 from sae_runtime.cli.options import Command, build, from_config
-from sae_runtime.files import check_free
 from sae_runtime.manifest import Manifest
+from sae_runtime.outputs import Output, refuse_inputs
 from sae_runtime.train.config import TrainConfig
 from sae_runtime.train.fit import fit, fit_many
 from sae_runtime.train.harvest import HarvestConfig
@@ -84,11 +84,11 @@ def command(
     configs = _configs(settings)
     source = _source(activations, settings)
     inputs = {"activations": source} if isinstance(source, Path) else _inputs(source)
-    for path in filter(None, (output, metrics, tensorboard)):
-        refuse_same(path, **inputs)
-    check_free(output, force=force)
+    for path in filter(None, (metrics, tensorboard)):
+        refuse_inputs(path, inputs)
     many = len(configs) > 1
-    _refuse_foreign(output, many=many)
+    foreign = _not_of_bundles if many else _not_a_bundle
+    Output(path=output, force=force, inputs=inputs, foreign=foreign).check()
     run: dict[str, Any] = {
         "metrics": metrics,
         "tensorboard": tensorboard,
@@ -143,10 +143,11 @@ def _inputs(config: HarvestConfig) -> dict[str, Path]:
     return texts | ({"model": Path(config.model)} if Path(config.model).is_dir() else {})
 
 
-def _refuse_foreign(output: Path, *, many: bool) -> None:
-    """Raise FileExistsError where --force would replace a folder of other things."""
-    inside = list(output.iterdir()) if output.is_dir() else []
-    ours = all((path / bundles.MANIFEST).is_file() for path in (inside if many else [output])) if inside else True
-    if not ours:
-        what = "no folder of bundles alone" if many else "no bundle"
-        raise FileExistsError(f"{output} is a folder but {what}, so --force does not replace it; name another")
+def _not_of_bundles(folder: Path) -> str | None:
+    """The name of an entry of a folder that is not a bundle, or None."""
+    return next((path.name for path in sorted(folder.iterdir()) if not (path / bundles.MANIFEST).is_file()), None)
+
+
+def _not_a_bundle(folder: Path) -> str | None:
+    """The name of an entry of a folder that is not a bundle, or None if it is one or is empty."""
+    return None if (folder / bundles.MANIFEST).is_file() else next((path.name for path in folder.iterdir()), None)

@@ -60,7 +60,7 @@ def test_a_bundle_computes_the_published_forward(tmp_path: Path, kind: str, unit
         lambda x: forward(state, cfg, x)[0],
         lambda x: forward(state, cfg, x)[1],
     )
-    assert (made.architecture, made.model, made.hook) == (kind, "tiny", "blocks.1")
+    assert (made.source_format, made.model, made.hook) == (kind, "tiny", "blocks.1")
 
 
 def test_batch_topk_itself_waits_for_a_threshold(tmp_path: Path) -> None:

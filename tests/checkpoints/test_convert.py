@@ -72,7 +72,7 @@ def test_a_checkpoint_becomes_a_bundle_that_export_takes(lens: Path, tmp_path: P
     manifest = bundle.read(tmp_path / "out").manifest
     assert manifest.provenance == {
         "format": "sae-lens",
-        "architecture": "jumprelu",
+        "source_format": "jumprelu",
         "sae_lens_version": "6.54.12",
         "source": {"file": "sae_weights.safetensors", "sha256": bundle.record(lens / "sae_weights.safetensors").sha256},
     }
@@ -137,14 +137,14 @@ def test_outputs_are_not_overwritten_and_inputs_never(lens: Path, tmp_path: Path
 def test_what_is_no_checkpoint_is_refused(lens: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     said = refused("convert", tmp_path / "none", "-o", out)
-    assert said.endswith("none does not exist; name a checkpoint's folder or file, or hf://owner/name")
+    assert said.endswith("none does not exist; name a path of this machine, or hf://owner/name")
     said = refused("convert", tmp_path, "-o", out.parent.parent / "elsewhere-out")
     assert f"{tmp_path} (lens) is no checkpoint of a known format" in said
     (tmp_path / "notes.txt").write_text("x")
     assert "notes.txt (a file) is no checkpoint" in refused("convert", tmp_path / "notes.txt", "-o", out)
     convert(lens, tmp_path / "bundle")
     assert "is a bundle already; with --to" in refused("convert", tmp_path / "bundle", "-o", out)
-    assert "--format is of what is read" in misused(
+    assert "--format names what a checkpoint is" in misused(
         "convert", tmp_path / "bundle", "--to", "sparsify", "--format", "openai", "-o", out
     )
     assert nothing_but(tmp_path, "lens", "notes.txt", "bundle")

@@ -59,7 +59,7 @@ def test_a_bundle_computes_what_the_library_does(tmp_path: Path, kind: str, size
     path = save(make(kind, *size), tmp_path / "run", kind, steps=100_000)
     module = type(make(kind)).from_pretrained(path / "ae.pt")  # as its load_dictionary does
     made = assert_same(path, tmp_path / "out", size[0], module.encode, module)
-    assert (made.architecture, made.model, made.hook) == (kind, "tiny", "layers.1")
+    assert (made.source_format, made.model, made.hook) == (kind, "tiny", "layers.1")
     assert bool(made.warnings) == (kind == "AutoEncoder")
     budget = {"AutoEncoderTopK": ("token", K), "BatchTopKSAE": ("mutual", K), "MatryoshkaBatchTopKSAE": ("mutual", K)}
     found = None if made.allocation is None else (made.allocation.kind, made.allocation.k)
@@ -77,7 +77,7 @@ def test_an_autoencoder_of_unit_rows_stays_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [k for k in CASES if k not in ("AutoEncoderTopK", "BatchTopKSAE")])
 def test_most_files_tell_their_class_alone(tmp_path: Path, kind: str) -> None:
     path = save(make(kind), tmp_path / "run", None)
-    assert convert(path / "ae.pt", tmp_path / "out").architecture == kind
+    assert convert(path / "ae.pt", tmp_path / "out").source_format == kind
 
 
 def test_two_classes_are_told_apart_by_their_config_only(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_a_bundle_computes_what_sae_lens_does(saved: Saved, tmp_path: Path, name
     architecture, kind, settings = CASES[name]
     module, path = saved(kind, **settings)
     made = assert_same(path, tmp_path / "out", settings["d_in"], module.encode, module.forward)
-    assert made.architecture == architecture
+    assert made.source_format == architecture
     assert (made.model, made.hook) == ("tiny", "blocks.1.hook_resid_post")
     assert made.warnings == ()
     opened = bundle.read(tmp_path / "out").manifest
@@ -167,7 +167,7 @@ def test_old_configurations_are_read_as_sae_lens_reads_them(saved: Saved, tmp_pa
     assert "heads" in made.warnings[0]
     del old["activation_fn_str"]
     (path / "cfg.json").write_text(json.dumps(old))
-    assert convert(path, tmp_path / "standard").architecture == "standard"
+    assert convert(path, tmp_path / "standard").source_format == "standard"
 
 
 def test_log_thresholds_are_read(saved: Saved, tmp_path: Path) -> None:
@@ -213,10 +213,10 @@ def test_thresholds_of_a_dubious_unit_are_warned_of(saved: Saved, tmp_path: Path
         ),
         ({"d_in": 17}, r"W_enc has shape \[16, 64\], expected \[17, 64\]"),
         ({"d_in": "16"}, "d_in is '16', expected a whole number"),
-        ({"d_in": True}, "d_in is 'True', expected a whole number"),
+        ({"d_in": True}, "d_in is True, expected a whole number"),
         ({"k": 65}, r"foreign cannot be served \(k must be in .*; get a sound copy"),
         ({"k": None}, "does not say k"),
-        ({"k": 2.5}, "k is '2.5', expected a whole number"),
+        ({"k": 2.5}, "k is 2.5, expected a whole number"),
         ({"apply_b_dec_to_input": "no"}, "expected true or false"),
         ({"architecture": "gated"}, "lacks the tensor b_gate"),
         ({"architecture": "jumprelu"}, "lacks the tensor threshold"),
@@ -248,7 +248,7 @@ def test_other_tensors_are_refused(saved: Saved, tmp_path: Path) -> None:
     _, path = saved("StandardSAE", **SIZES)
     state = safetensors.torch.load_file(path / "sae_weights.safetensors")
     safetensors.torch.save_file({**state, "scaling_factor": torch.ones(64)}, path / "sae_weights.safetensors")
-    assert sae_lens.read(path).architecture == "standard"
+    assert sae_lens.read(path).source_format == "standard"
     safetensors.torch.save_file({**state, "scaling_factor": torch.full((64,), 2.0)}, path / "sae_weights.safetensors")
     with pytest.raises(ValueError, match="scaling_factor is not 1"):
         sae_lens.read(path)

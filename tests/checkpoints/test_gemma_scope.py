@@ -60,7 +60,7 @@ def test_gemma_scope_is_read_as_sae_lens_reads_it(
     (np.savez_compressed if compressed else np.savez)(tmp_path / folder / "params.npz", **named)
     theirs = sae_lens_sae(monkeypatch, tmp_path, "gemma_2_sae_huggingface_loader", repo, folder, **SIZES)
     made = assert_same(tmp_path / folder, tmp_path / "out", 16, theirs.encode, theirs.forward)
-    assert made.architecture == "jumprelu"
+    assert made.source_format == "jumprelu"
     assert bool(made.warnings) == ("embedding" in folder)
 
 
@@ -72,7 +72,7 @@ def test_transcoders_are_known_by_their_folder(tmp_path: Path, monkeypatch: pyte
     sizes = {**SIZES, "d_out": 16}
     theirs = sae_lens_sae(monkeypatch, home, "gemma_2_transcoder_huggingface_loader", repo, folder, **sizes)
     made = assert_same(home / folder / "params.npz", tmp_path / "out", 16, theirs.encode, theirs.forward)
-    assert (made.architecture, made.encoder.d_out) == ("jumprelu transcoder", 16)
+    assert (made.source_format, made.encoder.d_out) == ("jumprelu transcoder", 16)
     assert "since it lies in a repository of transcoders" in made.warnings[0]
 
 
@@ -105,7 +105,7 @@ def test_gemma_scope_2_is_read_as_sae_lens_reads_it(
     repo = "google/gemma-scope-2-1b-pt"
     theirs = sae_lens_sae(monkeypatch, tmp_path, "gemma_3_sae_huggingface_loader", repo, folder)
     made = assert_same(tmp_path / folder, tmp_path / "out", 16, theirs.encode, theirs.forward)
-    assert (made.architecture, made.model, made.hook) == (kind, "google/gemma-3-1b-pt", "model.layers.3")
+    assert (made.source_format, made.model, made.hook) == (kind, "google/gemma-3-1b-pt", "model.layers.3")
     assert made.hook_out == ("model.layers.3.mlp" if through else None)
     assert kind in gemma_scope.ARCHITECTURES
 

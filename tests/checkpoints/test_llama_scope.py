@@ -80,7 +80,7 @@ def test_llama_scope_is_read_as_sae_lens_reads_it(tmp_path: Path, monkeypatch: p
     save_first(tmp_path / "L3R-8x", weights(unit=True))
     theirs = sae_lens_sae(monkeypatch, tmp_path / "L3R-8x", "llama_scope_sae_huggingface_loader")
     made = assert_same(tmp_path / "L3R-8x", tmp_path / "out", 16, theirs.encode, theirs.forward)
-    assert (made.architecture, made.hook, made.warnings) == ("jumprelu", HOOK, ())
+    assert (made.source_format, made.hook, made.warnings) == ("jumprelu", HOOK, ())
 
 
 def test_llama_scope_r1_is_read_as_sae_lens_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +134,7 @@ def test_a_bundle_computes_llamascopiums_forward(tmp_path: Path, kind: str, norm
         lambda x: forward(state, cfg, x)[0] * unit,
         lambda x: forward(state, cfg, x)[1],
     )
-    assert made.architecture == kind
+    assert made.source_format == kind
     assert bool(made.warnings) == (kind == "topk")
 
 
@@ -143,7 +143,7 @@ def test_batch_topk_waits_for_a_threshold(tmp_path: Path) -> None:
     save_first(tmp_path / "run", state, act_fn="batchtopk")
     made = convert(tmp_path / "run", tmp_path / "out")
     assert not bundle.read(tmp_path / "out", calibrated=False).calibrated
-    assert {"relu", "jumprelu", "topk", made.architecture} == set(llama_scope.ARCHITECTURES)
+    assert {"relu", "jumprelu", "topk", made.source_format} == set(llama_scope.ARCHITECTURES)
     x = activations(7, 16)
     scale = math.sqrt(16) / AVERAGE
     assert_near(latents(made, x), torch.relu(x * scale @ state["encoder.weight"].T + state["encoder.bias"]).numpy())

@@ -65,8 +65,8 @@ def test_a_bundle_computes_the_published_forward(tmp_path: Path, k: int | None, 
         lambda x: forward(saved, x)[0],
         lambda x: forward(saved, x)[1],
     )
-    assert made.architecture == ("ReLU" if k is None else "TopK")
-    assert made.architecture in openai.ARCHITECTURES
+    assert made.source_format == ("ReLU" if k is None else "TopK")
+    assert made.source_format in openai.ARCHITECTURES
 
 
 def test_files_that_a_later_torch_saved_again_are_read(tmp_path: Path) -> None:

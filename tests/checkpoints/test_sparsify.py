@@ -57,7 +57,7 @@ def test_a_bundle_computes_what_sparsify_does(tmp_path: Path, name: str) -> None
         lambda x: encode(coder, x),
         lambda x: coder(x).sae_out,
     )
-    assert (made.architecture, made.model, made.hook) == (architecture, "tiny", "layers.1")
+    assert (made.source_format, made.model, made.hook) == (architecture, "tiny", "layers.1")
 
 
 @pytest.mark.parametrize(

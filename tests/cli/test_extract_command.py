@@ -3,10 +3,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
-import scipy.sparse
 from command_line import misused, refused, run
 from conftest import make_manifest, make_weights, make_x
 
@@ -46,17 +46,20 @@ def test_rule_values_and_json(bundle_of: BundleOf, acts: Path, tmp_path: Path) -
     assert pq.read_schema(out).field("values").type.value_type == "halffloat"
 
 
-def test_formats(bundle_of: BundleOf, acts: Path, tmp_path: Path) -> None:
+def test_the_suffix_of_the_output_fits_the_format(bundle_of: BundleOf, acts: Path, tmp_path: Path) -> None:
     path = bundle_of("mutual")
-    result = run("extract", path, "--activations", acts, "-o", tmp_path / "f.npz", "--format", "csr")
-    assert (result.exit_code, result.stderr) == (0, "")
-    assert scipy.sparse.load_npz(tmp_path / "f.npz").nnz == len(load(path).encode(make_x(50)).indices)
+    assert refused("extract", path, "--activations", acts, "-o", tmp_path / "f.npz") == (
+        f"error: {tmp_path / 'f.npz'} does not end in .parquet; name a .parquet file, or a folder with --format delphi"
+    )
+    assert refused("extract", path, "--activations", acts, "-o", "-") == (
+        "error: the output - would be standard output, which cannot be written to; name a path"
+    )
     known = tmp_path / "x.safetensors"
     safetensors.numpy.save_file({"activations": make_x(50), "tokens": np.arange(50, dtype=np.int32)}, known)
     said = refused("extract", path, "--activations", known, "-o", tmp_path / "cache", "--format", "delphi")
     assert said == (
         f"error: delphi keeps features in a folder named by their hook, but that of {known} is None; "
-        "harvest the activations, or choose --format parquet or csr"
+        "harvest the activations, or choose --format parquet"
     )
     assert not (tmp_path / "cache").exists()
     harvested = tmp_path / "acts"
@@ -117,10 +120,10 @@ def test_errors(bundle_of: BundleOf, acts: Path, tmp_path: Path) -> None:
 def test_an_interrupt_leaves_nothing(
     bundle_of: BundleOf, acts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sae_runtime.parquet._batch", interrupted)
+    monkeypatch.setattr(pyarrow, "record_batch", interrupted)
     said = refused("extract", bundle_of("mutual"), "--activations", acts, "-o", tmp_path / "f.parquet")
     assert said == "interrupted; nothing was left half written"
     assert list(tmp_path.iterdir()) == [acts]
@@ -128,9 +131,9 @@ def test_an_interrupt_leaves_nothing(
 
 def test_settings_come_from_flag_environment_and_file(bundle_of: BundleOf, acts: Path, tmp_path: Path) -> None:
     def rule_and_values(name: str, *flags: str, env: dict[str, str] | None = None) -> list[str]:
-        arguments = ("--activations", acts, "-o", tmp_path / name)
+        arguments = ("--activations", acts, "-o", tmp_path / f"{name}.parquet")
         assert run("extract", bundle_of("mutual"), *arguments, *flags, env=env).exit_code == 0
-        description = json.loads(pq.read_metadata(tmp_path / name).metadata[b"sae_runtime"])
+        description = json.loads(pq.read_metadata(tmp_path / f"{name}.parquet").metadata[b"sae_runtime"])
         return [description["rule"], description["values"]]
 
     file = tmp_path / "run.toml"

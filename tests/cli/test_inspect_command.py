@@ -125,9 +125,23 @@ def test_a_graph_without_the_weights_it_reads_is_not_valid(bundle_of: BundleOf, 
     assert run("inspect", path).exit_code == 0
 
 
-@pytest.mark.parametrize("command", ["inspect", "export"])
-def test_what_is_no_bundle(tmp_path: Path, command: str) -> None:
-    assert refused(command, tmp_path / "no") == (
-        f"error: {tmp_path / 'no'} is not a folder; a bundle is the folder that `sae-runtime train` writes"
+def test_inspect_and_export_refuse_a_path_that_is_no_bundle(tmp_path: Path) -> None:
+    missing, file = tmp_path / "no", tmp_path / "file"
+    file.touch()
+    assert refused("inspect", missing) == (
+        f"error: {missing} does not exist; name a path of this machine, or hf://owner/name"
     )
-    assert refused(command, tmp_path).startswith(f"error: {tmp_path} holds no sae_runtime.json, so it is not a bundle")
+    assert refused("export", missing) == (
+        f"error: {missing} does not exist; a bundle is the folder that `sae-runtime train` writes"
+    )
+    for command in ("inspect", "export"):
+        assert refused(command, file) == (
+            f"error: {file} is not a folder; a bundle is the folder that `sae-runtime train` writes"
+        )
+        assert refused(command, tmp_path).startswith(f"error: {tmp_path} holds no sae_runtime.json, so it is not a ")
+
+
+def test_inspect_refuses_a_url_that_is_not_of_the_hub(tmp_path: Path) -> None:
+    assert refused("inspect", f"file://{tmp_path}") == (
+        f"error: file://{tmp_path} is a URL of a kind that is not read; name a path of this machine, or hf://owner/name"
+    )

@@ -72,8 +72,6 @@ def test_what_does_not_fit_is_one_sentence(bundle_of: BundleOf, tmp_path: Path) 
     assert "make a host graph: sae-runtime host" in refused(
         "splice", tmp_path / "none.onnx", "--sae", bundle_of("mutual"), *HOOK, *out
     )
-    assert "is not a folder; a bundle is" in refused(
-        "splice", host_graph("bert"), "--sae", tmp_path / "no", *HOOK, *out
-    )
+    assert "does not exist; a bundle is" in refused("splice", host_graph("bert"), "--sae", tmp_path / "no", *HOOK, *out)
     assert "Missing option '--sae'" in misused("splice", host_graph("bert"))
     assert not (tmp_path / "out").exists()

@@ -84,7 +84,7 @@ def test_refuses_before_work(calls: list[Call], acts: Path, tmp_path: Path) -> N
     assert run(*arguments, folder, "--force").exit_code == 0  # an empty folder is nobody's
     (folder / "thesis.txt").write_text("mine")
     assert refused(*arguments, folder, "--force") == (
-        f"error: {folder} is a folder but no bundle, so --force does not replace it; name another"
+        f"error: {folder} holds thesis.txt, which would be lost; name another output"
     )
     assert len(calls) == 1
     bundle.write(tmp_path / "sae", make_weights(64, "token"), make_manifest(64, "token"))
@@ -140,7 +140,7 @@ def test_fits_several_into_one_folder(acts: Path, tmp_path: Path) -> None:
     assert run(*arguments, "--force").exit_code == 0
     (out / "thesis.txt").write_text("mine")
     assert refused(*arguments, "--force") == (
-        f"error: {out} is a folder but no folder of bundles alone, so --force does not replace it; name another"
+        f"error: {out} holds thesis.txt, which would be lost; name another output"
     )
     assert (out / "thesis.txt").read_text() == "mine"
 

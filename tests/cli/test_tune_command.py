@@ -66,7 +66,7 @@ def test_what_cannot_be_tuned(bundle_of: BundleOf, tmp_path: Path) -> None:
         f"error: {path} has encode.onnx, expected two exact graphs to choose from; run: sae-runtime export {path}, "
         "which adds encode_exact.onnx where int8 can be used"
     )
-    assert refused("tune", tmp_path / "no").startswith(f"error: {tmp_path / 'no'} is not a folder")
+    assert refused("tune", tmp_path / "no").startswith(f"error: {tmp_path / 'no'} does not exist")
     assert refused("tune", bundle_of("token", 512, sampled=True), "--threads", "0") == (
         "error: threads must be 1 to 1,024, got 0"
     )

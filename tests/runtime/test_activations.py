@@ -143,7 +143,10 @@ def test_damaged_files(tmp_path: Path) -> None:
         ({"shards": [{"file": "../b/0.safetensors", "rows": 3}]}, "lacks the shard ../b/0.safetensors"),
         ({"shards": [{"file": "0.safetensors", "rows": 4}]}, r"is \[3, 4\], activations.json says \[4, 4\]"),
         ({"d_in": 5}, r"is \[3, 4\], activations.json says \[3, 5\]"),
-        ({"shards": [{"file": "0.safetensors"}]}, r"json: index.shards\[0\] must have the fields file, rows, rows is missing; harvest again"),
+        (
+            {"shards": [{"file": "0.safetensors"}]},
+            r"json: index.shards\[0\] must have the fields file, rows, rows is missing; harvest again",
+        ),
         ({"shards": 3}, "index.shards must be a list, got 3; harvest again"),
         ({"shards": []}, "holds no rows; harvest more text"),
     ],

@@ -154,7 +154,7 @@ def test_a_manifest_that_contradicts_itself_cannot_be_made(make: Callable[[], Ma
 
 
 def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="nowhere is not a folder; a bundle is the folder that"):
+    with pytest.raises(BundleError, match="nowhere does not exist; a bundle is the folder that"):
         bundle.read(tmp_path / "nowhere")
     with pytest.raises(BundleError, match=f"holds no {MANIFEST}, so it is not a bundle; make one: sae-runtime train"):
         bundle.read(tmp_path)
@@ -369,7 +369,7 @@ def test_a_cfg_that_disagrees(copy_of: CopyOf, key: str, to: Any) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "is not readable JSON"), ("[" * 200_000, "is not readable JSON"), ("[]", "disagree on architecture")],
+    [("{", "is not readable JSON"), ("[" * 200_000, "is not readable JSON"), ("[]", "must be an object, got")],
 )
 def test_a_cfg_that_is_no_configuration(copy_of: CopyOf, text: str, message: str) -> None:
     path = copy_of("token")

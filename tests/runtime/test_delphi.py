@@ -12,6 +12,7 @@ from conftest import D_IN, make_x
 
 from sae_runtime import SAE, Activations, delphi, load, open_activations
 from sae_runtime.extract import extract
+from sae_runtime.feature_rows import feature_rows
 
 BundleOf = Callable[..., Path]
 
@@ -65,21 +66,19 @@ def test_holds_what_encode_gives(
     assert description["rule"] == rule and description["values"] == (values or "float16")
 
 
-def test_files_cover_all_latents_without_gap(
-    bundle_of: BundleOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(delphi, "_MATCHES", 300)
+def test_files_cover_all_features_without_gap(bundle_of: BundleOf, tmp_path: Path) -> None:
     activations = harvested(tmp_path / "acts", 256)
-    sae = load(bundle_of("mutual"))
-    extract(sae, activations, tmp_path / "cache", format="delphi")
+    features = load(bundle_of("mutual")).encode(make_x(256))
+    description = {"encoder": {"d_sae": 150}, "model": "tiny", "hook": "layer.1", "tokens": 256, "values": "float16"}
+    (tmp_path / "cache").mkdir()
+    parts = [feature_rows(activations, 0, features, "float16")]
+    delphi.write(tmp_path / "cache", parts, description, sequence=256, l0=24, file_matches=300)
     folder = tmp_path / "cache" / "layer.1"
     edges = sorted(tuple(map(int, path.stem.split("_"))) for path in folder.glob("*.safetensors"))
-    assert len(edges) == 21  # 256 tokens of 24 slots
+    assert len(edges) == 21  # 256 tokens with 24 features each
     assert edges[0][0] == 0 and edges[-1][1] == 149
     assert all(end + 1 == begin for (_, end), (begin, _) in zip(edges[:-1], edges[1:], strict=True))
-    np.testing.assert_array_equal(
-        read_back(folder, 256, 256, 150), sae.encode(make_x(256)).to_dense().astype(np.float16)
-    )
+    np.testing.assert_array_equal(read_back(folder, 256, 256, 150), features.to_dense().astype(np.float16))
 
 
 def test_wide_files_take_uint32(bundle_of: BundleOf, tmp_path: Path) -> None:
@@ -119,7 +118,7 @@ def test_force_replaces_a_cache_and_nothing_else(bundle_of: BundleOf, tmp_path: 
     extract(sae, activations, out, format="delphi", sequence=100, force=True)
     assert json.loads((out / "layer.1" / "config.json").read_text())["n_tokens"] == 300
     (out / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"holds notes\.txt, which extract did not write; name another folder"):
+    with pytest.raises(FileExistsError, match=r"holds notes\.txt, which would be lost; name another output"):
         extract(sae, activations, out, format="delphi", force=True)
     with pytest.raises(FileExistsError, match=r"notes\.txt is a file; name a folder"):
         extract(sae, activations, out / "notes.txt", format="delphi", force=True)

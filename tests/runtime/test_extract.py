@@ -11,13 +11,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
+import scipy.sparse
 from conftest import D_IN, make_manifest, make_weights, make_x
+from documents import blocks
 from numpy.typing import NDArray
 
 from sae_runtime import SAE, Activations, Features, bundle, extras, load, open_activations, parquet
 from sae_runtime.bundle import WEIGHTS
 from sae_runtime.exports.export import export
 from sae_runtime.extract import extract
+from sae_runtime.feature_rows import feature_rows
 
 BundleOf = Callable[..., Path]
 
@@ -146,10 +149,8 @@ def test_columns_of_a_harvest(mutual: SAE, tmp_path: Path) -> None:
     assert_same(read_back(tmp_path / "f.parquet"), mutual.encode(make_x(5000)))
 
 
-def test_row_groups_are_read_piece_by_piece(mutual: SAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert parquet.ROW_GROUP == 65_536
-    monkeypatch.setattr(parquet, "ROW_GROUP", 8_192)
-    n = 8_192 + 5_000
+def test_activations_are_read_in_pieces(mutual: SAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    n = 13_192
     x = make_x(n)
     activations = plain(tmp_path, x)
     pieces: list[int] = []
@@ -161,9 +162,19 @@ def test_row_groups_are_read_piece_by_piece(mutual: SAE, tmp_path: Path, monkeyp
 
     monkeypatch.setattr(activations, "slice", recorded)
     extract(mutual, activations, tmp_path / "f.parquet")
-    metadata = pq.read_metadata(tmp_path / "f.parquet")
-    assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [8_192, 5_000]
     assert sum(pieces) == n and max(pieces) <= 4096
+    assert_same(read_back(tmp_path / "f.parquet"), mutual.encode(x))
+
+
+def test_a_row_group_ends_with_a_part_and_holds_65536_tokens_by_default(mutual: SAE, tmp_path: Path) -> None:
+    assert parquet.ROW_GROUP == 65_536 and parquet.ROW_GROUP % 4_096 == 0
+    x = make_x(1_000)
+    activations = plain(tmp_path, x)
+    bounds = [(0, 300), (300, 600), (600, 900), (900, 1_000)]
+    parts = [feature_rows(activations, begin, mutual.encode(x[begin:end]), "float32") for begin, end in bounds]
+    parquet.write(tmp_path / "f.parquet", parts, {"values": "float32", "tokens": 1_000}, row_group=600)
+    metadata = pq.read_metadata(tmp_path / "f.parquet")
+    assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [600, 400]
     assert_same(read_back(tmp_path / "f.parquet"), mutual.encode(x))
 
 
@@ -251,6 +262,8 @@ def test_arguments_are_checked_before_any_work(placed: SAE, tmp_path: Path) -> N
     out.parent.mkdir()
     with pytest.raises(FileExistsError, match=r"out is a folder; name a file in it"):
         extract(placed, good, out.parent, force=True)
+    with pytest.raises(ValueError, match=r"^the output - would be standard output, which cannot be written to; name"):
+        extract(placed, good, Path("-"))
     out.write_text("mine")
     with pytest.raises(FileExistsError, match=r"f\.parquet already exists; pass --force"):
         extract(placed, good, out)
@@ -370,25 +383,52 @@ def test_without_pyarrow(mutual: SAE, tmp_path: Path, monkeypatch: pytest.Monkey
     assert not (tmp_path / "f.parquet").exists()
 
 
-@pytest.mark.parametrize("format", ["csr", "delphi"])
-def test_other_formats_need_no_pyarrow(
-    mutual: SAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: Literal["csr", "delphi"]
-) -> None:
+def test_delphi_needs_no_pyarrow(mutual: SAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     activations = open_activations(harvested(tmp_path / "acts", (300,), hook="layer.1"))
-    made = extract(mutual, activations, tmp_path / "out", format=format)
-    assert made.tokens == (300 if format == "csr" else 256)
-    files = [path for path in [tmp_path / "out", *(tmp_path / "out").rglob("*")] if path.is_file()]
-    assert made.size == sum(path.stat().st_size for path in files)
+    made = extract(mutual, activations, tmp_path / "out", format="delphi")
+    assert made.tokens == 256
+    assert made.size == sum(path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.is_file())
 
 
 @pytest.mark.usefixtures("unread")
-def test_formats_are_checked_before_any_work(mutual: SAE, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "format", "message"),
+    [
+        ("out", "coo", "format must be 'parquet' or 'delphi', got 'coo'"),
+        (
+            "f.npz",
+            "parquet",
+            r"f\.npz does not end in \.parquet; name a \.parquet file, or a folder with --format delphi",
+        ),
+        (
+            "f.parquet",
+            "delphi",
+            r"f\.parquet ends in \.parquet, but delphi reads a folder; name a folder, or leave out",
+        ),
+        ("out", "delphi", r"x\.npy does not know its tokens, which delphi shows to its explainers; "),
+    ],
+)
+def test_formats_are_checked_before_any_work(
+    mutual: SAE, tmp_path: Path, name: str, format: Literal["parquet", "delphi"], message: str
+) -> None:
     activations = plain(tmp_path, make_x(300))
-    with pytest.raises(ValueError, match="format must be 'parquet', 'csr' or 'delphi', got 'coo'"):
-        extract(mutual, activations, tmp_path / "out", format="coo")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="csr holds float32, since scipy does not compute with float16"):
-        extract(mutual, activations, tmp_path / "out", format="csr", values="float16")
-    with pytest.raises(ValueError, match=r"x\.npy does not know its tokens, which delphi shows to its explainers; "):
-        extract(mutual, activations, tmp_path / "out", format="delphi")
+    with pytest.raises(ValueError, match=message):
+        extract(mutual, activations, tmp_path / name, format=format)
     assert [path.name for path in tmp_path.iterdir()] == ["x.npy"]
+
+
+@pytest.mark.parametrize("rule", ["served", "batch"])
+@pytest.mark.parametrize("n", [0, 1, 5000])
+def test_the_documented_call_reads_parquet_into_scipy(
+    sae: SAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: Literal["served", "batch"], n: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    extract(sae, plain(tmp_path, make_x(n)), Path("features.parquet"), rule=rule)
+    (call,) = (block for block in blocks("interop.md") if "features.parquet" in block)
+    names: dict[str, Any] = {}
+    exec(call, names)
+    matrix = names["matrix"]
+    assert isinstance(matrix, scipy.sparse.csr_array) and matrix.has_canonical_format
+    assert (matrix.shape, matrix.dtype) == ((n, 150), np.float32)
+    assert (matrix != sae.encode(make_x(n), rule=rule).to_scipy()).nnz == 0

@@ -11,6 +11,7 @@ from typing import Any
 import huggingface_hub
 import numpy as np
 import pytest
+from command_line import refused, run
 from conftest import make_x
 from huggingface_hub import constants
 from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]  # not in its __all__
@@ -53,8 +54,6 @@ def test_a_bundle_of_the_cache_is_loaded(bundle_of: BundleOf, cache: Path, revis
     expected = load(bundle_of("mutual")).encode(x).to_dense()
     at = "" if revision == "main" else f"@{revision}"
     np.testing.assert_array_equal(load(f"hf://me/my-sae.x_1{at}").encode(x).to_dense(), expected)
-    if not at:
-        np.testing.assert_array_equal(load("me/my-sae.x_1").encode(x).to_dense(), expected)
     np.testing.assert_array_equal(load(f"hf://me/my-sae.x_1@{COMMIT}").encode(x).to_dense(), expected)
 
 
@@ -73,45 +72,72 @@ def test_a_checkpoint_of_another_library_is_converted(bundle_of: BundleOf, cache
     made, source = bundle.read(tmp_path / "out"), bundle.read(bundle_of("token"))
     assert made.manifest.encoder == source.manifest.encoder
     assert (made.tensor("W_enc") == source.tensor("W_enc")).all()
-    with pytest.raises(OSError, match="^hf://me/none is not here and cannot be fetched: HF_HUB_OFFLINE is set"):
+    with pytest.raises(OSError, match="^hf://me/none cannot be fetched: HF_HUB_OFFLINE is set"):
         convert("hf://me/none", tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
-def test_what_stands_here_wins(
-    bundle_of: BundleOf, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    keep(cache, "me/my-sae", bundle_of("mutual"))
-    shutil.copytree(bundle_of("token"), tmp_path / "me" / "my-sae")
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture
+def unasked(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, in a test that fails if the Hub is asked."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("the Hub was asked"))
+    return tmp_path / "work"
+
+
+READERS: list[Callable[[str, Path], object]] = [
+    lambda path, out: load(path),
+    lambda path, out: convert(path, out),
+    lambda path, out: hub.local(Path(path)),
+]
+
+
+@pytest.mark.parametrize("read", READERS)
+@pytest.mark.parametrize("path", ["sae", "me/other", "./me/other", "/me/other", "a/b/c", "../other", "me/.hidden"])
+def test_a_path_that_does_not_exist_is_refused_without_the_network(
+    unasked: Path, path: str, read: Callable[[str, Path], object]
+) -> None:
+    with pytest.raises(FileNotFoundError, match="does not exist; name a path of this machine, or hf://"):
+        read(path, unasked / "out")
+
+
+def test_inspect_takes_the_references_that_load_takes(bundle_of: BundleOf, unasked: Path) -> None:
+    shutil.copytree(bundle_of("token"), unasked / "me" / "my-sae")
     assert load("me/my-sae").manifest.encoder.selection == "topk"
-    assert hub.local(Path("me/other")) == Path("me/other")  # a Path is of this machine
-    for path in ("sae", "./me/other", "/me/other", "a/b/c", "../other", "me/.hidden"):
-        assert hub.local(path) == Path(path)
+    assert run("inspect", "me/my-sae").exit_code == 0
+    assert refused("inspect", "me/other") == (
+        "error: me/other does not exist; name a path of this machine, or hf://me/other to fetch it"
+    )
+
+
+def test_inspect_reads_a_bundle_of_the_cache(bundle_of: BundleOf, cache: Path) -> None:
+    keep(cache, "me/my-sae", bundle_of("mutual"))
+    assert run("inspect", "hf://me/my-sae").exit_code == 0
+
+
+@pytest.mark.parametrize("reference", ["file:///tmp/sae", "http://me/sae"])
+def test_a_url_of_another_kind_is_refused(unasked: Path, reference: str) -> None:
+    with pytest.raises(ValueError, match=f"^{reference} is a URL of a kind that is not read; name a path of this mach"):
+        hub.local(reference)
 
 
 def test_offline_and_not_in_the_cache(cache: Path, bundle_of: BundleOf) -> None:
-    message = (
-        r"^hf://me/none is not here and cannot be fetched: HF_HUB_OFFLINE is set and it is not in the cache; check"
-    )
-    for name in ("me/none", "hf://me/none"):
-        with pytest.raises(OSError, match=message):
-            hub.local(name)
+    message = r"^hf://me/none cannot be fetched: HF_HUB_OFFLINE is set and it is not in the cache; check"
+    with pytest.raises(OSError, match=message):
+        hub.local("hf://me/none")
     keep(cache, "me/saes", bundle_of("mutual"), inside="one")
     with pytest.raises(FileNotFoundError, match=r"^hf://me/saes/two is not in that repository, or not in the cache"):
         hub.fetch("hf://me/saes/two")
-    with pytest.raises(OSError, match=r"^hf://me/saes@v9 is not here and cannot be fetched: HF_HUB_OFFLINE is set"):
+    with pytest.raises(OSError, match=r"^hf://me/saes@v9 cannot be fetched: HF_HUB_OFFLINE is set"):
         hub.fetch("hf://me/saes@v9")
 
 
 def test_the_variable_of_the_environment_counts(tmp_path: Path) -> None:
-    code = "import sae_runtime\nsae_runtime.load('me/none')"
+    code = "import sae_runtime\nsae_runtime.load('hf://me/none')"
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert done.stderr.splitlines()[-1].startswith(
-        "OSError: hf://me/none is not here and cannot be fetched: HF_HUB_OFF"
-    )
+    assert done.stderr.splitlines()[-1].startswith("OSError: hf://me/none cannot be fetched: HF_HUB_OFF")
 
 
 def test_other_failures_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,9 +149,7 @@ def test_other_failures_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fails)
-    with pytest.raises(
-        OSError, match=r"^hf://me/none is not here and cannot be fetched: no route; check its name, or "
-    ):
+    with pytest.raises(OSError, match=r"^hf://me/none cannot be fetched: no route; check its name, or "):
         hub.fetch("hf://me/none")
 
 
@@ -187,14 +211,14 @@ def test_nothing_to_read_is_said(cache: Path, tmp_path: Path) -> None:
     + ["hf://me/x/*", "hf://me/[x]", "hf:///me/x", "http://me/x", "hf://me/x/a\\b", "hf://me/x y"],
 )
 def test_what_is_no_reference_is_refused(reference: str) -> None:
-    with pytest.raises(ValueError, match=r"is no place on the Hub; write hf://owner/name\[/folder\]\[@revision\]"):
+    with pytest.raises(
+        ValueError, match=r"is not a reference to the Hub; write hf://owner/name\[/folder\]\[@revision\]"
+    ):
         hub.fetch(reference)
 
 
 def test_without_huggingface_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extras, "missing", lambda extra: ["huggingface_hub"] if extra == "hub" else [])
-    message = (
-        r"hf://me/none is not here, and to look on the Hub huggingface_hub not installed; run: pip install 'sae-runt"
-    )
+    message = r"^hf://me/none cannot be fetched: huggingface_hub not installed; run: pip install 'sae-runt"
     with pytest.raises(ImportError, match=message):
-        hub.local("me/none")
+        hub.local("hf://me/none")

@@ -130,7 +130,7 @@ def test_a_bundle_without_a_choice(bundle_of: BundleOf, tmp_path: Path, place: P
     bundle.write(tmp_path / "sae", make_weights(150, "token"), make_manifest(150, "token"))
     with pytest.raises(ValueError, match="has no exact graph, expected two exact graphs to choose from; run:"):
         tune(tmp_path / "sae")
-    with pytest.raises(BundleError, match="is not a folder"):
+    with pytest.raises(BundleError, match="does not exist"):
         tune(tmp_path / "nothing")
     assert not place.exists()
 

@@ -28,7 +28,7 @@ def test_keeps_and_decodes_what_the_runtime_does(bundle_of: Callable[..., Path],
 
 
 def test_no_bundle(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="is not a folder"):
+    with pytest.raises(BundleError, match="does not exist"):
         open_fitted(tmp_path / "none", CPU)
 
 

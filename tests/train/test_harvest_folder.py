@@ -179,7 +179,7 @@ def test_a_folder_of_other_things_is_left_alone(config: HarvestConfig, tmp_path:
     out.mkdir()
     (out / "thesis.tex").write_text("dear")
     (out / "shard-00000.safetensors").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"holds thesis\.tex, which harvest did not write; name another folder$"):
+    with pytest.raises(FileExistsError, match=r"holds thesis\.tex, which would be lost; name another output$"):
         harvest(config, out, force=force)
     with pytest.raises(FileExistsError, match=r"thesis\.tex is a file; name a folder$"):
         harvest(config, out / "thesis.tex", force=force)
@@ -193,7 +193,7 @@ def test_force_does_not_clear_a_harvest_with_other_things_beside_it(config: Harv
     harvest(config, out)
     (out / "thesis.tex").write_text("dear")
     before = contents(out)
-    with pytest.raises(FileExistsError, match=r"holds thesis\.tex, which harvest did not write; name another folder$"):
+    with pytest.raises(FileExistsError, match=r"holds thesis\.tex, which would be lost; name another output$"):
         harvest(config, out, force=True)
     assert contents(out) == before
 
