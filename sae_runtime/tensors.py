@@ -1,8 +1,8 @@
-"""Safetensors files, read by mapping: no copy, no torch, bfloat16 included, and the byte offset of every tensor.
+"""Safetensors files, mapped without a copy and without torch, with the byte offset of every tensor.
 
-The safetensors package writes our files, whole; large weights of other orders or sources are streamed into one. It does
-not tell where in the file a tensor lies, which the ONNX graphs need to refer to it, and its numpy side has no bfloat16,
-which harvested activations may hold.
+ONNX graphs refer to a tensor by its offset in the file, which the safetensors package does not give, and harvested
+activations may be bfloat16, which its numpy side cannot read. The package writes most files; weights that are large,
+transposed or still in other files are streamed.
 """
 
 import json
@@ -30,12 +30,12 @@ _DTYPES: dict[str, "np.dtype[Any]"] = {
     "BOOL": np.dtype("?"),
 }
 _MAX_HEADER = 100_000_000  # bytes, as in the safetensors package
-_BLOCK = 1 << 21  # numbers that are copied and written at once
+BLOCK = 1 << 21  # numbers that are copied and written at once
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Where a tensor lies in its file: `offset` and `size` in bytes from the start of the file."""
+    """Where a tensor is in its file: `offset` and `size` in bytes from the start of the file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -48,6 +48,10 @@ def read_header(path: Path) -> dict[str, TensorSpec]:
 
     Raises:
         ValueError: the file is not safetensors, is truncated, or its header points outside of it.
+
+    >>> save_tensors(Path("a.safetensors"), {"x": np.zeros((2, 3), np.float32)})
+    >>> read_header(Path("a.safetensors"))["x"]
+    TensorSpec(dtype='F32', shape=(2, 3), offset=72, size=24)
     """
     file_size = path.stat().st_size
     with path.open("rb") as file:
@@ -83,7 +87,12 @@ def _spec(entry: Any, data_start: int) -> TensorSpec:
 
 
 def map_tensor(path: Path, spec: TensorSpec) -> NDArray[Any]:
-    """The tensor as a read-only view of the file; bfloat16 comes as uint16."""
+    """The tensor as a read-only view of the file; bfloat16 comes as uint16.
+
+    >>> save_tensors(Path("a.safetensors"), {"x": np.arange(3, dtype=np.float32)})
+    >>> np.array(map_tensor(Path("a.safetensors"), read_header(Path("a.safetensors"))["x"]))
+    array([0., 1., 2.], dtype=float32)
+    """
     if spec.size == 0:
         return np.zeros(spec.shape, _DTYPES[spec.dtype])
     return np.memmap(path, _DTYPES[spec.dtype], "r", spec.offset, spec.shape)
@@ -92,45 +101,65 @@ def map_tensor(path: Path, spec: TensorSpec) -> NDArray[Any]:
 def save_tensors(
     path: Path, tensors: Mapping[str, Any], save_file: Callable[..., None] = safetensors.numpy.save_file
 ) -> None:
-    """Write a safetensors file, by `save_file` of safetensors.numpy or safetensors.torch.
+    """Write a safetensors file.
+
+    Args:
+        path: the file.
+        tensors: by name, arrays or tensors of torch.
+        save_file: of safetensors.numpy for arrays, or of safetensors.torch for tensors of torch.
 
     Raises:
-        OSError: the file cannot be written, as on a full disk.
+        OSError: the file cannot be written, for example on a full disk.
+
+    >>> save_tensors(Path("a.safetensors"), {"x": np.zeros(3, np.float32)})
     """
-    # safetensors.numpy writes the memory of an array as it lies: of a transposed one, other numbers.
+    # safetensors.numpy writes memory in its own order, which is wrong for a transposed array.
     laid_out = {name: np.asarray(t, order="C") if isinstance(t, np.ndarray) else t for name, t in tensors.items()}
     try:
         save_file(laid_out, path)
-    except safetensors.SafetensorError as error:  # neither an OSError nor a ValueError
+    except safetensors.SafetensorError as error:  # its class is neither OSError nor ValueError
         raise OSError(f"{path.parent}: tensors cannot be written ({error}); free space or write elsewhere") from error
 
 
 class Streamed(Protocol):
-    """A tensor that comes in parts, so that it never need be in memory as a whole."""
+    """A tensor that comes in parts, so that the whole is never in memory."""
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the whole."""
 
     def blocks(self) -> Iterator[tuple[slice, NDArray[Any]]]:
-        """Rows, and the numbers there, one after the other; a vector is one row."""
+        """Consecutive rows with their numbers; a vector is one row."""
 
 
-def blocks(array: NDArray[Any]) -> Iterator[tuple[slice, NDArray[Any]]]:
-    """Rows of a matrix, some at a time, and the numbers there; a vector is one row."""
+def blocks(array: NDArray[Any], size: int = BLOCK) -> Iterator[tuple[slice, NDArray[Any]]]:
+    """Consecutive rows of a matrix, each part of at most `size` numbers or one row; a vector is one row.
+
+    >>> [rows for rows, _ in blocks(np.zeros((5, 3)), size=6)]
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
     matrix = array.reshape(1, -1) if array.ndim < 2 else array
-    step = max(_BLOCK // max(matrix.shape[1], 1), 1)
+    step = max(size // max(matrix.shape[1], 1), 1)
     for begin in range(0, len(matrix), step):
         yield slice(begin, min(begin + step, len(matrix))), matrix[begin : begin + step]
 
 
-def stream_tensors(path: Path, tensors: Mapping[str, NDArray[np.float32] | Streamed]) -> None:
+def stream_tensors(path: Path, tensors: Mapping[str, NDArray[np.float32] | Streamed], *, block: int = BLOCK) -> None:
     """Write a safetensors file of float32 vectors and matrices, byte for byte that of the safetensors package.
 
-    Tensors are written part by part, transposed ones too: at no time is a copy of one in memory.
+    Tensors, transposed ones too, are written part by part, so that no copy of a whole one is in memory.
+
+    Args:
+        path: the file.
+        tensors: by name.
+        block: numbers of an array that are copied and written at once.
 
     Raises:
-        OSError: the file cannot be written, as on a full disk.
+        OSError: the file cannot be written, for example on a full disk.
+
+    >>> stream_tensors(Path("weights.safetensors"), {"b": np.ones(3, np.float32)})
+    >>> read_header(Path("weights.safetensors"))["b"].shape
+    (3,)
     """
     header: dict[str, Any] = {}
     end = 0
@@ -145,12 +174,16 @@ def stream_tensors(path: Path, tensors: Mapping[str, NDArray[np.float32] | Strea
             file.write(len(raw).to_bytes(8, "little") + raw)
             for name in header:
                 tensor = tensors[name]
-                for _, part in blocks(tensor) if isinstance(tensor, np.ndarray) else tensor.blocks():
+                for _, part in blocks(tensor, block) if isinstance(tensor, np.ndarray) else tensor.blocks():
                     file.write(np.ascontiguousarray(part, "<f4").tobytes())
     except OSError as error:
         raise OSError(f"{path.parent}: tensors cannot be written ({error}); free space or write elsewhere") from error
 
 
 def bfloat16_to_float32(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """Widen bfloat16 bits; exact, since bfloat16 is the upper half of float32."""
+    """Widen bfloat16 bits; exact, since bfloat16 is the upper half of float32.
+
+    >>> bfloat16_to_float32(np.array([0x3F80, 0x4000], np.uint16))
+    array([1., 2.], dtype=float32)
+    """
     return (bits.astype(np.uint32) << 16).view(np.float32)

@@ -1,4 +1,4 @@
-"""Tensors of foreign files, which are read when and where they are needed."""
+"""Tensors of foreign files, read part by part when they are needed."""
 
 import dataclasses
 import math
@@ -10,23 +10,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_runtime.tensors import bfloat16_to_float32, blocks
+from sae_runtime.tensors import BLOCK, bfloat16_to_float32, blocks
 
 Double = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """A tensor in a file, perhaps turned and scaled. Opened anew for each reading, so that no two fill memory at once.
+    """A tensor in a file, possibly transposed and scaled.
+
+    Every reading opens the file anew, so that two tensors are never in memory together.
 
     Attributes:
-        file: where it lies.
-        name: what it is called there.
-        shape: its shape, turned if it is to be turned.
+        file: the file.
+        name: of the tensor in the file.
+        shape: after the transposition, if any.
         open: gives the tensor as the file has it, mapped or read: float16, float32, float64, integers, or bfloat16 as
             uint16.
-        turned: whether a matrix is to be read as its transpose.
+        turned: whether a matrix is read as its transpose.
         scale: float64 factors, broadcastable to `shape`.
+        block: numbers that are read at once.
     """
 
     file: Path
@@ -35,19 +38,20 @@ class Stored:
     open: Callable[[], NDArray[Any]]
     turned: bool = False
     scale: Double | float = 1.0
+    block: int = BLOCK
 
     @property
     def T(self) -> "Stored":
-        """The transpose of a matrix, whose scale must not be set yet."""
+        """The transpose of a matrix; its scale must not be set yet."""
         return dataclasses.replace(self, shape=self.shape[::-1], turned=not self.turned)
 
     def scaled(self, factor: Double | float) -> "Stored":
         """The tensor times a factor, broadcastable to its shape; rounded once, when it is read."""
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused when it is read
+        with np.errstate(over="ignore", invalid="ignore"):  # numbers that are not finite are refused when they are read
             return dataclasses.replace(self, scale=self.scale * factor)
 
     def blocks(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-        """Rows and the float32 numbers there, some at a time; a vector is one row.
+        """Consecutive rows with their float32 numbers; a vector is one row.
 
         Raises:
             ValueError: a number is NaN, infinite or too large for float32.
@@ -65,8 +69,8 @@ class Stored:
         matrix = array.T if self.turned else array
         scale = np.broadcast_to(np.asarray(self.scale, np.float64), self.shape)
         scale = scale.reshape(1, -1) if matrix.ndim < 2 else scale
-        for rows, part in blocks(matrix):
-            with np.errstate(invalid="ignore"):  # what numpy says of a signalling NaN, which is refused like others
+        for rows, part in blocks(matrix, self.block):
+            with np.errstate(invalid="ignore"):  # numpy warns of a signalling NaN, which is refused below
                 numbers = (bfloat16_to_float32(part) if part.dtype == np.uint16 else part).astype(np.float64)
             if not np.isfinite(numbers).all():
                 raise ValueError(f"{self.file}: {self.name} holds NaN or Inf; get a sound copy of the checkpoint")
@@ -100,7 +104,7 @@ class Stored:
 
 
 class Tensors:
-    """The tensors of one file, asked for by name and shape."""
+    """The tensors of one file, given by name after a check of their shape."""
 
     def __init__(self, file: Path, stored: dict[str, Stored]) -> None:
         self.file, self._stored = file, stored
@@ -109,26 +113,31 @@ class Tensors:
         return name in self._stored
 
     def names(self) -> set[str]:
-        """The names of all."""
+        """The names of all tensors."""
         return set(self._stored)
 
     def rank(self, name: str) -> int:
-        """Number of dimensions of the tensor of a name."""
+        """Number of dimensions of the tensor."""
         return len(self._get(name).shape)
 
     def refuse_others(self, *names: str) -> None:
-        """Raise ValueError if there are tensors besides those named: they would change what the SAE computes."""
+        """Raise ValueError if there are other tensors: they could change what the SAE computes."""
         if others := self.names() - set(names):
             raise ValueError(
-                f"{self.file} holds {', '.join(sorted(others)[:4])}, of which nothing is known; an SAE like this has "
+                f"{self.file} holds {', '.join(sorted(others)[:4])}, which such an SAE does not have; expected only "
                 f"{', '.join(sorted(names))}"
             )
 
     def matrix(self, name: str, rows: int | None = None, columns: int | None = None) -> Stored:
-        """The matrix of a name, of the shape that is expected where it is known.
+        """A matrix.
+
+        Args:
+            name: of the tensor.
+            rows: the expected number of rows; None for any.
+            columns: the expected number of columns; None for any.
 
         Raises:
-            ValueError: it is missing, of another shape or not of numbers with a fraction.
+            ValueError: the tensor is missing or has another shape.
         """
         stored = self._get(name)
         shape = stored.shape
@@ -138,7 +147,7 @@ class Tensors:
         return stored
 
     def vector(self, name: str, length: int) -> Double:
-        """The vector of a name, float64 [length]; ValueError as `matrix`, or where it is not finite."""
+        """A vector, float64 [length]; ValueError as of `matrix`, or if a number is not finite."""
         stored = self._get(name)
         if stored.shape != (length,):
             raise ValueError(
@@ -147,7 +156,7 @@ class Tensors:
         return stored.vector()
 
     def scalar(self, name: str) -> float:
-        """The number of a name; ValueError as `vector`."""
+        """A single number; ValueError as of `vector`."""
         stored = self._get(name)
         if math.prod(stored.shape) != 1 or len(stored.shape) > 1:
             raise ValueError(f"{self.file}: {name} has shape {list(stored.shape)}, expected one number")

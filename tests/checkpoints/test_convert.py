@@ -165,7 +165,7 @@ def test_spoilt_checkpoints_are_refused_in_one_sentence(lens: Path, tmp_path: Pa
         ({"b_dec": None}, "lacks the tensor b_dec; get a whole copy of the checkpoint"),
         ({"W_enc": np.zeros((20, 6), np.float32)}, "W_enc has shape [20, 6], expected [6, 20]; get a whole copy"),
         ({"W_enc": np.full((6, 20), 1e300)}, "W_enc is beyond float32 when folded; it cannot be served"),
-        ({"more": np.zeros(3)}, "holds more, of which nothing is known; an SAE like this has "),
+        ({"more": np.zeros(3)}, "holds more, which such an SAE does not have; expected only "),
     ):
         spoil(lens, **change)
         message = refused("convert", lens, "-o", out)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from foreign import activations, assert_near, assert_same, latents, randomise, whole
+from builders.sae_lens import CASES, SIZES, THROUGH, make
+from foreign import activations, assert_near, assert_same, latents, whole
 
 from sae_runtime import bundle
 from sae_runtime.checkpoints import sae_lens
@@ -16,39 +17,7 @@ from sae_runtime.checkpoints.convert import convert
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The 'utils' module has been deprecated:DeprecationWarning"),
 ]
-SIZES = {"d_in": 16, "d_sae": 64}
-THROUGH = {**SIZES, "d_out": 24, "apply_b_dec_to_input": False}
-# name: architecture, class, settings
-CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "standard": ("standard", "StandardSAE", SIZES),
-    "standard wide": ("standard", "StandardSAE", {"d_in": 24, "d_sae": 512}),
-    "standard without pre-bias": ("standard", "StandardSAE", {**SIZES, "apply_b_dec_to_input": False}),
-    "topk": ("topk", "TopKSAE", {**SIZES, "k": 5}),
-    "topk by decoder lengths": ("topk", "TopKSAE", {**SIZES, "k": 5, "rescale_acts_by_decoder_norm": True}),
-    "topk beyond the positives": ("topk", "TopKSAE", {**SIZES, "k": 60}),
-    "jumprelu": ("jumprelu", "JumpReLUSAE", SIZES),  # half of its random thresholds are negative
-    "gated": ("gated", "GatedSAE", SIZES),
-    "layer norm": ("topk", "TopKSAE", {**SIZES, "k": 5, "normalize_activations": "layer_norm"}),
-    "length": ("jumprelu", "JumpReLUSAE", {**SIZES, "normalize_activations": "constant_norm_rescale"}),
-    "gated length": ("gated", "GatedSAE", {**SIZES, "normalize_activations": "constant_norm_rescale"}),
-    "transcoder": ("transcoder", "Transcoder", THROUGH),
-    "skip transcoder": ("skip_transcoder", "SkipTranscoder", THROUGH),
-    "jumprelu transcoder": ("jumprelu_transcoder", "JumpReLUTranscoder", THROUGH),
-    "jumprelu skip transcoder": ("jumprelu_skip_transcoder", "JumpReLUSkipTranscoder", THROUGH),
-}
 MID_RUN = {"batchtopk": {}, "matryoshka_batchtopk": {"matryoshka_widths": [16, 64]}}
-
-
-def make(kind: str, **settings: Any) -> Any:
-    import sae_lens as lens
-    from sae_lens.saes import sae, transcoder
-
-    where: Any = transcoder if "Transcoder" in kind else lens
-    config = getattr(where, f"{kind}Config")(**settings)
-    config.metadata = sae.SAEMetadata(model_name="tiny", hook_name="blocks.1.hook_resid_post", hook_name_out="out")
-    module = getattr(where, kind)(config)
-    randomise(module)
-    return module
 
 
 @pytest.fixture
@@ -253,5 +222,5 @@ def test_other_tensors_are_refused(saved: Saved, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="scaling_factor is not 1"):
         sae_lens.read(path)
     safetensors.torch.save_file({**state, "mystery": torch.ones(64)}, path / "sae_weights.safetensors")
-    with pytest.raises(ValueError, match="holds mystery, of which nothing is known"):
+    with pytest.raises(ValueError, match="holds mystery, which such an SAE does not have"):
         sae_lens.read(path)

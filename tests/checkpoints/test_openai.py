@@ -5,53 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from builders.openai import forward, state
 from foreign import assert_same
-from torch import Tensor
 
 from sae_runtime.checkpoints import openai
 from sae_runtime.checkpoints.convert import convert
-
-
-def state(k: int | None, *, tied: bool = False) -> dict[str, Any]:
-    """What its state_dict() gives."""
-    generator = torch.Generator().manual_seed(3)
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator) * 0.3
-
-    out: dict[str, Any] = {
-        "pre_bias": random(16),
-        "latent_bias": random(64),
-        "stats_last_nonzero": torch.zeros(64, dtype=torch.long),
-        "latents_activation_frequency": torch.ones(64),
-        "latents_mean_square": torch.zeros(64),
-        "encoder.weight": random(64, 16),
-    }
-    if tied:
-        out["decoder.linear.weight"] = out["encoder.weight"]
-    else:
-        out["decoder.weight"] = random(16, 64)
-    if k is None:
-        return out | {"activation": "ReLU", "activation_state_dict": {}}
-    return out | {"activation": "TopK", "activation_state_dict": {"k": k, "postact_fn": "ReLU"}}
-
-
-def forward(saved: dict[str, Any], x: Tensor) -> tuple[Tensor, Tensor]:
-    """Latents and reconstruction."""
-    mean, size = torch.zeros(len(x), 1), torch.ones(len(x), 1)
-    if saved["activation"] == "TopK":  # which is how from_state_dict knows that it normalises
-        mean = x.mean(dim=-1, keepdim=True)
-        x = x - mean
-        size = x.std(dim=-1, keepdim=True)
-        x = x / (size + 1e-5)
-    before = torch.nn.functional.linear(x - saved["pre_bias"], saved["encoder.weight"], saved["latent_bias"])
-    latents = torch.relu(before)
-    if saved["activation"] == "TopK":
-        top = torch.topk(before, saved["activation_state_dict"]["k"], dim=-1)
-        latents = torch.zeros_like(before).scatter_(-1, top.indices, torch.relu(top.values))
-    decoder = saved["decoder.weight"] if "decoder.weight" in saved else saved["encoder.weight"].T
-    y = torch.nn.functional.linear(latents, decoder) + saved["pre_bias"]
-    return latents, y * size + mean
 
 
 @pytest.mark.parametrize(("k", "tied"), [(None, False), (5, False), (60, False), (5, True)])

@@ -5,12 +5,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sae_runtime import tensors as files
 from sae_runtime.checkpoints.stored import Stored, Tensors
 
 
 def stored(array: NDArray[Any], name: str = "w") -> Stored:
-    return Stored(file=Path("foreign"), name=name, shape=array.shape, open=lambda: array)
+    return Stored(file=Path("foreign"), name=name, shape=array.shape, open=lambda: array, block=20)
 
 
 def whole(tensor: Stored) -> NDArray[np.float32]:
@@ -18,11 +17,6 @@ def whole(tensor: Stored) -> NDArray[np.float32]:
     for rows, part in tensor.blocks():
         out[rows] = part
     return out
-
-
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "_BLOCK", 20)
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
@@ -66,5 +60,5 @@ def test_tensors_are_asked_for_by_name_and_shape() -> None:
         tensors.scalar("m")
     with pytest.raises(ValueError, match="foreign lacks the tensor b"):
         tensors.vector("b", 3)
-    with pytest.raises(ValueError, match="foreign holds s, of which nothing is known"):
+    with pytest.raises(ValueError, match="foreign holds s, which such an SAE does not have"):
         tensors.refuse_others("m")

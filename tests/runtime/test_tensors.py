@@ -11,7 +11,6 @@ import torch
 from conftest import no_file_beyond
 from numpy.typing import NDArray
 
-from sae_runtime import tensors as files
 from sae_runtime.tensors import (
     TensorSpec,
     bfloat16_to_float32,
@@ -150,10 +149,7 @@ def test_a_full_disk_is_an_os_error(tmp_path: Path, tensor: Any, save_file: Any)
 
 
 @pytest.mark.parametrize("block", [1, 20, 1 << 20])
-def test_streamed_files_are_byte_for_byte_those_of_the_package(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
-) -> None:
-    monkeypatch.setattr(files, "_BLOCK", block)
+def test_streamed_files_are_byte_for_byte_those_of_the_package(tmp_path: Path, block: int) -> None:
     matrix = np.random.default_rng(0).normal(size=(9, 7)).astype(np.float32)
 
     class InParts:
@@ -168,7 +164,7 @@ def test_streamed_files_are_byte_for_byte_those_of_the_package(
         "b": matrix[0],
         "none": np.zeros((0, 3), np.float32),
     }
-    stream_tensors(tmp_path / "ours", {**whole, "W": InParts(), "turned": matrix.T})
+    stream_tensors(tmp_path / "ours", {**whole, "W": InParts(), "turned": matrix.T}, block=block)
     assert (tmp_path / "ours").read_bytes() == safetensors.numpy.save(whole)
 
 

@@ -1,0 +1,1 @@
+"""Small SAEs of other libraries as those libraries save them, a module for each library."""
