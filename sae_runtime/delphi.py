@@ -36,7 +36,8 @@ _CONFIG = "config.json"
 def foreign(out: Path) -> str | None:
     """The name of an entry of a folder that is not a cache of `write`, or None if all are.
 
-    >>> foreign(Path("."))
+    >>> Path("empty").mkdir(exist_ok=True)
+    >>> foreign(Path("empty"))
     """
     return next((entry.name for entry in sorted(out.iterdir()) if not _is_ours(entry)), None)
 

@@ -1,4 +1,4 @@
-"""What of sae-runtime works on this machine, and why not."""
+"""What works on this machine, and what does not and why."""
 
 import importlib
 import importlib.metadata
@@ -31,16 +31,19 @@ _DISTRIBUTIONS = (
 
 
 def report() -> dict[str, Any]:
-    """Findings, ready for JSON.
+    """What works on this machine, as values of JSON.
 
     Returns:
         python, platform, cpus (that this process may use), versions (None: not installed), extras (each with the
         modules it lacks), providers (of onnxruntime, best first; None: it does not load), cuda (whether torch sees
         a CUDA device; None: torch does not load) and warnings (sentences).
+
+    >>> sorted(report())
+    ['cpus', 'cuda', 'extras', 'platform', 'providers', 'python', 'versions', 'warnings']
     """
-    found = {name: _version(name) for name in _DISTRIBUTIONS}
+    versions = {name: _version(name) for name in _DISTRIBUTIONS}
     warnings = []
-    if found["onnxruntime"] and found["onnxruntime-gpu"]:
+    if versions["onnxruntime"] and versions["onnxruntime-gpu"]:
         warnings.append(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; run: "
             "pip uninstall -y onnxruntime onnxruntime-gpu, then install sae-runtime[cpu] or sae-runtime[gpu]"
@@ -57,7 +60,7 @@ def report() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "versions": found,
+        "versions": versions,
         "extras": {name: extras.missing(name) for name in extras.names()},
         "providers": providers,
         "cuda": None if torch is None else bool(torch.cuda.is_available()),
@@ -70,7 +73,7 @@ def _cuda_starts() -> bool:
     try:
         with resources.as_file(resources.files("sae_runtime").joinpath("probe.onnx")) as probe:
             open_session(probe, providers=[CUDA])
-    except Exception:  # libraries that are missing or too old make errors of many classes
+    except Exception:  # the class depends on which library is missing or too old
         return False
     return True
 
@@ -83,7 +86,7 @@ def _version(name: str) -> str | None:
 
 
 def _loaded(module: str, warnings: list[str]) -> Any:
-    """The module, or None where it is missing; one that is there but fails to load is a warning."""
+    """The module, or None if it is missing or fails to load; the failure becomes a warning."""
     if importlib.util.find_spec(module) is None:
         return None
     try:

@@ -69,7 +69,7 @@ def extract(
         FileExistsError: `out` exists and `force` is not set, or `force` would destroy other files than features.
 
     >>> from sae_runtime import load, open_activations
-    >>> made = extract(load(bundle_path), open_activations(activations_path), Path("features.parquet"))
+    >>> made = extract(load(bundle_path), open_activations(activations_path), Path("extracted.parquet"))
     >>> made.tokens
     600
     """

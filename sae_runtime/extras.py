@@ -1,4 +1,4 @@
-"""What an optional dependency is called when it is missing."""
+"""Optional dependencies: which are installed, and the command that installs one."""
 
 import importlib.util
 
@@ -16,12 +16,20 @@ _MODULES = {
 
 
 def missing(extra: str) -> list[str]:
-    """Modules of an extra (a key of pyproject's optional dependencies) that are not installed here."""
+    """Modules of an extra (a key of pyproject's optional dependencies) that are not installed.
+
+    >>> missing("cpu")
+    []
+    """
     return [module for module in _MODULES[extra] if importlib.util.find_spec(module) is None]
 
 
 def names() -> tuple[str, ...]:
-    """Every extra that `missing` knows; `cpu` stands for onnxruntime of either kind."""
+    """Every extra that `missing` knows; `cpu` means onnxruntime for CPUs or for GPUs.
+
+    >>> "hub" in names()
+    True
+    """
     return tuple(_MODULES)
 
 
@@ -29,7 +37,9 @@ def require(extra: str) -> None:
     """Return if the extra is installed.
 
     Raises:
-        ImportError: a module of the extra is missing; the message holds the command that installs it.
+        ImportError: a module of the extra is missing; the message says how to install it.
+
+    >>> require("cpu")
     """
     absent = missing(extra)
     if not absent:

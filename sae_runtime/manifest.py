@@ -1,4 +1,4 @@
-"""What an SAE is, where it came from and what it measured: the manifest of a bundle."""
+"""The manifest of a bundle: what the SAE is, where it came from and what was measured."""
 
 import dataclasses
 import json
@@ -19,22 +19,25 @@ NORMS = ("none", "layer", "length")
 
 @dataclass(frozen=True, kw_only=True)
 class Encoder:
-    """What an SAE computes, whoever made it: z = relu((x' - b_pre) W_enc + b_enc), of which the selection keeps some.
+    """What an SAE computes: z = relu((x' - b_pre) W_enc + b_enc), of which the selection keeps some.
 
-    The reconstruction is size * (f W_dec + b_dec) + mean + x W_skip^T, for the features f that were kept. Whether relu
-    comes before the selection or after it makes no difference, since only positive features are kept.
+    The reconstruction is size * (f W_dec + b_dec) + mean + x W_skip^T, where f are the features that are kept. Only
+    positive features are kept, so it makes no difference whether relu comes before or after the selection.
 
     Attributes:
         d_in: width of the activations x.
         d_sae: number of features.
         selection: "topk" keeps the k largest z of every token, "groupmax" the largest of each of k runs of neighbours,
             "threshold" those with z > threshold (one per feature).
-        k: of "topk" and "groupmax".
-        pre_bias: whether b_pre is b_dec; else it is 0.
-        norm: what x' is. "none": x, with mean 0 and size 1. "layer": (x - mean) / (size + 1e-5), by each token's mean
-            and standard deviation (of d_in - 1 degrees of freedom). "length": x / size with size = |x| / sqrt(d_in).
-        d_out: width of what a transcoder reconstructs; None where the SAE reconstructs x itself.
+        k: features that "topk" and "groupmax" keep; None for "threshold".
+        pre_bias: whether b_pre is b_dec; otherwise b_pre is 0.
+        norm: how x' is made of x. "none": x, with mean 0 and size 1. "layer": (x - mean) / (size + 1e-5), by each
+            token's mean and standard deviation (of d_in - 1 degrees of freedom). "length": x / size with size = |x| / sqrt(d_in).
+        d_out: numbers of the activation that a transcoder reconstructs; None if the SAE reconstructs x itself.
         skip: whether there is a W_skip.
+
+    >>> Encoder(d_in=24, d_sae=150, selection="topk", k=6).width_out
+    24
     """
 
     d_in: int
@@ -66,20 +69,29 @@ class Encoder:
 
     @property
     def width_out(self) -> int:
-        """Width of the reconstruction."""
+        """Numbers of a reconstruction."""
         return self.d_in if self.d_out is None else self.d_out
 
     @property
     def decodes_with_x(self) -> bool:
-        """Whether the reconstruction needs the activations too, for their mean and size or for the skip."""
+        """Whether the reconstruction needs the activations too: for their mean and size, or for the skip."""
         return self.norm != "none" or self.skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Allocation:
-    """Which token-feature matches a batch pays for: "token", "mutual" or "feature" choice at k matches a token.
+    """How a batch selects its matches, k a token on average.
 
-    quota belongs to feature choice; feature i has rank i + 1, since features are saved by falling quota.
+    "token" is TopK: the k largest activations of every token. "mutual" is BatchTopK: the k n largest of all n tokens.
+    "feature" is BatchTopK with a limit on each feature's density.
+
+    Attributes:
+        kind: "token", "mutual" or "feature".
+        k: matches a token that are asked for.
+        quota: the limits of "feature"; feature i has rank i + 1, since features are saved by falling limit.
+
+    >>> Allocation(kind="mutual", k=6.0).k
+    6.0
     """
 
     kind: str
@@ -105,7 +117,7 @@ class FileRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class GraphRecord:
-    """The same of a graph, and two things to know of it.
+    """A graph of the bundle.
 
     Attributes:
         size: in bytes.
@@ -143,14 +155,14 @@ class Price:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """`sae_runtime.json`: what the SAE is, where it came from, what it measured, and what every file must be."""
+    """`sae_runtime.json`: what the SAE is, where it came from, what was measured, and the hash of every file."""
 
     encoder: Encoder
-    allocation: Allocation | None  # None: nothing is known but the selection, so there is no batch rule
-    width: int  # slots a token has in encode.onnx; a token that fills them all is encoded again, wider
-    model: str | None = None  # the host model's name
+    allocation: Allocation | None  # None: the batch rule is not known
+    width: int  # slots of a token in encode.onnx; a token that fills all of them is encoded again with more
+    model: str | None = None  # name of the host model
     hook: str | None = None  # the module whose output is the activation, as in torch's named_modules
-    hook_out: str | None = None  # the same of what a transcoder reconstructs
+    hook_out: str | None = None  # the same for what a transcoder reconstructs
     measured: Mapping[str, float] = field(default_factory=dict)  # on held-out activations; see docs/architecture.md
     provenance: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, FileRecord] = field(default_factory=dict)
@@ -172,7 +184,7 @@ class Manifest:
 
     @property
     def budget(self) -> Allocation:
-        """The allocation, by which a batch spends its budget; ValueError where none is known."""
+        """The allocation, or ValueError if it is not known."""
         if self.allocation is None:
             raise ValueError("this SAE comes without a budget for batches; use rule='served'")
         return self.allocation
@@ -188,7 +200,13 @@ def _check_allocation(encoder: Encoder, allocation: Allocation) -> None:
 
 
 def to_json(manifest: Manifest) -> str:
-    """The text of `sae_runtime.json`."""
+    """The text of `sae_runtime.json`.
+
+    >>> encoder = Encoder(d_in=24, d_sae=150, selection="topk", k=6)
+    >>> manifest = Manifest(encoder=encoder, allocation=None, width=6)
+    >>> from_json(to_json(manifest)) == manifest
+    True
+    """
     return json.dumps(dataclasses.asdict(manifest), indent=2, allow_nan=False) + "\n"
 
 

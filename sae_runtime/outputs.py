@@ -19,7 +19,7 @@ class Output:
         inputs: what must not be overwritten, by the names that messages call it.
         foreign: gives the name of an entry of an existing folder that `force` must not destroy, or None.
 
-    >>> Output(path=Path("features.parquet"), kind="file", inputs={"bundle": Path("my-sae")}).check()
+    >>> Output(path=Path("out.parquet"), kind="file", inputs={"bundle": Path("my-sae")}).check()
     >>> Output(path=Path("my-sae"), inputs={"bundle": Path("my-sae")}).check()
     Traceback (most recent call last):
     ValueError: the output my-sae is or holds the bundle my-sae; name another output

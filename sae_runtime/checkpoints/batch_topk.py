@@ -1,7 +1,7 @@
 """bartbussmann/BatchTopK: config.json and sae.pt.
 
 The mathematics is that of its `sae.py`: classes `VanillaSAE`, `TopKSAE`, `BatchTopKSAE` and `JumpReLUSAE`
-(arXiv:2412.06410). The first versions had more settings, of which those are refused that compute something else.
+(arXiv:2412.06410). The first versions had more settings; those that compute something else are refused.
 """
 
 from pathlib import Path
@@ -43,7 +43,7 @@ def read(path: Path) -> Checkpoint:
     w_enc, log_threshold = tensors.matrix("W_enc", d_in, d_sae), "jumprelu.log_threshold"
     tensors.refuse_others("W_enc", "W_dec", "b_enc", "b_dec", log_threshold, "num_batches_not_active")
     chosen = kind in ("topk", "batchtopk")
-    # Both have a b_enc that nothing reads, unless a first version says so.
+    # These two have a b_enc that they do not use, unless a first version says so.
     biased = not chosen or cfg.flag("use_encoder_bias", False)
     k = cfg.size("top_k") if chosen else None
     threshold = None

@@ -20,7 +20,7 @@ from sae_runtime.manifest import Allocation, Encoder
 CFG, WEIGHTS = "config.json", "ae.pt"
 _LINEAR = ("encoder.weight", "encoder.bias", "decoder.weight")
 _PLAIN = ("W_enc", "b_enc", "W_dec", "b_dec")
-# By which tensors a class is known; the first two of a batch rule have the same.
+# The tensors by which a class is recognised; AutoEncoderTopK and BatchTopKSAE have the same.
 _TENSORS = {
     "AutoEncoder": (*_LINEAR, "bias"),
     "AutoEncoderNew": (*_LINEAR, "decoder.bias"),
@@ -75,7 +75,7 @@ def read(path: Path) -> Checkpoint:
         b_enc = tensors.vector("b_enc" if "b_enc" in tensors else "encoder.bias", d_sae) * grow
     if kind in ("AutoEncoder", "AutoEncoderNew"):
         threshold = np.zeros(d_sae)
-    if kind == "AutoEncoder" and not np.allclose(w_dec.row_norms(), 1):  # as its from_pretrained does
+    if kind == "AutoEncoder" and not np.allclose(w_dec.row_norms(), 1):  # its from_pretrained does the same
         w_enc, b_enc, w_dec, _ = folding.decoder_lengths(w_enc, b_enc, w_dec)
         warnings.append(
             "Decoder rows are given length 1 and features grow by it, as the library does when it loads it."
@@ -124,13 +124,13 @@ def _config(path: Path) -> Config | None:
 
 
 def _state(whole: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The state dict itself; a backup has it under `ae`, beside the optimizer's."""
+    """The state dict; a backup has it under `ae`, beside that of the optimizer."""
     inner = whole.get("ae")
     return inner if isinstance(inner, dict) else whole
 
 
 def _norm_factor(file: Path, whole: Mapping[str, Any]) -> float:
-    """By what a backup's biases still must be multiplied, as its library does before it saves a final file."""
+    """The factor for a backup's biases, by which its library multiplies them before it saves a final file."""
     factor = whole.get("norm_factor")
     if not isinstance(whole.get("ae"), dict) or factor is None:
         return 1.0
@@ -144,7 +144,7 @@ def _norm_factor(file: Path, whole: Mapping[str, Any]) -> float:
 def _kind(tensors: Tensors, trainer: Config) -> str:
     named = trainer.maybe_text("dict_class")
     names = tensors.names()
-    # Files are released under the other way to name matrices, too.
+    # Released files name matrices in either of two ways.
     linear = {"W_enc": "encoder.weight", "b_enc": "encoder.bias", "W_dec": "decoder.weight"}
     if named is None:
         fitting = [kind for kind, tensor_names in _TENSORS.items() if set(tensor_names) == names]
@@ -182,7 +182,7 @@ def _whole(tensors: Tensors, name: str, trainer: Config) -> int:
 
 
 def _dubious_threshold(threshold: Double | None, trainer: Config) -> list[str]:
-    """Its threshold is a running mean of 1 / (1 - beta) steps from a first batch, begun late in a run."""
+    """Warnings about a threshold: a running mean over 1 / (1 - beta) steps that begins late in a run."""
     if threshold is None:
         return ["Its threshold was never set, so that the library keeps every feature; run sae-runtime calibrate."]
     if "steps" not in trainer:

@@ -28,8 +28,8 @@ def recognises(path: Path) -> bool:
 def read(path: Path) -> Checkpoint:
     """The SAE or transcoder in a folder or file of Gemma Scope.
 
-    The files of Gemma Scope 1 do not say what they are: transcoders and SAEs of embeddings are known by the names of
-    their folders, as published.
+    The files of Gemma Scope 1 do not say what they are: transcoders and SAEs of embeddings are recognised by the
+    published names of their folders.
 
     Raises:
         ValueError: it is damaged, incomplete, or computes what `manifest.Encoder` cannot.
@@ -106,7 +106,7 @@ def _second(path: Path, file: Path, tensors: Tensors) -> Checkpoint:
 
 
 def _module(point: str | None) -> str | None:
-    """The module of `model.layers.5.output`; an input stays as it is, for it is no module's output."""
+    """The module of `model.layers.5.output`; an input stays as it is, since no module gives it."""
     return None if point is None else point.removesuffix(".output")
 
 

@@ -1,9 +1,9 @@
 """Llama Scope (hyperparams.json, checkpoints/final.safetensors), Llamascopium (config.json, sae_weights.safetensors).
 
 The mathematics is that of OpenMOSS/Language-Model-SAEs: activations are scaled to an average length of sqrt(d_in) by a
-number that the files hold (`dataset-wise`), and selection may look at features times the lengths of their decoder rows.
-The threshold of Llama Scope, one number, counts unscaled activations, as SAELens and the library's inference mode
-have it; those of Llamascopium, one per feature, count scaled ones, as they were fitted.
+number in the files (`dataset-wise`), and selection may multiply features by the lengths of their decoder rows.
+The threshold of Llama Scope, one number, is for unscaled activations, as in SAELens and in the library's inference
+mode; those of Llamascopium, one per feature, are for scaled activations, on which they were fitted.
 """
 
 import math
@@ -117,7 +117,7 @@ def read(path: Path) -> Checkpoint:
 
 
 def _name(tensors: Tensors, ours: str) -> str:
-    """Which of its names a tensor has here; the newest where it has none."""
+    """The name that a tensor has in this file; the newest name if it is missing."""
     return next((name for name in _NAMES[ours] if name in tensors), _NAMES[ours][0])
 
 
@@ -131,7 +131,7 @@ def _matrices(tensors: Tensors, d_in: int) -> tuple[Stored, Stored]:
 
 
 def _scales(cfg: Config, tensors: Tensors, hook: str, hook_out: str) -> tuple[str, float, float]:
-    """Norm of a token, and the scalars on activations and on what is reconstructed."""
+    """The norm of each token, and the factors on activations and on reconstructions."""
     kind = cfg.text("norm_activation", "dataset-wise")
     if kind == "inference":
         return "none", 1.0, 1.0
@@ -139,11 +139,11 @@ def _scales(cfg: Config, tensors: Tensors, hook: str, hook_out: str) -> tuple[st
         return "length", 1.0, 1.0
     if kind != "dataset-wise":
         raise ValueError(f"{cfg.file}: norm_activation is {kind}, which lets tokens of a batch depend on each other")
-    told = cfg.inner(_AVERAGE)
+    averages = cfg.inner(_AVERAGE)
     scales = []
     for side, place in (("in", hook), ("out", hook_out)):
-        if side in told or place in told:
-            average = told.number(side if side in told else place)
+        if side in averages or place in averages:
+            average = averages.number(side if side in averages else place)
         else:
             average = tensors.scalar(f"{_AVERAGE}.{place}")
         if average <= 0:
@@ -161,5 +161,7 @@ def _threshold(cfg: Config, tensors: Tensors, w_dec: Stored, scale: float, *, fi
         return threshold
     lengths = w_dec.row_norms()
     if not lengths.all():
-        raise ValueError(f"{w_dec.file}: {w_dec.name} is 0 for feature {int(np.argmin(lengths))}, which can never fire")
+        raise ValueError(
+            f"{w_dec.file}: {w_dec.name} is 0 for feature {int(np.argmin(lengths))}, which can never be active"
+        )
     return threshold / lengths

@@ -1,4 +1,4 @@
-"""Files of numpy.savez, compressed or not, of which nothing but arrays of numbers is ever made."""
+"""Files of numpy.savez, compressed or not; only arrays of numbers are read."""
 
 import functools
 import math
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from sae_runtime.checkpoints.stored import Stored, Tensors
 
-_MOST_COMPRESSED = 200  # times; weights shrink by a tenth, and what is nearly all zeros is no SAE
-_SMALL = 1 << 24  # bytes, which may be all zeros
+_MOST_COMPRESSED = 200  # a factor; weights shrink by a tenth, and an array of nearly only zeros is no SAE
+_SMALL = 1 << 24  # bytes; below this any compression is accepted
 _KINDS = ("<f2", "<f4", "<f8")
 _BAD = (
     zipfile.BadZipFile,
@@ -62,7 +62,7 @@ def _header(file: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> St
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of headers that Python 2 wrote
+            warnings.simplefilter("ignore", UserWarning)  # numpy warns of headers that Python 2 wrote
             shape, _, dtype = read(stream)
         length = stream.tell()
     name = member.filename[:-4]

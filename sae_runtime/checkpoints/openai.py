@@ -37,7 +37,7 @@ def read(path: Path) -> Checkpoint:
     tensors = tensors_of(path, {key: value for key, value in state.items() if not key.startswith("activation.")})
     w_enc = tensors.matrix("encoder.weight")
     d_sae, d_in = w_enc.shape
-    if "decoder.linear.weight" in tensors:  # tied: the decoder is the encoder's transpose
+    if "decoder.linear.weight" in tensors:  # tied weights: the decoder is the transpose of the encoder
         w_dec = tensors.matrix("decoder.linear.weight", d_sae, d_in)
     else:
         w_dec = tensors.matrix("decoder.weight", d_in, d_sae).T
@@ -51,7 +51,7 @@ def read(path: Path) -> Checkpoint:
             d_sae=d_sae,
             selection="threshold" if k is None else "topk",
             k=k,
-            norm="none" if k is None else "layer",  # so from_state_dict decides it
+            norm="none" if k is None else "layer",  # from_state_dict decides it in this way
         ),
         weights=gather(
             path,

@@ -1,4 +1,4 @@
-"""What the writers of other libraries' checkpoints share."""
+"""Shared pieces of the writers of other libraries' checkpoints."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,7 +7,7 @@ from sae_runtime.bundle import Bundle
 
 
 def refuse_normalised(bundle: Bundle, library: str) -> None:
-    """Raise ValueError for an SAE that changes each token's mean or length, which the library does not."""
+    """Raise ValueError for an SAE that normalises each token, which the library does not."""
     if bundle.manifest.encoder.norm != "none":
         raise ValueError(
             f"{bundle.path} normalises every token ({bundle.manifest.encoder.norm}), which {library} does not; "
@@ -16,13 +16,13 @@ def refuse_normalised(bundle: Bundle, library: str) -> None:
 
 
 def encoder_bias(bundle: Bundle, *, pre_bias: bool) -> NDArray[np.float32]:
-    """The b_enc [d_sae] that makes the same features where b_dec is taken off the input first, or where it is not."""
+    """The b_enc [d_sae] that gives the same features if b_dec is subtracted from the input (`pre_bias`), or if not."""
     weights, encoder = bundle.weights(), bundle.manifest.encoder
     if pre_bias == encoder.pre_bias:
         return np.array(weights["b_enc"])
     moved = np.empty(encoder.d_sae)
     b_dec = weights["b_dec"].astype(np.float64)
-    for begin in range(0, encoder.d_sae, 1024):  # in float64, of not too much at once
+    for begin in range(0, encoder.d_sae, 1024):  # in parts, since float64 takes twice the memory
         block = slice(begin, begin + 1024)
         moved[block] = b_dec @ weights["W_enc"][:, block].astype(np.float64)
     return (weights["b_enc"] + (moved if pre_bias else -moved)).astype(np.float32)

@@ -1,6 +1,6 @@
 """SAELens: cfg.json and sae_weights.safetensors, of any release; training checkpoints too.
 
-The mathematics is that of SAELens 6.54 (`sae_lens/saes`); older configurations are read as it reads them.
+The mathematics is that of SAELens 6.54 (`sae_lens/saes`), which also says how older configurations are read.
 """
 
 import re
@@ -74,7 +74,9 @@ def read(path: Path) -> Checkpoint:
         warnings.append(warning)
         w_enc, w_dec, b_dec = w_enc.scaled(scale), w_dec.scaled(1 / scale), b_dec / scale
         if rescale and threshold is not None:
-            threshold = threshold / scale  # it counts lengths of decoder rows, which were just divided
+            threshold = (
+                threshold / scale
+            )  # it is for features times the lengths of decoder rows, which were divided above
     b_enc: Double
     if architecture == "gated":
         gates = [tensors.vector(name, d_sae) for name in ("b_gate", "b_mag", "r_mag")]
@@ -101,7 +103,7 @@ def read(path: Path) -> Checkpoint:
         raise ValueError(f"{cfg.file}: reshape_activations is {reshape}, expected none or hook_z")
     if reshape == "hook_z":
         warnings.append("It reads attention heads side by side: give it activations [tokens, heads * d_head].")
-    said = {key: metadata.maybe_text(key) for key in ("training_architecture", "hf_hook_name", "hf_hook_name_out")}
+    origin = {key: metadata.maybe_text(key) for key in ("training_architecture", "hf_hook_name", "hf_hook_name_out")}
     return Checkpoint(
         encoder=Encoder(
             d_in=d_in,
@@ -120,7 +122,7 @@ def read(path: Path) -> Checkpoint:
         model=metadata.maybe_text("model_name") or cfg.maybe_text("model_name"),
         hook=hook,
         hook_out=metadata.maybe_text("hook_name_out") or cfg.maybe_text("hook_name_out"),
-        provenance={key: value for key, value in {"sae_lens_version": version, **said}.items() if value},
+        provenance={key: value for key, value in {"sae_lens_version": version, **origin}.items() if value},
         warnings=tuple(warnings),
     )
 
@@ -147,7 +149,7 @@ def _norm(cfg: Config) -> str:
 
 
 def _input_scale(path: Path) -> tuple[float, str]:
-    """The scalar that training gave its input, and what is to be said of it."""
+    """The factor on the input in training, and a warning about it."""
     scaler = config_of(path, "activation_scaler.json")
     if scaler is None or "scaling_factor" not in scaler:
         return 1.0, (
@@ -196,7 +198,7 @@ def _mid_run(threshold: Double | None) -> str:
 
 
 def _dubious_threshold(path: Path, cfg: Config, version: str | None) -> list[str]:
-    """SAELens saved thresholds of batch top-k runs off by the input scale; fixed between 6.49.2 and 6.54.12."""
+    """Warnings about a threshold: SAELens before 6.54.12 saved those of BatchTopK runs off by the input scale."""
     trained_as = cfg.inner("metadata").maybe_text("training_architecture")
     if trained_as not in _BATCH or version is None or _numbers(version) >= (6, 54, 12):
         return []

@@ -37,7 +37,7 @@ def read(path: Path) -> Checkpoint:
     d_sae = cfg.integer("num_latents", 0) or d_in * cfg.size("expansion_factor", 32)
     transcode, skip = cfg.flag("transcode", False), cfg.flag("skip_connection", False)
     k = cfg.size("k", 32)
-    tensors, (model, hook) = open_safetensors(file), _place(path)
+    tensors, (model, hook) = open_safetensors(file), _source(path)
     tensors.refuse_others("encoder.weight", "encoder.bias", "W_dec", "b_dec", *(["W_skip"] if skip else []))
     return Checkpoint(
         encoder=Encoder(
@@ -65,12 +65,12 @@ def read(path: Path) -> Checkpoint:
     )
 
 
-def _place(path: Path) -> tuple[str | None, str | None]:
-    """Model and hook, which the run's config.json beside the folders of its hooks tells."""
+def _source(path: Path) -> tuple[str | None, str | None]:
+    """Model and hook, from the config.json of the run, which is beside the folders of its hooks."""
     folder = home(path).absolute()
     try:
         run = read_config(folder.parent / "config.json")
         model, hooks = run.maybe_text("model"), run.fields.get("hookpoints")
-    except (ValueError, OSError):  # nothing that computing needs
+    except (ValueError, OSError):  # the SAE can be computed without them
         return None, None
     return model, folder.name if isinstance(hooks, list) and folder.name in hooks else None

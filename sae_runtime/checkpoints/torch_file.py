@@ -1,4 +1,4 @@
-"""Files of torch.save, of which nothing but tensors, numbers and strings is ever made."""
+"""Files of torch.save; only tensors, numbers and strings are read."""
 
 import functools
 import math
@@ -21,7 +21,7 @@ _BAD = (zipfile.BadZipFile, EOFError, NotImplementedError, OSError, OverflowErro
 
 
 def read_torch(file: Path) -> dict[str, Any]:
-    """What torch.save wrote: a dict, and dicts within it, whose tensors are `Stored`.
+    """The dict that torch.save wrote, and dicts within it, with tensors as `Stored`.
 
     Raises:
         ImportError: torch is not installed.
@@ -34,12 +34,12 @@ def read_torch(file: Path) -> dict[str, Any]:
 
 
 def tensors_of(file: Path, state: Mapping[str, Any]) -> Tensors:
-    """Those values of a dict that are tensors."""
+    """The values of a dict that are tensors."""
     return Tensors(file, {name: value for name, value in state.items() if isinstance(value, Stored)})
 
 
 def _check_archive(file: Path) -> None:
-    """Refuse what torch.save never writes: it stores without compression, and the sum of every member."""
+    """Refuse archives that torch.save never writes: with compression, or with a wrong checksum."""
     size = file.stat().st_size
     try:
         with zipfile.ZipFile(file) as archive:
@@ -65,7 +65,7 @@ def _check_archive(file: Path) -> None:
 def _load(file: Path) -> dict[Any, Any]:
     import torch
 
-    storages: list[tuple[int, int]] = []  # where in memory, and how many bytes
+    storages: list[tuple[int, int]] = []  # address and number of bytes
 
     def kept(storage: Any, _: str) -> Any:
         storages.append((storage.data_ptr(), storage.nbytes()))
@@ -75,7 +75,7 @@ def _load(file: Path) -> dict[Any, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             state = torch.load(file, map_location=kept, weights_only=True, mmap=True)
-    except Exception as error:  # whatever a damaged pickle makes torch raise
+    except Exception as error:  # a damaged pickle makes torch raise errors of many classes
         text = " ".join(str(error).split())
         if "weights_only" in text or "Weights only" in text:
             raise ValueError(
@@ -90,19 +90,21 @@ def _load(file: Path) -> dict[Any, Any]:
 
 
 def _data(file: Path) -> list[tuple[int, int]]:
-    """Where in the file the bytes of its tensors begin, and how many there are."""
+    """Offset and number of bytes of each tensor's data in the file."""
     out = []
     with zipfile.ZipFile(file) as archive, file.open("rb") as stream:
         for member in archive.infolist():
             if member.filename.split("/")[-2:-1] == ["data"]:
-                stream.seek(member.header_offset + 26)  # after which a local header tells how long its two ends are
+                stream.seek(
+                    member.header_offset + 26
+                )  # here a local header gives the lengths of its name and its extra field
                 name, extra = struct.unpack("<HH", stream.read(4))
                 out.append((member.header_offset + 30 + name + extra, member.file_size))
     return out
 
 
 def _places(runs: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Runs of bytes that are not empty, in order, counted from the first; mapped by torch, which does not compare."""
+    """Runs of bytes in order, counted from the first, without empty ones; torch maps them without this comparison."""
     runs = sorted(run for run in runs if run[1])
     return [(begin - runs[0][0], size) for begin, size in runs]
 

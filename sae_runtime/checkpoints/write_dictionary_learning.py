@@ -17,7 +17,7 @@ from sae_runtime.checkpoints.dictionary_learning import CFG, WEIGHTS
 from sae_runtime.checkpoints.outgoing import encoder_bias, refuse_normalised
 from sae_runtime.files import check_free, new_folder
 
-_UNSET = -1.0  # a threshold of AutoEncoderTopK that its library has not estimated, nor needs
+_UNSET = -1.0  # the threshold of an AutoEncoderTopK without one, which its library does not need
 _TRAINERS = {
     "AutoEncoder": "StandardTrainer",
     "AutoEncoderTopK": "TopKTrainer",
@@ -27,16 +27,16 @@ _TRAINERS = {
 
 
 def write(bundle_path: Path, out: Path, *, force: bool = False) -> None:
-    """Write ae.pt and config.json; what dictionary_learning computes with them, the bundle computes as served.
+    """Write ae.pt and config.json, with which dictionary_learning computes what the bundle computes as served.
 
-    Token choice becomes an AutoEncoderTopK, mutual choice of a whole k a BatchTopKSAE with its threshold, thresholds of
-    0 an AutoEncoder where the rows of W_dec have length 1 (else the library would rescale them), all others a
-    JumpReluAutoEncoder, which has no pre-bias: b_dec moves into b_enc.
+    Token choice becomes an AutoEncoderTopK, and mutual choice of a whole k a BatchTopKSAE with its threshold.
+    Thresholds of 0 become an AutoEncoder if the rows of W_dec have length 1, since the library rescales others. All
+    other SAEs become a JumpReluAutoEncoder; it has no pre-bias, so b_dec moves into b_enc.
 
     Args:
         bundle_path: a bundle, exported or not.
         out: the folder to make.
-        force: replace a folder that stands there already.
+        force: replace what exists there.
 
     Raises:
         BundleError: the folder is no valid bundle, or has no threshold yet.
@@ -86,11 +86,11 @@ def _refuse_unlike(bundle: Bundle) -> None:
 def _kind(bundle: Bundle) -> str:
     if bundle.manifest.encoder.selection == "topk":
         return "AutoEncoderTopK"
-    allocation, theta = bundle.manifest.allocation, bundle.tensor("threshold")
-    if allocation is not None and allocation.kind == "mutual" and theta.min() == theta.max():
+    allocation, threshold = bundle.manifest.allocation, bundle.tensor("threshold")
+    if allocation is not None and allocation.kind == "mutual" and threshold.min() == threshold.max():
         if allocation.k == int(allocation.k):  # the library counts whole features
             return "BatchTopKSAE"
-    if not theta.any() and np.allclose(np.linalg.norm(bundle.tensor("W_dec"), axis=1), 1, rtol=5e-6, atol=0):
+    if not threshold.any() and np.allclose(np.linalg.norm(bundle.tensor("W_dec"), axis=1), 1, rtol=5e-6, atol=0):
         return "AutoEncoder"
     return "JumpReluAutoEncoder"
 

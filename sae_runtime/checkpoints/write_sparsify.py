@@ -15,12 +15,12 @@ from sae_runtime.tensors import save_tensors
 
 
 def write(bundle_path: Path, out: Path, *, force: bool = False) -> None:
-    """Write cfg.json and sae.safetensors; what sparsify computes with them, the bundle computes.
+    """Write cfg.json and sae.safetensors, with which sparsify computes what the bundle computes.
 
     Args:
-        bundle_path: a bundle of token choice or groupmax, exported or not, a transcoder of one width too.
-        out: the folder to make; where sparsify looks for several, its name is the hook's.
-        force: replace a folder that stands there already.
+        bundle_path: a bundle of token choice (TopK) or groupmax; a transcoder must have d_out equal to d_in.
+        out: the folder to make; sparsify expects the hook's name where it loads several.
+        force: replace what exists there.
 
     Raises:
         BundleError: the folder is no valid bundle.
@@ -31,7 +31,7 @@ def write(bundle_path: Path, out: Path, *, force: bool = False) -> None:
     bundle = bundles.read(bundle_path)
     _refuse_unlike(bundle)
     encoder, weights = bundle.manifest.encoder, bundle.weights()
-    transcode = encoder.d_out is not None  # which is also where sparsify takes no b_dec off
+    transcode = encoder.d_out is not None  # sparsify subtracts b_dec from the input unless it transcodes
     tensors = {
         "encoder.weight": weights["W_enc"].T,
         "encoder.bias": encoder_bias(bundle, pre_bias=not transcode),
@@ -44,7 +44,7 @@ def write(bundle_path: Path, out: Path, *, force: bool = False) -> None:
         "activation": encoder.selection,
         "num_latents": encoder.d_sae,
         "k": encoder.k,
-        "normalize_decoder": False,  # of its trainer only, which is not to change rows that were not made so
+        "normalize_decoder": False,  # it would change the rows in further training
         "multi_topk": False,
         "skip_connection": encoder.skip,
         "transcode": transcode,

@@ -16,8 +16,8 @@ def command(json: bool) -> None:
 
     Lists versions, onnxruntime's providers, the extras that are installed and whether torch sees a GPU.
     """
-    found = report()
-    show(found, _lines(found), json=json)
+    made = report()
+    show(made, _lines(made), json=json)
 
 
 def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
