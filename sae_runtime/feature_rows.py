@@ -73,6 +73,4 @@ def _half(features: Features, begin: int) -> NDArray[np.float16]:
             "use float32 (--values float32)"
         )
     smallest = np.finfo(np.float16).smallest_subnormal
-    return np.maximum(
-        features.values.astype(np.float16), smallest
-    )  # a small value must not become 0, which means no match
+    return np.maximum(features.values.astype(np.float16), smallest)  # 0 would mean no match

@@ -32,7 +32,8 @@ class Encoder:
         k: features that "topk" and "groupmax" keep; None for "threshold".
         pre_bias: whether b_pre is b_dec; otherwise b_pre is 0.
         norm: how x' is made of x. "none": x, with mean 0 and size 1. "layer": (x - mean) / (size + 1e-5), by each
-            token's mean and standard deviation (of d_in - 1 degrees of freedom). "length": x / size with size = |x| / sqrt(d_in).
+            token's mean and standard deviation (of d_in - 1 degrees of freedom). "length": x / size with
+            size = |x| / sqrt(d_in).
         d_out: numbers of the activation that a transcoder reconstructs; None if the SAE reconstructs x itself.
         skip: whether there is a W_skip.
 

@@ -92,22 +92,13 @@ def shown(value: object) -> str:
 
 def _dataclass(kind: Any, value: Any, where: str, *, more: bool) -> Any:
     hints = typing.get_type_hints(kind)
-    required = {field.name for field in dataclasses.fields(kind) if _is_required(field)}
-    fits = isinstance(value, dict) and required <= set(value) and (more or set(value) <= set(hints))
-    if not fits:
-        raise ValueError(f"{where} must have the fields {', '.join(hints)}{_difference(value, required, hints)}")
-    known = {name: v for name, v in value.items() if name in hints}
+    fields = value if isinstance(value, dict) else {}
+    problems = [] if fields is value else [f"got {shown(value)}"]
+    for field in dataclasses.fields(kind):
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        problems += [f"{field.name} is missing"] if required and field.name not in fields else []
+    problems += [f"{name} is unknown" for name in fields if name not in hints and not more]
+    if problems:
+        raise ValueError(f"{where} must have the fields {', '.join(hints)}, {problems[0]}")
+    known = {name: v for name, v in fields.items() if name in hints}
     return kind(**{name: from_dict(hints[name], v, f"{where}.{name}", more=more) for name, v in known.items()})
-
-
-def _difference(value: Any, required: set[str], hints: Mapping[str, Any]) -> str:
-    """What is missing or unknown, for a message."""
-    if not isinstance(value, dict):
-        return ""
-    if missing := sorted(required - set(value)):
-        return f", {missing[0]} is missing"
-    return f", {sorted(set(value) - set(hints))[0]} is unknown"
-
-
-def _is_required(field: "dataclasses.Field[Any]") -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING

@@ -162,6 +162,6 @@ def _threshold(cfg: Config, tensors: Tensors, w_dec: Stored, scale: float, *, fi
     lengths = w_dec.row_norms()
     if not lengths.all():
         raise ValueError(
-            f"{w_dec.file}: {w_dec.name} is 0 for feature {int(np.argmin(lengths))}, which can never be active"
+            f"{w_dec.file}: {w_dec.name} is 0 for feature {int(np.argmin(lengths))}, which is never active"
         )
     return threshold / lengths

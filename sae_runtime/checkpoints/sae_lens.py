@@ -74,9 +74,7 @@ def read(path: Path) -> Checkpoint:
         warnings.append(warning)
         w_enc, w_dec, b_dec = w_enc.scaled(scale), w_dec.scaled(1 / scale), b_dec / scale
         if rescale and threshold is not None:
-            threshold = (
-                threshold / scale
-            )  # it is for features times the lengths of decoder rows, which were divided above
+            threshold = threshold / scale  # it applies to decoder lengths, which are divided too
     b_enc: Double
     if architecture == "gated":
         gates = [tensors.vector(name, d_sae) for name in ("b_gate", "b_mag", "r_mag")]

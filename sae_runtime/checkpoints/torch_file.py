@@ -95,9 +95,7 @@ def _data(file: Path) -> list[tuple[int, int]]:
     with zipfile.ZipFile(file) as archive, file.open("rb") as stream:
         for member in archive.infolist():
             if member.filename.split("/")[-2:-1] == ["data"]:
-                stream.seek(
-                    member.header_offset + 26
-                )  # here a local header gives the lengths of its name and its extra field
+                stream.seek(member.header_offset + 26)  # where a header gives the lengths of its name and extra field
                 name, extra = struct.unpack("<HH", stream.read(4))
                 out.append((member.header_offset + 30 + name + extra, member.file_size))
     return out

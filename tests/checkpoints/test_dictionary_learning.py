@@ -98,7 +98,7 @@ def test_backups_and_snapshots_are_read(tmp_path: Path, kind: str) -> None:
         ({"dict_class": "CrossCoder"}, "dict_class is CrossCoder, expected one of AutoEncoder"),
         ({"k": 6}, "k is 5, but .* says 6"),
         ({"dict_class": "GatedAutoEncoder"}, "which such an SAE does not have"),
-        ({"lm_name": 3}, "lm_name is '3', expected a string"),
+        ({"lm_name": 3}, "lm_name is 3, expected a string"),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:

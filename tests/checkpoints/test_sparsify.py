@@ -38,7 +38,7 @@ def test_a_bundle_computes_what_sparsify_does(tmp_path: Path, name: str) -> None
         ({"activation": "groupmax", "k": 7}, "k that divides"),
         ({"num_latents": 65}, r"encoder.weight has shape \[64, 16\], expected \[65, 16\]"),
         ({"skip_connection": True}, "lacks the tensor W_skip"),
-        ({"k": -1}, "k is '-1', expected at least 1"),
+        ({"k": -1}, "k is -1, expected at least 1"),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:

@@ -15,10 +15,11 @@ from conftest import D_IN, K, make_manifest, make_weights, make_x
 from numpy.typing import NDArray
 
 from sae_runtime import BundleError, Manifest, bundle, load
-from sae_runtime.bundle import CFG, DERIVED, MANIFEST, WEIGHTS
+from sae_runtime.bundle import DERIVED, MANIFEST, WEIGHTS
 from sae_runtime.exports.export import export
 from sae_runtime.manifest import Allocation, Encoder
 from sae_runtime.quota import Quota
+from sae_runtime.sae_lens_cfg import CFG
 
 CopyOf = Callable[..., Path]
 
