@@ -125,7 +125,7 @@ def test_a_format_can_be_named(lens: Path, jump: Path, tmp_path: Path) -> None:
     assert nothing_but(tmp_path, "lens", "jump", "out")
 
 
-def test_outputs_are_not_overwritten_and_inputs_never(lens: Path, tmp_path: Path) -> None:
+def test_convert_overwrites_an_output_with_force_only_and_never_an_input(lens: Path, tmp_path: Path) -> None:
     convert(lens, tmp_path / "out")
     assert "already exists; pass --force" in refused("convert", lens, "-o", tmp_path / "out")
     assert run("convert", lens, "-o", tmp_path / "out", "--force").exit_code == 0
@@ -134,7 +134,7 @@ def test_outputs_are_not_overwritten_and_inputs_never(lens: Path, tmp_path: Path
     assert (lens / "cfg.json").exists()
 
 
-def test_what_is_no_checkpoint_is_refused(lens: Path, tmp_path: Path) -> None:
+def test_convert_refuses_paths_that_are_no_checkpoint(lens: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     said = refused("convert", tmp_path / "none", "-o", out)
     assert said.endswith("none does not exist; name a path of this machine, or hf://owner/name")

@@ -101,7 +101,7 @@ def test_backups_and_snapshots_are_read(tmp_path: Path, kind: str) -> None:
         ({"lm_name": 3}, "lm_name is 3, expected a string"),
     ],
 )
-def test_what_does_not_fit_is_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+def test_settings_and_tensors_that_do_not_fit_are_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:
     path = save(make("BatchTopKSAE"), tmp_path / "run", "BatchTopKSAE")
     config = json.loads((path / "config.json").read_text())
     config["trainer"] |= change

@@ -192,7 +192,9 @@ def test_thresholds_of_a_dubious_unit_are_warned_of(saved: Saved, tmp_path: Path
         ({"architecture": "transcoder", "d_out": 16}, "cannot have apply_b_dec_to_input"),
     ],
 )
-def test_what_does_not_fit_is_refused(saved: Saved, tmp_path: Path, change: dict[str, Any], said: str) -> None:
+def test_settings_and_tensors_that_do_not_fit_are_refused(
+    saved: Saved, tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
     _, path = saved("TopKSAE", **SIZES, k=5)
     cfg = json.loads((path / "cfg.json").read_text())
     (path / "cfg.json").write_text(json.dumps(cfg | change))

@@ -82,7 +82,7 @@ def test_gemma_scope_2_is_read_as_sae_lens_reads_it(
     assert kind in gemma_scope.ARCHITECTURES
 
 
-def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+def test_settings_and_tensors_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     tensors = {name.replace("W_", "w_"): array for name, array in arrays().items()}
     file = tmp_path / "params.safetensors"
     safetensors.numpy.save_file(tensors, file)

@@ -123,7 +123,7 @@ def test_a_decoder_bias_that_the_encoder_takes_off_counts_scaled_activations(tmp
         ({"d_model": 17}, r"encoder.weight has shape \[64, 16\], expected \[any, 17\]"),
     ],
 )
-def test_what_does_not_fit_is_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+def test_settings_and_tensors_that_do_not_fit_are_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:
     save_first(tmp_path / "run", weights(unit=True), **change)
     with pytest.raises(ValueError, match=said):
         convert(tmp_path / "run", tmp_path / "out")

@@ -43,7 +43,7 @@ def test_files_that_a_later_torch_saved_again_are_read(tmp_path: Path) -> None:
         ({"decoder.weight": torch.zeros(64, 16)}, r"decoder.weight has shape \[64, 16\]"),
     ],
 )
-def test_what_does_not_fit_is_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+def test_settings_and_tensors_that_do_not_fit_are_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:
     torch.save(state(5) | change, tmp_path / "autoencoder.pt")
     with pytest.raises(ValueError, match=said):
         convert(tmp_path / "autoencoder.pt", tmp_path / "out")

@@ -41,7 +41,7 @@ def test_a_bundle_computes_what_sparsify_does(tmp_path: Path, name: str) -> None
         ({"k": -1}, "k is -1, expected at least 1"),
     ],
 )
-def test_what_does_not_fit_is_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+def test_settings_and_tensors_that_do_not_fit_are_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:
     make(k=5).save_to_disk(tmp_path / "run")
     cfg = json.loads((tmp_path / "run" / "cfg.json").read_text())
     (tmp_path / "run" / "cfg.json").write_text(json.dumps(cfg | change))

@@ -94,7 +94,9 @@ def assert_comes_back(path: Path, folder: Path) -> None:
         assert after.manifest.allocation == before.manifest.allocation
 
 
-def test_refusals(tmp_path: Path, bundle_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bundles_that_dictionary_learning_cannot_compute_are_refused(
+    tmp_path: Path, bundle_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     out, write = tmp_path / "out", write_dictionary_learning.write
     with pytest.raises(
         ValueError, match="keeps the largest of each of 6 groups, which dictionary_learning does not; con"

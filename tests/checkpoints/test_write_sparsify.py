@@ -52,7 +52,7 @@ def test_it_comes_back_as_it_was(tmp_path: Path) -> None:
         assert (before.tensor(name) == after.tensor(name)).all()
 
 
-def test_refusals(tmp_path: Path, bundle_of: Callable[..., Path]) -> None:
+def test_bundles_that_sparsify_cannot_compute_are_refused(tmp_path: Path, bundle_of: Callable[..., Path]) -> None:
     out = tmp_path / "out"
     with pytest.raises(
         ValueError, match="is served by a threshold, and sparsify knows top k and groupmax only; convert"

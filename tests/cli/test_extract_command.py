@@ -23,7 +23,7 @@ def acts(tmp_path: Path) -> Path:
     return tmp_path / "x.npy"
 
 
-def test_writes_and_says_what(bundle_of: BundleOf, acts: Path, tmp_path: Path) -> None:
+def test_extract_writes_features_and_prints_their_numbers(bundle_of: BundleOf, acts: Path, tmp_path: Path) -> None:
     path, out = bundle_of("mutual"), tmp_path / "f.parquet"
     result = run("extract", path, "--activations", acts, "-o", out)
     assert (result.exit_code, result.stderr) == (0, "")
@@ -37,7 +37,7 @@ def test_writes_and_says_what(bundle_of: BundleOf, acts: Path, tmp_path: Path) -
     assert pq.read_schema(out).field("values").type.value_type == "float"
 
 
-def test_rule_values_and_json(bundle_of: BundleOf, acts: Path, tmp_path: Path) -> None:
+def test_extract_takes_rule_and_values_and_prints_json(bundle_of: BundleOf, acts: Path, tmp_path: Path) -> None:
     out = tmp_path / "f.parquet"
     settings = ("--rule", "batch", "--values", "float16", "--threads", "1", "--json")
     result = run("extract", bundle_of("mutual"), "--activations", acts, "-o", out, *settings)
@@ -46,7 +46,9 @@ def test_rule_values_and_json(bundle_of: BundleOf, acts: Path, tmp_path: Path) -
     assert pq.read_schema(out).field("values").type.value_type == "halffloat"
 
 
-def test_the_suffix_of_the_output_fits_the_format(bundle_of: BundleOf, acts: Path, tmp_path: Path) -> None:
+def test_extract_refuses_an_output_whose_name_does_not_fit_the_format(
+    bundle_of: BundleOf, acts: Path, tmp_path: Path
+) -> None:
     path = bundle_of("mutual")
     assert refused("extract", path, "--activations", acts, "-o", tmp_path / "f.npz") == (
         f"error: {tmp_path / 'f.npz'} does not end in .parquet; name a .parquet file, or a folder with --format delphi"
@@ -75,7 +77,9 @@ def test_the_suffix_of_the_output_fits_the_format(bundle_of: BundleOf, acts: Pat
     assert len(list((tmp_path / "cache" / "layer.1").glob("*.safetensors"))) == 5
 
 
-def test_refuses_before_work(bundle_of: BundleOf, acts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_extract_refuses_an_output_before_it_opens_activations(
+    bundle_of: BundleOf, acts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, out = bundle_of("mutual"), tmp_path / "f.parquet"
     out.write_text("mine")
 
@@ -95,7 +99,9 @@ def test_refuses_before_work(bundle_of: BundleOf, acts: Path, tmp_path: Path, mo
     assert pq.read_table(out).num_rows == 50
 
 
-def test_errors(bundle_of: BundleOf, acts: Path, tmp_path: Path) -> None:
+def test_extract_refuses_inputs_that_do_not_fit_in_one_sentence(
+    bundle_of: BundleOf, acts: Path, tmp_path: Path
+) -> None:
     path, out = bundle_of("mutual"), tmp_path / "f.parquet"
     said = refused("extract", path, "--activations", tmp_path / "no", "-o", out)
     assert (
@@ -117,7 +123,7 @@ def test_errors(bundle_of: BundleOf, acts: Path, tmp_path: Path) -> None:
     assert not out.exists()
 
 
-def test_an_interrupt_leaves_nothing(
+def test_an_interrupt_of_extract_leaves_no_file(
     bundle_of: BundleOf, acts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: object, **__: object) -> None:
@@ -129,7 +135,9 @@ def test_an_interrupt_leaves_nothing(
     assert list(tmp_path.iterdir()) == [acts]
 
 
-def test_settings_come_from_flag_environment_and_file(bundle_of: BundleOf, acts: Path, tmp_path: Path) -> None:
+def test_settings_of_extract_come_from_flag_then_environment_then_file(
+    bundle_of: BundleOf, acts: Path, tmp_path: Path
+) -> None:
     def rule_and_values(name: str, *flags: str, env: dict[str, str] | None = None) -> list[str]:
         arguments = ("--activations", acts, "-o", tmp_path / f"{name}.parquet")
         assert run("extract", bundle_of("mutual"), *arguments, *flags, env=env).exit_code == 0

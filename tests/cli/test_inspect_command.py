@@ -23,7 +23,7 @@ def test_json_holds_the_manifest(bundle_of: BundleOf, kind: str) -> None:
     assert found["graphs"]["encode.onnx"]["row_independent"] is True
 
 
-def test_text(bundle_of: BundleOf) -> None:
+def test_inspect_prints_text(bundle_of: BundleOf) -> None:
     path = bundle_of("mutual")
     result = run("inspect", path)
     assert (result.exit_code, result.stderr) == (0, "")
@@ -43,7 +43,7 @@ def test_text(bundle_of: BundleOf) -> None:
     ]
 
 
-def test_description() -> None:
+def test_inspect_prints_a_description() -> None:
     measured = {"fvu": 0.123456, "l0": 6.0, "tokens": 20000}
     manifest = dataclasses.replace(make_manifest(150, "token"), model="tiny", hook="layer.1", measured=measured)
     assert describe(manifest) == [

@@ -45,7 +45,7 @@ def harvest(path: Path, x: NDArray[Any] = X, sizes: tuple[int, ...] = (3, 1, 6),
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", ml_dtypes.bfloat16])
-def test_a_folder_of_shards(tmp_path: Path, dtype: Any) -> None:
+def test_a_folder_of_shards_gives_its_rows_and_their_ids(tmp_path: Path, dtype: Any) -> None:
     stored = X.astype(dtype)
     activations = open_activations(harvest(tmp_path / "a", stored))
     expected = stored.astype(np.float32)
@@ -63,14 +63,14 @@ def test_a_folder_of_shards(tmp_path: Path, dtype: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-def test_an_npy_file(tmp_path: Path, dtype: str) -> None:
+def test_an_npy_file_gives_its_rows_as_float32(tmp_path: Path, dtype: str) -> None:
     np.save(tmp_path / "x.npy", np.asfortranarray(X.astype(dtype)))
     activations = open_activations(str(tmp_path / "x.npy"))
     np.testing.assert_array_equal(activations.slice(2, 7), X.astype(dtype).astype(np.float32)[2:7])
     assert [activations.tokens, activations.documents, activations.positions, activations.hook] == [None] * 4
 
 
-def test_a_safetensors_file_with_one_matrix(tmp_path: Path) -> None:
+def test_a_safetensors_file_gives_its_only_matrix_or_the_one_named_activations(tmp_path: Path) -> None:
     safetensors.numpy.save_file({"any name": X, "a vector": np.zeros(3)}, tmp_path / "x.safetensors")
     np.testing.assert_array_equal(open_activations(tmp_path / "x.safetensors").slice(0, 10), X)
     safetensors.numpy.save_file({"other": X + 1, "activations": X}, tmp_path / "y.safetensors")
@@ -99,7 +99,7 @@ def test_a_bad_row_is_named_by_its_number_in_the_whole(tmp_path: Path, bad: floa
     np.testing.assert_array_equal(activations.slice(0, 7), X[:7])
 
 
-def test_paths_that_hold_no_activations(tmp_path: Path) -> None:
+def test_paths_without_activations_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="does not exist; expected a folder of harvest, an .npy or a"):
         open_activations(tmp_path / "nowhere")
     (tmp_path / "x.csv").write_text("1,2")
@@ -113,13 +113,13 @@ def test_paths_that_hold_no_activations(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "array", [np.zeros(4), np.zeros((2, 3, 4)), np.zeros((2, 0)), np.zeros((2, 4), int), np.zeros((2, 4), complex)]
 )
-def test_arrays_that_are_no_activations(tmp_path: Path, array: NDArray[Any]) -> None:
+def test_arrays_of_another_type_or_shape_are_refused(tmp_path: Path, array: NDArray[Any]) -> None:
     np.save(tmp_path / "x.npy", array)
     with pytest.raises(ValueError, match=r"expected floating-point numbers of shape \[n, d_in\]"):
         open_activations(tmp_path / "x.npy")
 
 
-def test_damaged_files(tmp_path: Path) -> None:
+def test_damaged_files_of_activations_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", X)
     whole = (tmp_path / "x.npy").read_bytes()
     for size in (0, 5, 40, len(whole) - 1):
@@ -151,19 +151,19 @@ def test_damaged_files(tmp_path: Path) -> None:
         ({"shards": []}, "holds no rows; harvest more text"),
     ],
 )
-def test_an_index_that_does_not_fit(tmp_path: Path, index: dict[str, Any], message: str) -> None:
+def test_an_index_that_does_not_fit_its_shards_is_refused(tmp_path: Path, index: dict[str, Any], message: str) -> None:
     harvest(tmp_path / "b")
     with pytest.raises(ValueError, match=message):
         open_activations(harvest(tmp_path / "a", **index))
 
 
-def test_an_index_that_is_not_json(tmp_path: Path) -> None:
+def test_an_index_that_is_not_json_is_refused(tmp_path: Path) -> None:
     (harvest(tmp_path / "a") / INDEX).write_text("{")
     with pytest.raises(ValueError, match="is not readable.*; harvest again"):
         open_activations(tmp_path / "a")
 
 
-def test_ids_that_do_not_fit_their_rows(tmp_path: Path) -> None:
+def test_ids_that_do_not_fit_their_rows_are_refused(tmp_path: Path) -> None:
     path = harvest(tmp_path / "a")
     tensors = {"activations": X[:3], "tokens": np.zeros(2, np.int32)}
     safetensors.numpy.save_file(tensors, path / "0.safetensors")
@@ -192,7 +192,7 @@ def test_as_float32_refuses_what_is_no_number(x: NDArray[Any]) -> None:
         as_float32(x)
 
 
-def test_the_first_row_that_is_not_finite() -> None:
+def test_first_nonfinite_gives_the_first_row_that_is_not_finite() -> None:
     x = np.zeros((5, 3), np.float32)
     assert first_nonfinite(x) is None and first_nonfinite(x[:0]) is None
     x[1] = 3e38  # its sum overflows, it does not

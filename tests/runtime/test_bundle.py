@@ -56,7 +56,7 @@ def flip_last_bit(file: Path) -> None:
 # Round trip
 
 
-def test_what_was_written_is_read(tmp_path: Path, kind: str) -> None:
+def test_read_gives_what_write_was_given(tmp_path: Path, kind: str) -> None:
     weights = make_weights(150, kind)
     manifest = dataclasses.replace(
         make_manifest(150, kind),
@@ -83,13 +83,13 @@ def test_the_same_goes_in_and_the_same_bytes_come_out(tmp_path: Path, kind: str)
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 
 
-def test_weights_in_fortran_order_are_written_as_they_look(tmp_path: Path) -> None:
+def test_weights_in_fortran_order_are_written_in_c_order(tmp_path: Path) -> None:
     weights = {name: np.asfortranarray(array) for name, array in make_weights(150, "mutual").items()}
     bundle.write(tmp_path / "b", weights, make_manifest(150, "mutual"))
     np.testing.assert_array_equal(bundle.read(tmp_path / "b").tensor("W_enc"), weights["W_enc"])
 
 
-def test_a_standing_bundle_is_replaced_on_demand_only(tmp_path: Path) -> None:
+def test_an_existing_bundle_is_replaced_with_force_only(tmp_path: Path) -> None:
     path = tmp_path / "b"
     bundle.write(path, make_weights(150, "mutual"), make_manifest(150, "mutual"))
     with pytest.raises(FileExistsError, match="pass --force"):
@@ -154,7 +154,7 @@ def test_a_manifest_that_contradicts_itself_cannot_be_made(make: Callable[[], Ma
 # What is refused on reading
 
 
-def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="nowhere does not exist; a bundle is the folder that"):
         bundle.read(tmp_path / "nowhere")
     with pytest.raises(BundleError, match=f"holds no {MANIFEST}, so it is not a bundle; make one: sae-runtime train"):
@@ -162,7 +162,7 @@ def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1, 2", "\ufeff{}", "[" * 200_000])
-def test_a_manifest_that_is_not_json(copy_of: CopyOf, text: str) -> None:
+def test_a_manifest_that_is_not_json_is_refused(copy_of: CopyOf, text: str) -> None:
     path = copy_of("mutual")
     (path / MANIFEST).write_text(text)
     with pytest.raises(BundleError, match=f"{MANIFEST}: it is not readable JSON .*; make the bundle again"):
@@ -170,7 +170,7 @@ def test_a_manifest_that_is_not_json(copy_of: CopyOf, text: str) -> None:
 
 
 @pytest.mark.parametrize("version", [0, 2, "1", None])
-def test_another_schema_version(copy_of: CopyOf, version: Any) -> None:
+def test_another_schema_version_is_refused(copy_of: CopyOf, version: Any) -> None:
     path = copy_of("mutual")
     change(path / MANIFEST, "schema_version", to=version)
     with pytest.raises(
@@ -182,7 +182,7 @@ def test_another_schema_version(copy_of: CopyOf, version: Any) -> None:
 @pytest.mark.parametrize(
     "where", [(), ("encoder",), ("allocation", "quota"), ("files", WEIGHTS), ("graphs", "steer.onnx")]
 )
-def test_unknown_and_missing_fields(copy_of: CopyOf, where: tuple[str, ...]) -> None:
+def test_unknown_and_missing_fields_of_the_manifest_are_refused(copy_of: CopyOf, where: tuple[str, ...]) -> None:
     path = copy_of("feature")
     dotted = ".".join(("manifest", *where))
     whole = (path / MANIFEST).read_text()
@@ -217,7 +217,9 @@ def test_unknown_and_missing_fields(copy_of: CopyOf, where: tuple[str, ...]) -> 
         (("allocation", "quota", "slack"), -1.0, "slack > 0, got"),
     ],
 )
-def test_fields_of_another_type_or_range(copy_of: CopyOf, keys: tuple[str, ...], to: Any, message: str) -> None:
+def test_fields_of_another_type_or_range_are_refused(
+    copy_of: CopyOf, keys: tuple[str, ...], to: Any, message: str
+) -> None:
     path = copy_of("feature")
     change(path / MANIFEST, *keys, to=to)
     with pytest.raises(BundleError, match=f"{MANIFEST}: .*{message}.*; make the bundle again"):
@@ -233,7 +235,7 @@ def test_whole_numbers_may_stand_for_real_ones(copy_of: CopyOf) -> None:
 
 @pytest.mark.parametrize("name", ["../b.txt", "/etc/passwd", "a/b", "..", ".", "", "a/"])
 @pytest.mark.parametrize("kind", ["files", "graphs"])
-def test_names_that_lead_out_of_the_folder(copy_of: CopyOf, kind: str, name: str) -> None:
+def test_names_that_lead_out_of_the_folder_are_refused(copy_of: CopyOf, kind: str, name: str) -> None:
     path = copy_of("mutual")
     entry: dict[str, Any] = {"size": 1, "sha256": "0"}
     change(path / MANIFEST, kind, name, to=entry | ({"row_independent": True} if kind == "graphs" else {}))
@@ -242,7 +244,7 @@ def test_names_that_lead_out_of_the_folder(copy_of: CopyOf, kind: str, name: str
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, CFG])
-def test_files_that_are_missing_truncated_or_altered(copy_of: CopyOf, name: str) -> None:
+def test_files_that_are_missing_truncated_or_altered_are_refused(copy_of: CopyOf, name: str) -> None:
     path = copy_of("mutual")
     whole = (path / name).read_bytes()
     (path / name).write_bytes(whole[:-1])
@@ -261,7 +263,7 @@ def test_files_that_are_missing_truncated_or_altered(copy_of: CopyOf, name: str)
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, CFG])
-def test_a_manifest_that_does_not_list_a_file(copy_of: CopyOf, name: str) -> None:
+def test_a_manifest_that_does_not_list_a_file_is_refused(copy_of: CopyOf, name: str) -> None:
     path = copy_of("mutual")
     data = json.loads((path / MANIFEST).read_text())
     del data["files"][name]
@@ -306,7 +308,7 @@ NOT_FINITE = ["NaN weights", "Inf weights", "NaN threshold", "Inf threshold", "n
 
 
 @pytest.mark.parametrize("what", [*WRONG, *NOT_FINITE])
-def test_weights_that_do_not_fit(copy_of: CopyOf, what: str) -> None:
+def test_weights_that_do_not_fit_are_refused(copy_of: CopyOf, what: str) -> None:
     path = copy_of("mutual")
     weights, message = wrong_weights(what)
     save_weights(path, weights)
@@ -319,7 +321,7 @@ def test_weights_that_do_not_fit(copy_of: CopyOf, what: str) -> None:
             bundle.read(path, verify=False)
 
 
-def test_weights_that_are_not_safetensors(copy_of: CopyOf) -> None:
+def test_weights_that_are_not_safetensors_are_refused(copy_of: CopyOf) -> None:
     path = copy_of("mutual")
     (path / WEIGHTS).write_bytes(b"PK\x03\x04 a zip")
     vouch_for(path, WEIGHTS)
@@ -359,7 +361,7 @@ def test_cfg_is_what_sae_lens_reads(copy_of: CopyOf, kind: str) -> None:
         ("dtype", "bfloat16"),
     ],
 )
-def test_a_cfg_that_disagrees(copy_of: CopyOf, key: str, to: Any) -> None:
+def test_a_cfg_that_disagrees_with_the_manifest_is_refused(copy_of: CopyOf, key: str, to: Any) -> None:
     path = copy_of("token")
     change(path / CFG, key, to=to)
     vouch_for(path, CFG)
@@ -372,7 +374,7 @@ def test_a_cfg_that_disagrees(copy_of: CopyOf, key: str, to: Any) -> None:
     ("text", "message"),
     [("{", "is not readable JSON"), ("[" * 200_000, "is not readable JSON"), ("[]", "must be an object, got")],
 )
-def test_a_cfg_that_is_no_configuration(copy_of: CopyOf, text: str, message: str) -> None:
+def test_a_cfg_that_is_no_configuration_is_refused(copy_of: CopyOf, text: str, message: str) -> None:
     path = copy_of("token")
     (path / CFG).write_text(text)
     vouch_for(path, CFG)
@@ -432,7 +434,7 @@ def test_a_bundle_may_be_reached_by_a_link(copy_of: CopyOf, tmp_path: Path) -> N
 # Graphs
 
 
-def test_a_bundle_that_was_not_exported(tmp_path: Path) -> None:
+def test_a_graph_of_a_bundle_that_was_not_exported_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "b"
     bundle.write(path, make_weights(150, "mutual"), make_manifest(150, "mutual"))
     with pytest.raises(BundleError, match=f"has no encode.onnx: not exported yet; run: sae-runtime export {path}$"):
@@ -448,7 +450,7 @@ def test_token_choice_has_no_joint_graph(copy_of: CopyOf) -> None:
 
 @pytest.mark.parametrize("name", ["encode.onnx", "steer.onnx"])
 @pytest.mark.parametrize("verify", [True, False])
-def test_a_graph_that_is_missing_truncated_or_altered(copy_of: CopyOf, name: str, verify: bool) -> None:
+def test_a_graph_that_is_missing_truncated_or_altered_is_refused(copy_of: CopyOf, name: str, verify: bool) -> None:
     path = copy_of("mutual")
     whole = (path / name).read_bytes()
 

@@ -46,7 +46,7 @@ def read_back(folder: Path, sequence: int, tokens: int, d_sae: int) -> np.ndarra
 
 @pytest.mark.parametrize("rule", ["served", "batch"])
 @pytest.mark.parametrize("values", [None, "float32"])
-def test_holds_what_encode_gives(
+def test_a_cache_holds_what_encode_gives(
     sae: SAE, tmp_path: Path, rule: Literal["served", "batch"], values: Literal["float32"] | None
 ) -> None:
     activations = harvested(tmp_path / "acts", 5003)
@@ -81,7 +81,7 @@ def test_files_cover_all_features_without_gap(bundle_of: BundleOf, tmp_path: Pat
     np.testing.assert_array_equal(read_back(folder, 256, 256, 150), features.to_dense().astype(np.float16))
 
 
-def test_wide_files_take_uint32(bundle_of: BundleOf, tmp_path: Path) -> None:
+def test_locations_are_uint32_where_uint16_is_too_small(bundle_of: BundleOf, tmp_path: Path) -> None:
     sae, activations = load(bundle_of("mutual")), harvested(tmp_path / "acts", (1 << 16) + 3)
     made = extract(sae, activations, tmp_path / "cache", format="delphi", sequence=1)
     assert made.tokens == (1 << 16) + 3
@@ -89,7 +89,7 @@ def test_wide_files_take_uint32(bundle_of: BundleOf, tmp_path: Path) -> None:
     assert data["locations"].dtype == np.uint32 and data["locations"][:, 0].max() > (1 << 16) - 100
 
 
-def test_what_is_missing_is_said(bundle_of: BundleOf, tmp_path: Path) -> None:
+def test_activations_without_tokens_hook_or_a_whole_sequence_are_refused(bundle_of: BundleOf, tmp_path: Path) -> None:
     sae, out = load(bundle_of("mutual")), tmp_path / "cache"
     np.save(tmp_path / "x.npy", make_x(300))
     with pytest.raises(

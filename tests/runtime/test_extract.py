@@ -83,7 +83,7 @@ def assert_same(found: Features, expected: Features) -> None:
 
 
 @pytest.mark.parametrize("rule", ["served", "batch"])
-def test_holds_what_encode_gives(sae: SAE, tmp_path: Path, rule: Literal["served", "batch"]) -> None:
+def test_parquet_holds_what_encode_gives(sae: SAE, tmp_path: Path, rule: Literal["served", "batch"]) -> None:
     x = make_x(5000)  # more than is encoded at once
     made = extract(sae, plain(tmp_path, x), tmp_path / "f.parquet", rule=rule)
     expected = sae.encode(x, rule=rule)
@@ -127,7 +127,7 @@ def test_float16_values_are_the_rounded_ones(mutual: SAE, tmp_path: Path) -> Non
     assert pq.read_schema(tmp_path / "f.parquet").field("values").type == pa.list_(pa.float16())
 
 
-def test_columns_of_plain_activations(mutual: SAE, tmp_path: Path) -> None:
+def test_parquet_of_plain_activations_has_row_numbers_and_no_tokens(mutual: SAE, tmp_path: Path) -> None:
     extract(mutual, plain(tmp_path, make_x(4500)), tmp_path / "f.parquet")
     table = pq.read_table(tmp_path / "f.parquet")
     types = {"doc": pa.int32(), "pos": pa.int32(), "token": pa.int32()}
@@ -138,7 +138,7 @@ def test_columns_of_plain_activations(mutual: SAE, tmp_path: Path) -> None:
     assert table["token"].null_count == 4500
 
 
-def test_columns_of_a_harvest(mutual: SAE, tmp_path: Path) -> None:
+def test_parquet_has_the_ids_of_a_harvest(mutual: SAE, tmp_path: Path) -> None:
     folder = harvested(tmp_path / "acts", (3000, 2000))
     extract(mutual, open_activations(folder), tmp_path / "f.parquet")
     table = pq.read_table(tmp_path / "f.parquet")
@@ -178,7 +178,7 @@ def test_a_row_group_ends_with_a_part_and_holds_65536_tokens_by_default(mutual: 
     assert_same(read_back(tmp_path / "f.parquet"), mutual.encode(x))
 
 
-def test_encodings(mutual: SAE, tmp_path: Path) -> None:
+def test_columns_of_parquet_have_the_encodings_that_pack_them_best(mutual: SAE, tmp_path: Path) -> None:
     folder = harvested(tmp_path / "acts", (500,))
     extract(mutual, open_activations(folder), tmp_path / "f.parquet", values="float16")
     group = pq.read_metadata(tmp_path / "f.parquet").row_group(0)
@@ -194,7 +194,7 @@ def test_encodings(mutual: SAE, tmp_path: Path) -> None:
     assert not any(column.has_dictionary_page for column in columns.values())
 
 
-def test_description_in_the_file(placed: SAE, tmp_path: Path) -> None:
+def test_parquet_metadata_describes_the_features(placed: SAE, tmp_path: Path) -> None:
     folder = harvested(tmp_path / "acts", (100,), hook="layer.1")
     extract(placed, open_activations(folder), tmp_path / "f.parquet", rule="batch", values="float16")
     description = json.loads(pq.read_metadata(tmp_path / "f.parquet").metadata[b"sae_runtime"])
@@ -214,7 +214,9 @@ def test_description_in_the_file(placed: SAE, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rule", ["served", "batch"])
-def test_no_tokens(sae: SAE, tmp_path: Path, rule: Literal["served", "batch"]) -> None:
+def test_activations_without_rows_give_a_file_without_rows(
+    sae: SAE, tmp_path: Path, rule: Literal["served", "batch"]
+) -> None:
     made = extract(sae, plain(tmp_path, make_x(0)), tmp_path / "f.parquet", rule=rule)
     assert (made.tokens, made.matches) == (0, 0)
     assert pq.read_table(tmp_path / "f.parquet").num_rows == 0
@@ -270,7 +272,7 @@ def test_arguments_are_checked_before_any_work(placed: SAE, tmp_path: Path) -> N
     assert out.read_text() == "mine"
 
 
-def test_any_source_goes_on(placed: SAE, tmp_path: Path) -> None:
+def test_any_source_accepts_activations_of_another_model(placed: SAE, tmp_path: Path) -> None:
     folder = harvested(tmp_path / "acts", (50,), model="big", hook="layer.2")
     extract(placed, open_activations(folder), tmp_path / "f.parquet", any_source=True)
     assert_same(read_back(tmp_path / "f.parquet"), placed.encode(make_x(50)))
@@ -319,7 +321,7 @@ def test_a_row_that_overflows_is_named(mutual: SAE, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 @pytest.mark.parametrize("force", [False, True])
-def test_what_breaks_off_leaves_nothing(
+def test_an_extraction_that_breaks_off_leaves_what_was_there(
     mutual: SAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], force: bool
 ) -> None:
     activations = plain(tmp_path, make_x(9000))
@@ -341,7 +343,7 @@ def test_what_breaks_off_leaves_nothing(
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_force_replaces(mutual: SAE, tmp_path: Path) -> None:
+def test_force_replaces_an_existing_file(mutual: SAE, tmp_path: Path) -> None:
     out = tmp_path / "f.parquet"
     out.write_text("the old one")
     extract(mutual, plain(tmp_path, make_x(10)), out, force=True)
@@ -376,7 +378,7 @@ def test_no_progress_without_a_terminal(mutual: SAE, tmp_path: Path, capfd: pyte
     assert capfd.readouterr() == ("", "")
 
 
-def test_without_pyarrow(mutual: SAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet_without_pyarrow_names_the_extra(mutual: SAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extras, "missing", lambda extra: ["pyarrow"] if extra == "extract" else [])
     with pytest.raises(ImportError, match=r"pyarrow not installed; run: pip install 'sae-runtime\[extract\]'"):
         extract(mutual, plain(tmp_path, make_x(10)), tmp_path / "f.parquet")

@@ -60,7 +60,7 @@ def path(tmp_path: Path) -> Iterator[Path]:
     assert siblings(tmp_path / "home" / "new [1]*?.safetensors") == []
 
 
-def test_it_appears_whole_when_the_block_ends(what: str, path: Path) -> None:
+def test_a_path_appears_whole_when_the_block_ends(what: str, path: Path) -> None:
     with writer(what, path) as partial:
         fill(partial, "new")
         assert not path.exists()
@@ -68,12 +68,12 @@ def test_it_appears_whole_when_the_block_ends(what: str, path: Path) -> None:
     assert content(path) == "new"
 
 
-def test_parents_are_made(what: str, tmp_path: Path) -> None:
+def test_parents_of_a_path_are_made(what: str, tmp_path: Path) -> None:
     write(what, tmp_path / "x" / "y" / "z", "new")
     assert content(tmp_path / "x" / "y" / "z") == "new"
 
 
-def test_force_replaces(what: str, path: Path) -> None:
+def test_an_existing_path_is_replaced_with_force_only(what: str, path: Path) -> None:
     write(what, path, "old")
     with pytest.raises(FileExistsError, match=r"already exists; pass --force to replace it"):
         write(what, path, "new")
@@ -92,7 +92,7 @@ def test_a_folder_takes_the_place_of_a_file_and_of_a_link(path: Path, tmp_path: 
     assert content(tmp_path / "elsewhere") == "new"
 
 
-def test_what_appears_meanwhile_is_not_overwritten(what: str, path: Path) -> None:
+def test_a_path_that_appears_during_the_block_is_not_overwritten(what: str, path: Path) -> None:
     with pytest.raises(FileExistsError, match="already exists"), writer(what, path) as partial:
         fill(partial, "new")
         path.write_text("of another")
@@ -273,9 +273,7 @@ def test_repair_keeps_to_its_own_siblings(path: Path) -> None:
         (path.parent / name).unlink()
 
 
-def test_a_place_that_cannot_hold_it_is_refused_before_the_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_check_free_refuses_a_place_that_cannot_hold_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match=r"file is a file, so .+sub/new cannot be made in it; name another"):
         files.check_free(tmp_path / "file" / "sub" / "new")

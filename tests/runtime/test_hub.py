@@ -122,7 +122,7 @@ def test_a_url_of_another_kind_is_refused(unasked: Path, reference: str) -> None
         hub.local(reference)
 
 
-def test_offline_and_not_in_the_cache(cache: Path, bundle_of: BundleOf) -> None:
+def test_a_reference_that_the_cache_lacks_is_refused_while_offline(cache: Path, bundle_of: BundleOf) -> None:
     message = r"^hf://me/none cannot be fetched: HF_HUB_OFFLINE is set and it is not in the cache; check"
     with pytest.raises(OSError, match=message):
         hub.local("hf://me/none")
@@ -133,14 +133,14 @@ def test_offline_and_not_in_the_cache(cache: Path, bundle_of: BundleOf) -> None:
         hub.fetch("hf://me/saes@v9")
 
 
-def test_the_variable_of_the_environment_counts(tmp_path: Path) -> None:
+def test_hf_hub_offline_of_the_environment_is_obeyed(tmp_path: Path) -> None:
     code = "import sae_runtime\nsae_runtime.load('hf://me/none')"
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.stderr.splitlines()[-1].startswith("OSError: hf://me/none cannot be fetched: HF_HUB_OFF")
 
 
-def test_other_failures_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_of_the_network_becomes_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     class ConnectError(Exception):
         """As httpx's, which is no OSError."""
 
@@ -195,7 +195,7 @@ def test_only_what_cannot_run_code_is_fetched(
     assert found == set(fetched.split())
 
 
-def test_nothing_to_read_is_said(cache: Path, tmp_path: Path) -> None:
+def test_a_folder_of_the_hub_without_data_is_refused(cache: Path, tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "README.md").write_text("")
     keep(cache, "me/saes", tmp_path / "source")
@@ -210,14 +210,14 @@ def test_nothing_to_read_is_said(cache: Path, tmp_path: Path) -> None:
     ["hf://", "hf://me", "hf://me/", "hf://me/x/../y", "hf://me/x//y", "hf://me/x@", "hf://me/x@../..", "hf://../x"]
     + ["hf://me/x/*", "hf://me/[x]", "hf:///me/x", "http://me/x", "hf://me/x/a\\b", "hf://me/x y"],
 )
-def test_what_is_no_reference_is_refused(reference: str) -> None:
+def test_a_reference_of_another_form_is_refused(reference: str) -> None:
     with pytest.raises(
         ValueError, match=r"is not a reference to the Hub; write hf://owner/name\[/folder\]\[@revision\]"
     ):
         hub.fetch(reference)
 
 
-def test_without_huggingface_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reference_without_huggingface_hub_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extras, "missing", lambda extra: ["huggingface_hub"] if extra == "hub" else [])
     message = r"^hf://me/none cannot be fetched: huggingface_hub not installed; run: pip install 'sae-runt"
     with pytest.raises(ImportError, match=message):
