@@ -15,7 +15,7 @@ def refused(error: type[Exception], message: str, path: Path, **settings: Any) -
 
 def test_a_path_that_does_not_exist_may_be_written(tmp_path: Path) -> None:
     for kind in (None, "file", "folder"):
-        Output(path=tmp_path / "new" / "out", kind=kind).check()  # type: ignore[arg-type]
+        Output(path=tmp_path / "new" / "out", kind=kind).check()
     assert list(tmp_path.iterdir()) == []
 
 
