@@ -14,10 +14,11 @@ from onnx import TensorProto, helper
 from tiny_host import host_graph
 
 from sae_runtime.exports.hooks import find_hook
+from sae_runtime.hooks import parse_hook
 
 
 def found(kind: str, hook: str, width: int = D_IN) -> ir.Value:
-    return find_hook(ir.load(host_graph(kind)).graph, hook, width)
+    return find_hook(ir.load(host_graph(kind)).graph, parse_hook(hook), width)
 
 
 def scopes(value: ir.Value) -> str:
@@ -136,7 +137,7 @@ def test_a_fused_norm_is_taken_apart(simple: bool, hook: str, inside: str | None
     if inside is not None:  # the sum as the fused graph has it
         proto.graph.output.append(helper.make_tensor_value_info(inside, TensorProto.FLOAT, ["b", "t", 8]))
     model = ir.from_proto(proto)
-    value = find_hook(model.graph, hook, 8)
+    value = find_hook(model.graph, parse_hook(hook), 8)
     producer = value.producer()
     assert producer is not None and producer.op_type == "Add"
     if inside is None:
@@ -157,4 +158,4 @@ def test_a_graph_without_names_asks_for_a_tensor(tmp_path: Path) -> None:
     for node in proto.graph.node:
         node.name = ""
     with pytest.raises(ValueError, match="names no modules: .* hook tensor:NAME, such as /embed/output_0"):
-        find_hook(ir.from_proto(proto).graph, "layers.1", 8)
+        find_hook(ir.from_proto(proto).graph, parse_hook("layers.1"), 8)
