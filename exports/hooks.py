@@ -35,7 +35,7 @@ def find_hook(graph: ir.Graph, hook: Hook, width: int) -> ir.Value:
     if not scopes:
         raise ValueError(
             "the graph names no modules: it was optimised, or exported in another way; splice before optimising, or "
-            f"hook tensor:NAME, such as {listed(_wide(graph, width))}"
+            f"hook tensor:NAME, such as {listed(_names_of_width(graph, width))}"
         )
     modules = sorted({scope for names in scopes.values() for scope in names})
     name = named_module(modules, hook.name) if isinstance(hook.name, str) else numbered_block(modules, hook.name)
@@ -176,13 +176,13 @@ def _width(value: ir.Value) -> int:
 
 def _only(values: Sequence[ir.Value], width: int, what: str) -> ir.Value:
     """The one value of this width."""
-    found = [value for value in values if _width(value) == width]
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        has = f"{listed(_described(values))}" if values else "no activations [b, t, d]"
-        raise ValueError(f"{what} is {has}, this SAE expects width {width}; hook the module that it was fitted on")
-    raise ValueError(f"{what} is not one tensor but {listed(_described(found))}; hook tensor:NAME")
+    fitting = [value for value in values if _width(value) == width]
+    if len(fitting) == 1:
+        return fitting[0]
+    if not fitting:
+        given = listed(_described(values)) if values else "no activations [b, t, d]"
+        raise ValueError(f"{what} is {given}, this SAE expects width {width}; hook the module that it was fitted on")
+    raise ValueError(f"{what} is not one tensor but {listed(_described(fitting))}; hook tensor:NAME")
 
 
 def _tensor(graph: ir.Graph, name: str, width: int) -> ir.Value:
@@ -197,9 +197,10 @@ def _tensor(graph: ir.Graph, name: str, width: int) -> ir.Value:
     return _only([values[name]], width, name)
 
 
-def _wide(graph: ir.Graph, width: int) -> list[str]:
-    found = [value for node in graph for value in node.outputs if _is_activation(value) and _width(value) == width]
-    return [str(value.name) for value in found]
+def _names_of_width(graph: ir.Graph, width: int) -> list[str]:
+    """The names of all activations of a width."""
+    values = [value for node in graph for value in node.outputs if _is_activation(value)]
+    return [str(value.name) for value in values if _width(value) == width]
 
 
 def _described(values: Sequence[ir.Value]) -> list[str]:

@@ -24,7 +24,7 @@ from sae_runtime.splices import Spliced, read_splices
 from sae_runtime.tensors import TensorSpec, read_header
 
 OLDEST_OPSET, OLDEST_IR = 18, 8
-# What every request must say where a splice is `required`: onnxruntime-genai passes on no input that has a default.
+# The inputs without defaults where a splice is `required`: onnxruntime-genai passes on no input that has a default.
 REQUIRED = ("features", "scale", "shift", "low", "high", "gate", "direction")
 _NAME = re.compile(r"[A-Za-z]\w*")
 _GENAI = "genai_config.json"
@@ -32,11 +32,11 @@ _GENAI = "genai_config.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Splice:
-    """One SAE at one place of a host."""
+    """One SAE to put at one hook of a host model."""
 
     bundle: Path
     hook: str | None = None  # a text that `parse_hook` reads; None: the bundle's own
-    name: str = "sae"  # what its inputs and outputs begin with
+    name: str = "sae"  # its inputs and outputs begin with it
     read: bool = True  # give features
     edit: bool = True  # take edits
     replace: bool = False  # take edits of the reconstruction, which stands in for the activation
@@ -45,7 +45,7 @@ class Splice:
 
 @dataclass(frozen=True, kw_only=True)
 class SplicedGraph:
-    """A graph that was written: what was put into it, and the files it reads, by their path from its folder."""
+    """A graph that was written, the SAEs inside it, and the files that it reads, by their path from its folder."""
 
     path: Path
     splices: tuple[Spliced, ...]
@@ -61,21 +61,23 @@ def splice(
 ) -> SplicedGraph:
     """Write a host graph with SAEs in it.
 
-    Weights at or below the graph's folder are referred to; others are copied into it. A folder of its own also gets
-    what lies beside the host for onnxruntime-genai, if there is a `genai_config.json`.
+    The graph refers to weights at or below its folder where they are; other weights are copied into the folder. A new
+    folder also gets the files that lie beside the host for onnxruntime-genai, if there is a `genai_config.json`.
+
+    >>> one = Splice(bundle=bundle_path, hook="encoder.layer.0")
+    >>> made = splice(host_path, [one], host_path.parent / "spliced")
+    >>> made.path.name, made.splices[0].outputs
+    ('model.onnx', ('sae_indices', 'sae_values'))
 
     Args:
-        host: the graph, `.onnx`, not optimised.
-        splices: what goes into it.
+        host: the graph of the host model, `.onnx`, not optimised.
+        splices: the SAEs, their hooks, and what each of them gives and takes.
         out: a folder, where the graph becomes `model.onnx`, or the graph itself, `.onnx`; None: the host's folder.
-        force: replace files that stand there.
-
-    Returns:
-        What was written.
+        force: replace files that exist.
 
     Raises:
         BundleError: a bundle cannot be trusted.
-        FileExistsError: a file stands there and `force` is not set.
+        FileExistsError: a file exists and `force` is not set.
         FileNotFoundError: the host, or a file that it needs, is missing.
         ValueError: the host cannot be spliced, or a hook or a name does not fit; nothing is written.
     """
@@ -84,10 +86,10 @@ def splice(
     files.check_free(path, force=force)
     model = _read_host(host)
     placement = Placement(path.parent)
-    done = [_splice(model, one) for one in splices]
-    if not done:
+    spliced = tuple(_splice(model, wanted) for wanted in splices)
+    if not spliced:
         raise ValueError("there is nothing to splice; name a bundle")
-    _locate(model, placement, {one.name: Path(one.bundle) for one in splices})
+    _locate(model, placement, {wanted.name: Path(wanted.bundle) for wanted in splices})
     _locate_companions(host, path, placement)
     with placement.filled(force=force), files.new_file(path, force=force) as partial:
         ir.save(model, partial)
@@ -98,7 +100,7 @@ def splice(
             raise ValueError(
                 f"onnxruntime refuses {host} with the splice in it ({reason}); please report this"
             ) from error
-    return SplicedGraph(path=path, splices=tuple(done), files=dict(placement.how))
+    return SplicedGraph(path=path, splices=spliced, files=dict(placement.how))
 
 
 def _graph_path(host: Path, out: str | Path | None) -> Path:
@@ -172,14 +174,14 @@ def _splice(model: ir.Model, wanted: Splice) -> Spliced:
 def _check_name(graph: ir.Graph, name: str) -> None:
     if not _NAME.fullmatch(name):
         raise ValueError(f"a splice's name is letters, digits and _, got {name!r}")
-    taken = {value.name or "" for value in (*graph.inputs, *graph.initializers.values())}
-    taken |= {value.name or "" for node in graph for value in node.outputs}
-    if clash := sorted(other for other in taken if other.startswith((f"{name}_", f"{name}/"))):
+    names = {value.name or "" for value in (*graph.inputs, *graph.initializers.values())}
+    names |= {value.name or "" for node in graph for value in node.outputs}
+    if clash := sorted(other for other in names if other.startswith((f"{name}_", f"{name}/"))):
         raise ValueError(f"the graph has a tensor {clash[0]} already; give this splice a name other than {name}")
 
 
 def _rows(bundle: Bundle) -> TensorSpec | None:
-    """Where the derived weights hold W_enc transposed, if they are there and are what export wrote."""
+    """Where the derived weights hold W_enc transposed, if the file exists and is the one that export wrote."""
     record, path = bundle.manifest.files.get(DERIVED), bundle.path / DERIVED
     if record is None or not path.is_file() or bundles.record(path) != record:
         return None
@@ -187,22 +189,22 @@ def _rows(bundle: Bundle) -> TensorSpec | None:
 
 
 def _locate(model: ir.Model, placement: Placement, homes: dict[str, Path]) -> None:
-    """Let every weight outside of the graph be found from the folder of the new graph."""
+    """Let the graph refer to every weight outside it by a path from its own new folder."""
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if not isinstance(tensor, ir.ExternalTensor):
             continue
         name = (value.name or "").partition("/")[0]
-        ours = name in homes and not tensor.base_dir  # the graphs of a bundle refer from the bundle's own folder
-        base = homes[name] if ours else Path(tensor.base_dir)
-        location = placement.locate(base / tensor.location, name if ours else "")
+        of_sae = name in homes and not tensor.base_dir  # the weights of an SAE have paths from its bundle
+        base = homes[name] if of_sae else Path(tensor.base_dir)
+        location = placement.locate(base / tensor.location, name if of_sae else "")
         value.const_value = ir.ExternalTensor(
             location, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=value.name or ""
         )
 
 
 def _locate_companions(host: Path, path: Path, placement: Placement) -> None:
-    """Tokenizer and configuration of onnxruntime-genai go with the graph into another folder."""
+    """Copy tokenizer and configuration of onnxruntime-genai along, if the graph goes into another folder."""
     config = host.parent / _GENAI
     if not config.is_file() or path.parent.resolve() == host.parent.resolve():
         return
