@@ -47,21 +47,16 @@ def read_splices(metadata: Mapping[str, str]) -> dict[str, Spliced]:
 
 
 def _from_json(text: str, name: str) -> Spliced:
+    types = {field.name: field.type for field in fields(Spliced)}
     try:
         data = json.loads(text)
+        if not isinstance(data, dict) or data.keys() != types.keys():
+            raise ValueError(f"the fields are not {', '.join(types)}")
+        for key, kind in types.items():
+            if not _is_of(data[key], kind) or (key == "name" and data[key] != name):
+                raise ValueError(f"{key} is {data[key]!r}")
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"the metadata of {KEY}{name} are not JSON ({error}); splice the host model again") from error
-    types = {field.name: field.type for field in fields(Spliced)}
-    if not isinstance(data, dict) or data.keys() != types.keys():
-        raise ValueError(
-            f"the metadata of {KEY}{name} must have the fields {', '.join(types)}; splice the host model again"
-        )
-    wrong = [key for key, kind in types.items() if not _is_of(data[key], kind)]
-    if wrong or data["name"] != name:
-        key = wrong[0] if wrong else "name"
-        raise ValueError(
-            f"the metadata of {KEY}{name} give {data[key]!r} for {key}, which cannot be; splice the host model again"
-        )
+        raise ValueError(f"{KEY}{name} does not describe a splice ({error}); splice the host model again") from error
     return Spliced(**data | {key: tuple(data[key]) for key in ("inputs", "outputs")})
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sae_runtime.hooks import parse_hook
+from sae_runtime.hooks import Hook, parse_hook
 from sae_runtime.train.device import first_line
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
@@ -67,13 +67,13 @@ def find_module(model: Any, hook: str) -> torch.nn.Module:
         ValueError: there is none, and the message lists close names; or the hook is another form of `parse_hook`.
     """
     modules: dict[str, torch.nn.Module] = dict(model.named_modules())
-    parsed = None if hook in modules else parse_hook(hook)  # a module may have a name such as h.0.resid_pre
-    if parsed is not None and (parsed.place != "output" or parsed.call):
+    parsed = Hook(hook) if hook in modules else parse_hook(hook)  # a module may have a name such as h.0.resid_pre
+    if parsed.place != "output" or parsed.call:
         raise ValueError(
             f"a torch model is hooked at the output of a module's first call, got {hook}; name the module, such as "
             "encoder.layer.3"
         )
-    name = hook if parsed is None else str(parsed.name)
+    name = str(parsed.name)
     # A model with a head calls its base by this prefix; here the base is loaded alone.
     for known in (name, name.removeprefix(f"{model.base_model_prefix}.")):
         if known in modules:

@@ -24,7 +24,7 @@ from sae_runtime.cli.options import Command
 @click.option(
     "--edit",
     is_flag=True,
-    help="take edits: NAME_features, NAME_scale, ... [without --read, --edit and --replace: both]",
+    help="take edits: NAME_features, NAME_scale, ... [both, without a flag]",
 )
 @click.option("--replace", is_flag=True, help="let the reconstruction stand in for the activation, and take its edits")
 @click.option("--required", is_flag=True, help="give the inputs for edits no defaults, as onnxruntime-genai needs it")

@@ -28,12 +28,12 @@ def test_the_metadata_of_a_splice_are_read_back_as_they_were() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"d_sae": "150"}, "give '150' for d_sae"),
-        ({"d_sae": True}, "give True for d_sae"),
-        ({"inputs": "knob_width"}, "give 'knob_width' for inputs"),
-        ({"outputs": [1]}, r"give \[1\] for outputs"),
-        ({"name": "sae"}, "give 'sae' for name"),
-        ({"more": 1}, "must have the fields name, hook, tensor"),
+        ({"d_sae": "150"}, "d_sae is '150'"),
+        ({"d_sae": True}, "d_sae is True"),
+        ({"inputs": "knob_width"}, "inputs is 'knob_width'"),
+        ({"outputs": [1]}, r"outputs is \[1\]"),
+        ({"name": "sae"}, "name is 'sae'"),
+        ({"more": 1}, "the fields are not name, hook, tensor"),
     ],
 )
 def test_metadata_that_describe_no_splice_are_refused(change: dict[str, Any], message: str) -> None:
@@ -44,5 +44,7 @@ def test_metadata_that_describe_no_splice_are_refused(change: dict[str, Any], me
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000])
 def test_metadata_that_are_no_json_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"sae_runtime.splice.knob are not JSON .*; splice the host model again"):
+    with pytest.raises(
+        ValueError, match=r"sae_runtime.splice.knob does not describe a splice .*; splice the host model again"
+    ):
         read_splices({f"{KEY}knob": text})
