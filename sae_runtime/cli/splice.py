@@ -21,11 +21,7 @@ from sae_runtime.cli.options import Command
 )
 @click.option("--name", "names", multiple=True, help="what its inputs and outputs begin with; one for each --sae [sae]")
 @click.option("--read", is_flag=True, help="give features: NAME_indices, NAME_values")
-@click.option(
-    "--edit",
-    is_flag=True,
-    help="take edits: NAME_features, NAME_scale, ... [both, without a flag]",
-)
+@click.option("--edit", is_flag=True, help="take edits: NAME_features, NAME_scale, ... [default: read and edit]")
 @click.option("--replace", is_flag=True, help="let the reconstruction stand in for the activation, and take its edits")
 @click.option("--required", is_flag=True, help="give the inputs for edits no defaults, as onnxruntime-genai needs it")
 @click.option(
