@@ -1,13 +1,13 @@
 """Put SAEs into a host model's own ONNX graph, which then gives features and takes edits on any server.
 
-The host's weights stay in its data file and the SAE's in the bundle; the spliced graph refers to both. All inputs that
-it gains are optional, so who knows nothing of them sees the same model.
+The weights of the host model stay in its data file and those of the SAE in the bundle; the spliced graph refers to
+both. The graph gains only optional inputs, so a program that does not know them sees the same model.
 """
 
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
@@ -17,12 +17,14 @@ from sae_runtime import files, sessions
 from sae_runtime.bundle import DERIVED, WEIGHTS, Bundle, BundleError
 from sae_runtime.exports.hooks import find_hook
 from sae_runtime.exports.insert import insert_graph
+from sae_runtime.exports.merge import merge
 from sae_runtime.exports.placement import How, Placement
+from sae_runtime.hooks import parse_hook
+from sae_runtime.splices import Spliced, read_splices
 from sae_runtime.tensors import TensorSpec, read_header
 
-KEY = "sae_runtime.splice."  # of the graph's metadata; the name of the splice follows
 OLDEST_OPSET, OLDEST_IR = 18, 8
-# What every request must say where a splice is `required`: onnxruntime-genai passes on no input that has a default.
+# The inputs without defaults where a splice is `required`: onnxruntime-genai passes on no input that has a default.
 REQUIRED = ("features", "scale", "shift", "low", "high", "gate", "direction")
 _NAME = re.compile(r"[A-Za-z]\w*")
 _GENAI = "genai_config.json"
@@ -30,11 +32,11 @@ _GENAI = "genai_config.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Splice:
-    """One SAE at one place of a host."""
+    """One SAE to put at one hook of a host model."""
 
     bundle: Path
-    hook: str | None = None  # see exports/hooks.py; None: the bundle's own
-    name: str = "sae"  # what its inputs and outputs begin with
+    hook: str | None = None  # a text that `parse_hook` reads; None: the bundle's own
+    name: str = "sae"  # its inputs and outputs begin with it
     read: bool = True  # give features
     edit: bool = True  # take edits
     replace: bool = False  # take edits of the reconstruction, which stands in for the activation
@@ -42,23 +44,8 @@ class Splice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spliced:
-    """What a splice is, as the graph's metadata keeps it under `sae_runtime.splice.NAME`."""
-
-    name: str
-    hook: str
-    tensor: str  # the activation before editing
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    replace: bool
-    d_in: int
-    d_sae: int
-    weights: str  # sha256 of the SAE's weights
-
-
-@dataclass(frozen=True, kw_only=True)
 class SplicedGraph:
-    """A graph that was written: what was put into it, and the files it reads, by their path from its folder."""
+    """A graph that was written, the SAEs inside it, and the files that it reads, by their path from its folder."""
 
     path: Path
     splices: tuple[Spliced, ...]
@@ -70,27 +57,27 @@ def splice(
     splices: Sequence[Splice],
     out: str | Path | None = None,
     *,
-    link: bool = False,
     force: bool = False,
 ) -> SplicedGraph:
     """Write a host graph with SAEs in it.
 
-    Weights at or below the graph's folder are referred to; others are copied into it. A folder of its own also gets
-    what lies beside the host for onnxruntime-genai, if there is a `genai_config.json`.
+    The graph refers to weights at or below its folder where they are; other weights are copied into the folder. A new
+    folder also gets the files that lie beside the host for onnxruntime-genai, if there is a `genai_config.json`.
+
+    >>> one = Splice(bundle=bundle_path, hook="encoder.layer.0")
+    >>> made = splice(host_path, [one], host_path.parent / "spliced")
+    >>> made.path.name, made.splices[0].outputs
+    ('model.onnx', ('sae_indices', 'sae_values'))
 
     Args:
-        host: the graph, `.onnx`, not optimised.
-        splices: what goes into it.
+        host: the graph of the host model, `.onnx`, not optimised.
+        splices: the SAEs, their hooks, and what each of them gives and takes.
         out: a folder, where the graph becomes `model.onnx`, or the graph itself, `.onnx`; None: the host's folder.
-        link: make hard links instead of copies; see `Placement`.
-        force: replace files that stand there.
-
-    Returns:
-        What was written.
+        force: replace files that exist.
 
     Raises:
         BundleError: a bundle cannot be trusted.
-        FileExistsError: a file stands there and `force` is not set.
+        FileExistsError: a file exists and `force` is not set.
         FileNotFoundError: the host, or a file that it needs, is missing.
         ValueError: the host cannot be spliced, or a hook or a name does not fit; nothing is written.
     """
@@ -98,11 +85,11 @@ def splice(
     path = _graph_path(host, out)
     files.check_free(path, force=force)
     model = _read_host(host)
-    placement = Placement(path.parent, link=link)
-    done = [_splice(model, one) for one in splices]
-    if not done:
+    placement = Placement(path.parent)
+    spliced = tuple(_splice(model, wanted) for wanted in splices)
+    if not spliced:
         raise ValueError("there is nothing to splice; name a bundle")
-    _locate(model, placement, {one.name: Path(one.bundle) for one in splices})
+    _locate(model, placement, {wanted.name: Path(wanted.bundle) for wanted in splices})
     _locate_companions(host, path, placement)
     with placement.filled(force=force), files.new_file(path, force=force) as partial:
         ir.save(model, partial)
@@ -113,7 +100,7 @@ def splice(
             raise ValueError(
                 f"onnxruntime refuses {host} with the splice in it ({reason}); please report this"
             ) from error
-    return SplicedGraph(path=path, splices=tuple(done), files=dict(placement.how))
+    return SplicedGraph(path=path, splices=spliced, files=dict(placement.how))
 
 
 def _graph_path(host: Path, out: str | Path | None) -> Path:
@@ -143,8 +130,8 @@ def _read_host(host: Path) -> ir.Model:
 def _splice(model: ir.Model, wanted: Splice) -> Spliced:
     """Put one SAE into the model in memory."""
     bundle = bundles.read(wanted.bundle)
-    hook = wanted.hook or bundle.manifest.hook
-    if hook is None:
+    text = wanted.hook or bundle.manifest.hook
+    if text is None:
         raise ValueError(f"{wanted.bundle} does not say where it belongs; name a hook")
     if not (wanted.read or wanted.edit or wanted.replace):
         raise ValueError("a splice that neither reads nor edits does nothing; ask for one of them")
@@ -154,112 +141,70 @@ def _splice(model: ir.Model, wanted: Splice) -> Spliced:
         raise ValueError(
             f"{wanted.bundle} is a transcoder, whose features cannot edit what they are read from; only read"
         )
+    hook = parse_hook(text)
     value = find_hook(model.graph, hook, encoder.d_in)
-    for key, text in model.metadata_props.items():
-        if key.startswith(KEY) and json.loads(text)["tensor"] == value.name:
-            raise ValueError(f"{key.removeprefix(KEY)} is spliced at {hook} already; splice the host without it")
+    for name, other in read_splices(model.metadata_props).items():
+        if other.tensor == value.name:
+            raise ValueError(f"{name} is spliced at {hook} already; splice the host without it")
     assert value.dtype is not None  # find_hook gives activations only
-    part = insert_graph(
+    graph = insert_graph(
         bundle,
         value.dtype,
         read=wanted.read,
         edit=wanted.edit,
         replace=wanted.replace,
         rows=_rows(bundle),
-    )
-    inputs, outputs = _merge(model.graph, part.graph, value, wanted.name, REQUIRED if wanted.required else ())
-    done = Spliced(
+    ).graph
+    part = merge(model.graph, graph, value, wanted.name, REQUIRED if wanted.required else ())
+    spliced = Spliced(
         name=wanted.name,
-        hook=hook,
+        hook=str(hook),
         tensor=value.name or "",
-        inputs=inputs,
-        outputs=outputs,
+        inputs=tuple(str(value.name) for value in part.inputs),
+        outputs=tuple(str(value.name) for value in part.outputs),
         replace=wanted.replace,
         d_in=encoder.d_in,
         d_sae=encoder.d_sae,
         weights=bundle.manifest.files[WEIGHTS].sha256,
     )
-    model.metadata_props[KEY + wanted.name] = json.dumps(asdict(done))
-    return done
+    model.metadata_props.update(spliced.to_metadata())
+    return spliced
 
 
 def _check_name(graph: ir.Graph, name: str) -> None:
     if not _NAME.fullmatch(name):
         raise ValueError(f"a splice's name is letters, digits and _, got {name!r}")
-    taken = {value.name or "" for value in (*graph.inputs, *graph.initializers.values())}
-    taken |= {value.name or "" for node in graph for value in node.outputs}
-    if clash := sorted(other for other in taken if other.startswith((f"{name}_", f"{name}/"))):
+    names = {value.name or "" for value in (*graph.inputs, *graph.initializers.values())}
+    names |= {value.name or "" for node in graph for value in node.outputs}
+    if clash := sorted(other for other in names if other.startswith((f"{name}_", f"{name}/"))):
         raise ValueError(f"the graph has a tensor {clash[0]} already; give this splice a name other than {name}")
 
 
 def _rows(bundle: Bundle) -> TensorSpec | None:
-    """Where the derived weights hold W_enc transposed, if they are there and are what export wrote."""
+    """Where the derived weights hold W_enc transposed, if the file exists and is the one that export wrote."""
     record, path = bundle.manifest.files.get(DERIVED), bundle.path / DERIVED
     if record is None or not path.is_file() or bundles.record(path) != record:
         return None
     return read_header(path).get("W_enc_rows")
 
 
-def _merge(
-    host: ir.Graph, part: ir.Graph, at: ir.Value, name: str, required: Sequence[str]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Move the nodes of `part`, made for x, into the host behind a value; names of what the host gains."""
-    x, *inputs = part.inputs
-    for value in inputs:
-        if value.name in required:
-            value.const_value = None
-    outputs, nodes, initializers = list(part.outputs), list(part), list(part.initializers.values())
-    uses, is_output = tuple(at.uses()), at.is_graph_output()
-    part.inputs.clear()
-    part.outputs.clear()
-    part.initializers.clear()
-    every = list(ir.traversal.RecursiveGraphIterator(part))  # those in branches too
-    part.remove(nodes)
-    ir.convenience.replace_all_uses_with(x, at)
-    for node in every:
-        node.name = f"{name}/{node.name}"
-    for value in (*initializers, *(value for node in every for value in node.outputs)):
-        public = value in inputs or (value in outputs and value.name != "y")
-        value.name = f"{name}_{value.name}" if public else f"{name}/{value.name}"
-    for value in filter(lambda value: value.const_value is not None, initializers):
-        host.register_initializer(value)
-    host.inputs.extend(inputs)
-    producer = at.producer()
-    if producer is None:
-        host.insert_before(host[0], nodes)
-    else:
-        host.insert_after(producer, nodes)
-    y = next((value for value in outputs if value.name == f"{name}/y"), None)
-    read = [value for value in outputs if value is not y]
-    if y is not None:
-        # Else onnxruntime does not see that y is as large as x, and keeps the Add and LayerNorm behind it apart.
-        y.shape = None if at.shape is None else at.shape.copy()
-        for user, index in uses:
-            user.replace_input_with(index, y)
-        if is_output:  # the output keeps its name, the activation before it takes another
-            host.outputs[:] = [y if value is at else value for value in host.outputs]
-            at.name, y.name = f"{name}/x", at.name
-    host.outputs.extend(read)
-    return tuple(str(value.name) for value in inputs), tuple(str(value.name) for value in read)
-
-
 def _locate(model: ir.Model, placement: Placement, homes: dict[str, Path]) -> None:
-    """Let every weight outside of the graph be found from the folder of the new graph."""
+    """Let the graph refer to every weight outside it by a path from its own new folder."""
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if not isinstance(tensor, ir.ExternalTensor):
             continue
         name = (value.name or "").partition("/")[0]
-        ours = name in homes and not tensor.base_dir  # the graphs of a bundle refer from the bundle's own folder
-        base = homes[name] if ours else Path(tensor.base_dir)
-        location = placement.locate(base / tensor.location, name if ours else "")
+        of_sae = name in homes and not tensor.base_dir  # the weights of an SAE have paths from its bundle
+        base = homes[name] if of_sae else Path(tensor.base_dir)
+        location = placement.locate(base / tensor.location, name if of_sae else "")
         value.const_value = ir.ExternalTensor(
             location, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=value.name or ""
         )
 
 
 def _locate_companions(host: Path, path: Path, placement: Placement) -> None:
-    """Tokenizer and configuration of onnxruntime-genai go with the graph into another folder."""
+    """Copy tokenizer and configuration of onnxruntime-genai along, if the graph goes into another folder."""
     config = host.parent / _GENAI
     if not config.is_file() or path.parent.resolve() == host.parent.resolve():
         return

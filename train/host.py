@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from sae_runtime.hooks import Hook, parse_hook
 from sae_runtime.train.device import first_line
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
@@ -60,18 +61,25 @@ def _causal_or_base(name: str, local: bool) -> Any:
 
 
 def find_module(model: Any, hook: str) -> torch.nn.Module:
-    """The module of a model that a hook names.
+    """The module of a model whose output a hook names.
 
     Raises:
-        ValueError: there is none; the message lists close names.
+        ValueError: there is none, and the message lists close names; or the hook is another form of `parse_hook`.
     """
     modules: dict[str, torch.nn.Module] = dict(model.named_modules())
+    parsed = Hook(hook) if hook in modules else parse_hook(hook)  # a module may have a name such as h.0.resid_pre
+    if parsed.place != "output" or parsed.call:
+        raise ValueError(
+            f"a torch model is hooked at the output of a module's first call, got {hook}; name the module, such as "
+            "encoder.layer.3"
+        )
+    name = str(parsed.name)
     # A model with a head calls its base by this prefix; here the base is loaded alone.
-    for name in (hook, hook.removeprefix(f"{model.base_model_prefix}.")):
-        if name in modules:
-            return modules[name]
-    close = difflib.get_close_matches(hook, filter(None, modules), n=5, cutoff=0)
-    raise ValueError(f"{model.name_or_path} has no module {hook!r}; close names are {', '.join(close)}")
+    for known in (name, name.removeprefix(f"{model.base_model_prefix}.")):
+        if known in modules:
+            return modules[known]
+    close = difflib.get_close_matches(name, filter(None, modules), n=5, cutoff=0)
+    raise ValueError(f"{model.name_or_path} has no module {name!r}; close names are {', '.join(close)}")
 
 
 def longest_window(tokenizer: Any, model: Any) -> int | None:

@@ -23,8 +23,8 @@ from sae_runtime.files import check_free
 def command(model: str, cache: bool, dtype: str, output: Path, force: bool, json: bool) -> None:
     """Export a transformers model as an ONNX graph.
 
-    Batch and sequence are dynamic, and every node keeps the name of the module that it comes from, by which `splice`
-    finds its place. The graph is compared with torch before it is left there.
+    Batch and sequence are dynamic. Every node keeps the name of its module, by which `splice` finds a hook. The graph
+    is compared with torch before it takes its name.
     """
     check_free(output, force=force)  # before the model is loaded
     import torch

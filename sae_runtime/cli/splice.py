@@ -21,16 +21,15 @@ from sae_runtime.cli.options import Command
 )
 @click.option("--name", "names", multiple=True, help="what its inputs and outputs begin with; one for each --sae [sae]")
 @click.option("--read", is_flag=True, help="give features: NAME_indices, NAME_values")
-@click.option("--edit", is_flag=True, help="take edits: NAME_features, NAME_scale, ... [both, where neither is asked]")
+@click.option("--edit", is_flag=True, help="take edits: NAME_features, NAME_scale, ... [default: read and edit]")
 @click.option("--replace", is_flag=True, help="let the reconstruction stand in for the activation, and take its edits")
-@click.option("--required", is_flag=True, help="inputs for edits have no defaults, as onnxruntime-genai wants it")
+@click.option("--required", is_flag=True, help="give the inputs for edits no defaults, as onnxruntime-genai needs it")
 @click.option(
     "-o",
     "--output",
     type=PATH,
     help="folder, for model.onnx in it, or the graph, .onnx [the host's folder]",
 )
-@click.option("--link", is_flag=True, help="hard links instead of copies; onnx refuses to read linked weights")
 @force_option
 @json_option
 def command(
@@ -43,14 +42,13 @@ def command(
     replace: bool,
     required: bool,
     output: Path | None,
-    link: bool,
     force: bool,
     json: bool,
 ) -> None:
     """Put SAEs into a host model's ONNX graph.
 
-    The graph gains outputs for features and optional inputs for edits; who knows nothing of them sees the same model.
-    Weights at or below the graph's folder are referred to, others are copied into it.
+    The graph gains outputs for features and optional inputs for edits; a program that does not know them sees the same
+    model. The graph refers to weights at or below its folder where they are; other weights are copied into the folder.
     """
     from sae_runtime.exports.splice import Splice, splice
 
@@ -71,11 +69,11 @@ def command(
         )
         for bundle, hook, name in zip(bundles, hooks or [None] * len(bundles), names or ("sae",), strict=True)
     ]
-    made = splice(host, wanted, output, link=link, force=force)
+    made = splice(host, wanted, output, force=force)
     lines: list[tuple[str, object]] = [("graph", made.path)]
-    for one in made.splices:
-        lines.append((one.name, f"{one.d_sae:,} features of {one.hook}, tensor {one.tensor}"))
-        lines += [("inputs", ", ".join(one.inputs))] if one.inputs else []
-        lines += [("outputs", ", ".join(one.outputs))] if one.outputs else []
+    for spliced in made.splices:
+        lines.append((spliced.name, f"{spliced.d_sae:,} features of {spliced.hook}, tensor {spliced.tensor}"))
+        lines += [("inputs", ", ".join(spliced.inputs))] if spliced.inputs else []
+        lines += [("outputs", ", ".join(spliced.outputs))] if spliced.outputs else []
     lines += [("weights" * (i == 0), f"{how} {file}") for i, (file, how) in enumerate(made.files.items())]
     show(dataclasses.asdict(made), lines, json=json)

@@ -7,7 +7,7 @@ from tiny_host import open_plainly
 from tiny_model import save_bert
 
 
-def test_a_model_folder_becomes_a_graph(tmp_path: Path) -> None:
+def test_host_makes_a_graph_of_a_model_folder(tmp_path: Path) -> None:
     model, out = save_bert(tmp_path / "bert"), tmp_path / "graphs" / "host.onnx"
     config = json.loads((model / "config.json").read_text()) | {"num_hidden_layers": 1}  # tracing takes a while
     (model / "config.json").write_text(json.dumps(config))
@@ -22,7 +22,7 @@ def test_a_model_folder_becomes_a_graph(tmp_path: Path) -> None:
     assert "--force" in refused("host", "--model", model, "-o", out)
 
 
-def test_what_cannot_be_exported_is_one_sentence(tmp_path: Path) -> None:
+def test_host_refuses_what_it_cannot_export_in_one_sentence(tmp_path: Path) -> None:
     assert "does not exist" in refused("host", "--model", tmp_path / "none" / "x", "-o", tmp_path / "host.onnx")
     assert "Missing option '--model'" in misused("host", "-o", tmp_path / "host.onnx")
     assert not list(tmp_path.iterdir())

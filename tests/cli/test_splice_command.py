@@ -13,7 +13,7 @@ BundleOf = Callable[..., Path]
 HOOK = ("--hook", "encoder.layer.0")
 
 
-def test_a_spliced_graph_reads_and_edits(bundle_of: BundleOf, tmp_path: Path) -> None:
+def test_splice_writes_a_graph_that_reads_and_edits(bundle_of: BundleOf, tmp_path: Path) -> None:
     result = run("splice", host_graph("bert"), "--sae", bundle_of("mutual"), *HOOK, "-o", tmp_path / "out", "--json")
     assert result.exit_code == 0
     said = json.loads(result.stdout)
@@ -38,7 +38,7 @@ def test_a_spliced_graph_reads_and_edits(bundle_of: BundleOf, tmp_path: Path) ->
         (["--replace"], {"knob_features", "knob_gate"}, 0),
     ],
 )
-def test_what_is_asked_for_is_put_in(
+def test_splice_flags_decide_the_inputs_and_outputs(
     bundle_of: BundleOf, tmp_path: Path, flags: list[str], inputs: set[str], outputs: int
 ) -> None:
     out = tmp_path / "m.onnx"
@@ -51,7 +51,7 @@ def test_what_is_asked_for_is_put_in(
     assert ("knob_scale" in required) == ("--required" in flags)
 
 
-def test_several_saes(bundle_of: BundleOf, tmp_path: Path) -> None:
+def test_splice_takes_several_saes_with_a_name_and_a_hook_each(bundle_of: BundleOf, tmp_path: Path) -> None:
     two = ("--sae", bundle_of("mutual"), *HOOK, "--sae", bundle_of("token"), "--hook", "embeddings")
     assert run("splice", host_graph("bert"), *two, "--name", "a", "--name", "b", "-o", tmp_path).exit_code == 0
     outputs = run_host(tmp_path / "model.onnx", some_ids(2, 5))
@@ -64,7 +64,7 @@ def test_several_saes(bundle_of: BundleOf, tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
-def test_what_does_not_fit_is_one_sentence(bundle_of: BundleOf, tmp_path: Path) -> None:
+def test_splice_refuses_what_does_not_fit_in_one_sentence(bundle_of: BundleOf, tmp_path: Path) -> None:
     out = ("-o", tmp_path / "out")
     assert "no module 'nowhere'; close names are" in refused(
         "splice", host_graph("bert"), "--sae", bundle_of("mutual"), "--hook", "nowhere", *out

@@ -126,7 +126,7 @@ def live(writer: Writer, prompts: NDArray[np.int64], requests: Any, gate: Any = 
     return np.asarray(answer[:, prompts.shape[1] :])
 
 
-def test_requests_are_steered_each_for_itself_while_they_generate(writer: Writer) -> None:
+def test_each_request_is_steered_by_its_own_edits_while_it_generates(writer: Writer) -> None:
     prompts = np.array([[1, 2, 3, 0], [1, 2, 3, 0], [6, 7, 4, 5]])
     plain, read = generate(writer.graph, prompts, [[]])
     np.testing.assert_array_equal(plain, counted(prompts))
@@ -140,13 +140,13 @@ def test_requests_are_steered_each_for_itself_while_they_generate(writer: Writer
     np.testing.assert_array_equal(again[1], steered[0])
 
 
-def test_it_agrees_with_the_live_model(writer: Writer) -> None:
+def test_a_generating_graph_agrees_with_the_live_torch_model(writer: Writer) -> None:
     prompts = np.array([[1, 2, 3, 0], [6, 7, 4, 5]])
     requests = [writer.edits, []]
     np.testing.assert_array_equal(live(writer, prompts, requests), generate(writer.graph, prompts, requests)[0])
 
 
-def test_the_gate_is_switched_between_steps(writer: Writer) -> None:
+def test_the_gate_of_each_step_decides_whether_its_token_is_edited(writer: Writer) -> None:
     prompts = np.array([[1, 2, 3, 0]])
     for gates, gate in (((1, 0, 0, 0, 0, 0), "prompt"), ((0, 1, 1, 1, 1, 1), "generated")):
         ids, _ = generate(writer.graph, prompts, [writer.edits], gates)
@@ -154,7 +154,7 @@ def test_the_gate_is_switched_between_steps(writer: Writer) -> None:
         assert (ids[0, 0] in DIGITS) == (gate == "prompt")
 
 
-def test_the_document_generates(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_code_of_the_document_generates_steered_text(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
     """As written, with a model of ours in the folder that it names: edits of the first request, in its prompt alone."""
     (code,) = (block for block in blocks("steering.md") if "og.Model" in block)
     monkeypatch.chdir(writer.graph.parents[1])

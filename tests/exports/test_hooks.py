@@ -14,10 +14,11 @@ from onnx import TensorProto, helper
 from tiny_host import host_graph
 
 from sae_runtime.exports.hooks import find_hook
+from sae_runtime.hooks import parse_hook
 
 
 def found(kind: str, hook: str, width: int = D_IN) -> ir.Value:
-    return find_hook(ir.load(host_graph(kind)).graph, hook, width)
+    return find_hook(ir.load(host_graph(kind)).graph, parse_hook(hook), width)
 
 
 def scopes(value: ir.Value) -> str:
@@ -40,13 +41,15 @@ def scopes(value: ir.Value) -> str:
         ("gpt2", ["h.1.attn"], "h.1.attn.c_proj'"),
     ],
 )
-def test_hooks_by_module_place_and_transformer_lens(kind: str, hooks: Sequence[str], place: str) -> None:
+def test_a_hook_by_module_block_or_transformer_lens_finds_its_tensor(
+    kind: str, hooks: Sequence[str], place: str
+) -> None:
     values = [found(kind, hook) for hook in hooks]
     assert len({value.name for value in values}) == 1
     assert re.search(place, scopes(values[0])), scopes(values[0])
 
 
-def test_the_places_of_a_block_follow_each_other() -> None:
+def test_residual_hooks_of_neighbouring_blocks_share_their_tensors() -> None:
     pre, mid, post = (found("gpt2", f"h.1.resid_{place}") for place in ("pre", "mid", "post"))
     assert len({pre.name, mid.name, post.name}) == 3
     assert found("gpt2", f"tensor:{mid.name}").name == mid.name
@@ -67,7 +70,7 @@ def test_the_places_of_a_block_follow_each_other() -> None:
         ("gpt2", "h.0.ln_9", "no module 'h.0.ln_9'"),
     ],
 )
-def test_hooks_that_are_not_there_or_not_one(kind: str, hook: str, message: str) -> None:
+def test_a_hook_that_names_no_tensor_or_several_lists_candidates(kind: str, hook: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         found(kind, hook)
 
@@ -131,12 +134,12 @@ def outputs(model: onnx.ModelProto, x: NDArray[np.float32]) -> dict[str, NDArray
         ("layers.1.resid_post", None),
     ],
 )
-def test_a_fused_norm_is_taken_apart(simple: bool, hook: str, inside: str | None) -> None:
+def test_a_fused_norm_is_taken_apart_and_the_output_stays(simple: bool, hook: str, inside: str | None) -> None:
     proto = fused(simple)
     if inside is not None:  # the sum as the fused graph has it
         proto.graph.output.append(helper.make_tensor_value_info(inside, TensorProto.FLOAT, ["b", "t", 8]))
     model = ir.from_proto(proto)
-    value = find_hook(model.graph, hook, 8)
+    value = find_hook(model.graph, parse_hook(hook), 8)
     producer = value.producer()
     assert producer is not None and producer.op_type == "Add"
     if inside is None:
@@ -152,9 +155,9 @@ def test_a_fused_norm_is_taken_apart(simple: bool, hook: str, inside: str | None
     assert consumers >= {"SimplifiedLayerNormalization" if simple else "LayerNormalization"}
 
 
-def test_a_graph_without_names_asks_for_a_tensor(tmp_path: Path) -> None:
+def test_a_graph_without_module_names_asks_for_a_tensor_hook(tmp_path: Path) -> None:
     proto = fused(True)
     for node in proto.graph.node:
         node.name = ""
     with pytest.raises(ValueError, match="names no modules: .* hook tensor:NAME, such as /embed/output_0"):
-        find_hook(ir.from_proto(proto).graph, "layers.1", 8)
+        find_hook(ir.from_proto(proto).graph, parse_hook("layers.1"), 8)

@@ -11,7 +11,7 @@ from sae_runtime.exports.host import export_host
 # export_host itself compares every graph with torch, for a prompt and a step after it.
 
 
-def test_an_encoder_gives_hidden_states_of_any_batch() -> None:
+def test_an_exported_encoder_gives_torchs_hidden_states_for_any_batch() -> None:
     assert [i.name for i in open_plainly(host_graph("bert"), False).get_inputs()] == ["input_ids", "attention_mask"]
     for batch, time in ((1, 1), (5, 13)):
         feed = some_ids(batch, time)
@@ -23,7 +23,7 @@ def test_an_encoder_gives_hidden_states_of_any_batch() -> None:
         np.testing.assert_allclose(found[real], expected[real], atol=1e-5)
 
 
-def test_steps_after_a_prompt_are_what_generate_gives() -> None:
+def test_an_exported_language_model_generates_what_torch_generates() -> None:
     feed = some_ids(3, 6) | no_past(3)
     ids, mask = (torch.from_numpy(feed[name]) for name in ("input_ids", "attention_mask"))
     settings = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
@@ -39,7 +39,7 @@ def test_steps_after_a_prompt_are_what_generate_gives() -> None:
 
 
 @pytest.mark.parametrize("kind", HOOKS)
-def test_nodes_name_their_modules_and_nothing_of_this_machine(kind: str) -> None:
+def test_exported_nodes_name_their_modules_and_no_path_of_the_machine(kind: str) -> None:
     proto = onnx.load(str(host_graph(kind)), load_external_data=False)
     keys = {entry.key for node in proto.graph.node for entry in node.metadata_props}
     assert keys == {"pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy"}
@@ -48,7 +48,7 @@ def test_nodes_name_their_modules_and_nothing_of_this_machine(kind: str) -> None
     assert torch_host(kind).config._attn_implementation == "sdpa", "the model was left changed"
 
 
-def test_what_is_in_the_way(tmp_path: Path) -> None:
+def test_a_wrong_name_or_an_existing_file_is_refused_before_the_export(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="ends in .onnx, got"):
         export_host(torch_host("bert"), tmp_path / "host")
     (tmp_path / "host.onnx.data").write_text("mine")
@@ -57,7 +57,9 @@ def test_what_is_in_the_way(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["host.onnx.data"]
 
 
-def test_a_model_that_torch_cannot_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_torch_cannot_trace_is_refused_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def forward(*_: object, **__: object) -> None:
         raise RuntimeError("depends on data")
 

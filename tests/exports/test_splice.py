@@ -1,5 +1,4 @@
 import functools
-import json
 import re
 import shutil
 from collections import Counter
@@ -24,6 +23,7 @@ from sae_runtime import Edit
 from sae_runtime.edits import as_inputs
 from sae_runtime.exports import witness
 from sae_runtime.exports.splice import Splice, splice
+from sae_runtime.splices import read_splices
 from sae_runtime.train.host import find_module, hidden_states, replaced
 
 BundleOf = Callable[..., Path]
@@ -116,7 +116,7 @@ EDITS: dict[str, Callable[[int], Edit]] = {
 
 
 @pytest.mark.parametrize("host", HOOKS)
-def test_without_edits_the_host_is_what_it_was(spliced: Spliced, host: str, kind: str) -> None:
+def test_a_spliced_host_without_edits_gives_the_outputs_of_the_host(spliced: Spliced, host: str, kind: str) -> None:
     feed = feed_of(host, 4, 9)
     path = spliced(host, kind)
     expected, found = run(host_graph(host), feed, basic=True), run(path, feed, basic=True)
@@ -150,14 +150,16 @@ def test_a_splice_that_is_not_asked_is_a_few_operations_and_breaks_no_fusion(
 
 
 @pytest.mark.parametrize("settings", [{}, {"read": False}, {"replace": True}])
-def test_the_graph_is_well_formed(spliced: Spliced, kind: str, settings: dict[str, bool]) -> None:
+def test_a_spliced_graph_passes_the_onnx_checker_and_repeats_no_name(
+    spliced: Spliced, kind: str, settings: dict[str, bool]
+) -> None:
     path = spliced("bert", kind, **settings)
     onnx.checker.check_model(str(path), full_check=True)
     names = [value.name for node in ir.traversal.RecursiveGraphIterator(ir.load(path).graph) for value in node.outputs]
     assert len(set(names)) == len(names), "a name in a branch hides another"
 
 
-def test_the_inputs_and_outputs_are_those_of_the_document(spliced: Spliced, kind: str) -> None:
+def test_inputs_and_outputs_of_a_spliced_graph_are_those_of_the_document(spliced: Spliced, kind: str) -> None:
     session = open_plainly(spliced("bert", kind), False)
     types = {"i64": "tensor(int64)", "f32": "tensor(float)"}
     optional = {value.name: (value.type, len(value.shape)) for value in session.get_overridable_initializers()}
@@ -184,7 +186,7 @@ def test_a_condition_holds_for_a_direction_without_edits(spliced: Spliced, kind:
         assert_same(found, downstream("bert", feed, x + holds * direction)[0], feed)
 
 
-def test_what_is_no_number_is_seen(spliced: Spliced, kind: str) -> None:
+def test_nan_in_a_direction_or_a_bound_reaches_the_output_of_its_request(spliced: Spliced, kind: str) -> None:
     feed = feed_of("bert", 2, 5)
     nan = {"direction": np.zeros((2, 1, D_IN), np.float32), "above": np.zeros((2, 1), np.float32)}
     for name, array in nan.items():
@@ -221,7 +223,9 @@ def test_a_converted_sae_reads_and_edits_as_its_own_library_does(name: str, repl
 @pytest.mark.parametrize("verb", EDITS)
 @pytest.mark.parametrize("batch", [1, 8])
 @pytest.mark.parametrize("host", HOOKS)
-def test_edits_are_the_algebra(spliced: Spliced, host: str, kind: str, verb: str, batch: int) -> None:
+def test_edits_in_a_graph_equal_the_algebra_of_the_witness(
+    spliced: Spliced, host: str, kind: str, verb: str, batch: int
+) -> None:
     feed = feed_of(host, batch, 9)
     x = activations(host, feed)
     inputs = as_inputs([[EDITS[verb](feature) for feature in busiest(kind, x, 3)]], D_SAE)
@@ -254,7 +258,7 @@ def test_edits_hold_in_a_prompt_and_in_the_steps_after(spliced: Spliced, kind: s
 
 
 @pytest.mark.parametrize("gate", [(1, 1, 1), (4, 9, 1), (1, 9, 3), (4, 1, 1)])
-def test_the_gate_says_where(spliced: Spliced, kind: str, gate: tuple[int, ...]) -> None:
+def test_the_gate_scales_the_edits_of_each_token(spliced: Spliced, kind: str, gate: tuple[int, ...]) -> None:
     feed = feed_of("bert", 4, 9)
     x = activations("bert", feed)
     inputs = as_inputs([[Edit.add(feature, 4.0) for feature in (5, 6, 7)]], D_SAE)
@@ -263,7 +267,7 @@ def test_the_gate_says_where(spliced: Spliced, kind: str, gate: tuple[int, ...])
     assert_same(found, downstream("bert", feed, by_algebra(kind, x, inputs, amount))[0], feed)
 
 
-def test_a_direction_is_added(spliced: Spliced, kind: str) -> None:
+def test_a_direction_is_added_to_the_activation(spliced: Spliced, kind: str) -> None:
     feed = feed_of("bert", 4, 9)
     x = activations("bert", feed)
     for shape in ((1, 1, D_IN), (4, 1, D_IN), (4, 9, D_IN)):
@@ -289,7 +293,7 @@ def test_edits_apply_where_other_features_exceed_a_value(spliced: Spliced, kind:
         assert_same(found, downstream("bert", feed, y)[0], feed)
 
 
-def test_the_reconstruction_may_stand_in(spliced: Spliced, kind: str) -> None:
+def test_replace_puts_the_reconstruction_in_place_of_the_activation(spliced: Spliced, kind: str) -> None:
     feed = feed_of("bert", 4, 9)
     x = activations("bert", feed)
     weights, f = make_weights(D_SAE, kind), features_of(kind, x)
@@ -302,7 +306,7 @@ def test_the_reconstruction_may_stand_in(spliced: Spliced, kind: str) -> None:
 
 
 @pytest.mark.parametrize("host", HOOKS)
-def test_features_are_read_before_editing(spliced: Spliced, host: str, kind: str) -> None:
+def test_features_that_are_read_are_those_before_editing(spliced: Spliced, host: str, kind: str) -> None:
     feed = feed_of(host, 3, 9)
     x = activations(host, feed)
     edits = with_prefix(as_inputs([[Edit.set(4, 9.0)]], D_SAE))
@@ -362,7 +366,7 @@ def test_an_unknown_feature_is_nan_in_its_request_alone(spliced: Spliced, kind: 
     np.testing.assert_array_equal(found[[0, 2]], good[[0, 2]])
 
 
-def test_several_saes_at_several_hooks(bundle_of: BundleOf, tmp_path: Path) -> None:
+def test_several_saes_at_several_hooks_act_one_after_the_other(bundle_of: BundleOf, tmp_path: Path) -> None:
     early = Splice(bundle=bundle_of("mutual"), hook="embeddings", name="early")
     late = Splice(bundle=bundle_of("token"), hook="encoder.layer.0", name="late", read=False)
     made = splice(host_graph("bert"), [early, late], tmp_path / "out")
@@ -414,7 +418,7 @@ def test_a_float16_host_is_edited_in_float32(bundle_of: BundleOf, tmp_path: Path
     )
 
 
-def test_weights_stay_where_they_are_below_the_graph(bundle_of: BundleOf, tmp_path: Path) -> None:
+def test_weights_below_the_graph_are_referred_to_and_others_copied(bundle_of: BundleOf, tmp_path: Path) -> None:
     home, elsewhere = tmp_path / "model", tmp_path / "elsewhere"
     copy_host(home)
     bundle = Path(shutil.copytree(bundle_of("mutual"), home / "sae"))
@@ -422,9 +426,6 @@ def test_weights_stay_where_they_are_below_the_graph(bundle_of: BundleOf, tmp_pa
     made = splice(home / "host.onnx", [Splice(bundle=tmp_path / "way", hook="encoder.layer.0")])
     assert made.path == home / "model.onnx"
     assert made.files == {"host.onnx.data": "referred", "sae/sae_weights.safetensors": "referred"}
-    made = splice(home / "host.onnx", [Splice(bundle=bundle, hook="encoder.layer.0")], tmp_path / "link", link=True)
-    assert made.files == {"host.onnx.data": "linked", "sae/sae_weights.safetensors": "linked"}
-    assert (tmp_path / "link" / "host.onnx.data").samefile(home / "host.onnx.data")
     made = splice(home / "host.onnx", [Splice(bundle=bundle, hook="encoder.layer.0", name="knob")], elsewhere)
     assert made.files == {"host.onnx.data": "copied", "knob/sae_weights.safetensors": "copied"}
     assert sorted(str(path.relative_to(elsewhere)) for path in elsewhere.rglob("*") if path.is_file()) == [
@@ -433,8 +434,10 @@ def test_weights_stay_where_they_are_below_the_graph(bundle_of: BundleOf, tmp_pa
         "model.onnx",
     ]
     assert made.path.stat().st_size < 200_000
-    record = json.loads(onnx.load(str(made.path), load_external_data=False).metadata_props[0].value)
-    assert record["hook"] == "encoder.layer.0" and record["d_sae"] == D_SAE and "knob_features" in record["inputs"]
+    said = read_splices(open_plainly(made.path, False).get_modelmeta().custom_metadata_map)
+    assert said == {"knob": made.splices[0]}
+    assert said["knob"].hook == "encoder.layer.0" and said["knob"].d_sae == D_SAE
+    assert "knob_features" in said["knob"].inputs
     feed = feed_of("bert", 2, 5)
     np.testing.assert_array_equal(
         run(made.path, feed, basic=True)["last_hidden_state"],
@@ -479,7 +482,7 @@ def set_ir(proto: Any) -> None:
         (set_ir, "has opset 21 and IR version 7"),
     ],
 )
-def test_hosts_that_cannot_be_spliced(
+def test_a_host_that_cannot_be_spliced_is_refused_and_nothing_is_written(
     bundle_of: BundleOf, tmp_path: Path, change: Callable[[Any], None], message: str
 ) -> None:
     host = altered(tmp_path / "host", change)
@@ -492,6 +495,9 @@ def test_hosts_that_cannot_be_spliced(
     ("settings", "message"),
     [
         ({"hook": "encoder.layer.0.intermediate"}, "of width 32, this SAE expects width 24"),
+        ({"hook": "input:encoder.layer.0"}, "output of a module's first call, got input:encoder.layer.0; hook"),
+        ({"hook": "encoder.layer.0@1"}, "output of a module's first call, got encoder.layer.0@1; hook"),
+        ({"hook": "tensor:"}, r"a hook is .*MODULE.*, got 'tensor:'"),
         ({"hook": "encoder.layer.7"}, "no module 'encoder.layer.7'; close names are .*encoder.layer.1"),
         ({"hook": "encoder.layer.0", "name": "a b"}, "letters, digits and _, got 'a b'"),
         ({"hook": "encoder.layer.0", "name": "layer"}, "has a tensor layer_norm already"),
@@ -499,13 +505,15 @@ def test_hosts_that_cannot_be_spliced(
         ({}, "does not say where it belongs; name a hook"),
     ],
 )
-def test_splices_that_do_not_fit(bundle_of: BundleOf, tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+def test_a_splice_that_does_not_fit_is_refused_and_nothing_is_written(
+    bundle_of: BundleOf, tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         splice(host_graph("bert"), [Splice(bundle=bundle_of("mutual"), **settings)], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_files_that_are_missing_taken_or_broken(bundle_of: BundleOf, tmp_path: Path) -> None:
+def test_missing_taken_and_broken_files_are_refused(bundle_of: BundleOf, tmp_path: Path) -> None:
     one = Splice(bundle=bundle_of("mutual"), hook="encoder.layer.0")
     with pytest.raises(FileNotFoundError, match="make a host graph: sae-runtime host"):
         splice(tmp_path / "host.onnx", [one])

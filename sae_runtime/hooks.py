@@ -1,0 +1,74 @@
+"""Hooks: which activation of a host model is meant, as a text and as its parts.
+
+| text | the activation |
+|---|---|
+| `encoder.layer.3` | the output of a torch module |
+| `input:encoder.layer.3` | the input of a torch module |
+| `embeddings.norm@1` | the output of the second call of a module that a forward pass calls several times |
+| `transformer.h.6.resid_mid` | the residual stream before (pre), inside (mid) or after (post) a block |
+| `blocks.6.hook_resid_mid` | the same of block 6, as TransformerLens writes it |
+| `tensor:layer_norm_2` | a tensor of an ONNX graph |
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Literal, cast
+
+Place = Literal["output", "input", "resid_pre", "resid_mid", "resid_post", "tensor"]
+
+_FORMS = "[input:]MODULE[@CALL], BLOCK.resid_pre, .resid_mid or .resid_post, blocks.N.hook_resid_post or tensor:NAME"
+_TRANSFORMER_LENS = re.compile(r"blocks\.(?P<number>\d+)\.hook_(?P<place>resid_(?:pre|mid|post))")
+_RESIDUAL = re.compile(r"(?P<block>.+)\.(?P<place>resid_(?:pre|mid|post))")
+_MODULE = re.compile(r"(?P<side>input:)?(?P<module>[^@:]+)(?:@(?P<call>\d+))?")
+
+
+@dataclass(frozen=True)
+class Hook:
+    """An activation of a host model; its text is the form that a manifest keeps.
+
+    >>> str(Hook("encoder.layer.3", "input", call=1))
+    'input:encoder.layer.3@1'
+    >>> str(Hook(6, "resid_mid"))
+    'blocks.6.hook_resid_mid'
+    """
+
+    name: str | int  # of the module, the block or the tensor; a number is that of a block, as TransformerLens counts
+    place: Place = "output"
+    call: int = 0  # of a module that a forward pass calls several times
+
+    def __str__(self) -> str:
+        """The canonical text, which `parse_hook` reads back."""
+        if self.place == "tensor":
+            return f"tensor:{self.name}"
+        if isinstance(self.name, int):
+            return f"blocks.{self.name}.hook_{self.place}"
+        if self.place in ("output", "input"):
+            return "input:" * (self.place == "input") + self.name + f"@{self.call}" * (self.call > 0)
+        return f"{self.name}.{self.place}"
+
+
+def parse_hook(text: str) -> Hook:
+    """The hook that a text names; the table above lists the forms.
+
+    >>> parse_hook("encoder.layer.3")
+    Hook(name='encoder.layer.3', place='output', call=0)
+    >>> parse_hook("blocks.6.hook_resid_post")
+    Hook(name=6, place='resid_post', call=0)
+
+    Raises:
+        ValueError: the text has none of the forms.
+    """
+    if text.startswith("tensor:") and text != "tensor:":
+        return Hook(text.removeprefix("tensor:"), "tensor")
+    module = _MODULE.fullmatch(text)
+    if module is None:
+        raise ValueError(f"a hook is {_FORMS}, got {text!r}")
+    name = module["module"]
+    lens, residual = _TRANSFORMER_LENS.fullmatch(name), _RESIDUAL.fullmatch(name)
+    if (lens or residual) and name != text:
+        raise ValueError(f"input: and @CALL belong to a module, got {text!r}; write {name}")
+    if lens:
+        return Hook(int(lens["number"]), cast(Place, lens["place"]))
+    if residual:
+        return Hook(residual["block"], cast(Place, residual["place"]))
+    return Hook(name, "input" if module["side"] else "output", int(module["call"] or 0))
