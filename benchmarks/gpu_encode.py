@@ -81,7 +81,7 @@ def disagreement(read: Bundle, x: NDArray[np.float32], indices: Tensor, values: 
 def contenders(read: Bundle, sessions: Sessions, x: Tensor, *, peers: bool) -> dict[str, Run]:
     """What encodes x; ours first."""
     fixed = FixedBatch(sessions, read.manifest, x.clone())
-    plain = load(read.path, precision="float32", providers=providers_of(x.device))
+    plain = load(read.path, graph="encode.onnx", providers=providers_of(x.device))
     weights = {name: torch.from_numpy(np.array(read.tensor(name))).to(x.device) for name in read.specs}
 
     def dense() -> Tensor:

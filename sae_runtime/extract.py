@@ -55,7 +55,7 @@ def extract(
         activations: read and encoded piece by piece.
         out: the file, or for "delphi" the folder.
         format: "parquet", "csr" or "delphi"; see the modules of these names.
-        rule: as in `SAE.encode`; "batch" spends one budget over all of the activations.
+        rule: "served" as `SAE.encode`; "batch" as `SAE.encode_batch`, over all of the activations.
         values: type of the values on disk; None means float16 for "delphi", float32 for the others.
         sequence: tokens of a sequence, for "delphi", which leaves out what does not fill the last one.
         any_source: go on where the activations come from another model or hook than those the SAE was fitted on.
@@ -157,15 +157,7 @@ def _jointly_encoded(sae: SAE, activations: Activations, rows: int, bar: "tqdm[A
 
     joint = sae.encode_batch(read, rows)
     for begin in range(0, rows, _CHUNK):
-        yield begin, _part(joint, begin, min(begin + _CHUNK, rows))
-
-
-def _part(features: Features, begin: int, end: int) -> Features:
-    indptr = features.indptr[begin : end + 1]
-    matches = slice(int(indptr[0]), int(indptr[-1]))
-    return Features(
-        indptr - indptr[0], features.indices[matches], features.values[matches], features.d_sae, (end - begin,)
-    )
+        yield begin, joint[begin : begin + _CHUNK]
 
 
 def _description(sae: SAE, activations: Activations, rows: int, rule: str, values: str) -> dict[str, Any]:

@@ -175,7 +175,7 @@ class Manifest:
     def budget(self) -> Allocation:
         """The allocation, by which a batch spends its budget; ValueError where none is known."""
         if self.allocation is None:
-            raise ValueError("this SAE comes without a budget for batches; use rule='served'")
+            raise ValueError("this SAE comes without a budget for batches; use encode (--rule served)")
         return self.allocation
 
 

@@ -239,14 +239,14 @@ def test_off_the_cpu_exact_means_encode_gpu(made: Callable[[str], Path], monkeyp
     for kind in ("token", "mutual"):
         x, sae = make_x(100), load(made(kind), threads=1)
         assert sae._encoder.graph == "encode_gpu.onnx"
-        plain = load(made(kind), precision="float32", threads=1)
+        plain = load(made(kind), graph="encode.onnx", threads=1)
         same(sae.encode(x), plain.encode(x))
         assert sae.redone[1] > 0
         if kind == "token":
             same(sae.encode(x, k=3), plain.encode(x, k=3))
         else:
             same(sae.encode(x, theta=1.5), plain.encode(x, theta=1.5))
-            same(sae.encode(x, rule="batch"), plain.encode(x, rule="batch"))
+            same(sae.encode_batch(x), plain.encode_batch(x))
         found = sae.encode_tensor(torch.from_numpy(x))[1].numpy()
         np.testing.assert_allclose(found, plain.encode_tensor(torch.from_numpy(x))[1].numpy(), rtol=1e-5, atol=1e-6)
 

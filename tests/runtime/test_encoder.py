@@ -34,7 +34,7 @@ def dense(sae: SAE, x: NDArray[np.float32], **options: Any) -> NDArray[np.float3
 @pytest.mark.usefixtures("small")
 def test_exact_and_float32_agree_with_numpy(bundle_of: BundleOf, kind: str) -> None:
     x, path = make_x(200), bundle_of(kind, D_SAE, sampled=True)
-    exact, plain = load(path, threads=1), load(path, precision="float32", threads=1)
+    exact, plain = load(path, threads=1), load(path, graph="encode.onnx", threads=1)
     for sae, graph in ((exact, "encode_exact.onnx"), (plain, "encode.onnx")):
         assert witness.disagreement(served(kind, D_SAE, x), *slots(sae.encode(x))) is None
         assert graph in graphs_of(sae)
@@ -111,7 +111,7 @@ def test_rows_that_are_not_certain_are_encoded_in_full(bundle_of: BundleOf, kind
     redone, tokens = np.subtract(sae.redone, before)
     assert redone >= doubted.sum() and tokens >= 50
     np.testing.assert_array_equal(features.to_dense()[~doubted], expected[~doubted])
-    plain = load(bundle_of(kind, D_SAE, sampled=True), precision="float32", threads=1)
+    plain = load(bundle_of(kind, D_SAE, sampled=True), graph="encode.onnx", threads=1)
     np.testing.assert_array_equal(features.to_dense()[doubted], dense(plain, x)[doubted])
 
 
@@ -187,7 +187,7 @@ def test_what_tune_found_comes_before_the_rule(
 def test_exact_without_its_graph_is_float32(bundle_of: BundleOf, kind: str) -> None:
     x, path = make_x(20), bundle_of(kind, 150)
     sae = load(path)
-    np.testing.assert_array_equal(dense(sae, x), dense(load(path, precision="float32"), x))
+    np.testing.assert_array_equal(dense(sae, x), dense(load(path, graph="encode.onnx"), x))
     assert graphs_of(sae) == {"encode.onnx"}
 
 
@@ -210,7 +210,7 @@ def test_rough_precisions_are_near(tmp_path: Path, kind: str) -> None:
     bundle.write(tmp_path / "b", make_weights(D_SAE, kind), make_manifest(D_SAE, kind), sample=make_x(300, seed=8))
     export(tmp_path / "b", precisions=["fast", "float16"])
     x = make_x(100)
-    expected = dense(load(tmp_path / "b", precision="float32"), x)
+    expected = dense(load(tmp_path / "b", graph="encode.onnx"), x)
     for precision, most in (("fast", 0.15), ("float16", 0.002)):
         found = dense(load(tmp_path / "b", precision=precision), x)  # type: ignore[arg-type]
         both = (found > 0) & (expected > 0)
@@ -218,7 +218,7 @@ def test_rough_precisions_are_near(tmp_path: Path, kind: str) -> None:
         error = np.abs(found - expected)[both].max() / expected.max()
         assert 0 < error < most
         assert not np.array_equal(found, expected)
-    assert load(tmp_path / "b", precision="fast").encode(x, rule="batch").l0().mean() > K / 2
+    assert load(tmp_path / "b", precision="fast").encode_batch(x).l0().mean() > K / 2
 
 
 @pytest.mark.usefixtures("small")
@@ -230,7 +230,7 @@ def test_derived_weights_are_hashed_unless_told_not_to(copy_of: BundleOf) -> Non
     with pytest.raises(BundleError, match=rf"{DERIVED} was altered.*; run: sae-runtime export {path}"):
         load(path)
     assert load(path, verify=False).encode(make_x(3)).shape == (3,)
-    assert load(path, precision="float32").encode(make_x(3)).shape == (3,)
+    assert load(path, graph="encode.onnx").encode(make_x(3)).shape == (3,)
     (path / DERIVED).write_bytes(altered[:-4])
     with pytest.raises(BundleError, match=rf"{DERIVED} has .* bytes, expected .*; run: sae-runtime export {path}"):
         load(path, verify=False)

@@ -163,7 +163,7 @@ def test_tiles_change_no_bit_and_all_witnesses_agree(
 ) -> None:
     x, path = make_x(n), bundle_of(kind, d_sae)
     sae = load(path, threads=1)
-    whole = sae.encode(x, rule="batch")
+    whole = sae.encode_batch(x)
     assert witness.disagreement(joint(kind, d_sae, x), *slots(whole)) is None
     indices, values = run_graph(path, "encode_joint.onnx", x=x)
     by_graph = np.zeros((n, d_sae), np.float32)
@@ -173,7 +173,7 @@ def test_tiles_change_no_bit_and_all_witnesses_agree(
     monkeypatch.setattr(module, "_FRESH", 100)
     for tile in (1, 3, 64, 1000):
         monkeypatch.setattr(sae._encoder, "tile", tile)
-        assert_same(sae.encode(x, rule="batch"), whole)
+        assert_same(sae.encode_batch(x), whole)
         assert_same(sae.encode_batch(lambda ids: x[ids], n), whole)
 
 
@@ -195,7 +195,7 @@ def test_ties_go_to_the_first_token_and_feature(
     monkeypatch.setattr(module, "_FRESH", 100)
     for tile in (1, 7, 60):
         monkeypatch.setattr(sae._encoder, "tile", tile)
-        found = sae.encode(x, rule="batch", k=k)
+        found = sae.encode_batch(x, k=k)
         np.testing.assert_array_equal(found.to_dense(), np.where(expected.kept, expected.z, 0))
 
 
@@ -203,16 +203,14 @@ def test_ties_go_to_the_first_token_and_feature(
 def test_any_width_of_the_bundle_gives_the_same(bundle_of: BundleOf, kind: str, width: int) -> None:
     x = make_x(60)
     x[7] *= 10
-    assert_same(
-        load(bundle_of(kind, width=width)).encode(x, rule="batch"), load(bundle_of(kind)).encode(x, rule="batch")
-    )
+    assert_same(load(bundle_of(kind, width=width)).encode_batch(x), load(bundle_of(kind)).encode_batch(x))
 
 
 def test_a_budget_beyond_the_positives_takes_them_all(bundle_of: BundleOf, kind: str) -> None:
     x = make_x(7)
     z = witness.latents(make_weights(150, kind), x)
     cap = np.ones(150) if kind == "feature" else None
-    found = load(bundle_of(kind)).encode(x, rule="batch", k=150, cap=cap)
+    found = load(bundle_of(kind)).encode_batch(x, k=150, cap=cap)
     assert witness.disagreement(witness.joint(z, 150, cap), *slots(found)) is None
     assert len(found.values) == (z > 0).sum()
 
@@ -220,9 +218,9 @@ def test_a_budget_beyond_the_positives_takes_them_all(bundle_of: BundleOf, kind:
 def test_rows_of_zeros(bundle_of: BundleOf, kind: str) -> None:
     """Equal rows, of which the first get what the budget pays for."""
     x = np.zeros((9, D_IN), np.float32)
-    found = load(bundle_of(kind)).encode(x, rule="batch")
+    found = load(bundle_of(kind)).encode_batch(x)
     assert witness.disagreement(joint(kind, 150, x), *slots(found)) is None
-    silent = load(bundle_of(kind)).encode(x + make_weights(150, kind)["b_dec"], rule="batch")  # z = relu(b_enc)
+    silent = load(bundle_of(kind)).encode_batch(x + make_weights(150, kind)["b_dec"])  # z = relu(b_enc)
     assert len(silent.values) <= (make_weights(150, kind)["b_enc"] > 0).sum() * 9
 
 
@@ -233,11 +231,11 @@ def test_caps_are_an_argument(bundle_of: BundleOf, d_sae: int, monkeypatch: pyte
     z = witness.latents(make_weights(d_sae, "feature"), x)
     monkeypatch.setattr(sae._encoder, "tile", 16)
     for cap in (rng.permutation(np.linspace(0, 0.2, d_sae)), np.full(d_sae, 0.026), np.zeros(d_sae), np.ones(d_sae)):
-        found = sae.encode(x, rule="batch", cap=cap)
+        found = sae.encode_batch(x, cap=cap)
         assert witness.disagreement(witness.joint(z, K, cap), *slots(found)) is None
         assert ((found.to_dense() > 0).sum(axis=0) <= np.rint(cap * 40)).all()
     own = quota.caps(QUOTA, K, d_sae)
-    assert_same(sae.encode(x, rule="batch", cap=own), sae.encode(x, rule="batch"))
+    assert_same(sae.encode_batch(x, cap=own), sae.encode_batch(x))
 
 
 D_INT8 = 512  # features of a bundle that has int8 graphs
@@ -262,12 +260,12 @@ def test_int8_gives_the_same_for_every_tile_size(
     z = witness.latents(make_weights(D_INT8, kind), x)
     for cap in (None, np.full(D_INT8, 0.5)) if kind == "feature" else (None,):
         share = quota.caps(QUOTA, K, D_INT8) if kind == "feature" and cap is None else cap
-        whole = sae.encode(x, rule="batch", k=k, cap=cap)
+        whole = sae.encode_batch(x, k=k, cap=cap)
         assert witness.disagreement(witness.joint(z, k, share), *slots(whole)) is None
         monkeypatch.setattr(module, "_FRESH", 100)
         for tile in (1, 3, 64):
             monkeypatch.setattr(sae._encoder, "tile", tile)
-            assert_same(sae.encode(x, rule="batch", k=k, cap=cap), whole)
+            assert_same(sae.encode_batch(x, k=k, cap=cap), whole)
         monkeypatch.undo()
         sae = by_int8(bundle_of(kind, D_INT8, sampled=True), monkeypatch)
 
@@ -288,14 +286,14 @@ def test_a_batch_below_the_floor_is_exact_all_the_same(
     for size in (1.0, 0.5, 0.1, 0.0):
         x = make_x(100) * np.float32(size)
         x[::9] *= 3
-        found = sae.encode(x, rule="batch", cap=cap)
+        found = sae.encode_batch(x, cap=cap)
         z = witness.latents(make_weights(D_INT8, kind), x)
         expected = witness.joint(z, K, cap)
         assert witness.disagreement(expected, *slots(found)) is None
         assert len(found.values) == min(100 * K, (z > 0).sum())
         for tile in (7, 64):
             monkeypatch.setattr(sae._encoder, "tile", tile)
-            assert_same(sae.encode(x, rule="batch", cap=cap), found)
+            assert_same(sae.encode_batch(x, cap=cap), found)
     assert floors and min(floors) > 0
     assert z[expected.kept].min(initial=np.inf) < floors[0], "no batch's cut lies below the floor"
 
@@ -312,10 +310,10 @@ def test_doubted_rows_are_the_same_for_every_tile_size(
     monkeypatch.setattr(module, "_FRESH", 100)
     for k, cap in ((6.0, free_caps(kind)), (12.0, free_caps(kind)), (6.0, None)):
         monkeypatch.setattr(sae._encoder, "tile", 200)
-        whole = sae.encode(x, rule="batch", k=k, cap=cap)
+        whole = sae.encode_batch(x, k=k, cap=cap)
         for tile in (1, 20):
             monkeypatch.setattr(sae._encoder, "tile", tile)
-            assert_same(sae.encode(x, rule="batch", k=k, cap=cap), whole)
+            assert_same(sae.encode_batch(x, k=k, cap=cap), whole)
     redone, tokens = sae.redone
     assert 0 < redone <= tokens
 

@@ -44,7 +44,7 @@ def test_encode_agrees_with_numpy(bundle_of: BundleOf, kind: str, d_sae: int, n:
     features = sae.encode(x)
     assert (sae.d_in, sae.d_sae, features.d_sae, len(features)) == (D_IN, d_sae, d_sae, n)
     assert witness.disagreement(served(kind, d_sae, x), *slots(features)) is None
-    batch = sae.encode(x, rule="batch")
+    batch = sae.encode_batch(x)
     expected = served(kind, d_sae, x) if kind == "token" else joint(kind, d_sae, x)
     assert witness.disagreement(expected, *slots(batch)) is None
 
@@ -66,7 +66,7 @@ def test_other_types_are_cast_once(sae: SAE, dtype: Any) -> None:
     x = (make_x(9) * 3).astype(dtype)
     first = np.asarray(x).astype(np.float32)
     assert same(sae.encode(x), sae.encode(first))
-    assert same(sae.encode(x, rule="batch"), sae.encode(first, rule="batch"))
+    assert same(sae.encode_batch(x), sae.encode_batch(first))
     edits = [Edit.set(3, 2.0), Edit.scale(int(sae.encode(first).indices[0]), 2.0)]
     np.testing.assert_array_equal(sae.steer(x, edits), sae.steer(first, edits))
 
@@ -150,7 +150,7 @@ def test_k_of_token_choice(bundle_of: BundleOf, k: int) -> None:
 @pytest.mark.parametrize("k", [0.5, 2.5, 6, 100.0])
 def test_k_of_the_batch_rule(thresholded: SAE, k: float) -> None:
     x = make_x(7)
-    features = thresholded.encode(x, rule="batch", k=k)
+    features = thresholded.encode_batch(x, k=k)
     kind = thresholded.manifest.budget.kind
     assert witness.disagreement(joint(kind, 150, x, k), *slots(features)) is None
     if kind == "mutual":
@@ -171,10 +171,10 @@ def test_theta_of_the_served_rule(thresholded: SAE) -> None:
 @pytest.mark.parametrize("padding", [0.0, 40.0])
 def test_padding_holds_no_budget(sae: SAE, kind: str, padding: float) -> None:
     x, valid = make_x(20), np.arange(20) % 3 != 1
-    alone = sae.encode(x[valid], rule="batch")
+    alone = sae.encode_batch(x[valid])
     x[~valid] = padding
     for shape in ((20,), (4, 5)):
-        features = sae.encode(x.reshape(*shape, D_IN), rule="batch", valid=valid.reshape(shape))
+        features = sae.encode_batch(x.reshape(*shape, D_IN), valid=valid.reshape(shape))
         assert features.shape == shape
         np.testing.assert_array_equal(features.to_dense().reshape(20, -1)[valid], alone.to_dense())
         assert not features.l0()[~valid.reshape(shape)].any()
@@ -184,13 +184,13 @@ def test_padding_holds_no_budget(sae: SAE, kind: str, padding: float) -> None:
 def test_threads_may_share_it(sae: SAE) -> None:
     x = [make_x(40, seed) for seed in range(8)]
     edits = [Edit.set(3, 2.0)]
-    alone = [(sae.encode(a), sae.encode(a, rule="batch"), sae.steer(a, edits)) for a in x]
+    alone = [(sae.encode(a), sae.encode_batch(a), sae.steer(a, edits)) for a in x]
 
     def work(number: int) -> bool:
         a, (features, batch, steered) = x[number % 8], alone[number % 8]
         return (
             same(sae.encode(a), features)
-            and same(sae.encode(a, rule="batch"), batch)
+            and same(sae.encode_batch(a), batch)
             and np.array_equal(sae.steer(a, edits), steered)
         )
 
@@ -237,7 +237,7 @@ def test_a_row_that_is_not_finite_is_named(
     x[(*at, 5)] = bad
     calls: list[Callable[[], object]] = [
         lambda: sae.encode(x),
-        lambda: sae.encode(x, rule="batch"),
+        lambda: sae.encode_batch(x),
         lambda: sae.steer(x, []),
     ]
     for call in calls:
@@ -256,7 +256,7 @@ def test_a_row_whose_features_overflow_is_named(sae: SAE, scale: float) -> None:
     with pytest.raises(ValueError, match=message):
         sae.encode(x)
     with pytest.raises(ValueError, match=message.replace("3", "0, 3", 1)):
-        sae.encode(x.reshape(1, 30, D_IN), rule="batch")
+        sae.encode_batch(x.reshape(1, 30, D_IN))
 
 
 @pytest.mark.parametrize(
@@ -299,12 +299,12 @@ def test_options_that_a_rule_does_not_have(
 def test_padding_is_not_looked_at(sae: SAE) -> None:
     x, valid = make_x(20), np.arange(20) % 3 != 1
     x[~valid] = 0
-    expected = sae.encode(x, rule="batch", valid=valid)
+    expected = sae.encode_batch(x, valid=valid)
     x[~valid] = np.nan
-    assert same(sae.encode(x, rule="batch", valid=valid), expected)
+    assert same(sae.encode_batch(x, valid=valid), expected)
     x[3] = np.nan
     with pytest.raises(ValueError, match="row 0, 3 of the activations holds NaN or Inf; drop it or mend the model"):
-        sae.encode(x.reshape(1, 20, D_IN), rule="batch", valid=valid[None])
+        sae.encode_batch(x.reshape(1, 20, D_IN), valid=valid[None])
 
 
 # Encode batches that are read piece by piece
@@ -323,7 +323,7 @@ def test_rows_are_read_in_tiles_and_only_where_needed_again(
         return x[ids]
 
     features = sae.encode_batch(read, 300)
-    assert same(features, sae.encode(x, rule="batch"))
+    assert same(features, sae.encode_batch(x))
     assert features.l0()[17] > sae.manifest.width
     assert max(len(ids) for ids in asked) == 32 and [ids.tolist() for ids in asked[10:]] == [[17]]
 
