@@ -166,9 +166,7 @@ def test_what_decode_needs(made: Made) -> None:
 
 
 def test_without_a_budget_there_is_no_batch_rule(made: Made) -> None:
-    with pytest.raises(
-        ValueError, match=r"^this SAE comes without a budget for batches; use encode \(--rule served\)$"
-    ):
+    with pytest.raises(ValueError, match=r"^this SAE comes without a budget for batches; use encode"):
         load(made("jump")[0]).encode_batch(activations(3))
     with pytest.raises(ValueError, match=r"^this SAE keeps the largest of each of 8 groups; its k cannot be changed$"):
         load(made("groups")[0]).encode(activations(3), k=3)
