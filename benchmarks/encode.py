@@ -60,7 +60,6 @@ def contenders(path: Path, *, peers: bool) -> dict[str, Run]:
     runs: dict[str, Run] = {
         "exact": load(path).encode,
         "float32": load(path, graph="encode.onnx").encode,
-        "fast": load(path, precision="fast").encode,
         "dense product": dense(read),
     }
     if not peers:

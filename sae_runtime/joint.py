@@ -131,14 +131,15 @@ class Candidates:
 
     def cut(self) -> None:
         """Forget the candidates that are no matches among those known now."""
-        if not self._fresh:
-            return
+        if self._fresh:
+            self.features = self._with_fresh()
+            self.features, self.bound = cut(self.features, self._budget, self._limit)
+
+    def _with_fresh(self) -> Features:
         ids = np.concatenate([ids for ids, _ in self._fresh])
         rows = concatenate([candidates for _, candidates in self._fresh], self.features.d_sae, ids.shape)
-        self._fresh.clear()  # first, so that memory does not hold the candidates twice
-        self.features = self.features.replaced(ids, rows)
-        del rows
-        self.features, self.bound = cut(self.features, self._budget, self._limit)
+        self._fresh.clear()  # before the next copy, so that memory does not hold the candidates twice
+        return self.features.replaced(ids, rows)
 
 
 def cut(candidates: Features, budget: int, limit: NDArray[np.int64] | None) -> tuple[Features, NDArray[np.float32]]:

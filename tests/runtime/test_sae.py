@@ -138,7 +138,7 @@ def test_encode_slots_are_what_encode_compresses(bundle_of: BundleOf, kind: str,
     x[7] *= 10  # a row with far more features than its neighbours
     sae = load(bundle_of(kind, width=None if kind == "token" else width), tiling=Tiling(rows=16))
     indices, values = sae.encode_slots(x)
-    assert (indices.dtype, values.dtype) == (np.int64, np.float32) and (np.diff(values) <= 0).all()
+    assert indices.dtype == np.int64 and values.dtype == np.float32 and (np.diff(values) <= 0).all()
     assert values.shape[1] == sae.encode(x).l0().max() and not indices[values == 0].any()
     assert same(from_slots([(indices, values)], 150, (60,)), sae.encode(x))
 
@@ -285,7 +285,7 @@ def test_a_row_whose_features_overflow_is_named(sae: SAE, scale: float) -> None:
         (
             ["mutual", "feature"],
             {"k": 3},
-            "k belongs to encode_batch or to token choice; this SAE is served by its thr",
+            "k belongs to encode_batch or to token choice; this SAE is served by",
         ),
         (["token"], {"k": 0}, r"k must be in \(0, d_sae=150\] \(whole for token choice\), got 0"),
         (["token"], {"k": 2.5}, r"k must be in .*whole for token choice\), got 2.5"),
