@@ -1,8 +1,8 @@
 """Encode on a GPU: encode_gpu.onnx against float64, and against torch's and SAELens's dense encoders in time.
 
 All read tensors on the device and leave their results there. Ours gives exact slots of matches, and encodes again the
-rows that it is not certain of. The peers give dense activations of features, or their top k. Without --bundle and --activations, weights are random and activations sums of a few of
-their directions with noise.
+rows that it is not certain of. The peers give dense activations of features, or their top k. Without --bundle and
+--activations, weights are random and activations sums of a few of their directions with noise.
 
     python benchmarks/gpu_encode.py                        # some minutes; exit 1 where features disagree
     python benchmarks/gpu_encode.py --device cpu --tiny    # only tries the script out

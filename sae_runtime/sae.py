@@ -50,9 +50,8 @@ def load(
         ImportError: onnxruntime is not installed.
         ValueError: a provider is not available here.
 
-    >>> load("runs/first")
-    Traceback (most recent call last):
-    sae_runtime.bundle.BundleError: runs/first is not a folder; ...
+    >>> load("runs/my-sae", graph="encode.onnx")  # doctest: +SKIP
+    SAE(mutual choice, k 16, 384 -> 1,536, all-MiniLM-L6-v2 encoder.layer.3, encode.onnx)
     """
     bundle = bundles.read(hub.local(path), verify=verify)
     sessions = Sessions(bundle, providers=providers, threads=threads, verify=verify)
