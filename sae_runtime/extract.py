@@ -161,7 +161,7 @@ def _jointly_encoded(sae: SAE, activations: Activations, rows: int, bar: "tqdm[A
 
 
 def _description(sae: SAE, activations: Activations, rows: int, rule: str, values: str) -> dict[str, Any]:
-    """What the features of the first rows are, for whoever finds the file."""
+    """The description of the features, which the file holds."""
     manifest = sae.manifest
     return {
         "format_version": FORMAT_VERSION,
