@@ -23,10 +23,10 @@ def resident():
     lines = open("/proc/self/smaps_rollup").read().splitlines()
     return {line.split()[0][:-1]: int(line.split()[1]) << 10 for line in lines if line.split()[0] in ("Pss:", "Rss:")}
 
-path, precision, verify, n = sys.argv[1], sys.argv[2], sys.argv[3] == "True", int(sys.argv[4])
+path, graph, verify, n = sys.argv[1], sys.argv[2], sys.argv[3] == "True", int(sys.argv[4])
 before = resident()
 start = time.perf_counter()
-sae = load(path, precision=precision, verify=verify)
+sae = load(path, graph=graph, verify=verify)
 seconds = time.perf_counter() - start
 x = np.resize(bundle.read(path, verify=False).sample(), (n, sae.d_in))
 if n:
@@ -38,9 +38,9 @@ print(json.dumps({"seconds": seconds, "before": before, "after": after}), flush=
 """
 
 
-def serve(path: Path, *, precision: str, verify: bool, tokens: int, processes: int) -> list[dict[str, float]]:
+def serve(path: Path, *, graph: str, verify: bool, tokens: int, processes: int) -> list[dict[str, float]]:
     """Load and encode in so many processes at once; what each of them says once all have."""
-    arguments = [sys.executable, "-c", _CHILD, str(path), precision, str(verify), str(tokens)]
+    arguments = [sys.executable, "-c", _CHILD, str(path), graph, str(verify), str(tokens)]
     children = [
         subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(processes)
     ]
@@ -69,18 +69,18 @@ def main(text: Path, cache: Path, d_sae: int, steps: int, rounds: int) -> None:
     """Print two tables."""
     path = wide.bundle(cache, text, kind="mutual", d_sae=d_sae, steps=steps)
     size = sum(file.stat().st_size for file in path.iterdir()) / 2**20
-    print(f"{path.name}, {size:.0f} MiB on disk\n\n| precision | verify | load, ms |\n|---|---|---|")
-    for precision in ("exact", "float32", "fast"):
+    print(f"{path.name}, {size:.0f} MiB on disk\n\n| graph | verify | load, ms |\n|---|---|---|")
+    for graph in ("encode_exact.onnx", "encode.onnx"):
         for verify in (True, False):
-            runs = [serve(path, precision=precision, verify=verify, tokens=0, processes=1)[0] for _ in range(rounds)]
-            print(f"| {precision} | {verify} | {statistics.median(run['seconds'] for run in runs) * 1e3:.0f} |")
-    print("\n| precision | tokens | processes | MiB of each | MiB together |\n|---|---|---|---|---|")
-    for precision in ("exact", "float32", "fast"):
+            runs = [serve(path, graph=graph, verify=verify, tokens=0, processes=1)[0] for _ in range(rounds)]
+            print(f"| {graph} | {verify} | {statistics.median(run['seconds'] for run in runs) * 1e3:.0f} |")
+    print("\n| graph | tokens | processes | MiB of each | MiB together |\n|---|---|---|---|---|")
+    for graph in ("encode_exact.onnx", "encode.onnx"):
         for tokens, processes in ((1, 1), (1024, 1), (16_384, 1), (1024, 4)):
-            runs = serve(path, precision=precision, verify=False, tokens=tokens, processes=processes)
+            runs = serve(path, graph=graph, verify=False, tokens=tokens, processes=processes)
             mine = statistics.mean(run["Rss"] for run in runs)
             together = sum(run["Pss"] for run in runs)
-            print(f"| {precision} | {tokens:,} | {processes} | {mine:.0f} | {together:.0f} |", flush=True)
+            print(f"| {graph} | {tokens:,} | {processes} | {mine:.0f} | {together:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 """Encode on a GPU: encode_gpu.onnx against float64, and against torch's and SAELens's dense encoders in time.
 
-All read tensors that lie on the device and leave theirs there. Ours gives slots of matches, exactly, rows that it was
-not certain of encoded again; as a fixed batch (one captured CUDA graph) it leaves those to the caller. The peers give
-dense latents, or their top k. Without --bundle and --activations, weights are random and activations sums of a few of
-their directions with noise.
+All read tensors on the device and leave their results there. Ours gives exact slots of matches, and encodes again the
+rows that it is not certain of. The peers give dense activations of features, or their top k. Without --bundle and
+--activations, weights are random and activations sums of a few of their directions with noise.
 
     python benchmarks/gpu_encode.py                        # some minutes; exit 1 where features disagree
     python benchmarks/gpu_encode.py --device cpu --tiny    # only tries the script out
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sae_runtime import bundle, load, open_activations
-from sae_runtime.binding import FixedBatch, encode_tensor
+from sae_runtime.binding import encode_tensor
 from sae_runtime.bundle import Bundle
 from sae_runtime.encoder import GPU
 from sae_runtime.exports import witness
@@ -35,7 +34,7 @@ from sae_runtime.sessions import CPU, CUDA, Provider, Sessions
 from sae_runtime.train.device import usable_device
 
 Run = Callable[[], object]
-OURS, FIXED, DENSE = "encode_gpu.onnx", "encode_gpu.onnx, fixed batch", "torch, the product alone"
+OURS, DENSE = "encode_gpu.onnx", "torch, the product alone"
 
 
 def made_up(path: Path, kind: str, d_in: int, d_sae: int, k: int) -> NDArray[np.float32]:
@@ -80,16 +79,11 @@ def disagreement(read: Bundle, x: NDArray[np.float32], indices: Tensor, values: 
 
 def contenders(read: Bundle, sessions: Sessions, x: Tensor, *, peers: bool) -> dict[str, Run]:
     """What encodes x; ours first."""
-    fixed = FixedBatch(sessions, read.manifest, x.clone())
-    plain = load(read.path, precision="float32", providers=providers_of(x.device))
+    plain = load(read.path, graph="encode.onnx", providers=providers_of(x.device))
     weights = {name: torch.from_numpy(np.array(read.tensor(name))).to(x.device) for name in read.specs}
 
     def dense() -> Tensor:
         return torch.relu((x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"])
-
-    def fixed_batch() -> None:
-        fixed.x.copy_(x)
-        fixed.run()
 
     def selected() -> Tensor | tuple[Tensor, Tensor]:
         z = dense()
@@ -100,7 +94,6 @@ def contenders(read: Bundle, sessions: Sessions, x: Tensor, *, peers: bool) -> d
 
     runs: dict[str, Run] = {
         OURS: partial(encode_tensor, sessions, read.manifest, GPU, x),
-        FIXED: fixed_batch,
         "encode.onnx": lambda: plain.encode_tensor(x),
         DENSE: dense,
         "torch, with selection": selected,
@@ -139,13 +132,12 @@ def encode_all(
     read = bundle.read(path)
     sessions = Sessions(read, providers=providers_of(device), threads=None, verify=True)
     part = x[: options["checked"]]
-    fixed = FixedBatch(sessions, read.manifest, torch.from_numpy(part).to(device))
-    fault = disagreement(read, part, *encode_tensor(sessions, read.manifest, GPU, fixed.x))
-    fixed.run()
+    fault = disagreement(read, part, *encode_tensor(sessions, read.manifest, GPU, torch.from_numpy(part).to(device)))
+    certain = sessions.run(GPU, {"x": part})[2]
     encoder = read.manifest.encoder
     print(f"\n{read.manifest.budget.kind} choice, d_in {encoder.d_in}, d_sae {encoder.d_sae:,}, ", end="")
     print(f"{read.manifest.width} slots: {len(part)} tokens against float64: {fault or 'ok'}; ", end="")
-    print(f"{1 - float(fixed.certain.float().mean()):.2%} encoded again")
+    print(f"{1 - certain.mean():.2%} encoded again")
     table("tokens", "", "ms", "over ours")
     for n in tokens:
         rows = torch.from_numpy(np.resize(x, (n, x.shape[1]))).to(device)

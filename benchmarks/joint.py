@@ -137,7 +137,7 @@ def compare(saes: dict[str, SAE], weights: Weights, x: NDArray[np.float32], k: i
     tensor = torch.from_numpy(x)
     runs: dict[str, Callable[[], object]] = {}
     for kind, sae in saes.items():
-        runs[f"{kind} choice"] = partial(sae.encode, x, rule="batch")
+        runs[f"{kind} choice"] = partial(sae.encode_batch, x)
         if graphs:
             runs[f"{kind} choice, graph"] = partial(sae._sessions.run, "encode_joint.onnx", {"x": x})
     runs["SAELens"] = partial(sae_lens(weights, k), tensor)

@@ -79,7 +79,7 @@ def _kth_largest(token: NDArray[np.int64], value: NDArray[np.float64], k: int, t
 @click.option("--steps", default=1000, show_default=True)
 @click.option("--tokens", default=1_000_000, show_default=True)
 @click.option("--kind", "kinds", multiple=True, default=("mutual", "token"), show_default=True)
-@click.option("--precision", "precisions", multiple=True, default=("exact", "float32"), show_default=True)
+@click.option("--graph", "graphs", multiple=True, default=("encode_exact.onnx", "encode.onnx"), show_default=True)
 def main(
     text: Path,
     cache: Path,
@@ -87,16 +87,16 @@ def main(
     steps: int,
     tokens: int,
     kinds: tuple[str, ...],
-    precisions: tuple[str, ...],
+    graphs: tuple[str, ...],
 ) -> None:
-    """Print a row for each allocation and precision."""
+    """Print a row for each allocation and graph."""
     rows = wide.activations(cache, text)
-    print("| allocation | precision | tokens | matches | wrong | largest error | encoded again in full |")
+    print("| allocation | graph | tokens | matches | wrong | largest error | encoded again in full |")
     print("|---|---|---|---|---|---|---|")
     for kind in kinds:
         path = wide.bundle(cache, text, kind=kind, d_sae=d_sae, steps=steps)
         oracle = Oracle(path)
-        saes = {precision: load(path, precision=precision) for precision in precisions}  # type: ignore[arg-type]
+        saes = {graph: load(path, graph=graph) for graph in graphs}
         totals = dict.fromkeys(saes, (0, 0, 0.0))
         rng = np.random.default_rng(0)
         for begin in range(0, tokens, _CHUNK):

@@ -5,7 +5,6 @@ Harvest writes `activations.json` last, so a folder that has it is whole. Each s
 """
 
 import bisect
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_runtime.manifest import Manifest
+from sae_runtime.rows import as_float32, first_nonfinite
 from sae_runtime.tensors import bfloat16_to_float32, map_tensor, read_header
 from sae_runtime.typed_json import read_json
 
@@ -170,39 +170,9 @@ def check_source(activations: Activations, manifest: Manifest, *, any_source: bo
             )
 
 
-def as_float32(x: Any) -> NDArray[np.float32]:
-    """An array of any real type as float32, contiguous, cast once; float32 comes back without a copy.
-
-    Raises:
-        ValueError: the values are not real numbers.
-    """
-    array = np.asarray(x)
-    if array.dtype == np.float32:
-        return array if array.flags.c_contiguous else np.ascontiguousarray(array)
-    if array.dtype.name == "bfloat16":  # ml_dtypes, where the caller has it
-        return bfloat16_to_float32(np.ascontiguousarray(array).view(np.uint16)).reshape(array.shape)
-    if array.dtype.kind not in "fiu":
-        raise ValueError(f"activations must be real numbers, got {array.dtype}; convert them to float32")
-    with np.errstate(over="ignore"):  # too large for float32 becomes Inf, which is refused by row
-        return np.ascontiguousarray(array, np.float32).reshape(array.shape)  # which makes a scalar a vector
-
-
 def sample_rows(rows: int, d_in: int) -> NDArray[np.int64]:
     """Which of so many activations make a bundle's sample: up to 4 d_in and 4,096 of them, evenly spread."""
     return np.linspace(0, rows - 1, min(rows, 4 * d_in, 4096)).astype(np.int64)
-
-
-def first_nonfinite(x: NDArray[np.float32]) -> int | None:
-    """Number of the first row of [n, d_in] that holds NaN or Inf."""
-    # A sum of squares is finite unless one of its values is not (or it overflows: then look closer).
-    with np.errstate(over="ignore", invalid="ignore"):
-        if math.isfinite(np.vdot(x, x)):
-            return None
-        suspects = np.flatnonzero(~np.isfinite(x.sum(axis=1)))
-    for row in suspects:
-        if not np.isfinite(x[row]).all():
-            return int(row)
-    return None
 
 
 def _open_folder(path: Path) -> Activations:

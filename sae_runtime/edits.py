@@ -12,7 +12,11 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True)
 class Edit:
-    """What one feature's value f becomes. Made by `set`, `add`, `scale`, `ablate` and `cap`."""
+    """A change of one feature's activation f to f'; `set`, `add`, `scale`, `ablate` and `cap` make the usual ones.
+
+    >>> Edit.scale(12, 2.0).factor, Edit.set(12, 8.0).shift, Edit.cap(12, 3.0).high
+    (2.0, 8.0, 3.0)
+    """
 
     feature: int
     factor: float = 1.0
@@ -29,37 +33,55 @@ class Edit:
 
     @classmethod
     def set(cls, feature: int, value: float) -> "Edit":
-        """The feature has this value on every token."""
+        """The feature has this activation on every token.
+
+        >>> steered = sae.steer(x, Edit.set(3, 8.0))
+        """
         return cls(feature, factor=0.0, shift=value)
 
     @classmethod
     def add(cls, feature: int, amount: float) -> "Edit":
-        """The feature's value is raised by this amount on every token."""
+        """The feature's activation is raised by this amount on every token.
+
+        >>> steered = sae.steer(x, Edit.add(3, 1.5))
+        """
         return cls(feature, shift=amount)
 
     @classmethod
     def scale(cls, feature: int, factor: float) -> "Edit":
-        """The feature is stronger or weaker by this factor, where it fires."""
+        """The activation is multiplied by this factor; a feature that is not active stays so.
+
+        >>> steered = sae.steer(x, Edit.scale(3, 0.5))
+        """
         return cls(feature, factor=factor)
 
     @classmethod
     def ablate(cls, feature: int) -> "Edit":
-        """The feature is off."""
+        """The feature is active on no token.
+
+        >>> steered = sae.steer(x, Edit.ablate(3))
+        """
         return cls(feature, factor=0.0)
 
     @classmethod
     def cap(cls, feature: int, high: float) -> "Edit":
-        """The feature's value is at most this."""
+        """The feature's activation is at most this.
+
+        >>> steered = sae.steer(x, Edit.cap(3, 2.0))
+        """
         return cls(feature, high=high)
 
 
 def as_inputs(requests: Sequence[Sequence[Edit]], d_sae: int) -> dict[str, NDArray[np.generic]]:
-    """The edits of each request as inputs of steer.onnx, [requests, longest list], padded with no-ops.
+    """The edits of each request as inputs of steer.onnx, [requests, longest list], padded with idle edits.
 
     Raises:
         ValueError: a feature is out of range, or edited twice in one request.
+
+    >>> as_inputs([[Edit.set(4, 8.0)], []], d_sae=6)["features"].tolist()
+    [[4], [0]]
     """
-    width = max(map(len, requests), default=0)
+    longest = max(map(len, requests), default=0)
     features: list[int] = []
     numbers: list[tuple[float, float, float, float]] = []
     for edits in requests:
@@ -72,11 +94,11 @@ def as_inputs(requests: Sequence[Sequence[Edit]], d_sae: int) -> dict[str, NDArr
             seen.add(edit.feature)
             features.append(edit.feature)
             numbers.append((edit.factor, edit.shift, edit.low, edit.high))
-        if idle := width - len(edits):
+        if idle := longest - len(edits):
             features += [0] * idle
             numbers += [(1.0, 0.0, -_LARGEST, _LARGEST)] * idle
-    shape = (len(requests), width)
+    shape = (len(requests), longest)
     table = np.array(list(zip(*numbers, strict=True)), np.float32).reshape(4, *shape)
-    scale, shift, low, high = table  # each contiguous, which some callers need
+    scale, shift, low, high = table  # these rows are contiguous, as DLPack needs them
     ids = np.array(features, np.int64).reshape(shape)
     return {"features": ids, "scale": scale, "shift": shift, "low": low, "high": high}

@@ -55,7 +55,7 @@ def extract(
         activations: read and encoded piece by piece.
         out: the .parquet file, or for "delphi" the folder.
         format: "parquet" or "delphi"; see the modules of these names.
-        rule: as in `SAE.encode`; "batch" selects k times as many matches as there are tokens, over all activations.
+        rule: "served" as `SAE.encode`; "batch" as `SAE.encode_batch`, over all activations together.
         values: type of the values on disk; None means float16 for "delphi" and float32 for "parquet".
         sequence: tokens of a sequence for "delphi"; the tokens after the last whole sequence are left out.
         any_source: accept activations of another model or hook than those the SAE was fitted on.
@@ -165,15 +165,7 @@ def _jointly_encoded(sae: SAE, activations: Activations, rows: int, bar: "tqdm[A
 
     joint = sae.encode_batch(read, rows)
     for begin in range(0, rows, _CHUNK):
-        yield begin, _part(joint, begin, min(begin + _CHUNK, rows))
-
-
-def _part(features: Features, begin: int, end: int) -> Features:
-    indptr = features.indptr[begin : end + 1]
-    matches = slice(int(indptr[0]), int(indptr[-1]))
-    return Features(
-        indptr - indptr[0], features.indices[matches], features.values[matches], features.d_sae, (end - begin,)
-    )
+        yield begin, joint[begin : begin + _CHUNK]
 
 
 def _description(sae: SAE, activations: Activations, rows: int, rule: str, values: str) -> dict[str, Any]:

@@ -1,26 +1,31 @@
-"""Sparse features of tokens, in compressed rows."""
+"""Sparse features of tokens, in compressed rows, and the operations on them."""
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 if TYPE_CHECKING:
     import scipy.sparse
 
-Slots = tuple[NDArray[np.int64], NDArray[np.float32]]  # a run of rows in the layout of the graphs: indices, values
+Slots = tuple[NDArray[np.int64], NDArray[np.float32]]
+"""Rows as graphs give them: indices and values [n, slots], each row by falling value; an unused slot has value 0."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Features:
-    """Which features fire on which token, and how strongly (CSR).
+    """Which features are active on which token, and how strongly (CSR).
 
     Token number t (counted over the leading dimensions `shape` of the activations) has the features
     `indices[indptr[t]:indptr[t + 1]]`, ascending, with `values` alongside, all positive.
+
+    >>> indices, values = np.array([1, 4, 2], np.int32), np.array([5, 7, 6], np.float32)
+    >>> Features(np.array([0, 2, 3]), indices, values, d_sae=8, shape=(2,))
+    Features(2 tokens, 3 matches, L0 1.50, d_sae 8)
     """
 
     indptr: NDArray[np.int64]
@@ -32,15 +37,143 @@ class Features:
     def __len__(self) -> int:
         return math.prod(self.shape)
 
+    def __repr__(self) -> str:
+        l0 = len(self.values) / max(len(self), 1)
+        return f"Features({len(self):,} tokens, {len(self.values):,} matches, L0 {l0:.2f}, d_sae {self.d_sae:,})"
+
+    def __getitem__(self, tokens: slice) -> "Features":
+        """The features of a run of tokens; without a step, they share the memory.
+
+        >>> from_slots([(np.array([[1], [4], [2]]), np.ones((3, 1), np.float32))], 8, (3,))[1:].indices.tolist()
+        [4, 2]
+        """
+        if not isinstance(tokens, slice):
+            raise TypeError(f"features take a slice of tokens, got {tokens!r}; use row(token) or take(ids)")
+        begin, end, step = tokens.indices(len(self))
+        if step != 1:
+            return self.take(np.arange(begin, end, step))
+        indptr = self.indptr[begin : max(begin, end) + 1]
+        matches = slice(int(indptr[0]), int(indptr[-1]))
+        return Features(indptr - indptr[0], self.indices[matches], self.values[matches], self.d_sae, (len(indptr) - 1,))
+
+    def take(self, ids: ArrayLike) -> "Features":
+        """The features of tokens by number, in the order asked for.
+
+        Raises:
+            IndexError: there is no such token.
+
+        >>> features = from_slots([(np.array([[1], [4], [2]]), np.ones((3, 1), np.float32))], 8, (3,))
+        >>> features.take([2, 0]).indices.tolist()
+        [2, 1]
+        """
+        tokens = np.asarray(ids, np.int64)
+        if tokens.size and not 0 <= tokens.min() <= tokens.max() < len(self):
+            raise IndexError(
+                f"expected tokens 0 to {len(self) - 1}, got {tokens.min()} to {tokens.max()}; "
+                "count over the leading dimensions"
+            )
+        rows = tokens.reshape(-1)
+        counts = np.diff(self.indptr)[rows]
+        indptr = _indptr(counts)
+        matches = np.repeat(self.indptr[rows] - indptr[:-1], counts) + np.arange(indptr[-1])
+        return Features(indptr, self.indices[matches], self.values[matches], self.d_sae, tokens.shape)
+
+    def filter(self, matches: ArrayLike | None = None, *, features: ArrayLike | None = None) -> "Features":
+        """The matches that a mask keeps.
+
+        Args:
+            matches: bool, one for each of `values`.
+            features: bool [d_sae], one for each feature.
+
+        >>> features = from_slots([(np.array([[1, 4]]), np.array([[3, 2]], np.float32))], 8, (1,))
+        >>> features.filter(features.values > 2).indices.tolist()
+        [1]
+        >>> features.filter(features=np.arange(8) > 2).indices.tolist()
+        [4]
+        """
+        keep = np.ones(len(self.values), bool) if matches is None else np.asarray(matches)
+        allowed = np.ones(self.d_sae, bool) if features is None else np.asarray(features)
+        for mask, size, what in ((keep, len(self.values), "match"), (allowed, self.d_sae, "feature")):
+            if mask.dtype != np.bool_ or mask.shape != (size,):
+                raise ValueError(f"expected bool [{size}], one for each {what}, got {mask.dtype} {list(mask.shape)}")
+        kept = np.flatnonzero(keep if features is None else keep & allowed[self.indices])
+        indptr = np.searchsorted(kept, self.indptr)
+        return Features(indptr, self.indices[kept], self.values[kept], self.d_sae, self.shape)
+
+    def top(self, n: int) -> "Features":
+        """The n largest activations of each token; of equal ones the first features.
+
+        >>> from_slots([(np.array([[1, 4]]), np.array([[3, 2]], np.float32))], 8, (1,)).top(1).indices.tolist()
+        [1]
+        """
+        counts = np.diff(self.indptr)
+        order = np.lexsort((-self.values, np.repeat(np.arange(len(self)), counts)))  # row by row, by falling value
+        rank = np.arange(len(order)) - np.repeat(self.indptr[:-1], counts)
+        keep = np.zeros(len(order), bool)
+        keep[order[rank < n]] = True
+        return self.filter(keep)
+
+    def union(self, other: "Features") -> "Features":
+        """The matches of both, for the same tokens; a match of both has the value that it has here.
+
+        >>> one, two = (from_slots([(np.array([[i]]), np.ones((1, 1), np.float32))], 8, (1,)) for i in (5, 3))
+        >>> one.union(two).indices.tolist()
+        [3, 5]
+        """
+        keys = [np.repeat(np.arange(len(f)), np.diff(f.indptr)) * f.d_sae + f.indices for f in (self, other)]
+        key, first = np.unique(np.concatenate(keys), return_index=True)  # the first of equal ones is from here
+        indptr = np.searchsorted(key, np.arange(len(self) + 1) * self.d_sae)
+        values = np.concatenate([self.values, other.values])[first]
+        return Features(indptr, (key % self.d_sae).astype(np.int32), values, self.d_sae, self.shape)
+
+    def replaced(self, ids: NDArray[np.int64], rows: "Features") -> "Features":
+        """The features with the tokens `ids`, ascending, replaced by the rows [len(ids)]."""
+        is_new = np.zeros(len(self), bool)
+        is_new[ids] = True
+        counts = np.diff(self.indptr)
+        kept = np.repeat(~is_new, counts)
+        counts[ids] = np.diff(rows.indptr)
+        new = np.repeat(is_new, counts)
+        indices, values = np.empty(len(new), np.int32), np.empty(len(new), np.float32)
+        indices[new], values[new] = rows.indices, rows.values
+        np.logical_not(new, out=new)
+        indices[new], values[new] = self.indices[kept], self.values[kept]
+        return Features(_indptr(counts), indices, values, self.d_sae, self.shape)
+
+    def spread(self, ids: NDArray[np.int64], shape: tuple[int, ...]) -> "Features":
+        """The features as those of the tokens `ids`, ascending, among tokens of this shape; the others have none."""
+        if len(ids) == math.prod(shape):
+            return dataclasses.replace(self, shape=shape)
+        counts = np.zeros(math.prod(shape), np.int64)
+        counts[ids] = np.diff(self.indptr)
+        return Features(_indptr(counts), self.indices, self.values, self.d_sae, shape)
+
     def l0(self) -> NDArray[np.int64]:
-        """Active features of each token: [*shape]."""
+        """Active features of each token: [*shape].
+
+        >>> from_slots([(np.array([[1, 4]]), np.array([[3, 2]], np.float32))], 8, (1,)).l0().tolist()
+        [2]
+        """
         return np.diff(self.indptr).reshape(self.shape)
 
     def row(self, token: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """Features and values of one token, by falling value."""
-        part = slice(int(self.indptr[token]), int(self.indptr[token + 1]))
-        order = np.argsort(-self.values[part], kind="stable")
-        return self.indices[part][order], self.values[part][order]
+        """Features and values of one token, by falling value; a negative number counts from the end.
+
+        Raises:
+            IndexError: there is no such token.
+
+        >>> ids, values = from_slots([(np.array([[4, 1]]), np.array([[3, 2]], np.float32))], 8, (1,)).row(0)
+        >>> ids.tolist(), values.tolist()
+        ([4, 1], [3.0, 2.0])
+        """
+        if not -len(self) <= token < len(self):
+            raise IndexError(
+                f"token {token} does not exist among {len(self)} tokens; count from 0 over the leading dimensions"
+            )
+        begin = token % len(self)
+        matches = slice(int(self.indptr[begin]), int(self.indptr[begin + 1]))
+        order = np.argsort(-self.values[matches], kind="stable")
+        return self.indices[matches][order], self.values[matches][order]
 
     def to_scipy(self) -> "scipy.sparse.csr_array":
         """As scipy CSR [tokens, d_sae], sharing memory; needs scipy."""
@@ -49,43 +182,57 @@ class Features:
         return scipy.sparse.csr_array((self.values, self.indices, self.indptr), shape=(len(self), self.d_sae))
 
     def to_dense(self) -> NDArray[np.float32]:
-        """As a dense array [*shape, d_sae]."""
+        """As a dense array [*shape, d_sae].
+
+        >>> from_slots([(np.array([[3, 1]]), np.array([[3, 2]], np.float32))], 4, (1,)).to_dense().tolist()
+        [[0.0, 2.0, 0.0, 3.0]]
+        """
         dense = np.zeros((len(self), self.d_sae), np.float32)
         dense[np.repeat(np.arange(len(self)), np.diff(self.indptr)), self.indices] = self.values
         return dense.reshape(*self.shape, self.d_sae)
 
-    def to_slots(self, begin: int, end: int) -> Slots:
-        """Tokens begin to end in the layout of the graphs: indices i64 and values f32 [end - begin, widest]."""
-        counts = np.diff(self.indptr[begin : end + 1])
-        part = slice(int(self.indptr[begin]), int(self.indptr[end]))
+    def to_slots(self) -> Slots:
+        """In the layout of the graphs: indices i64 and values f32 [tokens, slots], as many slots as the fullest needs.
+
+        Features ascend in each row; graphs that read slots take them in any order.
+        """
+        counts = np.diff(self.indptr)
         used = np.arange(max(int(counts.max(initial=0)), 1)) < counts[:, None]
         indices, values = np.zeros(used.shape, np.int64), np.zeros(used.shape, np.float32)
-        indices[used], values[used] = self.indices[part], self.values[part]
+        indices[used], values[used] = self.indices, self.values
         return indices, values
 
 
 def from_slots(parts: Iterable[Slots], d_sae: int, shape: tuple[int, ...]) -> Features:
-    """Features from runs of rows in the layout of the graphs; a slot with value 0 is unused."""
-    counts, indices, values = [], [], []
-    for slot_indices, slot_values in parts:
-        used = slot_values > 0
-        count, ids = used.sum(axis=1), slot_indices[used]
-        order = np.argsort(np.repeat(np.arange(len(used)) * d_sae, count) + ids)
-        counts.append(count)
-        indices.append(ids[order].astype(np.int32))
-        values.append(slot_values[used][order])
-    indptr = np.concatenate([[0], *[np.asarray(c, np.int64) for c in counts]]).cumsum()
-    return Features(indptr, _joined(indices, np.int32), _joined(values, np.float32), d_sae, shape)
+    """Features of this shape from runs of rows in the layout of the graphs; a slot with value 0 is unused.
+
+    >>> from_slots([(np.array([[3, 1], [2, 0]]), np.array([[3, 2], [1, 0]], np.float32))], 4, (2,))
+    Features(2 tokens, 3 matches, L0 1.50, d_sae 4)
+    """
+    return concatenate([_compressed(slots, d_sae) for slots in parts], d_sae, shape)
 
 
-def spread(features: Features, tokens: NDArray[np.int64], shape: tuple[int, ...]) -> Features:
-    """Features of some of the tokens (ascending) as features of all of them; the others have none."""
-    if len(tokens) == math.prod(shape):
-        return dataclasses.replace(features, shape=shape)
-    counts = np.zeros(math.prod(shape), np.int64)
-    counts[tokens] = np.diff(features.indptr)
-    indptr = np.concatenate([[0], counts]).cumsum()
-    return Features(indptr, features.indices, features.values, features.d_sae, shape)
+def concatenate(parts: Sequence[Features], d_sae: int, shape: tuple[int, ...]) -> Features:
+    """Features of this shape whose tokens are those of the parts, one part after the other."""
+    return Features(
+        _indptr(_joined([np.diff(part.indptr) for part in parts], np.int64)),
+        _joined([part.indices for part in parts], np.int32),
+        _joined([part.values for part in parts], np.float32),
+        d_sae,
+        shape,
+    )
+
+
+def _compressed(slots: Slots, d_sae: int) -> Features:
+    indices, values = slots
+    used = values > 0
+    counts, ids = used.sum(axis=1), indices[used]
+    order = np.argsort(np.repeat(np.arange(len(used)) * d_sae, counts) + ids)
+    return Features(_indptr(counts), ids[order].astype(np.int32), values[used][order], d_sae, (len(used),))
+
+
+def _indptr(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate([[0], counts]).cumsum()
 
 
 def _joined(parts: list[NDArray[Any]], dtype: type) -> NDArray[Any]:

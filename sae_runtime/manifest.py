@@ -187,7 +187,7 @@ class Manifest:
     def budget(self) -> Allocation:
         """The allocation, or ValueError if it is not known."""
         if self.allocation is None:
-            raise ValueError("this SAE comes without a budget for batches; use rule='served'")
+            raise ValueError("this SAE comes without a budget for batches; use encode (--rule served)")
         return self.allocation
 
 

@@ -1,42 +1,80 @@
-"""Rows of activations as callers give them, and what is said of one that cannot be used."""
+"""Checks of activations in memory: type, shape and finite numbers, and how messages name a row."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sae_runtime.activations import as_float32, first_nonfinite
 from sae_runtime.features import Slots
+from sae_runtime.tensors import bfloat16_to_float32
 
 
-def finite(x: NDArray[Any], begin: int, place: Callable[[int], str]) -> NDArray[np.float32]:
-    """x [n, d_in] in float32; ValueError names the row that is not finite, the first being number `begin`."""
+def as_float32(x: Any) -> NDArray[np.float32]:
+    """An array of any real type as float32, contiguous, cast once; float32 comes back without a copy.
+
+    Raises:
+        ValueError: the values are not real numbers.
+
+    >>> as_float32([1, 2.5]).tolist()
+    [1.0, 2.5]
+    """
+    array = np.asarray(x)
+    if array.dtype == np.float32:
+        return array if array.flags.c_contiguous else np.ascontiguousarray(array)
+    if array.dtype.name == "bfloat16":  # the type of ml_dtypes, which the caller may have installed
+        return bfloat16_to_float32(np.ascontiguousarray(array).view(np.uint16)).reshape(array.shape)
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"activations must be real numbers, got {array.dtype}; convert them to float32")
+    with np.errstate(over="ignore"):  # a number too large for float32 becomes Inf, and its row is refused later
+        # ascontiguousarray makes a scalar a vector; reshape undoes that.
+        return np.ascontiguousarray(array, np.float32).reshape(array.shape)
+
+
+def first_nonfinite(x: NDArray[np.float32]) -> int | None:
+    """Number of the first row of [n, d_in] that holds NaN or Inf.
+
+    >>> first_nonfinite(np.array([[1, 2], [3, np.nan]], np.float32))
+    1
+    """
+    # A sum of squares is finite unless one of its values is not finite, or the sum overflows: then rows are examined.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if math.isfinite(np.vdot(x, x)):
+            return None
+        suspects = np.flatnonzero(~np.isfinite(x.sum(axis=1)))
+    for row in suspects:
+        if not np.isfinite(x[row]).all():
+            return int(row)
+    return None
+
+
+def finite(x: NDArray[Any], name_row: Callable[[int], str]) -> NDArray[np.float32]:
+    """x [n, d_in] in float32; ValueError names the first row that is not finite."""
     rows = as_float32(x)
     bad = first_nonfinite(rows)
     if bad is not None:
-        raise ValueError(f"row {place(begin + bad)} of the activations holds NaN or Inf; drop it or mend the model")
+        raise ValueError(f"row {name_row(bad)} of the activations holds NaN or Inf; drop it or mend the model")
     return rows
 
 
-def refuse_overflow(slots: Slots, begin: int, place: Callable[[int], str]) -> None:
-    """Raise ValueError if the features of a row are no finite numbers, though the row is."""
+def refuse_overflow(slots: Slots, ids: NDArray[np.int64], name_row: Callable[[int], str]) -> None:
+    """Raise ValueError if the values of a row are not finite; `ids` are the numbers of the rows."""
     bad = first_nonfinite(slots[1])
     if bad is not None:
         raise ValueError(
-            f"row {place(begin + bad)} of the activations is so large that its features overflow float32; drop it or "
-            "mend the model"
+            f"row {name_row(int(ids[bad]))} of the activations is so large that its features overflow float32; "
+            "drop it or mend the model"
         )
 
 
 def place_of(row: int, shape: tuple[int, ...]) -> str:
-    """What a message calls a row of activations with these leading dimensions."""
+    """The name of a row in messages, for activations with these leading dimensions.
+
+    >>> place_of(7, (3, 4))
+    '1, 3'
+    """
     return ", ".join(str(i) for i in np.unravel_index(row, shape)) if shape else "0"
-
-
-def numbered(place: Callable[[int], str], ids: NDArray[np.int64], row: int) -> str:
-    """The same of a row among those with these numbers."""
-    return place(int(ids[row]))
 
 
 def mask_of(valid: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.bool_]:
@@ -58,3 +96,11 @@ def gates_of(gate: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float32]:
         raise ValueError(
             f"gate must broadcast to {list(shape)}, one number for each token, got {list(array.shape)}"
         ) from error
+
+
+def thresholds_of(threshold: ArrayLike, d_sae: int) -> NDArray[np.float32]:
+    """float32 [1] or [d_sae], or ValueError if they are not finite numbers >= 0."""
+    array = np.atleast_1d(as_float32(threshold))
+    if array.shape not in ((1,), (d_sae,)) or not np.isfinite(array).all() or (array < 0).any():
+        raise ValueError(f"threshold must be one number or {d_sae}, finite and >= 0, got shape {array.shape}")
+    return array

@@ -1,10 +1,11 @@
-"""onnxruntime sessions, opened without surprises."""
+"""onnxruntime sessions of a bundle's graphs, with the project's defaults and error messages."""
 
 import functools
 import os
 import re
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from sae_runtime.extras import require
 
 CPU = ("CPUExecutionProvider",)
 CUDA = "CUDAExecutionProvider"
-_MOST_THREADS = 1024  # onnxruntime starts as many as it is told to, whatever the machine has
-# TF32 keeps 10 bits of what it multiplies: enough to move features across their cut.
+_MOST_THREADS = 1024  # onnxruntime has no limit of its own and starts as many as it is told
+# TF32 keeps 10 bits of each factor, an error that moves features across their threshold.
 _OPTIONS = {CUDA: {"use_tf32": "0"}}
 
 Provider = str | tuple[str, Mapping[str, str]]
@@ -49,9 +50,9 @@ def open_session(path: Path, *, providers: Sequence[Provider] = CPU, threads: in
             f"{onnxruntime.get_available_providers()}; run: sae-runtime doctor"
         )
     if CUDA in names and hasattr(onnxruntime, "preload_dlls"):
-        onnxruntime.preload_dlls()  # of the nvidia packages that sae-runtime[gpu] installs
+        onnxruntime.preload_dlls()  # loads the nvidia packages that sae-runtime[gpu] installs
     options = onnxruntime.SessionOptions()
-    # Warnings would tell of every optional input that it is not a constant, which is what it is for.
+    # onnxruntime warns of every optional input that it cannot be folded as a constant, which is intended.
     options.log_severity_level = 3
     if threads is not None:
         if not 1 <= threads <= _MOST_THREADS:
@@ -74,7 +75,7 @@ def name_of(provider: Provider) -> str:
 
 
 def _options(provider: Provider) -> dict[str, str]:
-    """Its options, and ours where it says nothing else."""
+    """The options of a provider: our defaults, then those that the caller gave."""
     given = {} if isinstance(provider, str) else provider[1]
     return {**_OPTIONS.get(name_of(provider), {}), **given}
 
@@ -83,17 +84,38 @@ class Sessions:
     """The graphs of one bundle, each opened when it is first run. Safe to share between threads."""
 
     def __init__(self, bundle: Bundle, *, providers: Sequence[Provider], threads: int | None, verify: bool) -> None:
-        self._bundle, self._verify = bundle, verify
+        self.bundle, self._verify = bundle, verify
         self._providers, self._threads = tuple(providers), threads
         self._open: dict[tuple[str, bool], Any] = {}
+        self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
 
     @property
+    def opened(self) -> set[tuple[str, bool]]:
+        """The graphs that were opened so far, and whether each was opened as `shared`."""
+        return set(self._open)
+
+    @property
+    def pool(self) -> ThreadPoolExecutor:
+        """As many threads as there are workers, for graphs that are opened as `shared`; started by the first use."""
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="sae-runtime")
+            return self._pool
+
+    def close(self) -> None:
+        """End the threads of the pool and let go of all graphs; a later call opens them anew."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+            self._open.clear()
+        if pool is not None:
+            pool.shutdown(wait=True)
+
+    @property
     def workers(self) -> int:
-        """How many threads there are to compute with."""
+        """Number of threads that compute: as asked for, else the cores that this process may use."""
         if self._threads is not None:
             return self._threads
-        # What this process may use, where the system tells.
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     @property
@@ -103,17 +125,22 @@ class Sessions:
 
     @property
     def device(self) -> tuple[str, int]:
-        """Where the preferred provider computes, as onnxruntime calls it: "cpu" or "cuda", and the number."""
+        """The device of the preferred provider as onnxruntime names it: "cpu" or "cuda", and its number."""
         first = self._providers[0]
         if name_of(first) != CUDA:
             return "cpu", 0
         return "cuda", int(_options(first).get("device_id", 0))
 
     def open(self, name: str, *, shared: bool = False) -> Any:
-        """The session of a graph; where callers share the machine, one that computes in the caller's own thread."""
+        """The session of a graph.
+
+        Args:
+            name: of the graph.
+            shared: the session computes on the caller's thread alone, since other callers use the other cores.
+        """
         with self._lock:
             if (name, shared) not in self._open:
-                path = self._bundle.graph(name, verify=self._verify)
+                path = self.bundle.graph(name, verify=self._verify)
                 threads = 1 if shared else self._threads
                 self._open[name, shared] = open_session(path, providers=self._providers, threads=threads)
             return self._open[name, shared]
@@ -131,19 +158,8 @@ class Sessions:
             self._refuse_memory(name, error)
             raise
 
-    def captured(self, name: str) -> Any:
-        """A new session of a graph that on CUDA is captured by its first run and replayed by the next.
-
-        All its inputs and outputs must stay where they are.
-        """
-        first, *others = self._providers
-        if name_of(first) == CUDA:
-            first = CUDA, {**_options(first), "enable_cuda_graph": "1"}
-        path = self._bundle.graph(name, verify=self._verify)
-        return open_session(path, providers=[first, *others], threads=self._threads)
-
     def run_bound(self, name: str, session: Any, binding: Any) -> None:
-        """Run a session of a graph with what is bound to it, whichever stream made its inputs.
+        """Run a session with the tensors that are bound to it, after the work that makes these tensors.
 
         Raises:
             MemoryError: there is too little memory for so many tokens.
@@ -157,16 +173,20 @@ class Sessions:
             raise
 
     def _refuse_memory(self, name: str, error: Exception) -> None:
-        """Raise MemoryError if that is what onnxruntime means: it has a class for every status code, none for this."""
+        """Raise MemoryError for an error of onnxruntime that means it; onnxruntime has no class for this error."""
         if re.search("allocate|bad_alloc|out of memory|smaller than requested", str(error)):
-            raise MemoryError(f"{name} of {self._bundle.path}: give fewer tokens at once") from error
+            raise MemoryError(f"{name} of {self.bundle.path}: give fewer tokens at once") from error
 
 
 @functools.cache
 def int8_levels() -> int:
-    """Levels of an activation in int8, either side of 0, with which products are exact on this machine: 127 or 63.
+    """The largest int8 level of an activation for which products are exact on this machine: 127 or 63.
 
-    Without VNNI instructions (or their like) a sum of two products may saturate, and 7 bits are safe.
+    Without VNNI or similar instructions the processor adds two products in 16 bits, which may saturate with 8-bit
+    factors and cannot with 7-bit ones.
+
+    >>> int8_levels() in (63, 127)
+    True
     """
     require("cpu")
     import onnxruntime

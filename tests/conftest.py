@@ -76,14 +76,6 @@ def make_manifest(d_sae: int, kind: str, k: int = K, width: int | None = None) -
 
 
 @pytest.fixture(scope="session", autouse=True)
-def no_tuning_of_this_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Which graph is quicker here must not decide what the tests see, nor the tests what this machine's user sees."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SAE_RUNTIME_TUNED", str(tmp_path_factory.mktemp("tuned") / "tuned.json"))
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
 def folder_shared_by_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A folder for what no two processes of one run of the tests should make; its path is the variable SHARED."""
     base = tmp_path_factory.getbasetemp()
@@ -187,7 +179,7 @@ def joint(
 
 def slots(features: Features) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Features in the layout of the graphs, each row by falling value."""
-    indices, values = features.to_slots(0, len(features))
+    indices, values = features.to_slots()
     order = np.argsort(-values, axis=1, kind="stable")
     return np.take_along_axis(indices, order, axis=1), np.take_along_axis(values, order, axis=1)
 

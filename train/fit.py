@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from sae_runtime import bundle, files
-from sae_runtime.activations import Activations, Shard, as_float32, open_activations, sample_rows
+from sae_runtime.activations import Activations, Shard, open_activations, sample_rows
 from sae_runtime.extras import require
 from sae_runtime.manifest import Manifest
+from sae_runtime.rows import as_float32
 from sae_runtime.train.batches import Batches
 from sae_runtime.train.checkpoint import Keeper
 from sae_runtime.train.config import TrainConfig

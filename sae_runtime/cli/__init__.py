@@ -11,7 +11,6 @@ COMMANDS = {
     "calibrate": "Fit the threshold of a bundle to a mean L0.",
     "convert": "Make a bundle of another library's checkpoint, or the reverse.",
     "export": "Put ONNX graphs into a bundle.",
-    "tune": "Time a bundle's exact graphs, to load the quicker one.",
     "inspect": "Check a bundle and say what it is.",
     "evaluate": "Measure what a bundle explains, and what a model loses.",
     "report": "Show what bundles explain on one HTML page.",

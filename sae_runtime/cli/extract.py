@@ -21,7 +21,7 @@ from sae_runtime.cli.common import (
 )
 from sae_runtime.cli.options import Command
 from sae_runtime.delphi import SEQUENCE
-from sae_runtime.encoder import Precision
+from sae_runtime.encoder import ENCODERS
 from sae_runtime.extract import Format, Values, extract
 from sae_runtime.extract import output as made_at
 from sae_runtime.sae import load
@@ -49,10 +49,9 @@ from sae_runtime.sae import load
 )
 @click.option("--sequence", type=click.INT, default=SEQUENCE, help="tokens of a sequence, for delphi")
 @click.option(
-    "--precision",
-    type=click.Choice(["exact", "float32", "float16", "fast"]),
-    default="exact",
-    help="how features are computed; `inspect` shows what float16 and fast cost",
+    "--graph",
+    type=click.Choice(ENCODERS),
+    help="the graph that encodes; all give the same features [by the SAE's size]",
 )
 @output_option(".parquet file to write, or for delphi a folder")
 @any_source_option
@@ -67,7 +66,7 @@ def command(
     format: Format,
     values: Values | None,
     sequence: int,
-    precision: Precision,
+    graph: str | None,
     output: Path,
     any_source: bool,
     force: bool,
@@ -83,7 +82,7 @@ def command(
     """
     made_at(output, format, force=force, inputs={"bundle": bundle, "activations": activations}).check()
     rows = open_activations(activations)
-    sae = load(bundle, precision=precision, providers=provider, threads=threads)
+    sae = load(bundle, graph=graph, providers=provider, threads=threads)
     made = extract(
         sae,
         rows,

@@ -6,14 +6,10 @@ from collections.abc import Iterator, Mapping
 import click
 
 from sae_runtime import bundle as bundles
-from sae_runtime import tuned
-from sae_runtime.bundle import Bundle
 from sae_runtime.cli.common import json_option, show, table
 from sae_runtime.cli.options import Command
-from sae_runtime.encoder import exact_graphs
 from sae_runtime.hub import local
 from sae_runtime.manifest import GraphRecord, Manifest, Price
-from sae_runtime.sessions import CPU, Sessions
 
 
 @click.command("inspect", cls=Command)
@@ -34,14 +30,13 @@ def command(bundle: str, json: bool) -> None:
             show({"valid": False, "bundle": bundle, "error": str(error)}, [], json=True)
         raise
     manifest = read.manifest
-    quicker = tuned.find(manifest, Sessions(read, providers=CPU, threads=None, verify=False).workers)
-    result = {"valid": True, "bundle": bundle, **dataclasses.asdict(manifest), "tuned": quicker}
+    result = {"valid": True, "bundle": bundle, **dataclasses.asdict(manifest)}
     files = table([[name, f"{record.size:,} bytes", "sha256 ok"] for name, record in manifest.files.items()])
     lines = [("bundle", f"{bundle} (valid)"), *describe(manifest), *_listed("files", files)]
     lines += price_lines(manifest.precisions)
     todo = "export" if read.calibrated else "calibrate"
     lines += graph_lines(manifest.graphs) or [("graphs", f"none yet; run: sae-runtime {todo} {bundle}")]
-    show(result, lines + _tuned_line(read, quicker), json=json)
+    show(result, lines, json=json)
 
 
 def describe(manifest: Manifest) -> list[tuple[str, str]]:
@@ -101,14 +96,6 @@ def graph_lines(graphs: Mapping[str, GraphRecord]) -> list[tuple[str, str]]:
         for name, record in graphs.items()
     ]
     return _listed("graphs", table(rows)) if rows else []
-
-
-def _tuned_line(bundle: Bundle, quicker: str | None) -> list[tuple[str, str]]:
-    """Which graph gives precision "exact" here, where there are two."""
-    if len(exact_graphs(bundle.manifest)) < 2:
-        return []
-    untuned = f"by size, not timed on this machine; run: sae-runtime tune {bundle.path}"
-    return [("exact", f"{quicker}, the quicker one on this machine" if quicker else untuned)]
 
 
 def _listed(label: str, texts: list[str]) -> list[tuple[str, str]]:

@@ -162,3 +162,15 @@ def test_settings_of_extract_come_from_flag_then_environment_then_file(
     assert said.startswith(
         f"Invalid value for '--config': {file}: fly is not the table of a command, expected [harvest],"
     )
+
+
+def test_extract_encodes_by_the_named_graph_and_refuses_one_that_is_missing(
+    bundle_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    path, x = bundle_of("mutual"), tmp_path / "x.npy"
+    np.save(x, make_x(20))
+    arguments = ("extract", path, "--activations", x, "-o", tmp_path / "f.parquet", "--graph")
+    assert run(*arguments, "encode.onnx").exit_code == 0
+    assert "has no encoder graph 'encode_gpu.onnx', expected encode.onnx;" in refused(
+        *arguments, "encode_gpu.onnx", "--force"
+    )

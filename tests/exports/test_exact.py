@@ -31,6 +31,7 @@ from sae_runtime.exports import witness
 from sae_runtime.exports.export import export
 from sae_runtime.sessions import int8_levels
 from sae_runtime.tensors import map_tensor, read_header
+from sae_runtime.tiling import Tiling
 
 module = importlib.import_module("sae_runtime.exports.exact")
 
@@ -124,7 +125,7 @@ def test_ties(bundle_of: BundleOf, kind: str) -> None:
     found = exact(path, x, **everything(kind, D_SAE))
     expected = witness.token_choice(z, K) if kind == "token" else witness.threshold(z, weights["threshold"])
     assert_exact(found, expected)
-    plain = load(path, precision="float32", threads=1).encode(x)
+    plain = load(path, graph="encode.onnx", threads=1).encode(x)
     sure = found[2]
     assert sure.mean() > 0.5
     kept = np.sort(np.where(expected.kept, expected.z, 0), axis=1)[:, ::-1][:, : found[1].shape[1]]
@@ -197,7 +198,6 @@ def test_a_token_with_too_many_candidates_is_not_certain(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, some: bool
 ) -> None:
     monkeypatch.setattr(module, "_MOST_GROUPS", (6 if kind == "token" else 2) if some else -1)
-    monkeypatch.setattr("sae_runtime.encoder._SMALLEST", 0)
     bundle.write(tmp_path / "b", make_weights(D_SAE, kind), make_manifest(D_SAE, kind), sample=make_x(300, seed=8))
     export(tmp_path / "b")
     x = np.concatenate([make_x(60), make_x(60) * np.float32(0.6)])
@@ -205,8 +205,7 @@ def test_a_token_with_too_many_candidates_is_not_certain(
     assert_exact(found, served(kind, D_SAE, x))
     redone = int((~found[2]).sum())
     assert 0 < redone < 120 if some else redone == 120
-    sae = load(tmp_path / "b", threads=1)
-    sae._encoder.tile = 50
+    sae = load(tmp_path / "b", threads=1, tiling=Tiling(smallest=0, rows=50))
     assert witness.disagreement(served(kind, D_SAE, x), *slots(sae.encode(x))) is None
     counted, tokens = sae.redone
     assert tokens >= 120 and counted >= redone

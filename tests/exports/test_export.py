@@ -151,13 +151,13 @@ def test_derived_weights_are_the_caps(bundle_of: BundleOf) -> None:
 
 def test_deleted_derived_weights_break_the_joint_graph_until_exported(copy_of: BundleOf) -> None:
     path, x = copy_of("feature"), make_x(7)
-    before = load(path).encode(x, rule="batch").to_dense()
+    before = load(path).encode_batch(x).to_dense()
     (path / DERIVED).unlink()
     sae = load(path)
     assert sae.encode(x).l0().sum() > 0
     np.testing.assert_array_equal(sae.steer(x, []), x)
     assert sae.decode(sae.encode(x)).shape == x.shape
-    np.testing.assert_array_equal(sae.encode(x, rule="batch").to_dense(), before)  # caps follow from the manifest
+    np.testing.assert_array_equal(sae.encode_batch(x).to_dense(), before)  # caps follow from the manifest
     with pytest.raises(BundleError, match=rf"{DERIVED} is missing.*; run: sae-runtime export {path}"):
         bundle.read(path).graph("encode_joint.onnx")
     export(path)
@@ -258,7 +258,7 @@ def test_an_interrupted_export_is_mended_by_the_next(
     assert leftovers(path) == []
     assert sum(graph_bytes(path)[name] != other[name] for name in other) == survives
     if survives == 0:
-        load(path).encode(x, rule="batch")
+        load(path).encode_batch(x)
     else:
         with pytest.raises(BundleError, match=rf"altered.*; run: sae-runtime export {path}"):
             use_every_graph(path, x)

@@ -16,6 +16,7 @@ from sae_runtime.exports.export import export
 from sae_runtime.exports.insert import insert_graph
 from sae_runtime.manifest import Allocation, Encoder, Manifest, from_json, to_json
 from sae_runtime.normalise import normalised
+from sae_runtime.tiling import Tiling
 
 D_SAE, K, D_OUT = 512, 8, 11
 FORMS: dict[str, dict[str, object]] = {
@@ -102,14 +103,11 @@ def assert_close(found: NDArray[np.float32], expected: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("n", [1, 7, 300])
-@pytest.mark.parametrize("precision", ["exact", "float32"])
+@pytest.mark.parametrize("smallest", [1, 10**9])
 @pytest.mark.parametrize("form", FORMS)
-def test_features_and_reconstructions(
-    made: Made, form: str, precision: str, n: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sae_runtime.encoder._SMALLEST", 1)
+def test_features_and_reconstructions(made: Made, form: str, smallest: int, n: int) -> None:
     path, encoder, weights = made(form)
-    sae, x = load(path, precision=precision), activations(n, 1)  # type: ignore[arg-type]
+    sae, x = load(path, tiling=Tiling(smallest=smallest)), activations(n, 1)
     assert ("encode_exact.onnx" in sae.manifest.graphs) == (encoder.selection != "groupmax" and form != "relu")
     features = sae.encode(x)
     f, x_hat = computed(encoder, weights, x)
@@ -168,8 +166,8 @@ def test_what_decode_needs(made: Made) -> None:
 
 
 def test_without_a_budget_there_is_no_batch_rule(made: Made) -> None:
-    with pytest.raises(ValueError, match=r"^this SAE comes without a budget for batches; use rule='served'$"):
-        load(made("jump")[0]).encode(activations(3), rule="batch")
+    with pytest.raises(ValueError, match=r"^this SAE comes without a budget for batches; use encode"):
+        load(made("jump")[0]).encode_batch(activations(3))
     with pytest.raises(ValueError, match=r"^this SAE keeps the largest of each of 8 groups; its k cannot be changed$"):
         load(made("groups")[0]).encode(activations(3), k=3)
 

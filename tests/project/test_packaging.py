@@ -80,7 +80,7 @@ sae = sae_runtime.load({str(bundle_of("feature"))!r})
 x = np.random.default_rng(0).normal(0, 1.2, (5, sae.d_in)).astype(np.float32)
 features = sae.encode(x)
 assert len(features.values) > 0
-assert sae.encode(x, rule="batch").shape == (5,)
+assert sae.encode_batch(x).shape == (5,)
 assert (sae.steer(x, []) == x).all() and (sae.steer(x, [sae_runtime.Edit.set(3, 2.0)]) != x).any()
 assert not {{"torch", "onnx", "onnx_ir", "transformers"}} & set(sys.modules)
 print(sae_runtime.__file__)

@@ -9,7 +9,8 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from sae_runtime import open_activations
-from sae_runtime.activations import FORMAT_VERSION, INDEX, as_float32, first_nonfinite
+from sae_runtime.activations import FORMAT_VERSION, INDEX
+from sae_runtime.rows import as_float32, first_nonfinite
 
 X = np.random.default_rng(0).standard_normal((10, 4)).astype(np.float32)
 

@@ -9,7 +9,7 @@ import torch
 from conftest import D_IN, make_manifest, make_weights, make_x, served
 from numpy.typing import NDArray
 
-from sae_runtime import BundleError, Features, bundle, load
+from sae_runtime import Features, bundle, load
 from sae_runtime.binding import encode_tensor
 from sae_runtime.exports import witness
 from sae_runtime.exports.export import export
@@ -174,30 +174,10 @@ def test_an_onnxruntime_without_dlpack_is_told(sessions: Sessions, monkeypatch: 
         encode_tensor(sessions, make_manifest(1500, "token"), "encode.onnx", torch.zeros(3, D_IN))
 
 
-@pytest.mark.parametrize("wrap", [as_torch, as_numpy])
-def test_a_fixed_batch_is_encoded_where_it_lies(made: Callable[[str], Path], wrap: Callable[..., Any]) -> None:
-    sae = load(made("token"), threads=1)
-    x = make_x(8)
-    batch = sae.fixed_batch(wrap(x.copy()))
-    places = [address(tensor) for tensor in (batch.x, batch.indices, batch.values, batch.certain)]
-    for seed in (1, 2, 3):
-        batch.x[:] = wrap(make_x(8, seed))
-        batch.run()
-        found = np.asarray(batch.indices), np.asarray(batch.values)
-        assert witness.disagreement(served("token", 1500, make_x(8, seed)), *found) is None
-        assert np.asarray(batch.certain).all()
-    assert places == [address(tensor) for tensor in (batch.x, batch.indices, batch.values, batch.certain)]
-
-
-def test_a_fixed_batch_needs_its_graph(bundle_of: BundleOf) -> None:
-    with pytest.raises(BundleError, match=r"has no encode_gpu.onnx: .* export .* --precision gpu$"):
-        load(bundle_of("token"), threads=1).fixed_batch(make_x(3))
-
-
-def test_only_a_fixed_batch_is_captured_and_tf32_is_off(
+def test_on_cuda_tf32_is_off_and_encode_gpu_encodes(
     made: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a machine without a GPU can say of one: what onnxruntime is asked for."""
+    """A machine without a GPU can check which options onnxruntime is given."""
     asked: list[list[tuple[str, dict[str, str]]]] = []
 
     class Session:
@@ -216,37 +196,32 @@ def test_only_a_fixed_batch_is_captured_and_tf32_is_off(
     )
     assert sessions.device == ("cuda", 1) and not sessions.on_cpu
     sessions.open("encode_gpu.onnx")
-    sessions.captured("encode_gpu.onnx")
     cpu: tuple[str, dict[str, str]] = (CPU[0], {})
     options = {"use_tf32": "0", "device_id": "1"}
-    assert asked == [
-        [("CUDAExecutionProvider", options), cpu],
-        [("CUDAExecutionProvider", {**options, "enable_cuda_graph": "1"}), cpu],
-    ]
-    load(made("token"), providers=["CUDAExecutionProvider"])
+    assert asked == [[("CUDAExecutionProvider", options), cpu]]
+    for graph, expected in ((None, "encode_gpu.onnx"), ("encode.onnx", "encode.onnx")):
+        assert load(made("token"), graph=graph, providers=["CUDAExecutionProvider"]).graph == expected
     Sessions(read, providers=[("CUDAExecutionProvider", {"use_tf32": "1"})], threads=None, verify=True).open(
         "encode.onnx"
     )
-    assert asked[-2:] == [
+    assert asked[-3:] == [
+        [("CUDAExecutionProvider", {"use_tf32": "0"})],
         [("CUDAExecutionProvider", {"use_tf32": "0"})],
         [("CUDAExecutionProvider", {"use_tf32": "1"})],
     ]
 
 
-def test_off_the_cpu_exact_means_encode_gpu(made: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the CPU in a GPU's place: features are those of the dense product, whatever is asked for."""
-    monkeypatch.setattr(Sessions, "on_cpu", property(lambda self: False))
+def test_encode_gpu_on_a_cpu_gives_the_features_of_encode_onnx(made: Callable[[str], Path]) -> None:
     for kind in ("token", "mutual"):
-        x, sae = make_x(100), load(made(kind), threads=1)
-        assert sae._encoder.graph == "encode_gpu.onnx"
-        plain = load(made(kind), precision="float32", threads=1)
+        x, sae = make_x(100), load(made(kind), graph="encode_gpu.onnx", threads=1)
+        plain = load(made(kind), graph="encode.onnx", threads=1)
         same(sae.encode(x), plain.encode(x))
         assert sae.redone[1] > 0
         if kind == "token":
             same(sae.encode(x, k=3), plain.encode(x, k=3))
         else:
-            same(sae.encode(x, theta=1.5), plain.encode(x, theta=1.5))
-            same(sae.encode(x, rule="batch"), plain.encode(x, rule="batch"))
+            same(sae.encode(x, threshold=1.5), plain.encode(x, threshold=1.5))
+            same(sae.encode_batch(x), plain.encode_batch(x))
         found = sae.encode_tensor(torch.from_numpy(x))[1].numpy()
         np.testing.assert_allclose(found, plain.encode_tensor(torch.from_numpy(x))[1].numpy(), rtol=1e-5, atol=1e-6)
 

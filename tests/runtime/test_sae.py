@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 from conftest import D_IN, KINDS, K, joint, make_manifest, make_weights, make_x, served, slots
 from numpy.typing import NDArray
+from recording import recorded
 
 from sae_runtime import SAE, Edit, Features, bundle, load
 from sae_runtime.exports import witness
 from sae_runtime.exports.export import export
+from sae_runtime.features import from_slots
+from sae_runtime.tiling import Tiling
 
 BundleOf = Callable[..., Path]
 SHAPES = [(), (1,), (12,), (3, 4), (1, 2, 3, 2), (0,), (3, 0), (0, 4)]
@@ -44,7 +47,7 @@ def test_encode_agrees_with_numpy(bundle_of: BundleOf, kind: str, d_sae: int, n:
     features = sae.encode(x)
     assert (sae.d_in, sae.d_sae, features.d_sae, len(features)) == (D_IN, d_sae, d_sae, n)
     assert witness.disagreement(served(kind, d_sae, x), *slots(features)) is None
-    batch = sae.encode(x, rule="batch")
+    batch = sae.encode_batch(x)
     expected = served(kind, d_sae, x) if kind == "token" else joint(kind, d_sae, x)
     assert witness.disagreement(expected, *slots(batch)) is None
 
@@ -52,13 +55,12 @@ def test_encode_agrees_with_numpy(bundle_of: BundleOf, kind: str, d_sae: int, n:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_encode_keeps_the_leading_dimensions(sae: SAE, shape: tuple[int, ...]) -> None:
     x = make_x(math.prod(shape))
-    for rule in ("served", "batch"):
-        features = sae.encode(x.reshape(*shape, D_IN), rule=rule)
+    for encode in (sae.encode, sae.encode_batch):
+        features = encode(x.reshape(*shape, D_IN))
         assert features.shape == shape and features.l0().shape == shape
-        np.testing.assert_array_equal(
-            features.to_dense().reshape(-1, 150),
-            sae.encode(x, rule=rule).to_dense(),
-        )
+        np.testing.assert_array_equal(features.to_dense().reshape(-1, 150), encode(x).to_dense())
+    indices, values = sae.encode_slots(x.reshape(*shape, D_IN))
+    assert indices.shape == values.shape == (*shape, max(sae.encode(x).l0().max(initial=0), 1))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float64", ">f4", "int32", ml_dtypes.bfloat16])
@@ -66,7 +68,7 @@ def test_other_types_are_cast_once(sae: SAE, dtype: Any) -> None:
     x = (make_x(9) * 3).astype(dtype)
     first = np.asarray(x).astype(np.float32)
     assert same(sae.encode(x), sae.encode(first))
-    assert same(sae.encode(x, rule="batch"), sae.encode(first, rule="batch"))
+    assert same(sae.encode_batch(x), sae.encode_batch(first))
     edits = [Edit.set(3, 2.0), Edit.scale(int(sae.encode(first).indices[0]), 2.0)]
     np.testing.assert_array_equal(sae.steer(x, edits), sae.steer(first, edits))
 
@@ -93,13 +95,13 @@ def test_order_and_padding_change_no_row(sae: SAE) -> None:
     np.testing.assert_array_equal(sae.encode(padded).to_dense()[5:55], whole)
 
 
-def test_tiles_change_no_row(sae: SAE, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_change_no_row(sae: SAE, bundle_of: BundleOf, kind: str) -> None:
     x = make_x(50)
     features, edits = sae.encode(x), [Edit.add(3, 1.0), Edit.ablate(5)]
     steered, decoded = sae.steer(x, edits), sae.decode(features)
     gate = np.linspace(0, 1, 50, dtype=np.float32)
     gated = sae.steer(x, edits, gate=gate)
-    monkeypatch.setattr(sae._encoder, "tile", 8)
+    sae = load(bundle_of(kind), tiling=Tiling(rows=8))
     assert same(sae.encode(x), features)
     np.testing.assert_array_equal(sae.steer(x, edits), steered)
     np.testing.assert_array_equal(sae.steer(x, edits, gate=gate), gated)
@@ -116,65 +118,72 @@ def test_rows_that_fill_the_width_lose_nothing(bundle_of: BundleOf, kind: str, w
     sae = load(bundle_of(kind, width=width))
     assert sae.manifest.width == width
     assert witness.disagreement(expected, *slots(sae.encode(x))) is None
-    everything = sae.encode(x, theta=0.0)
+    everything = sae.encode(x, threshold=0.0)
     assert witness.disagreement(witness.threshold(expected.z, 0.0), *slots(everything)) is None
 
 
-def test_a_wide_row_leaves_the_cost_of_its_neighbours(bundle_of: BundleOf, monkeypatch: pytest.MonkeyPatch) -> None:
-    sae, x = load(bundle_of("mutual", width=4)), make_x(60)
-    runs: list[tuple[int, int]] = []
-    session = sae._sessions.open("encode.onnx")
-
-    class Spy:
-        def run(self, names: None, feed: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
-            outputs: list[NDArray[Any]] = session.run(names, feed)
-            runs.append((len(feed["x"]), outputs[0].shape[1]))
-            return outputs
-
-    monkeypatch.setitem(sae._sessions._open, ("encode.onnx", False), Spy())
-    l0 = sae.encode(x).l0()
+def test_a_row_with_many_features_leaves_the_cost_of_its_neighbours(bundle_of: BundleOf) -> None:
+    sae, sessions = recorded(bundle_of("mutual", width=4), "encode.onnx")
+    l0 = sae.encode(make_x(60)).l0()
+    runs = [(rows, slots) for _, rows, slots in sessions.runs]
     assert runs[0] == (60, 4)
-    assert [width for _, width in runs] == [4 * 4**step for step in range(len(runs))]
-    assert [rows for rows, _ in runs] == [60, *((l0 >= width).sum() for _, width in runs[:-1])]
+    assert [slots for _, slots in runs] == [4 * 4**step for step in range(len(runs))]
+    assert [rows for rows, _ in runs] == [60, *((l0 >= slots).sum() for _, slots in runs[:-1])]
     assert 1 < len(runs) and runs[1][0] < 60
+
+
+@pytest.mark.parametrize("width", [1, 4, None])
+def test_encode_slots_are_what_encode_compresses(bundle_of: BundleOf, kind: str, width: int | None) -> None:
+    x = make_x(60)
+    x[7] *= 10  # a row with far more features than its neighbours
+    sae = load(bundle_of(kind, width=None if kind == "token" else width), tiling=Tiling(rows=16))
+    indices, values = sae.encode_slots(x)
+    assert indices.dtype == np.int64 and values.dtype == np.float32 and (np.diff(values) <= 0).all()
+    assert values.shape[1] == sae.encode(x).l0().max() and not indices[values == 0].any()
+    assert same(from_slots([(indices, values)], 150, (60,)), sae.encode(x))
+
+
+def test_encode_slots_take_the_options_of_encode(bundle_of: BundleOf) -> None:
+    x = make_x(20)
+    assert load(bundle_of("token")).encode_slots(x, k=3)[0].shape == (20, 3)
+    assert load(bundle_of("mutual")).encode_slots(x, threshold=1e9)[1].tolist() == [[0]] * 20
 
 
 @pytest.mark.parametrize("k", [1, 5, 6, 20, 150])
 def test_k_of_token_choice(bundle_of: BundleOf, k: int) -> None:
     x, sae = make_x(20), load(bundle_of("token"))
-    for rule in ("served", "batch"):
-        features = sae.encode(x, k=k, rule=rule)
+    for features in (sae.encode(x, k=k), sae.encode_batch(x, k=k), sae.encode_batch(lambda ids: x[ids], 20, k=k)):
         assert witness.disagreement(served("token", 150, x, k), *slots(features)) is None
 
 
 @pytest.mark.parametrize("k", [0.5, 2.5, 6, 100.0])
 def test_k_of_the_batch_rule(thresholded: SAE, k: float) -> None:
     x = make_x(7)
-    features = thresholded.encode(x, rule="batch", k=k)
+    features = thresholded.encode_batch(x, k=k)
     kind = thresholded.manifest.budget.kind
     assert witness.disagreement(joint(kind, 150, x, k), *slots(features)) is None
     if kind == "mutual":
         assert len(features.values) == min(round(7 * k), (served(kind, 150, x).z > 0).sum())
 
 
-def test_theta_of_the_served_rule(thresholded: SAE) -> None:
+def test_threshold_of_the_served_rule(thresholded: SAE) -> None:
     x, kind = make_x(20), thresholded.manifest.budget.kind
     z = served(kind, 150, x).z
     theta = np.random.default_rng(3).uniform(0.1, 3, 150)
     for given in (theta.astype(np.float32), theta.tolist(), 1.25, np.float64(1.25), [1.25]):
-        features = thresholded.encode(x, theta=given)
+        features = thresholded.encode(x, threshold=given)
         assert witness.disagreement(witness.threshold(z, np.asarray(given, np.float32)), *slots(features)) is None
     own = make_weights(150, kind)["threshold"]
-    assert same(thresholded.encode(x, theta=own), thresholded.encode(x))
+    assert same(thresholded.encode(x, threshold=own), thresholded.encode(x))
 
 
 @pytest.mark.parametrize("padding", [0.0, 40.0])
 def test_padding_holds_no_budget(sae: SAE, kind: str, padding: float) -> None:
     x, valid = make_x(20), np.arange(20) % 3 != 1
-    alone = sae.encode(x[valid], rule="batch")
+    alone = sae.encode_batch(x[valid])
     x[~valid] = padding
     for shape in ((20,), (4, 5)):
-        features = sae.encode(x.reshape(*shape, D_IN), rule="batch", valid=valid.reshape(shape))
+        features = sae.encode_batch(x.reshape(*shape, D_IN), valid=valid.reshape(shape))
         assert features.shape == shape
         np.testing.assert_array_equal(features.to_dense().reshape(20, -1)[valid], alone.to_dense())
         assert not features.l0()[~valid.reshape(shape)].any()
@@ -184,13 +193,13 @@ def test_padding_holds_no_budget(sae: SAE, kind: str, padding: float) -> None:
 def test_threads_may_share_it(sae: SAE) -> None:
     x = [make_x(40, seed) for seed in range(8)]
     edits = [Edit.set(3, 2.0)]
-    alone = [(sae.encode(a), sae.encode(a, rule="batch"), sae.steer(a, edits)) for a in x]
+    alone = [(sae.encode(a), sae.encode_batch(a), sae.steer(a, edits)) for a in x]
 
     def work(number: int) -> bool:
         a, (features, batch, steered) = x[number % 8], alone[number % 8]
         return (
             same(sae.encode(a), features)
-            and same(sae.encode(a, rule="batch"), batch)
+            and same(sae.encode_batch(a), batch)
             and np.array_equal(sae.steer(a, edits), steered)
         )
 
@@ -199,11 +208,21 @@ def test_threads_may_share_it(sae: SAE) -> None:
 
 
 def test_threads_may_be_the_first_to_use_a_graph(bundle_of: BundleOf, kind: str) -> None:
-    sae, x = load(bundle_of(kind), threads=1), make_x(4)
+    (sae, sessions), x = recorded(bundle_of(kind), "encode.onnx"), make_x(4)
     with ThreadPoolExecutor(8) as pool:
         steered = list(pool.map(lambda _: sae.steer(x, [Edit.set(3, 2.0)]), range(8)))
     assert all(np.array_equal(y, steered[0]) for y in steered)
-    assert set(sae._sessions._open) == {("encode.onnx", False), ("steer.onnx", False)}
+    assert sessions.opened == {("encode.onnx", False), ("steer.onnx", False)}
+
+
+def test_repr_of_an_sae_says_what_it_is(tmp_path: Path, bundle_of: BundleOf) -> None:
+    assert repr(load(bundle_of("feature"))) == "SAE(feature choice, k 6, 24 -> 150, encode.onnx)"
+    model = "sentence-transformers/all-MiniLM-L6-v2"
+    manifest = dataclasses.replace(make_manifest(1500, "mutual"), model=model, hook="encoder.layer.3")
+    bundle.write(tmp_path / "b", make_weights(1500, "mutual"), manifest)
+    export(tmp_path / "b")
+    expected = "SAE(mutual choice, k 6, 24 -> 1,500, all-MiniLM-L6-v2 encoder.layer.3, encode.onnx)"
+    assert repr(load(tmp_path / "b")) == expected
 
 
 # What encode refuses
@@ -237,7 +256,7 @@ def test_a_row_that_is_not_finite_is_named(
     x[(*at, 5)] = bad
     calls: list[Callable[[], object]] = [
         lambda: sae.encode(x),
-        lambda: sae.encode(x, rule="batch"),
+        lambda: sae.encode_batch(x),
         lambda: sae.steer(x, []),
     ]
     for call in calls:
@@ -256,66 +275,84 @@ def test_a_row_whose_features_overflow_is_named(sae: SAE, scale: float) -> None:
     with pytest.raises(ValueError, match=message):
         sae.encode(x)
     with pytest.raises(ValueError, match=message.replace("3", "0, 3", 1)):
-        sae.encode(x.reshape(1, 30, D_IN), rule="batch")
+        sae.encode_batch(x.reshape(1, 30, D_IN))
 
 
 @pytest.mark.parametrize(
     ("kinds", "options", "message"),
     [
-        (KINDS, {"rule": "joint"}, "rule must be 'served' or 'batch', got 'joint'"),
-        (KINDS, {"valid": np.ones(3, bool)}, "valid belongs to rule='batch'; the served rule decides every token"),
-        (KINDS, {"rule": "batch", "valid": np.ones(3)}, r"valid must be bool \[3\], .* got float64 \[3\]"),
-        (KINDS, {"rule": "batch", "valid": np.ones((3, 1), bool)}, r"valid must be bool \[3\], .* got bool \[3, 1\]"),
-        (KINDS, {"rule": "batch", "theta": 1.0}, "theta belongs to the served rule of mutual and feature choice"),
-        (["token"], {"theta": 1.0}, "theta belongs to the served rule of mutual and feature choice; use k here"),
+        (["token"], {"threshold": 1.0}, "threshold belongs to mutual and feature choice; use k here"),
         (
             ["mutual", "feature"],
             {"k": 3},
-            "k belongs to rule='batch' or to token choice; the served rule here has theta",
+            "k belongs to encode_batch or to token choice; this SAE is served by",
         ),
-        (KINDS, {"cap": np.ones(150)}, "cap belongs to rule='batch' of feature choice"),
-        (["token"], {"rule": "batch", "cap": np.ones(150)}, "cap belongs to rule='batch' of feature choice"),
-        (["mutual"], {"rule": "batch", "cap": np.ones(150)}, "cap belongs to feature choice, this SAE was fitted by"),
-        (["feature"], {"rule": "batch", "cap": np.ones(149)}, r"cap must be 150 numbers from 0 to 1, got .* \[149\]"),
-        (KINDS, {"rule": "batch", "k": 0}, r"k must be in \(0, d_sae=150\] \(whole for token choice\), got 0"),
-        (KINDS, {"rule": "batch", "k": 151}, "got 151"),
-        (KINDS, {"rule": "batch", "k": math.nan}, "got nan"),
-        (KINDS, {"rule": "batch", "k": math.inf}, "got inf"),
+        (["token"], {"k": 0}, r"k must be in \(0, d_sae=150\] \(whole for token choice\), got 0"),
         (["token"], {"k": 2.5}, r"k must be in .*whole for token choice\), got 2.5"),
-        (["mutual"], {"theta": -0.1}, r"theta must be one number or 150, finite and >= 0"),
-        (["mutual"], {"theta": math.nan}, "theta must be one number or 150, finite and >= 0"),
-        (["feature"], {"theta": np.ones(149)}, r"theta must be one number or 150, .* got shape \(149,\)"),
-        (["feature"], {"theta": np.ones((1, 150))}, r"theta must be one number or 150, .* got shape \(1, 150\)"),
+        (["mutual"], {"threshold": -0.1}, r"threshold must be one number or 150, finite and >= 0"),
+        (["mutual"], {"threshold": math.nan}, "threshold must be one number or 150, finite and >= 0"),
+        (["feature"], {"threshold": np.ones(149)}, r"threshold must be one number or 150, .* got shape \(149,\)"),
+        (["feature"], {"threshold": np.ones((1, 150))}, r"threshold must be one number or 150, .* shape \(1, 150\)"),
     ],
 )
-def test_options_that_a_rule_does_not_have(
+def test_encode_refuses_options_that_do_not_fit(
+    bundle_of: BundleOf, kinds: list[str], options: dict[str, Any], message: str
+) -> None:
+    for kind in kinds:
+        sae = load(bundle_of(kind), threads=1)
+        for encode in (sae.encode, sae.encode_slots):
+            with pytest.raises(ValueError, match=message):
+                encode(make_x(3), **options)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "options", "message"),
+    [
+        (KINDS, {"valid": np.ones(3)}, r"valid must be bool \[3\], .* got float64 \[3\]"),
+        (KINDS, {"valid": np.ones((3, 1), bool)}, r"valid must be bool \[3\], .* got bool \[3, 1\]"),
+        (KINDS, {"tokens": 3}, "tokens belongs to a function that gives rows; an array of activations has its own"),
+        (["token"], {"max_density": np.ones(150)}, "max_density belongs to feature choice, .* fitted by token choice"),
+        (["mutual"], {"max_density": np.ones(150)}, "max_density belongs to feature choice, .* fitted by mutual"),
+        (["feature"], {"max_density": np.ones(149)}, r"max_density must be 150 numbers from 0 to 1, got .* \[149\]"),
+        (KINDS, {"k": 0}, r"k must be in \(0, d_sae=150\] \(whole for token choice\), got 0"),
+        (KINDS, {"k": 151}, "got 151"),
+        (KINDS, {"k": math.nan}, "got nan"),
+        (KINDS, {"k": math.inf}, "got inf"),
+        (["token"], {"k": 2.5}, r"k must be in .*whole for token choice\), got 2.5"),
+    ],
+)
+def test_encode_batch_refuses_options_that_do_not_fit(
     bundle_of: BundleOf, kinds: list[str], options: dict[str, Any], message: str
 ) -> None:
     for kind in kinds:
         with pytest.raises(ValueError, match=message):
-            load(bundle_of(kind), threads=1).encode(make_x(3), **options)
+            load(bundle_of(kind), threads=1).encode_batch(make_x(3), **options)
+
+
+def test_a_reader_needs_tokens_and_takes_no_mask(sae: SAE) -> None:
+    options: list[dict[str, Any]] = [{}, {"tokens": 3, "valid": np.ones(3, bool)}]
+    for given in options:
+        with pytest.raises(ValueError, match="a function that gives rows needs tokens, their number, and takes no val"):
+            sae.encode_batch(lambda ids: make_x(3)[ids], **given)
 
 
 def test_padding_is_not_looked_at(sae: SAE) -> None:
     x, valid = make_x(20), np.arange(20) % 3 != 1
     x[~valid] = 0
-    expected = sae.encode(x, rule="batch", valid=valid)
+    expected = sae.encode_batch(x, valid=valid)
     x[~valid] = np.nan
-    assert same(sae.encode(x, rule="batch", valid=valid), expected)
+    assert same(sae.encode_batch(x, valid=valid), expected)
     x[3] = np.nan
     with pytest.raises(ValueError, match="row 0, 3 of the activations holds NaN or Inf; drop it or mend the model"):
-        sae.encode(x.reshape(1, 20, D_IN), rule="batch", valid=valid[None])
+        sae.encode_batch(x.reshape(1, 20, D_IN), valid=valid[None])
 
 
 # Encode batches that are read piece by piece
 
 
-def test_rows_are_read_in_tiles_and_only_where_needed_again(
-    bundle_of: BundleOf, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sae, x = load(bundle_of("mutual")), make_x(300)
+def test_rows_are_read_in_tiles_and_only_where_needed_again(bundle_of: BundleOf) -> None:
+    sae, x = load(bundle_of("mutual"), tiling=Tiling(rows=32)), make_x(300)
     x[17] *= 10  # has more features than slots
-    monkeypatch.setattr(sae._encoder, "tile", 32)
     asked: list[NDArray[np.int64]] = []
 
     def read(ids: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -323,29 +360,28 @@ def test_rows_are_read_in_tiles_and_only_where_needed_again(
         return x[ids]
 
     features = sae.encode_batch(read, 300)
-    assert same(features, sae.encode(x, rule="batch"))
+    assert same(features, sae.encode_batch(x))
     assert features.l0()[17] > sae.manifest.width
     assert max(len(ids) for ids in asked) == 32 and [ids.tolist() for ids in asked[10:]] == [[17]]
 
 
-def test_encode_batch_refuses_what_encode_does(bundle_of: BundleOf, thresholded: SAE) -> None:
+def test_token_choice_of_a_reader_equals_encode(bundle_of: BundleOf) -> None:
+    sae, x = load(bundle_of("token"), tiling=Tiling(rows=32)), make_x(100)
+    assert same(sae.encode_batch(lambda ids: x[ids], 100), sae.encode(x))
+
+
+def test_encode_batch_refuses_what_a_reader_gives_wrongly(sae: SAE, kind: str) -> None:
     x = make_x(9)
-    with pytest.raises(ValueError, match="token choice has no batch rule of its own; use encode, piece by piece"):
-        load(bundle_of("token")).encode_batch(lambda ids: x[ids], 9)
-    for k in (0, 151, math.nan):
-        with pytest.raises(ValueError, match=rf"k must be in \(0, d_sae=150\], got {k:g}"):
-            thresholded.encode_batch(lambda ids: x[ids], 9, k=k)
     with pytest.raises(ValueError, match=r"read gave activations \[8, d_in\], expected 9 rows"):
-        thresholded.encode_batch(lambda ids: x[:8], 9)
+        sae.encode_batch(lambda ids: x[:8], 9)
     with pytest.raises(ValueError, match="activations have width 23, this SAE expects 24; was another layer captured?"):
-        thresholded.encode_batch(lambda ids: x[ids, 1:], 9)
+        sae.encode_batch(lambda ids: x[ids, 1:], 9)
     x[4] = np.nan
     with pytest.raises(ValueError, match="row 4 of the activations holds NaN or Inf; drop it or mend the model"):
-        thresholded.encode_batch(lambda ids: x[ids], 9)
-    weights = make_weights(150, thresholded.manifest.budget.kind)
-    x[4] = 3e38 * np.sign(weights["W_enc"][:, 0])
+        sae.encode_batch(lambda ids: x[ids], 9)
+    x[4] = 3e38 * np.sign(make_weights(150, kind)["W_enc"][:, 0])
     with pytest.raises(ValueError, match="row 4 of the activations is so large that its features overflow float32"):
-        thresholded.encode_batch(lambda ids: x[ids], 9)
+        sae.encode_batch(lambda ids: x[ids], 9)
 
 
 # Decode
@@ -405,7 +441,12 @@ def test_each_edit_does_what_it_says(
     assert witness.difference(algebra(kind, x, feature, change), y) is None
 
 
-def test_no_edits_change_nothing(sae: SAE) -> None:
+def test_steering_by_one_edit_equals_a_list_of_it(sae: SAE) -> None:
+    x = make_x(12).reshape(3, 4, D_IN)
+    np.testing.assert_array_equal(sae.steer(x, Edit.set(3, 2.0)), sae.steer(x, [Edit.set(3, 2.0)]))
+
+
+def test_steering_without_edits_returns_x(sae: SAE) -> None:
     x = make_x(12).reshape(3, 4, D_IN)
     nothing: list[Any] = [[], [[], [], []], ()]
     for edits in nothing:
@@ -504,12 +545,9 @@ def test_a_gate_of_another_shape_is_refused(sae: SAE, gate: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["mutual", "feature"])
-def test_tokens_with_many_features_do_not_make_room_for_all(
-    bundle_of: BundleOf, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sae, x = load(bundle_of(kind)), make_x(1600)
+def test_tokens_with_many_features_do_not_make_room_for_all(bundle_of: BundleOf, kind: str) -> None:
+    sae, x = load(bundle_of(kind), tiling=Tiling(rows=8)), make_x(1600)
     x[::8] *= 50  # one in every tile
-    monkeypatch.setattr(sae._encoder, "tile", 8)
     tracemalloc.start()
     features = sae.encode(x)
     _, peak = tracemalloc.get_traced_memory()
@@ -522,8 +560,8 @@ def test_full_memory_is_a_memory_error(bundle_of: BundleOf) -> None:
     """In a process of its own, whose address space ends soon after the bundle is loaded."""
     code = f"""
 import resource, numpy, sae_runtime
-sae = sae_runtime.load({str(bundle_of("mutual"))!r})
-sae._encoder.tile = 400_000
+from sae_runtime.tiling import Tiling
+sae = sae_runtime.load({str(bundle_of("mutual"))!r}, tiling=Tiling(rows=400_000))
 x = numpy.ones((400_000, {D_IN}), numpy.float32)
 sae.encode(x[:10])
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

@@ -93,7 +93,7 @@ assert not heavy() and "onnxruntime" not in sys.modules, "on import"
 sae = sae_runtime.load({str(bundle_of(kind))!r}, threads=1)
 x = np.ones((3, {D_IN}), np.float32)
 features = sae.encode(x)
-sae.encode(x, rule="batch")
+sae.encode_batch(x)
 sae.decode(features)
 sae.steer(x, [sae_runtime.Edit.set(1, 2.0)])
 print(heavy(), "onnxruntime" in sys.modules)
@@ -132,9 +132,9 @@ def test_levels_are_asked_for_once() -> None:
 def test_graphs_are_opened_when_they_are_first_run(bundle_of: BundleOf) -> None:
     made = bundle.read(bundle_of("mutual"))
     sessions = Sessions(made, providers=CPU, threads=1, verify=True)
-    assert sessions.on_cpu and not sessions._open
+    assert sessions.on_cpu and not sessions.opened
     values = sessions.run("encode.onnx", {"x": make_x(3)})[1]
-    assert values.shape == (3, made.manifest.width) and set(sessions._open) == {("encode.onnx", False)}
+    assert values.shape == (3, made.manifest.width) and sessions.opened == {("encode.onnx", False)}
     assert sessions.open("encode.onnx") is sessions.open("encode.onnx")
     alone = sessions.open("encode.onnx", shared=True)
     assert alone is not sessions.open("encode.onnx") and alone is sessions.open("encode.onnx", shared=True)
@@ -143,15 +143,34 @@ def test_graphs_are_opened_when_they_are_first_run(bundle_of: BundleOf) -> None:
         sessions.run("other.onnx", {})
 
 
-def test_what_goes_wrong_in_a_run_is_told(bundle_of: BundleOf, monkeypatch: pytest.MonkeyPatch) -> None:
-    sessions = Sessions(bundle.read(bundle_of("mutual")), providers=CPU, threads=1, verify=True)
-
+def test_a_run_that_lacks_memory_is_a_memory_error(bundle_of: BundleOf, monkeypatch: pytest.MonkeyPatch) -> None:
     class Failing:
+        """A session that raises what it is fed."""
+
+        def __init__(self, *_: Any, **__: Any) -> None: ...
+
+        def get_providers(self) -> list[str]:
+            return list(CPU)
+
         def run(self, names: None, feed: dict[str, NDArray[Any]]) -> None:
             raise RuntimeError(feed["x"].item())
 
-    monkeypatch.setitem(sessions._open, ("encode.onnx", False), Failing())
+    monkeypatch.setattr("onnxruntime.InferenceSession", Failing)
+    sessions = Sessions(bundle.read(bundle_of("mutual")), providers=CPU, threads=1, verify=True)
     with pytest.raises(MemoryError, match=r"^encode.onnx of .*: give fewer tokens at once$"):
         sessions.run("encode.onnx", {"x": np.array("Failed to allocate memory for requested buffer")})
     with pytest.raises(RuntimeError, match="^another$"):
         sessions.run("encode.onnx", {"x": np.array("another")})
+
+
+def test_sessions_have_one_pool_until_they_are_closed(bundle_of: BundleOf) -> None:
+    sessions = Sessions(bundle.read(bundle_of("mutual")), providers=CPU, threads=3, verify=True)
+    pool = sessions.pool
+    assert sessions.pool is pool and pool.submit(sum, (1, 2)).result() == 3
+    sessions.open("encode.onnx")
+    sessions.close()
+    assert not sessions.opened and sessions.pool is not pool
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        pool.submit(sum, (1, 2))
+    assert sessions.run("encode.onnx", {"x": make_x(3)})[1].shape[0] == 3
+    sessions.close()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import make_x
 
-from sae_runtime import SAE
+from sae_runtime import SAE, Features
 from sae_runtime.bundle import BundleError
 from sae_runtime.train.evaluate import Rule, reconstruct
 from sae_runtime.train.fitted import open_fitted
@@ -16,12 +16,14 @@ CPU = torch.device("cpu")
 
 def test_keeps_and_decodes_what_the_runtime_does(bundle_of: Callable[..., Path], sae: SAE, kind: str) -> None:
     fitted, x = open_fitted(bundle_of(kind), CPU), make_x(300)
-    rules: list[tuple[Rule | None, str]] = [(fitted.served, "served"), (fitted.batch, "batch")]
+    rules: list[tuple[Rule | None, Features]] = [
+        (fitted.served, sae.encode(x)),
+        (fitted.batch, sae.encode_batch(x)),
+    ]
     assert (fitted.batch is None) == (kind == "token")
-    for rule, name in rules:
+    for rule, features in rules:
         if rule is None:
             continue
-        features = sae.encode(x, rule=name)  # type: ignore[arg-type]  # a literal in a list
         x_hat, kept = reconstruct(fitted.model, torch.from_numpy(x), rule)
         assert (kept.numpy() == (features.to_dense() > 0)).all()
         assert x_hat.numpy() == pytest.approx(sae.decode(features), abs=1e-4)
