@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import K, QUOTA, make_x
+from conftest import QUOTA, K, make_x
 from native import D_SAE, native
 from numpy.typing import NDArray
 
@@ -92,9 +92,7 @@ def test_features_and_reconstructions_are_those_of_float64(bundle_with: Callable
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_features_and_reconstructions_are_those_of_the_runtime(
-    bundle_with: Callable[[str], Path], form: str
-) -> None:
+def test_features_and_reconstructions_are_those_of_the_runtime(bundle_with: Callable[[str], Path], form: str) -> None:
     sae, runtime, x = open_sae(bundle_with(form)), load(bundle_with(form)), off_centre(200)
     features = runtime.encode(x)
     np.testing.assert_allclose(sae.features(torch.from_numpy(x)), features.to_dense(), rtol=1e-4, atol=1e-5)
@@ -103,9 +101,7 @@ def test_features_and_reconstructions_are_those_of_the_runtime(
 
 @pytest.mark.parametrize("scale", [1e-28, 1e-20, 1e20, 1e30])
 @pytest.mark.parametrize("form", NORMS)
-def test_a_norm_holds_where_squares_are_no_numbers(
-    bundle_with: Callable[[str], Path], form: str, scale: float
-) -> None:
+def test_a_norm_holds_where_squares_are_no_numbers(bundle_with: Callable[[str], Path], form: str, scale: float) -> None:
     sae, x = open_sae(bundle_with(form)), off_centre(20, scale)
     matches, x_hat = expected(sae, x)
     assert witness.disagreement(matches, *as_slots(sae.features(torch.from_numpy(x)))) is None
