@@ -16,17 +16,14 @@ from sae_runtime import bundle as bundles
 from sae_runtime import quota
 from sae_runtime.activations import Activations, check_source, sample_rows
 from sae_runtime.bundle import Bundle
-from sae_runtime.calibration import slots_for, thresholds
+from sae_runtime.calibration import calibration_rows, slots_for, thresholds
 from sae_runtime.files import check_free
 from sae_runtime.manifest import Allocation
 from sae_runtime.normalise import normalised
 
 Array = NDArray[np.float32]
-_ROWS = 1 << 17  # of each part; more rows do not sharpen any figure
-_PART_ELEMENTS = 1 << 26  # numbers of activations that are held at once
 _BLOCK_ELEMENTS = 1 << 24  # pre-activations that are held at once
 _ROUNDING = 1e-9  # of squares: rows that differ by less are equal
-_HELD_OUT = 4  # one row in four measures what the others fitted
 _TOO_LARGE = "activations are so large that their features are no finite numbers; were they made by the same model?"
 
 
@@ -88,17 +85,13 @@ def calibrate_bundle(
     with tqdm(total=total, unit="feature", unit_scale=True, disable=None if progress else True) as bar:
         fit = _fitted(bundle, activations, fitting, allocation, bar)
         measured, l0 = _measured(bundle, activations.rows(measuring), fit, bar)
-    calibration = {
-        "activations": activations.path.name,
-        "rows": {"calibration": len(fitting), "validation": len(measuring)},
-        "versions": {"sae-runtime": importlib.metadata.version("sae-runtime"), "numpy": np.__version__},
-    }
+    rows = {"calibration": len(fitting), "validation": len(measuring)}
     manifest = dataclasses.replace(
         bundle.manifest,
         allocation=allocation,
         width=slots_for(l0, bundle.manifest.encoder.d_sae),
         measured=measured,
-        provenance={**bundle.manifest.provenance, "calibration": calibration},
+        provenance={**bundle.manifest.provenance, "calibration": _provenance(activations, rows)},
     )
     weights = {name: bundle.tensor(name) for name in bundle.specs} | {"threshold": fit.theta}
     bundles.write(target, weights, manifest, sample=fit.sample, force=force or out is None)
@@ -133,32 +126,6 @@ def pre_activation_blocks(
         yield z
         if bar is not None:
             bar.update(len(z))
-
-
-def calibration_rows(
-    activations: Activations, *, elements: int = _PART_ELEMENTS
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Numbers of the rows that fit and of those that measure, which are the last, from the beginning of a document on.
-
-    Args:
-        activations: to be split.
-        elements: numbers that each part may hold; of a larger part, rows are taken at equal distances.
-
-    Raises:
-        ValueError: there are too few rows or documents.
-    """
-    n = len(activations)
-    border = n - n // _HELD_OUT
-    if activations.documents is not None and 0 < border < n:
-        begins = np.flatnonzero(np.diff(activations.documents)) + 1
-        border = int(begins[np.abs(begins - border).argmin()]) if len(begins) else n
-    if min(border, n - border) < 2:  # one token has no variance
-        raise ValueError(
-            f"{activations.path} has {n} rows, too few to fit a threshold and to measure it on other documents; "
-            "give more activations"
-        )
-    largest = min(_ROWS, max(elements // activations.d_in, 2))
-    return _spread(0, border, largest), _spread(border, n, largest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +166,11 @@ def _measured(bundle: Bundle, x: Array, fit: _Fit, bar: "tqdm[None]") -> tuple[d
     return measured, l0
 
 
+def _provenance(activations: Activations, rows: Mapping[str, int]) -> dict[str, Any]:
+    versions = {"sae-runtime": importlib.metadata.version("sae-runtime"), "numpy": np.__version__}
+    return {"activations": activations.path.name, "rows": rows, "versions": versions}
+
+
 def _tally(
     bundle: Bundle, x: Array, theta: Array, bar: "tqdm[None]", *, decode: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], float | None]:
@@ -229,10 +201,6 @@ def _tally(
     if fvu is not None and not math.isfinite(fvu):
         raise ValueError(_TOO_LARGE)
     return matches, l0, fvu
-
-
-def _spread(begin: int, end: int, largest: int) -> NDArray[np.int64]:
-    return np.linspace(begin, end - 1, min(end - begin, largest)).astype(np.int64)
 
 
 def _allocation(bundle: Bundle, k: float | None) -> Allocation:

@@ -10,8 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_runtime import quota
+from sae_runtime.activations import Activations
 
 Array = NDArray[np.float32]
+_ROWS = 1 << 17  # of each part; more rows do not sharpen any figure
+_PART_ELEMENTS = 1 << 26  # numbers of activations that are held at once
+_HELD_OUT = 4  # one row in four measures what the others fitted
 
 
 def thresholds(blocks: Iterable[Array], tokens: int, k: float, max_density: NDArray[np.float64] | None = None) -> Array:
@@ -70,6 +74,32 @@ def slots_for(l0: NDArray[np.int64], d_sae: int) -> int:
     return min(max(math.ceil(float(np.quantile(l0, 0.999)) / 8 + 1e-9) * 8, 8), d_sae)
 
 
+def calibration_rows(
+    activations: Activations, *, elements: int = _PART_ELEMENTS
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Numbers of the rows that fit and of those that measure, which are the last, from the beginning of a document on.
+
+    Args:
+        activations: to be split.
+        elements: numbers that each part may hold; of a larger part, rows are taken at equal distances.
+
+    Raises:
+        ValueError: there are too few rows or documents.
+    """
+    n = len(activations)
+    border = n - n // _HELD_OUT
+    if activations.documents is not None and 0 < border < n:
+        begins = np.flatnonzero(np.diff(activations.documents)) + 1
+        border = int(begins[np.abs(begins - border).argmin()]) if len(begins) else n
+    if min(border, n - border) < 2:  # one token has no variance
+        raise ValueError(
+            f"{activations.path} has {n} rows, too few to fit a threshold and to measure it on other documents; "
+            "give more activations"
+        )
+    largest = min(_ROWS, max(elements // activations.d_in, 2))
+    return _spread(0, border, largest), _spread(border, n, largest)
+
+
 def _quantile(positive: Array, limit: int) -> float:
     """Midway between the limit-th largest value and the next one; 0 where there is no next one."""
     if len(positive) <= limit:
@@ -82,3 +112,7 @@ def _quantile(positive: Array, limit: int) -> float:
 
 def _largest(values: Array, count: int) -> Array:
     return values if len(values) <= count else np.partition(values, len(values) - count)[-count:]
+
+
+def _spread(begin: int, end: int, largest: int) -> NDArray[np.int64]:
+    return np.linspace(begin, end - 1, min(end - begin, largest)).astype(np.int64)

@@ -119,7 +119,7 @@ def read_evaluation(path: Path) -> Evaluation:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; make it: sae-runtime evaluate BUNDLE -o {path}")
     try:
-        evaluation = read_json(Evaluation, path.read_bytes(), "the evaluation")
+        evaluation: Evaluation = read_json(Evaluation, path.read_bytes(), "the evaluation")
         if evaluation.schema_version != SCHEMA_VERSION:
             raise ValueError(f"the evaluation has schema version {evaluation.schema_version}, not {SCHEMA_VERSION}")
     except (ValueError, OverflowError) as error:

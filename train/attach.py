@@ -60,34 +60,41 @@ def attach(
     module = find_module(model.base_model, hook)
     requests: Any = edits if edits and not isinstance(edits[0], Edit) else [edits]
     numbers = {name: torch.from_numpy(a) for name, a in as_inputs(requests, opened.manifest.encoder.d_sae).items()}
-    edited = numbers["features"].numel() > 0
-    if edited or replace:
-        opened.refuse_transcoder()
-    read: list[Features] = []
-    place = _Place()
-
-    @torch.no_grad()
-    def put(_module: Any, _args: Any, output: Any) -> Any:
-        whole = _activations(output, hook, opened.manifest.encoder.d_in)
-        x = whole.float().reshape(-1, whole.shape[2])
-        f = opened.features(x)
-        read.append(_sparse(f, whole.shape[:2]))
-        if not edited and not replace:
-            return output
-        y = opened.decode(f, x) if replace else x
-        change = _change(opened, f, x, whole.shape, numbers) * place.gates(gate, whole)
-        return _with(output, (y.view(whole.shape) + change).to(whole.dtype))
-
+    work = _Work(opened, hook, numbers, gate, replace)
     opened.to(model.device)
     # The caller may call the model with its head or its base; both pass the same masks.
     callers = dict.fromkeys((model, model.base_model))
-    handles = [caller.register_forward_pre_hook(place.look, with_kwargs=True) for caller in callers]
-    handles.append(module.register_forward_hook(put))
+    handles = [caller.register_forward_pre_hook(work.place.look, with_kwargs=True) for caller in callers]
+    handles.append(module.register_forward_hook(work))
     try:
-        yield read
+        yield work.read
     finally:
         for handle in handles:
             handle.remove()
+
+
+class _Work:
+    """What is done at each call of the hooked module: `read` grows by its features, and its output may change."""
+
+    def __init__(self, sae: TorchSAE, hook: str, numbers: dict[str, Tensor], gate: Gate, replace: bool) -> None:
+        self.sae, self.hook, self.numbers, self.gate, self.replace = sae, hook, numbers, gate, replace
+        self.edited = numbers["features"].numel() > 0
+        if self.edited or replace:
+            sae.refuse_transcoder()
+        self.read: list[Features] = []
+        self.place = _Place()
+
+    @torch.no_grad()
+    def __call__(self, _module: Any, _args: Any, output: Any) -> Any:
+        whole = _activations(output, self.hook, self.sae.manifest.encoder.d_in)
+        x = whole.float().reshape(-1, whole.shape[2])
+        f = self.sae.features(x)
+        self.read.append(_sparse(f, whole.shape[:2]))
+        if not self.edited and not self.replace:
+            return output
+        y = self.sae.decode(f, x) if self.replace else x
+        change = _change(self.sae, f, x, whole.shape, self.numbers) * self.place.gates(self.gate, whole)
+        return _with(output, (y.view(whole.shape) + change).to(whole.dtype))
 
 
 class _Place:

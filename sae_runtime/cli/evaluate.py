@@ -2,7 +2,7 @@
 
 import json as json_format
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,8 @@ from sae_runtime.files import new_file
 from sae_runtime.manifest import Manifest
 from sae_runtime.outputs import Output
 from sae_runtime.train.evaluate_config import EvaluateConfig
+from sae_runtime.typed_json import from_dict
 
-_WINDOWS = {"split": (str, "text"), "context": (int, "a whole number"), "special": (bool, "true or false")}
 _LONG = ("matches", "l0_tokens", "histogram")  # a number for each feature, count or bin: for the file only
 
 
@@ -49,16 +49,25 @@ def _host_config(bundle: Path, manifest: Manifest, activations: Path, settings: 
     )
 
 
+@dataclass(frozen=True)
+class _Windows:
+    """Which tokens `harvest` kept and in what windows, as far as its index says so."""
+
+    split: str | None = None
+    context: int | None = None
+    special: bool | None = None
+
+
 def _as_harvested(activations: Path) -> dict[str, Any]:
-    """Which tokens were kept and in what windows, where the activations are a folder that says so."""
+    """The windows of a folder of activations, as settings of a harvest; none of a plain file."""
     index = activations / INDEX
-    harvested = json_format.loads(index.read_text()) if index.is_file() else {}
-    same = {name: harvested[name] for name in _WINDOWS if name in harvested}
-    for name, value in same.items():
-        kind, expected = _WINDOWS[name]
-        if type(value) is not kind:
-            raise ValueError(f"{index} has {name} {value!r}, expected {expected}; harvest again")
-    return same
+    if not index.is_file():
+        return {}
+    try:
+        windows = from_dict(_Windows, json_format.loads(index.read_text()), str(index), more=True)
+    except ValueError as error:
+        raise ValueError(f"{error}; harvest again") from error
+    return {name: value for name, value in asdict(windows).items() if value is not None}
 
 
 @click.command("evaluate", cls=Command)
@@ -121,14 +130,13 @@ def _evaluated(
     from sae_runtime.train.host_loss import host_loss
     from sae_runtime.train.torch_sae import open_sae
 
+    source = open_activations(activations)
     sae = open_sae(bundle, usable_device(config.device))
     host_config = None
     if settings["model"] is not None:
         sae.refuse_transcoder()
         host_config = _host_config(bundle, sae.manifest, activations, settings)
-    found = evaluate(
-        sae, open_activations(activations), config, targets=targets, any_source=any_source, progress=progress
-    )
+    found = evaluate(sae, source, config, targets=targets, any_source=any_source, progress=progress)
     return found if host_config is None else replace(found, host=host_loss(sae, host_config, progress=progress))
 
 

@@ -148,8 +148,8 @@ def test_edits_of_a_converted_sae_are_those_of_its_library(name: str, tmp_path: 
     ],
 )
 def test_edits_of_every_form_are_those_of_steer(form: dict[str, Any], tmp_path: Path) -> None:
-    path, x = native(tmp_path / "sae", **form), np.random.default_rng(0).normal(0.5, 1.2, (3, 5, D_IN))
-    runtime, x = load(path), x.astype(np.float32)
+    path = native(tmp_path / "sae", **form)
+    runtime, x = load(path), np.random.default_rng(0).normal(0.5, 1.2, (3, 5, D_IN)).astype(np.float32)
     feature = int(runtime.encode(x).to_dense().sum(axis=(0, 1)).argmax())
     edits = [[Edit(feature, factor=2.0, shift=1.0)], [], [Edit.set(7, 3.0)]]
     model = Model("tensor")
@@ -159,7 +159,12 @@ def test_edits_of_every_form_are_those_of_steer(form: dict[str, Any], tmp_path: 
     np.testing.assert_allclose(features[0].to_dense(), runtime.encode(x).to_dense(), atol=1e-4)
     f, encoder = runtime.encode(x).to_dense(), runtime.manifest.encoder
     weights, ids = bundle.read(path).weights(), np.array([[feature], [0], [7]])
-    numbers = {"scale": [[2.0], [1.0], [0.0]], "shift": [[1.0], [0.0], [3.0]], "low": -1e30, "high": 1e30}
+    numbers: dict[str, Any] = {
+        "scale": [[2.0], [1.0], [0.0]],
+        "shift": [[1.0], [0.0], [3.0]],
+        "low": -1e30,
+        "high": 1e30,
+    }
     expected = witness.steer(weights, x, f.astype(np.float64), ids, encoder.norm, **numbers)
     np.testing.assert_allclose(y, expected, atol=1e-4)
 
@@ -171,9 +176,10 @@ def test_a_transcoder_is_read_and_neither_edited_nor_put_in_the_place_of_what_it
         y = model(torch.from_numpy(x))
     assert np.array_equal(y.numpy(), x)
     np.testing.assert_allclose(features[0].to_dense(), load(path).encode(x).to_dense(), atol=1e-4)
-    for settings in ({"edits": [Edit.ablate(3)]}, {"replace": True}):
+    refused: list[dict[str, Any]] = [{"edits": [Edit.ablate(3)]}, {"replace": True}]
+    for settings in refused:
         with pytest.raises(ValueError, match="is a transcoder: .* can neither replace nor edit that"):
-            with attach(model, "layer", path, **settings):  # type: ignore[arg-type]
+            with attach(model, "layer", path, **settings):
                 pass
 
 
