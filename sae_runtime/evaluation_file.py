@@ -56,12 +56,12 @@ class Redundancy:
 
 @dataclass(frozen=True, kw_only=True)
 class HostLoss:
-    """What a host model loses, by what stands in for the activations: "served", "batch", "mean" or "zero".
+    """What a host model loses, by what replaces its activations: "served", "batch", "mean" or "zero".
 
-    Each has, of a causal language model, cross_entropy and kl, and of any other model embedding_cosine and
-    token_cosine, and of each the quantile below which 5 % lie, with the ending _low. The two rules also have fvu and
-    explained_variance, and of a causal language model loss_recovered_mean and loss_recovered_zero: the share of what
-    the mean, or zeros, cost that the rule does not cost (left out where the mean, or zeros, cost nothing).
+    Of a causal language model each has cross_entropy and kl. Of any other model each has embedding_cosine and
+    token_cosine, and of both the quantile below which 5 % lie, with the ending _low. The two rules also have fvu and
+    explained_variance. Of a causal language model they have loss_recovered_mean and loss_recovered_zero too: the share
+    of what the mean, or zeros, cost that the rule does not cost. One is left out where its ablation costs nothing.
     """
 
     model: str
