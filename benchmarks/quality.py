@@ -33,12 +33,12 @@ from sae_runtime import quota
 from sae_runtime.activations import INDEX, Activations, open_activations
 from sae_runtime.files import new_file
 from sae_runtime.train import TrainConfig
-from sae_runtime.train.calibrate import calibrate
 from sae_runtime.train.data import SCALE_SAMPLE, centre_and_scale, split
-from sae_runtime.train.evaluate import batch_rule, fvu_and_l0, served_rule, shuffled
 from sae_runtime.train.harvest import HarvestConfig, harvest
 from sae_runtime.train.model import SparseAutoencoder
 from sae_runtime.train.recipe import derive
+from sae_runtime.train.tally import batch_rule, served_rule, shuffled, tally_of
+from sae_runtime.train.thresholds import fit_thresholds
 from sae_runtime.train.trainer import Trainer
 
 MODEL, HOOK = "all-MiniLM-L6-v2", "encoder.layer.3"
@@ -63,11 +63,11 @@ def ours(task: Task, *, allocation: str, **settings: Any) -> Fitted:
         trainer.step(x)
     seconds = time.perf_counter() - start
     cap = None if trainer.quota is None else quota.caps(trainer.quota, task.k, task.d_sae)
-    theta = None if allocation == "token" else calibrate(model, task.calibration * task.scale, task.k, cap)
+    theta = None if allocation == "token" else fit_thresholds(model, task.calibration * task.scale, task.k, cap)
     rule = served_rule(task.k, theta)
 
     def encode(x: Tensor) -> Tensor:
-        z = model.latents(x * task.scale)
+        z = model.pre_activations(x * task.scale)
         return z * rule(z)
 
     return Fitted(
@@ -129,14 +129,14 @@ def measure(fitted: Fitted, task: Task) -> dict[str, Any]:
         return measured
     scaled = task.validation * fitted.scale
     # Our calibration for all: what a peer's own threshold makes of its L0 is no part of what it learnt.
-    theta = calibrate(fitted.model, task.calibration * fitted.scale, task.k, fitted.cap)
+    theta = fit_thresholds(fitted.model, task.calibration * fitted.scale, task.k, fitted.cap)
     batch = task.order.shape[1]
-    calibrated = fvu_and_l0(fitted.model, scaled, served_rule(task.k, theta), batch)
+    calibrated = tally_of(fitted.model, scaled, served_rule(task.k, theta), batch)
     # Batches of one size: over a short last one the caps of feature choice would round to nothing.
     size = math.ceil(len(scaled) / max(round(len(scaled) / batch), 1))
-    by_batch = fvu_and_l0(fitted.model, scaled[shuffled(len(scaled))], batch_rule(task.k, fitted.cap), size)
-    for name, (value, counts) in {"calibrated": calibrated, "batch": by_batch}.items():
-        measured |= {f"{name}_fvu": value, f"{name}_l0": float(counts.mean())}
+    by_batch = tally_of(fitted.model, scaled[shuffled(len(scaled))], batch_rule(task.k, fitted.cap), size)
+    for name, tally in {"calibrated": calibrated, "batch": by_batch}.items():
+        measured |= {f"{name}_fvu": tally.fvu, f"{name}_l0": float(tally.l0.mean())}
     return measured
 
 

@@ -19,10 +19,10 @@ from sae_runtime.activations import Activations
 from sae_runtime.train import TrainConfig
 from sae_runtime.train.batches import Batches
 from sae_runtime.train.data import Split, StoredRows, centre_and_scale, generator, split
-from sae_runtime.train.evaluate import batch_rule, fvu_and_l0
 from sae_runtime.train.harvest import HarvestConfig, harvest
 from sae_runtime.train.model import SparseAutoencoder
 from sae_runtime.train.recipe import derive
+from sae_runtime.train.tally import batch_rule, tally_of
 from sae_runtime.train.trainer import Trainer
 
 ORDERS = {"all rows": 1.0, "pools of 1/4": 1 / 4, "pools of 1/16": 1 / 16, "text order": None}
@@ -78,8 +78,7 @@ def _fitted(activations: Activations, share: float | None, config: TrainConfig) 
             means.append(x.mean(dim=0).double().numpy())
     spread = float(np.var(means, axis=0).sum()) / (variance / config.batch)
     held_out = torch.from_numpy(np.concatenate(source.held_out())) * scale
-    fvu, _ = fvu_and_l0(model, held_out, batch_rule(config.k, None), config.batch)
-    return fvu, spread
+    return tally_of(model, held_out, batch_rule(config.k, None), config.batch).fvu, spread
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-LAYER_EPSILON = 1e-5  # that of SAELens and OpenAI, of every file that says "layer norm"
+LAYER_EPSILON = 1e-5  # the epsilon of SAELens and OpenAI, in every format that says "layer norm"
 TINY = 1e-30  # stands for 0 where something is divided by it
 
 Array = NDArray[np.float32]
@@ -12,12 +12,16 @@ Array = NDArray[np.float32]
 def normalised(x: Array, norm: str) -> tuple[Array, Array, Array]:
     """x' [n, d_in] of activations x [n, d_in], and each token's mean and size [n, 1]; see `manifest.Encoder`.
 
-    A token of zeros stays one, under every norm. Tokens are first divided by the mean of their magnitudes, so that
-    squares of large and of small numbers are numbers too.
+    A token of zeros stays a token of zeros under every norm. Tokens are first divided by the mean of their magnitudes,
+    so that squares of large and of small numbers are finite and above 0.
 
     Args:
         x: activations, float32.
         norm: "none", "layer" or "length".
+
+    >>> x, mean, size = normalised(np.array([[3.0, 4.0]], np.float32), "length")
+    >>> size.round(3)  # |x| / sqrt(d_in)
+    array([[3.536]], dtype=float32)
     """
     if norm == "none":
         return x, np.zeros((len(x), 1), np.float32), np.ones((len(x), 1), np.float32)

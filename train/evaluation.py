@@ -1,8 +1,7 @@
 """The evaluation of a bundle on activations: what its rules achieve, how its features share the work, its decoder."""
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,147 +13,81 @@ from tqdm import tqdm
 
 from sae_runtime import quota
 from sae_runtime.activations import Activations, check_source, open_activations
+from sae_runtime.evaluation_file import Evaluation, RuleEvaluation, Zipf, law_by_rank
 from sae_runtime.manifest import Manifest
-from sae_runtime.train.config import option
-from sae_runtime.train.density import expected_density
 from sae_runtime.train.device import memory_errors
-from sae_runtime.train.evaluate import Tally, shuffled, tally
-from sae_runtime.train.fitted import Fitted
-from sae_runtime.train.losses import under_used
-from sae_runtime.train.provenance import trained_batch, validation_rows, was_trained_on
+from sae_runtime.train.evaluate_config import EvaluateConfig
+from sae_runtime.train.provenance import trained_batch, trained_tokens, validation_rows, was_trained_on
 from sae_runtime.train.recipe import GAMMA
-from sae_runtime.train.redundancy import Redundancy, redundancy
+from sae_runtime.train.redundancy import redundancy
+from sae_runtime.train.tally import Rule, Tally, shuffled, tally
+from sae_runtime.train.torch_sae import TorchSAE
 
 _QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-_TILE_ELEMENTS = 1 << 25  # of latents, where tokens are decided for themselves
+_TILE_ELEMENTS = 1 << 25  # pre-activations that are held at once, where tokens are decided for themselves
 _ROWS_AT_ONCE = 1 << 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """Which rows to evaluate on, and how many share a budget.
-
-    Raises:
-        ValueError: a value is out of its range.
-    """
-
-    rows: str = option(
-        "auto",
-        "held-out: those that training measured on; all; auto: held-out where these activations were trained on",
-        choices=("auto", "held-out", "all"),
-    )
-    tokens: int | None = option(None, "rows to evaluate on at most, drawn at random")
-    batch: int | None = option(None, "tokens that share a budget under the batch rule [as in training, else 2048]")
-    seed: int = option(0, "of the draw of --tokens rows")
-    device: str | None = option(None, "torch device [cuda where there is one, else cpu]")
-
-    def __post_init__(self) -> None:
-        if self.rows not in ("auto", "held-out", "all"):
-            raise ValueError(f"rows must be auto, held-out or all, got {self.rows!r}")
-        for name in ("tokens", "batch"):
-            value = getattr(self, name)
-            if value is not None and value < 2:
-                raise ValueError(f"{name} must be at least 2, since a single token has no variance, got {value}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be at least 0, got {self.seed}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Zipf:
-    """The Zipf-Mandelbrot law fitted to the densities, by `quota.fit`."""
-
-    exponent: float
-    offset: float
-    r_squared: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class RuleEvaluation:
-    """What one rule achieves. Quantiles are over tokens, by their level as text, such as "0.05"."""
-
-    batch: int | None  # tokens that share a budget; None: every token for itself
-    fvu: float
-    token_fvu: Mapping[str, float]  # quantiles of |x - x_hat|^2 / |x - mean|^2 of a token
-    l0: float  # mean
-    l0_quantiles: Mapping[str, float]
-    l0_tokens: tuple[int, ...]  # how many tokens have 0, 1, 2, ... active features
-    dead: float  # share of the features that never fire on these tokens
-    under_used: float  # share that fires less than a tenth as often as the law gives its rank, dead ones included
-    zipf: Zipf | None  # None where fewer than 20 features fire
-    matches: tuple[int, ...]  # tokens on which each feature fires
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """What an SAE achieves on activations, and how much its decoder repeats itself."""
-
-    activations: str
-    rows: str  # "held-out", never trained on, or "all"
-    tokens: int
-    served: RuleEvaluation
-    batch: RuleEvaluation | None  # by the batch rule; None for token choice, whose two rules are one
-    decoder: Redundancy
 
 
 @memory_errors()
 def evaluate(
-    fitted: Fitted,
+    sae: TorchSAE,
     activations: Activations | str | Path,
     config: EvaluateConfig,
     *,
+    targets: Activations | str | Path | None = None,
     any_source: bool = False,
     progress: bool = False,
 ) -> Evaluation:
     """Evaluate an SAE by each of its rules.
 
     Args:
-        fitted: from `open_fitted`.
+        sae: from `open_sae`.
         activations: a path that `open_activations` takes, or what it gives.
-        config: which rows, and how many at once; its device is that of `fitted`.
+        config: which rows, and how many at once; its device is that of `sae`.
+        targets: of a transcoder, what it reconstructs, row by row; without it there is no FVU.
         any_source: go on where the activations come from another model or hook than the bundle's.
         progress: show a bar on stderr, where that is a terminal.
 
     Raises:
-        ValueError: the activations are of another width or source, too few, equal or not finite, or their held-out rows
-            are asked for and cannot be told.
+        ValueError: the activations or targets are of another width or source, too few, equal or not finite, or their
+            held-out rows are asked for and cannot be told.
         MemoryError: a batch does not fit on the device.
+
+    >>> from sae_runtime.train.torch_sae import open_sae
+    >>> evaluate(open_sae(bundle_path), activations_path, EvaluateConfig(tokens=100)).tokens
+    100
     """
     source = activations if isinstance(activations, Activations) else open_activations(activations)
-    check_source(source, fitted.manifest, any_source=any_source)
-    kind, rows = chosen_rows(fitted.manifest, source, config)
-    device = fitted.model.b_dec.device
-    mean = torch.from_numpy(_mean(source, rows)).to(device)
-    wanted = config.batch or trained_batch(fitted.manifest)
-    # Batches of one size: over a short last one the caps of feature choice would round to nothing.
+    manifest = sae.manifest
+    check_source(source, manifest, any_source=any_source)
+    kind, rows = chosen_rows(manifest, source, config)
+    reader = _Reader(source, _targets(sae, source, targets), rows, sae.W_dec.device)
+    wanted = config.batch or trained_batch(manifest)
+    # Batches of one size: over a short last one the limits of feature choice would round to nothing.
     batch = math.ceil(len(rows) / max(round(len(rows) / wanted), 1))
-    tile = min(max(_TILE_ELEMENTS // len(fitted.model.b_enc), 1), _ROWS_AT_ONCE)
-    results: list[RuleEvaluation | None] = []
-    bar = tqdm(
-        total=len(rows) * (1 + (fitted.batch is not None)),
-        unit="tok",
-        unit_scale=True,
-        disable=None if progress else True,  # None hides it where stderr is no terminal
-    )
-    with bar:
-        mixed = rows[shuffled(len(rows))]
-        for rule, part, size, shared in ((fitted.served, rows, tile, None), (fitted.batch, mixed, batch, batch)):
-            if rule is None:
-                results.append(None)
-                continue
-            counted = tally(fitted.model, _read(source, part, size, device, bar), rule, mean)
-            if counted.spread.mean() <= 1e-12 * float(mean.double().pow(2).sum()):  # no more than rounding
-                raise ValueError(f"{source.path}: all rows are equal, there is nothing to explain; harvest more text")
-            if not math.isfinite(counted.fvu):
-                raise ValueError(f"{source.path}: activations so large that features overflow float32; drop those rows")
-            results.append(_evaluation(counted, shared))
-    assert results[0] is not None
+    tile = min(max(_TILE_ELEMENTS // manifest.encoder.d_sae, 1), _ROWS_AT_ONCE)
+    by_batch = None
+    total = len(rows) * (1 + (sae.batch is not None))
+    # disable=None hides the bar where stderr is no terminal.
+    with tqdm(total=total, unit="tok", unit_scale=True, disable=None if progress else True) as bar:
+        served = _by_rule(sae, sae.served, reader.parts(rows, tile, bar), reader, None)
+        if sae.batch is not None:
+            mixed = rows[shuffled(len(rows))]
+            by_batch = _by_rule(sae, sae.batch, reader.parts(mixed, batch, bar), reader, batch)
     return Evaluation(
+        bundle=str(sae.path),
+        name=sae.path.resolve().name,
+        encoder=manifest.encoder,
+        allocation=manifest.allocation,
+        model=manifest.model,
+        hook=manifest.hook,
+        trained_tokens=trained_tokens(manifest),
         activations=source.path.name,
         rows=kind,
         tokens=len(rows),
-        served=results[0],
-        batch=results[1],
-        decoder=redundancy(fitted.model.W_dec.detach()),
+        served=served,
+        batch=by_batch,
+        decoder=redundancy(sae.W_dec),
     )
 
 
@@ -186,24 +119,74 @@ def chosen_rows(manifest: Manifest, activations: Activations, config: EvaluateCo
     return kind, rows
 
 
+def _targets(sae: TorchSAE, source: Activations, targets: Activations | str | Path | None) -> Activations | None:
+    """What the SAE is to reconstruct: the activations themselves, or a transcoder's targets where they are given."""
+    width = sae.manifest.encoder.d_out
+    if targets is None:
+        return source if width is None else None
+    opened = targets if isinstance(targets, Activations) else open_activations(targets)
+    if width is None:
+        raise ValueError(f"{sae.path} is no transcoder and reconstructs the activations themselves; give no targets")
+    if (opened.d_in, len(opened)) != (width, len(source)):
+        raise ValueError(
+            f"the targets {opened.path} are [{len(opened)}, {opened.d_in}], expected [{len(source)}, {width}], a row "
+            "for each row of the activations; harvest both from the same text"
+        )
+    return opened
+
+
+class _Reader:
+    """Rows of activations and of what an SAE is to reconstruct, on a device."""
+
+    def __init__(
+        self, source: Activations, targets: Activations | None, rows: NDArray[np.int64], device: torch.device
+    ) -> None:
+        self.source, self.targets, self.device = source, targets, device
+        self.mean = None if targets is None else torch.from_numpy(_mean(targets, rows)).to(device)
+
+    def parts(self, rows: NDArray[np.int64], size: int, bar: Any) -> Iterator[tuple[Tensor, Tensor | None]]:
+        for begin in range(0, len(rows), size):
+            part = rows[begin : begin + size]
+            x = torch.from_numpy(self.source.rows(part)).to(self.device)
+            if self.targets is None or self.targets is self.source:
+                yield x, None if self.targets is None else x
+            else:
+                yield x, torch.from_numpy(self.targets.rows(part)).to(self.device)
+            bar.update(len(part))
+
+
+def _by_rule(
+    sae: TorchSAE, rule: Rule, parts: Iterator[tuple[Tensor, Tensor | None]], reader: _Reader, batch: int | None
+) -> RuleEvaluation:
+    counted = tally(sae, parts, rule, reader.mean)
+    if reader.mean is not None and reader.targets is not None:
+        path = reader.targets.path
+        if counted.spread.mean() <= 1e-12 * float(reader.mean.double().pow(2).sum()):  # no more than rounding
+            raise ValueError(f"{path}: all rows are equal, there is nothing to explain; harvest more text")
+        if not math.isfinite(counted.fvu):
+            raise ValueError(f"{path}: activations so large that features overflow float32; drop those rows")
+    return _evaluation(counted, batch)
+
+
 def _evaluation(counted: Tally, batch: int | None) -> RuleEvaluation:
-    n = len(counted.l0)
-    density = torch.from_numpy(counted.matches / n)
+    density = counted.matches / len(counted.l0)
     try:
-        law = Zipf(**dict(zip(("exponent", "offset", "r_squared"), quota.fit(density.numpy()), strict=True)))
-    except ValueError:  # too few features fire
-        law = None
-    lacking = under_used(density, expected_density(density), density == 0, GAMMA)
-    token_fvu = counted.error / np.maximum(counted.spread, 1e-300)
+        law = Zipf(**dict(zip(("exponent", "offset", "r_squared"), quota.fit(density), strict=True)))
+        expected = law_by_rank(law, density)
+    except ValueError:  # too few features are active for a law, so that only dead ones are under-used
+        law, expected = None, np.zeros_like(density)
+    falling = np.sort(density)[::-1]
+    known = len(counted.error) > 0
     return RuleEvaluation(
         batch=batch,
-        fvu=counted.fvu,
-        token_fvu=_quantiles(token_fvu),
+        fvu=counted.fvu if known else None,
+        explained_variance=1 - counted.fvu if known else None,
+        token_fvu=_quantiles(counted.error / np.maximum(counted.spread, 1e-300)) if known else None,
         l0=float(counted.l0.mean()),
         l0_quantiles=_quantiles(counted.l0),
         l0_tokens=tuple(np.bincount(counted.l0).tolist()),
         dead=float((counted.matches == 0).mean()),
-        under_used=float(lacking.double().mean()),
+        under_used=float(((falling < GAMMA * expected) | (falling == 0)).mean()),
         zipf=law,
         matches=tuple(counted.matches.tolist()),
     )
@@ -211,15 +194,6 @@ def _evaluation(counted: Tally, batch: int | None) -> RuleEvaluation:
 
 def _quantiles(values: NDArray[Any]) -> dict[str, float]:
     return {f"{level:g}": float(np.quantile(values, level)) for level in _QUANTILES}
-
-
-def _read(
-    activations: Activations, rows: NDArray[np.int64], size: int, device: torch.device, bar: Any
-) -> Iterator[Tensor]:
-    for begin in range(0, len(rows), size):
-        part = rows[begin : begin + size]
-        yield torch.from_numpy(activations.rows(part)).to(device)
-        bar.update(len(part))
 
 
 def _mean(activations: Activations, rows: NDArray[np.int64]) -> NDArray[np.float32]:

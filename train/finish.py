@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sae_runtime import quota
+from sae_runtime.calibration import slots_for
 from sae_runtime.manifest import Allocation, Encoder, Manifest
-from sae_runtime.train.calibrate import calibrate
 from sae_runtime.train.data import Source
-from sae_runtime.train.evaluate import batch_rule, fvu_and_l0, matches, served_rule, shuffled
 from sae_runtime.train.model import SparseAutoencoder
+from sae_runtime.train.tally import batch_rule, served_rule, shuffled, tally_of
+from sae_runtime.train.thresholds import fit_thresholds
 from sae_runtime.train.trainer import Trainer
 
 
@@ -59,14 +60,14 @@ def _calibrated(
     cap = None if trainer.quota is None else quota.caps(trainer.quota, config.k, config.d_sae)
     theta = None
     if config.allocation != "token":
-        theta = calibrate(model, calibration, config.k, cap)
+        theta = fit_thresholds(model, calibration, config.k, cap)
     served = served_rule(config.k, theta)
-    fvu, l0 = fvu_and_l0(model, validation, served, config.batch)
-    used = matches(model, calibration, served, config.batch) + matches(model, validation, served, config.batch)
+    held_out = tally_of(model, validation, served, config.batch)
+    used = tally_of(model, calibration, served, config.batch).matches + held_out.matches
     measured = {
         "tokens": len(validation),
-        "fvu": fvu,
-        "l0": float(l0.mean()),
+        "fvu": held_out.fvu,
+        "l0": float(held_out.l0.mean()),
         "dead": float((used == 0).mean()),
         "dead_tokens": len(calibration) + len(validation),
     }
@@ -75,15 +76,9 @@ def _calibrated(
     # Batches of one size: over a short last one the caps of feature choice would round to nothing.
     batch = math.ceil(len(validation) / max(round(len(validation) / config.batch), 1))
     mixed = validation[torch.from_numpy(shuffled(len(validation))).to(validation.device)]
-    batch_fvu, batch_l0 = fvu_and_l0(model, mixed, batch_rule(config.k, cap), batch)
-    measured |= {
-        "batch": batch,
-        "batch_fvu": batch_fvu,
-        "batch_l0": float(batch_l0.mean()),
-    }
-    # Wide enough for all but one token in a thousand; those are encoded again, wider.
-    width = math.ceil(float(np.quantile(l0, 0.999)) / 8 + 1e-9) * 8
-    return theta, measured, min(max(width, 8), config.d_sae)
+    by_batch = tally_of(model, mixed, batch_rule(config.k, cap), batch)
+    measured |= {"batch": batch, "batch_fvu": by_batch.fvu, "batch_l0": float(by_batch.l0.mean())}
+    return theta, measured, slots_for(held_out.l0, config.d_sae)
 
 
 def _folded(

@@ -1,11 +1,11 @@
-"""What a host model loses when its activations at the hook are replaced by what the SAE makes of them.
+"""What a host model loses when the SAE's reconstructions replace its activations at the hook.
 
-Each kept token's activation is replaced by what the served rule makes of it, by what the batch rule makes of it among
-the tokens of one forward pass, and, as floors, by the mean of all and, in language models, by zeros. The rest of the
-model runs on as it is.
+Each kept token's activation is replaced by its reconstruction under the served rule, by its reconstruction under the
+batch rule over the tokens of one forward pass, and, as floors, by the mean of all activations and, in language models,
+by zeros. The rest of the model runs on as it is.
 
-A causal language model is asked for its cross-entropy on the next token, in nats, and for the KL divergence of its
-prediction from the untouched one's, both at the replaced tokens. Of any other model the final hidden states are
+Of a causal language model, the cross-entropy on the next token is measured, in nats, and the KL divergence of its
+prediction from the untouched model's, both at the replaced tokens. Of any other model, the final hidden states are
 compared by cosine: at the replaced tokens, and averaged over each window, as a sentence embedding is.
 """
 
@@ -19,36 +19,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from sae_runtime.evaluation_file import HostLoss
 from sae_runtime.train.device import memory_errors
-from sae_runtime.train.evaluate import reconstruct
-from sae_runtime.train.fitted import Fitted
 from sae_runtime.train.harvest import HarvestConfig
 from sae_runtime.train.host import find_module, hidden_states, load_host, longest_window, replaced
+from sae_runtime.train.tally import reconstruct
 from sae_runtime.train.text import documents
+from sae_runtime.train.torch_sae import TorchSAE
 from sae_runtime.train.windows import Window, batches, first_rows, padded, windows
 
 _LOGITS_AT_ONCE = 1 << 24
 _LOW = 0.05  # quantile of the cosines
-
-
-@dataclass(frozen=True, kw_only=True)
-class HostLoss:
-    """What was measured, by what stood in for the activations: "served", "batch", "mean" or "zero".
-
-    Of a causal language model: cross_entropy, kl and recovered, the share of what the mean loses against the untouched
-    model that this one does not lose (left out where the mean loses nothing). Of others: embedding_cosine and
-    token_cosine, and of each the quantile below which 5 % lie, with the ending _low. fvu goes with the two rules.
-    """
-
-    model: str
-    hook: str
-    text: tuple[str, ...]
-    tokens: int  # replaced
-    windows: int
-    special: bool  # whether special tokens are replaced too
-    batch: float  # tokens that shared a budget under the batch rule, on average
-    cross_entropy: float | None  # of the untouched model; None where it is no causal language model
-    replaced: Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -67,46 +48,32 @@ Readings = dict[str, Tensor]  # by what is read: one number for each token or wi
 
 @memory_errors()
 @torch.inference_mode()
-def host_loss(fitted: Fitted, config: HarvestConfig, *, progress: bool = False) -> HostLoss:
-    """Run the host over text, untouched and with everything that stands in for its activations.
+def host_loss(sae: TorchSAE, config: HarvestConfig, *, progress: bool = False) -> HostLoss:
+    """Run the host model over text, untouched and with each replacement of its activations.
 
     Args:
-        fitted: the SAE; it is moved to the host's device.
+        sae: it is moved to the host model's device.
         config: model, hook and text, read as `harvest` reads them; how activations are stored means nothing here.
         progress: show a bar on stderr, where that is a terminal.
 
     Raises:
         FileNotFoundError: a text file or the folder of the model is missing.
-        ValueError: the model, hook or text cannot be used, the hook's width is not the SAE's, or an activation is NaN
-            or Inf, or all are equal.
+        ValueError: the SAE is a transcoder; the model, hook or text cannot be used; the hook's width is not the SAE's;
+            or an activation is NaN or Inf, or all are equal.
         MemoryError: a batch does not fit on the device.
     """
+    sae.refuse_transcoder()
     host = _open(config)
-    sae = fitted.model.to(host.model.device)
+    sae = sae.to(host.model.device)
     tokens = sum(window.rows for group in host.groups for window in group)
     mean, spread = _mean_and_spread(host.batches(), sae.b_dec)
     if spread <= 1e-12 * tokens * float(mean.double().pow(2).sum()):  # no more than rounding
         raise ValueError(
             f"{config.hook} gives the same at all kept tokens of {_names(config)} ({tokens}); give more text"
         )
-    causal = host.model.get_output_embeddings() is not None
-    read = _predictions if causal else _embeddings
-    parts: dict[str, list[Readings]] = defaultdict(list)
-    errors: dict[str, float] = defaultdict(float)
-    with tqdm(total=len(host.groups), unit="batch", disable=None if progress else True) as bar:  # None: on a terminal
-        for batch in host.batches():
-            untouched = host.forward(batch)
-            parts["untouched"].append(read(untouched, untouched, batch))
-            for name, y in _stand_ins(fitted, batch.x, mean, zeros=causal):
-                errors[name] += float((batch.x - y).double().pow(2).sum())
-                whole = batch.hidden.clone()
-                whole[batch.kept] = y.to(whole.dtype)
-                with replaced(host.module, whole):
-                    parts[name].append(read(untouched, host.forward(batch), batch))
-            bar.update()
-    readings = {name: _joined(of_batches) for name, of_batches in parts.items()}
+    readings, errors = _run(host, sae, mean, progress)
     original = None
-    if causal:
+    if host.causal:
         if not len(readings["untouched"]["cross_entropy"]):
             raise ValueError(f"no kept token of {_names(config)} has a next one to predict; give longer texts")
         original = float(readings["untouched"]["cross_entropy"].mean())
@@ -124,6 +91,25 @@ def host_loss(fitted: Fitted, config: HarvestConfig, *, progress: bool = False) 
     )
 
 
+def _run(host: "_Host", sae: TorchSAE, mean: Tensor, progress: bool) -> tuple[dict[str, Readings], dict[str, float]]:
+    """What is read of the untouched model and under each replacement, and each replacement's squared error."""
+    read = _predictions if host.causal else _embeddings
+    parts: dict[str, list[Readings]] = defaultdict(list)
+    errors: dict[str, float] = defaultdict(float)
+    with tqdm(total=len(host.groups), unit="batch", disable=None if progress else True) as bar:  # None: on a terminal
+        for batch in host.batches():
+            untouched = host.forward(batch)
+            parts["untouched"].append(read(untouched, untouched, batch))
+            for name, y in _replacements(sae, batch.x, mean, zeros=host.causal):
+                errors[name] += float((batch.x - y).double().pow(2).sum())
+                whole = batch.hidden.clone()
+                whole[batch.kept] = y.to(whole.dtype)
+                with replaced(host.module, whole):
+                    parts[name].append(read(untouched, host.forward(batch), batch))
+            bar.update()
+    return {name: _joined(of_batches) for name, of_batches in parts.items()}, errors
+
+
 @dataclass(frozen=True)
 class _Host:
     """A model with a hook, and the windows of text that go through it together."""
@@ -133,6 +119,11 @@ class _Host:
     hook: str
     pad: int
     groups: Sequence[Sequence[Window]]
+
+    @property
+    def causal(self) -> bool:
+        """Whether it predicts the next token."""
+        return self.model.get_output_embeddings() is not None
 
     def batches(self) -> Iterator[_Batch]:
         """The batches with their activations; no layer after the hook is run."""
@@ -145,6 +136,7 @@ class _Host:
             yield _Batch(ids, real, kept, hidden, x)
 
     def forward(self, batch: _Batch) -> Any:
+        """What the model gives for a batch."""
         return self.model(input_ids=batch.ids, attention_mask=batch.real)
 
 
@@ -187,10 +179,10 @@ def _mean_and_spread(batches: Iterable[_Batch], near: Tensor) -> tuple[Tensor, f
     return (near.double() + mean).float(), max(square - count * float(mean.pow(2).sum()), 0.0)
 
 
-def _stand_ins(fitted: Fitted, x: Tensor, mean: Tensor, *, zeros: bool) -> Iterator[tuple[str, Tensor]]:
-    yield "served", reconstruct(fitted.model, x, fitted.served)[0]
-    if fitted.batch is not None:
-        yield "batch", reconstruct(fitted.model, x, fitted.batch)[0]
+def _replacements(sae: TorchSAE, x: Tensor, mean: Tensor, *, zeros: bool) -> Iterator[tuple[str, Tensor]]:
+    yield "served", reconstruct(sae, x, sae.served)[0]
+    if sae.batch is not None:
+        yield "batch", reconstruct(sae, x, sae.batch)[0]
     yield "mean", mean.expand_as(x)
     if zeros:
         yield "zero", torch.zeros_like(x)
@@ -213,9 +205,9 @@ def _embeddings(untouched: Any, output: Any, batch: _Batch) -> Readings:
     """Cosines of final hidden states: averaged over each window [batch], and of each kept token [m]."""
     before, after = untouched.last_hidden_state.float(), output.last_hidden_state.float()
     real = batch.real[..., None]
-    pooled, stands_in = ((hidden * real).sum(dim=1) / real.sum(dim=1) for hidden in (before, after))
+    pooled, pooled_after = ((hidden * real).sum(dim=1) / real.sum(dim=1) for hidden in (before, after))
     return {
-        "embedding_cosine": torch.cosine_similarity(pooled, stands_in, dim=1).cpu(),
+        "embedding_cosine": torch.cosine_similarity(pooled, pooled_after, dim=1).cpu(),
         "token_cosine": torch.cosine_similarity(before[batch.kept], after[batch.kept], dim=1).cpu(),
     }
 
@@ -228,9 +220,14 @@ def _results(
         results[name] = {key: float(values.mean()) for key, values in by.items()}
         if original is None:
             results[name] |= {f"{key}_low": float(np.quantile(values.numpy(), _LOW)) for key, values in by.items()}
-        if name in ("served", "batch"):
-            results[name]["fvu"] = fvu[name]
-    if original is not None and (floor := results["mean"]["cross_entropy"]) > original:
-        for result in results.values():
-            result["recovered"] = (floor - result["cross_entropy"]) / (floor - original)
+        if name not in ("served", "batch"):
+            continue
+        results[name] |= {"fvu": fvu[name], "explained_variance": 1 - fvu[name]}
+        if original is None:
+            continue
+        for ablation in ("mean", "zero"):
+            floor = float(readings[ablation]["cross_entropy"].mean())
+            if floor > original:
+                recovered = (floor - results[name]["cross_entropy"]) / (floor - original)
+                results[name][f"loss_recovered_{ablation}"] = recovered
     return results

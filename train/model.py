@@ -7,8 +7,12 @@ from torch import Tensor, nn
 class SparseAutoencoder(nn.Module):
     """z = relu((x - b_dec) W_enc^T + b_enc), f = S * z for a mask S of matches, x_hat = f W_dec + b_dec.
 
-    W_enc and W_dec are both [d_sae, d_in] here, a row for each feature. The rows of W_dec have unit norm, so that a
-    feature's value is what it contributes, and values of different features compare.
+    W_enc and W_dec are both [d_sae, d_in] here, a row for each feature. The rows of W_dec have unit norm, so that the
+    value of a feature is the length of what it adds, and values of different features compare.
+
+    >>> model = SparseAutoencoder(5, torch.ones(3), generator=torch.Generator().manual_seed(0))
+    >>> model.pre_activations(torch.ones(2, 3)).tolist()  # x lies at the centre
+    [[0.0, 0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0]]
     """
 
     def __init__(self, d_sae: int, centre: Tensor, *, generator: torch.Generator) -> None:
@@ -21,12 +25,16 @@ class SparseAutoencoder(nn.Module):
         self.b_enc = nn.Parameter(torch.zeros(d_sae))
         self.b_dec = nn.Parameter(centre.clone())
 
-    def latents(self, x: Tensor) -> Tensor:
-        """Activations [n, d_in] to latents z >= 0 [n, d_sae]."""
+    def pre_activations(self, x: Tensor) -> Tensor:
+        """Pre-activations z >= 0 [n, d_sae] of activations [n, d_in]."""
         return torch.relu((x - self.b_dec) @ self.W_enc.T + self.b_enc)
 
+    def reconstruction(self, sums: Tensor, x: Tensor) -> Tensor:
+        """The reconstruction [n, d_in] from sums of decoder rows f W_dec [n, d_in]; x is not needed here."""
+        return sums + self.b_dec
+
     def decode(self, f: Tensor) -> Tensor:
-        """Features [n, d_sae] to activations [n, d_in]."""
+        """Activations [n, d_in] that activations of features [n, d_sae] stand for."""
         return f @ self.W_dec + self.b_dec
 
     @torch.no_grad()

@@ -62,7 +62,7 @@ def plain_step(
         aux_k: features a token lends to it.
     """
     model.zero_grad(set_to_none=True)
-    z = model.latents(x)
+    z = model.pre_activations(x)
     kept = allocate(z.detach(), **limits)
     x_hat = model.decode(z * kept)
     loss, aux = fvu(x, x_hat), z.new_zeros(())

@@ -1,4 +1,4 @@
-"""What a manifest tells of the activations that its SAE was trained on."""
+"""What a manifest says of the activations that its SAE was trained on."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ def was_trained_on(manifest: Manifest, activations: Activations) -> bool:
 
 
 def validation_rows(manifest: Manifest, activations: Activations) -> NDArray[np.int64] | None:
-    """The rows that training measured on, ascending; None where the manifest does not tell, or other rows are here.
+    """The rows that training measured on, ascending; None where the manifest does not tell, or where rows differ.
 
     The split follows from the activations, the share held out and the seed alone. Only the sizes of the parts are
     compared: a copy in another type has the same rows.
@@ -35,6 +35,16 @@ def validation_rows(manifest: Manifest, activations: Activations) -> NDArray[np.
 
 def trained_batch(manifest: Manifest) -> int:
     """Tokens that shared a budget in training; 2,048 where the manifest does not tell."""
+    batch = _config(manifest, "batch")
+    return batch if batch is not None and batch >= 2 else 2048
+
+
+def trained_tokens(manifest: Manifest) -> int | None:
+    """Tokens of the training, repeats counted; None where the manifest does not tell."""
+    return _config(manifest, "tokens")
+
+
+def _config(manifest: Manifest, name: str) -> int | None:
     config = manifest.provenance.get("config")
-    batch = config.get("batch") if isinstance(config, dict) else None
-    return batch if isinstance(batch, int) and batch >= 2 else 2048
+    value = config.get(name) if isinstance(config, dict) else None
+    return value if type(value) is int else None

@@ -5,12 +5,13 @@ from pathlib import Path
 import click
 
 from sae_runtime.activations import open_activations
-from sae_runtime.calibration import calibrate
+from sae_runtime.calibrate_bundle import calibrate_bundle
 from sae_runtime.cli.common import (
     PATH,
     activations_option,
     any_source_option,
     bundle_argument,
+    explained,
     force_option,
     json_option,
     quiet_option,
@@ -47,7 +48,7 @@ def command(
     refuse_same(bundle if output is None else output, activations=activations)
     if output is not None:
         refuse_same(output, bundle=bundle)
-    made = calibrate(
+    made = calibrate_bundle(
         bundle,
         open_activations(activations),
         k=k,
@@ -58,7 +59,7 @@ def command(
     )
     path = bundle if output is None else output
     low, high = float(made.theta.min()), float(made.theta.max())
-    fvu = f"FVU {made.measured['fvu']:.4f}, " if "fvu" in made.measured else ""
+    fvu = explained(made.measured.get("fvu"))
     tokens = f"{made.measured['tokens']:,.0f}"
     lines = [
         ("bundle", path),

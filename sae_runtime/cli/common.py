@@ -70,3 +70,12 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
         )
         for row in rows
     ]
+
+
+def explained(fvu: float | None) -> str:
+    """The beginning of a line on what an SAE explains; empty where that is not known.
+
+    >>> explained(0.25)
+    'FVU 0.2500, explained variance 0.7500, '
+    """
+    return "" if fvu is None else f"FVU {fvu:.4f}, explained variance {1 - fvu:.4f}, "

@@ -1,10 +1,10 @@
-"""sae-runtime evaluate, and how a bundle is evaluated by any command."""
+"""sae-runtime evaluate."""
 
 import json as json_format
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
@@ -14,70 +14,27 @@ from sae_runtime.cli.common import (
     activations_option,
     any_source_option,
     bundle_argument,
+    explained,
     force_option,
     json_option,
     output_option,
     quiet_option,
-    refuse_same,
     show,
 )
 from sae_runtime.cli.options import Command, build, from_config
-from sae_runtime.files import check_free, new_file
+from sae_runtime.evaluation_file import Evaluation, HostLoss, RuleEvaluation, to_json
+from sae_runtime.files import new_file
 from sae_runtime.manifest import Manifest
-from sae_runtime.train.device import usable_device
-from sae_runtime.train.evaluation import EvaluateConfig, Evaluation, RuleEvaluation, evaluate
-from sae_runtime.train.fitted import open_fitted
-from sae_runtime.train.harvest import HarvestConfig
-from sae_runtime.train.host_loss import HostLoss, host_loss
+from sae_runtime.outputs import Output
+from sae_runtime.train.evaluate_config import EvaluateConfig
+from sae_runtime.typed_json import from_dict
 
-F = TypeVar("F", bound=Callable[..., Any])
-_WINDOWS = {"split": (str, "text"), "context": (int, "a whole number"), "special": (bool, "true or false")}
 _LONG = ("matches", "l0_tokens", "histogram")  # a number for each feature, count or bin: for the file only
 
 
-def evaluation_options(function: F) -> F:
-    """Decorator that adds the options which `evaluated` reads."""
-    for option in (
-        click.option("--batch-tokens", type=click.INT, default=2048, help="tokens per forward pass of the model"),
-        click.option("--text-tokens", type=click.INT, default=8192, help="tokens of the text to replace at most"),
-        click.option("--hook", help="module of the model whose output is replaced [the bundle's]"),
-        click.option("--text", type=PATH, multiple=True, help="text for --model, as harvest reads it; may be repeated"),
-        click.option("--model", help="transformers folder or hub name: also measure what this model loses"),
-    ):
-        function = option(function)
-    return from_config(EvaluateConfig)(function)
+def _host_config(bundle: Path, manifest: Manifest, activations: Path, settings: Mapping[str, Any]) -> Any:
+    from sae_runtime.train.harvest import HarvestConfig
 
-
-@dataclass(frozen=True)
-class Evaluated:
-    """What is known of a bundle."""
-
-    manifest: Manifest
-    evaluation: Evaluation
-    host: HostLoss | None
-
-
-def evaluated(
-    bundle: Path, activations: Path, settings: Mapping[str, Any], *, any_source: bool, progress: bool
-) -> Evaluated:
-    """Evaluate a bundle as the options say.
-
-    Raises:
-        UsageError: a model without text, or text without a model.
-        ValueError: the bundle, the activations, the model or the text cannot be used.
-    """
-    if (settings["model"] is None) != (not settings["text"]):
-        raise click.UsageError("--model and --text go together: the model reads the text.")
-    config = build(EvaluateConfig, settings)
-    source = open_activations(activations)
-    fitted = open_fitted(bundle, usable_device(config.device))
-    host_config = None if settings["model"] is None else _host_config(bundle, fitted.manifest, activations, settings)
-    evaluation = evaluate(fitted, source, config, any_source=any_source, progress=progress)
-    host = None if host_config is None else host_loss(fitted, host_config, progress=progress)
-    return Evaluated(fitted.manifest, evaluation, host)
-
-
-def _host_config(bundle: Path, manifest: Manifest, activations: Path, settings: Mapping[str, Any]) -> HarvestConfig:
     hook = settings["hook"] or manifest.hook
     if hook is None:
         raise ValueError(f"{bundle} does not know its hook; name it with --hook")
@@ -92,23 +49,38 @@ def _host_config(bundle: Path, manifest: Manifest, activations: Path, settings: 
     )
 
 
+@dataclass(frozen=True)
+class _Windows:
+    """Which tokens `harvest` kept and in what windows, as far as its index says so."""
+
+    split: str | None = None
+    context: int | None = None
+    special: bool | None = None
+
+
 def _as_harvested(activations: Path) -> dict[str, Any]:
-    """Which tokens were kept and in what windows, where the activations are a folder that says so."""
+    """The windows of a folder of activations, as settings of a harvest; none of a plain file."""
     index = activations / INDEX
-    harvested = json_format.loads(index.read_text()) if index.is_file() else {}
-    same = {name: harvested[name] for name in _WINDOWS if name in harvested}
-    for name, value in same.items():
-        kind, expected = _WINDOWS[name]
-        if type(value) is not kind:
-            raise ValueError(f"{index} has {name} {value!r}, expected {expected}; harvest again")
-    return same
+    if not index.is_file():
+        return {}
+    try:
+        windows = from_dict(_Windows, json_format.loads(index.read_text()), str(index), more=True)
+    except ValueError as error:
+        raise ValueError(f"{error}; harvest again") from error
+    return {name: value for name, value in asdict(windows).items() if value is not None}
 
 
 @click.command("evaluate", cls=Command)
 @bundle_argument
 @activations_option
-@evaluation_options
-@output_option("JSON file of all numbers, those of each feature too", default=None)
+@click.option("--targets", type=PATH, help="of a transcoder: the activations that it reconstructs, row by row")
+@from_config(EvaluateConfig)
+@click.option("--model", help="transformers folder or hub name: also measure what this model loses")
+@click.option("--text", type=PATH, multiple=True, help="text for --model, as harvest reads it; may be repeated")
+@click.option("--hook", help="module of the model whose output is replaced [the bundle's]")
+@click.option("--text-tokens", type=click.INT, default=8192, help="tokens of the text to replace at most")
+@click.option("--batch-tokens", type=click.INT, default=2048, help="tokens per forward pass of the model")
+@output_option("JSON file of all numbers, which report reads", default=None)
 @any_source_option
 @force_option
 @quiet_option
@@ -116,6 +88,7 @@ def _as_harvested(activations: Path) -> dict[str, Any]:
 def command(
     bundle: Path,
     activations: Path,
+    targets: Path | None,
     output: Path | None,
     any_source: bool,
     force: bool,
@@ -126,21 +99,45 @@ def command(
     """Measure what a bundle explains, and what a model loses.
 
     By the served rule and by the batch rule: variance explained, active features, their use, and the decoder. With
-    --model and --text also what the model loses when its activations are replaced by reconstructions.
+    --model and --text also what the model loses when its activations are replaced by reconstructions. Of a transcoder,
+    variance explained is left out unless --targets gives what it reconstructs.
     """
     if output is not None:
-        refuse_same(output, bundle=bundle, activations=activations)
-        if output.is_dir():
-            raise FileExistsError(f"{output} is a folder; name a file in it")
-        check_free(output, force=force)
-    found = evaluated(bundle, activations, settings, any_source=any_source, progress=not quiet)
-    host = None if found.host is None else asdict(found.host)
-    result = {"bundle": str(bundle), **asdict(found.evaluation), "host": host}
+        inputs = {"bundle": bundle, "activations": activations, **({} if targets is None else {"targets": targets})}
+        Output(path=output, kind="file", force=force, inputs=inputs).check()
+    found = _evaluated(bundle, activations, targets, settings, any_source=any_source, progress=not quiet)
     if output is not None:
         with new_file(output, force=force) as partial:
-            partial.write_text(json_format.dumps(result, allow_nan=False) + "\n")
+            partial.write_text(to_json(found))
     lines = [("bundle", str(bundle)), *_lines(found)]
-    show(_brief(result), lines + ([] if output is None else [("written", str(output))]), json=json)
+    show(_brief(asdict(found)), lines + ([] if output is None else [("written", str(output))]), json=json)
+
+
+def _evaluated(
+    bundle: Path,
+    activations: Path,
+    targets: Path | None,
+    settings: Mapping[str, Any],
+    *,
+    any_source: bool,
+    progress: bool,
+) -> Evaluation:
+    if (settings["model"] is None) != (not settings["text"]):
+        raise click.UsageError("--model and --text go together: the model reads the text.")
+    config = build(EvaluateConfig, settings)
+    from sae_runtime.train.device import usable_device  # torch: not for --help
+    from sae_runtime.train.evaluation import evaluate
+    from sae_runtime.train.host_loss import host_loss
+    from sae_runtime.train.torch_sae import open_sae
+
+    source = open_activations(activations)
+    sae = open_sae(bundle, usable_device(config.device))
+    host_config = None
+    if settings["model"] is not None:
+        sae.refuse_transcoder()
+        host_config = _host_config(bundle, sae.manifest, activations, settings)
+    found = evaluate(sae, source, config, targets=targets, any_source=any_source, progress=progress)
+    return found if host_config is None else replace(found, host=host_loss(sae, host_config, progress=progress))
 
 
 def _brief(value: Any) -> Any:
@@ -149,20 +146,20 @@ def _brief(value: Any) -> Any:
     return value
 
 
-def _lines(found: Evaluated) -> list[tuple[str, str]]:
-    evaluation, decoder = found.evaluation, found.evaluation.decoder
-    seen = "never trained on" if evaluation.rows == "held-out" else "perhaps trained on"
-    lines = [("measured on", f"{evaluation.tokens:,} tokens of {evaluation.activations}, {seen}")]
-    lines += _rule_lines("as served", evaluation.served)
-    if evaluation.batch is not None:
-        lines += _rule_lines(f"batch rule over {evaluation.batch.batch:,}", evaluation.batch)
+def _lines(found: Evaluation) -> list[tuple[str, str]]:
+    decoder = found.decoder
+    seen = "never trained on" if found.rows == "held-out" else "perhaps trained on"
+    lines = [("measured on", f"{found.tokens:,} tokens of {found.activations}, {seen}")]
+    lines += _rule_lines("as served", found.served)
+    if found.batch is not None:
+        lines += _rule_lines(f"batch rule over {found.batch.batch:,}", found.batch)
     lines += [
         (
             "decoder",
             f"largest cosine to another feature: median {decoder.median:.3f}, 99 % {decoder.high:.3f}, "
             f"above 0.9 {decoder.nearly_equal:.2%}",
         ),
-        ("", f"effective rank {decoder.effective_rank:.1f} of {found.manifest.encoder.d_in}"),
+        ("", f"effective rank {decoder.effective_rank:.1f} of {found.encoder.width_out}"),
     ]
     return lines + ([] if found.host is None else _host_lines(found.host))
 
@@ -174,7 +171,7 @@ def _rule_lines(label: str, rule: RuleEvaluation) -> list[tuple[str, str]]:
         law = rule.zipf
         use += f"; Zipf exponent {law.exponent:.2f}, offset {law.offset:.1f}, R^2 {law.r_squared:.3f}"
     return [
-        (label, f"FVU {rule.fvu:.4f}, L0 {rule.l0:.2f} (5 % {l0['0.05']:g}, 95 % {l0['0.95']:g})"),
+        (label, f"{explained(rule.fvu)}L0 {rule.l0:.2f} (5 % {l0['0.05']:g}, 95 % {l0['0.95']:g})"),
         ("", use),
     ]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 import click
 
 from sae_runtime import bundle as bundles
-from sae_runtime.cli.common import json_option, show, table
+from sae_runtime.cli.common import explained, json_option, show, table
 from sae_runtime.cli.options import Command
 from sae_runtime.hub import local
 from sae_runtime.manifest import GraphRecord, Manifest, Price
@@ -67,11 +67,12 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
 
 
 def _measurements(measured: Mapping[str, float], tokens: str) -> Iterator[str]:
-    if "fvu" in measured:
-        yield f"as served: FVU {measured['fvu']:.4f}, L0 {measured['l0']:.2f} on {measured['tokens']:,.0f} {tokens}"
+    if "l0" in measured:
+        served = f"{explained(measured.get('fvu'))}L0 {measured['l0']:.2f}"
+        yield f"as served: {served} on {measured['tokens']:,.0f} {tokens}"
     if "batch_fvu" in measured:
-        batch = f"over batches of {measured['batch']:,.0f}"
-        yield f"batch rule: FVU {measured['batch_fvu']:.4f}, L0 {measured['batch_l0']:.2f} {batch}"
+        by_batch = f"{explained(measured['batch_fvu'])}L0 {measured['batch_l0']:.2f}"
+        yield f"batch rule: {by_batch} over batches of {measured['batch']:,.0f}"
     if "dead" in measured:
         yield f"silent on {measured['dead_tokens']:,.0f} tokens: {measured['dead']:.2%} of the features"
 

@@ -5,85 +5,52 @@ from typing import Any
 
 import click
 
-from sae_runtime.cli.common import (
-    PATH,
-    activations_option,
-    any_source_option,
-    force_option,
-    json_option,
-    output_option,
-    plural,
-    quiet_option,
-    refuse_same,
-    show,
-)
-from sae_runtime.cli.evaluate import evaluated, evaluation_options
+from sae_runtime.cli.common import PATH, force_option, json_option, output_option, plural, show
 from sae_runtime.cli.options import Command
+from sae_runtime.evaluation_file import read_evaluation
 from sae_runtime.extras import require
-from sae_runtime.files import check_free, new_file
+from sae_runtime.files import new_file
+from sae_runtime.outputs import Output
 
 
 @click.command("report", cls=Command)
-@click.argument("bundle", type=PATH, nargs=-1, required=True)
-@activations_option
-@evaluation_options
+@click.argument("evaluation", type=PATH, nargs=-1, required=True)
 @click.option(
     "--metrics",
     type=PATH,
     multiple=True,
-    help="file of train --metrics, one for each bundle in their order, or none; of a run of several, the same for each",
+    help="file of train --metrics, one for each evaluation in their order, or none; of a run of several, the same",
 )
 @output_option("HTML file to write")
-@any_source_option
 @force_option
-@quiet_option
 @json_option
-def command(
-    bundle: tuple[Path, ...],
-    activations: Path,
-    metrics: tuple[Path, ...],
-    output: Path,
-    any_source: bool,
-    force: bool,
-    quiet: bool,
-    json: bool,
-    **settings: Any,
-) -> None:
+def command(evaluation: tuple[Path, ...], metrics: tuple[Path, ...], output: Path, force: bool, json: bool) -> None:
     """Show what bundles explain on one HTML page.
 
-    Evaluates every bundle as `evaluate` does and sets them beside each other, with pictures. The page needs no other
+    Reads the files that `evaluate -o` wrote and sets them beside each other, with pictures. The page needs no other
     file.
     """
     require("report")
-    from sae_runtime.report import Subject, read_metrics, report  # matplotlib: only once it is known to be there
+    from sae_runtime.report import Subject, read_metrics, report  # needs matplotlib
 
-    if metrics and len(metrics) != len(bundle):
-        raise click.UsageError(f"{len(metrics)} --metrics for {plural(len(bundle), 'bundle')}; give one for each.")
-    names = _names(bundle)
-    for path in (*bundle, activations, *metrics):
-        refuse_same(output, input=path)
-    if output.is_dir():
-        raise FileExistsError(f"{output} is a folder; name a file in it")
-    check_free(output, force=force)
-    curves: list[list[dict[str, Any]] | None] = [None for _ in bundle]
+    if metrics and len(metrics) != len(evaluation):
+        raise click.UsageError(f"{len(metrics)} --metrics for {plural(len(evaluation), 'evaluation')}; give one each.")
+    if len({path.resolve() for path in evaluation}) < len(evaluation):
+        raise ValueError("an evaluation is given twice; name every file once")
+    for path in (*evaluation, *metrics):
+        Output(path=output, kind="file", force=force, inputs={"input": path}).check()
+    read = [read_evaluation(path) for path in evaluation]
+    names = [one.name for one in read]
+    if len(set(names)) < len(names):  # bundles of one name, or one bundle on several activations
+        names = [str(path) for path in evaluation]
+    curves: list[list[dict[str, Any]] | None] = [None for _ in read]
     if metrics:
-        curves = [read_metrics(file, path.resolve().name) for file, path in zip(metrics, bundle, strict=True)]
-    subjects = []
-    for name, path, curve in zip(names, bundle, curves, strict=True):
-        found = evaluated(path, activations, settings, any_source=any_source, progress=not quiet)
-        subjects.append(
-            Subject(name=name, manifest=found.manifest, evaluation=found.evaluation, host=found.host, metrics=curve)
-        )
+        curves = [read_metrics(file, one.name) for file, one in zip(metrics, read, strict=True)]
+    subjects = [
+        Subject(name=name, evaluation=one, metrics=curve) for name, one, curve in zip(names, read, curves, strict=True)
+    ]
     with new_file(output, force=force) as partial:
         partial.write_text(report(subjects), encoding="utf-8")
     size = output.stat().st_size
     lines = [("report", output), ("about", ", ".join(names)), ("size", f"{size:,} bytes")]
     show({"report": output, "bundles": names, "size": size}, lines, json=json)
-
-
-def _names(bundles: tuple[Path, ...]) -> list[str]:
-    """What the bundles are called on the page: by their folders, or by their paths where folders share a name."""
-    if len({path.resolve() for path in bundles}) < len(bundles):
-        raise ValueError("a bundle is given twice; name every bundle once")
-    names = [path.resolve().name for path in bundles]
-    return names if len(set(names)) == len(names) else [str(path) for path in bundles]

@@ -1,4 +1,4 @@
-"""The report: what bundles achieve, beside each other, in one HTML file."""
+"""The report: what `evaluate` measured of bundles, beside each other, in one HTML file. It does not need torch."""
 
 import importlib.metadata
 import json
@@ -7,17 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
+from sae_runtime.evaluation_file import HostLoss, law_by_rank
 from sae_runtime.report import page, plots, tables
 from sae_runtime.report.tables import Subject
-from sae_runtime.train.density import expected_density
 
 __all__ = ["Subject", "read_metrics", "report"]
 
 
 def report(subjects: Sequence[Subject]) -> str:
-    """The page about some bundles, of which there is one at least, evaluated on the same activations."""
+    """The page about one bundle or more.
+
+    >>> report([]).startswith("<!doctype html>")
+    Traceback (most recent call last):
+    ValueError: a report needs one evaluation at least
+    """
+    if not subjects:
+        raise ValueError("a report needs one evaluation at least")
     parts = [
         page.paragraph(_what(subjects)),
         tables.identity(subjects),
@@ -34,7 +40,7 @@ def report(subjects: Sequence[Subject]) -> str:
 
 
 def read_metrics(path: Path, name: str | None = None) -> list[dict[str, Any]]:
-    """The lines that `train --metrics` wrote; where it fitted several SAEs, those of the one called `name`.
+    """The lines that `train --metrics` wrote; where it fitted several SAEs, those of the SAE called `name`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -55,23 +61,25 @@ def read_metrics(path: Path, name: str | None = None) -> list[dict[str, Any]]:
         lines.append(line)
     if not lines:
         raise ValueError(f"{path} holds no line; give the file that train --metrics wrote")
-    mine = [line for line in lines if line.get("sae", name) == name]
-    if not mine:
+    named = [line for line in lines if line.get("sae", name) == name]
+    if not named:
         others = ", ".join({str(line["sae"]): None for line in lines})
-        raise ValueError(f"{path} is of {others}, not of {name}; give its own, or the bundle the name that it had then")
-    return mine
+        raise ValueError(
+            f"{path} is of {others}, not of {name}; give the metrics of {name}, or the bundle the name that it had then"
+        )
+    return named
 
 
 def _what(subjects: Sequence[Subject]) -> str:
+    names: dict[tuple[str, int, str], list[str]] = {}
+    for subject in subjects:
+        measured = subject.evaluation
+        names.setdefault((measured.rows, measured.tokens, measured.activations), []).append(subject.name)
     sentences = []
-    for kind in ("held-out", "all"):
-        here = [subject for subject in subjects if subject.evaluation.rows == kind]
-        if not here:
-            continue
-        evaluation = here[0].evaluation
-        seen = "which training never saw" if kind == "held-out" else "which training may have seen"
-        names = "" if len(here) == len(subjects) else f" ({', '.join(subject.name for subject in here)})"
-        sentences.append(f"Measured on {evaluation.tokens:,} tokens of {evaluation.activations}, {seen}{names}.")
+    for (rows, tokens, activations), those in names.items():
+        seen = "which training never saw" if rows == "held-out" else "which training may have seen"
+        about = "" if len(names) == 1 else f" ({', '.join(those)})"
+        sentences.append(f"Measured on {tokens:,} tokens of {activations}, {seen}{about}.")
     return " ".join(
         [
             *sentences,
@@ -89,10 +97,11 @@ def _l0(subjects: Sequence[Subject]) -> str:
 def _densities(subjects: Sequence[Subject]) -> str:
     densities, laws = {}, {}
     for subject in subjects:
-        density = torch.tensor(subject.evaluation.served.matches, dtype=torch.float64) / subject.evaluation.tokens
-        densities[subject.name] = density.numpy()
-        if subject.evaluation.served.zipf is not None:
-            laws[subject.name] = expected_density(density).sort(descending=True).values.numpy()
+        served = subject.evaluation.served
+        density = np.array(served.matches, np.float64) / subject.evaluation.tokens
+        densities[subject.name] = density
+        if served.zipf is not None:
+            laws[subject.name] = law_by_rank(served.zipf, density)
     return page.image(plots.density_by_rank(densities, laws), "Density of each feature by rank, with the Zipf law")
 
 
@@ -107,16 +116,28 @@ def _training(subjects: Sequence[Subject]) -> str:
 
 
 def _host(subjects: Sequence[Subject]) -> list[str]:
-    host = next((subject.host for subject in subjects if subject.host is not None), None)
-    if host is None:
-        return []
-    special = "special tokens included" if host.special else "special tokens left as they are"
-    return [
-        page.heading("What the model loses"),
-        page.paragraph(
-            f"{host.model} read {host.tokens:,} tokens of {', '.join(host.text)} in {host.windows:,} windows, with its "
-            f"activations at {host.hook} replaced, {special}: by the reconstruction, and, to see how much there is to "
-            f"lose, by the mean. The batch rule spent its budget over {host.batch:,.0f} tokens on average."
-        ),
-        tables.hosts(subjects),
-    ]
+    parts: list[str] = []
+    for host, those in _by_text(subjects):
+        special = "special tokens included" if host.special else "special tokens left as they are"
+        parts += [
+            page.heading("What the model loses"),
+            page.paragraph(
+                f"{host.model} read {host.tokens:,} tokens of {', '.join(host.text)} in {host.windows:,} windows, with "
+                f"its activations at {host.hook} replaced, {special}: by the reconstruction, and, to see how much "
+                f"there is to lose, by the mean. The batch rule spent its budget over {host.batch:,.0f} tokens on "
+                "average."
+            ),
+            tables.hosts(those),
+        ]
+    return parts
+
+
+def _by_text(subjects: Sequence[Subject]) -> list[tuple[HostLoss, list[Subject]]]:
+    """Subjects whose host model read the same text together, each with the first one's measurements."""
+    groups: dict[tuple[object, ...], tuple[HostLoss, list[Subject]]] = {}
+    for subject in subjects:
+        host = subject.evaluation.host
+        if host is not None:
+            key = (host.model, host.hook, host.text, host.tokens, host.windows, host.special)
+            groups.setdefault(key, (host, []))[1].append(subject)
+    return list(groups.values())

@@ -22,7 +22,7 @@ td small { display: block; color: #777; font-size: .8rem; line-height: 1.35; max
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> str:
-    """A table; the first column is text, under which each row's note stands, the others are numbers."""
+    """A table; the first column is text with the row's note under it, the others are numbers."""
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
     body = "".join(_row(row, notes[number] if notes else "") for number, row in enumerate(rows))
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
@@ -35,7 +35,11 @@ def _row(cells: Sequence[str], note: str) -> str:
 
 
 def heading(text: str) -> str:
-    """The title of a section."""
+    """The title of a section.
+
+    >>> heading("a & b")
+    '<h2>a &amp; b</h2>'
+    """
     return f"<h2>{html.escape(text)}</h2>"
 
 

@@ -19,7 +19,11 @@ _NEARLY_ALL = 0.9  # share of the tokens that have one number of active features
 def density_by_rank(
     densities: Mapping[str, NDArray[np.float64]], laws: Mapping[str, NDArray[np.float64]] | None = None
 ) -> bytes:
-    """Share of tokens on which each feature fires, by rank, on log axes; `laws` are Zipf laws of the same names."""
+    """Density of each feature by rank, on log axes; `laws` are Zipf laws of the same names.
+
+    >>> density_by_rank({"sae": np.array([0.4, 0.1])})[1:4]
+    b'PNG'
+    """
 
     def draw(axes: Any) -> None:
         for (name, density), style in zip(densities.items(), _styles(), strict=False):
@@ -35,7 +39,7 @@ def density_by_rank(
             axes.set_yscale("log")
         axes.legend()
 
-    return _picture("Feature density by rank", "rank of the feature", "share of tokens on which it fires", draw)
+    return _picture("Feature density by rank", "rank of the feature", "share of tokens on which it is active", draw)
 
 
 def active_features(l0: Mapping[str, NDArray[np.int64]]) -> bytes:
@@ -45,9 +49,9 @@ def active_features(l0: Mapping[str, NDArray[np.int64]]) -> bytes:
         shares = {name: counts / max(counts.sum(), 1) for name, counts in l0.items()}
         longest = max(int(np.searchsorted(share.cumsum(), 0.999)) for share in shares.values()) + 1
         for (name, share), style in zip(shares.items(), _styles(), strict=False):
-            most = int(share.argmax())
-            if share[most] > _NEARLY_ALL:  # one tall bar would hide the others
-                axes.axvline(most, label=f"{name}: {share[most]:.1%} have {most}", **style)
+            commonest = int(share.argmax())
+            if share[commonest] > _NEARLY_ALL:  # one tall bar would hide the others
+                axes.axvline(commonest, label=f"{name}: {share[commonest]:.1%} have {commonest}", **style)
             else:
                 line = np.pad(share, (0, max(longest + 1 - len(share), 0)))[: longest + 1]
                 axes.plot(line, drawstyle="steps-mid", label=name, **style)

@@ -4,11 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sae_runtime.manifest import Manifest
+from sae_runtime.evaluation_file import Evaluation, Redundancy, RuleEvaluation
 from sae_runtime.report import page
-from sae_runtime.train.evaluation import Evaluation, RuleEvaluation
-from sae_runtime.train.host_loss import HostLoss
-from sae_runtime.train.redundancy import Redundancy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,9 +13,7 @@ class Subject:
     """A bundle that the report is about: its name there, and what is known of it."""
 
     name: str
-    manifest: Manifest
     evaluation: Evaluation
-    host: HostLoss | None = None
     metrics: Sequence[dict[str, Any]] | None = None  # lines of `train --metrics`
 
 
@@ -30,28 +25,33 @@ class _Row:
 
 
 _IDENTITY = (
-    _Row("allocation", "who competes for the budget of active features", lambda m: _choice(m)),
-    _Row("k", "active features a token gets on average", lambda m: _k(m)),
-    _Row("features", "in the dictionary", lambda m: f"{m.encoder.d_sae:,}"),
-    _Row("width", "of the activations", lambda m: f"{m.encoder.d_in:,}"),
-    _Row("model", "", lambda m: m.model or "unknown"),
-    _Row("hook", "", lambda m: m.hook or "unknown"),
-    _Row("trained on", "tokens, repeats counted", lambda m: _trained_on(m)),
+    _Row("allocation", "what competes for the budget of active features", lambda e: _choice(e)),
+    _Row("k", "active features a token gets on average", lambda e: _k(e)),
+    _Row("features", "in the dictionary", lambda e: f"{e.encoder.d_sae:,}"),
+    _Row("width", "of the activations", lambda e: f"{e.encoder.d_in:,}"),
+    _Row("model", "", lambda e: e.model or "unknown"),
+    _Row("hook", "", lambda e: e.hook or "unknown"),
+    _Row("trained on", "tokens, repeats counted", lambda e: _trained_on(e)),
 )
 _RULE = (
-    _Row("FVU", "share of the activations' variance that the reconstruction misses; 0 is perfect", lambda r: _4(r.fvu)),
-    _Row("FVU of the median token", "the same within one token", lambda r: _4(r.token_fvu["0.5"])),
-    _Row("FVU of the 95 % token", "one token in twenty is explained worse", lambda r: _4(r.token_fvu["0.95"])),
+    _Row(
+        "explained variance",
+        "share of the activations' variance that the reconstruction gives back; 1 is perfect",
+        lambda r: _4(r.explained_variance),
+    ),
+    _Row("FVU", "fraction of variance unexplained, 1 - explained variance; 0 is perfect", lambda r: _4(r.fvu)),
+    _Row("FVU of the median token", "the same within one token", lambda r: _of_tokens(r, "0.5")),
+    _Row("FVU of the 95 % token", "one token in twenty is explained worse", lambda r: _of_tokens(r, "0.95")),
     _Row("L0", "active features of a token, on average", lambda r: f"{r.l0:.2f}"),
     _Row(
         "L0, 5 % to 95 %",
         "nine tokens in ten lie between",
         lambda r: f"{r.l0_quantiles['0.05']:g} to {r.l0_quantiles['0.95']:g}",
     ),
-    _Row("dead", "features that never fire on these tokens", lambda r: f"{r.dead:.2%}"),
+    _Row("dead", "features that are not active on any of these tokens", lambda r: f"{r.dead:.2%}"),
     _Row(
         "under-used",
-        "features that fire less than a tenth as often as the Zipf law gives their rank, dead ones included",
+        "features with less than a tenth of the density that the Zipf law gives their rank, dead ones included",
         lambda r: f"{r.under_used:.2%}" if r.zipf else "no law",
     ),
     _Row(
@@ -89,8 +89,11 @@ _DECODER = (
 _HOST = {
     "cross_entropy": _Row("cross-entropy", "of the next token, in nats", lambda v: f"{v:.4f}"),
     "kl": _Row("KL", "from the untouched model's prediction, in nats a token", lambda v: f"{v:.4f}"),
-    "recovered": _Row(
-        "loss recovered", "share of what the mean instead costs that this does not cost", lambda v: f"{v:.2%}"
+    "loss_recovered_mean": _Row(
+        "loss recovered, mean ablation", "share of what the mean costs that this does not cost", lambda v: f"{v:.2%}"
+    ),
+    "loss_recovered_zero": _Row(
+        "loss recovered, zero ablation", "share of what zeros cost that this does not cost", lambda v: f"{v:.2%}"
     ),
     "embedding_cosine": _Row(
         "cosine of embeddings", "to the untouched model's, averaged over each window's tokens", lambda v: f"{v:.4f}"
@@ -98,14 +101,15 @@ _HOST = {
     "embedding_cosine_low": _Row("cosine of embeddings, 5 %", "one window in twenty is below", lambda v: f"{v:.4f}"),
     "token_cosine": _Row("cosine of tokens", "of the final hidden state of each replaced token", lambda v: f"{v:.4f}"),
     "token_cosine_low": _Row("cosine of tokens, 5 %", "one token in twenty is below", lambda v: f"{v:.4f}"),
-    "fvu": _Row("FVU", "of the activations on this text", lambda v: f"{v:.4f}"),
+    "explained_variance": _Row("explained variance", "of the activations on this text", lambda v: f"{v:.4f}"),
+    "fvu": _Row("FVU", "1 - explained variance", lambda v: f"{v:.4f}"),
 }
-_STAND_INS = {"served": "served", "batch": "batch rule", "mean": "the mean", "zero": "zeros"}
+_REPLACEMENTS = {"served": "served", "batch": "batch rule", "mean": "the mean", "zero": "zeros"}
 
 
 def identity(subjects: Sequence[Subject]) -> str:
     """What the SAEs are."""
-    return _table(_IDENTITY, {subject.name: subject.manifest for subject in subjects})
+    return _table(_IDENTITY, {subject.name: subject.evaluation for subject in subjects})
 
 
 def rules(subjects: Sequence[Subject]) -> str:
@@ -125,19 +129,19 @@ def decoders(subjects: Sequence[Subject]) -> str:
 
 
 def hosts(subjects: Sequence[Subject]) -> str:
-    """What the host loses with each, and with the floors, which are the same for all."""
+    """What the host model loses with each, and with the floors, which are the same for all."""
     columns: dict[str, dict[str, float]] = {}
-    measured = [(subject.name, subject.host) for subject in subjects if subject.host is not None]
+    measured = [(s.name, s.evaluation.host) for s in subjects if s.evaluation.host is not None]
     for name, host in measured:
         for rule in ("served", "batch"):
             if rule in host.replaced:
-                columns[f"{name}, {_STAND_INS[rule]}"] = dict(host.replaced[rule])
+                columns[f"{name}, {_REPLACEMENTS[rule]}"] = dict(host.replaced[rule])
     first = measured[0][1]
     for floor in ("mean", "zero"):
         if floor in first.replaced:
-            columns[_STAND_INS[floor]] = dict(first.replaced[floor])
+            columns[_REPLACEMENTS[floor]] = dict(first.replaced[floor])
     if first.cross_entropy is not None:
-        columns["untouched"] = {"cross_entropy": first.cross_entropy, "kl": 0.0, "recovered": 1.0}
+        columns["untouched"] = {"cross_entropy": first.cross_entropy, "kl": 0.0}
     rows = [(key, row) for key, row in _HOST.items() if any(key in column for column in columns.values())]
     return page.table(
         ["", *columns],
@@ -154,19 +158,21 @@ def _table(rows: Sequence[_Row], columns: dict[str, Any]) -> str:
     )
 
 
-def _choice(manifest: Manifest) -> str:
-    return f"{manifest.allocation.kind} choice" if manifest.allocation else "unknown"
+def _choice(evaluation: Evaluation) -> str:
+    return f"{evaluation.allocation.kind} choice" if evaluation.allocation else "unknown"
 
 
-def _k(manifest: Manifest) -> str:
-    return f"{manifest.allocation.k:g}" if manifest.allocation else "unknown"
+def _k(evaluation: Evaluation) -> str:
+    return f"{evaluation.allocation.k:g}" if evaluation.allocation else "unknown"
 
 
-def _trained_on(manifest: Manifest) -> str:
-    config = manifest.provenance.get("config")
-    tokens = config.get("tokens") if isinstance(config, dict) else None
-    return f"{tokens:,}" if isinstance(tokens, int) else "unknown"
+def _trained_on(evaluation: Evaluation) -> str:
+    return "unknown" if evaluation.trained_tokens is None else f"{evaluation.trained_tokens:,}"
 
 
-def _4(value: float) -> str:
-    return f"{value:.4f}"
+def _of_tokens(rule: RuleEvaluation, level: str) -> str:
+    return _4(None if rule.token_fvu is None else rule.token_fvu[level])
+
+
+def _4(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.4f}"

@@ -29,7 +29,8 @@ def test_calibrates_in_place_and_says_what(copy_of: BundleOf, acts: Path) -> Non
     assert words == [
         f"bundle {path}",
         f"threshold {read.tensor('threshold')[0]:.6g}",
-        f"measured FVU {measured['fvu']:.4f}, L0 {measured['l0']:.2f} on 250 tokens kept out of the fit, wanted 4",
+        f"measured FVU {measured['fvu']:.4f}, explained variance {1 - measured['fvu']:.4f}, "
+        f"L0 {measured['l0']:.2f} on 250 tokens kept out of the fit, wanted 4",
         f"next sae-runtime export {path}",
     ]
     said = refused("extract", path, "--activations", acts, "-o", acts.parent / "f.parquet")
@@ -38,7 +39,7 @@ def test_calibrates_in_place_and_says_what(copy_of: BundleOf, acts: Path) -> Non
     assert load(path).encode(make_x(1000)[:750]).l0().mean() == pytest.approx(4, abs=0.01)
 
 
-def test_json_and_output(bundle_of: BundleOf, acts: Path, tmp_path: Path) -> None:
+def test_calibrate_prints_json_of_another_output(bundle_of: BundleOf, acts: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = run("calibrate", bundle_of("feature"), "--activations", acts, "-o", out, "--json", "-q")
     read = bundle.read(out)
@@ -51,7 +52,7 @@ def test_json_and_output(bundle_of: BundleOf, acts: Path, tmp_path: Path) -> Non
     }
 
 
-def test_errors(bundle_of: BundleOf, acts: Path, tmp_path: Path) -> None:
+def test_calibrate_refuses_top_k_and_outputs_that_hold_inputs(bundle_of: BundleOf, acts: Path, tmp_path: Path) -> None:
     path = bundle_of("token")
     assert refused("calibrate", path, "--activations", acts, "--k", "4") == (
         f"error: {path} keeps 6 features of every token, and so needs no threshold; serve it as it is"

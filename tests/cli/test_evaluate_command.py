@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from command_line import misused, refused, run
 from conftest import D_IN, make_manifest, make_weights, make_x
+from native import native
 from tiny_model import save_bert
 
 from sae_runtime import bundle
@@ -20,7 +21,9 @@ def acts(tmp_path: Path) -> Path:
     return tmp_path / "x.npy"
 
 
-def test_says_what_it_measured(bundle_of: BundleOf, kind: str, acts: Path, tmp_path: Path) -> None:
+def test_evaluate_prints_and_writes_what_it_measured(
+    bundle_of: BundleOf, kind: str, acts: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "evaluation.json"
     arguments = ("evaluate", bundle_of(kind), "--activations", acts, "--batch", "100", "-o", out)
     result = run(*arguments)
@@ -30,7 +33,10 @@ def test_says_what_it_measured(bundle_of: BundleOf, kind: str, acts: Path, tmp_p
     served = found["served"]
     assert lines[0] == f"bundle {bundle_of(kind)}"
     assert lines[1] == "measured on 200 tokens of x.npy, perhaps trained on"
-    assert lines[2].startswith(f"as served FVU {served['fvu']:.4f}, L0 {served['l0']:.2f} (5 % ")
+    assert lines[2].startswith(
+        f"as served FVU {served['fvu']:.4f}, explained variance {served['explained_variance']:.4f}, "
+        f"L0 {served['l0']:.2f} (5 % "
+    )
     assert any(line.startswith("batch rule over 100 FVU") for line in lines) == (kind != "token")
     assert lines[-1] == f"written {out}"
     assert len(served["matches"]) == 150 and sum(served["l0_tokens"]) == 200
@@ -39,7 +45,7 @@ def test_says_what_it_measured(bundle_of: BundleOf, kind: str, acts: Path, tmp_p
     assert brief["served"] == {key: served[key] for key in served if key not in ("matches", "l0_tokens")}
 
 
-def test_model_reads_text_as_it_was_harvested(tmp_path: Path) -> None:
+def test_evaluate_lets_the_model_read_text_as_it_was_harvested(tmp_path: Path) -> None:
     model = save_bert(tmp_path / "bert")
     text = tmp_path / "words.txt"
     text.write_text("\n\n".join("w1 w2 w3 w4 w5" for _ in range(30)))
@@ -61,15 +67,15 @@ def test_model_reads_text_as_it_was_harvested(tmp_path: Path) -> None:
     assert host["replaced"].keys() == {"served", "batch", "mean"}
     arguments = ("evaluate", sae, "--activations", acts, "--model", model, "--text", text)
     index = json.loads((acts / "activations.json").read_text())
-    for name, value, expected in (("context", "6", "a whole number"), ("special", 1, "true or false")):
+    for name, value, expected in (("context", "6", "int"), ("special", 1, "bool")):
         (acts / "activations.json").write_text(json.dumps({**index, name: value}))
-        said = f"error: {acts / 'activations.json'} has {name} {value!r}, expected {expected}; harvest again"
+        said = f"error: {acts / 'activations.json'}.{name} must be {expected}, got {value!r}; harvest again"
         assert refused(*arguments) == said
     (acts / "activations.json").write_text("{")
-    assert refused(*arguments).startswith(f"error: {acts / 'activations.json'} is not readable (")
+    assert refused(*arguments).startswith(f"error: {acts / 'activations.json'}")
 
 
-def test_refusals(bundle_of: BundleOf, acts: Path, tmp_path: Path) -> None:
+def test_evaluate_refuses_outputs_and_options_that_do_not_fit(bundle_of: BundleOf, acts: Path, tmp_path: Path) -> None:
     arguments = ("evaluate", bundle_of("mutual"), "--activations", acts)
     assert refused(*arguments, "-o", acts, "--force").endswith("name another output")
     inside = bundle_of("mutual") / "evaluation.json"
@@ -88,8 +94,24 @@ def test_refusals(bundle_of: BundleOf, acts: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "narrow.npy", "x.npy"]
 
 
-def test_text_that_is_missing_is_said_before_work(acts: Path, tmp_path: Path) -> None:
+def test_evaluate_names_a_missing_model_before_work(acts: Path, tmp_path: Path) -> None:
     manifest = dataclasses.replace(make_manifest(30, "token"), model="m", hook="h")
     bundle.write(tmp_path / "sae", make_weights(30, "token"), manifest)
     arguments = ("evaluate", tmp_path / "sae", "--activations", acts, "--model", tmp_path / "m", "--text", acts)
     assert refused(*arguments) == f"error: the model folder {tmp_path / 'm'} does not exist; check its path"
+
+
+def test_evaluate_of_a_transcoder_gives_fvu_where_it_has_targets(acts: Path, tmp_path: Path) -> None:
+    path = native(tmp_path / "sae", selection="topk", k=5, pre_bias=False, d_out=7)
+    arguments = ("evaluate", path, "--activations", acts, "--any-source")
+    without = run(*arguments)
+    assert without.exit_code == 0 and "FVU" not in without.stdout and "L0 5.00" in without.stdout
+    assert "effective rank" in without.stdout
+    np.save(tmp_path / "y.npy", make_x(200, seed=3)[:, :7])
+    found = json.loads(run(*arguments, "--targets", tmp_path / "y.npy", "--json").stdout)
+    assert found["served"]["fvu"] > 0 and found["batch"] is None
+    said = refused(*arguments, "--model", "m", "--text", acts)
+    assert said.endswith(
+        "is a transcoder: its features make another activation than they are read from, and can "
+        "neither replace nor edit that"
+    )

@@ -50,7 +50,7 @@ def test_inspect_prints_a_description() -> None:
         ("source", "tiny, layer.1"),
         ("encoder", "24 wide, 150 features, keeps the top 6 of every token"),
         ("allocation", "token choice, k 6"),
-        ("measured", "as served: FVU 0.1235, L0 6.00 on 20,000 held-out tokens"),
+        ("measured", "as served: FVU 0.1235, explained variance 0.8765, L0 6.00 on 20,000 held-out tokens"),
     ]
     budget = dict(describe(make_manifest(150, "feature")))["allocation"]
     assert budget == "feature choice, k 6, exponent 0.8, offset 3, slack 1.5"

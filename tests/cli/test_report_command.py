@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,47 +18,77 @@ def acts(tmp_path: Path) -> Path:
     return tmp_path / "x.npy"
 
 
-def test_page_of_several_bundles(bundle_of: BundleOf, acts: Path, tmp_path: Path) -> None:
-    bundles = [bundle_of(kind) for kind in KINDS]
+def evaluated(bundle: Path, acts: Path, out: Path) -> Path:
+    result = run("evaluate", bundle, "--activations", acts, "-o", out)
+    assert result.exit_code == 0, result.stderr
+    return out
+
+
+def test_report_sets_evaluations_beside_each_other(bundle_of: BundleOf, acts: Path, tmp_path: Path) -> None:
+    files = [evaluated(bundle_of(kind), acts, tmp_path / f"{kind}.json") for kind in KINDS]
     curves: list[str | Path] = []
-    for number, path in enumerate(bundles):
-        metrics = tmp_path / f"{path.name}.jsonl"
+    for number, path in enumerate(files):
+        metrics = path.with_suffix(".jsonl")
         curves += ["--metrics", metrics]
         metrics.write_text(f'{{"tokens": 10, "fvu": 0.{number + 2}}}\n{{"tokens": 20, "fvu": 0.1}}\n')
     out = tmp_path / "report.html"
-    result = run("report", *bundles, "--activations", acts, *curves, "-o", out)
+    result = run("report", *files, *curves, "-o", out)
     assert (result.exit_code, result.stderr) == (0, "")
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["report", "about", "size"]
     page = out.read_text()
     assert page.count('src="data:image/png;base64,') == page.count("<img") == 4
     assert 'src="http' not in page and "<link" not in page and "<script" not in page
-    evaluated = json.loads(run("evaluate", bundles[1], "--activations", acts, "--json").stdout)
-    assert f"<td>{evaluated['served']['fvu']:.4f}</td>" in page and f"<td>{evaluated['batch']['fvu']:.4f}</td>" in page
+    found = json.loads(files[1].read_text())
+    for rule in ("served", "batch"):
+        for key in ("fvu", "explained_variance"):
+            assert f"<td>{found[rule][key]:.4f}</td>" in page
     assert "Measured on 200 tokens of x.npy, which training may have seen." in page
-    found = json.loads(run("report", bundles[0], "--activations", acts, "-o", out, "--force", "--json").stdout)
-    assert found == {"report": str(out), "bundles": ["token-150"], "size": out.stat().st_size}
+    made = json.loads(run("report", files[0], "-o", out, "--force", "--json").stdout)
+    assert made == {"report": str(out), "bundles": ["token-150"], "size": out.stat().st_size}
     assert out.read_text().count("<img") == 3  # no training curves
 
 
-def test_refusals(bundle_of: BundleOf, copy_of: BundleOf, acts: Path, tmp_path: Path) -> None:
-    one, out = bundle_of("token"), tmp_path / "report.html"
-    arguments = ("--activations", acts, "-o", out)
-    assert misused("report", *arguments) == "Missing argument 'BUNDLE...'."
-    assert misused("report", one, *arguments, "--metrics", "a", "--metrics", "b") == (
-        "2 --metrics for 1 bundle; give one for each."
+def test_evaluations_of_one_bundle_are_named_by_their_files(bundle_of: BundleOf, acts: Path, tmp_path: Path) -> None:
+    files = [evaluated(bundle_of("token"), acts, tmp_path / f"{name}.json") for name in "ab"]
+    made = json.loads(run("report", *files, "-o", tmp_path / "report.html", "--json").stdout)
+    assert made["bundles"] == [str(path) for path in files]
+
+
+def test_report_needs_no_torch(bundle_of: BundleOf, acts: Path, tmp_path: Path) -> None:
+    file = evaluated(bundle_of("mutual"), acts, tmp_path / "e.json")
+    code = (
+        "import sys\nsys.modules['torch'] = None\nfrom sae_runtime.cli import main\n"
+        "main(sys.argv[1:], standalone_mode=False)"
     )
-    assert refused("report", one, one, *arguments) == "error: a bundle is given twice; name every bundle once"
-    assert refused("report", one, "--activations", acts, "-o", acts, "--force").endswith("name another output")
-    assert refused("report", one, "--activations", acts, "-o", one / "report.html") == (
-        f"error: the output {one / 'report.html'} would lie inside the input {one}; name another output"
+    subprocess.run(
+        [sys.executable, "-c", code, "report", file, "-o", tmp_path / "report.html"], check=True, timeout=120
+    )
+    assert (tmp_path / "report.html").read_text().count("<img") == 3
+
+
+def test_report_refuses_files_that_do_not_fit(bundle_of: BundleOf, acts: Path, tmp_path: Path) -> None:
+    one, out = evaluated(bundle_of("token"), acts, tmp_path / "e.json"), tmp_path / "report.html"
+    arguments = ("-o", out)
+    assert misused("report", *arguments) == "Missing argument 'EVALUATION...'."
+    assert misused("report", one, *arguments, "--metrics", "a", "--metrics", "b") == (
+        "2 --metrics for 1 evaluation; give one each."
+    )
+    assert refused("report", one, one, *arguments) == "error: an evaluation is given twice; name every file once"
+    assert refused("report", one, "-o", one, "--force").endswith("name another output")
+    folder = bundle_of("token")
+    assert refused("report", folder, *arguments) == (
+        f"error: {folder} is a folder, expected the JSON file of an evaluation; make it: sae-runtime evaluate {folder} "
+        "-o FILE"
+    )
+    assert refused("report", tmp_path / "no.json", *arguments).startswith(
+        f"error: {tmp_path / 'no.json'} does not exist"
     )
     assert refused("report", one, *arguments, "--metrics", tmp_path / "no.jsonl").endswith("that train --metrics wrote")
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"tokens": 1, "fvu": 0.5}\n{"tokens": 1}\n')
     assert refused("report", one, *arguments, "--metrics", bad).startswith(f"error: {bad}, line 2: expected a JSON obj")
     bad.write_text('{"sae": "other", "tokens": 1, "fvu": 0.5}\n')
-    assert f"{bad} is of other, not of {one.name}; " in refused("report", one, *arguments, "--metrics", bad)
-    spoiled = copy_of("mutual")
-    (spoiled / "cfg.json").write_text("{}")
-    assert refused("report", one, spoiled, *arguments).endswith("copy it again")
+    assert f"{bad} is of other, not of token-150; " in refused("report", one, *arguments, "--metrics", bad)
+    bad.write_text("{}")
+    assert f"{bad}: the evaluation must have the fields bundle, name, " in refused("report", bad, *arguments)
     assert not out.exists()

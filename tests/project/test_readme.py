@@ -55,15 +55,3 @@ def test_bundle_table_names_every_file(bundle_of: Callable[..., Path], tmp_path:
     shutil.copytree(bundle_of("feature", 512), path)
     export(path, activations=make_x(10))
     assert named == {path.name for path in path.iterdir()}
-
-
-def test_tree_names_every_module() -> None:
-    tree = README.split("## The tree")[1].split("## Licence")[0]
-    named = set(re.findall(r"\b(\w+)\.py\b", tree))
-    modules = {
-        path.stem
-        for folder in ("sae_runtime", "train", "exports")
-        for path in (ROOT / folder).glob("*.py")
-        if path.stem != "__init__"
-    }
-    assert named == modules

@@ -1,16 +1,21 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import KINDS, make_x
 
+from sae_runtime import quota
 from sae_runtime.activations import Activations, Shard
+from sae_runtime.evaluation_file import HostLoss, Zipf, law_by_rank
 from sae_runtime.report import Subject, read_metrics, report, tables
-from sae_runtime.train.evaluation import EvaluateConfig, evaluate
-from sae_runtime.train.fitted import open_fitted
-from sae_runtime.train.host_loss import HostLoss
+from sae_runtime.train.density import expected_density
+from sae_runtime.train.evaluate_config import EvaluateConfig
+from sae_runtime.train.evaluation import evaluate
+from sae_runtime.train.torch_sae import open_sae
 
 HOST = HostLoss(
     model="tiny",
@@ -22,9 +27,16 @@ HOST = HostLoss(
     batch=400.0,
     cross_entropy=2.5,
     replaced={
-        "served": {"cross_entropy": 2.75, "kl": 0.125, "fvu": 0.3333, "recovered": 0.9},
-        "mean": {"cross_entropy": 5.0, "kl": 3.0, "recovered": 0.0},
-        "zero": {"cross_entropy": 6.0, "kl": 4.0, "recovered": -0.4},
+        "served": {
+            "cross_entropy": 2.75,
+            "kl": 0.125,
+            "fvu": 0.3333,
+            "explained_variance": 0.6667,
+            "loss_recovered_mean": 0.9,
+            "loss_recovered_zero": 0.9286,
+        },
+        "mean": {"cross_entropy": 5.0, "kl": 3.0},
+        "zero": {"cross_entropy": 6.0, "kl": 4.0},
     },
 )
 
@@ -33,8 +45,8 @@ HOST = HostLoss(
 def subjects(bundle_of: Callable[..., Path]) -> list[Subject]:
     rows, made = Activations(Path("acts"), [Shard(make_x(120))]), []
     for kind in KINDS:
-        fitted = open_fitted(bundle_of(kind), torch.device("cpu"))
-        made.append(Subject(name=kind, manifest=fitted.manifest, evaluation=evaluate(fitted, rows, EvaluateConfig())))
+        evaluation = evaluate(open_sae(bundle_of(kind)), rows, EvaluateConfig())
+        made.append(Subject(name=kind, evaluation=evaluation))
     return made
 
 
@@ -48,31 +60,54 @@ def test_every_rule_of_every_bundle_has_a_column(subjects: list[Subject]) -> Non
         assert f"<td>{subject.evaluation.decoder.effective_rank:.1f}</td>" in page
 
 
-def test_says_which_rows(subjects: list[Subject]) -> None:
-    first, *others = subjects
-    held_out = dataclasses.replace(first, evaluation=dataclasses.replace(first.evaluation, rows="held-out"))
-    page = report([held_out, *others])
+def changed(subject: Subject, **changes: Any) -> Subject:
+    return dataclasses.replace(subject, evaluation=dataclasses.replace(subject.evaluation, **changes))
+
+
+def test_the_page_says_which_rows_were_measured(subjects: list[Subject]) -> None:
+    first, second, third = subjects
+    page = report([changed(first, rows="held-out"), second, changed(third, tokens=60)])
     assert "120 tokens of acts, which training never saw (token)." in page
-    assert "120 tokens of acts, which training may have seen (mutual, feature)." in page
+    assert "120 tokens of acts, which training may have seen (mutual)." in page
+    assert "60 tokens of acts, which training may have seen (feature)." in page
 
 
-def test_host(subjects: list[Subject]) -> None:
-    page = report([dataclasses.replace(subjects[0], host=HOST)])
+def test_the_page_shows_what_the_host_model_loses(subjects: list[Subject]) -> None:
+    page = report([changed(subjects[0], host=HOST)])
     assert "tiny read 1,234 tokens of words.txt in 56 windows" in page
     assert "<td>2.7500</td><td>5.0000</td><td>6.0000</td><td>2.5000</td>" in page
-    assert "<td>90.00%</td><td>0.00%</td><td>-40.00%</td><td>100.00%</td>" in page
+    assert "loss recovered, mean ablation" in page and "<td>90.00%</td>" in page
+    assert "loss recovered, zero ablation" in page and "<td>92.86%</td>" in page
     encoder = dataclasses.replace(HOST, cross_entropy=None, replaced={"served": {"token_cosine": 0.75}})
-    table = tables.hosts([dataclasses.replace(subjects[0], host=encoder)])
+    table = tables.hosts([changed(subjects[0], host=encoder)])
     assert "<td>0.7500</td>" in table and "cross-entropy" not in table
 
 
-def test_no_law_is_said(subjects: list[Subject]) -> None:
+def test_host_models_that_read_other_texts_get_tables_of_their_own(subjects: list[Subject]) -> None:
+    other = dataclasses.replace(HOST, text=("other.txt",))
+    same = dataclasses.replace(HOST)
+    page = report([changed(s, host=host) for s, host in zip(subjects, (HOST, other, same), strict=True)])
+    assert page.count("What the model loses") == 2 and page.count("<th>the mean</th>") == 2
+
+
+def test_a_transcoder_without_targets_shows_no_variance(subjects: list[Subject]) -> None:
+    served = dataclasses.replace(subjects[0].evaluation.served, fvu=None, explained_variance=None, token_fvu=None)
+    assert tables.rules([changed(subjects[0], served=served)]).count("<td>unknown</td>") == 4
+
+
+def test_the_law_of_the_picture_is_that_of_training() -> None:
+    density = np.random.default_rng(0).permutation(0.5 * np.arange(1, 61) ** -0.9)
+    law = Zipf(**dict(zip(("exponent", "offset", "r_squared"), quota.fit(density), strict=True)))
+    expected = expected_density(torch.from_numpy(density)).sort(descending=True).values.numpy()
+    np.testing.assert_allclose(law_by_rank(law, density), expected, rtol=1e-12)
+
+
+def test_a_missing_law_is_said(subjects: list[Subject]) -> None:
     served = dataclasses.replace(subjects[0].evaluation.served, zipf=None, matches=(0,) * 150)
-    silent = dataclasses.replace(subjects[0], evaluation=dataclasses.replace(subjects[0].evaluation, served=served))
-    assert tables.rules([silent]).count("<td>no law</td>") == 4
+    assert tables.rules([changed(subjects[0], served=served)]).count("<td>no law</td>") == 4
 
 
-def test_metrics(tmp_path: Path) -> None:
+def test_metrics_are_read_by_name_and_others_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     for text, message in (
         ("", "holds no line"),
@@ -88,7 +123,9 @@ def test_metrics(tmp_path: Path) -> None:
     several = [f'{{"sae": "{name}", "tokens": 3, "fvu": 0.{n}}}\n' for n, name in enumerate("abab")]
     path.write_text("".join(several))
     assert [line["fvu"] for line in read_metrics(path, "b")] == [0.1, 0.3]
-    with pytest.raises(ValueError, match=r"m\.jsonl is of a, b, not of c; give its own, or the bundle the name"):
+    with pytest.raises(
+        ValueError, match=r"m\.jsonl is of a, b, not of c; give the metrics of c, or the bundle the name"
+    ):
         read_metrics(path, "c")
     with pytest.raises(FileNotFoundError, match="are no file; give the file that train --metrics wrote"):
         read_metrics(tmp_path)

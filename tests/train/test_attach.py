@@ -9,12 +9,14 @@ import torch
 from conftest import D_IN, make_weights, served
 from converted import SAELENS, converted
 from documents import blocks
+from native import native
 from numpy.typing import NDArray
 from tiny_host import HOOKS, host_graph, next_step, no_past, run, some_ids, torch_host
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from sae_runtime import Edit, load
+from sae_runtime import Edit, bundle, load
 from sae_runtime.edits import as_inputs
+from sae_runtime.exports import witness
 from sae_runtime.exports.splice import Splice, splice
 from sae_runtime.train import attach
 
@@ -120,13 +122,9 @@ class Model(torch.nn.Module):
 
 
 @pytest.mark.parametrize("name", SAELENS)
-def test_a_converted_sae(name: str, tmp_path: Path) -> None:
-    sae, x = converted(tmp_path, name), np.random.default_rng(0).normal(0, 1.2, (3, 5, D_IN)).astype(np.float32)
+def test_edits_of_a_converted_sae_are_those_of_its_library(name: str, tmp_path: Path) -> None:
+    sae, x = converted(tmp_path, name), np.random.default_rng(0).normal(0.5, 1.2, (3, 5, D_IN)).astype(np.float32)
     model = Model("tensor")
-    if "normalize_activations" in sae.settings:
-        with pytest.raises(ValueError, match="normalises"), attach(model, "layer", sae.path):
-            pass
-        return
     f = sae.features(x)
     feature = int((f > 0).sum(dim=(0, 1)).argmax())
     changed = f.clone()
@@ -136,6 +134,53 @@ def test_a_converted_sae(name: str, tmp_path: Path) -> None:
     expected = torch.from_numpy(x) + sae.decoded(changed, x) - sae.decoded(f, x)
     np.testing.assert_allclose(y.numpy(), expected.numpy(), atol=1e-4)
     np.testing.assert_allclose(features[0].to_dense(), f.numpy(), atol=1e-4)
+    with attach(model, "layer", sae.path, replace=True):
+        y = model(torch.from_numpy(x))
+    np.testing.assert_allclose(y.numpy(), sae.decoded(f, x).numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"selection": "groupmax", "k": 6, "norm": "layer"},
+        {"selection": "threshold", "norm": "length", "pre_bias": False},
+        {"selection": "topk", "k": 6, "skip": True},
+    ],
+)
+def test_edits_of_every_form_are_those_of_steer(form: dict[str, Any], tmp_path: Path) -> None:
+    path = native(tmp_path / "sae", **form)
+    runtime, x = load(path), np.random.default_rng(0).normal(0.5, 1.2, (3, 5, D_IN)).astype(np.float32)
+    feature = int(runtime.encode(x).to_dense().sum(axis=(0, 1)).argmax())
+    edits = [[Edit(feature, factor=2.0, shift=1.0)], [], [Edit.set(7, 3.0)]]
+    model = Model("tensor")
+    with attach(model, "layer", path, edits) as features:
+        y = model(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(y, runtime.steer(x, edits), atol=1e-4)
+    np.testing.assert_allclose(features[0].to_dense(), runtime.encode(x).to_dense(), atol=1e-4)
+    f, encoder = runtime.encode(x).to_dense(), runtime.manifest.encoder
+    weights, ids = bundle.read(path).weights(), np.array([[feature], [0], [7]])
+    numbers: dict[str, Any] = {
+        "scale": [[2.0], [1.0], [0.0]],
+        "shift": [[1.0], [0.0], [3.0]],
+        "low": -1e30,
+        "high": 1e30,
+    }
+    expected = witness.steer(weights, x, f.astype(np.float64), ids, encoder.norm, **numbers)
+    np.testing.assert_allclose(y, expected, atol=1e-4)
+
+
+def test_a_transcoder_is_read_and_neither_edited_nor_put_in_the_place_of_what_it_reads(tmp_path: Path) -> None:
+    path = native(tmp_path / "sae", selection="topk", k=6, pre_bias=False, d_out=7)
+    model, x = Model("tensor"), np.random.default_rng(0).normal(0, 1.2, (3, 5, D_IN)).astype(np.float32)
+    with attach(model, "layer", path) as features:
+        y = model(torch.from_numpy(x))
+    assert np.array_equal(y.numpy(), x)
+    np.testing.assert_allclose(features[0].to_dense(), load(path).encode(x).to_dense(), atol=1e-4)
+    refused: list[dict[str, Any]] = [{"edits": [Edit.ablate(3)]}, {"replace": True}]
+    for settings in refused:
+        with pytest.raises(ValueError, match="is a transcoder: .* can neither replace nor edit that"):
+            with attach(model, "layer", path, **settings):
+                pass
 
 
 def test_the_document_attaches(
@@ -157,7 +202,7 @@ def test_the_document_attaches(
 
 @pytest.mark.parametrize("form", ["tensor", "tuple", "list", "output"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_layers_of_all_forms(bundle_of: BundleOf, kind: str, form: str, dtype: torch.dtype) -> None:
+def test_edits_reach_layers_of_all_forms(bundle_of: BundleOf, kind: str, form: str, dtype: torch.dtype) -> None:
     model, x = Model(form), torch.from_numpy(np.random.default_rng(0).normal(0, 1.2, (3, 5, D_IN))).to(dtype)
     with attach(model, "layer", bundle_of(kind), LISTS):
         output = model(x)
@@ -202,7 +247,7 @@ def test_the_gate_says_which_tokens(bundle_of: BundleOf) -> None:
         pass
 
 
-def test_the_reconstruction_may_stand_in(bundle_of: BundleOf, kind: str) -> None:
+def test_the_reconstruction_may_replace_the_activation(bundle_of: BundleOf, kind: str) -> None:
     model, x = Model("tensor"), np.random.default_rng(0).normal(0, 1.2, (3, 5, D_IN)).astype(np.float32)
     with attach(model, "layer", bundle_of(kind), [Edit.add(7, 5.0)], replace=True):
         y = model(torch.from_numpy(x)).numpy()
@@ -222,7 +267,7 @@ def test_beams_take_the_list_of_their_request(bundle_of: BundleOf) -> None:
             assert torch.equal(generate(alone, 4, num_beams=2)[0], together[row])
 
 
-def test_what_does_not_fit(bundle_of: BundleOf) -> None:
+def test_hooks_features_and_lists_that_do_not_fit_are_refused(bundle_of: BundleOf) -> None:
     model, ids = torch_host("gpt2"), torch.zeros(2, 3, dtype=torch.long)
     bundle = bundle_of("mutual")
     with pytest.raises(ValueError, match="close names are h.1, h.0"), attach(model, "h.9", bundle):

@@ -6,25 +6,29 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from conftest import D_IN, joint, make_manifest, make_weights, make_x, served
+from native import native
 
-from sae_runtime import bundle, quota
+from sae_runtime import bundle, load, quota
 from sae_runtime.activations import Activations, Shard, open_activations
+from sae_runtime.evaluation_file import Evaluation, RuleEvaluation, read_evaluation, to_json
 from sae_runtime.exports import witness
 from sae_runtime.train import TrainConfig, fit
-from sae_runtime.train.evaluate import shuffled
-from sae_runtime.train.evaluation import EvaluateConfig, Evaluation, RuleEvaluation, evaluate
-from sae_runtime.train.fitted import open_fitted
+from sae_runtime.train.evaluate_config import EvaluateConfig
+from sae_runtime.train.evaluation import evaluate
+from sae_runtime.train.tally import shuffled
+from sae_runtime.train.torch_sae import open_sae
 
 D_SAE = 150
-CPU = torch.device("cpu")
 
 
 def run(path: Path, x: Any, **settings: Any) -> Evaluation:
-    any_source = settings.pop("any_source", False)
-    source = Activations(Path("x"), [Shard(x)]) if isinstance(x, np.ndarray) else x
-    return evaluate(open_fitted(path, CPU), source, EvaluateConfig(**settings), any_source=any_source)
+    options = {name: settings.pop(name) for name in ("any_source", "targets") if name in settings}
+    return evaluate(open_sae(path), given(x), EvaluateConfig(**settings), **options)
+
+
+def given(x: Any, name: str = "x") -> Activations:
+    return Activations(Path(name), [Shard(x)]) if isinstance(x, np.ndarray) else x
 
 
 def check(found: RuleEvaluation, parts: list[witness.Matches], x: Any, kind: str) -> None:
@@ -36,6 +40,8 @@ def check(found: RuleEvaluation, parts: list[witness.Matches], x: Any, kind: str
     spread = ((x - x.mean(axis=0)) ** 2).sum(axis=1)
     density = kept.mean(axis=0)
     assert found.fvu == pytest.approx(error.sum() / spread.sum(), rel=1e-5)
+    assert found.explained_variance == pytest.approx(1 - error.sum() / spread.sum(), rel=1e-5)
+    assert found.token_fvu is not None
     assert found.token_fvu["0.95"] == pytest.approx(np.quantile(error / spread, 0.95), rel=1e-5)
     l0 = kept.sum(axis=1)
     assert found.l0 == pytest.approx(l0.mean())
@@ -51,7 +57,7 @@ def check(found: RuleEvaluation, parts: list[witness.Matches], x: Any, kind: str
     assert found.under_used == pytest.approx(((falling < 0.1 * law) | (falling == 0)).mean())
 
 
-def test_agrees_with_numpy(bundle_of: Callable[..., Path], kind: str) -> None:
+def test_an_evaluation_agrees_with_numpy(bundle_of: Callable[..., Path], kind: str) -> None:
     x = make_x(400)
     found = run(bundle_of(kind), x, batch=130)
     assert (found.rows, found.tokens, found.activations) == ("all", 400, "x")
@@ -105,23 +111,82 @@ def test_tokens_are_drawn_by_the_seed(bundle_of: Callable[..., Path]) -> None:
     assert first.tokens == 40
 
 
-def test_is_json(bundle_of: Callable[..., Path]) -> None:
-    found = dataclasses.asdict(run(bundle_of("feature"), make_x(60)))
-    assert json.loads(json.dumps(found, allow_nan=False))["served"]["zipf"].keys() == {
-        "exponent",
-        "offset",
-        "r_squared",
-    }
+def test_an_evaluation_is_read_as_it_was_written(bundle_of: Callable[..., Path], kind: str, tmp_path: Path) -> None:
+    found = run(bundle_of(kind), make_x(60))
+    (tmp_path / "e.json").write_text(to_json(found))
+    assert read_evaluation(tmp_path / "e.json") == found
+    assert (found.bundle, found.name) == (str(bundle_of(kind)), f"{kind}-150")
+    assert found.encoder == bundle.read(bundle_of(kind)).manifest.encoder
 
 
-def test_no_law_where_hardly_anything_fires(tmp_path: Path) -> None:
+def test_a_file_that_is_no_evaluation_is_refused(bundle_of: Callable[..., Path], tmp_path: Path) -> None:
+    path, written = tmp_path / "e.json", json.loads(to_json(run(bundle_of("mutual"), make_x(60))))
+    with pytest.raises(FileNotFoundError, match=r"e\.json does not exist; make it: sae-runtime evaluate BUNDLE -o"):
+        read_evaluation(path)
+    with pytest.raises(ValueError, match="is a folder, expected the JSON file of an evaluation"):
+        read_evaluation(bundle_of("mutual"))
+    for changes, message in (
+        ({"schema_version": 7}, "the evaluation has schema version 7, not 1"),
+        ({"tokens": "many"}, r"the evaluation\.tokens must be int, got 'many'"),
+        ({"served": {**written["served"], "l0": None}}, r"the evaluation\.served\.l0 must be float, got None"),
+        ({"encoder": {**written["encoder"], "norm": "odd"}}, "norm must be one of none, layer, length, got 'odd'"),
+    ):
+        path.write_text(json.dumps(written | changes))
+        with pytest.raises(ValueError, match=rf"e\.json: {message}; make it again with sae-runtime evaluate -o"):
+            read_evaluation(path)
+    path.write_text("{")
+    with pytest.raises(ValueError, match="is not readable JSON"):
+        read_evaluation(path)
+
+
+@pytest.mark.parametrize("form", ["layer", "length", "groups", "skip"])
+def test_an_sae_of_another_form_is_evaluated_as_the_runtime_serves_it(tmp_path: Path, form: str) -> None:
+    changes: dict[str, Any] = (
+        {"selection": "threshold", "norm": form}
+        if form in ("layer", "length")
+        else {
+            "groups": {"selection": "groupmax", "k": 5},
+            "skip": {"selection": "topk", "k": 5, "skip": True},
+        }[form]
+    )
+    path, x = native(tmp_path / "sae", **changes), make_x(200)
+    found, runtime = run(path, x), load(path)
+    features = runtime.encode(x)
+    error = np.square(x - runtime.decode(features, x), dtype=np.float64).sum()
+    assert found.served.fvu == pytest.approx(error / np.square(x - x.mean(axis=0), dtype=np.float64).sum(), rel=1e-4)
+    assert found.served.l0 == features.l0().mean() and found.batch is None
+
+
+def test_a_transcoder_is_measured_against_its_targets(tmp_path: Path) -> None:
+    path, x = native(tmp_path / "sae", selection="topk", k=5, pre_bias=False, d_out=7, skip=True), make_x(200)
+    runtime = load(path)
+    features = runtime.encode(x)
+    without = run(path, x).served
+    assert (without.fvu, without.explained_variance, without.token_fvu) == (None, None, None)
+    assert without.l0 == features.l0().mean()
+    y = runtime.decode(features, x) + make_x(200, seed=4)[:, :7]
+    found = run(path, x, targets=given(y, "y"), tokens=50).served
+    rows = np.sort(np.random.default_rng(0).choice(200, 50, replace=False))
+    error = np.square(y - runtime.decode(features, x), dtype=np.float64)[rows].sum()
+    spread = np.square(y[rows] - y[rows].mean(axis=0), dtype=np.float64).sum()
+    assert found.fvu == pytest.approx(error / spread, rel=1e-5)
+    with pytest.raises(ValueError, match=r"the targets y are \[100, 7\], expected \[200, 7\], a row for each row"):
+        run(path, x, targets=given(y[:100], "y"))
+
+
+def test_targets_of_an_autoencoder_are_refused(bundle_of: Callable[..., Path]) -> None:
+    with pytest.raises(ValueError, match="is no transcoder and reconstructs the activations themselves"):
+        run(bundle_of("token"), make_x(20), targets=given(make_x(20)))
+
+
+def test_no_law_where_hardly_any_feature_is_active(tmp_path: Path) -> None:
     weights = make_weights(30, "mutual") | {"threshold": np.full(30, 1e9, np.float32)}
     bundle.write(tmp_path / "sae", weights, make_manifest(30, "mutual"))
     found = run(tmp_path / "sae", make_x(50)).served
     assert (found.zipf, found.dead, found.under_used, found.l0, found.l0_tokens) == (None, 1.0, 1.0, 0.0, (50,))
 
 
-def test_refuses_what_cannot_be_measured(tmp_path: Path, bundle_of: Callable[..., Path]) -> None:
+def test_activations_that_cannot_be_measured_are_refused(tmp_path: Path, bundle_of: Callable[..., Path]) -> None:
     path = bundle_of("mutual")
     with pytest.raises(
         ValueError, match=f"activations have width 3, this SAE expects {D_IN}.*; was another layer captured"
@@ -148,7 +213,7 @@ def test_refuses_what_cannot_be_measured(tmp_path: Path, bundle_of: Callable[...
     assert run(tmp_path / "sae", other, any_source=True).tokens == 50
 
 
-def test_config_is_checked() -> None:
+def test_values_of_the_config_out_of_range_are_refused() -> None:
     for settings in ({"rows": "some"}, {"tokens": 1}, {"batch": 0}, {"seed": -1}):
         with pytest.raises(ValueError, match=f"{next(iter(settings))} must be"):
             EvaluateConfig(**settings)

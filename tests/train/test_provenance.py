@@ -9,7 +9,7 @@ from conftest import make_manifest, make_x
 from sae_runtime.activations import Activations, Shard
 from sae_runtime.manifest import Manifest
 from sae_runtime.train.data import StoredRows, split
-from sae_runtime.train.provenance import trained_batch, validation_rows, was_trained_on
+from sae_runtime.train.provenance import trained_batch, trained_tokens, validation_rows, was_trained_on
 
 
 def activations(n: int = 500, seed: int = 1, name: str = "x.npy") -> Activations:
@@ -18,7 +18,7 @@ def activations(n: int = 500, seed: int = 1, name: str = "x.npy") -> Activations
 
 def manifest(**changes: Any) -> Manifest:
     source = StoredRows(activations(), split(activations(), 0.2, 5), 10**6)
-    config = {"holdout": 0.2, "seed": 5, "batch": 60}
+    config = {"holdout": 0.2, "seed": 5, "batch": 60, "tokens": 900}
     return replace(make_manifest(30, "token"), provenance={**source.provenance, "config": config, **changes})
 
 
@@ -46,3 +46,4 @@ def test_a_manifest_of_another_program_tells_nothing(provenance: dict[str, Any])
     assert not was_trained_on(other, activations())
     assert validation_rows(other, activations()) is None
     assert (trained_batch(other), trained_batch(manifest())) == (2048, 60)
+    assert (trained_tokens(other), trained_tokens(manifest())) == (None, 900)

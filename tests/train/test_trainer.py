@@ -115,7 +115,7 @@ def test_feature_choice_holds_its_caps_and_its_budget() -> None:
     run.step(batch(0))
     assert run.quota is not None
     cap = quota.caps(run.quota, 4.0, 40)
-    kept = allocate(run.model.latents(batch(1)).detach(), **run._limits(64))
+    kept = allocate(run.model.pre_activations(batch(1)).detach(), **run._limits(64))
     assert (kept.sum(dim=0).numpy() <= np.ceil(cap * 64)).all()
     assert kept.sum() <= 256
 

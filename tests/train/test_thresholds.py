@@ -5,9 +5,8 @@ from torch import Tensor
 
 from sae_runtime import quota
 from sae_runtime.quota import Quota
-from sae_runtime.train import calibrate as module
-from sae_runtime.train.calibrate import calibrate
 from sae_runtime.train.model import SparseAutoencoder
+from sae_runtime.train.thresholds import fit_thresholds
 
 
 @pytest.fixture
@@ -20,16 +19,13 @@ def activations(n: int) -> Tensor:
 
 
 def z_of(model: SparseAutoencoder, x: Tensor) -> np.ndarray:
-    return model.latents(x).detach().numpy()
+    return model.pre_activations(x).detach().numpy()
 
 
-@pytest.mark.parametrize("block", [1 << 25, 5000])
-def test_mutual_choice_gets_one_threshold_and_exactly_k(
-    model: SparseAutoencoder, block: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "_BLOCK_ELEMENTS", block)
+@pytest.mark.parametrize("elements", [1 << 25, 5000])
+def test_mutual_choice_gets_one_threshold_and_exactly_k(model: SparseAutoencoder, elements: int) -> None:
     x = activations(500)
-    theta = calibrate(model, x, 6.0)
+    theta = fit_thresholds(model, x, 6.0, elements=elements)
     assert theta.dtype == np.float32 and len(np.unique(theta)) == 1
     assert (z_of(model, x) > theta).sum() == 3000
     # Midway: a little noise in z, as between torch and onnxruntime, changes nothing.
@@ -41,7 +37,7 @@ def test_mutual_choice_gets_one_threshold_and_exactly_k(
 def test_feature_choice_holds_k_and_every_cap(model: SparseAutoencoder, slack: float) -> None:
     x = activations(800)
     cap = quota.caps(Quota(exponent=0.8, offset=3.0, slack=slack), 6.0, 120)
-    theta = calibrate(model, x, 6.0, cap)
+    theta = fit_thresholds(model, x, 6.0, cap)
     kept = z_of(model, x) > theta
     limit = quota.tokens_per_feature(cap, 800)
     assert (kept.sum(axis=0) <= limit).all()
@@ -58,27 +54,27 @@ def test_feature_choice_does_not_silence_features_of_small_values(model: SparseA
         model.W_enc[5] *= 0.01
     x, cap = activations(800), quota.caps(Quota(exponent=0.0, slack=3.0), 6.0, 120)
     z = z_of(model, x)
-    theta = calibrate(model, x, 6.0, cap)
+    theta = fit_thresholds(model, x, 6.0, cap)
     assert (z[:, 5] > theta[5]).sum() == 4, "a thirtieth of 800 * 0.15"
     assert (z > theta).sum() == 4800, "which the others pay for"
-    assert (z[:, 5] > calibrate(model, x, 6.0)[5]).sum() == 0, "mutual choice silences it"
+    assert (z[:, 5] > fit_thresholds(model, x, 6.0)[5]).sum() == 0, "mutual choice silences it"
 
 
-def test_features_that_never_fire_get_a_finite_threshold(model: SparseAutoencoder) -> None:
+def test_features_that_are_never_active_get_a_finite_threshold(model: SparseAutoencoder) -> None:
     with torch.no_grad():
         model.b_enc[5] = -1e6
     cap = quota.caps(Quota(exponent=0.0, slack=1.0), 6.0, 120)
-    assert np.isfinite(calibrate(model, activations(300), 6.0, cap)[5])
-    assert np.isfinite(calibrate(model, activations(300), 6.0)[5])
+    assert np.isfinite(fit_thresholds(model, activations(300), 6.0, cap)[5])
+    assert np.isfinite(fit_thresholds(model, activations(300), 6.0)[5])
 
 
 def test_a_feature_without_a_token_of_its_own_is_silent(model: SparseAutoencoder) -> None:
     x, cap = activations(100), np.full(120, 0.5)
     cap[7] = 0.001  # a tenth of a token: rounds to none
-    kept = z_of(model, x) > calibrate(model, x, 6.0, cap)
+    kept = z_of(model, x) > fit_thresholds(model, x, 6.0, cap)
     assert not kept[:, 7].any() and kept.any()
 
 
-def test_budget_beyond_the_positive_latents_serves_them_all(model: SparseAutoencoder) -> None:
+def test_a_k_beyond_the_positive_values_serves_them_all(model: SparseAutoencoder) -> None:
     x = activations(50)
-    assert (calibrate(model, x, 120.0) == 0).all()
+    assert (fit_thresholds(model, x, 120.0) == 0).all()

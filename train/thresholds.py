@@ -1,0 +1,46 @@
+"""Pre-activations of a model under training, block after block, for the fit of its thresholds."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sae_runtime.calibration import thresholds
+from sae_runtime.train.model import SparseAutoencoder
+
+_BLOCK_ELEMENTS = 1 << 25  # pre-activations [n, block of features]
+
+
+def fit_thresholds(
+    model: SparseAutoencoder,
+    x: Tensor,
+    k: float,
+    max_density: NDArray[np.float64] | None = None,
+    *,
+    elements: int = _BLOCK_ELEMENTS,
+) -> NDArray[np.float32]:
+    """Threshold of each feature under which the mean L0 is k, float32 [d_sae]; see `calibration.thresholds`.
+
+    Args:
+        model: the fitted model.
+        x: calibration activations, scaled as the model expects, [n, d_in].
+        k: wanted mean L0.
+        max_density: the largest density of each feature, float64 [d_sae], for feature choice.
+        elements: pre-activations that are held at once, at most.
+
+    >>> x = torch.eye(4)
+    >>> model = SparseAutoencoder(8, torch.zeros(4), generator=torch.Generator().manual_seed(0))
+    >>> float((model.pre_activations(x).detach().numpy() > fit_thresholds(model, x, k=2.0)).sum())
+    8.0
+    """
+    return thresholds(_blocks(model, x, max(elements // len(x), 1)), len(x), k, max_density)
+
+
+@torch.no_grad()
+def _blocks(model: SparseAutoencoder, x: Tensor, step: int) -> Iterator[NDArray[np.float32]]:
+    for begin in range(0, len(model.b_enc), step):
+        block = slice(begin, begin + step)
+        z = torch.relu((x - model.b_dec) @ model.W_enc[block].T + model.b_enc[block])
+        yield z.T.contiguous().cpu().numpy()
