@@ -20,7 +20,8 @@ from sae_runtime.train import TrainConfig
 from sae_runtime.train.batches import Batches
 from sae_runtime.train.data import Split, StoredRows, centre_and_scale, generator, split
 from sae_runtime.train.evaluate import batch_rule, fvu_and_l0
-from sae_runtime.train.harvest import HarvestConfig, harvest
+from sae_runtime.train.harvest import harvest
+from sae_runtime.train.harvest_config import HarvestConfig
 from sae_runtime.train.model import SparseAutoencoder
 from sae_runtime.train.recipe import derive
 from sae_runtime.train.trainer import Trainer

@@ -1,7 +1,7 @@
 """The folder of a harvest while it is filled.
 
-It holds `harvest.json` (what decides the rows) and the shards so far; `activations.json` comes last. The same harvest
-run again goes on after the last whole shard, and gives the same bytes.
+It holds `harvest.json`, with the facts that decide the rows, and the finished shards; `activations.json` comes last.
+When the same harvest runs again it continues after the last finished shard, and gives the same bytes.
 """
 
 import json
@@ -20,21 +20,21 @@ _PARTIAL = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.partial\.\w+")
 
 
 def check_folder(out: Path, plan: dict[str, Any], *, force: bool) -> None:
-    """Raise unless a harvest may write there; nothing is changed.
+    """Raise unless a harvest may write to a folder; nothing is changed.
 
     Args:
         out: the folder to make or to finish.
-        plan: what decides the rows, as JSON.
+        plan: the facts that decide the rows, as JSON.
         force: whether an earlier harvest may be replaced.
 
     Raises:
-        FileExistsError: `out` is whole and `force` is not set, or it holds files that harvest did not write.
-        NotADirectoryError: what should hold it is a file.
-        PermissionError: what should hold it may not be written to.
+        FileExistsError: `out` is finished and `force` is not set, or it holds files that harvest did not write.
+        NotADirectoryError: the parent of `out` is a file.
+        PermissionError: the parent of `out` may not be written to.
         ValueError: `out` was begun with another plan.
     """
     if not out.exists():
-        check_free(out)  # the model is loaded only where the folder can be made
+        check_free(out)  # raises before the model is loaded where the folder cannot be made
         return
     if not out.is_dir():
         raise FileExistsError(f"{out} is a file; name a folder")
@@ -54,15 +54,16 @@ def check_folder(out: Path, plan: dict[str, Any], *, force: bool) -> None:
         raise ValueError(f"{out} holds shards but no readable {PLAN}; use another folder or --force") from error
     if differing:
         name, old, new = differing[0]
-        if isinstance(old, list) and isinstance(new, list):  # of files: show the first that differs
+        if isinstance(old, list) and isinstance(new, list):  # lists of files: show the first file that differs
             old, new = next(pair for pair in zip_longest(old, new) if pair[0] != pair[1])
         raise ValueError(f"{out} was begun with {name} {old!r}, now it is {new!r}; use another folder or --force")
 
 
 def start_folder(out: Path, plan: dict[str, Any], *, force: bool) -> None:
-    """Make the folder, or clear it of an earlier harvest, and write down what will fill it."""
+    """Make the folder, or clear it of an earlier harvest, and write the plan into it."""
     out.mkdir(parents=True, exist_ok=True)
-    # The index goes first: without it the folder is not taken for whole. The plan goes last: it says whose shards lie.
+    # The index is deleted first, because a folder without it counts as unfinished. The plan is deleted last, because
+    # it says which harvest the shards belong to.
     for path in sorted(out.iterdir(), key=lambda path: (path.name != INDEX, path.name == PLAN)):
         if partial := _PARTIAL.fullmatch(path.name):
             repair(out / partial["name"])
@@ -72,7 +73,7 @@ def start_folder(out: Path, plan: dict[str, Any], *, force: bool) -> None:
 
 
 def is_whole(path: Path, rows: int, dtype: str) -> bool:
-    """Whether an earlier run finished this shard of so many rows of a type, as safetensors calls it."""
+    """Whether this file is a finished shard with so many rows of a type, which is named as in safetensors."""
     try:
         specs = read_header(path)
     except (FileNotFoundError, ValueError):
@@ -82,6 +83,6 @@ def is_whole(path: Path, rows: int, dtype: str) -> bool:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a file of JSON, whole or not at all, in place of what stands there."""
+    """Write a JSON file, whole or not at all; a file of that name is replaced."""
     with new_file(path, force=True) as partial:
         partial.write_text(json.dumps(value, indent=2) + "\n")

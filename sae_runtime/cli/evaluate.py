@@ -24,10 +24,10 @@ from sae_runtime.cli.common import (
 from sae_runtime.cli.options import Command, build, from_config
 from sae_runtime.files import check_free, new_file
 from sae_runtime.manifest import Manifest
+from sae_runtime.train import EvaluateConfig, HarvestConfig, evaluate
 from sae_runtime.train.device import usable_device
-from sae_runtime.train.evaluation import EvaluateConfig, Evaluation, RuleEvaluation, evaluate
+from sae_runtime.train.evaluation import Evaluation, RuleEvaluation
 from sae_runtime.train.fitted import open_fitted
-from sae_runtime.train.harvest import HarvestConfig
 from sae_runtime.train.host_loss import HostLoss, host_loss
 
 F = TypeVar("F", bound=Callable[..., Any])
