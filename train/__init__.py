@@ -1,7 +1,7 @@
 """Harvest activations and fit sparse autoencoders on them, with torch.
 
-Importing this package imports no torch: each name below is imported when it is first asked for. The room imports the
-runtime (`sae_runtime`) and never `sae_runtime.exports`.
+Importing this package imports no torch: a function that needs torch is imported when it is first asked for. The package
+imports the runtime (`sae_runtime`) and never `sae_runtime.exports`.
 """
 
 import importlib
@@ -10,18 +10,17 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from sae_runtime.extras import require
+from sae_runtime.train.config import TrainConfig
+from sae_runtime.train.harvest_config import HarvestConfig
 
 if TYPE_CHECKING:
     from sae_runtime.train.attach import attach
-    from sae_runtime.train.config import TrainConfig
     from sae_runtime.train.evaluation import EvaluateConfig, evaluate
     from sae_runtime.train.fit import fit, fit_many
     from sae_runtime.train.harvest import harvest
-    from sae_runtime.train.harvest_config import HarvestConfig
 
 __all__ = ["EvaluateConfig", "HarvestConfig", "TrainConfig", "attach", "evaluate", "fit", "fit_many", "harvest"]
 
-_WITHOUT_TORCH = {"HarvestConfig": "harvest_config", "TrainConfig": "config"}
 _WITH_TORCH = {
     "EvaluateConfig": "evaluation",
     "attach": "attach",
@@ -40,14 +39,10 @@ class _Lazy(ModuleType):
     """
 
     def __getattr__(self, name: str) -> Any:
-        if name in _WITHOUT_TORCH:
-            module = _WITHOUT_TORCH[name]
-        elif name in _WITH_TORCH:
-            require("train")
-            module = _WITH_TORCH[name]
-        else:
+        if name not in _WITH_TORCH:
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(f"{self.__name__}.{module}"), name)
+        require("train")
+        value = getattr(importlib.import_module(f"{self.__name__}.{_WITH_TORCH[name]}"), name)
         self.__dict__[name] = value
         return value
 

@@ -1,4 +1,4 @@
-"""The loss of a batch and its gradients by autograd: the reference for `SparseStep`, used where there are no kernels."""
+"""The loss of a batch and its gradients by autograd: the reference for `SparseStep`, and the step without kernels."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
