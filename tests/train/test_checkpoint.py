@@ -66,7 +66,7 @@ def begun(tmp_path: Path, steps: int, data: Data | None = None) -> Path:
 @pytest.mark.parametrize(
     ("steps", "pool"), [(1, SMALL_POOL), (23, SMALL_POOL), (24, SMALL_POOL), (25, 10**6), (59, SMALL_POOL)]
 )
-def test_goes_on_bit_for_bit(tmp_path: Path, steps: int, pool: int) -> None:
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, steps: int, pool: int) -> None:
     fit(pooled(pool), tmp_path / "whole", config(), metrics=tmp_path / "whole.jsonl")
     run = begun(tmp_path, steps, pooled(pool))
     again = tmp_path / "sae"
@@ -77,7 +77,7 @@ def test_goes_on_bit_for_bit(tmp_path: Path, steps: int, pool: int) -> None:
     assert not run.exists(), "the checkpoint is removed when the bundle stands"
 
 
-def test_survives_kill_at_any_moment(tmp_path: Path) -> None:
+def test_a_killed_run_resumes_and_ends_with_the_same_bits(tmp_path: Path) -> None:
     # Rows so wide that a pool of one MiB holds 5 of their 43 blocks.
     np.save(tmp_path / "x.npy", np.tile(activations(), 64))
     command = ["train", "--activations", "x.npy", "--allocation", "feature", "--pool", "1", "-o", "sae"]
@@ -109,7 +109,7 @@ def test_survives_kill_at_any_moment(tmp_path: Path) -> None:
     assert left == {"x.npy", "sae", "whole", "m.jsonl"}
 
 
-def test_another_run_is_refused(tmp_path: Path) -> None:
+def test_the_state_of_another_run_is_refused(tmp_path: Path) -> None:
     run = begun(tmp_path, 5)
     with pytest.raises(ValueError, match=r"is of a run with config k 3\.0, this one has 2\.0; repeat"):
         fit(activations(), tmp_path / "sae", config(k=2.0), checkpoint=run, resume=True)
@@ -134,7 +134,7 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path) -> None:
         fit(activations(), tmp_path / "sae", config(), checkpoint=run, resume=True)
 
 
-def test_several_go_on_bit_for_bit(tmp_path: Path) -> None:
+def test_a_resumed_run_of_several_saes_ends_with_the_same_bits(tmp_path: Path) -> None:
     configs = {kind: config(allocation=kind) for kind in ("token", "mutual", "feature")}
     fit_many(pooled(SMALL_POOL), tmp_path / "whole", configs, metrics=tmp_path / "whole.jsonl")
     run, metrics = tmp_path / "run", tmp_path / "m.jsonl"
@@ -174,7 +174,7 @@ def test_resume_without_a_checkpoint_starts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["state.json", "state.safetensors"])
-def test_damage_is_one_sentence(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_run_state_is_refused_in_one_sentence(tmp_path: Path, damage: str) -> None:
     run = begun(tmp_path, 5)
     (run / damage).write_bytes((run / damage).read_bytes()[:-9])
     with pytest.raises(ValueError, match="is damaged .*; start over with --force"):

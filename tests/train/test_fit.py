@@ -67,7 +67,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return give
 
 
-def test_learns_a_planted_dictionary(fitted: Callable[[str], Path], kind: str) -> None:
+def test_fit_learns_a_planted_dictionary(fitted: Callable[[str], Path], kind: str) -> None:
     sae = load(fitted(kind))
     _, directions = planted(1)
     rows = bundle.read(fitted(kind)).tensor("W_dec")
@@ -76,7 +76,7 @@ def test_learns_a_planted_dictionary(fitted: Callable[[str], Path], kind: str) -
     assert sae.manifest.measured["fvu"] < 0.2
 
 
-def test_serves_what_it_measured(fitted: Callable[[str], Path], kind: str) -> None:
+def test_a_fitted_bundle_serves_what_fit_measured(fitted: Callable[[str], Path], kind: str) -> None:
     sae = load(fitted(kind))
     x, _ = planted(5000, seed=5)
     features = sae.encode(x)
@@ -135,7 +135,7 @@ def test_two_runs_with_one_seed_are_equal_bit_for_bit(tmp_path: Path) -> None:
     assert first == second != other
 
 
-def test_metrics_are_json_lines(tmp_path: Path) -> None:
+def test_metrics_of_fit_are_json_lines(tmp_path: Path) -> None:
     fit(planted(2000)[0], tmp_path / "sae", config(tokens=12_500), metrics=tmp_path / "logs" / "m.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "logs" / "m.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [10, 20, 25]
@@ -150,7 +150,7 @@ def test_manifest_says_where_it_came_from(fitted: Callable[[str], Path], kind: s
     assert ("batch_fvu" in manifest.measured) == (kind != "token")
 
 
-def test_bad_activations_leave_nothing(tmp_path: Path) -> None:
+def test_fit_refuses_bad_activations_and_leaves_no_file(tmp_path: Path) -> None:
     x, _ = planted(2000)
     x[1234, 5] = np.nan
     with pytest.raises(ValueError, match="row 1234 holds NaN or Inf"):

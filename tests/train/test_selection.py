@@ -60,7 +60,7 @@ def test_a_rough_product_only_nominates(number: int) -> None:
     assert all(torch.equal(part, part.sort().values) for part in asked)
 
 
-def test_a_greedy_column_makes_it_look_further() -> None:
+def test_select_looks_further_where_one_column_takes_most_candidates() -> None:
     z = latents(64, 1504).relu()
     z[:, 0] += 100
     z[:, 1] += 50
@@ -71,7 +71,7 @@ def test_a_greedy_column_makes_it_look_further() -> None:
 
 # Uniform caps, and a head that is capped while the tail has hardly anything to give.
 @pytest.mark.parametrize("tail", [8, 1])
-def test_limits_that_just_give_the_budget_are_not_looked_for_among_all(
+def test_select_looks_at_few_candidates_where_limits_just_give_the_total(
     tail: int,
 ) -> None:
     looks: list[int] = []
@@ -122,7 +122,7 @@ def test_ties_spend_the_budget_exactly() -> None:
     assert (torch.bincount(at % 64, minlength=64) == 3).all()
 
 
-def test_other_combinations_are_refused() -> None:
+def test_select_refuses_other_combinations_of_limits() -> None:
     with pytest.raises(ValueError, match="per_token comes alone"):
         select(latents(2, 4), per_token=1, total=1)
     with pytest.raises(ValueError, match="select needs per_token or total"):

@@ -90,7 +90,7 @@ def test_the_type_is_that_of_harvest(reading: HarvestConfig) -> None:
     assert x.dtype == np.float32 and not (x.view(np.uint32) & 0xFFFF).any()
 
 
-def test_the_split_follows_the_seed(reading: HarvestConfig) -> None:
+def test_held_out_documents_of_a_stream_follow_the_seed(reading: HarvestConfig) -> None:
     first, second, other = (streamed(reading, seed=seed).held_out()[0] for seed in (1, 1, 2))
     assert np.array_equal(first, second) and not np.array_equal(first, other)
 
@@ -148,7 +148,7 @@ class Stopped(Exception):
     pass
 
 
-def test_goes_on_bit_for_bit(reading: HarvestConfig, tmp_path: Path) -> None:
+def test_a_resumed_streamed_run_ends_with_the_same_bits(reading: HarvestConfig, tmp_path: Path) -> None:
     fit(pooled(reading), tmp_path / "whole", config())
     step = Trainer.step
     for steps in (2, 33):
@@ -166,7 +166,7 @@ def test_goes_on_bit_for_bit(reading: HarvestConfig, tmp_path: Path) -> None:
         assert (out / bundle.WEIGHTS).read_bytes() == (tmp_path / "whole" / bundle.WEIGHTS).read_bytes()
 
 
-def test_survives_a_kill(reading: HarvestConfig, tmp_path: Path) -> None:
+def test_a_killed_streamed_run_resumes_and_ends_with_the_same_bits(reading: HarvestConfig, tmp_path: Path) -> None:
     settings = config(tokens=6_000)
     process = started(tmp_path, fit_often_saved, reading, 0.1, 200 * D_IN * 4, settings)
     deadline = time.monotonic() + 120
@@ -181,7 +181,7 @@ def test_survives_a_kill(reading: HarvestConfig, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"sae", "whole"}
 
 
-def test_other_text_does_not_go_on(reading: HarvestConfig, tmp_path: Path) -> None:
+def test_a_streamed_run_is_not_resumed_on_other_text(reading: HarvestConfig, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(Trainer, "step", lambda self, x: (_ for _ in ()).throw(Stopped))

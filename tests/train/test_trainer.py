@@ -55,7 +55,7 @@ def reference_step(p: Params, x: NDArray[np.float64], k: float, lr: float) -> Pa
     return stepped
 
 
-def test_step_matches_numpy() -> None:
+def test_a_training_step_agrees_with_numpy() -> None:
     run = trainer(config(aux="none"))
     before, x = parameters(run), batch(0)
     stats = run.step(x)
@@ -191,7 +191,7 @@ def test_recipe_follows_from_what_the_user_gives() -> None:
         ({"aux": "l1"}, "aux must be one of zipf, dead, none"),
     ],
 )
-def test_config_refuses(changes: dict[str, Any], message: str) -> None:
+def test_train_config_refuses_values_out_of_range(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         config(**changes)
 
