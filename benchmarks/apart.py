@@ -21,11 +21,12 @@ def apart(build: Callable[..., Step], *arguments: Any) -> Step:
     context = torch.multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     before = os.environ.get("THP_MEM_ALLOC_ENABLE")
-    os.environ["THP_MEM_ALLOC_ENABLE"] = "0"  # torch's default, which sae_runtime.train changes for its own process
+    os.environ["THP_MEM_ALLOC_ENABLE"] = "0"  # torch's default, which `fit` changes for its own process
     try:
         context.Process(target=_serve, args=(there, build, arguments), daemon=True).start()
     finally:
-        os.environ["THP_MEM_ALLOC_ENABLE"] = before or "0"
+        del os.environ["THP_MEM_ALLOC_ENABLE"]
+        os.environ.update({} if before is None else {"THP_MEM_ALLOC_ENABLE": before})
     there.close()
 
     def step(x: Tensor) -> None:

@@ -34,7 +34,8 @@ from sae_runtime.activations import INDEX, Activations, open_activations
 from sae_runtime.files import new_file
 from sae_runtime.train import TrainConfig
 from sae_runtime.train.data import SCALE_SAMPLE, centre_and_scale, split
-from sae_runtime.train.harvest import HarvestConfig, harvest
+from sae_runtime.train.harvest import harvest
+from sae_runtime.train.harvest_config import HarvestConfig
 from sae_runtime.train.model import SparseAutoencoder
 from sae_runtime.train.recipe import derive
 from sae_runtime.train.tally import batch_rule, served_rule, shuffled, tally_of
@@ -105,8 +106,6 @@ VARIANTS: dict[str, Callable[[Task], Fitted]] = {
     "feature choice, lr 0.02": partial(ours, allocation="feature", lr=0.02),
     "mutual choice, bfloat16": partial(ours, allocation="mutual", precision="bfloat16"),
     "feature choice, slack 1.5": partial(ours, allocation="feature", slack=1.5),
-    "feature choice, slack 10 to 1.5": partial(ours, allocation="feature", slack=1.5, slack_start=10.0),
-    "feature choice, slack 20 to 3": partial(ours, allocation="feature", slack_start=20.0),
     "feature choice from the start, uniform, slack 4": partial(ours, allocation="feature", exponent=0.0, slack=4.0),
     "feature choice from the start, Zipf": partial(ours, allocation="feature", exponent=0.9, offset=30.0),
 }

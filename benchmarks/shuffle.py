@@ -19,7 +19,8 @@ from sae_runtime.activations import Activations
 from sae_runtime.train import TrainConfig
 from sae_runtime.train.batches import Batches
 from sae_runtime.train.data import Split, StoredRows, centre_and_scale, generator, split
-from sae_runtime.train.harvest import HarvestConfig, harvest
+from sae_runtime.train.harvest import harvest
+from sae_runtime.train.harvest_config import HarvestConfig
 from sae_runtime.train.model import SparseAutoencoder
 from sae_runtime.train.recipe import derive
 from sae_runtime.train.tally import batch_rule, tally_of
@@ -67,9 +68,10 @@ def _fitted(activations: Activations, share: float | None, config: TrainConfig) 
     source = StoredRows(activations, parts, pool)
     sample = source.sample(generator(config.seed, "scale"))
     mean, scale = centre_and_scale(sample, source.path)
+    recipe = derive(config, source.d_in)
     weights = torch.Generator().manual_seed(config.seed)
-    model = SparseAutoencoder(config.d_sae, torch.from_numpy(mean * np.float32(scale)), generator=weights)
-    trainer = Trainer(model, config, derive(config, source.d_in), rng=generator(config.seed, "trainer"))
+    model = SparseAutoencoder(recipe.d_sae, torch.from_numpy(mean * np.float32(scale)), generator=weights)
+    trainer = Trainer(model, config, recipe, rng=generator(config.seed, "trainer"))
     variance = float(sample.var(axis=0).sum()) * scale**2
     means = []
     with _batches(source, activations, parts, share, config, scale) as batches:

@@ -21,7 +21,7 @@ from torch import Tensor
 from under_used import with_fiftieth_under_used
 
 from sae_runtime.train import TrainConfig
-from sae_runtime.train.device import keep_freed_memory
+from sae_runtime.train.device import ask_for_huge_pages, keep_freed_memory
 from sae_runtime.train.model import SparseAutoencoder
 from sae_runtime.train.recipe import derive
 from sae_runtime.train.sparse_step import SparseStep
@@ -105,6 +105,7 @@ def main(d_in: int, d_sae: int, k: int, n: int, rounds: int, peers: bool, pictur
     """Print one row for each library."""
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
+    ask_for_huge_pages()
     keep_freed_memory()
     if picture is not None:
         plot(picture, d_in, d_sae, k, n, rounds)

@@ -14,7 +14,8 @@ from sae_runtime import Activations, open_activations
 from sae_runtime.exports import export
 from sae_runtime.files import new_file
 from sae_runtime.train import TrainConfig, fit
-from sae_runtime.train.harvest import HarvestConfig, harvest
+from sae_runtime.train.harvest import harvest
+from sae_runtime.train.harvest_config import HarvestConfig
 
 HOOKS = ("encoder.layer.2", "encoder.layer.4")
 BATCH = 1024

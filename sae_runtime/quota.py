@@ -1,21 +1,25 @@
-"""How many tokens each feature may match under feature choice (our design; the paper's abstract gives no formula)."""
+"""The limits of feature choice: on how many tokens each feature may be active.
+
+This is our design; the paper's abstract gives no formula. The density of a feature is the share of the tokens that it
+is active on.
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-LEAST = 1 / 30  # of its cap: what a feature keeps when it is served, however small its values are
-FIT_FEATURES = 20  # that must fire for a fit
-_STEEPEST = 2.0  # exponent that a fit may give
+LEAST = 1 / 30  # of its largest density: what a served feature keeps, however small its values are
+FIT_FEATURES = 20  # features that must be active for a fit
+_STEEPEST = 2.0  # the largest exponent of a fit
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quota:
-    """Zipf-Mandelbrot shares of the budget: feature of rank r gets a share in proportion to (r + offset)^-exponent.
+    """A Zipf-Mandelbrot law: the feature of rank r gets a share of the matches in proportion to (r + offset)^-exponent.
 
-    exponent 0 is uniform. slack multiplies every share: 1 fills every column (strict feature choice), and as it grows
-    the caps cease to bind (mutual choice).
+    With exponent 0 all shares are equal. slack is the largest density of a feature over its share. With slack 1 every
+    feature reaches its limit (strict feature choice); with a large slack no limit matters (mutual choice).
     """
 
     exponent: float
@@ -31,10 +35,12 @@ class Quota:
 
 
 def shares(quota: Quota, k: float, d_sae: int) -> NDArray[np.float64]:
-    """Expected matches per token of each feature, by falling rank: float64 [d_sae], each <= 1, summing to k.
+    """The density that the law gives each feature, most frequent first: float64 [d_sae], each <= 1, with sum k.
 
-    Where the law asks a head feature for more than every token, it gets every token and the rest is spread over the
-    others in proportion.
+    A feature to which the law would give a density above 1 gets 1. The rest is divided among the others in proportion.
+
+    >>> shares(Quota(exponent=1.0), k=2.0, d_sae=4).round(3)
+    array([0.96, 0.48, 0.32, 0.24])
 
     Raises:
         ValueError: k is not in (0, d_sae].
@@ -54,49 +60,69 @@ def shares(quota: Quota, k: float, d_sae: int) -> NDArray[np.float64]:
 
 
 def caps(quota: Quota, k: float, d_sae: int) -> NDArray[np.float64]:
-    """Largest share of the tokens that each feature may match: float64 [d_sae], cap = min(1, slack * share)."""
+    """The largest density of each feature, min(1, slack * share): float64 [d_sae].
+
+    >>> caps(Quota(exponent=1.0, slack=1.5), k=2.0, d_sae=4).round(3)
+    array([1.  , 0.72, 0.48, 0.36])
+    """
     return np.minimum(quota.slack * shares(quota, k, d_sae), 1.0)
 
 
 def budget(k: float, tokens: int) -> int:
-    """Matches that `tokens` tokens may spend at k a token: round(k * tokens), half to even, in float64."""
+    """The total matches of so many tokens with k matches each on average: round(k * tokens), half to even, in float64.
+
+    >>> budget(2.5, 3)
+    8
+    """
     return int(np.rint(np.float64(k) * tokens))
 
 
 def tokens_per_feature(cap: NDArray[np.float64], tokens: int) -> NDArray[np.int64]:
-    """Tokens each feature may match in a batch, m = round(cap * tokens), half to even: int64 [d_sae]."""
+    """The most matches of each feature in a batch, m = round(cap * tokens), half to even: int64 [d_sae].
+
+    >>> tokens_per_feature(np.array([1.0, 0.72, 0.01]), tokens=10)
+    array([10,  7,  0])
+    """
     return np.rint(cap * tokens).astype(np.int64)
 
 
 def sampled_tokens_per_feature(cap: NDArray[np.float64], tokens: int, u: float) -> NDArray[np.int64]:
-    """The same, rounded without bias for training, where a quota below one token must not always round to none.
+    """The same by systematic sampling, for training: a limit below half a match must not round to 0 in every batch.
 
-    Systematic sampling: with u uniform in [0, 1), every feature gets floor or ceil of cap * tokens, in expectation
-    exactly cap * tokens, and the sum over features is off by less than one token.
+    With u uniform in [0, 1), every feature gets the floor or the ceiling of cap * tokens, and on average exactly
+    cap * tokens. The sum over features is off by less than 1.
+
+    >>> [sampled_tokens_per_feature(np.array([0.25, 0.25, 0.25, 0.25]), tokens=2, u=u).tolist() for u in (0.0, 0.5)]
+    [[0, 1, 0, 1], [1, 0, 1, 0]]
     """
     edges = np.floor(np.concatenate([[0.0], np.cumsum(cap * tokens)]) + u)
     return np.clip(np.diff(edges), 0, tokens).astype(np.int64)
 
 
 def fit(density: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Exponent, offset and R^2 of the Zipf-Mandelbrot law that fits measured densities (our design).
+    """The exponent, the offset and R^2 of the Zipf-Mandelbrot law that fits measured densities (our design).
 
-    Least squares of log density against log(rank + offset), over the ranks between the first and the last tenth of
-    the features that fired (the head saturates, the tail is under-used and badly counted), each weighted by 1 / rank so
-    that every octave counts alike.
+    The fit is least squares of log density against log(rank + offset). It leaves out the first ranks, at most ten,
+    whose densities are near 1, and the last tenth of the active features, whose few matches make the densities
+    imprecise.
+    Each rank has the weight 1 / rank, so that every octave of ranks counts alike. The exponent stays within [0, 2]: a
+    steeper law, which the first ranks can suggest, would leave hardly any matches to the last ones.
+
+    >>> law = shares(Quota(exponent=0.8, offset=3.0), k=8.0, d_sae=500)
+    >>> exponent, offset, r_squared = fit(law)
+    >>> round(exponent, 1), round(r_squared, 2)
+    (0.8, 1.0)
 
     Args:
-        density: share of tokens on which each feature fires, any order, [d_sae].
-
-    The exponent is kept within [0, 2]: a steeper law would starve the tail on the word of the head.
+        density: the density of each feature, in any order, [d_sae].
 
     Raises:
-        ValueError: fewer than 20 features fired.
+        ValueError: fewer than 20 features are active.
     """
     falling = np.sort(density[density > 0])[::-1].astype(np.float64)
     if len(falling) < FIT_FEATURES:
         raise ValueError(
-            f"a Zipf fit needs at least {FIT_FEATURES} features that fired, got {len(falling)}; train for longer"
+            f"a Zipf fit needs at least {FIT_FEATURES} active features, got {len(falling)}; train for longer"
         )
     keep = slice(min(len(falling) // 10, 10), len(falling) - len(falling) // 10)
     rank = np.arange(1, len(falling) + 1, dtype=np.float64)[keep]

@@ -4,6 +4,7 @@ Of several gloo processes as torchrun starts them, every one sees the same whole
 what it gives comes back through a file.
 """
 
+import dataclasses
 import multiprocessing
 import os
 import socket
@@ -23,10 +24,11 @@ from tqdm import tqdm
 from sae_runtime import bundle
 from sae_runtime.cli import main
 from sae_runtime.train import TrainConfig, fit
-from sae_runtime.train.harvest import HarvestConfig
+from sae_runtime.train.harvest_config import HarvestConfig
 from sae_runtime.train.model import SparseAutoencoder
 from sae_runtime.train.recipe import derive
 from sae_runtime.train.selection import select
+from sae_runtime.train.stream import StreamedRows
 from sae_runtime.train.trainer import StepStats, Trainer
 from sae_runtime.train.world import World, joined
 
@@ -69,10 +71,11 @@ def command_line(*arguments: str) -> None:
     main(arguments)
 
 
-def fit_often_saved(data: HarvestConfig, config: TrainConfig) -> None:
+def fit_often_saved(data: HarvestConfig, holdout: float, pool_bytes: float, config: TrainConfig) -> None:
     """Fit "sae" in this folder on one thread, with a checkpoint "run" of every step."""
     torch.set_num_threads(1)
-    fit(data, "sae", config, checkpoint=Path("run"), checkpoint_seconds=0)
+    source = StreamedRows(data, holdout, config.seed, pool_bytes)
+    fit(source, "sae", config, checkpoint=Path("run"), checkpoint_seconds=0)
 
 
 def free_port() -> int:
@@ -117,11 +120,10 @@ def selections(z: Tensor, world: World) -> dict[str, Tensor]:
 
 def fitted(allocation: str, world: World) -> dict[str, Tensor]:
     """Weights after STEPS steps on this process's part of every batch, and the matches of the first by feature."""
-    config = TrainConfig(
-        allocation=allocation, k=4, d_sae=D_SAE, tokens=BATCH * STEPS, batch=BATCH, warmup_share=0.5, dead_tokens=256
-    )
+    config = TrainConfig(allocation=allocation, k=4, d_sae=D_SAE, tokens=BATCH * STEPS, batch=BATCH, warmup_share=0.5)
     model = SparseAutoencoder(D_SAE, torch.zeros(D_IN), generator=torch.Generator().manual_seed(0))
-    trainer = Trainer(model, config, derive(config, D_IN), rng=np.random.default_rng(0), world=world)
+    recipe = dataclasses.replace(derive(config, D_IN), dead_tokens=256)
+    trainer = Trainer(model, config, recipe, rng=np.random.default_rng(0), world=world)
     generator = torch.Generator().manual_seed(1)
     basis = torch.randn(24, D_IN, generator=generator)
     counts = torch.empty(0)

@@ -1,34 +1,44 @@
-"""Allocation: which token-feature matches a batch pays for (arXiv:2411.02124, abstract).
+"""The allocation: which token-feature matches a batch pays for (arXiv:2411.02124, abstract).
 
-Choosing matches under a bound on sparsity is one problem with three optional limits. The paper's Monotonic Importance
-Heuristic makes it greedy: among equals in norm, the larger activation is worth more, so the largest win.
+All allocations choose matches under limits on their number. The paper's Monotonic Importance Heuristic makes that a
+greedy choice: the decoder rows have equal norm, so a larger activation is worth more, and the largest win.
 """
 
 import torch
 from torch import Tensor
 
-# Like caps are near each other once sorted; a TopK per group costs far less than one as deep as the largest cap.
+# Ranks at which `largest_of_columns` begins a new TopK: the columns of one TopK then have limits near each other. One
+# TopK for all columns would be as deep as the largest limit.
 _GROUP_EDGES = (0, 64, 1024)
 
 
 def allocate(
     z: Tensor, *, total: int | None = None, per_token: int | None = None, per_feature: Tensor | None = None
 ) -> Tensor:
-    """The matches to pay for, as a mask bool [n, d_sae]; those with z = 0 never count.
+    """The matches to pay for, as a mask bool [n, d_sae]. A pre-activation of 0 is never a match.
 
-    | allocation     | limits                                   |
-    |----------------|------------------------------------------|
-    | token choice   | per_token = k                            |
-    | mutual choice  | total = round(k n)                       |
-    | feature choice | per_feature = m, then total = round(k n) |
+    | allocation                                        | limits                                   |
+    |---------------------------------------------------|------------------------------------------|
+    | token choice (TopK)                               | per_token = k                            |
+    | mutual choice (BatchTopK)                         | total = round(k n)                       |
+    | feature choice (BatchTopK with limits on columns) | per_feature = m, then total = round(k n) |
 
-    A limit keeps the largest of those that the limits before it left. Ties at a cut may fall either way.
+    The limits apply in the order per_token, per_feature, total. Each keeps the largest matches that the one before it
+    left. Equal values at a cut may fall either way.
+
+    >>> z = torch.tensor([[3.0, 1.0, 0.0], [5.0, 4.0, 2.0]])
+    >>> allocate(z, per_token=1).int().tolist()
+    [[1, 0, 0], [1, 0, 0]]
+    >>> allocate(z, total=3).int().tolist()
+    [[1, 0, 0], [1, 1, 0]]
+    >>> allocate(z, total=3, per_feature=torch.tensor([1, 2, 2])).int().tolist()
+    [[0, 0, 0], [1, 1, 1]]
 
     Args:
-        z: latents >= 0, [n, d_sae].
-        total: matches in the batch.
-        per_token: matches of each token.
-        per_feature: matches of each feature, int64 [d_sae].
+        z: pre-activations >= 0, [n, d_sae].
+        total: the most matches in the batch.
+        per_token: the most matches of each token.
+        per_feature: the most matches of each feature, int64 [d_sae].
     """
     kept = z > 0
     if per_token is not None:
@@ -50,22 +60,29 @@ def _largest_of_rows(z: Tensor, count: int) -> Tensor:
 
 
 def largest_of_columns(z: Tensor, limit: Tensor) -> Tensor:
-    """Positions in the flattened z of the limit[i] largest of each column i, in any order: int64 [sum of the limits].
+    """The positions in the flattened z of the limit[i] largest numbers of each column i, in any order.
+
+    >>> z = torch.tensor([[3.0, 1.0], [5.0, 4.0]])
+    >>> sorted(largest_of_columns(z, torch.tensor([1, 2])).tolist())
+    [1, 2, 3]
 
     Args:
-        z: latents, [n, d_sae].
-        limit: int64 [d_sae]; above n it counts as n.
+        z: pre-activations, [n, d_sae].
+        limit: int64 [d_sae]; a limit above n counts as n.
+
+    Returns:
+        int64 [sum of the limits].
     """
     n, d_sae = z.shape
     limit = limit.clamp(0, n)
     order = torch.argsort(limit, descending=True, stable=True)
     edges = [edge for edge in _GROUP_EDGES if edge < d_sae] + [d_sae]
-    found = []
+    positions = []
     for begin, end in zip(edges, edges[1:], strict=False):
         group = order[begin:end]
         depths = limit[group][:, None]
         depth = int(depths[0])
         tokens = z[:, group].T.topk(depth, dim=1).indices
         wanted = torch.arange(depth, device=z.device) < depths
-        found.append((tokens * d_sae + group[:, None])[wanted])
-    return torch.cat(found)
+        positions.append((tokens * d_sae + group[:, None])[wanted])
+    return torch.cat(positions)

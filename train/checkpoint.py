@@ -1,4 +1,4 @@
-"""A run on disk, from which it goes on bit for bit: tensors as safetensors, the rest as JSON, nothing pickled."""
+"""The state of a run on disk, from which it continues bit for bit: tensors as safetensors, all else as JSON."""
 
 import json
 import shutil
@@ -19,16 +19,16 @@ from sae_runtime.tensors import save_tensors
 from sae_runtime.train.batches import Batches, Place
 from sae_runtime.train.trainer import Trainer
 
-_VERSION = 3
+_VERSION = 4
 _TENSORS, _STATE = "state.safetensors", "state.json"
 _FIELDS = {"source", "processes", "step", "place", "runs"}
 _OF_RUN = {"config", "quota", "quota_r_squared", "density_weight", "random", "nearly_equal"}
 
 
 class Keeper:
-    """Keeps the checkpoint of a run in a folder, or nothing where there is no folder.
+    """Keeps the state of a run in a folder, or nowhere if there is no folder.
 
-    A run is one SAE or several, by name, that take the same batches.
+    A run fits one SAE or several, by name, on the same batches.
     """
 
     def __init__(
@@ -50,10 +50,10 @@ class Keeper:
 
     @contextmanager
     def guarding(self) -> Iterator[None]:
-        """Where a step fails within the block, say which checkpoint is left.
+        """Add to the error of a step in the block which run state is left.
 
         Raises:
-            ValueError: the loss is not finite.
+            ValueError: the step raised it.
         """
         try:
             yield
@@ -63,12 +63,12 @@ class Keeper:
             raise ValueError(f"{error}; the checkpoint of step {self._saved_step} is kept in {self._path}") from error
 
     def save_if_due(self) -> None:
-        """Write the checkpoint if the last one is older than it should be."""
+        """Write the run state if the last write is long enough ago."""
         if time.monotonic() - self._saved_at >= self._seconds:
             self.save()
 
     def save(self) -> None:
-        """Write the checkpoint in place of the one before; a crash leaves one of the two."""
+        """Replace the run state. A crash leaves either the old or the new one, whole."""
         if self._path is None:
             return
         step = next(iter(self._trainers.values())).step_number
@@ -87,10 +87,10 @@ class Keeper:
         self._saved_at, self._saved_step = time.monotonic(), step
 
     def restore(self) -> None:
-        """Bring the run to where the checkpoint was taken; leave it at its start where there is none.
+        """Continue from the run state; without one the run stays at its start.
 
         Raises:
-            ValueError: the checkpoint is of another run (names what differs), of another version, or damaged.
+            ValueError: the run state is damaged, of another version, or of another run; the message names what differs.
         """
         if self._path is None:
             raise ValueError("there is no checkpoint to resume from; name its folder")
@@ -121,10 +121,10 @@ class Keeper:
         self._saved_step = state["step"]
 
     def remove(self) -> None:
-        """Delete the checkpoint, if there is one.
+        """Delete the run state, if there is one.
 
         Raises:
-            FileExistsError: something else stands there.
+            FileExistsError: the path holds something else.
         """
         if self._path is None or not self._path.exists():
             return
@@ -149,7 +149,7 @@ class Keeper:
 
     @torch.no_grad()
     def _fill_tensors(self) -> None:
-        """Copy the tensors one by one, so that no second run is held in memory."""
+        """Copy the tensors one by one, so that memory holds no second copy of the run."""
         assert self._path is not None
         try:
             with safetensors.safe_open(self._path / _TENSORS, "pt") as loaded:
@@ -176,7 +176,7 @@ class Keeper:
 
 
 def _numbers(trainer: Trainer) -> dict[str, Any]:
-    """All that a step reads and writes beside tensors, as JSON."""
+    """Everything but tensors that a step reads and writes, as JSON."""
     return {
         "config": asdict(trainer.config),
         "quota": None if trainer.quota is None else asdict(trainer.quota),

@@ -1,4 +1,4 @@
-"""How often each feature fires while training, and what a Zipf law expects of it."""
+"""The density of each feature during training, and the density that a Zipf law gives its rank."""
 
 import numpy as np
 import torch
@@ -9,13 +9,18 @@ from sae_runtime.quota import Quota
 
 
 class DensityTracker:
-    """Share of tokens on which each feature fires, as a moving average, and how long it has been silent.
+    """Moving averages of the features' densities, and the tokens since each feature was last active.
 
-    `average` [d_sae] over `weight` is the density: the weight corrects for the start at zero, as in Adam's moments.
+    The density is `average` [d_sae] over `weight`. The weight corrects for the start at zero, as in Adam's moments.
+
+    >>> tracker = DensityTracker(2, window=100, device=torch.device("cpu"))
+    >>> tracker.update(torch.tensor([5, 0]), n=10)
+    >>> tracker.density.tolist(), tracker.silent_tokens.tolist()
+    ([0.5, 0.0], [0, 10])
     """
 
     def __init__(self, d_sae: int, window: int, device: torch.device) -> None:
-        """Start with no counts; `window` is the length of the average in tokens."""
+        """Start without counts; `window` is the length of the average in tokens."""
         self.average = torch.zeros(d_sae, dtype=torch.float64, device=device)
         self.weight = 0.0
         self._window = window
@@ -28,14 +33,14 @@ class DensityTracker:
 
     @torch.no_grad()
     def update(self, counts: Tensor, n: int) -> None:
-        """Take in the matches of each feature, int64 [d_sae], in a batch of n tokens."""
+        """Add a batch of n tokens with so many matches of each feature, int64 [d_sae]."""
         rate = min(n / self._window, 1.0)
         self.weight += rate * (1 - self.weight)
         self.average += rate * (counts.double() / n - self.average)
         self.silent_tokens = torch.where(counts > 0, 0, self.silent_tokens + n)
 
     def reorder(self, order: Tensor) -> None:
-        """Renumber the features: new feature i is the old order[i]."""
+        """Renumber the features: the new feature i is the old feature order[i]."""
         self.average = self.average[order]
         self.silent_tokens = self.silent_tokens[order]
 
@@ -47,9 +52,9 @@ def fit_quota(density: Tensor, slack: float) -> tuple[Quota, float]:
 
 
 def expected_density(density: Tensor) -> Tensor:
-    """What the fitted law gives each feature at its present rank, for the same total: float64 [d_sae].
+    """The density that the fitted law gives each feature's rank, with the same sum: float64 [d_sae].
 
-    Zeros where too few features fire for a fit, so that nothing counts as under-used before there is a law.
+    All zeros where too few features are active for a fit. So no feature counts as under-used before there is a law.
     """
     try:
         law, _ = fit_quota(density, slack=1.0)

@@ -1,6 +1,7 @@
-"""Where torch computes, and what it says when there is no room left."""
+"""The device that torch computes on, the memory that it asks for, and the errors it raises when memory is full."""
 
 import ctypes
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,16 +9,16 @@ from functools import cache
 
 import torch
 
-_NO_ROOM = (
-    "can't allocate memory",
-    "not enough memory",
-    "ALLOC_FAILED",
-)  # on the CPU and in cuBLAS: no class of its own
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of glibc's mallopt
+# torch has no exception class for full memory on the CPU and in cuBLAS, so these parts of messages tell.
+_NO_ROOM = ("can't allocate memory", "not enough memory", "ALLOC_FAILED")
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # parameters of glibc's mallopt
 
 
 def usable_device(name: str | None) -> torch.device:
     """The torch device of that name; None gives cuda where there is one, else cpu.
+
+    >>> usable_device("cpu")
+    device(type='cpu')
 
     Raises:
         ValueError: torch knows no such device, or cannot compute on it here.
@@ -25,18 +26,27 @@ def usable_device(name: str | None) -> torch.device:
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device).item()  # "meta" takes tensors, but has no numbers
+        torch.zeros(1, device=device).item()  # the device "meta" takes tensors but holds no numbers
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"torch cannot compute on {name} ({first_line(error)}); use another --device") from error
     return device
 
 
+def ask_for_huge_pages() -> None:
+    """Have torch put large tensors on huge pages, which saves a tenth of a training step on Linux (docs/log.md).
+
+    torch reads the environment variable once, when it first allocates a tensor on the CPU. A call after that has no
+    effect. A value that the user has set stays.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
 @cache
 def keep_freed_memory() -> None:
-    """Have glibc keep what this process frees, once and for all; elsewhere nothing happens.
+    """Have glibc keep the memory that this process frees; on other systems nothing happens.
 
-    The gradients of every step are new tensors, and the kernel would clear fresh pages for them each time: a twentieth
-    of a step (docs/log.md).
+    Every step allocates its gradients anew. Without this the kernel clears fresh pages for them each time, which takes
+    a twentieth of a step (docs/log.md). The setting lasts as long as the process.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
@@ -46,7 +56,7 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    """Turn torch's ways of saying that memory is full into MemoryError; also a decorator.
+    """Turn the errors that torch raises when memory is full into MemoryError; works as a decorator too.
 
     Raises:
         MemoryError: torch could not allocate memory within the block.
@@ -60,5 +70,9 @@ def memory_errors() -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says first, without the full stop."""
+    r"""The first line of an exception's message, without the full stop.
+
+    >>> first_line(ValueError("no room.\nMore follows."))
+    'no room'
+    """
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

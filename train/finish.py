@@ -1,4 +1,4 @@
-"""From a fitted model to what its bundle holds: threshold, measurements on held-out activations, weights, manifest."""
+"""The contents of a bundle from a fitted model: threshold, measurements on held-out rows, weights, manifest."""
 
 import dataclasses
 import importlib.metadata
@@ -23,14 +23,14 @@ from sae_runtime.train.trainer import Trainer
 def finished(
     trainer: Trainer, source: Source, held_out: tuple[Tensor, Tensor], scale: float, *, processes: int = 1
 ) -> tuple[dict[str, NDArray[np.float32]], Manifest]:
-    """Weights for raw activations, and the manifest.
+    """The weights for activations that are not scaled, and the manifest.
 
     Args:
-        trainer: of the fitted model.
-        source: what it was fitted on.
+        trainer: the trainer of the fitted model.
+        source: the source of its training rows.
         held_out: calibration and validation part, scaled, [n, d_in], on the model's device.
-        scale: what the activations were multiplied by.
-        processes: how many shared the batches.
+        scale: the factor by which the activations were multiplied.
+        processes: the number of processes that shared the batches.
     """
     config = trainer.config
     theta, measured, width = _calibrated(trainer, *held_out)
@@ -38,7 +38,7 @@ def finished(
     manifest = Manifest(
         encoder=Encoder(
             d_in=source.d_in,
-            d_sae=config.d_sae,
+            d_sae=trainer.recipe.d_sae,
             selection="topk" if theta is None else "threshold",
             k=int(config.k) if theta is None else None,
         ),
@@ -55,9 +55,9 @@ def finished(
 def _calibrated(
     trainer: Trainer, calibration: Tensor, validation: Tensor
 ) -> tuple[NDArray[np.float32] | None, dict[str, float], int]:
-    """Threshold (None for token choice), what it measures on the validation part, and the width of encode.onnx."""
+    """The threshold (None for token choice), the measurements on the validation part, and the slots of encode.onnx."""
     config, model = trainer.config, trainer.model
-    cap = None if trainer.quota is None else quota.caps(trainer.quota, config.k, config.d_sae)
+    cap = None if trainer.quota is None else quota.caps(trainer.quota, config.k, trainer.recipe.d_sae)
     theta = None
     if config.allocation != "token":
         theta = fit_thresholds(model, calibration, config.k, cap)
@@ -73,18 +73,21 @@ def _calibrated(
     }
     if theta is None:
         return None, measured, int(config.k)
-    # Batches of one size: over a short last one the caps of feature choice would round to nothing.
+    # The batches have one size: in a short last batch the limits of feature choice would round to 0.
     batch = math.ceil(len(validation) / max(round(len(validation) / config.batch), 1))
     mixed = validation[torch.from_numpy(shuffled(len(validation))).to(validation.device)]
     by_batch = tally_of(model, mixed, batch_rule(config.k, cap), batch)
     measured |= {"batch": batch, "batch_fvu": by_batch.fvu, "batch_l0": float(by_batch.l0.mean())}
-    return theta, measured, slots_for(held_out.l0, config.d_sae)
+    return theta, measured, slots_for(held_out.l0, trainer.recipe.d_sae)
 
 
 def _folded(
     model: SparseAutoencoder, theta: NDArray[np.float32] | None, scale: float
 ) -> dict[str, NDArray[np.float32]]:
-    """Weights for raw activations. With x scaled by c, z scales by c too, so only the biases and the cut change."""
+    """The weights for activations that are not scaled.
+
+    A model of x * scale has pre-activations z * scale, so only the biases and the threshold change.
+    """
     weights = {
         "W_enc": model.W_enc.detach().T.contiguous(),
         "W_dec": model.W_dec.detach(),

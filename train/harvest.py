@@ -1,8 +1,6 @@
-"""Activations of a transformers model on text, written as the folder of shards that sae_runtime.activations reads."""
+"""Harvest: run a transformers model on text and store its activations in a folder of shards."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import MISSING, asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,62 +12,21 @@ from tqdm import tqdm
 from sae_runtime.activations import FORMAT_VERSION, INDEX, Activations, open_activations
 from sae_runtime.files import new_file, write_json
 from sae_runtime.tensors import read_header, save_tensors
-from sae_runtime.train.config import option
-from sae_runtime.train.device import memory_errors
+from sae_runtime.train.device import ask_for_huge_pages, memory_errors
+from sae_runtime.train.harvest_config import HarvestConfig, plan
 from sae_runtime.train.harvest_folder import check_folder, is_whole, start_folder
 from sae_runtime.train.host import find_module, hidden_states, load_host, longest_window
-from sae_runtime.train.text import SPLITS, documents
+from sae_runtime.train.text import documents
 from sae_runtime.train.windows import Window, batches, first_rows, groups, origin, padded, windows
 
-DTYPES = {"float32": (torch.float32, "F32"), "float16": (torch.float16, "F16"), "bfloat16": (torch.bfloat16, "BF16")}
-
-
-@dataclass(frozen=True, kw_only=True)
-class HarvestConfig:
-    """What to harvest. `batch_tokens` and `device` change rounding at most; all else decides the rows and shards.
-
-    Raises:
-        ValueError: a value is out of its range.
-    """
-
-    model: str = option(MISSING, "transformers folder or hub name")
-    hook: str = option(MISSING, "module whose output is kept, as named_modules has it, e.g. encoder.layer.3")
-    name: str | None = option(None, "name to record for the model [its folder's name, or the hub's]")
-    text: tuple[Path, ...] = option(MISSING, "text files, UTF-8; .jsonl: one object a line, its field 'text'")
-    split: str = option("paragraph", "what a document is in a text file", choices=SPLITS)
-    context: int = option(128, "tokens per window, special tokens included, >= 1")
-    tokens: int | None = option(None, "rows after which to stop, >= 1 [all of the text]")
-    dtype: str = option("float32", "type of the rows on disk", choices=tuple(DTYPES))
-    special: bool = option(False, "keep the activations of special tokens too")
-    batch_tokens: int = option(4096, "tokens per forward pass, padding included, >= context")
-    shard_tokens: int = option(65536, "rows per shard at most (a window is not cut), >= 1")
-    device: str | None = option(None, "torch device [cuda where there is one, else cpu]")
-
-    def __post_init__(self) -> None:
-        for name in ("model", "hook", "text"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} is empty; name at least one")
-        for name, known in (("split", SPLITS), ("dtype", tuple(DTYPES))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        for name in ("context", "tokens", "shard_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be >= 1, got {value}")
-        if self.batch_tokens < self.context:
-            raise ValueError(f"batch_tokens must be >= context, got {self.batch_tokens} for windows of {self.context}")
-
-    @property
-    def called(self) -> str:
-        """What is recorded as the model: no path of this machine."""
-        return self.name or (Path(os.path.abspath(self.model)).name if Path(self.model).is_dir() else self.model)
+_SAFETENSORS_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 class Reader:
-    """Reads texts with a model: windows of tokens, and the activations of the tokens that they keep.
+    """Computes the activations of a model at a hook, from windows of tokens.
 
-    The model computes in the type of its checkpoint. A module that runs several times in a forward pass is read the
-    first time.
+    The model computes in the type that its weights are stored in. Of a module that runs several times in a forward
+    pass, the first output counts.
     """
 
     def __init__(self, config: HarvestConfig) -> None:
@@ -85,13 +42,14 @@ class Reader:
         self._module = find_module(self._model, config.hook)
 
     def windows(self, texts: Iterable[str]) -> Iterator[Window]:
-        """The windows of texts, in their order; see `Window`."""
+        """The windows of the texts, in the order of the texts; `Window` says what one is."""
         return windows(self._tokenizer, texts, context=self.config.context, special=self.config.special)
 
     def activations(self, group: Sequence[Window], tick: Callable[[int], object]) -> torch.Tensor:
-        """Rows [n, d_in] in the order of the windows, of which there is one at least, in the config's type.
+        """The activations of the kept tokens, [n, d_in] in the order of the windows, in the type of the config.
 
-        Forward passes go by length, the longest windows first. After each, `tick` is called with its rows.
+        The group holds at least one window. The longest windows go through the model first. After each forward pass
+        `tick` gets the number of its rows.
 
         Raises:
             ValueError: an activation is NaN or Inf.
@@ -103,7 +61,7 @@ class Reader:
             batch = [group[number] for number in numbers]
             ids, real, kept = (torch.from_numpy(array).to(self._model.device) for array in padded(batch, pad))
             hidden = hidden_states(self.config.hook, self._model, self._module, ids, real)[kept]
-            rows = hidden.to(DTYPES[self.config.dtype][0])
+            rows = hidden.to(getattr(torch, self.config.dtype))
             if not torch.isfinite(rows).all():
                 raise ValueError(_nonfinite(self.config, batch, hidden, rows))
             if x is None:
@@ -116,36 +74,37 @@ class Reader:
 
 @memory_errors()
 def harvest(config: HarvestConfig, out: Path, *, force: bool = False, progress: bool = False) -> Activations:
-    """Run the model over the text up to the hook and keep one row per token, in the order of the text.
+    """Run the model over the text up to the hook and store one row a token, in the order of the text.
 
-    See `Reader` for what the model computes and `Window` for what positions count. An unfinished folder of the same
-    config is finished.
+    `Reader` says what the model computes, and `Window` how positions are counted. A folder that an earlier harvest with
+    the same config left unfinished is finished.
 
     Args:
-        config: what to harvest.
+        config: the settings.
         out: the folder to make or to finish.
         force: start over in a folder of an earlier harvest.
         progress: show a bar on stderr, where that is a terminal.
 
     Raises:
-        FileExistsError: `out` is whole and `force` is not set, or it holds files that harvest did not write.
+        FileExistsError: `out` is finished and `force` is not set, or it holds files that harvest did not write.
         FileNotFoundError: a text file or the folder of the model is missing.
         ValueError: `out` was begun with another config, the model or hook cannot be used, the text cannot be read or
             gives no rows, or an activation is NaN or Inf.
         MemoryError: a batch does not fit on the device.
     """
+    ask_for_huge_pages()
     texts = documents(config.text, config.split)
     origins = plan(config)
     check_folder(out, origins, force=force)
     reader = Reader(config)
     start_folder(out, origins, force=force)
     shards: list[dict[str, Any]] = []
-    # disable=None hides the bar where stderr is no terminal.
+    # With disable=None tqdm hides the bar where stderr is no terminal.
     with tqdm(total=config.tokens, unit="token", unit_scale=True, disable=None if progress else True) as bar:
         for group in groups(first_rows(reader.windows(texts), config.tokens), config.shard_tokens):
             path = out / f"shard-{len(shards):05d}.safetensors"
             rows = sum(window.rows for window in group)
-            if is_whole(path, rows, DTYPES[config.dtype][1]):
+            if is_whole(path, rows, _SAFETENSORS_DTYPES[config.dtype]):
                 bar.update(rows)
             else:
                 ids = {name: torch.from_numpy(ids) for name, ids in origin(group).items()}
@@ -155,8 +114,8 @@ def harvest(config: HarvestConfig, out: Path, *, force: bool = False, progress: 
             shards.append({"file": path.name, "rows": rows})
     if not shards:
         raise ValueError(f"no token of the text is kept ({', '.join(map(str, config.text))} hold none); give more text")
-    width = read_header(out / shards[0]["file"])["activations"].shape[1]
-    index = {"format_version": FORMAT_VERSION, "shards": shards, "d_in": width, "model": config.called}
+    d_in = read_header(out / shards[0]["file"])["activations"].shape[1]
+    index = {"format_version": FORMAT_VERSION, "shards": shards, "d_in": d_in, "model": config.called}
     settings = {name: getattr(config, name) for name in ("hook", "split", "context", "tokens", "dtype", "special")}
     write_json(out / INDEX, index | settings)
     return open_activations(out)
@@ -175,19 +134,3 @@ def _check_context(config: HarvestConfig, tokenizer: Any, model: Any) -> None:
     limit = longest_window(tokenizer, model)
     if limit is not None and config.context > limit:
         raise ValueError(f"context is {config.context} tokens, {config.model} reads at most {limit}; lower --context")
-
-
-def plan(config: HarvestConfig) -> dict[str, Any]:
-    """What decides the rows, as JSON; files by size and time of change."""
-    settings = {name: value for name, value in asdict(config).items() if name not in ("batch_tokens", "device")}
-    settings["text"] = [_stamp(path) for path in config.text]
-    folder = Path(config.model)
-    if folder.is_dir():
-        settings["model"] = str(folder.resolve())
-        settings["model_files"] = [_stamp(path) for path in sorted(folder.iterdir()) if path.is_file()]
-    return settings
-
-
-def _stamp(path: Path) -> str:
-    stat = path.stat()
-    return f"{path.resolve()} ({stat.st_size} bytes, changed at {stat.st_mtime_ns} ns)"

@@ -1,7 +1,7 @@
 """The folder of a harvest while it is filled.
 
-It holds `harvest.json`, which says what decides the rows, and the shards so far; `activations.json` comes last. The
-same harvest run again goes on after the last whole shard, and gives the same bytes.
+It holds `harvest.json`, with the facts that decide the rows, and the finished shards; `activations.json` comes last.
+When the same harvest runs again it continues after the last finished shard, and gives the same bytes.
 """
 
 import re
@@ -21,11 +21,11 @@ _PARTIAL = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.partial\.\w+")
 
 
 def check_folder(out: Path, plan: dict[str, Any], *, force: bool) -> None:
-    """Raise unless a harvest may write there; nothing is changed.
+    """Raise unless a harvest may write to a folder; nothing is changed.
 
     Args:
         out: the folder to make or to finish.
-        plan: what decides the rows, as JSON.
+        plan: the facts that decide the rows, as JSON.
         force: whether an earlier harvest may be replaced.
 
     Raises:
@@ -62,9 +62,10 @@ def _foreign(folder: Path) -> str | None:
 
 
 def start_folder(out: Path, plan: dict[str, Any], *, force: bool) -> None:
-    """Make the folder, or clear it of an earlier harvest, and write the plan of this one."""
+    """Make the folder, or clear it of an earlier harvest, and write the plan into it."""
     out.mkdir(parents=True, exist_ok=True)
-    # The index goes first, so that the folder is not taken for whole, and the plan last, so that the shards stay ours.
+    # The index is deleted first, because a folder without it counts as unfinished. The plan is deleted last, because
+    # it says which harvest the shards belong to.
     for path in sorted(out.iterdir(), key=lambda path: (path.name != INDEX, path.name == PLAN)):
         if partial := _PARTIAL.fullmatch(path.name):
             repair(out / partial["name"])
@@ -74,7 +75,7 @@ def start_folder(out: Path, plan: dict[str, Any], *, force: bool) -> None:
 
 
 def is_whole(path: Path, rows: int, dtype: str) -> bool:
-    """Whether a shard is whole: with this number of rows, of this type by its name in safetensors."""
+    """Whether this file is a finished shard with so many rows of a type, which is named as in safetensors."""
     try:
         specs = read_header(path)
     except (FileNotFoundError, ValueError):

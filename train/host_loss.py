@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from sae_runtime.evaluation_file import HostLoss
 from sae_runtime.train.device import memory_errors
-from sae_runtime.train.harvest import HarvestConfig
+from sae_runtime.train.harvest_config import HarvestConfig
 from sae_runtime.train.host import find_module, hidden_states, load_host, longest_window, replaced
 from sae_runtime.train.tally import reconstruct
 from sae_runtime.train.text import documents

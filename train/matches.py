@@ -1,4 +1,4 @@
-"""The matches of a batch in the two orders that a training step reads them in."""
+"""The matches of a batch, by token and by feature: the two orders in which a training step reads them."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,26 +9,33 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Matches:
-    """m matches between n tokens and d_sae features, by token and within a token by feature; orders when asked for."""
+    """m matches between n tokens and d_sae features, sorted by token and within a token by feature.
 
-    at: Tensor  # ascending positions in the flattened [n, d_sae], int64 [m]
-    values: Tensor  # latents, float32 [m]
+    The other arrays are computed when they are first asked for.
+
+    >>> matches = Matches(torch.tensor([1, 3, 4]), torch.tensor([0.5, 2.0, 1.0]), n=2, d_sae=3)
+    >>> matches.token.tolist(), matches.feature.tolist(), matches.counts.tolist()
+    ([0, 1, 1], [1, 0, 1], [1, 2, 0])
+    """
+
+    positions: Tensor  # ascending positions in the flattened [n, d_sae], int64 [m]
+    values: Tensor  # activations of the features, float32 [m]
     n: int
     d_sae: int
 
     @cached_property
     def token(self) -> Tensor:
         """Token of each match, int64 [m]."""
-        return self.at // self.d_sae
+        return self.positions // self.d_sae
 
     @cached_property
     def feature(self) -> Tensor:
         """Feature of each match, int64 [m]."""
-        return self.at - self.token * self.d_sae
+        return self.positions - self.token * self.d_sae
 
     @cached_property
     def token_begin(self) -> Tensor:
-        """Where the matches of each token begin, and the end: int64 [n + 1]."""
+        """The index of the first match of each token, and the number of matches: int64 [n + 1]."""
         counts = torch.bincount(self.token, minlength=self.n)
         return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
@@ -44,5 +51,5 @@ class Matches:
 
     @cached_property
     def feature_begin(self) -> Tensor:
-        """Where the matches of each feature begin in that order: int64 [d_sae]."""
+        """The index of the first match of each feature in the order `by_feature`: int64 [d_sae]."""
         return self.counts.cumsum(0) - self.counts

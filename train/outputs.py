@@ -1,4 +1,4 @@
-"""What a run writes beside its bundles, and what may stand in its way."""
+"""The files that a run writes beside its bundles, and the checks before it writes them."""
 
 from pathlib import Path
 from typing import TypedDict
@@ -7,19 +7,19 @@ from sae_runtime import files
 
 
 class Options(TypedDict, total=False):
-    """What a run writes beside its bundles, and what it shows; nothing unless it is asked for.
+    """The files that a run writes beside its bundles, and what it shows. All are optional.
 
-    | option               | what it is                                                                              |
-    |----------------------|-----------------------------------------------------------------------------------------|
-    | `metrics`            | a file for one JSON line every ten steps (for each SAE of several, named by its "sae")  |
-    | `tensorboard`        | a folder for the same as TensorBoard's events (of several, a folder for each)           |
-    | `checkpoint`         | a folder for the state of the run, removed when the bundle stands                       |
-    | `checkpoint_seconds` | how often that is written [300]                                                         |
-    | `resume`             | go on from the checkpoint, or start where there is none                                 |
-    | `progress`           | show a progress bar on stderr, where that is a terminal (of several, it shows the worst) |
+    | option               | meaning                                                                                   |
+    |----------------------|-------------------------------------------------------------------------------------------|
+    | `metrics`            | a file for a JSON line every ten steps; several SAEs have a line each, named by its "sae" |
+    | `tensorboard`        | a folder for the same numbers as TensorBoard events; several SAEs have a folder each      |
+    | `checkpoint`         | a folder for the run state, which is removed when the bundle is written                   |
+    | `checkpoint_seconds` | the time between two writes of the run state [300]                                        |
+    | `resume`             | continue from the run state, or start where there is none                                 |
+    | `progress`           | show a progress bar on stderr, if that is a terminal; for several SAEs it shows the worst |
 
-    None of the paths lies inside the bundle. From the checkpoint a run goes on after a crash, bit for bit on the same
-    machine with the same threads and versions.
+    No path may be inside the bundle. A run continues from its state after a crash, bit for bit on the same machine with
+    the same threads and versions.
     """
 
     metrics: Path | None
@@ -31,11 +31,11 @@ class Options(TypedDict, total=False):
 
 
 def check_outputs(out: Path, options: Options, *, force: bool) -> None:
-    """Raise before any work where something stands in the way of what will be written.
+    """Raise before any work where an output cannot be written.
 
     Raises:
-        FileExistsError: `out` or what is written beside it exists, and is not to be replaced or gone on with.
-        ValueError: what is written beside `out` would lie in it, the metrics are a folder, or TensorBoard's a file.
+        FileExistsError: an output exists, and neither `force` nor `resume` allows to replace or continue it.
+        ValueError: an output would be inside `out`, the metrics are a folder, or TensorBoard's folder is a file.
     """
     files.check_free(out, force=force)
     metrics = options.get("metrics")

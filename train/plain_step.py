@@ -1,4 +1,4 @@
-"""The loss of a batch and its gradients as autograd has them: the witness of `SparseStep`, and its fallback."""
+"""The loss of a batch and its gradients by autograd: the reference for `SparseStep`, and the step without kernels."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from sae_runtime.train.losses import aux_k_loss, fvu
 from sae_runtime.train.model import SparseAutoencoder
 
 Observe = Callable[[Tensor, int], Tensor]
-"""Takes the matches of each feature, int64 [d_sae], and the tokens of a batch; gives the features to train by the
-auxiliary loss, bool [d_sae]."""
+"""Takes the matches of each feature, int64 [d_sae], and the number of tokens in a batch. Returns the features that the
+auxiliary loss trains, bool [d_sae]."""
 
 
 class Limits(TypedDict, total=False):
@@ -25,7 +25,7 @@ class Limits(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Losses:
-    """Fraction of variance unexplained, auxiliary loss (unweighted), and the matches of the batch."""
+    """Fraction of variance unexplained, the auxiliary loss without its weight, and the number of matches of a batch."""
 
     fvu: Tensor
     aux: Tensor
@@ -33,7 +33,7 @@ class Losses:
 
 
 class Step(Protocol):
-    """What `plain_step` and `SparseStep` do, in the same terms."""
+    """The call that `plain_step` and `SparseStep` share."""
 
     def __call__(
         self,
@@ -51,15 +51,15 @@ class Step(Protocol):
 def plain_step(
     model: SparseAutoencoder, x: Tensor, limits: Limits, observe: Observe, *, aux_weight: float, aux_k: int
 ) -> Losses:
-    """Fill the gradients of fvu + aux_weight * aux_k_loss; that of W_dec without its part along the rows.
+    """Set the gradients of fvu + aux_weight * aux_k_loss; the gradient of W_dec has no component along the rows.
 
     Args:
-        model: its parameters' gradients are replaced.
+        model: the gradients of its parameters are replaced.
         x: a batch, scaled as the model expects, [n, d_in].
-        limits: which matches the batch pays for.
+        limits: the limits on the matches of the batch.
         observe: called once with the counts of the matches.
         aux_weight: weight of the auxiliary loss; 0 leaves it out.
-        aux_k: features a token lends to it.
+        aux_k: features that a token lends to the auxiliary loss.
     """
     model.zero_grad(set_to_none=True)
     z = model.pre_activations(x)

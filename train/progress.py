@@ -1,4 +1,4 @@
-"""What a run says while it goes: a progress bar, lines of JSON, and TensorBoard's events."""
+"""Reports of a run in progress: a progress bar, lines of JSON, and TensorBoard events."""
 
 import json
 import time
@@ -22,9 +22,9 @@ Report = Callable[[Stats], None]
 def reported(
     trainers: Mapping[str, Trainer], metrics: Path | None, tensorboard: Path | None, progress: bool
 ) -> Iterator[Report]:
-    """Give a function that takes the stats of each step, by SAE, to the bar, the metrics and TensorBoard.
+    """A function that passes the stats of each step, by SAE, to the bar, the metrics and TensorBoard.
 
-    Of what a run that goes on wrote before, all up to the trainers' step stays; later steps are replaced.
+    A resumed run keeps the metrics up to the trainers' step and replaces those of later steps.
     """
     with ExitStack() as stack:
         reports = [stack.enter_context(_bar(trainers, progress))]
@@ -46,7 +46,7 @@ def _is_due(trainer: Trainer) -> bool:
 
 @contextmanager
 def _bar(trainers: Mapping[str, Trainer], progress: bool) -> Iterator[Report]:
-    """A bar with tokens a second; of several SAEs it shows the worst FVU and the largest share of dead features."""
+    """A bar with tokens a second. For several SAEs it shows the worst FVU and the largest share of dead features."""
     first = next(iter(trainers.values()))
     size = first.config.batch
     with tqdm(
@@ -54,7 +54,7 @@ def _bar(trainers: Mapping[str, Trainer], progress: bool) -> Iterator[Report]:
         initial=first.step_number * size,
         unit="tok",
         unit_scale=True,
-        disable=None if progress else True,  # None hides it where stderr is no terminal
+        disable=None if progress else True,  # None hides the bar where stderr is no terminal
     ) as bar:
         bar.set_description(f"{first.config.allocation} choice" if len(trainers) == 1 else f"worst of {len(trainers)}")
 
@@ -94,35 +94,35 @@ def _lines_until(metrics: Path, step: int) -> list[str]:
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
-        except (ValueError, KeyError, TypeError):  # the line that a killed run was writing
+        except (ValueError, KeyError, TypeError):  # a killed run left a part of a line
             continue
     return kept
 
 
 @contextmanager
 def _events(trainers: Mapping[str, Trainer], folder: Path) -> Iterator[Report]:
-    """A curve for each field of StepStats and for tokens a second; of several SAEs, a folder for each."""
+    """A curve for each field of StepStats and for tokens a second. Several SAEs have a folder each."""
     from torch.utils.tensorboard import SummaryWriter
 
     first = next(iter(trainers.values()))
     with ExitStack() as stack:
         writers: dict[str, Any] = {}
         for name in trainers:
-            # What another run, or a killed one after its checkpoint, wrote from that step on is shown no more.
+            # Hides the events of later steps, which an earlier run wrote, or a killed one after its last run state.
             writer = SummaryWriter(
                 str(folder / name if len(trainers) > 1 else folder), purge_step=first.step_number + 1
             )
             stack.callback(writer.close)
             writers[name] = writer
-        since, at = time.monotonic(), first.step_number
+        last_time, last_step = time.monotonic(), first.step_number
 
         def report(stats: Stats) -> None:
-            nonlocal since, at
+            nonlocal last_time, last_step
             if not _is_due(first):
                 return
             now, step = time.monotonic(), first.step_number
-            speed = (step - at) * first.config.batch / max(now - since, 1e-9)
-            since, at = now, step
+            speed = (step - last_step) * first.config.batch / max(now - last_time, 1e-9)
+            last_time, last_step = now, step
             for name, values in stats.items():
                 for field, value in {**asdict(values), "tokens_per_second": speed}.items():
                     writers[name].add_scalar(field, value, step)

@@ -1,41 +1,57 @@
-"""What follows from d_in, d_sae, k and the token budget where the user does not say."""
+"""The numbers of a run that follow from d_in, d_sae, k and the number of tokens where the user does not give them."""
 
 import math
 from dataclasses import dataclass
 
 from sae_runtime.train.config import TrainConfig
 
-GAMMA = 0.1  # a feature is under-used below this share of what the Zipf law expects of its rank
+GAMMA = 0.1  # a feature is under-used below this share of the density that the Zipf law gives its rank
+_AUX_WEIGHT = 1 / 32  # of the auxiliary loss against the reconstruction
+_EXPANSION = 8  # features for each number of an activation
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Every number a run uses and did not get from its config."""
+    """Every number that a run uses and did not get from its config."""
 
+    d_sae: int  # features in the dictionary
     steps: int
     lr: float  # peak, Adam
     warmup_steps: int  # linear, from 0
     decay_steps: int  # linear, to 0, at the end
+    aux_weight: float  # of the auxiliary loss against the reconstruction; 0 leaves it out
     aux_k: int  # features a token lends to the auxiliary loss
-    dead_tokens: int  # silence after which a feature is dead
+    dead_tokens: int  # a feature is dead after so many tokens without a match
     density_window: int  # tokens, of the moving average of densities
-    gamma: float  # share of what the Zipf law expects below which the auxiliary loss trains a feature
+    gamma: float  # the auxiliary loss trains features below this share of the law's density
     feature_start: int  # step at which feature choice begins
 
 
 def derive(config: TrainConfig, d_in: int) -> Recipe:
-    """The recipe for a config on activations of width d_in (our design; docs/log.md has the measurements)."""
+    """The recipe for a config on activations of d_in numbers (our design; docs/log.md has the measurements).
+
+    >>> recipe = derive(TrainConfig(k=8, tokens=1_000_000), d_in=384)
+    >>> recipe.d_sae, recipe.steps, recipe.aux_k, recipe.dead_tokens
+    (3072, 489, 256, 100000)
+
+    Raises:
+        ValueError: k is above the derived d_sae, or the features are too few to fit a Zipf law to.
+    """
+    d_sae = config.d_sae or -(-_EXPANSION * d_in // 16) * 16
+    config.check_d_sae(d_sae)
     steps = math.ceil(config.tokens / config.batch)
     warmup_share = config.warmup_share
     if warmup_share is None:
         warmup_share = 0.4 if config.exponent is None else 0.0
     return Recipe(
+        d_sae=d_sae,
         steps=steps,
-        lr=config.lr or _learning_rate(config.d_sae, steps),
+        lr=config.lr or _learning_rate(d_sae, steps),
         warmup_steps=max(min(steps // 20, 1000), 1),
         decay_steps=max(steps * 3 // 10, 1),
-        aux_k=min(config.aux_k or 2 ** round(math.log2(max(d_in / 2, 1))), config.d_sae),
-        dead_tokens=config.dead_tokens or max(min(config.tokens // 10, 10_000_000), 2 * config.batch),
+        aux_weight=0.0 if config.aux == "none" else _AUX_WEIGHT,
+        aux_k=min(2 ** round(math.log2(max(d_in / 2, 1))), d_sae),
+        dead_tokens=max(min(config.tokens // 10, 10_000_000), 2 * config.batch),
         density_window=max(min(config.tokens // 10, 2_000_000), 8 * config.batch),
         gamma=GAMMA if config.aux == "zipf" else 0.0,
         feature_start=min(round(warmup_share * steps), steps - 1),
@@ -43,20 +59,18 @@ def derive(config: TrainConfig, d_in: int) -> Recipe:
 
 
 def _learning_rate(d_sae: int, steps: int) -> float:
-    # dictionary_learning's rule for long runs, raised for short ones; beyond 0.01 a step turns unit rows so far that
-    # features die (docs/log.md, 2026-11-22).
+    # The rule of dictionary_learning for long runs, raised for short ones. Above 0.01 a step turns unit rows so far
+    # that features die (docs/log.md, 2026-11-22).
     return min(2e-4 / math.sqrt(d_sae / 2**14) * max(1.0, math.sqrt(30_000 / steps)), 0.01)
 
 
 def schedule(recipe: Recipe, step: int) -> float:
-    """Share of the peak step size at a step, counted from 0."""
+    """Share of the peak step size at a step, counted from 0.
+
+    >>> recipe = derive(TrainConfig(k=8, tokens=2048 * 100), d_in=384)
+    >>> [round(schedule(recipe, step), 2) for step in (0, 2, 50, 85, 99)]
+    [0.2, 0.6, 1.0, 0.5, 0.03]
+    """
     rise = (step + 1) / recipe.warmup_steps
     fall = (recipe.steps - step) / recipe.decay_steps
     return min(rise, fall, 1.0)
-
-
-def slack(config: TrainConfig, recipe: Recipe, step: int) -> float:
-    """Slack of the caps at a step of feature choice: from slack_start down to slack, in equal ratios."""
-    share = (step - recipe.feature_start) / max(recipe.steps - 1 - recipe.feature_start, 1)
-    start = config.slack if config.slack_start is None else config.slack_start
-    return float(start * (config.slack / start) ** min(max(share, 0.0), 1.0))

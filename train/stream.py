@@ -1,6 +1,6 @@
-"""Activations straight from a model: rows of the Source that are computed when they are needed and never stored."""
+"""Training rows straight from a model: they are computed when they are needed and never stored."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import groupby
 from typing import Any
@@ -9,25 +9,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_runtime.train.data import MAX_HELD_OUT, SCALE_SAMPLE, Source, Tick, generator
-from sae_runtime.train.harvest import HarvestConfig, Reader, plan
+from sae_runtime.train.harvest import Reader
+from sae_runtime.train.harvest_config import HarvestConfig, plan
 from sae_runtime.train.text import documents
 from sae_runtime.train.windows import Window
 
 
 class StreamedRows(Source):
-    """The Source of a model's activations on text, whose units are documents.
+    """The Source of a model's activations on text. Its units are documents.
 
-    The texts are held in memory, and of the activations the held-out parts and what a pool holds. A pool ends before
-    the document that would overfill it; one that alone is longer makes a larger pool.
+    The texts are in memory; of the activations only the pools are. A pool ends before the document that would overfill
+    it. A document that is longer than a pool makes a larger pool.
     """
 
     def __init__(self, config: HarvestConfig, holdout: float, seed: int, pool_bytes: float) -> None:
-        """Load the model and read the held-out documents.
+        """Load the texts and the model, and choose the held-out documents; the model runs on one window only.
 
         Args:
-            config: what harvest would read; all of the text, so without `tokens`.
+            config: the settings of the same harvest; `tokens` must be None, since all of the text is read.
             holdout: share of the text, in characters, that is held out.
-            seed: of the choice of documents.
+            seed: decides which documents are held out.
             pool_bytes: size of a pool of float32 rows.
 
         Raises:
@@ -43,19 +44,18 @@ class StreamedRows(Source):
         self.path = config.text[0]
         self.model, self.hook = config.called, config.hook
         self._reader = Reader(config)
-        calibration, validation, self._train = self._split(holdout, seed)
-        self._held_out = self._rows(calibration, _ignore), self._rows(validation, _ignore)
+        self._held_out, self._train = self._split(holdout, seed)
         self.units = len(self._train)
-        self.d_in = self._held_out[0].shape[1]
+        self.d_in = self._reader.activations(self._held_out[0][:1], _ignore).shape[1]
         self._pool_rows = max(int(pool_bytes / (4 * self.d_in)), 1)
         self.identity = _flat({key: v for key, v in plan(config).items() if key not in ("name", "shard_tokens")})
-        self.identity["batch_tokens"] = config.batch_tokens  # which windows go together decides the last bits
+        self.identity["batch_tokens"] = config.batch_tokens  # decides which windows share a pass, and so the last bits
         settings = {name: getattr(config, name) for name in ("split", "context", "dtype", "special")}
         self.provenance = {
             "text": [path.name for path in config.text],
             **settings,
             "documents": {"train": self.units, "held_out": len(self._texts) - self.units},
-            "rows": {"calibration": len(self._held_out[0]), "validation": len(self._held_out[1])},
+            "rows": {"calibration": _row_count(self._held_out[0]), "validation": _row_count(self._held_out[1])},
         }
 
     def take(self, order: NDArray[np.int64], tick: Tick) -> tuple[NDArray[np.float32], int]:
@@ -79,11 +79,16 @@ class StreamedRows(Source):
         return self._rows(windows, _ignore)
 
     def held_out(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """As Source."""
-        return self._held_out
+        """As Source.
 
-    def _split(self, holdout: float, seed: int) -> tuple[list[Window], list[Window], NDArray[np.int64]]:
-        """Windows of the two held-out parts, and the numbers of the documents that remain, ascending."""
+        Raises:
+            ValueError: an activation is NaN or Inf.
+        """
+        calibration, validation = (self._rows(windows, _ignore) for windows in self._held_out)
+        return calibration, validation
+
+    def _split(self, holdout: float, seed: int) -> tuple[tuple[list[Window], list[Window]], NDArray[np.int64]]:
+        """The windows of the two held-out parts, and the ascending numbers of all other documents."""
         order = generator(seed, "split").permutation(len(self._texts))
         characters = np.cumsum([len(self._texts[number]) for number in order])
         parts: list[list[Window]] = []
@@ -94,31 +99,31 @@ class StreamedRows(Source):
             windows, count = self._cut(order[begin:end], MAX_HELD_OUT, _ignore)
             parts.append(windows)
             begin += count
-        if begin >= len(order) or min(sum(window.rows for window in part) for part in parts) < 2:
+        if begin >= len(order) or min(map(_row_count, parts)) < 2:
             raise ValueError(
                 f"{self.path}: the text has {len(order)} documents, too few to hold out {holdout:.0%} in two parts; "
                 "give more text or another --holdout, or split it into paragraphs"
             )
-        return parts[0], parts[1], np.sort(order[begin:])
+        return (parts[0], parts[1]), np.sort(order[begin:])
 
     def _cut(self, order: NDArray[np.int64], limit: int, tick: Tick) -> tuple[list[Window], int]:
-        """Windows of the first documents of an order that hold `limit` rows at most, or of one that holds more.
+        """The windows of the first documents of an order, and the number of these documents.
 
-        They come in the order of the text, and with the number of documents that they are of.
+        The windows hold at most `limit` rows, or more where the first document alone does. They are sorted by document.
         """
-        taken: list[Window] = []
+        cut: list[Window] = []
         rows, count = 0, len(order)
         texts = (self._texts[number] for number in order)
-        for at, group in groupby(self._reader.windows(texts), key=lambda window: window.document):
-            windows = [replace(window, document=int(order[at])) for window in group]
-            more = sum(window.rows for window in windows)
-            if taken and rows + more > limit:
-                count = at
+        for position, group in groupby(self._reader.windows(texts), key=lambda window: window.document):
+            windows = [replace(window, document=int(order[position])) for window in group]
+            more = _row_count(windows)
+            if cut and rows + more > limit:
+                count = position
                 break
-            taken += windows
+            cut += windows
             rows += more
             tick(0)
-        return sorted(taken, key=lambda window: window.document), count
+        return sorted(cut, key=lambda window: window.document), count
 
     def _rows(self, windows: list[Window], tick: Tick) -> NDArray[np.float32]:
         if not windows:
@@ -131,8 +136,12 @@ def _ignore(_rows: int) -> None:
     pass
 
 
+def _row_count(windows: Iterable[Window]) -> int:
+    return sum(window.rows for window in windows)
+
+
 def _flat(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with an entry for each item of a list, so that a message may name the one that differs."""
+    """The plan with an entry for each item of its lists, so that a message can name the item that differs."""
     lists = {name: value for name, value in plan.items() if isinstance(value, list)}
-    items = {f"{name} {at}": item for name, value in lists.items() for at, item in enumerate(value, start=1)}
+    items = {f"{name} {number}": item for name, value in lists.items() for number, item in enumerate(value, start=1)}
     return {name: value for name, value in plan.items() if name not in lists} | items

@@ -8,10 +8,18 @@ SPLITS = ("paragraph", "file")
 
 
 def documents(paths: Sequence[Path], split: str = "paragraph") -> Iterator[str]:
-    """The documents of text files, in order, read as they are asked for; empty ones are dropped.
+    r"""The documents of text files, in order; empty documents are dropped, and files are read as documents are taken.
 
-    A `.jsonl` file gives one document per line, its field "text". Any other file is UTF-8 text: a document is a block
-    of non-blank lines with split "paragraph", the whole file with split "file". A byte order mark is dropped.
+    In a `.jsonl` file each line is a document: the field "text" of a JSON object. Any other file is UTF-8 text. With
+    split "paragraph" a document is a block of non-blank lines, with split "file" it is the whole file. A byte order
+    mark is dropped.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     file = Path(folder, "notes.txt")
+    ...     _ = file.write_text("One.\nStill one.\n\nTwo.")
+    ...     list(documents([file]))
+    ['One.\nStill one.', 'Two.']
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -68,7 +76,7 @@ def _json_text(line: str, where: str) -> str:
         raise ValueError(f'{where}: the field "text" must be a string, got {type(text).__name__}; convert it')
     try:
         text.encode()
-    except UnicodeEncodeError as error:  # JSON may escape half of a surrogate pair, which no tokenizer takes
+    except UnicodeEncodeError as error:  # JSON can hold half of a surrogate pair, which no tokenizer accepts
         raise ValueError(f'{where}: the field "text" holds half a character ({error.reason}); repair it') from error
     return text
 

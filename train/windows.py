@@ -1,6 +1,6 @@
-"""Token windows: documents cut to what a model reads at once, in shards by their rows and in batches by their length.
+"""Token windows: parts of documents that a model can read at once, grouped into shards and into batches.
 
-A row is a token whose activation is kept. Windows never join documents.
+A row is a token whose activation is kept. A window never holds tokens of two documents.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,10 +16,10 @@ _DOCUMENTS_AT_ONCE = 64  # tokenizers run in parallel over a list
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens that one document gives to one forward pass; arrays are [time].
+    """Tokens of one document for one forward pass; the arrays are [time].
 
-    `ids` are int32, `positions` int32 count the document's tokens from 0, and `kept` is False where a special token's
-    activation is left out. A special token that frames the window has the position of the text's token next to it.
+    `positions` count the document's tokens from 0. `kept` is False for a special token whose activation is left out. A
+    special token that frames the window has the position of the text's token next to it.
     """
 
     document: int
@@ -37,10 +37,10 @@ def windows(tokenizer: Any, texts: Iterable[str], *, context: int, special: bool
     """Windows of at most `context` tokens, in the order of the texts, each framed as the tokenizer frames a text.
 
     Args:
-        tokenizer: of transformers.
-        texts: documents; one without a token to keep gives no window, but its number is used up.
+        tokenizer: a tokenizer of transformers.
+        texts: documents; a document without a token to keep has a number and no window.
         context: tokens per window, those of the frame included.
-        special: keep special tokens. A word unknown to the tokenizer is no special token.
+        special: keep special tokens. The token for an unknown word is not a special token.
 
     Raises:
         ValueError: the frame leaves no room in `context`.
@@ -52,38 +52,49 @@ def windows(tokenizer: Any, texts: Iterable[str], *, context: int, special: bool
             continue
         if frame is None:
             frame = _frame(tokenizer, text, ids)
-        before, after = frame
-        room = context - len(before) - len(after)
-        if room < 1:
-            raise ValueError(
-                f"context is {context} tokens, of which special tokens take {len(before) + len(after)}; "
-                f"give at least {len(before) + len(after) + 1}"
-            )
-        for start in range(0, len(ids), room):
-            body = ids[start : start + room]
-            positions = np.arange(start - len(before), start + len(body) + len(after), dtype=np.int32)
-            framed = np.array([*before, *body, *after], np.int32)
-            ordinary = ~np.isin(framed, specials)
-            ordinary[: len(before)] = ordinary[len(before) + len(body) :] = False
-            window = Window(
-                document,
-                framed,
-                positions.clip(start, start + len(body) - 1),
-                ordinary | special,
-            )
+            _check_room(frame, context)
+        for window in _cut(document, ids, frame, context):
+            if special:
+                window = replace(window, kept=np.ones_like(window.kept))
+            else:
+                window = replace(window, kept=window.kept & ~np.isin(window.ids, specials))
             if window.rows:
                 yield window
 
 
+def _check_room(frame: tuple[list[int], list[int]], context: int) -> None:
+    framing = len(frame[0]) + len(frame[1])
+    if context <= framing:
+        raise ValueError(
+            f"context is {context} tokens, of which special tokens take {framing}; give at least {framing + 1}"
+        )
+
+
+def _cut(document: int, ids: list[int], frame: tuple[list[int], list[int]], context: int) -> Iterator[Window]:
+    """A document's tokens in framed windows, which keep all tokens but those of the frame."""
+    before, after = frame
+    room = context - len(before) - len(after)
+    for start in range(0, len(ids), room):
+        body = ids[start : start + room]
+        framed = np.array([*before, *body, *after], np.int32)
+        positions = np.arange(start - len(before), start + len(body) + len(after), dtype=np.int32)
+        kept = np.zeros(len(framed), np.bool_)
+        kept[len(before) : len(before) + len(body)] = True
+        yield Window(document, framed, positions.clip(start, start + len(body) - 1), kept)
+
+
 def first_rows(parts: Iterable[Window], rows: int | None) -> Iterator[Window]:
-    """The windows up to the one that holds row number `rows`, which keeps no more; None: all of them."""
+    """The first windows that hold `rows` rows together, or all windows where `rows` is None.
+
+    The last window keeps only as many tokens as are wanted.
+    """
     if rows is None:
         yield from parts
         return
     left = rows
     for window in parts:
         if window.rows >= left:
-            # The whole window still goes through the model: its tokens may look ahead.
+            # The window stays whole, since the model's tokens may attend to later ones.
             yield replace(window, kept=window.kept & (np.cumsum(window.kept) <= left))
             return
         left -= window.rows
@@ -91,7 +102,12 @@ def first_rows(parts: Iterable[Window], rows: int | None) -> Iterator[Window]:
 
 
 def groups(parts: Iterable[Window], rows: int) -> Iterator[list[Window]]:
-    """Runs of windows with at most `rows` rows each, or one window with more."""
+    """Runs of windows with at most `rows` rows each. A window with more rows is a run of its own.
+
+    >>> three = [Window(0, np.arange(n), np.arange(n), np.ones(n, np.bool_)) for n in (4, 3, 9)]
+    >>> [[window.rows for window in group] for group in groups(three, rows=8)]
+    [[4, 3], [9]]
+    """
     group: list[Window] = []
     held = 0
     for window in parts:
@@ -105,18 +121,23 @@ def groups(parts: Iterable[Window], rows: int) -> Iterator[list[Window]]:
 
 
 def batches(group: Sequence[Window], tokens: int) -> Iterator[list[int]]:
-    """Numbers of the windows that go through the model together: at most `tokens` when padded, or one window."""
-    # Longest first, so that too large a batch fails at once.
+    """Numbers of the windows that go through the model together: one, or as many as make `tokens` when padded.
+
+    >>> three = [Window(0, np.arange(n), np.arange(n), np.ones(n, np.bool_)) for n in (4, 3, 9)]
+    >>> list(batches(three, tokens=8))
+    [[2], [0, 1]]
+    """
+    # The longest windows come first, so that a batch that is too large fails at once.
     order = sorted(range(len(group)), key=lambda number: -len(group[number].ids))
-    at = 0
-    while at < len(order):
-        size = max(1, tokens // len(group[order[at]].ids))
-        yield order[at : at + size]
-        at += size
+    begin = 0
+    while begin < len(order):
+        size = max(1, tokens // len(group[order[begin]].ids))
+        yield order[begin : begin + size]
+        begin += size
 
 
 def padded(batch: Sequence[Window], pad: int) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]:
-    """Ids filled up on the right with `pad`, where they are tokens, and which are kept: each [batch, time]."""
+    """The ids padded on the right with `pad`, a mask of the tokens, and a mask of the kept ones: [batch, time] each."""
     shape = len(batch), max(len(window.ids) for window in batch)
     ids, real, kept = np.full(shape, pad, np.int64), np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
     for row, window in enumerate(batch):
@@ -127,7 +148,7 @@ def padded(batch: Sequence[Window], pad: int) -> tuple[NDArray[np.int64], NDArra
 
 
 def origin(group: Sequence[Window]) -> dict[str, NDArray[np.int32]]:
-    """Where the rows of the windows come from: `tokens`, `documents` and `positions`, int32 [n] each."""
+    """The token, document and position of each row: `tokens`, `documents` and `positions`, int32 [n] each."""
     documents = np.array([window.document for window in group], np.int32)
     return {
         "tokens": np.concatenate([window.ids[window.kept] for window in group]),
@@ -137,12 +158,13 @@ def origin(group: Sequence[Window]) -> dict[str, NDArray[np.int32]]:
 
 
 def _special_ids(tokenizer: Any) -> list[int]:
-    """Ids of special tokens, less the one for unknown words where it means nothing else: that is text."""
+    """The ids of special tokens. The token for unknown words stands for text; it counts only if it has another role."""
     named = {getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "cls", "sep", "pad", "mask")}
     return [number for number in tokenizer.all_special_ids if number != tokenizer.unk_token_id or number in named]
 
 
 def _tokenized(tokenizer: Any, texts: Iterable[str]) -> Iterator[tuple[int, str, list[int]]]:
+    """The number, the text and the ids of each document, without special tokens."""
     numbered = enumerate(texts)
     while part := list(islice(numbered, _DOCUMENTS_AT_ONCE)):
         encoded = tokenizer(
@@ -150,7 +172,7 @@ def _tokenized(tokenizer: Any, texts: Iterable[str]) -> Iterator[tuple[int, str,
             add_special_tokens=False,
             return_attention_mask=False,
             return_token_type_ids=False,
-            verbose=False,  # a text longer than the model's window is expected
+            verbose=False,  # no warning about texts that are longer than the model's window
         )
         for (number, text), ids in zip(part, encoded["input_ids"], strict=True):
             yield number, text, ids

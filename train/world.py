@@ -13,14 +13,28 @@ from torch import Tensor
 
 from sae_runtime.train.device import first_line, usable_device
 
-_LOOK_SECONDS = 0.5  # between looks for the process that started this one
+_LOOK_SECONDS = 0.5  # between two checks that the parent process still runs
 
 
 class World:
-    """What a step asks of the other processes. This one is alone, and asks nobody."""
+    """The processes that share a batch, as a step sees them. This class stands for a single process.
+
+    >>> World().sum_(torch.ones(2))
+    tensor([1., 1.])
+    """
 
     rank = 0
     size = 1
+
+    def part(self, batch: int) -> int:
+        """Tokens of a batch that each process takes.
+
+        Raises:
+            ValueError: the batch does not divide evenly.
+        """
+        if batch % self.size:
+            raise ValueError(f"batch must be a multiple of the {self.size} processes that share it, got {batch}")
+        return batch // self.size
 
     def count(self, number: int) -> int:
         """The sum of a whole number over all processes."""
@@ -31,18 +45,18 @@ class World:
         return tensor
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """The vectors of all processes, which may differ in length, one after the other by rank."""
+        """The vectors of all processes, concatenated by rank; they may differ in length."""
         return tensor
 
     def wait(self) -> None:
-        """Go on when every process has come here."""
+        """Return when every process has called this."""
 
 
 class Processes(World):
-    """The processes of torch.distributed's default group; where one of them ends, the others raise ValueError."""
+    """The processes of torch.distributed's default group. When one of them ends, the others raise ValueError."""
 
     def __init__(self, device: torch.device) -> None:
-        """Take part with tensors on `device`; the group stands."""
+        """Take part with tensors on `device` in the group, which exists already."""
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
         self._device = device
@@ -76,10 +90,10 @@ class Processes(World):
 
 @contextmanager
 def joined(name: str | None) -> Iterator[tuple[World, torch.device]]:
-    """The processes that torchrun started this one with, for a while, and this one's device of that name.
+    """For the block: the processes that torchrun started with this one, and the device of that name for this one.
 
-    Within the block this process ends when the one that started it is gone, however that went: left behind by a killed
-    torchrun, the processes would go on and write beside a run that goes on from their checkpoint.
+    Within the block this process ends when its parent is gone. Otherwise the processes of a killed torchrun would
+    continue, and would write into the same files as the run that resumes from their state.
 
     Raises:
         ValueError: torch cannot compute on the device, the processes could not join, or one of them ended.
@@ -93,11 +107,11 @@ def joined(name: str | None) -> Iterator[tuple[World, torch.device]]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     with _ending_with_parent():
-        with _together():  # the others wait while the first calibrates, measures and writes
+        with _together():  # the timeout is long because the others wait while the first calibrates and writes
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))
         try:
             yield Processes(device), device
-        finally:  # its threads must not meet the end of the interpreter
+        finally:  # the group's threads must not outlive the interpreter
             dist.destroy_process_group()
 
 
@@ -108,10 +122,10 @@ def _ending_with_parent() -> Iterator[None]:
     def watch() -> None:
         while not done.wait(_LOOK_SECONDS):
             if os.getppid() != parent:
-                with suppress(OSError, ValueError):  # stderr may have gone with it
+                with suppress(OSError, ValueError):  # stderr may be closed too
                     sys.stderr.write("error: what started this process is gone (torchrun?); go on with --resume\n")
                     sys.stderr.flush()
-                os._exit(1)  # at once, also while the others are waited for
+                os._exit(1)  # sys.exit would wait for the other processes
 
     threading.Thread(target=watch, name="parent", daemon=True).start()
     try:

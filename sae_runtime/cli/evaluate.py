@@ -33,7 +33,7 @@ _LONG = ("matches", "l0_tokens", "histogram")  # a number for each feature, coun
 
 
 def _host_config(bundle: Path, manifest: Manifest, activations: Path, settings: Mapping[str, Any]) -> Any:
-    from sae_runtime.train.harvest import HarvestConfig
+    from sae_runtime.train.harvest_config import HarvestConfig
 
     hook = settings["hook"] or manifest.hook
     if hook is None:

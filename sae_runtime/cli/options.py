@@ -72,7 +72,7 @@ def _option(field: "dataclasses.Field[Any]", hint: Any) -> Callable[[F], F]:
     settings: dict[str, Any] = {"help": f"{help}; may be repeated" if repeated else help, "multiple": repeated}
     choices = field.metadata.get("choices")
     if kind is not bool:
-        settings["type"] = click.Choice(choices) if choices else _TYPES[kind]
+        settings["type"] = click.Choice(choices, case_sensitive=False) if choices else _TYPES[kind]
     if field.default is not dataclasses.MISSING:
         settings["default"] = field.default
     elif field.default_factory is not dataclasses.MISSING:

@@ -16,9 +16,7 @@ from sae_runtime.cli.inspect import describe
 from sae_runtime.cli.options import Command, build, from_config
 from sae_runtime.manifest import Manifest
 from sae_runtime.outputs import Output, refuse_inputs
-from sae_runtime.train.config import TrainConfig
-from sae_runtime.train.fit import fit, fit_many
-from sae_runtime.train.harvest import HarvestConfig
+from sae_runtime.train import HarvestConfig, TrainConfig, fit, fit_many
 
 _REPEATED = ("allocation", "k")
 _STREAMED = ("model", "hook", "name", "text", "split", "context", "dtype", "special", "batch_tokens")
@@ -116,10 +114,11 @@ def _lines(path: Path, manifest: Manifest) -> list[tuple[str, object]]:
 
 def _configs(settings: dict[str, Any]) -> dict[str, TrainConfig]:
     """A config for each allocation and k, by the name of its bundle among others."""
-    return {
-        f"{allocation}-k{k:g}": build(TrainConfig, {**settings, "allocation": allocation, "k": k})
+    every = (
+        build(TrainConfig, {**settings, "allocation": allocation, "k": k})
         for allocation, k in itertools.product(settings["allocation"], settings["k"])
-    }
+    )
+    return {f"{config.allocation}-k{config.k:g}": config for config in every}
 
 
 def _source(activations: Path | None, settings: dict[str, Any]) -> Path | HarvestConfig:

@@ -19,8 +19,7 @@ from sae_runtime.demo.text import paragraphs
 from sae_runtime.exports.export import export
 from sae_runtime.extract import extract
 from sae_runtime.report import page, plots, read_metrics
-from sae_runtime.train import TrainConfig, fit
-from sae_runtime.train.harvest import HarvestConfig, harvest
+from sae_runtime.train import HarvestConfig, TrainConfig, fit, harvest
 from sae_runtime.train.host import load_host
 
 MODEL, HOOK = "all-MiniLM-L6-v2", "encoder.layer.3"

@@ -10,8 +10,7 @@ from tiny_model import save_bert
 
 from sae_runtime import Manifest, bundle
 from sae_runtime.cli import train as command
-from sae_runtime.train.config import TrainConfig
-from sae_runtime.train.harvest import HarvestConfig
+from sae_runtime.train import HarvestConfig, TrainConfig
 
 NEEDED = ("--d-sae", "64", "--tokens", "400", "--batch", "50")
 Call = tuple[Any, Path, Any, dict[str, Any]]
@@ -97,7 +96,8 @@ def test_wrong_settings(calls: list[Call], acts: Path, tmp_path: Path) -> None:
     assert refused(*arguments, "--k", "65") == "error: k must be in (0, d_sae=64], got 65"
     assert misused(*arguments, "--k", "many") == "Invalid value for '--k': 'many' is not a valid float."
     assert misused(*arguments, "--allocation", "free").startswith("Invalid value for '--allocation': 'free' is not one")
-    assert misused("train", "--activations", acts, "-o", tmp_path / "sae") == "Missing option '--d-sae'."
+    assert misused("train", "--activations", acts, "-o", tmp_path / "sae") == "Missing option '--tokens'."
+    assert "'1.5' is not a valid integer" in misused(*arguments, "--pool", "1.5")
     assert misused("train", *NEEDED, "-o", tmp_path / "sae") == "Give --activations, or --model, --hook and --text."
     assert misused("train", *NEEDED, "--model", "m", "--hook", "h", "-o", tmp_path / "sae").startswith("Give --act")
     assert misused(*arguments, "--model", "m") == (
@@ -111,7 +111,7 @@ def test_wrong_settings(calls: list[Call], acts: Path, tmp_path: Path) -> None:
 
 def test_repeated_settings_make_every_combination(calls: list[Call], acts: Path, tmp_path: Path) -> None:
     out = tmp_path / "saes"
-    repeated = ("--k", "8", "--k", "2.5", "--allocation", "mutual", "--allocation", "feature", "--k", "8")
+    repeated = ("--k", "8", "--k", "2.5", "--allocation", "BatchTopK", "--allocation", "feature", "--k", "8")
     exponent = ("--exponent", "0.5", "--offset", "1")
     result = run("train", "--activations", acts, *NEEDED, *repeated, *exponent, "-o", out)
     assert result.exit_code == 0, result.output

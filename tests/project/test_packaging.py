@@ -95,7 +95,7 @@ def test_what_is_missing_is_named_with_its_extra(wheel: Path, tmp_path: Path) ->
     zipfile.ZipFile(wheel).extractall(bare)
     link(bare, "numpy", "click", "safetensors", "tqdm")
     for code, extra in (
-        ("import sae_runtime.train", "train"),
+        ("from sae_runtime.train import fit", "train"),
         ("import sae_runtime.exports", "export"),
         ("import sae_runtime.sessions as s; s.open_session('x.onnx')", "cpu"),
     ):

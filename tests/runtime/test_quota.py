@@ -121,5 +121,5 @@ def test_fit_of_equal_densities_is_uniform() -> None:
 def test_fit_needs_features_that_fired() -> None:
     density = np.zeros(100)
     density[:19] = 0.1
-    with pytest.raises(ValueError, match="at least 20 features that fired, got 19; train for longer"):
+    with pytest.raises(ValueError, match="at least 20 active features, got 19; train for longer"):
         fit(density)

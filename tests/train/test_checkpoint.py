@@ -11,8 +11,9 @@ from processes import command_line, started
 
 from sae_runtime import bundle
 from sae_runtime.activations import Activations, Shard
-from sae_runtime.train import TrainConfig, fit
-from sae_runtime.train.fit import fit_many
+from sae_runtime.train import TrainConfig, fit, fit_many
+from sae_runtime.train.data import StoredRows, split
+from sae_runtime.train.fit import Data
 from sae_runtime.train.trainer import StepStats, Trainer
 
 
@@ -43,35 +44,43 @@ def stop_after(steps: int, patch: pytest.MonkeyPatch) -> None:
 
 
 # A pool holds 5 of the 43 blocks of rows, so that a run of 60 batches goes through 26 pools in three passes.
-SMALL_POOL = 5 * 64 * 12 * 4 / 2**20
+SMALL_POOL = 5 * 64
 
 
-def begun(tmp_path: Path, steps: int, **changes: Any) -> Path:
+def pooled(rows: int) -> StoredRows:
+    """The source that `fit` makes of the activations, with a pool of so many rows."""
+    array = Activations(Path("array"), [Shard(activations())])
+    return StoredRows(array, split(array, 0.1, 0), rows)
+
+
+def begun(tmp_path: Path, steps: int, data: Data | None = None) -> Path:
+    data = activations() if data is None else data
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
         stop_after(steps, patch)
-        fit(activations(), tmp_path / "sae", config(**changes), checkpoint=tmp_path / "run", checkpoint_seconds=0)
+        fit(data, tmp_path / "sae", config(), checkpoint=tmp_path / "run", checkpoint_seconds=0)
     return tmp_path / "run"
 
 
 # Before, at and after the step (24 of 60) at which feature choice ranks and renumbers the features.
 # Step 25 with all rows in one pool.
 @pytest.mark.parametrize(
-    ("steps", "pool"), [(1, SMALL_POOL), (23, SMALL_POOL), (24, SMALL_POOL), (25, 1024.0), (59, SMALL_POOL)]
+    ("steps", "pool"), [(1, SMALL_POOL), (23, SMALL_POOL), (24, SMALL_POOL), (25, 10**6), (59, SMALL_POOL)]
 )
-def test_goes_on_bit_for_bit(tmp_path: Path, steps: int, pool: float) -> None:
-    fit(activations(), tmp_path / "whole", config(pool=pool), metrics=tmp_path / "whole.jsonl")
-    run = begun(tmp_path, steps, pool=pool)
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, steps: int, pool: int) -> None:
+    fit(pooled(pool), tmp_path / "whole", config(), metrics=tmp_path / "whole.jsonl")
+    run = begun(tmp_path, steps, pooled(pool))
     again = tmp_path / "sae"
     assert not again.exists()
-    fit(activations(), again, config(pool=pool), checkpoint=run, resume=True)
+    fit(pooled(pool), again, config(), checkpoint=run, resume=True)
     assert (again / bundle.WEIGHTS).read_bytes() == (tmp_path / "whole" / bundle.WEIGHTS).read_bytes()
     assert bundle.read(again).manifest.measured == bundle.read(tmp_path / "whole").manifest.measured
     assert not run.exists(), "the checkpoint is removed when the bundle stands"
 
 
-def test_survives_kill_at_any_moment(tmp_path: Path) -> None:
-    np.save(tmp_path / "x.npy", activations())
-    command = ["train", "--activations", "x.npy", "--allocation", "feature", "--pool", str(SMALL_POOL), "-o", "sae"]
+def test_a_killed_run_resumes_and_ends_with_the_same_bits(tmp_path: Path) -> None:
+    # Rows so wide that a pool of one MiB holds 5 of their 43 blocks.
+    np.save(tmp_path / "x.npy", np.tile(activations(), 64))
+    command = ["train", "--activations", "x.npy", "--allocation", "feature", "--pool", "1", "-o", "sae"]
     command += ["--k", "3", "--d-sae", "40", "--tokens", "12800", "--batch", "128", "--checkpoint-seconds", "0"]
     command += ["--metrics", "m.jsonl", "--resume"]
 
@@ -91,7 +100,7 @@ def test_survives_kill_at_any_moment(tmp_path: Path) -> None:
     last = started(tmp_path, command_line, *command)
     last.join(120)
     assert last.exitcode == 0 and tmp_path.with_name(f"{tmp_path.name}.stderr").read_text() == ""
-    run = config(allocation="feature", k=3.0, d_sae=40, tokens=12800, batch=128, pool=SMALL_POOL)
+    run = config(allocation="feature", k=3.0, d_sae=40, tokens=12800, batch=128, pool=1)
     fit(tmp_path / "x.npy", tmp_path / "whole", run)
     assert (tmp_path / "sae" / bundle.WEIGHTS).read_bytes() == (tmp_path / "whole" / bundle.WEIGHTS).read_bytes()
     steps = [json.loads(line)["step"] for line in (tmp_path / "m.jsonl").read_text().splitlines()]
@@ -100,7 +109,7 @@ def test_survives_kill_at_any_moment(tmp_path: Path) -> None:
     assert left == {"x.npy", "sae", "whole", "m.jsonl"}
 
 
-def test_another_run_is_refused(tmp_path: Path) -> None:
+def test_the_state_of_another_run_is_refused(tmp_path: Path) -> None:
     run = begun(tmp_path, 5)
     with pytest.raises(ValueError, match=r"is of a run with config k 3\.0, this one has 2\.0; repeat"):
         fit(activations(), tmp_path / "sae", config(k=2.0), checkpoint=run, resume=True)
@@ -121,18 +130,18 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path) -> None:
     run = begun(tmp_path, 5)
     state = json.loads((run / "state.json").read_text())
     (run / "state.json").write_text(json.dumps({**state, "version": 1}))
-    with pytest.raises(ValueError, match="run has version 1, expected 3; start over"):
+    with pytest.raises(ValueError, match="run has version 1, expected 4; start over"):
         fit(activations(), tmp_path / "sae", config(), checkpoint=run, resume=True)
 
 
-def test_several_go_on_bit_for_bit(tmp_path: Path) -> None:
-    configs = {kind: config(allocation=kind, pool=SMALL_POOL) for kind in ("token", "mutual", "feature")}
-    fit_many(activations(), tmp_path / "whole", configs, metrics=tmp_path / "whole.jsonl")
+def test_a_resumed_run_of_several_saes_ends_with_the_same_bits(tmp_path: Path) -> None:
+    configs = {kind: config(allocation=kind) for kind in ("token", "mutual", "feature")}
+    fit_many(pooled(SMALL_POOL), tmp_path / "whole", configs, metrics=tmp_path / "whole.jsonl")
     run, metrics = tmp_path / "run", tmp_path / "m.jsonl"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
         stop_after(37, patch)
-        fit_many(activations(), tmp_path / "saes", configs, checkpoint=run, checkpoint_seconds=0, metrics=metrics)
-    fit_many(activations(), tmp_path / "saes", configs, checkpoint=run, resume=True, metrics=metrics)
+        fit_many(pooled(SMALL_POOL), tmp_path / "saes", configs, checkpoint=run, checkpoint_seconds=0, metrics=metrics)
+    fit_many(pooled(SMALL_POOL), tmp_path / "saes", configs, checkpoint=run, resume=True, metrics=metrics)
     for kind in configs:
         whole, again = (tmp_path / name / kind / bundle.WEIGHTS for name in ("whole", "saes"))
         assert whole.read_bytes() == again.read_bytes(), kind
@@ -165,7 +174,7 @@ def test_resume_without_a_checkpoint_starts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["state.json", "state.safetensors"])
-def test_damage_is_one_sentence(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_run_state_is_refused_in_one_sentence(tmp_path: Path, damage: str) -> None:
     run = begun(tmp_path, 5)
     (run / damage).write_bytes((run / damage).read_bytes()[:-9])
     with pytest.raises(ValueError, match="is damaged .*; start over with --force"):

@@ -9,10 +9,11 @@ import pytest
 from numpy.typing import NDArray
 
 from sae_runtime import bundle, load, quota
+from sae_runtime.activations import Activations, Shard
 from sae_runtime.exports import witness
 from sae_runtime.exports.export import export
-from sae_runtime.train import TrainConfig, fit
-from sae_runtime.train.fit import fit_many
+from sae_runtime.train import TrainConfig, fit, fit_many
+from sae_runtime.train.data import StoredRows, split
 from sae_runtime.train.trainer import StepStats, Trainer
 
 D_IN, TRUE, K = 20, 48, 4
@@ -36,6 +37,22 @@ def config(**changes: Any) -> TrainConfig:
     )
 
 
+class Counted(StoredRows):
+    """Stored rows that count how often their held-out parts are read."""
+
+    reads = 0
+
+    def held_out(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        self.reads += 1
+        return super().held_out()
+
+
+def source(x: NDArray[np.float32], pool_rows: int) -> Counted:
+    """The source that `fit` makes of an array, with a pool of so many rows."""
+    activations = Activations(Path("array"), [Shard(x)])
+    return Counted(activations, split(activations, 0.1, 0), pool_rows)
+
+
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     made: dict[str, Path] = {}
@@ -50,7 +67,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return give
 
 
-def test_learns_a_planted_dictionary(fitted: Callable[[str], Path], kind: str) -> None:
+def test_fit_learns_a_planted_dictionary(fitted: Callable[[str], Path], kind: str) -> None:
     sae = load(fitted(kind))
     _, directions = planted(1)
     rows = bundle.read(fitted(kind)).tensor("W_dec")
@@ -59,7 +76,7 @@ def test_learns_a_planted_dictionary(fitted: Callable[[str], Path], kind: str) -
     assert sae.manifest.measured["fvu"] < 0.2
 
 
-def test_serves_what_it_measured(fitted: Callable[[str], Path], kind: str) -> None:
+def test_a_fitted_bundle_serves_what_fit_measured(fitted: Callable[[str], Path], kind: str) -> None:
     sae = load(fitted(kind))
     x, _ = planted(5000, seed=5)
     features = sae.encode(x)
@@ -91,6 +108,25 @@ def test_feature_choice_saves_features_by_falling_quota(fitted: Callable[[str], 
     assert (dense.mean(axis=0) <= cap * 1.25 + 0.01).all()
 
 
+def test_fit_reads_the_held_out_rows_once(tmp_path: Path) -> None:
+    x, configs = planted(2000)[0], {"a": config(tokens=5000), "b": config(tokens=5000, k=2.0)}
+    rows = source(x, 10**6)
+    fit_many(rows, tmp_path / "saes", configs)
+    assert rows.reads == 1
+    fit(x, tmp_path / "a", configs["a"])
+    for file in (tmp_path / "a").iterdir():  # the sample of activations is one of the files
+        assert file.name == bundle.MANIFEST or (tmp_path / "saes" / "a" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_d_sae_is_eight_times_d_in_where_it_is_not_given(tmp_path: Path) -> None:
+    x = planted(2000)[0][:, :13]
+    manifest = fit(x, tmp_path / "sae", TrainConfig(k=4, tokens=1000, batch=500))
+    assert manifest.encoder.d_sae == manifest.provenance["recipe"]["d_sae"] == 112, "a multiple of 16"
+    assert manifest.provenance["config"]["d_sae"] is None
+    with pytest.raises(ValueError, match=r"k must be in \(0, d_sae=112\], got 120"):
+        fit(x, tmp_path / "other", TrainConfig(k=120, tokens=1000, batch=500))
+
+
 def test_two_runs_with_one_seed_are_equal_bit_for_bit(tmp_path: Path) -> None:
     x, _ = planted(2000)
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
@@ -99,7 +135,7 @@ def test_two_runs_with_one_seed_are_equal_bit_for_bit(tmp_path: Path) -> None:
     assert first == second != other
 
 
-def test_metrics_are_json_lines(tmp_path: Path) -> None:
+def test_metrics_of_fit_are_json_lines(tmp_path: Path) -> None:
     fit(planted(2000)[0], tmp_path / "sae", config(tokens=12_500), metrics=tmp_path / "logs" / "m.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "logs" / "m.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [10, 20, 25]
@@ -114,7 +150,7 @@ def test_manifest_says_where_it_came_from(fitted: Callable[[str], Path], kind: s
     assert ("batch_fvu" in manifest.measured) == (kind != "token")
 
 
-def test_bad_activations_leave_nothing(tmp_path: Path) -> None:
+def test_fit_refuses_bad_activations_and_leaves_no_file(tmp_path: Path) -> None:
     x, _ = planted(2000)
     x[1234, 5] = np.nan
     with pytest.raises(ValueError, match="row 1234 holds NaN or Inf"):
@@ -138,7 +174,7 @@ def test_a_batch_larger_than_the_held_out_part_is_recorded_as_it_was(tmp_path: P
 def test_an_sae_beside_others_is_the_sae_alone_bit_for_bit(tmp_path: Path) -> None:
     x = planted(3000)[0]
     configs = {
-        f"{kind}-k{k}": config(allocation=kind, k=float(k), tokens=20_000, d_sae=d_sae, pool=1000 * D_IN * 4 / 2**20)
+        f"{kind}-k{k}": config(allocation=kind, k=float(k), tokens=20_000, d_sae=d_sae, pool=1)
         for kind, k, d_sae in (("token", 4, 64), ("mutual", 4, 64), ("feature", 6, 96))
     }
     manifests = fit_many(x, tmp_path / "saes", configs)
@@ -165,7 +201,7 @@ def test_metrics_of_several_say_whose_they_are(tmp_path: Path) -> None:
         ({"batch": 50}, "SAEs of one pass share batch, got 500 for a and 50 for b"),
         ({"tokens": 501}, "SAEs of one pass share tokens"),
         ({"holdout": 0.2}, "SAEs of one pass share holdout"),
-        ({"pool": 3.0}, "SAEs of one pass share pool"),
+        ({"pool": 3}, "SAEs of one pass share pool"),
         ({"device": "cpu"}, "SAEs of one pass share device"),
     ],
 )
@@ -199,9 +235,9 @@ def test_errors_of_one_among_several_name_it(tmp_path: Path, monkeypatch: pytest
 
 
 def test_data_larger_than_a_pool_is_learned_as_well(tmp_path: Path) -> None:
-    x, settings = planted(8000)[0], config(tokens=100_000)
-    whole = fit(x, tmp_path / "whole", settings)
-    pools = fit(x, tmp_path / "pools", config(tokens=100_000, pool=500 * D_IN * 4 / 2**20))
+    settings = config(tokens=100_000)
+    whole = fit(source(planted(8000)[0], 10**6), tmp_path / "whole", settings)
+    pools = fit(source(planted(8000)[0], 500), tmp_path / "pools", settings)
     assert pools.measured["fvu"] == pytest.approx(whole.measured["fvu"], rel=0.15)
     weights = [(tmp_path / name / bundle.WEIGHTS).read_bytes() for name in ("whole", "pools")]
     assert weights[0] != weights[1]

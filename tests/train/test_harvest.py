@@ -17,7 +17,8 @@ from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer
 
 from sae_runtime.activations import Activations
 from sae_runtime.tensors import read_header
-from sae_runtime.train.harvest import HarvestConfig, harvest
+from sae_runtime.train.harvest import harvest
+from sae_runtime.train.harvest_config import HarvestConfig
 
 CONTEXT = 20
 BERT_HOOK, GPT2_HOOK = "encoder.layer.1", "h.0"

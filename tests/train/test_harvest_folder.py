@@ -1,6 +1,7 @@
 import os
 import re
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import torch
 from tiny_model import save_bert, write_words
 
 from sae_runtime.tensors import read_header
-from sae_runtime.train import harvest as harvesting
-from sae_runtime.train.harvest import HarvestConfig, harvest
+from sae_runtime.train.harvest import harvest
+from sae_runtime.train.harvest_config import HarvestConfig
+
+harvesting = sys.modules["sae_runtime.train.harvest"]  # the package has a function of that name
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

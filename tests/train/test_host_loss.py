@@ -14,7 +14,7 @@ from sae_runtime import bundle
 from sae_runtime.evaluation_file import HostLoss
 from sae_runtime.exports import witness
 from sae_runtime.manifest import Allocation, Encoder, Manifest
-from sae_runtime.train.harvest import HarvestConfig
+from sae_runtime.train.harvest_config import HarvestConfig
 from sae_runtime.train.host import load_host, longest_window, replaced
 from sae_runtime.train.host_loss import host_loss
 from sae_runtime.train.torch_sae import TorchSAE, open_sae

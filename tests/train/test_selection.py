@@ -4,10 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_runtime.train import selection
 from sae_runtime.train.allocation import allocate
 from sae_runtime.train.plain_step import Limits
-from sae_runtime.train.selection import select
+from sae_runtime.train.selection import select, top_by_partition, top_by_topk
 from sae_runtime.train.world import World
 
 
@@ -61,7 +60,7 @@ def test_a_rough_product_only_nominates(number: int) -> None:
     assert all(torch.equal(part, part.sort().values) for part in asked)
 
 
-def test_a_greedy_column_makes_it_look_further() -> None:
+def test_select_looks_further_where_one_column_takes_most_candidates() -> None:
     z = latents(64, 1504).relu()
     z[:, 0] += 100
     z[:, 1] += 50
@@ -72,27 +71,27 @@ def test_a_greedy_column_makes_it_look_further() -> None:
 
 # Uniform caps, and a head that is capped while the tail has hardly anything to give.
 @pytest.mark.parametrize("tail", [8, 1])
-def test_limits_that_just_give_the_budget_are_not_looked_for_among_all(
-    tail: int, monkeypatch: pytest.MonkeyPatch
+def test_select_looks_at_few_candidates_where_limits_just_give_the_total(
+    tail: int,
 ) -> None:
     looks: list[int] = []
-    largest = selection._largest
 
-    def counted(z: Tensor, count: int, world: World) -> tuple[Tensor, Tensor]:
-        looks.append(count)
-        return largest(z, count, world)
+    class Counted(World):
+        def gather(self, tensor: Tensor) -> Tensor:
+            if tensor.is_floating_point():  # the values of the candidates of one look
+                looks.append(len(tensor))
+            return tensor
 
     z, caps = latents(64, 1504), torch.full((1504,), 8)
     caps[100:] = tail
     z[:, 100:] -= 1
     limits: Limits = {"total": int(caps.sum()), "per_feature": caps}
-    monkeypatch.setattr(selection, "_largest", counted)
-    at, values = select(z, **limits)
+    at, values = select(z, **limits, world=Counted())
     assert torch.equal(at, positions(z, limits)) and torch.equal(values, z.view(-1)[at])
-    assert len(looks) <= 2 and sum(looks) < z.numel() / 4
+    assert len(looks) <= 3 and sum(looks[:-1]) < z.numel() / 4 and looks[-1] <= int(caps.sum())
 
 
-TOPS = [selection._by_topk, selection._by_partition]
+TOPS = [top_by_topk, top_by_partition]
 
 
 # Rounded, so that many are equal; 332 are positive.
@@ -123,7 +122,7 @@ def test_ties_spend_the_budget_exactly() -> None:
     assert (torch.bincount(at % 64, minlength=64) == 3).all()
 
 
-def test_other_combinations_are_refused() -> None:
+def test_select_refuses_other_combinations_of_limits() -> None:
     with pytest.raises(ValueError, match="per_token comes alone"):
         select(latents(2, 4), per_token=1, total=1)
     with pytest.raises(ValueError, match="select needs per_token or total"):

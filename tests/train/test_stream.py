@@ -1,11 +1,13 @@
 import signal
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from processes import fit_often_saved, started
 from tiny_model import save_bert, write_words
@@ -13,9 +15,11 @@ from tiny_model import save_bert, write_words
 from sae_runtime import bundle
 from sae_runtime.activations import Activations
 from sae_runtime.train import TrainConfig, fit
-from sae_runtime.train.harvest import HarvestConfig, harvest
+from sae_runtime.train.harvest import Reader, harvest
+from sae_runtime.train.harvest_config import HarvestConfig
 from sae_runtime.train.stream import StreamedRows
 from sae_runtime.train.trainer import StepStats, Trainer
+from sae_runtime.train.windows import Window
 
 D_IN = 16
 
@@ -86,9 +90,26 @@ def test_the_type_is_that_of_harvest(reading: HarvestConfig) -> None:
     assert x.dtype == np.float32 and not (x.view(np.uint32) & 0xFFFF).any()
 
 
-def test_the_split_follows_the_seed(reading: HarvestConfig) -> None:
+def test_held_out_documents_of_a_stream_follow_the_seed(reading: HarvestConfig) -> None:
     first, second, other = (streamed(reading, seed=seed).held_out()[0] for seed in (1, 1, 2))
     assert np.array_equal(first, second) and not np.array_equal(first, other)
+
+
+def test_the_model_runs_on_held_out_documents_only_when_they_are_asked_for(
+    reading: HarvestConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    windows: list[int] = []
+    activations = Reader.activations
+
+    def counted(self: Reader, group: Sequence[Window], tick: Callable[[int], object]) -> torch.Tensor:
+        windows.append(len(group))
+        return activations(self, group, tick)
+
+    monkeypatch.setattr(Reader, "activations", counted)
+    source = streamed(reading)
+    assert windows == [1] and source.d_in == D_IN, "one window tells the width"
+    parts = source.held_out()
+    assert [len(x) for x in parts] == list(source.provenance["rows"].values()) and len(windows) == 3
 
 
 def test_too_few_documents_are_refused(reading: HarvestConfig) -> None:
@@ -113,16 +134,13 @@ def test_a_limit_of_harvest_is_refused(reading: HarvestConfig) -> None:
         streamed(replace(reading, tokens=7))
 
 
+def pooled(reading: HarvestConfig) -> StreamedRows:
+    """The source that `fit` makes of a reading, with a pool of 200 rows: six to a pass, and two passes."""
+    return streamed(reading, rows=200, holdout=0.1)
+
+
 def config(**changes: Any) -> TrainConfig:
-    # A pool of 200 rows: six to a pass, and two passes.
-    settings = {
-        "allocation": "mutual",
-        "k": 3.0,
-        "d_sae": 40,
-        "tokens": 2400,
-        "batch": 60,
-        "pool": 200 * D_IN * 4 / 2**20,
-    }
+    settings = {"allocation": "mutual", "k": 3.0, "d_sae": 40, "tokens": 2400, "batch": 60}
     return TrainConfig(**{**settings, **changes})
 
 
@@ -130,8 +148,8 @@ class Stopped(Exception):
     pass
 
 
-def test_goes_on_bit_for_bit(reading: HarvestConfig, tmp_path: Path) -> None:
-    fit(reading, tmp_path / "whole", config())
+def test_a_resumed_streamed_run_ends_with_the_same_bits(reading: HarvestConfig, tmp_path: Path) -> None:
+    fit(pooled(reading), tmp_path / "whole", config())
     step = Trainer.step
     for steps in (2, 33):
 
@@ -143,27 +161,27 @@ def test_goes_on_bit_for_bit(reading: HarvestConfig, tmp_path: Path) -> None:
         out, run = tmp_path / f"sae{steps}", tmp_path / "run"
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
             patch.setattr(Trainer, "step", dying)
-            fit(reading, out, config(), checkpoint=run, checkpoint_seconds=0)
-        fit(reading, out, config(), checkpoint=run, resume=True)
+            fit(pooled(reading), out, config(), checkpoint=run, checkpoint_seconds=0)
+        fit(pooled(reading), out, config(), checkpoint=run, resume=True)
         assert (out / bundle.WEIGHTS).read_bytes() == (tmp_path / "whole" / bundle.WEIGHTS).read_bytes()
 
 
-def test_survives_a_kill(reading: HarvestConfig, tmp_path: Path) -> None:
+def test_a_killed_streamed_run_resumes_and_ends_with_the_same_bits(reading: HarvestConfig, tmp_path: Path) -> None:
     settings = config(tokens=6_000)
-    process = started(tmp_path, fit_often_saved, reading, settings)
+    process = started(tmp_path, fit_often_saved, reading, 0.1, 200 * D_IN * 4, settings)
     deadline = time.monotonic() + 120
     while not (tmp_path / "run").exists() and process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.005)
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    fit(reading, tmp_path / "sae", settings, checkpoint=tmp_path / "run", resume=True)
-    fit(reading, tmp_path / "whole", settings)
+    fit(pooled(reading), tmp_path / "sae", settings, checkpoint=tmp_path / "run", resume=True)
+    fit(pooled(reading), tmp_path / "whole", settings)
     assert (tmp_path / "sae" / bundle.WEIGHTS).read_bytes() == (tmp_path / "whole" / bundle.WEIGHTS).read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {"sae", "whole"}
 
 
-def test_other_text_does_not_go_on(reading: HarvestConfig, tmp_path: Path) -> None:
+def test_a_streamed_run_is_not_resumed_on_other_text(reading: HarvestConfig, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(Trainer, "step", lambda self, x: (_ for _ in ()).throw(Stopped))

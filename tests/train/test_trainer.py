@@ -22,7 +22,9 @@ def config(**changes: Any) -> TrainConfig:
 
 
 def trainer(chosen: TrainConfig, d_in: int = 10, seed: int = 0, gradients: Step | None = None) -> Trainer:
-    model = SparseAutoencoder(chosen.d_sae, torch.zeros(d_in), generator=torch.Generator().manual_seed(seed))
+    model = SparseAutoencoder(
+        derive(chosen, d_in).d_sae, torch.zeros(d_in), generator=torch.Generator().manual_seed(seed)
+    )
     return Trainer(model, chosen, derive(chosen, d_in), rng=np.random.default_rng(seed), gradients=gradients)
 
 
@@ -53,7 +55,7 @@ def reference_step(p: Params, x: NDArray[np.float64], k: float, lr: float) -> Pa
     return stepped
 
 
-def test_step_matches_numpy() -> None:
+def test_a_training_step_agrees_with_numpy() -> None:
     run = trainer(config(aux="none"))
     before, x = parameters(run), batch(0)
     stats = run.step(x)
@@ -84,7 +86,7 @@ def test_sparse_and_plain_runs_stay_together(allocation: str) -> None:
     stats = [[run.step(batch(step)) for step in range(20)] for run in runs]
     for sparse, plain in zip(*stats, strict=True):
         assert sparse.fvu == pytest.approx(plain.fvu, rel=1e-3) and sparse.l0 == plain.l0
-        assert sparse.under_used == plain.under_used
+        assert sparse.aux_trained == plain.aux_trained and sparse.under_used == plain.under_used
 
 
 def test_decoder_rows_keep_unit_norm() -> None:
@@ -103,7 +105,7 @@ def test_feature_choice_begins_by_ranking_features_by_use() -> None:
     density, rows = run.tracker.density.clone(), run.model.W_enc.detach().clone()
     moments = run.optimizer.state[run.model.W_enc]["exp_avg"].clone()
     order = torch.argsort(density, descending=True, stable=True)
-    run._begin_feature_choice()
+    run.begin_feature_choice()
     assert run.quota is not None and run.quota.slack == 3.0
     assert torch.equal(run.tracker.density, density[order])
     assert torch.equal(run.model.W_enc.detach(), rows[order])
@@ -115,7 +117,7 @@ def test_feature_choice_holds_its_caps_and_its_budget() -> None:
     run.step(batch(0))
     assert run.quota is not None
     cap = quota.caps(run.quota, 4.0, 40)
-    kept = allocate(run.model.pre_activations(batch(1)).detach(), **run._limits(64))
+    kept = allocate(run.model.pre_activations(batch(1)).detach(), **run.limits(64))
     assert (kept.sum(dim=0).numpy() <= np.ceil(cap * 64)).all()
     assert kept.sum() <= 256
 
@@ -152,7 +154,9 @@ def test_schedule_rises_stays_and_falls() -> None:
 def test_recipe_follows_from_what_the_user_gives() -> None:
     short, long = derive(config(), 10), derive(config(tokens=64 * 100_000), 10)
     assert short.steps == 100 and short.lr > long.lr
-    assert derive(config(lr=0.5, aux_k=3, dead_tokens=77), 10).lr == 0.5
+    assert derive(config(lr=0.5), 10).lr == 0.5
+    assert derive(config(aux="none"), 10).aux_weight == 0.0 < derive(config(), 10).aux_weight
+    assert (derive(config(d_sae=None), 10).d_sae, derive(config(d_sae=None), 9).d_sae) == (80, 80)
     assert derive(config(allocation="feature", exponent=0.0), 10).feature_start == 0
     assert derive(config(allocation="feature"), 10).feature_start == 40
     # Feature choice begins before the run ends, or there would be no quota to save.
@@ -162,11 +166,14 @@ def test_recipe_follows_from_what_the_user_gives() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"allocation": "both"}, "allocation must be one of token, mutual, feature, got 'both'"),
+        ({"allocation": "both"}, "allocation must be one of token, mutual, feature, topk, batchtopk, got 'both'"),
         ({"k": 41.0}, r"k must be in \(0, d_sae=40\], got 41"),
         ({"k": 2.5, "allocation": "token"}, "same whole number of matches, got k=2.5"),
         ({"d_sae": 0}, "d_sae must be at least 1, got 0"),
-        ({"d_sae": 19, "allocation": "feature"}, "a Zipf fit needs at least 20 features, got d_sae=19: give exponent"),
+        (
+            {"d_sae": 19, "allocation": "feature"},
+            "a Zipf fit needs at least 20 features, got d_sae=19: give an exponent",
+        ),
         ({"batch": 1}, "batch must be at least 2, since a single token has no variance, got 1"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"slack": float("nan")}, r"slack must be in \[1, 1e12\)"),
@@ -175,18 +182,40 @@ def test_recipe_follows_from_what_the_user_gives() -> None:
         ({"tokens": 10}, r"tokens must be at least one batch \(64\)"),
         ({"holdout": 1.0}, r"holdout must be in \(0, 1\), got 1.0"),
         ({"slack": 0.5}, r"slack must be in \[1, 1e12\), at 1 every column is full, got 0.5"),
-        ({"exponent": 0.7}, "exponent and offset go together"),
+        ({"offset": 2.0}, "an offset belongs to an exponent, got offset=2.0 alone; give the exponent too"),
         ({"exponent": 70.0, "offset": 1.0}, r"exponent must be in \[0, 10\]"),
         ({"warmup_share": 1.0}, r"warmup_share must be in \[0, 1\)"),
         ({"warmup_share": 0.0, "allocation": "feature"}, "without warm-up there is nothing to fit"),
         ({"lr": 0.0}, "lr must be positive, got 0.0"),
-        ({"aux_weight": -1.0}, "aux_weight must be at least 0, got -1.0"),
+        ({"pool": 0}, "pool must be at least 1, in MiB, got 0"),
         ({"aux": "l1"}, "aux must be one of zipf, dead, none"),
     ],
 )
-def test_config_refuses(changes: dict[str, Any], message: str) -> None:
+def test_train_config_refuses_values_out_of_range(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         config(**changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"), [("topk", "token"), ("TopK", "token"), ("batchtopk", "mutual"), ("BatchTopK", "mutual")]
+)
+def test_config_knows_allocations_by_the_names_of_other_libraries(name: str, ours: str) -> None:
+    assert config(allocation=name).allocation == ours
+
+
+def test_under_used_is_below_a_tenth_of_the_law_or_dead_whatever_the_auxiliary_loss_trains() -> None:
+    runs = [trainer(config(aux=aux, d_sae=200, tokens=64 * 1000)) for aux in ("zipf", "dead", "none")]
+    runs = [Trainer(r.model, r.config, replace(r.recipe, dead_tokens=640), rng=np.random.default_rng(0)) for r in runs]
+    for run in runs:
+        x = batch(0) @ torch.diag(torch.tensor([10.0, 5.0, 2.0, *[0.1] * 7]))
+        stats = [run.step(x.roll(step, dims=0)) for step in range(60)][-1]
+        density = run.tracker.density
+        dead = run.tracker.silent_tokens >= 640
+        few = (density < 0.1 * run.expected) | dead
+        assert stats.under_used == pytest.approx(few.double().mean().item()) and stats.dead <= stats.under_used
+        trained = {"zipf": stats.under_used, "dead": stats.dead, "none": stats.dead}[run.config.aux]
+        assert stats.aux_trained == pytest.approx(trained)
+        assert stats.dead > 0
 
 
 @pytest.mark.gpu

@@ -77,7 +77,7 @@ def alone(feature: int) -> Case:
     """The matches of one of the long features, without the others."""
     found, features, tokens, weights = cases()["long features"]
     mine = found.feature == feature
-    return Matches(found.at[mine], found.values[mine], found.n, found.d_sae), features, tokens, weights[mine]
+    return Matches(found.positions[mine], found.values[mine], found.n, found.d_sae), features, tokens, weights[mine]
 
 
 def far() -> Case:
@@ -87,6 +87,22 @@ def far() -> Case:
     features[-1] = torch.arange(d_in)
     found = Matches(torch.tensor([count - 1]), torch.tensor([0.5]), 1, count)
     return found, features, torch.ones(1, d_in), torch.ones(1)
+
+
+class Short:
+    """The Triton kernels with chunks that are short enough for the interpreter."""
+
+    def __init__(self, kernels: Any) -> None:
+        self._kernels = kernels
+
+    def reconstruct(self, matches: Matches, rows: Tensor) -> Tensor:
+        return torch.as_tensor(self._kernels.reconstruct(matches, rows, chunk=CHUNK))
+
+    def dots(self, rows: Tensor, columns: Tensor, matches: Matches) -> Tensor:
+        return torch.as_tensor(self._kernels.dots(rows, columns, matches))
+
+    def sums_by_feature(self, rows: Tensor, weights: Tensor, matches: Matches) -> Tensor:
+        return torch.as_tensor(self._kernels.sums_by_feature(rows, weights, matches, chunk=CHUNK))
 
 
 def answers(kernels: Kernels, case: Case) -> list[Tensor]:
@@ -113,13 +129,13 @@ def gradients(step: Step, limits: Limits, n: int, d_in: int, d_sae: int, device:
 def write(path: str) -> None:
     from sae_runtime.train import triton_kernels as kernels
 
-    kernels._CHUNK = CHUNK
-    found: dict[str, Any] = {name: answers(kernels, case) for name, case in cases().items()}
-    found |= {f"feature {i} alone": answers(kernels, alone(i))[2] for i in (0, 2, 3)}
+    short = Short(kernels)
+    found: dict[str, Any] = {name: answers(short, case) for name, case in cases().items()}
+    found |= {f"feature {i} alone": answers(short, alone(i))[2] for i in (0, 2, 3)}
     match, features, tokens, _ = far()
     found["far"] = [kernels.reconstruct(match, features), kernels.dots(tokens, features, match)]
     for kind, limits in LIMITS.items():
-        found[kind] = gradients(SparseStep(kernels=kernels), limits, 7, 12, 24, CPU)
+        found[kind] = gradients(SparseStep(kernels=short), limits, 7, 12, 24, CPU)
     torch.save(found, path)
 
 
@@ -196,11 +212,11 @@ def test_kernels_compile_for_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     parts = {"parts": "*fp32", "part_begin": pointer, "part_end": pointer}
     dots = {"out": "*fp32", "rows": rows, "columns": rows, "token": pointer, "feature": pointer, "matches": number}
     for kernel, signature, constants in (
-        (kernels._sum_bags, sums | parts | {"d_in": number}, {}),
-        (kernels._sum_bags, sums | {"d_in": number}, dict.fromkeys(parts)),
-        (kernels._dots, dots | {"d_in": number}, {}),
+        (kernels.sum_bags, sums | parts | {"d_in": number}, {}),
+        (kernels.sum_bags, sums | {"d_in": number}, dict.fromkeys(parts)),
+        (kernels.dots_kernel, dots | {"d_in": number}, {}),
     ):
-        fixed: dict[str, int | None] = constants | {"ROWS": kernels._ROWS, "COLUMNS": kernels._COLUMNS}
+        fixed: dict[str, int | None] = constants | {"ROWS": kernels.ROWS, "COLUMNS": kernels.COLUMNS}
         types = {name: signature.get(name, "constexpr") for name in kernel.arg_names}
         aligned = {
             (kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in signature if name != "matches"
@@ -226,8 +242,8 @@ def test_kernels_on_a_gpu(d_in: int, dtype: torch.dtype) -> None:
     for match in (
         ragged(1500, 700, 0.03),
         ragged(700, 1500, 0.03),
-        long(triton_kernels._CHUNK),
-        long(triton_kernels._CHUNK).T,
+        long(triton_kernels.CHUNK),
+        long(triton_kernels.CHUNK).T,
     ):
         case = case_of(match, d_in, dtype, torch.device("cuda"))
         found = answers(triton_kernels, case)

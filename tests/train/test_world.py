@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from processes import (
 from torch import Tensor
 
 from sae_runtime import bundle
-from sae_runtime.train import TrainConfig, fit
+from sae_runtime.train import fit
 from sae_runtime.train.world import World
 
 
@@ -129,10 +128,9 @@ def test_torchrun_fits_the_bundle_that_one_process_fits(acts: Path, tmp_path: Pa
     assert {path.name for path in tmp_path.iterdir()} == {"x.npy", "alone", "together", "m.jsonl"}
 
 
-def test_processes_share_a_batch_equally(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_share_a_batch_equally_or_refuse_it() -> None:
     two = World()
     two.size = 2
-    together = nullcontext((two, torch.device("cpu")))
-    monkeypatch.setattr(sys.modules["sae_runtime.train.fit"], "joined", lambda device: together)
+    assert two.part(98) == 49 and World().part(99) == 99
     with pytest.raises(ValueError, match="batch must be a multiple of the 2 processes that share it, got 99"):
-        fit(np.ones((500, 6)), tmp_path / "sae", TrainConfig(k=2, d_sae=16, tokens=990, batch=99))
+        two.part(99)

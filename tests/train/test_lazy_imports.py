@@ -1,0 +1,59 @@
+import subprocess
+import sys
+
+import pytest
+
+import sae_runtime.train
+
+
+def python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import sae_runtime.train",
+        "import sae_runtime.train.config, sae_runtime.train.harvest_config",
+        "from sae_runtime.train import HarvestConfig, TrainConfig",
+    ],
+)
+def test_importing_the_package_or_its_configs_imports_no_torch_and_sets_no_variable(imports: str) -> None:
+    code = f"import os, sys; before = dict(os.environ)\n{imports}\n"
+    assert python(code + "print('torch' in sys.modules, dict(os.environ) == before)") == "False True\n"
+
+
+def test_functions_keep_their_names_beside_modules_of_the_same_name() -> None:
+    code = (
+        "import sae_runtime.train.fit, sae_runtime.train.harvest, sae_runtime.train.attach, sae_runtime.train.evaluate"
+    )
+    names = "from sae_runtime.train import attach, evaluate, fit, harvest"
+    assert python(f"{code}\n{names}\nprint(all(map(callable, (attach, evaluate, fit, harvest))))") == "True\n"
+
+
+def test_unknown_names_are_attribute_errors() -> None:
+    assert set(sae_runtime.train.__all__) <= set(dir(sae_runtime.train))
+    with pytest.raises(AttributeError, match=r"module 'sae_runtime\.train' has no attribute 'fitt'"):
+        sae_runtime.train.fitt  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_fit_asks_for_huge_pages_before_torch_allocates() -> None:
+    code = """
+import pathlib, sys, tempfile
+import numpy as np
+from sae_runtime.train import TrainConfig, fit
+with tempfile.TemporaryDirectory() as folder:
+    fit(np.random.default_rng(0).standard_normal((300, 8)), folder + "/sae", TrainConfig(k=2, tokens=128, batch=64))
+import torch
+kept = torch.ones(64, 1024, 1024)
+modes = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
+smaps = pathlib.Path("/proc/self/smaps")
+if not smaps.exists() or not modes.exists() or "[never]" in modes.read_text():
+    print("unknown")
+else:
+    lines = smaps.read_text().splitlines()
+    print(sum(int(line.split()[1]) for line in lines if line.startswith("AnonHugePages")) > 128 * 1024)
+"""
+    assert python(code) in ("True\n", "unknown\n")
