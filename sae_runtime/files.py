@@ -72,6 +72,17 @@ def new_file(path: Path, *, force: bool = False) -> Iterator[Path]:
             _sync(path.parent)
 
 
+@contextlib.contextmanager
+def scratch_file(path: Path) -> Iterator[Path]:
+    """Give a hidden sibling of `path` to write, with its suffix, which vanishes when the block ends."""
+    repair(path)
+    with _claimed(path, Path.touch) as partial:
+        try:
+            yield partial
+        finally:
+            _remove(partial)
+
+
 def check_free(path: Path, *, force: bool = False) -> None:
     """Repair what a crash left around `path`, then raise if it cannot be made; to be called before long work.
 

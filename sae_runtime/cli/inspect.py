@@ -12,7 +12,7 @@ from sae_runtime.bundle import Bundle, BundleError
 from sae_runtime.cli.common import bundle_argument, json_option, show, table
 from sae_runtime.cli.options import Command
 from sae_runtime.encoder import exact_graphs
-from sae_runtime.manifest import GraphRecord, Manifest, Price
+from sae_runtime.manifest import GraphRecord, Manifest
 from sae_runtime.sessions import CPU, Sessions
 
 
@@ -37,7 +37,6 @@ def command(bundle: Path, json: bool) -> None:
     result = {"valid": True, "bundle": bundle, **dataclasses.asdict(manifest), "tuned": quicker}
     files = table([[name, f"{record.size:,} bytes", "sha256 ok"] for name, record in manifest.files.items()])
     lines = [("bundle", f"{bundle} (valid)"), *describe(manifest), *_listed("files", files)]
-    lines += price_lines(manifest.precisions)
     todo = "export" if read.calibrated else "calibrate"
     lines += graph_lines(manifest.graphs) or [("graphs", f"none yet; run: sae-runtime {todo} {bundle}")]
     show(result, lines + _tuned_line(read, quicker), json=json)
@@ -78,19 +77,6 @@ def _measurements(measured: Mapping[str, float], tokens: str) -> Iterator[str]:
         yield f"batch rule: FVU {measured['batch_fvu']:.4f}, L0 {measured['batch_l0']:.2f} {batch}"
     if "dead" in measured:
         yield f"silent on {measured['dead_tokens']:,.0f} tokens: {measured['dead']:.2%} of the features"
-
-
-def price_lines(prices: Mapping[str, Price]) -> list[tuple[str, str]]:
-    """What each precision costs, as lines for `show`."""
-    rows = []
-    for name, price in prices.items():
-        again = "" if price.redone is None else f", {price.redone:.2%} of the tokens encoded again in full"
-        fvu = "" if price.fvu is None else f", FVU {price.fvu:.4f} ({price.fvu_change:+.3%})"
-        rows.append(
-            f"{name:<8}  matches {price.jaccard:.4f} alike, values off by {price.value_error:.1e} of the largest"
-            f"{fvu}{again}"
-        )
-    return _listed("precisions", rows)
 
 
 def graph_lines(graphs: Mapping[str, GraphRecord]) -> list[tuple[str, str]]:

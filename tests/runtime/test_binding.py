@@ -31,7 +31,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         if kind not in paths:
             paths[kind] = tmp_path_factory.mktemp("gpu") / kind
             bundle.write(paths[kind], make_weights(1500, kind), make_manifest(1500, kind))
-            export(paths[kind], precisions=("gpu",))
+            export(paths[kind], graphs=("gpu",))
         return paths[kind]
 
     return give
@@ -190,7 +190,7 @@ def test_a_fixed_batch_is_encoded_where_it_lies(made: Callable[[str], Path], wra
 
 
 def test_a_fixed_batch_needs_its_graph(bundle_of: BundleOf) -> None:
-    with pytest.raises(BundleError, match=r"has no encode_gpu.onnx: .* export .* --precision gpu$"):
+    with pytest.raises(BundleError, match=r"has no encode_gpu.onnx: .* export .* --graph gpu$"):
         load(bundle_of("token"), threads=1).fixed_batch(make_x(3))
 
 

@@ -18,11 +18,13 @@ from conftest import (
     run_graph,
     slots,
 )
+from limited import builders_with
 from numpy.typing import NDArray
 
 from sae_runtime import SAE, Features, bundle, load, quota
 from sae_runtime import joint as module
 from sae_runtime.exports import witness
+from sae_runtime.exports.exact import Limits
 from sae_runtime.exports.export import export
 from sae_runtime.features import Slots
 from sae_runtime.joint import Encode, cut, encode_joint, limits
@@ -304,10 +306,9 @@ def test_doubted_rows_are_the_same_for_every_tile_size(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where int8 is not certain of some rows, which ones may depend on theta, but never on the tiles."""
-    monkeypatch.setattr("sae_runtime.exports.exact._MOST_GROUPS", 8)
     path = tmp_path / "b"
     bundle.write(path, make_weights(D_INT8, kind), make_manifest(D_INT8, kind), sample=make_x(300, seed=8))
-    export(path)
+    export(path, builders=builders_with(Limits(groups=8)))
     sae, x = by_int8(path, monkeypatch), make_x(200)
     monkeypatch.setattr(module, "_FRESH", 100)
     for k, cap in ((6.0, free_caps(kind)), (12.0, free_caps(kind)), (6.0, None)):
