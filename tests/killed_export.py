@@ -17,7 +17,7 @@ import numpy as np
 from sae_runtime import bundle, load
 from sae_runtime.exports.export import export
 
-CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "os.truncate"}
+CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir"}
 KILLED, OLD, NEW = 9, 10, 11
 
 
@@ -31,8 +31,7 @@ def export_until(path: Path, changes: int) -> None:
 
     def count(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal left
-        writing = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-        if event in CHANGES or writing:
+        if event in CHANGES:
             if left == 0:
                 os._exit(KILLED)
             left -= 1

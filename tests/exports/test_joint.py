@@ -12,6 +12,7 @@ from onnx.reference import ReferenceEvaluator
 
 from sae_runtime import quota
 from sae_runtime.exports import witness
+from sae_runtime.exports.joint import joint_in_numpy
 
 BundleOf = Callable[..., Path]
 
@@ -52,6 +53,18 @@ def test_torch_numpy_and_onnxruntime_agree(bundle_of: BundleOf, kind: str, d_sae
     else:
         assert ((found > 0).sum(axis=0) <= quota.tokens_per_feature(quota.caps(QUOTA, K, d_sae), n)).all()
         assert n < 300 or ((found > 0) != (by_torch("mutual", make_weights(d_sae, kind), x)[0].numpy() > 0)).any()
+
+
+@pytest.mark.parametrize("n", [0, 1, 7, 300])
+@pytest.mark.parametrize("d_sae", [150, 1500])
+def test_the_numpy_version_is_the_graph(bundle_of: BundleOf, kind: str, d_sae: int, n: int) -> None:
+    x, weights = make_x(n), make_weights(d_sae, kind)
+    z = np.maximum((x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"], 0)
+    limit = None if kind == "mutual" else np.rint(quota.caps(QUOTA, K, d_sae) * n).astype(np.int64)
+    outputs = run_graph(bundle_of(kind, d_sae), "encode_joint.onnx", x=x)
+    indices, values = joint_in_numpy(z, K * n, limit)
+    np.testing.assert_array_equal(outputs[0], indices)
+    np.testing.assert_allclose(outputs[1], values, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("k", [0.5, 2.5, 20.0])
