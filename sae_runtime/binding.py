@@ -54,7 +54,7 @@ class FixedBatch(Generic[T]):
         x: a tensor [n, d_in] as for `encode_tensor`; it is read and written where it lies, and must stay there.
 
     Raises:
-        BundleError: the bundle was exported without precision "gpu".
+        BundleError: the bundle was exported without the graph "gpu".
         ImportError: as for `encode_tensor`.
         ValueError: as for `encode_tensor`.
     """
