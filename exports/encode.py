@@ -46,8 +46,8 @@ def encode_graph(bundle: Bundle) -> ir.Model:
 
     Optional inputs: width i64 [1], and for threshold bundles theta f32 [1] or [d_sae].
 
-    >>> model = encode_graph(bundle)
-    >>> [value.name for value in model.graph.outputs]
+    >>> from sae_runtime.bundle import read
+    >>> [value.name for value in encode_graph(read(bundle_path)).graph.outputs]
     ['indices', 'values']
     """
     graph = Graph("encode")
