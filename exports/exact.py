@@ -82,31 +82,42 @@ class GroupsAboveCut(NamedTuple):
     number: ir.Value
 
 
+class Bounds(NamedTuple):
+    """What `exact_in_numpy` knows of all features, by place: arrays of `approximation` and of `Int8Encoder`."""
+
+    sizes: Numbers  # [n, d_sae]
+    group_bound: Numbers  # [n, groups]
+    error: Numbers  # [n, groups]
+    share: Numbers  # [groups, 16]
+    order: NDArray[np.int64]  # [d_sae]
+    unit: Numbers  # [n, 1]
+
+
+@dataclass(frozen=True)
+class Build:
+    """The graph under construction, and what its parts read: the bundle, its derived weights, and c = x' - b_pre."""
+
+    graph: Graph
+    bundle: Bundle
+    stored: Stored
+    c: ir.Value
+    limits: Limits
+
+
 def exact_in_numpy(
-    z: Numbers,
-    sizes: Numbers,
-    group_bound: Numbers,
-    error: Numbers,
-    share: Numbers,
-    order: NDArray[np.int64],
-    unit: Numbers,
-    slots: int,
-    theta: Numbers | None,
-    limits: Limits = LIMITS,
+    z: Numbers, bounds: Bounds, slots: int, theta: Numbers | None, limits: Limits = LIMITS
 ) -> tuple[*IndicesAndValues, NDArray[np.bool_]]:
     """What `exact_graph` computes, with `slots` at least 1.
 
-    The graph computes only the pre-activations z [n, d_sae] that are read here. The others are those of `approximation`
-    (sizes [n, d_sae] by place), of `errors` (error [n, groups]) and of `Int8Encoder` (share and order).
+    The graph computes only the pre-activations z [n, d_sae] that are read here.
     """
-    kept = np.zeros_like(z)
-    cut, ceiling = np.zeros_like(unit), np.full_like(unit, np.inf)
+    kept, cut, ceiling = np.zeros_like(z), np.zeros_like(bounds.unit), np.full_like(bounds.unit, np.inf)
     if theta is None:
-        features, largest, ceiling = leading_in_numpy(sizes, group_bound, order, slots)
+        features, largest, ceiling = leading_in_numpy(bounds.sizes, bounds.group_bound, bounds.order, slots)
         values = np.take_along_axis(z, features, axis=1)
-        cut = values.min(axis=1, keepdims=True) * unit
+        cut = values.min(axis=1, keepdims=True) * bounds.unit
         np.put_along_axis(kept, features, np.where(largest > ceiling, values, 0), axis=1)
-    features, token, certain = candidates_in_numpy(sizes, group_bound, error, share, order, cut, ceiling, limits)
+    features, token, certain = candidates_in_numpy(bounds, cut, ceiling, limits)
     values = z[token, features]
     kept[token, features] = values if theta is None else np.where(values > theta[features], values, 0)
     indices = np.argsort(-kept, axis=1, kind="stable")[:, :slots]
@@ -138,17 +149,15 @@ def exact_graph(bundle: Bundle, specs: Mapping[str, TensorSpec], limits: Limits 
     levels = graph.input("levels", np.float32, [], default=LEVELS)
     small = rounded(graph, x, levels, stored)
     approximation = approximate(graph, bundle, small, levels, stored, theta)
-    c, rows = centred(graph, bundle, x), stored("W_enc_rows")
-    scored = []
+    build = Build(graph, bundle, stored, centred(graph, bundle, x), limits)
     if theta is None:
-        best, cut, ceiling = _best(graph, bundle, approximation, stored, c, rows, width, limits)
-        scored.append(best)
+        scored, cut, ceiling = _best(build, approximation, width)
     else:
         cut = graph.op("Expand", graph.constant(0, np.float32), graph.op("Shape", approximation.unit))
-        ceiling = None
-    error, bounded = errors(graph, small, c, stored)
-    candidates, certain = find_candidates(graph, approximation, error, bounded, stored, cut, ceiling, limits)
-    scored.append(_score(graph, bundle, c, rows, candidates, theta, limits))
+        scored, ceiling = [], None
+    error, bounded = errors(graph, small, build.c, stored)
+    candidates, certain = find_candidates(build, approximation, error, bounded, cut, ceiling)
+    scored.append(_score(build, candidates, theta))
     indices, values = _slots(graph, scored, width, encoder.d_sae)
     indices, values, certain = (first_rows(graph, part, n) for part in (indices, values, certain))
     graph.output(indices, "indices", np.int64, ["n", "width"])
@@ -157,86 +166,70 @@ def exact_graph(bundle: Bundle, specs: Mapping[str, TensorSpec], limits: Limits 
     return graph.model()
 
 
-def _best(
-    graph: Graph,
-    bundle: Bundle,
-    approximation: Approximation,
-    stored: Stored,
-    c: ir.Value,
-    rows: ir.Value,
-    width: ir.Value,
-    limits: Limits,
-) -> tuple[Scored, ir.Value, ir.Value]:
+def _best(build: Build, approximation: Approximation, width: ir.Value) -> tuple[list[Scored], ir.Value, ir.Value]:
     """About the k largest features in float32, the cut of equation (8) for all others, and their ceiling [n, 1]."""
+    graph = build.graph
     slots = graph.op("Max", width, graph.constant([1], np.int64))
-    slots = graph.op("Min", slots, graph.constant([bundle.manifest.encoder.d_sae], np.int64))
-    features, largest, ceiling = leading(graph, approximation, stored, slots)
-    values = _pre_activations(graph, bundle, c, rows, features, limits)
+    slots = graph.op("Min", slots, graph.constant([build.bundle.manifest.encoder.d_sae], np.int64))
+    features, largest, ceiling = leading(graph, approximation, build.stored, slots)
+    values = _pre_activations(build, features)
     cut = graph.op("Mul", graph.op("ReduceMin", values, graph.constant([1], np.int64)), approximation.unit)
     values = graph.op("Where", graph.op("Greater", largest, ceiling), values, graph.constant(0, np.float32))
-    return Scored(features, values), cut, ceiling
+    return [Scored(features, values)], cut, ceiling
 
 
 def candidates_in_numpy(
-    sizes: Numbers,
-    group_bound: Numbers,
-    error: Numbers,
-    share: Numbers,
-    order: NDArray[np.int64],
-    cut: Numbers,
-    ceiling: Numbers,
-    limits: Limits,
+    bounds: Bounds, cut: Numbers, ceiling: Numbers, limits: Limits
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
     """Features and tokens of what `find_candidates` finds, and which tokens are certain [n]."""
-    n = len(sizes)
-    mask = group_bound + error > cut
+    n = len(bounds.sizes)
+    mask = bounds.group_bound + bounds.error > cut
     certain = mask.sum(axis=1, keepdims=True) <= limits.groups
     mask &= certain
-    sizes = sizes.reshape(n, -1, GROUP)
-    chosen = sizes + share * error[:, :, None] > cut[:, :, None]
+    sizes = bounds.sizes.reshape(n, -1, GROUP)
+    chosen = sizes + bounds.share * bounds.error[:, :, None] > cut[:, :, None]
     chosen &= mask[:, :, None] & (sizes <= ceiling[:, :, None])
     token, place = np.nonzero(chosen.reshape(n, -1))
-    return order[place], token, certain[:, 0]
+    return bounds.order[place], token, certain[:, 0]
 
 
 def find_candidates(
-    graph: Graph,
+    build: Build,
     approximation: Approximation,
     error: ir.Value,
     bounded: ir.Value,
-    stored: Stored,
     cut: ir.Value,
     ceiling: ir.Value | None,
-    limits: Limits,
 ) -> tuple[Candidates, ir.Value]:
     """The features whose bound lies above the cut and whose size does not lie above the ceiling; certain bool [n].
 
     Cut and ceiling are [n, 1]. A token that is not certain has no candidates.
     """
-    groups, certain = groups_above_cut(graph, approximation, error, bounded, cut, limits)
-    chosen = members_above_cut(graph, approximation, groups, error, stored, cut, ceiling)
+    graph = build.graph
+    groups, certain = groups_above_cut(build, approximation, error, bounded, cut)
+    chosen = members_above_cut(build, approximation, groups, error, cut, ceiling)
     position = _true_positions(graph, chosen)
     # A position counts the members of these groups alone: place = 16 group + position - 16 column.
     column, size = graph.range(graph.op("Shape", groups.group)), graph.constant(GROUP, np.int64)
     first = graph.op("Mul", graph.op("Sub", groups.group, column), size)
     place = graph.op("Add", position, pick(graph, first, graph.op("Div", position, size)))
-    features = pick(graph, stored("int8_order"), place)
+    features = pick(graph, build.stored("int8_order"), place)
     in_group = graph.op("ReduceSum", graph.cast(chosen, np.float32), graph.constant([1], np.int64), keepdims=0)
     number, begin = segment_sums(graph, graph.cast(in_group, np.int64), groups.number)
     return Candidates(features, number, begin), graph.op("Squeeze", certain, graph.constant([1], np.int64))
 
 
 def groups_above_cut(
-    graph: Graph, approximation: Approximation, error: ir.Value, bounded: ir.Value, cut: ir.Value, limits: Limits
+    build: Build, approximation: Approximation, error: ir.Value, bounded: ir.Value, cut: ir.Value
 ) -> tuple[GroupsAboveCut, ir.Value]:
     """The groups whose bound lies above the cut, and certain bool [n, 1]: the token is bounded and has few groups.
 
     A token that is not certain has no groups.
     """
-    one = graph.constant([1], np.int64)
+    graph, one = build.graph, build.graph.constant([1], np.int64)
     mask = graph.op("Greater", graph.op("Add", approximation.group_bound, error), cut)
     number = graph.op("ReduceSum", graph.cast(mask, np.float32), one)
-    certain = graph.op("And", graph.op("LessOrEqual", number, graph.constant(limits.groups, np.float32)), bounded)
+    certain = graph.op("And", graph.op("LessOrEqual", number, graph.constant(build.limits.groups, np.float32)), bounded)
     mask = graph.op("And", mask, certain)
     number = graph.op("Where", certain, number, graph.constant(0, np.float32))
     number = graph.cast(graph.op("Squeeze", number, one), np.int64)
@@ -248,23 +241,22 @@ def groups_above_cut(
 
 
 def members_above_cut(
-    graph: Graph,
+    build: Build,
     approximation: Approximation,
     groups: GroupsAboveCut,
     error: ir.Value,
-    stored: Stored,
     cut: ir.Value,
     ceiling: ir.Value | None,
 ) -> ir.Value:
     """Which members of the groups are candidates, bool [m, 16]."""
-    one = graph.constant([1], np.int64)
+    graph, one = build.graph, build.graph.constant([1], np.int64)
 
     def of_token(numbers: ir.Value) -> ir.Value:
         return graph.op("Unsqueeze", pick(graph, numbers, groups.token), one)
 
     sizes = member_sizes(graph, approximation, groups.group, groups.row, of_token(approximation.unit))
     error = graph.op("Unsqueeze", pick(graph, error, groups.row), one)
-    bound = graph.op("Add", sizes, graph.op("Mul", graph.op("Gather", stored("int8_share"), groups.group), error))
+    bound = graph.op("Add", sizes, graph.op("Mul", graph.op("Gather", build.stored("int8_share"), groups.group), error))
     chosen = graph.op("Greater", bound, of_token(cut))
     if ceiling is not None:  # `_best` has computed all that lie above it
         chosen = graph.op("And", chosen, graph.op("LessOrEqual", sizes, of_token(ceiling)))
@@ -289,28 +281,21 @@ def _true_positions(graph: Graph, mask: ir.Value) -> ir.Value:
     return graph.op("Squeeze", graph.op("NonZero", vector), graph.constant([0], np.int64))
 
 
-def _score(
-    graph: Graph,
-    bundle: Bundle,
-    c: ir.Value,
-    rows: ir.Value,
-    candidates: Candidates,
-    theta: ir.Value | None,
-    limits: Limits,
-) -> Scored:
+def _score(build: Build, candidates: Candidates, theta: ir.Value | None) -> Scored:
     """The candidates with their activations in float32, which are 0 where they do not pass the threshold."""
-    used, token, position, end, widest = _blocks(graph, candidates, limits.block)
+    graph, block = build.graph, build.limits.block
+    used, token, position, end, widest = _blocks(graph, candidates, block)
     last = graph.op("Sub", end, graph.constant([1], np.int64))
     feature = pick(graph, candidates.features, graph.op("Min", position, last))
 
     nothing = graph.constant(0, np.float32)
-    values = _pre_activations(graph, bundle, c, rows, feature, limits, token)
+    values = _pre_activations(build, feature, token)
     values = graph.op("Where", graph.op("Less", position, end), values, nothing)
     if theta is not None:
-        thresholds = graph.op("Expand", theta, graph.constant([bundle.manifest.encoder.d_sae], np.int64))
+        thresholds = graph.op("Expand", theta, graph.constant([build.bundle.manifest.encoder.d_sae], np.int64))
         values = above(graph, values, pick(graph, thresholds, feature))
 
-    n, size = graph.op("Shape", candidates.number), graph.constant([limits.block], np.int64)
+    n, size = graph.op("Shape", candidates.number), graph.constant([block], np.int64)
     where = graph.op("Transpose", used, perm=[1, 0])
     shape = graph.op("Concat", n, widest, size, axis=0)
     slots = graph.op("Concat", n, graph.op("Mul", widest, size), axis=0)
@@ -342,38 +327,23 @@ def _blocks(
     return used, token, position, graph.op("Unsqueeze", end, one), widest
 
 
-def _pre_activations(
-    graph: Graph,
-    bundle: Bundle,
-    c: ir.Value,
-    rows: ir.Value,
-    feature: ir.Value,
-    limits: Limits,
-    token: ir.Value | None = None,
-) -> ir.Value:
+def _pre_activations(build: Build, feature: ir.Value, token: ir.Value | None = None) -> ir.Value:
     """relu(c W_enc + b_enc) of single features: [m, w] for the features i64 [m, w].
 
-    A few MB of W_enc's rows are copied at a time, since all of them would go to memory and back.
-
-    Args:
-        graph: where to compute them.
-        bundle: whose features they are.
-        c: x' - b_pre [n, d_in].
-        rows: W_enc transposed.
-        feature: which features.
-        limits: how many rows are copied at a time.
-        token: i64 [m], whose features they are; None where these are the first m.
+    `token` i64 [m] says whose features they are; by default they are those of the first m tokens. A few MB of W_enc's
+    rows are copied at a time, since all of them would go to memory and back.
     """
+    graph, bundle, rows = build.graph, build.bundle, build.stored("W_enc_rows")
     one, zero, last = (graph.constant([i], np.int64) for i in (1, 0, 2))
-    m, at_once = graph.op("Shape", feature, start=0, end=1), limits.row_bytes // (4 * bundle.manifest.encoder.d_in)
-    at_once = max(at_once, 1)
+    m = graph.op("Shape", feature, start=0, end=1)
+    at_once = max(build.limits.row_bytes // (4 * bundle.manifest.encoder.d_in), 1)
     times = graph.op("Add", graph.op("Div", graph.op("Size", feature), graph.constant(at_once, np.int64)), one)
     size = graph.op("Div", graph.op("Sub", graph.op("Add", m, times), one), times)
     block = graph.op("Min", graph.range(graph.op("Mul", times, size)), graph.op("Sub", m, one))
     block = graph.op("Reshape", block, graph.op("Concat", times, size, axis=0), allowzero=1)
 
     def multiply(inner: Graph, block: ir.Value) -> ir.Value:
-        x = inner.op("Gather", c, block if token is None else inner.op("Gather", token, block))
+        x = inner.op("Gather", build.c, block if token is None else inner.op("Gather", token, block))
         w = inner.op("Gather", rows, inner.op("Gather", feature, block))
         return inner.op("MatMul", w, inner.op("Unsqueeze", x, last))
 

@@ -21,26 +21,16 @@ LARGEST = float(np.finfo(np.float32).max)
 Numbers = NDArray[np.floating]
 
 
-def steer_in_numpy(
-    x: Numbers,
-    f: Numbers,
-    decoder_rows: Numbers,
-    scale: Numbers,
-    shift: Numbers,
-    low: Numbers,
-    high: Numbers,
-    gate: Numbers,
-    size: Numbers,
-) -> Numbers:
+def steer_in_numpy(x: Numbers, f: Numbers, rows: Numbers, size: Numbers, **edits: Numbers) -> Numbers:
     """What `steer_graph` computes, for activations f [b, t, e] of the edited features before the edits.
 
-    x is [b, t, d_in], the rows of W_dec are [b, e, d_in], the numbers of each edit [b, e], gate [b, t, e], and size
-    [b, t, 1] is what `normalised` divides each token by.
+    x is [b, t, d_in], `rows` of W_dec are [b, e, d_in], and size [b, t, 1] is what `normalised` divides tokens by.
+    The edits are scale, shift, low and high [b, e], and gate [b, t, e].
     """
-    scale, shift, low, high = (number[:, None] for number in (scale, shift, low, high))
+    scale, shift, low, high = (edits[name][:, None] for name in ("scale", "shift", "low", "high"))
     edited = np.minimum(np.maximum(scale * f + shift, low), high)
-    delta = gate * (edited - f)
-    return np.asarray(x + size * (delta @ decoder_rows))
+    delta = edits["gate"] * (edited - f)
+    return np.asarray(x + size * (delta @ rows))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ GROUP = 16  # neighbouring features that the graphs look at together
 SMALLEST_INT8 = 512  # features; a product with fewer is as fast as all that int8 could save of it
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class BundleGraph:
     """A graph that `export` puts into a bundle.
 
@@ -26,77 +26,55 @@ class BundleGraph:
 
     file: str
     purpose: str
-    condition: str
-    fits: Callable[[Manifest], bool]
+    condition: str = "every bundle"
+    fits: Callable[[Manifest], bool] = lambda manifest: True
     asked_as: str | None = None
     by_default: bool = True
     row_independent: bool = True
     reads_derived: bool = False
 
 
-def _any_bundle(manifest: Manifest) -> bool:
-    return True
-
-
-def _not_groupmax(manifest: Manifest) -> bool:
-    return manifest.encoder.selection != "groupmax"
-
-
 def _suits_int8(manifest: Manifest) -> bool:
     d_sae = manifest.encoder.d_sae
-    return _not_groupmax(manifest) and d_sae >= SMALLEST_INT8 and d_sae % GROUP == 0
+    return GPU.fits(manifest) and d_sae >= SMALLEST_INT8 and d_sae % GROUP == 0
 
 
 def _chooses_over_batches(manifest: Manifest) -> bool:
     return manifest.allocation is not None and manifest.allocation.kind != "token"
 
 
-def _reconstructs_its_input(manifest: Manifest) -> bool:
-    return manifest.encoder.d_out is None
-
-
-ENCODE = BundleGraph(
-    file="encode.onnx",
-    purpose="activations to features, each token by itself",
-    condition="every bundle",
-    fits=_any_bundle,
-)
+ENCODE = BundleGraph("encode.onnx", "activations to features, each token by itself")
 EXACT = BundleGraph(
-    file="encode_exact.onnx",
-    purpose="the same features from an int8 product and float32, each token certified",
-    condition="d_sae is a multiple of 16 from 512 on, and top k or a threshold above 0 selects",
-    fits=_suits_int8,
+    "encode_exact.onnx",
+    "the same features from an int8 product and float32, each token certified",
+    "d_sae is a multiple of 16 from 512 on, and top k or a threshold above 0 selects",
+    _suits_int8,
     asked_as="exact",
     reads_derived=True,
 )
 GPU = BundleGraph(
-    file="encode_gpu.onnx",
-    purpose="the same features from a float16 product on a GPU, each token certified",
-    condition="top k or a threshold selects",
-    fits=_not_groupmax,
+    "encode_gpu.onnx",
+    "the same features from a float16 product on a GPU, each token certified",
+    "top k or a threshold selects",
+    lambda manifest: manifest.encoder.selection != "groupmax",
     asked_as="gpu",
     by_default=False,
     reads_derived=True,
 )
 JOINT = BundleGraph(
-    file="encode_joint.onnx",
-    purpose="the exact batch rule",
-    condition="mutual or feature choice, which spend the matches of a whole batch",
-    fits=_chooses_over_batches,
+    "encode_joint.onnx",
+    "the exact batch rule",
+    "mutual or feature choice, which spend the matches of a whole batch",
+    _chooses_over_batches,
     row_independent=False,
     reads_derived=True,
 )
-DECODE = BundleGraph(
-    file="decode.onnx",
-    purpose="features back to activations",
-    condition="every bundle",
-    fits=_any_bundle,
-)
+DECODE = BundleGraph("decode.onnx", "features back to activations")
 STEER = BundleGraph(
-    file="steer.onnx",
-    purpose="edits of features in activations",
-    condition="every bundle but a transcoder's, which does not reconstruct its input",
-    fits=_reconstructs_its_input,
+    "steer.onnx",
+    "edits of features in activations",
+    "every bundle but a transcoder's, which does not reconstruct its input",
+    lambda manifest: manifest.encoder.d_out is None,
     reads_derived=True,
 )
 

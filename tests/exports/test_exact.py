@@ -30,7 +30,7 @@ from sae_runtime import bundle, load
 from sae_runtime.bundle import DERIVED, WEIGHTS
 from sae_runtime.exports import witness
 from sae_runtime.exports.approximation import approximate, errors, sizes_in_numpy
-from sae_runtime.exports.exact import LIMITS, Limits, exact_in_numpy, find_candidates
+from sae_runtime.exports.exact import LIMITS, Bounds, Build, Limits, exact_in_numpy, find_candidates
 from sae_runtime.exports.export import export
 from sae_runtime.exports.graph import Graph
 from sae_runtime.exports.integers import rounded
@@ -243,7 +243,8 @@ def inside(path: Path, kind: str, limits: Limits) -> Callable[[NDArray[np.float3
     c = graph.op("Sub", x, graph.constant(made.tensor("b_dec"), np.float32, name="b_dec"))
     error, bounded = errors(graph, small, c, stored)
     cut = graph.op("Mul", approximation.unit, graph.constant(0, np.float32))
-    candidates, certain = find_candidates(graph, approximation, error, bounded, stored, cut, None, limits)
+    build = Build(graph, made, stored, c, limits)
+    candidates, certain = find_candidates(build, approximation, error, bounded, cut, None)
     outputs = [approximation.product, approximation.unit, approximation.bias, error, *candidates, certain]
     types = [np.float32] * 4 + [np.int64] * 3 + [np.bool_]
     for number, (value, dtype) in enumerate(zip(outputs, types, strict=True)):
@@ -268,9 +269,9 @@ def test_the_numpy_version_is_the_graph(tmp_path: Path, kind: str, groups: int) 
     specs = read_header(path / DERIVED)
     order, share = (map_tensor(path / DERIVED, specs[f"int8_{name}"]) for name in ("order", "share"))
     z = np.maximum((x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"], 0)
-    sizes, group_bound = sizes_in_numpy(product, unit, bias)
+    bounds = Bounds(*sizes_in_numpy(product, unit, bias), error, share, order, unit)
     slots, theta = K if kind == "token" else 4 * K, weights.get("threshold")
-    indices, values, sure = exact_in_numpy(z, sizes, group_bound, error, share, order, unit, slots, theta, limits)
+    indices, values, sure = exact_in_numpy(z, bounds, slots, theta, limits)
     outputs = exact(path, x)
     np.testing.assert_array_equal(sure, outputs[2])
     assert sure.any() and (groups == LIMITS.groups or not sure.all())

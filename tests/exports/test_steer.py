@@ -85,7 +85,7 @@ def test_the_numpy_version_of_steering_is_the_graph(bundle_of: BundleOf, kind: s
     features = edits.pop("features")
     f = np.take_along_axis(f, features[:, None].repeat(5, axis=1), axis=2)
     rows, one = make_weights(150, kind)["W_dec"][features], np.ones((1, 1, 1))
-    expected = steer_in_numpy(x, f, rows, **edits, gate=one, size=one)
+    expected = steer_in_numpy(x, f, rows, one, **edits, gate=one)
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
 
 
