@@ -30,7 +30,8 @@ from sae_runtime import bundle, load
 from sae_runtime.bundle import DERIVED, WEIGHTS
 from sae_runtime.exports import witness
 from sae_runtime.exports.approximation import approximate, errors, sizes_in_numpy
-from sae_runtime.exports.exact import LIMITS, Bounds, Build, Limits, exact_in_numpy, find_candidates
+from sae_runtime.exports.candidates import LIMITS, Bounds, Build, Limits, find_candidates
+from sae_runtime.exports.exact import exact_in_numpy
 from sae_runtime.exports.export import export
 from sae_runtime.exports.graph import Graph
 from sae_runtime.exports.integers import rounded
@@ -108,7 +109,7 @@ def test_width_of_a_threshold_cuts_the_smallest(bundle_of: BundleOf, kind: str, 
 
 
 @pytest.mark.parametrize("kind", ["mutual", "feature"])
-def test_theta_is_an_input(bundle_of: BundleOf, kind: str) -> None:
+def test_certain_tokens_equal_the_witness_for_given_thresholds(bundle_of: BundleOf, kind: str) -> None:
     x, path = make_x(60), bundle_of(kind, D_SAE, sampled=True)
     z = witness.latents(make_weights(D_SAE, kind), x)
     each = np.random.default_rng(2).uniform(0.3, 4, D_SAE).astype(np.float32)
@@ -157,7 +158,7 @@ def test_odd_tokens_are_right_or_not_certain(bundle_of: BundleOf, kind: str) -> 
 
 
 @pytest.mark.parametrize("batch", [1, 3, 40])
-def test_a_token_does_not_depend_on_the_others(bundle_of: BundleOf, kind: str, batch: int) -> None:
+def test_encode_exact_of_a_token_does_not_depend_on_the_others(bundle_of: BundleOf, kind: str, batch: int) -> None:
     path, x = bundle_of(kind, D_SAE, sampled=True), odd_tokens(kind)
     whole = exact(path, x, **everything(kind, D_SAE))
     parts = [exact(path, x[i : i + batch], **everything(kind, D_SAE)) for i in range(0, len(x), batch)]
@@ -257,7 +258,7 @@ def inside(path: Path, kind: str, limits: Limits) -> Callable[[NDArray[np.float3
 
 
 @pytest.mark.parametrize("groups", [512, 12])
-def test_the_numpy_version_is_the_graph(tmp_path: Path, kind: str, groups: int) -> None:
+def test_the_numpy_version_of_encode_exact_is_the_graph(tmp_path: Path, kind: str, groups: int) -> None:
     path, x, limits = tmp_path / "b", make_x(40), Limits(groups=groups)
     bundle.write(path, make_weights(D_SAE, kind), make_manifest(D_SAE, kind), sample=make_x(300, seed=8))
     export(path, builders=builders_with(limits))
@@ -279,7 +280,7 @@ def test_the_numpy_version_is_the_graph(tmp_path: Path, kind: str, groups: int) 
     np.testing.assert_array_equal(indices[values > 0], outputs[0][values > 0])
 
 
-def test_the_reference_evaluator_agrees(bundle_of: BundleOf, kind: str) -> None:
+def test_encode_exact_agrees_with_the_reference_evaluator(bundle_of: BundleOf, kind: str) -> None:
     x, path = make_x(4), bundle_of(kind, D_SAE, sampled=True)
     feed: dict[str, Any] = {"x": x, "width": np.array([K if kind == "token" else 100]), "levels": np.float32(127)}
     if kind != "token":

@@ -75,7 +75,7 @@ def test_the_largest_equal_a_stable_sort_and_the_numpy_version(d_sae: int, kind:
 
 
 @pytest.mark.parametrize("d_sae", [64, 150])
-def test_a_row_of_nan_stays_one(d_sae: int) -> None:
+def test_selecting_from_a_row_of_nan_leaves_other_rows(d_sae: int) -> None:
     z = np.random.default_rng(0).standard_normal((5, d_sae)).astype(np.float32)
     expected = selected(d_sae)(z, 7)
     z[2] = np.nan
@@ -87,7 +87,7 @@ def test_a_row_of_nan_stays_one(d_sae: int) -> None:
 
 
 @pytest.mark.parametrize("d_sae", [48, 50])
-def test_the_reference_evaluator_agrees(d_sae: int) -> None:
+def test_selecting_agrees_with_the_reference_evaluator(d_sae: int) -> None:
     z, evaluator = latents(np.random.default_rng(1), 6, d_sae, "ties"), ReferenceEvaluator(select_model(d_sae))
     for width in (1, 5, d_sae):
         outputs: Any = evaluator.run(None, {"z": z, "width": np.array([width])})

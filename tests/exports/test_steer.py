@@ -59,7 +59,9 @@ def by_torch(kind: str, d_sae: int, x: NDArray[np.float32], edits: Arrays, gate:
 
 @pytest.mark.parametrize(("b", "t", "e"), [(1, 1, 1), (1, 7, 3), (3, 5, 4), (2, 150, 8), (0, 3, 2), (2, 0, 2)])
 @pytest.mark.parametrize("d_sae", [150, 1500])
-def test_torch_numpy_and_onnxruntime_agree(bundle_of: BundleOf, kind: str, d_sae: int, b: int, t: int, e: int) -> None:
+def test_steering_agrees_in_torch_numpy_and_onnxruntime(
+    bundle_of: BundleOf, kind: str, d_sae: int, b: int, t: int, e: int
+) -> None:
     x = make_x(b * t).reshape(b, t, D_IN)
     edits = some_edits(max(b, 1), e, d_sae, kind, x)
     if b == 0:
@@ -149,7 +151,7 @@ def test_steering_token_choice_edits_the_top_k_alone(bundle_of: BundleOf) -> Non
 
 
 @pytest.mark.parametrize("bad", [-1, 150, 2**40, -(2**63)])
-def test_an_unknown_feature_is_nan_in_its_request_alone(bundle_of: BundleOf, kind: str, bad: int) -> None:
+def test_steering_an_unknown_feature_is_nan_in_its_request_alone(bundle_of: BundleOf, kind: str, bad: int) -> None:
     x = make_x(12).reshape(3, 4, D_IN)
     edits = some_edits(3, 3, 150, kind, x)
     (y,) = run_graph(bundle_of(kind), "steer.onnx", x=x, **edits)
@@ -159,7 +161,7 @@ def test_an_unknown_feature_is_nan_in_its_request_alone(bundle_of: BundleOf, kin
     np.testing.assert_array_equal(found[[0, 2]], y[[0, 2]])
 
 
-def test_nan_stays_in_its_row(bundle_of: BundleOf, kind: str) -> None:
+def test_steering_nan_leaves_other_rows(bundle_of: BundleOf, kind: str) -> None:
     x = make_x(12).reshape(3, 4, D_IN)
     edits = some_edits(3, 3, 150, kind, x)
     (y,) = run_graph(bundle_of(kind), "steer.onnx", x=x, **edits)
@@ -183,7 +185,7 @@ def test_steering_one_request_leaves_the_others(bundle_of: BundleOf, kind: str) 
     assert (found[0] != y[0]).any()
 
 
-def test_the_reference_evaluator_agrees(bundle_of: BundleOf, kind: str) -> None:
+def test_steering_agrees_with_the_reference_evaluator(bundle_of: BundleOf, kind: str) -> None:
     x = make_x(10).reshape(2, 5, D_IN)
     edits = some_edits(2, 3, 150, kind, x)
     gate = np.full((1, 1, 1), 0.5, np.float32)

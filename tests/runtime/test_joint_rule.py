@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from sae_runtime import SAE, Features, bundle, load, quota
 from sae_runtime import joint as module
 from sae_runtime.exports import witness
-from sae_runtime.exports.exact import Limits
+from sae_runtime.exports.candidates import Limits
 from sae_runtime.exports.export import export
 from sae_runtime.features import Slots
 from sae_runtime.joint import Encode, cut, encode_joint, limits
