@@ -128,7 +128,7 @@ def encode_all(
 ) -> bool:
     """Print parity and times of one bundle; whether its features are right."""
     if GPU not in bundle.read(path, verify=False).manifest.graphs:
-        export(path, precisions=("gpu",))
+        export(path, graphs=("gpu",))
     read = bundle.read(path)
     sessions = Sessions(read, providers=providers_of(device), threads=None, verify=True)
     part = x[: options["checked"]]

@@ -61,7 +61,7 @@ def make(
     encoder = Encoder(d_in=d_in, d_sae=d_sae, selection=selection, k=k if selection == "topk" else None)
     manifest = Manifest(encoder=encoder, allocation=Allocation(kind=kind, k=float(k)), width=width)
     bundle.write(path, weights, manifest, sample=x[1024:][:4096])
-    export(path, precisions=("exact",))
+    export(path, graphs=("exact",))
     return x[:1024]
 
 

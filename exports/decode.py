@@ -12,7 +12,7 @@ from sae_runtime.exports.normalise import normalised, restored
 def known_features(graph: Graph, d_sae: int, features: ir.Value, number: ir.Value) -> tuple[ir.Value, ir.Value]:
     """Feature ids safe to gather by, and `number` of the same shape with NaN wherever the id was out of range.
 
-    A bad id must fail its own request, while Gather would fail the whole batch or wrap around.
+    A bad id must fail its own request. Gather would fail the whole batch, or count from the end.
     """
     safe = graph.op("Clip", features, graph.constant(0, np.int64), graph.constant(d_sae - 1, np.int64))
     known = graph.op("Equal", safe, features)
@@ -41,7 +41,7 @@ def decode_graph(bundle: Bundle) -> ir.Model:
 
 
 def completed(graph: Graph, bundle: Bundle, x_hat: ir.Value, x: ir.Value) -> ir.Value:
-    """A reconstruction f W_dec + b_dec [..., d_out] with all that x [..., d_in] adds to it."""
+    """A reconstruction f W_dec + b_dec [..., d_out] with what x [..., d_in] adds to it: size, mean and skip."""
     encoder = bundle.manifest.encoder
     x_hat = restored(graph, x_hat, normalised(graph, encoder, x))
     if not encoder.skip:

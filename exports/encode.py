@@ -1,4 +1,4 @@
-"""encode.onnx: activations to sparse features, every token for itself."""
+"""encode.onnx: activations to sparse features, each token by itself."""
 
 import numpy as np
 import onnx_ir as ir
@@ -14,13 +14,10 @@ def weight(graph: Graph, bundle: Bundle, name: str) -> ir.Value:
     return graph.weight(external(name, WEIGHTS, bundle.specs[name]))
 
 
-def latents(graph: Graph, bundle: Bundle, x: ir.Value, encoder: ir.Value | None = None) -> ir.Value:
-    """relu((x' - b_pre) W_enc + b_enc) for x [..., d_in]: [..., d_sae]; NaN stays NaN.
-
-    `encoder` takes W_enc's place.
-    """
+def latents(graph: Graph, bundle: Bundle, x: ir.Value) -> ir.Value:
+    """The pre-activations relu((x' - b_pre) W_enc + b_enc) [..., d_sae] of x [..., d_in]; NaN stays NaN."""
     c = centred(graph, bundle, normalised(graph, bundle.manifest.encoder, x).x)
-    product = graph.op("MatMul", c, encoder or weight(graph, bundle, "W_enc"))
+    product = graph.op("MatMul", c, weight(graph, bundle, "W_enc"))
     return graph.op("Relu", graph.op("Add", product, weight(graph, bundle, "b_enc")))
 
 
@@ -30,9 +27,9 @@ def centred(graph: Graph, bundle: Bundle, x: ir.Value) -> ir.Value:
 
 
 def above(graph: Graph, z: ir.Value, theta: ir.Value) -> ir.Value:
-    """z where z > theta, else 0; NaN stays NaN and is seen by the caller.
+    """z where z > theta, else 0; NaN stays NaN, so that the caller sees it.
 
-    A product, since onnxruntime's Where runs on one thread.
+    It is a product, since onnxruntime's Where runs on one thread.
     """
     return graph.op("Mul", z, graph.cast(graph.op("Greater", z, theta), np.float32))
 
@@ -48,6 +45,10 @@ def encode_graph(bundle: Bundle) -> ir.Model:
     """x f32 [n, d_in] -> indices i64, values f32 [n, width], each row by falling value, unused slots 0.
 
     Optional inputs: width i64 [1], and for threshold bundles theta f32 [1] or [d_sae].
+
+    >>> from sae_runtime.bundle import read
+    >>> [value.name for value in encode_graph(read(bundle_path)).graph.outputs]
+    ['indices', 'values']
     """
     graph = Graph("encode")
     x, n = tokens(graph, bundle.manifest.encoder.d_in)
@@ -61,7 +62,7 @@ def encode_graph(bundle: Bundle) -> ir.Model:
 def selected(
     graph: Graph, bundle: Bundle, z: ir.Value, theta: ir.Value | None, width: ir.Value
 ) -> tuple[ir.Value, ir.Value]:
-    """Indices i64 and values f32 [n, at most width] of latents z [n, d_sae], as the bundle selects."""
+    """Indices i64 and values f32 [n, at most width] of pre-activations z [n, d_sae], as the bundle selects."""
     return selected_slots(graph, bundle.manifest.encoder, z if theta is None else above(graph, z, theta), width)
 
 

@@ -1,4 +1,4 @@
-"""A small hand for writing ONNX graphs: typed values in, typed values out, weights by reference."""
+"""Write ONNX graphs: typed values in, typed values out, weights by reference."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,7 +28,14 @@ def external(name: str, file: str, spec: TensorSpec) -> ir.ExternalTensor:
 
 
 class Graph:
-    """A graph under construction. Every value gets a name of its own, so equal bundles give equal bytes."""
+    """A graph under construction. Every value has a name of its own, and equal bundles give equal bytes.
+
+    >>> graph = Graph("double")
+    >>> x = graph.input("x", np.float32, ["n"])
+    >>> graph.output(graph.op("Mul", x, graph.constant(2, np.float32)), "y", np.float32, ["n"])
+    >>> [node.op_type for node in graph.model().graph]
+    ['Mul']
+    """
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -102,19 +109,19 @@ class Graph:
         then: Callable[["Graph"], Sequence[ir.Value]],
         otherwise: Callable[["Graph"], Sequence[ir.Value]],
     ) -> Sequence[ir.Value]:
-        """What `then` makes where the condition holds, bool of one element, else what `otherwise` makes.
+        """The values that `then` makes where the condition (bool, one element) is true, else those of `otherwise`.
 
-        Only one of them runs: a node that has nothing to do still takes onnxruntime a microsecond or two. Both may use
+        Only one of them runs, since a node without work still takes onnxruntime a microsecond or two. Both may use
         values of this graph, which keeps their constants and weights.
         """
         branches = self._branch(f"{name}_then", then), self._branch(f"{name}_else", otherwise)
         return self.ops("If", len(branches[0].outputs), condition, then_branch=branches[0], else_branch=branches[1])
 
     def scan(self, name: str, step: Callable[["Graph", ir.Value], ir.Value], items: ir.Value) -> ir.Value:
-        """step(graph, item) of every item i64 of items [t, ...], stacked.
+        """step(graph, item) for every item i64 of items [t, ...], stacked.
 
-        It may use values of this graph, which keeps its constants and weights. The memory that one item takes is used
-        again for the next, while it is in cache.
+        A step may use values of this graph, which keeps its constants and weights. Each step uses the memory of the
+        step before again, while it is in cache.
         """
 
         def make(inner: Graph) -> Sequence[ir.Value]:

@@ -1,4 +1,4 @@
-"""The same as `sae_runtime.normalise`, in a graph, and the way back."""
+"""`sae_runtime.normalise` in a graph, and the way back from x' to x."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from sae_runtime.normalise import LAYER_EPSILON, TINY
 
 @dataclass(frozen=True)
 class Normalised:
-    """x' [..., d_in], and of each token its mean and size [..., 1]; None where they are 0 and 1."""
+    """x' [..., d_in], and each token's mean and size [..., 1]; None stands for a mean of 0 and a size of 1."""
 
     x: ir.Value
     mean: ir.Value | None
@@ -25,8 +25,8 @@ def normalised(graph: Graph, encoder: Encoder, x: ir.Value) -> Normalised:
         return Normalised(x, None, None)
     last, tiny = graph.constant([-1], np.int64), graph.constant(TINY, np.float32)
     unit = graph.op("ReduceL1", graph.op("Mul", x, graph.constant(1 / encoder.d_in, np.float32)), last)
-    some = graph.op("Greater", unit, graph.constant(0, np.float32))
-    y = graph.op("Div", x, graph.op("Where", some, unit, graph.constant(1, np.float32)))
+    nonzero = graph.op("Greater", unit, graph.constant(0, np.float32))
+    y = graph.op("Div", x, graph.op("Where", nonzero, unit, graph.constant(1, np.float32)))
     if encoder.norm == "length":
         size = graph.op("Mul", graph.op("ReduceL2", y, last), graph.constant(encoder.d_in**-0.5, np.float32))
         return Normalised(graph.op("Div", y, graph.op("Max", size, tiny)), None, graph.op("Mul", size, unit))
@@ -39,7 +39,7 @@ def normalised(graph: Graph, encoder: Encoder, x: ir.Value) -> Normalised:
 
 
 def restored(graph: Graph, x_hat: ir.Value, of: Normalised) -> ir.Value:
-    """A reconstruction of x' as one of x."""
+    """A reconstruction of x, from the one of x'."""
     if of.size is not None:
         x_hat = graph.op("Mul", x_hat, of.size)
     return x_hat if of.mean is None else graph.op("Add", x_hat, of.mean)

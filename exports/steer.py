@@ -1,9 +1,13 @@
-"""steer.onnx: edit features of activations and keep everything else, the reconstruction error included."""
+"""steer.onnx: edit features of activations and keep everything else, the reconstruction error included.
+
+`steer_in_numpy` is the formula.
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from sae_runtime.bundle import DERIVED, Bundle
 from sae_runtime.exports.decode import known_features
@@ -14,6 +18,19 @@ from sae_runtime.exports.select import first_rows, not_empty, selected_slots
 from sae_runtime.tensors import TensorSpec
 
 LARGEST = float(np.finfo(np.float32).max)
+Numbers = NDArray[np.floating]
+
+
+def steer_in_numpy(x: Numbers, f: Numbers, rows: Numbers, size: Numbers, **edits: Numbers) -> Numbers:
+    """What `steer_graph` computes, for activations f [b, t, e] of the edited features before the edits.
+
+    x is [b, t, d_in], `rows` of W_dec are [b, e, d_in], and size [b, t, 1] is what `normalised` divides tokens by.
+    The edits are scale, shift, low and high [b, e], and gate [b, t, e].
+    """
+    scale, shift, low, high = (edits[name][:, None] for name in ("scale", "shift", "low", "high"))
+    edited = np.minimum(np.maximum(scale * f + shift, low), high)
+    delta = edits["gate"] * (edited - f)
+    return np.asarray(x + size * (delta @ rows))
 
 
 @dataclass(frozen=True)
@@ -38,8 +55,8 @@ def steer_graph(bundle: Bundle, rows: TensorSpec | None = None) -> ir.Model:
 
     Args:
         bundle: the SAE.
-        rows: where `derived.safetensors` holds W_enc transposed, if it does. An edit then reads one row of it instead
-            of a column of W_enc, which is scattered over the whole file.
+        rows: where `derived.safetensors` holds W_enc transposed, if it does. An edit then reads one row of it; a column
+            of W_enc is scattered over the whole file.
     """
     graph = Graph("steer")
     d_in = bundle.manifest.encoder.d_in
@@ -68,7 +85,7 @@ def change(
     rows: TensorSpec | None = None,
     z: ir.Value | None = None,
 ) -> ir.Value:
-    """What edits add to x [b, t, d_in]: (gate * (f' - f)) W_dec[features], of the same shape, times each token's size.
+    """The change that edits make to x [b, t, d_in]: (gate * (f' - f)) W_dec[features], times each token's size.
 
     A feature out of range gives NaN for its request alone.
 
@@ -78,7 +95,7 @@ def change(
         x: the activations.
         edits: the edits.
         rows: as in `steer_graph`.
-        z: the latents of x, where the graph has them anyway; only a top k has a use for them.
+        z: the pre-activations of x, where the graph has them already; only top k needs them.
     """
     features, shift = known_features(graph, bundle.manifest.encoder.d_sae, edits.features, edits.shift)
     f = values_of(graph, bundle, x, features, rows, z)
@@ -87,7 +104,7 @@ def change(
         graph.op("Unsqueeze", value, per_token) for value in (edits.scale, shift, edits.low, edits.high)
     )
     edited = graph.op("Add", graph.op("Mul", scale, f), shift)
-    # Not Clip, which takes scalar bounds only; Max and Min keep NaN.
+    # Clip takes scalar bounds only. Max and Min keep NaN.
     edited = graph.op("Min", graph.op("Max", edited, low), high)
     delta = graph.op("Mul", edits.gate, graph.op("Sub", edited, f))
     added = graph.op("MatMul", delta, graph.op("Gather", weight(graph, bundle, "W_dec"), features))
@@ -103,7 +120,7 @@ def values_of(
     rows: TensorSpec | None = None,
     z: ir.Value | None = None,
 ) -> ir.Value:
-    """Values [b, t, e] of the features [b or 1, e], all in range, by the served rule; arguments as for `change`."""
+    """Values [b, t, e] of the features [b or 1, e], all in range, by the served rule; arguments as in `change`."""
     if bundle.manifest.encoder.selection == "threshold":
         return _threshold_values(graph, bundle, x, features, rows)
     return _topk_values(graph, bundle, x, features, z)
@@ -112,7 +129,7 @@ def values_of(
 def _threshold_values(
     graph: Graph, bundle: Bundle, x: ir.Value, features: ir.Value, rows: TensorSpec | None
 ) -> ir.Value:
-    """Reads what belongs to the features in the encoder, and nothing else of it."""
+    """Values by a threshold; of the encoder, only the parts of these features are read."""
     if rows is None:
         columns = graph.op("Gather", weight(graph, bundle, "W_enc"), features, axis=1)
         columns = graph.op("Transpose", columns, perm=[1, 0, 2])
@@ -122,12 +139,12 @@ def _threshold_values(
     asked = graph.op("Unsqueeze", features, graph.constant([1], np.int64))
     bias, theta = (graph.op("Gather", weight(graph, bundle, name), asked) for name in ("b_enc", "threshold"))
     c = centred(graph, bundle, normalised(graph, bundle.manifest.encoder, x).x)
-    # No Relu: a threshold is never below 0.
+    # There is no Relu, since a threshold is never below 0.
     return above(graph, graph.op("Add", graph.op("MatMul", c, columns), bias), theta)
 
 
 def _topk_values(graph: Graph, bundle: Bundle, x: ir.Value, features: ir.Value, z: ir.Value | None) -> ir.Value:
-    """Only the whole encoder tells which features are among the top k, or first of their group; it runs where e > 0."""
+    """Values by top k or by the largest of groups, which only the whole encoder can tell; it runs where e > 0."""
     asked = graph.op("Shape", features, start=1)
     if z is None:
         z = latents(graph, bundle, some_tokens(graph, x, asked))
@@ -144,11 +161,11 @@ def _topk_values(graph: Graph, bundle: Bundle, x: ir.Value, features: ir.Value, 
     kept = graph.op("Where", same, graph.op("Unsqueeze", values, slot), graph.constant(0, np.float32))
     f = graph.op("ReduceSum", kept, graph.constant([-1], np.int64), keepdims=0)
     shape = graph.op("Concat", graph.op("Shape", x, end=2), asked, axis=0)
-    return graph.op("Reshape", f, shape, allowzero=1)  # of no tokens and no features: of all tokens and no features
+    return graph.op("Reshape", f, shape, allowzero=1)  # without features, f has no tokens yet
 
 
 def some_tokens(graph: Graph, x: ir.Value, wanted: ir.Value) -> ir.Value:
-    """x [b, t, d_in] where wanted, i64 [1], is above 0, else no token, [b, 0, d_in]: work on it is free."""
+    """x [b, t, d_in] where wanted, i64 [1], is above 0; else no token, [b, 0, d_in], so that later work is free."""
     one = graph.constant([1], np.int64)
     tokens = graph.op("Mul", graph.op("Shape", x, start=1, end=2), graph.op("Min", wanted, one))
     return graph.op("Slice", x, graph.constant([0], np.int64), tokens, one)

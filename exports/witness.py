@@ -1,7 +1,7 @@
-"""The second witness: every graph's mathematics again, in plain float64 numpy, sharing no code with the graphs.
+"""The second witness: the mathematics of every graph in float64 numpy. It shares no code with the graphs.
 
-*Exact* means: the active set equals this one's except where a value lies within 1e-6 of the cut, and values agree
-within 1e-5, both relative to the largest value of the row (floating-point sums differ in their last bits).
+A graph is *exact* where its features are those of the witness, except for values within 1e-6 of the cut, and its
+values agree within 1e-5. Both are relative to the largest value of the row: sums differ in their last bits.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ _VALUE_TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class Matches:
-    """Latents z [n, d_sae], which of them are kept, and the cuts (broadcastable to z) that decided each of them."""
+    """Pre-activations z [n, d_sae], which are kept, and the cuts, broadcastable to z, that decide it."""
 
     z: NDArray[np.float64]
     kept: NDArray[np.bool_]
@@ -39,19 +39,27 @@ def normalise(x: ArrayLike, norm: str) -> tuple[NDArray[np.float64], NDArray[np.
 
 
 def latents(weights: Weights, x: ArrayLike) -> NDArray[np.float64]:
-    """relu((x' - b_pre) W_enc + b_enc) of x' [..., d_in]: [..., d_sae]."""
+    """The pre-activations relu((x' - b_pre) W_enc + b_enc) [..., d_sae] of x' [..., d_in]."""
     w = {name: np.asarray(value, np.float64) for name, value in weights.items()}
     return np.maximum((np.asarray(x, np.float64) - w.get("b_pre", w["b_dec"])) @ w["W_enc"] + w["b_enc"], 0)
 
 
 def token_choice(z: NDArray[np.float64], k: int) -> Matches:
-    """The k largest of every row."""
+    """The k largest of every row (TopK).
+
+    >>> token_choice(np.array([[5.0, 0.0, 3.0, 1.0]]), 2).kept
+    array([[ True, False,  True, False]])
+    """
     kept = _largest(z, k) & (z > 0)
     return Matches(z, kept, (_cut(z, kept)[:, None],))
 
 
 def group_choice(z: NDArray[np.float64], k: int) -> Matches:
-    """The largest of each of k runs of neighbours in every row."""
+    """The largest of each of k runs of neighbours in every row.
+
+    >>> group_choice(np.array([[5.0, 6.0, 3.0, 1.0]]), 2).kept
+    array([[False,  True,  True, False]])
+    """
     runs = z.reshape(len(z), k, z.shape[1] // k)
     kept = np.zeros_like(runs, bool)
     np.put_along_axis(kept, runs.argmax(axis=2)[:, :, None], True, axis=2)
@@ -61,7 +69,11 @@ def group_choice(z: NDArray[np.float64], k: int) -> Matches:
 
 
 def threshold(z: NDArray[np.float64], theta: ArrayLike) -> Matches:
-    """Those above theta, a number or one per feature."""
+    """Those above theta, which is one number or one for each feature.
+
+    >>> threshold(np.array([[5.0, 0.0, 3.0]]), [4.0, 0.0, 3.0]).kept
+    array([[ True, False, False]])
+    """
     cut = np.broadcast_to(np.asarray(theta, np.float64), z.shape[1:])
     return Matches(z, z > cut, (cut,))
 
@@ -72,7 +84,15 @@ def joint(
     cap: NDArray[np.float64] | None = None,
     valid: NDArray[np.bool_] | None = None,
 ) -> Matches:
-    """The round(k * valid rows) largest of the batch, with at most round(cap_i * valid rows) in column i."""
+    """The round(k * valid rows) largest of the batch, with at most round(cap_i * valid rows) in column i.
+
+    >>> joint(np.array([[5.0, 3.0], [4.0, 2.0]]), 1.0).kept
+    array([[ True, False],
+           [ True, False]])
+    >>> joint(np.array([[5.0, 3.0], [4.0, 2.0]]), 1.0, cap=np.array([0.5, 1.0])).kept
+    array([[ True,  True],
+           [False, False]])
+    """
     valid = np.ones(len(z), bool) if valid is None else valid
     tokens = int(valid.sum())
     candidates = np.where(valid[:, None], z, 0)
@@ -89,7 +109,12 @@ def joint(
 
 
 def decode(weights: Weights, indices: NDArray[np.int64], values: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The sum of values times decoder rows, plus b_dec: [n, d_out]."""
+    """The sum of values times decoder rows, plus b_dec: [n, d_out].
+
+    >>> weights = {"W_dec": np.eye(3, dtype=np.float32), "b_dec": np.ones(3, np.float32)}
+    >>> decode(weights, np.array([[2, 0]]), np.array([[5.0, 0.0]], np.float32))
+    array([[1., 1., 6.]])
+    """
     out = np.tile(np.asarray(weights["b_dec"], np.float64), (len(indices), 1))
     for row in range(len(indices)):
         out[row] += np.asarray(values[row], np.float64) @ np.asarray(weights["W_dec"], np.float64)[indices[row]]
@@ -97,7 +122,7 @@ def decode(weights: Weights, indices: NDArray[np.int64], values: NDArray[np.floa
 
 
 def completed(weights: Weights, x_hat: ArrayLike, x: ArrayLike, norm: str) -> NDArray[np.float64]:
-    """A reconstruction f W_dec + b_dec [n, d_out] with all that x [n, d_in] adds to it."""
+    """A reconstruction f W_dec + b_dec [n, d_out] with what x [n, d_in] adds to it: size, mean and skip."""
     _, mean, size = normalise(x, norm)
     skip = np.asarray(x, np.float64) @ np.asarray(weights["W_skip"], np.float64).T if "W_skip" in weights else 0
     return np.asarray(x_hat, np.float64) * size + mean + skip
@@ -117,7 +142,7 @@ def steer(
     high: ArrayLike,
     gate: ArrayLike = 1.0,
 ) -> NDArray[np.float64]:
-    """One edit after another on x [b, t, d_in], where f [b, t, d_sae] are the features as kept; ids [b, e]."""
+    """One edit after another on x [b, t, d_in]; f [b, t, d_sae] are the kept features, `features` ids [b, e]."""
     y, size = np.asarray(x, np.float64).copy(), normalise(x, norm)[2]
     shape = features.shape
     scale, shift, low, high = (np.broadcast_to(np.asarray(v, np.float64), shape) for v in (scale, shift, low, high))
@@ -132,8 +157,13 @@ def steer(
 
 
 def disagreement(expected: Matches, indices: NDArray[np.int64], values: NDArray[np.float32]) -> str | None:
-    """What is wrong with sparse rows [n, w] that should hold these matches, or None if they do, exactly."""
-    z, found = expected.z, np.zeros_like(expected.z)
+    """What is wrong with sparse rows [n, w] that should hold these matches exactly, or None.
+
+    >>> expected = token_choice(np.array([[5.0, 0.0, 3.0]]), 2)
+    >>> disagreement(expected, np.array([[0, 1]]), np.array([[5.0, 3.0]], np.float32))
+    '1 wrong matches, the first at row 0, feature 2'
+    """
+    z, actual = expected.z, np.zeros_like(expected.z)
     if len(indices) != len(z):
         return f"{len(indices)} rows, expected {len(z)}"
     if not np.isfinite(values).all():
@@ -144,27 +174,31 @@ def disagreement(expected: Matches, indices: NDArray[np.int64], values: NDArray[
     feature = indices[row, slot]
     if len(set(zip(row.tolist(), feature.tolist(), strict=True))) != len(row):
         return "a feature twice in one row"
-    found[row, feature] = values[row, slot]
+    actual[row, feature] = values[row, slot]
     top = np.maximum(z.max(axis=1, initial=0), 1e-30)[:, None]
-    near = z <= _CUT_TOLERANCE * top  # of no account: relu cuts at 0
+    near = z <= _CUT_TOLERANCE * top  # they do not count, since relu cuts at 0
     for cut in expected.cuts:
         near |= np.abs(z - cut) <= _CUT_TOLERANCE * top
-    wrong = ((found > 0) != expected.kept) & ~near
+    wrong = ((actual > 0) != expected.kept) & ~near
     if wrong.any():
         where = np.argwhere(wrong)[0]
         return f"{wrong.sum()} wrong matches, the first at row {where[0]}, feature {where[1]}"
-    error = np.where(found > 0, np.abs(found - z), 0) / top
+    error = np.where(actual > 0, np.abs(actual - z), 0) / top
     if error.max(initial=0) > _VALUE_TOLERANCE:
         return f"a value that is off by {error.max():.1e} of the largest in its row"
     return None
 
 
-def difference(expected: NDArray[np.float64], found: NDArray[np.float32]) -> str | None:
-    """The same for dense activations [..., d_in]: None if they agree within 1e-5 of the largest value of the row."""
-    if expected.shape != found.shape:
-        return f"shape {found.shape}, expected {expected.shape}"
+def difference(expected: NDArray[np.float64], actual: NDArray[np.float32]) -> str | None:
+    """What is wrong with dense activations [..., d_in], or None where they agree within 1e-5 of the row's largest.
+
+    >>> difference(np.ones((1, 2)), np.array([[1, 2]], np.float32))
+    "a difference of 1.0e+00 of the row's largest value"
+    """
+    if expected.shape != actual.shape:
+        return f"shape {actual.shape}, expected {expected.shape}"
     top = np.maximum(np.abs(expected).max(axis=-1, initial=0), 1e-30)[..., None]
-    error = np.abs(expected - found) / top
+    error = np.abs(expected - actual) / top
     if not (error <= _VALUE_TOLERANCE).all():
         return f"a difference of {error.max():.1e} of the row's largest value"
     return None

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_runtime import files
+from sae_runtime import file_set, files
+from sae_runtime.graphs import export_options
 from sae_runtime.hub import leaves
 from sae_runtime.manifest import Encoder, FileRecord, GraphRecord, Manifest, from_json, to_json
 from sae_runtime.sae_lens_cfg import CFG, sae_lens_cfg
@@ -26,7 +27,6 @@ MANIFEST = "sae_runtime.json"
 WEIGHTS = "sae_weights.safetensors"
 DERIVED = "derived.safetensors"
 SAMPLE = "sample.safetensors"
-_ASKED_FOR = {"encode_half.onnx": "float16", "encode_gpu.onnx": "gpu"}  # precisions that export leaves out by default
 
 
 class BundleError(ValueError):
@@ -74,8 +74,10 @@ class Bundle:
         """
         record = self.manifest.graphs.get(name)
         if record is None:
-            more = f" --precision exact --precision {_ASKED_FOR[name]}" if name in _ASKED_FOR else ""
-            raise BundleError(f"{self.path} has no {name}: not exported yet; run: sae-runtime export {self.path}{more}")
+            raise BundleError(
+                f"{self.path} has no {name}: not exported yet; "
+                f"run: sae-runtime export {self.path}{export_options(name)}"
+            )
         try:
             _check_file(self.path, name, record, verify=True)
             if record.derived:
@@ -117,30 +119,9 @@ def write(
             save_tensors(folder / SAMPLE, {"x": np.ascontiguousarray(sample, np.float32)})
             names.append(SAMPLE)
         records = {name: record(folder / name) for name in names}
-        manifest = dataclasses.replace(manifest, files=records, graphs={}, precisions={})
+        manifest = dataclasses.replace(manifest, files=records, graphs={})
         (folder / MANIFEST).write_text(to_json(manifest))
         read(folder, calibrated=False)
-
-
-def with_sample(bundle: Bundle, sample: NDArray[np.float32]) -> Bundle:
-    """The bundle with these activations [m, d_in] as its sample.
-
-    Raises:
-        ValueError: another width, no rows, or numbers that are not finite.
-    """
-    d_in = bundle.manifest.encoder.d_in
-    if sample.ndim != 2 or not len(sample) or sample.shape[1] != d_in:
-        raise ValueError(
-            f"activations must be [tokens, {d_in}], got {list(sample.shape)}; give those of the SAE's hook"
-        )
-    if not np.isfinite(sample).all():
-        raise ValueError("activations hold NaN or Inf; drop those rows")
-    with files.new_file(bundle.path / SAMPLE, force=True) as partial:
-        save_tensors(partial, {"x": np.ascontiguousarray(sample, np.float32)})
-    listed = {**bundle.manifest.files, SAMPLE: record(bundle.path / SAMPLE)}
-    with files.new_file(bundle.path / MANIFEST, force=True) as partial:
-        partial.write_text(to_json(dataclasses.replace(bundle.manifest, files=listed)))
-    return read(bundle.path, verify=False)
 
 
 def read(path: str | Path, *, verify: bool = True, calibrated: bool = True) -> Bundle:
@@ -160,6 +141,7 @@ def read(path: str | Path, *, verify: bool = True, calibrated: bool = True) -> B
     """
     path = Path(path)
     files.repair(path)
+    file_set.finish(path, last=MANIFEST)
     manifest = _read_manifest(path)
     for name, file_record in manifest.files.items():
         if name != DERIVED:  # it may be deleted, and `Bundle.graph` checks it where a graph needs it

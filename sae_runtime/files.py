@@ -105,6 +105,16 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         partial.write_text(json.dumps(value, indent=2) + "\n")
 
 
+@contextlib.contextmanager
+def scratch_file(path: Path) -> Iterator[Path]:
+    """Give a hidden sibling of `path` to write, with its suffix, which vanishes when the block ends."""
+    with _partial(path, Path.touch, force=True) as partial:
+        try:
+            yield partial
+        finally:
+            _remove(partial)
+
+
 def check_free(path: Path, *, force: bool = False) -> None:
     """Repair what a crash left around `path`, then raise if it cannot be made; call this before long work.
 

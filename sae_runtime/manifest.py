@@ -134,27 +134,6 @@ class GraphRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Price:
-    """What a precision costs on the bundle's sample, against float64.
-
-    Attributes:
-        tokens: tokens of the sample that were compared.
-        jaccard: features active in both over those active in either, mean over tokens.
-        value_error: largest error of a value over the token's largest value, mean over tokens.
-        fvu: fraction of variance unexplained; None for transcoders, whose target is not known.
-        fvu_change: by how much that is more than float64's, as a share of it.
-        redone: "exact" only: share of the tokens that are encoded again in full.
-    """
-
-    tokens: int
-    jaccard: float
-    value_error: float
-    fvu: float | None
-    fvu_change: float | None
-    redone: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """`sae_runtime.json`: what the SAE is, where it came from, what was measured, and the hash of every file."""
 
@@ -168,7 +147,6 @@ class Manifest:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, FileRecord] = field(default_factory=dict)
     graphs: Mapping[str, GraphRecord] = field(default_factory=dict)
-    precisions: Mapping[str, Price] = field(default_factory=dict)  # of the graphs that were exported
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:

@@ -78,5 +78,5 @@ def converted(folder: Path, name: str) -> Converted:
     (folder / "foreign" / "cfg.json").write_text(json.dumps({**sizes, **settings}))
     safetensors.numpy.save_file(weights, folder / "foreign" / "sae_weights.safetensors")
     convert(folder / "foreign", folder / "sae")
-    export(folder / "sae", precisions=())
+    export(folder / "sae", graphs=())
     return Converted(folder / "sae", settings, {key: torch.from_numpy(a).double() for key, a in weights.items()})

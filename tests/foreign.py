@@ -43,7 +43,7 @@ def assert_same(checkpoint: Path, out: Path, d_in: int, encode: Function, recons
         reconstruct: its reconstruction [n, d_out] of activations.
     """
     made = convert(checkpoint, out)
-    export(out, precisions=())
+    export(out, graphs=())
     ours = load(out)
     for n in BATCHES:
         x = activations(n, d_in)

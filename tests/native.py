@@ -50,5 +50,5 @@ def native(
     manifest = Manifest(encoder=encoder, allocation=allocation, width=encoder.k or 120, model="tiny", hook="layer.1")
     bundle.write(path, {name: array.astype(np.float32) for name, array in weights.items()}, manifest)
     if theta is not None:
-        export(path, precisions=())
+        export(path, graphs=())
     return path

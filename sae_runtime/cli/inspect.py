@@ -9,7 +9,7 @@ from sae_runtime import bundle as bundles
 from sae_runtime.cli.common import explained, json_option, show, table
 from sae_runtime.cli.options import Command
 from sae_runtime.hub import local
-from sae_runtime.manifest import GraphRecord, Manifest, Price
+from sae_runtime.manifest import GraphRecord, Manifest
 
 
 @click.command("inspect", cls=Command)
@@ -33,7 +33,6 @@ def command(bundle: str, json: bool) -> None:
     result = {"valid": True, "bundle": bundle, **dataclasses.asdict(manifest)}
     files = table([[name, f"{record.size:,} bytes", "sha256 ok"] for name, record in manifest.files.items()])
     lines = [("bundle", f"{bundle} (valid)"), *describe(manifest), *_listed("files", files)]
-    lines += price_lines(manifest.precisions)
     todo = "export" if read.calibrated else "calibrate"
     lines += graph_lines(manifest.graphs) or [("graphs", f"none yet; run: sae-runtime {todo} {bundle}")]
     show(result, lines, json=json)
@@ -75,19 +74,6 @@ def _measurements(measured: Mapping[str, float], tokens: str) -> Iterator[str]:
         yield f"batch rule: {by_batch} over batches of {measured['batch']:,.0f}"
     if "dead" in measured:
         yield f"silent on {measured['dead_tokens']:,.0f} tokens: {measured['dead']:.2%} of the features"
-
-
-def price_lines(prices: Mapping[str, Price]) -> list[tuple[str, str]]:
-    """What each precision costs, as lines for `show`."""
-    rows = []
-    for name, price in prices.items():
-        again = "" if price.redone is None else f", {price.redone:.2%} of the tokens encoded again in full"
-        fvu = "" if price.fvu is None else f", FVU {price.fvu:.4f} ({price.fvu_change:+.3%})"
-        rows.append(
-            f"{name:<8}  matches {price.jaccard:.4f} alike, values off by {price.value_error:.1e} of the largest"
-            f"{fvu}{again}"
-        )
-    return _listed("precisions", rows)
 
 
 def graph_lines(graphs: Mapping[str, GraphRecord]) -> list[tuple[str, str]]:

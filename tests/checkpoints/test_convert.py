@@ -67,7 +67,7 @@ def test_a_checkpoint_becomes_a_bundle_that_export_takes(lens: Path, tmp_path: P
         "read    jumprelu, 6 -> 20",
         f"next    sae-runtime export {tmp_path / 'out'}",
     ]
-    assert run("export", tmp_path / "out", "--precision", "none").exit_code == 0
+    assert run("export", tmp_path / "out", "--graph", "none").exit_code == 0
     assert load(tmp_path / "out").d_sae == 20
     manifest = bundle.read(tmp_path / "out").manifest
     assert manifest.provenance == {

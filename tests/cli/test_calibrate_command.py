@@ -35,7 +35,7 @@ def test_calibrates_in_place_and_says_what(copy_of: BundleOf, acts: Path) -> Non
     ]
     said = refused("extract", path, "--activations", acts, "-o", acts.parent / "f.parquet")
     assert said == f"error: {path} has no encode.onnx: not exported yet; run: sae-runtime export {path}"
-    export(path, precisions=())
+    export(path, graphs=())
     assert load(path).encode(make_x(1000)[:750]).l0().mean() == pytest.approx(4, abs=0.01)
 
 

@@ -68,25 +68,23 @@ def test_export_prints_the_graphs(tmp_path: Path) -> None:
     assert [line.split() for line in shown.stdout.splitlines()[1:]] == [line.split() for line in inspected[-4:]]
     found = json.loads(run("export", path, "--json").stdout)
     manifest = json.loads((path / bundle.MANIFEST).read_text())
-    assert found == {"bundle": str(path), "graphs": manifest["graphs"], "precisions": {}}
+    assert found == {"bundle": str(path), "graphs": manifest["graphs"]}
 
 
-def test_export_measures_precisions_on_activations(tmp_path: Path) -> None:
+def test_export_makes_the_graphs_that_are_named(tmp_path: Path) -> None:
     path, x = tmp_path / "sae", tmp_path / "x.npy"
     bundle.write(path, make_weights(512, "mutual"), make_manifest(512, "mutual"))
     np.save(x, make_x(200))
-    shown = run("export", path, "--activations", x, "--precision", "fast", "--precision", "float16")
+    shown = run("export", path, "--activations", x, "--graph", "gpu")
     assert (shown.exit_code, shown.stderr) == (0, "")
-    assert not (path / "encode_exact.onnx").exists()
-    prices = json.loads(run("inspect", path, "--json").stdout)["precisions"]
-    assert set(prices) == {"float32", "fast", "float16"} and prices["float32"]["jaccard"] == 1
-    lines = [line for line in run("inspect", path).stdout.splitlines() if "matches" in line]
-    assert len(lines) == 3 and lines[0].split()[:2] == ["precisions", "float32"]
-    assert run("export", path, "--precision", "none").exit_code == 0
-    assert not (path / "encode_fast.onnx").exists() and not (path / bundle.DERIVED).exists()
-    assert run("export", path, "--precision", "none", "--precision", "fast").exit_code == 2
-    refused = run("export", path, "--precision", "int4")
-    assert refused.exit_code == 1 and "precisions must be some of float32, exact, fast, float16" in refused.stderr
+    graphs = json.loads(run("inspect", path, "--json").stdout)["graphs"]
+    assert "encode_gpu.onnx" in graphs and "encode_exact.onnx" not in graphs
+    assert not (path / "encode_exact.onnx").exists() and (path / bundle.SAMPLE).exists()
+    assert run("export", path, "--graph", "none").exit_code == 0
+    assert not (path / "encode_gpu.onnx").exists() and not (path / bundle.DERIVED).exists()
+    assert run("export", path, "--graph", "none", "--graph", "exact").exit_code == 2
+    refused = run("export", path, "--graph", "int4")
+    assert refused.exit_code == 2 and "'int4' is not one of 'exact', 'gpu', 'none'" in refused.stderr
 
 
 @pytest.fixture

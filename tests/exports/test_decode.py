@@ -23,7 +23,9 @@ def some_features(n: int, w: int, d_sae: int) -> tuple[NDArray[np.int64], NDArra
 @pytest.mark.parametrize("w", [0, 1, 6])
 @pytest.mark.parametrize("n", [0, 1, 7, 300])
 @pytest.mark.parametrize("d_sae", [150, 1500])
-def test_torch_numpy_and_onnxruntime_agree(bundle_of: BundleOf, kind: str, d_sae: int, n: int, w: int) -> None:
+def test_decoding_agrees_in_torch_numpy_and_onnxruntime(
+    bundle_of: BundleOf, kind: str, d_sae: int, n: int, w: int
+) -> None:
     indices, values = some_features(n, w, d_sae)
     (x_hat,) = run_graph(bundle_of(kind, d_sae), "decode.onnx", indices=indices, values=values)
     assert x_hat.dtype == np.float32 and x_hat.shape == (n, D_IN)
@@ -37,7 +39,7 @@ def test_torch_numpy_and_onnxruntime_agree(bundle_of: BundleOf, kind: str, d_sae
     np.testing.assert_allclose(expected, torch_witness.decode(weights, f).numpy(), rtol=1e-12, atol=1e-12)
 
 
-def test_unused_slots_add_nothing(bundle_of: BundleOf, kind: str) -> None:
+def test_unused_slots_add_nothing_to_the_reconstruction(bundle_of: BundleOf, kind: str) -> None:
     indices, values = some_features(7, 6, 150)
     (x_hat,) = run_graph(bundle_of(kind), "decode.onnx", indices=indices, values=values)
     wider = ((0, 0), (0, 3))
@@ -58,14 +60,14 @@ def test_an_unknown_feature_is_nan_in_its_row_alone(bundle_of: BundleOf, kind: s
     np.testing.assert_array_equal(found[others], x_hat[others])
 
 
-def test_the_reference_evaluator_agrees(bundle_of: BundleOf, kind: str) -> None:
+def test_decoding_agrees_with_the_reference_evaluator(bundle_of: BundleOf, kind: str) -> None:
     indices, values = some_features(7, 6, 150)
     feed = {"indices": indices, "values": values}
     outputs: Any = ReferenceEvaluator(str(bundle_of(kind) / "decode.onnx")).run(None, feed)
     assert witness.difference(witness.decode(make_weights(150, kind), indices, values), outputs[0]) is None
 
 
-def test_the_witness_can_fail(bundle_of: BundleOf, kind: str) -> None:
+def test_the_witness_notices_other_values(bundle_of: BundleOf, kind: str) -> None:
     indices, values = some_features(7, 6, 150)
     (x_hat,) = run_graph(bundle_of(kind), "decode.onnx", indices=indices, values=values)
     other = witness.decode(make_weights(150, kind), indices, values * np.float32(1.001))

@@ -26,7 +26,7 @@ def all_slots(kind: str, d_sae: int) -> dict[str, NDArray[np.int64]]:
 
 @pytest.mark.parametrize("n", [0, 1, 7, 300])
 @pytest.mark.parametrize("d_sae", [150, 1500])
-def test_torch_numpy_and_onnxruntime_agree(bundle_of: BundleOf, kind: str, d_sae: int, n: int) -> None:
+def test_encoding_agrees_in_torch_numpy_and_onnxruntime(bundle_of: BundleOf, kind: str, d_sae: int, n: int) -> None:
     x = make_x(n)
     indices, values = run_graph(bundle_of(kind, d_sae), "encode.onnx", x=x, **all_slots(kind, d_sae))
     expected = served_by_numpy(kind, d_sae, x)
@@ -37,7 +37,7 @@ def test_torch_numpy_and_onnxruntime_agree(bundle_of: BundleOf, kind: str, d_sae
     assert n < 7 or expected.kept.sum() > n, "a test of next to nothing"
 
 
-def test_the_default_width_is_the_manifests(bundle_of: BundleOf, kind: str) -> None:
+def test_the_default_slots_are_those_of_the_manifest(bundle_of: BundleOf, kind: str) -> None:
     indices, values = run_graph(bundle_of(kind), "encode.onnx", x=make_x(7))
     assert indices.shape == values.shape == (7, K if kind == "token" else 4 * K)
 
@@ -54,7 +54,7 @@ def test_width_is_an_input_cut_at_d_sae(bundle_of: BundleOf, kind: str, width: i
 
 
 @pytest.mark.parametrize("vector", [False, True])
-def test_theta_is_an_input(bundle_of: BundleOf, vector: bool) -> None:
+def test_encoding_takes_thresholds_as_an_input(bundle_of: BundleOf, vector: bool) -> None:
     x = make_x(50)
     theta = np.random.default_rng(2).uniform(0.5, 3, 150).astype(np.float32) if vector else np.array([1.1], np.float32)
     for kind in ("mutual", "feature"):
@@ -64,7 +64,7 @@ def test_theta_is_an_input(bundle_of: BundleOf, vector: bool) -> None:
         torch_witness.assert_same_features(torch_witness.dense([indices, values], 150), expected)
 
 
-def test_a_row_of_zeros_and_a_row_of_the_bias(bundle_of: BundleOf, kind: str) -> None:
+def test_encoding_zeros_and_the_bias_agrees_with_torch(bundle_of: BundleOf, kind: str) -> None:
     x = make_x(4)
     x[1], x[2] = 0, make_weights(150, kind)["b_dec"]
     indices, values = run_graph(bundle_of(kind), "encode.onnx", x=x, **all_slots(kind, 150))
@@ -72,7 +72,7 @@ def test_a_row_of_zeros_and_a_row_of_the_bias(bundle_of: BundleOf, kind: str) ->
 
 
 @pytest.mark.parametrize("d_sae", [150, 1500])
-def test_ties_keep_counts_and_values(bundle_of: BundleOf, kind: str, d_sae: int) -> None:
+def test_encoding_ties_keeps_counts_and_values(bundle_of: BundleOf, kind: str, d_sae: int) -> None:
     x, weights = make_tied_x(60), make_tied_weights(d_sae, kind)
     path = bundle_of(kind, d_sae, tied=True)
     found = torch_witness.dense(run_graph(path, "encode.onnx", x=x, **all_slots(kind, d_sae)), d_sae)
@@ -88,7 +88,7 @@ def test_ties_keep_counts_and_values(bundle_of: BundleOf, kind: str, d_sae: int)
         np.testing.assert_array_equal(found, torch_witness.threshold(z, weights["threshold"])[0].numpy())
 
 
-def test_nan_stays_in_its_row(bundle_of: BundleOf, kind: str) -> None:
+def test_encoding_nan_leaves_other_rows(bundle_of: BundleOf, kind: str) -> None:
     x = make_x(7)
     spoilt = x.copy()
     spoilt[3, 5] = np.nan

@@ -1,13 +1,13 @@
-"""encode_exact.onnx: where it says that it is certain, the witness agrees; elsewhere the runtime encodes again."""
+"""encode_exact.onnx equals the witness on every token that it is certain of; the runtime encodes the others again."""
 
 import functools
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 from conftest import (
@@ -23,17 +23,21 @@ from conftest import (
     served,
     slots,
 )
+from limited import builders_with
 from numpy.typing import NDArray
 
 from sae_runtime import bundle, load
 from sae_runtime.bundle import DERIVED, WEIGHTS
 from sae_runtime.exports import witness
+from sae_runtime.exports.approximation import approximate, errors, sizes_in_numpy
+from sae_runtime.exports.candidates import LIMITS, Bounds, Build, Limits, find_candidates
+from sae_runtime.exports.exact import exact_in_numpy
 from sae_runtime.exports.export import export
+from sae_runtime.exports.graph import Graph
+from sae_runtime.exports.integers import rounded
 from sae_runtime.sessions import int8_levels
 from sae_runtime.tensors import map_tensor, read_header
 from sae_runtime.tiling import Tiling
-
-module = importlib.import_module("sae_runtime.exports.exact")
 
 BundleOf = Callable[..., Path]
 D_SAE = 512
@@ -60,8 +64,8 @@ def assert_exact(found: tuple[NDArray[Any], NDArray[Any], NDArray[np.bool_]], ex
     indices, values, sure = found
     assert np.isfinite(values[sure]).all()
     cuts = tuple(cut[sure] if len(cut) == len(sure) and cut.ndim == 2 else cut for cut in expected.cuts)
-    mine = witness.Matches(expected.z[sure], expected.kept[sure], cuts)
-    assert witness.disagreement(mine, indices[sure], values[sure]) is None
+    rows = witness.Matches(expected.z[sure], expected.kept[sure], cuts)
+    assert witness.disagreement(rows, indices[sure], values[sure]) is None
 
 
 def everything(kind: str, d_sae: int) -> dict[str, Any]:
@@ -69,7 +73,7 @@ def everything(kind: str, d_sae: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("d_sae", "levels"), [(512, 63), (1024, 127)])
-def test_equals_the_witness(bundle_of: BundleOf, kind: str, d_sae: int, levels: int) -> None:
+def test_certain_tokens_equal_the_witness(bundle_of: BundleOf, kind: str, d_sae: int, levels: int) -> None:
     path = bundle_of(kind, d_sae, sampled=True)
     for n in (0, 1, 7, 300):
         x = make_x(n)
@@ -79,7 +83,7 @@ def test_equals_the_witness(bundle_of: BundleOf, kind: str, d_sae: int, levels: 
     assert found[1].any(axis=1).mean() > 0.9, "a test of next to nothing"
 
 
-def test_without_a_sample_it_is_as_exact(bundle_of: BundleOf, kind: str) -> None:
+def test_certain_tokens_equal_the_witness_without_a_sample(bundle_of: BundleOf, kind: str) -> None:
     x = make_x(100)
     found = exact(bundle_of(kind, D_SAE), x, **everything(kind, D_SAE))
     assert found[2].all()
@@ -106,7 +110,7 @@ def test_width_of_a_threshold_cuts_the_smallest(bundle_of: BundleOf, kind: str, 
 
 
 @pytest.mark.parametrize("kind", ["mutual", "feature"])
-def test_theta_is_an_input(bundle_of: BundleOf, kind: str) -> None:
+def test_certain_tokens_equal_the_witness_for_given_thresholds(bundle_of: BundleOf, kind: str) -> None:
     x, path = make_x(60), bundle_of(kind, D_SAE, sampled=True)
     z = witness.latents(make_weights(D_SAE, kind), x)
     each = np.random.default_rng(2).uniform(0.3, 4, D_SAE).astype(np.float32)
@@ -117,7 +121,7 @@ def test_theta_is_an_input(bundle_of: BundleOf, kind: str) -> None:
         assert_exact(found, witness.threshold(z, theta))
 
 
-def test_ties(bundle_of: BundleOf, kind: str) -> None:
+def test_ties_at_the_cut_keep_counts_and_values(bundle_of: BundleOf, kind: str) -> None:
     """Half of the features repeat the others, and so do half of the tokens; every sum is a whole number."""
     x, weights = make_tied_x(80), make_tied_weights(D_SAE, kind)
     z = witness.latents(weights, x)
@@ -148,14 +152,14 @@ def test_odd_tokens_are_right_or_not_certain(bundle_of: BundleOf, kind: str) -> 
     x = odd_tokens(kind)
     with np.errstate(all="ignore"):
         found = exact(bundle_of(kind, D_SAE, sampled=True), x, **everything(kind, D_SAE))
-    assert found[2][:2].all() and found[2][60:78].all(), "of ordinary tokens it must be certain"
+    assert found[2][:2].all() and found[2][60:78].all(), "an ordinary token that is not certain"
     assert not found[2][78:].any(), "certain of a token that is not finite"
     with np.errstate(invalid="ignore"):
         assert_exact(found, served(kind, D_SAE, np.where(found[2][:, None], x, 0)))
 
 
 @pytest.mark.parametrize("batch", [1, 3, 40])
-def test_a_token_does_not_depend_on_the_others(bundle_of: BundleOf, kind: str, batch: int) -> None:
+def test_encode_exact_of_a_token_does_not_depend_on_the_others(bundle_of: BundleOf, kind: str, batch: int) -> None:
     path, x = bundle_of(kind, D_SAE, sampled=True), odd_tokens(kind)
     whole = exact(path, x, **everything(kind, D_SAE))
     parts = [exact(path, x[i : i + batch], **everything(kind, D_SAE)) for i in range(0, len(x), batch)]
@@ -180,7 +184,7 @@ def awkward(kind: str) -> dict[str, NDArray[np.float32]]:
     return weights
 
 
-def test_awkward_weights(tmp_path: Path, kind: str) -> None:
+def test_uneven_weights_are_encoded_as_the_witness_does(tmp_path: Path, kind: str) -> None:
     weights, x = awkward(kind), np.concatenate([make_x(60), odd_tokens(kind)[40:78]])
     bundle.write(tmp_path / "b", weights, make_manifest(D_SAE, kind), sample=make_x(300, seed=8))
     export(tmp_path / "b")
@@ -193,18 +197,18 @@ def test_awkward_weights(tmp_path: Path, kind: str) -> None:
     assert witness.disagreement(expected, *slots(features)) is None
 
 
-@pytest.mark.parametrize("some", [False, True])
+@pytest.mark.parametrize("certain", [False, True])
 def test_a_token_with_too_many_candidates_is_not_certain(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, some: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, certain: bool
 ) -> None:
-    monkeypatch.setattr(module, "_MOST_GROUPS", (6 if kind == "token" else 2) if some else -1)
     bundle.write(tmp_path / "b", make_weights(D_SAE, kind), make_manifest(D_SAE, kind), sample=make_x(300, seed=8))
-    export(tmp_path / "b")
+    few = 6 if kind == "token" else 2
+    export(tmp_path / "b", builders=builders_with(Limits(groups=few if certain else -1)))
     x = np.concatenate([make_x(60), make_x(60) * np.float32(0.6)])
     found = exact(tmp_path / "b", x, levels=np.float32(int8_levels()), **everything(kind, D_SAE))
     assert_exact(found, served(kind, D_SAE, x))
     redone = int((~found[2]).sum())
-    assert 0 < redone < 120 if some else redone == 120
+    assert 0 < redone < 120 if certain else redone == 120
     sae = load(tmp_path / "b", threads=1, tiling=Tiling(smallest=0, rows=50))
     assert witness.disagreement(served(kind, D_SAE, x), *slots(sae.encode(x))) is None
     counted, tokens = sae.redone
@@ -214,17 +218,68 @@ def test_a_token_with_too_many_candidates_is_not_certain(
 
 
 @pytest.mark.parametrize("rows", [1, 50, 333])
-def test_candidates_a_few_rows_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, rows: int) -> None:
-    monkeypatch.setattr(module, "_ROWS_BYTES", rows * 4 * D_IN)
+def test_candidates_are_the_same_for_any_number_of_rows_at_once(tmp_path: Path, kind: str, rows: int) -> None:
     bundle.write(tmp_path / "b", make_weights(D_SAE, kind), make_manifest(D_SAE, kind), sample=make_x(300, seed=8))
-    export(tmp_path / "b")
+    export(tmp_path / "b", builders=builders_with(Limits(row_bytes=rows * 4 * D_IN)))
     for n in (0, 1, 7, 100):
         found = exact(tmp_path / "b", make_x(n), **everything(kind, D_SAE))
         assert found[2].all()
         assert_exact(found, served(kind, D_SAE, make_x(n)))
 
 
-def test_the_reference_evaluator_agrees(bundle_of: BundleOf, kind: str) -> None:
+def inside(path: Path, kind: str, limits: Limits) -> Callable[[NDArray[np.float32]], list[NDArray[Any]]]:
+    """x -> product, unit, bias, error, features, number, begin and certain, of threshold bundles with a cut of 0."""
+    made, specs = bundle.read(path), read_header(path / DERIVED)
+    graph = Graph("inside")
+
+    def stored(name: str) -> Any:
+        array = map_tensor(path / DERIVED, specs[name])
+        return graph.constant(array, array.dtype, name=name)
+
+    x, levels = graph.input("x", np.float32, ["n", D_IN]), graph.constant(63, np.float32)
+    thresholds = None if kind == "token" else graph.constant(made.tensor("threshold"), np.float32, name="theta")
+    small = rounded(graph, x, levels, stored)
+    approximation = approximate(graph, made, small, levels, stored, thresholds)
+    c = graph.op("Sub", x, graph.constant(made.tensor("b_dec"), np.float32, name="b_dec"))
+    error, bounded = errors(graph, small, c, stored)
+    cut = graph.op("Mul", approximation.unit, graph.constant(0, np.float32))
+    build = Build(graph, made, stored, c, limits)
+    candidates, certain = find_candidates(build, approximation, error, bounded, cut, None)
+    outputs = [approximation.product, approximation.unit, approximation.bias, error, *candidates, certain]
+    types = [np.float32] * 4 + [np.int64] * 3 + [np.bool_]
+    for number, (value, dtype) in enumerate(zip(outputs, types, strict=True)):
+        shape = [f"a{number}"] if number > 3 else [f"a{number}", f"b{number}"]
+        graph.output(value, f"y{number}", dtype, shape)
+    session = onnxruntime.InferenceSession(
+        ir.to_proto(graph.model()).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    return lambda x: list(session.run(None, {"x": x}))
+
+
+@pytest.mark.parametrize("groups", [512, 12])
+def test_the_numpy_version_of_encode_exact_is_the_graph(tmp_path: Path, kind: str, groups: int) -> None:
+    path, x, limits = tmp_path / "b", make_x(40), Limits(groups=groups)
+    bundle.write(path, make_weights(D_SAE, kind), make_manifest(D_SAE, kind), sample=make_x(300, seed=8))
+    export(path, builders=builders_with(limits))
+    product, unit, bias, error, features, number, begin, certain = inside(path, kind, limits)(x)
+    np.testing.assert_array_equal(begin, np.cumsum(number) - number)
+    assert number.sum() == len(features) and not number[~certain].any() and (certain.any() or groups == 12)
+
+    weights = make_weights(D_SAE, kind)
+    specs = read_header(path / DERIVED)
+    order, share = (map_tensor(path / DERIVED, specs[f"int8_{name}"]) for name in ("order", "share"))
+    z = np.maximum((x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"], 0)
+    bounds = Bounds(*sizes_in_numpy(product, unit, bias), error, share, order, unit)
+    slots, theta = K if kind == "token" else 4 * K, weights.get("threshold")
+    indices, values, sure = exact_in_numpy(z, bounds, slots, theta, limits)
+    outputs = exact(path, x)
+    np.testing.assert_array_equal(sure, outputs[2])
+    assert sure.any() and (groups == LIMITS.groups or not sure.all())
+    np.testing.assert_allclose(values, outputs[1], rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(indices[values > 0], outputs[0][values > 0])
+
+
+def test_encode_exact_agrees_with_the_reference_evaluator(bundle_of: BundleOf, kind: str) -> None:
     x, path = make_x(4), bundle_of(kind, D_SAE, sampled=True)
     feed: dict[str, Any] = {"x": x, "width": np.array([K if kind == "token" else 100]), "levels": np.float32(127)}
     if kind != "token":
@@ -234,7 +289,7 @@ def test_the_reference_evaluator_agrees(bundle_of: BundleOf, kind: str) -> None:
     assert_exact(tuple(outputs), served(kind, D_SAE, x))
 
 
-def test_it_agrees_without_onnxruntimes_own_kernels(bundle_of: BundleOf, kind: str) -> None:
+def test_certain_tokens_equal_the_witness_in_an_unoptimised_graph(bundle_of: BundleOf, kind: str) -> None:
     """Unoptimised, the product runs in float32."""
     x, path = make_x(50), bundle_of(kind, D_SAE, sampled=True)
     session = opened(path, onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL)
@@ -245,7 +300,7 @@ def test_it_agrees_without_onnxruntimes_own_kernels(bundle_of: BundleOf, kind: s
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_graph_contract(bundle_of: BundleOf, kind: str) -> None:
+def test_encode_exact_has_the_inputs_and_outputs_of_the_contract(bundle_of: BundleOf, kind: str) -> None:
     path = bundle_of(kind, D_SAE, sampled=True)
     onnx.checker.check_model(str(path / GRAPH), full_check=True)
     model = onnx.load(path / GRAPH, load_external_data=False)

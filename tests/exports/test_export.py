@@ -1,9 +1,10 @@
 import dataclasses
 import errno
-import importlib
 import os
 import shutil
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +14,14 @@ import pytest
 from conftest import D_IN, K, make_manifest, make_weights, make_x, run_graph, with_b_pre
 from numpy.typing import DTypeLike, NDArray
 
-from sae_runtime import bundle, load, quota
-from sae_runtime.bundle import DERIVED, MANIFEST, WEIGHTS, Bundle, BundleError
+from sae_runtime import bundle, file_set, load, quota
+from sae_runtime.bundle import DERIVED, MANIFEST, SAMPLE, WEIGHTS, Bundle, BundleError
 from sae_runtime.exports.derived import default_cap
-from sae_runtime.exports.encode import encode_graph
-from sae_runtime.exports.export import export, sample
-from sae_runtime.exports.graph import Graph
-from sae_runtime.tensors import map_tensor, read_header
-
-module = importlib.import_module("sae_runtime.exports.export")  # the package has a function of that name
+from sae_runtime.exports.export import BUILDERS, Builder, export, sample
+from sae_runtime.exports.steer import steer_graph
+from sae_runtime.graphs import GRAPHS as TABLE
+from sae_runtime.manifest import to_json
+from sae_runtime.tensors import TensorSpec, map_tensor, read_header, save_tensors
 
 BundleOf = Callable[..., Path]
 GRAPHS = {
@@ -62,7 +62,7 @@ def leftovers(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("d_sae", [150, 1500])
-def test_the_graph_contract(bundle_of: BundleOf, kind: str, d_sae: int) -> None:
+def test_graphs_have_the_inputs_and_outputs_of_the_contract(bundle_of: BundleOf, kind: str, d_sae: int) -> None:
     path = bundle_of(kind, d_sae)
     assert {file.name for file in path.glob("*.onnx")} == GRAPHS[kind]
     for name in GRAPHS[kind]:
@@ -114,7 +114,7 @@ def test_equal_bundles_have_equal_graphs(copy_of: BundleOf, tmp_path: Path, kind
     assert graph_bytes(tmp_path / "again") == before
 
 
-def test_a_bundle_works_where_it_was_copied_to(bundle_of: BundleOf, tmp_path: Path, kind: str) -> None:
+def test_a_bundle_that_was_copied_gives_equal_outputs(bundle_of: BundleOf, tmp_path: Path, kind: str) -> None:
     x, path = make_x(7), tmp_path / "deep er" / "b"
     expected = {name: run_graph(bundle_of(kind), name, x=x) for name in GRAPHS[kind] if name.startswith("encode")}
     shutil.copytree(bundle_of(kind), path)
@@ -149,7 +149,7 @@ def test_derived_weights_are_the_caps(bundle_of: BundleOf) -> None:
         default_cap(bundle.read(bundle_of("mutual")))
 
 
-def test_deleted_derived_weights_break_the_joint_graph_until_exported(copy_of: BundleOf) -> None:
+def test_deleted_derived_weights_break_the_joint_graph_until_the_next_export(copy_of: BundleOf) -> None:
     path, x = copy_of("feature"), make_x(7)
     before = load(path).encode_batch(x).to_dense()
     (path / DERIVED).unlink()
@@ -164,7 +164,7 @@ def test_deleted_derived_weights_break_the_joint_graph_until_exported(copy_of: B
     assert bundle.read(path).graph("encode_joint.onnx").exists()
 
 
-def test_altered_derived_weights_are_refused_until_exported(copy_of: BundleOf) -> None:
+def test_altered_derived_weights_are_refused_until_the_next_export(copy_of: BundleOf) -> None:
     path = copy_of("feature")
     altered = bytearray((path / DERIVED).read_bytes())
     altered[-1] ^= 1
@@ -175,116 +175,174 @@ def test_altered_derived_weights_are_refused_until_exported(copy_of: BundleOf) -
     assert bundle.read(path).graph("encode_joint.onnx").exists()
 
 
-def beside(spoilt: Bundle) -> Bundle:
+def beside(original: Bundle) -> Bundle:
     """The same bundle, where b_dec is said to lie one number before its place."""
-    spec = spoilt.specs["b_dec"]
+    spec = original.specs["b_dec"]
     return dataclasses.replace(
-        spoilt, specs={**spoilt.specs, "b_dec": dataclasses.replace(spec, offset=spec.offset - 4)}
+        original, specs={**original.specs, "b_dec": dataclasses.replace(spec, offset=spec.offset - 4)}
     )
 
 
-BUILDERS = {
-    "encode.onnx": "encode_graph",
-    "decode.onnx": "decode_graph",
-    "steer.onnx": "steer_graph",
-    "encode_joint.onnx": "joint_graph",
-}
+def spoilt(name: str) -> dict[str, Builder]:
+    """Builders of which one reads b_dec from the wrong place."""
+    return {**BUILDERS, name: lambda original, specs: BUILDERS[name](beside(original), specs)}
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in path.iterdir()}
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in GRAPHS for name in sorted(GRAPHS[kind])])
-def test_a_graph_that_computes_something_else_is_not_left(
-    copy_of: BundleOf, monkeypatch: pytest.MonkeyPatch, kind: str, name: str
-) -> None:
-    path, real = copy_of(kind), getattr(module, BUILDERS[name])
-    before = {file.name: file.read_bytes() for file in path.iterdir()}
-    monkeypatch.setattr(module, BUILDERS[name], lambda original, *rest: real(beside(original), *rest))
+def test_a_graph_that_disagrees_with_numpy_changes_nothing(copy_of: BundleOf, kind: str, name: str) -> None:
+    path = copy_of(kind)
+    before = contents(path)
     with pytest.raises(BundleError, match=rf"^{name} of {path} disagrees with numpy: .*; the graph was left out"):
-        export(path)
-    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
+        export(path, builders=spoilt(name), activations=make_x(50))
+    assert contents(path) == before
 
 
-def test_a_first_export_that_fails_leaves_no_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_a_first_export_that_fails_leaves_no_graphs(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "b"
     bundle.write(path, make_weights(150, kind), make_manifest(150, kind))
-    monkeypatch.setattr(module, "encode_graph", lambda original: encode_graph(beside(original)))
     with pytest.raises(BundleError, match="disagrees with numpy"):
-        export(path)
+        export(path, builders=spoilt("encode.onnx"))
     assert graph_bytes(path) == {} and leftovers(path) == []
     with pytest.raises(BundleError, match="not exported yet"):
         load(path)
 
 
-def test_steering_that_moves_x_without_edits_is_not_left(copy_of: BundleOf, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Moving(Graph):
-        def output(self, value: ir.Value, name: str, dtype: DTypeLike, shape: "list[int | str]") -> None:  # type: ignore[override]
-            if name == "y":
-                value = self.op("Mul", value, self.constant(1 + 1e-6, np.float32))
-            super().output(value, name, dtype, shape)
-
-    monkeypatch.setattr("sae_runtime.exports.steer.Graph", Moving)
-    with pytest.raises(BundleError, match=r"^steer.onnx of .* disagrees with numpy: without edits y differs from x"):
-        export(copy_of("mutual"))
-
-
-@pytest.mark.parametrize("survives", range(5))  # renames before the interruption; the last one is the manifest's
-def test_an_interrupted_export_is_mended_by_the_next(
-    copy_of: BundleOf, monkeypatch: pytest.MonkeyPatch, survives: int
-) -> None:
-    path, x, renames, real = copy_of("mutual"), make_x(7), 0, os.replace
-
-    made = Graph.model
-
-    def other_release(graph: Graph) -> ir.Model:
-        model = made(graph)
-        model.producer_name = "another release"
+def test_steering_that_moves_x_without_edits_changes_nothing(copy_of: BundleOf) -> None:
+    def moving(original: Bundle, specs: Mapping[str, TensorSpec]) -> ir.Model:
+        model = steer_graph(original)
+        (y,) = model.graph.outputs
+        factor = ir.tensor(np.float32(1 + 1e-6), name="factor")
+        model.graph.register_initializer(ir.Value(name="factor", const_value=factor, type=ir.TensorType(factor.dtype)))
+        node = ir.node("Mul", [y, model.graph.initializers["factor"]])
+        model.graph.append(node)
+        y.name, node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = "moved", "y", y.type, y.shape
+        model.graph.outputs[0] = node.outputs[0]
         return model
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Graph, "model", other_release)
-        export(path)
-    other = graph_bytes(path)
+    with pytest.raises(BundleError, match=r"^steer.onnx of .* disagrees with numpy: without edits y differs from x"):
+        export(copy_of("mutual"), builders={**BUILDERS, "steer.onnx": moving})
 
-    def replace(source: Path, target: Path) -> None:
-        nonlocal renames
-        if renames == survives:
-            raise KeyboardInterrupt
-        renames += 1
-        real(source, target)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", replace)
-        with pytest.raises(KeyboardInterrupt):
-            export(path)
-    assert leftovers(path) == []
-    assert sum(graph_bytes(path)[name] != other[name] for name in other) == survives
-    if survives == 0:
-        load(path).encode_batch(x)
-    else:
-        with pytest.raises(BundleError, match=rf"altered.*; run: sae-runtime export {path}"):
-            use_every_graph(path, x)
-    export(path)
+def test_an_export_that_is_killed_leaves_the_old_bundle_or_the_new_one(copy_of: BundleOf) -> None:
+    """At every change of the file system, by a process of its own that ends there at once."""
+    path = copy_of("feature", 512, sampled=True)
+    (path / "README.md").write_text("of somebody else")
+    script = Path(__file__).parent.parent / "killed_export.py"
+    done = subprocess.run([sys.executable, str(script), str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    old, new, kills = map(int, done.stdout.split())
+    assert old > 5 and new > 5 and kills == old + new
+
+
+def test_an_interrupted_export_is_ended_by_the_next_reader(copy_of: BundleOf) -> None:
+    path, x = copy_of("mutual", 512, sampled=True), make_x(7)
+    export(path, activations=make_x(60))
+    whole = contents(path)
+    export(path, activations=make_x(50))
+    staged = path / file_set.STAGED
+    staged.mkdir()
+    for name in ("encode.onnx", SAMPLE, MANIFEST):  # the others have been moved
+        (staged / name).write_bytes(whole[name])
+    for name in set(whole) - {"encode.onnx", SAMPLE, MANIFEST}:
+        (path / name).write_bytes(whole[name])
+    (staged / "encode_gpu.onnx.removed").touch()
+    (path / "encode_gpu.onnx").touch()
     use_every_graph(path, x)
-    assert all(graph_bytes(path)[name] != other[name] for name in other)
+    assert contents(path) == whole
 
 
 def use_every_graph(path: Path, x: NDArray[np.float32]) -> None:
     sae = load(path)
     sae.decode(sae.encode(x))
-    bundle.read(path).graph("encode_joint.onnx")
+    for name in bundle.read(path).manifest.graphs:
+        bundle.read(path).graph(name)
     sae.steer(x, [])
 
 
-def test_a_full_disk_leaves_the_old_graphs(copy_of: BundleOf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_old_bundle(copy_of: BundleOf, monkeypatch: pytest.MonkeyPatch) -> None:
     path = copy_of("mutual")
-    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    before = contents(path)
 
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        export(path)
-    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
+        export(path, activations=make_x(50))
+    assert contents(path) == before
+
+
+def test_export_leaves_files_of_others_in_the_folder(copy_of: BundleOf) -> None:
+    path = copy_of("mutual")
+    (path / "README.md").write_text("mine")
+    (path / "labels.jsonl").write_text("{}")
+    export(path)
+    assert (path / "README.md").read_text() == "mine" and (path / "labels.jsonl").read_text() == "{}"
+
+
+def test_the_table_of_graphs_says_what_bundles_have(bundle_of: BundleOf, kind: str) -> None:
+    assert len({graph.file for graph in TABLE}) == len(TABLE) == len(BUILDERS)
+    manifest = bundle.read(bundle_of(kind, 512)).manifest
+    assert set(manifest.graphs) == {graph.file for graph in TABLE if graph.fits(manifest) and graph.by_default}
+    for graph in TABLE:
+        record = manifest.graphs.get(graph.file)
+        assert record is None or record.row_independent == graph.row_independent
+        assert record is None or graph.reads_derived or not record.derived
+
+
+def test_activations_given_to_export_become_the_sample(tmp_path: Path) -> None:
+    path, x = tmp_path / "b", make_x(50, seed=8)
+    bundle.write(path, make_weights(512, "mutual"), make_manifest(512, "mutual"))
+    export(path)
+    assert bundle.read(path).sample() is None and not (path / SAMPLE).exists()
+    export(path, activations=x)
+    assert SAMPLE in bundle.read(path).manifest.files
+    np.testing.assert_array_equal(bundle.read(path).sample(), x)
+    export(path)
+    np.testing.assert_array_equal(bundle.read(path).sample(), x)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (make_x(5)[:, :-1], r"activations must be \[tokens, 24\], got \[5, 23\]; give those of the SAE's hook"),
+        (make_x(0), r"activations must be \[tokens, 24\], got \[0, 24\]"),
+        (make_x(5)[0], r"activations must be \[tokens, 24\], got \[24\]"),
+        (np.where(np.arange(24) == 3, np.nan, make_x(5)), "activations hold NaN or Inf; drop those rows"),
+    ],
+)
+def test_activations_that_do_not_fit_change_nothing(copy_of: BundleOf, x: NDArray[np.float32], message: str) -> None:
+    path = copy_of("mutual")
+    before = contents(path)
+    with pytest.raises(ValueError, match=message):
+        export(path, activations=x)
+    assert contents(path) == before
+
+
+def test_a_sample_that_is_spoilt_is_refused(copy_of: BundleOf) -> None:
+    path = copy_of("mutual", 512, sampled=True)
+    original = bundle.read(path)
+    altered = bytearray((path / SAMPLE).read_bytes())
+    altered[-1] ^= 1
+    (path / SAMPLE).write_bytes(altered)
+    with pytest.raises(BundleError, match=f"{SAMPLE} was altered"):
+        bundle.read(path)
+    for x, message in (
+        ({"x": make_x(5)[:, :-1]}, r"must hold x, F32 \[tokens, 24\], and nothing else"),
+        ({"x": make_x(5).astype(np.float64)}, r"must hold x, F32 \[tokens, 24\]"),
+        ({"y": make_x(5)}, "must hold x"),
+        ({"x": make_x(5), "y": make_x(5)}, "and nothing else"),
+        ({"x": np.full((5, 24), np.inf, np.float32)}, "holds NaN or Inf; make the bundle again"),
+    ):
+        save_tensors(path / SAMPLE, {name: np.ascontiguousarray(array) for name, array in x.items()})
+        listed = {**original.manifest.files, SAMPLE: bundle.record(path / SAMPLE)}
+        (path / MANIFEST).write_text(to_json(dataclasses.replace(original.manifest, files=listed)))
+        with pytest.raises(BundleError, match=message):
+            bundle.read(path)
 
 
 def test_export_refuses_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
@@ -292,8 +350,8 @@ def test_export_refuses_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
         export(tmp_path)
 
 
-def test_on_the_sample_features_fire(bundle_of: BundleOf, kind: str) -> None:
-    """A check against the witness on activations where nothing fires would pass for any graph."""
+def test_features_are_active_on_the_activations_of_the_check(bundle_of: BundleOf, kind: str) -> None:
+    """On activations where no feature is active, the check would pass for any graph."""
     weights = make_weights(150, kind)
     x = sample(make_manifest(150, kind).encoder, with_b_pre(weights), np.random.default_rng(0))
     assert x.shape == (24, D_IN) and x.dtype == np.float32
@@ -302,7 +360,7 @@ def test_on_the_sample_features_fire(bundle_of: BundleOf, kind: str) -> None:
     assert (l0[2:] > 0).mean() > 0.9 and l0.sum() > 24
 
 
-def test_hard_linked_weights_are_one_sentence(copy_of: Callable[..., Path], tmp_path: Path) -> None:
+def test_hard_linked_weights_are_refused_in_one_sentence(copy_of: Callable[..., Path], tmp_path: Path) -> None:
     path = copy_of("mutual")
     os.link(path / WEIGHTS, tmp_path / "another")
     with pytest.raises(BundleError, match="several hard links, which onnx refuses to read; copy the bundle$"):

@@ -1,4 +1,4 @@
-"""The bound of int8: it holds for every token and feature, whatever the activations, the weights and the runtime."""
+"""The bound of int8 holds for every token and feature, whatever the activations, the weights and the runtime."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from sae_runtime.exports.graph import Graph
-from sae_runtime.exports.integers import LEVELS, Arrays, probe_graph, product, quantise, rounded, sizes
+from sae_runtime.exports.integers import LEVELS, Arrays, lengths, probe_graph, product, quantise, rounded
 
 D_IN, D_SAE = 20, 48
 Weights = dict[str, NDArray[np.float32]]
@@ -81,7 +81,7 @@ def tokens(rng: np.random.Generator, sample: Activations) -> Activations:
 
 
 def bound_model(arrays: Arrays, b_pre: NDArray[np.float32]) -> onnx.ModelProto:
-    """x f32 [n, d_in] -> product [n, d_sae], scale [n, 1] and sizes [n, 2]."""
+    """x f32 [n, d_in] -> product [n, d_sae], lengths [n, 2] and scale [n, 1]."""
     graph = Graph("bound")
     x = graph.input("x", np.float32, ["n", len(arrays["int8_centre"])])
     levels = graph.input("levels", np.float32, [], default=LEVELS)
@@ -92,7 +92,7 @@ def bound_model(arrays: Arrays, b_pre: NDArray[np.float32]) -> onnx.ModelProto:
     small = rounded(graph, x, levels, stored)
     graph.output(product(graph, small.q, levels, stored), "product", np.float32, ["n", "d_sae"])
     c = graph.op("Sub", x, graph.constant(b_pre, np.float32, name="b_pre"))
-    graph.output(sizes(graph, small, c, stored), "sizes", np.float32, ["n", 2])
+    graph.output(lengths(graph, small, c, stored), "lengths", np.float32, ["n", 2])
     graph.output(small.scale, "scale", np.float32, ["n", 1])
     return ir.to_proto(graph.model())
 
@@ -117,10 +117,10 @@ def pre_activations(weights: Weights, x: Activations) -> NDArray[np.float64]:
 
 def upper(arrays: Arrays, outputs: Outputs, *, of_group: bool = False) -> NDArray[np.float64]:
     """Bounds [n, d_sae] by place, of each feature alone or of its group."""
-    p, size, scale = (array.astype(np.float64) for array in outputs)
+    p, length, scale = (array.astype(np.float64) for array in outputs)
     bias, bound, share = (arrays[f"int8_{name}"].astype(np.float64) for name in ("bias", "bound", "share"))
     with np.errstate(invalid="ignore"):  # of tokens that have no bound
-        error = (size @ bound)[:, :, None] * (1 if of_group else share)
+        error = (length @ bound)[:, :, None] * (1 if of_group else share)
     own = bias.max(axis=1, keepdims=True) if of_group else bias
     return np.asarray((p.reshape(len(p), *share.shape) + error) * scale[:, :, None] + own).reshape(p.shape)
 
@@ -138,11 +138,11 @@ def assert_bounded(weights: Weights, arrays: Arrays, x: Activations, outputs: Ou
 
 
 @pytest.mark.parametrize("make", WEIGHTS)
-def test_no_feature_lies_above_its_bound(make: Callable[[np.random.Generator], Weights]) -> None:
+def test_no_pre_activation_lies_above_its_int8_bound(make: Callable[[np.random.Generator], Weights]) -> None:
     rng = np.random.default_rng(0)
     for _name, sample in samples(rng):
         weights = make(rng)
-        arrays = quantise(weights, sample, np.random.default_rng(0))
+        arrays = quantise(weights, sample, np.random.default_rng(0)).arrays()
         model = bound_model(arrays, weights["b_pre"])
         x = tokens(rng, sample)
         for run in (by_onnxruntime(model), by_onnxruntime(model, PLAIN)):
@@ -151,10 +151,10 @@ def test_no_feature_lies_above_its_bound(make: Callable[[np.random.Generator], W
 
 
 @pytest.mark.parametrize("make", [random_weights, uneven_weights])
-def test_all_runtimes_give_the_bound(make: Callable[[np.random.Generator], Weights]) -> None:
+def test_the_int8_bound_is_alike_in_all_runtimes(make: Callable[[np.random.Generator], Weights]) -> None:
     rng = np.random.default_rng(1)
     weights, sample = make(rng), rng.standard_normal((100, D_IN)).astype(np.float32)
-    arrays = quantise(weights, sample, np.random.default_rng(0))
+    arrays = quantise(weights, sample, np.random.default_rng(0)).arrays()
     model, x = bound_model(arrays, weights["b_pre"]), tokens(rng, sample)
     onnx.checker.check_model(model, full_check=True)
     levels_of_onnxruntime = onnxruntime.GraphOptimizationLevel.__members__.values()
@@ -170,12 +170,12 @@ def test_all_runtimes_give_the_bound(make: Callable[[np.random.Generator], Weigh
 
 
 @pytest.mark.parametrize("levels", [63, 127])
-def test_the_bound_is_worth_having(levels: int) -> None:
+def test_the_int8_bound_is_tight_on_activations_like_the_sample(levels: int) -> None:
     """On activations like the sample: a small multiple of what one feature differs from the other."""
     rng = np.random.default_rng(2)
     weights = random_weights(rng, 64, 512)
     x = (rng.standard_normal((600, 64)) * np.where(np.arange(64) % 9 == 1, 100, 1)).astype(np.float32)
-    arrays = quantise(weights, x[:500], np.random.default_rng(0))
+    arrays = quantise(weights, x[:500], np.random.default_rng(0)).arrays()
     outputs = by_onnxruntime(bound_model(arrays, weights["b_pre"]))(x[500:], levels)
     p = pre_activations(weights, x[500:])[:, arrays["int8_order"]]
     alone, grouped = upper(arrays, outputs) - p, upper(arrays, outputs, of_group=True) - p
@@ -188,17 +188,17 @@ def test_the_bound_is_worth_having(levels: int) -> None:
 def test_levels_are_taken_as_1_to_127(given: int, taken: int) -> None:
     rng = np.random.default_rng(3)
     weights, sample = random_weights(rng), rng.standard_normal((50, D_IN)).astype(np.float32)
-    arrays = quantise(weights, sample, np.random.default_rng(0))
+    arrays = quantise(weights, sample, np.random.default_rng(0)).arrays()
     run = by_onnxruntime(bound_model(arrays, weights["b_pre"]))
     for found, expected in zip(run(sample, given), run(sample, taken), strict=True):
         np.testing.assert_array_equal(found, expected)
     assert_bounded(weights, arrays, sample, run(sample, given))
 
 
-def test_rows_do_not_matter_to_each_other() -> None:
+def test_the_int8_bound_of_a_row_does_not_depend_on_other_rows() -> None:
     rng = np.random.default_rng(4)
     weights, x = random_weights(rng), rng.standard_normal((40, D_IN)).astype(np.float32)
-    arrays = quantise(weights, x, np.random.default_rng(0))
+    arrays = quantise(weights, x, np.random.default_rng(0)).arrays()
     run = by_onnxruntime(bound_model(arrays, weights["b_pre"]))
     whole = run(x, 127)
     spoilt = x.copy()
@@ -215,7 +215,7 @@ def test_sums_of_two_products_fit_16_bits_at_63_levels() -> None:
     rng = np.random.default_rng(5)
     for make in (random_weights, uneven_weights):
         weights, sample = make(rng), (rng.standard_normal((50, D_IN)) * 30).astype(np.float32)
-        arrays = quantise(weights, sample, np.random.default_rng(0))
+        arrays = quantise(weights, sample, np.random.default_rng(0)).arrays()
         model = bound_model(arrays, weights["b_pre"])
         (stored,) = (node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear")
         model.graph.output.append(onnx.helper.make_tensor_value_info(stored, onnx.TensorProto.UINT8, None))
@@ -228,13 +228,13 @@ def test_sums_of_two_products_fit_16_bits_at_63_levels() -> None:
         assert np.abs(sums).max() < 2**15
 
 
-def test_neighbours_are_alike() -> None:
+def test_features_of_an_int8_group_are_alike() -> None:
     """Features of a group have like biases over their thresholds, and like lengths."""
     rng = np.random.default_rng(9)
     weights = random_weights(rng, 32, 4096)
     weights["W_enc"] *= rng.uniform(0.2, 5, 4096).astype(np.float32)
     weights["threshold"] = rng.uniform(0, 3, 4096).astype(np.float32)
-    arrays = quantise(weights, rng.standard_normal((200, 32)).astype(np.float32), rng)
+    arrays = quantise(weights, rng.standard_normal((200, 32)).astype(np.float32), rng).arrays()
     order = arrays["int8_order"]
     np.testing.assert_array_equal(np.sort(order), np.arange(4096))
     own = (arrays["int8_bias"].ravel() - weights["threshold"][order]).reshape(-1, 16)
@@ -246,22 +246,22 @@ def test_neighbours_are_alike() -> None:
     assert (length / length.max(axis=1, keepdims=True)).mean() < 0.7, "a test of next to nothing"
 
 
-def test_a_type_that_onnxruntime_keeps_on_x86() -> None:
+def test_int8_activations_are_stored_as_uint8() -> None:
     """int8 activations would become uint8 by adding 128 there, and their products would saturate."""
     rng = np.random.default_rng(6)
     weights = random_weights(rng)
-    arrays = quantise(weights, np.ones((3, D_IN), np.float32), rng)
+    arrays = quantise(weights, np.ones((3, D_IN), np.float32), rng).arrays()
     nodes = {node.op_type: node for node in bound_model(arrays, weights["b_pre"]).graph.node}
     graph = bound_model(arrays, weights["b_pre"]).graph
     (cast,) = (node for node in graph.node if node.output[0] == nodes["QuantizeLinear"].input[2])
     assert cast.op_type == "Cast" and cast.attribute[0].i == onnx.TensorProto.UINT8
 
 
-def test_onnxruntime_multiplies_integers(tmp_path: Path) -> None:
+def test_onnxruntime_runs_its_int8_kernel(tmp_path: Path) -> None:
     """The graph is written so that onnxruntime puts its int8 kernel in the place of what the standard says."""
     rng = np.random.default_rng(7)
     weights = random_weights(rng)
-    arrays = quantise(weights, np.ones((3, D_IN), np.float32), rng)
+    arrays = quantise(weights, np.ones((3, D_IN), np.float32), rng).arrays()
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.optimized_model_filepath = 3, str(tmp_path / "optimised.onnx")
     model = bound_model(arrays, weights["b_pre"]).SerializeToString()
@@ -270,10 +270,10 @@ def test_onnxruntime_multiplies_integers(tmp_path: Path) -> None:
     assert "MatMulIntegerToFloat" in kinds and kinds.count("MatMul") == 1
 
 
-def test_equal_weights_give_equal_integers() -> None:
+def test_int8_of_equal_weights_is_equal() -> None:
     rng = np.random.default_rng(8)
     weights, x = random_weights(rng), rng.standard_normal((50, D_IN)).astype(np.float32)
-    first, second = (quantise(weights, x, np.random.default_rng(0)) for _ in range(2))
+    first, second = (quantise(weights, x, np.random.default_rng(0)).arrays() for _ in range(2))
     for name in first:
         np.testing.assert_array_equal(first[name], second[name])
 

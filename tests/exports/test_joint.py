@@ -12,6 +12,7 @@ from onnx.reference import ReferenceEvaluator
 
 from sae_runtime import quota
 from sae_runtime.exports import witness
+from sae_runtime.exports.joint import joint_in_numpy
 
 BundleOf = Callable[..., Path]
 
@@ -38,7 +39,9 @@ def by_torch(
 
 @pytest.mark.parametrize("n", [0, 1, 7, 300])
 @pytest.mark.parametrize("d_sae", [150, 1500])  # one column group of feature choice ends at 64, one at 1,024
-def test_torch_numpy_and_onnxruntime_agree(bundle_of: BundleOf, kind: str, d_sae: int, n: int) -> None:
+def test_the_batch_rule_agrees_in_torch_numpy_and_onnxruntime(
+    bundle_of: BundleOf, kind: str, d_sae: int, n: int
+) -> None:
     x = make_x(n)
     indices, values = run_graph(bundle_of(kind, d_sae), "encode_joint.onnx", x=x)
     expected = joint_by_numpy(kind, d_sae, x)
@@ -54,9 +57,21 @@ def test_torch_numpy_and_onnxruntime_agree(bundle_of: BundleOf, kind: str, d_sae
         assert n < 300 or ((found > 0) != (by_torch("mutual", make_weights(d_sae, kind), x)[0].numpy() > 0)).any()
 
 
+@pytest.mark.parametrize("n", [0, 1, 7, 300])
+@pytest.mark.parametrize("d_sae", [150, 1500])
+def test_the_numpy_version_of_the_batch_rule_is_the_graph(bundle_of: BundleOf, kind: str, d_sae: int, n: int) -> None:
+    x, weights = make_x(n), make_weights(d_sae, kind)
+    z = np.maximum((x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"], 0)
+    limit = None if kind == "mutual" else np.rint(quota.caps(QUOTA, K, d_sae) * n).astype(np.int64)
+    outputs = run_graph(bundle_of(kind, d_sae), "encode_joint.onnx", x=x)
+    indices, values = joint_in_numpy(z, K * n, limit)
+    np.testing.assert_array_equal(outputs[0], indices)
+    np.testing.assert_allclose(outputs[1], values, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("k", [0.5, 2.5, 20.0])
 @pytest.mark.parametrize("n", [1, 7, 300])
-def test_k_is_an_input(bundle_of: BundleOf, kind: str, n: int, k: float) -> None:
+def test_the_batch_rule_takes_k_as_an_input(bundle_of: BundleOf, kind: str, n: int, k: float) -> None:
     x = make_x(n)
     outputs = run_graph(bundle_of(kind), "encode_joint.onnx", x=x, k=np.array(k))
     found = torch_witness.dense(outputs, 150)
@@ -65,7 +80,7 @@ def test_k_is_an_input(bundle_of: BundleOf, kind: str, n: int, k: float) -> None
         assert (found > 0).sum() == round(k * n)
 
 
-def test_a_budget_beyond_the_positives_takes_them_all(bundle_of: BundleOf) -> None:
+def test_the_batch_rule_keeps_all_positives_where_k_is_large(bundle_of: BundleOf) -> None:
     x, weights = make_x(7), make_weights(150, "mutual")
     found = torch_witness.dense(run_graph(bundle_of("mutual"), "encode_joint.onnx", x=x, k=np.array(1e6)), 150)
     np.testing.assert_array_equal(found > 0, torch_witness.latents(weights, x).numpy() > 0)
@@ -76,7 +91,7 @@ def test_a_budget_beyond_the_positives_takes_them_all(bundle_of: BundleOf) -> No
 
 
 @pytest.mark.parametrize("d_sae", [150, 1500])
-def test_cap_is_an_input_in_any_order(bundle_of: BundleOf, d_sae: int) -> None:
+def test_the_batch_rule_takes_densities_in_any_order(bundle_of: BundleOf, d_sae: int) -> None:
     rng = np.random.default_rng(3)
     x, cap = make_x(40), rng.permutation(np.concatenate([[0.0, 1.0], rng.uniform(0, 0.2, d_sae - 2)]))
     found = torch_witness.dense(run_graph(bundle_of("feature", d_sae), "encode_joint.onnx", x=x, cap=cap), d_sae)
@@ -87,14 +102,14 @@ def test_cap_is_an_input_in_any_order(bundle_of: BundleOf, d_sae: int) -> None:
 
 
 @pytest.mark.parametrize("d_sae", [K, 64, 65, 1024, 1025])
-def test_column_groups_of_any_size(bundle_of: BundleOf, d_sae: int) -> None:
+def test_the_batch_rule_is_right_for_column_groups_of_any_size(bundle_of: BundleOf, d_sae: int) -> None:
     x = make_x(30)
     found = torch_witness.dense(run_graph(bundle_of("feature", d_sae, d_sae), "encode_joint.onnx", x=x), d_sae)
     torch_witness.assert_same_features(found, by_torch("feature", make_weights(d_sae, "feature"), x))
     assert found.any()
 
 
-def test_rows_of_zeros_and_of_the_bias(bundle_of: BundleOf, kind: str) -> None:
+def test_the_batch_rule_is_right_for_zeros_and_the_bias(bundle_of: BundleOf, kind: str) -> None:
     x = make_x(7)
     x[1], x[2] = 0, make_weights(150, kind)["b_dec"]
     found = torch_witness.dense(run_graph(bundle_of(kind), "encode_joint.onnx", x=x, k=np.array(40.0)), 150)
@@ -111,7 +126,7 @@ def _summed(sparse: torch_witness.Sparse) -> torch_witness.Sparse:
 
 @pytest.mark.parametrize("d_sae", [150, 1500])
 @pytest.mark.parametrize("k", [0.5, 6.0, 30.0])
-def test_ties_keep_counts_and_values(bundle_of: BundleOf, kind: str, d_sae: int, k: float) -> None:
+def test_the_batch_rule_keeps_counts_and_values_of_ties(bundle_of: BundleOf, kind: str, d_sae: int, k: float) -> None:
     x, weights = make_tied_x(60), make_tied_weights(d_sae, kind)
     path = bundle_of(kind, d_sae, tied=True)
     found = torch_witness.dense(run_graph(path, "encode_joint.onnx", x=x, k=np.array(k)), d_sae)
@@ -128,7 +143,7 @@ def test_ties_keep_counts_and_values(bundle_of: BundleOf, kind: str, d_sae: int,
 
 
 @pytest.mark.parametrize("padding", [0.0, 50.0, np.nan, np.inf])
-def test_padding_changes_nothing(bundle_of: BundleOf, kind: str, padding: float) -> None:
+def test_padding_changes_nothing_in_the_batch_rule(bundle_of: BundleOf, kind: str, padding: float) -> None:
     x, valid = make_x(30), np.arange(30) % 4 != 1
     alone = run_graph(bundle_of(kind), "encode_joint.onnx", x=x[valid])
     x[~valid] = padding
@@ -175,7 +190,7 @@ def test_neighbours_change_the_batch_rule(bundle_of: BundleOf, kind: str) -> Non
     assert (together[:1] != alone).any()
 
 
-def test_the_reference_evaluator_agrees(bundle_of: BundleOf, kind: str) -> None:
+def test_the_batch_rule_agrees_with_the_reference_evaluator(bundle_of: BundleOf, kind: str) -> None:
     x = make_x(7)
     feed = {"x": x, "valid": np.arange(7) != 2, "k": np.array(3.5)}
     if kind == "feature":

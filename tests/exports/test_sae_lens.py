@@ -55,7 +55,9 @@ def test_sae_lens_encodes_and_decodes_the_same(lens: Any, bundle_of: BundleOf, k
         ({"selection": "threshold", "pre_bias": False, "d_out": D_IN, "skip": True}, "jumprelu_skip_transcoder"),
     ],
 )
-def test_every_form_that_it_knows(lens: Any, tmp_path: Path, form: dict[str, Any], architecture: str) -> None:
+def test_sae_lens_computes_the_same_for_every_form_that_it_knows(
+    lens: Any, tmp_path: Path, form: dict[str, Any], architecture: str
+) -> None:
     path, x = native(tmp_path / "sae", **form), make_x(200)
     theirs, ours = lens.load_from_disk(path, device="cpu"), load(path)
     assert theirs.cfg.architecture() == architecture
@@ -78,6 +80,6 @@ def test_every_form_that_it_knows(lens: Any, tmp_path: Path, form: dict[str, Any
         {"selection": "threshold", "theta": None},
     ],
 )
-def test_what_it_does_not_know_has_no_configuration(tmp_path: Path, form: dict[str, Any]) -> None:
+def test_a_form_that_sae_lens_does_not_know_has_no_configuration(tmp_path: Path, form: dict[str, Any]) -> None:
     path = native(tmp_path / "sae", **form)
     assert not (path / "cfg.json").exists()

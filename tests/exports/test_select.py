@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from sae_runtime.exports.graph import Graph
-from sae_runtime.exports.select import GROUP, first_rows, largest, not_empty
+from sae_runtime.exports.select import first_rows, largest, largest_in_numpy, not_empty, winners, winners_in_numpy
+from sae_runtime.graphs import GROUP
 
 Latents = NDArray[np.float32]
 
@@ -56,7 +57,7 @@ def latents(rng: np.random.Generator, n: int, d_sae: int, kind: str) -> Latents:
 
 @pytest.mark.parametrize("d_sae", [16, 32, 48, 512, 1008, 5, 150])
 @pytest.mark.parametrize("kind", ["normal", "ties", "sparse", "negative", "equal", "crowded"])
-def test_equals_a_stable_sort(d_sae: int, kind: str) -> None:
+def test_the_largest_equal_a_stable_sort_and_the_numpy_version(d_sae: int, kind: str) -> None:
     rng = np.random.default_rng(d_sae)
     for n in (0, 1, 33):
         z = latents(rng, n, d_sae, kind)
@@ -67,10 +68,14 @@ def test_equals_a_stable_sort(d_sae: int, kind: str) -> None:
             assert indices.shape == values.shape == (n, min(width, d_sae))
             np.testing.assert_array_equal(indices, expected)
             np.testing.assert_array_equal(values, np.take_along_axis(z, expected, axis=1))
+            if d_sae % GROUP == 0:
+                in_numpy = largest_in_numpy(z, width)
+                np.testing.assert_array_equal(in_numpy[0], indices)
+                np.testing.assert_array_equal(in_numpy[1], values)
 
 
 @pytest.mark.parametrize("d_sae", [64, 150])
-def test_a_row_of_nan_stays_one(d_sae: int) -> None:
+def test_selecting_from_a_row_of_nan_leaves_other_rows(d_sae: int) -> None:
     z = np.random.default_rng(0).standard_normal((5, d_sae)).astype(np.float32)
     expected = selected(d_sae)(z, 7)
     z[2] = np.nan
@@ -82,9 +87,24 @@ def test_a_row_of_nan_stays_one(d_sae: int) -> None:
 
 
 @pytest.mark.parametrize("d_sae", [48, 50])
-def test_the_reference_evaluator_agrees(d_sae: int) -> None:
+def test_selecting_agrees_with_the_reference_evaluator(d_sae: int) -> None:
     z, evaluator = latents(np.random.default_rng(1), 6, d_sae, "ties"), ReferenceEvaluator(select_model(d_sae))
     for width in (1, 5, d_sae):
         outputs: Any = evaluator.run(None, {"z": z, "width": np.array([width])})
         np.testing.assert_array_equal(outputs[1], selected(d_sae)(z, width)[1])
         np.testing.assert_array_equal(np.take_along_axis(z, outputs[0], axis=1), outputs[1])
+
+
+@pytest.mark.parametrize("width", [1, 3, 8, 20])
+def test_the_winners_equal_the_numpy_version(width: int) -> None:
+    graph = Graph("winners")
+    z, slots = graph.input("z", np.float32, ["n", 48]), graph.input("width", np.int64, [1])
+    indices, values = winners(graph, z, 8, slots, 48)
+    graph.output(indices, "indices", np.int64, ["n", "width"])
+    graph.output(values, "values", np.float32, ["n", "width"])
+    model = ir.to_proto(graph.model()).SerializeToString()
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    x = latents(np.random.default_rng(0), 20, 48, "normal")
+    outputs = session.run(None, {"z": x, "width": np.array([width])})
+    for output, expected in zip(outputs, winners_in_numpy(x, 8, width), strict=True):
+        np.testing.assert_array_equal(output, expected)

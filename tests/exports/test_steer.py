@@ -15,7 +15,7 @@ from onnx.reference import ReferenceEvaluator
 
 from sae_runtime.bundle import DERIVED, read
 from sae_runtime.exports import witness
-from sae_runtime.exports.steer import steer_graph
+from sae_runtime.exports.steer import steer_graph, steer_in_numpy
 from sae_runtime.tensors import read_header, save_tensors
 
 BundleOf = Callable[..., Path]
@@ -24,7 +24,7 @@ LARGEST = float(np.finfo(np.float32).max)
 
 
 def some_edits(b: int, e: int, d_sae: int, kind: str, x: NDArray[np.float32]) -> Arrays:
-    """Edits of features that fire and of some that do not, other ones for each of the b requests."""
+    """Edits of active and of inactive features, other ones for each of the b requests."""
     rng = np.random.default_rng(7)
     busiest = np.argsort(-served_by_numpy(kind, d_sae, x.reshape(-1, D_IN)).kept.sum(axis=0))
     pool = np.unique(np.concatenate([busiest[: 2 * e], rng.integers(0, d_sae, 2 * e)]))
@@ -59,7 +59,9 @@ def by_torch(kind: str, d_sae: int, x: NDArray[np.float32], edits: Arrays, gate:
 
 @pytest.mark.parametrize(("b", "t", "e"), [(1, 1, 1), (1, 7, 3), (3, 5, 4), (2, 150, 8), (0, 3, 2), (2, 0, 2)])
 @pytest.mark.parametrize("d_sae", [150, 1500])
-def test_torch_numpy_and_onnxruntime_agree(bundle_of: BundleOf, kind: str, d_sae: int, b: int, t: int, e: int) -> None:
+def test_steering_agrees_in_torch_numpy_and_onnxruntime(
+    bundle_of: BundleOf, kind: str, d_sae: int, b: int, t: int, e: int
+) -> None:
     x = make_x(b * t).reshape(b, t, D_IN)
     edits = some_edits(max(b, 1), e, d_sae, kind, x)
     if b == 0:
@@ -73,23 +75,36 @@ def test_torch_numpy_and_onnxruntime_agree(bundle_of: BundleOf, kind: str, d_sae
     assert witness.difference(expected, y) is None
     torch_expected = by_torch(kind, d_sae, x, {"features": features, **edits}).numpy()
     np.testing.assert_allclose(expected, torch_expected, rtol=1e-9, atol=1e-9)
-    assert b * t < 15 or (f.reshape(-1, d_sae)[:, features[0]] > 0).any(), "no edited feature fires"
+    assert b * t < 15 or (f.reshape(-1, d_sae)[:, features[0]] > 0).any(), "no edited feature is active"
+
+
+def test_the_numpy_version_of_steering_is_the_graph(bundle_of: BundleOf, kind: str) -> None:
+    x = make_x(15).reshape(3, 5, D_IN)
+    edits = some_edits(3, 4, 150, kind, x)
+    (y,) = run_graph(bundle_of(kind), "steer.onnx", x=x, **edits)
+    matches = served_by_numpy(kind, 150, x.reshape(-1, D_IN))
+    f = np.where(matches.kept, matches.z, 0).reshape(3, 5, 150)
+    features = edits.pop("features")
+    f = np.take_along_axis(f, features[:, None].repeat(5, axis=1), axis=2)
+    rows, one = make_weights(150, kind)["W_dec"][features], np.ones((1, 1, 1))
+    expected = steer_in_numpy(x, f, rows, one, **edits, gate=one)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["mutual", "feature"])
-def test_it_is_few_operations(bundle_of: BundleOf, kind: str) -> None:
-    """Each takes about a microsecond, which for one vector is what all costs; onnxruntime fuses the Transpose away."""
+def test_steering_is_at_most_27_operations(bundle_of: BundleOf, kind: str) -> None:
+    """Each operation takes about a microsecond, the whole time for one vector; onnxruntime fuses the Transpose away."""
     graph = ir.load(bundle_of(kind) / "steer.onnx").graph
     assert len(graph) <= 27, [node.op_type for node in graph]
 
 
-def test_without_edits_y_equals_x(bundle_of: BundleOf, kind: str) -> None:
+def test_steering_without_edits_returns_x(bundle_of: BundleOf, kind: str) -> None:
     x = make_x(12).reshape(3, 4, D_IN)
     x[1, 1] = 0
     np.testing.assert_array_equal(run_graph(bundle_of(kind), "steer.onnx", x=x)[0], x)
 
 
-def test_no_ops_change_nothing(bundle_of: BundleOf, kind: str) -> None:
+def test_steering_with_edits_that_change_nothing_returns_x(bundle_of: BundleOf, kind: str) -> None:
     x = make_x(12).reshape(3, 4, D_IN)
     no_ops = {"features": np.array([[0, 3, 3, 149]])}
     np.testing.assert_array_equal(run_graph(bundle_of(kind), "steer.onnx", x=x, **no_ops)[0], x)
@@ -100,7 +115,7 @@ def test_no_ops_change_nothing(bundle_of: BundleOf, kind: str) -> None:
     np.testing.assert_array_equal(run_graph(bundle_of(kind), "steer.onnx", x=x, **padded)[0], y)
 
 
-def test_one_list_serves_all_requests(bundle_of: BundleOf, kind: str) -> None:
+def test_steering_by_one_list_edits_all_requests(bundle_of: BundleOf, kind: str) -> None:
     x = make_x(12).reshape(3, 4, D_IN)
     edits = some_edits(1, 3, 150, kind, x)
     (y,) = run_graph(bundle_of(kind), "steer.onnx", x=x, **edits)
@@ -112,7 +127,7 @@ def test_one_list_serves_all_requests(bundle_of: BundleOf, kind: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 1, 1), (1, 4, 1), (1, 1, 3), (3, 4, 1), (3, 4, 3)])
-def test_the_gate_broadcasts(bundle_of: BundleOf, kind: str, shape: tuple[int, ...]) -> None:
+def test_steering_broadcasts_the_gate(bundle_of: BundleOf, kind: str, shape: tuple[int, ...]) -> None:
     x, gate = make_x(12).reshape(3, 4, D_IN), np.random.default_rng(8).uniform(-0.5, 1.5, shape).astype(np.float32)
     gate.flat[0] = 0
     edits = some_edits(3, 3, 150, kind, x)
@@ -120,7 +135,7 @@ def test_the_gate_broadcasts(bundle_of: BundleOf, kind: str, shape: tuple[int, .
     torch_witness.assert_close(y, by_torch(kind, 150, x, edits, gate))
 
 
-def test_token_choice_steers_by_the_top_k_alone(bundle_of: BundleOf) -> None:
+def test_steering_token_choice_edits_the_top_k_alone(bundle_of: BundleOf) -> None:
     x = make_x(7)[None]
     z = torch_witness.latents(make_weights(150, "token"), x[0]).numpy()
     order = np.argsort(-z, axis=1)
@@ -136,7 +151,7 @@ def test_token_choice_steers_by_the_top_k_alone(bundle_of: BundleOf) -> None:
 
 
 @pytest.mark.parametrize("bad", [-1, 150, 2**40, -(2**63)])
-def test_an_unknown_feature_is_nan_in_its_request_alone(bundle_of: BundleOf, kind: str, bad: int) -> None:
+def test_steering_an_unknown_feature_is_nan_in_its_request_alone(bundle_of: BundleOf, kind: str, bad: int) -> None:
     x = make_x(12).reshape(3, 4, D_IN)
     edits = some_edits(3, 3, 150, kind, x)
     (y,) = run_graph(bundle_of(kind), "steer.onnx", x=x, **edits)
@@ -146,7 +161,7 @@ def test_an_unknown_feature_is_nan_in_its_request_alone(bundle_of: BundleOf, kin
     np.testing.assert_array_equal(found[[0, 2]], y[[0, 2]])
 
 
-def test_nan_stays_in_its_row(bundle_of: BundleOf, kind: str) -> None:
+def test_steering_nan_leaves_other_rows(bundle_of: BundleOf, kind: str) -> None:
     x = make_x(12).reshape(3, 4, D_IN)
     edits = some_edits(3, 3, 150, kind, x)
     (y,) = run_graph(bundle_of(kind), "steer.onnx", x=x, **edits)
@@ -158,7 +173,7 @@ def test_nan_stays_in_its_row(bundle_of: BundleOf, kind: str) -> None:
     np.testing.assert_array_equal(found[others], y[others])
 
 
-def test_requests_do_not_touch_each_other(bundle_of: BundleOf, kind: str) -> None:
+def test_steering_one_request_leaves_the_others(bundle_of: BundleOf, kind: str) -> None:
     x = make_x(12).reshape(3, 4, D_IN)
     edits = some_edits(3, 3, 150, kind, x)
     (y,) = run_graph(bundle_of(kind), "steer.onnx", x=x, **edits)
@@ -170,7 +185,7 @@ def test_requests_do_not_touch_each_other(bundle_of: BundleOf, kind: str) -> Non
     assert (found[0] != y[0]).any()
 
 
-def test_the_reference_evaluator_agrees(bundle_of: BundleOf, kind: str) -> None:
+def test_steering_agrees_with_the_reference_evaluator(bundle_of: BundleOf, kind: str) -> None:
     x = make_x(10).reshape(2, 5, D_IN)
     edits = some_edits(2, 3, 150, kind, x)
     gate = np.full((1, 1, 1), 0.5, np.float32)
@@ -180,7 +195,7 @@ def test_the_reference_evaluator_agrees(bundle_of: BundleOf, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["mutual", "feature"])
 @pytest.mark.parametrize(("b", "t", "e"), [(1, 1, 1), (3, 5, 4), (64, 1, 8), (2, 0, 2), (2, 3, 0)])
-def test_rows_of_the_encoder_serve_as_its_columns(
+def test_steering_by_rows_of_the_encoder_equals_its_columns(
     bundle_of: BundleOf, tmp_path: Path, kind: str, b: int, t: int, e: int
 ) -> None:
     bundle = read(shutil.copytree(bundle_of(kind), tmp_path / "copy"))

@@ -21,7 +21,7 @@ def slots(f: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float32
     return order, np.take_along_axis(f, order, axis=1).astype(np.float32)
 
 
-def test_selection_by_hand() -> None:
+def test_the_witness_selects_as_by_hand() -> None:
     assert kept(witness.token_choice(Z, 1)) == [[0], [0], []]
     assert kept(witness.token_choice(Z, 3)) == [[0, 2, 3], [0, 1, 2], []]
     assert kept(witness.threshold(Z, 2.0)) == [[0, 2], [0], []]
@@ -33,7 +33,7 @@ def test_selection_by_hand() -> None:
     assert kept(witness.joint(Z, 1.0, None, np.array([False, True, True]))) == [[], [0, 1], []]
 
 
-def test_matches_pass_and_each_fault_is_named() -> None:
+def test_the_witness_passes_matches_and_names_faults() -> None:
     weights, x = make_weights(150, "mutual"), make_x(7)
     z = witness.latents(weights, x)
     matches = witness.joint(z, K)
@@ -60,7 +60,7 @@ def test_matches_pass_and_each_fault_is_named() -> None:
     assert "wrong matches" in fault({}, {(1, 0): int(indices[1, -1])})
 
 
-def test_what_lies_at_the_cut_may_go_either_way() -> None:
+def test_the_witness_accepts_either_side_at_the_cut() -> None:
     z = np.array([[3.0, 2.0, 2.0 - 1e-7, 1.0]])
     matches = witness.token_choice(z, 2)
     assert kept(matches) == [[0, 1]]
@@ -79,7 +79,7 @@ def test_differences_are_relative_to_the_row() -> None:
 
 
 @pytest.mark.parametrize("ndim", [1, 2, 3])
-def test_latents_have_the_shape_of_x(ndim: int) -> None:
+def test_pre_activations_have_the_shape_of_x(ndim: int) -> None:
     weights, x = make_weights(150, "token"), make_x(6)
     z = witness.latents(weights, x.reshape(2, 3, -1)[:1, :1] if ndim == 3 else x[0] if ndim == 1 else x)
     expected = torch_witness.latents(weights, x).numpy()
@@ -88,7 +88,7 @@ def test_latents_have_the_shape_of_x(ndim: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["token", "mutual", "feature"])
-def test_a_budget_that_is_off_by_one_is_noticed(kind: str) -> None:
+def test_the_witness_notices_a_total_that_is_off_by_one(kind: str) -> None:
     z = witness.latents(make_weights(150, "token"), make_x(7))
     cap = np.full(150, 1 / 7)  # one token each
 

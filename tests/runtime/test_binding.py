@@ -31,7 +31,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         if kind not in paths:
             paths[kind] = tmp_path_factory.mktemp("gpu") / kind
             bundle.write(paths[kind], make_weights(1500, kind), make_manifest(1500, kind))
-            export(paths[kind], precisions=("gpu",))
+            export(paths[kind], graphs=("gpu",))
         return paths[kind]
 
     return give

@@ -130,7 +130,7 @@ def test_a_bundle_without_threshold_is_served_at_k(tmp_path: Path, form: str) ->
     assert made.measured["tokens"] == 1000 and made.measured["dead_tokens"] == 4000
     assert made.measured["l0"] == pytest.approx(kept[3000:].sum(axis=1).mean(), abs=2e-3)
     assert made.measured["dead"] == (kept.sum(axis=0) == 0).mean()
-    export(path, precisions=())
+    export(path, graphs=())
     sae = load(path)
     assert sae.encode(fitting).l0().sum() == pytest.approx(5 * 3000, abs=2)
     if form == "transcoder":

@@ -1,0 +1,92 @@
+"""killed_export.py BUNDLE: exports of copies of a bundle, each killed at another change of the file system.
+
+Prints how many kills left the old bundle, how many the new one, and how many there were. Every process is forked before
+any graph is opened, since a fork has no threads.
+"""
+
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sae_runtime import bundle, load
+from sae_runtime.exports.export import export
+
+CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir"}
+KILLED, OLD, NEW = 9, 10, 11
+
+
+def activations(d_in: int) -> "np.typing.NDArray[np.float32]":
+    return np.random.default_rng(5).normal(0, 2, (70, d_in)).astype(np.float32)
+
+
+def export_until(path: Path, changes: int) -> None:
+    """Export with a new sample and the graph for GPUs, without the one from int8; end at once before a change."""
+    left = changes
+
+    def count(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal left
+        if event in CHANGES:
+            if left == 0:
+                os._exit(KILLED)
+            left -= 1
+
+    sys.addaudithook(count)
+    export(path, graphs=["gpu"], activations=activations(bundle.read(path).manifest.encoder.d_in))
+    os._exit(0)
+
+
+def judge(path: Path, samples: list[bytes]) -> None:
+    """End with OLD or NEW, by the sample, where all of the bundle is valid and serves."""
+    read = bundle.read(path)
+    for name in read.manifest.graphs:
+        read.graph(name)
+    old = "encode_exact.onnx" in read.manifest.graphs
+    assert old != ("encode_gpu.onnx" in read.manifest.graphs)
+    assert (path / bundle.SAMPLE).read_bytes() == samples[0 if old else 1], "the sample is not that of the graphs"
+    assert {file.name for file in path.glob("[!.]*.onnx")} == set(read.manifest.graphs)
+    assert (path / "README.md").exists()
+    x = activations(read.manifest.encoder.d_in)
+    sae = load(path)
+    sae.decode(sae.encode(x))
+    os._exit(OLD if old else NEW)
+
+
+def forked(function: Callable[..., None], *arguments: Any) -> int:
+    """The exit code of a process that calls a function."""
+    process = os.fork()
+    if process == 0:
+        try:
+            function(*arguments)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def main(original: Path) -> None:
+    """Kill exports until one comes to its end."""
+    finished = original.with_name("finished")
+    shutil.copytree(original, finished)
+    assert forked(export_until, finished, 10**9) == 0
+    samples = [(path / bundle.SAMPLE).read_bytes() for path in (original, finished)]
+    counts, kills, copy = {OLD: 0, NEW: 0}, 0, original.with_name("killed")
+    while True:
+        shutil.copytree(original, copy)
+        ended = forked(export_until, copy, kills)
+        if ended == 0:
+            break
+        assert ended == KILLED
+        counts[forked(judge, copy, samples)] += 1
+        kills += 1
+        shutil.rmtree(copy)
+    sys.stdout.write(f"{counts[OLD]} {counts[NEW]} {kills}\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

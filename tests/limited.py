@@ -1,0 +1,13 @@
+"""What makes the graphs of an export whose encode_exact.onnx has other limits than the usual ones."""
+
+import functools
+from collections.abc import Mapping
+
+from sae_runtime.exports.candidates import Limits
+from sae_runtime.exports.exact import exact_graph
+from sae_runtime.exports.export import BUILDERS, Builder
+
+
+def builders_with(limits: Limits) -> Mapping[str, Builder]:
+    """To be given to `export`."""
+    return {**BUILDERS, "encode_exact.onnx": functools.partial(exact_graph, limits=limits)}
