@@ -60,22 +60,22 @@ def serve(path: Path, *, precision: str, verify: bool, tokens: int, processes: i
 
 
 @click.command()
-@click.option("--text", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--cache", required=True, type=click.Path(file_okay=False, path_type=Path), help="see wide.py")
+@wide.text_option
+@wide.cache_option
 @click.option("--d-sae", default=24_576, show_default=True)
-@click.option("--steps", default=1000, show_default=True)
-@click.option("--rounds", default=5, show_default=True)
+@click.option("--steps", default=1000, type=click.IntRange(min=1), show_default=True)
+@click.option("--rounds", default=5, type=click.IntRange(min=1), show_default=True)
 def main(text: Path, cache: Path, d_sae: int, steps: int, rounds: int) -> None:
     """Print two tables."""
     path = wide.bundle(cache, text, kind="mutual", d_sae=d_sae, steps=steps)
     size = sum(file.stat().st_size for file in path.iterdir()) / 2**20
     print(f"{path.name}, {size:.0f} MiB on disk\n\n| precision | verify | load, ms |\n|---|---|---|")
-    for precision in ("exact", "float32", "fast"):
+    for precision in ("exact", "float32"):
         for verify in (True, False):
             runs = [serve(path, precision=precision, verify=verify, tokens=0, processes=1)[0] for _ in range(rounds)]
             print(f"| {precision} | {verify} | {statistics.median(run['seconds'] for run in runs) * 1e3:.0f} |")
     print("\n| precision | tokens | processes | MiB of each | MiB together |\n|---|---|---|---|---|")
-    for precision in ("exact", "float32", "fast"):
+    for precision in ("exact", "float32"):
         for tokens, processes in ((1, 1), (1024, 1), (16_384, 1), (1024, 4)):
             runs = serve(path, precision=precision, verify=False, tokens=tokens, processes=processes)
             mine = statistics.mean(run["Rss"] for run in runs)

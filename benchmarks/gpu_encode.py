@@ -1,8 +1,7 @@
 """Encode on a GPU: encode_gpu.onnx against float64, and against torch's and SAELens's dense encoders in time.
 
 All read tensors that lie on the device and leave theirs there. Ours gives slots of matches, exactly, rows that it was
-not certain of encoded again; as a fixed batch (one captured CUDA graph) it leaves those to the caller. The peers give
-dense latents, or their top k. Without --bundle and --activations, weights are random and activations sums of a few of
+not certain of encoded again. The peers give dense pre-activations, or their top k. Without --bundle and --activations, weights are random and activations sums of a few of
 their directions with noise.
 
     python benchmarks/gpu_encode.py                        # some minutes; exit 1 where features disagree
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sae_runtime import bundle, load, open_activations
-from sae_runtime.binding import FixedBatch, encode_tensor
+from sae_runtime.binding import encode_tensor
 from sae_runtime.bundle import Bundle
 from sae_runtime.encoder import GPU
 from sae_runtime.exports import witness
@@ -35,7 +34,7 @@ from sae_runtime.sessions import CPU, CUDA, Provider, Sessions
 from sae_runtime.train.device import usable_device
 
 Run = Callable[[], object]
-OURS, FIXED, DENSE = "encode_gpu.onnx", "encode_gpu.onnx, fixed batch", "torch, the product alone"
+OURS, DENSE = "encode_gpu.onnx", "torch, the product alone"
 
 
 def made_up(path: Path, kind: str, d_in: int, d_sae: int, k: int) -> NDArray[np.float32]:
@@ -80,16 +79,11 @@ def disagreement(read: Bundle, x: NDArray[np.float32], indices: Tensor, values: 
 
 def contenders(read: Bundle, sessions: Sessions, x: Tensor, *, peers: bool) -> dict[str, Run]:
     """What encodes x; ours first."""
-    fixed = FixedBatch(sessions, read.manifest, x.clone())
     plain = load(read.path, precision="float32", providers=providers_of(x.device))
     weights = {name: torch.from_numpy(np.array(read.tensor(name))).to(x.device) for name in read.specs}
 
     def dense() -> Tensor:
         return torch.relu((x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"])
-
-    def fixed_batch() -> None:
-        fixed.x.copy_(x)
-        fixed.run()
 
     def selected() -> Tensor | tuple[Tensor, Tensor]:
         z = dense()
@@ -100,7 +94,6 @@ def contenders(read: Bundle, sessions: Sessions, x: Tensor, *, peers: bool) -> d
 
     runs: dict[str, Run] = {
         OURS: partial(encode_tensor, sessions, read.manifest, GPU, x),
-        FIXED: fixed_batch,
         "encode.onnx": lambda: plain.encode_tensor(x),
         DENSE: dense,
         "torch, with selection": selected,
@@ -139,13 +132,11 @@ def encode_all(
     read = bundle.read(path)
     sessions = Sessions(read, providers=providers_of(device), threads=None, verify=True)
     part = x[: options["checked"]]
-    fixed = FixedBatch(sessions, read.manifest, torch.from_numpy(part).to(device))
-    fault = disagreement(read, part, *encode_tensor(sessions, read.manifest, GPU, fixed.x))
-    fixed.run()
+    slots = encode_tensor(sessions, read.manifest, GPU, torch.from_numpy(part).to(device))
+    fault = disagreement(read, part, *slots)
     encoder = read.manifest.encoder
     print(f"\n{read.manifest.budget.kind} choice, d_in {encoder.d_in}, d_sae {encoder.d_sae:,}, ", end="")
-    print(f"{read.manifest.width} slots: {len(part)} tokens against float64: {fault or 'ok'}; ", end="")
-    print(f"{1 - float(fixed.certain.float().mean()):.2%} encoded again")
+    print(f"{read.manifest.width} slots: {len(part)} tokens against float64: {fault or 'ok'}")
     table("tokens", "", "ms", "over ours")
     for n in tokens:
         rows = torch.from_numpy(np.resize(x, (n, x.shape[1]))).to(device)
@@ -160,7 +151,7 @@ def encode_all(
 @click.option("--bundle", "path", type=click.Path(exists=True, file_okay=False, path_type=Path), help="a trained one")
 @click.option("--activations", type=click.Path(exists=True, path_type=Path), help="for it")
 @click.option("--tokens", default=(1, 64, 1024, 8192), multiple=True, show_default=True)
-@click.option("--rounds", default=15, show_default=True)
+@click.option("--rounds", default=15, type=click.IntRange(min=1), show_default=True)
 @click.option("--peers/--no-peers", default=True)
 @click.option("--tiny", is_flag=True, help="sizes that only try the script out")
 def main(

@@ -1,11 +1,9 @@
 """How the time to encode grows with d_sae, d_in and k: precision "exact" over the dense product in onnxruntime.
 
 Weights are random unit rows and activations sums of some of them with noise: what matters here is sizes. Drawn as a
-picture with --plot. With --graphs: which of the two exact graphs is quicker at which size.
+picture with --plot.
 """
 
-import os
-import statistics
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -20,18 +18,12 @@ from timing import median_seconds
 from sae_runtime import bundle, load
 from sae_runtime.exports import export
 from sae_runtime.manifest import Allocation, Encoder, Manifest
-from sae_runtime.tune import ROWS, tune
 
 # d_in, d_sae, k
 SIZES = (
     *((768, d_sae, 32) for d_sae in (4_096, 8_192, 16_384, 24_576, 49_152, 98_304, 131_072)),
     *((d_in, 24_576, 32) for d_in in (256, 1_536, 3_072)),
     *((768, 24_576, k) for k in (8, 16, 64, 128)),
-)
-
-GRAPH_SIZES = (
-    *((d_in, d_sae, 32) for d_in in (384, 768) for d_sae in (1_536, 3_072, 6_144, 12_288, 24_576)),
-    *((768, d_sae, k) for k in (8, 128) for d_sae in (6_144, 24_576)),
 )
 
 
@@ -64,18 +56,14 @@ def make(
 
 
 @click.command()
-@click.option("--n", default=1024, show_default=True)
-@click.option("--rounds", default=5, show_default=True)
+@click.option("--n", default=1024, type=click.IntRange(min=1), show_default=True)
+@click.option("--rounds", default=5, type=click.IntRange(min=1), show_default=True)
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--graphs", is_flag=True, help="encode_exact.onnx over encode.onnx, by `sae-runtime tune`")
-def main(n: int, rounds: int, plot: Path | None, graphs: bool) -> None:
+def main(n: int, rounds: int, plot: Path | None) -> None:
     """Print a row for each size."""
-    if graphs:
-        compare_graphs(rounds)
-        return
     found: dict[tuple[int, int, int], tuple[float, float]] = {}
-    print("| d_in | d_sae | k | exact, ms | dense product, ms | ratio | graph | encoded again |")
-    print("|---" * 8 + "|")
+    print("| d_in | d_sae | k | exact, ms | dense product, ms | ratio | encoded again |")
+    print("|---" * 7 + "|")
     for d_in, d_sae, k in SIZES:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "sae"
@@ -87,39 +75,15 @@ def main(n: int, rounds: int, plot: Path | None, graphs: bool) -> None:
             }
             median = median_seconds(runs, rounds)
             exact, product = median["exact"] * 1e3, median["dense"] * 1e3
-            graph, (again, of) = sae._encoder.graph, sae.redone
+            again, of = sae.redone
         found[d_in, d_sae, k] = exact, product
         print(
-            f"| {d_in:,} | {d_sae:,} | {k} | {exact:.1f} | {product:.1f} | {exact / product:.2f} | {graph} | "
+            f"| {d_in:,} | {d_sae:,} | {k} | {exact:.1f} | {product:.1f} | {exact / product:.2f} | "
             f"{again / max(of, 1):.2%} |",
             flush=True,
         )
     if plot is not None:
         draw(found, n, plot)
-
-
-def compare_graphs(rounds: int) -> None:
-    """Time of encode_exact.onnx over encode.onnx by so many tunings, medians, and how often each was chosen."""
-    sizes = " | ".join(f"{n:,}" for n in ROWS)
-    chosen = "sums, exact : encode.onnx | encode_exact.onnx chosen"
-    print(f"| d_in | d_sae | k | log2 of d_in d_sae | selection | {sizes} | {chosen} |")
-    print("|---" * (7 + len(ROWS)) + "|")
-    for d_in, d_sae, k in GRAPH_SIZES:
-        for selection in ("topk", "threshold"):
-            with tempfile.TemporaryDirectory() as folder:
-                os.environ["SAE_RUNTIME_TUNED"] = str(Path(folder) / "tuned.json")  # the user's own stays as it is
-                make(Path(folder) / "sae", d_in, d_sae, k, np.random.default_rng(0), selection=selection)
-                tunings = [tune(Path(folder) / "sae") for _ in range(rounds)]
-            plain, exact = ([t.seconds[g] for t in tunings] for g in ("encode.onnx", "encode_exact.onnx"))
-            ratios = np.median(np.array(exact) / np.array(plain), axis=0)
-            total = [statistics.median(t.totals[g] for t in tunings) for g in ("encode_exact.onnx", "encode.onnx")]
-            times = sum(t.graph == "encode_exact.onnx" for t in tunings)
-            print(
-                f"| {d_in} | {d_sae:,} | {k} | {np.log2(d_in * d_sae):.1f} | {selection} | "
-                f"{' | '.join(f'{ratio:.2f}' for ratio in ratios)} | {total[0]:.2f} : {total[1]:.2f} | "
-                f"{times} of {rounds} |",
-                flush=True,
-            )
 
 
 def draw(found: dict[tuple[int, int, int], tuple[float, float]], n: int, path: Path) -> None:
