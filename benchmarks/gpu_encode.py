@@ -1,8 +1,8 @@
 """Encode on a GPU: encode_gpu.onnx against float64, and against torch's and SAELens's dense encoders in time.
 
 All read tensors that lie on the device and leave theirs there. Ours gives slots of matches, exactly, rows that it was
-not certain of encoded again. The peers give dense pre-activations, or their top k. Without --bundle and --activations, weights are random and activations sums of a few of
-their directions with noise.
+not certain of encoded again. The peers give dense pre-activations, or their top k. Without --bundle and
+--activations, weights are random and activations sums of a few of their directions with noise.
 
     python benchmarks/gpu_encode.py                        # some minutes; exit 1 where features disagree
     python benchmarks/gpu_encode.py --device cpu --tiny    # only tries the script out

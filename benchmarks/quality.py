@@ -268,7 +268,7 @@ def _mean(values: list[float], digits: int) -> str:
 @click.option("--cache", default=CACHE, type=click.Path(file_okay=False, path_type=Path), show_default=True)
 @click.option("--d-sae", default=3072, type=click.IntRange(min=64), show_default=True)
 @click.option("--batch", default=1024, type=click.IntRange(min=2), show_default=True, help="tokens a step")
-@click.option("--steps", default=2000, type=click.IntRange(min=1), type=click.IntRange(min=20), show_default=True)
+@click.option("--steps", default=2000, type=click.IntRange(min=20), show_default=True)
 @click.option("--only", multiple=True, type=click.Choice([*METHODS, *VARIANTS]), help="this method; may be repeated")
 @click.option("--k", "ks", multiple=True, type=int, help="only runs of this k; may be repeated")
 @click.option("--seed", "seeds", multiple=True, type=int, help="only runs of this seed; may be repeated")

@@ -1,4 +1,4 @@
-"""What the cases share: rows with planted directions, truth in float64, tiny models on disk, and the calls to the product.
+"""What the cases share: rows with planted directions, truth in float64, tiny models on disk, calls to the product.
 
 A case tells apart what the product says and what is true. The truth here uses numpy or torch alone.
 """
@@ -64,7 +64,7 @@ def pre_activations(weights: Weights, x: Rows) -> Truth:
 
 
 def true_features(weights: Weights, x: Rows, k: int | None = None) -> Truth:
-    """The activations of features [..., d_sae] that the SAE keeps: above its thresholds, or the k largest of a token."""
+    """What the SAE keeps of its pre-activations [..., d_sae]: those above thresholds, or the k largest of a token."""
     z = pre_activations(weights, x)
     if "threshold" in weights:
         return z * (z > weights["threshold"].astype(np.float64))

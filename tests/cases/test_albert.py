@@ -1,4 +1,4 @@
-"""A module that the model calls three times in a pass (ALBERT): `harvest`, `attach` and `splice` must mean the same call."""
+"""A module that runs three times in a pass (ALBERT): `harvest`, `attach` and `splice` must mean the same call."""
 
 from pathlib import Path
 from typing import Any

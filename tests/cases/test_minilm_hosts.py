@@ -61,7 +61,7 @@ def torch_activation() -> Rows:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model's graphs of opset 14, model.onnx and model_quantized.onnx, and model_18.onnx by onnx's own converter."""
+    """model.onnx and model_quantized.onnx of opset 14, and model_18.onnx, which onnx's own converter made."""
     path = tmp_path_factory.mktemp("minilm")
     model, inputs = model_and_inputs()
     torch.onnx.export(

@@ -1,4 +1,4 @@
-"""A checkpoint whose weights have other names, or lack a layer: transformers fills in random numbers, so it is refused."""
+"""A checkpoint that lacks weights, or names them otherwise: transformers fills in random ones, so it is refused."""
 
 from collections.abc import Callable
 from pathlib import Path
