@@ -15,26 +15,26 @@ from sae_runtime.exports.splice import Splice, splice
 from sae_runtime.manifest import Allocation, Encoder, Manifest
 
 
-def random_weights(d_in: int, d_sae: int, threshold: float) -> dict[str, NDArray[np.float32]]:
-    """Unit directions, the encoder's as the decoder's, and one threshold."""
+def random_weights(d_in: int, d_sae: int, threshold: float, bias: float = 1.0) -> dict[str, NDArray[np.float32]]:
+    """Unit directions, the encoder's as the decoder's, biases times `bias`, and one threshold."""
     rng = np.random.default_rng(0)
     decoder = rng.standard_normal((d_sae, d_in))
     decoder /= np.linalg.norm(decoder, axis=1, keepdims=True)
     weights = {
         "W_enc": decoder.T,
         "W_dec": decoder,
-        "b_enc": rng.normal(-0.05, 0.05, d_sae),
-        "b_dec": rng.normal(0, 0.2, d_in),
+        "b_enc": bias * rng.normal(-0.05, 0.05, d_sae),
+        "b_dec": bias * rng.normal(0, 0.2, d_in),
         "threshold": np.full(d_sae, threshold),
     }
     return {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in weights.items()}
 
 
 def random_sae(
-    path: Path, d_in: int = 32, d_sae: int = 160, *, threshold: float = 0.8, slots: int | None = None
+    path: Path, d_in: int = 32, d_sae: int = 160, *, threshold: float = 0.8, slots: int | None = None, bias: float = 1.0
 ) -> Weights:
     """Write and export a bundle of mutual choice (BatchTopK) with random weights, and give them."""
-    weights = random_weights(d_in, d_sae, threshold)
+    weights = random_weights(d_in, d_sae, threshold, bias)
     manifest = Manifest(
         encoder=Encoder(d_in=d_in, d_sae=d_sae, selection="threshold"),
         allocation=Allocation(kind="mutual", k=8.0),

@@ -49,7 +49,7 @@ def agreement(host: Path, hook: str, folder: Path) -> float:
     """The Jaccard index of the features that a splice at a hook gives with those of torch's activation."""
     x = torch_output(hook)
     # A threshold of the size of these activations keeps about one feature in ten.
-    weights = random_sae(folder / "sae", D_IN, D_SAE, threshold=1.5 * float(np.abs(x).std()))
+    weights = random_sae(folder / "sae", D_IN, D_SAE, threshold=1.5 * float(x.std()), bias=0)
     graph, _ = spliced(host, folder / "sae", hook, folder / "out")
     return jaccard(read_features(graph, FEED, D_SAE), true_features(weights, x))
 
