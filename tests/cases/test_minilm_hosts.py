@@ -65,12 +65,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("minilm")
     model, inputs = model_and_inputs()
     torch.onnx.export(
-        LastHiddenState(model),
+        LastHiddenState(model).eval(),  # the exporter leaves the model in the mode of what it was given
         tuple(inputs[name] for name in INPUTS),
         str(path / "model.onnx"),
         dynamo=False,
         opset_version=14,
-        input_names=INPUTS,
+        input_names=list(INPUTS),
         output_names=["last_hidden_state"],
         dynamic_axes={name: {0: "batch", 1: "sequence"} for name in (*INPUTS, "last_hidden_state")},
     )

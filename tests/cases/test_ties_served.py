@@ -3,6 +3,7 @@
 The L0 that was measured is the L0 that is served, and a token's features do not depend on its batch.
 """
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ def harvest_at(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Activa
     words = [np.random.default_rng(seed).zipf(1.3, size=31) % 56 for seed in range(400)]
     text = write_paragraphs(folder / "text.txt", [" ".join(f"w{i}" for i in numbers) for numbers in words])
 
+    @functools.cache
     def give(hook: str, *, special: bool = False) -> Activations:
         out = folder / f"{hook}-{special}"
         return harvested(folder / "model", hook, text, out, context=32, special=special)
