@@ -8,12 +8,20 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 # The oldest onnxruntime that pyproject.toml declares.
 OLDEST := $(shell sed -n 's/^cpu = \["onnxruntime>=\([0-9.]*\)".*/\1/p' pyproject.toml)
 
-.PHONY: demo test test-oldest check peers bench clean
+.PHONY: demo test test-fast test-full test-oldest check peers bench clean
 
 demo: .venv/demo.stamp
 	$(BIN)/sae-runtime demo --force -o demo-out
 
+# Three tiers, by tests/tiers.py: what a person runs while working (a minute), what must hold before a change lands
+# (five minutes), and everything.
+test-fast: .venv/dev.stamp
+	$(PYTEST) -m "not medium and not slow and not servers"
+
 test: .venv/dev.stamp
+	$(PYTEST) -m "not slow and not servers"
+
+test-full: .venv/dev.stamp
 	$(PYTEST)
 
 # It comes in front of the installed one; onnxruntime-genai, which generates text in tests, wants a later one.
@@ -32,9 +40,10 @@ check: .venv/dev.stamp
 
 peers: .venv/dev.stamp
 
+# Small sizes, some minutes; the tables in docs/ say which options made them.
 bench: peers
-	$(BIN)/python benchmarks/encode.py
-	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/encode.py --d-sae 3072 --steps 100 --rounds 5 --tokens 1 --tokens 16 --tokens 1024
+	$(BIN)/python benchmarks/train_step.py --d-sae 6144 --rounds 5
 
 clean:
 	rm -rf .venv demo-out build dist *.egg-info

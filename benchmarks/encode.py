@@ -91,13 +91,13 @@ def print_table(runs: dict[str, Run], x: NDArray[np.float32], tokens: tuple[int,
         parts = [some[begin : begin + 1024] for begin in range(0, n, 1024)]
         median = median_seconds(
             {
-                name: partial(run, some) if name in ("exact", "float32", "fast") else partial(_each, run, parts)
+                name: partial(run, some) if name in ("exact", "float32") else partial(_each, run, parts)
                 for name, run in runs.items()
             },
             rounds if n <= 1024 else max(rounds // 3, 1),
         )
         ms = " | ".join(f"{median[name] * 1e3:.2f}" for name in runs)
-        peers = [median[name] / median["exact"] for name in list(runs)[4:]]
+        peers = [median[name] / median["exact"] for name in list(runs)[3:]]
         print(f"| {n:,} | {ms} | {median['exact'] / median['dense product']:.2f} | ", end="")
         print(", ".join(f"{ratio:.2f}" for ratio in peers) + " |", flush=True)
 
@@ -108,11 +108,11 @@ def _each(run: Run, parts: list[NDArray[np.float32]]) -> None:
 
 
 @click.command()
-@click.option("--text", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--cache", required=True, type=click.Path(file_okay=False, path_type=Path), help="see wide.py")
+@wide.text_option
+@wide.cache_option
 @click.option("--d-sae", default=24_576, show_default=True)
-@click.option("--steps", default=1000, show_default=True)
-@click.option("--rounds", default=9, show_default=True)
+@click.option("--steps", default=1000, type=click.IntRange(min=1), show_default=True)
+@click.option("--rounds", default=9, type=click.IntRange(min=1), show_default=True)
 @click.option("--tokens", default=(1, 16, 1024, 16_384), multiple=True, show_default=True)
 @click.option("--peers/--no-peers", default=True)
 def main(text: Path, cache: Path, d_sae: int, steps: int, rounds: int, tokens: tuple[int, ...], peers: bool) -> None:

@@ -60,11 +60,11 @@ def serve(path: Path, *, graph: str, verify: bool, tokens: int, processes: int) 
 
 
 @click.command()
-@click.option("--text", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--cache", required=True, type=click.Path(file_okay=False, path_type=Path), help="see wide.py")
+@wide.text_option
+@wide.cache_option
 @click.option("--d-sae", default=24_576, show_default=True)
-@click.option("--steps", default=1000, show_default=True)
-@click.option("--rounds", default=5, show_default=True)
+@click.option("--steps", default=1000, type=click.IntRange(min=1), show_default=True)
+@click.option("--rounds", default=5, type=click.IntRange(min=1), show_default=True)
 def main(text: Path, cache: Path, d_sae: int, steps: int, rounds: int) -> None:
     """Print two tables."""
     path = wide.bundle(cache, text, kind="mutual", d_sae=d_sae, steps=steps)

@@ -285,8 +285,8 @@ def version(name: str) -> str:
 @click.option("--d-sae", default=(24_576, 98_304), multiple=True)
 @click.option("--n", default=(8_192, 16_384, 32_768), multiple=True)
 @click.option("--k", default=32)
-@click.option("--rounds", default=7, help="timed steps of a pass")
-@click.option("--passes", default=2, help="times that every step is built anew")
+@click.option("--rounds", default=7, type=click.IntRange(min=1), help="timed steps of a pass")
+@click.option("--passes", default=2, type=click.IntRange(min=1), help="times that every step is built anew")
 @click.option("--peers/--no-peers", default=True)
 @click.option("--tiny", is_flag=True, help="sizes that only try the script out")
 def main(
@@ -304,7 +304,10 @@ def main(
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("highest")  # no TF32
-    device = usable_device(name)
+    try:
+        device = usable_device(name)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
     sizes = Sizes(d_in=d_in, d_sae=d_sae, n=n, k=k, square=8192)
     if tiny:
         sizes, rounds, passes = Sizes(d_in=64, d_sae=(512, 1024), n=(128, 256), k=4, square=256), 2, 1
@@ -314,8 +317,8 @@ def main(
 
     table("parity", "error", "allowed", "")
     rows = parity(sizes.d_in, min(sizes.n[0], 4096), min(sizes.d_sae[0], 16_384), sizes.k, device)
-    for text, error, allowed in rows:
-        print(f"| {text} | {error:.1e} | {allowed:.0e} | {'ok' if error <= allowed else 'WRONG'} |")
+    for text, off, allowed in rows:
+        print(f"| {text} | {off:.1e} | {allowed:.0e} | {'ok' if off <= allowed else 'WRONG'} |")
 
     steps = all_steps(sizes, device, peers)
     found: Found = {key: {at: Measured() for at in product(sizes.d_sae, sizes.n)} for key in steps}

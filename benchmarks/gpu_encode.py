@@ -152,7 +152,7 @@ def encode_all(
 @click.option("--bundle", "path", type=click.Path(exists=True, file_okay=False, path_type=Path), help="a trained one")
 @click.option("--activations", type=click.Path(exists=True, path_type=Path), help="for it")
 @click.option("--tokens", default=(1, 64, 1024, 8192), multiple=True, show_default=True)
-@click.option("--rounds", default=15, show_default=True)
+@click.option("--rounds", default=15, type=click.IntRange(min=1), show_default=True)
 @click.option("--peers/--no-peers", default=True)
 @click.option("--tiny", is_flag=True, help="sizes that only try the script out")
 def main(

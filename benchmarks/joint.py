@@ -6,6 +6,7 @@ ratio is its time over that of our mutual choice. With --text and --cache, weigh
 many tokens in a file, and the memory that it takes.
 """
 
+import math
 import resource
 import statistics
 import tempfile
@@ -30,6 +31,7 @@ from sae_runtime import SAE, bundle, load, open_activations, quota
 from sae_runtime.exports import export
 from sae_runtime.manifest import Allocation, Encoder, Manifest
 from sae_runtime.quota import Quota
+from sae_runtime.sessions import open_session
 
 Weights = dict[str, NDArray[np.float32]]
 
@@ -132,14 +134,18 @@ def fits(run: Callable[[], object]) -> bool:
     return True
 
 
-def compare(saes: dict[str, SAE], weights: Weights, x: NDArray[np.float32], k: int, rounds: int, graphs: bool) -> None:
-    """Print one row for each implementation."""
+def compare(
+    saes: dict[str, SAE], folder: Path, weights: Weights, x: NDArray[np.float32], k: int, rounds: int, graphs: bool
+) -> None:
+    """Print one row for each implementation; the graphs lie in the bundles of the folder."""
     tensor = torch.from_numpy(x)
     runs: dict[str, Callable[[], object]] = {}
     for kind, sae in saes.items():
         runs[f"{kind} choice"] = partial(sae.encode_batch, x)
         if graphs:
-            runs[f"{kind} choice, graph"] = partial(sae._sessions.run, "encode_joint.onnx", {"x": x})
+            runs[f"{kind} choice, graph"] = partial(
+                open_session(folder / kind / "encode_joint.onnx").run, None, {"x": x}
+            )
     runs["SAELens"] = partial(sae_lens(weights, k), tensor)
     runs["dictionary_learning"] = partial(dictionary_learning(weights, k), tensor)
     # More than is free now must be an error of the one that asks for it, not the end of the machine.
@@ -147,7 +153,7 @@ def compare(saes: dict[str, SAE], weights: Weights, x: NDArray[np.float32], k: i
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     with torch.inference_mode():
         median = median_seconds({name: run for name, run in runs.items() if fits(run)}, rounds)
-    ours = median["mutual choice"]
+    ours = median.get("mutual choice", math.nan)
     print(f"{len(x):,} tokens, {torch.get_num_threads()} threads, median of {rounds}")
     for name in runs:
         figures = f"{median[name]:>8.2f} s  {median[name] / ours:>6.2f}" if name in median else "does not fit in memory"
@@ -203,8 +209,8 @@ def _free() -> int:
 @click.option("--d-in", default=768)
 @click.option("--d-sae", default=24_576)
 @click.option("--k", default=32)
-@click.option("--n", default=16_384)
-@click.option("--rounds", default=3)
+@click.option("--n", default=16_384, type=click.IntRange(min=1))
+@click.option("--rounds", default=3, type=click.IntRange(min=1))
 @click.option("--graphs", is_flag=True, help="encode_joint.onnx too, which holds all latents at once")
 @click.option("--tokens", type=int, help="only ours, over that many tokens in a file")
 @click.option("--text", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="see wide.py")
@@ -234,7 +240,7 @@ def main(
         folder = Path(name)
         saes = make_bundles(folder, k, weights, width, rows[:: max(len(rows) // 3072, 1)], law)
         if tokens is None:
-            compare(saes, weights, rows[:n], k, rounds, graphs)
+            compare(saes, folder, weights, rows[:n], k, rounds, graphs)
             return
         x = np.lib.format.open_memmap(folder / "x.npy", "w+", np.float16, (tokens, rows.shape[1]))
         rng = np.random.default_rng(1)

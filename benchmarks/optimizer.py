@@ -28,7 +28,7 @@ def lazy_adam(
 @click.command()
 @click.option("--d-in", default=768)
 @click.option("--d-sae", default=24_576)
-@click.option("--rounds", default=9)
+@click.option("--rounds", default=9, type=click.IntRange(min=1))
 def main(d_in: int, d_sae: int, rounds: int) -> None:
     """Print one row for each way."""
     gradients = [torch.randn(d_sae, d_in) for _ in range(2)]

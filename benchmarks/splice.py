@@ -108,7 +108,7 @@ def compare(title: str, folder: Path, hook: str, sae: Path, feeds: dict[str, Arr
         )
         ms = medians(
             {"host": base, "reading": partial(reading.run, None, feed), "encode": partial(encode.run, None, {"x": x})},
-            rounds // 3,
+            max(rounds // 3, 1),
         )
         cells = [f"{case} {100 * (ratio - 1):+.1f} %" for case, ratio in more.items()]
         print(
@@ -162,7 +162,12 @@ def steering(path: Path, rounds: int) -> None:
 
 
 @click.command()
-@click.option("--rounds", default=30, help="of each timing, and seconds for each comparison with a host")
+@click.option(
+    "--rounds",
+    default=30,
+    type=click.IntRange(min=1),
+    help="of each timing, and seconds for each comparison with a host",
+)
 @click.option("--d-sae", multiple=True, default=(4_096, 24_576, 131_072), help="features of SAEs that steer vectors")
 def main(rounds: int, d_sae: tuple[int, ...]) -> None:
     """Print the costs."""

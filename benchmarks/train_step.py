@@ -95,8 +95,8 @@ def plot(path: Path, d_in: int, d_sae: int, k: int, n: int, rounds: int) -> None
 @click.option("--d-in", default=768)
 @click.option("--d-sae", default=24_576)
 @click.option("--k", default=32)
-@click.option("--n", default=1024)
-@click.option("--rounds", default=7)
+@click.option("--n", default=1024, type=click.IntRange(min=1))
+@click.option("--rounds", default=7, type=click.IntRange(min=1))
 @click.option("--peers/--no-peers", default=True)
 @click.option(
     "--plot", "picture", type=click.Path(path_type=Path), help="only draw cost against d_sae and k into a PNG"

@@ -1,6 +1,6 @@
-"""Trained SAEs 768 wide for benchmarks: two layers of all-MiniLM-L6-v2 side by side, on a text at hand.
+"""Trained SAEs 768 wide for benchmarks: two layers of all-MiniLM-L6-v2 side by side, on a text.
 
-Activations and bundles are kept in a folder and made once.
+Activations and bundles are kept in a folder and made once. Use another folder for another text.
 """
 
 from pathlib import Path
@@ -11,14 +11,45 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_runtime import Activations, open_activations
+from sae_runtime.demo.text import paragraphs
 from sae_runtime.exports import export
 from sae_runtime.files import new_file
 from sae_runtime.train import TrainConfig, fit
 from sae_runtime.train.harvest import harvest
 from sae_runtime.train.harvest_config import HarvestConfig
 
+CACHE = Path("build/benchmarks")
+PARAGRAPHS = 1_000  # of English that every Python installation has: some 50,000 tokens
 HOOKS = ("encoder.layer.2", "encoder.layer.4")
 BATCH = 1024
+
+
+def english() -> Path:
+    """The text of a benchmark that is given none."""
+    path = CACHE / "english.txt"
+    if not path.exists():
+        with new_file(path) as partial:
+            partial.write_text("\n\n".join(paragraphs(0)[:PARAGRAPHS]))
+    return path
+
+
+def _text_or_english(_context: click.Context, _option: click.Parameter, text: Path | None) -> Path:
+    return english() if text is None else text
+
+
+text_option = click.option(
+    "--text",
+    callback=_text_or_english,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="UTF-8 text [English from Python's own documentation]",
+)
+cache_option = click.option(
+    "--cache",
+    default=CACHE,
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="folder that keeps activations and bundles",
+)
 
 
 def activations(cache: Path, text: Path) -> Activations:
@@ -52,10 +83,10 @@ def sample(cache: Path, text: Path, n: int) -> NDArray[np.float32]:
 
 
 @click.command()
-@click.option("--text", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--cache", required=True, type=click.Path(file_okay=False, path_type=Path))
+@text_option
+@cache_option
 @click.option("--d-sae", default=24_576, show_default=True)
-@click.option("--steps", default=1000, show_default=True)
+@click.option("--steps", default=1000, type=click.IntRange(min=1), show_default=True)
 @click.argument("kinds", nargs=-1, type=click.Choice(["token", "mutual", "feature"]))
 def main(text: Path, cache: Path, d_sae: int, steps: int, kinds: tuple[str, ...]) -> None:
     """Make the bundles of these allocations."""

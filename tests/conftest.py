@@ -15,12 +15,22 @@ import pytest
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
+from tiers import tier
 
 from sae_runtime import SAE, Features, bundle, load, quota
 from sae_runtime.exports import witness
 from sae_runtime.exports.export import export
 from sae_runtime.manifest import Allocation, Encoder, Manifest
 from sae_runtime.quota import Quota
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of a module with its tier."""
+    for item in items:
+        marker = tier(item.path.relative_to(Path(__file__).parent).as_posix())
+        if marker is not None:
+            item.add_marker(marker)
+
 
 SHARED = "SAE_RUNTIME_TESTS_SHARED"
 D_IN, K = 24, 6
