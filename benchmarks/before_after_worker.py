@@ -46,12 +46,12 @@ def splice_task(folder: Path, bundle: Path) -> Task:
     """The splice of a bundle into a small BERT's graph."""
     from transformers import BertConfig, BertModel
 
-    from sae_runtime.exports.host import export_host
-    from sae_runtime.exports.splice import Splice, splice
+    from sae_runtime.exports.export_model import export_model
+    from sae_runtime.exports.splice.splicing import Splice, splice
 
     sizes: dict[str, Any] = {"hidden_size": D_IN, "num_hidden_layers": 2, "num_attention_heads": 4}
     model: Any = BertModel(BertConfig(vocab_size=100, intermediate_size=D_IN, **sizes))
-    host = export_host(model.eval(), folder / "host.onnx")
+    host = export_model(model.eval(), folder / "host.onnx")
     one = Splice(bundle=bundle, hook="encoder.layer.0")
     return lambda: splice(host, [one], folder / "spliced", force=True)
 

@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from timing import median_seconds
 from torch import Tensor
 
-from sae_runtime import bundle, load
-from sae_runtime.bundle import Bundle
-from sae_runtime.exports.encode import latents
-from sae_runtime.exports.graph import Graph
-from sae_runtime.files import new_file
-from sae_runtime.sessions import open_session
+from sae_runtime import load
+from sae_runtime.bundle import folder as bundle
+from sae_runtime.bundle.files import new_file
+from sae_runtime.bundle.folder import Bundle
+from sae_runtime.engine.sessions import open_session
+from sae_runtime.exports.graphs.encode import latents
+from sae_runtime.exports.graphs.graph import Graph
 
 Run = Callable[[NDArray[np.float32]], object]
 

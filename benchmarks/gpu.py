@@ -29,14 +29,15 @@ from torch import Tensor
 from tqdm import tqdm
 from under_used import with_fiftieth_under_used
 
-from sae_runtime.train import TrainConfig, cpu_kernels
+from sae_runtime.train import TrainConfig
 from sae_runtime.train.device import first_line, usable_device
-from sae_runtime.train.matches import Matches
-from sae_runtime.train.model import SparseAutoencoder
-from sae_runtime.train.plain_step import Step as Gradients
-from sae_runtime.train.plain_step import plain_step
 from sae_runtime.train.recipe import derive
-from sae_runtime.train.sparse_step import Kernels, SparseStep
+from sae_runtime.train.step import cpu_kernels
+from sae_runtime.train.step.matches import Matches
+from sae_runtime.train.step.model import SparseAutoencoder
+from sae_runtime.train.step.plain_step import Step as Gradients
+from sae_runtime.train.step.plain_step import plain_step
+from sae_runtime.train.step.sparse_step import Kernels, SparseStep
 from sae_runtime.train.trainer import Trainer
 
 Step = Callable[[Tensor], object]
@@ -84,7 +85,7 @@ def kernels_on(device: torch.device) -> Kernels:
     """The kernels that a run takes on that device."""
     if device.type == "cpu":
         return cpu_kernels
-    from sae_runtime.train import triton_kernels
+    from sae_runtime.train.step import triton_kernels
 
     return triton_kernels
 

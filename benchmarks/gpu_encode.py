@@ -23,14 +23,15 @@ from gpu import seconds_of, table
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sae_runtime import bundle, load, open_activations
-from sae_runtime.binding import encode_tensor
-from sae_runtime.bundle import Bundle
-from sae_runtime.encoder import GPU
+from sae_runtime import load, open_activations
+from sae_runtime.bundle import folder as bundle
+from sae_runtime.bundle.folder import Bundle
+from sae_runtime.bundle.manifest import Allocation, Encoder, Manifest
+from sae_runtime.engine.device_tensors import encode_tensor
+from sae_runtime.engine.sessions import CPU, CUDA, Provider, Sessions
+from sae_runtime.engine.tiler import GPU
 from sae_runtime.exports import witness
 from sae_runtime.exports.export import export, served
-from sae_runtime.manifest import Allocation, Encoder, Manifest
-from sae_runtime.sessions import CPU, CUDA, Provider, Sessions
 from sae_runtime.train.device import usable_device
 
 Run = Callable[[], object]

@@ -17,10 +17,11 @@ from encode import dense
 from numpy.typing import NDArray
 from timing import median_seconds
 
-from sae_runtime import bundle, load
-from sae_runtime.encoder import EXACT, PLAIN
+from sae_runtime import load
+from sae_runtime.bundle import folder as bundle
+from sae_runtime.bundle.manifest import Allocation, Encoder, Manifest
+from sae_runtime.engine.tiler import EXACT, PLAIN
 from sae_runtime.exports import export
-from sae_runtime.manifest import Allocation, Encoder, Manifest
 
 ROWS = (1, 16, 256, 1024)  # tokens of a call: steering, serving, extraction
 

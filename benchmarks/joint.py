@@ -27,11 +27,13 @@ from peers import stand_in_for_nnsight
 from timing import median_seconds
 from torch import Tensor
 
-from sae_runtime import SAE, bundle, load, open_activations, quota
+from sae_runtime import SAE, load, open_activations
+from sae_runtime.bundle import folder as bundle
+from sae_runtime.bundle import quota
+from sae_runtime.bundle.manifest import Allocation, Encoder, Manifest
+from sae_runtime.bundle.quota import Quota
+from sae_runtime.engine.sessions import open_session
 from sae_runtime.exports import export
-from sae_runtime.manifest import Allocation, Encoder, Manifest
-from sae_runtime.quota import Quota
-from sae_runtime.sessions import open_session
 
 Weights = dict[str, NDArray[np.float32]]
 

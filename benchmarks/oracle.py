@@ -14,7 +14,8 @@ import torch
 import wide
 from numpy.typing import NDArray
 
-from sae_runtime import Features, bundle, load
+from sae_runtime import Features, load
+from sae_runtime.bundle import folder as bundle
 
 _NEAR = 1e-4  # of the token's largest value; float32 sums of a thousand numbers err by a hundredth of it
 _TOLERANCE = 1e-6

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from peers import stand_in_for_nnsight
 from torch import Tensor, nn
 
-from sae_runtime.train.model import SparseAutoencoder
 from sae_runtime.train.recipe import Recipe
+from sae_runtime.train.step.model import SparseAutoencoder
 
 
 @dataclass(frozen=True)

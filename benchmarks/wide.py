@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_runtime import Activations, open_activations
+from sae_runtime.bundle.files import new_file
 from sae_runtime.demo.text import paragraphs
 from sae_runtime.exports import export
-from sae_runtime.files import new_file
 from sae_runtime.train import TrainConfig, fit
-from sae_runtime.train.harvest import harvest
-from sae_runtime.train.harvest_config import HarvestConfig
+from sae_runtime.train.harvest.config import HarvestConfig
+from sae_runtime.train.harvest.harvesting import harvest
 
 CACHE = Path("build/benchmarks")
 PARAGRAPHS = 1_000  # of English that every Python installation has: some 50,000 tokens

@@ -1,9 +1,13 @@
-"""Turn a bundle into standard ONNX graphs over its own weights, with onnx-ir."""
+"""Turn a bundle into standard ONNX graphs over its own weights, and put SAEs into host models' graphs, with onnx-ir.
 
-from sae_runtime.extras import require
+May import, of the runtime, `core`, `bundle`, `activations`, `calibration` and `engine.sessions`.
+"""
+
+from sae_runtime.bundle.extras import require
 
 require("export")
 
 from sae_runtime.exports.export import export  # noqa: E402  (onnx only after the check)
+from sae_runtime.exports.export_model import export_model  # noqa: E402
 
-__all__ = ["export"]
+__all__ = ["export", "export_model"]

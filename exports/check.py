@@ -7,13 +7,14 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from sae_runtime import files, sessions
-from sae_runtime.bundle import DERIVED, Bundle, BundleError
+from sae_runtime.bundle import files
+from sae_runtime.bundle.folder import DERIVED, Bundle, BundleError
+from sae_runtime.bundle.graphs import DECODE, ENCODE, EXACT, GPU, JOINT, STEER
+from sae_runtime.bundle.manifest import Encoder
+from sae_runtime.engine import sessions
 from sae_runtime.exports import witness
 from sae_runtime.exports.derived import default_cap
-from sae_runtime.exports.steer import LARGEST
-from sae_runtime.graphs import DECODE, ENCODE, EXACT, GPU, JOINT, STEER
-from sae_runtime.manifest import Encoder
+from sae_runtime.exports.graphs.steer import LARGEST
 
 Arrays = dict[str, NDArray[np.generic]]
 Run = Callable[[Arrays], list[NDArray[np.float32]]]

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_runtime import quota
-from sae_runtime.bundle import Bundle
-from sae_runtime.exports.gpu import half_precision
-from sae_runtime.exports.integers import Arrays, quantise
-from sae_runtime.graphs import EXACT, GPU
-from sae_runtime.normalise import normalised
-from sae_runtime.tensors import TensorSpec, read_header, save_tensors
+from sae_runtime.bundle import quota
+from sae_runtime.bundle.folder import Bundle
+from sae_runtime.bundle.graphs import EXACT, GPU
+from sae_runtime.bundle.normalise import normalised
+from sae_runtime.bundle.tensors import TensorSpec, read_header, save_tensors
+from sae_runtime.exports.certified.gpu import half_precision
+from sae_runtime.exports.certified.integers import Arrays, quantise
 
 
 def has_integers(bundle: Bundle) -> bool:

@@ -8,20 +8,31 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from sae_runtime import bundle as bundles
-from sae_runtime import file_set
-from sae_runtime.bundle import DERIVED, MANIFEST, SAMPLE, Bundle
+from sae_runtime.bundle import file_set
+from sae_runtime.bundle import folder as bundles
+from sae_runtime.bundle.folder import DERIVED, MANIFEST, SAMPLE, Bundle
+from sae_runtime.bundle.graphs import (
+    BY_DEFAULT,
+    DECODE,
+    ENCODE,
+    EXACT,
+    GPU,
+    GRAPHS,
+    JOINT,
+    ON_REQUEST,
+    STEER,
+    BundleGraph,
+)
+from sae_runtime.bundle.manifest import FileRecord, GraphRecord, to_json
+from sae_runtime.bundle.tensors import TensorSpec, save_tensors
+from sae_runtime.exports.certified.exact import exact_graph
+from sae_runtime.exports.certified.gpu import gpu_graph
 from sae_runtime.exports.check import check_graph, sample, served
-from sae_runtime.exports.decode import decode_graph
 from sae_runtime.exports.derived import has_integers, write_derived
-from sae_runtime.exports.encode import encode_graph
-from sae_runtime.exports.exact import exact_graph
-from sae_runtime.exports.gpu import gpu_graph
-from sae_runtime.exports.joint import joint_graph
-from sae_runtime.exports.steer import steer_graph
-from sae_runtime.graphs import BY_DEFAULT, DECODE, ENCODE, EXACT, GPU, GRAPHS, JOINT, ON_REQUEST, STEER, BundleGraph
-from sae_runtime.manifest import FileRecord, GraphRecord, to_json
-from sae_runtime.tensors import TensorSpec, save_tensors
+from sae_runtime.exports.graphs.decode import decode_graph
+from sae_runtime.exports.graphs.encode import encode_graph
+from sae_runtime.exports.graphs.joint import joint_graph
+from sae_runtime.exports.graphs.steer import steer_graph
 
 __all__ = ["BUILDERS", "Builder", "export", "sample", "served"]
 
@@ -43,7 +54,7 @@ def export(
     activations: NDArray[np.float32] | None = None,
     builders: Mapping[str, Builder] = BUILDERS,
 ) -> Bundle:
-    """Write the graphs of `sae_runtime.graphs` into a bundle.
+    """Write the graphs of `sae_runtime.bundle.graphs` into a bundle.
 
     They take the place of those that are there already: an export that dies or fails leaves the bundle as it was.
 

@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sae_runtime import bundle as bundles
-from sae_runtime import hub
-from sae_runtime.batch import encode_by_batch
-from sae_runtime.binding import T, encode_tensor
-from sae_runtime.bundle import Bundle
-from sae_runtime.edits import Edit, as_inputs
-from sae_runtime.encoder import GPU, PLAIN, Feed, Tiler, choose_graph, tiles_of
-from sae_runtime.features import Features, Slots, from_slots
-from sae_runtime.manifest import Manifest
-from sae_runtime.rows import finite, gates_of, mask_of, place_of, refuse_overflow, thresholds_of
-from sae_runtime.sessions import CPU, Provider, Sessions
-from sae_runtime.tiling import DEFAULT, Tiling
+from sae_runtime.bundle import folder as bundles
+from sae_runtime.bundle import hub
+from sae_runtime.bundle.folder import Bundle
+from sae_runtime.bundle.manifest import Manifest
+from sae_runtime.core.edits import Edit, as_inputs
+from sae_runtime.core.features import Features, Slots, from_slots
+from sae_runtime.engine.batch_encoding import encode_by_batch
+from sae_runtime.engine.checks import finite, gates_of, mask_of, place_of, refuse_overflow, thresholds_of
+from sae_runtime.engine.device_tensors import T, encode_tensor
+from sae_runtime.engine.sessions import CPU, Provider, Sessions
+from sae_runtime.engine.tiler import GPU, PLAIN, Feed, Tiler, choose_graph, tiles_of
+from sae_runtime.engine.tiling import DEFAULT, Tiling
 
 Read = Callable[[NDArray[np.int64]], NDArray[Any]]
 """Gives rows of activations by their numbers, ascending: [len(ids), d_in], any real type."""

@@ -15,12 +15,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from sae_runtime import Activations, open_activations
-from sae_runtime.activations import Shard
-from sae_runtime.bundle import WEIGHTS
-from sae_runtime.calibrate_bundle import calibrate_bundle
+from sae_runtime.activations.stored import Shard
+from sae_runtime.bundle.folder import WEIGHTS
+from sae_runtime.calibration.calibrate_bundle import calibrate_bundle
 from sae_runtime.train import TrainConfig, fit
-from sae_runtime.train.harvest import harvest
-from sae_runtime.train.harvest_config import HarvestConfig
+from sae_runtime.train.harvest.config import HarvestConfig
+from sae_runtime.train.harvest.harvesting import harvest
 
 Weights = Mapping[str, NDArray[np.float32]]
 Rows = NDArray[np.float32]

@@ -8,11 +8,12 @@ from cases_common import Weights
 from numpy.typing import NDArray
 from tiny_host import Arrays, run
 
-from sae_runtime import Edit, bundle
-from sae_runtime.edits import as_inputs
+from sae_runtime import Edit
+from sae_runtime.bundle import folder as bundle
+from sae_runtime.bundle.manifest import Allocation, Encoder, Manifest
+from sae_runtime.core.edits import as_inputs
 from sae_runtime.exports.export import export
-from sae_runtime.exports.splice import Splice, splice
-from sae_runtime.manifest import Allocation, Encoder, Manifest
+from sae_runtime.exports.splice.splicing import Splice, splice
 
 
 def random_weights(d_in: int, d_sae: int, threshold: float, bias: float = 1.0) -> dict[str, NDArray[np.float32]]:

@@ -17,17 +17,19 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from tiers import tier
 
-from sae_runtime import SAE, Features, bundle, load, quota
+from sae_runtime import SAE, Features, load
+from sae_runtime.bundle import folder as bundle
+from sae_runtime.bundle import quota
+from sae_runtime.bundle.manifest import Allocation, Encoder, Manifest
+from sae_runtime.bundle.quota import Quota
 from sae_runtime.exports import witness
 from sae_runtime.exports.export import export
-from sae_runtime.manifest import Allocation, Encoder, Manifest
-from sae_runtime.quota import Quota
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests of a module with its tier."""
     for item in items:
-        marker = tier(item.path.relative_to(Path(__file__).parent).as_posix())
+        marker = tier(item.path.stem)
         if marker is not None:
             item.add_marker(marker)
 

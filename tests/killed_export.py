@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from sae_runtime import bundle, load
+from sae_runtime import load
+from sae_runtime.bundle import folder as bundle
 from sae_runtime.exports.export import export
 
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir"}

@@ -3,8 +3,8 @@
 import functools
 from collections.abc import Mapping
 
-from sae_runtime.exports.candidates import Limits
-from sae_runtime.exports.exact import exact_graph
+from sae_runtime.exports.certified.candidates import Limits
+from sae_runtime.exports.certified.exact import exact_graph
 from sae_runtime.exports.export import BUILDERS, Builder
 
 

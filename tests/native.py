@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from conftest import D_IN
 
-from sae_runtime import bundle
+from sae_runtime.bundle import folder as bundle
+from sae_runtime.bundle.manifest import Allocation, Encoder, Manifest
 from sae_runtime.exports.export import export
-from sae_runtime.manifest import Allocation, Encoder, Manifest
 
 D_SAE = 150
 FORMS: dict[str, dict[str, Any]] = {

@@ -21,14 +21,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sae_runtime import bundle
+from sae_runtime.bundle import folder as bundle
 from sae_runtime.cli import main
 from sae_runtime.train import TrainConfig, fit
-from sae_runtime.train.harvest_config import HarvestConfig
-from sae_runtime.train.model import SparseAutoencoder
+from sae_runtime.train.harvest.config import HarvestConfig
+from sae_runtime.train.harvest.stream import StreamedRows
 from sae_runtime.train.recipe import derive
-from sae_runtime.train.selection import select
-from sae_runtime.train.stream import StreamedRows
+from sae_runtime.train.step.model import SparseAutoencoder
+from sae_runtime.train.step.selection import select
 from sae_runtime.train.trainer import StepStats, Trainer
 from sae_runtime.train.world import World, joined
 
@@ -36,7 +36,8 @@ D_IN, D_SAE, BATCH, STEPS = 16, 192, 64, 40
 ALLOCATIONS = ("token", "mutual", "feature")
 SIZE = 2
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["sae_runtime.train.fit", "torch._dynamo"])  # the latter comes with the first optimiser
+# torch._dynamo comes with the first optimiser.
+CONTEXT.set_forkserver_preload(["sae_runtime.train.fitting", "torch._dynamo"])
 
 Task = Callable[..., dict[str, Any]]
 

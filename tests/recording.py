@@ -5,9 +5,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from sae_runtime import SAE, bundle
-from sae_runtime.sessions import CPU, Sessions
-from sae_runtime.tiling import DEFAULT, Tiling
+from sae_runtime import SAE
+from sae_runtime.bundle import folder as bundle
+from sae_runtime.engine.sessions import CPU, Sessions
+from sae_runtime.engine.tiling import DEFAULT, Tiling
 
 
 class RecordingSessions(Sessions):

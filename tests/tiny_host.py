@@ -1,4 +1,4 @@
-"""Hosts of a few thousand random weights, as torch models and as the graphs that export_host makes of them."""
+"""Hosts of a few thousand random weights, as torch models and as the graphs that export_model makes of them."""
 
 import fcntl
 import functools
@@ -13,7 +13,7 @@ from conftest import D_IN, SHARED
 from numpy.typing import NDArray
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
-from sae_runtime.exports.host import export_host
+from sae_runtime.exports.export_model import export_model
 
 Arrays = dict[str, NDArray[Any]]
 LAYERS, HEADS, VOCABULARY = 2, 2, 50
@@ -51,7 +51,7 @@ def host_graph(kind: str) -> Path:
     with (home / f"{kind}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         path = home / kind / "host.onnx"
-        return path if path.exists() else export_host(torch_host(kind), path)
+        return path if path.exists() else export_model(torch_host(kind), path)
 
 
 def some_ids(batch: int, time: int, seed: int = 0) -> Arrays:

@@ -4,7 +4,7 @@ import operator
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from sae_runtime.quota import FIT_FEATURES
+from sae_runtime.bundle.quota import FIT_FEATURES
 
 _OTHER_NAMES = {"topk": "token", "batchtopk": "mutual"}  # the names that other libraries use
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_runtime.activations import Activations
+from sae_runtime.activations.stored import Activations
 
 MAX_HELD_OUT = 1 << 17  # tokens in each held-out part; more would make no measurement more precise
 SCALE_SAMPLE = 1 << 15  # rows from which the centre and the scale of the activations are computed
@@ -81,7 +81,7 @@ def split(activations: Activations, holdout: float, seed: int) -> Split:
 
     All rows of a document are in one part, so that no text is both trained on and held out.
 
-    >>> from sae_runtime.activations import Shard
+    >>> from sae_runtime.activations.stored import Shard
     >>> x = np.ones((100, 4), np.float32)
     >>> parts = split(Activations(Path("array"), [Shard(x)]), holdout=0.1, seed=0)
     >>> len(parts.train), len(parts.calibration), len(parts.validation)

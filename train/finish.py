@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sae_runtime import quota
-from sae_runtime.calibration import slots_for
-from sae_runtime.manifest import Allocation, Encoder, Manifest
+from sae_runtime.bundle import quota
+from sae_runtime.bundle.manifest import Allocation, Encoder, Manifest
+from sae_runtime.calibration.thresholds import slots_for
 from sae_runtime.train.data import Source
-from sae_runtime.train.model import SparseAutoencoder
-from sae_runtime.train.tally import batch_rule, served_rule, shuffled, tally_of
+from sae_runtime.train.measure.tally import batch_rule, served_rule, shuffled, tally_of
+from sae_runtime.train.step.model import SparseAutoencoder
 from sae_runtime.train.thresholds import fit_thresholds
 from sae_runtime.train.trainer import Trainer
 

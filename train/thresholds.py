@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sae_runtime.calibration import thresholds
-from sae_runtime.train.model import SparseAutoencoder
+from sae_runtime.calibration.thresholds import thresholds
+from sae_runtime.train.step.model import SparseAutoencoder
 
 _BLOCK_ELEMENTS = 1 << 25  # pre-activations [n, block of features]
 

@@ -7,17 +7,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_runtime import quota
-from sae_runtime.quota import Quota
+from sae_runtime.bundle import quota
+from sae_runtime.bundle.quota import Quota
 from sae_runtime.train.config import TrainConfig
-from sae_runtime.train.density import DensityTracker, expected_density, fit_quota
 from sae_runtime.train.device import keep_freed_memory
-from sae_runtime.train.losses import square, under_used
-from sae_runtime.train.model import SparseAutoencoder
-from sae_runtime.train.plain_step import Limits, Losses, Step, plain_step
+from sae_runtime.train.measure.redundancy import share_nearly_equal
 from sae_runtime.train.recipe import GAMMA, Recipe, schedule
-from sae_runtime.train.redundancy import share_nearly_equal
-from sae_runtime.train.sparse_step import SparseStep
+from sae_runtime.train.step.density import DensityTracker, expected_density, fit_quota
+from sae_runtime.train.step.losses import square, under_used
+from sae_runtime.train.step.model import SparseAutoencoder
+from sae_runtime.train.step.plain_step import Limits, Losses, Step, plain_step
+from sae_runtime.train.step.sparse_step import SparseStep
 from sae_runtime.train.world import World
 
 _NEARLY_EQUAL_STEPS = 100  # steps between two comparisons of decoder rows: one costs a share of a forward product
@@ -178,7 +178,7 @@ def _step_for(device: torch.device, config: TrainConfig, world: World) -> Step:
         keep_freed_memory()
         return SparseStep(precision=precision, world=world)
     if device.type == "cuda" and importlib.util.find_spec("triton"):
-        from sae_runtime.train import triton_kernels
+        from sae_runtime.train.step import triton_kernels
 
         return SparseStep(precision=precision, kernels=triton_kernels, world=world)
     if world.size > 1 or config.precision != "float32":

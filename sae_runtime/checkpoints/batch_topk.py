@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from sae_runtime.bundle.manifest import Allocation, Encoder
 from sae_runtime.checkpoints.checkpoint import Checkpoint, gather
 from sae_runtime.checkpoints.folder import Config, config_of, find, has
 from sae_runtime.checkpoints.torch_file import read_torch, tensors_of
-from sae_runtime.manifest import Allocation, Encoder
 
 CFG, WEIGHTS = "config.json", "sae.pt"
 ARCHITECTURES = ("vanilla", "topk", "batchtopk", "jumprelu")

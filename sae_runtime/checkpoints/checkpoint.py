@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_runtime.bundle import weight_shapes
+from sae_runtime.bundle.folder import weight_shapes
+from sae_runtime.bundle.manifest import Allocation, Encoder, Manifest
 from sae_runtime.checkpoints.stored import Double, Stored
-from sae_runtime.manifest import Allocation, Encoder, Manifest
 
 _SLOTS = 256  # of a token, for thresholds whose mean L0 is not known
 

@@ -4,8 +4,9 @@ import dataclasses
 from pathlib import Path
 from types import ModuleType
 
-from sae_runtime import bundle as bundles
-from sae_runtime import files
+from sae_runtime.bundle import files
+from sae_runtime.bundle import folder as bundles
+from sae_runtime.bundle.hub import SCHEME, local
 from sae_runtime.checkpoints import (
     batch_topk,
     dictionary_learning,
@@ -16,7 +17,6 @@ from sae_runtime.checkpoints import (
     sparsify,
 )
 from sae_runtime.checkpoints.checkpoint import Checkpoint
-from sae_runtime.hub import SCHEME, local
 
 # `recognise` asks in this order; readers that must open a torch file to tell come last.
 FORMATS: dict[str, ModuleType] = {

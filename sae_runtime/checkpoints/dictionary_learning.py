@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from sae_runtime.bundle.manifest import Allocation, Encoder
 from sae_runtime.checkpoints import folding
 from sae_runtime.checkpoints.checkpoint import Checkpoint, gather
 from sae_runtime.checkpoints.folder import Config, config_of, find, home
 from sae_runtime.checkpoints.stored import Double, Stored, Tensors
 from sae_runtime.checkpoints.torch_file import read_torch, tensors_of
-from sae_runtime.manifest import Allocation, Encoder
 
 CFG, WEIGHTS = "config.json", "ae.pt"
 _LINEAR = ("encoder.weight", "encoder.bias", "decoder.weight")

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_runtime.hub import leaves
-from sae_runtime.typed_json import read_json, shown
+from sae_runtime.bundle.hub import leaves
+from sae_runtime.bundle.typed_json import read_json, shown
 
 _MOST = 1 << 53  # largest number of a configuration
 _MAX_JSON = 1 << 24  # bytes; far more than any configuration has

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from sae_runtime.bundle.manifest import Encoder
 from sae_runtime.checkpoints.checkpoint import Checkpoint, gather
 from sae_runtime.checkpoints.folder import config_of, find, home
 from sae_runtime.checkpoints.npz_file import open_npz
 from sae_runtime.checkpoints.safetensors_file import open_safetensors
 from sae_runtime.checkpoints.stored import Stored, Tensors
-from sae_runtime.manifest import Encoder
 
 NPZ, SAFE, CFG = "params.npz", "params.safetensors", "config.json"
 ARCHITECTURES = ("jumprelu", "jumprelu transcoder", "jumprelu skip transcoder")

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
+from sae_runtime.bundle.manifest import Allocation, Encoder
 from sae_runtime.checkpoints import folding
 from sae_runtime.checkpoints.checkpoint import Checkpoint, gather
 from sae_runtime.checkpoints.folder import Config, config_of, find, has
 from sae_runtime.checkpoints.safetensors_file import open_safetensors
 from sae_runtime.checkpoints.stored import Double, Stored, Tensors
-from sae_runtime.manifest import Allocation, Encoder
 
 FIRST = ("hyperparams.json", "checkpoints/final.safetensors")
 SECOND = ("config.json", "sae_weights.safetensors")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from sae_runtime.bundle.manifest import Allocation, Encoder
 from sae_runtime.checkpoints.checkpoint import Checkpoint, gather
 from sae_runtime.checkpoints.stored import Stored
 from sae_runtime.checkpoints.torch_file import read_torch, tensors_of
-from sae_runtime.manifest import Allocation, Encoder
 
 ARCHITECTURES = ("ReLU", "TopK")
 _COUNTS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_runtime.bundle import Bundle
+from sae_runtime.bundle.folder import Bundle
 
 
 def refuse_normalised(bundle: Bundle, library: str) -> None:

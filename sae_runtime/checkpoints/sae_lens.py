@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from sae_runtime.bundle.manifest import Allocation, Encoder
+from sae_runtime.bundle.sae_lens_cfg import CFG, NORMS
 from sae_runtime.checkpoints import folding
 from sae_runtime.checkpoints.checkpoint import Checkpoint, gather
 from sae_runtime.checkpoints.folder import Config, config_of, find, has
 from sae_runtime.checkpoints.safetensors_file import open_safetensors
 from sae_runtime.checkpoints.stored import Double, Stored, Tensors
-from sae_runtime.manifest import Allocation, Encoder
-from sae_runtime.sae_lens_cfg import CFG, NORMS
 
 WEIGHTS = "sae_weights.safetensors"
 _BATCH = ("batchtopk", "matryoshka_batchtopk")

@@ -3,8 +3,8 @@
 from functools import partial
 from pathlib import Path
 
+from sae_runtime.bundle.tensors import map_tensor, read_header
 from sae_runtime.checkpoints.stored import Stored, Tensors
-from sae_runtime.tensors import map_tensor, read_header
 
 
 def open_safetensors(file: Path) -> Tensors:

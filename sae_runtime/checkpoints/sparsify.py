@@ -5,10 +5,10 @@ The mathematics is that of `sparsify/sparse_coder.py` 1.3.
 
 from pathlib import Path
 
+from sae_runtime.bundle.manifest import Allocation, Encoder
 from sae_runtime.checkpoints.checkpoint import Checkpoint, gather
 from sae_runtime.checkpoints.folder import config_of, find, has, home, read_config
 from sae_runtime.checkpoints.safetensors_file import open_safetensors
-from sae_runtime.manifest import Allocation, Encoder
 
 CFG, WEIGHTS = "cfg.json", "sae.safetensors"
 ARCHITECTURES = ("topk", "groupmax")

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_runtime.tensors import BLOCK, bfloat16_to_float32, blocks
+from sae_runtime.bundle.tensors import BLOCK, blocks
+from sae_runtime.core.arrays import bfloat16_to_float32
 
 Double = NDArray[np.float64]
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_runtime import bundle as bundles
-from sae_runtime import extras
-from sae_runtime.bundle import Bundle
+from sae_runtime.bundle import extras
+from sae_runtime.bundle import folder as bundles
+from sae_runtime.bundle.files import check_free, new_folder
+from sae_runtime.bundle.folder import Bundle
 from sae_runtime.checkpoints.dictionary_learning import CFG, WEIGHTS
 from sae_runtime.checkpoints.outgoing import encoder_bias, refuse_normalised
-from sae_runtime.files import check_free, new_folder
 
 _UNSET = -1.0  # the threshold of an AutoEncoderTopK without one, which its library does not need
 _TRAINERS = {

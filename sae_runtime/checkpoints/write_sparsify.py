@@ -6,12 +6,12 @@ The mathematics is that of `sparsify/sparse_coder.py` 1.3.
 import json
 from pathlib import Path
 
-from sae_runtime import bundle as bundles
-from sae_runtime.bundle import Bundle
+from sae_runtime.bundle import folder as bundles
+from sae_runtime.bundle.files import check_free, new_folder
+from sae_runtime.bundle.folder import Bundle
+from sae_runtime.bundle.tensors import save_tensors
 from sae_runtime.checkpoints.outgoing import encoder_bias, refuse_normalised
 from sae_runtime.checkpoints.sparsify import CFG, WEIGHTS
-from sae_runtime.files import check_free, new_folder
-from sae_runtime.tensors import save_tensors
 
 
 def write(bundle_path: Path, out: Path, *, force: bool = False) -> None:

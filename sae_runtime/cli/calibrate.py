@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from sae_runtime.activations import open_activations
-from sae_runtime.calibrate_bundle import calibrate_bundle
+from sae_runtime.activations.stored import open_activations
+from sae_runtime.calibration.calibrate_bundle import calibrate_bundle
 from sae_runtime.cli.common import (
     PATH,
     activations_option,

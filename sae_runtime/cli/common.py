@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from sae_runtime.outputs import refuse_inputs
+from sae_runtime.bundle.outputs import refuse_inputs
 
 F = TypeVar("F", bound=Callable[..., Any])
 

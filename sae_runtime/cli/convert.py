@@ -5,9 +5,9 @@ from pathlib import Path
 
 import click
 
+from sae_runtime.bundle.outputs import refuse_inputs
 from sae_runtime.cli.common import force_option, json_option, output_option, show
 from sae_runtime.cli.options import Command
-from sae_runtime.outputs import refuse_inputs
 
 _OUT = ("sparsify", "dictionary-learning")
 
@@ -29,8 +29,8 @@ def command(checkpoint: str, format: str | None, to: str | None, output: Path, f
     checkpoint that a bundle cannot compute is refused. Run `export` next, or `calibrate` first if there is no
     threshold yet.
     """
+    from sae_runtime.bundle.hub import SCHEME, local
     from sae_runtime.checkpoints.convert import convert
-    from sae_runtime.hub import SCHEME, local
 
     if not checkpoint.startswith(SCHEME):
         refuse_inputs(output, {"checkpoint": Path(checkpoint)})

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import click
 
+from sae_runtime.bundle.extras import require
+from sae_runtime.bundle.files import check_free
 from sae_runtime.cli.common import force_option, output_option
 from sae_runtime.cli.options import Command
-from sae_runtime.extras import require
-from sae_runtime.files import check_free
 
 
 @click.command("demo", cls=Command)

@@ -6,7 +6,7 @@ import click
 
 from sae_runtime.cli.common import json_option, show
 from sae_runtime.cli.options import Command
-from sae_runtime.doctor import report
+from sae_runtime.engine.doctor import report
 
 
 @click.command("doctor", cls=Command)

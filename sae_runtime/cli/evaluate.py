@@ -8,7 +8,12 @@ from typing import Any
 
 import click
 
-from sae_runtime.activations import INDEX, open_activations
+from sae_runtime.activations.stored import INDEX, open_activations
+from sae_runtime.bundle.evaluation_file import Evaluation, HostLoss, RuleEvaluation, to_json
+from sae_runtime.bundle.files import new_file
+from sae_runtime.bundle.manifest import Manifest
+from sae_runtime.bundle.outputs import Output
+from sae_runtime.bundle.typed_json import from_dict
 from sae_runtime.cli.common import (
     PATH,
     activations_option,
@@ -22,18 +27,13 @@ from sae_runtime.cli.common import (
     show,
 )
 from sae_runtime.cli.options import Command, build, from_config
-from sae_runtime.evaluation_file import Evaluation, HostLoss, RuleEvaluation, to_json
-from sae_runtime.files import new_file
-from sae_runtime.manifest import Manifest
-from sae_runtime.outputs import Output
-from sae_runtime.train.evaluate_config import EvaluateConfig
-from sae_runtime.typed_json import from_dict
+from sae_runtime.train.measure.config import EvaluateConfig
 
 _LONG = ("matches", "l0_tokens", "histogram")  # a number for each feature, count or bin: for the file only
 
 
 def _host_config(bundle: Path, manifest: Manifest, activations: Path, settings: Mapping[str, Any]) -> Any:
-    from sae_runtime.train.harvest_config import HarvestConfig
+    from sae_runtime.train.harvest.config import HarvestConfig
 
     hook = settings["hook"] or manifest.hook
     if hook is None:
@@ -126,9 +126,9 @@ def _evaluated(
         raise click.UsageError("--model and --text go together: the model reads the text.")
     config = build(EvaluateConfig, settings)
     from sae_runtime.train.device import usable_device  # torch: not for --help
-    from sae_runtime.train.evaluation import evaluate
-    from sae_runtime.train.host_loss import host_loss
-    from sae_runtime.train.torch_sae import open_sae
+    from sae_runtime.train.measure.evaluation import evaluate
+    from sae_runtime.train.measure.host_loss import host_loss
+    from sae_runtime.train.measure.torch_sae import open_sae
 
     source = open_activations(activations)
     sae = open_sae(bundle, usable_device(config.device))

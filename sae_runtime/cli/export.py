@@ -5,11 +5,11 @@ from pathlib import Path
 
 import click
 
-from sae_runtime.activations import open_activations, sample_rows
+from sae_runtime.activations.stored import open_activations, sample_rows
+from sae_runtime.bundle.graphs import BY_DEFAULT, ON_REQUEST
 from sae_runtime.cli.common import PATH, bundle_argument, json_option, show
 from sae_runtime.cli.inspect import graph_lines
 from sae_runtime.cli.options import Command
-from sae_runtime.graphs import BY_DEFAULT, ON_REQUEST
 
 
 @click.command("export", cls=Command)

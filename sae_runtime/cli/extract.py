@@ -6,7 +6,7 @@ from typing import Literal
 
 import click
 
-from sae_runtime.activations import open_activations
+from sae_runtime.activations.stored import open_activations
 from sae_runtime.cli.common import (
     activations_option,
     any_source_option,
@@ -20,10 +20,10 @@ from sae_runtime.cli.common import (
     show,
 )
 from sae_runtime.cli.options import Command
-from sae_runtime.delphi import SEQUENCE
-from sae_runtime.encoder import ENCODERS
-from sae_runtime.extract import Format, Values, extract
-from sae_runtime.extract import output as made_at
+from sae_runtime.engine.tiler import ENCODERS
+from sae_runtime.extraction.delphi import SEQUENCE
+from sae_runtime.extraction.extract import Format, Values, extract
+from sae_runtime.extraction.extract import output as made_at
 from sae_runtime.sae import load
 
 

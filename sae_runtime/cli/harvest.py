@@ -7,7 +7,8 @@ import click
 
 from sae_runtime.cli.common import force_option, json_option, output_option, plural, quiet_option, show
 from sae_runtime.cli.options import Command, build, from_config
-from sae_runtime.train import HarvestConfig, harvest
+from sae_runtime.train import HarvestConfig
+from sae_runtime.train.harvest import harvest
 
 
 @click.command("harvest", cls=Command)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import click
 
+from sae_runtime.bundle.files import check_free
 from sae_runtime.cli.common import force_option, json_option, output_option, show
 from sae_runtime.cli.options import Command
-from sae_runtime.files import check_free
 
 
 @click.command("host", cls=Command)
@@ -29,11 +29,11 @@ def command(model: str, cache: bool, dtype: str, output: Path, force: bool, json
     check_free(output, force=force)  # before the model is loaded
     import torch
 
-    from sae_runtime.exports.host import export_host
-    from sae_runtime.train.host import load_host
+    from sae_runtime.exports.export_model import export_model
+    from sae_runtime.train.harvest.host_model import load_host
 
     _, loaded = load_host(model, "cpu", head=True)
-    path = export_host(loaded.to(getattr(torch, dtype)), output, cache=cache, force=force)
+    path = export_model(loaded.to(getattr(torch, dtype)), output, cache=cache, force=force)
     data = path.with_name(path.name + ".data")
     parameters = sum(parameter.numel() for parameter in loaded.parameters())
     result = {"graph": path, "data": data, "model": type(loaded).__name__, "parameters": parameters, "dtype": dtype}

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping
 
 import click
 
-from sae_runtime import bundle as bundles
+from sae_runtime.bundle import folder as bundles
+from sae_runtime.bundle.hub import local
+from sae_runtime.bundle.manifest import GraphRecord, Manifest
 from sae_runtime.cli.common import explained, json_option, show, table
 from sae_runtime.cli.options import Command
-from sae_runtime.hub import local
-from sae_runtime.manifest import GraphRecord, Manifest
 
 
 @click.command("inspect", cls=Command)

@@ -5,12 +5,12 @@ from typing import Any
 
 import click
 
+from sae_runtime.bundle.evaluation_file import read_evaluation
+from sae_runtime.bundle.extras import require
+from sae_runtime.bundle.files import new_file
+from sae_runtime.bundle.outputs import Output
 from sae_runtime.cli.common import PATH, force_option, json_option, output_option, plural, show
 from sae_runtime.cli.options import Command
-from sae_runtime.evaluation_file import read_evaluation
-from sae_runtime.extras import require
-from sae_runtime.files import new_file
-from sae_runtime.outputs import Output
 
 
 @click.command("report", cls=Command)
@@ -31,7 +31,7 @@ def command(evaluation: tuple[Path, ...], metrics: tuple[Path, ...], output: Pat
     file.
     """
     require("report")
-    from sae_runtime.report import Subject, read_metrics, report  # needs matplotlib
+    from sae_runtime.browser.report import Subject, read_metrics, report  # needs matplotlib
 
     if metrics and len(metrics) != len(evaluation):
         raise click.UsageError(f"{len(metrics)} --metrics for {plural(len(evaluation), 'evaluation')}; give one each.")

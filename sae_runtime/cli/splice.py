@@ -50,7 +50,7 @@ def command(
     The graph gains outputs for features and optional inputs for edits; a program that does not know them sees the same
     model. The graph refers to weights at or below its folder where they are; other weights are copied into the folder.
     """
-    from sae_runtime.exports.splice import Splice, splice
+    from sae_runtime.exports.splice.splicing import Splice, splice
 
     if hooks and len(hooks) != len(bundles):
         raise ValueError(f"{len(bundles)} --sae and {len(hooks)} --hook; give one hook for each bundle, or none")

@@ -10,7 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from sae_runtime.activations import Activations, Shard, check_source, open_activations
+from sae_runtime.activations.stored import Activations, Shard, check_source, open_activations
+from sae_runtime.bundle.files import new_file
+from sae_runtime.bundle.outputs import Output
+from sae_runtime.bundle.tensors import save_tensors
 from sae_runtime.cli.common import (
     PATH,
     any_source_option,
@@ -24,11 +27,8 @@ from sae_runtime.cli.common import (
     show,
 )
 from sae_runtime.cli.options import Command
-from sae_runtime.edits import Edit, as_inputs
-from sae_runtime.files import new_file
-from sae_runtime.outputs import Output
+from sae_runtime.core.edits import Edit, as_inputs
 from sae_runtime.sae import SAE, load
-from sae_runtime.tensors import save_tensors
 
 F = TypeVar("F", bound=Callable[..., Any])
 

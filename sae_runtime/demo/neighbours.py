@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from sae_runtime import SAE, Edit
-from sae_runtime.train.host import find_module
+from sae_runtime.train.harvest.host_model import find_module
 
 _AT_ONCE = 32
 

@@ -13,9 +13,9 @@ from tiny_host import run
 from transformers import AlbertConfig, AlbertModel
 
 from sae_runtime import Edit
-from sae_runtime.exports.host import export_host
+from sae_runtime.exports.export_model import export_model
 from sae_runtime.train import attach
-from sae_runtime.train.host import find_module, hidden_states
+from sae_runtime.train.harvest.host_model import find_module, hidden_states
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -39,7 +39,7 @@ class Case:
         self.calls: list[Rows] = hooked(self.model, HOOK, lambda: self.model(self.ids))
         self.sae = folder / "sae"
         self.weights: Weights = random_sae(self.sae, threshold=0.6)
-        self.graph, _ = spliced(export_host(self.model, folder / "host.onnx"), self.sae, HOOK, folder / "out")
+        self.graph, _ = spliced(export_model(self.model, folder / "host.onnx"), self.sae, HOOK, folder / "out")
 
 
 def albert() -> Any:

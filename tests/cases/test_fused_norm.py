@@ -14,7 +14,7 @@ from conftest import D_IN
 from onnxruntime.transformers.optimizer import optimize_model
 from tiny_host import HEADS, some_ids, torch_host
 
-from sae_runtime.exports.host import export_host
+from sae_runtime.exports.export_model import export_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -47,7 +47,7 @@ def model() -> Any:
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_host(model(), tmp_path_factory.mktemp("host") / "host.onnx")
+    return export_model(model(), tmp_path_factory.mktemp("host") / "host.onnx")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import tiny_model
 from cases_common import Rows, all_rows, harvested, write_paragraphs
 from safetensors.numpy import load_file, save_file
 
-from sae_runtime.activations import INDEX
+from sae_runtime.activations.stored import INDEX
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,7 +10,7 @@ import transformers
 from cases_common import relative_error
 from tiny_host import run
 
-from sae_runtime.exports.host import export_host
+from sae_runtime.exports.export_model import export_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -33,7 +33,7 @@ def mixture(kind: str) -> Any:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_mixture_of_experts_gives_the_logits_of_torch(kind: str, tmp_path: Path) -> None:
     model = mixture(kind)
-    graph = export_host(model, tmp_path / "host.onnx", cache=False)
+    graph = export_model(model, tmp_path / "host.onnx", cache=False)
     logits = run(graph, {"input_ids": IDS, "attention_mask": np.ones_like(IDS)})["logits"]
     with torch.no_grad():
         assert relative_error(logits, model(torch.from_numpy(IDS)).logits.numpy()) < 1e-4

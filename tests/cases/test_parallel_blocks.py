@@ -13,7 +13,7 @@ from cases_common import Rows, hooked, relative_error
 from cases_hosts import random_sae, spliced
 from tiny_host import run
 
-from sae_runtime.exports.host import export_host
+from sae_runtime.exports.export_model import export_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -74,7 +74,7 @@ def read_at(folder: Path, kind: str, where: str) -> Rows:
     """What a splice reads as a place of the residual stream, from the host's graph with this tensor as an output."""
     host = folder / kind / "host.onnx"
     if not host.exists():
-        export_host(torch_model(kind), host, cache=False)
+        export_model(torch_model(kind), host, cache=False)
     _, tensor = spliced(host, folder / "sae", f"blocks.1.hook_{where}", folder / "out")
     model = onnx.load(str(host))
     model.graph.output.append(onnx.helper.make_tensor_value_info(tensor, onnx.TensorProto.FLOAT, None))

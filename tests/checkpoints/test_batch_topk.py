@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from builders.batch_topk import forward, save
 from foreign import activations, assert_near, assert_same, latents
+from foreign_saes.batch_topk import forward, save
 
-from sae_runtime import bundle
+from sae_runtime.bundle import folder as bundle
 from sae_runtime.checkpoints import batch_topk
 from sae_runtime.checkpoints.convert import convert
 

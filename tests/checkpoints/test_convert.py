@@ -16,7 +16,8 @@ import torch
 from command_line import misused, refused, run
 from numpy.typing import NDArray
 
-from sae_runtime import bundle, load
+from sae_runtime import load
+from sae_runtime.bundle import folder as bundle
 from sae_runtime.checkpoints.convert import FORMATS, convert, recognise
 
 ROOT = Path(__file__).parents[2]

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import builders.batch_topk
-import builders.dictionary_learning
-import builders.gemma_scope
-import builders.llama_scope
-import builders.openai
-import builders.sae_lens
-import builders.sparsify
+import foreign_saes.batch_topk
+import foreign_saes.dictionary_learning
+import foreign_saes.gemma_scope
+import foreign_saes.llama_scope
+import foreign_saes.openai
+import foreign_saes.sae_lens
+import foreign_saes.sparsify
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -29,8 +29,9 @@ from foreign import activations, assert_near
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sae_runtime import bundle, load
-from sae_runtime.bundle import BundleError
+from sae_runtime import load
+from sae_runtime.bundle import folder as bundle
+from sae_runtime.bundle.folder import BundleError
 from sae_runtime.checkpoints.convert import convert
 from sae_runtime.exports import witness
 
@@ -55,7 +56,7 @@ class Foreign:
 
 
 def sae_lens(name: str) -> Foreign:
-    _, kind, settings = builders.sae_lens.CASES[name]
+    _, kind, settings = foreign_saes.sae_lens.CASES[name]
 
     def library(folder: Path, _: pytest.MonkeyPatch) -> Library:
         from sae_lens import SAE
@@ -63,11 +64,11 @@ def sae_lens(name: str) -> Foreign:
         sae = SAE.load_from_disk(folder).to(dtype=torch.float64)
         return lambda x: (sae.encode(x), sae(x))
 
-    return Foreign(lambda folder: builders.sae_lens.make(kind, **settings).save_model(folder), library)
+    return Foreign(lambda folder: foreign_saes.sae_lens.make(kind, **settings).save_model(folder), library)
 
 
 def sparsify(name: str) -> Foreign:
-    _, settings = builders.sparsify.CASES[name]
+    _, settings = foreign_saes.sparsify.CASES[name]
 
     def library(folder: Path, _: pytest.MonkeyPatch) -> Library:
         from sparsify import SparseCoder
@@ -80,21 +81,21 @@ def sparsify(name: str) -> Foreign:
 
         return forward
 
-    return Foreign(lambda folder: builders.sparsify.make(**settings).save_to_disk(folder), library)
+    return Foreign(lambda folder: foreign_saes.sparsify.make(**settings).save_to_disk(folder), library)
 
 
 def dictionary_learning(kind: str) -> Foreign:
     def save(folder: Path) -> None:
-        builders.dictionary_learning.save(builders.dictionary_learning.make(kind), folder, kind, steps=100_000)
+        foreign_saes.dictionary_learning.save(foreign_saes.dictionary_learning.make(kind), folder, kind, steps=100_000)
         if "TopK" in kind:
             cfg = json.loads((folder / "config.json").read_text())
-            cfg["trainer"]["k"] = builders.dictionary_learning.K
+            cfg["trainer"]["k"] = foreign_saes.dictionary_learning.K
             (folder / "config.json").write_text(json.dumps(cfg))
 
     def library(folder: Path, _: pytest.MonkeyPatch) -> Library:
         # As its load_dictionary does, which cannot be imported without nnsight.
         trainer = json.loads((folder / "config.json").read_text())["trainer"]
-        cls: Any = type(builders.dictionary_learning.make(trainer["dict_class"]))
+        cls: Any = type(foreign_saes.dictionary_learning.make(trainer["dict_class"]))
         settings = {"k": trainer["k"]} if "TopK" in trainer["dict_class"] else {}
         torch.set_default_dtype(torch.float64)  # AutoEncoder tests itself when it is opened, on random activations
         try:
@@ -109,10 +110,10 @@ def dictionary_learning(kind: str) -> Foreign:
 def openai(k: int | None) -> Foreign:
     def library(folder: Path, _: pytest.MonkeyPatch) -> Library:
         state = doubled(torch.load(folder / "autoencoder.pt", weights_only=True))
-        return lambda x: builders.openai.forward(state, x)
+        return lambda x: foreign_saes.openai.forward(state, x)
 
     return Foreign(
-        lambda folder: torch.save(builders.openai.state(k), folder / "autoencoder.pt"), library, "autoencoder.pt"
+        lambda folder: torch.save(foreign_saes.openai.state(k), folder / "autoencoder.pt"), library, "autoencoder.pt"
     )
 
 
@@ -120,11 +121,11 @@ def batch_topk(kind: str) -> Foreign:
     def library(folder: Path, _: pytest.MonkeyPatch) -> Library:
         state = doubled(torch.load(folder / "sae.pt", weights_only=True))
         cfg = json.loads((folder / "config.json").read_bytes())
-        return lambda x: builders.batch_topk.forward(state, cfg, x)
+        return lambda x: foreign_saes.batch_topk.forward(state, cfg, x)
 
     def save(folder: Path) -> None:
         folder.rmdir()
-        builders.batch_topk.save(folder, sae_type=kind)
+        foreign_saes.batch_topk.save(folder, sae_type=kind)
 
     return Foreign(save, library)
 
@@ -132,11 +133,13 @@ def batch_topk(kind: str) -> Foreign:
 def gemma_scope() -> Foreign:
     def save(folder: Path) -> None:
         (folder / GEMMA).mkdir(parents=True)
-        np.savez(folder / GEMMA / "params.npz", **builders.gemma_scope.arrays())
+        np.savez(folder / GEMMA / "params.npz", **foreign_saes.gemma_scope.arrays())
 
     def library(folder: Path, patch: pytest.MonkeyPatch) -> Library:
         loader, repo = "gemma_2_sae_huggingface_loader", "google/gemma-scope-2b-pt-res"
-        sae = builders.gemma_scope.sae_lens_sae(patch, folder, loader, repo, GEMMA, **builders.gemma_scope.SIZES)
+        sae = foreign_saes.gemma_scope.sae_lens_sae(
+            patch, folder, loader, repo, GEMMA, **foreign_saes.gemma_scope.SIZES
+        )
         sae = sae.to(dtype=torch.float64)
         return lambda x: (sae.encode(x), sae(x))
 
@@ -145,7 +148,7 @@ def gemma_scope() -> Foreign:
 
 def gemma_scope_2() -> Foreign:
     def save(folder: Path) -> None:
-        tensors = {name.replace("W_", "w_"): array for name, array in builders.gemma_scope.arrays().items()}
+        tensors = {name.replace("W_", "w_"): array for name, array in foreign_saes.gemma_scope.arrays().items()}
         cfg = {"architecture": "jump_relu", "model_name": "gemma", "hf_hook_point_in": "model.layers.3.output"}
         (folder / GEMMA_2).mkdir(parents=True)
         safetensors.numpy.save_file(tensors, folder / GEMMA_2 / "params.safetensors")
@@ -153,7 +156,7 @@ def gemma_scope_2() -> Foreign:
 
     def library(folder: Path, patch: pytest.MonkeyPatch) -> Library:
         loader, repo = "gemma_3_sae_huggingface_loader", "google/gemma-scope-2-1b-pt"
-        sae = builders.gemma_scope.sae_lens_sae(patch, folder, loader, repo, GEMMA_2).to(dtype=torch.float64)
+        sae = foreign_saes.gemma_scope.sae_lens_sae(patch, folder, loader, repo, GEMMA_2).to(dtype=torch.float64)
         return lambda x: (sae.encode(x), sae(x))
 
     return Foreign(save, library, GEMMA_2)
@@ -162,14 +165,16 @@ def gemma_scope_2() -> Foreign:
 def llama_scope() -> Foreign:
     def library(folder: Path, patch: pytest.MonkeyPatch) -> Library:
         loader = "llama_scope_sae_huggingface_loader"
-        sae = builders.llama_scope.sae_lens_sae(patch, folder / "L3R-8x", loader).to(dtype=torch.float64)
+        sae = foreign_saes.llama_scope.sae_lens_sae(patch, folder / "L3R-8x", loader).to(dtype=torch.float64)
         # SAELens has the averages in a list of its own, which has one for each SAE.
-        told = json.loads((folder / "L3R-8x" / "hyperparams.json").read_bytes())[builders.llama_scope.NORM]
-        sae.fold_activation_norm_scaling_factor(builders.llama_scope.AVERAGE / told["in"])
+        told = json.loads((folder / "L3R-8x" / "hyperparams.json").read_bytes())[foreign_saes.llama_scope.NORM]
+        sae.fold_activation_norm_scaling_factor(foreign_saes.llama_scope.AVERAGE / told["in"])
         return lambda x: (sae.encode(x), sae(x) * (told["out"] / told["in"]))
 
     return Foreign(
-        lambda folder: builders.llama_scope.save_first(folder / "L3R-8x", builders.llama_scope.weights(unit=True)),
+        lambda folder: foreign_saes.llama_scope.save_first(
+            folder / "L3R-8x", foreign_saes.llama_scope.weights(unit=True)
+        ),
         library,
         "L3R-8x",
     )

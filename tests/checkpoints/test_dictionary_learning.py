@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders.dictionary_learning import CASES, D_IN, D_SAE, K, make, save
 from foreign import activations, assert_near, assert_same, latents
+from foreign_saes.dictionary_learning import CASES, D_IN, D_SAE, K, make, save
 
-from sae_runtime import bundle
+from sae_runtime.bundle import folder as bundle
 from sae_runtime.checkpoints import dictionary_learning
 from sae_runtime.checkpoints.convert import convert
 

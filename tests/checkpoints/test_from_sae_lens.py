@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from builders.sae_lens import CASES, SIZES, THROUGH, make
 from foreign import activations, assert_near, assert_same, latents, whole
+from foreign_saes.sae_lens import CASES, SIZES, THROUGH, make
 
-from sae_runtime import bundle
+from sae_runtime.bundle import folder as bundle
 from sae_runtime.checkpoints import sae_lens
 from sae_runtime.checkpoints.convert import convert
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from builders.gemma_scope import SIZES, arrays, sae_lens_sae
 from foreign import assert_same
+from foreign_saes.gemma_scope import SIZES, arrays, sae_lens_sae
 
 from sae_runtime.checkpoints import gemma_scope
 from sae_runtime.checkpoints.convert import convert

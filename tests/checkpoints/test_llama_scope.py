@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from builders.llama_scope import AVERAGE, HOOK, NORM, sae_lens_sae, save_first, save_second, weights
 from foreign import activations, assert_near, assert_same, latents
+from foreign_saes.llama_scope import AVERAGE, HOOK, NORM, sae_lens_sae, save_first, save_second, weights
 from torch import Tensor
 
-from sae_runtime import bundle
+from sae_runtime.bundle import folder as bundle
 from sae_runtime.checkpoints import llama_scope
 from sae_runtime.checkpoints.convert import convert
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from builders.openai import forward, state
 from foreign import assert_same
+from foreign_saes.openai import forward, state
 
 from sae_runtime.checkpoints import openai
 from sae_runtime.checkpoints.convert import convert

@@ -3,8 +3,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders.sparsify import CASES, encode, make
 from foreign import assert_same
+from foreign_saes.sparsify import CASES, encode, make
 
 from sae_runtime.checkpoints import sparsify
 from sae_runtime.checkpoints.convert import convert

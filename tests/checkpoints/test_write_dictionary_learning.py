@@ -11,10 +11,12 @@ from foreign import BATCHES, activations, assert_near
 from native import FORMS, native
 from peers import stand_in_for_nnsight
 
-from sae_runtime import bundle, extras, load
+from sae_runtime import load
+from sae_runtime.bundle import extras
+from sae_runtime.bundle import folder as bundle
+from sae_runtime.bundle.manifest import Allocation
 from sae_runtime.checkpoints import write_dictionary_learning
 from sae_runtime.checkpoints.convert import convert
-from sae_runtime.manifest import Allocation
 
 MUTUAL = {"selection": "threshold", "allocation": Allocation(kind="mutual", k=6.0)}
 # name: class that is written, bundle

@@ -8,7 +8,8 @@ from conftest import D_IN
 from foreign import BATCHES, activations, assert_near
 from native import FORMS, native
 
-from sae_runtime import bundle, load
+from sae_runtime import load
+from sae_runtime.bundle import folder as bundle
 from sae_runtime.checkpoints import write_sparsify
 from sae_runtime.checkpoints.convert import convert
 

@@ -7,7 +7,8 @@ import pytest
 from command_line import refused, run
 from conftest import make_x
 
-from sae_runtime import bundle, load
+from sae_runtime import load
+from sae_runtime.bundle import folder as bundle
 from sae_runtime.exports.export import export
 
 BundleOf = Callable[..., Path]

@@ -10,7 +10,7 @@ from conftest import D_IN, make_manifest, make_weights, make_x
 from native import native
 from tiny_model import save_bert
 
-from sae_runtime import bundle
+from sae_runtime.bundle import folder as bundle
 
 BundleOf = Callable[..., Path]
 

@@ -10,7 +10,8 @@ import safetensors.numpy
 from command_line import misused, refused, run
 from conftest import make_manifest, make_weights, make_x
 
-from sae_runtime import bundle, load
+from sae_runtime import load
+from sae_runtime.bundle import folder as bundle
 from sae_runtime.cli import extract as command
 from sae_runtime.exports.export import export
 

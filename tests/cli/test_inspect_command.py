@@ -9,7 +9,7 @@ import pytest
 from command_line import refused, run
 from conftest import make_manifest, make_weights, make_x
 
-from sae_runtime import bundle
+from sae_runtime.bundle import folder as bundle
 from sae_runtime.cli.inspect import describe
 
 BundleOf = Callable[..., Path]

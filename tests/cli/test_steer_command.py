@@ -11,7 +11,8 @@ from command_line import misused, refused, run
 from conftest import D_IN, make_manifest, make_weights, make_x, no_file_beyond
 from numpy.typing import NDArray
 
-from sae_runtime import SAE, Edit, bundle, load, open_activations
+from sae_runtime import SAE, Edit, load, open_activations
+from sae_runtime.bundle import folder as bundle
 from sae_runtime.exports.export import export
 
 BundleOf = Callable[..., Path]

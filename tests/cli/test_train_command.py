@@ -8,7 +8,8 @@ from command_line import misused, refused, run
 from conftest import D_IN, make_manifest, make_weights, make_x, no_file_beyond
 from tiny_model import save_bert
 
-from sae_runtime import Manifest, bundle
+from sae_runtime import Manifest
+from sae_runtime.bundle import folder as bundle
 from sae_runtime.cli import train as command
 from sae_runtime.train import HarvestConfig, TrainConfig
 

@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 from conftest import QUOTA, K, make_manifest, make_weights, make_x
 
-from sae_runtime import bundle, load, quota
-from sae_runtime.bundle import DERIVED, Bundle
+from sae_runtime import load
+from sae_runtime.bundle import folder as bundle
+from sae_runtime.bundle import quota
+from sae_runtime.bundle.folder import DERIVED, Bundle
+from sae_runtime.bundle.tensors import map_tensor, read_header
+from sae_runtime.exports.certified.integers import quantise
 from sae_runtime.exports.derived import default_cap, has_integers, write_derived
 from sae_runtime.exports.export import export
-from sae_runtime.exports.integers import quantise
-from sae_runtime.tensors import map_tensor, read_header
 
 INTEGERS = {"centre", "map", "rounding", "direct", "order", "weights", "scale", "bias", "bound", "share"}
 INTEGERS = {f"int8_{name}" for name in INTEGERS}

@@ -14,14 +14,16 @@ import pytest
 from conftest import D_IN, K, make_manifest, make_weights, make_x, run_graph, with_b_pre
 from numpy.typing import DTypeLike, NDArray
 
-from sae_runtime import bundle, file_set, load, quota
-from sae_runtime.bundle import DERIVED, MANIFEST, SAMPLE, WEIGHTS, Bundle, BundleError
+from sae_runtime import load
+from sae_runtime.bundle import file_set, quota
+from sae_runtime.bundle import folder as bundle
+from sae_runtime.bundle.folder import DERIVED, MANIFEST, SAMPLE, WEIGHTS, Bundle, BundleError
+from sae_runtime.bundle.graphs import GRAPHS as TABLE
+from sae_runtime.bundle.manifest import to_json
+from sae_runtime.bundle.tensors import TensorSpec, map_tensor, read_header, save_tensors
 from sae_runtime.exports.derived import default_cap
 from sae_runtime.exports.export import BUILDERS, Builder, export, sample
-from sae_runtime.exports.steer import steer_graph
-from sae_runtime.graphs import GRAPHS as TABLE
-from sae_runtime.manifest import to_json
-from sae_runtime.tensors import TensorSpec, map_tensor, read_header, save_tensors
+from sae_runtime.exports.graphs.steer import steer_graph
 
 BundleOf = Callable[..., Path]
 GRAPHS = {

@@ -11,12 +11,13 @@ import torch
 from conftest import D_IN, make_x
 from numpy.typing import NDArray
 
-from sae_runtime import BundleError, Edit, bundle, load
+from sae_runtime import BundleError, Edit, load
+from sae_runtime.bundle import folder as bundle
+from sae_runtime.bundle.manifest import Allocation, Encoder, Manifest, from_json, to_json
+from sae_runtime.bundle.normalise import normalised
+from sae_runtime.engine.tiling import Tiling
 from sae_runtime.exports.export import export
-from sae_runtime.exports.insert import insert_graph
-from sae_runtime.manifest import Allocation, Encoder, Manifest, from_json, to_json
-from sae_runtime.normalise import normalised
-from sae_runtime.tiling import Tiling
+from sae_runtime.exports.splice.insert import insert_graph
 
 D_SAE, K, D_OUT = 512, 8, 11
 FORMS: dict[str, dict[str, object]] = {

@@ -15,9 +15,9 @@ from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sae_runtime import Edit, load
-from sae_runtime.edits import as_inputs
+from sae_runtime.core.edits import as_inputs
 from sae_runtime.exports import export
-from sae_runtime.exports.splice import Splice, splice
+from sae_runtime.exports.splice.splicing import Splice, splice
 from sae_runtime.train import TrainConfig, attach, fit
 
 og = pytest.importorskip("onnxruntime_genai")

@@ -13,7 +13,7 @@ import pytest
 from conftest import D_IN, joint, make_manifest, make_weights, make_x, reference, served
 from numpy.typing import NDArray
 
-from sae_runtime import bundle
+from sae_runtime.bundle import folder as bundle
 from sae_runtime.exports import witness
 from sae_runtime.exports.export import export
 

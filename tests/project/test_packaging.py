@@ -48,7 +48,7 @@ def in_bare(bare: Path, code: str) -> "subprocess.CompletedProcess[str]":
 
 def test_wheel_holds_every_module(wheel: Path) -> None:
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    expected = {"sae_runtime/py.typed", "sae_runtime/probe.onnx"}
+    expected = {"sae_runtime/py.typed", "sae_runtime/engine/probe.onnx"}
     for folder, inside in (
         ("sae_runtime", "sae_runtime"),
         ("train", "sae_runtime/train"),
@@ -97,7 +97,7 @@ def test_what_is_missing_is_named_with_its_extra(wheel: Path, tmp_path: Path) ->
     for code, extra in (
         ("from sae_runtime.train import fit", "train"),
         ("import sae_runtime.exports", "export"),
-        ("import sae_runtime.sessions as s; s.open_session('x.onnx')", "cpu"),
+        ("import sae_runtime.engine.sessions as s; s.open_session('x.onnx')", "cpu"),
     ):
         done = in_bare(bare, code)
         assert done.returncode == 1 and f"pip install 'sae-runtime[{extra}]'" in done.stderr

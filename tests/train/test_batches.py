@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sae_runtime.activations import Activations, Shard
+from sae_runtime.activations.stored import Activations, Shard
 from sae_runtime.train.batches import Batches, Place
 from sae_runtime.train.data import BLOCK, Split, StoredRows, Tick
 

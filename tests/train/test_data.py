@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sae_runtime.activations import Activations, Shard, open_activations
+from sae_runtime.activations.stored import Activations, Shard, open_activations
 from sae_runtime.train.data import BLOCK, Split, StoredRows, centre_and_scale, fingerprint, generator, split
 
 

@@ -1,7 +1,7 @@
 import pytest
 from tiny_host import torch_host
 
-from sae_runtime.train.host import find_module
+from sae_runtime.train.harvest.host_model import find_module
 
 
 @pytest.mark.parametrize("hook", ["encoder.layer.0", "bert.encoder.layer.0", "encoder.layer.0@0"])

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from sae_runtime.train import TrainConfig
-from sae_runtime.train.model import SparseAutoencoder
 from sae_runtime.train.progress import reported
 from sae_runtime.train.recipe import derive
+from sae_runtime.train.step.model import SparseAutoencoder
 from sae_runtime.train.trainer import StepStats, Trainer
 
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from sae_runtime import quota
-from sae_runtime.train.allocation import allocate
+from sae_runtime.bundle import quota
 from sae_runtime.train.config import TrainConfig
-from sae_runtime.train.model import SparseAutoencoder
-from sae_runtime.train.plain_step import Losses, Step, plain_step
 from sae_runtime.train.recipe import derive, schedule
+from sae_runtime.train.step.allocation import allocate
+from sae_runtime.train.step.model import SparseAutoencoder
+from sae_runtime.train.step.plain_step import Losses, Step, plain_step
 from sae_runtime.train.trainer import Trainer
 
 Params = dict[str, NDArray[np.float64]]

@@ -28,7 +28,7 @@ from processes import (
 )
 from torch import Tensor
 
-from sae_runtime import bundle
+from sae_runtime.bundle import folder as bundle
 from sae_runtime.train import fit
 from sae_runtime.train.world import World
 

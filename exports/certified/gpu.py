@@ -1,0 +1,168 @@
+"""encode_gpu.onnx: the features of encode.onnx on a GPU, found by a float16 product and decided in float32.
+
+Tensor cores multiply float16 several times faster than a GPU multiplies float32. Equation (11) of
+docs/certified-encoding.md bounds every pre-activation by such a product; the features with the largest bounds are
+computed again in float32. Sizes follow from n alone and every operator has a CUDA kernel (onnxruntime has none of
+opset 21 for ReduceMax, ReduceMin, Pad and Equal), so the graph stays on the device and CUDA can capture it.
+"""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from sae_runtime.bundle.folder import DERIVED, Bundle
+from sae_runtime.bundle.tensors import TensorSpec
+from sae_runtime.exports.graphs.encode import above, centred, weight
+from sae_runtime.exports.graphs.graph import Graph, external
+from sae_runtime.exports.graphs.normalise import normalised
+
+_ALIGN = 8  # channels that tensor cores take at once
+_ERROR_SCALE = 256.0  # of |e|, which would be among the smallest float16 numbers
+_MOST_BIAS = 1000.0  # of a bias over kappa, in float16
+_LEAST_KAPPA = 1e-15  # float32 holds its square
+_EXTRA = 4  # a quarter more candidates than slots
+_LEAST_EXTRA = 16
+
+# The rounding that equation (12) allows for. "Number" is what is rounded, as a share of it where nothing else is said.
+#
+# constant         covers                                       derivation
+# _FLOAT32         a sum in float32, at each channel            half a unit of its 24 bits
+# _FLOAT16         a number in float16                          half a unit of its 11 bits
+# FLOAT16_ROUNDINGS  float16 numbers on the way to the result   in its part of a split product, twice where the GPU adds
+#                                                               the parts, and as the result
+# _SMALLEST_HALF   channels below the normal float16 numbers    their unit, one for each channel
+# _Q_LENGTH        |q| instead of |v / s| = 1                   1 + 2^-10 for q in float16, and as much again
+# _BOUND_CHANNELS  the rounding of the bound's own channels     they add less than a tenth to the sums
+# _V_IN_FLOAT32    v / s, which the GPU computes in float32     eight float32 roundings, as a share of |w_j|
+_FLOAT32 = 2.0**-24
+_FLOAT16 = 2.0**-11
+FLOAT16_ROUNDINGS = 4
+_SMALLEST_HALF = 2.0**-24
+_Q_LENGTH = 1 + 2.0**-9
+_BOUND_CHANNELS = 1.1
+_V_IN_FLOAT32 = 2.0**-21
+
+
+def half_precision(
+    weights: Mapping[str, NDArray[np.float32]],
+    x: NDArray[np.float32],
+    float16_roundings: int = FLOAT16_ROUNDINGS,
+) -> dict[str, NDArray[np.generic]]:
+    """The encoder in float16 with its bound.
+
+    Args:
+        weights: of `Bundle.weights`.
+        x: typical activations [m, d_in], normalised; they decide the size of kappa, on which only speed depends.
+        float16_roundings: how often a number is rounded to float16 on its way to the result.
+
+    Returns:
+        half_weights float16 [channels, d_sae], a multiple of 8 channels: W_enc, the bias, and |w_j| and the rest of
+        equation (12), then zeros; and half_kappa float32 [1].
+
+    Raises:
+        ValueError: W_enc holds numbers that are too large for float16.
+    """
+    w = weights["W_enc"].astype(np.float64)
+    bias = weights["b_enc"] - weights.get("threshold", np.zeros(1)).astype(np.float64)
+    length = np.linalg.norm(x.astype(np.float64) - weights["b_pre"], axis=1)
+    kappa = float(np.float32(max(np.median(length) / 2, np.abs(bias).max() / _MOST_BIAS, _LEAST_KAPPA)))
+    w = np.concatenate([w, bias[None] / kappa])
+    with np.errstate(over="ignore"):
+        half = w.astype(np.float16)
+    if not np.isfinite(half).all():
+        raise ValueError(
+            f"W_enc reaches {np.abs(w).max():g}, and float16 ends at 65,504; export without the graph 'gpu'"
+        )
+    channels = math.ceil((len(w) + 2) / _ALIGN) * _ALIGN
+    length, stored_length = np.linalg.norm(w, axis=0), np.linalg.norm(half.astype(np.float64), axis=0)
+    lost = np.linalg.norm(w - half, axis=0)
+    rounding = channels * _FLOAT32 + float16_roundings * _FLOAT16
+    rest = (lost + _BOUND_CHANNELS * rounding * stored_length) * _Q_LENGTH
+    rest = rest + length * _V_IN_FLOAT32 + channels * _SMALLEST_HALF
+    half = np.concatenate([half, _up(length[None] / _ERROR_SCALE), _up(rest[None])])
+    return {
+        "half_weights": np.pad(half, ((0, channels - len(half)), (0, 0))),
+        "half_kappa": np.array([kappa], np.float32),
+    }
+
+
+def candidates(width: int, d_sae: int) -> int:
+    """How many features of a token are computed again, where it has `width` slots.
+
+    >>> candidates(32, 24_576), candidates(96, 24_576), candidates(6, 10)
+    (48, 120, 10)
+    """
+    return min(width + max(width // _EXTRA, _LEAST_EXTRA), d_sae)
+
+
+def gpu_graph(bundle: Bundle, specs: Mapping[str, TensorSpec]) -> ir.Model:
+    """x f32 [n, d_in] -> indices i64, values f32 [n, width], certain bool [n].
+
+    Rows are those of encode.onnx with its default inputs where `certain`; the others are not whole. A row that is not
+    finite is not certain.
+
+    Args:
+        bundle: whose features these are.
+        specs: where derived.safetensors holds W_enc_rows and the arrays of `half_precision`.
+    """
+    graph = Graph("encode_gpu")
+    encoder, width = bundle.manifest.encoder, bundle.manifest.width
+
+    def stored(name: str) -> ir.Value:
+        return graph.weight(external(name, DERIVED, specs[name]))
+
+    one, last = graph.constant([1], np.int64), graph.constant([2], np.int64)
+    x = graph.input("x", np.float32, ["n", encoder.d_in])
+    c = centred(graph, bundle, normalised(graph, encoder, x).x)
+    kappa = stored("half_kappa")
+    square = graph.op("Add", graph.op("ReduceSumSquare", c, one), graph.op("Mul", kappa, kappa))
+    finite = graph.op("Less", square, graph.constant(np.finfo(np.float32).max, np.float32))
+    size = graph.op("Sqrt", square)
+    v = graph.op("Concat", graph.op("Div", c, size), graph.op("Div", kappa, size), axis=1)
+    # TopK may give any number as the index of a NaN.
+    c, v = (graph.op("Where", finite, part, graph.constant(0, np.float32)) for part in (c, v))
+    fill = specs["half_weights"].shape[0] - encoder.d_in - 3
+    bound = _bound(graph, v, stored("half_weights"), fill)
+    count = candidates(width, encoder.d_sae)
+    bounds, features = graph.ops("TopK", 2, bound, graph.constant([count], np.int64))
+
+    product = graph.op("MatMul", graph.op("Gather", stored("W_enc_rows"), features), graph.op("Unsqueeze", c, last))
+    bias = graph.op("Gather", weight(graph, bundle, "b_enc"), features)
+    values = graph.op("Relu", graph.op("Add", graph.op("Squeeze", product, last), bias))
+    if encoder.selection == "threshold":
+        values = above(graph, values, graph.op("Gather", weight(graph, bundle, "threshold"), features))
+    values, position = graph.ops("TopK", 2, values, graph.constant([width], np.int64))
+    indices = graph.op("GatherElements", features, position, axis=1)
+
+    certain = finite
+    if count < encoder.d_sae:  # equation (13)
+        cut = graph.constant(0, np.float32)
+        if encoder.selection == "topk":
+            cut = graph.op("Div", graph.op("Gather", values, graph.constant([width - 1], np.int64), axis=1), size)
+        least = graph.op("Gather", bounds, graph.constant([count - 1], np.int64), axis=1)
+        certain = graph.op("And", finite, graph.op("LessOrEqual", graph.cast(least, np.float32), cut))
+    graph.output(indices, "indices", np.int64, ["n", width])
+    graph.output(values, "values", np.float32, ["n", width])
+    graph.output(graph.op("Squeeze", certain, one), "certain", np.bool_, ["n"])
+    return graph.model()
+
+
+def _bound(graph: Graph, v: ir.Value, weights: ir.Value, fill: int) -> ir.Value:
+    """u_j of equation (11), f16 [n, d_sae], for v / s [n, d_in + 1]; the last `fill` rows of the weights are 0."""
+    q = graph.cast(v, np.float16)
+    error = graph.op("ReduceL2", graph.op("Sub", v, graph.cast(q, np.float32)), graph.constant([1], np.int64))
+    # |e| is rounded up in float32, and then to float16. It is never NaN, so 0 times it is 0.
+    error = graph.op("Mul", error, graph.constant(_ERROR_SCALE * (1 + 2.0**-9), np.float32))
+    error = graph.op("Add", error, graph.constant(_SMALLEST_HALF, np.float32))
+    unit = graph.op("Add", graph.op("Mul", error, graph.constant(0, np.float32)), graph.constant(1, np.float32))
+    error, unit = (graph.cast(part, np.float16) for part in (error, unit))
+    return graph.op("MatMul", graph.op("Concat", q, error, unit, *[unit] * fill, axis=1), weights)
+
+
+def _up(numbers: NDArray[np.float64]) -> NDArray[np.float16]:
+    """The numbers in float16, never smaller."""
+    half = numbers.astype(np.float16)
+    return np.where(half.astype(np.float64) < numbers, np.nextafter(half, np.float16(np.inf)), half)

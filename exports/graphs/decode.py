@@ -1,0 +1,50 @@
+"""decode.onnx: sparse features back to activations."""
+
+import numpy as np
+import onnx_ir as ir
+
+from sae_runtime.bundle.folder import Bundle
+from sae_runtime.exports.graphs.encode import weight
+from sae_runtime.exports.graphs.graph import Graph
+from sae_runtime.exports.graphs.normalise import normalised, restored
+
+
+def known_features(graph: Graph, d_sae: int, features: ir.Value, number: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Feature ids safe to gather by, and `number` of the same shape with NaN wherever the id was out of range.
+
+    A bad id must fail its own request. Gather would fail the whole batch, or count from the end.
+    """
+    safe = graph.op("Clip", features, graph.constant(0, np.int64), graph.constant(d_sae - 1, np.int64))
+    known = graph.op("Equal", safe, features)
+    return safe, graph.op("Where", known, number, graph.constant(np.nan, np.float32))
+
+
+def decode_graph(bundle: Bundle) -> ir.Model:
+    """indices i64, values f32 [n, w] -> x_hat f32 [n, d_out] = sum_j values_j W_dec[indices_j] + b_dec.
+
+    Where the SAE normalises or has a skip, x f32 [n, d_in] is an input too; see `manifest.Encoder`.
+    """
+    graph = Graph("decode")
+    encoder = bundle.manifest.encoder
+    indices = graph.input("indices", np.int64, ["n", "w"])
+    values = graph.input("values", np.float32, ["n", "w"])
+    indices, values = known_features(graph, encoder.d_sae, indices, values)
+    rows = graph.op("Gather", weight(graph, bundle, "W_dec"), indices)
+    one = graph.constant([1], np.int64)
+    total = graph.op("Squeeze", graph.op("MatMul", graph.op("Unsqueeze", values, one), rows), one)
+    x_hat = graph.op("Add", total, weight(graph, bundle, "b_dec"))
+    if encoder.decodes_with_x:
+        x = graph.input("x", np.float32, ["n", encoder.d_in])
+        x_hat = completed(graph, bundle, x_hat, x)
+    graph.output(x_hat, "x_hat", np.float32, ["n", encoder.width_out])
+    return graph.model()
+
+
+def completed(graph: Graph, bundle: Bundle, x_hat: ir.Value, x: ir.Value) -> ir.Value:
+    """A reconstruction f W_dec + b_dec [..., d_out] with what x [..., d_in] adds to it: size, mean and skip."""
+    encoder = bundle.manifest.encoder
+    x_hat = restored(graph, x_hat, normalised(graph, encoder, x))
+    if not encoder.skip:
+        return x_hat
+    skip = graph.op("Transpose", weight(graph, bundle, "W_skip"), perm=[1, 0])
+    return graph.op("Add", x_hat, graph.op("MatMul", x, skip))

@@ -1,0 +1,72 @@
+"""encode.onnx: activations to sparse features, each token by itself."""
+
+import numpy as np
+import onnx_ir as ir
+
+from sae_runtime.bundle.folder import WEIGHTS, Bundle
+from sae_runtime.exports.graphs.graph import Graph, external
+from sae_runtime.exports.graphs.normalise import normalised
+from sae_runtime.exports.graphs.select import first_rows, selected_slots, tokens
+
+
+def weight(graph: Graph, bundle: Bundle, name: str) -> ir.Value:
+    """A weight of the bundle as a value of the graph."""
+    return graph.weight(external(name, WEIGHTS, bundle.specs[name]))
+
+
+def latents(graph: Graph, bundle: Bundle, x: ir.Value) -> ir.Value:
+    """The pre-activations relu((x' - b_pre) W_enc + b_enc) [..., d_sae] of x [..., d_in]; NaN stays NaN."""
+    c = centred(graph, bundle, normalised(graph, bundle.manifest.encoder, x).x)
+    product = graph.op("MatMul", c, weight(graph, bundle, "W_enc"))
+    return graph.op("Relu", graph.op("Add", product, weight(graph, bundle, "b_enc")))
+
+
+def centred(graph: Graph, bundle: Bundle, x: ir.Value) -> ir.Value:
+    """x' - b_pre for x' [..., d_in] as `normalised` gives it."""
+    return graph.op("Sub", x, weight(graph, bundle, "b_dec")) if bundle.manifest.encoder.pre_bias else x
+
+
+def above(graph: Graph, z: ir.Value, theta: ir.Value) -> ir.Value:
+    """z where z > theta, else 0; NaN stays NaN, so that the caller sees it.
+
+    It is a product, since onnxruntime's Where runs on one thread.
+    """
+    return graph.op("Mul", z, graph.cast(graph.op("Greater", z, theta), np.float32))
+
+
+def threshold_input(graph: Graph, bundle: Bundle) -> ir.Value | None:
+    """The input theta f32 [1] or [d_sae], where the bundle has a threshold."""
+    if bundle.manifest.encoder.selection != "threshold":
+        return None
+    return graph.input("theta", np.float32, ["theta"], default=external("theta", WEIGHTS, bundle.specs["threshold"]))
+
+
+def encode_graph(bundle: Bundle) -> ir.Model:
+    """x f32 [n, d_in] -> indices i64, values f32 [n, width], each row by falling value, unused slots 0.
+
+    Optional inputs: width i64 [1], and for threshold bundles theta f32 [1] or [d_sae].
+
+    >>> from sae_runtime.bundle.folder import read
+    >>> [value.name for value in encode_graph(read(bundle_path)).graph.outputs]
+    ['indices', 'values']
+    """
+    graph = Graph("encode")
+    x, n = tokens(graph, bundle.manifest.encoder.d_in)
+    z = latents(graph, bundle, x)
+    theta = threshold_input(graph, bundle)
+    width = graph.input("width", np.int64, [1], default=[bundle.manifest.width])
+    write_slots(graph, *selected(graph, bundle, z, theta, width), n)
+    return graph.model()
+
+
+def selected(
+    graph: Graph, bundle: Bundle, z: ir.Value, theta: ir.Value | None, width: ir.Value
+) -> tuple[ir.Value, ir.Value]:
+    """Indices i64 and values f32 [n, at most width] of pre-activations z [n, d_sae], as the bundle selects."""
+    return selected_slots(graph, bundle.manifest.encoder, z if theta is None else above(graph, z, theta), width)
+
+
+def write_slots(graph: Graph, indices: ir.Value, values: ir.Value, n: ir.Value) -> None:
+    """Make the first n rows the outputs indices i64 and values f32 [n, width]."""
+    graph.output(first_rows(graph, indices, n), "indices", np.int64, ["n", "width"])
+    graph.output(first_rows(graph, values, n), "values", np.float32, ["n", "width"])

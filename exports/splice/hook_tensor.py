@@ -1,0 +1,207 @@
+"""Find the tensor of a host graph that a hook names (sae_runtime/bundle/hooks.py lists the forms of hooks).
+
+torch's exporter leaves the names of the modules on every node. Other exporters name their nodes by path
+(/model/layers.3/mlp/down_proj/MatMul), which says the same. The exporter of onnxruntime-genai adds a block's output to
+the residual stream inside the next norm; such a norm is taken apart where the stream is wanted.
+"""
+
+import difflib
+from collections.abc import Sequence
+from typing import assert_never
+
+import onnx_ir as ir
+
+from sae_runtime.bundle.hooks import Hook
+from sae_runtime.exports.splice.fused_norm import is_fused_norm, unfused
+from sae_runtime.exports.splice.modules import Scopes, is_block, listed, named_module, numbered_block, scopes_of
+
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+
+
+def find_hook(graph: ir.Graph, hook: Hook, width: int) -> ir.Value:
+    """The tensor [b, t, width] that a hook names; a fused norm may be taken apart for it.
+
+    Raises:
+        ValueError: there is none, there are several, or it has another width; the message lists candidates.
+    """
+    if hook.place == "tensor":
+        return _tensor(graph, str(hook.name), width)
+    if hook.place == "input" or hook.call:
+        raise ValueError(
+            f"a graph is hooked at the output of a module's first call, got {hook}; hook the module whose output that "
+            "is, BLOCK.resid_pre, BLOCK.resid_mid or tensor:NAME"
+        )
+    scopes = scopes_of(graph)
+    if not scopes:
+        raise ValueError(
+            "the graph names no modules: it was optimised, or exported in another way; splice before optimising, or "
+            f"hook tensor:NAME, such as {listed(_names_of_width(graph, width))}"
+        )
+    modules = sorted({scope for names in scopes.values() for scope in names})
+    name = named_module(modules, hook.name) if isinstance(hook.name, str) else numbered_block(modules, hook.name)
+    module = _Module(graph, scopes, name, width)
+    match hook.place:
+        case "output":
+            return _output(module)
+        case "resid_pre":
+            return _stream_before(module)
+        case "resid_mid":
+            return _stream_inside(module)
+        case "resid_post":
+            return _stream_after(module)
+        case _:
+            assert_never(hook.place)
+
+
+class _Module:
+    """A module in a graph: the nodes inside it, and the activations that go in and out."""
+
+    def __init__(self, graph: ir.Graph, scopes: dict[ir.Node, Scopes], name: str, width: int) -> None:
+        self.graph, self.name, self.width = graph, name, width
+        self.nodes = [node for node in graph if name in scopes.get(node, ())]
+        self.norms = [node for node in self.nodes if is_fused_norm(node)]
+        direct = [node for node in self.nodes if scopes[node][-1] == name]  # in none of its submodules
+        self.sums = [node.outputs[0] for node in direct if node.op_type == "Add" and _is_activation(node.outputs[0])]
+
+    def entering(self) -> list[ir.Value]:
+        """The activations that the module reads."""
+        inside = set(self.nodes)
+        read = {
+            value
+            for node in self.nodes
+            for value in node.inputs
+            if value is not None and value.producer() not in inside and not value.is_initializer()
+        }
+        return sorted(filter(_is_activation, read), key=lambda value: value.name or "")
+
+    def leaving(self) -> list[ir.Value]:
+        """The activations that are read outside the module."""
+        values = [value for node in self.nodes for value in node.outputs if _is_activation(value)]
+        return [value for value in values if value.is_graph_output() or self.readers(value)]
+
+    def readers(self, value: ir.Value) -> set[ir.Node]:
+        """The nodes outside the module that read a value."""
+        return {use.node for use in value.uses()}.difference(self.nodes)
+
+    def first_norms(self) -> list[ir.Node]:
+        """The fused norms that add two values from outside the module."""
+        entering = set(self.entering())
+        return [node for node in self.norms if {node.inputs[0], node.inputs[1]} <= entering]
+
+    def sum_in(self, norm: ir.Node) -> ir.Value:
+        """The sum of a fused norm, which is taken apart."""
+        return _only([unfused(self.graph, norm)], self.width, self.name)
+
+
+def _output(module: _Module) -> ir.Value:
+    """What leaves a module; for a block before a fused norm, the sum inside that norm.
+
+    module[ ... node ] --output--> node
+
+    block[ ... mlp ] --x---+
+    stream ----------------+--> SkipNorm[ Add --output--> Norm ]
+    """
+    leaving = module.leaving()
+    norms = {node for value in leaving for node in module.readers(value) if is_fused_norm(node)}
+    if is_block(module.name) and len(norms) == 1:
+        return module.sum_in(norms.pop())
+    return _only(leaving, module.width, f"what {module.name} gives")
+
+
+def _stream_before(block: _Module) -> ir.Value:
+    """The residual stream that enters a block; for a block that begins with a fused norm, the sum inside that norm.
+
+    stream --resid_pre--> block[ Norm, attention, Add, Norm, mlp, Add ]
+
+    stream ---+
+    x --------+--> block[ SkipNorm[ Add --resid_pre--> Norm ] ... ]
+    """
+    first = block.first_norms()
+    if len(first) == 1:
+        return block.sum_in(first[0])
+    return _only(block.entering(), block.width, f"what enters {block.name}")
+
+
+def _stream_inside(block: _Module) -> ir.Value:
+    """The sum between attention and MLP of a block; for a block with fused norms, the sum inside its second one.
+
+    block[ Norm, attention, Add --resid_mid--> Norm, mlp, Add ]
+
+    block[ SkipNorm, attention, SkipNorm[ Add --resid_mid--> Norm ], mlp ]
+    """
+    first = block.first_norms()
+    second = [node for node in block.norms if node not in first]
+    if len(second) == 1:
+        return block.sum_in(second[0])
+    last = _output(block)
+    if last not in block.sums:
+        raise _no_stream(block, "resid_mid", last)
+    before = [value for value in block.sums if value is not last]
+    return _only(before, block.width, f"the sums in {block.name} before its last")
+
+
+def _stream_after(block: _Module) -> ir.Value:
+    """The sum that ends a block; for a block with fused norms, its output is that sum.
+
+    block[ Norm, attention, Add, Norm, mlp, Add ] --resid_post--> block
+
+    block[ SkipNorm, attention, SkipNorm, mlp ] --> SkipNorm[ Add --resid_post--> Norm ]
+    """
+    last = _output(block)
+    if not block.norms and last not in block.sums:
+        raise _no_stream(block, "resid_post", last)
+    return last
+
+
+def _no_stream(block: _Module, place: str, last: ir.Value) -> ValueError:
+    producer = last.producer()
+    return ValueError(
+        f"{block.name} does not end in a sum of the residual stream but in "
+        f"{producer.op_type if producer else 'an input'}, so it has no {place}; hook a module, such as {block.name} "
+        "for its output"
+    )
+
+
+def _is_activation(value: ir.Value) -> bool:
+    """Whether a value may be [b, t, width]: three dimensions of float numbers, the last one known."""
+    return (
+        value.dtype in _FLOATS and value.shape is not None and len(value.shape) == 3 and isinstance(value.shape[2], int)
+    )
+
+
+def _width(value: ir.Value) -> int:
+    assert value.shape is not None and isinstance(value.shape[2], int)
+    return value.shape[2]
+
+
+def _only(values: Sequence[ir.Value], width: int, what: str) -> ir.Value:
+    """The one value of this width."""
+    fitting = [value for value in values if _width(value) == width]
+    if len(fitting) == 1:
+        return fitting[0]
+    if not fitting:
+        given = listed(_described(values)) if values else "no activations [b, t, d]"
+        raise ValueError(f"{what} is {given}, this SAE expects width {width}; hook the module that it was fitted on")
+    raise ValueError(f"{what} is not one tensor but {listed(_described(fitting))}; hook tensor:NAME")
+
+
+def _tensor(graph: ir.Graph, name: str, width: int) -> ir.Value:
+    values = {value.name: value for node in graph for value in node.outputs}
+    values |= {value.name: value for value in graph.inputs}
+    if name not in values:
+        close = difflib.get_close_matches(name, [key for key in values if key], n=5, cutoff=0)
+        raise ValueError(f"the graph has no tensor {name!r}; close names are {listed(close)}")
+    if not _is_activation(values[name]):
+        value = values[name]
+        raise ValueError(f"{name} is {value.dtype} {value.shape}, expected float [b, t, {width}]; name another tensor")
+    return _only([values[name]], width, name)
+
+
+def _names_of_width(graph: ir.Graph, width: int) -> list[str]:
+    """The names of all activations of a width."""
+    values = [value for node in graph for value in node.outputs if _is_activation(value)]
+    return [str(value.name) for value in values if _width(value) == width]
+
+
+def _described(values: Sequence[ir.Value]) -> list[str]:
+    return [f"{value.name} of width {_width(value)}" for value in values]

@@ -1,0 +1,143 @@
+"""The report: what `evaluate` measured of bundles, beside each other, in one HTML file. It does not need torch."""
+
+import importlib.metadata
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sae_runtime.browser import page, plots, tables
+from sae_runtime.browser.tables import Subject
+from sae_runtime.bundle.evaluation_file import HostLoss, law_by_rank
+
+__all__ = ["Subject", "read_metrics", "report"]
+
+
+def report(subjects: Sequence[Subject]) -> str:
+    """The page about one bundle or more.
+
+    >>> report([]).startswith("<!doctype html>")
+    Traceback (most recent call last):
+    ValueError: a report needs one evaluation at least
+    """
+    if not subjects:
+        raise ValueError("a report needs one evaluation at least")
+    parts = [
+        page.paragraph(_what(subjects)),
+        tables.identity(subjects),
+        page.heading("What they explain"),
+        tables.rules(subjects),
+        page.columns([_l0(subjects), _densities(subjects)]),
+        page.heading("Decoder"),
+        tables.decoders(subjects),
+        page.columns([_cosines(subjects), _training(subjects)]),
+        *_host(subjects),
+        page.paragraph(f"Made by sae-runtime {importlib.metadata.version('sae-runtime')}.", dim=True),
+    ]
+    return page.page("Sparse autoencoders, evaluated", parts)
+
+
+def read_metrics(path: Path, name: str | None = None) -> list[dict[str, Any]]:
+    """The lines that `train --metrics` wrote; where it fitted several SAEs, those of the SAE called `name`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is empty, a line is no JSON object with numbers `tokens` and `fvu`, or all lines are of
+            SAEs of other names.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"the metrics {path} are no file; give the file that train --metrics wrote")
+    lines = []
+    for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        try:
+            line = json.loads(text)
+            ok = isinstance(line, dict) and all(type(line.get(key)) in (int, float) for key in ("tokens", "fvu"))
+        except (ValueError, RecursionError):
+            ok = False
+        if not ok:
+            raise ValueError(f"{path}, line {number}: expected a JSON object with tokens and fvu, as train writes it")
+        lines.append(line)
+    if not lines:
+        raise ValueError(f"{path} holds no line; give the file that train --metrics wrote")
+    named = [line for line in lines if line.get("sae", name) == name]
+    if not named:
+        others = ", ".join({str(line["sae"]): None for line in lines})
+        raise ValueError(
+            f"{path} is of {others}, not of {name}; give the metrics of {name}, or the bundle the name that it had then"
+        )
+    return named
+
+
+def _what(subjects: Sequence[Subject]) -> str:
+    names: dict[tuple[str, int, str], list[str]] = {}
+    for subject in subjects:
+        measured = subject.evaluation
+        names.setdefault((measured.rows, measured.tokens, measured.activations), []).append(subject.name)
+    sentences = []
+    for (rows, tokens, activations), those in names.items():
+        seen = "which training never saw" if rows == "held-out" else "which training may have seen"
+        about = "" if len(names) == 1 else f" ({', '.join(those)})"
+        sentences.append(f"Measured on {tokens:,} tokens of {activations}, {seen}{about}.")
+    return " ".join(
+        [
+            *sentences,
+            "Served means that every token is decided for itself, as a deployed encoder does it; the batch rule spends "
+            "one budget over many tokens, as training does. Token choice has one rule only.",
+        ]
+    )
+
+
+def _l0(subjects: Sequence[Subject]) -> str:
+    png = plots.active_features({s.name: np.array(s.evaluation.served.l0_tokens) for s in subjects})
+    return page.image(png, "Share of the tokens by their number of active features")
+
+
+def _densities(subjects: Sequence[Subject]) -> str:
+    densities, laws = {}, {}
+    for subject in subjects:
+        served = subject.evaluation.served
+        density = np.array(served.matches, np.float64) / subject.evaluation.tokens
+        densities[subject.name] = density
+        if served.zipf is not None:
+            laws[subject.name] = law_by_rank(served.zipf, density)
+    return page.image(plots.density_by_rank(densities, laws), "Density of each feature by rank, with the Zipf law")
+
+
+def _cosines(subjects: Sequence[Subject]) -> str:
+    png = plots.largest_cosines({s.name: np.array(s.evaluation.decoder.histogram) for s in subjects})
+    return page.image(png, "Share of the features by their cosine to the most similar other feature")
+
+
+def _training(subjects: Sequence[Subject]) -> str:
+    curves = {subject.name: subject.metrics for subject in subjects if subject.metrics is not None}
+    return page.image(plots.training_curves(curves), "FVU over training") if curves else ""
+
+
+def _host(subjects: Sequence[Subject]) -> list[str]:
+    parts: list[str] = []
+    for host, those in _by_text(subjects):
+        special = "special tokens included" if host.special else "special tokens left as they are"
+        parts += [
+            page.heading("What the model loses"),
+            page.paragraph(
+                f"{host.model} read {host.tokens:,} tokens of {', '.join(host.text)} in {host.windows:,} windows, with "
+                f"its activations at {host.hook} replaced, {special}: by the reconstruction, and, to see how much "
+                f"there is to lose, by the mean. The batch rule spent its budget over {host.batch:,.0f} tokens on "
+                "average."
+            ),
+            tables.hosts(those),
+        ]
+    return parts
+
+
+def _by_text(subjects: Sequence[Subject]) -> list[tuple[HostLoss, list[Subject]]]:
+    """Subjects whose host model read the same text together, each with the first one's measurements."""
+    groups: dict[tuple[object, ...], tuple[HostLoss, list[Subject]]] = {}
+    for subject in subjects:
+        host = subject.evaluation.host
+        if host is not None:
+            key = (host.model, host.hook, host.text, host.tokens, host.windows, host.special)
+            groups.setdefault(key, (host, []))[1].append(subject)
+    return list(groups.values())

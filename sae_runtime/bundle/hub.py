@@ -1,0 +1,135 @@
+"""References to SAEs: paths of this machine, and `hf://` for the Hugging Face Hub, through its own cache.
+
+Only files that cannot run code when they are read are fetched.
+"""
+
+import re
+from pathlib import Path
+
+from sae_runtime.bundle.extras import require
+
+SCHEME = "hf://"
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_DATA = (".json", ".safetensors", ".npz")  # npz: Gemma Scope has nothing else, and numpy reads it without unpickling
+_FILES = (*_DATA, ".onnx", ".pt", ".pth", ".bin")  # files that a reference may name
+_GRAPHS = ".onnx"  # of bundles only, whose manifest knows their hashes
+_BUNDLE = "sae_runtime.json"
+
+
+def local(reference: str | Path) -> Path:
+    """The path on this machine that a reference names; only `hf://` asks the network.
+
+    Args:
+        reference: a path, or `hf://owner/name[/folder or file][@revision]` as for `fetch`.
+
+    Raises:
+        FileNotFoundError: the path does not exist.
+        ImportError: the reference is of the Hub, and huggingface_hub is not installed.
+        OSError: the Hub has nothing of that name, or cannot be asked.
+        ValueError: the reference is a URL of another kind, or not a sound one.
+
+    >>> local("out/my-sae")
+    Traceback (most recent call last):
+    FileNotFoundError: out/my-sae does not exist; name a path of this machine, or hf://out/my-sae to fetch it
+    """
+    text = str(reference)
+    if isinstance(reference, str) and text.startswith(SCHEME):
+        return fetch(text)
+    if isinstance(reference, str) and "://" in text:
+        raise ValueError(
+            f"{text} is a URL of a kind that is not read; name a path of this machine, or {SCHEME}owner/name"
+        )
+    if not Path(reference).exists():
+        suggestion = f"{SCHEME}{text} to fetch it" if _REPOSITORY.fullmatch(text) else f"{SCHEME}owner/name"
+        raise FileNotFoundError(f"{text} does not exist; name a path of this machine, or {suggestion}")
+    return Path(reference)
+
+
+def leaves(file: Path, folder: Path) -> bool:
+    """Whether a file is a link out of its folder, other than to the blobs of the Hub cache that the folder is in.
+
+    A Hub cache keeps the bytes in <repository>/blobs and links to them from <repository>/snapshots/<revision>.
+
+    >>> leaves(Path("my-sae/encode.onnx"), Path("my-sae"))
+    False
+    """
+    target, home = file.resolve(), folder.resolve()
+    blobs = [above.parent / "blobs" for above in home.parents if above.name == "snapshots"]
+    return not target.is_relative_to(home) and target.parent not in blobs
+
+
+def fetch(reference: str) -> Path:
+    """Download a folder or file of the Hub unless the cache has it, and give its path.
+
+    Of a folder the .json, .safetensors and .npz files are fetched, and of a bundle the graphs. Folders inside it are
+    not fetched, except `checkpoints` where only that has tensors, as in Llama Scope. A file that torch would unpickle
+    is fetched only where the reference names it. huggingface_hub reads `HF_HUB_OFFLINE`, `HF_HOME` and tokens.
+
+    Args:
+        reference: `hf://owner/name[/folder or file][@revision]`.
+
+    Raises:
+        ImportError: huggingface_hub is not installed.
+        OSError: the Hub has nothing of that name, or cannot be asked.
+        ValueError: the reference is not of this form.
+
+    >>> fetch("hf://owner")
+    Traceback (most recent call last):
+    ValueError: 'hf://owner' is not a reference to the Hub; write hf://owner/name[/folder][@revision]
+    """
+    repository, inside, revision = _parsed(reference)
+    if Path(inside).suffix in _FILES:
+        folder = f"{Path(inside).parent}/".removeprefix("./")
+        allowed = [inside, f"{folder}*.json"]  # some formats say in a JSON file what the weights are
+        return _existing(_download(reference, repository, revision, allowed, [f"{folder}*/*"]) / inside, reference)
+    folder = f"{inside}/" if inside else ""
+    snapshot = _download(reference, repository, revision, [f"{folder}*{end}" for end in _DATA], [f"{folder}*/*"])
+    path = _existing(snapshot / inside, reference)
+    further: list[str] = []
+    if (path / _BUNDLE).is_file():
+        further = [f"{folder}*{_GRAPHS}"]
+    elif not any(path.glob("*.safetensors")) and not any(path.glob("*.npz")):
+        folder += "checkpoints/"
+        further = [f"{folder}*.safetensors"]
+    if further:  # of the same commit, even if the branch has moved since
+        _download(reference, repository, snapshot.name, further, [f"{folder}*/*"])
+    if not any(file.suffix in _DATA for file in path.rglob("*")):
+        raise FileNotFoundError(f"{reference} has no {', '.join(_DATA)} there; name the folder of one SAE")
+    return path
+
+
+def _parsed(reference: str) -> tuple[str, str, str | None]:
+    """Repository, path in it and revision."""
+    path, at_sign, revision = reference.removeprefix(SCHEME).partition("@")
+    parts = path.rstrip("/").split("/")
+    repository, inside = "/".join(parts[:2]), parts[2:]
+    named = [*inside, *(revision.split("/") if at_sign else [])]
+    # A name that is a pattern, or the folder above, could match other files than those asked for.
+    bad = [part for part in named if part in ("", ".", "..") or set(part) & set("*?[\\")]
+    if not reference.startswith(SCHEME) or not _REPOSITORY.fullmatch(repository) or bad:
+        raise ValueError(f"{reference!r} is not a reference to the Hub; write {SCHEME}owner/name[/folder][@revision]")
+    return repository, "/".join(inside), revision or None
+
+
+def _download(reference: str, repository: str, revision: str | None, allowed: list[str], ignored: list[str]) -> Path:
+    """The snapshot in the cache, with at least the files that the patterns allow, where they exist."""
+    try:
+        require("hub")
+    except ImportError as error:
+        raise ImportError(f"{reference} cannot be fetched: {error}") from error
+    from huggingface_hub import constants, snapshot_download
+
+    try:
+        snapshot = snapshot_download(repository, revision=revision, allow_patterns=allowed, ignore_patterns=ignored)
+    except Exception as error:  # its class depends on the release: huggingface_hub's, requests', httpx's or OSError
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if constants.HF_HUB_OFFLINE:
+            reason = "HF_HUB_OFFLINE is set and it is not in the cache"
+        raise OSError(f"{reference} cannot be fetched: {reason}; check its name, or name a local folder") from error
+    return Path(snapshot)
+
+
+def _existing(path: Path, reference: str) -> Path:
+    if not path.exists():
+        raise FileNotFoundError(f"{reference} is not in that repository, or not in the cache while offline")
+    return path

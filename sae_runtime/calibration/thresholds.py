@@ -1,0 +1,118 @@
+"""Thresholds of served features from blocks of pre-activations.
+
+Training makes its blocks with torch (`train/thresholds.py`), `calibrate_bundle` makes them with numpy.
+"""
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_runtime.activations.stored import Activations
+from sae_runtime.bundle import quota
+
+Array = NDArray[np.float32]
+_ROWS = 1 << 17  # of each part; more rows do not sharpen any figure
+_PART_ELEMENTS = 1 << 26  # numbers of activations that are held at once
+_HELD_OUT = 4  # one row in four measures what the others fitted
+
+
+def thresholds(blocks: Iterable[Array], tokens: int, k: float, max_density: NDArray[np.float64] | None = None) -> Array:
+    """Threshold of each feature, float32 [d_sae], finite and >= 0; features with z > threshold are active (our design).
+
+    Mutual choice gets one common threshold, which brings the mean L0 to k. Under feature choice a feature's threshold
+    is the larger of the common one and its own quantile, above which it is active on a share max_density of the tokens.
+    But it is no larger than the quantile of a thirtieth of that share, so that the common threshold does not silence
+    features of small values. Every threshold lies midway between two neighbouring values.
+
+    Args:
+        blocks: pre-activations z >= 0 of some features each, in the order of the features, float32 [features, tokens].
+        tokens: number of tokens.
+        k: wanted mean L0.
+        max_density: the largest density of each feature, float64 [d_sae], for feature choice.
+
+    >>> z = np.array([[0.0, 4.0, 3.0], [1.0, 0.0, 2.0]], np.float32)
+    >>> thresholds([z], tokens=3, k=1.0)  # of four positive values, three are active
+    array([1.5, 1.5], dtype=float32)
+    """
+    wanted, always, start = max(quota.budget(k, tokens), 1), 0, 0
+    own: list[float] = []
+    top: list[float] = []
+    pool = np.empty(0, np.float32)  # the largest values between own and top: the common threshold lies among them
+    for z in blocks:
+        if max_density is None:
+            own += [0.0] * len(z)
+            top += [np.inf] * len(z)
+            values = [z[z > (pool.min() if len(pool) > wanted else 0)]]
+        else:
+            density = max_density[start : start + len(z)]
+            limits, least = (quota.tokens_per_feature(d, tokens) for d in (density, density * quota.LEAST))
+            values = []
+            for row, limit, fewest in zip(z, limits, least, strict=True):
+                positive = row[row > 0]
+                own.append(_quantile(positive, int(limit)))
+                top.append(_quantile(positive, int(fewest)) if fewest else np.inf)
+                always += int((positive > np.float64(top[-1])).sum())
+                values.append(positive[(positive > np.float64(own[-1])) & (positive <= np.float64(top[-1]))])
+        start += len(z)
+        pool = _largest(np.concatenate([pool, *values]), wanted + 1)
+    wanted = max(wanted - always, 1)
+    pool = _largest(pool, wanted + 1)
+    # Where there are no more positive values than wanted, all of them are active.
+    common = float(np.partition(pool, 1)[:2].mean(dtype=np.float64)) if len(pool) > wanted else 0.0
+    theta: Array = np.minimum(np.maximum(own, common), top).astype(np.float32)
+    return theta
+
+
+def slots_for(l0: NDArray[np.int64], d_sae: int) -> int:
+    """Slots of a token in encode.onnx: enough for all but one token in a thousand, which are encoded again with more.
+
+    >>> slots_for(np.array([3, 5, 9]), d_sae=100)
+    16
+    """
+    return min(max(math.ceil(float(np.quantile(l0, 0.999)) / 8 + 1e-9) * 8, 8), d_sae)
+
+
+def calibration_rows(
+    activations: Activations, *, elements: int = _PART_ELEMENTS
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Numbers of the rows that fit and of those that measure, which are the last, from the beginning of a document on.
+
+    Args:
+        activations: to be split.
+        elements: numbers that each part may hold; of a larger part, rows are taken at equal distances.
+
+    Raises:
+        ValueError: there are too few rows or documents.
+    """
+    n = len(activations)
+    border = n - n // _HELD_OUT
+    if activations.documents is not None and 0 < border < n:
+        begins = np.flatnonzero(np.diff(activations.documents)) + 1
+        border = int(begins[np.abs(begins - border).argmin()]) if len(begins) else n
+    if min(border, n - border) < 2:  # one token has no variance
+        raise ValueError(
+            f"{activations.path} has {n} rows, too few to fit a threshold and to measure it on other documents; "
+            "give more activations"
+        )
+    largest = min(_ROWS, max(elements // activations.d_in, 2))
+    return _spread(0, border, largest), _spread(border, n, largest)
+
+
+def _quantile(positive: Array, limit: int) -> float:
+    """Midway between the limit-th largest value and the next one; 0 where there is no next one."""
+    if len(positive) <= limit:
+        return 0.0
+    beyond = len(positive) - limit - 1
+    if limit == 0:  # above the largest no value is active
+        return float(positive.max())
+    return float(np.partition(positive, (beyond, beyond + 1))[beyond : beyond + 2].mean(dtype=np.float64))
+
+
+def _largest(values: Array, count: int) -> Array:
+    return values if len(values) <= count else np.partition(values, len(values) - count)[-count:]
+
+
+def _spread(begin: int, end: int, largest: int) -> NDArray[np.int64]:
+    return np.linspace(begin, end - 1, min(end - begin, largest)).astype(np.int64)

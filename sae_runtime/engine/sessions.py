@@ -1,0 +1,200 @@
+"""onnxruntime sessions of a bundle's graphs, with the project's defaults and error messages."""
+
+import functools
+import os
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_runtime.bundle.extras import require
+from sae_runtime.bundle.folder import Bundle, BundleError
+
+CPU = ("CPUExecutionProvider",)
+CUDA = "CUDAExecutionProvider"
+_MOST_THREADS = 1024  # onnxruntime has no limit of its own and starts as many as it is told
+# TF32 keeps 10 bits of each factor, an error that moves features across their threshold.
+_OPTIONS = {CUDA: {"use_tf32": "0"}}
+
+Provider = str | tuple[str, Mapping[str, str]]
+"""An onnxruntime execution provider: its name, or its name and options, as onnxruntime documents them."""
+
+
+def open_session(path: Path, *, providers: Sequence[Provider] = CPU, threads: int | None = None) -> Any:
+    """An onnxruntime InferenceSession for a graph.
+
+    Args:
+        path: the graph; its weights lie beside it.
+        providers: onnxruntime execution providers, the preferred one first. CUDA's TF32 is off unless an option
+            (use_tf32) turns it on.
+        threads: threads an operator may use; None leaves it to onnxruntime (all cores).
+
+    Raises:
+        ImportError: onnxruntime is not installed.
+        ValueError: a provider is unknown here or could not start.
+        BundleError: onnxruntime refuses the graph or the weights that it refers to.
+    """
+    require("cpu")
+    import onnxruntime
+
+    names = [name_of(provider) for provider in providers]
+    if not names or not set(names) <= set(onnxruntime.get_available_providers()):
+        raise ValueError(
+            f"providers {names} are not all available, expected some of "
+            f"{onnxruntime.get_available_providers()}; run: sae-runtime doctor"
+        )
+    if CUDA in names and hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()  # loads the nvidia packages that sae-runtime[gpu] installs
+    options = onnxruntime.SessionOptions()
+    # onnxruntime warns of every optional input that it cannot be folded as a constant, which is intended.
+    options.log_severity_level = 3
+    if threads is not None:
+        if not 1 <= threads <= _MOST_THREADS:
+            raise ValueError(f"threads must be 1 to {_MOST_THREADS:,}, got {threads}")
+        options.intra_op_num_threads = threads
+    try:
+        chosen = [(name, _options(provider)) for name, provider in zip(names, providers, strict=True)]
+        session = onnxruntime.InferenceSession(str(path), options, providers=chosen)
+    except Exception as error:  # onnxruntime raises a class of its own for every status code
+        reason = " ".join(str(error).split())
+        raise BundleError(f"onnxruntime refuses {path} ({reason}); run: sae-runtime export {path.parent}") from error
+    if session.get_providers()[0] != names[0]:
+        raise ValueError(f"{names[0]} could not start, only {session.get_providers()}; run: sae-runtime doctor")
+    return session
+
+
+def name_of(provider: Provider) -> str:
+    """The name of a provider."""
+    return provider if isinstance(provider, str) else provider[0]
+
+
+def _options(provider: Provider) -> dict[str, str]:
+    """The options of a provider: our defaults, then those that the caller gave."""
+    given = {} if isinstance(provider, str) else provider[1]
+    return {**_OPTIONS.get(name_of(provider), {}), **given}
+
+
+class Sessions:
+    """The graphs of one bundle, each opened when it is first run. Safe to share between threads."""
+
+    def __init__(self, bundle: Bundle, *, providers: Sequence[Provider], threads: int | None, verify: bool) -> None:
+        self.bundle, self._verify = bundle, verify
+        self._providers, self._threads = tuple(providers), threads
+        self._open: dict[tuple[str, bool], Any] = {}
+        self._pool: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def opened(self) -> set[tuple[str, bool]]:
+        """The graphs that were opened so far, and whether each was opened as `shared`."""
+        return set(self._open)
+
+    @property
+    def pool(self) -> ThreadPoolExecutor:
+        """As many threads as there are workers, for graphs that are opened as `shared`; started by the first use."""
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="sae-runtime")
+            return self._pool
+
+    def close(self) -> None:
+        """End the threads of the pool and let go of all graphs; a later call opens them anew."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+            self._open.clear()
+        if pool is not None:
+            pool.shutdown(wait=True)
+
+    @property
+    def workers(self) -> int:
+        """Number of threads that compute: as asked for, else the cores that this process may use."""
+        if self._threads is not None:
+            return self._threads
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the preferred provider is the CPU's."""
+        return tuple(name_of(provider) for provider in self._providers[:1]) == CPU
+
+    @property
+    def device(self) -> tuple[str, int]:
+        """The device of the preferred provider as onnxruntime names it: "cpu" or "cuda", and its number."""
+        first = self._providers[0]
+        if name_of(first) != CUDA:
+            return "cpu", 0
+        return "cuda", int(_options(first).get("device_id", 0))
+
+    def open(self, name: str, *, shared: bool = False) -> Any:
+        """The session of a graph.
+
+        Args:
+            name: of the graph.
+            shared: the session computes on the caller's thread alone, since other callers use the other cores.
+        """
+        with self._lock:
+            if (name, shared) not in self._open:
+                path = self.bundle.graph(name, verify=self._verify)
+                threads = 1 if shared else self._threads
+                self._open[name, shared] = open_session(path, providers=self._providers, threads=threads)
+            return self._open[name, shared]
+
+    def run(self, name: str, feed: dict[str, NDArray[Any]], *, shared: bool = False) -> Any:
+        """Outputs of a graph; arguments as for `open`.
+
+        Raises:
+            MemoryError: there is too little memory for so many tokens.
+        """
+        session = self.open(name, shared=shared)
+        try:
+            return session.run(None, feed)
+        except Exception as error:
+            self._refuse_memory(name, error)
+            raise
+
+    def run_bound(self, name: str, session: Any, binding: Any) -> None:
+        """Run a session with the tensors that are bound to it, after the work that makes these tensors.
+
+        Raises:
+            MemoryError: there is too little memory for so many tokens.
+        """
+        try:
+            binding.synchronize_inputs()
+            session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+        except Exception as error:
+            self._refuse_memory(name, error)
+            raise
+
+    def _refuse_memory(self, name: str, error: Exception) -> None:
+        """Raise MemoryError for an error of onnxruntime that means it; onnxruntime has no class for this error."""
+        if re.search("allocate|bad_alloc|out of memory|smaller than requested", str(error)):
+            raise MemoryError(f"{name} of {self.bundle.path}: give fewer tokens at once") from error
+
+
+@functools.cache
+def int8_levels() -> int:
+    """The largest int8 level of an activation for which products are exact on this machine: 127 or 63.
+
+    Without VNNI or similar instructions the processor adds two products in 16 bits, which may saturate with 8-bit
+    factors and cannot with 7-bit ones.
+
+    >>> int8_levels() in (63, 127)
+    True
+    """
+    require("cpu")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    graph = resources.files("sae_runtime.engine").joinpath("probe.onnx").read_bytes()
+    session = onnxruntime.InferenceSession(graph, options, providers=list(CPU))
+    x = np.array([[127] * 8, [-127] * 8, [127, -127] * 4], np.float32)
+    (y,) = session.run(None, {"x": x})
+    return 127 if (y == 127 * x.sum(axis=1, keepdims=True)).all() else 63

@@ -1,0 +1,67 @@
+from typing import Any
+
+import matplotlib.figure
+import numpy as np
+import pytest
+
+from sae_runtime.browser import plots
+
+
+@pytest.fixture
+def axes(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The axes of every picture that is drawn."""
+    drawn: list[Any] = []
+    savefig = matplotlib.figure.Figure.savefig
+
+    def keep(figure: Any, *args: Any, **settings: Any) -> None:
+        drawn.extend(figure.axes)
+        savefig(figure, *args, **settings)
+
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", keep)
+    return drawn
+
+
+def labels(axes: Any) -> list[str]:
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def test_densities_fall_and_have_their_law(axes: list[Any]) -> None:
+    png = plots.density_by_rank({"a": np.array([0.1, 0.0, 0.4]), "b": np.array([0.2])}, {"b": np.array([0.3])})
+    assert png.startswith(b"\x89PNG")
+    a, b, law, _ = axes[0].get_lines()
+    assert a.get_xdata().tolist() == [1, 2] and a.get_ydata().tolist() == [0.4, 0.1]
+    assert law.get_color() == b.get_color() != a.get_color() and law.get_ydata().tolist() == [0.3]
+    assert labels(axes[0]) == ["a", "b", "Zipf law, fitted"]
+
+
+def test_one_number_for_nearly_all_tokens_is_a_line_upright(axes: list[Any]) -> None:
+    plots.active_features({"token": np.array([1, 0, 99]), "mutual": np.array([0, 5, 3, 2])})
+    token, mutual = axes[0].get_lines()
+    assert token.get_xdata() == [2, 2]
+    assert mutual.get_ydata()[:4] == pytest.approx([0, 0.5, 0.3, 0.2])
+    assert labels(axes[0]) == ["token: 99.0% have 2", "mutual"]
+
+
+def test_cosines_and_curves(axes: list[Any]) -> None:
+    plots.largest_cosines({"a": np.array([0, 0, 3, 1])})
+    assert axes[0].get_xlim() == (0, 1)
+    plots.largest_cosines({"a": np.array([1, 0, 3, 0])})
+    assert axes[1].get_xlim() == (-1, 1)
+    plots.training_curves({"a": [{"tokens": 10, "fvu": 0.5}, {"tokens": 20, "fvu": 0.25}]})
+    (line,) = axes[2].get_lines()
+    assert list(line.get_ydata()) == [0.5, 0.25]
+
+
+def test_a_name_that_the_font_cannot_write_is_no_warning(axes: list[Any]) -> None:
+    assert plots.largest_cosines({"空": np.array([0, 1])}).startswith(b"\x89PNG")
+    assert labels(axes[0]) == ["空"]
+
+
+def test_nothing_above_zero_is_drawn_all_the_same() -> None:
+    assert plots.density_by_rank({"a": np.zeros(3)}).startswith(b"\x89PNG")
+    assert plots.training_curves({"a": [{"tokens": 1, "fvu": 0.0}]}).startswith(b"\x89PNG")
+
+
+def test_names_beyond_the_palette_are_told_apart(axes: list[Any]) -> None:
+    plots.training_curves({str(i): [{"tokens": 1, "fvu": 0.5}, {"tokens": 2, "fvu": 0.4}] for i in range(15)})
+    assert len({(line.get_color(), line.get_linestyle()) for line in axes[0].get_lines()}) == 15

@@ -1,0 +1,50 @@
+import importlib.util
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sae_runtime.bundle import extras
+
+PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
+
+
+@pytest.fixture
+def without(monkeypatch: pytest.MonkeyPatch) -> "set[str]":
+    """Modules that seem not to be installed."""
+    gone: set[str] = set()
+    real = importlib.util.find_spec
+
+    def find_spec(name: str, package: str | None = None) -> Any:
+        return None if name in gone else real(name, package)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+    return gone
+
+
+def test_every_extra_is_one_of_pyproject() -> None:
+    declared = tomllib.loads(PYPROJECT.read_text())["project"]["optional-dependencies"]
+    assert set(extras.names()) == set(declared) - {"gpu", "dev"}
+
+
+def test_what_is_installed_passes() -> None:
+    assert extras.missing("export") == []
+    extras.require("export")
+
+
+def test_what_is_missing_is_named_with_its_command(without: "set[str]") -> None:
+    without |= {"onnx_ir"}
+    assert extras.missing("export") == ["onnx_ir"]
+    with pytest.raises(ImportError, match=r"^onnx_ir not installed; run: pip install 'sae-runtime\[export\]'$"):
+        extras.require("export")
+    without |= {"torch", "transformers"}
+    with pytest.raises(ImportError, match=r"^torch, transformers not installed; run: .*sae-runtime\[train\]'$"):
+        extras.require("train")
+
+
+def test_onnxruntime_comes_in_two_kinds(without: "set[str]") -> None:
+    without |= {"onnxruntime"}
+    with pytest.raises(ImportError, match=r"sae-runtime\[cpu\]'.*sae-runtime\[gpu\]'") as caught:
+        extras.require("cpu")
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,67 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sae_runtime.bundle.outputs import Output, refuse_inputs
+
+
+def refused(error: type[Exception], message: str, path: Path, **settings: Any) -> None:
+    before = sorted(path.parent.rglob("*"))
+    with pytest.raises(error, match=message):
+        Output(path=path, **settings).check()
+    assert sorted(path.parent.rglob("*")) == before
+
+
+def test_a_path_that_does_not_exist_may_be_written(tmp_path: Path) -> None:
+    for kind in (None, "file", "folder"):
+        Output(path=tmp_path / "new" / "out", kind=kind).check()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_path_needs_force(tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    refused(FileExistsError, "out already exists; pass --force to replace it$", tmp_path / "out", kind="file")
+    Output(path=tmp_path / "out", kind="file", force=True).check()
+
+
+def test_a_path_of_the_other_kind_is_refused_even_with_force(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    refused(FileExistsError, "folder is a folder; name a file in it$", tmp_path / "folder", kind="file", force=True)
+    refused(FileExistsError, "file is a file; name a folder$", tmp_path / "file", kind="folder", force=True)
+
+
+def test_force_does_not_destroy_foreign_files(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+
+    def foreign(folder: Path) -> str | None:
+        return next((path.name for path in folder.iterdir() if path.suffix == ".tex"), None)
+
+    Output(path=tmp_path / "out", force=True, foreign=foreign).check()
+    (tmp_path / "out" / "thesis.tex").touch()
+    message = "out holds thesis.tex, which would be lost; name another output$"
+    refused(FileExistsError, message, tmp_path / "out", force=True, foreign=foreign)
+    refused(FileExistsError, "already exists", tmp_path / "out", foreign=foreign)
+
+
+def test_standard_output_is_refused() -> None:
+    with pytest.raises(ValueError, match="^the output - would be standard output, which cannot be written to; name a"):
+        Output(path=Path("-")).check()
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("acts", "acts is or holds the activations .*acts; name another output$"),
+        (".", "is or holds the activations"),
+        ("acts/out", "acts/out would lie inside the activations .*acts; name another output$"),
+        ("link/out", "would lie inside the activations"),
+    ],
+)
+def test_an_output_may_not_be_hold_or_lie_in_an_input(tmp_path: Path, output: str, message: str) -> None:
+    (tmp_path / "acts").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "acts")
+    inputs = {"activations": tmp_path / "acts"}
+    refused(ValueError, message, tmp_path / output, force=True, inputs=inputs)
+    refuse_inputs(tmp_path / "other", inputs)

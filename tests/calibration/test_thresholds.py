@@ -1,0 +1,277 @@
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+from conftest import D_IN, QUOTA, make_manifest, make_weights, make_x
+from numpy.typing import NDArray
+
+from sae_runtime import Activations, load, open_activations
+from sae_runtime.bundle import folder as bundle
+from sae_runtime.bundle import quota
+from sae_runtime.bundle.manifest import Allocation
+from sae_runtime.calibration.calibrate_bundle import calibrate_bundle, pre_activation_blocks
+from sae_runtime.calibration.thresholds import calibration_rows, slots_for, thresholds
+from sae_runtime.exports import witness
+from sae_runtime.exports.export import export
+from sae_runtime.train.step.model import SparseAutoencoder
+from sae_runtime.train.thresholds import fit_thresholds
+
+BundleOf = Callable[..., Path]
+D_SAE = 150
+FORMS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "no pre-bias": {"pre_bias": False},
+    "layer": {"norm": "layer"},
+    "length": {"norm": "length", "pre_bias": False},
+    "skip": {"skip": True},
+    "transcoder": {"d_out": 7, "pre_bias": False, "skip": True},
+}
+
+
+def raw(path: Path, *, kind: str | None = None, form: str = "plain", **changes: Any) -> Path:
+    """A bundle without threshold, as converted from elsewhere: without a budget unless a kind is named."""
+    known = make_manifest(D_SAE, kind or "mutual")
+    encoder = dataclasses.replace(known.encoder, **FORMS[form])
+    manifest = dataclasses.replace(known, encoder=encoder, allocation=known.allocation if kind else None, **changes)
+    weights = make_weights(D_SAE, "token")
+    weights["W_enc"][:, 100:] *= 0.3  # small values, which a common cut would silence
+    rng = np.random.default_rng(3)
+    for name, shape in bundle.weight_shapes(encoder).items():
+        if name != "threshold" and (name not in weights or weights[name].shape != shape):
+            weights[name] = rng.normal(0, 0.3, shape).astype(np.float32)
+    bundle.write(path, weights, manifest)
+    return path
+
+
+def plain(folder: Path, n: int = 4000, **changes: Any) -> Activations:
+    x = make_x(n)
+    for row, value in changes.get("rows", {}).items():
+        x[row] = value
+    np.save(folder / "x.npy", x)
+    return open_activations(folder / "x.npy")
+
+
+def pre_activations(path: Path, x: NDArray[np.float32]) -> NDArray[np.float64]:
+    read = bundle.read(path, calibrated=False)
+    return witness.latents(read.weights(), witness.normalise(x, read.manifest.encoder.norm)[0])
+
+
+def blocks(path: Path, x: NDArray[np.float32], elements: int = 1 << 24) -> Iterator[NDArray[np.float32]]:
+    return pre_activation_blocks(bundle.read(path, calibrated=False), x, elements=elements)
+
+
+def cuts(z: NDArray[np.float64], k: float, cap: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+    """The thresholds in a few plain lines."""
+    n = len(z)
+    own, top = np.zeros(z.shape[1]), np.full(z.shape[1], np.inf)
+    for i in range(z.shape[1] if cap is not None else 0):
+        falling = np.append(np.sort(z[:, i])[::-1], 0.0)
+        m, least = (int(np.rint(share * n)) for share in (cap[i], cap[i] / 30))  # type: ignore[index]
+        own[i] = 0.0 if m >= n or falling[m] == 0 else falling[0] if m == 0 else (falling[m - 1] + falling[m]) / 2
+        if least:
+            top[i] = 0.0 if falling[least] == 0 else (falling[least - 1] + falling[least]) / 2
+    left = np.sort(z[(z > own) & (z <= top)])[::-1]
+    wanted = int(np.rint(k * n)) - int((z > top).sum())
+    common = (left[wanted - 1] + left[wanted]) / 2 if len(left) > wanted else 0.0
+    theta: NDArray[np.float64] = np.minimum(np.maximum(own, common), top)
+    return theta
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", [None, "feature"])
+def test_thresholds_are_those_of_plain_numpy(tmp_path: Path, form: str, kind: str | None) -> None:
+    x, path = make_x(1111), raw(tmp_path / "sae", form=form, kind=kind)
+    cap = quota.caps(QUOTA, 5.3, D_SAE) if kind == "feature" else None
+    expected = cuts(pre_activations(path, x), 5.3, cap)
+    for elements in (1 << 24, 7 * 1111, 1):
+        found = thresholds(blocks(path, x, elements), len(x), 5.3, cap)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["mutual", "feature"])
+@pytest.mark.parametrize("k", [0.01, 6.0, 40.0])
+def test_thresholds_are_those_of_training(tmp_path: Path, kind: str, k: float) -> None:
+    x, path = make_x(1000), raw(tmp_path / "sae", kind=kind)
+    weights = {name: array for name, array in bundle.read(path, calibrated=False).weights().items() if name != "b_pre"}
+    model = SparseAutoencoder(D_SAE, torch.tensor(weights["b_dec"]), generator=torch.Generator())
+    model.load_state_dict({n: torch.tensor(w.T.copy() if n == "W_enc" else w) for n, w in weights.items()})
+    cap = quota.caps(QUOTA, k, D_SAE) if kind == "feature" else None
+    found = thresholds(blocks(path, x), len(x), k, cap)
+    np.testing.assert_allclose(found, fit_thresholds(model, torch.from_numpy(x), k, cap), rtol=1e-5, atol=1e-6)
+    if kind == "feature" and k == 6:  # which would else be 0
+        assert (pre_activations(path, x) > found)[:, 100:].any(axis=0).mean() > 0.9
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_bundle_without_threshold_is_served_at_k(tmp_path: Path, form: str) -> None:
+    path, activations = raw(tmp_path / "sae", form=form), plain(tmp_path)
+    with pytest.raises(bundle.BundleError, match="has no threshold yet.*sae-runtime calibrate"):
+        load(path)
+    made = calibrate_bundle(path, activations, k=5.0)
+    read = bundle.read(path)
+    assert read.manifest.allocation == Allocation(kind="mutual", k=5.0)
+    assert read.manifest.measured == made.measured
+    np.testing.assert_array_equal(read.tensor("threshold"), made.theta)
+    assert len(np.unique(made.theta)) == 1
+    sample = read.sample()
+    assert sample is not None and sample.shape == (4 * D_IN, D_IN)
+
+    x = make_x(4000)
+    fitting, held = x[:3000], x[3000:]
+    z = pre_activations(path, x)
+    kept = z > made.theta
+    assert kept[:3000].sum() == 5 * 3000
+    np.testing.assert_allclose(made.theta, cuts(z[:3000], 5.0), rtol=2e-5)
+    assert made.measured["tokens"] == 1000 and made.measured["dead_tokens"] == 4000
+    assert made.measured["l0"] == pytest.approx(kept[3000:].sum(axis=1).mean(), abs=2e-3)
+    assert made.measured["dead"] == (kept.sum(axis=0) == 0).mean()
+    export(path, graphs=())
+    sae = load(path)
+    assert sae.encode(fitting).l0().sum() == pytest.approx(5 * 3000, abs=2)
+    if form == "transcoder":
+        assert "fvu" not in made.measured
+    else:
+        error = np.square(held - sae.decode(sae.encode(held), held)).sum()
+        assert made.measured["fvu"] == pytest.approx(error / np.square(held - held.mean(axis=0)).sum(), rel=1e-4)
+    assert np.mean(sae.encode(held).l0() > read.manifest.width) <= 0.001
+
+
+def test_feature_choice_keeps_its_quota_at_another_k(copy_of: BundleOf, tmp_path: Path) -> None:
+    path = copy_of("feature", sampled=True)
+    before = bundle.read(path)
+    sample = before.sample()
+    made = calibrate_bundle(path, plain(tmp_path), k=3.0)
+    after = bundle.read(path)
+    assert after.manifest.allocation == Allocation(kind="feature", k=3.0, quota=QUOTA)
+    z = pre_activations(path, make_x(3000))
+    np.testing.assert_allclose(made.theta, cuts(z, 3.0, quota.caps(QUOTA, 3.0, D_SAE)), rtol=2e-5)
+    assert len(np.unique(made.theta)) > 2 and made.measured["l0"] == pytest.approx(3.0, rel=0.05)
+    assert after.manifest.graphs == {} and not list(path.glob("*.onnx"))
+    assert sample is not None
+    np.testing.assert_array_equal(after.sample(), sample)
+    for name in ("W_enc", "W_dec", "b_enc", "b_dec"):
+        np.testing.assert_array_equal(after.tensor(name), make_weights(D_SAE, "feature")[name])
+
+
+def test_without_k_the_fitted_one_is_taken(copy_of: BundleOf, tmp_path: Path) -> None:
+    path = copy_of("mutual")
+    made = calibrate_bundle(path, plain(tmp_path))
+    assert made.k == 6 and made.measured["l0"] == pytest.approx(6, rel=0.05)
+    provenance = bundle.read(path).manifest.provenance["calibration"]
+    assert provenance["activations"] == "x.npy"
+    assert provenance["rows"] == {"calibration": 3000, "validation": 1000}
+
+
+def test_no_document_is_on_both_sides(tmp_path: Path) -> None:
+    documents = np.repeat([0, 1, 2, 3], [10, 40, 35, 15]).astype(np.int32)
+    tensors = {"activations": make_x(100), "documents": documents}
+    safetensors.numpy.save_file(tensors, tmp_path / "x.safetensors")
+    fitting, measuring = calibration_rows(open_activations(tmp_path / "x.safetensors"))
+    np.testing.assert_array_equal(fitting, np.arange(85))
+    np.testing.assert_array_equal(measuring, np.arange(85, 100))
+
+
+def test_far_more_rows_than_needed_are_thinned(tmp_path: Path) -> None:
+    fitting, measuring = calibration_rows(plain(tmp_path, 1000), elements=50 * D_IN)
+    assert (len(fitting), len(measuring)) == (50, 50)
+    assert (fitting[0], fitting[-1], measuring[0], measuring[-1]) == (0, 749, 750, 999)
+
+
+def test_fewer_positive_values_than_the_budget_are_all_served(tmp_path: Path) -> None:
+    path = raw(tmp_path / "sae")
+    made = calibrate_bundle(path, plain(tmp_path), k=140.0)
+    assert not made.theta.any() and 0 < made.measured["l0"] < 140
+
+
+def test_equal_rows_have_no_variance_to_explain(tmp_path: Path) -> None:
+    path = raw(tmp_path / "sae")
+    assert "fvu" not in calibrate_bundle(path, plain(tmp_path, rows={...: make_x(1)}), k=5.0).measured
+
+
+@pytest.mark.parametrize("form", ["layer", "length"])
+def test_activations_whose_reconstruction_overflows_are_refused(tmp_path: Path, form: str) -> None:
+    path = raw(tmp_path / "sae", form=form)
+    with pytest.raises(ValueError, match="^activations are so large that their features are no finite numbers"):
+        calibrate_bundle(path, plain(tmp_path, rows={...: make_x(4000) * np.float32(4e37)}), k=5.0)
+
+
+def test_another_output_leaves_the_bundle_alone(tmp_path: Path) -> None:
+    path, out = raw(tmp_path / "sae"), tmp_path / "out"
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    calibrate_bundle(path, plain(tmp_path), k=5.0, out=out)
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
+    assert bundle.read(out).calibrated
+    with pytest.raises(FileExistsError, match="out already exists; pass --force"):
+        calibrate_bundle(path, plain(tmp_path), k=5.0, out=out)
+    calibrate_bundle(path, plain(tmp_path), k=4.0, out=out, force=True)
+    assert json.loads((out / "sae_runtime.json").read_text())["allocation"]["k"] == 4.0
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_a_calibration_that_breaks_off_leaves_the_old_bundle(
+    copy_of: BundleOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    path, activations = copy_of("mutual"), plain(tmp_path)
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+
+    def breaks_off(*_: object) -> None:
+        raise error("broken off")
+
+    monkeypatch.setattr(bundle, "to_json", breaks_off)  # the last file of a bundle
+    with pytest.raises(error, match="broken off"):
+        calibrate_bundle(path, activations, k=3.0)
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
+    assert sorted(file.name for file in tmp_path.iterdir()) == [path.name, "x.npy"]
+
+
+def test_files_that_are_not_the_bundles_are_not_lost(copy_of: BundleOf, tmp_path: Path) -> None:
+    path = copy_of("mutual")
+    (path / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"also holds notes\.txt, which would be lost; write another bundle"):
+        calibrate_bundle(path, plain(tmp_path))
+    (path / "notes.txt").unlink()
+    blobs, snapshot = tmp_path / "cache" / "blobs", tmp_path / "cache" / "snapshots" / "abc"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for file in path.iterdir():
+        file.rename(blobs / file.name)
+        (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
+    with pytest.raises(FileExistsError, match="holds links, as a Hub cache does; write another bundle"):
+        calibrate_bundle(snapshot, plain(tmp_path))
+    calibrate_bundle(snapshot, plain(tmp_path), out=tmp_path / "out")
+    assert bundle.read(tmp_path / "out").calibrated
+
+
+def test_bundles_values_of_k_and_activations_that_do_not_fit_are_refused(bundle_of: BundleOf, tmp_path: Path) -> None:
+    path = raw(tmp_path / "sae", model="tiny")
+    good = plain(tmp_path)
+    with pytest.raises(ValueError, match="keeps 6 features of every token, and so needs no threshold; serve it as it"):
+        calibrate_bundle(bundle_of("token"), good, k=3.0)
+    with pytest.raises(ValueError, match=r"does not say how many features a token should have; give --k"):
+        calibrate_bundle(path, good)
+    for k in (0.0, -1.0, 151.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"k must be in \(0, d_sae=150\], got "):
+            calibrate_bundle(path, good, k=k)
+    with pytest.raises(ValueError, match="has 5 rows, too few to fit a threshold and to measure it on other documents"):
+        calibrate_bundle(path, plain(tmp_path, 5), k=3.0)
+    with pytest.raises(ValueError, match="row 3999 holds NaN or Inf"):
+        calibrate_bundle(path, plain(tmp_path, rows={3999: np.nan}), k=3.0)
+    with pytest.raises(ValueError, match="so large that their features are no finite numbers"):
+        calibrate_bundle(path, plain(tmp_path, rows={7: 3e38}), k=3.0)
+    np.save(tmp_path / "x.npy", np.zeros((100, 7), np.float32))
+    with pytest.raises(ValueError, match="activations have width 7, this SAE expects 24"):
+        calibrate_bundle(path, open_activations(tmp_path / "x.npy"), k=3.0)
+    assert not bundle.read(path, calibrated=False).calibrated
+
+
+def test_slots_hold_all_but_one_token_in_a_thousand_and_are_a_multiple_of_eight() -> None:
+    l0 = np.array([10] * 999 + [90])
+    assert slots_for(l0, 150) == 16 and slots_for(np.full(100, 8), 150) == 16
+    assert slots_for(np.full(10, 200), 150) == 150 and slots_for(np.zeros(10, np.int64), 150) == 8

@@ -1,0 +1,117 @@
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
+
+from sae_runtime.bundle.graphs import GROUP
+from sae_runtime.exports.graphs.graph import Graph
+from sae_runtime.exports.graphs.select import (
+    first_rows,
+    largest,
+    largest_in_numpy,
+    not_empty,
+    winners,
+    winners_in_numpy,
+)
+
+Latents = NDArray[np.float32]
+
+
+def select_model(d_sae: int) -> onnx.ModelProto:
+    graph = Graph("select")
+    z, n = not_empty(graph, graph.input("z", np.float32, ["n", d_sae]), d_sae)
+    width = graph.input("width", np.int64, [1])
+    indices, values = (first_rows(graph, part, n) for part in largest(graph, z, width, d_sae))
+    graph.output(indices, "indices", np.int64, ["n", "width"])
+    graph.output(values, "values", np.float32, ["n", "width"])
+    return ir.to_proto(graph.model())
+
+
+@functools.cache
+def selected(d_sae: int) -> Callable[[Latents, int], tuple[NDArray[np.int64], Latents]]:
+    model = select_model(d_sae)
+    onnx.checker.check_model(model, full_check=True)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return lambda z, width: tuple(session.run(None, {"z": z, "width": np.array([width])}))
+
+
+def latents(rng: np.random.Generator, n: int, d_sae: int, kind: str) -> Latents:
+    z: NDArray[Any]
+    if kind == "normal":
+        z = rng.standard_normal((n, d_sae))
+    elif kind == "ties":
+        z = rng.integers(-2, 3, (n, d_sae))
+    elif kind == "sparse":
+        z = np.maximum(rng.normal(-2, 1, (n, d_sae)), 0)
+    elif kind == "negative":
+        z = -1 - rng.integers(0, 4, (n, d_sae))
+    elif kind == "equal":
+        z = np.zeros((n, d_sae))
+    else:  # one group holds all that is large
+        z = rng.standard_normal((n, d_sae))
+        z[:, d_sae // 2 : d_sae // 2 + GROUP] += 10
+    return z.astype(np.float32)
+
+
+@pytest.mark.parametrize("d_sae", [16, 32, 48, 512, 1008, 5, 150])
+@pytest.mark.parametrize("kind", ["normal", "ties", "sparse", "negative", "equal", "crowded"])
+def test_the_largest_equal_a_stable_sort_and_the_numpy_version(d_sae: int, kind: str) -> None:
+    rng = np.random.default_rng(d_sae)
+    for n in (0, 1, 33):
+        z = latents(rng, n, d_sae, kind)
+        order = np.argsort(-z, axis=1, kind="stable")
+        for width in (0, 1, 2, GROUP - 1, GROUP + 1, d_sae // GROUP, d_sae // GROUP + 3, d_sae - 1, d_sae, d_sae + 9):
+            indices, values = selected(d_sae)(z, width)
+            expected = order[:, :width]
+            assert indices.shape == values.shape == (n, min(width, d_sae))
+            np.testing.assert_array_equal(indices, expected)
+            np.testing.assert_array_equal(values, np.take_along_axis(z, expected, axis=1))
+            if d_sae % GROUP == 0:
+                in_numpy = largest_in_numpy(z, width)
+                np.testing.assert_array_equal(in_numpy[0], indices)
+                np.testing.assert_array_equal(in_numpy[1], values)
+
+
+@pytest.mark.parametrize("d_sae", [64, 150])
+def test_selecting_from_a_row_of_nan_leaves_other_rows(d_sae: int) -> None:
+    z = np.random.default_rng(0).standard_normal((5, d_sae)).astype(np.float32)
+    expected = selected(d_sae)(z, 7)
+    z[2] = np.nan
+    indices, values = selected(d_sae)(z, 7)
+    others = np.arange(5) != 2
+    assert np.isnan(values[2]).all()
+    np.testing.assert_array_equal(indices[others], expected[0][others])
+    np.testing.assert_array_equal(values[others], expected[1][others])
+
+
+@pytest.mark.parametrize("d_sae", [48, 50])
+def test_selecting_agrees_with_the_reference_evaluator(d_sae: int) -> None:
+    z, evaluator = latents(np.random.default_rng(1), 6, d_sae, "ties"), ReferenceEvaluator(select_model(d_sae))
+    for width in (1, 5, d_sae):
+        outputs: Any = evaluator.run(None, {"z": z, "width": np.array([width])})
+        np.testing.assert_array_equal(outputs[1], selected(d_sae)(z, width)[1])
+        np.testing.assert_array_equal(np.take_along_axis(z, outputs[0], axis=1), outputs[1])
+
+
+@pytest.mark.parametrize("width", [1, 3, 8, 20])
+def test_the_winners_equal_the_numpy_version(width: int) -> None:
+    graph = Graph("winners")
+    z, slots = graph.input("z", np.float32, ["n", 48]), graph.input("width", np.int64, [1])
+    indices, values = winners(graph, z, 8, slots, 48)
+    graph.output(indices, "indices", np.int64, ["n", "width"])
+    graph.output(values, "values", np.float32, ["n", "width"])
+    model = ir.to_proto(graph.model()).SerializeToString()
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    x = latents(np.random.default_rng(0), 20, 48, "normal")
+    outputs = session.run(None, {"z": x, "width": np.array([width])})
+    for output, expected in zip(outputs, winners_in_numpy(x, 8, width), strict=True):
+        np.testing.assert_array_equal(output, expected)

@@ -1,0 +1,89 @@
+from pathlib import Path
+
+import pytest
+
+from sae_runtime.exports.splice.placement import Placement
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    (tmp_path / "from").mkdir()
+    (tmp_path / "from" / "weights.bin").write_bytes(b"12345")
+    return tmp_path / "from" / "weights.bin"
+
+
+def test_a_file_below_the_folder_is_referred_to_where_it_is(tmp_path: Path, weights: Path) -> None:
+    placement = Placement(tmp_path)
+    assert placement.locate(weights, "elsewhere") == "from/weights.bin" == placement.locate(weights)
+    with placement.filled(force=False):
+        pass
+    assert placement.how == {"from/weights.bin": "referred"}
+    assert [path.name for path in tmp_path.iterdir()] == ["from"]
+
+
+def test_a_file_elsewhere_is_copied_and_copied_again_with_force(tmp_path: Path, weights: Path) -> None:
+    for force in (False, True):
+        placement = Placement(tmp_path / "a" / "b")
+        assert placement.locate(weights, "sae") == "sae/weights.bin"
+        assert (tmp_path / "a").exists() == force, "locating a file makes no folder"
+        with placement.filled(force=force):
+            assert (tmp_path / "a" / "b" / "sae" / "weights.bin").read_bytes() == b"12345"
+        assert placement.how == {"sae/weights.bin": "copied"}
+        assert weights.stat().st_nlink == 1
+        assert [path.name for path in (tmp_path / "a" / "b" / "sae").iterdir()] == ["weights.bin"]
+
+
+def test_a_file_that_has_its_place_under_a_second_name_is_left_alone(tmp_path: Path, weights: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "weights.bin").hardlink_to(weights)
+    placement = Placement(tmp_path / "out")
+    placement.locate(weights)
+    with placement.filled(force=False):
+        pass
+    assert placement.how == {"weights.bin": "referred"}
+    assert (tmp_path / "out" / "weights.bin").samefile(weights)
+
+
+def test_a_block_that_raises_leaves_no_copy_and_no_folder(tmp_path: Path, weights: Path) -> None:
+    placement = Placement(tmp_path / "a" / "b")
+    placement.locate(weights, "sae")
+    with pytest.raises(KeyError), placement.filled(force=False):
+        raise KeyError
+    assert [path.name for path in tmp_path.iterdir()] == ["from"]
+
+
+def test_a_copy_that_fails_takes_the_copies_before_it_along(tmp_path: Path, weights: Path) -> None:
+    (tmp_path / "from" / "more.bin").write_bytes(b"678")
+    placement = Placement(tmp_path / "out")
+    placement.locate(weights, "sae")
+    placement.locate(tmp_path / "from" / "more.bin", "sae")
+    (tmp_path / "from" / "more.bin").unlink()
+    with pytest.raises(FileNotFoundError), placement.filled(force=False):
+        raise AssertionError("the block must not run")
+    assert [path.name for path in tmp_path.iterdir()] == ["from"]
+
+
+def test_another_file_in_the_place_of_a_copy_stays_without_force(tmp_path: Path, weights: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "weights.bin").write_text("mine")
+    placement = Placement(out)
+    placement.locate(weights)
+    with (
+        pytest.raises(FileExistsError, match="weights.bin already exists; pass --force"),
+        placement.filled(force=False),
+    ):
+        pass
+    assert (out / "weights.bin").read_text() == "mine"
+    with placement.filled(force=True):
+        assert (out / "weights.bin").read_bytes() == b"12345"
+
+
+def test_two_files_of_one_place_and_a_missing_file_are_refused(tmp_path: Path, weights: Path) -> None:
+    placement = Placement(tmp_path / "out")
+    placement.locate(weights)
+    (tmp_path / "weights.bin").write_text("another")
+    with pytest.raises(ValueError, match="two files would be weights.bin"):
+        placement.locate(tmp_path / "weights.bin")
+    with pytest.raises(FileNotFoundError, match="none.bin is missing"):
+        placement.locate(tmp_path / "none.bin")

@@ -1,0 +1,128 @@
+"""Rooms have walls: an import that a room's table does not allow fails here by name."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = {
+    "sae_runtime": ROOT / "sae_runtime",
+    "sae_runtime.train": ROOT / "train",
+    "sae_runtime.exports": ROOT / "exports",
+}
+ANYTHING = None
+
+# What the modules of a room may import of ours, besides their own room.
+MAY_IMPORT: dict[str, tuple[str, ...] | None] = {
+    "core": (),
+    "bundle": ("core",),
+    "activations": ("core", "bundle"),
+    "calibration": ("core", "bundle", "activations"),
+    "engine": ("core", "bundle", "activations"),
+    "sae": ("core", "bundle", "activations", "engine"),
+    "extraction": ("core", "bundle", "activations", "engine", "sae"),
+    "checkpoints": ("core", "bundle"),
+    "browser": ("core", "bundle"),
+    "train": ("core", "bundle", "activations", "calibration"),
+    "exports": ("core", "bundle", "activations", "calibration", "engine.sessions"),
+    "cli": ANYTHING,
+    "demo": ANYTHING,
+    "__init__": ("core", "bundle", "activations", "sae"),
+}
+"""The front door and sae.py are rooms of one file."""
+
+# What the runtime must not need, and who may import it nonetheless.
+HEAVY = {"torch", "transformers", "onnx", "onnx_ir", "onnxscript", "triton"}
+MAY_BE_HEAVY = ("train", "exports", "checkpoints", "cli", "demo")
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    """Every module of the project as its dotted name below sae_runtime, and its file."""
+    for package, folder in FOLDERS.items():
+        for path in sorted(folder.rglob("*.py")):
+            parts = path.relative_to(folder).with_suffix("").parts
+            inside = [*package.split(".")[1:], *parts]
+            yield ".".join(inside[:-1] if inside[-1] == "__init__" and len(inside) > 1 else inside), path
+
+
+MODULES = dict(modules())
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[0]
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of every import, those in functions too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def ours(name: str) -> str | None:
+    """The module below sae_runtime that an imported name belongs to, None for other libraries."""
+    parts = name.split(".")
+    if parts[0] != "sae_runtime":
+        return None
+    for end in range(len(parts), 1, -1):
+        if (module := ".".join(parts[1:end])) in MODULES:
+            return module
+    return "__init__"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_module_imports_only_what_its_room_may(module: str) -> None:
+    room = room_of(module)
+    assert room in MAY_IMPORT, f"{module} stands in no room; name the room in this test and in docs/architecture.md"
+    allowed = MAY_IMPORT[room]
+    file, doors = MODULES[module].relative_to(ROOT), ", ".join(allowed or ()) or "nothing"
+    broken = [
+        f"{file}:{line} imports {target}; {room} may import {doors}"
+        for line, name in imports(MODULES[module])
+        if allowed is not ANYTHING
+        and (target := ours(name)) is not None
+        and room_of(target) != room
+        and not any(target == door or target.startswith(f"{door}.") for door in allowed)
+    ]
+    assert not broken, "\n".join(broken)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_module_outside_the_heavy_rooms_imports_no_torch_and_no_onnx(module: str) -> None:
+    if room_of(module) in MAY_BE_HEAVY:
+        return
+    broken = [
+        f"{MODULES[module].relative_to(ROOT)}:{line} imports {name}"
+        for line, name in imports(MODULES[module])
+        if name.split(".")[0] in HEAVY
+    ]
+    assert not broken, "\n".join(broken)
+
+
+def test_modules_import_each_other_without_circles() -> None:
+    """Imports in functions do not count: they are there to be late."""
+    edges = {
+        module: {
+            target
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.ImportFrom) and node.col_offset == 0 and node.module
+            for alias in node.names
+            if (target := ours(f"{node.module}.{alias.name}")) not in (None, module, "__init__")
+        }
+        for module, path in MODULES.items()
+    }
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join((*path[path.index(module) :], module))
+        if module not in done:
+            for target in edges[module]:
+                visit(str(target), (*path, module))
+            done.add(module)
+
+    for module in MODULES:
+        visit(module, ())

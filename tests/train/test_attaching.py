@@ -1,0 +1,284 @@
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import D_IN, make_weights, served
+from converted import SAELENS, converted
+from documents import blocks
+from native import native
+from numpy.typing import NDArray
+from tiny_host import HOOKS, host_graph, next_step, no_past, run, some_ids, torch_host
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from sae_runtime import Edit, load
+from sae_runtime.bundle import folder as bundle
+from sae_runtime.core.edits import as_inputs
+from sae_runtime.exports import witness
+from sae_runtime.exports.splice.splicing import Splice, splice
+from sae_runtime.train import attach
+
+BundleOf = Callable[..., Path]
+pytestmark = pytest.mark.usefixtures("one_thread")
+HOOK = "h.0"  # as harvest names it; HOOKS names it from the head
+EDITS = [Edit.set(3, 40.0), Edit.scale(8, -1.0), Edit.cap(9, 2.2)]
+LISTS = [EDITS, [], [Edit.add(100, 30.0)]]
+
+
+@pytest.fixture(scope="module")
+def spliced(bundle_of: BundleOf, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    @functools.cache
+    def give(kind: str) -> Path:
+        one = Splice(bundle=bundle_of(kind), hook=HOOKS["gpt2"])
+        return splice(host_graph("gpt2"), [one], tmp_path_factory.mktemp("spliced")).path
+
+    return give
+
+
+def generate(feed: dict[str, NDArray[Any]], steps: int, **settings: Any) -> torch.Tensor:
+    """New ids [b, steps], and with return_dict_in_generate what generate gives."""
+    ids, mask = (torch.from_numpy(feed[name]) for name in ("input_ids", "attention_mask"))
+    settings = {"max_new_tokens": steps, "do_sample": False, "pad_token_id": 0, "eos_token_id": None} | settings
+    answer: torch.Tensor = torch_host("gpt2").generate(ids, attention_mask=mask, **settings)
+    return answer[:, ids.shape[1] :]
+
+
+@pytest.mark.parametrize("edits", [EDITS, LISTS, []])
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_generation_agrees_with_the_spliced_graph(
+    bundle_of: BundleOf, spliced: Callable[[str], Path], kind: str, edits: list[Any], use_cache: bool
+) -> None:
+    feed = some_ids(3, 8)
+    with attach(torch_host("gpt2"), HOOK, bundle_of(kind), edits) as features:
+        ids = generate(feed, 6, use_cache=use_cache).numpy()
+    assert [f.shape for f in features] == [(3, 8), *([(3, 1)] * 5 if use_cache else [(3, 9 + i) for i in range(5)])]
+    inputs = as_inputs(edits if edits and isinstance(edits[0], list) else [edits], 150)
+    knobs = {f"sae_{name}": array for name, array in inputs.items()} | {
+        "sae_width": np.array([6 if kind == "token" else 150])
+    }
+    step = feed | no_past(3)
+    for i in range(6):
+        outputs = run(spliced(kind), step | knobs)
+        assert (outputs["logits"][:, -1].argmax(axis=1) == ids[:, i]).all()
+        dense = np.zeros((3, outputs["sae_values"].shape[1], 150), np.float32)
+        np.put_along_axis(dense, outputs["sae_indices"], outputs["sae_values"], axis=2)
+        live = features[i].to_dense()[:, -dense.shape[1] :]
+        real = step["attention_mask"][:, -dense.shape[1] :].astype(bool)
+        np.testing.assert_allclose(live[real], dense[real], atol=1e-3)
+        step = next_step(outputs, step, ids[:, i : i + 1])
+    plain = generate(feed, 6).numpy()
+    assert (ids == plain).all() == (not edits)
+    assert edits is not LISTS or (ids[1] == plain[1]).all()
+
+
+def test_features_are_those_of_the_runtime(bundle_of: BundleOf, kind: str) -> None:
+    model, feed = torch_host("bert"), some_ids(3, 8)
+    ids, mask = (torch.from_numpy(feed[name]) for name in ("input_ids", "attention_mask"))
+    hidden: list[torch.Tensor] = []
+    handle = model.encoder.layer[0].register_forward_hook(lambda _m, _a, output: hidden.append(output))
+    with torch.no_grad(), attach(model, "encoder.layer.0", bundle_of(kind)) as features:
+        answer = model(ids, attention_mask=mask).last_hidden_state
+    handle.remove()
+    with torch.no_grad():
+        assert torch.equal(answer, model(ids, attention_mask=mask).last_hidden_state), "it is still attached"
+    expected = load(bundle_of(kind)).encode(hidden[0].numpy())
+    np.testing.assert_array_equal(features[0].indices, expected.indices)
+    np.testing.assert_array_equal(features[0].indptr, expected.indptr)
+    np.testing.assert_allclose(features[0].values, expected.values, rtol=1e-5)
+    assert len(features) == 1 and len(expected.values) > 20
+
+
+class Layer(torch.nn.Module):
+    """Gives x in one of the forms that layers have."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form = form
+
+    def forward(self, x: torch.Tensor) -> Any:
+        from transformers.modeling_outputs import BaseModelOutput
+
+        rest = torch.zeros(1)
+        forms = {"tensor": x, "tuple": (x, rest), "list": [x, rest], "output": BaseModelOutput(last_hidden_state=x)}
+        return forms[self.form]
+
+
+class Model(torch.nn.Module):
+    base_model_prefix = name_or_path = "tiny"
+    device = torch.device("cpu")
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.layer = Layer(form)
+
+    @property
+    def base_model(self) -> torch.nn.Module:
+        return self
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("name", SAELENS)
+def test_edits_of_a_converted_sae_are_those_of_its_library(name: str, tmp_path: Path) -> None:
+    sae, x = converted(tmp_path, name), np.random.default_rng(0).normal(0.5, 1.2, (3, 5, D_IN)).astype(np.float32)
+    model = Model("tensor")
+    f = sae.features(x)
+    feature = int((f > 0).sum(dim=(0, 1)).argmax())
+    changed = f.clone()
+    changed[..., feature] += 5
+    with attach(model, "layer", sae.path, [Edit.add(feature, 5.0)]) as features:
+        y = model(torch.from_numpy(x))
+    expected = torch.from_numpy(x) + sae.decoded(changed, x) - sae.decoded(f, x)
+    np.testing.assert_allclose(y.numpy(), expected.numpy(), atol=1e-4)
+    np.testing.assert_allclose(features[0].to_dense(), f.numpy(), atol=1e-4)
+    with attach(model, "layer", sae.path, replace=True):
+        y = model(torch.from_numpy(x))
+    np.testing.assert_allclose(y.numpy(), sae.decoded(f, x).numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"selection": "groupmax", "k": 6, "norm": "layer"},
+        {"selection": "threshold", "norm": "length", "pre_bias": False},
+        {"selection": "topk", "k": 6, "skip": True},
+    ],
+)
+def test_edits_of_every_form_are_those_of_steer(form: dict[str, Any], tmp_path: Path) -> None:
+    path = native(tmp_path / "sae", **form)
+    runtime, x = load(path), np.random.default_rng(0).normal(0.5, 1.2, (3, 5, D_IN)).astype(np.float32)
+    feature = int(runtime.encode(x).to_dense().sum(axis=(0, 1)).argmax())
+    edits = [[Edit(feature, factor=2.0, shift=1.0)], [], [Edit.set(7, 3.0)]]
+    model = Model("tensor")
+    with attach(model, "layer", path, edits) as features:
+        y = model(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(y, runtime.steer(x, edits), atol=1e-4)
+    np.testing.assert_allclose(features[0].to_dense(), runtime.encode(x).to_dense(), atol=1e-4)
+    f, encoder = runtime.encode(x).to_dense(), runtime.manifest.encoder
+    weights, ids = bundle.read(path).weights(), np.array([[feature], [0], [7]])
+    numbers: dict[str, Any] = {
+        "scale": [[2.0], [1.0], [0.0]],
+        "shift": [[1.0], [0.0], [3.0]],
+        "low": -1e30,
+        "high": 1e30,
+    }
+    expected = witness.steer(weights, x, f.astype(np.float64), ids, encoder.norm, **numbers)
+    np.testing.assert_allclose(y, expected, atol=1e-4)
+
+
+def test_a_transcoder_is_read_and_neither_edited_nor_put_in_the_place_of_what_it_reads(tmp_path: Path) -> None:
+    path = native(tmp_path / "sae", selection="topk", k=6, pre_bias=False, d_out=7)
+    model, x = Model("tensor"), np.random.default_rng(0).normal(0, 1.2, (3, 5, D_IN)).astype(np.float32)
+    with attach(model, "layer", path) as features:
+        y = model(torch.from_numpy(x))
+    assert np.array_equal(y.numpy(), x)
+    np.testing.assert_allclose(features[0].to_dense(), load(path).encode(x).to_dense(), atol=1e-4)
+    refused: list[dict[str, Any]] = [{"edits": [Edit.ablate(3)]}, {"replace": True}]
+    for settings in refused:
+        with pytest.raises(ValueError, match="is a transcoder: .* can neither replace nor edit that"):
+            with attach(model, "layer", path, **settings):
+                pass
+
+
+def test_the_document_attaches(
+    bundle_of: BundleOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As written, with a model of seven layers and a bundle in the folder that it names."""
+    (code,) = (block for block in blocks("steering.md") if "attach(" in block)
+    sizes: dict[str, Any] = {"vocab_size": 50, "n_embd": D_IN, "n_layer": 7, "n_head": 2, "n_positions": 64}
+    model: Any = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
+    (tmp_path / "sae").symlink_to(bundle_of("mutual"))
+    monkeypatch.chdir(tmp_path)
+    tokens = {name: torch.from_numpy(array) for name, array in some_ids(2, 6).items()}
+    names: dict[str, Any] = {"Edit": Edit, "model": model.eval(), "tokens": tokens}
+    exec(code, names)
+    features = names["features"]
+    assert capsys.readouterr().out == f"{features[0].l0()}\n"
+    assert [f.shape for f in features] == [(2, 6), *[(2, 1)] * (names["ids"].shape[1] - 7)]
+
+
+@pytest.mark.parametrize("form", ["tensor", "tuple", "list", "output"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_edits_reach_layers_of_all_forms(bundle_of: BundleOf, kind: str, form: str, dtype: torch.dtype) -> None:
+    model, x = Model(form), torch.from_numpy(np.random.default_rng(0).normal(0, 1.2, (3, 5, D_IN))).to(dtype)
+    with attach(model, "layer", bundle_of(kind), LISTS):
+        output = model(x)
+    assert type(output) is type(model(x))
+    y = output if form == "tensor" else output[0]
+    assert y.dtype == dtype
+    expected = load(bundle_of(kind)).steer(x.float().numpy(), LISTS)
+    np.testing.assert_allclose(y.float().numpy(), expected, atol=1e-4 if dtype == torch.float32 else 0.2)
+    assert np.abs(expected - x.float().numpy()).max() > 1
+
+
+def test_the_gate_says_which_tokens(bundle_of: BundleOf) -> None:
+    feed, model, weights = some_ids(3, 8), torch_host("gpt2"), make_weights(150, "mutual")
+    ids, mask = (torch.from_numpy(feed[name]) for name in ("input_ids", "attention_mask"))
+    position = (mask.cumsum(1) - 1).masked_fill(mask == 0, -1).numpy()
+    edited: dict[str, list[NDArray[Any]]] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda _m, _a, output: edited[name].append(output.detach().numpy().copy())
+
+    gates: dict[str, Any] = {"all": "all", "prompt": "prompt", "generated": "generated", "some": {0, 3, 8}}
+    for name, gate in {"none": (), **gates}.items():
+        edited[name] = []
+        with attach(model, HOOK, bundle_of("mutual"), [Edit.add(7, 5.0)], gate=gate):
+            handle = model.transformer.h[0].register_forward_hook(note(name))
+            with torch.no_grad():
+                first = model(ids, attention_mask=mask, use_cache=True)
+                longer = torch.cat([mask, torch.ones(3, 1, dtype=torch.long)], dim=1)
+                model(ids[:, :1], attention_mask=longer, past_key_values=first.past_key_values)
+            handle.remove()
+    change = 5.0 * weights["W_dec"][7]
+    for name in gates:
+        moved = np.abs(edited[name][0] - edited["none"][0] - change).max(axis=2) < 1e-4
+        expected = np.isin(position, [0, 3, 8]) if name == "some" else np.full((3, 8), name != "generated")
+        np.testing.assert_array_equal(moved, expected)
+    step = position[:, -1] + 1  # of the token after the prompt
+    for name in gates:
+        same = np.abs(edited[name][1] - edited["none"][1]).max(axis=(1, 2)) < 1e-6
+        changed = {"all": 1, "prompt": 0, "generated": 1, "some": 8 in step}
+        assert (not same.all()) == bool(changed[name]), name
+    with pytest.raises(ValueError, match="got 'some'"), attach(model, HOOK, bundle_of("mutual"), gate="some"):  # type: ignore[arg-type]
+        pass
+
+
+def test_the_reconstruction_may_replace_the_activation(bundle_of: BundleOf, kind: str) -> None:
+    model, x = Model("tensor"), np.random.default_rng(0).normal(0, 1.2, (3, 5, D_IN)).astype(np.float32)
+    with attach(model, "layer", bundle_of(kind), [Edit.add(7, 5.0)], replace=True):
+        y = model(torch.from_numpy(x)).numpy()
+    matches, weights = served(kind, 150, x.reshape(-1, D_IN)), make_weights(150, kind)
+    f = np.where(matches.kept, matches.z, 0).reshape(3, 5, -1)
+    f[..., 7] += 5
+    np.testing.assert_allclose(y, f @ weights["W_dec"] + weights["b_dec"], atol=1e-4)
+
+
+def test_beams_take_the_list_of_their_request(bundle_of: BundleOf) -> None:
+    feed = some_ids(3, 8)
+    with attach(torch_host("gpt2"), HOOK, bundle_of("mutual"), LISTS):
+        together = generate(feed, 4, num_beams=2)
+    for row in range(3):
+        alone = {name: array[row : row + 1] for name, array in feed.items()}
+        with attach(torch_host("gpt2"), HOOK, bundle_of("mutual"), LISTS[row]):
+            assert torch.equal(generate(alone, 4, num_beams=2)[0], together[row])
+
+
+def test_hooks_features_and_lists_that_do_not_fit_are_refused(bundle_of: BundleOf) -> None:
+    model, ids = torch_host("gpt2"), torch.zeros(2, 3, dtype=torch.long)
+    bundle = bundle_of("mutual")
+    with pytest.raises(ValueError, match="close names are h.1, h.0"), attach(model, "h.9", bundle):
+        pass
+    with pytest.raises(ValueError, match="feature 150 does not exist"), attach(model, HOOK, bundle, [Edit.ablate(150)]):
+        pass
+    with pytest.raises(ValueError, match="3 lists of edits do not fit 2 requests"), attach(model, HOOK, bundle, LISTS):
+        model(ids)
+    with pytest.raises(ValueError, match=r"h.0.mlp.c_fc gives \[2, 3, 96\], this SAE expects \[b, t, 24\]"):
+        with attach(model, "h.0.mlp.c_fc", bundle):
+            model(ids)
+    hooks = [module for module in model.modules() if module._forward_hooks or module._forward_pre_hooks]
+    assert not hooks, "a failed block left hooks behind"

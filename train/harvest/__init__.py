@@ -1,0 +1,22 @@
+"""Activations of a transformers model on text: stored as shards, or computed while an SAE is fitted.
+
+May import the root of `train` and, of the runtime, `core`, `bundle` and `activations`. Importing it imports no torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from sae_runtime.bundle.extras import require
+from sae_runtime.train.harvest.config import HarvestConfig
+
+if TYPE_CHECKING:
+    from sae_runtime.train.harvest.harvesting import harvest
+
+__all__ = ["HarvestConfig", "harvest"]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "harvest":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    require("train")
+    return importlib.import_module(f"{__name__}.harvesting").harvest

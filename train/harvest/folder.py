@@ -1,0 +1,84 @@
+"""The folder of a harvest while it is filled.
+
+It holds `harvest.json`, with the facts that decide the rows, and the finished shards; `activations.json` comes last.
+When the same harvest runs again it continues after the last finished shard, and gives the same bytes.
+"""
+
+import re
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from sae_runtime.activations.stored import INDEX
+from sae_runtime.bundle.files import check_free, repair, write_json
+from sae_runtime.bundle.outputs import Output
+from sae_runtime.bundle.tensors import read_header
+from sae_runtime.bundle.typed_json import read_json
+
+PLAN = "harvest.json"
+_SHARD = re.compile(r"shard-\d{5,}\.safetensors")
+_PARTIAL = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.partial\.\w+")
+
+
+def check_folder(out: Path, plan: dict[str, Any], *, force: bool) -> None:
+    """Raise unless a harvest may write to a folder; nothing is changed.
+
+    Args:
+        out: the folder to make or to finish.
+        plan: the facts that decide the rows, as JSON.
+        force: whether an earlier harvest may be replaced.
+
+    Raises:
+        FileExistsError: `out` is whole and `force` is not set, or it holds files that harvest did not write.
+        NotADirectoryError: a parent of `out` is a file.
+        PermissionError: the folder for `out` may not be written to.
+        ValueError: `out` was begun with another plan.
+    """
+    whole, begun_here = (out / INDEX).is_file(), (out / PLAN).is_file()
+    foreign = _foreign if force or not begun_here else None  # a harvest that goes on replaces nothing but shards
+    Output(path=out, kind="folder", force=force or not whole, foreign=foreign).refuse_loss()
+    if whole or not out.is_dir():
+        check_free(out, force=force)
+    if force or not out.is_dir() or not any(_SHARD.fullmatch(path.name) for path in out.iterdir()):
+        return
+    try:
+        begun = read_json(dict[str, Any], (out / PLAN).read_bytes(), PLAN)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{out} holds shards but no readable {PLAN}; use another folder or --force") from error
+    for name, new in plan.items():
+        old = begun.get(name)
+        if old == new:
+            continue
+        if isinstance(old, list) and isinstance(new, list):  # lists of files: show the first that differs
+            old, new = next(pair for pair in zip_longest(old, new) if pair[0] != pair[1])
+        raise ValueError(f"{out} was begun with {name} {old!r}, now it is {new!r}; use another folder or --force")
+
+
+def _foreign(folder: Path) -> str | None:
+    """The name of a file that harvest did not write, or None."""
+    names = sorted(path.name for path in folder.iterdir())
+    ours = (name in (INDEX, PLAN) or _SHARD.fullmatch(name) or _PARTIAL.fullmatch(name) for name in names)
+    return next((name for name, is_ours in zip(names, ours, strict=True) if not is_ours), None)
+
+
+def start_folder(out: Path, plan: dict[str, Any], *, force: bool) -> None:
+    """Make the folder, or clear it of an earlier harvest, and write the plan into it."""
+    out.mkdir(parents=True, exist_ok=True)
+    # The index is deleted first, because a folder without it counts as unfinished. The plan is deleted last, because
+    # it says which harvest the shards belong to.
+    for path in sorted(out.iterdir(), key=lambda path: (path.name != INDEX, path.name == PLAN)):
+        if partial := _PARTIAL.fullmatch(path.name):
+            repair(out / partial["name"])
+        elif force:
+            path.unlink()
+    write_json(out / PLAN, plan)
+
+
+def is_whole(path: Path, rows: int, dtype: str) -> bool:
+    """Whether this file is a finished shard with so many rows of a type, which is named as in safetensors."""
+    try:
+        specs = read_header(path)
+    except (FileNotFoundError, ValueError):
+        return False
+    expected = {"activations": (dtype, rows)} | {name: ("I32", rows) for name in ("tokens", "documents", "positions")}
+    return {name: (spec.dtype, spec.shape[0]) for name, spec in specs.items()} == expected

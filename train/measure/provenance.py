@@ -1,0 +1,50 @@
+"""What a manifest says of the activations that its SAE was trained on."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_runtime.activations.stored import Activations
+from sae_runtime.bundle.manifest import Manifest
+from sae_runtime.train.data import fingerprint, split
+
+
+def was_trained_on(manifest: Manifest, activations: Activations) -> bool:
+    """Whether these are the activations of the training: by fingerprint, or by name in a manifest that has none."""
+    known = manifest.provenance.get("fingerprint")
+    if known is None:
+        return bool(manifest.provenance.get("activations") == activations.path.name)
+    return bool(known == fingerprint(activations))
+
+
+def validation_rows(manifest: Manifest, activations: Activations) -> NDArray[np.int64] | None:
+    """The rows that training measured on, ascending; None where the manifest does not tell, or where rows differ.
+
+    The split follows from the activations, the share held out and the seed alone. Only the sizes of the parts are
+    compared: a copy in another type has the same rows.
+    """
+    try:
+        config, sizes = manifest.provenance["config"], manifest.provenance["rows"]
+        if sum(sizes.values()) != len(activations):
+            return None
+        parts = split(activations, config["holdout"], config["seed"])
+        same = all(len(getattr(parts, name)) == size for name, size in sizes.items())
+    except (KeyError, TypeError, ValueError, AttributeError):  # a manifest that another program wrote
+        return None
+    return parts.validation if same else None
+
+
+def trained_batch(manifest: Manifest) -> int:
+    """Tokens that shared a budget in training; 2,048 where the manifest does not tell."""
+    batch = _config(manifest, "batch")
+    return batch if batch is not None and batch >= 2 else 2048
+
+
+def trained_tokens(manifest: Manifest) -> int | None:
+    """Tokens of the training, repeats counted; None where the manifest does not tell."""
+    return _config(manifest, "tokens")
+
+
+def _config(manifest: Manifest, name: str) -> int | None:
+    config = manifest.provenance.get("config")
+    value = config.get(name) if isinstance(config, dict) else None
+    return value if type(value) is int else None

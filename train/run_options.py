@@ -1,0 +1,52 @@
+"""The files that a run writes beside its bundles, and the checks before it writes them."""
+
+from pathlib import Path
+from typing import TypedDict
+
+from sae_runtime.bundle import files
+
+
+class Options(TypedDict, total=False):
+    """The files that a run writes beside its bundles, and what it shows. All are optional.
+
+    | option               | meaning                                                                                   |
+    |----------------------|-------------------------------------------------------------------------------------------|
+    | `metrics`            | a file for a JSON line every ten steps; several SAEs have a line each, named by its "sae" |
+    | `tensorboard`        | a folder for the same numbers as TensorBoard events; several SAEs have a folder each      |
+    | `checkpoint`         | a folder for the run state, which is removed when the bundle is written                   |
+    | `checkpoint_seconds` | the time between two writes of the run state [300]                                        |
+    | `resume`             | continue from the run state, or start where there is none                                 |
+    | `progress`           | show a progress bar on stderr, if that is a terminal; for several SAEs it shows the worst |
+
+    No path may be inside the bundle. A run continues from its state after a crash, bit for bit on the same machine with
+    the same threads and versions.
+    """
+
+    metrics: Path | None
+    tensorboard: Path | None
+    checkpoint: Path | None
+    checkpoint_seconds: float
+    resume: bool
+    progress: bool
+
+
+def check_outputs(out: Path, options: Options, *, force: bool) -> None:
+    """Raise before any work where an output cannot be written.
+
+    Raises:
+        FileExistsError: an output exists, and neither `force` nor `resume` allows to replace or continue it.
+        ValueError: an output would be inside `out`, the metrics are a folder, or TensorBoard's folder is a file.
+    """
+    files.check_free(out, force=force)
+    metrics = options.get("metrics")
+    if metrics is not None and metrics.is_dir():
+        raise ValueError(f"the metrics {metrics} are a folder; name a file in it")
+    events = options.get("tensorboard")
+    if events is not None and (events.is_file() or (metrics is not None and events.resolve() == metrics.resolve())):
+        raise ValueError(f"TensorBoard's events need a folder of their own, {events} is a file; name another place")
+    for path in filter(None, (metrics, options.get("tensorboard"), options.get("checkpoint"))):
+        if out.resolve() in (path.resolve(), *path.resolve().parents):
+            raise ValueError(f"{path} would lie inside the bundle {out}; name another place")
+        if path.exists() and not (force or options.get("resume")):
+            raise FileExistsError(f"{path} already exists; go on with --resume, or start over with --force")
+        files.check_free(path, force=True)
