@@ -56,9 +56,9 @@ def make(
     kind, width = "token", k
     if selection == "threshold":
         z = x[-512:] @ weights["W_enc"] + weights["b_enc"]
-        theta = max(float(np.partition(z, -512 * k, axis=None)[-512 * k]), 0.0)
-        weights["threshold"] = np.full(d_sae, theta, np.float32)
-        kind, width = "mutual", int(np.quantile((z > theta).sum(axis=1), 0.999))
+        threshold = max(float(np.partition(z, -512 * k, axis=None)[-512 * k]), 0.0)
+        weights["threshold"] = np.full(d_sae, threshold, np.float32)
+        kind, width = "mutual", int(np.quantile((z > threshold).sum(axis=1), 0.999))
     encoder = Encoder(d_in=d_in, d_sae=d_sae, selection=selection, k=k if selection == "topk" else None)
     manifest = Manifest(encoder=encoder, allocation=Allocation(kind=kind, k=float(k)), width=width)
     bundle.write(path, weights, manifest, sample=x[1024:][:4096])

@@ -54,9 +54,9 @@ def make_weights(d_in: int, d_sae: int, k: int, rng: np.random.Generator) -> tup
         "b_dec": np.zeros(d_in, np.float32),
     }
     z = np.maximum(make_rows(512, d_in, rng) @ weights["W_enc"] + weights["b_enc"], 0)
-    theta = np.partition(z, z.size - 512 * k, axis=None)[z.size - 512 * k]
-    weights["threshold"] = np.full(d_sae, theta, np.float32)
-    return weights, int(np.quantile((z > theta).sum(axis=1), 0.999)) + 1
+    threshold = np.partition(z, z.size - 512 * k, axis=None)[z.size - 512 * k]
+    weights["threshold"] = np.full(d_sae, threshold, np.float32)
+    return weights, int(np.quantile((z > threshold).sum(axis=1), 0.999)) + 1
 
 
 def make_rows(n: int, d_in: int, rng: np.random.Generator) -> NDArray[np.float32]:

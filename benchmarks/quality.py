@@ -65,8 +65,8 @@ def ours(task: Task, *, allocation: str, **settings: Any) -> Fitted:
         trainer.step(x)
     seconds = time.perf_counter() - start
     cap = None if trainer.quota is None else quota.caps(trainer.quota, task.k, task.d_sae)
-    theta = None if allocation == "token" else fit_thresholds(model, task.calibration * task.scale, task.k, cap)
-    rule = served_rule(task.k, theta)
+    threshold = None if allocation == "token" else fit_thresholds(model, task.calibration * task.scale, task.k, cap)
+    rule = served_rule(task.k, threshold)
 
     def encode(x: Tensor) -> Tensor:
         z = model.pre_activations(x * task.scale)
@@ -129,9 +129,9 @@ def measure(fitted: Fitted, task: Task) -> dict[str, Any]:
         return measured
     scaled = task.validation * fitted.scale
     # Our calibration for all: what a peer's own threshold makes of its L0 is no part of what it learnt.
-    theta = fit_thresholds(fitted.model, task.calibration * fitted.scale, task.k, fitted.cap)
+    threshold = fit_thresholds(fitted.model, task.calibration * fitted.scale, task.k, fitted.cap)
     batch = task.order.shape[1]
-    calibrated = tally_of(fitted.model, scaled, served_rule(task.k, theta), batch)
+    calibrated = tally_of(fitted.model, scaled, served_rule(task.k, threshold), batch)
     # Batches of one size: over a short last one the caps of feature choice would round to nothing.
     size = math.ceil(len(scaled) / max(round(len(scaled) / batch), 1))
     by_batch = tally_of(fitted.model, scaled[shuffled(len(scaled))], batch_rule(task.k, fitted.cap), size)

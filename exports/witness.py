@@ -68,13 +68,13 @@ def group_choice(z: NDArray[np.float64], k: int) -> Matches:
     return Matches(z, kept.reshape(z.shape), (np.broadcast_to(cut, runs.shape).reshape(z.shape),))
 
 
-def threshold(z: NDArray[np.float64], theta: ArrayLike) -> Matches:
-    """Those above theta, which is one number or one for each feature.
+def threshold(z: NDArray[np.float64], threshold: ArrayLike) -> Matches:
+    """Those above threshold, which is one number or one for each feature.
 
     >>> threshold(np.array([[5.0, 0.0, 3.0]]), [4.0, 0.0, 3.0]).kept
     array([[ True, False, False]])
     """
-    cut = np.broadcast_to(np.asarray(theta, np.float64), z.shape[1:])
+    cut = np.broadcast_to(np.asarray(threshold, np.float64), z.shape[1:])
     return Matches(z, z > cut, (cut,))
 
 

@@ -365,7 +365,7 @@ class SAE:
         if threshold is not None:
             if not by_threshold:
                 raise ValueError("threshold belongs to mutual and feature choice; use k here")
-            feed["theta"] = thresholds_of(threshold, self.d_sae)
+            feed["threshold"] = thresholds_of(threshold, self.d_sae)
         return feed
 
     def _check_k(self, k: float | None) -> None:

@@ -24,7 +24,7 @@ def native(
     path: Path,
     *,
     allocation: Allocation | None = None,
-    theta: float | str | None = "different",
+    threshold: float | str | None = "different",
     length: float = 1.0,
     **form: Any,
 ) -> Path:
@@ -33,7 +33,7 @@ def native(
     Args:
         path: where.
         allocation: of an SAE with thresholds.
-        theta: its common threshold, "different" ones, or None for none yet.
+        threshold: its common threshold, "different" ones, or None for none yet.
         length: of every row of W_dec.
         form: fields of `Encoder`.
     """
@@ -42,13 +42,15 @@ def native(
     weights = {name: rng.normal(0, 0.3, shape) for name, shape in bundle.weight_shapes(encoder).items()}
     weights["W_dec"] *= length / np.linalg.norm(weights["W_dec"], axis=1, keepdims=True)
     if encoder.selection == "threshold":
-        weights["threshold"] = rng.uniform(1, 2, D_SAE) if isinstance(theta, str) else np.full(D_SAE, theta or 0.0)
-        if theta is None:
+        weights["threshold"] = (
+            rng.uniform(1, 2, D_SAE) if isinstance(threshold, str) else np.full(D_SAE, threshold or 0.0)
+        )
+        if threshold is None:
             del weights["threshold"]
     else:
         allocation = Allocation(kind="token", k=float(encoder.k or 0))
     manifest = Manifest(encoder=encoder, allocation=allocation, width=encoder.k or 120, model="tiny", hook="layer.1")
     bundle.write(path, {name: array.astype(np.float32) for name, array in weights.items()}, manifest)
-    if theta is not None:
+    if threshold is not None:
         export(path, graphs=())
     return path

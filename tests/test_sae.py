@@ -170,8 +170,8 @@ def test_k_of_the_batch_rule(thresholded: SAE, k: float) -> None:
 def test_threshold_of_the_served_rule(thresholded: SAE) -> None:
     x, kind = make_x(20), thresholded.manifest.budget.kind
     z = served(kind, 150, x).z
-    theta = np.random.default_rng(3).uniform(0.1, 3, 150)
-    for given in (theta.astype(np.float32), theta.tolist(), 1.25, np.float64(1.25), [1.25]):
+    threshold = np.random.default_rng(3).uniform(0.1, 3, 150)
+    for given in (threshold.astype(np.float32), threshold.tolist(), 1.25, np.float64(1.25), [1.25]):
         features = thresholded.encode(x, threshold=given)
         assert witness.disagreement(witness.threshold(z, np.asarray(given, np.float32)), *slots(features)) is None
     own = make_weights(150, kind)["threshold"]

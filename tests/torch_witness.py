@@ -31,8 +31,8 @@ def token(z: Tensor, k: int) -> Sparse:
     return f, [midway(z, f, dim=1)]
 
 
-def threshold(z: Tensor, theta: ArrayLike) -> Sparse:
-    return z * (z > double(theta)), [double(theta)]
+def threshold(z: Tensor, threshold: ArrayLike) -> Sparse:
+    return z * (z > double(threshold)), [double(threshold)]
 
 
 def mutual(z: Tensor, k: float, valid: ArrayLike | None = None) -> Sparse:

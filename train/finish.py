@@ -33,14 +33,14 @@ def finished(
         processes: the number of processes that shared the batches.
     """
     config = trainer.config
-    theta, measured, width = _calibrated(trainer, *held_out)
-    weights = _folded(trainer.model, theta, scale)
+    threshold, measured, width = _calibrated(trainer, *held_out)
+    weights = _folded(trainer.model, threshold, scale)
     manifest = Manifest(
         encoder=Encoder(
             d_in=source.d_in,
             d_sae=trainer.recipe.d_sae,
-            selection="topk" if theta is None else "threshold",
-            k=int(config.k) if theta is None else None,
+            selection="topk" if threshold is None else "threshold",
+            k=int(config.k) if threshold is None else None,
         ),
         allocation=Allocation(kind=config.allocation, k=float(config.k), quota=trainer.quota),
         width=width,
@@ -58,10 +58,10 @@ def _calibrated(
     """The threshold (None for token choice), the measurements on the validation part, and the slots of encode.onnx."""
     config, model = trainer.config, trainer.model
     cap = None if trainer.quota is None else quota.caps(trainer.quota, config.k, trainer.recipe.d_sae)
-    theta = None
+    threshold = None
     if config.allocation != "token":
-        theta = fit_thresholds(model, calibration, config.k, cap)
-    served = served_rule(config.k, theta)
+        threshold = fit_thresholds(model, calibration, config.k, cap)
+    served = served_rule(config.k, threshold)
     held_out = tally_of(model, validation, served, config.batch)
     used = tally_of(model, calibration, served, config.batch).matches + held_out.matches
     measured = {
@@ -71,18 +71,18 @@ def _calibrated(
         "dead": float((used == 0).mean()),
         "dead_tokens": len(calibration) + len(validation),
     }
-    if theta is None:
+    if threshold is None:
         return None, measured, int(config.k)
     # The batches have one size: in a short last batch the limits of feature choice would round to 0.
     batch = math.ceil(len(validation) / max(round(len(validation) / config.batch), 1))
     mixed = validation[torch.from_numpy(shuffled(len(validation))).to(validation.device)]
     by_batch = tally_of(model, mixed, batch_rule(config.k, cap), batch)
     measured |= {"batch": batch, "batch_fvu": by_batch.fvu, "batch_l0": float(by_batch.l0.mean())}
-    return theta, measured, slots_for(held_out.l0, trainer.recipe.d_sae)
+    return threshold, measured, slots_for(held_out.l0, trainer.recipe.d_sae)
 
 
 def _folded(
-    model: SparseAutoencoder, theta: NDArray[np.float32] | None, scale: float
+    model: SparseAutoencoder, threshold: NDArray[np.float32] | None, scale: float
 ) -> dict[str, NDArray[np.float32]]:
     """The weights for activations that are not scaled.
 
@@ -95,8 +95,8 @@ def _folded(
         "b_dec": model.b_dec.detach() / scale,
     }
     arrays = {name: tensor.cpu().numpy() for name, tensor in weights.items()}
-    if theta is not None:
-        arrays["threshold"] = (theta / scale).astype(np.float32)
+    if threshold is not None:
+        arrays["threshold"] = (threshold / scale).astype(np.float32)
     return arrays
 
 

@@ -30,7 +30,7 @@ class Approximation(NamedTuple):
         product: s_j q . Q_j of equation (3), by place, f32 [n, d_sae].
         unit: 1 / s, f32 [n, 1].
         bias: biases less thresholds, by place, f32 [groups, 16]; they are not divided by s.
-        theta: these thresholds by feature f32 [d_sae], or the least of them f32 [1] where all are alike, or None.
+        threshold: these thresholds by feature f32 [d_sae], or the least of them f32 [1] where all are alike, or None.
         group_bound: no feature of the group has a larger size, f32 [n, groups].
     """
 
@@ -38,7 +38,7 @@ class Approximation(NamedTuple):
     product: ir.Value
     unit: ir.Value
     bias: ir.Value
-    theta: ir.Value | None
+    threshold: ir.Value | None
     group_bound: ir.Value
 
 
@@ -51,7 +51,7 @@ def sizes_in_numpy(product: Numbers, unit: Numbers, bias: Numbers) -> tuple[Numb
 
 
 def approximate(
-    graph: Graph, bundle: Bundle, x: Rounded, levels: ir.Value, stored: Stored, theta: ir.Value | None
+    graph: Graph, bundle: Bundle, x: Rounded, levels: ir.Value, stored: Stored, threshold: ir.Value | None
 ) -> Approximation:
     """Approximate all features of a batch.
 
@@ -61,20 +61,20 @@ def approximate(
         x: the activations in int8.
         levels: as in `integers.rounded`.
         stored: gives the arrays of `Int8Encoder`.
-        theta: thresholds f32 [1] or [d_sae] by feature; None where the bundle has none.
+        threshold: thresholds f32 [1] or [d_sae] by feature; None where the bundle has none.
     """
     d_sae, allocation = bundle.manifest.encoder.d_sae, bundle.manifest.allocation
     p, unit, bias = product(graph, x.q, levels, stored), graph.op("Reciprocal", x.scale), stored("int8_bias")
-    if theta is not None:
+    if threshold is not None:
         if allocation is not None and allocation.kind != "feature":  # all are alike, and one number is cheaper
-            theta = graph.op("ReduceMin", theta)
-            bias = graph.op("Sub", bias, theta)
+            threshold = graph.op("ReduceMin", threshold)
+            bias = graph.op("Sub", bias, threshold)
         else:
-            theta = graph.op("Expand", theta, graph.constant([d_sae], np.int64))
-            bias = graph.op("Sub", bias, by_group(graph, pick(graph, theta, stored("int8_order"))))
+            threshold = graph.op("Expand", threshold, graph.constant([d_sae], np.int64))
+            bias = graph.op("Sub", bias, by_group(graph, pick(graph, threshold, stored("int8_order"))))
     largest_bias = graph.op("ReduceMax", bias, graph.constant([1], np.int64), keepdims=0)
     group_bound = graph.op("Add", group_maxima(graph, p, d_sae), graph.op("Mul", unit, largest_bias))
-    return Approximation(d_sae, p, unit, bias, theta, group_bound)
+    return Approximation(d_sae, p, unit, bias, threshold, group_bound)
 
 
 def errors(graph: Graph, x: Rounded, c: ir.Value, stored: Stored) -> tuple[ir.Value, ir.Value]:
@@ -133,7 +133,7 @@ def leading(
     d_sae, size = approximation.d_sae, graph.constant(GROUP, np.int64)
 
     def passing(sizes: ir.Value) -> ir.Value:  # most lie below a threshold, and TopK is quick where most are equal
-        return sizes if approximation.theta is None else graph.op("Relu", sizes)
+        return sizes if approximation.threshold is None else graph.op("Relu", sizes)
 
     zero, one, last, end = (graph.constant([i], np.int64) for i in (0, 1, -1, 2**62))
     depth = graph.op("Min", graph.op("Add", slots, one), graph.constant([d_sae], np.int64))

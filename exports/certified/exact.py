@@ -47,21 +47,21 @@ class Scored(NamedTuple):
 
 
 def exact_in_numpy(
-    z: Numbers, bounds: Bounds, slots: int, theta: Numbers | None, limits: Limits = LIMITS
+    z: Numbers, bounds: Bounds, slots: int, threshold: Numbers | None, limits: Limits = LIMITS
 ) -> tuple[*IndicesAndValues, NDArray[np.bool_]]:
     """What `exact_graph` computes, with `slots` at least 1.
 
     The graph computes only the pre-activations z [n, d_sae] that are read here.
     """
     kept, cut, ceiling = np.zeros_like(z), np.zeros_like(bounds.unit), np.full_like(bounds.unit, np.inf)
-    if theta is None:
+    if threshold is None:
         features, largest, ceiling = leading_in_numpy(bounds.sizes, bounds.group_bound, bounds.order, slots)
         values = np.take_along_axis(z, features, axis=1)
         cut = values.min(axis=1, keepdims=True) * bounds.unit
         np.put_along_axis(kept, features, np.where(largest > ceiling, values, 0), axis=1)
     features, token, certain = candidates_in_numpy(bounds, cut, ceiling, limits)
     values = z[token, features]
-    kept[token, features] = values if theta is None else np.where(values > theta[features], values, 0)
+    kept[token, features] = values if threshold is None else np.where(values > threshold[features], values, 0)
     indices = np.argsort(-kept, axis=1, kind="stable")[:, :slots]
     return indices, np.take_along_axis(kept, indices, axis=1), certain
 
@@ -70,8 +70,8 @@ def exact_graph(bundle: Bundle, specs: Mapping[str, TensorSpec], limits: Limits 
     """x f32 [n, d_in] -> indices i64, values f32 [n, width], certain bool [n].
 
     Where `certain`, rows are those of encode.onnx, up to equal values at the cut; the others are not whole. Optional
-    inputs: width i64 [1], for threshold bundles theta f32 [1] or [d_sae], and levels f32 []: 127 where int8 products do
-    not saturate.
+    inputs: width i64 [1], threshold f32 [1] or [d_sae] where the bundle has one, and levels f32 []: 127 where int8
+    products do not saturate.
 
     Args:
         bundle: whose features these are; its d_sae is a multiple of 16.
@@ -86,20 +86,20 @@ def exact_graph(bundle: Bundle, specs: Mapping[str, TensorSpec], limits: Limits 
     encoder = bundle.manifest.encoder
     x, n = tokens(graph, encoder.d_in)
     x = normalised(graph, encoder, x).x
-    theta = threshold_input(graph, bundle)
+    threshold = threshold_input(graph, bundle)
     width = graph.input("width", np.int64, [1], default=[bundle.manifest.width])
     levels = graph.input("levels", np.float32, [], default=LEVELS)
     small = rounded(graph, x, levels, stored)
-    approximation = approximate(graph, bundle, small, levels, stored, theta)
+    approximation = approximate(graph, bundle, small, levels, stored, threshold)
     build = Build(graph, bundle, stored, centred(graph, bundle, x), limits)
-    if theta is None:
+    if threshold is None:
         scored, cut, ceiling = _best(build, approximation, width)
     else:
         cut = graph.op("Expand", graph.constant(0, np.float32), graph.op("Shape", approximation.unit))
         scored, ceiling = [], None
     error, bounded = errors(graph, small, build.c, stored)
     candidates, certain = find_candidates(build, approximation, error, bounded, cut, ceiling)
-    scored.append(_score(build, candidates, theta))
+    scored.append(_score(build, candidates, threshold))
     indices, values = _slots(graph, scored, width, encoder.d_sae)
     indices, values, certain = (first_rows(graph, part, n) for part in (indices, values, certain))
     graph.output(indices, "indices", np.int64, ["n", "width"])
@@ -120,7 +120,7 @@ def _best(build: Build, approximation: Approximation, width: ir.Value) -> tuple[
     return [Scored(features, values)], cut, ceiling
 
 
-def _score(build: Build, candidates: Candidates, theta: ir.Value | None) -> Scored:
+def _score(build: Build, candidates: Candidates, threshold: ir.Value | None) -> Scored:
     """The candidates with their activations in float32, which are 0 where they do not pass the threshold."""
     graph, block = build.graph, build.limits.block
     used, token, position, end, widest = _blocks(graph, candidates, block)
@@ -130,8 +130,8 @@ def _score(build: Build, candidates: Candidates, theta: ir.Value | None) -> Scor
     nothing = graph.constant(0, np.float32)
     values = _pre_activations(build, feature, token)
     values = graph.op("Where", graph.op("Less", position, end), values, nothing)
-    if theta is not None:
-        thresholds = graph.op("Expand", theta, graph.constant([build.bundle.manifest.encoder.d_sae], np.int64))
+    if threshold is not None:
+        thresholds = graph.op("Expand", threshold, graph.constant([build.bundle.manifest.encoder.d_sae], np.int64))
         values = above(graph, values, pick(graph, thresholds, feature))
 
     n, size = graph.op("Shape", candidates.number), graph.constant([block], np.int64)

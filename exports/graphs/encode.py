@@ -26,25 +26,27 @@ def centred(graph: Graph, bundle: Bundle, x: ir.Value) -> ir.Value:
     return graph.op("Sub", x, weight(graph, bundle, "b_dec")) if bundle.manifest.encoder.pre_bias else x
 
 
-def above(graph: Graph, z: ir.Value, theta: ir.Value) -> ir.Value:
-    """z where z > theta, else 0; NaN stays NaN, so that the caller sees it.
+def above(graph: Graph, z: ir.Value, threshold: ir.Value) -> ir.Value:
+    """z where z > threshold, else 0; NaN stays NaN, so that the caller sees it.
 
     It is a product, since onnxruntime's Where runs on one thread.
     """
-    return graph.op("Mul", z, graph.cast(graph.op("Greater", z, theta), np.float32))
+    return graph.op("Mul", z, graph.cast(graph.op("Greater", z, threshold), np.float32))
 
 
 def threshold_input(graph: Graph, bundle: Bundle) -> ir.Value | None:
-    """The input theta f32 [1] or [d_sae], where the bundle has a threshold."""
+    """The input threshold f32 [1] or [d_sae], where the bundle has a threshold."""
     if bundle.manifest.encoder.selection != "threshold":
         return None
-    return graph.input("theta", np.float32, ["theta"], default=external("theta", WEIGHTS, bundle.specs["threshold"]))
+    return graph.input(
+        "threshold", np.float32, ["threshold"], default=external("threshold", WEIGHTS, bundle.specs["threshold"])
+    )
 
 
 def encode_graph(bundle: Bundle) -> ir.Model:
     """x f32 [n, d_in] -> indices i64, values f32 [n, width], each row by falling value, unused slots 0.
 
-    Optional inputs: width i64 [1], and for threshold bundles theta f32 [1] or [d_sae].
+    Optional inputs: width i64 [1], and threshold f32 [1] or [d_sae] where the bundle has one.
 
     >>> from sae_runtime.bundle.folder import read
     >>> [value.name for value in encode_graph(read(bundle_path)).graph.outputs]
@@ -53,17 +55,17 @@ def encode_graph(bundle: Bundle) -> ir.Model:
     graph = Graph("encode")
     x, n = tokens(graph, bundle.manifest.encoder.d_in)
     z = latents(graph, bundle, x)
-    theta = threshold_input(graph, bundle)
+    threshold = threshold_input(graph, bundle)
     width = graph.input("width", np.int64, [1], default=[bundle.manifest.width])
-    write_slots(graph, *selected(graph, bundle, z, theta, width), n)
+    write_slots(graph, *selected(graph, bundle, z, threshold, width), n)
     return graph.model()
 
 
 def selected(
-    graph: Graph, bundle: Bundle, z: ir.Value, theta: ir.Value | None, width: ir.Value
+    graph: Graph, bundle: Bundle, z: ir.Value, threshold: ir.Value | None, width: ir.Value
 ) -> tuple[ir.Value, ir.Value]:
     """Indices i64 and values f32 [n, at most width] of pre-activations z [n, d_sae], as the bundle selects."""
-    return selected_slots(graph, bundle.manifest.encoder, z if theta is None else above(graph, z, theta), width)
+    return selected_slots(graph, bundle.manifest.encoder, z if threshold is None else above(graph, z, threshold), width)
 
 
 def write_slots(graph: Graph, indices: ir.Value, values: ir.Value, n: ir.Value) -> None:

@@ -137,10 +137,10 @@ def _threshold_values(
         encoder = graph.weight(external("W_enc_rows", DERIVED, rows))
         columns = graph.op("Transpose", graph.op("Gather", encoder, features), perm=[0, 2, 1])
     asked = graph.op("Unsqueeze", features, graph.constant([1], np.int64))
-    bias, theta = (graph.op("Gather", weight(graph, bundle, name), asked) for name in ("b_enc", "threshold"))
+    bias, threshold = (graph.op("Gather", weight(graph, bundle, name), asked) for name in ("b_enc", "threshold"))
     c = centred(graph, bundle, normalised(graph, bundle.manifest.encoder, x).x)
     # There is no Relu, since a threshold is never below 0.
-    return above(graph, graph.op("Add", graph.op("MatMul", c, columns), bias), theta)
+    return above(graph, graph.op("Add", graph.op("MatMul", c, columns), bias), threshold)
 
 
 def _topk_values(graph: Graph, bundle: Bundle, x: ir.Value, features: ir.Value, z: ir.Value | None) -> ir.Value:

@@ -32,7 +32,7 @@ class Calibrated:
     """The mean L0 that was wanted, the threshold [d_sae] that gives it, and what it measures on held-out rows."""
 
     k: float
-    theta: Array
+    threshold: Array
     measured: Mapping[str, float]
 
 
@@ -93,9 +93,9 @@ def calibrate_bundle(
         measured=measured,
         provenance={**bundle.manifest.provenance, "calibration": _provenance(activations, rows)},
     )
-    weights = {name: bundle.tensor(name) for name in bundle.specs} | {"threshold": fit.theta}
+    weights = {name: bundle.tensor(name) for name in bundle.specs} | {"threshold": fit.threshold}
     bundles.write(target, weights, manifest, sample=fit.sample, force=force or out is None)
-    return Calibrated(k=allocation.k, theta=fit.theta, measured=measured)
+    return Calibrated(k=allocation.k, threshold=fit.threshold, measured=measured)
 
 
 def pre_activation_blocks(
@@ -132,7 +132,7 @@ def pre_activation_blocks(
 class _Fit:
     """The threshold, on how many of how many tokens it makes each feature active, and some of the activations."""
 
-    theta: Array
+    threshold: Array
     matches: NDArray[np.int64]
     tokens: int
     sample: Array
@@ -144,18 +144,18 @@ def _fitted(
     d_sae = bundle.manifest.encoder.d_sae
     caps = None if allocation.quota is None else quota.caps(allocation.quota, allocation.k, d_sae)
     x = activations.rows(rows)
-    theta = thresholds(pre_activation_blocks(bundle, x, bar=bar), len(x), allocation.k, caps)
-    matches, _, _ = _tally(bundle, x, theta, bar, decode=False)
+    threshold = thresholds(pre_activation_blocks(bundle, x, bar=bar), len(x), allocation.k, caps)
+    matches, _, _ = _tally(bundle, x, threshold, bar, decode=False)
     sample = bundle.sample()
     if sample is None:
         sample = x[sample_rows(len(x), x.shape[1])]
-    return _Fit(theta=theta, matches=matches, tokens=len(x), sample=sample)
+    return _Fit(threshold=threshold, matches=matches, tokens=len(x), sample=sample)
 
 
 def _measured(bundle: Bundle, x: Array, fit: _Fit, bar: "tqdm[None]") -> tuple[dict[str, Any], NDArray[np.int64]]:
     """What the manifest says of held-out activations x [n, d_in], and the active features of each token [n]."""
     # A transcoder's FVU needs the activations that it reconstructs, which are not at hand.
-    matches, l0, fvu = _tally(bundle, x, fit.theta, bar, decode=bundle.manifest.encoder.d_out is None)
+    matches, l0, fvu = _tally(bundle, x, fit.threshold, bar, decode=bundle.manifest.encoder.d_out is None)
     measured = {
         "tokens": len(x),
         **({} if fvu is None else {"fvu": fvu}),
@@ -172,7 +172,7 @@ def _provenance(activations: Activations, rows: Mapping[str, int]) -> dict[str, 
 
 
 def _tally(
-    bundle: Bundle, x: Array, theta: Array, bar: "tqdm[None]", *, decode: bool
+    bundle: Bundle, x: Array, threshold: Array, bar: "tqdm[None]", *, decode: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], float | None]:
     """Tokens that each feature is active on [d_sae], active features of each token [n], and FVU if `decode` is set."""
     encoder, weights = bundle.manifest.encoder, bundle.weights()
@@ -182,7 +182,7 @@ def _tally(
     for z in pre_activation_blocks(bundle, x, bar=bar):
         block = slice(start, start + len(z))
         start += len(z)
-        kept = z > theta[block, None]
+        kept = z > threshold[block, None]
         matches[block] = kept.sum(axis=1)
         l0 += kept.sum(axis=0)
         if x_hat is not None:

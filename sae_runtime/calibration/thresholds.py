@@ -61,8 +61,8 @@ def thresholds(blocks: Iterable[Array], tokens: int, k: float, max_density: NDAr
     pool = _largest(pool, wanted + 1)
     # Where there are no more positive values than wanted, all of them are active.
     common = float(np.partition(pool, 1)[:2].mean(dtype=np.float64)) if len(pool) > wanted else 0.0
-    theta: Array = np.minimum(np.maximum(own, common), top).astype(np.float32)
-    return theta
+    threshold: Array = np.minimum(np.maximum(own, common), top).astype(np.float32)
+    return threshold
 
 
 def slots_for(l0: NDArray[np.int64], d_sae: int) -> int:

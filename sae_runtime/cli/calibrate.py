@@ -58,7 +58,7 @@ def command(
         progress=not quiet,
     )
     path = bundle if output is None else output
-    low, high = float(made.theta.min()), float(made.theta.max())
+    low, high = float(made.threshold.min()), float(made.threshold.max())
     fvu = explained(made.measured.get("fvu"))
     tokens = f"{made.measured['tokens']:,.0f}"
     lines = [

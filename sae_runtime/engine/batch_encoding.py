@@ -53,7 +53,7 @@ def encode_by_batch(
     plain = floor == 0 and tiler.graph == EXACT
 
     def encode(tiles: Sequence[NDArray[np.int64]], bound: NDArray[np.float32], whole: bool) -> Iterator[Slots]:
-        feed = {"theta": bound, "width": np.array([min(4 * slots if whole else slots, d_sae)])}
+        feed = {"threshold": bound, "width": np.array([min(4 * slots if whole else slots, d_sae)])}
         method = partial(tiler.all_slots, plain=True) if whole else tiler.plain if plain else tiler.slots
         for ids, encoded in zip(tiles, tiler.map(method, map(read, tiles), feed), strict=True):
             refuse_overflow(encoded, ids, name_row)

@@ -79,8 +79,8 @@ def cuts(z: NDArray[np.float64], k: float, cap: NDArray[np.float64] | None = Non
     left = np.sort(z[(z > own) & (z <= top)])[::-1]
     wanted = int(np.rint(k * n)) - int((z > top).sum())
     common = (left[wanted - 1] + left[wanted]) / 2 if len(left) > wanted else 0.0
-    theta: NDArray[np.float64] = np.minimum(np.maximum(own, common), top)
-    return theta
+    threshold: NDArray[np.float64] = np.minimum(np.maximum(own, common), top)
+    return threshold
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -118,17 +118,17 @@ def test_a_bundle_without_threshold_is_served_at_k(tmp_path: Path, form: str) ->
     read = bundle.read(path)
     assert read.manifest.allocation == Allocation(kind="mutual", k=5.0)
     assert read.manifest.measured == made.measured
-    np.testing.assert_array_equal(read.tensor("threshold"), made.theta)
-    assert len(np.unique(made.theta)) == 1
+    np.testing.assert_array_equal(read.tensor("threshold"), made.threshold)
+    assert len(np.unique(made.threshold)) == 1
     sample = read.sample()
     assert sample is not None and sample.shape == (4 * D_IN, D_IN)
 
     x = make_x(4000)
     fitting, held = x[:3000], x[3000:]
     z = pre_activations(path, x)
-    kept = z > made.theta
+    kept = z > made.threshold
     assert kept[:3000].sum() == 5 * 3000
-    np.testing.assert_allclose(made.theta, cuts(z[:3000], 5.0), rtol=2e-5)
+    np.testing.assert_allclose(made.threshold, cuts(z[:3000], 5.0), rtol=2e-5)
     assert made.measured["tokens"] == 1000 and made.measured["dead_tokens"] == 4000
     assert made.measured["l0"] == pytest.approx(kept[3000:].sum(axis=1).mean(), abs=2e-3)
     assert made.measured["dead"] == (kept.sum(axis=0) == 0).mean()
@@ -151,8 +151,8 @@ def test_feature_choice_keeps_its_quota_at_another_k(copy_of: BundleOf, tmp_path
     after = bundle.read(path)
     assert after.manifest.allocation == Allocation(kind="feature", k=3.0, quota=QUOTA)
     z = pre_activations(path, make_x(3000))
-    np.testing.assert_allclose(made.theta, cuts(z, 3.0, quota.caps(QUOTA, 3.0, D_SAE)), rtol=2e-5)
-    assert len(np.unique(made.theta)) > 2 and made.measured["l0"] == pytest.approx(3.0, rel=0.05)
+    np.testing.assert_allclose(made.threshold, cuts(z, 3.0, quota.caps(QUOTA, 3.0, D_SAE)), rtol=2e-5)
+    assert len(np.unique(made.threshold)) > 2 and made.measured["l0"] == pytest.approx(3.0, rel=0.05)
     assert after.manifest.graphs == {} and not list(path.glob("*.onnx"))
     assert sample is not None
     np.testing.assert_array_equal(after.sample(), sample)
@@ -187,7 +187,7 @@ def test_far_more_rows_than_needed_are_thinned(tmp_path: Path) -> None:
 def test_fewer_positive_values_than_the_budget_are_all_served(tmp_path: Path) -> None:
     path = raw(tmp_path / "sae")
     made = calibrate_bundle(path, plain(tmp_path), k=140.0)
-    assert not made.theta.any() and 0 < made.measured["l0"] < 140
+    assert not made.threshold.any() and 0 < made.measured["l0"] < 140
 
 
 def test_equal_rows_have_no_variance_to_explain(tmp_path: Path) -> None:

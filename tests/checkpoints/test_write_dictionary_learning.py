@@ -23,17 +23,17 @@ MUTUAL = {"selection": "threshold", "allocation": Allocation(kind="mutual", k=6.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "topk": ("AutoEncoderTopK", {"selection": "topk", "k": 6}),
     "topk, no pre-bias": ("AutoEncoderTopK", {"selection": "topk", "k": 6, "pre_bias": False}),
-    "common threshold": ("BatchTopKSAE", {**MUTUAL, "theta": 1.5}),
-    "common threshold, no pre-bias": ("BatchTopKSAE", {**MUTUAL, "theta": 1.5, "pre_bias": False}),
+    "common threshold": ("BatchTopKSAE", {**MUTUAL, "threshold": 1.5}),
+    "common threshold, no pre-bias": ("BatchTopKSAE", {**MUTUAL, "threshold": 1.5, "pre_bias": False}),
     "common threshold, no whole k": (
         "JumpReluAutoEncoder",
-        {"selection": "threshold", "allocation": Allocation(kind="mutual", k=6.5), "theta": 1.5},
+        {"selection": "threshold", "allocation": Allocation(kind="mutual", k=6.5), "threshold": 1.5},
     ),
     "thresholds": ("JumpReluAutoEncoder", {"selection": "threshold"}),
     "thresholds, no pre-bias": ("JumpReluAutoEncoder", {"selection": "threshold", "pre_bias": False}),
-    "relu": ("AutoEncoder", {"selection": "threshold", "theta": 0.0}),
-    "relu, no pre-bias": ("AutoEncoder", {"selection": "threshold", "theta": 0.0, "pre_bias": False}),
-    "relu, decoder of any length": ("JumpReluAutoEncoder", {"selection": "threshold", "theta": 0.0, "length": 1.7}),
+    "relu": ("AutoEncoder", {"selection": "threshold", "threshold": 0.0}),
+    "relu, no pre-bias": ("AutoEncoder", {"selection": "threshold", "threshold": 0.0, "pre_bias": False}),
+    "relu, decoder of any length": ("JumpReluAutoEncoder", {"selection": "threshold", "threshold": 0.0, "length": 1.7}),
 }
 
 
@@ -114,7 +114,7 @@ def test_bundles_that_dictionary_learning_cannot_compute_are_refused(
         ):
             write(native(tmp_path / form, selection="topk", k=6, **FORMS[form]), out)
     with pytest.raises(bundle.BundleError, match="has no threshold yet.*run: sae-runtime calibrate"):
-        write(native(tmp_path / "raw", selection="threshold", theta=None), out)
+        write(native(tmp_path / "raw", selection="threshold", threshold=None), out)
     with monkeypatch.context() as patch:
         patch.setattr(extras, "missing", lambda extra: ["torch"] if extra == "train" else [])
         with pytest.raises(ImportError, match=r"torch not installed; run: pip install 'sae-runtime\[train\]'"):

@@ -44,11 +44,11 @@ def test_calibrate_prints_json_of_another_output(bundle_of: BundleOf, acts: Path
     out = tmp_path / "out"
     result = run("calibrate", bundle_of("feature"), "--activations", acts, "-o", out, "--json", "-q")
     read = bundle.read(out)
-    theta = read.tensor("threshold")
+    threshold = read.tensor("threshold")
     assert json.loads(result.stdout) == {
         "bundle": str(out),
         "k": 6.0,
-        "threshold": [theta.min(), theta.max()],
+        "threshold": [threshold.min(), threshold.max()],
         "measured": dict(read.manifest.measured),
     }
 

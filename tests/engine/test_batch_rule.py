@@ -53,12 +53,12 @@ def greedy(z: Latents, budget: int, limit: NDArray[np.int64] | None) -> Latents:
 def encoder(z: Latents, width: int, asked: list[int] | None = None) -> Encode:
     """What gives the latents z, `width` of a row the first time, and notes which rows it was asked for."""
 
-    def encode(tiles: Sequence[NDArray[np.int64]], theta: NDArray[np.float32], whole: bool) -> Iterator[Slots]:
+    def encode(tiles: Sequence[NDArray[np.int64]], threshold: NDArray[np.float32], whole: bool) -> Iterator[Slots]:
         for ids in tiles:
             assert (np.diff(ids) > 0).all()
             if asked is not None:
                 asked.extend(ids.tolist())
-            rows = np.where(z[ids] > theta, z[ids], 0)
+            rows = np.where(z[ids] > threshold, z[ids], 0)
             order = np.argsort(-rows, axis=1, kind="stable")[:, : z.shape[1] if whole else width]
             yield order, np.take_along_axis(rows, order, axis=1)
 
@@ -90,7 +90,7 @@ def test_encode_joint_equals_the_greedy_walk(tile: int, width: int) -> None:
 
 
 def test_cut_gives_a_bound_for_what_is_not_known_yet() -> None:
-    """Latents below theta change nothing, whatever they are; more of the others only raise theta."""
+    """Latents below threshold change nothing, whatever they are; more of the others only raise threshold."""
     for z, budget, limit in cases(seed=1):
         half = z.copy()
         half[len(z) // 2 :] = 0
@@ -125,9 +125,9 @@ def test_columns_that_are_full_ask_for_less() -> None:
     seen: list[NDArray[np.float32]] = []
     inner = encoder(z, 20)
 
-    def encode(tiles: Sequence[NDArray[np.int64]], theta: NDArray[np.float32], whole: bool) -> Iterator[Slots]:
-        seen.append(theta)
-        return inner(tiles, theta, whole)
+    def encode(tiles: Sequence[NDArray[np.int64]], threshold: NDArray[np.float32], whole: bool) -> Iterator[Slots]:
+        seen.append(threshold)
+        return inner(tiles, threshold, whole)
 
     limit = np.array([0, 1, 20] + [500] * 17)
     encode_joint(encode, 500, 20, budget=500, limit=limit, tile=10, fresh=64)
@@ -141,10 +141,10 @@ def test_columns_that_are_full_ask_for_less() -> None:
 def test_memory_follows_the_budget(limited: bool) -> None:
     n, d_sae, budget = 6_000, 400, 6_000
 
-    def encode(tiles: Sequence[NDArray[np.int64]], theta: NDArray[np.float32], whole: bool) -> Iterator[Slots]:
+    def encode(tiles: Sequence[NDArray[np.int64]], threshold: NDArray[np.float32], whole: bool) -> Iterator[Slots]:
         for ids in tiles:
             z = np.abs(np.sin(ids[:, None] * 0.37 + np.arange(d_sae) * 1.7)).astype(np.float32) ** 8
-            yield from encoder(z, 8)([np.arange(len(ids))], theta, whole)
+            yield from encoder(z, 8)([np.arange(len(ids))], threshold, whole)
 
     limit = np.full(d_sae, 25) if limited else None
     tracemalloc.start()
@@ -293,7 +293,7 @@ class Doubting(RecordingSessions):
         if name != "encode_exact.onnx":
             return outputs
         indices, values, certain = outputs
-        doubted = feed["x"][:, 0] > feed["theta"].max() - 2.0
+        doubted = feed["x"][:, 0] > feed["threshold"].max() - 2.0
         indices[doubted], values[doubted] = 0, 99
         return [indices, values, certain & ~doubted]
 
@@ -335,9 +335,9 @@ def test_another_rounding_of_rows_that_are_encoded_again_costs_no_match(off: flo
     z = np.maximum(rng.normal(0, 1, (60, 20)), 0).astype(np.float32)
     inner = encoder(z, 6)
 
-    def encode(tiles: Sequence[NDArray[np.int64]], theta: NDArray[np.float32], whole: bool) -> Iterator[Slots]:
+    def encode(tiles: Sequence[NDArray[np.int64]], threshold: NDArray[np.float32], whole: bool) -> Iterator[Slots]:
         other = encoder(z * np.float32(off), 20)
-        return other(tiles, theta, whole) if whole else inner(tiles, theta, whole)
+        return other(tiles, threshold, whole) if whole else inner(tiles, threshold, whole)
 
     for limit in (None, np.full(20, 9)):
         for floor in (0.0, 0.4, 2.0):

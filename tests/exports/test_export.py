@@ -39,8 +39,8 @@ def contract(name: str, kind: str, d_sae: int) -> tuple[Signature, Signature]:
     rows: Signature = [("indices", np.int64, ["n", None], False), ("values", np.float32, ["n", None], False)]
     x: Signature = [("x", np.float32, ["n", D_IN], False)]
     if name == "encode.onnx":
-        theta: Signature = [] if kind == "token" else [("theta", np.float32, [None], True)]
-        return [*x, *theta, ("width", np.int64, [1], True)], rows
+        threshold: Signature = [] if kind == "token" else [("threshold", np.float32, [None], True)]
+        return [*x, *threshold, ("width", np.int64, [1], True)], rows
     if name == "encode_joint.onnx":
         cap: Signature = [("cap", np.float64, [d_sae], True)] if kind == "feature" else []
         return [*x, ("valid", np.bool_, [None], True), ("k", np.float64, [], True), *cap], rows

@@ -77,7 +77,7 @@ def test_sae_lens_computes_the_same_for_every_form_that_it_knows(
         {"selection": "groupmax", "k": 6},
         {"selection": "topk", "k": 6, "skip": True},
         {"selection": "topk", "k": 6, "pre_bias": False, "d_out": 7},
-        {"selection": "threshold", "theta": None},
+        {"selection": "threshold", "threshold": None},
     ],
 )
 def test_a_form_that_sae_lens_does_not_know_has_no_configuration(tmp_path: Path, form: dict[str, Any]) -> None:

@@ -25,28 +25,28 @@ def z_of(model: SparseAutoencoder, x: Tensor) -> np.ndarray:
 @pytest.mark.parametrize("elements", [1 << 25, 5000])
 def test_mutual_choice_gets_one_threshold_and_exactly_k(model: SparseAutoencoder, elements: int) -> None:
     x = activations(500)
-    theta = fit_thresholds(model, x, 6.0, elements=elements)
-    assert theta.dtype == np.float32 and len(np.unique(theta)) == 1
-    assert (z_of(model, x) > theta).sum() == 3000
+    threshold = fit_thresholds(model, x, 6.0, elements=elements)
+    assert threshold.dtype == np.float32 and len(np.unique(threshold)) == 1
+    assert (z_of(model, x) > threshold).sum() == 3000
     # Midway: a little noise in z, as between torch and onnxruntime, changes nothing.
     z = np.sort(z_of(model, x).ravel())
-    assert theta[0] == pytest.approx((z[-3000] + z[-3001]) / 2, rel=1e-6)
+    assert threshold[0] == pytest.approx((z[-3000] + z[-3001]) / 2, rel=1e-6)
 
 
 @pytest.mark.parametrize("slack", [1.0, 1.5, 4.0])
 def test_feature_choice_holds_k_and_every_cap(model: SparseAutoencoder, slack: float) -> None:
     x = activations(800)
     cap = quota.caps(Quota(exponent=0.8, offset=3.0, slack=slack), 6.0, 120)
-    theta = fit_thresholds(model, x, 6.0, cap)
-    kept = z_of(model, x) > theta
+    threshold = fit_thresholds(model, x, 6.0, cap)
+    kept = z_of(model, x) > threshold
     limit = quota.tokens_per_feature(cap, 800)
     assert (kept.sum(axis=0) <= limit).all()
     positive = (z_of(model, x) > 0).sum(axis=0)
     assert kept.sum() == min(4800, np.minimum(positive, limit).sum())
     assert (kept.sum(axis=0) >= np.minimum(positive, quota.tokens_per_feature(cap / 30, 800))).all()
-    assert np.isfinite(theta).all() and (theta >= 0).all()
+    assert np.isfinite(threshold).all() and (threshold >= 0).all()
     if slack > 1:
-        assert np.isclose(theta, theta.min()).sum() > 1, "the common cut binds for features below their caps"
+        assert np.isclose(threshold, threshold.min()).sum() > 1, "the common cut binds for features below their caps"
 
 
 def test_feature_choice_does_not_silence_features_of_small_values(model: SparseAutoencoder) -> None:
@@ -54,9 +54,9 @@ def test_feature_choice_does_not_silence_features_of_small_values(model: SparseA
         model.W_enc[5] *= 0.01
     x, cap = activations(800), quota.caps(Quota(exponent=0.0, slack=3.0), 6.0, 120)
     z = z_of(model, x)
-    theta = fit_thresholds(model, x, 6.0, cap)
-    assert (z[:, 5] > theta[5]).sum() == 4, "a thirtieth of 800 * 0.15"
-    assert (z > theta).sum() == 4800, "which the others pay for"
+    threshold = fit_thresholds(model, x, 6.0, cap)
+    assert (z[:, 5] > threshold[5]).sum() == 4, "a thirtieth of 800 * 0.15"
+    assert (z > threshold).sum() == 4800, "which the others pay for"
     assert (z[:, 5] > fit_thresholds(model, x, 6.0)[5]).sum() == 0, "mutual choice silences it"
 
 

@@ -29,16 +29,16 @@ class Autoencoder(Protocol):
         """The reconstruction [n, d_out] of x from sums of decoder rows f W_dec [n, d_out]."""
 
 
-def served_rule(k: float, theta: NDArray[np.float32] | None) -> Rule:
-    """Each token for itself: its top k where theta is None, else what lies above the threshold theta.
+def served_rule(k: float, threshold: NDArray[np.float32] | None) -> Rule:
+    """Each token for itself: its top k where threshold is None, else what lies above the threshold.
 
     >>> served_rule(1, None)(torch.tensor([[3.0, 2.0, 0.0]])).tolist()
     [[True, False, False]]
     """
-    if theta is None:
+    if threshold is None:
         return lambda z: allocate(z, per_token=int(k))
-    threshold = torch.from_numpy(theta)
-    return lambda z: z > threshold.to(z.device)
+    cut = torch.from_numpy(threshold)
+    return lambda z: z > cut.to(z.device)
 
 
 def group_rule(k: int) -> Rule:

@@ -42,8 +42,8 @@ class TorchSAE(nn.Module):
         if encoder.selection == "groupmax":
             self.served: Rule = group_rule(encoder.k or 0)
         else:
-            theta = None if encoder.k is not None else np.array(read.tensor("threshold"))
-            self.served = served_rule(encoder.k or encoder.d_sae, theta)
+            threshold = None if encoder.k is not None else np.array(read.tensor("threshold"))
+            self.served = served_rule(encoder.k or encoder.d_sae, threshold)
         self.batch: Rule | None = None
         if allocation is not None and encoder.selection == "threshold":
             caps = None if allocation.quota is None else quota.caps(allocation.quota, allocation.k, encoder.d_sae)

@@ -23,7 +23,7 @@ D_SAE = 512
 
 
 def opened(path: Path) -> Callable[..., list[NDArray[Any]]]:
-    """x, slots and theta -> features, sizes, ceiling, product, unit, group_bound and bias."""
+    """x, slots and threshold -> features, sizes, ceiling, product, unit, group_bound and bias."""
     made, specs = bundle.read(path), read_header(path / DERIVED)
     graph = Graph("leading")
 
@@ -32,10 +32,10 @@ def opened(path: Path) -> Callable[..., list[NDArray[Any]]]:
         return graph.constant(array, array.dtype, name=name)
 
     x, levels = graph.input("x", np.float32, ["n", made.manifest.encoder.d_in]), graph.constant(63, np.float32)
-    theta = graph.input("theta", np.float32, ["t"]) if "threshold" in made.specs else None
+    threshold = graph.input("threshold", np.float32, ["t"]) if "threshold" in made.specs else None
     slots = graph.input("slots", np.int64, [1])
     small = rounded(graph, x, levels, stored)
-    approximation = approximate(graph, made, small, levels, stored, theta)
+    approximation = approximate(graph, made, small, levels, stored, threshold)
     outputs = [*leading(graph, approximation, stored, slots), *approximation[1:3], approximation.group_bound]
     outputs.append(approximation.bias)
     for i, value in enumerate(outputs):
@@ -48,11 +48,11 @@ def opened(path: Path) -> Callable[..., list[NDArray[Any]]]:
     return lambda **feed: list(session.run(None, {name: feed[name] for name in names}))
 
 
-def sizes(path: Path, outputs: list[NDArray[Any]], theta: NDArray[np.float32]) -> NDArray[np.float64]:
+def sizes(path: Path, outputs: list[NDArray[Any]], threshold: NDArray[np.float32]) -> NDArray[np.float64]:
     """Of all features [n, d_sae], by feature, in float64."""
     specs = read_header(path / DERIVED)
     order, bias = (map_tensor(path / DERIVED, specs[f"int8_{name}"]) for name in ("order", "bias"))
-    by_place = outputs[3] + outputs[4] * (bias.ravel().astype(np.float64) - np.broadcast_to(theta, D_SAE)[order])
+    by_place = outputs[3] + outputs[4] * (bias.ravel().astype(np.float64) - np.broadcast_to(threshold, D_SAE)[order])
     by_feature = np.empty(by_place.shape)
     by_feature[:, order] = by_place
     return by_feature
@@ -62,10 +62,10 @@ def sizes(path: Path, outputs: list[NDArray[Any]], theta: NDArray[np.float32]) -
 def test_leading_leaves_out_no_feature_above_its_ceiling(bundle_of: BundleOf, kind: str, slots: int) -> None:
     path, x = bundle_of(kind, D_SAE, sampled=True), make_x(40)
     each = np.random.default_rng(0).uniform(0.2, 2, D_SAE).astype(np.float32)
-    theta = {"token": np.zeros(1, np.float32), "mutual": np.array([0.7], np.float32), "feature": each}[kind]
-    outputs = opened(path)(x=x, slots=np.array([slots]), theta=theta)
+    threshold = {"token": np.zeros(1, np.float32), "mutual": np.array([0.7], np.float32), "feature": each}[kind]
+    outputs = opened(path)(x=x, slots=np.array([slots]), threshold=threshold)
     features, found, ceiling = outputs[:3]
-    true = sizes(path, outputs, theta)
+    true = sizes(path, outputs, threshold)
     assert features.shape == found.shape == (40, slots) and (np.diff(found, axis=1) <= 0).all()
     assert all(len(set(row)) == slots for row in features)
     at = np.take_along_axis(true, features, axis=1)
@@ -79,10 +79,10 @@ def test_leading_leaves_out_no_feature_above_its_ceiling(bundle_of: BundleOf, ki
 
 def test_no_feature_is_larger_than_its_group_says(bundle_of: BundleOf, kind: str) -> None:
     path, x = bundle_of(kind, D_SAE, sampled=True), make_x(40)
-    theta = np.full(1 if kind != "feature" else D_SAE, 0.5 if kind != "token" else 0.0, np.float32)
-    outputs = opened(path)(x=x, slots=np.array([8]), theta=theta)
+    threshold = np.full(1 if kind != "feature" else D_SAE, 0.5 if kind != "token" else 0.0, np.float32)
+    outputs = opened(path)(x=x, slots=np.array([8]), threshold=threshold)
     order = map_tensor(path / DERIVED, read_header(path / DERIVED)["int8_order"])
-    by_group = sizes(path, outputs, theta)[:, order].reshape(40, -1, 16).max(axis=2)
+    by_group = sizes(path, outputs, threshold)[:, order].reshape(40, -1, 16).max(axis=2)
     assert (outputs[5] >= by_group - 1e-4 * np.abs(by_group)).all()
     assert (outputs[5] - by_group).mean() < 0.5 * by_group.std(), "bounds that are loose"
 
@@ -90,9 +90,9 @@ def test_no_feature_is_larger_than_its_group_says(bundle_of: BundleOf, kind: str
 @pytest.mark.parametrize("slots", [1, 5, 33, 512])
 def test_the_numpy_version_of_leading_is_the_graph(bundle_of: BundleOf, kind: str, slots: int) -> None:
     path, x = bundle_of(kind, D_SAE, sampled=True), make_x(40)
-    theta = np.full(1 if kind != "feature" else D_SAE, 0.0 if kind == "token" else 0.5, np.float32)
+    threshold = np.full(1 if kind != "feature" else D_SAE, 0.0 if kind == "token" else 0.5, np.float32)
     features, largest, ceiling, product, unit, group_bound, bias = opened(path)(
-        x=x, slots=np.array([slots]), theta=theta
+        x=x, slots=np.array([slots]), threshold=threshold
     )
     order = map_tensor(path / DERIVED, read_header(path / DERIVED)["int8_order"])
     size, bound = sizes_in_numpy(product, unit, bias)

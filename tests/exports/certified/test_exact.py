@@ -115,11 +115,11 @@ def test_certain_tokens_equal_the_witness_for_given_thresholds(bundle_of: Bundle
     x, path = make_x(60), bundle_of(kind, D_SAE, sampled=True)
     z = witness.latents(make_weights(D_SAE, kind), x)
     each = np.random.default_rng(2).uniform(0.3, 4, D_SAE).astype(np.float32)
-    for theta in ([1.1], [0.0], [30.0], each):
-        theta = np.asarray(theta, np.float32)
-        found = exact(path, x, theta=theta, width=[D_SAE])
+    for threshold in ([1.1], [0.0], [30.0], each):
+        threshold = np.asarray(threshold, np.float32)
+        found = exact(path, x, threshold=threshold, width=[D_SAE])
         assert found[2].all()
-        assert_exact(found, witness.threshold(z, theta))
+        assert_exact(found, witness.threshold(z, threshold))
 
 
 def test_ties_at_the_cut_keep_counts_and_values(bundle_of: BundleOf, kind: str) -> None:
@@ -238,7 +238,7 @@ def inside(path: Path, kind: str, limits: Limits) -> Callable[[NDArray[np.float3
         return graph.constant(array, array.dtype, name=name)
 
     x, levels = graph.input("x", np.float32, ["n", D_IN]), graph.constant(63, np.float32)
-    thresholds = None if kind == "token" else graph.constant(made.tensor("threshold"), np.float32, name="theta")
+    thresholds = None if kind == "token" else graph.constant(made.tensor("threshold"), np.float32, name="threshold")
     small = rounded(graph, x, levels, stored)
     approximation = approximate(graph, made, small, levels, stored, thresholds)
     c = graph.op("Sub", x, graph.constant(made.tensor("b_dec"), np.float32, name="b_dec"))
@@ -271,8 +271,8 @@ def test_the_numpy_version_of_encode_exact_is_the_graph(tmp_path: Path, kind: st
     order, share = (map_tensor(path / DERIVED, specs[f"int8_{name}"]) for name in ("order", "share"))
     z = np.maximum((x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"], 0)
     bounds = Bounds(*sizes_in_numpy(product, unit, bias), error, share, order, unit)
-    slots, theta = K if kind == "token" else 4 * K, weights.get("threshold")
-    indices, values, sure = exact_in_numpy(z, bounds, slots, theta, limits)
+    slots, threshold = K if kind == "token" else 4 * K, weights.get("threshold")
+    indices, values, sure = exact_in_numpy(z, bounds, slots, threshold, limits)
     outputs = exact(path, x)
     np.testing.assert_array_equal(sure, outputs[2])
     assert sure.any() and (groups == LIMITS.groups or not sure.all())
@@ -284,7 +284,7 @@ def test_encode_exact_agrees_with_the_reference_evaluator(bundle_of: BundleOf, k
     x, path = make_x(4), bundle_of(kind, D_SAE, sampled=True)
     feed: dict[str, Any] = {"x": x, "width": np.array([K if kind == "token" else 100]), "levels": np.float32(127)}
     if kind != "token":
-        feed["theta"] = map_tensor(path / WEIGHTS, read_header(path / WEIGHTS)["threshold"])
+        feed["threshold"] = map_tensor(path / WEIGHTS, read_header(path / WEIGHTS)["threshold"])
     outputs: Any = reference(str(path / GRAPH)).run(None, feed)
     assert outputs[2].all()
     assert_exact(tuple(outputs), served(kind, D_SAE, x))
@@ -308,8 +308,8 @@ def test_encode_exact_has_the_inputs_and_outputs_of_the_contract(bundle_of: Bund
     assert model.ir_version == 10 and (path / GRAPH).stat().st_size < 20_000
     assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 21)]
     assert {node.domain for node in model.graph.node} == {""}
-    theta = [] if kind == "token" else ["theta"]
-    assert [value.name for value in model.graph.input] == ["x", *theta, "width", "levels"]
+    threshold = [] if kind == "token" else ["threshold"]
+    assert [value.name for value in model.graph.input] == ["x", *threshold, "width", "levels"]
     assert [value.name for value in model.graph.output] == ["indices", "values", "certain"]
     external = [tensor for tensor in model.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
     places = {tensor.name: {pair.key: pair.value for pair in tensor.external_data} for tensor in external}

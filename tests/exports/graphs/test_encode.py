@@ -56,11 +56,13 @@ def test_width_is_an_input_cut_at_d_sae(bundle_of: BundleOf, kind: str, width: i
 @pytest.mark.parametrize("vector", [False, True])
 def test_encoding_takes_thresholds_as_an_input(bundle_of: BundleOf, vector: bool) -> None:
     x = make_x(50)
-    theta = np.random.default_rng(2).uniform(0.5, 3, 150).astype(np.float32) if vector else np.array([1.1], np.float32)
+    threshold = (
+        np.random.default_rng(2).uniform(0.5, 3, 150).astype(np.float32) if vector else np.array([1.1], np.float32)
+    )
     for kind in ("mutual", "feature"):
-        indices, values = run_graph(bundle_of(kind), "encode.onnx", x=x, theta=theta, width=np.array([150]))
+        indices, values = run_graph(bundle_of(kind), "encode.onnx", x=x, threshold=threshold, width=np.array([150]))
         z = torch_witness.latents(make_weights(150, kind), x)
-        expected = torch_witness.threshold(z, theta)
+        expected = torch_witness.threshold(z, threshold)
         torch_witness.assert_same_features(torch_witness.dense([indices, values], 150), expected)
 
 

@@ -14,11 +14,11 @@ def test_a_tally_agrees_with_numpy(batch: int) -> None:
     rows = x.double().numpy()
     weights = {name: tensor.detach().double().numpy() for name, tensor in model.named_parameters()}
     z = np.maximum((rows - weights["b_dec"]) @ weights["W_enc"].T + weights["b_enc"], 0)
-    theta = np.full(30, 1.0, np.float32)
+    threshold = np.full(30, 1.0, np.float32)
     batches = [witness.joint(z[begin : begin + batch], 2.5).kept for begin in range(0, 100, batch)]
     for rule, kept in (
         (served_rule(3, None), witness.token_choice(z, 3).kept),
-        (served_rule(3, theta), z > 1.0),
+        (served_rule(3, threshold), z > 1.0),
         (group_rule(5), witness.group_choice(z, 5).kept),
         (batch_rule(2.5, None), np.concatenate(batches)),
     ):
