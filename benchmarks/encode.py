@@ -24,7 +24,7 @@ from sae_runtime.bundle import folder as bundle
 from sae_runtime.bundle.files import new_file
 from sae_runtime.bundle.folder import Bundle
 from sae_runtime.engine.sessions import open_session
-from sae_runtime.exports.graphs.encode import latents
+from sae_runtime.exports.graphs.encode import pre_activations
 from sae_runtime.exports.graphs.graph import Graph
 
 Run = Callable[[NDArray[np.float32]], object]
@@ -34,7 +34,7 @@ def dense(read: Bundle) -> Run:
     """The dense product in onnxruntime, without a selection: what any exporter would start from."""
     graph = Graph("dense")
     x = graph.input("x", np.float32, ["n", read.manifest.encoder.d_in])
-    graph.output(latents(graph, read, x), "z", np.float32, ["n", read.manifest.encoder.d_sae])
+    graph.output(pre_activations(graph, read, x), "z", np.float32, ["n", read.manifest.encoder.d_sae])
     path = read.path / "dense.onnx"
     with new_file(path, force=True) as partial_file:
         ir.save(graph.model(), partial_file)

@@ -231,7 +231,7 @@ def _distance(mine: Tensor, truth: Tensor) -> float:
 
 
 def _gradients(step: Gradients, d_in: int, device: torch.device) -> dict[str, Tensor]:
-    # Few latents: where many crowd around the cut, two orders of summation may choose different matches.
+    # Few pre-activations: where many crowd around the cut, two orders of summation may choose different matches.
     generator, n, d_sae = torch.Generator().manual_seed(0), 512, 2048
     model = SparseAutoencoder(d_sae, torch.zeros(d_in), generator=generator).to(device)
     x, among = torch.randn(n, d_in, generator=generator).to(device), torch.arange(d_sae, device=device) % 50 == 0

@@ -213,7 +213,7 @@ def _free() -> int:
 @click.option("--k", default=32)
 @click.option("--n", default=16_384, type=click.IntRange(min=1))
 @click.option("--rounds", default=3, type=click.IntRange(min=1))
-@click.option("--graphs", is_flag=True, help="encode_joint.onnx too, which holds all latents at once")
+@click.option("--graphs", is_flag=True, help="encode_joint.onnx too, which holds all pre-activations at once")
 @click.option("--tokens", type=int, help="only ours, over that many tokens in a file")
 @click.option("--text", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="see wide.py")
 @click.option("--cache", type=click.Path(file_okay=False, path_type=Path), help="see wide.py")

@@ -94,7 +94,7 @@ def _fault(bundle: Bundle, name: str, run: Run) -> str | None:
     x = sample(encoder, weights, np.random.default_rng(0))
     if name == DECODE.file:
         return _fault_of_decode(bundle, weights, x, run)
-    z = witness.latents(weights, witness.normalise(x, encoder.norm)[0])
+    z = witness.pre_activations(weights, witness.normalise(x, encoder.norm)[0])
     checks: Mapping[str, Callable[[], str | None]] = {
         STEER.file: lambda: _fault_of_steer(bundle, weights, x, z, run),
         JOINT.file: lambda: _fault_of_joint(bundle, x, z, run),

@@ -38,7 +38,7 @@ def normalise(x: ArrayLike, norm: str) -> tuple[NDArray[np.float64], NDArray[np.
     return x, none, none + 1
 
 
-def latents(weights: Weights, x: ArrayLike) -> NDArray[np.float64]:
+def pre_activations(weights: Weights, x: ArrayLike) -> NDArray[np.float64]:
     """The pre-activations relu((x' - b_pre) W_enc + b_enc) [..., d_sae] of x' [..., d_in]."""
     w = {name: np.asarray(value, np.float64) for name, value in weights.items()}
     return np.maximum((np.asarray(x, np.float64) - w.get("b_pre", w["b_dec"])) @ w["W_enc"] + w["b_enc"], 0)

@@ -176,7 +176,7 @@ def run_graph(folder: Path, name: str, **feed: NDArray[Any]) -> list[NDArray[Any
 def served(kind: str, d_sae: int, x: NDArray[np.float32], k: int = K) -> witness.Matches:
     """What the witness keeps by the served rule."""
     weights = make_weights(d_sae, kind)
-    z = witness.latents(weights, x)
+    z = witness.pre_activations(weights, x)
     return witness.token_choice(z, k) if kind == "token" else witness.threshold(z, weights["threshold"])
 
 
@@ -184,7 +184,7 @@ def joint(
     kind: str, d_sae: int, x: NDArray[np.float32], k: float = K, valid: NDArray[np.bool_] | None = None
 ) -> witness.Matches:
     """What the witness keeps by the batch rule."""
-    z = witness.latents(make_weights(d_sae, kind), x)
+    z = witness.pre_activations(make_weights(d_sae, kind), x)
     cap = quota.caps(QUOTA, K, d_sae) if kind == "feature" else None
     return witness.joint(z, k, cap, valid)
 

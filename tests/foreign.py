@@ -63,7 +63,7 @@ def assert_near(found: NDArray[Any], expected: NDArray[Any]) -> None:
     assert error.max() <= TOLERANCE, f"max {error.max()}, mean {error.mean()}, at {np.argmax(error)}"
 
 
-def latents(made: Checkpoint, x: Tensor) -> NDArray[np.float64]:
+def pre_activations(made: Checkpoint, x: Tensor) -> NDArray[np.float64]:
     """z of a checkpoint without a norm, in plain numpy: for those that have no threshold to be served by yet."""
     weights = {name: whole(made, name) for name in ("W_enc", "b_enc", "b_dec")}
     centred = x.numpy().astype(np.float64) - (weights["b_dec"] if made.encoder.pre_bias else 0)

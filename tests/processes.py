@@ -97,8 +97,8 @@ def _become(rank: int, port: int) -> None:
     os.environ.update(ranks | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
 
 
-def latents() -> Tensor:
-    """Latents [BATCH, D_SAE] whose largest all lie in the first rows, so that no process holds an equal share."""
+def pre_activations() -> Tensor:
+    """Pre-activations [BATCH, D_SAE] whose largest all lie in the first rows, so that processes hold unequal shares."""
     z = torch.randn(BATCH, D_SAE, generator=torch.Generator().manual_seed(3))
     z[: BATCH // 8] += 3
     return z
@@ -141,7 +141,9 @@ def fitted(allocation: str, world: World) -> dict[str, Tensor]:
 def select_and_fit() -> dict[str, Any]:
     """Task: what this process selects, and what it fits by allocation."""
     with joined("cpu") as (world, _):
-        result: dict[str, Any] = {"selections": selections(latents().chunk(world.size)[world.rank].contiguous(), world)}
+        result: dict[str, Any] = {
+            "selections": selections(pre_activations().chunk(world.size)[world.rank].contiguous(), world)
+        }
         return result | {allocation: fitted(allocation, world) for allocation in ALLOCATIONS}
 
 

@@ -269,7 +269,7 @@ def test_a_row_that_is_not_finite_is_named(
 
 @pytest.mark.parametrize("scale", [1e308, 3.4e38])
 def test_a_row_whose_features_overflow_is_named(sae: SAE, scale: float) -> None:
-    """Finite activations whose latents are not would lose features, and rob others of the batch's budget."""
+    """Finite activations whose pre-activations are not would lose features, and rob others of the batch's budget."""
     x = make_x(30).astype(np.float64)
     x[3] = scale * np.sign(x[3])
     message = "row 3 of the activations (holds NaN or Inf|is so large that its features overflow float32); drop it"

@@ -20,7 +20,7 @@ def whole(array: ArrayLike) -> Tensor:
     return torch.from_numpy(np.array(array, np.int64))
 
 
-def latents(weights: Weights, x: ArrayLike) -> Tensor:
+def pre_activations(weights: Weights, x: ArrayLike) -> Tensor:
     w = {name: double(array) for name, array in weights.items()}
     return torch.relu(torch.addmm(w["b_enc"], double(x) - w["b_dec"], w["W_enc"]))
 

@@ -14,7 +14,7 @@ def weight(graph: Graph, bundle: Bundle, name: str) -> ir.Value:
     return graph.weight(external(name, WEIGHTS, bundle.specs[name]))
 
 
-def latents(graph: Graph, bundle: Bundle, x: ir.Value) -> ir.Value:
+def pre_activations(graph: Graph, bundle: Bundle, x: ir.Value) -> ir.Value:
     """The pre-activations relu((x' - b_pre) W_enc + b_enc) [..., d_sae] of x [..., d_in]; NaN stays NaN."""
     c = centred(graph, bundle, normalised(graph, bundle.manifest.encoder, x).x)
     product = graph.op("MatMul", c, weight(graph, bundle, "W_enc"))
@@ -54,7 +54,7 @@ def encode_graph(bundle: Bundle) -> ir.Model:
     """
     graph = Graph("encode")
     x, n = tokens(graph, bundle.manifest.encoder.d_in)
-    z = latents(graph, bundle, x)
+    z = pre_activations(graph, bundle, x)
     threshold = threshold_input(graph, bundle)
     width = graph.input("width", np.int64, [1], default=[bundle.manifest.width])
     write_slots(graph, *selected(graph, bundle, z, threshold, width), n)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from sae_runtime.bundle.folder import DERIVED, Bundle
 from sae_runtime.bundle.tensors import TensorSpec
-from sae_runtime.exports.graphs.encode import latents
+from sae_runtime.exports.graphs.encode import pre_activations
 from sae_runtime.exports.graphs.graph import Graph, external
 from sae_runtime.exports.graphs.select import IndicesAndValues
 
@@ -63,7 +63,7 @@ def joint_graph(bundle: Bundle, cap: TensorSpec | None) -> ir.Model:
     n = graph.op("Shape", x, start=0, end=1)
     valid = graph.op("Expand", valid, n)
     tokens = graph.op("ReduceSum", graph.cast(valid, np.float64), keepdims=0)
-    z, zero = latents(graph, bundle, x), graph.constant(0, np.float32)
+    z, zero = pre_activations(graph, bundle, x), graph.constant(0, np.float32)
     # trace is 0 for a finite row and NaN for another, since 0 times Inf is NaN. z can overflow where x does not.
     trace = graph.op(
         "Add",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sae_runtime.bundle.folder import DERIVED, Bundle
 from sae_runtime.bundle.tensors import TensorSpec
 from sae_runtime.exports.graphs.decode import known_features
-from sae_runtime.exports.graphs.encode import above, centred, latents, weight
+from sae_runtime.exports.graphs.encode import above, centred, pre_activations, weight
 from sae_runtime.exports.graphs.graph import Graph, external
 from sae_runtime.exports.graphs.normalise import normalised
 from sae_runtime.exports.graphs.select import first_rows, not_empty, selected_slots
@@ -147,7 +147,7 @@ def _topk_values(graph: Graph, bundle: Bundle, x: ir.Value, features: ir.Value, 
     """Values by top k or by the largest of groups, which only the whole encoder can tell; it runs where e > 0."""
     asked = graph.op("Shape", features, start=1)
     if z is None:
-        z = latents(graph, bundle, some_tokens(graph, x, asked))
+        z = pre_activations(graph, bundle, some_tokens(graph, x, asked))
     encoder, d_sae = bundle.manifest.encoder, bundle.manifest.encoder.d_sae
     k = graph.constant([encoder.k or 0], np.int64)
     rows, n = not_empty(graph, graph.op("Reshape", z, graph.constant([-1, d_sae], np.int64), allowzero=1), d_sae)

@@ -25,7 +25,7 @@ import onnx_ir as ir
 from sae_runtime.bundle.folder import Bundle
 from sae_runtime.bundle.tensors import TensorSpec
 from sae_runtime.exports.graphs.decode import completed, known_features
-from sae_runtime.exports.graphs.encode import above, latents, weight
+from sae_runtime.exports.graphs.encode import above, pre_activations, weight
 from sae_runtime.exports.graphs.graph import Graph
 from sae_runtime.exports.graphs.select import first_rows, not_empty, selected_slots
 from sae_runtime.exports.graphs.steer import Edits, change, edit_inputs, some_tokens, values_of
@@ -122,12 +122,12 @@ def _shared_preactivations(
 ) -> ir.Value | None:
     """All pre-activations, where several parts of the graph may need them; of no token where a call needs none."""
     if replace:
-        return latents(graph, bundle, x)
+        return pre_activations(graph, bundle, x)
     if asked is None or bundle.manifest.encoder.selection == "threshold":
         return None
     sizes = [graph.op("Shape", features, start=1) for features in (asked.edits.features, asked.when)]
     sizes += [] if width is None else [width]
-    return latents(graph, bundle, some_tokens(graph, x, graph.op("Max", *sizes)))
+    return pre_activations(graph, bundle, some_tokens(graph, x, graph.op("Max", *sizes)))
 
 
 def _no_slots(graph: Graph, x: ir.Value) -> tuple[ir.Value, ir.Value]:
@@ -148,7 +148,7 @@ def _read(graph: Graph, bundle: Bundle, x: ir.Value, z: ir.Value | None, width: 
     """
     encoder = bundle.manifest.encoder
     if z is None:
-        z = latents(graph, bundle, x)
+        z = pre_activations(graph, bundle, x)
     f = _above_threshold(graph, bundle, z) if encoder.selection == "threshold" else z
     flat = graph.op("Reshape", f, graph.constant([-1, encoder.d_sae], np.int64), allowzero=1)
     flat, n = not_empty(graph, flat, encoder.d_sae)

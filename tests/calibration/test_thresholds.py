@@ -59,7 +59,7 @@ def plain(folder: Path, n: int = 4000, **changes: Any) -> Activations:
 
 def pre_activations(path: Path, x: NDArray[np.float32]) -> NDArray[np.float64]:
     read = bundle.read(path, calibrated=False)
-    return witness.latents(read.weights(), witness.normalise(x, read.manifest.encoder.norm)[0])
+    return witness.pre_activations(read.weights(), witness.normalise(x, read.manifest.encoder.norm)[0])
 
 
 def blocks(path: Path, x: NDArray[np.float32], elements: int = 1 << 24) -> Iterator[NDArray[np.float32]]:

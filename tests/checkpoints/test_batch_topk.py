@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from foreign import activations, assert_near, assert_same, latents
+from foreign import activations, assert_near, assert_same, pre_activations
 from foreign_saes.batch_topk import forward, save
 
 from sae_runtime.bundle import folder as bundle
@@ -34,14 +34,14 @@ def test_batch_topk_itself_waits_for_a_threshold(tmp_path: Path) -> None:
     assert (made.allocation and made.allocation.kind, made.manifest().width) == ("mutual", 20)
     assert made.warnings == ("It knows only its batch rule; run sae-runtime calibrate.",)
     x = activations(300, 16)
-    assert_near(latents(made, x), torch.relu((x - state["b_dec"]) @ state["W_enc"]).numpy())
+    assert_near(pre_activations(made, x), torch.relu((x - state["b_dec"]) @ state["W_enc"]).numpy())
 
 
 def test_settings_of_the_first_versions_are_heeded_or_refused(tmp_path: Path) -> None:
     state, _ = save(tmp_path / "biased", sae_type="batchtopk", use_encoder_bias=True, tied_weights=True)
     made = convert(tmp_path / "biased", tmp_path / "out")
     x = activations(7, 16)
-    assert_near(latents(made, x), torch.relu((x - state["b_dec"]) @ state["W_enc"] + state["b_enc"]).numpy())
+    assert_near(pre_activations(made, x), torch.relu((x - state["b_dec"]) @ state["W_enc"] + state["b_enc"]).numpy())
     written = bundle.read(tmp_path / "out", calibrated=False)
     assert (written.tensor("W_dec") == state["W_enc"].T.numpy()).all()
     cases: dict[str, tuple[dict[str, Any], str]] = {

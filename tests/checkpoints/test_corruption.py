@@ -203,7 +203,7 @@ def computed(path: Path, x: NDArray[np.float64]) -> Computed:
     """Features and reconstructions of a bundle by plain numpy; all positive features where it has no threshold."""
     read = bundle.read(path, calibrated=False)
     weights, encoder = read.weights(), read.manifest.encoder
-    z = witness.latents(weights, witness.normalise(x, encoder.norm)[0])
+    z = witness.pre_activations(weights, witness.normalise(x, encoder.norm)[0])
     if encoder.selection == "threshold":
         matches = witness.threshold(z, weights.get("threshold", np.zeros(1)))
     else:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from foreign import activations, assert_near, assert_same, latents
+from foreign import activations, assert_near, assert_same, pre_activations
 from foreign_saes.dictionary_learning import CASES, D_IN, D_SAE, K, make, save
 
 from sae_runtime.bundle import folder as bundle
@@ -68,7 +68,7 @@ def test_an_unset_threshold_leaves_the_bundle_uncalibrated(tmp_path: Path) -> No
     assert "never set" in made.warnings[0]
     x = activations(300, D_IN)
     with torch.no_grad():
-        assert_near(latents(made, x), module.encode(x).numpy())
+        assert_near(pre_activations(made, x), module.encode(x).numpy())
 
 
 def test_the_threshold_of_a_short_run_is_warned_of(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from foreign import activations, assert_near, assert_same, latents, whole
+from foreign import activations, assert_near, assert_same, pre_activations, whole
 from foreign_saes.sae_lens import CASES, SIZES, THROUGH, make
 
 from sae_runtime.bundle import folder as bundle
@@ -89,7 +89,7 @@ def test_a_run_without_a_threshold_stays_uncalibrated(saved: Saved, tmp_path: Pa
     x = activations(7, 16)
     with torch.no_grad():
         hidden = torch.relu((x - module.b_dec) @ module.W_enc + module.b_enc)
-    assert_near(latents(made, x), hidden.numpy())
+    assert_near(pre_activations(made, x), hidden.numpy())
 
 
 def test_the_input_scale_of_a_run_is_folded_in_as_its_final_save_does(saved: Saved, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from foreign import activations, assert_near, assert_same, latents
+from foreign import activations, assert_near, assert_same, pre_activations
 from foreign_saes.llama_scope import AVERAGE, HOOK, NORM, sae_lens_sae, save_first, save_second, weights
 from torch import Tensor
 
@@ -87,7 +87,9 @@ def test_batch_topk_waits_for_a_threshold(tmp_path: Path) -> None:
     assert {"relu", "jumprelu", "topk", made.source_format} == set(llama_scope.ARCHITECTURES)
     x = activations(7, 16)
     scale = math.sqrt(16) / AVERAGE
-    assert_near(latents(made, x), torch.relu(x * scale @ state["encoder.weight"].T + state["encoder.bias"]).numpy())
+    assert_near(
+        pre_activations(made, x), torch.relu(x * scale @ state["encoder.weight"].T + state["encoder.bias"]).numpy()
+    )
 
 
 def test_a_decoder_bias_that_the_encoder_takes_off_counts_scaled_activations(tmp_path: Path) -> None:

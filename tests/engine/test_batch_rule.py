@@ -31,7 +31,7 @@ from sae_runtime.engine.tiling import Tiling
 from sae_runtime.exports import witness
 
 BundleOf = Callable[..., Path]
-Latents = NDArray[np.float32]
+PreActivations = NDArray[np.float32]
 
 
 @pytest.fixture(params=["mutual", "feature"])
@@ -39,8 +39,8 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def greedy(z: Latents, budget: int, limit: NDArray[np.int64] | None) -> Latents:
-    """The rule as a walk over the latents by falling value, then token, then feature: what stays of z."""
+def greedy(z: PreActivations, budget: int, limit: NDArray[np.int64] | None) -> PreActivations:
+    """The rule as a walk over the pre-activations by falling value, then token, then feature: what stays of z."""
     kept, left = np.zeros_like(z), [len(z)] * z.shape[1] if limit is None else limit.tolist()
     order = np.lexsort([*np.indices(z.shape)[::-1].reshape(2, -1), -z.ravel()])
     for token, feature in zip(*np.unravel_index(order, z.shape), strict=True):
@@ -50,8 +50,8 @@ def greedy(z: Latents, budget: int, limit: NDArray[np.int64] | None) -> Latents:
     return kept
 
 
-def encoder(z: Latents, width: int, asked: list[int] | None = None) -> Encode:
-    """What gives the latents z, `width` of a row the first time, and notes which rows it was asked for."""
+def encoder(z: PreActivations, width: int, asked: list[int] | None = None) -> Encode:
+    """What gives the pre-activations z, `width` of a row the first time, and notes which rows it was asked for."""
 
     def encode(tiles: Sequence[NDArray[np.int64]], threshold: NDArray[np.float32], whole: bool) -> Iterator[Slots]:
         for ids in tiles:
@@ -65,8 +65,8 @@ def encoder(z: Latents, width: int, asked: list[int] | None = None) -> Encode:
     return encode
 
 
-def cases(seed: int) -> Iterator[tuple[Latents, int, NDArray[np.int64] | None]]:
-    """Latents, a budget and limits: with and without ties, empty, full, and silent; limits that bind little or much."""
+def cases(seed: int) -> Iterator[tuple[PreActivations, int, NDArray[np.int64] | None]]:
+    """Pre-activations, total matches and limits: ties or none, empty, full and silent; limits that bind little or much."""
     rng = np.random.default_rng(seed)
     for n, d_sae in ((0, 5), (1, 20), (12, 7), (24, 16)):
         smooth = np.maximum(rng.normal(0, 1, (n, d_sae)), 0)
@@ -90,7 +90,7 @@ def test_encode_joint_equals_the_greedy_walk(tile: int, width: int) -> None:
 
 
 def test_cut_gives_a_bound_for_what_is_not_known_yet() -> None:
-    """Latents below threshold change nothing, whatever they are; more of the others only raise threshold."""
+    """Pre-activations below threshold change nothing, whatever they are; more of the others only raise threshold."""
     for z, budget, limit in cases(seed=1):
         half = z.copy()
         half[len(z) // 2 :] = 0
@@ -101,7 +101,7 @@ def test_cut_gives_a_bound_for_what_is_not_known_yet() -> None:
         np.testing.assert_array_equal(greedy(np.where(z >= early, z, 0), budget, limit), greedy(z, budget, limit))
 
 
-def as_features(z: Latents) -> Features:
+def as_features(z: PreActivations) -> Features:
     counts = (z > 0).sum(axis=1)
     indptr = np.concatenate([[0], counts]).cumsum()
     return Features(indptr, np.nonzero(z)[1].astype(np.int32), z[z > 0], z.shape[1], (len(z),))
@@ -110,7 +110,7 @@ def as_features(z: Latents) -> Features:
 def test_only_rows_that_need_it_are_encoded_again() -> None:
     rng = np.random.default_rng(0)
     z = np.maximum(rng.normal(0, 1, (400, 50)), 0).astype(np.float32)
-    z[7] += 2  # all of its 50 latents are among the largest
+    z[7] += 2  # all of its 50 pre-activations are among the largest
     asked: list[int] = []
     found = encode_joint(encoder(z, 12, asked), 400, 50, budget=400 * 4, limit=None, tile=32)
     again = np.flatnonzero(np.bincount(asked) == 2)
@@ -184,7 +184,7 @@ def assert_same(found: Features, expected: Features) -> None:
 def test_ties_go_to_the_first_token_and_feature(bundle_of: BundleOf, kind: str, d_sae: int, k: float) -> None:
     """On whole numbers float32 is exact, and numpy's witness breaks ties in the same order."""
     x, path = make_tied_x(60), bundle_of(kind, d_sae, tied=True)
-    z = witness.latents(make_tied_weights(d_sae, kind), x)
+    z = witness.pre_activations(make_tied_weights(d_sae, kind), x)
     expected = witness.joint(z, k, quota.caps(QUOTA, K, d_sae) if kind == "feature" else None)
     for rows in (1, 7, 60):
         sae = load(path, threads=1, tiling=Tiling(rows=rows, fresh=100))
@@ -201,7 +201,7 @@ def test_any_width_of_the_bundle_gives_the_same(bundle_of: BundleOf, kind: str, 
 
 def test_a_budget_beyond_the_positives_takes_them_all(bundle_of: BundleOf, kind: str) -> None:
     x = make_x(7)
-    z = witness.latents(make_weights(150, kind), x)
+    z = witness.pre_activations(make_weights(150, kind), x)
     cap = np.ones(150) if kind == "feature" else None
     found = load(bundle_of(kind)).encode_batch(x, k=150, max_density=cap)
     assert witness.disagreement(witness.joint(z, 150, cap), *slots(found)) is None
@@ -221,7 +221,7 @@ def test_rows_of_zeros(bundle_of: BundleOf, kind: str) -> None:
 def test_max_density_is_an_argument(bundle_of: BundleOf, d_sae: int) -> None:
     rng = np.random.default_rng(3)
     x, sae = make_x(40), load(bundle_of("feature", d_sae), tiling=Tiling(rows=16))
-    z = witness.latents(make_weights(d_sae, "feature"), x)
+    z = witness.pre_activations(make_weights(d_sae, "feature"), x)
     for cap in (rng.permutation(np.linspace(0, 0.2, d_sae)), np.full(d_sae, 0.026), np.zeros(d_sae), np.ones(d_sae)):
         found = sae.encode_batch(x, max_density=cap)
         assert witness.disagreement(witness.joint(z, K, cap), *slots(found)) is None
@@ -246,7 +246,7 @@ def free_caps(kind: str) -> NDArray[np.float64] | None:
 @pytest.mark.parametrize("k", [3.0, 6.0, 20.0])
 def test_int8_gives_the_same_for_every_tile_size(bundle_of: BundleOf, kind: str, n: int, k: float) -> None:
     path, x = bundle_of(kind, D_INT8, sampled=True), make_x(n)
-    z = witness.latents(make_weights(D_INT8, kind), x)
+    z = witness.pre_activations(make_weights(D_INT8, kind), x)
     for cap in (None, np.full(D_INT8, 0.5)) if kind == "feature" else (None,):
         share = quota.caps(QUOTA, K, D_INT8) if kind == "feature" and cap is None else cap
         sae = load(path, threads=1, graph="encode_exact.onnx")
@@ -267,7 +267,7 @@ def test_a_batch_below_the_floor_is_exact_all_the_same(bundle_of: BundleOf, kind
         x = make_x(100) * np.float32(size)
         x[::9] *= 3
         found = sae.encode_batch(x, max_density=cap)
-        z = witness.latents(make_weights(D_INT8, kind), x)
+        z = witness.pre_activations(make_weights(D_INT8, kind), x)
         expected = witness.joint(z, K, cap)
         assert witness.disagreement(expected, *slots(found)) is None
         assert len(found.values) == min(100 * K, (z > 0).sum())
@@ -310,7 +310,7 @@ def test_doubted_rows_are_the_same_for_every_tile_size(bundle_of: BundleOf, kind
     for k, cap in ((6.0, free_caps(kind)), (12.0, free_caps(kind)), (6.0, None)):
         whole = saes[200].encode_batch(x, k=k, max_density=cap)
         share = quota.caps(QUOTA, K, D_INT8) if kind == "feature" and cap is None else cap
-        z = witness.latents(make_weights(D_INT8, kind), x)
+        z = witness.pre_activations(make_weights(D_INT8, kind), x)
         assert witness.disagreement(witness.joint(z, k, share), *slots(whole)) is None
         for rows in (20, 1):
             assert_same(saes[rows].encode_batch(x, k=k, max_density=cap), whole)

@@ -134,7 +134,7 @@ def test_k_and_threshold_reach_the_int8_graph(bundle_of: BundleOf) -> None:
     for k in (1, 40, D_SAE):
         found = load(bundle_of("token", D_SAE, sampled=True), tiling=SMALL).encode(x, k=k)
         assert witness.disagreement(served("token", D_SAE, x, k), *slots(found)) is None
-    z = witness.latents(make_weights(D_SAE, "mutual"), x)
+    z = witness.pre_activations(make_weights(D_SAE, "mutual"), x)
     for threshold in (0.0, 1.25, np.linspace(0.5, 4, D_SAE)):
         found = load(bundle_of("mutual", D_SAE, sampled=True), tiling=SMALL).encode(x, threshold=threshold)
         assert witness.disagreement(witness.threshold(z, np.asarray(threshold, np.float32)), *slots(found)) is None

@@ -36,7 +36,7 @@ def test_sae_lens_encodes_and_decodes_the_same(lens: Any, bundle_of: BundleOf, k
         x_hat = theirs.decode(f)
     features = ours.encode(x)
     weights = make_weights(d_sae, kind)
-    z = torch_witness.latents(weights, x)
+    z = torch_witness.pre_activations(weights, x)
     cut = torch_witness.token(z, K)[1] if kind == "token" else [torch_witness.double(weights["threshold"])]
     torch_witness.assert_same_features(features.to_dense(), (f.double(), cut))
     torch_witness.assert_close(ours.decode(features), x_hat.double())

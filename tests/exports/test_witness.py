@@ -35,7 +35,7 @@ def test_the_witness_selects_as_by_hand() -> None:
 
 def test_the_witness_passes_matches_and_names_faults() -> None:
     weights, x = make_weights(150, "mutual"), make_x(7)
-    z = witness.latents(weights, x)
+    z = witness.pre_activations(weights, x)
     matches = witness.joint(z, K)
     indices, values = slots(np.where(matches.kept, z, 0))
     assert witness.disagreement(matches, indices, values) is None
@@ -81,15 +81,15 @@ def test_differences_are_relative_to_the_row() -> None:
 @pytest.mark.parametrize("ndim", [1, 2, 3])
 def test_pre_activations_have_the_shape_of_x(ndim: int) -> None:
     weights, x = make_weights(150, "token"), make_x(6)
-    z = witness.latents(weights, x.reshape(2, 3, -1)[:1, :1] if ndim == 3 else x[0] if ndim == 1 else x)
-    expected = torch_witness.latents(weights, x).numpy()
+    z = witness.pre_activations(weights, x.reshape(2, 3, -1)[:1, :1] if ndim == 3 else x[0] if ndim == 1 else x)
+    expected = torch_witness.pre_activations(weights, x).numpy()
     assert z.shape[-1] == 150 and z.ndim == ndim and (z == 0).any() and (z > 0).any()
     np.testing.assert_allclose(z.reshape(-1, 150), expected[: z.size // 150], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["token", "mutual", "feature"])
 def test_the_witness_notices_a_total_that_is_off_by_one(kind: str) -> None:
-    z = witness.latents(make_weights(150, "token"), make_x(7))
+    z = witness.pre_activations(make_weights(150, "token"), make_x(7))
     cap = np.full(150, 1 / 7)  # one token each
 
     def keep(spare: int) -> Matches:

@@ -31,7 +31,7 @@ def state(k: int | None, *, tied: bool = False) -> dict[str, Any]:
 
 
 def forward(saved: dict[str, Any], x: Tensor) -> tuple[Tensor, Tensor]:
-    """Latents and reconstruction."""
+    """Pre-activations and reconstruction."""
     mean, size = torch.zeros(len(x), 1), torch.ones(len(x), 1)
     if saved["activation"] == "TopK":  # which is how from_state_dict knows that it normalises
         mean = x.mean(dim=-1, keepdim=True)
@@ -39,10 +39,10 @@ def forward(saved: dict[str, Any], x: Tensor) -> tuple[Tensor, Tensor]:
         size = x.std(dim=-1, keepdim=True)
         x = x / (size + 1e-5)
     before = torch.nn.functional.linear(x - saved["pre_bias"], saved["encoder.weight"], saved["latent_bias"])
-    latents = torch.relu(before)
+    pre_activations = torch.relu(before)
     if saved["activation"] == "TopK":
         top = torch.topk(before, saved["activation_state_dict"]["k"], dim=-1)
-        latents = torch.zeros_like(before).scatter_(-1, top.indices, torch.relu(top.values))
+        pre_activations = torch.zeros_like(before).scatter_(-1, top.indices, torch.relu(top.values))
     decoder = saved["decoder.weight"] if "decoder.weight" in saved else saved["encoder.weight"].T
-    y = torch.nn.functional.linear(latents, decoder) + saved["pre_bias"]
-    return latents, y * size + mean
+    y = torch.nn.functional.linear(pre_activations, decoder) + saved["pre_bias"]
+    return pre_activations, y * size + mean

@@ -94,7 +94,7 @@ def test_onnxruntime_serves_what_numpy_computes(fitted: Callable[[str], Path], k
     read = bundle.read(fitted(kind))
     weights = {name: read.tensor(name) for name in read.specs}
     x, _ = planted(300, seed=6)
-    z = witness.latents(weights, x)
+    z = witness.pre_activations(weights, x)
     expected = witness.token_choice(z, K) if kind == "token" else witness.threshold(z, weights["threshold"])
     found = load(read.path).encode(x).to_dense() > 0
     # The cut of z and the kept set agree but for values within rounding of the cut.

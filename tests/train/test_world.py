@@ -20,7 +20,7 @@ from processes import (
     SIZE,
     fit_until,
     fitted,
-    latents,
+    pre_activations,
     select_and_fit,
     selections,
     together,
@@ -41,7 +41,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("limits", ["total", "nothing", "everything", "caps", "full caps", "all caps", "nominated"])
 def test_processes_select_what_one_selects(found: list[dict[str, Any]], limits: str) -> None:
-    alone = selections(latents(), World())[limits]
+    alone = selections(pre_activations(), World())[limits]
     parts = [result["selections"][limits] + rank * BATCH // SIZE * D_SAE for rank, result in enumerate(found)]
     assert torch.equal(torch.cat(parts), alone)
     if limits == "total":

@@ -113,7 +113,7 @@ def test_width_of_a_threshold_cuts_the_smallest(bundle_of: BundleOf, kind: str, 
 @pytest.mark.parametrize("kind", ["mutual", "feature"])
 def test_certain_tokens_equal_the_witness_for_given_thresholds(bundle_of: BundleOf, kind: str) -> None:
     x, path = make_x(60), bundle_of(kind, D_SAE, sampled=True)
-    z = witness.latents(make_weights(D_SAE, kind), x)
+    z = witness.pre_activations(make_weights(D_SAE, kind), x)
     each = np.random.default_rng(2).uniform(0.3, 4, D_SAE).astype(np.float32)
     for threshold in ([1.1], [0.0], [30.0], each):
         threshold = np.asarray(threshold, np.float32)
@@ -125,7 +125,7 @@ def test_certain_tokens_equal_the_witness_for_given_thresholds(bundle_of: Bundle
 def test_ties_at_the_cut_keep_counts_and_values(bundle_of: BundleOf, kind: str) -> None:
     """Half of the features repeat the others, and so do half of the tokens; every sum is a whole number."""
     x, weights = make_tied_x(80), make_tied_weights(D_SAE, kind)
-    z = witness.latents(weights, x)
+    z = witness.pre_activations(weights, x)
     path = bundle_of(kind, D_SAE, tied=True)
     found = exact(path, x, **everything(kind, D_SAE))
     expected = witness.token_choice(z, K) if kind == "token" else witness.threshold(z, weights["threshold"])
@@ -189,7 +189,7 @@ def test_uneven_weights_are_encoded_as_the_witness_does(tmp_path: Path, kind: st
     weights, x = awkward(kind), np.concatenate([make_x(60), odd_tokens(kind)[40:78]])
     bundle.write(tmp_path / "b", weights, make_manifest(D_SAE, kind), sample=make_x(300, seed=8))
     export(tmp_path / "b")
-    z = witness.latents(weights, x)
+    z = witness.pre_activations(weights, x)
     expected = witness.token_choice(z, K) if kind == "token" else witness.threshold(z, weights["threshold"])
     found = exact(tmp_path / "b", x, **everything(kind, D_SAE))
     assert found[2].mean() > 0.9

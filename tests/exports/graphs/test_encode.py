@@ -15,7 +15,7 @@ BundleOf = Callable[..., Path]
 
 def by_torch(kind: str, d_sae: int, x: NDArray[np.float32]) -> torch_witness.Sparse:
     weights = make_weights(d_sae, kind)
-    z = torch_witness.latents(weights, x)
+    z = torch_witness.pre_activations(weights, x)
     return torch_witness.token(z, K) if kind == "token" else torch_witness.threshold(z, weights["threshold"])
 
 
@@ -61,7 +61,7 @@ def test_encoding_takes_thresholds_as_an_input(bundle_of: BundleOf, vector: bool
     )
     for kind in ("mutual", "feature"):
         indices, values = run_graph(bundle_of(kind), "encode.onnx", x=x, threshold=threshold, width=np.array([150]))
-        z = torch_witness.latents(make_weights(150, kind), x)
+        z = torch_witness.pre_activations(make_weights(150, kind), x)
         expected = torch_witness.threshold(z, threshold)
         torch_witness.assert_same_features(torch_witness.dense([indices, values], 150), expected)
 
@@ -78,7 +78,7 @@ def test_encoding_ties_keeps_counts_and_values(bundle_of: BundleOf, kind: str, d
     x, weights = make_tied_x(60), make_tied_weights(d_sae, kind)
     path = bundle_of(kind, d_sae, tied=True)
     found = torch_witness.dense(run_graph(path, "encode.onnx", x=x, **all_slots(kind, d_sae)), d_sae)
-    z = torch_witness.latents(weights, x)
+    z = torch_witness.pre_activations(weights, x)
     if kind == "token":
         f = torch_witness.token(z, K)[0].numpy()
         cut = f.min(axis=1, initial=np.inf, where=f > 0)[:, None]
@@ -108,7 +108,7 @@ def test_other_weights_give_other_features(bundle_of: BundleOf, kind: str) -> No
     x = make_x(7)
     found = torch_witness.dense(run_graph(bundle_of(kind), "encode.onnx", x=x, **all_slots(kind, 150)), 150)
     weights = make_weights(150, kind, seed=1)
-    z = torch_witness.latents(weights, x)
+    z = torch_witness.pre_activations(weights, x)
     other = torch_witness.token(z, K) if kind == "token" else torch_witness.threshold(z, weights["threshold"])
     with pytest.raises(AssertionError, match="one side only"):
         torch_witness.assert_same_features(found, other)

@@ -31,7 +31,7 @@ def by_torch(
     valid: NDArray[np.bool_] | None = None,
     cap: NDArray[np.float64] | None = None,
 ) -> torch_witness.Sparse:
-    z = torch_witness.latents(weights, x)
+    z = torch_witness.pre_activations(weights, x)
     if kind == "mutual":
         return torch_witness.mutual(z, k, valid)
     return torch_witness.feature(z, k, quota.caps(QUOTA, K, z.shape[1]) if cap is None else cap, valid)
@@ -83,10 +83,10 @@ def test_the_batch_rule_takes_k_as_an_input(bundle_of: BundleOf, kind: str, n: i
 def test_the_batch_rule_keeps_all_positives_where_k_is_large(bundle_of: BundleOf) -> None:
     x, weights = make_x(7), make_weights(150, "mutual")
     found = torch_witness.dense(run_graph(bundle_of("mutual"), "encode_joint.onnx", x=x, k=np.array(1e6)), 150)
-    np.testing.assert_array_equal(found > 0, torch_witness.latents(weights, x).numpy() > 0)
+    np.testing.assert_array_equal(found > 0, torch_witness.pre_activations(weights, x).numpy() > 0)
     ones = np.ones(150)
     outputs = run_graph(bundle_of("feature"), "encode_joint.onnx", x=x, k=np.array(150.0), cap=ones)
-    positive = torch_witness.latents(make_weights(150, "feature"), x).numpy() > 0
+    positive = torch_witness.pre_activations(make_weights(150, "feature"), x).numpy() > 0
     np.testing.assert_array_equal(torch_witness.dense(outputs, 150) > 0, positive)
 
 
@@ -130,7 +130,7 @@ def test_the_batch_rule_keeps_counts_and_values_of_ties(bundle_of: BundleOf, kin
     x, weights = make_tied_x(60), make_tied_weights(d_sae, kind)
     path = bundle_of(kind, d_sae, tied=True)
     found = torch_witness.dense(run_graph(path, "encode_joint.onnx", x=x, k=np.array(k)), d_sae)
-    z = torch_witness.latents(weights, x).numpy()
+    z = torch_witness.pre_activations(weights, x).numpy()
     f = by_torch(kind, weights, x, k=k)[0].numpy()
     cut = f[f > 0].min()
     assert kind == "feature" or (z >= cut).sum() > (f > 0).sum(), "no ties at the cut"
@@ -169,11 +169,11 @@ def test_one_valid_flag_stands_for_all(bundle_of: BundleOf, kind: str) -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3.4e38])
 def test_a_bad_row_is_nan_and_takes_nothing_from_the_others(bundle_of: BundleOf, kind: str, bad: float) -> None:
     x, others = make_x(30), np.arange(30) != 3
-    z = torch_witness.latents(make_weights(150, kind), x) * torch_witness.double(others)[:, None]
+    z = torch_witness.pre_activations(make_weights(150, kind), x) * torch_witness.double(others)[:, None]
     # The row still counts as a token; it only matches nothing.
     cap = quota.caps(QUOTA, K, 150)
     expected = torch_witness.mutual(z, K) if kind == "mutual" else torch_witness.feature(z, K, cap)
-    # The largest float32 everywhere is finite, but its latents are not.
+    # The largest float32 everywhere is finite, but its pre-activations are not.
     x[3] = bad * np.sign(x[3]) if np.isfinite(bad) else x[3]
     x[3, 5] = bad
     indices, values = run_graph(bundle_of(kind), "encode_joint.onnx", x=x)

@@ -21,7 +21,7 @@ from sae_runtime.exports.graphs.select import (
     winners_in_numpy,
 )
 
-Latents = NDArray[np.float32]
+PreActivations = NDArray[np.float32]
 
 
 def select_model(d_sae: int) -> onnx.ModelProto:
@@ -35,7 +35,7 @@ def select_model(d_sae: int) -> onnx.ModelProto:
 
 
 @functools.cache
-def selected(d_sae: int) -> Callable[[Latents, int], tuple[NDArray[np.int64], Latents]]:
+def selected(d_sae: int) -> Callable[[PreActivations, int], tuple[NDArray[np.int64], PreActivations]]:
     model = select_model(d_sae)
     onnx.checker.check_model(model, full_check=True)
     options = onnxruntime.SessionOptions()
@@ -44,7 +44,7 @@ def selected(d_sae: int) -> Callable[[Latents, int], tuple[NDArray[np.int64], La
     return lambda z, width: tuple(session.run(None, {"z": z, "width": np.array([width])}))
 
 
-def latents(rng: np.random.Generator, n: int, d_sae: int, kind: str) -> Latents:
+def pre_activations(rng: np.random.Generator, n: int, d_sae: int, kind: str) -> PreActivations:
     z: NDArray[Any]
     if kind == "normal":
         z = rng.standard_normal((n, d_sae))
@@ -67,7 +67,7 @@ def latents(rng: np.random.Generator, n: int, d_sae: int, kind: str) -> Latents:
 def test_the_largest_equal_a_stable_sort_and_the_numpy_version(d_sae: int, kind: str) -> None:
     rng = np.random.default_rng(d_sae)
     for n in (0, 1, 33):
-        z = latents(rng, n, d_sae, kind)
+        z = pre_activations(rng, n, d_sae, kind)
         order = np.argsort(-z, axis=1, kind="stable")
         for width in (0, 1, 2, GROUP - 1, GROUP + 1, d_sae // GROUP, d_sae // GROUP + 3, d_sae - 1, d_sae, d_sae + 9):
             indices, values = selected(d_sae)(z, width)
@@ -95,7 +95,7 @@ def test_selecting_from_a_row_of_nan_leaves_other_rows(d_sae: int) -> None:
 
 @pytest.mark.parametrize("d_sae", [48, 50])
 def test_selecting_agrees_with_the_reference_evaluator(d_sae: int) -> None:
-    z, evaluator = latents(np.random.default_rng(1), 6, d_sae, "ties"), ReferenceEvaluator(select_model(d_sae))
+    z, evaluator = pre_activations(np.random.default_rng(1), 6, d_sae, "ties"), ReferenceEvaluator(select_model(d_sae))
     for width in (1, 5, d_sae):
         outputs: Any = evaluator.run(None, {"z": z, "width": np.array([width])})
         np.testing.assert_array_equal(outputs[1], selected(d_sae)(z, width)[1])
@@ -111,7 +111,7 @@ def test_the_winners_equal_the_numpy_version(width: int) -> None:
     graph.output(values, "values", np.float32, ["n", "width"])
     model = ir.to_proto(graph.model()).SerializeToString()
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    x = latents(np.random.default_rng(0), 20, 48, "normal")
+    x = pre_activations(np.random.default_rng(0), 20, 48, "normal")
     outputs = session.run(None, {"z": x, "width": np.array([width])})
     for output, expected in zip(outputs, winners_in_numpy(x, 8, width), strict=True):
         np.testing.assert_array_equal(output, expected)

@@ -46,7 +46,7 @@ def by_torch(kind: str, d_sae: int, x: NDArray[np.float32], edits: Arrays, gate:
     gates = np.broadcast_to(gate, (*x.shape[:2], features.shape[1]))
     numbers = {name: np.broadcast_to(edits[name], features.shape) for name in ("scale", "shift", "low", "high")}
     for request in range(len(x)):
-        z = torch_witness.latents(weights, x[request])
+        z = torch_witness.pre_activations(weights, x[request])
         f = (torch_witness.token(z, K) if kind == "token" else torch_witness.threshold(z, weights["threshold"]))[0]
         ids = torch_witness.whole(features[request])
         scale, shift, low, high = (torch_witness.double(numbers[name][request]) for name in numbers)
@@ -137,7 +137,7 @@ def test_steering_broadcasts_the_gate(bundle_of: BundleOf, kind: str, shape: tup
 
 def test_steering_token_choice_edits_the_top_k_alone(bundle_of: BundleOf) -> None:
     x = make_x(7)[None]
-    z = torch_witness.latents(make_weights(150, "token"), x[0]).numpy()
+    z = torch_witness.pre_activations(make_weights(150, "token"), x[0]).numpy()
     order = np.argsort(-z, axis=1)
     for rank, kept in ((K - 1, True), (K, False)):
         for token in range(7):

@@ -103,12 +103,12 @@ def replacements(
     seen = [activations(net, module, ids)[kept] for ids in lines]
     together = torch.cat(seen)
     mean = together.double().mean(dim=0).float()
-    z = witness.latents(weights, together.numpy())
+    z = witness.pre_activations(weights, together.numpy())
     joint = (z * witness.joint(z, K).kept) @ weights["W_dec"] + weights["b_dec"]
     parts = iter(torch.split(torch.from_numpy(joint).float(), [len(x) for x in seen]))
 
     def served(x: torch.Tensor) -> torch.Tensor:
-        z = witness.latents(weights, x.numpy())
+        z = witness.pre_activations(weights, x.numpy())
         features = z * witness.threshold(z, weights["threshold"]).kept
         return torch.from_numpy(features @ weights["W_dec"] + weights["b_dec"]).float()
 
@@ -156,7 +156,7 @@ def test_losses_of_a_language_model_agree_with_plain_hooks(sae: TorchSAE, weight
             else:
                 assert key not in result
     x = torch.cat([activations(net, module, ids) for ids in lines]).numpy().astype(np.float64)
-    z = witness.latents(weights, x)
+    z = witness.pre_activations(weights, x)
     for name, kept in (("served", z > 0.4), ("batch", witness.joint(z, K).kept)):
         error = x - (z * kept) @ weights["W_dec"] - weights["b_dec"]
         assert found.replaced[name]["fvu"] == pytest.approx((error**2).sum() / ((x - x.mean(0)) ** 2).sum(), rel=1e-4)
@@ -219,7 +219,7 @@ def test_an_sae_with_a_norm_replaces_activations_as_the_runtime_decodes_them(
     net: Any = GPT2LMHeadModel.from_pretrained(gpt2)
     lines = [[int(word[1:]) for word in line.split()] for line in text.read_text().split("\n\n")]
     x = torch.cat([activations(net, net.transformer.h[0], ids) for ids in lines]).numpy().astype(np.float64)
-    z = witness.latents(weights, witness.normalise(x, "layer")[0])
+    z = witness.pre_activations(weights, witness.normalise(x, "layer")[0])
     sums = np.where(witness.token_choice(z, K).kept, z, 0) @ weights["W_dec"] + weights["b_dec"]
     error = np.square(x - witness.completed(weights, sums, x, "layer")).sum()
     assert found.replaced["served"]["fvu"] == pytest.approx(error / np.square(x - x.mean(axis=0)).sum(), rel=1e-4)

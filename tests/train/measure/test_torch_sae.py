@@ -61,7 +61,7 @@ def off_centre(n: int, scale: float = 1.0) -> NDArray[np.float32]:
 def expected(sae: TorchSAE, x: NDArray[np.float32]) -> tuple[witness.Matches, NDArray[np.float64]]:
     """The matches and the reconstruction of the witness, in float64."""
     encoder, weights = sae.manifest.encoder, bundle.read(sae.path).weights()
-    z = witness.latents(weights, witness.normalise(x, encoder.norm)[0])
+    z = witness.pre_activations(weights, witness.normalise(x, encoder.norm)[0])
     matches = _matches(encoder, weights, z)
     sums = np.where(matches.kept, z, 0) @ weights["W_dec"].astype(np.float64) + weights["b_dec"]
     return matches, witness.completed(weights, sums, x, encoder.norm)
@@ -122,7 +122,7 @@ def test_the_batch_rule_is_that_of_float64(tmp_path: Path, norm: str, kind: str)
     allocation = Allocation(kind=kind, k=5.0, quota=QUOTA if kind == "feature" else None)
     sae = open_sae(native(tmp_path / "sae", selection="threshold", norm=norm, allocation=allocation))
     x, weights = off_centre(60), bundle.read(sae.path).weights()
-    z = witness.latents(weights, witness.normalise(x, norm)[0])
+    z = witness.pre_activations(weights, witness.normalise(x, norm)[0])
     matches = witness.joint(z, 5.0, quota.caps(QUOTA, 5.0, D_SAE) if kind == "feature" else None)
     assert sae.batch is not None
     found = sae.pre_activations(torch.from_numpy(x))

@@ -8,7 +8,7 @@ from sae_runtime.exports import witness
 from sae_runtime.train.step.allocation import allocate, largest_of_columns
 
 
-def latents(n: int, d_sae: int, seed: int = 0) -> Tensor:
+def pre_activations(n: int, d_sae: int, seed: int = 0) -> Tensor:
     return torch.relu(torch.randn(n, d_sae, generator=torch.Generator().manual_seed(seed)))
 
 
@@ -20,7 +20,7 @@ def numpy_joint(z: Tensor, total: int, limit: NDArray[np.int64] | None) -> NDArr
 
 @pytest.mark.parametrize(("n", "d_sae"), [(1, 5), (7, 40), (64, 1500)])
 def test_agrees_with_numpy(n: int, d_sae: int) -> None:
-    z = latents(n, d_sae)
+    z = pre_activations(n, d_sae)
     total = 3 * n
     limit = np.random.default_rng(0).integers(0, n + 1, d_sae)
     assert (allocate(z, per_token=3).numpy() == witness.token_choice(z.double().numpy(), 3).kept).all()
@@ -38,25 +38,25 @@ def test_columns_name_their_largest() -> None:
 
 
 def test_one_token_mutual_choice_is_token_choice() -> None:
-    z = latents(1, 30)
+    z = pre_activations(1, 30)
     assert torch.equal(allocate(z, total=4), allocate(z, per_token=4))
 
 
 def test_loose_caps_are_mutual_choice_and_no_limit_is_relu() -> None:
-    z = latents(9, 30)
+    z = pre_activations(9, 30)
     assert torch.equal(allocate(z, total=20, per_feature=torch.full((30,), 9)), allocate(z, total=20))
     assert torch.equal(allocate(z), z > 0)
     assert torch.equal(allocate(z, total=10_000, per_token=10_000), z > 0)
 
 
 def test_order_of_caps_does_not_matter() -> None:
-    z, limit = latents(50, 80), torch.randint(0, 50, (80,), generator=torch.Generator().manual_seed(1))
+    z, limit = pre_activations(50, 80), torch.randint(0, 50, (80,), generator=torch.Generator().manual_seed(1))
     order = torch.randperm(80, generator=torch.Generator().manual_seed(2))
     assert torch.equal(allocate(z[:, order], per_feature=limit[order]), allocate(z, per_feature=limit)[:, order])
 
 
 def test_permuting_tokens_permutes_matches() -> None:
-    z, limit = latents(50, 80), torch.full((80,), 7)
+    z, limit = pre_activations(50, 80), torch.full((80,), 7)
     order = torch.randperm(50, generator=torch.Generator().manual_seed(2))
     kept = allocate(z, total=200, per_feature=limit)
     assert torch.equal(allocate(z[order], total=200, per_feature=limit), kept[order])

@@ -10,7 +10,7 @@ from sae_runtime.train.step.selection import select, top_by_partition, top_by_to
 from sae_runtime.train.world import World
 
 
-def latents(n: int, d_sae: int, seed: int = 0) -> Tensor:
+def pre_activations(n: int, d_sae: int, seed: int = 0) -> Tensor:
     return torch.randn(n, d_sae, generator=torch.Generator().manual_seed(seed))
 
 
@@ -40,7 +40,7 @@ def limits_of(n: int, d_sae: int) -> list[Limits]:
 @pytest.mark.parametrize(("n", "d_sae"), [(1, 5), (7, 33), (64, 1504), (40, 96)])
 @pytest.mark.parametrize("number", range(11))
 def test_selects_what_allocate_pays_for(n: int, d_sae: int, number: int) -> None:
-    z, limits = latents(n, d_sae), limits_of(n, d_sae)[number]
+    z, limits = pre_activations(n, d_sae), limits_of(n, d_sae)[number]
     at, values = select(z, **limits)
     assert torch.equal(at, positions(z, limits)) and torch.equal(values, z.view(-1)[at])
 
@@ -48,7 +48,7 @@ def test_selects_what_allocate_pays_for(n: int, d_sae: int, number: int) -> None
 # 1504 features: the margin of candidates is never all there is.
 @pytest.mark.parametrize("number", range(11))
 def test_a_rough_product_only_nominates(number: int) -> None:
-    z, limits = latents(64, 1504), limits_of(64, 1504)[number]
+    z, limits = pre_activations(64, 1504), limits_of(64, 1504)[number]
     asked: list[Tensor] = []
 
     def exact(at: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ def test_a_rough_product_only_nominates(number: int) -> None:
 
 
 def test_select_looks_further_where_one_column_takes_most_candidates() -> None:
-    z = latents(64, 1504).relu()
+    z = pre_activations(64, 1504).relu()
     z[:, 0] += 100
     z[:, 1] += 50
     limits: Limits = {"total": 100, "per_feature": torch.full((1504,), 2)}
@@ -82,7 +82,7 @@ def test_select_looks_at_few_candidates_where_limits_just_give_the_total(
                 looks.append(len(tensor))
             return tensor
 
-    z, caps = latents(64, 1504), torch.full((1504,), 8)
+    z, caps = pre_activations(64, 1504), torch.full((1504,), 8)
     caps[100:] = tail
     z[:, 100:] -= 1
     limits: Limits = {"total": int(caps.sum()), "per_feature": caps}
@@ -98,7 +98,7 @@ TOPS = [top_by_topk, top_by_partition]
 @pytest.mark.parametrize("top", TOPS)
 @pytest.mark.parametrize("count", [1, 17, 100, 331, 332, 333, 999, 1000])
 def test_the_largest_positive_numbers_in_order(top: Callable[[Tensor, int], Tensor], count: int) -> None:
-    values = (latents(1, 1000)[0] - 0.43).mul(20).round() / 20
+    values = (pre_activations(1, 1000)[0] - 0.43).mul(20).round() / 20
     best = values.sort(descending=True).values[:count]
     at = top(values, count)
     assert torch.equal(values[at].sort(descending=True).values, best[best > 0])
@@ -107,7 +107,7 @@ def test_the_largest_positive_numbers_in_order(top: Callable[[Tensor, int], Tens
 
 @pytest.mark.parametrize("top", TOPS)
 def test_what_is_no_number_is_not_among_the_largest(top: Callable[[Tensor, int], Tensor]) -> None:
-    values = latents(1, 1000)[0]
+    values = pre_activations(1, 1000)[0]
     values[::7] = torch.nan
     for count in (10, 300):
         at = top(values, count)
@@ -124,6 +124,6 @@ def test_ties_spend_the_budget_exactly() -> None:
 
 def test_select_refuses_other_combinations_of_limits() -> None:
     with pytest.raises(ValueError, match="per_token comes alone"):
-        select(latents(2, 4), per_token=1, total=1)
+        select(pre_activations(2, 4), per_token=1, total=1)
     with pytest.raises(ValueError, match="select needs per_token or total"):
-        select(latents(2, 4))
+        select(pre_activations(2, 4))

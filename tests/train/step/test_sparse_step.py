@@ -70,7 +70,7 @@ def test_an_auxiliary_loss_that_is_not_finite_shows(step: Step) -> None:
     assert losses.aux.isnan()
 
 
-def test_room_for_latents_follows_the_batch() -> None:
+def test_room_for_pre_activations_follows_the_batch() -> None:
     generator = torch.Generator().manual_seed(0)
     model, step = model_of(generator), SparseStep()
     for n in (8, 16, 8):
