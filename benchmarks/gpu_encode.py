@@ -62,8 +62,8 @@ def made_up(path: Path, kind: str, d_in: int, d_sae: int, k: int) -> NDArray[np.
         selection="topk" if kind == "token" else "threshold",
         k=k if kind == "token" else None,
     )
-    width = k if kind == "token" else min(3 * k, d_sae)
-    manifest = Manifest(encoder=encoder, allocation=Allocation(kind=kind, k=float(k)), width=width)
+    slots = k if kind == "token" else min(3 * k, d_sae)
+    manifest = Manifest(encoder=encoder, allocation=Allocation(kind=kind, k=float(k)), slots=slots)
     bundle.write(path, weights, manifest, sample=x[:1024])
     return x
 
@@ -72,7 +72,7 @@ def disagreement(read: Bundle, x: NDArray[np.float32], indices: Tensor, values: 
     """What is wrong with slots of x by float64, but for tokens with more matches than slots."""
     weights = {name: read.tensor(name) for name in read.specs}
     expected = served(read, weights, witness.pre_activations(weights, x))
-    whole = expected.kept.sum(axis=1) <= read.manifest.width
+    whole = expected.kept.sum(axis=1) <= read.manifest.slots
     cuts = tuple(cut[whole] if len(cut) == len(whole) else cut for cut in expected.cuts)
     some = witness.Matches(expected.z[whole], expected.kept[whole], cuts)
     return witness.disagreement(some, indices.cpu().numpy()[whole], values.cpu().numpy()[whole])
@@ -90,7 +90,7 @@ def contenders(read: Bundle, sessions: Sessions, x: Tensor, *, peers: bool) -> d
         z = dense()
         if "threshold" in weights:
             return torch.where(z > weights["threshold"], z, 0)
-        top = z.topk(read.manifest.width)
+        top = z.topk(read.manifest.slots)
         return top.values, top.indices
 
     runs: dict[str, Run] = {
@@ -137,7 +137,7 @@ def encode_all(
     certain = sessions.run(GPU, {"x": part})[2]
     encoder = read.manifest.encoder
     print(f"\n{read.manifest.budget.kind} choice, d_in {encoder.d_in}, d_sae {encoder.d_sae:,}, ", end="")
-    print(f"{read.manifest.width} slots: {len(part)} tokens against float64: {fault or 'ok'}; ", end="")
+    print(f"{read.manifest.slots} slots: {len(part)} tokens against float64: {fault or 'ok'}; ", end="")
     print(f"{1 - certain.mean():.2%} encoded again")
     table("tokens", "", "ms", "over ours")
     for n in tokens:

@@ -53,14 +53,14 @@ def make(
         "b_enc": np.full(d_sae, -0.3, np.float32),
         "b_dec": np.zeros(d_in, np.float32),
     }
-    kind, width = "token", k
+    kind, slots = "token", k
     if selection == "threshold":
         z = x[-512:] @ weights["W_enc"] + weights["b_enc"]
         threshold = max(float(np.partition(z, -512 * k, axis=None)[-512 * k]), 0.0)
         weights["threshold"] = np.full(d_sae, threshold, np.float32)
-        kind, width = "mutual", int(np.quantile((z > threshold).sum(axis=1), 0.999))
+        kind, slots = "mutual", int(np.quantile((z > threshold).sum(axis=1), 0.999))
     encoder = Encoder(d_in=d_in, d_sae=d_sae, selection=selection, k=k if selection == "topk" else None)
-    manifest = Manifest(encoder=encoder, allocation=Allocation(kind=kind, k=float(k)), width=width)
+    manifest = Manifest(encoder=encoder, allocation=Allocation(kind=kind, k=float(k)), slots=slots)
     bundle.write(path, weights, manifest, sample=x[1024:][:4096])
     export(path, graphs=("exact",))
     return x[:1024]

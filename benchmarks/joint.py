@@ -42,7 +42,7 @@ _GIB = 1 << 30
 
 
 def make_weights(d_in: int, d_sae: int, k: int, rng: np.random.Generator) -> tuple[Weights, int]:
-    """Random weights, feature i above a common threshold on a share of the tokens as the quota has it; and a width."""
+    """Random weights, feature i above a common threshold on a share of the tokens as the quota has it; and slots."""
     decoder = rng.standard_normal((d_sae, d_in), np.float32)
     decoder /= np.linalg.norm(decoder, axis=1, keepdims=True)
     normal, share = statistics.NormalDist(0, d_in**-0.5), np.minimum(quota.shares(_QUOTA, k, d_sae), 0.5)
@@ -67,7 +67,7 @@ def make_rows(n: int, d_in: int, rng: np.random.Generator) -> NDArray[np.float32
 
 
 def make_bundles(
-    folder: Path, k: int, weights: Weights, width: int, x: NDArray[np.float32], law: Quota = _QUOTA
+    folder: Path, k: int, weights: Weights, slots: int, x: NDArray[np.float32], law: Quota = _QUOTA
 ) -> dict[str, SAE]:
     """Exported bundles of mutual and feature choice with the same weights, features by falling use."""
     d_in, d_sae = weights["W_enc"].shape
@@ -75,7 +75,7 @@ def make_bundles(
     saes = {}
     for kind in ("mutual", "feature"):
         allocation = Allocation(kind=kind, k=float(k), quota=law if kind == "feature" else None)
-        manifest = Manifest(encoder=encoder, allocation=allocation, width=width)
+        manifest = Manifest(encoder=encoder, allocation=allocation, slots=slots)
         bundle.write(folder / kind, weights, manifest, sample=x)
         export(folder / kind)
         saes[kind] = load(folder / kind)
@@ -83,7 +83,7 @@ def make_bundles(
 
 
 def trained(cache: Path, text: Path, d_sae: int, k: int) -> tuple[Weights, int, Quota]:
-    """Weights of mutual choice, features by falling use; the width; and the law of their use, as training fits it."""
+    """Weights of mutual choice, features by falling use; the slots; and the law of their use, as training fits it."""
     path = wide.bundle(cache, text, kind="mutual", d_sae=d_sae, k=k)
     features = load(path).encode(wide.sample(cache, text, 16_384))
     use = np.bincount(features.indices, minlength=d_sae) / len(features)
@@ -93,7 +93,7 @@ def trained(cache: Path, text: Path, d_sae: int, k: int) -> tuple[Weights, int, 
     weights |= {name: np.ascontiguousarray(weights[name][order]) for name in ("W_dec", "b_enc", "threshold")}
     weights["W_enc"] = np.ascontiguousarray(weights["W_enc"][:, order])
     exponent, offset, _ = quota.fit(use)
-    return weights, read.manifest.width, Quota(exponent=exponent, offset=offset, slack=3.0)
+    return weights, read.manifest.slots, Quota(exponent=exponent, offset=offset, slack=3.0)
 
 
 def sae_lens(weights: Weights, k: int) -> Callable[[Tensor], object]:
@@ -232,15 +232,15 @@ def main(
     warnings.simplefilter("ignore")
     law = _QUOTA
     if text is not None and cache is not None:
-        weights, width, law = trained(cache, text, d_sae, k)
+        weights, slots, law = trained(cache, text, d_sae, k)
         rows = wide.sample(cache, text, max(n, 4096))
     else:
-        weights, width = make_weights(d_in, d_sae, k, np.random.default_rng(0))
+        weights, slots = make_weights(d_in, d_sae, k, np.random.default_rng(0))
         rows = make_rows(max(n, 4096), d_in, np.random.default_rng(1))
     print(f"batch rule, d_in {rows.shape[1]}, d_sae {d_sae}, k {k}{', trained' if text else ''}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        saes = make_bundles(folder, k, weights, width, rows[:: max(len(rows) // 3072, 1)], law)
+        saes = make_bundles(folder, k, weights, slots, rows[:: max(len(rows) // 3072, 1)], law)
         if tokens is None:
             compare(saes, folder, weights, rows[:n], k, rounds, graphs)
             return

@@ -53,7 +53,7 @@ def random_bundle(path: Path, d_in: int, d_sae: int, scale: float) -> Path:
         "threshold": np.full(d_sae, cut, np.float32),
     }
     encoder = Encoder(d_in=d_in, d_sae=d_sae, selection="threshold")
-    bundle.write(path, weights, Manifest(encoder=encoder, allocation=Allocation(kind="mutual", k=32.0), width=64))
+    bundle.write(path, weights, Manifest(encoder=encoder, allocation=Allocation(kind="mutual", k=32.0), slots=64))
     export(path)
     return path
 
@@ -103,7 +103,7 @@ def compare(title: str, folder: Path, hook: str, sae: Path, feeds: dict[str, Arr
                 "itself": partial(again.run, None, feed),
                 "no edits": partial(edited.run, None, feed),
                 "4 edits": partial(edited.run, None, feed | four),
-                "width 0": partial(reading.run, None, feed | {"sae_width": np.array([0])}),
+                "0 slots": partial(reading.run, None, feed | {"sae_slots": np.array([0])}),
             },
             seconds=rounds,
         )

@@ -112,7 +112,7 @@ def _fault_of_encode(
     threshold = bundle.manifest.encoder.selection == "threshold"
     feed: Arrays = {"x": x}
     if threshold and name != GPU.file:
-        feed["width"] = np.array([bundle.manifest.encoder.d_sae])
+        feed["slots"] = np.array([bundle.manifest.encoder.d_sae])
     indices, values, *certain = run(feed)
     if certain:
         sure = certain[0].astype(bool)

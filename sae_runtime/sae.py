@@ -222,7 +222,7 @@ class SAE:
             ValueError: x is not such a tensor.
 
         >>> indices, values = sae.encode_tensor(x)
-        >>> values.shape == (6, sae.manifest.width)
+        >>> values.shape == (6, sae.manifest.slots)
         True
         """
         return encode_tensor(self._sessions, self.manifest, GPU if self.graph == GPU else PLAIN, x)
@@ -361,7 +361,7 @@ class SAE:
             if by_threshold:
                 raise ValueError("k belongs to encode_batch or to token choice; this SAE is served by its threshold")
             self._check_k(k)
-            feed["width"] = np.array([int(k)])
+            feed["slots"] = np.array([int(k)])
         if threshold is not None:
             if not by_threshold:
                 raise ValueError("threshold belongs to mutual and feature choice; use k here")

@@ -39,7 +39,7 @@ def random_sae(
     manifest = Manifest(
         encoder=Encoder(d_in=d_in, d_sae=d_sae, selection="threshold"),
         allocation=Allocation(kind="mutual", k=8.0),
-        width=slots or d_sae,
+        slots=slots or d_sae,
     )
     bundle.write(path, weights, manifest)
     export(path)

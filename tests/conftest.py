@@ -76,7 +76,7 @@ def make_tied_weights(d_sae: int, kind: str) -> dict[str, NDArray[np.float32]]:
     return {name: np.ascontiguousarray(array, np.float32) for name, array in weights.items()}
 
 
-def make_manifest(d_sae: int, kind: str, k: int = K, width: int | None = None) -> Manifest:
+def make_manifest(d_sae: int, kind: str, k: int = K, slots: int | None = None) -> Manifest:
     encoder = Encoder(
         d_in=D_IN,
         d_sae=d_sae,
@@ -84,7 +84,7 @@ def make_manifest(d_sae: int, kind: str, k: int = K, width: int | None = None) -
         k=k if kind == "token" else None,
     )
     allocation = Allocation(kind=kind, k=float(k), quota=QUOTA if kind == "feature" else None)
-    return Manifest(encoder=encoder, allocation=allocation, width=width or (k if kind == "token" else 4 * k))
+    return Manifest(encoder=encoder, allocation=allocation, slots=slots or (k if kind == "token" else 4 * k))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -102,14 +102,14 @@ def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     made: dict[tuple[str, int, int | None, bool, bool], Path] = {}
 
     def give(
-        kind: str, d_sae: int = 150, width: int | None = None, *, tied: bool = False, sampled: bool = False
+        kind: str, d_sae: int = 150, slots: int | None = None, *, tied: bool = False, sampled: bool = False
     ) -> Path:
-        key = (kind, d_sae, width, tied, sampled)
+        key = (kind, d_sae, slots, tied, sampled)
         if key not in made:
             made[key] = tmp_path_factory.mktemp("bundles") / f"{kind}-{d_sae}"
             weights = make_tied_weights(d_sae, kind) if tied else make_weights(d_sae, kind)
             sample = make_x(300, seed=8) if sampled else None
-            bundle.write(made[key], weights, make_manifest(d_sae, kind, width=width), sample=sample)
+            bundle.write(made[key], weights, make_manifest(d_sae, kind, slots=slots), sample=sample)
             export(made[key])
         return made[key]
 
@@ -189,7 +189,7 @@ def joint(
     return witness.joint(z, k, cap, valid)
 
 
-def slots(features: Features) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def slots_of(features: Features) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Features in the layout of the graphs, each row by falling value."""
     indices, values = features.to_slots()
     order = np.argsort(-values, axis=1, kind="stable")

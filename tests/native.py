@@ -49,7 +49,7 @@ def native(
             del weights["threshold"]
     else:
         allocation = Allocation(kind="token", k=float(encoder.k or 0))
-    manifest = Manifest(encoder=encoder, allocation=allocation, width=encoder.k or 120, model="tiny", hook="layer.1")
+    manifest = Manifest(encoder=encoder, allocation=allocation, slots=encoder.k or 120, model="tiny", hook="layer.1")
     bundle.write(path, {name: array.astype(np.float32) for name, array in weights.items()}, manifest)
     if threshold is not None:
         export(path, graphs=())

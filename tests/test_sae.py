@@ -11,7 +11,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from conftest import D_IN, KINDS, K, joint, make_manifest, make_weights, make_x, served, slots
+from conftest import D_IN, KINDS, K, joint, make_manifest, make_weights, make_x, served, slots_of
 from numpy.typing import NDArray
 from recording import recorded
 
@@ -47,10 +47,10 @@ def test_encode_agrees_with_numpy(bundle_of: BundleOf, kind: str, d_sae: int, n:
     x, sae = make_x(n), load(bundle_of(kind, d_sae))
     features = sae.encode(x)
     assert (sae.d_in, sae.d_sae, features.d_sae, len(features)) == (D_IN, d_sae, d_sae, n)
-    assert witness.disagreement(served(kind, d_sae, x), *slots(features)) is None
+    assert witness.disagreement(served(kind, d_sae, x), *slots_of(features)) is None
     batch = sae.encode_batch(x)
     expected = served(kind, d_sae, x) if kind == "token" else joint(kind, d_sae, x)
-    assert witness.disagreement(expected, *slots(batch)) is None
+    assert witness.disagreement(expected, *slots_of(batch)) is None
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -109,22 +109,22 @@ def test_tiles_change_no_row(sae: SAE, bundle_of: BundleOf, kind: str) -> None:
     np.testing.assert_allclose(sae.decode(features), decoded, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("width", [1, 4, 149, 150])
+@pytest.mark.parametrize("slots", [1, 4, 149, 150])
 @pytest.mark.parametrize("kind", ["mutual", "feature"])
-def test_rows_that_fill_the_width_lose_nothing(bundle_of: BundleOf, kind: str, width: int) -> None:
+def test_rows_that_fill_all_slots_lose_nothing(bundle_of: BundleOf, kind: str, slots: int) -> None:
     x = make_x(60)
     x[7] *= 10  # a row with far more features than its neighbours
     expected = served(kind, 150, x)
     assert expected.kept.sum(axis=1).max() > 40 and (expected.kept.sum(axis=1) <= 1).any()
-    sae = load(bundle_of(kind, width=width))
-    assert sae.manifest.width == width
-    assert witness.disagreement(expected, *slots(sae.encode(x))) is None
+    sae = load(bundle_of(kind, slots=slots))
+    assert sae.manifest.slots == slots
+    assert witness.disagreement(expected, *slots_of(sae.encode(x))) is None
     everything = sae.encode(x, threshold=0.0)
-    assert witness.disagreement(witness.threshold(expected.z, 0.0), *slots(everything)) is None
+    assert witness.disagreement(witness.threshold(expected.z, 0.0), *slots_of(everything)) is None
 
 
 def test_a_row_with_many_features_leaves_the_cost_of_its_neighbours(bundle_of: BundleOf) -> None:
-    sae, sessions = recorded(bundle_of("mutual", width=4), "encode.onnx")
+    sae, sessions = recorded(bundle_of("mutual", slots=4), "encode.onnx")
     l0 = sae.encode(make_x(60)).l0()
     runs = [(rows, slots) for _, rows, slots in sessions.runs]
     assert runs[0] == (60, 4)
@@ -133,11 +133,11 @@ def test_a_row_with_many_features_leaves_the_cost_of_its_neighbours(bundle_of: B
     assert 1 < len(runs) and runs[1][0] < 60
 
 
-@pytest.mark.parametrize("width", [1, 4, None])
-def test_encode_slots_are_what_encode_compresses(bundle_of: BundleOf, kind: str, width: int | None) -> None:
+@pytest.mark.parametrize("slots", [1, 4, None])
+def test_encode_slots_are_what_encode_compresses(bundle_of: BundleOf, kind: str, slots: int | None) -> None:
     x = make_x(60)
     x[7] *= 10  # a row with far more features than its neighbours
-    sae = load(bundle_of(kind, width=None if kind == "token" else width), tiling=Tiling(rows=16))
+    sae = load(bundle_of(kind, slots=None if kind == "token" else slots), tiling=Tiling(rows=16))
     indices, values = sae.encode_slots(x)
     assert indices.dtype == np.int64 and values.dtype == np.float32 and (np.diff(values) <= 0).all()
     assert values.shape[1] == sae.encode(x).l0().max() and not indices[values == 0].any()
@@ -154,7 +154,7 @@ def test_encode_slots_take_the_options_of_encode(bundle_of: BundleOf) -> None:
 def test_k_of_token_choice(bundle_of: BundleOf, k: int) -> None:
     x, sae = make_x(20), load(bundle_of("token"))
     for features in (sae.encode(x, k=k), sae.encode_batch(x, k=k), sae.encode_batch(lambda ids: x[ids], 20, k=k)):
-        assert witness.disagreement(served("token", 150, x, k), *slots(features)) is None
+        assert witness.disagreement(served("token", 150, x, k), *slots_of(features)) is None
 
 
 @pytest.mark.parametrize("k", [0.5, 2.5, 6, 100.0])
@@ -162,7 +162,7 @@ def test_k_of_the_batch_rule(thresholded: SAE, k: float) -> None:
     x = make_x(7)
     features = thresholded.encode_batch(x, k=k)
     kind = thresholded.manifest.budget.kind
-    assert witness.disagreement(joint(kind, 150, x, k), *slots(features)) is None
+    assert witness.disagreement(joint(kind, 150, x, k), *slots_of(features)) is None
     if kind == "mutual":
         assert len(features.values) == min(round(7 * k), (served(kind, 150, x).z > 0).sum())
 
@@ -173,7 +173,7 @@ def test_threshold_of_the_served_rule(thresholded: SAE) -> None:
     threshold = np.random.default_rng(3).uniform(0.1, 3, 150)
     for given in (threshold.astype(np.float32), threshold.tolist(), 1.25, np.float64(1.25), [1.25]):
         features = thresholded.encode(x, threshold=given)
-        assert witness.disagreement(witness.threshold(z, np.asarray(given, np.float32)), *slots(features)) is None
+        assert witness.disagreement(witness.threshold(z, np.asarray(given, np.float32)), *slots_of(features)) is None
     own = make_weights(150, kind)["threshold"]
     assert same(thresholded.encode(x, threshold=own), thresholded.encode(x))
 
@@ -362,7 +362,7 @@ def test_rows_are_read_in_tiles_and_only_where_needed_again(bundle_of: BundleOf)
 
     features = sae.encode_batch(read, 300)
     assert same(features, sae.encode_batch(x))
-    assert features.l0()[17] > sae.manifest.width
+    assert features.l0()[17] > sae.manifest.slots
     assert max(len(ids) for ids in asked) == 32 and [ids.tolist() for ids in asked[10:]] == [[17]]
 
 
@@ -553,7 +553,7 @@ def test_tokens_with_many_features_do_not_make_room_for_all(bundle_of: BundleOf,
     features = sae.encode(x)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert features.l0().max() > sae.manifest.width
+    assert features.l0().max() > sae.manifest.slots
     assert peak < 1600 * 150 * 12 / 3, "slots of all tiles were held at once"
 
 

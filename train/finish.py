@@ -33,7 +33,7 @@ def finished(
         processes: the number of processes that shared the batches.
     """
     config = trainer.config
-    threshold, measured, width = _calibrated(trainer, *held_out)
+    threshold, measured, slots = _calibrated(trainer, *held_out)
     weights = _folded(trainer.model, threshold, scale)
     manifest = Manifest(
         encoder=Encoder(
@@ -43,7 +43,7 @@ def finished(
             k=int(config.k) if threshold is None else None,
         ),
         allocation=Allocation(kind=config.allocation, k=float(config.k), quota=trainer.quota),
-        width=width,
+        slots=slots,
         model=source.model,
         hook=source.hook,
         measured=measured,

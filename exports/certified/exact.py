@@ -67,10 +67,10 @@ def exact_in_numpy(
 
 
 def exact_graph(bundle: Bundle, specs: Mapping[str, TensorSpec], limits: Limits = LIMITS) -> ir.Model:
-    """x f32 [n, d_in] -> indices i64, values f32 [n, width], certain bool [n].
+    """x f32 [n, d_in] -> indices i64, values f32 [n, slots], certain bool [n].
 
     Where `certain`, rows are those of encode.onnx, up to equal values at the cut; the others are not whole. Optional
-    inputs: width i64 [1], threshold f32 [1] or [d_sae] where the bundle has one, and levels f32 []: 127 where int8
+    inputs: slots i64 [1], threshold f32 [1] or [d_sae] where the bundle has one, and levels f32 []: 127 where int8
     products do not saturate.
 
     Args:
@@ -87,31 +87,31 @@ def exact_graph(bundle: Bundle, specs: Mapping[str, TensorSpec], limits: Limits 
     x, n = tokens(graph, encoder.d_in)
     x = normalised(graph, encoder, x).x
     threshold = threshold_input(graph, bundle)
-    width = graph.input("width", np.int64, [1], default=[bundle.manifest.width])
+    slots = graph.input("slots", np.int64, [1], default=[bundle.manifest.slots])
     levels = graph.input("levels", np.float32, [], default=LEVELS)
     small = rounded(graph, x, levels, stored)
     approximation = approximate(graph, bundle, small, levels, stored, threshold)
     build = Build(graph, bundle, stored, centred(graph, bundle, x), limits)
     if threshold is None:
-        scored, cut, ceiling = _best(build, approximation, width)
+        scored, cut, ceiling = _best(build, approximation, slots)
     else:
         cut = graph.op("Expand", graph.constant(0, np.float32), graph.op("Shape", approximation.unit))
         scored, ceiling = [], None
     error, bounded = errors(graph, small, build.c, stored)
     candidates, certain = find_candidates(build, approximation, error, bounded, cut, ceiling)
     scored.append(_score(build, candidates, threshold))
-    indices, values = _slots(graph, scored, width, encoder.d_sae)
+    indices, values = _slots(graph, scored, slots, encoder.d_sae)
     indices, values, certain = (first_rows(graph, part, n) for part in (indices, values, certain))
-    graph.output(indices, "indices", np.int64, ["n", "width"])
-    graph.output(values, "values", np.float32, ["n", "width"])
+    graph.output(indices, "indices", np.int64, ["n", "slots"])
+    graph.output(values, "values", np.float32, ["n", "slots"])
     graph.output(certain, "certain", np.bool_, ["n"])
     return graph.model()
 
 
-def _best(build: Build, approximation: Approximation, width: ir.Value) -> tuple[list[Scored], ir.Value, ir.Value]:
+def _best(build: Build, approximation: Approximation, slots: ir.Value) -> tuple[list[Scored], ir.Value, ir.Value]:
     """About the k largest features in float32, the cut of equation (8) for all others, and their ceiling [n, 1]."""
     graph = build.graph
-    slots = graph.op("Max", width, graph.constant([1], np.int64))
+    slots = graph.op("Max", slots, graph.constant([1], np.int64))
     slots = graph.op("Min", slots, graph.constant([build.bundle.manifest.encoder.d_sae], np.int64))
     features, largest, ceiling = leading(graph, approximation, build.stored, slots)
     values = _pre_activations(build, features)
@@ -191,14 +191,14 @@ def _pre_activations(build: Build, feature: ir.Value, token: ir.Value | None = N
     return graph.op("Relu", graph.op("Add", product, pick(graph, weight(graph, bundle, "b_enc"), feature)))
 
 
-def _slots(graph: Graph, scored: list[Scored], width: ir.Value, d_sae: int) -> tuple[ir.Value, ir.Value]:
-    """Indices and values [n, min(width, d_sae)] of the largest activations, by falling value; unused slots are 0."""
+def _slots(graph: Graph, scored: list[Scored], slots: ir.Value, d_sae: int) -> tuple[ir.Value, ir.Value]:
+    """Indices and values [n, min(slots, d_sae)] of the largest activations, by falling value; unused slots are 0."""
     features, values = (
         graph.op("Concat", *parts, axis=1) if len(parts) > 1 else parts[0] for parts in zip(*scored, strict=True)
     )
-    width = graph.op("Min", width, graph.constant([d_sae], np.int64))
-    slots = graph.op("Min", width, graph.op("Shape", values, start=1, end=2))
-    values, position = graph.ops("TopK", 2, values, slots)
+    slots = graph.op("Min", slots, graph.constant([d_sae], np.int64))
+    filled = graph.op("Min", slots, graph.op("Shape", values, start=1, end=2))
+    values, position = graph.ops("TopK", 2, values, filled)
     indices = graph.op("GatherElements", features, position, axis=1)
-    pads = graph.op("Concat", graph.constant([0, 0, 0], np.int64), graph.op("Sub", width, slots), axis=0)
+    pads = graph.op("Concat", graph.constant([0, 0, 0], np.int64), graph.op("Sub", slots, filled), axis=0)
     return graph.op("Pad", indices, pads), graph.op("Pad", values, pads)

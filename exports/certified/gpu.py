@@ -89,17 +89,17 @@ def half_precision(
     }
 
 
-def candidates(width: int, d_sae: int) -> int:
-    """How many features of a token are computed again, where it has `width` slots.
+def candidates(slots: int, d_sae: int) -> int:
+    """How many features of a token are computed again, where it has that many slots.
 
     >>> candidates(32, 24_576), candidates(96, 24_576), candidates(6, 10)
     (48, 120, 10)
     """
-    return min(width + max(width // _EXTRA, _LEAST_EXTRA), d_sae)
+    return min(slots + max(slots // _EXTRA, _LEAST_EXTRA), d_sae)
 
 
 def gpu_graph(bundle: Bundle, specs: Mapping[str, TensorSpec]) -> ir.Model:
-    """x f32 [n, d_in] -> indices i64, values f32 [n, width], certain bool [n].
+    """x f32 [n, d_in] -> indices i64, values f32 [n, slots], certain bool [n].
 
     Rows are those of encode.onnx with its default inputs where `certain`; the others are not whole. A row that is not
     finite is not certain.
@@ -109,7 +109,7 @@ def gpu_graph(bundle: Bundle, specs: Mapping[str, TensorSpec]) -> ir.Model:
         specs: where derived.safetensors holds W_enc_rows and the arrays of `half_precision`.
     """
     graph = Graph("encode_gpu")
-    encoder, width = bundle.manifest.encoder, bundle.manifest.width
+    encoder, slots = bundle.manifest.encoder, bundle.manifest.slots
 
     def stored(name: str) -> ir.Value:
         return graph.weight(external(name, DERIVED, specs[name]))
@@ -126,7 +126,7 @@ def gpu_graph(bundle: Bundle, specs: Mapping[str, TensorSpec]) -> ir.Model:
     c, v = (graph.op("Where", finite, part, graph.constant(0, np.float32)) for part in (c, v))
     fill = specs["half_weights"].shape[0] - encoder.d_in - 3
     bound = _bound(graph, v, stored("half_weights"), fill)
-    count = candidates(width, encoder.d_sae)
+    count = candidates(slots, encoder.d_sae)
     bounds, features = graph.ops("TopK", 2, bound, graph.constant([count], np.int64))
 
     product = graph.op("MatMul", graph.op("Gather", stored("W_enc_rows"), features), graph.op("Unsqueeze", c, last))
@@ -134,18 +134,18 @@ def gpu_graph(bundle: Bundle, specs: Mapping[str, TensorSpec]) -> ir.Model:
     values = graph.op("Relu", graph.op("Add", graph.op("Squeeze", product, last), bias))
     if encoder.selection == "threshold":
         values = above(graph, values, graph.op("Gather", weight(graph, bundle, "threshold"), features))
-    values, position = graph.ops("TopK", 2, values, graph.constant([width], np.int64))
+    values, position = graph.ops("TopK", 2, values, graph.constant([slots], np.int64))
     indices = graph.op("GatherElements", features, position, axis=1)
 
     certain = finite
     if count < encoder.d_sae:  # equation (13)
         cut = graph.constant(0, np.float32)
         if encoder.selection == "topk":
-            cut = graph.op("Div", graph.op("Gather", values, graph.constant([width - 1], np.int64), axis=1), size)
+            cut = graph.op("Div", graph.op("Gather", values, graph.constant([slots - 1], np.int64), axis=1), size)
         least = graph.op("Gather", bounds, graph.constant([count - 1], np.int64), axis=1)
         certain = graph.op("And", finite, graph.op("LessOrEqual", graph.cast(least, np.float32), cut))
-    graph.output(indices, "indices", np.int64, ["n", width])
-    graph.output(values, "values", np.float32, ["n", width])
+    graph.output(indices, "indices", np.int64, ["n", slots])
+    graph.output(values, "values", np.float32, ["n", slots])
     graph.output(graph.op("Squeeze", certain, one), "certain", np.bool_, ["n"])
     return graph.model()
 

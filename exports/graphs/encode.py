@@ -44,9 +44,9 @@ def threshold_input(graph: Graph, bundle: Bundle) -> ir.Value | None:
 
 
 def encode_graph(bundle: Bundle) -> ir.Model:
-    """x f32 [n, d_in] -> indices i64, values f32 [n, width], each row by falling value, unused slots 0.
+    """x f32 [n, d_in] -> indices i64, values f32 [n, slots], each row by falling value, unused slots 0.
 
-    Optional inputs: width i64 [1], and threshold f32 [1] or [d_sae] where the bundle has one.
+    Optional inputs: slots i64 [1], and threshold f32 [1] or [d_sae] where the bundle has one.
 
     >>> from sae_runtime.bundle.folder import read
     >>> [value.name for value in encode_graph(read(bundle_path)).graph.outputs]
@@ -56,19 +56,19 @@ def encode_graph(bundle: Bundle) -> ir.Model:
     x, n = tokens(graph, bundle.manifest.encoder.d_in)
     z = pre_activations(graph, bundle, x)
     threshold = threshold_input(graph, bundle)
-    width = graph.input("width", np.int64, [1], default=[bundle.manifest.width])
-    write_slots(graph, *selected(graph, bundle, z, threshold, width), n)
+    slots = graph.input("slots", np.int64, [1], default=[bundle.manifest.slots])
+    write_slots(graph, *selected(graph, bundle, z, threshold, slots), n)
     return graph.model()
 
 
 def selected(
-    graph: Graph, bundle: Bundle, z: ir.Value, threshold: ir.Value | None, width: ir.Value
+    graph: Graph, bundle: Bundle, z: ir.Value, threshold: ir.Value | None, slots: ir.Value
 ) -> tuple[ir.Value, ir.Value]:
-    """Indices i64 and values f32 [n, at most width] of pre-activations z [n, d_sae], as the bundle selects."""
-    return selected_slots(graph, bundle.manifest.encoder, z if threshold is None else above(graph, z, threshold), width)
+    """Indices i64 and values f32 [n, at most slots] of pre-activations z [n, d_sae], as the bundle selects."""
+    return selected_slots(graph, bundle.manifest.encoder, z if threshold is None else above(graph, z, threshold), slots)
 
 
 def write_slots(graph: Graph, indices: ir.Value, values: ir.Value, n: ir.Value) -> None:
-    """Make the first n rows the outputs indices i64 and values f32 [n, width]."""
-    graph.output(first_rows(graph, indices, n), "indices", np.int64, ["n", "width"])
-    graph.output(first_rows(graph, values, n), "values", np.float32, ["n", "width"])
+    """Make the first n rows the outputs indices i64 and values f32 [n, slots]."""
+    graph.output(first_rows(graph, indices, n), "indices", np.int64, ["n", "slots"])
+    graph.output(first_rows(graph, values, n), "values", np.float32, ["n", "slots"])

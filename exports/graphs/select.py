@@ -57,14 +57,14 @@ def pick(graph: Graph, numbers: ir.Value, positions: ir.Value) -> ir.Value:
     return graph.op("Reshape", graph.op("GatherElements", vector, wanted), graph.op("Shape", positions), allowzero=1)
 
 
-def selected_slots(graph: Graph, encoder: Encoder, z: ir.Value, width: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """Indices and values [n, at most width] of what the SAE keeps of z [n, d_sae], by falling value.
+def selected_slots(graph: Graph, encoder: Encoder, z: ir.Value, slots: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Indices and values [n, at most slots] of what the SAE keeps of z [n, d_sae], by falling value.
 
     Where a threshold selects, z holds 0 for every feature that does not pass it.
     """
     if encoder.selection == "groupmax":
-        return winners(graph, z, encoder.k or 1, width, encoder.d_sae)
-    return largest(graph, z, width, encoder.d_sae)
+        return winners(graph, z, encoder.k or 1, slots, encoder.d_sae)
+    return largest(graph, z, slots, encoder.d_sae)
 
 
 def winners_in_numpy(z: NDArray[np.floating], k: int, slots: int) -> IndicesAndValues:
@@ -106,9 +106,9 @@ def largest(graph: Graph, z: ir.Value, slots: ir.Value, d_sae: int) -> tuple[ir.
     The k largest lie in the k groups with the largest maxima, so TopK looks at these groups alone. This is exact where
     values are equal too: groups are runs of neighbours, and TopK takes the first of equal groups.
     """
-    width = graph.op("Min", slots, graph.constant([d_sae], np.int64))
+    slots = graph.op("Min", slots, graph.constant([d_sae], np.int64))
     if d_sae % GROUP:
-        values, indices = graph.ops("TopK", 2, z, width)
+        values, indices = graph.ops("TopK", 2, z, slots)
         return indices, values
     one, size = graph.constant([1], np.int64), graph.constant(GROUP, np.int64)
     n = graph.op("Shape", z, start=0, end=1)
@@ -119,7 +119,7 @@ def largest(graph: Graph, z: ir.Value, slots: ir.Value, d_sae: int) -> tuple[ir.
     first = graph.op("Unsqueeze", graph.op("Mul", graph.range(n), groups), one)
     members = graph.op("Gather", by_group(graph, z), graph.op("Add", chosen, first))
     members = graph.op("Reshape", members, graph.op("Concat", n, graph.op("Mul", count, size), axis=0), allowzero=1)
-    values, position = graph.ops("TopK", 2, members, width)
+    values, position = graph.ops("TopK", 2, members, slots)
     group = graph.op("Div", position, size)
     inside = graph.op("Sub", position, graph.op("Mul", group, size))
     indices = graph.op("Add", graph.op("Mul", graph.op("GatherElements", chosen, group, axis=1), size), inside)

@@ -3,7 +3,7 @@
 In numpy, with `encode` for the features [b, t, d_sae] by the served rule, 0 where a feature is not active:
 
     f = encode(x)
-    indices = np.argsort(-f, axis=2, kind="stable")[:, :, :width]
+    indices = np.argsort(-f, axis=2, kind="stable")[:, :, :slots]
     values = np.take_along_axis(f, indices, axis=2)
 
     chosen = np.take_along_axis(f, features[:, None], axis=2)
@@ -56,7 +56,7 @@ def insert_graph(
     """x [b, t, d_in] -> y [b, t, d_in], both of `dtype`, and indices i64, values f32 [b, t, w].
 
     With `read`, the graph gives the features of x, for each token by falling value, and 0 in unused slots. An optional
-    input, width i64 [1], is the number of slots w of this call; 0 reads nothing and costs next to nothing.
+    input, slots i64 [1], is the number of slots w of this call; 0 reads nothing and costs next to nothing.
 
     With `edit`, the graph gives y. Its optional inputs are those of steer.onnx; direction f32, broadcastable to
     [b, t, d_in]; when i64 and above f32, [b or 1, c]. Edits and direction apply at tokens where each feature of `when`
@@ -76,14 +76,14 @@ def insert_graph(
     d_in = bundle.manifest.encoder.d_in
     given = graph.input("x", dtype.numpy(), ["b", "t", d_in])
     x = given if dtype == ir.DataType.FLOAT else graph.cast(given, np.float32)
-    width = graph.input("width", np.int64, [1], default=[bundle.manifest.width]) if read else None
+    slots = graph.input("slots", np.int64, [1], default=[bundle.manifest.slots]) if read else None
     asked = _intervention(graph) if edit or replace else None
-    z = _shared_preactivations(graph, bundle, x, width, asked, replace=replace)
-    if width is not None:
+    z = _shared_preactivations(graph, bundle, x, slots, asked, replace=replace)
+    if slots is not None:
         indices, values = graph.either(
             "read",
-            graph.op("Greater", width, graph.constant([0], np.int64)),
-            lambda branch: _read(branch, bundle, x, z, width),
+            graph.op("Greater", slots, graph.constant([0], np.int64)),
+            lambda branch: _read(branch, bundle, x, z, slots),
             lambda branch: _no_slots(branch, x),
         )
         graph.output(indices, "indices", np.int64, ["b", "t", "w"])
@@ -118,7 +118,7 @@ def _is_asked(graph: Graph, asked: Intervention) -> ir.Value:
 
 
 def _shared_preactivations(
-    graph: Graph, bundle: Bundle, x: ir.Value, width: ir.Value | None, asked: Intervention | None, *, replace: bool
+    graph: Graph, bundle: Bundle, x: ir.Value, slots: ir.Value | None, asked: Intervention | None, *, replace: bool
 ) -> ir.Value | None:
     """All pre-activations, where several parts of the graph may need them; of no token where a call needs none."""
     if replace:
@@ -126,7 +126,7 @@ def _shared_preactivations(
     if asked is None or bundle.manifest.encoder.selection == "threshold":
         return None
     sizes = [graph.op("Shape", features, start=1) for features in (asked.edits.features, asked.when)]
-    sizes += [] if width is None else [width]
+    sizes += [] if slots is None else [slots]
     return pre_activations(graph, bundle, some_tokens(graph, x, graph.op("Max", *sizes)))
 
 
@@ -141,7 +141,7 @@ def _above_threshold(graph: Graph, bundle: Bundle, z: ir.Value) -> ir.Value:
     return above(graph, z, weight(graph, bundle, "threshold"))
 
 
-def _read(graph: Graph, bundle: Bundle, x: ir.Value, z: ir.Value | None, width: ir.Value) -> tuple[ir.Value, ir.Value]:
+def _read(graph: Graph, bundle: Bundle, x: ir.Value, z: ir.Value | None, slots: ir.Value) -> tuple[ir.Value, ir.Value]:
     """Indices and values [b, t, w] of the largest features, as encode.onnx gives them.
 
     z holds the pre-activations, where the graph has them already.
@@ -152,9 +152,9 @@ def _read(graph: Graph, bundle: Bundle, x: ir.Value, z: ir.Value | None, width: 
     f = _above_threshold(graph, bundle, z) if encoder.selection == "threshold" else z
     flat = graph.op("Reshape", f, graph.constant([-1, encoder.d_sae], np.int64), allowzero=1)
     flat, n = not_empty(graph, flat, encoder.d_sae)
-    indices, values = (first_rows(graph, part, n) for part in selected_slots(graph, encoder, flat, width))
+    indices, values = (first_rows(graph, part, n) for part in selected_slots(graph, encoder, flat, slots))
     limit = encoder.k if encoder.k and encoder.selection == "groupmax" else encoder.d_sae
-    slots = graph.op("Min", width, graph.constant([limit], np.int64))
+    slots = graph.op("Min", slots, graph.constant([limit], np.int64))
     shape = graph.op("Concat", graph.op("Shape", x, end=2), slots, axis=0)
     # A call without slots computes no token; its result still has all tokens.
     return graph.op("Reshape", indices, shape, allowzero=1), graph.op("Reshape", values, shape, allowzero=1)

@@ -25,7 +25,7 @@ class Encoder:
     positive features are kept, so it makes no difference whether relu comes before or after the selection.
 
     Attributes:
-        d_in: width of the activations x.
+        d_in: numbers in an activation x.
         d_sae: number of features.
         selection: "topk" keeps the k largest z of every token, "groupmax" the largest of each of k runs of neighbours,
             "threshold" those with z > threshold (one per feature).
@@ -139,7 +139,7 @@ class Manifest:
 
     encoder: Encoder
     allocation: Allocation | None  # None: the batch rule is not known
-    width: int  # slots of a token in encode.onnx; a token that fills all of them is encoded again with more
+    slots: int  # slots of a token in encode.onnx; a token that fills all of them is encoded again with more
     model: str | None = None  # name of the host model
     hook: str | None = None  # the module whose output is the activation, as in torch's named_modules
     hook_out: str | None = None  # the same for what a transcoder reconstructs
@@ -150,13 +150,13 @@ class Manifest:
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        if not 1 <= self.width <= self.encoder.d_sae:
-            raise ValueError(f"width must be in [1, d_sae={self.encoder.d_sae}], got {self.width}")
+        if not 1 <= self.slots <= self.encoder.d_sae:
+            raise ValueError(f"slots must be in [1, d_sae={self.encoder.d_sae}], got {self.slots}")
         if self.allocation is not None:
             _check_allocation(self.encoder, self.allocation)
         k = self.encoder.k
-        if k is not None and k != self.width:
-            raise ValueError(f"a token that keeps {k} features has as many slots, got width {self.width}")
+        if k is not None and k != self.slots:
+            raise ValueError(f"a token that keeps {k} features has as many slots, got {self.slots}")
         for name in (*self.files, *self.graphs):
             if name != Path(name).name or name in ("", ".", ".."):
                 raise ValueError(f"{name!r} is not the name of a file in the bundle's own folder")
@@ -182,7 +182,7 @@ def to_json(manifest: Manifest) -> str:
     """The text of `sae_runtime.json`.
 
     >>> encoder = Encoder(d_in=24, d_sae=150, selection="topk", k=6)
-    >>> manifest = Manifest(encoder=encoder, allocation=None, width=6)
+    >>> manifest = Manifest(encoder=encoder, allocation=None, slots=6)
     >>> from_json(to_json(manifest)) == manifest
     True
     """

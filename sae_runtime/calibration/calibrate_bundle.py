@@ -89,7 +89,7 @@ def calibrate_bundle(
     manifest = dataclasses.replace(
         bundle.manifest,
         allocation=allocation,
-        width=slots_for(l0, bundle.manifest.encoder.d_sae),
+        slots=slots_for(l0, bundle.manifest.encoder.d_sae),
         measured=measured,
         provenance={**bundle.manifest.provenance, "calibration": _provenance(activations, rows)},
     )

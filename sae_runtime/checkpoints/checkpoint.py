@@ -50,14 +50,14 @@ class Checkpoint:
         """The manifest of its bundle."""
         encoder, allocation = self.encoder, self.allocation
         if encoder.k is not None:
-            width = encoder.k
+            slots = encoder.k
         else:
-            width = min(encoder.d_sae, _SLOTS if allocation is None else math.ceil(4 * allocation.k))
+            slots = min(encoder.d_sae, _SLOTS if allocation is None else math.ceil(4 * allocation.k))
         provenance = {"source_format": self.source_format, **self.provenance}
         return Manifest(
             encoder=encoder,
             allocation=allocation,
-            width=width,
+            slots=slots,
             model=self.model,
             hook=self.hook,
             hook_out=self.hook_out,

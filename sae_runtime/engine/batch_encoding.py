@@ -47,13 +47,13 @@ def encode_by_batch(
     budget, limit = limits(allocation, d_sae, tokens, k=k, cap=max_density)
     floor = floor_of(bundle, tiler.graph, budget, limit, tokens) if k <= allocation.k else 0.0
     # Nearly every token has room at this k: the bundle's slots hold nearly every token at the fitted k.
-    slots = math.ceil(max(_SLOTS * k, manifest.width * k / allocation.k))
+    slots = math.ceil(max(_SLOTS * k, manifest.slots * k / allocation.k))
     # encode_exact.onnx may be certain of a row or not according to the bound. Without a floor the bound follows from
     # other tiles, and the bits of a row's values would too: encode.onnx takes its place.
     plain = floor == 0 and tiler.graph == EXACT
 
     def encode(tiles: Sequence[NDArray[np.int64]], bound: NDArray[np.float32], whole: bool) -> Iterator[Slots]:
-        feed = {"threshold": bound, "width": np.array([min(4 * slots if whole else slots, d_sae)])}
+        feed = {"threshold": bound, "slots": np.array([min(4 * slots if whole else slots, d_sae)])}
         method = partial(tiler.all_slots, plain=True) if whole else tiler.plain if plain else tiler.slots
         for ids, encoded in zip(tiles, tiler.map(method, map(read, tiles), feed), strict=True):
             refuse_overflow(encoded, ids, name_row)

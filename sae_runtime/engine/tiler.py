@@ -46,7 +46,7 @@ def _graph_by_size(manifest: Manifest, sessions: Sessions, tiling: Tiling) -> st
     if not sessions.on_cpu:
         return GPU if GPU in manifest.graphs else PLAIN
     encoder, allocation = manifest.encoder, manifest.allocation
-    k = encoder.k or (manifest.width if allocation is None else allocation.k)
+    k = encoder.k or (manifest.slots if allocation is None else allocation.k)
     smallest = tiling.smallest_exact(topk=encoder.selection == "topk", k=k)
     return EXACT if EXACT in manifest.graphs and encoder.d_sae >= smallest else PLAIN
 
@@ -142,7 +142,7 @@ class Tiler:
         full = np.flatnonzero(values[:, -1] > 0)
         if not len(full):
             return indices, values
-        wider = {**feed, "width": np.array([min(4 * slots, self._architecture.d_sae)])}
+        wider = {**feed, "slots": np.array([min(4 * slots, self._architecture.d_sae)])}
         more_indices, more_values = self.all_slots(np.ascontiguousarray(x[full]), wider, plain=plain, shared=shared)
         grow = ((0, 0), (0, more_values.shape[1] - slots))
         indices, values = np.pad(indices, grow), np.pad(values, grow)

@@ -99,7 +99,7 @@ def extract(
     bar = tqdm(total=rows, unit="token", unit_scale=True, disable=None if progress else True)
     with new(out, force=force) as partial, bar:
         if to_delphi:
-            l0 = sae.manifest.measured.get("l0", sae.manifest.width)
+            l0 = sae.manifest.measured.get("l0", sae.manifest.slots)
             delphi.write(partial, parts(), description, sequence=sequence, l0=l0)
         else:
             parquet.write(partial, parts(), description)

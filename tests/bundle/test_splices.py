@@ -9,7 +9,7 @@ SPLICED = Spliced(
     name="knob",
     hook="encoder.layer.0",
     tensor="layer_norm_2",
-    inputs=("knob_width", "knob_features"),
+    inputs=("knob_slots", "knob_features"),
     outputs=(),
     replace=False,
     d_in=24,
@@ -30,7 +30,7 @@ def test_the_metadata_of_a_splice_are_read_back_as_they_were() -> None:
     [
         ({"d_sae": "150"}, "d_sae is '150'"),
         ({"d_sae": True}, "d_sae is True"),
-        ({"inputs": "knob_width"}, "inputs is 'knob_width'"),
+        ({"inputs": "knob_slots"}, "inputs is 'knob_slots'"),
         ({"outputs": [1]}, r"outputs is \[1\]"),
         ({"name": "sae"}, "name is 'sae'"),
         ({"more": 1}, "the fields are not name, hook, tensor"),

@@ -140,7 +140,7 @@ def test_a_bundle_without_threshold_is_served_at_k(tmp_path: Path, form: str) ->
     else:
         error = np.square(held - sae.decode(sae.encode(held), held)).sum()
         assert made.measured["fvu"] == pytest.approx(error / np.square(held - held.mean(axis=0)).sum(), rel=1e-4)
-    assert np.mean(sae.encode(held).l0() > read.manifest.width) <= 0.001
+    assert np.mean(sae.encode(held).l0() > read.manifest.slots) <= 0.001
 
 
 def test_feature_choice_keeps_its_quota_at_another_k(copy_of: BundleOf, tmp_path: Path) -> None:

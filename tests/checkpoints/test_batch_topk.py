@@ -31,7 +31,7 @@ def test_batch_topk_itself_waits_for_a_threshold(tmp_path: Path) -> None:
     state, _ = save(tmp_path / "run", sae_type="batchtopk")
     made = convert(tmp_path / "run", tmp_path / "out")
     assert not bundle.read(tmp_path / "out", calibrated=False).calibrated
-    assert (made.allocation and made.allocation.kind, made.manifest().width) == ("mutual", 20)
+    assert (made.allocation and made.allocation.kind, made.manifest().slots) == ("mutual", 20)
     assert made.warnings == ("It knows only its batch rule; run sae-runtime calibrate.",)
     x = activations(300, 16)
     assert_near(pre_activations(made, x), torch.relu((x - state["b_dec"]) @ state["W_enc"]).numpy())

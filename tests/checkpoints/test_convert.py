@@ -77,7 +77,7 @@ def test_a_checkpoint_becomes_a_bundle_that_export_takes(lens: Path, tmp_path: P
         "sae_lens_version": "6.54.12",
         "source": {"file": "sae_weights.safetensors", "sha256": bundle.record(lens / "sae_weights.safetensors").sha256},
     }
-    assert (manifest.allocation, manifest.width) == (None, 20)
+    assert (manifest.allocation, manifest.slots) == (None, 20)
 
 
 def test_warnings_go_to_stderr_and_into_the_manifest(lens: Path, tmp_path: Path) -> None:

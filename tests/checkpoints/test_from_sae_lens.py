@@ -77,7 +77,7 @@ def test_a_checkpoint_within_a_run_is_served_as_its_final_save(
     final = SAE.load_from_disk(tmp_path / "final")
     made = assert_same(path, tmp_path / "out", 16, final.encode, final.forward)
     assert (made.allocation and made.allocation.kind, made.allocation and made.allocation.k) == ("mutual", 2.5)
-    assert made.manifest().width == 10
+    assert made.manifest().slots == 10
     assert len(made.warnings) == 1 and "running mean" in made.warnings[0]
 
 

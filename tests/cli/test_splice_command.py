@@ -32,9 +32,9 @@ def test_splice_writes_a_graph_that_reads_and_edits(bundle_of: BundleOf, tmp_pat
 @pytest.mark.parametrize(
     ("flags", "inputs", "outputs"),
     [
-        (["--read"], {"knob_width"}, 2),
+        (["--read"], {"knob_slots"}, 2),
         (["--edit"], {"knob_features", "knob_gate", "knob_direction", "knob_when"}, 0),
-        (["--edit", "--read", "--required"], {"knob_width", "knob_when", "knob_above"}, 2),
+        (["--edit", "--read", "--required"], {"knob_slots", "knob_when", "knob_above"}, 2),
         (["--replace"], {"knob_features", "knob_gate"}, 0),
     ],
 )

@@ -15,7 +15,7 @@ from conftest import (
     make_weights,
     make_x,
     run_graph,
-    slots,
+    slots_of,
 )
 from numpy.typing import NDArray
 from recording import RecordingSessions
@@ -50,8 +50,8 @@ def greedy(z: PreActivations, budget: int, limit: NDArray[np.int64] | None) -> P
     return kept
 
 
-def encoder(z: PreActivations, width: int, asked: list[int] | None = None) -> Encode:
-    """What gives the pre-activations z, `width` of a row the first time, and notes which rows it was asked for."""
+def encoder(z: PreActivations, slots: int, asked: list[int] | None = None) -> Encode:
+    """What gives the pre-activations z, `slots` of a row the first time, and notes which rows it was asked for."""
 
     def encode(tiles: Sequence[NDArray[np.int64]], threshold: NDArray[np.float32], whole: bool) -> Iterator[Slots]:
         for ids in tiles:
@@ -59,14 +59,14 @@ def encoder(z: PreActivations, width: int, asked: list[int] | None = None) -> En
             if asked is not None:
                 asked.extend(ids.tolist())
             rows = np.where(z[ids] > threshold, z[ids], 0)
-            order = np.argsort(-rows, axis=1, kind="stable")[:, : z.shape[1] if whole else width]
+            order = np.argsort(-rows, axis=1, kind="stable")[:, : z.shape[1] if whole else slots]
             yield order, np.take_along_axis(rows, order, axis=1)
 
     return encode
 
 
 def cases(seed: int) -> Iterator[tuple[PreActivations, int, NDArray[np.int64] | None]]:
-    """Pre-activations, total matches and limits: ties or none, empty, full and silent; limits that bind little or much."""
+    """Pre-activations, total matches, limits: ties, none, empty, full and silent; limits that bind little or much."""
     rng = np.random.default_rng(seed)
     for n, d_sae in ((0, 5), (1, 20), (12, 7), (24, 16)):
         smooth = np.maximum(rng.normal(0, 1, (n, d_sae)), 0)
@@ -79,11 +79,11 @@ def cases(seed: int) -> Iterator[tuple[PreActivations, int, NDArray[np.int64] | 
                     yield z.astype(np.float32), budget, limit
 
 
-@pytest.mark.parametrize(("tile", "width"), [(1, 1), (1, 16), (5, 4), (100, 1), (100, 6)])
-def test_encode_joint_equals_the_greedy_walk(tile: int, width: int) -> None:
+@pytest.mark.parametrize(("tile", "slots"), [(1, 1), (1, 16), (5, 4), (100, 1), (100, 6)])
+def test_encode_joint_equals_the_greedy_walk(tile: int, slots: int) -> None:
     for z, budget, limit in cases(seed=tile):
         asked: list[int] = []
-        found = encode_joint(encoder(z, width, asked), *z.shape, budget=budget, limit=limit, tile=tile, fresh=20)
+        found = encode_joint(encoder(z, slots, asked), *z.shape, budget=budget, limit=limit, tile=tile, fresh=20)
         assert found.shape == (len(z),)
         np.testing.assert_array_equal(found.to_dense(), greedy(z, budget, limit))
         assert (np.bincount(asked, minlength=len(z)) <= 2).all(), "a row was encoded more than twice"
@@ -161,7 +161,7 @@ def test_tiles_change_no_bit_and_all_witnesses_agree(bundle_of: BundleOf, kind: 
     x, path = make_x(n), bundle_of(kind, d_sae)
     sae = load(path, threads=1)
     whole = sae.encode_batch(x)
-    assert witness.disagreement(joint(kind, d_sae, x), *slots(whole)) is None
+    assert witness.disagreement(joint(kind, d_sae, x), *slots_of(whole)) is None
     indices, values = run_graph(path, "encode_joint.onnx", x=x)
     by_graph = np.zeros((n, d_sae), np.float32)
     row, slot = np.nonzero(values)
@@ -192,11 +192,11 @@ def test_ties_go_to_the_first_token_and_feature(bundle_of: BundleOf, kind: str, 
         np.testing.assert_array_equal(found.to_dense(), np.where(expected.kept, expected.z, 0))
 
 
-@pytest.mark.parametrize("width", [1, 24, 150])
-def test_any_width_of_the_bundle_gives_the_same(bundle_of: BundleOf, kind: str, width: int) -> None:
+@pytest.mark.parametrize("slots", [1, 24, 150])
+def test_any_slots_of_the_bundle_give_the_same(bundle_of: BundleOf, kind: str, slots: int) -> None:
     x = make_x(60)
     x[7] *= 10
-    assert_same(load(bundle_of(kind, width=width)).encode_batch(x), load(bundle_of(kind)).encode_batch(x))
+    assert_same(load(bundle_of(kind, slots=slots)).encode_batch(x), load(bundle_of(kind)).encode_batch(x))
 
 
 def test_a_budget_beyond_the_positives_takes_them_all(bundle_of: BundleOf, kind: str) -> None:
@@ -204,7 +204,7 @@ def test_a_budget_beyond_the_positives_takes_them_all(bundle_of: BundleOf, kind:
     z = witness.pre_activations(make_weights(150, kind), x)
     cap = np.ones(150) if kind == "feature" else None
     found = load(bundle_of(kind)).encode_batch(x, k=150, max_density=cap)
-    assert witness.disagreement(witness.joint(z, 150, cap), *slots(found)) is None
+    assert witness.disagreement(witness.joint(z, 150, cap), *slots_of(found)) is None
     assert len(found.values) == (z > 0).sum()
 
 
@@ -212,7 +212,7 @@ def test_rows_of_zeros(bundle_of: BundleOf, kind: str) -> None:
     """Equal rows, of which the first get what the budget pays for."""
     x = np.zeros((9, D_IN), np.float32)
     found = load(bundle_of(kind)).encode_batch(x)
-    assert witness.disagreement(joint(kind, 150, x), *slots(found)) is None
+    assert witness.disagreement(joint(kind, 150, x), *slots_of(found)) is None
     silent = load(bundle_of(kind)).encode_batch(x + make_weights(150, kind)["b_dec"])  # z = relu(b_enc)
     assert len(silent.values) <= (make_weights(150, kind)["b_enc"] > 0).sum() * 9
 
@@ -224,7 +224,7 @@ def test_max_density_is_an_argument(bundle_of: BundleOf, d_sae: int) -> None:
     z = witness.pre_activations(make_weights(d_sae, "feature"), x)
     for cap in (rng.permutation(np.linspace(0, 0.2, d_sae)), np.full(d_sae, 0.026), np.zeros(d_sae), np.ones(d_sae)):
         found = sae.encode_batch(x, max_density=cap)
-        assert witness.disagreement(witness.joint(z, K, cap), *slots(found)) is None
+        assert witness.disagreement(witness.joint(z, K, cap), *slots_of(found)) is None
         assert ((found.to_dense() > 0).sum(axis=0) <= np.rint(cap * 40)).all()
     own = quota.caps(QUOTA, K, d_sae)
     assert_same(sae.encode_batch(x, max_density=own), sae.encode_batch(x))
@@ -251,7 +251,7 @@ def test_int8_gives_the_same_for_every_tile_size(bundle_of: BundleOf, kind: str,
         share = quota.caps(QUOTA, K, D_INT8) if kind == "feature" and cap is None else cap
         sae = load(path, threads=1, graph="encode_exact.onnx")
         whole = sae.encode_batch(x, k=k, max_density=cap)
-        assert witness.disagreement(witness.joint(z, k, share), *slots(whole)) is None
+        assert witness.disagreement(witness.joint(z, k, share), *slots_of(whole)) is None
         for rows in (1, 3, 64):
             assert_same(by_int8(path, rows).encode_batch(x, k=k, max_density=cap), whole)
 
@@ -269,7 +269,7 @@ def test_a_batch_below_the_floor_is_exact_all_the_same(bundle_of: BundleOf, kind
         found = sae.encode_batch(x, max_density=cap)
         z = witness.pre_activations(make_weights(D_INT8, kind), x)
         expected = witness.joint(z, K, cap)
-        assert witness.disagreement(expected, *slots(found)) is None
+        assert witness.disagreement(expected, *slots_of(found)) is None
         assert len(found.values) == min(100 * K, (z > 0).sum())
         for rows in (7, 64):
             assert_same(by_int8(path, rows).encode_batch(x, max_density=cap), found)
@@ -311,7 +311,7 @@ def test_doubted_rows_are_the_same_for_every_tile_size(bundle_of: BundleOf, kind
         whole = saes[200].encode_batch(x, k=k, max_density=cap)
         share = quota.caps(QUOTA, K, D_INT8) if kind == "feature" and cap is None else cap
         z = witness.pre_activations(make_weights(D_INT8, kind), x)
-        assert witness.disagreement(witness.joint(z, k, share), *slots(whole)) is None
+        assert witness.disagreement(witness.joint(z, k, share), *slots_of(whole)) is None
         for rows in (20, 1):
             assert_same(saes[rows].encode_batch(x, k=k, max_density=cap), whole)
     redone, tokens = saes[200].redone
@@ -319,11 +319,11 @@ def test_doubted_rows_are_the_same_for_every_tile_size(bundle_of: BundleOf, kind
 
 
 @pytest.mark.parametrize("floor", [0.3, 0.8, 5.0])
-@pytest.mark.parametrize(("tile", "width"), [(1, 1), (5, 4), (100, 6)])
-def test_a_floor_changes_no_match(floor: float, tile: int, width: int) -> None:
+@pytest.mark.parametrize(("tile", "slots"), [(1, 1), (5, 4), (100, 6)])
+def test_a_floor_changes_no_match(floor: float, tile: int, slots: int) -> None:
     for z, budget, limit in cases(seed=tile):
         asked: list[int] = []
-        encode = encoder(z, width, asked)
+        encode = encoder(z, slots, asked)
         found = encode_joint(encode, *z.shape, budget=budget, limit=limit, tile=tile, floor=floor, fresh=20)
         np.testing.assert_array_equal(found.to_dense(), greedy(z, budget, limit))
         assert (np.bincount(asked, minlength=len(z)) <= 2).all(), "a row was encoded more than twice"

@@ -135,7 +135,7 @@ def test_graphs_are_opened_when_they_are_first_run(bundle_of: BundleOf) -> None:
     sessions = Sessions(made, providers=CPU, threads=1, verify=True)
     assert sessions.on_cpu and not sessions.opened
     values = sessions.run("encode.onnx", {"x": make_x(3)})[1]
-    assert values.shape == (3, made.manifest.width) and sessions.opened == {("encode.onnx", False)}
+    assert values.shape == (3, made.manifest.slots) and sessions.opened == {("encode.onnx", False)}
     assert sessions.open("encode.onnx") is sessions.open("encode.onnx")
     alone = sessions.open("encode.onnx", shared=True)
     assert alone is not sessions.open("encode.onnx") and alone is sessions.open("encode.onnx", shared=True)

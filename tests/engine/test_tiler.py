@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import K, make_manifest, make_weights, make_x, served, slots
+from conftest import K, make_manifest, make_weights, make_x, served, slots_of
 from numpy.typing import NDArray
 from recording import RecordingSessions, recorded
 
@@ -32,7 +32,7 @@ def test_both_exact_graphs_agree_with_numpy(bundle_of: BundleOf, kind: str) -> N
     saes = {}
     for graph in ("encode_exact.onnx", "encode.onnx"):
         saes[graph], sessions = recorded(path, graph)
-        assert witness.disagreement(served(kind, D_SAE, x), *slots(saes[graph].encode(x))) is None
+        assert witness.disagreement(served(kind, D_SAE, x), *slots_of(saes[graph].encode(x))) is None
         assert (graph, False) in sessions.opened
     assert sessions.opened == {("encode.onnx", False)} and saes["encode.onnx"].redone == (0, 0)
     assert saes["encode_exact.onnx"].redone[0] == 0 and saes["encode_exact.onnx"].redone[1] >= 200
@@ -88,10 +88,10 @@ def test_encoding_goes_on_after_close(bundle_of: BundleOf, kind: str) -> None:
 def test_rows_that_fill_their_slots_are_encoded_wider(bundle_of: BundleOf, kind: str) -> None:
     x = make_x(40)
     x[5] *= 4
-    sae = load(bundle_of(kind, D_SAE, width=2, sampled=True), threads=1, tiling=SMALL)
+    sae = load(bundle_of(kind, D_SAE, slots=2, sampled=True), threads=1, tiling=SMALL)
     features = sae.encode(x)
     assert features.l0()[5] > 8
-    assert witness.disagreement(served(kind, D_SAE, x), *slots(features)) is None
+    assert witness.disagreement(served(kind, D_SAE, x), *slots_of(features)) is None
 
 
 def test_rows_that_are_not_certain_are_encoded_in_full(bundle_of: BundleOf, kind: str) -> None:
@@ -111,7 +111,7 @@ def test_rows_that_are_not_certain_are_encoded_in_full(bundle_of: BundleOf, kind
     sessions = Doubting(path)
     sae = SAE(sessions.bundle, sessions, "encode_exact.onnx")
     features = sae.encode(x)
-    assert witness.disagreement(served(kind, D_SAE, x), *slots(features)) is None
+    assert witness.disagreement(served(kind, D_SAE, x), *slots_of(features)) is None
     redone, tokens = sae.redone
     assert redone >= doubted.sum() and tokens >= 50
     np.testing.assert_array_equal(features.to_dense()[~doubted], expected[~doubted])
@@ -133,11 +133,11 @@ def test_k_and_threshold_reach_the_int8_graph(bundle_of: BundleOf) -> None:
     x = make_x(30)
     for k in (1, 40, D_SAE):
         found = load(bundle_of("token", D_SAE, sampled=True), tiling=SMALL).encode(x, k=k)
-        assert witness.disagreement(served("token", D_SAE, x, k), *slots(found)) is None
+        assert witness.disagreement(served("token", D_SAE, x, k), *slots_of(found)) is None
     z = witness.pre_activations(make_weights(D_SAE, "mutual"), x)
     for threshold in (0.0, 1.25, np.linspace(0.5, 4, D_SAE)):
         found = load(bundle_of("mutual", D_SAE, sampled=True), tiling=SMALL).encode(x, threshold=threshold)
-        assert witness.disagreement(witness.threshold(z, np.asarray(threshold, np.float32)), *slots(found)) is None
+        assert witness.disagreement(witness.threshold(z, np.asarray(threshold, np.float32)), *slots_of(found)) is None
 
 
 def test_a_small_sae_is_loaded_with_encode_onnx(bundle_of: BundleOf, kind: str) -> None:

@@ -40,7 +40,7 @@ def contract(name: str, kind: str, d_sae: int) -> tuple[Signature, Signature]:
     x: Signature = [("x", np.float32, ["n", D_IN], False)]
     if name == "encode.onnx":
         threshold: Signature = [] if kind == "token" else [("threshold", np.float32, [None], True)]
-        return [*x, *threshold, ("width", np.int64, [1], True)], rows
+        return [*x, *threshold, ("slots", np.int64, [1], True)], rows
     if name == "encode_joint.onnx":
         cap: Signature = [("cap", np.float64, [d_sae], True)] if kind == "feature" else []
         return [*x, ("valid", np.bool_, [None], True), ("k", np.float64, [], True), *cap], rows

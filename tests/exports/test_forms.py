@@ -49,7 +49,7 @@ def make(form: str) -> tuple[Manifest, Weights]:
         zero = form == "relu"
         weights["threshold"] = np.zeros(D_SAE, np.float32) if zero else rng.uniform(1, 5, D_SAE).astype(np.float32)
     allocation = None if encoder.k is None else Allocation(kind="token", k=float(encoder.k))
-    return Manifest(encoder=encoder, allocation=allocation, width=encoder.k or 32, hook="here"), weights
+    return Manifest(encoder=encoder, allocation=allocation, slots=encoder.k or 32, hook="here"), weights
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +233,7 @@ def test_a_splice_of_every_form_computes_the_same(made: Made, form: str, tmp_pat
     ir.save(model, path / "insert.onnx")
     session = onnxruntime.InferenceSession(path / "insert.onnx")
     x = activations(6, 4)
-    indices, values, y = session.run(["indices", "values", "y"], {"x": x.reshape(2, 3, D_IN), "width": np.array([40])})
+    indices, values, y = session.run(["indices", "values", "y"], {"x": x.reshape(2, 3, D_IN), "slots": np.array([40])})
     f, x_hat = computed(encoder, weights, x)
     found = np.zeros((6, D_SAE), np.float32)
     np.put_along_axis(found, indices.reshape(6, -1)[:, ::-1], values.reshape(6, -1)[:, ::-1], 1)

@@ -46,7 +46,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.mark.parametrize("name", ENCODERS)
 def test_the_reference_evaluator_encodes_as_the_witness(run: Run, kind: str, name: str) -> None:
     x = make_x(7)
-    wide = {} if kind == "token" or name == "encode_gpu.onnx" else {"width": np.array([D_SAE])}
+    wide = {} if kind == "token" or name == "encode_gpu.onnx" else {"slots": np.array([D_SAE])}
     indices, values, *certain = run(kind, name, x=x, **wide)
     expected = served(kind, D_SAE, x)
     whole = expected.kept.sum(axis=1) <= values.shape[1]

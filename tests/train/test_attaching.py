@@ -57,7 +57,7 @@ def test_generation_agrees_with_the_spliced_graph(
     assert [f.shape for f in features] == [(3, 8), *([(3, 1)] * 5 if use_cache else [(3, 9 + i) for i in range(5)])]
     inputs = as_inputs(edits if edits and isinstance(edits[0], list) else [edits], 150)
     knobs = {f"sae_{name}": array for name, array in inputs.items()} | {
-        "sae_width": np.array([6 if kind == "token" else 150])
+        "sae_slots": np.array([6 if kind == "token" else 150])
     }
     step = feed | no_past(3)
     for i in range(6):

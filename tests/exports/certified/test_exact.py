@@ -21,7 +21,7 @@ from conftest import (
     make_x,
     reference,
     served,
-    slots,
+    slots_of,
 )
 from limited import builders_with
 from numpy.typing import NDArray
@@ -70,7 +70,7 @@ def assert_exact(found: tuple[NDArray[Any], NDArray[Any], NDArray[np.bool_]], ex
 
 
 def everything(kind: str, d_sae: int) -> dict[str, Any]:
-    return {} if kind == "token" else {"width": [d_sae]}
+    return {} if kind == "token" else {"slots": [d_sae]}
 
 
 @pytest.mark.parametrize(("d_sae", "levels"), [(512, 63), (1024, 127)])
@@ -92,21 +92,21 @@ def test_certain_tokens_equal_the_witness_without_a_sample(bundle_of: BundleOf, 
 
 
 @pytest.mark.parametrize("k", [0, 1, 5, 33, 100, 409, 410, 511, 512, 5000])
-def test_width_of_token_choice_is_k(bundle_of: BundleOf, k: int) -> None:
+def test_slots_of_token_choice_are_k(bundle_of: BundleOf, k: int) -> None:
     x = make_x(20)
-    found = exact(bundle_of("token", D_SAE, sampled=True), x, width=[k])
+    found = exact(bundle_of("token", D_SAE, sampled=True), x, slots=[k])
     assert found[1].shape == (20, min(k, D_SAE)) and found[2].all()
     assert_exact(found, served("token", D_SAE, x, k))
 
 
-@pytest.mark.parametrize("width", [0, 1, 5, 24, 512, 5000])
+@pytest.mark.parametrize("slots", [0, 1, 5, 24, 512, 5000])
 @pytest.mark.parametrize("kind", ["mutual", "feature"])
-def test_width_of_a_threshold_cuts_the_smallest(bundle_of: BundleOf, kind: str, width: int) -> None:
+def test_slots_of_a_threshold_cut_the_smallest(bundle_of: BundleOf, kind: str, slots: int) -> None:
     x, path = make_x(30), bundle_of(kind, D_SAE, sampled=True)
-    _, values, certain = exact(path, x, width=[width])
-    _, wide, _ = exact(path, x, width=[D_SAE])
-    assert values.shape == (30, min(width, D_SAE)) and certain.all()
-    np.testing.assert_array_equal(values, wide[:, :width])
+    _, values, certain = exact(path, x, slots=[slots])
+    _, wide, _ = exact(path, x, slots=[D_SAE])
+    assert values.shape == (30, min(slots, D_SAE)) and certain.all()
+    np.testing.assert_array_equal(values, wide[:, :slots])
     assert (wide > 0).sum(axis=1).max() > 5
 
 
@@ -117,7 +117,7 @@ def test_certain_tokens_equal_the_witness_for_given_thresholds(bundle_of: Bundle
     each = np.random.default_rng(2).uniform(0.3, 4, D_SAE).astype(np.float32)
     for threshold in ([1.1], [0.0], [30.0], each):
         threshold = np.asarray(threshold, np.float32)
-        found = exact(path, x, threshold=threshold, width=[D_SAE])
+        found = exact(path, x, threshold=threshold, slots=[D_SAE])
         assert found[2].all()
         assert_exact(found, witness.threshold(z, threshold))
 
@@ -195,7 +195,7 @@ def test_uneven_weights_are_encoded_as_the_witness_does(tmp_path: Path, kind: st
     assert found[2].mean() > 0.9
     assert_exact(found, expected)
     features = load(tmp_path / "b", threads=1).encode(x)
-    assert witness.disagreement(expected, *slots(features)) is None
+    assert witness.disagreement(expected, *slots_of(features)) is None
 
 
 @pytest.mark.parametrize("certain", [False, True])
@@ -211,7 +211,7 @@ def test_a_token_with_too_many_candidates_is_not_certain(
     redone = int((~found[2]).sum())
     assert 0 < redone < 120 if certain else redone == 120
     sae = load(tmp_path / "b", threads=1, tiling=Tiling(smallest=0, rows=50))
-    assert witness.disagreement(served(kind, D_SAE, x), *slots(sae.encode(x))) is None
+    assert witness.disagreement(served(kind, D_SAE, x), *slots_of(sae.encode(x))) is None
     counted, tokens = sae.redone
     assert tokens >= 120 and counted >= redone
     if kind == "token":
@@ -282,7 +282,7 @@ def test_the_numpy_version_of_encode_exact_is_the_graph(tmp_path: Path, kind: st
 
 def test_encode_exact_agrees_with_the_reference_evaluator(bundle_of: BundleOf, kind: str) -> None:
     x, path = make_x(4), bundle_of(kind, D_SAE, sampled=True)
-    feed: dict[str, Any] = {"x": x, "width": np.array([K if kind == "token" else 100]), "levels": np.float32(127)}
+    feed: dict[str, Any] = {"x": x, "slots": np.array([K if kind == "token" else 100]), "levels": np.float32(127)}
     if kind != "token":
         feed["threshold"] = map_tensor(path / WEIGHTS, read_header(path / WEIGHTS)["threshold"])
     outputs: Any = reference(str(path / GRAPH)).run(None, feed)
@@ -309,7 +309,7 @@ def test_encode_exact_has_the_inputs_and_outputs_of_the_contract(bundle_of: Bund
     assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 21)]
     assert {node.domain for node in model.graph.node} == {""}
     threshold = [] if kind == "token" else ["threshold"]
-    assert [value.name for value in model.graph.input] == ["x", *threshold, "width", "levels"]
+    assert [value.name for value in model.graph.input] == ["x", *threshold, "slots", "levels"]
     assert [value.name for value in model.graph.output] == ["indices", "values", "certain"]
     external = [tensor for tensor in model.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
     places = {tensor.name: {pair.key: pair.value for pair in tensor.external_data} for tensor in external}

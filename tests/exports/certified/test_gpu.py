@@ -29,11 +29,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """Give the path of a bundle with encode_gpu.onnx; do not alter it."""
     paths: dict[tuple[str, int, int | None], Path] = {}
 
-    def give(kind: str, d_sae: int = 150, width: int | None = None) -> Path:
-        key = (kind, d_sae, width)
+    def give(kind: str, d_sae: int = 150, slots: int | None = None) -> Path:
+        key = (kind, d_sae, slots)
         if key not in paths:
             paths[key] = tmp_path_factory.mktemp("gpu") / kind
-            manifest = make_manifest(d_sae, kind, width=width)
+            manifest = make_manifest(d_sae, kind, slots=slots)
             bundle.write(paths[key], make_weights(d_sae, kind), manifest, sample=make_x(300, seed=8))
             export(paths[key], graphs=("gpu",))
         return paths[key]
@@ -49,12 +49,12 @@ def rows_of(matches: witness.Matches, rows: NDArray[np.bool_]) -> witness.Matche
 @pytest.mark.parametrize("d_sae", [150, 1500])
 @pytest.mark.parametrize("n", [1, 300])
 def test_rows_that_are_certain_are_those_of_the_witness(made: Made, kind: str, d_sae: int, n: int) -> None:
-    width = K if kind == "token" else d_sae // 8
-    x, path = make_x(n), made(kind, d_sae, width)
+    slots = K if kind == "token" else d_sae // 8
+    x, path = make_x(n), made(kind, d_sae, slots)
     indices, values, certain = run_graph(path, "encode_gpu.onnx", x=x)
-    assert values.shape == indices.shape == (n, width) and indices.dtype == np.int64 and certain.dtype == np.bool_
+    assert values.shape == indices.shape == (n, slots) and indices.dtype == np.int64 and certain.dtype == np.bool_
     expected = served(kind, d_sae, x)
-    whole = certain & (expected.kept.sum(axis=1) <= width)
+    whole = certain & (expected.kept.sum(axis=1) <= slots)
     assert witness.disagreement(rows_of(expected, whole), indices[whole], values[whole]) is None
     assert n == 1 or whole.mean() > 0.9, "hardly a token is certain"
 

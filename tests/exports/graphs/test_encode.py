@@ -21,7 +21,7 @@ def by_torch(kind: str, d_sae: int, x: NDArray[np.float32]) -> torch_witness.Spa
 
 def all_slots(kind: str, d_sae: int) -> dict[str, NDArray[np.int64]]:
     """The input that makes room for every feature above its threshold."""
-    return {} if kind == "token" else {"width": np.array([d_sae])}
+    return {} if kind == "token" else {"slots": np.array([d_sae])}
 
 
 @pytest.mark.parametrize("n", [0, 1, 7, 300])
@@ -42,15 +42,15 @@ def test_the_default_slots_are_those_of_the_manifest(bundle_of: BundleOf, kind: 
     assert indices.shape == values.shape == (7, K if kind == "token" else 4 * K)
 
 
-@pytest.mark.parametrize("width", [0, 1, 5, 150, 10_000])
-def test_width_is_an_input_cut_at_d_sae(bundle_of: BundleOf, kind: str, width: int) -> None:
+@pytest.mark.parametrize("slots", [0, 1, 5, 150, 10_000])
+def test_slots_are_an_input_cut_at_d_sae(bundle_of: BundleOf, kind: str, slots: int) -> None:
     x = make_x(7)
-    indices, values = run_graph(bundle_of(kind), "encode.onnx", x=x, width=np.array([width]))
-    all_indices, all_values = run_graph(bundle_of(kind), "encode.onnx", x=x, width=np.array([150]))
-    assert values.shape == (7, min(width, 150))
-    np.testing.assert_array_equal(values, all_values[:, :width])
+    indices, values = run_graph(bundle_of(kind), "encode.onnx", x=x, slots=np.array([slots]))
+    all_indices, all_values = run_graph(bundle_of(kind), "encode.onnx", x=x, slots=np.array([150]))
+    assert values.shape == (7, min(slots, 150))
+    np.testing.assert_array_equal(values, all_values[:, :slots])
     used = values > 0
-    np.testing.assert_array_equal(indices[used], all_indices[:, :width][used])
+    np.testing.assert_array_equal(indices[used], all_indices[:, :slots][used])
 
 
 @pytest.mark.parametrize("vector", [False, True])
@@ -60,7 +60,7 @@ def test_encoding_takes_thresholds_as_an_input(bundle_of: BundleOf, vector: bool
         np.random.default_rng(2).uniform(0.5, 3, 150).astype(np.float32) if vector else np.array([1.1], np.float32)
     )
     for kind in ("mutual", "feature"):
-        indices, values = run_graph(bundle_of(kind), "encode.onnx", x=x, threshold=threshold, width=np.array([150]))
+        indices, values = run_graph(bundle_of(kind), "encode.onnx", x=x, threshold=threshold, slots=np.array([150]))
         z = torch_witness.pre_activations(make_weights(150, kind), x)
         expected = torch_witness.threshold(z, threshold)
         torch_witness.assert_same_features(torch_witness.dense([indices, values], 150), expected)

@@ -27,10 +27,10 @@ PreActivations = NDArray[np.float32]
 def select_model(d_sae: int) -> onnx.ModelProto:
     graph = Graph("select")
     z, n = not_empty(graph, graph.input("z", np.float32, ["n", d_sae]), d_sae)
-    width = graph.input("width", np.int64, [1])
-    indices, values = (first_rows(graph, part, n) for part in largest(graph, z, width, d_sae))
-    graph.output(indices, "indices", np.int64, ["n", "width"])
-    graph.output(values, "values", np.float32, ["n", "width"])
+    slots = graph.input("slots", np.int64, [1])
+    indices, values = (first_rows(graph, part, n) for part in largest(graph, z, slots, d_sae))
+    graph.output(indices, "indices", np.int64, ["n", "slots"])
+    graph.output(values, "values", np.float32, ["n", "slots"])
     return ir.to_proto(graph.model())
 
 
@@ -41,7 +41,7 @@ def selected(d_sae: int) -> Callable[[PreActivations, int], tuple[NDArray[np.int
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return lambda z, width: tuple(session.run(None, {"z": z, "width": np.array([width])}))
+    return lambda z, slots: tuple(session.run(None, {"z": z, "slots": np.array([slots])}))
 
 
 def pre_activations(rng: np.random.Generator, n: int, d_sae: int, kind: str) -> PreActivations:
@@ -69,14 +69,14 @@ def test_the_largest_equal_a_stable_sort_and_the_numpy_version(d_sae: int, kind:
     for n in (0, 1, 33):
         z = pre_activations(rng, n, d_sae, kind)
         order = np.argsort(-z, axis=1, kind="stable")
-        for width in (0, 1, 2, GROUP - 1, GROUP + 1, d_sae // GROUP, d_sae // GROUP + 3, d_sae - 1, d_sae, d_sae + 9):
-            indices, values = selected(d_sae)(z, width)
-            expected = order[:, :width]
-            assert indices.shape == values.shape == (n, min(width, d_sae))
+        for slots in (0, 1, 2, GROUP - 1, GROUP + 1, d_sae // GROUP, d_sae // GROUP + 3, d_sae - 1, d_sae, d_sae + 9):
+            indices, values = selected(d_sae)(z, slots)
+            expected = order[:, :slots]
+            assert indices.shape == values.shape == (n, min(slots, d_sae))
             np.testing.assert_array_equal(indices, expected)
             np.testing.assert_array_equal(values, np.take_along_axis(z, expected, axis=1))
             if d_sae % GROUP == 0:
-                in_numpy = largest_in_numpy(z, width)
+                in_numpy = largest_in_numpy(z, slots)
                 np.testing.assert_array_equal(in_numpy[0], indices)
                 np.testing.assert_array_equal(in_numpy[1], values)
 
@@ -96,22 +96,22 @@ def test_selecting_from_a_row_of_nan_leaves_other_rows(d_sae: int) -> None:
 @pytest.mark.parametrize("d_sae", [48, 50])
 def test_selecting_agrees_with_the_reference_evaluator(d_sae: int) -> None:
     z, evaluator = pre_activations(np.random.default_rng(1), 6, d_sae, "ties"), ReferenceEvaluator(select_model(d_sae))
-    for width in (1, 5, d_sae):
-        outputs: Any = evaluator.run(None, {"z": z, "width": np.array([width])})
-        np.testing.assert_array_equal(outputs[1], selected(d_sae)(z, width)[1])
+    for slots in (1, 5, d_sae):
+        outputs: Any = evaluator.run(None, {"z": z, "slots": np.array([slots])})
+        np.testing.assert_array_equal(outputs[1], selected(d_sae)(z, slots)[1])
         np.testing.assert_array_equal(np.take_along_axis(z, outputs[0], axis=1), outputs[1])
 
 
-@pytest.mark.parametrize("width", [1, 3, 8, 20])
-def test_the_winners_equal_the_numpy_version(width: int) -> None:
+@pytest.mark.parametrize("slots", [1, 3, 8, 20])
+def test_the_winners_equal_the_numpy_version(slots: int) -> None:
     graph = Graph("winners")
-    z, slots = graph.input("z", np.float32, ["n", 48]), graph.input("width", np.int64, [1])
-    indices, values = winners(graph, z, 8, slots, 48)
-    graph.output(indices, "indices", np.int64, ["n", "width"])
-    graph.output(values, "values", np.float32, ["n", "width"])
+    z, count = graph.input("z", np.float32, ["n", 48]), graph.input("slots", np.int64, [1])
+    indices, values = winners(graph, z, 8, count, 48)
+    graph.output(indices, "indices", np.int64, ["n", "slots"])
+    graph.output(values, "values", np.float32, ["n", "slots"])
     model = ir.to_proto(graph.model()).SerializeToString()
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     x = pre_activations(np.random.default_rng(0), 20, 48, "normal")
-    outputs = session.run(None, {"z": x, "width": np.array([width])})
-    for output, expected in zip(outputs, winners_in_numpy(x, 8, width), strict=True):
+    outputs = session.run(None, {"z": x, "slots": np.array([slots])})
+    for output, expected in zip(outputs, winners_in_numpy(x, 8, slots), strict=True):
         np.testing.assert_array_equal(output, expected)

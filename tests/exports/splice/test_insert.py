@@ -43,8 +43,8 @@ def test_the_graph_computes_what_its_numpy_version_says(copy_of: CopyOf, kind: s
     }
     model = insert.insert_graph(bundle.read(folder), ir.DataType.FLOAT, read=True, edit=True, replace=replace)
     ir.save(model, folder / "part.onnx")
-    indices, values, y = run_graph(folder, "part.onnx", x=x, width=np.array([6]), **inputs)
-    expected = by_the_docstring(kind, inputs | {"x": x, "width": 6, "replace": replace})
+    indices, values, y = run_graph(folder, "part.onnx", x=x, slots=np.array([6]), **inputs)
+    expected = by_the_docstring(kind, inputs | {"x": x, "slots": 6, "replace": replace})
     assert 0 < expected["holds"].mean() < 1
     np.testing.assert_allclose(values, expected["values"], rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(indices, expected["indices"])

@@ -181,7 +181,7 @@ def test_a_condition_holds_for_a_direction_without_edits(spliced: Spliced, kind:
     holds = features_of(kind, x)[..., [asked]] > 0
     assert 0 < holds.mean() < 1
     inputs = {"when": np.array([[asked]]), "direction": direction}
-    for path, more in ((spliced("bert", kind, read=False), {}), (spliced("bert", kind), {"width": np.array([0])})):
+    for path, more in ((spliced("bert", kind, read=False), {}), (spliced("bert", kind), {"slots": np.array([0])})):
         found = run(path, feed | with_prefix(inputs | more))["last_hidden_state"]
         assert_same(found, downstream("bert", feed, x + holds * direction)[0], feed)
 
@@ -213,7 +213,7 @@ def test_a_converted_sae_reads_and_edits_as_its_own_library_does(name: str, repl
     changed[..., feature] = 2 * f[..., feature] + 1
     y = sae.decoded(changed, x) + (0 if replace else torch.from_numpy(x) - sae.decoded(f, x))
     edits = with_prefix(as_inputs([[Edit(feature, factor=2.0, shift=1.0)]], D_SAE))
-    found = run(path, feed | edits | {"sae_width": np.array([sae.settings.get("k", D_SAE)])})
+    found = run(path, feed | edits | {"sae_slots": np.array([sae.settings.get("k", D_SAE)])})
     assert_same(found["last_hidden_state"], downstream("bert", feed, y.numpy())[0], feed)
     dense = np.zeros((3, 9, D_SAE), np.float32)
     np.put_along_axis(dense, found["sae_indices"], found["sae_values"], axis=2)
@@ -312,20 +312,20 @@ def test_features_that_are_read_are_those_before_editing(spliced: Spliced, host:
     edits = with_prefix(as_inputs([[Edit.set(4, 9.0)]], D_SAE))
     real = feed["attention_mask"].astype(bool)
     matches = served_by_numpy(kind, D_SAE, x[real])
-    for inputs in ({}, edits, {"sae_width": np.array([D_SAE])}):
-        if kind == "token" and "sae_width" in inputs:
-            continue  # its width is its k
+    for inputs in ({}, edits, {"sae_slots": np.array([D_SAE])}):
+        if kind == "token" and "sae_slots" in inputs:
+            continue  # its slots are its k
         found = run(spliced(host, kind), feed | inputs)
         indices, values = found["sae_indices"], found["sae_values"]
         assert indices.dtype == np.int64 and indices.shape == values.shape
         assert witness.disagreement(matches, indices[real], values[real]) is None
 
 
-def test_reading_is_switched_off_by_width_0(spliced: Spliced, kind: str) -> None:
+def test_reading_is_switched_off_with_0_slots(spliced: Spliced, kind: str) -> None:
     feed = feed_of("bert", 3, 9)
     x = activations("bert", feed)
     inputs = as_inputs([[Edit.set(busiest(kind, x, 1)[0], 9.0)]], D_SAE)
-    off = {"sae_width": np.array([0])}
+    off = {"sae_slots": np.array([0])}
     found = run(spliced("bert", kind), feed | with_prefix(inputs) | off)
     assert found["sae_values"].shape == found["sae_indices"].shape == (3, 9, 0)
     assert_same(found["last_hidden_state"], downstream("bert", feed, by_algebra(kind, x, inputs))[0], feed)
