@@ -45,7 +45,7 @@ def make_weights(d_in: int, d_sae: int, k: int, rng: np.random.Generator) -> tup
     """Random weights, feature i above a common threshold on a share of the tokens as the quota has it; and slots."""
     decoder = rng.standard_normal((d_sae, d_in), np.float32)
     decoder /= np.linalg.norm(decoder, axis=1, keepdims=True)
-    normal, share = statistics.NormalDist(0, d_in**-0.5), np.minimum(quota.shares(_QUOTA, k, d_sae), 0.5)
+    normal, share = statistics.NormalDist(0, d_in**-0.5), np.minimum(quota.quotas(_QUOTA, k, d_sae), 0.5)
     bias = 0.04 - np.array([normal.inv_cdf(1 - s) for s in share])  # of rows of length 1
     weights = {
         "W_enc": np.ascontiguousarray(decoder.T),

@@ -53,7 +53,7 @@ class Fitted:
     # For rules over a batch: the same weights for inputs times `scale`, and the caps of feature choice.
     model: SparseAutoencoder | None = None
     scale: float = 1.0
-    cap: NDArray[np.float64] | None = None
+    max_density: NDArray[np.float64] | None = None
 
 
 def sae_lens(task: Task, *, architecture: str, our_settings: bool = False) -> Fitted:

@@ -64,8 +64,10 @@ def ours(task: Task, *, allocation: str, **settings: Any) -> Fitted:
     for x in task.batches(task.scale):
         trainer.step(x)
     seconds = time.perf_counter() - start
-    cap = None if trainer.quota is None else quota.caps(trainer.quota, task.k, task.d_sae)
-    threshold = None if allocation == "token" else fit_thresholds(model, task.calibration * task.scale, task.k, cap)
+    max_density = None if trainer.quota is None else quota.max_densities(trainer.quota, task.k, task.d_sae)
+    threshold = (
+        None if allocation == "token" else fit_thresholds(model, task.calibration * task.scale, task.k, max_density)
+    )
     rule = served_rule(task.k, threshold)
 
     def encode(x: Tensor) -> Tensor:
@@ -78,7 +80,7 @@ def ours(task: Task, *, allocation: str, **settings: Any) -> Fitted:
         seconds=seconds,
         model=None if allocation == "token" else model,
         scale=task.scale,
-        cap=cap,
+        max_density=max_density,
     )
 
 
@@ -129,12 +131,12 @@ def measure(fitted: Fitted, task: Task) -> dict[str, Any]:
         return measured
     scaled = task.validation * fitted.scale
     # Our calibration for all: what a peer's own threshold makes of its L0 is no part of what it learnt.
-    threshold = fit_thresholds(fitted.model, task.calibration * fitted.scale, task.k, fitted.cap)
+    threshold = fit_thresholds(fitted.model, task.calibration * fitted.scale, task.k, fitted.max_density)
     batch = task.order.shape[1]
     calibrated = tally_of(fitted.model, scaled, served_rule(task.k, threshold), batch)
     # Batches of one size: over a short last one the caps of feature choice would round to nothing.
     size = math.ceil(len(scaled) / max(round(len(scaled) / batch), 1))
-    by_batch = tally_of(fitted.model, scaled[shuffled(len(scaled))], batch_rule(task.k, fitted.cap), size)
+    by_batch = tally_of(fitted.model, scaled[shuffled(len(scaled))], batch_rule(task.k, fitted.max_density), size)
     for name, tally in {"calibrated": calibrated, "batch": by_batch}.items():
         measured |= {f"{name}_fvu": tally.fvu, f"{name}_l0": float(tally.l0.mean())}
     return measured

@@ -13,7 +13,7 @@ from sae_runtime.bundle.graphs import DECODE, ENCODE, EXACT, GPU, JOINT, STEER
 from sae_runtime.bundle.manifest import Encoder
 from sae_runtime.engine import sessions
 from sae_runtime.exports import witness
-from sae_runtime.exports.derived import default_cap
+from sae_runtime.exports.derived import default_max_density
 from sae_runtime.exports.graphs.steer import LARGEST
 
 Arrays = dict[str, NDArray[np.generic]]
@@ -125,10 +125,10 @@ def _fault_of_encode(
 def _fault_of_joint(bundle: Bundle, x: NDArray[np.float32], z: NDArray[np.float64], run: Run) -> str | None:
     allocation = bundle.manifest.allocation
     assert allocation is not None
-    cap = default_cap(bundle) if allocation.quota else None
+    max_density = default_max_density(bundle) if allocation.quota else None
     valid = np.arange(len(x)) % 5 != 3
     indices, values = run({"x": x, "valid": valid})
-    return witness.disagreement(witness.joint(z, allocation.k, cap, valid), indices.astype(np.int64), values)
+    return witness.disagreement(witness.joint(z, allocation.k, max_density, valid), indices.astype(np.int64), values)
 
 
 def _fault_of_decode(bundle: Bundle, weights: witness.Weights, x: NDArray[np.float32], run: Run) -> str | None:

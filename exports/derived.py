@@ -39,7 +39,7 @@ def write_derived(path: Path, bundle: Bundle, x: NDArray[np.float32], graphs: Co
     arrays: Arrays = {}
     allocation, norm = bundle.manifest.allocation, bundle.manifest.encoder.norm
     if allocation is not None and allocation.kind == "feature":
-        arrays["cap"] = default_cap(bundle)
+        arrays["max_density"] = default_max_density(bundle)
     weights, x = bundle.weights(), normalised(x, norm)[0]
     exact = "exact" in graphs and has_integers(bundle)
     gpu = "gpu" in graphs and GPU.fits(bundle.manifest)
@@ -55,7 +55,7 @@ def write_derived(path: Path, bundle: Bundle, x: NDArray[np.float32], graphs: Co
     return dict(read_header(path))
 
 
-def default_cap(bundle: Bundle) -> NDArray[np.float64]:
+def default_max_density(bundle: Bundle) -> NDArray[np.float64]:
     """The largest density of each feature with which a feature choice bundle was fitted: float64 [d_sae].
 
     Raises:
@@ -64,5 +64,5 @@ def default_cap(bundle: Bundle) -> NDArray[np.float64]:
     allocation = bundle.manifest.allocation
     if allocation is None or allocation.quota is None:
         kind = f"of {allocation.kind} choice" if allocation else "of no known allocation"
-        raise ValueError(f"only feature choice has caps, this bundle is {kind}; encode it without them")
-    return quota.caps(allocation.quota, allocation.k, bundle.manifest.encoder.d_sae)
+        raise ValueError(f"only feature choice limits densities, this bundle is {kind}; encode it without them")
+    return quota.max_densities(allocation.quota, allocation.k, bundle.manifest.encoder.d_sae)

@@ -41,7 +41,7 @@ BUILDERS: Mapping[str, Builder] = {
     ENCODE.file: lambda bundle, specs: encode_graph(bundle),
     EXACT.file: exact_graph,
     GPU.file: gpu_graph,
-    JOINT.file: lambda bundle, specs: joint_graph(bundle, specs.get("cap")),
+    JOINT.file: lambda bundle, specs: joint_graph(bundle, specs.get("max_density")),
     DECODE.file: lambda bundle, specs: decode_graph(bundle),
     STEER.file: lambda bundle, specs: steer_graph(bundle, specs.get("W_enc_rows")),
 }

@@ -81,7 +81,7 @@ def threshold(z: NDArray[np.float64], threshold: ArrayLike) -> Matches:
 def joint(
     z: NDArray[np.float64],
     k: float,
-    cap: NDArray[np.float64] | None = None,
+    max_density: NDArray[np.float64] | None = None,
     valid: NDArray[np.bool_] | None = None,
 ) -> Matches:
     """The round(k * valid rows) largest of the batch, with at most round(cap_i * valid rows) in column i.
@@ -89,7 +89,7 @@ def joint(
     >>> joint(np.array([[5.0, 3.0], [4.0, 2.0]]), 1.0).kept
     array([[ True, False],
            [ True, False]])
-    >>> joint(np.array([[5.0, 3.0], [4.0, 2.0]]), 1.0, cap=np.array([0.5, 1.0])).kept
+    >>> joint(np.array([[5.0, 3.0], [4.0, 2.0]]), 1.0, max_density=np.array([0.5, 1.0])).kept
     array([[ True,  True],
            [False, False]])
     """
@@ -98,9 +98,9 @@ def joint(
     candidates = np.where(valid[:, None], z, 0)
     eligible = candidates > 0
     cuts = []
-    if cap is not None:
+    if max_density is not None:
         for feature in range(z.shape[1]):
-            limit = int(np.rint(cap[feature] * tokens))
+            limit = int(np.rint(max_density[feature] * tokens))
             eligible[:, feature] &= _largest(candidates[None, :, feature], limit)[0]
         cuts.append(_cut(candidates.T, eligible.T)[None, :])
         candidates = np.where(eligible, candidates, 0)

@@ -185,8 +185,8 @@ def joint(
 ) -> witness.Matches:
     """What the witness keeps by the batch rule."""
     z = witness.pre_activations(make_weights(d_sae, kind), x)
-    cap = quota.caps(QUOTA, K, d_sae) if kind == "feature" else None
-    return witness.joint(z, k, cap, valid)
+    max_density = quota.max_densities(QUOTA, K, d_sae) if kind == "feature" else None
+    return witness.joint(z, k, max_density, valid)
 
 
 def slots_of(features: Features) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

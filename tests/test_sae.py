@@ -561,7 +561,7 @@ def test_full_memory_is_a_memory_error(bundle_of: BundleOf) -> None:
     """In a process of its own, whose address space ends soon after the bundle is loaded."""
     code = f"""
 import resource, numpy, sae_runtime
-from sae_runtime.tiling import Tiling
+from sae_runtime.engine.tiling import Tiling
 sae = sae_runtime.load({str(bundle_of("mutual"))!r}, tiling=Tiling(rows=400_000))
 x = numpy.ones((400_000, {D_IN}), numpy.float32)
 sae.encode(x[:10])

@@ -44,10 +44,10 @@ def mutual(z: Tensor, k: float, valid: ArrayLike | None = None) -> Sparse:
     return f.view_as(z), [midway(flat, f, dim=0)]
 
 
-def feature(z: Tensor, k: float, cap: ArrayLike, valid: ArrayLike | None = None) -> Sparse:
+def feature(z: Tensor, k: float, max_density: ArrayLike, valid: ArrayLike | None = None) -> Sparse:
     valid = torch.ones(len(z), dtype=torch.bool) if valid is None else torch.as_tensor(valid)
     z = z * valid[:, None]
-    limit = (double(cap) * int(valid.sum())).round()
+    limit = (double(max_density) * int(valid.sum())).round()
     order = z.argsort(dim=0, descending=True, stable=True)
     rank = order.argsort(dim=0)  # of every token within its column
     columns = z * (rank < limit)

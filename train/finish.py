@@ -57,10 +57,10 @@ def _calibrated(
 ) -> tuple[NDArray[np.float32] | None, dict[str, float], int]:
     """The threshold (None for token choice), the measurements on the validation part, and the slots of encode.onnx."""
     config, model = trainer.config, trainer.model
-    cap = None if trainer.quota is None else quota.caps(trainer.quota, config.k, trainer.recipe.d_sae)
+    max_density = None if trainer.quota is None else quota.max_densities(trainer.quota, config.k, trainer.recipe.d_sae)
     threshold = None
     if config.allocation != "token":
-        threshold = fit_thresholds(model, calibration, config.k, cap)
+        threshold = fit_thresholds(model, calibration, config.k, max_density)
     served = served_rule(config.k, threshold)
     held_out = tally_of(model, validation, served, config.batch)
     used = tally_of(model, calibration, served, config.batch).matches + held_out.matches
@@ -76,7 +76,7 @@ def _calibrated(
     # The batches have one size: in a short last batch the limits of feature choice would round to 0.
     batch = math.ceil(len(validation) / max(round(len(validation) / config.batch), 1))
     mixed = validation[torch.from_numpy(shuffled(len(validation))).to(validation.device)]
-    by_batch = tally_of(model, mixed, batch_rule(config.k, cap), batch)
+    by_batch = tally_of(model, mixed, batch_rule(config.k, max_density), batch)
     measured |= {"batch": batch, "batch_fvu": by_batch.fvu, "batch_l0": float(by_batch.l0.mean())}
     return threshold, measured, slots_for(held_out.l0, trainer.recipe.d_sae)
 

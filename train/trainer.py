@@ -123,7 +123,7 @@ class Trainer:
             return Limits(per_token=int(self.config.k))
         limits = Limits(total=quota.budget(self.config.k, n))
         if self.quota is not None:
-            densities = quota.caps(self.quota, self.config.k, self.recipe.d_sae)
+            densities = quota.max_densities(self.quota, self.config.k, self.recipe.d_sae)
             limit = quota.sampled_tokens_per_feature(densities, n, self.rng.random())
             limits["per_feature"] = torch.from_numpy(limit).to(self.model.W_enc.device)
         return limits

@@ -41,16 +41,16 @@ def joint_in_numpy(z: NDArray[np.floating], total: int, limit: NDArray[np.int64]
     return indices, values
 
 
-def joint_graph(bundle: Bundle, cap: TensorSpec | None) -> ir.Model:
+def joint_graph(bundle: Bundle, max_density: TensorSpec | None) -> ir.Model:
     """The batch rule: x f32 [n, d_in] -> indices i64, values f32 [n, w]; w is what the fullest row needs.
 
     Optional inputs: valid bool [n] or [1] (other rows match nothing and add nothing to the total), k f64 [], and for
-    feature choice cap f64 [d_sae], the largest density of each feature. A valid row that holds NaN or Inf, or is so
-    large that its pre-activations do, matches nothing and gets NaN values.
+    feature choice max_density f64 [d_sae], the largest density of each feature. A valid row that holds NaN or Inf, or
+    is so large that its pre-activations do, matches nothing and gets NaN values.
 
     Args:
         bundle: a mutual or feature choice bundle.
-        cap: where `cap` lies in derived.safetensors, for feature choice.
+        max_density: where `max_density` lies in derived.safetensors, for feature choice.
     """
     graph = Graph("encode_joint")
     encoder, allocation = bundle.manifest.encoder, bundle.manifest.allocation
@@ -75,10 +75,12 @@ def joint_graph(bundle: Bundle, cap: TensorSpec | None) -> ir.Model:
     z = graph.op("Where", graph.op("Unsqueeze", usable, one), z, zero)
 
     total = graph.cast(graph.op("Round", graph.op("Mul", k, tokens)), np.int64)
-    if cap is None:
+    if max_density is None:
         token, feature, value = _mutual(graph, z, total, encoder.d_sae)
     else:
-        density = graph.input("cap", np.float64, [encoder.d_sae], default=external("cap", DERIVED, cap))
+        density = graph.input(
+            "max_density", np.float64, [encoder.d_sae], default=external("max_density", DERIVED, max_density)
+        )
         limit = graph.cast(graph.op("Round", graph.op("Mul", density, tokens)), np.int64)
         token, feature, value = _feature(graph, z, total, graph.op("Min", limit, n), encoder.d_sae)
     indices, values = _rows(graph, token, feature, value, n)

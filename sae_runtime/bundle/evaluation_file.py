@@ -134,4 +134,4 @@ def law_by_rank(law: Zipf, density: NDArray[np.float64]) -> NDArray[np.float64]:
     array([0.25, 0.25, 0.25])
     """
     total = min(float(density.sum()), float(len(density)))
-    return quota.shares(Quota(exponent=law.exponent, offset=law.offset), total, len(density))
+    return quota.quotas(Quota(exponent=law.exponent, offset=law.offset), total, len(density))

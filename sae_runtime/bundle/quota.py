@@ -34,7 +34,7 @@ class Quota:
             )
 
 
-def shares(quota: Quota, k: float, d_sae: int) -> NDArray[np.float64]:
+def quotas(quota: Quota, k: float, d_sae: int) -> NDArray[np.float64]:
     """The density that the law gives each feature, most frequent first: float64 [d_sae], each <= 1, with sum k.
 
     A feature to which the law would give a density above 1 gets 1. The rest is divided among the others in proportion.
@@ -59,13 +59,13 @@ def shares(quota: Quota, k: float, d_sae: int) -> NDArray[np.float64]:
     return share
 
 
-def caps(quota: Quota, k: float, d_sae: int) -> NDArray[np.float64]:
+def max_densities(quota: Quota, k: float, d_sae: int) -> NDArray[np.float64]:
     """The largest density of each feature, min(1, slack * share): float64 [d_sae].
 
-    >>> caps(Quota(exponent=1.0, slack=1.5), k=2.0, d_sae=4).round(3)
+    >>> max_densities(Quota(exponent=1.0, slack=1.5), k=2.0, d_sae=4).round(3)
     array([1.  , 0.72, 0.48, 0.36])
     """
-    return np.minimum(quota.slack * shares(quota, k, d_sae), 1.0)
+    return np.minimum(quota.slack * quotas(quota, k, d_sae), 1.0)
 
 
 def budget(k: float, tokens: int) -> int:
@@ -77,25 +77,25 @@ def budget(k: float, tokens: int) -> int:
     return int(np.rint(np.float64(k) * tokens))
 
 
-def tokens_per_feature(cap: NDArray[np.float64], tokens: int) -> NDArray[np.int64]:
-    """The most matches of each feature in a batch, m = round(cap * tokens), half to even: int64 [d_sae].
+def tokens_per_feature(max_density: NDArray[np.float64], tokens: int) -> NDArray[np.int64]:
+    """The most matches of each feature in a batch, m = round(max_density * tokens), half to even: int64 [d_sae].
 
     >>> tokens_per_feature(np.array([1.0, 0.72, 0.01]), tokens=10)
     array([10,  7,  0])
     """
-    return np.rint(cap * tokens).astype(np.int64)
+    return np.rint(max_density * tokens).astype(np.int64)
 
 
-def sampled_tokens_per_feature(cap: NDArray[np.float64], tokens: int, u: float) -> NDArray[np.int64]:
+def sampled_tokens_per_feature(max_density: NDArray[np.float64], tokens: int, u: float) -> NDArray[np.int64]:
     """The same by systematic sampling, for training: a limit below half a match must not round to 0 in every batch.
 
-    With u uniform in [0, 1), every feature gets the floor or the ceiling of cap * tokens, and on average exactly
-    cap * tokens. The sum over features is off by less than 1.
+    With u uniform in [0, 1), every feature gets the floor or the ceiling of max_density * tokens, and on average
+    exactly max_density * tokens. The sum over features is off by less than 1.
 
     >>> [sampled_tokens_per_feature(np.array([0.25, 0.25, 0.25, 0.25]), tokens=2, u=u).tolist() for u in (0.0, 0.5)]
     [[0, 1, 0, 1], [1, 0, 1, 0]]
     """
-    edges = np.floor(np.concatenate([[0.0], np.cumsum(cap * tokens)]) + u)
+    edges = np.floor(np.concatenate([[0.0], np.cumsum(max_density * tokens)]) + u)
     return np.clip(np.diff(edges), 0, tokens).astype(np.int64)
 
 

@@ -142,9 +142,9 @@ def _fitted(
     bundle: Bundle, activations: Activations, rows: NDArray[np.int64], allocation: Allocation, bar: "tqdm[None]"
 ) -> _Fit:
     d_sae = bundle.manifest.encoder.d_sae
-    caps = None if allocation.quota is None else quota.caps(allocation.quota, allocation.k, d_sae)
+    max_densities = None if allocation.quota is None else quota.max_densities(allocation.quota, allocation.k, d_sae)
     x = activations.rows(rows)
-    threshold = thresholds(pre_activation_blocks(bundle, x, bar=bar), len(x), allocation.k, caps)
+    threshold = thresholds(pre_activation_blocks(bundle, x, bar=bar), len(x), allocation.k, max_densities)
     matches, _, _ = _tally(bundle, x, threshold, bar, decode=False)
     sample = bundle.sample()
     if sample is None:

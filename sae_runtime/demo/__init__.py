@@ -147,7 +147,7 @@ def _write_plots(folder: Path, bundles: dict[str, SAE], tables: dict[str, Featur
     folder.mkdir()
     allocation = bundles["feature"].manifest.allocation
     assert allocation is not None and allocation.quota is not None
-    laws = {"feature choice": quota.shares(allocation.quota, allocation.k, D_SAE)}
+    laws = {"feature choice": quota.quotas(allocation.quota, allocation.k, D_SAE)}
     named = {f"{kind} choice": table for kind, table in tables.items()}
     pictures = {
         "density.png": plots.density_by_rank({name: table.density for name, table in named.items()}, laws),

@@ -44,7 +44,7 @@ def encode_by_batch(
     manifest = bundle.manifest
     allocation, d_sae = manifest.budget, manifest.encoder.d_sae
     k = allocation.k if k is None else k
-    budget, limit = limits(allocation, d_sae, tokens, k=k, cap=max_density)
+    budget, limit = limits(allocation, d_sae, tokens, k=k, max_density=max_density)
     floor = floor_of(bundle, tiler.graph, budget, limit, tokens) if k <= allocation.k else 0.0
     # Nearly every token has room at this k: the bundle's slots hold nearly every token at the fitted k.
     slots = math.ceil(max(_SLOTS * k, manifest.slots * k / allocation.k))
@@ -66,7 +66,7 @@ def encode_by_batch(
 
 
 def limits(
-    allocation: Allocation, d_sae: int, tokens: int, *, k: float, cap: ArrayLike | None = None
+    allocation: Allocation, d_sae: int, tokens: int, *, k: float, max_density: ArrayLike | None = None
 ) -> tuple[int, NDArray[np.int64] | None]:
     """Total matches of a batch, M, and for feature choice the tokens that each feature may match, m_i [d_sae].
 
@@ -75,7 +75,7 @@ def limits(
         d_sae: number of features.
         tokens: tokens of the batch.
         k: matches a token.
-        cap: the largest density of each feature, [d_sae], for feature choice; None means as fitted.
+        max_density: the largest density of each feature, [d_sae], for feature choice; None means as fitted.
 
     Raises:
         ValueError: the densities are not d_sae numbers from 0 to 1.
@@ -86,7 +86,9 @@ def limits(
     budget = quota.budget(k, tokens)
     if allocation.quota is None:
         return budget, None
-    density = np.asarray(quota.caps(allocation.quota, allocation.k, d_sae) if cap is None else cap)
+    density = np.asarray(
+        quota.max_densities(allocation.quota, allocation.k, d_sae) if max_density is None else max_density
+    )
     if density.shape != (d_sae,) or density.dtype.kind not in "fiu" or not ((density >= 0) & (density <= 1)).all():
         raise ValueError(f"max_density must be {d_sae} numbers from 0 to 1, got {density.dtype} {list(density.shape)}")
     return budget, quota.tokens_per_feature(density.astype(np.float64), tokens)

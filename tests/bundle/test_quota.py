@@ -1,7 +1,15 @@
 import numpy as np
 import pytest
 
-from sae_runtime.bundle.quota import Quota, budget, caps, fit, sampled_tokens_per_feature, shares, tokens_per_feature
+from sae_runtime.bundle.quota import (
+    Quota,
+    budget,
+    fit,
+    max_densities,
+    quotas,
+    sampled_tokens_per_feature,
+    tokens_per_feature,
+)
 
 QUOTAS = [
     Quota(exponent=0.0),
@@ -15,21 +23,21 @@ QUOTAS = [
 @pytest.mark.parametrize("quota", QUOTAS)
 @pytest.mark.parametrize(("k", "d_sae"), [(1.0, 1), (0.5, 40), (16.0, 1536), (39.5, 40), (40.0, 40), (3.0, 40)])
 def test_shares_fall_sum_to_k_and_ask_for_no_more_than_every_token(quota: Quota, k: float, d_sae: int) -> None:
-    share = shares(quota, k, d_sae)
+    share = quotas(quota, k, d_sae)
     assert share.shape == (d_sae,) and share.dtype == np.float64
     assert share.sum() == pytest.approx(k, rel=1e-9)
     assert (np.diff(share) <= 0).all() and share[0] <= 1 and (share > 0).all()
 
 
 def test_shares_follow_the_law_where_it_fits() -> None:
-    share = shares(Quota(exponent=0.9, offset=30.0), 16.0, 1536)
+    share = quotas(Quota(exponent=0.9, offset=30.0), 16.0, 1536)
     law = (np.arange(1, 1537) + 30.0) ** -0.9
     np.testing.assert_allclose(share, 16 * law / law.sum(), rtol=1e-12)
-    np.testing.assert_allclose(shares(Quota(exponent=0.0), 4.0, 100), 0.04, rtol=1e-12)
+    np.testing.assert_allclose(quotas(Quota(exponent=0.0), 4.0, 100), 0.04, rtol=1e-12)
 
 
 def test_a_head_that_asks_for_too_much_gets_every_token_and_the_rest_keeps_its_law() -> None:
-    share = shares(Quota(exponent=1.0), 30.0, 100)
+    share = quotas(Quota(exponent=1.0), 30.0, 100)
     head = int((share == 1).sum())
     law = 1 / np.arange(1, 101)
     assert head > 5
@@ -41,7 +49,7 @@ def test_a_head_that_asks_for_too_much_gets_every_token_and_the_rest_keeps_its_l
 @pytest.mark.parametrize("k", [0.0, -1.0, 40.5, float("nan")])
 def test_shares_refuse_a_k_that_cannot_be(k: float) -> None:
     with pytest.raises(ValueError, match=r"k must be in \(0, d_sae=40\], got"):
-        shares(Quota(exponent=1.0), k, 40)
+        quotas(Quota(exponent=1.0), k, 40)
 
 
 @pytest.mark.parametrize(
@@ -62,12 +70,12 @@ def test_a_quota_out_of_range_is_refused(wrong: dict[str, float]) -> None:
 
 
 def test_slack_scales_the_caps_up_to_every_token() -> None:
-    share = shares(Quota(exponent=1.0), 6.0, 150)
-    np.testing.assert_array_equal(caps(Quota(exponent=1.0), 6.0, 150), share)
-    loose = caps(Quota(exponent=1.0, slack=1.5), 6.0, 150)
+    share = quotas(Quota(exponent=1.0), 6.0, 150)
+    np.testing.assert_array_equal(max_densities(Quota(exponent=1.0), 6.0, 150), share)
+    loose = max_densities(Quota(exponent=1.0, slack=1.5), 6.0, 150)
     np.testing.assert_array_equal(loose, np.minimum(1.5 * share, 1))
     assert loose[0] == 1 and loose[-1] < 1
-    assert (caps(Quota(exponent=1.0, slack=1e9), 6.0, 150) == 1).all()
+    assert (max_densities(Quota(exponent=1.0, slack=1e9), 6.0, 150) == 1).all()
 
 
 def test_budgets_round_half_to_even_in_float64() -> None:
@@ -83,12 +91,12 @@ def test_tokens_per_feature_round_half_to_even() -> None:
 
 
 def test_sampled_rounding_is_exact_in_sum_and_unbiased() -> None:
-    cap, tokens, steps = caps(Quota(exponent=0.9, offset=30.0, slack=1.5), 6.3, 700), 37, 1000
-    exact = cap * tokens
+    max_density, tokens, steps = max_densities(Quota(exponent=0.9, offset=30.0, slack=1.5), 6.3, 700), 37, 1000
+    exact = max_density * tokens
     assert (exact < 1).any() and (exact > 1).any()
     mean = np.zeros(700)
     for u in (np.arange(steps) + 0.5) / steps:
-        found = sampled_tokens_per_feature(cap, tokens, u)
+        found = sampled_tokens_per_feature(max_density, tokens, u)
         assert found.dtype == np.int64
         assert ((found == np.floor(exact)) | (found == np.ceil(exact))).all()
         assert abs(found.sum() - exact.sum()) < 1
@@ -104,7 +112,7 @@ def test_sampled_rounding_keeps_whole_numbers(u: float) -> None:
 
 @pytest.mark.parametrize(("exponent", "offset"), [(0.9, 30.0), (1.0, 0.0), (0.5, 5.0), (2.0, 100.0)])
 def test_fit_recovers_the_law(exponent: float, offset: float) -> None:
-    density = shares(Quota(exponent=exponent, offset=offset), 4.0, 1500)
+    density = quotas(Quota(exponent=exponent, offset=offset), 4.0, 1500)
     assert density[0] < 1, "a clipped head is not the law"
     shuffled = np.random.default_rng(0).permutation(np.concatenate([density, np.zeros(36)]))
     found_exponent, found_offset, r_squared = fit(shuffled)

@@ -66,13 +66,13 @@ def blocks(path: Path, x: NDArray[np.float32], elements: int = 1 << 24) -> Itera
     return pre_activation_blocks(bundle.read(path, calibrated=False), x, elements=elements)
 
 
-def cuts(z: NDArray[np.float64], k: float, cap: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+def cuts(z: NDArray[np.float64], k: float, max_density: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
     """The thresholds in a few plain lines."""
     n = len(z)
     own, top = np.zeros(z.shape[1]), np.full(z.shape[1], np.inf)
-    for i in range(z.shape[1] if cap is not None else 0):
+    for i in range(z.shape[1] if max_density is not None else 0):
         falling = np.append(np.sort(z[:, i])[::-1], 0.0)
-        m, least = (int(np.rint(share * n)) for share in (cap[i], cap[i] / 30))  # type: ignore[index]
+        m, least = (int(np.rint(share * n)) for share in (max_density[i], max_density[i] / 30))  # type: ignore[index]
         own[i] = 0.0 if m >= n or falling[m] == 0 else falling[0] if m == 0 else (falling[m - 1] + falling[m]) / 2
         if least:
             top[i] = 0.0 if falling[least] == 0 else (falling[least - 1] + falling[least]) / 2
@@ -87,10 +87,10 @@ def cuts(z: NDArray[np.float64], k: float, cap: NDArray[np.float64] | None = Non
 @pytest.mark.parametrize("kind", [None, "feature"])
 def test_thresholds_are_those_of_plain_numpy(tmp_path: Path, form: str, kind: str | None) -> None:
     x, path = make_x(1111), raw(tmp_path / "sae", form=form, kind=kind)
-    cap = quota.caps(QUOTA, 5.3, D_SAE) if kind == "feature" else None
-    expected = cuts(pre_activations(path, x), 5.3, cap)
+    max_density = quota.max_densities(QUOTA, 5.3, D_SAE) if kind == "feature" else None
+    expected = cuts(pre_activations(path, x), 5.3, max_density)
     for elements in (1 << 24, 7 * 1111, 1):
-        found = thresholds(blocks(path, x, elements), len(x), 5.3, cap)
+        found = thresholds(blocks(path, x, elements), len(x), 5.3, max_density)
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-6)
 
@@ -102,9 +102,9 @@ def test_thresholds_are_those_of_training(tmp_path: Path, kind: str, k: float) -
     weights = {name: array for name, array in bundle.read(path, calibrated=False).weights().items() if name != "b_pre"}
     model = SparseAutoencoder(D_SAE, torch.tensor(weights["b_dec"]), generator=torch.Generator())
     model.load_state_dict({n: torch.tensor(w.T.copy() if n == "W_enc" else w) for n, w in weights.items()})
-    cap = quota.caps(QUOTA, k, D_SAE) if kind == "feature" else None
-    found = thresholds(blocks(path, x), len(x), k, cap)
-    np.testing.assert_allclose(found, fit_thresholds(model, torch.from_numpy(x), k, cap), rtol=1e-5, atol=1e-6)
+    max_density = quota.max_densities(QUOTA, k, D_SAE) if kind == "feature" else None
+    found = thresholds(blocks(path, x), len(x), k, max_density)
+    np.testing.assert_allclose(found, fit_thresholds(model, torch.from_numpy(x), k, max_density), rtol=1e-5, atol=1e-6)
     if kind == "feature" and k == 6:  # which would else be 0
         assert (pre_activations(path, x) > found)[:, 100:].any(axis=0).mean() > 0.9
 
@@ -151,7 +151,7 @@ def test_feature_choice_keeps_its_quota_at_another_k(copy_of: BundleOf, tmp_path
     after = bundle.read(path)
     assert after.manifest.allocation == Allocation(kind="feature", k=3.0, quota=QUOTA)
     z = pre_activations(path, make_x(3000))
-    np.testing.assert_allclose(made.threshold, cuts(z, 3.0, quota.caps(QUOTA, 3.0, D_SAE)), rtol=2e-5)
+    np.testing.assert_allclose(made.threshold, cuts(z, 3.0, quota.max_densities(QUOTA, 3.0, D_SAE)), rtol=2e-5)
     assert len(np.unique(made.threshold)) > 2 and made.measured["l0"] == pytest.approx(3.0, rel=0.05)
     assert after.manifest.graphs == {} and not list(path.glob("*.onnx"))
     assert sample is not None

@@ -44,7 +44,7 @@ def fit(words: Activations, tmp_path_factory: pytest.TempPathFactory) -> Callabl
             law = bundle.read(path).manifest.allocation
             assert law is not None and law.quota is not None
             density = (true_features(read_weights(path), all_rows(words)) > 0).mean(axis=0)
-            made[slack, k] = Result(measured["l0"], density, quota.caps(law.quota, law.k, D_SAE))
+            made[slack, k] = Result(measured["l0"], density, quota.max_densities(law.quota, law.k, D_SAE))
         return made[slack, k]
 
     return give

@@ -185,7 +185,7 @@ def test_ties_go_to_the_first_token_and_feature(bundle_of: BundleOf, kind: str, 
     """On whole numbers float32 is exact, and numpy's witness breaks ties in the same order."""
     x, path = make_tied_x(60), bundle_of(kind, d_sae, tied=True)
     z = witness.pre_activations(make_tied_weights(d_sae, kind), x)
-    expected = witness.joint(z, k, quota.caps(QUOTA, K, d_sae) if kind == "feature" else None)
+    expected = witness.joint(z, k, quota.max_densities(QUOTA, K, d_sae) if kind == "feature" else None)
     for rows in (1, 7, 60):
         sae = load(path, threads=1, tiling=Tiling(rows=rows, fresh=100))
         found = sae.encode_batch(x, k=k)
@@ -202,9 +202,9 @@ def test_any_slots_of_the_bundle_give_the_same(bundle_of: BundleOf, kind: str, s
 def test_a_budget_beyond_the_positives_takes_them_all(bundle_of: BundleOf, kind: str) -> None:
     x = make_x(7)
     z = witness.pre_activations(make_weights(150, kind), x)
-    cap = np.ones(150) if kind == "feature" else None
-    found = load(bundle_of(kind)).encode_batch(x, k=150, max_density=cap)
-    assert witness.disagreement(witness.joint(z, 150, cap), *slots_of(found)) is None
+    max_density = np.ones(150) if kind == "feature" else None
+    found = load(bundle_of(kind)).encode_batch(x, k=150, max_density=max_density)
+    assert witness.disagreement(witness.joint(z, 150, max_density), *slots_of(found)) is None
     assert len(found.values) == (z > 0).sum()
 
 
@@ -222,11 +222,16 @@ def test_max_density_is_an_argument(bundle_of: BundleOf, d_sae: int) -> None:
     rng = np.random.default_rng(3)
     x, sae = make_x(40), load(bundle_of("feature", d_sae), tiling=Tiling(rows=16))
     z = witness.pre_activations(make_weights(d_sae, "feature"), x)
-    for cap in (rng.permutation(np.linspace(0, 0.2, d_sae)), np.full(d_sae, 0.026), np.zeros(d_sae), np.ones(d_sae)):
-        found = sae.encode_batch(x, max_density=cap)
-        assert witness.disagreement(witness.joint(z, K, cap), *slots_of(found)) is None
-        assert ((found.to_dense() > 0).sum(axis=0) <= np.rint(cap * 40)).all()
-    own = quota.caps(QUOTA, K, d_sae)
+    for max_density in (
+        rng.permutation(np.linspace(0, 0.2, d_sae)),
+        np.full(d_sae, 0.026),
+        np.zeros(d_sae),
+        np.ones(d_sae),
+    ):
+        found = sae.encode_batch(x, max_density=max_density)
+        assert witness.disagreement(witness.joint(z, K, max_density), *slots_of(found)) is None
+        assert ((found.to_dense() > 0).sum(axis=0) <= np.rint(max_density * 40)).all()
+    own = quota.max_densities(QUOTA, K, d_sae)
     assert_same(sae.encode_batch(x, max_density=own), sae.encode_batch(x))
 
 
@@ -237,7 +242,7 @@ def by_int8(path: Path, rows: int | None = None) -> SAE:
     return load(path, threads=1, graph="encode_exact.onnx", tiling=Tiling(rows=rows, fresh=100))
 
 
-def free_caps(kind: str) -> NDArray[np.float64] | None:
+def free_max_densities(kind: str) -> NDArray[np.float64] | None:
     """Caps that hardly bind, so that matches are expected above the threshold."""
     return np.full(D_INT8, 0.5) if kind == "feature" else None
 
@@ -247,32 +252,32 @@ def free_caps(kind: str) -> NDArray[np.float64] | None:
 def test_int8_gives_the_same_for_every_tile_size(bundle_of: BundleOf, kind: str, n: int, k: float) -> None:
     path, x = bundle_of(kind, D_INT8, sampled=True), make_x(n)
     z = witness.pre_activations(make_weights(D_INT8, kind), x)
-    for cap in (None, np.full(D_INT8, 0.5)) if kind == "feature" else (None,):
-        share = quota.caps(QUOTA, K, D_INT8) if kind == "feature" and cap is None else cap
+    for max_density in (None, np.full(D_INT8, 0.5)) if kind == "feature" else (None,):
+        share = quota.max_densities(QUOTA, K, D_INT8) if kind == "feature" and max_density is None else max_density
         sae = load(path, threads=1, graph="encode_exact.onnx")
-        whole = sae.encode_batch(x, k=k, max_density=cap)
+        whole = sae.encode_batch(x, k=k, max_density=max_density)
         assert witness.disagreement(witness.joint(z, k, share), *slots_of(whole)) is None
         for rows in (1, 3, 64):
-            assert_same(by_int8(path, rows).encode_batch(x, k=k, max_density=cap), whole)
+            assert_same(by_int8(path, rows).encode_batch(x, k=k, max_density=max_density), whole)
 
 
 def test_a_batch_below_the_floor_is_exact_all_the_same(bundle_of: BundleOf, kind: str) -> None:
     """Activations so small that the first pass, which looks above a floor only, finds next to nothing."""
-    path, cap = bundle_of(kind, D_INT8, sampled=True), free_caps(kind)
+    path, max_density = bundle_of(kind, D_INT8, sampled=True), free_max_densities(kind)
     sae, read = by_int8(path), bundle.read(path)
-    budget, limit = limits(read.manifest.budget, D_INT8, 100, k=K, cap=cap)
+    budget, limit = limits(read.manifest.budget, D_INT8, 100, k=K, max_density=max_density)
     floor = floor_of(read, "encode_exact.onnx", budget, limit, 100)
     assert floor > 0
     for size in (1.0, 0.5, 0.1, 0.0):
         x = make_x(100) * np.float32(size)
         x[::9] *= 3
-        found = sae.encode_batch(x, max_density=cap)
+        found = sae.encode_batch(x, max_density=max_density)
         z = witness.pre_activations(make_weights(D_INT8, kind), x)
-        expected = witness.joint(z, K, cap)
+        expected = witness.joint(z, K, max_density)
         assert witness.disagreement(expected, *slots_of(found)) is None
         assert len(found.values) == min(100 * K, (z > 0).sum())
         for rows in (7, 64):
-            assert_same(by_int8(path, rows).encode_batch(x, max_density=cap), found)
+            assert_same(by_int8(path, rows).encode_batch(x, max_density=max_density), found)
     assert z[expected.kept].min(initial=np.inf) < floor, "no batch's cut lies below the floor"
 
 
@@ -307,13 +312,13 @@ def test_doubted_rows_are_the_same_for_every_tile_size(bundle_of: BundleOf, kind
         return SAE(sessions.bundle, sessions, "encode_exact.onnx", Tiling(rows=rows, fresh=100))
 
     saes = {rows: doubting(rows) for rows in (200, 20, 1)}
-    for k, cap in ((6.0, free_caps(kind)), (12.0, free_caps(kind)), (6.0, None)):
-        whole = saes[200].encode_batch(x, k=k, max_density=cap)
-        share = quota.caps(QUOTA, K, D_INT8) if kind == "feature" and cap is None else cap
+    for k, max_density in ((6.0, free_max_densities(kind)), (12.0, free_max_densities(kind)), (6.0, None)):
+        whole = saes[200].encode_batch(x, k=k, max_density=max_density)
+        share = quota.max_densities(QUOTA, K, D_INT8) if kind == "feature" and max_density is None else max_density
         z = witness.pre_activations(make_weights(D_INT8, kind), x)
         assert witness.disagreement(witness.joint(z, k, share), *slots_of(whole)) is None
         for rows in (20, 1):
-            assert_same(saes[rows].encode_batch(x, k=k, max_density=cap), whole)
+            assert_same(saes[rows].encode_batch(x, k=k, max_density=max_density), whole)
     redone, tokens = saes[200].redone
     assert 0 < redone <= tokens
 
@@ -345,15 +350,17 @@ def test_another_rounding_of_rows_that_are_encoded_again_costs_no_match(off: flo
             np.testing.assert_allclose(found, greedy(z, 150, limit), rtol=2e-5)
 
 
-@pytest.mark.parametrize("cap", [np.ones(4), np.ones((5, 1)), np.full(5, 1.1), np.full(5, -0.1), np.full(5, np.nan)])
-def test_max_density_that_does_not_fit_is_refused(cap: NDArray[np.float64]) -> None:
+@pytest.mark.parametrize(
+    "max_density", [np.ones(4), np.ones((5, 1)), np.full(5, 1.1), np.full(5, -0.1), np.full(5, np.nan)]
+)
+def test_max_density_that_does_not_fit_is_refused(max_density: NDArray[np.float64]) -> None:
     allocation = Allocation(kind="feature", k=2.0, quota=QUOTA)
     with pytest.raises(ValueError, match=r"max_density must be 5 numbers from 0 to 1, got float64 \["):
-        limits(allocation, 5, 10, k=2.0, cap=cap)
+        limits(allocation, 5, 10, k=2.0, max_density=max_density)
 
 
 def test_limits_belong_to_their_allocation() -> None:
     assert limits(Allocation(kind="mutual", k=2.0), 5, 10, k=2.5) == (25, None)
     budget, limit = limits(Allocation(kind="feature", k=2.0, quota=QUOTA), 5, 10, k=1.0)
     assert budget == 10 and limit is not None
-    np.testing.assert_array_equal(limit, quota.tokens_per_feature(quota.caps(QUOTA, 2.0, 5), 10))
+    np.testing.assert_array_equal(limit, quota.tokens_per_feature(quota.max_densities(QUOTA, 2.0, 5), 10))

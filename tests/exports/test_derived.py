@@ -11,7 +11,7 @@ from sae_runtime.bundle import quota
 from sae_runtime.bundle.folder import DERIVED, Bundle
 from sae_runtime.bundle.tensors import map_tensor, read_header
 from sae_runtime.exports.certified.integers import quantise
-from sae_runtime.exports.derived import default_cap, has_integers, write_derived
+from sae_runtime.exports.derived import default_max_density, has_integers, write_derived
 from sae_runtime.exports.export import export
 
 INTEGERS = {"centre", "map", "rounding", "direct", "order", "weights", "scale", "bias", "bound", "share"}
@@ -37,7 +37,7 @@ def test_derived_weights_are_those_that_the_graphs_read(
     tmp_path: Path, kind: str, graphs: tuple[str, ...], names: set[str]
 ) -> None:
     made = written(tmp_path, kind, 512)
-    names = names | ({"cap"} if kind == "feature" else set())
+    names = names | ({"max_density"} if kind == "feature" else set())
     path = tmp_path / DERIVED
     specs = write_derived(path, made, make_x(100), graphs)
     assert set(specs) == names
@@ -87,7 +87,9 @@ def test_an_unknown_graph_is_refused(tmp_path: Path) -> None:
 
 def test_caps_are_those_of_the_fit(bundle_of: Callable[..., Path]) -> None:
     for d_sae in (150, 512):
-        cap = default_cap(bundle.read(bundle_of("feature", d_sae)))
-        np.testing.assert_array_equal(cap, quota.caps(QUOTA, K, d_sae))
+        max_density = default_max_density(bundle.read(bundle_of("feature", d_sae)))
+        np.testing.assert_array_equal(max_density, quota.max_densities(QUOTA, K, d_sae))
         specs = read_header(bundle_of("feature", d_sae) / DERIVED)
-        np.testing.assert_array_equal(map_tensor(bundle_of("feature", d_sae) / DERIVED, specs["cap"]), cap)
+        np.testing.assert_array_equal(
+            map_tensor(bundle_of("feature", d_sae) / DERIVED, specs["max_density"]), max_density
+        )

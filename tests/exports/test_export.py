@@ -21,7 +21,7 @@ from sae_runtime.bundle.folder import DERIVED, MANIFEST, SAMPLE, WEIGHTS, Bundle
 from sae_runtime.bundle.graphs import GRAPHS as TABLE
 from sae_runtime.bundle.manifest import to_json
 from sae_runtime.bundle.tensors import TensorSpec, map_tensor, read_header, save_tensors
-from sae_runtime.exports.derived import default_cap
+from sae_runtime.exports.derived import default_max_density
 from sae_runtime.exports.export import BUILDERS, Builder, export, sample
 from sae_runtime.exports.graphs.steer import steer_graph
 
@@ -42,8 +42,8 @@ def contract(name: str, kind: str, d_sae: int) -> tuple[Signature, Signature]:
         threshold: Signature = [] if kind == "token" else [("threshold", np.float32, [None], True)]
         return [*x, *threshold, ("slots", np.int64, [1], True)], rows
     if name == "encode_joint.onnx":
-        cap: Signature = [("cap", np.float64, [d_sae], True)] if kind == "feature" else []
-        return [*x, ("valid", np.bool_, [None], True), ("k", np.float64, [], True), *cap], rows
+        max_density: Signature = [("max_density", np.float64, [d_sae], True)] if kind == "feature" else []
+        return [*x, ("valid", np.bool_, [None], True), ("k", np.float64, [], True), *max_density], rows
     if name == "decode.onnx":
         return rows, [("x_hat", np.float32, ["n", D_IN], False)]
     numbers: Signature = [(number, np.float32, [None, None], True) for number in ("scale", "shift", "low", "high")]
@@ -103,7 +103,7 @@ def test_graphs_are_small_standard_and_refer_to_the_weights(bundle_of: BundleOf,
             assert int(entry["offset"]) + int(entry["length"]) <= sizes[entry["location"]]
             referred.add((entry["location"], tensor.name))
         assert (WEIGHTS, "b_dec") in referred
-        assert ((DERIVED, "cap") in referred) == (name == "encode_joint.onnx" and kind == "feature")
+        assert ((DERIVED, "max_density") in referred) == (name == "encode_joint.onnx" and kind == "feature")
 
 
 def test_equal_bundles_have_equal_graphs(copy_of: BundleOf, tmp_path: Path, kind: str) -> None:
@@ -142,13 +142,13 @@ def test_export_returns_and_records_what_it_wrote(tmp_path: Path, kind: str) -> 
 def test_derived_weights_are_the_caps(bundle_of: BundleOf) -> None:
     path = bundle_of("feature")
     specs = read_header(path / DERIVED)
-    assert list(specs) == ["cap"]
-    cap = map_tensor(path / DERIVED, specs["cap"])
+    assert list(specs) == ["max_density"]
+    max_density = map_tensor(path / DERIVED, specs["max_density"])
     allocation = bundle.read(path).manifest.allocation
     assert allocation is not None and allocation.quota is not None
-    np.testing.assert_array_equal(cap, quota.caps(allocation.quota, K, 150))
+    np.testing.assert_array_equal(max_density, quota.max_densities(allocation.quota, K, 150))
     with pytest.raises(ValueError, match="this bundle is of mutual choice"):
-        default_cap(bundle.read(bundle_of("mutual")))
+        default_max_density(bundle.read(bundle_of("mutual")))
 
 
 def test_deleted_derived_weights_break_the_joint_graph_until_the_next_export(copy_of: BundleOf) -> None:

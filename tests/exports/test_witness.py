@@ -90,17 +90,17 @@ def test_pre_activations_have_the_shape_of_x(ndim: int) -> None:
 @pytest.mark.parametrize("kind", ["token", "mutual", "feature"])
 def test_the_witness_notices_a_total_that_is_off_by_one(kind: str) -> None:
     z = witness.pre_activations(make_weights(150, "token"), make_x(7))
-    cap = np.full(150, 1 / 7)  # one token each
+    max_density = np.full(150, 1 / 7)  # one token each
 
     def keep(spare: int) -> Matches:
         if kind == "token":
             return witness.token_choice(z, K - spare)
-        return witness.joint(z, K - spare / 7, cap if kind == "feature" else None)
+        return witness.joint(z, K - spare / 7, max_density if kind == "feature" else None)
 
     for spare in (1, -1):
         indices, values = slots(np.where(keep(spare).kept, z, 0))
         assert "wrong matches" in (witness.disagreement(keep(0), indices, values) or "")
     if kind == "feature":
-        looser = witness.joint(z, K, cap + 1 / 7)
+        looser = witness.joint(z, K, max_density + 1 / 7)
         indices, values = slots(np.where(looser.kept, z, 0))
         assert "wrong matches" in (witness.disagreement(keep(0), indices, values) or "")

@@ -104,10 +104,10 @@ def test_onnxruntime_serves_what_numpy_computes(fitted: Callable[[str], Path], k
 def test_feature_choice_saves_features_by_falling_quota(fitted: Callable[[str], Path]) -> None:
     manifest = bundle.read(fitted("feature")).manifest
     assert manifest.budget.quota is not None
-    cap = quota.caps(manifest.budget.quota, K, 64)
-    assert (np.diff(cap) <= 0).all()
+    max_density = quota.max_densities(manifest.budget.quota, K, 64)
+    assert (np.diff(max_density) <= 0).all()
     dense = load(fitted("feature")).encode(planted(5000, seed=5)[0]).to_dense() > 0
-    assert (dense.mean(axis=0) <= cap * 1.25 + 0.01).all()
+    assert (dense.mean(axis=0) <= max_density * 1.25 + 0.01).all()
 
 
 def test_fit_reads_the_held_out_rows_once(tmp_path: Path) -> None:

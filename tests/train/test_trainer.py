@@ -116,9 +116,9 @@ def test_feature_choice_holds_its_caps_and_its_budget() -> None:
     run = trainer(config(allocation="feature", exponent=0.5, offset=2.0, slack=1.0))
     run.step(batch(0))
     assert run.quota is not None
-    cap = quota.caps(run.quota, 4.0, 40)
+    max_density = quota.max_densities(run.quota, 4.0, 40)
     kept = allocate(run.model.pre_activations(batch(1)).detach(), **run.limits(64))
-    assert (kept.sum(dim=0).numpy() <= np.ceil(cap * 64)).all()
+    assert (kept.sum(dim=0).numpy() <= np.ceil(max_density * 64)).all()
     assert kept.sum() <= 256
 
 
@@ -146,9 +146,9 @@ def test_an_auxiliary_loss_that_is_not_finite_stops_the_run_too() -> None:
 
 def test_schedule_rises_stays_and_falls() -> None:
     recipe = derive(config(tokens=64 * 1000), 10)
-    shares = [schedule(recipe, step) for step in range(recipe.steps)]
-    assert shares[0] == 1 / recipe.warmup_steps and max(shares) == 1.0 and 0 < shares[-1] < 0.01
-    assert np.diff(shares).max() <= 1 / recipe.warmup_steps + 1e-12
+    quotas = [schedule(recipe, step) for step in range(recipe.steps)]
+    assert quotas[0] == 1 / recipe.warmup_steps and max(quotas) == 1.0 and 0 < quotas[-1] < 0.01
+    assert np.diff(quotas).max() <= 1 / recipe.warmup_steps + 1e-12
 
 
 def test_recipe_follows_from_what_the_user_gives() -> None:

@@ -36,14 +36,14 @@ def test_mutual_choice_gets_one_threshold_and_exactly_k(model: SparseAutoencoder
 @pytest.mark.parametrize("slack", [1.0, 1.5, 4.0])
 def test_feature_choice_holds_k_and_every_cap(model: SparseAutoencoder, slack: float) -> None:
     x = activations(800)
-    cap = quota.caps(Quota(exponent=0.8, offset=3.0, slack=slack), 6.0, 120)
-    threshold = fit_thresholds(model, x, 6.0, cap)
+    max_density = quota.max_densities(Quota(exponent=0.8, offset=3.0, slack=slack), 6.0, 120)
+    threshold = fit_thresholds(model, x, 6.0, max_density)
     kept = z_of(model, x) > threshold
-    limit = quota.tokens_per_feature(cap, 800)
+    limit = quota.tokens_per_feature(max_density, 800)
     assert (kept.sum(axis=0) <= limit).all()
     positive = (z_of(model, x) > 0).sum(axis=0)
     assert kept.sum() == min(4800, np.minimum(positive, limit).sum())
-    assert (kept.sum(axis=0) >= np.minimum(positive, quota.tokens_per_feature(cap / 30, 800))).all()
+    assert (kept.sum(axis=0) >= np.minimum(positive, quota.tokens_per_feature(max_density / 30, 800))).all()
     assert np.isfinite(threshold).all() and (threshold >= 0).all()
     if slack > 1:
         assert np.isclose(threshold, threshold.min()).sum() > 1, "the common cut binds for features below their caps"
@@ -52,9 +52,9 @@ def test_feature_choice_holds_k_and_every_cap(model: SparseAutoencoder, slack: f
 def test_feature_choice_does_not_silence_features_of_small_values(model: SparseAutoencoder) -> None:
     with torch.no_grad():
         model.W_enc[5] *= 0.01
-    x, cap = activations(800), quota.caps(Quota(exponent=0.0, slack=3.0), 6.0, 120)
+    x, max_density = activations(800), quota.max_densities(Quota(exponent=0.0, slack=3.0), 6.0, 120)
     z = z_of(model, x)
-    threshold = fit_thresholds(model, x, 6.0, cap)
+    threshold = fit_thresholds(model, x, 6.0, max_density)
     assert (z[:, 5] > threshold[5]).sum() == 4, "a thirtieth of 800 * 0.15"
     assert (z > threshold).sum() == 4800, "which the others pay for"
     assert (z[:, 5] > fit_thresholds(model, x, 6.0)[5]).sum() == 0, "mutual choice silences it"
@@ -63,15 +63,15 @@ def test_feature_choice_does_not_silence_features_of_small_values(model: SparseA
 def test_features_that_are_never_active_get_a_finite_threshold(model: SparseAutoencoder) -> None:
     with torch.no_grad():
         model.b_enc[5] = -1e6
-    cap = quota.caps(Quota(exponent=0.0, slack=1.0), 6.0, 120)
-    assert np.isfinite(fit_thresholds(model, activations(300), 6.0, cap)[5])
+    max_density = quota.max_densities(Quota(exponent=0.0, slack=1.0), 6.0, 120)
+    assert np.isfinite(fit_thresholds(model, activations(300), 6.0, max_density)[5])
     assert np.isfinite(fit_thresholds(model, activations(300), 6.0)[5])
 
 
 def test_a_feature_without_a_token_of_its_own_is_silent(model: SparseAutoencoder) -> None:
-    x, cap = activations(100), np.full(120, 0.5)
-    cap[7] = 0.001  # a tenth of a token: rounds to none
-    kept = z_of(model, x) > fit_thresholds(model, x, 6.0, cap)
+    x, max_density = activations(100), np.full(120, 0.5)
+    max_density[7] = 0.001  # a tenth of a token: rounds to none
+    kept = z_of(model, x) > fit_thresholds(model, x, 6.0, max_density)
     assert not kept[:, 7].any() and kept.any()
 
 

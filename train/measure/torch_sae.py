@@ -46,8 +46,10 @@ class TorchSAE(nn.Module):
             self.served = served_rule(encoder.k or encoder.d_sae, threshold)
         self.batch: Rule | None = None
         if allocation is not None and encoder.selection == "threshold":
-            caps = None if allocation.quota is None else quota.caps(allocation.quota, allocation.k, encoder.d_sae)
-            self.batch = batch_rule(allocation.k, caps)
+            max_densities = (
+                None if allocation.quota is None else quota.max_densities(allocation.quota, allocation.k, encoder.d_sae)
+            )
+            self.batch = batch_rule(allocation.k, max_densities)
 
     def refuse_transcoder(self) -> None:
         """Raise ValueError where the features cannot replace or edit the activations that they are read from."""

@@ -61,7 +61,7 @@ def expected_density(density: Tensor) -> Tensor:
     except ValueError:
         return torch.zeros_like(density)
     total = min(float(density.sum()), float(len(density)))
-    by_rank = torch.from_numpy(np.ascontiguousarray(quota.shares(law, total, len(density)))).to(density.device)
+    by_rank = torch.from_numpy(np.ascontiguousarray(quota.quotas(law, total, len(density)))).to(density.device)
     expected = torch.empty_like(density)
     expected[torch.argsort(density, descending=True, stable=True)] = by_rank
     return expected

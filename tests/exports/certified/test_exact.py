@@ -313,7 +313,7 @@ def test_encode_exact_has_the_inputs_and_outputs_of_the_contract(bundle_of: Bund
     assert [value.name for value in model.graph.output] == ["indices", "values", "certain"]
     external = [tensor for tensor in model.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
     places = {tensor.name: {pair.key: pair.value for pair in tensor.external_data} for tensor in external}
-    derived = set(read_header(path / DERIVED)) - {"cap"}
+    derived = set(read_header(path / DERIVED)) - {"max_density"}
     assert {name for name, place in places.items() if place["location"] == DERIVED} == derived
     assert "W_enc" not in places, "the dense encoder is not read"
     rows = map_tensor(path / DERIVED, read_header(path / DERIVED)["W_enc_rows"])

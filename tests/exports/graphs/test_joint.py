@@ -29,12 +29,14 @@ def by_torch(
     *,
     k: float = K,
     valid: NDArray[np.bool_] | None = None,
-    cap: NDArray[np.float64] | None = None,
+    max_density: NDArray[np.float64] | None = None,
 ) -> torch_witness.Sparse:
     z = torch_witness.pre_activations(weights, x)
     if kind == "mutual":
         return torch_witness.mutual(z, k, valid)
-    return torch_witness.feature(z, k, quota.caps(QUOTA, K, z.shape[1]) if cap is None else cap, valid)
+    return torch_witness.feature(
+        z, k, quota.max_densities(QUOTA, K, z.shape[1]) if max_density is None else max_density, valid
+    )
 
 
 @pytest.mark.parametrize("n", [0, 1, 7, 300])
@@ -53,7 +55,7 @@ def test_the_batch_rule_agrees_in_torch_numpy_and_onnxruntime(
     if kind == "mutual":
         assert (found > 0).sum() == K * n
     else:
-        assert ((found > 0).sum(axis=0) <= quota.tokens_per_feature(quota.caps(QUOTA, K, d_sae), n)).all()
+        assert ((found > 0).sum(axis=0) <= quota.tokens_per_feature(quota.max_densities(QUOTA, K, d_sae), n)).all()
         assert n < 300 or ((found > 0) != (by_torch("mutual", make_weights(d_sae, kind), x)[0].numpy() > 0)).any()
 
 
@@ -62,7 +64,7 @@ def test_the_batch_rule_agrees_in_torch_numpy_and_onnxruntime(
 def test_the_numpy_version_of_the_batch_rule_is_the_graph(bundle_of: BundleOf, kind: str, d_sae: int, n: int) -> None:
     x, weights = make_x(n), make_weights(d_sae, kind)
     z = np.maximum((x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"], 0)
-    limit = None if kind == "mutual" else np.rint(quota.caps(QUOTA, K, d_sae) * n).astype(np.int64)
+    limit = None if kind == "mutual" else np.rint(quota.max_densities(QUOTA, K, d_sae) * n).astype(np.int64)
     outputs = run_graph(bundle_of(kind, d_sae), "encode_joint.onnx", x=x)
     indices, values = joint_in_numpy(z, K * n, limit)
     np.testing.assert_array_equal(outputs[0], indices)
@@ -85,7 +87,7 @@ def test_the_batch_rule_keeps_all_positives_where_k_is_large(bundle_of: BundleOf
     found = torch_witness.dense(run_graph(bundle_of("mutual"), "encode_joint.onnx", x=x, k=np.array(1e6)), 150)
     np.testing.assert_array_equal(found > 0, torch_witness.pre_activations(weights, x).numpy() > 0)
     ones = np.ones(150)
-    outputs = run_graph(bundle_of("feature"), "encode_joint.onnx", x=x, k=np.array(150.0), cap=ones)
+    outputs = run_graph(bundle_of("feature"), "encode_joint.onnx", x=x, k=np.array(150.0), max_density=ones)
     positive = torch_witness.pre_activations(make_weights(150, "feature"), x).numpy() > 0
     np.testing.assert_array_equal(torch_witness.dense(outputs, 150) > 0, positive)
 
@@ -93,11 +95,15 @@ def test_the_batch_rule_keeps_all_positives_where_k_is_large(bundle_of: BundleOf
 @pytest.mark.parametrize("d_sae", [150, 1500])
 def test_the_batch_rule_takes_densities_in_any_order(bundle_of: BundleOf, d_sae: int) -> None:
     rng = np.random.default_rng(3)
-    x, cap = make_x(40), rng.permutation(np.concatenate([[0.0, 1.0], rng.uniform(0, 0.2, d_sae - 2)]))
-    found = torch_witness.dense(run_graph(bundle_of("feature", d_sae), "encode_joint.onnx", x=x, cap=cap), d_sae)
-    torch_witness.assert_same_features(found, by_torch("feature", make_weights(d_sae, "feature"), x, cap=cap))
-    assert ((found > 0).sum(axis=0) <= np.rint(cap * 40)).all() and found.any()
-    nothing = run_graph(bundle_of("feature", d_sae), "encode_joint.onnx", x=x, cap=np.zeros(d_sae))[1]
+    x, max_density = make_x(40), rng.permutation(np.concatenate([[0.0, 1.0], rng.uniform(0, 0.2, d_sae - 2)]))
+    found = torch_witness.dense(
+        run_graph(bundle_of("feature", d_sae), "encode_joint.onnx", x=x, max_density=max_density), d_sae
+    )
+    torch_witness.assert_same_features(
+        found, by_torch("feature", make_weights(d_sae, "feature"), x, max_density=max_density)
+    )
+    assert ((found > 0).sum(axis=0) <= np.rint(max_density * 40)).all() and found.any()
+    nothing = run_graph(bundle_of("feature", d_sae), "encode_joint.onnx", x=x, max_density=np.zeros(d_sae))[1]
     assert nothing.shape == (40, 1) and not nothing.any()
 
 
@@ -137,7 +143,7 @@ def test_the_batch_rule_keeps_counts_and_values_of_ties(bundle_of: BundleOf, kin
     assert ((found == 0) | (found == z)).all()
     np.testing.assert_array_equal(np.sort(found, axis=None), np.sort(f, axis=None))
     if kind == "feature":
-        limit = quota.tokens_per_feature(quota.caps(QUOTA, K, d_sae), 60)
+        limit = quota.tokens_per_feature(quota.max_densities(QUOTA, K, d_sae), 60)
         assert ((found > 0).sum(axis=0) <= limit).all()
         assert ((z > 0).sum(axis=0) > limit).any(), "no cap binds"
 
@@ -171,8 +177,8 @@ def test_a_bad_row_is_nan_and_takes_nothing_from_the_others(bundle_of: BundleOf,
     x, others = make_x(30), np.arange(30) != 3
     z = torch_witness.pre_activations(make_weights(150, kind), x) * torch_witness.double(others)[:, None]
     # The row still counts as a token; it only matches nothing.
-    cap = quota.caps(QUOTA, K, 150)
-    expected = torch_witness.mutual(z, K) if kind == "mutual" else torch_witness.feature(z, K, cap)
+    max_density = quota.max_densities(QUOTA, K, 150)
+    expected = torch_witness.mutual(z, K) if kind == "mutual" else torch_witness.feature(z, K, max_density)
     # The largest float32 everywhere is finite, but its pre-activations are not.
     x[3] = bad * np.sign(x[3]) if np.isfinite(bad) else x[3]
     x[3, 5] = bad
@@ -194,7 +200,7 @@ def test_the_batch_rule_agrees_with_the_reference_evaluator(bundle_of: BundleOf,
     x = make_x(7)
     feed = {"x": x, "valid": np.arange(7) != 2, "k": np.array(3.5)}
     if kind == "feature":
-        feed["cap"] = quota.caps(QUOTA, K, 150)
+        feed["max_density"] = quota.max_densities(QUOTA, K, 150)
     outputs: Any = ReferenceEvaluator(str(bundle_of(kind) / "encode_joint.onnx")).run(None, feed)
     expected = by_torch(kind, make_weights(150, kind), x, k=3.5, valid=feed["valid"])
     torch_witness.assert_same_features(torch_witness.dense(outputs, 150), expected)

@@ -54,7 +54,7 @@ def check(found: RuleEvaluation, parts: list[witness.Matches], x: Any, kind: str
     exponent, offset, r_squared = quota.fit(density)
     assert found.zipf is not None
     assert dataclasses.astuple(found.zipf) == pytest.approx((exponent, offset, r_squared))
-    law = quota.shares(quota.Quota(exponent=exponent, offset=offset), density.sum(), D_SAE)
+    law = quota.quotas(quota.Quota(exponent=exponent, offset=offset), density.sum(), D_SAE)
     falling = np.sort(density)[::-1]
     assert found.under_used == pytest.approx(((falling < 0.1 * law) | (falling == 0)).mean())
 

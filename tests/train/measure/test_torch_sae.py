@@ -123,7 +123,7 @@ def test_the_batch_rule_is_that_of_float64(tmp_path: Path, norm: str, kind: str)
     sae = open_sae(native(tmp_path / "sae", selection="threshold", norm=norm, allocation=allocation))
     x, weights = off_centre(60), bundle.read(sae.path).weights()
     z = witness.pre_activations(weights, witness.normalise(x, norm)[0])
-    matches = witness.joint(z, 5.0, quota.caps(QUOTA, 5.0, D_SAE) if kind == "feature" else None)
+    matches = witness.joint(z, 5.0, quota.max_densities(QUOTA, 5.0, D_SAE) if kind == "feature" else None)
     assert sae.batch is not None
     found = sae.pre_activations(torch.from_numpy(x))
     assert witness.disagreement(matches, *as_slots(torch.where(sae.batch(found), found, 0))) is None

@@ -14,8 +14,8 @@ def pre_activations(n: int, d_sae: int, seed: int = 0) -> Tensor:
 
 def numpy_joint(z: Tensor, total: int, limit: NDArray[np.int64] | None) -> NDArray[np.bool_]:
     n = len(z)
-    cap = None if limit is None else limit / n
-    return witness.joint(z.double().numpy(), total / n, cap).kept
+    max_density = None if limit is None else limit / n
+    return witness.joint(z.double().numpy(), total / n, max_density).kept
 
 
 @pytest.mark.parametrize(("n", "d_sae"), [(1, 5), (7, 40), (64, 1500)])

@@ -38,7 +38,7 @@ def test_reorder_renumbers() -> None:
 
 
 def test_expected_density_follows_the_law_and_shows_who_falls_short() -> None:
-    law = quota.shares(Quota(exponent=0.9, offset=20.0), 8.0, 400)
+    law = quota.quotas(Quota(exponent=0.9, offset=20.0), 8.0, 400)
     density = torch.from_numpy(law).clone()
     density[390:] /= 50  # the collapsed tail
     order = torch.randperm(400, generator=torch.Generator().manual_seed(0))
@@ -53,8 +53,8 @@ def test_no_law_means_nobody_falls_short() -> None:
 
 
 def test_fit_quota_recovers_the_law() -> None:
-    law = quota.shares(Quota(exponent=0.9, offset=20.0), 8.0, 2000)
+    law = quota.quotas(Quota(exponent=0.9, offset=20.0), 8.0, 2000)
     fitted, r_squared = fit_quota(torch.from_numpy(law), slack=2.0)
     assert r_squared > 0.999 and fitted.slack == 2.0
-    again = quota.shares(fitted, 8.0, 2000)
+    again = quota.quotas(fitted, 8.0, 2000)
     assert np.abs(np.log(again / law)).max() < 0.1

@@ -82,13 +82,13 @@ def test_select_looks_at_few_candidates_where_limits_just_give_the_total(
                 looks.append(len(tensor))
             return tensor
 
-    z, caps = pre_activations(64, 1504), torch.full((1504,), 8)
-    caps[100:] = tail
+    z, max_densities = pre_activations(64, 1504), torch.full((1504,), 8)
+    max_densities[100:] = tail
     z[:, 100:] -= 1
-    limits: Limits = {"total": int(caps.sum()), "per_feature": caps}
+    limits: Limits = {"total": int(max_densities.sum()), "per_feature": max_densities}
     at, values = select(z, **limits, world=Counted())
     assert torch.equal(at, positions(z, limits)) and torch.equal(values, z.view(-1)[at])
-    assert len(looks) <= 3 and sum(looks[:-1]) < z.numel() / 4 and looks[-1] <= int(caps.sum())
+    assert len(looks) <= 3 and sum(looks[:-1]) < z.numel() / 4 and looks[-1] <= int(max_densities.sum())
 
 
 TOPS = [top_by_topk, top_by_partition]
