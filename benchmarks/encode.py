@@ -47,7 +47,9 @@ def sparsify(read: Bundle) -> Callable[[Tensor], object]:
     from sparsify import SparseCoder, SparseCoderConfig
 
     encoder = read.manifest.encoder
-    sae = SparseCoder(encoder.d_in, SparseCoderConfig(num_latents=encoder.d_sae, k=int(read.manifest.budget.k)))
+    sae = SparseCoder(
+        encoder.d_in, SparseCoderConfig(num_latents=encoder.d_sae, k=int(read.manifest.batch_allocation.k))
+    )
     sae.encoder.weight.data = torch.from_numpy(np.ascontiguousarray(read.tensor("W_enc").T))
     sae.encoder.bias.data = torch.from_numpy(np.array(read.tensor("b_enc")))
     sae.b_dec.data = torch.from_numpy(np.array(read.tensor("b_dec")))
@@ -69,10 +71,10 @@ def contenders(path: Path, *, peers: bool) -> dict[str, Run]:
 
     weights = {name: np.array(read.tensor(name)) for name in read.specs}
     theirs: dict[str, Callable[[Tensor], object]] = {"SAELens": sae_lens.SAE.load_from_disk(path).encode}
-    if read.manifest.budget.kind == "token":
+    if read.manifest.batch_allocation.kind == "token":
         theirs["sparsify"] = sparsify(read)
     else:
-        theirs["dictionary_learning"] = dictionary_learning(weights, int(read.manifest.budget.k))
+        theirs["dictionary_learning"] = dictionary_learning(weights, int(read.manifest.batch_allocation.k))
     for name, encode in theirs.items():
         runs[name] = partial(_by_torch, encode)
     return runs

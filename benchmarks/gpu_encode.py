@@ -136,7 +136,7 @@ def encode_all(
     fault = disagreement(read, part, *encode_tensor(sessions, read.manifest, GPU, torch.from_numpy(part).to(device)))
     certain = sessions.run(GPU, {"x": part})[2]
     encoder = read.manifest.encoder
-    print(f"\n{read.manifest.budget.kind} choice, d_in {encoder.d_in}, d_sae {encoder.d_sae:,}, ", end="")
+    print(f"\n{read.manifest.batch_allocation.kind} choice, d_in {encoder.d_in}, d_sae {encoder.d_sae:,}, ", end="")
     print(f"{read.manifest.slots} slots: {len(part)} tokens against float64: {fault or 'ok'}; ", end="")
     print(f"{1 - certain.mean():.2%} encoded again")
     table("tokens", "", "ms", "over ours")

@@ -31,7 +31,7 @@ class Oracle:
         self._rows = np.ascontiguousarray(read.tensor("W_enc").T, np.float64)
         self._b_enc, self._b_dec = (np.array(read.tensor(name), np.float64) for name in ("b_enc", "b_dec"))
         self._theta = np.array(read.tensor("threshold"), np.float64) if "threshold" in read.specs else None
-        self._k = int(read.manifest.budget.k)
+        self._k = int(read.manifest.batch_allocation.k)
 
     def faults(self, x: NDArray[np.float32], features: Features) -> tuple[int, float]:
         """Wrong matches among features of x [n, d_in], and their largest error over the token's largest value."""

@@ -181,7 +181,7 @@ class SAE:
         >>> sae.encode_batch(lambda ids: x[ids], 6, k=2)
         Features(6 tokens, 12 matches, L0 2.00, d_sae 150)
         """
-        kind = self.manifest.budget.kind
+        kind = self.manifest.batch_allocation.kind
         self._check_k(k)
         if max_density is not None and kind != "feature":
             raise ValueError(

@@ -161,14 +161,14 @@ def test_k_of_token_choice(bundle_of: BundleOf, k: int) -> None:
 def test_k_of_the_batch_rule(thresholded: SAE, k: float) -> None:
     x = make_x(7)
     features = thresholded.encode_batch(x, k=k)
-    kind = thresholded.manifest.budget.kind
+    kind = thresholded.manifest.batch_allocation.kind
     assert witness.disagreement(joint(kind, 150, x, k), *slots_of(features)) is None
     if kind == "mutual":
         assert len(features.values) == min(round(7 * k), (served(kind, 150, x).z > 0).sum())
 
 
 def test_threshold_of_the_served_rule(thresholded: SAE) -> None:
-    x, kind = make_x(20), thresholded.manifest.budget.kind
+    x, kind = make_x(20), thresholded.manifest.batch_allocation.kind
     z = served(kind, 150, x).z
     threshold = np.random.default_rng(3).uniform(0.1, 3, 150)
     for given in (threshold.astype(np.float32), threshold.tolist(), 1.25, np.float64(1.25), [1.25]):
@@ -179,7 +179,7 @@ def test_threshold_of_the_served_rule(thresholded: SAE) -> None:
 
 
 @pytest.mark.parametrize("padding", [0.0, 40.0])
-def test_padding_holds_no_budget(sae: SAE, kind: str, padding: float) -> None:
+def test_padding_takes_no_matches(sae: SAE, kind: str, padding: float) -> None:
     x, valid = make_x(20), np.arange(20) % 3 != 1
     alone = sae.encode_batch(x[valid])
     x[~valid] = padding

@@ -121,7 +121,7 @@ class Trainer:
         """The limits on the matches of the next batch of n tokens; feature choice draws its rounding anew each time."""
         if self.config.allocation == "token":
             return Limits(per_token=int(self.config.k))
-        limits = Limits(total=quota.budget(self.config.k, n))
+        limits = Limits(total=quota.total_matches(self.config.k, n))
         if self.quota is not None:
             densities = quota.max_densities(self.quota, self.config.k, self.recipe.d_sae)
             limit = quota.sampled_tokens_per_feature(densities, n, self.rng.random())

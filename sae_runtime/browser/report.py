@@ -84,7 +84,7 @@ def _what(subjects: Sequence[Subject]) -> str:
         [
             *sentences,
             "Served means that every token is decided for itself, as a deployed encoder does it; the batch rule spends "
-            "one budget over many tokens, as training does. Token choice has one rule only.",
+            "matches over many tokens together, as training does. Token choice has one rule only.",
         ]
     )
 
@@ -124,7 +124,7 @@ def _host(subjects: Sequence[Subject]) -> list[str]:
             page.paragraph(
                 f"{host.model} read {host.tokens:,} tokens of {', '.join(host.text)} in {host.windows:,} windows, with "
                 f"its activations at {host.hook} replaced, {special}: by the reconstruction, and, to see how much "
-                f"there is to lose, by the mean. The batch rule spent its budget over {host.batch:,.0f} tokens on "
+                f"there is to lose, by the mean. The batch rule ran over {host.batch:,.0f} tokens on "
                 "average."
             ),
             tables.hosts(those),

@@ -25,7 +25,7 @@ class _Row:
 
 
 _IDENTITY = (
-    _Row("allocation", "what competes for the budget of active features", lambda e: _choice(e)),
+    _Row("allocation", "what competes for matches", lambda e: _choice(e)),
     _Row("k", "active features a token gets on average", lambda e: _k(e)),
     _Row("features", "in the dictionary", lambda e: f"{e.encoder.d_sae:,}"),
     _Row("width", "of the activations", lambda e: f"{e.encoder.d_in:,}"),
@@ -66,7 +66,7 @@ _RULE = (
         lambda r: f"{r.zipf.r_squared:.3f}" if r.zipf else "no law",
     ),
     _Row(
-        "tokens that share a budget",
+        "tokens that share their matches",
         "the batch rule spends k a token over so many; as served, every token is decided for itself",
         lambda r: "1" if r.batch is None else f"{r.batch:,}",
     ),

@@ -30,7 +30,7 @@ class Zipf:
 class RuleEvaluation:
     """What one rule achieves. Quantiles are over tokens, by their level as text, such as "0.05"."""
 
-    batch: int | None  # tokens that share a budget; None: every token for itself
+    batch: int | None  # tokens that share their matches; None: every token for itself
     fvu: float | None  # None for a transcoder whose target is not at hand, like the next two
     explained_variance: float | None  # 1 - FVU
     token_fvu: Mapping[str, float] | None  # quantiles of |x - x_hat|^2 / |x - mean|^2 of a token
@@ -70,7 +70,7 @@ class HostLoss:
     tokens: int  # that were replaced
     windows: int
     special: bool  # whether special tokens are replaced too
-    batch: float  # tokens that shared a budget under the batch rule, on average
+    batch: float  # tokens that shared their matches under the batch rule, on average
     cross_entropy: float | None  # of the untouched model; None where it is no causal language model
     replaced: Mapping[str, Mapping[str, float]]
 

@@ -162,10 +162,12 @@ class Manifest:
                 raise ValueError(f"{name!r} is not the name of a file in the bundle's own folder")
 
     @property
-    def budget(self) -> Allocation:
+    def batch_allocation(self) -> Allocation:
         """The allocation, or ValueError if it is not known."""
         if self.allocation is None:
-            raise ValueError("this SAE comes without a budget for batches; use encode (--rule served)")
+            raise ValueError(
+                "this SAE comes without an allocation, so it has no batch rule; use encode (--rule served)"
+            )
         return self.allocation
 
 

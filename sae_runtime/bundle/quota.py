@@ -68,10 +68,10 @@ def max_densities(quota: Quota, k: float, d_sae: int) -> NDArray[np.float64]:
     return np.minimum(quota.slack * quotas(quota, k, d_sae), 1.0)
 
 
-def budget(k: float, tokens: int) -> int:
+def total_matches(k: float, tokens: int) -> int:
     """The total matches of so many tokens with k matches each on average: round(k * tokens), half to even, in float64.
 
-    >>> budget(2.5, 3)
+    >>> total_matches(2.5, 3)
     8
     """
     return int(np.rint(np.float64(k) * tokens))

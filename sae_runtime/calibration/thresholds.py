@@ -36,7 +36,7 @@ def thresholds(blocks: Iterable[Array], tokens: int, k: float, max_density: NDAr
     >>> thresholds([z], tokens=3, k=1.0)  # of four positive values, three are active
     array([1.5, 1.5], dtype=float32)
     """
-    wanted, always, start = max(quota.budget(k, tokens), 1), 0, 0
+    wanted, always, start = max(quota.total_matches(k, tokens), 1), 0, 0
     own: list[float] = []
     top: list[float] = []
     pool = np.empty(0, np.float32)  # the largest values between own and top: the common threshold lies among them

@@ -57,10 +57,10 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
         form += f"; transcodes to {manifest.hook_out or 'another activation'}, {encoder.d_out:,} wide{skip}"
     lines = [("source", ", ".join(filter(None, (manifest.model, manifest.hook))) or "unknown"), ("encoder", form)]
     if allocation is not None:
-        budget = f"{allocation.kind} choice, k {allocation.k:g}"
+        text = f"{allocation.kind} choice, k {allocation.k:g}"
         if allocation.quota is not None:
-            budget += "".join(f", {name} {value:.4g}" for name, value in dataclasses.asdict(allocation.quota).items())
-        lines.append(("allocation", budget))
+            text += "".join(f", {name} {value:.4g}" for name, value in dataclasses.asdict(allocation.quota).items())
+        lines.append(("allocation", text))
     tokens = "tokens" if "calibration" in manifest.provenance else "held-out tokens"  # others may have trained on them
     return lines + _listed("measured", list(_measurements(manifest.measured, tokens)))
 

@@ -173,8 +173,8 @@ def _write_page(folder: Path, rows: list[tuple[str, ...]], found: list[ReadableF
         ),
         page.table(_HEADER, rows),
         page.paragraph(
-            "FVU: fraction of variance unexplained on held-out text. Own rule: the budget is spent over a batch, as in "
-            "training. Served: every token for itself, by the calibrated threshold.",
+            "FVU: fraction of variance unexplained on held-out text. Own rule: matches are given out over a batch, as "
+            "in training. Served: every token for itself, by the calibrated threshold.",
             dim=True,
         ),
         page.heading("Features of mutual choice, where they fire most"),

@@ -42,10 +42,10 @@ def encode_by_batch(
         name_row: what a message calls a row.
     """
     manifest = bundle.manifest
-    allocation, d_sae = manifest.budget, manifest.encoder.d_sae
+    allocation, d_sae = manifest.batch_allocation, manifest.encoder.d_sae
     k = allocation.k if k is None else k
-    budget, limit = limits(allocation, d_sae, tokens, k=k, max_density=max_density)
-    floor = floor_of(bundle, tiler.graph, budget, limit, tokens) if k <= allocation.k else 0.0
+    total, limit = limits(allocation, d_sae, tokens, k=k, max_density=max_density)
+    floor = floor_of(bundle, tiler.graph, total, limit, tokens) if k <= allocation.k else 0.0
     # Nearly every token has room at this k: the bundle's slots hold nearly every token at the fitted k.
     slots = math.ceil(max(_SLOTS * k, manifest.slots * k / allocation.k))
     # encode_exact.onnx may be certain of a row or not according to the bound. Without a floor the bound follows from
@@ -61,7 +61,7 @@ def encode_by_batch(
 
     tile = tiler.tile if plain else tiler.tile_for(tokens)
     return encode_joint(
-        encode, tokens, d_sae, budget=budget, limit=limit, tile=tile, floor=floor, fresh=tiler.tiling.fresh
+        encode, tokens, d_sae, total=total, limit=limit, tile=tile, floor=floor, fresh=tiler.tiling.fresh
     )
 
 
@@ -83,22 +83,22 @@ def limits(
     >>> limits(Allocation(kind="mutual", k=2.0), 5, 10, k=2.5)
     (25, None)
     """
-    budget = quota.budget(k, tokens)
+    total = quota.total_matches(k, tokens)
     if allocation.quota is None:
-        return budget, None
+        return total, None
     density = np.asarray(
         quota.max_densities(allocation.quota, allocation.k, d_sae) if max_density is None else max_density
     )
     if density.shape != (d_sae,) or density.dtype.kind not in "fiu" or not ((density >= 0) & (density <= 1)).all():
         raise ValueError(f"max_density must be {d_sae} numbers from 0 to 1, got {density.dtype} {list(density.shape)}")
-    return budget, quota.tokens_per_feature(density.astype(np.float64), tokens)
+    return total, quota.tokens_per_feature(density.astype(np.float64), tokens)
 
 
-def floor_of(bundle: Bundle, graph: str, budget: int, limit: NDArray[np.int64] | None, tokens: int) -> float:
+def floor_of(bundle: Bundle, graph: str, total: int, limit: NDArray[np.int64] | None, tokens: int) -> float:
     """A value that the matches of a batch like those of training exceed, or 0 where none is known or useful."""
     if graph in (PLAIN, GPU):
         return 0.0  # the dense product costs the same from any bound on
-    if limit is not None and int(np.minimum(limit, tokens).sum()) < _FREE * budget:
+    if limit is not None and int(np.minimum(limit, tokens).sum()) < _FREE * total:
         return 0.0  # the limits decide, and the thresholds say little about them
     # The thresholds of feature choice are one common cut, but for features whose own limit binds.
     thresholds, counts = np.unique(bundle.tensor("threshold"), return_counts=True)

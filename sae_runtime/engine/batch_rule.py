@@ -1,8 +1,8 @@
 """The batch rule over any number of tokens, in memory that grows with the matches, not with tokens times features.
 
-The rule on all pre-activations z [tokens, d_sae] at once, with M = `budget` and, for feature choice, m_i = `limit[i]`:
+The rule on all pre-activations z [tokens, d_sae] at once, with M = `total` and, for feature choice, m_i = `limit[i]`:
 
->>> def matches(z, budget, limit=None):
+>>> def matches(z, total, limit=None):
 ...     order = np.argsort(-z, axis=None, kind="stable")  # falling values; equal ones by token, then by feature
 ...     order = order[z.flat[order] > 0]
 ...     if limit is not None:  # feature choice: the m_i first of column i stay
@@ -10,9 +10,9 @@ The rule on all pre-activations z [tokens, d_sae] at once, with M = `budget` and
 ...         rank = np.array([np.count_nonzero(feature[:n] == i) for n, i in enumerate(feature)], int)
 ...         order = order[rank < limit[feature]]
 ...     kept = np.zeros(z.shape, bool)
-...     kept.flat[order[:budget]] = True
+...     kept.flat[order[:total]] = True
 ...     return kept
->>> matches(np.array([[5, 3], [4, 0]]), budget=2, limit=np.array([1, 1])).tolist()
+>>> matches(np.array([[5, 3], [4, 0]]), total=2, limit=np.array([1, 1])).tolist()
 [[True, True], [False, False]]
 
 Why a subset of z, the candidates, is enough: for any subset, let bound_i be the value of the M-th pre-activation that
@@ -48,7 +48,7 @@ def encode_joint(
     tokens: int,
     d_sae: int,
     *,
-    budget: int,
+    total: int,
     limit: NDArray[np.int64] | None,
     tile: int,
     floor: float = 0.0,
@@ -58,17 +58,17 @@ def encode_joint(
 
     Args:
         encode: gives the pre-activations of rows; a row that needs more than its few slots is encoded again, so it
-            should have more slots than budget / tokens.
+            should have more slots than total / tokens.
         tokens: number of rows.
         d_sae: number of features.
-        budget: M, the total matches of the batch.
+        total: M, the total matches of the batch.
         limit: m_i, the number of tokens that each feature may match, [d_sae], for feature choice.
         tile: rows encoded at once.
         floor: a value that most matches are expected to exceed; 0 means that nothing is known, and each tile is encoded
             from the bounds of the tiles before it on.
         fresh: candidates that are gathered before a cut, at least.
     """
-    candidates = Candidates(tokens, d_sae, budget, limit, fresh)
+    candidates = Candidates(tokens, d_sae, total, limit, fresh)
     lacking = first_pass(encode, candidates, tiles_of(np.arange(tokens), tile), floor)
     second_pass(encode, candidates, lacking, tile)
     return candidates.features
@@ -103,11 +103,11 @@ def second_pass(encode: Encode, candidates: "Candidates", lacking: NDArray[np.fl
 class Candidates:
     """The candidates of a batch: `features`, the matches at the last cut, their `bound`, and the ones added since."""
 
-    def __init__(self, tokens: int, d_sae: int, budget: int, limit: NDArray[np.int64] | None, fresh: int) -> None:
-        self._budget, self._limit, self._fresh_least = budget, limit, fresh
+    def __init__(self, tokens: int, d_sae: int, total: int, limit: NDArray[np.int64] | None, fresh: int) -> None:
+        self._total, self._limit, self._fresh_least = total, limit, fresh
         self._fresh: list[tuple[NDArray[np.int64], Features]] = []
         nothing = concatenate([], d_sae, (0,)).spread(np.arange(0), (tokens,))
-        self.features, self.bound = cut(nothing, budget, limit)
+        self.features, self.bound = cut(nothing, total, limit)
 
     def search_bound(self) -> NDArray[np.float32]:
         """The value that a new candidate must exceed: just below the bound, where it may still win a tie."""
@@ -126,14 +126,14 @@ class Candidates:
 
     def _add(self, ids: NDArray[np.int64], candidates: Features) -> None:
         self._fresh.append((ids, candidates))
-        if sum(len(features.values) for _, features in self._fresh) > max(self._budget // 2, self._fresh_least):
+        if sum(len(features.values) for _, features in self._fresh) > max(self._total // 2, self._fresh_least):
             self.cut()
 
     def cut(self) -> None:
         """Forget the candidates that are no matches among those known now."""
         if self._fresh:
             self.features = self._with_fresh()
-            self.features, self.bound = cut(self.features, self._budget, self._limit)
+            self.features, self.bound = cut(self.features, self._total, self._limit)
 
     def _with_fresh(self) -> Features:
         ids = np.concatenate([ids for ids, _ in self._fresh])
@@ -142,16 +142,16 @@ class Candidates:
         return self.features.replaced(ids, rows)
 
 
-def cut(candidates: Features, budget: int, limit: NDArray[np.int64] | None) -> tuple[Features, NDArray[np.float32]]:
+def cut(candidates: Features, total: int, limit: NDArray[np.int64] | None) -> tuple[Features, NDArray[np.float32]]:
     """The matches among candidates by the batch rule, and their bound, f32 [1], or [d_sae] with limits.
 
     Args:
         candidates: in any number.
-        budget: largest number of matches.
+        total: largest number of matches.
         limit: largest number of tokens that each feature may match, [d_sae].
 
     >>> candidates = from_slots([(np.array([[0, 1], [0, 1]]), np.array([[5, 3], [4, 1]], np.float32))], 2, (2,))
-    >>> matches, bound = cut(candidates, budget=2, limit=None)
+    >>> matches, bound = cut(candidates, total=2, limit=None)
     >>> matches.values.tolist(), bound.tolist()
     ([5.0, 4.0], [4.0])
     """
@@ -160,14 +160,14 @@ def cut(candidates: Features, budget: int, limit: NDArray[np.int64] | None) -> t
         candidates, bound = _limit_columns(candidates, limit)
     value = candidates.values
     common = np.float32(0)
-    if budget == 0:
+    if total == 0:
         common = _LARGEST
         candidates = candidates.filter(np.zeros(len(value), bool))
-    elif len(value) >= budget:
-        common = np.partition(value, len(value) - budget)[len(value) - budget]
+    elif len(value) >= total:
+        common = np.partition(value, len(value) - total)[len(value) - total]
         keep = value > common
         ties = np.flatnonzero(value == common)
-        keep[ties[: budget - np.count_nonzero(keep)]] = True
+        keep[ties[: total - np.count_nonzero(keep)]] = True
         candidates = candidates.filter(keep)
     return candidates, np.maximum(bound, common)
 

@@ -95,9 +95,9 @@ def test_an_existing_bundle_is_replaced_with_force_only(tmp_path: Path) -> None:
     bundle.write(path, make_weights(150, "mutual"), make_manifest(150, "mutual"))
     with pytest.raises(FileExistsError, match="pass --force"):
         bundle.write(path, make_weights(150, "token"), make_manifest(150, "token"))
-    assert bundle.read(path).manifest.budget.kind == "mutual"
+    assert bundle.read(path).manifest.batch_allocation.kind == "mutual"
     bundle.write(path, make_weights(150, "token"), make_manifest(150, "token"), force=True)
-    assert bundle.read(path).manifest.budget.kind == "token"
+    assert bundle.read(path).manifest.batch_allocation.kind == "token"
     assert [entry.name for entry in tmp_path.iterdir()] == ["b"]
 
 
@@ -117,7 +117,7 @@ def test_reading_repairs_what_a_crash_left(tmp_path: Path, survivor: str) -> Non
     if survivor == "both":
         bundle.write(tmp_path / "c", make_weights(150, "token"), make_manifest(150, "token"))
         (tmp_path / "c").rename(path)
-    assert bundle.read(path).manifest.budget.kind == ("mutual" if survivor == "aside" else "token")
+    assert bundle.read(path).manifest.batch_allocation.kind == ("mutual" if survivor == "aside" else "token")
     assert [entry.name for entry in tmp_path.iterdir()] == ["b"]
 
 
@@ -230,7 +230,7 @@ def test_fields_of_another_type_or_range_are_refused(
 def test_whole_numbers_may_stand_for_real_ones(copy_of: CopyOf) -> None:
     path = copy_of("mutual")
     change(path / MANIFEST, "allocation", "k", to=6)
-    k = bundle.read(path).manifest.budget.k
+    k = bundle.read(path).manifest.batch_allocation.k
     assert k == 6 and isinstance(k, float)
 
 

@@ -3,12 +3,12 @@ import pytest
 
 from sae_runtime.bundle.quota import (
     Quota,
-    budget,
     fit,
     max_densities,
     quotas,
     sampled_tokens_per_feature,
     tokens_per_feature,
+    total_matches,
 )
 
 QUOTAS = [
@@ -78,9 +78,9 @@ def test_slack_scales_the_caps_up_to_every_token() -> None:
     assert (max_densities(Quota(exponent=1.0, slack=1e9), 6.0, 150) == 1).all()
 
 
-def test_budgets_round_half_to_even_in_float64() -> None:
-    assert [budget(0.5, n) for n in (0, 1, 2, 3, 5, 7)] == [0, 0, 1, 2, 2, 4]
-    assert budget(32.1, 1_000_003) == 32_100_096  # float32 gives 32,100,094
+def test_total_matches_round_half_to_even_in_float64() -> None:
+    assert [total_matches(0.5, n) for n in (0, 1, 2, 3, 5, 7)] == [0, 0, 1, 2, 2, 4]
+    assert total_matches(32.1, 1_000_003) == 32_100_096  # float32 gives 32,100,094
     assert round(float(np.float32(32.1) * np.float32(1_000_003))) != 32_100_096
 
 

@@ -184,7 +184,7 @@ def test_far_more_rows_than_needed_are_thinned(tmp_path: Path) -> None:
     assert (fitting[0], fitting[-1], measuring[0], measuring[-1]) == (0, 749, 750, 999)
 
 
-def test_fewer_positive_values_than_the_budget_are_all_served(tmp_path: Path) -> None:
+def test_fewer_positive_values_than_the_total_are_all_served(tmp_path: Path) -> None:
     path = raw(tmp_path / "sae")
     made = calibrate_bundle(path, plain(tmp_path), k=140.0)
     assert not made.threshold.any() and 0 < made.measured["l0"] < 140

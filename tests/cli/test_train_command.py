@@ -134,7 +134,7 @@ def test_fits_several_into_one_folder(acts: Path, tmp_path: Path) -> None:
     arguments = ("train", "--activations", acts, *NEEDED, "--k", "2", "--k", "4", "-o", out)
     result = run(*arguments, "--json")
     found = {path.name: bundle.read(path).manifest for path in out.iterdir()}
-    assert {name: one.budget.k for name, one in found.items()} == {"mutual-k2": 2.0, "mutual-k4": 4.0}
+    assert {name: one.batch_allocation.k for name, one in found.items()} == {"mutual-k2": 2.0, "mutual-k4": 4.0}
     assert json.loads(result.stdout)["bundles"] == [
         {"bundle": str(out / name), "measured": dict(found[name].measured)} for name in ("mutual-k2", "mutual-k4")
     ]

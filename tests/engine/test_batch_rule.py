@@ -39,14 +39,14 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def greedy(z: PreActivations, budget: int, limit: NDArray[np.int64] | None) -> PreActivations:
+def greedy(z: PreActivations, total: int, limit: NDArray[np.int64] | None) -> PreActivations:
     """The rule as a walk over the pre-activations by falling value, then token, then feature: what stays of z."""
     kept, left = np.zeros_like(z), [len(z)] * z.shape[1] if limit is None else limit.tolist()
     order = np.lexsort([*np.indices(z.shape)[::-1].reshape(2, -1), -z.ravel()])
     for token, feature in zip(*np.unravel_index(order, z.shape), strict=True):
-        if z[token, feature] > 0 and budget > 0 and left[feature] > 0:
+        if z[token, feature] > 0 and total > 0 and left[feature] > 0:
             kept[token, feature] = z[token, feature]
-            budget, left[feature] = budget - 1, left[feature] - 1
+            total, left[feature] = total - 1, left[feature] - 1
     return kept
 
 
@@ -73,32 +73,32 @@ def cases(seed: int) -> Iterator[tuple[PreActivations, int, NDArray[np.int64] | 
         tied = np.maximum(rng.integers(-2, 3, (n, d_sae)), 0)
         uneven = smooth * rng.choice([0, 0.1, 1, 30], (n, 1))
         for z in (smooth, tied, uneven, np.ones((n, d_sae))):
-            for budget in (0, n, 3 * n, n * d_sae + 5):
+            for total in (0, n, 3 * n, n * d_sae + 5):
                 few, many = rng.integers(0, 3, d_sae), rng.integers(0, n + 1, d_sae)
                 for limit in (None, few, many):
-                    yield z.astype(np.float32), budget, limit
+                    yield z.astype(np.float32), total, limit
 
 
 @pytest.mark.parametrize(("tile", "slots"), [(1, 1), (1, 16), (5, 4), (100, 1), (100, 6)])
 def test_encode_joint_equals_the_greedy_walk(tile: int, slots: int) -> None:
-    for z, budget, limit in cases(seed=tile):
+    for z, total, limit in cases(seed=tile):
         asked: list[int] = []
-        found = encode_joint(encoder(z, slots, asked), *z.shape, budget=budget, limit=limit, tile=tile, fresh=20)
+        found = encode_joint(encoder(z, slots, asked), *z.shape, total=total, limit=limit, tile=tile, fresh=20)
         assert found.shape == (len(z),)
-        np.testing.assert_array_equal(found.to_dense(), greedy(z, budget, limit))
+        np.testing.assert_array_equal(found.to_dense(), greedy(z, total, limit))
         assert (np.bincount(asked, minlength=len(z)) <= 2).all(), "a row was encoded more than twice"
 
 
 def test_cut_gives_a_bound_for_what_is_not_known_yet() -> None:
     """Pre-activations below threshold change nothing, whatever they are; more of the others only raise threshold."""
-    for z, budget, limit in cases(seed=1):
+    for z, total, limit in cases(seed=1):
         half = z.copy()
         half[len(z) // 2 :] = 0
-        _, early = cut(as_features(half), budget, limit)
-        kept, late = cut(as_features(z), budget, limit)
+        _, early = cut(as_features(half), total, limit)
+        kept, late = cut(as_features(z), total, limit)
         assert (late >= early).all()
-        np.testing.assert_array_equal(kept.to_dense(), greedy(z, budget, limit))
-        np.testing.assert_array_equal(greedy(np.where(z >= early, z, 0), budget, limit), greedy(z, budget, limit))
+        np.testing.assert_array_equal(kept.to_dense(), greedy(z, total, limit))
+        np.testing.assert_array_equal(greedy(np.where(z >= early, z, 0), total, limit), greedy(z, total, limit))
 
 
 def as_features(z: PreActivations) -> Features:
@@ -112,7 +112,7 @@ def test_only_rows_that_need_it_are_encoded_again() -> None:
     z = np.maximum(rng.normal(0, 1, (400, 50)), 0).astype(np.float32)
     z[7] += 2  # all of its 50 pre-activations are among the largest
     asked: list[int] = []
-    found = encode_joint(encoder(z, 12, asked), 400, 50, budget=400 * 4, limit=None, tile=32)
+    found = encode_joint(encoder(z, 12, asked), 400, 50, total=400 * 4, limit=None, tile=32)
     again = np.flatnonzero(np.bincount(asked) == 2)
     l0 = found.l0()
     assert l0[7] == 50 and 7 in again
@@ -130,7 +130,7 @@ def test_columns_that_are_full_ask_for_less() -> None:
         return inner(tiles, threshold, whole)
 
     limit = np.array([0, 1, 20] + [500] * 17)
-    encode_joint(encode, 500, 20, budget=500, limit=limit, tile=10, fresh=64)
+    encode_joint(encode, 500, 20, total=500, limit=limit, tile=10, fresh=64)
     assert seen[0][0] > 1e38 and not seen[0][1:].any()
     last = seen[-1]
     assert last[1] > last[2] > last[3] > 0.9 and (last[3:] == last[3]).all()
@@ -138,8 +138,8 @@ def test_columns_that_are_full_ask_for_less() -> None:
 
 
 @pytest.mark.parametrize("limited", [False, True])
-def test_memory_follows_the_budget(limited: bool) -> None:
-    n, d_sae, budget = 6_000, 400, 6_000
+def test_memory_follows_the_total_matches(limited: bool) -> None:
+    n, d_sae, total = 6_000, 400, 6_000
 
     def encode(tiles: Sequence[NDArray[np.int64]], threshold: NDArray[np.float32], whole: bool) -> Iterator[Slots]:
         for ids in tiles:
@@ -148,11 +148,11 @@ def test_memory_follows_the_budget(limited: bool) -> None:
 
     limit = np.full(d_sae, 25) if limited else None
     tracemalloc.start()
-    found = encode_joint(encode, n, d_sae, budget=budget, limit=limit, tile=32, fresh=1 << 8)
+    found = encode_joint(encode, n, d_sae, total=total, limit=limit, tile=32, fresh=1 << 8)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(found.values) == budget
-    assert peak < 60 * budget + 60 * n < n * d_sae * 4 / 10
+    assert len(found.values) == total
+    assert peak < 60 * total + 60 * n < n * d_sae * 4 / 10
 
 
 @pytest.mark.parametrize("n", [0, 1, 7, 300])
@@ -199,7 +199,7 @@ def test_any_slots_of_the_bundle_give_the_same(bundle_of: BundleOf, kind: str, s
     assert_same(load(bundle_of(kind, slots=slots)).encode_batch(x), load(bundle_of(kind)).encode_batch(x))
 
 
-def test_a_budget_beyond_the_positives_takes_them_all(bundle_of: BundleOf, kind: str) -> None:
+def test_a_total_beyond_the_positives_takes_them_all(bundle_of: BundleOf, kind: str) -> None:
     x = make_x(7)
     z = witness.pre_activations(make_weights(150, kind), x)
     max_density = np.ones(150) if kind == "feature" else None
@@ -209,7 +209,7 @@ def test_a_budget_beyond_the_positives_takes_them_all(bundle_of: BundleOf, kind:
 
 
 def test_rows_of_zeros(bundle_of: BundleOf, kind: str) -> None:
-    """Equal rows, of which the first get what the budget pays for."""
+    """Equal rows, of which the first get what the total pays for."""
     x = np.zeros((9, D_IN), np.float32)
     found = load(bundle_of(kind)).encode_batch(x)
     assert witness.disagreement(joint(kind, 150, x), *slots_of(found)) is None
@@ -265,8 +265,8 @@ def test_a_batch_below_the_floor_is_exact_all_the_same(bundle_of: BundleOf, kind
     """Activations so small that the first pass, which looks above a floor only, finds next to nothing."""
     path, max_density = bundle_of(kind, D_INT8, sampled=True), free_max_densities(kind)
     sae, read = by_int8(path), bundle.read(path)
-    budget, limit = limits(read.manifest.budget, D_INT8, 100, k=K, max_density=max_density)
-    floor = floor_of(read, "encode_exact.onnx", budget, limit, 100)
+    total, limit = limits(read.manifest.batch_allocation, D_INT8, 100, k=K, max_density=max_density)
+    floor = floor_of(read, "encode_exact.onnx", total, limit, 100)
     assert floor > 0
     for size in (1.0, 0.5, 0.1, 0.0):
         x = make_x(100) * np.float32(size)
@@ -326,11 +326,11 @@ def test_doubted_rows_are_the_same_for_every_tile_size(bundle_of: BundleOf, kind
 @pytest.mark.parametrize("floor", [0.3, 0.8, 5.0])
 @pytest.mark.parametrize(("tile", "slots"), [(1, 1), (5, 4), (100, 6)])
 def test_a_floor_changes_no_match(floor: float, tile: int, slots: int) -> None:
-    for z, budget, limit in cases(seed=tile):
+    for z, total, limit in cases(seed=tile):
         asked: list[int] = []
         encode = encoder(z, slots, asked)
-        found = encode_joint(encode, *z.shape, budget=budget, limit=limit, tile=tile, floor=floor, fresh=20)
-        np.testing.assert_array_equal(found.to_dense(), greedy(z, budget, limit))
+        found = encode_joint(encode, *z.shape, total=total, limit=limit, tile=tile, floor=floor, fresh=20)
+        np.testing.assert_array_equal(found.to_dense(), greedy(z, total, limit))
         assert (np.bincount(asked, minlength=len(z)) <= 2).all(), "a row was encoded more than twice"
 
 
@@ -346,7 +346,7 @@ def test_another_rounding_of_rows_that_are_encoded_again_costs_no_match(off: flo
 
     for limit in (None, np.full(20, 9)):
         for floor in (0.0, 0.4, 2.0):
-            found = encode_joint(encode, 60, 20, budget=150, limit=limit, tile=7, floor=floor).to_dense()
+            found = encode_joint(encode, 60, 20, total=150, limit=limit, tile=7, floor=floor).to_dense()
             np.testing.assert_allclose(found, greedy(z, 150, limit), rtol=2e-5)
 
 
@@ -361,6 +361,6 @@ def test_max_density_that_does_not_fit_is_refused(max_density: NDArray[np.float6
 
 def test_limits_belong_to_their_allocation() -> None:
     assert limits(Allocation(kind="mutual", k=2.0), 5, 10, k=2.5) == (25, None)
-    budget, limit = limits(Allocation(kind="feature", k=2.0, quota=QUOTA), 5, 10, k=1.0)
-    assert budget == 10 and limit is not None
+    total, limit = limits(Allocation(kind="feature", k=2.0, quota=QUOTA), 5, 10, k=1.0)
+    assert total == 10 and limit is not None
     np.testing.assert_array_equal(limit, quota.tokens_per_feature(quota.max_densities(QUOTA, 2.0, 5), 10))

@@ -153,7 +153,7 @@ def test_decoding_a_normalised_sae_needs_x(made: Made) -> None:
 
 
 def test_the_batch_rule_of_an_sae_without_allocation_is_refused(made: Made) -> None:
-    with pytest.raises(ValueError, match=r"^this SAE comes without a budget for batches; use encode"):
+    with pytest.raises(ValueError, match=r"^this SAE comes without an allocation, so it has no batch rule; use encode"):
         load(made("jump")[0]).encode_batch(activations(3))
     with pytest.raises(ValueError, match=r"^this SAE keeps the largest of each of 8 groups; its k cannot be changed$"):
         load(made("groups")[0]).encode(activations(3), k=3)

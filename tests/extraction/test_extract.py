@@ -95,7 +95,7 @@ def test_parquet_holds_what_encode_gives(sae: SAE, tmp_path: Path, rule: Literal
     assert made.size == (tmp_path / "f.parquet").stat().st_size
 
 
-def test_batch_rule_spends_one_budget_over_all_tokens(mutual: SAE, tmp_path: Path) -> None:
+def test_batch_rule_gives_out_matches_over_all_tokens(mutual: SAE, tmp_path: Path) -> None:
     made = extract(mutual, plain(tmp_path, make_x(5000)), tmp_path / "f.parquet", rule="batch")
     assert made.matches == 6 * 5000
 

@@ -103,8 +103,8 @@ def test_onnxruntime_serves_what_numpy_computes(fitted: Callable[[str], Path], k
 
 def test_feature_choice_saves_features_by_falling_quota(fitted: Callable[[str], Path]) -> None:
     manifest = bundle.read(fitted("feature")).manifest
-    assert manifest.budget.quota is not None
-    max_density = quota.max_densities(manifest.budget.quota, K, 64)
+    assert manifest.batch_allocation.quota is not None
+    max_density = quota.max_densities(manifest.batch_allocation.quota, K, 64)
     assert (np.diff(max_density) <= 0).all()
     dense = load(fitted("feature")).encode(planted(5000, seed=5)[0]).to_dense() > 0
     assert (dense.mean(axis=0) <= max_density * 1.25 + 0.01).all()

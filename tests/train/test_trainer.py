@@ -112,7 +112,7 @@ def test_feature_choice_begins_by_ranking_features_by_use() -> None:
     assert torch.equal(run.optimizer.state[run.model.W_enc]["exp_avg"], moments[order])
 
 
-def test_feature_choice_holds_its_caps_and_its_budget() -> None:
+def test_feature_choice_holds_its_largest_densities_and_its_total() -> None:
     run = trainer(config(allocation="feature", exponent=0.5, offset=2.0, slack=1.0))
     run.step(batch(0))
     assert run.quota is not None

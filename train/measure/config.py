@@ -7,7 +7,7 @@ from sae_runtime.train.config import option
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Which rows to evaluate on, and how many share a budget.
+    """Which rows to evaluate on, and how many share their matches.
 
     Raises:
         ValueError: a value is out of its range.
@@ -23,7 +23,7 @@ class EvaluateConfig:
         choices=("auto", "held-out", "all"),
     )
     tokens: int | None = option(None, "rows to evaluate on at most, drawn at random")
-    batch: int | None = option(None, "tokens that share a budget under the batch rule [as in training, else 2048]")
+    batch: int | None = option(None, "tokens that share their matches under the batch rule [as in training, else 2048]")
     seed: int = option(0, "of the draw of --tokens rows")
     device: str | None = option(None, "torch device [cuda where there is one, else cpu]")
 

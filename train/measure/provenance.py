@@ -34,7 +34,7 @@ def validation_rows(manifest: Manifest, activations: Activations) -> NDArray[np.
 
 
 def trained_batch(manifest: Manifest) -> int:
-    """Tokens that shared a budget in training; 2,048 where the manifest does not tell."""
+    """Tokens that shared their matches in training; 2,048 where the manifest does not tell."""
     batch = _config(manifest, "batch")
     return batch if batch is not None and batch >= 2 else 2048
 

@@ -67,7 +67,7 @@ def batch_rule(k: float, max_density: NDArray[np.float64] | None) -> Rule:
         limit = None
         if max_density is not None:
             limit = torch.from_numpy(quota.tokens_per_feature(max_density, len(z))).to(z.device)
-        return allocate(z, total=quota.budget(k, len(z)), per_feature=limit)
+        return allocate(z, total=quota.total_matches(k, len(z)), per_feature=limit)
 
     return rule
 

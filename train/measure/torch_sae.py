@@ -17,7 +17,7 @@ class TorchSAE(nn.Module):
     """The SAE of a bundle, for raw activations; `manifest.encoder` says what it computes.
 
     Its weights are buffers of the bundle's names and shapes: gradients flow through it to activations, and nothing
-    trains it. `batch` is the rule that spends one budget over many tokens, None where the bundle does not have one.
+    trains it. `batch` is the rule that gives out matches over many tokens, None where the bundle does not have one.
 
     >>> sae = open_sae(bundle_path)
     >>> sae(torch.zeros(2, 24)).shape

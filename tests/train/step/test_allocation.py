@@ -62,7 +62,7 @@ def test_permuting_tokens_permutes_matches() -> None:
     assert torch.equal(allocate(z[order], total=200, per_feature=limit), kept[order])
 
 
-def test_ties_spend_the_budget_exactly() -> None:
+def test_ties_fill_the_total_exactly() -> None:
     z = torch.ones(6, 10)
     assert allocate(z, total=17).sum() == 17
     assert (allocate(z, per_token=3).sum(dim=1) == 3).all()

@@ -114,7 +114,7 @@ def test_what_is_no_number_is_not_among_the_largest(top: Callable[[Tensor, int],
         assert len(at) <= count and not values[at].isnan().any()
 
 
-def test_ties_spend_the_budget_exactly() -> None:
+def test_ties_fill_the_total_exactly() -> None:
     z = torch.ones(16, 64)
     assert len(select(z, total=17)[0]) == 17
     assert len(select(z, per_token=2)[0]) == 32
