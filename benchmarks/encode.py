@@ -33,8 +33,8 @@ Run = Callable[[NDArray[np.float32]], object]
 def dense(read: Bundle) -> Run:
     """The dense product in onnxruntime, without a selection: what any exporter would start from."""
     graph = Graph("dense")
-    x = graph.input("x", np.float32, ["n", read.manifest.encoder.d_in])
-    graph.output(pre_activations(graph, read, x), "z", np.float32, ["n", read.manifest.encoder.d_sae])
+    x = graph.input("x", np.float32, ["n", read.manifest.architecture.d_in])
+    graph.output(pre_activations(graph, read, x), "z", np.float32, ["n", read.manifest.architecture.d_sae])
     path = read.path / "dense.onnx"
     with new_file(path, force=True) as partial_file:
         ir.save(graph.model(), partial_file)
@@ -46,9 +46,9 @@ def sparsify(read: Bundle) -> Callable[[Tensor], object]:
     """EleutherAI's encoder with the bundle's weights."""
     from sparsify import SparseCoder, SparseCoderConfig
 
-    encoder = read.manifest.encoder
+    architecture = read.manifest.architecture
     sae = SparseCoder(
-        encoder.d_in, SparseCoderConfig(num_latents=encoder.d_sae, k=int(read.manifest.batch_allocation.k))
+        architecture.d_in, SparseCoderConfig(num_latents=architecture.d_sae, k=int(read.manifest.batch_allocation.k))
     )
     sae.encoder.weight.data = torch.from_numpy(np.ascontiguousarray(read.tensor("W_enc").T))
     sae.encoder.bias.data = torch.from_numpy(np.array(read.tensor("b_enc")))

@@ -26,7 +26,7 @@ from torch import Tensor
 from sae_runtime import load, open_activations
 from sae_runtime.bundle import folder as bundle
 from sae_runtime.bundle.folder import Bundle
-from sae_runtime.bundle.manifest import Allocation, Encoder, Manifest
+from sae_runtime.bundle.manifest import Allocation, Architecture, Manifest
 from sae_runtime.engine.device_tensors import encode_tensor
 from sae_runtime.engine.sessions import CPU, CUDA, Provider, Sessions
 from sae_runtime.engine.tiler import GPU
@@ -56,14 +56,14 @@ def made_up(path: Path, kind: str, d_in: int, d_sae: int, k: int) -> NDArray[np.
     if kind == "mutual":
         z = np.maximum(x[:256] @ weights["W_enc"], 0)
         weights["threshold"] = np.full(d_sae, np.partition(z.ravel(), -256 * k)[-256 * k], np.float32)
-    encoder = Encoder(
+    architecture = Architecture(
         d_in=d_in,
         d_sae=d_sae,
         selection="topk" if kind == "token" else "threshold",
         k=k if kind == "token" else None,
     )
     slots = k if kind == "token" else min(3 * k, d_sae)
-    manifest = Manifest(encoder=encoder, allocation=Allocation(kind=kind, k=float(k)), slots=slots)
+    manifest = Manifest(architecture=architecture, allocation=Allocation(kind=kind, k=float(k)), slots=slots)
     bundle.write(path, weights, manifest, sample=x[:1024])
     return x
 
@@ -135,8 +135,11 @@ def encode_all(
     part = x[: options["checked"]]
     fault = disagreement(read, part, *encode_tensor(sessions, read.manifest, GPU, torch.from_numpy(part).to(device)))
     certain = sessions.run(GPU, {"x": part})[2]
-    encoder = read.manifest.encoder
-    print(f"\n{read.manifest.batch_allocation.kind} choice, d_in {encoder.d_in}, d_sae {encoder.d_sae:,}, ", end="")
+    architecture = read.manifest.architecture
+    print(
+        f"\n{read.manifest.batch_allocation.kind} choice, d_in {architecture.d_in}, d_sae {architecture.d_sae:,}, ",
+        end="",
+    )
     print(f"{read.manifest.slots} slots: {len(part)} tokens against float64: {fault or 'ok'}; ", end="")
     print(f"{1 - certain.mean():.2%} encoded again")
     table("tokens", "", "ms", "over ours")

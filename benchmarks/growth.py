@@ -19,7 +19,7 @@ from timing import median_seconds
 
 from sae_runtime import load
 from sae_runtime.bundle import folder as bundle
-from sae_runtime.bundle.manifest import Allocation, Encoder, Manifest
+from sae_runtime.bundle.manifest import Allocation, Architecture, Manifest
 from sae_runtime.engine.tiler import EXACT, PLAIN
 from sae_runtime.exports import export
 
@@ -59,8 +59,8 @@ def make(
         threshold = max(float(np.partition(z, -512 * k, axis=None)[-512 * k]), 0.0)
         weights["threshold"] = np.full(d_sae, threshold, np.float32)
         kind, slots = "mutual", int(np.quantile((z > threshold).sum(axis=1), 0.999))
-    encoder = Encoder(d_in=d_in, d_sae=d_sae, selection=selection, k=k if selection == "topk" else None)
-    manifest = Manifest(encoder=encoder, allocation=Allocation(kind=kind, k=float(k)), slots=slots)
+    architecture = Architecture(d_in=d_in, d_sae=d_sae, selection=selection, k=k if selection == "topk" else None)
+    manifest = Manifest(architecture=architecture, allocation=Allocation(kind=kind, k=float(k)), slots=slots)
     bundle.write(path, weights, manifest, sample=x[1024:][:4096])
     export(path, graphs=("exact",))
     return x[:1024]

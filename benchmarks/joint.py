@@ -30,7 +30,7 @@ from torch import Tensor
 from sae_runtime import SAE, load, open_activations
 from sae_runtime.bundle import folder as bundle
 from sae_runtime.bundle import quota
-from sae_runtime.bundle.manifest import Allocation, Encoder, Manifest
+from sae_runtime.bundle.manifest import Allocation, Architecture, Manifest
 from sae_runtime.bundle.quota import Quota
 from sae_runtime.engine.sessions import open_session
 from sae_runtime.exports import export
@@ -71,11 +71,11 @@ def make_bundles(
 ) -> dict[str, SAE]:
     """Exported bundles of mutual and feature choice with the same weights, features by falling use."""
     d_in, d_sae = weights["W_enc"].shape
-    encoder = Encoder(d_in=d_in, d_sae=d_sae, selection="threshold")
+    architecture = Architecture(d_in=d_in, d_sae=d_sae, selection="threshold")
     saes = {}
     for kind in ("mutual", "feature"):
         allocation = Allocation(kind=kind, k=float(k), quota=law if kind == "feature" else None)
-        manifest = Manifest(encoder=encoder, allocation=allocation, slots=slots)
+        manifest = Manifest(architecture=architecture, allocation=allocation, slots=slots)
         bundle.write(folder / kind, weights, manifest, sample=x)
         export(folder / kind)
         saes[kind] = load(folder / kind)

@@ -23,7 +23,7 @@ from timing import median_seconds, neighbour_ratios
 
 from sae_runtime import Edit, load
 from sae_runtime.bundle import folder as bundle
-from sae_runtime.bundle.manifest import Allocation, Encoder, Manifest
+from sae_runtime.bundle.manifest import Allocation, Architecture, Manifest
 from sae_runtime.core.edits import as_inputs
 from sae_runtime.exports import export
 from sae_runtime.exports.export_model import export_model
@@ -52,8 +52,10 @@ def random_bundle(path: Path, d_in: int, d_sae: int, scale: float) -> Path:
         "b_dec": np.zeros(d_in, np.float32),
         "threshold": np.full(d_sae, cut, np.float32),
     }
-    encoder = Encoder(d_in=d_in, d_sae=d_sae, selection="threshold")
-    bundle.write(path, weights, Manifest(encoder=encoder, allocation=Allocation(kind="mutual", k=32.0), slots=64))
+    architecture = Architecture(d_in=d_in, d_sae=d_sae, selection="threshold")
+    bundle.write(
+        path, weights, Manifest(architecture=architecture, allocation=Allocation(kind="mutual", k=32.0), slots=64)
+    )
     export(path)
     return path
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sae_runtime.bundle import files
 from sae_runtime.bundle.folder import DERIVED, Bundle, BundleError
 from sae_runtime.bundle.graphs import DECODE, ENCODE, EXACT, GPU, JOINT, STEER
-from sae_runtime.bundle.manifest import Encoder
+from sae_runtime.bundle.manifest import Architecture
 from sae_runtime.engine import sessions
 from sae_runtime.exports import witness
 from sae_runtime.exports.derived import default_max_density
@@ -40,7 +40,7 @@ def check_graph(bundle: Bundle, graph: Path) -> None:
 
 
 def sample(
-    encoder: Encoder, weights: witness.Weights, rng: np.random.Generator, tokens: int = _TOKENS
+    architecture: Architecture, weights: witness.Weights, rng: np.random.Generator, tokens: int = _TOKENS
 ) -> NDArray[np.float32]:
     """Activations on which features are active: float32 [tokens, d_in]; one row is 0, one is b_pre.
 
@@ -51,7 +51,7 @@ def sample(
     size = max(float(np.median(np.abs(weights["b_enc"]))), float(np.median(weights.get("threshold", 0))), 1.0)
     chosen = rng.integers(0, d_sae, (tokens, 8))
     amount = rng.gamma(2.0, size, chosen.shape)
-    directions = weights["W_dec"] if encoder.d_out is None else weights["W_enc"].T
+    directions = weights["W_dec"] if architecture.d_out is None else weights["W_enc"].T
     x: NDArray[np.float64] = bias + np.einsum("nj,njd->nd", amount, np.asarray(directions)[chosen])
     x += rng.normal(0, 0.1 * size / np.sqrt(d_in), x.shape)
     x[0], x[1] = 0.0, bias
@@ -60,10 +60,10 @@ def sample(
 
 def served(bundle: Bundle, weights: witness.Weights, z: NDArray[np.float64]) -> witness.Matches:
     """What encode.onnx should keep of z [n, d_sae], by the witness."""
-    encoder = bundle.manifest.encoder
-    if encoder.k is not None:
-        choice = witness.group_choice if encoder.selection == "groupmax" else witness.token_choice
-        return choice(z, encoder.k)
+    architecture = bundle.manifest.architecture
+    if architecture.k is not None:
+        choice = witness.group_choice if architecture.selection == "groupmax" else witness.token_choice
+        return choice(z, architecture.k)
     return witness.threshold(z, weights["threshold"])
 
 
@@ -90,11 +90,11 @@ def _check_form(bundle: Bundle, graph: Path) -> None:
 
 def _fault(bundle: Bundle, name: str, run: Run) -> str | None:
     """What is wrong with a graph, or None."""
-    weights, encoder = bundle.weights(), bundle.manifest.encoder
-    x = sample(encoder, weights, np.random.default_rng(0))
+    weights, architecture = bundle.weights(), bundle.manifest.architecture
+    x = sample(architecture, weights, np.random.default_rng(0))
     if name == DECODE.file:
         return _fault_of_decode(bundle, weights, x, run)
-    z = witness.pre_activations(weights, witness.normalise(x, encoder.norm)[0])
+    z = witness.pre_activations(weights, witness.normalise(x, architecture.norm)[0])
     checks: Mapping[str, Callable[[], str | None]] = {
         STEER.file: lambda: _fault_of_steer(bundle, weights, x, z, run),
         JOINT.file: lambda: _fault_of_joint(bundle, x, z, run),
@@ -109,10 +109,10 @@ def _fault_of_encode(
     bundle: Bundle, weights: witness.Weights, x: NDArray[np.float32], z: NDArray[np.float64], run: Run, name: str
 ) -> str | None:
     """Look at the rows that the graph is certain of, where it says so."""
-    threshold = bundle.manifest.encoder.selection == "threshold"
+    threshold = bundle.manifest.architecture.selection == "threshold"
     feed: Arrays = {"x": x}
     if threshold and name != GPU.file:
-        feed["slots"] = np.array([bundle.manifest.encoder.d_sae])
+        feed["slots"] = np.array([bundle.manifest.architecture.d_sae])
     indices, values, *certain = run(feed)
     if certain:
         sure = certain[0].astype(bool)
@@ -137,9 +137,9 @@ def _fault_of_decode(bundle: Bundle, weights: witness.Weights, x: NDArray[np.flo
     values = rng.gamma(2.0, 1.0, indices.shape).astype(np.float32)
     feed: Arrays = {"indices": indices, "values": values}
     expected = witness.decode(weights, indices, values)
-    if bundle.manifest.encoder.decodes_with_x:
+    if bundle.manifest.architecture.decodes_with_x:
         feed["x"] = x
-        expected = witness.completed(weights, expected, x, bundle.manifest.encoder.norm)
+        expected = witness.completed(weights, expected, x, bundle.manifest.architecture.norm)
     (x_hat,) = run(feed)
     return witness.difference(expected, x_hat)
 
@@ -163,7 +163,7 @@ def _fault_of_steer(
         "gate": rng.uniform(0, 1, (2, len(x) // 2, e)).astype(np.float32),
     }
     (y,) = run({"x": batch, "features": features, **edits})
-    expected = witness.steer(weights, batch, f, features, bundle.manifest.encoder.norm, **edits)
+    expected = witness.steer(weights, batch, f, features, bundle.manifest.architecture.norm, **edits)
     fault = witness.difference(expected, y)
     if fault is None and not (run({"x": batch})[0] == batch).all():
         fault = "without edits y differs from x"

@@ -20,7 +20,7 @@ def has_integers(bundle: Bundle) -> bool:
 
     Where every positive feature is kept, a cut leaves out none.
     """
-    cuts = bundle.manifest.encoder.selection != "threshold" or bool(bundle.tensor("threshold").any())
+    cuts = bundle.manifest.architecture.selection != "threshold" or bool(bundle.tensor("threshold").any())
     return EXACT.fits(bundle.manifest) and cuts
 
 
@@ -37,7 +37,7 @@ def write_derived(path: Path, bundle: Bundle, x: NDArray[np.float32], graphs: Co
         Where each array lies in the file.
     """
     arrays: Arrays = {}
-    allocation, norm = bundle.manifest.allocation, bundle.manifest.encoder.norm
+    allocation, norm = bundle.manifest.allocation, bundle.manifest.architecture.norm
     if allocation is not None and allocation.kind == "feature":
         arrays["max_density"] = default_max_density(bundle)
     weights, x = bundle.weights(), normalised(x, norm)[0]
@@ -65,4 +65,4 @@ def default_max_density(bundle: Bundle) -> NDArray[np.float64]:
     if allocation is None or allocation.quota is None:
         kind = f"of {allocation.kind} choice" if allocation else "of no known allocation"
         raise ValueError(f"only feature choice limits densities, this bundle is {kind}; encode it without them")
-    return quota.max_densities(allocation.quota, allocation.k, bundle.manifest.encoder.d_sae)
+    return quota.max_densities(allocation.quota, allocation.k, bundle.manifest.architecture.d_sae)

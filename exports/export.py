@@ -104,7 +104,7 @@ def export(
 
 
 def _check_activations(bundle: Bundle, activations: NDArray[np.float32]) -> None:
-    d_in = bundle.manifest.encoder.d_in
+    d_in = bundle.manifest.architecture.d_in
     if activations.ndim != 2 or not len(activations) or activations.shape[1] != d_in:
         raise ValueError(
             f"activations must be [tokens, {d_in}], got {list(activations.shape)}; give those of the SAE's hook"
@@ -125,8 +125,8 @@ def _typical(bundle: Bundle, activations: NDArray[np.float32] | None) -> NDArray
     typical = bundle.sample()
     if typical is not None:
         return typical
-    encoder = bundle.manifest.encoder
-    return sample(encoder, bundle.weights(), np.random.default_rng(1), 4 * encoder.d_in)
+    architecture = bundle.manifest.architecture
+    return sample(architecture, bundle.weights(), np.random.default_rng(1), 4 * architecture.d_in)
 
 
 def _wanted(bundle: Bundle, graphs: Collection[str]) -> list[BundleGraph]:

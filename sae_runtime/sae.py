@@ -66,10 +66,10 @@ class SAE:
         self._tiler = Tiler(bundle.manifest, sessions, graph, tiling)
 
     def __repr__(self) -> str:
-        manifest, encoder = self.manifest, self.manifest.encoder
+        manifest, architecture = self.manifest, self.manifest.architecture
         allocation = manifest.allocation
-        rule = encoder.selection if allocation is None else f"{allocation.kind} choice, k {allocation.k:g}"
-        sizes = f"{self.d_in:,} -> {self.d_sae:,}" + ("" if encoder.d_out is None else f" -> {self.d_out:,}")
+        rule = architecture.selection if allocation is None else f"{allocation.kind} choice, k {allocation.k:g}"
+        sizes = f"{self.d_in:,} -> {self.d_sae:,}" + ("" if architecture.d_out is None else f" -> {self.d_out:,}")
         model = manifest.model and manifest.model.rpartition("/")[2]
         source = " ".join(filter(None, (model, manifest.hook)))
         return f"SAE({', '.join(filter(None, (rule, sizes, source, self.graph)))})"
@@ -87,17 +87,17 @@ class SAE:
     @property
     def d_in(self) -> int:
         """Length of an activation vector."""
-        return self.manifest.encoder.d_in
+        return self.manifest.architecture.d_in
 
     @property
     def d_out(self) -> int:
         """Length of a reconstruction: d_in, or another one for a transcoder."""
-        return self.manifest.encoder.width_out
+        return self.manifest.architecture.d_x_hat
 
     @property
     def d_sae(self) -> int:
         """Number of features."""
-        return self.manifest.encoder.d_sae
+        return self.manifest.architecture.d_sae
 
     @property
     def redone(self) -> tuple[int, int]:
@@ -233,7 +233,7 @@ class SAE:
         Args:
             features: of any activations.
             x: those activations, [*features.shape, d_in]. An SAE needs them that normalises them or adds a linear skip
-                of them (`manifest.encoder.decodes_with_x`); others ignore them.
+                of them (`manifest.architecture.decodes_with_x`); others ignore them.
 
         Raises:
             ValueError: the features are of an SAE with another number of features, or x is missing, or of another
@@ -246,7 +246,7 @@ class SAE:
             raise ValueError(
                 f"features of an SAE with {features.d_sae}, this one has {self.d_sae}; encode with this one"
             )
-        rows = self._rows_beside(features, x) if self.manifest.encoder.decodes_with_x else None
+        rows = self._rows_beside(features, x) if self.manifest.architecture.decodes_with_x else None
         tile = max(self._tiler.tile // 4, 1)  # decode.onnx gathers a row of W_dec for every match
         out = np.empty((len(features), self.d_out), np.float32)
         for begin in range(0, len(features), tile):
@@ -282,7 +282,7 @@ class SAE:
         >>> bool((sae.steer(x, Edit.set(3, 8.0)) != x).any()), bool((sae.steer(x, []) == x).all())
         (True, True)
         """
-        if self.manifest.encoder.d_out is not None:
+        if self.manifest.architecture.d_out is not None:
             raise ValueError(
                 "this is a transcoder: its features make another activation than they are read from, and cannot edit it"
             )
@@ -355,7 +355,7 @@ class SAE:
 
     def _feed(self, k: float | None, threshold: ArrayLike | None) -> Feed:
         """Optional inputs of encode.onnx for the options of the served rule."""
-        by_threshold = self.manifest.encoder.selection == "threshold"
+        by_threshold = self.manifest.architecture.selection == "threshold"
         feed: Feed = {}
         if k is not None:
             if by_threshold:
@@ -369,12 +369,12 @@ class SAE:
         return feed
 
     def _check_k(self, k: float | None) -> None:
-        encoder = self.manifest.encoder
+        architecture = self.manifest.architecture
         if k is None:
             return
-        if encoder.selection == "groupmax":
-            raise ValueError(f"this SAE keeps the largest of each of {encoder.k} groups; its k cannot be changed")
-        if not (0 < k <= self.d_sae and (encoder.selection == "threshold" or k == int(k))):
+        if architecture.selection == "groupmax":
+            raise ValueError(f"this SAE keeps the largest of each of {architecture.k} groups; its k cannot be changed")
+        if not (0 < k <= self.d_sae and (architecture.selection == "threshold" or k == int(k))):
             raise ValueError(f"k must be in (0, d_sae={self.d_sae}] (whole for token choice), got {k:g}")
 
     def _rows_beside(self, features: Features, x: ArrayLike | None) -> NDArray[np.float32]:

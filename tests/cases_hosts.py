@@ -10,7 +10,7 @@ from tiny_host import Arrays, run
 
 from sae_runtime import Edit
 from sae_runtime.bundle import folder as bundle
-from sae_runtime.bundle.manifest import Allocation, Encoder, Manifest
+from sae_runtime.bundle.manifest import Allocation, Architecture, Manifest
 from sae_runtime.core.edits import as_inputs
 from sae_runtime.exports.export import export
 from sae_runtime.exports.splice.splicing import Splice, splice
@@ -37,7 +37,7 @@ def random_sae(
     """Write and export a bundle of mutual choice (BatchTopK) with random weights, and give them."""
     weights = random_weights(d_in, d_sae, threshold, bias)
     manifest = Manifest(
-        encoder=Encoder(d_in=d_in, d_sae=d_sae, selection="threshold"),
+        architecture=Architecture(d_in=d_in, d_sae=d_sae, selection="threshold"),
         allocation=Allocation(kind="mutual", k=8.0),
         slots=slots or d_sae,
     )

@@ -20,7 +20,7 @@ from tiers import tier
 from sae_runtime import SAE, Features, load
 from sae_runtime.bundle import folder as bundle
 from sae_runtime.bundle import quota
-from sae_runtime.bundle.manifest import Allocation, Encoder, Manifest
+from sae_runtime.bundle.manifest import Allocation, Architecture, Manifest
 from sae_runtime.bundle.quota import Quota
 from sae_runtime.exports import witness
 from sae_runtime.exports.export import export
@@ -77,14 +77,14 @@ def make_tied_weights(d_sae: int, kind: str) -> dict[str, NDArray[np.float32]]:
 
 
 def make_manifest(d_sae: int, kind: str, k: int = K, slots: int | None = None) -> Manifest:
-    encoder = Encoder(
+    architecture = Architecture(
         d_in=D_IN,
         d_sae=d_sae,
         selection="topk" if kind == "token" else "threshold",
         k=k if kind == "token" else None,
     )
     allocation = Allocation(kind=kind, k=float(k), quota=QUOTA if kind == "feature" else None)
-    return Manifest(encoder=encoder, allocation=allocation, slots=slots or (k if kind == "token" else 4 * k))
+    return Manifest(architecture=architecture, allocation=allocation, slots=slots or (k if kind == "token" else 4 * k))
 
 
 @pytest.fixture(scope="session", autouse=True)

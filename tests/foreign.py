@@ -66,7 +66,7 @@ def assert_near(found: NDArray[Any], expected: NDArray[Any]) -> None:
 def pre_activations(made: Checkpoint, x: Tensor) -> NDArray[np.float64]:
     """z of a checkpoint without a norm, in plain numpy: for those that have no threshold to be served by yet."""
     weights = {name: whole(made, name) for name in ("W_enc", "b_enc", "b_dec")}
-    centred = x.numpy().astype(np.float64) - (weights["b_dec"] if made.encoder.pre_bias else 0)
+    centred = x.numpy().astype(np.float64) - (weights["b_dec"] if made.architecture.pre_bias else 0)
     z: NDArray[np.float64] = np.maximum(centred @ weights["W_enc"] + weights["b_enc"], 0)
     return z
 

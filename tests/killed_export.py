@@ -38,7 +38,7 @@ def export_until(path: Path, changes: int) -> None:
             left -= 1
 
     sys.addaudithook(count)
-    export(path, graphs=["gpu"], activations=activations(bundle.read(path).manifest.encoder.d_in))
+    export(path, graphs=["gpu"], activations=activations(bundle.read(path).manifest.architecture.d_in))
     os._exit(0)
 
 
@@ -52,7 +52,7 @@ def judge(path: Path, samples: list[bytes]) -> None:
     assert (path / bundle.SAMPLE).read_bytes() == samples[0 if old else 1], "the sample is not that of the graphs"
     assert {file.name for file in path.glob("[!.]*.onnx")} == set(read.manifest.graphs)
     assert (path / "README.md").exists()
-    x = activations(read.manifest.encoder.d_in)
+    x = activations(read.manifest.architecture.d_in)
     sae = load(path)
     sae.decode(sae.encode(x))
     os._exit(OLD if old else NEW)

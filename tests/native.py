@@ -7,7 +7,7 @@ import numpy as np
 from conftest import D_IN
 
 from sae_runtime.bundle import folder as bundle
-from sae_runtime.bundle.manifest import Allocation, Encoder, Manifest
+from sae_runtime.bundle.manifest import Allocation, Architecture, Manifest
 from sae_runtime.exports.export import export
 
 D_SAE = 150
@@ -37,19 +37,21 @@ def native(
         length: of every row of W_dec.
         form: fields of `Encoder`.
     """
-    encoder = Encoder(d_in=D_IN, d_sae=D_SAE, **form)
+    architecture = Architecture(d_in=D_IN, d_sae=D_SAE, **form)
     rng = np.random.default_rng(4)
-    weights = {name: rng.normal(0, 0.3, shape) for name, shape in bundle.weight_shapes(encoder).items()}
+    weights = {name: rng.normal(0, 0.3, shape) for name, shape in bundle.weight_shapes(architecture).items()}
     weights["W_dec"] *= length / np.linalg.norm(weights["W_dec"], axis=1, keepdims=True)
-    if encoder.selection == "threshold":
+    if architecture.selection == "threshold":
         weights["threshold"] = (
             rng.uniform(1, 2, D_SAE) if isinstance(threshold, str) else np.full(D_SAE, threshold or 0.0)
         )
         if threshold is None:
             del weights["threshold"]
     else:
-        allocation = Allocation(kind="token", k=float(encoder.k or 0))
-    manifest = Manifest(encoder=encoder, allocation=allocation, slots=encoder.k or 120, model="tiny", hook="layer.1")
+        allocation = Allocation(kind="token", k=float(architecture.k or 0))
+    manifest = Manifest(
+        architecture=architecture, allocation=allocation, slots=architecture.k or 120, model="tiny", hook="layer.1"
+    )
     bundle.write(path, {name: array.astype(np.float32) for name, array in weights.items()}, manifest)
     if threshold is not None:
         export(path, graphs=())

@@ -59,7 +59,7 @@ def attach(
         raise ValueError(f"the gate is 'all', 'prompt', 'generated' or some positions, got {gate!r}")
     module = find_module(model.base_model, hook)
     requests: Any = edits if edits and not isinstance(edits[0], Edit) else [edits]
-    numbers = {name: torch.from_numpy(a) for name, a in as_inputs(requests, opened.manifest.encoder.d_sae).items()}
+    numbers = {name: torch.from_numpy(a) for name, a in as_inputs(requests, opened.manifest.architecture.d_sae).items()}
     work = _Work(opened, hook, numbers, gate, replace)
     opened.to(model.device)
     # The caller may call the model with its head or its base; both pass the same masks.
@@ -86,7 +86,7 @@ class _Work:
 
     @torch.no_grad()
     def __call__(self, _module: Any, _args: Any, output: Any) -> Any:
-        whole = _activations(output, self.hook, self.sae.manifest.encoder.d_in)
+        whole = _activations(output, self.hook, self.sae.manifest.architecture.d_in)
         x = whole.float().reshape(-1, whole.shape[2])
         f = self.sae.features(x)
         self.read.append(_sparse(f, whole.shape[:2]))

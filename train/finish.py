@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sae_runtime.bundle import quota
-from sae_runtime.bundle.manifest import Allocation, Encoder, Manifest
+from sae_runtime.bundle.manifest import Allocation, Architecture, Manifest
 from sae_runtime.calibration.thresholds import slots_for
 from sae_runtime.train.data import Source
 from sae_runtime.train.measure.tally import batch_rule, served_rule, shuffled, tally_of
@@ -36,7 +36,7 @@ def finished(
     threshold, measured, slots = _calibrated(trainer, *held_out)
     weights = _folded(trainer.model, threshold, scale)
     manifest = Manifest(
-        encoder=Encoder(
+        architecture=Architecture(
             d_in=source.d_in,
             d_sae=trainer.recipe.d_sae,
             selection="topk" if threshold is None else "threshold",

@@ -73,7 +73,7 @@ def fit(
     >>> x = np.random.default_rng(0).standard_normal((300, 8))
     >>> with TemporaryDirectory() as folder:
     ...     manifest = fit(x, f"{folder}/sae", TrainConfig(k=2, d_sae=32, tokens=640, batch=64))
-    >>> manifest.encoder.d_in, manifest.encoder.d_sae, sorted(manifest.measured)[:3]
+    >>> manifest.architecture.d_in, manifest.architecture.d_sae, sorted(manifest.measured)[:3]
     (8, 32, ['batch', 'batch_fvu', 'batch_l0'])
     """
     out = Path(out)

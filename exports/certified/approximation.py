@@ -63,7 +63,7 @@ def approximate(
         stored: gives the arrays of `Int8Encoder`.
         threshold: thresholds f32 [1] or [d_sae] by feature; None where the bundle has none.
     """
-    d_sae, allocation = bundle.manifest.encoder.d_sae, bundle.manifest.allocation
+    d_sae, allocation = bundle.manifest.architecture.d_sae, bundle.manifest.allocation
     p, unit, bias = product(graph, x.q, levels, stored), graph.op("Reciprocal", x.scale), stored("int8_bias")
     if threshold is not None:
         if allocation is not None and allocation.kind != "feature":  # all are alike, and one number is cheaper

@@ -83,9 +83,9 @@ def exact_graph(bundle: Bundle, specs: Mapping[str, TensorSpec], limits: Limits 
     def stored(name: str) -> ir.Value:
         return graph.weight(external(name, DERIVED, specs[name]))
 
-    encoder = bundle.manifest.encoder
-    x, n = tokens(graph, encoder.d_in)
-    x = normalised(graph, encoder, x).x
+    architecture = bundle.manifest.architecture
+    x, n = tokens(graph, architecture.d_in)
+    x = normalised(graph, architecture, x).x
     threshold = threshold_input(graph, bundle)
     slots = graph.input("slots", np.int64, [1], default=[bundle.manifest.slots])
     levels = graph.input("levels", np.float32, [], default=LEVELS)
@@ -100,7 +100,7 @@ def exact_graph(bundle: Bundle, specs: Mapping[str, TensorSpec], limits: Limits 
     error, bounded = errors(graph, small, build.c, stored)
     candidates, certain = find_candidates(build, approximation, error, bounded, cut, ceiling)
     scored.append(_score(build, candidates, threshold))
-    indices, values = _slots(graph, scored, slots, encoder.d_sae)
+    indices, values = _slots(graph, scored, slots, architecture.d_sae)
     indices, values, certain = (first_rows(graph, part, n) for part in (indices, values, certain))
     graph.output(indices, "indices", np.int64, ["n", "slots"])
     graph.output(values, "values", np.float32, ["n", "slots"])
@@ -112,7 +112,7 @@ def _best(build: Build, approximation: Approximation, slots: ir.Value) -> tuple[
     """About the k largest features in float32, the cut of equation (8) for all others, and their ceiling [n, 1]."""
     graph = build.graph
     slots = graph.op("Max", slots, graph.constant([1], np.int64))
-    slots = graph.op("Min", slots, graph.constant([build.bundle.manifest.encoder.d_sae], np.int64))
+    slots = graph.op("Min", slots, graph.constant([build.bundle.manifest.architecture.d_sae], np.int64))
     features, largest, ceiling = leading(graph, approximation, build.stored, slots)
     values = _pre_activations(build, features)
     cut = graph.op("Mul", graph.op("ReduceMin", values, graph.constant([1], np.int64)), approximation.unit)
@@ -131,7 +131,7 @@ def _score(build: Build, candidates: Candidates, threshold: ir.Value | None) -> 
     values = _pre_activations(build, feature, token)
     values = graph.op("Where", graph.op("Less", position, end), values, nothing)
     if threshold is not None:
-        thresholds = graph.op("Expand", threshold, graph.constant([build.bundle.manifest.encoder.d_sae], np.int64))
+        thresholds = graph.op("Expand", threshold, graph.constant([build.bundle.manifest.architecture.d_sae], np.int64))
         values = above(graph, values, pick(graph, thresholds, feature))
 
     n, size = graph.op("Shape", candidates.number), graph.constant([block], np.int64)
@@ -175,7 +175,7 @@ def _pre_activations(build: Build, feature: ir.Value, token: ir.Value | None = N
     graph, bundle, rows = build.graph, build.bundle, build.stored("W_enc_rows")
     one, zero, last = (graph.constant([i], np.int64) for i in (1, 0, 2))
     m = graph.op("Shape", feature, start=0, end=1)
-    at_once = max(build.limits.row_bytes // (4 * bundle.manifest.encoder.d_in), 1)
+    at_once = max(build.limits.row_bytes // (4 * bundle.manifest.architecture.d_in), 1)
     times = graph.op("Add", graph.op("Div", graph.op("Size", feature), graph.constant(at_once, np.int64)), one)
     size = graph.op("Div", graph.op("Sub", graph.op("Add", m, times), one), times)
     block = graph.op("Min", graph.range(graph.op("Mul", times, size)), graph.op("Sub", m, one))

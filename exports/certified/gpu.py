@@ -109,14 +109,14 @@ def gpu_graph(bundle: Bundle, specs: Mapping[str, TensorSpec]) -> ir.Model:
         specs: where derived.safetensors holds W_enc_rows and the arrays of `half_precision`.
     """
     graph = Graph("encode_gpu")
-    encoder, slots = bundle.manifest.encoder, bundle.manifest.slots
+    architecture, slots = bundle.manifest.architecture, bundle.manifest.slots
 
     def stored(name: str) -> ir.Value:
         return graph.weight(external(name, DERIVED, specs[name]))
 
     one, last = graph.constant([1], np.int64), graph.constant([2], np.int64)
-    x = graph.input("x", np.float32, ["n", encoder.d_in])
-    c = centred(graph, bundle, normalised(graph, encoder, x).x)
+    x = graph.input("x", np.float32, ["n", architecture.d_in])
+    c = centred(graph, bundle, normalised(graph, architecture, x).x)
     kappa = stored("half_kappa")
     square = graph.op("Add", graph.op("ReduceSumSquare", c, one), graph.op("Mul", kappa, kappa))
     finite = graph.op("Less", square, graph.constant(np.finfo(np.float32).max, np.float32))
@@ -124,23 +124,23 @@ def gpu_graph(bundle: Bundle, specs: Mapping[str, TensorSpec]) -> ir.Model:
     v = graph.op("Concat", graph.op("Div", c, size), graph.op("Div", kappa, size), axis=1)
     # TopK may give any number as the index of a NaN.
     c, v = (graph.op("Where", finite, part, graph.constant(0, np.float32)) for part in (c, v))
-    fill = specs["half_weights"].shape[0] - encoder.d_in - 3
+    fill = specs["half_weights"].shape[0] - architecture.d_in - 3
     bound = _bound(graph, v, stored("half_weights"), fill)
-    count = candidates(slots, encoder.d_sae)
+    count = candidates(slots, architecture.d_sae)
     bounds, features = graph.ops("TopK", 2, bound, graph.constant([count], np.int64))
 
     product = graph.op("MatMul", graph.op("Gather", stored("W_enc_rows"), features), graph.op("Unsqueeze", c, last))
     bias = graph.op("Gather", weight(graph, bundle, "b_enc"), features)
     values = graph.op("Relu", graph.op("Add", graph.op("Squeeze", product, last), bias))
-    if encoder.selection == "threshold":
+    if architecture.selection == "threshold":
         values = above(graph, values, graph.op("Gather", weight(graph, bundle, "threshold"), features))
     values, position = graph.ops("TopK", 2, values, graph.constant([slots], np.int64))
     indices = graph.op("GatherElements", features, position, axis=1)
 
     certain = finite
-    if count < encoder.d_sae:  # equation (13)
+    if count < architecture.d_sae:  # equation (13)
         cut = graph.constant(0, np.float32)
-        if encoder.selection == "topk":
+        if architecture.selection == "topk":
             cut = graph.op("Div", graph.op("Gather", values, graph.constant([slots - 1], np.int64), axis=1), size)
         least = graph.op("Gather", bounds, graph.constant([count - 1], np.int64), axis=1)
         certain = graph.op("And", finite, graph.op("LessOrEqual", graph.cast(least, np.float32), cut))

@@ -25,26 +25,26 @@ def decode_graph(bundle: Bundle) -> ir.Model:
     Where the SAE normalises or has a skip, x f32 [n, d_in] is an input too; see `manifest.Encoder`.
     """
     graph = Graph("decode")
-    encoder = bundle.manifest.encoder
+    architecture = bundle.manifest.architecture
     indices = graph.input("indices", np.int64, ["n", "w"])
     values = graph.input("values", np.float32, ["n", "w"])
-    indices, values = known_features(graph, encoder.d_sae, indices, values)
+    indices, values = known_features(graph, architecture.d_sae, indices, values)
     rows = graph.op("Gather", weight(graph, bundle, "W_dec"), indices)
     one = graph.constant([1], np.int64)
     total = graph.op("Squeeze", graph.op("MatMul", graph.op("Unsqueeze", values, one), rows), one)
     x_hat = graph.op("Add", total, weight(graph, bundle, "b_dec"))
-    if encoder.decodes_with_x:
-        x = graph.input("x", np.float32, ["n", encoder.d_in])
+    if architecture.decodes_with_x:
+        x = graph.input("x", np.float32, ["n", architecture.d_in])
         x_hat = completed(graph, bundle, x_hat, x)
-    graph.output(x_hat, "x_hat", np.float32, ["n", encoder.width_out])
+    graph.output(x_hat, "x_hat", np.float32, ["n", architecture.d_x_hat])
     return graph.model()
 
 
 def completed(graph: Graph, bundle: Bundle, x_hat: ir.Value, x: ir.Value) -> ir.Value:
     """A reconstruction f W_dec + b_dec [..., d_out] with what x [..., d_in] adds to it: size, mean and skip."""
-    encoder = bundle.manifest.encoder
-    x_hat = restored(graph, x_hat, normalised(graph, encoder, x))
-    if not encoder.skip:
+    architecture = bundle.manifest.architecture
+    x_hat = restored(graph, x_hat, normalised(graph, architecture, x))
+    if not architecture.skip:
         return x_hat
     skip = graph.op("Transpose", weight(graph, bundle, "W_skip"), perm=[1, 0])
     return graph.op("Add", x_hat, graph.op("MatMul", x, skip))

@@ -16,14 +16,14 @@ def weight(graph: Graph, bundle: Bundle, name: str) -> ir.Value:
 
 def pre_activations(graph: Graph, bundle: Bundle, x: ir.Value) -> ir.Value:
     """The pre-activations relu((x' - b_pre) W_enc + b_enc) [..., d_sae] of x [..., d_in]; NaN stays NaN."""
-    c = centred(graph, bundle, normalised(graph, bundle.manifest.encoder, x).x)
+    c = centred(graph, bundle, normalised(graph, bundle.manifest.architecture, x).x)
     product = graph.op("MatMul", c, weight(graph, bundle, "W_enc"))
     return graph.op("Relu", graph.op("Add", product, weight(graph, bundle, "b_enc")))
 
 
 def centred(graph: Graph, bundle: Bundle, x: ir.Value) -> ir.Value:
     """x' - b_pre for x' [..., d_in] as `normalised` gives it."""
-    return graph.op("Sub", x, weight(graph, bundle, "b_dec")) if bundle.manifest.encoder.pre_bias else x
+    return graph.op("Sub", x, weight(graph, bundle, "b_dec")) if bundle.manifest.architecture.pre_bias else x
 
 
 def above(graph: Graph, z: ir.Value, threshold: ir.Value) -> ir.Value:
@@ -36,7 +36,7 @@ def above(graph: Graph, z: ir.Value, threshold: ir.Value) -> ir.Value:
 
 def threshold_input(graph: Graph, bundle: Bundle) -> ir.Value | None:
     """The input threshold f32 [1] or [d_sae], where the bundle has a threshold."""
-    if bundle.manifest.encoder.selection != "threshold":
+    if bundle.manifest.architecture.selection != "threshold":
         return None
     return graph.input(
         "threshold", np.float32, ["threshold"], default=external("threshold", WEIGHTS, bundle.specs["threshold"])
@@ -53,7 +53,7 @@ def encode_graph(bundle: Bundle) -> ir.Model:
     ['indices', 'values']
     """
     graph = Graph("encode")
-    x, n = tokens(graph, bundle.manifest.encoder.d_in)
+    x, n = tokens(graph, bundle.manifest.architecture.d_in)
     z = pre_activations(graph, bundle, x)
     threshold = threshold_input(graph, bundle)
     slots = graph.input("slots", np.int64, [1], default=[bundle.manifest.slots])
@@ -65,7 +65,9 @@ def selected(
     graph: Graph, bundle: Bundle, z: ir.Value, threshold: ir.Value | None, slots: ir.Value
 ) -> tuple[ir.Value, ir.Value]:
     """Indices i64 and values f32 [n, at most slots] of pre-activations z [n, d_sae], as the bundle selects."""
-    return selected_slots(graph, bundle.manifest.encoder, z if threshold is None else above(graph, z, threshold), slots)
+    return selected_slots(
+        graph, bundle.manifest.architecture, z if threshold is None else above(graph, z, threshold), slots
+    )
 
 
 def write_slots(graph: Graph, indices: ir.Value, values: ir.Value, n: ir.Value) -> None:

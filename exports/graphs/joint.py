@@ -53,10 +53,10 @@ def joint_graph(bundle: Bundle, max_density: TensorSpec | None) -> ir.Model:
         max_density: where `max_density` lies in derived.safetensors, for feature choice.
     """
     graph = Graph("encode_joint")
-    encoder, allocation = bundle.manifest.encoder, bundle.manifest.allocation
+    architecture, allocation = bundle.manifest.architecture, bundle.manifest.allocation
     assert allocation is not None
     one = graph.constant([1], np.int64)
-    x = graph.input("x", np.float32, ["n", encoder.d_in])
+    x = graph.input("x", np.float32, ["n", architecture.d_in])
     valid = graph.input("valid", np.bool_, ["valid"], default=[True])
     k = graph.input("k", np.float64, [], default=allocation.k)
 
@@ -76,13 +76,13 @@ def joint_graph(bundle: Bundle, max_density: TensorSpec | None) -> ir.Model:
 
     total = graph.cast(graph.op("Round", graph.op("Mul", k, tokens)), np.int64)
     if max_density is None:
-        token, feature, value = _mutual(graph, z, total, encoder.d_sae)
+        token, feature, value = _mutual(graph, z, total, architecture.d_sae)
     else:
         density = graph.input(
-            "max_density", np.float64, [encoder.d_sae], default=external("max_density", DERIVED, max_density)
+            "max_density", np.float64, [architecture.d_sae], default=external("max_density", DERIVED, max_density)
         )
         limit = graph.cast(graph.op("Round", graph.op("Mul", density, tokens)), np.int64)
-        token, feature, value = _feature(graph, z, total, graph.op("Min", limit, n), encoder.d_sae)
+        token, feature, value = _feature(graph, z, total, graph.op("Min", limit, n), architecture.d_sae)
     indices, values = _rows(graph, token, feature, value, n)
     values = graph.op("Add", values, graph.op("Unsqueeze", trace, one))
     graph.output(indices, "indices", np.int64, ["n", "w"])

@@ -8,7 +8,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from sae_runtime.bundle.graphs import GROUP
-from sae_runtime.bundle.manifest import Encoder
+from sae_runtime.bundle.manifest import Architecture
 from sae_runtime.exports.graphs.graph import Graph
 
 IndicesAndValues = tuple[NDArray[np.int64], NDArray[np.floating]]
@@ -57,14 +57,14 @@ def pick(graph: Graph, numbers: ir.Value, positions: ir.Value) -> ir.Value:
     return graph.op("Reshape", graph.op("GatherElements", vector, wanted), graph.op("Shape", positions), allowzero=1)
 
 
-def selected_slots(graph: Graph, encoder: Encoder, z: ir.Value, slots: ir.Value) -> tuple[ir.Value, ir.Value]:
+def selected_slots(graph: Graph, architecture: Architecture, z: ir.Value, slots: ir.Value) -> tuple[ir.Value, ir.Value]:
     """Indices and values [n, at most slots] of what the SAE keeps of z [n, d_sae], by falling value.
 
     Where a threshold selects, z holds 0 for every feature that does not pass it.
     """
-    if encoder.selection == "groupmax":
-        return winners(graph, z, encoder.k or 1, slots, encoder.d_sae)
-    return largest(graph, z, slots, encoder.d_sae)
+    if architecture.selection == "groupmax":
+        return winners(graph, z, architecture.k or 1, slots, architecture.d_sae)
+    return largest(graph, z, slots, architecture.d_sae)
 
 
 def winners_in_numpy(z: NDArray[np.floating], k: int, slots: int) -> IndicesAndValues:

@@ -59,7 +59,7 @@ def steer_graph(bundle: Bundle, rows: TensorSpec | None = None) -> ir.Model:
             of W_enc is scattered over the whole file.
     """
     graph = Graph("steer")
-    d_in = bundle.manifest.encoder.d_in
+    d_in = bundle.manifest.architecture.d_in
     x = graph.input("x", np.float32, ["b", "t", d_in])
     y = graph.op("Add", x, change(graph, bundle, x, edit_inputs(graph), rows))
     graph.output(y, "y", np.float32, ["b", "t", d_in])
@@ -97,7 +97,7 @@ def change(
         rows: as in `steer_graph`.
         z: the pre-activations of x, where the graph has them already; only top k needs them.
     """
-    features, shift = known_features(graph, bundle.manifest.encoder.d_sae, edits.features, edits.shift)
+    features, shift = known_features(graph, bundle.manifest.architecture.d_sae, edits.features, edits.shift)
     f = values_of(graph, bundle, x, features, rows, z)
     per_token = graph.constant([1], np.int64)
     scale, shift, low, high = (
@@ -108,7 +108,7 @@ def change(
     edited = graph.op("Min", graph.op("Max", edited, low), high)
     delta = graph.op("Mul", edits.gate, graph.op("Sub", edited, f))
     added = graph.op("MatMul", delta, graph.op("Gather", weight(graph, bundle, "W_dec"), features))
-    size = normalised(graph, bundle.manifest.encoder, x).size
+    size = normalised(graph, bundle.manifest.architecture, x).size
     return added if size is None else graph.op("Mul", added, size)
 
 
@@ -121,7 +121,7 @@ def values_of(
     z: ir.Value | None = None,
 ) -> ir.Value:
     """Values [b, t, e] of the features [b or 1, e], all in range, by the served rule; arguments as in `change`."""
-    if bundle.manifest.encoder.selection == "threshold":
+    if bundle.manifest.architecture.selection == "threshold":
         return _threshold_values(graph, bundle, x, features, rows)
     return _topk_values(graph, bundle, x, features, z)
 
@@ -134,11 +134,11 @@ def _threshold_values(
         columns = graph.op("Gather", weight(graph, bundle, "W_enc"), features, axis=1)
         columns = graph.op("Transpose", columns, perm=[1, 0, 2])
     else:
-        encoder = graph.weight(external("W_enc_rows", DERIVED, rows))
-        columns = graph.op("Transpose", graph.op("Gather", encoder, features), perm=[0, 2, 1])
+        rows_of_w = graph.weight(external("W_enc_rows", DERIVED, rows))
+        columns = graph.op("Transpose", graph.op("Gather", rows_of_w, features), perm=[0, 2, 1])
     asked = graph.op("Unsqueeze", features, graph.constant([1], np.int64))
     bias, threshold = (graph.op("Gather", weight(graph, bundle, name), asked) for name in ("b_enc", "threshold"))
-    c = centred(graph, bundle, normalised(graph, bundle.manifest.encoder, x).x)
+    c = centred(graph, bundle, normalised(graph, bundle.manifest.architecture, x).x)
     # There is no Relu, since a threshold is never below 0.
     return above(graph, graph.op("Add", graph.op("MatMul", c, columns), bias), threshold)
 
@@ -148,13 +148,13 @@ def _topk_values(graph: Graph, bundle: Bundle, x: ir.Value, features: ir.Value, 
     asked = graph.op("Shape", features, start=1)
     if z is None:
         z = pre_activations(graph, bundle, some_tokens(graph, x, asked))
-    encoder, d_sae = bundle.manifest.encoder, bundle.manifest.encoder.d_sae
-    k = graph.constant([encoder.k or 0], np.int64)
+    architecture, d_sae = bundle.manifest.architecture, bundle.manifest.architecture.d_sae
+    k = graph.constant([architecture.k or 0], np.int64)
     rows, n = not_empty(graph, graph.op("Reshape", z, graph.constant([-1, d_sae], np.int64), allowzero=1), d_sae)
     kept_shape = graph.op("Concat", graph.op("Shape", z, end=2), k, axis=0)
     indices, values = (
         graph.op("Reshape", first_rows(graph, part, n), kept_shape, allowzero=1)
-        for part in selected_slots(graph, encoder, rows, k)
+        for part in selected_slots(graph, architecture, rows, k)
     )
     slot, request = graph.constant([2], np.int64), graph.constant([1, 3], np.int64)
     same = graph.op("Equal", graph.op("Unsqueeze", indices, slot), graph.op("Unsqueeze", features, request))

@@ -73,7 +73,7 @@ def insert_graph(
         rows: where the bundle holds W_enc transposed, if it does.
     """
     graph = Graph("splice")
-    d_in = bundle.manifest.encoder.d_in
+    d_in = bundle.manifest.architecture.d_in
     given = graph.input("x", dtype.numpy(), ["b", "t", d_in])
     x = given if dtype == ir.DataType.FLOAT else graph.cast(given, np.float32)
     slots = graph.input("slots", np.int64, [1], default=[bundle.manifest.slots]) if read else None
@@ -123,7 +123,7 @@ def _shared_preactivations(
     """All pre-activations, where several parts of the graph may need them; of no token where a call needs none."""
     if replace:
         return pre_activations(graph, bundle, x)
-    if asked is None or bundle.manifest.encoder.selection == "threshold":
+    if asked is None or bundle.manifest.architecture.selection == "threshold":
         return None
     sizes = [graph.op("Shape", features, start=1) for features in (asked.edits.features, asked.when)]
     sizes += [] if slots is None else [slots]
@@ -146,14 +146,14 @@ def _read(graph: Graph, bundle: Bundle, x: ir.Value, z: ir.Value | None, slots: 
 
     z holds the pre-activations, where the graph has them already.
     """
-    encoder = bundle.manifest.encoder
+    architecture = bundle.manifest.architecture
     if z is None:
         z = pre_activations(graph, bundle, x)
-    f = _above_threshold(graph, bundle, z) if encoder.selection == "threshold" else z
-    flat = graph.op("Reshape", f, graph.constant([-1, encoder.d_sae], np.int64), allowzero=1)
-    flat, n = not_empty(graph, flat, encoder.d_sae)
-    indices, values = (first_rows(graph, part, n) for part in selected_slots(graph, encoder, flat, slots))
-    limit = encoder.k if encoder.k and encoder.selection == "groupmax" else encoder.d_sae
+    f = _above_threshold(graph, bundle, z) if architecture.selection == "threshold" else z
+    flat = graph.op("Reshape", f, graph.constant([-1, architecture.d_sae], np.int64), allowzero=1)
+    flat, n = not_empty(graph, flat, architecture.d_sae)
+    indices, values = (first_rows(graph, part, n) for part in selected_slots(graph, architecture, flat, slots))
+    limit = architecture.k if architecture.k and architecture.selection == "groupmax" else architecture.d_sae
     slots = graph.op("Min", slots, graph.constant([limit], np.int64))
     shape = graph.op("Concat", graph.op("Shape", x, end=2), slots, axis=0)
     # A call without slots computes no token; its result still has all tokens.
@@ -167,7 +167,7 @@ def _added(
     last, one = graph.constant([2], np.int64), graph.constant(1, np.float32)
     # A weight of 1 for each condition. NaN, of an unknown feature or in `above`, stays NaN and reaches y.
     weights = graph.op("Add", _nan_only(graph, asked.above), one)
-    when, weights = known_features(graph, bundle.manifest.encoder.d_sae, asked.when, weights)
+    when, weights = known_features(graph, bundle.manifest.architecture.d_sae, asked.when, weights)
     f = values_of(graph, bundle, x, when, rows, z)
     failed = graph.op("LessOrEqual", f, graph.op("Unsqueeze", asked.above, graph.constant([1], np.int64)))
     # Not ReduceSum: onnxruntime before 1.32 takes the sum of nothing for nothing.
@@ -184,12 +184,12 @@ def _nan_only(graph: Graph, value: ir.Value) -> ir.Value:
 
 def _reconstruction(graph: Graph, bundle: Bundle, x: ir.Value, z: ir.Value) -> ir.Value:
     """The reconstruction of x [b, t, d_in] from its active features."""
-    encoder, decoder = bundle.manifest.encoder, weight(graph, bundle, "W_dec")
-    if encoder.selection == "threshold":
+    architecture, decoder = bundle.manifest.architecture, weight(graph, bundle, "W_dec")
+    if architecture.selection == "threshold":
         total = graph.op("MatMul", _above_threshold(graph, bundle, z), decoder)
     else:
         slot = graph.constant([2], np.int64)
-        indices, values = _read(graph, bundle, x, z, graph.constant([encoder.k or 0], np.int64))
+        indices, values = _read(graph, bundle, x, z, graph.constant([architecture.k or 0], np.int64))
         picked = graph.op("MatMul", graph.op("Unsqueeze", values, slot), graph.op("Gather", decoder, indices))
         total = graph.op("Squeeze", picked, slot)
     return completed(graph, bundle, graph.op("Add", total, weight(graph, bundle, "b_dec")), x)

@@ -137,13 +137,13 @@ def _splice(model: ir.Model, wanted: Splice) -> Spliced:
     if not (wanted.read or wanted.edit or wanted.replace):
         raise ValueError("a splice that neither reads nor edits does nothing; ask for one of them")
     _check_name(model.graph, wanted.name)
-    encoder = bundle.manifest.encoder
-    if encoder.d_out is not None and (wanted.edit or wanted.replace):
+    architecture = bundle.manifest.architecture
+    if architecture.d_out is not None and (wanted.edit or wanted.replace):
         raise ValueError(
             f"{wanted.bundle} is a transcoder, whose features cannot edit what they are read from; only read"
         )
     hook = parse_hook(text)
-    value = find_hook(model.graph, hook, encoder.d_in)
+    value = find_hook(model.graph, hook, architecture.d_in)
     for name, other in read_splices(model.metadata_props).items():
         if other.tensor == value.name:
             raise ValueError(f"{name} is spliced at {hook} already; splice the host without it")
@@ -164,8 +164,8 @@ def _splice(model: ir.Model, wanted: Splice) -> Spliced:
         inputs=tuple(str(value.name) for value in part.inputs),
         outputs=tuple(str(value.name) for value in part.outputs),
         replace=wanted.replace,
-        d_in=encoder.d_in,
-        d_sae=encoder.d_sae,
+        d_in=architecture.d_in,
+        d_sae=architecture.d_sae,
         weights=bundle.manifest.files[WEIGHTS].sha256,
     )
     model.metadata_props.update(spliced.to_metadata())

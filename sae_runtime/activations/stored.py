@@ -152,7 +152,7 @@ def check_source(activations: Activations, manifest: Manifest, *, any_source: bo
     Raises:
         ValueError: they have another width or, unless `any_source` is set, come from another model or hook.
     """
-    d_in = manifest.encoder.d_in
+    d_in = manifest.architecture.d_in
     if activations.d_in != d_in:
         source = ", ".join(filter(None, (manifest.model, manifest.hook)))
         raise ValueError(

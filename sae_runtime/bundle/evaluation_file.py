@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_runtime.bundle import quota
-from sae_runtime.bundle.manifest import Allocation, Encoder
+from sae_runtime.bundle.manifest import Allocation, Architecture
 from sae_runtime.bundle.quota import Quota
 from sae_runtime.bundle.typed_json import read_json
 
@@ -81,7 +81,7 @@ class Evaluation:
 
     bundle: str  # its path, as it was given
     name: str  # of its folder
-    encoder: Encoder
+    architecture: Architecture
     allocation: Allocation | None
     model: str | None
     hook: str | None

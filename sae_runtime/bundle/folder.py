@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sae_runtime.bundle import file_set, files
 from sae_runtime.bundle.graphs import export_options
 from sae_runtime.bundle.hub import leaves
-from sae_runtime.bundle.manifest import Encoder, FileRecord, GraphRecord, Manifest, from_json, to_json
+from sae_runtime.bundle.manifest import Architecture, FileRecord, GraphRecord, Manifest, from_json, to_json
 from sae_runtime.bundle.sae_lens_cfg import CFG, sae_lens_cfg
 from sae_runtime.bundle.tensors import Streamed, TensorSpec, map_tensor, read_header, save_tensors, stream_tensors
 from sae_runtime.bundle.typed_json import read_json
@@ -48,13 +48,16 @@ class Bundle:
     def weights(self) -> dict[str, NDArray[np.float32]]:
         """All weights, mapped from the file, and b_pre [d_in], which is b_dec or zeros."""
         weights = {name: self.tensor(name) for name in self.specs}
-        encoder = self.manifest.encoder
-        return {**weights, "b_pre": weights["b_dec"] if encoder.pre_bias else np.zeros(encoder.d_in, np.float32)}
+        architecture = self.manifest.architecture
+        return {
+            **weights,
+            "b_pre": weights["b_dec"] if architecture.pre_bias else np.zeros(architecture.d_in, np.float32),
+        }
 
     @property
     def calibrated(self) -> bool:
         """Whether the SAE has the threshold that it selects by, if any; without it, it cannot be served."""
-        return self.manifest.encoder.selection != "threshold" or "threshold" in self.specs
+        return self.manifest.architecture.selection != "threshold" or "threshold" in self.specs
 
     def sample(self) -> NDArray[np.float32] | None:
         """Activations [m, d_in] like those that the SAE was fitted on, or None if the bundle has none."""
@@ -199,28 +202,28 @@ def _check_file(folder: Path, name: str, expected: FileRecord | GraphRecord, *, 
         raise BundleError(f"{path} was altered: its sha256 differs from the manifest's; copy it again")
 
 
-def weight_shapes(encoder: Encoder) -> dict[str, tuple[int, ...]]:
+def weight_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors of `sae_weights.safetensors`, which holds exactly these.
 
     >>> weight_shapes(Encoder(d_in=24, d_sae=150, selection="topk", k=6))["W_enc"]
     (24, 150)
     """
-    d_in, d_sae, d_out = encoder.d_in, encoder.d_sae, encoder.width_out
+    d_in, d_sae, d_out = architecture.d_in, architecture.d_sae, architecture.d_x_hat
     shapes: dict[str, tuple[int, ...]] = {
         "W_enc": (d_in, d_sae),
         "W_dec": (d_sae, d_out),
         "b_enc": (d_sae,),
         "b_dec": (d_out,),
     }
-    if encoder.selection == "threshold":
+    if architecture.selection == "threshold":
         shapes["threshold"] = (d_sae,)
-    if encoder.skip:
+    if architecture.skip:
         shapes["W_skip"] = (d_out, d_in)
     return shapes
 
 
 def _check_weights(bundle: Bundle, *, verify: bool, calibrated: bool) -> None:
-    file, shapes = bundle.path / WEIGHTS, weight_shapes(bundle.manifest.encoder)
+    file, shapes = bundle.path / WEIGHTS, weight_shapes(bundle.manifest.architecture)
     if not bundle.calibrated:
         del shapes["threshold"]
     if set(bundle.specs) != set(shapes):
@@ -244,7 +247,7 @@ def _check_weights(bundle: Bundle, *, verify: bool, calibrated: bool) -> None:
 def _check_sample(bundle: Bundle, *, verify: bool) -> None:
     if SAMPLE not in bundle.manifest.files:
         return
-    file, d_in = bundle.path / SAMPLE, bundle.manifest.encoder.d_in
+    file, d_in = bundle.path / SAMPLE, bundle.manifest.architecture.d_in
     try:
         specs = read_header(file)
     except ValueError as error:

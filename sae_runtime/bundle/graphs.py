@@ -35,7 +35,7 @@ class BundleGraph:
 
 
 def _suits_int8(manifest: Manifest) -> bool:
-    d_sae = manifest.encoder.d_sae
+    d_sae = manifest.architecture.d_sae
     return GPU.fits(manifest) and d_sae >= SMALLEST_INT8 and d_sae % GROUP == 0
 
 
@@ -56,7 +56,7 @@ GPU = BundleGraph(
     "encode_gpu.onnx",
     "the same features from a float16 product on a GPU, each token certified",
     "top k or a threshold selects",
-    lambda manifest: manifest.encoder.selection != "groupmax",
+    lambda manifest: manifest.architecture.selection != "groupmax",
     asked_as="gpu",
     by_default=False,
     reads_derived=True,
@@ -74,7 +74,7 @@ STEER = BundleGraph(
     "steer.onnx",
     "edits of features in activations",
     "every bundle but a transcoder's, which does not reconstruct its input",
-    lambda manifest: manifest.encoder.d_out is None,
+    lambda manifest: manifest.architecture.d_out is None,
     reads_derived=True,
 )
 

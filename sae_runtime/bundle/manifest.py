@@ -18,7 +18,7 @@ NORMS = ("none", "layer", "length")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Encoder:
+class Architecture:
     """What an SAE computes: z = relu((x' - b_pre) W_enc + b_enc), of which the selection keeps some.
 
     The reconstruction is size * (f W_dec + b_dec) + mean + x W_skip^T, where f are the features that are kept. Only
@@ -37,7 +37,7 @@ class Encoder:
         d_out: numbers of the activation that a transcoder reconstructs; None if the SAE reconstructs x itself.
         skip: whether there is a W_skip.
 
-    >>> Encoder(d_in=24, d_sae=150, selection="topk", k=6).width_out
+    >>> Encoder(d_in=24, d_sae=150, selection="topk", k=6).d_x_hat
     24
     """
 
@@ -69,7 +69,7 @@ class Encoder:
             raise ValueError("a transcoder has d_out of at least 1, no pre_bias and no norm")
 
     @property
-    def width_out(self) -> int:
+    def d_x_hat(self) -> int:
         """Numbers of a reconstruction."""
         return self.d_in if self.d_out is None else self.d_out
 
@@ -137,7 +137,7 @@ class GraphRecord:
 class Manifest:
     """`sae_runtime.json`: what the SAE is, where it came from, what was measured, and the hash of every file."""
 
-    encoder: Encoder
+    architecture: Architecture
     allocation: Allocation | None  # None: the batch rule is not known
     slots: int  # slots of a token in encode.onnx; a token that fills all of them is encoded again with more
     model: str | None = None  # name of the host model
@@ -150,11 +150,11 @@ class Manifest:
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        if not 1 <= self.slots <= self.encoder.d_sae:
-            raise ValueError(f"slots must be in [1, d_sae={self.encoder.d_sae}], got {self.slots}")
+        if not 1 <= self.slots <= self.architecture.d_sae:
+            raise ValueError(f"slots must be in [1, d_sae={self.architecture.d_sae}], got {self.slots}")
         if self.allocation is not None:
-            _check_allocation(self.encoder, self.allocation)
-        k = self.encoder.k
+            _check_allocation(self.architecture, self.allocation)
+        k = self.architecture.k
         if k is not None and k != self.slots:
             raise ValueError(f"a token that keeps {k} features has as many slots, got {self.slots}")
         for name in (*self.files, *self.graphs):
@@ -171,13 +171,13 @@ class Manifest:
         return self.allocation
 
 
-def _check_allocation(encoder: Encoder, allocation: Allocation) -> None:
-    if allocation.k > encoder.d_sae:
-        raise ValueError(f"k must be at most d_sae={encoder.d_sae}, got {allocation.k:g}")
-    if (allocation.kind == "token") != (encoder.selection != "threshold"):
+def _check_allocation(architecture: Architecture, allocation: Allocation) -> None:
+    if allocation.k > architecture.d_sae:
+        raise ValueError(f"k must be at most d_sae={architecture.d_sae}, got {allocation.k:g}")
+    if (allocation.kind == "token") != (architecture.selection != "threshold"):
         raise ValueError("token choice is served by 'topk' or 'groupmax', the other allocations by 'threshold'")
-    if encoder.k is not None and encoder.k != allocation.k:
-        raise ValueError(f"token choice has one k, got {encoder.k} and {allocation.k:g}")
+    if architecture.k is not None and architecture.k != allocation.k:
+        raise ValueError(f"token choice has one k, got {architecture.k} and {allocation.k:g}")
 
 
 def to_json(manifest: Manifest) -> str:

@@ -21,37 +21,37 @@ def sae_lens_cfg(manifest: Manifest, *, calibrated: bool) -> dict[str, Any] | No
     >>> cfg["architecture"], cfg["d_in"], cfg["d_sae"]
     ('jumprelu', 24, 150)
     """
-    encoder = manifest.encoder
+    architecture = manifest.architecture
     name = _architecture(manifest, calibrated=calibrated)
     if name is None:
         return None
     metadata = {"sae_lens_version": _VERSION, "hook_name": manifest.hook, "model_name": manifest.model}
     cfg: dict[str, Any] = {
         "architecture": name,
-        "d_in": encoder.d_in,
-        "d_sae": encoder.d_sae,
+        "d_in": architecture.d_in,
+        "d_sae": architecture.d_sae,
         "dtype": "float32",
         "device": "cpu",
-        "apply_b_dec_to_input": encoder.pre_bias,
-        "normalize_activations": next(theirs for theirs, ours in NORMS.items() if ours == encoder.norm),
+        "apply_b_dec_to_input": architecture.pre_bias,
+        "normalize_activations": next(theirs for theirs, ours in NORMS.items() if ours == architecture.norm),
         "reshape_activations": "none",
         "metadata": metadata,
     }
-    if encoder.selection == "topk":
-        cfg |= {"k": encoder.k, "rescale_acts_by_decoder_norm": False}
-    if encoder.d_out is not None:
-        cfg["d_out"] = encoder.d_out
+    if architecture.selection == "topk":
+        cfg |= {"k": architecture.k, "rescale_acts_by_decoder_norm": False}
+    if architecture.d_out is not None:
+        cfg["d_out"] = architecture.d_out
         metadata["hook_name_out"] = manifest.hook_out
     return cfg
 
 
 def _architecture(manifest: Manifest, *, calibrated: bool) -> str | None:
     """What SAELens calls such an SAE, or None if it has nothing like it."""
-    encoder = manifest.encoder
-    jumprelu = encoder.selection == "threshold" and calibrated
-    if encoder.d_out is not None:
-        skip = "_skip" if encoder.skip else ""
+    architecture = manifest.architecture
+    jumprelu = architecture.selection == "threshold" and calibrated
+    if architecture.d_out is not None:
+        skip = "_skip" if architecture.skip else ""
         return f"jumprelu{skip}_transcoder" if jumprelu else None
-    if encoder.skip:
+    if architecture.skip:
         return None
-    return "topk" if encoder.selection == "topk" else "jumprelu" if jumprelu else None
+    return "topk" if architecture.selection == "topk" else "jumprelu" if jumprelu else None

@@ -81,7 +81,7 @@ def calibrate_bundle(
     check_source(activations, bundle.manifest, any_source=any_source)
     fitting, measuring = calibration_rows(activations)
     # disable=None hides the bar where stderr is no terminal.
-    total = 3 * bundle.manifest.encoder.d_sae
+    total = 3 * bundle.manifest.architecture.d_sae
     with tqdm(total=total, unit="feature", unit_scale=True, disable=None if progress else True) as bar:
         fit = _fitted(bundle, activations, fitting, allocation, bar)
         measured, l0 = _measured(bundle, activations.rows(measuring), fit, bar)
@@ -89,7 +89,7 @@ def calibrate_bundle(
     manifest = dataclasses.replace(
         bundle.manifest,
         allocation=allocation,
-        slots=slots_for(l0, bundle.manifest.encoder.d_sae),
+        slots=slots_for(l0, bundle.manifest.architecture.d_sae),
         measured=measured,
         provenance={**bundle.manifest.provenance, "calibration": _provenance(activations, rows)},
     )
@@ -112,11 +112,11 @@ def pre_activation_blocks(
     Raises:
         ValueError: a pre-activation is not finite.
     """
-    encoder, weights = bundle.manifest.encoder, bundle.weights()
-    x = normalised(x, encoder.norm)[0] - weights["b_pre"]
+    architecture, weights = bundle.manifest.architecture, bundle.weights()
+    x = normalised(x, architecture.norm)[0] - weights["b_pre"]
     step = max(elements // len(x), 1)
-    for begin in range(0, encoder.d_sae, step):
-        block = slice(begin, min(begin + step, encoder.d_sae))
+    for begin in range(0, architecture.d_sae, step):
+        block = slice(begin, min(begin + step, architecture.d_sae))
         with np.errstate(over="ignore", invalid="ignore"):  # the check below finds both
             z = weights["W_enc"][:, block].T @ x.T
             z += weights["b_enc"][block, None]
@@ -141,7 +141,7 @@ class _Fit:
 def _fitted(
     bundle: Bundle, activations: Activations, rows: NDArray[np.int64], allocation: Allocation, bar: "tqdm[None]"
 ) -> _Fit:
-    d_sae = bundle.manifest.encoder.d_sae
+    d_sae = bundle.manifest.architecture.d_sae
     max_densities = None if allocation.quota is None else quota.max_densities(allocation.quota, allocation.k, d_sae)
     x = activations.rows(rows)
     threshold = thresholds(pre_activation_blocks(bundle, x, bar=bar), len(x), allocation.k, max_densities)
@@ -155,7 +155,7 @@ def _fitted(
 def _measured(bundle: Bundle, x: Array, fit: _Fit, bar: "tqdm[None]") -> tuple[dict[str, Any], NDArray[np.int64]]:
     """What the manifest says of held-out activations x [n, d_in], and the active features of each token [n]."""
     # A transcoder's FVU needs the activations that it reconstructs, which are not at hand.
-    matches, l0, fvu = _tally(bundle, x, fit.threshold, bar, decode=bundle.manifest.encoder.d_out is None)
+    matches, l0, fvu = _tally(bundle, x, fit.threshold, bar, decode=bundle.manifest.architecture.d_out is None)
     measured = {
         "tokens": len(x),
         **({} if fvu is None else {"fvu": fvu}),
@@ -175,8 +175,8 @@ def _tally(
     bundle: Bundle, x: Array, threshold: Array, bar: "tqdm[None]", *, decode: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], float | None]:
     """Tokens that each feature is active on [d_sae], active features of each token [n], and FVU if `decode` is set."""
-    encoder, weights = bundle.manifest.encoder, bundle.weights()
-    matches, l0 = np.zeros(encoder.d_sae, np.int64), np.zeros(len(x), np.int64)
+    architecture, weights = bundle.manifest.architecture, bundle.weights()
+    matches, l0 = np.zeros(architecture.d_sae, np.int64), np.zeros(len(x), np.int64)
     x_hat = np.tile(weights["b_dec"], (len(x), 1)) if decode else None
     start = 0
     for z in pre_activation_blocks(bundle, x, bar=bar):
@@ -190,10 +190,10 @@ def _tally(
             x_hat += z.T @ weights["W_dec"][block]
     if x_hat is None:
         return matches, l0, None
-    _, mean, size = normalised(x, encoder.norm)
+    _, mean, size = normalised(x, architecture.norm)
     with np.errstate(over="ignore", invalid="ignore"):  # the check below finds both
         x_hat = x_hat * size + mean
-        if encoder.skip:
+        if architecture.skip:
             x_hat += x @ weights["W_skip"].T
         parts = (x - x_hat, x - x.mean(axis=0), x)
         error, spread, whole = (np.einsum("nd,nd->", d, d, dtype=np.float64) for d in parts)
@@ -204,17 +204,17 @@ def _tally(
 
 
 def _allocation(bundle: Bundle, k: float | None) -> Allocation:
-    encoder, allocation = bundle.manifest.encoder, bundle.manifest.allocation
-    if encoder.selection != "threshold":
+    architecture, allocation = bundle.manifest.architecture, bundle.manifest.allocation
+    if architecture.selection != "threshold":
         raise ValueError(
-            f"{bundle.path} keeps {encoder.k} features of every token, and so needs no threshold; serve it as it is"
+            f"{bundle.path} keeps {architecture.k} features of every token and needs no threshold; serve it as it is"
         )
     if k is None and allocation is not None:
         return allocation
     if k is None:
         raise ValueError(f"{bundle.path} does not say how many features a token should have; give --k")
-    if not 0 < k <= encoder.d_sae:
-        raise ValueError(f"k must be in (0, d_sae={encoder.d_sae}], got {k:g}")
+    if not 0 < k <= architecture.d_sae:
+        raise ValueError(f"k must be in (0, d_sae={architecture.d_sae}], got {k:g}")
     return Allocation(kind="mutual", k=k) if allocation is None else dataclasses.replace(allocation, k=k)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sae_runtime.bundle.manifest import Allocation, Encoder
+from sae_runtime.bundle.manifest import Allocation, Architecture
 from sae_runtime.checkpoints.checkpoint import Checkpoint, gather
 from sae_runtime.checkpoints.folder import Config, config_of, find, has
 from sae_runtime.checkpoints.torch_file import read_torch, tensors_of
@@ -52,7 +52,7 @@ def read(path: Path) -> Checkpoint:
     elif kind == "jumprelu":
         threshold = np.exp(tensors.vector(log_threshold, d_sae))
     return Checkpoint(
-        encoder=Encoder(
+        architecture=Architecture(
             d_in=d_in,
             d_sae=d_sae,
             selection="topk" if kind == "topk" else "threshold",

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_runtime.bundle.folder import weight_shapes
-from sae_runtime.bundle.manifest import Allocation, Encoder, Manifest
+from sae_runtime.bundle.manifest import Allocation, Architecture, Manifest
 from sae_runtime.checkpoints.stored import Double, Stored
 
 _SLOTS = 256  # of a token, for thresholds whose mean L0 is not known
@@ -35,7 +35,7 @@ class Checkpoint:
         warnings: sentences for the user.
     """
 
-    encoder: Encoder
+    architecture: Architecture
     weights: Weights
     file: Path
     source_format: str
@@ -48,14 +48,14 @@ class Checkpoint:
 
     def manifest(self) -> Manifest:
         """The manifest of its bundle."""
-        encoder, allocation = self.encoder, self.allocation
-        if encoder.k is not None:
-            slots = encoder.k
+        architecture, allocation = self.architecture, self.allocation
+        if architecture.k is not None:
+            slots = architecture.k
         else:
-            slots = min(encoder.d_sae, _SLOTS if allocation is None else math.ceil(4 * allocation.k))
+            slots = min(architecture.d_sae, _SLOTS if allocation is None else math.ceil(4 * allocation.k))
         provenance = {"source_format": self.source_format, **self.provenance}
         return Manifest(
-            encoder=encoder,
+            architecture=architecture,
             allocation=allocation,
             slots=slots,
             model=self.model,
@@ -66,7 +66,7 @@ class Checkpoint:
 
     def check(self) -> None:
         """Raise ValueError if a weight is missing, unknown, or of a shape that does not fit the encoder."""
-        shapes = weight_shapes(self.encoder)
+        shapes = weight_shapes(self.architecture)
         for name in {*shapes, *self.weights} - {"threshold"}:
             shape = tuple(self.weights[name].shape) if name in self.weights else None
             if shape != shapes.get(name):
@@ -74,7 +74,9 @@ class Checkpoint:
                     f"{self.file}: {name} has shape {shape}, expected {shapes.get(name)}; get a whole copy"
                 )
         if "threshold" in self.weights and self.weights["threshold"].shape != shapes.get("threshold"):
-            raise ValueError(f"{self.file}: threshold does not fit {self.encoder.d_sae} features; get a whole copy")
+            raise ValueError(
+                f"{self.file}: threshold does not fit {self.architecture.d_sae} features; get a whole copy"
+            )
 
 
 def gather(

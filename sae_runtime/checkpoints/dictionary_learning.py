@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sae_runtime.bundle.manifest import Allocation, Encoder
+from sae_runtime.bundle.manifest import Allocation, Architecture
 from sae_runtime.checkpoints import folding
 from sae_runtime.checkpoints.checkpoint import Checkpoint, gather
 from sae_runtime.checkpoints.folder import Config, config_of, find, home
@@ -91,7 +91,7 @@ def read(path: Path) -> Checkpoint:
         warnings += _dubious_threshold(threshold, trainer)
     topk = kind == "AutoEncoderTopK"
     return Checkpoint(
-        encoder=Encoder(
+        architecture=Architecture(
             d_in=d_in,
             d_sae=d_sae,
             selection="topk" if topk else "threshold",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sae_runtime.bundle.manifest import Encoder
+from sae_runtime.bundle.manifest import Architecture
 from sae_runtime.checkpoints.checkpoint import Checkpoint, gather
 from sae_runtime.checkpoints.folder import config_of, find, home
 from sae_runtime.checkpoints.npz_file import open_npz
@@ -78,8 +78,8 @@ def _second(path: Path, file: Path, tensors: Tensors) -> Checkpoint:
     cfg = config_of(path, CFG)
     if cfg is None:
         raise ValueError(f"{file} needs its {CFG}, which says what it reads; put it beside the weights")
-    if (architecture := cfg.text("architecture")) != "jump_relu":
-        raise ValueError(f"{cfg.file}: architecture is {architecture}, expected jump_relu")
+    if (form := cfg.text("architecture")) != "jump_relu":
+        raise ValueError(f"{cfg.file}: architecture is {form}, expected jump_relu")
     for name in ("w_enc", "w_dec"):
         if name in tensors and tensors.rank(name) == 3:
             raise ValueError(
@@ -125,7 +125,7 @@ def _checkpoint(
 ) -> Checkpoint:
     (d_in, d_sae), d_out = w_enc.shape, w_dec.shape[1]
     return Checkpoint(
-        encoder=Encoder(
+        architecture=Architecture(
             d_in=d_in,
             d_sae=d_sae,
             selection="threshold",

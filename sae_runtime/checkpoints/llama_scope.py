@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sae_runtime.bundle.manifest import Allocation, Encoder
+from sae_runtime.bundle.manifest import Allocation, Architecture
 from sae_runtime.checkpoints import folding
 from sae_runtime.checkpoints.checkpoint import Checkpoint, gather
 from sae_runtime.checkpoints.folder import Config, config_of, find, has
@@ -89,7 +89,7 @@ def read(path: Path) -> Checkpoint:
     )
     topk = activation == "topk"
     return Checkpoint(
-        encoder=Encoder(
+        architecture=Architecture(
             d_in=d_in,
             d_sae=d_sae,
             selection="topk" if topk else "threshold",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sae_runtime.bundle.manifest import Allocation, Encoder
+from sae_runtime.bundle.manifest import Allocation, Architecture
 from sae_runtime.checkpoints.checkpoint import Checkpoint, gather
 from sae_runtime.checkpoints.stored import Stored
 from sae_runtime.checkpoints.torch_file import read_torch, tensors_of
@@ -46,7 +46,7 @@ def read(path: Path) -> Checkpoint:
     )
     k = _k(path, state.get("activation_state_dict")) if activation == "TopK" else None
     return Checkpoint(
-        encoder=Encoder(
+        architecture=Architecture(
             d_in=d_in,
             d_sae=d_sae,
             selection="threshold" if k is None else "topk",

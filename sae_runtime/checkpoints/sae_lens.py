@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sae_runtime.bundle.manifest import Allocation, Encoder
+from sae_runtime.bundle.manifest import Allocation, Architecture
 from sae_runtime.bundle.sae_lens_cfg import CFG, NORMS
 from sae_runtime.checkpoints import folding
 from sae_runtime.checkpoints.checkpoint import Checkpoint, gather
@@ -46,7 +46,7 @@ def read(path: Path) -> Checkpoint:
     metadata = cfg.inner("metadata")
     version = metadata.maybe_text("sae_lens_version") or cfg.maybe_text("sae_lens_version")
     old = version is None or _numbers(version) < (6,)
-    architecture = _architecture(cfg, old=old)
+    form = _architecture(cfg, old=old)
     norm, warnings = _norm(cfg), []
     if norm == "covariance_whitening":
         raise ValueError(
@@ -56,19 +56,19 @@ def read(path: Path) -> Checkpoint:
         raise ValueError(f"{cfg.file}: normalize_activations is {norm}, expected one of {', '.join(_NORMS)}")
     tensors = open_safetensors(file)
     d_in, d_sae = cfg.size("d_in"), cfg.size("d_sae")
-    transcoder = architecture in _TRANSCODERS
+    transcoder = form in _TRANSCODERS
     if transcoder and _NORMS[norm] != "none":
         raise ValueError(f"{cfg.file}: a transcoder with normalize_activations {norm} gives nothing that undoes it")
     pre_bias = cfg.flag("apply_b_dec_to_input", True)
     if transcoder and pre_bias:
         raise ValueError(f"{cfg.file}: a transcoder cannot have apply_b_dec_to_input, as SAELens says too")
     d_out = cfg.size("d_out") if transcoder else d_in
-    skip = "skip" in architecture
+    skip = "skip" in form
 
     w_enc, w_dec = tensors.matrix("W_enc", d_in, d_sae), tensors.matrix("W_dec", d_sae, d_out)
     b_dec = tensors.vector("b_dec", d_out)
-    rescale = architecture in ("topk", *_BATCH) and cfg.flag("rescale_acts_by_decoder_norm", False)
-    threshold = _threshold(tensors, architecture, d_sae)
+    rescale = form in ("topk", *_BATCH) and cfg.flag("rescale_acts_by_decoder_norm", False)
+    threshold = _threshold(tensors, form, d_sae)
     if norm == _AVERAGE:
         scale, warning = _input_scale(path)
         warnings.append(warning)
@@ -76,7 +76,7 @@ def read(path: Path) -> Checkpoint:
         if rescale and threshold is not None:
             threshold = threshold / scale  # it applies to decoder lengths, which are divided too
     b_enc: Double
-    if architecture == "gated":
+    if form == "gated":
         gates = [tensors.vector(name, d_sae) for name in ("b_gate", "b_mag", "r_mag")]
         w_enc, b_enc, threshold = folding.gated(w_enc, *gates)
     else:
@@ -84,14 +84,14 @@ def read(path: Path) -> Checkpoint:
     if rescale:
         w_enc, b_enc, w_dec, _ = folding.decoder_lengths(w_enc, b_enc, w_dec)
     w_skip: Stored | None = tensors.matrix("W_skip", d_out, d_in) if skip else None
-    _refuse_unknown(tensors, architecture, skip=skip)
+    _refuse_unknown(tensors, form, skip=skip)
 
     k = None
     allocation = None
-    if architecture == "topk":
+    if form == "topk":
         k = cfg.inner("activation_fn_kwargs").size("k") if old and "activation_fn_kwargs" in cfg else cfg.size("k")
         allocation = Allocation(kind="token", k=float(k))
-    elif architecture in _BATCH:
+    elif form in _BATCH:
         allocation = Allocation(kind="mutual", k=cfg.number("k"))
         warnings.append(_mid_run(threshold))
     warnings += _dubious_threshold(path, cfg, version)
@@ -103,7 +103,7 @@ def read(path: Path) -> Checkpoint:
         warnings.append("It reads attention heads side by side: give it activations [tokens, heads * d_head].")
     origin = {key: metadata.maybe_text(key) for key in ("training_architecture", "hf_hook_name", "hf_hook_name_out")}
     return Checkpoint(
-        encoder=Encoder(
+        architecture=Architecture(
             d_in=d_in,
             d_sae=d_sae,
             selection="threshold" if k is None else "topk",
@@ -115,7 +115,7 @@ def read(path: Path) -> Checkpoint:
         ),
         weights=gather(file, w_enc=w_enc, b_enc=b_enc, w_dec=w_dec, b_dec=b_dec, threshold=threshold, w_skip=w_skip),
         file=file,
-        source_format=architecture,
+        source_format=form,
         allocation=allocation,
         model=metadata.maybe_text("model_name") or cfg.maybe_text("model_name"),
         hook=hook,
@@ -126,18 +126,18 @@ def read(path: Path) -> Checkpoint:
 
 
 def _architecture(cfg: Config, *, old: bool) -> str:
-    architecture = cfg.text("architecture", "standard" if old else None)
+    form = cfg.text("architecture", "standard" if old else None)
     if old:
         activation = cfg.text("activation_fn_str", cfg.text("activation_fn", "relu"))
         if activation not in ("relu", "topk"):
             raise ValueError(f"{cfg.file}: activation {activation} cannot be served, only relu and topk can")
         if activation == "topk":
-            architecture = "topk"
-    if architecture in _UNFIT:
-        raise ValueError(f"{cfg.file}: architecture {architecture} cannot be served, since {_UNFIT[architecture]}")
-    if architecture not in ARCHITECTURES:
-        raise ValueError(f"{cfg.file}: architecture is {architecture}, expected one of {', '.join(ARCHITECTURES)}")
-    return architecture
+            form = "topk"
+    if form in _UNFIT:
+        raise ValueError(f"{cfg.file}: architecture {form} cannot be served, since {_UNFIT[form]}")
+    if form not in ARCHITECTURES:
+        raise ValueError(f"{cfg.file}: architecture is {form}, expected one of {', '.join(ARCHITECTURES)}")
+    return form
 
 
 def _norm(cfg: Config) -> str:
@@ -160,28 +160,28 @@ def _input_scale(path: Path) -> tuple[float, str]:
     return scale, f"The run's input scale {scale:.6g} is folded in, as SAELens does in its final save."
 
 
-def _threshold(tensors: Tensors, architecture: str, d_sae: int) -> Double | None:
-    if architecture in ("standard", "transcoder", "skip_transcoder"):
+def _threshold(tensors: Tensors, form: str, d_sae: int) -> Double | None:
+    if form in ("standard", "transcoder", "skip_transcoder"):
         return np.zeros(d_sae)
-    if architecture.startswith("jumprelu"):
+    if form.startswith("jumprelu"):
         if "log_threshold" in tensors:  # training checkpoints before 6.0
             return np.exp(tensors.vector("log_threshold", d_sae))
         return tensors.vector("threshold", d_sae)
-    if architecture in _BATCH and "topk_threshold" in tensors:
+    if form in _BATCH and "topk_threshold" in tensors:
         threshold = tensors.scalar("topk_threshold")
         return np.full(d_sae, threshold) if threshold > 0 else None
     return None
 
 
-def _refuse_unknown(tensors: Tensors, architecture: str, *, skip: bool) -> None:
+def _refuse_unknown(tensors: Tensors, form: str, *, skip: bool) -> None:
     for name in ("scaling_factor", "finetuning_scaling_factor"):
         if name in tensors and not np.allclose(tensors.vector(name, tensors.matrix("W_dec").shape[0]), 1):
             raise ValueError(f"{tensors.file}: {name} is not 1, and no release says how it is to be applied")
     known = ["W_enc", "W_dec", "b_dec", "scaling_factor", "finetuning_scaling_factor"]
-    known += ["b_gate", "b_mag", "r_mag"] if architecture == "gated" else ["b_enc"]
-    if architecture.startswith("jumprelu"):
+    known += ["b_gate", "b_mag", "r_mag"] if form == "gated" else ["b_enc"]
+    if form.startswith("jumprelu"):
         known += ["threshold", "log_threshold"]
-    if architecture in _BATCH:
+    if form in _BATCH:
         known.append("topk_threshold")
     tensors.refuse_others(*known, *(["W_skip"] if skip else []))
 

@@ -5,7 +5,7 @@ The mathematics is that of `sparsify/sparse_coder.py` 1.3.
 
 from pathlib import Path
 
-from sae_runtime.bundle.manifest import Allocation, Encoder
+from sae_runtime.bundle.manifest import Allocation, Architecture
 from sae_runtime.checkpoints.checkpoint import Checkpoint, gather
 from sae_runtime.checkpoints.folder import config_of, find, has, home, read_config
 from sae_runtime.checkpoints.safetensors_file import open_safetensors
@@ -40,7 +40,7 @@ def read(path: Path) -> Checkpoint:
     tensors, (model, hook) = open_safetensors(file), _source(path)
     tensors.refuse_others("encoder.weight", "encoder.bias", "W_dec", "b_dec", *(["W_skip"] if skip else []))
     return Checkpoint(
-        encoder=Encoder(
+        architecture=Architecture(
             d_in=d_in,
             d_sae=d_sae,
             selection=activation,

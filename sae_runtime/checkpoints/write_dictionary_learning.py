@@ -56,8 +56,8 @@ def write(bundle_path: Path, out: Path, *, force: bool = False) -> None:
     trainer: dict[str, Any] = {
         "dict_class": kind,
         "trainer_class": _TRAINERS[kind],
-        "activation_dim": manifest.encoder.d_in,
-        "dict_size": manifest.encoder.d_sae,
+        "activation_dim": manifest.architecture.d_in,
+        "dict_size": manifest.architecture.d_sae,
         "lm_name": manifest.model,
         "submodule_name": manifest.hook,
     }
@@ -69,14 +69,14 @@ def write(bundle_path: Path, out: Path, *, force: bool = False) -> None:
 
 
 def _refuse_unlike(bundle: Bundle) -> None:
-    encoder = bundle.manifest.encoder
-    if encoder.selection == "groupmax":
+    architecture = bundle.manifest.architecture
+    if architecture.selection == "groupmax":
         raise ValueError(
-            f"{bundle.path} keeps the largest of each of {encoder.k} groups, which dictionary_learning does not; "
+            f"{bundle.path} keeps the largest of each of {architecture.k} groups, which dictionary_learning does not; "
             "convert it with --to sparsify"
         )
     refuse_normalised(bundle, "dictionary_learning")
-    if encoder.d_out is not None or encoder.skip:
+    if architecture.d_out is not None or architecture.skip:
         raise ValueError(
             f"{bundle.path} is a transcoder or has a skip, and dictionary_learning knows autoencoders only; "
             "serve the bundle itself, or open it in SAELens"
@@ -84,7 +84,7 @@ def _refuse_unlike(bundle: Bundle) -> None:
 
 
 def _kind(bundle: Bundle) -> str:
-    if bundle.manifest.encoder.selection == "topk":
+    if bundle.manifest.architecture.selection == "topk":
         return "AutoEncoderTopK"
     allocation, threshold = bundle.manifest.allocation, bundle.tensor("threshold")
     if allocation is not None and allocation.kind == "mutual" and threshold.min() == threshold.max():
@@ -96,7 +96,7 @@ def _kind(bundle: Bundle) -> str:
 
 
 def _state(bundle: Bundle, kind: str) -> dict[str, NDArray[Any]]:
-    weights, encoder, allocation = bundle.weights(), bundle.manifest.encoder, bundle.manifest.allocation
+    weights, architecture, allocation = bundle.weights(), bundle.manifest.architecture, bundle.manifest.allocation
     if kind == "JumpReluAutoEncoder":
         names = ("W_enc", "W_dec", "b_dec", "threshold")
         return {"b_enc": encoder_bias(bundle, pre_bias=False), **{name: weights[name] for name in names}}
@@ -107,7 +107,7 @@ def _state(bundle: Bundle, kind: str) -> dict[str, NDArray[Any]]:
         "bias" if kind == "AutoEncoder" else "b_dec": weights["b_dec"],
     }
     if kind == "AutoEncoderTopK":
-        state |= {"k": np.array(encoder.k, np.int32), "threshold": np.array(_UNSET, np.float32)}
+        state |= {"k": np.array(architecture.k, np.int32), "threshold": np.array(_UNSET, np.float32)}
     if kind == "BatchTopKSAE" and allocation is not None:
         state |= {"k": np.array(int(allocation.k), np.int32), "threshold": weights["threshold"][0]}
     return state

@@ -30,25 +30,25 @@ def write(bundle_path: Path, out: Path, *, force: bool = False) -> None:
     check_free(out, force=force)
     bundle = bundles.read(bundle_path)
     _refuse_unlike(bundle)
-    encoder, weights = bundle.manifest.encoder, bundle.weights()
-    transcode = encoder.d_out is not None  # sparsify subtracts b_dec from the input unless it transcodes
+    architecture, weights = bundle.manifest.architecture, bundle.weights()
+    transcode = architecture.d_out is not None  # sparsify subtracts b_dec from the input unless it transcodes
     tensors = {
         "encoder.weight": weights["W_enc"].T,
         "encoder.bias": encoder_bias(bundle, pre_bias=not transcode),
         "W_dec": weights["W_dec"],
         "b_dec": weights["b_dec"],
     }
-    if encoder.skip:
+    if architecture.skip:
         tensors["W_skip"] = weights["W_skip"]
     cfg = {
-        "activation": encoder.selection,
-        "num_latents": encoder.d_sae,
-        "k": encoder.k,
+        "activation": architecture.selection,
+        "num_latents": architecture.d_sae,
+        "k": architecture.k,
         "normalize_decoder": False,  # it would change the rows in further training
         "multi_topk": False,
-        "skip_connection": encoder.skip,
+        "skip_connection": architecture.skip,
         "transcode": transcode,
-        "d_in": encoder.d_in,
+        "d_in": architecture.d_in,
     }
     with new_folder(out, force=force) as folder:
         save_tensors(folder / WEIGHTS, tensors)
@@ -56,15 +56,15 @@ def write(bundle_path: Path, out: Path, *, force: bool = False) -> None:
 
 
 def _refuse_unlike(bundle: Bundle) -> None:
-    encoder = bundle.manifest.encoder
-    if encoder.selection == "threshold":
+    architecture = bundle.manifest.architecture
+    if architecture.selection == "threshold":
         raise ValueError(
             f"{bundle.path} is served by a threshold, and sparsify knows top k and groupmax only; "
             "convert it with --to dictionary-learning, or open it in SAELens"
         )
     refuse_normalised(bundle, "sparsify")
-    if encoder.width_out != encoder.d_in:
+    if architecture.d_x_hat != architecture.d_in:
         raise ValueError(
-            f"{bundle.path} makes activations {encoder.d_out} wide of those {encoder.d_in} wide, and sparsify knows "
-            "one width; serve the bundle itself"
+            f"{bundle.path} makes activations {architecture.d_out} wide of those {architecture.d_in} wide, and "
+            "sparsify knows one width; serve the bundle itself"
         )

@@ -47,18 +47,18 @@ def command(checkpoint: str, format: str | None, to: str | None, output: Path, f
     for warning in made.warnings:
         click.echo(f"warning: {warning}", err=True)
     manifest = made.manifest()
-    encoder = manifest.encoder
-    calibrated = encoder.selection != "threshold" or "threshold" in made.weights
+    architecture = manifest.architecture
+    calibrated = architecture.selection != "threshold" or "threshold" in made.weights
     result = {
         "bundle": output,
         "source_format": made.source_format,
-        "encoder": dataclasses.asdict(encoder),
+        "architecture": dataclasses.asdict(architecture),
         "calibrated": calibrated,
         "warnings": list(made.warnings),
     }
-    shape = f"{encoder.d_in} -> {encoder.d_sae}"
-    if encoder.d_out is not None:
-        shape += f" -> {encoder.d_out}"
+    shape = f"{architecture.d_in} -> {architecture.d_sae}"
+    if architecture.d_out is not None:
+        shape += f" -> {architecture.d_out}"
     then = f"sae-runtime export {output}" if calibrated else f"sae-runtime calibrate {output}"
     lines = [("bundle", output), ("read", f"{made.source_format}, {shape}"), ("next", then)]
     show(result, lines, json=json)

@@ -159,7 +159,7 @@ def _lines(found: Evaluation) -> list[tuple[str, str]]:
             f"largest cosine to another feature: median {decoder.median:.3f}, 99 % {decoder.high:.3f}, "
             f"above 0.9 {decoder.nearly_equal:.2%}",
         ),
-        ("", f"effective rank {decoder.effective_rank:.1f} of {found.encoder.width_out}"),
+        ("", f"effective rank {decoder.effective_rank:.1f} of {found.architecture.d_x_hat}"),
     ]
     return lines + ([] if found.host is None else _host_lines(found.host))
 

@@ -40,22 +40,22 @@ def command(bundle: str, json: bool) -> None:
 
 def describe(manifest: Manifest) -> list[tuple[str, str]]:
     """What an SAE is and what it measured, as lines for `show`."""
-    encoder, allocation = manifest.encoder, manifest.allocation
+    architecture, allocation = manifest.architecture, manifest.allocation
     kept = {
-        "topk": f"the top {encoder.k} of every token",
-        "groupmax": f"the largest of each of {encoder.k} groups",
+        "topk": f"the top {architecture.k} of every token",
+        "groupmax": f"the largest of each of {architecture.k} groups",
         "threshold": "those above their threshold",
-    }[encoder.selection]
-    form = f"{encoder.d_in:,} wide, {encoder.d_sae:,} features, keeps {kept}"
+    }[architecture.selection]
+    form = f"{architecture.d_in:,} wide, {architecture.d_sae:,} features, keeps {kept}"
     form += {
         "none": "",
         "layer": ", of activations with mean 0 and deviation 1",
         "length": ", of activations of one length",
-    }[encoder.norm]
-    if encoder.d_out is not None:
-        skip = " and a linear skip" if encoder.skip else ""
-        form += f"; transcodes to {manifest.hook_out or 'another activation'}, {encoder.d_out:,} wide{skip}"
-    lines = [("source", ", ".join(filter(None, (manifest.model, manifest.hook))) or "unknown"), ("encoder", form)]
+    }[architecture.norm]
+    if architecture.d_out is not None:
+        skip = " and a linear skip" if architecture.skip else ""
+        form += f"; transcodes to {manifest.hook_out or 'another activation'}, {architecture.d_out:,} wide{skip}"
+    lines = [("source", ", ".join(filter(None, (manifest.model, manifest.hook))) or "unknown"), ("architecture", form)]
     if allocation is not None:
         text = f"{allocation.kind} choice, k {allocation.k:g}"
         if allocation.quota is not None:

@@ -42,7 +42,7 @@ def encode_by_batch(
         name_row: what a message calls a row.
     """
     manifest = bundle.manifest
-    allocation, d_sae = manifest.batch_allocation, manifest.encoder.d_sae
+    allocation, d_sae = manifest.batch_allocation, manifest.architecture.d_sae
     k = allocation.k if k is None else k
     total, limit = limits(allocation, d_sae, tokens, k=k, max_density=max_density)
     floor = floor_of(bundle, tiler.graph, total, limit, tokens) if k <= allocation.k else 0.0

@@ -32,12 +32,12 @@ def encode_tensor(sessions: Sessions, manifest: Manifest, graph: str, x: T) -> t
         MemoryError: there is too little memory for so many tokens.
     """
     as_tensor = _converter(x)
-    outputs = _run(sessions, graph, _borrowed(x, sessions.device, manifest.encoder.d_in))
+    outputs = _run(sessions, graph, _borrowed(x, sessions.device, manifest.architecture.d_in))
     indices, values = (as_tensor(output) for output in outputs[:2])
     again = np.flatnonzero(~outputs[2].numpy()).tolist() if len(outputs) > 2 else []
     if again:
         part: Any = x
-        rows = _borrowed(part[again], sessions.device, manifest.encoder.d_in)
+        rows = _borrowed(part[again], sessions.device, manifest.architecture.d_in)
         for whole, redone in zip((indices, values), _run(sessions, PLAIN, rows), strict=True):
             whole[again] = as_tensor(redone)
     return indices, values

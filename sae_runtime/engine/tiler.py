@@ -45,10 +45,10 @@ def choose_graph(bundle: Bundle, sessions: Sessions, graph: str | None, tiling: 
 def _graph_by_size(manifest: Manifest, sessions: Sessions, tiling: Tiling) -> str:
     if not sessions.on_cpu:
         return GPU if GPU in manifest.graphs else PLAIN
-    encoder, allocation = manifest.encoder, manifest.allocation
-    k = encoder.k or (manifest.slots if allocation is None else allocation.k)
-    smallest = tiling.smallest_exact(topk=encoder.selection == "topk", k=k)
-    return EXACT if EXACT in manifest.graphs and encoder.d_sae >= smallest else PLAIN
+    architecture, allocation = manifest.architecture, manifest.allocation
+    k = architecture.k or (manifest.slots if allocation is None else allocation.k)
+    smallest = tiling.smallest_exact(topk=architecture.selection == "topk", k=k)
+    return EXACT if EXACT in manifest.graphs and architecture.d_sae >= smallest else PLAIN
 
 
 class Tiler:
@@ -68,8 +68,8 @@ class Tiler:
     """
 
     def __init__(self, manifest: Manifest, sessions: Sessions, graph: str, tiling: Tiling) -> None:
-        self._architecture, self._sessions, self.graph, self.tiling = manifest.encoder, sessions, graph, tiling
-        self.tile = tiling.tile(d_sae=manifest.encoder.d_sae, exact=graph == EXACT)
+        self._architecture, self._sessions, self.graph, self.tiling = manifest.architecture, sessions, graph, tiling
+        self.tile = tiling.tile(d_sae=manifest.architecture.d_sae, exact=graph == EXACT)
         self._lock, self._tokens, self._redone = threading.Lock(), 0, 0
         sessions.open(graph)
 

@@ -83,12 +83,12 @@ def write(
     Args:
         folder: an empty folder.
         parts: the features in order, with tokens; together they are whole sequences.
-        description: what the features are, with their `encoder`, `model`, `hook`, number of `tokens` and `values`.
+        description: what the features are, with their `architecture`, `model`, `hook`, number of `tokens` and `values`.
         sequence: tokens of a sequence.
         l0: active features of a token on average, about.
         file_matches: matches of a file, about.
     """
-    d_sae, tokens = int(description["encoder"]["d_sae"]), int(description["tokens"])
+    d_sae, tokens = int(description["architecture"]["d_sae"]), int(description["tokens"])
     files = min(max(_MIN_FILES, math.ceil(tokens * l0 / file_matches)), _MAX_FILES, d_sae)
     edges = np.linspace(0, d_sae, files + 1).astype(np.int64)
     small = max(tokens // sequence, int(np.diff(edges).max())) < 1 << 16

@@ -143,7 +143,7 @@ def _encoded(
     sae: SAE, activations: Activations, rows: int, rule: Literal["served", "batch"], bar: "tqdm[Any]"
 ) -> Iterator[tuple[int, Features]]:
     """Features of the first rows, _CHUNK tokens at a time, with the number of the first token of each part."""
-    if rule == "batch" and sae.manifest.encoder.selection == "threshold":
+    if rule == "batch" and sae.manifest.architecture.selection == "threshold":
         yield from _jointly_encoded(sae, activations, rows, bar)
         return
     for begin in range(0, rows, _CHUNK):
@@ -173,7 +173,7 @@ def _description(sae: SAE, activations: Activations, rows: int, rule: str, value
     manifest = sae.manifest
     return {
         "format_version": FORMAT_VERSION,
-        "encoder": dataclasses.asdict(manifest.encoder),
+        "architecture": dataclasses.asdict(manifest.architecture),
         "allocation": manifest.allocation and dataclasses.asdict(manifest.allocation),
         "model": manifest.model or activations.model,
         "hook": manifest.hook or activations.hook,

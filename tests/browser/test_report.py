@@ -79,8 +79,8 @@ def test_the_page_shows_what_the_host_model_loses(subjects: list[Subject]) -> No
     assert "<td>2.7500</td><td>5.0000</td><td>6.0000</td><td>2.5000</td>" in page
     assert "loss recovered, mean ablation" in page and "<td>90.00%</td>" in page
     assert "loss recovered, zero ablation" in page and "<td>92.86%</td>" in page
-    encoder = dataclasses.replace(HOST, cross_entropy=None, replaced={"served": {"token_cosine": 0.75}})
-    table = tables.hosts([changed(subjects[0], host=encoder)])
+    host = dataclasses.replace(HOST, cross_entropy=None, replaced={"served": {"token_cosine": 0.75}})
+    table = tables.hosts([changed(subjects[0], host=host)])
     assert "<td>0.7500</td>" in table and "cross-entropy" not in table
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sae_runtime import BundleError, Manifest, load
 from sae_runtime.bundle import folder as bundle
 from sae_runtime.bundle.folder import DERIVED, MANIFEST, WEIGHTS
-from sae_runtime.bundle.manifest import Allocation, Encoder
+from sae_runtime.bundle.manifest import Allocation, Architecture
 from sae_runtime.bundle.quota import Quota
 from sae_runtime.bundle.sae_lens_cfg import CFG
 from sae_runtime.exports.export import export
@@ -127,11 +127,17 @@ def test_reading_repairs_what_a_crash_left(tmp_path: Path, survivor: str) -> Non
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Encoder(d_in=0, d_sae=4, selection="threshold"), "d_in and d_sae must be at least 1, got 0 and 4"),
-        (lambda: Encoder(d_in=2, d_sae=4, selection="relu"), "must be one of topk, groupmax, threshold, got 'relu'"),
-        (lambda: Encoder(d_in=2, d_sae=4, selection="topk"), "k belongs to selections 'topk' and"),
-        (lambda: Encoder(d_in=2, d_sae=4, selection="threshold", k=1), "k belongs to selections 'topk' and"),
-        (lambda: Encoder(d_in=2, d_sae=4, selection="topk", k=5), r"k must be in \[1, d_sae=4\], got 5"),
+        (
+            lambda: Architecture(d_in=0, d_sae=4, selection="threshold"),
+            "d_in and d_sae must be at least 1, got 0 and 4",
+        ),
+        (
+            lambda: Architecture(d_in=2, d_sae=4, selection="relu"),
+            "must be one of topk, groupmax, threshold, got 'relu'",
+        ),
+        (lambda: Architecture(d_in=2, d_sae=4, selection="topk"), "k belongs to selections 'topk' and"),
+        (lambda: Architecture(d_in=2, d_sae=4, selection="threshold", k=1), "k belongs to selections 'topk' and"),
+        (lambda: Architecture(d_in=2, d_sae=4, selection="topk", k=5), r"k must be in \[1, d_sae=4\], got 5"),
         (lambda: Allocation(kind="batch", k=1.0), "must be token, mutual or feature, got 'batch'"),
         (lambda: Allocation(kind="mutual", k=0.0), "k must be positive, got 0"),
         (lambda: Allocation(kind="mutual", k=math.nan), "k must be positive, got nan"),
@@ -181,7 +187,7 @@ def test_another_schema_version_is_refused(copy_of: CopyOf, version: Any) -> Non
 
 
 @pytest.mark.parametrize(
-    "where", [(), ("encoder",), ("allocation", "quota"), ("files", WEIGHTS), ("graphs", "steer.onnx")]
+    "where", [(), ("architecture",), ("allocation", "quota"), ("files", WEIGHTS), ("graphs", "steer.onnx")]
 )
 def test_unknown_and_missing_fields_of_the_manifest_are_refused(copy_of: CopyOf, where: tuple[str, ...]) -> None:
     path = copy_of("feature")
@@ -209,9 +215,9 @@ def test_unknown_and_missing_fields_of_the_manifest_are_refused(copy_of: CopyOf,
         (("hook",), 3, "manifest.hook must be str, got 3"),
         (("measured",), {"l0": "six"}, "manifest.measured.l0 must be float, got 'six'"),
         (("measured",), [], "manifest.measured must be an object"),
-        (("encoder",), None, "manifest.encoder must have the fields d_in, d_sae, selection, k"),
-        (("encoder", "d_in"), -1, "d_in and d_sae must be at least 1"),
-        (("encoder", "selection"), "topk", "k belongs to selections 'topk' and 'groupmax'"),
+        (("architecture",), None, "manifest.architecture must have the fields d_in, d_sae, selection, k"),
+        (("architecture", "d_in"), -1, "d_in and d_sae must be at least 1"),
+        (("architecture", "selection"), "topk", "k belongs to selections 'topk' and 'groupmax'"),
         (("allocation", "k"), "6", "manifest.allocation.k must be float, got '6'"),
         (("allocation", "k"), 10**400, "manifest.allocation.k must be float, got 10+"),
         (("allocation", "k"), 151.0, "k must be at most d_sae=150, got 151"),
@@ -276,7 +282,7 @@ def test_a_manifest_that_does_not_list_a_file_is_refused(copy_of: CopyOf, name: 
 def test_without_verify_hashes_of_weights_are_not_looked_at(copy_of: CopyOf) -> None:
     path = copy_of("mutual")
     flip_last_bit(path / WEIGHTS)
-    assert bundle.read(path, verify=False).manifest.encoder.d_in == D_IN
+    assert bundle.read(path, verify=False).manifest.architecture.d_in == D_IN
     assert load(path, verify=False).encode(make_x(7)).l0().sum() > 0
     flip_last_bit(path / "encode.onnx")
     with pytest.raises(BundleError, match="encode.onnx was altered"):
@@ -388,7 +394,7 @@ def test_a_cfg_may_say_where_sae_lens_puts_it(copy_of: CopyOf) -> None:
     change(path / CFG, "device", to="cuda")
     change(path / CFG, "metadata", "neuronpedia_id", to="x/y")
     vouch_for(path, CFG)
-    assert bundle.read(path).manifest.encoder.k == K
+    assert bundle.read(path).manifest.architecture.k == K
 
 
 # Links
@@ -423,7 +429,7 @@ def test_links_of_a_hub_cache_are_followed(copy_of: CopyOf, tmp_path: Path) -> N
     for number, file in enumerate(sorted(path.iterdir())):
         shutil.move(file, blobs / f"b{number}")
         (snapshot / file.name).symlink_to(f"../../blobs/b{number}")
-    assert bundle.read(snapshot).manifest.encoder.d_sae == 150
+    assert bundle.read(snapshot).manifest.architecture.d_sae == 150
     np.testing.assert_array_equal(load(snapshot).encode(x).to_dense(), expected)
 
 

@@ -72,7 +72,7 @@ def test_a_checkpoint_of_another_library_is_converted(bundle_of: BundleOf, cache
     keep(cache, "me/saes", tmp_path / "layers.1", inside="layers.1")
     convert("hf://me/saes/layers.1", tmp_path / "out")
     made, source = bundle.read(tmp_path / "out"), bundle.read(bundle_of("token"))
-    assert made.manifest.encoder == source.manifest.encoder
+    assert made.manifest.architecture == source.manifest.architecture
     assert (made.tensor("W_enc") == source.tensor("W_enc")).all()
     with pytest.raises(OSError, match="^hf://me/none cannot be fetched: HF_HUB_OFFLINE is set"):
         convert("hf://me/none", tmp_path / "none")
@@ -106,7 +106,7 @@ def test_a_path_that_does_not_exist_is_refused_without_the_network(
 
 def test_inspect_takes_the_references_that_load_takes(bundle_of: BundleOf, unasked: Path) -> None:
     shutil.copytree(bundle_of("token"), unasked / "me" / "my-sae")
-    assert load("me/my-sae").manifest.encoder.selection == "topk"
+    assert load("me/my-sae").manifest.architecture.selection == "topk"
     assert run("inspect", "me/my-sae").exit_code == 0
     assert refused("inspect", "me/other") == (
         "error: me/other does not exist; name a path of this machine, or hf://me/other to fetch it"

@@ -37,12 +37,14 @@ FORMS: dict[str, dict[str, Any]] = {
 def raw(path: Path, *, kind: str | None = None, form: str = "plain", **changes: Any) -> Path:
     """A bundle without threshold, as converted from elsewhere: without a budget unless a kind is named."""
     known = make_manifest(D_SAE, kind or "mutual")
-    encoder = dataclasses.replace(known.encoder, **FORMS[form])
-    manifest = dataclasses.replace(known, encoder=encoder, allocation=known.allocation if kind else None, **changes)
+    architecture = dataclasses.replace(known.architecture, **FORMS[form])
+    manifest = dataclasses.replace(
+        known, architecture=architecture, allocation=known.allocation if kind else None, **changes
+    )
     weights = make_weights(D_SAE, "token")
     weights["W_enc"][:, 100:] *= 0.3  # small values, which a common cut would silence
     rng = np.random.default_rng(3)
-    for name, shape in bundle.weight_shapes(encoder).items():
+    for name, shape in bundle.weight_shapes(architecture).items():
         if name != "threshold" and (name not in weights or weights[name].shape != shape):
             weights[name] = rng.normal(0, 0.3, shape).astype(np.float32)
     bundle.write(path, weights, manifest)
@@ -59,7 +61,7 @@ def plain(folder: Path, n: int = 4000, **changes: Any) -> Activations:
 
 def pre_activations(path: Path, x: NDArray[np.float32]) -> NDArray[np.float64]:
     read = bundle.read(path, calibrated=False)
-    return witness.pre_activations(read.weights(), witness.normalise(x, read.manifest.encoder.norm)[0])
+    return witness.pre_activations(read.weights(), witness.normalise(x, read.manifest.architecture.norm)[0])
 
 
 def blocks(path: Path, x: NDArray[np.float32], elements: int = 1 << 24) -> Iterator[NDArray[np.float32]]:
@@ -252,7 +254,7 @@ def test_files_that_are_not_the_bundles_are_not_lost(copy_of: BundleOf, tmp_path
 def test_bundles_values_of_k_and_activations_that_do_not_fit_are_refused(bundle_of: BundleOf, tmp_path: Path) -> None:
     path = raw(tmp_path / "sae", model="tiny")
     good = plain(tmp_path)
-    with pytest.raises(ValueError, match="keeps 6 features of every token, and so needs no threshold; serve it as it"):
+    with pytest.raises(ValueError, match="keeps 6 features of every token and needs no threshold; serve it as it"):
         calibrate_bundle(bundle_of("token"), good, k=3.0)
     with pytest.raises(ValueError, match=r"does not say how many features a token should have; give --k"):
         calibrate_bundle(path, good)

@@ -216,7 +216,7 @@ def test_a_hub_cache_is_read(lens: Path, tmp_path: Path) -> None:
         file.rename(blobs / str(number))
         (snapshot / file.name).symlink_to(Path(os.path.relpath(blobs / str(number), snapshot)))
     convert(snapshot, tmp_path / "out")
-    assert bundle.read(tmp_path / "out").manifest.encoder.d_sae == 20
+    assert bundle.read(tmp_path / "out").manifest.architecture.d_sae == 20
 
 
 def test_what_the_docs_say_is_read_is_what_is_tried() -> None:

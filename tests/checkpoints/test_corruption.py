@@ -202,16 +202,16 @@ def doubled(state: dict[str, Any]) -> dict[str, Any]:
 def computed(path: Path, x: NDArray[np.float64]) -> Computed:
     """Features and reconstructions of a bundle by plain numpy; all positive features where it has no threshold."""
     read = bundle.read(path, calibrated=False)
-    weights, encoder = read.weights(), read.manifest.encoder
-    z = witness.pre_activations(weights, witness.normalise(x, encoder.norm)[0])
-    if encoder.selection == "threshold":
+    weights, architecture = read.weights(), read.manifest.architecture
+    z = witness.pre_activations(weights, witness.normalise(x, architecture.norm)[0])
+    if architecture.selection == "threshold":
         matches = witness.threshold(z, weights.get("threshold", np.zeros(1)))
     else:
-        choose = witness.token_choice if encoder.selection == "topk" else witness.group_choice
-        matches = choose(z, encoder.k or 0)
+        choose = witness.token_choice if architecture.selection == "topk" else witness.group_choice
+        matches = choose(z, architecture.k or 0)
     f = np.where(matches.kept, z, 0)
     y = f @ weights["W_dec"].astype(np.float64) + weights["b_dec"]
-    return f, witness.completed(weights, y, x, encoder.norm)
+    return f, witness.completed(weights, y, x, architecture.norm)
 
 
 def told_by(library: Callable[[], Library], x: Tensor) -> Computed | None:

@@ -132,7 +132,7 @@ def test_old_configurations_are_read_as_sae_lens_reads_them(saved: Saved, tmp_pa
     module = SAE.load_from_disk(path)
     module.turn_off_forward_pass_hook_z_reshaping()
     made = assert_same(path, tmp_path / "out", 16, module.encode, module.forward)
-    assert (made.encoder.k, made.model, made.hook) == (7, "gpt2-small", "blocks.3.attn.hook_z")
+    assert (made.architecture.k, made.model, made.hook) == (7, "gpt2-small", "blocks.3.attn.hook_z")
     assert "heads" in made.warnings[0]
     del old["activation_fn_str"]
     (path / "cfg.json").write_text(json.dumps(old))

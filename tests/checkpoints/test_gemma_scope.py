@@ -44,7 +44,7 @@ def test_transcoders_are_known_by_their_folder(tmp_path: Path, monkeypatch: pyte
     sizes = {**SIZES, "d_out": 16}
     theirs = sae_lens_sae(monkeypatch, home, "gemma_2_transcoder_huggingface_loader", repo, folder, **sizes)
     made = assert_same(home / folder / "params.npz", tmp_path / "out", 16, theirs.encode, theirs.forward)
-    assert (made.source_format, made.encoder.d_out) == ("jumprelu transcoder", 16)
+    assert (made.source_format, made.architecture.d_out) == ("jumprelu transcoder", 16)
     assert "since it lies in a repository of transcoders" in made.warnings[0]
 
 

@@ -107,7 +107,7 @@ def test_a_decoder_bias_that_the_encoder_takes_off_counts_scaled_activations(tmp
             return (encode(x) @ state["decoder.weight"].T + state["decoder.bias"]) / (math.sqrt(16) / 1.9)
 
         made = assert_same(tmp_path / place, tmp_path / f"{place}-out", 16, encode, reconstruct)
-        assert made.encoder.d_out == (None if place == "SAE" else 16)
+        assert made.architecture.d_out == (None if place == "SAE" else 16)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def test_a_bundle_computes_the_published_forward(tmp_path: Path, k: int | None, 
 def test_files_that_a_later_torch_saved_again_are_read(tmp_path: Path) -> None:
     saved = state(5) | {"activation.k": 5, "activation.postact_fn": "ReLU"}
     torch.save(saved, tmp_path / "autoencoder.pt")
-    assert convert(tmp_path / "autoencoder.pt", tmp_path / "out").encoder.k == 5
+    assert convert(tmp_path / "autoencoder.pt", tmp_path / "out").architecture.k == 5
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_calibrate_prints_json_of_another_output(bundle_of: BundleOf, acts: Path
 def test_calibrate_refuses_top_k_and_outputs_that_hold_inputs(bundle_of: BundleOf, acts: Path, tmp_path: Path) -> None:
     path = bundle_of("token")
     assert refused("calibrate", path, "--activations", acts, "--k", "4") == (
-        f"error: {path} keeps 6 features of every token, and so needs no threshold; serve it as it is"
+        f"error: {path} keeps 6 features of every token and needs no threshold; serve it as it is"
     )
     path = bundle_of("mutual")
     said = refused("calibrate", path, "--activations", acts, "-o", path.parent, "--force")

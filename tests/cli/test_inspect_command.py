@@ -48,7 +48,7 @@ def test_inspect_prints_a_description() -> None:
     manifest = dataclasses.replace(make_manifest(150, "token"), model="tiny", hook="layer.1", measured=measured)
     assert describe(manifest) == [
         ("source", "tiny, layer.1"),
-        ("encoder", "24 wide, 150 features, keeps the top 6 of every token"),
+        ("architecture", "24 wide, 150 features, keeps the top 6 of every token"),
         ("allocation", "token choice, k 6"),
         ("measured", "as served: FVU 0.1235, explained variance 0.8765, L0 6.00 on 20,000 held-out tokens"),
     ]

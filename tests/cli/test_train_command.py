@@ -169,7 +169,7 @@ def test_streams_from_a_model(tmp_path: Path) -> None:
     result = run(*arguments, "--tensorboard", tmp_path / "events")
     assert (result.exit_code, result.stderr) == (0, ""), result.output
     manifest = bundle.read(tmp_path / "sae").manifest
-    assert (manifest.model, manifest.hook, manifest.encoder.d_in) == ("model", "encoder.layer.0", 16)
+    assert (manifest.model, manifest.hook, manifest.architecture.d_in) == ("model", "encoder.layer.0", 16)
     assert str(tmp_path) not in (tmp_path / "sae" / bundle.MANIFEST).read_text()
     assert any((tmp_path / "events").iterdir())
     assert refused(*arguments, "--force", "--hook", "nowhere").startswith("error: ")

@@ -355,7 +355,7 @@ def test_export_refuses_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
 def test_features_are_active_on_the_activations_of_the_check(bundle_of: BundleOf, kind: str) -> None:
     """On activations where no feature is active, the check would pass for any graph."""
     weights = make_weights(150, kind)
-    x = sample(make_manifest(150, kind).encoder, with_b_pre(weights), np.random.default_rng(0))
+    x = sample(make_manifest(150, kind).architecture, with_b_pre(weights), np.random.default_rng(0))
     assert x.shape == (24, D_IN) and x.dtype == np.float32
     assert not x[0].any() and (x[1] == weights["b_dec"]).all()
     l0 = load(bundle_of(kind)).encode(x).l0()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sae_runtime import BundleError, Edit, load
 from sae_runtime.bundle import folder as bundle
-from sae_runtime.bundle.manifest import Allocation, Encoder, Manifest, from_json, to_json
+from sae_runtime.bundle.manifest import Allocation, Architecture, Manifest, from_json, to_json
 from sae_runtime.bundle.normalise import normalised
 from sae_runtime.engine.tiling import Tiling
 from sae_runtime.exports.export import export
@@ -36,33 +36,33 @@ FORMS: dict[str, dict[str, object]] = {
     "transcoder of equal widths": {"selection": "groupmax", "k": K, "pre_bias": False, "d_out": D_IN},
 }
 Weights = dict[str, NDArray[np.float32]]
-Made = Callable[[str], tuple[Path, Encoder, Weights]]
+Made = Callable[[str], tuple[Path, Architecture, Weights]]
 
 
 def make(form: str) -> tuple[Manifest, Weights]:
-    encoder = Encoder(d_in=D_IN, d_sae=D_SAE, **FORMS[form])  # type: ignore[arg-type]
+    architecture = Architecture(d_in=D_IN, d_sae=D_SAE, **FORMS[form])  # type: ignore[arg-type]
     rng = np.random.default_rng(len(form))
     weights: Weights = {}
-    for name, shape in bundle.weight_shapes(encoder).items():
+    for name, shape in bundle.weight_shapes(architecture).items():
         weights[name] = rng.normal(0, D_IN**-0.5 if name == "W_enc" else 0.3, shape).astype(np.float32)
-    if encoder.selection == "threshold":
+    if architecture.selection == "threshold":
         zero = form == "relu"
         weights["threshold"] = np.zeros(D_SAE, np.float32) if zero else rng.uniform(1, 5, D_SAE).astype(np.float32)
-    allocation = None if encoder.k is None else Allocation(kind="token", k=float(encoder.k))
-    return Manifest(encoder=encoder, allocation=allocation, slots=encoder.k or 32, hook="here"), weights
+    allocation = None if architecture.k is None else Allocation(kind="token", k=float(architecture.k))
+    return Manifest(architecture=architecture, allocation=allocation, slots=architecture.k or 32, hook="here"), weights
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    done: dict[str, tuple[Path, Encoder, Weights]] = {}
+    done: dict[str, tuple[Path, Architecture, Weights]] = {}
 
-    def give(form: str) -> tuple[Path, Encoder, Weights]:
+    def give(form: str) -> tuple[Path, Architecture, Weights]:
         if form not in done:
             manifest, weights = make(form)
             path = tmp_path_factory.mktemp("form") / "sae"
             bundle.write(path, weights, manifest, sample=activations(300, 9))
             export(path, graphs=("exact", "gpu"))
-            done[form] = path, manifest.encoder, weights
+            done[form] = path, manifest.architecture, weights
         return done[form]
 
     return give
@@ -74,25 +74,25 @@ def activations(n: int, seed: int = 0) -> NDArray[np.float32]:
     return ((make_x(n, seed=seed) + 0.7) * rng.uniform(0.3, 3, (n, 1))).astype(np.float32)
 
 
-def computed(encoder: Encoder, weights: Weights, x: NDArray[np.float32]) -> tuple[torch.Tensor, torch.Tensor]:
+def computed(architecture: Architecture, weights: Weights, x: NDArray[np.float32]) -> tuple[torch.Tensor, torch.Tensor]:
     """Features and reconstruction, in torch and float64, as the manifest's docstring words them."""
     w = {name: torch.from_numpy(array).double() for name, array in weights.items()}
     given = torch.from_numpy(x).double()
     mean, size, prepared = torch.zeros(len(x), 1), torch.ones(len(x), 1), given
-    if encoder.norm == "layer":
+    if architecture.norm == "layer":
         mean, size = given.mean(1, keepdim=True), given.std(1, keepdim=True)
         prepared = (given - mean) / (size + 1e-5)
-    elif encoder.norm == "length":
-        size = given.norm(dim=1, keepdim=True) / encoder.d_in**0.5
+    elif architecture.norm == "length":
+        size = given.norm(dim=1, keepdim=True) / architecture.d_in**0.5
         prepared = given / size
-    z = torch.relu((prepared - (w["b_dec"] if encoder.pre_bias else 0)) @ w["W_enc"] + w["b_enc"])
-    if encoder.selection == "threshold":
+    z = torch.relu((prepared - (w["b_dec"] if architecture.pre_bias else 0)) @ w["W_enc"] + w["b_enc"])
+    if architecture.selection == "threshold":
         f = z * (z > w["threshold"])
     else:
-        runs = z if encoder.selection == "topk" else z.view(len(x), encoder.k or 0, -1)
-        top = runs.topk(encoder.k or 0 if encoder.selection == "topk" else 1, dim=-1)
+        runs = z if architecture.selection == "topk" else z.view(len(x), architecture.k or 0, -1)
+        top = runs.topk(architecture.k or 0 if architecture.selection == "topk" else 1, dim=-1)
         f = torch.zeros_like(runs).scatter(-1, top.indices, top.values).view_as(z)
-    skip = given @ w["W_skip"].T if encoder.skip else 0
+    skip = given @ w["W_skip"].T if architecture.skip else 0
     return f, size * (f @ w["W_dec"] + w["b_dec"]) + mean + skip
 
 
@@ -107,11 +107,11 @@ def assert_close(found: NDArray[np.float32], expected: torch.Tensor) -> None:
 @pytest.mark.parametrize("smallest", [1, 10**9])
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_encodes_and_decodes_as_torch_does(made: Made, form: str, smallest: int, n: int) -> None:
-    path, encoder, weights = made(form)
+    path, architecture, weights = made(form)
     sae, x = load(path, tiling=Tiling(smallest=smallest)), activations(n, 1)
-    assert ("encode_exact.onnx" in sae.manifest.graphs) == (encoder.selection != "groupmax" and form != "relu")
+    assert ("encode_exact.onnx" in sae.manifest.graphs) == (architecture.selection != "groupmax" and form != "relu")
     features = sae.encode(x)
-    f, x_hat = computed(encoder, weights, x)
+    f, x_hat = computed(architecture, weights, x)
     assert_close(features.to_dense(), f)
     assert_close(sae.decode(features, x), x_hat)
     if n == 300:
@@ -120,13 +120,13 @@ def test_every_form_encodes_and_decodes_as_torch_does(made: Made, form: str, sma
 
 @pytest.mark.parametrize("form", [form for form, settings in FORMS.items() if "d_out" not in settings])
 def test_steering_every_form_changes_x_as_torch_does(made: Made, form: str) -> None:
-    path, encoder, weights = made(form)
+    path, architecture, weights = made(form)
     x = activations(6, 2)
-    f, x_hat = computed(encoder, weights, x)
+    f, x_hat = computed(architecture, weights, x)
     feature = int(f.sum(0).argmax())
     edited = f.clone()
     edited[:, feature] = 2 * f[:, feature] + 1
-    size = normalised(x, encoder.norm)[2]
+    size = normalised(x, architecture.norm)[2]
     expected = torch.from_numpy(x) + torch.from_numpy(size) * (
         (edited - f) @ torch.from_numpy(weights["W_dec"]).double()
     )
@@ -170,13 +170,13 @@ def test_a_token_of_zeros_is_encoded_as_zeros_where_lengths_are_normalised(made:
 @pytest.mark.parametrize("scale", [1e-28, 1e-20, 1e20, 1e30])
 @pytest.mark.parametrize("form", ["jump, length", "topk, layer norm", "groups, layer norm", "topk, length"])
 def test_norms_hold_where_squares_overflow_or_vanish(made: Made, form: str, scale: float) -> None:
-    path, encoder, weights = made(form)
+    path, architecture, weights = made(form)
     sae, x = load(path), (activations(20, 6) * scale).astype(np.float32)
-    f, x_hat = computed(encoder, weights, x)
+    f, x_hat = computed(architecture, weights, x)
     features = sae.encode(x)
     assert_close(features.to_dense(), f)
     assert_close(sae.decode(features, x), x_hat)
-    of_numpy, _, size = normalised(x, encoder.norm)
+    of_numpy, _, size = normalised(x, architecture.norm)
     assert np.isfinite(of_numpy).all() and (size > 0).all()
     feature = int(f.sum(0).argmax())
     assert np.isfinite(load(path).steer(x, [Edit(feature, shift=1)])).all()
@@ -184,9 +184,9 @@ def test_norms_hold_where_squares_overflow_or_vanish(made: Made, form: str, scal
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_decodes_an_empty_batch(made: Made, form: str) -> None:
-    path, encoder, _ = made(form)
+    path, architecture, _ = made(form)
     sae, x = load(path), activations(0)
-    assert sae.decode(sae.encode(x), x).shape == (0, encoder.width_out)
+    assert sae.decode(sae.encode(x), x).shape == (0, architecture.d_x_hat)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -208,7 +208,7 @@ def test_the_manifest_keeps_every_form(form: str) -> None:
 )
 def test_a_form_that_does_not_exist_is_refused(settings: dict[str, object], complaint: str) -> None:
     with pytest.raises(ValueError, match=f"^{complaint}$"):
-        Encoder(**{"d_in": D_IN, "d_sae": D_SAE, **settings})  # type: ignore[arg-type]
+        Architecture(**{"d_in": D_IN, "d_sae": D_SAE, **settings})  # type: ignore[arg-type]
 
 
 def test_a_bundle_without_a_threshold_is_refused_until_calibrated(tmp_path: Path) -> None:
@@ -227,16 +227,16 @@ def test_a_splice_of_every_form_computes_the_same(made: Made, form: str, tmp_pat
     import onnx_ir as ir
     import onnxruntime
 
-    path, encoder, weights = made(form)
+    path, architecture, weights = made(form)
     read = bundle.read(path)
     model = insert_graph(read, ir.DataType.FLOAT, read=True, edit=False, replace=True)
     ir.save(model, path / "insert.onnx")
     session = onnxruntime.InferenceSession(path / "insert.onnx")
     x = activations(6, 4)
     indices, values, y = session.run(["indices", "values", "y"], {"x": x.reshape(2, 3, D_IN), "slots": np.array([40])})
-    f, x_hat = computed(encoder, weights, x)
+    f, x_hat = computed(architecture, weights, x)
     found = np.zeros((6, D_SAE), np.float32)
     np.put_along_axis(found, indices.reshape(6, -1)[:, ::-1], values.reshape(6, -1)[:, ::-1], 1)
-    if encoder.selection == "threshold":
+    if architecture.selection == "threshold":
         assert_close(np.sort(found)[:, -30:], f.sort().values[:, -30:])
     assert_close(y.reshape(6, -1), x_hat)

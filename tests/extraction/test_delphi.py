@@ -71,7 +71,13 @@ def test_a_cache_holds_what_encode_gives(
 def test_files_cover_all_features_without_gap(bundle_of: BundleOf, tmp_path: Path) -> None:
     activations = harvested(tmp_path / "acts", 256)
     features = load(bundle_of("mutual")).encode(make_x(256))
-    description = {"encoder": {"d_sae": 150}, "model": "tiny", "hook": "layer.1", "tokens": 256, "values": "float16"}
+    description = {
+        "architecture": {"d_sae": 150},
+        "model": "tiny",
+        "hook": "layer.1",
+        "tokens": 256,
+        "values": "float16",
+    }
     (tmp_path / "cache").mkdir()
     parts = [feature_rows(activations, 0, features, "float16")]
     delphi.write(tmp_path / "cache", parts, description, sequence=256, l0=24, file_matches=300)

@@ -204,7 +204,7 @@ def test_parquet_metadata_describes_the_features(placed: SAE, tmp_path: Path) ->
     manifest = placed.manifest
     assert description == {
         "format_version": 1,
-        "encoder": dataclasses.asdict(manifest.encoder),
+        "architecture": dataclasses.asdict(manifest.architecture),
         "allocation": manifest.allocation and dataclasses.asdict(manifest.allocation),
         "model": "tiny",
         "hook": "layer.1",

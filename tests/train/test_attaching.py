@@ -158,7 +158,7 @@ def test_edits_of_every_form_are_those_of_steer(form: dict[str, Any], tmp_path: 
         y = model(torch.from_numpy(x)).numpy()
     np.testing.assert_allclose(y, runtime.steer(x, edits), atol=1e-4)
     np.testing.assert_allclose(features[0].to_dense(), runtime.encode(x).to_dense(), atol=1e-4)
-    f, encoder = runtime.encode(x).to_dense(), runtime.manifest.encoder
+    f, architecture = runtime.encode(x).to_dense(), runtime.manifest.architecture
     weights, ids = bundle.read(path).weights(), np.array([[feature], [0], [7]])
     numbers: dict[str, Any] = {
         "scale": [[2.0], [1.0], [0.0]],
@@ -166,7 +166,7 @@ def test_edits_of_every_form_are_those_of_steer(form: dict[str, Any], tmp_path: 
         "low": -1e30,
         "high": 1e30,
     }
-    expected = witness.steer(weights, x, f.astype(np.float64), ids, encoder.norm, **numbers)
+    expected = witness.steer(weights, x, f.astype(np.float64), ids, architecture.norm, **numbers)
     np.testing.assert_allclose(y, expected, atol=1e-4)
 
 

@@ -123,7 +123,7 @@ def test_fit_reads_the_held_out_rows_once(tmp_path: Path) -> None:
 def test_d_sae_is_eight_times_d_in_where_it_is_not_given(tmp_path: Path) -> None:
     x = planted(2000)[0][:, :13]
     manifest = fit(x, tmp_path / "sae", TrainConfig(k=4, tokens=1000, batch=500))
-    assert manifest.encoder.d_sae == manifest.provenance["recipe"]["d_sae"] == 112, "a multiple of 16"
+    assert manifest.architecture.d_sae == manifest.provenance["recipe"]["d_sae"] == 112, "a multiple of 16"
     assert manifest.provenance["config"]["d_sae"] is None
     with pytest.raises(ValueError, match=r"k must be in \(0, d_sae=112\], got 120"):
         fit(x, tmp_path / "other", TrainConfig(k=120, tokens=1000, batch=500))

@@ -65,7 +65,7 @@ def evaluate(
     wanted = config.batch or trained_batch(manifest)
     # Batches of one size: over a short last one the limits of feature choice would round to nothing.
     batch = math.ceil(len(rows) / max(round(len(rows) / wanted), 1))
-    tile = min(max(_TILE_ELEMENTS // manifest.encoder.d_sae, 1), _ROWS_AT_ONCE)
+    tile = min(max(_TILE_ELEMENTS // manifest.architecture.d_sae, 1), _ROWS_AT_ONCE)
     by_batch = None
     total = len(rows) * (1 + (sae.batch is not None))
     # disable=None hides the bar where stderr is no terminal.
@@ -77,7 +77,7 @@ def evaluate(
     return Evaluation(
         bundle=str(sae.path),
         name=sae.path.resolve().name,
-        encoder=manifest.encoder,
+        architecture=manifest.architecture,
         allocation=manifest.allocation,
         model=manifest.model,
         hook=manifest.hook,
@@ -121,7 +121,7 @@ def chosen_rows(manifest: Manifest, activations: Activations, config: EvaluateCo
 
 def _targets(sae: TorchSAE, source: Activations, targets: Activations | str | Path | None) -> Activations | None:
     """What the SAE is to reconstruct: the activations themselves, or a transcoder's targets where they are given."""
-    width = sae.manifest.encoder.d_out
+    width = sae.manifest.architecture.d_out
     if targets is None:
         return source if width is None else None
     opened = targets if isinstance(targets, Activations) else open_activations(targets)

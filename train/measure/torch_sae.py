@@ -14,7 +14,7 @@ from sae_runtime.train.measure.tally import Rule, batch_rule, group_rule, served
 
 
 class TorchSAE(nn.Module):
-    """The SAE of a bundle, for raw activations; `manifest.encoder` says what it computes.
+    """The SAE of a bundle, for raw activations; `manifest.architecture` says what it computes.
 
     Its weights are buffers of the bundle's names and shapes: gradients flow through it to activations, and nothing
     trains it. `batch` is the rule that gives out matches over many tokens, None where the bundle does not have one.
@@ -34,26 +34,28 @@ class TorchSAE(nn.Module):
         """Take the weights of a bundle that has a threshold if it needs one."""
         super().__init__()
         self.path, self.manifest = read.path, read.manifest
-        encoder, allocation = read.manifest.encoder, read.manifest.allocation
+        architecture, allocation = read.manifest.architecture, read.manifest.allocation
         for name, array in read.weights().items():
             # W_enc lies by rows of features: the product with it is the one of training, to the last bit.
             tensor = torch.tensor(array.T).contiguous().T if name == "W_enc" else torch.tensor(array)
             self.register_buffer(name, tensor)
-        if encoder.selection == "groupmax":
-            self.served: Rule = group_rule(encoder.k or 0)
+        if architecture.selection == "groupmax":
+            self.served: Rule = group_rule(architecture.k or 0)
         else:
-            threshold = None if encoder.k is not None else np.array(read.tensor("threshold"))
-            self.served = served_rule(encoder.k or encoder.d_sae, threshold)
+            threshold = None if architecture.k is not None else np.array(read.tensor("threshold"))
+            self.served = served_rule(architecture.k or architecture.d_sae, threshold)
         self.batch: Rule | None = None
-        if allocation is not None and encoder.selection == "threshold":
+        if allocation is not None and architecture.selection == "threshold":
             max_densities = (
-                None if allocation.quota is None else quota.max_densities(allocation.quota, allocation.k, encoder.d_sae)
+                None
+                if allocation.quota is None
+                else quota.max_densities(allocation.quota, allocation.k, architecture.d_sae)
             )
             self.batch = batch_rule(allocation.k, max_densities)
 
     def refuse_transcoder(self) -> None:
         """Raise ValueError where the features cannot replace or edit the activations that they are read from."""
-        if self.manifest.encoder.d_out is not None:
+        if self.manifest.architecture.d_out is not None:
             raise ValueError(
                 f"{self.path} is a transcoder: its features make another activation than they are read from, and can "
                 "neither replace nor edit that"
@@ -65,17 +67,17 @@ class TorchSAE(nn.Module):
         Tokens are first divided by the mean of their magnitudes, so that squares of large and of small numbers are
         finite and above 0.
         """
-        encoder = self.manifest.encoder
-        if encoder.norm == "none":
+        architecture = self.manifest.architecture
+        if architecture.norm == "none":
             return x, None, None
-        unit = (x / encoder.d_in).abs().sum(dim=1, keepdim=True)
+        unit = (x / architecture.d_in).abs().sum(dim=1, keepdim=True)
         y = x / torch.where(unit > 0, unit, 1)
-        if encoder.norm == "length":
-            size = y.norm(dim=1, keepdim=True) * encoder.d_in**-0.5
+        if architecture.norm == "length":
+            size = y.norm(dim=1, keepdim=True) * architecture.d_in**-0.5
             return y / size.clamp_min(TINY), None, size * unit
         mean = y.mean(dim=1, keepdim=True)
         y = y - mean
-        size = y.norm(dim=1, keepdim=True) * (encoder.d_in - 1) ** -0.5
+        size = y.norm(dim=1, keepdim=True) * (architecture.d_in - 1) ** -0.5
         return y / (size + LAYER_EPSILON / unit.clamp_min(TINY)), mean * unit, size * unit
 
     def pre_activations(self, x: Tensor) -> Tensor:
@@ -93,7 +95,7 @@ class TorchSAE(nn.Module):
         y = sums + self.b_dec
         y = y if size is None else y * size
         y = y if mean is None else y + mean
-        return y + x @ self.get_buffer("W_skip").T if self.manifest.encoder.skip else y
+        return y + x @ self.get_buffer("W_skip").T if self.manifest.architecture.skip else y
 
     def decode(self, f: Tensor, x: Tensor) -> Tensor:
         """The reconstruction [n, d_out] of x [n, d_in] from activations of features [n, d_sae]."""

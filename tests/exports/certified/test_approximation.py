@@ -31,7 +31,7 @@ def opened(path: Path) -> Callable[..., list[NDArray[Any]]]:
         array = map_tensor(path / DERIVED, specs[name])
         return graph.constant(array, array.dtype, name=name)
 
-    x, levels = graph.input("x", np.float32, ["n", made.manifest.encoder.d_in]), graph.constant(63, np.float32)
+    x, levels = graph.input("x", np.float32, ["n", made.manifest.architecture.d_in]), graph.constant(63, np.float32)
     threshold = graph.input("threshold", np.float32, ["t"]) if "threshold" in made.specs else None
     slots = graph.input("slots", np.int64, [1])
     small = rounded(graph, x, levels, stored)

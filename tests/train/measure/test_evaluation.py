@@ -118,7 +118,7 @@ def test_an_evaluation_is_read_as_it_was_written(bundle_of: Callable[..., Path],
     (tmp_path / "e.json").write_text(to_json(found))
     assert read_evaluation(tmp_path / "e.json") == found
     assert (found.bundle, found.name) == (str(bundle_of(kind)), f"{kind}-150")
-    assert found.encoder == bundle.read(bundle_of(kind)).manifest.encoder
+    assert found.architecture == bundle.read(bundle_of(kind)).manifest.architecture
 
 
 def test_a_file_that_is_no_evaluation_is_refused(bundle_of: Callable[..., Path], tmp_path: Path) -> None:
@@ -131,7 +131,10 @@ def test_a_file_that_is_no_evaluation_is_refused(bundle_of: Callable[..., Path],
         ({"schema_version": 7}, "the evaluation has schema version 7, not 1"),
         ({"tokens": "many"}, r"the evaluation\.tokens must be int, got 'many'"),
         ({"served": {**written["served"], "l0": None}}, r"the evaluation\.served\.l0 must be float, got None"),
-        ({"encoder": {**written["encoder"], "norm": "odd"}}, "norm must be one of none, layer, length, got 'odd'"),
+        (
+            {"architecture": {**written["architecture"], "norm": "odd"}},
+            "norm must be one of none, layer, length, got 'odd'",
+        ),
     ):
         path.write_text(json.dumps(written | changes))
         with pytest.raises(ValueError, match=rf"e\.json: {message}; make it again with sae-runtime evaluate -o"):

@@ -12,7 +12,7 @@ from transformers import BertModel, GPT2LMHeadModel, GPT2Model
 
 from sae_runtime.bundle import folder as bundle
 from sae_runtime.bundle.evaluation_file import HostLoss
-from sae_runtime.bundle.manifest import Allocation, Encoder, Manifest
+from sae_runtime.bundle.manifest import Allocation, Architecture, Manifest
 from sae_runtime.exports import witness
 from sae_runtime.train.harvest.config import HarvestConfig
 from sae_runtime.train.harvest.host_model import load_host, longest_window, replaced
@@ -59,8 +59,8 @@ def weights() -> dict[str, NDArray[np.float32]]:
 @pytest.fixture(scope="module")
 def sae(tmp_path_factory: pytest.TempPathFactory, weights: dict[str, NDArray[np.float32]]) -> TorchSAE:
     path = tmp_path_factory.mktemp("sae") / "sae"
-    encoder = Encoder(d_in=WIDTH, d_sae=D_SAE, selection="threshold")
-    manifest = Manifest(encoder=encoder, allocation=Allocation(kind="mutual", k=float(K)), slots=16)
+    architecture = Architecture(d_in=WIDTH, d_sae=D_SAE, selection="threshold")
+    manifest = Manifest(architecture=architecture, allocation=Allocation(kind="mutual", k=float(K)), slots=16)
     bundle.write(path, weights, manifest)
     return open_sae(path)
 
@@ -196,8 +196,8 @@ def test_a_perfect_sae_loses_nothing(gpt2: Path, text: Path, tmp_path: Path) -> 
     weights = {
         name: np.ascontiguousarray(a, np.float32) for name, a in {"W_enc": basis.T, "W_dec": basis, **zeros}.items()
     }
-    encoder = Encoder(d_in=WIDTH, d_sae=D_SAE, selection="threshold")
-    bundle.write(tmp_path / "sae", weights, Manifest(encoder=encoder, allocation=None, slots=16))
+    architecture = Architecture(d_in=WIDTH, d_sae=D_SAE, selection="threshold")
+    bundle.write(tmp_path / "sae", weights, Manifest(architecture=architecture, allocation=None, slots=16))
     found = run(open_sae(tmp_path / "sae"), gpt2, f"transformer.{GPT2_HOOK}", text, tokens=50)
     assert found.tokens == 50 and "batch" not in found.replaced
     assert found.replaced["served"]["kl"] == pytest.approx(0, abs=1e-6)
@@ -211,8 +211,8 @@ def test_an_sae_with_a_norm_replaces_activations_as_the_runtime_decodes_them(
     rng = np.random.default_rng(5)
     rows = rng.normal(0, 0.3, (D_SAE, WIDTH)).astype(np.float32)
     biases = {"b_enc": np.zeros(D_SAE, np.float32), "b_dec": np.zeros(WIDTH, np.float32)}
-    encoder = Encoder(d_in=WIDTH, d_sae=D_SAE, selection="topk", k=K, norm="layer")
-    manifest = Manifest(encoder=encoder, allocation=Allocation(kind="token", k=float(K)), slots=K)
+    architecture = Architecture(d_in=WIDTH, d_sae=D_SAE, selection="topk", k=K, norm="layer")
+    manifest = Manifest(architecture=architecture, allocation=Allocation(kind="token", k=float(K)), slots=K)
     weights = {"W_enc": np.ascontiguousarray(rows.T), "W_dec": rows, **biases}
     bundle.write(tmp_path / "sae", weights, manifest)
     found = run(open_sae(tmp_path / "sae"), gpt2, GPT2_HOOK, text)
@@ -226,9 +226,9 @@ def test_an_sae_with_a_norm_replaces_activations_as_the_runtime_decodes_them(
 
 
 def test_a_transcoder_cannot_replace_what_it_reads(gpt2: Path, text: Path, tmp_path: Path) -> None:
-    encoder = Encoder(d_in=WIDTH, d_sae=D_SAE, selection="topk", k=K, pre_bias=False, d_out=3)
-    weights = {name: np.zeros(shape, np.float32) for name, shape in bundle.weight_shapes(encoder).items()}
-    bundle.write(tmp_path / "sae", weights, Manifest(encoder=encoder, allocation=None, slots=K))
+    architecture = Architecture(d_in=WIDTH, d_sae=D_SAE, selection="topk", k=K, pre_bias=False, d_out=3)
+    weights = {name: np.zeros(shape, np.float32) for name, shape in bundle.weight_shapes(architecture).items()}
+    bundle.write(tmp_path / "sae", weights, Manifest(architecture=architecture, allocation=None, slots=K))
     with pytest.raises(ValueError, match="is a transcoder: .* can neither replace nor edit that"):
         run(open_sae(tmp_path / "sae"), gpt2, GPT2_HOOK, text)
 

@@ -15,7 +15,7 @@ from sae_runtime import load
 from sae_runtime.bundle import folder as bundle
 from sae_runtime.bundle import quota
 from sae_runtime.bundle.folder import BundleError
-from sae_runtime.bundle.manifest import Allocation, Encoder
+from sae_runtime.bundle.manifest import Allocation, Architecture
 from sae_runtime.exports import witness
 from sae_runtime.train.measure.tally import reconstruct
 from sae_runtime.train.measure.torch_sae import TorchSAE, open_sae
@@ -60,17 +60,17 @@ def off_centre(n: int, scale: float = 1.0) -> NDArray[np.float32]:
 
 def expected(sae: TorchSAE, x: NDArray[np.float32]) -> tuple[witness.Matches, NDArray[np.float64]]:
     """The matches and the reconstruction of the witness, in float64."""
-    encoder, weights = sae.manifest.encoder, bundle.read(sae.path).weights()
-    z = witness.pre_activations(weights, witness.normalise(x, encoder.norm)[0])
-    matches = _matches(encoder, weights, z)
+    architecture, weights = sae.manifest.architecture, bundle.read(sae.path).weights()
+    z = witness.pre_activations(weights, witness.normalise(x, architecture.norm)[0])
+    matches = _matches(architecture, weights, z)
     sums = np.where(matches.kept, z, 0) @ weights["W_dec"].astype(np.float64) + weights["b_dec"]
-    return matches, witness.completed(weights, sums, x, encoder.norm)
+    return matches, witness.completed(weights, sums, x, architecture.norm)
 
 
-def _matches(encoder: Encoder, weights: witness.Weights, z: NDArray[np.float64]) -> witness.Matches:
-    if encoder.selection == "threshold":
+def _matches(architecture: Architecture, weights: witness.Weights, z: NDArray[np.float64]) -> witness.Matches:
+    if architecture.selection == "threshold":
         return witness.threshold(z, weights["threshold"])
-    return (witness.token_choice if encoder.selection == "topk" else witness.group_choice)(z, encoder.k or 0)
+    return (witness.token_choice if architecture.selection == "topk" else witness.group_choice)(z, architecture.k or 0)
 
 
 def as_slots(f: torch.Tensor) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
