@@ -93,9 +93,11 @@ def kernels_on(device: torch.device) -> Kernels:
 def our_step(d_sae: int, *, sizes: Sizes, precision: str, device: torch.device) -> Step:
     """A step of mutual choice in which a fiftieth of the features is under-used."""
     n = max(sizes.n)
-    config = TrainConfig(k=sizes.k, d_sae=d_sae, tokens=n * 10_000, batch=n, lr=1e-4, precision=precision)
+    config = TrainConfig(k=sizes.k, d_sae=d_sae, tokens=n * 10_000, batch=n, lr=1e-4, product_dtype=precision)
     model = SparseAutoencoder(d_sae, torch.zeros(sizes.d_in), generator=torch.Generator().manual_seed(0)).to(device)
-    gradients = with_fiftieth_under_used(SparseStep(precision=getattr(torch, precision), kernels=kernels_on(device)))
+    gradients = with_fiftieth_under_used(
+        SparseStep(product_dtype=getattr(torch, precision), kernels=kernels_on(device))
+    )
     return Trainer(model, config, derive(config, sizes.d_in), rng=np.random.default_rng(0), gradients=gradients).step
 
 
@@ -221,7 +223,7 @@ def parity(d_in: int, n: int, d_sae: int, k: int, device: torch.device) -> list[
     rows += [(f"{name}, run again", float(not torch.equal(run(), run())), 0.0) for name, run in runs.items()]
     truth = _gradients(plain_step, d_in, device)
     for precision in BOTH:
-        mine = _gradients(SparseStep(precision=getattr(torch, precision), kernels=kernels), d_in, device)
+        mine = _gradients(SparseStep(product_dtype=getattr(torch, precision), kernels=kernels), d_in, device)
         rows += [(f"{name}'s gradient, {precision}", _distance(mine[name], truth[name]), 1e-4) for name in truth]
     return rows
 

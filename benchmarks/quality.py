@@ -107,7 +107,7 @@ VARIANTS: dict[str, Callable[[Task], Fitted]] = {
     "mutual choice, aux dead, lr 0.02": partial(ours, allocation="mutual", aux="dead", lr=0.02),
     "mutual choice, lr 0.02": partial(ours, allocation="mutual", lr=0.02),
     "feature choice, lr 0.02": partial(ours, allocation="feature", lr=0.02),
-    "mutual choice, bfloat16": partial(ours, allocation="mutual", precision="bfloat16"),
+    "mutual choice, bfloat16": partial(ours, allocation="mutual", product_dtype="bfloat16"),
     "feature choice, slack 1.5": partial(ours, allocation="feature", slack=1.5),
     "feature choice from the start, uniform, slack 4": partial(ours, allocation="feature", exponent=0.0, slack=4.0),
     "feature choice from the start, Zipf": partial(ours, allocation="feature", exponent=0.9, offset=30.0),

@@ -59,7 +59,7 @@ class TrainConfig:
     holdout: float = option(
         0.1, "share of the tokens kept from training: half calibrates the threshold, half is measured"
     )
-    precision: str = option(
+    product_dtype: str = option(
         "float32",
         "of the dense product; bfloat16 only nominates the matches, whose values and gradients stay float32",
         choices=("float32", "bfloat16"),

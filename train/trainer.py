@@ -173,17 +173,17 @@ class Trainer:
 
 
 def _step_for(device: torch.device, config: TrainConfig, world: World) -> Step:
-    precision = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.precision]
+    product_dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.product_dtype]
     if device.type == "cpu":
         keep_freed_memory()
-        return SparseStep(precision=precision, world=world)
+        return SparseStep(product_dtype=product_dtype, world=world)
     if device.type == "cuda" and importlib.util.find_spec("triton"):
         from sae_runtime.train.step import triton_kernels
 
-        return SparseStep(precision=precision, kernels=triton_kernels, world=world)
-    if world.size > 1 or config.precision != "float32":
+        return SparseStep(product_dtype=product_dtype, kernels=triton_kernels, world=world)
+    if world.size > 1 or config.product_dtype != "float32":
         raise ValueError(
-            f"several processes and precision {config.precision} need kernels, and there are none for {device}; "
+            f"several processes and product dtype {config.product_dtype} need kernels, and there are none for {device}; "
             "use --device cpu, or a CUDA device with triton installed"
         )
     return plain_step

@@ -37,7 +37,7 @@ def choose_graph(bundle: Bundle, sessions: Sessions, graph: str | None, tiling: 
     if available and graph not in available:
         raise BundleError(
             f"{bundle.path} has no encoder graph {graph!r}, expected {' or '.join(available)}; "
-            "name one of these, or export with another --precision"
+            "name one of these, or export more with --graph"
         )
     return graph if graph in ENCODERS else PLAIN  # a bundle without graphs is refused when its session is opened
 

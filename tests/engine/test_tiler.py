@@ -177,7 +177,7 @@ def test_without_encode_exact_any_size_takes_encode_onnx(bundle_of: BundleOf, ki
 @pytest.mark.parametrize("graph", ["encode_gpu.onnx", "decode.onnx", "encode_exact", "exact"])
 def test_a_graph_that_the_bundle_lacks_is_refused_with_those_it_has(bundle_of: BundleOf, graph: str) -> None:
     path = bundle_of("mutual", D_SAE, sampled=True)
-    has = "expected encode.onnx or encode_exact.onnx; name one of these, or export with another --precision"
+    has = "expected encode.onnx or encode_exact.onnx; name one of these, or export more with --graph"
     with pytest.raises(BundleError, match=re.escape(f"{path} has no encoder graph {graph!r}, {has}")):
         load(path, graph=graph)
 

@@ -41,17 +41,17 @@ class SparseStep:
     """A step. It reuses one array of pre-activations: a new one for each batch would cost a tenth of the product."""
 
     def __init__(
-        self, *, precision: torch.dtype = torch.float32, kernels: Kernels = cpu_kernels, world: World | None = None
+        self, *, product_dtype: torch.dtype = torch.float32, kernels: Kernels = cpu_kernels, world: World | None = None
     ) -> None:
         """Choose how the step computes.
 
         Args:
-            precision: the type of the dense product. Below float32 the product only nominates candidates; the matches,
+            product_dtype: the type of the dense product. Below float32 the product only nominates candidates; the matches,
                 their values and every gradient are float32.
             kernels: `cpu_kernels` or `triton_kernels`.
             world: the processes that share the batch, each with the same number of tokens.
         """
-        self._precision = precision
+        self._product_dtype = product_dtype
         self._kernels = kernels
         self._world = world or World()
         self._z = torch.empty(0)
@@ -101,16 +101,16 @@ class SparseStep:
     def _matches(self, model: SparseAutoencoder, centred: Tensor, limits: Limits) -> Matches:
         shape = (len(centred), len(model.b_enc))
         if self._z.shape != shape or self._z.device != centred.device:
-            self._z = torch.empty(shape, dtype=self._precision, device=centred.device)
+            self._z = torch.empty(shape, dtype=self._product_dtype, device=centred.device)
         # There is no relu here, since `select` never matches a negative pre-activation.
-        rows, columns = centred.to(self._precision), model.W_enc.to(self._precision)
-        z = torch.addmm(model.b_enc.to(self._precision), rows, columns.T, out=self._z)
+        rows, columns = centred.to(self._product_dtype), model.W_enc.to(self._product_dtype)
+        z = torch.addmm(model.b_enc.to(self._product_dtype), rows, columns.T, out=self._z)
 
         def exact(positions: Tensor) -> Tensor:
             nominated = Matches(positions, z.view(-1)[positions], *shape)
             return self._kernels.dots(centred, model.W_enc, nominated) + model.b_enc[nominated.feature]
 
-        is_rough = self._precision != torch.float32
+        is_rough = self._product_dtype != torch.float32
         positions, values = select(z, **limits, exact=exact if is_rough else None, world=self._world)
         return Matches(positions, values, *shape)
 

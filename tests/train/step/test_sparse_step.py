@@ -41,12 +41,12 @@ CAPS = torch.arange(D_SAE) % 5
     "limits", [{"per_token": 6}, {"total": 6 * N}, {"total": 6 * N, "per_feature": CAPS}, {"total": 0}]
 )
 @pytest.mark.parametrize(("share", "weight", "aux_k"), [(0.1, 0.0, 8), (0.1, 0.5, 8), (0.1, 0.5, 64), (0.0, 0.5, 8)])
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])  # of nominations: the numbers stay float32
+@pytest.mark.parametrize("product_dtype", [torch.float32, torch.bfloat16])  # of nominations: the numbers stay float32
 def test_gradients_are_those_of_autograd(
-    limits: Limits, share: float, weight: float, aux_k: int, precision: torch.dtype
+    limits: Limits, share: float, weight: float, aux_k: int, product_dtype: torch.dtype
 ) -> None:
     plain, expected, plain_counts = run(plain_step, limits, share, weight, aux_k)
-    sparse, found, counts = run(SparseStep(precision=precision), limits, share, weight, aux_k)
+    sparse, found, counts = run(SparseStep(product_dtype=product_dtype), limits, share, weight, aux_k)
     assert torch.equal(counts, plain_counts) and sparse.matches == plain.matches
     assert sparse.fvu.item() == pytest.approx(plain.fvu.item(), rel=1e-5)
     assert sparse.aux.item() == pytest.approx(plain.aux.item(), rel=1e-5)

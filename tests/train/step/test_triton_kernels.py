@@ -253,9 +253,9 @@ def test_kernels_on_a_gpu(d_in: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.gpu
 @gpu
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("product_dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", LIMITS)
-def test_a_step_on_a_gpu(kind: str, precision: torch.dtype) -> None:
+def test_a_step_on_a_gpu(kind: str, product_dtype: torch.dtype) -> None:
     from sae_runtime.train.step import triton_kernels
 
     device, n, d_sae = torch.device("cuda"), 500, 2048
@@ -264,7 +264,7 @@ def test_a_step_on_a_gpu(kind: str, precision: torch.dtype) -> None:
         "mutual": {"total": 8 * n},
         "feature": {"total": 8 * n, "per_feature": torch.arange(d_sae, device=device) % 9},
     }
-    step = SparseStep(precision=precision, kernels=triton_kernels)
+    step = SparseStep(product_dtype=product_dtype, kernels=triton_kernels)
     expected = gradients(plain_step, limits[kind], n, 100, d_sae, device)
     for mine, theirs in zip(gradients(step, limits[kind], n, 100, d_sae, device), expected, strict=True):
         assert (mine - theirs).norm() <= 1e-4 * theirs.norm() + 1e-9
