@@ -28,7 +28,7 @@ def main(kills: int, longest: float, seed: int) -> None:
         np.save(folder / "x.npy", rng.standard_normal((20_000, 128), np.float32))
         command = [sys.executable, "-c", "from sae_runtime.cli import main; main()", "train", "--activations", "x.npy"]
         command += ["--allocation", "feature", "--k", "8", "--d-sae", "512", "--tokens", "4000000", "--batch", "1000"]
-        command += ["--pool", "1", "--quiet", "--checkpoint-seconds", "0.5"]  # nine pools to a pass
+        command += ["--pool", "1", "--quiet", "--run-state-seconds", "0.5"]  # nine pools to a pass
         done = 0
         for number in range(kills):
             process = subprocess.Popen([*command, "-o", "killed", "--resume"], cwd=folder, stdout=subprocess.DEVNULL)

@@ -73,10 +73,10 @@ def command_line(*arguments: str) -> None:
 
 
 def fit_often_saved(data: HarvestConfig, holdout: float, pool_bytes: float, config: TrainConfig) -> None:
-    """Fit "sae" in this folder on one thread, with a checkpoint "run" of every step."""
+    """Fit "sae" in this folder on one thread, with a run state "run" of every step."""
     torch.set_num_threads(1)
     source = StreamedRows(data, holdout, config.seed, pool_bytes)
-    fit(source, "sae", config, checkpoint=Path("run"), checkpoint_seconds=0)
+    fit(source, "sae", config, run_state=Path("run"), run_state_seconds=0)
 
 
 def free_port() -> int:
@@ -155,7 +155,7 @@ RUN = TrainConfig(allocation="feature", k=3, d_sae=40, tokens=40 * 128, batch=12
 
 
 def fit_until(activations: Path, out: Path, stop: int | None, dying: int | None) -> dict[str, Any]:
-    """Task: fit RUN with a checkpoint of every step beside `out`, or go on; give the bundle's tensors or the error.
+    """Task: fit RUN with a run state of every step beside `out`, or go on; give the bundle's tensors or the error.
 
     Every process stops before the step `stop`; that of rank `dying` dies there, and the others are not told.
     """
@@ -171,8 +171,8 @@ def fit_until(activations: Path, out: Path, stop: int | None, dying: int | None)
 
     Trainer.step = stopping  # type: ignore[method-assign]  # in a process of its own
     try:
-        checkpoint = out.with_name("run")
-        fit(activations, out, RUN, checkpoint=checkpoint, checkpoint_seconds=0, resume=True)
+        run_state = out.with_name("run")
+        fit(activations, out, RUN, run_state=run_state, run_state_seconds=0, resume=True)
     except Stopped:
         return {"stopped": stop}
     except ValueError as error:

@@ -64,7 +64,7 @@ def fit(
     Raises:
         ValueError: the activations are too few, not finite or all equal, the device is not usable, or the loss
             stopped being finite.
-        FileExistsError: `out` exists and `force` is not set, or `metrics`, `tensorboard` or `checkpoint` exists and
+        FileExistsError: `out` exists and `force` is not set, or `metrics`, `tensorboard` or `run_state` exists and
             neither `force` nor `resume` is.
         ImportError: `tensorboard` is given and not installed.
         MemoryError: the SAE or a batch does not fit on the device.
@@ -130,8 +130,8 @@ def _fitted(
     *,
     metrics: Path | None = None,
     tensorboard: Path | None = None,
-    checkpoint: Path | None = None,
-    checkpoint_seconds: float = 300.0,
+    run_state: Path | None = None,
+    run_state_seconds: float = 300.0,
     resume: bool = False,
     progress: bool = False,
 ) -> Iterator[_Fitted | None]:
@@ -144,7 +144,7 @@ def _fitted(
     with memory_errors(), joined(common.device) as (world, device):
         world.part(common.batch)  # raises before any work
         if world.rank:
-            checkpoint_seconds, metrics, tensorboard, progress = math.inf, None, None, False
+            run_state_seconds, metrics, tensorboard, progress = math.inf, None, None, False
         if tensorboard is not None:
             require("tensorboard")
         source = _source(activations, common)
@@ -154,8 +154,8 @@ def _fitted(
             with _named(name, configs):
                 trainers[name] = _trainer(mean * np.float32(scale), config, device, world)
         with Batches(source, common.batch, common.seed, scale=scale, device=device, world=world) as batches:
-            keeper = Keeper(checkpoint, checkpoint_seconds, trainers, batches, processes=world.size)
-            _start(keeper, trainers, world, checkpoint, resume=resume)
+            keeper = Keeper(run_state, run_state_seconds, trainers, batches, processes=world.size)
+            _start(keeper, trainers, world, run_state, resume=resume)
             with reported(trainers, metrics, tensorboard, progress) as report:
                 _train(trainers, batches, keeper, report)
             if world.rank == 0:
@@ -167,7 +167,7 @@ def _fitted(
 
 
 def _start(
-    keeper: Keeper, trainers: Mapping[str, Trainer], world: World, checkpoint: Path | None, *, resume: bool
+    keeper: Keeper, trainers: Mapping[str, Trainer], world: World, run_state: Path | None, *, resume: bool
 ) -> None:
     """Take up the run state, or delete the one of an earlier run."""
     if resume:
@@ -176,7 +176,7 @@ def _start(
         keeper.remove()
     done = next(iter(trainers.values())).step_number
     if world.count(done) != done * world.size:
-        raise ValueError(f"not all processes see the checkpoint {checkpoint}; put it where they do")
+        raise ValueError(f"not all processes see the run state {run_state}; put it where they do")
 
 
 def _train(trainers: Mapping[str, Trainer], batches: Batches, keeper: Keeper, report: Report) -> None:

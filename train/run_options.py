@@ -13,8 +13,8 @@ class Options(TypedDict, total=False):
     |----------------------|-------------------------------------------------------------------------------------------|
     | `metrics`            | a file for a JSON line every ten steps; several SAEs have a line each, named by its "sae" |
     | `tensorboard`        | a folder for the same numbers as TensorBoard events; several SAEs have a folder each      |
-    | `checkpoint`         | a folder for the run state, which is removed when the bundle is written                   |
-    | `checkpoint_seconds` | the time between two writes of the run state [300]                                        |
+    | `run_state`         | a folder for the run state, which is removed when the bundle is written                   |
+    | `run_state_seconds` | the time between two writes of the run state [300]                                        |
     | `resume`             | continue from the run state, or start where there is none                                 |
     | `progress`           | show a progress bar on stderr, if that is a terminal; for several SAEs it shows the worst |
 
@@ -24,8 +24,8 @@ class Options(TypedDict, total=False):
 
     metrics: Path | None
     tensorboard: Path | None
-    checkpoint: Path | None
-    checkpoint_seconds: float
+    run_state: Path | None
+    run_state_seconds: float
     resume: bool
     progress: bool
 
@@ -44,7 +44,7 @@ def check_outputs(out: Path, options: Options, *, force: bool) -> None:
     events = options.get("tensorboard")
     if events is not None and (events.is_file() or (metrics is not None and events.resolve() == metrics.resolve())):
         raise ValueError(f"TensorBoard's events need a folder of their own, {events} is a file; name another place")
-    for path in filter(None, (metrics, options.get("tensorboard"), options.get("checkpoint"))):
+    for path in filter(None, (metrics, options.get("tensorboard"), options.get("run_state"))):
         if out.resolve() in (path.resolve(), *path.resolve().parents):
             raise ValueError(f"{path} would lie inside the bundle {out}; name another place")
         if path.exists() and not (force or options.get("resume")):

@@ -60,7 +60,7 @@ class Keeper:
         except ValueError as error:
             if self._path is None or self._saved_step is None:
                 raise
-            raise ValueError(f"{error}; the checkpoint of step {self._saved_step} is kept in {self._path}") from error
+            raise ValueError(f"{error}; the run state of step {self._saved_step} is kept in {self._path}") from error
 
     def save_if_due(self) -> None:
         """Write the run state if the last write is long enough ago."""
@@ -93,7 +93,7 @@ class Keeper:
             ValueError: the run state is damaged, of another version, or of another run; the message names what differs.
         """
         if self._path is None:
-            raise ValueError("there is no checkpoint to resume from; name its folder")
+            raise ValueError("there is no run state to resume from; name its folder")
         files.repair(self._path)
         if not self._path.exists():
             return
@@ -101,13 +101,13 @@ class Keeper:
         self._refuse_other("activations", state["source"], self._batches.source.identity)
         if state["processes"] != self._processes:
             raise ValueError(
-                f"the checkpoint {self._path} is of {state['processes']} processes, these are {self._processes}; start "
+                f"the run state {self._path} is of {state['processes']} processes, these are {self._processes}; start "
                 "as many, or start over with --force"
             )
         if list(state["runs"]) != list(self._trainers):
             then, now = ", ".join(state["runs"]), ", ".join(self._trainers)
             raise ValueError(
-                f"the checkpoint {self._path} is of a run that fits {then}, this one fits {now}; repeat that run's "
+                f"the run state {self._path} is of a run that fits {then}, this one fits {now}; repeat that run's "
                 "settings, or start over with --force"
             )
         for name, trainer in self._trainers.items():
@@ -129,7 +129,7 @@ class Keeper:
         if self._path is None or not self._path.exists():
             return
         if not self._path.is_dir() or not {path.name for path in self._path.iterdir()} <= {_TENSORS, _STATE}:
-            raise FileExistsError(f"{self._path} is no checkpoint, so it is not replaced; name another --checkpoint")
+            raise FileExistsError(f"{self._path} is no run state, so it is not replaced; name another --run-state")
         shutil.rmtree(self._path)
 
     def _read(self) -> dict[str, Any]:
@@ -142,9 +142,9 @@ class Keeper:
             ):
                 raise ValueError("fields are missing")
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"the checkpoint {self._path} is damaged ({error}); start over with --force") from error
+            raise ValueError(f"the run state {self._path} is damaged ({error}); start over with --force") from error
         if version != _VERSION:
-            raise ValueError(f"the checkpoint {self._path} has version {version}, expected {_VERSION}; start over")
+            raise ValueError(f"the run state {self._path} has version {version}, expected {_VERSION}; start over")
         return state
 
     @torch.no_grad()
@@ -156,14 +156,14 @@ class Keeper:
                 for name, tensor in self._tensors().items():
                     tensor.copy_(loaded.get_tensor(name))
         except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-            raise ValueError(f"the checkpoint {self._path} is damaged ({error}); start over with --force") from error
+            raise ValueError(f"the run state {self._path} is damaged ({error}); start over with --force") from error
 
     def _refuse_other(self, what: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         now = json.loads(json.dumps(now))
         for name in {**then, **now}:
             if then.get(name) != now.get(name):
                 raise ValueError(
-                    f"the checkpoint {self._path} is of a run with {what} {name} {then.get(name)!r}, this one has "
+                    f"the run state {self._path} is of a run with {what} {name} {then.get(name)!r}, this one has "
                     f"{now.get(name)!r}; repeat that run's settings, or start over with --force"
                 )
 

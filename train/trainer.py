@@ -183,7 +183,7 @@ def _step_for(device: torch.device, config: TrainConfig, world: World) -> Step:
         return SparseStep(product_dtype=product_dtype, kernels=triton_kernels, world=world)
     if world.size > 1 or config.product_dtype != "float32":
         raise ValueError(
-            f"several processes and product dtype {config.product_dtype} need kernels, and there are none for {device}; "
+            f"several processes and product dtype {config.product_dtype} need kernels, and {device} has none; "
             "use --device cpu, or a CUDA device with triton installed"
         )
     return plain_step

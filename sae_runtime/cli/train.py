@@ -50,11 +50,9 @@ def _options() -> type[Any]:
 @from_config(_options())
 @click.option("--metrics", type=PATH, help="file for a line of JSON every ten steps")
 @click.option("--tensorboard", type=PATH, help="folder for the same as curves of TensorBoard")
-@click.option("--checkpoint", type=PATH, help="folder of the run's state [OUTPUT.checkpoint]")
-@click.option(
-    "--checkpoint-seconds", type=click.FloatRange(min=0), default=300.0, help="how often the state is written"
-)
-@click.option("--resume", is_flag=True, help="go on from the checkpoint, or start where there is none")
+@click.option("--run-state", type=PATH, help="folder of the run's state [OUTPUT.run-state]")
+@click.option("--run-state-seconds", type=click.FloatRange(min=0), default=300.0, help="how often the state is written")
+@click.option("--resume", is_flag=True, help="go on from the run state, or start where there is none")
 @output_option("folder of the bundle to make, or of one bundle each, such as mutual-k16")
 @force_option
 @quiet_option
@@ -63,8 +61,8 @@ def command(
     activations: Path | None,
     metrics: Path | None,
     tensorboard: Path | None,
-    checkpoint: Path | None,
-    checkpoint_seconds: float,
+    run_state: Path | None,
+    run_state_seconds: float,
     resume: bool,
     output: Path,
     force: bool,
@@ -90,8 +88,8 @@ def command(
     run: dict[str, Any] = {
         "metrics": metrics,
         "tensorboard": tensorboard,
-        "checkpoint": checkpoint or output.with_name(f"{output.name}.checkpoint"),
-        "checkpoint_seconds": checkpoint_seconds,
+        "run_state": run_state or output.with_name(f"{output.name}.run-state"),
+        "run_state_seconds": run_state_seconds,
         "resume": resume,
         "force": force,
         "progress": not quiet,

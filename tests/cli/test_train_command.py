@@ -67,7 +67,7 @@ def test_settings_come_from_flag_environment_and_file(calls: list[Call], acts: P
     result = run("train", "--config", file, "--lr", "0.3", "-o", tmp_path / "sae", "--force", env=env)
     assert result.exit_code == 0, result.output
     config = TrainConfig(k=16.0, d_sae=64, tokens=400, batch=50, lr=0.3)
-    kept = {"checkpoint": tmp_path / "sae.checkpoint", "checkpoint_seconds": 300.0, "resume": False}
+    kept = {"run_state": tmp_path / "sae.run-state", "run_state_seconds": 300.0, "resume": False}
     settings = {"metrics": None, "tensorboard": None, **kept, "force": True, "progress": False}
     assert calls == [(acts, tmp_path / "sae", config, settings)]
 
@@ -117,7 +117,7 @@ def test_repeated_settings_make_every_combination(calls: list[Call], acts: Path,
     result = run("train", "--activations", acts, *NEEDED, *repeated, *exponent, "-o", out)
     assert result.exit_code == 0, result.output
     ((source, made, configs, settings),) = calls
-    assert (source, made, settings["checkpoint"]) == (acts, out, tmp_path / "saes.checkpoint")
+    assert (source, made, settings["run_state"]) == (acts, out, tmp_path / "saes.run-state")
     assert {name: (one.allocation, one.k) for name, one in configs.items()} == {
         "mutual-k8": ("mutual", 8.0),
         "mutual-k2.5": ("mutual", 2.5),

@@ -5,7 +5,7 @@ import pytest
 from sae_runtime.train.run_options import check_outputs
 
 
-@pytest.mark.parametrize("name", ["metrics", "tensorboard", "checkpoint"])
+@pytest.mark.parametrize("name", ["metrics", "tensorboard", "run_state"])
 def test_what_stands_beside_the_bundle_is_not_in_it_and_replaces_nothing_unasked(tmp_path: Path, name: str) -> None:
     out, beside = tmp_path / "sae", tmp_path / "run"
     check_outputs(out, {name: beside}, force=False)  # type: ignore[misc]  # one of the paths

@@ -57,7 +57,7 @@ def begun(tmp_path: Path, steps: int, data: Data | None = None) -> Path:
     data = activations() if data is None else data
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
         stop_after(steps, patch)
-        fit(data, tmp_path / "sae", config(), checkpoint=tmp_path / "run", checkpoint_seconds=0)
+        fit(data, tmp_path / "sae", config(), run_state=tmp_path / "run", run_state_seconds=0)
     return tmp_path / "run"
 
 
@@ -71,22 +71,22 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, steps: int, pool:
     run = begun(tmp_path, steps, pooled(pool))
     again = tmp_path / "sae"
     assert not again.exists()
-    fit(pooled(pool), again, config(), checkpoint=run, resume=True)
+    fit(pooled(pool), again, config(), run_state=run, resume=True)
     assert (again / bundle.WEIGHTS).read_bytes() == (tmp_path / "whole" / bundle.WEIGHTS).read_bytes()
     assert bundle.read(again).manifest.measured == bundle.read(tmp_path / "whole").manifest.measured
-    assert not run.exists(), "the checkpoint is removed when the bundle stands"
+    assert not run.exists(), "the run state is removed when the bundle stands"
 
 
 def test_a_killed_run_resumes_and_ends_with_the_same_bits(tmp_path: Path) -> None:
     # Rows so wide that a pool of one MiB holds 5 of their 43 blocks.
     np.save(tmp_path / "x.npy", np.tile(activations(), 64))
     command = ["train", "--activations", "x.npy", "--allocation", "feature", "--pool", "1", "-o", "sae"]
-    command += ["--k", "3", "--d-sae", "40", "--tokens", "12800", "--batch", "128", "--checkpoint-seconds", "0"]
+    command += ["--k", "3", "--d-sae", "40", "--tokens", "12800", "--batch", "128", "--run-state-seconds", "0"]
     command += ["--metrics", "m.jsonl", "--resume"]
 
     def saved_step() -> int:
         try:
-            return int(json.loads((tmp_path / "sae.checkpoint" / "state.json").read_text())["step"])
+            return int(json.loads((tmp_path / "sae.run-state" / "state.json").read_text())["step"])
         except FileNotFoundError:  # before the first, or between the two renames of a replacement
             return 0
 
@@ -112,26 +112,26 @@ def test_a_killed_run_resumes_and_ends_with_the_same_bits(tmp_path: Path) -> Non
 def test_the_state_of_another_run_is_refused(tmp_path: Path) -> None:
     run = begun(tmp_path, 5)
     with pytest.raises(ValueError, match=r"is of a run with config k 3\.0, this one has 2\.0; repeat"):
-        fit(activations(), tmp_path / "sae", config(k=2.0), checkpoint=run, resume=True)
+        fit(activations(), tmp_path / "sae", config(k=2.0), run_state=run, resume=True)
     with pytest.raises(ValueError, match=r"is of a run with activations rows 3000, this one has 2900; repeat"):
-        fit(activations()[:2900], tmp_path / "sae", config(), checkpoint=run, resume=True)
+        fit(activations()[:2900], tmp_path / "sae", config(), run_state=run, resume=True)
     others = {"fingerprint": np.roll(activations(), 1, axis=0), "model": activations(), "hook": activations()}
     for name, x in others.items():
         source = Activations(Path("array"), [Shard(x)], **({} if name == "fingerprint" else {name: "another"}))
         with pytest.raises(ValueError, match=rf"is of a run with activations {name} \S+, this one has '\w+'; repeat"):
-            fit(source, tmp_path / "sae", config(), checkpoint=run, resume=True)
+            fit(source, tmp_path / "sae", config(), run_state=run, resume=True)
     with pytest.raises(ValueError, match=r"is of a run that fits sae, this one fits a, b; repeat that run's settings"):
         both = {"a": config(), "b": config(k=2.0)}
-        fit_many(activations(), tmp_path / "saes", both, checkpoint=run, resume=True)
+        fit_many(activations(), tmp_path / "saes", both, run_state=run, resume=True)
     assert run.exists()
 
 
-def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path) -> None:
+def test_a_run_state_of_another_version_is_refused(tmp_path: Path) -> None:
     run = begun(tmp_path, 5)
     state = json.loads((run / "state.json").read_text())
     (run / "state.json").write_text(json.dumps({**state, "version": 1}))
     with pytest.raises(ValueError, match="run has version 1, expected 4; start over"):
-        fit(activations(), tmp_path / "sae", config(), checkpoint=run, resume=True)
+        fit(activations(), tmp_path / "sae", config(), run_state=run, resume=True)
 
 
 def test_a_resumed_run_of_several_saes_ends_with_the_same_bits(tmp_path: Path) -> None:
@@ -140,8 +140,8 @@ def test_a_resumed_run_of_several_saes_ends_with_the_same_bits(tmp_path: Path) -
     run, metrics = tmp_path / "run", tmp_path / "m.jsonl"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
         stop_after(37, patch)
-        fit_many(pooled(SMALL_POOL), tmp_path / "saes", configs, checkpoint=run, checkpoint_seconds=0, metrics=metrics)
-    fit_many(pooled(SMALL_POOL), tmp_path / "saes", configs, checkpoint=run, resume=True, metrics=metrics)
+        fit_many(pooled(SMALL_POOL), tmp_path / "saes", configs, run_state=run, run_state_seconds=0, metrics=metrics)
+    fit_many(pooled(SMALL_POOL), tmp_path / "saes", configs, run_state=run, resume=True, metrics=metrics)
     for kind in configs:
         whole, again = (tmp_path / name / kind / bundle.WEIGHTS for name in ("whole", "saes"))
         assert whole.read_bytes() == again.read_bytes(), kind
@@ -151,25 +151,25 @@ def test_a_resumed_run_of_several_saes_ends_with_the_same_bits(tmp_path: Path) -
 def test_a_run_that_stands_is_not_lost_by_accident(tmp_path: Path) -> None:
     run = begun(tmp_path, 5)
     with pytest.raises(FileExistsError, match="run already exists; go on with --resume, or start over with --force"):
-        fit(activations(), tmp_path / "sae", config(), checkpoint=run)
-    fit(activations(), tmp_path / "sae", config(), checkpoint=run, force=True)
+        fit(activations(), tmp_path / "sae", config(), run_state=run)
+    fit(activations(), tmp_path / "sae", config(), run_state=run, force=True)
     assert (tmp_path / "sae").exists() and not run.exists()
 
 
 def test_a_folder_of_other_things_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="run is no checkpoint, so it is not replaced; name another"):
-        fit(activations(), tmp_path / "sae", config(), checkpoint=tmp_path / "run", force=True)
-    with pytest.raises(ValueError, match="the checkpoint .*run is damaged"):
-        fit(activations(), tmp_path / "sae", config(), checkpoint=tmp_path / "run", resume=True)
+    with pytest.raises(FileExistsError, match="run is no run state, so it is not replaced; name another"):
+        fit(activations(), tmp_path / "sae", config(), run_state=tmp_path / "run", force=True)
+    with pytest.raises(ValueError, match="the run state .*run is damaged"):
+        fit(activations(), tmp_path / "sae", config(), run_state=tmp_path / "run", resume=True)
     assert (tmp_path / "run" / "thesis.txt").read_text() == "mine"
 
 
-def test_resume_without_a_checkpoint_starts(tmp_path: Path) -> None:
-    fit(activations(), tmp_path / "sae", config(tokens=1280), checkpoint=tmp_path / "run", resume=True)
+def test_resume_without_a_run_state_starts(tmp_path: Path) -> None:
+    fit(activations(), tmp_path / "sae", config(tokens=1280), run_state=tmp_path / "run", resume=True)
     assert bundle.read(tmp_path / "sae").manifest.provenance["recipe"]["steps"] == 10
-    with pytest.raises(ValueError, match="there is no checkpoint to resume from; name its folder"):
+    with pytest.raises(ValueError, match="there is no run state to resume from; name its folder"):
         fit(activations(), tmp_path / "other", config(), resume=True)
 
 
@@ -178,10 +178,10 @@ def test_a_damaged_run_state_is_refused_in_one_sentence(tmp_path: Path, damage: 
     run = begun(tmp_path, 5)
     (run / damage).write_bytes((run / damage).read_bytes()[:-9])
     with pytest.raises(ValueError, match="is damaged .*; start over with --force"):
-        fit(activations(), tmp_path / "sae", config(), checkpoint=run, resume=True)
+        fit(activations(), tmp_path / "sae", config(), run_state=run, resume=True)
 
 
-def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_keeps_the_last_good_run_state(tmp_path: Path) -> None:
     step = Trainer.step
 
     def poisoned(self: Trainer, x: Any) -> StepStats:
@@ -189,10 +189,10 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path: Path
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "step", poisoned)
-        message = r"not finite at step 7; .*; the checkpoint of step 7 is kept in .*run"
+        message = r"not finite at step 7; .*; the run state of step 7 is kept in .*run"
         with pytest.raises(ValueError, match=message):
-            fit(activations(), tmp_path / "sae", config(), checkpoint=tmp_path / "run", checkpoint_seconds=0)
+            fit(activations(), tmp_path / "sae", config(), run_state=tmp_path / "run", run_state_seconds=0)
     assert json.loads((tmp_path / "run" / "state.json").read_text())["step"] == 7
-    fit(activations(), tmp_path / "sae", config(), checkpoint=tmp_path / "run", resume=True)
+    fit(activations(), tmp_path / "sae", config(), run_state=tmp_path / "run", resume=True)
     fit(activations(), tmp_path / "whole", config())
     assert (tmp_path / "sae" / bundle.WEIGHTS).read_bytes() == (tmp_path / "whole" / bundle.WEIGHTS).read_bytes()

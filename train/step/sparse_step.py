@@ -46,8 +46,8 @@ class SparseStep:
         """Choose how the step computes.
 
         Args:
-            product_dtype: the type of the dense product. Below float32 the product only nominates candidates; the matches,
-                their values and every gradient are float32.
+            product_dtype: the type of the dense product. Below float32 the product only nominates candidates; the
+                matches, their values and every gradient are float32.
             kernels: `cpu_kernels` or `triton_kernels`.
             world: the processes that share the batch, each with the same number of tokens.
         """

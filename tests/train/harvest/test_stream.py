@@ -161,8 +161,8 @@ def test_a_resumed_streamed_run_ends_with_the_same_bits(reading: HarvestConfig, 
         out, run = tmp_path / f"sae{steps}", tmp_path / "run"
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
             patch.setattr(Trainer, "step", dying)
-            fit(pooled(reading), out, config(), checkpoint=run, checkpoint_seconds=0)
-        fit(pooled(reading), out, config(), checkpoint=run, resume=True)
+            fit(pooled(reading), out, config(), run_state=run, run_state_seconds=0)
+        fit(pooled(reading), out, config(), run_state=run, resume=True)
         assert (out / bundle.WEIGHTS).read_bytes() == (tmp_path / "whole" / bundle.WEIGHTS).read_bytes()
 
 
@@ -175,7 +175,7 @@ def test_a_killed_streamed_run_resumes_and_ends_with_the_same_bits(reading: Harv
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    fit(pooled(reading), tmp_path / "sae", settings, checkpoint=tmp_path / "run", resume=True)
+    fit(pooled(reading), tmp_path / "sae", settings, run_state=tmp_path / "run", resume=True)
     fit(pooled(reading), tmp_path / "whole", settings)
     assert (tmp_path / "sae" / bundle.WEIGHTS).read_bytes() == (tmp_path / "whole" / bundle.WEIGHTS).read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {"sae", "whole"}
@@ -186,15 +186,15 @@ def test_a_streamed_run_is_not_resumed_on_other_text(reading: HarvestConfig, tmp
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(Trainer, "step", lambda self, x: (_ for _ in ()).throw(Stopped))
         patch.setattr("sae_runtime.train.run_state.Keeper.remove", lambda self: self.save())  # the state of step 0
-        fit(reading, tmp_path / "sae", config(), checkpoint=run)
+        fit(reading, tmp_path / "sae", config(), run_state=run)
     with pytest.raises(ValueError, match="is of a run with activations context 20, this one has 19; repeat that run's"):
-        fit(replace(reading, context=19), tmp_path / "sae", config(), checkpoint=run, resume=True)
+        fit(replace(reading, context=19), tmp_path / "sae", config(), run_state=run, resume=True)
     other = tmp_path / "other.txt"
     other.write_text(reading.text[0].read_text())
     with pytest.raises(
         ValueError, match=r"with activations text 1 '.*words\.txt \(.*', this one has '.*other\.txt \(.*'; rep"
     ):
-        fit(replace(reading, text=(other,)), tmp_path / "sae", config(), checkpoint=run, resume=True)
+        fit(replace(reading, text=(other,)), tmp_path / "sae", config(), run_state=run, resume=True)
 
 
 def test_the_manifest_says_what_was_read(reading: HarvestConfig, tmp_path: Path) -> None:
