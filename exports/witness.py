@@ -25,7 +25,7 @@ class Matches:
 
 
 def normalise(x: ArrayLike, norm: str) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """x' [..., d_in] of x, and each token's mean and size [..., 1]; see `manifest.Encoder`."""
+    """x' [..., d_in] of x, and each token's mean and size [..., 1]; see `manifest.Architecture`."""
     x = np.asarray(x, np.float64)
     d_in, none = x.shape[-1], np.zeros((*x.shape[:-1], 1))
     if norm == "layer":

@@ -22,7 +22,7 @@ def known_features(graph: Graph, d_sae: int, features: ir.Value, number: ir.Valu
 def decode_graph(bundle: Bundle) -> ir.Model:
     """indices i64, values f32 [n, w] -> x_hat f32 [n, d_out] = sum_j values_j W_dec[indices_j] + b_dec.
 
-    Where the SAE normalises or has a skip, x f32 [n, d_in] is an input too; see `manifest.Encoder`.
+    Where the SAE normalises or has a skip, x f32 [n, d_in] is an input too; see `manifest.Architecture`.
     """
     graph = Graph("decode")
     architecture = bundle.manifest.architecture

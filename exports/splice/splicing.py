@@ -114,7 +114,7 @@ def _graph_path(host: Path, out: str | Path | None) -> Path:
 
 def _read_host(host: Path) -> ir.Model:
     if not host.is_file():
-        raise FileNotFoundError(f"{host} does not exist; make a host graph: sae-runtime host")
+        raise FileNotFoundError(f"{host} does not exist; make a host graph: sae-runtime export-model")
     try:
         model = ir.load(host)
     except Exception as error:  # protobuf and onnx-ir raise whatever the bytes cause

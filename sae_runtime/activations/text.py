@@ -4,14 +4,14 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-SPLITS = ("paragraph", "file")
+DOCUMENTS = ("paragraph", "file")
 
 
-def documents(paths: Sequence[Path], split: str = "paragraph") -> Iterator[str]:
+def documents(paths: Sequence[Path], document: str = "paragraph") -> Iterator[str]:
     r"""The documents of text files, in order; empty documents are dropped, and files are read as documents are taken.
 
     In a `.jsonl` file each line is a document: the field "text" of a JSON object. Any other file is UTF-8 text. With
-    split "paragraph" a document is a block of non-blank lines, with split "file" it is the whole file. A byte order
+    document "paragraph" it is a block of non-blank lines, with document "file" it is the whole file. A byte order
     mark is dropped.
 
     >>> from tempfile import TemporaryDirectory
@@ -23,14 +23,14 @@ def documents(paths: Sequence[Path], split: str = "paragraph") -> Iterator[str]:
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: `split` is unknown, a path is a folder or, while reading, a file is not UTF-8, or a line of JSON is
-            not an object with a string "text".
+        ValueError: `document` is unknown, a path is a folder or, while reading, a file is not UTF-8, or a line of JSON
+            is not an object with a string "text".
     """
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    if document not in DOCUMENTS:
+        raise ValueError(f"document must be one of {', '.join(DOCUMENTS)}, got {document!r}")
     for path in paths:
         _check_file(path)
-    return (text for path in paths for text in _of_file(path, split) if not _is_blank(text))
+    return (text for path in paths for text in _of_file(path, document) if not _is_blank(text))
 
 
 def _check_file(path: Path) -> None:
@@ -40,10 +40,10 @@ def _check_file(path: Path) -> None:
         raise ValueError(f"{path} is not a file; name the text files inside one by one")
 
 
-def _of_file(path: Path, split: str) -> Iterator[str]:
+def _of_file(path: Path, document: str) -> Iterator[str]:
     if path.suffix.lower() == ".jsonl":
         return _json_texts(path)
-    return _paragraphs(path) if split == "paragraph" else iter(["".join(_lines(path))])
+    return _paragraphs(path) if document == "paragraph" else iter(["".join(_lines(path))])
 
 
 def _paragraphs(path: Path) -> Iterator[str]:

@@ -205,7 +205,7 @@ def _check_file(folder: Path, name: str, expected: FileRecord | GraphRecord, *, 
 def weight_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors of `sae_weights.safetensors`, which holds exactly these.
 
-    >>> weight_shapes(Encoder(d_in=24, d_sae=150, selection="topk", k=6))["W_enc"]
+    >>> weight_shapes(Architecture(d_in=24, d_sae=150, selection="topk", k=6))["W_enc"]
     (24, 150)
     """
     d_in, d_sae, d_out = architecture.d_in, architecture.d_sae, architecture.d_x_hat

@@ -10,7 +10,7 @@ from typing import Any
 from sae_runtime.bundle.quota import Quota
 from sae_runtime.bundle.typed_json import from_dict, read_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 SELECTIONS = ("topk", "groupmax", "threshold")
@@ -37,7 +37,7 @@ class Architecture:
         d_out: numbers of the activation that a transcoder reconstructs; None if the SAE reconstructs x itself.
         skip: whether there is a W_skip.
 
-    >>> Encoder(d_in=24, d_sae=150, selection="topk", k=6).d_x_hat
+    >>> Architecture(d_in=24, d_sae=150, selection="topk", k=6).d_x_hat
     24
     """
 
@@ -134,6 +134,23 @@ class GraphRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """Rows that were left out of scale, training, calibration and figures; serving encodes them as any other.
+
+    Attributes:
+        norm_multiple: rows whose norm exceeds this multiple of the median norm; None: norms do not matter.
+        first_positions: the tokens at the start of each document.
+        token_ids: tokens by id.
+        rows: how many rows were left out of each part.
+    """
+
+    norm_multiple: float | None = None
+    first_positions: int = 0
+    token_ids: tuple[int, ...] = ()
+    rows: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """`sae_runtime.json`: what the SAE is, where it came from, what was measured, and the hash of every file."""
 
@@ -141,9 +158,11 @@ class Manifest:
     allocation: Allocation | None  # None: the batch rule is not known
     slots: int  # slots of a token in encode.onnx; a token that fills all of them is encoded again with more
     model: str | None = None  # name of the host model
-    hook: str | None = None  # the module whose output is the activation, as in torch's named_modules
+    hook: str | None = None  # where the activation is, as `str(parse_hook(text))`: it holds the side and the call
     hook_out: str | None = None  # the same for what a transcoder reconstructs
     measured: Mapping[str, float] = field(default_factory=dict)  # on held-out activations; see docs/architecture.md
+    left_out: LeftOut | None = None  # None: no row
+    measured_with_left_out: Mapping[str, float] = field(default_factory=dict)  # the same figures over all rows
     provenance: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, FileRecord] = field(default_factory=dict)
     graphs: Mapping[str, GraphRecord] = field(default_factory=dict)
@@ -183,8 +202,8 @@ def _check_allocation(architecture: Architecture, allocation: Allocation) -> Non
 def to_json(manifest: Manifest) -> str:
     """The text of `sae_runtime.json`.
 
-    >>> encoder = Encoder(d_in=24, d_sae=150, selection="topk", k=6)
-    >>> manifest = Manifest(encoder=encoder, allocation=None, slots=6)
+    >>> architecture = Architecture(d_in=24, d_sae=150, selection="topk", k=6)
+    >>> manifest = Manifest(architecture=architecture, allocation=None, slots=6)
     >>> from_json(to_json(manifest)) == manifest
     True
     """
@@ -205,7 +224,7 @@ def from_json(text: str) -> Manifest:
     if version != SCHEMA_VERSION:
         raise ValueError(
             f"it has schema version {version}, this sae-runtime reads {SCHEMA_VERSION}; "
-            "install the release that wrote it"
+            "fit or convert the SAE again, then export it"
         )
     try:
         manifest: Manifest = from_dict(Manifest, data, "manifest")

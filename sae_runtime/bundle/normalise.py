@@ -10,7 +10,7 @@ Array = NDArray[np.float32]
 
 
 def normalised(x: Array, norm: str) -> tuple[Array, Array, Array]:
-    """x' [n, d_in] of activations x [n, d_in], and each token's mean and size [n, 1]; see `manifest.Encoder`.
+    """x' [n, d_in] of activations x [n, d_in], and each token's mean and size [n, 1]; see `manifest.Architecture`.
 
     A token of zeros stays a token of zeros under every norm. Tokens are first divided by the mean of their magnitudes,
     so that squares of large and of small numbers are finite and above 0.

@@ -29,7 +29,7 @@ def read(path: Path) -> Checkpoint:
 
     Raises:
         ImportError: torch is not installed.
-        ValueError: it is damaged, incomplete, or computes what `manifest.Encoder` cannot.
+        ValueError: it is damaged, incomplete, or computes what `manifest.Architecture` cannot.
     """
     cfg, file = config_of(path, CFG), find(path, WEIGHTS)
     if cfg is None or file is None:

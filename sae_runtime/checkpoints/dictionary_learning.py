@@ -51,7 +51,7 @@ def read(path: Path) -> Checkpoint:
 
     Raises:
         ImportError: torch is not installed.
-        ValueError: it is damaged, incomplete, or computes what `manifest.Encoder` cannot.
+        ValueError: it is damaged, incomplete, or computes what `manifest.Architecture` cannot.
     """
     file, cfg = _weights_file(path), _config(path)
     if file is None:

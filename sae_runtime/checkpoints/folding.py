@@ -1,4 +1,4 @@
-"""Fold what foreign SAEs compute beyond `manifest.Encoder` into their weights: exact algebra in float64."""
+"""Fold what foreign SAEs compute beyond `manifest.Architecture` into their weights: exact algebra in float64."""
 
 import numpy as np
 

@@ -32,7 +32,7 @@ def read(path: Path) -> Checkpoint:
     published names of their folders.
 
     Raises:
-        ValueError: it is damaged, incomplete, or computes what `manifest.Encoder` cannot.
+        ValueError: it is damaged, incomplete, or computes what `manifest.Architecture` cannot.
     """
     file = _weights_file(path)
     if file is None:

@@ -40,7 +40,7 @@ def read(path: Path) -> Checkpoint:
     """The SAE in a folder of Llama Scope or Llamascopium.
 
     Raises:
-        ValueError: it is damaged, incomplete, or computes what `manifest.Encoder` cannot.
+        ValueError: it is damaged, incomplete, or computes what `manifest.Architecture` cannot.
     """
     names = FIRST if find(path, FIRST[0]) is not None else SECOND
     cfg, file = config_of(path, names[0]), find(path, names[1])

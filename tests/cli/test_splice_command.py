@@ -69,7 +69,7 @@ def test_splice_refuses_what_does_not_fit_in_one_sentence(bundle_of: BundleOf, t
     assert "no module 'nowhere'; close names are" in refused(
         "splice", host_graph("bert"), "--sae", bundle_of("mutual"), "--hook", "nowhere", *out
     )
-    assert "make a host graph: sae-runtime host" in refused(
+    assert "make a host graph: sae-runtime export-model" in refused(
         "splice", tmp_path / "none.onnx", "--sae", bundle_of("mutual"), *HOOK, *out
     )
     assert "does not exist; a bundle is" in refused("splice", host_graph("bert"), "--sae", tmp_path / "no", *HOOK, *out)

@@ -46,7 +46,7 @@ def test_commands_run(tmp_path: Path) -> None:
 
 
 def test_every_command_is_in_the_table() -> None:
-    assert set(COMMANDS) == set(re.findall(r"^\| `(\w+)` \|", README, flags=re.MULTILINE))
+    assert set(COMMANDS) == set(re.findall(r"^\| `([\w-]+)` \|", README, flags=re.MULTILINE))
 
 
 def test_bundle_table_names_every_file(bundle_of: Callable[..., Path], tmp_path: Path) -> None:

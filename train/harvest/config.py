@@ -5,7 +5,7 @@ from dataclasses import MISSING, asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_runtime.activations.text import SPLITS
+from sae_runtime.activations.text import DOCUMENTS
 from sae_runtime.train.config import option
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -28,7 +28,7 @@ class HarvestConfig:
     hook: str = option(MISSING, "module whose output is kept, as named_modules has it, e.g. encoder.layer.3")
     name: str | None = option(None, "name to record for the model [its folder's name, or the hub's]")
     text: tuple[Path, ...] = option(MISSING, "text files, UTF-8; .jsonl: one object a line, its field 'text'")
-    split: str = option("paragraph", "what a document is in a text file", choices=SPLITS)
+    document: str = option("paragraph", "what a document is in a text file", choices=DOCUMENTS)
     context: int = option(128, "tokens per window, special tokens included, >= 1")
     tokens: int | None = option(None, "rows after which to stop, >= 1 [all of the text]")
     dtype: str = option("float32", "type of the rows on disk", choices=DTYPES)
@@ -41,7 +41,7 @@ class HarvestConfig:
         for name in ("model", "hook", "text"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty; name at least one")
-        for name, known in (("split", SPLITS), ("dtype", DTYPES)):
+        for name, known in (("document", DOCUMENTS), ("dtype", DTYPES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         for name in ("context", "tokens", "shard_tokens"):

@@ -17,7 +17,7 @@ from sae_runtime.bundle.tensors import read_header, save_tensors
 from sae_runtime.train.device import ask_for_huge_pages, memory_errors
 from sae_runtime.train.harvest.config import HarvestConfig, plan
 from sae_runtime.train.harvest.folder import check_folder, is_whole, start_folder
-from sae_runtime.train.harvest.host_model import find_module, hidden_states, load_host, longest_window
+from sae_runtime.train.harvest.host_model import find_module, hidden_states, load_host_model, longest_window
 
 _SAFETENSORS_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -37,7 +37,7 @@ class Reader:
             ValueError: the model or hook cannot be used, or not with windows of `config.context` tokens.
         """
         self.config = config
-        self._tokenizer, self._model = load_host(config.model, config.device)
+        self._tokenizer, self._model = load_host_model(config.model, config.device)
         _check_context(config, self._tokenizer, self._model)
         self._module = find_module(self._model, config.hook)
 
@@ -93,7 +93,7 @@ def harvest(config: HarvestConfig, out: Path, *, force: bool = False, progress: 
         MemoryError: a batch does not fit on the device.
     """
     ask_for_huge_pages()
-    texts = documents(config.text, config.split)
+    texts = documents(config.text, config.document)
     origins = plan(config)
     check_folder(out, origins, force=force)
     reader = Reader(config)
@@ -116,7 +116,7 @@ def harvest(config: HarvestConfig, out: Path, *, force: bool = False, progress: 
         raise ValueError(f"no token of the text is kept ({', '.join(map(str, config.text))} hold none); give more text")
     d_in = read_header(out / shards[0]["file"])["activations"].shape[1]
     index = {"format_version": FORMAT_VERSION, "shards": shards, "d_in": d_in, "model": config.called}
-    settings = {name: getattr(config, name) for name in ("hook", "split", "context", "tokens", "dtype", "special")}
+    settings = {name: getattr(config, name) for name in ("hook", "document", "context", "tokens", "dtype", "special")}
     write_json(out / INDEX, index | settings)
     return open_activations(out)
 

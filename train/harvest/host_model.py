@@ -15,7 +15,7 @@ from sae_runtime.train.device import first_line
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 
-def load_host(name: str, device: str | None = None, *, head: bool = False) -> tuple[Any, Any]:
+def load_host_model(name: str, device: str | None = None, *, head: bool = False) -> tuple[Any, Any]:
     """Tokenizer and base model, the model in evaluation mode on its device.
 
     Args:

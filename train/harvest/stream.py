@@ -40,7 +40,7 @@ class StreamedRows(Source):
                 f"streaming reads all of the text, so the harvest's tokens must be None, got {config.tokens}; "
                 "say in the training's tokens how long to train"
             )
-        self._texts = list(documents(config.text, config.split))
+        self._texts = list(documents(config.text, config.document))
         self.path = config.text[0]
         self.model, self.hook = config.called, config.hook
         self._reader = Reader(config)
@@ -50,7 +50,7 @@ class StreamedRows(Source):
         self._pool_rows = max(int(pool_bytes / (4 * self.d_in)), 1)
         self.identity = _flat({key: v for key, v in plan(config).items() if key not in ("name", "shard_tokens")})
         self.identity["batch_tokens"] = config.batch_tokens  # decides which windows share a pass, and so the last bits
-        settings = {name: getattr(config, name) for name in ("split", "context", "dtype", "special")}
+        settings = {name: getattr(config, name) for name in ("document", "context", "dtype", "special")}
         self.provenance = {
             "text": [path.name for path in config.text],
             **settings,

@@ -24,7 +24,7 @@ from sae_runtime.activations.windows import Window, batches, first_rows, padded,
 from sae_runtime.bundle.evaluation_file import HostLoss
 from sae_runtime.train.device import memory_errors
 from sae_runtime.train.harvest.config import HarvestConfig
-from sae_runtime.train.harvest.host_model import find_module, hidden_states, load_host, longest_window, replaced
+from sae_runtime.train.harvest.host_model import find_module, hidden_states, load_host_model, longest_window, replaced
 from sae_runtime.train.measure.tally import reconstruct
 from sae_runtime.train.measure.torch_sae import TorchSAE
 
@@ -141,8 +141,8 @@ class _Host:
 
 
 def _open(config: HarvestConfig) -> _Host:
-    texts = documents(config.text, config.split)
-    tokenizer, model = load_host(config.model, config.device, head=True)
+    texts = documents(config.text, config.document)
+    tokenizer, model = load_host_model(config.model, config.device, head=True)
     limit = longest_window(tokenizer, model)
     if limit is not None and config.context > limit:
         raise ValueError(f"context is {config.context} tokens, {config.model} reads at most {limit}; lower it")

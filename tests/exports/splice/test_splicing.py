@@ -515,7 +515,7 @@ def test_a_splice_that_does_not_fit_is_refused_and_nothing_is_written(
 
 def test_missing_taken_and_broken_files_are_refused(bundle_of: BundleOf, tmp_path: Path) -> None:
     one = Splice(bundle=bundle_of("mutual"), hook="encoder.layer.0")
-    with pytest.raises(FileNotFoundError, match="make a host graph: sae-runtime host"):
+    with pytest.raises(FileNotFoundError, match="make a host graph: sae-runtime export-model"):
         splice(tmp_path / "host.onnx", [one])
     host = copy_host(tmp_path / "host")
     with pytest.raises(ValueError, match="is the host itself"):

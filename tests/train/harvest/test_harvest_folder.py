@@ -95,7 +95,7 @@ def test_a_shard_that_is_not_whole_is_computed_again(
         ({"context": 21}, "with context 20, now it is 21"),
         ({"dtype": "float16"}, "with dtype 'float32', now it is 'float16'"),
         ({"hook": "encoder.layer.0"}, "with hook 'encoder.layer.1', now it is 'encoder.layer.0'"),
-        ({"split": "file"}, "with split 'paragraph', now it is 'file'"),
+        ({"document": "file"}, "with document 'paragraph', now it is 'file'"),
         ({"special": True}, "with special False, now it is True"),
         ({"tokens": 7}, "with tokens None, now it is 7"),
         ({"shard_tokens": 700}, "with shard_tokens 300, now it is 700"),

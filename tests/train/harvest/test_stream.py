@@ -116,7 +116,7 @@ def test_too_few_documents_are_refused(reading: HarvestConfig) -> None:
     with pytest.raises(
         ValueError, match=r"words\.txt: the text has 1 documents, too few to hold out 20% in two parts;"
     ):
-        streamed(replace(reading, split="file"))
+        streamed(replace(reading, document="file"))
 
 
 def test_text_without_tokens_is_refused(reading: HarvestConfig, tmp_path: Path) -> None:
@@ -200,8 +200,8 @@ def test_a_streamed_run_is_not_resumed_on_other_text(reading: HarvestConfig, tmp
 def test_the_manifest_says_what_was_read(reading: HarvestConfig, tmp_path: Path) -> None:
     manifest = fit(reading, tmp_path / "sae", config(tokens=60))
     assert (manifest.model, manifest.hook) == ("tiny", "encoder.layer.1")
-    found = {name: manifest.provenance[name] for name in ("text", "split", "context", "dtype", "special")}
-    expected = {"text": ["words.txt"], "split": "paragraph", "context": 20, "dtype": "float32", "special": False}
+    found = {name: manifest.provenance[name] for name in ("text", "document", "context", "dtype", "special")}
+    expected = {"text": ["words.txt"], "document": "paragraph", "context": 20, "dtype": "float32", "special": False}
     assert found == expected
     assert sum(manifest.provenance["documents"].values()) == 80
     assert manifest.measured["tokens"] == manifest.provenance["rows"]["validation"]

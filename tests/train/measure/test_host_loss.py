@@ -15,7 +15,7 @@ from sae_runtime.bundle.evaluation_file import HostLoss
 from sae_runtime.bundle.manifest import Allocation, Architecture, Manifest
 from sae_runtime.exports import witness
 from sae_runtime.train.harvest.config import HarvestConfig
-from sae_runtime.train.harvest.host_model import load_host, longest_window, replaced
+from sae_runtime.train.harvest.host_model import load_host_model, longest_window, replaced
 from sae_runtime.train.measure.host_loss import host_loss
 from sae_runtime.train.measure.torch_sae import TorchSAE, open_sae
 
@@ -254,10 +254,12 @@ def test_models_hooks_and_texts_that_do_not_fit_are_refused(
 
 
 def test_head_is_loaded_where_there_is_one(gpt2: Path, bert: Path, tmp_path: Path) -> None:
-    assert type(load_host(str(gpt2), "cpu")[1]) is GPT2Model
-    tokenizer, model = load_host(str(gpt2), "cpu", head=True)
+    assert type(load_host_model(str(gpt2), "cpu")[1]) is GPT2Model
+    tokenizer, model = load_host_model(str(gpt2), "cpu", head=True)
     assert type(model) is GPT2LMHeadModel and longest_window(tokenizer, model) == 64
-    assert type(load_host(str(bert), "cpu", head=True)[1]) is BertModel  # bert could have a causal head, this has none
+    assert (
+        type(load_host_model(str(bert), "cpu", head=True)[1]) is BertModel
+    )  # bert could have a causal head, this has none
 
 
 @pytest.mark.parametrize("form", [lambda x: x, lambda x: (x, 1), lambda x: [x, 1], lambda x: {"a": x, "b": 1}])

@@ -1,4 +1,4 @@
-"""sae-runtime host."""
+"""sae-runtime export-model."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from sae_runtime.cli.common import force_option, json_option, output_option, sho
 from sae_runtime.cli.options import Command
 
 
-@click.command("host", cls=Command)
+@click.command("export-model", cls=Command)
 @click.option("--model", required=True, help="transformers folder or hub name")
 @click.option(
     "--cache/--no-cache",
@@ -30,9 +30,9 @@ def command(model: str, cache: bool, dtype: str, output: Path, force: bool, json
     import torch
 
     from sae_runtime.exports.export_model import export_model
-    from sae_runtime.train.harvest.host_model import load_host
+    from sae_runtime.train.harvest.host_model import load_host_model
 
-    _, loaded = load_host(model, "cpu", head=True)
+    _, loaded = load_host_model(model, "cpu", head=True)
     path = export_model(loaded.to(getattr(torch, dtype)), output, cache=cache, force=force)
     data = path.with_name(path.name + ".data")
     parameters = sum(parameter.numel() for parameter in loaded.parameters())
