@@ -17,7 +17,8 @@ _CHILD = """
 import json, sys, time
 import numpy as np
 import onnxruntime
-from sae_runtime import bundle, load
+from sae_runtime import load
+from sae_runtime.bundle import folder as bundle
 
 def resident():
     lines = open("/proc/self/smaps_rollup").read().splitlines()

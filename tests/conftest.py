@@ -34,6 +34,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(marker)
 
 
+# sparsify chooses its kernel when it is imported, and would take a GPU's; test modules import it in any order.
+os.environ["SPARSIFY_DISABLE_TRITON"] = "1"
+
 SHARED = "SAE_RUNTIME_TESTS_SHARED"
 D_IN, K = 24, 6
 KINDS = ("token", "mutual", "feature")

@@ -1,6 +1,5 @@
 """Checkpoints of other libraries, and their own computations to compare a bundle with."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,6 @@ from sae_runtime import load
 from sae_runtime.checkpoints.checkpoint import Checkpoint
 from sae_runtime.checkpoints.convert import convert
 from sae_runtime.exports import export
-
-os.environ["SPARSIFY_DISABLE_TRITON"] = "1"  # sparsify chooses its kernel when it is imported, and would take a GPU's
 
 BATCHES = (1, 7, 300)
 TOLERANCE = 1e-5  # of the row's largest value: what float32 sums differ by, and no wrong formula stays below

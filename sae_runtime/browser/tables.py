@@ -27,8 +27,8 @@ class _Row:
 _IDENTITY = (
     _Row("allocation", "what competes for matches", lambda e: _choice(e)),
     _Row("k", "active features a token gets on average", lambda e: _k(e)),
-    _Row("features", "in the dictionary", lambda e: f"{e.encoder.d_sae:,}"),
-    _Row("width", "of the activations", lambda e: f"{e.encoder.d_in:,}"),
+    _Row("features", "in the dictionary", lambda e: f"{e.architecture.d_sae:,}"),
+    _Row("width", "of the activations", lambda e: f"{e.architecture.d_in:,}"),
     _Row("model", "", lambda e: e.model or "unknown"),
     _Row("hook", "", lambda e: e.hook or "unknown"),
     _Row("trained on", "tokens, repeats counted", lambda e: _trained_on(e)),

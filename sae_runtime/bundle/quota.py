@@ -39,7 +39,7 @@ def quotas(quota: Quota, k: float, d_sae: int) -> NDArray[np.float64]:
 
     A feature to which the law would give a density above 1 gets 1. The rest is divided among the others in proportion.
 
-    >>> shares(Quota(exponent=1.0), k=2.0, d_sae=4).round(3)
+    >>> quotas(Quota(exponent=1.0), k=2.0, d_sae=4).round(3)
     array([0.96, 0.48, 0.32, 0.24])
 
     Raises:
@@ -108,7 +108,7 @@ def fit(density: NDArray[np.float64]) -> tuple[float, float, float]:
     Each rank has the weight 1 / rank, so that every octave of ranks counts alike. The exponent stays within [0, 2]: a
     steeper law, which the first ranks can suggest, would leave hardly any matches to the last ones.
 
-    >>> law = shares(Quota(exponent=0.8, offset=3.0), k=8.0, d_sae=500)
+    >>> law = quotas(Quota(exponent=0.8, offset=3.0), k=8.0, d_sae=500)
     >>> exponent, offset, r_squared = fit(law)
     >>> round(exponent, 1), round(r_squared, 2)
     (0.8, 1.0)

@@ -146,7 +146,7 @@ def test_reading_repairs_what_a_crash_left(tmp_path: Path, survivor: str) -> Non
         (lambda: Allocation(kind="token", k=1.0, quota=Quota(exponent=1.0)), "a quota belongs to feature choice"),
         (lambda: make_manifest(150, "mutual", slots=151), r"slots must be in \[1, d_sae=150\], got 151"),
         (lambda: make_manifest(4, "mutual", k=5, slots=4), "k must be at most d_sae=4, got 5"),
-        (lambda: make_manifest(150, "token", slots=7), "a token that keeps 6 features has as many slots, got  7"),
+        (lambda: make_manifest(150, "token", slots=7), "a token that keeps 6 features has as many slots, got 7"),
         (
             lambda: dataclasses.replace(make_manifest(150, "token"), allocation=Allocation(kind="mutual", k=6.0)),
             "token choice is served by 'topk' or 'groupmax'",

@@ -42,7 +42,7 @@ def siblings(path: Path) -> list[str]:
 
 def run_python(code: str, path: Path) -> int:
     """Run code that has `path` and `files`, in a process of its own."""
-    head = "import os, shutil, signal\nfrom pathlib import Path\nfrom sae_runtime import files\n"
+    head = "import os, shutil, signal\nfrom pathlib import Path\nfrom sae_runtime.bundle import files\n"
     head += f"path = Path({str(path)!r})\n"
     return subprocess.run([sys.executable, "-c", head + code], timeout=60, check=False).returncode
 

@@ -33,7 +33,7 @@ def test_help_names_every_command_and_loads_none() -> None:
     assert (process.returncode, err) == (0, "")
     shown, _, loaded = out.rstrip("\n").rpartition("\n")
     assert loaded == "[]"
-    assert re.findall(r"^  ([a-z]+)  +[A-Z].*\.$", shown, re.MULTILINE) == list(COMMANDS)
+    assert re.findall(r"^  ([a-z][a-z-]+)  +[A-Z].*\.$", shown, re.MULTILINE) == list(COMMANDS)
 
 
 def test_commands_that_need_no_torch_load_none() -> None:
@@ -46,7 +46,7 @@ def test_commands_that_need_no_torch_load_none() -> None:
 
 def test_every_module_of_the_folder_is_a_command_or_shared() -> None:
     modules = {path.stem for path in Path(cli.__file__).parent.glob("*.py")}
-    assert modules == {*COMMANDS, "__init__", "options", "common"}
+    assert modules == {*(name.replace("-", "_") for name in COMMANDS), "__init__", "options", "common"}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -56,7 +56,7 @@ def test_help_of_a_command(name: str) -> None:
     assert result.stdout.startswith(f"Usage: sae-runtime {name} [OPTIONS]")
     assert result.stdout.splitlines()[2].strip() == COMMANDS[name]
     assert run(name, "-h").stdout == result.stdout
-    command: click.Command = importlib.import_module(f"sae_runtime.cli.{name}").command
+    command: click.Command = importlib.import_module(f"sae_runtime.cli.{name.replace('-', '_')}").command
     assert isinstance(command, options.Command)
     assert command.name == name
     flags = {flag for param in command.params for flag in param.opts}

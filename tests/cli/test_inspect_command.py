@@ -32,7 +32,7 @@ def test_inspect_prints_text(bundle_of: BundleOf) -> None:
     assert words == [
         f"bundle {path} (valid)",
         "source unknown",
-        "encoder 24 wide, 150 features, keeps those above their threshold",
+        "architecture 24 wide, 150 features, keeps those above their threshold",
         "allocation mutual choice, k 6",
         f"files sae_weights.safetensors {sizes['sae_weights.safetensors']} sha256 ok",
         f"cfg.json {sizes['cfg.json']} sha256 ok",

@@ -53,7 +53,7 @@ def test_fits_and_says_what(acts: Path, tmp_path: Path) -> None:
     assert lines[:3] == [
         f"bundle {out}",
         "source unknown",
-        f"encoder {D_IN} wide, 64 features, keeps the top 4 of every token",
+        f"architecture {D_IN} wide, 64 features, keeps the top 4 of every token",
     ]
     assert lines[-1] == f"next sae-runtime export {out}"
     result = run(*arguments, "--json", "--force", "--quiet")

@@ -6,8 +6,8 @@ import pytest
 
 from sae_runtime import demo, load
 from sae_runtime.cli import main
+from sae_runtime.demo.cards import sentences
 from sae_runtime.demo.neighbours import nearest
-from sae_runtime.demo.page import sentences
 from sae_runtime.demo.text import paragraphs
 
 
