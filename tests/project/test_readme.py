@@ -1,4 +1,4 @@
-"""The README tells the truth: its blocks run, its tables and its tree are complete."""
+"""The README tells the truth: its blocks run, and its tables are complete."""
 
 import contextlib
 import io
@@ -7,13 +7,15 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 from conftest import make_x
 
-from sae_runtime.cli import COMMANDS
+from sae_runtime.cli import COMMANDS, main
 from sae_runtime.exports import export
 
 ROOT = Path(__file__).parents[2]
@@ -22,6 +24,12 @@ README = (ROOT / "README.md").read_text()
 
 def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def first_column(heading: str) -> set[str]:
+    """The names in the first column of the table with this heading."""
+    _, _, rest = README.partition(f"| {heading} |")
+    return set(re.findall(r"^\| `([\w.-]+)` \|", rest.partition("\n\n")[0], flags=re.MULTILINE))
 
 
 def test_python_blocks_print_what_they_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,13 +53,27 @@ def test_commands_run(tmp_path: Path) -> None:
     assert {"acts", "sae", "features.parquet", "steered.npy"} <= {path.name for path in tmp_path.iterdir()}
 
 
-def test_every_command_is_in_the_table() -> None:
-    assert set(COMMANDS) == set(re.findall(r"^\| `([\w-]+)` \|", README, flags=re.MULTILINE))
+def test_settings_of_the_toml_file_are_settings_of_its_commands() -> None:
+    (settings,) = blocks("toml")
+    tables = tomllib.loads(settings)
+    assert tables
+    for name, table in tables.items():
+        command = main.get_command(click.Context(main), name)
+        assert command is not None
+        assert set(table) <= {param.name for param in command.params if isinstance(param, click.Option)}
 
 
-def test_bundle_table_names_every_file(bundle_of: Callable[..., Path], tmp_path: Path) -> None:
-    named = set(re.findall(r"^\| `([\w.]+\.\w+)` \|", README, flags=re.MULTILINE))
+def test_the_table_of_commands_is_complete() -> None:
+    assert first_column("command") == set(COMMANDS)
+
+
+def test_the_table_of_extras_is_complete() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert first_column("extra") == set(project["optional-dependencies"])
+
+
+def test_the_table_of_a_bundle_names_every_file(bundle_of: Callable[..., Path], tmp_path: Path) -> None:
     path = tmp_path / "sae"
     shutil.copytree(bundle_of("feature", 512), path)
     export(path, activations=make_x(10))
-    assert named == {path.name for path in path.iterdir()}
+    assert first_column("file") == {path.name for path in path.iterdir()}
