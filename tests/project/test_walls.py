@@ -1,10 +1,12 @@
 """Rooms have walls: an import that a room's table does not allow fails here by name."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from documents import table
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = {
@@ -89,6 +91,13 @@ def test_module_imports_only_what_its_room_may(module: str) -> None:
         and not any(target == door or target.startswith(f"{door}.") for door in allowed)
     ]
     assert not broken, "\n".join(broken)
+
+
+def test_the_map_of_the_code_has_the_same_rooms_and_walls() -> None:
+    rooms = {name.strip("`"): set(re.findall(r"`([\w.]+)`", may)) for name, _, may in table("architecture.md", "room")}
+    free = {name.strip("`") for name, _, may in table("architecture.md", "room") if may == "anything"}
+    assert rooms == {room: set(doors or ()) for room, doors in MAY_IMPORT.items()}
+    assert free == {room for room, doors in MAY_IMPORT.items() if doors is ANYTHING}
 
 
 @pytest.mark.parametrize("module", MODULES)
