@@ -45,7 +45,8 @@ def test_gates_of_other_magnitude_are_folded() -> None:
 
 def test_decoder_lengths_move_to_the_features() -> None:
     w_enc, w_dec, b_enc = RNG.normal(size=(6, 40)), RNG.normal(size=(40, 6)), RNG.normal(size=40)
-    encoder, bias, decoder, lengths = folding.decoder_lengths(stored(w_enc), b_enc, stored(w_dec))
+    lengths = folding.decoder_lengths(stored(w_dec))
+    encoder, bias, decoder = folding.unit_decoder(stored(w_enc), b_enc, stored(w_dec))
     x = RNG.normal(size=(9, 6))
     before, after = np.maximum(x @ w_enc + b_enc, 0), np.maximum(x @ whole(encoder) + bias, 0)
     np.testing.assert_allclose(after, before * lengths, rtol=1e-12, atol=1e-12)
@@ -53,13 +54,7 @@ def test_decoder_lengths_move_to_the_features() -> None:
     np.testing.assert_allclose(np.linalg.norm(whole(decoder), axis=1), 1)
     w_dec[3] = 0
     with pytest.raises(ValueError, match="w is 0 at feature 3"):
-        folding.decoder_lengths(stored(w_enc), b_enc, stored(w_dec))
-
-
-def test_a_pre_bias_moves_into_the_bias() -> None:
-    w_enc, b_enc, b_pre, x = RNG.normal(size=(6, 40)), RNG.normal(size=40), RNG.normal(size=6), RNG.normal(size=(9, 6))
-    folded = folding.pre_bias(stored(w_enc), b_enc, b_pre)
-    np.testing.assert_allclose(x @ w_enc + folded, (x - b_pre) @ w_enc + b_enc, atol=1e-12)
+        folding.unit_decoder(stored(w_enc), b_enc, stored(w_dec))
 
 
 def test_a_gate_that_float32_would_lose_is_refused() -> None:

@@ -110,7 +110,7 @@ def test_the_input_scale_of_a_run_is_folded_in_as_its_final_save_does(saved: Sav
 def test_an_unknown_input_scale_is_warned_of(saved: Saved, tmp_path: Path) -> None:
     module, path = saved("StandardSAE", **SIZES, normalize_activations="expected_average_only_in")
     made = assert_same(path, tmp_path / "out", 16, module.encode, module.forward)
-    assert "another scale" in made.warnings[0]
+    assert "does not tell the scale" in made.warnings[0]
 
 
 def test_old_configurations_are_read_as_sae_lens_reads_them(saved: Saved, tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_thresholds_of_a_dubious_unit_are_warned_of(saved: Saved, tmp_path: Path
         ({"architecture": None}, "does not say architecture"),
         ({"normalize_activations": "covariance_whitening"}, "convert the final save"),
         ({"normalize_activations": "rms"}, "normalize_activations is rms"),
-        ({"reshape_activations": "foo"}, "reshape_activations is foo, expected none or hook_z"),
+        ({"reshape_activations": "foo"}, "reshape_activations is foo, expected one of none, hook_z"),
         ({"k": 10**400}, "expected a whole number"),
         (
             {"metadata": {"sae_lens_version": "6." + "9" * 5000, "hook_name": "a\nb"}},

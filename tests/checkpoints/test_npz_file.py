@@ -28,11 +28,11 @@ def test_bombs_objects_and_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="it would unpack from"):
         open_npz(tmp_path / "bomb.npz")
     np.savez(tmp_path / "objects.npz", a=np.array([{}, []], object))
-    with pytest.raises(ValueError, match="a is of object, expected floats"):
+    with pytest.raises(ValueError, match="objects.npz is not a sound file of numpy.savez"):
         open_npz(tmp_path / "objects.npz")
     with zipfile.ZipFile(tmp_path / "other.npz", "w") as archive:
         archive.writestr("readme.txt", "no array")
-    with pytest.raises(ValueError, match="'readme.txt' in it is no array"):
+    with pytest.raises(ValueError, match="readme.txt is not an array of floats"):
         open_npz(tmp_path / "other.npz")
     with zipfile.ZipFile(tmp_path / "open.npz", "w") as archive:
         archive.writestr("a.npy", b"\x93NUMPY\x01\x00\x06\x00{((((\n")  # a header whose brackets stay open
