@@ -7,7 +7,7 @@ import pytest
 from sae_runtime import demo, load
 from sae_runtime.cli import main
 from sae_runtime.demo.neighbours import nearest
-from sae_runtime.demo.page import sentences
+from sae_runtime.demo.lines import Line, card
 from sae_runtime.demo.text import paragraphs
 
 
@@ -66,8 +66,9 @@ def test_text_is_prose_and_repeats() -> None:
 def test_nearest_are_the_largest_cosines() -> None:
     corpus = np.eye(4, dtype=np.float32)
     near = nearest(corpus, np.array([0.1, 0.9, 0.2, 0.0], np.float32), 2)
-    assert near.sentences == (1, 2) and near.cosines == pytest.approx((0.9, 0.2))
+    assert [number for number, _ in near] == [1, 2]
+    assert [cosine for _, cosine in near] == pytest.approx([0.9, 0.2])
 
 
 def test_page_escapes_text() -> None:
-    assert "<b>" not in sentences("<b>", [(0.5, "<b>", True)])
+    assert "<b>" not in card("<b>", [Line(0.5, "<b>", "<b>", "<b>")])
