@@ -10,7 +10,6 @@ import numpy as np
 
 from sae_runtime.checkpoints.checkpoint import Checkpoint, assemble
 from sae_runtime.checkpoints.folder import config_and_weights, config_of, has
-from sae_runtime.checkpoints.stored import Double
 from sae_runtime.checkpoints.torch_file import read_torch, tensors_of
 
 CFG, WEIGHTS = "config.json", "sae.pt"
@@ -29,7 +28,7 @@ def read(path: Path) -> Checkpoint:
 
     Raises:
         ImportError: torch is not installed.
-        ValueError: it is damaged, incomplete, or computes what `manifest.Architecture` cannot.
+        ValueError: the checkpoint is damaged or incomplete, or `manifest.Architecture` cannot describe what it computes.
     """
     cfg, file = config_and_weights(path, CFG, WEIGHTS, "BatchTopK")
     kind, normed = cfg.choice("sae_type", ARCHITECTURES), cfg.flag("input_unit_norm", False)
@@ -46,11 +45,7 @@ def read(path: Path) -> Checkpoint:
     top = kind in ("topk", "batchtopk")
     # These two kinds have a b_enc that they do not use, unless a first version says so.
     biased = not top or cfg.flag("use_encoder_bias", False)
-    threshold: Double | float | None = None
-    if kind == "jumprelu":
-        threshold = np.exp(tensors.vector(log_threshold, d_sae))
-    elif kind == "vanilla":
-        threshold = 0.0
+    threshold = 0.0 if kind == "vanilla" else None
     return assemble(
         file,
         kind,
@@ -58,7 +53,7 @@ def read(path: Path) -> Checkpoint:
         b_enc=tensors.vector("b_enc", d_sae) if biased else np.zeros(d_sae),
         w_dec=w_enc.T if cfg.flag("tied_weights", False) else tensors.matrix("W_dec", d_sae, d_in),
         b_dec=tensors.vector("b_dec", d_in),
-        threshold=threshold,
+        threshold=np.exp(tensors.vector(log_threshold, d_sae)) if kind == "jumprelu" else threshold,
         selection="topk" if kind == "topk" else "threshold",
         k=cfg.size("top_k") if top else None,
         pre_bias=kind != "jumprelu",

@@ -43,7 +43,7 @@ def read(path: Path) -> Checkpoint:
     """The SAE in a folder of SAELens.
 
     Raises:
-        ValueError: it is damaged, incomplete, or computes what `manifest.Architecture` cannot.
+        ValueError: the checkpoint is damaged or incomplete, or `manifest.Architecture` cannot describe what it computes.
     """
     cfg, file = config_and_weights(path, CFG, WEIGHTS, "SAELens")
     metadata = cfg.inner("metadata")

@@ -1,4 +1,4 @@
-"""Files as published; SAELens's own loaders for them are the witness."""
+"""Files as published, compared with what the loaders of SAELens compute from them."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_gemma_scope_is_read_as_sae_lens_reads_it(
     assert bool(made.warnings) == ("embedding" in folder)
 
 
-def test_transcoders_are_known_by_their_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transcoders_are_recognised_by_their_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     repo, folder = "google/gemma-scope-2b-pt-transcoders", "layer_3/width_16k/average_l0_50"
     home = tmp_path / "gemma-scope-2b-pt-transcoders"
     (home / folder).mkdir(parents=True)

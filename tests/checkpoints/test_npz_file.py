@@ -9,7 +9,7 @@ from sae_runtime.checkpoints.npz_file import open_npz
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
 @pytest.mark.parametrize("compressed", [False, True])
-def test_arrays_come_as_they_were_saved(tmp_path: Path, dtype: str, compressed: bool) -> None:
+def test_arrays_are_read_as_they_were_saved(tmp_path: Path, dtype: str, compressed: bool) -> None:
     array = np.random.default_rng(0).normal(size=(5, 7)).astype(dtype)
     (np.savez_compressed if compressed else np.savez)(tmp_path / "p.npz", a=array, turned=array.T, one=array[0])
     tensors = open_npz(tmp_path / "p.npz")
@@ -54,10 +54,10 @@ def test_damaged_files_are_refused(tmp_path: Path, compressed: bool) -> None:
         spoilt[int(rng.integers(len(raw)))] ^= 1 << int(rng.integers(8))
         (tmp_path / "spoilt.npz").write_bytes(spoilt)
         try:
-            found = open_npz(tmp_path / "spoilt.npz").matrix("a").open()
+            array_read = open_npz(tmp_path / "spoilt.npz").matrix("a").open()
         except ValueError as error:
             refused += 1
             assert "\n" not in str(error)
             continue
-        np.testing.assert_array_equal(found, array)  # a zip archive knows the sum of its members
+        np.testing.assert_array_equal(array_read, array)  # zip archives have checksums
     assert refused > 60
