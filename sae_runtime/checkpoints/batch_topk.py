@@ -28,7 +28,7 @@ def read(path: Path) -> Checkpoint:
 
     Raises:
         ImportError: torch is not installed.
-        ValueError: the checkpoint is damaged or incomplete, or `manifest.Architecture` cannot describe what it computes.
+        ValueError: it is damaged or incomplete, or `manifest.Architecture` cannot describe what it computes.
     """
     cfg, file = config_and_weights(path, CFG, WEIGHTS, "BatchTopK")
     kind, normed = cfg.choice("sae_type", ARCHITECTURES), cfg.flag("input_unit_norm", False)

@@ -27,7 +27,7 @@ def read(path: Path) -> Checkpoint:
     their folders do.
 
     Raises:
-        ValueError: the checkpoint is damaged or incomplete, or `manifest.Architecture` cannot describe what it computes.
+        ValueError: it is damaged or incomplete, or `manifest.Architecture` cannot describe what it computes.
     """
     file = _weights_file(path)
     if file is None:

@@ -33,7 +33,7 @@ def read(path: Path) -> Checkpoint:
     """The SAE in a folder of Llama Scope or Llamascopium.
 
     Raises:
-        ValueError: the checkpoint is damaged or incomplete, or `manifest.Architecture` cannot describe what it computes.
+        ValueError: it is damaged or incomplete, or `manifest.Architecture` cannot describe what it computes.
     """
     first = find(path, FIRST[0]) is not None
     cfg, file = config_and_weights(path, *(FIRST if first else SECOND), "Llama Scope")

@@ -23,7 +23,7 @@ def read(path: Path) -> Checkpoint:
 
     Raises:
         ImportError: torch is not installed.
-        ValueError: the checkpoint is damaged or incomplete, or `manifest.Architecture` cannot describe what it computes.
+        ValueError: it is damaged or incomplete, or `manifest.Architecture` cannot describe what it computes.
     """
     if not path.is_file():
         raise ValueError(f"{path} is not a file; an autoencoder of OpenAI is one file of torch.save, name it")

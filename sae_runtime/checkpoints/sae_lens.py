@@ -43,7 +43,7 @@ def read(path: Path) -> Checkpoint:
     """The SAE in a folder of SAELens.
 
     Raises:
-        ValueError: the checkpoint is damaged or incomplete, or `manifest.Architecture` cannot describe what it computes.
+        ValueError: it is damaged or incomplete, or `manifest.Architecture` cannot describe what it computes.
     """
     cfg, file = config_and_weights(path, CFG, WEIGHTS, "SAELens")
     metadata = cfg.inner("metadata")

@@ -22,7 +22,7 @@ def read(path: Path) -> Checkpoint:
     """The SAE or transcoder in a folder of sparsify.
 
     Raises:
-        ValueError: the checkpoint is damaged or incomplete, or `manifest.Architecture` cannot describe what it computes.
+        ValueError: it is damaged or incomplete, or `manifest.Architecture` cannot describe what it computes.
     """
     cfg, file = config_and_weights(path, CFG, WEIGHTS, "sparsify")
     activation = cfg.choice("activation", ARCHITECTURES, "topk")
