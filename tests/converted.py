@@ -1,4 +1,4 @@
-"""Bundles made of another library's checkpoint, and what that library computes, in torch and float64."""
+"""Bundles converted from SAELens checkpoints, and the formulas of SAELens in torch and float64."""
 
 import json
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ SAELENS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Converted:
-    """A bundle, and the library's own mathematics."""
+    """A bundle, and what SAELens computes from the same weights."""
 
     path: Path
     settings: dict[str, Any]
@@ -44,7 +44,7 @@ class Converted:
         return torch.zeros_like(z).scatter(-1, top.indices, top.values)
 
     def decoded(self, f: Tensor, x: NDArray[Any]) -> Tensor:
-        """Activations that features of x stand for."""
+        """Reconstructions of the activations x from features f."""
         mean, size = self._scale(x)
         return (f @ self.weights["W_dec"] + self.weights["b_dec"]) * size + mean
 
@@ -66,7 +66,7 @@ class Converted:
 
 
 def converted(folder: Path, name: str) -> Converted:
-    """An SAE as SAELens saves it, by its name in SAELENS, with random weights; converted and exported."""
+    """An SAE with random weights and the settings SAELENS[name], saved as SAELens does, converted and exported."""
     settings, rng = SAELENS[name], np.random.default_rng(3)
     shapes = {"W_enc": (D_IN, D_SAE), "W_dec": (D_SAE, D_IN), "b_enc": (D_SAE,), "b_dec": (D_IN,)}
     weights = {key: rng.normal(0, 0.3, shape).astype(np.float32) for key, shape in shapes.items()}

@@ -1,4 +1,4 @@
-"""Bundles of every form that an encoder can have, with hand-made weights."""
+"""Bundles of any architecture with random weights."""
 
 from pathlib import Path
 from typing import Any
@@ -11,47 +11,33 @@ from sae_runtime.bundle.manifest import Allocation, Architecture, Manifest
 from sae_runtime.exports.export import export
 
 D_SAE = 150
-FORMS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "no pre-bias": {"pre_bias": False},
-    "skip": {"skip": True},
-    "transcoder": {"d_out": D_IN, "pre_bias": False},
-    "skip transcoder": {"d_out": D_IN, "pre_bias": False, "skip": True},
-}
 
 
 def native(
-    path: Path,
-    *,
-    allocation: Allocation | None = None,
-    threshold: float | str | None = "different",
-    length: float = 1.0,
-    **form: Any,
+    path: Path, *, allocation: Allocation | None = None, threshold: str | None = "random", **architecture: Any
 ) -> Path:
-    """The path of a bundle, exported if it can be.
+    """Write a bundle with decoder rows of length 1, and export it if it is calibrated.
 
     Args:
-        path: where.
-        allocation: of an SAE with thresholds.
-        threshold: its common threshold, "different" ones, or None for none yet.
-        length: of every row of W_dec.
-        form: fields of `Encoder`.
+        path: the folder to make.
+        allocation: the allocation of an SAE that selects by thresholds.
+        threshold: "random", or None for a bundle without thresholds.
+        architecture: fields of `Architecture`.
+
+    Returns:
+        The path.
     """
-    architecture = Architecture(d_in=D_IN, d_sae=D_SAE, **form)
+    form = Architecture(d_in=D_IN, d_sae=D_SAE, **architecture)
     rng = np.random.default_rng(4)
-    weights = {name: rng.normal(0, 0.3, shape) for name, shape in bundle.weight_shapes(architecture).items()}
-    weights["W_dec"] *= length / np.linalg.norm(weights["W_dec"], axis=1, keepdims=True)
-    if architecture.selection == "threshold":
-        weights["threshold"] = (
-            rng.uniform(1, 2, D_SAE) if isinstance(threshold, str) else np.full(D_SAE, threshold or 0.0)
-        )
-        if threshold is None:
-            del weights["threshold"]
+    weights = {name: rng.normal(0, 0.3, shape) for name, shape in bundle.weight_shapes(form).items()}
+    weights["W_dec"] /= np.linalg.norm(weights["W_dec"], axis=1, keepdims=True)
+    if form.k is not None:
+        allocation = Allocation(kind="token", k=float(form.k))
+    elif threshold is None:
+        del weights["threshold"]
     else:
-        allocation = Allocation(kind="token", k=float(architecture.k or 0))
-    manifest = Manifest(
-        architecture=architecture, allocation=allocation, slots=architecture.k or 120, model="tiny", hook="layer.1"
-    )
+        weights["threshold"] = rng.uniform(1, 2, D_SAE)
+    manifest = Manifest(architecture=form, allocation=allocation, slots=form.k or 120, model="tiny", hook="layer.1")
     bundle.write(path, {name: array.astype(np.float32) for name, array in weights.items()}, manifest)
     if threshold is not None:
         export(path, graphs=())

@@ -1,4 +1,4 @@
-"""One HTML file that needs no other: tables, pictures and sentences."""
+"""One HTML file that needs no other file: tables, pictures and sentences. Every function escapes its text."""
 
 import base64
 import html
@@ -15,23 +15,25 @@ td small { display: block; color: #777; font-size: .8rem; line-height: 1.35; max
 .wide { overflow-x: auto; margin-bottom: 1.5rem }
 .spans { margin: 0; padding: 0; list-style: none; font-size: .92rem }
 .spans li { padding: .15rem 0 } mark { background: #ffe08a; padding: 0 .15em; border-radius: 3px }
-.fires { border-left: 4px solid #ffc93c; padding-left: .5rem !important }
+.active { border-left: 4px solid #ffc93c; padding-left: .5rem !important }
 .dim { color: #777 } img { max-width: 100%; margin: .5rem 0 }
 .columns { display: grid; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); gap: 0 2rem }
 """.strip()
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> str:
-    """A table; the first column is text with the row's note under it, the others are numbers."""
+    """A table. The first column is text, with the row's note under it; the other columns are numbers.
+
+    >>> "<td>L0<small>mean</small></td><td>16</td>" in table(["", "sae"], [["L0", "16"]], ["mean"])
+    True
+    """
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-    body = "".join(_row(row, notes[number] if notes else "") for number, row in enumerate(rows))
+    body = ""
+    for number, row in enumerate(rows):
+        first, *others = map(html.escape, row)
+        small = f"<small>{html.escape(notes[number])}</small>" if notes and notes[number] else ""
+        body += f"<tr><td>{first}{small}</td>" + "".join(f"<td>{cell}</td>" for cell in others) + "</tr>"
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _row(cells: Sequence[str], note: str) -> str:
-    first, *others = map(html.escape, cells)
-    small = f"<small>{html.escape(note)}</small>" if note else ""
-    return f"<tr><td>{first}{small}</td>" + "".join(f"<td>{cell}</td>" for cell in others) + "</tr>"
 
 
 def heading(text: str) -> str:
@@ -44,23 +46,39 @@ def heading(text: str) -> str:
 
 
 def paragraph(text: str, *, dim: bool = False) -> str:
-    """A paragraph; dim where it only explains."""
+    """A paragraph; `dim` makes it grey.
+
+    >>> paragraph("x > 0")
+    '<p>x &gt; 0</p>'
+    """
     return f"<p{' class=dim' * dim}>{html.escape(text)}</p>"
 
 
 def image(png: bytes, alternative: str) -> str:
-    """A picture inside the page itself."""
+    """A PNG picture inside the page itself.
+
+    >>> image(b"", "density by rank")
+    '<img alt="density by rank" src="data:image/png;base64,">'
+    """
     data = base64.b64encode(png).decode()
     return f'<img alt="{html.escape(alternative)}" src="data:image/png;base64,{data}">'
 
 
 def columns(parts: Sequence[str]) -> str:
-    """Parts beside each other where there is room."""
+    """HTML parts beside each other where there is room.
+
+    >>> columns(["<p>left</p>", "<p>right</p>"])
+    '<div class="columns"><p>left</p><p>right</p></div>'
+    """
     return f'<div class="columns">{"".join(parts)}</div>'
 
 
 def page(title: str, parts: Sequence[str]) -> str:
-    """The whole page."""
+    """The text of the HTML file.
+
+    >>> "<body><h1>SAEs</h1><p>one</p></body>" in page("SAEs", [paragraph("one")])
+    True
+    """
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

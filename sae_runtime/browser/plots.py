@@ -1,122 +1,133 @@
-"""Pictures of fitted SAEs, as PNG. Each draws one line for every name, in the same order and colour everywhere."""
+"""Pictures of fitted SAEs, as PNG. Each draws one line for every SAE, with the same colours in every picture."""
 
 import io
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import matplotlib.figure
 import numpy as np
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
-# Okabe and Ito's palette, which people with any colour vision tell apart, less its yellow, which is faint on white.
+# Okabe and Ito's palette for any colour vision, without its yellow, which is faint on white.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("-", "--", ":")  # for more names than colours
 _NEARLY_ALL = 0.9  # share of the tokens that have one number of active features
+_LAW = {"lw": 1.0, "ls": (0, (4, 2))}
+T = TypeVar("T")
 
 
 def density_by_rank(
     densities: Mapping[str, NDArray[np.float64]], laws: Mapping[str, NDArray[np.float64]] | None = None
 ) -> bytes:
-    """Density of each feature by rank, on log axes; `laws` are Zipf laws of the same names.
+    """The density of each feature by rank, on log axes.
+
+    Args:
+        densities: of each SAE, by name: [d_sae].
+        laws: the Zipf law's density of each rank, for SAEs that have a law: [d_sae].
 
     >>> density_by_rank({"sae": np.array([0.4, 0.1])})[1:4]
     b'PNG'
     """
-
-    def draw(axes: Any) -> None:
-        for (name, density), style in zip(densities.items(), _styles(), strict=False):
-            falling = np.sort(density[density > 0])[::-1]
-            axes.plot(np.arange(1, len(falling) + 1), falling, label=name, **style)
-            if name in (laws or {}):
-                law = (laws or {})[name]
-                axes.plot(np.arange(1, len(law) + 1), law, color=style["color"], lw=1.0, ls=(0, (4, 2)))
-        if laws:
-            axes.plot([], [], color="#555555", lw=1.0, ls=(0, (4, 2)), label="Zipf law, fitted")
-        if any((density > 0).any() for density in densities.values()):  # a log axis cannot be drawn without numbers
-            axes.set_xscale("log")
-            axes.set_yscale("log")
-        axes.legend()
-
-    return _picture("Feature density by rank", "rank of the feature", "share of tokens on which it is active", draw)
+    axes = _axes("Feature density by rank", "rank of the feature", "share of tokens on which it is active")
+    for name, density, style in _styled(densities):
+        falling = np.sort(density[density > 0])[::-1]
+        axes.plot(np.arange(1, len(falling) + 1), falling, label=name, **style)
+        if laws and name in laws:
+            axes.plot(np.arange(1, len(laws[name]) + 1), laws[name], color=style["color"], **_LAW)
+    if laws:
+        axes.plot([], [], color="#555555", label="Zipf law, fitted", **_LAW)
+    if any((density > 0).any() for density in densities.values()):  # a log axis needs a number above 0
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+    return _png(axes)
 
 
 def active_features(l0: Mapping[str, NDArray[np.int64]]) -> bytes:
-    """How many tokens have how many active features, as served; `l0` counts the tokens with 0, 1, 2, ... of them."""
+    """The distribution of the tokens over their numbers of active features, as served.
 
-    def draw(axes: Any) -> None:
-        shares = {name: counts / max(counts.sum(), 1) for name, counts in l0.items()}
-        longest = max(int(np.searchsorted(share.cumsum(), 0.999)) for share in shares.values()) + 1
-        for (name, share), style in zip(shares.items(), _styles(), strict=False):
-            commonest = int(share.argmax())
-            if share[commonest] > _NEARLY_ALL:  # one tall bar would hide the others
-                axes.axvline(commonest, label=f"{name}: {share[commonest]:.1%} have {commonest}", **style)
-            else:
-                line = np.pad(share, (0, max(longest + 1 - len(share), 0)))[: longest + 1]
-                axes.plot(line, drawstyle="steps-mid", label=name, **style)
-        axes.set_xlim(0, longest)
-        axes.set_ylim(0)
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-        axes.legend()
+    Args:
+        l0: how many tokens have 0, 1, 2, ... active features, of each SAE by name.
 
-    return _picture("Active features per token, as served", "active features", "share of tokens", draw)
+    >>> active_features({"sae": np.array([0, 3, 1])})[1:4]
+    b'PNG'
+    """
+    axes = _axes("Active features per token, as served", "active features", "share of tokens")
+    shares = {name: counts / max(counts.sum(), 1) for name, counts in l0.items()}
+    longest = max(int(np.searchsorted(share.cumsum(), 0.999)) for share in shares.values()) + 1
+    for name, share, style in _styled(shares):
+        commonest = int(share.argmax())
+        if share[commonest] > _NEARLY_ALL:  # one tall bar would hide the others
+            axes.axvline(commonest, label=f"{name}: {share[commonest]:.1%} have {commonest}", **style)
+        else:
+            line = np.pad(share, (0, max(longest + 1 - len(share), 0)))[: longest + 1]
+            axes.plot(line, drawstyle="steps-mid", label=name, **style)
+    axes.set(xlim=(0, longest), ylim=(0, None))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    return _png(axes)
 
 
 def largest_cosines(histograms: Mapping[str, NDArray[np.int64]]) -> bytes:
-    """How many features have how large a cosine to their nearest feature; each counts bins over [-1, 1]."""
+    """The distribution of the features over their largest cosine to another feature.
 
-    def draw(axes: Any) -> None:
-        lowest = 1.0
-        for (name, counts), style in zip(histograms.items(), _styles(), strict=False):
-            edges = np.linspace(-1, 1, len(counts) + 1)
-            axes.stairs(counts / max(counts.sum(), 1), edges, label=name, **style)
-            lowest = min(lowest, float(edges[np.flatnonzero(counts)[0]]))
-        axes.set_xlim(min(lowest, 0.0), 1)
-        axes.set_ylim(0)
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-        axes.legend()
+    Args:
+        histograms: how many features are in each of equal bins over [-1, 1], of each SAE by name.
 
-    return _picture("Decoder redundancy", "cosine to the most similar other feature", "share of features", draw)
+    >>> largest_cosines({"sae": np.array([0, 0, 3, 1])})[1:4]
+    b'PNG'
+    """
+    axes = _axes("Decoder redundancy", "cosine to the most similar other feature", "share of features")
+    lowest = 0.0
+    for name, counts, style in _styled(histograms):
+        edges = np.linspace(-1, 1, len(counts) + 1)
+        axes.stairs(counts / max(counts.sum(), 1), edges, label=name, **style)
+        lowest = min(lowest, float(edges[np.flatnonzero(counts)[0]]))
+    axes.set(xlim=(lowest, 1), ylim=(0, None))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    return _png(axes)
 
 
 def training_curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
-    """Fraction of variance unexplained over training, by each allocation's own rule; lines of `train --metrics`."""
+    """FVU over training, by the batch rule of each SAE.
 
-    def draw(axes: Any) -> None:
-        for (name, lines), style in zip(metrics.items(), _styles(), strict=False):
-            axes.plot([line["tokens"] for line in lines], [line["fvu"] for line in lines], label=name, **style)
-        if any(line["fvu"] > 0 for lines in metrics.values() for line in lines):
-            axes.set_yscale("log")
-            axes.yaxis.set_minor_formatter("{x:.2f}")
-        axes.yaxis.set_major_formatter("{x:.2f}")
-        axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:,.0f}k")
-        axes.legend()
+    Args:
+        metrics: lines of `train --metrics`, with `tokens` and `fvu`, of each SAE by name.
 
-    return _picture("Training", "tokens seen", "fraction of variance unexplained", draw)
+    >>> training_curves({"sae": [{"tokens": 1000, "fvu": 0.5}]})[1:4]
+    b'PNG'
+    """
+    axes = _axes("Training", "tokens seen", "fraction of variance unexplained")
+    for name, lines, style in _styled(metrics):
+        axes.plot([line["tokens"] for line in lines], [line["fvu"] for line in lines], label=name, **style)
+    if any(line["fvu"] > 0 for lines in metrics.values() for line in lines):
+        axes.set_yscale("log")
+        axes.yaxis.set_minor_formatter("{x:.2f}")
+    axes.yaxis.set_major_formatter("{x:.2f}")
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:,.0f}k")
+    return _png(axes)
 
 
-def _styles() -> Iterator[dict[str, Any]]:
-    number = 0
-    while True:
+def _styled(values: Mapping[str, T]) -> Iterator[tuple[str, T, dict[str, Any]]]:
+    """Each name and value, and the style of its line."""
+    for number, (name, value) in enumerate(values.items()):
         dash, colour = divmod(number, len(_COLOURS))
-        yield {"color": _COLOURS[colour], "lw": 1.8, "ls": _DASHES[dash % len(_DASHES)]}
-        number += 1
+        yield name, value, {"color": _COLOURS[colour], "lw": 1.8, "ls": _DASHES[dash % len(_DASHES)]}
 
 
-def _picture(title: str, x: str, y: str, draw: Callable[[Any], None]) -> bytes:
-    figure = matplotlib.figure.Figure(figsize=(6.4, 4.0), layout="constrained")
-    axes = figure.subplots()
+def _axes(title: str, x: str, y: str) -> Any:
+    axes = matplotlib.figure.Figure(figsize=(6.4, 4.0), layout="constrained").subplots()
     axes.set_title(title, fontsize=11, loc="left")
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
+    axes.set(xlabel=x, ylabel=y, axisbelow=True)
     axes.grid(color="#dddddd", lw=0.6)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    draw(axes)
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def _png(axes: Any) -> bytes:
+    axes.legend()
     png = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Glyph \d+")  # of a name in a script that the font lacks: it shows boxes
-        figure.savefig(png, format="png", dpi=150)
+        warnings.filterwarnings("ignore", r"Glyph \d+")  # matplotlib draws boxes for letters that its font lacks
+        axes.figure.savefig(png, format="png", dpi=150)
     return png.getvalue()

@@ -1,4 +1,4 @@
-"""The report: what `evaluate` measured of bundles, beside each other, in one HTML file. It does not need torch."""
+"""The report: one HTML page that compares the evaluations of bundles. It does not need torch."""
 
 import importlib.metadata
 import json
@@ -16,23 +16,32 @@ __all__ = ["Subject", "read_metrics", "report"]
 
 
 def report(subjects: Sequence[Subject]) -> str:
-    """The page about one bundle or more.
+    """The HTML page about one bundle or several.
+
+    Raises:
+        ValueError: there is no evaluation.
 
     >>> report([]).startswith("<!doctype html>")
     Traceback (most recent call last):
-    ValueError: a report needs one evaluation at least
+    ValueError: a report needs at least one evaluation; name a file of sae-runtime evaluate
     """
     if not subjects:
-        raise ValueError("a report needs one evaluation at least")
+        raise ValueError("a report needs at least one evaluation; name a file of sae-runtime evaluate")
+    l0 = plots.active_features({s.name: np.array(s.evaluation.served.l0_tokens) for s in subjects})
+    cosines = plots.largest_cosines({s.name: np.array(s.evaluation.decoder.histogram) for s in subjects})
+    pictures = [page.image(cosines, "Share of the features by their cosine to the most similar other feature")]
+    curves = {s.name: s.metrics for s in subjects if s.metrics is not None}
+    if curves:
+        pictures.append(page.image(plots.training_curves(curves), "FVU over training"))
     parts = [
-        page.paragraph(_what(subjects)),
+        page.paragraph(_measured_on(subjects)),
         tables.identity(subjects),
         page.heading("What they explain"),
         tables.rules(subjects),
-        page.columns([_l0(subjects), _densities(subjects)]),
+        page.columns([page.image(l0, "Share of the tokens by their number of active features"), _densities(subjects)]),
         page.heading("Decoder"),
         tables.decoders(subjects),
-        page.columns([_cosines(subjects), _training(subjects)]),
+        page.columns(pictures),
         *_host(subjects),
         page.paragraph(f"Made by sae-runtime {importlib.metadata.version('sae-runtime')}.", dim=True),
     ]
@@ -40,12 +49,21 @@ def report(subjects: Sequence[Subject]) -> str:
 
 
 def read_metrics(path: Path, name: str | None = None) -> list[dict[str, Any]]:
-    """The lines that `train --metrics` wrote; where it fitted several SAEs, those of the SAE called `name`.
+    """The lines of a file of `train --metrics`.
+
+    Args:
+        path: the file.
+        name: the SAE whose lines are wanted, if one run fitted several SAEs.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is empty, a line is no JSON object with numbers `tokens` and `fvu`, or all lines are of
-            SAEs of other names.
+        ValueError: the file is empty, a line is no JSON object with numbers `tokens` and `fvu`, or all lines are about
+            other SAEs.
+
+    >>> Path("metrics.jsonl").write_text('{"tokens": 2048, "fvu": 0.5}')
+    28
+    >>> read_metrics(Path("metrics.jsonl"))
+    [{'tokens': 2048, 'fvu': 0.5}]
     """
     if not path.is_file():
         raise FileNotFoundError(f"the metrics {path} are no file; give the file that train --metrics wrote")
@@ -70,28 +88,20 @@ def read_metrics(path: Path, name: str | None = None) -> list[dict[str, Any]]:
     return named
 
 
-def _what(subjects: Sequence[Subject]) -> str:
+def _measured_on(subjects: Sequence[Subject]) -> str:
     names: dict[tuple[str, int, str], list[str]] = {}
     for subject in subjects:
         measured = subject.evaluation
         names.setdefault((measured.rows, measured.tokens, measured.activations), []).append(subject.name)
-    sentences = []
-    for (rows, tokens, activations), those in names.items():
+    text = ""
+    for (rows, tokens, activations), group in names.items():
         seen = "which training never saw" if rows == "held-out" else "which training may have seen"
-        about = "" if len(names) == 1 else f" ({', '.join(those)})"
-        sentences.append(f"Measured on {tokens:,} tokens of {activations}, {seen}{about}.")
-    return " ".join(
-        [
-            *sentences,
-            "Served means that every token is decided for itself, as a deployed encoder does it; the batch rule spends "
-            "matches over many tokens together, as training does. Token choice has one rule only.",
-        ]
+        about = "" if len(names) == 1 else f" ({', '.join(group)})"
+        text += f"Measured on {tokens:,} tokens of {activations}, {seen}{about}. "
+    return text + (
+        "The served rule decides each token for itself, as a deployed encoder does. The batch rule gives matches to "
+        "many tokens together, as training does. Token choice has one rule only."
     )
-
-
-def _l0(subjects: Sequence[Subject]) -> str:
-    png = plots.active_features({s.name: np.array(s.evaluation.served.l0_tokens) for s in subjects})
-    return page.image(png, "Share of the tokens by their number of active features")
 
 
 def _densities(subjects: Sequence[Subject]) -> str:
@@ -105,39 +115,24 @@ def _densities(subjects: Sequence[Subject]) -> str:
     return page.image(plots.density_by_rank(densities, laws), "Density of each feature by rank, with the Zipf law")
 
 
-def _cosines(subjects: Sequence[Subject]) -> str:
-    png = plots.largest_cosines({s.name: np.array(s.evaluation.decoder.histogram) for s in subjects})
-    return page.image(png, "Share of the features by their cosine to the most similar other feature")
-
-
-def _training(subjects: Sequence[Subject]) -> str:
-    curves = {subject.name: subject.metrics for subject in subjects if subject.metrics is not None}
-    return page.image(plots.training_curves(curves), "FVU over training") if curves else ""
-
-
 def _host(subjects: Sequence[Subject]) -> list[str]:
-    parts: list[str] = []
-    for host, those in _by_text(subjects):
-        special = "special tokens included" if host.special else "special tokens left as they are"
-        parts += [
-            page.heading("What the model loses"),
-            page.paragraph(
-                f"{host.model} read {host.tokens:,} tokens of {', '.join(host.text)} in {host.windows:,} windows, with "
-                f"its activations at {host.hook} replaced, {special}: by the reconstruction, and, to see how much "
-                f"there is to lose, by the mean. The batch rule ran over {host.batch:,.0f} tokens on "
-                "average."
-            ),
-            tables.hosts(those),
-        ]
-    return parts
-
-
-def _by_text(subjects: Sequence[Subject]) -> list[tuple[HostLoss, list[Subject]]]:
-    """Subjects whose host model read the same text together, each with the first one's measurements."""
+    """A section for each text that host models read; its sentence has the measurements of the first SAE."""
     groups: dict[tuple[object, ...], tuple[HostLoss, list[Subject]]] = {}
     for subject in subjects:
         host = subject.evaluation.host
         if host is not None:
             key = (host.model, host.hook, host.text, host.tokens, host.windows, host.special)
             groups.setdefault(key, (host, []))[1].append(subject)
-    return list(groups.values())
+    parts: list[str] = []
+    for host, group in groups.values():
+        special = "special tokens included" if host.special else "special tokens left as they are"
+        parts += [
+            page.heading("What the model loses"),
+            page.paragraph(
+                f"{host.model} read {host.tokens:,} tokens of {', '.join(host.text)} in {host.windows:,} windows, with "
+                f"its activations at {host.hook} replaced, {special}: by the reconstruction, and by ablations, which "
+                f"show how much there is to lose. The batch rule ran over {host.batch:,.0f} tokens on average."
+            ),
+            tables.hosts(group),
+        ]
+    return parts

@@ -1,178 +1,140 @@
-"""The numbers of an evaluation in words: what each is called, how it is written and what it means."""
+"""The tables of the report: what each number of an evaluation is called, how it is written and what it means."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sae_runtime.browser import page
-from sae_runtime.bundle.evaluation_file import Evaluation, Redundancy, RuleEvaluation
+from sae_runtime.bundle.evaluation_file import Evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A bundle that the report is about: its name there, and what is known of it."""
+    """A bundle in the report: its name there, its evaluation, and the lines of `train --metrics` if there are any."""
 
     name: str
     evaluation: Evaluation
-    metrics: Sequence[dict[str, Any]] | None = None  # lines of `train --metrics`
+    metrics: Sequence[dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
 class _Row:
+    """A row of a table: its name, what it means, where a column's object has its value, and the value's format."""
+
     name: str
     note: str
-    text: Callable[[Any], str]
+    path: str  # attributes or keys from the object to the value, such as "zipf/offset"
+    form: str = "{}"
+    absent: str = "unknown"  # the text if there is no value
+
+    def text(self, column: Any) -> str:
+        value = column
+        for part in self.path.split("/"):
+            value = value.get(part) if isinstance(value, Mapping) else getattr(value, part, None)
+        return self.absent if value is None else self.form.format(value)
 
 
 _IDENTITY = (
-    _Row("allocation", "what competes for matches", lambda e: _choice(e)),
-    _Row("k", "active features a token gets on average", lambda e: _k(e)),
-    _Row("features", "in the dictionary", lambda e: f"{e.architecture.d_sae:,}"),
-    _Row("width", "of the activations", lambda e: f"{e.architecture.d_in:,}"),
-    _Row("model", "", lambda e: e.model or "unknown"),
-    _Row("hook", "", lambda e: e.hook or "unknown"),
-    _Row("trained on", "tokens, repeats counted", lambda e: _trained_on(e)),
+    _Row("allocation", "what competes for matches", "allocation/kind", "{} choice"),
+    _Row("k", "matches a token that training asked for", "allocation/k", "{:g}"),
+    _Row("features", "d_sae", "architecture/d_sae", "{:,}"),
+    _Row("d_in", "numbers in an activation vector", "architecture/d_in", "{:,}"),
+    _Row("model", "", "model"),
+    _Row("hook", "", "hook"),
+    _Row("trained on", "tokens, repeats counted", "trained_tokens", "{:,}"),
 )
 _RULE = (
     _Row(
-        "explained variance",
-        "share of the activations' variance that the reconstruction gives back; 1 is perfect",
-        lambda r: _4(r.explained_variance),
+        "explained variance", "share of the variance that is reconstructed; 1 is best", "explained_variance", "{:.4f}"
     ),
-    _Row("FVU", "fraction of variance unexplained, 1 - explained variance; 0 is perfect", lambda r: _4(r.fvu)),
-    _Row("FVU of the median token", "the same within one token", lambda r: _of_tokens(r, "0.5")),
-    _Row("FVU of the 95 % token", "one token in twenty is explained worse", lambda r: _of_tokens(r, "0.95")),
-    _Row("L0", "active features of a token, on average", lambda r: f"{r.l0:.2f}"),
-    _Row(
-        "L0, 5 % to 95 %",
-        "nine tokens in ten lie between",
-        lambda r: f"{r.l0_quantiles['0.05']:g} to {r.l0_quantiles['0.95']:g}",
-    ),
-    _Row("dead", "features that are not active on any of these tokens", lambda r: f"{r.dead:.2%}"),
-    _Row(
-        "under-used",
-        "features with less than a tenth of the density that the Zipf law gives their rank, dead ones included",
-        lambda r: f"{r.under_used:.2%}" if r.zipf else "no law",
-    ),
-    _Row(
-        "Zipf exponent",
-        "how steeply density falls with rank, as (rank + offset)^-exponent; 0 is equal use",
-        lambda r: f"{r.zipf.exponent:.2f}" if r.zipf else "no law",
-    ),
-    _Row("Zipf offset", "ranks over which the head is flat", lambda r: f"{r.zipf.offset:.1f}" if r.zipf else "no law"),
+    _Row("FVU", "fraction of variance unexplained, 1 - explained variance; 0 is perfect", "fvu", "{:.4f}"),
+    _Row("FVU of the median token", "the same within one token", "token_fvu/0.5", "{:.4f}"),
+    _Row("FVU of the 95 % token", "one token in twenty is explained worse", "token_fvu/0.95", "{:.4f}"),
+    _Row("L0", "active features of a token, on average", "l0", "{:.2f}"),
+    _Row("L0, 5 % to 95 %", "nine tokens in ten", "l0_quantiles", "{0[0.05]:g} to {0[0.95]:g}"),
+    _Row("dead", "features that are not active on any of these tokens", "dead", "{:.2%}"),
+    _Row("under-used", "below a tenth of the density of the Zipf law, or dead", "under_used", "{:.2%}", "no law"),
+    _Row("Zipf exponent", "a in density = c (rank + offset)^-a; 0 is equal use", "zipf/exponent", "{:.2f}", "no law"),
+    _Row("Zipf offset", "ranks over which the law is flat", "zipf/offset", "{:.1f}", "no law"),
     _Row(
         "R² of the Zipf law",
-        "of the densities' logarithm, every octave of ranks alike; 1 is a perfect fit",
-        lambda r: f"{r.zipf.r_squared:.3f}" if r.zipf else "no law",
+        "of log density, octaves weigh equally; 1 is perfect",
+        "zipf/r_squared",
+        "{:.3f}",
+        "no law",
     ),
-    _Row(
-        "tokens that share their matches",
-        "the batch rule spends k a token over so many; as served, every token is decided for itself",
-        lambda r: "1" if r.batch is None else f"{r.batch:,}",
-    ),
+    _Row("tokens that share their matches", "by the batch rule; the served rule decides alone", "batch", "{:,}", "1"),
 )
 _DECODER = (
-    _Row(
-        "median cosine",
-        "of a feature's direction to the most similar other; near 1 means doubles",
-        lambda d: f"{d.median:.3f}",
-    ),
-    _Row("99 % of the features are below", "the same cosine", lambda d: f"{d.high:.3f}"),
-    _Row("above 0.9", "features that nearly repeat another", lambda d: f"{d.nearly_equal:.2%}"),
+    _Row("median cosine", "of a feature's direction to the most similar other; 1: repeated", "median", "{:.3f}"),
+    _Row("99 % of the features are below", "the same cosine", "high", "{:.3f}"),
+    _Row("above 0.9", "features that nearly repeat another", "nearly_equal", "{:.2%}"),
     _Row(
         "effective rank",
-        "directions that the decoder spreads over, at most the activations' width (exp of the entropy of its singular "
-        "values, Roy and Vetterli 2007)",
-        lambda d: f"{d.effective_rank:.1f}",
+        "directions that the decoder spreads over, at most d_in (exp of the entropy of its singular values, Roy and "
+        "Vetterli 2007)",
+        "effective_rank",
+        "{:.1f}",
     ),
 )
-_HOST = {
-    "cross_entropy": _Row("cross-entropy", "of the next token, in nats", lambda v: f"{v:.4f}"),
-    "kl": _Row("KL", "from the untouched model's prediction, in nats a token", lambda v: f"{v:.4f}"),
-    "loss_recovered_mean": _Row(
-        "loss recovered, mean ablation", "share of what the mean costs that this does not cost", lambda v: f"{v:.2%}"
+_HOST = (
+    _Row("cross-entropy", "of the next token, in nats", "cross_entropy", "{:.4f}", ""),
+    _Row("KL", "from the untouched model's prediction, in nats a token", "kl", "{:.4f}", ""),
+    _Row(
+        "loss recovered, mean ablation", "share of the mean's cost that this saves", "loss_recovered_mean", "{:.2%}", ""
     ),
-    "loss_recovered_zero": _Row(
-        "loss recovered, zero ablation", "share of what zeros cost that this does not cost", lambda v: f"{v:.2%}"
+    _Row(
+        "loss recovered, zero ablation", "share of the zeros' cost that this saves", "loss_recovered_zero", "{:.2%}", ""
     ),
-    "embedding_cosine": _Row(
-        "cosine of embeddings", "to the untouched model's, averaged over each window's tokens", lambda v: f"{v:.4f}"
-    ),
-    "embedding_cosine_low": _Row("cosine of embeddings, 5 %", "one window in twenty is below", lambda v: f"{v:.4f}"),
-    "token_cosine": _Row("cosine of tokens", "of the final hidden state of each replaced token", lambda v: f"{v:.4f}"),
-    "token_cosine_low": _Row("cosine of tokens, 5 %", "one token in twenty is below", lambda v: f"{v:.4f}"),
-    "explained_variance": _Row("explained variance", "of the activations on this text", lambda v: f"{v:.4f}"),
-    "fvu": _Row("FVU", "1 - explained variance", lambda v: f"{v:.4f}"),
-}
-_REPLACEMENTS = {"served": "served", "batch": "batch rule", "mean": "the mean", "zero": "zeros"}
+    _Row("cosine of embeddings", "of a window, to the untouched model's", "embedding_cosine", "{:.4f}", ""),
+    _Row("cosine of embeddings, 5 %", "one window in twenty is below", "embedding_cosine_low", "{:.4f}", ""),
+    _Row("cosine of tokens", "of the final hidden state of each replaced token", "token_cosine", "{:.4f}", ""),
+    _Row("cosine of tokens, 5 %", "one token in twenty is below", "token_cosine_low", "{:.4f}", ""),
+    _Row("explained variance", "of the activations on this text", "explained_variance", "{:.4f}", ""),
+    _Row("FVU", "1 - explained variance", "fvu", "{:.4f}", ""),
+)
 
 
 def identity(subjects: Sequence[Subject]) -> str:
-    """What the SAEs are."""
+    """The table of what the SAEs are, as HTML."""
     return _table(_IDENTITY, {subject.name: subject.evaluation for subject in subjects})
 
 
 def rules(subjects: Sequence[Subject]) -> str:
-    """What they achieve, by each of their rules."""
-    columns: dict[str, RuleEvaluation] = {}
+    """The table of what the SAEs achieve by the served rule and by the batch rule, as HTML."""
+    columns = {}
     for subject in subjects:
-        columns[f"{subject.name}, served"] = subject.evaluation.served
-        if subject.evaluation.batch is not None:
-            columns[f"{subject.name}, batch rule"] = subject.evaluation.batch
+        for title, rule in (("served", subject.evaluation.served), ("batch rule", subject.evaluation.batch)):
+            if rule is not None:
+                no_law = {"under_used": None} if rule.zipf is None else {}
+                columns[f"{subject.name}, {title}"] = vars(rule) | no_law
     return _table(_RULE, columns)
 
 
 def decoders(subjects: Sequence[Subject]) -> str:
-    """How much their decoders repeat themselves."""
-    columns: dict[str, Redundancy] = {subject.name: subject.evaluation.decoder for subject in subjects}
-    return _table(_DECODER, columns)
+    """The table of how much the decoders repeat themselves, as HTML."""
+    return _table(_DECODER, {subject.name: subject.evaluation.decoder for subject in subjects})
 
 
 def hosts(subjects: Sequence[Subject]) -> str:
-    """What the host model loses with each, and with the floors, which are the same for all."""
-    columns: dict[str, dict[str, float]] = {}
+    """The table of what the host model loses with each SAE, and with the ablations, which are the same for all."""
     measured = [(s.name, s.evaluation.host) for s in subjects if s.evaluation.host is not None]
-    for name, host in measured:
-        for rule in ("served", "batch"):
-            if rule in host.replaced:
-                columns[f"{name}, {_REPLACEMENTS[rule]}"] = dict(host.replaced[rule])
     first = measured[0][1]
-    for floor in ("mean", "zero"):
-        if floor in first.replaced:
-            columns[_REPLACEMENTS[floor]] = dict(first.replaced[floor])
+    columns = {
+        f"{name}, {title}": host.replaced[rule]
+        for name, host in measured
+        for rule, title in (("served", "served"), ("batch", "batch rule"))
+        if rule in host.replaced
+    }
+    ablations = (("mean", "the mean"), ("zero", "zeros"))
+    columns |= {title: first.replaced[rule] for rule, title in ablations if rule in first.replaced}
     if first.cross_entropy is not None:
         columns["untouched"] = {"cross_entropy": first.cross_entropy, "kl": 0.0}
-    rows = [(key, row) for key, row in _HOST.items() if any(key in column for column in columns.values())]
-    return page.table(
-        ["", *columns],
-        [[row.name, *(row.text(c[key]) if key in c else "" for c in columns.values())] for key, row in rows],
-        [row.note for _, row in rows],
-    )
+    return _table(_HOST, columns)
 
 
 def _table(rows: Sequence[_Row], columns: dict[str, Any]) -> str:
-    return page.table(
-        ["", *columns],
-        [[row.name, *(row.text(column) for column in columns.values())] for row in rows],
-        [row.note for row in rows],
-    )
-
-
-def _choice(evaluation: Evaluation) -> str:
-    return f"{evaluation.allocation.kind} choice" if evaluation.allocation else "unknown"
-
-
-def _k(evaluation: Evaluation) -> str:
-    return f"{evaluation.allocation.k:g}" if evaluation.allocation else "unknown"
-
-
-def _trained_on(evaluation: Evaluation) -> str:
-    return "unknown" if evaluation.trained_tokens is None else f"{evaluation.trained_tokens:,}"
-
-
-def _of_tokens(rule: RuleEvaluation, level: str) -> str:
-    return _4(None if rule.token_fvu is None else rule.token_fvu[level])
-
-
-def _4(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.4f}"
+    """A table with a column for each object, without the rows that are empty in all columns."""
+    cells = {row: [row.text(column) for column in columns.values()] for row in rows}
+    shown = [row for row in rows if any(cells[row])]
+    return page.table(["", *columns], [[row.name, *cells[row]] for row in shown], [row.note for row in shown])

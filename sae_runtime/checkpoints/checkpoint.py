@@ -1,4 +1,4 @@
-"""What a reader of a foreign checkpoint gives: the SAE in the terms of a bundle."""
+"""The result of a reader: the SAE of a checkpoint, described as a bundle describes it."""
 
 import math
 from collections.abc import Mapping
@@ -9,29 +9,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_runtime.bundle.folder import weight_shapes
 from sae_runtime.bundle.manifest import Allocation, Architecture, Manifest
 from sae_runtime.checkpoints.stored import Double, Stored
 
-_SLOTS = 256  # of a token, for thresholds whose mean L0 is not known
+_SLOTS = 256  # slots of a token if the checkpoint does not tell k
 
 Weights = Mapping[str, NDArray[np.float32] | Stored]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """An SAE as a foreign checkpoint describes it.
+    """An SAE as a checkpoint describes it.
 
     Attributes:
-        encoder: what it computes.
-        weights: those of `bundle.weight_shapes`; the threshold may be missing, and matrices may still be in their file.
+        architecture: what the SAE computes.
+        weights: the tensors of `bundle.folder.weight_shapes`. Matrices are still in their file. The threshold is absent
+            if the checkpoint has none yet.
         file: the file that holds the weights.
-        source_format: what its library calls this kind of SAE.
-        allocation: its batch rule, if that is known.
-        model: name of the host model.
-        hook: where in the model its activations are.
-        hook_out: where in the model the activations are that a transcoder reconstructs.
-        provenance: what else the checkpoint says of itself, strings and numbers.
+        source_format: the library's name of this kind of SAE.
+        allocation: the batch rule of training; None if unknown.
+        model: name of the host model; None if unknown.
+        hook: hook of the activations that the SAE reads; None if unknown.
+        hook_out: hook of the activations that a transcoder reconstructs; None if unknown.
+        provenance: further facts for the manifest, strings and numbers.
         warnings: sentences for the user.
     """
 
@@ -47,7 +47,15 @@ class Checkpoint:
     warnings: tuple[str, ...] = ()
 
     def manifest(self) -> Manifest:
-        """The manifest of its bundle."""
+        """The manifest of the bundle.
+
+        >>> zeros = np.zeros((24, 150))
+        >>> w_enc = Stored(file=Path("sae.pt"), name="W_enc", shape=(24, 150), open=lambda: zeros)
+        >>> assemble(
+        ...     Path("sae.pt"), "batchtopk", w_enc=w_enc, b_enc=zeros[0], w_dec=w_enc.T, b_dec=zeros[:, 0], k=6
+        ... ).manifest().slots
+        24
+        """
         architecture, allocation = self.architecture, self.allocation
         if architecture.k is not None:
             slots = architecture.k
@@ -64,23 +72,10 @@ class Checkpoint:
             provenance=provenance | ({"warnings": list(self.warnings)} if self.warnings else {}),
         )
 
-    def check(self) -> None:
-        """Raise ValueError if a weight is missing, unknown, or of a shape that does not fit the encoder."""
-        shapes = weight_shapes(self.architecture)
-        for name in {*shapes, *self.weights} - {"threshold"}:
-            shape = tuple(self.weights[name].shape) if name in self.weights else None
-            if shape != shapes.get(name):
-                raise ValueError(
-                    f"{self.file}: {name} has shape {shape}, expected {shapes.get(name)}; get a whole copy"
-                )
-        if "threshold" in self.weights and self.weights["threshold"].shape != shapes.get("threshold"):
-            raise ValueError(
-                f"{self.file}: threshold does not fit {self.architecture.d_sae} features; get a whole copy"
-            )
 
-
-def gather(
+def assemble(
     file: Path,
+    source_format: str,
     *,
     w_enc: Stored,
     b_enc: Double,
@@ -88,25 +83,39 @@ def gather(
     b_dec: Double,
     threshold: Double | float | None = None,
     w_skip: Stored | None = None,
-) -> Weights:
-    """The weights of a checkpoint, vectors rounded to float32.
+    selection: str = "threshold",
+    k: float | None = None,
+    pre_bias: bool = True,
+    norm: str = "none",
+    transcoder: bool = False,
+    **about: Any,
+) -> Checkpoint:
+    """The checkpoint that these weights and settings make.
 
     Args:
-        file: names them in messages.
+        file: the file of the weights.
+        source_format: the library's name of this kind of SAE.
         w_enc: [d_in, d_sae].
         b_enc: [d_sae].
-        w_dec: [d_sae, d_out].
+        w_dec: [d_sae, d_out]; d_out is d_in unless the SAE is a transcoder.
         b_dec: [d_out].
-        threshold: one number or [d_sae]; a negative one becomes 0, since only positive features are kept; or
-            None if unknown.
-        w_skip: [d_out, d_in] of a skip; None if there is none.
+        threshold: one number or [d_sae]; None if the checkpoint has none yet. A negative threshold becomes 0, since
+            only positive features are kept.
+        w_skip: [d_out, d_in]; None if there is no skip.
+        selection: as in `Architecture`.
+        k: matches a token; None if unknown. With selection "threshold", k comes from mutual choice (BatchTopK).
+        pre_bias: as in `Architecture`.
+        norm: as in `Architecture`.
+        transcoder: whether the SAE reconstructs other activations than it reads.
+        about: model, hook, hook_out, provenance and warnings of `Checkpoint`.
 
     Raises:
-        ValueError: a vector is not finite in float32.
+        ValueError: a vector is not finite in float32, or `Architecture` or `Allocation` refuses a setting.
     """
+    (d_in, d_sae), by_threshold = w_enc.shape, selection == "threshold"
     vectors = {"b_enc": b_enc, "b_dec": b_dec}
     if threshold is not None:
-        # np.maximum keeps NaN, which is refused below.
+        # np.maximum keeps NaN, which the loop below refuses.
         vectors["threshold"] = np.maximum(np.broadcast_to(np.asarray(threshold, np.float64), b_enc.shape), 0)
     weights: dict[str, NDArray[np.float32] | Stored] = {"W_enc": w_enc, "W_dec": w_dec}
     if w_skip is not None:
@@ -117,4 +126,20 @@ def gather(
         if not np.isfinite(rounded).all():
             raise ValueError(f"{file}: {name} is beyond float32 when folded; it cannot be served")
         weights[name] = rounded
-    return weights
+    return Checkpoint(
+        architecture=Architecture(
+            d_in=d_in,
+            d_sae=d_sae,
+            selection=selection,
+            k=None if by_threshold or k is None else int(k),
+            pre_bias=pre_bias,
+            norm=norm,
+            d_out=w_dec.shape[1] if transcoder else None,
+            skip=w_skip is not None,
+        ),
+        weights=weights,
+        file=file,
+        source_format=source_format,
+        allocation=None if k is None else Allocation(kind="mutual" if by_threshold else "token", k=float(k)),
+        **about,
+    )

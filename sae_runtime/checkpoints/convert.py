@@ -1,4 +1,4 @@
-"""Make a bundle of a checkpoint of another library."""
+"""Make a bundle of another library's checkpoint."""
 
 import dataclasses
 from pathlib import Path
@@ -18,7 +18,7 @@ from sae_runtime.checkpoints import (
 )
 from sae_runtime.checkpoints.checkpoint import Checkpoint
 
-# `recognise` asks in this order; readers that must open a torch file to tell come last.
+# `recognise` asks the readers in this order; readers that must open a torch file come last.
 FORMATS: dict[str, ModuleType] = {
     "sae-lens": sae_lens,
     "sparsify": sparsify,
@@ -31,23 +31,22 @@ FORMATS: dict[str, ModuleType] = {
 
 
 def convert(source: str | Path, output: str | Path, *, format: str | None = None, force: bool = False) -> Checkpoint:
-    """Write the bundle of a foreign checkpoint.
+    """Write the bundle of a checkpoint.
 
     Args:
         source: a folder or file, or `hf://owner/name[/folder][@revision]`.
         output: the folder to make.
-        format: one of `FORMATS`; None recognises it by the files.
-        force: replace what exists at the output.
+        format: a key of `FORMATS`; None recognises the format from the files.
+        force: replace the output if it exists.
 
     Returns:
-        The checkpoint as it was read; its `warnings` are for the user. If the library stores no threshold, the
-        checkpoint and its bundle have none.
+        The checkpoint; its `warnings` are for the user. If it has no threshold yet, the bundle has none either.
 
     Raises:
         FileExistsError: the output exists and `force` is not set.
         FileNotFoundError: the source does not exist.
-        ImportError: torch is not installed and the file is of torch.save, or huggingface_hub is not and the source is
-            on the Hub.
+        ImportError: torch is not installed and the file is of torch.save, or huggingface_hub is not installed and the
+            source is on the Hub.
         ValueError: the format is unknown, or the checkpoint is damaged, incomplete or computes what a bundle cannot.
 
     >>> convert("missing", "out")
@@ -58,13 +57,12 @@ def convert(source: str | Path, output: str | Path, *, format: str | None = None
     files.check_free(output, force=force)
     path = local(source)
     if (path / bundles.MANIFEST).is_file():
-        raise ValueError(f"{path} is a bundle already; with --to it is converted into a format of another library")
+        raise ValueError(f"{path} is a bundle already, and if it holds cfg.json, SAELens opens it as it is")
     name = recognise(path) if format is None else format
     if name not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {name!r}")
     try:
         checkpoint: Checkpoint = FORMATS[name].read(path)
-        checkpoint.check()
         manifest = checkpoint.manifest()
     except ValueError as error:
         if str(path) in str(error):
@@ -84,7 +82,12 @@ def recognise(path: Path) -> str:
     """The format of the checkpoint at `path`, a key of `FORMATS`.
 
     Raises:
-        ValueError: none fits, or a file is damaged or leaves the folder.
+        ValueError: no format fits, a file is damaged, or a link leaves the folder.
+
+    >>> Path("notes").mkdir()
+    >>> recognise(Path("notes"))
+    Traceback (most recent call last):
+    ValueError: notes (nothing) is no checkpoint of a known format; ...
     """
     for name, reader in FORMATS.items():
         if reader.recognises(path):

@@ -1,5 +1,6 @@
-"""Files of a checkpoint: where they may be, and the JSON among them."""
+"""Files of a checkpoint: how a reader gets them, and the JSON files among them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,12 @@ from typing import Any
 from sae_runtime.bundle.hub import leaves
 from sae_runtime.bundle.typed_json import read_json, shown
 
-_MOST = 1 << 53  # largest number of a configuration
+_LARGEST = 1 << 53  # magnitude of a number of a configuration
 _MAX_JSON = 1 << 24  # bytes; far more than any configuration has
 
 
 def home(path: Path) -> Path:
-    """The folder of a checkpoint, which `path` or its parent is."""
+    """The folder of a checkpoint: `path` itself, or the parent if `path` is a file."""
     return path if path.is_dir() else path.parent
 
 
@@ -21,15 +22,20 @@ def find(path: Path, name: str) -> Path | None:
 
     Args:
         path: the checkpoint, a folder or one of its files.
-        name: relative to the folder.
+        name: the file, relative to the folder.
 
     Raises:
-        ValueError: the file is a link that leaves the folder (links to the blobs of its own Hub cache may).
+        ValueError: the file is a link that leaves the folder. Links to the blobs of the same Hub cache are allowed.
+
+    >>> Path("ae.pt").touch()
+    >>> find(Path("."), "ae.pt"), find(Path("."), "config.json")
+    (PosixPath('ae.pt'), None)
     """
     file = home(path) / name
     if not file.is_file():
         return None
-    refuse_outside(file, home(path))
+    if leaves(file, home(path)):
+        raise ValueError(f"{file} is a link out of its folder, to {file.resolve()}; put the file itself there")
     return file
 
 
@@ -40,21 +46,15 @@ def has(path: Path, *names: str) -> bool:
     return all(find(path, name) is not None for name in names)
 
 
-def refuse_outside(file: Path, folder: Path) -> None:
-    """Raise ValueError if a file is a link out of the folder; see `find`."""
-    if leaves(file, folder):
-        raise ValueError(f"{file} is a link out of its folder, to {file.resolve()}; put the file itself there")
-
-
 @dataclass(frozen=True)
 class Config:
     """A JSON object whose fields are checked when they are read.
 
-    Every getter raises ValueError if the field has another type, or is missing and has no default.
+    Every getter raises ValueError if the field has another type, or if it is missing and there is no default.
 
-    >>> config = Config(Path("cfg.json"), {"d_in": 24, "k": "6"})
-    >>> config.size("d_in"), config.flag("signed", False)
-    (24, False)
+    >>> config = Config(Path("cfg.json"), {"d_in": 24, "k": "6", "activation": "topk"})
+    >>> config.size("d_in"), config.flag("signed", False), config.choice("activation", ("topk", "groupmax"))
+    (24, False, 'topk')
     >>> config.integer("k")
     Traceback (most recent call last):
     ValueError: cfg.json: k is '6', expected a whole number
@@ -69,7 +69,7 @@ class Config:
     def integer(self, key: str, default: int | None = None) -> int:
         """A whole number."""
         value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or abs(value) > _MOST:
+        if isinstance(value, bool) or not isinstance(value, int) or abs(value) > _LARGEST:
             raise self._wrong(key, "a whole number")
         return value
 
@@ -82,7 +82,7 @@ class Config:
     def number(self, key: str, default: float | None = None) -> float:
         """A number."""
         value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _MOST:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
             raise self._wrong(key, "a finite number")
         return float(value)
 
@@ -100,12 +100,19 @@ class Config:
             raise self._wrong(key, "a string of printable characters")
         return value
 
+    def choice(self, key: str, choices: Iterable[str], default: str | None = None) -> str:
+        """One of several strings."""
+        value = self.text(key, default)
+        if value not in choices:
+            raise ValueError(f"{self.file}: {key} is {value}, expected one of {', '.join(choices)}")
+        return value
+
     def maybe_text(self, key: str) -> str | None:
         """A string, or None if the field is missing."""
         return self.text(key) if key in self else None
 
     def inner(self, key: str) -> "Config":
-        """The object that is the field's value; an empty one if the field is missing."""
+        """The object in the field; an empty one if the field is missing."""
         value = self._get(key, {})
         if not isinstance(value, dict):
             raise self._wrong(key, "an object")
@@ -125,7 +132,12 @@ def read_config(file: Path) -> Config:
     """The object in a JSON file.
 
     Raises:
-        ValueError: the file is not JSON, not an object, or too large for a configuration.
+        ValueError: the file is not JSON, does not hold an object, or is too large for a configuration.
+
+    >>> Path("cfg.json").write_text('{"d_in": 24}')
+    12
+    >>> read_config(Path("cfg.json")).size("d_in")
+    24
     """
     if file.stat().st_size > _MAX_JSON:
         raise ValueError(f"{file} is too large for a configuration; is it of another format?")
@@ -136,6 +148,26 @@ def read_config(file: Path) -> Config:
 
 
 def config_of(path: Path, name: str) -> Config | None:
-    """The object in a JSON file of the checkpoint at `path`; None if there is no such file."""
+    """The object in a JSON file of the checkpoint at `path`; None if there is no such file.
+
+    Raises:
+        ValueError: see `find` and `read_config`.
+    """
     file = find(path, name)
     return None if file is None else read_config(file)
+
+
+def config_and_weights(path: Path, config: str, weights: str, library: str) -> tuple[Config, Path]:
+    """The configuration and the file of weights of the checkpoint at `path`.
+
+    Raises:
+        ValueError: one of them is missing; see also `config_of`.
+
+    >>> config_and_weights(Path("."), "cfg.json", "sae.safetensors", "sparsify")
+    Traceback (most recent call last):
+    ValueError: . lacks cfg.json or sae.safetensors, which sparsify writes; get the whole folder
+    """
+    cfg, file = config_of(path, config), find(path, weights)
+    if cfg is None or file is None:
+        raise ValueError(f"{path} lacks {config} or {weights}, which {library} writes; get the whole folder")
+    return cfg, file

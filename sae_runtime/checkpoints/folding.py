@@ -1,4 +1,4 @@
-"""Fold what foreign SAEs compute beyond `manifest.Architecture` into their weights: exact algebra in float64."""
+"""Fold what other libraries compute beyond `manifest.Architecture` into the weights: exact algebra in float64."""
 
 import numpy as np
 
@@ -8,15 +8,22 @@ _LOST = 2.0**14  # a factor that leaves 10 of float32's 24 bits for the gate
 
 
 def gated(w_enc: Stored, b_gate: Double, b_mag: Double, r_mag: Double) -> tuple[Stored, Double, Double]:
-    """W_enc, b_enc and threshold of a gated SAE (arXiv:2404.16014), which shares the encoder's directions p.
+    """W_enc [d_in, d_sae], b_enc [d_sae] and threshold [d_sae] of a gated SAE (arXiv:2404.16014).
 
-    The gate is open where p + b_gate > 0, and the value is p e^r_mag + b_mag. So the gate is open where the value
-    exceeds b_mag - b_gate e^r_mag. A value that is not positive is not a feature, even if its gate is open.
+    Gate and value share p, the product of the activation and W_enc. The gate is open where p + b_gate > 0, and the
+    value is p e^r_mag + b_mag. So the gate is open where the value exceeds b_mag - b_gate e^r_mag. A feature is active
+    only if its value is positive too.
+
+    Args:
+        w_enc: [d_in, d_sae].
+        b_gate: [d_sae].
+        b_mag: [d_sae].
+        r_mag: [d_sae].
 
     Raises:
         ValueError: the value hardly depends on p, so that float32 would lose the gate.
     """
-    with np.errstate(over="ignore", invalid="ignore"):  # `gather` refuses these when it rounds them
+    with np.errstate(over="ignore", invalid="ignore"):  # `assemble` refuses such numbers when it rounds them
         stretch = np.exp(r_mag)
         lost = b_mag > _LOST * stretch
         if lost.any():
@@ -27,8 +34,8 @@ def gated(w_enc: Stored, b_gate: Double, b_mag: Double, r_mag: Double) -> tuple[
         return w_enc.scaled(stretch[None, :]), b_mag, np.maximum(b_mag - b_gate * stretch, 0)
 
 
-def decoder_lengths(w_enc: Stored, b_enc: Double, w_dec: Stored) -> tuple[Stored, Double, Stored, Double]:
-    """W_enc, b_enc and W_dec with decoder rows of length 1 and features multiplied by the lengths; and the lengths.
+def decoder_lengths(w_dec: Stored) -> Double:
+    """The length of each decoder row, [d_sae].
 
     Raises:
         ValueError: a decoder row is 0.
@@ -38,10 +45,14 @@ def decoder_lengths(w_enc: Stored, b_enc: Double, w_dec: Stored) -> tuple[Stored
         raise ValueError(
             f"{w_dec.file}: {w_dec.name} is 0 at feature {int(np.argmin(lengths))}, and its library divides by it"
         )
-    return w_enc.scaled(lengths[None, :]), b_enc * lengths, w_dec.scaled(1 / lengths[:, None]), lengths
+    return lengths
 
 
-def pre_bias(w_enc: Stored, b_enc: Double, b_pre: Double) -> Double:
-    """The b_enc that has the effect of subtracting b_pre [d_in] from the input."""
-    out: Double = b_enc - w_enc.times(b_pre)
-    return out
+def unit_decoder(w_enc: Stored, b_enc: Double, w_dec: Stored) -> tuple[Stored, Double, Stored]:
+    """W_enc, b_enc and W_dec of the same SAE with decoder rows of length 1; features are multiplied by the lengths.
+
+    Raises:
+        ValueError: a decoder row is 0.
+    """
+    lengths = decoder_lengths(w_dec)
+    return w_enc.scaled(lengths[None, :]), b_enc * lengths, w_dec.scaled(1 / lengths[:, None])

@@ -1,14 +1,11 @@
 """openai/sparse_autoencoder: one file of torch.save.
 
-The mathematics is that of `sparse_autoencoder/model.py` (arXiv:2406.04093).
+The formulas are those of `sparse_autoencoder/model.py` (arXiv:2406.04093).
 """
 
 from pathlib import Path
 
-import numpy as np
-
-from sae_runtime.bundle.manifest import Allocation, Architecture
-from sae_runtime.checkpoints.checkpoint import Checkpoint, gather
+from sae_runtime.checkpoints.checkpoint import Checkpoint, assemble
 from sae_runtime.checkpoints.stored import Stored
 from sae_runtime.checkpoints.torch_file import read_torch, tensors_of
 
@@ -22,48 +19,35 @@ def recognises(path: Path) -> bool:
 
 
 def read(path: Path) -> Checkpoint:
-    """The SAE in a file of OpenAI's.
+    """The SAE in a file of OpenAI.
 
     Raises:
         ImportError: torch is not installed.
-        ValueError: it is damaged, incomplete, or computes what `manifest.Architecture` cannot.
+        ValueError: it is damaged or incomplete, or `manifest.Architecture` cannot describe what it computes.
     """
     if not path.is_file():
-        raise ValueError(f"{path} is not a file; OpenAI's autoencoders are one file of torch.save each, name it")
+        raise ValueError(f"{path} is not a file; an autoencoder of OpenAI is one file of torch.save, name it")
     state = read_torch(path)
     activation = state.get("activation", "ReLU")
     if activation not in ARCHITECTURES:
         raise ValueError(f"{path}: activation is {str(activation)[:40]}, expected one of {', '.join(ARCHITECTURES)}")
     tensors = tensors_of(path, {key: value for key, value in state.items() if not key.startswith("activation.")})
-    w_enc = tensors.matrix("encoder.weight")
-    d_sae, d_in = w_enc.shape
-    if "decoder.linear.weight" in tensors:  # tied weights: the decoder is the transpose of the encoder
-        w_dec = tensors.matrix("decoder.linear.weight", d_sae, d_in)
-    else:
-        w_dec = tensors.matrix("decoder.weight", d_in, d_sae).T
-    tensors.refuse_others(
-        "pre_bias", "latent_bias", "encoder.weight", "decoder.weight", "decoder.linear.weight", *_COUNTS
-    )
-    k = _k(path, state.get("activation_state_dict")) if activation == "TopK" else None
-    return Checkpoint(
-        architecture=Architecture(
-            d_in=d_in,
-            d_sae=d_sae,
-            selection="threshold" if k is None else "topk",
-            k=k,
-            norm="none" if k is None else "layer",  # from_state_dict decides it in this way
-        ),
-        weights=gather(
-            path,
-            w_enc=w_enc.T,
-            b_enc=tensors.vector("latent_bias", d_sae),
-            w_dec=w_dec,
-            b_dec=tensors.vector("pre_bias", d_in),
-            threshold=np.zeros(d_sae) if k is None else None,
-        ),
-        file=path,
-        source_format=activation,
-        allocation=None if k is None else Allocation(kind="token", k=float(k)),
+    w_enc = tensors.matrix("encoder.weight").T
+    d_in, d_sae = w_enc.shape
+    names = ("decoder.linear.weight", "decoder.weight")  # the first if weights are tied: it is the encoder's matrix
+    tensors.refuse_others("pre_bias", "latent_bias", "encoder.weight", *names, *_COUNTS)
+    topk = activation == "TopK"
+    return assemble(
+        path,
+        activation,
+        w_enc=w_enc,
+        b_enc=tensors.vector("latent_bias", d_sae),
+        w_dec=tensors.either(*names, d_sae, d_in),
+        b_dec=tensors.vector("pre_bias", d_in),
+        threshold=None if topk else 0.0,
+        selection="topk" if topk else "threshold",
+        k=_k(path, state.get("activation_state_dict")) if topk else None,
+        norm="layer" if topk else "none",  # from_state_dict decides it by the activation too
     )
 
 

@@ -1,6 +1,6 @@
 """SAELens: cfg.json and sae_weights.safetensors, of any release; training checkpoints too.
 
-The mathematics is that of SAELens 6.54 (`sae_lens/saes`), which also says how older configurations are read.
+The formulas are those of SAELens 6.54 (`sae_lens/saes`), which also tells how to read older configurations.
 """
 
 import re
@@ -8,13 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from sae_runtime.bundle.manifest import Allocation, Architecture
 from sae_runtime.bundle.sae_lens_cfg import CFG, NORMS
 from sae_runtime.checkpoints import folding
-from sae_runtime.checkpoints.checkpoint import Checkpoint, gather
-from sae_runtime.checkpoints.folder import Config, config_of, find, has
+from sae_runtime.checkpoints.checkpoint import Checkpoint, assemble
+from sae_runtime.checkpoints.folder import Config, config_and_weights, config_of, has
 from sae_runtime.checkpoints.safetensors_file import open_safetensors
-from sae_runtime.checkpoints.stored import Double, Stored, Tensors
+from sae_runtime.checkpoints.stored import Double, Tensors
 
 WEIGHTS = "sae_weights.safetensors"
 _BATCH = ("batchtopk", "matryoshka_batchtopk")
@@ -23,10 +22,16 @@ ARCHITECTURES = ("standard", "gated", "topk", "jumprelu", *_BATCH, *_TRANSCODERS
 _UNFIT = {
     "abstopk": "it keeps negative features",
     "matching_pursuit": "it encodes in steps that depend on each other",
-    "temporal": "it reads other tokens than its own",
+    "temporal": "it reads other tokens too",
 }
 _AVERAGE = "expected_average_only_in"  # a scalar on the input, which is folded into the weights
 _NORMS = {**NORMS, _AVERAGE: "none"}
+_GATE = ("b_gate", "b_mag", "r_mag")
+_NO_THRESHOLD = "It is a checkpoint of a run that had no threshold yet; run sae-runtime calibrate."
+_EARLY_THRESHOLD = (
+    "It is a checkpoint within a run: its threshold is a running mean that began at 0 and may still be too low; "
+    "sae-runtime calibrate measures one."
+)
 
 
 def recognises(path: Path) -> bool:
@@ -38,37 +43,32 @@ def read(path: Path) -> Checkpoint:
     """The SAE in a folder of SAELens.
 
     Raises:
-        ValueError: it is damaged, incomplete, or computes what `manifest.Architecture` cannot.
+        ValueError: it is damaged or incomplete, or `manifest.Architecture` cannot describe what it computes.
     """
-    cfg, file = config_of(path, CFG), find(path, WEIGHTS)
-    if cfg is None or file is None:
-        raise ValueError(f"{path} lacks {CFG} or {WEIGHTS}, which SAELens writes; get the whole folder")
+    cfg, file = config_and_weights(path, CFG, WEIGHTS, "SAELens")
     metadata = cfg.inner("metadata")
     version = metadata.maybe_text("sae_lens_version") or cfg.maybe_text("sae_lens_version")
     old = version is None or _numbers(version) < (6,)
-    form = _architecture(cfg, old=old)
-    norm, warnings = _norm(cfg), []
-    if norm == "covariance_whitening":
-        raise ValueError(
-            f"{cfg.file}: normalize_activations {norm} is not folded in yet; convert the final save instead"
-        )
+    form, norm = _architecture(cfg, old=old), _norm(cfg)
     if norm not in _NORMS:
-        raise ValueError(f"{cfg.file}: normalize_activations is {norm}, expected one of {', '.join(_NORMS)}")
+        raise ValueError(
+            f"{cfg.file}: normalize_activations is {norm}, expected one of {', '.join(_NORMS)}; of a whitened SAE, "
+            "convert the final save"
+        )
     tensors = open_safetensors(file)
     d_in, d_sae = cfg.size("d_in"), cfg.size("d_sae")
-    transcoder = form in _TRANSCODERS
+    transcoder, topk, skip = form in _TRANSCODERS, form == "topk", "skip" in form
+    pre_bias = cfg.flag("apply_b_dec_to_input", True)
     if transcoder and _NORMS[norm] != "none":
         raise ValueError(f"{cfg.file}: a transcoder with normalize_activations {norm} gives nothing that undoes it")
-    pre_bias = cfg.flag("apply_b_dec_to_input", True)
     if transcoder and pre_bias:
         raise ValueError(f"{cfg.file}: a transcoder cannot have apply_b_dec_to_input, as SAELens says too")
     d_out = cfg.size("d_out") if transcoder else d_in
-    skip = "skip" in form
 
     w_enc, w_dec = tensors.matrix("W_enc", d_in, d_sae), tensors.matrix("W_dec", d_sae, d_out)
-    b_dec = tensors.vector("b_dec", d_out)
-    rescale = form in ("topk", *_BATCH) and cfg.flag("rescale_acts_by_decoder_norm", False)
-    threshold = _threshold(tensors, form, d_sae)
+    b_dec, threshold = tensors.vector("b_dec", d_out), _threshold(tensors, form, d_sae)
+    rescale = (topk or form in _BATCH) and cfg.flag("rescale_acts_by_decoder_norm", False)
+    warnings = []
     if norm == _AVERAGE:
         scale, warning = _input_scale(path)
         warnings.append(warning)
@@ -77,46 +77,39 @@ def read(path: Path) -> Checkpoint:
             threshold = threshold / scale  # it applies to decoder lengths, which are divided too
     b_enc: Double
     if form == "gated":
-        gates = [tensors.vector(name, d_sae) for name in ("b_gate", "b_mag", "r_mag")]
-        w_enc, b_enc, threshold = folding.gated(w_enc, *gates)
+        w_enc, b_enc, threshold = folding.gated(w_enc, *(tensors.vector(name, d_sae) for name in _GATE))
     else:
         b_enc = tensors.vector("b_enc", d_sae)
+    _refuse_unknown(tensors, form, d_sae)
     if rescale:
-        w_enc, b_enc, w_dec, _ = folding.decoder_lengths(w_enc, b_enc, w_dec)
-    w_skip: Stored | None = tensors.matrix("W_skip", d_out, d_in) if skip else None
-    _refuse_unknown(tensors, form, skip=skip)
+        w_enc, b_enc, w_dec = folding.unit_decoder(w_enc, b_enc, w_dec)
 
-    k = None
-    allocation = None
-    if form == "topk":
+    k: float | None = None
+    if topk:
         k = cfg.inner("activation_fn_kwargs").size("k") if old and "activation_fn_kwargs" in cfg else cfg.size("k")
-        allocation = Allocation(kind="token", k=float(k))
     elif form in _BATCH:
-        allocation = Allocation(kind="mutual", k=cfg.number("k"))
-        warnings.append(_mid_run(threshold))
-    warnings += _dubious_threshold(path, cfg, version)
+        k = cfg.number("k")
+        warnings.append(_NO_THRESHOLD if threshold is None else _EARLY_THRESHOLD)
+    warnings += _threshold_warnings(path, cfg, version)
     hook = metadata.maybe_text("hook_name") or cfg.maybe_text("hook_name") or cfg.maybe_text("hook_point")
-    reshape = cfg.text("reshape_activations", "hook_z" if old and "hook_z" in (hook or "") else "none")
-    if reshape not in ("none", "hook_z"):
-        raise ValueError(f"{cfg.file}: reshape_activations is {reshape}, expected none or hook_z")
-    if reshape == "hook_z":
+    heads = "hook_z" if old and "hook_z" in (hook or "") else "none"
+    if cfg.choice("reshape_activations", ("none", "hook_z"), heads) == "hook_z":
         warnings.append("It reads attention heads side by side: give it activations [tokens, heads * d_head].")
     origin = {key: metadata.maybe_text(key) for key in ("training_architecture", "hf_hook_name", "hf_hook_name_out")}
-    return Checkpoint(
-        architecture=Architecture(
-            d_in=d_in,
-            d_sae=d_sae,
-            selection="threshold" if k is None else "topk",
-            k=k,
-            pre_bias=pre_bias,
-            norm=_NORMS[norm],
-            d_out=d_out if transcoder else None,
-            skip=skip,
-        ),
-        weights=gather(file, w_enc=w_enc, b_enc=b_enc, w_dec=w_dec, b_dec=b_dec, threshold=threshold, w_skip=w_skip),
-        file=file,
-        source_format=form,
-        allocation=allocation,
+    return assemble(
+        file,
+        form,
+        w_enc=w_enc,
+        b_enc=b_enc,
+        w_dec=w_dec,
+        b_dec=b_dec,
+        threshold=threshold,
+        w_skip=tensors.matrix("W_skip", d_out, d_in) if skip else None,
+        selection="topk" if topk else "threshold",
+        k=k,
+        pre_bias=pre_bias,
+        norm=_NORMS[norm],
+        transcoder=transcoder,
         model=metadata.maybe_text("model_name") or cfg.maybe_text("model_name"),
         hook=hook,
         hook_out=metadata.maybe_text("hook_name_out") or cfg.maybe_text("hook_name_out"),
@@ -147,12 +140,12 @@ def _norm(cfg: Config) -> str:
 
 
 def _input_scale(path: Path) -> tuple[float, str]:
-    """The factor on the input in training, and a warning about it."""
+    """The factor on activations in training, and a warning about it."""
     scaler = config_of(path, "activation_scaler.json")
     if scaler is None or "scaling_factor" not in scaler:
         return 1.0, (
-            "It was fitted on activations of another scale, which this folder does not tell; SAELens applies none "
-            "either, so multiply activations by the run's scaling factor or convert its final save."
+            "It was fitted on scaled activations, and this folder does not tell the scale. SAELens applies none "
+            "either: multiply activations by the run's scaling factor, or convert the run's final save."
         )
     scale = scaler.number("scaling_factor")
     if scale <= 0:
@@ -160,43 +153,33 @@ def _input_scale(path: Path) -> tuple[float, str]:
     return scale, f"The run's input scale {scale:.6g} is folded in, as SAELens does in its final save."
 
 
-def _threshold(tensors: Tensors, form: str, d_sae: int) -> Double | None:
+def _threshold(tensors: Tensors, form: str, d_sae: int) -> Double | float | None:
     if form in ("standard", "transcoder", "skip_transcoder"):
-        return np.zeros(d_sae)
+        return 0.0
     if form.startswith("jumprelu"):
         if "log_threshold" in tensors:  # training checkpoints before 6.0
             return np.exp(tensors.vector("log_threshold", d_sae))
         return tensors.vector("threshold", d_sae)
     if form in _BATCH and "topk_threshold" in tensors:
         threshold = tensors.scalar("topk_threshold")
-        return np.full(d_sae, threshold) if threshold > 0 else None
+        return threshold if threshold > 0 else None
     return None
 
 
-def _refuse_unknown(tensors: Tensors, form: str, *, skip: bool) -> None:
-    for name in ("scaling_factor", "finetuning_scaling_factor"):
-        if name in tensors and not np.allclose(tensors.vector(name, tensors.matrix("W_dec").shape[0]), 1):
-            raise ValueError(f"{tensors.file}: {name} is not 1, and no release says how it is to be applied")
-    known = ["W_enc", "W_dec", "b_dec", "scaling_factor", "finetuning_scaling_factor"]
-    known += ["b_gate", "b_mag", "r_mag"] if form == "gated" else ["b_enc"]
+def _refuse_unknown(tensors: Tensors, form: str, d_sae: int) -> None:
+    factors = ("scaling_factor", "finetuning_scaling_factor")
+    for name in factors:
+        tensors.refuse_scaling(name, d_sae)
+    known = ["W_enc", "W_dec", "b_dec", *factors, *(_GATE if form == "gated" else ["b_enc"])]
     if form.startswith("jumprelu"):
         known += ["threshold", "log_threshold"]
     if form in _BATCH:
         known.append("topk_threshold")
-    tensors.refuse_others(*known, *(["W_skip"] if skip else []))
+    tensors.refuse_others(*known, *(["W_skip"] if "skip" in form else []))
 
 
-def _mid_run(threshold: Double | None) -> str:
-    if threshold is None:
-        return "It is a checkpoint of a run that had no threshold yet; run sae-runtime calibrate."
-    return (
-        "It is a checkpoint within a run: its threshold is a running mean that began at 0 and may still be too low; "
-        "sae-runtime calibrate measures one."
-    )
-
-
-def _dubious_threshold(path: Path, cfg: Config, version: str | None) -> list[str]:
-    """Warnings about a threshold: SAELens before 6.54.12 saved those of BatchTopK runs off by the input scale."""
+def _threshold_warnings(path: Path, cfg: Config, version: str | None) -> list[str]:
+    """Warnings about a threshold. SAELens before 6.54.12 saved wrong ones of BatchTopK runs with an input scale."""
     trained_as = cfg.inner("metadata").maybe_text("training_architecture")
     if trained_as not in _BATCH or version is None or _numbers(version) >= (6, 54, 12):
         return []

@@ -12,12 +12,14 @@ def open_safetensors(file: Path) -> Tensors:
 
     Raises:
         ValueError: the file is not a whole safetensors file.
+
+    >>> from safetensors.numpy import save_file
+    >>> save_file({"W_enc": np.zeros((24, 150), np.float32)}, "sae.safetensors")
+    >>> open_safetensors(Path("sae.safetensors")).matrix("W_enc").shape
+    (24, 150)
     """
-    specs = read_header(file)
-    return Tensors(
-        file,
-        {
-            name: Stored(file=file, name=name, shape=spec.shape, open=partial(map_tensor, file, spec))
-            for name, spec in specs.items()
-        },
-    )
+    stored = {
+        name: Stored(file=file, name=name, shape=spec.shape, open=partial(map_tensor, file, spec))
+        for name, spec in read_header(file).items()
+    }
+    return Tensors(file, stored)

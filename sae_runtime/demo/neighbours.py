@@ -1,7 +1,7 @@
-"""A sentence encoder, steered: which sentences become the neighbours of another when a feature is turned up."""
+"""Sentence embeddings of a steered model, and the sentences nearest to another."""
 
+import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,15 +11,7 @@ from numpy.typing import NDArray
 from sae_runtime import SAE, Edit
 from sae_runtime.train.harvest.host_model import find_module
 
-_AT_ONCE = 32
-
-
-@dataclass(frozen=True)
-class Neighbours:
-    """The sentences nearest to a query, and how close they are (cosine)."""
-
-    sentences: tuple[int, ...]
-    cosines: tuple[float, ...]
+_BATCH = 32  # texts
 
 
 def embed(
@@ -31,38 +23,41 @@ def embed(
     sae: SAE | None = None,
     edits: Sequence[Edit] = (),
 ) -> NDArray[np.float32]:
-    """Unit sentence embeddings [texts, width] by mean pooling; with edits, the SAE steers the hook's output."""
+    """Embeddings [texts, width of the model] of length 1, by mean pooling.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        model: a transformers model.
+        texts: the sentences; at most 128 tokens of each are read.
+        hook: the module whose output is edited.
+        sae: the SAE of that module.
+        edits: the edits; without any, neither hook nor SAE is needed.
+    """
 
     def steered(_module: torch.nn.Module, _args: Any, output: Any) -> Any:
         assert sae is not None
-        x = output[0] if isinstance(output, tuple) else output
+        x, *others = output if isinstance(output, tuple) else (output,)
         y = torch.from_numpy(sae.steer(x.numpy(), edits))
-        return (y, *output[1:]) if isinstance(output, tuple) else y
+        return (y, *others) if isinstance(output, tuple) else y
 
-    handle = find_module(model, hook).register_forward_hook(steered) if edits else None
     out = []
-    try:
-        for begin in range(0, len(texts), _AT_ONCE):
-            batch = tokenizer(
-                list(texts[begin : begin + _AT_ONCE]),
-                padding=True,
-                truncation=True,
-                max_length=128,
-                return_tensors="pt",
-            )
+    with find_module(model, hook).register_forward_hook(steered) if edits else contextlib.nullcontext():
+        for begin in range(0, len(texts), _BATCH):
+            part = list(texts[begin : begin + _BATCH])
+            batch = tokenizer(part, padding=True, truncation=True, max_length=128, return_tensors="pt")
             with torch.inference_mode():
                 hidden = model(**batch).last_hidden_state
             mask = batch["attention_mask"][..., None]
             pooled = (hidden * mask).sum(dim=1) / mask.sum(dim=1)
             out.append(torch.nn.functional.normalize(pooled, dim=1).numpy())
-    finally:
-        if handle is not None:
-            handle.remove()
     return np.concatenate(out)
 
 
-def nearest(corpus: NDArray[np.float32], query: NDArray[np.float32], count: int) -> Neighbours:
-    """The `count` sentences of a corpus [n, width] nearest to a query [width]."""
-    cosine = corpus @ query
-    order = np.argsort(-cosine, kind="stable")[:count]
-    return Neighbours(tuple(order.tolist()), tuple(cosine[order].tolist()))
+def nearest(corpus: NDArray[np.float32], query: NDArray[np.float32], count: int) -> list[tuple[int, float]]:
+    """The rows of a corpus [n, width] that are nearest to a query [width]: number and cosine, the nearest first.
+
+    >>> nearest(np.eye(3, dtype=np.float32), np.array([0.0, 1.0, 0.5], np.float32), 2)
+    [(1, 1.0), (2, 0.5)]
+    """
+    cosines = corpus @ query
+    return [(int(number), float(cosines[number])) for number in np.argsort(-cosines, kind="stable")[:count]]

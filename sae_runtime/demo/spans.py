@@ -1,4 +1,4 @@
-"""Which features of a Parquet file of features can be read, and the text where they fire most."""
+"""Readable features of a Parquet file of features, and the text where they are most active."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -9,33 +9,41 @@ import numpy as np
 import pyarrow.parquet
 from numpy.typing import NDArray
 
+from sae_runtime.demo.lines import Line
+
 _TOP = 20  # matches by which a feature is judged
 _AROUND = 7  # tokens shown on either side
-
-
-@dataclass(frozen=True)
-class Span:
-    """A piece of text and the token in it on which a feature fires; the three parts follow without a gap."""
-
-    before: str
-    token: str
-    after: str
-    value: float
+_SPANS = 5  # spans of a feature
 
 
 @dataclass(frozen=True)
 class ReadableFeature:
-    """A feature, how often and how strongly it fires, the word it fires on most, and where it fires most strongly."""
+    """A feature that a person can make sense of.
+
+    Attributes:
+        number: its number.
+        density: share of the tokens on which it is active.
+        largest: its largest activation.
+        word: the token of most of its strongest matches.
+        spans: the text around its strongest matches, each with the activation.
+    """
 
     number: int
     density: float
     largest: float
     word: str
-    spans: tuple[Span, ...]
+    spans: tuple[Line, ...]
 
 
 class FeatureTable:
-    """A Parquet file that `extract` wrote, by feature; `doc`, `token` and `l0` are [tokens], `density` is [d_sae]."""
+    """A Parquet file that `extract` wrote, by feature.
+
+    Attributes:
+        doc: document of each token, [tokens].
+        token: id of each token, [tokens].
+        l0: active features of each token, [tokens].
+        density: share of the tokens on which each feature is active, [d_sae].
+    """
 
     def __init__(self, path: Path, d_sae: int) -> None:
         table = pyarrow.parquet.read_table(path)
@@ -51,13 +59,13 @@ class FeatureTable:
         self.density: NDArray[np.float64] = np.diff(self._starts) / len(self.doc)
 
     def matches(self, feature: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Tokens on which a feature fires and its values there, the strongest first."""
+        """Rows of the tokens on which a feature is active, and its activations there, the strongest first."""
         part = slice(int(self._starts[feature]), int(self._starts[feature + 1]))
         order = np.argsort(-self._values[part], kind="stable")
         return self._rows[part][order], self._values[part][order]
 
     def largest_by_doc(self, feature: int, docs: int) -> NDArray[np.float32]:
-        """The feature's largest value in each of the first documents, 0 where it is silent: [docs]."""
+        """The feature's largest activation in each of the first documents, [docs]; 0 where it is not active."""
         rows, values = self.matches(feature)
         inside = self.doc[rows] < docs
         out = np.zeros(docs, np.float32)
@@ -66,12 +74,13 @@ class FeatureTable:
 
 
 def readable_features(table: FeatureTable, tokenizer: Any, count: int) -> list[ReadableFeature]:
-    """Features that a person can make sense of, the purest first, each of another word.
+    """Features that a person can make sense of, the purest first, each with another word.
 
-    Those come first that fire on 0.1 % to 0.5 % of the tokens, and whose strongest matches come from many documents
-    and from several forms of a word (one form would be a token detector). Pure is one that fires on little else.
+    A feature is readable if it is active on 0.1 % to 0.5 % of the tokens and its strongest matches come from many
+    documents and from several forms of a word (one form would be a token detector). Other features come last. Purity is
+    the share of the feature's activations that these forms have. The criteria are our design.
     """
-    found = []
+    judged = []
     for number in np.flatnonzero(table.density).tolist():
         rows, values = table.matches(number)
         forms = Counter(tokenizer.convert_ids_to_tokens(table.token[rows[:_TOP]].tolist()))
@@ -82,33 +91,32 @@ def readable_features(table: FeatureTable, tokenizer: Any, count: int) -> list[R
             and 3 <= len(forms) <= 8
         )
         on_forms = np.isin(table.token[rows], table.token[rows[:_TOP]])
-        found.append((readable, float(values[on_forms].sum() / values.sum()), number, forms.most_common(1)[0][0]))
-    found.sort(reverse=True)
+        judged.append((readable, float(values[on_forms].sum() / values.sum()), number, forms.most_common(1)[0][0]))
     chosen: dict[str, tuple[int, str]] = {}
-    for *_, number, word in found:
+    for *_, number, word in sorted(judged, reverse=True):
         chosen.setdefault(word[:4], (number, word))
     return [_described(table, tokenizer, number, word) for number, word in list(chosen.values())[:count]]
 
 
 def _described(table: FeatureTable, tokenizer: Any, number: int, word: str) -> ReadableFeature:
     rows, values = table.matches(number)
-    spans: dict[tuple[str, str], Span] = {}  # one of each word and what stands before it: text repeats itself
+    spans: dict[tuple[str, str], Line] = {}  # by the word and the end of the text before it, since text repeats itself
     for row, value in zip(rows.tolist(), values.tolist(), strict=True):
         span = _span(table, tokenizer, row, value)
         spans.setdefault((span.before[-10:], span.token), span)
-        if len(spans) == 5:
+        if len(spans) == _SPANS:
             break
     return ReadableFeature(number, float(table.density[number]), float(values[0]), word, tuple(spans.values()))
 
 
-def _span(table: FeatureTable, tokenizer: Any, row: int, value: float) -> Span:
+def _span(table: FeatureTable, tokenizer: Any, row: int, value: float) -> Line:
     begin = max(row - _AROUND, 0)
     inside = begin + np.flatnonzero(table.doc[begin : row + _AROUND + 1] == table.doc[row])
     pieces = tokenizer.convert_ids_to_tokens(table.token[inside].tolist())
-    at = int(np.searchsorted(inside, row))
-    first = 0
-    while first < at and pieces[first].startswith("##"):  # half a word
-        first += 1
-    before, after = (tokenizer.convert_tokens_to_string(part) for part in (pieces[first:at], pieces[at + 1 :]))
-    joined = at + 1 < len(pieces) and pieces[at + 1].startswith("##")
-    return Span(before + " " * bool(before), pieces[at], after.removeprefix("##") if joined else f" {after}", value)
+    middle = int(np.searchsorted(inside, row))
+    # The text begins at a whole word.
+    first = next((n for n, piece in enumerate(pieces[:middle]) if not piece.startswith("##")), middle)
+    before, after = (tokenizer.convert_tokens_to_string(part) for part in (pieces[first:middle], pieces[middle + 1 :]))
+    joined = middle + 1 < len(pieces) and pieces[middle + 1].startswith("##")
+    after = after.removeprefix("##") if joined else f" {after}"
+    return Line(value, before + " " * bool(before), pieces[middle], after)

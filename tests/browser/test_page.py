@@ -11,11 +11,11 @@ def test_text_is_escaped() -> None:
     assert '"><b>' not in page.image(b"", '"><b>')
 
 
-def test_image_is_inside() -> None:
+def test_an_image_is_inside_the_page() -> None:
     (data,) = re.findall(r'src="data:image/png;base64,([^"]+)"', page.image(b"bytes of it", "what it shows"))
     assert base64.b64decode(data) == b"bytes of it"
 
 
-def test_notes_stand_in_the_first_column() -> None:
+def test_notes_are_in_the_first_column() -> None:
     assert "<td>FVU<small>why</small></td><td>0.5</td>" in page.table(["", "a"], [["FVU", "0.5"]], ["why"])
     assert "<small>" not in page.table(["", "a"], [["FVU", "0.5"]])

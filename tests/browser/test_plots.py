@@ -25,7 +25,7 @@ def labels(axes: Any) -> list[str]:
     return [text.get_text() for text in axes.get_legend().get_texts()]
 
 
-def test_densities_fall_and_have_their_law(axes: list[Any]) -> None:
+def test_densities_are_sorted_and_drawn_with_their_law(axes: list[Any]) -> None:
     png = plots.density_by_rank({"a": np.array([0.1, 0.0, 0.4]), "b": np.array([0.2])}, {"b": np.array([0.3])})
     assert png.startswith(b"\x89PNG")
     a, b, law, _ = axes[0].get_lines()
@@ -34,7 +34,7 @@ def test_densities_fall_and_have_their_law(axes: list[Any]) -> None:
     assert labels(axes[0]) == ["a", "b", "Zipf law, fitted"]
 
 
-def test_one_number_for_nearly_all_tokens_is_a_line_upright(axes: list[Any]) -> None:
+def test_one_number_for_nearly_all_tokens_is_a_vertical_line(axes: list[Any]) -> None:
     plots.active_features({"token": np.array([1, 0, 99]), "mutual": np.array([0, 5, 3, 2])})
     token, mutual = axes[0].get_lines()
     assert token.get_xdata() == [2, 2]
@@ -52,16 +52,16 @@ def test_cosines_and_curves(axes: list[Any]) -> None:
     assert list(line.get_ydata()) == [0.5, 0.25]
 
 
-def test_a_name_that_the_font_cannot_write_is_no_warning(axes: list[Any]) -> None:
+def test_a_name_that_the_font_cannot_write_gives_no_warning(axes: list[Any]) -> None:
     assert plots.largest_cosines({"空": np.array([0, 1])}).startswith(b"\x89PNG")
     assert labels(axes[0]) == ["空"]
 
 
-def test_nothing_above_zero_is_drawn_all_the_same() -> None:
+def test_pictures_without_numbers_above_zero_are_drawn() -> None:
     assert plots.density_by_rank({"a": np.zeros(3)}).startswith(b"\x89PNG")
     assert plots.training_curves({"a": [{"tokens": 1, "fvu": 0.0}]}).startswith(b"\x89PNG")
 
 
-def test_names_beyond_the_palette_are_told_apart(axes: list[Any]) -> None:
+def test_more_names_than_colours_have_different_lines(axes: list[Any]) -> None:
     plots.training_curves({str(i): [{"tokens": 1, "fvu": 0.5}, {"tokens": 2, "fvu": 0.4}] for i in range(15)})
     assert len({(line.get_color(), line.get_linestyle()) for line in axes[0].get_lines()}) == 15

@@ -84,7 +84,7 @@ def test_the_page_shows_what_the_host_model_loses(subjects: list[Subject]) -> No
     assert "<td>0.7500</td>" in table and "cross-entropy" not in table
 
 
-def test_host_models_that_read_other_texts_get_tables_of_their_own(subjects: list[Subject]) -> None:
+def test_measurements_on_different_texts_have_separate_tables(subjects: list[Subject]) -> None:
     other = dataclasses.replace(HOST, text=("other.txt",))
     same = dataclasses.replace(HOST)
     page = report([changed(s, host=host) for s, host in zip(subjects, (HOST, other, same), strict=True)])
@@ -96,14 +96,14 @@ def test_a_transcoder_without_targets_shows_no_variance(subjects: list[Subject])
     assert tables.rules([changed(subjects[0], served=served)]).count("<td>unknown</td>") == 4
 
 
-def test_the_law_of_the_picture_is_that_of_training() -> None:
+def test_the_picture_and_training_have_the_same_law() -> None:
     density = np.random.default_rng(0).permutation(0.5 * np.arange(1, 61) ** -0.9)
     law = Zipf(**dict(zip(("exponent", "offset", "r_squared"), quota.fit(density), strict=True)))
     expected = expected_density(torch.from_numpy(density)).sort(descending=True).values.numpy()
     np.testing.assert_allclose(law_by_rank(law, density), expected, rtol=1e-12)
 
 
-def test_a_missing_law_is_said(subjects: list[Subject]) -> None:
+def test_the_table_says_that_there_is_no_law(subjects: list[Subject]) -> None:
     served = dataclasses.replace(subjects[0].evaluation.served, zipf=None, matches=(0,) * 150)
     assert tables.rules([changed(subjects[0], served=served)]).count("<td>no law</td>") == 4
 

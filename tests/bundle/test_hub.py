@@ -19,7 +19,7 @@ from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defin
 from sae_runtime import load
 from sae_runtime.bundle import extras, hub
 from sae_runtime.bundle import folder as bundle
-from sae_runtime.checkpoints import write_sparsify
+from sae_runtime.bundle.sae_lens_cfg import CFG
 from sae_runtime.checkpoints.convert import convert
 
 BundleOf = Callable[..., Path]
@@ -68,10 +68,13 @@ def test_a_bundle_in_a_folder_of_the_repository_is_loaded(bundle_of: BundleOf, c
 
 
 def test_a_checkpoint_of_another_library_is_converted(bundle_of: BundleOf, cache: Path, tmp_path: Path) -> None:
-    write_sparsify.write(bundle_of("token"), tmp_path / "layers.1")
-    keep(cache, "me/saes", tmp_path / "layers.1", inside="layers.1")
-    convert("hf://me/saes/layers.1", tmp_path / "out")
-    made, source = bundle.read(tmp_path / "out"), bundle.read(bundle_of("token"))
+    source = bundle.read(bundle_of("mutual"))
+    (tmp_path / "layer").mkdir()
+    for name in (CFG, bundle.WEIGHTS):  # without the manifest, the folder is one of SAELens
+        shutil.copy(source.path / name, tmp_path / "layer")
+    keep(cache, "me/saes", tmp_path / "layer", inside="layer")
+    convert("hf://me/saes/layer", tmp_path / "out")
+    made = bundle.read(tmp_path / "out")
     assert made.manifest.architecture == source.manifest.architecture
     assert (made.tensor("W_enc") == source.tensor("W_enc")).all()
     with pytest.raises(OSError, match="^hf://me/none cannot be fetched: HF_HUB_OFFLINE is set"):

@@ -1,4 +1,4 @@
-"""BatchTopK is no package: its forward is written out here from its `sae.py`."""
+"""BatchTopK is not a package, so `foreign_saes.batch_topk` holds the forward pass of its `sae.py`."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def test_a_bundle_computes_the_published_forward(tmp_path: Path, kind: str, unit
     assert (made.source_format, made.model, made.hook) == (kind, "tiny", "blocks.1")
 
 
-def test_batch_topk_itself_waits_for_a_threshold(tmp_path: Path) -> None:
+def test_a_batch_topk_checkpoint_gives_a_bundle_without_threshold(tmp_path: Path) -> None:
     state, _ = save(tmp_path / "run", sae_type="batchtopk")
     made = convert(tmp_path / "run", tmp_path / "out")
     assert not bundle.read(tmp_path / "out", calibrated=False).calibrated
@@ -37,7 +37,7 @@ def test_batch_topk_itself_waits_for_a_threshold(tmp_path: Path) -> None:
     assert_near(pre_activations(made, x), torch.relu((x - state["b_dec"]) @ state["W_enc"]).numpy())
 
 
-def test_settings_of_the_first_versions_are_heeded_or_refused(tmp_path: Path) -> None:
+def test_settings_of_the_first_versions_are_used_or_refused(tmp_path: Path) -> None:
     state, _ = save(tmp_path / "biased", sae_type="batchtopk", use_encoder_bias=True, tied_weights=True)
     made = convert(tmp_path / "biased", tmp_path / "out")
     x = activations(7, 16)
@@ -49,8 +49,8 @@ def test_settings_of_the_first_versions_are_heeded_or_refused(tmp_path: Path) ->
         "early": ({"use_encoder_bias": False, "input_unit_norm": True}, "did not undo input_unit_norm"),
         "odd": ({"sae_type": "quantile"}, "sae_type is quantile"),
     }
-    for name, (cfg, said) in cases.items():
+    for name, (cfg, message) in cases.items():
         save(tmp_path / name, **{"sae_type": "topk", **cfg})
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             convert(tmp_path / name, tmp_path / "none")
     assert not (tmp_path / "none").exists()

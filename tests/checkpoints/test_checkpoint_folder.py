@@ -20,7 +20,7 @@ def test_files_are_found_by_folder_or_file(tmp_path: Path) -> None:
     assert config_of(tmp_path, "none.json") is None
 
 
-def test_links_may_leave_the_folder_for_the_blobs_of_their_own_cache_only(tmp_path: Path) -> None:
+def test_a_link_may_leave_the_folder_only_for_the_blobs_of_its_hub_cache(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("{}")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "cfg.json").symlink_to(tmp_path / "secret")
@@ -39,7 +39,7 @@ def test_links_may_leave_the_folder_for_the_blobs_of_their_own_cache_only(tmp_pa
         find(deep, "other.json")
 
 
-def test_configurations_are_checked_as_they_are_asked(tmp_path: Path) -> None:
+def test_fields_of_a_configuration_are_checked_when_they_are_read(tmp_path: Path) -> None:
     file = tmp_path / "c.json"
     file.write_text('{"n": 3, "b": true, "s": "x", "f": 2.5, "o": {"k": 1}, "none": null, "inf": Infinity}')
     cfg = read_config(file)
@@ -63,13 +63,13 @@ def test_configurations_are_checked_as_they_are_asked(tmp_path: Path) -> None:
         lambda: cfg.inner("s"): "s is 'x', expected an object",
         lambda: cfg.text("none"): "does not say none",
     }
-    for ask, said in asked.items():
-        with pytest.raises(ValueError, match=said):
+    for ask, message in asked.items():
+        with pytest.raises(ValueError, match=message):
             ask()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "3", '"x"', "[" * 100_000])
-def test_what_is_no_json_object_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_file_without_a_json_object_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "c.json").write_text(text)
     with pytest.raises(ValueError, match="is not readable JSON|must be an object, got"):
         read_config(tmp_path / "c.json")
@@ -83,7 +83,7 @@ def test_a_file_too_large_for_a_configuration_is_not_read(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("value", [10**400, -(2**54), "a\x00b", "\ud800", "two\nlines"])
-def test_values_that_no_bundle_can_hold(tmp_path: Path, value: int | str) -> None:
+def test_values_that_a_bundle_cannot_hold_are_refused(tmp_path: Path, value: int | str) -> None:
     (tmp_path / "c.json").write_text(json.dumps({"a": value}))
     config = read_config(tmp_path / "c.json")
     for ask in (config.text,) if isinstance(value, str) else (config.integer, config.number, config.size):

@@ -1,4 +1,4 @@
-"""The command as its user meets it: what is recognised, what is said, and that nothing is left of what is refused."""
+"""The command `convert`: which formats it recognises, its messages, and that a refusal leaves no output."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from command_line import misused, refused, run
+from command_line import refused, run
 from numpy.typing import NDArray
 
 from sae_runtime import load
@@ -61,9 +61,9 @@ def nothing_but(tmp_path: Path, *names: str) -> bool:
 
 
 def test_a_checkpoint_becomes_a_bundle_that_export_takes(lens: Path, tmp_path: Path) -> None:
-    said = run("convert", lens, "-o", tmp_path / "out")
-    assert (said.exit_code, said.stderr) == (0, "")
-    assert said.stdout.splitlines() == [
+    message = run("convert", lens, "-o", tmp_path / "out")
+    assert (message.exit_code, message.stderr) == (0, "")
+    assert message.stdout.splitlines() == [
         f"bundle  {tmp_path / 'out'}",
         "read    jumprelu, 6 -> 20",
         f"next    sae-runtime export {tmp_path / 'out'}",
@@ -82,25 +82,25 @@ def test_a_checkpoint_becomes_a_bundle_that_export_takes(lens: Path, tmp_path: P
 
 def test_warnings_go_to_stderr_and_into_the_manifest(lens: Path, tmp_path: Path) -> None:
     (lens / "cfg.json").write_text(json.dumps(CFG | {"normalize_activations": "expected_average_only_in"}))
-    said = run("convert", lens, "-o", tmp_path / "out", "--json")
-    (warning,) = json.loads(said.stdout)["warnings"]
-    assert said.stderr == f"warning: {warning}\n"
+    message = run("convert", lens, "-o", tmp_path / "out", "--json")
+    (warning,) = json.loads(message.stdout)["warnings"]
+    assert message.stderr == f"warning: {warning}\n"
     assert bundle.read(tmp_path / "out").manifest.provenance["warnings"] == [warning]
 
 
-def test_an_uncalibrated_bundle_is_sent_to_calibrate(tmp_path: Path) -> None:
+def test_convert_names_calibrate_as_the_next_step_of_a_bundle_without_threshold(tmp_path: Path) -> None:
     weights = arrays()
     del weights["threshold"]
     torch.save({name: torch.from_numpy(array) for name, array in weights.items()}, tmp_path / "sae.pt")
     (tmp_path / "config.json").write_text(
         json.dumps({"act_size": 6, "dict_size": 20, "top_k": 3, "sae_type": "batchtopk"})
     )
-    said = run("convert", tmp_path / "sae.pt", "-o", tmp_path / "out" / "sae")
-    assert said.stdout.splitlines()[-1] == f"next    sae-runtime calibrate {tmp_path / 'out' / 'sae'}"
+    message = run("convert", tmp_path / "sae.pt", "-o", tmp_path / "out" / "sae")
+    assert message.stdout.splitlines()[-1] == f"next    sae-runtime calibrate {tmp_path / 'out' / 'sae'}"
     assert f"run: sae-runtime calibrate {tmp_path / 'out' / 'sae'}" in refused("export", tmp_path / "out" / "sae")
 
 
-def test_weights_are_those_of_the_file_bit_for_bit(lens: Path, jump: Path, tmp_path: Path) -> None:
+def test_weights_equal_those_of_the_file_bit_for_bit(lens: Path, jump: Path, tmp_path: Path) -> None:
     for number, path in enumerate((lens, lens / "sae_weights.safetensors", jump, jump.parent)):
         convert(path, tmp_path / str(number))
         written = safetensors.numpy.load_file(tmp_path / str(number) / "sae_weights.safetensors")
@@ -108,7 +108,7 @@ def test_weights_are_those_of_the_file_bit_for_bit(lens: Path, jump: Path, tmp_p
             np.testing.assert_array_equal(written[name], array)
 
 
-def test_a_file_is_of_the_format_that_it_belongs_to(lens: Path, jump: Path) -> None:
+def test_the_format_is_recognised_from_the_named_file_or_the_folder(lens: Path, jump: Path) -> None:
     shutil.copy(jump, lens)
     assert recognise(lens) == "sae-lens"
     assert recognise(lens / "ae.pt") == "dictionary-learning"
@@ -119,14 +119,14 @@ def test_a_format_can_be_named(lens: Path, jump: Path, tmp_path: Path) -> None:
     shutil.copy(jump, lens)
     run("convert", lens, "--format", "dictionary-learning", "-o", tmp_path / "out")
     assert bundle.read(tmp_path / "out").manifest.provenance["format"] == "dictionary-learning"
-    said = refused("convert", lens, "--format", "onnx", "-o", tmp_path / "other")
-    assert said == f"error: format must be one of {', '.join(FORMATS)}, got 'onnx'"
-    said = refused("convert", lens, "--format", "sparsify", "-o", tmp_path / "other")
-    assert said.endswith("lens lacks cfg.json or sae.safetensors, which sparsify writes; get the whole folder")
+    message = refused("convert", lens, "--format", "onnx", "-o", tmp_path / "other")
+    assert message == f"error: format must be one of {', '.join(FORMATS)}, got 'onnx'"
+    message = refused("convert", lens, "--format", "sparsify", "-o", tmp_path / "other")
+    assert message.endswith("lens lacks cfg.json or sae.safetensors, which sparsify writes; get the whole folder")
     assert nothing_but(tmp_path, "lens", "jump", "out")
 
 
-def test_convert_overwrites_an_output_with_force_only_and_never_an_input(lens: Path, tmp_path: Path) -> None:
+def test_convert_overwrites_an_output_only_with_force_and_never_an_input(lens: Path, tmp_path: Path) -> None:
     convert(lens, tmp_path / "out")
     assert "already exists; pass --force" in refused("convert", lens, "-o", tmp_path / "out")
     assert run("convert", lens, "-o", tmp_path / "out", "--force").exit_code == 0
@@ -135,19 +135,16 @@ def test_convert_overwrites_an_output_with_force_only_and_never_an_input(lens: P
     assert (lens / "cfg.json").exists()
 
 
-def test_convert_refuses_paths_that_are_no_checkpoint(lens: Path, tmp_path: Path) -> None:
+def test_convert_refuses_a_path_without_a_checkpoint(lens: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    said = refused("convert", tmp_path / "none", "-o", out)
-    assert said.endswith("none does not exist; name a path of this machine, or hf://owner/name")
-    said = refused("convert", tmp_path, "-o", out.parent.parent / "elsewhere-out")
-    assert f"{tmp_path} (lens) is no checkpoint of a known format" in said
+    message = refused("convert", tmp_path / "none", "-o", out)
+    assert message.endswith("none does not exist; name a path of this machine, or hf://owner/name")
+    message = refused("convert", tmp_path, "-o", out.parent.parent / "elsewhere-out")
+    assert f"{tmp_path} (lens) is no checkpoint of a known format" in message
     (tmp_path / "notes.txt").write_text("x")
     assert "notes.txt (a file) is no checkpoint" in refused("convert", tmp_path / "notes.txt", "-o", out)
     convert(lens, tmp_path / "bundle")
-    assert "is a bundle already; with --to" in refused("convert", tmp_path / "bundle", "-o", out)
-    assert "--format names what a checkpoint is" in misused(
-        "convert", tmp_path / "bundle", "--to", "sparsify", "--format", "openai", "-o", out
-    )
+    assert "is a bundle already, and if it holds cfg.json" in refused("convert", tmp_path / "bundle", "-o", out)
     assert nothing_but(tmp_path, "lens", "notes.txt", "bundle")
 
 
@@ -156,11 +153,11 @@ def spoil(lens: Path, **change: Any) -> None:
     safetensors.numpy.save_file(tensors, lens / "sae_weights.safetensors")
 
 
-def test_spoilt_checkpoints_are_refused_in_one_sentence(lens: Path, tmp_path: Path) -> None:
+def test_damaged_checkpoints_are_refused_in_one_sentence(lens: Path, tmp_path: Path) -> None:
     out, weights = tmp_path / "out", lens / "sae_weights.safetensors"
     spoilt = arrays()["W_dec"].copy()
     spoilt[19, 5] = np.nan
-    for change, said in (
+    for change, expected in (
         ({"W_dec": spoilt}, "W_dec holds NaN or Inf; get a sound copy of the checkpoint"),
         ({"b_dec": np.full(6, np.inf, np.float32)}, "b_dec holds NaN or Inf; get a sound copy of the checkpoint"),
         ({"b_dec": None}, "lacks the tensor b_dec; get a whole copy of the checkpoint"),
@@ -170,7 +167,7 @@ def test_spoilt_checkpoints_are_refused_in_one_sentence(lens: Path, tmp_path: Pa
     ):
         spoil(lens, **change)
         message = refused("convert", lens, "-o", out)
-        assert message.startswith(f"error: {weights}") and said in message
+        assert message.startswith(f"error: {weights}") and expected in message
     spoil(lens)
     weights.write_bytes(weights.read_bytes()[:-5])
     assert "truncated; copy it again" in refused("convert", lens, "-o", out)
@@ -195,7 +192,7 @@ def test_hostile_files_are_refused_in_one_sentence(lens: Path, jump: Path, tmp_p
     entry = raw.rindex(b"PK\x01\x02")
     raw[entry + 24 : entry + 28] = struct.pack("<I", 1 << 31)
     jump.write_bytes(raw)
-    assert "claims to hold more than its" in refused("convert", jump, "-o", out)
+    assert "a member is compressed or claims a wrong size" in refused("convert", jump, "-o", out)
     np.savez_compressed(jump.parent / "params.npz", W_enc=np.zeros(1 << 23, np.float32))
     assert "it would unpack from" in refused("convert", jump.parent / "params.npz", "-o", out)
     with zipfile.ZipFile(jump.parent / "params.npz", "w") as archive:
@@ -219,18 +216,18 @@ def test_a_hub_cache_is_read(lens: Path, tmp_path: Path) -> None:
     assert bundle.read(tmp_path / "out").manifest.architecture.d_sae == 20
 
 
-def test_what_the_docs_say_is_read_is_what_is_tried() -> None:
+def test_the_docs_name_exactly_the_formats_and_architectures_that_are_tested() -> None:
     text = (ROOT / "docs" / "interop.md").read_text()
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| `")
     ]
-    told = {cells[0].strip("`"): cells for cells in rows if cells[0].strip("`") in FORMATS}
-    assert set(told) == set(FORMATS)
+    row_of = {cells[0].strip("`"): cells for cells in rows if cells[0].strip("`") in FORMATS}
+    assert set(row_of) == set(FORMATS)
     packages = {"sae-lens": "sae-lens", "sparsify": "eai-sparsify", "dictionary-learning": "dictionary-learning"}
     for name, reader in FORMATS.items():
-        _, _, architectures, witness = told[name]
+        _, _, architectures, witness = row_of[name]
         assert set(architectures.split(", ")) == set(reader.ARCHITECTURES), name
         if name in packages:
             assert witness == f"{packages[name]} {version(packages[name])}"
-    assert f"sae-lens {version('sae-lens')}" in told["gemma-scope"][3]
-    assert f"sae-lens {version('sae-lens')}" in told["llama-scope"][3]
+    assert f"sae-lens {version('sae-lens')}" in row_of["gemma-scope"][3]
+    assert f"sae-lens {version('sae-lens')}" in row_of["llama-scope"][3]

@@ -52,7 +52,7 @@ class Foreign:
 
     save: Callable[[Path], object]
     library: Callable[[Path, pytest.MonkeyPatch], Library]
-    path: str = "."  # of what is converted, within the folder
+    path: str = "."  # the path to convert, relative to the folder
 
 
 def sae_lens(name: str) -> Foreign:
@@ -166,10 +166,10 @@ def llama_scope() -> Foreign:
     def library(folder: Path, patch: pytest.MonkeyPatch) -> Library:
         loader = "llama_scope_sae_huggingface_loader"
         sae = foreign_saes.llama_scope.sae_lens_sae(patch, folder / "L3R-8x", loader).to(dtype=torch.float64)
-        # SAELens has the averages in a list of its own, which has one for each SAE.
-        told = json.loads((folder / "L3R-8x" / "hyperparams.json").read_bytes())[foreign_saes.llama_scope.NORM]
-        sae.fold_activation_norm_scaling_factor(foreign_saes.llama_scope.AVERAGE / told["in"])
-        return lambda x: (sae.encode(x), sae(x) * (told["out"] / told["in"]))
+        # SAELens keeps a list of the averages of published SAEs; this one is not in it.
+        damage = json.loads((folder / "L3R-8x" / "hyperparams.json").read_bytes())[foreign_saes.llama_scope.NORM]
+        sae.fold_activation_norm_scaling_factor(foreign_saes.llama_scope.AVERAGE / damage["in"])
+        return lambda x: (sae.encode(x), sae(x) * (damage["out"] / damage["in"]))
 
     return Foreign(
         lambda folder: foreign_saes.llama_scope.save_first(
@@ -200,7 +200,7 @@ def doubled(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def computed(path: Path, x: NDArray[np.float64]) -> Computed:
-    """Features and reconstructions of a bundle by plain numpy; all positive features where it has no threshold."""
+    """Features and reconstructions of a bundle by plain numpy; without a threshold, all positive z are kept."""
     read = bundle.read(path, calibrated=False)
     weights, architecture = read.weights(), read.manifest.architecture
     z = witness.pre_activations(weights, witness.normalise(x, architecture.norm)[0])
@@ -214,8 +214,8 @@ def computed(path: Path, x: NDArray[np.float64]) -> Computed:
     return f, witness.completed(weights, y, x, architecture.norm)
 
 
-def told_by(library: Callable[[], Library], x: Tensor) -> Computed | None:
-    """What the library computes; None where it fails."""
+def library_result(library: Callable[[], Library], x: Tensor) -> Computed | None:
+    """Features and reconstructions by the library; None if it fails."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
@@ -226,7 +226,7 @@ def told_by(library: Callable[[], Library], x: Tensor) -> Computed | None:
 
 
 def refused(error: Exception) -> bool:
-    """Whether an error is one sentence of ours, and not what some library raised."""
+    """Whether an error is one of our sentences, and not an error of a library."""
     return type(error) in (ValueError, BundleError) and "\n" not in str(error) and 20 < len(str(error)) < 600
 
 
@@ -239,43 +239,44 @@ def test_a_damaged_checkpoint_is_refused_or_read_as_its_library_reads_it(
     sound.mkdir()
     foreign.save(sound)
     convert(sound / foreign.path, out)
-    original = told_by(lambda: foreign.library(sound, monkeypatch), x)
+    original = library_result(lambda: foreign.library(sound, monkeypatch), x)
     assert original is not None
     assert (original[0] > 0).any(axis=1).all()
-    for found, expected in zip(computed(out, x.numpy()), original, strict=True):
-        assert_near(found, expected)
+    for actual, expected in zip(computed(out, x.numpy()), original, strict=True):
+        assert_near(actual, expected)
     shutil.rmtree(out)
     outcomes, wrong = Counter[str](), []
     for seed in range(EACH):
         shutil.copytree(sound, spoilt)
-        told = spoil(spoilt, seed)
+        damage = spoil(spoilt, seed)
         with deadline():
             try:
                 convert(spoilt / foreign.path, out)
             except Exception as error:
                 outcome = "refused" if refused(error) and not out.exists() else repr(error)
             else:
-                theirs = told_by(lambda: foreign.library(spoilt, monkeypatch), x)
+                theirs = library_result(lambda: foreign.library(spoilt, monkeypatch), x)
                 outcome = compared(computed(out, x.numpy()), theirs, original)
                 shutil.rmtree(out)
         shutil.rmtree(spoilt)
         outcomes[outcome] += 1
         if outcome not in GOOD or [path.name for path in tmp_path.iterdir()] != ["sound"]:
-            wrong.append(f"{told}: {outcome}")
+            wrong.append(f"{damage}: {outcome}")
     record_property("outcomes", dict(outcomes))
     assert not wrong, "\n".join(wrong)
 
 
 def compared(ours: Computed, theirs: Computed | None, original: Computed) -> str:
-    """Whether a bundle computes what its library does; else what differs.
+    """Whether a bundle computes what its library does; if not, the difference.
 
-    What only the library trips over must be nothing that computing needs, such as the name of a device.
+    If the library alone fails, the bundle must compute what the sound checkpoint computes. The damage is then in a
+    field that the computation does not need, such as the name of a device.
     """
-    for found, expected in zip(ours, theirs or original, strict=True):
+    for actual, expected in zip(ours, theirs or original, strict=True):
         if not np.isfinite(expected).all():
             return "the library computes NaN or Inf"
         try:
-            assert_near(found, expected)
+            assert_near(actual, expected)
         except AssertionError as error:
             return f"{'differs' if theirs else 'the library fails, and it is not the original'}: {error}"
     return "alike" if theirs else "ours alone"
@@ -290,16 +291,16 @@ def test_a_damaged_bundle_is_refused_or_computes_the_same(
     outcomes = Counter[str]()
     for seed in range(EACH):
         shutil.copytree(sound, spoilt)
-        told = spoil(spoilt, seed)
+        damage = spoil(spoilt, seed)
         with deadline():
             try:
                 features = load(spoilt).encode(x)
             except Exception as error:
-                assert refused(error), f"{told}: {error!r}"
+                assert refused(error), f"{damage}: {error!r}"
                 outcomes["refused"] += 1
             else:
                 for part in ("indptr", "indices", "values"):
-                    assert getattr(features, part).tobytes() == getattr(original, part).tobytes(), told
+                    assert getattr(features, part).tobytes() == getattr(original, part).tobytes(), damage
                 outcomes["alike"] += 1
         shutil.rmtree(spoilt)
     record_property("outcomes", dict(outcomes))

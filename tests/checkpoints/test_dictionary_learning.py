@@ -13,7 +13,7 @@ from sae_runtime.checkpoints import dictionary_learning
 from sae_runtime.checkpoints.convert import convert
 
 
-def test_every_class_is_tried() -> None:
+def test_every_class_is_tested() -> None:
     assert set(CASES) == set(dictionary_learning.ARCHITECTURES)
 
 
@@ -24,9 +24,9 @@ def test_a_bundle_computes_what_the_library_does(tmp_path: Path, kind: str, size
     made = assert_same(path, tmp_path / "out", size[0], module.encode, module)
     assert (made.source_format, made.model, made.hook) == (kind, "tiny", "layers.1")
     assert bool(made.warnings) == (kind == "AutoEncoder")
-    budget = {"AutoEncoderTopK": ("token", K), "BatchTopKSAE": ("mutual", K), "MatryoshkaBatchTopKSAE": ("mutual", K)}
-    found = None if made.allocation is None else (made.allocation.kind, made.allocation.k)
-    assert found == budget.get(kind)
+    expected = {"AutoEncoderTopK": ("token", K), "BatchTopKSAE": ("mutual", K), "MatryoshkaBatchTopKSAE": ("mutual", K)}
+    allocation = None if made.allocation is None else (made.allocation.kind, made.allocation.k)
+    assert allocation == expected.get(kind)
 
 
 def test_an_autoencoder_of_unit_rows_stays_as_it_is(tmp_path: Path) -> None:
@@ -38,12 +38,12 @@ def test_an_autoencoder_of_unit_rows_stays_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [k for k in CASES if k not in ("AutoEncoderTopK", "BatchTopKSAE")])
-def test_most_files_tell_their_class_alone(tmp_path: Path, kind: str) -> None:
+def test_the_tensors_of_most_classes_identify_the_class(tmp_path: Path, kind: str) -> None:
     path = save(make(kind), tmp_path / "run", None)
     assert convert(path / "ae.pt", tmp_path / "out").source_format == kind
 
 
-def test_two_classes_are_told_apart_by_their_config_only(tmp_path: Path) -> None:
+def test_two_classes_need_the_configuration_to_be_identified(tmp_path: Path) -> None:
     path = save(make("BatchTopKSAE"), tmp_path / "run", None)
     with pytest.raises(ValueError, match="is an AutoEncoderTopK or a BatchTopKSAE, which only config.json tells"):
         convert(path, tmp_path / "out")
@@ -60,7 +60,7 @@ def test_matrices_under_other_names_are_read(tmp_path: Path) -> None:
     assert_same(path, tmp_path / "out", D_IN, module.encode, module)
 
 
-def test_an_unset_threshold_leaves_the_bundle_uncalibrated(tmp_path: Path) -> None:
+def test_an_unset_threshold_gives_a_bundle_without_threshold(tmp_path: Path) -> None:
     module = make("BatchTopKSAE")
     module.threshold.fill_(-1.0)
     made = convert(save(module, tmp_path / "run", "BatchTopKSAE"), tmp_path / "out")
@@ -71,7 +71,7 @@ def test_an_unset_threshold_leaves_the_bundle_uncalibrated(tmp_path: Path) -> No
         assert_near(pre_activations(made, x), module.encode(x).numpy())
 
 
-def test_the_threshold_of_a_short_run_is_warned_of(tmp_path: Path) -> None:
+def test_the_threshold_of_a_short_run_gives_a_warning(tmp_path: Path) -> None:
     made = convert(save(make("BatchTopKSAE"), tmp_path / "run", "BatchTopKSAE", steps=2500), tmp_path / "out")
     assert "running mean over only 1,500 steps" in made.warnings[0]
 
@@ -93,7 +93,7 @@ def test_backups_and_snapshots_are_read(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"dict_class": "CrossCoder"}, "dict_class is CrossCoder, expected one of AutoEncoder"),
         ({"k": 6}, "k is 5, but .* says 6"),
@@ -101,17 +101,17 @@ def test_backups_and_snapshots_are_read(tmp_path: Path, kind: str) -> None:
         ({"lm_name": 3}, "lm_name is 3, expected a string"),
     ],
 )
-def test_settings_and_tensors_that_do_not_fit_are_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+def test_settings_and_tensors_that_do_not_fit_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     path = save(make("BatchTopKSAE"), tmp_path / "run", "BatchTopKSAE")
     config = json.loads((path / "config.json").read_text())
     config["trainer"] |= change
     (path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         convert(path, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "message"),
     [
         ("b_dec", None, "lacks the tensor b_dec"),
         ("b_dec", torch.zeros(17), r"b_dec has shape \[17\], expected \[16\]"),
@@ -124,13 +124,13 @@ def test_settings_and_tensors_that_do_not_fit_are_refused(tmp_path: Path, change
         ("extra", torch.zeros(3), "holds extra"),
     ],
 )
-def test_spoilt_tensors_are_refused(tmp_path: Path, name: str, value: torch.Tensor | None, said: str) -> None:
+def test_damaged_tensors_are_refused(tmp_path: Path, name: str, value: torch.Tensor | None, message: str) -> None:
     module = make("BatchTopKSAE")
     path = save(module, tmp_path / "run", "BatchTopKSAE")
     state = module.state_dict() | ({} if value is None else {name: value})
     if value is None:
         del state[name]
     torch.save(state, path / "ae.pt")
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         convert(path, tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["run"]

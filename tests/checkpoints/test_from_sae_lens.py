@@ -35,7 +35,7 @@ def saved(tmp_path: Path) -> Callable[..., tuple[Any, Path]]:
 Saved = Callable[..., tuple[Any, Path]]
 
 
-def test_every_architecture_is_tried() -> None:
+def test_every_architecture_is_tested() -> None:
     assert {architecture for architecture, _, _ in CASES.values()} | set(MID_RUN) == set(sae_lens.ARCHITECTURES)
 
 
@@ -54,7 +54,7 @@ def test_a_bundle_computes_what_sae_lens_does(saved: Saved, tmp_path: Path, name
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
-def test_other_types_are_cast_once(saved: Saved, tmp_path: Path, dtype: str) -> None:
+def test_weights_of_other_types_are_rounded_once(saved: Saved, tmp_path: Path, dtype: str) -> None:
     module, path = saved("JumpReLUSAE", **SIZES, dtype=dtype)
     module = module.to(dtype=torch.float32)
     made = assert_same(path, tmp_path / "out", 16, module.encode, module.forward)
@@ -81,7 +81,7 @@ def test_a_checkpoint_within_a_run_is_served_as_its_final_save(
     assert len(made.warnings) == 1 and "running mean" in made.warnings[0]
 
 
-def test_a_run_without_a_threshold_stays_uncalibrated(saved: Saved, tmp_path: Path) -> None:
+def test_a_run_without_a_threshold_gives_a_bundle_without_threshold(saved: Saved, tmp_path: Path) -> None:
     module, path = saved("BatchTopKTrainingSAE", **SIZES, k=3, rescale_acts_by_decoder_norm=False)
     made = convert(path, tmp_path / "out")
     assert "threshold" not in made.weights
@@ -107,10 +107,10 @@ def test_the_input_scale_of_a_run_is_folded_in_as_its_final_save_does(saved: Sav
     assert "input scale 0.37 is folded in" in made.warnings[0]
 
 
-def test_an_unknown_input_scale_is_warned_of(saved: Saved, tmp_path: Path) -> None:
+def test_an_unknown_input_scale_gives_a_warning(saved: Saved, tmp_path: Path) -> None:
     module, path = saved("StandardSAE", **SIZES, normalize_activations="expected_average_only_in")
     made = assert_same(path, tmp_path / "out", 16, module.encode, module.forward)
-    assert "another scale" in made.warnings[0]
+    assert "does not tell the scale" in made.warnings[0]
 
 
 def test_old_configurations_are_read_as_sae_lens_reads_them(saved: Saved, tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_log_thresholds_are_read(saved: Saved, tmp_path: Path) -> None:
     np.testing.assert_allclose(whole(made, "threshold"), np.exp(state["log_threshold"].numpy()), rtol=1e-6)
 
 
-def test_thresholds_of_a_dubious_unit_are_warned_of(saved: Saved, tmp_path: Path) -> None:
+def test_thresholds_of_a_doubtful_unit_give_a_warning(saved: Saved, tmp_path: Path) -> None:
     _, path = saved("JumpReLUSAE", **SIZES)
     cfg = json.loads((path / "cfg.json").read_text())
     cfg["metadata"] |= {"sae_lens_version": "6.40.0", "training_architecture": "batchtopk"}
@@ -165,7 +165,7 @@ def test_thresholds_of_a_dubious_unit_are_warned_of(saved: Saved, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"architecture": "abstopk"}, "keeps negative features"),
         ({"architecture": "matching_pursuit"}, "depend on each other"),
@@ -174,7 +174,7 @@ def test_thresholds_of_a_dubious_unit_are_warned_of(saved: Saved, tmp_path: Path
         ({"architecture": None}, "does not say architecture"),
         ({"normalize_activations": "covariance_whitening"}, "convert the final save"),
         ({"normalize_activations": "rms"}, "normalize_activations is rms"),
-        ({"reshape_activations": "foo"}, "reshape_activations is foo, expected none or hook_z"),
+        ({"reshape_activations": "foo"}, "reshape_activations is foo, expected one of none, hook_z"),
         ({"k": 10**400}, "expected a whole number"),
         (
             {"metadata": {"sae_lens_version": "6." + "9" * 5000, "hook_name": "a\nb"}},
@@ -193,17 +193,17 @@ def test_thresholds_of_a_dubious_unit_are_warned_of(saved: Saved, tmp_path: Path
     ],
 )
 def test_settings_and_tensors_that_do_not_fit_are_refused(
-    saved: Saved, tmp_path: Path, change: dict[str, Any], said: str
+    saved: Saved, tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     _, path = saved("TopKSAE", **SIZES, k=5)
     cfg = json.loads((path / "cfg.json").read_text())
     (path / "cfg.json").write_text(json.dumps(cfg | change))
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         convert(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_transcoders_with_norms_and_lost_decoder_rows_are_refused(saved: Saved, tmp_path: Path) -> None:
+def test_transcoders_with_norms_and_decoder_rows_of_zero_are_refused(saved: Saved, tmp_path: Path) -> None:
     _, path = saved("Transcoder", **THROUGH, normalize_activations="layer_norm")
     with pytest.raises(ValueError, match="nothing that undoes it"):
         convert(path, tmp_path / "out")

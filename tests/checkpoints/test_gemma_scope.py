@@ -1,4 +1,4 @@
-"""Files as published; SAELens's own loaders for them are the witness."""
+"""Files as published, compared with what the loaders of SAELens compute from them."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_gemma_scope_is_read_as_sae_lens_reads_it(
     assert bool(made.warnings) == ("embedding" in folder)
 
 
-def test_transcoders_are_known_by_their_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transcoders_are_recognised_by_their_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     repo, folder = "google/gemma-scope-2b-pt-transcoders", "layer_3/width_16k/average_l0_50"
     home = tmp_path / "gemma-scope-2b-pt-transcoders"
     (home / folder).mkdir(parents=True)
@@ -45,7 +45,7 @@ def test_transcoders_are_known_by_their_folder(tmp_path: Path, monkeypatch: pyte
     theirs = sae_lens_sae(monkeypatch, home, "gemma_2_transcoder_huggingface_loader", repo, folder, **sizes)
     made = assert_same(home / folder / "params.npz", tmp_path / "out", 16, theirs.encode, theirs.forward)
     assert (made.source_format, made.architecture.d_out) == ("jumprelu transcoder", 16)
-    assert "since it lies in a repository of transcoders" in made.warnings[0]
+    assert "since its repository is one of transcoders" in made.warnings[0]
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_settings_and_tensors_that_do_not_fit_are_refused(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="needs its config.json"):
         convert(tmp_path, tmp_path / "out")
     (tmp_path / "config.json").write_text('{"architecture": "topk"}')
-    with pytest.raises(ValueError, match="architecture is topk, expected jump_relu"):
+    with pytest.raises(ValueError, match="architecture is topk, expected one of jump_relu"):
         convert(tmp_path, tmp_path / "sub" / "out")
     (tmp_path / "config.json").write_text('{"architecture": "jump_relu"}')
     safetensors.numpy.save_file({**tensors, "w_dec": np.zeros((64, 3, 16), np.float32)}, file)

@@ -1,4 +1,4 @@
-"""Files as published; SAELens's loaders are the witness, and where it has none, the library's forward written out."""
+"""Files as published, compared with the loaders of SAELens, or with the library's forward pass written in torch."""
 
 import math
 from pathlib import Path
@@ -66,7 +66,7 @@ def test_a_bundle_computes_llamascopiums_forward(tmp_path: Path, kind: str, norm
         state[f"{NORM}.{HOOK}"] = torch.tensor(AVERAGE)
     state = {name: tensor.contiguous() for name, tensor in state.items()}
     cfg = save_second(tmp_path / "run", state, act_fn=kind, norm_activation=norm, top_k=5)
-    # Of top-k, a bundle gives features by the unit in which they are selected.
+    # With top-k, the bundle's features are multiplied by the decoder lengths, by which they are selected.
     unit = state["W_D"].norm(dim=1) if kind == "topk" else torch.ones(64)
     made = assert_same(
         tmp_path / "run",
@@ -79,7 +79,7 @@ def test_a_bundle_computes_llamascopiums_forward(tmp_path: Path, kind: str, norm
     assert bool(made.warnings) == (kind == "topk")
 
 
-def test_batch_topk_waits_for_a_threshold(tmp_path: Path) -> None:
+def test_batchtopk_gives_a_bundle_without_threshold(tmp_path: Path) -> None:
     state = weights(unit=True)
     save_first(tmp_path / "run", state, act_fn="batchtopk")
     made = convert(tmp_path / "run", tmp_path / "out")
@@ -92,7 +92,7 @@ def test_batch_topk_waits_for_a_threshold(tmp_path: Path) -> None:
     )
 
 
-def test_a_decoder_bias_that_the_encoder_takes_off_counts_scaled_activations(tmp_path: Path) -> None:
+def test_a_decoder_bias_is_subtracted_from_scaled_activations(tmp_path: Path) -> None:
     state = weights(unit=True)
     for place, out in (("SAE", HOOK), ("transcoder", "blocks.4.hook_mlp_out")):
         norms = {"in": AVERAGE, "out": 1.9}
@@ -111,7 +111,7 @@ def test_a_decoder_bias_that_the_encoder_takes_off_counts_scaled_activations(tmp
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"sae_type": "clt"}, "sae_type is clt; crosscoders"),
         ({"use_glu_encoder": True}, "use_glu_encoder"),
@@ -125,8 +125,8 @@ def test_a_decoder_bias_that_the_encoder_takes_off_counts_scaled_activations(tmp
         ({"d_model": 17}, r"encoder.weight has shape \[64, 16\], expected \[any, 17\]"),
     ],
 )
-def test_settings_and_tensors_that_do_not_fit_are_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+def test_settings_and_tensors_that_do_not_fit_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     save_first(tmp_path / "run", weights(unit=True), **change)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         convert(tmp_path / "run", tmp_path / "out")
     assert not (tmp_path / "out").exists()

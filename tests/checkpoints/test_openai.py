@@ -1,4 +1,4 @@
-"""OpenAI's package is not on PyPI: its forward is written out here from `sparse_autoencoder/model.py`."""
+"""OpenAI's package is not on PyPI, so `foreign_saes.openai` holds its forward pass."""
 
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,14 @@ def test_a_bundle_computes_the_published_forward(tmp_path: Path, k: int | None, 
     assert made.source_format in openai.ARCHITECTURES
 
 
-def test_files_that_a_later_torch_saved_again_are_read(tmp_path: Path) -> None:
+def test_files_with_the_activation_as_separate_entries_are_read(tmp_path: Path) -> None:
     saved = state(5) | {"activation.k": 5, "activation.postact_fn": "ReLU"}
     torch.save(saved, tmp_path / "autoencoder.pt")
     assert convert(tmp_path / "autoencoder.pt", tmp_path / "out").architecture.k == 5
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"activation": "Identity"}, "activation is Identity, expected one of ReLU, TopK"),
         ({"activation_state_dict": {"k": 5, "postact_fn": "Identity"}}, "keeps negative features"),
@@ -43,8 +43,8 @@ def test_files_that_a_later_torch_saved_again_are_read(tmp_path: Path) -> None:
         ({"decoder.weight": torch.zeros(64, 16)}, r"decoder.weight has shape \[64, 16\]"),
     ],
 )
-def test_settings_and_tensors_that_do_not_fit_are_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+def test_settings_and_tensors_that_do_not_fit_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     torch.save(state(5) | change, tmp_path / "autoencoder.pt")
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         convert(tmp_path / "autoencoder.pt", tmp_path / "out")
     assert not (tmp_path / "out").exists()

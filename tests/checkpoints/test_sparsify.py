@@ -10,7 +10,7 @@ from sae_runtime.checkpoints import sparsify
 from sae_runtime.checkpoints.convert import convert
 
 
-def test_every_activation_is_tried() -> None:
+def test_every_activation_is_tested() -> None:
     assert {architecture.split()[0] for architecture, _ in CASES.values()} == set(sparsify.ARCHITECTURES)
 
 
@@ -31,7 +31,7 @@ def test_a_bundle_computes_what_sparsify_does(tmp_path: Path, name: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"signed": True}, "keeps negative features"),
         ({"activation": "batchtopk"}, "activation is batchtopk, expected one of topk, groupmax"),
@@ -41,10 +41,10 @@ def test_a_bundle_computes_what_sparsify_does(tmp_path: Path, name: str) -> None
         ({"k": -1}, "k is -1, expected at least 1"),
     ],
 )
-def test_settings_and_tensors_that_do_not_fit_are_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+def test_settings_and_tensors_that_do_not_fit_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     make(k=5).save_to_disk(tmp_path / "run")
     cfg = json.loads((tmp_path / "run" / "cfg.json").read_text())
     (tmp_path / "run" / "cfg.json").write_text(json.dumps(cfg | change))
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         convert(tmp_path / "run", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -20,7 +20,7 @@ def whole(tensor: Stored) -> NDArray[np.float32]:
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_scales_and_turns_are_rounded_once(order: Any) -> None:
+def test_a_scaled_transpose_is_rounded_once(order: Any) -> None:
     rng = np.random.default_rng(0)
     array = np.asarray(rng.normal(size=(9, 7)).astype(np.float32), order=order)
     scale = rng.uniform(0.5, 2, 9)
@@ -32,7 +32,7 @@ def test_scales_and_turns_are_rounded_once(order: Any) -> None:
     np.testing.assert_allclose(turned.times(vector), vector @ expected, rtol=1e-12)
 
 
-def test_what_is_not_finite_or_too_large_is_refused_by_name() -> None:
+def test_numbers_that_are_not_finite_or_too_large_are_refused_by_name() -> None:
     spoilt = np.ones((9, 7), np.float32)
     spoilt[8, 6] = np.nan
     with pytest.raises(ValueError, match="foreign: w holds NaN or Inf"):
@@ -48,7 +48,7 @@ def test_what_is_not_finite_or_too_large_is_refused_by_name() -> None:
         whole(stored(np.zeros((2, 2))).scaled(np.array([[np.inf, 1.0]])))
 
 
-def test_tensors_are_asked_for_by_name_and_shape() -> None:
+def test_tensors_are_read_by_name_and_shape() -> None:
     tensors = Tensors(Path("foreign"), {"m": stored(np.ones((2, 3)), "m"), "s": stored(np.array(2.5), "s")})
     assert tensors.matrix("m", 2, 3).T.shape == (3, 2)
     assert (tensors.scalar("s"), tensors.rank("m")) == (2.5, 2)
@@ -56,7 +56,7 @@ def test_tensors_are_asked_for_by_name_and_shape() -> None:
         tensors.matrix("m", columns=4)
     with pytest.raises(ValueError, match=r"foreign: m has shape \[2, 3\], expected \[6\]"):
         tensors.vector("m", 6)
-    with pytest.raises(ValueError, match="expected one number"):
+    with pytest.raises(ValueError, match=r"m has shape \[2, 3\], expected \[1\]"):
         tensors.scalar("m")
     with pytest.raises(ValueError, match="foreign lacks the tensor b"):
         tensors.vector("b", 3)

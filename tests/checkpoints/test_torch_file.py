@@ -13,7 +13,7 @@ from sae_runtime.checkpoints.torch_file import read_torch, tensors_of
 
 
 class Payload:
-    """What a hostile file holds: a call that unpickling would make."""
+    """The content of a hostile file: unpickling would call a function."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -23,13 +23,13 @@ class Payload:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_tensors_come_as_they_were_saved(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_tensors_are_read_as_they_were_saved(tmp_path: Path, dtype: torch.dtype) -> None:
     matrix = torch.randn(5, 7).to(dtype)
     state = {"m": matrix, "turned": matrix.T, "part": matrix[1:3, 2:6], "inner": {"k": torch.tensor(3)}, "name": "TopK"}
     torch.save(state, tmp_path / "ae.pt")
-    found = read_torch(tmp_path / "ae.pt")
-    assert (found["name"], found["inner"]["k"].name) == ("TopK", "inner.k")
-    tensors = tensors_of(tmp_path / "ae.pt", found)
+    loaded = read_torch(tmp_path / "ae.pt")
+    assert (loaded["name"], loaded["inner"]["k"].name) == ("TopK", "inner.k")
+    tensors = tensors_of(tmp_path / "ae.pt", loaded)
     assert tensors.names() == {"m", "turned", "part"}
     for name, expected in (("m", matrix), ("turned", matrix.T), ("part", matrix[1:3, 2:6])):
         for stored, whole in ((tensors.matrix(name), expected), (tensors.matrix(name).T, expected.T)):
@@ -39,7 +39,7 @@ def test_tensors_come_as_they_were_saved(tmp_path: Path, dtype: torch.dtype) -> 
             np.testing.assert_array_equal(out, whole.double().numpy())
 
 
-def test_a_pickled_object_is_refused_and_never_made(tmp_path: Path) -> None:
+def test_a_pickled_object_is_refused_and_not_made(tmp_path: Path) -> None:
     torch.save({"W_enc": torch.zeros(3), "more": Payload(tmp_path / "mark")}, tmp_path / "ae.pt")
     with pytest.raises(ValueError, match="holds pickled objects, which could run anything and are not loaded"):
         read_torch(tmp_path / "ae.pt")
@@ -49,7 +49,7 @@ def test_a_pickled_object_is_refused_and_never_made(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"PK", b"\x80\x02}q\x00.", b"not a zip" * 100])
 def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "ae.pt").write_bytes(content)
-    with pytest.raises(ValueError, match="is not a file of torch.save"):
+    with pytest.raises(ValueError, match="is not a sound file of torch.save"):
         read_torch(tmp_path / "ae.pt")
 
 
@@ -71,13 +71,13 @@ def test_zip_bombs_are_refused(tmp_path: Path) -> None:
         for member in plain.infolist():
             bomb.writestr(member.filename, plain.read(member), zipfile.ZIP_DEFLATED)
     assert (tmp_path / "bomb.pt").stat().st_size < 10_000
-    with pytest.raises(ValueError, match="holds compressed members"):
+    with pytest.raises(ValueError, match="a member is compressed or claims a wrong size"):
         read_torch(tmp_path / "bomb.pt")
     raw = bytearray((tmp_path / "plain.pt").read_bytes())
     entry = raw.rindex(b"PK\x01\x02")  # the last member of the directory
     raw[entry + 24 : entry + 28] = struct.pack("<I", 1 << 31)  # claims two gigabytes
     (tmp_path / "claims.pt").write_bytes(raw)
-    with pytest.raises(ValueError, match="claims to hold more than its"):
+    with pytest.raises(ValueError, match="a member is compressed or claims a wrong size"):
         read_torch(tmp_path / "claims.pt")
 
 
@@ -112,12 +112,12 @@ def test_damaged_files_are_refused_or_read_as_torch_reads_them(tmp_path: Path) -
         spoilt = spoilt[: int(rng.integers(len(raw)))] if rng.random() < 0.1 else spoilt
         (tmp_path / "spoilt.pt").write_bytes(spoilt)
         try:
-            found = {name: s.open() for name, s in read_torch(tmp_path / "spoilt.pt").items() if isinstance(s, Stored)}
+            state = {name: s.open() for name, s in read_torch(tmp_path / "spoilt.pt").items() if isinstance(s, Stored)}
         except ValueError as error:
             refused += 1
             assert "\n" not in str(error)
             continue
         expected = torch.load(io.BytesIO(bytes(spoilt)), weights_only=True)
-        for name, array in found.items():
+        for name, array in state.items():
             np.testing.assert_array_equal(array, expected[name].numpy())
     assert 30 < refused <= 120

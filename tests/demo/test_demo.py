@@ -6,14 +6,14 @@ import pytest
 
 from sae_runtime import demo, load
 from sae_runtime.cli import main
-from sae_runtime.demo.cards import sentences
+from sae_runtime.demo.lines import Line, card
 from sae_runtime.demo.neighbours import nearest
 from sae_runtime.demo.text import paragraphs
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's folder, from a run with less of everything."""
+    """The demo's folder, from a small run."""
     out = tmp_path_factory.mktemp("demo") / "out"
     smaller = {"TOKENS": 8000, "STEPS": 40, "BATCH": 512, "D_SAE": 192, "_CORPUS": 60}
     with pytest.MonkeyPatch.context() as patch:
@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_leaves_what_it_promises(folder: Path) -> None:
+def test_the_folder_holds_what_the_docstring_names(folder: Path) -> None:
     names = {path.name for path in folder.iterdir()}
     assert names == {"activations", "bundles", "features", "index.html", "metrics", "plots", "summary.json", "text"}
     for kind in demo.KINDS:
@@ -32,7 +32,7 @@ def test_leaves_what_it_promises(folder: Path) -> None:
     assert len(list((folder / "plots").glob("*.png"))) == 3
 
 
-def test_table_holds_what_was_measured(folder: Path) -> None:
+def test_the_table_holds_the_measured_figures(folder: Path) -> None:
     table = json.loads((folder / "summary.json").read_text())["table"]
     assert [row["allocation"] for row in table] == ["token choice", "mutual choice", "feature choice"]
     for kind, row in zip(demo.KINDS, table, strict=True):
@@ -57,7 +57,7 @@ def test_existing_folder_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatc
     assert called == [folder.parent / "other"]
 
 
-def test_text_is_prose_and_repeats() -> None:
+def test_text_is_unique_and_the_same_for_a_seed() -> None:
     first = paragraphs(seed=0)
     assert len(first) > 1000 and len(set(first)) == len(first)
     assert first == paragraphs(seed=0) != paragraphs(seed=1)
@@ -66,8 +66,9 @@ def test_text_is_prose_and_repeats() -> None:
 def test_nearest_are_the_largest_cosines() -> None:
     corpus = np.eye(4, dtype=np.float32)
     near = nearest(corpus, np.array([0.1, 0.9, 0.2, 0.0], np.float32), 2)
-    assert near.sentences == (1, 2) and near.cosines == pytest.approx((0.9, 0.2))
+    assert [number for number, _ in near] == [1, 2]
+    assert [cosine for _, cosine in near] == pytest.approx([0.9, 0.2])
 
 
 def test_page_escapes_text() -> None:
-    assert "<b>" not in sentences("<b>", [(0.5, "<b>", True)])
+    assert "<b>" not in card("<b>", [Line(0.5, "<b>", "<b>", "<b>")])

@@ -1,1 +1,1 @@
-"""Small SAEs of other libraries as those libraries save them, a module for each library."""
+"""Small SAEs of other libraries, saved as the libraries do; one module for each library."""

@@ -1,4 +1,4 @@
-"""BatchTopK is no package: this is the forward pass of its `sae.py`."""
+"""BatchTopK is not a package, so this module holds the forward pass of its `sae.py`."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ CFG = {"act_size": 16, "dict_size": 64, "top_k": 5, "model_name": "tiny", "hook_
 
 
 def save(path: Path, **cfg: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """As its save_checkpoint writes: every setting that JSON knows."""
+    """Write the files of its save_checkpoint, and return the weights and the settings."""
     generator = torch.Generator().manual_seed(3)
     shapes = {"W_enc": (16, 64), "W_dec": (64, 16), "b_enc": (64,), "b_dec": (16,)}
     if cfg["sae_type"] == "jumprelu":
@@ -24,7 +24,7 @@ def save(path: Path, **cfg: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def forward(state: dict[str, Tensor], cfg: dict[str, Any], x: Tensor) -> tuple[Tensor, Tensor]:
-    """feature_acts and sae_out."""
+    """Its feature_acts and sae_out."""
     mean, size = torch.zeros(len(x), 1), torch.ones(len(x), 1)
     if cfg.get("input_unit_norm", False):
         mean = x.mean(dim=-1, keepdim=True)

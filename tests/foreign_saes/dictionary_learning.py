@@ -9,7 +9,7 @@ from foreign import randomise
 from peers import stand_in_for_nnsight
 
 D_IN, D_SAE, K = 16, 64, 5
-# class: its module, arguments
+# by class: its module and its arguments
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "AutoEncoder": ("dictionary", {}),
     "AutoEncoderNew": ("dictionary", {}),
@@ -37,7 +37,7 @@ def make(kind: str, d_in: int = D_IN, d_sae: int = D_SAE) -> Any:
 
 
 def save(module: Any, path: Path, kind: str | None, **trainer: Any) -> Path:
-    """As its train loop saves: ae.pt and, where a class is named, config.json."""
+    """Write the files of its training loop: ae.pt and, if `kind` is given, config.json."""
     path.mkdir(exist_ok=True)
     torch.save(module.state_dict(), path / "ae.pt")
     if kind is not None:

@@ -1,4 +1,4 @@
-"""Weights of Gemma Scope, and what the loaders of SAELens make of its files."""
+"""Random weights of Gemma Scope, and the SAEs that the loaders of SAELens make from its files."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Files of Llama Scope and Llamascopium, and what the loaders of SAELens make of them."""
+"""Files of Llama Scope and Llamascopium, and the SAEs that the loaders of SAELens make from them."""
 
 import json
 import math
@@ -25,7 +25,7 @@ def weights(*, unit: bool) -> dict[str, Tensor]:
 
 
 def save_first(home: Path, state: dict[str, Tensor], **cfg: Any) -> dict[str, Any]:
-    told: dict[str, Any] = {
+    config: dict[str, Any] = {
         "d_model": 16,
         "d_sae": 64,
         "hook_point_in": HOOK,
@@ -42,17 +42,17 @@ def save_first(home: Path, state: dict[str, Tensor], **cfg: Any) -> dict[str, An
     }
     (home / "checkpoints").mkdir(parents=True)
     safetensors.torch.save_file(state, home / "checkpoints" / "final.safetensors")
-    (home / "hyperparams.json").write_text(json.dumps(told))
-    return told
+    (home / "hyperparams.json").write_text(json.dumps(config))
+    return config
 
 
 def save_second(home: Path, state: dict[str, Tensor], **cfg: Any) -> dict[str, Any]:
-    told = {"sae_type": "sae", "d_model": 16, "expansion_factor": 4, "hook_point_in": HOOK, "hook_point_out": HOOK}
-    told |= {"act_fn": "jumprelu", "norm_activation": "dataset-wise", "sparsity_include_decoder_norm": True, **cfg}
+    config = {"sae_type": "sae", "d_model": 16, "expansion_factor": 4, "hook_point_in": HOOK, "hook_point_out": HOOK}
+    config |= {"act_fn": "jumprelu", "norm_activation": "dataset-wise", "sparsity_include_decoder_norm": True, **cfg}
     home.mkdir()
     safetensors.torch.save_file(state, home / "sae_weights.safetensors")
-    (home / "config.json").write_text(json.dumps(told))
-    return told
+    (home / "config.json").write_text(json.dumps(config))
+    return config
 
 
 def sae_lens_sae(monkeypatch: pytest.MonkeyPatch, home: Path, loader: str) -> Any:
@@ -66,5 +66,7 @@ def sae_lens_sae(monkeypatch: pytest.MonkeyPatch, home: Path, loader: str) -> An
     cfg, state, _ = getattr(loaders, loader)("fnlp/Llama", home.name, "cpu", False, {"dtype": "float32"})
     sae = JumpReLUSAE(JumpReLUSAEConfig.from_dict(loaders.handle_config_defaulting(cfg)))
     sae.load_state_dict(state)
-    sae.fold_activation_norm_scaling_factor(math.sqrt(16) / AVERAGE)  # as from_pretrained does, by its own list
+    sae.fold_activation_norm_scaling_factor(
+        math.sqrt(16) / AVERAGE
+    )  # from_pretrained does the same, with an average of its list
     return sae

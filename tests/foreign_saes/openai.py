@@ -1,4 +1,4 @@
-"""OpenAI's package is not on PyPI: this is the forward pass of its `sparse_autoencoder/model.py`."""
+"""OpenAI's package is not on PyPI, so this module holds the forward pass of `sparse_autoencoder/model.py`."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def state(k: int | None, *, tied: bool = False) -> dict[str, Any]:
-    """What its state_dict() gives."""
+    """A random state_dict()."""
     generator = torch.Generator().manual_seed(3)
 
     def random(*shape: int) -> Tensor:
@@ -31,18 +31,18 @@ def state(k: int | None, *, tied: bool = False) -> dict[str, Any]:
 
 
 def forward(saved: dict[str, Any], x: Tensor) -> tuple[Tensor, Tensor]:
-    """Pre-activations and reconstruction."""
+    """Activations of features and the reconstruction."""
     mean, size = torch.zeros(len(x), 1), torch.ones(len(x), 1)
-    if saved["activation"] == "TopK":  # which is how from_state_dict knows that it normalises
+    if saved["activation"] == "TopK":  # from_state_dict decides by this whether to normalise
         mean = x.mean(dim=-1, keepdim=True)
         x = x - mean
         size = x.std(dim=-1, keepdim=True)
         x = x / (size + 1e-5)
     before = torch.nn.functional.linear(x - saved["pre_bias"], saved["encoder.weight"], saved["latent_bias"])
-    pre_activations = torch.relu(before)
+    f = torch.relu(before)
     if saved["activation"] == "TopK":
         top = torch.topk(before, saved["activation_state_dict"]["k"], dim=-1)
-        pre_activations = torch.zeros_like(before).scatter_(-1, top.indices, torch.relu(top.values))
+        f = torch.zeros_like(before).scatter_(-1, top.indices, torch.relu(top.values))
     decoder = saved["decoder.weight"] if "decoder.weight" in saved else saved["encoder.weight"].T
-    y = torch.nn.functional.linear(pre_activations, decoder) + saved["pre_bias"]
-    return pre_activations, y * size + mean
+    y = torch.nn.functional.linear(f, decoder) + saved["pre_bias"]
+    return f, y * size + mean
