@@ -31,7 +31,7 @@ class HarvestConfig:
     document: str = option("paragraph", "what a document is in a text file", choices=DOCUMENTS)
     context: int = option(128, "tokens per window, special tokens included, >= 1")
     tokens: int | None = option(None, "rows after which to stop, >= 1 [all of the text]")
-    dtype: str = option("float32", "type of the rows on disk", choices=DTYPES)
+    dtype: str = option("float32", "type that the rows are rounded to", choices=DTYPES)
     special: bool = option(False, "keep the activations of special tokens too")
     batch_tokens: int = option(4096, "tokens per forward pass, padding included, >= context")
     shard_tokens: int = option(65536, "rows per shard at most (a window is not cut), >= 1")
