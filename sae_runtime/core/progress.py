@@ -44,7 +44,7 @@ def progress_bar(total: int | None, unit: str, *, shown: bool, initial: int = 0,
     150
     """
     settings = {"total": total, "initial": initial, "unit": f" {unit}", "unit_scale": True, "disable": not shown}
-    if sys.stderr.isatty():
+    if not shown or sys.stderr.isatty():
         return tqdm(**settings)
     of_total = "" if total is None else " of {total_fmt}"
     left = "" if total is None else ", {remaining} left"
