@@ -58,7 +58,7 @@ def test_extract_refuses_an_output_whose_name_does_not_fit_the_format(
     safetensors.numpy.save_file({"activations": make_x(50), "tokens": np.arange(50, dtype=np.int32)}, known)
     said = refused("extract", path, "--activations", known, "-o", tmp_path / "cache", "--format", "delphi")
     assert said == (
-        f"error: delphi keeps features in a folder named by their hook, but that of {known} is None; "
+        f"error: delphi keeps features in a folder named by their hook, but that of {known} is not known; "
         "harvest the activations, or choose --format parquet"
     )
     assert not (tmp_path / "cache").exists()
@@ -114,7 +114,7 @@ def test_extract_refuses_inputs_that_do_not_fit_in_one_sentence(
     said = refused("extract", bare, "--activations", acts, "-o", out)
     assert said == f"error: {acts}: activations have width 7, this SAE expects 24; was another layer captured?"
     said = refused("extract", bare, "--activations", acts, "-o", out, "--provider", "NoProvider")
-    assert said.startswith("error: providers ['NoProvider'] are not all available, expected some of ")
+    assert said.startswith("error: the execution providers must be some of ") and "got NoProvider; run" in said
     assert misused("extract", bare, "--activations", acts, "-o", out, "--values", "int8").startswith(
         "Invalid value for '--values': 'int8' is not one of "
     )

@@ -61,7 +61,7 @@ def test_help_of_a_command_has_its_line_its_options_and_an_example(name: str) ->
     assert result.stdout.startswith(f"Usage: sae-runtime {name} [OPTIONS]")
     assert result.stdout.splitlines()[2].strip() == COMMANDS[name]
     assert result.stdout == run(name, "-h").stdout == run("help", name).stdout
-    assert result.stdout.rstrip("\n").endswith(f"Example:\n  {command(name).example}")
+    assert result.stdout.rstrip("\n").endswith(f"  Example:\n    {command(name).example}")
     assert all(param.help for param in command(name).params if isinstance(param, click.Option))
 
 
