@@ -47,7 +47,7 @@ def open_session(path: Path, *, providers: Sequence[Provider] = CPU, threads: in
     available = onnxruntime.get_available_providers()
     if not names or not set(names) <= set(available):
         raise ValueError(
-            f"the execution providers must be some of {', '.join(available)}, got {', '.join(names) or 'an empty list'}; "
+            f"the execution providers must be some of {', '.join(available)}, got {', '.join(names) or 'none at all'}; "
             "run: sae-runtime doctor"
         )
     if CUDA in names and hasattr(onnxruntime, "preload_dlls"):
