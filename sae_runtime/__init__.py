@@ -1,10 +1,34 @@
-"""Read and steer the features of sparse autoencoders with onnxruntime, without torch."""
+"""Read and steer the features of sparse autoencoders with onnxruntime, without torch.
 
-from sae_runtime.activations.stored import Activations, open_activations
-from sae_runtime.bundle.folder import BundleError
-from sae_runtime.bundle.manifest import Manifest
-from sae_runtime.core.edits import Edit
-from sae_runtime.core.features import Features
-from sae_runtime.sae import SAE, load
+A name is imported when it is first asked for, so that the command line shows its help without numpy.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sae_runtime.activations.stored import Activations, open_activations
+    from sae_runtime.bundle.folder import BundleError
+    from sae_runtime.bundle.manifest import Manifest
+    from sae_runtime.core.edits import Edit
+    from sae_runtime.core.features import Features
+    from sae_runtime.sae import SAE, load
 
 __all__ = ["SAE", "Activations", "BundleError", "Edit", "Features", "Manifest", "load", "open_activations"]
+
+_MODULES = {
+    "SAE": "sae",
+    "load": "sae",
+    "Activations": "activations.stored",
+    "open_activations": "activations.stored",
+    "BundleError": "bundle.folder",
+    "Manifest": "bundle.manifest",
+    "Edit": "core.edits",
+    "Features": "core.features",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

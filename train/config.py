@@ -4,8 +4,6 @@ import operator
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from sae_runtime.bundle.quota import FIT_FEATURES
-
 _OTHER_NAMES = {"topk": "token", "batchtopk": "mutual"}  # the names that other libraries use
 
 
@@ -85,6 +83,8 @@ class TrainConfig:
 
     def check_d_sae(self, d_sae: int) -> None:
         """Raise ValueError where the other settings do not go with a number of features, given or derived."""
+        from sae_runtime.bundle.quota import FIT_FEATURES  # here: --help needs no numpy
+
         if d_sae < 1:
             raise ValueError(f"d_sae must be at least 1, got {d_sae}")
         if not 0 < self.k <= d_sae:

@@ -8,8 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from sae_runtime.core.progress import progress_bar
 from sae_runtime.train.trainer import StepStats, Trainer
 
 _EVERY = 10  # steps
@@ -49,14 +48,9 @@ def _bar(trainers: Mapping[str, Trainer], progress: bool) -> Iterator[Report]:
     """A bar with tokens a second. For several SAEs it shows the worst FVU and the largest share of dead features."""
     first = next(iter(trainers.values()))
     size = first.config.batch
-    with tqdm(
-        total=first.recipe.steps * size,
-        initial=first.step_number * size,
-        unit="tok",
-        unit_scale=True,
-        disable=None if progress else True,  # None hides the bar where stderr is no terminal
-    ) as bar:
-        bar.set_description(f"{first.config.allocation} choice" if len(trainers) == 1 else f"worst of {len(trainers)}")
+    with progress_bar(first.recipe.steps * size, "tokens", shown=progress, initial=first.step_number * size) as bar:
+        what = f"{first.config.allocation} choice" if len(trainers) == 1 else f"worst of {len(trainers)}"
+        bar.set_description(what, refresh=False)
 
         def report(stats: Stats) -> None:
             if _is_due(first):

@@ -16,7 +16,7 @@ class Options(TypedDict, total=False):
     | `run_state`         | a folder for the run state, which is removed when the bundle is written                   |
     | `run_state_seconds` | the time between two writes of the run state [300]                                        |
     | `resume`             | continue from the run state, or start where there is none                                 |
-    | `progress`           | show a progress bar on stderr, if that is a terminal; for several SAEs it shows the worst |
+    | `progress`           | show the progress on stderr; for several SAEs it shows the worst                          |
 
     No path may be inside the bundle. A run continues from its state after a crash, bit for bit on the same machine with
     the same threads and versions.

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from sae_runtime.bundle.manifest import Manifest
+if TYPE_CHECKING:
+    from sae_runtime.bundle.manifest import Manifest
 
 GROUP = 16  # neighbouring features that the graphs look at together
 SMALLEST_INT8 = 512  # features; a product with fewer is as fast as all that int8 could save of it
@@ -27,19 +29,19 @@ class BundleGraph:
     file: str
     purpose: str
     condition: str = "every bundle"
-    fits: Callable[[Manifest], bool] = lambda manifest: True
+    fits: "Callable[[Manifest], bool]" = lambda manifest: True
     asked_as: str | None = None
     by_default: bool = True
     row_independent: bool = True
     reads_derived: bool = False
 
 
-def _suits_int8(manifest: Manifest) -> bool:
+def _suits_int8(manifest: "Manifest") -> bool:
     d_sae = manifest.architecture.d_sae
     return GPU.fits(manifest) and d_sae >= SMALLEST_INT8 and d_sae % GROUP == 0
 
 
-def _chooses_over_batches(manifest: Manifest) -> bool:
+def _chooses_over_batches(manifest: "Manifest") -> bool:
     return manifest.allocation is not None and manifest.allocation.kind != "token"
 
 

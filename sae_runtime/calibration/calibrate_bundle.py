@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from sae_runtime.activations.stored import Activations, check_source, sample_rows
 from sae_runtime.bundle import folder as bundles
@@ -20,6 +19,7 @@ from sae_runtime.bundle.folder import Bundle
 from sae_runtime.bundle.manifest import Allocation
 from sae_runtime.bundle.normalise import normalised
 from sae_runtime.calibration.thresholds import calibration_rows, slots_for, thresholds
+from sae_runtime.core.progress import progress_bar
 
 Array = NDArray[np.float32]
 _BLOCK_ELEMENTS = 1 << 24  # pre-activations that are held at once
@@ -59,7 +59,7 @@ def calibrate_bundle(
         out: the bundle to write; None means to replace the one that was read.
         any_source: go on where the activations come from another model or hook than the bundle's.
         force: replace what stands at `out`.
-        progress: show a bar on stderr, where that is a terminal.
+        progress: show the progress on stderr.
 
     Raises:
         ValueError: the bundle cannot be read, selects by top k, or does not say what k is; k is out of range; or the
@@ -80,9 +80,7 @@ def calibrate_bundle(
     check_free(target, force=force or out is None)
     check_source(activations, bundle.manifest, any_source=any_source)
     fitting, measuring = calibration_rows(activations)
-    # disable=None hides the bar where stderr is no terminal.
-    total = 3 * bundle.manifest.architecture.d_sae
-    with tqdm(total=total, unit="feature", unit_scale=True, disable=None if progress else True) as bar:
+    with progress_bar(3 * bundle.manifest.architecture.d_sae, "features", shown=progress) as bar:
         fit = _fitted(bundle, activations, fitting, allocation, bar)
         measured, l0 = _measured(bundle, activations.rows(measuring), fit, bar)
     rows = {"calibration": len(fitting), "validation": len(measuring)}
@@ -99,7 +97,7 @@ def calibrate_bundle(
 
 
 def pre_activation_blocks(
-    bundle: Bundle, x: Array, *, elements: int = _BLOCK_ELEMENTS, bar: "tqdm[None] | None" = None
+    bundle: Bundle, x: Array, *, elements: int = _BLOCK_ELEMENTS, bar: Any = None
 ) -> Iterator[Array]:
     """Pre-activations z >= 0 of activations x [n, d_in], block after block of the features: float32 [features, n].
 
@@ -139,7 +137,7 @@ class _Fit:
 
 
 def _fitted(
-    bundle: Bundle, activations: Activations, rows: NDArray[np.int64], allocation: Allocation, bar: "tqdm[None]"
+    bundle: Bundle, activations: Activations, rows: NDArray[np.int64], allocation: Allocation, bar: Any
 ) -> _Fit:
     d_sae = bundle.manifest.architecture.d_sae
     max_densities = None if allocation.quota is None else quota.max_densities(allocation.quota, allocation.k, d_sae)
@@ -152,7 +150,7 @@ def _fitted(
     return _Fit(threshold=threshold, matches=matches, tokens=len(x), sample=sample)
 
 
-def _measured(bundle: Bundle, x: Array, fit: _Fit, bar: "tqdm[None]") -> tuple[dict[str, Any], NDArray[np.int64]]:
+def _measured(bundle: Bundle, x: Array, fit: _Fit, bar: Any) -> tuple[dict[str, Any], NDArray[np.int64]]:
     """What the manifest says of held-out activations x [n, d_in], and the active features of each token [n]."""
     # A transcoder's FVU needs the activations that it reconstructs, which are not at hand.
     matches, l0, fvu = _tally(bundle, x, fit.threshold, bar, decode=bundle.manifest.architecture.d_out is None)
@@ -172,7 +170,7 @@ def _provenance(activations: Activations, rows: Mapping[str, int]) -> dict[str, 
 
 
 def _tally(
-    bundle: Bundle, x: Array, threshold: Array, bar: "tqdm[None]", *, decode: bool
+    bundle: Bundle, x: Array, threshold: Array, bar: Any, *, decode: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], float | None]:
     """Tokens that each feature is active on [d_sae], active features of each token [n], and FVU if `decode` is set."""
     architecture, weights = bundle.manifest.architecture, bundle.weights()

@@ -1,68 +1,129 @@
 """Options that several commands share, and how they print."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from json import dumps
 from pathlib import Path
-from typing import Any, TypeVar
+from shlex import join
+from typing import Any
 
 import click
 
-from sae_runtime.bundle.outputs import refuse_inputs
+from sae_runtime.cli.options import WHOLE, Decorator, gathered
 
-F = TypeVar("F", bound=Callable[..., Any])
+_PROVIDERS = ("CPU", "CUDA", "Tensorrt", "OpenVINO", "CoreML", "Dml", "ROCM", "MIGraphX", "QNN", "WebGpu", "Xnnpack")
 
-PATH = click.Path(path_type=Path)  # what is wrong with a path, its reader says best
 
-bundle_argument = click.argument("bundle", type=PATH)
-activations_option = click.option(
+class _Output(click.Path):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if str(value) == "-":
+            self.fail("- would be standard output, which is not written to; name a path.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = click.Path(path_type=Path)  # the reader of a path says best what is wrong with it
+OUTPUT = _Output(path_type=Path)
+
+bundle = click.argument("bundle")
+activations = click.option(
     "--activations", type=PATH, required=True, help="folder of harvest, .npy or .safetensors of shape [n, d_in]"
 )
-force_option = click.option("--force", is_flag=True, help="replace what stands at the output already")
-quiet_option = click.option("-q", "--quiet", is_flag=True, help="no progress bar")
-json_option = click.option("--json", is_flag=True, help="print JSON")
-any_source_option = click.option(
+any_source = click.option(
     "--any-source", is_flag=True, help="take activations of another model or hook than the bundle's"
 )
 
 
-def output_option(help: str, **settings: Any) -> Callable[[F], F]:
-    """The option -o/--output: a path, required unless the settings give a default."""
-    return click.option("-o", "--output", type=PATH, required="default" not in settings, help=help, **settings)
+def output(help: str, **settings: Any) -> Decorator[Any]:
+    """The option -o/--output: a path, required unless the settings say otherwise."""
+    return click.option("-o", "--output", type=OUTPUT, help=help, **{"required": "default" not in settings, **settings})
 
 
-def session_options(function: F) -> F:
-    """Decorator that adds --provider and --threads, for `sae_runtime.load`."""
-    function = click.option("--threads", type=click.INT, help="threads of an operator (default: all cores)")(function)
-    return click.option(
-        "--provider",
-        multiple=True,
-        default=("CPUExecutionProvider",),
-        help="onnxruntime execution provider, the preferred one first",
-    )(function)
+def _session(provider: Sequence[str], threads: int | None) -> dict[str, Any]:
+    full = {short.lower(): f"{short}ExecutionProvider" for short in _PROVIDERS}
+    return {"providers": [full.get(name.lower(), name) for name in provider], "threads": threads}
 
 
-def refuse_same(output: Path, **inputs: Path) -> None:
-    """Raise ValueError if the output is an input, holds one, or lies in one."""
-    refuse_inputs(output, inputs)
+session = gathered(
+    "session",
+    _session,
+    {
+        "provider": click.option(
+            "--provider",
+            multiple=True,
+            default=("cpu",),
+            help="execution provider of onnxruntime: cpu, cuda, ... or its full name; may be repeated, the preferred "
+            "one first",
+        ),
+        "threads": click.option("--threads", type=WHOLE, help="threads of an operator [all cores]"),
+    },
+)
+"""Gives a command --provider and --threads, as keyword arguments of `sae_runtime.load`."""
 
 
-def show(result: Mapping[str, Any], lines: Sequence[tuple[str, object]], *, json: bool) -> None:
-    """Print a result to stdout: as one JSON object, or as lines of label and text; an empty label goes on."""
-    if json:
-        click.echo(dumps(result, indent=2, allow_nan=False, default=str))
-        return
-    width = max(len(label) for label, _ in lines)
-    for label, text in lines:
-        click.echo(f"{label:<{width}}  {text}".rstrip())
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What every command can be told about its output. A command has the options that `running` names."""
+
+    json: bool = False
+    force: bool = False
+    quiet: bool = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The same for a function that works."""
+        return {"force": self.force, "progress": not self.quiet}
+
+    def show(self, result: Mapping[str, Any], lines: Sequence[tuple[str, object]]) -> None:
+        """Print a result to stdout: as JSON, or as lines of label and text; an empty label continues the one above."""
+        if self.json:
+            click.echo(dumps(result, indent=2, allow_nan=False, default=str))
+            return
+        width = max(len(label) for label, _ in lines)
+        click.echo("\n".join(f"{label:<{width}}  {text}".rstrip() for label, text in lines))
+
+
+_RUNNING = {
+    "force": click.option("--force", is_flag=True, help="replace what exists at the output"),
+    "quiet": click.option("-q", "--quiet", is_flag=True, help="show no progress"),
+    "json": click.option("--json", is_flag=True, help="print JSON"),
+}
+
+
+def running(*names: str) -> Decorator[Any]:
+    """Decorator that gives a command some of --force, --quiet and --json, and hands it a `Run` of them."""
+    return gathered("run", Run, {name: _RUNNING[name] for name in names})
+
+
+@contextmanager
+def resumable(path: Path, how: str) -> Iterator[None]:
+    """Let an interrupt of the block name what it leaves at `path`, and how to go on from there."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"{path} is kept; {how}" if path.exists() else "") from None
+
+
+def shell_command(*words: str | Path) -> str:
+    """A call of sae-runtime, quoted for a shell.
+
+    >>> shell_command("export", Path("my sae"))
+    "sae-runtime export 'my sae'"
+    """
+    return join(["sae-runtime", *map(str, words)])
 
 
 def plural(number: int, noun: str) -> str:
-    """`1 token`, `2,000 tokens`."""
+    """A number with its noun.
+
+    >>> plural(1, "token"), plural(2000, "match")
+    ('1 token', '2,000 matches')
+    """
     return f"{number:,} {noun}{'' if number == 1 else 'es' if noun.endswith('ch') else 's'}"
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of text as lines with aligned columns; the second is flush right, being a size."""
+    """Rows of text as lines with aligned columns; the second column, a size, is flush right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(

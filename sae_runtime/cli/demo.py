@@ -4,23 +4,25 @@ from pathlib import Path
 
 import click
 
-from sae_runtime.bundle.extras import require
-from sae_runtime.bundle.files import check_free
-from sae_runtime.cli.common import force_option, output_option
+from sae_runtime.cli import common
+from sae_runtime.cli.common import Run
 from sae_runtime.cli.options import Command
 
 
-@click.command("demo", cls=Command)
-@output_option("folder to make", default=Path("demo-out"))
-@force_option
-def command(output: Path, force: bool) -> None:
+@click.command("demo", cls=Command, example="sae-runtime demo -o demo-out")
+@common.output("folder to make", default=Path("demo-out"))
+@common.running("force")
+def command(output: Path, run: Run) -> None:
     """Do all of it on a small real model.
 
     Harvests, trains, exports, extracts, steers and reports, into one folder.
     """
-    require("demo")
-    check_free(output, force=force)
-    from sae_runtime import demo  # torch and a model: only once the extra is known to be there
+    from sae_runtime.bundle.extras import require
+    from sae_runtime.bundle.files import check_free
 
-    demo.run(output, force=force)
+    require("demo")
+    check_free(output, force=run.force)
+    from sae_runtime import demo  # torch and a model: after the check that the extra is installed
+
+    demo.run(output, force=run.force)
     click.echo(output)

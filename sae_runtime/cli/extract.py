@@ -2,34 +2,19 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import click
 
-from sae_runtime.activations.stored import open_activations
-from sae_runtime.cli.common import (
-    activations_option,
-    any_source_option,
-    bundle_argument,
-    force_option,
-    json_option,
-    output_option,
-    plural,
-    quiet_option,
-    session_options,
-    show,
-)
-from sae_runtime.cli.options import Command
-from sae_runtime.engine.tiler import ENCODERS
-from sae_runtime.extraction.delphi import SEQUENCE
-from sae_runtime.extraction.extract import Format, Values, extract
-from sae_runtime.extraction.extract import output as made_at
-from sae_runtime.sae import load
+from sae_runtime.bundle.graphs import ENCODE, EXACT, GPU
+from sae_runtime.cli import common
+from sae_runtime.cli.common import Run
+from sae_runtime.cli.options import WHOLE, Command
 
 
-@click.command("extract", cls=Command)
-@bundle_argument
-@activations_option
+@click.command("extract", cls=Command, example="sae-runtime extract sae --activations acts -o features.parquet")
+@common.bundle
+@common.activations
 @click.option(
     "--rule",
     type=click.Choice(["served", "batch"]),
@@ -39,68 +24,57 @@ from sae_runtime.sae import load
 @click.option(
     "--format",
     type=click.Choice(["parquet", "delphi"]),
-    default="parquet",
-    help="a .parquet file, or a folder for EleutherAI's delphi",
+    help="a .parquet file, or a folder for EleutherAI's delphi [parquet, for an output that ends in .parquet]",
 )
 @click.option(
     "--values",
     type=click.Choice(["float32", "float16"]),
     help="type of the values on disk [float32; float16 for delphi]",
 )
-@click.option("--sequence", type=click.INT, default=SEQUENCE, help="tokens of a sequence, for delphi")
+@click.option("--sequence", type=WHOLE, default=256, help="tokens of a sequence, for delphi")
 @click.option(
     "--graph",
-    type=click.Choice(ENCODERS),
+    type=click.Choice([ENCODE.file, EXACT.file, GPU.file]),
     help="the graph that encodes; all give the same features [by the SAE's size]",
 )
-@output_option(".parquet file to write, or for delphi a folder")
-@any_source_option
-@session_options
-@force_option
-@quiet_option
-@json_option
+@common.output(".parquet file to write, or for delphi a folder")
+@common.any_source
+@common.session
+@common.running("force", "quiet", "json")
 def command(
-    bundle: Path,
+    bundle: str,
     activations: Path,
-    rule: Literal["served", "batch"],
-    format: Format,
-    values: Values | None,
-    sequence: int,
+    format: Any,
     graph: str | None,
     output: Path,
-    any_source: bool,
-    force: bool,
-    quiet: bool,
-    json: bool,
-    provider: tuple[str, ...],
-    threads: int | None,
+    session: dict[str, Any],
+    run: Run,
+    **settings: Any,
 ) -> None:
     """Write the features of activations to a file.
 
     Parquet has one row per token: doc, pos, token, indices (ascending) and values. delphi reads sequences of one
     length: the tokens after the last whole one are left out.
     """
-    made_at(output, format, force=force, inputs={"bundle": bundle, "activations": activations}).check()
-    rows = open_activations(activations)
-    sae = load(bundle, graph=graph, providers=provider, threads=threads)
-    made = extract(
-        sae,
-        rows,
-        output,
-        format=format,
-        rule=rule,
-        values=values,
-        sequence=sequence,
-        any_source=any_source,
-        force=force,
-        progress=not quiet,
-    )
+    from sae_runtime.activations import stored
+    from sae_runtime.bundle.hub import local
+    from sae_runtime.extraction import extract as extraction
+    from sae_runtime.sae import load
+
+    folder, format = local(bundle), format or "parquet"
+    inputs = {"bundle": folder, "activations": activations}
+    extraction.output(output, format, force=run.force, inputs=inputs).check()
+    rows = stored.open_activations(activations)
+    sae = load(folder, graph=graph, **session)
+    made = extraction.extract(sae, rows, output, format=format, **run.options, **settings)
     l0 = made.matches / made.tokens if made.tokens else 0.0
+    tokens, matches = common.plural(made.tokens, "token"), common.plural(made.matches, "match")
     lines = [
         ("features", output),
-        ("rows", f"{plural(made.tokens, 'token')}, {plural(made.matches, 'match')} ({l0:.4g} a token)"),
+        ("rows", f"{tokens}, {matches} ({l0:.4g} a token)"),
         ("size", f"{made.size:,} bytes"),
     ]
     if made.tokens < len(rows):
-        lines.append(("left out", f"{plural(len(rows) - made.tokens, 'token')}, which do not fill a sequence"))
-    show({"features": output, **dataclasses.asdict(made)}, lines, json=json)
+        left = common.plural(len(rows) - made.tokens, "token")
+        lines.append(("left out", f"{left}, which do not fill a sequence"))
+    run.show({"features": output, **dataclasses.asdict(made)}, lines)

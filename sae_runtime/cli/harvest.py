@@ -1,29 +1,31 @@
 """sae-runtime harvest."""
 
 from pathlib import Path
-from typing import Any
 
 import click
 
-from sae_runtime.cli.common import force_option, json_option, output_option, plural, quiet_option, show
-from sae_runtime.cli.options import Command, build, from_config
-from sae_runtime.train import HarvestConfig
-from sae_runtime.train.harvest import harvest
+from sae_runtime.cli import common
+from sae_runtime.cli.common import Run
+from sae_runtime.cli.options import Command, from_config
+from sae_runtime.train.harvest.config import HarvestConfig
 
 
-@click.command("harvest", cls=Command)
-@from_config(HarvestConfig)
-@output_option("folder to make, or to finish: the same harvest goes on where it was interrupted")
-@force_option
-@quiet_option
-@json_option
-def command(output: Path, force: bool, quiet: bool, json: bool, **settings: Any) -> None:
+@click.command(
+    "harvest", cls=Command, example="sae-runtime harvest gpt2 --hook h.6 --text corpus.txt --tokens 2M -o acts"
+)
+@from_config(HarvestConfig, argument="model")
+@common.output("folder to make, or to finish: the same harvest goes on where it was interrupted")
+@common.running("force", "quiet", "json")
+def command(config: HarvestConfig, output: Path, run: Run) -> None:
     """Keep a model's activations on text.
 
-    Writes one row per token to a folder of safetensors shards, for `train` and `extract`.
+    MODEL is a transformers folder or a name of the Hugging Face Hub. Writes one row per token to a folder of
+    safetensors shards, for `train` and `extract`.
     """
-    config = build(HarvestConfig, settings)
-    made = harvest(config, output, force=force, progress=not quiet)
+    from sae_runtime.train.harvest import harvest
+
+    with common.resumable(output, "the same command goes on from there"):
+        made = harvest(config, output, **run.options)
     result = {
         "activations": output,
         "tokens": len(made),
@@ -32,9 +34,10 @@ def command(output: Path, force: bool, quiet: bool, json: bool, **settings: Any)
         "hook": made.hook,
         "shards": len(made.shards),
     }
+    tokens, shards = common.plural(len(made), "token"), common.plural(len(made.shards), "shard")
     lines = [
         ("activations", output),
-        ("rows", f"{plural(len(made), 'token')} of width {made.d_in:,} in {plural(len(made.shards), 'shard')}"),
+        ("rows", f"{tokens}, {made.d_in:,} wide, in {shards}"),
         ("source", f"{made.model}, {made.hook}"),
     ]
-    show(result, lines, json=json)
+    run.show(result, lines)

@@ -2,44 +2,48 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import click
 
-from sae_runtime.bundle import folder as bundles
-from sae_runtime.bundle.hub import local
-from sae_runtime.bundle.manifest import GraphRecord, Manifest
-from sae_runtime.cli.common import explained, json_option, show, table
+from sae_runtime.cli import common
+from sae_runtime.cli.common import Run
 from sae_runtime.cli.options import Command
 
+if TYPE_CHECKING:
+    from sae_runtime.bundle.manifest import GraphRecord, Manifest
 
-@click.command("inspect", cls=Command)
-@click.argument("bundle")
-@json_option
-def command(bundle: str, json: bool) -> None:
+
+@click.command("inspect", cls=Command, example="sae-runtime inspect sae")
+@common.bundle
+@common.running("json")
+def command(bundle: str, run: Run) -> None:
     """Check a bundle and say what it is.
 
     BUNDLE is a folder, or hf://owner/name[/folder][@revision]. Every file and graph is compared with the sha256 in the
     manifest. A bundle that is not valid gives exit code 1.
     """
+    from sae_runtime.bundle import folder
+    from sae_runtime.bundle.hub import local
+
     try:
-        read = bundles.read(local(bundle), calibrated=False)
+        read = folder.read(local(bundle), calibrated=False)
         for name in read.manifest.graphs:
             read.graph(name)
     except (OSError, ValueError) as error:
-        if json:
-            show({"valid": False, "bundle": bundle, "error": str(error)}, [], json=True)
+        if run.json:
+            run.show({"valid": False, "bundle": bundle, "error": str(error)}, [])
         raise
     manifest = read.manifest
     result = {"valid": True, "bundle": bundle, **dataclasses.asdict(manifest)}
-    files = table([[name, f"{record.size:,} bytes", "sha256 ok"] for name, record in manifest.files.items()])
+    files = common.table([[name, f"{record.size:,} bytes", "sha256 ok"] for name, record in manifest.files.items()])
     lines = [("bundle", f"{bundle} (valid)"), *describe(manifest), *_listed("files", files)]
-    todo = "export" if read.calibrated else "calibrate"
-    lines += graph_lines(manifest.graphs) or [("graphs", f"none yet; run: sae-runtime {todo} {bundle}")]
-    show(result, lines, json=json)
+    then = common.shell_command("export" if read.calibrated else "calibrate", bundle)
+    run.show(result, lines + (graph_lines(manifest.graphs) or [("graphs", f"none yet; run: {then}")]))
 
 
-def describe(manifest: Manifest) -> list[tuple[str, str]]:
-    """What an SAE is and what it measured, as lines for `show`."""
+def describe(manifest: "Manifest") -> list[tuple[str, str]]:
+    """Lines for `Run.show` on an SAE and its measurements."""
     architecture, allocation = manifest.architecture, manifest.allocation
     kept = {
         "topk": f"the top {architecture.k} of every token",
@@ -67,23 +71,23 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
 
 def _measurements(measured: Mapping[str, float], tokens: str) -> Iterator[str]:
     if "l0" in measured:
-        served = f"{explained(measured.get('fvu'))}L0 {measured['l0']:.2f}"
+        served = f"{common.explained(measured.get('fvu'))}L0 {measured['l0']:.2f}"
         yield f"as served: {served} on {measured['tokens']:,.0f} {tokens}"
     if "batch_fvu" in measured:
-        by_batch = f"{explained(measured['batch_fvu'])}L0 {measured['batch_l0']:.2f}"
+        by_batch = f"{common.explained(measured['batch_fvu'])}L0 {measured['batch_l0']:.2f}"
         yield f"batch rule: {by_batch} over batches of {measured['batch']:,.0f}"
     if "dead" in measured:
         yield f"silent on {measured['dead_tokens']:,.0f} tokens: {measured['dead']:.2%} of the features"
 
 
-def graph_lines(graphs: Mapping[str, GraphRecord]) -> list[tuple[str, str]]:
-    """Graphs with their sizes, and whether a server may batch requests, as lines for `show`."""
+def graph_lines(graphs: "Mapping[str, GraphRecord]") -> list[tuple[str, str]]:
+    """Lines for `Run.show` on the sizes of graphs, and on whether a server may batch requests."""
     rows = [
         [name, f"{record.size:,} bytes", "row-independent" if record.row_independent else "over the whole batch"]
         for name, record in graphs.items()
     ]
-    return _listed("graphs", table(rows)) if rows else []
+    return _listed("graphs", common.table(rows)) if rows else []
 
 
 def _listed(label: str, texts: list[str]) -> list[tuple[str, str]]:
-    return [(label if number == 0 else "", text) for number, text in enumerate(texts)]
+    return [("" if number else label, text) for number, text in enumerate(texts)]

@@ -4,95 +4,152 @@ click reads flags and environment. This module makes options of a config datacla
 """
 
 import dataclasses
-import tomllib
+import functools
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
+Decorator = Callable[[F], F]
 
-_TYPES = {int: click.INT, float: click.FLOAT, str: click.STRING, bool: click.BOOL, Path: click.Path(path_type=Path)}
+_SCALES = {"k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
+_LARGEST = 10**18
+
+
+class WholeNumber(click.ParamType):  # type: ignore[type-arg]  # generic only in later versions of click
+    """A whole number as people write it: 2048, 500k, 10M or 2e6."""
+
+    name = "integer"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number that a text means."""
+        text = str(value).strip()
+        scale = _SCALES.get(text[-1:].lower(), 1)
+        try:
+            number = Decimal(text[:-1] if scale > 1 else text) * scale
+            if abs(number) <= _LARGEST and number == int(number):
+                return int(number)
+        except (ArithmeticError, ValueError):  # no number, infinite or NaN
+            pass
+        self.fail(f"{text!r} is not a whole number, such as 2048, 500k, 10M or 2e6.", param, ctx)
+
+
+WHOLE = WholeNumber()
+_TYPES = {int: WHOLE, float: click.FLOAT, str: click.STRING, bool: click.BOOL, Path: click.Path(path_type=Path)}
 
 
 class Command(click.Command):
-    """A command with --config: a TOML file whose table of the command's name sets its options."""
+    """A command with an example under its help, and with --config.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.params.append(
-            click.Option(
-                ["--config"],
-                type=click.Path(exists=True, dir_okay=False, path_type=Path),
-                is_eager=True,
-                expose_value=False,
-                callback=_read_settings,
-                help=f"TOML file; its table [{self.name}] holds settings, which flags and environment override",
-            )
-        )
-
-
-def from_config(config: type[Any]) -> Callable[[F], F]:
-    """Decorator that gives a command an option for each field of a dataclass.
-
-    `metadata["help"]` becomes the help and `metadata["choices"]`, where there are some, the values allowed. A field
-    without default is required. bool gives --name/--no-name, tuple[X, ...] an option that may be repeated.
+    Args:
+        example: a call of the command, as a shell takes it.
     """
 
-    def decorate(function: F) -> F:
-        hints = typing.get_type_hints(config)
-        for field in reversed(dataclasses.fields(config)):
-            function = _option(field, hints[field.name])(function)
-        return function
+    def __init__(self, *, example: str, **settings: Any) -> None:
+        super().__init__(**settings, epilog=f"\b\nExample:\n  {example}")
+        self.example = example
+        help = f"TOML file; its table [{self.name}] holds settings, which flags and environment override"
+        self.params.append(config_option(help, _read_settings))
+
+
+def config_option(help: str, callback: Callable[[click.Context, click.Parameter, Any], Any]) -> click.Option:
+    """The option --config: a file, for a callback of click."""
+    file = click.Path(exists=True, dir_okay=False, path_type=Path)
+    return click.Option(
+        ["--config"], type=file, is_eager=True, expose_value=False, callback=callback, help=help, show_default=False
+    )
+
+
+def gathered(argument: str, make: Callable[..., Any], options: dict[str, Decorator[Any]]) -> Decorator[Any]:
+    """Decorator that gives a command options, and hands it one argument that is made of their values.
+
+    Args:
+        argument: the name of the argument.
+        make: gives its value; takes the values of the options by name.
+        options: click's decorator of each option, by the name of its value.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        @functools.wraps(function)
+        def with_argument(**values: Any) -> Any:
+            made = make(**{name: values.pop(name) for name in options})
+            return function(**{argument: made}, **values)
+
+        return functools.reduce(lambda command, option: option(command), reversed(options.values()), with_argument)
 
     return decorate
 
 
-def build(config: type[T], settings: Mapping[str, Any]) -> T:
-    """The dataclass made of a command's settings, which may hold more."""
-    fields = dataclasses.fields(config)  # type: ignore[arg-type]  # T is a dataclass, which typing cannot say
-    return config(**{field.name: settings[field.name] for field in fields})
+def from_config(
+    config: type[Any],
+    name: str = "config",
+    *,
+    make: Callable[..., Any] | None = None,
+    argument: str | None = None,
+    repeated: Collection[str] = (),
+    only: Collection[str] | None = None,
+    note: str = "",
+) -> Decorator[Any]:
+    """Decorator that gives a command an option for each field of a dataclass, and hands it the config.
+
+    `metadata["help"]` becomes the help and `metadata["choices"]`, where there are some, the values allowed. A field
+    without default is required. bool gives --name/--no-name, tuple[X, ...] an option that may be repeated.
+
+    Args:
+        config: the dataclass.
+        name: the argument of the command that is the config.
+        make: builds the argument from the values of the fields; None means `config`.
+        argument: a field that is the command's positional argument instead of an option.
+        repeated: fields whose options may be repeated, so that their values are tuples.
+        only: the fields that become options; None means all.
+        note: says when the options count; they are never required then.
+    """
+    hints = typing.get_type_hints(config)
+    fields = [field for field in dataclasses.fields(config) if only is None or field.name in only]
+    options = {
+        field.name: click.argument(field.name)
+        if field.name == argument
+        else _option(field, hints[field.name], repeated=field.name in repeated, note=note)
+        for field in fields
+    }
+    return gathered(name, make or config, options)
 
 
-def _option(field: "dataclasses.Field[Any]", hint: Any) -> Callable[[F], F]:
-    kind = _without_none(hint)
-    repeated = typing.get_origin(kind) is tuple
-    if repeated:
-        kind = typing.get_args(kind)[0]
+def _option(field: "dataclasses.Field[Any]", hint: Any, *, repeated: bool, note: str) -> Decorator[Any]:
+    parts = [part for part in typing.get_args(hint) if part not in (types.NoneType, ...)]
+    kind = parts[0] if len(parts) == 1 else hint  # of X | None and of tuple[X, ...]
+    many = repeated or typing.get_origin(hint) is tuple
     if kind not in _TYPES:
         raise TypeError(f"{field.name} has type {hint}, for which there is no option")
     flag = "--" + field.name.replace("_", "-")
     if kind is bool:
         flag += "/--no-" + field.name.replace("_", "-")
-    help = field.metadata.get("help", "")
-    settings: dict[str, Any] = {"help": f"{help}; may be repeated" if repeated else help, "multiple": repeated}
+    help = ": ".join(filter(None, (note, field.metadata.get("help", "")))) + "; may be repeated" * many
+    settings: dict[str, Any] = {"help": help, "multiple": many}
     choices = field.metadata.get("choices")
     if kind is not bool:
         settings["type"] = click.Choice(choices, case_sensitive=False) if choices else _TYPES[kind]
     if field.default is not dataclasses.MISSING:
-        settings["default"] = field.default
+        settings["default"] = (field.default,) if repeated else field.default
     elif field.default_factory is not dataclasses.MISSING:
         settings["default"] = field.default_factory()
     else:
-        settings["required"] = True
+        settings["required"] = not note
     return click.option(flag, field.name, **settings)
-
-
-def _without_none(hint: Any) -> Any:
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
-        return kinds[0] if len(kinds) == 1 else hint
-    return hint
 
 
 def _read_settings(ctx: click.Context, option: click.Parameter, path: Path | None) -> None:
     """Callback of --config: the file's settings become defaults of the command that is being called."""
+    path = path or ctx.obj  # --config of the group, before the command
     if path is None:
         return
+    import tomllib
+
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -101,11 +158,8 @@ def _read_settings(ctx: click.Context, option: click.Parameter, path: Path | Non
     known = group.list_commands(ctx.parent) if isinstance(group, click.Group) and ctx.parent else [ctx.info_name]
     for name, table in tables.items():
         if name not in known or not isinstance(table, dict):
-            raise click.BadParameter(
-                f"{path}: {name} is not the table of a command, expected {', '.join(f'[{k}]' for k in known)}.",
-                ctx,
-                option,
-            )
+            expected = ", ".join(f"[{command}]" for command in known)
+            raise click.BadParameter(f"{path}: {name} is not the table of a command, expected {expected}.", ctx, option)
     options = {
         param.name: param for param in ctx.command.params if isinstance(param, click.Option) and param is not option
     }
@@ -114,14 +168,13 @@ def _read_settings(ctx: click.Context, option: click.Parameter, path: Path | Non
         where = f"{path}: {key} in [{ctx.info_name}]"
         if key not in options:
             raise click.BadParameter(f"{where} is no setting, expected {', '.join(map(str, options))}.", ctx, option)
-        expected = _mismatch(options[key], value)
-        if expected:
-            raise click.BadParameter(f"{where} must be {expected}, got {value!r}.", ctx, option)
+        if kind := _mismatch(options[key], value):
+            raise click.BadParameter(f"{where} must be {kind}, got {value!r}.", ctx, option)
     ctx.default_map = settings
 
 
 def _mismatch(option: click.Option, value: Any) -> str | None:
-    """What a TOML value should have been; None where it is that. click itself checks text and numbers."""
+    """The kind of TOML value that an option needs; None where the value is of it. click checks text and numbers."""
     if option.is_flag:
         return None if isinstance(value, bool) else "true or false"
     if option.multiple:

@@ -1,4 +1,4 @@
-"""The values that every room speaks of: `Features` and `Edit`, and the numpy checks of their numbers.
+"""The values that every room speaks of: `Features`, `Edit`, the numpy checks of numbers, and progress on stderr.
 
 Imports nothing else of ours.
 """

@@ -44,10 +44,11 @@ def open_session(path: Path, *, providers: Sequence[Provider] = CPU, threads: in
     import onnxruntime
 
     names = [name_of(provider) for provider in providers]
-    if not names or not set(names) <= set(onnxruntime.get_available_providers()):
+    available = onnxruntime.get_available_providers()
+    if not names or not set(names) <= set(available):
         raise ValueError(
-            f"providers {names} are not all available, expected some of "
-            f"{onnxruntime.get_available_providers()}; run: sae-runtime doctor"
+            f"the execution providers must be some of {', '.join(available)}, got {', '.join(names) or 'none at all'}; "
+            "run: sae-runtime doctor"
         )
     if CUDA in names and hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()  # loads the nvidia packages that sae-runtime[gpu] installs
@@ -65,7 +66,9 @@ def open_session(path: Path, *, providers: Sequence[Provider] = CPU, threads: in
         reason = " ".join(str(error).split())
         raise BundleError(f"onnxruntime refuses {path} ({reason}); run: sae-runtime export {path.parent}") from error
     if session.get_providers()[0] != names[0]:
-        raise ValueError(f"{names[0]} could not start, only {session.get_providers()}; run: sae-runtime doctor")
+        raise ValueError(
+            f"{names[0]} could not start, only {', '.join(session.get_providers())}; run: sae-runtime doctor"
+        )
     return session
 
 

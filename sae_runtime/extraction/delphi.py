@@ -56,8 +56,9 @@ def check(activations: Activations, hook: str | None, sequence: int) -> None:
             "harvest the activations, or choose --format parquet"
         )
     if hook is None or hook in ("", ".", "..") or hook != Path(hook).name:
+        named = "not known" if hook is None else repr(hook)
         raise ValueError(
-            f"delphi keeps features in a folder named by their hook, but that of {activations.path} is {hook!r}; "
+            f"delphi keeps features in a folder named by their hook, but that of {activations.path} is {named}; "
             "harvest the activations, or choose --format parquet"
         )
     if not 1 <= sequence < 1 << 16:

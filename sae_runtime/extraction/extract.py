@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from sae_runtime.activations.stored import Activations, check_source
 from sae_runtime.bundle.extras import require
@@ -16,6 +15,7 @@ from sae_runtime.bundle.files import new_file, new_folder
 from sae_runtime.bundle.folder import WEIGHTS
 from sae_runtime.bundle.outputs import Output, refuse_inputs
 from sae_runtime.core.features import Features
+from sae_runtime.core.progress import progress_bar
 from sae_runtime.extraction import delphi, parquet
 from sae_runtime.extraction.feature_rows import FeatureRows, feature_rows
 from sae_runtime.sae import SAE
@@ -60,7 +60,7 @@ def extract(
         sequence: tokens of a sequence for "delphi"; the tokens after the last whole sequence are left out.
         any_source: accept activations of another model or hook than those the SAE was fitted on.
         force: replace what exists at `out`; see `output`.
-        progress: show a bar on stderr, if that is a terminal.
+        progress: show the progress on stderr.
 
     Raises:
         ImportError: pyarrow is not installed, which Parquet needs.
@@ -95,9 +95,7 @@ def extract(
             yield feature_rows(activations, begin, features, description["values"])
 
     new = new_folder if to_delphi else new_file
-    # disable=None hides the bar where stderr is no terminal.
-    bar = tqdm(total=rows, unit="token", unit_scale=True, disable=None if progress else True)
-    with new(out, force=force) as partial, bar:
+    with new(out, force=force) as partial, progress_bar(rows, "tokens", shown=progress) as bar:
         if to_delphi:
             l0 = sae.manifest.measured.get("l0", sae.manifest.slots)
             delphi.write(partial, parts(), description, sequence=sequence, l0=l0)
@@ -140,7 +138,7 @@ def output(path: Path, format: Format, *, force: bool, inputs: Mapping[str, Path
 
 
 def _encoded(
-    sae: SAE, activations: Activations, rows: int, rule: Literal["served", "batch"], bar: "tqdm[Any]"
+    sae: SAE, activations: Activations, rows: int, rule: Literal["served", "batch"], bar: Any
 ) -> Iterator[tuple[int, Features]]:
     """Features of the first rows, _CHUNK tokens at a time, with the number of the first token of each part."""
     if rule == "batch" and sae.manifest.architecture.selection == "threshold":
@@ -156,7 +154,7 @@ def _encoded(
         yield begin, features
 
 
-def _jointly_encoded(sae: SAE, activations: Activations, rows: int, bar: "tqdm[Any]") -> Iterator[tuple[int, Features]]:
+def _jointly_encoded(sae: SAE, activations: Activations, rows: int, bar: Any) -> Iterator[tuple[int, Features]]:
     """The same by the batch rule, which reads every token before it knows the features of the first."""
 
     def read(ids: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -1,4 +1,5 @@
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,6 +39,13 @@ def test_calibrates_in_place_and_says_what(copy_of: BundleOf, acts: Path) -> Non
     assert said == f"error: {path} has no encode.onnx: not exported yet; run: sae-runtime export {path}"
     export(path, graphs=())
     assert load(path).encode(make_x(1000)[:750]).l0().mean() == pytest.approx(4, abs=0.01)
+
+
+def test_the_next_command_is_quoted_for_a_shell(bundle_of: BundleOf, acts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a bundle's"
+    result = run("calibrate", bundle_of("mutual"), "--activations", acts, "-o", out)
+    _, _, then = result.stdout.splitlines()[-1].partition("next")
+    assert shlex.split(then) == ["sae-runtime", "export", str(out)]
 
 
 def test_calibrate_prints_json_of_another_output(bundle_of: BundleOf, acts: Path, tmp_path: Path) -> None:

@@ -2,21 +2,20 @@ import errno
 import importlib
 import importlib.metadata
 import json
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 from command_line import misused, refused, run, start
+from conftest import make_x
 
-from sae_runtime import cli
-from sae_runtime.cli import COMMANDS, main, options
-from sae_runtime.cli import doctor as doctor_command
+from sae_runtime.cli import main
+from sae_runtime.engine import doctor
 
 BundleOf = Callable[..., Path]
-HEAVY = ("torch", "transformers", "onnx", "onnx_ir", "onnxruntime", "pyarrow", "matplotlib")
 
 
 def caused_by_an_interrupt() -> Exception:
@@ -26,56 +25,13 @@ def caused_by_an_interrupt() -> Exception:
     return error
 
 
-def test_help_names_every_command_and_loads_none() -> None:
-    check = f"print([m for m in sys.modules if m in {HEAVY} or m.startswith('sae_runtime.cli.')])"
-    process = start("--help", after=check)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (0, "")
-    shown, _, loaded = out.rstrip("\n").rpartition("\n")
-    assert loaded == "[]"
-    assert re.findall(r"^  ([a-z][a-z-]+)  +[A-Z].*\.$", shown, re.MULTILINE) == list(COMMANDS)
-
-
-def test_commands_that_need_no_torch_load_none() -> None:
-    names = ("inspect", "export", "extract", "steer", "doctor", "demo")
-    check = f"import {', '.join(f'sae_runtime.cli.{name}' for name in names)}\n"
-    process = start("--version", after=f"{check}print([m for m in sys.modules if m in {HEAVY}])")
-    out, err = process.communicate(timeout=60)
-    assert (out.splitlines()[1:], err) == (["[]"], "")
-
-
-def test_every_module_of_the_folder_is_a_command_or_shared() -> None:
-    modules = {path.stem for path in Path(cli.__file__).parent.glob("*.py")}
-    assert modules == {*(name.replace("-", "_") for name in COMMANDS), "__init__", "options", "common"}
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_help_of_a_command(name: str) -> None:
-    result = run(name, "--help")
-    assert (result.exit_code, result.stderr) == (0, "")
-    assert result.stdout.startswith(f"Usage: sae-runtime {name} [OPTIONS]")
-    assert result.stdout.splitlines()[2].strip() == COMMANDS[name]
-    assert run(name, "-h").stdout == result.stdout
-    command: click.Command = importlib.import_module(f"sae_runtime.cli.{name.replace('-', '_')}").command
-    assert isinstance(command, options.Command)
-    assert command.name == name
-    flags = {flag for param in command.params for flag in param.opts}
-    short = {"convert", "demo", "export-model", "splice"}
-    writes = {"harvest", "train", "calibrate", "evaluate", "report", "extract", "steer", *short}
-    assert ({"-o", "--output", "--force"} <= flags) == (name in writes)
-    assert ("--json" in flags) == (name != "demo")
-    assert ("--quiet" in flags) == (name in writes - {"report", *short})
-    assert all(param.help for param in command.params if isinstance(param, click.Option))
-
-
 def test_version() -> None:
     result = run("--version")
-    assert result.stdout == f"sae-runtime {importlib.metadata.version('sae-runtime')}\n"
+    assert result.stdout == f"sae-runtime {importlib.metadata.version('sae-runtime')}\n" == run("-V").stdout
     assert run("doctor", "--help", env={"SAE_RUNTIME_VERSION": "3"}).exit_code == 0
 
 
 def test_wrong_usage() -> None:
-    assert misused("fly") == "No such command 'fly'."
     assert misused("inspect") == "Missing argument 'BUNDLE'."
     assert misused("inspect", "b", "--fast").startswith("No such option")
     assert misused("extract", "b", "--activations", "x", "-o", "y", "--rule", "none") == (
@@ -96,17 +52,33 @@ def test_wrong_usage() -> None:
         (MemoryError(), "error: out of memory"),
         (MemoryError("Unable to allocate 3 GiB"), "error: out of memory (Unable to allocate 3 GiB)"),
         (EOFError("the file ends early"), "error: the file ends early"),
-        (KeyboardInterrupt(), "interrupted; nothing was left half written"),
-        (click.Abort(), "interrupted; nothing was left half written"),
-        (caused_by_an_interrupt(), "interrupted; nothing was left half written"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "a/b"), "error: a/b does not exist"),
     ],
 )
 def test_errors_are_one_line(monkeypatch: pytest.MonkeyPatch, error: BaseException, line: str) -> None:
     def fails() -> None:
         raise error
 
-    monkeypatch.setattr(doctor_command, "report", fails)
+    monkeypatch.setattr(doctor, "report", fails)
     assert refused("doctor") == line
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (KeyboardInterrupt(), "interrupted; nothing was left half written"),
+        (KeyboardInterrupt("a is kept"), "interrupted; a is kept"),
+        (click.Abort(), "interrupted; nothing was left half written"),
+        (caused_by_an_interrupt(), "interrupted; nothing was left half written"),
+    ],
+)
+def test_an_interrupt_exits_130_with_one_line(monkeypatch: pytest.MonkeyPatch, error: BaseException, line: str) -> None:
+    def fails() -> None:
+        raise error
+
+    monkeypatch.setattr(doctor, "report", fails)
+    result = run("doctor")
+    assert (result.exit_code, result.stdout, result.stderr) == (130, "", f"{line}\n")
 
 
 def test_errors_of_importing_a_command_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,17 +90,17 @@ def test_a_bug_is_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails() -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(doctor_command, "report", fails)
+    monkeypatch.setattr(doctor, "report", fails)
     with pytest.raises(RuntimeError, match="a bug"):
         run("doctor")
 
 
-def test_a_reader_that_left_is_no_error(bundle_of: BundleOf) -> None:
+def test_a_reader_that_left_ends_the_program_in_silence(bundle_of: BundleOf) -> None:
     process = start("inspect", bundle_of("token"))
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
     assert process.stderr.read() == ""
-    assert process.wait(timeout=60) == 1
+    assert process.wait(timeout=60) == 141
     process.stderr.close()
 
 
@@ -151,7 +123,7 @@ def test_doctor_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         "cuda": None,
         "warnings": ["beware of this"],
     }
-    monkeypatch.setattr(doctor_command, "report", lambda: found)
+    monkeypatch.setattr(doctor, "report", lambda: found)
     assert [line.split(maxsplit=1) for line in run("doctor").stdout.splitlines()] == [
         ["python", "3.11.7 on Linux, 2 CPUs"],
         ["providers", "none, onnxruntime does not load"],
@@ -161,6 +133,56 @@ def test_doctor_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         ["torch", "not installed"],
         ["warning", "beware of this"],
     ]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("harvest", "m", "--hook", "h", "--text", "t"),
+        ("train", "--activations", "x.npy", "--tokens", "4000"),
+        ("calibrate", "b", "--activations", "x.npy"),
+        ("evaluate", "b", "--activations", "x.npy"),
+        ("report", "e.json"),
+        ("convert", "c"),
+        ("export-model", "m"),
+        ("splice", "h.onnx", "--sae", "b"),
+        ("extract", "b", "--activations", "x.npy"),
+        ("steer", "b", "--activations", "x.npy", "--ablate", "1"),
+        ("demo",),
+    ],
+)
+def test_standard_output_is_refused_as_the_output(arguments: tuple[str, ...]) -> None:
+    assert misused(*arguments, "-o", "-") == (
+        "Invalid value for '-o' / '--output': - would be standard output, which is not written to; name a path."
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("inspect", "{no}"),
+        ("export", "{no}"),
+        ("calibrate", "{no}", "--activations", "{x}"),
+        ("evaluate", "{no}", "--activations", "{x}"),
+        ("extract", "{no}", "--activations", "{x}", "-o", "{out}.parquet"),
+        ("extract", "{b}", "--activations", "{no}", "-o", "{out}.parquet"),
+        ("steer", "{no}", "--activations", "{x}", "--ablate", "1", "-o", "{out}.npy"),
+        ("steer", "{b}", "--activations", "{no}", "--ablate", "1", "-o", "{out}.npy"),
+        ("calibrate", "{b}", "--activations", "{no}", "-o", "{out}"),
+        ("evaluate", "{b}", "--activations", "{no}"),
+        ("export", "{b}", "--activations", "{no}"),
+        ("train", "--activations", "{no}", "--tokens", "4000", "-o", "{out}"),
+        ("splice", "{no}", "--sae", "{b}", "-o", "{out}"),
+        ("splice", "{x}", "--sae", "{no}", "-o", "{out}"),
+        ("convert", "{no}", "-o", "{out}"),
+        ("report", "{no}", "-o", "{out}.html"),
+    ],
+)
+def test_a_missing_path_does_not_exist(bundle_of: BundleOf, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    np.save(tmp_path / "x.npy", make_x(100))
+    paths = {"no": tmp_path / "no", "x": tmp_path / "x.npy", "b": bundle_of("mutual"), "out": tmp_path / "out"}
+    assert f"{tmp_path / 'no'} does not exist" in refused(*(word.format(**paths) for word in arguments))
+    assert [path.name for path in tmp_path.iterdir()] == ["x.npy"]
 
 
 def test_main_is_the_console_script() -> None:

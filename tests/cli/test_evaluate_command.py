@@ -50,7 +50,7 @@ def test_evaluate_lets_the_model_read_text_as_it_was_harvested(tmp_path: Path) -
     text = tmp_path / "words.txt"
     text.write_text("\n\n".join("w1 w2 w3 w4 w5" for _ in range(30)))
     acts, sae = tmp_path / "acts", tmp_path / "sae"
-    harvest = ("--model", model, "--hook", "encoder.layer.1", "--text", text, "--context", "6", "--special")
+    harvest = (model, "--hook", "encoder.layer.1", "--text", text, "--context", "6", "--special")
     assert run("harvest", *harvest, "--name", "tiny", "-o", acts).exit_code == 0
     train = ("--d-sae", "32", "--k", "3", "--tokens", "400", "--batch", "40", "--holdout", "0.4")
     assert run("train", "--activations", acts, *train, "-o", sae).exit_code == 0

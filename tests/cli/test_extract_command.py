@@ -11,8 +11,8 @@ from command_line import misused, refused, run
 from conftest import make_manifest, make_weights, make_x
 
 from sae_runtime import load
+from sae_runtime.activations import stored
 from sae_runtime.bundle import folder as bundle
-from sae_runtime.cli import extract as command
 from sae_runtime.exports.export import export
 
 BundleOf = Callable[..., Path]
@@ -54,14 +54,11 @@ def test_extract_refuses_an_output_whose_name_does_not_fit_the_format(
     assert refused("extract", path, "--activations", acts, "-o", tmp_path / "f.npz") == (
         f"error: {tmp_path / 'f.npz'} does not end in .parquet; name a .parquet file, or a folder with --format delphi"
     )
-    assert refused("extract", path, "--activations", acts, "-o", "-") == (
-        "error: the output - would be standard output, which cannot be written to; name a path"
-    )
     known = tmp_path / "x.safetensors"
     safetensors.numpy.save_file({"activations": make_x(50), "tokens": np.arange(50, dtype=np.int32)}, known)
     said = refused("extract", path, "--activations", known, "-o", tmp_path / "cache", "--format", "delphi")
     assert said == (
-        f"error: delphi keeps features in a folder named by their hook, but that of {known} is None; "
+        f"error: delphi keeps features in a folder named by their hook, but that of {known} is not known; "
         "harvest the activations, or choose --format parquet"
     )
     assert not (tmp_path / "cache").exists()
@@ -88,7 +85,7 @@ def test_extract_refuses_an_output_before_it_opens_activations(
         pytest.fail("the activations were opened before the output was checked")
 
     with monkeypatch.context() as patch:
-        patch.setattr(command, "open_activations", opened)
+        patch.setattr(stored, "open_activations", opened)
         said = refused("extract", path, "--activations", acts, "-o", out)
         assert said == f"error: {out} already exists; pass --force to replace it"
         said = refused("extract", path, "--activations", acts, "-o", acts, "--force")
@@ -117,7 +114,7 @@ def test_extract_refuses_inputs_that_do_not_fit_in_one_sentence(
     said = refused("extract", bare, "--activations", acts, "-o", out)
     assert said == f"error: {acts}: activations have width 7, this SAE expects 24; was another layer captured?"
     said = refused("extract", bare, "--activations", acts, "-o", out, "--provider", "NoProvider")
-    assert said.startswith("error: providers ['NoProvider'] are not all available, expected some of ")
+    assert said.startswith("error: the execution providers must be some of ") and "got NoProvider; run" in said
     assert misused("extract", bare, "--activations", acts, "-o", out, "--values", "int8").startswith(
         "Invalid value for '--values': 'int8' is not one of "
     )
@@ -131,8 +128,8 @@ def test_an_interrupt_of_extract_leaves_no_file(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pyarrow, "record_batch", interrupted)
-    said = refused("extract", bundle_of("mutual"), "--activations", acts, "-o", tmp_path / "f.parquet")
-    assert said == "interrupted; nothing was left half written"
+    result = run("extract", bundle_of("mutual"), "--activations", acts, "-o", tmp_path / "f.parquet")
+    assert (result.exit_code, result.stderr) == (130, "interrupted; nothing was left half written\n")
     assert list(tmp_path.iterdir()) == [acts]
 
 
@@ -151,6 +148,19 @@ def test_settings_of_extract_come_from_flag_then_environment_then_file(
     env = {"SAE_RUNTIME_EXTRACT_RULE": "served"}
     assert rule_and_values("1") == ["served", "float32"]
     assert rule_and_values("2", *toml) == ["batch", "float16"]
+    before = (
+        "--config",
+        file,
+        "extract",
+        bundle_of("mutual"),
+        "--activations",
+        acts,
+        "-o",
+        tmp_path / "before.parquet",
+    )
+    assert run(*before).exit_code == 0
+    description = json.loads(pq.read_metadata(tmp_path / "before.parquet").metadata[b"sae_runtime"])
+    assert [description["rule"], description["values"]] == ["batch", "float16"]
     assert rule_and_values("3", *toml, env=env) == ["served", "float16"]
     assert rule_and_values("4", *toml, "--rule", "batch", env=env) == ["batch", "float16"]
     file.write_text("[extract]\nrul = 'batch'\n")

@@ -32,12 +32,12 @@ def test_harvests_every_text(model: Path, tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("two three one")
     out = tmp_path / "acts"
     texts = ("--text", tmp_path / "a.txt", "--text", tmp_path / "b.txt")
-    arguments = ("harvest", "--model", model, "--hook", "encoder.layer.0", *texts, "--context", "8", "-o", out)
+    arguments = ("harvest", model, "--hook", "encoder.layer.0", *texts, "--context", "8", "-o", out)
     result = run(*arguments, "--quiet")
     assert result.exit_code == 0
     assert [" ".join(line.split()) for line in result.stdout.splitlines()] == [
         f"activations {out}",
-        "rows 6 tokens of width 8 in 1 shard",
+        "rows 6 tokens, 8 wide, in 1 shard",
         f"source {model.name}, encoder.layer.0",
     ]
     tokens, documents = open_activations(out).tokens, open_activations(out).documents
@@ -57,7 +57,7 @@ def test_harvests_every_text(model: Path, tmp_path: Path) -> None:
 
 def test_errors(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "acts"
-    needed = ("harvest", "--model", model, "--hook", "encoder.layer.0", "-o", out)
+    needed = ("harvest", model, "--hook", "encoder.layer.0", "-o", out)
     assert misused(*needed) == "Missing option '--text'."
     said = refused(*needed, "--text", tmp_path / "no.txt")
     assert said == f"error: the text file {tmp_path / 'no.txt'} does not exist; check its path"

@@ -126,13 +126,10 @@ def test_a_graph_without_the_weights_it_reads_is_not_valid(bundle_of: BundleOf, 
 def test_inspect_and_export_refuse_a_path_that_is_no_bundle(tmp_path: Path) -> None:
     missing, file = tmp_path / "no", tmp_path / "file"
     file.touch()
-    assert refused("inspect", missing) == (
-        f"error: {missing} does not exist; name a path of this machine, or hf://owner/name"
-    )
-    assert refused("export", missing) == (
-        f"error: {missing} does not exist; a bundle is the folder that `sae-runtime train` writes"
-    )
     for command in ("inspect", "export"):
+        assert refused(command, missing) == (
+            f"error: {missing} does not exist; name a path of this machine, or hf://owner/name"
+        )
         assert refused(command, file) == (
             f"error: {file} is not a folder; a bundle is the folder that `sae-runtime train` writes"
         )

@@ -7,7 +7,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from sae_runtime.cli.options import Command, build, from_config
+from sae_runtime.cli.options import Command, from_config
 
 
 def _option(help: str, **settings: Any) -> Any:
@@ -39,13 +39,13 @@ def group() -> click.Group:
     def main() -> None:
         pass
 
-    @main.command("walk", cls=Command)
+    @main.command("walk", cls=Command, example="main walk --steps 3")
     @from_config(Config)
     @click.option("--verbose", is_flag=True)
-    def walk(verbose: bool, **settings: Any) -> None:
-        seen.append(build(Config, settings))
+    def walk(verbose: bool, config: Config) -> None:
+        seen.append(config)
 
-    @main.command("run", cls=Command)
+    @main.command("run", cls=Command, example="main run")
     def other() -> None:
         pass
 
@@ -97,6 +97,30 @@ def test_every_kind_of_field(group: click.Group) -> None:
     assert made(group, *NEEDED, "--no-keep-all").keep_all is False
 
 
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("7", 7),
+        ("2e6", 2_000_000),
+        ("10M", 10_000_000),
+        ("500k", 500_000),
+        ("1.5K", 1500),
+        ("2B", 2 * 10**9),
+        ("-1", -1),
+    ],
+)
+def test_whole_numbers_as_people_write_them(group: click.Group, text: str, number: int) -> None:
+    assert made(group, *NEEDED, "--limit", text).limit == number
+
+
+@pytest.mark.parametrize(
+    "text", ["1.5", "2e-1", "1.0005k", "M", "", "nan", "inf", "1e400", "1e999999999", "0x10", "ten"]
+)
+def test_other_texts_are_no_whole_numbers(group: click.Group, text: str) -> None:
+    said = misused(group, *NEEDED, "--limit", text)
+    assert said == f"Invalid value for '--limit': {text!r} is not a whole number, such as 2048, 500k, 10M or 2e6."
+
+
 def test_help(group: click.Group) -> None:
     text = " ".join(invoke(group, "--help").output.split())
     for part in (
@@ -115,7 +139,9 @@ def test_help(group: click.Group) -> None:
 def test_wrong_values(group: click.Group) -> None:
     assert misused(group, "--text", "a") == "Missing option '--steps'."
     assert misused(group, "--steps", "3") == "Missing option '--text'."
-    assert misused(group, *NEEDED, "--limit", "x") == "Invalid value for '--limit': 'x' is not a valid integer."
+    assert misused(group, *NEEDED, "--limit", "x") == (
+        "Invalid value for '--limit': 'x' is not a whole number, such as 2048, 500k, 10M or 2e6."
+    )
     assert misused(group, *NEEDED, "--mode", "x") == "Invalid value for '--mode': 'x' is not one of 'slow', 'fast'."
     error = invoke(group, "--steps", "0", "--text", "a").exception
     assert isinstance(error, ValueError) and str(error) == "steps must be >= 1, got 0"
@@ -181,7 +207,7 @@ def test_wrong_files(group: click.Group, tmp_path: Path, text: str, message: str
 def test_wrong_values_in_a_file(group: click.Group, tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text("[walk]\nlimit = 'x'\n")
-    assert misused(group, *NEEDED, "--config", str(file)).startswith("Invalid value for '--limit': 'x' is not a valid")
+    assert misused(group, *NEEDED, "--config", str(file)).startswith("Invalid value for '--limit': 'x' is not a whole")
     file.write_bytes(b"\xff")
     assert "run.toml is not readable TOML ('utf-8' codec" in misused(group, *NEEDED, "--config", str(file))
     assert "nowhere.toml' does not exist." in misused(group, *NEEDED, "--config", str(tmp_path / "nowhere.toml"))

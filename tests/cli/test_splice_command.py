@@ -57,8 +57,8 @@ def test_splice_takes_several_saes_with_a_name_and_a_hook_each(bundle_of: Bundle
     outputs = run_host(tmp_path / "model.onnx", some_ids(2, 5))
     assert set(outputs) == {"last_hidden_state", "a_indices", "a_values", "b_indices", "b_values"}
     assert np.isfinite(outputs["b_values"]).all()
-    assert refused("splice", host_graph("bert"), *two, "-o", tmp_path / "x").startswith("error: 2 --sae and 0 --name;")
-    assert "2 --sae and 1 --hook; give one hook for each" in refused(
+    assert misused("splice", host_graph("bert"), *two, "-o", tmp_path / "x").startswith("2 --sae and 1 --name;")
+    assert "2 --sae and 1 --hook; give one hook for each" in misused(
         "splice", host_graph("bert"), "--sae", "a", "--sae", "b", *HOOK, "-o", tmp_path / "x"
     )
     assert not (tmp_path / "x").exists()
@@ -72,6 +72,6 @@ def test_splice_refuses_what_does_not_fit_in_one_sentence(bundle_of: BundleOf, t
     assert "make a host graph: sae-runtime export-model" in refused(
         "splice", tmp_path / "none.onnx", "--sae", bundle_of("mutual"), *HOOK, *out
     )
-    assert "does not exist; a bundle is" in refused("splice", host_graph("bert"), "--sae", tmp_path / "no", *HOOK, *out)
+    assert "no does not exist;" in refused("splice", host_graph("bert"), "--sae", tmp_path / "no", *HOOK, *out)
     assert "Missing option '--sae'" in misused("splice", host_graph("bert"))
     assert not (tmp_path / "out").exists()

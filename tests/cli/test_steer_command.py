@@ -17,6 +17,7 @@ from sae_runtime.exports.export import export
 
 BundleOf = Callable[..., Path]
 EDITS = ("--set", "12=8.0", "--add", "3=1.5", "--scale", "4=0.5", "--ablate", "7", "--cap", "5=2.0", "--ablate", "9")
+NOTHING = ("--scale", "4=1")  # an edit that changes nothing
 CHOSEN = [
     Edit.set(12, 8.0),
     Edit.add(3, 1.5),
@@ -55,17 +56,32 @@ def test_says_what_it_did(bundle_of: BundleOf, x: Path, tmp_path: Path) -> None:
     result = run("steer", bundle_of("mutual"), "--activations", x, *EDITS, "-o", out)
     words = [" ".join(line.split()) for line in result.stdout.splitlines()]
     assert words == [f"activations {out}", "shape 50 x 24", "edits 6 features on 50 tokens"]
-    result = run("steer", bundle_of("mutual"), "--activations", x, "-o", out, "--force", "--json")
-    assert json.loads(result.stdout) == {"activations": str(out), "shape": [50, 24], "edits": 0}
+    result = run("steer", bundle_of("mutual"), "--activations", x, *NOTHING, "-o", out, "--force", "--json")
+    assert json.loads(result.stdout) == {"activations": str(out), "shape": [50, 24], "edits": 1}
+
+
+def test_steer_without_an_edit_is_wrong_usage(bundle_of: BundleOf, x: Path, tmp_path: Path) -> None:
+    said = misused("steer", bundle_of("mutual"), "--activations", x, "-o", tmp_path / "y.npy")
+    assert said == "Give an edit: --set, --add, --scale, --ablate or --cap."
+    assert not (tmp_path / "y.npy").exists()
+
+
+def test_steer_takes_short_and_full_names_of_providers(bundle_of: BundleOf, x: Path, tmp_path: Path) -> None:
+    arguments = ("steer", bundle_of("mutual"), "--activations", x, *EDITS, "--force", "-o", tmp_path / "y.npy")
+    for name in ("cpu", "CPU", "CPUExecutionProvider"):
+        assert run(*arguments, "--provider", name).exit_code == 0
+    assert "QNNExecutionProvider" in refused(*arguments, "--provider", "qnn")
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64, np.int16])
 @pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
-def test_without_edits_nothing_changes(bundle_of: BundleOf, tmp_path: Path, dtype: type, suffix: str) -> None:
+def test_an_edit_that_changes_nothing_keeps_every_bit(
+    bundle_of: BundleOf, tmp_path: Path, dtype: type, suffix: str
+) -> None:
     x: NDArray[np.generic] = (10 * make_x(30)).astype(dtype)
     np.save(tmp_path / "x.npy", x)
     out = tmp_path / f"y{suffix}"
-    assert run("steer", bundle_of("mutual"), "--activations", tmp_path / "x.npy", "-o", out).exit_code == 0
+    assert run("steer", bundle_of("mutual"), "--activations", tmp_path / "x.npy", *NOTHING, "-o", out).exit_code == 0
     np.testing.assert_array_equal(open_activations(out).slice(0, 30), x.astype(np.float32))
 
 
@@ -73,7 +89,7 @@ def test_fortran_order(bundle_of: BundleOf, tmp_path: Path) -> None:
     x = make_x(60).reshape(3, 20, D_IN)
     np.save(tmp_path / "x.npy", np.asfortranarray(x))
     out = tmp_path / "y.npy"
-    assert run("steer", bundle_of("mutual"), "--activations", tmp_path / "x.npy", "-o", out).exit_code == 0
+    assert run("steer", bundle_of("mutual"), "--activations", tmp_path / "x.npy", *NOTHING, "-o", out).exit_code == 0
     np.testing.assert_array_equal(np.load(out), x)
 
 
@@ -104,7 +120,10 @@ def test_more_malformed_edits() -> None:
     arguments = ("steer", "b", "--activations", "x.npy", "-o", "y.npy")
     assert misused(*arguments, "--set", "1=nan") == "Invalid value for '--set': '1=nan' needs a finite number."
     assert misused(*arguments, "--cap", "1=-inf") == "Invalid value for '--cap': '1=-inf' needs a finite number."
-    assert misused(*arguments, "--ablate", "x") == "Invalid value for '--ablate': 'x' is not a valid integer."
+    assert (
+        misused(*arguments, "--ablate", "x")
+        == "Invalid value for '--ablate': 'x' is not a whole number, such as 2048, 500k, 10M or 2e6."
+    )
 
 
 def test_edits_from_the_environment_and_a_file(bundle_of: BundleOf, x: Path, tmp_path: Path) -> None:
@@ -132,19 +151,19 @@ def test_errors_leave_nothing(bundle_of: BundleOf, x: Path, tmp_path: Path) -> N
     assert (
         refused(*arguments, "--set", "1=1e39") == "error: an edit of feature 1 needs finite float32 numbers, got 1e+39"
     )
-    said = refused("steer", path, "--activations", x, "-o", tmp_path / "y.npz")
+    said = refused("steer", path, "--activations", x, *NOTHING, "-o", tmp_path / "y.npz")
     assert said == f"error: the output must be an .npy or a .safetensors file, got {tmp_path / 'y.npz'}"
-    said = refused("steer", path, "--activations", x, "-o", x, "--force")
+    said = refused("steer", path, "--activations", x, *NOTHING, "-o", x, "--force")
     assert said == f"error: the output {x} is or holds the activations {x}; name another output"
     assert list(tmp_path.iterdir()) == [x]
     out.write_text("mine")
-    assert refused(*arguments) == f"error: {out} already exists; pass --force to replace it"
+    assert refused(*arguments, *NOTHING) == f"error: {out} already exists; pass --force to replace it"
     assert out.read_text() == "mine"
 
 
 def test_bad_activations(bundle_of: BundleOf, tmp_path: Path) -> None:
     x = tmp_path / "x.npy"
-    arguments = ("steer", bundle_of("mutual"), "--activations", x, "-o", tmp_path / "y.npy")
+    arguments = ("steer", bundle_of("mutual"), "--activations", x, *NOTHING, "-o", tmp_path / "y.npy")
     assert refused(*arguments).startswith(f"error: {x} does not exist; expected a folder of harvest, an .npy")
     np.save(x, np.zeros((3, 7), np.float32))
     said = refused(*arguments)

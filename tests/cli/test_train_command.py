@@ -8,9 +8,8 @@ from command_line import misused, refused, run
 from conftest import D_IN, make_manifest, make_weights, make_x, no_file_beyond
 from tiny_model import save_bert
 
-from sae_runtime import Manifest
+from sae_runtime import Manifest, train
 from sae_runtime.bundle import folder as bundle
-from sae_runtime.cli import train as command
 from sae_runtime.train import HarvestConfig, TrainConfig
 
 NEEDED = ("--d-sae", "64", "--tokens", "400", "--batch", "50")
@@ -36,8 +35,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
         made.append((activations, out, configs, settings))
         return {name: make_manifest(64, config.allocation) for name, config in configs.items()}
 
-    monkeypatch.setattr(command, "fit", fit)
-    monkeypatch.setattr(command, "fit_many", fit_many)
+    monkeypatch.setattr(train, "fit", fit, raising=False)
+    monkeypatch.setattr(train, "fit_many", fit_many, raising=False)
     return made
 
 
@@ -72,6 +71,36 @@ def test_settings_come_from_flag_environment_and_file(calls: list[Call], acts: P
     assert calls == [(acts, tmp_path / "sae", config, settings)]
 
 
+def test_tokens_and_sizes_are_numbers_as_people_write_them(calls: list[Call], acts: Path, tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text("[train]\ntokens = 2e6\n")
+    for number, tokens in enumerate((("--tokens", "2e6"), ("--tokens", "2M"), ("--config", str(file)))):
+        arguments = ("train", "--activations", acts, *tokens, "--batch", "2k", "-o", tmp_path / str(number))
+        assert run(*arguments).exit_code == 0
+        assert (calls[-1][2].tokens, calls[-1][2].batch, calls[-1][2].d_sae) == (2_000_000, 2_000, None)
+
+
+def test_an_interrupt_names_the_run_state_that_it_leaves(
+    acts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, run_state: Path, **__: Any) -> None:
+        if acts.with_name("saved").exists():
+            run_state.mkdir()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "fit", interrupted, raising=False)
+    arguments = ("train", "--activations", acts, *NEEDED, "-o", tmp_path / "sae")
+    result = run(*arguments)
+    assert (result.exit_code, result.stderr) == (130, "interrupted; nothing was left half written\n")
+    acts.with_name("saved").touch()
+    result = run(*arguments)
+    state = tmp_path / "sae.run-state"
+    assert (result.exit_code, result.stderr) == (
+        130,
+        f"interrupted; {state} is kept; go on with the same command and --resume\n",
+    )
+
+
 def test_refuses_before_work(calls: list[Call], acts: Path, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -98,7 +127,7 @@ def test_wrong_settings(calls: list[Call], acts: Path, tmp_path: Path) -> None:
     assert misused(*arguments, "--k", "many") == "Invalid value for '--k': 'many' is not a valid float."
     assert misused(*arguments, "--allocation", "free").startswith("Invalid value for '--allocation': 'free' is not one")
     assert misused("train", "--activations", acts, "-o", tmp_path / "sae") == "Missing option '--tokens'."
-    assert "'1.5' is not a valid integer" in misused(*arguments, "--pool", "1.5")
+    assert "'1.5' is not a whole number" in misused(*arguments, "--pool", "1.5")
     assert misused("train", *NEEDED, "-o", tmp_path / "sae") == "Give --activations, or --model, --hook and --text."
     assert misused("train", *NEEDED, "--model", "m", "--hook", "h", "-o", tmp_path / "sae").startswith("Give --act")
     assert misused(*arguments, "--model", "m") == (

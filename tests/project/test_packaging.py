@@ -6,10 +6,10 @@ import sys
 import tomllib
 import zipfile
 from collections.abc import Callable
-from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
+from bare import in_bare, link
 
 ROOT = Path(__file__).parents[2]
 # What pip installs with sae-runtime[cpu] on Linux, less what onnxruntime only needs for its tools.
@@ -30,20 +30,6 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         capture_output=True,
     )
     return next(out.glob("*.whl"))
-
-
-def link(bare: Path, *distributions: str) -> None:
-    """Make installed distributions importable from a folder, and nothing else."""
-    for name in distributions:
-        for top in {Path(str(file)).parts[0] for file in distribution(name).files or () if ".." not in str(file)}:
-            if not (bare / top).exists():
-                (bare / top).symlink_to(str(distribution(name).locate_file(top)))
-
-
-def in_bare(bare: Path, code: str) -> "subprocess.CompletedProcess[str]":
-    """Run code where only the packages in a folder can be found: -S leaves out those of this environment."""
-    command = [sys.executable, "-S", "-c", code]
-    return subprocess.run(command, cwd=bare.parent, env={"PYTHONPATH": str(bare)}, capture_output=True, text=True)
 
 
 def test_wheel_holds_every_module(wheel: Path) -> None:

@@ -50,7 +50,7 @@ def test_the_bar_shows_tokens_a_second_fvu_l0_and_dead(monkeypatch: pytest.Monke
     monkeypatch.setattr(sys, "stderr", stderr)
     play({"sae": trainer()}, 30)
     last = stderr.getvalue().split("\r")[-1]
-    assert last.startswith("mutual choice: 100%") and "tok/s" in last
+    assert last.startswith("mutual choice: 100%") and "tokens/s" in last
     assert "FVU=0.3000, L0=0.2, dead=25.00%" in last
 
 

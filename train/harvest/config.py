@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_runtime.activations.text import DOCUMENTS
+from sae_runtime.bundle.typed_json import read_json
 from sae_runtime.train.config import option
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -31,7 +32,7 @@ class HarvestConfig:
     document: str = option("paragraph", "what a document is in a text file", choices=DOCUMENTS)
     context: int = option(128, "tokens per window, special tokens included, >= 1")
     tokens: int | None = option(None, "rows after which to stop, >= 1 [all of the text]")
-    dtype: str = option("float32", "type of the rows on disk", choices=DTYPES)
+    dtype: str = option("float32", "type that the rows are rounded to", choices=DTYPES)
     special: bool = option(False, "keep the activations of special tokens too")
     batch_tokens: int = option(4096, "tokens per forward pass, padding included, >= context")
     shard_tokens: int = option(65536, "rows per shard at most (a window is not cut), >= 1")
@@ -71,3 +72,31 @@ def plan(config: HarvestConfig) -> dict[str, Any]:
 def _stamp(path: Path) -> str:
     stat = path.stat()
     return f"{path.resolve()} ({stat.st_size} bytes, changed at {stat.st_mtime_ns} ns)"
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """The documents, windows and tokens of a harvest, as far as its index names them."""
+
+    document: str | None = None
+    context: int | None = None
+    special: bool | None = None
+
+
+def as_harvested(activations: Path) -> dict[str, Any]:
+    """The windows that stored activations came from, as settings of a harvest; a plain file has none.
+
+    Raises:
+        ValueError: the index of the folder is not readable.
+
+    >>> as_harvested(Path(activations_path))
+    {}
+    """
+    index = activations / "activations.json"
+    if not index.is_file():
+        return {}
+    try:
+        windows = read_json(_Windows, index.read_bytes(), str(index), more=True)
+    except ValueError as error:
+        raise ValueError(f"{error}; harvest again") from error
+    return {name: value for name, value in asdict(windows).items() if value is not None}

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from tqdm import tqdm
 
 from sae_runtime.activations.stored import FORMAT_VERSION, INDEX, Activations, open_activations
 from sae_runtime.activations.text import documents
 from sae_runtime.activations.windows import Window, batches, first_rows, groups, origin, padded, windows
 from sae_runtime.bundle.files import new_file, write_json
 from sae_runtime.bundle.tensors import read_header, save_tensors
+from sae_runtime.core.progress import progress_bar
 from sae_runtime.train.device import ask_for_huge_pages, memory_errors
 from sae_runtime.train.harvest.config import HarvestConfig, plan
 from sae_runtime.train.harvest.folder import check_folder, is_whole, start_folder
@@ -83,7 +83,7 @@ def harvest(config: HarvestConfig, out: Path, *, force: bool = False, progress: 
         config: the settings.
         out: the folder to make or to finish.
         force: start over in a folder of an earlier harvest.
-        progress: show a bar on stderr, where that is a terminal.
+        progress: show the progress on stderr.
 
     Raises:
         FileExistsError: `out` is finished and `force` is not set, or it holds files that harvest did not write.
@@ -99,8 +99,7 @@ def harvest(config: HarvestConfig, out: Path, *, force: bool = False, progress: 
     reader = Reader(config)
     start_folder(out, origins, force=force)
     shards: list[dict[str, Any]] = []
-    # With disable=None tqdm hides the bar where stderr is no terminal.
-    with tqdm(total=config.tokens, unit="token", unit_scale=True, disable=None if progress else True) as bar:
+    with progress_bar(config.tokens, "tokens", shown=progress) as bar:
         for group in groups(first_rows(reader.windows(texts), config.tokens), config.shard_tokens):
             path = out / f"shard-{len(shards):05d}.safetensors"
             rows = sum(window.rows for window in group)

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from sae_runtime.activations.stored import Activations, check_source, open_activations
 from sae_runtime.bundle import quota
 from sae_runtime.bundle.evaluation_file import Evaluation, RuleEvaluation, Zipf, law_by_rank
 from sae_runtime.bundle.manifest import Manifest
+from sae_runtime.core.progress import progress_bar
 from sae_runtime.train.device import memory_errors
 from sae_runtime.train.measure.config import EvaluateConfig
 from sae_runtime.train.measure.provenance import trained_batch, trained_tokens, validation_rows, was_trained_on
@@ -46,7 +46,7 @@ def evaluate(
         config: which rows, and how many at once; its device is that of `sae`.
         targets: of a transcoder, what it reconstructs, row by row; without it there is no FVU.
         any_source: go on where the activations come from another model or hook than the bundle's.
-        progress: show a bar on stderr, where that is a terminal.
+        progress: show the progress on stderr.
 
     Raises:
         ValueError: the activations or targets are of another width or source, too few, equal or not finite, or their
@@ -68,8 +68,7 @@ def evaluate(
     tile = min(max(_TILE_ELEMENTS // manifest.architecture.d_sae, 1), _ROWS_AT_ONCE)
     by_batch = None
     total = len(rows) * (1 + (sae.batch is not None))
-    # disable=None hides the bar where stderr is no terminal.
-    with tqdm(total=total, unit="tok", unit_scale=True, disable=None if progress else True) as bar:
+    with progress_bar(total, "tokens", shown=progress) as bar:
         served = _by_rule(sae, sae.served, reader.parts(rows, tile, bar), reader, None)
         if sae.batch is not None:
             mixed = rows[shuffled(len(rows))]

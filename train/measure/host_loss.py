@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from sae_runtime.activations.text import documents
 from sae_runtime.activations.windows import Window, batches, first_rows, padded, windows
 from sae_runtime.bundle.evaluation_file import HostLoss
+from sae_runtime.core.progress import progress_bar
 from sae_runtime.train.device import memory_errors
 from sae_runtime.train.harvest.config import HarvestConfig
 from sae_runtime.train.harvest.host_model import find_module, hidden_states, load_host_model, longest_window, replaced
@@ -54,7 +54,7 @@ def host_loss(sae: TorchSAE, config: HarvestConfig, *, progress: bool = False) -
     Args:
         sae: it is moved to the host model's device.
         config: model, hook and text, read as `harvest` reads them; how activations are stored means nothing here.
-        progress: show a bar on stderr, where that is a terminal.
+        progress: show the progress on stderr.
 
     Raises:
         FileNotFoundError: a text file or the folder of the model is missing.
@@ -96,7 +96,7 @@ def _run(host: "_Host", sae: TorchSAE, mean: Tensor, progress: bool) -> tuple[di
     read = _predictions if host.causal else _embeddings
     parts: dict[str, list[Readings]] = defaultdict(list)
     errors: dict[str, float] = defaultdict(float)
-    with tqdm(total=len(host.groups), unit="batch", disable=None if progress else True) as bar:  # None: on a terminal
+    with progress_bar(len(host.groups), "batches", shown=progress) as bar:
         for batch in host.batches():
             untouched = host.forward(batch)
             parts["untouched"].append(read(untouched, untouched, batch))

@@ -1,0 +1,109 @@
+"""The group of all commands: help in sections, commands that are imported when they are called, errors of one line."""
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from sae_runtime.cli.options import config_option
+
+_NO_READER = 141  # the exit code of a process that SIGPIPE ends, as a shell reports it
+_ERRORS = (ValueError, OSError, ImportError, MemoryError, EOFError)  # of inputs and machines; others are bugs
+
+
+class Failure(click.ClickException):
+    """Ends the program with one line on stderr and exit code 1."""
+
+    def show(self, file: object = None) -> None:
+        """Print the line."""
+        click.echo(self.message, err=True)
+
+
+class Interrupted(Failure):
+    """Ends the program as Ctrl-C does."""
+
+    exit_code = 130  # of a process that SIGINT ends, as a shell reports it
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(f"interrupted; {error if str(error) else 'nothing was left half written'}")
+
+
+class Group(click.Group):
+    """A group whose commands are the modules of `sae_runtime.cli`.
+
+    Args:
+        groups: the title of each section of the help, with the line of each of its commands.
+    """
+
+    def __init__(self, *args: Any, groups: Mapping[str, Mapping[str, str]], **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.groups = groups
+        self.params.append(
+            config_option("TOML file with a table of settings for each command, such as [train]", _keep_settings)
+        )
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names in the order of the help."""
+        return [name for lines in self.groups.values() for name in lines]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of a name; its module is imported now."""
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        command: click.Command = importlib.import_module(f"sae_runtime.cli.{cmd_name.replace('-', '_')}").command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that the arguments call; a mistyped name is refused with the closest one."""
+        names = self.list_commands(ctx)
+        if args[0] not in names and not ctx.resilient_parsing:
+            from difflib import get_close_matches
+
+            close = get_close_matches(args[0].lower(), names, n=1)
+            ctx.fail(f"No such command {args[0]!r}.{f' Did you mean {close[0]!r}?' if close else ''}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the sections, without importing a command."""
+        width = max(map(len, self.list_commands(ctx)))
+        for title, lines in self.groups.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), line) for name, line in lines.items()])
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command; an error of the input or the machine becomes one line."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # The reader of stdout has left, as `head` does. Python flushes stdout once more when it ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(_NO_READER) from None
+        except (KeyboardInterrupt, click.Abort) as error:
+            raise Interrupted(error) from None
+        except Exception as error:
+            # Python 3.11 wraps an interrupt that comes while a class is made.
+            if isinstance(error.__cause__, KeyboardInterrupt):
+                raise Interrupted(error.__cause__) from None
+            if not isinstance(error, _ERRORS):
+                raise
+            raise Failure(f"error: {_sentence(error)}") from error
+
+
+def _keep_settings(ctx: click.Context, option: click.Parameter, path: object) -> None:
+    ctx.obj = path  # for the command, whose context inherits it
+
+
+def _sentence(error: Exception) -> str:
+    """The text of an exception on one line."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
+        missing = isinstance(error, FileNotFoundError)
+        return f"{error.filename} does not exist" if missing else f"{error.filename}: {error.strerror}"
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError):
+        return f"out of memory{f' ({text})' if text else ''}"
+    return text or type(error).__name__

@@ -1,0 +1,139 @@
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+from bare import in_bare, link
+from command_line import misused, run, start
+
+from sae_runtime import cli
+from sae_runtime.cli import COMMANDS, GROUPS, options
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(name: str) -> options.Command:
+    made = importlib.import_module(f"sae_runtime.cli.{name.replace('-', '_')}").command
+    assert isinstance(made, options.Command)
+    return made
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with this project and click, and without numpy, torch, onnx, onnxruntime and pyarrow."""
+    folder = tmp_path_factory.mktemp("environment") / "bare"
+    (folder / "sae_runtime").mkdir(parents=True)
+    for path in (ROOT / "sae_runtime").iterdir():
+        (folder / "sae_runtime" / path.name).symlink_to(path)
+    for name in ("train", "exports"):
+        (folder / "sae_runtime" / name).symlink_to(ROOT / name)
+    link(folder, "click")
+    return folder
+
+
+def test_help_shows_every_command_in_its_group_and_imports_none() -> None:
+    check = "print([m for m in sys.modules if m.startswith('sae_runtime.') and not m.startswith('sae_runtime.cli')])"
+    process = start("--help", after=check)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    shown, _, imported = out.rstrip("\n").rpartition("\n")
+    assert imported == "[]"
+    sections = re.split(r"^(\w+):\n", shown, flags=re.MULTILINE)[1:]
+    named = {
+        title: re.findall(r"^  ([a-z-]+)  +[A-Z]", lines, flags=re.MULTILINE)
+        for title, lines in zip(sections[::2], sections[1::2], strict=True)
+    }
+    del named["Options"]
+    assert named == {title: list(lines) for title, lines in GROUPS.items()}
+
+
+def test_every_module_of_the_command_line_is_a_command_or_shared() -> None:
+    modules = {path.stem for path in Path(cli.__file__).parent.glob("*.py")}
+    assert modules == {*(name.replace("-", "_") for name in COMMANDS), "__init__", "options", "common", "group"}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_has_its_line_its_options_and_an_example(name: str) -> None:
+    result = run(name, "--help")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.startswith(f"Usage: sae-runtime {name} [OPTIONS]")
+    assert result.stdout.splitlines()[2].strip() == COMMANDS[name]
+    assert result.stdout == run(name, "-h").stdout == run("help", name).stdout
+    assert result.stdout.rstrip("\n").endswith(f"  Example:\n    {command(name).example}")
+    assert all(param.help for param in command(name).params if isinstance(param, click.Option))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_output_options_of_a_command_have_the_same_names_everywhere(name: str) -> None:
+    flags = {flag for param in command(name).params for flag in param.opts}
+    short = {"convert", "demo", "export-model", "splice"}
+    writes = {"harvest", "train", "calibrate", "evaluate", "report", "extract", "steer", *short}
+    assert ({"-o", "--output", "--force"} <= flags) == (name in writes)
+    assert ("--json" in flags) == (name not in ("demo", "completion", "help"))
+    assert ("--quiet" in flags) == (name in writes - {"report", *short})
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_example_of_a_command_is_one_that_its_parser_takes(name: str) -> None:
+    example = command(name).example
+    words = shlex.split(example.partition('"$(')[2].partition(")")[0] or example, comments=True)
+    assert words[:2] == ["sae-runtime", name]
+    command(name).make_context(name, words[2:])
+
+
+def test_help_without_a_name_is_the_help_of_all() -> None:
+    assert run("help").stdout == run("--help").stdout
+    assert misused("help", "inspekt") == "No such command 'inspekt'. Did you mean 'inspect'?"
+
+
+def test_help_of_every_command_needs_click_alone(bare: Path) -> None:
+    code = f"""
+import sys
+from sae_runtime.cli import main
+for name in {list(COMMANDS)}:
+    main([name, "--help"], prog_name="sae-runtime", standalone_mode=False)
+assert not {{"numpy", "torch", "onnx", "onnxruntime", "pyarrow", "tqdm"}} & set(sys.modules)
+"""
+    done = in_bare(bare, code)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("Example:") == len(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("sae-runtime tr", {"train"}),
+        ("sae-runtime export", {"export", "export-model"}),
+        ("sae-runtime train --allo", {"--allocation"}),
+        ("sae-runtime extract b --rule ba", {"batch"}),
+    ],
+)
+def test_completion_needs_click_alone(bare: Path, words: str, expected: set[str]) -> None:
+    env = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    code = "from sae_runtime.cli import main; main(prog_name='sae-runtime')"
+    done = in_bare(bare, code, **env, _SAE_RUNTIME_COMPLETE="bash_complete")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {line.partition(",")[2] for line in done.stdout.splitlines()} == expected
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_the_script_of_a_shell(shell: str) -> None:
+    result = run("completion", shell)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert f"_SAE_RUNTIME_COMPLETE={shell}_complete" in result.stdout
+    assert "'tcsh' is not one of 'bash', 'zsh', 'fish'" in misused("completion", "tcsh")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("inspekt", "No such command 'inspekt'. Did you mean 'inspect'?"),
+        ("Inspect", "No such command 'Inspect'. Did you mean 'inspect'?"),
+        ("host", "No such command 'host'."),
+        ("list", "No such command 'list'."),
+    ],
+)
+def test_a_mistyped_command_gets_a_suggestion(name: str, said: str) -> None:
+    assert misused(name) == said
