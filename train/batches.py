@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sae_runtime.train.data import Source, generator
+from sae_runtime.train.source import Source, generator
 from sae_runtime.train.world import World
 
 

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from sae_runtime.activations.stored import Activations, Shard
 from sae_runtime.train.batches import Batches, Place
-from sae_runtime.train.data import BLOCK, Split, StoredRows, Tick
+from sae_runtime.train.held_out import Split
+from sae_runtime.train.source import Tick
+from sae_runtime.train.stored_rows import BLOCK, StoredRows
 
 FOREVER = 10**6
 

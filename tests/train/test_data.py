@@ -7,7 +7,9 @@ import pytest
 from numpy.typing import NDArray
 
 from sae_runtime.activations.stored import Activations, Shard, open_activations
-from sae_runtime.train.data import BLOCK, Split, StoredRows, centre_and_scale, fingerprint, generator, split
+from sae_runtime.train.held_out import Split, fingerprint, split
+from sae_runtime.train.source import centre_and_scale, generator
+from sae_runtime.train.stored_rows import BLOCK, StoredRows
 
 
 def activations(n: int = 1000, documents: bool = False) -> Activations:

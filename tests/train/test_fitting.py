@@ -15,7 +15,8 @@ from sae_runtime.bundle import quota
 from sae_runtime.exports import witness
 from sae_runtime.exports.export import export
 from sae_runtime.train import TrainConfig, fit, fit_many
-from sae_runtime.train.data import StoredRows, split
+from sae_runtime.train.held_out import split
+from sae_runtime.train.stored_rows import StoredRows
 from sae_runtime.train.trainer import StepStats, Trainer
 
 D_IN, TRUE, K = 20, 48, 4

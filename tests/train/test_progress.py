@@ -33,7 +33,7 @@ def play(
     trainers: dict[str, Trainer], upto: int, *, metrics: Path | None = None, tensorboard: Path | None = None
 ) -> None:
     """Report the steps up to one; the FVU is the step's number over a hundred, and 1 more for each further SAE."""
-    with reported(trainers, metrics, tensorboard, True) as report:
+    with reported(trainers, {"metrics": metrics, "tensorboard": tensorboard, "progress": True}) as report:
         for step in range(next(iter(trainers.values())).step_number + 1, upto + 1):
             for one in trainers.values():
                 one.step_number = step

@@ -9,7 +9,7 @@ from sae_runtime.train.run_options import check_outputs
 def test_what_stands_beside_the_bundle_is_not_in_it_and_replaces_nothing_unasked(tmp_path: Path, name: str) -> None:
     out, beside = tmp_path / "sae", tmp_path / "run"
     check_outputs(out, {name: beside}, force=False)  # type: ignore[misc]  # one of the paths
-    with pytest.raises(ValueError, match=r"run would lie inside the bundle .+sae; name another place"):
+    with pytest.raises(ValueError, match=r"run would be inside the bundle .+sae; name another path"):
         check_outputs(out, {name: out / "run"}, force=True)  # type: ignore[misc]
     if name == "tensorboard":
         beside.mkdir()

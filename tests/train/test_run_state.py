@@ -12,8 +12,9 @@ from processes import command_line, started
 from sae_runtime.activations.stored import Activations, Shard
 from sae_runtime.bundle import folder as bundle
 from sae_runtime.train import TrainConfig, fit, fit_many
-from sae_runtime.train.data import StoredRows, split
-from sae_runtime.train.fitting import Data
+from sae_runtime.train.held_out import split
+from sae_runtime.train.run import Data
+from sae_runtime.train.stored_rows import StoredRows
 from sae_runtime.train.trainer import StepStats, Trainer
 
 
@@ -120,7 +121,9 @@ def test_the_state_of_another_run_is_refused(tmp_path: Path) -> None:
         source = Activations(Path("array"), [Shard(x)], **({} if name == "fingerprint" else {name: "another"}))
         with pytest.raises(ValueError, match=rf"is of a run with activations {name} \S+, this one has '\w+'; repeat"):
             fit(source, tmp_path / "sae", config(), run_state=run, resume=True)
-    with pytest.raises(ValueError, match=r"is of a run that fits sae, this one fits a, b; repeat that run's settings"):
+    with pytest.raises(
+        ValueError, match=r"is of a run with SAEs \['sae'\], this one has \['a', 'b'\]; repeat"
+    ):
         both = {"a": config(), "b": config(k=2.0)}
         fit_many(activations(), tmp_path / "saes", both, run_state=run, resume=True)
     assert run.exists()

@@ -76,7 +76,7 @@ def test_processes_go_on_bit_for_bit_and_as_many(acts: Path, tmp_path: Path) -> 
     (tmp_path / "whole").mkdir()
     whole, _ = together(tmp_path, fit_until, acts, tmp_path / "whole" / "sae", None, None)
     assert together(tmp_path, fit_until, acts, tmp_path / "sae", 23, None) == [{"stopped": 23}] * SIZE
-    with pytest.raises(ValueError, match="run is of 2 processes, these are 1; start as many, or start over with --for"):
+    with pytest.raises(ValueError, match="is of a run with processes 2, this one has 1; repeat that"):
         fit(acts, tmp_path / "alone", RUN, run_state=tmp_path / "run", resume=True)
     for again in together(tmp_path, fit_until, acts, tmp_path / "sae", None, None):
         assert again.keys() == whole.keys()
@@ -88,7 +88,7 @@ def test_processes_go_on_bit_for_bit_and_as_many(acts: Path, tmp_path: Path) -> 
 def test_a_peer_that_dies_gives_one_sentence(acts: Path, tmp_path: Path, lost: int) -> None:
     (said,) = together(tmp_path, fit_until, acts, tmp_path / "sae", 5, lost, lost=lost)
     assert re.fullmatch(
-        r"another process of this run ended \([^\n]+\); see what it said, then go on with --resume(; the run state "
+        r"another process of this run ended \([^\n]+\); see its own message, then go on with --resume(; the run state "
         r"of step 5 is kept in .*run)?",
         said["error"],
     )

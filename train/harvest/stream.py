@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from sae_runtime.activations.text import documents
 from sae_runtime.activations.windows import Window
-from sae_runtime.train.data import MAX_HELD_OUT, SCALE_SAMPLE, Source, Tick, generator
 from sae_runtime.train.harvest.config import HarvestConfig, plan
 from sae_runtime.train.harvest.harvesting import Reader
+from sae_runtime.train.source import MAX_HELD_OUT, SCALE_SAMPLE, Source, Tick, generator
 
 
 class StreamedRows(Source):

@@ -19,7 +19,8 @@ from sae_runtime.train.device import memory_errors
 from sae_runtime.train.measure.config import EvaluateConfig
 from sae_runtime.train.measure.provenance import trained_batch, trained_tokens, validation_rows, was_trained_on
 from sae_runtime.train.measure.redundancy import redundancy
-from sae_runtime.train.measure.tally import Rule, Tally, shuffled, tally
+from sae_runtime.train.measure.rules import Rule, even_batch, shuffled
+from sae_runtime.train.measure.tally import Tally, tally
 from sae_runtime.train.measure.torch_sae import TorchSAE
 from sae_runtime.train.recipe import GAMMA
 
@@ -62,9 +63,7 @@ def evaluate(
     check_source(source, manifest, any_source=any_source)
     kind, rows = chosen_rows(manifest, source, config)
     reader = _Reader(source, _targets(sae, source, targets), rows, sae.W_dec.device)
-    wanted = config.batch or trained_batch(manifest)
-    # Batches of one size: over a short last one the limits of feature choice would round to nothing.
-    batch = math.ceil(len(rows) / max(round(len(rows) / wanted), 1))
+    batch = even_batch(len(rows), config.batch or trained_batch(manifest))
     tile = min(max(_TILE_ELEMENTS // manifest.architecture.d_sae, 1), _ROWS_AT_ONCE)
     by_batch = None
     total = len(rows) * (1 + (sae.batch is not None))

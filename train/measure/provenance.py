@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from sae_runtime.activations.stored import Activations
 from sae_runtime.bundle.manifest import Manifest
-from sae_runtime.train.data import fingerprint, split
+from sae_runtime.train.held_out import fingerprint, split
 
 
 def was_trained_on(manifest: Manifest, activations: Activations) -> bool:

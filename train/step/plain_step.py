@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypedDict
 
+import torch
 from torch import Tensor
 
 from sae_runtime.train.step.allocation import allocate
@@ -11,8 +12,8 @@ from sae_runtime.train.step.losses import aux_k_loss, fvu
 from sae_runtime.train.step.model import SparseAutoencoder
 
 Observe = Callable[[Tensor, int], Tensor]
-"""Takes the matches of each feature, int64 [d_sae], and the number of tokens in a batch. Returns the features that the
-auxiliary loss trains, bool [d_sae]."""
+"""Gets the number of matches of each feature, int64 [d_sae], and the number of tokens in a batch. Returns the features
+that the auxiliary loss trains, bool [d_sae]."""
 
 
 class Limits(TypedDict, total=False):
@@ -25,7 +26,7 @@ class Limits(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Losses:
-    """Fraction of variance unexplained, the auxiliary loss without its weight, and the number of matches of a batch."""
+    """The FVU, the auxiliary loss without its weight, and the number of matches of a batch."""
 
     fvu: Tensor
     aux: Tensor
@@ -59,7 +60,12 @@ def plain_step(
         limits: the limits on the matches of the batch.
         observe: called once with the counts of the matches.
         aux_weight: weight of the auxiliary loss; 0 leaves it out.
-        aux_k: features that a token lends to the auxiliary loss.
+        aux_k: features of a token that the auxiliary loss uses.
+
+    >>> model = SparseAutoencoder(8, torch.zeros(4), generator=torch.Generator().manual_seed(0))
+    >>> nothing = lambda counts, n: torch.zeros(8, dtype=torch.bool)
+    >>> plain_step(model, torch.eye(4), {"total": 6}, nothing, aux_weight=0.0, aux_k=2).matches
+    6
     """
     model.zero_grad(set_to_none=True)
     z = model.pre_activations(x)
@@ -70,5 +76,7 @@ def plain_step(
     if aux_weight > 0:
         aux = aux_k_loss(x - x_hat, z, model.W_dec, among, aux_k)
     (loss + aux_weight * aux).backward()  # type: ignore[no-untyped-call]
-    model.remove_parallel_gradient()
+    assert model.W_dec.grad is not None
+    with torch.no_grad():  # the component along a row would only change its norm
+        model.W_dec.grad -= (model.W_dec.grad * model.W_dec).sum(dim=1, keepdim=True) * model.W_dec
     return Losses(fvu=loss.detach(), aux=aux.detach(), matches=int(kept.sum()))

@@ -1,6 +1,6 @@
 """The loss of a batch and its gradients with a single dense product, since only the matches have gradients.
 
-The results are those of `plain_step`, which uses autograd. With c = x - b_dec, z = relu(c W_enc^T + b_enc),
+The results equal those of `plain_step`, which uses autograd. With c = x - b_dec, z = relu(c W_enc^T + b_enc),
 x_hat = f W_dec + b_dec and g = d loss / d x_hat, the derivatives are:
 
     d z[t, i]  = g[t] . W_dec[i]                          for the matches (t, i) only
@@ -21,7 +21,7 @@ from sae_runtime.train.step.matches import Matches
 from sae_runtime.train.step.model import SparseAutoencoder
 from sae_runtime.train.step.plain_step import Limits, Losses, Observe
 from sae_runtime.train.step.selection import select
-from sae_runtime.train.world import World
+from sae_runtime.train.world import ALONE, World
 
 
 class Kernels(Protocol):
@@ -38,22 +38,30 @@ class Kernels(Protocol):
 
 
 class SparseStep:
-    """A step. It reuses one array of pre-activations: a new one for each batch would cost a tenth of the product."""
+    """A step that has the results of `plain_step` and computes gradients at the matches only.
+
+    It reuses one array of pre-activations. A new array for each batch would cost a tenth of the product's time.
+
+    >>> model = SparseAutoencoder(8, torch.zeros(4), generator=torch.Generator().manual_seed(0))
+    >>> nothing = lambda counts, n: torch.zeros(8, dtype=torch.bool)
+    >>> SparseStep()(model, torch.eye(4), {"total": 6}, nothing, aux_weight=0.0, aux_k=2).matches
+    6
+    """
 
     def __init__(
-        self, *, product_dtype: torch.dtype = torch.float32, kernels: Kernels = cpu_kernels, world: World | None = None
+        self, *, product_dtype: torch.dtype = torch.float32, kernels: Kernels = cpu_kernels, world: World = ALONE
     ) -> None:
         """Choose how the step computes.
 
         Args:
-            product_dtype: the type of the dense product. Below float32 the product only nominates candidates; the
+            product_dtype: the type of the dense product. With bfloat16 the product only nominates candidates; the
                 matches, their values and every gradient are float32.
             kernels: `cpu_kernels` or `triton_kernels`.
             world: the processes that share the batch, each with the same number of tokens.
         """
         self._product_dtype = product_dtype
         self._kernels = kernels
-        self._world = world or World()
+        self._world = world
         self._z = torch.empty(0)
 
     @torch.no_grad()
@@ -69,7 +77,7 @@ class SparseStep:
     ) -> Losses:
         """As `plain_step`: set the gradients of the model's parameters, and return the losses.
 
-        x is the part of the batch that this process has. Limits, counts and losses are those of the whole batch.
+        x is this process's part of the batch. Limits, counts and losses are those of the whole batch.
         """
         kernels, world = self._kernels, self._world
         centred = x - model.b_dec
@@ -83,8 +91,8 @@ class SparseStep:
         model.W_enc.grad = kernels.sums_by_feature(centred, dz, matches)
         ones = x.new_ones(len(x), 1)  # not index_add_: on CUDA it adds in no fixed order, and the kernels do
         model.b_enc.grad = kernels.sums_by_feature(ones, dz, matches)[:, 0]
-        # The gradient of W_dec[i] has the component sum_t f[t, i] g[t] . W_dec[i] along W_dec[i], and dz holds the
-        # dot products. It is removed below: it would only change the norm of the row.
+        # The gradient of W_dec[i] has the component sum_t f[t, i] g[t] . W_dec[i] along W_dec[i]; dz holds these dot
+        # products. The component is removed below, since it would only change the norm of the row.
         parallel = kernels.sums_by_feature(ones, dz * matches.values, matches)[:, 0]
         among = observe(world.sum_(matches.counts.clone()), len(x) * world.size)
         aux = x.new_zeros(())

@@ -18,7 +18,7 @@ from sae_runtime.exports import witness
 from sae_runtime.train import TrainConfig, fit
 from sae_runtime.train.measure.config import EvaluateConfig
 from sae_runtime.train.measure.evaluation import evaluate
-from sae_runtime.train.measure.tally import shuffled
+from sae_runtime.train.measure.rules import shuffled
 from sae_runtime.train.measure.torch_sae import open_sae
 
 D_SAE = 150

@@ -8,8 +8,9 @@ from conftest import make_manifest, make_x
 
 from sae_runtime.activations.stored import Activations, Shard
 from sae_runtime.bundle.manifest import Manifest
-from sae_runtime.train.data import StoredRows, split
+from sae_runtime.train.held_out import split
 from sae_runtime.train.measure.provenance import trained_batch, trained_tokens, validation_rows, was_trained_on
+from sae_runtime.train.stored_rows import StoredRows
 
 
 def activations(n: int = 500, seed: int = 1, name: str = "x.npy") -> Activations:

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from sae_runtime.exports import witness
-from sae_runtime.train.measure.tally import batch_rule, group_rule, served_rule, tally, tally_of
+from sae_runtime.train.measure.rules import batch_rule, group_rule, served_rule
+from sae_runtime.train.measure.tally import tally, tally_of
 from sae_runtime.train.step.model import SparseAutoencoder
 
 

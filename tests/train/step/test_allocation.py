@@ -5,7 +5,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sae_runtime.exports import witness
-from sae_runtime.train.step.allocation import allocate, largest_of_columns
+from sae_runtime.train.step.allocation import allocate
+from sae_runtime.train.step.largest import largest_of_columns
 
 
 def pre_activations(n: int, d_sae: int, seed: int = 0) -> Tensor:

@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 
 from sae_runtime.train.step.allocation import allocate
+from sae_runtime.train.step.largest import top_by_partition, top_by_topk
 from sae_runtime.train.step.plain_step import Limits
-from sae_runtime.train.step.selection import select, top_by_partition, top_by_topk
+from sae_runtime.train.step.selection import select
 from sae_runtime.train.world import World
 
 
