@@ -277,7 +277,7 @@ def test_hooks_features_and_lists_that_do_not_fit_are_refused(bundle_of: BundleO
         pass
     with pytest.raises(ValueError, match="3 lists of edits do not fit 2 requests"), attach(model, HOOK, bundle, LISTS):
         model(ids)
-    with pytest.raises(ValueError, match=r"h.0.mlp.c_fc gives \[2, 3, 96\], this SAE expects \[b, t, 24\]"):
+    with pytest.raises(ValueError, match=r"h.0.mlp.c_fc gives \[2, 3, 96\], expected \[batch, time, 24\]"):
         with attach(model, "h.0.mlp.c_fc", bundle):
             model(ids)
     hooks = [module for module in model.modules() if module._forward_hooks or module._forward_pre_hooks]

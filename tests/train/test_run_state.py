@@ -121,9 +121,7 @@ def test_the_state_of_another_run_is_refused(tmp_path: Path) -> None:
         source = Activations(Path("array"), [Shard(x)], **({} if name == "fingerprint" else {name: "another"}))
         with pytest.raises(ValueError, match=rf"is of a run with activations {name} \S+, this one has '\w+'; repeat"):
             fit(source, tmp_path / "sae", config(), run_state=run, resume=True)
-    with pytest.raises(
-        ValueError, match=r"is of a run with SAEs \['sae'\], this one has \['a', 'b'\]; repeat"
-    ):
+    with pytest.raises(ValueError, match=r"is of a run with SAEs \['sae'\], this one has \['a', 'b'\]; repeat"):
         both = {"a": config(), "b": config(k=2.0)}
         fit_many(activations(), tmp_path / "saes", both, run_state=run, resume=True)
     assert run.exists()

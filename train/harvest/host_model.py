@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,22 +32,27 @@ def load_host_model(name: str, device: str | None = None, *, head: bool = False)
 
     >>> tokenizer, model = load_host_model("gpt2")  # doctest: +SKIP
     """
-    from transformers import AutoModel, AutoTokenizer  # the import takes seconds, which a config alone should not cost
+    from transformers import AutoModel, AutoTokenizer  # here, because the import takes seconds
+    from transformers.utils import logging
 
     local = Path(name).is_dir()
     if not local and not _HUB_NAME.fullmatch(name):
         raise FileNotFoundError(f"the model folder {name} does not exist; check its path")
     usable = usable_device(device)
+    shows_bar = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # else it shows even without a terminal
     try:
-        with _no_bar():
-            auto = _causal_or_base(name, local) if head else AutoModel
-            model = auto.from_pretrained(name, local_files_only=local, torch_dtype="auto").eval()
-            tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local)
+        auto = _causal_or_base(name, local) if head else AutoModel
+        model = auto.from_pretrained(name, local_files_only=local, torch_dtype="auto").eval()
+        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local)
     except Exception as error:  # each format's loader raises errors of its own
         raise ValueError(
             f"{name} could not be loaded ({first_line(error)}); name a transformers folder with model and tokenizer, "
             "or a model of the hub"
         ) from error
+    finally:
+        if shows_bar:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
     model.config.use_cache = False  # no later pass uses the keys and values
     return tokenizer, model.to(usable)
 
@@ -121,16 +126,11 @@ def hidden_states(
         with torch.inference_mode():
             model(input_ids=ids, attention_mask=real)
     except _Reached as reached:
-        x = activations_in(reached.output)
+        return activations_in(reached.output, hook, (*ids.shape, "d_in"))
     else:
         raise ValueError(f"the forward pass never calls {hook} ({type(module).__name__}); hook a module inside it")
     finally:
         handle.remove()
-    if not isinstance(x, torch.Tensor) or x.ndim != 3 or x.shape[:2] != ids.shape:
-        raise ValueError(
-            f"{hook} gives {shape_of(x)}, expected [batch, time, d_in] with {list(ids.shape)}; hook a layer"
-        )
-    return x
 
 
 @contextmanager
@@ -156,15 +156,33 @@ def replaced(module: torch.nn.Module, y: torch.Tensor) -> Iterator[None]:
         handle.remove()
 
 
-def activations_in(output: Any) -> Any:
+def activations_in(output: Any, hook: str, expected: Sequence[int | str]) -> torch.Tensor:
     """The activations in a module's output, which is a tensor, or a tuple, list or ModelOutput that begins with one.
 
-    >>> activations_in((1, 2)), activations_in({"last_hidden_state": 1}), activations_in(1), activations_in(())
-    (1, 1, 1, None)
+    Args:
+        output: of the module.
+        hook: names the module in messages.
+        expected: the size of each dimension; a name stands for any size.
+
+    Raises:
+        ValueError: the output holds no tensor of the expected sizes.
+
+    >>> activations_in((torch.zeros(1, 2, 3), "more"), "h.0", ("batch", "time", 3)).shape
+    torch.Size([1, 2, 3])
+    >>> activations_in(torch.zeros(1, 2, 3), "h.0", ("batch", "time", 5))
+    Traceback (most recent call last):
+    ValueError: h.0 gives [1, 2, 3], expected [batch, time, 5]; hook a layer, for an SAE the one of its training
     """
     if isinstance(output, dict):  # a ModelOutput is a dict
         output = tuple(output.values())
-    return next(iter(output), None) if isinstance(output, tuple | list) else output
+    x = next(iter(output), None) if isinstance(output, tuple | list) else output
+    is_tensor = isinstance(x, torch.Tensor) and x.ndim == len(expected)
+    if not is_tensor or any(isinstance(n, int) and n != size for n, size in zip(expected, x.shape, strict=True)):
+        shape = list(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
+        sizes = ", ".join(map(str, expected))
+        raise ValueError(f"{hook} gives {shape}, expected [{sizes}]; hook a layer, for an SAE the one of its training")
+    activations: torch.Tensor = x
+    return activations
 
 
 def with_activations(output: Any, y: torch.Tensor) -> Any:
@@ -181,26 +199,3 @@ def with_activations(output: Any, y: torch.Tensor) -> Any:
     if hasattr(output, "_replace"):  # a named tuple
         return output._replace(**{output._fields[0]: y})
     return type(output)([y, *output[1:]])
-
-
-def shape_of(x: Any) -> Any:
-    """The shape of a tensor, or the name of another type, for messages.
-
-    >>> shape_of(torch.zeros(2, 3)), shape_of(None)
-    ([2, 3], 'NoneType')
-    """
-    return list(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
-
-
-@contextmanager
-def _no_bar() -> Iterator[None]:
-    """Hide the bar that transformers shows while it loads weights, even without a terminal."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypedDict
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -33,24 +33,12 @@ class Losses:
     matches: int
 
 
-class Step(Protocol):
-    """The call that `plain_step` and `SparseStep` share."""
-
-    def __call__(
-        self,
-        model: SparseAutoencoder,
-        x: Tensor,
-        limits: Limits,
-        observe: Observe,
-        *,
-        aux_weight: float,
-        aux_k: int,
-    ) -> Losses:
-        """As `plain_step`."""
+Step = Callable[[SparseAutoencoder, Tensor, Limits, Observe, float, int], Losses]
+"""Sets a model's gradients and returns the losses, as `plain_step` and `SparseStep` do."""
 
 
 def plain_step(
-    model: SparseAutoencoder, x: Tensor, limits: Limits, observe: Observe, *, aux_weight: float, aux_k: int
+    model: SparseAutoencoder, x: Tensor, limits: Limits, observe: Observe, aux_weight: float, aux_k: int
 ) -> Losses:
     """Set the gradients of fvu + aux_weight * aux_k_loss; the gradient of W_dec has no component along the rows.
 
@@ -64,7 +52,7 @@ def plain_step(
 
     >>> model = SparseAutoencoder(8, torch.zeros(4), generator=torch.Generator().manual_seed(0))
     >>> nothing = lambda counts, n: torch.zeros(8, dtype=torch.bool)
-    >>> plain_step(model, torch.eye(4), {"total": 6}, nothing, aux_weight=0.0, aux_k=2).matches
+    >>> plain_step(model, torch.eye(4), {"total": 6}, nothing, 0.0, 2).matches
     6
     """
     model.zero_grad(set_to_none=True)

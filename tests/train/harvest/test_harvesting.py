@@ -292,9 +292,9 @@ def test_tokens_gives_exactly_so_many_rows_or_the_whole_text(
         ("encoder.layer", r"the forward pass never calls encoder\.layer \(ModuleList\); hook a module inside it$"),
         (
             "embeddings.position_embeddings",
-            r"gives \[1, 20, 16\], expected \[batch, time, d_in\] with \[10, 20\]; hook",
+            r"gives \[1, 20, 16\], expected \[10, 20, d_in\]; hook",
         ),
-        ("pooler", r"pooler gives \[\d+, 16\], expected \[batch, time, d_in\] with \[\d+, 20\]; hook a layer$"),
+        ("pooler", r"pooler gives \[\d+, 16\], expected \[\d+, 20, d_in\]; hook a layer"),
     ],
 )
 def test_a_hook_that_gives_no_rows_is_refused(config: HarvestConfig, tmp_path: Path, hook: str, message: str) -> None:

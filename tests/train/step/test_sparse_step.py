@@ -29,7 +29,7 @@ def run(step: Step, limits: Limits, share: float, weight: float, aux_k: int) -> 
         seen.append(counts)
         return among
 
-    losses = step(model, x, limits, observe, aux_weight=weight, aux_k=aux_k)
+    losses = step(model, x, limits, observe, weight, aux_k)
     (counts,) = seen
     return losses, [p.grad for p in model.parameters() if p.grad is not None], counts
 
@@ -66,7 +66,7 @@ def test_an_auxiliary_loss_that_is_not_finite_shows(step: Step) -> None:
     model, x = model_of(generator), torch.randn(N, D_IN, generator=generator)
     with torch.no_grad():
         model.b_enc[7] = torch.nan
-    losses = step(model, x, {"total": 0}, lambda counts, n: torch.arange(D_SAE) == 7, aux_weight=0.5, aux_k=4)
+    losses = step(model, x, {"total": 0}, lambda counts, n: torch.arange(D_SAE) == 7, 0.5, 4)
     assert losses.aux.isnan()
 
 
@@ -76,6 +76,6 @@ def test_room_for_pre_activations_follows_the_batch() -> None:
     for n in (8, 16, 8):
         x = torch.randn(n, D_IN, generator=generator)
         limits: Limits = {"total": 4 * n}
-        mine = step(model, x, limits, nobody, aux_weight=0.1, aux_k=4)
-        theirs = plain_step(model, x, limits, nobody, aux_weight=0.1, aux_k=4)
+        mine = step(model, x, limits, nobody, 0.1, 4)
+        theirs = plain_step(model, x, limits, nobody, 0.1, 4)
         assert mine.fvu.item() == pytest.approx(theirs.fvu.item(), rel=1e-5)

@@ -122,7 +122,7 @@ def gradients(step: Step, limits: Limits, n: int, d_in: int, d_sae: int, device:
         model.W_enc.add_(torch.randn(d_sae, d_in, generator=generator), alpha=0.05)
     x, among = torch.randn(n, d_in, generator=generator), torch.rand(d_sae, generator=generator) < 0.2
     model, x, among = model.to(device), x.to(device), among.to(device)
-    losses: Losses = step(model, x, limits, lambda counts, n: among, aux_weight=0.1, aux_k=4)
+    losses: Losses = step(model, x, limits, lambda counts, n: among, 0.1, 4)
     return [p.grad for p in model.parameters() if p.grad is not None] + [losses.fvu, losses.aux]
 
 
