@@ -55,7 +55,7 @@ class TrainConfig:
         choices=("float32", "bfloat16"),
     )
     pool: int = option(1024, "MiB of float32 activations that are shuffled at once; twice as much is held", least=1)
-    device: str | None = option(None, "torch device [cuda where there is one, else cpu]")
+    device: str | None = option(None, "torch device [cuda if there is one, else cpu]")
 
     def __post_init__(self) -> None:
         known = self.allocation.lower()

@@ -83,7 +83,8 @@ def _folded(
 ) -> dict[str, NDArray[np.float32]]:
     """The weights for activations that are not scaled.
 
-    A model of x * scale has pre-activations z * scale, so only the biases and the threshold change.
+    The weights W_enc and W_dec stay. The biases and the threshold are divided by the scale, and so are pre-activations
+    and reconstructions.
     """
     weights = {
         "W_enc": model.W_enc.detach().T.contiguous(),

@@ -25,7 +25,7 @@ def fit(
         out: the bundle's folder.
         config: the settings.
         force: replace a bundle, a file of metrics and a run state that exist already.
-        options: the other files that the run writes, and what it shows; see `run_options.Options`.
+        options: the other files that the run writes, and its progress bar; see `run_options.Options`.
 
     Returns:
         The manifest of the bundle.

@@ -8,7 +8,7 @@ from sae_runtime.bundle.extras import require
 
 
 class Options(TypedDict, total=False):
-    """The files that a run writes beside its bundles, and what it shows. All are optional.
+    """The files that a run writes beside its bundles, and its progress bar. All are optional.
 
     | option              | meaning                                                                                    |
     |---------------------|--------------------------------------------------------------------------------------------|
@@ -16,7 +16,7 @@ class Options(TypedDict, total=False):
     | `tensorboard`       | a folder for the same numbers as TensorBoard events; several SAEs have a folder each       |
     | `run_state`         | a folder for the run state, which is removed when the bundle is written                    |
     | `run_state_seconds` | the time between two writes of the run state [300]                                         |
-    | `resume`            | continue from the run state, or start where there is none                                  |
+    | `resume`            | continue from the run state, or start if there is none                                     |
     | `progress`          | show a progress bar on stderr, if that is a terminal; for several SAEs it shows the worst  |
 
     No path may be inside the bundle. A run continues from its state after a crash, bit for bit on the same machine with

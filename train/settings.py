@@ -1,4 +1,4 @@
-"""The settings of a config: what an option of the command line needs to know of each, and the check of their ranges.
+"""The settings of a config: their help and ranges for the command line, and the check of their values.
 
 The configs of fitting, harvesting and evaluating are dataclasses whose fields `option` makes. Nothing here imports
 torch, so the command line can show its help without it.

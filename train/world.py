@@ -99,7 +99,7 @@ def joined(name: str | None) -> Iterator[tuple[World, torch.device]]:
     continue, and would write into the same files as the run that resumes from their state.
 
     Args:
-        name: a torch device; None: cuda where there is one, else cpu. With several processes, "cuda" gives each
+        name: a torch device; None: cuda if there is one, else cpu. With several processes, "cuda" gives each
             process the GPU of its own number.
 
     >>> with joined("cpu") as (world, device):

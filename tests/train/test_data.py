@@ -29,7 +29,7 @@ def ignore(_rows: int) -> None:
     pass
 
 
-def test_every_purpose_has_random_numbers_of_its_own() -> None:
+def test_generator_gives_each_purpose_its_own_random_numbers() -> None:
     first = [generator(3, "order", 1).random(), generator(3, "order", 1).random()]
     others = [generator(4, "order", 1), generator(3, "rows", 1), generator(3, "order", 2), generator(3, "order")]
     assert first[0] == first[1] and len({first[0], *(other.random() for other in others)}) == 5
@@ -43,7 +43,7 @@ def test_split_takes_every_row_once() -> None:
     assert all((np.diff(part) > 0).all() for part in (parts.train, parts.calibration, parts.validation))
 
 
-def test_no_document_is_in_two_parts() -> None:
+def test_split_puts_no_document_into_two_parts() -> None:
     data = activations(documents=True)
     assert data.documents is not None
     parts = split(data, 0.2, 0)
@@ -57,19 +57,19 @@ def test_split_follows_the_seed() -> None:
     assert (first.train == second.train).all() and not np.array_equal(first.train, other.train)
 
 
-def test_too_little_data_is_refused() -> None:
+def test_split_refuses_too_few_rows() -> None:
     for n in (2, 10):  # ten rows would leave one to measure, which has no variance
         with pytest.raises(ValueError, match=rf"x\.npy has {n} rows in {n} documents, too few to hold out 10%"):
             split(activations(n), 0.1, 0)
 
 
-def test_no_rows_are_refused() -> None:
+def test_split_refuses_no_rows() -> None:
     with pytest.raises(ValueError, match=r"x\.npy holds no rows; give more activations"):
         split(Activations(Path("x.npy"), [Shard(np.zeros((0, 3), np.float32))]), 0.1, 0)
 
 
 @pytest.mark.parametrize("count", [3, 5, 10])
-def test_few_documents_give_each_part_one(count: int) -> None:
+def test_split_gives_each_part_one_of_a_few_documents(count: int) -> None:
     ids = np.repeat(np.arange(count), 100).astype(np.int32)
     data = Activations(Path("x.npy"), [Shard(np.ones((len(ids), 3), np.float32), documents=ids)])
     parts = split(data, 0.1, 0)
@@ -90,14 +90,14 @@ def test_a_pool_is_blocks_of_neighbouring_training_rows_in_the_order_of_the_file
     assert np.array_equal(x, again)
 
 
-def test_pools_of_a_pass_are_of_one_size() -> None:
+def test_pools_of_a_pass_have_one_size() -> None:
     source = stored(activations(), 12 * BLOCK)  # 16 blocks: twice 8, not 12 and 4
     assert source.take(np.arange(16), ignore)[1] == 8
     assert stored(activations(), 1).take(np.arange(16), ignore)[1] == 1
     assert stored(activations(), 10**9).take(np.arange(16), ignore)[1] == 16
 
 
-def test_a_file_that_became_shorter_is_one_sentence(tmp_path: Path) -> None:
+def test_a_file_that_became_shorter_is_refused_in_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "x.npy"
     np.save(path, np.ones((5000, 8), np.float32))
     source = stored(open_activations(path), 10**6)
@@ -117,7 +117,7 @@ def test_scale_brings_the_distance_from_the_mean_to_sqrt_d_in() -> None:
     assert np.linalg.norm((x - mean) * scale, axis=1).mean() == pytest.approx(np.sqrt(3), rel=1e-5)
 
 
-def test_equal_rows_are_refused() -> None:
+def test_scale_refuses_equal_rows() -> None:
     with pytest.raises(ValueError, match=r"^x\.npy: all rows are equal"):
         centre_and_scale(np.full((50, 3), 7.3, np.float32), Path("x.npy"))
 
@@ -133,7 +133,7 @@ def harvested(seed: int = 0, tokens: int = 0, dtype: type = np.float32, parts: i
     return Activations(Path("acts"), shards)
 
 
-def test_a_fingerprint_is_of_the_contents() -> None:
+def test_a_fingerprint_depends_on_the_contents_alone() -> None:
     first = fingerprint(harvested())
     assert re.fullmatch("[0-9a-f]{32}", first)
     assert fingerprint(harvested()) == fingerprint(harvested(parts=3)) == first
@@ -142,7 +142,7 @@ def test_a_fingerprint_is_of_the_contents() -> None:
     assert len({first, *map(fingerprint, others)}) == 5
 
 
-def test_a_fingerprint_of_plain_rows_is_of_their_number_and_of_rows_throughout() -> None:
+def test_a_fingerprint_of_plain_rows_depends_on_their_number_and_on_rows_throughout() -> None:
     def of(x: NDArray[np.float32]) -> str:
         return fingerprint(Activations(Path("x.npy"), [Shard(x)]))
 

@@ -78,7 +78,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, steps: int, pool:
     assert not run.exists(), "the run state is removed when the bundle stands"
 
 
-def test_a_killed_run_resumes_and_ends_with_the_same_bits(tmp_path: Path) -> None:
+def test_a_killed_run_that_is_resumed_ends_with_the_same_bits(tmp_path: Path) -> None:
     # Rows so wide that a pool of one MiB holds 5 of their 43 blocks.
     np.save(tmp_path / "x.npy", np.tile(activations(), 64))
     command = ["train", "--activations", "x.npy", "--allocation", "feature", "--pool", "1", "-o", "sae"]
@@ -110,7 +110,7 @@ def test_a_killed_run_resumes_and_ends_with_the_same_bits(tmp_path: Path) -> Non
     assert left == {"x.npy", "sae", "whole", "m.jsonl"}
 
 
-def test_the_state_of_another_run_is_refused(tmp_path: Path) -> None:
+def test_resume_refuses_the_run_state_of_another_run(tmp_path: Path) -> None:
     run = begun(tmp_path, 5)
     with pytest.raises(ValueError, match=r"is of a run with config k 3\.0, this one has 2\.0; repeat"):
         fit(activations(), tmp_path / "sae", config(k=2.0), run_state=run, resume=True)
@@ -127,7 +127,7 @@ def test_the_state_of_another_run_is_refused(tmp_path: Path) -> None:
     assert run.exists()
 
 
-def test_a_run_state_of_another_version_is_refused(tmp_path: Path) -> None:
+def test_resume_refuses_a_run_state_of_another_version(tmp_path: Path) -> None:
     run = begun(tmp_path, 5)
     state = json.loads((run / "state.json").read_text())
     (run / "state.json").write_text(json.dumps({**state, "version": 1}))
@@ -149,7 +149,7 @@ def test_a_resumed_run_of_several_saes_ends_with_the_same_bits(tmp_path: Path) -
     assert metrics.read_text() == (tmp_path / "whole.jsonl").read_text()
 
 
-def test_a_run_that_stands_is_not_lost_by_accident(tmp_path: Path) -> None:
+def test_an_existing_run_state_is_replaced_only_by_force(tmp_path: Path) -> None:
     run = begun(tmp_path, 5)
     with pytest.raises(FileExistsError, match="run already exists; go on with --resume, or start over with --force"):
         fit(activations(), tmp_path / "sae", config(), run_state=run)
@@ -157,7 +157,7 @@ def test_a_run_that_stands_is_not_lost_by_accident(tmp_path: Path) -> None:
     assert (tmp_path / "sae").exists() and not run.exists()
 
 
-def test_a_folder_of_other_things_is_not_replaced(tmp_path: Path) -> None:
+def test_a_run_state_never_replaces_a_folder_of_other_files(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="run is no run state, so it is not replaced; name another"):
@@ -167,7 +167,7 @@ def test_a_folder_of_other_things_is_not_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "thesis.txt").read_text() == "mine"
 
 
-def test_resume_without_a_run_state_starts(tmp_path: Path) -> None:
+def test_resume_without_a_run_state_starts_a_new_run(tmp_path: Path) -> None:
     fit(activations(), tmp_path / "sae", config(tokens=1280), run_state=tmp_path / "run", resume=True)
     assert bundle.read(tmp_path / "sae").manifest.provenance["recipe"]["steps"] == 10
     with pytest.raises(ValueError, match="there is no run state to resume from; name its folder"):

@@ -72,7 +72,7 @@ def acts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_processes_go_on_bit_for_bit_and_as_many(acts: Path, tmp_path: Path) -> None:
+def test_processes_resume_bit_for_bit_and_in_the_same_number(acts: Path, tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()
     whole, _ = together(tmp_path, fit_until, acts, tmp_path / "whole" / "sae", None, None)
     assert together(tmp_path, fit_until, acts, tmp_path / "sae", 23, None) == [{"stopped": 23}] * SIZE
@@ -85,7 +85,7 @@ def test_processes_go_on_bit_for_bit_and_as_many(acts: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("lost", [0, 1])
-def test_a_peer_that_dies_gives_one_sentence(acts: Path, tmp_path: Path, lost: int) -> None:
+def test_the_death_of_a_process_is_one_sentence_in_the_others(acts: Path, tmp_path: Path, lost: int) -> None:
     (said,) = together(tmp_path, fit_until, acts, tmp_path / "sae", 5, lost, lost=lost)
     assert re.fullmatch(
         r"another process of this run ended \([^\n]+\); see its own message, then go on with --resume(; the run state "
@@ -95,7 +95,7 @@ def test_a_peer_that_dies_gives_one_sentence(acts: Path, tmp_path: Path, lost: i
     assert not (tmp_path / "sae").exists() and (tmp_path / "run").exists()
 
 
-def test_processes_end_when_what_started_them_is_killed() -> None:
+def test_processes_end_when_their_parent_is_killed() -> None:
     receiver, sender = CONTEXT.Pipe(duplex=False)
     agent = CONTEXT.Process(target=wait_for_an_orphan, args=(sender,))
     agent.start()

@@ -36,7 +36,7 @@ class HarvestConfig:
     special: bool = option(False, "keep the activations of special tokens too")
     batch_tokens: int = option(4096, "tokens per forward pass, padding included, >= context")
     shard_tokens: int = option(65536, "rows per shard at most (a window is not cut), >= 1", least=1)
-    device: str | None = option(None, "torch device [cuda where there is one, else cpu]")
+    device: str | None = option(None, "torch device [cuda if there is one, else cpu]")
 
     def __post_init__(self) -> None:
         for name in ("model", "hook", "text"):

@@ -20,7 +20,7 @@ def load_host_model(name: str, device: str | None = None, *, head: bool = False)
 
     Args:
         name: a transformers folder or a model of the hub.
-        device: torch device; None: cuda where there is one, else cpu.
+        device: torch device; None: cuda if there is one, else cpu.
         head: load a causal language model with its head; otherwise load the base model alone.
 
     Returns:
@@ -175,14 +175,13 @@ def activations_in(output: Any, hook: str, expected: Sequence[int | str]) -> tor
     """
     if isinstance(output, dict):  # a ModelOutput is a dict
         output = tuple(output.values())
-    x = next(iter(output), None) if isinstance(output, tuple | list) else output
+    x: Any = next(iter(output), None) if isinstance(output, tuple | list) else output
     is_tensor = isinstance(x, torch.Tensor) and x.ndim == len(expected)
     if not is_tensor or any(isinstance(n, int) and n != size for n, size in zip(expected, x.shape, strict=True)):
         shape = list(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
         sizes = ", ".join(map(str, expected))
         raise ValueError(f"{hook} gives {shape}, expected [{sizes}]; hook a layer, for an SAE the one of its training")
-    activations: torch.Tensor = x
-    return activations
+    return torch.as_tensor(x)
 
 
 def with_activations(output: Any, y: torch.Tensor) -> Any:

@@ -27,7 +27,7 @@ class EvaluateConfig:
         None, "tokens that share their matches under the batch rule [as in training, else 2048]", least=2
     )
     seed: int = option(0, "of the draw of --tokens rows", least=0)
-    device: str | None = option(None, "torch device [cuda where there is one, else cpu]")
+    device: str | None = option(None, "torch device [cuda if there is one, else cpu]")
 
     def __post_init__(self) -> None:
         check_settings(self)

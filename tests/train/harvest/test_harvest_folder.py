@@ -51,7 +51,7 @@ def interrupted(config: HarvestConfig, tmp_path: Path, monkeypatch: pytest.Monke
     return tmp_path / "interrupted"
 
 
-def test_an_interrupted_harvest_goes_on_and_gives_the_same_bytes(
+def test_an_interrupted_harvest_continues_and_writes_the_same_bytes(
     config: HarvestConfig, interrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (interrupted / ".shard-00001.safetensors.0123abcd.partial.safetensors").write_bytes(b"of a killed writer")
@@ -101,7 +101,7 @@ def test_a_shard_that_is_not_whole_is_computed_again(
         ({"shard_tokens": 700}, "with shard_tokens 300, now it is 700"),
     ],
 )
-def test_another_config_does_not_go_on(
+def test_an_interrupted_harvest_refuses_another_config(
     config: HarvestConfig, interrupted: Path, change: dict[str, Any], message: str
 ) -> None:
     before = contents(interrupted)
@@ -113,7 +113,7 @@ def test_another_config_does_not_go_on(
     assert len(got) > 0 and not (interrupted / "harvest.json").read_bytes() == before["harvest.json"]
 
 
-def test_changed_files_do_not_go_on(config: HarvestConfig, interrupted: Path, tmp_path: Path) -> None:
+def test_an_interrupted_harvest_refuses_changed_files(config: HarvestConfig, interrupted: Path, tmp_path: Path) -> None:
     more = tmp_path / "more.txt"
     more.write_text("w1 w2")
     with pytest.raises(ValueError, match=r"was begun with text None, now it is '.*more\.txt \(5 bytes, changed at"):
@@ -132,7 +132,7 @@ def test_changed_files_do_not_go_on(config: HarvestConfig, interrupted: Path, tm
     assert len(harvest(config, interrupted)) > config.shard_tokens
 
 
-def test_the_same_files_named_from_elsewhere_go_on(
+def test_an_interrupted_harvest_accepts_other_paths_to_the_same_files(
     config: HarvestConfig, interrupted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, path = Path(config.model), config.text[0]
@@ -141,12 +141,12 @@ def test_the_same_files_named_from_elsewhere_go_on(
     assert len(harvest(config, interrupted)) > config.shard_tokens
 
 
-def test_batch_size_and_device_may_change_on_the_way(config: HarvestConfig, interrupted: Path) -> None:
+def test_an_interrupted_harvest_accepts_another_batch_size_and_device(config: HarvestConfig, interrupted: Path) -> None:
     got = harvest(replace(config, batch_tokens=100, device="cpu"), interrupted)
     assert len(got) > config.shard_tokens
 
 
-def test_a_begun_folder_without_shards_takes_another_config(config: HarvestConfig, interrupted: Path) -> None:
+def test_a_begun_folder_without_shards_accepts_another_config(config: HarvestConfig, interrupted: Path) -> None:
     (interrupted / "shard-00000.safetensors").unlink()
     assert len(harvest(replace(config, tokens=9), interrupted)) == 9
 
@@ -161,7 +161,7 @@ def test_shards_without_a_readable_plan_are_refused(config: HarvestConfig, inter
     assert len(harvest(replace(config, tokens=9), interrupted, force=True)) == 9
 
 
-def test_a_whole_folder_is_replaced_only_by_force(config: HarvestConfig, tmp_path: Path) -> None:
+def test_a_finished_harvest_is_replaced_only_by_force(config: HarvestConfig, tmp_path: Path) -> None:
     out = tmp_path / "out"
     harvest(config, out)
     before = contents(out)
@@ -177,7 +177,7 @@ def test_a_whole_folder_is_replaced_only_by_force(config: HarvestConfig, tmp_pat
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_a_folder_of_other_things_is_left_alone(config: HarvestConfig, tmp_path: Path, force: bool) -> None:
+def test_harvest_leaves_a_folder_of_other_files_alone(config: HarvestConfig, tmp_path: Path, force: bool) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.tex").write_text("dear")
@@ -191,7 +191,7 @@ def test_a_folder_of_other_things_is_left_alone(config: HarvestConfig, tmp_path:
     assert contents(out) == {"thesis.tex": b"dear", "shard-00000.safetensors": b"mine"}
 
 
-def test_force_does_not_clear_a_harvest_with_other_things_beside_it(config: HarvestConfig, tmp_path: Path) -> None:
+def test_force_leaves_a_harvest_beside_other_files_alone(config: HarvestConfig, tmp_path: Path) -> None:
     out = tmp_path / "out"
     harvest(config, out)
     (out / "thesis.tex").write_text("dear")

@@ -140,7 +140,7 @@ def test_gpt2_rows_match_the_unpadded_model(
 
 
 @pytest.mark.parametrize(("dtype", "stored"), [("float32", "F32"), ("float16", "F16"), ("bfloat16", "BF16")])
-def test_shards_are_of_the_size_and_type_asked_for(
+def test_shards_have_the_size_and_type_of_the_config(
     config: HarvestConfig, tmp_path: Path, dtype: str, stored: str
 ) -> None:
     got = harvest(replace(config, dtype=dtype), tmp_path / "out")
@@ -159,7 +159,7 @@ def test_shards_are_of_the_size_and_type_asked_for(
     assert settings == expected
 
 
-def test_the_model_is_called_by_its_folder_or_the_hub(
+def test_a_model_is_recorded_by_its_folder_or_its_hub_name(
     config: HarvestConfig, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert config.called == replace(config, model=f"{bert}/").called == bert.name
@@ -188,7 +188,7 @@ def test_windows_frames_and_positions_of_one_document(bert: Path, tmp_path: Path
     close(kept.rows(np.array([4, 5, 9, 12])), everything(got))
 
 
-def test_the_frame_is_left_out_even_where_its_tokens_are_not_called_special(
+def test_the_frame_is_left_out_even_if_its_tokens_are_not_marked_special(
     config: HarvestConfig, witness: Witnesses, tmp_path: Path
 ) -> None:
     shutil.copytree(config.model, tmp_path / "model")
@@ -254,7 +254,7 @@ def test_tuples_and_model_outputs_are_read_by_their_first_tensor(
 
 
 @pytest.mark.parametrize(("prefix", "hook"), [("bert.", BERT_HOOK), ("transformer.", GPT2_HOOK)])
-def test_a_hook_may_be_named_as_the_model_with_a_head_names_it(
+def test_a_hook_may_have_the_name_of_the_model_with_a_head(
     request: pytest.FixtureRequest, config: HarvestConfig, tmp_path: Path, prefix: str, hook: str
 ) -> None:
     model = request.getfixturevalue("bert" if prefix == "bert." else "gpt2")
@@ -274,7 +274,7 @@ def test_the_model_computes_in_the_type_of_its_checkpoint(gpt2: Path, text: Path
 
 
 @pytest.mark.parametrize("tokens", [1, 299, 301, 700, 10**6])
-def test_tokens_gives_exactly_so_many_rows_or_the_whole_text(
+def test_tokens_limits_the_rows_exactly_or_takes_the_whole_text(
     config: HarvestConfig, witness: Witnesses, tmp_path: Path, tokens: int
 ) -> None:
     expected = witness("bert", 1)
@@ -297,7 +297,7 @@ def test_tokens_gives_exactly_so_many_rows_or_the_whole_text(
         ("pooler", r"pooler gives \[\d+, 16\], expected \[\d+, 20, d_in\]; hook a layer"),
     ],
 )
-def test_a_hook_that_gives_no_rows_is_refused(config: HarvestConfig, tmp_path: Path, hook: str, message: str) -> None:
+def test_a_hook_without_rows_is_refused(config: HarvestConfig, tmp_path: Path, hook: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         harvest(replace(config, hook=hook), tmp_path / "out")
 
@@ -312,7 +312,7 @@ def test_nan_is_refused_by_document_and_position(gpt2: Path, tmp_path: Path) -> 
     assert not (tmp_path / "out" / "activations.json").exists()
 
 
-def test_what_overflows_float16_is_refused_by_document_and_position(gpt2: Path, tmp_path: Path) -> None:
+def test_an_overflow_of_float16_is_refused_by_document_and_position(gpt2: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("w1 w2 w3 w1\n\nw1 w7 w1 w1 w2")
     model = altered(gpt2, tmp_path / "large", 7, 1e5)
@@ -340,7 +340,7 @@ def test_text_without_rows_is_refused(config: HarvestConfig, tmp_path: Path, con
         (65, "^context is 65 tokens, .* reads at most 64; lower --context$"),
     ],
 )
-def test_a_context_that_does_not_fit_is_refused(
+def test_a_context_longer_than_the_model_reads_is_refused(
     config: HarvestConfig, tmp_path: Path, context: int, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):

@@ -42,7 +42,7 @@ CAPS = torch.arange(D_SAE) % 5
 )
 @pytest.mark.parametrize(("share", "weight", "aux_k"), [(0.1, 0.0, 8), (0.1, 0.5, 8), (0.1, 0.5, 64), (0.0, 0.5, 8)])
 @pytest.mark.parametrize("product_dtype", [torch.float32, torch.bfloat16])  # of nominations: the numbers stay float32
-def test_gradients_are_those_of_autograd(
+def test_sparse_step_gradients_agree_with_autograd(
     limits: Limits, share: float, weight: float, aux_k: int, product_dtype: torch.dtype
 ) -> None:
     plain, expected, plain_counts = run(plain_step, limits, share, weight, aux_k)
@@ -61,7 +61,7 @@ def nobody(counts: Tensor, n: int) -> Tensor:
 
 
 @pytest.mark.parametrize("step", [SparseStep(), plain_step])
-def test_an_auxiliary_loss_that_is_not_finite_shows(step: Step) -> None:
+def test_an_auxiliary_loss_that_is_not_finite_is_returned(step: Step) -> None:
     generator = torch.Generator().manual_seed(0)
     model, x = model_of(generator), torch.randn(N, D_IN, generator=generator)
     with torch.no_grad():
@@ -70,7 +70,7 @@ def test_an_auxiliary_loss_that_is_not_finite_shows(step: Step) -> None:
     assert losses.aux.isnan()
 
 
-def test_room_for_pre_activations_follows_the_batch() -> None:
+def test_sparse_step_takes_batches_of_changing_size() -> None:
     generator = torch.Generator().manual_seed(0)
     model, step = model_of(generator), SparseStep()
     for n in (8, 16, 8):
