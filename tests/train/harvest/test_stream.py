@@ -19,6 +19,7 @@ from sae_runtime.train import TrainConfig, fit
 from sae_runtime.train.harvest.config import HarvestConfig
 from sae_runtime.train.harvest.harvesting import Reader, harvest
 from sae_runtime.train.harvest.stream import StreamedRows
+from sae_runtime.train.run import Data
 from sae_runtime.train.trainer import StepStats, Trainer
 
 D_IN = 16
@@ -148,22 +149,28 @@ class Stopped(Exception):
     pass
 
 
-def test_a_resumed_streamed_run_ends_with_the_same_bits(reading: HarvestConfig, tmp_path: Path) -> None:
+def stopped(source: Data, out: Path, step: int) -> Path:
+    """The run state of a run that died before this step."""
+    whole_step = Trainer.step
+
+    def dying(self: Trainer, x: Any) -> StepStats:
+        if self.step_number == step:
+            raise Stopped
+        return whole_step(self, x)
+
+    run = out.with_name("run")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Trainer, "step", dying)
+        fit(source, out, config(), run_state=run, run_state_seconds=0)
+    return run
+
+
+@pytest.mark.parametrize("step", [2, 33])
+def test_a_resumed_streamed_run_ends_with_the_same_bits(reading: HarvestConfig, tmp_path: Path, step: int) -> None:
     fit(pooled(reading), tmp_path / "whole", config())
-    step = Trainer.step
-    for steps in (2, 33):
-
-        def dying(self: Trainer, x: Any, last: int = steps) -> StepStats:
-            if self.step_number == last:
-                raise Stopped
-            return step(self, x)
-
-        out, run = tmp_path / f"sae{steps}", tmp_path / "run"
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
-            patch.setattr(Trainer, "step", dying)
-            fit(pooled(reading), out, config(), run_state=run, run_state_seconds=0)
-        fit(pooled(reading), out, config(), run_state=run, resume=True)
-        assert (out / bundle.WEIGHTS).read_bytes() == (tmp_path / "whole" / bundle.WEIGHTS).read_bytes()
+    run = stopped(pooled(reading), tmp_path / "sae", step)
+    fit(pooled(reading), tmp_path / "sae", config(), run_state=run, resume=True)
+    assert (tmp_path / "sae" / bundle.WEIGHTS).read_bytes() == (tmp_path / "whole" / bundle.WEIGHTS).read_bytes()
 
 
 def test_a_killed_streamed_run_that_is_resumed_ends_with_the_same_bits(reading: HarvestConfig, tmp_path: Path) -> None:
@@ -182,11 +189,7 @@ def test_a_killed_streamed_run_that_is_resumed_ends_with_the_same_bits(reading: 
 
 
 def test_resume_refuses_a_streamed_run_of_other_text(reading: HarvestConfig, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(Trainer, "step", lambda self, x: (_ for _ in ()).throw(Stopped))
-        patch.setattr("sae_runtime.train.run_state.Keeper.remove", lambda self: self.save())  # the state of step 0
-        fit(reading, tmp_path / "sae", config(), run_state=run)
+    run = stopped(reading, tmp_path / "sae", 1)
     with pytest.raises(ValueError, match="is of a run with activations context 20, this one has 19; repeat that run's"):
         fit(replace(reading, context=19), tmp_path / "sae", config(), run_state=run, resume=True)
     other = tmp_path / "other.txt"
