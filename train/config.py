@@ -83,6 +83,10 @@ class TrainConfig:
                 f"exponent must be in [0, 10] and offset in [0, 1e12), got {exponent} and {offset}",
             ),
             (0 <= (self.warmup_share or 0) < 1, f"warmup_share must be in [0, 1), got {self.warmup_share}"),
+            (
+                self.warmup_share != 0 or exponent is not None or self.allocation != "feature",
+                "without warm-up there is nothing to fit: give an exponent, or warmup_share > 0",
+            ),
         ):
             if not is_right:
                 raise ValueError(expected)

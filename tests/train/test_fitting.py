@@ -23,7 +23,7 @@ D_IN, TRUE, K = 20, 48, 4
 
 
 def planted(n: int, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Activations that are sums of a few of 48 unit directions, which fire by a Zipf law, and those directions."""
+    """Activations that are sums of a few of 48 unit directions, which are active by a Zipf law, and these directions."""
     rng = np.random.default_rng(seed)
     directions = np.random.default_rng(7).standard_normal((TRUE, D_IN))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
@@ -51,7 +51,7 @@ class Counted(StoredRows):
 
 
 def source(x: NDArray[np.float32], pool_rows: int) -> Counted:
-    """The source that `fit` makes of an array, with a pool of so many rows."""
+    """The source that `fit` makes of an array, with a pool of `pool_rows` rows."""
     activations = Activations(Path("array"), [Shard(x)])
     return Counted(activations, split(activations, 0.1, 0), pool_rows)
 

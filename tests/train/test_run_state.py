@@ -49,7 +49,7 @@ SMALL_POOL = 5 * 64
 
 
 def pooled(rows: int) -> StoredRows:
-    """The source that `fit` makes of the activations, with a pool of so many rows."""
+    """The source that `fit` makes of the activations, with a pool of `rows` rows."""
     array = Activations(Path("array"), [Shard(activations())])
     return StoredRows(array, split(array, 0.1, 0), rows)
 
@@ -75,7 +75,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, steps: int, pool:
     fit(pooled(pool), again, config(), run_state=run, resume=True)
     assert (again / bundle.WEIGHTS).read_bytes() == (tmp_path / "whole" / bundle.WEIGHTS).read_bytes()
     assert bundle.read(again).manifest.measured == bundle.read(tmp_path / "whole").manifest.measured
-    assert not run.exists(), "the run state is removed when the bundle stands"
+    assert not run.exists(), "the run state is removed when the bundle is written"
 
 
 def test_a_killed_run_that_is_resumed_ends_with_the_same_bits(tmp_path: Path) -> None:

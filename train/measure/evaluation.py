@@ -108,8 +108,9 @@ def chosen_rows(manifest: Manifest, activations: Activations, config: EvaluateCo
         ValueError: there are fewer than two rows, or held-out rows are asked for and these are not the activations
             that the SAE was trained on.
 
+    >>> from sae_runtime.train.measure.torch_sae import open_sae
     >>> chosen_rows(open_sae(bundle_path).manifest, open_activations(activations_path), EvaluateConfig(tokens=3))
-    ('all', array([ 16, 304, 381]))
+    ('all', array([306, 381, 508]))
     """
     held_out = validation_rows(manifest, activations)
     if config.rows == "held-out" and held_out is None:
