@@ -183,7 +183,7 @@ def fit_until(activations: Path, out: Path, stop: int | None, dying: int | None)
 
 
 def wait_for_an_orphan(said: Connection) -> None:
-    """Start the processes as torchrun does, and wait. Each process reports when it has joined the others, then computes."""
+    """Start the processes as torchrun does, and wait. Each reports when it has joined the others, then computes."""
     port, end = free_port(), time.monotonic() + 60
     for rank in range(SIZE):
         if os.fork() == 0:

@@ -14,7 +14,7 @@ END = WORDS  # id of GPT-2's only special token
 
 
 def save_bert(folder: Path) -> Path:
-    """A BERT of three layers with d_in 16, and a tokenizer that knows w0 to w39 and frames a text by [CLS] and [SEP]."""
+    """A BERT of three layers with d_in 16. Its tokenizer knows w0 to w39 and frames a text by [CLS] and [SEP]."""
     vocabulary = SPECIALS | {f"w{i}": i + len(SPECIALS) for i in range(WORDS)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -37,7 +37,7 @@ def save_bert(folder: Path) -> Path:
 
 
 def save_gpt2(folder: Path, **settings: Any) -> Path:
-    """A GPT-2 of two layers with d_in 16 and a head, and a tokenizer that adds nothing to a text and has no padding."""
+    """A GPT-2 of two layers with d_in 16 and a head. Its tokenizer adds nothing to a text and has no padding."""
     vocabulary = {f"w{i}": i for i in range(WORDS)} | {"<|end|>": END}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|end|>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

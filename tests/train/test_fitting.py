@@ -23,7 +23,7 @@ D_IN, TRUE, K = 20, 48, 4
 
 
 def planted(n: int, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Activations that are sums of a few of 48 unit directions, which are active by a Zipf law, and these directions."""
+    """Activations that are sums of a few of 48 unit directions, active by a Zipf law, and these directions."""
     rng = np.random.default_rng(seed)
     directions = np.random.default_rng(7).standard_normal((TRUE, D_IN))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
