@@ -237,7 +237,7 @@ def _gradients(step: Gradients, d_in: int, device: torch.device) -> dict[str, Te
     generator, n, d_sae = torch.Generator().manual_seed(0), 512, 2048
     model = SparseAutoencoder(d_sae, torch.zeros(d_in), generator=generator).to(device)
     x, among = torch.randn(n, d_in, generator=generator).to(device), torch.arange(d_sae, device=device) % 50 == 0
-    step(model, x, {"total": 8 * n}, lambda counts, tokens: among, aux_weight=0.1, aux_k=16)
+    step(model, x, {"total": 8 * n}, lambda counts, tokens: among, 0.1, 16)
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 

@@ -31,14 +31,15 @@ from peer_trainers import Fitted, Task, dictionary_learning, sae_lens, sparsify
 from torch import Tensor
 
 from sae_runtime.activations.stored import INDEX, Activations, open_activations
-from sae_runtime.bundle import quota
 from sae_runtime.bundle.files import new_file
 from sae_runtime.train import TrainConfig
-from sae_runtime.train.data import SCALE_SAMPLE, centre_and_scale, split
 from sae_runtime.train.harvest.config import HarvestConfig
 from sae_runtime.train.harvest.harvesting import harvest
-from sae_runtime.train.measure.tally import batch_rule, served_rule, shuffled, tally_of
+from sae_runtime.train.held_out import split
+from sae_runtime.train.measure.rules import batch_rule, served_rule, shuffled
+from sae_runtime.train.measure.tally import tally_of
 from sae_runtime.train.recipe import derive
+from sae_runtime.train.source import SCALE_SAMPLE, centre_and_scale
 from sae_runtime.train.step.model import SparseAutoencoder
 from sae_runtime.train.thresholds import fit_thresholds
 from sae_runtime.train.trainer import Trainer
@@ -64,7 +65,7 @@ def ours(task: Task, *, allocation: str, **settings: Any) -> Fitted:
     for x in task.batches(task.scale):
         trainer.step(x)
     seconds = time.perf_counter() - start
-    max_density = None if trainer.quota is None else quota.max_densities(trainer.quota, task.k, task.d_sae)
+    max_density = trainer.max_density
     threshold = (
         None if allocation == "token" else fit_thresholds(model, task.calibration * task.scale, task.k, max_density)
     )

@@ -20,12 +20,15 @@ from torch import Tensor
 from sae_runtime.activations.stored import Activations
 from sae_runtime.train import TrainConfig
 from sae_runtime.train.batches import Batches
-from sae_runtime.train.data import Split, StoredRows, centre_and_scale, generator, split
 from sae_runtime.train.harvest.config import HarvestConfig
 from sae_runtime.train.harvest.harvesting import harvest
-from sae_runtime.train.measure.tally import batch_rule, tally_of
+from sae_runtime.train.held_out import Split, split
+from sae_runtime.train.measure.rules import batch_rule
+from sae_runtime.train.measure.tally import tally_of
 from sae_runtime.train.recipe import derive
+from sae_runtime.train.source import centre_and_scale, generator
 from sae_runtime.train.step.model import SparseAutoencoder
+from sae_runtime.train.stored_rows import StoredRows
 from sae_runtime.train.trainer import Trainer
 
 ORDERS = {"all rows": 1.0, "pools of 1/4": 1 / 4, "pools of 1/16": 1 / 16, "text order": None}

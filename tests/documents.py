@@ -1,4 +1,4 @@
-"""What the documents say, to hold them to it."""
+"""Code blocks and tables of the documents, for tests that compare them with the code."""
 
 import re
 from pathlib import Path

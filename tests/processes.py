@@ -1,7 +1,7 @@
-"""Processes for tests that kill them or let them fit together, forked off a server that has imported torch once.
+"""Processes for tests that kill them or let them fit together. A server that has imported torch once forks them.
 
-Of several gloo processes as torchrun starts them, every one sees the same whole batches and works on its part of them;
-what it gives comes back through a file.
+`together` starts several gloo processes as torchrun does. Each sees the same whole batches and works on its part of
+them. Its result comes back through a file.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ Task = Callable[..., dict[str, Any]]
 
 
 def started(folder: Path, function: Callable[..., Any], *arguments: Any) -> multiprocessing.process.BaseProcess:
-    """A process that calls a function in a folder; its stderr goes to a file beside it, FOLDER.stderr."""
+    """Start a process that calls a function in a folder. Its stderr goes to a file beside the folder, FOLDER.stderr."""
     process = CONTEXT.Process(target=_call_in, args=(folder, function, arguments))
     process.start()
     return process
@@ -56,7 +56,7 @@ def _call_in(folder: Path, function: Callable[..., Any], arguments: Sequence[Any
 
 
 def together(folder: Path, task: Task, *arguments: Any, lost: int | None = None) -> list[dict[str, Any]]:
-    """What a task gives in each process, by rank; that of rank `lost` is to die."""
+    """The results of a task in each process, by rank. The process of rank `lost` is expected to die."""
     port = free_port()
     running = [CONTEXT.Process(target=_begin, args=(rank, port, folder, task, *arguments)) for rank in range(SIZE)]
     for process in running:
@@ -68,7 +68,7 @@ def together(folder: Path, task: Task, *arguments: Any, lost: int | None = None)
 
 
 def command_line(*arguments: str) -> None:
-    """The command line."""
+    """Run the command line."""
     main(arguments)
 
 
@@ -92,31 +92,31 @@ def _begin(rank: int, port: int, folder: Path, task: Task, *arguments: Any) -> N
 
 def _become(rank: int, port: int) -> None:
     torch.set_num_threads(1)
-    tqdm.set_lock(threading.RLock())  # its own would be a semaphore, which a process that is killed leaves behind
+    tqdm.set_lock(threading.RLock())  # tqdm's own lock is a semaphore, which a killed process leaves behind
     ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(SIZE)}
     os.environ.update(ranks | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
 
 
 def pre_activations() -> Tensor:
-    """Pre-activations [BATCH, D_SAE] whose largest all lie in the first rows, so that processes hold unequal shares."""
+    """Pre-activations [BATCH, D_SAE] whose largest are all in the first rows, so that processes hold unequal shares."""
     z = torch.randn(BATCH, D_SAE, generator=torch.Generator().manual_seed(3))
     z[: BATCH // 8] += 3
     return z
 
 
 def selections(z: Tensor, world: World) -> dict[str, Tensor]:
-    """Positions in the flattened part z [n, D_SAE] of what wins under several limits."""
-    few = torch.arange(D_SAE) % 4
-    found = {
+    """Positions of the matches in the flattened part z [n, D_SAE], under several limits."""
+    limits = torch.arange(D_SAE) % 4
+    selected = {
         "total": select(z, total=5 * BATCH, world=world),
         "nothing": select(z, total=0, world=world),
         "everything": select(z, total=BATCH * D_SAE, world=world),
-        "caps": select(z, total=3 * BATCH, per_feature=few, world=world),
-        "full caps": select(z, total=int(few.sum()), per_feature=few, world=world),
-        "all caps": select(z, total=BATCH * D_SAE, per_feature=few, world=world),
-        "nominated": select(z.bfloat16(), total=5 * BATCH, world=world, exact=lambda at: z.view(-1)[at]),
+        "limits": select(z, total=3 * BATCH, per_feature=limits, world=world),
+        "full limits": select(z, total=int(limits.sum()), per_feature=limits, world=world),
+        "all limits": select(z, total=BATCH * D_SAE, per_feature=limits, world=world),
+        "nominated": select(z.bfloat16(), total=5 * BATCH, world=world, exact=lambda positions: z.view(-1)[positions]),
     }
-    return {name: at for name, (at, _) in found.items()}
+    return {name: positions for name, (positions, _) in selected.items()}
 
 
 def fitted(allocation: str, world: World) -> dict[str, Tensor]:
@@ -135,11 +135,11 @@ def fitted(allocation: str, world: World) -> dict[str, Tensor]:
         if step == 0:
             counts = trainer.tracker.silent_tokens == 0
     parameters = {name: p.detach() for name, p in model.named_parameters()}
-    return {**parameters, "fired at the first step": counts, "density": trainer.tracker.density}
+    return {**parameters, "active at the first step": counts, "density": trainer.tracker.density}
 
 
 def select_and_fit() -> dict[str, Any]:
-    """Task: what this process selects, and what it fits by allocation."""
+    """Task: the selections of this process, and its fitted weights by allocation."""
     with joined("cpu") as (world, _):
         result: dict[str, Any] = {
             "selections": selections(pre_activations().chunk(world.size)[world.rank].contiguous(), world)
@@ -155,9 +155,10 @@ RUN = TrainConfig(allocation="feature", k=3, d_sae=40, tokens=40 * 128, batch=12
 
 
 def fit_until(activations: Path, out: Path, stop: int | None, dying: int | None) -> dict[str, Any]:
-    """Task: fit RUN with a run state of every step beside `out`, or go on; give the bundle's tensors or the error.
+    """Task: fit RUN with a run state of every step beside `out`, or resume it; give the bundle's tensors or the error.
 
-    Every process stops before the step `stop`; that of rank `dying` dies there, and the others are not told.
+    Every process stops before the step `stop`. With `dying`, only the process of that rank dies there, without a word
+    to the others.
     """
     step = Trainer.step
 
@@ -182,7 +183,7 @@ def fit_until(activations: Path, out: Path, stop: int | None, dying: int | None)
 
 
 def wait_for_an_orphan(said: Connection) -> None:
-    """As torchrun, start the processes and stay; each says when it has joined the others, then computes."""
+    """Start the processes as torchrun does, and wait. Each reports when it has joined the others, then computes."""
     port, end = free_port(), time.monotonic() + 60
     for rank in range(SIZE):
         if os.fork() == 0:

@@ -1,4 +1,4 @@
-"""Transformers models of a few thousand random weights, on disk with a tokenizer."""
+"""Transformers models of a few thousand random weights, saved with a tokenizer."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ END = WORDS  # id of GPT-2's only special token
 
 
 def save_bert(folder: Path) -> Path:
-    """Three layers of width 16, and a tokenizer that knows w0 to w39 and frames a text with [CLS] and [SEP]."""
+    """A BERT of three layers with d_in 16. Its tokenizer knows w0 to w39 and frames a text by [CLS] and [SEP]."""
     vocabulary = SPECIALS | {f"w{i}": i + len(SPECIALS) for i in range(WORDS)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -37,7 +37,7 @@ def save_bert(folder: Path) -> Path:
 
 
 def save_gpt2(folder: Path, **settings: Any) -> Path:
-    """Two layers of width 16 with a head on top, and a tokenizer that adds nothing to a text and knows no padding."""
+    """A GPT-2 of two layers with d_in 16 and a head. Its tokenizer adds nothing to a text and has no padding."""
     vocabulary = {f"w{i}": i for i in range(WORDS)} | {"<|end|>": END}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|end|>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -53,7 +53,7 @@ def save_gpt2(folder: Path, **settings: Any) -> Path:
 
 
 def write_words(path: Path, paragraphs: int) -> Path:
-    """A text of paragraphs of 1 to 40 words that the tokenizers know."""
+    """Write a text of paragraphs of 1 to 40 words that the tokenizers know."""
     rng = np.random.default_rng(0)
     texts = [" ".join(f"w{i}" for i in rng.integers(WORDS, size=rng.integers(1, 41))) for _ in range(paragraphs)]
     path.write_text("\n\n".join(texts))

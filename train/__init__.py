@@ -1,7 +1,7 @@
 """Harvest activations and fit sparse autoencoders on them, with torch.
 
-Importing this package imports no torch: what needs torch is imported when it is first asked for. May import, of the
-runtime, `core`, `bundle`, `activations` and `calibration`.
+Importing this package imports no torch. A function that needs torch is imported at its first use. The package may
+import these rooms of the runtime: `core`, `bundle`, `activations` and `calibration`.
 """
 
 import importlib

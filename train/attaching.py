@@ -1,4 +1,4 @@
-"""An SAE at work inside a live torch model: features out, edits in, also while it generates."""
+"""Read and edit the features of an SAE inside a live torch model, also while it generates."""
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sae_runtime.core.edits import Edit, as_inputs
 from sae_runtime.core.features import Features
-from sae_runtime.train.harvest.host_model import find_module
+from sae_runtime.train.harvest.host_model import activations_in, find_module, with_activations
 from sae_runtime.train.measure.torch_sae import TorchSAE, open_sae
 
 Gate = Literal["all", "prompt", "generated"] | Collection[int]
@@ -27,28 +27,32 @@ def attach(
     gate: Gate = "all",
     replace: bool = False,
 ) -> Iterator[list[Features]]:
-    """Read the features of a module's output, and edit them, for as long as the block lasts.
+    """Read the features of a module's output, and edit them, while the block lasts.
 
-    Each call of the module appends its features [b, t], as they are before editing, by the served rule; padding counts
-    as a token. Edits are those of `SAE.steer`: all that the SAE cannot explain stays. A graph that `splice` makes with
-    the same SAE and hook gives the same. The features of a transcoder can be read, and cannot be edited.
+    Each call of the module appends its features [b, t], as they are before the edits, by the served rule. Padding
+    counts as a token. The edits are those of `SAE.steer`, which keep the error x - x_hat. A graph that `splice` makes
+    with the same SAE and hook has the same features and outputs. The features of a transcoder can be read but not
+    edited.
 
     Args:
-        model: a transformers model; it may generate, with keys and values or without.
-        hook: a module of it, as `harvest` names it, that gives a tensor, or a tuple or ModelOutput that begins with
-            one, [b, t, d_in].
-        sae: a bundle, exported or not, or what `open_sae` makes of it; it is moved to the model's device.
-        edits: one list for all requests, or a list for each of the b; a request that is searched by several beams
-            takes its list along.
-        gate: the tokens that are edited: "all", those of the "prompt" (of a pass that nothing went before), the
-            "generated" ones, or some by their position, counted from 0 without padding.
-        replace: put the reconstruction, with the edits, in the place of the activation.
+        model: a transformers model; it may generate, with a cache of keys and values or without.
+        hook: a module of it, as `harvest` names it. Its output is a tensor [b, t, d_in], or a tuple or ModelOutput that
+            begins with one.
+        sae: a bundle, exported or not, or the result of `open_sae`; it is moved to the model's device.
+        edits: one list for all requests, or a list for each of the b. If a request is searched by several beams, all of
+            them get its list.
+        gate: the tokens that are edited: "all", the tokens of the "prompt" (of a pass before which no token was read),
+            the "generated" tokens, or a set of positions, counted from 0 without padding.
+        replace: replace the activation by its reconstruction with the edits.
+
+    Returns:
+        The list of features, which grows with each call.
 
     Raises:
-        BundleError: the bundle cannot be trusted.
-        ValueError: the model has no such module, it gives no activations of the SAE's width, a feature is out of range
-            or edited twice, there are other lists of edits than requests, the gate is unknown, or a transcoder is to
-            edit or replace what it reads.
+        BundleError: the bundle is damaged.
+        ValueError: the model has no such module, the module's output has no activations of the SAE's d_in, a feature is
+            out of range or edited twice, the number of lists does not fit the requests, the gate is unknown, or a
+            transcoder is to edit or replace the activations that it reads.
 
     >>> model = AutoModelForCausalLM.from_pretrained("gpt2")  # doctest: +SKIP
     >>> with attach(model, "h.6", "my-sae", [Edit.add(12, 5.0)]) as features:  # doctest: +SKIP
@@ -56,7 +60,7 @@ def attach(
     """
     opened = open_sae(sae) if isinstance(sae, str | Path) else sae
     if isinstance(gate, str) and gate not in ("all", "prompt", "generated"):
-        raise ValueError(f"the gate is 'all', 'prompt', 'generated' or some positions, got {gate!r}")
+        raise ValueError(f"the gate must be 'all', 'prompt', 'generated' or a set of positions, got {gate!r}")
     module = find_module(model.base_model, hook)
     requests: Any = edits if edits and not isinstance(edits[0], Edit) else [edits]
     numbers = {name: torch.from_numpy(a) for name, a in as_inputs(requests, opened.manifest.architecture.d_sae).items()}
@@ -74,7 +78,7 @@ def attach(
 
 
 class _Work:
-    """What is done at each call of the hooked module: `read` grows by its features, and its output may change."""
+    """The hook: at each call of the module it adds the features to `read`, and may change the output."""
 
     def __init__(self, sae: TorchSAE, hook: str, numbers: dict[str, Tensor], gate: Gate, replace: bool) -> None:
         self.sae, self.hook, self.numbers, self.gate, self.replace = sae, hook, numbers, gate, replace
@@ -86,7 +90,7 @@ class _Work:
 
     @torch.no_grad()
     def __call__(self, _module: Any, _args: Any, output: Any) -> Any:
-        whole = _activations(output, self.hook, self.sae.manifest.architecture.d_in)
+        whole = activations_in(output, self.hook, ("batch", "time", self.sae.manifest.architecture.d_in))
         x = whole.float().reshape(-1, whole.shape[2])
         f = self.sae.features(x)
         self.read.append(_sparse(f, whole.shape[:2]))
@@ -94,11 +98,11 @@ class _Work:
             return output
         y = self.sae.decode(f, x) if self.replace else x
         change = _change(self.sae, f, x, whole.shape, self.numbers) * self.place.gates(self.gate, whole)
-        return _with(output, (y.view(whole.shape) + change).to(whole.dtype))
+        return with_activations(output, (y.view(whole.shape) + change).to(whole.dtype))
 
 
 class _Place:
-    """Which tokens of its requests the model reads, from the arguments of its last call."""
+    """The positions of the tokens that the model reads, from the arguments of its last call."""
 
     def __init__(self) -> None:
         self._seen = 0
@@ -125,7 +129,7 @@ class _Place:
 
 
 def _change(sae: TorchSAE, f: Tensor, x: Tensor, shape: tuple[int, ...], numbers: dict[str, Tensor]) -> Tensor:
-    """What the edits add to the activations x [b t, d_in] with features f: size (f' - f) W_dec[features], `shape`."""
+    """The change of activations x [b t, d_in] with features f by the edits: size (f' - f) W_dec[features], `shape`."""
     requests, (b, t, _) = len(numbers["features"]), shape
     if b % requests:
         raise ValueError(f"{requests} lists of edits do not fit {b} requests; give one list, or one for each")
@@ -144,28 +148,3 @@ def _sparse(f: Tensor, shape: tuple[int, ...]) -> Features:
     token, feature = f.nonzero(as_tuple=True)
     indptr = np.concatenate([[0], torch.bincount(token, minlength=len(f)).cumsum(0).cpu().numpy()])
     return Features(indptr, feature.int().cpu().numpy(), f[token, feature].cpu().numpy(), f.shape[1], tuple(shape))
-
-
-def _activations(output: Any, hook: str, width: int) -> Tensor:
-    """The tensor in what a module gives."""
-    first = output
-    if isinstance(output, dict):  # as a ModelOutput is
-        first = next(iter(output.values()), None)
-    elif isinstance(output, tuple | list):
-        first = output[0] if output else None
-    if not isinstance(first, Tensor) or first.ndim != 3 or first.shape[2] != width:
-        shape = list(first.shape) if isinstance(first, Tensor) else type(first).__name__
-        raise ValueError(f"{hook} gives {shape}, this SAE expects [b, t, {width}]; hook the module it was fitted on")
-    return first
-
-
-def _with(output: Any, y: Tensor) -> Any:
-    """What a module gives, with y for its activations."""
-    if isinstance(output, Tensor):
-        return y
-    if isinstance(output, dict):
-        output[next(iter(output))] = y
-        return output
-    if hasattr(output, "_replace"):  # a named tuple
-        return output._replace(**{output._fields[0]: y})
-    return type(output)([y, *output[1:]])

@@ -1,4 +1,4 @@
-"""The device that torch computes on, the memory that it asks for, and the errors it raises when memory is full."""
+"""The device that torch computes on, the memory that it asks for, and its errors when memory is full."""
 
 import ctypes
 import os
@@ -9,13 +9,13 @@ from functools import cache
 
 import torch
 
-# torch has no exception class for full memory on the CPU and in cuBLAS, so these parts of messages tell.
+# torch has no exception class for full memory on the CPU and in cuBLAS, so the texts of its messages identify it.
 _NO_ROOM = ("can't allocate memory", "not enough memory", "ALLOC_FAILED")
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # parameters of glibc's mallopt
 
 
 def usable_device(name: str | None) -> torch.device:
-    """The torch device of that name; None gives cuda where there is one, else cpu.
+    """The torch device of a name; None chooses cuda if there is one, else cpu.
 
     >>> usable_device("cpu")
     device(type='cpu')
@@ -35,8 +35,8 @@ def usable_device(name: str | None) -> torch.device:
 def ask_for_huge_pages() -> None:
     """Have torch put large tensors on huge pages, which saves a tenth of a training step on Linux (docs/log.md).
 
-    torch reads the environment variable once, when it first allocates a tensor on the CPU. A call after that has no
-    effect. A value that the user has set stays.
+    torch reads the environment variable when it allocates its first tensor on the CPU. A later call has no effect. A
+    value that the user has set stays.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
@@ -56,10 +56,15 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    """Turn the errors that torch raises when memory is full into MemoryError; works as a decorator too.
+    """Turn the errors that torch raises when memory is full into MemoryError. It is also a decorator.
 
     Raises:
         MemoryError: torch could not allocate memory within the block.
+
+    >>> with memory_errors():
+    ...     torch.empty(10**15)
+    Traceback (most recent call last):
+    MemoryError: ...; give smaller batches or fewer features
     """
     try:
         yield

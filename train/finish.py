@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.metadata
-import math
 from typing import Any
 
 import numpy as np
@@ -10,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sae_runtime.bundle import quota
 from sae_runtime.bundle.manifest import Allocation, Architecture, Manifest
 from sae_runtime.calibration.thresholds import slots_for
-from sae_runtime.train.data import Source
-from sae_runtime.train.measure.tally import batch_rule, served_rule, shuffled, tally_of
+from sae_runtime.train.measure.rules import batch_rule, even_batch, served_rule, shuffled
+from sae_runtime.train.measure.tally import tally_of
+from sae_runtime.train.source import Source
 from sae_runtime.train.step.model import SparseAutoencoder
 from sae_runtime.train.thresholds import fit_thresholds
 from sae_runtime.train.trainer import Trainer
@@ -23,12 +22,12 @@ from sae_runtime.train.trainer import Trainer
 def finished(
     trainer: Trainer, source: Source, held_out: tuple[Tensor, Tensor], scale: float, *, processes: int = 1
 ) -> tuple[dict[str, NDArray[np.float32]], Manifest]:
-    """The weights for activations that are not scaled, and the manifest.
+    """The weights of a fitted model for activations that are not scaled, and its manifest.
 
     Args:
-        trainer: the trainer of the fitted model.
+        trainer: the trainer of the model.
         source: the source of its training rows.
-        held_out: calibration and validation part, scaled, [n, d_in], on the model's device.
+        held_out: calibration and validation part, scaled, [n, d_in] each, on the model's device.
         scale: the factor by which the activations were multiplied.
         processes: the number of processes that shared the batches.
     """
@@ -57,10 +56,9 @@ def _calibrated(
 ) -> tuple[NDArray[np.float32] | None, dict[str, float], int]:
     """The threshold (None for token choice), the measurements on the validation part, and the slots of encode.onnx."""
     config, model = trainer.config, trainer.model
-    max_density = None if trainer.quota is None else quota.max_densities(trainer.quota, config.k, trainer.recipe.d_sae)
     threshold = None
     if config.allocation != "token":
-        threshold = fit_thresholds(model, calibration, config.k, max_density)
+        threshold = fit_thresholds(model, calibration, config.k, trainer.max_density)
     served = served_rule(config.k, threshold)
     held_out = tally_of(model, validation, served, config.batch)
     used = tally_of(model, calibration, served, config.batch).matches + held_out.matches
@@ -73,10 +71,9 @@ def _calibrated(
     }
     if threshold is None:
         return None, measured, int(config.k)
-    # The batches have one size: in a short last batch the limits of feature choice would round to 0.
-    batch = math.ceil(len(validation) / max(round(len(validation) / config.batch), 1))
+    batch = even_batch(len(validation), config.batch)
     mixed = validation[torch.from_numpy(shuffled(len(validation))).to(validation.device)]
-    by_batch = tally_of(model, mixed, batch_rule(config.k, max_density), batch)
+    by_batch = tally_of(model, mixed, batch_rule(config.k, trainer.max_density), batch)
     measured |= {"batch": batch, "batch_fvu": by_batch.fvu, "batch_l0": float(by_batch.l0.mean())}
     return threshold, measured, slots_for(held_out.l0, trainer.recipe.d_sae)
 
@@ -86,7 +83,8 @@ def _folded(
 ) -> dict[str, NDArray[np.float32]]:
     """The weights for activations that are not scaled.
 
-    A model of x * scale has pre-activations z * scale, so only the biases and the threshold change.
+    The weights W_enc and W_dec stay. The biases and the threshold are divided by the scale, and so are pre-activations
+    and reconstructions.
     """
     weights = {
         "W_enc": model.W_enc.detach().T.contiguous(),

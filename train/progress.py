@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from sae_runtime.core.progress import progress_bar
+from sae_runtime.train.run_options import Options
 from sae_runtime.train.trainer import StepStats, Trainer
 
 _EVERY = 10  # steps
@@ -18,68 +18,61 @@ Report = Callable[[Stats], None]
 
 
 @contextmanager
-def reported(
-    trainers: Mapping[str, Trainer], metrics: Path | None, tensorboard: Path | None, progress: bool
-) -> Iterator[Report]:
-    """A function that passes the stats of each step, by SAE, to the bar, the metrics and TensorBoard.
+def reported(trainers: Mapping[str, Trainer], options: Options) -> Iterator[Report]:
+    """A function that takes the stats of each step, by SAE, and reports every tenth step and the last one.
 
+    The bar shows tokens a second. For several SAEs it shows the worst FVU and the largest share of dead features.
     A resumed run keeps the metrics up to the trainers' step and replaces those of later steps.
+
+    Args:
+        trainers: those of the run, by the names of the SAEs; all are at the same step.
+        options: the `metrics` and `tensorboard` to write, and whether to show the bar (`progress`).
     """
-    with ExitStack() as stack:
-        reports = [stack.enter_context(_bar(trainers, progress))]
-        if metrics is not None:
-            reports.append(stack.enter_context(_lines(trainers, metrics)))
-        if tensorboard is not None:
-            reports.append(stack.enter_context(_events(trainers, tensorboard)))
-
-        def report(stats: Stats) -> None:
-            for one in reports:
-                one(stats)
-
-        yield report
-
-
-def _is_due(trainer: Trainer) -> bool:
-    return trainer.step_number % _EVERY == 0 or trainer.step_number == trainer.recipe.steps
-
-
-@contextmanager
-def _bar(trainers: Mapping[str, Trainer], progress: bool) -> Iterator[Report]:
-    """A bar with tokens a second. For several SAEs it shows the worst FVU and the largest share of dead features."""
     first = next(iter(trainers.values()))
-    size = first.config.batch
-    with progress_bar(first.recipe.steps * size, "tokens", shown=progress, initial=first.step_number * size) as bar:
+    size, steps = first.config.batch, first.recipe.steps
+    metrics, tensorboard = options.get("metrics"), options.get("tensorboard")
+    with ExitStack() as stack:
+        writers: list[Report] = []
+        if metrics is not None:
+            writers.append(_lines(first, metrics, stack))
+        if tensorboard is not None:
+            writers.append(_events(trainers, tensorboard, stack))
+        shown = bool(options.get("progress"))
+        bar = stack.enter_context(progress_bar(steps * size, "tokens", shown=shown, initial=first.step_number * size))
         what = f"{first.config.allocation} choice" if len(trainers) == 1 else f"worst of {len(trainers)}"
         bar.set_description(what, refresh=False)
 
         def report(stats: Stats) -> None:
-            if _is_due(first):
-                shown = {"FVU": f"{max(s.fvu for s in stats.values()):.4f}"}
-                if len(stats) == 1:
-                    shown["L0"] = f"{next(iter(stats.values())).l0:.1f}"
-                shown["dead"] = f"{max(s.dead for s in stats.values()):.2%}"
-                bar.set_postfix(shown, refresh=False)
+            if first.step_number % _EVERY == 0 or first.step_number == steps:
+                bar.set_postfix(_shown(stats), refresh=False)
+                for write in writers:
+                    write(stats)
             bar.update(size)
 
         yield report
 
 
-@contextmanager
-def _lines(trainers: Mapping[str, Trainer], path: Path) -> Iterator[Report]:
-    first = next(iter(trainers.values()))
+def _shown(stats: Stats) -> dict[str, str]:
+    shown = {"FVU": f"{max(s.fvu for s in stats.values()):.4f}"}
+    if len(stats) == 1:
+        shown["L0"] = f"{next(iter(stats.values())).l0:.1f}"
+    return shown | {"dead": f"{max(s.dead for s in stats.values()):.2%}"}
+
+
+def _lines(first: Trainer, path: Path, stack: ExitStack) -> Report:
+    """Writes a line for each SAE."""
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = _lines_until(path, first.step_number) if first.step_number else []
-    with path.open("w", buffering=1) as file:
-        file.writelines(kept)
+    file = stack.enter_context(path.open("w", buffering=1))
+    file.writelines(kept)
 
-        def report(stats: Stats) -> None:
-            if _is_due(first):
-                now = {"step": first.step_number, "tokens": first.step_number * first.config.batch}
-                for name, values in stats.items():
-                    of = {"sae": name} if len(stats) > 1 else {}
-                    file.write(json.dumps(of | now | asdict(values)) + "\n")
+    def write(stats: Stats) -> None:
+        now = {"step": first.step_number, "tokens": first.step_number * first.config.batch}
+        for name, values in stats.items():
+            sae = {"sae": name} if len(stats) > 1 else {}
+            file.write(json.dumps(sae | now | asdict(values)) + "\n")
 
-        yield report
+    return write
 
 
 def _lines_until(metrics: Path, step: int) -> list[str]:
@@ -93,32 +86,26 @@ def _lines_until(metrics: Path, step: int) -> list[str]:
     return kept
 
 
-@contextmanager
-def _events(trainers: Mapping[str, Trainer], folder: Path) -> Iterator[Report]:
-    """A curve for each field of StepStats and for tokens a second. Several SAEs have a folder each."""
+def _events(trainers: Mapping[str, Trainer], folder: Path, stack: ExitStack) -> Report:
+    """Writes a curve for each field of StepStats and for tokens a second. Several SAEs have a folder each."""
     from torch.utils.tensorboard import SummaryWriter
 
     first = next(iter(trainers.values()))
-    with ExitStack() as stack:
-        writers: dict[str, Any] = {}
-        for name in trainers:
-            # Hides the events of later steps, which an earlier run wrote, or a killed one after its last run state.
-            writer = SummaryWriter(
-                str(folder / name if len(trainers) > 1 else folder), purge_step=first.step_number + 1
-            )
-            stack.callback(writer.close)
-            writers[name] = writer
-        last_time, last_step = time.monotonic(), first.step_number
+    last_time, last_step = time.monotonic(), first.step_number
+    curves = {}
+    for name in trainers:
+        # `purge_step` hides the events of later steps, which a killed run wrote after its last run state.
+        path = folder / name if len(trainers) > 1 else folder
+        curves[name] = SummaryWriter(str(path), purge_step=first.step_number + 1)
+        stack.callback(curves[name].close)
 
-        def report(stats: Stats) -> None:
-            nonlocal last_time, last_step
-            if not _is_due(first):
-                return
-            now, step = time.monotonic(), first.step_number
-            speed = (step - last_step) * first.config.batch / max(now - last_time, 1e-9)
-            last_time, last_step = now, step
-            for name, values in stats.items():
-                for field, value in {**asdict(values), "tokens_per_second": speed}.items():
-                    writers[name].add_scalar(field, value, step)
+    def write(stats: Stats) -> None:
+        nonlocal last_time, last_step
+        now, step = time.monotonic(), first.step_number
+        speed = (step - last_step) * first.config.batch / max(now - last_time, 1e-9)
+        last_time, last_step = now, step
+        for name, values in stats.items():
+            for field, value in {**asdict(values), "tokens_per_second": speed}.items():
+                curves[name].add_scalar(field, value, step)
 
-        yield report
+    return write

@@ -4,19 +4,20 @@ from pathlib import Path
 from typing import TypedDict
 
 from sae_runtime.bundle import files
+from sae_runtime.bundle.extras import require
 
 
 class Options(TypedDict, total=False):
-    """The files that a run writes beside its bundles, and what it shows. All are optional.
+    """The files that a run writes beside its bundles, and its progress bar. All are optional.
 
-    | option               | meaning                                                                                   |
-    |----------------------|-------------------------------------------------------------------------------------------|
-    | `metrics`            | a file for a JSON line every ten steps; several SAEs have a line each, named by its "sae" |
-    | `tensorboard`        | a folder for the same numbers as TensorBoard events; several SAEs have a folder each      |
-    | `run_state`         | a folder for the run state, which is removed when the bundle is written                   |
-    | `run_state_seconds` | the time between two writes of the run state [300]                                        |
-    | `resume`             | continue from the run state, or start where there is none                                 |
-    | `progress`           | show the progress on stderr; for several SAEs it shows the worst                          |
+    | option              | meaning                                                                                    |
+    |---------------------|--------------------------------------------------------------------------------------------|
+    | `metrics`           | a file for a JSON line every ten steps; several SAEs have a line each, named by its "sae"  |
+    | `tensorboard`       | a folder for the same numbers as TensorBoard events; several SAEs have a folder each       |
+    | `run_state`         | a folder for the run state, which is removed when the bundle is written                    |
+    | `run_state_seconds` | the time between two writes of the run state [300]                                         |
+    | `resume`            | continue from the run state, or start if there is none                                     |
+    | `progress`          | show the progress on stderr; for several SAEs it shows the worst                           |
 
     No path may be inside the bundle. A run continues from its state after a crash, bit for bit on the same machine with
     the same threads and versions.
@@ -31,22 +32,33 @@ class Options(TypedDict, total=False):
 
 
 def check_outputs(out: Path, options: Options, *, force: bool) -> None:
-    """Raise before any work where an output cannot be written.
+    """Check before any work that a run may write its outputs.
+
+    Args:
+        out: the folder of the bundle or bundles.
+        options: the other outputs.
+        force: whether outputs that exist may be replaced.
+
+    >>> check_outputs(Path("sae"), {"metrics": Path("sae/metrics.jsonl")}, force=False)
+    Traceback (most recent call last):
+    ValueError: sae/metrics.jsonl would be inside the bundle sae; name another path
 
     Raises:
         FileExistsError: an output exists, and neither `force` nor `resume` allows to replace or continue it.
         ValueError: an output would be inside `out`, the metrics are a folder, or TensorBoard's folder is a file.
+        ImportError: `tensorboard` is given and not installed.
     """
     files.check_free(out, force=force)
-    metrics = options.get("metrics")
+    metrics, events = options.get("metrics"), options.get("tensorboard")
     if metrics is not None and metrics.is_dir():
         raise ValueError(f"the metrics {metrics} are a folder; name a file in it")
-    events = options.get("tensorboard")
-    if events is not None and (events.is_file() or (metrics is not None and events.resolve() == metrics.resolve())):
-        raise ValueError(f"TensorBoard's events need a folder of their own, {events} is a file; name another place")
-    for path in filter(None, (metrics, options.get("tensorboard"), options.get("run_state"))):
+    if events is not None:
+        require("tensorboard")
+        if events.is_file() or (metrics is not None and events.resolve() == metrics.resolve()):
+            raise ValueError(f"TensorBoard's events need a folder of their own, {events} is a file; name another path")
+    for path in filter(None, (metrics, events, options.get("run_state"))):
         if out.resolve() in (path.resolve(), *path.resolve().parents):
-            raise ValueError(f"{path} would lie inside the bundle {out}; name another place")
+            raise ValueError(f"{path} would be inside the bundle {out}; name another path")
         if path.exists() and not (force or options.get("resume")):
             raise FileExistsError(f"{path} already exists; go on with --resume, or start over with --force")
         files.check_free(path, force=True)

@@ -5,7 +5,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +16,57 @@ from torch import Tensor
 from sae_runtime.bundle import files
 from sae_runtime.bundle.quota import Quota
 from sae_runtime.bundle.tensors import save_tensors
+from sae_runtime.bundle.typed_json import from_dict, read_json
 from sae_runtime.train.batches import Batches, Place
 from sae_runtime.train.trainer import Trainer
 
 _VERSION = 4
 _TENSORS, _STATE = "state.safetensors", "state.json"
-_FIELDS = {"source", "processes", "step", "place", "runs"}
-_OF_RUN = {"config", "quota", "quota_r_squared", "density_weight", "random", "nearly_equal"}
 
 
+@dataclass(frozen=True)
+class _Numbers:
+    """Everything but tensors that a trainer's step reads and writes."""
+
+    config: Mapping[str, Any]
+    quota: Quota | None
+    quota_r_squared: float | None
+    density_weight: float
+    random: Mapping[str, Any]
+    nearly_equal: float | None
+
+
+@dataclass(frozen=True)
+class _State:
+    """The contents of state.json."""
+
+    version: int
+    source: Mapping[str, Any]
+    processes: int
+    step: int
+    place: Place
+    runs: Mapping[str, _Numbers]
+
+
+@dataclass
 class Keeper:
-    """Keeps the state of a run in a folder, or nowhere if there is no folder.
+    """Keeps the state of a run in a folder. Without a folder it keeps nothing.
 
-    A run fits one SAE or several, by name, on the same batches.
+    Attributes:
+        path: the folder, or None.
+        seconds: the time between two writes.
+        trainers: those of the run, by the names of the SAEs.
+        batches: the batches that all trainers share.
+        processes: the number of processes that share every batch.
     """
 
-    def __init__(
-        self,
-        path: Path | None,
-        seconds: float,
-        trainers: Mapping[str, Trainer],
-        batches: Batches,
-        *,
-        processes: int = 1,
-    ) -> None:
-        self._path = path
-        self._seconds = seconds
-        self._trainers = trainers
-        self._batches = batches
-        self._processes = processes
-        self._saved_at = time.monotonic()
-        self._saved_step: int | None = None
+    path: Path | None
+    seconds: float
+    trainers: Mapping[str, Trainer]
+    batches: Batches
+    processes: int = 1
+    _saved_at: float = field(default_factory=time.monotonic, init=False)
+    _saved_step: int | None = field(default=None, init=False)
 
     @contextmanager
     def guarding(self) -> Iterator[None]:
@@ -58,152 +78,139 @@ class Keeper:
         try:
             yield
         except ValueError as error:
-            if self._path is None or self._saved_step is None:
+            if self.path is None or self._saved_step is None:
                 raise
-            raise ValueError(f"{error}; the run state of step {self._saved_step} is kept in {self._path}") from error
+            raise ValueError(f"{error}; the run state of step {self._saved_step} is kept in {self.path}") from error
 
     def save_if_due(self) -> None:
         """Write the run state if the last write is long enough ago."""
-        if time.monotonic() - self._saved_at >= self._seconds:
+        if time.monotonic() - self._saved_at >= self.seconds:
             self.save()
 
     def save(self) -> None:
         """Replace the run state. A crash leaves either the old or the new one, whole."""
-        if self._path is None:
+        if self.path is None:
             return
-        step = next(iter(self._trainers.values())).step_number
-        state = {
-            "version": _VERSION,
-            "source": self._batches.source.identity,
-            "processes": self._processes,
-            "step": step,
-            "place": asdict(self._batches.place),
-            "runs": {name: _numbers(trainer) for name, trainer in self._trainers.items()},
-        }
-        with files.new_folder(self._path, force=True) as folder:
+        state = self._state()
+        with files.new_folder(self.path, force=True) as folder:
             arrays = {name: tensor.cpu().numpy() for name, tensor in self._tensors().items()}
             save_tensors(folder / _TENSORS, arrays)
-            (folder / _STATE).write_text(json.dumps(state, indent=2) + "\n")
-        self._saved_at, self._saved_step = time.monotonic(), step
+            (folder / _STATE).write_text(json.dumps(asdict(state), indent=2) + "\n")
+        self._saved_at, self._saved_step = time.monotonic(), state.step
 
     def restore(self) -> None:
         """Continue from the run state; without one the run stays at its start.
 
         Raises:
-            ValueError: the run state is damaged, of another version, or of another run; the message names what differs.
+            ValueError: the run state is damaged, of another version, or of another run; the message names the
+                difference.
         """
-        if self._path is None:
+        if self.path is None:
             raise ValueError("there is no run state to resume from; name its folder")
-        files.repair(self._path)
-        if not self._path.exists():
+        files.repair(self.path)
+        if not self.path.exists():
             return
-        state = self._read()
-        self._refuse_other("activations", state["source"], self._batches.source.identity)
-        if state["processes"] != self._processes:
-            raise ValueError(
-                f"the run state {self._path} is of {state['processes']} processes, these are {self._processes}; start "
-                "as many, or start over with --force"
-            )
-        if list(state["runs"]) != list(self._trainers):
-            then, now = ", ".join(state["runs"]), ", ".join(self._trainers)
-            raise ValueError(
-                f"the run state {self._path} is of a run that fits {then}, this one fits {now}; repeat that run's "
-                "settings, or start over with --force"
-            )
-        for name, trainer in self._trainers.items():
-            self._refuse_other("config", state["runs"][name]["config"], asdict(trainer.config))
-        for name, trainer in self._trainers.items():
-            trainer.step_number = state["step"]
-            _set_numbers(trainer, state["runs"][name])
-            trainer.start_moments()
-        self._fill_tensors()
-        self._batches.place = Place(**state["place"])
-        self._saved_step = state["step"]
+        old, new = _read(self.path), self._state()
+        _refuse_other(self.path, "", _shape(old), _shape(new))
+        _refuse_other(self.path, "activations ", old.source, new.source)
+        for name, numbers in old.runs.items():
+            _refuse_other(self.path, "config ", numbers.config, new.runs[name].config)
+        for name, trainer in self.trainers.items():
+            trainer.step_number = old.step
+            _resume(trainer, old.runs[name])
+        self._fill_tensors(self.path)
+        self.batches.place = old.place
+        self._saved_step = old.step
 
     def remove(self) -> None:
         """Delete the run state, if there is one.
 
         Raises:
-            FileExistsError: the path holds something else.
+            FileExistsError: the folder holds other files.
         """
-        if self._path is None or not self._path.exists():
+        if self.path is None or not self.path.exists():
             return
-        if not self._path.is_dir() or not {path.name for path in self._path.iterdir()} <= {_TENSORS, _STATE}:
-            raise FileExistsError(f"{self._path} is no run state, so it is not replaced; name another --run-state")
-        shutil.rmtree(self._path)
+        if not self.path.is_dir() or not {path.name for path in self.path.iterdir()} <= {_TENSORS, _STATE}:
+            raise FileExistsError(f"{self.path} is no run state, so it is not replaced; name another --run-state")
+        shutil.rmtree(self.path)
 
-    def _read(self) -> dict[str, Any]:
-        assert self._path is not None
-        try:
-            state: dict[str, Any] = json.loads((self._path / _STATE).read_text())
-            version = state["version"]
-            if version == _VERSION and not (
-                _FIELDS <= set(state) and all(_OF_RUN <= set(r) for r in state["runs"].values())
-            ):
-                raise ValueError("fields are missing")
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"the run state {self._path} is damaged ({error}); start over with --force") from error
-        if version != _VERSION:
-            raise ValueError(f"the run state {self._path} has version {version}, expected {_VERSION}; start over")
-        return state
+    def _state(self) -> _State:
+        return _State(
+            version=_VERSION,
+            source=self.batches.source.identity,
+            processes=self.processes,
+            step=next(iter(self.trainers.values())).step_number,
+            place=self.batches.place,
+            runs={name: _numbers(trainer) for name, trainer in self.trainers.items()},
+        )
 
     @torch.no_grad()
-    def _fill_tensors(self) -> None:
+    def _fill_tensors(self, path: Path) -> None:
         """Copy the tensors one by one, so that memory holds no second copy of the run."""
-        assert self._path is not None
         try:
-            with safetensors.safe_open(self._path / _TENSORS, "pt") as loaded:
+            with safetensors.safe_open(path / _TENSORS, "pt") as loaded:
                 for name, tensor in self._tensors().items():
                     tensor.copy_(loaded.get_tensor(name))
         except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-            raise ValueError(f"the run state {self._path} is damaged ({error}); start over with --force") from error
-
-    def _refuse_other(self, what: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-        now = json.loads(json.dumps(now))
-        for name in {**then, **now}:
-            if then.get(name) != now.get(name):
-                raise ValueError(
-                    f"the run state {self._path} is of a run with {what} {name} {then.get(name)!r}, this one has "
-                    f"{now.get(name)!r}; repeat that run's settings, or start over with --force"
-                )
+            raise ValueError(f"the run state {path} is damaged ({error}); start over with --force") from error
 
     def _tensors(self) -> dict[str, Tensor]:
-        return {
-            f"{name}/{key}": tensor
-            for name, trainer in self._trainers.items()
-            for key, tensor in _tensors(trainer).items()
-        }
+        """All tensors that a step reads and writes, by the names of SAE and tensor."""
+        return {f"{sae}/{name}": t for sae, trainer in self.trainers.items() for name, t in _tensors(trainer).items()}
 
 
-def _numbers(trainer: Trainer) -> dict[str, Any]:
-    """Everything but tensors that a step reads and writes, as JSON."""
-    return {
-        "config": asdict(trainer.config),
-        "quota": None if trainer.quota is None else asdict(trainer.quota),
-        "quota_r_squared": trainer.quota_r_squared,
-        "density_weight": trainer.tracker.weight,
-        "random": trainer.rng.bit_generator.state,
-        "nearly_equal": trainer.nearly_equal,
-    }
+def _read(path: Path) -> _State:
+    try:
+        values = read_json(dict[str, Any], (path / _STATE).read_bytes(), _STATE)
+        version = values.get("version")
+        if version == _VERSION:
+            state: _State = from_dict(_State, values, _STATE)
+            return state
+    except (OSError, ValueError) as error:
+        raise ValueError(f"the run state {path} is damaged ({error}); start over with --force") from error
+    raise ValueError(f"the run state {path} has version {version}, expected {_VERSION}; start over with --force")
 
 
-def _set_numbers(trainer: Trainer, numbers: Mapping[str, Any]) -> None:
-    trainer.quota = None if numbers["quota"] is None else Quota(**numbers["quota"])
-    trainer.quota_r_squared = numbers["quota_r_squared"]
-    trainer.tracker.weight = numbers["density_weight"]
-    trainer.rng.bit_generator.state = numbers["random"]
-    trainer.nearly_equal = numbers["nearly_equal"]
+def _shape(state: _State) -> dict[str, Any]:
+    """How many processes work on which SAEs."""
+    return {"processes": state.processes, "SAEs": list(state.runs)}
+
+
+def _refuse_other(path: Path, kind: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raise ValueError at the first setting of the run state that this run has otherwise."""
+    new = json.loads(json.dumps(new))
+    for name in {**old, **new}:
+        if old.get(name) != new.get(name):
+            raise ValueError(
+                f"the run state {path} is of a run with {kind}{name} {old.get(name)!r}, this one has "
+                f"{new.get(name)!r}; repeat that run's settings, or start over with --force"
+            )
+
+
+def _numbers(trainer: Trainer) -> _Numbers:
+    return _Numbers(
+        config=asdict(trainer.config),
+        quota=trainer.quota,
+        quota_r_squared=trainer.quota_r_squared,
+        density_weight=trainer.tracker.weight,
+        random=trainer.rng.bit_generator.state,
+        nearly_equal=trainer.nearly_equal,
+    )
+
+
+def _resume(trainer: Trainer, numbers: _Numbers) -> None:
+    """Give a trainer the numbers of a run state, and room for its tensors."""
+    trainer.quota, trainer.quota_r_squared = numbers.quota, numbers.quota_r_squared
+    trainer.tracker.weight = numbers.density_weight
+    trainer.rng.bit_generator.state = dict(numbers.random)
+    trainer.nearly_equal = numbers.nearly_equal
+    trainer.start_moments()
 
 
 def _tensors(trainer: Trainer) -> dict[str, Tensor]:
-    """All tensors that a step reads and writes, by name."""
     tensors: dict[str, Tensor] = {name: parameter.detach() for name, parameter in trainer.model.named_parameters()}
     for name, parameter in trainer.model.named_parameters():
         for moment, tensor in trainer.optimizer.state.get(parameter, {}).items():
             tensors[f"{name}.{moment}"] = tensor
     tracker = trainer.tracker
-    return tensors | {
-        "density": tracker.average,
-        "silent_tokens": tracker.silent_tokens,
-        "expected": trainer.expected,
-    }
+    return tensors | {"density": tracker.average, "silent_tokens": tracker.silent_tokens, "expected": trainer.expected}

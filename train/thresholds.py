@@ -1,4 +1,4 @@
-"""Pre-activations of a model under training, block after block, for the fit of its thresholds."""
+"""The thresholds of a fitted model: torch makes its pre-activations block by block, and `calibration` fits to them."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sae_runtime.calibration.thresholds import thresholds
-from sae_runtime.train.step.model import SparseAutoencoder
+from sae_runtime.train.step.model import SparseAutoencoder, encoded
 
 _BLOCK_ELEMENTS = 1 << 25  # pre-activations [n, block of features]
 
@@ -21,14 +21,14 @@ def fit_thresholds(
     *,
     elements: int = _BLOCK_ELEMENTS,
 ) -> NDArray[np.float32]:
-    """Threshold of each feature under which the mean L0 is k, float32 [d_sae]; see `calibration.thresholds`.
+    """The threshold of each feature, float32 [d_sae], with which the mean L0 is k; see `calibration.thresholds`.
 
     Args:
         model: the fitted model.
         x: calibration activations, scaled as the model expects, [n, d_in].
-        k: wanted mean L0.
-        max_density: the largest density of each feature, float64 [d_sae], for feature choice.
-        elements: pre-activations that are held at once, at most.
+        k: the mean L0 that is asked for.
+        max_density: the largest density of each feature, float64 [d_sae]; None unless the allocation is feature choice.
+        elements: the most pre-activations in memory at once.
 
     >>> x = torch.eye(4)
     >>> model = SparseAutoencoder(8, torch.zeros(4), generator=torch.Generator().manual_seed(0))
@@ -42,5 +42,5 @@ def fit_thresholds(
 def _blocks(model: SparseAutoencoder, x: Tensor, step: int) -> Iterator[NDArray[np.float32]]:
     for begin in range(0, len(model.b_enc), step):
         block = slice(begin, begin + step)
-        z = torch.relu((x - model.b_dec) @ model.W_enc[block].T + model.b_enc[block])
+        z = encoded(x, model.W_enc[block], model.b_enc[block], model.b_dec)
         yield z.T.contiguous().cpu().numpy()

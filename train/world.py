@@ -17,17 +17,20 @@ _LOOK_SECONDS = 0.5  # between two checks that the parent process still runs
 
 
 class World:
-    """The processes that share a batch, as a step sees them. This class stands for a single process.
+    """The processes that share a batch, as a step sees them. This class is the world of a single process.
 
-    >>> World().sum_(torch.ones(2))
-    tensor([1., 1.])
+    >>> ALONE.sum_(torch.ones(2)), ALONE.gather(torch.ones(2)), ALONE.count(3)
+    (tensor([1., 1.]), tensor([1., 1.]), 3)
     """
 
     rank = 0
     size = 1
 
     def part(self, batch: int) -> int:
-        """Tokens of a batch that each process takes.
+        """Tokens of a batch that each process gets.
+
+        >>> ALONE.part(2048)
+        2048
 
         Raises:
             ValueError: the batch does not divide evenly.
@@ -41,7 +44,7 @@ class World:
         return number
 
     def sum_(self, tensor: Tensor) -> Tensor:
-        """The sum of a tensor over all processes, in place; the same bits everywhere."""
+        """The sum of a tensor over all processes, in place; the same bits in every process."""
         return tensor
 
     def gather(self, tensor: Tensor) -> Tensor:
@@ -50,6 +53,10 @@ class World:
 
     def wait(self) -> None:
         """Return when every process has called this."""
+        self.count(0)
+
+
+ALONE = World()
 
 
 class Processes(World):
@@ -78,28 +85,32 @@ class Processes(World):
         longest = max(sizes := self.sum_(lengths).tolist())
         padded = tensor.new_zeros(longest)
         padded[: len(tensor)] = tensor
-        everyone = [torch.empty_like(padded) for _ in range(self.size)]
+        gathered = [torch.empty_like(padded) for _ in range(self.size)]
         with _together():
-            dist.all_gather(everyone, padded)
-        return torch.cat([part[:size] for part, size in zip(everyone, sizes, strict=True)])
-
-    def wait(self) -> None:
-        """As World."""
-        self.count(0)
+            dist.all_gather(gathered, padded)
+        return torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])
 
 
 @contextmanager
 def joined(name: str | None) -> Iterator[tuple[World, torch.device]]:
-    """For the block: the processes that torchrun started with this one, and the device of that name for this one.
+    """For the block: the processes that torchrun started with this one, and this process's device.
 
     Within the block this process ends when its parent is gone. Otherwise the processes of a killed torchrun would
     continue, and would write into the same files as the run that resumes from their state.
+
+    Args:
+        name: a torch device; None: cuda if there is one, else cpu. With several processes, "cuda" gives each
+            process the GPU of its own number.
+
+    >>> with joined("cpu") as (world, device):
+    ...     world.size, device
+    (1, device(type='cpu'))
 
     Raises:
         ValueError: torch cannot compute on the device, the processes could not join, or one of them ended.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield World(), usable_device(name)
+        yield ALONE, usable_device(name)
         return
     if name == "cuda" or (name is None and torch.cuda.is_available()):
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
@@ -117,13 +128,14 @@ def joined(name: str | None) -> Iterator[tuple[World, torch.device]]:
 
 @contextmanager
 def _ending_with_parent() -> Iterator[None]:
+    """Watch the parent process while the block lasts, and end this process when the parent is gone."""
     parent, done = os.getppid(), threading.Event()
 
     def watch() -> None:
         while not done.wait(_LOOK_SECONDS):
             if os.getppid() != parent:
                 with suppress(OSError, ValueError):  # stderr may be closed too
-                    sys.stderr.write("error: what started this process is gone (torchrun?); go on with --resume\n")
+                    sys.stderr.write("error: the parent of this process ended (torchrun?); go on with --resume\n")
                     sys.stderr.flush()
                 os._exit(1)  # sys.exit would wait for the other processes
 
@@ -136,9 +148,10 @@ def _ending_with_parent() -> Iterator[None]:
 
 @contextmanager
 def _together() -> Iterator[None]:
+    """Turn the errors that torch raises when another process ended into one sentence."""
     try:
         yield
     except (RuntimeError, ValueError) as error:
         raise ValueError(
-            f"another process of this run ended ({first_line(error)}); see what it said, then go on with --resume"
+            f"another process of this run ended ({first_line(error)}); see its own message, then go on with --resume"
         ) from error

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from cases_common import documents_of, planted
 
-from sae_runtime.train.data import split
+from sae_runtime.train.held_out import split
 
 SEEDS = range(30)
 HOLDOUT = 0.1

@@ -112,6 +112,6 @@ def test_evaluate_of_a_transcoder_gives_fvu_where_it_has_targets(acts: Path, tmp
     assert found["served"]["fvu"] > 0 and found["batch"] is None
     said = refused(*arguments, "--model", "m", "--text", acts)
     assert said.endswith(
-        "is a transcoder: its features make another activation than they are read from, and can "
-        "neither replace nor edit that"
+        "is a transcoder: its features reconstruct another activation than it reads, and can "
+        "neither replace nor edit that one; give an SAE that reconstructs its input"
     )

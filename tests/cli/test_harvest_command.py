@@ -62,5 +62,5 @@ def test_errors(model: Path, tmp_path: Path) -> None:
     said = refused(*needed, "--text", tmp_path / "no.txt")
     assert said == f"error: the text file {tmp_path / 'no.txt'} does not exist; check its path"
     said = refused(*needed, "--text", tmp_path / "no.txt", "--context", "0")
-    assert said == "error: context must be >= 1, got 0"
+    assert said == "error: context must be at least 1, got 0"
     assert not out.exists()

@@ -48,7 +48,7 @@ def generate(feed: dict[str, NDArray[Any]], steps: int, **settings: Any) -> torc
 
 @pytest.mark.parametrize("edits", [EDITS, LISTS, []])
 @pytest.mark.parametrize("use_cache", [True, False])
-def test_generation_agrees_with_the_spliced_graph(
+def test_attached_generation_agrees_with_the_spliced_graph(
     bundle_of: BundleOf, spliced: Callable[[str], Path], kind: str, edits: list[Any], use_cache: bool
 ) -> None:
     feed = some_ids(3, 8)
@@ -74,7 +74,7 @@ def test_generation_agrees_with_the_spliced_graph(
     assert edits is not LISTS or (ids[1] == plain[1]).all()
 
 
-def test_features_are_those_of_the_runtime(bundle_of: BundleOf, kind: str) -> None:
+def test_attached_features_agree_with_the_runtime(bundle_of: BundleOf, kind: str) -> None:
     model, feed = torch_host("bert"), some_ids(3, 8)
     ids, mask = (torch.from_numpy(feed[name]) for name in ("input_ids", "attention_mask"))
     hidden: list[torch.Tensor] = []
@@ -123,7 +123,7 @@ class Model(torch.nn.Module):
 
 
 @pytest.mark.parametrize("name", SAELENS)
-def test_edits_of_a_converted_sae_are_those_of_its_library(name: str, tmp_path: Path) -> None:
+def test_attached_edits_of_a_converted_sae_agree_with_its_library(name: str, tmp_path: Path) -> None:
     sae, x = converted(tmp_path, name), np.random.default_rng(0).normal(0.5, 1.2, (3, 5, D_IN)).astype(np.float32)
     model = Model("tensor")
     f = sae.features(x)
@@ -148,7 +148,7 @@ def test_edits_of_a_converted_sae_are_those_of_its_library(name: str, tmp_path: 
         {"selection": "topk", "k": 6, "skip": True},
     ],
 )
-def test_edits_of_every_form_are_those_of_steer(form: dict[str, Any], tmp_path: Path) -> None:
+def test_attached_edits_of_every_architecture_agree_with_steer(form: dict[str, Any], tmp_path: Path) -> None:
     path = native(tmp_path / "sae", **form)
     runtime, x = load(path), np.random.default_rng(0).normal(0.5, 1.2, (3, 5, D_IN)).astype(np.float32)
     feature = int(runtime.encode(x).to_dense().sum(axis=(0, 1)).argmax())
@@ -170,7 +170,7 @@ def test_edits_of_every_form_are_those_of_steer(form: dict[str, Any], tmp_path: 
     np.testing.assert_allclose(y, expected, atol=1e-4)
 
 
-def test_a_transcoder_is_read_and_neither_edited_nor_put_in_the_place_of_what_it_reads(tmp_path: Path) -> None:
+def test_attach_reads_a_transcoder_and_refuses_to_edit_or_replace(tmp_path: Path) -> None:
     path = native(tmp_path / "sae", selection="topk", k=6, pre_bias=False, d_out=7)
     model, x = Model("tensor"), np.random.default_rng(0).normal(0, 1.2, (3, 5, D_IN)).astype(np.float32)
     with attach(model, "layer", path) as features:
@@ -184,7 +184,7 @@ def test_a_transcoder_is_read_and_neither_edited_nor_put_in_the_place_of_what_it
                 pass
 
 
-def test_the_document_attaches(
+def test_the_example_of_the_steering_document_runs(
     bundle_of: BundleOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As written, with a model of seven layers and a bundle in the folder that it names."""
@@ -203,7 +203,9 @@ def test_the_document_attaches(
 
 @pytest.mark.parametrize("form", ["tensor", "tuple", "list", "output"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_edits_reach_layers_of_all_forms(bundle_of: BundleOf, kind: str, form: str, dtype: torch.dtype) -> None:
+def test_attached_edits_reach_outputs_of_every_form(
+    bundle_of: BundleOf, kind: str, form: str, dtype: torch.dtype
+) -> None:
     model, x = Model(form), torch.from_numpy(np.random.default_rng(0).normal(0, 1.2, (3, 5, D_IN))).to(dtype)
     with attach(model, "layer", bundle_of(kind), LISTS):
         output = model(x)
@@ -215,7 +217,7 @@ def test_edits_reach_layers_of_all_forms(bundle_of: BundleOf, kind: str, form: s
     assert np.abs(expected - x.float().numpy()).max() > 1
 
 
-def test_the_gate_says_which_tokens(bundle_of: BundleOf) -> None:
+def test_the_gate_chooses_the_tokens_that_are_edited(bundle_of: BundleOf) -> None:
     feed, model, weights = some_ids(3, 8), torch_host("gpt2"), make_weights(150, "mutual")
     ids, mask = (torch.from_numpy(feed[name]) for name in ("input_ids", "attention_mask"))
     position = (mask.cumsum(1) - 1).masked_fill(mask == 0, -1).numpy()
@@ -248,7 +250,7 @@ def test_the_gate_says_which_tokens(bundle_of: BundleOf) -> None:
         pass
 
 
-def test_the_reconstruction_may_replace_the_activation(bundle_of: BundleOf, kind: str) -> None:
+def test_attach_replaces_the_activation_by_the_reconstruction(bundle_of: BundleOf, kind: str) -> None:
     model, x = Model("tensor"), np.random.default_rng(0).normal(0, 1.2, (3, 5, D_IN)).astype(np.float32)
     with attach(model, "layer", bundle_of(kind), [Edit.add(7, 5.0)], replace=True):
         y = model(torch.from_numpy(x)).numpy()
@@ -258,7 +260,7 @@ def test_the_reconstruction_may_replace_the_activation(bundle_of: BundleOf, kind
     np.testing.assert_allclose(y, f @ weights["W_dec"] + weights["b_dec"], atol=1e-4)
 
 
-def test_beams_take_the_list_of_their_request(bundle_of: BundleOf) -> None:
+def test_beams_get_the_edits_of_their_request(bundle_of: BundleOf) -> None:
     feed = some_ids(3, 8)
     with attach(torch_host("gpt2"), HOOK, bundle_of("mutual"), LISTS):
         together = generate(feed, 4, num_beams=2)
@@ -268,7 +270,7 @@ def test_beams_take_the_list_of_their_request(bundle_of: BundleOf) -> None:
             assert torch.equal(generate(alone, 4, num_beams=2)[0], together[row])
 
 
-def test_hooks_features_and_lists_that_do_not_fit_are_refused(bundle_of: BundleOf) -> None:
+def test_attach_refuses_hooks_features_and_lists_that_do_not_fit(bundle_of: BundleOf) -> None:
     model, ids = torch_host("gpt2"), torch.zeros(2, 3, dtype=torch.long)
     bundle = bundle_of("mutual")
     with pytest.raises(ValueError, match="close names are h.1, h.0"), attach(model, "h.9", bundle):
@@ -277,7 +279,7 @@ def test_hooks_features_and_lists_that_do_not_fit_are_refused(bundle_of: BundleO
         pass
     with pytest.raises(ValueError, match="3 lists of edits do not fit 2 requests"), attach(model, HOOK, bundle, LISTS):
         model(ids)
-    with pytest.raises(ValueError, match=r"h.0.mlp.c_fc gives \[2, 3, 96\], this SAE expects \[b, t, 24\]"):
+    with pytest.raises(ValueError, match=r"h.0.mlp.c_fc gives \[2, 3, 96\], expected \[batch, time, 24\]"):
         with attach(model, "h.0.mlp.c_fc", bundle):
             model(ids)
     hooks = [module for module in model.modules() if module._forward_hooks or module._forward_pre_hooks]

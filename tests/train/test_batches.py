@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from sae_runtime.activations.stored import Activations, Shard
 from sae_runtime.train.batches import Batches, Place
-from sae_runtime.train.data import BLOCK, Split, StoredRows, Tick
+from sae_runtime.train.held_out import Split
+from sae_runtime.train.source import Tick
+from sae_runtime.train.stored_rows import BLOCK, StoredRows
 
 FOREVER = 10**6
 
@@ -52,7 +54,7 @@ def test_rows_of_one_pool_come_together_and_shuffled() -> None:
 
 
 @pytest.mark.parametrize("pool_rows", [10**6, 3 * BLOCK, BLOCK])
-def test_three_integers_say_where_to_go_on(pool_rows: int) -> None:
+def test_three_integers_are_enough_to_continue(pool_rows: int) -> None:
     whole = taken(Batches(source(500, pool_rows), 90, 5), 20)
     for stop in range(1, 20):
         before = Batches(source(500, pool_rows), 90, 5)
@@ -64,7 +66,7 @@ def test_three_integers_say_where_to_go_on(pool_rows: int) -> None:
         assert taken(after, 20 - stop) == whole[stop:]
 
 
-def test_seeds_give_orders() -> None:
+def test_batches_follow_the_seed() -> None:
     first, second, other = (taken(Batches(source(300, 100), 50, seed), 6) for seed in (1, 1, 2))
     assert first == second != other
 
@@ -96,7 +98,7 @@ def counted(n: int, pool_rows: int) -> Counted:
     return made
 
 
-def test_the_next_pool_comes_while_this_one_is_given_and_none_beyond_the_last() -> None:
+def test_the_next_pool_is_filled_ahead_and_none_after_the_last() -> None:
     data = counted(4 * BLOCK, BLOCK)
     with Batches(data, BLOCK // 2, 0) as batches:
         batches.next(6)  # three pools
@@ -115,7 +117,7 @@ def test_all_rows_in_one_pool_are_taken_once() -> None:
     assert data.pools == 1
 
 
-def test_the_end_frees_the_pools() -> None:
+def test_leaving_the_block_frees_the_pools() -> None:
     made: list[weakref.ref[NDArray[np.float32]]] = []
 
     class Watched(StoredRows):
@@ -134,7 +136,7 @@ def test_the_end_frees_the_pools() -> None:
         assert made and all(one() is None for one in made) and batches.place.given + batches.place.begin
 
 
-def test_the_end_does_not_wait_for_a_pool_that_nobody_wants() -> None:
+def test_leaving_the_block_does_not_wait_for_the_next_pool() -> None:
     data = counted(4 * BLOCK, BLOCK)
     data.wait = threading.Event()
     with Batches(data, BLOCK, 0) as batches:
@@ -143,7 +145,7 @@ def test_the_end_does_not_wait_for_a_pool_that_nobody_wants() -> None:
     assert data.pools == 2  # the second was left at its next tick
 
 
-def test_errors_of_the_thread_come_out_of_the_batch_that_needs_the_rows() -> None:
+def test_an_error_of_a_thread_is_raised_by_the_batch_that_needs_the_rows() -> None:
     x = np.ones((4 * BLOCK, 2), np.float32)
     x[200, 1] = np.nan
     rows, none = np.arange(len(x)), np.arange(0)

@@ -8,13 +8,13 @@ import torch
 from sae_runtime.train.device import memory_errors, usable_device
 
 
-def test_the_device_is_one_that_computes() -> None:
+def test_usable_device_gives_a_device_that_computes() -> None:
     assert usable_device("cpu") == torch.device("cpu")
     assert usable_device(None).type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.mark.parametrize("name", ["abacus", "meta", "cuda:99", "cpu:x"])
-def test_another_device_is_refused(name: str) -> None:
+def test_usable_device_refuses_a_device_that_cannot_compute(name: str) -> None:
     with pytest.raises(ValueError, match=rf"^torch cannot compute on {name} \(.+\); use another --device$"):
         usable_device(name)
 
@@ -26,7 +26,7 @@ def test_full_memory_is_a_memory_error() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 3 GiB")
 
 
-def test_other_errors_pass() -> None:
+def test_memory_errors_lets_other_errors_pass() -> None:
     with pytest.raises(RuntimeError, match="^a bug$"), memory_errors():
         raise RuntimeError("a bug")
 

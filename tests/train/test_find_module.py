@@ -20,6 +20,6 @@ def test_a_hook_finds_the_module_with_or_without_the_name_of_the_base_model(hook
         "tensor:layer_norm_2",
     ],
 )
-def test_a_hook_that_only_a_graph_has_is_refused_with_what_is_possible(hook: str) -> None:
+def test_a_hook_that_only_a_graph_has_is_refused_with_an_example(hook: str) -> None:
     with pytest.raises(ValueError, match=f"output of a module's first call, got {hook}; name the module"):
         find_module(torch_host("bert"), hook)

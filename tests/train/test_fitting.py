@@ -15,14 +15,15 @@ from sae_runtime.bundle import quota
 from sae_runtime.exports import witness
 from sae_runtime.exports.export import export
 from sae_runtime.train import TrainConfig, fit, fit_many
-from sae_runtime.train.data import StoredRows, split
+from sae_runtime.train.held_out import split
+from sae_runtime.train.stored_rows import StoredRows
 from sae_runtime.train.trainer import StepStats, Trainer
 
 D_IN, TRUE, K = 20, 48, 4
 
 
 def planted(n: int, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Activations that are sums of a few of 48 unit directions, which fire by a Zipf law, and those directions."""
+    """Activations that are sums of a few of 48 unit directions, active by a Zipf law, and these directions."""
     rng = np.random.default_rng(seed)
     directions = np.random.default_rng(7).standard_normal((TRUE, D_IN))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
@@ -50,7 +51,7 @@ class Counted(StoredRows):
 
 
 def source(x: NDArray[np.float32], pool_rows: int) -> Counted:
-    """The source that `fit` makes of an array, with a pool of so many rows."""
+    """The source that `fit` makes of an array, with a pool of `pool_rows` rows."""
     activations = Activations(Path("array"), [Shard(x)])
     return Counted(activations, split(activations, 0.1, 0), pool_rows)
 
@@ -120,7 +121,7 @@ def test_fit_reads_the_held_out_rows_once(tmp_path: Path) -> None:
         assert file.name == bundle.MANIFEST or (tmp_path / "saes" / "a" / file.name).read_bytes() == file.read_bytes()
 
 
-def test_d_sae_is_eight_times_d_in_where_it_is_not_given(tmp_path: Path) -> None:
+def test_d_sae_is_eight_times_d_in_by_default(tmp_path: Path) -> None:
     x = planted(2000)[0][:, :13]
     manifest = fit(x, tmp_path / "sae", TrainConfig(k=4, tokens=1000, batch=500))
     assert manifest.architecture.d_sae == manifest.provenance["recipe"]["d_sae"] == 112, "a multiple of 16"
@@ -144,7 +145,7 @@ def test_metrics_of_fit_are_json_lines(tmp_path: Path) -> None:
     assert lines[-1]["tokens"] == 12_500 and {"fvu", "l0", "dead", "under_used", "aux", "lr"} <= set(lines[-1])
 
 
-def test_manifest_says_where_it_came_from(fitted: Callable[[str], Path], kind: str) -> None:
+def test_manifest_records_config_recipe_and_rows(fitted: Callable[[str], Path], kind: str) -> None:
     manifest = bundle.read(fitted(kind)).manifest
     assert manifest.provenance["config"]["d_sae"] == 64 and manifest.provenance["recipe"]["steps"] == 500
     assert manifest.provenance["rows"]["train"] == 30_000 - 2 * manifest.measured["tokens"]
@@ -168,12 +169,12 @@ def test_existing_bundle_is_refused_before_any_work(tmp_path: Path) -> None:
         fit("no such activations", tmp_path / "sae", config())
 
 
-def test_a_batch_larger_than_the_held_out_part_is_recorded_as_it_was(tmp_path: Path) -> None:
+def test_a_batch_larger_than_the_held_out_part_is_recorded_with_its_true_size(tmp_path: Path) -> None:
     manifest = fit(planted(600)[0], tmp_path / "sae", config(tokens=1000))
     assert (manifest.measured["batch"], manifest.measured["tokens"]) == (30, 30)
 
 
-def test_an_sae_beside_others_is_the_sae_alone_bit_for_bit(tmp_path: Path) -> None:
+def test_fit_many_fits_each_sae_as_fit_does_bit_for_bit(tmp_path: Path) -> None:
     x = planted(3000)[0]
     configs = {
         f"{kind}-k{k}": config(allocation=kind, k=float(k), tokens=20_000, d_sae=d_sae, pool=1)
@@ -188,7 +189,7 @@ def test_an_sae_beside_others_is_the_sae_alone_bit_for_bit(tmp_path: Path) -> No
         assert alone == manifests[name]
 
 
-def test_metrics_of_several_say_whose_they_are(tmp_path: Path) -> None:
+def test_metrics_of_several_saes_name_the_sae(tmp_path: Path) -> None:
     configs = {"a": config(tokens=10_000), "b": config(tokens=10_000, k=2.0)}
     fit_many(planted(2000)[0], tmp_path / "saes", configs, metrics=tmp_path / "m.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
@@ -207,21 +208,23 @@ def test_metrics_of_several_say_whose_they_are(tmp_path: Path) -> None:
         ({"device": "cpu"}, "SAEs of one pass share device"),
     ],
 )
-def test_what_decides_the_batches_is_shared(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_fit_many_refuses_configs_that_need_different_batches(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         fit_many(planted(600)[0], tmp_path / "saes", {"a": config(), "b": config(**change)})
     assert not (tmp_path / "saes").exists()
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b"])
-def test_names_are_names_of_folders(tmp_path: Path, name: str) -> None:
+def test_fit_many_refuses_names_that_are_no_folder_names(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="is not the name of a folder; rename that SAE"):
         fit_many(planted(600)[0], tmp_path / "saes", {name: config()})
     with pytest.raises(ValueError, match="there is nothing to fit; give one config at least"):
         fit_many(planted(600)[0], tmp_path / "saes", {})
 
 
-def test_errors_of_one_among_several_name_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_one_among_several_saes_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step = Trainer.step
 
     def failing(self: Trainer, x: Any) -> StepStats:
@@ -236,7 +239,7 @@ def test_errors_of_one_among_several_name_it(tmp_path: Path, monkeypatch: pytest
     assert list(tmp_path.iterdir()) == []
 
 
-def test_data_larger_than_a_pool_is_learned_as_well(tmp_path: Path) -> None:
+def test_activations_larger_than_a_pool_are_learned_as_well(tmp_path: Path) -> None:
     settings = config(tokens=100_000)
     whole = fit(source(planted(8000)[0], 10**6), tmp_path / "whole", settings)
     pools = fit(source(planted(8000)[0], 500), tmp_path / "pools", settings)
@@ -245,7 +248,9 @@ def test_data_larger_than_a_pool_is_learned_as_well(tmp_path: Path) -> None:
     assert weights[0] != weights[1]
 
 
-def test_without_tensorboard_its_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorboard_that_is_not_installed_is_refused_with_its_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboard" else real(name))
     with pytest.raises(

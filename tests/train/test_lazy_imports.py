@@ -25,7 +25,7 @@ def test_importing_the_package_or_its_configs_imports_no_torch_and_sets_no_varia
     assert python(code + "print('torch' in sys.modules, dict(os.environ) == before)") == "False True\n"
 
 
-def test_functions_of_the_packages_are_imported_when_asked_for() -> None:
+def test_functions_of_the_packages_are_imported_at_their_first_use() -> None:
     names = """
 from sae_runtime.train import attach, evaluate, fit, fit_many
 from sae_runtime.train.harvest import harvest

@@ -33,7 +33,7 @@ def play(
     trainers: dict[str, Trainer], upto: int, *, metrics: Path | None = None, tensorboard: Path | None = None
 ) -> None:
     """Report the steps up to one; the FVU is the step's number over a hundred, and 1 more for each further SAE."""
-    with reported(trainers, metrics, tensorboard, True) as report:
+    with reported(trainers, {"metrics": metrics, "tensorboard": tensorboard, "progress": True}) as report:
         for step in range(next(iter(trainers.values())).step_number + 1, upto + 1):
             for one in trainers.values():
                 one.step_number = step
@@ -54,7 +54,7 @@ def test_the_bar_shows_tokens_a_second_fvu_l0_and_dead(monkeypatch: pytest.Monke
     assert "FVU=0.3000, L0=0.2, dead=25.00%" in last
 
 
-def test_the_bar_of_several_shows_the_worst(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bar_of_several_saes_shows_the_worst(monkeypatch: pytest.MonkeyPatch) -> None:
     stderr = Terminal()
     monkeypatch.setattr(sys, "stderr", stderr)
     play({"a": trainer(), "b": trainer(3.0)}, 30)
@@ -62,7 +62,7 @@ def test_the_bar_of_several_shows_the_worst(monkeypatch: pytest.MonkeyPatch) -> 
     assert last.startswith("worst of 2: 100%") and "FVU=1.3000, dead=25.00%" in last
 
 
-def test_the_lines_hold_every_field_and_go_on_where_the_run_does(tmp_path: Path) -> None:
+def test_metrics_hold_every_field_and_continue_at_the_step_of_a_resumed_run(tmp_path: Path) -> None:
     path = tmp_path / "logs" / "m.jsonl"
     play({"sae": trainer()}, 25, metrics=path)
     with path.open("a") as file:
@@ -91,7 +91,7 @@ def test_tensorboard_shows_every_field_and_no_step_twice(tmp_path: Path) -> None
     assert all(value > 0 for _, value in shown["tokens_per_second"])
 
 
-def test_tensorboard_has_a_folder_for_each_of_several(tmp_path: Path) -> None:
+def test_tensorboard_has_a_folder_for_each_of_several_saes(tmp_path: Path) -> None:
     play({"a": trainer(), "b": trainer()}, 10, tensorboard=tmp_path)
     ((_, first),) = curves(tmp_path / "a")["fvu"]
     ((_, second),) = curves(tmp_path / "b")["fvu"]

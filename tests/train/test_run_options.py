@@ -6,10 +6,12 @@ from sae_runtime.train.run_options import check_outputs
 
 
 @pytest.mark.parametrize("name", ["metrics", "tensorboard", "run_state"])
-def test_what_stands_beside_the_bundle_is_not_in_it_and_replaces_nothing_unasked(tmp_path: Path, name: str) -> None:
+def test_an_output_beside_the_bundle_is_not_inside_it_and_replaces_nothing_without_force(
+    tmp_path: Path, name: str
+) -> None:
     out, beside = tmp_path / "sae", tmp_path / "run"
     check_outputs(out, {name: beside}, force=False)  # type: ignore[misc]  # one of the paths
-    with pytest.raises(ValueError, match=r"run would lie inside the bundle .+sae; name another place"):
+    with pytest.raises(ValueError, match=r"run would be inside the bundle .+sae; name another path"):
         check_outputs(out, {name: out / "run"}, force=True)  # type: ignore[misc]
     if name == "tensorboard":
         beside.mkdir()
@@ -23,12 +25,12 @@ def test_what_stands_beside_the_bundle_is_not_in_it_and_replaces_nothing_unasked
     assert mine.read_text() == "mine" and not out.exists()
 
 
-def test_metrics_are_a_file(tmp_path: Path) -> None:
+def test_metrics_that_are_a_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="are a folder; name a file in it"):
         check_outputs(tmp_path / "sae", {"metrics": tmp_path}, force=True)
 
 
-def test_tensorboards_events_are_a_folder_of_their_own(tmp_path: Path) -> None:
+def test_tensorboard_needs_a_folder_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "events").write_text("mine")
     same = {"metrics": tmp_path / "m", "tensorboard": tmp_path / "m"}
     for options in ({"tensorboard": tmp_path / "events"}, same):

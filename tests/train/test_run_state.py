@@ -12,8 +12,9 @@ from processes import command_line, started
 from sae_runtime.activations.stored import Activations, Shard
 from sae_runtime.bundle import folder as bundle
 from sae_runtime.train import TrainConfig, fit, fit_many
-from sae_runtime.train.data import StoredRows, split
-from sae_runtime.train.fitting import Data
+from sae_runtime.train.held_out import split
+from sae_runtime.train.run import Data
+from sae_runtime.train.stored_rows import StoredRows
 from sae_runtime.train.trainer import StepStats, Trainer
 
 
@@ -48,7 +49,7 @@ SMALL_POOL = 5 * 64
 
 
 def pooled(rows: int) -> StoredRows:
-    """The source that `fit` makes of the activations, with a pool of so many rows."""
+    """The source that `fit` makes of the activations, with a pool of `rows` rows."""
     array = Activations(Path("array"), [Shard(activations())])
     return StoredRows(array, split(array, 0.1, 0), rows)
 
@@ -74,10 +75,10 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, steps: int, pool:
     fit(pooled(pool), again, config(), run_state=run, resume=True)
     assert (again / bundle.WEIGHTS).read_bytes() == (tmp_path / "whole" / bundle.WEIGHTS).read_bytes()
     assert bundle.read(again).manifest.measured == bundle.read(tmp_path / "whole").manifest.measured
-    assert not run.exists(), "the run state is removed when the bundle stands"
+    assert not run.exists(), "the run state is removed when the bundle is written"
 
 
-def test_a_killed_run_resumes_and_ends_with_the_same_bits(tmp_path: Path) -> None:
+def test_a_killed_run_that_is_resumed_ends_with_the_same_bits(tmp_path: Path) -> None:
     # Rows so wide that a pool of one MiB holds 5 of their 43 blocks.
     np.save(tmp_path / "x.npy", np.tile(activations(), 64))
     command = ["train", "--activations", "x.npy", "--allocation", "feature", "--pool", "1", "-o", "sae"]
@@ -109,7 +110,7 @@ def test_a_killed_run_resumes_and_ends_with_the_same_bits(tmp_path: Path) -> Non
     assert left == {"x.npy", "sae", "whole", "m.jsonl"}
 
 
-def test_the_state_of_another_run_is_refused(tmp_path: Path) -> None:
+def test_resume_refuses_the_run_state_of_another_run(tmp_path: Path) -> None:
     run = begun(tmp_path, 5)
     with pytest.raises(ValueError, match=r"is of a run with config k 3\.0, this one has 2\.0; repeat"):
         fit(activations(), tmp_path / "sae", config(k=2.0), run_state=run, resume=True)
@@ -120,13 +121,13 @@ def test_the_state_of_another_run_is_refused(tmp_path: Path) -> None:
         source = Activations(Path("array"), [Shard(x)], **({} if name == "fingerprint" else {name: "another"}))
         with pytest.raises(ValueError, match=rf"is of a run with activations {name} \S+, this one has '\w+'; repeat"):
             fit(source, tmp_path / "sae", config(), run_state=run, resume=True)
-    with pytest.raises(ValueError, match=r"is of a run that fits sae, this one fits a, b; repeat that run's settings"):
+    with pytest.raises(ValueError, match=r"is of a run with SAEs \['sae'\], this one has \['a', 'b'\]; repeat"):
         both = {"a": config(), "b": config(k=2.0)}
         fit_many(activations(), tmp_path / "saes", both, run_state=run, resume=True)
     assert run.exists()
 
 
-def test_a_run_state_of_another_version_is_refused(tmp_path: Path) -> None:
+def test_resume_refuses_a_run_state_of_another_version(tmp_path: Path) -> None:
     run = begun(tmp_path, 5)
     state = json.loads((run / "state.json").read_text())
     (run / "state.json").write_text(json.dumps({**state, "version": 1}))
@@ -148,7 +149,7 @@ def test_a_resumed_run_of_several_saes_ends_with_the_same_bits(tmp_path: Path) -
     assert metrics.read_text() == (tmp_path / "whole.jsonl").read_text()
 
 
-def test_a_run_that_stands_is_not_lost_by_accident(tmp_path: Path) -> None:
+def test_an_existing_run_state_is_replaced_only_by_force(tmp_path: Path) -> None:
     run = begun(tmp_path, 5)
     with pytest.raises(FileExistsError, match="run already exists; go on with --resume, or start over with --force"):
         fit(activations(), tmp_path / "sae", config(), run_state=run)
@@ -156,7 +157,7 @@ def test_a_run_that_stands_is_not_lost_by_accident(tmp_path: Path) -> None:
     assert (tmp_path / "sae").exists() and not run.exists()
 
 
-def test_a_folder_of_other_things_is_not_replaced(tmp_path: Path) -> None:
+def test_a_run_state_never_replaces_a_folder_of_other_files(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="run is no run state, so it is not replaced; name another"):
@@ -166,7 +167,7 @@ def test_a_folder_of_other_things_is_not_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "thesis.txt").read_text() == "mine"
 
 
-def test_resume_without_a_run_state_starts(tmp_path: Path) -> None:
+def test_resume_without_a_run_state_starts_a_new_run(tmp_path: Path) -> None:
     fit(activations(), tmp_path / "sae", config(tokens=1280), run_state=tmp_path / "run", resume=True)
     assert bundle.read(tmp_path / "sae").manifest.provenance["recipe"]["steps"] == 10
     with pytest.raises(ValueError, match="there is no run state to resume from; name its folder"):

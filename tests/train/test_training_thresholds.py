@@ -23,7 +23,7 @@ def z_of(model: SparseAutoencoder, x: Tensor) -> np.ndarray:
 
 
 @pytest.mark.parametrize("elements", [1 << 25, 5000])
-def test_mutual_choice_gets_one_threshold_and_exactly_k(model: SparseAutoencoder, elements: int) -> None:
+def test_mutual_choice_has_one_threshold_and_exactly_k(model: SparseAutoencoder, elements: int) -> None:
     x = activations(500)
     threshold = fit_thresholds(model, x, 6.0, elements=elements)
     assert threshold.dtype == np.float32 and len(np.unique(threshold)) == 1
@@ -34,7 +34,7 @@ def test_mutual_choice_gets_one_threshold_and_exactly_k(model: SparseAutoencoder
 
 
 @pytest.mark.parametrize("slack", [1.0, 1.5, 4.0])
-def test_feature_choice_holds_k_and_every_cap(model: SparseAutoencoder, slack: float) -> None:
+def test_feature_choice_keeps_k_and_every_largest_density(model: SparseAutoencoder, slack: float) -> None:
     x = activations(800)
     max_density = quota.max_densities(Quota(exponent=0.8, offset=3.0, slack=slack), 6.0, 120)
     threshold = fit_thresholds(model, x, 6.0, max_density)
@@ -68,13 +68,13 @@ def test_features_that_are_never_active_get_a_finite_threshold(model: SparseAuto
     assert np.isfinite(fit_thresholds(model, activations(300), 6.0)[5])
 
 
-def test_a_feature_without_a_token_of_its_own_is_silent(model: SparseAutoencoder) -> None:
+def test_a_feature_whose_limit_rounds_to_no_token_is_silent(model: SparseAutoencoder) -> None:
     x, max_density = activations(100), np.full(120, 0.5)
     max_density[7] = 0.001  # a tenth of a token: rounds to none
     kept = z_of(model, x) > fit_thresholds(model, x, 6.0, max_density)
     assert not kept[:, 7].any() and kept.any()
 
 
-def test_a_k_beyond_the_positive_values_serves_them_all(model: SparseAutoencoder) -> None:
+def test_a_k_above_the_positive_values_keeps_all_of_them(model: SparseAutoencoder) -> None:
     x = activations(50)
     assert (fit_thresholds(model, x, 120.0) == 0).all()

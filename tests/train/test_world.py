@@ -35,24 +35,26 @@ from sae_runtime.train.world import World
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of two processes selects and fits."""
+    """The selections and fitted weights of each of two processes."""
     return together(tmp_path_factory.mktemp("world"), select_and_fit)
 
 
-@pytest.mark.parametrize("limits", ["total", "nothing", "everything", "caps", "full caps", "all caps", "nominated"])
+@pytest.mark.parametrize(
+    "limits", ["total", "nothing", "everything", "limits", "full limits", "all limits", "nominated"]
+)
 def test_processes_select_what_one_selects(found: list[dict[str, Any]], limits: str) -> None:
     alone = selections(pre_activations(), World())[limits]
     parts = [result["selections"][limits] + rank * BATCH // SIZE * D_SAE for rank, result in enumerate(found)]
     assert torch.equal(torch.cat(parts), alone)
     if limits == "total":
-        assert min(len(part) for part in parts) < len(alone) // 2 - 50, "the shares were to differ"
+        assert min(len(part) for part in parts) < len(alone) // 2 - 50, "the shares must differ for this test"
 
 
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
 def test_processes_fit_what_one_fits(found: list[dict[str, Any]], allocation: str) -> None:
     alone = fitted(allocation, World())
     first, second = (result[allocation] for result in found)
-    assert torch.equal(first["fired at the first step"], alone["fired at the first step"])
+    assert torch.equal(first["active at the first step"], alone["active at the first step"])
     for name in ("W_enc", "W_dec", "b_enc", "b_dec"):
         assert torch.equal(first[name], second[name]), "the processes have one model"
         assert distance(first[name], alone[name]) < 1e-6
@@ -72,11 +74,11 @@ def acts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_processes_go_on_bit_for_bit_and_as_many(acts: Path, tmp_path: Path) -> None:
+def test_processes_resume_bit_for_bit_and_in_the_same_number(acts: Path, tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()
     whole, _ = together(tmp_path, fit_until, acts, tmp_path / "whole" / "sae", None, None)
     assert together(tmp_path, fit_until, acts, tmp_path / "sae", 23, None) == [{"stopped": 23}] * SIZE
-    with pytest.raises(ValueError, match="run is of 2 processes, these are 1; start as many, or start over with --for"):
+    with pytest.raises(ValueError, match="is of a run with processes 2, this one has 1; repeat that"):
         fit(acts, tmp_path / "alone", RUN, run_state=tmp_path / "run", resume=True)
     for again in together(tmp_path, fit_until, acts, tmp_path / "sae", None, None):
         assert again.keys() == whole.keys()
@@ -85,17 +87,17 @@ def test_processes_go_on_bit_for_bit_and_as_many(acts: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("lost", [0, 1])
-def test_a_peer_that_dies_gives_one_sentence(acts: Path, tmp_path: Path, lost: int) -> None:
+def test_the_death_of_a_process_is_one_sentence_in_the_others(acts: Path, tmp_path: Path, lost: int) -> None:
     (said,) = together(tmp_path, fit_until, acts, tmp_path / "sae", 5, lost, lost=lost)
     assert re.fullmatch(
-        r"another process of this run ended \([^\n]+\); see what it said, then go on with --resume(; the run state "
+        r"another process of this run ended \([^\n]+\); see its own message, then go on with --resume(; the run state "
         r"of step 5 is kept in .*run)?",
         said["error"],
     )
     assert not (tmp_path / "sae").exists() and (tmp_path / "run").exists()
 
 
-def test_processes_end_when_what_started_them_is_killed() -> None:
+def test_processes_end_when_their_parent_is_killed() -> None:
     receiver, sender = CONTEXT.Pipe(duplex=False)
     agent = CONTEXT.Process(target=wait_for_an_orphan, args=(sender,))
     agent.start()
@@ -104,7 +106,7 @@ def test_processes_end_when_what_started_them_is_killed() -> None:
     assert agent.pid is not None
     os.kill(agent.pid, signal.SIGKILL)
     assert receiver.poll(30), "a process goes on"
-    with pytest.raises(EOFError):  # nobody is left who could say anything
+    with pytest.raises(EOFError):  # no process is left that could send
         receiver.recv()
     agent.join()
 

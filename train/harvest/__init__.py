@@ -1,6 +1,7 @@
 """Activations of a transformers model on text: stored as shards, or computed while an SAE is fitted.
 
-May import the root of `train` and, of the runtime, `core`, `bundle` and `activations`. Importing it imports no torch.
+It may import the root of `train`, and the rooms `core`, `bundle` and `activations` of the runtime. Importing it imports
+no torch.
 """
 
 import importlib

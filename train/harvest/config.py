@@ -7,7 +7,7 @@ from typing import Any
 
 from sae_runtime.activations.text import DOCUMENTS
 from sae_runtime.bundle.typed_json import read_json
-from sae_runtime.train.config import option
+from sae_runtime.train.settings import check_settings, option
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -16,7 +16,8 @@ DTYPES = ("float32", "float16", "bfloat16")
 class HarvestConfig:
     """The settings of a harvest.
 
-    `batch_tokens` and `device` change at most the rounding of the rows. All other settings decide the rows and shards.
+    `batch_tokens` and `device` change nothing but the rounding of the rows. All other settings decide the rows and the
+    shards.
 
     >>> HarvestConfig(model="gpt2", hook="h.3", text=(Path("notes.txt"),)).called
     'gpt2'
@@ -30,36 +31,35 @@ class HarvestConfig:
     name: str | None = option(None, "name to record for the model [its folder's name, or the hub's]")
     text: tuple[Path, ...] = option(MISSING, "text files, UTF-8; .jsonl: one object a line, its field 'text'")
     document: str = option("paragraph", "what a document is in a text file", choices=DOCUMENTS)
-    context: int = option(128, "tokens per window, special tokens included, >= 1")
-    tokens: int | None = option(None, "rows after which to stop, >= 1 [all of the text]")
+    context: int = option(128, "tokens per window, special tokens included, >= 1", least=1)
+    tokens: int | None = option(None, "rows after which to stop, >= 1 [all of the text]", least=1)
     dtype: str = option("float32", "type that the rows are rounded to", choices=DTYPES)
     special: bool = option(False, "keep the activations of special tokens too")
     batch_tokens: int = option(4096, "tokens per forward pass, padding included, >= context")
-    shard_tokens: int = option(65536, "rows per shard at most (a window is not cut), >= 1")
-    device: str | None = option(None, "torch device [cuda where there is one, else cpu]")
+    shard_tokens: int = option(65536, "rows per shard at most (a window is not cut), >= 1", least=1)
+    device: str | None = option(None, "torch device [cuda if there is one, else cpu]")
 
     def __post_init__(self) -> None:
         for name in ("model", "hook", "text"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty; name at least one")
-        for name, known in (("document", DOCUMENTS), ("dtype", DTYPES)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        for name in ("context", "tokens", "shard_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be >= 1, got {value}")
+        check_settings(self)
         if self.batch_tokens < self.context:
-            raise ValueError(f"batch_tokens must be >= context, got {self.batch_tokens} for windows of {self.context}")
+            raise ValueError(f"batch_tokens must be at least the context {self.context}, got {self.batch_tokens}")
 
     @property
     def called(self) -> str:
-        """The model's name for the record: a folder gives its own name and not its path on this machine."""
+        """The model's name in the records. A folder gives its own name, without its path on this machine."""
         return self.name or (Path(os.path.abspath(self.model)).name if Path(self.model).is_dir() else self.model)
 
 
 def plan(config: HarvestConfig) -> dict[str, Any]:
-    """The facts that decide the rows, as JSON. A file is known by its size and its time of change."""
+    """The facts that decide the rows, as JSON. Of a file they are its path, its size and the time of its last change.
+
+    >>> _ = Path("notes.txt").write_text("One paragraph.")
+    >>> plan(HarvestConfig(model="gpt2", hook="h.3", text=(Path("notes.txt"),)))["context"]
+    128
+    """
     settings = {name: value for name, value in asdict(config).items() if name not in ("batch_tokens", "device")}
     settings["text"] = [_stamp(path) for path in config.text]
     folder = Path(config.model)

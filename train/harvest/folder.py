@@ -1,7 +1,8 @@
 """The folder of a harvest while it is filled.
 
-It holds `harvest.json`, with the facts that decide the rows, and the finished shards; `activations.json` comes last.
-When the same harvest runs again it continues after the last finished shard, and gives the same bytes.
+It holds `harvest.json`, the plan with the facts that decide the rows, and the finished shards. `activations.json` is
+written last. If the harvest is interrupted, the same harvest continues after the last finished shard, and writes the
+same bytes.
 """
 
 import re
@@ -21,7 +22,7 @@ _PARTIAL = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.partial\.\w+")
 
 
 def check_folder(out: Path, plan: dict[str, Any], *, force: bool) -> None:
-    """Raise unless a harvest may write to a folder; nothing is changed.
+    """Check that a harvest may write to a folder, and change nothing.
 
     Args:
         out: the folder to make or to finish.
@@ -29,13 +30,15 @@ def check_folder(out: Path, plan: dict[str, Any], *, force: bool) -> None:
         force: whether an earlier harvest may be replaced.
 
     Raises:
-        FileExistsError: `out` is whole and `force` is not set, or it holds files that harvest did not write.
+        FileExistsError: `out` is finished and `force` is not set, or it holds files that harvest did not write.
         NotADirectoryError: a parent of `out` is a file.
         PermissionError: the folder for `out` may not be written to.
         ValueError: `out` was begun with another plan.
+
+    >>> check_folder(Path("activations"), {"context": 128}, force=False)
     """
     whole, begun_here = (out / INDEX).is_file(), (out / PLAN).is_file()
-    foreign = _foreign if force or not begun_here else None  # a harvest that goes on replaces nothing but shards
+    foreign = _foreign if force or not begun_here else None  # a harvest that continues replaces only shards
     Output(path=out, kind="folder", force=force or not whole, foreign=foreign).refuse_loss()
     if whole or not out.is_dir():
         check_free(out, force=force)
@@ -62,10 +65,15 @@ def _foreign(folder: Path) -> str | None:
 
 
 def start_folder(out: Path, plan: dict[str, Any], *, force: bool) -> None:
-    """Make the folder, or clear it of an earlier harvest, and write the plan into it."""
+    """Make the folder, or with `force` remove an earlier harvest from it, and write the plan into it.
+
+    >>> start_folder(Path("activations"), {"context": 128}, force=False)
+    >>> [path.name for path in Path("activations").iterdir()]
+    ['harvest.json']
+    """
     out.mkdir(parents=True, exist_ok=True)
-    # The index is deleted first, because a folder without it counts as unfinished. The plan is deleted last, because
-    # it says which harvest the shards belong to.
+    # The index is deleted first, because a folder without it counts as unfinished. The plan is deleted last, because it
+    # tells which harvest wrote the shards.
     for path in sorted(out.iterdir(), key=lambda path: (path.name != INDEX, path.name == PLAN)):
         if partial := _PARTIAL.fullmatch(path.name):
             repair(out / partial["name"])
@@ -75,7 +83,11 @@ def start_folder(out: Path, plan: dict[str, Any], *, force: bool) -> None:
 
 
 def is_whole(path: Path, rows: int, dtype: str) -> bool:
-    """Whether this file is a finished shard with so many rows of a type, which is named as in safetensors."""
+    """Whether a file is a finished shard of `rows` rows in a type, such as "F32" in safetensors' names.
+
+    >>> is_whole(Path("shard-00000.safetensors"), 64, "F32")
+    False
+    """
     try:
         specs = read_header(path)
     except (FileNotFoundError, ValueError):

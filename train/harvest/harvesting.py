@@ -1,6 +1,7 @@
 """Harvest: run a transformers model on text and store its activations in a folder of shards."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,28 +23,59 @@ from sae_runtime.train.harvest.host_model import find_module, hidden_states, loa
 _SAFETENSORS_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
+@dataclass(frozen=True)
+class Pass:
+    """Windows of tokens that went through a model together, up to the hook."""
+
+    ids: torch.Tensor  # [batch, time]
+    real: torch.Tensor  # True for tokens, False for padding, [batch, time]
+    kept: torch.Tensor  # True for tokens whose activations are kept, [batch, time]
+    hidden: torch.Tensor  # the activations at the hook, [batch, time, d_in]
+    x: torch.Tensor  # those of the kept tokens, in the order of the windows, [n, d_in]
+
+
 class Reader:
     """Computes the activations of a model at a hook, from windows of tokens.
 
-    The model computes in the type that its weights are stored in. Of a module that runs several times in a forward
-    pass, the first output counts.
+    The model computes in the type of its stored weights. If the module runs several times in a forward pass, its first
+    output counts.
     """
 
-    def __init__(self, config: HarvestConfig) -> None:
-        """Load the model.
+    def __init__(self, config: HarvestConfig, *, head: bool = False) -> None:
+        """Load the model, with its head if it has one and `head` is set.
 
         Raises:
             FileNotFoundError: the folder of the model is missing.
             ValueError: the model or hook cannot be used, or not with windows of `config.context` tokens.
         """
         self.config = config
-        self._tokenizer, self._model = load_host_model(config.model, config.device)
-        _check_context(config, self._tokenizer, self._model)
-        self._module = find_module(self._model, config.hook)
+        self._tokenizer, self.model = load_host_model(config.model, config.device, head=head)
+        limit = longest_window(self._tokenizer, self.model)
+        if limit is not None and config.context > limit:
+            raise ValueError(
+                f"context is {config.context} tokens, {config.model} reads at most {limit}; lower --context"
+            )
+        self.module = find_module(self.model.base_model, config.hook)
 
     def windows(self, texts: Iterable[str]) -> Iterator[Window]:
         """The windows of the texts, in the order of the texts; `Window` says what one is."""
         return windows(self._tokenizer, texts, context=self.config.context, special=self.config.special)
+
+    def read(self, batch: Sequence[Window]) -> Pass:
+        """Run the model on windows up to the hook.
+
+        Raises:
+            ValueError: an activation of a kept token is NaN or Inf.
+        """
+        pad = self._tokenizer.pad_token_id or 0
+        ids, real, kept = (torch.from_numpy(array).to(self.model.device) for array in padded(batch, pad))
+        hidden = hidden_states(self.config.hook, self.model, self.module, ids, real)
+        x = hidden[kept]
+        if (place := _nonfinite(batch, x)) is not None:
+            raise ValueError(
+                f"{self.config.hook} gives NaN or Inf at {place}; leave that document out or hook another module"
+            )
+        return Pass(ids, real, kept, hidden, x)
 
     def activations(self, group: Sequence[Window], tick: Callable[[int], object]) -> torch.Tensor:
         """The activations of the kept tokens, [n, d_in] in the order of the windows, in the type of the config.
@@ -55,15 +87,15 @@ class Reader:
             ValueError: an activation is NaN or Inf.
         """
         starts = np.cumsum([0, *(window.rows for window in group)])
-        pad = 0 if self._tokenizer.pad_token_id is None else self._tokenizer.pad_token_id
         x: torch.Tensor | None = None
         for numbers in batches(group, self.config.batch_tokens):
             batch = [group[number] for number in numbers]
-            ids, real, kept = (torch.from_numpy(array).to(self._model.device) for array in padded(batch, pad))
-            hidden = hidden_states(self.config.hook, self._model, self._module, ids, real)[kept]
-            rows = hidden.to(getattr(torch, self.config.dtype))
-            if not torch.isfinite(rows).all():
-                raise ValueError(_nonfinite(self.config, batch, hidden, rows))
+            computed = self.read(batch).x
+            rows = computed.to(getattr(torch, self.config.dtype))
+            if rows.dtype != computed.dtype and (place := _nonfinite(batch, rows)) is not None:
+                raise ValueError(
+                    f"an activation at {place} is too large for {self.config.dtype}; store bfloat16 or float32"
+                )
             if x is None:
                 x = torch.empty(int(starts[-1]), rows.shape[1], dtype=rows.dtype)
             x[np.concatenate([np.arange(starts[number], starts[number + 1]) for number in numbers])] = rows.cpu()
@@ -76,8 +108,8 @@ class Reader:
 def harvest(config: HarvestConfig, out: Path, *, force: bool = False, progress: bool = False) -> Activations:
     """Run the model over the text up to the hook and store one row a token, in the order of the text.
 
-    `Reader` says what the model computes, and `Window` how positions are counted. A folder that an earlier harvest with
-    the same config left unfinished is finished.
+    `Reader` says what the model computes, and `Window` how positions are counted. If an earlier harvest with the same
+    config left the folder unfinished, this one finishes it.
 
     Args:
         config: the settings.
@@ -91,6 +123,10 @@ def harvest(config: HarvestConfig, out: Path, *, force: bool = False, progress: 
         ValueError: `out` was begun with another config, the model or hook cannot be used, the text cannot be read or
             gives no rows, or an activation is NaN or Inf.
         MemoryError: a batch does not fit on the device.
+
+    >>> config = HarvestConfig(model="gpt2", hook="h.6", text=(Path("book.txt"),))  # doctest: +SKIP
+    >>> harvest(config, Path("activations")).d_in  # doctest: +SKIP
+    768
     """
     ask_for_huge_pages()
     texts = documents(config.text, config.document)
@@ -120,16 +156,10 @@ def harvest(config: HarvestConfig, out: Path, *, force: bool = False, progress: 
     return open_activations(out)
 
 
-def _nonfinite(config: HarvestConfig, batch: Sequence[Window], hidden: torch.Tensor, rows: torch.Tensor) -> str:
-    row = int((~torch.isfinite(rows)).any(dim=1).nonzero()[0])
+def _nonfinite(batch: Sequence[Window], x: torch.Tensor) -> str | None:
+    """The document and position of the first row of x that is not finite, or None."""
+    if torch.isfinite(x).all():
+        return None
+    row = int((~torch.isfinite(x)).any(dim=1).nonzero()[0])
     source = origin(batch)
-    where = f"document {source['documents'][row]}, position {source['positions'][row]}"
-    if torch.isfinite(hidden[row]).all():
-        return f"an activation at {where} is too large for {config.dtype}; store bfloat16 or float32"
-    return f"{config.hook} gives NaN or Inf at {where}; leave that document out or hook another module"
-
-
-def _check_context(config: HarvestConfig, tokenizer: Any, model: Any) -> None:
-    limit = longest_window(tokenizer, model)
-    if limit is not None and config.context > limit:
-        raise ValueError(f"context is {config.context} tokens, {config.model} reads at most {limit}; lower --context")
+    return f"document {source['documents'][row]}, position {source['positions'][row]}"

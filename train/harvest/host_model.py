@@ -1,8 +1,8 @@
-"""The host: a transformers model whose activations at one module are wanted."""
+"""The host model, a transformers model: load it, find a module, read and replace the activations in its output."""
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,49 +10,55 @@ from typing import Any
 import torch
 
 from sae_runtime.bundle.hooks import Hook, parse_hook
-from sae_runtime.train.device import first_line
+from sae_runtime.train.device import first_line, usable_device
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 
 def load_host_model(name: str, device: str | None = None, *, head: bool = False) -> tuple[Any, Any]:
-    """Tokenizer and base model, the model in evaluation mode on its device.
+    """Load a tokenizer and a model, in evaluation mode.
 
     Args:
         name: a transformers folder or a model of the hub.
-        device: torch device; None: cuda where there is one, else cpu.
-        head: load a causal language model with its head, if the checkpoint is one.
+        device: torch device; None: cuda if there is one, else cpu.
+        head: load a causal language model with its head; otherwise load the base model alone.
+
+    Returns:
+        The tokenizer, and the model on its device.
 
     Raises:
         FileNotFoundError: the folder does not exist.
-        ValueError: the model cannot be loaded, or does not go on the device.
+        ValueError: the model cannot be loaded, or torch cannot compute on the device.
+
+    >>> tokenizer, model = load_host_model("gpt2")  # doctest: +SKIP
     """
-    from transformers import AutoModel, AutoTokenizer  # seconds: not for those who only want a config
+    from transformers import AutoModel, AutoTokenizer  # here, because the import takes seconds
+    from transformers.utils import logging
 
     local = Path(name).is_dir()
     if not local and not _HUB_NAME.fullmatch(name):
         raise FileNotFoundError(f"the model folder {name} does not exist; check its path")
+    usable = usable_device(device)
+    shows_bar = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # else it shows even without a terminal
     try:
-        with _no_bar():
-            auto = _causal_or_base(name, local) if head else AutoModel
-            model = auto.from_pretrained(name, local_files_only=local, torch_dtype="auto").eval()
-            tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local)
-    except Exception as error:  # the loaders raise whatever their formats do
+        auto = _causal_or_base(name, local) if head else AutoModel
+        model = auto.from_pretrained(name, local_files_only=local, torch_dtype="auto").eval()
+        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local)
+    except Exception as error:  # each format's loader raises errors of its own
         raise ValueError(
             f"{name} could not be loaded ({first_line(error)}); name a transformers folder with model and tokenizer, "
             "or a model of the hub"
         ) from error
-    model.config.use_cache = False  # keys and values of a pass are not used again
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        model.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"{name} does not go on {device} ({first_line(error)}); use another --device") from error
-    return tokenizer, model
+    finally:
+        if shows_bar:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+    model.config.use_cache = False  # no later pass uses the keys and values
+    return tokenizer, model.to(usable)
 
 
 def _causal_or_base(name: str, local: bool) -> Any:
-    """The class to load a checkpoint with: with a head only where the checkpoint says that it has one."""
+    """The class that loads a checkpoint: with a head only if the checkpoint names the class with a head."""
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 
@@ -64,7 +70,10 @@ def find_module(model: Any, hook: str) -> torch.nn.Module:
     """The module of a model whose output a hook names.
 
     Raises:
-        ValueError: there is none, and the message lists close names; or the hook is another form of `parse_hook`.
+        ValueError: there is no such module, and the message lists close names; or the hook names an input, a later call
+            or a tensor.
+
+    >>> find_module(model, "encoder.layer.3")  # doctest: +SKIP
     """
     modules: dict[str, torch.nn.Module] = dict(model.named_modules())
     parsed = Hook(hook) if hook in modules else parse_hook(hook)  # a module may have a name such as h.0.resid_pre
@@ -74,7 +83,7 @@ def find_module(model: Any, hook: str) -> torch.nn.Module:
             "encoder.layer.3"
         )
     name = str(parsed.name)
-    # A model with a head calls its base by this prefix; here the base is loaded alone.
+    # A hook may begin with the name that a model with a head gives its base model; here the base is loaded alone.
     for known in (name, name.removeprefix(f"{model.base_model_prefix}.")):
         if known in modules:
             return modules[known]
@@ -83,8 +92,8 @@ def find_module(model: Any, hook: str) -> torch.nn.Module:
 
 
 def longest_window(tokenizer: Any, model: Any) -> int | None:
-    """Tokens that a model reads at most; None where nothing bounds them."""
-    # Where positions have no bound, a config says None or -1, or nothing.
+    """The most tokens that a model reads at once; None if there is no limit."""
+    # A config without a limit has None, -1 or no such field.
     limits = getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length
     return min((limit for limit in limits if limit and limit > 0), default=None)
 
@@ -99,10 +108,12 @@ class _Reached(Exception):
 def hidden_states(
     hook: str, model: Any, module: torch.nn.Module, ids: torch.Tensor, real: torch.Tensor
 ) -> torch.Tensor:
-    """Output of the module for ids and mask [batch, time]: [batch, time, d_in]; later layers are not run.
+    """The activations at a hook for tokens ids and their mask, [batch, time]: [batch, time, d_in].
+
+    No later layer is computed. If the module is called several times, the first call counts.
 
     Raises:
-        ValueError: the module is never called, or gives no activations.
+        ValueError: the forward pass never calls the module, or its output holds no activations.
     """
 
     def stop(_module: torch.nn.Module, _args: Any, output: Any) -> None:
@@ -113,38 +124,28 @@ def hidden_states(
         with torch.inference_mode():
             model(input_ids=ids, attention_mask=real)
     except _Reached as reached:
-        output = reached.output
+        return activations_in(reached.output, hook, (*ids.shape, "d_in"))
     else:
         raise ValueError(f"the forward pass never calls {hook} ({type(module).__name__}); hook a module inside it")
     finally:
         handle.remove()
-    if isinstance(output, dict):  # as a ModelOutput is
-        output = tuple(output.values())
-    if isinstance(output, (tuple, list)) and output:
-        output = output[0]
-    if not isinstance(output, torch.Tensor) or output.ndim != 3 or output.shape[:2] != ids.shape:
-        shape = list(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-        raise ValueError(f"{hook} gives {shape}, expected [batch, time, d_in] with {list(ids.shape)}; hook a layer")
-    return output
 
 
 @contextmanager
 def replaced(module: torch.nn.Module, y: torch.Tensor) -> Iterator[None]:
-    """Let the module give y [batch, time, d_in] for its activations, the first time it is called in the block.
+    """Replace the activations in the module's output by y [batch, time, d_in], at its first call in the block.
 
-    That is the call which `hidden_states` reads; what else the module gives stays.
+    `hidden_states` reads the same call. The other parts of the output stay.
+
+    >>> layer = torch.nn.Identity()
+    >>> with replaced(layer, torch.ones(1)):
+    ...     layer(torch.zeros(1)), layer(torch.zeros(1))
+    (tensor([1.]), tensor([0.]))
     """
     left = [y]
 
     def put(_module: torch.nn.Module, _args: Any, output: Any) -> Any:
-        if not left:
-            return output
-        if isinstance(output, torch.Tensor):
-            return left.pop()
-        if isinstance(output, dict):
-            output[next(iter(output))] = left.pop()
-            return output
-        return type(output)([left.pop(), *output[1:]])
+        return with_activations(output, left.pop()) if left else output
 
     handle = module.register_forward_hook(put)
     try:
@@ -153,15 +154,45 @@ def replaced(module: torch.nn.Module, y: torch.Tensor) -> Iterator[None]:
         handle.remove()
 
 
-@contextmanager
-def _no_bar() -> Iterator[None]:
-    """Silence the bar that transformers shows while it loads weights, terminal or not."""
-    from transformers.utils import logging
+def activations_in(output: Any, hook: str, expected: Sequence[int | str]) -> torch.Tensor:
+    """The activations in a module's output, which is a tensor, or a tuple, list or ModelOutput that begins with one.
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+    Args:
+        output: of the module.
+        hook: names the module in messages.
+        expected: the size of each dimension; a name stands for any size.
+
+    Raises:
+        ValueError: the output holds no tensor of the expected sizes.
+
+    >>> activations_in((torch.zeros(1, 2, 3), "more"), "h.0", ("batch", "time", 3)).shape
+    torch.Size([1, 2, 3])
+    >>> activations_in(torch.zeros(1, 2, 3), "h.0", ("batch", "time", 5))
+    Traceback (most recent call last):
+    ValueError: h.0 gives [1, 2, 3], expected [batch, time, 5]; hook a layer, for an SAE the one of its training
+    """
+    if isinstance(output, dict):  # a ModelOutput is a dict
+        output = tuple(output.values())
+    x: Any = next(iter(output), None) if isinstance(output, tuple | list) else output
+    is_tensor = isinstance(x, torch.Tensor) and x.ndim == len(expected)
+    if not is_tensor or any(isinstance(n, int) and n != size for n, size in zip(expected, x.shape, strict=True)):
+        shape = list(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
+        sizes = ", ".join(map(str, expected))
+        raise ValueError(f"{hook} gives {shape}, expected [{sizes}]; hook a layer, for an SAE the one of its training")
+    return torch.as_tensor(x)
+
+
+def with_activations(output: Any, y: torch.Tensor) -> Any:
+    """A module's output with y for its activations; the other parts stay.
+
+    >>> with_activations((torch.zeros(1), "more"), torch.ones(1))
+    (tensor([1.]), 'more')
+    """
+    if isinstance(output, torch.Tensor):
+        return y
+    if isinstance(output, dict):
+        output[next(iter(output))] = y
+        return output
+    if hasattr(output, "_replace"):  # a named tuple
+        return output._replace(**{output._fields[0]: y})
+    return type(output)([y, *output[1:]])

@@ -1,4 +1,4 @@
-"""Training rows straight from a model: they are computed when they are needed and never stored."""
+"""Training rows straight from a model, which are computed when they are needed and never stored."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -10,23 +10,23 @@ from numpy.typing import NDArray
 
 from sae_runtime.activations.text import documents
 from sae_runtime.activations.windows import Window
-from sae_runtime.train.data import MAX_HELD_OUT, SCALE_SAMPLE, Source, Tick, generator
 from sae_runtime.train.harvest.config import HarvestConfig, plan
 from sae_runtime.train.harvest.harvesting import Reader
+from sae_runtime.train.source import MAX_HELD_OUT, SCALE_SAMPLE, Source, Tick, generator
 
 
 class StreamedRows(Source):
     """The Source of a model's activations on text. Its units are documents.
 
-    The texts are in memory; of the activations only the pools are. A pool ends before the document that would overfill
-    it. A document that is longer than a pool makes a larger pool.
+    All texts are in memory, and the activations of the pools. A pool ends before the document that would overfill it.
+    A document that is longer than a pool makes a larger pool.
     """
 
     def __init__(self, config: HarvestConfig, holdout: float, seed: int, pool_bytes: float) -> None:
-        """Load the texts and the model, and choose the held-out documents; the model runs on one window only.
+        """Load the texts and the model, and choose the held-out documents. The model runs on one window only.
 
         Args:
-            config: the settings of the same harvest; `tokens` must be None, since all of the text is read.
+            config: the settings of a harvest with the same rows; `tokens` must be None, since all of the text is read.
             holdout: share of the text, in characters, that is held out.
             seed: decides which documents are held out.
             pool_bytes: size of a pool of float32 rows.
@@ -38,7 +38,7 @@ class StreamedRows(Source):
         if config.tokens is not None:
             raise ValueError(
                 f"streaming reads all of the text, so the harvest's tokens must be None, got {config.tokens}; "
-                "say in the training's tokens how long to train"
+                "set the tokens of the training instead"
             )
         self._texts = list(documents(config.text, config.document))
         self.path = config.text[0]
@@ -59,11 +59,7 @@ class StreamedRows(Source):
         }
 
     def take(self, order: NDArray[np.int64], tick: Tick) -> tuple[NDArray[np.float32], int]:
-        """As Source.
-
-        Raises:
-            ValueError: an activation is NaN or Inf.
-        """
+        """As Source."""
         windows, count = self._cut(self._train[order], self._pool_rows, tick)
         return self._rows(windows, tick), count
 
@@ -71,7 +67,7 @@ class StreamedRows(Source):
         """As Source.
 
         Raises:
-            ValueError: an activation is NaN or Inf, or there is none.
+            ValueError: as Source, or there is no activation.
         """
         windows, _ = self._cut(rng.permutation(self._train), SCALE_SAMPLE, _ignore)
         if not windows:
@@ -79,11 +75,7 @@ class StreamedRows(Source):
         return self._rows(windows, _ignore)
 
     def held_out(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """As Source.
-
-        Raises:
-            ValueError: an activation is NaN or Inf.
-        """
+        """As Source."""
         calibration, validation = (self._rows(windows, _ignore) for windows in self._held_out)
         return calibration, validation
 
@@ -109,7 +101,7 @@ class StreamedRows(Source):
     def _cut(self, order: NDArray[np.int64], limit: int, tick: Tick) -> tuple[list[Window], int]:
         """The windows of the first documents of an order, and the number of these documents.
 
-        The windows hold at most `limit` rows, or more where the first document alone does. They are sorted by document.
+        The windows hold at most `limit` rows, or those of the first document alone. They are sorted by document.
         """
         cut: list[Window] = []
         rows, count = 0, len(order)

@@ -1,4 +1,4 @@
-"""What a fitted SAE achieves: variance explained, use of features, redundancy, and what the host model loses.
+"""Measurements of a fitted SAE: explained variance, use of features, redundancy, and the host model's loss.
 
 May import `train.step`, `train.harvest` and the root of `train`.
 """

@@ -1,20 +1,20 @@
-"""What an evaluation can be told, without torch, so that the command line can show its help."""
+"""The settings of an evaluation. Nothing here imports torch, so the command line can show its help without it."""
 
 from dataclasses import dataclass
 
-from sae_runtime.train.config import option
+from sae_runtime.train.settings import check_settings, option
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Which rows to evaluate on, and how many share their matches.
+    """Which rows to evaluate on, and how many of them share their matches.
 
     Raises:
         ValueError: a value is out of its range.
 
     >>> EvaluateConfig(tokens=1)
     Traceback (most recent call last):
-    ValueError: tokens must be at least 2, since a single token has no variance, got 1
+    ValueError: tokens must be at least 2, got 1
     """
 
     rows: str = option(
@@ -22,17 +22,12 @@ class EvaluateConfig:
         "held-out: those that training measured on; all; auto: held-out where these activations were trained on",
         choices=("auto", "held-out", "all"),
     )
-    tokens: int | None = option(None, "rows to evaluate on at most, drawn at random")
-    batch: int | None = option(None, "tokens that share their matches under the batch rule [as in training, else 2048]")
-    seed: int = option(0, "of the draw of --tokens rows")
-    device: str | None = option(None, "torch device [cuda where there is one, else cpu]")
+    tokens: int | None = option(None, "rows to evaluate on at most, drawn at random", least=2)
+    batch: int | None = option(
+        None, "tokens that share their matches under the batch rule [as in training, else 2048]", least=2
+    )
+    seed: int = option(0, "of the draw of --tokens rows", least=0)
+    device: str | None = option(None, "torch device [cuda if there is one, else cpu]")
 
     def __post_init__(self) -> None:
-        if self.rows not in ("auto", "held-out", "all"):
-            raise ValueError(f"rows must be auto, held-out or all, got {self.rows!r}")
-        for name in ("tokens", "batch"):
-            value = getattr(self, name)
-            if value is not None and value < 2:
-                raise ValueError(f"{name} must be at least 2, since a single token has no variance, got {value}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be at least 0, got {self.seed}")
+        check_settings(self)

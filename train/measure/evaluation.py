@@ -1,7 +1,7 @@
-"""The evaluation of a bundle on activations: what its rules achieve, how its features share the work, its decoder."""
+"""The evaluation of a bundle on activations: the figures of its rules, the use of its features, and its decoder."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,13 @@ from sae_runtime.train.device import memory_errors
 from sae_runtime.train.measure.config import EvaluateConfig
 from sae_runtime.train.measure.provenance import trained_batch, trained_tokens, validation_rows, was_trained_on
 from sae_runtime.train.measure.redundancy import redundancy
-from sae_runtime.train.measure.tally import Rule, Tally, shuffled, tally
+from sae_runtime.train.measure.rules import Rule, even_batch, shuffled
+from sae_runtime.train.measure.tally import Tally, tally
 from sae_runtime.train.measure.torch_sae import TorchSAE
 from sae_runtime.train.recipe import GAMMA
 
 _QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-_TILE_ELEMENTS = 1 << 25  # pre-activations that are held at once, where tokens are decided for themselves
+_TILE_ELEMENTS = 1 << 25  # pre-activations that the served rule holds at once
 _ROWS_AT_ONCE = 1 << 16
 
 
@@ -42,15 +43,15 @@ def evaluate(
 
     Args:
         sae: from `open_sae`.
-        activations: a path that `open_activations` takes, or what it gives.
-        config: which rows, and how many at once; its device is that of `sae`.
-        targets: of a transcoder, what it reconstructs, row by row; without it there is no FVU.
-        any_source: go on where the activations come from another model or hook than the bundle's.
+        activations: a path that `open_activations` takes, or its result.
+        config: which rows, and how many of them share their matches; its device has no effect, `sae` has one.
+        targets: the activations that a transcoder reconstructs, row by row; without them it has no FVU.
+        any_source: allow activations from another model or hook than the bundle's.
         progress: show the progress on stderr.
 
     Raises:
-        ValueError: the activations or targets are of another width or source, too few, equal or not finite, or their
-            held-out rows are asked for and cannot be told.
+        ValueError: the activations or targets have another d_in, d_out or source, are too few, equal or not finite, or
+            their held-out rows are asked for and not known.
         MemoryError: a batch does not fit on the device.
 
     >>> from sae_runtime.train.measure.torch_sae import open_sae
@@ -61,18 +62,24 @@ def evaluate(
     manifest = sae.manifest
     check_source(source, manifest, any_source=any_source)
     kind, rows = chosen_rows(manifest, source, config)
-    reader = _Reader(source, _targets(sae, source, targets), rows, sae.W_dec.device)
-    wanted = config.batch or trained_batch(manifest)
-    # Batches of one size: over a short last one the limits of feature choice would round to nothing.
-    batch = math.ceil(len(rows) / max(round(len(rows) / wanted), 1))
+    targets = _targets(sae, source, targets)
+    mean = None if targets is None else torch.from_numpy(_mean(targets, rows)).to(sae.W_dec.device)
+    batch = even_batch(len(rows), config.batch or trained_batch(manifest))
     tile = min(max(_TILE_ELEMENTS // manifest.architecture.d_sae, 1), _ROWS_AT_ONCE)
-    by_batch = None
     total = len(rows) * (1 + (sae.batch is not None))
     with progress_bar(total, "tokens", shown=progress) as bar:
-        served = _by_rule(sae, sae.served, reader.parts(rows, tile, bar), reader, None)
+
+        def by_rule(rule: Rule, order: NDArray[np.int64], size: int) -> Tally:
+            parts = (order[begin : begin + size] for begin in range(0, len(order), size))
+            counted = tally(sae, _read(source, targets, parts, sae.W_dec.device, bar), rule, mean)
+            if targets is not None and mean is not None:
+                _check_variance(counted, mean, targets.path)
+            return counted
+
+        served = _evaluation(by_rule(sae.served, rows, tile), None)
+        by_batch = None
         if sae.batch is not None:
-            mixed = rows[shuffled(len(rows))]
-            by_batch = _by_rule(sae, sae.batch, reader.parts(mixed, batch, bar), reader, batch)
+            by_batch = _evaluation(by_rule(sae.batch, rows[shuffled(len(rows))], batch), batch)
     return Evaluation(
         bundle=str(sae.path),
         name=sae.path.resolve().name,
@@ -91,20 +98,24 @@ def evaluate(
 
 
 def chosen_rows(manifest: Manifest, activations: Activations, config: EvaluateConfig) -> tuple[str, NDArray[np.int64]]:
-    """Whether the rows are "held-out" or "all", and their numbers, ascending.
+    """The rows to evaluate on: "held-out" or "all", and their numbers, ascending.
 
-    Those that training measured on, where these are the activations of the training, or where they are asked for and
-    the sizes of all parts are the training's.
+    The held-out rows are those that training measured on. They are chosen if these are the activations of the
+    training. If the config asks for them, it is enough that the parts of the split have the sizes of the training's.
 
     Raises:
         ValueError: there are fewer than two rows, or held-out rows are asked for and these are not the activations
             that the SAE was trained on.
+
+    >>> from sae_runtime.train.measure.torch_sae import open_sae
+    >>> chosen_rows(open_sae(bundle_path).manifest, open_activations(activations_path), EvaluateConfig(tokens=3))
+    ('all', array([306, 381, 508]))
     """
     held_out = validation_rows(manifest, activations)
     if config.rows == "held-out" and held_out is None:
         raise ValueError(
-            f"{activations.path} has other rows than what this SAE was trained on, so those that were held out are "
-            "not known; give the activations of its training, or --rows all"
+            f"{activations.path} has other rows than this SAE's training, so its held-out rows are not known; give the "
+            "activations of its training, or --rows all"
         )
     known = held_out is not None and config.rows == "auto" and was_trained_on(manifest, activations)
     if held_out is not None and (known or config.rows == "held-out"):
@@ -112,59 +123,50 @@ def chosen_rows(manifest: Manifest, activations: Activations, config: EvaluateCo
     else:
         kind, rows = "all", np.arange(len(activations))
     if len(rows) < 2:
-        raise ValueError(f"{activations.path} has {len(rows)} rows, a variance needs two at least; give more")
+        raise ValueError(f"{activations.path} has {len(rows)} rows, a variance needs at least two; give more rows")
     if config.tokens is not None and config.tokens < len(rows):
         rows = np.sort(np.random.default_rng(config.seed).choice(rows, config.tokens, replace=False))
     return kind, rows
 
 
 def _targets(sae: TorchSAE, source: Activations, targets: Activations | str | Path | None) -> Activations | None:
-    """What the SAE is to reconstruct: the activations themselves, or a transcoder's targets where they are given."""
-    width = sae.manifest.architecture.d_out
+    """The activations that the SAE reconstructs: its own input, or a transcoder's targets, if they are given."""
+    d_out = sae.manifest.architecture.d_out
     if targets is None:
-        return source if width is None else None
+        return source if d_out is None else None
     opened = targets if isinstance(targets, Activations) else open_activations(targets)
-    if width is None:
+    if d_out is None:
         raise ValueError(f"{sae.path} is no transcoder and reconstructs the activations themselves; give no targets")
-    if (opened.d_in, len(opened)) != (width, len(source)):
+    if (opened.d_in, len(opened)) != (d_out, len(source)):
         raise ValueError(
-            f"the targets {opened.path} are [{len(opened)}, {opened.d_in}], expected [{len(source)}, {width}], a row "
+            f"the targets {opened.path} are [{len(opened)}, {opened.d_in}], expected [{len(source)}, {d_out}], a row "
             "for each row of the activations; harvest both from the same text"
         )
     return opened
 
 
-class _Reader:
-    """Rows of activations and of what an SAE is to reconstruct, on a device."""
-
-    def __init__(
-        self, source: Activations, targets: Activations | None, rows: NDArray[np.int64], device: torch.device
-    ) -> None:
-        self.source, self.targets, self.device = source, targets, device
-        self.mean = None if targets is None else torch.from_numpy(_mean(targets, rows)).to(device)
-
-    def parts(self, rows: NDArray[np.int64], size: int, bar: Any) -> Iterator[tuple[Tensor, Tensor | None]]:
-        for begin in range(0, len(rows), size):
-            part = rows[begin : begin + size]
-            x = torch.from_numpy(self.source.rows(part)).to(self.device)
-            if self.targets is None or self.targets is self.source:
-                yield x, None if self.targets is None else x
-            else:
-                yield x, torch.from_numpy(self.targets.rows(part)).to(self.device)
-            bar.update(len(part))
+def _read(
+    source: Activations,
+    targets: Activations | None,
+    parts: Iterable[NDArray[np.int64]],
+    device: torch.device,
+    bar: Any,
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Parts of the rows of the activations and of their targets, on a device."""
+    for part in parts:
+        x = torch.from_numpy(source.rows(part)).to(device)
+        if targets is None or targets is source:
+            yield x, None if targets is None else x
+        else:
+            yield x, torch.from_numpy(targets.rows(part)).to(device)
+        bar.update(len(part))
 
 
-def _by_rule(
-    sae: TorchSAE, rule: Rule, parts: Iterator[tuple[Tensor, Tensor | None]], reader: _Reader, batch: int | None
-) -> RuleEvaluation:
-    counted = tally(sae, parts, rule, reader.mean)
-    if reader.mean is not None and reader.targets is not None:
-        path = reader.targets.path
-        if counted.spread.mean() <= 1e-12 * float(reader.mean.double().pow(2).sum()):  # no more than rounding
-            raise ValueError(f"{path}: all rows are equal, there is nothing to explain; harvest more text")
-        if not math.isfinite(counted.fvu):
-            raise ValueError(f"{path}: activations so large that features overflow float32; drop those rows")
-    return _evaluation(counted, batch)
+def _check_variance(counted: Tally, mean: Tensor, path: Path) -> None:
+    if counted.spread.mean() <= 1e-12 * float(mean.double().pow(2).sum()):  # no more than rounding
+        raise ValueError(f"{path}: all rows are equal, there is nothing to explain; harvest more text")
+    if not math.isfinite(counted.fvu):
+        raise ValueError(f"{path}: activations so large that features overflow float32; drop those rows")
 
 
 def _evaluation(counted: Tally, batch: int | None) -> RuleEvaluation:
@@ -172,7 +174,7 @@ def _evaluation(counted: Tally, batch: int | None) -> RuleEvaluation:
     try:
         law = Zipf(**dict(zip(("exponent", "offset", "r_squared"), quota.fit(density), strict=True)))
         expected = law_by_rank(law, density)
-    except ValueError:  # too few features are active for a law, so that only dead ones are under-used
+    except ValueError:  # too few features are active for a law, so only dead features count as under-used
         law, expected = None, np.zeros_like(density)
     falling = np.sort(density)[::-1]
     known = len(counted.error) > 0

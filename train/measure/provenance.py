@@ -1,15 +1,21 @@
-"""What a manifest says of the activations that its SAE was trained on."""
+"""Facts about an SAE's training that its manifest records: its activations, held-out rows, batch and tokens."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sae_runtime.activations.stored import Activations
 from sae_runtime.bundle.manifest import Manifest
-from sae_runtime.train.data import fingerprint, split
+from sae_runtime.train.held_out import fingerprint, split
 
 
 def was_trained_on(manifest: Manifest, activations: Activations) -> bool:
-    """Whether these are the activations of the training: by fingerprint, or by name in a manifest that has none."""
+    """Whether these are the activations of the training, by their fingerprint, or by their name without a fingerprint.
+
+    >>> from sae_runtime.activations.stored import open_activations
+    >>> from sae_runtime.bundle import folder
+    >>> was_trained_on(folder.read(bundle_path).manifest, open_activations(activations_path))
+    False
+    """
     known = manifest.provenance.get("fingerprint")
     if known is None:
         return bool(manifest.provenance.get("activations") == activations.path.name)
@@ -17,10 +23,10 @@ def was_trained_on(manifest: Manifest, activations: Activations) -> bool:
 
 
 def validation_rows(manifest: Manifest, activations: Activations) -> NDArray[np.int64] | None:
-    """The rows that training measured on, ascending; None where the manifest does not tell, or where rows differ.
+    """The rows that training measured on, ascending; None if the manifest does not know, or the sizes differ.
 
-    The split follows from the activations, the share held out and the seed alone. Only the sizes of the parts are
-    compared: a copy in another type has the same rows.
+    The split depends on the activations, the share held out and the seed alone. Only the sizes of its parts are
+    compared, so a copy in another type has the same held-out rows.
     """
     try:
         config, sizes = manifest.provenance["config"], manifest.provenance["rows"]
@@ -28,19 +34,19 @@ def validation_rows(manifest: Manifest, activations: Activations) -> NDArray[np.
             return None
         parts = split(activations, config["holdout"], config["seed"])
         same = all(len(getattr(parts, name)) == size for name, size in sizes.items())
-    except (KeyError, TypeError, ValueError, AttributeError):  # a manifest that another program wrote
+    except (KeyError, TypeError, ValueError, AttributeError):  # another program wrote the manifest
         return None
     return parts.validation if same else None
 
 
 def trained_batch(manifest: Manifest) -> int:
-    """Tokens that shared their matches in training; 2,048 where the manifest does not tell."""
+    """Tokens that shared their matches in training; 2,048 if the manifest does not know."""
     batch = _config(manifest, "batch")
     return batch if batch is not None and batch >= 2 else 2048
 
 
 def trained_tokens(manifest: Manifest) -> int | None:
-    """Tokens of the training, repeats counted; None where the manifest does not tell."""
+    """Tokens of the training, repeats counted; None if the manifest does not know."""
     return _config(manifest, "tokens")
 
 

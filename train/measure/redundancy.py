@@ -6,13 +6,13 @@ from torch import Tensor
 
 from sae_runtime.bundle.evaluation_file import Redundancy
 
-BINS = 100  # of the histogram, of equal width over [-1, 1]
+BINS = 100  # of the histogram: equal parts of [-1, 1]
 NEARLY_EQUAL = 0.9  # cosine
-_BLOCK_ELEMENTS = 1 << 24  # cosines that are held at once
+_BLOCK_ELEMENTS = 1 << 24  # cosines in memory at once
 
 
 def redundancy(decoder: Tensor, *, elements: int = _BLOCK_ELEMENTS) -> Redundancy:
-    """Measure a decoder W_dec [d_sae, d_out]; the lengths of its rows do not count.
+    """Measure how much the rows of a decoder W_dec [d_sae, d_out] repeat each other, whatever their lengths.
 
     >>> round(redundancy(torch.eye(3)).effective_rank, 6)
     3.0
@@ -30,14 +30,14 @@ def redundancy(decoder: Tensor, *, elements: int = _BLOCK_ELEMENTS) -> Redundanc
 
 @torch.no_grad()
 def largest_cosines(rows: Tensor, *, elements: int = _BLOCK_ELEMENTS) -> Tensor:
-    """Of unit rows [d_sae, d_out], the cosine of each to the other row that is most like it: [d_sae], -1 if alone.
+    """The cosine of each unit row [d_sae, d_out] to the other row nearest to it: [d_sae]; -1 for a single row.
 
     >>> largest_cosines(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])).tolist()
     [1.0, 1.0, 0.0]
     """
     best = torch.full_like(rows[:, 0], -1.0)
     size = max(elements // len(rows), 1)
-    for begin in range(0, len(rows), size):  # blocks on and above the diagonal: a cosine counts for both of its rows
+    for begin in range(0, len(rows), size):  # blocks on and above the diagonal, since a cosine counts for both its rows
         block = rows[begin : begin + size]
         cosine = block @ rows[begin:].T
         cosine.fill_diagonal_(-1.0)
@@ -48,12 +48,18 @@ def largest_cosines(rows: Tensor, *, elements: int = _BLOCK_ELEMENTS) -> Tensor:
 
 @torch.no_grad()
 def effective_rank(rows: Tensor, *, elements: int = _BLOCK_ELEMENTS) -> float:
-    """exp of the entropy of the singular values' shares (Roy and Vetterli 2007): 1 for equal rows, 0 for zeros."""
+    """The effective rank of rows [d_sae, d_out] (Roy and Vetterli 2007): 1 for equal rows, 0 for zeros.
+
+    It is exp of the entropy of the singular values, each as a share of their sum.
+
+    >>> round(effective_rank(torch.eye(3)), 6)
+    3.0
+    """
     gram = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64, device=rows.device)
     for part in torch.split(rows, max(elements // rows.shape[1], 1)):
         gram += part.double().T @ part.double()
     values = torch.linalg.eigvalsh(gram.cpu())
-    # Rounding makes eigenvalues near 0 of those that are 0.
+    # Rounding turns eigenvalues of 0 into small numbers, which are dropped.
     values = values[values > values.max().clamp_min(1e-30) * len(values) * 1e-15].sqrt()
     if len(values) == 0:
         return 0.0
@@ -63,7 +69,9 @@ def effective_rank(rows: Tensor, *, elements: int = _BLOCK_ELEMENTS) -> float:
 
 @torch.no_grad()
 def share_nearly_equal(rows: Tensor, sample: int = 512) -> float:
-    """Share of unit rows [d_sae, d_out] that another row nearly equals, from `sample` rows spread over all.
+    """The share of unit rows [d_sae, d_out] that have a cosine above 0.9 to another row.
+
+    It is estimated from `sample` evenly spread rows.
 
     >>> share_nearly_equal(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]))
     0.5

@@ -1,105 +1,53 @@
-"""How well the matches that a rule keeps explain activations: by the rule of training, and as served."""
+"""How well the matches that a rule keeps explain activations, and how many each token and each feature has."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
-from sae_runtime.bundle import quota
-from sae_runtime.train.step.allocation import allocate
+from sae_runtime.train.measure.rules import Rule
+from sae_runtime.train.measure.torch_sae import TorchSAE
+from sae_runtime.train.step.model import SparseAutoencoder
 
-Rule = Callable[[Tensor], Tensor]  # pre-activations z [n, d_sae] to the mask of what is kept
-
-
-class Autoencoder(Protocol):
-    """What a tally needs of a model: `SparseAutoencoder` and `TorchSAE` both have it."""
-
-    @property
-    def W_dec(self) -> Tensor:
-        """The decoder, [d_sae, d_out]."""
-
-    def pre_activations(self, x: Tensor) -> Tensor:
-        """Pre-activations z >= 0 [n, d_sae] of activations [n, d_in]."""
-
-    def reconstruction(self, sums: Tensor, x: Tensor) -> Tensor:
-        """The reconstruction [n, d_out] of x from sums of decoder rows f W_dec [n, d_out]."""
-
-
-def served_rule(k: float, threshold: NDArray[np.float32] | None) -> Rule:
-    """Each token for itself: its top k where threshold is None, else what lies above the threshold.
-
-    >>> served_rule(1, None)(torch.tensor([[3.0, 2.0, 0.0]])).tolist()
-    [[True, False, False]]
-    """
-    if threshold is None:
-        return lambda z: allocate(z, per_token=int(k))
-    cut = torch.from_numpy(threshold)
-    return lambda z: z > cut.to(z.device)
-
-
-def group_rule(k: int) -> Rule:
-    """Each token for itself: the largest of each of k runs of neighbouring features.
-
-    >>> group_rule(2)(torch.tensor([[3.0, 2.0, 0.0, 0.0]])).tolist()
-    [[True, False, False, False]]
-    """
-
-    def rule(z: Tensor) -> Tensor:
-        runs = z.reshape(len(z), k, -1)
-        kept = torch.zeros_like(runs, dtype=torch.bool).scatter_(2, runs.argmax(dim=2, keepdim=True), True)
-        return (kept & (runs > 0)).view_as(z)
-
-    return rule
-
-
-def batch_rule(k: float, max_density: NDArray[np.float64] | None) -> Rule:
-    """Mutual choice over the tokens that come together, or feature choice where densities have limits.
-
-    >>> batch_rule(0.5, None)(torch.tensor([[3.0, 2.0], [1.0, 0.0]])).tolist()  # one match for two tokens
-    [[True, False], [False, False]]
-    """
-
-    def rule(z: Tensor) -> Tensor:
-        limit = None
-        if max_density is not None:
-            limit = torch.from_numpy(quota.tokens_per_feature(max_density, len(z))).to(z.device)
-        return allocate(z, total=quota.total_matches(k, len(z)), per_feature=limit)
-
-    return rule
-
-
-def shuffled(n: int) -> NDArray[np.int64]:
-    """The order in which n tokens come to a batch rule: a fixed one, in which texts are mixed as in training.
-
-    Neighbours in a text want the same features, and the limits of feature choice refuse them to some.
-    """
-    return np.random.default_rng(0).permutation(n)
+Autoencoder = SparseAutoencoder | TorchSAE
 
 
 @torch.no_grad()
 def reconstruct(model: Autoencoder, x: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
-    """The reconstruction [n, d_out] of x [n, d_in] from the matches that a rule keeps, and their mask [n, d_sae]."""
+    """Keep matches by a rule and reconstruct the activations from them.
+
+    Returns:
+        The reconstruction [n, d_out] of x [n, d_in], and the mask of the matches, bool [n, d_sae].
+
+    >>> from sae_runtime.train.measure.rules import served_rule
+    >>> model = SparseAutoencoder(8, torch.zeros(4), generator=torch.Generator().manual_seed(0))
+    >>> x_hat, kept = reconstruct(model, torch.eye(4), served_rule(2, None))
+    >>> x_hat.shape, kept.sum(dim=1).tolist()
+    (torch.Size([4, 4]), [2, 2, 2, 2])
+    """
     z = model.pre_activations(x)
     kept = rule(z)
     token, feature = kept.nonzero(as_tuple=True)
-    # Sums over the kept rows only: the dense product would cost as much as encoding.
+    # Sums over the decoder rows of the matches only: a dense product would take as long as encoding.
     begin = torch.bincount(token, minlength=len(x)).cumsum(0)
     begin = torch.cat([begin.new_zeros(1), begin])
-    sums = torch.nn.functional.embedding_bag(
-        feature, model.W_dec, begin, mode="sum", per_sample_weights=z[kept], include_last_offset=True
-    )
+    sums = embedding_bag(feature, model.W_dec, begin, mode="sum", per_sample_weights=z[kept], include_last_offset=True)
     return model.reconstruction(sums, x), kept
 
 
 @dataclass(frozen=True)
 class Tally:
-    """By token: squared error, squared distance from the mean and active features, each [n]; by feature: matches.
+    """Errors and counts of n tokens.
 
-    Errors and distances are empty where the activations that a transcoder reconstructs are not at hand.
+    Attributes:
+        error: squared error of each token, [n]; empty if the activations that a transcoder reconstructs are not known.
+        spread: squared distance of each token from the mean, [n]; empty as `error` is.
+        l0: active features of each token, [n].
+        matches: tokens on which each feature is active, [d_sae].
     """
 
     error: NDArray[np.float64]
@@ -109,7 +57,7 @@ class Tally:
 
     @property
     def fvu(self) -> float:
-        """Fraction of variance unexplained: the sum of the errors over that of the distances; NaN where not known."""
+        """Fraction of variance unexplained: the sum of the errors over the sum of the distances; NaN if not known."""
         if not len(self.error):
             return float("nan")
         return float(self.error.sum()) / max(float(self.spread.sum()), 1e-300)
@@ -118,14 +66,14 @@ class Tally:
 def tally(
     model: Autoencoder, parts: Iterable[tuple[Tensor, Tensor | None]], rule: Rule, mean: Tensor | None = None
 ) -> Tally:
-    """Count over parts of the activations, which a batch-level rule sees one after the other.
+    """Count over parts of the activations. A batch rule sees one part at a time.
 
     Args:
         model: the fitted model.
-        parts: activations [n, d_in], scaled as the model expects, and what it is to reconstruct, [n, d_out]: the same
-            for an autoencoder, None for a transcoder whose target is not at hand.
-        rule: what is kept.
-        mean: of all targets, [d_out], from which their variance is taken; it is not needed where there are none.
+        parts: activations [n, d_in], scaled as the model expects, and the targets that it reconstructs, [n, d_out]. For
+            an autoencoder both are the same. For a transcoder without known targets the second is None.
+        rule: keeps the matches.
+        mean: of all targets, [d_out], for their variance; None if there are no targets.
     """
     counts = torch.zeros(len(model.W_dec), dtype=torch.int64, device=model.W_dec.device)
     error, spread, l0 = [np.empty(0)], [np.empty(0)], [np.empty(0, np.int64)]
@@ -141,12 +89,11 @@ def tally(
 
 @torch.no_grad()
 def tally_of(model: Autoencoder, x: Tensor, rule: Rule, batch: int) -> Tally:
-    """The tally of held-out activations x [n, d_in], scaled as the model expects; a rule sees `batch` rows at a time.
+    """The tally of activations x [n, d_in], scaled as the model expects. A batch rule sees `batch` rows at a time.
 
-    >>> from sae_runtime.train.step.model import SparseAutoencoder
-    >>> x = torch.eye(4)
+    >>> from sae_runtime.train.measure.rules import served_rule
     >>> model = SparseAutoencoder(8, torch.zeros(4), generator=torch.Generator().manual_seed(0))
-    >>> tally_of(model, x, served_rule(1, None), batch=2).l0.tolist()
+    >>> tally_of(model, torch.eye(4), served_rule(1, None), batch=2).l0.tolist()
     [1, 1, 1, 1]
     """
     return tally(model, ((part, part) for part in torch.split(x, batch)), rule, x.mean(dim=0))

@@ -1,4 +1,4 @@
-"""An SAE out of a bundle, of any form that a manifest knows, in torch."""
+"""The SAE of a bundle as a torch module, for every architecture that a manifest can describe."""
 
 from pathlib import Path
 
@@ -10,14 +10,21 @@ from sae_runtime.bundle import folder as bundle
 from sae_runtime.bundle import quota
 from sae_runtime.bundle.folder import Bundle
 from sae_runtime.bundle.normalise import LAYER_EPSILON, TINY
-from sae_runtime.train.measure.tally import Rule, batch_rule, group_rule, served_rule
+from sae_runtime.train.measure.rules import Rule, batch_rule, group_rule, served_rule
+from sae_runtime.train.step.model import encoded
 
 
 class TorchSAE(nn.Module):
     """The SAE of a bundle, for raw activations; `manifest.architecture` says what it computes.
 
-    Its weights are buffers of the bundle's names and shapes: gradients flow through it to activations, and nothing
-    trains it. `batch` is the rule that gives out matches over many tokens, None where the bundle does not have one.
+    Its weights are buffers with the bundle's names and shapes, so gradients flow to the activations and not to the
+    weights.
+
+    Attributes:
+        path: the bundle's folder.
+        manifest: the bundle's manifest.
+        served: the served rule.
+        batch: the batch rule; None if the bundle has none.
 
     >>> sae = open_sae(bundle_path)
     >>> sae(torch.zeros(2, 24)).shape
@@ -31,12 +38,12 @@ class TorchSAE(nn.Module):
     b_pre: Tensor  # b_dec or zeros, [d_in]
 
     def __init__(self, read: Bundle) -> None:
-        """Take the weights of a bundle that has a threshold if it needs one."""
+        """Copy the weights of a bundle, and its threshold if its architecture has one."""
         super().__init__()
         self.path, self.manifest = read.path, read.manifest
         architecture, allocation = read.manifest.architecture, read.manifest.allocation
         for name, array in read.weights().items():
-            # W_enc lies by rows of features: the product with it is the one of training, to the last bit.
+            # W_enc is stored by rows of features, as in training, so that both products have equal bits.
             tensor = torch.tensor(array.T).contiguous().T if name == "W_enc" else torch.tensor(array)
             self.register_buffer(name, tensor)
         if architecture.selection == "groupmax":
@@ -46,26 +53,25 @@ class TorchSAE(nn.Module):
             self.served = served_rule(architecture.k or architecture.d_sae, threshold)
         self.batch: Rule | None = None
         if allocation is not None and architecture.selection == "threshold":
-            max_densities = (
-                None
-                if allocation.quota is None
-                else quota.max_densities(allocation.quota, allocation.k, architecture.d_sae)
-            )
-            self.batch = batch_rule(allocation.k, max_densities)
+            law, k, d_sae = allocation.quota, allocation.k, architecture.d_sae
+            self.batch = batch_rule(k, None if law is None else quota.max_densities(law, k, d_sae))
 
     def refuse_transcoder(self) -> None:
-        """Raise ValueError where the features cannot replace or edit the activations that they are read from."""
+        """Raise ValueError if this is a transcoder, whose features cannot replace or edit the activations it reads."""
         if self.manifest.architecture.d_out is not None:
             raise ValueError(
-                f"{self.path} is a transcoder: its features make another activation than they are read from, and can "
-                "neither replace nor edit that"
+                f"{self.path} is a transcoder: its features reconstruct another activation than it reads, and can "
+                "neither replace nor edit that one; give an SAE that reconstructs its input"
             )
 
     def normalised(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """x' [n, d_in] of x, and each token's mean and size [n, 1]: as `bundle.normalise`; None for 0 and 1.
+        """Normalise tokens as `bundle.normalise` does.
 
-        Tokens are first divided by the mean of their magnitudes, so that squares of large and of small numbers are
-        finite and above 0.
+        Each token is first divided by its mean magnitude, so that the squares of large and of small numbers are finite
+        and above 0.
+
+        Returns:
+            x' [n, d_in], and the mean and the size of each token [n, 1]. None stands for a mean of 0 and a size of 1.
         """
         architecture = self.manifest.architecture
         if architecture.norm == "none":
@@ -82,7 +88,7 @@ class TorchSAE(nn.Module):
 
     def pre_activations(self, x: Tensor) -> Tensor:
         """Pre-activations z >= 0 [n, d_sae] of raw activations [n, d_in]."""
-        return torch.relu((self.normalised(x)[0] - self.b_pre) @ self.W_enc + self.b_enc)
+        return encoded(self.normalised(x)[0], self.W_enc.T, self.b_enc, self.b_pre)
 
     def features(self, x: Tensor) -> Tensor:
         """Activations of the features [n, d_sae] of raw activations [n, d_in], by the served rule."""
@@ -90,7 +96,7 @@ class TorchSAE(nn.Module):
         return torch.where(self.served(z), z, 0)
 
     def reconstruction(self, sums: Tensor, x: Tensor) -> Tensor:
-        """The reconstruction [n, d_out] from sums of decoder rows f W_dec [n, d_out], with all that x adds to it."""
+        """The reconstruction [n, d_out] from sums of decoder rows f W_dec [n, d_out], and from the x that f encodes."""
         _, mean, size = self.normalised(x)
         y = sums + self.b_dec
         y = y if size is None else y * size
@@ -107,10 +113,10 @@ class TorchSAE(nn.Module):
 
 
 def open_sae(path: str | Path, device: torch.device | str = "cpu") -> TorchSAE:
-    """Read a bundle, exported or not, into a torch module.
+    """Read a bundle, exported or not, into a torch module on a device.
 
     Raises:
-        BundleError: the folder cannot be trusted to be a bundle.
+        BundleError: the folder is no bundle, or is damaged.
 
     >>> open_sae(bundle_path).batch is not None
     True

@@ -11,7 +11,7 @@ from sae_runtime.bundle.quota import Quota
 class DensityTracker:
     """Moving averages of the features' densities, and the tokens since each feature was last active.
 
-    The density is `average` [d_sae] over `weight`. The weight corrects for the start at zero, as in Adam's moments.
+    The density is `average` [d_sae] divided by `weight`. The weight corrects for the start at zero, as in Adam.
 
     >>> tracker = DensityTracker(2, window=100, device=torch.device("cpu"))
     >>> tracker.update(torch.tensor([5, 0]), n=10)
@@ -20,7 +20,7 @@ class DensityTracker:
     """
 
     def __init__(self, d_sae: int, window: int, device: torch.device) -> None:
-        """Start without counts; `window` is the length of the average in tokens."""
+        """Start at zero; `window` is the length of the average in tokens."""
         self.average = torch.zeros(d_sae, dtype=torch.float64, device=device)
         self.weight = 0.0
         self._window = window
@@ -28,12 +28,12 @@ class DensityTracker:
 
     @property
     def density(self) -> Tensor:
-        """Share of tokens, float64 [d_sae]."""
+        """The share of the tokens on which each feature is active, float64 [d_sae]."""
         return self.average / max(self.weight, 1e-12)
 
     @torch.no_grad()
     def update(self, counts: Tensor, n: int) -> None:
-        """Add a batch of n tokens with so many matches of each feature, int64 [d_sae]."""
+        """Add a batch of n tokens, in which each feature has `counts` matches, int64 [d_sae]."""
         rate = min(n / self._window, 1.0)
         self.weight += rate * (1 - self.weight)
         self.average += rate * (counts.double() / n - self.average)
@@ -46,7 +46,15 @@ class DensityTracker:
 
 
 def fit_quota(density: Tensor, slack: float) -> tuple[Quota, float]:
-    """The Zipf-Mandelbrot law that fits measured densities, as a quota, and the fit's R^2."""
+    """The Zipf-Mandelbrot law that fits measured densities [d_sae], as a quota, and the fit's R^2.
+
+    Raises:
+        ValueError: too few features are active for a fit.
+
+    >>> law, r_squared = fit_quota(1 / torch.arange(1.0, 201.0), slack=3.0)
+    >>> round(law.exponent, 2), round(r_squared, 2)
+    (1.0, 1.0)
+    """
     exponent, offset, r_squared = quota.fit(density.cpu().numpy())
     return Quota(exponent=exponent, offset=offset, slack=slack), r_squared
 
@@ -54,7 +62,12 @@ def fit_quota(density: Tensor, slack: float) -> tuple[Quota, float]:
 def expected_density(density: Tensor) -> Tensor:
     """The density that the fitted law gives each feature's rank, with the same sum: float64 [d_sae].
 
-    All zeros where too few features are active for a fit. So no feature counts as under-used before there is a law.
+    If too few features are active for a fit, all are zero, so that no feature counts as under-used without a law.
+
+    >>> density = 1 / torch.arange(1.0, 201.0).double()
+    >>> density[199] = 0.0001
+    >>> round(float(expected_density(density)[199]), 3)
+    0.005
     """
     try:
         law, _ = fit_quota(density, slack=1.0)

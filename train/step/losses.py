@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from sae_runtime.train.world import World
+from sae_runtime.train.world import ALONE, World
 
 
 def square(x: Tensor) -> Tensor:
-    """sum x^2: a scalar, computed without a copy of x.
+    """sum x^2, a scalar, computed without a copy of x.
 
     >>> square(torch.tensor([[1.0, 2.0], [2.0, 4.0]]))
     tensor(25.)
@@ -16,9 +16,12 @@ def square(x: Tensor) -> Tensor:
     return torch.dot(flat, flat)
 
 
-def variance(x: Tensor, world: World | None = None) -> Tensor:
-    """sum |x - mean(x)|^2 over the rows of all processes, which have equally many: a scalar above 0."""
-    world = world or World()
+def variance(x: Tensor, world: World = ALONE) -> Tensor:
+    """sum |x - mean(x)|^2 over the rows of all processes, which have the same number of rows: a scalar above 0.
+
+    >>> variance(torch.tensor([[1.0], [3.0]]))
+    tensor(2.)
+    """
     mean = world.sum_(x.sum(dim=0)) / (len(x) * world.size)
     return world.sum_(square(x - mean)).clamp_min(1e-30)
 
@@ -34,11 +37,16 @@ def fvu(x: Tensor, x_hat: Tensor) -> Tensor:
 
 
 def aux_k_loss(residual: Tensor, z: Tensor, decoder: Tensor, among: Tensor, k_aux: int) -> Tensor:
-    """The error of the given features alone in reconstructing the residual (Gao et al. 2024, arXiv:2406.04093).
+    """The share of the residual that the given features alone leave unexplained: a scalar.
 
     Each token's k_aux largest pre-activations among the given features reconstruct the residual, without bias. The loss
-    is |residual - reconstruction|^2 / |residual - mean|^2. Where there are fewer than k_aux such features it is scaled
-    down in proportion. For the dead features this is the aux_k_loss of the paper.
+    is |residual - reconstruction|^2 / |residual - mean|^2. If fewer than k_aux features are given, it is scaled down in
+    proportion. Over the dead features it is the loss AuxK of Gao et al. 2024 (arXiv:2406.04093).
+
+    >>> residual, decoder = torch.tensor([[1.0], [-1.0]]), torch.ones(2, 1)
+    >>> z = torch.tensor([[1.0, 9.0], [0.0, 9.0]])
+    >>> aux_k_loss(residual, z, decoder, torch.tensor([True, False]), k_aux=1)
+    tensor(0.5000)
 
     Args:
         residual: x - x_hat, [n, d_in]; no gradient flows into it.
@@ -60,12 +68,12 @@ def aux_k_loss(residual: Tensor, z: Tensor, decoder: Tensor, among: Tensor, k_au
 
 
 def under_used(density: Tensor, expected: Tensor, dead: Tensor, gamma: float) -> Tensor:
-    """The features with density < gamma * expected, and the dead ones: bool [d_sae].
+    """The features with density < gamma * expected, and the dead features: bool [d_sae].
 
-    aux_zipf_loss trains these features. The paper (abstract) names it as a generalisation of aux_k_loss to under-used
-    features, and the formula is our own: aux_k_loss over the features with less than a share gamma of the density that
-    a Zipf law gives their rank. The law is fitted to the densities of all features. With gamma = 0 only the dead
-    features are left, which gives aux_k_loss.
+    `aux_k_loss` over these features is the paper's aux_zipf_loss, which its abstract (arXiv:2411.02124) names as a
+    generalisation of AuxK to under-used features. The formula is our own. A feature is under-used if its density is
+    below a share gamma of the density that a Zipf law gives its rank. The law is fitted to the densities of all
+    features. With gamma = 0 only the dead features are left, which gives AuxK.
 
     >>> density, expected = torch.tensor([0.5, 0.01, 0.0]), torch.tensor([0.4, 0.2, 0.1])
     >>> under_used(density, expected, density == 0, gamma=0.1).tolist()

@@ -11,7 +11,7 @@ from torch import Tensor
 class Matches:
     """m matches between n tokens and d_sae features, sorted by token and within a token by feature.
 
-    The other arrays are computed when they are first asked for.
+    The properties are computed at their first use.
 
     >>> matches = Matches(torch.tensor([1, 3, 4]), torch.tensor([0.5, 2.0, 1.0]), n=2, d_sae=3)
     >>> matches.token.tolist(), matches.feature.tolist(), matches.counts.tolist()

@@ -1,17 +1,32 @@
-"""The autoencoder while it trains."""
+"""The autoencoder in training, and the product by which every SAE in torch encodes."""
 
 import torch
 from torch import Tensor, nn
 
 
+def encoded(x: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor) -> Tensor:
+    """Pre-activations z = relu((x - b_pre) W_enc^T + b_enc), [n, d_sae].
+
+    Args:
+        x: activations, normalised if the SAE does so, [n, d_in].
+        W_enc: a row for each feature, [d_sae, d_in].
+        b_enc: [d_sae].
+        b_pre: the centre of the activations, [d_in].
+
+    >>> encoded(torch.ones(1, 2), torch.eye(2), torch.tensor([0.5, -3.0]), torch.zeros(2))
+    tensor([[1.5000, 0.0000]])
+    """
+    return torch.relu((x - b_pre) @ W_enc.T + b_enc)
+
+
 class SparseAutoencoder(nn.Module):
     """z = relu((x - b_dec) W_enc^T + b_enc), f = S * z for a mask S of matches, x_hat = f W_dec + b_dec.
 
-    W_enc and W_dec are both [d_sae, d_in] here, a row for each feature. The rows of W_dec have unit norm, so that the
-    value of a feature is the length of what it adds, and values of different features compare.
+    W_enc and W_dec are both [d_sae, d_in] here, a row for each feature. The rows of W_dec have unit norm. So the
+    activation of a feature is the length of the vector that it adds, and features can be compared by their activations.
 
     >>> model = SparseAutoencoder(5, torch.ones(3), generator=torch.Generator().manual_seed(0))
-    >>> model.pre_activations(torch.ones(2, 3)).tolist()  # x lies at the centre
+    >>> model.pre_activations(torch.ones(2, 3)).tolist()  # x is the centre
     [[0.0, 0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0]]
     """
 
@@ -27,22 +42,15 @@ class SparseAutoencoder(nn.Module):
 
     def pre_activations(self, x: Tensor) -> Tensor:
         """Pre-activations z >= 0 [n, d_sae] of activations [n, d_in]."""
-        return torch.relu((x - self.b_dec) @ self.W_enc.T + self.b_enc)
+        return encoded(x, self.W_enc, self.b_enc, self.b_dec)
 
-    def reconstruction(self, sums: Tensor, x: Tensor) -> Tensor:
-        """The reconstruction [n, d_in] from sums of decoder rows f W_dec [n, d_in]; x is not needed here."""
+    def reconstruction(self, sums: Tensor, x: Tensor | None = None) -> Tensor:
+        """The reconstruction [n, d_in] from sums of decoder rows f W_dec [n, d_in]. It does not depend on x."""
         return sums + self.b_dec
 
     def decode(self, f: Tensor) -> Tensor:
-        """Activations [n, d_in] that activations of features [n, d_sae] stand for."""
-        return f @ self.W_dec + self.b_dec
-
-    @torch.no_grad()
-    def remove_parallel_gradient(self) -> None:
-        """Take from W_dec's gradient the part that would only change the norm of a row."""
-        grad = self.W_dec.grad
-        if grad is not None:
-            grad -= (grad * self.W_dec).sum(dim=1, keepdim=True) * self.W_dec
+        """The reconstruction [n, d_in] from activations of features f [n, d_sae]."""
+        return self.reconstruction(f @ self.W_dec)
 
     @torch.no_grad()
     def normalise_decoder(self) -> None:

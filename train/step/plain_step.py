@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypedDict
+from typing import TypedDict
 
+import torch
 from torch import Tensor
 
 from sae_runtime.train.step.allocation import allocate
@@ -11,8 +12,8 @@ from sae_runtime.train.step.losses import aux_k_loss, fvu
 from sae_runtime.train.step.model import SparseAutoencoder
 
 Observe = Callable[[Tensor, int], Tensor]
-"""Takes the matches of each feature, int64 [d_sae], and the number of tokens in a batch. Returns the features that the
-auxiliary loss trains, bool [d_sae]."""
+"""Gets the number of matches of each feature, int64 [d_sae], and the number of tokens in a batch. Returns the features
+that the auxiliary loss trains, bool [d_sae]."""
 
 
 class Limits(TypedDict, total=False):
@@ -25,31 +26,19 @@ class Limits(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Losses:
-    """Fraction of variance unexplained, the auxiliary loss without its weight, and the number of matches of a batch."""
+    """The FVU, the auxiliary loss without its weight, and the number of matches of a batch."""
 
     fvu: Tensor
     aux: Tensor
     matches: int
 
 
-class Step(Protocol):
-    """The call that `plain_step` and `SparseStep` share."""
-
-    def __call__(
-        self,
-        model: SparseAutoencoder,
-        x: Tensor,
-        limits: Limits,
-        observe: Observe,
-        *,
-        aux_weight: float,
-        aux_k: int,
-    ) -> Losses:
-        """As `plain_step`."""
+Step = Callable[[SparseAutoencoder, Tensor, Limits, Observe, float, int], Losses]
+"""Sets a model's gradients and returns the losses, as `plain_step` and `SparseStep` do."""
 
 
 def plain_step(
-    model: SparseAutoencoder, x: Tensor, limits: Limits, observe: Observe, *, aux_weight: float, aux_k: int
+    model: SparseAutoencoder, x: Tensor, limits: Limits, observe: Observe, aux_weight: float, aux_k: int
 ) -> Losses:
     """Set the gradients of fvu + aux_weight * aux_k_loss; the gradient of W_dec has no component along the rows.
 
@@ -59,7 +48,12 @@ def plain_step(
         limits: the limits on the matches of the batch.
         observe: called once with the counts of the matches.
         aux_weight: weight of the auxiliary loss; 0 leaves it out.
-        aux_k: features that a token lends to the auxiliary loss.
+        aux_k: features of a token that the auxiliary loss uses.
+
+    >>> model = SparseAutoencoder(8, torch.zeros(4), generator=torch.Generator().manual_seed(0))
+    >>> nothing = lambda counts, n: torch.zeros(8, dtype=torch.bool)
+    >>> plain_step(model, torch.eye(4), {"total": 6}, nothing, 0.0, 2).matches
+    6
     """
     model.zero_grad(set_to_none=True)
     z = model.pre_activations(x)
@@ -70,5 +64,7 @@ def plain_step(
     if aux_weight > 0:
         aux = aux_k_loss(x - x_hat, z, model.W_dec, among, aux_k)
     (loss + aux_weight * aux).backward()  # type: ignore[no-untyped-call]
-    model.remove_parallel_gradient()
+    assert model.W_dec.grad is not None
+    with torch.no_grad():  # the component along a row would only change its norm
+        model.W_dec.grad -= (model.W_dec.grad * model.W_dec).sum(dim=1, keepdim=True) * model.W_dec
     return Losses(fvu=loss.detach(), aux=aux.detach(), matches=int(kept.sum()))

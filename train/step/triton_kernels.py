@@ -1,14 +1,14 @@
 """The sparse products of a training step on CUDA, by Triton kernels of our own.
 
 `cpu_kernels` has the same functions for the CPU. With m matches, each kernel fetches m rows of d_in numbers and does
-two operations with each number. The fetches are the whole cost, and each docstring counts their bytes; tensor cores
-could not help. Sums are float32 for rows of any type.
+two operations with each number. The fetches take all of the time, so tensor cores could not help. Each docstring counts
+the bytes. Sums are float32 for rows of any type.
 
-Equal arguments give equal bits, and the sum of a token or feature does not depend on the other tokens or features.
-For this, no kernel adds atomically, and block sizes follow from d_in alone. Block sizes are not tuned, since another
-size is another order of summation. A program fetches a row in parts of at most 256 columns, 1 KiB of float32. Eight
-parts at a time keep four loads of 16 bytes in flight for each of the program's 128 threads. Wider parts would waste
-more where d_in is not a power of two (768 = 3 * 256).
+Equal arguments give equal bits, and the sum of a token or feature does not depend on the other tokens or features. So
+no kernel adds atomically, and block sizes depend on d_in alone. Block sizes are not tuned, since another size would be
+another order of summation. A program fetches a row in parts of at most 256 columns, 1 KiB of float32. With eight parts
+at a time, each of the program's 128 threads has four loads of 16 bytes under way. Wider parts would waste more if d_in
+is not a power of two (768 = 3 * 256).
 """
 
 import torch
@@ -72,7 +72,7 @@ def _sums(rows: Tensor, index: Tensor, weight: Tensor, begin: Tensor, counts: Te
     part_end = more_chunks.cumsum(0)
     part_begin = part_end - more_chunks
     sums = rows.new_empty(len(counts), rows.shape[1], dtype=torch.float32)
-    # Only the device knows the number of parts. This upper bound on it needs no wait for the device.
+    # Only the device knows the number of parts. This upper bound avoids a wait for the device.
     parts = rows.new_empty(len(index) // chunk, rows.shape[1], dtype=torch.float32)
     number = torch.arange(len(parts), device=rows.device)
     bag = torch.searchsorted(part_end, number, right=True)
@@ -127,7 +127,7 @@ def sum_bags(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ) -> None:
-    """Sum one part of the columns of one bag: its entries from begin to end, then its parts, where there are some."""
+    """Sum one part of the columns of one bag: its entries from begin to end, then its parts, if there are any."""
     bag = tl.program_id(0).to(tl.int64)  # bags * d_in may pass 2^31
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = (column < d_in)[None, :]

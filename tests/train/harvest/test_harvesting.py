@@ -140,7 +140,7 @@ def test_gpt2_rows_match_the_unpadded_model(
 
 
 @pytest.mark.parametrize(("dtype", "stored"), [("float32", "F32"), ("float16", "F16"), ("bfloat16", "BF16")])
-def test_shards_are_of_the_size_and_type_asked_for(
+def test_shards_have_the_size_and_type_of_the_config(
     config: HarvestConfig, tmp_path: Path, dtype: str, stored: str
 ) -> None:
     got = harvest(replace(config, dtype=dtype), tmp_path / "out")
@@ -159,7 +159,7 @@ def test_shards_are_of_the_size_and_type_asked_for(
     assert settings == expected
 
 
-def test_the_model_is_called_by_its_folder_or_the_hub(
+def test_a_model_is_recorded_by_its_folder_or_its_hub_name(
     config: HarvestConfig, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert config.called == replace(config, model=f"{bert}/").called == bert.name
@@ -188,7 +188,7 @@ def test_windows_frames_and_positions_of_one_document(bert: Path, tmp_path: Path
     close(kept.rows(np.array([4, 5, 9, 12])), everything(got))
 
 
-def test_the_frame_is_left_out_even_where_its_tokens_are_not_called_special(
+def test_the_frame_is_left_out_even_if_its_tokens_are_not_marked_special(
     config: HarvestConfig, witness: Witnesses, tmp_path: Path
 ) -> None:
     shutil.copytree(config.model, tmp_path / "model")
@@ -254,7 +254,7 @@ def test_tuples_and_model_outputs_are_read_by_their_first_tensor(
 
 
 @pytest.mark.parametrize(("prefix", "hook"), [("bert.", BERT_HOOK), ("transformer.", GPT2_HOOK)])
-def test_a_hook_may_be_named_as_the_model_with_a_head_names_it(
+def test_a_hook_may_have_the_name_of_the_model_with_a_head(
     request: pytest.FixtureRequest, config: HarvestConfig, tmp_path: Path, prefix: str, hook: str
 ) -> None:
     model = request.getfixturevalue("bert" if prefix == "bert." else "gpt2")
@@ -274,7 +274,7 @@ def test_the_model_computes_in_the_type_of_its_checkpoint(gpt2: Path, text: Path
 
 
 @pytest.mark.parametrize("tokens", [1, 299, 301, 700, 10**6])
-def test_tokens_gives_exactly_so_many_rows_or_the_whole_text(
+def test_tokens_limits_the_rows_exactly_or_takes_the_whole_text(
     config: HarvestConfig, witness: Witnesses, tmp_path: Path, tokens: int
 ) -> None:
     expected = witness("bert", 1)
@@ -292,12 +292,12 @@ def test_tokens_gives_exactly_so_many_rows_or_the_whole_text(
         ("encoder.layer", r"the forward pass never calls encoder\.layer \(ModuleList\); hook a module inside it$"),
         (
             "embeddings.position_embeddings",
-            r"gives \[1, 20, 16\], expected \[batch, time, d_in\] with \[10, 20\]; hook",
+            r"gives \[1, 20, 16\], expected \[10, 20, d_in\]; hook",
         ),
-        ("pooler", r"pooler gives \[\d+, 16\], expected \[batch, time, d_in\] with \[\d+, 20\]; hook a layer$"),
+        ("pooler", r"pooler gives \[\d+, 16\], expected \[\d+, 20, d_in\]; hook a layer"),
     ],
 )
-def test_a_hook_that_gives_no_rows_is_refused(config: HarvestConfig, tmp_path: Path, hook: str, message: str) -> None:
+def test_a_hook_without_rows_is_refused(config: HarvestConfig, tmp_path: Path, hook: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         harvest(replace(config, hook=hook), tmp_path / "out")
 
@@ -312,7 +312,7 @@ def test_nan_is_refused_by_document_and_position(gpt2: Path, tmp_path: Path) -> 
     assert not (tmp_path / "out" / "activations.json").exists()
 
 
-def test_what_overflows_float16_is_refused_by_document_and_position(gpt2: Path, tmp_path: Path) -> None:
+def test_an_overflow_of_float16_is_refused_by_document_and_position(gpt2: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("w1 w2 w3 w1\n\nw1 w7 w1 w1 w2")
     model = altered(gpt2, tmp_path / "large", 7, 1e5)
@@ -340,7 +340,7 @@ def test_text_without_rows_is_refused(config: HarvestConfig, tmp_path: Path, con
         (65, "^context is 65 tokens, .* reads at most 64; lower --context$"),
     ],
 )
-def test_a_context_that_does_not_fit_is_refused(
+def test_a_context_longer_than_the_model_reads_is_refused(
     config: HarvestConfig, tmp_path: Path, context: int, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -360,7 +360,7 @@ def test_models_and_text_that_cannot_be_read_are_refused(config: HarvestConfig, 
         harvest(replace(config, model=str(tmp_path / "torn")), out)
     with pytest.raises(FileNotFoundError, match=r"the text file .*none\.txt does not exist; check its path$"):
         harvest(replace(config, text=(tmp_path / "none.txt",)), out)
-    with pytest.raises(ValueError, match=r"does not go on abacus \(.+\); use another --device$"):
+    with pytest.raises(ValueError, match=r"torch cannot compute on abacus \(.+\); use another --device$"):
         harvest(replace(config, device="abacus"), out)
     assert not out.exists()
 
@@ -373,10 +373,10 @@ def test_models_and_text_that_cannot_be_read_are_refused(config: HarvestConfig, 
         ({"text": ()}, "^text is empty; name at least one$"),
         ({"document": "line"}, "^document must be one of paragraph, file, got 'line'$"),
         ({"dtype": "float64"}, "^dtype must be one of float32, float16, bfloat16, got 'float64'$"),
-        ({"context": 0}, "^context must be >= 1, got 0$"),
-        ({"tokens": 0}, "^tokens must be >= 1, got 0$"),
-        ({"shard_tokens": -1}, "^shard_tokens must be >= 1, got -1$"),
-        ({"batch_tokens": 19}, "^batch_tokens must be >= context, got 19 for windows of 20$"),
+        ({"context": 0}, "^context must be at least 1, got 0$"),
+        ({"tokens": 0}, "^tokens must be at least 1, got 0$"),
+        ({"shard_tokens": -1}, "^shard_tokens must be at least 1, got -1$"),
+        ({"batch_tokens": 19}, "^batch_tokens must be at least the context 20, got 19$"),
     ],
 )
 def test_a_config_out_of_range_is_refused(config: HarvestConfig, change: dict[str, Any], message: str) -> None:

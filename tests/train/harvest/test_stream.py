@@ -19,6 +19,7 @@ from sae_runtime.train import TrainConfig, fit
 from sae_runtime.train.harvest.config import HarvestConfig
 from sae_runtime.train.harvest.harvesting import Reader, harvest
 from sae_runtime.train.harvest.stream import StreamedRows
+from sae_runtime.train.run import Data
 from sae_runtime.train.trainer import StepStats, Trainer
 
 D_IN = 16
@@ -52,7 +53,7 @@ def sorted_rows(x: NDArray[np.float32]) -> NDArray[np.float32]:
     return x[np.lexsort(np.round(x, 3).T)]
 
 
-def test_the_rows_are_those_of_harvest_each_once(reading: HarvestConfig, harvested: Activations) -> None:
+def test_a_stream_gives_the_rows_of_harvest_each_once(reading: HarvestConfig, harvested: Activations) -> None:
     source = streamed(reading)
     train, count = source.take(np.random.default_rng(0).permutation(source.units), ignore)
     assert count == source.units and source.d_in == D_IN
@@ -64,7 +65,7 @@ def test_the_rows_are_those_of_harvest_each_once(reading: HarvestConfig, harvest
     assert [len(x) / len(stored) for x in source.held_out()] == pytest.approx([0.1, 0.1], abs=0.04)
 
 
-def test_a_pool_is_whole_documents_and_the_same_bits_in_any_order(
+def test_a_pool_of_a_stream_is_whole_documents_and_the_same_bits_in_any_order(
     reading: HarvestConfig, harvested: Activations
 ) -> None:
     source = streamed(reading, rows=200)
@@ -84,7 +85,7 @@ def test_a_pool_is_whole_documents_and_the_same_bits_in_any_order(
     assert max(len(streamed(reading, rows=1).take(order[i:], ignore)[0]) for i in range(5)) <= longest
 
 
-def test_the_type_is_that_of_harvest(reading: HarvestConfig) -> None:
+def test_a_stream_has_the_type_of_harvest(reading: HarvestConfig) -> None:
     source = streamed(replace(reading, dtype="bfloat16"), rows=50)
     x, _ = source.take(np.arange(source.units), ignore)
     assert x.dtype == np.float32 and not (x.view(np.uint32) & 0xFFFF).any()
@@ -95,7 +96,7 @@ def test_held_out_documents_of_a_stream_follow_the_seed(reading: HarvestConfig) 
     assert np.array_equal(first, second) and not np.array_equal(first, other)
 
 
-def test_the_model_runs_on_held_out_documents_only_when_they_are_asked_for(
+def test_a_stream_runs_on_held_out_documents_only_when_they_are_asked_for(
     reading: HarvestConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     windows: list[int] = []
@@ -112,14 +113,14 @@ def test_the_model_runs_on_held_out_documents_only_when_they_are_asked_for(
     assert [len(x) for x in parts] == list(source.provenance["rows"].values()) and len(windows) == 3
 
 
-def test_too_few_documents_are_refused(reading: HarvestConfig) -> None:
+def test_a_stream_of_too_few_documents_is_refused(reading: HarvestConfig) -> None:
     with pytest.raises(
         ValueError, match=r"words\.txt: the text has 1 documents, too few to hold out 20% in two parts;"
     ):
         streamed(replace(reading, document="file"))
 
 
-def test_text_without_tokens_is_refused(reading: HarvestConfig, tmp_path: Path) -> None:
+def test_a_stream_of_text_without_tokens_is_refused(reading: HarvestConfig, tmp_path: Path) -> None:
     text = tmp_path / "a.txt"
     for content in ("", "[SEP]\n\n[SEP]\n\n[SEP]"):
         text.write_text(content)
@@ -127,7 +128,7 @@ def test_text_without_tokens_is_refused(reading: HarvestConfig, tmp_path: Path) 
             streamed(replace(reading, text=(text,)))
 
 
-def test_a_limit_of_harvest_is_refused(reading: HarvestConfig) -> None:
+def test_a_stream_refuses_a_harvest_with_a_limit_of_tokens(reading: HarvestConfig) -> None:
     with pytest.raises(
         ValueError, match="streaming reads all of the text, so the harvest's tokens must be None, got 7"
     ):
@@ -148,25 +149,31 @@ class Stopped(Exception):
     pass
 
 
-def test_a_resumed_streamed_run_ends_with_the_same_bits(reading: HarvestConfig, tmp_path: Path) -> None:
+def stopped(source: Data, out: Path, step: int) -> Path:
+    """The run state of a run that died before this step."""
+    whole_step = Trainer.step
+
+    def dying(self: Trainer, x: Any) -> StepStats:
+        if self.step_number == step:
+            raise Stopped
+        return whole_step(self, x)
+
+    run = out.with_name("run")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Trainer, "step", dying)
+        fit(source, out, config(), run_state=run, run_state_seconds=0)
+    return run
+
+
+@pytest.mark.parametrize("step", [2, 33])
+def test_a_resumed_streamed_run_ends_with_the_same_bits(reading: HarvestConfig, tmp_path: Path, step: int) -> None:
     fit(pooled(reading), tmp_path / "whole", config())
-    step = Trainer.step
-    for steps in (2, 33):
-
-        def dying(self: Trainer, x: Any, last: int = steps) -> StepStats:
-            if self.step_number == last:
-                raise Stopped
-            return step(self, x)
-
-        out, run = tmp_path / f"sae{steps}", tmp_path / "run"
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
-            patch.setattr(Trainer, "step", dying)
-            fit(pooled(reading), out, config(), run_state=run, run_state_seconds=0)
-        fit(pooled(reading), out, config(), run_state=run, resume=True)
-        assert (out / bundle.WEIGHTS).read_bytes() == (tmp_path / "whole" / bundle.WEIGHTS).read_bytes()
+    run = stopped(pooled(reading), tmp_path / "sae", step)
+    fit(pooled(reading), tmp_path / "sae", config(), run_state=run, resume=True)
+    assert (tmp_path / "sae" / bundle.WEIGHTS).read_bytes() == (tmp_path / "whole" / bundle.WEIGHTS).read_bytes()
 
 
-def test_a_killed_streamed_run_resumes_and_ends_with_the_same_bits(reading: HarvestConfig, tmp_path: Path) -> None:
+def test_a_killed_streamed_run_that_is_resumed_ends_with_the_same_bits(reading: HarvestConfig, tmp_path: Path) -> None:
     settings = config(tokens=6_000)
     process = started(tmp_path, fit_often_saved, reading, 0.1, 200 * D_IN * 4, settings)
     deadline = time.monotonic() + 120
@@ -181,12 +188,8 @@ def test_a_killed_streamed_run_resumes_and_ends_with_the_same_bits(reading: Harv
     assert {path.name for path in tmp_path.iterdir()} == {"sae", "whole"}
 
 
-def test_a_streamed_run_is_not_resumed_on_other_text(reading: HarvestConfig, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(Trainer, "step", lambda self, x: (_ for _ in ()).throw(Stopped))
-        patch.setattr("sae_runtime.train.run_state.Keeper.remove", lambda self: self.save())  # the state of step 0
-        fit(reading, tmp_path / "sae", config(), run_state=run)
+def test_resume_refuses_a_streamed_run_of_other_text(reading: HarvestConfig, tmp_path: Path) -> None:
+    run = stopped(reading, tmp_path / "sae", 1)
     with pytest.raises(ValueError, match="is of a run with activations context 20, this one has 19; repeat that run's"):
         fit(replace(reading, context=19), tmp_path / "sae", config(), run_state=run, resume=True)
     other = tmp_path / "other.txt"
@@ -197,7 +200,7 @@ def test_a_streamed_run_is_not_resumed_on_other_text(reading: HarvestConfig, tmp
         fit(replace(reading, text=(other,)), tmp_path / "sae", config(), run_state=run, resume=True)
 
 
-def test_the_manifest_says_what_was_read(reading: HarvestConfig, tmp_path: Path) -> None:
+def test_the_manifest_of_a_streamed_run_names_its_text(reading: HarvestConfig, tmp_path: Path) -> None:
     manifest = fit(reading, tmp_path / "sae", config(tokens=60))
     assert (manifest.model, manifest.hook) == ("tiny", "encoder.layer.1")
     found = {name: manifest.provenance[name] for name in ("text", "document", "context", "dtype", "special")}
@@ -207,7 +210,9 @@ def test_the_manifest_says_what_was_read(reading: HarvestConfig, tmp_path: Path)
     assert manifest.measured["tokens"] == manifest.provenance["rows"]["validation"]
 
 
-def test_learns_as_from_stored_activations(reading: HarvestConfig, harvested: Activations, tmp_path: Path) -> None:
+def test_a_streamed_run_learns_as_well_as_a_stored_one(
+    reading: HarvestConfig, harvested: Activations, tmp_path: Path
+) -> None:
     settings = config(tokens=6_000, d_sae=64)
     streamed, stored = fit(reading, tmp_path / "a", settings), fit(harvested, tmp_path / "b", settings)
     assert streamed.measured["fvu"] == pytest.approx(stored.measured["fvu"], rel=0.2)

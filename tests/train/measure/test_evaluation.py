@@ -18,7 +18,7 @@ from sae_runtime.exports import witness
 from sae_runtime.train import TrainConfig, fit
 from sae_runtime.train.measure.config import EvaluateConfig
 from sae_runtime.train.measure.evaluation import evaluate
-from sae_runtime.train.measure.tally import shuffled
+from sae_runtime.train.measure.rules import shuffled
 from sae_runtime.train.measure.torch_sae import open_sae
 
 D_SAE = 150
@@ -95,7 +95,7 @@ def test_held_out_rows_are_those_that_training_measured(tmp_path: Path) -> None:
     assert run(tmp_path / "sae", copied).rows == "all"
     assert run(tmp_path / "sae", copied, rows="held-out").served == found.served
     assert run(tmp_path / "sae", copied, rows="held-out", tokens=50).tokens == 50
-    with pytest.raises(ValueError, match=r"other rows than what this SAE was trained on.*--rows all"):
+    with pytest.raises(ValueError, match=r"other rows than this SAE.s training.*--rows all"):
         run(tmp_path / "sae", make_x(2999), rows="held-out")
 
 
@@ -113,7 +113,9 @@ def test_tokens_are_drawn_by_the_seed(bundle_of: Callable[..., Path]) -> None:
     assert first.tokens == 40
 
 
-def test_an_evaluation_is_read_as_it_was_written(bundle_of: Callable[..., Path], kind: str, tmp_path: Path) -> None:
+def test_an_evaluation_that_is_written_and_read_is_the_same(
+    bundle_of: Callable[..., Path], kind: str, tmp_path: Path
+) -> None:
     found = run(bundle_of(kind), make_x(60))
     (tmp_path / "e.json").write_text(to_json(found))
     assert read_evaluation(tmp_path / "e.json") == found
@@ -145,7 +147,7 @@ def test_a_file_that_is_no_evaluation_is_refused(bundle_of: Callable[..., Path],
 
 
 @pytest.mark.parametrize("form", ["layer", "length", "groups", "skip"])
-def test_an_sae_of_another_form_is_evaluated_as_the_runtime_serves_it(tmp_path: Path, form: str) -> None:
+def test_every_architecture_is_evaluated_as_the_runtime_serves_it(tmp_path: Path, form: str) -> None:
     changes: dict[str, Any] = (
         {"selection": "threshold", "norm": form}
         if form in ("layer", "length")
@@ -184,20 +186,20 @@ def test_targets_of_an_autoencoder_are_refused(bundle_of: Callable[..., Path]) -
         run(bundle_of("token"), make_x(20), targets=given(make_x(20)))
 
 
-def test_no_law_where_hardly_any_feature_is_active(tmp_path: Path) -> None:
+def test_an_evaluation_of_silent_features_has_no_zipf_law(tmp_path: Path) -> None:
     weights = make_weights(30, "mutual") | {"threshold": np.full(30, 1e9, np.float32)}
     bundle.write(tmp_path / "sae", weights, make_manifest(30, "mutual"))
     found = run(tmp_path / "sae", make_x(50)).served
     assert (found.zipf, found.dead, found.under_used, found.l0, found.l0_tokens) == (None, 1.0, 1.0, 0.0, (50,))
 
 
-def test_activations_that_cannot_be_measured_are_refused(tmp_path: Path, bundle_of: Callable[..., Path]) -> None:
+def test_evaluate_refuses_activations_that_it_cannot_measure(tmp_path: Path, bundle_of: Callable[..., Path]) -> None:
     path = bundle_of("mutual")
     with pytest.raises(
         ValueError, match=f"activations have width 3, this SAE expects {D_IN}.*; was another layer captured"
     ):
         run(path, np.zeros((5, 3), np.float32))
-    with pytest.raises(ValueError, match="has 1 rows, a variance needs two"):
+    with pytest.raises(ValueError, match="has 1 rows, a variance needs at least two"):
         run(path, make_x(1))
     with pytest.raises(ValueError, match="all rows are equal"):
         run(path, np.full((50, D_IN), 0.1, np.float32))
@@ -218,7 +220,7 @@ def test_activations_that_cannot_be_measured_are_refused(tmp_path: Path, bundle_
     assert run(tmp_path / "sae", other, any_source=True).tokens == 50
 
 
-def test_values_of_the_config_out_of_range_are_refused() -> None:
+def test_evaluate_config_refuses_values_out_of_range() -> None:
     for settings in ({"rows": "some"}, {"tokens": 1}, {"batch": 0}, {"seed": -1}):
         with pytest.raises(ValueError, match=f"{next(iter(settings))} must be"):
             EvaluateConfig(**settings)

@@ -190,7 +190,7 @@ def test_cosines_of_an_embedding_model_agree_with_plain_hooks(
                 assert found.replaced[name][f"{key}_low"] == pytest.approx(np.quantile(values, 0.05), abs=1e-5)
 
 
-def test_a_perfect_sae_loses_nothing(gpt2: Path, text: Path, tmp_path: Path) -> None:
+def test_host_loss_of_a_perfect_sae_is_zero(gpt2: Path, text: Path, tmp_path: Path) -> None:
     basis = np.concatenate([np.eye(WIDTH), -np.eye(WIDTH), np.zeros((D_SAE - 2 * WIDTH, WIDTH))])
     zeros = {"b_enc": np.zeros(D_SAE), "b_dec": np.zeros(WIDTH), "threshold": np.zeros(D_SAE)}
     weights = {
@@ -225,7 +225,7 @@ def test_an_sae_with_a_norm_replaces_activations_as_the_runtime_decodes_them(
     assert found.replaced["served"]["fvu"] == pytest.approx(error / np.square(x - x.mean(axis=0)).sum(), rel=1e-4)
 
 
-def test_a_transcoder_cannot_replace_what_it_reads(gpt2: Path, text: Path, tmp_path: Path) -> None:
+def test_host_loss_refuses_a_transcoder(gpt2: Path, text: Path, tmp_path: Path) -> None:
     architecture = Architecture(d_in=WIDTH, d_sae=D_SAE, selection="topk", k=K, pre_bias=False, d_out=3)
     weights = {name: np.zeros(shape, np.float32) for name, shape in bundle.weight_shapes(architecture).items()}
     bundle.write(tmp_path / "sae", weights, Manifest(architecture=architecture, allocation=None, slots=K))
@@ -233,7 +233,7 @@ def test_a_transcoder_cannot_replace_what_it_reads(gpt2: Path, text: Path, tmp_p
         run(open_sae(tmp_path / "sae"), gpt2, GPT2_HOOK, text)
 
 
-def test_models_hooks_and_texts_that_do_not_fit_are_refused(
+def test_host_loss_refuses_models_hooks_and_texts_that_do_not_fit(
     sae: TorchSAE, gpt2: Path, bert: Path, text: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match="reads at most 64"):
@@ -253,7 +253,7 @@ def test_models_hooks_and_texts_that_do_not_fit_are_refused(
         run(sae, gpt2, GPT2_HOOK, tmp_path / "words.txt")
 
 
-def test_head_is_loaded_where_there_is_one(gpt2: Path, bert: Path, tmp_path: Path) -> None:
+def test_a_model_is_loaded_with_its_head_if_it_has_one(gpt2: Path, bert: Path, tmp_path: Path) -> None:
     assert type(load_host_model(str(gpt2), "cpu")[1]) is GPT2Model
     tokenizer, model = load_host_model(str(gpt2), "cpu", head=True)
     assert type(model) is GPT2LMHeadModel and longest_window(tokenizer, model) == 64
@@ -263,7 +263,7 @@ def test_head_is_loaded_where_there_is_one(gpt2: Path, bert: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("form", [lambda x: x, lambda x: (x, 1), lambda x: [x, 1], lambda x: {"a": x, "b": 1}])
-def test_replaced_once_in_every_form_of_output(form: Any) -> None:
+def test_replaced_changes_the_first_call_in_every_form_of_output(form: Any) -> None:
     class Layer(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> Any:
             return form(x)

@@ -8,8 +8,9 @@ from conftest import make_manifest, make_x
 
 from sae_runtime.activations.stored import Activations, Shard
 from sae_runtime.bundle.manifest import Manifest
-from sae_runtime.train.data import StoredRows, split
+from sae_runtime.train.held_out import split
 from sae_runtime.train.measure.provenance import trained_batch, trained_tokens, validation_rows, was_trained_on
+from sae_runtime.train.stored_rows import StoredRows
 
 
 def activations(n: int = 500, seed: int = 1, name: str = "x.npy") -> Activations:
@@ -22,12 +23,12 @@ def manifest(**changes: Any) -> Manifest:
     return replace(make_manifest(30, "token"), provenance={**source.provenance, "config": config, **changes})
 
 
-def test_activations_are_known_by_their_contents() -> None:
+def test_was_trained_on_knows_activations_by_their_contents() -> None:
     assert was_trained_on(manifest(), activations()) and was_trained_on(manifest(), activations(name="renamed.npy"))
     assert not was_trained_on(manifest(), activations(seed=2))
 
 
-def test_a_manifest_without_fingerprint_knows_the_name() -> None:
+def test_was_trained_on_without_a_fingerprint_compares_the_name() -> None:
     old = manifest(fingerprint=None)
     assert was_trained_on(old, activations()) and was_trained_on(old, activations(seed=2))
     assert not was_trained_on(old, activations(name="renamed.npy"))
@@ -41,7 +42,7 @@ def test_validation_rows_are_those_of_the_split() -> None:
 
 
 @pytest.mark.parametrize("provenance", [{}, {"config": 3, "rows": 4}, {"config": {"seed": 0}, "rows": {"train": 500}}])
-def test_a_manifest_of_another_program_tells_nothing(provenance: dict[str, Any]) -> None:
+def test_a_manifest_of_another_program_gives_no_provenance(provenance: dict[str, Any]) -> None:
     other = replace(manifest(), provenance=provenance)
     assert not was_trained_on(other, activations())
     assert validation_rows(other, activations()) is None

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from sae_runtime.exports import witness
-from sae_runtime.train.measure.tally import batch_rule, group_rule, served_rule, tally, tally_of
+from sae_runtime.train.measure.rules import batch_rule, group_rule, served_rule
+from sae_runtime.train.measure.tally import tally, tally_of
 from sae_runtime.train.step.model import SparseAutoencoder
 
 
@@ -29,7 +30,7 @@ def test_a_tally_agrees_with_numpy(batch: int) -> None:
         assert (found.matches == kept.sum(axis=0)).all()
 
 
-def test_a_tally_without_targets_counts_matches_and_knows_no_fvu() -> None:
+def test_a_tally_without_targets_counts_matches_and_has_no_fvu() -> None:
     model = SparseAutoencoder(30, torch.zeros(8), generator=torch.Generator().manual_seed(0))
     x = torch.randn(100, 8, generator=torch.Generator().manual_seed(1))
     found = tally(model, [(x[:60], None), (x[60:], None)], served_rule(3, None))

@@ -80,7 +80,7 @@ def as_slots(f: torch.Tensor) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_features_and_reconstructions_are_those_of_float64(bundle_with: Callable[[str], Path], form: str) -> None:
+def test_features_and_reconstructions_agree_with_float64(bundle_with: Callable[[str], Path], form: str) -> None:
     sae, x = open_sae(bundle_with(form)), off_centre(200)
     rows = torch.from_numpy(x)
     matches, x_hat = expected(sae, x)
@@ -94,7 +94,7 @@ def test_features_and_reconstructions_are_those_of_float64(bundle_with: Callable
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_features_and_reconstructions_are_those_of_the_runtime(bundle_with: Callable[[str], Path], form: str) -> None:
+def test_features_and_reconstructions_agree_with_the_runtime(bundle_with: Callable[[str], Path], form: str) -> None:
     sae, runtime, x = open_sae(bundle_with(form)), load(bundle_with(form)), off_centre(200)
     features = runtime.encode(x)
     np.testing.assert_allclose(sae.features(torch.from_numpy(x)), features.to_dense(), rtol=1e-4, atol=1e-5)
@@ -103,7 +103,9 @@ def test_features_and_reconstructions_are_those_of_the_runtime(bundle_with: Call
 
 @pytest.mark.parametrize("scale", [1e-28, 1e-20, 1e20, 1e30])
 @pytest.mark.parametrize("form", NORMS)
-def test_a_norm_holds_where_squares_are_no_numbers(bundle_with: Callable[[str], Path], form: str, scale: float) -> None:
+def test_a_norm_holds_if_squares_overflow_or_vanish(
+    bundle_with: Callable[[str], Path], form: str, scale: float
+) -> None:
     sae, x = open_sae(bundle_with(form)), off_centre(20, scale)
     matches, x_hat = expected(sae, x)
     assert witness.disagreement(matches, *as_slots(sae.features(torch.from_numpy(x)))) is None
@@ -118,7 +120,7 @@ def test_a_norm_leaves_a_token_of_zeros_alone(bundle_with: Callable[[str], Path]
 
 @pytest.mark.parametrize("norm", ["none", "layer", "length"])
 @pytest.mark.parametrize("kind", ["mutual", "feature"])
-def test_the_batch_rule_is_that_of_float64(tmp_path: Path, norm: str, kind: str) -> None:
+def test_the_batch_rule_agrees_with_float64(tmp_path: Path, norm: str, kind: str) -> None:
     allocation = Allocation(kind=kind, k=5.0, quota=QUOTA if kind == "feature" else None)
     sae = open_sae(native(tmp_path / "sae", selection="threshold", norm=norm, allocation=allocation))
     x, weights = off_centre(60), bundle.read(sae.path).weights()
@@ -133,7 +135,7 @@ def test_token_choice_and_unknown_allocations_have_no_batch_rule(bundle_with: Ca
     assert all(open_sae(bundle_with(form)).batch is None for form in ("topk", "groups", "threshold", "transcoder"))
 
 
-def test_keeps_and_decodes_what_the_runtime_does(bundle_of: Callable[..., Path], kind: str) -> None:
+def test_reconstruct_keeps_and_decodes_as_the_runtime_does(bundle_of: Callable[..., Path], kind: str) -> None:
     sae, runtime, x = open_sae(bundle_of(kind)), load(bundle_of(kind)), make_x(300)
     features = runtime.encode(x)
     x_hat, kept = reconstruct(sae, torch.from_numpy(x), sae.served)
@@ -152,7 +154,7 @@ def test_a_folder_that_is_missing_is_refused(tmp_path: Path) -> None:
         open_sae(tmp_path / "none")
 
 
-def test_nothing_kept_gives_the_centre(bundle_of: Callable[..., Path]) -> None:
+def test_reconstruct_without_matches_gives_the_centre(bundle_of: Callable[..., Path]) -> None:
     sae = open_sae(bundle_of("mutual"))
     x_hat, kept = reconstruct(sae, torch.from_numpy(make_x(3)), lambda z: torch.zeros_like(z, dtype=torch.bool))
     assert not kept.any() and np.array_equal(x_hat.numpy(), sae.b_dec.expand(3, -1).numpy())

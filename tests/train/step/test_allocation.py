@@ -5,7 +5,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sae_runtime.exports import witness
-from sae_runtime.train.step.allocation import allocate, largest_of_columns
+from sae_runtime.train.step.allocation import allocate
+from sae_runtime.train.step.largest import largest_of_columns
 
 
 def pre_activations(n: int, d_sae: int, seed: int = 0) -> Tensor:
@@ -19,7 +20,7 @@ def numpy_joint(z: Tensor, total: int, limit: NDArray[np.int64] | None) -> NDArr
 
 
 @pytest.mark.parametrize(("n", "d_sae"), [(1, 5), (7, 40), (64, 1500)])
-def test_agrees_with_numpy(n: int, d_sae: int) -> None:
+def test_allocate_agrees_with_numpy(n: int, d_sae: int) -> None:
     z = pre_activations(n, d_sae)
     total = 3 * n
     limit = np.random.default_rng(0).integers(0, n + 1, d_sae)
@@ -29,7 +30,7 @@ def test_agrees_with_numpy(n: int, d_sae: int) -> None:
     assert (mask.numpy() == numpy_joint(z, total, limit)).all()
 
 
-def test_columns_name_their_largest() -> None:
+def test_largest_of_columns_gives_the_largest_of_each_column() -> None:
     z, limit = torch.randn(20, 70, generator=torch.Generator().manual_seed(0)), torch.arange(70) % 23
     expected = [
         row * 70 + column for column in range(70) for row in z[:, column].argsort(descending=True)[: limit[column]]
@@ -42,14 +43,14 @@ def test_one_token_mutual_choice_is_token_choice() -> None:
     assert torch.equal(allocate(z, total=4), allocate(z, per_token=4))
 
 
-def test_loose_caps_are_mutual_choice_and_no_limit_is_relu() -> None:
+def test_loose_limits_are_mutual_choice_and_no_limit_is_relu() -> None:
     z = pre_activations(9, 30)
     assert torch.equal(allocate(z, total=20, per_feature=torch.full((30,), 9)), allocate(z, total=20))
     assert torch.equal(allocate(z), z > 0)
     assert torch.equal(allocate(z, total=10_000, per_token=10_000), z > 0)
 
 
-def test_order_of_caps_does_not_matter() -> None:
+def test_the_order_of_features_does_not_matter() -> None:
     z, limit = pre_activations(50, 80), torch.randint(0, 50, (80,), generator=torch.Generator().manual_seed(1))
     order = torch.randperm(80, generator=torch.Generator().manual_seed(2))
     assert torch.equal(allocate(z[:, order], per_feature=limit[order]), allocate(z, per_feature=limit)[:, order])

@@ -23,13 +23,13 @@ def test_density_is_the_share_of_tokens() -> None:
     assert tracker.silent_tokens.tolist() == [10_000, 0, 0, 0]
 
 
-def test_first_batch_counts_in_full() -> None:
+def test_density_after_one_batch_is_that_of_the_batch() -> None:
     tracker = DensityTracker(2, window=1000, device=torch.device("cpu"))
     tracker.update(torch.tensor([10, 0]), 10)
     assert tracker.density.tolist() == [1.0, 0.0]
 
 
-def test_reorder_renumbers() -> None:
+def test_reorder_renumbers_the_features() -> None:
     tracker = DensityTracker(3, window=10, device=torch.device("cpu"))
     tracker.update(torch.tensor([2, 1, 0]), 2)
     tracker.reorder(torch.tensor([2, 1, 0]))
@@ -37,7 +37,7 @@ def test_reorder_renumbers() -> None:
     assert tracker.silent_tokens.tolist() == [2, 0, 0]
 
 
-def test_expected_density_follows_the_law_and_shows_who_falls_short() -> None:
+def test_expected_density_follows_the_law_and_reveals_rare_features() -> None:
     law = quota.quotas(Quota(exponent=0.9, offset=20.0), 8.0, 400)
     density = torch.from_numpy(law).clone()
     density[390:] /= 50  # the collapsed tail
@@ -48,7 +48,7 @@ def test_expected_density_follows_the_law_and_shows_who_falls_short() -> None:
     assert ratio[order >= 390].max() < 0.1
 
 
-def test_no_law_means_nobody_falls_short() -> None:
+def test_expected_density_without_a_law_is_zero() -> None:
     assert (expected_density(torch.zeros(50, dtype=torch.float64)) == 0).all()
 
 

@@ -47,13 +47,13 @@ def test_aux_k_loss_without_features_or_residual_is_zero() -> None:
     assert loss.item() == 0
 
 
-def test_aux_k_loss_does_not_hide_what_is_not_finite() -> None:
+def test_aux_k_loss_of_numbers_that_are_not_finite_is_nan() -> None:
     z = torch.rand(6, 4)
     z[2, 1] = torch.nan
     assert aux_k_loss(torch.ones(6, 2), z, torch.ones(4, 2), torch.ones(4, dtype=torch.bool), 2).isnan()
 
 
-def test_zipf_reduces_to_dead_features() -> None:
+def test_under_used_with_gamma_zero_gives_the_dead_features() -> None:
     density = torch.tensor([0.5, 0.2, 0.01, 0.0])
     expected = torch.tensor([0.4, 0.3, 0.2, 0.1])
     dead = torch.tensor([False, False, False, True])

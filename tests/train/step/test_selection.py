@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 
 from sae_runtime.train.step.allocation import allocate
+from sae_runtime.train.step.largest import top_by_partition, top_by_topk
 from sae_runtime.train.step.plain_step import Limits
-from sae_runtime.train.step.selection import select, top_by_partition, top_by_topk
+from sae_runtime.train.step.selection import select
 from sae_runtime.train.world import World
 
 
@@ -39,7 +40,7 @@ def limits_of(n: int, d_sae: int) -> list[Limits]:
 # With and without groups: whole groups of 32 need n * d_sae to be a multiple of it, and a small budget.
 @pytest.mark.parametrize(("n", "d_sae"), [(1, 5), (7, 33), (64, 1504), (40, 96)])
 @pytest.mark.parametrize("number", range(11))
-def test_selects_what_allocate_pays_for(n: int, d_sae: int, number: int) -> None:
+def test_select_agrees_with_allocate(n: int, d_sae: int, number: int) -> None:
     z, limits = pre_activations(n, d_sae), limits_of(n, d_sae)[number]
     at, values = select(z, **limits)
     assert torch.equal(at, positions(z, limits)) and torch.equal(values, z.view(-1)[at])
@@ -47,7 +48,7 @@ def test_selects_what_allocate_pays_for(n: int, d_sae: int, number: int) -> None
 
 # 1504 features: the margin of candidates is never all there is.
 @pytest.mark.parametrize("number", range(11))
-def test_a_rough_product_only_nominates(number: int) -> None:
+def test_select_decides_by_exact_values_of_nominated_candidates(number: int) -> None:
     z, limits = pre_activations(64, 1504), limits_of(64, 1504)[number]
     asked: list[Tensor] = []
 
@@ -60,7 +61,7 @@ def test_a_rough_product_only_nominates(number: int) -> None:
     assert all(torch.equal(part, part.sort().values) for part in asked)
 
 
-def test_select_looks_further_where_one_column_takes_most_candidates() -> None:
+def test_select_looks_further_if_one_column_holds_most_candidates() -> None:
     z = pre_activations(64, 1504).relu()
     z[:, 0] += 100
     z[:, 1] += 50
@@ -71,7 +72,7 @@ def test_select_looks_further_where_one_column_takes_most_candidates() -> None:
 
 # Uniform caps, and a head that is capped while the tail has hardly anything to give.
 @pytest.mark.parametrize("tail", [8, 1])
-def test_select_looks_at_few_candidates_where_limits_just_give_the_total(
+def test_select_reads_few_candidates_if_limits_sum_to_the_total(
     tail: int,
 ) -> None:
     looks: list[int] = []
@@ -97,7 +98,7 @@ TOPS = [top_by_topk, top_by_partition]
 # Rounded, so that many are equal; 332 are positive.
 @pytest.mark.parametrize("top", TOPS)
 @pytest.mark.parametrize("count", [1, 17, 100, 331, 332, 333, 999, 1000])
-def test_the_largest_positive_numbers_in_order(top: Callable[[Tensor, int], Tensor], count: int) -> None:
+def test_top_gives_the_largest_positive_numbers_in_order(top: Callable[[Tensor, int], Tensor], count: int) -> None:
     values = (pre_activations(1, 1000)[0] - 0.43).mul(20).round() / 20
     best = values.sort(descending=True).values[:count]
     at = top(values, count)
@@ -106,7 +107,7 @@ def test_the_largest_positive_numbers_in_order(top: Callable[[Tensor, int], Tens
 
 
 @pytest.mark.parametrize("top", TOPS)
-def test_what_is_no_number_is_not_among_the_largest(top: Callable[[Tensor, int], Tensor]) -> None:
+def test_top_leaves_out_nan(top: Callable[[Tensor, int], Tensor]) -> None:
     values = pre_activations(1, 1000)[0]
     values[::7] = torch.nan
     for count in (10, 300):

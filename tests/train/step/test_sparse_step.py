@@ -29,7 +29,7 @@ def run(step: Step, limits: Limits, share: float, weight: float, aux_k: int) -> 
         seen.append(counts)
         return among
 
-    losses = step(model, x, limits, observe, aux_weight=weight, aux_k=aux_k)
+    losses = step(model, x, limits, observe, weight, aux_k)
     (counts,) = seen
     return losses, [p.grad for p in model.parameters() if p.grad is not None], counts
 
@@ -42,7 +42,7 @@ CAPS = torch.arange(D_SAE) % 5
 )
 @pytest.mark.parametrize(("share", "weight", "aux_k"), [(0.1, 0.0, 8), (0.1, 0.5, 8), (0.1, 0.5, 64), (0.0, 0.5, 8)])
 @pytest.mark.parametrize("product_dtype", [torch.float32, torch.bfloat16])  # of nominations: the numbers stay float32
-def test_gradients_are_those_of_autograd(
+def test_sparse_step_gradients_agree_with_autograd(
     limits: Limits, share: float, weight: float, aux_k: int, product_dtype: torch.dtype
 ) -> None:
     plain, expected, plain_counts = run(plain_step, limits, share, weight, aux_k)
@@ -61,21 +61,21 @@ def nobody(counts: Tensor, n: int) -> Tensor:
 
 
 @pytest.mark.parametrize("step", [SparseStep(), plain_step])
-def test_an_auxiliary_loss_that_is_not_finite_shows(step: Step) -> None:
+def test_an_auxiliary_loss_that_is_not_finite_is_returned(step: Step) -> None:
     generator = torch.Generator().manual_seed(0)
     model, x = model_of(generator), torch.randn(N, D_IN, generator=generator)
     with torch.no_grad():
         model.b_enc[7] = torch.nan
-    losses = step(model, x, {"total": 0}, lambda counts, n: torch.arange(D_SAE) == 7, aux_weight=0.5, aux_k=4)
+    losses = step(model, x, {"total": 0}, lambda counts, n: torch.arange(D_SAE) == 7, 0.5, 4)
     assert losses.aux.isnan()
 
 
-def test_room_for_pre_activations_follows_the_batch() -> None:
+def test_sparse_step_takes_batches_of_changing_size() -> None:
     generator = torch.Generator().manual_seed(0)
     model, step = model_of(generator), SparseStep()
     for n in (8, 16, 8):
         x = torch.randn(n, D_IN, generator=generator)
         limits: Limits = {"total": 4 * n}
-        mine = step(model, x, limits, nobody, aux_weight=0.1, aux_k=4)
-        theirs = plain_step(model, x, limits, nobody, aux_weight=0.1, aux_k=4)
+        mine = step(model, x, limits, nobody, 0.1, 4)
+        theirs = plain_step(model, x, limits, nobody, 0.1, 4)
         assert mine.fvu.item() == pytest.approx(theirs.fvu.item(), rel=1e-5)

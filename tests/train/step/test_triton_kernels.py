@@ -122,7 +122,7 @@ def gradients(step: Step, limits: Limits, n: int, d_in: int, d_sae: int, device:
         model.W_enc.add_(torch.randn(d_sae, d_in, generator=generator), alpha=0.05)
     x, among = torch.randn(n, d_in, generator=generator), torch.rand(d_sae, generator=generator) < 0.2
     model, x, among = model.to(device), x.to(device), among.to(device)
-    losses: Losses = step(model, x, limits, lambda counts, n: among, aux_weight=0.1, aux_k=4)
+    losses: Losses = step(model, x, limits, lambda counts, n: among, 0.1, 4)
     return [p.grad for p in model.parameters() if p.grad is not None] + [losses.fvu, losses.aux]
 
 
@@ -173,7 +173,7 @@ def check(found: list[Tensor], case: Case) -> None:
 
 
 @pytest.mark.parametrize("name", cases())
-def test_sums_are_those_of_plain_torch(interpreted: dict[str, Any], name: str) -> None:
+def test_triton_sums_agree_with_plain_torch(interpreted: dict[str, Any], name: str) -> None:
     check(interpreted[name], cases()[name])
 
 
@@ -184,21 +184,23 @@ def test_a_sum_does_not_depend_on_other_features(interpreted: dict[str, Any], fe
     assert sums.count_nonzero() == sums[feature].count_nonzero() > 0
 
 
-def test_rows_may_lie_beyond_2_to_the_31(interpreted: dict[str, Any]) -> None:
+def test_triton_kernels_read_rows_beyond_2_to_the_31(interpreted: dict[str, Any]) -> None:
     x_hat, dots = interpreted["far"]
     numbers = torch.arange(256).bfloat16().float()
     assert torch.equal(x_hat[0], 0.5 * numbers) and torch.equal(dots, numbers.sum()[None])
 
 
 @pytest.mark.parametrize("kind", LIMITS)
-def test_a_step_has_the_gradients_of_autograd(interpreted: dict[str, Any], kind: str) -> None:
+def test_a_triton_step_agrees_with_autograd(interpreted: dict[str, Any], kind: str) -> None:
     expected = gradients(plain_step, LIMITS[kind], 7, 12, 24, CPU)
     for mine, theirs in zip(interpreted[kind], expected, strict=True):
         assert (mine - theirs).norm() <= 1e-5 * theirs.norm() + 1e-9
 
 
 @pytest.mark.parametrize(("capability", "dtype"), [(80, "fp32"), (90, "bf16")])
-def test_kernels_compile_for_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capability: int, dtype: str) -> None:
+def test_triton_kernels_compile_for_gpus(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capability: int, dtype: str
+) -> None:
     """The interpreter takes more than the compiler does. Rows must come in loads of 16 bytes."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     import triton
@@ -236,7 +238,7 @@ gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA dev
 @gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("d_in", [1, 20, 96, 768, 1000])
-def test_kernels_on_a_gpu(d_in: int, dtype: torch.dtype) -> None:
+def test_triton_kernels_on_a_gpu_agree_with_plain_torch(d_in: int, dtype: torch.dtype) -> None:
     from sae_runtime.train.step import triton_kernels
 
     for match in (
@@ -255,7 +257,7 @@ def test_kernels_on_a_gpu(d_in: int, dtype: torch.dtype) -> None:
 @gpu
 @pytest.mark.parametrize("product_dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", LIMITS)
-def test_a_step_on_a_gpu(kind: str, product_dtype: torch.dtype) -> None:
+def test_a_triton_step_on_a_gpu_agrees_with_autograd(kind: str, product_dtype: torch.dtype) -> None:
     from sae_runtime.train.step import triton_kernels
 
     device, n, d_sae = torch.device("cuda"), 500, 2048

@@ -1,0 +1,157 @@
+"""A run, from the first batch to the weights and manifests of its SAEs."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from operator import methodcaller
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sae_runtime.activations.stored import Activations, Shard, open_activations, sample_rows
+from sae_runtime.bundle.manifest import Manifest
+from sae_runtime.core.arrays import as_float32
+from sae_runtime.train.batches import Batches
+from sae_runtime.train.config import TrainConfig
+from sae_runtime.train.device import ask_for_huge_pages, memory_errors
+from sae_runtime.train.finish import finished
+from sae_runtime.train.harvest.config import HarvestConfig
+from sae_runtime.train.harvest.stream import StreamedRows
+from sae_runtime.train.held_out import split
+from sae_runtime.train.progress import reported
+from sae_runtime.train.recipe import derive
+from sae_runtime.train.run_options import Options
+from sae_runtime.train.run_state import Keeper
+from sae_runtime.train.source import Source, centre_and_scale, generator
+from sae_runtime.train.step.model import SparseAutoencoder
+from sae_runtime.train.stored_rows import StoredRows
+from sae_runtime.train.trainer import Trainer
+from sae_runtime.train.world import World, joined
+
+Data = Activations | NDArray[Any] | str | Path | HarvestConfig | Source
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The results of a run: weights and manifest of each SAE by its name, and activations for the bundles."""
+
+    saes: Mapping[str, tuple[dict[str, NDArray[np.float32]], Manifest]]
+    sample: NDArray[np.float32]  # [m, d_in]
+
+
+@contextmanager
+def fitted(activations: Data, configs: Mapping[str, TrainConfig], options: Options) -> Iterator[Fitted | None]:
+    """Fit SAEs for a block that writes them; all processes but the first get None.
+
+    After the block the run state is removed. The other processes wait for that, so that they find the bundles.
+
+    Args:
+        activations: as for `fit`.
+        configs: the settings by the names of the SAEs, which share their batches.
+        options: as for `fit`.
+
+    Raises:
+        ValueError: as for `fit`; if there are several SAEs, the message names the one that failed.
+        MemoryError: as for `fit`.
+    """
+    ask_for_huge_pages()
+    common, run_state = next(iter(configs.values())), options.get("run_state")
+    with memory_errors(), joined(common.device) as (world, device):
+        world.part(common.batch)  # raises before any work
+        is_first = world.rank == 0
+        source = opened(activations, common)
+        mean, scale = centre_and_scale(source.sample(generator(common.seed, "scale")), source.path)
+        trainers = _for_each(configs, lambda config: _trainer(mean * np.float32(scale), config, device, world))
+        with Batches(source, common.batch, common.seed, scale=scale, device=device, world=world) as batches:
+            seconds = options.get("run_state_seconds", 300.0) if is_first else math.inf
+            keeper = Keeper(run_state, seconds, trainers, batches, processes=world.size)
+            if options.get("resume"):
+                keeper.restore()
+            elif is_first:
+                keeper.remove()
+            _check_same_step(trainers, run_state, world)
+            with reported(trainers, options if is_first else {}) as report:
+                first = next(iter(trainers.values()))
+                for left in range(first.recipe.steps - first.step_number, 0, -1):
+                    x = batches.next(left)
+                    with keeper.guarding():
+                        report(_for_each(trainers, methodcaller("step", x)))
+                    keeper.save_if_due()
+            if is_first:
+                keeper.save()
+        yield _finished(source, trainers, scale, device, world) if is_first else None
+        if is_first:
+            keeper.remove()
+        world.wait()
+
+
+def opened(activations: Data, config: TrainConfig) -> Source:
+    """The source of a run's training rows.
+
+    Raises:
+        ValueError: the activations are too few to hold some out, or are not a matrix.
+
+    >>> x = np.random.default_rng(0).standard_normal((300, 8))
+    >>> opened(x, TrainConfig(tokens=4096)).provenance["rows"]
+    {'train': 270, 'calibration': 15, 'validation': 15}
+    """
+    if isinstance(activations, Source):
+        return activations
+    pool = config.pool * 2**20  # bytes
+    if isinstance(activations, HarvestConfig):
+        return StreamedRows(activations, config.holdout, config.seed, pool)
+    if isinstance(activations, str | Path):
+        activations = open_activations(activations)
+    elif not isinstance(activations, Activations):
+        x = as_float32(activations)
+        if x.ndim != 2 or x.shape[1] < 1:
+            raise ValueError(f"activations must be [n, d_in], got {list(x.shape)}; reshape them")
+        activations = Activations(Path("array"), [Shard(x)])
+    parts = split(activations, config.holdout, config.seed)
+    return StoredRows(activations, parts, int(pool / (4 * activations.d_in)))
+
+
+def _for_each(items: Mapping[str, T], function: Callable[[T], R]) -> dict[str, R]:
+    """The function's result for each SAE. If there are several SAEs, an error names the one that failed."""
+    results = {}
+    for name, item in items.items():
+        try:
+            with memory_errors():
+                results[name] = function(item)
+        except (ValueError, MemoryError) as error:
+            if len(items) == 1:
+                raise
+            kind = MemoryError if isinstance(error, MemoryError) else ValueError
+            raise kind(f"{name}: {error}") from error
+    return results
+
+
+def _trainer(centre: NDArray[np.float32], config: TrainConfig, device: torch.device, world: World) -> Trainer:
+    recipe = derive(config, len(centre))
+    weights = torch.Generator().manual_seed(int(generator(config.seed, "weights").integers(2**62)))
+    model = SparseAutoencoder(recipe.d_sae, torch.from_numpy(centre), generator=weights).to(device)
+    return Trainer(model, config, recipe, rng=generator(config.seed, "trainer"), world=world)
+
+
+def _check_same_step(trainers: Mapping[str, Trainer], run_state: Path | None, world: World) -> None:
+    step = next(iter(trainers.values())).step_number
+    if world.count(step) != step * world.size:
+        raise ValueError(f"some processes do not see the run state {run_state}; put it on a disk that all share")
+
+
+def _finished(
+    source: Source, trainers: Mapping[str, Trainer], scale: float, device: torch.device, world: World
+) -> Fitted:
+    """Calibrate and measure the SAEs on the held-out rows, which are read once."""
+    calibration, validation = source.held_out()
+    # The sample is a copy, so that it does not keep the whole calibration part in memory.
+    sample: NDArray[np.float32] = calibration[sample_rows(len(calibration), source.d_in)]
+    held_out = torch.from_numpy(calibration).to(device) * scale, torch.from_numpy(validation).to(device) * scale
+    del calibration, validation  # else they would be in memory beside their scaled copies
+    return Fitted(_for_each(trainers, lambda t: finished(t, source, held_out, scale, processes=world.size)), sample)

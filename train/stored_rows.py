@@ -1,0 +1,67 @@
+"""Training rows from activations that are stored, in files or in memory."""
+
+import math
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_runtime.activations.stored import Activations
+from sae_runtime.train.held_out import Split, fingerprint
+from sae_runtime.train.source import SCALE_SAMPLE, Source, Tick
+
+BLOCK = 64  # neighbouring rows that are read together: 100 KB at d_in 384, which a disk reads at full speed
+_READ = 1 << 13  # rows of one read: while a pool is filled, the rows of one read are in memory twice
+
+
+class StoredRows(Source):
+    """The Source of stored activations. Its units are blocks of neighbouring training rows."""
+
+    def __init__(self, activations: Activations, parts: Split, pool_rows: int) -> None:
+        """Read from activations in a split; a pool holds about `pool_rows` rows."""
+        self.path, self.d_in = activations.path, activations.d_in
+        self.model, self.hook = activations.model, activations.hook
+        self.units = math.ceil(len(parts.train) / BLOCK)
+        self._activations = activations
+        self._parts = parts
+        self._check_files()
+        known = {"fingerprint": fingerprint(activations)}
+        shape = {"rows": len(activations), "d_in": self.d_in}
+        self.identity = {"name": self.path.name, **shape, "model": self.model, "hook": self.hook, **known}
+        rows = {part.name: len(getattr(parts, part.name)) for part in fields(parts)}
+        self.provenance = {"activations": self.path.name, "rows": rows, **known}
+        pools = math.ceil(self.units / max(pool_rows // BLOCK, 1))
+        self._pool_units = math.ceil(self.units / pools)  # pools of one size: a short last pool would be shuffled less
+
+    def take(self, order: NDArray[np.int64], tick: Tick) -> tuple[NDArray[np.float32], int]:
+        """As Source."""
+        units = np.sort(order[: self._pool_units])
+        numbers = (units[:, None] * BLOCK + np.arange(BLOCK)).ravel()
+        rows = self._parts.train[numbers[numbers < len(self._parts.train)]]
+        self._check_files()
+        x = np.empty((len(rows), self.d_in), np.float32)
+        for begin in range(0, len(rows), _READ):
+            x[begin : begin + _READ] = self._activations.rows(rows[begin : begin + _READ])
+            tick(len(rows[begin : begin + _READ]))
+        return x, len(units)
+
+    def sample(self, rng: np.random.Generator) -> NDArray[np.float32]:
+        """As Source."""
+        rows = self._parts.train
+        self._check_files()
+        return self._activations.rows(rng.choice(rows, min(len(rows), SCALE_SAMPLE), replace=False))
+
+    def held_out(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """As Source."""
+        self._check_files()
+        return self._activations.rows(self._parts.calibration), self._activations.rows(self._parts.validation)
+
+    def _check_files(self) -> None:
+        """Raise ValueError where a mapped file became shorter: reading beyond its end would kill the process."""
+        for shard in self._activations.shards:
+            if isinstance(shard.x, np.memmap) and shard.x.filename is not None:
+                path = Path(shard.x.filename)
+                # A file that was removed stays mapped.
+                if path.exists() and path.stat().st_size < shard.x.offset + shard.x.nbytes:
+                    raise ValueError(f"{path} became shorter while it was read: truncated; copy it again")
