@@ -43,7 +43,7 @@ BUILDERS: Mapping[str, Builder] = {
     GPU.file: gpu_graph,
     JOINT.file: lambda bundle, specs: joint_graph(bundle, specs.get("max_density")),
     DECODE.file: lambda bundle, specs: decode_graph(bundle),
-    STEER.file: lambda bundle, specs: steer_graph(bundle, specs.get("W_enc_rows")),
+    STEER.file: steer_graph,
 }
 
 

@@ -36,7 +36,7 @@ from sae_runtime.exports.certified.integers import LEVELS, rounded
 from sae_runtime.exports.graphs.encode import above, centred, threshold_input, weight
 from sae_runtime.exports.graphs.graph import Graph, external
 from sae_runtime.exports.graphs.normalise import normalised
-from sae_runtime.exports.graphs.select import IndicesAndValues, first_rows, pick, tokens
+from sae_runtime.exports.graphs.select import first_rows, pick, tokens
 
 
 class Scored(NamedTuple):
@@ -48,7 +48,7 @@ class Scored(NamedTuple):
 
 def exact_in_numpy(
     z: Numbers, bounds: Bounds, slots: int, threshold: Numbers | None, limits: Limits = LIMITS
-) -> tuple[*IndicesAndValues, NDArray[np.bool_]]:
+) -> tuple[NDArray[np.bool_]]:
     """What `exact_graph` computes, with `slots` at least 1.
 
     The graph computes only the pre-activations z [n, d_sae] that are read here.

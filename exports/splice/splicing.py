@@ -6,7 +6,7 @@ both. The graph gains only optional inputs, so a program that does not know them
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,7 +154,7 @@ def _splice(model: ir.Model, wanted: Splice) -> Spliced:
         read=wanted.read,
         edit=wanted.edit,
         replace=wanted.replace,
-        rows=_rows(bundle),
+        specs=_derived(bundle),
     ).graph
     part = merge(model.graph, graph, value, wanted.name, REQUIRED if wanted.required else ())
     spliced = Spliced(
@@ -181,12 +181,10 @@ def _check_name(graph: ir.Graph, name: str) -> None:
         raise ValueError(f"the graph has a tensor {clash[0]} already; give this splice a name other than {name}")
 
 
-def _rows(bundle: Bundle) -> TensorSpec | None:
-    """Where the derived weights hold W_enc transposed, if the file exists and is the one that export wrote."""
+def _derived(bundle: Bundle) -> Mapping[str, TensorSpec]:
+    """The arrays of the derived weights, or none where the file is missing or is not the one that export wrote."""
     record, path = bundle.manifest.files.get(DERIVED), bundle.path / DERIVED
-    if record is None or not path.is_file() or bundles.record(path) != record:
-        return None
-    return read_header(path).get("W_enc_rows")
+    return read_header(path) if record and path.is_file() and bundles.record(path) == record else {}
 
 
 def _locate(model: ir.Model, placement: Placement, homes: dict[str, Path]) -> None:
