@@ -13,10 +13,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from sae_runtime.bundle.folder import DERIVED, Bundle
+from sae_runtime.bundle.folder import Bundle
 from sae_runtime.bundle.tensors import TensorSpec
 from sae_runtime.exports.graphs.encode import above, centred, weight
-from sae_runtime.exports.graphs.graph import Graph, external
+from sae_runtime.exports.graphs.graph import Graph
 from sae_runtime.exports.graphs.normalise import normalised
 
 _ALIGN = 8  # channels that tensor cores take at once
@@ -110,54 +110,49 @@ def gpu_graph(bundle: Bundle, specs: Mapping[str, TensorSpec]) -> ir.Model:
     """
     graph = Graph("encode_gpu")
     architecture, slots = bundle.manifest.architecture, bundle.manifest.slots
-
-    def stored(name: str) -> ir.Value:
-        return graph.weight(external(name, DERIVED, specs[name]))
-
-    one, last = graph.constant([1], np.int64), graph.constant([2], np.int64)
     x = graph.input("x", np.float32, ["n", architecture.d_in])
     c = centred(graph, bundle, normalised(graph, architecture, x).x)
-    kappa = stored("half_kappa")
-    square = graph.op("Add", graph.op("ReduceSumSquare", c, one), graph.op("Mul", kappa, kappa))
-    finite = graph.op("Less", square, graph.constant(np.finfo(np.float32).max, np.float32))
+    kappa = graph.derived("half_kappa", specs)
+    square = graph.op("Add", graph.op("ReduceSumSquare", c, [1]), graph.op("Mul", kappa, kappa))
+    finite = graph.op("Less", square, np.finfo(np.float32).max)
     size = graph.op("Sqrt", square)
     v = graph.op("Concat", graph.op("Div", c, size), graph.op("Div", kappa, size), axis=1)
     # TopK may give any number as the index of a NaN.
-    c, v = (graph.op("Where", finite, part, graph.constant(0, np.float32)) for part in (c, v))
+    c, v = (graph.op("Where", finite, part, 0.0) for part in (c, v))
     fill = specs["half_weights"].shape[0] - architecture.d_in - 3
-    bound = _bound(graph, v, stored("half_weights"), fill)
+    bound = _bound(graph, v, graph.derived("half_weights", specs), fill)
     count = candidates(slots, architecture.d_sae)
-    bounds, features = graph.ops("TopK", 2, bound, graph.constant([count], np.int64))
+    bounds, features = graph.ops("TopK", 2, bound, [count])
 
-    product = graph.op("MatMul", graph.op("Gather", stored("W_enc_rows"), features), graph.op("Unsqueeze", c, last))
-    bias = graph.op("Gather", weight(graph, bundle, "b_enc"), features)
-    values = graph.op("Relu", graph.op("Add", graph.op("Squeeze", product, last), bias))
+    rows = graph.op("Gather", graph.derived("W_enc_rows", specs), features)
+    product = graph.op("Squeeze", graph.op("MatMul", rows, graph.op("Unsqueeze", c, [2])), [2])
+    values = graph.op("Relu", graph.op("Add", product, graph.op("Gather", weight(graph, bundle, "b_enc"), features)))
     if architecture.selection == "threshold":
         values = above(graph, values, graph.op("Gather", weight(graph, bundle, "threshold"), features))
-    values, position = graph.ops("TopK", 2, values, graph.constant([slots], np.int64))
+    values, position = graph.ops("TopK", 2, values, [slots])
     indices = graph.op("GatherElements", features, position, axis=1)
 
     certain = finite
     if count < architecture.d_sae:  # equation (13)
         cut = graph.constant(0, np.float32)
         if architecture.selection == "topk":
-            cut = graph.op("Div", graph.op("Gather", values, graph.constant([slots - 1], np.int64), axis=1), size)
-        least = graph.op("Gather", bounds, graph.constant([count - 1], np.int64), axis=1)
-        certain = graph.op("And", finite, graph.op("LessOrEqual", graph.cast(least, np.float32), cut))
+            cut = graph.op("Div", graph.op("Gather", values, [slots - 1], axis=1), size)
+        least = graph.cast(graph.op("Gather", bounds, [count - 1], axis=1), np.float32)
+        certain = graph.op("And", finite, graph.op("LessOrEqual", least, cut))
     graph.output(indices, "indices", np.int64, ["n", slots])
     graph.output(values, "values", np.float32, ["n", slots])
-    graph.output(graph.op("Squeeze", certain, one), "certain", np.bool_, ["n"])
+    graph.output(graph.op("Squeeze", certain, [1]), "certain", np.bool_, ["n"])
     return graph.model()
 
 
 def _bound(graph: Graph, v: ir.Value, weights: ir.Value, fill: int) -> ir.Value:
     """u_j of equation (11), f16 [n, d_sae], for v / s [n, d_in + 1]; the last `fill` rows of the weights are 0."""
     q = graph.cast(v, np.float16)
-    error = graph.op("ReduceL2", graph.op("Sub", v, graph.cast(q, np.float32)), graph.constant([1], np.int64))
+    error = graph.op("ReduceL2", graph.op("Sub", v, graph.cast(q, np.float32)), [1])
     # |e| is rounded up in float32, and then to float16. It is never NaN, so 0 times it is 0.
-    error = graph.op("Mul", error, graph.constant(_ERROR_SCALE * (1 + 2.0**-9), np.float32))
-    error = graph.op("Add", error, graph.constant(_SMALLEST_HALF, np.float32))
-    unit = graph.op("Add", graph.op("Mul", error, graph.constant(0, np.float32)), graph.constant(1, np.float32))
+    error = graph.op("Mul", error, _ERROR_SCALE * (1 + 2.0**-9))
+    error = graph.op("Add", error, _SMALLEST_HALF)
+    unit = graph.op("Add", graph.op("Mul", error, 0.0), 1.0)
     error, unit = (graph.cast(part, np.float16) for part in (error, unit))
     return graph.op("MatMul", graph.op("Concat", q, error, unit, *[unit] * fill, axis=1), weights)
 

@@ -170,21 +170,18 @@ def rounded(graph: Graph, x: ir.Value, levels: ir.Value, stored: Stored) -> Roun
         levels: of an activation, f32 []: 63, or up to 127 where int8 products do not saturate; taken as 1 to 127.
         stored: gives the arrays of `Int8Encoder`.
     """
-    one, unit = graph.constant([1], np.int64), graph.constant(1, np.float32)
     c = graph.op("Sub", x, stored("int8_centre"))
     v = graph.op("MatMul", c, stored("int8_map"))
-    scale = graph.op(
-        "Div", graph.op("Max", graph.op("ReduceMax", graph.op("Abs", v), one), unit), _levels(graph, levels)
-    )
+    largest = graph.op("Max", graph.op("ReduceMax", graph.op("Abs", v), [1]), 1.0)
+    scale = graph.op("Div", largest, _levels(graph, levels))
     v = graph.op("Div", v, scale)
     return Rounded(c, v, graph.op("Round", v), scale)
 
 
 def product(graph: Graph, q: ir.Value, levels: ir.Value, stored: Stored) -> ir.Value:
     """s_j q . Q_j of equation (3), [n, d_sae] by place, of `rounded` activations q."""
-    unit = graph.constant(1, np.float32)
-    zero = graph.cast(graph.op("Add", _levels(graph, levels), unit), np.uint8)
-    q = graph.op("DequantizeLinear", graph.op("QuantizeLinear", q, unit, zero), unit, zero)
+    zero = graph.cast(graph.op("Add", _levels(graph, levels), 1.0), np.uint8)
+    q = graph.op("DequantizeLinear", graph.op("QuantizeLinear", q, 1.0, zero), 1.0, zero)
     return graph.op("MatMul", q, graph.op("DequantizeLinear", stored("int8_weights"), stored("int8_scale"), axis=1))
 
 
@@ -193,16 +190,14 @@ def lengths(graph: Graph, x: Rounded, c: ir.Value, stored: Stored) -> ir.Value:
 
     Both cover what float32 may lose of v, and of p_j where it is computed from c. A token that is not finite gets NaN.
     """
-    one = graph.constant([1], np.int64)
-    lost = graph.op("Div", graph.op("Mul", graph.op("ReduceL2", x.c, one), stored("int8_rounding")), x.scale)
-    e = graph.op("Add", graph.op("ReduceL2", graph.op("Sub", x.v, x.q), one), lost)
-    least = graph.op("Div", graph.op("Mul", graph.op("ReduceL2", c, one), stored("int8_direct")), x.scale)
-    return graph.op("Concat", e, graph.op("Max", graph.op("ReduceL2", x.q, one), least), axis=1)
+    lost = graph.op("Mul", graph.op("ReduceL2", x.c, [1]), stored("int8_rounding"))
+    e = graph.op("Add", graph.op("ReduceL2", graph.op("Sub", x.v, x.q), [1]), graph.op("Div", lost, x.scale))
+    least = graph.op("Div", graph.op("Mul", graph.op("ReduceL2", c, [1]), stored("int8_direct")), x.scale)
+    return graph.op("Concat", e, graph.op("Max", graph.op("ReduceL2", x.q, [1]), least), axis=1)
 
 
 def _levels(graph: Graph, levels: ir.Value) -> ir.Value:
-    least, most = graph.constant(1, np.float32), graph.constant(_WEIGHT_LEVELS, np.float32)
-    return graph.op("Min", graph.op("Max", levels, least), most)
+    return graph.op("Min", graph.op("Max", levels, 1.0), float(_WEIGHT_LEVELS))
 
 
 def probe_graph() -> ir.Model:

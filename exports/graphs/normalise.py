@@ -19,7 +19,7 @@ class Normalised:
 
 
 def normalised(graph: Graph, architecture: Architecture, x: ir.Value) -> Normalised:
-    """The encoder's input x' for activations x [..., d_in], with what `restored` needs; the formulas are in `bundle`."""
+    """The encoder's input x' for activations x [..., d_in], with each token's mean and size for `restored`."""
     if architecture.norm == "none":
         return Normalised(x, None, None)
     unit = graph.op("ReduceL1", graph.op("Mul", x, 1 / architecture.d_in), [-1])
