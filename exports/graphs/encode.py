@@ -4,7 +4,8 @@ import numpy as np
 import onnx_ir as ir
 
 from sae_runtime.bundle.folder import WEIGHTS, Bundle
-from sae_runtime.exports.graphs.graph import Graph, external
+from sae_runtime.exports.graphs.external import external
+from sae_runtime.exports.graphs.graph import Graph
 from sae_runtime.exports.graphs.normalise import normalised
 from sae_runtime.exports.graphs.select import first_rows, selected_slots, tokens
 

@@ -9,37 +9,13 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from sae_runtime.bundle.folder import DERIVED
 from sae_runtime.bundle.tensors import TensorSpec
+from sae_runtime.exports.graphs.external import external
 
 OPSET = 21
 IR_VERSION = 10
 
 Dimension = int | str
 Operand = ir.Value | ArrayLike | None  # whole numbers become int64, other numbers float32
-_TYPES = {
-    "F32": ir.DataType.FLOAT,
-    "F64": ir.DataType.DOUBLE,
-    "F16": ir.DataType.FLOAT16,
-    "I8": ir.DataType.INT8,
-    "I64": ir.DataType.INT64,
-}
-
-
-def external(name: str, file: str, spec: TensorSpec) -> ir.ExternalTensor:
-    """A tensor that stays in a safetensors file beside the graph; the graph refers to it by its byte offset.
-
-    Args:
-        name: of the tensor, in the graph.
-        file: where the tensor is, a path from the graph's folder.
-        spec: type, shape and offset of the tensor, as `read_header` gives them.
-
-    Raises:
-        KeyError: graphs hold no tensors of this type.
-
-    >>> tensor = external("b_dec", "sae_weights.safetensors", TensorSpec("F32", (3,), offset=104, size=12))
-    >>> tensor.shape, tensor.offset
-    (Shape([3]), 104)
-    """
-    return ir.ExternalTensor(file, spec.offset, spec.size, _TYPES[spec.dtype], shape=ir.Shape(spec.shape), name=name)
 
 
 class Graph:

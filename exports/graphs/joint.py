@@ -17,13 +17,16 @@ pre-activations z [n, d_sae] of valid rows, the total matches, and a limit [d_sa
     indices[token, slot], values[token, slot] = feature, z[token, feature]
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx_ir as ir
 
 from sae_runtime.bundle.folder import DERIVED, Bundle
 from sae_runtime.bundle.tensors import TensorSpec
 from sae_runtime.exports.graphs.encode import pre_activations
-from sae_runtime.exports.graphs.graph import Graph, external
+from sae_runtime.exports.graphs.external import external
+from sae_runtime.exports.graphs.graph import Graph
 
 # A bundle lists its features by falling limit. A TopK for each group of similar limits costs far less than one TopK
 # for all features, which is as deep as the largest limit.
@@ -32,7 +35,7 @@ _GROUP_EDGES = (0, 64, 1024)
 Matches = tuple[ir.Value, ir.Value, ir.Value]  # token i64, feature i64 and value f32 of each match
 
 
-def joint_graph(bundle: Bundle, max_density: TensorSpec | None) -> ir.Model:
+def joint_graph(bundle: Bundle, specs: Mapping[str, TensorSpec]) -> ir.Model:
     """The batch rule: x f32 [n, d_in] -> indices i64, values f32 [n, w]; w is what the fullest row needs.
 
     Optional inputs: valid bool [n] or [1], k f64 [], and for feature choice max_density f64 [d_sae]. A row that is not
@@ -41,10 +44,10 @@ def joint_graph(bundle: Bundle, max_density: TensorSpec | None) -> ir.Model:
 
     Args:
         bundle: a mutual or feature choice bundle.
-        max_density: where derived.safetensors holds `max_density`, for feature choice.
+        specs: the arrays of derived.safetensors; feature choice reads `max_density`.
 
     >>> from sae_runtime.bundle.folder import read
-    >>> [value.name for value in joint_graph(read(bundle_path), None).graph.inputs]
+    >>> [value.name for value in joint_graph(read(bundle_path), {}).graph.inputs]
     ['x', 'valid', 'k']
     """
     graph = Graph("encode_joint")
@@ -69,10 +72,10 @@ def joint_graph(bundle: Bundle, max_density: TensorSpec | None) -> ir.Model:
     z = graph.op("Where", graph.op("Unsqueeze", usable, [1]), z, 0.0)
 
     total = _rounded(graph, k, tokens)
-    if max_density is None:
+    if allocation.kind != "feature":
         matches = _mutual(graph, z, total, architecture.d_sae)
     else:
-        default = external("max_density", DERIVED, max_density)
+        default = external("max_density", DERIVED, specs["max_density"])
         density = graph.input("max_density", np.float64, [architecture.d_sae], default)
         limit = graph.op("Min", _rounded(graph, density, tokens), n)
         matches = _feature(graph, z, total, limit, architecture.d_sae)
