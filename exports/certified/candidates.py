@@ -51,6 +51,24 @@ class Candidates(NamedTuple):
     begin: ir.Value
 
 
+class Bounds(NamedTuple):
+    """What decides which features are candidates.
+
+    Attributes:
+        approximation: of all features.
+        error: of each group, f32 [n, groups], as `approximation.errors` gives it.
+        bounded: whether the error of a token is a bound, bool [n, 1].
+        cut: only a feature whose bound exceeds it is a candidate, f32 [n, 1].
+        ceiling: a feature whose size exceeds it is no candidate, f32 [n, 1]; None stands for infinity.
+    """
+
+    approximation: Approximation
+    error: ir.Value
+    bounded: ir.Value
+    cut: ir.Value
+    ceiling: ir.Value | None
+
+
 class GroupsAboveCut(NamedTuple):
     """Groups that may hold candidates, token by token; m is their number.
 
@@ -67,18 +85,10 @@ class GroupsAboveCut(NamedTuple):
     number: ir.Value
 
 
-def find_candidates(
-    build: Build,
-    approximation: Approximation,
-    error: ir.Value,
-    bounded: ir.Value,
-    cut: ir.Value,
-    ceiling: ir.Value | None,
-) -> tuple[Candidates, ir.Value]:
-    """The features whose bound exceeds the cut and whose size does not exceed the ceiling; certain bool [n].
+def find_candidates(build: Build, bounds: Bounds) -> tuple[Candidates, ir.Value]:
+    """The candidates of every token, and certain bool [n]; a token that is not certain has no candidates.
 
-    Cut and ceiling are [n, 1]. A token that is not certain has no candidates. In numpy, with sizes and group_bound as
-    in approximation.py, and a ceiling of infinity for None:
+    In numpy, with sizes and group_bound as in approximation.py, and a ceiling of infinity for None:
 
         mask = group_bound + error > cut
         certain = mask.sum(axis=1) <= limits.groups
@@ -88,8 +98,8 @@ def find_candidates(
         features = order[place]
     """
     graph = build.graph
-    groups, certain = groups_above_cut(build, approximation, error, bounded, cut)
-    chosen = members_above_cut(build, approximation, groups, error, cut, ceiling)
+    groups, certain = groups_above_cut(build, bounds)
+    chosen = members_above_cut(build, bounds, groups)
     position = _true_positions(graph, chosen)
     # A position counts the members of these groups only: place = 16 group + position - 16 column.
     column = graph.range(graph.op("Shape", groups.group))
@@ -101,17 +111,15 @@ def find_candidates(
     return Candidates(features, number, begin), graph.op("Squeeze", certain, [1])
 
 
-def groups_above_cut(
-    build: Build, approximation: Approximation, error: ir.Value, bounded: ir.Value, cut: ir.Value
-) -> tuple[GroupsAboveCut, ir.Value]:
+def groups_above_cut(build: Build, bounds: Bounds) -> tuple[GroupsAboveCut, ir.Value]:
     """The groups whose bound exceeds the cut, and certain bool [n, 1]: the token is bounded and has few groups.
 
     A token that is not certain has no groups.
     """
-    graph = build.graph
-    mask = graph.op("Greater", graph.op("Add", approximation.group_bound, error), cut)
+    graph, approximation = build.graph, bounds.approximation
+    mask = graph.op("Greater", graph.op("Add", approximation.group_bound, bounds.error), bounds.cut)
     number = graph.op("ReduceSum", graph.cast(mask, np.float32), [1])
-    certain = graph.op("And", graph.op("LessOrEqual", number, float(build.limits.groups)), bounded)
+    certain = graph.op("And", graph.op("LessOrEqual", number, float(build.limits.groups)), bounds.bounded)
     mask = graph.op("And", mask, certain)
     number = graph.cast(graph.op("Squeeze", graph.op("Where", certain, number, 0.0), [1]), np.int64)
     row, count = _true_positions(graph, mask), approximation.d_sae // GROUP
@@ -119,27 +127,22 @@ def groups_above_cut(
     return GroupsAboveCut(row, token, graph.op("Sub", row, graph.op("Mul", token, count)), number), certain
 
 
-def members_above_cut(
-    build: Build,
-    approximation: Approximation,
-    groups: GroupsAboveCut,
-    error: ir.Value,
-    cut: ir.Value,
-    ceiling: ir.Value | None,
-) -> ir.Value:
+def members_above_cut(build: Build, bounds: Bounds, groups: GroupsAboveCut) -> ir.Value:
     """Which members of the groups are candidates, bool [m, 16]."""
     graph = build.graph
 
     def of_token(numbers: ir.Value) -> ir.Value:
         return graph.op("Unsqueeze", pick(graph, numbers, groups.token), [1])
 
-    sizes = member_sizes(graph, approximation, groups.group, groups.row, of_token(approximation.unit))
-    error = graph.op("Unsqueeze", pick(graph, error, groups.row), [1])
-    bound = graph.op("Add", sizes, graph.op("Mul", graph.op("Gather", build.stored("int8_share"), groups.group), error))
-    chosen = graph.op("Greater", bound, of_token(cut))
-    if ceiling is not None:  # `leading` has given every feature whose size exceeds it
-        chosen = graph.op("And", chosen, graph.op("LessOrEqual", sizes, of_token(ceiling)))
-    return chosen
+    unit = of_token(bounds.approximation.unit)
+    sizes = member_sizes(graph, bounds.approximation, groups.group, groups.row, unit)
+    error = graph.op("Unsqueeze", pick(graph, bounds.error, groups.row), [1])
+    share = graph.op("Gather", build.stored("int8_share"), groups.group)
+    bound = graph.op("Add", sizes, graph.op("Mul", share, error))
+    chosen = graph.op("Greater", bound, of_token(bounds.cut))
+    if bounds.ceiling is None:
+        return chosen
+    return graph.op("And", chosen, graph.op("LessOrEqual", sizes, of_token(bounds.ceiling)))
 
 
 def segment_sums(graph: Graph, numbers: ir.Value, segments: ir.Value) -> tuple[ir.Value, ir.Value]:

@@ -30,7 +30,7 @@ import onnx_ir as ir
 from sae_runtime.bundle.folder import Bundle
 from sae_runtime.bundle.tensors import TensorSpec
 from sae_runtime.exports.certified.approximation import Approximation, approximate, errors, leading
-from sae_runtime.exports.certified.candidates import LIMITS, Build, Candidates, Limits, find_candidates
+from sae_runtime.exports.certified.candidates import LIMITS, Bounds, Build, Candidates, Limits, find_candidates
 from sae_runtime.exports.certified.integers import LEVELS, rounded
 from sae_runtime.exports.graphs.encode import above, centred, threshold_input, weight, write_slots
 from sae_runtime.exports.graphs.graph import Graph
@@ -90,8 +90,8 @@ def exact_graph(bundle: Bundle, specs: Mapping[str, TensorSpec], limits: Limits 
     else:
         cut = graph.op("Expand", 0.0, graph.op("Shape", approximation.unit))
         scored, ceiling = [], None
-    error, bounded = errors(graph, small, build.c, stored)
-    candidates, certain = find_candidates(build, approximation, error, bounded, cut, ceiling)
+    bounds = Bounds(approximation, *errors(graph, small, build.c, stored), cut, ceiling)
+    candidates, certain = find_candidates(build, bounds)
     scored.append(_score(build, candidates, threshold))
     write_slots(graph, *_slots(graph, scored, slots, architecture.d_sae), n)
     graph.output(first_rows(graph, certain, n), "certain", np.bool_, ["n"])

@@ -100,24 +100,10 @@ def quantise(
     threshold = weights["threshold"].astype(np.float64) if "threshold" in weights else 0.0
     order = _order(bias - threshold, _typical_lengths(v) @ bound)
     bias = bias + (np.abs(bias) + np.abs(weights["b_enc"])) * _SLACK + _TINY
-    return _in_order(order, centre, mapping, direct, integers, scale, bias, bound)
-
-
-def _in_order(
-    order: NDArray[np.int64],
-    centre: NDArray[np.float32],
-    mapping: NDArray[np.float32],
-    direct: float,
-    integers: Float64,
-    scale: NDArray[np.float32],
-    bias: Float64,
-    bound: Float64,
-) -> Int8Encoder:
-    """The arrays of features in their order, by groups of 16."""
-    d_in = len(centre)
     by_group = bound[:, order].reshape(2, -1, GROUP)
     largest = by_group.max(axis=2)
     share = (by_group / largest[:, :, None]).max(axis=0)
+    d_in = len(centre)
     fill = -d_in % 4
     # Equation (6): every sum on the way to v is at most |M| |c|.
     rounding = float(np.linalg.norm(mapping, 2)) * (d_in + math.sqrt(d_in) + 8) * _ROUNDING

@@ -148,14 +148,8 @@ def _splice(model: ir.Model, wanted: Splice) -> Spliced:
         if other.tensor == value.name:
             raise ValueError(f"{name} is spliced at {hook} already; splice the host without it")
     assert value.dtype is not None  # find_hook gives activations only
-    graph = insert_graph(
-        bundle,
-        value.dtype,
-        read=wanted.read,
-        edit=wanted.edit,
-        replace=wanted.replace,
-        specs=_derived(bundle),
-    ).graph
+    parts = {"read": wanted.read, "edit": wanted.edit, "replace": wanted.replace}
+    graph = insert_graph(bundle, value.dtype, **parts, specs=_derived(bundle)).graph
     part = merge(model.graph, graph, value, wanted.name, REQUIRED if wanted.required else ())
     spliced = Spliced(
         name=wanted.name,
