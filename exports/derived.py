@@ -47,7 +47,7 @@ def write_derived(path: Path, bundle: Bundle, x: NDArray[np.float32], graphs: Co
         arrays["max_density"] = default_max_density(bundle)
     weights, x = bundle.weights(), normalised(x, norm)[0]
     if "exact" in graphs and has_integers(bundle):
-        arrays |= quantise(weights, x, np.random.default_rng(0)).arrays()
+        arrays |= quantise(weights, x, np.random.default_rng(0))
     if "gpu" in graphs and GPU.fits(bundle.manifest):
         arrays |= half_precision(weights, x)
     if arrays.keys() - {"max_density"}:

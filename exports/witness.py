@@ -112,9 +112,7 @@ def joint(
     eligible = candidates > 0
     cuts = []
     if max_density is not None:
-        for feature in range(z.shape[1]):
-            limit = int(np.rint(max_density[feature] * tokens))
-            eligible[:, feature] &= _largest(candidates[None, :, feature], limit)[0]
+        eligible &= _largest(candidates.T, np.rint(max_density * tokens)[:, None]).T
         cuts.append(_cut(candidates.T, eligible.T)[None, :])
         candidates = np.where(eligible, candidates, 0)
     kept = _largest(candidates.reshape(1, -1), int(np.rint(k * tokens))).reshape(z.shape) & eligible
@@ -214,12 +212,9 @@ def difference(expected: NDArray[np.float64], actual: NDArray[np.float32]) -> st
     return None
 
 
-def _largest(z: NDArray[np.float64], count: int) -> NDArray[np.bool_]:
-    """The `count` largest of every row; among equals the leftmost."""
-    kept = np.zeros(z.shape, bool)
-    order = np.argsort(-z, axis=1, kind="stable")[:, : max(count, 0)]
-    np.put_along_axis(kept, order, True, axis=1)
-    return kept
+def _largest(z: NDArray[np.float64], count: ArrayLike) -> NDArray[np.bool_]:
+    """The `count` largest of every row, count broadcastable to [rows, 1]; among equals the leftmost."""
+    return np.asarray(np.argsort(np.argsort(-z, axis=1, kind="stable"), axis=1) < count)
 
 
 def _cut(z: NDArray[np.float64], kept: NDArray[np.bool_]) -> NDArray[np.float64]:

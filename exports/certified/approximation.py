@@ -53,7 +53,7 @@ def approximate(
         bundle: whose features they are.
         x: the activations in int8.
         levels: as in `integers.rounded`.
-        stored: gives the arrays of `Int8Encoder`.
+        stored: gives the arrays of `quantise`.
         threshold: thresholds f32 [1] or [d_sae] by feature; None where the bundle has none.
     """
     d_sae, allocation = bundle.manifest.architecture.d_sae, bundle.manifest.allocation

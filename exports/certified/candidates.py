@@ -107,8 +107,11 @@ def find_candidates(build: Build, bounds: Bounds) -> tuple[Candidates, ir.Value]
     place = graph.op("Add", position, pick(graph, first, graph.op("Div", position, GROUP)))
     features = pick(graph, build.stored("int8_order"), place)
     in_group = graph.op("ReduceSum", graph.cast(chosen, np.float32), [1], keepdims=0)
-    number, begin = segment_sums(graph, graph.cast(in_group, np.int64), groups.number)
-    return Candidates(features, number, begin), graph.op("Squeeze", certain, [1])
+    # The candidates of a token are a difference of running sums.
+    running = graph.op("Concat", [0], graph.op("CumSum", graph.cast(in_group, np.int64), 0), axis=0)
+    end = graph.op("Gather", running, graph.op("CumSum", groups.number, 0))
+    begin = graph.op("Gather", running, graph.op("CumSum", groups.number, 0, exclusive=1))
+    return Candidates(features, graph.op("Sub", end, begin), begin), graph.op("Squeeze", certain, [1])
 
 
 def groups_above_cut(build: Build, bounds: Bounds) -> tuple[GroupsAboveCut, ir.Value]:
@@ -143,17 +146,6 @@ def members_above_cut(build: Build, bounds: Bounds, groups: GroupsAboveCut) -> i
     if bounds.ceiling is None:
         return chosen
     return graph.op("And", chosen, graph.op("LessOrEqual", sizes, of_token(bounds.ceiling)))
-
-
-def segment_sums(graph: Graph, numbers: ir.Value, segments: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """Sums i64 [n] of consecutive runs of numbers i64 [m], and the sum of all numbers before each run, i64 [n].
-
-    `segments` i64 [n] are the lengths of the runs. A sum is a difference of running sums.
-    """
-    running = graph.op("Concat", [0], graph.op("CumSum", numbers, 0), axis=0)
-    end = graph.op("Gather", running, graph.op("CumSum", segments, 0))
-    begin = graph.op("Gather", running, graph.op("CumSum", segments, 0, exclusive=1))
-    return graph.op("Sub", end, begin), begin
 
 
 def _true_positions(graph: Graph, mask: ir.Value) -> ir.Value:

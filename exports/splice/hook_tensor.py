@@ -58,8 +58,8 @@ class _Module:
 
     def entering(self) -> list[ir.Value]:
         """The activations that the module reads."""
-        read = {value for node in self.nodes for value in node.inputs if value is not None}
-        outside = [value for value in read if value.producer() not in self.nodes and not value.is_initializer()]
+        read, inside = {value for node in self.nodes for value in node.inputs if value is not None}, set(self.nodes)
+        outside = [value for value in read if value.producer() not in inside and not value.is_initializer()]
         return sorted(filter(_is_activation, outside), key=lambda value: value.name or "")
 
     def leaving(self) -> list[ir.Value]:

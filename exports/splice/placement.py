@@ -61,16 +61,23 @@ class Placement:
         for target in copies:
             files.check_free(target, force=force)
         with contextlib.ExitStack() as undo:
-            for target in (self.folder / "", *copies):
-                new = [path for path in (target, *target.parents) if not path.exists()]
-                for path in reversed(new):
-                    undo.callback(_remove, path)
-                (target if target == self.folder else target.parent).mkdir(parents=True, exist_ok=True)
-                if target in copies:
-                    with files.new_file(target, force=force) as partial:
-                        shutil.copyfile(copies[target], partial)
+            _make(self.folder, undo)
+            for target, file in copies.items():
+                _make(target.parent, undo)
+                if not target.exists():
+                    undo.callback(_remove, target)
+                with files.new_file(target, force=force) as partial:
+                    shutil.copyfile(file, partial)
             yield
             undo.pop_all()
+
+
+def _make(folder: Path, undo: contextlib.ExitStack) -> None:
+    """Make a folder and its missing parents; `undo` removes them."""
+    for path in reversed([folder, *folder.parents]):
+        if not path.exists():
+            path.mkdir()
+            undo.callback(_remove, path)
 
 
 def _remove(path: Path) -> None:
