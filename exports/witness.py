@@ -214,7 +214,7 @@ def difference(expected: NDArray[np.float64], actual: NDArray[np.float32]) -> st
 
 def _largest(z: NDArray[np.float64], count: ArrayLike) -> NDArray[np.bool_]:
     """The `count` largest of every row, count broadcastable to [rows, 1]; among equals the leftmost."""
-    return np.asarray(np.argsort(np.argsort(-z, axis=1, kind="stable"), axis=1) < count)
+    return np.asarray(np.argsort(np.argsort(-z, axis=1, kind="stable"), axis=1) < np.asarray(count))
 
 
 def _cut(z: NDArray[np.float64], kept: NDArray[np.bool_]) -> NDArray[np.float64]:

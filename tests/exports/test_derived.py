@@ -46,7 +46,7 @@ def test_derived_weights_are_those_that_the_graphs_read(
         assert specs == read_header(path)
     arrays = {name: map_tensor(path, spec) for name, spec in specs.items()}
     if "int8_weights" in arrays:
-        int8 = quantise(made.weights(), make_x(100), np.random.default_rng(0)).arrays()
+        int8 = quantise(made.weights(), make_x(100), np.random.default_rng(0))
         assert set(int8) == INTEGERS and arrays["int8_weights"].dtype == np.int8
         for name, array in int8.items():
             np.testing.assert_array_equal(arrays[name], array)

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from conftest import D_IN, K, make_manifest, make_weights, make_x, run_graph, with_b_pre
+from conftest import D_IN, K, make_manifest, make_weights, make_x, run_graph
 from numpy.typing import DTypeLike, NDArray
 
 from sae_runtime import load
@@ -21,8 +21,8 @@ from sae_runtime.bundle.folder import DERIVED, MANIFEST, SAMPLE, WEIGHTS, Bundle
 from sae_runtime.bundle.graphs import GRAPHS as TABLE
 from sae_runtime.bundle.manifest import to_json
 from sae_runtime.bundle.tensors import TensorSpec, map_tensor, read_header, save_tensors
-from sae_runtime.exports.derived import default_max_density
-from sae_runtime.exports.export import BUILDERS, Builder, export, sample
+from sae_runtime.exports.derived import active_activations, default_max_density
+from sae_runtime.exports.export import BUILDERS, Builder, export
 from sae_runtime.exports.graphs.steer import steer_graph
 
 BundleOf = Callable[..., Path]
@@ -355,7 +355,7 @@ def test_export_refuses_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
 def test_features_are_active_on_the_activations_of_the_check(bundle_of: BundleOf, kind: str) -> None:
     """On activations where no feature is active, the check would pass for any graph."""
     weights = make_weights(150, kind)
-    x = sample(make_manifest(150, kind).architecture, with_b_pre(weights), np.random.default_rng(0))
+    x = active_activations(bundle.read(bundle_of(kind)), np.random.default_rng(0), 24)
     assert x.shape == (24, D_IN) and x.dtype == np.float32
     assert not x[0].any() and (x[1] == weights["b_dec"]).all()
     l0 = load(bundle_of(kind)).encode(x).l0()

@@ -25,6 +25,7 @@ from conftest import (
 )
 from limited import builders_with
 from numpy.typing import NDArray
+from numpy_block import run_numpy
 
 from sae_runtime import load
 from sae_runtime.bundle import folder as bundle
@@ -33,9 +34,10 @@ from sae_runtime.bundle.tensors import map_tensor, read_header
 from sae_runtime.engine.sessions import int8_levels
 from sae_runtime.engine.tiling import Tiling
 from sae_runtime.exports import witness
-from sae_runtime.exports.certified.approximation import approximate, errors, sizes_in_numpy
+from sae_runtime.exports.certified import approximation
+from sae_runtime.exports.certified import exact as exact_module
+from sae_runtime.exports.certified.approximation import approximate, errors, leading
 from sae_runtime.exports.certified.candidates import LIMITS, Bounds, Build, Limits, find_candidates
-from sae_runtime.exports.certified.exact import exact_in_numpy
 from sae_runtime.exports.certified.integers import rounded
 from sae_runtime.exports.export import export
 from sae_runtime.exports.graphs.graph import Graph
@@ -240,13 +242,13 @@ def inside(path: Path, kind: str, limits: Limits) -> Callable[[NDArray[np.float3
     x, levels = graph.input("x", np.float32, ["n", D_IN]), graph.constant(63, np.float32)
     thresholds = None if kind == "token" else graph.constant(made.tensor("threshold"), np.float32, name="threshold")
     small = rounded(graph, x, levels, stored)
-    approximation = approximate(graph, made, small, levels, stored, thresholds)
+    approximated = approximate(graph, made, small, levels, stored, thresholds)
     c = graph.op("Sub", x, graph.constant(made.tensor("b_dec"), np.float32, name="b_dec"))
     error, bounded = errors(graph, small, c, stored)
-    cut = graph.op("Mul", approximation.unit, graph.constant(0, np.float32))
-    build = Build(graph, made, stored, c, limits)
-    candidates, certain = find_candidates(build, approximation, error, bounded, cut, None)
-    outputs = [approximation.product, approximation.unit, approximation.bias, error, *candidates, certain]
+    cut = graph.op("Mul", approximated.unit, 0.0)
+    bounds = Bounds(approximated, error, bounded, cut, None)
+    candidates, certain = find_candidates(Build(graph, made, stored, c, limits), bounds)
+    outputs = [approximated.product, approximated.unit, approximated.bias, error, *candidates, certain]
     types = [np.float32] * 4 + [np.int64] * 3 + [np.bool_]
     for number, (value, dtype) in enumerate(zip(outputs, types, strict=True)):
         shape = [f"a{number}"] if number > 3 else [f"a{number}", f"b{number}"]
@@ -258,7 +260,7 @@ def inside(path: Path, kind: str, limits: Limits) -> Callable[[NDArray[np.float3
 
 
 @pytest.mark.parametrize("groups", [512, 12])
-def test_the_numpy_version_of_encode_exact_is_the_graph(tmp_path: Path, kind: str, groups: int) -> None:
+def test_encode_exact_is_the_numpy_of_its_docstrings(tmp_path: Path, kind: str, groups: int) -> None:
     path, x, limits = tmp_path / "b", make_x(40), Limits(groups=groups)
     bundle.write(path, make_weights(D_SAE, kind), make_manifest(D_SAE, kind), sample=make_x(300, seed=8))
     export(path, builders=builders_with(limits))
@@ -270,9 +272,22 @@ def test_the_numpy_version_of_encode_exact_is_the_graph(tmp_path: Path, kind: st
     specs = read_header(path / DERIVED)
     order, share = (map_tensor(path / DERIVED, specs[f"int8_{name}"]) for name in ("order", "share"))
     z = np.maximum((x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"], 0)
-    bounds = Bounds(*sizes_in_numpy(product, unit, bias), error, share, order, unit)
-    slots, threshold = K if kind == "token" else 4 * K, weights.get("threshold")
-    indices, values, sure = exact_in_numpy(z, bounds, slots, threshold, limits)
+    names: dict[str, Any] = {"order": order, "slots": K if kind == "token" else 4 * K}
+    names |= {"error": error, "share": share, "limits": limits}
+    approximated = run_numpy(approximation, product=product, unit=unit, bias=bias)
+
+    def by_leading(sizes: Any, group_bound: Any) -> list[Any]:
+        result = run_numpy(leading, sizes=sizes, group_bound=group_bound, **names)
+        return [result[name] for name in ("features", "largest", "ceiling")]
+
+    def by_find_candidates(cut: Any, ceiling: Any) -> list[Any]:
+        result = run_numpy(find_candidates, **{**approximated, **names, "cut": cut, "ceiling": ceiling})
+        return [result[name] for name in ("features", "token", "certain")]
+
+    by_numpy: dict[str, Any] = {"leading": by_leading, "find_candidates": by_find_candidates}
+    by_numpy |= {"z": z, "threshold": weights.get("threshold"), "slots": names["slots"]}
+    result = run_numpy(exact_module, **{**approximated, **by_numpy})
+    indices, values, sure = (result[name] for name in ("indices", "values", "certain"))
     outputs = exact(path, x)
     np.testing.assert_array_equal(sure, outputs[2])
     assert sure.any() and (groups == LIMITS.groups or not sure.all())

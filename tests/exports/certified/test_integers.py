@@ -142,7 +142,7 @@ def test_no_pre_activation_lies_above_its_int8_bound(make: Callable[[np.random.G
     rng = np.random.default_rng(0)
     for _name, sample in samples(rng):
         weights = make(rng)
-        arrays = quantise(weights, sample, np.random.default_rng(0)).arrays()
+        arrays = quantise(weights, sample, np.random.default_rng(0))
         model = bound_model(arrays, weights["b_pre"])
         x = tokens(rng, sample)
         for run in (by_onnxruntime(model), by_onnxruntime(model, PLAIN)):
@@ -154,7 +154,7 @@ def test_no_pre_activation_lies_above_its_int8_bound(make: Callable[[np.random.G
 def test_the_int8_bound_is_alike_in_all_runtimes(make: Callable[[np.random.Generator], Weights]) -> None:
     rng = np.random.default_rng(1)
     weights, sample = make(rng), rng.standard_normal((100, D_IN)).astype(np.float32)
-    arrays = quantise(weights, sample, np.random.default_rng(0)).arrays()
+    arrays = quantise(weights, sample, np.random.default_rng(0))
     model, x = bound_model(arrays, weights["b_pre"]), tokens(rng, sample)
     onnx.checker.check_model(model, full_check=True)
     levels_of_onnxruntime = onnxruntime.GraphOptimizationLevel.__members__.values()
@@ -175,7 +175,7 @@ def test_the_int8_bound_is_tight_on_activations_like_the_sample(levels: int) -> 
     rng = np.random.default_rng(2)
     weights = random_weights(rng, 64, 512)
     x = (rng.standard_normal((600, 64)) * np.where(np.arange(64) % 9 == 1, 100, 1)).astype(np.float32)
-    arrays = quantise(weights, x[:500], np.random.default_rng(0)).arrays()
+    arrays = quantise(weights, x[:500], np.random.default_rng(0))
     outputs = by_onnxruntime(bound_model(arrays, weights["b_pre"]))(x[500:], levels)
     p = pre_activations(weights, x[500:])[:, arrays["int8_order"]]
     alone, grouped = upper(arrays, outputs) - p, upper(arrays, outputs, of_group=True) - p
@@ -188,7 +188,7 @@ def test_the_int8_bound_is_tight_on_activations_like_the_sample(levels: int) -> 
 def test_levels_are_taken_as_1_to_127(given: int, taken: int) -> None:
     rng = np.random.default_rng(3)
     weights, sample = random_weights(rng), rng.standard_normal((50, D_IN)).astype(np.float32)
-    arrays = quantise(weights, sample, np.random.default_rng(0)).arrays()
+    arrays = quantise(weights, sample, np.random.default_rng(0))
     run = by_onnxruntime(bound_model(arrays, weights["b_pre"]))
     for found, expected in zip(run(sample, given), run(sample, taken), strict=True):
         np.testing.assert_array_equal(found, expected)
@@ -198,7 +198,7 @@ def test_levels_are_taken_as_1_to_127(given: int, taken: int) -> None:
 def test_the_int8_bound_of_a_row_does_not_depend_on_other_rows() -> None:
     rng = np.random.default_rng(4)
     weights, x = random_weights(rng), rng.standard_normal((40, D_IN)).astype(np.float32)
-    arrays = quantise(weights, x, np.random.default_rng(0)).arrays()
+    arrays = quantise(weights, x, np.random.default_rng(0))
     run = by_onnxruntime(bound_model(arrays, weights["b_pre"]))
     whole = run(x, 127)
     spoilt = x.copy()
@@ -215,7 +215,7 @@ def test_sums_of_two_products_fit_16_bits_at_63_levels() -> None:
     rng = np.random.default_rng(5)
     for make in (random_weights, uneven_weights):
         weights, sample = make(rng), (rng.standard_normal((50, D_IN)) * 30).astype(np.float32)
-        arrays = quantise(weights, sample, np.random.default_rng(0)).arrays()
+        arrays = quantise(weights, sample, np.random.default_rng(0))
         model = bound_model(arrays, weights["b_pre"])
         (stored,) = (node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear")
         model.graph.output.append(onnx.helper.make_tensor_value_info(stored, onnx.TensorProto.UINT8, None))
@@ -234,7 +234,7 @@ def test_features_of_an_int8_group_are_alike() -> None:
     weights = random_weights(rng, 32, 4096)
     weights["W_enc"] *= rng.uniform(0.2, 5, 4096).astype(np.float32)
     weights["threshold"] = rng.uniform(0, 3, 4096).astype(np.float32)
-    arrays = quantise(weights, rng.standard_normal((200, 32)).astype(np.float32), rng).arrays()
+    arrays = quantise(weights, rng.standard_normal((200, 32)).astype(np.float32), rng)
     order = arrays["int8_order"]
     np.testing.assert_array_equal(np.sort(order), np.arange(4096))
     own = (arrays["int8_bias"].ravel() - weights["threshold"][order]).reshape(-1, 16)
@@ -250,7 +250,7 @@ def test_int8_activations_are_stored_as_uint8() -> None:
     """int8 activations would become uint8 by adding 128 there, and their products would saturate."""
     rng = np.random.default_rng(6)
     weights = random_weights(rng)
-    arrays = quantise(weights, np.ones((3, D_IN), np.float32), rng).arrays()
+    arrays = quantise(weights, np.ones((3, D_IN), np.float32), rng)
     nodes = {node.op_type: node for node in bound_model(arrays, weights["b_pre"]).graph.node}
     graph = bound_model(arrays, weights["b_pre"]).graph
     (cast,) = (node for node in graph.node if node.output[0] == nodes["QuantizeLinear"].input[2])
@@ -261,7 +261,7 @@ def test_onnxruntime_runs_its_int8_kernel(tmp_path: Path) -> None:
     """The graph is written so that onnxruntime puts its int8 kernel in the place of what the standard says."""
     rng = np.random.default_rng(7)
     weights = random_weights(rng)
-    arrays = quantise(weights, np.ones((3, D_IN), np.float32), rng).arrays()
+    arrays = quantise(weights, np.ones((3, D_IN), np.float32), rng)
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.optimized_model_filepath = 3, str(tmp_path / "optimised.onnx")
     model = bound_model(arrays, weights["b_pre"]).SerializeToString()
@@ -273,7 +273,7 @@ def test_onnxruntime_runs_its_int8_kernel(tmp_path: Path) -> None:
 def test_int8_of_equal_weights_is_equal() -> None:
     rng = np.random.default_rng(8)
     weights, x = random_weights(rng), rng.standard_normal((50, D_IN)).astype(np.float32)
-    first, second = (quantise(weights, x, np.random.default_rng(0)).arrays() for _ in range(2))
+    first, second = (quantise(weights, x, np.random.default_rng(0)) for _ in range(2))
     for name in first:
         np.testing.assert_array_equal(first[name], second[name])
 

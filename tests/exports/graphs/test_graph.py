@@ -3,7 +3,8 @@ import onnx
 import pytest
 
 from sae_runtime.bundle.tensors import TensorSpec
-from sae_runtime.exports.graphs.graph import IR_VERSION, OPSET, Graph, external
+from sae_runtime.exports.graphs.external import external
+from sae_runtime.exports.graphs.graph import IR_VERSION, OPSET, Graph
 
 
 def test_equal_constants_are_kept_once() -> None:

@@ -8,11 +8,12 @@ import torch_witness
 from conftest import QUOTA, K, make_tied_weights, make_tied_x, make_weights, make_x, run_graph
 from conftest import joint as joint_by_numpy
 from numpy.typing import NDArray
+from numpy_block import run_numpy
 from onnx.reference import ReferenceEvaluator
 
 from sae_runtime.bundle import quota
 from sae_runtime.exports import witness
-from sae_runtime.exports.graphs.joint import joint_in_numpy
+from sae_runtime.exports.graphs import joint
 
 BundleOf = Callable[..., Path]
 
@@ -61,14 +62,14 @@ def test_the_batch_rule_agrees_in_torch_numpy_and_onnxruntime(
 
 @pytest.mark.parametrize("n", [0, 1, 7, 300])
 @pytest.mark.parametrize("d_sae", [150, 1500])
-def test_the_numpy_version_of_the_batch_rule_is_the_graph(bundle_of: BundleOf, kind: str, d_sae: int, n: int) -> None:
+def test_the_batch_rule_is_the_numpy_of_its_docstring(bundle_of: BundleOf, kind: str, d_sae: int, n: int) -> None:
     x, weights = make_x(n), make_weights(d_sae, kind)
     z = np.maximum((x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"], 0)
     limit = None if kind == "mutual" else np.rint(quota.max_densities(QUOTA, K, d_sae) * n).astype(np.int64)
     outputs = run_graph(bundle_of(kind, d_sae), "encode_joint.onnx", x=x)
-    indices, values = joint_in_numpy(z, K * n, limit)
-    np.testing.assert_array_equal(outputs[0], indices)
-    np.testing.assert_allclose(outputs[1], values, rtol=1e-4, atol=1e-5)
+    expected = run_numpy(joint, z=z, total=K * n, limit=limit, n=n, d_sae=d_sae)
+    np.testing.assert_array_equal(outputs[0], expected["indices"])
+    np.testing.assert_allclose(outputs[1], expected["values"], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("k", [0.5, 2.5, 20.0])

@@ -11,12 +11,14 @@ import torch_witness
 from conftest import D_IN, K, make_weights, make_x, run_graph
 from conftest import served as served_by_numpy
 from numpy.typing import ArrayLike, NDArray
+from numpy_block import run_numpy
 from onnx.reference import ReferenceEvaluator
 
 from sae_runtime.bundle.folder import DERIVED, read
 from sae_runtime.bundle.tensors import read_header, save_tensors
 from sae_runtime.exports import witness
-from sae_runtime.exports.graphs.steer import steer_graph, steer_in_numpy
+from sae_runtime.exports.graphs import steer
+from sae_runtime.exports.graphs.steer import steer_graph
 
 BundleOf = Callable[..., Path]
 Arrays = dict[str, NDArray[Any]]
@@ -78,7 +80,7 @@ def test_steering_agrees_in_torch_numpy_and_onnxruntime(
     assert b * t < 15 or (f.reshape(-1, d_sae)[:, features[0]] > 0).any(), "no edited feature is active"
 
 
-def test_the_numpy_version_of_steering_is_the_graph(bundle_of: BundleOf, kind: str) -> None:
+def test_steering_is_the_numpy_of_its_docstring(bundle_of: BundleOf, kind: str) -> None:
     x = make_x(15).reshape(3, 5, D_IN)
     edits = some_edits(3, 4, 150, kind, x)
     (y,) = run_graph(bundle_of(kind), "steer.onnx", x=x, **edits)
@@ -86,9 +88,9 @@ def test_the_numpy_version_of_steering_is_the_graph(bundle_of: BundleOf, kind: s
     f = np.where(matches.kept, matches.z, 0).reshape(3, 5, 150)
     features = edits.pop("features")
     f = np.take_along_axis(f, features[:, None].repeat(5, axis=1), axis=2)
-    rows, one = make_weights(150, kind)["W_dec"][features], np.ones((1, 1, 1))
-    expected = steer_in_numpy(x, f, rows, one, **edits, gate=one)
-    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+    names: dict[str, Any] = {"W_dec": make_weights(150, kind)["W_dec"], "features": features, "size": 1, "gate": 1}
+    expected = run_numpy(steer, x=x, f=f, **names, **edits)
+    np.testing.assert_allclose(y, expected["y"], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["mutual", "feature"])
@@ -200,7 +202,7 @@ def test_steering_by_rows_of_the_encoder_equals_its_columns(
 ) -> None:
     bundle = read(shutil.copytree(bundle_of(kind), tmp_path / "copy"))
     save_tensors(bundle.path / DERIVED, {"W_enc_rows": np.ascontiguousarray(bundle.tensor("W_enc").T)})
-    model = steer_graph(bundle, read_header(bundle.path / DERIVED)["W_enc_rows"])
+    model = steer_graph(bundle, read_header(bundle.path / DERIVED))
     ir.save(model, bundle.path / "rows.onnx")
     assert "W_enc" not in model.graph.initializers
     x = make_x(b * t).reshape(b, t, D_IN)
