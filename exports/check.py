@@ -63,7 +63,7 @@ def _pre_activations(bundle: Bundle, x: Activations) -> NDArray[np.float64]:
 
 
 def _fault_of_encode(bundle: Bundle, x: Activations, run: Run) -> str | None:
-    """The fault of an encoder, on the rows of which it is certain, if it says so."""
+    """The fault of an encoder; where the graph gives `certain`, only certain rows count."""
     architecture, z = bundle.manifest.architecture, _pre_activations(bundle, x)
     threshold = architecture.selection == "threshold"
     indices, values, *certain = run({"x": x} | ({"slots": np.array([architecture.d_sae])} if threshold else {}))

@@ -14,7 +14,7 @@ Inputs = dict[str, Any]
 
 
 class ModelForm(torch.nn.Module):
-    """A model as a function of tensors alone: a causal language model with a head, or any other model.
+    """A model as a function of tensors: a causal language model with a head, or any other model.
 
     Attributes:
         layers: keys and values [1, heads, 1, width] of each layer, where the graph takes a past; else empty.

@@ -31,7 +31,7 @@ class Approximation(NamedTuple):
         product: s_j q . Q_j of equation (3), by place, f32 [n, d_sae].
         unit: 1 / s, f32 [n, 1].
         bias: biases less thresholds, by place, f32 [groups, 16]; they are not divided by s.
-        threshold: these thresholds by feature f32 [d_sae], or the least of them f32 [1] where all are alike, or None.
+        threshold: these thresholds by feature f32 [d_sae], or the least of them f32 [1] where all are equal, or None.
         group_bound: no feature of the group has a larger size, f32 [n, groups].
     """
 
@@ -59,7 +59,7 @@ def approximate(
     d_sae, allocation = bundle.manifest.architecture.d_sae, bundle.manifest.allocation
     p, unit, bias = product(graph, x.q, levels, stored), graph.op("Reciprocal", x.scale), stored("int8_bias")
     if threshold is not None:
-        if allocation is not None and allocation.kind != "feature":  # all are alike, and one number is cheaper
+        if allocation is not None and allocation.kind != "feature":  # all are equal, and one number is cheaper
             threshold = graph.op("ReduceMin", threshold)
             bias = graph.op("Sub", bias, threshold)
         else:

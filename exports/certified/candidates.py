@@ -34,7 +34,7 @@ LIMITS = Limits()
 
 @dataclass(frozen=True)
 class Build:
-    """The graph under construction, and what its parts read: the bundle, its derived weights, and c = x' - b_pre."""
+    """The graph under construction, and the inputs of its parts: the bundle, its derived weights, c = x' - b_pre."""
 
     graph: Graph
     bundle: Bundle
@@ -59,7 +59,7 @@ class Bounds(NamedTuple):
         error: of each group, f32 [n, groups], as `approximation.errors` gives it.
         bounded: whether the error of a token is a bound, bool [n, 1].
         cut: only a feature whose bound exceeds it is a candidate, f32 [n, 1].
-        ceiling: a feature whose size exceeds it is no candidate, f32 [n, 1]; None stands for infinity.
+        ceiling: a feature whose size exceeds it is no candidate, f32 [n, 1]; None means infinity.
     """
 
     approximation: Approximation

@@ -72,7 +72,7 @@ def exact_graph(bundle: Bundle, specs: Mapping[str, TensorSpec], limits: Limits 
 
     Args:
         bundle: whose features these are; its d_sae is a multiple of 16.
-        specs: where derived.safetensors holds what `write_derived` made for the graph "exact".
+        specs: the arrays that `write_derived` made for the graph "exact".
         limits: sizes that change the speed only.
     """
     graph, architecture = Graph("encode_exact"), bundle.manifest.architecture

@@ -1,4 +1,4 @@
-"""The encoder in int8, and a bound on what that changes.
+"""The encoder in int8, and a bound on the error of int8.
 
 Equations (1) to (7) of docs/certified-encoding.md derive the bound and name every quantity here. The bound holds for
 all activations. It is tight for activations like the sample, from which the map and the centre are made.
@@ -114,7 +114,7 @@ def _mapping(c: Float64, w: Float64, rng: np.random.Generator) -> NDArray[np.flo
 
 
 def _direct(from_b_pre: NDArray[np.float32], v: Float64) -> float:
-    """How many times |v| may stand for |x' - b_pre| in equation (5): twice the typical ratio of their lengths."""
+    """`direct` of equation (5): twice the typical ratio of |x' - b_pre| and |v|."""
     far, near = (float(np.median(np.linalg.norm(vectors, axis=1))) for vectors in (from_b_pre, v))
     return 2 * far / near if min(far, near) > _TINY else 1.0
 

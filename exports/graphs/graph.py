@@ -21,7 +21,7 @@ Operand = ir.Value | ArrayLike | None  # whole numbers become int64, other numbe
 class Graph:
     """A graph under construction.
 
-    Every value has a name of its own. Equal bundles give equal bytes.
+    No two values share a name. Equal bundles give equal bytes.
 
     >>> graph = Graph("double")
     >>> x = graph.input("x", np.float32, ["n"])

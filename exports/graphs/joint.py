@@ -36,7 +36,7 @@ Matches = tuple[ir.Value, ir.Value, ir.Value]  # token i64, feature i64 and valu
 
 
 def joint_graph(bundle: Bundle, specs: Mapping[str, TensorSpec]) -> ir.Model:
-    """The batch rule: x f32 [n, d_in] -> indices i64, values f32 [n, w]; w is what the fullest row needs.
+    """The batch rule: x f32 [n, d_in] -> indices i64, values f32 [n, w]; w is the largest number of matches of a row.
 
     Optional inputs: valid bool [n] or [1], k f64 [], and for feature choice max_density f64 [d_sae]. A row that is not
     valid has no match and adds nothing to the total. A valid row gets NaN values and no match where it holds NaN or

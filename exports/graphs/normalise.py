@@ -11,7 +11,7 @@ from sae_runtime.exports.graphs.graph import Graph
 
 @dataclass(frozen=True)
 class Normalised:
-    """x' [..., d_in], and each token's mean and size [..., 1]; None stands for a mean of 0 and a size of 1."""
+    """x' [..., d_in], and each token's mean and size [..., 1]; None means a mean of 0 or a size of 1."""
 
     x: ir.Value
     mean: ir.Value | None

@@ -1,4 +1,4 @@
-"""The bounds of groups: no feature is larger than its group says, and `leading` leaves out none above its ceiling."""
+"""No feature is larger than the bound of its group, and `leading` gives every feature above its ceiling."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -51,7 +51,7 @@ def opened(path: Path) -> Callable[..., list[NDArray[Any]]]:
 
 
 def sizes(path: Path, outputs: list[NDArray[Any]], threshold: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Of all features [n, d_sae], by feature, in float64."""
+    """The sizes of all features [n, d_sae], by feature, in float64."""
     specs = read_header(path / DERIVED)
     order, bias = (map_tensor(path / DERIVED, specs[f"int8_{name}"]) for name in ("order", "bias"))
     by_place = outputs[3] + outputs[4] * (bias.ravel().astype(np.float64) - np.broadcast_to(threshold, D_SAE)[order])
@@ -61,7 +61,7 @@ def sizes(path: Path, outputs: list[NDArray[Any]], threshold: NDArray[np.float32
 
 
 @pytest.mark.parametrize("slots", [1, 5, 31, 32, 33, 511, 512])
-def test_leading_leaves_out_no_feature_above_its_ceiling(bundle_of: BundleOf, kind: str, slots: int) -> None:
+def test_leading_gives_every_feature_above_its_ceiling(bundle_of: BundleOf, kind: str, slots: int) -> None:
     path, x = bundle_of(kind, D_SAE, sampled=True), make_x(40)
     each = np.random.default_rng(0).uniform(0.2, 2, D_SAE).astype(np.float32)
     threshold = {"token": np.zeros(1, np.float32), "mutual": np.array([0.7], np.float32), "feature": each}[kind]
@@ -74,19 +74,19 @@ def test_leading_leaves_out_no_feature_above_its_ceiling(bundle_of: BundleOf, ki
     np.testing.assert_allclose(found, at if kind == "token" else np.maximum(at, 0), rtol=1e-5, atol=1e-3)
     above = true > ceiling * (1 + 1e-6) + 1e-3
     np.put_along_axis(above, features, False, axis=1)
-    assert not above.any(), "a feature above the ceiling that is left out"
+    assert not above.any(), "a feature above the ceiling is left out"
     best = np.sort(true, axis=1)[:, ::-1][:, :slots]
-    assert np.maximum(at, 0).sum() > 0.8 * np.maximum(best, 0).sum(), "features that are not large"
+    assert np.maximum(at, 0).sum() > 0.8 * np.maximum(best, 0).sum(), "the features are not large"
 
 
-def test_no_feature_is_larger_than_its_group_says(bundle_of: BundleOf, kind: str) -> None:
+def test_no_feature_is_larger_than_the_bound_of_its_group(bundle_of: BundleOf, kind: str) -> None:
     path, x = bundle_of(kind, D_SAE, sampled=True), make_x(40)
     threshold = np.full(1 if kind != "feature" else D_SAE, 0.5 if kind != "token" else 0.0, np.float32)
     outputs = opened(path)(x=x, slots=np.array([8]), threshold=threshold)
     order = map_tensor(path / DERIVED, read_header(path / DERIVED)["int8_order"])
     by_group = sizes(path, outputs, threshold)[:, order].reshape(40, -1, 16).max(axis=2)
     assert (outputs[5] >= by_group - 1e-4 * np.abs(by_group)).all()
-    assert (outputs[5] - by_group).mean() < 0.5 * by_group.std(), "bounds that are loose"
+    assert (outputs[5] - by_group).mean() < 0.5 * by_group.std(), "the bounds are loose"
 
 
 @pytest.mark.parametrize("slots", [1, 5, 33, 512])

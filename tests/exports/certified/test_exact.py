@@ -1,4 +1,4 @@
-"""encode_exact.onnx equals the witness on every token that it is certain of; the runtime encodes the others again."""
+"""encode_exact.onnx equals the witness on every certain token; the runtime encodes the other tokens again."""
 
 import functools
 from collections.abc import Callable
@@ -83,7 +83,7 @@ def test_certain_tokens_equal_the_witness(bundle_of: BundleOf, kind: str, d_sae:
         found = exact(path, x, levels=np.float32(levels), **everything(kind, d_sae))
         assert found[2].all()
         assert_exact(found, served(kind, d_sae, x))
-    assert found[1].any(axis=1).mean() > 0.9, "a test of next to nothing"
+    assert found[1].any(axis=1).mean() > 0.9, "hardly any match is tested"
 
 
 def test_certain_tokens_equal_the_witness_without_a_sample(bundle_of: BundleOf, kind: str) -> None:
@@ -103,7 +103,7 @@ def test_slots_of_token_choice_are_k(bundle_of: BundleOf, k: int) -> None:
 
 @pytest.mark.parametrize("slots", [0, 1, 5, 24, 512, 5000])
 @pytest.mark.parametrize("kind", ["mutual", "feature"])
-def test_slots_of_a_threshold_cut_the_smallest(bundle_of: BundleOf, kind: str, slots: int) -> None:
+def test_few_slots_leave_out_the_smallest_features(bundle_of: BundleOf, kind: str, slots: int) -> None:
     x, path = make_x(30), bundle_of(kind, D_SAE, sampled=True)
     _, values, certain = exact(path, x, slots=[slots])
     _, wide, _ = exact(path, x, slots=[D_SAE])
@@ -124,7 +124,7 @@ def test_certain_tokens_equal_the_witness_for_given_thresholds(bundle_of: Bundle
         assert_exact(found, witness.threshold(z, threshold))
 
 
-def test_ties_at_the_cut_keep_counts_and_values(bundle_of: BundleOf, kind: str) -> None:
+def test_ties_at_the_cut_have_the_right_counts_and_values(bundle_of: BundleOf, kind: str) -> None:
     """Half of the features repeat the others, and so do half of the tokens; every sum is a whole number."""
     x, weights = make_tied_x(80), make_tied_weights(D_SAE, kind)
     z = witness.pre_activations(weights, x)
@@ -155,8 +155,8 @@ def test_odd_tokens_are_right_or_not_certain(bundle_of: BundleOf, kind: str) -> 
     x = odd_tokens(kind)
     with np.errstate(all="ignore"):
         found = exact(bundle_of(kind, D_SAE, sampled=True), x, **everything(kind, D_SAE))
-    assert found[2][:2].all() and found[2][60:78].all(), "an ordinary token that is not certain"
-    assert not found[2][78:].any(), "certain of a token that is not finite"
+    assert found[2][:2].all() and found[2][60:78].all(), "an ordinary token is not certain"
+    assert not found[2][78:].any(), "a token that is not finite is certain"
     with np.errstate(invalid="ignore"):
         assert_exact(found, served(kind, D_SAE, np.where(found[2][:, None], x, 0)))
 
@@ -178,7 +178,7 @@ def test_encode_exact_of_a_token_does_not_depend_on_the_others(bundle_of: Bundle
 
 
 def awkward(kind: str) -> dict[str, NDArray[np.float32]]:
-    """Columns of lengths over four decades, large biases, features that are silent, and features that are equal."""
+    """Weights with columns of lengths over four decades, large biases, silent features, and equal features."""
     weights, rng = make_weights(D_SAE, kind), np.random.default_rng(4)
     weights["W_enc"] *= (10 ** rng.uniform(-2, 2, D_SAE)).astype(np.float32)
     weights["b_enc"] = (weights["b_enc"] * 10 ** rng.uniform(-2, 2, D_SAE)).astype(np.float32)
@@ -187,7 +187,7 @@ def awkward(kind: str) -> dict[str, NDArray[np.float32]]:
     return weights
 
 
-def test_uneven_weights_are_encoded_as_the_witness_does(tmp_path: Path, kind: str) -> None:
+def test_uneven_weights_are_encoded_as_by_the_witness(tmp_path: Path, kind: str) -> None:
     weights, x = awkward(kind), np.concatenate([make_x(60), odd_tokens(kind)[40:78]])
     bundle.write(tmp_path / "b", weights, make_manifest(D_SAE, kind), sample=make_x(300, seed=8))
     export(tmp_path / "b")
@@ -201,9 +201,7 @@ def test_uneven_weights_are_encoded_as_the_witness_does(tmp_path: Path, kind: st
 
 
 @pytest.mark.parametrize("certain", [False, True])
-def test_a_token_with_too_many_candidates_is_not_certain(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, certain: bool
-) -> None:
+def test_a_token_with_too_many_candidates_is_not_certain(tmp_path: Path, kind: str, certain: bool) -> None:
     bundle.write(tmp_path / "b", make_weights(D_SAE, kind), make_manifest(D_SAE, kind), sample=make_x(300, seed=8))
     few = 6 if kind == "token" else 2
     export(tmp_path / "b", builders=builders_with(Limits(groups=few if certain else -1)))

@@ -40,7 +40,7 @@ def test_defaults_make_inputs_optional() -> None:
     assert model.ir_version == IR_VERSION and model.opset_import[0].version == OPSET
 
 
-def test_values_have_names_of_their_own() -> None:
+def test_no_two_values_share_a_name() -> None:
     graph = Graph("g")
     x = graph.input("x", np.float32, ["n", 4])
     values, indices = graph.ops("TopK", 2, graph.op("Relu", graph.op("Relu", x)), graph.constant([2], np.int64))

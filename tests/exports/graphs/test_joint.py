@@ -127,13 +127,15 @@ def test_the_batch_rule_is_right_for_zeros_and_the_bias(bundle_of: BundleOf, kin
 
 
 def _summed(sparse: torch_witness.Sparse) -> torch_witness.Sparse:
-    """Equal rows tie: which of them a feature goes to is open, what it gets in all is not."""
+    """Features summed over equal rows: a feature may go to any of them, but its total is fixed."""
     return sparse[0].sum(0, keepdim=True), [cut.reshape(-1)[:1] for cut in sparse[1]]
 
 
 @pytest.mark.parametrize("d_sae", [150, 1500])
 @pytest.mark.parametrize("k", [0.5, 6.0, 30.0])
-def test_the_batch_rule_keeps_counts_and_values_of_ties(bundle_of: BundleOf, kind: str, d_sae: int, k: float) -> None:
+def test_the_batch_rule_gives_the_right_counts_and_values_for_ties(
+    bundle_of: BundleOf, kind: str, d_sae: int, k: float
+) -> None:
     x, weights = make_tied_x(60), make_tied_weights(d_sae, kind)
     path = bundle_of(kind, d_sae, tied=True)
     found = torch_witness.dense(run_graph(path, "encode_joint.onnx", x=x, k=np.array(k)), d_sae)
@@ -146,7 +148,7 @@ def test_the_batch_rule_keeps_counts_and_values_of_ties(bundle_of: BundleOf, kin
     if kind == "feature":
         limit = quota.tokens_per_feature(quota.max_densities(QUOTA, K, d_sae), 60)
         assert ((found > 0).sum(axis=0) <= limit).all()
-        assert ((z > 0).sum(axis=0) > limit).any(), "no cap binds"
+        assert ((z > 0).sum(axis=0) > limit).any(), "no limit of a feature is reached"
 
 
 @pytest.mark.parametrize("padding", [0.0, 50.0, np.nan, np.inf])
@@ -163,7 +165,7 @@ def test_padding_changes_nothing_in_the_batch_rule(bundle_of: BundleOf, kind: st
     torch_witness.assert_same_features(found, by_torch(kind, make_weights(150, kind), finite, valid=valid))
 
 
-def test_one_valid_flag_stands_for_all(bundle_of: BundleOf, kind: str) -> None:
+def test_one_valid_flag_applies_to_all_rows(bundle_of: BundleOf, kind: str) -> None:
     x = make_x(7)
     default = run_graph(bundle_of(kind), "encode_joint.onnx", x=x)
     for found, expected in zip(
@@ -189,7 +191,7 @@ def test_a_bad_row_is_nan_and_takes_nothing_from_the_others(bundle_of: BundleOf,
     torch_witness.assert_same_features(torch_witness.dense([indices, values], 150), expected)
 
 
-def test_neighbours_change_the_batch_rule(bundle_of: BundleOf, kind: str) -> None:
+def test_other_tokens_change_the_batch_rule(bundle_of: BundleOf, kind: str) -> None:
     """Why its graph is recorded as not row-independent."""
     x = make_x(7)
     together = torch_witness.dense(run_graph(bundle_of(kind), "encode_joint.onnx", x=x), 150)

@@ -81,7 +81,7 @@ def test_the_largest_are_those_of_a_stable_sort_and_of_the_docstring(d_sae: int,
 
 
 @pytest.mark.parametrize("d_sae", [64, 150])
-def test_selecting_from_a_row_of_nan_leaves_other_rows(d_sae: int) -> None:
+def test_selecting_from_a_row_of_nan_leaves_other_rows_unchanged(d_sae: int) -> None:
     z = np.random.default_rng(0).standard_normal((5, d_sae)).astype(np.float32)
     expected = selected(d_sae)(z, 7)
     z[2] = np.nan

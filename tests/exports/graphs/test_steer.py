@@ -26,7 +26,7 @@ LARGEST = float(np.finfo(np.float32).max)
 
 
 def some_edits(b: int, e: int, d_sae: int, kind: str, x: NDArray[np.float32]) -> Arrays:
-    """Edits of active and of inactive features, other ones for each of the b requests."""
+    """Edits of active and inactive features, different for each of the b requests."""
     rng = np.random.default_rng(7)
     busiest = np.argsort(-served_by_numpy(kind, d_sae, x.reshape(-1, D_IN)).kept.sum(axis=0))
     pool = np.unique(np.concatenate([busiest[: 2 * e], rng.integers(0, d_sae, 2 * e)]))
@@ -137,7 +137,7 @@ def test_steering_broadcasts_the_gate(bundle_of: BundleOf, kind: str, shape: tup
     torch_witness.assert_close(y, by_torch(kind, 150, x, edits, gate))
 
 
-def test_steering_token_choice_edits_the_top_k_alone(bundle_of: BundleOf) -> None:
+def test_steering_token_choice_edits_the_top_k_only(bundle_of: BundleOf) -> None:
     x = make_x(7)[None]
     z = torch_witness.pre_activations(make_weights(150, "token"), x[0]).numpy()
     order = np.argsort(-z, axis=1)
@@ -153,7 +153,7 @@ def test_steering_token_choice_edits_the_top_k_alone(bundle_of: BundleOf) -> Non
 
 
 @pytest.mark.parametrize("bad", [-1, 150, 2**40, -(2**63)])
-def test_steering_an_unknown_feature_is_nan_in_its_request_alone(bundle_of: BundleOf, kind: str, bad: int) -> None:
+def test_steering_an_unknown_feature_gives_nan_in_its_request_only(bundle_of: BundleOf, kind: str, bad: int) -> None:
     x = make_x(12).reshape(3, 4, D_IN)
     edits = some_edits(3, 3, 150, kind, x)
     (y,) = run_graph(bundle_of(kind), "steer.onnx", x=x, **edits)
@@ -163,7 +163,7 @@ def test_steering_an_unknown_feature_is_nan_in_its_request_alone(bundle_of: Bund
     np.testing.assert_array_equal(found[[0, 2]], y[[0, 2]])
 
 
-def test_steering_nan_leaves_other_rows(bundle_of: BundleOf, kind: str) -> None:
+def test_steering_nan_leaves_other_tokens_unchanged(bundle_of: BundleOf, kind: str) -> None:
     x = make_x(12).reshape(3, 4, D_IN)
     edits = some_edits(3, 3, 150, kind, x)
     (y,) = run_graph(bundle_of(kind), "steer.onnx", x=x, **edits)
@@ -175,13 +175,13 @@ def test_steering_nan_leaves_other_rows(bundle_of: BundleOf, kind: str) -> None:
     np.testing.assert_array_equal(found[others], y[others])
 
 
-def test_steering_one_request_leaves_the_others(bundle_of: BundleOf, kind: str) -> None:
+def test_steering_one_request_does_not_depend_on_the_others(bundle_of: BundleOf, kind: str) -> None:
     x = make_x(12).reshape(3, 4, D_IN)
     edits = some_edits(3, 3, 150, kind, x)
     (y,) = run_graph(bundle_of(kind), "steer.onnx", x=x, **edits)
     others = make_x(12, seed=9).reshape(3, 4, D_IN)
     others[1] = x[1]
-    changed = {name: array[::-1].copy() for name, array in edits.items()}  # the middle one keeps its place
+    changed = {name: array[::-1].copy() for name, array in edits.items()}  # the middle request stays in the middle
     (found,) = run_graph(bundle_of(kind), "steer.onnx", x=others, **changed)
     np.testing.assert_array_equal(found[1], y[1])
     assert (found[0] != y[0]).any()
