@@ -41,17 +41,12 @@ def export(
     activations: NDArray[np.float32] | None = None,
     builders: Mapping[str, Builder] = BUILDERS,
 ) -> Bundle:
-    """Write the graphs of `sae_runtime.bundle.graphs` into a bundle.
-
-    The new graphs replace the graphs of an earlier export together: an export that dies or fails leaves the bundle as
-    it was.
+    """Write the graphs of `sae_runtime.bundle.graphs` into a bundle; on failure, the bundle stays as it was.
 
     Args:
         path: a bundle's folder.
-        graphs: graphs besides the ones that every bundle has: "exact", which is made where int8 can be used (see
-            `has_integers`), and "gpu", which is "exact" for GPUs.
-        activations: typical activations [m, d_in], which replace the bundle's sample; the int8 product is most precise
-            on activations like these.
+        graphs: any of "exact", which is made where int8 can be used (see `has_integers`), and "gpu", "exact" for GPUs.
+        activations: typical activations [m, d_in], which replace the bundle's sample; int8 is most precise on these.
         builders: makes each graph, by its file name.
 
     Returns:

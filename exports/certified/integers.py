@@ -51,11 +51,9 @@ def quantise(weights: Mapping[str, NDArray[np.float32]], x: NDArray[np.float32],
 
     Returns:
         int8_centre: f32 [d_in], the origin of c = x' - centre.
-        int8_map: f32 [d_in, channels], M of equation (1) transposed, so that v = c map is at most about 1; channels are
-            d_in rounded up to a multiple of four.
+        int8_map: f32 [d_in, channels], M of equation (1) transposed; channels are d_in rounded up to a multiple of 4.
         int8_rounding: f32 [1]; v in float32 is wrong by at most this number times |c|.
-        int8_direct: f32 [1]; `int8_bound` covers the float32 rounding of p_j where |q| is at least this number times
-            |x' - b_pre| / s.
+        int8_direct: f32 [1]; `int8_bound` covers the float32 rounding of p_j where |q| >= int8_direct |x' - b_pre| / s.
         int8_order: i64 [d_sae], the feature at each place.
         int8_weights: i8 [channels, d_sae], Q_j of equation (2).
         int8_scale: f32 [d_sae], s_j of equation (2).
@@ -63,9 +61,8 @@ def quantise(weights: Mapping[str, NDArray[np.float32]], x: NDArray[np.float32],
         int8_bound: f32 [2, groups], the largest |w_j| and the largest loss (equation (5)) of a group.
         int8_share: f32 [groups, 16], the share of its group's bound that a feature needs.
 
-    >>> rng = np.random.default_rng(0)
     >>> weights = {"W_enc": np.eye(16, dtype=np.float32), "b_enc": np.zeros(16), "b_pre": np.zeros(16)}
-    >>> quantise(weights, np.eye(16, dtype=np.float32), rng)["int8_weights"].dtype
+    >>> quantise(weights, weights["W_enc"], np.random.default_rng(0))["int8_weights"].dtype
     dtype('int8')
     """
     w = weights["W_enc"].astype(np.float64)
@@ -86,8 +83,7 @@ def quantise(weights: Mapping[str, NDArray[np.float32]], x: NDArray[np.float32],
     by_group = bound[:, order].reshape(2, -1, GROUP)
     largest = by_group.max(axis=2)
     share = (by_group / largest[:, :, None]).max(axis=0)
-    d_in = len(centre)
-    fill = -d_in % 4
+    d_in, fill = len(centre), -len(centre) % 4
     # Equation (6): every sum on the way to v is at most |M| |c|.
     rounding = float(np.linalg.norm(mapping, 2)) * (d_in + math.sqrt(d_in) + 8) * _ROUNDING
     return {

@@ -56,7 +56,7 @@ def with_prefix(inputs: Arrays, name: str = "sae") -> Arrays:
 
 
 def activations(host: str, feed: Arrays) -> NDArray[np.float32]:
-    """What the hook gives in torch, without a past: [b, t, d_in]."""
+    """The activations at the hook in torch, without a past: [b, t, d_in]."""
     model = torch_host(host)
     ids, mask = (torch.from_numpy(feed[name]) for name in ("input_ids", "attention_mask"))
     extra = {"position_ids": positions(mask)} if host == "gpt2" else {}
@@ -94,7 +94,7 @@ def by_algebra(kind: str, x: NDArray[np.float32], inputs: Arrays, gate: Any = 1.
 
 
 def assert_same(found: NDArray[Any], expected: Any, feed: Arrays, tolerance: float = 1e-4) -> None:
-    """Equal relative to the largest, at real tokens."""
+    """Assert equality at real tokens, relative to the largest number."""
     expected = np.asarray(expected, np.float64)
     real = feed["attention_mask"][:, -found.shape[1] :].astype(bool)
     assert found.shape == expected.shape
@@ -130,7 +130,7 @@ def test_a_spliced_host_without_edits_gives_the_outputs_of_the_host(spliced: Spl
 
 
 def operations(path: Path, folder: Path) -> Counter[str]:
-    """What onnxruntime runs of a graph, branches left out."""
+    """The operations of a graph that onnxruntime runs, without those in branches."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.optimized_model_filepath = str(folder / "optimised.onnx")
