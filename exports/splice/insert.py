@@ -76,8 +76,7 @@ def insert_graph(
     >>> [value.name for value in (*model.graph.inputs, *model.graph.outputs)]
     ['x', 'slots', 'indices', 'values']
     """
-    graph = Graph("splice")
-    d_in = bundle.manifest.architecture.d_in
+    graph, d_in = Graph("splice"), bundle.manifest.architecture.d_in
     given = graph.input("x", dtype.numpy(), ["b", "t", d_in])
     x = given if dtype == ir.DataType.FLOAT else graph.cast(given, np.float32)
     slots = graph.input("slots", np.int64, [1], default=[bundle.manifest.slots]) if read else None
