@@ -31,7 +31,7 @@ from sae_runtime.engine.device_tensors import encode_tensor
 from sae_runtime.engine.sessions import CPU, CUDA, Provider, Sessions
 from sae_runtime.engine.tiler import GPU
 from sae_runtime.exports import witness
-from sae_runtime.exports.export import export, served
+from sae_runtime.exports.export import export
 from sae_runtime.train.device import usable_device
 
 Run = Callable[[], object]
@@ -71,7 +71,7 @@ def made_up(path: Path, kind: str, d_in: int, d_sae: int, k: int) -> NDArray[np.
 def disagreement(read: Bundle, x: NDArray[np.float32], indices: Tensor, values: Tensor) -> str | None:
     """What is wrong with slots of x by float64, but for tokens with more matches than slots."""
     weights = {name: read.tensor(name) for name in read.specs}
-    expected = served(read, weights, witness.pre_activations(weights, x))
+    expected = witness.served(read.manifest.architecture, weights, witness.pre_activations(weights, x))
     whole = expected.kept.sum(axis=1) <= read.manifest.slots
     cuts = tuple(cut[whole] if len(cut) == len(whole) else cut for cut in expected.cuts)
     some = witness.Matches(expected.z[whole], expected.kept[whole], cuts)

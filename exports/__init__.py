@@ -1,4 +1,4 @@
-"""Turn a bundle into standard ONNX graphs over its own weights, and put SAEs into host models' graphs, with onnx-ir.
+"""Turn a bundle into standard ONNX graphs that read its weights, and put SAEs into host models' graphs, with onnx-ir.
 
 May import, of the runtime, `core`, `bundle`, `activations`, `calibration` and `engine.sessions`.
 """

@@ -1,4 +1,4 @@
-"""Run the graphs of an export on activations and compare what they give with the numpy witness."""
+"""Run the graphs of an export on activations and compare their outputs with the numpy witness."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,15 +10,16 @@ from numpy.typing import NDArray
 from sae_runtime.bundle import files
 from sae_runtime.bundle.folder import DERIVED, Bundle, BundleError
 from sae_runtime.bundle.graphs import DECODE, ENCODE, EXACT, GPU, JOINT, STEER
-from sae_runtime.bundle.manifest import Architecture
 from sae_runtime.engine import sessions
 from sae_runtime.exports import witness
-from sae_runtime.exports.derived import default_max_density
+from sae_runtime.exports.derived import active_activations, default_max_density
+from sae_runtime.exports.graphs.external import relocate
 from sae_runtime.exports.graphs.steer import LARGEST
 
 Arrays = dict[str, NDArray[np.generic]]
-Run = Callable[[Arrays], list[NDArray[np.float32]]]
-_TOKENS = 24  # that the witness looks at
+Run = Callable[[Arrays], list[NDArray[np.float32]]]  # inputs to outputs; inputs that the graph lacks are left out
+Activations = NDArray[np.float32]
+_TOKENS = 24
 
 
 def check_graph(bundle: Bundle, graph: Path) -> None:
@@ -26,55 +27,24 @@ def check_graph(bundle: Bundle, graph: Path) -> None:
 
     Args:
         bundle: whose weights the graph reads.
-        graph: the file, in a folder of the bundle's folder; derived.safetensors, if it reads that, lies beside it.
+        graph: the file, in a folder inside the bundle's folder; `derived.safetensors`, if the graph reads it, is beside
+            the graph.
     """
-    with files.scratch_file(bundle.path / graph.name) as copy:  # weights are found in a graph's own folder alone
-        _copy_with_derived_of(graph, copy, bundle.path)
+    with files.scratch_file(bundle.path / graph.name) as copy:  # a graph finds weights in its own folder only
+        relocate(graph, copy, {DERIVED: (graph.parent / DERIVED).relative_to(bundle.path).as_posix()})
         _check_form(bundle, copy)
         session = sessions.open_session(copy)
-        fault = _fault(bundle, graph.name, lambda feed: list(session.run(None, feed)))
+        names = {value.name for value in (*session.get_inputs(), *session.get_overridable_initializers())}
+
+        def run(feed: Arrays) -> list[NDArray[np.float32]]:
+            return list(session.run(None, {name: array for name, array in feed.items() if name in names}))
+
+        x = active_activations(bundle, np.random.default_rng(0), _TOKENS)
+        fault = _FAULTS[graph.name](bundle, x, run)
     if fault is not None:
         raise BundleError(
             f"{graph.name} of {bundle.path} disagrees with numpy: {fault}; the graph was left out, please report this"
         )
-
-
-def sample(
-    architecture: Architecture, weights: witness.Weights, rng: np.random.Generator, tokens: int = _TOKENS
-) -> NDArray[np.float32]:
-    """Activations on which features are active: float32 [tokens, d_in]; one row is 0, one is b_pre.
-
-    The others are sums of a few directions, those of the decoder, or of a transcoder's encoder.
-    """
-    d_in, d_sae = weights["W_enc"].shape
-    bias = weights["b_pre"]
-    size = max(float(np.median(np.abs(weights["b_enc"]))), float(np.median(weights.get("threshold", 0))), 1.0)
-    chosen = rng.integers(0, d_sae, (tokens, 8))
-    amount = rng.gamma(2.0, size, chosen.shape)
-    directions = weights["W_dec"] if architecture.d_out is None else weights["W_enc"].T
-    x: NDArray[np.float64] = bias + np.einsum("nj,njd->nd", amount, np.asarray(directions)[chosen])
-    x += rng.normal(0, 0.1 * size / np.sqrt(d_in), x.shape)
-    x[0], x[1] = 0.0, bias
-    return x.astype(np.float32)
-
-
-def served(bundle: Bundle, weights: witness.Weights, z: NDArray[np.float64]) -> witness.Matches:
-    """What encode.onnx should keep of z [n, d_sae], by the witness."""
-    architecture = bundle.manifest.architecture
-    if architecture.k is not None:
-        choice = witness.group_choice if architecture.selection == "groupmax" else witness.token_choice
-        return choice(z, architecture.k)
-    return witness.threshold(z, weights["threshold"])
-
-
-def _copy_with_derived_of(graph: Path, copy: Path, home: Path) -> None:
-    """Write a graph so that it reads derived.safetensors from the folder where the graph lies now."""
-    model = onnx.load(graph, load_external_data=False)
-    for tensor in model.graph.initializer:
-        for entry in tensor.external_data:
-            if (entry.key, entry.value) == ("location", DERIVED):
-                entry.value = str((graph.parent / DERIVED).relative_to(home).as_posix())
-    onnx.save(model, copy)
 
 
 def _check_form(bundle: Bundle, graph: Path) -> None:
@@ -88,83 +58,71 @@ def _check_form(bundle: Bundle, graph: Path) -> None:
         ) from error
 
 
-def _fault(bundle: Bundle, name: str, run: Run) -> str | None:
-    """What is wrong with a graph, or None."""
-    weights, architecture = bundle.weights(), bundle.manifest.architecture
-    x = sample(architecture, weights, np.random.default_rng(0))
-    if name == DECODE.file:
-        return _fault_of_decode(bundle, weights, x, run)
-    z = witness.pre_activations(weights, witness.normalise(x, architecture.norm)[0])
-    checks: Mapping[str, Callable[[], str | None]] = {
-        STEER.file: lambda: _fault_of_steer(bundle, weights, x, z, run),
-        JOINT.file: lambda: _fault_of_joint(bundle, x, z, run),
-        **dict.fromkeys(
-            (ENCODE.file, EXACT.file, GPU.file), lambda: _fault_of_encode(bundle, weights, x, z, run, name)
-        ),
-    }
-    return checks[name]()
+def _pre_activations(bundle: Bundle, x: Activations) -> NDArray[np.float64]:
+    return witness.pre_activations(bundle.weights(), x, bundle.manifest.architecture.norm)
 
 
-def _fault_of_encode(
-    bundle: Bundle, weights: witness.Weights, x: NDArray[np.float32], z: NDArray[np.float64], run: Run, name: str
-) -> str | None:
-    """Look at the rows that the graph is certain of, where it says so."""
-    threshold = bundle.manifest.architecture.selection == "threshold"
-    feed: Arrays = {"x": x}
-    if threshold and name != GPU.file:
-        feed["slots"] = np.array([bundle.manifest.architecture.d_sae])
-    indices, values, *certain = run(feed)
+def _fault_of_encode(bundle: Bundle, x: Activations, run: Run) -> str | None:
+    """The fault of an encoder; where the graph gives `certain`, only certain rows count."""
+    architecture, z = bundle.manifest.architecture, _pre_activations(bundle, x)
+    threshold = architecture.selection == "threshold"
+    indices, values, *certain = run({"x": x} | ({"slots": np.array([architecture.d_sae])} if threshold else {}))
     if certain:
         sure = certain[0].astype(bool)
         if threshold:
-            sure &= values[:, -1] <= 0  # a token that fills all slots may have been cut, and is encoded again
+            sure &= values[:, -1] <= 0  # where all slots are full, features may be missing, and serving encodes again
         z, indices, values = z[sure], indices[sure], values[sure]
-    return witness.disagreement(served(bundle, weights, z), indices.astype(np.int64), values)
+    expected = witness.served(architecture, bundle.weights(), z)
+    return witness.disagreement(expected, indices.astype(np.int64), values)
 
 
-def _fault_of_joint(bundle: Bundle, x: NDArray[np.float32], z: NDArray[np.float64], run: Run) -> str | None:
+def _fault_of_joint(bundle: Bundle, x: Activations, run: Run) -> str | None:
     allocation = bundle.manifest.allocation
     assert allocation is not None
     max_density = default_max_density(bundle) if allocation.quota else None
     valid = np.arange(len(x)) % 5 != 3
     indices, values = run({"x": x, "valid": valid})
-    return witness.disagreement(witness.joint(z, allocation.k, max_density, valid), indices.astype(np.int64), values)
+    expected = witness.joint(_pre_activations(bundle, x), allocation.k, max_density, valid)
+    return witness.disagreement(expected, indices.astype(np.int64), values)
 
 
-def _fault_of_decode(bundle: Bundle, weights: witness.Weights, x: NDArray[np.float32], run: Run) -> str | None:
-    rng = np.random.default_rng(1)
-    indices = rng.integers(0, len(weights["W_dec"]), (len(x), 5))
+def _fault_of_decode(bundle: Bundle, x: Activations, run: Run) -> str | None:
+    rng, weights, architecture = np.random.default_rng(1), bundle.weights(), bundle.manifest.architecture
+    indices = rng.integers(0, architecture.d_sae, (len(x), 5))
     values = rng.gamma(2.0, 1.0, indices.shape).astype(np.float32)
-    feed: Arrays = {"indices": indices, "values": values}
     expected = witness.decode(weights, indices, values)
-    if bundle.manifest.architecture.decodes_with_x:
-        feed["x"] = x
-        expected = witness.completed(weights, expected, x, bundle.manifest.architecture.norm)
-    (x_hat,) = run(feed)
+    if architecture.decodes_with_x:
+        expected = witness.completed(weights, expected, x, architecture.norm)
+    (x_hat,) = run({"indices": indices, "values": values, "x": x})
     return witness.difference(expected, x_hat)
 
 
-def _fault_of_steer(
-    bundle: Bundle, weights: witness.Weights, x: NDArray[np.float32], z: NDArray[np.float64], run: Run
-) -> str | None:
-    rng = np.random.default_rng(2)
-    matches = served(bundle, weights, z)
-    batch = x.reshape(2, len(x) // 2, -1)
-    f = np.where(matches.kept, z, 0).reshape(2, len(x) // 2, -1)
-    busiest = np.argsort(-matches.kept.sum(axis=0), kind="stable")[:2]  # edits of active features
-    others = rng.choice(len(weights["W_dec"]), size=min(2, len(weights["W_dec"])), replace=False)
+def _fault_of_steer(bundle: Bundle, x: Activations, run: Run) -> str | None:
+    rng, weights, architecture = np.random.default_rng(2), bundle.weights(), bundle.manifest.architecture
+    z = _pre_activations(bundle, x)
+    kept = witness.served(architecture, weights, z).kept
+    batch, f = x.reshape(2, len(x) // 2, -1), np.where(kept, z, 0).reshape(2, len(x) // 2, -1)
+    busiest = np.argsort(-kept.sum(axis=0), kind="stable")[:2]  # so that some edits are of active features
+    others = rng.choice(architecture.d_sae, size=min(2, architecture.d_sae), replace=False)
     features = np.stack([np.unique([*busiest, *others])] * 2).astype(np.int64)
-    e = features.shape[1]
+    shape = features.shape
     edits = {
-        "scale": rng.uniform(-1, 2, (2, e)).astype(np.float32),
-        "shift": rng.uniform(-1, 3, (2, e)).astype(np.float32),
-        "low": np.full((2, e), -LARGEST, np.float32),
-        "high": np.full((2, e), float(z.max(initial=1.0)), np.float32),
-        "gate": rng.uniform(0, 1, (2, len(x) // 2, e)).astype(np.float32),
+        "scale": rng.uniform(-1, 2, shape).astype(np.float32),
+        "shift": rng.uniform(-1, 3, shape).astype(np.float32),
+        "low": np.full(shape, -LARGEST, np.float32),
+        "high": np.full(shape, float(z.max(initial=1.0)), np.float32),
+        "gate": rng.uniform(0, 1, (*batch.shape[:2], shape[1])).astype(np.float32),
     }
     (y,) = run({"x": batch, "features": features, **edits})
-    expected = witness.steer(weights, batch, f, features, bundle.manifest.architecture.norm, **edits)
-    fault = witness.difference(expected, y)
+    fault = witness.difference(witness.steer(weights, batch, f, features, architecture.norm, **edits), y)
     if fault is None and not (run({"x": batch})[0] == batch).all():
         fault = "without edits y differs from x"
     return fault
+
+
+_FAULTS: Mapping[str, Callable[[Bundle, Activations, Run], str | None]] = {
+    **dict.fromkeys((ENCODE.file, EXACT.file, GPU.file), _fault_of_encode),
+    JOINT.file: _fault_of_joint,
+    DECODE.file: _fault_of_decode,
+    STEER.file: _fault_of_steer,
+}

@@ -1,6 +1,6 @@
 """A transformers model as an ONNX graph with dynamic batch and sequence, for a splice to start from.
 
-torch's exporter writes the names of the modules on every node, and a splice finds hooks by them.
+torch's exporter writes the names of the modules on every node, and `splice` finds hooks by these names.
 """
 
 import contextlib
@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from sae_runtime.bundle import files
 from sae_runtime.engine import sessions
+from sae_runtime.exports.graphs.external import relocate
 from sae_runtime.exports.graphs.graph import OPSET
-from sae_runtime.exports.model_form import CausalForm, PlainForm
 
 _KEPT = ("pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy")  # other entries hold paths of this machine
 _TOLERANCE = 1e-3  # of the largest output, as float32 sums in another order through all layers
@@ -27,11 +26,11 @@ _TOLERANCE = 1e-3  # of the largest output, as float32 sums in another order thr
 def export_model(model: Any, path: str | Path, *, cache: bool = True, force: bool = False) -> Path:
     """Write a model as an ONNX graph, with its weights beside it in `<name>.data`, after a comparison with torch.
 
-    Every graph has the inputs input_ids and attention_mask, int64. A causal language model gives logits [b, t, vocab].
-    It also takes keys and values, past_key_values.N.key and past_key_values.N.value [b, heads, past, width], and gives
-    them as present.N.key and present.N.value. Its attention_mask is [b, past + t], and a prompt has a past of length 0.
-    Positions follow from the mask, so padding on the left is harmless. Any other model gives last_hidden_state
-    [b, t, d].
+    Every graph has the inputs input_ids [b, t] and attention_mask, int64. A causal language model gives logits
+    [b, t, vocab]. It also takes keys and values, past_key_values.N.key and past_key_values.N.value
+    [b, heads, past, width], and gives present.N.key and present.N.value. Its attention_mask is [b, past + t], and a
+    prompt has a past of length 0. Positions follow from the mask, so padding on the left is harmless. Any other model
+    gives last_hidden_state [b, t, d].
 
     >>> from transformers import AutoModelForCausalLM  # doctest: +SKIP
     >>> model = AutoModelForCausalLM.from_pretrained("gpt2")  # doctest: +SKIP
@@ -39,7 +38,7 @@ def export_model(model: Any, path: str | Path, *, cache: bool = True, force: boo
     'host.onnx'
 
     Args:
-        model: a transformers model, with its head where it is a causal language model; the graph computes in its type.
+        model: a transformers model; a causal language model has its head. The graph computes in the model's type.
         path: the graph to write, `.onnx`.
         cache: let a causal language model take and give keys and values; without them, the mask is [b, t].
         force: replace files that exist.
@@ -47,60 +46,48 @@ def export_model(model: Any, path: str | Path, *, cache: bool = True, force: boo
     Raises:
         FileExistsError: a file exists and `force` is not set.
         ImportError: onnxscript is not installed.
-        ValueError: torch cannot export the model, or the graph disagrees with it (then nothing is written).
+        ValueError: torch cannot export the model, or the graph disagrees with torch; nothing is written.
     """
     path = Path(path)
     data = path.with_name(path.name + ".data")
     if path.suffix != ".onnx":
         raise ValueError(f"a graph's name ends in .onnx, got {path}")
     try:
-        import onnxscript  # noqa: F401  (torch's exporter needs it, and says so on a page of text)
+        import onnxscript  # noqa: F401  (without it, torch's exporter fails with a page of text)
     except ImportError as error:
-        raise ImportError("exporting a host needs onnxscript; run: pip install onnxscript") from error
+        raise ImportError("exporting a model needs onnxscript; run: pip install onnxscript") from error
     for file in (data, path):
         files.check_free(file, force=force)
+    from sae_runtime.exports.model_form import ModelForm  # it imports torch
+
     with _quiet(model):
-        form = CausalForm(model) if cache and model.get_output_embeddings() is not None else PlainForm(model)
+        form = ModelForm(model, cache=cache)
         exported = _exported(form)
-        # The data file gets its name first and the graph last, so that a graph never stands without its weights.
+        # The data file gets its name first and the graph last, so that no graph has a name without its weights.
         with files.new_file(path, force=force) as graph_file, files.new_file(data, force=force) as data_file:
             ir.save(exported, graph_file, external_data=data_file.name)
             _check(form, sessions.open_session(graph_file))
-            _refer_to(data.name, graph_file)
+            relocate(graph_file, graph_file, {data_file.name: data.name})
             if force:
-                path.unlink(missing_ok=True)  # an old graph must not stand beside new weights
+                path.unlink(missing_ok=True)  # an old graph must not be beside new weights
     return path
 
 
-def _graph_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Inputs by the names that they have in the graph."""
-    named = {name: value for name, value in inputs.items() if name != "past"}
-    for i, (key, value) in enumerate(inputs.get("past", [])):
-        named |= {f"past_key_values.{i}.key": key, f"past_key_values.{i}.value": value}
-    return named
-
-
-def _exported(form: PlainForm) -> ir.Model:
+def _exported(form: Any) -> ir.Model:
     import torch
 
-    class Host(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = form.model
+    from sae_runtime.exports.model_form import graph_inputs
 
-        def forward(self, *inputs: Any) -> tuple[Any, ...]:
-            return form.call(*inputs)
-
-    inputs = form.inputs(batch=2, time=5, past=3 if form.layers else 0)
+    inputs = form.inputs(batch=2, time=5, past=3)
     try:
         program = torch.onnx.export(
-            Host().eval(),
+            form.eval(),
             tuple(inputs.values()),
             dynamo=True,
             verbose=False,
-            input_names=list(_graph_inputs(inputs)),
+            input_names=list(graph_inputs(inputs)),
             output_names=form.outputs,
-            dynamic_shapes=(tuple(form.shapes().values()),),  # of the one argument *inputs
+            dynamic_shapes=form.shapes(),
             opset_version=OPSET,
         )
     except Exception as error:  # the exporter raises whatever the model's code raises
@@ -111,7 +98,7 @@ def _exported(form: PlainForm) -> ir.Model:
         raise ValueError(
             f"torch cannot export {type(form.model).__name__} ({reason}); try a newer transformers"
         ) from error
-    assert program is not None  # as it is with dynamo
+    assert program is not None  # dynamo always gives one
     _keep_module_names_only(program.model)
     return program.model
 
@@ -126,43 +113,32 @@ def _keep_module_names_only(model: ir.Model) -> None:
     model.graph.metadata_props.clear()
 
 
-def _refer_to(data: str, graph_file: Path) -> None:
-    """Let a written graph find its weights in a file of another name."""
-    proto = onnx.load(str(graph_file), load_external_data=False)
-    for tensor in proto.graph.initializer:
-        for entry in tensor.external_data:
-            if entry.key == "location":
-                entry.value = data
-    onnx.save(proto, str(graph_file))
-
-
-def _check(form: PlainForm, session: Any) -> None:
+def _check(form: Any, session: Any) -> None:
     """Raise ValueError unless the graph gives what torch gives, for a prompt and for a step after it."""
-    import torch
+    from sae_runtime.exports.model_form import graph_inputs
 
     for time, past in ((7, 0), (1, 6)) if form.layers else ((7, 0),):
         inputs = form.inputs(batch=3, time=time, past=past)
-        with torch.inference_mode():
-            expected = form.call(**inputs)
-        feed = {name: tensor.numpy() for name, tensor in _graph_inputs(inputs).items()}
-        real = inputs["attention_mask"][:, past:].bool().numpy()  # outputs at padding mean nothing
-        for name, want, got in zip(form.outputs, expected, session.run(form.outputs, feed), strict=True):
+        feed = {name: tensor.numpy() for name, tensor in graph_inputs(inputs).items()}
+        real = feed["attention_mask"][:, past:].astype(bool)  # outputs at padding mean nothing
+        for name, want, got in zip(form.outputs, form.results(inputs), session.run(form.outputs, feed), strict=True):
             rows = real if name in ("logits", "last_hidden_state") else ...
-            error = _largest_error(want.numpy()[rows], got[rows])
-            bound = _TOLERANCE if want.dtype == torch.float32 else 30 * _TOLERANCE
+            error = _largest_error(want[rows], got[rows])
+            bound = _TOLERANCE if want.dtype == np.float32 else 30 * _TOLERANCE
             if not error <= bound:
                 raise ValueError(f"the graph's {name} is off by {error:.1e} of the largest; nothing was written")
 
 
 def _largest_error(expected: NDArray[Any], actual: NDArray[Any]) -> float:
     """The largest difference, relative to the largest number expected."""
-    difference = np.abs(expected.astype(np.float64) - actual.astype(np.float64)).max(initial=0)
-    return float(difference) / max(float(np.abs(expected.astype(np.float64)).max(initial=0)), 1e-30)
+    expected = expected.astype(np.float64)
+    difference = np.abs(expected - actual.astype(np.float64)).max(initial=0)
+    return float(difference / max(np.abs(expected).max(initial=0), 1e-30))
 
 
 @contextlib.contextmanager
 def _quiet(model: Any) -> Iterator[None]:
-    """Let the model write its attention out, which gives the plainest graph, and silence the exporter."""
+    """Let the model compute attention by plain operations, which makes the simplest graph, and silence the exporter."""
     before, logger = model.config._attn_implementation, logging.getLogger("torch.onnx")
     level = logger.level
     model.set_attn_implementation("eager")

@@ -1,7 +1,8 @@
-"""The second witness: the mathematics of every graph in float64 numpy. It shares no code with the graphs.
+"""The witness: the mathematics of every graph in float64 numpy. It shares no code with the graphs.
 
-A graph is *exact* where its features are those of the witness, except for values within 1e-6 of the cut, and its
-values agree within 1e-5. Both are relative to the largest value of the row: sums differ in their last bits.
+A graph agrees with the witness where both give the same features with the same values. Values may differ by 1e-5 of
+the row's largest value, since sums differ in their last bits. A feature within 1e-6 of the cut may be active in one
+of them only.
 """
 
 from collections.abc import Mapping
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sae_runtime.bundle.manifest import Architecture
+
 Weights = Mapping[str, NDArray[np.float32]]
 _CUT_TOLERANCE = 1e-6
 _VALUE_TOLERANCE = 1e-5
@@ -17,7 +20,13 @@ _VALUE_TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class Matches:
-    """Pre-activations z [n, d_sae], which are kept, and the cuts, broadcastable to z, that decide it."""
+    """Which pre-activations are matches.
+
+    Attributes:
+        z: all pre-activations [n, d_sae].
+        kept: which of them are matches [n, d_sae].
+        cuts: the numbers that decide it, broadcastable to z.
+    """
 
     z: NDArray[np.float64]
     kept: NDArray[np.bool_]
@@ -38,14 +47,21 @@ def normalise(x: ArrayLike, norm: str) -> tuple[NDArray[np.float64], NDArray[np.
     return x, none, none + 1
 
 
-def pre_activations(weights: Weights, x: ArrayLike) -> NDArray[np.float64]:
-    """The pre-activations relu((x' - b_pre) W_enc + b_enc) [..., d_sae] of x' [..., d_in]."""
+def pre_activations(weights: Weights, x: ArrayLike, norm: str = "none") -> NDArray[np.float64]:
+    """The pre-activations relu((x' - b_pre) W_enc + b_enc) [..., d_sae] of x [..., d_in]."""
     w = {name: np.asarray(value, np.float64) for name, value in weights.items()}
-    return np.maximum((np.asarray(x, np.float64) - w.get("b_pre", w["b_dec"])) @ w["W_enc"] + w["b_enc"], 0)
+    return np.maximum((normalise(x, norm)[0] - w.get("b_pre", w["b_dec"])) @ w["W_enc"] + w["b_enc"], 0)
+
+
+def served(architecture: Architecture, weights: Weights, z: NDArray[np.float64]) -> Matches:
+    """The matches of pre-activations z [n, d_sae] by the served rule of an architecture."""
+    if architecture.k is None:
+        return threshold(z, weights["threshold"])
+    return (group_choice if architecture.selection == "groupmax" else token_choice)(z, architecture.k)
 
 
 def token_choice(z: NDArray[np.float64], k: int) -> Matches:
-    """The k largest of every row (TopK).
+    """The k largest positive numbers of every row (TopK).
 
     >>> token_choice(np.array([[5.0, 0.0, 3.0, 1.0]]), 2).kept
     array([[ True, False,  True, False]])
@@ -55,21 +71,18 @@ def token_choice(z: NDArray[np.float64], k: int) -> Matches:
 
 
 def group_choice(z: NDArray[np.float64], k: int) -> Matches:
-    """The largest of each of k runs of neighbours in every row.
+    """The largest of each of k runs of neighbours in every row, where it is positive.
 
     >>> group_choice(np.array([[5.0, 6.0, 3.0, 1.0]]), 2).kept
     array([[False,  True,  True, False]])
     """
-    runs = z.reshape(len(z), k, z.shape[1] // k)
-    kept = np.zeros_like(runs, bool)
-    np.put_along_axis(kept, runs.argmax(axis=2)[:, :, None], True, axis=2)
-    kept &= runs > 0
-    cut = _cut(runs.reshape(-1, runs.shape[2]), kept.reshape(-1, runs.shape[2])).reshape(len(z), k, 1)
-    return Matches(z, kept.reshape(z.shape), (np.broadcast_to(cut, runs.shape).reshape(z.shape),))
+    size = z.shape[1] // k
+    runs = token_choice(z.reshape(len(z) * k, size), 1)
+    return Matches(z, runs.kept.reshape(z.shape), (np.repeat(runs.cuts[0], size, axis=1).reshape(z.shape),))
 
 
 def threshold(z: NDArray[np.float64], threshold: ArrayLike) -> Matches:
-    """Those above threshold, which is one number or one for each feature.
+    """The pre-activations above the threshold, which is one number or one number for each feature.
 
     >>> threshold(np.array([[5.0, 0.0, 3.0]]), [4.0, 0.0, 3.0]).kept
     array([[ True, False, False]])
@@ -84,7 +97,7 @@ def joint(
     max_density: NDArray[np.float64] | None = None,
     valid: NDArray[np.bool_] | None = None,
 ) -> Matches:
-    """The round(k * valid rows) largest of the batch, with at most round(cap_i * valid rows) in column i.
+    """The round(k * valid rows) largest of the batch, with at most round(max_density_i * valid rows) in column i.
 
     >>> joint(np.array([[5.0, 3.0], [4.0, 2.0]]), 1.0).kept
     array([[ True, False],
@@ -99,9 +112,7 @@ def joint(
     eligible = candidates > 0
     cuts = []
     if max_density is not None:
-        for feature in range(z.shape[1]):
-            limit = int(np.rint(max_density[feature] * tokens))
-            eligible[:, feature] &= _largest(candidates[None, :, feature], limit)[0]
+        eligible &= _largest(candidates.T, np.rint(max_density * tokens)[:, None]).T
         cuts.append(_cut(candidates.T, eligible.T)[None, :])
         candidates = np.where(eligible, candidates, 0)
     kept = _largest(candidates.reshape(1, -1), int(np.rint(k * tokens))).reshape(z.shape) & eligible
@@ -109,16 +120,14 @@ def joint(
 
 
 def decode(weights: Weights, indices: NDArray[np.int64], values: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The sum of values times decoder rows, plus b_dec: [n, d_out].
+    """The reconstruction [n, d_out] of sparse rows [n, w]: the sum of values times rows of W_dec, plus b_dec.
 
     >>> weights = {"W_dec": np.eye(3, dtype=np.float32), "b_dec": np.ones(3, np.float32)}
     >>> decode(weights, np.array([[2, 0]]), np.array([[5.0, 0.0]], np.float32))
     array([[1., 1., 6.]])
     """
-    out = np.tile(np.asarray(weights["b_dec"], np.float64), (len(indices), 1))
-    for row in range(len(indices)):
-        out[row] += np.asarray(values[row], np.float64) @ np.asarray(weights["W_dec"], np.float64)[indices[row]]
-    return out
+    rows = np.asarray(weights["W_dec"], np.float64)[indices]
+    return np.asarray(np.einsum("nw,nwd->nd", values, rows) + weights["b_dec"])
 
 
 def completed(weights: Weights, x_hat: ArrayLike, x: ArrayLike, norm: str) -> NDArray[np.float64]:
@@ -142,22 +151,21 @@ def steer(
     high: ArrayLike,
     gate: ArrayLike = 1.0,
 ) -> NDArray[np.float64]:
-    """One edit after another on x [b, t, d_in]; f [b, t, d_sae] are the kept features, `features` ids [b, e]."""
-    y, size = np.asarray(x, np.float64).copy(), normalise(x, norm)[2]
-    shape = features.shape
-    scale, shift, low, high = (np.broadcast_to(np.asarray(v, np.float64), shape) for v in (scale, shift, low, high))
-    gate = np.broadcast_to(np.asarray(gate, np.float64), (*x.shape[:2], shape[1]))
-    for request in range(shape[0]):
-        for e, feature in enumerate(features[request]):
-            old = f[request, :, feature]
-            new = np.clip(scale[request, e] * old + shift[request, e], low[request, e], high[request, e])
-            delta = (gate[request, :, e] * (new - old))[:, None] * weights["W_dec"][feature]
-            y[request] += size[request] * delta
-    return y
+    """The activations x [b, t, d_in] with edits of the features, ids [b, e]; f [b, t, d_sae] are the active features.
+
+    scale, shift, low and high are broadcastable to [b, e], and gate to [b, t, e].
+    """
+    factor, added, least, most = (
+        np.broadcast_to(np.asarray(edit, np.float64), features.shape)[:, None] for edit in (scale, shift, low, high)
+    )
+    old = np.take_along_axis(f, features[:, None], axis=2)
+    delta = np.asarray(gate, np.float64) * (np.clip(factor * old + added, least, most) - old)
+    rows = np.asarray(weights["W_dec"], np.float64)[features]
+    return np.asarray(x + normalise(x, norm)[2] * np.einsum("bte,bed->btd", delta, rows))
 
 
 def disagreement(expected: Matches, indices: NDArray[np.int64], values: NDArray[np.float32]) -> str | None:
-    """What is wrong with sparse rows [n, w] that should hold these matches exactly, or None.
+    """The fault of sparse rows [n, w] that should hold these matches, or None where they agree.
 
     >>> expected = token_choice(np.array([[5.0, 0.0, 3.0]]), 2)
     >>> disagreement(expected, np.array([[0, 1]]), np.array([[5.0, 3.0]], np.float32))
@@ -176,7 +184,7 @@ def disagreement(expected: Matches, indices: NDArray[np.int64], values: NDArray[
         return "a feature twice in one row"
     actual[row, feature] = values[row, slot]
     top = np.maximum(z.max(axis=1, initial=0), 1e-30)[:, None]
-    near = z <= _CUT_TOLERANCE * top  # they do not count, since relu cuts at 0
+    near = z <= _CUT_TOLERANCE * top  # relu cuts at 0
     for cut in expected.cuts:
         near |= np.abs(z - cut) <= _CUT_TOLERANCE * top
     wrong = ((actual > 0) != expected.kept) & ~near
@@ -190,7 +198,7 @@ def disagreement(expected: Matches, indices: NDArray[np.int64], values: NDArray[
 
 
 def difference(expected: NDArray[np.float64], actual: NDArray[np.float32]) -> str | None:
-    """What is wrong with dense activations [..., d_in], or None where they agree within 1e-5 of the row's largest.
+    """The fault of dense activations [..., d_in], or None where they agree within 1e-5 of the row's largest value.
 
     >>> difference(np.ones((1, 2)), np.array([[1, 2]], np.float32))
     "a difference of 1.0e+00 of the row's largest value"
@@ -204,12 +212,9 @@ def difference(expected: NDArray[np.float64], actual: NDArray[np.float32]) -> st
     return None
 
 
-def _largest(z: NDArray[np.float64], count: int) -> NDArray[np.bool_]:
-    """The `count` largest of every row; among equals the leftmost."""
-    kept = np.zeros(z.shape, bool)
-    order = np.argsort(-z, axis=1, kind="stable")[:, : max(count, 0)]
-    np.put_along_axis(kept, order, True, axis=1)
-    return kept
+def _largest(z: NDArray[np.float64], count: ArrayLike) -> NDArray[np.bool_]:
+    """The `count` largest of every row, count broadcastable to [rows, 1]; among equals the leftmost."""
+    return np.asarray(np.argsort(np.argsort(-z, axis=1, kind="stable"), axis=1) < np.asarray(count))
 
 
 def _cut(z: NDArray[np.float64], kept: NDArray[np.bool_]) -> NDArray[np.float64]:

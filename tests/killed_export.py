@@ -1,7 +1,7 @@
-"""killed_export.py BUNDLE: exports of copies of a bundle, each killed at another change of the file system.
+"""killed_export.py BUNDLE: export copies of a bundle, and kill each export at another change of the file system.
 
-Prints how many kills left the old bundle, how many the new one, and how many there were. Every process is forked before
-any graph is opened, since a fork has no threads.
+It prints how many kills left the old bundle, how many left the new one, and the number of kills. It forks every process
+before any graph is opened, since a fork has no threads.
 """
 
 import os
@@ -27,7 +27,7 @@ def activations(d_in: int) -> "np.typing.NDArray[np.float32]":
 
 
 def export_until(path: Path, changes: int) -> None:
-    """Export with a new sample and the graph for GPUs, without the one from int8; end at once before a change."""
+    """Export with a new sample and encode_gpu.onnx, without encode_exact.onnx; end at once before a change."""
     left = changes
 
     def count(event: str, arguments: tuple[Any, ...]) -> None:
@@ -43,13 +43,13 @@ def export_until(path: Path, changes: int) -> None:
 
 
 def judge(path: Path, samples: list[bytes]) -> None:
-    """End with OLD or NEW, by the sample, where all of the bundle is valid and serves."""
+    """End with OLD or NEW, the bundle that the graphs belong to, where the whole bundle is valid and serves."""
     read = bundle.read(path)
     for name in read.manifest.graphs:
         read.graph(name)
     old = "encode_exact.onnx" in read.manifest.graphs
     assert old != ("encode_gpu.onnx" in read.manifest.graphs)
-    assert (path / bundle.SAMPLE).read_bytes() == samples[0 if old else 1], "the sample is not that of the graphs"
+    assert (path / bundle.SAMPLE).read_bytes() == samples[0 if old else 1], "the sample does not belong to the graphs"
     assert {file.name for file in path.glob("[!.]*.onnx")} == set(read.manifest.graphs)
     assert (path / "README.md").exists()
     x = activations(read.manifest.architecture.d_in)
@@ -59,7 +59,7 @@ def judge(path: Path, samples: list[bytes]) -> None:
 
 
 def forked(function: Callable[..., None], *arguments: Any) -> int:
-    """The exit code of a process that calls a function."""
+    """The exit code of a forked process that calls a function."""
     process = os.fork()
     if process == 0:
         try:
@@ -71,7 +71,7 @@ def forked(function: Callable[..., None], *arguments: Any) -> int:
 
 
 def main(original: Path) -> None:
-    """Kill exports until one comes to its end."""
+    """Kill exports, each one change later, until one ends by itself."""
     finished = original.with_name("finished")
     shutil.copytree(original, finished)
     assert forked(export_until, finished, 10**9) == 0

@@ -1,4 +1,4 @@
-"""What makes the graphs of an export whose encode_exact.onnx has other limits than the usual ones."""
+"""Builders for an export whose encode_exact.onnx has unusual limits."""
 
 import functools
 from collections.abc import Mapping
@@ -9,5 +9,5 @@ from sae_runtime.exports.export import BUILDERS, Builder
 
 
 def builders_with(limits: Limits) -> Mapping[str, Builder]:
-    """To be given to `export`."""
+    """The builders of `export`, with these limits for encode_exact.onnx."""
     return {**BUILDERS, "encode_exact.onnx": functools.partial(exact_graph, limits=limits)}

@@ -1,4 +1,4 @@
-"""Hosts of a few thousand random weights, as torch models and as the graphs that export_model makes of them."""
+"""Host models of a few thousand random weights, as torch models and as graphs of `export_model`."""
 
 import fcntl
 import functools
@@ -22,7 +22,7 @@ HOOKS = {"bert": "encoder.layer.0", "gpt2": "transformer.h.0"}
 
 @functools.cache
 def torch_host(kind: str) -> Any:
-    """A BERT encoder, or a GPT-2 language model; activations of width D_IN, about as large as those of `make_x`."""
+    """A BERT encoder, or a GPT-2 language model; its activations are [b, t, D_IN] and about as large as `make_x`."""
     sizes: dict[str, Any] = {"vocab_size": VOCABULARY}
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -37,15 +37,15 @@ def torch_host(kind: str) -> Any:
 
 
 def _still(model: Any) -> Any:
-    """The model as it serves, without dropout."""
+    """The model without dropout."""
     return model.eval()
 
 
 @functools.cache
 def host_graph(kind: str) -> Path:
-    """The graph of `torch_host`, with keys and values where it generates. Do not alter it.
+    """The graph of `torch_host`, with keys and values for GPT-2. Do not alter it.
 
-    Exported once for all processes of a test run: torch takes many seconds for it.
+    All processes of a test run share one export, since torch needs many seconds for it.
     """
     home = Path(os.environ[SHARED])
     with (home / f"{kind}.lock").open("w") as lock:
@@ -63,13 +63,13 @@ def some_ids(batch: int, time: int, seed: int = 0) -> Arrays:
 
 
 def no_past(batch: int) -> Arrays:
-    """Keys and values of nothing."""
+    """Keys and values of a past without tokens."""
     empty = np.empty((batch, HEADS, 0, D_IN // HEADS), np.float32)
     return {f"past_key_values.{i}.{kind}": empty for i in range(LAYERS) for kind in ("key", "value")}
 
 
 def run(path: Path, feed: Arrays, *, basic: bool = False) -> Arrays:
-    """All outputs of a graph by name, as any user of onnxruntime gets them."""
+    """All outputs of a graph by name, from plain onnxruntime."""
     session = open_plainly(path, basic)
     return dict(zip([o.name for o in session.get_outputs()], session.run(None, feed), strict=True))
 
@@ -85,7 +85,7 @@ def open_plainly(path: Path, basic: bool) -> Any:
 
 
 def next_step(outputs: Arrays, feed: Arrays, ids: NDArray[Any]) -> Arrays:
-    """The feed of the step after: new ids [b, 1], the keys and values that came out, and a longer mask."""
+    """The feed of the next step: new ids [b, 1], the keys and values of the last step, and a longer mask."""
     mask = np.concatenate([feed["attention_mask"], np.ones_like(ids)], axis=1)
     past = {name.replace("present", "past_key_values"): v for name, v in outputs.items() if name.startswith("present")}
     return {"input_ids": ids, "attention_mask": mask, **past}

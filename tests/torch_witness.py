@@ -1,4 +1,4 @@
-"""The first witness: the SAE in a few lines of torch, which shares nothing with the graphs or with numpy's witness."""
+"""The SAE in a few lines of torch, which share no code with the graphs or with the numpy witness."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 Weights = Mapping[str, NDArray[np.float32]]
-Sparse = tuple[Tensor, list[Tensor]]  # f [n, d_sae], and the cuts (broadcastable to f) that decided what is kept
+Sparse = tuple[Tensor, list[Tensor]]  # f [n, d_sae], and the cuts (broadcastable to f) that decide which are active
 
 
 def double(array: ArrayLike) -> Tensor:
@@ -38,8 +38,8 @@ def threshold(z: Tensor, threshold: ArrayLike) -> Sparse:
 def mutual(z: Tensor, k: float, valid: ArrayLike | None = None) -> Sparse:
     valid = torch.ones(len(z), dtype=torch.bool) if valid is None else torch.as_tensor(valid)
     flat = torch.nan_to_num(z * valid[:, None]).flatten()
-    budget = min(round(k * int(valid.sum())), int((flat > 0).sum()))  # Python's round is half to even, too
-    top = torch.topk(flat, budget)
+    total = min(round(k * int(valid.sum())), int((flat > 0).sum()))  # like the graph, Python rounds a half to even
+    top = torch.topk(flat, total)
     f = torch.zeros_like(flat).scatter(0, top.indices, top.values)
     return f.view_as(z), [midway(flat, f, dim=0)]
 
@@ -56,7 +56,7 @@ def feature(z: Tensor, k: float, max_density: ArrayLike, valid: ArrayLike | None
 
 
 def midway(z: Tensor, f: Tensor, dim: int) -> Tensor:
-    """What lies between the kept and the others: only there may float32 decide otherwise."""
+    """The middle between the kept and the other numbers; float32 may decide otherwise only near it."""
     if not z.shape[dim]:
         return torch.zeros(())
     return (f.masked_fill(f == 0, torch.inf).amin(dim, keepdim=True) + (z - f).amax(dim, keepdim=True)) / 2
@@ -74,7 +74,7 @@ def steer(weights: Weights, x: ArrayLike, f: Tensor, edited: Tensor) -> Tensor:
 
 
 def dense(outputs: Sequence[NDArray[Any]], d_sae: int) -> NDArray[np.float64]:
-    """The indices and values that a graph gives, spread out, after a check of their layout."""
+    """The indices and values of a graph as dense features [n, d_sae], after a check of their layout."""
     indices, values = outputs
     assert indices.dtype == np.int64 and values.dtype == np.float32 and indices.shape == values.shape
     assert (np.diff(values, axis=1) <= 0).all(), "rows must fall"
@@ -86,23 +86,23 @@ def dense(outputs: Sequence[NDArray[Any]], d_sae: int) -> NDArray[np.float64]:
     return out
 
 
-def assert_same_features(found: NDArray[np.floating[Any]], expected: Sparse) -> None:
-    """Equal up to float32: values to 1e-5 of the row's largest; only what lies at a cut may be kept by one alone."""
+def assert_same_features(actual: NDArray[np.floating[Any]], expected: Sparse) -> None:
+    """Assert equality up to float32: values to 1e-5 of the row's largest; near a cut, one side may keep a feature."""
     f, cuts = expected[0].numpy(), [cut.numpy() for cut in expected[1]]
-    assert found.shape == f.shape
-    top = np.maximum(np.maximum(found, f).max(axis=1, initial=0), 1e-30)[:, None]
-    alone = (found > 0) != (f > 0)
-    at_cut = np.maximum(found, f) <= 1e-6 * top
+    assert actual.shape == f.shape
+    top = np.maximum(np.maximum(actual, f).max(axis=1, initial=0), 1e-30)[:, None]
+    one_side = (actual > 0) != (f > 0)
+    at_cut = np.maximum(actual, f) <= 1e-6 * top
     for cut in cuts:
-        at_cut |= np.abs(np.maximum(found, f) - cut) <= 1e-6 * top
-    error = np.where(alone, 0, np.abs(found - f) / top)
-    assert not (alone & ~at_cut).any(), f"matches of one side only at {np.argwhere(alone & ~at_cut)[:3].tolist()}"
+        at_cut |= np.abs(np.maximum(actual, f) - cut) <= 1e-6 * top
+    error = np.where(one_side, 0, np.abs(actual - f) / top)
+    assert not (one_side & ~at_cut).any(), f"matches of one side only at {np.argwhere(one_side & ~at_cut)[:3].tolist()}"
     assert error.max(initial=0) <= 1e-5, f"max {error.max()}, mean {error.mean()}, at {np.argmax(error)}"
 
 
-def assert_close(found: NDArray[np.float32], expected: Tensor) -> None:
-    """Equal up to float32: 1e-5 of the row's largest value."""
-    assert found.shape == tuple(expected.shape)
+def assert_close(actual: NDArray[np.float32], expected: Tensor) -> None:
+    """Assert equality up to float32: 1e-5 of the row's largest value."""
+    assert actual.shape == tuple(expected.shape)
     top = np.maximum(np.abs(expected.numpy()).max(axis=-1, initial=0), 1e-30)[..., None]
-    error = np.abs(found - expected.numpy()) / top
+    error = np.abs(actual - expected.numpy()) / top
     assert error.max(initial=0) <= 1e-5, f"max {error.max()}, mean {error.mean()}, at {np.argmax(error)}"

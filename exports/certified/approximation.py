@@ -1,15 +1,18 @@
 """What the int8 product says about every feature, by groups of 16 features.
 
-Features stand in the order of `integers.quantise`, and `place` counts them in this order. Their sizes are in units of
-the token's scale s, as in equation (3) of docs/certified-encoding.md; a size may be negative, since relu comes later.
-Only the product and the maxima of groups are computed for all features; sizes are computed for the groups that matter.
+Features are in the order of `integers.quantise`, and a *place* is a position in this order. Sizes are in units of the
+token's scale s, as in equation (3) of docs/certified-encoding.md; a size may be negative, since relu comes later. The
+graph computes the product and the maxima of groups for all features, and sizes for groups that matter only. In numpy,
+for product [n, d_sae], unit [n, 1] and bias [groups, 16], all by place:
+
+    members = product.reshape(len(product), -1, 16)
+    sizes = members + unit[:, :, None] * bias
+    group_bound = members.max(axis=2) + unit * bias.max(axis=1)
 """
 
 from typing import NamedTuple
 
-import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from sae_runtime.bundle.folder import Bundle
 from sae_runtime.bundle.graphs import GROUP
@@ -19,18 +22,16 @@ from sae_runtime.exports.graphs.select import by_group, group_maxima, pick
 
 _LARGEST_ERROR = 1e30  # of a token's rounding errors |e|; a token with more, or with NaN, has no bound
 
-Numbers = NDArray[np.floating]
-
 
 class Approximation(NamedTuple):
-    """Approximate sizes of all features, less their thresholds where the SAE has them.
+    """Approximate sizes of all features, less their thresholds where the SAE has thresholds.
 
     Attributes:
         d_sae: number of features.
         product: s_j q . Q_j of equation (3), by place, f32 [n, d_sae].
         unit: 1 / s, f32 [n, 1].
         bias: biases less thresholds, by place, f32 [groups, 16]; they are not divided by s.
-        threshold: these thresholds by feature f32 [d_sae], or the least of them f32 [1] where all are alike, or None.
+        threshold: these thresholds by feature f32 [d_sae], or the least of them f32 [1] where all are equal, or None.
         group_bound: no feature of the group has a larger size, f32 [n, groups].
     """
 
@@ -40,14 +41,6 @@ class Approximation(NamedTuple):
     bias: ir.Value
     threshold: ir.Value | None
     group_bound: ir.Value
-
-
-def sizes_in_numpy(product: Numbers, unit: Numbers, bias: Numbers) -> tuple[Numbers, Numbers]:
-    """The sizes [n, d_sae] that `member_sizes` computes for some groups, and the group_bound of `approximate`."""
-    n, d_sae = product.shape
-    sizes = product.reshape(n, d_sae // GROUP, GROUP) + unit[:, :, None] * bias
-    group_bound = product.reshape(n, d_sae // GROUP, GROUP).max(axis=2) + unit * bias.max(axis=1)
-    return sizes.reshape(n, d_sae), group_bound
 
 
 def approximate(
@@ -60,19 +53,19 @@ def approximate(
         bundle: whose features they are.
         x: the activations in int8.
         levels: as in `integers.rounded`.
-        stored: gives the arrays of `Int8Encoder`.
+        stored: gives the arrays of `quantise`.
         threshold: thresholds f32 [1] or [d_sae] by feature; None where the bundle has none.
     """
     d_sae, allocation = bundle.manifest.architecture.d_sae, bundle.manifest.allocation
     p, unit, bias = product(graph, x.q, levels, stored), graph.op("Reciprocal", x.scale), stored("int8_bias")
     if threshold is not None:
-        if allocation is not None and allocation.kind != "feature":  # all are alike, and one number is cheaper
+        if allocation is not None and allocation.kind != "feature":  # all are equal, and one number is cheaper
             threshold = graph.op("ReduceMin", threshold)
             bias = graph.op("Sub", bias, threshold)
         else:
-            threshold = graph.op("Expand", threshold, graph.constant([d_sae], np.int64))
+            threshold = graph.op("Expand", threshold, [d_sae])
             bias = graph.op("Sub", bias, by_group(graph, pick(graph, threshold, stored("int8_order"))))
-    largest_bias = graph.op("ReduceMax", bias, graph.constant([1], np.int64), keepdims=0)
+    largest_bias = graph.op("ReduceMax", bias, [1], keepdims=0)
     group_bound = graph.op("Add", group_maxima(graph, p, d_sae), graph.op("Mul", unit, largest_bias))
     return Approximation(d_sae, p, unit, bias, threshold, group_bound)
 
@@ -80,12 +73,10 @@ def approximate(
 def errors(graph: Graph, x: Rounded, c: ir.Value, stored: Stored) -> tuple[ir.Value, ir.Value]:
     """The error f32 [n, groups] of equation (7), and the tokens for which it is a bound, bool [n, 1].
 
-    It also covers pre-activations that are computed in float32 from c = x' - b_pre f32 [n, d_in].
+    The error also covers pre-activations that are computed in float32 from c = x' - b_pre f32 [n, d_in].
     """
-    both, first, one = lengths(graph, x, c, stored), graph.constant([0], np.int64), graph.constant([1], np.int64)
-    bounded = graph.op(
-        "LessOrEqual", graph.op("Slice", both, first, one, one), graph.constant(_LARGEST_ERROR, np.float32)
-    )
+    both = lengths(graph, x, c, stored)
+    bounded = graph.op("LessOrEqual", graph.op("Slice", both, [0], [1], [1]), _LARGEST_ERROR)
     return graph.op("MatMul", both, stored("int8_bound")), bounded
 
 
@@ -105,47 +96,42 @@ def member_sizes(
     return graph.op("Add", members, graph.op("Mul", graph.op("Gather", approximation.bias, group), unit))
 
 
-def leading_in_numpy(
-    sizes: Numbers, group_bound: Numbers, order: NDArray[np.int64], slots: int
-) -> tuple[NDArray[np.int64], Numbers, Numbers]:
-    """What `leading` computes of sizes [n, d_sae], by place."""
-    n, d_sae = sizes.shape
-    depth = min(slots + 1, d_sae)
-    group = np.argsort(-group_bound, axis=1, kind="stable")[:, : min(depth, d_sae // GROUP)]
-    maxima = np.take_along_axis(group_bound, group, axis=1)
-    members = np.take_along_axis(sizes.reshape(n, d_sae // GROUP, GROUP), group[:, :, None], axis=1).reshape(n, -1)
-    position = np.argsort(-members, axis=1, kind="stable")[:, :depth]
-    largest = np.take_along_axis(members, position, axis=1)
-    ceiling = np.maximum(maxima.min(axis=1, keepdims=True), largest[:, -1:])
-    position, largest = position[:, :slots], largest[:, :slots]
-    place = np.take_along_axis(group, position // GROUP, axis=1) * GROUP + position % GROUP
-    return order[place], largest, ceiling
-
-
 def leading(
     graph: Graph, approximation: Approximation, stored: Stored, slots: ir.Value
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Features i64 [n, slots] with large sizes, these sizes by falling size, and a ceiling [n, 1] for all others.
 
-    Every feature whose size lies above the ceiling is among these features. Some of these features may lie below it,
-    since a group may have more large features than its bound tells. `slots` is at least 1.
-    """
-    d_sae, size = approximation.d_sae, graph.constant(GROUP, np.int64)
+    Every feature whose size exceeds the ceiling is among these features. Other features may be among them too, since a
+    group may have more large features than its bound tells. `slots` is at least 1.
 
-    def passing(sizes: ir.Value) -> ir.Value:  # most lie below a threshold, and TopK is quick where most are equal
+    In numpy, with sizes and group_bound as in the module's docstring, or their relu where thresholds select:
+
+        group = np.argsort(-group_bound, axis=1, kind="stable")[:, : slots + 1]
+        maxima = np.take_along_axis(group_bound, group, axis=1)
+        members = np.take_along_axis(sizes, group[:, :, None], axis=1)
+        members = members.reshape(len(sizes), -1)
+        position = np.argsort(-members, axis=1, kind="stable")[:, : slots + 1]
+        largest = np.take_along_axis(members, position, axis=1)
+        ceiling = np.maximum(maxima.min(axis=1), largest[:, -1])[:, None]
+        position, largest = position[:, :slots], largest[:, :slots]
+        place = np.take_along_axis(group, position // 16, axis=1) * 16 + position % 16
+        features = order[place]
+    """
+    d_sae = approximation.d_sae
+
+    def passing(sizes: ir.Value) -> ir.Value:  # TopK is quick where most numbers are equal, as they are below 0
         return sizes if approximation.threshold is None else graph.op("Relu", sizes)
 
-    zero, one, last, end = (graph.constant([i], np.int64) for i in (0, 1, -1, 2**62))
-    depth = graph.op("Min", graph.op("Add", slots, one), graph.constant([d_sae], np.int64))
-    count = graph.op("Min", depth, graph.constant([d_sae // GROUP], np.int64))
+    depth = graph.op("Min", graph.op("Add", slots, [1]), [d_sae])
+    count = graph.op("Min", depth, [d_sae // GROUP])
     maxima, group = graph.ops("TopK", 2, passing(approximation.group_bound), count, sorted=0)
-    token = graph.op("Unsqueeze", graph.range(graph.op("Shape", maxima, start=0, end=1)), one)
-    row = graph.op("Add", graph.op("Mul", token, graph.constant(d_sae // GROUP, np.int64)), group)
-    members = member_sizes(graph, approximation, group, row, graph.op("Unsqueeze", approximation.unit, one))
+    token = graph.op("Unsqueeze", graph.range(graph.op("Shape", maxima, start=0, end=1)), [1])
+    row = graph.op("Add", graph.op("Mul", token, d_sae // GROUP), group)
+    members = member_sizes(graph, approximation, group, row, graph.op("Unsqueeze", approximation.unit, [1]))
     largest, position = graph.ops("TopK", 2, passing(graph.op("Flatten", members, axis=1)), depth)
-    ceiling = graph.op("Max", graph.op("ReduceMin", maxima, one), graph.op("Slice", largest, last, end, one))
-    largest, position = (graph.op("Slice", part, zero, slots, one) for part in (largest, position))
-    column = graph.op("Div", position, size)
+    ceiling = graph.op("Max", graph.op("ReduceMin", maxima, [1]), graph.op("Slice", largest, [-1], [2**62], [1]))
+    largest, position = (graph.op("Slice", part, [0], slots, [1]) for part in (largest, position))
+    column = graph.op("Div", position, GROUP)
     # place = 16 group + position - 16 column
-    first = graph.op("Mul", graph.op("Sub", graph.op("GatherElements", group, column, axis=1), column), size)
+    first = graph.op("Mul", graph.op("Sub", graph.op("GatherElements", group, column, axis=1), column), GROUP)
     return pick(graph, stored("int8_order"), graph.op("Add", first, position)), largest, ceiling

@@ -1,15 +1,14 @@
-"""Find the features that may be active by their bounds; only these are computed in float32 (exact.py)."""
+"""Find the features that may be active by their bounds; the graph computes only these in float32 (exact.py)."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from sae_runtime.bundle.folder import Bundle
 from sae_runtime.bundle.graphs import GROUP
-from sae_runtime.exports.certified.approximation import Approximation, Numbers, member_sizes
+from sae_runtime.exports.certified.approximation import Approximation, member_sizes
 from sae_runtime.exports.certified.integers import Stored
 from sae_runtime.exports.graphs.graph import Graph
 from sae_runtime.exports.graphs.select import pick
@@ -17,11 +16,11 @@ from sae_runtime.exports.graphs.select import pick
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Sizes that change how fast encode_exact.onnx is, and never what it finds.
+    """Sizes that change the speed of encode_exact.onnx, and never its features.
 
     Attributes:
         groups: with candidates that a certain token may have; more cost as much as the dense product.
-        row_bytes: of W_enc's rows that are copied and multiplied together, so that they stay in cache.
+        row_bytes: of the rows of W_enc that are copied and multiplied together, so that they stay in cache.
         block: candidates of one token that are multiplied together.
     """
 
@@ -33,20 +32,9 @@ class Limits:
 LIMITS = Limits()
 
 
-class Bounds(NamedTuple):
-    """What `exact_in_numpy` knows of all features, by place: arrays of `approximation` and of `Int8Encoder`."""
-
-    sizes: Numbers  # [n, d_sae]
-    group_bound: Numbers  # [n, groups]
-    error: Numbers  # [n, groups]
-    share: Numbers  # [groups, 16]
-    order: NDArray[np.int64]  # [d_sae]
-    unit: Numbers  # [n, 1]
-
-
 @dataclass(frozen=True)
 class Build:
-    """The graph under construction, and what its parts read: the bundle, its derived weights, and c = x' - b_pre."""
+    """The graph under construction, and the inputs of its parts: the bundle, its derived weights, c = x' - b_pre."""
 
     graph: Graph
     bundle: Bundle
@@ -61,6 +49,24 @@ class Candidates(NamedTuple):
     features: ir.Value
     number: ir.Value
     begin: ir.Value
+
+
+class Bounds(NamedTuple):
+    """What decides which features are candidates.
+
+    Attributes:
+        approximation: of all features.
+        error: of each group, f32 [n, groups], as `approximation.errors` gives it.
+        bounded: whether the error of a token is a bound, bool [n, 1].
+        cut: only a feature whose bound exceeds it is a candidate, f32 [n, 1].
+        ceiling: a feature whose size exceeds it is no candidate, f32 [n, 1]; None means infinity.
+    """
+
+    approximation: Approximation
+    error: ir.Value
+    bounded: ir.Value
+    cut: ir.Value
+    ceiling: ir.Value | None
 
 
 class GroupsAboveCut(NamedTuple):
@@ -79,104 +85,69 @@ class GroupsAboveCut(NamedTuple):
     number: ir.Value
 
 
-def candidates_in_numpy(
-    bounds: Bounds, cut: Numbers, ceiling: Numbers, limits: Limits
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
-    """Features and tokens of what `find_candidates` finds, and which tokens are certain [n]."""
-    n = len(bounds.sizes)
-    mask = bounds.group_bound + bounds.error > cut
-    certain = mask.sum(axis=1, keepdims=True) <= limits.groups
-    mask &= certain
-    sizes = bounds.sizes.reshape(n, -1, GROUP)
-    chosen = sizes + bounds.share * bounds.error[:, :, None] > cut[:, :, None]
-    chosen &= mask[:, :, None] & (sizes <= ceiling[:, :, None])
-    token, place = np.nonzero(chosen.reshape(n, -1))
-    return bounds.order[place], token, certain[:, 0]
+def find_candidates(build: Build, bounds: Bounds) -> tuple[Candidates, ir.Value]:
+    """The candidates of every token, and certain bool [n]; a token that is not certain has no candidates.
 
+    In numpy, with sizes and group_bound as in approximation.py, and a ceiling of infinity for None:
 
-def find_candidates(
-    build: Build,
-    approximation: Approximation,
-    error: ir.Value,
-    bounded: ir.Value,
-    cut: ir.Value,
-    ceiling: ir.Value | None,
-) -> tuple[Candidates, ir.Value]:
-    """The features whose bound lies above the cut and whose size does not lie above the ceiling; certain bool [n].
-
-    Cut and ceiling are [n, 1]. A token that is not certain has no candidates.
+        mask = group_bound + error > cut
+        certain = mask.sum(axis=1) <= limits.groups
+        chosen = sizes + share * error[:, :, None] > cut[:, :, None]
+        chosen &= (sizes <= ceiling[:, :, None]) & (mask & certain[:, None])[:, :, None]
+        token, place = np.nonzero(chosen.reshape(len(chosen), -1))
+        features = order[place]
     """
     graph = build.graph
-    groups, certain = groups_above_cut(build, approximation, error, bounded, cut)
-    chosen = members_above_cut(build, approximation, groups, error, cut, ceiling)
+    groups, certain = groups_above_cut(build, bounds)
+    chosen = members_above_cut(build, bounds, groups)
     position = _true_positions(graph, chosen)
-    # A position counts the members of these groups alone: place = 16 group + position - 16 column.
-    column, size = graph.range(graph.op("Shape", groups.group)), graph.constant(GROUP, np.int64)
-    first = graph.op("Mul", graph.op("Sub", groups.group, column), size)
-    place = graph.op("Add", position, pick(graph, first, graph.op("Div", position, size)))
+    # A position counts the members of these groups only: place = 16 group + position - 16 column.
+    column = graph.range(graph.op("Shape", groups.group))
+    first = graph.op("Mul", graph.op("Sub", groups.group, column), GROUP)
+    place = graph.op("Add", position, pick(graph, first, graph.op("Div", position, GROUP)))
     features = pick(graph, build.stored("int8_order"), place)
-    in_group = graph.op("ReduceSum", graph.cast(chosen, np.float32), graph.constant([1], np.int64), keepdims=0)
-    number, begin = segment_sums(graph, graph.cast(in_group, np.int64), groups.number)
-    return Candidates(features, number, begin), graph.op("Squeeze", certain, graph.constant([1], np.int64))
+    in_group = graph.op("ReduceSum", graph.cast(chosen, np.float32), [1], keepdims=0)
+    # The candidates of a token are a difference of running sums.
+    running = graph.op("Concat", [0], graph.op("CumSum", graph.cast(in_group, np.int64), 0), axis=0)
+    end = graph.op("Gather", running, graph.op("CumSum", groups.number, 0))
+    begin = graph.op("Gather", running, graph.op("CumSum", groups.number, 0, exclusive=1))
+    return Candidates(features, graph.op("Sub", end, begin), begin), graph.op("Squeeze", certain, [1])
 
 
-def groups_above_cut(
-    build: Build, approximation: Approximation, error: ir.Value, bounded: ir.Value, cut: ir.Value
-) -> tuple[GroupsAboveCut, ir.Value]:
-    """The groups whose bound lies above the cut, and certain bool [n, 1]: the token is bounded and has few groups.
+def groups_above_cut(build: Build, bounds: Bounds) -> tuple[GroupsAboveCut, ir.Value]:
+    """The groups whose bound exceeds the cut, and certain bool [n, 1]: the token is bounded and has few groups.
 
     A token that is not certain has no groups.
     """
-    graph, one = build.graph, build.graph.constant([1], np.int64)
-    mask = graph.op("Greater", graph.op("Add", approximation.group_bound, error), cut)
-    number = graph.op("ReduceSum", graph.cast(mask, np.float32), one)
-    certain = graph.op("And", graph.op("LessOrEqual", number, graph.constant(build.limits.groups, np.float32)), bounded)
+    graph, approximation = build.graph, bounds.approximation
+    mask = graph.op("Greater", graph.op("Add", approximation.group_bound, bounds.error), bounds.cut)
+    number = graph.op("ReduceSum", graph.cast(mask, np.float32), [1])
+    certain = graph.op("And", graph.op("LessOrEqual", number, float(build.limits.groups)), bounds.bounded)
     mask = graph.op("And", mask, certain)
-    number = graph.op("Where", certain, number, graph.constant(0, np.float32))
-    number = graph.cast(graph.op("Squeeze", number, one), np.int64)
-    row = _true_positions(graph, mask)
-    count = graph.constant(approximation.d_sae // GROUP, np.int64)
+    number = graph.cast(graph.op("Squeeze", graph.op("Where", certain, number, 0.0), [1]), np.int64)
+    row, count = _true_positions(graph, mask), approximation.d_sae // GROUP
     token = graph.op("Div", row, count)
-    group = graph.op("Sub", row, graph.op("Mul", token, count))
-    return GroupsAboveCut(row, token, group, number), certain
+    return GroupsAboveCut(row, token, graph.op("Sub", row, graph.op("Mul", token, count)), number), certain
 
 
-def members_above_cut(
-    build: Build,
-    approximation: Approximation,
-    groups: GroupsAboveCut,
-    error: ir.Value,
-    cut: ir.Value,
-    ceiling: ir.Value | None,
-) -> ir.Value:
+def members_above_cut(build: Build, bounds: Bounds, groups: GroupsAboveCut) -> ir.Value:
     """Which members of the groups are candidates, bool [m, 16]."""
-    graph, one = build.graph, build.graph.constant([1], np.int64)
+    graph = build.graph
 
     def of_token(numbers: ir.Value) -> ir.Value:
-        return graph.op("Unsqueeze", pick(graph, numbers, groups.token), one)
+        return graph.op("Unsqueeze", pick(graph, numbers, groups.token), [1])
 
-    sizes = member_sizes(graph, approximation, groups.group, groups.row, of_token(approximation.unit))
-    error = graph.op("Unsqueeze", pick(graph, error, groups.row), one)
-    bound = graph.op("Add", sizes, graph.op("Mul", graph.op("Gather", build.stored("int8_share"), groups.group), error))
-    chosen = graph.op("Greater", bound, of_token(cut))
-    if ceiling is not None:  # `_best` has computed all that lie above it
-        chosen = graph.op("And", chosen, graph.op("LessOrEqual", sizes, of_token(ceiling)))
-    return chosen
-
-
-def segment_sums(graph: Graph, numbers: ir.Value, segments: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """Sums i64 [n] of consecutive runs of numbers i64 [m], and the sum of all before each run, i64 [n].
-
-    `segments` i64 [n] are the lengths of the runs. A sum is a difference of running sums.
-    """
-    zero = graph.constant(0, np.int64)
-    running = graph.op("Concat", graph.constant([0], np.int64), graph.op("CumSum", numbers, zero), axis=0)
-    end = graph.op("Gather", running, graph.op("CumSum", segments, zero))
-    begin = graph.op("Gather", running, graph.op("CumSum", segments, zero, exclusive=1))
-    return graph.op("Sub", end, begin), begin
+    unit = of_token(bounds.approximation.unit)
+    sizes = member_sizes(graph, bounds.approximation, groups.group, groups.row, unit)
+    error = graph.op("Unsqueeze", pick(graph, bounds.error, groups.row), [1])
+    share = graph.op("Gather", build.stored("int8_share"), groups.group)
+    bound = graph.op("Add", sizes, graph.op("Mul", share, error))
+    chosen = graph.op("Greater", bound, of_token(bounds.cut))
+    if bounds.ceiling is None:
+        return chosen
+    return graph.op("And", chosen, graph.op("LessOrEqual", sizes, of_token(bounds.ceiling)))
 
 
 def _true_positions(graph: Graph, mask: ir.Value) -> ir.Value:
     """Where a mask is true, as i64 positions in the flattened mask."""
-    vector = graph.op("Reshape", mask, graph.constant([-1], np.int64))
-    return graph.op("Squeeze", graph.op("NonZero", vector), graph.constant([0], np.int64))
+    return graph.op("Squeeze", graph.op("NonZero", graph.op("Reshape", mask, [-1])), [0])

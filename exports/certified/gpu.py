@@ -1,9 +1,9 @@
 """encode_gpu.onnx: the features of encode.onnx on a GPU, found by a float16 product and decided in float32.
 
 Tensor cores multiply float16 several times faster than a GPU multiplies float32. Equation (11) of
-docs/certified-encoding.md bounds every pre-activation by such a product; the features with the largest bounds are
-computed again in float32. Sizes follow from n alone and every operator has a CUDA kernel (onnxruntime has none of
-opset 21 for ReduceMax, ReduceMin, Pad and Equal), so the graph stays on the device and CUDA can capture it.
+docs/certified-encoding.md bounds every pre-activation by a float16 product. The graph computes the features with the
+largest bounds again in float32. It stays on the device, and CUDA can capture it: all sizes follow from n, and every
+operator has a CUDA kernel. (In opset 21, onnxruntime has no CUDA kernel for ReduceMax, ReduceMin, Pad and Equal.)
 """
 
 import math
@@ -13,10 +13,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from sae_runtime.bundle.folder import DERIVED, Bundle
+from sae_runtime.bundle.folder import Bundle
 from sae_runtime.bundle.tensors import TensorSpec
 from sae_runtime.exports.graphs.encode import above, centred, weight
-from sae_runtime.exports.graphs.graph import Graph, external
+from sae_runtime.exports.graphs.graph import Graph
 from sae_runtime.exports.graphs.normalise import normalised
 
 _ALIGN = 8  # channels that tensor cores take at once
@@ -26,17 +26,17 @@ _LEAST_KAPPA = 1e-15  # float32 holds its square
 _EXTRA = 4  # a quarter more candidates than slots
 _LEAST_EXTRA = 16
 
-# The rounding that equation (12) allows for. "Number" is what is rounded, as a share of it where nothing else is said.
+# The rounding that equation (12) allows for, relative to the rounded number unless the table says otherwise.
 #
-# constant         covers                                       derivation
-# _FLOAT32         a sum in float32, at each channel            half a unit of its 24 bits
-# _FLOAT16         a number in float16                          half a unit of its 11 bits
-# FLOAT16_ROUNDINGS  float16 numbers on the way to the result   in its part of a split product, twice where the GPU adds
-#                                                               the parts, and as the result
-# _SMALLEST_HALF   channels below the normal float16 numbers    their unit, one for each channel
-# _Q_LENGTH        |q| instead of |v / s| = 1                   1 + 2^-10 for q in float16, and as much again
-# _BOUND_CHANNELS  the rounding of the bound's own channels     they add less than a tenth to the sums
-# _V_IN_FLOAT32    v / s, which the GPU computes in float32     eight float32 roundings, as a share of |w_j|
+# constant           covers                                     derivation
+# _FLOAT32           a sum in float32, at each channel          half a unit of its 24 bits
+# _FLOAT16           a number in float16                        half a unit of its 11 bits
+# FLOAT16_ROUNDINGS  float16 numbers before the result          one in a part of a split product, two where the GPU
+#                                                               adds the parts, one as the result
+# _SMALLEST_HALF     channels below the normal float16 numbers  their unit, once for each channel
+# _Q_LENGTH          |q| instead of |v / s| = 1                 1 + 2^-10 for q in float16, and as much again
+# _BOUND_CHANNELS    the rounding of the bound's own channels   they add less than a tenth to the sums
+# _V_IN_FLOAT32      v / s, which the GPU computes in float32   eight float32 roundings, relative to |w_j|
 _FLOAT32 = 2.0**-24
 _FLOAT16 = 2.0**-11
 FLOAT16_ROUNDINGS = 4
@@ -51,19 +51,24 @@ def half_precision(
     x: NDArray[np.float32],
     float16_roundings: int = FLOAT16_ROUNDINGS,
 ) -> dict[str, NDArray[np.generic]]:
-    """The encoder in float16 with its bound.
+    """The encoder in float16 with its bound (our design; docs/certified-encoding.md derives it).
 
     Args:
         weights: of `Bundle.weights`.
-        x: typical activations [m, d_in], normalised; they decide the size of kappa, on which only speed depends.
-        float16_roundings: how often a number is rounded to float16 on its way to the result.
+        x: typical activations [m, d_in], normalised; they decide kappa, which changes the speed only.
+        float16_roundings: how many times a number is rounded to float16 before the result.
 
     Returns:
-        half_weights float16 [channels, d_sae], a multiple of 8 channels: W_enc, the bias, and |w_j| and the rest of
-        equation (12), then zeros; and half_kappa float32 [1].
+        half_weights: float16 [channels, d_sae], a multiple of 8 channels: W_enc, the bias, |w_j|, rest_j of equation
+            (12), then zeros.
+        half_kappa: float32 [1].
 
     Raises:
         ValueError: W_enc holds numbers that are too large for float16.
+
+    >>> weights = {"W_enc": np.eye(3, dtype=np.float32), "b_enc": np.zeros(3), "b_pre": np.zeros(3)}
+    >>> half_precision(weights, np.ones((1, 3), np.float32))["half_weights"].shape
+    (8, 3)
     """
     w = weights["W_enc"].astype(np.float64)
     bias = weights["b_enc"] - weights.get("threshold", np.zeros(1)).astype(np.float64)
@@ -90,7 +95,7 @@ def half_precision(
 
 
 def candidates(slots: int, d_sae: int) -> int:
-    """How many features of a token are computed again, where it has that many slots.
+    """How many features of a token the graph computes again in float32, for a number of slots.
 
     >>> candidates(32, 24_576), candidates(96, 24_576), candidates(6, 10)
     (48, 120, 10)
@@ -101,8 +106,8 @@ def candidates(slots: int, d_sae: int) -> int:
 def gpu_graph(bundle: Bundle, specs: Mapping[str, TensorSpec]) -> ir.Model:
     """x f32 [n, d_in] -> indices i64, values f32 [n, slots], certain bool [n].
 
-    Rows are those of encode.onnx with its default inputs where `certain`; the others are not whole. A row that is not
-    finite is not certain.
+    A row that is `certain` is the row of encode.onnx with its default inputs; other rows are not complete. A row that
+    is not finite is not certain.
 
     Args:
         bundle: whose features these are.
@@ -110,54 +115,49 @@ def gpu_graph(bundle: Bundle, specs: Mapping[str, TensorSpec]) -> ir.Model:
     """
     graph = Graph("encode_gpu")
     architecture, slots = bundle.manifest.architecture, bundle.manifest.slots
-
-    def stored(name: str) -> ir.Value:
-        return graph.weight(external(name, DERIVED, specs[name]))
-
-    one, last = graph.constant([1], np.int64), graph.constant([2], np.int64)
     x = graph.input("x", np.float32, ["n", architecture.d_in])
     c = centred(graph, bundle, normalised(graph, architecture, x).x)
-    kappa = stored("half_kappa")
-    square = graph.op("Add", graph.op("ReduceSumSquare", c, one), graph.op("Mul", kappa, kappa))
-    finite = graph.op("Less", square, graph.constant(np.finfo(np.float32).max, np.float32))
+    kappa = graph.derived("half_kappa", specs)
+    square = graph.op("Add", graph.op("ReduceSumSquare", c, [1]), graph.op("Mul", kappa, kappa))
+    finite = graph.op("Less", square, np.finfo(np.float32).max)
     size = graph.op("Sqrt", square)
     v = graph.op("Concat", graph.op("Div", c, size), graph.op("Div", kappa, size), axis=1)
     # TopK may give any number as the index of a NaN.
-    c, v = (graph.op("Where", finite, part, graph.constant(0, np.float32)) for part in (c, v))
+    c, v = (graph.op("Where", finite, part, 0.0) for part in (c, v))
     fill = specs["half_weights"].shape[0] - architecture.d_in - 3
-    bound = _bound(graph, v, stored("half_weights"), fill)
+    bound = _bound(graph, v, graph.derived("half_weights", specs), fill)
     count = candidates(slots, architecture.d_sae)
-    bounds, features = graph.ops("TopK", 2, bound, graph.constant([count], np.int64))
+    bounds, features = graph.ops("TopK", 2, bound, [count])
 
-    product = graph.op("MatMul", graph.op("Gather", stored("W_enc_rows"), features), graph.op("Unsqueeze", c, last))
-    bias = graph.op("Gather", weight(graph, bundle, "b_enc"), features)
-    values = graph.op("Relu", graph.op("Add", graph.op("Squeeze", product, last), bias))
+    rows = graph.op("Gather", graph.derived("W_enc_rows", specs), features)
+    product = graph.op("Squeeze", graph.op("MatMul", rows, graph.op("Unsqueeze", c, [2])), [2])
+    values = graph.op("Relu", graph.op("Add", product, graph.op("Gather", weight(graph, bundle, "b_enc"), features)))
     if architecture.selection == "threshold":
         values = above(graph, values, graph.op("Gather", weight(graph, bundle, "threshold"), features))
-    values, position = graph.ops("TopK", 2, values, graph.constant([slots], np.int64))
+    values, position = graph.ops("TopK", 2, values, [slots])
     indices = graph.op("GatherElements", features, position, axis=1)
 
     certain = finite
     if count < architecture.d_sae:  # equation (13)
         cut = graph.constant(0, np.float32)
         if architecture.selection == "topk":
-            cut = graph.op("Div", graph.op("Gather", values, graph.constant([slots - 1], np.int64), axis=1), size)
-        least = graph.op("Gather", bounds, graph.constant([count - 1], np.int64), axis=1)
-        certain = graph.op("And", finite, graph.op("LessOrEqual", graph.cast(least, np.float32), cut))
+            cut = graph.op("Div", graph.op("Gather", values, [slots - 1], axis=1), size)
+        least = graph.cast(graph.op("Gather", bounds, [count - 1], axis=1), np.float32)
+        certain = graph.op("And", finite, graph.op("LessOrEqual", least, cut))
     graph.output(indices, "indices", np.int64, ["n", slots])
     graph.output(values, "values", np.float32, ["n", slots])
-    graph.output(graph.op("Squeeze", certain, one), "certain", np.bool_, ["n"])
+    graph.output(graph.op("Squeeze", certain, [1]), "certain", np.bool_, ["n"])
     return graph.model()
 
 
 def _bound(graph: Graph, v: ir.Value, weights: ir.Value, fill: int) -> ir.Value:
     """u_j of equation (11), f16 [n, d_sae], for v / s [n, d_in + 1]; the last `fill` rows of the weights are 0."""
     q = graph.cast(v, np.float16)
-    error = graph.op("ReduceL2", graph.op("Sub", v, graph.cast(q, np.float32)), graph.constant([1], np.int64))
+    error = graph.op("ReduceL2", graph.op("Sub", v, graph.cast(q, np.float32)), [1])
     # |e| is rounded up in float32, and then to float16. It is never NaN, so 0 times it is 0.
-    error = graph.op("Mul", error, graph.constant(_ERROR_SCALE * (1 + 2.0**-9), np.float32))
-    error = graph.op("Add", error, graph.constant(_SMALLEST_HALF, np.float32))
-    unit = graph.op("Add", graph.op("Mul", error, graph.constant(0, np.float32)), graph.constant(1, np.float32))
+    error = graph.op("Mul", error, _ERROR_SCALE * (1 + 2.0**-9))
+    error = graph.op("Add", error, _SMALLEST_HALF)
+    unit = graph.op("Add", graph.op("Mul", error, 0.0), 1.0)
     error, unit = (graph.cast(part, np.float16) for part in (error, unit))
     return graph.op("MatMul", graph.op("Concat", q, error, unit, *[unit] * fill, axis=1), weights)
 

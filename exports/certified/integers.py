@@ -1,12 +1,11 @@
-"""The encoder in int8, and a bound on what that changes.
+"""The encoder in int8, and a bound on the error of int8.
 
-Equations (1) to (7) of docs/certified-encoding.md derive the bound and name every quantity here. The bound is true of
-any activations; it is tight for activations like the sample, for which the map and the centre are made.
+Equations (1) to (7) of docs/certified-encoding.md derive the bound and name every quantity here. The bound holds for
+all activations. It is tight for activations like the sample, from which the map and the centre are made.
 """
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
@@ -16,9 +15,9 @@ from numpy.typing import NDArray
 from sae_runtime.bundle.graphs import GROUP
 from sae_runtime.exports.graphs.graph import Graph
 
-# Levels of an activation on either side of 0. Where there is no VNNI, sums of two products u8 x s8 must fit 16 bits.
-# Activations are stored from 1 on (the zero point is levels + 1; onnxruntime would turn int8 into uint8 by adding 128),
-# so they do: 2 * 127 * 127 < 2^15.
+# Levels of an activation on either side of 0. On a processor without VNNI, a sum of two products u8 x s8 must fit 16
+# bits. It does, since activations are stored as 1 to 127: 2 * 127 * 127 < 2^15. The zero point is levels + 1; from int8
+# activations, onnxruntime would make uint8 by adding 128.
 LEVELS = 63
 _WEIGHT_LEVELS = 127
 _ROUNDING = 2.0**-24  # of a float32 number, as a share of it
@@ -26,7 +25,7 @@ _SLACK = 2.0**-20  # more than a few float32 operations lose
 _TINY = 1e-37  # float32 may round smaller numbers to 0
 
 Arrays = dict[str, NDArray[np.generic]]
-Stored = Callable[[str], ir.Value]  # gives an array of `Int8Encoder.arrays` as a value of a graph
+Stored = Callable[[str], ir.Value]  # gives an array of `quantise` as a value of a graph
 Float64 = NDArray[np.float64]
 
 
@@ -39,51 +38,32 @@ class Rounded(NamedTuple):
     scale: ir.Value
 
 
-@dataclass(frozen=True, kw_only=True)
-class Int8Encoder:
-    """The arrays of an encoder in int8; weights to share stand in the order `order`, in groups of 16 features.
+def quantise(weights: Mapping[str, NDArray[np.float32]], x: NDArray[np.float32], rng: np.random.Generator) -> Arrays:
+    """The encoder of `weights` in int8, most precise on activations like x, as arrays of derived.safetensors.
 
-    Bounds and biases are rounded up by what float32 may lose.
-
-    Attributes:
-        centre: f32 [d_in], where c = x' - centre begins.
-        map: f32 [d_in, channels], M of equation (1) transposed, so that v = c map is at most about 1; channels are d_in
-            filled up to a multiple of four.
-        rounding: f32 [1]; v in float32 is off by at most so many |c|.
-        direct: f32 [1]; `bound` covers the float32 rounding of p_j where |q| is at least so many |x' - b_pre| / s.
-        order: i64 [d_sae], the feature at each place.
-        weights: i8 [channels, d_sae], Q_j of equation (2).
-        scale: f32 [d_sae], s_j of equation (2).
-        bias: f32 [groups, 16], a_j of equation (1).
-        bound: f32 [2, groups], the largest |w_j| and the largest loss (equation (5)) of a group.
-        share: f32 [groups, 16], the share of its group's bound that a feature needs.
-    """
-
-    centre: NDArray[np.float32]
-    map: NDArray[np.float32]
-    rounding: NDArray[np.float32]
-    direct: NDArray[np.float32]
-    order: NDArray[np.int64]
-    weights: NDArray[np.int8]
-    scale: NDArray[np.float32]
-    bias: NDArray[np.float32]
-    bound: NDArray[np.float32]
-    share: NDArray[np.float32]
-
-    def arrays(self) -> Arrays:
-        """The arrays under the names that they have in derived.safetensors."""
-        return {f"int8_{field.name}": getattr(self, field.name) for field in fields(self)}
-
-
-def quantise(
-    weights: Mapping[str, NDArray[np.float32]], x: NDArray[np.float32], rng: np.random.Generator
-) -> Int8Encoder:
-    """The encoder of `weights` in int8, for activations like x.
+    Features are in the order of `int8_order`, in groups of 16. Bounds and biases are rounded up by what float32 may
+    lose. The method is our design; docs/certified-encoding.md derives it.
 
     Args:
         weights: of `Bundle.weights`; d_sae is a multiple of 16.
         x: typical activations [m, d_in], normalised.
         rng: draws the random rotation of the map.
+
+    Returns:
+        int8_centre: f32 [d_in], the origin of c = x' - centre.
+        int8_map: f32 [d_in, channels], M of equation (1) transposed; channels are d_in rounded up to a multiple of 4.
+        int8_rounding: f32 [1]; v in float32 is wrong by at most this number times |c|.
+        int8_direct: f32 [1]; `int8_bound` covers the float32 rounding of p_j where |q| >= int8_direct |x' - b_pre| / s.
+        int8_order: i64 [d_sae], the feature at each place.
+        int8_weights: i8 [channels, d_sae], Q_j of equation (2).
+        int8_scale: f32 [d_sae], s_j of equation (2).
+        int8_bias: f32 [groups, 16], a_j of equation (1).
+        int8_bound: f32 [2, groups], the largest |w_j| and the largest loss (equation (5)) of a group.
+        int8_share: f32 [groups, 16], the share of its group's bound that a feature needs.
+
+    >>> weights = {"W_enc": np.eye(16, dtype=np.float32), "b_enc": np.zeros(16), "b_pre": np.zeros(16)}
+    >>> quantise(weights, weights["W_enc"], np.random.default_rng(0))["int8_weights"].dtype
+    dtype('int8')
     """
     w = weights["W_enc"].astype(np.float64)
     centre = x.mean(axis=0, dtype=np.float64).astype(np.float32)
@@ -100,43 +80,28 @@ def quantise(
     threshold = weights["threshold"].astype(np.float64) if "threshold" in weights else 0.0
     order = _order(bias - threshold, _typical_lengths(v) @ bound)
     bias = bias + (np.abs(bias) + np.abs(weights["b_enc"])) * _SLACK + _TINY
-    return _in_order(order, centre, mapping, direct, integers, scale, bias, bound)
-
-
-def _in_order(
-    order: NDArray[np.int64],
-    centre: NDArray[np.float32],
-    mapping: NDArray[np.float32],
-    direct: float,
-    integers: Float64,
-    scale: NDArray[np.float32],
-    bias: Float64,
-    bound: Float64,
-) -> Int8Encoder:
-    """The arrays of features in their order, by groups of 16."""
-    d_in = len(centre)
     by_group = bound[:, order].reshape(2, -1, GROUP)
     largest = by_group.max(axis=2)
     share = (by_group / largest[:, :, None]).max(axis=0)
-    fill = -d_in % 4
+    d_in, fill = len(centre), -len(centre) % 4
     # Equation (6): every sum on the way to v is at most |M| |c|.
     rounding = float(np.linalg.norm(mapping, 2)) * (d_in + math.sqrt(d_in) + 8) * _ROUNDING
-    return Int8Encoder(
-        centre=centre,
-        map=np.pad(mapping.T, ((0, 0), (0, fill))),
-        rounding=np.array([rounding], np.float32),
-        direct=np.array([1 / direct], np.float32),
-        order=order,
-        weights=np.pad(integers[:, order], ((0, fill), (0, 0))).astype(np.int8),
-        scale=scale[order],
-        bias=bias[order].reshape(-1, GROUP).astype(np.float32),
-        bound=(largest * (1 + _SLACK)).astype(np.float32),
-        share=(share * (1 + _SLACK)).astype(np.float32),
-    )
+    return {
+        "int8_centre": centre,
+        "int8_map": np.pad(mapping.T, ((0, 0), (0, fill))),
+        "int8_rounding": np.array([rounding], np.float32),
+        "int8_direct": np.array([1 / direct], np.float32),
+        "int8_order": order,
+        "int8_weights": np.pad(integers[:, order], ((0, fill), (0, 0))).astype(np.int8),
+        "int8_scale": scale[order],
+        "int8_bias": bias[order].reshape(-1, GROUP).astype(np.float32),
+        "int8_bound": (largest * (1 + _SLACK)).astype(np.float32),
+        "int8_share": (share * (1 + _SLACK)).astype(np.float32),
+    }
 
 
 def _mapping(c: Float64, w: Float64, rng: np.random.Generator) -> NDArray[np.float32]:
-    """M [channels, d_in] of equation (4), turned at random and scaled so that v is typically at most 1."""
+    """M [channels, d_in] of equation (4), after a random rotation, scaled so that v is typically at most 1."""
     d_in, d_sae = w.shape
     rotation = np.linalg.qr(rng.standard_normal((d_in, d_in)))[0]
     mapping = rotation @ _transport(c.T @ c / max(len(c), 1), w @ w.T / d_sae)
@@ -145,7 +110,7 @@ def _mapping(c: Float64, w: Float64, rng: np.random.Generator) -> NDArray[np.flo
 
 
 def _direct(from_b_pre: NDArray[np.float32], v: Float64) -> float:
-    """How many times |v| may stand for |x' - b_pre| in equation (5): twice the typical ratio of their lengths."""
+    """`direct` of equation (5): twice the typical ratio of |x' - b_pre| and |v|."""
     far, near = (float(np.median(np.linalg.norm(vectors, axis=1))) for vectors in (from_b_pre, v))
     return 2 * far / near if min(far, near) > _TINY else 1.0
 
@@ -167,48 +132,44 @@ def rounded(graph: Graph, x: ir.Value, levels: ir.Value, stored: Stored) -> Roun
     Args:
         graph: where to compute it.
         x: activations, normalised.
-        levels: of an activation, f32 []: 63, or up to 127 where int8 products do not saturate; taken as 1 to 127.
-        stored: gives the arrays of `Int8Encoder`.
+        levels: of an activation, f32 []: 63, or up to 127 where int8 products do not saturate; clipped to 1 to 127.
+        stored: gives the arrays of `quantise`.
     """
-    one, unit = graph.constant([1], np.int64), graph.constant(1, np.float32)
     c = graph.op("Sub", x, stored("int8_centre"))
     v = graph.op("MatMul", c, stored("int8_map"))
-    scale = graph.op(
-        "Div", graph.op("Max", graph.op("ReduceMax", graph.op("Abs", v), one), unit), _levels(graph, levels)
-    )
+    largest = graph.op("Max", graph.op("ReduceMax", graph.op("Abs", v), [1]), 1.0)
+    scale = graph.op("Div", largest, _levels(graph, levels))
     v = graph.op("Div", v, scale)
     return Rounded(c, v, graph.op("Round", v), scale)
 
 
 def product(graph: Graph, q: ir.Value, levels: ir.Value, stored: Stored) -> ir.Value:
     """s_j q . Q_j of equation (3), [n, d_sae] by place, of `rounded` activations q."""
-    unit = graph.constant(1, np.float32)
-    zero = graph.cast(graph.op("Add", _levels(graph, levels), unit), np.uint8)
-    q = graph.op("DequantizeLinear", graph.op("QuantizeLinear", q, unit, zero), unit, zero)
+    zero = graph.cast(graph.op("Add", _levels(graph, levels), 1.0), np.uint8)
+    q = graph.op("DequantizeLinear", graph.op("QuantizeLinear", q, 1.0, zero), 1.0, zero)
     return graph.op("MatMul", q, graph.op("DequantizeLinear", stored("int8_weights"), stored("int8_scale"), axis=1))
 
 
 def lengths(graph: Graph, x: Rounded, c: ir.Value, stored: Stored) -> ir.Value:
     """|e| and |q| [n, 2], which equation (7) multiplies with the rows of int8_bound; c = x' - b_pre f32 [n, d_in].
 
-    Both cover what float32 may lose of v, and of p_j where it is computed from c. A token that is not finite gets NaN.
+    Both cover what float32 may lose of v, and of p_j where the graph computes it from c. A token that is not finite
+    gets NaN.
     """
-    one = graph.constant([1], np.int64)
-    lost = graph.op("Div", graph.op("Mul", graph.op("ReduceL2", x.c, one), stored("int8_rounding")), x.scale)
-    e = graph.op("Add", graph.op("ReduceL2", graph.op("Sub", x.v, x.q), one), lost)
-    least = graph.op("Div", graph.op("Mul", graph.op("ReduceL2", c, one), stored("int8_direct")), x.scale)
-    return graph.op("Concat", e, graph.op("Max", graph.op("ReduceL2", x.q, one), least), axis=1)
+    lost = graph.op("Mul", graph.op("ReduceL2", x.c, [1]), stored("int8_rounding"))
+    e = graph.op("Add", graph.op("ReduceL2", graph.op("Sub", x.v, x.q), [1]), graph.op("Div", lost, x.scale))
+    least = graph.op("Div", graph.op("Mul", graph.op("ReduceL2", c, [1]), stored("int8_direct")), x.scale)
+    return graph.op("Concat", e, graph.op("Max", graph.op("ReduceL2", x.q, [1]), least), axis=1)
 
 
 def _levels(graph: Graph, levels: ir.Value) -> ir.Value:
-    least, most = graph.constant(1, np.float32), graph.constant(_WEIGHT_LEVELS, np.float32)
-    return graph.op("Min", graph.op("Max", levels, least), most)
+    return graph.op("Min", graph.op("Max", levels, 1.0), float(_WEIGHT_LEVELS))
 
 
 def probe_graph() -> ir.Model:
-    """x f32 [n, 8] -> y f32 [n, 16], 127 times the sum of x: right where int8 products do not saturate.
+    """x f32 [n, 8] -> y f32 [n, 16], 127 times the sum of x: the answer is right where int8 products do not saturate.
 
-    `sae_runtime/engine/probe.onnx` is this graph; `sae_runtime.engine.sessions.int8_levels` asks it.
+    `sae_runtime/engine/probe.onnx` is this graph; `sae_runtime.engine.sessions.int8_levels` runs it.
     """
     graph = Graph("probe")
     unit, zero = graph.constant(1, np.float32), graph.constant(_WEIGHT_LEVELS + 1, np.uint8)
@@ -221,14 +182,14 @@ def probe_graph() -> ir.Model:
 
 
 def _typical_lengths(v: Float64) -> Float64:
-    """|e| and |q| [2] of activations v [m, d_in], on average."""
+    """The means of |e| and |q| [2] over activations v [m, d_in]."""
     v = v / (np.maximum(np.abs(v).max(axis=1, keepdims=True), 1) / LEVELS)
     both = np.stack([np.linalg.norm(v - np.rint(v), axis=1), np.linalg.norm(np.rint(v), axis=1)])
     return np.asarray(both.mean(axis=1))
 
 
 def _order(bias: Float64, error: Float64) -> NDArray[np.int64]:
-    """Features [d_sae] in an order in which 16 neighbours are alike: by error within strips of like bias."""
+    """Features [d_sae] in an order in which 16 neighbours are similar: by error, within strips of similar bias."""
     groups = len(bias) // GROUP
     ends = np.linspace(0, groups, round(math.sqrt(groups)) + 1).round().astype(np.int64) * GROUP
     strips = np.split(np.argsort(bias, kind="stable"), ends[1:-1])

@@ -10,34 +10,41 @@ from sae_runtime.exports.graphs.normalise import normalised, restored
 
 
 def known_features(graph: Graph, d_sae: int, features: ir.Value, number: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """Feature ids safe to gather by, and `number` of the same shape with NaN wherever the id was out of range.
+    """Feature ids that Gather accepts, and `number` of the same shape with NaN where the id was out of range.
 
-    A bad id must fail its own request. Gather would fail the whole batch, or count from the end.
+    A bad id must fail its own request only. Gather would fail the whole batch, or count from the end.
     """
-    safe = graph.op("Clip", features, graph.constant(0, np.int64), graph.constant(d_sae - 1, np.int64))
-    known = graph.op("Equal", safe, features)
-    return safe, graph.op("Where", known, number, graph.constant(np.nan, np.float32))
+    safe = graph.op("Clip", features, 0, d_sae - 1)
+    return safe, graph.op("Where", graph.op("Equal", safe, features), number, np.nan)
 
 
 def decode_graph(bundle: Bundle) -> ir.Model:
     """indices i64, values f32 [n, w] -> x_hat f32 [n, d_out] = sum_j values_j W_dec[indices_j] + b_dec.
 
     Where the SAE normalises or has a skip, x f32 [n, d_in] is an input too; see `manifest.Architecture`.
+
+    >>> from sae_runtime.bundle.folder import read
+    >>> [value.name for value in decode_graph(read(bundle_path)).graph.inputs]
+    ['indices', 'values']
     """
     graph = Graph("decode")
     architecture = bundle.manifest.architecture
     indices = graph.input("indices", np.int64, ["n", "w"])
     values = graph.input("values", np.float32, ["n", "w"])
     indices, values = known_features(graph, architecture.d_sae, indices, values)
-    rows = graph.op("Gather", weight(graph, bundle, "W_dec"), indices)
-    one = graph.constant([1], np.int64)
-    total = graph.op("Squeeze", graph.op("MatMul", graph.op("Unsqueeze", values, one), rows), one)
-    x_hat = graph.op("Add", total, weight(graph, bundle, "b_dec"))
+    x_hat = weighted_rows(graph, bundle, indices, values, axis=1)
     if architecture.decodes_with_x:
         x = graph.input("x", np.float32, ["n", architecture.d_in])
         x_hat = completed(graph, bundle, x_hat, x)
     graph.output(x_hat, "x_hat", np.float32, ["n", architecture.d_x_hat])
     return graph.model()
+
+
+def weighted_rows(graph: Graph, bundle: Bundle, indices: ir.Value, values: ir.Value, axis: int) -> ir.Value:
+    """f W_dec + b_dec [..., d_out] for indices and values [..., w] of features, w being the given axis."""
+    rows = graph.op("Gather", weight(graph, bundle, "W_dec"), indices)
+    total = graph.op("Squeeze", graph.op("MatMul", graph.op("Unsqueeze", values, [axis]), rows), [axis])
+    return graph.op("Add", total, weight(graph, bundle, "b_dec"))
 
 
 def completed(graph: Graph, bundle: Bundle, x_hat: ir.Value, x: ir.Value) -> ir.Value:

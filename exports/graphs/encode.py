@@ -4,7 +4,8 @@ import numpy as np
 import onnx_ir as ir
 
 from sae_runtime.bundle.folder import WEIGHTS, Bundle
-from sae_runtime.exports.graphs.graph import Graph, external
+from sae_runtime.exports.graphs.external import external
+from sae_runtime.exports.graphs.graph import Graph
 from sae_runtime.exports.graphs.normalise import normalised
 from sae_runtime.exports.graphs.select import first_rows, selected_slots, tokens
 
@@ -29,7 +30,7 @@ def centred(graph: Graph, bundle: Bundle, x: ir.Value) -> ir.Value:
 def above(graph: Graph, z: ir.Value, threshold: ir.Value) -> ir.Value:
     """z where z > threshold, else 0; NaN stays NaN, so that the caller sees it.
 
-    It is a product, since onnxruntime's Where runs on one thread.
+    The graph multiplies, since onnxruntime's Where runs on one thread.
     """
     return graph.op("Mul", z, graph.cast(graph.op("Greater", z, threshold), np.float32))
 
@@ -38,9 +39,8 @@ def threshold_input(graph: Graph, bundle: Bundle) -> ir.Value | None:
     """The input threshold f32 [1] or [d_sae], where the bundle has a threshold."""
     if bundle.manifest.architecture.selection != "threshold":
         return None
-    return graph.input(
-        "threshold", np.float32, ["threshold"], default=external("threshold", WEIGHTS, bundle.specs["threshold"])
-    )
+    default = external("threshold", WEIGHTS, bundle.specs["threshold"])
+    return graph.input("threshold", np.float32, ["threshold"], default)
 
 
 def encode_graph(bundle: Bundle) -> ir.Model:
@@ -57,17 +57,9 @@ def encode_graph(bundle: Bundle) -> ir.Model:
     z = pre_activations(graph, bundle, x)
     threshold = threshold_input(graph, bundle)
     slots = graph.input("slots", np.int64, [1], default=[bundle.manifest.slots])
-    write_slots(graph, *selected(graph, bundle, z, threshold, slots), n)
+    z = z if threshold is None else above(graph, z, threshold)
+    write_slots(graph, *selected_slots(graph, bundle.manifest.architecture, z, slots), n)
     return graph.model()
-
-
-def selected(
-    graph: Graph, bundle: Bundle, z: ir.Value, threshold: ir.Value | None, slots: ir.Value
-) -> tuple[ir.Value, ir.Value]:
-    """Indices i64 and values f32 [n, at most slots] of pre-activations z [n, d_sae], as the bundle selects."""
-    return selected_slots(
-        graph, bundle.manifest.architecture, z if threshold is None else above(graph, z, threshold), slots
-    )
 
 
 def write_slots(graph: Graph, indices: ir.Value, values: ir.Value, n: ir.Value) -> None:

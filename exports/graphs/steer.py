@@ -1,36 +1,30 @@
 """steer.onnx: edit features of activations and keep everything else, the reconstruction error included.
 
-`steer_in_numpy` is the formula.
+In numpy, with activations f [b, t, e] of the edited features, scale, shift, low, high [b, e], gate [b, t, e], the rows
+W_dec[features] [b, e, d_in], and size [b, t, 1], by which `normalised` divides the tokens:
+
+    edited = np.clip(scale[:, None] * f + shift[:, None], low[:, None], high[:, None])
+    delta = gate * (edited - f)
+    y = x + size * (delta @ W_dec[features])
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-from sae_runtime.bundle.folder import DERIVED, Bundle
+from sae_runtime.bundle.folder import Bundle
 from sae_runtime.bundle.tensors import TensorSpec
 from sae_runtime.exports.graphs.decode import known_features
 from sae_runtime.exports.graphs.encode import above, centred, pre_activations, weight
-from sae_runtime.exports.graphs.graph import Graph, external
+from sae_runtime.exports.graphs.graph import Graph
 from sae_runtime.exports.graphs.normalise import normalised
-from sae_runtime.exports.graphs.select import first_rows, not_empty, selected_slots
+from sae_runtime.exports.graphs.select import selected_in_batch
 
 LARGEST = float(np.finfo(np.float32).max)
-Numbers = NDArray[np.floating]
-
-
-def steer_in_numpy(x: Numbers, f: Numbers, rows: Numbers, size: Numbers, **edits: Numbers) -> Numbers:
-    """What `steer_graph` computes, for activations f [b, t, e] of the edited features before the edits.
-
-    x is [b, t, d_in], `rows` of W_dec are [b, e, d_in], and size [b, t, 1] is what `normalised` divides tokens by.
-    The edits are scale, shift, low and high [b, e], and gate [b, t, e].
-    """
-    scale, shift, low, high = (edits[name][:, None] for name in ("scale", "shift", "low", "high"))
-    edited = np.minimum(np.maximum(scale * f + shift, low), high)
-    delta = edits["gate"] * (edited - f)
-    return np.asarray(x + size * (delta @ rows))
+ROWS = "W_enc_rows"  # W_enc transposed, in derived.safetensors
+Specs = Mapping[str, TensorSpec]
 
 
 @dataclass(frozen=True)
@@ -48,20 +42,43 @@ class Edits:
     gate: ir.Value
 
 
-def steer_graph(bundle: Bundle, rows: TensorSpec | None = None) -> ir.Model:
+@dataclass(frozen=True)
+class Steering:
+    """What the parts of a steering graph share: the graph, the SAE, and activations x [b, t, d_in].
+
+    Attributes:
+        graph: the graph that grows.
+        bundle: the SAE.
+        x: the activations before the edits, f32.
+        specs: the arrays of derived.safetensors. With `ROWS` among them, an edit reads one row for each feature; a
+            column of W_enc is scattered over the whole file.
+        z: the pre-activations of x, where the graph has them already; a threshold does not need them.
+    """
+
+    graph: Graph
+    bundle: Bundle
+    x: ir.Value
+    specs: Specs
+    z: ir.Value | None = None
+
+
+def steer_graph(bundle: Bundle, specs: Specs | None = None) -> ir.Model:
     """x f32 [b, t, d_in] -> y f32 [b, t, d_in] = x + (gate * (f' - f)) W_dec[features].
 
     f' = clip(scale * f + shift, low, high). Optional inputs: `Edits`; the default is no edits.
 
     Args:
         bundle: the SAE.
-        rows: where `derived.safetensors` holds W_enc transposed, if it does. An edit then reads one row of it; a column
-            of W_enc is scattered over the whole file.
+        specs: the arrays of derived.safetensors.
+
+    >>> from sae_runtime.bundle.folder import read
+    >>> [value.name for value in steer_graph(read(bundle_path)).graph.inputs]
+    ['x', 'features', 'scale', 'shift', 'low', 'high', 'gate']
     """
     graph = Graph("steer")
     d_in = bundle.manifest.architecture.d_in
     x = graph.input("x", np.float32, ["b", "t", d_in])
-    y = graph.op("Add", x, change(graph, bundle, x, edit_inputs(graph), rows))
+    y = graph.op("Add", x, change(Steering(graph, bundle, x, specs or {}), edit_inputs(graph)))
     graph.output(y, "y", np.float32, ["b", "t", d_in])
     return graph.model()
 
@@ -77,95 +94,63 @@ def edit_inputs(graph: Graph) -> Edits:
     return Edits(features, scale, shift, low, high, gate)
 
 
-def change(
-    graph: Graph,
-    bundle: Bundle,
-    x: ir.Value,
-    edits: Edits,
-    rows: TensorSpec | None = None,
-    z: ir.Value | None = None,
-) -> ir.Value:
+def change(steering: Steering, edits: Edits) -> ir.Value:
     """The change that edits make to x [b, t, d_in]: (gate * (f' - f)) W_dec[features], times each token's size.
 
-    A feature out of range gives NaN for its request alone.
-
-    Args:
-        graph: the graph that grows.
-        bundle: the SAE.
-        x: the activations.
-        edits: the edits.
-        rows: as in `steer_graph`.
-        z: the pre-activations of x, where the graph has them already; only top k needs them.
+    A feature out of range gives NaN in its request only.
     """
-    features, shift = known_features(graph, bundle.manifest.architecture.d_sae, edits.features, edits.shift)
-    f = values_of(graph, bundle, x, features, rows, z)
-    per_token = graph.constant([1], np.int64)
-    scale, shift, low, high = (
-        graph.op("Unsqueeze", value, per_token) for value in (edits.scale, shift, edits.low, edits.high)
-    )
+    graph, architecture = steering.graph, steering.bundle.manifest.architecture
+    features, shift = known_features(graph, architecture.d_sae, edits.features, edits.shift)
+    f = values_of(steering, features)
+    scale, shift, low, high = (graph.op("Unsqueeze", v, [1]) for v in (edits.scale, shift, edits.low, edits.high))
     edited = graph.op("Add", graph.op("Mul", scale, f), shift)
     # Clip takes scalar bounds only. Max and Min keep NaN.
     edited = graph.op("Min", graph.op("Max", edited, low), high)
     delta = graph.op("Mul", edits.gate, graph.op("Sub", edited, f))
-    added = graph.op("MatMul", delta, graph.op("Gather", weight(graph, bundle, "W_dec"), features))
-    size = normalised(graph, bundle.manifest.architecture, x).size
+    added = graph.op("MatMul", delta, graph.op("Gather", weight(graph, steering.bundle, "W_dec"), features))
+    size = normalised(graph, architecture, steering.x).size
     return added if size is None else graph.op("Mul", added, size)
 
 
-def values_of(
-    graph: Graph,
-    bundle: Bundle,
-    x: ir.Value,
-    features: ir.Value,
-    rows: TensorSpec | None = None,
-    z: ir.Value | None = None,
-) -> ir.Value:
-    """Values [b, t, e] of the features [b or 1, e], all in range, by the served rule; arguments as in `change`."""
-    if bundle.manifest.architecture.selection == "threshold":
-        return _threshold_values(graph, bundle, x, features, rows)
-    return _topk_values(graph, bundle, x, features, z)
+def values_of(steering: Steering, features: ir.Value) -> ir.Value:
+    """Activations [b, t, e] of the features [b or 1, e], all in range, by the served rule."""
+    selection = steering.bundle.manifest.architecture.selection
+    return (_threshold_values if selection == "threshold" else _topk_values)(steering, features)
 
 
-def _threshold_values(
-    graph: Graph, bundle: Bundle, x: ir.Value, features: ir.Value, rows: TensorSpec | None
-) -> ir.Value:
-    """Values by a threshold; of the encoder, only the parts of these features are read."""
-    if rows is None:
+def _threshold_values(steering: Steering, features: ir.Value) -> ir.Value:
+    """Activations by a threshold; the graph reads the parts of the encoder that belong to these features only."""
+    graph, bundle = steering.graph, steering.bundle
+    if ROWS in steering.specs:
+        rows = graph.op("Gather", graph.derived(ROWS, steering.specs), features)
+        columns = graph.op("Transpose", rows, perm=[0, 2, 1])
+    else:
         columns = graph.op("Gather", weight(graph, bundle, "W_enc"), features, axis=1)
         columns = graph.op("Transpose", columns, perm=[1, 0, 2])
-    else:
-        rows_of_w = graph.weight(external("W_enc_rows", DERIVED, rows))
-        columns = graph.op("Transpose", graph.op("Gather", rows_of_w, features), perm=[0, 2, 1])
-    asked = graph.op("Unsqueeze", features, graph.constant([1], np.int64))
+    asked = graph.op("Unsqueeze", features, [1])
     bias, threshold = (graph.op("Gather", weight(graph, bundle, name), asked) for name in ("b_enc", "threshold"))
-    c = centred(graph, bundle, normalised(graph, bundle.manifest.architecture, x).x)
+    c = centred(graph, bundle, normalised(graph, bundle.manifest.architecture, steering.x).x)
     # There is no Relu, since a threshold is never below 0.
     return above(graph, graph.op("Add", graph.op("MatMul", c, columns), bias), threshold)
 
 
-def _topk_values(graph: Graph, bundle: Bundle, x: ir.Value, features: ir.Value, z: ir.Value | None) -> ir.Value:
-    """Values by top k or by the largest of groups, which only the whole encoder can tell; it runs where e > 0."""
+def _topk_values(steering: Steering, features: ir.Value) -> ir.Value:
+    """Activations by top k or by the largest of groups; these need the whole encoder, which runs where e > 0."""
+    graph, architecture = steering.graph, steering.bundle.manifest.architecture
     asked = graph.op("Shape", features, start=1)
+    z = steering.z
     if z is None:
-        z = pre_activations(graph, bundle, some_tokens(graph, x, asked))
-    architecture, d_sae = bundle.manifest.architecture, bundle.manifest.architecture.d_sae
+        z = pre_activations(graph, steering.bundle, some_tokens(graph, steering.x, asked))
     k = graph.constant([architecture.k or 0], np.int64)
-    rows, n = not_empty(graph, graph.op("Reshape", z, graph.constant([-1, d_sae], np.int64), allowzero=1), d_sae)
-    kept_shape = graph.op("Concat", graph.op("Shape", z, end=2), k, axis=0)
-    indices, values = (
-        graph.op("Reshape", first_rows(graph, part, n), kept_shape, allowzero=1)
-        for part in selected_slots(graph, architecture, rows, k)
-    )
-    slot, request = graph.constant([2], np.int64), graph.constant([1, 3], np.int64)
-    same = graph.op("Equal", graph.op("Unsqueeze", indices, slot), graph.op("Unsqueeze", features, request))
-    kept = graph.op("Where", same, graph.op("Unsqueeze", values, slot), graph.constant(0, np.float32))
-    f = graph.op("ReduceSum", kept, graph.constant([-1], np.int64), keepdims=0)
-    shape = graph.op("Concat", graph.op("Shape", x, end=2), asked, axis=0)
+    indices, values = selected_in_batch(graph, architecture, z, k, graph.op("Shape", z, end=2))
+    same = graph.op("Equal", graph.op("Unsqueeze", indices, [2]), graph.op("Unsqueeze", features, [1, 3]))
+    kept = graph.op("Where", same, graph.op("Unsqueeze", values, [2]), 0.0)
+    f = graph.op("ReduceSum", kept, [-1], keepdims=0)
+    shape = graph.op("Concat", graph.op("Shape", steering.x, end=2), asked, axis=0)
     return graph.op("Reshape", f, shape, allowzero=1)  # without features, f has no tokens yet
 
 
 def some_tokens(graph: Graph, x: ir.Value, wanted: ir.Value) -> ir.Value:
     """x [b, t, d_in] where wanted, i64 [1], is above 0; else no token, [b, 0, d_in], so that later work is free."""
-    one = graph.constant([1], np.int64)
-    tokens = graph.op("Mul", graph.op("Shape", x, start=1, end=2), graph.op("Min", wanted, one))
-    return graph.op("Slice", x, graph.constant([0], np.int64), tokens, one)
+    tokens = graph.op("Mul", graph.op("Shape", x, start=1, end=2), graph.op("Min", wanted, [1]))
+    return graph.op("Slice", x, [0], tokens, [1])

@@ -1,4 +1,4 @@
-"""SAEs inside the graph of a host model: where a hook lies, what is inserted, where the files go.
+"""SAEs inside the graph of a host model: the tensor of a hook, the inserted graph, the files.
 
 May import `exports.graphs` and, of the runtime, `core`, `bundle` and `engine.sessions`.
 """

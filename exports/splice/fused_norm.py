@@ -1,4 +1,4 @@
-"""Norms of onnxruntime-genai's graphs, which add to the residual stream before they norm it."""
+"""Norms in onnxruntime-genai's graphs that add to the residual stream before they norm it."""
 
 import onnx_ir as ir
 
@@ -36,12 +36,8 @@ def unfused(graph: ir.Graph, node: ir.Node) -> ir.Value:
     )
     for new in tape.nodes:
         new.metadata_props.update(node.metadata_props)
-    ir.convenience.replace_nodes_and_values(
-        graph,
-        node,
-        [node],
-        tape.nodes,
-        [norm, *([total] if total is not None else [])],
-        [normed, *([result] if total is not None else [])],
-    )
+    old, new_values = [norm], [normed]
+    if total is not None:
+        old, new_values = [norm, total], [normed, result]
+    ir.convenience.replace_nodes_and_values(graph, node, [node], tape.nodes, old, new_values)
     return result

@@ -1,31 +1,34 @@
-"""Find the tensor of a host graph that a hook names (sae_runtime/bundle/hooks.py lists the forms of hooks).
+"""Find the tensor of a host model's graph that a hook names (sae_runtime/bundle/hooks.py lists the forms of hooks).
 
-torch's exporter leaves the names of the modules on every node. Other exporters name their nodes by path
+torch's exporter writes the names of the modules on every node. Other exporters name their nodes by path
 (/model/layers.3/mlp/down_proj/MatMul), which says the same. The exporter of onnxruntime-genai adds a block's output to
-the residual stream inside the next norm; such a norm is taken apart where the stream is wanted.
+the residual stream inside the next norm; where a hook names the stream, that norm is taken apart.
 """
 
 import difflib
-from collections.abc import Sequence
-from typing import assert_never
+from collections.abc import Callable, Mapping, Sequence
 
 import onnx_ir as ir
 
-from sae_runtime.bundle.hooks import Hook
+from sae_runtime.bundle.hooks import Hook, Place
 from sae_runtime.exports.splice.fused_norm import is_fused_norm, unfused
 from sae_runtime.exports.splice.modules import Scopes, is_block, listed, named_module, numbered_block, scopes_of
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
 
-def find_hook(graph: ir.Graph, hook: Hook, width: int) -> ir.Value:
-    """The tensor [b, t, width] that a hook names; a fused norm may be taken apart for it.
+def find_hook(graph: ir.Graph, hook: Hook, d_in: int) -> ir.Value:
+    """The tensor [b, t, d_in] that a hook names; a fused norm may be taken apart for it.
+
+    >>> from sae_runtime.bundle.hooks import parse_hook
+    >>> find_hook(ir.load(host_path).graph, parse_hook("encoder.layer.0"), d_in=24).shape[2]
+    24
 
     Raises:
-        ValueError: there is none, there are several, or it has another width; the message lists candidates.
+        ValueError: no tensor fits, several fit, or the tensor has another width; the message lists candidates.
     """
     if hook.place == "tensor":
-        return _tensor(graph, str(hook.name), width)
+        return _tensor(graph, str(hook.name), d_in)
     if hook.place == "input" or hook.call:
         raise ValueError(
             f"a graph is hooked at the output of a module's first call, got {hook}; hook the module whose output that "
@@ -33,31 +36,21 @@ def find_hook(graph: ir.Graph, hook: Hook, width: int) -> ir.Value:
         )
     scopes = scopes_of(graph)
     if not scopes:
+        values = [value for node in graph for value in node.outputs if _is_activation(value)]
         raise ValueError(
             "the graph names no modules: it was optimised, or exported in another way; splice before optimising, or "
-            f"hook tensor:NAME, such as {listed(_names_of_width(graph, width))}"
+            f"hook tensor:NAME, such as {listed([str(value.name) for value in values if _width(value) == d_in])}"
         )
     modules = sorted({scope for names in scopes.values() for scope in names})
     name = named_module(modules, hook.name) if isinstance(hook.name, str) else numbered_block(modules, hook.name)
-    module = _Module(graph, scopes, name, width)
-    match hook.place:
-        case "output":
-            return _output(module)
-        case "resid_pre":
-            return _stream_before(module)
-        case "resid_mid":
-            return _stream_inside(module)
-        case "resid_post":
-            return _stream_after(module)
-        case _:
-            assert_never(hook.place)
+    return _STRATEGIES[hook.place](_Module(graph, scopes, name, d_in))
 
 
 class _Module:
     """A module in a graph: the nodes inside it, and the activations that go in and out."""
 
-    def __init__(self, graph: ir.Graph, scopes: dict[ir.Node, Scopes], name: str, width: int) -> None:
-        self.graph, self.name, self.width = graph, name, width
+    def __init__(self, graph: ir.Graph, scopes: dict[ir.Node, Scopes], name: str, d_in: int) -> None:
+        self.graph, self.name, self.d_in = graph, name, d_in
         self.nodes = [node for node in graph if name in scopes.get(node, ())]
         self.norms = [node for node in self.nodes if is_fused_norm(node)]
         direct = [node for node in self.nodes if scopes[node][-1] == name]  # in none of its submodules
@@ -65,17 +58,12 @@ class _Module:
 
     def entering(self) -> list[ir.Value]:
         """The activations that the module reads."""
-        inside = set(self.nodes)
-        read = {
-            value
-            for node in self.nodes
-            for value in node.inputs
-            if value is not None and value.producer() not in inside and not value.is_initializer()
-        }
-        return sorted(filter(_is_activation, read), key=lambda value: value.name or "")
+        read, inside = {value for node in self.nodes for value in node.inputs if value is not None}, set(self.nodes)
+        outside = [value for value in read if value.producer() not in inside and not value.is_initializer()]
+        return sorted(filter(_is_activation, outside), key=lambda value: value.name or "")
 
     def leaving(self) -> list[ir.Value]:
-        """The activations that are read outside the module."""
+        """The activations that nodes outside the module read, or that the graph gives."""
         values = [value for node in self.nodes for value in node.outputs if _is_activation(value)]
         return [value for value in values if value.is_graph_output() or self.readers(value)]
 
@@ -89,12 +77,12 @@ class _Module:
         return [node for node in self.norms if {node.inputs[0], node.inputs[1]} <= entering]
 
     def sum_in(self, norm: ir.Node) -> ir.Value:
-        """The sum of a fused norm, which is taken apart."""
-        return _only([unfused(self.graph, norm)], self.width, self.name)
+        """The sum inside a fused norm, which is taken apart."""
+        return _only([unfused(self.graph, norm)], self.d_in, self.name)
 
 
 def _output(module: _Module) -> ir.Value:
-    """What leaves a module; for a block before a fused norm, the sum inside that norm.
+    """The output of a module; for a block before a fused norm, the sum inside that norm.
 
     module[ ... node ] --output--> node
 
@@ -105,7 +93,7 @@ def _output(module: _Module) -> ir.Value:
     norms = {node for value in leaving for node in module.readers(value) if is_fused_norm(node)}
     if is_block(module.name) and len(norms) == 1:
         return module.sum_in(norms.pop())
-    return _only(leaving, module.width, f"what {module.name} gives")
+    return _only(leaving, module.d_in, f"what {module.name} gives")
 
 
 def _stream_before(block: _Module) -> ir.Value:
@@ -119,7 +107,7 @@ def _stream_before(block: _Module) -> ir.Value:
     first = block.first_norms()
     if len(first) == 1:
         return block.sum_in(first[0])
-    return _only(block.entering(), block.width, f"what enters {block.name}")
+    return _only(block.entering(), block.d_in, f"what enters {block.name}")
 
 
 def _stream_inside(block: _Module) -> ir.Value:
@@ -137,7 +125,7 @@ def _stream_inside(block: _Module) -> ir.Value:
     if last not in block.sums:
         raise _no_stream(block, "resid_mid", last)
     before = [value for value in block.sums if value is not last]
-    return _only(before, block.width, f"the sums in {block.name} before its last")
+    return _only(before, block.d_in, f"the sums in {block.name} before its last")
 
 
 def _stream_after(block: _Module) -> ir.Value:
@@ -153,6 +141,14 @@ def _stream_after(block: _Module) -> ir.Value:
     return last
 
 
+_STRATEGIES: Mapping[Place, Callable[[_Module], ir.Value]] = {
+    "output": _output,
+    "resid_pre": _stream_before,
+    "resid_mid": _stream_inside,
+    "resid_post": _stream_after,
+}
+
+
 def _no_stream(block: _Module, place: str, last: ir.Value) -> ValueError:
     producer = last.producer()
     return ValueError(
@@ -164,9 +160,8 @@ def _no_stream(block: _Module, place: str, last: ir.Value) -> ValueError:
 
 def _is_activation(value: ir.Value) -> bool:
     """Whether a value may be [b, t, width]: three dimensions of float numbers, the last one known."""
-    return (
-        value.dtype in _FLOATS and value.shape is not None and len(value.shape) == 3 and isinstance(value.shape[2], int)
-    )
+    shape = value.shape
+    return value.dtype in _FLOATS and shape is not None and len(shape) == 3 and isinstance(shape[2], int)
 
 
 def _width(value: ir.Value) -> int:
@@ -174,34 +169,25 @@ def _width(value: ir.Value) -> int:
     return value.shape[2]
 
 
-def _only(values: Sequence[ir.Value], width: int, what: str) -> ir.Value:
-    """The one value of this width."""
-    fitting = [value for value in values if _width(value) == width]
+def _only(values: Sequence[ir.Value], d_in: int, what: str) -> ir.Value:
+    """The one value that is d_in wide."""
+    fitting = [value for value in values if _width(value) == d_in]
     if len(fitting) == 1:
         return fitting[0]
-    if not fitting:
-        given = listed(_described(values)) if values else "no activations [b, t, d]"
-        raise ValueError(f"{what} is {given}, this SAE expects width {width}; hook the module that it was fitted on")
-    raise ValueError(f"{what} is not one tensor but {listed(_described(fitting))}; hook tensor:NAME")
+    shown = listed([f"{value.name} of width {_width(value)}" for value in fitting or values])
+    if fitting:
+        raise ValueError(f"{what} is not one tensor but {shown}; hook tensor:NAME")
+    given = shown if values else "no activations [b, t, d]"
+    raise ValueError(f"{what} is {given}, this SAE expects width {d_in}; hook the module that it was fitted on")
 
 
-def _tensor(graph: ir.Graph, name: str, width: int) -> ir.Value:
+def _tensor(graph: ir.Graph, name: str, d_in: int) -> ir.Value:
     values = {value.name: value for node in graph for value in node.outputs}
     values |= {value.name: value for value in graph.inputs}
     if name not in values:
         close = difflib.get_close_matches(name, [key for key in values if key], n=5, cutoff=0)
         raise ValueError(f"the graph has no tensor {name!r}; close names are {listed(close)}")
-    if not _is_activation(values[name]):
-        value = values[name]
-        raise ValueError(f"{name} is {value.dtype} {value.shape}, expected float [b, t, {width}]; name another tensor")
-    return _only([values[name]], width, name)
-
-
-def _names_of_width(graph: ir.Graph, width: int) -> list[str]:
-    """The names of all activations of a width."""
-    values = [value for node in graph for value in node.outputs if _is_activation(value)]
-    return [str(value.name) for value in values if _width(value) == width]
-
-
-def _described(values: Sequence[ir.Value]) -> list[str]:
-    return [f"{value.name} of width {_width(value)}" for value in values]
+    value = values[name]
+    if not _is_activation(value):
+        raise ValueError(f"{name} is {value.dtype} {value.shape}, expected float [b, t, {d_in}]; name another tensor")
+    return _only([value], d_in, name)

@@ -23,12 +23,11 @@ import numpy as np
 import onnx_ir as ir
 
 from sae_runtime.bundle.folder import Bundle
-from sae_runtime.bundle.tensors import TensorSpec
-from sae_runtime.exports.graphs.decode import completed, known_features
+from sae_runtime.exports.graphs.decode import completed, known_features, weighted_rows
 from sae_runtime.exports.graphs.encode import above, pre_activations, weight
 from sae_runtime.exports.graphs.graph import Graph
-from sae_runtime.exports.graphs.select import first_rows, not_empty, selected_slots
-from sae_runtime.exports.graphs.steer import Edits, change, edit_inputs, some_tokens, values_of
+from sae_runtime.exports.graphs.select import selected_in_batch
+from sae_runtime.exports.graphs.steer import Edits, Specs, Steering, change, edit_inputs, some_tokens, values_of
 
 
 @dataclass(frozen=True)
@@ -51,16 +50,16 @@ def insert_graph(
     read: bool,
     edit: bool,
     replace: bool = False,
-    rows: TensorSpec | None = None,
+    specs: Specs | None = None,
 ) -> ir.Model:
     """x [b, t, d_in] -> y [b, t, d_in], both of `dtype`, and indices i64, values f32 [b, t, w].
 
-    With `read`, the graph gives the features of x, for each token by falling value, and 0 in unused slots. An optional
-    input, slots i64 [1], is the number of slots w of this call; 0 reads nothing and costs next to nothing.
+    With `read`, the graph gives the active features of x, for each token by falling value, and 0 in unused slots. An
+    optional input, slots i64 [1], is the number of slots w of a call; 0 reads nothing and costs next to nothing.
 
     With `edit`, the graph gives y. Its optional inputs are those of steer.onnx; direction f32, broadcastable to
-    [b, t, d_in]; when i64 and above f32, [b or 1, c]. Edits and direction apply at tokens where each feature of `when`
-    exceeds its `above`; by default they apply at all tokens.
+    [b, t, d_in]; when i64 and above f32, [b or 1, c]. Edits and direction apply to the tokens on which every feature
+    of `when` exceeds its `above`; by default they apply to all tokens.
 
     With `replace`, the graph gives y too, and the reconstruction takes the place of x in the sum.
 
@@ -70,20 +69,25 @@ def insert_graph(
         read: give indices and values.
         edit: give y.
         replace: give y, made of the reconstruction.
-        rows: where the bundle holds W_enc transposed, if it does.
+        specs: the arrays of derived.safetensors, as in `steer_graph`.
+
+    >>> from sae_runtime.bundle.folder import read
+    >>> model = insert_graph(read(bundle_path), ir.DataType.FLOAT, read=True, edit=False)
+    >>> [value.name for value in (*model.graph.inputs, *model.graph.outputs)]
+    ['x', 'slots', 'indices', 'values']
     """
-    graph = Graph("splice")
-    d_in = bundle.manifest.architecture.d_in
+    graph, d_in = Graph("splice"), bundle.manifest.architecture.d_in
     given = graph.input("x", dtype.numpy(), ["b", "t", d_in])
     x = given if dtype == ir.DataType.FLOAT else graph.cast(given, np.float32)
     slots = graph.input("slots", np.int64, [1], default=[bundle.manifest.slots]) if read else None
     asked = _intervention(graph) if edit or replace else None
     z = _shared_preactivations(graph, bundle, x, slots, asked, replace=replace)
+    steering = Steering(graph, bundle, x, specs or {}, z)
     if slots is not None:
         indices, values = graph.either(
             "read",
-            graph.op("Greater", slots, graph.constant([0], np.int64)),
-            lambda branch: _read(branch, bundle, x, z, slots),
+            graph.op("Greater", slots, [0]),
+            lambda branch: _read(dataclasses.replace(steering, graph=branch), slots),
             lambda branch: _no_slots(branch, x),
         )
         graph.output(indices, "indices", np.int64, ["b", "t", "w"])
@@ -92,11 +96,10 @@ def insert_graph(
         (added,) = graph.either(
             "edit",
             _is_asked(graph, asked),
-            lambda branch: [_added(branch, bundle, x, asked, rows, z)],
-            lambda branch: [branch.op("Identity", branch.constant([[[0]]], np.float32))],
+            lambda branch: [_added(dataclasses.replace(steering, graph=branch), asked)],
+            lambda branch: [branch.op("Identity", [[[0.0]]])],
         )
-        start = _reconstruction(graph, bundle, x, z) if replace and z is not None else x
-        y = graph.op("Add", start, added)
+        y = graph.op("Add", _reconstruction(steering) if replace else x, added)
         y = y if dtype == ir.DataType.FLOAT else graph.cast(y, dtype.numpy())
         graph.output(y, "y", dtype.numpy(), ["b", "t", d_in])
     return graph.model()
@@ -111,10 +114,10 @@ def _intervention(graph: Graph) -> Intervention:
 
 
 def _is_asked(graph: Graph, asked: Intervention) -> ir.Value:
-    """Whether there is an edit, or a direction other than 0 (NaN is one)."""
-    edits = graph.op("Greater", graph.op("Size", asked.edits.features), graph.constant(0, np.int64))
+    """Whether there is an edit, or a direction other than 0; NaN is other than 0."""
+    edits = graph.op("Greater", graph.op("Size", asked.edits.features), 0)
     length = graph.op("ReduceL1", asked.direction, keepdims=0)
-    return graph.op("Or", edits, graph.op("Not", graph.op("Equal", length, graph.constant(0, np.float32))))
+    return graph.op("Or", edits, graph.op("Not", graph.op("Equal", length, 0.0)))
 
 
 def _shared_preactivations(
@@ -132,64 +135,48 @@ def _shared_preactivations(
 
 def _no_slots(graph: Graph, x: ir.Value) -> tuple[ir.Value, ir.Value]:
     """Indices and values [b, t, 0]."""
-    zero, last = graph.constant([0], np.int64), graph.constant([2], np.int64)
-    values = graph.op("Slice", x, zero, zero, last)
+    values = graph.op("Slice", x, [0], [0], [2])
     return graph.cast(values, np.int64), values
 
 
-def _above_threshold(graph: Graph, bundle: Bundle, z: ir.Value) -> ir.Value:
-    return above(graph, z, weight(graph, bundle, "threshold"))
+def _active(steering: Steering) -> ir.Value:
+    """Pre-activations [b, t, d_sae], with 0 where a threshold turns a feature off."""
+    graph, bundle = steering.graph, steering.bundle
+    z = pre_activations(graph, bundle, steering.x) if steering.z is None else steering.z
+    threshold = bundle.manifest.architecture.selection == "threshold"
+    return above(graph, z, weight(graph, bundle, "threshold")) if threshold else z
 
 
-def _read(graph: Graph, bundle: Bundle, x: ir.Value, z: ir.Value | None, slots: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """Indices and values [b, t, w] of the largest features, as encode.onnx gives them.
-
-    z holds the pre-activations, where the graph has them already.
-    """
-    architecture = bundle.manifest.architecture
-    if z is None:
-        z = pre_activations(graph, bundle, x)
-    f = _above_threshold(graph, bundle, z) if architecture.selection == "threshold" else z
-    flat = graph.op("Reshape", f, graph.constant([-1, architecture.d_sae], np.int64), allowzero=1)
-    flat, n = not_empty(graph, flat, architecture.d_sae)
-    indices, values = (first_rows(graph, part, n) for part in selected_slots(graph, architecture, flat, slots))
+def _read(steering: Steering, slots: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Indices and values [b, t, w] of the active features, as encode.onnx gives them."""
+    graph, architecture, f = steering.graph, steering.bundle.manifest.architecture, _active(steering)
     limit = architecture.k if architecture.k and architecture.selection == "groupmax" else architecture.d_sae
-    slots = graph.op("Min", slots, graph.constant([limit], np.int64))
-    shape = graph.op("Concat", graph.op("Shape", x, end=2), slots, axis=0)
-    # A call without slots computes no token; its result still has all tokens.
-    return graph.op("Reshape", indices, shape, allowzero=1), graph.op("Reshape", values, shape, allowzero=1)
+    batch = graph.op("Shape", steering.x, end=2)
+    return selected_in_batch(graph, architecture, f, graph.op("Min", slots, [limit]), batch)
 
 
-def _added(
-    graph: Graph, bundle: Bundle, x: ir.Value, asked: Intervention, rows: TensorSpec | None, z: ir.Value | None
-) -> ir.Value:
-    """What is added to x: delta @ W_dec[features] + holds * direction, [b, t, d_in]."""
-    last, one = graph.constant([2], np.int64), graph.constant(1, np.float32)
-    # A weight of 1 for each condition. NaN, of an unknown feature or in `above`, stays NaN and reaches y.
-    weights = graph.op("Add", _nan_only(graph, asked.above), one)
-    when, weights = known_features(graph, bundle.manifest.architecture.d_sae, asked.when, weights)
-    f = values_of(graph, bundle, x, when, rows, z)
-    failed = graph.op("LessOrEqual", f, graph.op("Unsqueeze", asked.above, graph.constant([1], np.int64)))
-    # Not ReduceSum: onnxruntime before 1.32 takes the sum of nothing for nothing.
-    failures = graph.op("MatMul", graph.cast(failed, np.float32), graph.op("Unsqueeze", weights, last))
-    holds = graph.op("Max", graph.op("Sub", one, failures), graph.constant(0, np.float32))
+def _added(steering: Steering, asked: Intervention) -> ir.Value:
+    """The sum delta @ W_dec[features] + holds * direction, [b, t, d_in]."""
+    graph = steering.graph
+    # Each condition weighs 1. NaN, of an unknown feature or in `above`, stays NaN and reaches y.
+    weights = graph.op("Add", graph.op("Mul", asked.above, 0.0), 1.0)
+    when, weights = known_features(graph, steering.bundle.manifest.architecture.d_sae, asked.when, weights)
+    f = values_of(steering, when)
+    failed = graph.op("LessOrEqual", f, graph.op("Unsqueeze", asked.above, [1]))
+    # ReduceSum would not do: in onnxruntime before 1.32, its sum of no numbers is not 0 but empty.
+    failures = graph.op("MatMul", graph.cast(failed, np.float32), graph.op("Unsqueeze", weights, [2]))
+    holds = graph.op("Max", graph.op("Sub", 1.0, failures), 0.0)
     gated = dataclasses.replace(asked.edits, gate=graph.op("Mul", asked.edits.gate, holds))
-    return graph.op("Add", change(graph, bundle, x, gated, rows, z), graph.op("Mul", holds, asked.direction))
+    return graph.op("Add", change(steering, gated), graph.op("Mul", holds, asked.direction))
 
 
-def _nan_only(graph: Graph, value: ir.Value) -> ir.Value:
-    """0 where the value is a number, NaN where it is not."""
-    return graph.op("Mul", value, graph.constant(0, np.float32))
-
-
-def _reconstruction(graph: Graph, bundle: Bundle, x: ir.Value, z: ir.Value) -> ir.Value:
+def _reconstruction(steering: Steering) -> ir.Value:
     """The reconstruction of x [b, t, d_in] from its active features."""
-    architecture, decoder = bundle.manifest.architecture, weight(graph, bundle, "W_dec")
-    if architecture.selection == "threshold":
-        total = graph.op("MatMul", _above_threshold(graph, bundle, z), decoder)
+    graph, bundle = steering.graph, steering.bundle
+    if bundle.manifest.architecture.selection == "threshold":
+        total = graph.op("MatMul", _active(steering), weight(graph, bundle, "W_dec"))
+        x_hat = graph.op("Add", total, weight(graph, bundle, "b_dec"))
     else:
-        slot = graph.constant([2], np.int64)
-        indices, values = _read(graph, bundle, x, z, graph.constant([architecture.k or 0], np.int64))
-        picked = graph.op("MatMul", graph.op("Unsqueeze", values, slot), graph.op("Gather", decoder, indices))
-        total = graph.op("Squeeze", picked, slot)
-    return completed(graph, bundle, graph.op("Add", total, weight(graph, bundle, "b_dec")), x)
+        indices, values = _read(steering, graph.constant([bundle.manifest.architecture.k or 0], np.int64))
+        x_hat = weighted_rows(graph, bundle, indices, values, axis=2)
+    return completed(graph, bundle, x_hat, steering.x)

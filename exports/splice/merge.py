@@ -1,4 +1,4 @@
-"""Move the nodes of a small graph into a host graph, behind one of its values.
+"""Move the nodes of a small graph into the graph of a host model, behind one of its values.
 
 host:   producer --value--> readers              part:   x, inputs --> nodes --> y, outputs
 
@@ -13,25 +13,35 @@ import onnx_ir as ir
 
 @dataclass(frozen=True)
 class Part:
-    """What a small graph was made of, free to go into another graph."""
+    """The parts of a small graph, free to go into another graph."""
 
-    x: ir.Value  # stands for the value of the host
-    y: ir.Value | None  # takes the place of that value
+    x: ir.Value  # the nodes read it; the value of the host replaces it
+    y: ir.Value | None  # replaces that value for its readers
     inputs: list[ir.Value]  # without x
     outputs: list[ir.Value]  # without y
     initializers: list[ir.Value]
     nodes: list[ir.Node]
-    all_nodes: list[ir.Node]  # those in branches too
+    all_nodes: list[ir.Node]  # with the nodes in branches
 
 
 def merge(host: ir.Graph, graph: ir.Graph, value: ir.Value, name: str, required: Collection[str] = ()) -> Part:
-    """Move a small graph into the host behind a value, and give its parts, with their new names.
+    """Move a small graph into the host behind a value, and return its parts with their new names.
+
+    >>> from sae_runtime.exports.graphs.graph import Graph
+    >>> host, small = Graph("host"), Graph("small")
+    >>> h = host.op("Relu", host.input("a", np.float32, ["n"]))
+    >>> host.output(h, "h", np.float32, ["n"])
+    >>> small.output(small.op("Neg", small.input("x", np.float32, ["n"])), "y", np.float32, ["n"])
+    >>> merged = host.model().graph
+    >>> _ = merge(merged, small.model().graph, h, "sae")
+    >>> [node.op_type for node in merged], [value.name for value in merged.outputs]
+    (['Relu', 'Neg'], ['h'])
 
     Args:
         host: the graph that grows.
         graph: the small graph, whose first input is x; it is empty afterwards.
-        value: the value of the host that x stands for.
-        name: what the new names begin with.
+        value: the value of the host that the small graph reads as x.
+        name: the beginning of the new names.
         required: the inputs that lose their defaults.
     """
     part = take_apart(graph, required)
@@ -75,7 +85,7 @@ def add_prefix(part: Part, name: str) -> None:
 
 
 def insert_behind(host: ir.Graph, part: Part, value: ir.Value) -> None:
-    """Let the nodes of the part stand behind the producer of a value and read the value where they read x."""
+    """Put the nodes of the part behind the producer of a value; they read the value instead of x."""
     ir.convenience.replace_all_uses_with(part.x, value)
     for initializer in part.initializers:
         host.register_initializer(initializer)
@@ -89,8 +99,8 @@ def insert_behind(host: ir.Graph, part: Part, value: ir.Value) -> None:
 
 
 def put_in_place(host: ir.Graph, part: Part, value: ir.Value, y: ir.Value, name: str) -> None:
-    """Let all that read the value outside the part read y; an output of the host keeps its name."""
-    # Else onnxruntime does not see that y is as large as x, and keeps the Add and LayerNorm behind it apart.
+    """Let the readers of the value outside the part read y; an output of the host keeps its name."""
+    # onnxruntime fuses the Add and LayerNorm after y only where it knows the shape of y.
     y.shape = None if value.shape is None else value.shape.copy()
     for user, index in tuple(value.uses()):
         if user not in part.all_nodes:

@@ -9,13 +9,13 @@ import onnx_ir as ir
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _BLOCK = re.compile(r"(?:.*\.)?(?:blocks?|h|layers?)\.(?P<number>\d+)")
-_LISTED = 12  # names in a message at most
+_LISTED = 12  # at most this many names in a message
 
-Scopes = Sequence[str]  # the modules that a node lies in, the outermost first
+Scopes = Sequence[str]  # the modules around a node, the outermost first
 
 
 def scopes_of(graph: ir.Graph) -> dict[ir.Node, Scopes]:
-    """The modules of every node that says where it lies."""
+    """The modules of every node whose metadata or name tells them."""
     scopes: dict[ir.Node, Scopes] = {}
     for node in graph:
         written = node.metadata_props.get(_SCOPES)
@@ -27,7 +27,7 @@ def scopes_of(graph: ir.Graph) -> dict[ir.Node, Scopes]:
             scopes[node] = [".".join(parts[: i + 1]) for i in range(len(parts))]
     if scopes:
         for node in graph:
-            if node not in scopes:  # the exporter's optimiser made it: it lies where all nodes around it lie
+            if node not in scopes:  # the exporter's optimiser made it: it is where all its neighbours are
                 near = (*node.predecessors(), *node.successors())
                 scopes[node] = _common([scopes[neighbour] for neighbour in near if neighbour in scopes])
     return {node: names for node, names in scopes.items() if names}
@@ -38,10 +38,13 @@ def _common(scopes: Sequence[Scopes]) -> Scopes:
 
 
 def named_module(modules: Sequence[str], name: str) -> str:
-    """The one module of this name; a wrapper's name may stand before it, and its own first part may be missing.
+    """The one module of this name; a wrapper may add to the front of the name, or the first part may be missing.
+
+    >>> named_module(["model.encoder.layer.0", "model.encoder.layer.1"], "encoder.layer.1")
+    'model.encoder.layer.1'
 
     Raises:
-        ValueError: there is none, or there are several.
+        ValueError: no module has the name, or several modules have it.
     """
     base = name.partition(".")[2]  # a model with a head names its modules from the head
     for wanted in (name, base) if "." in base else (name,):
@@ -59,8 +62,11 @@ def named_module(modules: Sequence[str], name: str) -> str:
 def numbered_block(modules: Sequence[str], number: int) -> str:
     """The block of a number, as TransformerLens counts blocks.
 
+    >>> numbered_block(["transformer.h.0", "transformer.h.0.mlp", "transformer.h.1"], 0)
+    'transformer.h.0'
+
     Raises:
-        ValueError: there is none, or there are several.
+        ValueError: no block has the number, or several blocks have it.
     """
     blocks = {match[0]: int(match["number"]) for match in map(_BLOCK.fullmatch, modules) if match}
     matching = [name for name in blocks if blocks[name] == number]
@@ -74,11 +80,15 @@ def numbered_block(modules: Sequence[str], number: int) -> str:
 
 
 def is_block(module: str) -> bool:
-    """Whether a module's name is that of a numbered block, such as transformer.h.3."""
+    """Whether a module is a numbered block, such as transformer.h.3."""
     return _BLOCK.fullmatch(module) is not None
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first names for a message, and how many more there are."""
+    """The first names for a message, and how many more there are.
+
+    >>> listed(["a", "b"])
+    'a, b'
+    """
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return (", ".join(names[:_LISTED]) or "none") + more

@@ -1,4 +1,4 @@
-"""Where the files of a graph lie: onnxruntime reads them at or below the graph's own folder only."""
+"""Where the files of a graph are: onnxruntime reads files in or below the graph's own folder only."""
 
 import contextlib
 import shutil
@@ -16,7 +16,13 @@ How = Literal["referred", "copied"]
 class Placement:
     """The folder of a graph, and how the graph reaches each file that it needs.
 
-    The graph refers to a file at or below the folder where it is. Any other file is copied into the folder.
+    The graph refers to a file in or below its folder where the file is. Every other file is copied into the folder.
+
+    >>> placement = Placement(Path("out"))
+    >>> placement.locate(Path(bundle_path) / "sae_weights.safetensors", below="sae")
+    'sae/sae_weights.safetensors'
+    >>> placement.how
+    {'sae/sae_weights.safetensors': 'copied'}
     """
 
     folder: Path
@@ -35,46 +41,45 @@ class Placement:
             raise FileNotFoundError(f"{file} is missing, which holds weights of the graph; copy the model again")
         if file not in self.locations:
             home = self.folder.resolve()
-            referred = file.is_relative_to(home)
-            location = file.relative_to(home).as_posix() if referred else (Path(below) / file.name).as_posix()
+            inside = file.is_relative_to(home)
+            location = file.relative_to(home).as_posix() if inside else (Path(below) / file.name).as_posix()
             if location in self.how:
                 raise ValueError(f"two files would be {location} in {self.folder}; name another --output or --name")
-            self.locations[file], self.how[location] = location, "referred" if referred else "copied"
+            target = self.folder / location
+            linked = target.exists() and target.samefile(file)  # the file has a second name there
+            self.locations[file], self.how[location] = location, "referred" if inside or linked else "copied"
         return self.locations[file]
 
     @contextlib.contextmanager
     def filled(self, *, force: bool) -> Iterator[None]:
-        """Copy the files that lie elsewhere; remove the copies and new folders again when the block raises.
+        """Copy the files that are elsewhere; when the block raises, remove the copies and the new folders again.
 
         Raises:
             FileExistsError: another file has the path of a copy and `force` is not set.
         """
         copies = {self.folder / loc: file for file, loc in self.locations.items() if self.how[loc] == "copied"}
-        for target, file in list(copies.items()):
-            if target.exists() and target.samefile(file):  # under a second name, such as a link
-                self.how[self.locations[file]] = "referred"
-                del copies[target]
-            else:
-                files.check_free(target, force=force)
-        made: list[Path] = []
-        try:
-            for folder in dict.fromkeys([self.folder, *(target.parent for target in copies)]):
-                made += _make(folder)
+        for target in copies:
+            files.check_free(target, force=force)
+        with contextlib.ExitStack() as undo:
+            _make(self.folder, undo)
             for target, file in copies.items():
+                _make(target.parent, undo)
                 if not target.exists():
-                    made.append(target)
+                    undo.callback(_remove, target)
                 with files.new_file(target, force=force) as partial:
                     shutil.copyfile(file, partial)
             yield
-        except BaseException:  # Ctrl-C too
-            for path in reversed(made):
-                with contextlib.suppress(OSError):
-                    path.rmdir() if path.is_dir() else path.unlink()
-            raise
+            undo.pop_all()
 
 
-def _make(folder: Path) -> list[Path]:
-    """Make a folder with its parents, and name those that were missing, the outermost first."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    return missing[::-1]
+def _make(folder: Path, undo: contextlib.ExitStack) -> None:
+    """Make a folder and its missing parents; `undo` removes them."""
+    for path in reversed([folder, *folder.parents]):
+        if not path.exists():
+            path.mkdir()
+            undo.callback(_remove, path)
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.rmdir() if path.is_dir() else path.unlink()

@@ -1,12 +1,12 @@
 """Put SAEs into a host model's own ONNX graph, which then gives features and takes edits on any server.
 
-The weights of the host model stay in its data file and those of the SAE in the bundle; the spliced graph refers to
-both. The graph gains only optional inputs, so a program that does not know them sees the same model.
+The weights of the host model stay in its data file, and the weights of the SAE in the bundle; the spliced graph refers
+to both. The graph gains only optional inputs, so a program that does not know them sees the same model.
 """
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,11 +36,11 @@ class Splice:
     """One SAE to put at one hook of a host model."""
 
     bundle: Path
-    hook: str | None = None  # a text that `parse_hook` reads; None: the bundle's own
+    hook: str | None = None  # a text that `parse_hook` reads; None: the hook of the bundle
     name: str = "sae"  # its inputs and outputs begin with it
     read: bool = True  # give features
     edit: bool = True  # take edits
-    replace: bool = False  # take edits of the reconstruction, which stands in for the activation
+    replace: bool = False  # take edits of the reconstruction, which replaces the activation
     required: bool = False  # the inputs in REQUIRED have no defaults
 
 
@@ -63,7 +63,7 @@ def splice(
     """Write a host graph with SAEs in it.
 
     The graph refers to weights at or below its folder where they are; other weights are copied into the folder. A new
-    folder also gets the files that lie beside the host for onnxruntime-genai, if there is a `genai_config.json`.
+    folder also gets the files of onnxruntime-genai beside the host, if there is a `genai_config.json`.
 
     >>> one = Splice(bundle=bundle_path, hook="encoder.layer.0")
     >>> made = splice(host_path, [one], Path(host_path).parent / "spliced")
@@ -72,7 +72,7 @@ def splice(
 
     Args:
         host: the graph of the host model, `.onnx`, not optimised.
-        splices: the SAEs, their hooks, and what each of them gives and takes.
+        splices: the SAEs with their hooks, outputs and inputs.
         out: a folder, where the graph becomes `model.onnx`, or the graph itself, `.onnx`; None: the host's folder.
         force: replace files that exist.
 
@@ -139,23 +139,15 @@ def _splice(model: ir.Model, wanted: Splice) -> Spliced:
     _check_name(model.graph, wanted.name)
     architecture = bundle.manifest.architecture
     if architecture.d_out is not None and (wanted.edit or wanted.replace):
-        raise ValueError(
-            f"{wanted.bundle} is a transcoder, whose features cannot edit what they are read from; only read"
-        )
+        raise ValueError(f"{wanted.bundle} is a transcoder, whose features cannot edit its input; only read")
     hook = parse_hook(text)
     value = find_hook(model.graph, hook, architecture.d_in)
     for name, other in read_splices(model.metadata_props).items():
         if other.tensor == value.name:
             raise ValueError(f"{name} is spliced at {hook} already; splice the host without it")
     assert value.dtype is not None  # find_hook gives activations only
-    graph = insert_graph(
-        bundle,
-        value.dtype,
-        read=wanted.read,
-        edit=wanted.edit,
-        replace=wanted.replace,
-        rows=_rows(bundle),
-    ).graph
+    parts = {"read": wanted.read, "edit": wanted.edit, "replace": wanted.replace}
+    graph = insert_graph(bundle, value.dtype, **parts, specs=_derived(bundle)).graph
     part = merge(model.graph, graph, value, wanted.name, REQUIRED if wanted.required else ())
     spliced = Spliced(
         name=wanted.name,
@@ -181,16 +173,14 @@ def _check_name(graph: ir.Graph, name: str) -> None:
         raise ValueError(f"the graph has a tensor {clash[0]} already; give this splice a name other than {name}")
 
 
-def _rows(bundle: Bundle) -> TensorSpec | None:
-    """Where the derived weights hold W_enc transposed, if the file exists and is the one that export wrote."""
+def _derived(bundle: Bundle) -> Mapping[str, TensorSpec]:
+    """The arrays of the derived weights, or none where the file is missing or is not the one that export wrote."""
     record, path = bundle.manifest.files.get(DERIVED), bundle.path / DERIVED
-    if record is None or not path.is_file() or bundles.record(path) != record:
-        return None
-    return read_header(path).get("W_enc_rows")
+    return read_header(path) if record and path.is_file() and bundles.record(path) == record else {}
 
 
 def _locate(model: ir.Model, placement: Placement, homes: dict[str, Path]) -> None:
-    """Let the graph refer to every weight outside it by a path from its own new folder."""
+    """Let the graph refer to every external weight by a path from its new folder."""
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if not isinstance(tensor, ir.ExternalTensor):
@@ -205,7 +195,7 @@ def _locate(model: ir.Model, placement: Placement, homes: dict[str, Path]) -> No
 
 
 def _locate_companions(host: Path, path: Path, placement: Placement) -> None:
-    """Copy tokenizer and configuration of onnxruntime-genai along, if the graph goes into another folder."""
+    """Copy tokenizer and configuration of onnxruntime-genai too, if the graph goes into another folder."""
     config = host.parent / _GENAI
     if not config.is_file() or path.parent.resolve() == host.parent.resolve():
         return

@@ -33,7 +33,7 @@ def written(tmp_path: Path, kind: str, d_sae: int) -> Bundle:
         (("exact", "gpu"), INTEGERS | HALF | {"W_enc_rows"}),
     ],
 )
-def test_derived_weights_are_those_that_the_graphs_read(
+def test_derived_weights_are_what_the_graphs_read(
     tmp_path: Path, kind: str, graphs: tuple[str, ...], names: set[str]
 ) -> None:
     made = written(tmp_path, kind, 512)
@@ -46,7 +46,7 @@ def test_derived_weights_are_those_that_the_graphs_read(
         assert specs == read_header(path)
     arrays = {name: map_tensor(path, spec) for name, spec in specs.items()}
     if "int8_weights" in arrays:
-        int8 = quantise(made.weights(), make_x(100), np.random.default_rng(0)).arrays()
+        int8 = quantise(made.weights(), make_x(100), np.random.default_rng(0))
         assert set(int8) == INTEGERS and arrays["int8_weights"].dtype == np.int8
         for name, array in int8.items():
             np.testing.assert_array_equal(arrays[name], array)
@@ -85,7 +85,7 @@ def test_an_unknown_graph_is_refused(tmp_path: Path) -> None:
     assert not (made.path / DERIVED).exists() and not list(made.path.glob("*.onnx"))
 
 
-def test_caps_are_those_of_the_fit(bundle_of: Callable[..., Path]) -> None:
+def test_default_max_densities_follow_from_the_quota(bundle_of: Callable[..., Path]) -> None:
     for d_sae in (150, 512):
         max_density = default_max_density(bundle.read(bundle_of("feature", d_sae)))
         np.testing.assert_array_equal(max_density, quota.max_densities(QUOTA, K, d_sae))

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from conftest import D_IN, K, make_manifest, make_weights, make_x, run_graph, with_b_pre
+from conftest import D_IN, K, make_manifest, make_weights, make_x, run_graph
 from numpy.typing import DTypeLike, NDArray
 
 from sae_runtime import load
@@ -21,8 +21,8 @@ from sae_runtime.bundle.folder import DERIVED, MANIFEST, SAMPLE, WEIGHTS, Bundle
 from sae_runtime.bundle.graphs import GRAPHS as TABLE
 from sae_runtime.bundle.manifest import to_json
 from sae_runtime.bundle.tensors import TensorSpec, map_tensor, read_header, save_tensors
-from sae_runtime.exports.derived import default_max_density
-from sae_runtime.exports.export import BUILDERS, Builder, export, sample
+from sae_runtime.exports.derived import active_activations, default_max_density
+from sae_runtime.exports.export import BUILDERS, Builder, export
 from sae_runtime.exports.graphs.steer import steer_graph
 
 BundleOf = Callable[..., Path]
@@ -31,7 +31,7 @@ GRAPHS = {
     "mutual": {"encode.onnx", "encode_joint.onnx", "decode.onnx", "steer.onnx"},
     "feature": {"encode.onnx", "encode_joint.onnx", "decode.onnx", "steer.onnx"},
 }
-# Name, type, shape and optional or not; None stands for any size, and equal letters for equal sizes.
+# Name, type, shape, and whether it is optional. None means any size, and equal letters mean equal sizes.
 Signature = list[tuple[str, DTypeLike, list[int | str | None], bool]]
 
 
@@ -97,7 +97,7 @@ def test_graphs_are_small_standard_and_refer_to_the_weights(bundle_of: BundleOf,
         referred = set()
         for tensor in model.graph.initializer:
             if tensor.data_location != onnx.TensorProto.EXTERNAL:
-                assert np.prod(tensor.dims) <= 2, f"{tensor.name} lies in the graph"
+                assert np.prod(tensor.dims) <= 2, f"the graph itself holds {tensor.name}"
                 continue
             entry = {pair.key: pair.value for pair in tensor.external_data}
             assert int(entry["offset"]) + int(entry["length"]) <= sizes[entry["location"]]
@@ -139,7 +139,7 @@ def test_export_returns_and_records_what_it_wrote(tmp_path: Path, kind: str) -> 
     assert leftovers(path) == []
 
 
-def test_derived_weights_are_the_caps(bundle_of: BundleOf) -> None:
+def test_derived_weights_of_feature_choice_are_its_max_densities(bundle_of: BundleOf) -> None:
     path = bundle_of("feature")
     specs = read_header(path / DERIVED)
     assert list(specs) == ["max_density"]
@@ -159,7 +159,7 @@ def test_deleted_derived_weights_break_the_joint_graph_until_the_next_export(cop
     assert sae.encode(x).l0().sum() > 0
     np.testing.assert_array_equal(sae.steer(x, []), x)
     assert sae.decode(sae.encode(x)).shape == x.shape
-    np.testing.assert_array_equal(sae.encode_batch(x).to_dense(), before)  # caps follow from the manifest
+    np.testing.assert_array_equal(sae.encode_batch(x).to_dense(), before)  # max_density follows from the manifest
     with pytest.raises(BundleError, match=rf"{DERIVED} is missing.*; run: sae-runtime export {path}"):
         bundle.read(path).graph("encode_joint.onnx")
     export(path)
@@ -178,7 +178,7 @@ def test_altered_derived_weights_are_refused_until_the_next_export(copy_of: Bund
 
 
 def beside(original: Bundle) -> Bundle:
-    """The same bundle, where b_dec is said to lie one number before its place."""
+    """The same bundle, with an offset of b_dec that is one number too small."""
     spec = original.specs["b_dec"]
     return dataclasses.replace(
         original, specs={**original.specs, "b_dec": dataclasses.replace(spec, offset=spec.offset - 4)}
@@ -186,7 +186,7 @@ def beside(original: Bundle) -> Bundle:
 
 
 def spoilt(name: str) -> dict[str, Builder]:
-    """Builders of which one reads b_dec from the wrong place."""
+    """Builders with one that reads b_dec at a wrong offset."""
     return {**BUILDERS, name: lambda original, specs: BUILDERS[name](beside(original), specs)}
 
 
@@ -230,9 +230,9 @@ def test_steering_that_moves_x_without_edits_changes_nothing(copy_of: BundleOf) 
 
 
 def test_an_export_that_is_killed_leaves_the_old_bundle_or_the_new_one(copy_of: BundleOf) -> None:
-    """At every change of the file system, by a process of its own that ends there at once."""
+    """A new process exports for every change of the file system, and ends at once before that change."""
     path = copy_of("feature", 512, sampled=True)
-    (path / "README.md").write_text("of somebody else")
+    (path / "README.md").write_text("not ours")
     script = Path(__file__).parent.parent / "killed_export.py"
     done = subprocess.run([sys.executable, str(script), str(path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -240,14 +240,14 @@ def test_an_export_that_is_killed_leaves_the_old_bundle_or_the_new_one(copy_of: 
     assert old > 5 and new > 5 and kills == old + new
 
 
-def test_an_interrupted_export_is_ended_by_the_next_reader(copy_of: BundleOf) -> None:
+def test_the_next_reader_completes_an_interrupted_export(copy_of: BundleOf) -> None:
     path, x = copy_of("mutual", 512, sampled=True), make_x(7)
     export(path, activations=make_x(60))
     whole = contents(path)
     export(path, activations=make_x(50))
     staged = path / file_set.STAGED
     staged.mkdir()
-    for name in ("encode.onnx", SAMPLE, MANIFEST):  # the others have been moved
+    for name in ("encode.onnx", SAMPLE, MANIFEST):  # the export has moved the other files
         (staged / name).write_bytes(whole[name])
     for name in set(whole) - {"encode.onnx", SAMPLE, MANIFEST}:
         (path / name).write_bytes(whole[name])
@@ -278,7 +278,7 @@ def test_a_full_disk_leaves_the_old_bundle(copy_of: BundleOf, monkeypatch: pytes
     assert contents(path) == before
 
 
-def test_export_leaves_files_of_others_in_the_folder(copy_of: BundleOf) -> None:
+def test_export_leaves_other_files_in_the_folder(copy_of: BundleOf) -> None:
     path = copy_of("mutual")
     (path / "README.md").write_text("mine")
     (path / "labels.jsonl").write_text("{}")
@@ -325,7 +325,7 @@ def test_activations_that_do_not_fit_change_nothing(copy_of: BundleOf, x: NDArra
     assert contents(path) == before
 
 
-def test_a_sample_that_is_spoilt_is_refused(copy_of: BundleOf) -> None:
+def test_a_damaged_sample_is_refused(copy_of: BundleOf) -> None:
     path = copy_of("mutual", 512, sampled=True)
     original = bundle.read(path)
     altered = bytearray((path / SAMPLE).read_bytes())
@@ -353,9 +353,9 @@ def test_export_refuses_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
 
 
 def test_features_are_active_on_the_activations_of_the_check(bundle_of: BundleOf, kind: str) -> None:
-    """On activations where no feature is active, the check would pass for any graph."""
+    """Without active features, the check would accept any graph."""
     weights = make_weights(150, kind)
-    x = sample(make_manifest(150, kind).architecture, with_b_pre(weights), np.random.default_rng(0))
+    x = active_activations(bundle.read(bundle_of(kind)), np.random.default_rng(0), 24)
     assert x.shape == (24, D_IN) and x.dtype == np.float32
     assert not x[0].any() and (x[1] == weights["b_dec"]).all()
     l0 = load(bundle_of(kind)).encode(x).l0()

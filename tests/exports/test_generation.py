@@ -61,7 +61,7 @@ def trained() -> Any:
 
 
 def digits_for_letters(sae: Path, x: NDArray[np.float32], ids: NDArray[np.int64]) -> list[Edit]:
-    """All features that are stronger on letters, off; the one that tells digits best, as strong as it ever is."""
+    """Turn off the features that are stronger on letters; set the best feature of digits to twice its largest value."""
     f = load(sae).encode(x).to_dense()
     letters, digits = (f[np.isin(ids, kind)].mean(axis=0) for kind in (LETTERS, DIGITS))
     best = int(np.argmax(digits - letters))
@@ -96,7 +96,7 @@ def generate(
     settings = og.GeneratorParams(model)
     settings.set_search_options(batch_size=len(prompts), max_length=prompts.shape[1] + 6, do_sample=False)
     generator = og.Generator(model, settings)
-    # Each input is set once, and stays alive: the generator reads the array itself, so what is written to it counts.
+    # Each input is set once and stays alive: the generator reads the array itself, so later writes to it count.
     gate = np.ones((1, 1, 1), np.float32)
     inputs = {**as_inputs(requests, 64), "gate": gate, "direction": np.zeros((1, 1, 1), np.float32)}
     for name, array in inputs.items():
@@ -118,7 +118,7 @@ def counted(prompts: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def live(writer: Writer, prompts: NDArray[np.int64], requests: Any, gate: Any = "all") -> NDArray[np.int64]:
-    """The same of the torch model."""
+    """Six new ids for each prompt from the torch model."""
     with attach(writer.model, HOOK, writer.sae, requests, gate=gate):
         settings: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 10}
         ids = torch.from_numpy(prompts)
@@ -155,7 +155,7 @@ def test_the_gate_of_each_step_decides_whether_its_token_is_edited(writer: Write
 
 
 def test_the_code_of_the_document_generates_steered_text(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As written, with a model of ours in the folder that it names: edits of the first request, in its prompt alone."""
+    """The code runs as written, with our model in its folder: it edits the prompt of the first request only."""
     (code,) = (block for block in blocks("steering.md") if "og.Model" in block)
     monkeypatch.chdir(writer.graph.parents[1])
     prompts = np.array([[1, 2, 3, 0], [1, 2, 3, 0]])

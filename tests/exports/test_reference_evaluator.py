@@ -1,4 +1,4 @@
-"""Every graph by the reference implementation of its operators that the onnx package has, against the witness.
+"""Every graph agrees with the witness in the onnx package's own evaluator too.
 
 A graph that only onnxruntime understands would fail here.
 """
@@ -17,7 +17,7 @@ from sae_runtime.bundle import folder as bundle
 from sae_runtime.exports import witness
 from sae_runtime.exports.export import export
 
-D_SAE = 512  # the least for which there is encode_exact.onnx
+D_SAE = 512  # the smallest that has encode_exact.onnx
 ENCODERS = ("encode.onnx", "encode_exact.onnx", "encode_gpu.onnx")
 Arrays = Mapping[str, NDArray[Any]]
 Run = Callable[..., list[NDArray[Any]]]

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 from sae_runtime.exports import witness
 from sae_runtime.exports.witness import Matches
 
-# Its agreement with torch is tested beside each graph; here are the cases that can be done by hand, and that
-# it notices what it is there to notice.
+# The tests of each graph compare the witness with torch. These tests compare it with results by hand, and check that it
+# notices faults.
 Z = np.array([[5.0, 0.0, 3.0, 1.0], [4.0, 2.0, 2.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
 
 
@@ -21,7 +21,7 @@ def slots(f: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float32
     return order, np.take_along_axis(f, order, axis=1).astype(np.float32)
 
 
-def test_the_witness_selects_as_by_hand() -> None:
+def test_the_witness_selects_the_matches_of_a_case_by_hand() -> None:
     assert kept(witness.token_choice(Z, 1)) == [[0], [0], []]
     assert kept(witness.token_choice(Z, 3)) == [[0, 2, 3], [0, 1, 2], []]
     assert kept(witness.threshold(Z, 2.0)) == [[0, 2], [0], []]

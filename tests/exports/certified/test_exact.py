@@ -1,4 +1,4 @@
-"""encode_exact.onnx equals the witness on every token that it is certain of; the runtime encodes the others again."""
+"""encode_exact.onnx equals the witness on every certain token; the runtime encodes the other tokens again."""
 
 import functools
 from collections.abc import Callable
@@ -25,6 +25,7 @@ from conftest import (
 )
 from limited import builders_with
 from numpy.typing import NDArray
+from numpy_block import run_numpy
 
 from sae_runtime import load
 from sae_runtime.bundle import folder as bundle
@@ -33,9 +34,10 @@ from sae_runtime.bundle.tensors import map_tensor, read_header
 from sae_runtime.engine.sessions import int8_levels
 from sae_runtime.engine.tiling import Tiling
 from sae_runtime.exports import witness
-from sae_runtime.exports.certified.approximation import approximate, errors, sizes_in_numpy
+from sae_runtime.exports.certified import approximation
+from sae_runtime.exports.certified import exact as exact_module
+from sae_runtime.exports.certified.approximation import approximate, errors, leading
 from sae_runtime.exports.certified.candidates import LIMITS, Bounds, Build, Limits, find_candidates
-from sae_runtime.exports.certified.exact import exact_in_numpy
 from sae_runtime.exports.certified.integers import rounded
 from sae_runtime.exports.export import export
 from sae_runtime.exports.graphs.graph import Graph
@@ -81,7 +83,7 @@ def test_certain_tokens_equal_the_witness(bundle_of: BundleOf, kind: str, d_sae:
         found = exact(path, x, levels=np.float32(levels), **everything(kind, d_sae))
         assert found[2].all()
         assert_exact(found, served(kind, d_sae, x))
-    assert found[1].any(axis=1).mean() > 0.9, "a test of next to nothing"
+    assert found[1].any(axis=1).mean() > 0.9, "hardly any match is tested"
 
 
 def test_certain_tokens_equal_the_witness_without_a_sample(bundle_of: BundleOf, kind: str) -> None:
@@ -101,7 +103,7 @@ def test_slots_of_token_choice_are_k(bundle_of: BundleOf, k: int) -> None:
 
 @pytest.mark.parametrize("slots", [0, 1, 5, 24, 512, 5000])
 @pytest.mark.parametrize("kind", ["mutual", "feature"])
-def test_slots_of_a_threshold_cut_the_smallest(bundle_of: BundleOf, kind: str, slots: int) -> None:
+def test_few_slots_leave_out_the_smallest_features(bundle_of: BundleOf, kind: str, slots: int) -> None:
     x, path = make_x(30), bundle_of(kind, D_SAE, sampled=True)
     _, values, certain = exact(path, x, slots=[slots])
     _, wide, _ = exact(path, x, slots=[D_SAE])
@@ -122,7 +124,7 @@ def test_certain_tokens_equal_the_witness_for_given_thresholds(bundle_of: Bundle
         assert_exact(found, witness.threshold(z, threshold))
 
 
-def test_ties_at_the_cut_keep_counts_and_values(bundle_of: BundleOf, kind: str) -> None:
+def test_ties_at_the_cut_have_the_right_counts_and_values(bundle_of: BundleOf, kind: str) -> None:
     """Half of the features repeat the others, and so do half of the tokens; every sum is a whole number."""
     x, weights = make_tied_x(80), make_tied_weights(D_SAE, kind)
     z = witness.pre_activations(weights, x)
@@ -153,8 +155,8 @@ def test_odd_tokens_are_right_or_not_certain(bundle_of: BundleOf, kind: str) -> 
     x = odd_tokens(kind)
     with np.errstate(all="ignore"):
         found = exact(bundle_of(kind, D_SAE, sampled=True), x, **everything(kind, D_SAE))
-    assert found[2][:2].all() and found[2][60:78].all(), "an ordinary token that is not certain"
-    assert not found[2][78:].any(), "certain of a token that is not finite"
+    assert found[2][:2].all() and found[2][60:78].all(), "an ordinary token is not certain"
+    assert not found[2][78:].any(), "a token that is not finite is certain"
     with np.errstate(invalid="ignore"):
         assert_exact(found, served(kind, D_SAE, np.where(found[2][:, None], x, 0)))
 
@@ -176,7 +178,7 @@ def test_encode_exact_of_a_token_does_not_depend_on_the_others(bundle_of: Bundle
 
 
 def awkward(kind: str) -> dict[str, NDArray[np.float32]]:
-    """Columns of lengths over four decades, large biases, features that are silent, and features that are equal."""
+    """Weights with columns of lengths over four decades, large biases, silent features, and equal features."""
     weights, rng = make_weights(D_SAE, kind), np.random.default_rng(4)
     weights["W_enc"] *= (10 ** rng.uniform(-2, 2, D_SAE)).astype(np.float32)
     weights["b_enc"] = (weights["b_enc"] * 10 ** rng.uniform(-2, 2, D_SAE)).astype(np.float32)
@@ -185,7 +187,7 @@ def awkward(kind: str) -> dict[str, NDArray[np.float32]]:
     return weights
 
 
-def test_uneven_weights_are_encoded_as_the_witness_does(tmp_path: Path, kind: str) -> None:
+def test_uneven_weights_are_encoded_as_by_the_witness(tmp_path: Path, kind: str) -> None:
     weights, x = awkward(kind), np.concatenate([make_x(60), odd_tokens(kind)[40:78]])
     bundle.write(tmp_path / "b", weights, make_manifest(D_SAE, kind), sample=make_x(300, seed=8))
     export(tmp_path / "b")
@@ -199,9 +201,7 @@ def test_uneven_weights_are_encoded_as_the_witness_does(tmp_path: Path, kind: st
 
 
 @pytest.mark.parametrize("certain", [False, True])
-def test_a_token_with_too_many_candidates_is_not_certain(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, certain: bool
-) -> None:
+def test_a_token_with_too_many_candidates_is_not_certain(tmp_path: Path, kind: str, certain: bool) -> None:
     bundle.write(tmp_path / "b", make_weights(D_SAE, kind), make_manifest(D_SAE, kind), sample=make_x(300, seed=8))
     few = 6 if kind == "token" else 2
     export(tmp_path / "b", builders=builders_with(Limits(groups=few if certain else -1)))
@@ -240,13 +240,13 @@ def inside(path: Path, kind: str, limits: Limits) -> Callable[[NDArray[np.float3
     x, levels = graph.input("x", np.float32, ["n", D_IN]), graph.constant(63, np.float32)
     thresholds = None if kind == "token" else graph.constant(made.tensor("threshold"), np.float32, name="threshold")
     small = rounded(graph, x, levels, stored)
-    approximation = approximate(graph, made, small, levels, stored, thresholds)
+    approximated = approximate(graph, made, small, levels, stored, thresholds)
     c = graph.op("Sub", x, graph.constant(made.tensor("b_dec"), np.float32, name="b_dec"))
     error, bounded = errors(graph, small, c, stored)
-    cut = graph.op("Mul", approximation.unit, graph.constant(0, np.float32))
-    build = Build(graph, made, stored, c, limits)
-    candidates, certain = find_candidates(build, approximation, error, bounded, cut, None)
-    outputs = [approximation.product, approximation.unit, approximation.bias, error, *candidates, certain]
+    cut = graph.op("Mul", approximated.unit, 0.0)
+    bounds = Bounds(approximated, error, bounded, cut, None)
+    candidates, certain = find_candidates(Build(graph, made, stored, c, limits), bounds)
+    outputs = [approximated.product, approximated.unit, approximated.bias, error, *candidates, certain]
     types = [np.float32] * 4 + [np.int64] * 3 + [np.bool_]
     for number, (value, dtype) in enumerate(zip(outputs, types, strict=True)):
         shape = [f"a{number}"] if number > 3 else [f"a{number}", f"b{number}"]
@@ -258,7 +258,7 @@ def inside(path: Path, kind: str, limits: Limits) -> Callable[[NDArray[np.float3
 
 
 @pytest.mark.parametrize("groups", [512, 12])
-def test_the_numpy_version_of_encode_exact_is_the_graph(tmp_path: Path, kind: str, groups: int) -> None:
+def test_encode_exact_is_the_numpy_of_its_docstrings(tmp_path: Path, kind: str, groups: int) -> None:
     path, x, limits = tmp_path / "b", make_x(40), Limits(groups=groups)
     bundle.write(path, make_weights(D_SAE, kind), make_manifest(D_SAE, kind), sample=make_x(300, seed=8))
     export(path, builders=builders_with(limits))
@@ -270,9 +270,22 @@ def test_the_numpy_version_of_encode_exact_is_the_graph(tmp_path: Path, kind: st
     specs = read_header(path / DERIVED)
     order, share = (map_tensor(path / DERIVED, specs[f"int8_{name}"]) for name in ("order", "share"))
     z = np.maximum((x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"], 0)
-    bounds = Bounds(*sizes_in_numpy(product, unit, bias), error, share, order, unit)
-    slots, threshold = K if kind == "token" else 4 * K, weights.get("threshold")
-    indices, values, sure = exact_in_numpy(z, bounds, slots, threshold, limits)
+    names: dict[str, Any] = {"order": order, "slots": K if kind == "token" else 4 * K}
+    names |= {"error": error, "share": share, "limits": limits}
+    approximated = run_numpy(approximation, product=product, unit=unit, bias=bias)
+
+    def by_leading(sizes: Any, group_bound: Any) -> list[Any]:
+        result = run_numpy(leading, sizes=sizes, group_bound=group_bound, **names)
+        return [result[name] for name in ("features", "largest", "ceiling")]
+
+    def by_find_candidates(cut: Any, ceiling: Any) -> list[Any]:
+        result = run_numpy(find_candidates, **{**approximated, **names, "cut": cut, "ceiling": ceiling})
+        return [result[name] for name in ("features", "token", "certain")]
+
+    by_numpy: dict[str, Any] = {"leading": by_leading, "find_candidates": by_find_candidates}
+    by_numpy |= {"z": z, "threshold": weights.get("threshold"), "slots": names["slots"]}
+    result = run_numpy(exact_module, **{**approximated, **by_numpy})
+    indices, values, sure = (result[name] for name in ("indices", "values", "certain"))
     outputs = exact(path, x)
     np.testing.assert_array_equal(sure, outputs[2])
     assert sure.any() and (groups == LIMITS.groups or not sure.all())

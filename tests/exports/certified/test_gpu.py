@@ -48,7 +48,7 @@ def rows_of(matches: witness.Matches, rows: NDArray[np.bool_]) -> witness.Matche
 
 @pytest.mark.parametrize("d_sae", [150, 1500])
 @pytest.mark.parametrize("n", [1, 300])
-def test_rows_that_are_certain_are_those_of_the_witness(made: Made, kind: str, d_sae: int, n: int) -> None:
+def test_certain_rows_equal_the_witness(made: Made, kind: str, d_sae: int, n: int) -> None:
     slots = K if kind == "token" else d_sae // 8
     x, path = make_x(n), made(kind, d_sae, slots)
     indices, values, certain = run_graph(path, "encode_gpu.onnx", x=x)
@@ -76,7 +76,7 @@ def test_rows_of_the_gpu_graph_are_independent(made: Made, kind: str) -> None:
         np.testing.assert_allclose(alone[1][0], together[1][row], rtol=1e-5, atol=1e-6)
 
 
-def test_a_row_that_is_not_finite_is_not_certain_and_alone(made: Made, kind: str) -> None:
+def test_a_row_that_is_not_finite_is_not_certain_and_leaves_other_rows_unchanged(made: Made, kind: str) -> None:
     x, path = make_x(7), made(kind)
     spoilt = x.copy()
     spoilt[1, 3], spoilt[2, 4], spoilt[3, 5], spoilt[4] = np.nan, np.inf, -np.inf, 1e30
@@ -91,7 +91,7 @@ def test_a_row_that_is_not_finite_is_not_certain_and_alone(made: Made, kind: str
     ("kind", "size"), [("token", 1.0), ("token", 1e4), ("token", 1e18), ("mutual", 1e-20), ("feature", 1e-4)]
 )
 def test_the_gpu_graph_is_right_for_activations_of_any_size(made: Made, kind: str, size: float) -> None:
-    """What float16 could not hold is scaled; a threshold lets nothing pass of the small, nearly all of the large."""
+    """The graph scales sizes that float16 cannot hold; a threshold stops small activations and passes large ones."""
     x, path = (make_weights(150, kind)["b_dec"] + size * make_x(40)).astype(np.float32), made(kind)
     indices, values, certain = run_graph(path, "encode_gpu.onnx", x=x)
     assert certain.all()
@@ -99,8 +99,8 @@ def test_the_gpu_graph_is_right_for_activations_of_any_size(made: Made, kind: st
 
 
 @pytest.mark.parametrize("spread", [1.0, 1e-3])
-def test_no_pre_activation_lies_above_its_float16_bound(kind: str, spread: float) -> None:
-    """The sums as they come out here: products in float64, and one rounding to float16."""
+def test_no_pre_activation_exceeds_its_float16_bound(kind: str, spread: float) -> None:
+    """The test computes products in float64, with one rounding to float16."""
     rng = np.random.default_rng(3)
     weights, x = make_weights(150, kind), make_x(200)
     weights["W_enc"] *= rng.choice([1, spread], weights["W_enc"].shape).astype(np.float32)
@@ -116,9 +116,9 @@ def test_no_pre_activation_lies_above_its_float16_bound(kind: str, spread: float
     bound = q @ half[: D_IN + 1] + e * 256 * half[D_IN + 1] + half[D_IN + 2]
     p = (c @ weights["W_enc"].astype(np.float64) + weights["b_enc"] - weights.get("threshold", np.zeros(150))) / s
     slack = bound.astype(np.float16) - p
-    assert (slack >= 0).all() and np.median(slack) < 2e-3, "a bound that is loose"
+    assert (slack >= 0).all() and np.median(slack) < 2e-3, "the bound is loose"
     without = (q @ half[: D_IN + 1]).astype(np.float16) - p
-    assert (without < 0).mean() > 0.1, "the product alone is no bound"
+    assert (without < 0).mean() > 0.1, "the product without the error is a bound already"
 
 
 def test_weights_that_float16_cannot_hold_are_refused() -> None:
@@ -141,8 +141,8 @@ def test_candidates_are_a_quarter_more_than_slots_and_at_most_d_sae() -> None:
     assert [candidates(32, 24_576), candidates(96, 24_576), candidates(6, 10)] == [48, 120, 10]
 
 
-def test_the_gpu_graph_has_cuda_operators_alone(made: Made, kind: str) -> None:
-    """No operator for which CUDA has no kernel or must ask the host, and TopK by rows, sorted, of at most 256."""
+def test_the_gpu_graph_has_cuda_operators_only(made: Made, kind: str) -> None:
+    """Every operator has a CUDA kernel that does not wait for the CPU; TopK is by rows, sorted, and at most 256."""
     path = made(kind)
     model = onnx.load(path / "encode_gpu.onnx", load_external_data=False)
     assert {node.op_type for node in model.graph.node} <= ON_CUDA
@@ -154,7 +154,7 @@ def test_the_gpu_graph_has_cuda_operators_alone(made: Made, kind: str) -> None:
     assert record.row_independent and record.derived
 
 
-def test_the_gpu_graph_is_made_on_request_alone(made: Made, bundle_of: Callable[..., Path], kind: str) -> None:
+def test_the_gpu_graph_is_made_on_request_only(made: Made, bundle_of: Callable[..., Path], kind: str) -> None:
     assert "encode_gpu.onnx" not in bundle.read(bundle_of(kind)).manifest.graphs
     assert "encode_exact.onnx" not in bundle.read(made(kind)).manifest.graphs
     specs = read_header(made(kind) / DERIVED)

@@ -1,4 +1,4 @@
-"""The bound of int8 holds for every token and feature, whatever the activations, the weights and the runtime."""
+"""The bound of int8 holds for every token and feature, for any activations, weights and runtime."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -43,7 +43,7 @@ def uneven_weights(rng: np.random.Generator) -> Weights:
 
 
 def one_sign_weights(rng: np.random.Generator) -> Weights:
-    """Nothing cancels: sums grow all the way, and with them what rounding can lose."""
+    """All weights are positive: sums never shrink, so rounding can lose the most."""
     return {name: np.abs(array) for name, array in random_weights(rng).items()}
 
 
@@ -55,7 +55,7 @@ WEIGHTS = [random_weights, uneven_weights, one_sign_weights, silent_weights]
 
 
 def samples(rng: np.random.Generator) -> Iterator[tuple[str, Activations]]:
-    """What int8 may be made for."""
+    """Samples that `quantise` may get."""
     normal = rng.standard_normal((200, D_IN))
     outliers = normal * np.where(np.arange(D_IN) % 7 == 2, 100, 1)
     for name, x in (
@@ -72,7 +72,7 @@ def samples(rng: np.random.Generator) -> Iterator[tuple[str, Activations]]:
 
 
 def tokens(rng: np.random.Generator, sample: Activations) -> Activations:
-    """Like the sample, unlike it, and exactly where it is."""
+    """Tokens like the sample, tokens unlike it, and its centre."""
     size = np.abs(sample).max() + 1e-20
     like = sample[rng.integers(0, len(sample), 30)]
     single = np.eye(D_IN)[:8] * size * 10 ** rng.uniform(-6, 6, (8, 1))
@@ -116,7 +116,7 @@ def pre_activations(weights: Weights, x: Activations) -> NDArray[np.float64]:
 
 
 def upper(arrays: Arrays, outputs: Outputs, *, of_group: bool = False) -> NDArray[np.float64]:
-    """Bounds [n, d_sae] by place, of each feature alone or of its group."""
+    """Bounds [n, d_sae] by place, of each feature or of its group."""
     p, length, scale = (array.astype(np.float64) for array in outputs)
     bias, bound, share = (arrays[f"int8_{name}"].astype(np.float64) for name in ("bias", "bound", "share"))
     with np.errstate(invalid="ignore"):  # of tokens that have no bound
@@ -127,7 +127,7 @@ def upper(arrays: Arrays, outputs: Outputs, *, of_group: bool = False) -> NDArra
 
 def assert_bounded(weights: Weights, arrays: Arrays, x: Activations, outputs: Outputs) -> None:
     held = outputs[1][:, 0] < 1e30
-    assert held[np.abs(x).max(axis=1) < 1e18].all()  # the square of what is larger overflows
+    assert held[np.abs(x).max(axis=1) < 1e18].all()  # the squares of larger numbers overflow
     order = arrays["int8_order"]
     true = pre_activations(weights, x)[:, order]
     with np.errstate(all="ignore"):
@@ -138,11 +138,11 @@ def assert_bounded(weights: Weights, arrays: Arrays, x: Activations, outputs: Ou
 
 
 @pytest.mark.parametrize("make", WEIGHTS)
-def test_no_pre_activation_lies_above_its_int8_bound(make: Callable[[np.random.Generator], Weights]) -> None:
+def test_no_pre_activation_exceeds_its_int8_bound(make: Callable[[np.random.Generator], Weights]) -> None:
     rng = np.random.default_rng(0)
     for _name, sample in samples(rng):
         weights = make(rng)
-        arrays = quantise(weights, sample, np.random.default_rng(0)).arrays()
+        arrays = quantise(weights, sample, np.random.default_rng(0))
         model = bound_model(arrays, weights["b_pre"])
         x = tokens(rng, sample)
         for run in (by_onnxruntime(model), by_onnxruntime(model, PLAIN)):
@@ -151,10 +151,10 @@ def test_no_pre_activation_lies_above_its_int8_bound(make: Callable[[np.random.G
 
 
 @pytest.mark.parametrize("make", [random_weights, uneven_weights])
-def test_the_int8_bound_is_alike_in_all_runtimes(make: Callable[[np.random.Generator], Weights]) -> None:
+def test_the_int8_bound_is_close_in_all_runtimes(make: Callable[[np.random.Generator], Weights]) -> None:
     rng = np.random.default_rng(1)
     weights, sample = make(rng), rng.standard_normal((100, D_IN)).astype(np.float32)
-    arrays = quantise(weights, sample, np.random.default_rng(0)).arrays()
+    arrays = quantise(weights, sample, np.random.default_rng(0))
     model, x = bound_model(arrays, weights["b_pre"]), tokens(rng, sample)
     onnx.checker.check_model(model, full_check=True)
     levels_of_onnxruntime = onnxruntime.GraphOptimizationLevel.__members__.values()
@@ -164,18 +164,18 @@ def test_the_int8_bound_is_alike_in_all_runtimes(make: Callable[[np.random.Gener
         for run in runs:
             outputs = run(x, levels)
             assert_bounded(weights, arrays, x, outputs)
-            # Where v / s lies at the middle between two integers they may differ by a step.
+            # Where v / s is midway between two integers, runtimes may differ by a step.
             close = np.isclose(outputs[0], expected[0], rtol=1e-3, atol=1e-3 * np.abs(expected[0]).max(axis=1)[:, None])
             assert close.mean() > 0.98
 
 
 @pytest.mark.parametrize("levels", [63, 127])
 def test_the_int8_bound_is_tight_on_activations_like_the_sample(levels: int) -> None:
-    """On activations like the sample: a small multiple of what one feature differs from the other."""
+    """The slack is a fraction of the standard deviation of the pre-activations."""
     rng = np.random.default_rng(2)
     weights = random_weights(rng, 64, 512)
     x = (rng.standard_normal((600, 64)) * np.where(np.arange(64) % 9 == 1, 100, 1)).astype(np.float32)
-    arrays = quantise(weights, x[:500], np.random.default_rng(0)).arrays()
+    arrays = quantise(weights, x[:500], np.random.default_rng(0))
     outputs = by_onnxruntime(bound_model(arrays, weights["b_pre"]))(x[500:], levels)
     p = pre_activations(weights, x[500:])[:, arrays["int8_order"]]
     alone, grouped = upper(arrays, outputs) - p, upper(arrays, outputs, of_group=True) - p
@@ -185,10 +185,10 @@ def test_the_int8_bound_is_tight_on_activations_like_the_sample(levels: int) -> 
 
 
 @pytest.mark.parametrize(("given", "taken"), [(-5, 1), (0, 1), (500, 127)])
-def test_levels_are_taken_as_1_to_127(given: int, taken: int) -> None:
+def test_levels_are_clipped_to_1_to_127(given: int, taken: int) -> None:
     rng = np.random.default_rng(3)
     weights, sample = random_weights(rng), rng.standard_normal((50, D_IN)).astype(np.float32)
-    arrays = quantise(weights, sample, np.random.default_rng(0)).arrays()
+    arrays = quantise(weights, sample, np.random.default_rng(0))
     run = by_onnxruntime(bound_model(arrays, weights["b_pre"]))
     for found, expected in zip(run(sample, given), run(sample, taken), strict=True):
         np.testing.assert_array_equal(found, expected)
@@ -198,7 +198,7 @@ def test_levels_are_taken_as_1_to_127(given: int, taken: int) -> None:
 def test_the_int8_bound_of_a_row_does_not_depend_on_other_rows() -> None:
     rng = np.random.default_rng(4)
     weights, x = random_weights(rng), rng.standard_normal((40, D_IN)).astype(np.float32)
-    arrays = quantise(weights, x, np.random.default_rng(0)).arrays()
+    arrays = quantise(weights, x, np.random.default_rng(0))
     run = by_onnxruntime(bound_model(arrays, weights["b_pre"]))
     whole = run(x, 127)
     spoilt = x.copy()
@@ -207,15 +207,15 @@ def test_the_int8_bound_of_a_row_does_not_depend_on_other_rows() -> None:
     others[[5, 6]] = False
     for found, expected in zip(run(spoilt, 127), whole, strict=True):
         np.testing.assert_array_equal(found[others], expected[others])
-    assert not run(spoilt, 127)[1][5, 0] < 1e30, "a row of NaN that seems to have a bound"
+    assert not run(spoilt, 127)[1][5, 0] < 1e30, "a row of NaN seems to have a bound"
 
 
 def test_sums_of_two_products_fit_16_bits_at_63_levels() -> None:
-    """What an x86 processor without VNNI multiplies: unsigned activations in pairs, sums of two cut at 16 bits."""
+    """An x86 processor without VNNI multiplies unsigned activations in pairs, and saturates sums of two at 16 bits."""
     rng = np.random.default_rng(5)
     for make in (random_weights, uneven_weights):
         weights, sample = make(rng), (rng.standard_normal((50, D_IN)) * 30).astype(np.float32)
-        arrays = quantise(weights, sample, np.random.default_rng(0)).arrays()
+        arrays = quantise(weights, sample, np.random.default_rng(0))
         model = bound_model(arrays, weights["b_pre"])
         (stored,) = (node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear")
         model.graph.output.append(onnx.helper.make_tensor_value_info(stored, onnx.TensorProto.UINT8, None))
@@ -228,13 +228,13 @@ def test_sums_of_two_products_fit_16_bits_at_63_levels() -> None:
         assert np.abs(sums).max() < 2**15
 
 
-def test_features_of_an_int8_group_are_alike() -> None:
-    """Features of a group have like biases over their thresholds, and like lengths."""
+def test_features_of_an_int8_group_are_similar() -> None:
+    """Features of a group have similar biases over their thresholds, and similar lengths."""
     rng = np.random.default_rng(9)
     weights = random_weights(rng, 32, 4096)
     weights["W_enc"] *= rng.uniform(0.2, 5, 4096).astype(np.float32)
     weights["threshold"] = rng.uniform(0, 3, 4096).astype(np.float32)
-    arrays = quantise(weights, rng.standard_normal((200, 32)).astype(np.float32), rng).arrays()
+    arrays = quantise(weights, rng.standard_normal((200, 32)).astype(np.float32), rng)
     order = arrays["int8_order"]
     np.testing.assert_array_equal(np.sort(order), np.arange(4096))
     own = (arrays["int8_bias"].ravel() - weights["threshold"][order]).reshape(-1, 16)
@@ -243,14 +243,14 @@ def test_features_of_an_int8_group_are_alike() -> None:
     assert share.max() < 1.00001 and share.mean() > 0.85
     shuffled = rng.permutation(share.size)
     length = (share * arrays["int8_bound"][0][:, None]).ravel()[shuffled].reshape(-1, 16)
-    assert (length / length.max(axis=1, keepdims=True)).mean() < 0.7, "a test of next to nothing"
+    assert (length / length.max(axis=1, keepdims=True)).mean() < 0.7, "random groups are as uniform"
 
 
 def test_int8_activations_are_stored_as_uint8() -> None:
-    """int8 activations would become uint8 by adding 128 there, and their products would saturate."""
+    """onnxruntime would make uint8 of int8 activations by adding 128, and their products would saturate."""
     rng = np.random.default_rng(6)
     weights = random_weights(rng)
-    arrays = quantise(weights, np.ones((3, D_IN), np.float32), rng).arrays()
+    arrays = quantise(weights, np.ones((3, D_IN), np.float32), rng)
     nodes = {node.op_type: node for node in bound_model(arrays, weights["b_pre"]).graph.node}
     graph = bound_model(arrays, weights["b_pre"]).graph
     (cast,) = (node for node in graph.node if node.output[0] == nodes["QuantizeLinear"].input[2])
@@ -258,10 +258,10 @@ def test_int8_activations_are_stored_as_uint8() -> None:
 
 
 def test_onnxruntime_runs_its_int8_kernel(tmp_path: Path) -> None:
-    """The graph is written so that onnxruntime puts its int8 kernel in the place of what the standard says."""
+    """onnxruntime replaces the standard operators of the graph by its int8 kernel."""
     rng = np.random.default_rng(7)
     weights = random_weights(rng)
-    arrays = quantise(weights, np.ones((3, D_IN), np.float32), rng).arrays()
+    arrays = quantise(weights, np.ones((3, D_IN), np.float32), rng)
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.optimized_model_filepath = 3, str(tmp_path / "optimised.onnx")
     model = bound_model(arrays, weights["b_pre"]).SerializeToString()
@@ -273,7 +273,7 @@ def test_onnxruntime_runs_its_int8_kernel(tmp_path: Path) -> None:
 def test_int8_of_equal_weights_is_equal() -> None:
     rng = np.random.default_rng(8)
     weights, x = random_weights(rng), rng.standard_normal((50, D_IN)).astype(np.float32)
-    first, second = (quantise(weights, x, np.random.default_rng(0)).arrays() for _ in range(2))
+    first, second = (quantise(weights, x, np.random.default_rng(0)) for _ in range(2))
     for name in first:
         np.testing.assert_array_equal(first[name], second[name])
 

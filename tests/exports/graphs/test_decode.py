@@ -50,7 +50,7 @@ def test_unused_slots_add_nothing_to_the_reconstruction(bundle_of: BundleOf, kin
 
 
 @pytest.mark.parametrize("bad", [-1, 150, 2**40, -(2**63), 2**63 - 1])
-def test_an_unknown_feature_is_nan_in_its_row_alone(bundle_of: BundleOf, kind: str, bad: int) -> None:
+def test_an_unknown_feature_gives_nan_in_its_row_only(bundle_of: BundleOf, kind: str, bad: int) -> None:
     indices, values = some_features(7, 6, 150)
     (x_hat,) = run_graph(bundle_of(kind), "decode.onnx", indices=indices, values=values)
     indices[2, 4] = bad

@@ -20,7 +20,7 @@ def by_torch(kind: str, d_sae: int, x: NDArray[np.float32]) -> torch_witness.Spa
 
 
 def all_slots(kind: str, d_sae: int) -> dict[str, NDArray[np.int64]]:
-    """The input that makes room for every feature above its threshold."""
+    """The input that gives a slot to every feature above its threshold."""
     return {} if kind == "token" else {"slots": np.array([d_sae])}
 
 
@@ -34,10 +34,10 @@ def test_encoding_agrees_in_torch_numpy_and_onnxruntime(bundle_of: BundleOf, kin
     f, cuts = by_torch(kind, d_sae, x)
     torch_witness.assert_same_features(torch_witness.dense([indices, values], d_sae), (f, cuts))
     np.testing.assert_allclose(np.where(expected.kept, expected.z, 0), f.numpy(), rtol=1e-12, atol=1e-12)
-    assert n < 7 or expected.kept.sum() > n, "a test of next to nothing"
+    assert n < 7 or expected.kept.sum() > n, "hardly any match is tested"
 
 
-def test_the_default_slots_are_those_of_the_manifest(bundle_of: BundleOf, kind: str) -> None:
+def test_the_manifest_gives_the_default_slots(bundle_of: BundleOf, kind: str) -> None:
     indices, values = run_graph(bundle_of(kind), "encode.onnx", x=make_x(7))
     assert indices.shape == values.shape == (7, K if kind == "token" else 4 * K)
 
@@ -74,7 +74,7 @@ def test_encoding_zeros_and_the_bias_agrees_with_torch(bundle_of: BundleOf, kind
 
 
 @pytest.mark.parametrize("d_sae", [150, 1500])
-def test_encoding_ties_keeps_counts_and_values(bundle_of: BundleOf, kind: str, d_sae: int) -> None:
+def test_encoding_ties_gives_the_right_counts_and_values(bundle_of: BundleOf, kind: str, d_sae: int) -> None:
     x, weights = make_tied_x(60), make_tied_weights(d_sae, kind)
     path = bundle_of(kind, d_sae, tied=True)
     found = torch_witness.dense(run_graph(path, "encode.onnx", x=x, **all_slots(kind, d_sae)), d_sae)
@@ -86,11 +86,11 @@ def test_encoding_ties_keeps_counts_and_values(bundle_of: BundleOf, kind: str, d
         assert ((found == 0) | (found == z.numpy())).all()
         np.testing.assert_array_equal(np.sort(found, axis=1), np.sort(f, axis=1))
     else:
-        assert (z.numpy() == weights["threshold"]).any(), "no latent equals its threshold"
+        assert (z.numpy() == weights["threshold"]).any(), "no pre-activation equals its threshold"
         np.testing.assert_array_equal(found, torch_witness.threshold(z, weights["threshold"])[0].numpy())
 
 
-def test_encoding_nan_leaves_other_rows(bundle_of: BundleOf, kind: str) -> None:
+def test_encoding_a_row_of_nan_leaves_other_rows_unchanged(bundle_of: BundleOf, kind: str) -> None:
     x = make_x(7)
     spoilt = x.copy()
     spoilt[3, 5] = np.nan
@@ -104,7 +104,7 @@ def test_encoding_nan_leaves_other_rows(bundle_of: BundleOf, kind: str) -> None:
 
 
 def test_other_weights_give_other_features(bundle_of: BundleOf, kind: str) -> None:
-    """Guards the tests above against a comparison that passes for anything."""
+    """The comparison of the tests above must fail for other weights."""
     x = make_x(7)
     found = torch_witness.dense(run_graph(bundle_of(kind), "encode.onnx", x=x, **all_slots(kind, 150)), 150)
     weights = make_weights(150, kind, seed=1)

@@ -3,7 +3,8 @@ import onnx
 import pytest
 
 from sae_runtime.bundle.tensors import TensorSpec
-from sae_runtime.exports.graphs.graph import IR_VERSION, OPSET, Graph, external
+from sae_runtime.exports.graphs.external import external
+from sae_runtime.exports.graphs.graph import IR_VERSION, OPSET, Graph
 
 
 def test_equal_constants_are_kept_once() -> None:
@@ -39,7 +40,7 @@ def test_defaults_make_inputs_optional() -> None:
     assert model.ir_version == IR_VERSION and model.opset_import[0].version == OPSET
 
 
-def test_values_have_names_of_their_own() -> None:
+def test_no_two_values_share_a_name() -> None:
     graph = Graph("g")
     x = graph.input("x", np.float32, ["n", 4])
     values, indices = graph.ops("TopK", 2, graph.op("Relu", graph.op("Relu", x)), graph.constant([2], np.int64))

@@ -8,11 +8,12 @@ import torch_witness
 from conftest import QUOTA, K, make_tied_weights, make_tied_x, make_weights, make_x, run_graph
 from conftest import joint as joint_by_numpy
 from numpy.typing import NDArray
+from numpy_block import run_numpy
 from onnx.reference import ReferenceEvaluator
 
 from sae_runtime.bundle import quota
 from sae_runtime.exports import witness
-from sae_runtime.exports.graphs.joint import joint_in_numpy
+from sae_runtime.exports.graphs import joint
 
 BundleOf = Callable[..., Path]
 
@@ -61,14 +62,14 @@ def test_the_batch_rule_agrees_in_torch_numpy_and_onnxruntime(
 
 @pytest.mark.parametrize("n", [0, 1, 7, 300])
 @pytest.mark.parametrize("d_sae", [150, 1500])
-def test_the_numpy_version_of_the_batch_rule_is_the_graph(bundle_of: BundleOf, kind: str, d_sae: int, n: int) -> None:
+def test_the_batch_rule_is_the_numpy_of_its_docstring(bundle_of: BundleOf, kind: str, d_sae: int, n: int) -> None:
     x, weights = make_x(n), make_weights(d_sae, kind)
     z = np.maximum((x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"], 0)
     limit = None if kind == "mutual" else np.rint(quota.max_densities(QUOTA, K, d_sae) * n).astype(np.int64)
     outputs = run_graph(bundle_of(kind, d_sae), "encode_joint.onnx", x=x)
-    indices, values = joint_in_numpy(z, K * n, limit)
-    np.testing.assert_array_equal(outputs[0], indices)
-    np.testing.assert_allclose(outputs[1], values, rtol=1e-4, atol=1e-5)
+    expected = run_numpy(joint, z=z, total=K * n, limit=limit, n=n, d_sae=d_sae)
+    np.testing.assert_array_equal(outputs[0], expected["indices"])
+    np.testing.assert_allclose(outputs[1], expected["values"], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("k", [0.5, 2.5, 20.0])
@@ -126,13 +127,15 @@ def test_the_batch_rule_is_right_for_zeros_and_the_bias(bundle_of: BundleOf, kin
 
 
 def _summed(sparse: torch_witness.Sparse) -> torch_witness.Sparse:
-    """Equal rows tie: which of them a feature goes to is open, what it gets in all is not."""
+    """Features summed over equal rows: a feature may go to any of them, but its total is fixed."""
     return sparse[0].sum(0, keepdim=True), [cut.reshape(-1)[:1] for cut in sparse[1]]
 
 
 @pytest.mark.parametrize("d_sae", [150, 1500])
 @pytest.mark.parametrize("k", [0.5, 6.0, 30.0])
-def test_the_batch_rule_keeps_counts_and_values_of_ties(bundle_of: BundleOf, kind: str, d_sae: int, k: float) -> None:
+def test_the_batch_rule_gives_the_right_counts_and_values_for_ties(
+    bundle_of: BundleOf, kind: str, d_sae: int, k: float
+) -> None:
     x, weights = make_tied_x(60), make_tied_weights(d_sae, kind)
     path = bundle_of(kind, d_sae, tied=True)
     found = torch_witness.dense(run_graph(path, "encode_joint.onnx", x=x, k=np.array(k)), d_sae)
@@ -145,7 +148,7 @@ def test_the_batch_rule_keeps_counts_and_values_of_ties(bundle_of: BundleOf, kin
     if kind == "feature":
         limit = quota.tokens_per_feature(quota.max_densities(QUOTA, K, d_sae), 60)
         assert ((found > 0).sum(axis=0) <= limit).all()
-        assert ((z > 0).sum(axis=0) > limit).any(), "no cap binds"
+        assert ((z > 0).sum(axis=0) > limit).any(), "no limit of a feature is reached"
 
 
 @pytest.mark.parametrize("padding", [0.0, 50.0, np.nan, np.inf])
@@ -162,7 +165,7 @@ def test_padding_changes_nothing_in_the_batch_rule(bundle_of: BundleOf, kind: st
     torch_witness.assert_same_features(found, by_torch(kind, make_weights(150, kind), finite, valid=valid))
 
 
-def test_one_valid_flag_stands_for_all(bundle_of: BundleOf, kind: str) -> None:
+def test_one_valid_flag_applies_to_all_rows(bundle_of: BundleOf, kind: str) -> None:
     x = make_x(7)
     default = run_graph(bundle_of(kind), "encode_joint.onnx", x=x)
     for found, expected in zip(
@@ -188,7 +191,7 @@ def test_a_bad_row_is_nan_and_takes_nothing_from_the_others(bundle_of: BundleOf,
     torch_witness.assert_same_features(torch_witness.dense([indices, values], 150), expected)
 
 
-def test_neighbours_change_the_batch_rule(bundle_of: BundleOf, kind: str) -> None:
+def test_other_tokens_change_the_batch_rule(bundle_of: BundleOf, kind: str) -> None:
     """Why its graph is recorded as not row-independent."""
     x = make_x(7)
     together = torch_witness.dense(run_graph(bundle_of(kind), "encode_joint.onnx", x=x), 150)

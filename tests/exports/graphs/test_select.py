@@ -8,6 +8,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
+from numpy_block import run_numpy
 from onnx.reference import ReferenceEvaluator
 
 from sae_runtime.bundle.graphs import GROUP
@@ -15,10 +16,8 @@ from sae_runtime.exports.graphs.graph import Graph
 from sae_runtime.exports.graphs.select import (
     first_rows,
     largest,
-    largest_in_numpy,
     not_empty,
     winners,
-    winners_in_numpy,
 )
 
 PreActivations = NDArray[np.float32]
@@ -64,7 +63,7 @@ def pre_activations(rng: np.random.Generator, n: int, d_sae: int, kind: str) -> 
 
 @pytest.mark.parametrize("d_sae", [16, 32, 48, 512, 1008, 5, 150])
 @pytest.mark.parametrize("kind", ["normal", "ties", "sparse", "negative", "equal", "crowded"])
-def test_the_largest_equal_a_stable_sort_and_the_numpy_version(d_sae: int, kind: str) -> None:
+def test_the_largest_are_those_of_a_stable_sort_and_of_the_docstring(d_sae: int, kind: str) -> None:
     rng = np.random.default_rng(d_sae)
     for n in (0, 1, 33):
         z = pre_activations(rng, n, d_sae, kind)
@@ -76,13 +75,13 @@ def test_the_largest_equal_a_stable_sort_and_the_numpy_version(d_sae: int, kind:
             np.testing.assert_array_equal(indices, expected)
             np.testing.assert_array_equal(values, np.take_along_axis(z, expected, axis=1))
             if d_sae % GROUP == 0:
-                in_numpy = largest_in_numpy(z, slots)
-                np.testing.assert_array_equal(in_numpy[0], indices)
-                np.testing.assert_array_equal(in_numpy[1], values)
+                in_numpy = run_numpy(largest, z=z, slots=slots, d_sae=d_sae)
+                np.testing.assert_array_equal(in_numpy["indices"], indices)
+                np.testing.assert_array_equal(in_numpy["values"], values)
 
 
 @pytest.mark.parametrize("d_sae", [64, 150])
-def test_selecting_from_a_row_of_nan_leaves_other_rows(d_sae: int) -> None:
+def test_selecting_from_a_row_of_nan_leaves_other_rows_unchanged(d_sae: int) -> None:
     z = np.random.default_rng(0).standard_normal((5, d_sae)).astype(np.float32)
     expected = selected(d_sae)(z, 7)
     z[2] = np.nan
@@ -103,7 +102,7 @@ def test_selecting_agrees_with_the_reference_evaluator(d_sae: int) -> None:
 
 
 @pytest.mark.parametrize("slots", [1, 3, 8, 20])
-def test_the_winners_equal_the_numpy_version(slots: int) -> None:
+def test_the_winners_are_those_of_the_docstring(slots: int) -> None:
     graph = Graph("winners")
     z, count = graph.input("z", np.float32, ["n", 48]), graph.input("slots", np.int64, [1])
     indices, values = winners(graph, z, 8, count, 48)
@@ -113,5 +112,6 @@ def test_the_winners_equal_the_numpy_version(slots: int) -> None:
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     x = pre_activations(np.random.default_rng(0), 20, 48, "normal")
     outputs = session.run(None, {"z": x, "slots": np.array([slots])})
-    for output, expected in zip(outputs, winners_in_numpy(x, 8, slots), strict=True):
-        np.testing.assert_array_equal(output, expected)
+    expected = run_numpy(winners, z=x, k=8, slots=slots, d_sae=48)
+    for output, name in zip(outputs, ("indices", "values"), strict=True):
+        np.testing.assert_array_equal(output, expected[name])

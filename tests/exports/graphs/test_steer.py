@@ -11,12 +11,14 @@ import torch_witness
 from conftest import D_IN, K, make_weights, make_x, run_graph
 from conftest import served as served_by_numpy
 from numpy.typing import ArrayLike, NDArray
+from numpy_block import run_numpy
 from onnx.reference import ReferenceEvaluator
 
 from sae_runtime.bundle.folder import DERIVED, read
 from sae_runtime.bundle.tensors import read_header, save_tensors
 from sae_runtime.exports import witness
-from sae_runtime.exports.graphs.steer import steer_graph, steer_in_numpy
+from sae_runtime.exports.graphs import steer
+from sae_runtime.exports.graphs.steer import steer_graph
 
 BundleOf = Callable[..., Path]
 Arrays = dict[str, NDArray[Any]]
@@ -24,7 +26,7 @@ LARGEST = float(np.finfo(np.float32).max)
 
 
 def some_edits(b: int, e: int, d_sae: int, kind: str, x: NDArray[np.float32]) -> Arrays:
-    """Edits of active and of inactive features, other ones for each of the b requests."""
+    """Edits of active and inactive features, different for each of the b requests."""
     rng = np.random.default_rng(7)
     busiest = np.argsort(-served_by_numpy(kind, d_sae, x.reshape(-1, D_IN)).kept.sum(axis=0))
     pool = np.unique(np.concatenate([busiest[: 2 * e], rng.integers(0, d_sae, 2 * e)]))
@@ -78,7 +80,7 @@ def test_steering_agrees_in_torch_numpy_and_onnxruntime(
     assert b * t < 15 or (f.reshape(-1, d_sae)[:, features[0]] > 0).any(), "no edited feature is active"
 
 
-def test_the_numpy_version_of_steering_is_the_graph(bundle_of: BundleOf, kind: str) -> None:
+def test_steering_is_the_numpy_of_its_docstring(bundle_of: BundleOf, kind: str) -> None:
     x = make_x(15).reshape(3, 5, D_IN)
     edits = some_edits(3, 4, 150, kind, x)
     (y,) = run_graph(bundle_of(kind), "steer.onnx", x=x, **edits)
@@ -86,9 +88,9 @@ def test_the_numpy_version_of_steering_is_the_graph(bundle_of: BundleOf, kind: s
     f = np.where(matches.kept, matches.z, 0).reshape(3, 5, 150)
     features = edits.pop("features")
     f = np.take_along_axis(f, features[:, None].repeat(5, axis=1), axis=2)
-    rows, one = make_weights(150, kind)["W_dec"][features], np.ones((1, 1, 1))
-    expected = steer_in_numpy(x, f, rows, one, **edits, gate=one)
-    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+    names: dict[str, Any] = {"W_dec": make_weights(150, kind)["W_dec"], "features": features, "size": 1, "gate": 1}
+    expected = run_numpy(steer, x=x, f=f, **names, **edits)
+    np.testing.assert_allclose(y, expected["y"], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["mutual", "feature"])
@@ -135,7 +137,7 @@ def test_steering_broadcasts_the_gate(bundle_of: BundleOf, kind: str, shape: tup
     torch_witness.assert_close(y, by_torch(kind, 150, x, edits, gate))
 
 
-def test_steering_token_choice_edits_the_top_k_alone(bundle_of: BundleOf) -> None:
+def test_steering_token_choice_edits_the_top_k_only(bundle_of: BundleOf) -> None:
     x = make_x(7)[None]
     z = torch_witness.pre_activations(make_weights(150, "token"), x[0]).numpy()
     order = np.argsort(-z, axis=1)
@@ -151,7 +153,7 @@ def test_steering_token_choice_edits_the_top_k_alone(bundle_of: BundleOf) -> Non
 
 
 @pytest.mark.parametrize("bad", [-1, 150, 2**40, -(2**63)])
-def test_steering_an_unknown_feature_is_nan_in_its_request_alone(bundle_of: BundleOf, kind: str, bad: int) -> None:
+def test_steering_an_unknown_feature_gives_nan_in_its_request_only(bundle_of: BundleOf, kind: str, bad: int) -> None:
     x = make_x(12).reshape(3, 4, D_IN)
     edits = some_edits(3, 3, 150, kind, x)
     (y,) = run_graph(bundle_of(kind), "steer.onnx", x=x, **edits)
@@ -161,7 +163,7 @@ def test_steering_an_unknown_feature_is_nan_in_its_request_alone(bundle_of: Bund
     np.testing.assert_array_equal(found[[0, 2]], y[[0, 2]])
 
 
-def test_steering_nan_leaves_other_rows(bundle_of: BundleOf, kind: str) -> None:
+def test_steering_nan_leaves_other_tokens_unchanged(bundle_of: BundleOf, kind: str) -> None:
     x = make_x(12).reshape(3, 4, D_IN)
     edits = some_edits(3, 3, 150, kind, x)
     (y,) = run_graph(bundle_of(kind), "steer.onnx", x=x, **edits)
@@ -173,13 +175,13 @@ def test_steering_nan_leaves_other_rows(bundle_of: BundleOf, kind: str) -> None:
     np.testing.assert_array_equal(found[others], y[others])
 
 
-def test_steering_one_request_leaves_the_others(bundle_of: BundleOf, kind: str) -> None:
+def test_steering_one_request_does_not_depend_on_the_others(bundle_of: BundleOf, kind: str) -> None:
     x = make_x(12).reshape(3, 4, D_IN)
     edits = some_edits(3, 3, 150, kind, x)
     (y,) = run_graph(bundle_of(kind), "steer.onnx", x=x, **edits)
     others = make_x(12, seed=9).reshape(3, 4, D_IN)
     others[1] = x[1]
-    changed = {name: array[::-1].copy() for name, array in edits.items()}  # the middle one keeps its place
+    changed = {name: array[::-1].copy() for name, array in edits.items()}  # the middle request stays in the middle
     (found,) = run_graph(bundle_of(kind), "steer.onnx", x=others, **changed)
     np.testing.assert_array_equal(found[1], y[1])
     assert (found[0] != y[0]).any()
@@ -200,7 +202,7 @@ def test_steering_by_rows_of_the_encoder_equals_its_columns(
 ) -> None:
     bundle = read(shutil.copytree(bundle_of(kind), tmp_path / "copy"))
     save_tensors(bundle.path / DERIVED, {"W_enc_rows": np.ascontiguousarray(bundle.tensor("W_enc").T)})
-    model = steer_graph(bundle, read_header(bundle.path / DERIVED)["W_enc_rows"])
+    model = steer_graph(bundle, read_header(bundle.path / DERIVED))
     ir.save(model, bundle.path / "rows.onnx")
     assert "W_enc" not in model.graph.initializers
     x = make_x(b * t).reshape(b, t, D_IN)

@@ -76,7 +76,7 @@ def test_a_hook_that_names_no_tensor_or_several_lists_candidates(kind: str, hook
 
 
 def fused(simple: bool) -> onnx.ModelProto:
-    """Two blocks as onnxruntime-genai builds them: every sum of the stream lies in the norm that comes after it."""
+    """Two blocks as onnxruntime-genai builds them: every sum of the stream is inside the next norm."""
     rng, weights = np.random.default_rng(0), {}
 
     def weight(name: str, *shape: int) -> str:

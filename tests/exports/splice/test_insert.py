@@ -1,4 +1,3 @@
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from conftest import D_IN, make_weights, make_x, run_graph, served
+from numpy_block import run_numpy
 
 from sae_runtime import Edit
 from sae_runtime.bundle import folder as bundle
@@ -19,19 +19,16 @@ D_SAE = 150
 
 def by_the_docstring(kind: str, names: dict[str, Any]) -> dict[str, Any]:
     """The names after the numpy code in the module's docstring ran."""
-    code = "\n".join(line for line in (insert.__doc__ or "").splitlines() if line.startswith("    "))
 
     def encode(x: Any) -> Any:
         matches = served(kind, D_SAE, x.reshape(-1, D_IN))
         return np.where(matches.kept, matches.z, 0).reshape(*x.shape[:2], D_SAE)
 
-    names = names | make_weights(D_SAE, kind) | {"np": np, "encode": encode}
-    exec(textwrap.dedent(code), names)
-    return names
+    return run_numpy(insert, **names, **make_weights(D_SAE, kind), encode=encode)
 
 
 @pytest.mark.parametrize("replace", [False, True])
-def test_the_graph_computes_what_its_numpy_version_says(copy_of: CopyOf, kind: str, replace: bool) -> None:
+def test_a_splice_is_the_numpy_of_its_docstring(copy_of: CopyOf, kind: str, replace: bool) -> None:
     folder, x = copy_of(kind, D_SAE), make_x(12).reshape(2, 6, D_IN)
     edits = as_inputs([[Edit.set(3, 4.0), Edit.add(7, 2.0)], [Edit.cap(5, 2.5), Edit.scale(9, 3.0)]], D_SAE)
     rng = np.random.default_rng(0)

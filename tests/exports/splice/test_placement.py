@@ -33,7 +33,7 @@ def test_a_file_elsewhere_is_copied_and_copied_again_with_force(tmp_path: Path, 
         assert [path.name for path in (tmp_path / "a" / "b" / "sae").iterdir()] == ["weights.bin"]
 
 
-def test_a_file_that_has_its_place_under_a_second_name_is_left_alone(tmp_path: Path, weights: Path) -> None:
+def test_a_file_with_a_second_name_in_the_folder_is_not_copied(tmp_path: Path, weights: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "weights.bin").hardlink_to(weights)
     placement = Placement(tmp_path / "out")
@@ -52,7 +52,7 @@ def test_a_block_that_raises_leaves_no_copy_and_no_folder(tmp_path: Path, weight
     assert [path.name for path in tmp_path.iterdir()] == ["from"]
 
 
-def test_a_copy_that_fails_takes_the_copies_before_it_along(tmp_path: Path, weights: Path) -> None:
+def test_a_copy_that_fails_removes_the_copies_before_it(tmp_path: Path, weights: Path) -> None:
     (tmp_path / "from" / "more.bin").write_bytes(b"678")
     placement = Placement(tmp_path / "out")
     placement.locate(weights, "sae")
@@ -63,7 +63,7 @@ def test_a_copy_that_fails_takes_the_copies_before_it_along(tmp_path: Path, weig
     assert [path.name for path in tmp_path.iterdir()] == ["from"]
 
 
-def test_another_file_in_the_place_of_a_copy_stays_without_force(tmp_path: Path, weights: Path) -> None:
+def test_another_file_at_the_path_of_a_copy_stays_without_force(tmp_path: Path, weights: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "weights.bin").write_text("mine")
@@ -79,7 +79,7 @@ def test_another_file_in_the_place_of_a_copy_stays_without_force(tmp_path: Path,
         assert (out / "weights.bin").read_bytes() == b"12345"
 
 
-def test_two_files_of_one_place_and_a_missing_file_are_refused(tmp_path: Path, weights: Path) -> None:
+def test_two_files_with_one_path_and_a_missing_file_are_refused(tmp_path: Path, weights: Path) -> None:
     placement = Placement(tmp_path / "out")
     placement.locate(weights)
     (tmp_path / "weights.bin").write_text("another")

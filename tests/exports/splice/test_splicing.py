@@ -56,7 +56,7 @@ def with_prefix(inputs: Arrays, name: str = "sae") -> Arrays:
 
 
 def activations(host: str, feed: Arrays) -> NDArray[np.float32]:
-    """What the hook gives in torch, without a past: [b, t, d_in]."""
+    """The activations at the hook in torch, without a past: [b, t, d_in]."""
     model = torch_host(host)
     ids, mask = (torch.from_numpy(feed[name]) for name in ("input_ids", "attention_mask"))
     extra = {"position_ids": positions(mask)} if host == "gpt2" else {}
@@ -73,7 +73,7 @@ def positions(mask: torch.Tensor) -> torch.Tensor:
 
 
 def downstream(host: str, feed: Arrays, y: NDArray[Any], past: Any = None) -> Any:
-    """torch's answer where y stands at the hook."""
+    """torch's answer with y at the hook."""
     ids, mask = (torch.from_numpy(feed[name]) for name in ("input_ids", "attention_mask"))
     extra: dict[str, Any] = {}
     if host == "gpt2":
@@ -94,7 +94,7 @@ def by_algebra(kind: str, x: NDArray[np.float32], inputs: Arrays, gate: Any = 1.
 
 
 def assert_same(found: NDArray[Any], expected: Any, feed: Arrays, tolerance: float = 1e-4) -> None:
-    """Equal relative to the largest, at real tokens."""
+    """Assert equality at real tokens, relative to the largest number."""
     expected = np.asarray(expected, np.float64)
     real = feed["attention_mask"][:, -found.shape[1] :].astype(bool)
     assert found.shape == expected.shape
@@ -130,7 +130,7 @@ def test_a_spliced_host_without_edits_gives_the_outputs_of_the_host(spliced: Spl
 
 
 def operations(path: Path, folder: Path) -> Counter[str]:
-    """What onnxruntime runs of a graph, branches left out."""
+    """The operations of a graph that onnxruntime runs, without those in branches."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.optimized_model_filepath = str(folder / "optimised.onnx")
@@ -140,7 +140,7 @@ def operations(path: Path, folder: Path) -> Counter[str]:
 
 
 @pytest.mark.parametrize("host", HOOKS)
-def test_a_splice_that_is_not_asked_is_a_few_operations_and_breaks_no_fusion(
+def test_an_unused_splice_runs_few_operations_and_breaks_no_fusion(
     spliced: Spliced, host: str, kind: str, tmp_path: Path
 ) -> None:
     before, after = operations(host_graph(host), tmp_path), operations(spliced(host, kind), tmp_path)
@@ -159,7 +159,7 @@ def test_a_spliced_graph_passes_the_onnx_checker_and_repeats_no_name(
     assert len(set(names)) == len(names), "a name in a branch hides another"
 
 
-def test_inputs_and_outputs_of_a_spliced_graph_are_those_of_the_document(spliced: Spliced, kind: str) -> None:
+def test_the_document_lists_the_inputs_and_outputs_of_a_spliced_graph(spliced: Spliced, kind: str) -> None:
     session = open_plainly(spliced("bert", kind), False)
     types = {"i64": "tensor(int64)", "f32": "tensor(float)"}
     optional = {value.name: (value.type, len(value.shape)) for value in session.get_overridable_initializers()}
@@ -195,7 +195,7 @@ def test_nan_in_a_direction_or_a_bound_reaches_the_output_of_its_request(spliced
         found = run(spliced("bert", kind), feed | inputs)["last_hidden_state"]
         assert np.isnan(found[0]).all() and np.isfinite(found[1]).all()
     alone = run(spliced("bert", kind), feed | {"sae_direction": nan["direction"]})["last_hidden_state"]
-    assert np.isnan(alone[0]).all() and np.isfinite(alone[1]).all(), "a direction is taken without edits too"
+    assert np.isnan(alone[0]).all() and np.isfinite(alone[1]).all(), "a direction works without edits too"
 
 
 @pytest.mark.parametrize("name", SAELENS)
@@ -306,7 +306,7 @@ def test_replace_puts_the_reconstruction_in_place_of_the_activation(spliced: Spl
 
 
 @pytest.mark.parametrize("host", HOOKS)
-def test_features_that_are_read_are_those_before_editing(spliced: Spliced, host: str, kind: str) -> None:
+def test_a_splice_gives_the_features_before_the_edits(spliced: Spliced, host: str, kind: str) -> None:
     feed = feed_of(host, 3, 9)
     x = activations(host, feed)
     edits = with_prefix(as_inputs([[Edit.set(4, 9.0)]], D_SAE))
@@ -334,7 +334,7 @@ def test_reading_is_switched_off_with_0_slots(spliced: Spliced, kind: str) -> No
 
 
 @pytest.mark.parametrize("host", HOOKS)
-def test_requests_do_not_touch_each_other(spliced: Spliced, host: str, kind: str) -> None:
+def test_requests_do_not_depend_on_each_other(spliced: Spliced, host: str, kind: str) -> None:
     feed = feed_of(host, 4, 9)
     lists = [[Edit.set(1, 5.0), Edit.ablate(2)], [], [Edit.scale(3, 0.0)], [Edit.add(140, -4.0), Edit.cap(1, 2.0)]]
     found = run(spliced(host, kind), feed | with_prefix(as_inputs(lists, D_SAE)))
@@ -355,7 +355,7 @@ def test_requests_do_not_touch_each_other(spliced: Spliced, host: str, kind: str
 
 
 @pytest.mark.parametrize("name", ["features", "when"])
-def test_an_unknown_feature_is_nan_in_its_request_alone(spliced: Spliced, kind: str, name: str) -> None:
+def test_an_unknown_feature_gives_nan_in_its_request_only(spliced: Spliced, kind: str, name: str) -> None:
     feed = feed_of("bert", 3, 9)
     inputs = with_prefix(as_inputs([[Edit.add(1, 2.0)], [Edit.add(2, 2.0)], []], D_SAE))
     good = run(spliced("bert", kind), feed | inputs)["last_hidden_state"]
