@@ -14,7 +14,7 @@ from sae_runtime import SAE, Activations, Edit, load
 from sae_runtime.browser import page, plots
 from sae_runtime.browser.report import read_metrics
 from sae_runtime.bundle import files, quota
-from sae_runtime.demo.lines import Line, card, printed
+from sae_runtime.demo.cards import Line, card, printed
 from sae_runtime.demo.neighbours import embed, nearest
 from sae_runtime.demo.spans import FeatureTable, ReadableFeature, readable_features
 from sae_runtime.demo.text import paragraphs

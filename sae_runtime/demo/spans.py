@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from sae_runtime.demo.lines import Line
+from sae_runtime.demo.cards import Line
 
 _TOP = 20  # matches by which a feature is judged
 _AROUND = 7  # tokens shown on either side

@@ -6,7 +6,7 @@ import pytest
 
 from sae_runtime import demo, load
 from sae_runtime.cli import main
-from sae_runtime.demo.lines import Line, card
+from sae_runtime.demo.cards import Line, card
 from sae_runtime.demo.neighbours import nearest
 from sae_runtime.demo.text import paragraphs
 
