@@ -231,16 +231,14 @@ def test_repr_of_an_sae_says_what_it_is(tmp_path: Path, bundle_of: BundleOf) -> 
 
 def test_another_width_is_refused_with_both_widths_and_the_hook(tmp_path: Path, sae: SAE) -> None:
     for x in (np.zeros((3, 25)), np.zeros(25), np.zeros((D_IN, 0))):
-        with pytest.raises(
-            ValueError, match=rf"activations have width {x.shape[-1]}, this SAE expects 24; was another"
-        ):
+        with pytest.raises(ValueError, match=rf"activations have d_in {x.shape[-1]}, this SAE expects 24; was another"):
             sae.encode(x)
-    with pytest.raises(ValueError, match="activations have width none, this SAE expects 24"):
+    with pytest.raises(ValueError, match="activations have d_in None, this SAE expects 24"):
         sae.encode(1.0)
     manifest = dataclasses.replace(make_manifest(150, "mutual"), model="gpt2", hook="h.6")
     bundle.write(tmp_path / "b", make_weights(150, "mutual"), manifest)
     export(tmp_path / "b")
-    message = r"activations have width 25, this SAE expects 24 \(gpt2, h\.6\); was another layer captured\?"
+    message = r"activations have d_in 25, this SAE expects 24 \(gpt2, h\.6\); was another layer captured\?"
     named = load(tmp_path / "b")
     with pytest.raises(ValueError, match=message):
         named.encode(np.zeros((3, 25)))
@@ -375,7 +373,7 @@ def test_encode_batch_refuses_what_a_reader_gives_wrongly(sae: SAE, kind: str) -
     x = make_x(9)
     with pytest.raises(ValueError, match=r"read gave activations \[8, d_in\], expected 9 rows"):
         sae.encode_batch(lambda ids: x[:8], 9)
-    with pytest.raises(ValueError, match="activations have width 23, this SAE expects 24; was another layer captured?"):
+    with pytest.raises(ValueError, match="activations have d_in 23, this SAE expects 24; was another layer captured?"):
         sae.encode_batch(lambda ids: x[ids, 1:], 9)
     x[4] = np.nan
     with pytest.raises(ValueError, match="row 4 of the activations holds NaN or Inf; drop it or mend the model"):

@@ -152,13 +152,10 @@ def check_source(activations: Activations, manifest: Manifest, *, any_source: bo
     Raises:
         ValueError: they have another width or, unless `any_source` is set, come from another model or hook.
     """
-    d_in = manifest.architecture.d_in
-    if activations.d_in != d_in:
-        source = ", ".join(filter(None, (manifest.model, manifest.hook)))
-        raise ValueError(
-            f"{activations.path}: activations have width {activations.d_in}, this SAE expects {d_in}"
-            f"{f' ({source})' if source else ''}; was another layer captured?"
-        )
+    try:
+        manifest.check_d_in(activations.d_in)
+    except ValueError as error:
+        raise ValueError(f"{activations.path}: {error}") from error
     for what, theirs, ours in (
         ("model", activations.model, manifest.model),
         ("hook", activations.hook, manifest.hook),

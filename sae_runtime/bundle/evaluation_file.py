@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sae_runtime.bundle import quota
 from sae_runtime.bundle.manifest import Allocation, Architecture
 from sae_runtime.bundle.quota import Quota
-from sae_runtime.bundle.typed_json import read_json
+from sae_runtime.bundle.typed_json import read_versioned
 
 SCHEMA_VERSION = 1
 
@@ -119,9 +119,7 @@ def read_evaluation(path: Path) -> Evaluation:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; make it: sae-runtime evaluate BUNDLE -o {path}")
     try:
-        evaluation: Evaluation = read_json(Evaluation, path.read_bytes(), "the evaluation")
-        if evaluation.schema_version != SCHEMA_VERSION:
-            raise ValueError(f"the evaluation has schema version {evaluation.schema_version}, not {SCHEMA_VERSION}")
+        evaluation: Evaluation = read_versioned(Evaluation, path.read_bytes(), "the evaluation", version=SCHEMA_VERSION)
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{path}: {error}; make it again with sae-runtime evaluate -o {path}") from error
     return evaluation

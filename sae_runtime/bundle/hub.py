@@ -6,6 +6,7 @@ Only files that cannot run code when they are read are fetched.
 import re
 from pathlib import Path
 
+from sae_runtime.bundle import manifest
 from sae_runtime.bundle.extras import require
 
 SCHEME = "hf://"
@@ -13,7 +14,6 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _DATA = (".json", ".safetensors", ".npz")  # npz: Gemma Scope has nothing else, and numpy reads it without unpickling
 _FILES = (*_DATA, ".onnx", ".pt", ".pth", ".bin")  # files that a reference may name
 _GRAPHS = ".onnx"  # of bundles only, whose manifest knows their hashes
-_BUNDLE = "sae_runtime.json"
 
 
 def local(reference: str | Path) -> Path:
@@ -86,7 +86,7 @@ def fetch(reference: str) -> Path:
     snapshot = _download(reference, repository, revision, [f"{folder}*{end}" for end in _DATA], [f"{folder}*/*"])
     path = _existing(snapshot / inside, reference)
     further: list[str] = []
-    if (path / _BUNDLE).is_file():
+    if (path / manifest.FILE).is_file():
         further = [f"{folder}*{_GRAPHS}"]
     elif not any(path.glob("*.safetensors")) and not any(path.glob("*.npz")):
         folder += "checkpoints/"

@@ -7,6 +7,7 @@ from typing import Literal
 import click
 
 from sae_runtime.activations.stored import open_activations
+from sae_runtime.bundle.graphs import ENCODERS
 from sae_runtime.cli.common import (
     activations_option,
     any_source_option,
@@ -20,7 +21,6 @@ from sae_runtime.cli.common import (
     show,
 )
 from sae_runtime.cli.options import Command
-from sae_runtime.engine.tiler import ENCODERS
 from sae_runtime.extraction.delphi import SEQUENCE
 from sae_runtime.extraction.extract import Format, Values, extract
 from sae_runtime.extraction.extract import output as made_at

@@ -212,6 +212,24 @@ def from_slots(parts: Iterable[Slots], d_sae: int, shape: tuple[int, ...]) -> Fe
     return concatenate([_compressed(slots, d_sae) for slots in parts], d_sae, shape)
 
 
+def joined_slots(parts: Sequence[Slots]) -> Slots:
+    """The rows of all parts as one pair of arrays, with as many slots as the fullest row needs, but at least one.
+
+    >>> one, two = (np.array([[3, 1]]), np.ones((1, 2), np.float32)), (np.array([[5]]), np.ones((1, 1), np.float32))
+    >>> joined_slots([one, two])[0].tolist()
+    [[3, 1], [5, 0]]
+    """
+    slots = max([1, *(int((values > 0).sum(axis=1).max()) for _, values in parts)])
+    tokens = sum(len(values) for _, values in parts)
+    indices, values = np.zeros((tokens, slots), np.int64), np.zeros((tokens, slots), np.float32)
+    begin = 0
+    for part_indices, part_values in parts:
+        rows, used = slice(begin, begin := begin + len(part_values)), part_values[:, :slots]
+        values[rows, : used.shape[1]] = used
+        indices[rows, : used.shape[1]] = np.where(used > 0, part_indices[:, :slots], 0)
+    return indices, values
+
+
 def concatenate(parts: Sequence[Features], d_sae: int, shape: tuple[int, ...]) -> Features:
     """Features of this shape whose tokens are those of the parts, one part after the other."""
     return Features(

@@ -6,9 +6,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from sae_runtime.bundle.graphs import ENCODE
 from sae_runtime.bundle.manifest import Manifest
 from sae_runtime.engine.sessions import Sessions
-from sae_runtime.engine.tiler import PLAIN
 
 T = TypeVar("T")
 """An array with DLPack: torch.Tensor, cupy.ndarray, numpy.ndarray."""
@@ -38,7 +38,7 @@ def encode_tensor(sessions: Sessions, manifest: Manifest, graph: str, x: T) -> t
     if again:
         part: Any = x
         rows = _borrowed(part[again], sessions.device, manifest.architecture.d_in)
-        for whole, redone in zip((indices, values), _run(sessions, PLAIN, rows), strict=True):
+        for whole, redone in zip((indices, values), _run(sessions, ENCODE.file, rows), strict=True):
             whole[again] = as_tensor(redone)
     return indices, values
 

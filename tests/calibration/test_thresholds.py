@@ -268,7 +268,7 @@ def test_bundles_values_of_k_and_activations_that_do_not_fit_are_refused(bundle_
     with pytest.raises(ValueError, match="so large that their features are no finite numbers"):
         calibrate_bundle(path, plain(tmp_path, rows={7: 3e38}), k=3.0)
     np.save(tmp_path / "x.npy", np.zeros((100, 7), np.float32))
-    with pytest.raises(ValueError, match="activations have width 7, this SAE expects 24"):
+    with pytest.raises(ValueError, match="activations have d_in 7, this SAE expects 24"):
         calibrate_bundle(path, open_activations(tmp_path / "x.npy"), k=3.0)
     assert not bundle.read(path, calibrated=False).calibrated
 

@@ -90,7 +90,7 @@ def test_evaluate_refuses_outputs_and_options_that_do_not_fit(bundle_of: BundleO
     assert refused("evaluate", tmp_path, "--activations", acts).endswith("make one: sae-runtime train")
     np.save(tmp_path / "narrow.npy", np.zeros((4, 3), np.float32))
     said = refused("evaluate", bundle_of("mutual"), "--activations", tmp_path / "narrow.npy")
-    assert f"activations have width 3, this SAE expects {D_IN}" in said
+    assert f"activations have d_in 3, this SAE expects {D_IN}" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "narrow.npy", "x.npy"]
 
 

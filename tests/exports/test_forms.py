@@ -148,7 +148,7 @@ def test_decoding_a_normalised_sae_needs_x(made: Made) -> None:
     features = sae.encode(x)
     with pytest.raises(ValueError, match=r"^this SAE reconstructs .* give decode\(features, x\) those too$"):
         sae.decode(features)
-    with pytest.raises(ValueError, match=r"^x is of \[2\] tokens, the features of \[3\]; give theirs$"):
+    with pytest.raises(ValueError, match=r"^x has tokens \[2\], the features \[3\]; give the x of the features$"):
         sae.decode(features, x[:2])
 
 

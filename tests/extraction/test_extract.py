@@ -249,7 +249,7 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_arguments_are_checked_before_any_work(placed: SAE, tmp_path: Path) -> None:
     out = tmp_path / "out" / "f.parquet"
     narrow = plain(tmp_path, np.zeros((3, 7), np.float32))
-    with pytest.raises(ValueError, match=r"x\.npy: activations have width 7, this SAE expects 24 \(tiny, layer\.1\); "):
+    with pytest.raises(ValueError, match=r"x\.npy: activations have d_in 7, this SAE expects 24 \(tiny, layer\.1\); "):
         extract(placed, narrow, out)
     other = open_activations(harvested(tmp_path / "other", (5,), hook="layer.2"))
     message = r"other: activations come from hook 'layer\.2', this SAE was fitted on 'layer\.1'; harvest those, or pass"

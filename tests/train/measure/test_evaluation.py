@@ -194,7 +194,7 @@ def test_no_law_where_hardly_any_feature_is_active(tmp_path: Path) -> None:
 def test_activations_that_cannot_be_measured_are_refused(tmp_path: Path, bundle_of: Callable[..., Path]) -> None:
     path = bundle_of("mutual")
     with pytest.raises(
-        ValueError, match=f"activations have width 3, this SAE expects {D_IN}.*; was another layer captured"
+        ValueError, match=f"activations have d_in 3, this SAE expects {D_IN}.*; was another layer captured"
     ):
         run(path, np.zeros((5, 3), np.float32))
     with pytest.raises(ValueError, match="has 1 rows, a variance needs two"):
