@@ -22,8 +22,9 @@ from sae_runtime.cli.common import (
 )
 from sae_runtime.cli.options import Command
 from sae_runtime.extraction.delphi import SEQUENCE
-from sae_runtime.extraction.extract import Format, Values, extract
+from sae_runtime.extraction.extract import Format, extract
 from sae_runtime.extraction.extract import output as made_at
+from sae_runtime.extraction.feature_rows import Values
 from sae_runtime.sae import load
 
 

@@ -38,10 +38,10 @@ def read_back(folder: Path, sequence: int, tokens: int, d_sae: int) -> np.ndarra
         assert data["locations"].dtype in (np.uint16, np.uint32) and data["locations"].ndim == 2
         assert data["tokens"].dtype == np.int64
         np.testing.assert_array_equal(data["tokens"].ravel(), 7 * np.arange(tokens))
-        batch, at, latent = data["locations"].astype(np.int64).T
-        assert (at < sequence).all() and (np.diff(batch * sequence + at) >= 0).all()
-        assert (dense[batch * sequence + at, latent + first] == 0).all()
-        dense[batch * sequence + at, latent + first] = data["activations"]
+        batch, position, feature = data["locations"].astype(np.int64).T
+        assert (position < sequence).all() and (np.diff(batch * sequence + position) >= 0).all()
+        assert (dense[batch * sequence + position, feature + first] == 0).all()
+        dense[batch * sequence + position, feature + first] = data["activations"]
     return dense
 
 
@@ -79,7 +79,7 @@ def test_files_cover_all_features_without_gap(bundle_of: BundleOf, tmp_path: Pat
         "values": "float16",
     }
     (tmp_path / "cache").mkdir()
-    parts = [feature_rows(activations, 0, features, "float16")]
+    parts = [feature_rows(activations, 0, features)]
     delphi.write(tmp_path / "cache", parts, description, sequence=256, l0=24, file_matches=300)
     folder = tmp_path / "cache" / "layer.1"
     edges = sorted(tuple(map(int, path.stem.split("_"))) for path in folder.glob("*.safetensors"))

@@ -174,7 +174,7 @@ def test_a_row_group_ends_with_a_part_and_holds_65536_tokens_by_default(mutual: 
     x = make_x(1_000)
     activations = plain(tmp_path, x)
     bounds = [(0, 300), (300, 600), (600, 900), (900, 1_000)]
-    parts = [feature_rows(activations, begin, mutual.encode(x[begin:end]), "float32") for begin, end in bounds]
+    parts = [feature_rows(activations, begin, mutual.encode(x[begin:end])) for begin, end in bounds]
     parquet.write(tmp_path / "f.parquet", parts, {"values": "float32", "tokens": 1_000}, row_group=600)
     metadata = pq.read_metadata(tmp_path / "f.parquet")
     assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [600, 400]
