@@ -48,11 +48,7 @@ class Bundle:
         return map_tensor(self.path / WEIGHTS, self.specs[name])
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
-        """All weights, mapped from the file, and b_pre [d_in], which is b_dec or zeros.
-
-        >>> sorted(read(bundle_path).weights())
-        ['W_dec', 'W_enc', 'b_dec', 'b_enc', 'b_pre', 'threshold']
-        """
+        """All weights, mapped from the file, and b_pre [d_in], which is b_dec or zeros."""
         weights = {name: self.tensor(name) for name in self.specs}
         architecture = self.manifest.architecture
         b_pre = weights["b_dec"] if architecture.pre_bias else np.zeros(architecture.d_in, np.float32)
@@ -153,11 +149,11 @@ def read(path: str | Path, *, verify: bool = True, calibrated: bool = True) -> B
     file_set.finish(path, last=MANIFEST)
     try:
         bundle = Bundle(path, *_read_parts(path, verify=verify))
+        if calibrated:
+            _check_threshold(bundle, verify=verify)
         check_cfg(path, bundle.manifest, calibrated=bundle.calibrated)
     except ValueError as error:
         raise BundleError(str(error)) from error
-    if calibrated and (problem := _threshold_problem(bundle, verify=verify)) is not None:
-        raise BundleError(f"{path / WEIGHTS}: {problem}; run: sae-runtime calibrate {path}")
     return bundle
 
 
@@ -180,12 +176,8 @@ def weight_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     (24, 150)
     """
     d_in, d_sae, d_out = architecture.d_in, architecture.d_sae, architecture.d_x_hat
-    shapes: dict[str, tuple[int, ...]] = {
-        "W_enc": (d_in, d_sae),
-        "W_dec": (d_sae, d_out),
-        "b_enc": (d_sae,),
-        "b_dec": (d_out,),
-    }
+    shapes: dict[str, tuple[int, ...]] = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_out)}
+    shapes |= {"b_enc": (d_sae,), "b_dec": (d_out,)}
     if architecture.selection == "threshold":
         shapes["threshold"] = (d_sae,)
     if architecture.skip:
@@ -252,9 +244,9 @@ def _check_tensors(
             raise ValueError(f"{file}: {name} holds NaN or Inf; make the bundle again")
 
 
-def _threshold_problem(bundle: Bundle, *, verify: bool) -> str | None:
+def _check_threshold(bundle: Bundle, *, verify: bool) -> None:
+    advice = f"run: sae-runtime calibrate {bundle.path}"
     if not bundle.calibrated:
-        return "it has no threshold yet, so the SAE cannot be served"
+        raise ValueError(f"{bundle.path / WEIGHTS} has no threshold yet, so it cannot be served; {advice}")
     if verify and "threshold" in bundle.specs and (bundle.tensor("threshold") < 0).any():
-        return "threshold is negative, which means unset"
-    return None
+        raise ValueError(f"{bundle.path / WEIGHTS}: threshold is negative, which means unset; {advice}")

@@ -124,13 +124,11 @@ class FileRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class GraphRecord:
-    """A graph of the bundle.
+    """A graph of the bundle: size in bytes, sha256, and the answers to two questions.
 
     Attributes:
-        size: in bytes.
-        sha256: of its bytes.
         row_independent: whether a row of its output depends on that row of its input alone.
-        derived: whether it reads `derived.safetensors` too.
+        derived: whether it reads `derived.safetensors`.
     """
 
     size: int
@@ -194,19 +192,24 @@ class Manifest:
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        if not 1 <= self.slots <= self.architecture.d_sae:
-            raise ValueError(f"slots must be in [1, d_sae={self.architecture.d_sae}], got {self.slots}")
-        if self.allocation is not None:
-            _check_allocation(self.architecture, self.allocation)
-        k = self.architecture.k
+        d_sae, k, allocation = self.architecture.d_sae, self.architecture.k, self.allocation
+        if not 1 <= self.slots <= d_sae:
+            raise ValueError(f"slots must be in [1, d_sae={d_sae}], got {self.slots}")
         if k is not None and k != self.slots:
             raise ValueError(f"a token that keeps {k} features has as many slots, got {self.slots}")
+        if allocation is not None:
+            if allocation.k > d_sae:
+                raise ValueError(f"k must be at most d_sae={d_sae}, got {allocation.k:g}")
+            if (allocation.kind == "token") != (k is not None):
+                raise ValueError("token choice is served by 'topk' or 'groupmax', the other allocations by 'threshold'")
+            if k is not None and k != allocation.k:
+                raise ValueError(f"token choice has one k, got {k} and {allocation.k:g}")
         for name in (*self.files, *self.graphs):
             if name != Path(name).name or name in ("", ".", ".."):
                 raise ValueError(f"{name!r} is not the name of a file in the bundle's own folder")
 
     def check_d_in(self, d_in: int | None) -> None:
-        """Raise ValueError unless activations have as many numbers as this SAE reads."""
+        """Raise ValueError if activations have another d_in; None stands for a single number."""
         expected = self.architecture.d_in
         if d_in != expected:
             source = f" ({', '.join(filter(None, (self.model, self.hook)))})" if self.model or self.hook else ""
@@ -222,15 +225,6 @@ class Manifest:
                 "this SAE comes without an allocation, so it has no batch rule; use encode (--rule served)"
             )
         return self.allocation
-
-
-def _check_allocation(architecture: Architecture, allocation: Allocation) -> None:
-    if allocation.k > architecture.d_sae:
-        raise ValueError(f"k must be at most d_sae={architecture.d_sae}, got {allocation.k:g}")
-    if (allocation.kind == "token") != (architecture.selection != "threshold"):
-        raise ValueError("token choice is served by 'topk' or 'groupmax', the other allocations by 'threshold'")
-    if architecture.k is not None and architecture.k != allocation.k:
-        raise ValueError(f"token choice has one k, got {architecture.k} and {allocation.k:g}")
 
 
 def to_json(manifest: Manifest) -> str:
@@ -251,7 +245,7 @@ def from_json(text: str) -> Manifest:
         ValueError: the text is not JSON or has another schema version, or a field is missing, unknown or wrong.
     """
     try:
-        manifest: Manifest = read_versioned(Manifest, text, "the manifest", version=SCHEMA_VERSION)
+        manifest: Manifest = read_versioned(Manifest, text, "manifest", version=SCHEMA_VERSION)
     except ValueError as error:
         raise ValueError(f"{error}; fit or convert the SAE again, then export it") from error
     return manifest

@@ -168,7 +168,7 @@ def test_ids_that_do_not_fit_their_rows_are_refused(tmp_path: Path) -> None:
     path = harvest(tmp_path / "a")
     tensors = {"activations": X[:3], "tokens": np.zeros(2, np.int32)}
     safetensors.numpy.save_file(tensors, path / "0.safetensors")
-    with pytest.raises(ValueError, match=r"tokens must be I32 \[3\], got I32; harvest again"):
+    with pytest.raises(ValueError, match=r"tokens must be I32 \[3\], got I32 \[2\]; harvest again"):
         open_activations(path)
 
 

@@ -172,7 +172,9 @@ def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
 def test_a_manifest_that_is_not_json_is_refused(copy_of: CopyOf, text: str) -> None:
     path = copy_of("mutual")
     (path / MANIFEST).write_text(text)
-    with pytest.raises(BundleError, match=f"{MANIFEST}: it is not readable JSON .*; make the bundle again"):
+    with pytest.raises(
+        BundleError, match=f"{MANIFEST}: manifest is not readable JSON .*; fit or convert the SAE again"
+    ):
         bundle.read(path)
 
 
@@ -181,7 +183,7 @@ def test_another_schema_version_is_refused(copy_of: CopyOf, version: Any) -> Non
     path = copy_of("mutual")
     change(path / MANIFEST, "schema_version", to=version)
     with pytest.raises(
-        BundleError, match=f"has schema version {version}, this sae-runtime reads 2; fit or convert the SAE again"
+        BundleError, match=f"has schema version {version!r}, this sae-runtime reads 2; fit or convert the SAE again"
     ):
         bundle.read(path)
 
@@ -194,7 +196,7 @@ def test_unknown_and_missing_fields_of_the_manifest_are_refused(copy_of: CopyOf,
     dotted = ".".join(("manifest", *where))
     whole = (path / MANIFEST).read_text()
     change(path / MANIFEST, *where, "colour", to="red")
-    with pytest.raises(BundleError, match=f"{dotted} must have the fields .*; make the bundle again"):
+    with pytest.raises(BundleError, match=f"{dotted} must have the fields .*; fit or convert the SAE"):
         bundle.read(path)
     data = json.loads(whole)
     at = data
@@ -229,7 +231,7 @@ def test_fields_of_another_type_or_range_are_refused(
 ) -> None:
     path = copy_of("feature")
     change(path / MANIFEST, *keys, to=to)
-    with pytest.raises(BundleError, match=f"{MANIFEST}: .*{message}.*; make the bundle again"):
+    with pytest.raises(BundleError, match=f"{MANIFEST}: .*{message}.*; fit or convert the SAE"):
         bundle.read(path)
 
 
@@ -307,7 +309,7 @@ def wrong_weights(what: str) -> tuple[dict[str, NDArray[Any]], str]:
     spoilt = weights[name].copy()
     spoilt.flat[77] = {"NaN": np.nan, "Inf": np.inf, "negative": -1e-9}[what.split()[0]]
     unset = "threshold is negative, which means unset; run: sae-runtime calibrate"
-    return weights | {name: spoilt}, unset if "negative" in what else f"{name} holds NaN or Inf; train it again"
+    return weights | {name: spoilt}, unset if "negative" in what else f"{name} holds NaN or Inf; make the bundle again"
 
 
 WRONG = ["extra", "missing", "shape", "dtype", "no threshold"]

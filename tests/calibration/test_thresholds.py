@@ -236,7 +236,7 @@ def test_a_calibration_that_breaks_off_leaves_the_old_bundle(
 def test_files_that_are_not_the_bundles_are_not_lost(copy_of: BundleOf, tmp_path: Path) -> None:
     path = copy_of("mutual")
     (path / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"also holds notes\.txt, which would be lost; write another bundle"):
+    with pytest.raises(FileExistsError, match=r"holds notes\.txt, which would be lost; name another output"):
         calibrate_bundle(path, plain(tmp_path))
     (path / "notes.txt").unlink()
     blobs, snapshot = tmp_path / "cache" / "blobs", tmp_path / "cache" / "snapshots" / "abc"
@@ -245,7 +245,7 @@ def test_files_that_are_not_the_bundles_are_not_lost(copy_of: BundleOf, tmp_path
     for file in path.iterdir():
         file.rename(blobs / file.name)
         (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
-    with pytest.raises(FileExistsError, match="holds links, as a Hub cache does; write another bundle"):
+    with pytest.raises(FileExistsError, match="holds links, as a Hub cache does, which would be lost"):
         calibrate_bundle(snapshot, plain(tmp_path))
     calibrate_bundle(snapshot, plain(tmp_path), out=tmp_path / "out")
     assert bundle.read(tmp_path / "out").calibrated

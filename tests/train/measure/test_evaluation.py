@@ -128,7 +128,7 @@ def test_a_file_that_is_no_evaluation_is_refused(bundle_of: Callable[..., Path],
     with pytest.raises(ValueError, match="is a folder, expected the JSON file of an evaluation"):
         read_evaluation(bundle_of("mutual"))
     for changes, message in (
-        ({"schema_version": 7}, "the evaluation has schema version 7, not 1"),
+        ({"schema_version": 7}, "the evaluation has schema version 7, this sae-runtime reads 1"),
         ({"tokens": "many"}, r"the evaluation\.tokens must be int, got 'many'"),
         ({"served": {**written["served"], "l0": None}}, r"the evaluation\.served\.l0 must be float, got None"),
         (
