@@ -12,7 +12,8 @@ from sae_runtime.bundle.folder import Bundle
 from sae_runtime.bundle.graphs import ENCODE, GPU
 from sae_runtime.bundle.manifest import Manifest
 from sae_runtime.core.edits import Edit
-from sae_runtime.core.features import Features, Slots, from_slots, joined_slots
+from sae_runtime.core.features import Features, from_slots
+from sae_runtime.core.slots import Slots, joined_slots
 from sae_runtime.engine import decoding
 from sae_runtime.engine.batch_encoding import encode_by_batch
 from sae_runtime.engine.device_tensors import T, encode_tensor
@@ -41,8 +42,7 @@ def load(
         providers: onnxruntime execution providers, the preferred one first. A provider with options is a pair of its
             name and its options.
         threads: number of threads; None means all cores.
-        verify: compare every hash and look for numbers that are not finite. If False, check sizes and the hashes of
-            graphs alone.
+        verify: compare every hash and look for numbers that are not finite; if False, check sizes and graphs alone.
         tiling: sizes of tiles; the defaults suit every machine that we measured.
 
     Raises:
@@ -160,9 +160,8 @@ class SAE:
         For token choice this is the same as `encode`.
 
         Args:
-            x: [..., d_in], any real type. If memory does not hold them all: a function that gives rows by their
-                numbers, such as `Activations.rows`. It is called once for most rows, and twice for a row that has far
-                more features than others.
+            x: [..., d_in], any real type; or, if they do not fit in memory, a function that gives rows by their numbers,
+                such as `Activations.rows`. It gives a row with far more features than others twice, other rows once.
             tokens: the number of rows that such a function gives.
             k: matches a token, on average; None means as fitted.
             max_density: the largest density of each feature, [d_sae], for feature choice; None means as fitted.

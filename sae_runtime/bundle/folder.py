@@ -40,11 +40,7 @@ class Bundle:
     specs: Mapping[str, TensorSpec]
 
     def tensor(self, name: str) -> NDArray[np.float32]:
-        """A weight, mapped from the file; `weight_shapes` gives the names and shapes.
-
-        >>> read(bundle_path).tensor("b_enc").shape
-        (150,)
-        """
+        """A weight, mapped from the file; `weight_shapes` gives the names and shapes."""
         return map_tensor(self.path / WEIGHTS, self.specs[name])
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
@@ -80,10 +76,8 @@ class Bundle:
         """
         graph = self.manifest.graphs.get(name)
         if graph is None:
-            raise BundleError(
-                f"{self.path} has no {name}: not exported yet; "
-                f"run: sae-runtime export {self.path}{export_options(name)}"
-            )
+            command = f"sae-runtime export {self.path}{export_options(name)}"
+            raise BundleError(f"{self.path} has no {name}: not exported yet; run: {command}")
         try:
             _check_file(self.path, name, graph, verify=True)
             if graph.derived:

@@ -94,9 +94,6 @@ class Allocation:
         k: matches a token that were asked for.
         quota: the limits of "feature". Features are saved by falling limit, so feature i has rank i + 1.
 
-    Raises:
-        ValueError: the fields contradict each other.
-
     >>> Allocation(kind="mutual", k=6.0).k
     6.0
     """

@@ -1,4 +1,4 @@
-"""The values that every room speaks of: `Features` and `Edit`, and the numpy checks of their numbers.
+"""`Features`, `Edit` and the numpy checks of their numbers, which every room uses.
 
-Imports nothing else of ours.
+This room imports no other room.
 """

@@ -11,7 +11,8 @@ from sae_runtime.bundle import quota
 from sae_runtime.bundle.folder import Bundle
 from sae_runtime.bundle.graphs import EXACT
 from sae_runtime.bundle.manifest import Allocation
-from sae_runtime.core.features import Features, Slots, from_slots
+from sae_runtime.core.features import Features, from_slots
+from sae_runtime.core.slots import Slots
 from sae_runtime.engine.batch_rule import encode_joint
 from sae_runtime.engine.options import check_k, served_feed
 from sae_runtime.engine.rows import Rows

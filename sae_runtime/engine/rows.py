@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sae_runtime.bundle.manifest import Manifest
 from sae_runtime.core.arrays import as_float32, first_nonfinite
-from sae_runtime.core.features import Slots
+from sae_runtime.core.slots import Slots
 
 Read = Callable[[NDArray[np.int64]], NDArray[Any]]
 """Gives rows of activations by their numbers, which ascend: [len(ids), d_in], any real type."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sae_runtime.bundle.folder import Bundle, BundleError
 from sae_runtime.bundle.graphs import ENCODE, ENCODERS, EXACT, GPU
 from sae_runtime.bundle.manifest import Manifest
-from sae_runtime.core.features import Slots
+from sae_runtime.core.slots import Slots
 from sae_runtime.engine.options import Feed
 from sae_runtime.engine.rows import Rows
 from sae_runtime.engine.sessions import Sessions, int8_levels

@@ -1,4 +1,4 @@
 """Features of many tokens to files: Parquet, and delphi's latent cache.
 
-May import `sae`, `engine`, `activations`, `bundle` and `core`.
+This room may import `sae`, `engine`, `activations`, `bundle` and `core`.
 """

@@ -279,7 +279,7 @@ def test_check_free_refuses_a_place_that_cannot_hold_the_path(tmp_path: Path, mo
         files.check_free(tmp_path / "file" / "sub" / "new")
     files.check_free(tmp_path / "sub" / "sub" / "new")
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # the superuser is never refused
-    with pytest.raises(PermissionError, match=r"may not be written to, so .+new cannot be made in it; name another"):
+    with pytest.raises(PermissionError, match=r"you may not write to .+, so .+new cannot be made in it; name another"):
         files.check_free(tmp_path / "sub" / "new")
     assert not (tmp_path / "sub").exists()
 

@@ -100,7 +100,7 @@ READERS: list[Callable[[str, Path], object]] = [
 def test_a_path_that_does_not_exist_is_refused_without_the_network(
     unasked: Path, path: str, read: Callable[[str, Path], object]
 ) -> None:
-    with pytest.raises(FileNotFoundError, match="does not exist; name a path of this machine, or hf://"):
+    with pytest.raises(FileNotFoundError, match="does not exist; name a path on this machine, or hf://"):
         read(path, unasked / "out")
 
 
@@ -109,7 +109,7 @@ def test_inspect_takes_the_references_that_load_takes(bundle_of: BundleOf, unask
     assert load("me/my-sae").manifest.architecture.selection == "topk"
     assert run("inspect", "me/my-sae").exit_code == 0
     assert refused("inspect", "me/other") == (
-        "error: me/other does not exist; name a path of this machine, or hf://me/other to fetch it"
+        "error: me/other does not exist; name a path on this machine, or hf://me/other to fetch it"
     )
 
 
@@ -120,7 +120,7 @@ def test_inspect_reads_a_bundle_of_the_cache(bundle_of: BundleOf, cache: Path) -
 
 @pytest.mark.parametrize("reference", ["file:///tmp/sae", "http://me/sae"])
 def test_a_url_of_another_kind_is_refused(unasked: Path, reference: str) -> None:
-    with pytest.raises(ValueError, match=f"^{reference} is a URL of a kind that is not read; name a path of this mach"):
+    with pytest.raises(ValueError, match=f"^{reference} is a URL that sae-runtime cannot read; name a path on"):
         hub.local(reference)
 
 

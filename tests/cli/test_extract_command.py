@@ -55,7 +55,7 @@ def test_extract_refuses_an_output_whose_name_does_not_fit_the_format(
         f"error: {tmp_path / 'f.npz'} does not end in .parquet; name a .parquet file, or a folder with --format delphi"
     )
     assert refused("extract", path, "--activations", acts, "-o", "-") == (
-        "error: the output - would be standard output, which cannot be written to; name a path"
+        "error: the output - would be standard output, which is not supported; name a path"
     )
     known = tmp_path / "x.safetensors"
     safetensors.numpy.save_file({"activations": make_x(50), "tokens": np.arange(50, dtype=np.int32)}, known)

@@ -24,7 +24,7 @@ from sae_runtime import SAE, Features, load
 from sae_runtime.bundle import folder as bundle
 from sae_runtime.bundle import quota
 from sae_runtime.bundle.manifest import Allocation
-from sae_runtime.core.features import Slots
+from sae_runtime.core.slots import Slots
 from sae_runtime.engine.batch_encoding import floor_of, limits
 from sae_runtime.engine.batch_rule import Encode, cut, encode_joint
 from sae_runtime.engine.tiling import Tiling

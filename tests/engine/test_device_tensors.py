@@ -144,7 +144,7 @@ def test_rows_that_are_not_certain_are_encoded_in_full(
         (torch.zeros(D_IN), r"got float32 \[24\]; cast it"),
         (torch.zeros(3, D_IN - 1), r"got float32 \[3, 23\]"),
         (torch.zeros(0, D_IN), r"with tokens, got float32 \[0, 24\]"),
-        (torch.zeros(D_IN, 3).T, "rows do not follow each other in memory; make it contiguous"),
+        (torch.zeros(D_IN, 3).T, "rows are not contiguous in memory; make it contiguous"),
         (np.zeros((3, 2 * D_IN), np.float32)[:, ::2], "make it contiguous"),
         (torch.zeros(3, D_IN, requires_grad=True), r"cannot be lent to onnxruntime: .*detach\(\)"),
         ([1.0], "expected a tensor of torch, CuPy or numpy, got list; use SAE.encode for others"),
