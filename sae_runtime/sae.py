@@ -160,8 +160,8 @@ class SAE:
         For token choice this is the same as `encode`.
 
         Args:
-            x: [..., d_in], any real type; or, if they do not fit in memory, a function that gives rows by their numbers,
-                such as `Activations.rows`. It gives a row with far more features than others twice, other rows once.
+            x: [..., d_in], any real type. For more activations than memory holds: a function that gives rows by their
+                numbers, such as `Activations.rows`. It gives rows with far more features than others a second time.
             tokens: the number of rows that such a function gives.
             k: matches a token, on average; None means as fitted.
             max_density: the largest density of each feature, [d_sae], for feature choice; None means as fitted.

@@ -1,10 +1,19 @@
 """Documents from text files: paragraphs, whole files or lines of JSON, one at a time."""
 
-import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from sae_runtime.bundle.typed_json import read_json
+
 DOCUMENTS = ("paragraph", "file")
+
+
+@dataclass(frozen=True)
+class _Record:
+    """A line of a .jsonl file; other fields are ignored."""
+
+    text: str
 
 
 def documents(paths: Sequence[Path], document: str = "paragraph") -> Iterator[str]:
@@ -60,24 +69,13 @@ def _paragraphs(path: Path) -> Iterator[str]:
 def _json_texts(path: Path) -> Iterator[str]:
     for number, line in enumerate(_lines(path), start=1):
         if line.strip():
-            yield _json_text(line, f"{path}, line {number}")
-
-
-def _json_text(line: str, where: str) -> str:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: not JSON ({error}); expected one object a line") from error
-    if not isinstance(record, dict) or "text" not in record:
-        raise ValueError(f'{where}: no field "text"; expected one JSON object a line with its text there')
-    text = record["text"]
-    if not isinstance(text, str):
-        raise ValueError(f'{where}: the field "text" must be a string, got {type(text).__name__}; convert it')
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:  # JSON can hold half of a surrogate pair, which no tokenizer accepts
-        raise ValueError(f'{where}: the field "text" holds half a character ({error.reason}); repair it') from error
-    return text
+            where = f"{path}, line {number}"
+            record: _Record = read_json(_Record, line, where, more=True)
+            try:
+                record.text.encode()
+            except UnicodeEncodeError as error:  # JSON can hold half of a surrogate pair, which no tokenizer accepts
+                raise ValueError(f"{where}: the text holds half a character ({error.reason}); repair it") from error
+            yield record.text
 
 
 def _lines(path: Path) -> Iterator[str]:

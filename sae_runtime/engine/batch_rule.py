@@ -100,7 +100,7 @@ def second_pass(encode: Encode, candidates: "Candidates", lacking: NDArray[np.fl
     again = np.flatnonzero((lacking > 0) & (lacking >= candidates.bound.min()))
     for ids in tiles_of(again, tile):
         (slots,) = encode([ids], candidates.search_bound(), True)
-        candidates.complete(ids, slots)
+        candidates.add(ids, slots, again=True)
     candidates.cut()
 
 
@@ -117,19 +117,13 @@ class Candidates:
         """The value that a new candidate must exceed: just below the bound, because a tie may be a match."""
         return np.nextafter(self.bound, np.float32(0))
 
-    def add(self, ids: NDArray[np.int64], slots: Slots) -> None:
-        """Make the slots of rows `ids` their only candidates."""
-        self._add(ids, from_slots([slots], self.features.d_sae, (len(ids),)))
-
-    def complete(self, ids: NDArray[np.int64], slots: Slots) -> None:
-        """Add the slots of rows `ids` to their candidates. A candidate that is already there keeps its value.
+    def add(self, ids: NDArray[np.int64], slots: Slots, *, again: bool = False) -> None:
+        """Make the slots of rows `ids` their candidates. If `again`, the candidates that they have keep their values.
 
         Another graph may round differently, and rounding must not move a candidate below the bound that it decides.
         """
-        self._add(ids, self.features.take(ids).union(from_slots([slots], self.features.d_sae, (len(ids),))))
-
-    def _add(self, ids: NDArray[np.int64], candidates: Features) -> None:
-        self._fresh.append((ids, candidates))
+        rows = from_slots([slots], self.features.d_sae, (len(ids),))
+        self._fresh.append((ids, self.features.take(ids).union(rows) if again else rows))
         if sum(len(features.values) for _, features in self._fresh) > max(self._total // 2, self._fresh_least):
             self.cut()
 
@@ -141,7 +135,7 @@ class Candidates:
 
     def _with_fresh(self) -> Features:
         ids = np.concatenate([ids for ids, _ in self._fresh])
-        rows = concatenate([candidates for _, candidates in self._fresh], self.features.d_sae, ids.shape)
+        rows = concatenate([features for _, features in self._fresh], self.features.d_sae, ids.shape)
         self._fresh.clear()  # before the next copy, so that the candidates are not in memory twice
         return self.features.replaced(ids, rows)
 

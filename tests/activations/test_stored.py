@@ -181,14 +181,14 @@ def test_as_float32_casts_once_and_keeps_the_shape(dtype: Any, shape: tuple[int,
     np.testing.assert_array_equal(found, np.asarray(x).astype(np.float32))
 
 
-def test_as_float32_does_not_copy_what_fits() -> None:
+def test_as_float32_does_not_copy_contiguous_float32() -> None:
     assert as_float32(X) is X or np.shares_memory(as_float32(X), X)
     assert as_float32(X.T).flags.c_contiguous
     np.testing.assert_array_equal(as_float32([[1, 2], [3, 4.5]]), np.array([[1, 2], [3, 4.5]], np.float32))
 
 
 @pytest.mark.parametrize("x", [np.zeros(3, complex), np.zeros(3, bool), np.array(["a"]), np.array([None])])
-def test_as_float32_refuses_what_is_no_number(x: NDArray[Any]) -> None:
+def test_as_float32_refuses_values_that_are_not_real_numbers(x: NDArray[Any]) -> None:
     with pytest.raises(ValueError, match=f"activations must be real numbers, got {x.dtype}; convert them to float32"):
         as_float32(x)
 

@@ -77,7 +77,7 @@ def test_read_gives_what_write_was_given(tmp_path: Path, kind: str) -> None:
         np.testing.assert_array_equal(tensor, array)
 
 
-def test_the_same_goes_in_and_the_same_bytes_come_out(tmp_path: Path, kind: str) -> None:
+def test_write_gives_the_same_bytes_for_the_same_bundle(tmp_path: Path, kind: str) -> None:
     for name in ("a", "b"):
         bundle.write(tmp_path / name, make_weights(150, kind), make_manifest(150, kind))
     for file in (tmp_path / "a").iterdir():
@@ -110,7 +110,7 @@ def test_weights_that_do_not_fit_are_not_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("survivor", ["aside", "both"])
-def test_reading_repairs_what_a_crash_left(tmp_path: Path, survivor: str) -> None:
+def test_read_repairs_a_folder_that_a_dead_writer_left(tmp_path: Path, survivor: str) -> None:
     path = tmp_path / "b"
     bundle.write(path, make_weights(150, "mutual"), make_manifest(150, "mutual"))
     path.rename(tmp_path / ".b.0123abcd.old")
@@ -153,7 +153,7 @@ def test_reading_repairs_what_a_crash_left(tmp_path: Path, survivor: str) -> Non
         ),
     ],
 )
-def test_a_manifest_that_contradicts_itself_cannot_be_made(make: Callable[[], Manifest], message: str) -> None:
+def test_a_manifest_refuses_fields_that_contradict_each_other(make: Callable[[], Manifest], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
 
@@ -161,7 +161,7 @@ def test_a_manifest_that_contradicts_itself_cannot_be_made(make: Callable[[], Ma
 # What is refused on reading
 
 
-def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
+def test_read_refuses_a_folder_that_is_not_a_bundle(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="nowhere does not exist; a bundle is the folder that"):
         bundle.read(tmp_path / "nowhere")
     with pytest.raises(BundleError, match=f"holds no {MANIFEST}, so it is not a bundle; make one: sae-runtime train"):
@@ -235,7 +235,7 @@ def test_fields_of_another_type_or_range_are_refused(
         bundle.read(path)
 
 
-def test_whole_numbers_may_stand_for_real_ones(copy_of: CopyOf) -> None:
+def test_a_manifest_may_have_whole_numbers_in_fields_of_real_numbers(copy_of: CopyOf) -> None:
     path = copy_of("mutual")
     change(path / MANIFEST, "allocation", "k", to=6)
     k = bundle.read(path).manifest.batch_allocation.k
@@ -281,7 +281,7 @@ def test_a_manifest_that_does_not_list_a_file_is_refused(copy_of: CopyOf, name: 
         bundle.read(path)
 
 
-def test_without_verify_hashes_of_weights_are_not_looked_at(copy_of: CopyOf) -> None:
+def test_without_verify_the_hashes_of_weights_are_not_checked(copy_of: CopyOf) -> None:
     path = copy_of("mutual")
     flip_last_bit(path / WEIGHTS)
     assert bundle.read(path, verify=False).manifest.architecture.d_in == D_IN
@@ -391,7 +391,7 @@ def test_a_cfg_that_is_no_configuration_is_refused(copy_of: CopyOf, text: str, m
         bundle.read(path)
 
 
-def test_a_cfg_may_say_where_sae_lens_puts_it(copy_of: CopyOf) -> None:
+def test_a_cfg_may_have_another_device_and_more_metadata(copy_of: CopyOf) -> None:
     path = copy_of("token")
     change(path / CFG, "device", to="cuda")
     change(path / CFG, "metadata", "neuronpedia_id", to="x/y")

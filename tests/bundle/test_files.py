@@ -68,7 +68,7 @@ def test_a_path_appears_whole_when_the_block_ends(what: str, path: Path) -> None
     assert content(path) == "new"
 
 
-def test_parents_of_a_path_are_made(what: str, tmp_path: Path) -> None:
+def test_new_paths_get_their_parents(what: str, tmp_path: Path) -> None:
     write(what, tmp_path / "x" / "y" / "z", "new")
     assert content(tmp_path / "x" / "y" / "z") == "new"
 
@@ -100,7 +100,7 @@ def test_a_path_that_appears_during_the_block_is_not_overwritten(what: str, path
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
-def test_an_exception_leaves_the_old(what: str, path: Path, error: type[BaseException]) -> None:
+def test_an_exception_keeps_the_old_content(what: str, path: Path, error: type[BaseException]) -> None:
     with pytest.raises(error), writer(what, path) as partial:
         fill(partial, "new")
         raise error
@@ -112,7 +112,7 @@ def test_an_exception_leaves_the_old(what: str, path: Path, error: type[BaseExce
     assert content(path) == "old"
 
 
-def test_a_full_disk_leaves_the_old(what: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_keeps_the_old_content(what: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(what, path, "old")
 
     def full(descriptor: int) -> None:
@@ -230,7 +230,7 @@ with files.new_folder(path, force=True) as partial:
     assert content(path) == "old"
 
 
-def test_a_crash_after_the_renames_keeps_the_new(path: Path) -> None:
+def test_a_crash_after_the_renames_keeps_the_new_content(path: Path) -> None:
     write("folder", path, "old")
     code = """
 shutil.rmtree = lambda path, ignore_errors: os._exit(7)
@@ -262,7 +262,7 @@ def test_a_live_writer_between_its_renames_is_left_alone(path: Path, monkeypatch
     assert content(path) == "new"
 
 
-def test_repair_keeps_to_its_own_siblings(path: Path) -> None:
+def test_repair_changes_only_siblings_of_its_path(path: Path) -> None:
     strangers = [".new 1xy.safetensors.abcd.partial", ".new [1]*?.safetensors", "new [1]*?.safetensors.abcd.partial"]
     for name in strangers:
         (path.parent / name).write_text("of another")
@@ -273,7 +273,9 @@ def test_repair_keeps_to_its_own_siblings(path: Path) -> None:
         (path.parent / name).unlink()
 
 
-def test_check_free_refuses_a_place_that_cannot_hold_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_free_refuses_a_path_whose_folder_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match=r"file is a file, so .+sub/new cannot be made in it; name another"):
         files.check_free(tmp_path / "file" / "sub" / "new")

@@ -104,7 +104,7 @@ def test_a_path_that_does_not_exist_is_refused_without_the_network(
         read(path, unasked / "out")
 
 
-def test_inspect_takes_the_references_that_load_takes(bundle_of: BundleOf, unasked: Path) -> None:
+def test_inspect_accepts_the_references_that_load_accepts(bundle_of: BundleOf, unasked: Path) -> None:
     shutil.copytree(bundle_of("token"), unasked / "me" / "my-sae")
     assert load("me/my-sae").manifest.architecture.selection == "topk"
     assert run("inspect", "me/my-sae").exit_code == 0
@@ -142,7 +142,7 @@ def test_hf_hub_offline_of_the_environment_is_obeyed(tmp_path: Path) -> None:
     assert done.stderr.splitlines()[-1].startswith("OSError: hf://me/none cannot be fetched: HF_HUB_OFF")
 
 
-def test_a_failure_of_the_network_becomes_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fetch_reports_a_failure_of_the_network_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     class ConnectError(Exception):
         """As httpx's, which is no OSError."""
 
@@ -176,7 +176,7 @@ REPOSITORY = """
         ("hf://me/saes/sae", "sae/sae_runtime.json sae/encode.onnx sae/sae_weights.safetensors"),
     ],
 )
-def test_only_what_cannot_run_code_is_fetched(
+def test_fetch_downloads_no_file_that_can_run_code_unless_named(
     cache: Path, monkeypatch: pytest.MonkeyPatch, reference: str, fetched: str
 ) -> None:
     """The Hub is a list of names here, from which huggingface_hub's own filter chooses by our patterns."""

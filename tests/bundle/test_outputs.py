@@ -59,7 +59,9 @@ def test_standard_output_is_refused() -> None:
         ("link/out", "would be inside the activations"),
     ],
 )
-def test_an_output_may_not_be_hold_or_lie_in_an_input(tmp_path: Path, output: str, message: str) -> None:
+def test_an_output_may_not_be_an_input_nor_hold_one_nor_be_inside_one(
+    tmp_path: Path, output: str, message: str
+) -> None:
     (tmp_path / "acts").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "acts")
     inputs = {"activations": tmp_path / "acts"}

@@ -162,7 +162,7 @@ def test_feature_choice_keeps_its_quota_at_another_k(copy_of: BundleOf, tmp_path
         np.testing.assert_array_equal(after.tensor(name), make_weights(D_SAE, "feature")[name])
 
 
-def test_without_k_the_fitted_one_is_taken(copy_of: BundleOf, tmp_path: Path) -> None:
+def test_calibration_without_k_uses_the_fitted_k(copy_of: BundleOf, tmp_path: Path) -> None:
     path = copy_of("mutual")
     made = calibrate_bundle(path, plain(tmp_path))
     assert made.k == 6 and made.measured["l0"] == pytest.approx(6, rel=0.05)
@@ -171,7 +171,7 @@ def test_without_k_the_fitted_one_is_taken(copy_of: BundleOf, tmp_path: Path) ->
     assert provenance["rows"] == {"calibration": 3000, "validation": 1000}
 
 
-def test_no_document_is_on_both_sides(tmp_path: Path) -> None:
+def test_no_document_is_in_both_parts_of_the_rows(tmp_path: Path) -> None:
     documents = np.repeat([0, 1, 2, 3], [10, 40, 35, 15]).astype(np.int32)
     tensors = {"activations": make_x(100), "documents": documents}
     safetensors.numpy.save_file(tensors, tmp_path / "x.safetensors")
@@ -180,7 +180,7 @@ def test_no_document_is_on_both_sides(tmp_path: Path) -> None:
     np.testing.assert_array_equal(measuring, np.arange(85, 100))
 
 
-def test_far_more_rows_than_needed_are_thinned(tmp_path: Path) -> None:
+def test_a_part_with_too_many_rows_is_thinned_out_evenly(tmp_path: Path) -> None:
     fitting, measuring = calibration_rows(plain(tmp_path, 1000), elements=50 * D_IN)
     assert (len(fitting), len(measuring)) == (50, 50)
     assert (fitting[0], fitting[-1], measuring[0], measuring[-1]) == (0, 749, 750, 999)
@@ -233,7 +233,7 @@ def test_a_calibration_that_breaks_off_leaves_the_old_bundle(
     assert sorted(file.name for file in tmp_path.iterdir()) == [path.name, "x.npy"]
 
 
-def test_files_that_are_not_the_bundles_are_not_lost(copy_of: BundleOf, tmp_path: Path) -> None:
+def test_calibration_refuses_to_lose_files_that_are_not_the_bundles(copy_of: BundleOf, tmp_path: Path) -> None:
     path = copy_of("mutual")
     (path / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match=r"holds notes\.txt, which would be lost; name another output"):

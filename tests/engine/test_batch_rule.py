@@ -89,7 +89,7 @@ def test_encode_joint_equals_the_greedy_walk(tile: int, slots: int) -> None:
         assert (np.bincount(asked, minlength=len(z)) <= 2).all(), "a row was encoded more than twice"
 
 
-def test_cut_gives_a_bound_for_what_is_not_known_yet() -> None:
+def test_the_bound_of_a_cut_holds_for_later_candidates() -> None:
     """Pre-activations below threshold change nothing, whatever they are; more of the others only raise threshold."""
     for z, total, limit in cases(seed=1):
         half = z.copy()
@@ -119,7 +119,7 @@ def test_only_rows_that_need_it_are_encoded_again() -> None:
     np.testing.assert_array_equal(again, np.flatnonzero(l0 >= 12))
 
 
-def test_columns_that_are_full_ask_for_less() -> None:
+def test_a_full_column_raises_the_bound_of_later_tiles() -> None:
     """Once a column has all it may have, what is below that is not asked for any more."""
     z = np.random.default_rng(0).uniform(0.1, 1, (500, 20)).astype(np.float32)
     seen: list[NDArray[np.float32]] = []
@@ -208,7 +208,7 @@ def test_a_total_beyond_the_positives_takes_them_all(bundle_of: BundleOf, kind: 
     assert len(found.values) == (z > 0).sum()
 
 
-def test_rows_of_zeros(bundle_of: BundleOf, kind: str) -> None:
+def test_equal_rows_share_the_total_in_their_order(bundle_of: BundleOf, kind: str) -> None:
     """Equal rows, of which the first get what the total pays for."""
     x = np.zeros((9, D_IN), np.float32)
     found = load(bundle_of(kind)).encode_batch(x)
@@ -282,7 +282,7 @@ def test_a_batch_below_the_floor_is_exact_all_the_same(bundle_of: BundleOf, kind
 
 
 @pytest.mark.parametrize("graph", ["encode.onnx", "encode_gpu.onnx"])
-def test_a_floor_is_of_use_to_encode_exact_alone(bundle_of: BundleOf, kind: str, graph: str) -> None:
+def test_only_encode_exact_gets_a_floor(bundle_of: BundleOf, kind: str, graph: str) -> None:
     read = bundle.read(bundle_of(kind, D_INT8, sampled=True))
     assert floor_of(read, graph, 600, None, 100) == 0
     threshold = np.unique(make_weights(D_INT8, kind)["threshold"])[0]

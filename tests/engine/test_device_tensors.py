@@ -57,7 +57,7 @@ def address(tensor: Any) -> int:
 
 @pytest.mark.parametrize("graph", GRAPHS)
 @pytest.mark.parametrize("wrap", [as_torch, as_numpy])
-def test_tensors_of_the_caller_s_kind_hold_the_features(
+def test_encode_tensor_gives_the_features_in_tensors_of_the_callers_library(
     sessions: Sessions, graph: str, wrap: Callable[..., Any]
 ) -> None:
     x = make_x(50)
@@ -69,7 +69,9 @@ def test_tensors_of_the_caller_s_kind_hold_the_features(
 
 
 @pytest.mark.parametrize("wrap", [as_torch, as_numpy])
-def test_nothing_is_copied(sessions: Sessions, monkeypatch: pytest.MonkeyPatch, wrap: Callable[..., Any]) -> None:
+def test_encode_tensor_copies_no_tensor(
+    sessions: Sessions, monkeypatch: pytest.MonkeyPatch, wrap: Callable[..., Any]
+) -> None:
     bound: list[int] = []
     returned: list[int] = []
     real = Sessions.run_bound
@@ -102,7 +104,7 @@ def test_nothing_is_copied(sessions: Sessions, monkeypatch: pytest.MonkeyPatch, 
     assert bound == [address(x)] and returned == [address(indices), address(values)]
 
 
-def test_what_is_returned_outlives_the_session(made: Callable[[str], Path]) -> None:
+def test_the_tensors_of_encode_tensor_outlive_the_session(made: Callable[[str], Path]) -> None:
     x = make_x(300)
     indices, values = load(made("token"), threads=1).encode_tensor(torch.from_numpy(x))
     for _ in range(3):  # others would take the memory
@@ -150,7 +152,7 @@ def test_rows_that_are_not_certain_are_encoded_in_full(
         ([1.0], "expected a tensor of torch, CuPy or numpy, got list; use SAE.encode for others"),
     ],
 )
-def test_what_is_no_such_tensor_is_told(sessions: Sessions, tensor: Any, message: str) -> None:
+def test_encode_tensor_refuses_other_arguments(sessions: Sessions, tensor: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         encode_tensor(sessions, make_manifest(1500, "token"), "encode.onnx", tensor)
 
@@ -169,7 +171,7 @@ def test_a_tensor_on_another_device_is_refused(sessions: Sessions) -> None:
             encode_tensor(sessions, make_manifest(1500, "token"), "encode.onnx", Elsewhere(kind))
 
 
-def test_an_onnxruntime_without_dlpack_is_told(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encode_tensor_names_the_onnxruntime_that_it_needs(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(onnxruntime.OrtValue, "from_dlpack")
     with pytest.raises(ImportError, match=r"tensors need onnxruntime 1.27 or later, this is .*; upgrade it"):
         encode_tensor(sessions, make_manifest(1500, "token"), "encode.onnx", torch.zeros(3, D_IN))

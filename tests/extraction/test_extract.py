@@ -95,12 +95,12 @@ def test_parquet_holds_what_encode_gives(sae: SAE, tmp_path: Path, rule: Literal
     assert made.size == (tmp_path / "f.parquet").stat().st_size
 
 
-def test_batch_rule_gives_out_matches_over_all_tokens(mutual: SAE, tmp_path: Path) -> None:
+def test_the_batch_rule_of_extract_gives_the_matches_to_all_tokens_together(mutual: SAE, tmp_path: Path) -> None:
     made = extract(mutual, plain(tmp_path, make_x(5000)), tmp_path / "f.parquet", rule="batch")
     assert made.matches == 6 * 5000
 
 
-def test_batch_rule_reads_pieces_and_each_twice_at_most(
+def test_the_batch_rule_of_extract_reads_each_row_at_most_twice(
     bundle_of: BundleOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x = make_x(5000)
@@ -121,7 +121,7 @@ def test_batch_rule_reads_pieces_and_each_twice_at_most(
     assert_same(read_back(tmp_path / "f.parquet"), sae.encode_batch(x))
 
 
-def test_float16_values_are_the_rounded_ones(mutual: SAE, tmp_path: Path) -> None:
+def test_extract_rounds_values_to_float16(mutual: SAE, tmp_path: Path) -> None:
     x = make_x(300)
     extract(mutual, plain(tmp_path, x), tmp_path / "f.parquet", values="float16")
     expected = mutual.encode(x)
@@ -282,7 +282,7 @@ def test_any_source_accepts_activations_of_another_model(placed: SAE, tmp_path: 
 
 
 @pytest.mark.parametrize(("model", "hook"), [(None, None), ("tiny", None), (None, "layer.1"), ("tiny", "layer.1")])
-def test_an_unknown_source_is_no_other_source(
+def test_extract_accepts_activations_of_an_unknown_source(
     placed: SAE, mutual: SAE, tmp_path: Path, model: str | None, hook: str | None
 ) -> None:
     activations = open_activations(harvested(tmp_path / "acts", (5,), model=model, hook=hook))
@@ -324,7 +324,7 @@ def test_a_row_that_overflows_is_named(mutual: SAE, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 @pytest.mark.parametrize("force", [False, True])
-def test_an_extraction_that_breaks_off_leaves_what_was_there(
+def test_an_extraction_that_breaks_off_keeps_the_old_output(
     mutual: SAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], force: bool
 ) -> None:
     activations = plain(tmp_path, make_x(9000))
@@ -360,7 +360,7 @@ class Terminal(io.StringIO):
 
 @pytest.mark.parametrize("rule", ["served", "batch"])
 @pytest.mark.parametrize(("stream", "progress", "shown"), [(Terminal, True, True), (Terminal, False, False)])
-def test_progress_is_shown_where_asked_for(
+def test_extract_shows_a_bar_with_progress(
     mutual: SAE,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -376,7 +376,9 @@ def test_progress_is_shown_where_asked_for(
     assert bool(stderr.getvalue()) == shown
 
 
-def test_no_progress_without_a_terminal(mutual: SAE, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_extract_shows_no_bar_without_a_terminal(
+    mutual: SAE, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     extract(mutual, plain(tmp_path, make_x(10)), tmp_path / "f.parquet", progress=True)
     assert capfd.readouterr() == ("", "")
 

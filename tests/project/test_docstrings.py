@@ -97,7 +97,7 @@ def test_examples_give_what_they_say(name: str, makers: Makers) -> None:
     assert run_examples(module, makers) == ""
 
 
-def test_the_names_of_the_examples_are_what_the_examples_assume(makers: Makers) -> None:
+def test_the_names_that_examples_use_have_the_values_that_they_show(makers: Makers) -> None:
     made = {name: makers[name]() for name in NAMES if name != "host_path"}
     assert made["x"].shape == (6, D_IN) and made["x"].dtype == np.float32
     assert (made["sae"].d_in, made["sae"].d_sae) == (D_IN, 150)

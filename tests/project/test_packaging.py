@@ -94,7 +94,7 @@ print(sae_runtime.__file__)
     assert done.stdout.strip() == str(bare / "sae_runtime" / "__init__.py")
 
 
-def test_what_is_missing_is_named_with_its_extra(wheel: Path, tmp_path: Path) -> None:
+def test_the_wheel_names_the_extra_of_a_missing_package(wheel: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     zipfile.ZipFile(wheel).extractall(bare)
     link(bare, "numpy", "click", "safetensors", "tqdm")

@@ -4,7 +4,7 @@ from pathlib import Path
 import sae_runtime
 
 
-def test_all_is_what_the_front_door_names() -> None:
+def test_all_lists_exactly_the_imported_public_names() -> None:
     """Every public name that `__init__.py` binds is in `__all__`, and nothing else."""
     bound = set()
     for node in ast.parse(Path(sae_runtime.__file__).read_text()).body:
@@ -16,6 +16,6 @@ def test_all_is_what_the_front_door_names() -> None:
     assert len(sae_runtime.__all__) == len(set(sae_runtime.__all__)) <= 8
 
 
-def test_every_name_is_there_and_says_what_it_is() -> None:
+def test_every_public_name_has_a_docstring() -> None:
     for name in sae_runtime.__all__:
         assert getattr(sae_runtime, name).__doc__, name
