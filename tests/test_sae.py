@@ -27,7 +27,7 @@ SHAPES = [(), (1,), (12,), (3, 4), (1, 2, 3, 2), (0,), (3, 0), (0, 4)]
 
 
 def same(a: Features, b: Features) -> bool:
-    """Bit for bit."""
+    """Whether two features have the same bits."""
     return a.shape == b.shape and all(
         np.array_equal(getattr(a, name), getattr(b, name)) for name in ("indptr", "indices", "values")
     )
@@ -226,7 +226,7 @@ def test_repr_of_an_sae_shows_rule_sizes_source_and_graph(tmp_path: Path, bundle
     assert repr(load(tmp_path / "b")) == expected
 
 
-# What encode refuses
+# Refusals of encode
 
 
 def test_another_d_in_is_refused_with_both_numbers_and_the_hook(tmp_path: Path, sae: SAE) -> None:
@@ -267,7 +267,7 @@ def test_a_row_that_is_not_finite_is_named(
 
 @pytest.mark.parametrize("scale", [1e308, 3.4e38])
 def test_a_row_whose_features_overflow_is_named(sae: SAE, scale: float) -> None:
-    """Finite activations whose pre-activations are not would lose features, and rob others of the batch's budget."""
+    """Pre-activations that are not finite would lose features, and take matches from other tokens."""
     x = make_x(30).astype(np.float64)
     x[3] = scale * np.sign(x[3])
     message = "row 3 of the activations (holds NaN or Inf|is so large that its features overflow float32); drop it"
@@ -346,7 +346,7 @@ def test_encode_batch_ignores_the_values_of_padding(sae: SAE) -> None:
         sae.encode_batch(x.reshape(1, 20, D_IN), valid=valid[None])
 
 
-# Encode batches that are read piece by piece
+# Encode batches of a function that gives rows
 
 
 def test_encode_batch_reads_tiles_and_reads_again_only_rows_with_many_features(bundle_of: BundleOf) -> None:
@@ -415,7 +415,7 @@ def algebra(kind: str, x: NDArray[np.float32], feature: int, change: Callable[[A
 
 
 def on_and_off(kind: str, x: NDArray[np.float32]) -> int:
-    """A feature that fires on some of the tokens, strongly on one."""
+    """The feature that is active on the largest number of tokens."""
     return int(np.argmax(served(kind, 150, x).kept.sum(axis=0)))
 
 
@@ -463,8 +463,8 @@ def test_steer_adds_the_changes_of_two_edits(sae: SAE, kind: str) -> None:
 def test_scaling_a_feature_that_is_not_in_the_top_k_does_nothing(bundle_of: BundleOf) -> None:
     sae, x = load(bundle_of("token")), make_x(20)
     matches = served("token", 150, x)
-    fires_below = (matches.z > 0) & ~matches.kept
-    row, feature = (int(i) for i in np.argwhere(fires_below)[0])
+    below_the_top = (matches.z > 0) & ~matches.kept
+    row, feature = (int(i) for i in np.argwhere(below_the_top)[0])
     steered = sae.steer(x, [Edit.scale(feature, 5.0)])
     np.testing.assert_array_equal(steered[~matches.kept[:, feature]], x[~matches.kept[:, feature]])
     assert not matches.kept[row, feature]
@@ -546,7 +546,7 @@ def test_a_gate_of_another_shape_is_refused(sae: SAE, gate: Any) -> None:
 @pytest.mark.parametrize("kind", ["mutual", "feature"])
 def test_a_token_with_many_features_does_not_give_all_tokens_its_slots(bundle_of: BundleOf, kind: str) -> None:
     sae, x = load(bundle_of(kind), tiling=Tiling(rows=8)), make_x(1600)
-    x[::8] *= 50  # one in every tile
+    x[::8] *= 50  # one row of each tile
     tracemalloc.start()
     features = sae.encode(x)
     _, peak = tracemalloc.get_traced_memory()
@@ -556,7 +556,7 @@ def test_a_token_with_many_features_does_not_give_all_tokens_its_slots(bundle_of
 
 
 def test_encode_without_enough_memory_is_a_memory_error(bundle_of: BundleOf) -> None:
-    """In a process of its own, whose address space ends soon after the bundle is loaded."""
+    """This runs in a new process, whose address space is limited after the bundle is loaded."""
     code = f"""
 import resource, numpy, sae_runtime
 from sae_runtime.engine.tiling import Tiling

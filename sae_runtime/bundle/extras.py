@@ -25,7 +25,7 @@ def missing(extra: str) -> list[str]:
 
 
 def names() -> tuple[str, ...]:
-    """The names of all extras. `cpu` stands for onnxruntime on CPUs or GPUs.
+    """The names of all extras. `cpu` means onnxruntime, for CPUs or for GPUs.
 
     >>> "hub" in names()
     True

@@ -206,7 +206,7 @@ class Manifest:
                 raise ValueError(f"{name!r} is not the name of a file in the bundle's own folder")
 
     def check_d_in(self, d_in: int | None) -> None:
-        """Raise ValueError if activations have another d_in; None stands for a single number."""
+        """Raise ValueError if activations have another d_in; None is the d_in of a single number."""
         expected = self.architecture.d_in
         if d_in != expected:
             source = f" ({', '.join(filter(None, (self.model, self.hook)))})" if self.model or self.hook else ""

@@ -1,4 +1,4 @@
-"""A report of what works on this machine, and of what does not work and why."""
+"""A report of the installed packages, providers and devices of this machine, with warnings."""
 
 import importlib
 import importlib.metadata

@@ -101,7 +101,7 @@ def rows_of(x: ArrayLike, manifest: Manifest, valid: ArrayLike | None = None) ->
 
 
 def batch_rows(x: ArrayLike | Read, tokens: int | None, valid: ArrayLike | None, manifest: Manifest) -> Rows:
-    """The rows of an array, or those that a function gives, which are checked when they are read.
+    """The rows of an array or of a function; the rows of a function are checked when they are read.
 
     Args:
         x: [..., d_in], or a function that gives rows by their numbers.

@@ -23,6 +23,7 @@ from sae_runtime.sae import SAE
 Format = Literal["parquet", "delphi"]
 Rule = Literal["served", "batch"]
 FORMAT_VERSION = 1
+_VALUES: dict[Format, Values] = {"parquet": "float32", "delphi": "float16"}  # unless the caller names a type
 _CHUNK = 4_096  # tokens that are read and encoded at once; it divides a row group of Parquet
 
 
@@ -56,16 +57,16 @@ def extract(
         out: the .parquet file, or for "delphi" the folder.
         format: "parquet" or "delphi"; see the modules of these names.
         rule: "served" as in `SAE.encode`; "batch" as in `SAE.encode_batch`, over all activations together.
-        values: type of the values on disk; None means float16 for "delphi" and float32 for "parquet".
-        sequence: tokens of a sequence, for "delphi"; tokens after the last whole sequence are left out.
+        values: type of the values in the files; None means float16 for "delphi" and float32 for "parquet".
+        sequence: tokens of a sequence of "delphi", which leaves out the tokens after the last whole sequence.
         any_source: accept activations of another model or hook than those the SAE was fitted on.
         force: replace an existing output; see `output`.
         progress: show a bar on stderr if stderr is a terminal.
 
     Raises:
         ImportError: pyarrow is not installed, which Parquet needs.
-        ValueError: the activations have another d_in or source, hold NaN or Inf, or lack what "delphi" needs; a value
-            is too large for float16; or the name of `out` does not fit the format.
+        ValueError: the activations have another d_in or source, hold NaN or Inf, or lack tokens or a hook for "delphi";
+            a value is too large for float16; or the name of `out` does not fit the format.
         FileExistsError: `out` exists and `force` is not set, or `force` would destroy files that are not features.
 
     >>> from sae_runtime import open_activations

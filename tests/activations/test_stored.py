@@ -16,7 +16,7 @@ X = np.random.default_rng(0).standard_normal((10, 4)).astype(np.float32)
 
 
 def shard_file(path: Path, x: NDArray[Any], start: int = 0) -> None:
-    """One shard as harvest writes it; bfloat16 by hand, for safetensors' numpy side has none."""
+    """One shard as harvest writes it. bfloat16 is written here, since safetensors.numpy does not support it."""
     ids = {name: np.arange(start, start + len(x), dtype=np.int32) + 100 * i for i, name in enumerate(IDS)}
     if x.dtype.name != "bfloat16":
         safetensors.numpy.save_file({"activations": x, **ids}, path)
@@ -33,7 +33,7 @@ IDS = ("tokens", "documents", "positions")
 
 
 def harvest(path: Path, x: NDArray[Any] = X, sizes: tuple[int, ...] = (3, 1, 6), **index: Any) -> Path:
-    """A folder of shards like the ones that harvest writes."""
+    """A folder of shards as harvest writes it."""
     path.mkdir()
     bounds = np.cumsum([0, *sizes])
     shards = []
@@ -196,7 +196,7 @@ def test_as_float32_refuses_values_that_are_not_real_numbers(x: NDArray[Any]) ->
 def test_first_nonfinite_gives_the_first_row_that_is_not_finite() -> None:
     x = np.zeros((5, 3), np.float32)
     assert first_nonfinite(x) is None and first_nonfinite(x[:0]) is None
-    x[1] = 3e38  # its sum overflows, it does not
+    x[1] = 3e38  # finite values with a sum that overflows
     assert first_nonfinite(x) is None
     x[4, 0], x[3] = np.nan, [np.inf, -np.inf, 0]
     assert first_nonfinite(x) == 3

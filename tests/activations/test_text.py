@@ -78,5 +78,5 @@ def test_documents_come_before_the_file_is_read_to_its_end(tmp_path: Path, name:
     line = '{"text": "one"}\n\n' if name.endswith("jsonl") else "one\n\n"
     path = write(tmp_path / name, line * 200_000 + "\n")
     with path.open("ab") as file:
-        file.write(b"\xff")  # reached only by a reader of the whole file
+        file.write(b"\xff")  # an error only if the whole file is read
     assert next(documents([path])) == "one"

@@ -36,7 +36,7 @@ def change(path: Path, *keys: str, to: Any) -> None:
 
 
 def vouch_for(path: Path, name: str) -> None:
-    """Let the manifest agree with a file as it is now, as someone would who means harm."""
+    """Put the size and hash of an altered file into the manifest, as an attacker would."""
     kind = "graphs" if name.endswith(".onnx") else "files"
     found = bundle.record(path / name)
     change(path / MANIFEST, kind, name, "size", to=found.size)
@@ -121,7 +121,7 @@ def test_read_repairs_a_folder_that_a_dead_writer_left(tmp_path: Path, survivor:
     assert [entry.name for entry in tmp_path.iterdir()] == ["b"]
 
 
-# What a manifest may say
+# Manifests
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_a_manifest_refuses_fields_that_contradict_each_other(make: Callable[[],
         make()
 
 
-# What is refused on reading
+# Refusals of read
 
 
 def test_read_refuses_a_folder_that_is_not_a_bundle(tmp_path: Path) -> None:

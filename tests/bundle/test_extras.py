@@ -12,7 +12,7 @@ PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 @pytest.fixture
 def without(monkeypatch: pytest.MonkeyPatch) -> "set[str]":
-    """Modules that seem not to be installed."""
+    """Names of modules; a test adds those that find_spec must not find."""
     gone: set[str] = set()
     real = importlib.util.find_spec
 

@@ -41,7 +41,7 @@ def siblings(path: Path) -> list[str]:
 
 
 def run_python(code: str, path: Path) -> int:
-    """Run code that has `path` and `files`, in a process of its own."""
+    """Run code with the names `path` and `files` in a new process."""
     head = "import os, shutil, signal\nfrom pathlib import Path\nfrom sae_runtime.bundle import files\n"
     head += f"path = Path({str(path)!r})\n"
     return subprocess.run([sys.executable, "-c", head + code], timeout=60, check=False).returncode
@@ -54,9 +54,9 @@ def what(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Iterator[Path]:
-    """A path for a file or folder, beside which nothing may be left."""
+    """A path for a file or folder; the test fails if siblings of the path are left."""
     (tmp_path / "home").mkdir()
-    yield tmp_path / "home" / "new [1]*?.safetensors"  # what a glob reads otherwise
+    yield tmp_path / "home" / "new [1]*?.safetensors"  # characters that a glob interprets
     assert siblings(tmp_path / "home" / "new [1]*?.safetensors") == []
 
 
@@ -171,7 +171,7 @@ def test_a_live_writer_in_another_process_is_left_alone(what: str, path: Path) -
 
 
 def test_a_partial_taken_for_a_leftover_is_made_again(what: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another writer may look between the making of the partial and its lock."""
+    """Another writer may look for dead partials after a partial is made and before it is locked."""
     real, calls = fcntl.flock, 0
 
     def flock(descriptor: int, operation: int) -> None:
@@ -187,7 +187,7 @@ def test_a_partial_taken_for_a_leftover_is_made_again(what: str, path: Path, mon
 
 
 def test_a_writer_that_replaces_its_partial_is_left_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As safetensors does, which also makes it private."""
+    """safetensors replaces the file, and makes the new file private."""
     real = os.fsync
 
     def fsync(descriptor: int) -> None:
@@ -280,7 +280,7 @@ def test_check_free_refuses_a_path_whose_folder_cannot_be_written(
     with pytest.raises(NotADirectoryError, match=r"file is a file, so .+sub/new cannot be made in it; name another"):
         files.check_free(tmp_path / "file" / "sub" / "new")
     files.check_free(tmp_path / "sub" / "sub" / "new")
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # the superuser is never refused
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # the superuser has access to everything
     with pytest.raises(PermissionError, match=r"you may not write to .+, so .+new cannot be made in it; name another"):
         files.check_free(tmp_path / "sub" / "new")
     assert not (tmp_path / "sub").exists()
@@ -290,7 +290,7 @@ def test_siblings_of_a_longer_name_are_left_alone(tmp_path: Path) -> None:
     other = tmp_path / "sae.checkpoint"
     other.mkdir()
     aside = tmp_path / ".sae.checkpoint.0123abcd.old"
-    other.rename(aside)  # a replacement of sae.checkpoint died between its two renames
+    other.rename(aside)  # a writer of sae.checkpoint died between its two renames
     files.repair(tmp_path / "sae")
     assert aside.exists() and not (tmp_path / "sae").exists()
     files.repair(other)

@@ -1,4 +1,4 @@
-"""The Hub through a cache that lies in a folder of the test; no network, which a test would meet as an error."""
+"""The Hub through a cache in a temporary folder, without the network."""
 
 import os
 import shutil
@@ -28,14 +28,14 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, while offline."""
+    """An empty cache in offline mode."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     return tmp_path / "hub"
 
 
 def keep(cache: Path, repository: str, source: Path, *, inside: str = "", revision: str = "main") -> Path:
-    """Put a folder into the cache as huggingface_hub does: bytes in blobs, links in the snapshot of a commit."""
+    """Put a folder into the cache as huggingface_hub does: bytes in blobs, and links to them in a snapshot."""
     home = cache / f"models--{repository.replace('/', '--')}"
     snapshot = home / "snapshots" / COMMIT / inside
     snapshot.mkdir(parents=True)
@@ -81,7 +81,7 @@ def test_a_checkpoint_of_another_library_is_converted(bundle_of: BundleOf, cache
 
 @pytest.fixture
 def unasked(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder, in a test that fails if the Hub is asked."""
+    """An empty working folder; the test fails if the code asks the Hub."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("the Hub was asked"))
@@ -144,7 +144,7 @@ def test_hf_hub_offline_of_the_environment_is_obeyed(tmp_path: Path) -> None:
 
 def test_fetch_reports_a_failure_of_the_network_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     class ConnectError(Exception):
-        """As httpx's, which is no OSError."""
+        """Like the errors of httpx, this is not an OSError."""
 
     def fails(*_: object, **__: object) -> None:
         raise ConnectError("no route\nto host")
@@ -179,7 +179,7 @@ REPOSITORY = """
 def test_fetch_downloads_no_file_that_can_run_code_unless_named(
     cache: Path, monkeypatch: pytest.MonkeyPatch, reference: str, fetched: str
 ) -> None:
-    """The Hub is a list of names here, from which huggingface_hub's own filter chooses by our patterns."""
+    """The Hub is a list of names. huggingface_hub's filter applies our patterns to it."""
     snapshot = cache / "snapshots" / COMMIT
 
     def download(repository: str, *, revision: str | None, **patterns: Any) -> str:

@@ -42,7 +42,7 @@ def test_quotas_above_one_become_one_and_the_others_keep_the_law() -> None:
     law = 1 / np.arange(1, 101)
     assert head > 5
     np.testing.assert_allclose(share[head:], (30 - head) * law[head:] / law[head:].sum(), rtol=1e-12)
-    # One feature less in the head would ask it for more than every token.
+    # With one quota of 1 less, the next quota would exceed 1.
     assert (30 - head + 1) * law[head - 1] / law[head - 1 :].sum() > 1
 
 

@@ -35,14 +35,14 @@ FORMS: dict[str, dict[str, Any]] = {
 
 
 def raw(path: Path, *, kind: str | None = None, form: str = "plain", **changes: Any) -> Path:
-    """A bundle without threshold, as converted from elsewhere: without a budget unless a kind is named."""
+    """A bundle without threshold, as `convert` may write it; without allocation unless `kind` is given."""
     known = make_manifest(D_SAE, kind or "mutual")
     architecture = dataclasses.replace(known.architecture, **FORMS[form])
     manifest = dataclasses.replace(
         known, architecture=architecture, allocation=known.allocation if kind else None, **changes
     )
     weights = make_weights(D_SAE, "token")
-    weights["W_enc"][:, 100:] *= 0.3  # small values, which a common cut would silence
+    weights["W_enc"][:, 100:] *= 0.3  # small values, which a common threshold would silence
     rng = np.random.default_rng(3)
     for name, shape in bundle.weight_shapes(architecture).items():
         if name != "threshold" and (name not in weights or weights[name].shape != shape):
@@ -69,7 +69,7 @@ def blocks(path: Path, x: NDArray[np.float32], elements: int = 1 << 24) -> Itera
 
 
 def cuts(z: NDArray[np.float64], k: float, max_density: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-    """The thresholds in a few plain lines."""
+    """A plain reference of `thresholds`."""
     n = len(z)
     own, top = np.zeros(z.shape[1]), np.full(z.shape[1], np.inf)
     for i in range(z.shape[1] if max_density is not None else 0):
@@ -107,7 +107,7 @@ def test_thresholds_are_those_of_training(tmp_path: Path, kind: str, k: float) -
     max_density = quota.max_densities(QUOTA, k, D_SAE) if kind == "feature" else None
     found = thresholds(blocks(path, x), len(x), k, max_density)
     np.testing.assert_allclose(found, fit_thresholds(model, torch.from_numpy(x), k, max_density), rtol=1e-5, atol=1e-6)
-    if kind == "feature" and k == 6:  # which would else be 0
+    if kind == "feature" and k == 6:  # otherwise the share would be 0
         assert (pre_activations(path, x) > found)[:, 100:].any(axis=0).mean() > 0.9
 
 
@@ -226,7 +226,7 @@ def test_a_calibration_that_breaks_off_leaves_the_old_bundle(
     def breaks_off(*_: object) -> None:
         raise error("broken off")
 
-    monkeypatch.setattr(bundle, "to_json", breaks_off)  # the last file of a bundle
+    monkeypatch.setattr(bundle, "to_json", breaks_off)  # makes the last file of a bundle
     with pytest.raises(error, match="broken off"):
         calibrate_bundle(path, activations, k=3.0)
     assert {file.name: file.read_bytes() for file in path.iterdir()} == before

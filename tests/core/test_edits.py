@@ -10,7 +10,7 @@ LARGEST = float(np.finfo(np.float32).max)
 
 
 def edited(edit: Edit, f: float) -> float:
-    """What the form f' = clip(factor * f + shift, low, high) makes of a value."""
+    """The formula f' = clip(factor * f + shift, low, high)."""
     return float(np.clip(edit.factor * f + edit.shift, edit.low, edit.high))
 
 

@@ -3,7 +3,7 @@ import pytest
 
 from sae_runtime.core.features import Features, concatenate, from_slots
 
-# Three tokens of five features; slots as the graphs give them: falling values, unused ones 0 with any index.
+# Slots of three tokens as graphs give them: falling values, and 0 with any index in an unused slot.
 INDICES = np.array([[4, 1, 0], [2, 3, 3], [0, 2, 4]], np.int64)
 VALUES = np.array([[3.0, 2.0, 0.0], [0.0, 0.0, 0.0], [5.0, 4.0, 1.0]], np.float32)
 DENSE = np.array([[0, 2, 0, 0, 3], [0, 0, 0, 0, 0], [5, 0, 4, 0, 1]], np.float32)

@@ -25,7 +25,7 @@ GRAPHS = ("encode.onnx", "encode_gpu.onnx")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Give the path of a bundle with encode_gpu.onnx; do not alter it."""
+    """The path of a shared bundle with encode_gpu.onnx, which tests must not alter."""
     paths: dict[str, Path] = {}
 
     def give(kind: str) -> Path:
@@ -77,7 +77,7 @@ def test_encode_tensor_copies_no_tensor(
     real = Sessions.run_bound
 
     class Watched:
-        """A binding that tells which memory it was given and which it gave."""
+        """A binding that records the addresses of its inputs and outputs."""
 
         def __init__(self, binding: Any) -> None:
             self.binding = binding
@@ -107,7 +107,7 @@ def test_encode_tensor_copies_no_tensor(
 def test_the_tensors_of_encode_tensor_outlive_the_session(made: Callable[[str], Path]) -> None:
     x = make_x(300)
     indices, values = load(made("token"), threads=1).encode_tensor(torch.from_numpy(x))
-    for _ in range(3):  # others would take the memory
+    for _ in range(3):  # new tensors that would overwrite freed memory
         load(made("token"), threads=1).encode_tensor(torch.from_numpy(x * 0))
     assert witness.disagreement(served("token", 1500, x), indices.numpy(), values.numpy()) is None
 
@@ -133,7 +133,7 @@ def test_rows_that_are_not_certain_are_encoded_in_full(
     whole = sessions.run("encode.onnx", {"x": x})
     np.testing.assert_allclose(np.asarray(found[1]), whole[1], rtol=1e-5, atol=1e-6)
     used = whole[1] > 0
-    assert (np.asarray(found[0]) == whole[0])[used].mean() > 0.999  # but where two values are as good as equal
+    assert (np.asarray(found[0]) == whole[0])[used].mean() > 0.999  # two values may be nearly equal
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_encode_tensor_names_the_onnxruntime_that_it_needs(sessions: Sessions, m
 def test_on_cuda_tf32_is_off_and_encode_gpu_encodes(
     made: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A machine without a GPU can check which options onnxruntime is given."""
+    """This checks the options that onnxruntime gets, on a machine without a GPU."""
     asked: list[list[tuple[str, dict[str, str]]]] = []
 
     class Session:

@@ -113,7 +113,7 @@ def test_int8_levels_follow_from_the_product_of_the_probe(
     monkeypatch: pytest.MonkeyPatch, saturates: bool, levels: int
 ) -> None:
     class Probe:
-        """What the graph computes, by 32-bit integers or as processors without VNNI do: sums of two at 16 bits."""
+        """The probe's product with sums in 32 bits, or in 16 bits as on processors without VNNI."""
 
         def __init__(self, *_: Any, **__: Any) -> None: ...
 
@@ -148,7 +148,7 @@ def test_graphs_are_opened_when_they_are_first_run(bundle_of: BundleOf) -> None:
 
 def test_a_run_that_lacks_memory_is_a_memory_error(bundle_of: BundleOf, monkeypatch: pytest.MonkeyPatch) -> None:
     class Failing:
-        """A session that raises what it is fed."""
+        """A session that raises its input."""
 
         def __init__(self, *_: Any, **__: Any) -> None: ...
 

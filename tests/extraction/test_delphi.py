@@ -1,4 +1,4 @@
-"""The layout that EleutherAI delphi 0.1.3 reads: file names, tensors, types and config as its own cache writes them."""
+"""The layout that EleutherAI delphi 0.1.3 writes and reads: file names, tensors, types and config."""
 
 import json
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def harvested(folder: Path, n: int, *, hook: str | None = "layer.1") -> Activati
 
 
 def read_back(folder: Path, sequence: int, tokens: int, d_sae: int) -> np.ndarray[Any, Any]:
-    """Dense features [tokens, d_sae] as delphi's loader puts the files together."""
+    """Dense features [tokens, d_sae], read from the files as delphi's loader reads them."""
     dense = np.zeros((tokens, d_sae), np.float32)
     for file in folder.glob("*.safetensors"):
         first = int(file.name.split("_")[0])

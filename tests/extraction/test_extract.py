@@ -35,7 +35,7 @@ def mutual(bundle_of: BundleOf) -> SAE:
 
 @pytest.fixture(scope="module")
 def placed(tmp_path_factory: pytest.TempPathFactory) -> SAE:
-    """An SAE that knows its model and hook."""
+    """An SAE with a model and a hook in its manifest."""
     path = tmp_path_factory.mktemp("placed") / "sae"
     manifest = dataclasses.replace(make_manifest(150, "mutual"), model="tiny", hook="layer.1")
     bundle.write(path, make_weights(150, "mutual"), manifest)
@@ -65,7 +65,7 @@ def harvested(folder: Path, sizes: tuple[int, ...], *, model: str | None = "tiny
 
 
 def read_back(path: Path, d_sae: int = 150) -> Features:
-    """The features in a file, by pyarrow's own reading of it."""
+    """The features in a file, read with pyarrow."""
     table = pq.read_table(path)
     indices, values = (table[name].combine_chunks() for name in ("indices", "values"))
     assert indices.offsets.equals(values.offsets)
@@ -87,7 +87,7 @@ def assert_same(found: Features, expected: Features) -> None:
 
 @pytest.mark.parametrize("rule", ["served", "batch"])
 def test_parquet_holds_what_encode_gives(sae: SAE, tmp_path: Path, rule: Literal["served", "batch"]) -> None:
-    x = make_x(5000)  # more than is encoded at once
+    x = make_x(5000)  # more tokens than are encoded at once
     made = extract(sae, plain(tmp_path, x), tmp_path / "f.parquet", rule=rule)
     expected = sae.encode_batch(x) if rule == "batch" else sae.encode(x)
     assert_same(read_back(tmp_path / "f.parquet"), expected)
@@ -189,7 +189,7 @@ def test_columns_of_parquet_have_the_encodings_that_pack_them_best(mutual: SAE, 
     delta = "DELTA_BINARY_PACKED"
     expected = {"doc": delta, "pos": delta, "token": delta, "indices.list.element": delta}
     expected["values.list.element"] = "BYTE_STREAM_SPLIT"
-    # RLE is how Parquet keeps which entries are null and where lists begin.
+    # Parquet uses RLE for its marks of nulls and of the starts of lists.
     assert {name: set(column.encodings) - {"RLE"} for name, column in columns.items()} == {
         name: {encoding} for name, encoding in expected.items()
     }
@@ -236,7 +236,7 @@ def test_a_token_without_features_has_an_empty_row(mutual: SAE, tmp_path: Path) 
 
 @pytest.fixture
 def unread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No activation may be read."""
+    """The test fails if an activation is read."""
 
     def read(*_: Any, **__: Any) -> None:
         pytest.fail("activations were read before the arguments were checked")

@@ -10,7 +10,7 @@ from sae_runtime.extraction.feature_rows import feature_rows
 
 
 def features(values: list[float]) -> Features:
-    """Two tokens, of which the first has no feature."""
+    """The features of two tokens, the first without any."""
     numbers = np.array(values, np.float32)
     return Features(np.array([0, 0, len(values)]), np.arange(len(values), dtype=np.int32), numbers, 150, (2,))
 

@@ -1,4 +1,4 @@
-"""The wheel holds what the checkout holds, and works where nothing else is installed."""
+"""The wheel has every module of the checkout, and works with the runtime dependencies alone."""
 
 import shutil
 import subprocess
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# What pip installs with sae-runtime[cpu] on Linux, less what onnxruntime only needs for its tools.
+# Distributions that sae-runtime[cpu] needs on Linux; onnxruntime's tools need more.
 RUNTIME = ("numpy", "onnxruntime", "click", "safetensors", "tqdm")
 
 
@@ -33,7 +33,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def link(bare: Path, *distributions: str) -> None:
-    """Make installed distributions importable from a folder, and nothing else."""
+    """Link installed distributions into a folder, so that code can import them from it."""
     for name in distributions:
         for top in {Path(str(file)).parts[0] for file in distribution(name).files or () if ".." not in str(file)}:
             if not (bare / top).exists():
@@ -41,7 +41,7 @@ def link(bare: Path, *distributions: str) -> None:
 
 
 def in_bare(bare: Path, code: str) -> "subprocess.CompletedProcess[str]":
-    """Run code where only the packages in a folder can be found: -S leaves out those of this environment."""
+    """Run code that can import the packages in a folder alone: -S hides those of this environment."""
     command = [sys.executable, "-S", "-c", code]
     return subprocess.run(command, cwd=bare.parent, env={"PYTHONPATH": str(bare)}, capture_output=True, text=True)
 
