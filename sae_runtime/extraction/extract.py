@@ -24,6 +24,7 @@ Format = Literal["parquet", "delphi"]
 Rule = Literal["served", "batch"]
 FORMAT_VERSION = 1
 _VALUES: dict[Format, Values] = {"parquet": "float32", "delphi": "float16"}  # unless the caller names a type
+_VALUES: dict[Format, Values] = {"parquet": "float32", "delphi": "float16"}  # unless the caller names a type
 _CHUNK = 4_096  # tokens that are read and encoded at once; it divides a row group of Parquet
 
 
@@ -82,9 +83,7 @@ def extract(
     if format == "delphi":
         delphi.check(activations, sae.manifest.hook or activations.hook, sequence)
         tokens -= tokens % sequence
-    description = _description(
-        sae, activations, tokens, rule, values or ("float16" if format == "delphi" else "float32")
-    )
+    description = _description(sae, activations, tokens, rule, values or _VALUES[format])
     # disable=None hides the bar if stderr is not a terminal.
     bar = tqdm(total=tokens, unit="token", unit_scale=True, disable=None if progress else True)
     with new(out, force=force) as partial, bar:
