@@ -124,14 +124,8 @@ def write(
                 "tokens": text,
             }
             save_tensors(home / f"{first}_{end - 1}.safetensors", tensors)
-    config = {
-        "model_name": description["model"],
-        "cache_ctx_len": sequence,
-        "n_tokens": tokens,
-        "n_splits": files,
-        "sae_runtime": description,
-    }
-    (home / _CONFIG).write_text(json.dumps(config, indent=4) + "\n")
+    config = {"model_name": description["model"], "cache_ctx_len": sequence, "n_tokens": tokens, "n_splits": files}
+    (home / _CONFIG).write_text(json.dumps(config | {"sae_runtime": description}, indent=4) + "\n")
     return matches
 
 

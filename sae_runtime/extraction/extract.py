@@ -23,8 +23,7 @@ from sae_runtime.sae import SAE
 Format = Literal["parquet", "delphi"]
 Rule = Literal["served", "batch"]
 FORMAT_VERSION = 1
-_VALUES: dict[Format, Values] = {"parquet": "float32", "delphi": "float16"}  # unless the caller names a type
-_VALUES: dict[Format, Values] = {"parquet": "float32", "delphi": "float16"}  # unless the caller names a type
+_VALUES: dict[str, Values] = {"parquet": "float32", "delphi": "float16"}  # if the caller names no type
 _CHUNK = 4_096  # tokens that are read and encoded at once; it divides a row group of Parquet
 
 
