@@ -26,10 +26,10 @@ from torch import Tensor
 from sae_runtime import load, open_activations
 from sae_runtime.bundle import folder as bundle
 from sae_runtime.bundle.folder import Bundle
+from sae_runtime.bundle.graphs import GPU
 from sae_runtime.bundle.manifest import Allocation, Architecture, Manifest
 from sae_runtime.engine.device_tensors import encode_tensor
 from sae_runtime.engine.sessions import CPU, CUDA, Provider, Sessions
-from sae_runtime.engine.tiler import GPU
 from sae_runtime.exports import witness
 from sae_runtime.exports.export import export
 from sae_runtime.train.device import usable_device
@@ -94,7 +94,7 @@ def contenders(read: Bundle, sessions: Sessions, x: Tensor, *, peers: bool) -> d
         return top.values, top.indices
 
     runs: dict[str, Run] = {
-        OURS: partial(encode_tensor, sessions, read.manifest, GPU, x),
+        OURS: partial(encode_tensor, sessions, read.manifest, GPU.file, x),
         "encode.onnx": lambda: plain.encode_tensor(x),
         DENSE: dense,
         "torch, with selection": selected,
@@ -128,13 +128,15 @@ def encode_all(
     path: Path, x: NDArray[np.float32], tokens: tuple[int, ...], device: torch.device, options: dict[str, int]
 ) -> bool:
     """Print parity and times of one bundle; whether its features are right."""
-    if GPU not in bundle.read(path, verify=False).manifest.graphs:
+    if GPU.file not in bundle.read(path, verify=False).manifest.graphs:
         export(path, graphs=("gpu",))
     read = bundle.read(path)
     sessions = Sessions(read, providers=providers_of(device), threads=None, verify=True)
     part = x[: options["checked"]]
-    fault = disagreement(read, part, *encode_tensor(sessions, read.manifest, GPU, torch.from_numpy(part).to(device)))
-    certain = sessions.run(GPU, {"x": part})[2]
+    fault = disagreement(
+        read, part, *encode_tensor(sessions, read.manifest, GPU.file, torch.from_numpy(part).to(device))
+    )
+    certain = sessions.run(GPU.file, {"x": part})[2]
     architecture = read.manifest.architecture
     print(
         f"\n{read.manifest.batch_allocation.kind} choice, d_in {architecture.d_in}, d_sae {architecture.d_sae:,}, ",

@@ -19,8 +19,8 @@ from timing import median_seconds
 
 from sae_runtime import load
 from sae_runtime.bundle import folder as bundle
+from sae_runtime.bundle.graphs import ENCODE, EXACT
 from sae_runtime.bundle.manifest import Allocation, Architecture, Manifest
-from sae_runtime.engine.tiler import EXACT, PLAIN
 from sae_runtime.exports import export
 
 ROWS = (1, 16, 256, 1024)  # tokens of a call: steering, serving, extraction
@@ -113,7 +113,7 @@ def compare_graphs(rounds: int) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "sae"
                 x = make(path, d_in, d_sae, k, np.random.default_rng(0), selection=selection)
-                saes = [load(path, graph=graph) for graph in (EXACT, PLAIN)]
+                saes = [load(path, graph=graph) for graph in (EXACT.file, ENCODE.file)]
                 seconds = np.array([times_of([sae.encode for sae in saes], x) for _ in range(rounds)])
             ratios = np.median(seconds[:, 0] / seconds[:, 1], axis=0)
             sums = (seconds / seconds.min(axis=1, keepdims=True)).sum(axis=2)

@@ -27,7 +27,7 @@ SHAPES = [(), (1,), (12,), (3, 4), (1, 2, 3, 2), (0,), (3, 0), (0, 4)]
 
 
 def same(a: Features, b: Features) -> bool:
-    """Bit for bit."""
+    """Whether two features have the same bits."""
     return a.shape == b.shape and all(
         np.array_equal(getattr(a, name), getattr(b, name)) for name in ("indptr", "indices", "values")
     )
@@ -65,7 +65,7 @@ def test_encode_keeps_the_leading_dimensions(sae: SAE, shape: tuple[int, ...]) -
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float64", ">f4", "int32", ml_dtypes.bfloat16])
-def test_other_types_are_cast_once(sae: SAE, dtype: Any) -> None:
+def test_encode_casts_other_types_once(sae: SAE, dtype: Any) -> None:
     x = (make_x(9) * 3).astype(dtype)
     first = np.asarray(x).astype(np.float32)
     assert same(sae.encode(x), sae.encode(first))
@@ -74,7 +74,7 @@ def test_other_types_are_cast_once(sae: SAE, dtype: Any) -> None:
     np.testing.assert_array_equal(sae.steer(x, edits), sae.steer(first, edits))
 
 
-def test_lists_and_strided_arrays_are_encoded_too(sae: SAE) -> None:
+def test_encode_accepts_lists_and_strided_arrays(sae: SAE) -> None:
     x = make_x(12)
     assert same(sae.encode(x[::2].tolist()), sae.encode(x[::2].copy()))
     assert same(sae.encode(np.asfortranarray(x)), sae.encode(x))
@@ -123,7 +123,7 @@ def test_rows_that_fill_all_slots_lose_nothing(bundle_of: BundleOf, kind: str, s
     assert witness.disagreement(witness.threshold(expected.z, 0.0), *slots_of(everything)) is None
 
 
-def test_a_row_with_many_features_leaves_the_cost_of_its_neighbours(bundle_of: BundleOf) -> None:
+def test_a_row_with_many_features_gives_its_neighbours_no_more_slots(bundle_of: BundleOf) -> None:
     sae, sessions = recorded(bundle_of("mutual", slots=4), "encode.onnx")
     l0 = sae.encode(make_x(60)).l0()
     runs = [(rows, slots) for _, rows, slots in sessions.runs]
@@ -151,14 +151,14 @@ def test_encode_slots_take_the_options_of_encode(bundle_of: BundleOf) -> None:
 
 
 @pytest.mark.parametrize("k", [1, 5, 6, 20, 150])
-def test_k_of_token_choice(bundle_of: BundleOf, k: int) -> None:
+def test_encode_of_token_choice_keeps_k_features(bundle_of: BundleOf, k: int) -> None:
     x, sae = make_x(20), load(bundle_of("token"))
     for features in (sae.encode(x, k=k), sae.encode_batch(x, k=k), sae.encode_batch(lambda ids: x[ids], 20, k=k)):
         assert witness.disagreement(served("token", 150, x, k), *slots_of(features)) is None
 
 
 @pytest.mark.parametrize("k", [0.5, 2.5, 6, 100.0])
-def test_k_of_the_batch_rule(thresholded: SAE, k: float) -> None:
+def test_encode_batch_keeps_k_matches_a_token(thresholded: SAE, k: float) -> None:
     x = make_x(7)
     features = thresholded.encode_batch(x, k=k)
     kind = thresholded.manifest.batch_allocation.kind
@@ -167,7 +167,7 @@ def test_k_of_the_batch_rule(thresholded: SAE, k: float) -> None:
         assert len(features.values) == min(round(7 * k), (served(kind, 150, x).z > 0).sum())
 
 
-def test_threshold_of_the_served_rule(thresholded: SAE) -> None:
+def test_encode_applies_another_threshold(thresholded: SAE) -> None:
     x, kind = make_x(20), thresholded.manifest.batch_allocation.kind
     z = served(kind, 150, x).z
     threshold = np.random.default_rng(3).uniform(0.1, 3, 150)
@@ -191,7 +191,7 @@ def test_padding_takes_no_matches(sae: SAE, kind: str, padding: float) -> None:
     assert alone.l0().sum() == K * valid.sum() or kind == "feature"
 
 
-def test_threads_may_share_it(sae: SAE) -> None:
+def test_threads_may_share_an_sae(sae: SAE) -> None:
     x = [make_x(40, seed) for seed in range(8)]
     edits = [Edit.set(3, 2.0)]
     alone = [(sae.encode(a), sae.encode_batch(a), sae.steer(a, edits)) for a in x]
@@ -216,7 +216,7 @@ def test_threads_may_be_the_first_to_use_a_graph(bundle_of: BundleOf, kind: str)
     assert sessions.opened == {("encode.onnx", False), ("steer.onnx", False)}
 
 
-def test_repr_of_an_sae_says_what_it_is(tmp_path: Path, bundle_of: BundleOf) -> None:
+def test_repr_of_an_sae_shows_rule_sizes_source_and_graph(tmp_path: Path, bundle_of: BundleOf) -> None:
     assert repr(load(bundle_of("feature"))) == "SAE(feature choice, k 6, 24 -> 150, encode.onnx)"
     model = "sentence-transformers/all-MiniLM-L6-v2"
     manifest = dataclasses.replace(make_manifest(1500, "mutual"), model=model, hook="encoder.layer.3")
@@ -226,21 +226,19 @@ def test_repr_of_an_sae_says_what_it_is(tmp_path: Path, bundle_of: BundleOf) -> 
     assert repr(load(tmp_path / "b")) == expected
 
 
-# What encode refuses
+# Refusals of encode
 
 
-def test_another_width_is_refused_with_both_widths_and_the_hook(tmp_path: Path, sae: SAE) -> None:
+def test_another_d_in_is_refused_with_both_numbers_and_the_hook(tmp_path: Path, sae: SAE) -> None:
     for x in (np.zeros((3, 25)), np.zeros(25), np.zeros((D_IN, 0))):
-        with pytest.raises(
-            ValueError, match=rf"activations have width {x.shape[-1]}, this SAE expects 24; was another"
-        ):
+        with pytest.raises(ValueError, match=rf"activations have d_in {x.shape[-1]}, this SAE expects 24; was another"):
             sae.encode(x)
-    with pytest.raises(ValueError, match="activations have width none, this SAE expects 24"):
+    with pytest.raises(ValueError, match="activations have d_in None, this SAE expects 24"):
         sae.encode(1.0)
     manifest = dataclasses.replace(make_manifest(150, "mutual"), model="gpt2", hook="h.6")
     bundle.write(tmp_path / "b", make_weights(150, "mutual"), manifest)
     export(tmp_path / "b")
-    message = r"activations have width 25, this SAE expects 24 \(gpt2, h\.6\); was another layer captured\?"
+    message = r"activations have d_in 25, this SAE expects 24 \(gpt2, h\.6\); was another layer captured\?"
     named = load(tmp_path / "b")
     with pytest.raises(ValueError, match=message):
         named.encode(np.zeros((3, 25)))
@@ -269,7 +267,7 @@ def test_a_row_that_is_not_finite_is_named(
 
 @pytest.mark.parametrize("scale", [1e308, 3.4e38])
 def test_a_row_whose_features_overflow_is_named(sae: SAE, scale: float) -> None:
-    """Finite activations whose pre-activations are not would lose features, and rob others of the batch's budget."""
+    """Pre-activations that are not finite would lose features, and take matches from other tokens."""
     x = make_x(30).astype(np.float64)
     x[3] = scale * np.sign(x[3])
     message = "row 3 of the activations (holds NaN or Inf|is so large that its features overflow float32); drop it"
@@ -330,14 +328,14 @@ def test_encode_batch_refuses_options_that_do_not_fit(
             load(bundle_of(kind), threads=1).encode_batch(make_x(3), **options)
 
 
-def test_a_reader_needs_tokens_and_takes_no_mask(sae: SAE) -> None:
+def test_encode_batch_of_a_function_needs_tokens_and_refuses_a_mask(sae: SAE) -> None:
     options: list[dict[str, Any]] = [{}, {"tokens": 3, "valid": np.ones(3, bool)}]
     for given in options:
         with pytest.raises(ValueError, match="a function that gives rows needs tokens, their number, and takes no val"):
             sae.encode_batch(lambda ids: make_x(3)[ids], **given)
 
 
-def test_padding_is_not_looked_at(sae: SAE) -> None:
+def test_encode_batch_ignores_the_values_of_padding(sae: SAE) -> None:
     x, valid = make_x(20), np.arange(20) % 3 != 1
     x[~valid] = 0
     expected = sae.encode_batch(x, valid=valid)
@@ -348,10 +346,10 @@ def test_padding_is_not_looked_at(sae: SAE) -> None:
         sae.encode_batch(x.reshape(1, 20, D_IN), valid=valid[None])
 
 
-# Encode batches that are read piece by piece
+# Encode batches of a function that gives rows
 
 
-def test_rows_are_read_in_tiles_and_only_where_needed_again(bundle_of: BundleOf) -> None:
+def test_encode_batch_reads_tiles_and_reads_again_only_rows_with_many_features(bundle_of: BundleOf) -> None:
     sae, x = load(bundle_of("mutual"), tiling=Tiling(rows=32)), make_x(300)
     x[17] *= 10  # has more features than slots
     asked: list[NDArray[np.int64]] = []
@@ -366,16 +364,16 @@ def test_rows_are_read_in_tiles_and_only_where_needed_again(bundle_of: BundleOf)
     assert max(len(ids) for ids in asked) == 32 and [ids.tolist() for ids in asked[10:]] == [[17]]
 
 
-def test_token_choice_of_a_reader_equals_encode(bundle_of: BundleOf) -> None:
+def test_encode_batch_of_a_function_equals_encode_for_token_choice(bundle_of: BundleOf) -> None:
     sae, x = load(bundle_of("token"), tiling=Tiling(rows=32)), make_x(100)
     assert same(sae.encode_batch(lambda ids: x[ids], 100), sae.encode(x))
 
 
-def test_encode_batch_refuses_what_a_reader_gives_wrongly(sae: SAE, kind: str) -> None:
+def test_encode_batch_refuses_wrong_rows_of_a_function(sae: SAE, kind: str) -> None:
     x = make_x(9)
     with pytest.raises(ValueError, match=r"read gave activations \[8, d_in\], expected 9 rows"):
         sae.encode_batch(lambda ids: x[:8], 9)
-    with pytest.raises(ValueError, match="activations have width 23, this SAE expects 24; was another layer captured?"):
+    with pytest.raises(ValueError, match="activations have d_in 23, this SAE expects 24; was another layer captured?"):
         sae.encode_batch(lambda ids: x[ids, 1:], 9)
     x[4] = np.nan
     with pytest.raises(ValueError, match="row 4 of the activations holds NaN or Inf; drop it or mend the model"):
@@ -417,7 +415,7 @@ def algebra(kind: str, x: NDArray[np.float32], feature: int, change: Callable[[A
 
 
 def on_and_off(kind: str, x: NDArray[np.float32]) -> int:
-    """A feature that fires on some of the tokens, strongly on one."""
+    """The feature that is active on the largest number of tokens."""
     return int(np.argmax(served(kind, 150, x).kept.sum(axis=0)))
 
 
@@ -432,7 +430,7 @@ def on_and_off(kind: str, x: NDArray[np.float32]) -> int:
         (lambda i: Edit(i, factor=2, shift=1, low=2.0, high=5.0), lambda f: np.clip(2 * f + 1, 2, 5)),
     ],
 )
-def test_each_edit_does_what_it_says(
+def test_steer_applies_the_formula_of_each_edit(
     sae: SAE, kind: str, make: Callable[[int], Edit], change: Callable[[Any], Any]
 ) -> None:
     x = make_x(60)
@@ -455,7 +453,7 @@ def test_steering_without_edits_returns_x(sae: SAE) -> None:
     np.testing.assert_array_equal(sae.steer(x, [Edit(0), Edit(7), Edit.scale(9, 1.0)]), x)
 
 
-def test_two_edits_add_up(sae: SAE, kind: str) -> None:
+def test_steer_adds_the_changes_of_two_edits(sae: SAE, kind: str) -> None:
     x = make_x(30)
     both = sae.steer(x, [Edit.set(3, 2.0), Edit.set(40, 1.0)]).astype(np.float64)
     apart = sae.steer(x, [Edit.set(3, 2.0)]).astype(np.float64) + sae.steer(x, [Edit.set(40, 1.0)]) - x
@@ -465,8 +463,8 @@ def test_two_edits_add_up(sae: SAE, kind: str) -> None:
 def test_scaling_a_feature_that_is_not_in_the_top_k_does_nothing(bundle_of: BundleOf) -> None:
     sae, x = load(bundle_of("token")), make_x(20)
     matches = served("token", 150, x)
-    fires_below = (matches.z > 0) & ~matches.kept
-    row, feature = (int(i) for i in np.argwhere(fires_below)[0])
+    below_the_top = (matches.z > 0) & ~matches.kept
+    row, feature = (int(i) for i in np.argwhere(below_the_top)[0])
     steered = sae.steer(x, [Edit.scale(feature, 5.0)])
     np.testing.assert_array_equal(steered[~matches.kept[:, feature]], x[~matches.kept[:, feature]])
     assert not matches.kept[row, feature]
@@ -523,12 +521,12 @@ def test_one_request_does_not_touch_another(sae: SAE) -> None:
         ([[], [Edit.ablate(3), Edit.ablate(3)], []], "feature 3 is edited twice"),
     ],
 )
-def test_edits_that_do_not_fit(sae: SAE, edits: Any, message: str) -> None:
+def test_steer_refuses_edits_that_do_not_fit(sae: SAE, edits: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sae.steer(make_x(12).reshape(3, 4, D_IN), edits)
 
 
-def test_lists_for_requests_need_requests(sae: SAE) -> None:
+def test_steer_refuses_lists_of_edits_without_requests(sae: SAE) -> None:
     with pytest.raises(ValueError, match=r"12 lists of edits need activations \[12, t, d_in\], got \[12, 24\]"):
         sae.steer(make_x(12), [[Edit.ablate(3)]] * 12)
 
@@ -546,9 +544,9 @@ def test_a_gate_of_another_shape_is_refused(sae: SAE, gate: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["mutual", "feature"])
-def test_tokens_with_many_features_do_not_make_room_for_all(bundle_of: BundleOf, kind: str) -> None:
+def test_a_token_with_many_features_does_not_give_all_tokens_its_slots(bundle_of: BundleOf, kind: str) -> None:
     sae, x = load(bundle_of(kind), tiling=Tiling(rows=8)), make_x(1600)
-    x[::8] *= 50  # one in every tile
+    x[::8] *= 50  # one row of each tile
     tracemalloc.start()
     features = sae.encode(x)
     _, peak = tracemalloc.get_traced_memory()
@@ -557,8 +555,8 @@ def test_tokens_with_many_features_do_not_make_room_for_all(bundle_of: BundleOf,
     assert peak < 1600 * 150 * 12 / 3, "slots of all tiles were held at once"
 
 
-def test_full_memory_is_a_memory_error(bundle_of: BundleOf) -> None:
-    """In a process of its own, whose address space ends soon after the bundle is loaded."""
+def test_encode_without_enough_memory_is_a_memory_error(bundle_of: BundleOf) -> None:
+    """This runs in a new process, whose address space is limited after the bundle is loaded."""
     code = f"""
 import resource, numpy, sae_runtime
 from sae_runtime.engine.tiling import Tiling

@@ -1,4 +1,4 @@
-"""Activations on disk and the text that they come from: stored rows, readers of text, windows of tokens.
+"""Activations on disk, and the text and the windows of tokens that they come from.
 
-May import `core` and `bundle`.
+This room may import `core` and `bundle`.
 """

@@ -1,12 +1,12 @@
-"""Activations on disk: a plain .npy or .safetensors of shape [n, d_in], or the folder of shards that harvest writes.
+"""Activations on disk: an .npy or .safetensors file of shape [n, d_in], or the folder of shards that harvest writes.
 
-Harvest writes `activations.json` last, so a folder that has it is whole. Each safetensors shard of the folder holds
+Harvest writes `activations.json` last, so a folder with this file is whole. Each safetensors shard of the folder holds
 `activations` [n, d_in] (F32, F16 or BF16), `tokens` I32 [n], `documents` I32 [n] and `positions` I32 [n].
 """
 
-import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sae_runtime.bundle.manifest import Manifest
 from sae_runtime.bundle.tensors import map_tensor, read_header
-from sae_runtime.bundle.typed_json import read_json
+from sae_runtime.bundle.typed_json import read_versioned
 from sae_runtime.core.arrays import as_float32, bfloat16_to_float32, first_nonfinite
 
 INDEX = "activations.json"
@@ -24,7 +24,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class _Entry:
-    """A shard as the index lists it."""
+    """The entry of a shard in the index."""
 
     file: str
     rows: int
@@ -32,7 +32,7 @@ class _Entry:
 
 @dataclass(frozen=True)
 class _Index:
-    """The fields of `activations.json` that reading needs; harvest adds what it was told to do."""
+    """The fields of `activations.json` that reading needs; harvest adds its settings."""
 
     format_version: int
     shards: tuple[_Entry, ...]
@@ -43,7 +43,7 @@ class _Index:
 
 @dataclass(frozen=True)
 class Shard:
-    """A run of rows of one mapped file: `x` [n, d_in] in its stored type (bfloat16 as uint16)."""
+    """Rows of one mapped file: `x` [n, d_in] in its stored type (bfloat16 as uint16), and their origins [n]."""
 
     x: NDArray[Any]
     tokens: NDArray[np.int32] | None = None
@@ -52,10 +52,10 @@ class Shard:
 
 
 class Activations:
-    """Rows of activations over one or many mapped files, read as float32 on demand.
+    """Rows of activations in one or many mapped files, read as float32 on demand.
 
-    `documents`, `positions` and `tokens` (int32 [n]) say where each row came from, and are None for plain files.
-    `model` and `hook` name the source, where known.
+    `tokens`, `documents` and `positions` (int32 [n]) give the origin of each row, and are None if the files have none.
+    `model` and `hook` name the source, or are None.
     """
 
     def __init__(
@@ -66,9 +66,7 @@ class Activations:
         self.model = model
         self.hook = hook
         self.d_in = int(shards[0].x.shape[1])
-        self.starts = [0]
-        for shard in shards:
-            self.starts.append(self.starts[-1] + len(shard.x))
+        self.starts = [0, *accumulate(len(shard.x) for shard in shards)]
         self.tokens = _joined([shard.tokens for shard in shards])
         self.documents = _joined([shard.documents for shard in shards])
         self.positions = _joined([shard.positions for shard in shards])
@@ -80,13 +78,16 @@ class Activations:
         """Rows by number, in the order asked for: float32 [len(ids), d_in].
 
         Raises:
-            IndexError: there is no such row.
+            IndexError: a row does not exist.
             ValueError: a row holds NaN or Inf.
+
+        >>> open_activations(activations_path).rows(np.array([5, 0])).shape
+        (2, 24)
         """
         if len(ids) and not 0 <= ids.min() <= ids.max() < len(self):
             raise IndexError(f"{self.path} has rows 0 to {len(self) - 1}, asked for {ids.min()} to {ids.max()}")
         out = np.empty((len(ids), self.d_in), np.float32)
-        order = np.argsort(ids, kind="stable")  # read every file forwards
+        order = np.argsort(ids, kind="stable")  # so that each file is read from its beginning to its end
         bounds = np.searchsorted(ids[order], self.starts)
         for number, shard in enumerate(self.shards):
             in_shard = order[bounds[number] : bounds[number + 1]]
@@ -96,17 +97,18 @@ class Activations:
         return out
 
     def slice(self, begin: int, end: int) -> NDArray[np.float32]:
-        """Rows begin to end, float32; raises ValueError as `rows` does."""
-        end = min(end, len(self))
-        parts = []
-        row = begin
-        while row < end:
-            number = bisect.bisect_right(self.starts, row) - 1
-            start, stop = self.starts[number], min(end, self.starts[number + 1])
-            parts.append(_float32(self.shards[number].x[row - start : stop - start]))
-            row = stop
+        """Rows begin to end: float32 [end - begin, d_in], or fewer at the end of the rows; errors as of `rows`.
+
+        >>> open_activations(activations_path).slice(598, 700).shape
+        (2, 24)
+        """
+        parts = [
+            _float32(shard.x[max(begin - start, 0) : max(end - start, 0)])
+            for shard, start in zip(self.shards, self.starts, strict=False)
+            if start < end and begin < start + len(shard.x)
+        ]
         out = np.concatenate(parts) if parts else np.empty((0, self.d_in), np.float32)
-        self._refuse_nonfinite(out, np.arange(begin, end))
+        self._refuse_nonfinite(out, np.arange(begin, begin + len(out)))
         return out
 
     def _refuse_nonfinite(self, x: NDArray[np.float32], ids: NDArray[np.int64]) -> None:
@@ -116,14 +118,14 @@ class Activations:
 
 
 def open_activations(path: str | Path) -> Activations:
-    """Open activations without reading them.
+    """Open activations without reading their rows.
 
     Args:
-        path: a folder that harvest wrote, an .npy file, or a .safetensors file whose only 2-D tensor (or the one
-            named `activations`) is [n, d_in].
+        path: a folder that harvest wrote, an .npy file [n, d_in], or a .safetensors file with a tensor [n, d_in], which
+            is the only 2-D tensor or has the name `activations`.
 
     Raises:
-        ValueError: the path is none of these, or is empty, truncated or half written.
+        ValueError: the path is none of these, or it is empty, truncated or half written.
         FileNotFoundError: the path does not exist.
 
     >>> open_activations(activations_path).slice(0, 2).dtype
@@ -147,46 +149,43 @@ def open_activations(path: str | Path) -> Activations:
 
 
 def check_source(activations: Activations, manifest: Manifest, *, any_source: bool = False) -> None:
-    """Refuse activations that an SAE was not fitted for.
+    """Refuse activations that an SAE was not fitted on.
 
     Raises:
-        ValueError: they have another width or, unless `any_source` is set, come from another model or hook.
+        ValueError: they have another d_in, or come from another model or hook and `any_source` is not set.
+
+    >>> check_source(open_activations(activations_path), sae.manifest)
     """
-    d_in = manifest.architecture.d_in
-    if activations.d_in != d_in:
-        source = ", ".join(filter(None, (manifest.model, manifest.hook)))
-        raise ValueError(
-            f"{activations.path}: activations have width {activations.d_in}, this SAE expects {d_in}"
-            f"{f' ({source})' if source else ''}; was another layer captured?"
-        )
-    for what, theirs, ours in (
-        ("model", activations.model, manifest.model),
-        ("hook", activations.hook, manifest.hook),
-    ):
-        if theirs is not None and ours is not None and theirs != ours and not any_source:
+    try:
+        manifest.check_d_in(activations.d_in)
+    except ValueError as error:
+        raise ValueError(f"{activations.path}: {error}") from error
+    for what in ("model", "hook"):
+        given, fitted = getattr(activations, what), getattr(manifest, what)
+        if given is not None and fitted is not None and given != fitted and not any_source:
             raise ValueError(
-                f"{activations.path}: activations come from {what} {theirs!r}, this SAE was fitted on {ours!r}; "
+                f"{activations.path}: activations come from {what} {given!r}, this SAE was fitted on {fitted!r}; "
                 "harvest those, or pass --any-source to go on"
             )
 
 
 def sample_rows(rows: int, d_in: int) -> NDArray[np.int64]:
-    """Which of so many activations make a bundle's sample: up to 4 d_in and 4,096 of them, evenly spread."""
+    """Numbers of the rows of a bundle's sample: at most 4 d_in and 4,096, evenly spread over all rows.
+
+    >>> len(sample_rows(1_000_000, d_in=24))
+    96
+    """
     return np.linspace(0, rows - 1, min(rows, 4 * d_in, 4096)).astype(np.int64)
 
 
 def _open_folder(path: Path) -> Activations:
     if not (path / INDEX).is_file():
         raise ValueError(f"{path} holds no {INDEX}: not harvested to the end; run the same harvest again to finish it")
+    text = (path / INDEX).read_bytes()
     try:
-        index: _Index = read_json(_Index, (path / INDEX).read_bytes(), "index", more=True)
+        index: _Index = read_versioned(_Index, text, "index", version=FORMAT_VERSION, field="format_version", more=True)
     except ValueError as error:
         raise ValueError(f"{path / INDEX}: {error}; harvest again") from error
-    if index.format_version != FORMAT_VERSION:
-        raise ValueError(
-            f"{path / INDEX} has format version {index.format_version}, this sae-runtime reads {FORMAT_VERSION}; "
-            "install the release that wrote it"
-        )
     opened = []
     for entry in index.shards:
         file = path / entry.file
@@ -214,7 +213,10 @@ def _open_shard(path: Path) -> Shard:
         if name in specs:
             ids[name] = map_tensor(path, specs[name])
             if specs[name].shape != (len(x),) or specs[name].dtype != "I32":
-                raise ValueError(f"{path}: {name} must be I32 [{len(x)}], got {specs[name].dtype}; harvest again")
+                raise ValueError(
+                    f"{path}: {name} must be I32 [{len(x)}], got {specs[name].dtype} {list(specs[name].shape)}; "
+                    "harvest again"
+                )
     return Shard(x, **ids)
 
 

@@ -1,18 +1,35 @@
-"""Documents out of text files: paragraphs, whole files or lines of JSON, one at a time."""
+"""Documents from text files: paragraphs, whole files or lines of JSON, one at a time."""
 
-import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+from sae_runtime.bundle.typed_json import read_json
 
 DOCUMENTS = ("paragraph", "file")
 
 
-def documents(paths: Sequence[Path], document: str = "paragraph") -> Iterator[str]:
-    r"""The documents of text files, in order; empty documents are dropped, and files are read as documents are taken.
+@dataclass(frozen=True)
+class _Record:
+    """A line of a .jsonl file; other fields are ignored."""
 
-    In a `.jsonl` file each line is a document: the field "text" of a JSON object. Any other file is UTF-8 text. With
-    document "paragraph" it is a block of non-blank lines, with document "file" it is the whole file. A byte order
-    mark is dropped.
+    text: str
+
+
+def documents(paths: Sequence[Path], document: str = "paragraph") -> Iterator[str]:
+    r"""The documents of text files, in order and without blank ones. A file is read piece by piece as they are used.
+
+    Each line of a `.jsonl` file is a JSON object, whose field "text" is a document. Any other file is UTF-8 text. A
+    document is a block of non-blank lines ("paragraph") or the whole file ("file"). A byte order mark is dropped.
+
+    Args:
+        paths: the files.
+        document: "paragraph" or "file".
+
+    Raises:
+        FileNotFoundError: a file does not exist.
+        ValueError: `document` is unknown, or a path is a folder. While documents are read: a file is not UTF-8, or a
+            line of a .jsonl file is not an object with a string "text".
 
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
@@ -20,27 +37,18 @@ def documents(paths: Sequence[Path], document: str = "paragraph") -> Iterator[st
     ...     _ = file.write_text("One.\nStill one.\n\nTwo.")
     ...     list(documents([file]))
     ['One.\nStill one.', 'Two.']
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: `document` is unknown, a path is a folder or, while reading, a file is not UTF-8, or a line of JSON
-            is not an object with a string "text".
     """
     if document not in DOCUMENTS:
         raise ValueError(f"document must be one of {', '.join(DOCUMENTS)}, got {document!r}")
     for path in paths:
-        _check_file(path)
-    return (text for path in paths for text in _of_file(path, document) if not _is_blank(text))
+        if not path.exists():
+            raise FileNotFoundError(f"the text file {path} does not exist; check its path")
+        if not path.is_file():
+            raise ValueError(f"{path} is not a file; name the text files inside one by one")
+    return (text for path in paths for text in _documents_of(path, document) if text.strip())
 
 
-def _check_file(path: Path) -> None:
-    if not path.exists():
-        raise FileNotFoundError(f"the text file {path} does not exist; check its path")
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file; name the text files inside one by one")
-
-
-def _of_file(path: Path, document: str) -> Iterator[str]:
+def _documents_of(path: Path, document: str) -> Iterator[str]:
     if path.suffix.lower() == ".jsonl":
         return _json_texts(path)
     return _paragraphs(path) if document == "paragraph" else iter(["".join(_lines(path))])
@@ -49,7 +57,7 @@ def _of_file(path: Path, document: str) -> Iterator[str]:
 def _paragraphs(path: Path) -> Iterator[str]:
     block: list[str] = []
     for line in _lines(path):
-        if not _is_blank(line):
+        if line.strip():
             block.append(line)
         elif block:
             yield "".join(block).removesuffix("\n")
@@ -60,25 +68,14 @@ def _paragraphs(path: Path) -> Iterator[str]:
 
 def _json_texts(path: Path) -> Iterator[str]:
     for number, line in enumerate(_lines(path), start=1):
-        if not _is_blank(line):
-            yield _json_text(line, f"{path}, line {number}")
-
-
-def _json_text(line: str, where: str) -> str:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: not JSON ({error}); expected one object a line") from error
-    if not isinstance(record, dict) or "text" not in record:
-        raise ValueError(f'{where}: no field "text"; expected one JSON object a line with its text there')
-    text = record["text"]
-    if not isinstance(text, str):
-        raise ValueError(f'{where}: the field "text" must be a string, got {type(text).__name__}; convert it')
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:  # JSON can hold half of a surrogate pair, which no tokenizer accepts
-        raise ValueError(f'{where}: the field "text" holds half a character ({error.reason}); repair it') from error
-    return text
+        if line.strip():
+            where = f"{path}, line {number}"
+            record: _Record = read_json(_Record, line, where, more=True)
+            try:
+                record.text.encode()
+            except UnicodeEncodeError as error:  # JSON can hold half of a surrogate pair, which no tokenizer accepts
+                raise ValueError(f"{where}: the text holds half a character ({error.reason}); repair it") from error
+            yield record.text
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -87,7 +84,3 @@ def _lines(path: Path) -> Iterator[str]:
             yield from file
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is not UTF-8 text ({error.reason}); convert it to UTF-8") from error
-
-
-def _is_blank(text: str) -> bool:
-    return not text or text.isspace()

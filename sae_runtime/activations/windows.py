@@ -1,6 +1,6 @@
-"""Token windows: parts of documents that a model can read at once, grouped into shards and into batches.
+"""Windows of tokens: parts of documents that a model can read at once, and their groups for shards and batches.
 
-A row is a token whose activation is kept. A window never holds tokens of two documents.
+A row is a token whose activation is kept. A window has tokens of one document.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,15 +11,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_DOCUMENTS_AT_ONCE = 64  # tokenizers run in parallel over a list
+_DOCUMENTS_AT_ONCE = 64  # tokenizers process the texts of a list in parallel
 
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens of one document for one forward pass; the arrays are [time].
+    """Tokens of one document for one forward pass.
 
-    `positions` count the document's tokens from 0. `kept` is False for a special token whose activation is left out. A
-    special token that frames the window has the position of the text's token next to it.
+    Attributes:
+        document: number of the document.
+        ids: of the tokens, [time].
+        positions: numbers of the tokens in the document, from 0, [time]. A special token before or after the text has
+            the position of the text's nearest token.
+        kept: whether the token's activation is kept, [time].
     """
 
     document: int
@@ -29,21 +33,23 @@ class Window:
 
     @property
     def rows(self) -> int:
-        """Number of tokens kept."""
+        """Number of kept tokens."""
         return int(np.count_nonzero(self.kept))
 
 
 def windows(tokenizer: Any, texts: Iterable[str], *, context: int, special: bool) -> Iterator[Window]:
-    """Windows of at most `context` tokens, in the order of the texts, each framed as the tokenizer frames a text.
+    """Windows of at most `context` tokens, in the order of the texts.
+
+    Each window gets the special tokens that the tokenizer puts before and after a text, the frame.
 
     Args:
         tokenizer: a tokenizer of transformers.
-        texts: documents; a document without a token to keep has a number and no window.
-        context: tokens per window, those of the frame included.
-        special: keep special tokens. The token for an unknown word is not a special token.
+        texts: the documents. A document without tokens to keep counts, but has no window.
+        context: largest number of tokens of a window, with the frame.
+        special: keep the activations of special tokens. The token for unknown words is not a special token.
 
     Raises:
-        ValueError: the frame leaves no room in `context`.
+        ValueError: the frame leaves no room in `context`, or the tokenizer changes a text's tokens when it adds it.
     """
     frame: tuple[list[int], list[int]] | None = None
     specials = _special_ids(tokenizer)
@@ -52,7 +58,11 @@ def windows(tokenizer: Any, texts: Iterable[str], *, context: int, special: bool
             continue
         if frame is None:
             frame = _frame(tokenizer, text, ids)
-            _check_room(frame, context)
+            framing = len(frame[0]) + len(frame[1])
+            if context <= framing:
+                raise ValueError(
+                    f"context is {context} tokens, of which special tokens take {framing}; give at least {framing + 1}"
+                )
         for window in _cut(document, ids, frame, context):
             if special:
                 window = replace(window, kept=np.ones_like(window.kept))
@@ -62,16 +72,8 @@ def windows(tokenizer: Any, texts: Iterable[str], *, context: int, special: bool
                 yield window
 
 
-def _check_room(frame: tuple[list[int], list[int]], context: int) -> None:
-    framing = len(frame[0]) + len(frame[1])
-    if context <= framing:
-        raise ValueError(
-            f"context is {context} tokens, of which special tokens take {framing}; give at least {framing + 1}"
-        )
-
-
 def _cut(document: int, ids: list[int], frame: tuple[list[int], list[int]], context: int) -> Iterator[Window]:
-    """A document's tokens in framed windows, which keep all tokens but those of the frame."""
+    """A document's tokens in windows with frames; the tokens of the frames are not kept."""
     before, after = frame
     room = context - len(before) - len(after)
     for start in range(0, len(ids), room):
@@ -84,9 +86,11 @@ def _cut(document: int, ids: list[int], frame: tuple[list[int], list[int]], cont
 
 
 def first_rows(parts: Iterable[Window], rows: int | None) -> Iterator[Window]:
-    """The first windows that hold `rows` rows together, or all windows where `rows` is None.
+    """The first windows, up to `rows` rows; all windows if `rows` is None. The last window keeps the rest.
 
-    The last window keeps only as many tokens as are wanted.
+    >>> three = [Window(0, np.arange(n), np.arange(n), np.ones(n, np.bool_)) for n in (4, 3, 9)]
+    >>> [window.rows for window in first_rows(three, 6)]
+    [4, 2]
     """
     if rows is None:
         yield from parts
@@ -94,7 +98,7 @@ def first_rows(parts: Iterable[Window], rows: int | None) -> Iterator[Window]:
     left = rows
     for window in parts:
         if window.rows >= left:
-            # The window stays whole, since the model's tokens may attend to later ones.
+            # The window keeps its tokens, because earlier tokens may attend to later ones.
             yield replace(window, kept=window.kept & (np.cumsum(window.kept) <= left))
             return
         left -= window.rows
@@ -102,7 +106,7 @@ def first_rows(parts: Iterable[Window], rows: int | None) -> Iterator[Window]:
 
 
 def groups(parts: Iterable[Window], rows: int) -> Iterator[list[Window]]:
-    """Runs of windows with at most `rows` rows each. A window with more rows is a run of its own.
+    """Consecutive windows in groups of at most `rows` rows. A window with more rows is a group alone.
 
     >>> three = [Window(0, np.arange(n), np.arange(n), np.ones(n, np.bool_)) for n in (4, 3, 9)]
     >>> [[window.rows for window in group] for group in groups(three, rows=8)]
@@ -121,13 +125,13 @@ def groups(parts: Iterable[Window], rows: int) -> Iterator[list[Window]]:
 
 
 def batches(group: Sequence[Window], tokens: int) -> Iterator[list[int]]:
-    """Numbers of the windows that go through the model together: one, or as many as make `tokens` when padded.
+    """The numbers of the windows of each batch: a batch has at most `tokens` tokens with padding, or one window.
 
     >>> three = [Window(0, np.arange(n), np.arange(n), np.ones(n, np.bool_)) for n in (4, 3, 9)]
     >>> list(batches(three, tokens=8))
     [[2], [0, 1]]
     """
-    # The longest windows come first, so that a batch that is too large fails at once.
+    # The longest windows come first, so that a batch that needs too much memory fails at once.
     order = sorted(range(len(group)), key=lambda number: -len(group[number].ids))
     begin = 0
     while begin < len(order):
@@ -137,7 +141,7 @@ def batches(group: Sequence[Window], tokens: int) -> Iterator[list[int]]:
 
 
 def padded(batch: Sequence[Window], pad: int) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]:
-    """The ids padded on the right with `pad`, a mask of the tokens, and a mask of the kept ones: [batch, time] each."""
+    """The ids, padded on the right with `pad`, a mask of real tokens, and a mask of kept tokens: [batch, time] each."""
     shape = len(batch), max(len(window.ids) for window in batch)
     ids, real, kept = np.full(shape, pad, np.int64), np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
     for row, window in enumerate(batch):
@@ -158,13 +162,13 @@ def origin(group: Sequence[Window]) -> dict[str, NDArray[np.int32]]:
 
 
 def _special_ids(tokenizer: Any) -> list[int]:
-    """The ids of special tokens. The token for unknown words stands for text; it counts only if it has another role."""
+    """The ids of special tokens. The token for unknown words is one of them only if it has another role too."""
     named = {getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "cls", "sep", "pad", "mask")}
     return [number for number in tokenizer.all_special_ids if number != tokenizer.unk_token_id or number in named]
 
 
 def _tokenized(tokenizer: Any, texts: Iterable[str]) -> Iterator[tuple[int, str, list[int]]]:
-    """The number, the text and the ids of each document, without special tokens."""
+    """The number, the text and the ids of each document; the ids are without special tokens."""
     numbered = enumerate(texts)
     while part := list(islice(numbered, _DOCUMENTS_AT_ONCE)):
         encoded = tokenizer(
@@ -172,7 +176,7 @@ def _tokenized(tokenizer: Any, texts: Iterable[str]) -> Iterator[tuple[int, str,
             add_special_tokens=False,
             return_attention_mask=False,
             return_token_type_ids=False,
-            verbose=False,  # no warning about texts that are longer than the model's window
+            verbose=False,  # no warning about texts that are longer than the model's context
         )
         for (number, text), ids in zip(part, encoded["input_ids"], strict=True):
             yield number, text, ids

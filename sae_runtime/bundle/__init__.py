@@ -1,4 +1,4 @@
-"""The bundle on disk: manifest, weights, files that appear whole or not at all, graphs by name, and hooks.
+"""The bundle on disk: its folder, manifest, tensors and graphs, and files that appear whole or not at all.
 
-May import `core`.
+This room may import `core`.
 """

@@ -1,4 +1,4 @@
-"""What `evaluate` measures, as dataclasses and as the JSON file that it writes and `report` reads."""
+"""The figures of `evaluate`: dataclasses, and the JSON file that `evaluate` writes and `report` reads."""
 
 import dataclasses
 import json
@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from sae_runtime.bundle import quota
 from sae_runtime.bundle.manifest import Allocation, Architecture
 from sae_runtime.bundle.quota import Quota
-from sae_runtime.bundle.typed_json import read_json
+from sae_runtime.bundle.typed_json import read_versioned
 
 SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Zipf:
-    """The Zipf-Mandelbrot law that `quota.fit` fits to the densities."""
+    """The Zipf-Mandelbrot law that `quota.fit` fits to densities."""
 
     exponent: float
     offset: float
@@ -28,76 +28,77 @@ class Zipf:
 
 @dataclass(frozen=True, kw_only=True)
 class RuleEvaluation:
-    """What one rule achieves. Quantiles are over tokens, by their level as text, such as "0.05"."""
+    """The figures of one rule. Quantiles are over tokens; their keys are levels as text, such as "0.05"."""
 
-    batch: int | None  # tokens that share their matches; None: every token for itself
-    fvu: float | None  # None for a transcoder whose target is not at hand, like the next two
+    batch: int | None  # tokens that share their matches; None: each token for itself
+    fvu: float | None  # None, as the next two, for a transcoder without its target
     explained_variance: float | None  # 1 - FVU
     token_fvu: Mapping[str, float] | None  # quantiles of |x - x_hat|^2 / |x - mean|^2 of a token
     l0: float  # mean
     l0_quantiles: Mapping[str, float]
-    l0_tokens: tuple[int, ...]  # how many tokens have 0, 1, 2, ... active features
-    dead: float  # share of the features that are not active on any of these tokens
-    under_used: float  # share with less than a tenth of the density that the law gives the rank, dead ones included
-    zipf: Zipf | None  # None where fewer than 20 features are active
-    matches: tuple[int, ...]  # tokens on which each feature is active
+    l0_tokens: tuple[int, ...]  # number of tokens with 0, 1, 2, ... active features
+    dead: float  # share of the features that are active on no token
+    under_used: float  # share of the features below a tenth of the density that the law gives their rank
+    zipf: Zipf | None  # None if fewer than 20 features are active
+    matches: tuple[int, ...]  # of each feature
 
 
 @dataclass(frozen=True, kw_only=True)
 class Redundancy:
-    """Cosines of every feature's decoder row to the row that is most like it, and in how many directions rows lie."""
+    """The cosine of each feature's row of W_dec to the most similar other row, and the effective rank of W_dec."""
 
     median: float
-    high: float  # 99 % of the features are below
-    nearly_equal: float  # share of the features above 0.9
-    effective_rank: float  # of W_dec, between 1 and min(d_out, d_sae)
+    high: float  # 99 % of the features are below it
+    nearly_equal: float  # share of the features with a cosine above 0.9
+    effective_rank: float  # between 1 and min(d_out, d_sae)
     histogram: tuple[int, ...]  # features in each of 100 bins of equal width over [-1, 1]
 
 
 @dataclass(frozen=True, kw_only=True)
 class HostLoss:
-    """What a host model loses, by what replaces its activations: "served", "batch", "mean" or "zero".
+    """The loss of a host model if its activations are replaced: by a rule's reconstructions, by the mean or by zeros.
 
-    Of a causal language model each has cross_entropy and kl. Of any other model each has embedding_cosine and
-    token_cosine, and of both the quantile below which 5 % lie, with the ending _low. The two rules also have fvu and
-    explained_variance. Of a causal language model they have loss_recovered_mean and loss_recovered_zero too: the share
-    of what the mean, or zeros, cost that the rule does not cost. One is left out where its ablation costs nothing.
+    The keys of `replaced` are "served", "batch", "mean" and "zero". For a causal language model each value has
+    cross_entropy and kl. For another model each value has embedding_cosine and token_cosine, and with the suffix _low
+    the quantile of each at 0.05. The values of the two rules also have fvu and explained_variance and, for a causal
+    language model, loss_recovered_mean and loss_recovered_zero: the share of the loss that this ablation costs and the
+    reconstruction saves. A share is missing if its ablation costs nothing.
     """
 
     model: str
     hook: str
     text: tuple[str, ...]
-    tokens: int  # that were replaced
+    tokens: int  # number of replaced tokens
     windows: int
-    special: bool  # whether special tokens are replaced too
-    batch: float  # tokens that shared their matches under the batch rule, on average
-    cross_entropy: float | None  # of the untouched model; None where it is no causal language model
+    special: bool  # whether special tokens were replaced too
+    batch: float  # mean number of tokens in a batch of the batch rule
+    cross_entropy: float | None  # of the unchanged model; None unless it is a causal language model
     replaced: Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What an SAE is, what it achieves on activations, how much its decoder repeats itself, what a host model loses."""
+    """All figures of an SAE: by its rules on activations, of its decoder, and of a host model."""
 
-    bundle: str  # its path, as it was given
-    name: str  # of its folder
+    bundle: str  # its path, as the user gave it
+    name: str  # name of its folder
     architecture: Architecture
     allocation: Allocation | None
     model: str | None
     hook: str | None
-    trained_tokens: int | None  # repeats counted; None where the manifest does not tell
+    trained_tokens: int | None  # each pass over a token counts; None if the manifest does not tell
     activations: str
-    rows: str  # "held-out", never trained on, or "all"
+    rows: str  # "held-out" or "all"
     tokens: int
     served: RuleEvaluation
-    batch: RuleEvaluation | None  # by the batch rule, where the SAE has one
+    batch: RuleEvaluation | None  # None if the SAE has no batch rule
     decoder: Redundancy
     host: HostLoss | None = None
     schema_version: int = SCHEMA_VERSION
 
 
 def to_json(evaluation: Evaluation) -> str:
-    """The text of the file."""
+    """The text of the file, which `read_evaluation` reads back."""
     return json.dumps(dataclasses.asdict(evaluation), allow_nan=False) + "\n"
 
 
@@ -105,8 +106,8 @@ def read_evaluation(path: Path) -> Evaluation:
     """Read the file that `evaluate -o` wrote.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is a folder, such as a bundle, or the file is another one.
+        FileNotFoundError: the file does not exist.
+        ValueError: the path is a folder, such as a bundle, or the file has another format.
 
     >>> read_evaluation(Path("nowhere.json"))
     Traceback (most recent call last):
@@ -119,16 +120,14 @@ def read_evaluation(path: Path) -> Evaluation:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; make it: sae-runtime evaluate BUNDLE -o {path}")
     try:
-        evaluation: Evaluation = read_json(Evaluation, path.read_bytes(), "the evaluation")
-        if evaluation.schema_version != SCHEMA_VERSION:
-            raise ValueError(f"the evaluation has schema version {evaluation.schema_version}, not {SCHEMA_VERSION}")
+        evaluation: Evaluation = read_versioned(Evaluation, path.read_bytes(), "the evaluation", version=SCHEMA_VERSION)
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{path}: {error}; make it again with sae-runtime evaluate -o {path}") from error
     return evaluation
 
 
 def law_by_rank(law: Zipf, density: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The density that a law expects of each rank, for the same total as the measured densities: both [d_sae].
+    """The density that a law gives each rank, with the same total as the measured densities: both [d_sae].
 
     >>> law_by_rank(Zipf(exponent=0.0, offset=0.0, r_squared=1.0), np.array([0.5, 0.25, 0.0]))
     array([0.25, 0.25, 0.25])

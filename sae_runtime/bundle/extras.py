@@ -1,4 +1,4 @@
-"""Optional dependencies: which are installed, and the command that installs one."""
+"""Optional dependencies: which extras are installed, and the command that installs one."""
 
 import importlib.util
 
@@ -16,7 +16,7 @@ _MODULES = {
 
 
 def missing(extra: str) -> list[str]:
-    """Modules of an extra (a key of pyproject's optional dependencies) that are not installed.
+    """The modules of an extra that are not installed; extras are the keys of pyproject's optional dependencies.
 
     >>> missing("cpu")
     []
@@ -25,7 +25,7 @@ def missing(extra: str) -> list[str]:
 
 
 def names() -> tuple[str, ...]:
-    """Every extra that `missing` knows; `cpu` means onnxruntime for CPUs or for GPUs.
+    """The names of all extras. `cpu` means onnxruntime, for CPUs or for GPUs.
 
     >>> "hub" in names()
     True
@@ -34,7 +34,7 @@ def names() -> tuple[str, ...]:
 
 
 def require(extra: str) -> None:
-    """Return if the extra is installed.
+    """Raise an error if an extra is not installed.
 
     Raises:
         ImportError: a module of the extra is missing; the message says how to install it.

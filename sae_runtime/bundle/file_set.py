@@ -1,7 +1,8 @@
-"""Replace several files of a folder together: a process that dies at any moment leaves all the old ones or all the new.
+"""Replace several files of a folder together: if the process dies, readers see all old files or all new ones.
 
-The new files are made in a hidden folder, which one rename turns into `STAGED`: from then on they count. `finish` moves
-them to their places, and whoever reads the folder calls it first, so that it ends what a dead process began.
+The new files are made in a hidden folder. One rename turns it into the folder `STAGED`, and from then on the new files
+count. `finish` moves them into the folder. A reader calls `finish` first, in case a writer died before it had moved
+all files.
 """
 
 import contextlib
@@ -12,18 +13,25 @@ from pathlib import Path
 from sae_runtime.bundle import files
 
 STAGED = "sae_runtime.staged"
-_REMOVED = ".removed"  # ends the name of an empty file that stands for the removal of another
+_REMOVED = ".removed"  # suffix of an empty staged file, which means: remove the file of the name before it
 
 
 @contextlib.contextmanager
 def replaced_together(folder: Path, *, last: str) -> Iterator[Path]:
-    """Give a hidden folder inside `folder`; when the block ends, its files replace those of the same names.
+    """Give a hidden folder to fill. When the block ends, its files replace the files of the same names in `folder`.
 
-    Nothing changes where the block raises.
+    If the block raises, nothing changes.
 
     Args:
-        folder: where the files belong.
-        last: name of the file that is moved after all others, since readers go by it.
+        folder: the folder of the files.
+        last: name of the file that is moved last, because readers start with it.
+
+    >>> Path("set").mkdir()
+    >>> with replaced_together(Path("set"), last="b") as staged:
+    ...     (staged / "a").touch(), (staged / "b").touch()
+    (None, None)
+    >>> sorted(path.name for path in Path("set").iterdir())
+    ['a', 'b']
     """
     with files.new_folder(folder / STAGED, force=True) as staged:
         yield staged
@@ -31,14 +39,14 @@ def replaced_together(folder: Path, *, last: str) -> Iterator[Path]:
 
 
 def stage_removal(staged: Path, name: str) -> None:
-    """Let the file of this name be removed together with the replacements."""
+    """Mark a file of the folder, by name, so that it is removed together with the replacements."""
     (staged / f"{name}{_REMOVED}").touch()
 
 
 def finish(folder: Path, *, last: str) -> None:
-    """Move staged files to their places, where there are some; several processes may do so at once.
+    """Move staged files into the folder, if there are any. Several processes may do so at once.
 
-    A folder that may not be written to stays as it is.
+    If this process may not write to the folder, the folder stays as it is.
     """
     staged = folder / STAGED
     files.repair(staged)

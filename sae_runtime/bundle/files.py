@@ -1,17 +1,17 @@
 """Files and folders that appear whole or not at all.
 
-A writer fills a hidden sibling (the partial), syncs it to the disk and renames it. It holds a lock on the partial,
-which the kernel frees when the writer dies. A folder that is replaced is first moved aside (the old one), since a
-folder cannot be renamed onto another. The next writer to the same path, or `repair`, undoes what a crash left:
+A writer fills a hidden sibling (the partial), syncs it to the disk and renames it to the path. It holds a lock on the
+partial, which the kernel frees when the writer dies. A folder cannot be renamed onto another folder, so an existing
+folder is first moved aside (the old one). If a writer died, `repair` or the next writer of the same path cleans up:
 
-| the writer dies                        | left behind              | repair                                     |
-|----------------------------------------|--------------------------|--------------------------------------------|
-| while it fills or syncs                | partial                  | removes the partial, which nobody locks    |
+| the writer died                        | left on the disk         | repair                                      |
+|----------------------------------------|--------------------------|---------------------------------------------|
+| while it filled or synced              | partial                  | removes the partial, which has no lock      |
 | after it moved the old folder aside    | partial, old; no path    | moves the old one back, removes the partial |
-| after it renamed the partial           | path, old                | removes the old one                        |
-| after it removed the old folder        | path                     | nothing                                    |
+| after it renamed the partial           | path, old                | removes the old one                         |
+| after it removed the old folder        | path                     | nothing                                     |
 
-Two writers of one path do not disturb each other: each has a partial of its own, and the last rename wins.
+Two writers of one path do not disturb each other: each has its own partial, and the last rename wins.
 """
 
 import contextlib
@@ -25,20 +25,20 @@ from typing import Any
 
 try:
     import fcntl
-except ImportError:  # pragma: no cover (Windows has no flock: siblings of killed writers stay until removed by hand)
+except ImportError:  # pragma: no cover (Windows has no flock, so partials of killed writers stay there)
     fcntl = None  # type: ignore[assignment]
 
 
 @contextlib.contextmanager
 def new_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
-    """Give a folder to fill, which becomes `path` when the block ends, or vanishes when the block raises.
+    """Give a folder to fill. It becomes `path` when the block ends, and is removed if the block raises.
 
     Args:
-        path: where the folder will be; its parents are created.
-        force: replace what exists there.
+        path: the folder; its parents are created.
+        force: replace an existing file or folder.
 
     Raises:
-        FileExistsError: `path` exists and `force` is not set (checked before and after the block).
+        FileExistsError: `path` exists and `force` is not set; checked before and after the block.
 
     >>> with new_folder(Path("results")) as folder:
     ...     _ = (folder / "a.txt").write_text("a")
@@ -65,16 +65,16 @@ def new_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_file(path: Path, *, force: bool = False) -> Iterator[Path]:
-    """Give a file name to write, which becomes `path` when the block ends, or vanishes when the block raises.
+    """Give an empty file to fill. It becomes `path` when the block ends, and is removed if the block raises.
 
-    The given name has the suffix of `path`, for writers that choose a format by it.
+    Its name has the suffix of `path`, for writers that choose the format by the suffix.
 
     Args:
-        path: where the file will be; its parents are created.
-        force: replace what exists there.
+        path: the file; its parents are created.
+        force: replace an existing file.
 
     Raises:
-        FileExistsError: `path` exists and `force` is not set (checked before and after the block).
+        FileExistsError: `path` exists and `force` is not set; checked before and after the block.
 
     >>> with new_file(Path("notes.txt")) as partial:
     ...     _ = partial.write_text("whole")
@@ -84,8 +84,8 @@ def new_file(path: Path, *, force: bool = False) -> Iterator[Path]:
     with _partial(path, Path.touch, force=force) as partial:
         mode = partial.stat().st_mode
         yield partial
-        with _lock(partial):  # again, since safetensors replaces the partial by a file of its own
-            partial.chmod(mode)  # which is private
+        with _lock(partial):  # again, because safetensors replaces the partial by a new file, which only we may read
+            partial.chmod(mode)
             _sync(partial)
             _refuse_existing(path, force=force)
             os.replace(partial, path)
@@ -93,7 +93,7 @@ def new_file(path: Path, *, force: bool = False) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON file, whole or not at all, and replace what exists there.
+    """Write or replace a JSON file, whole or not at all.
 
     >>> write_json(Path("plan.json"), {"rows": 3})
     >>> print(Path("plan.json").read_text(), end="")
@@ -107,7 +107,12 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def scratch_file(path: Path) -> Iterator[Path]:
-    """Give a hidden sibling of `path` to write, with its suffix, which vanishes when the block ends."""
+    """Give a hidden sibling of `path` with the same suffix, which is removed when the block ends.
+
+    >>> with scratch_file(Path("graph.onnx")) as file:
+    ...     file.exists(), file.suffix
+    (True, '.onnx')
+    """
     with _partial(path, Path.touch, force=True) as partial:
         try:
             yield partial
@@ -116,12 +121,12 @@ def scratch_file(path: Path) -> Iterator[Path]:
 
 
 def check_free(path: Path, *, force: bool = False) -> None:
-    """Repair what a crash left around `path`, then raise if it cannot be made; call this before long work.
+    """Call `repair`, then raise an error if `path` cannot be made. Callers do this before long work.
 
     Raises:
         FileExistsError: `path` exists and `force` is not set.
         NotADirectoryError: a parent of `path` is a file.
-        PermissionError: the folder for `path` may not be written to.
+        PermissionError: this process may not write to the folder of `path`.
 
     >>> check_free(Path("new folder/sae"))
     """
@@ -129,26 +134,26 @@ def check_free(path: Path, *, force: bool = False) -> None:
     _refuse_existing(path, force=force)
     home = next(parent for parent in path.absolute().parents if parent.exists())
     if not home.is_dir():
-        raise NotADirectoryError(f"{home} is a file, so {path} cannot be made in it; name another place")
+        raise NotADirectoryError(f"{home} is a file, so {path} cannot be made in it; name another path")
     if not os.access(home, os.W_OK | os.X_OK):
-        raise PermissionError(f"{home} may not be written to, so {path} cannot be made in it; name another place")
+        raise PermissionError(f"you may not write to {home}, so {path} cannot be made in it; name another path")
 
 
 def repair(path: Path) -> None:
-    """Undo a replacement of `path` that a crash interrupted, and remove partials whose writer is dead.
+    """Undo an unfinished replacement of `path` by a dead writer, and remove the partials of dead writers.
 
     >>> repair(Path("results"))
     """
     if not path.parent.is_dir():
         return
     for old in _siblings(path, "old"):
-        # A live writer between its two renames holds its partial; a dead one does not.
+        # A live writer between its two renames locks its partial; a dead writer does not.
         if any(_is_held(p) for p in _siblings(path, "partial")):
             continue
         if path.exists():
             _remove(old)
         else:
-            with contextlib.suppress(FileNotFoundError):  # another process repaired it meanwhile
+            with contextlib.suppress(FileNotFoundError):  # another process repairs it at the same time
                 old.rename(path)
     for partial in _siblings(path, "partial"):
         with _lock(partial) as locked:
@@ -167,7 +172,7 @@ def _sibling(path: Path, kind: str) -> Path:
 
 
 def _siblings(path: Path, kind: str) -> list[Path]:
-    """The siblings that `_sibling` named for this path, not those of a longer name such as sae.checkpoint."""
+    """The siblings that `_sibling` named for this path, without those of a longer name such as sae.state."""
     name = "".join(f"[{c}]" if c in "*?[" else c for c in path.name)
     suffix = path.suffix if kind == "partial" else ""
     return list(path.parent.glob(f".{name}.{'[0-9a-f]' * 8}.{kind}{suffix}"))
@@ -182,14 +187,14 @@ def _remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def _partial(path: Path, make: Callable[[Path], None], *, force: bool) -> Iterator[Path]:
-    """Make a partial for `path` and hold its lock until the block ends; remove it when the block raises."""
+    """Make a partial of `path` and lock it until the block ends; remove it if the block raises."""
     check_free(path, force=force)
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         partial = _sibling(path, "partial")
         make(partial)
         with _lock(partial) as locked:
-            # Before the lock was held, another writer may have removed the partial as a leftover.
+            # Before we got the lock, another writer may have taken the partial for that of a dead writer.
             if fcntl is not None and not (locked and partial.exists()):
                 continue
             try:
@@ -202,7 +207,7 @@ def _partial(path: Path, make: Callable[[Path], None], *, force: bool) -> Iterat
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[bool]:
-    """Lock a partial, and say whether that worked: not where it is gone or a live writer holds it."""
+    """Try to lock a partial, and give whether this process has the lock; a live writer may have it already."""
     try:
         descriptor = None if fcntl is None else os.open(path, os.O_RDONLY)
     except FileNotFoundError:

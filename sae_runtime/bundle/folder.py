@@ -1,7 +1,7 @@
 """A bundle on disk: one folder with the weights of an SAE, its manifest and its graphs.
 
-Training, export and the runtime know each other through bundles only. Where SAELens computes the same features, the
-folder is a SAELens folder too.
+Training, export and the runtime share nothing but bundles. If SAELens computes the same features, the folder is a
+SAELens folder too.
 """
 
 import dataclasses
@@ -10,20 +10,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_runtime.bundle import file_set, files
+from sae_runtime.bundle import file_set, files, manifest
 from sae_runtime.bundle.graphs import export_options
 from sae_runtime.bundle.hub import leaves
 from sae_runtime.bundle.manifest import Architecture, FileRecord, GraphRecord, Manifest, from_json, to_json
-from sae_runtime.bundle.sae_lens_cfg import CFG, sae_lens_cfg
+from sae_runtime.bundle.sae_lens_cfg import CFG, check_cfg, sae_lens_cfg
 from sae_runtime.bundle.tensors import Streamed, TensorSpec, map_tensor, read_header, save_tensors, stream_tensors
-from sae_runtime.bundle.typed_json import read_json
 
-MANIFEST = "sae_runtime.json"
+MANIFEST = manifest.FILE
 WEIGHTS = "sae_weights.safetensors"
 DERIVED = "derived.safetensors"
 SAMPLE = "sample.safetensors"
@@ -35,57 +33,56 @@ class BundleError(ValueError):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle that was read and checked: its folder, its manifest and where its weights are in their file."""
+    """A bundle that `read` has checked: its folder, its manifest, and the position of each weight in its file."""
 
     path: Path
     manifest: Manifest
     specs: Mapping[str, TensorSpec]
 
     def tensor(self, name: str) -> NDArray[np.float32]:
-        """A weight of `weight_shapes`, mapped from the file."""
+        """A weight, mapped from the file; `weight_shapes` gives the names and shapes."""
         return map_tensor(self.path / WEIGHTS, self.specs[name])
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
         """All weights, mapped from the file, and b_pre [d_in], which is b_dec or zeros."""
         weights = {name: self.tensor(name) for name in self.specs}
         architecture = self.manifest.architecture
-        return {
-            **weights,
-            "b_pre": weights["b_dec"] if architecture.pre_bias else np.zeros(architecture.d_in, np.float32),
-        }
+        b_pre = weights["b_dec"] if architecture.pre_bias else np.zeros(architecture.d_in, np.float32)
+        return weights | {"b_pre": b_pre}
 
     @property
     def calibrated(self) -> bool:
-        """Whether the SAE has the threshold that it selects by, if any; without it, it cannot be served."""
+        """Whether the SAE has all that it selects by; an SAE that lacks its threshold cannot be served."""
         return self.manifest.architecture.selection != "threshold" or "threshold" in self.specs
 
     def sample(self) -> NDArray[np.float32] | None:
-        """Activations [m, d_in] like those that the SAE was fitted on, or None if the bundle has none."""
+        """The sample: activations [m, d_in] like those that the SAE was fitted on. None if the bundle has no sample."""
         if SAMPLE not in self.manifest.files:
             return None
         return np.array(map_tensor(self.path / SAMPLE, read_header(self.path / SAMPLE)["x"]))
 
     def graph(self, name: str, *, verify: bool = True) -> Path:
-        """Path of a graph, after a check that it and the derived weights that it reads are as export wrote them.
+        """Check a graph and the derived weights that it reads, and give the graph's path.
 
         Args:
-            name: of the graph.
-            verify: compare the hash of the derived weights; without it, only their size is compared.
+            name: file name of the graph.
+            verify: compare the hash of the derived weights; if False, compare their size alone.
 
         Raises:
-            BundleError: the bundle has no such graph, or a file is missing or was altered.
+            BundleError: the bundle has no such graph, or a file is missing or altered.
+
+        >>> read(bundle_path).graph("encode.onnx").name
+        'encode.onnx'
         """
-        record = self.manifest.graphs.get(name)
-        if record is None:
-            raise BundleError(
-                f"{self.path} has no {name}: not exported yet; "
-                f"run: sae-runtime export {self.path}{export_options(name)}"
-            )
+        graph = self.manifest.graphs.get(name)
+        if graph is None:
+            command = f"sae-runtime export {self.path}{export_options(name)}"
+            raise BundleError(f"{self.path} has no {name}: not exported yet; run: {command}")
         try:
-            _check_file(self.path, name, record, verify=True)
-            if record.derived:
+            _check_file(self.path, name, graph, verify=True)
+            if graph.derived:
                 _check_file(self.path, DERIVED, self.manifest.files[DERIVED], verify=verify)
-        except BundleError as error:
+        except ValueError as error:
             raise BundleError(f"{error}; run: sae-runtime export {self.path}") from error
         return self.path / name
 
@@ -98,14 +95,14 @@ def write(
     sample: NDArray[np.float32] | None = None,
     force: bool = False,
 ) -> None:
-    """Write a bundle without graphs; it appears whole or not at all.
+    """Write a bundle without graphs. The folder appears whole or not at all.
 
     Args:
         path: the folder to make.
-        weights: those of `weight_shapes`, float32, in any memory layout; `calibrate` can add the threshold later.
-        manifest: what the SAE is; its `files` and `graphs` are filled in here.
-        sample: a few thousand typical activations [m, d_in], on which export sets the steps of int8.
-        force: replace what exists there.
+        weights: float32 tensors as in `weight_shapes`, in any memory layout. `calibrate` can add the threshold later.
+        manifest: describes the SAE; its `files` and `graphs` are replaced by those that are written.
+        sample: a few thousand typical activations [m, d_in], from which export takes the steps of int8.
+        force: replace an existing folder.
 
     Raises:
         BundleError: the weights do not fit the manifest or are not finite.
@@ -122,8 +119,7 @@ def write(
             save_tensors(folder / SAMPLE, {"x": np.ascontiguousarray(sample, np.float32)})
             names.append(SAMPLE)
         records = {name: record(folder / name) for name in names}
-        manifest = dataclasses.replace(manifest, files=records, graphs={})
-        (folder / MANIFEST).write_text(to_json(manifest))
+        (folder / MANIFEST).write_text(to_json(dataclasses.replace(manifest, files=records, graphs={})))
         read(folder, calibrated=False)
 
 
@@ -132,11 +128,11 @@ def read(path: str | Path, *, verify: bool = True, calibrated: bool = True) -> B
 
     Args:
         path: the folder.
-        verify: also compare hashes and look for numbers that are not finite; without it, sizes and shapes only.
-        calibrated: refuse a bundle that still lacks its threshold.
+        verify: compare hashes and look for numbers that are not finite; if False, check sizes and shapes alone.
+        calibrated: refuse a bundle that lacks its threshold.
 
     Raises:
-        BundleError: something is missing, altered, of another version or does not fit; the message says what.
+        BundleError: a file is missing, altered, of another version, or does not fit the others.
 
     >>> bundle = read(bundle_path)
     >>> bundle.tensor("W_enc").shape
@@ -145,28 +141,18 @@ def read(path: str | Path, *, verify: bool = True, calibrated: bool = True) -> B
     path = Path(path)
     files.repair(path)
     file_set.finish(path, last=MANIFEST)
-    manifest = _read_manifest(path)
-    for name, file_record in manifest.files.items():
-        if name != DERIVED:  # it may be deleted, and `Bundle.graph` checks it where a graph needs it
-            _check_file(path, name, file_record, verify=verify or name == CFG)
-    if WEIGHTS not in manifest.files:
-        raise BundleError(f"{path / MANIFEST} does not list {WEIGHTS}; make the bundle again")
     try:
-        bundle = Bundle(path, manifest, read_header(path / WEIGHTS))
+        bundle = Bundle(path, *_read_parts(path, verify=verify))
+        if calibrated:
+            _check_threshold(bundle, verify=verify)
+        check_cfg(path, bundle.manifest, calibrated=bundle.calibrated)
     except ValueError as error:
         raise BundleError(str(error)) from error
-    _check_weights(bundle, verify=verify, calibrated=calibrated)
-    _check_sample(bundle, verify=verify)
-    if calibrated and not bundle.calibrated:
-        raise BundleError(
-            f"{path / WEIGHTS} has no threshold yet, so it cannot be served; run: sae-runtime calibrate {path}"
-        )
-    _check_cfg(bundle)
     return bundle
 
 
 def record(path: Path) -> FileRecord:
-    """Size and hash of a file as it is now.
+    """Size and sha256 of a file.
 
     >>> Path("a.txt").write_text("abc")
     3
@@ -177,31 +163,6 @@ def record(path: Path) -> FileRecord:
         return FileRecord(size=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
 
 
-def _read_manifest(path: Path) -> Manifest:
-    if not path.is_dir():
-        problem = "is not a folder" if path.exists() else "does not exist"
-        raise BundleError(f"{path} {problem}; a bundle is the folder that `sae-runtime train` writes")
-    try:
-        return from_json((path / MANIFEST).read_text())
-    except FileNotFoundError as error:
-        raise BundleError(f"{path} holds no {MANIFEST}, so it is not a bundle; make one: sae-runtime train") from error
-    except ValueError as error:
-        raise BundleError(f"{path / MANIFEST}: {error}") from error
-
-
-def _check_file(folder: Path, name: str, expected: FileRecord | GraphRecord, *, verify: bool) -> None:
-    path = folder / name
-    if not path.is_file():
-        raise BundleError(f"{path} is missing; copy the bundle again")
-    if leaves(path, folder):
-        raise BundleError(f"{path} is a link out of the bundle, to {path.resolve()}; put the file itself there")
-    size = path.stat().st_size
-    if size != expected.size:
-        raise BundleError(f"{path} has {size} bytes, expected {expected.size}: truncated or altered; copy it again")
-    if verify and record(path).sha256 != expected.sha256:
-        raise BundleError(f"{path} was altered: its sha256 differs from the manifest's; copy it again")
-
-
 def weight_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors of `sae_weights.safetensors`, which holds exactly these.
 
@@ -209,12 +170,8 @@ def weight_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     (24, 150)
     """
     d_in, d_sae, d_out = architecture.d_in, architecture.d_sae, architecture.d_x_hat
-    shapes: dict[str, tuple[int, ...]] = {
-        "W_enc": (d_in, d_sae),
-        "W_dec": (d_sae, d_out),
-        "b_enc": (d_sae,),
-        "b_dec": (d_out,),
-    }
+    shapes: dict[str, tuple[int, ...]] = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_out)}
+    shapes |= {"b_enc": (d_sae,), "b_dec": (d_out,)}
     if architecture.selection == "threshold":
         shapes["threshold"] = (d_sae,)
     if architecture.skip:
@@ -222,56 +179,68 @@ def weight_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _check_weights(bundle: Bundle, *, verify: bool, calibrated: bool) -> None:
-    file, shapes = bundle.path / WEIGHTS, weight_shapes(bundle.manifest.architecture)
-    if not bundle.calibrated:
-        del shapes["threshold"]
-    if set(bundle.specs) != set(shapes):
-        raise BundleError(f"{file} holds {sorted(bundle.specs)}, expected exactly {sorted(shapes)}")
-    for name, shape in shapes.items():
-        spec = bundle.specs[name]
-        if spec.dtype != "F32" or spec.shape != shape:
-            raise BundleError(f"{file}: {name} is {spec.dtype} {list(spec.shape)}, expected F32 {list(shape)}")
-    if not verify:
-        return
-    for name in shapes:
-        tensor = bundle.tensor(name)
-        if not np.isfinite(tensor).all():
-            raise BundleError(f"{file}: {name} holds NaN or Inf; train it again")
-        if name == "threshold" and (tensor < 0).any() and calibrated:
-            raise BundleError(
-                f"{file}: threshold is negative, which means unset; run: sae-runtime calibrate {bundle.path}"
+def _read_parts(path: Path, *, verify: bool) -> tuple[Manifest, dict[str, TensorSpec]]:
+    """The manifest and the specs of the weights, after checks of every file but the graphs and the derived weights."""
+    manifest = _read_manifest(path)
+    for name, file_record in manifest.files.items():
+        if name != DERIVED:  # users may delete it; `Bundle.graph` checks it for the graphs that read it
+            _check_file(path, name, file_record, verify=verify or name == CFG)
+    if WEIGHTS not in manifest.files:
+        raise ValueError(f"{path / MANIFEST} does not list {WEIGHTS}; make the bundle again")
+    specs, shapes = read_header(path / WEIGHTS), weight_shapes(manifest.architecture)
+    if "threshold" not in specs:
+        shapes.pop("threshold", None)
+    _check_tensors(path / WEIGHTS, specs, shapes, verify=verify)
+    if SAMPLE in manifest.files:
+        sample = read_header(path / SAMPLE)
+        rows = sample["x"].shape[:1] if "x" in sample else ()
+        _check_tensors(path / SAMPLE, sample, {"x": (*rows, manifest.architecture.d_in)}, verify=verify)
+    return manifest, specs
+
+
+def _read_manifest(path: Path) -> Manifest:
+    if not path.is_dir():
+        problem = "is not a folder" if path.exists() else "does not exist"
+        raise ValueError(f"{path} {problem}; a bundle is the folder that `sae-runtime train` writes")
+    try:
+        return from_json((path / MANIFEST).read_text())
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} holds no {MANIFEST}, so it is not a bundle; make one: sae-runtime train") from error
+    except ValueError as error:
+        raise ValueError(f"{path / MANIFEST}: {error}") from error
+
+
+def _check_file(folder: Path, name: str, expected: FileRecord | GraphRecord, *, verify: bool) -> None:
+    path = folder / name
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; copy the bundle again")
+    if leaves(path, folder):
+        raise ValueError(f"{path} is a link out of the bundle, to {path.resolve()}; put the file itself there")
+    size = path.stat().st_size
+    if size != expected.size:
+        raise ValueError(f"{path} has {size} bytes, expected {expected.size}: truncated or altered; copy it again")
+    if verify and record(path).sha256 != expected.sha256:
+        raise ValueError(f"{path} was altered: its sha256 differs from the manifest's; copy it again")
+
+
+def _check_tensors(
+    file: Path, specs: Mapping[str, TensorSpec], shapes: Mapping[str, tuple[int, ...]], *, verify: bool
+) -> None:
+    if set(specs) != set(shapes):
+        raise ValueError(f"{file} holds {sorted(specs)}, expected exactly {sorted(shapes)}; make the bundle again")
+    for name, spec in specs.items():
+        if spec.dtype != "F32" or spec.shape != shapes[name]:
+            raise ValueError(
+                f"{file}: {name} is {spec.dtype} {list(spec.shape)}, expected F32 {list(shapes[name])}; "
+                "make the bundle again"
             )
+        if verify and not np.isfinite(map_tensor(file, spec)).all():
+            raise ValueError(f"{file}: {name} holds NaN or Inf; make the bundle again")
 
 
-def _check_sample(bundle: Bundle, *, verify: bool) -> None:
-    if SAMPLE not in bundle.manifest.files:
-        return
-    file, d_in = bundle.path / SAMPLE, bundle.manifest.architecture.d_in
-    try:
-        specs = read_header(file)
-    except ValueError as error:
-        raise BundleError(str(error)) from error
-    shapes = {name: (spec.dtype, spec.shape[1:]) for name, spec in specs.items() if len(spec.shape) == 2}
-    if shapes != {"x": ("F32", (d_in,))} or len(specs) != 1:
-        raise BundleError(f"{file} must hold x, F32 [tokens, {d_in}], and nothing else; make the bundle again")
-    if verify and not np.isfinite(map_tensor(file, specs["x"])).all():
-        raise BundleError(f"{file} holds NaN or Inf; make the bundle again")
-
-
-def _check_cfg(bundle: Bundle) -> None:
-    path, manifest = bundle.path, bundle.manifest
-    expected = sae_lens_cfg(manifest, calibrated=bundle.calibrated)
-    if (expected is None) == (CFG in manifest.files):
-        raise BundleError(
-            f"{path / MANIFEST} {'lists' if expected is None else 'does not list'} {CFG}; make the bundle again"
-        )
-    if expected is None:
-        return
-    try:
-        cfg = read_json(dict[str, Any], (path / CFG).read_bytes(), str(path / CFG))
-    except ValueError as error:
-        raise BundleError(f"{error}; copy it again") from error
-    for key, value in expected.items():
-        if key not in ("metadata", "device") and cfg.get(key) != value:
-            raise BundleError(f"{path / CFG} and {MANIFEST} disagree on {key}; copy the bundle again")
+def _check_threshold(bundle: Bundle, *, verify: bool) -> None:
+    advice = f"run: sae-runtime calibrate {bundle.path}"
+    if not bundle.calibrated:
+        raise ValueError(f"{bundle.path / WEIGHTS} has no threshold yet, so it cannot be served; {advice}")
+    if verify and "threshold" in bundle.specs and (bundle.tensor("threshold") < 0).any():
+        raise ValueError(f"{bundle.path / WEIGHTS}: threshold is negative, which means unset; {advice}")

@@ -1,4 +1,6 @@
-"""Hooks: which activation of a host model is meant, as a text and as its parts.
+"""Hooks: the names of activations of a host model, as texts and as their parts.
+
+This module has the only parser of hooks.
 
 | text | the activation |
 |---|---|
@@ -24,7 +26,12 @@ _MODULE = re.compile(r"(?P<side>input:)?(?P<module>[^@:]+)(?:@(?P<call>\d+))?")
 
 @dataclass(frozen=True)
 class Hook:
-    """An activation of a host model; its text is the form that a manifest keeps.
+    """An activation of a host model. A manifest keeps it as its text.
+
+    Attributes:
+        name: of the module, the block or the tensor. A number counts blocks as TransformerLens does.
+        place: which value of the module or block; "tensor" for a tensor of an ONNX graph.
+        call: which call of a module that a forward pass calls several times, from 0.
 
     >>> str(Hook("encoder.layer.3", "input", call=1))
     'input:encoder.layer.3@1'
@@ -32,12 +39,12 @@ class Hook:
     'blocks.6.hook_resid_mid'
     """
 
-    name: str | int  # of the module, the block or the tensor; a number is that of a block, as TransformerLens counts
+    name: str | int
     place: Place = "output"
-    call: int = 0  # of a module that a forward pass calls several times
+    call: int = 0
 
     def __str__(self) -> str:
-        """The canonical text, which `parse_hook` reads back."""
+        """The text that `parse_hook` reads back."""
         if self.place == "tensor":
             return f"tensor:{self.name}"
         if isinstance(self.name, int):
@@ -48,15 +55,15 @@ class Hook:
 
 
 def parse_hook(text: str) -> Hook:
-    """The hook that a text names; the table above lists the forms.
+    """The hook of a text in one of the forms of the table above.
+
+    Raises:
+        ValueError: the text has none of the forms.
 
     >>> parse_hook("encoder.layer.3")
     Hook(name='encoder.layer.3', place='output', call=0)
     >>> parse_hook("blocks.6.hook_resid_post")
     Hook(name=6, place='resid_post', call=0)
-
-    Raises:
-        ValueError: the text has none of the forms.
     """
     if text.startswith("tensor:") and text != "tensor:":
         return Hook(text.removeprefix("tensor:"), "tensor")

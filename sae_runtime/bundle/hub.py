@@ -1,52 +1,52 @@
-"""References to SAEs: paths of this machine, and `hf://` for the Hugging Face Hub, through its own cache.
+"""References to SAEs: paths on this machine, and `hf://` references to the Hugging Face Hub, through its cache.
 
-Only files that cannot run code when they are read are fetched.
+A file that could run code when it is read is fetched only if the reference names it.
 """
 
 import re
 from pathlib import Path
 
+from sae_runtime.bundle import manifest
 from sae_runtime.bundle.extras import require
 
 SCHEME = "hf://"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_DATA = (".json", ".safetensors", ".npz")  # npz: Gemma Scope has nothing else, and numpy reads it without unpickling
-_FILES = (*_DATA, ".onnx", ".pt", ".pth", ".bin")  # files that a reference may name
-_GRAPHS = ".onnx"  # of bundles only, whose manifest knows their hashes
-_BUNDLE = "sae_runtime.json"
+_DATA = (".json", ".safetensors", ".npz")  # Gemma Scope has .npz alone, which numpy reads without pickle
+_FILES = (*_DATA, ".onnx", ".pt", ".pth", ".bin")  # suffixes of files that a reference may name
+_GRAPHS = ".onnx"  # fetched for bundles alone, whose manifest has the hashes of the graphs
 
 
 def local(reference: str | Path) -> Path:
-    """The path on this machine that a reference names; only `hf://` asks the network.
+    """The path on this machine of a reference; an `hf://` reference is fetched first.
 
     Args:
-        reference: a path, or `hf://owner/name[/folder or file][@revision]` as for `fetch`.
+        reference: a path, or `hf://owner/name[/folder or file][@revision]`.
 
     Raises:
         FileNotFoundError: the path does not exist.
-        ImportError: the reference is of the Hub, and huggingface_hub is not installed.
-        OSError: the Hub has nothing of that name, or cannot be asked.
-        ValueError: the reference is a URL of another kind, or not a sound one.
+        ImportError: the reference is to the Hub, and huggingface_hub is not installed.
+        OSError: the Hub has no such file or folder, or does not answer.
+        ValueError: the reference is a URL of another kind, or has another form.
 
     >>> local("out/my-sae")
     Traceback (most recent call last):
-    FileNotFoundError: out/my-sae does not exist; name a path of this machine, or hf://out/my-sae to fetch it
+    FileNotFoundError: out/my-sae does not exist; name a path on this machine, or hf://out/my-sae to fetch it
     """
     text = str(reference)
     if isinstance(reference, str) and text.startswith(SCHEME):
         return fetch(text)
     if isinstance(reference, str) and "://" in text:
         raise ValueError(
-            f"{text} is a URL of a kind that is not read; name a path of this machine, or {SCHEME}owner/name"
+            f"{text} is a URL that sae-runtime cannot read; name a path on this machine, or {SCHEME}owner/name"
         )
     if not Path(reference).exists():
         suggestion = f"{SCHEME}{text} to fetch it" if _REPOSITORY.fullmatch(text) else f"{SCHEME}owner/name"
-        raise FileNotFoundError(f"{text} does not exist; name a path of this machine, or {suggestion}")
+        raise FileNotFoundError(f"{text} does not exist; name a path on this machine, or {suggestion}")
     return Path(reference)
 
 
 def leaves(file: Path, folder: Path) -> bool:
-    """Whether a file is a link out of its folder, other than to the blobs of the Hub cache that the folder is in.
+    """Whether a file is a link to a file outside of its folder. Links inside a Hub cache do not count.
 
     A Hub cache keeps the bytes in <repository>/blobs and links to them from <repository>/snapshots/<revision>.
 
@@ -59,19 +59,19 @@ def leaves(file: Path, folder: Path) -> bool:
 
 
 def fetch(reference: str) -> Path:
-    """Download a folder or file of the Hub unless the cache has it, and give its path.
+    """Download a folder or file of the Hub if the cache lacks it, and give its path in the cache.
 
-    Of a folder the .json, .safetensors and .npz files are fetched, and of a bundle the graphs. Folders inside it are
-    not fetched, except `checkpoints` where only that has tensors, as in Llama Scope. A file that torch would unpickle
-    is fetched only where the reference names it. huggingface_hub reads `HF_HUB_OFFLINE`, `HF_HOME` and tokens.
+    For a folder, this fetches its .json, .safetensors and .npz files, and the graphs if it is a bundle. It fetches no
+    folder inside, except `checkpoints` if the folder has no tensors itself, as in Llama Scope. A file that torch would
+    unpickle is fetched only if the reference names it. huggingface_hub reads `HF_HUB_OFFLINE`, `HF_HOME` and tokens.
 
     Args:
         reference: `hf://owner/name[/folder or file][@revision]`.
 
     Raises:
         ImportError: huggingface_hub is not installed.
-        OSError: the Hub has nothing of that name, or cannot be asked.
-        ValueError: the reference is not of this form.
+        OSError: the Hub has no such file or folder, or does not answer.
+        ValueError: the reference has another form.
 
     >>> fetch("hf://owner")
     Traceback (most recent call last):
@@ -80,18 +80,18 @@ def fetch(reference: str) -> Path:
     repository, inside, revision = _parsed(reference)
     if Path(inside).suffix in _FILES:
         folder = f"{Path(inside).parent}/".removeprefix("./")
-        allowed = [inside, f"{folder}*.json"]  # some formats say in a JSON file what the weights are
+        allowed = [inside, f"{folder}*.json"]  # some formats describe the weights in a JSON file
         return _existing(_download(reference, repository, revision, allowed, [f"{folder}*/*"]) / inside, reference)
     folder = f"{inside}/" if inside else ""
     snapshot = _download(reference, repository, revision, [f"{folder}*{end}" for end in _DATA], [f"{folder}*/*"])
     path = _existing(snapshot / inside, reference)
     further: list[str] = []
-    if (path / _BUNDLE).is_file():
+    if (path / manifest.FILE).is_file():
         further = [f"{folder}*{_GRAPHS}"]
     elif not any(path.glob("*.safetensors")) and not any(path.glob("*.npz")):
         folder += "checkpoints/"
         further = [f"{folder}*.safetensors"]
-    if further:  # of the same commit, even if the branch has moved since
+    if further:  # from the same commit, even if the branch has moved in the meantime
         _download(reference, repository, snapshot.name, further, [f"{folder}*/*"])
     if not any(file.suffix in _DATA for file in path.rglob("*")):
         raise FileNotFoundError(f"{reference} has no {', '.join(_DATA)} there; name the folder of one SAE")
@@ -99,12 +99,12 @@ def fetch(reference: str) -> Path:
 
 
 def _parsed(reference: str) -> tuple[str, str, str | None]:
-    """Repository, path in it and revision."""
+    """The repository, the path in it and the revision of a reference."""
     path, at_sign, revision = reference.removeprefix(SCHEME).partition("@")
     parts = path.rstrip("/").split("/")
     repository, inside = "/".join(parts[:2]), parts[2:]
     named = [*inside, *(revision.split("/") if at_sign else [])]
-    # A name that is a pattern, or the folder above, could match other files than those asked for.
+    # A name that is a pattern or `..` could match files that the caller did not name.
     bad = [part for part in named if part in ("", ".", "..") or set(part) & set("*?[\\")]
     if not reference.startswith(SCHEME) or not _REPOSITORY.fullmatch(repository) or bad:
         raise ValueError(f"{reference!r} is not a reference to the Hub; write {SCHEME}owner/name[/folder][@revision]")
@@ -112,7 +112,7 @@ def _parsed(reference: str) -> tuple[str, str, str | None]:
 
 
 def _download(reference: str, repository: str, revision: str | None, allowed: list[str], ignored: list[str]) -> Path:
-    """The snapshot in the cache, with at least the files that the patterns allow, where they exist."""
+    """The snapshot in the cache, which has every file of the repository that the patterns allow."""
     try:
         require("hub")
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""The manifest of a bundle: what the SAE is, where it came from and what was measured."""
+"""The manifest of a bundle, `sae_runtime.json`: the SAE's architecture, its origin and its figures."""
 
 import dataclasses
 import json
@@ -8,34 +8,36 @@ from pathlib import Path
 from typing import Any
 
 from sae_runtime.bundle.quota import Quota
-from sae_runtime.bundle.typed_json import from_dict, read_json
+from sae_runtime.bundle.typed_json import read_versioned
 
+FILE = "sae_runtime.json"
 SCHEMA_VERSION = 2
-
-
 SELECTIONS = ("topk", "groupmax", "threshold")
 NORMS = ("none", "layer", "length")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """What an SAE computes: z = relu((x' - b_pre) W_enc + b_enc), of which the selection keeps some.
+    """The function that an SAE computes.
 
-    The reconstruction is size * (f W_dec + b_dec) + mean + x W_skip^T, where f are the features that are kept. Only
-    positive features are kept, so it makes no difference whether relu comes before or after the selection.
+    The pre-activations are z = relu((x' - b_pre) W_enc + b_enc) [d_sae]. The selection keeps some of them as f and sets
+    the others to 0. The reconstruction is x_hat = size * (f W_dec + b_dec) + mean + x W_skip^T.
 
     Attributes:
         d_in: numbers in an activation x.
         d_sae: number of features.
-        selection: "topk" keeps the k largest z of every token, "groupmax" the largest of each of k runs of neighbours,
-            "threshold" those with z > threshold (one per feature).
+        selection: "topk" keeps the k largest z of each token. "groupmax" divides the features into k runs of
+            neighbours, and keeps the largest z of each run. "threshold" keeps z > threshold, one threshold a feature.
         k: features that "topk" and "groupmax" keep; None for "threshold".
         pre_bias: whether b_pre is b_dec; otherwise b_pre is 0.
-        norm: how x' is made of x. "none": x, with mean 0 and size 1. "layer": (x - mean) / (size + 1e-5), by each
-            token's mean and standard deviation (of d_in - 1 degrees of freedom). "length": x / size with
-            size = |x| / sqrt(d_in).
-        d_out: numbers of the activation that a transcoder reconstructs; None if the SAE reconstructs x itself.
+        norm: how x' follows from x. "none": x' = x, with mean 0 and size 1. "layer": x' = (x - mean) / (size + 1e-5),
+            with each token's mean and standard deviation (of d_in - 1 degrees of freedom). "length": x' = x / size,
+            with size = |x| / sqrt(d_in).
+        d_out: numbers in the activation that a transcoder reconstructs; None if the SAE reconstructs x.
         skip: whether there is a W_skip.
+
+    Raises:
+        ValueError: the fields contradict each other.
 
     >>> Architecture(d_in=24, d_sae=150, selection="topk", k=6).d_x_hat
     24
@@ -70,26 +72,27 @@ class Architecture:
 
     @property
     def d_x_hat(self) -> int:
-        """Numbers of a reconstruction."""
+        """Numbers in a reconstruction."""
         return self.d_in if self.d_out is None else self.d_out
 
     @property
     def decodes_with_x(self) -> bool:
-        """Whether the reconstruction needs the activations too: for their mean and size, or for the skip."""
+        """Whether the reconstruction also needs the activations: for their mean and size, or for the skip."""
         return self.norm != "none" or self.skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Allocation:
-    """How a batch selects its matches, k a token on average.
+    """The rule by which the tokens of a batch get their matches (arXiv:2411.02124).
 
-    "token" is TopK: the k largest activations of every token. "mutual" is BatchTopK: the k n largest of all n tokens.
-    "feature" is BatchTopK with a limit on each feature's density.
+    "token" is token choice (TopK): each token keeps its k largest pre-activations. "mutual" is mutual choice
+    (BatchTopK): n tokens together keep their round(k n) largest. "feature" is feature choice: BatchTopK with a limit on
+    each feature's density.
 
     Attributes:
         kind: "token", "mutual" or "feature".
-        k: matches a token that are asked for.
-        quota: the limits of "feature"; feature i has rank i + 1, since features are saved by falling limit.
+        k: matches a token that were asked for.
+        quota: the limits of "feature". Features are saved by falling limit, so feature i has rank i + 1.
 
     >>> Allocation(kind="mutual", k=6.0).k
     6.0
@@ -118,13 +121,11 @@ class FileRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class GraphRecord:
-    """A graph of the bundle.
+    """A graph of the bundle: size in bytes, sha256, and the answers to two questions.
 
     Attributes:
-        size: in bytes.
-        sha256: of its bytes.
         row_independent: whether a row of its output depends on that row of its input alone.
-        derived: whether it reads `derived.safetensors` too.
+        derived: whether it reads `derived.safetensors`.
     """
 
     size: int
@@ -135,13 +136,13 @@ class GraphRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class LeftOut:
-    """Rows that were left out of scale, training, calibration and figures; serving encodes them as any other.
+    """Rows that scale, training, calibration and figures leave out. Serving encodes them like all others.
 
     Attributes:
-        norm_multiple: rows whose norm exceeds this multiple of the median norm; None: norms do not matter.
-        first_positions: the tokens at the start of each document.
-        token_ids: tokens by id.
-        rows: how many rows were left out of each part.
+        norm_multiple: rows are left out if their norm exceeds this multiple of the median norm; None: no such limit.
+        first_positions: number of tokens at the start of each document that are left out.
+        token_ids: ids of tokens that are left out.
+        rows: number of rows left out, by part of the data.
     """
 
     norm_multiple: float | None = None
@@ -152,51 +153,75 @@ class LeftOut:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """`sae_runtime.json`: what the SAE is, where it came from, what was measured, and the hash of every file."""
+    """The content of `sae_runtime.json`.
+
+    Attributes:
+        architecture: the function that the SAE computes.
+        allocation: the batch rule; None if it is not known.
+        slots: slots of a token in encode.onnx; the runtime encodes a token that fills all of them again with more.
+        model: name of the host model.
+        hook: where the activation is in the host model, in the form of `str(parse_hook(text))`.
+        hook_out: where the activation is that a transcoder reconstructs.
+        measured: figures on held-out activations; docs/architecture.md lists them.
+        left_out: rows that training left out; None if it left out none.
+        measured_with_left_out: the same figures over all held-out rows.
+        provenance: how the SAE was made, as values of JSON.
+        files: size and hash of each file but the manifest and the graphs.
+        graphs: the graphs that `export` made.
+        schema_version: version of this format.
+
+    Raises:
+        ValueError: the fields contradict each other.
+    """
 
     architecture: Architecture
-    allocation: Allocation | None  # None: the batch rule is not known
-    slots: int  # slots of a token in encode.onnx; a token that fills all of them is encoded again with more
-    model: str | None = None  # name of the host model
-    hook: str | None = None  # where the activation is, as `str(parse_hook(text))`: it holds the side and the call
-    hook_out: str | None = None  # the same for what a transcoder reconstructs
-    measured: Mapping[str, float] = field(default_factory=dict)  # on held-out activations; see docs/architecture.md
-    left_out: LeftOut | None = None  # None: no row
-    measured_with_left_out: Mapping[str, float] = field(default_factory=dict)  # the same figures over all rows
+    allocation: Allocation | None
+    slots: int
+    model: str | None = None
+    hook: str | None = None
+    hook_out: str | None = None
+    measured: Mapping[str, float] = field(default_factory=dict)
+    left_out: LeftOut | None = None
+    measured_with_left_out: Mapping[str, float] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, FileRecord] = field(default_factory=dict)
     graphs: Mapping[str, GraphRecord] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        if not 1 <= self.slots <= self.architecture.d_sae:
-            raise ValueError(f"slots must be in [1, d_sae={self.architecture.d_sae}], got {self.slots}")
-        if self.allocation is not None:
-            _check_allocation(self.architecture, self.allocation)
-        k = self.architecture.k
+        d_sae, k, allocation = self.architecture.d_sae, self.architecture.k, self.allocation
+        if not 1 <= self.slots <= d_sae:
+            raise ValueError(f"slots must be in [1, d_sae={d_sae}], got {self.slots}")
         if k is not None and k != self.slots:
             raise ValueError(f"a token that keeps {k} features has as many slots, got {self.slots}")
+        if allocation is not None:
+            if allocation.k > d_sae:
+                raise ValueError(f"k must be at most d_sae={d_sae}, got {allocation.k:g}")
+            if (allocation.kind == "token") != (k is not None):
+                raise ValueError("token choice is served by 'topk' or 'groupmax', the other allocations by 'threshold'")
+            if k is not None and k != allocation.k:
+                raise ValueError(f"token choice has one k, got {k} and {allocation.k:g}")
         for name in (*self.files, *self.graphs):
             if name != Path(name).name or name in ("", ".", ".."):
                 raise ValueError(f"{name!r} is not the name of a file in the bundle's own folder")
 
+    def check_d_in(self, d_in: int | None) -> None:
+        """Raise ValueError if activations have another d_in; None is the d_in of a single number."""
+        expected = self.architecture.d_in
+        if d_in != expected:
+            source = f" ({', '.join(filter(None, (self.model, self.hook)))})" if self.model or self.hook else ""
+            raise ValueError(
+                f"activations have d_in {d_in}, this SAE expects {expected}{source}; was another layer captured?"
+            )
+
     @property
     def batch_allocation(self) -> Allocation:
-        """The allocation, or ValueError if it is not known."""
+        """The allocation; raises ValueError if it is not known."""
         if self.allocation is None:
             raise ValueError(
                 "this SAE comes without an allocation, so it has no batch rule; use encode (--rule served)"
             )
         return self.allocation
-
-
-def _check_allocation(architecture: Architecture, allocation: Allocation) -> None:
-    if allocation.k > architecture.d_sae:
-        raise ValueError(f"k must be at most d_sae={architecture.d_sae}, got {allocation.k:g}")
-    if (allocation.kind == "token") != (architecture.selection != "threshold"):
-        raise ValueError("token choice is served by 'topk' or 'groupmax', the other allocations by 'threshold'")
-    if architecture.k is not None and architecture.k != allocation.k:
-        raise ValueError(f"token choice has one k, got {architecture.k} and {allocation.k:g}")
 
 
 def to_json(manifest: Manifest) -> str:
@@ -214,20 +239,10 @@ def from_json(text: str) -> Manifest:
     """The manifest of a text of `sae_runtime.json`.
 
     Raises:
-        ValueError: the text is not JSON, of another schema version, or a field is missing, unknown or wrong.
+        ValueError: the text is not JSON or has another schema version, or a field is missing, unknown or wrong.
     """
     try:
-        data = read_json(Any, text, "it")
+        manifest: Manifest = read_versioned(Manifest, text, "manifest", version=SCHEMA_VERSION)
     except ValueError as error:
-        raise ValueError(f"{error}; make the bundle again") from error
-    version = data.get("schema_version") if isinstance(data, dict) else None
-    if version != SCHEMA_VERSION:
-        raise ValueError(
-            f"it has schema version {version}, this sae-runtime reads {SCHEMA_VERSION}; "
-            "fit or convert the SAE again, then export it"
-        )
-    try:
-        manifest: Manifest = from_dict(Manifest, data, "manifest")
-    except ValueError as error:
-        raise ValueError(f"{error}; make the bundle again") from error
+        raise ValueError(f"{error}; fit or convert the SAE again, then export it") from error
     return manifest

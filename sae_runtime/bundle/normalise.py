@@ -1,22 +1,22 @@
-"""What some SAEs do to activations before they encode them."""
+"""The norms that some SAEs apply to activations before they encode them."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 LAYER_EPSILON = 1e-5  # the epsilon of SAELens and OpenAI, in every format that says "layer norm"
-TINY = 1e-30  # stands for 0 where something is divided by it
+TINY = 1e-30  # replaces 0 in divisors
 
 Array = NDArray[np.float32]
 
 
 def normalised(x: Array, norm: str) -> tuple[Array, Array, Array]:
-    """x' [n, d_in] of activations x [n, d_in], and each token's mean and size [n, 1]; see `manifest.Architecture`.
+    """Normalised activations x' [n, d_in], and the mean and size of each token [n, 1]; see `manifest.Architecture`.
 
-    A token of zeros stays a token of zeros under every norm. Tokens are first divided by the mean of their magnitudes,
-    so that squares of large and of small numbers are finite and above 0.
+    A token of zeros stays zero under every norm. Each token is first divided by the mean of its magnitudes, so that its
+    squares neither overflow nor underflow.
 
     Args:
-        x: activations, float32.
+        x: activations, float32 [n, d_in].
         norm: "none", "layer" or "length".
 
     >>> x, mean, size = normalised(np.array([[3.0, 4.0]], np.float32), "length")

@@ -1,7 +1,7 @@
-"""The limits of feature choice: on how many tokens each feature may be active.
+"""The limits of feature choice: on how many tokens of a batch each feature may be active.
 
-This is our design; the paper's abstract gives no formula. The density of a feature is the share of the tokens that it
-is active on.
+The limits are our design, since the abstract of arXiv:2411.02124 gives no formula. The density of a feature is the
+share of the tokens on which it is active.
 """
 
 from dataclasses import dataclass
@@ -9,17 +9,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-LEAST = 1 / 30  # of its largest density: what a served feature keeps, however small its values are
-FIT_FEATURES = 20  # features that must be active for a fit
-_STEEPEST = 2.0  # the largest exponent of a fit
+LEAST = 1 / 30  # of max_density: the density that a served feature keeps, even if its values are small
+FIT_FEATURES = 20  # active features that a fit needs
+_STEEPEST = 2.0  # largest exponent of a fit
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quota:
-    """A Zipf-Mandelbrot law: the feature of rank r gets a share of the matches in proportion to (r + offset)^-exponent.
+    """A Zipf-Mandelbrot law: the quota of the feature of rank r is proportional to (r + offset)^-exponent.
 
-    With exponent 0 all shares are equal. slack is the largest density of a feature over its share. With slack 1 every
-    feature reaches its limit (strict feature choice); with a large slack no limit matters (mutual choice).
+    With exponent 0 all quotas are equal. slack is max_density over quota. With slack 1 every feature reaches its limit
+    (strict feature choice); with a large slack no limit binds (mutual choice).
+
+    Raises:
+        ValueError: a number is out of range.
     """
 
     exponent: float
@@ -35,32 +38,37 @@ class Quota:
 
 
 def quotas(quota: Quota, k: float, d_sae: int) -> NDArray[np.float64]:
-    """The density that the law gives each feature, most frequent first: float64 [d_sae], each <= 1, with sum k.
+    """The quota of each feature, by falling quota: float64 [d_sae], each at most 1, with sum k.
 
-    A feature to which the law would give a density above 1 gets 1. The rest is divided among the others in proportion.
+    A feature gets 1 if the law would give it more. The others divide the rest in proportion to the law.
 
-    >>> quotas(Quota(exponent=1.0), k=2.0, d_sae=4).round(3)
-    array([0.96, 0.48, 0.32, 0.24])
+    Args:
+        quota: the law.
+        k: matches a token.
+        d_sae: number of features.
 
     Raises:
         ValueError: k is not in (0, d_sae].
+
+    >>> quotas(Quota(exponent=1.0), k=2.0, d_sae=4).round(3)
+    array([0.96, 0.48, 0.32, 0.24])
     """
     if not 0 < k <= d_sae:
         raise ValueError(f"k must be in (0, d_sae={d_sae}], got {k:g}")
     weight = np.arange(1, d_sae + 1, dtype=np.float64)
     weight = (weight + quota.offset) ** -quota.exponent
-    # With the h largest shares at 1, the others sum to k - h; the right h is the first whose next share fits.
+    # If the first h quotas are 1, the others sum to k - h. The right h is the first at which the next quota is <= 1.
     tail = np.cumsum(weight[::-1])[::-1]
     full = np.arange(d_sae)
     fits = (k - full) * weight <= tail * (1 + 1e-12)
     head = int(np.argmax(fits))
-    share: NDArray[np.float64] = np.minimum((k - head) * weight / tail[head], 1.0)
-    share[:head] = 1.0
-    return share
+    density: NDArray[np.float64] = np.minimum((k - head) * weight / tail[head], 1.0)
+    density[:head] = 1.0
+    return density
 
 
 def max_densities(quota: Quota, k: float, d_sae: int) -> NDArray[np.float64]:
-    """The largest density of each feature, min(1, slack * share): float64 [d_sae].
+    """The largest density of each feature, min(1, slack * quota): float64 [d_sae].
 
     >>> max_densities(Quota(exponent=1.0, slack=1.5), k=2.0, d_sae=4).round(3)
     array([1.  , 0.72, 0.48, 0.36])
@@ -69,7 +77,7 @@ def max_densities(quota: Quota, k: float, d_sae: int) -> NDArray[np.float64]:
 
 
 def total_matches(k: float, tokens: int) -> int:
-    """The total matches of so many tokens with k matches each on average: round(k * tokens), half to even, in float64.
+    """The total matches M of a batch: round(k * tokens), half to even, in float64.
 
     >>> total_matches(2.5, 3)
     8
@@ -78,7 +86,7 @@ def total_matches(k: float, tokens: int) -> int:
 
 
 def tokens_per_feature(max_density: NDArray[np.float64], tokens: int) -> NDArray[np.int64]:
-    """The most matches of each feature in a batch, m = round(max_density * tokens), half to even: int64 [d_sae].
+    """The limit of each feature's matches in a batch, m = round(max_density * tokens), half to even: int64 [d_sae].
 
     >>> tokens_per_feature(np.array([1.0, 0.72, 0.01]), tokens=10)
     array([10,  7,  0])
@@ -87,10 +95,10 @@ def tokens_per_feature(max_density: NDArray[np.float64], tokens: int) -> NDArray
 
 
 def sampled_tokens_per_feature(max_density: NDArray[np.float64], tokens: int, u: float) -> NDArray[np.int64]:
-    """The same by systematic sampling, for training: a limit below half a match must not round to 0 in every batch.
+    """The limits of a training batch by systematic sampling, so that a rare feature's limit is not 0 in every batch.
 
-    With u uniform in [0, 1), every feature gets the floor or the ceiling of max_density * tokens, and on average
-    exactly max_density * tokens. The sum over features is off by less than 1.
+    With u uniform in [0, 1), each limit is the floor or the ceiling of max_density * tokens, and on average exactly
+    max_density * tokens. The sum over all features is off by less than 1.
 
     >>> [sampled_tokens_per_feature(np.array([0.25, 0.25, 0.25, 0.25]), tokens=2, u=u).tolist() for u in (0.0, 0.5)]
     [[0, 1, 0, 1], [1, 0, 1, 0]]
@@ -103,21 +111,20 @@ def fit(density: NDArray[np.float64]) -> tuple[float, float, float]:
     """The exponent, the offset and R^2 of the Zipf-Mandelbrot law that fits measured densities (our design).
 
     The fit is least squares of log density against log(rank + offset). It leaves out the first ranks, at most ten,
-    whose densities are near 1, and the last tenth of the active features, whose few matches make the densities
-    imprecise.
-    Each rank has the weight 1 / rank, so that every octave of ranks counts alike. The exponent stays within [0, 2]: a
-    steeper law, which the first ranks can suggest, would leave hardly any matches to the last ones.
-
-    >>> law = quotas(Quota(exponent=0.8, offset=3.0), k=8.0, d_sae=500)
-    >>> exponent, offset, r_squared = fit(law)
-    >>> round(exponent, 1), round(r_squared, 2)
-    (0.8, 1.0)
+    whose densities are near 1, and the last tenth of the active features, whose densities are imprecise. Each rank has
+    the weight 1 / rank, so that each octave of ranks counts equally. The exponent is at most 2. The first ranks can
+    suggest a steeper law, which would leave hardly any matches to the last ranks.
 
     Args:
         density: the density of each feature, in any order, [d_sae].
 
     Raises:
         ValueError: fewer than 20 features are active.
+
+    >>> law = quotas(Quota(exponent=0.8, offset=3.0), k=8.0, d_sae=500)
+    >>> exponent, offset, r_squared = fit(law)
+    >>> round(exponent, 1), round(r_squared, 2)
+    (0.8, 1.0)
     """
     falling = np.sort(density[density > 0])[::-1].astype(np.float64)
     if len(falling) < FIT_FEATURES:

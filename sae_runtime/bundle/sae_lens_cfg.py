@@ -1,11 +1,14 @@
-"""The SAELens configuration of a bundle: with it, SAELens opens the folder and computes the same features."""
+"""The SAELens configuration of a bundle, with which SAELens opens the folder and computes the same features."""
 
+from pathlib import Path
 from typing import Any
 
+from sae_runtime.bundle import manifest as manifests
 from sae_runtime.bundle.manifest import Manifest
+from sae_runtime.bundle.typed_json import read_json
 
 CFG = "cfg.json"
-NORMS = {"none": "none", "layer_norm": "layer", "constant_norm_rescale": "length"}  # our norm, by SAELens's name
+NORMS = {"none": "none", "layer_norm": "layer", "constant_norm_rescale": "length"}  # SAELens's name -> our norm
 _VERSION = "6.54.12"  # the release whose folder format and mathematics the configuration follows
 
 
@@ -13,8 +16,8 @@ def sae_lens_cfg(manifest: Manifest, *, calibrated: bool) -> dict[str, Any] | No
     """The SAELens configuration of an SAE, or None if SAELens does not compute the same.
 
     Args:
-        manifest: of the bundle.
-        calibrated: whether the SAE has its threshold, where it selects by one.
+        manifest: describes the SAE.
+        calibrated: whether the SAE has all that it selects by, as `Bundle.calibrated` tells.
 
     >>> from sae_runtime import load
     >>> cfg = sae_lens_cfg(load(bundle_path).manifest, calibrated=True)
@@ -45,8 +48,26 @@ def sae_lens_cfg(manifest: Manifest, *, calibrated: bool) -> dict[str, Any] | No
     return cfg
 
 
+def check_cfg(folder: Path, manifest: Manifest, *, calibrated: bool) -> None:
+    """Raise ValueError if the SAELens configuration in a bundle's folder differs from the manifest."""
+    expected = sae_lens_cfg(manifest, calibrated=calibrated)
+    if (expected is None) == (CFG in manifest.files):
+        raise ValueError(
+            f"{folder / manifests.FILE} {'lists' if expected is None else 'does not list'} {CFG}; make the bundle again"
+        )
+    if expected is None:
+        return
+    try:
+        cfg = read_json(dict[str, Any], (folder / CFG).read_bytes(), str(folder / CFG))
+    except ValueError as error:
+        raise ValueError(f"{error}; copy it again") from error
+    for key, value in expected.items():
+        if key not in ("metadata", "device") and cfg.get(key) != value:
+            raise ValueError(f"{folder / CFG} and {manifests.FILE} disagree on {key}; copy the bundle again")
+
+
 def _architecture(manifest: Manifest, *, calibrated: bool) -> str | None:
-    """What SAELens calls such an SAE, or None if it has nothing like it."""
+    """SAELens's name of the architecture, or None if SAELens has no such architecture."""
     architecture = manifest.architecture
     jumprelu = architecture.selection == "threshold" and calibrated
     if architecture.d_out is not None:

@@ -1,25 +1,39 @@
-"""What the metadata of a spliced graph say about the SAEs inside it, for programs that serve the graph."""
+"""The metadata of a spliced graph: which SAEs are inside it, and the names of their inputs and outputs."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
+
+from sae_runtime.bundle.typed_json import read_json
 
 KEY = "sae_runtime.splice."  # the name of the splice follows
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spliced:
-    """One SAE inside a graph, as the graph's metadata keep it under `sae_runtime.splice.NAME`."""
+    """One SAE inside a graph, as the graph's metadata describe it under `sae_runtime.splice.NAME`.
+
+    Attributes:
+        name: of the splice; it begins the names of the splice's inputs and outputs.
+        hook: where the activation is in the host model.
+        tensor: the graph's name of the activation before editing.
+        inputs: names of the optional inputs that the splice adds to the graph.
+        outputs: names of the outputs that it adds.
+        replace: whether the reconstruction takes the activation's place.
+        d_in: numbers in an activation.
+        d_sae: number of features.
+        weights: sha256 of the SAE's weights.
+    """
 
     name: str
     hook: str
-    tensor: str  # the activation before editing
+    tensor: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     replace: bool
     d_in: int
     d_sae: int
-    weights: str  # sha256 of the SAE's weights
+    weights: str
 
     def to_metadata(self) -> dict[str, str]:
         """The entry of the graph's metadata, which `read_splices` reads back."""
@@ -27,40 +41,29 @@ class Spliced:
 
 
 def read_splices(metadata: Mapping[str, str]) -> dict[str, Spliced]:
-    """The SAEs inside a graph by their names, from all of its metadata; other entries do not matter.
+    """The SAEs inside a graph, by name.
 
-    onnxruntime gives the metadata as `session.get_modelmeta().custom_metadata_map`.
-
-    >>> sae = Spliced(name="sae", hook="h.3", tensor="add_7", inputs=("sae_width",), outputs=("sae_values",),
-    ...               replace=False, d_in=24, d_sae=150, weights="9f86d081")
-    >>> read_splices({"license": "MIT"} | sae.to_metadata())["sae"].hook
-    'h.3'
+    Args:
+        metadata: all metadata of the graph; other entries are ignored. onnxruntime gives them as
+            `session.get_modelmeta().custom_metadata_map`.
 
     Raises:
         ValueError: an entry under `sae_runtime.splice.` does not describe a splice.
+
+    >>> sae = Spliced(name="sae", hook="h.3", tensor="add_7", inputs=("sae_slots",), outputs=("sae_values",),
+    ...               replace=False, d_in=24, d_sae=150, weights="9f86d081")
+    >>> read_splices({"license": "MIT"} | sae.to_metadata())["sae"].hook
+    'h.3'
     """
-    return {
-        key.removeprefix(KEY): _from_json(text, key.removeprefix(KEY))
-        for key, text in metadata.items()
-        if key.startswith(KEY)
-    }
-
-
-def _from_json(text: str, name: str) -> Spliced:
-    types = {field.name: field.type for field in fields(Spliced)}
-    try:
-        data = json.loads(text)
-        if not isinstance(data, dict) or data.keys() != types.keys():
-            raise ValueError(f"the fields are not {', '.join(types)}")
-        for key, kind in types.items():
-            if not _is_of(data[key], kind) or (key == "name" and data[key] != name):
-                raise ValueError(f"{key} is {data[key]!r}")
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{KEY}{name} does not describe a splice ({error}); splice the host model again") from error
-    return Spliced(**data | {key: tuple(data[key]) for key in ("inputs", "outputs")})
-
-
-def _is_of(value: object, kind: object) -> bool:
-    if kind in (str, bool, int):
-        return type(value) is kind
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    splices = {}
+    for key, text in metadata.items():
+        if not key.startswith(KEY):
+            continue
+        try:
+            spliced: Spliced = read_json(Spliced, text, key)
+            if KEY + spliced.name != key:
+                raise ValueError(f"{key}.name is {spliced.name!r}")
+        except ValueError as error:
+            raise ValueError(f"{key} does not describe a splice ({error}); splice the host model again") from error
+        splices[spliced.name] = spliced
+    return splices

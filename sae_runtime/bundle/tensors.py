@@ -1,8 +1,7 @@
 """Safetensors files, mapped without a copy and without torch, with the byte offset of every tensor.
 
-ONNX graphs refer to a tensor by its offset in the file, which the safetensors package does not give, and harvested
-activations may be bfloat16, which its numpy side cannot read. The package writes most files; weights that are large,
-transposed or still in other files are streamed.
+The safetensors package does not give the offsets, by which ONNX graphs refer to tensors, and cannot read bfloat16 into
+numpy. It writes the files that fit in memory; `stream_tensors` writes weights part by part.
 """
 
 import json
@@ -16,7 +15,7 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
-# bfloat16 has no numpy type: it is mapped as its 16 bits and widened by to_float32.
+# numpy has no bfloat16: its 16 bits are mapped, and `core.arrays.bfloat16_to_float32` widens them.
 _DTYPES: dict[str, "np.dtype[Any]"] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
@@ -30,12 +29,12 @@ _DTYPES: dict[str, "np.dtype[Any]"] = {
     "BOOL": np.dtype("?"),
 }
 _MAX_HEADER = 100_000_000  # bytes, as in the safetensors package
-BLOCK = 1 << 21  # numbers that are copied and written at once
+BLOCK = 1 << 21  # numbers in a part
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Where a tensor is in its file: `offset` and `size` in bytes from the start of the file."""
+    """Type and shape of a tensor, and its position in the file: `offset` and `size` in bytes."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -44,10 +43,10 @@ class TensorSpec:
 
 
 def read_header(path: Path) -> dict[str, TensorSpec]:
-    """Specs of all tensors of a safetensors file, by name.
+    """The specs of all tensors of a safetensors file, by name.
 
     Raises:
-        ValueError: the file is not safetensors, is truncated, or its header points outside of it.
+        ValueError: the file is not safetensors, is truncated, or its header does not describe exactly its bytes.
 
     >>> save_tensors(Path("a.safetensors"), {"x": np.zeros((2, 3), np.float32)})
     >>> read_header(Path("a.safetensors"))["x"]
@@ -87,7 +86,7 @@ def _spec(entry: Any, data_start: int) -> TensorSpec:
 
 
 def map_tensor(path: Path, spec: TensorSpec) -> NDArray[Any]:
-    """The tensor as a read-only view of the file; bfloat16 comes as uint16.
+    """A tensor as a read-only view of its file; bfloat16 as uint16.
 
     >>> save_tensors(Path("a.safetensors"), {"x": np.arange(3, dtype=np.float32)})
     >>> np.array(map_tensor(Path("a.safetensors"), read_header(Path("a.safetensors"))["x"]))
@@ -105,35 +104,35 @@ def save_tensors(
 
     Args:
         path: the file.
-        tensors: by name, arrays or tensors of torch.
-        save_file: of safetensors.numpy for arrays, or of safetensors.torch for tensors of torch.
+        tensors: numpy arrays or torch tensors, by name.
+        save_file: from safetensors.numpy for arrays, from safetensors.torch for torch tensors.
 
     Raises:
         OSError: the file cannot be written, for example on a full disk.
 
     >>> save_tensors(Path("a.safetensors"), {"x": np.zeros(3, np.float32)})
     """
-    # safetensors.numpy writes memory in its own order, which is wrong for a transposed array.
+    # safetensors.numpy writes the memory of an array as it is, which is wrong for a transposed array.
     laid_out = {name: np.asarray(t, order="C") if isinstance(t, np.ndarray) else t for name, t in tensors.items()}
     try:
         save_file(laid_out, path)
-    except safetensors.SafetensorError as error:  # its class is neither OSError nor ValueError
+    except safetensors.SafetensorError as error:  # neither an OSError nor a ValueError
         raise OSError(f"{path.parent}: tensors cannot be written ({error}); free space or write elsewhere") from error
 
 
 class Streamed(Protocol):
-    """A tensor that comes in parts, so that the whole is never in memory."""
+    """A tensor that gives its parts one by one, so that the whole tensor is never in memory."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the whole."""
+        """Shape of the whole tensor."""
 
     def blocks(self) -> Iterator[tuple[slice, NDArray[Any]]]:
-        """Consecutive rows with their numbers; a vector is one row."""
+        """Parts of consecutive rows, with the numbers of these rows; a vector is one row."""
 
 
 def blocks(array: NDArray[Any], size: int = BLOCK) -> Iterator[tuple[slice, NDArray[Any]]]:
-    """Consecutive rows of a matrix, each part of at most `size` numbers or one row; a vector is one row.
+    """Parts of consecutive rows of a matrix: at most `size` numbers or else one row. A vector is one row.
 
     >>> [rows for rows, _ in blocks(np.zeros((5, 3)), size=6)]
     [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
@@ -145,14 +144,14 @@ def blocks(array: NDArray[Any], size: int = BLOCK) -> Iterator[tuple[slice, NDAr
 
 
 def stream_tensors(path: Path, tensors: Mapping[str, NDArray[np.float32] | Streamed], *, block: int = BLOCK) -> None:
-    """Write a safetensors file of float32 vectors and matrices, byte for byte that of the safetensors package.
+    """Write a safetensors file of float32 vectors and matrices, with the same bytes as the safetensors package.
 
-    Tensors, transposed ones too, are written part by part, so that no copy of a whole one is in memory.
+    Tensors, even transposed ones, are written part by part, so that no whole copy is in memory.
 
     Args:
         path: the file.
         tensors: by name.
-        block: numbers of an array that are copied and written at once.
+        block: numbers in a part of an array.
 
     Raises:
         OSError: the file cannot be written, for example on a full disk.

@@ -1,4 +1,7 @@
-"""JSON read into the types of Python: dataclasses, tuples, mappings and plain values, each checked."""
+"""JSON to checked Python values: dataclasses, tuples, mappings and plain types.
+
+Every JSON file of the project is read by `read_json` or `read_versioned`.
+"""
 
 import dataclasses
 import json
@@ -10,16 +13,16 @@ from typing import Any
 
 
 def read_json(kind: Any, text: str | bytes, where: str, *, more: bool = False) -> Any:
-    """The value of a JSON text, built as `kind` by `from_dict`.
+    """Read the value of a JSON text as `kind`.
 
     Args:
         kind: the type of the value; see `from_dict`.
-        text: of the file.
-        where: names the value in messages.
-        more: as of `from_dict`.
+        text: the text.
+        where: the name of the value in messages.
+        more: see `from_dict`.
 
     Raises:
-        ValueError: the text is not JSON, or its value does not have this type.
+        ValueError: the text is not JSON, or its value is of another type.
 
     >>> read_json(tuple[int, ...], "[1, 2]", "sizes")
     (1, 2)
@@ -27,21 +30,44 @@ def read_json(kind: Any, text: str | bytes, where: str, *, more: bool = False) -
     Traceback (most recent call last):
     ValueError: size is not readable JSON (Expecting ',' delimiter: line 1 column 3 (char 2))
     """
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is not readable JSON ({error})") from error
+    return from_dict(kind, _parsed(text, where), where, more=more)
+
+
+def read_versioned(
+    kind: Any, text: str | bytes, where: str, *, version: int, field: str = "schema_version", more: bool = False
+) -> Any:
+    """Read a JSON object as `kind`, and check the version of its format before its other fields.
+
+    Args:
+        kind: a dataclass; see `from_dict`.
+        text: the text.
+        where: the name of the object in messages.
+        version: the version that `kind` describes.
+        field: the field that holds the version.
+        more: see `from_dict`.
+
+    Raises:
+        ValueError: the text is not JSON, the version is another one, or a field is missing, unknown or of another type.
+
+    >>> read_versioned(dict[str, int], '{"schema_version": 1}', "the plan", version=2)
+    Traceback (most recent call last):
+    ValueError: the plan has schema version 1, this sae-runtime reads 2
+    """
+    value = _parsed(text, where)
+    written = value.get(field) if isinstance(value, dict) else None
+    if written != version:
+        raise ValueError(f"{where} has {field.replace('_', ' ')} {shown(written)}, this sae-runtime reads {version}")
     return from_dict(kind, value, where, more=more)
 
 
 def from_dict(kind: Any, value: Any, where: str, *, more: bool = False) -> Any:
-    """A value of JSON as `kind`.
+    """Convert a value of json.loads to `kind`.
 
     Args:
-        kind: a dataclass, X | None, tuple[X, ...], Mapping[str, X], a plain type such as int, or Any, which takes all.
-        value: what json.loads gives.
-        where: names the value in messages; a field adds its name to it.
-        more: let objects have fields that a dataclass does not know, and leave them out.
+        kind: a dataclass, X | None, tuple[X, ...], Mapping[str, X], a plain type such as int, or Any for any value.
+        value: the value.
+        where: the name of the value in messages; the name of a field is added to it.
+        more: accept fields that a dataclass does not have, and leave them out.
 
     Raises:
         ValueError: a field is missing, unknown or of another type; the message names its path.
@@ -79,7 +105,7 @@ def from_dict(kind: Any, value: Any, where: str, *, more: bool = False) -> Any:
 
 
 def shown(value: object) -> str:
-    """A value as messages show it, in at most 80 characters or so.
+    """The text of a value in messages, cut after 80 characters.
 
     >>> shown("7")
     "'7'"
@@ -88,6 +114,13 @@ def shown(value: object) -> str:
         return ascii(value)[:80]
     except ValueError:  # Python refuses to print a whole number of thousands of digits
         return "a number that is far too large"
+
+
+def _parsed(text: str | bytes, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not readable JSON ({error})") from error
 
 
 def _dataclass(kind: Any, value: Any, where: str, *, more: bool) -> Any:

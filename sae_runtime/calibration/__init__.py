@@ -1,4 +1,4 @@
-"""Thresholds fitted to pre-activations, so that every token is decided for itself at a mean L0 of k.
+"""Thresholds fitted to pre-activations. With them each token decides for itself, at a mean L0 of k.
 
-May import `core`, `bundle` and `activations`; `train` may import this room.
+This room may import `core`, `bundle` and `activations`.
 """

@@ -1,6 +1,6 @@
-"""Thresholds of served features from blocks of pre-activations.
+"""The threshold of each feature, from pre-activations in blocks of features.
 
-Training makes its blocks with torch (`train/thresholds.py`), `calibrate_bundle` makes them with numpy.
+Training makes the blocks with torch, `calibrate_bundle` with numpy.
 """
 
 import math
@@ -13,21 +13,22 @@ from sae_runtime.activations.stored import Activations
 from sae_runtime.bundle import quota
 
 Array = NDArray[np.float32]
-_ROWS = 1 << 17  # of each part; more rows do not sharpen any figure
-_PART_ELEMENTS = 1 << 26  # numbers of activations that are held at once
-_HELD_OUT = 4  # one row in four measures what the others fitted
+_ROWS = 1 << 17  # largest number of rows in a part; more rows make no figure more precise
+_PART_ELEMENTS = 1 << 26  # numbers of activations that are in memory at once
+_HELD_OUT = 4  # one row in four measures the threshold that the others fit
 
 
 def thresholds(blocks: Iterable[Array], tokens: int, k: float, max_density: NDArray[np.float64] | None = None) -> Array:
-    """Threshold of each feature, float32 [d_sae], finite and >= 0; features with z > threshold are active (our design).
+    """The threshold of each feature, float32 [d_sae], finite and >= 0 (our design).
 
-    Mutual choice gets one common threshold, which brings the mean L0 to k. Under feature choice a feature's threshold
-    is the larger of the common one and its own quantile, above which it is active on a share max_density of the tokens.
-    But it is no larger than the quantile of a thirtieth of that share, so that the common threshold does not silence
-    features of small values. Every threshold lies midway between two neighbouring values.
+    A feature is active if z > threshold. Mutual choice gets one common threshold, which brings the mean L0 to k. Under
+    feature choice a feature gets the larger of the common threshold and the feature's own limit: the quantile of z
+    above which its density is max_density. The threshold is at most the quantile above which the density is a thirtieth
+    of max_density, so that the common threshold does not silence features with small values. Each threshold is midway
+    between two neighbouring values of z.
 
     Args:
-        blocks: pre-activations z >= 0 of some features each, in the order of the features, float32 [features, tokens].
+        blocks: pre-activations z >= 0 of runs of features, in the order of the features: float32 [features, tokens].
         tokens: number of tokens.
         k: wanted mean L0.
         max_density: the largest density of each feature, float64 [d_sae], for feature choice.
@@ -37,13 +38,13 @@ def thresholds(blocks: Iterable[Array], tokens: int, k: float, max_density: NDAr
     array([1.5, 1.5], dtype=float32)
     """
     wanted, always, start = max(quota.total_matches(k, tokens), 1), 0, 0
-    own: list[float] = []
-    top: list[float] = []
-    pool = np.empty(0, np.float32)  # the largest values between own and top: the common threshold lies among them
+    low: list[float] = []  # the least threshold of each feature
+    high: list[float] = []  # the largest one
+    pool = np.empty(0, np.float32)  # the largest z between low and high; the common threshold is among them
     for z in blocks:
         if max_density is None:
-            own += [0.0] * len(z)
-            top += [np.inf] * len(z)
+            low += [0.0] * len(z)
+            high += [np.inf] * len(z)
             values = [z[z > (pool.min() if len(pool) > wanted else 0)]]
         else:
             density = max_density[start : start + len(z)]
@@ -51,22 +52,22 @@ def thresholds(blocks: Iterable[Array], tokens: int, k: float, max_density: NDAr
             values = []
             for row, limit, fewest in zip(z, limits, least, strict=True):
                 positive = row[row > 0]
-                own.append(_quantile(positive, int(limit)))
-                top.append(_quantile(positive, int(fewest)) if fewest else np.inf)
-                always += int((positive > np.float64(top[-1])).sum())
-                values.append(positive[(positive > np.float64(own[-1])) & (positive <= np.float64(top[-1]))])
+                low.append(_quantile(positive, int(limit)))
+                high.append(_quantile(positive, int(fewest)) if fewest else np.inf)
+                always += int((positive > np.float64(high[-1])).sum())
+                values.append(positive[(positive > np.float64(low[-1])) & (positive <= np.float64(high[-1]))])
         start += len(z)
         pool = _largest(np.concatenate([pool, *values]), wanted + 1)
     wanted = max(wanted - always, 1)
     pool = _largest(pool, wanted + 1)
-    # Where there are no more positive values than wanted, all of them are active.
+    # If no more values are positive than wanted, all of them are active.
     common = float(np.partition(pool, 1)[:2].mean(dtype=np.float64)) if len(pool) > wanted else 0.0
-    threshold: Array = np.minimum(np.maximum(own, common), top).astype(np.float32)
+    threshold: Array = np.minimum(np.maximum(low, common), high).astype(np.float32)
     return threshold
 
 
 def slots_for(l0: NDArray[np.int64], d_sae: int) -> int:
-    """Slots of a token in encode.onnx: enough for all but one token in a thousand, which are encoded again with more.
+    """Slots of encode.onnx: a multiple of 8 that holds 999 of 1000 tokens; the runtime encodes the others again.
 
     >>> slots_for(np.array([3, 5, 9]), d_sae=100)
     16
@@ -77,11 +78,11 @@ def slots_for(l0: NDArray[np.int64], d_sae: int) -> int:
 def calibration_rows(
     activations: Activations, *, elements: int = _PART_ELEMENTS
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Numbers of the rows that fit and of those that measure, which are the last, from the beginning of a document on.
+    """Numbers of the rows that fit and of the rows that measure. The latter are the last, from the start of a document.
 
     Args:
-        activations: to be split.
-        elements: numbers that each part may hold; of a larger part, rows are taken at equal distances.
+        activations: the rows that are split.
+        elements: largest number of values in a part. A larger part is thinned out to rows at equal distances.
 
     Raises:
         ValueError: there are too few rows or documents.
@@ -101,11 +102,11 @@ def calibration_rows(
 
 
 def _quantile(positive: Array, limit: int) -> float:
-    """Midway between the limit-th largest value and the next one; 0 where there is no next one."""
+    """The middle of the limit-th largest value and the next one; 0 if there is no next one."""
     if len(positive) <= limit:
         return 0.0
     beyond = len(positive) - limit - 1
-    if limit == 0:  # above the largest no value is active
+    if limit == 0:  # no value exceeds the largest one
         return float(positive.max())
     return float(np.partition(positive, (beyond, beyond + 1))[beyond : beyond + 2].mean(dtype=np.float64))
 

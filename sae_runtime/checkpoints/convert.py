@@ -51,7 +51,7 @@ def convert(source: str | Path, output: str | Path, *, format: str | None = None
 
     >>> convert("missing", "out")
     Traceback (most recent call last):
-    FileNotFoundError: missing does not exist; name a path of this machine, or hf://owner/name
+    FileNotFoundError: missing does not exist; name a path on this machine, or hf://owner/name
     """
     output = Path(output)
     files.check_free(output, force=force)

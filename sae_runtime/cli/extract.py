@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from sae_runtime.bundle.graphs import ENCODE, EXACT, GPU
+from sae_runtime.bundle.graphs import ENCODERS
 from sae_runtime.cli import common
 from sae_runtime.cli.common import Run
 from sae_runtime.cli.options import WHOLE, Command
@@ -34,7 +34,7 @@ from sae_runtime.cli.options import WHOLE, Command
 @click.option("--sequence", type=WHOLE, default=256, help="tokens of a sequence, for delphi")
 @click.option(
     "--graph",
-    type=click.Choice([ENCODE.file, EXACT.file, GPU.file]),
+    type=click.Choice(ENCODERS),
     help="the graph that encodes; all give the same features [by the SAE's size]",
 )
 @common.output(".parquet file to write, or for delphi a folder")

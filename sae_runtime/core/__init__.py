@@ -1,4 +1,4 @@
-"""The values that every room speaks of: `Features`, `Edit`, the numpy checks of numbers, and progress on stderr.
+"""`Features`, `Edit`, the numpy checks of their numbers, and progress on stderr, which every room uses.
 
-Imports nothing else of ours.
+This room imports no other room.
 """

@@ -1,4 +1,4 @@
-"""Arrays of numbers in memory: their type, and whether all are finite."""
+"""Arrays in memory: their type, and whether all their numbers are finite."""
 
 import math
 from typing import Any
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 
 def as_float32(x: Any) -> NDArray[np.float32]:
-    """An array of any real type as float32, contiguous, cast once; float32 comes back without a copy.
+    """An array of any real type as contiguous float32. A contiguous float32 array is not copied.
 
     Raises:
         ValueError: the values are not real numbers.
@@ -19,7 +19,7 @@ def as_float32(x: Any) -> NDArray[np.float32]:
     array = np.asarray(x)
     if array.dtype == np.float32:
         return array if array.flags.c_contiguous else np.ascontiguousarray(array)
-    if array.dtype.name == "bfloat16":  # the type of ml_dtypes, which the caller may have installed
+    if array.dtype.name == "bfloat16":  # the type comes from ml_dtypes, which we do not import
         return bfloat16_to_float32(np.ascontiguousarray(array).view(np.uint16)).reshape(array.shape)
     if array.dtype.kind not in "fiu":
         raise ValueError(f"activations must be real numbers, got {array.dtype}; convert them to float32")
@@ -29,12 +29,12 @@ def as_float32(x: Any) -> NDArray[np.float32]:
 
 
 def first_nonfinite(x: NDArray[np.float32]) -> int | None:
-    """Number of the first row of [n, d_in] that holds NaN or Inf.
+    """Number of the first row of x [n, d_in] that holds NaN or Inf; None if there is no such row.
 
     >>> first_nonfinite(np.array([[1, 2], [3, np.nan]], np.float32))
     1
     """
-    # A sum of squares is finite unless one of its values is not finite, or the sum overflows: then rows are examined.
+    # If the sum of squares is finite, so are all values. If not, a value is not finite, or the sum overflows.
     with np.errstate(over="ignore", invalid="ignore"):
         if math.isfinite(np.vdot(x, x)):
             return None

@@ -1,4 +1,4 @@
-"""Interventions on features: f' = clip(factor * f + shift, low, high)."""
+"""Edits of features: f' = clip(factor * f + shift, low, high)."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,12 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True)
 class Edit:
-    """A change of one feature's activation f to f'; `set`, `add`, `scale`, `ablate` and `cap` make the usual ones.
+    """A change of one feature's activation from f to clip(factor * f + shift, low, high).
+
+    `set`, `add`, `scale`, `ablate` and `cap` make the usual edits.
+
+    Raises:
+        ValueError: the feature is not a whole number, or another number is not a finite float32.
 
     >>> Edit.scale(12, 2.0).factor, Edit.set(12, 8.0).shift, Edit.cap(12, 3.0).high
     (2.0, 8.0, 3.0)
@@ -33,7 +38,7 @@ class Edit:
 
     @classmethod
     def set(cls, feature: int, value: float) -> "Edit":
-        """The feature has this activation on every token.
+        """Fix the activation at a value on every token.
 
         >>> steered = sae.steer(x, Edit.set(3, 8.0))
         """
@@ -41,7 +46,7 @@ class Edit:
 
     @classmethod
     def add(cls, feature: int, amount: float) -> "Edit":
-        """The feature's activation is raised by this amount on every token.
+        """Raise the activation by an amount on every token.
 
         >>> steered = sae.steer(x, Edit.add(3, 1.5))
         """
@@ -49,7 +54,7 @@ class Edit:
 
     @classmethod
     def scale(cls, feature: int, factor: float) -> "Edit":
-        """The activation is multiplied by this factor; a feature that is not active stays so.
+        """Multiply the activation by a factor; an inactive feature stays inactive.
 
         >>> steered = sae.steer(x, Edit.scale(3, 0.5))
         """
@@ -57,7 +62,7 @@ class Edit:
 
     @classmethod
     def ablate(cls, feature: int) -> "Edit":
-        """The feature is active on no token.
+        """Turn the feature off on every token.
 
         >>> steered = sae.steer(x, Edit.ablate(3))
         """
@@ -65,7 +70,7 @@ class Edit:
 
     @classmethod
     def cap(cls, feature: int, high: float) -> "Edit":
-        """The feature's activation is at most this.
+        """Limit the activation to a largest value.
 
         >>> steered = sae.steer(x, Edit.cap(3, 2.0))
         """
@@ -73,7 +78,9 @@ class Edit:
 
 
 def as_inputs(requests: Sequence[Sequence[Edit]], d_sae: int) -> dict[str, NDArray[np.generic]]:
-    """The edits of each request as inputs of steer.onnx, [requests, longest list], padded with idle edits.
+    """The edits of each request as inputs of steer.onnx, [requests, e], for the e edits of the longest request.
+
+    Shorter requests are padded with edits that change nothing.
 
     Raises:
         ValueError: a feature is out of range, or edited twice in one request.
@@ -99,6 +106,6 @@ def as_inputs(requests: Sequence[Sequence[Edit]], d_sae: int) -> dict[str, NDArr
             numbers += [(1.0, 0.0, -_LARGEST, _LARGEST)] * idle
     shape = (len(requests), longest)
     table = np.array(list(zip(*numbers, strict=True)), np.float32).reshape(4, *shape)
-    scale, shift, low, high = table  # these rows are contiguous, as DLPack needs them
+    scale, shift, low, high = table  # views of contiguous rows, which DLPack needs
     ids = np.array(features, np.int64).reshape(shape)
     return {"features": ids, "scale": scale, "shift": shift, "low": low, "high": high}

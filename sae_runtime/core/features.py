@@ -1,27 +1,26 @@
-"""Sparse features of tokens, in compressed rows, and the operations on them."""
+"""Sparse features of tokens in compressed rows (CSR), and operations on them."""
 
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sae_runtime.core.slots import Slots
+
 if TYPE_CHECKING:
     import scipy.sparse
-
-Slots = tuple[NDArray[np.int64], NDArray[np.float32]]
-"""Rows as graphs give them: indices and values [n, slots], each row by falling value; an unused slot has value 0."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Features:
-    """Which features are active on which token, and how strongly (CSR).
+    """The active features of each token, and their activations.
 
-    Token number t (counted over the leading dimensions `shape` of the activations) has the features
-    `indices[indptr[t]:indptr[t + 1]]`, ascending, with `values` alongside, all positive.
+    Token number t, counted over the leading dimensions `shape` of the activations, has the features
+    `indices[indptr[t]:indptr[t + 1]]`, which ascend. `values` has their activations, all positive.
 
     >>> indices, values = np.array([1, 4, 2], np.int32), np.array([5, 7, 6], np.float32)
     >>> Features(np.array([0, 2, 3]), indices, values, d_sae=8, shape=(2,))
@@ -42,7 +41,7 @@ class Features:
         return f"Features({len(self):,} tokens, {len(self.values):,} matches, L0 {l0:.2f}, d_sae {self.d_sae:,})"
 
     def __getitem__(self, tokens: slice) -> "Features":
-        """The features of a run of tokens; without a step, they share the memory.
+        """The features of consecutive tokens. They share memory with these features, unless the slice has a step.
 
         >>> from_slots([(np.array([[1], [4], [2]]), np.ones((3, 1), np.float32))], 8, (3,))[1:].indices.tolist()
         [4, 2]
@@ -57,10 +56,10 @@ class Features:
         return Features(indptr - indptr[0], self.indices[matches], self.values[matches], self.d_sae, (len(indptr) - 1,))
 
     def take(self, ids: ArrayLike) -> "Features":
-        """The features of tokens by number, in the order asked for.
+        """The features of tokens by number, in the order of `ids`.
 
         Raises:
-            IndexError: there is no such token.
+            IndexError: a token does not exist.
 
         >>> features = from_slots([(np.array([[1], [4], [2]]), np.ones((3, 1), np.float32))], 8, (3,))
         >>> features.take([2, 0]).indices.tolist()
@@ -82,8 +81,11 @@ class Features:
         """The matches that a mask keeps.
 
         Args:
-            matches: bool, one for each of `values`.
-            features: bool [d_sae], one for each feature.
+            matches: bool, one for each of `values`; None keeps all.
+            features: bool [d_sae]; None keeps all.
+
+        Raises:
+            ValueError: a mask has another type or shape.
 
         >>> features = from_slots([(np.array([[1, 4]]), np.array([[3, 2]], np.float32))], 8, (1,))
         >>> features.filter(features.values > 2).indices.tolist()
@@ -101,33 +103,35 @@ class Features:
         return Features(indptr, self.indices[kept], self.values[kept], self.d_sae, self.shape)
 
     def top(self, n: int) -> "Features":
-        """The n largest activations of each token; of equal ones the first features.
+        """The n largest activations of each token. Among equal ones, the first features stay.
 
         >>> from_slots([(np.array([[1, 4]]), np.array([[3, 2]], np.float32))], 8, (1,)).top(1).indices.tolist()
         [1]
         """
         counts = np.diff(self.indptr)
-        order = np.lexsort((-self.values, np.repeat(np.arange(len(self)), counts)))  # row by row, by falling value
+        order = np.lexsort((-self.values, np.repeat(np.arange(len(self)), counts)))  # by token, then by falling value
         rank = np.arange(len(order)) - np.repeat(self.indptr[:-1], counts)
         keep = np.zeros(len(order), bool)
         keep[order[rank < n]] = True
         return self.filter(keep)
 
     def union(self, other: "Features") -> "Features":
-        """The matches of both, for the same tokens; a match of both has the value that it has here.
+        """The matches of two sets of features of the same tokens. A match of both keeps its value of `self`.
 
         >>> one, two = (from_slots([(np.array([[i]]), np.ones((1, 1), np.float32))], 8, (1,)) for i in (5, 3))
         >>> one.union(two).indices.tolist()
         [3, 5]
         """
         keys = [np.repeat(np.arange(len(f)), np.diff(f.indptr)) * f.d_sae + f.indices for f in (self, other)]
-        key, first = np.unique(np.concatenate(keys), return_index=True)  # the first of equal ones is from here
+        key, first = np.unique(
+            np.concatenate(keys), return_index=True
+        )  # np.unique gives the first of equal keys, which is of `self`
         indptr = np.searchsorted(key, np.arange(len(self) + 1) * self.d_sae)
         values = np.concatenate([self.values, other.values])[first]
         return Features(indptr, (key % self.d_sae).astype(np.int32), values, self.d_sae, self.shape)
 
     def replaced(self, ids: NDArray[np.int64], rows: "Features") -> "Features":
-        """The features with the tokens `ids`, ascending, replaced by the rows [len(ids)]."""
+        """These features with those of the tokens `ids`, which ascend, replaced by `rows` [len(ids)]."""
         is_new = np.zeros(len(self), bool)
         is_new[ids] = True
         counts = np.diff(self.indptr)
@@ -141,7 +145,7 @@ class Features:
         return Features(_indptr(counts), indices, values, self.d_sae, self.shape)
 
     def spread(self, ids: NDArray[np.int64], shape: tuple[int, ...]) -> "Features":
-        """The features as those of the tokens `ids`, ascending, among tokens of this shape; the others have none."""
+        """Features of this shape, in which the tokens `ids`, which ascend, have these features and the others none."""
         if len(ids) == math.prod(shape):
             return dataclasses.replace(self, shape=shape)
         counts = np.zeros(math.prod(shape), np.int64)
@@ -149,7 +153,7 @@ class Features:
         return Features(_indptr(counts), self.indices, self.values, self.d_sae, shape)
 
     def l0(self) -> NDArray[np.int64]:
-        """Active features of each token: [*shape].
+        """Number of active features of each token: int64 [*shape].
 
         >>> from_slots([(np.array([[1, 4]]), np.array([[3, 2]], np.float32))], 8, (1,)).l0().tolist()
         [2]
@@ -157,10 +161,10 @@ class Features:
         return np.diff(self.indptr).reshape(self.shape)
 
     def row(self, token: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """Features and values of one token, by falling value; a negative number counts from the end.
+        """Features and values of one token in order of falling value. A negative number counts from the end.
 
         Raises:
-            IndexError: there is no such token.
+            IndexError: the token does not exist.
 
         >>> ids, values = from_slots([(np.array([[4, 1]]), np.array([[3, 2]], np.float32))], 8, (1,)).row(0)
         >>> ids.tolist(), values.tolist()
@@ -176,13 +180,20 @@ class Features:
         return self.indices[matches][order], self.values[matches][order]
 
     def to_scipy(self) -> "scipy.sparse.csr_array":
-        """As scipy CSR [tokens, d_sae], sharing memory; needs scipy."""
+        """A scipy CSR array [tokens, d_sae] that shares memory with the features.
+
+        Raises:
+            ImportError: scipy is not installed.
+
+        >>> sae.encode(x).to_scipy().shape
+        (6, 150)
+        """
         import scipy.sparse
 
         return scipy.sparse.csr_array((self.values, self.indices, self.indptr), shape=(len(self), self.d_sae))
 
     def to_dense(self) -> NDArray[np.float32]:
-        """As a dense array [*shape, d_sae].
+        """A dense array, float32 [*shape, d_sae].
 
         >>> from_slots([(np.array([[3, 1]]), np.array([[3, 2]], np.float32))], 4, (1,)).to_dense().tolist()
         [[0.0, 2.0, 0.0, 3.0]]
@@ -192,9 +203,12 @@ class Features:
         return dense.reshape(*self.shape, self.d_sae)
 
     def to_slots(self) -> Slots:
-        """In the layout of the graphs: indices i64 and values f32 [tokens, slots], as many slots as the fullest needs.
+        """Indices i64 and values f32 [tokens, slots], as decode.onnx reads them, with the slots of the fullest token.
 
-        Features ascend in each row; graphs that read slots take them in any order.
+        The features of a row ascend; an unused slot has value 0.
+
+        >>> sae.encode(x).to_slots()[0].shape == (6, sae.encode(x).l0().max())
+        True
         """
         counts = np.diff(self.indptr)
         used = np.arange(max(int(counts.max(initial=0)), 1)) < counts[:, None]
@@ -204,7 +218,7 @@ class Features:
 
 
 def from_slots(parts: Iterable[Slots], d_sae: int, shape: tuple[int, ...]) -> Features:
-    """Features of this shape from runs of rows in the layout of the graphs; a slot with value 0 is unused.
+    """Features of this shape from parts of consecutive rows.
 
     >>> from_slots([(np.array([[3, 1], [2, 0]]), np.array([[3, 2], [1, 0]], np.float32))], 4, (2,))
     Features(2 tokens, 3 matches, L0 1.50, d_sae 4)
@@ -213,14 +227,15 @@ def from_slots(parts: Iterable[Slots], d_sae: int, shape: tuple[int, ...]) -> Fe
 
 
 def concatenate(parts: Sequence[Features], d_sae: int, shape: tuple[int, ...]) -> Features:
-    """Features of this shape whose tokens are those of the parts, one part after the other."""
-    return Features(
-        _indptr(_joined([np.diff(part.indptr) for part in parts], np.int64)),
-        _joined([part.indices for part in parts], np.int32),
-        _joined([part.values for part in parts], np.float32),
-        d_sae,
-        shape,
-    )
+    """Features of this shape with the tokens of all parts, one part after the other.
+
+    >>> concatenate([sae.encode(x[:2]), sae.encode(x[2:])], 150, (6,)).l0().sum() == sae.encode(x).l0().sum()
+    np.True_
+    """
+    counts = np.concatenate([np.empty(0, np.int64), *(np.diff(part.indptr) for part in parts)])
+    indices = np.concatenate([np.empty(0, np.int32), *(part.indices for part in parts)])
+    values = np.concatenate([np.empty(0, np.float32), *(part.values for part in parts)])
+    return Features(_indptr(counts), indices, values, d_sae, shape)
 
 
 def _compressed(slots: Slots, d_sae: int) -> Features:
@@ -233,7 +248,3 @@ def _compressed(slots: Slots, d_sae: int) -> Features:
 
 def _indptr(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.concatenate([[0], counts]).cumsum()
-
-
-def _joined(parts: list[NDArray[Any]], dtype: type) -> NDArray[Any]:
-    return np.concatenate([np.empty(0, dtype), *parts])

@@ -1,4 +1,4 @@
-"""onnxruntime at work: sessions, tiles, the batch rule, checks of what callers give, tensors on devices.
+"""Encoding and decoding with onnxruntime: sessions, rows, tiles, the batch rule, tensors on devices.
 
-May import `core`, `bundle` and `activations`.
+This room may import `core`, `bundle` and `activations`.
 """

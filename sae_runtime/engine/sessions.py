@@ -1,10 +1,11 @@
-"""onnxruntime sessions of a bundle's graphs, with the project's defaults and error messages."""
+"""The onnxruntime sessions of a bundle's graphs, with our defaults and error messages."""
 
+import contextlib
 import functools
 import os
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
@@ -18,8 +19,8 @@ from sae_runtime.bundle.folder import Bundle, BundleError
 
 CPU = ("CPUExecutionProvider",)
 CUDA = "CUDAExecutionProvider"
-_MOST_THREADS = 1024  # onnxruntime has no limit of its own and starts as many as it is told
-# TF32 keeps 10 bits of each factor, an error that moves features across their threshold.
+_MOST_THREADS = 1024  # onnxruntime has no limit and starts any number
+# TF32 keeps 10 bits of each factor. This error moves features across their threshold.
 _OPTIONS = {CUDA: {"use_tf32": "0"}}
 
 Provider = str | tuple[str, Mapping[str, str]]
@@ -30,15 +31,18 @@ def open_session(path: Path, *, providers: Sequence[Provider] = CPU, threads: in
     """An onnxruntime InferenceSession for a graph.
 
     Args:
-        path: the graph; its weights lie beside it.
-        providers: onnxruntime execution providers, the preferred one first. CUDA's TF32 is off unless an option
-            (use_tf32) turns it on.
-        threads: threads an operator may use; None leaves it to onnxruntime (all cores).
+        path: the graph, in the folder of its weights.
+        providers: onnxruntime execution providers, the preferred one first. TF32 is off on CUDA unless the option
+            use_tf32 turns it on.
+        threads: number of threads; None means all cores.
 
     Raises:
         ImportError: onnxruntime is not installed.
-        ValueError: a provider is unknown here or could not start.
-        BundleError: onnxruntime refuses the graph or the weights that it refers to.
+        ValueError: a provider is not available here or does not start, or `threads` is out of range.
+        BundleError: onnxruntime refuses the graph or its weights.
+
+    >>> [output.name for output in open_session(Path(bundle_path) / "encode.onnx").get_outputs()]
+    ['indices', 'values']
     """
     require("cpu")
     import onnxruntime
@@ -53,7 +57,7 @@ def open_session(path: Path, *, providers: Sequence[Provider] = CPU, threads: in
     if CUDA in names and hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()  # loads the nvidia packages that sae-runtime[gpu] installs
     options = onnxruntime.SessionOptions()
-    # onnxruntime warns of every optional input that it cannot be folded as a constant, which is intended.
+    # onnxruntime warns that it cannot fold optional inputs as constants, which is intended.
     options.log_severity_level = 3
     if threads is not None:
         if not 1 <= threads <= _MOST_THREADS:
@@ -62,7 +66,7 @@ def open_session(path: Path, *, providers: Sequence[Provider] = CPU, threads: in
     try:
         chosen = [(name, _options(provider)) for name, provider in zip(names, providers, strict=True)]
         session = onnxruntime.InferenceSession(str(path), options, providers=chosen)
-    except Exception as error:  # onnxruntime raises a class of its own for every status code
+    except Exception as error:  # onnxruntime has an exception class for each status code
         reason = " ".join(str(error).split())
         raise BundleError(f"onnxruntime refuses {path} ({reason}); run: sae-runtime export {path.parent}") from error
     if session.get_providers()[0] != names[0]:
@@ -73,18 +77,22 @@ def open_session(path: Path, *, providers: Sequence[Provider] = CPU, threads: in
 
 
 def name_of(provider: Provider) -> str:
-    """The name of a provider."""
+    """The name of a provider.
+
+    >>> name_of((CUDA, {"device_id": "1"}))
+    'CUDAExecutionProvider'
+    """
     return provider if isinstance(provider, str) else provider[0]
 
 
 def _options(provider: Provider) -> dict[str, str]:
-    """The options of a provider: our defaults, then those that the caller gave."""
+    """The options of a provider: our defaults, replaced by the options of the caller."""
     given = {} if isinstance(provider, str) else provider[1]
     return {**_OPTIONS.get(name_of(provider), {}), **given}
 
 
 class Sessions:
-    """The graphs of one bundle, each opened when it is first run. Safe to share between threads."""
+    """The graphs of one bundle, each opened at its first use. Threads may share the sessions."""
 
     def __init__(self, bundle: Bundle, *, providers: Sequence[Provider], threads: int | None, verify: bool) -> None:
         self.bundle, self._verify = bundle, verify
@@ -95,19 +103,19 @@ class Sessions:
 
     @property
     def opened(self) -> set[tuple[str, bool]]:
-        """The graphs that were opened so far, and whether each was opened as `shared`."""
+        """The graphs that are open, each with its `shared` of `open`."""
         return set(self._open)
 
     @property
     def pool(self) -> ThreadPoolExecutor:
-        """As many threads as there are workers, for graphs that are opened as `shared`; started by the first use."""
+        """The threads that run graphs opened as `shared`, one for each worker; they start at the first use."""
         with self._lock:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="sae-runtime")
             return self._pool
 
     def close(self) -> None:
-        """End the threads of the pool and let go of all graphs; a later call opens them anew."""
+        """End the threads of the pool and close all graphs. A later call opens them again."""
         with self._lock:
             pool, self._pool = self._pool, None
             self._open.clear()
@@ -116,19 +124,19 @@ class Sessions:
 
     @property
     def workers(self) -> int:
-        """Number of threads that compute: as asked for, else the cores that this process may use."""
+        """Number of computing threads: as the caller asked, or else one for each core that this process may use."""
         if self._threads is not None:
             return self._threads
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     @property
     def on_cpu(self) -> bool:
-        """Whether the preferred provider is the CPU's."""
+        """Whether the preferred provider is that of the CPU."""
         return tuple(name_of(provider) for provider in self._providers[:1]) == CPU
 
     @property
     def device(self) -> tuple[str, int]:
-        """The device of the preferred provider as onnxruntime names it: "cpu" or "cuda", and its number."""
+        """Device of the preferred provider: "cpu" or "cuda", as onnxruntime names it, and its number."""
         first = self._providers[0]
         if name_of(first) != CUDA:
             return "cpu", 0
@@ -138,8 +146,11 @@ class Sessions:
         """The session of a graph.
 
         Args:
-            name: of the graph.
-            shared: the session computes on the caller's thread alone, since other callers use the other cores.
+            name: file name of the graph.
+            shared: compute on the calling thread alone, since other threads use the other cores.
+
+        Raises:
+            BundleError: the bundle lacks the graph, or onnxruntime refuses it.
         """
         with self._lock:
             if (name, shared) not in self._open:
@@ -149,44 +160,43 @@ class Sessions:
             return self._open[name, shared]
 
     def run(self, name: str, feed: dict[str, NDArray[Any]], *, shared: bool = False) -> Any:
-        """Outputs of a graph; arguments as for `open`.
+        """The outputs of a graph for these inputs; the other arguments and errors are those of `open`.
 
         Raises:
-            MemoryError: there is too little memory for so many tokens.
+            MemoryError: there is too little memory for this number of tokens.
         """
         session = self.open(name, shared=shared)
-        try:
+        with self._memory_errors(name):
             return session.run(None, feed)
-        except Exception as error:
-            self._refuse_memory(name, error)
-            raise
 
     def run_bound(self, name: str, session: Any, binding: Any) -> None:
-        """Run a session with the tensors that are bound to it, after the work that makes these tensors.
+        """Run a session with its bound tensors, as soon as the device has computed the inputs.
 
         Raises:
-            MemoryError: there is too little memory for so many tokens.
+            MemoryError: there is too little memory for this number of tokens.
         """
-        try:
+        with self._memory_errors(name):
             binding.synchronize_inputs()
             session.run_with_iobinding(binding)
             binding.synchronize_outputs()
-        except Exception as error:
-            self._refuse_memory(name, error)
-            raise
 
-    def _refuse_memory(self, name: str, error: Exception) -> None:
-        """Raise MemoryError for an error of onnxruntime that means it; onnxruntime has no class for this error."""
-        if re.search("allocate|bad_alloc|out of memory|smaller than requested", str(error)):
-            raise MemoryError(f"{name} of {self.bundle.path}: give fewer tokens at once") from error
+    @contextlib.contextmanager
+    def _memory_errors(self, name: str) -> Iterator[None]:
+        """Turn onnxruntime's errors about memory into MemoryError; onnxruntime has no class for them."""
+        try:
+            yield
+        except Exception as error:
+            if re.search("allocate|bad_alloc|out of memory|smaller than requested", str(error)):
+                raise MemoryError(f"{name} of {self.bundle.path}: give fewer tokens at once") from error
+            raise
 
 
 @functools.cache
 def int8_levels() -> int:
-    """The largest int8 level of an activation for which products are exact on this machine: 127 or 63.
+    """The largest int8 level of an activation with which this machine multiplies exactly: 127 or 63.
 
-    Without VNNI or similar instructions the processor adds two products in 16 bits, which may saturate with 8-bit
-    factors and cannot with 7-bit ones.
+    Without VNNI or similar instructions the processor adds two products in 16 bits. This sum may saturate with 8-bit
+    factors, but not with 7-bit factors.
 
     >>> int8_levels() in (63, 127)
     True

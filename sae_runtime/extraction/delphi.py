@@ -7,13 +7,13 @@ A folder of the hook's name holds `config.json` and, for each run of features, `
     tokens       [sequences, length]: int64, the same in each file
 
 in the order of the tokens. As in delphi's own caches, all sequences have one length and may cross the ends of
-documents; the tokens after the last whole sequence are left out.
+documents. The tokens after the last whole sequence are left out.
 """
 
 import json
 import math
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
@@ -27,14 +27,14 @@ from sae_runtime.bundle.typed_json import read_json
 from sae_runtime.extraction.feature_rows import FeatureRows
 
 SEQUENCE = 256  # tokens, as in delphi
-FILE_MATCHES = 1 << 24  # of a file, about: delphi's readers hold a whole file in memory
+FILE_MATCHES = 1 << 24  # wanted matches in a file; delphi's readers hold a whole file in memory
 _MIN_FILES = 5  # as in delphi
 _MAX_FILES = 200  # two temporary files are open for each
 _CONFIG = "config.json"
 
 
 def foreign(out: Path) -> str | None:
-    """The name of an entry of a folder that is not a cache of `write`, or None if all are.
+    """The name of a folder's first entry that `write` did not make, or None if `write` made all entries.
 
     >>> Path("empty").mkdir(exist_ok=True)
     >>> foreign(Path("empty"))
@@ -43,11 +43,11 @@ def foreign(out: Path) -> str | None:
 
 
 def check(activations: Activations, hook: str | None, sequence: int) -> None:
-    """Raise ValueError unless features of these activations can be in a cache.
+    """Raise ValueError if a delphi cache cannot hold the features of these activations.
 
     Args:
-        activations: to be extracted.
-        hook: where they come from, as far as known.
+        activations: read later.
+        hook: where the activations are in the host model, or None.
         sequence: tokens of a sequence.
     """
     if activations.tokens is None:
@@ -78,66 +78,56 @@ def write(
     sequence: int,
     l0: float,
     file_matches: int = FILE_MATCHES,
-) -> None:
-    """Write features as a cache of delphi's.
+) -> int:
+    """Write features as a delphi cache, and give the number of matches.
 
     Args:
         folder: an empty folder.
         parts: the features in order, with tokens; together they are whole sequences.
-        description: what the features are, with their `architecture`, `model`, `hook`, number of `tokens` and `values`.
+        description: the origin of the features; it has their `architecture`, `model`, `hook`, number of `tokens` and
+            type of `values`.
         sequence: tokens of a sequence.
-        l0: active features of a token on average, about.
-        file_matches: matches of a file, about.
+        l0: estimate of the mean L0, from which the number of files follows.
+        file_matches: wanted number of matches in a file.
+
+    Raises:
+        ValueError: a value is too large for float16.
     """
     d_sae, tokens = int(description["architecture"]["d_sae"]), int(description["tokens"])
     files = min(max(_MIN_FILES, math.ceil(tokens * l0 / file_matches)), _MAX_FILES, d_sae)
     edges = np.linspace(0, d_sae, files + 1).astype(np.int64)
     small = max(tokens // sequence, int(np.diff(edges).max())) < 1 << 16
-    integer = np.dtype("<u2" if small else "<u4")
-    number = np.dtype("<f2" if description["values"] == "float16" else "<f4")
+    integer, number = np.dtype("<u2" if small else "<u4"), np.dtype(description["values"]).newbyteorder("<")
     ids: list[NDArray[np.int32]] = []
+    matches = 0
     home = folder / description["hook"]
     home.mkdir()
     with ExitStack() as stack:
+        # Each file of the cache needs all its locations before its values, so both go to temporary files first.
         spools = [[stack.enter_context(tempfile.TemporaryFile(dir=home)) for _ in range(2)] for _ in range(files)]
         for part in parts:
             assert part.tokens is not None  # `check` refuses activations without tokens
             ids.append(part.tokens)
-            _spool(part, spools, edges, sequence, integer, number)
+            matches += len(part.features.values)
+            row = np.repeat(np.arange(part.begin, part.end), part.features.l0())
+            values, indices = part.values(description["values"]), part.features.indices
+            of_file = np.searchsorted(edges, indices, side="right") - 1
+            for file, spool in enumerate(spools):
+                inside = np.flatnonzero(of_file == file)
+                columns = [row[inside] // sequence, row[inside] % sequence, indices[inside] - edges[file]]
+                np.stack(columns, axis=1).astype(integer).tofile(spool[0])
+                values[inside].astype(number).tofile(spool[1])
         text = np.concatenate(ids).astype(np.int64).reshape(-1, sequence)
-        for (locations, values), first, end in zip(spools, edges[:-1], edges[1:], strict=True):
+        for spool, first, end in zip(spools, edges[:-1], edges[1:], strict=True):
             tensors = {
-                "locations": _read(locations, integer).reshape(-1, 3),
-                "activations": _read(values, number),
+                "locations": _read(spool[0], integer).reshape(-1, 3),
+                "activations": _read(spool[1], number),
                 "tokens": text,
             }
             save_tensors(home / f"{first}_{end - 1}.safetensors", tensors)
-    config = {
-        "model_name": description["model"],
-        "cache_ctx_len": sequence,
-        "n_tokens": tokens,
-        "n_splits": files,
-        "sae_runtime": description,
-    }
-    (home / _CONFIG).write_text(json.dumps(config, indent=4) + "\n")
-
-
-def _spool(
-    part: FeatureRows,
-    spools: Sequence[Sequence[IO[bytes]]],
-    edges: NDArray[np.int64],
-    sequence: int,
-    integer: "np.dtype[Any]",
-    number: "np.dtype[Any]",
-) -> None:
-    """Append the matches of some tokens to the temporary files of each run of features."""
-    row = np.repeat(np.arange(part.begin, part.end), np.diff(part.indptr))
-    of_file = np.searchsorted(edges, part.indices, side="right") - 1
-    for file, (locations, values) in enumerate(spools):
-        inside = np.flatnonzero(of_file == file)
-        columns = [row[inside] // sequence, row[inside] % sequence, part.indices[inside] - edges[file]]
-        np.stack(columns, axis=1).astype(integer).tofile(locations)
-        part.values[inside].astype(number).tofile(values)
+    config = {"model_name": description["model"], "cache_ctx_len": sequence, "n_tokens": tokens, "n_splits": files}
+    (home / _CONFIG).write_text(json.dumps(config | {"sae_runtime": description}, indent=4) + "\n")
+    return matches
 
 
 def _read(spool: IO[bytes], dtype: "np.dtype[Any]") -> NDArray[Any]:

@@ -17,18 +17,19 @@ from sae_runtime.bundle.outputs import Output, refuse_inputs
 from sae_runtime.core.features import Features
 from sae_runtime.core.progress import progress_bar
 from sae_runtime.extraction import delphi, parquet
-from sae_runtime.extraction.feature_rows import FeatureRows, feature_rows
+from sae_runtime.extraction.feature_rows import FeatureRows, Values, feature_rows
 from sae_runtime.sae import SAE
 
 Format = Literal["parquet", "delphi"]
-Values = Literal["float32", "float16"]
+Rule = Literal["served", "batch"]
 FORMAT_VERSION = 1
-_CHUNK = 4_096  # tokens read and encoded at once; divides a row group of Parquet
+_VALUES: dict[str, Values] = {"parquet": "float32", "delphi": "float16"}  # if the caller names no type
+_CHUNK = 4_096  # tokens that are read and encoded at once; it divides a row group of Parquet
 
 
 @dataclass(frozen=True, kw_only=True)
 class Extracted:
-    """What was written: the number of tokens and of their matches, and the size in bytes."""
+    """Number of tokens and matches that `extract` wrote, and the bytes of its files."""
 
     tokens: int
     matches: int
@@ -41,7 +42,7 @@ def extract(
     out: Path,
     *,
     format: Format = "parquet",
-    rule: Literal["served", "batch"] = "served",
+    rule: Rule = "served",
     values: Values | None = None,
     sequence: int = delphi.SEQUENCE,
     any_source: bool = False,
@@ -51,72 +52,60 @@ def extract(
     """Write the features of every token to a file or folder, which appears whole or not at all.
 
     Args:
-        sae: what to encode with.
+        sae: encodes the activations.
         activations: read and encoded piece by piece.
         out: the .parquet file, or for "delphi" the folder.
         format: "parquet" or "delphi"; see the modules of these names.
-        rule: "served" as `SAE.encode`; "batch" as `SAE.encode_batch`, over all activations together.
-        values: type of the values on disk; None means float16 for "delphi" and float32 for "parquet".
-        sequence: tokens of a sequence for "delphi"; the tokens after the last whole sequence are left out.
+        rule: "served" as in `SAE.encode`; "batch" as in `SAE.encode_batch`, over all activations together.
+        values: type of the values in the files; None means float16 for "delphi" and float32 for "parquet".
+        sequence: tokens of a sequence of "delphi", which leaves out the tokens after the last whole sequence.
         any_source: accept activations of another model or hook than those the SAE was fitted on.
-        force: replace what exists at `out`; see `output`.
+        force: replace an existing output; see `output`.
         progress: show the progress on stderr.
 
     Raises:
         ImportError: pyarrow is not installed, which Parquet needs.
-        ValueError: the activations have another d_in or source, hold NaN or Inf, or lack what "delphi" needs; a value
-            is too large for float16; or the name of `out` does not fit the format.
-        FileExistsError: `out` exists and `force` is not set, or `force` would destroy other files than features.
+        ValueError: the activations have another d_in or source, hold NaN or Inf, or lack tokens or a hook for "delphi";
+            a value is too large for float16; or the name of `out` does not fit the format.
+        FileExistsError: `out` exists and `force` is not set, or `force` would destroy files that are not features.
 
-    >>> from sae_runtime import load, open_activations
-    >>> made = extract(load(bundle_path), open_activations(activations_path), Path("extracted.parquet"))
-    >>> made.tokens
+    >>> from sae_runtime import open_activations
+    >>> extract(sae, open_activations(activations_path), Path("extracted.parquet")).tokens
     600
     """
-    if rule not in ("served", "batch"):
-        raise ValueError(f"rule must be 'served' or 'batch', got {rule!r}")
-    if values not in (None, "float32", "float16"):
-        raise ValueError(f"values must be 'float32' or 'float16', got {values!r}")
+    for name, value, known in (("rule", rule, ("served", "batch")), ("values", values, ("float32", "float16", None))):
+        if value not in known:
+            raise ValueError(f"{name} must be {known[0]!r} or {known[1]!r}, got {value!r}")
     output(out, format, force=force).check()
     check_source(activations, sae.manifest, any_source=any_source)
-    to_delphi = format == "delphi"
-    rows = len(activations)
-    if to_delphi:
-        rows -= rows % max(sequence, 1)
-    description = _description(sae, activations, rows, rule, values or ("float16" if to_delphi else "float32"))
-    if to_delphi:
-        delphi.check(activations, description["hook"], sequence)
-    matches = 0
-
-    def parts() -> Iterator[FeatureRows]:
-        nonlocal matches
-        for begin, features in _encoded(sae, activations, rows, rule, bar):
-            matches += len(features.indices)
-            yield feature_rows(activations, begin, features, description["values"])
-
-    new = new_folder if to_delphi else new_file
-    with new(out, force=force) as partial, progress_bar(rows, "tokens", shown=progress) as bar:
-        if to_delphi:
+    tokens, new = len(activations), new_folder if format == "delphi" else new_file
+    if format == "delphi":
+        delphi.check(activations, sae.manifest.hook or activations.hook, sequence)
+        tokens -= tokens % sequence
+    description = _description(sae, activations, tokens, rule, values or _VALUES[format])
+    with new(out, force=force) as partial, progress_bar(tokens, "tokens", shown=progress) as bar:
+        parts = _encoded(sae, activations, tokens, rule, bar)
+        if format == "delphi":
             l0 = sae.manifest.measured.get("l0", sae.manifest.slots)
-            delphi.write(partial, parts(), description, sequence=sequence, l0=l0)
+            matches = delphi.write(partial, parts, description, sequence=sequence, l0=l0)
         else:
-            parquet.write(partial, parts(), description)
-    written = [out] if out.is_file() else [path for path in out.rglob("*") if path.is_file()]
-    return Extracted(tokens=rows, matches=matches, size=sum(path.stat().st_size for path in written))
+            matches = parquet.write(partial, parts, description)
+    files = [path for path in (out, *out.rglob("*")) if path.is_file()]
+    return Extracted(tokens=tokens, matches=matches, size=sum(path.stat().st_size for path in files))
 
 
 def output(path: Path, format: Format, *, force: bool, inputs: Mapping[str, Path] | None = None) -> Output:
-    """Where features of a format go, to be checked before long work.
+    """The output of `extract`, which callers check before long work.
 
     Args:
-        path: a name that ends in .parquet for "parquet", and that does not for "delphi".
+        path: a name that ends in .parquet for "parquet", and another name for "delphi".
         format: "parquet" or "delphi".
-        force: replace what exists there; of folders, only caches for delphi that `extract` wrote.
-        inputs: as of `Output`.
+        force: replace an existing file, or an existing folder that holds nothing but delphi caches of `extract`.
+        inputs: see `Output`.
 
     Raises:
         ImportError: pyarrow is not installed, which Parquet needs.
-        ValueError: the path is, holds or lies in an input, or the format is unknown or does not fit the name.
+        ValueError: the path is, holds or is inside an input, or the format is unknown or does not fit the name.
 
     >>> output(Path("features.csv"), "parquet", force=False)
     Traceback (most recent call last):
@@ -137,37 +126,31 @@ def output(path: Path, format: Format, *, force: bool, inputs: Mapping[str, Path
     return Output(path=path, kind="file", force=force)
 
 
-def _encoded(
-    sae: SAE, activations: Activations, rows: int, rule: Literal["served", "batch"], bar: Any
-) -> Iterator[tuple[int, Features]]:
-    """Features of the first rows, _CHUNK tokens at a time, with the number of the first token of each part."""
-    if rule == "batch" and sae.manifest.architecture.selection == "threshold":
-        yield from _jointly_encoded(sae, activations, rows, bar)
-        return
-    for begin in range(0, rows, _CHUNK):
-        x = activations.slice(begin, min(begin + _CHUNK, rows))
-        try:
-            features = sae.encode(x)
-        except ValueError as error:  # its row numbers begin at the first row of x
-            raise ValueError(f"{activations.path}, from row {begin} on: {error}") from error
-        bar.update(len(x))
-        yield begin, features
-
-
-def _jointly_encoded(sae: SAE, activations: Activations, rows: int, bar: Any) -> Iterator[tuple[int, Features]]:
-    """The same by the batch rule, which reads every token before it knows the features of the first."""
+def _encoded(sae: SAE, activations: Activations, tokens: int, rule: Rule, bar: Any) -> Iterator[FeatureRows]:
+    """The features of the first tokens, _CHUNK tokens at a time."""
 
     def read(ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        bar.update(min(len(ids), rows - bar.n))  # some rows are read twice
+        bar.update(min(len(ids), tokens - bar.n))  # the batch rule reads some rows twice
         return activations.rows(ids)
 
-    joint = sae.encode_batch(read, rows)
-    for begin in range(0, rows, _CHUNK):
-        yield begin, joint[begin : begin + _CHUNK]
+    together: Features | None = None
+    if rule == "batch" and sae.manifest.architecture.selection == "threshold":
+        together = sae.encode_batch(read, tokens)
+    for begin in range(0, tokens, _CHUNK):
+        end = min(begin + _CHUNK, tokens)
+        if together is not None:
+            features = together[begin:end]
+        else:
+            try:
+                features = sae.encode(activations.slice(begin, end))
+            except ValueError as error:  # it counts rows from `begin`
+                raise ValueError(f"{activations.path}, from row {begin} on: {error}") from error
+            bar.update(end - begin)
+        yield feature_rows(activations, begin, features)
 
 
-def _description(sae: SAE, activations: Activations, rows: int, rule: str, values: str) -> dict[str, Any]:
-    """What the features of the first rows are, to be written beside them."""
+def _description(sae: SAE, activations: Activations, tokens: int, rule: Rule, values: Values) -> dict[str, Any]:
+    """The origin of the features, which is written beside them."""
     manifest = sae.manifest
     return {
         "format_version": FORMAT_VERSION,
@@ -179,5 +162,5 @@ def _description(sae: SAE, activations: Activations, rows: int, rule: str, value
         "rule": rule,
         "values": values,
         "activations": activations.path.name,
-        "tokens": rows,
+        "tokens": tokens,
     }

@@ -16,7 +16,7 @@ X = np.random.default_rng(0).standard_normal((10, 4)).astype(np.float32)
 
 
 def shard_file(path: Path, x: NDArray[Any], start: int = 0) -> None:
-    """One shard as harvest writes it; bfloat16 by hand, for safetensors' numpy side has none."""
+    """One shard as harvest writes it. bfloat16 is written here, since safetensors.numpy does not support it."""
     ids = {name: np.arange(start, start + len(x), dtype=np.int32) + 100 * i for i, name in enumerate(IDS)}
     if x.dtype.name != "bfloat16":
         safetensors.numpy.save_file({"activations": x, **ids}, path)
@@ -33,7 +33,7 @@ IDS = ("tokens", "documents", "positions")
 
 
 def harvest(path: Path, x: NDArray[Any] = X, sizes: tuple[int, ...] = (3, 1, 6), **index: Any) -> Path:
-    """A folder of shards like the ones that harvest writes."""
+    """A folder of shards as harvest writes it."""
     path.mkdir()
     bounds = np.cumsum([0, *sizes])
     shards = []
@@ -168,7 +168,7 @@ def test_ids_that_do_not_fit_their_rows_are_refused(tmp_path: Path) -> None:
     path = harvest(tmp_path / "a")
     tensors = {"activations": X[:3], "tokens": np.zeros(2, np.int32)}
     safetensors.numpy.save_file(tensors, path / "0.safetensors")
-    with pytest.raises(ValueError, match=r"tokens must be I32 \[3\], got I32; harvest again"):
+    with pytest.raises(ValueError, match=r"tokens must be I32 \[3\], got I32 \[2\]; harvest again"):
         open_activations(path)
 
 
@@ -181,14 +181,14 @@ def test_as_float32_casts_once_and_keeps_the_shape(dtype: Any, shape: tuple[int,
     np.testing.assert_array_equal(found, np.asarray(x).astype(np.float32))
 
 
-def test_as_float32_does_not_copy_what_fits() -> None:
+def test_as_float32_does_not_copy_contiguous_float32() -> None:
     assert as_float32(X) is X or np.shares_memory(as_float32(X), X)
     assert as_float32(X.T).flags.c_contiguous
     np.testing.assert_array_equal(as_float32([[1, 2], [3, 4.5]]), np.array([[1, 2], [3, 4.5]], np.float32))
 
 
 @pytest.mark.parametrize("x", [np.zeros(3, complex), np.zeros(3, bool), np.array(["a"]), np.array([None])])
-def test_as_float32_refuses_what_is_no_number(x: NDArray[Any]) -> None:
+def test_as_float32_refuses_values_that_are_not_real_numbers(x: NDArray[Any]) -> None:
     with pytest.raises(ValueError, match=f"activations must be real numbers, got {x.dtype}; convert them to float32"):
         as_float32(x)
 
@@ -196,7 +196,7 @@ def test_as_float32_refuses_what_is_no_number(x: NDArray[Any]) -> None:
 def test_first_nonfinite_gives_the_first_row_that_is_not_finite() -> None:
     x = np.zeros((5, 3), np.float32)
     assert first_nonfinite(x) is None and first_nonfinite(x[:0]) is None
-    x[1] = 3e38  # its sum overflows, it does not
+    x[1] = 3e38  # finite values with a sum that overflows
     assert first_nonfinite(x) is None
     x[4, 0], x[3] = np.nan, [np.inf, -np.inf, 0]
     assert first_nonfinite(x) == 3

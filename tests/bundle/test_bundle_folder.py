@@ -36,7 +36,7 @@ def change(path: Path, *keys: str, to: Any) -> None:
 
 
 def vouch_for(path: Path, name: str) -> None:
-    """Let the manifest agree with a file as it is now, as someone would who means harm."""
+    """Put the size and hash of an altered file into the manifest, as an attacker would."""
     kind = "graphs" if name.endswith(".onnx") else "files"
     found = bundle.record(path / name)
     change(path / MANIFEST, kind, name, "size", to=found.size)
@@ -77,7 +77,7 @@ def test_read_gives_what_write_was_given(tmp_path: Path, kind: str) -> None:
         np.testing.assert_array_equal(tensor, array)
 
 
-def test_the_same_goes_in_and_the_same_bytes_come_out(tmp_path: Path, kind: str) -> None:
+def test_write_gives_the_same_bytes_for_the_same_bundle(tmp_path: Path, kind: str) -> None:
     for name in ("a", "b"):
         bundle.write(tmp_path / name, make_weights(150, kind), make_manifest(150, kind))
     for file in (tmp_path / "a").iterdir():
@@ -110,7 +110,7 @@ def test_weights_that_do_not_fit_are_not_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("survivor", ["aside", "both"])
-def test_reading_repairs_what_a_crash_left(tmp_path: Path, survivor: str) -> None:
+def test_read_repairs_a_folder_that_a_dead_writer_left(tmp_path: Path, survivor: str) -> None:
     path = tmp_path / "b"
     bundle.write(path, make_weights(150, "mutual"), make_manifest(150, "mutual"))
     path.rename(tmp_path / ".b.0123abcd.old")
@@ -121,7 +121,7 @@ def test_reading_repairs_what_a_crash_left(tmp_path: Path, survivor: str) -> Non
     assert [entry.name for entry in tmp_path.iterdir()] == ["b"]
 
 
-# What a manifest may say
+# Manifests
 
 
 @pytest.mark.parametrize(
@@ -153,15 +153,15 @@ def test_reading_repairs_what_a_crash_left(tmp_path: Path, survivor: str) -> Non
         ),
     ],
 )
-def test_a_manifest_that_contradicts_itself_cannot_be_made(make: Callable[[], Manifest], message: str) -> None:
+def test_a_manifest_refuses_fields_that_contradict_each_other(make: Callable[[], Manifest], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
 
 
-# What is refused on reading
+# Refusals of read
 
 
-def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
+def test_read_refuses_a_folder_that_is_not_a_bundle(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="nowhere does not exist; a bundle is the folder that"):
         bundle.read(tmp_path / "nowhere")
     with pytest.raises(BundleError, match=f"holds no {MANIFEST}, so it is not a bundle; make one: sae-runtime train"):
@@ -172,7 +172,9 @@ def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
 def test_a_manifest_that_is_not_json_is_refused(copy_of: CopyOf, text: str) -> None:
     path = copy_of("mutual")
     (path / MANIFEST).write_text(text)
-    with pytest.raises(BundleError, match=f"{MANIFEST}: it is not readable JSON .*; make the bundle again"):
+    with pytest.raises(
+        BundleError, match=f"{MANIFEST}: manifest is not readable JSON .*; fit or convert the SAE again"
+    ):
         bundle.read(path)
 
 
@@ -181,7 +183,7 @@ def test_another_schema_version_is_refused(copy_of: CopyOf, version: Any) -> Non
     path = copy_of("mutual")
     change(path / MANIFEST, "schema_version", to=version)
     with pytest.raises(
-        BundleError, match=f"has schema version {version}, this sae-runtime reads 2; fit or convert the SAE again"
+        BundleError, match=f"has schema version {version!r}, this sae-runtime reads 2; fit or convert the SAE again"
     ):
         bundle.read(path)
 
@@ -194,7 +196,7 @@ def test_unknown_and_missing_fields_of_the_manifest_are_refused(copy_of: CopyOf,
     dotted = ".".join(("manifest", *where))
     whole = (path / MANIFEST).read_text()
     change(path / MANIFEST, *where, "colour", to="red")
-    with pytest.raises(BundleError, match=f"{dotted} must have the fields .*; make the bundle again"):
+    with pytest.raises(BundleError, match=f"{dotted} must have the fields .*; fit or convert the SAE"):
         bundle.read(path)
     data = json.loads(whole)
     at = data
@@ -229,11 +231,11 @@ def test_fields_of_another_type_or_range_are_refused(
 ) -> None:
     path = copy_of("feature")
     change(path / MANIFEST, *keys, to=to)
-    with pytest.raises(BundleError, match=f"{MANIFEST}: .*{message}.*; make the bundle again"):
+    with pytest.raises(BundleError, match=f"{MANIFEST}: .*{message}.*; fit or convert the SAE"):
         bundle.read(path)
 
 
-def test_whole_numbers_may_stand_for_real_ones(copy_of: CopyOf) -> None:
+def test_a_manifest_may_have_whole_numbers_in_fields_of_real_numbers(copy_of: CopyOf) -> None:
     path = copy_of("mutual")
     change(path / MANIFEST, "allocation", "k", to=6)
     k = bundle.read(path).manifest.batch_allocation.k
@@ -279,7 +281,7 @@ def test_a_manifest_that_does_not_list_a_file_is_refused(copy_of: CopyOf, name: 
         bundle.read(path)
 
 
-def test_without_verify_hashes_of_weights_are_not_looked_at(copy_of: CopyOf) -> None:
+def test_without_verify_the_hashes_of_weights_are_not_checked(copy_of: CopyOf) -> None:
     path = copy_of("mutual")
     flip_last_bit(path / WEIGHTS)
     assert bundle.read(path, verify=False).manifest.architecture.d_in == D_IN
@@ -307,7 +309,7 @@ def wrong_weights(what: str) -> tuple[dict[str, NDArray[Any]], str]:
     spoilt = weights[name].copy()
     spoilt.flat[77] = {"NaN": np.nan, "Inf": np.inf, "negative": -1e-9}[what.split()[0]]
     unset = "threshold is negative, which means unset; run: sae-runtime calibrate"
-    return weights | {name: spoilt}, unset if "negative" in what else f"{name} holds NaN or Inf; train it again"
+    return weights | {name: spoilt}, unset if "negative" in what else f"{name} holds NaN or Inf; make the bundle again"
 
 
 WRONG = ["extra", "missing", "shape", "dtype", "no threshold"]
@@ -389,7 +391,7 @@ def test_a_cfg_that_is_no_configuration_is_refused(copy_of: CopyOf, text: str, m
         bundle.read(path)
 
 
-def test_a_cfg_may_say_where_sae_lens_puts_it(copy_of: CopyOf) -> None:
+def test_a_cfg_may_have_another_device_and_more_metadata(copy_of: CopyOf) -> None:
     path = copy_of("token")
     change(path / CFG, "device", to="cuda")
     change(path / CFG, "metadata", "neuronpedia_id", to="x/y")

@@ -12,7 +12,7 @@ PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 @pytest.fixture
 def without(monkeypatch: pytest.MonkeyPatch) -> "set[str]":
-    """Modules that seem not to be installed."""
+    """Names of modules; a test adds those that find_spec must not find."""
     gone: set[str] = set()
     real = importlib.util.find_spec
 
@@ -28,12 +28,12 @@ def test_every_extra_is_one_of_pyproject() -> None:
     assert set(extras.names()) == set(declared) - {"gpu", "dev"}
 
 
-def test_what_is_installed_passes() -> None:
+def test_require_accepts_an_installed_extra() -> None:
     assert extras.missing("export") == []
     extras.require("export")
 
 
-def test_what_is_missing_is_named_with_its_command(without: "set[str]") -> None:
+def test_require_names_missing_modules_and_the_command_that_installs_them(without: "set[str]") -> None:
     without |= {"onnx_ir"}
     assert extras.missing("export") == ["onnx_ir"]
     with pytest.raises(ImportError, match=r"^onnx_ir not installed; run: pip install 'sae-runtime\[export\]'$"):
@@ -43,7 +43,7 @@ def test_what_is_missing_is_named_with_its_command(without: "set[str]") -> None:
         extras.require("train")
 
 
-def test_onnxruntime_comes_in_two_kinds(without: "set[str]") -> None:
+def test_require_names_both_packages_of_onnxruntime(without: "set[str]") -> None:
     without |= {"onnxruntime"}
     with pytest.raises(ImportError, match=r"sae-runtime\[cpu\]'.*sae-runtime\[gpu\]'") as caught:
         extras.require("cpu")

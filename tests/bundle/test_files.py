@@ -41,7 +41,7 @@ def siblings(path: Path) -> list[str]:
 
 
 def run_python(code: str, path: Path) -> int:
-    """Run code that has `path` and `files`, in a process of its own."""
+    """Run code with the names `path` and `files` in a new process."""
     head = "import os, shutil, signal\nfrom pathlib import Path\nfrom sae_runtime.bundle import files\n"
     head += f"path = Path({str(path)!r})\n"
     return subprocess.run([sys.executable, "-c", head + code], timeout=60, check=False).returncode
@@ -54,9 +54,9 @@ def what(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Iterator[Path]:
-    """A path for a file or folder, beside which nothing may be left."""
+    """A path for a file or folder; the test fails if siblings of the path are left."""
     (tmp_path / "home").mkdir()
-    yield tmp_path / "home" / "new [1]*?.safetensors"  # what a glob reads otherwise
+    yield tmp_path / "home" / "new [1]*?.safetensors"  # characters that a glob interprets
     assert siblings(tmp_path / "home" / "new [1]*?.safetensors") == []
 
 
@@ -68,7 +68,7 @@ def test_a_path_appears_whole_when_the_block_ends(what: str, path: Path) -> None
     assert content(path) == "new"
 
 
-def test_parents_of_a_path_are_made(what: str, tmp_path: Path) -> None:
+def test_new_paths_get_their_parents(what: str, tmp_path: Path) -> None:
     write(what, tmp_path / "x" / "y" / "z", "new")
     assert content(tmp_path / "x" / "y" / "z") == "new"
 
@@ -100,7 +100,7 @@ def test_a_path_that_appears_during_the_block_is_not_overwritten(what: str, path
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
-def test_an_exception_leaves_the_old(what: str, path: Path, error: type[BaseException]) -> None:
+def test_an_exception_keeps_the_old_content(what: str, path: Path, error: type[BaseException]) -> None:
     with pytest.raises(error), writer(what, path) as partial:
         fill(partial, "new")
         raise error
@@ -112,7 +112,7 @@ def test_an_exception_leaves_the_old(what: str, path: Path, error: type[BaseExce
     assert content(path) == "old"
 
 
-def test_a_full_disk_leaves_the_old(what: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_keeps_the_old_content(what: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(what, path, "old")
 
     def full(descriptor: int) -> None:
@@ -171,7 +171,7 @@ def test_a_live_writer_in_another_process_is_left_alone(what: str, path: Path) -
 
 
 def test_a_partial_taken_for_a_leftover_is_made_again(what: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another writer may look between the making of the partial and its lock."""
+    """Another writer may look for dead partials after a partial is made and before it is locked."""
     real, calls = fcntl.flock, 0
 
     def flock(descriptor: int, operation: int) -> None:
@@ -187,7 +187,7 @@ def test_a_partial_taken_for_a_leftover_is_made_again(what: str, path: Path, mon
 
 
 def test_a_writer_that_replaces_its_partial_is_left_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As safetensors does, which also makes it private."""
+    """safetensors replaces the file, and makes the new file private."""
     real = os.fsync
 
     def fsync(descriptor: int) -> None:
@@ -230,7 +230,7 @@ with files.new_folder(path, force=True) as partial:
     assert content(path) == "old"
 
 
-def test_a_crash_after_the_renames_keeps_the_new(path: Path) -> None:
+def test_a_crash_after_the_renames_keeps_the_new_content(path: Path) -> None:
     write("folder", path, "old")
     code = """
 shutil.rmtree = lambda path, ignore_errors: os._exit(7)
@@ -262,7 +262,7 @@ def test_a_live_writer_between_its_renames_is_left_alone(path: Path, monkeypatch
     assert content(path) == "new"
 
 
-def test_repair_keeps_to_its_own_siblings(path: Path) -> None:
+def test_repair_changes_only_siblings_of_its_path(path: Path) -> None:
     strangers = [".new 1xy.safetensors.abcd.partial", ".new [1]*?.safetensors", "new [1]*?.safetensors.abcd.partial"]
     for name in strangers:
         (path.parent / name).write_text("of another")
@@ -273,13 +273,15 @@ def test_repair_keeps_to_its_own_siblings(path: Path) -> None:
         (path.parent / name).unlink()
 
 
-def test_check_free_refuses_a_place_that_cannot_hold_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_free_refuses_a_path_whose_folder_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match=r"file is a file, so .+sub/new cannot be made in it; name another"):
         files.check_free(tmp_path / "file" / "sub" / "new")
     files.check_free(tmp_path / "sub" / "sub" / "new")
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # the superuser is never refused
-    with pytest.raises(PermissionError, match=r"may not be written to, so .+new cannot be made in it; name another"):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # the superuser has access to everything
+    with pytest.raises(PermissionError, match=r"you may not write to .+, so .+new cannot be made in it; name another"):
         files.check_free(tmp_path / "sub" / "new")
     assert not (tmp_path / "sub").exists()
 
@@ -288,7 +290,7 @@ def test_siblings_of_a_longer_name_are_left_alone(tmp_path: Path) -> None:
     other = tmp_path / "sae.checkpoint"
     other.mkdir()
     aside = tmp_path / ".sae.checkpoint.0123abcd.old"
-    other.rename(aside)  # a replacement of sae.checkpoint died between its two renames
+    other.rename(aside)  # a writer of sae.checkpoint died between its two renames
     files.repair(tmp_path / "sae")
     assert aside.exists() and not (tmp_path / "sae").exists()
     files.repair(other)

@@ -36,7 +36,7 @@ def test_a_hook_has_one_canonical_text(text: str, canonical: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "tensor:", "input:", "@1", "input:@1", "h.3@", "h.3@-1", "h.3@first", "h@1@2"])
-def test_a_text_of_no_form_is_refused_with_the_forms(text: str) -> None:
+def test_parse_hook_names_the_forms_if_a_text_has_none(text: str) -> None:
     with pytest.raises(ValueError, match=r"a hook is \[input:\]MODULE\[@CALL\], .*tensor:NAME, got"):
         parse_hook(text)
 

@@ -1,4 +1,4 @@
-"""The Hub through a cache that lies in a folder of the test; no network, which a test would meet as an error."""
+"""The Hub through a cache in a temporary folder, without the network."""
 
 import os
 import shutil
@@ -28,14 +28,14 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, while offline."""
+    """An empty cache in offline mode."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     return tmp_path / "hub"
 
 
 def keep(cache: Path, repository: str, source: Path, *, inside: str = "", revision: str = "main") -> Path:
-    """Put a folder into the cache as huggingface_hub does: bytes in blobs, links in the snapshot of a commit."""
+    """Put a folder into the cache as huggingface_hub does: bytes in blobs, and links to them in a snapshot."""
     home = cache / f"models--{repository.replace('/', '--')}"
     snapshot = home / "snapshots" / COMMIT / inside
     snapshot.mkdir(parents=True)
@@ -84,7 +84,7 @@ def test_a_checkpoint_of_another_library_is_converted(bundle_of: BundleOf, cache
 
 @pytest.fixture
 def unasked(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder, in a test that fails if the Hub is asked."""
+    """An empty working folder; the test fails if the code asks the Hub."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("the Hub was asked"))
@@ -103,16 +103,16 @@ READERS: list[Callable[[str, Path], object]] = [
 def test_a_path_that_does_not_exist_is_refused_without_the_network(
     unasked: Path, path: str, read: Callable[[str, Path], object]
 ) -> None:
-    with pytest.raises(FileNotFoundError, match="does not exist; name a path of this machine, or hf://"):
+    with pytest.raises(FileNotFoundError, match="does not exist; name a path on this machine, or hf://"):
         read(path, unasked / "out")
 
 
-def test_inspect_takes_the_references_that_load_takes(bundle_of: BundleOf, unasked: Path) -> None:
+def test_inspect_accepts_the_references_that_load_accepts(bundle_of: BundleOf, unasked: Path) -> None:
     shutil.copytree(bundle_of("token"), unasked / "me" / "my-sae")
     assert load("me/my-sae").manifest.architecture.selection == "topk"
     assert run("inspect", "me/my-sae").exit_code == 0
     assert refused("inspect", "me/other") == (
-        "error: me/other does not exist; name a path of this machine, or hf://me/other to fetch it"
+        "error: me/other does not exist; name a path on this machine, or hf://me/other to fetch it"
     )
 
 
@@ -123,7 +123,7 @@ def test_inspect_reads_a_bundle_of_the_cache(bundle_of: BundleOf, cache: Path) -
 
 @pytest.mark.parametrize("reference", ["file:///tmp/sae", "http://me/sae"])
 def test_a_url_of_another_kind_is_refused(unasked: Path, reference: str) -> None:
-    with pytest.raises(ValueError, match=f"^{reference} is a URL of a kind that is not read; name a path of this mach"):
+    with pytest.raises(ValueError, match=f"^{reference} is a URL that sae-runtime cannot read; name a path on"):
         hub.local(reference)
 
 
@@ -145,9 +145,9 @@ def test_hf_hub_offline_of_the_environment_is_obeyed(tmp_path: Path) -> None:
     assert done.stderr.splitlines()[-1].startswith("OSError: hf://me/none cannot be fetched: HF_HUB_OFF")
 
 
-def test_a_failure_of_the_network_becomes_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fetch_reports_a_failure_of_the_network_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     class ConnectError(Exception):
-        """As httpx's, which is no OSError."""
+        """Like the errors of httpx, this is not an OSError."""
 
     def fails(*_: object, **__: object) -> None:
         raise ConnectError("no route\nto host")
@@ -179,10 +179,10 @@ REPOSITORY = """
         ("hf://me/saes/sae", "sae/sae_runtime.json sae/encode.onnx sae/sae_weights.safetensors"),
     ],
 )
-def test_only_what_cannot_run_code_is_fetched(
+def test_fetch_downloads_no_file_that_can_run_code_unless_named(
     cache: Path, monkeypatch: pytest.MonkeyPatch, reference: str, fetched: str
 ) -> None:
-    """The Hub is a list of names here, from which huggingface_hub's own filter chooses by our patterns."""
+    """The Hub is a list of names. huggingface_hub's filter applies our patterns to it."""
     snapshot = cache / "snapshots" / COMMIT
 
     def download(repository: str, *, revision: str | None, **patterns: Any) -> str:

@@ -22,32 +22,32 @@ QUOTAS = [
 
 @pytest.mark.parametrize("quota", QUOTAS)
 @pytest.mark.parametrize(("k", "d_sae"), [(1.0, 1), (0.5, 40), (16.0, 1536), (39.5, 40), (40.0, 40), (3.0, 40)])
-def test_shares_fall_sum_to_k_and_ask_for_no_more_than_every_token(quota: Quota, k: float, d_sae: int) -> None:
+def test_quotas_fall_sum_to_k_and_are_at_most_one(quota: Quota, k: float, d_sae: int) -> None:
     share = quotas(quota, k, d_sae)
     assert share.shape == (d_sae,) and share.dtype == np.float64
     assert share.sum() == pytest.approx(k, rel=1e-9)
     assert (np.diff(share) <= 0).all() and share[0] <= 1 and (share > 0).all()
 
 
-def test_shares_follow_the_law_where_it_fits() -> None:
+def test_quotas_follow_the_law_if_none_exceeds_one() -> None:
     share = quotas(Quota(exponent=0.9, offset=30.0), 16.0, 1536)
     law = (np.arange(1, 1537) + 30.0) ** -0.9
     np.testing.assert_allclose(share, 16 * law / law.sum(), rtol=1e-12)
     np.testing.assert_allclose(quotas(Quota(exponent=0.0), 4.0, 100), 0.04, rtol=1e-12)
 
 
-def test_a_head_that_asks_for_too_much_gets_every_token_and_the_rest_keeps_its_law() -> None:
+def test_quotas_above_one_become_one_and_the_others_keep_the_law() -> None:
     share = quotas(Quota(exponent=1.0), 30.0, 100)
     head = int((share == 1).sum())
     law = 1 / np.arange(1, 101)
     assert head > 5
     np.testing.assert_allclose(share[head:], (30 - head) * law[head:] / law[head:].sum(), rtol=1e-12)
-    # One feature less in the head would ask it for more than every token.
+    # With one quota of 1 less, the next quota would exceed 1.
     assert (30 - head + 1) * law[head - 1] / law[head - 1 :].sum() > 1
 
 
 @pytest.mark.parametrize("k", [0.0, -1.0, 40.5, float("nan")])
-def test_shares_refuse_a_k_that_cannot_be(k: float) -> None:
+def test_quotas_refuse_a_k_out_of_range(k: float) -> None:
     with pytest.raises(ValueError, match=r"k must be in \(0, d_sae=40\], got"):
         quotas(Quota(exponent=1.0), k, 40)
 
@@ -69,7 +69,7 @@ def test_a_quota_out_of_range_is_refused(wrong: dict[str, float]) -> None:
         Quota(**wrong)
 
 
-def test_slack_scales_the_caps_up_to_every_token() -> None:
+def test_slack_scales_max_densities_up_to_one() -> None:
     share = quotas(Quota(exponent=1.0), 6.0, 150)
     np.testing.assert_array_equal(max_densities(Quota(exponent=1.0), 6.0, 150), share)
     loose = max_densities(Quota(exponent=1.0, slack=1.5), 6.0, 150)
@@ -90,7 +90,7 @@ def test_tokens_per_feature_round_half_to_even() -> None:
     assert tokens_per_feature(np.array([0.3, 1.0]), 0).tolist() == [0, 0]
 
 
-def test_sampled_rounding_is_exact_in_sum_and_unbiased() -> None:
+def test_sampled_limits_have_the_exact_sum_and_mean() -> None:
     max_density, tokens, steps = max_densities(Quota(exponent=0.9, offset=30.0, slack=1.5), 6.3, 700), 37, 1000
     exact = max_density * tokens
     assert (exact < 1).any() and (exact > 1).any()
@@ -105,7 +105,7 @@ def test_sampled_rounding_is_exact_in_sum_and_unbiased() -> None:
 
 
 @pytest.mark.parametrize("u", [0.0, 0.3, np.nextafter(1.0, 0.0)])
-def test_sampled_rounding_keeps_whole_numbers(u: float) -> None:
+def test_sampled_limits_keep_whole_numbers(u: float) -> None:
     assert sampled_tokens_per_feature(np.array([1.0, 0.5, 0.0, 1.0]), 8, u).tolist() == [8, 4, 0, 8]
     assert sampled_tokens_per_feature(np.array([1.0, 0.5]), 0, u).tolist() == [0, 0]
 
@@ -126,7 +126,7 @@ def test_fit_of_equal_densities_is_uniform() -> None:
     assert exponent == pytest.approx(0, abs=1e-6)
 
 
-def test_fit_needs_features_that_fired() -> None:
+def test_fit_refuses_too_few_active_features() -> None:
     density = np.zeros(100)
     density[:19] = 0.1
     with pytest.raises(ValueError, match="at least 20 active features, got 19; train for longer"):

@@ -18,7 +18,7 @@ SPLICED = Spliced(
 )
 
 
-def test_the_metadata_of_a_splice_are_read_back_as_they_were() -> None:
+def test_read_splices_gives_what_to_metadata_wrote() -> None:
     other = Spliced(**vars(SPLICED) | {"name": "sae", "replace": True})
     metadata = {"license": "MIT"} | SPLICED.to_metadata() | other.to_metadata()
     assert read_splices(metadata) == {"knob": SPLICED, "sae": other}
@@ -28,22 +28,22 @@ def test_the_metadata_of_a_splice_are_read_back_as_they_were() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"d_sae": "150"}, "d_sae is '150'"),
-        ({"d_sae": True}, "d_sae is True"),
-        ({"inputs": "knob_slots"}, "inputs is 'knob_slots'"),
-        ({"outputs": [1]}, r"outputs is \[1\]"),
+        ({"d_sae": "150"}, "d_sae must be int, got '150'"),
+        ({"d_sae": True}, "d_sae must be int, got True"),
+        ({"inputs": "knob_slots"}, "inputs must be a list, got 'knob_slots'"),
+        ({"outputs": [1]}, r"outputs\[0\] must be str, got 1"),
         ({"name": "sae"}, "name is 'sae'"),
-        ({"more": 1}, "the fields are not name, hook, tensor"),
+        ({"more": 1}, "must have the fields name, hook, tensor"),
     ],
 )
-def test_metadata_that_describe_no_splice_are_refused(change: dict[str, Any], message: str) -> None:
+def test_read_splices_refuses_metadata_that_describe_no_splice(change: dict[str, Any], message: str) -> None:
     text = json.dumps(json.loads(SPLICED.to_metadata()[f"{KEY}knob"]) | change)
     with pytest.raises(ValueError, match=f"{message}.*; splice the host model again"):
         read_splices({f"{KEY}knob": text})
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000])
-def test_metadata_that_are_no_json_are_refused(text: str) -> None:
+def test_read_splices_refuses_metadata_that_are_not_json(text: str) -> None:
     with pytest.raises(
         ValueError, match=r"sae_runtime.splice.knob does not describe a splice .*; splice the host model again"
     ):

@@ -25,7 +25,7 @@ def entry(dtype: str, shape: list[Any], begin: int, end: int) -> dict[str, Any]:
     return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
 
 
-def test_what_is_written_does_not_depend_on_how_it_lies_in_memory(tmp_path: Path) -> None:
+def test_saved_bytes_do_not_depend_on_the_memory_layout(tmp_path: Path) -> None:
     """safetensors.numpy writes a transposed array in the wrong order."""
     x = np.arange(15, dtype=np.float32).reshape(3, 5)
     arrays = {"turned": x.T, "steps": x[:, ::2], "scalar": np.array(2.5)}
@@ -35,7 +35,7 @@ def test_what_is_written_does_not_depend_on_how_it_lies_in_memory(tmp_path: Path
         np.testing.assert_array_equal(map_tensor(tmp_path / "t.safetensors", specs[name]), array)
 
 
-def test_it_reads_what_the_safetensors_package_writes(tmp_path: Path) -> None:
+def test_read_header_and_map_tensor_read_files_of_the_safetensors_package(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     kinds: list[Any] = ["f8", "f4", "f2", "i8", "i4", "i2", "i1", "u1", "?"]
     tensors: dict[str, NDArray[Any]] = {f"t{k}": (rng.random((3, 5)) * 100).astype(k) for k in kinds}
@@ -51,7 +51,7 @@ def test_it_reads_what_the_safetensors_package_writes(tmp_path: Path) -> None:
         assert raw[specs[name].offset : specs[name].offset + specs[name].size] == array.tobytes()
 
 
-def test_maps_are_read_only(tmp_path: Path) -> None:
+def test_mapped_tensors_are_read_only(tmp_path: Path) -> None:
     safetensors.numpy.save_file({"t": np.ones(3, np.float32)}, tmp_path / "t.safetensors")
     mapped = map_tensor(tmp_path / "t.safetensors", read_header(tmp_path / "t.safetensors")["t"])
     with pytest.raises(ValueError, match="read-only"):
@@ -96,7 +96,7 @@ def test_the_header_may_name_tensors_in_any_order(tmp_path: Path) -> None:
         ({"a": entry("F32", [1], 0, 4)}, bytes(5), "truncated"),
     ],
 )
-def test_what_does_not_add_up_is_refused(tmp_path: Path, header: Any, data: bytes, message: str) -> None:
+def test_read_header_refuses_sizes_that_do_not_add_up(tmp_path: Path, header: Any, data: bytes, message: str) -> None:
     path = safetensors_file(tmp_path / "t.safetensors", header, data)
     with pytest.raises(ValueError, match=message) as caught:
         read_header(path)
@@ -110,7 +110,7 @@ def test_a_header_that_does_not_fit_is_refused(tmp_path: Path, raw: bytes) -> No
         read_header(tmp_path / "t.safetensors")
 
 
-def test_no_damage_to_the_header_gets_further_than_a_value_error(tmp_path: Path) -> None:
+def test_any_damage_to_the_header_is_a_value_error(tmp_path: Path) -> None:
     tensors = {"W": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros(3, np.float32)}
     safetensors.numpy.save_file(tensors, tmp_path / "t.safetensors")
     whole = (tmp_path / "t.safetensors").read_bytes()
@@ -132,7 +132,7 @@ def test_no_damage_to_the_header_gets_further_than_a_value_error(tmp_path: Path)
     ("tensor", "save_file"),
     [(np.ones(9000, np.float32), safetensors.numpy.save_file), (torch.ones(9000), safetensors.torch.save_file)],
 )
-def test_a_full_disk_is_an_os_error(tmp_path: Path, tensor: Any, save_file: Any) -> None:
+def test_save_tensors_on_a_full_disk_is_an_os_error(tmp_path: Path, tensor: Any, save_file: Any) -> None:
     with (
         no_file_beyond(4096),
         pytest.raises(OSError, match=r"tensors cannot be written \(.+\); free space or write el"),
@@ -162,7 +162,7 @@ def test_streamed_files_are_byte_for_byte_those_of_the_package(tmp_path: Path, b
     assert (tmp_path / "ours").read_bytes() == safetensors.numpy.save(whole)
 
 
-def test_a_full_disk_is_an_error_when_streaming_too(tmp_path: Path) -> None:
+def test_stream_tensors_on_a_full_disk_is_an_os_error(tmp_path: Path) -> None:
     with (
         no_file_beyond(1000),
         pytest.raises(OSError, match=r"tensors cannot be written \(.+\); free space or write el"),

@@ -61,7 +61,7 @@ def test_a_value_of_another_type_is_refused_by_its_path(change: dict[str, Any], 
         from_dict(Outer, {"count": 2, "inner": None} | change, "outer")
 
 
-def test_unknown_fields_are_left_out_only_where_that_is_asked_for() -> None:
+def test_unknown_fields_are_left_out_only_with_more() -> None:
     value = {"count": 2, "inner": {"name": "a", "colour": 1}, "more": 3}
     assert from_dict(Outer, value, "outer", more=True) == Outer(2, Inner("a"))
     with pytest.raises(ValueError, match="more is unknown"):

@@ -35,14 +35,14 @@ FORMS: dict[str, dict[str, Any]] = {
 
 
 def raw(path: Path, *, kind: str | None = None, form: str = "plain", **changes: Any) -> Path:
-    """A bundle without threshold, as converted from elsewhere: without a budget unless a kind is named."""
+    """A bundle without threshold, as `convert` may write it; without allocation unless `kind` is given."""
     known = make_manifest(D_SAE, kind or "mutual")
     architecture = dataclasses.replace(known.architecture, **FORMS[form])
     manifest = dataclasses.replace(
         known, architecture=architecture, allocation=known.allocation if kind else None, **changes
     )
     weights = make_weights(D_SAE, "token")
-    weights["W_enc"][:, 100:] *= 0.3  # small values, which a common cut would silence
+    weights["W_enc"][:, 100:] *= 0.3  # small values, which a common threshold would silence
     rng = np.random.default_rng(3)
     for name, shape in bundle.weight_shapes(architecture).items():
         if name != "threshold" and (name not in weights or weights[name].shape != shape):
@@ -69,7 +69,7 @@ def blocks(path: Path, x: NDArray[np.float32], elements: int = 1 << 24) -> Itera
 
 
 def cuts(z: NDArray[np.float64], k: float, max_density: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-    """The thresholds in a few plain lines."""
+    """A plain reference of `thresholds`."""
     n = len(z)
     own, top = np.zeros(z.shape[1]), np.full(z.shape[1], np.inf)
     for i in range(z.shape[1] if max_density is not None else 0):
@@ -107,7 +107,7 @@ def test_thresholds_are_those_of_training(tmp_path: Path, kind: str, k: float) -
     max_density = quota.max_densities(QUOTA, k, D_SAE) if kind == "feature" else None
     found = thresholds(blocks(path, x), len(x), k, max_density)
     np.testing.assert_allclose(found, fit_thresholds(model, torch.from_numpy(x), k, max_density), rtol=1e-5, atol=1e-6)
-    if kind == "feature" and k == 6:  # which would else be 0
+    if kind == "feature" and k == 6:  # otherwise the share would be 0
         assert (pre_activations(path, x) > found)[:, 100:].any(axis=0).mean() > 0.9
 
 
@@ -162,7 +162,7 @@ def test_feature_choice_keeps_its_quota_at_another_k(copy_of: BundleOf, tmp_path
         np.testing.assert_array_equal(after.tensor(name), make_weights(D_SAE, "feature")[name])
 
 
-def test_without_k_the_fitted_one_is_taken(copy_of: BundleOf, tmp_path: Path) -> None:
+def test_calibration_without_k_uses_the_fitted_k(copy_of: BundleOf, tmp_path: Path) -> None:
     path = copy_of("mutual")
     made = calibrate_bundle(path, plain(tmp_path))
     assert made.k == 6 and made.measured["l0"] == pytest.approx(6, rel=0.05)
@@ -171,7 +171,7 @@ def test_without_k_the_fitted_one_is_taken(copy_of: BundleOf, tmp_path: Path) ->
     assert provenance["rows"] == {"calibration": 3000, "validation": 1000}
 
 
-def test_no_document_is_on_both_sides(tmp_path: Path) -> None:
+def test_no_document_is_in_both_parts_of_the_rows(tmp_path: Path) -> None:
     documents = np.repeat([0, 1, 2, 3], [10, 40, 35, 15]).astype(np.int32)
     tensors = {"activations": make_x(100), "documents": documents}
     safetensors.numpy.save_file(tensors, tmp_path / "x.safetensors")
@@ -180,7 +180,7 @@ def test_no_document_is_on_both_sides(tmp_path: Path) -> None:
     np.testing.assert_array_equal(measuring, np.arange(85, 100))
 
 
-def test_far_more_rows_than_needed_are_thinned(tmp_path: Path) -> None:
+def test_a_part_with_too_many_rows_is_thinned_out_evenly(tmp_path: Path) -> None:
     fitting, measuring = calibration_rows(plain(tmp_path, 1000), elements=50 * D_IN)
     assert (len(fitting), len(measuring)) == (50, 50)
     assert (fitting[0], fitting[-1], measuring[0], measuring[-1]) == (0, 749, 750, 999)
@@ -226,17 +226,17 @@ def test_a_calibration_that_breaks_off_leaves_the_old_bundle(
     def breaks_off(*_: object) -> None:
         raise error("broken off")
 
-    monkeypatch.setattr(bundle, "to_json", breaks_off)  # the last file of a bundle
+    monkeypatch.setattr(bundle, "to_json", breaks_off)  # makes the last file of a bundle
     with pytest.raises(error, match="broken off"):
         calibrate_bundle(path, activations, k=3.0)
     assert {file.name: file.read_bytes() for file in path.iterdir()} == before
     assert sorted(file.name for file in tmp_path.iterdir()) == [path.name, "x.npy"]
 
 
-def test_files_that_are_not_the_bundles_are_not_lost(copy_of: BundleOf, tmp_path: Path) -> None:
+def test_calibration_refuses_to_lose_files_that_are_not_the_bundles(copy_of: BundleOf, tmp_path: Path) -> None:
     path = copy_of("mutual")
     (path / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"also holds notes\.txt, which would be lost; write another bundle"):
+    with pytest.raises(FileExistsError, match=r"holds notes\.txt, which would be lost; name another output"):
         calibrate_bundle(path, plain(tmp_path))
     (path / "notes.txt").unlink()
     blobs, snapshot = tmp_path / "cache" / "blobs", tmp_path / "cache" / "snapshots" / "abc"
@@ -245,7 +245,7 @@ def test_files_that_are_not_the_bundles_are_not_lost(copy_of: BundleOf, tmp_path
     for file in path.iterdir():
         file.rename(blobs / file.name)
         (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
-    with pytest.raises(FileExistsError, match="holds links, as a Hub cache does; write another bundle"):
+    with pytest.raises(FileExistsError, match="holds links, as a Hub cache does, which would be lost"):
         calibrate_bundle(snapshot, plain(tmp_path))
     calibrate_bundle(snapshot, plain(tmp_path), out=tmp_path / "out")
     assert bundle.read(tmp_path / "out").calibrated
@@ -268,7 +268,7 @@ def test_bundles_values_of_k_and_activations_that_do_not_fit_are_refused(bundle_
     with pytest.raises(ValueError, match="so large that their features are no finite numbers"):
         calibrate_bundle(path, plain(tmp_path, rows={7: 3e38}), k=3.0)
     np.save(tmp_path / "x.npy", np.zeros((100, 7), np.float32))
-    with pytest.raises(ValueError, match="activations have width 7, this SAE expects 24"):
+    with pytest.raises(ValueError, match="activations have d_in 7, this SAE expects 24"):
         calibrate_bundle(path, open_activations(tmp_path / "x.npy"), k=3.0)
     assert not bundle.read(path, calibrated=False).calibrated
 

@@ -131,14 +131,14 @@ def test_convert_overwrites_an_output_only_with_force_and_never_an_input(lens: P
     assert "already exists; pass --force" in refused("convert", lens, "-o", tmp_path / "out")
     assert run("convert", lens, "-o", tmp_path / "out", "--force").exit_code == 0
     assert "is or holds the checkpoint" in refused("convert", lens, "-o", lens, "--force")
-    assert "would lie inside the checkpoint" in refused("convert", lens, "-o", lens / "sub")
+    assert "would be inside the checkpoint" in refused("convert", lens, "-o", lens / "sub")
     assert (lens / "cfg.json").exists()
 
 
 def test_convert_refuses_a_path_without_a_checkpoint(lens: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     message = refused("convert", tmp_path / "none", "-o", out)
-    assert message.endswith("none does not exist; name a path of this machine, or hf://owner/name")
+    assert message.endswith("none does not exist; name a path on this machine, or hf://owner/name")
     message = refused("convert", tmp_path, "-o", out.parent.parent / "elsewhere-out")
     assert f"{tmp_path} (lens) is no checkpoint of a known format" in message
     (tmp_path / "notes.txt").write_text("x")

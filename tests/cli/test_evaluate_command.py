@@ -80,7 +80,7 @@ def test_evaluate_refuses_outputs_and_options_that_do_not_fit(bundle_of: BundleO
     assert refused(*arguments, "-o", acts, "--force").endswith("name another output")
     inside = bundle_of("mutual") / "evaluation.json"
     said = refused(*arguments, "-o", inside)
-    assert said == f"error: the output {inside} would lie inside the bundle {inside.parent}; name another output"
+    assert said == f"error: the output {inside} would be inside the bundle {inside.parent}; name another output"
     (tmp_path / "folder").mkdir()
     assert refused(*arguments, "-o", tmp_path / "folder").endswith("is a folder; name a file in it")
     assert refused(*arguments, "--rows", "held-out").endswith("give the activations of its training, or --rows all")
@@ -90,7 +90,7 @@ def test_evaluate_refuses_outputs_and_options_that_do_not_fit(bundle_of: BundleO
     assert refused("evaluate", tmp_path, "--activations", acts).endswith("make one: sae-runtime train")
     np.save(tmp_path / "narrow.npy", np.zeros((4, 3), np.float32))
     said = refused("evaluate", bundle_of("mutual"), "--activations", tmp_path / "narrow.npy")
-    assert f"activations have width 3, this SAE expects {D_IN}" in said
+    assert f"activations have d_in 3, this SAE expects {D_IN}" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "narrow.npy", "x.npy"]
 
 

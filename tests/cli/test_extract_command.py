@@ -112,7 +112,7 @@ def test_extract_refuses_inputs_that_do_not_fit_in_one_sentence(
     export(bare)
     np.save(acts, np.zeros((3, 7), np.float32))
     said = refused("extract", bare, "--activations", acts, "-o", out)
-    assert said == f"error: {acts}: activations have width 7, this SAE expects 24; was another layer captured?"
+    assert said == f"error: {acts}: activations have d_in 7, this SAE expects 24; was another layer captured?"
     said = refused("extract", bare, "--activations", acts, "-o", out, "--provider", "NoProvider")
     assert said.startswith("error: the execution providers must be some of ") and "got NoProvider; run" in said
     assert misused("extract", bare, "--activations", acts, "-o", out, "--values", "int8").startswith(

@@ -128,7 +128,7 @@ def test_inspect_and_export_refuse_a_path_that_is_no_bundle(tmp_path: Path) -> N
     file.touch()
     for command in ("inspect", "export"):
         assert refused(command, missing) == (
-            f"error: {missing} does not exist; name a path of this machine, or hf://owner/name"
+            f"error: {missing} does not exist; name a path on this machine, or hf://owner/name"
         )
         assert refused(command, file) == (
             f"error: {file} is not a folder; a bundle is the folder that `sae-runtime train` writes"
@@ -138,5 +138,5 @@ def test_inspect_and_export_refuse_a_path_that_is_no_bundle(tmp_path: Path) -> N
 
 def test_inspect_refuses_a_url_that_is_not_of_the_hub(tmp_path: Path) -> None:
     assert refused("inspect", f"file://{tmp_path}") == (
-        f"error: file://{tmp_path} is a URL of a kind that is not read; name a path of this machine, or hf://owner/name"
+        f"error: file://{tmp_path} is a URL that sae-runtime cannot read; name a path on this machine, or hf://owner/name"
     )

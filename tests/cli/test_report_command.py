@@ -90,5 +90,5 @@ def test_report_refuses_files_that_do_not_fit(bundle_of: BundleOf, acts: Path, t
     bad.write_text('{"sae": "other", "tokens": 1, "fvu": 0.5}\n')
     assert f"{bad} is of other, not of token-150; " in refused("report", one, *arguments, "--metrics", bad)
     bad.write_text("{}")
-    assert f"{bad}: the evaluation must have the fields bundle, name, " in refused("report", bad, *arguments)
+    assert f"{bad}: the evaluation has schema version None, " in refused("report", bad, *arguments)
     assert not out.exists()

@@ -167,7 +167,7 @@ def test_bad_activations(bundle_of: BundleOf, tmp_path: Path) -> None:
     assert refused(*arguments).startswith(f"error: {x} does not exist; expected a folder of harvest, an .npy")
     np.save(x, np.zeros((3, 7), np.float32))
     said = refused(*arguments)
-    assert said == f"error: {x}: activations have width 7, this SAE expects 24; was another layer captured?"
+    assert said == f"error: {x}: activations have d_in 7, this SAE expects 24; was another layer captured?"
     for array, what in (
         (np.zeros((), np.float32), "float32 []"),
         (np.zeros((3, 0), np.float32), "float32 [3, 0]"),

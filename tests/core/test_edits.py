@@ -10,7 +10,7 @@ LARGEST = float(np.finfo(np.float32).max)
 
 
 def edited(edit: Edit, f: float) -> float:
-    """What the form f' = clip(factor * f + shift, low, high) makes of a value."""
+    """The formula f' = clip(factor * f + shift, low, high)."""
     return float(np.clip(edit.factor * f + edit.shift, edit.low, edit.high))
 
 
@@ -29,12 +29,14 @@ def edited(edit: Edit, f: float) -> float:
         (Edit(3, factor=2.0, shift=1.0, low=2.0, high=5.5), 2.0, 5.5),
     ],
 )
-def test_each_kind_on_a_feature_that_is_off_and_one_at_two_and_a_half(edit: Edit, off: float, on: float) -> None:
+def test_each_kind_of_edit_changes_an_inactive_and_an_active_feature_by_its_formula(
+    edit: Edit, off: float, on: float
+) -> None:
     assert edit.feature == 3
     assert (edited(edit, 0.0), edited(edit, 2.5)) == (off, on)
 
 
-def test_each_kind_is_what_the_document_says() -> None:
+def test_each_kind_of_edit_follows_the_table_of_the_document() -> None:
     rows = table("steering.md", "to")
     assert len(rows) == 5
     for _, call, numbers in rows:
@@ -46,7 +48,7 @@ def test_each_kind_is_what_the_document_says() -> None:
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf"), 3.5e38])
-def test_numbers_that_float32_has_not_are_refused(number: float) -> None:
+def test_an_edit_refuses_numbers_that_are_not_finite_float32(number: float) -> None:
     for make in (Edit.set, Edit.add, Edit.scale, Edit.cap):
         with pytest.raises(ValueError, match=re.escape(f"feature 7 needs finite float32 numbers, got {number}")):
             make(7, number)
@@ -55,13 +57,13 @@ def test_numbers_that_float32_has_not_are_refused(number: float) -> None:
 
 
 @pytest.mark.parametrize("feature", [1.5, 1.0, "1", None])
-def test_a_feature_is_a_whole_number(feature: object) -> None:
+def test_an_edit_refuses_a_feature_that_is_not_a_whole_number(feature: object) -> None:
     with pytest.raises(ValueError, match=f"a feature is a whole number, got {feature!r}"):
         Edit(feature)  # type: ignore[arg-type]
     assert Edit(np.int64(3)).feature == 3  # type: ignore[arg-type]
 
 
-def test_lists_become_inputs_padded_with_no_ops() -> None:
+def test_as_inputs_pads_short_requests_with_edits_that_change_nothing() -> None:
     inputs = as_inputs([[Edit.set(4, 8.0), Edit.cap(0, 2.0)], [], [Edit.add(5, -1.0)]], 6)
     assert {name: array.dtype.name for name, array in inputs.items()} == {
         "features": "int64",
@@ -78,17 +80,17 @@ def test_lists_become_inputs_padded_with_no_ops() -> None:
 
 
 @pytest.mark.parametrize("requests", [[], [[]], [[], []]])
-def test_no_edits_have_no_slots(requests: list[list[Edit]]) -> None:
+def test_as_inputs_of_no_edits_is_empty(requests: list[list[Edit]]) -> None:
     assert {array.shape for array in as_inputs(requests, 6).values()} == {(len(requests), 0)}
 
 
 @pytest.mark.parametrize("feature", [-1, 6, 2**70])
-def test_a_feature_out_of_range_is_refused(feature: int) -> None:
+def test_as_inputs_refuses_a_feature_out_of_range(feature: int) -> None:
     with pytest.raises(ValueError, match=f"feature {feature} does not exist, expected 0 to 5"):
         as_inputs([[Edit.ablate(0)], [Edit.ablate(feature)]], 6)
 
 
-def test_two_edits_of_one_feature_are_refused_within_a_request_only() -> None:
+def test_as_inputs_refuses_two_edits_of_a_feature_in_one_request() -> None:
     with pytest.raises(ValueError, match="feature 2 is edited twice in one request; give one edit for it"):
         as_inputs([[Edit.ablate(2), Edit.add(2, 1.0)]], 6)
     assert as_inputs([[Edit.ablate(2)], [Edit.add(2, 1.0)]], 6)["features"].tolist() == [[2], [2]]

@@ -3,7 +3,7 @@ import pytest
 
 from sae_runtime.core.features import Features, concatenate, from_slots
 
-# Three tokens of five features; slots as the graphs give them: falling values, unused ones 0 with any index.
+# Slots of three tokens as graphs give them: falling values, and 0 with any index in an unused slot.
 INDICES = np.array([[4, 1, 0], [2, 3, 3], [0, 2, 4]], np.int64)
 VALUES = np.array([[3.0, 2.0, 0.0], [0.0, 0.0, 0.0], [5.0, 4.0, 1.0]], np.float32)
 DENSE = np.array([[0, 2, 0, 0, 3], [0, 0, 0, 0, 0], [5, 0, 4, 0, 1]], np.float32)
@@ -14,7 +14,7 @@ def features() -> Features:
     return from_slots([(INDICES, VALUES)], 5, (3,))
 
 
-def test_rows_are_compressed_with_ascending_features(features: Features) -> None:
+def test_from_slots_sorts_the_features_of_a_row(features: Features) -> None:
     assert features.indptr.tolist() == [0, 2, 2, 5] and features.indptr.dtype == np.int64
     assert features.indices.tolist() == [1, 4, 0, 2, 4] and features.indices.dtype == np.int32
     assert features.values.tolist() == [2, 3, 5, 4, 1] and features.values.dtype == np.float32
@@ -22,7 +22,7 @@ def test_rows_are_compressed_with_ascending_features(features: Features) -> None
     np.testing.assert_array_equal(features.to_dense(), DENSE)
 
 
-def test_runs_of_rows_of_different_widths_are_joined(features: Features) -> None:
+def test_from_slots_joins_parts_with_different_numbers_of_slots(features: Features) -> None:
     parts = [(INDICES[:1, :2], VALUES[:1, :2]), (INDICES[1:2, :1], VALUES[1:2, :1]), (INDICES[2:], VALUES[2:])]
     joined = from_slots(parts, 5, (3,))
     for name in ("indptr", "indices", "values"):
@@ -30,13 +30,13 @@ def test_runs_of_rows_of_different_widths_are_joined(features: Features) -> None
 
 
 @pytest.mark.parametrize(("tokens", "shape"), [(3, (3,)), (3, (3, 1)), (3, (1, 3, 1)), (1, ())])
-def test_leading_dimensions_are_kept(tokens: int, shape: tuple[int, ...]) -> None:
+def test_features_keep_the_leading_dimensions(tokens: int, shape: tuple[int, ...]) -> None:
     features = from_slots([(INDICES[:tokens], VALUES[:tokens])], 5, shape)
     assert features.l0().shape == shape and features.l0().reshape(-1).tolist() == [2, 0, 3][:tokens]
     np.testing.assert_array_equal(features.to_dense(), DENSE[:tokens].reshape(*shape, 5))
 
 
-def test_a_row_comes_by_falling_value(features: Features) -> None:
+def test_row_is_in_order_of_falling_value(features: Features) -> None:
     ids, values = features.row(2)
     assert ids.tolist() == [0, 2, 4] and values.tolist() == [5, 4, 1]
     ids, values = features.row(0)
@@ -44,13 +44,13 @@ def test_a_row_comes_by_falling_value(features: Features) -> None:
     assert features.row(1)[0].tolist() == []
 
 
-def test_scipy_shares_the_memory(features: Features) -> None:
+def test_to_scipy_shares_memory_with_the_features(features: Features) -> None:
     matrix = features.to_scipy()
     np.testing.assert_array_equal(matrix.toarray(), DENSE)
     assert np.shares_memory(matrix.data, features.values)
 
 
-def test_slots_come_back(features: Features) -> None:
+def test_from_slots_of_to_slots_gives_the_same_features(features: Features) -> None:
     again = from_slots([features[:2].to_slots(), features[2:].to_slots()], 5, (3,))
     np.testing.assert_array_equal(again.to_dense(), DENSE)
     indices, values = features[1:2].to_slots()
@@ -60,7 +60,7 @@ def test_slots_come_back(features: Features) -> None:
 
 
 @pytest.mark.parametrize("shape", [(0,), (2, 0), (0, 4)])
-def test_no_tokens(shape: tuple[int, ...]) -> None:
+def test_features_of_no_tokens_support_every_operation(shape: tuple[int, ...]) -> None:
     features = from_slots([], 5, shape)
     assert len(features) == 0 and features.indptr.tolist() == [0]
     assert features.to_dense().shape == (*shape, 5) and features.l0().shape == shape
@@ -69,14 +69,14 @@ def test_no_tokens(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("tokens", [np.s_[:], np.s_[1:3], np.s_[-1:], np.s_[2:1], np.s_[5:9], np.s_[::-2]])
-def test_a_slice_of_features_holds_those_tokens(features: Features, tokens: slice) -> None:
+def test_a_slice_of_features_has_the_tokens_of_the_slice(features: Features, tokens: slice) -> None:
     part = features[tokens]
     np.testing.assert_array_equal(part.to_dense(), DENSE[tokens])
     assert part.shape == (len(DENSE[tokens]),)
     assert tokens.step or not len(part.values) or np.shares_memory(part.values, features.values)
 
 
-def test_one_number_is_no_slice_of_features(features: Features) -> None:
+def test_features_refuse_a_number_as_index(features: Features) -> None:
     with pytest.raises(TypeError, match=r"features take a slice of tokens, got 1; use row\(token\) or take\(ids\)"):
         features[1]  # type: ignore[index]
 
@@ -132,7 +132,7 @@ def test_replaced_tokens_have_the_rows_given(features: Features) -> None:
     np.testing.assert_array_equal(found.to_dense(), DENSE[[2, 0, 2]])
 
 
-def test_spread_features_lie_among_tokens_without_any(features: Features) -> None:
+def test_spread_features_are_among_tokens_without_features(features: Features) -> None:
     spread = features.spread(np.array([1, 2, 5]), (2, 3))
     assert spread.shape == (2, 3) and spread.l0().tolist() == [[0, 2, 0], [0, 0, 3]]
     assert features.spread(np.arange(3), (3, 1)).shape == (3, 1)

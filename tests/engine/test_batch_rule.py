@@ -24,7 +24,7 @@ from sae_runtime import SAE, Features, load
 from sae_runtime.bundle import folder as bundle
 from sae_runtime.bundle import quota
 from sae_runtime.bundle.manifest import Allocation
-from sae_runtime.core.features import Slots
+from sae_runtime.core.slots import Slots
 from sae_runtime.engine.batch_encoding import floor_of, limits
 from sae_runtime.engine.batch_rule import Encode, cut, encode_joint
 from sae_runtime.engine.tiling import Tiling
@@ -40,7 +40,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 def greedy(z: PreActivations, total: int, limit: NDArray[np.int64] | None) -> PreActivations:
-    """The rule as a walk over the pre-activations by falling value, then token, then feature: what stays of z."""
+    """The matches of z by a walk over all pre-activations: by falling value, then token, then feature."""
     kept, left = np.zeros_like(z), [len(z)] * z.shape[1] if limit is None else limit.tolist()
     order = np.lexsort([*np.indices(z.shape)[::-1].reshape(2, -1), -z.ravel()])
     for token, feature in zip(*np.unravel_index(order, z.shape), strict=True):
@@ -51,7 +51,7 @@ def greedy(z: PreActivations, total: int, limit: NDArray[np.int64] | None) -> Pr
 
 
 def encoder(z: PreActivations, slots: int, asked: list[int] | None = None) -> Encode:
-    """What gives the pre-activations z, `slots` of a row the first time, and notes which rows it was asked for."""
+    """An `Encode` for given z. It gives `slots` slots unless `whole`, and appends the rows it encodes to `asked`."""
 
     def encode(tiles: Sequence[NDArray[np.int64]], threshold: NDArray[np.float32], whole: bool) -> Iterator[Slots]:
         for ids in tiles:
@@ -66,7 +66,7 @@ def encoder(z: PreActivations, slots: int, asked: list[int] | None = None) -> En
 
 
 def cases(seed: int) -> Iterator[tuple[PreActivations, int, NDArray[np.int64] | None]]:
-    """Pre-activations, total matches, limits: ties, none, empty, full and silent; limits that bind little or much."""
+    """Pre-activations with and without ties, total matches from none to all, and limits that bind little or much."""
     rng = np.random.default_rng(seed)
     for n, d_sae in ((0, 5), (1, 20), (12, 7), (24, 16)):
         smooth = np.maximum(rng.normal(0, 1, (n, d_sae)), 0)
@@ -89,8 +89,8 @@ def test_encode_joint_equals_the_greedy_walk(tile: int, slots: int) -> None:
         assert (np.bincount(asked, minlength=len(z)) <= 2).all(), "a row was encoded more than twice"
 
 
-def test_cut_gives_a_bound_for_what_is_not_known_yet() -> None:
-    """Pre-activations below threshold change nothing, whatever they are; more of the others only raise threshold."""
+def test_the_bound_of_a_cut_holds_for_later_candidates() -> None:
+    """Pre-activations below the bound change nothing, and more candidates only raise the bound."""
     for z, total, limit in cases(seed=1):
         half = z.copy()
         half[len(z) // 2 :] = 0
@@ -119,8 +119,8 @@ def test_only_rows_that_need_it_are_encoded_again() -> None:
     np.testing.assert_array_equal(again, np.flatnonzero(l0 >= 12))
 
 
-def test_columns_that_are_full_ask_for_less() -> None:
-    """Once a column has all it may have, what is below that is not asked for any more."""
+def test_a_full_column_raises_the_bound_of_later_tiles() -> None:
+    """The bound of a full column is its last match, so encode gives only larger values later."""
     z = np.random.default_rng(0).uniform(0.1, 1, (500, 20)).astype(np.float32)
     seen: list[NDArray[np.float32]] = []
     inner = encoder(z, 20)
@@ -182,7 +182,7 @@ def assert_same(found: Features, expected: Features) -> None:
 @pytest.mark.parametrize("d_sae", [150, 1500])
 @pytest.mark.parametrize("k", [0.5, 6.0, 30.0])
 def test_ties_go_to_the_first_token_and_feature(bundle_of: BundleOf, kind: str, d_sae: int, k: float) -> None:
-    """On whole numbers float32 is exact, and numpy's witness breaks ties in the same order."""
+    """float32 is exact on whole numbers, and the numpy witness breaks ties in the same order."""
     x, path = make_tied_x(60), bundle_of(kind, d_sae, tied=True)
     z = witness.pre_activations(make_tied_weights(d_sae, kind), x)
     expected = witness.joint(z, k, quota.max_densities(QUOTA, K, d_sae) if kind == "feature" else None)
@@ -208,8 +208,8 @@ def test_a_total_beyond_the_positives_takes_them_all(bundle_of: BundleOf, kind: 
     assert len(found.values) == (z > 0).sum()
 
 
-def test_rows_of_zeros(bundle_of: BundleOf, kind: str) -> None:
-    """Equal rows, of which the first get what the total pays for."""
+def test_equal_rows_share_the_total_in_their_order(bundle_of: BundleOf, kind: str) -> None:
+    """Among equal rows the first ones get the matches."""
     x = np.zeros((9, D_IN), np.float32)
     found = load(bundle_of(kind)).encode_batch(x)
     assert witness.disagreement(joint(kind, 150, x), *slots_of(found)) is None
@@ -243,7 +243,7 @@ def by_int8(path: Path, rows: int | None = None) -> SAE:
 
 
 def free_max_densities(kind: str) -> NDArray[np.float64] | None:
-    """Caps that hardly bind, so that matches are expected above the threshold."""
+    """Limits that hardly bind, so that matches are above the floor."""
     return np.full(D_INT8, 0.5) if kind == "feature" else None
 
 
@@ -262,7 +262,7 @@ def test_int8_gives_the_same_for_every_tile_size(bundle_of: BundleOf, kind: str,
 
 
 def test_a_batch_below_the_floor_is_exact_all_the_same(bundle_of: BundleOf, kind: str) -> None:
-    """Activations so small that the first pass, which looks above a floor only, finds next to nothing."""
+    """With small activations the first pass, which looks above the floor alone, finds almost no match."""
     path, max_density = bundle_of(kind, D_INT8, sampled=True), free_max_densities(kind)
     sae, read = by_int8(path), bundle.read(path)
     total, limit = limits(read.manifest.batch_allocation, D_INT8, 100, k=K, max_density=max_density)
@@ -278,11 +278,11 @@ def test_a_batch_below_the_floor_is_exact_all_the_same(bundle_of: BundleOf, kind
         assert len(found.values) == min(100 * K, (z > 0).sum())
         for rows in (7, 64):
             assert_same(by_int8(path, rows).encode_batch(x, max_density=max_density), found)
-    assert z[expected.kept].min(initial=np.inf) < floor, "no batch's cut lies below the floor"
+    assert z[expected.kept].min(initial=np.inf) < floor, "no batch has a match below the floor"
 
 
 @pytest.mark.parametrize("graph", ["encode.onnx", "encode_gpu.onnx"])
-def test_a_floor_is_of_use_to_encode_exact_alone(bundle_of: BundleOf, kind: str, graph: str) -> None:
+def test_only_encode_exact_gets_a_floor(bundle_of: BundleOf, kind: str, graph: str) -> None:
     read = bundle.read(bundle_of(kind, D_INT8, sampled=True))
     assert floor_of(read, graph, 600, None, 100) == 0
     threshold = np.unique(make_weights(D_INT8, kind)["threshold"])[0]
@@ -291,10 +291,10 @@ def test_a_floor_is_of_use_to_encode_exact_alone(bundle_of: BundleOf, kind: str,
 
 
 class Doubting(RecordingSessions):
-    """Sessions in which encode_exact.onnx is not certain of rows by their content and the bound."""
+    """Sessions whose encode_exact.onnx is not certain of some rows, depending on the row and the bound."""
 
     def altered(self, name: str, feed: dict[str, Any], outputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
-        """Doubted rows come with nonsense."""
+        """Rows that are not certain have wrong slots."""
         if name != "encode_exact.onnx":
             return outputs
         indices, values, certain = outputs
@@ -304,7 +304,7 @@ class Doubting(RecordingSessions):
 
 
 def test_doubted_rows_are_the_same_for_every_tile_size(bundle_of: BundleOf, kind: str) -> None:
-    """Which rows are doubted may depend on the bound, but never on the tiles."""
+    """The uncertain rows may depend on the bound, but not on the tiles."""
     path, x = bundle_of(kind, D_INT8, sampled=True), make_x(200)
 
     def doubting(rows: int) -> SAE:

@@ -25,7 +25,7 @@ GRAPHS = ("encode.onnx", "encode_gpu.onnx")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Give the path of a bundle with encode_gpu.onnx; do not alter it."""
+    """The path of a shared bundle with encode_gpu.onnx, which tests must not alter."""
     paths: dict[str, Path] = {}
 
     def give(kind: str) -> Path:
@@ -57,7 +57,7 @@ def address(tensor: Any) -> int:
 
 @pytest.mark.parametrize("graph", GRAPHS)
 @pytest.mark.parametrize("wrap", [as_torch, as_numpy])
-def test_tensors_of_the_caller_s_kind_hold_the_features(
+def test_encode_tensor_gives_the_features_in_tensors_of_the_callers_library(
     sessions: Sessions, graph: str, wrap: Callable[..., Any]
 ) -> None:
     x = make_x(50)
@@ -69,13 +69,15 @@ def test_tensors_of_the_caller_s_kind_hold_the_features(
 
 
 @pytest.mark.parametrize("wrap", [as_torch, as_numpy])
-def test_nothing_is_copied(sessions: Sessions, monkeypatch: pytest.MonkeyPatch, wrap: Callable[..., Any]) -> None:
+def test_encode_tensor_copies_no_tensor(
+    sessions: Sessions, monkeypatch: pytest.MonkeyPatch, wrap: Callable[..., Any]
+) -> None:
     bound: list[int] = []
     returned: list[int] = []
     real = Sessions.run_bound
 
     class Watched:
-        """A binding that tells which memory it was given and which it gave."""
+        """A binding that records the addresses of its inputs and outputs."""
 
         def __init__(self, binding: Any) -> None:
             self.binding = binding
@@ -102,10 +104,10 @@ def test_nothing_is_copied(sessions: Sessions, monkeypatch: pytest.MonkeyPatch, 
     assert bound == [address(x)] and returned == [address(indices), address(values)]
 
 
-def test_what_is_returned_outlives_the_session(made: Callable[[str], Path]) -> None:
+def test_the_tensors_of_encode_tensor_outlive_the_session(made: Callable[[str], Path]) -> None:
     x = make_x(300)
     indices, values = load(made("token"), threads=1).encode_tensor(torch.from_numpy(x))
-    for _ in range(3):  # others would take the memory
+    for _ in range(3):  # new tensors that would overwrite freed memory
         load(made("token"), threads=1).encode_tensor(torch.from_numpy(x * 0))
     assert witness.disagreement(served("token", 1500, x), indices.numpy(), values.numpy()) is None
 
@@ -131,7 +133,7 @@ def test_rows_that_are_not_certain_are_encoded_in_full(
     whole = sessions.run("encode.onnx", {"x": x})
     np.testing.assert_allclose(np.asarray(found[1]), whole[1], rtol=1e-5, atol=1e-6)
     used = whole[1] > 0
-    assert (np.asarray(found[0]) == whole[0])[used].mean() > 0.999  # but where two values are as good as equal
+    assert (np.asarray(found[0]) == whole[0])[used].mean() > 0.999  # two values may be nearly equal
 
 
 @pytest.mark.parametrize(
@@ -144,13 +146,13 @@ def test_rows_that_are_not_certain_are_encoded_in_full(
         (torch.zeros(D_IN), r"got float32 \[24\]; cast it"),
         (torch.zeros(3, D_IN - 1), r"got float32 \[3, 23\]"),
         (torch.zeros(0, D_IN), r"with tokens, got float32 \[0, 24\]"),
-        (torch.zeros(D_IN, 3).T, "rows do not follow each other in memory; make it contiguous"),
+        (torch.zeros(D_IN, 3).T, "rows are not contiguous in memory; make it contiguous"),
         (np.zeros((3, 2 * D_IN), np.float32)[:, ::2], "make it contiguous"),
         (torch.zeros(3, D_IN, requires_grad=True), r"cannot be lent to onnxruntime: .*detach\(\)"),
         ([1.0], "expected a tensor of torch, CuPy or numpy, got list; use SAE.encode for others"),
     ],
 )
-def test_what_is_no_such_tensor_is_told(sessions: Sessions, tensor: Any, message: str) -> None:
+def test_encode_tensor_refuses_other_arguments(sessions: Sessions, tensor: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         encode_tensor(sessions, make_manifest(1500, "token"), "encode.onnx", tensor)
 
@@ -169,7 +171,7 @@ def test_a_tensor_on_another_device_is_refused(sessions: Sessions) -> None:
             encode_tensor(sessions, make_manifest(1500, "token"), "encode.onnx", Elsewhere(kind))
 
 
-def test_an_onnxruntime_without_dlpack_is_told(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encode_tensor_names_the_onnxruntime_that_it_needs(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(onnxruntime.OrtValue, "from_dlpack")
     with pytest.raises(ImportError, match=r"tensors need onnxruntime 1.27 or later, this is .*; upgrade it"):
         encode_tensor(sessions, make_manifest(1500, "token"), "encode.onnx", torch.zeros(3, D_IN))
@@ -178,7 +180,7 @@ def test_an_onnxruntime_without_dlpack_is_told(sessions: Sessions, monkeypatch: 
 def test_on_cuda_tf32_is_off_and_encode_gpu_encodes(
     made: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A machine without a GPU can check which options onnxruntime is given."""
+    """This checks the options that onnxruntime gets, on a machine without a GPU."""
     asked: list[list[tuple[str, dict[str, str]]]] = []
 
     class Session:

@@ -29,7 +29,7 @@ def test_report_is_json_and_true() -> None:
     assert found["warnings"] == []
 
 
-def test_two_onnxruntimes_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report_warns_of_two_onnxruntimes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.2.3")
     found = doctor.report()
     assert found["versions"]["onnxruntime-gpu"] == "1.2.3"
@@ -37,7 +37,7 @@ def test_two_onnxruntimes_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None
     assert warning.startswith("onnxruntime and onnxruntime-gpu are both installed and overwrite each other; run: pip ")
 
 
-def test_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report_lists_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     def version(name: str) -> str:
         if name == "sae-runtime":
             return "0.1.0"
@@ -53,7 +53,7 @@ def test_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("starts", [True, False])
-def test_cuda_that_does_not_start_is_warned_of(monkeypatch: pytest.MonkeyPatch, starts: bool) -> None:
+def test_report_warns_if_cuda_does_not_start(monkeypatch: pytest.MonkeyPatch, starts: bool) -> None:
     asked = []
 
     def open_session(path: Path, *, providers: list[str]) -> None:
@@ -68,7 +68,7 @@ def test_cuda_that_does_not_start_is_warned_of(monkeypatch: pytest.MonkeyPatch, 
     assert found["warnings"] == [] if starts else "does not start here; look at nvidia-smi" in found["warnings"][0]
 
 
-def test_what_does_not_load_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report_warns_of_a_package_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(name: str) -> ModuleType:
         raise OSError(f"lib{name}.so:\nno such file")
 

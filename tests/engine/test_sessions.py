@@ -46,7 +46,7 @@ def test_threads_are_at_least_one_and_not_too_many(bundle_of: BundleOf, threads:
         load(bundle_of("mutual"), threads=threads)
 
 
-def test_threads_are_handed_on(bundle_of: BundleOf) -> None:
+def test_open_session_gives_threads_to_onnxruntime(bundle_of: BundleOf) -> None:
     session = open_session(bundle_of("mutual") / "encode.onnx", threads=1)
     assert session.get_session_options().intra_op_num_threads == 1
     assert session.get_providers() == list(CPU)
@@ -70,14 +70,14 @@ def test_a_provider_that_does_not_start_is_not_replaced_silently(
         load(bundle_of("mutual"), providers=["CUDAExecutionProvider"])
 
 
-def test_what_onnxruntime_refuses_is_one_sentence(tmp_path: Path) -> None:
+def test_open_session_reports_a_refused_graph_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "x.onnx").write_bytes(b"no graph")
     with pytest.raises(BundleError, match=r"^onnxruntime refuses .*x.onnx \(.*\); run: sae-runtime export") as caught:
         open_session(tmp_path / "x.onnx")
     assert "\n" not in str(caught.value) and caught.value.__cause__ is not None
 
 
-def test_opening_says_nothing(bundle_of: BundleOf, capfd: pytest.CaptureFixture[str]) -> None:
+def test_open_session_prints_nothing(bundle_of: BundleOf, capfd: pytest.CaptureFixture[str]) -> None:
     load(bundle_of("feature"), threads=1)
     assert capfd.readouterr() == ("", "")
 
@@ -103,15 +103,17 @@ print(heavy(), "onnxruntime" in sys.modules)
     assert (done.stdout, done.stderr) == ("[] True\n", "")
 
 
-def test_the_probe_is_what_exports_describes() -> None:
+def test_the_probe_is_the_graph_that_exports_builds() -> None:
     file = resources.files("sae_runtime.engine").joinpath("probe.onnx").read_bytes()
     assert file == ir.to_proto(probe_graph()).SerializeToString(deterministic=True)
 
 
 @pytest.mark.parametrize(("saturates", "levels"), [(False, 127), (True, 63)])
-def test_levels_follow_from_a_product(monkeypatch: pytest.MonkeyPatch, saturates: bool, levels: int) -> None:
+def test_int8_levels_follow_from_the_product_of_the_probe(
+    monkeypatch: pytest.MonkeyPatch, saturates: bool, levels: int
+) -> None:
     class Probe:
-        """What the graph computes, by 32-bit integers or as processors without VNNI do: sums of two at 16 bits."""
+        """The probe's product with sums in 32 bits, or in 16 bits as on processors without VNNI."""
 
         def __init__(self, *_: Any, **__: Any) -> None: ...
 
@@ -124,7 +126,7 @@ def test_levels_follow_from_a_product(monkeypatch: pytest.MonkeyPatch, saturates
     assert int8_levels.__wrapped__() == levels
 
 
-def test_levels_are_asked_for_once() -> None:
+def test_int8_levels_run_the_probe_once() -> None:
     assert int8_levels() in (63, 127)
     before = int8_levels.cache_info().hits
     assert int8_levels() in (63, 127) and int8_levels.cache_info().hits == before + 1
@@ -146,7 +148,7 @@ def test_graphs_are_opened_when_they_are_first_run(bundle_of: BundleOf) -> None:
 
 def test_a_run_that_lacks_memory_is_a_memory_error(bundle_of: BundleOf, monkeypatch: pytest.MonkeyPatch) -> None:
     class Failing:
-        """A session that raises what it is fed."""
+        """A session that raises its input."""
 
         def __init__(self, *_: Any, **__: Any) -> None: ...
 

@@ -20,7 +20,7 @@ BundleOf = Callable[..., Path]
 D_SAE = 512
 
 
-SMALL = Tiling(smallest=0)  # int8 for SAEs as small as those of the tests
+SMALL = Tiling(smallest=0)  # chooses encode_exact.onnx for the small SAEs of these tests
 
 
 def dense(sae: SAE, x: NDArray[np.float32], **options: Any) -> NDArray[np.float32]:
@@ -49,7 +49,7 @@ def test_tiles_change_no_bit(bundle_of: BundleOf, kind: str) -> None:
 
 def test_tiles_are_shared_out_evenly() -> None:
     tiling = Tiling()
-    # 1000: four rounds for all, not three and a third.
+    # 1000 tokens: four full rounds instead of three and a third.
     for tokens, tile in ((1, 64), (90, 64), (300, 100), (301, 64), (1000, 84)):
         assert tiling.shared_tile(100, tokens=tokens, workers=3) == tile
     assert tiling.shared_tile(16, tokens=1000, workers=3) == 16
@@ -63,7 +63,7 @@ def test_only_encode_exact_shares_tiles_out(bundle_of: BundleOf, kind: str) -> N
 
 
 def test_workers_change_no_bit(bundle_of: BundleOf, kind: str) -> None:
-    """With several, each encodes tiles of its own; the results come in the order of the rows."""
+    """Each of several workers encodes its own tiles; the results have the order of the rows."""
     x, path = make_x(200), bundle_of(kind, D_SAE, sampled=True)
     alone = load(path, threads=1, tiling=SMALL)
     together, sessions = recorded(path, "encode_exact.onnx", threads=3, tiling=Tiling(rows=16))

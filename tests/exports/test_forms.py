@@ -146,9 +146,9 @@ def test_steering_a_transcoder_is_refused(made: Made, form: str) -> None:
 def test_decoding_a_normalised_sae_needs_x(made: Made) -> None:
     sae, x = load(made("topk, layer norm")[0]), activations(3)
     features = sae.encode(x)
-    with pytest.raises(ValueError, match=r"^this SAE reconstructs .* give decode\(features, x\) those too$"):
+    with pytest.raises(ValueError, match=r"^this SAE needs the activations to decode; call decode\(features, x\)$"):
         sae.decode(features)
-    with pytest.raises(ValueError, match=r"^x is of \[2\] tokens, the features of \[3\]; give theirs$"):
+    with pytest.raises(ValueError, match=r"^x has tokens \[2\], the features \[3\]; give the x of the features$"):
         sae.decode(features, x[:2])
 
 

@@ -1,4 +1,4 @@
-"""The layout that EleutherAI delphi 0.1.3 reads: file names, tensors, types and config as its own cache writes them."""
+"""The layout that EleutherAI delphi 0.1.3 writes and reads: file names, tensors, types and config."""
 
 import json
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def harvested(folder: Path, n: int, *, hook: str | None = "layer.1") -> Activati
 
 
 def read_back(folder: Path, sequence: int, tokens: int, d_sae: int) -> np.ndarray[Any, Any]:
-    """Dense features [tokens, d_sae] as delphi's loader puts the files together."""
+    """Dense features [tokens, d_sae], read from the files as delphi's loader reads them."""
     dense = np.zeros((tokens, d_sae), np.float32)
     for file in folder.glob("*.safetensors"):
         first = int(file.name.split("_")[0])
@@ -38,10 +38,10 @@ def read_back(folder: Path, sequence: int, tokens: int, d_sae: int) -> np.ndarra
         assert data["locations"].dtype in (np.uint16, np.uint32) and data["locations"].ndim == 2
         assert data["tokens"].dtype == np.int64
         np.testing.assert_array_equal(data["tokens"].ravel(), 7 * np.arange(tokens))
-        batch, at, latent = data["locations"].astype(np.int64).T
-        assert (at < sequence).all() and (np.diff(batch * sequence + at) >= 0).all()
-        assert (dense[batch * sequence + at, latent + first] == 0).all()
-        dense[batch * sequence + at, latent + first] = data["activations"]
+        batch, position, feature = data["locations"].astype(np.int64).T
+        assert (position < sequence).all() and (np.diff(batch * sequence + position) >= 0).all()
+        assert (dense[batch * sequence + position, feature + first] == 0).all()
+        dense[batch * sequence + position, feature + first] = data["activations"]
     return dense
 
 
@@ -79,7 +79,7 @@ def test_files_cover_all_features_without_gap(bundle_of: BundleOf, tmp_path: Pat
         "values": "float16",
     }
     (tmp_path / "cache").mkdir()
-    parts = [feature_rows(activations, 0, features, "float16")]
+    parts = [feature_rows(activations, 0, features)]
     delphi.write(tmp_path / "cache", parts, description, sequence=256, l0=24, file_matches=300)
     folder = tmp_path / "cache" / "layer.1"
     edges = sorted(tuple(map(int, path.stem.split("_"))) for path in folder.glob("*.safetensors"))

@@ -35,7 +35,7 @@ def mutual(bundle_of: BundleOf) -> SAE:
 
 @pytest.fixture(scope="module")
 def placed(tmp_path_factory: pytest.TempPathFactory) -> SAE:
-    """An SAE that knows its model and hook."""
+    """An SAE with a model and a hook in its manifest."""
     path = tmp_path_factory.mktemp("placed") / "sae"
     manifest = dataclasses.replace(make_manifest(150, "mutual"), model="tiny", hook="layer.1")
     bundle.write(path, make_weights(150, "mutual"), manifest)
@@ -65,7 +65,7 @@ def harvested(folder: Path, sizes: tuple[int, ...], *, model: str | None = "tiny
 
 
 def read_back(path: Path, d_sae: int = 150) -> Features:
-    """The features in a file, by pyarrow's own reading of it."""
+    """The features in a file, read with pyarrow."""
     table = pq.read_table(path)
     indices, values = (table[name].combine_chunks() for name in ("indices", "values"))
     assert indices.offsets.equals(values.offsets)
@@ -87,7 +87,7 @@ def assert_same(found: Features, expected: Features) -> None:
 
 @pytest.mark.parametrize("rule", ["served", "batch"])
 def test_parquet_holds_what_encode_gives(sae: SAE, tmp_path: Path, rule: Literal["served", "batch"]) -> None:
-    x = make_x(5000)  # more than is encoded at once
+    x = make_x(5000)  # more tokens than are encoded at once
     made = extract(sae, plain(tmp_path, x), tmp_path / "f.parquet", rule=rule)
     expected = sae.encode_batch(x) if rule == "batch" else sae.encode(x)
     assert_same(read_back(tmp_path / "f.parquet"), expected)
@@ -95,12 +95,12 @@ def test_parquet_holds_what_encode_gives(sae: SAE, tmp_path: Path, rule: Literal
     assert made.size == (tmp_path / "f.parquet").stat().st_size
 
 
-def test_batch_rule_gives_out_matches_over_all_tokens(mutual: SAE, tmp_path: Path) -> None:
+def test_the_batch_rule_of_extract_gives_the_matches_to_all_tokens_together(mutual: SAE, tmp_path: Path) -> None:
     made = extract(mutual, plain(tmp_path, make_x(5000)), tmp_path / "f.parquet", rule="batch")
     assert made.matches == 6 * 5000
 
 
-def test_batch_rule_reads_pieces_and_each_twice_at_most(
+def test_the_batch_rule_of_extract_reads_each_row_at_most_twice(
     bundle_of: BundleOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x = make_x(5000)
@@ -121,7 +121,7 @@ def test_batch_rule_reads_pieces_and_each_twice_at_most(
     assert_same(read_back(tmp_path / "f.parquet"), sae.encode_batch(x))
 
 
-def test_float16_values_are_the_rounded_ones(mutual: SAE, tmp_path: Path) -> None:
+def test_extract_rounds_values_to_float16(mutual: SAE, tmp_path: Path) -> None:
     x = make_x(300)
     extract(mutual, plain(tmp_path, x), tmp_path / "f.parquet", values="float16")
     expected = mutual.encode(x)
@@ -174,7 +174,7 @@ def test_a_row_group_ends_with_a_part_and_holds_65536_tokens_by_default(mutual: 
     x = make_x(1_000)
     activations = plain(tmp_path, x)
     bounds = [(0, 300), (300, 600), (600, 900), (900, 1_000)]
-    parts = [feature_rows(activations, begin, mutual.encode(x[begin:end]), "float32") for begin, end in bounds]
+    parts = [feature_rows(activations, begin, mutual.encode(x[begin:end])) for begin, end in bounds]
     parquet.write(tmp_path / "f.parquet", parts, {"values": "float32", "tokens": 1_000}, row_group=600)
     metadata = pq.read_metadata(tmp_path / "f.parquet")
     assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [600, 400]
@@ -189,7 +189,7 @@ def test_columns_of_parquet_have_the_encodings_that_pack_them_best(mutual: SAE, 
     delta = "DELTA_BINARY_PACKED"
     expected = {"doc": delta, "pos": delta, "token": delta, "indices.list.element": delta}
     expected["values.list.element"] = "BYTE_STREAM_SPLIT"
-    # RLE is how Parquet keeps which entries are null and where lists begin.
+    # Parquet uses RLE for its marks of nulls and of the starts of lists.
     assert {name: set(column.encodings) - {"RLE"} for name, column in columns.items()} == {
         name: {encoding} for name, encoding in expected.items()
     }
@@ -236,7 +236,7 @@ def test_a_token_without_features_has_an_empty_row(mutual: SAE, tmp_path: Path) 
 
 @pytest.fixture
 def unread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No activation may be read."""
+    """The test fails if an activation is read."""
 
     def read(*_: Any, **__: Any) -> None:
         pytest.fail("activations were read before the arguments were checked")
@@ -249,7 +249,7 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_arguments_are_checked_before_any_work(placed: SAE, tmp_path: Path) -> None:
     out = tmp_path / "out" / "f.parquet"
     narrow = plain(tmp_path, np.zeros((3, 7), np.float32))
-    with pytest.raises(ValueError, match=r"x\.npy: activations have width 7, this SAE expects 24 \(tiny, layer\.1\); "):
+    with pytest.raises(ValueError, match=r"x\.npy: activations have d_in 7, this SAE expects 24 \(tiny, layer\.1\); "):
         extract(placed, narrow, out)
     other = open_activations(harvested(tmp_path / "other", (5,), hook="layer.2"))
     message = r"other: activations come from hook 'layer\.2', this SAE was fitted on 'layer\.1'; harvest those, or pass"
@@ -267,7 +267,7 @@ def test_arguments_are_checked_before_any_work(placed: SAE, tmp_path: Path) -> N
     out.parent.mkdir()
     with pytest.raises(FileExistsError, match=r"out is a folder; name a file in it"):
         extract(placed, good, out.parent, force=True)
-    with pytest.raises(ValueError, match=r"^the output - would be standard output, which cannot be written to; name"):
+    with pytest.raises(ValueError, match=r"^the output - would be standard output, which is not supported; name"):
         extract(placed, good, Path("-"))
     out.write_text("mine")
     with pytest.raises(FileExistsError, match=r"f\.parquet already exists; pass --force"):
@@ -282,7 +282,7 @@ def test_any_source_accepts_activations_of_another_model(placed: SAE, tmp_path: 
 
 
 @pytest.mark.parametrize(("model", "hook"), [(None, None), ("tiny", None), (None, "layer.1"), ("tiny", "layer.1")])
-def test_an_unknown_source_is_no_other_source(
+def test_extract_accepts_activations_of_an_unknown_source(
     placed: SAE, mutual: SAE, tmp_path: Path, model: str | None, hook: str | None
 ) -> None:
     activations = open_activations(harvested(tmp_path / "acts", (5,), model=model, hook=hook))
@@ -324,7 +324,7 @@ def test_a_row_that_overflows_is_named(mutual: SAE, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 @pytest.mark.parametrize("force", [False, True])
-def test_an_extraction_that_breaks_off_leaves_what_was_there(
+def test_an_extraction_that_breaks_off_keeps_the_old_output(
     mutual: SAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], force: bool
 ) -> None:
     activations = plain(tmp_path, make_x(9000))
@@ -360,7 +360,7 @@ class Terminal(io.StringIO):
 
 @pytest.mark.parametrize("rule", ["served", "batch"])
 @pytest.mark.parametrize(("stream", "progress", "shown"), [(Terminal, True, True), (Terminal, False, False)])
-def test_progress_is_shown_where_asked_for(
+def test_extract_shows_a_bar_with_progress(
     mutual: SAE,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -376,7 +376,9 @@ def test_progress_is_shown_where_asked_for(
     assert bool(stderr.getvalue()) == shown
 
 
-def test_no_progress_without_a_terminal(mutual: SAE, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_extract_shows_no_bar_without_a_terminal(
+    mutual: SAE, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     extract(mutual, plain(tmp_path, make_x(10)), tmp_path / "f.parquet", progress=True)
     assert capfd.readouterr() == ("", "")
 

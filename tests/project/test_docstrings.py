@@ -1,4 +1,4 @@
-"""The examples in the docstrings of the product run, and give what they say."""
+"""The examples in docstrings run and give the results that they show."""
 
 import contextlib
 import doctest
@@ -24,25 +24,25 @@ NAMES = ("sae", "x", "bundle_path", "activations_path", "host_path")
 
 
 def module_names() -> list[str]:
-    """Every module of the three packages, but for those that run when they are imported."""
+    """Every module of the three packages, except modules that act when they are imported."""
     packages = [sae_runtime, *map(importlib.import_module, ("sae_runtime.train", "sae_runtime.exports"))]
     names = {package.__name__ for package in packages}
     for package in packages:
         names |= {module.name for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")}
-    # triton chooses its driver for the whole process when kernels are made, and other tests need another one.
+    # Triton chooses its driver for the whole process when kernels are defined, and other tests need another driver.
     return sorted(name for name in names if not name.endswith(("__main__", "triton_kernels")))
 
 
 @pytest.fixture
 def makers(bundle_of: Callable[..., Path], copy_of: Callable[..., Path], tmp_path: Path) -> Makers:
-    """What makes each name of the examples."""
+    """Functions that make the values of the names that examples use."""
 
     def activations_path() -> str:
         np.save(tmp_path / "activations.npy", make_x(600, seed=2))
         return str(tmp_path / "activations.npy")
 
     def host_path() -> str:
-        from tiny_host import host_graph  # here: it imports torch
+        from tiny_host import host_graph  # imported here because it imports torch
 
         folder = shutil.copytree(host_graph("bert").parent, tmp_path / "host")
         return str(folder / host_graph("bert").name)
@@ -69,9 +69,9 @@ def in_temporary_folder(tmp_path: Path) -> Iterator[None]:
 
 
 def run_examples(module: ModuleType, makers: Makers) -> str:
-    """Run the examples of a module; give what doctest says of those that fail.
+    """Run the examples of a module, and give the report of doctest on those that fail.
 
-    An example sees the names of its module, `np`, and those of the names below that occur in it.
+    An example may use the names of its module, `np`, and each of NAMES, whose value is made at its first use.
     """
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     said = io.StringIO()
@@ -97,7 +97,7 @@ def test_examples_give_what_they_say(name: str, makers: Makers) -> None:
     assert run_examples(module, makers) == ""
 
 
-def test_the_names_of_the_examples_are_what_the_examples_assume(makers: Makers) -> None:
+def test_the_names_that_examples_use_have_the_values_that_they_show(makers: Makers) -> None:
     made = {name: makers[name]() for name in NAMES if name != "host_path"}
     assert made["x"].shape == (6, D_IN) and made["x"].dtype == np.float32
     assert (made["sae"].d_in, made["sae"].d_sae) == (D_IN, 150)

@@ -1,4 +1,4 @@
-"""The wheel holds what the checkout holds, and works where nothing else is installed."""
+"""The wheel has every module of the checkout, and works with the runtime dependencies alone."""
 
 import shutil
 import subprocess
@@ -12,7 +12,7 @@ import pytest
 from bare import in_bare, link
 
 ROOT = Path(__file__).parents[2]
-# What pip installs with sae-runtime[cpu] on Linux, less what onnxruntime only needs for its tools.
+# Distributions that sae-runtime[cpu] needs on Linux; onnxruntime's tools need more.
 RUNTIME = ("numpy", "onnxruntime", "click", "safetensors", "tqdm")
 
 
@@ -80,7 +80,7 @@ print(sae_runtime.__file__)
     assert done.stdout.strip() == str(bare / "sae_runtime" / "__init__.py")
 
 
-def test_what_is_missing_is_named_with_its_extra(wheel: Path, tmp_path: Path) -> None:
+def test_the_wheel_names_the_extra_of_a_missing_package(wheel: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     zipfile.ZipFile(wheel).extractall(bare)
     link(bare, "numpy", "click", "safetensors", "tqdm")

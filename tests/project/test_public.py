@@ -18,6 +18,6 @@ def test_all_is_what_the_front_door_names() -> None:
     assert len(sae_runtime.__all__) == len(set(sae_runtime.__all__)) <= 8
 
 
-def test_every_name_is_there_and_says_what_it_is() -> None:
+def test_every_public_name_has_a_docstring() -> None:
     for name in sae_runtime.__all__:
         assert getattr(sae_runtime, name).__doc__, name

@@ -1,4 +1,4 @@
-"""Rooms have walls: an import that a room's table does not allow fails here by name."""
+"""Rooms have walls: a test names each import that the table of rooms does not allow."""
 
 import ast
 import re
@@ -16,7 +16,7 @@ FOLDERS = {
 }
 ANYTHING = None
 
-# What the modules of a room may import of ours, besides their own room.
+# Rooms that the modules of each room may import, besides their own room.
 MAY_IMPORT: dict[str, tuple[str, ...] | None] = {
     "core": (),
     "bundle": ("core",),
@@ -35,13 +35,13 @@ MAY_IMPORT: dict[str, tuple[str, ...] | None] = {
 }
 """The front door and sae.py are rooms of one file."""
 
-# What the runtime must not need, and who may import it nonetheless.
+# Packages that the runtime must not need, and the rooms that may import them.
 HEAVY = {"torch", "transformers", "onnx", "onnx_ir", "onnxscript", "triton"}
 MAY_BE_HEAVY = ("train", "exports", "checkpoints", "cli", "demo")
 
 
 def modules() -> Iterator[tuple[str, Path]]:
-    """Every module of the project as its dotted name below sae_runtime, and its file."""
+    """The dotted name below sae_runtime and the file of every module."""
     for package, folder in FOLDERS.items():
         for path in sorted(folder.rglob("*.py")):
             parts = path.relative_to(folder).with_suffix("").parts
@@ -57,7 +57,7 @@ def room_of(module: str) -> str:
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """Line and dotted name of every import, those in functions too."""
+    """Line and dotted name of every import, also of imports in functions."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -66,7 +66,7 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def ours(name: str) -> str | None:
-    """The module below sae_runtime that an imported name belongs to, None for other libraries."""
+    """The module below sae_runtime that an imported name is in; None for other libraries."""
     parts = name.split(".")
     if parts[0] != "sae_runtime":
         return None
@@ -79,7 +79,7 @@ def ours(name: str) -> str | None:
 @pytest.mark.parametrize("module", MODULES)
 def test_module_imports_only_what_its_room_may(module: str) -> None:
     room = room_of(module)
-    assert room in MAY_IMPORT, f"{module} stands in no room; name the room in this test and in docs/architecture.md"
+    assert room in MAY_IMPORT, f"{module} is in no room; name the room in this test and in docs/architecture.md"
     allowed = MAY_IMPORT[room]
     file, doors = MODULES[module].relative_to(ROOT), ", ".join(allowed or ()) or "nothing"
     broken = [
@@ -113,7 +113,7 @@ def test_module_outside_the_heavy_rooms_imports_no_torch_and_no_onnx(module: str
 
 
 def test_modules_import_each_other_without_circles() -> None:
-    """Imports in functions do not count: they are there to be late."""
+    """Imports in functions do not count, because they run later."""
     edges = {
         module: {
             target

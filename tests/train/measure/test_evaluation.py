@@ -130,7 +130,7 @@ def test_a_file_that_is_no_evaluation_is_refused(bundle_of: Callable[..., Path],
     with pytest.raises(ValueError, match="is a folder, expected the JSON file of an evaluation"):
         read_evaluation(bundle_of("mutual"))
     for changes, message in (
-        ({"schema_version": 7}, "the evaluation has schema version 7, not 1"),
+        ({"schema_version": 7}, "the evaluation has schema version 7, this sae-runtime reads 1"),
         ({"tokens": "many"}, r"the evaluation\.tokens must be int, got 'many'"),
         ({"served": {**written["served"], "l0": None}}, r"the evaluation\.served\.l0 must be float, got None"),
         (
@@ -196,7 +196,7 @@ def test_an_evaluation_of_silent_features_has_no_zipf_law(tmp_path: Path) -> Non
 def test_evaluate_refuses_activations_that_it_cannot_measure(tmp_path: Path, bundle_of: Callable[..., Path]) -> None:
     path = bundle_of("mutual")
     with pytest.raises(
-        ValueError, match=f"activations have width 3, this SAE expects {D_IN}.*; was another layer captured"
+        ValueError, match=f"activations have d_in 3, this SAE expects {D_IN}.*; was another layer captured"
     ):
         run(path, np.zeros((5, 3), np.float32))
     with pytest.raises(ValueError, match="has 1 rows, a variance needs at least two"):

@@ -1,0 +1,99 @@
+"""Features back to activations: decode.onnx and steer.onnx, tile by tile."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sae_runtime.bundle.graphs import DECODE, STEER
+from sae_runtime.bundle.manifest import Manifest
+from sae_runtime.core.arrays import as_float32
+from sae_runtime.core.edits import Edit, as_inputs
+from sae_runtime.core.features import Features
+from sae_runtime.engine.options import Feed
+from sae_runtime.engine.rows import rows_of
+from sae_runtime.engine.sessions import Sessions
+
+Edits = Edit | Sequence[Edit] | Sequence[Sequence[Edit]]
+
+
+def decode(
+    sessions: Sessions, manifest: Manifest, features: Features, x: ArrayLike | None, *, tile: int
+) -> NDArray[np.float32]:
+    """Reconstructions of features with decode.onnx; arguments, result and errors are those of `SAE.decode`.
+
+    `tile` tokens are decoded at once.
+    """
+    architecture = manifest.architecture
+    if features.d_sae != architecture.d_sae:
+        raise ValueError(
+            f"features of an SAE with {features.d_sae}, this one has {architecture.d_sae}; encode with this one"
+        )
+    rows = None
+    if architecture.decodes_with_x:
+        if x is None:
+            raise ValueError("this SAE needs the activations to decode; call decode(features, x)")
+        rows = rows_of(x, manifest)
+        if rows.shape != features.shape:
+            raise ValueError(
+                f"x has tokens {list(rows.shape)}, the features {list(features.shape)}; give the x of the features"
+            )
+    x_hat = np.empty((len(features), architecture.d_x_hat), np.float32)
+    for part in _slices(len(features), tile):
+        indices, values = features[part].to_slots()
+        feed: Feed = {"indices": indices, "values": values}
+        if rows is not None:
+            feed["x"] = rows(np.arange(len(rows))[part])
+        (x_hat[part],) = sessions.run(DECODE.file, feed)
+    return x_hat.reshape(*features.shape, architecture.d_x_hat)
+
+
+def steer(
+    sessions: Sessions, manifest: Manifest, x: ArrayLike, edits: Edits, gate: ArrayLike | None, *, tile: int
+) -> NDArray[np.float32]:
+    """Edited activations with steer.onnx; arguments, result and errors are those of `SAE.steer`.
+
+    `tile` tokens are edited at once.
+    """
+    architecture = manifest.architecture
+    if architecture.d_out is not None:
+        raise ValueError("this is a transcoder: its features do not reconstruct x, and cannot edit it")
+    rows = rows_of(x, manifest)
+    flat, shape = rows.all(), rows.shape
+    requests: list[Sequence[Edit]]
+    if isinstance(edits, Edit):
+        requests = [[edits]]
+    elif not edits or isinstance(edits[0], Edit):
+        requests = [edits]  # type: ignore[list-item]
+    elif len(shape) == 2 and len(edits) == shape[0]:
+        requests = list(edits)  # type: ignore[arg-type]
+    else:
+        raise ValueError(
+            f"{len(edits)} lists of edits need activations [{len(edits)}, t, d_in], got {[*shape, architecture.d_in]}"
+        )
+    feed = as_inputs(requests, architecture.d_sae)
+    batch = flat.reshape(len(requests), len(flat) // len(requests), architecture.d_in)
+    tokens = {"x": batch}
+    if gate is not None:
+        tokens["gate"] = _gates(gate, shape).reshape(*batch.shape[:2], 1)
+    y = np.empty_like(batch)
+    for part in _slices(batch.shape[1], max(tile // len(requests), 1)):
+        feed |= {name: np.ascontiguousarray(array[:, part]) for name, array in tokens.items()}
+        (y[:, part],) = sessions.run(STEER.file, feed)
+    return y.reshape(*shape, architecture.d_in)
+
+
+def _slices(tokens: int, tile: int) -> Iterator[slice]:
+    return (slice(begin, begin + tile) for begin in range(0, tokens, tile))
+
+
+def _gates(gate: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    array = as_float32(gate)
+    if not np.isfinite(array).all():
+        raise ValueError("gate holds NaN or Inf; expected finite numbers, one for each token")
+    try:
+        return np.broadcast_to(array, shape)
+    except ValueError as error:
+        raise ValueError(
+            f"gate must broadcast to {list(shape)}, one number for each token, got {list(array.shape)}"
+        ) from error

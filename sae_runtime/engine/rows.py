@@ -1,0 +1,133 @@
+"""Activations that a caller gives, as numbered rows that are checked when they are read."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sae_runtime.bundle.manifest import Manifest
+from sae_runtime.core.arrays import as_float32, first_nonfinite
+from sae_runtime.core.slots import Slots
+
+Read = Callable[[NDArray[np.int64]], NDArray[Any]]
+"""Gives rows of activations by their numbers, which ascend: [len(ids), d_in], any real type."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of activations, which a call reads by number and gives as finite float32.
+
+    Attributes:
+        read: gives tokens by their numbers.
+        ids: the token of each row, ascending. A masked token has no row.
+        shape: leading dimensions of all tokens.
+    """
+
+    read: Read
+    ids: NDArray[np.int64]
+    shape: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __call__(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Rows by number, which ascend: float32 [len(rows), d_in].
+
+        Raises:
+            ValueError: a row holds NaN or Inf; the message names its token.
+        """
+        x = as_float32(self.read(self.ids[rows]))
+        bad = first_nonfinite(x)
+        if bad is not None:
+            raise ValueError(
+                f"row {self._name(rows[bad])} of the activations holds NaN or Inf; drop it or mend the model"
+            )
+        return x
+
+    def all(self) -> NDArray[np.float32]:
+        """All rows: float32 [n, d_in]; raises ValueError as a call does."""
+        return self(np.arange(len(self)))
+
+    def refuse_overflow(self, rows: NDArray[np.int64], slots: Slots) -> None:
+        """Raise ValueError if the features of a row are not finite."""
+        bad = first_nonfinite(slots[1])
+        if bad is not None:
+            raise ValueError(
+                f"row {self._name(rows[bad])} of the activations is so large that its features overflow float32; "
+                "drop it or mend the model"
+            )
+
+    def _name(self, row: np.int64) -> str:
+        """The token's index in the caller's array, such as "1, 3"."""
+        return ", ".join(map(str, np.unravel_index(self.ids[row], self.shape))) if self.shape else "0"
+
+
+def rows_of(x: ArrayLike, manifest: Manifest, valid: ArrayLike | None = None) -> Rows:
+    """The rows of an array of activations.
+
+    Args:
+        x: [..., d_in], any real type.
+        manifest: of the SAE that encodes them.
+        valid: bool [...]; a token that is False gets no row.
+
+    Raises:
+        ValueError: x has another d_in than the SAE, or `valid` is not one bool for each token.
+
+    >>> rows_of(x, sae.manifest).all().shape
+    (6, 24)
+    """
+    array = np.asarray(x)
+    manifest.check_d_in(array.shape[-1] if array.ndim else None)
+    shape = array.shape[:-1]
+    flat = array.reshape(math.prod(shape), array.shape[-1])
+    ids = np.arange(len(flat))
+    if valid is not None:
+        mask = np.asarray(valid)
+        if mask.dtype != np.bool_ or mask.shape != shape:
+            raise ValueError(
+                f"valid must be bool {list(shape)}, one for each token, got {mask.dtype} {list(mask.shape)}"
+            )
+        ids = np.flatnonzero(mask)
+
+    def read(tokens: NDArray[np.int64]) -> NDArray[Any]:
+        if len(tokens) and tokens[-1] - tokens[0] == len(tokens) - 1:
+            return flat[tokens[0] : tokens[-1] + 1]  # without a copy
+        return flat[tokens]
+
+    return Rows(read, ids, shape)
+
+
+def batch_rows(x: ArrayLike | Read, tokens: int | None, valid: ArrayLike | None, manifest: Manifest) -> Rows:
+    """The rows of an array or of a function; the rows of a function are checked when they are read.
+
+    Args:
+        x: [..., d_in], or a function that gives rows by their numbers.
+        tokens: the number of rows that a function gives; None for an array.
+        valid: for an array, see `rows_of`; None for a function.
+        manifest: of the SAE that encodes them.
+
+    Raises:
+        ValueError: the arguments do not fit.
+
+    >>> batch_rows(lambda ids: x[ids], 6, None, sae.manifest).all().shape
+    (6, 24)
+    """
+    if not callable(x):
+        if tokens is not None:
+            raise ValueError("tokens belongs to a function that gives rows; an array of activations has its own")
+        return rows_of(x, manifest, valid)
+    if tokens is None or valid is not None:
+        raise ValueError("a function that gives rows needs tokens, their number, and takes no valid mask")
+
+    def read(ids: NDArray[np.int64]) -> NDArray[Any]:
+        given = rows_of(x(ids), manifest)
+        if given.shape != ids.shape:
+            raise ValueError(
+                f"read gave activations [{', '.join(map(str, given.shape))}, d_in], expected {len(ids)} rows"
+            )
+        return given.read(given.ids)
+
+    return Rows(read, np.arange(tokens), (tokens,))
