@@ -43,7 +43,7 @@ def check_graph(bundle: Bundle, graph: Path) -> None:
         fault = _FAULTS[graph.name](bundle, x, run)
     if fault is not None:
         raise BundleError(
-            f"{graph.name} of {bundle.path} disagrees with numpy: {fault}; the graph was left out, please report this"
+            f"{graph.name} of {bundle.path} disagrees with numpy: {fault}; nothing was exported, please report this"
         )
 
 

@@ -45,7 +45,8 @@ def export(
 
     Args:
         path: a bundle's folder.
-        graphs: any of "exact", which is made where int8 can be used (see `has_integers`), and "gpu", "exact" for GPUs.
+        graphs: any of "exact", which is made where int8 can be used (see `has_integers`), and "gpu", its float16
+            counterpart for GPUs.
         activations: typical activations [m, d_in], which replace the bundle's sample; int8 is most precise on these.
         builders: makes each graph, by its file name.
 

@@ -36,7 +36,7 @@ class TrainConfig:
     aux: str = option(
         "zipf", "auxiliary loss over under-used features, dead features, or none", choices=("zipf", "dead", "none")
     )
-    slack: float = option(3.0, "feature choice: most matches of a feature over its quota of them; 1 is strict, >= 1")
+    slack: float = option(3.0, "feature choice: largest density of a feature over its quota; 1 is strict, >= 1")
     exponent: float | None = option(None, "feature choice: Zipf exponent of the quotas, 0 is uniform [fitted]")
     offset: float | None = option(
         None, "feature choice: Zipf-Mandelbrot offset of the quotas, in ranks [fitted, or 0 with an exponent]"

@@ -1,4 +1,4 @@
-"""The settings of a config: their help and ranges for the command line, and the check of their values.
+"""The settings of a config: their help and choices for the command line, and the check of their ranges.
 
 The configs of fitting, harvesting and evaluating are dataclasses whose fields `option` makes. Nothing here imports
 torch, so the command line can show its help without it.

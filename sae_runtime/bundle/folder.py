@@ -83,7 +83,7 @@ class Bundle:
             if graph.derived:
                 _check_file(self.path, DERIVED, self.manifest.files[DERIVED], verify=verify)
         except ValueError as error:
-            raise BundleError(f"{error}; run: sae-runtime export {self.path}") from error
+            raise BundleError(f"{error}, or run: sae-runtime export {self.path}") from error
         return self.path / name
 
 

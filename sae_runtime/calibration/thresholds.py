@@ -23,9 +23,9 @@ def thresholds(blocks: Iterable[Array], tokens: int, k: float, max_density: NDAr
 
     A feature is active if z > threshold. Mutual choice gets one common threshold, which brings the mean L0 to k. Under
     feature choice a feature gets the larger of the common threshold and the feature's own limit: the quantile of z
-    above which its density is max_density. The threshold is at most the quantile above which the density is a thirtieth
-    of max_density, so that the common threshold does not silence features with small values. Each threshold is midway
-    between two neighbouring values of z.
+    above which its density is max_density. The common threshold does not silence features with small values: the
+    threshold is low enough that the feature keeps a density of max_density / 30. Each threshold is midway between two
+    neighbouring values of z.
 
     Args:
         blocks: pre-activations z >= 0 of runs of features, in the order of the features: float32 [features, tokens].

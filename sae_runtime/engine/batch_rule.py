@@ -21,11 +21,10 @@ M-th match, or of the m_i-th match in column i if that is larger, or 0 if there 
 raise bound_i. So a pre-activation below bound_i is not a match of the whole batch, and no other match depends on it. It
 can be forgotten.
 
-`first_pass` encodes each row with a few slots, above a floor. A row that fills its slots lacks only values up to its
-last slot. Another row lacks only values up to the floor. `second_pass` encodes a row again, with all its slots, if the
-row may lack a value that reaches the smallest bound. Then no match is missing, and no row was encoded more than twice.
-The rows of the second pass do not depend on the tiles, because the first pass ends with the matches among all its
-slots.
+`first_pass` encodes each row with a few slots, above a floor. If a row fills its slots, what it lacks is at most its
+last slot's value; if not, at most the floor. `second_pass` encodes a row again, with all its slots, if the row may lack
+a value that reaches the smallest bound. Then no match is missing, and no row was read more than twice. The rows of the
+second pass do not depend on the tiles, because the first pass ends with the matches among all its slots.
 """
 
 from collections.abc import Callable, Iterator, Sequence
