@@ -467,13 +467,13 @@ def test_a_graph_that_is_missing_truncated_or_altered_is_refused(copy_of: CopyOf
         load(path, verify=verify).steer(make_x(1), [])
 
     flip_last_bit(path / name)
-    with pytest.raises(BundleError, match=f"{name} was altered.*; run: sae-runtime export {path}$"):
+    with pytest.raises(BundleError, match=f"{name} was altered.*, or run: sae-runtime export {path}$"):
         use()
     (path / name).write_bytes(whole[:-1])
-    with pytest.raises(BundleError, match=f"{name} has .*truncated or altered.*; run: sae-runtime export {path}$"):
+    with pytest.raises(BundleError, match=f"{name} has .*truncated or altered.*, or run: sae-runtime export {path}$"):
         use()
     (path / name).unlink()
-    with pytest.raises(BundleError, match=f"{name} is missing.*; run: sae-runtime export {path}$"):
+    with pytest.raises(BundleError, match=f"{name} is missing.*, or run: sae-runtime export {path}$"):
         use()
     (path / name).write_bytes(whole)
     use()

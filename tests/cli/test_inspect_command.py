@@ -118,7 +118,7 @@ def test_a_graph_without_the_weights_it_reads_is_not_valid(bundle_of: BundleOf, 
     (path / bundle.DERIVED).unlink()
     said = refused("inspect", path)
     assert said.startswith(f"error: {path / bundle.DERIVED} is missing; ")
-    assert said.endswith(f"; run: sae-runtime export {path}")
+    assert said.endswith(f", or run: sae-runtime export {path}")
     assert run("export", path).exit_code == 0
     assert run("inspect", path).exit_code == 0
 

@@ -194,13 +194,13 @@ def test_derived_weights_are_hashed_unless_told_not_to(copy_of: BundleOf) -> Non
     altered = bytearray((path / DERIVED).read_bytes())
     altered[-1] ^= 1
     (path / DERIVED).write_bytes(altered)
-    with pytest.raises(BundleError, match=rf"{DERIVED} was altered.*; run: sae-runtime export {path}"):
+    with pytest.raises(BundleError, match=rf"{DERIVED} was altered.*, or run: sae-runtime export {path}"):
         load(path, tiling=SMALL)
     assert load(path, verify=False, tiling=SMALL).encode(make_x(3)).shape == (3,)
     assert load(path, graph="encode.onnx").encode(make_x(3)).shape == (3,)
     (path / DERIVED).write_bytes(altered[:-4])
-    with pytest.raises(BundleError, match=rf"{DERIVED} has .* bytes, expected .*; run: sae-runtime export {path}"):
+    with pytest.raises(BundleError, match=rf"{DERIVED} has .* bytes, expected .*, or run: sae-runtime export {path}"):
         load(path, verify=False, tiling=SMALL)
     (path / DERIVED).unlink()
-    with pytest.raises(BundleError, match=rf"{DERIVED} is missing.*; run: sae-runtime export {path}"):
+    with pytest.raises(BundleError, match=rf"{DERIVED} is missing.*, or run: sae-runtime export {path}"):
         load(path, verify=False, tiling=SMALL)

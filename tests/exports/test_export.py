@@ -160,7 +160,7 @@ def test_deleted_derived_weights_break_the_joint_graph_until_the_next_export(cop
     np.testing.assert_array_equal(sae.steer(x, []), x)
     assert sae.decode(sae.encode(x)).shape == x.shape
     np.testing.assert_array_equal(sae.encode_batch(x).to_dense(), before)  # max_density follows from the manifest
-    with pytest.raises(BundleError, match=rf"{DERIVED} is missing.*; run: sae-runtime export {path}"):
+    with pytest.raises(BundleError, match=rf"{DERIVED} is missing.*, or run: sae-runtime export {path}"):
         bundle.read(path).graph("encode_joint.onnx")
     export(path)
     assert bundle.read(path).graph("encode_joint.onnx").exists()
@@ -171,7 +171,7 @@ def test_altered_derived_weights_are_refused_until_the_next_export(copy_of: Bund
     altered = bytearray((path / DERIVED).read_bytes())
     altered[-1] ^= 1
     (path / DERIVED).write_bytes(altered)
-    with pytest.raises(BundleError, match=rf"{DERIVED} was altered.*; run: sae-runtime export {path}"):
+    with pytest.raises(BundleError, match=rf"{DERIVED} was altered.*, or run: sae-runtime export {path}"):
         bundle.read(path).graph("encode_joint.onnx")
     export(path)
     assert bundle.read(path).graph("encode_joint.onnx").exists()
