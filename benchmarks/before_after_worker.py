@@ -5,6 +5,7 @@ alone, and knows both its older and its newer form.
 """
 
 import contextlib
+import importlib
 import inspect
 import json
 import sys
@@ -46,14 +47,17 @@ def splice_task(folder: Path, bundle: Path) -> Task:
     """The splice of a bundle into a small BERT's graph."""
     from transformers import BertConfig, BertModel
 
-    from sae_runtime.exports.export_model import export_model
-    from sae_runtime.exports.splice.splicing import Splice, splice
-
+    try:
+        export_model = importlib.import_module("sae_runtime.exports.export_model").export_model
+        splicing = importlib.import_module("sae_runtime.exports.splice.splicing")
+    except ModuleNotFoundError:  # the older form
+        export_model = importlib.import_module("sae_runtime.exports.host").export_host
+        splicing = importlib.import_module("sae_runtime.exports.splice")
     sizes: dict[str, Any] = {"hidden_size": D_IN, "num_hidden_layers": 2, "num_attention_heads": 4}
     model: Any = BertModel(BertConfig(vocab_size=100, intermediate_size=D_IN, **sizes))
     host = export_model(model.eval(), folder / "host.onnx")
-    one = Splice(bundle=bundle, hook="encoder.layer.0")
-    return lambda: splice(host, [one], folder / "spliced", force=True)
+    one = splicing.Splice(bundle=bundle, hook="encoder.layer.0")
+    return lambda: splicing.splice(host, [one], folder / "spliced", force=True)
 
 
 def make_tasks(folder: Path) -> dict[str, Task]:

@@ -35,9 +35,9 @@ def first_nonfinite(x: NDArray[np.float32]) -> int | None:
     1
     """
     # If the sum of squares is finite, so are all values. If not, a value is not finite, or the sum overflows.
+    if math.isfinite(np.vdot(x, x)):  # vdot gives no warnings
+        return None
     with np.errstate(over="ignore", invalid="ignore"):
-        if math.isfinite(np.vdot(x, x)):
-            return None
         suspects = np.flatnonzero(~np.isfinite(x.sum(axis=1)))
     for row in suspects:
         if not np.isfinite(x[row]).all():

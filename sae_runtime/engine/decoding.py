@@ -43,7 +43,7 @@ def decode(
         indices, values = features[part].to_slots()
         feed: Feed = {"indices": indices, "values": values}
         if rows is not None:
-            feed["x"] = rows(np.arange(len(rows))[part])
+            feed["x"] = rows(part)
         (x_hat[part],) = sessions.run(DECODE.file, feed)
     return x_hat.reshape(*features.shape, architecture.d_x_hat)
 

@@ -1,5 +1,6 @@
 """Activations that a caller gives, as numbered rows that are checked when they are read."""
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,36 +34,37 @@ class Rows:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __call__(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Rows by number, which ascend: float32 [len(rows), d_in].
+    def __call__(self, rows: NDArray[np.int64] | slice) -> NDArray[np.float32]:
+        """Rows by number, which ascend: float32 [number of rows, d_in].
 
         Raises:
             ValueError: a row holds NaN or Inf; the message names its token.
         """
-        x = as_float32(self.read(self.ids[rows]))
+        ids = self.ids[rows]
+        x = as_float32(self.read(ids))
         bad = first_nonfinite(x)
         if bad is not None:
             raise ValueError(
-                f"row {self._name(rows[bad])} of the activations holds NaN or Inf; drop it or mend the model"
+                f"row {self._name(ids[bad])} of the activations holds NaN or Inf; drop it or mend the model"
             )
         return x
 
     def all(self) -> NDArray[np.float32]:
         """All rows: float32 [n, d_in]; raises ValueError as a call does."""
-        return self(np.arange(len(self)))
+        return self(slice(None))
 
     def refuse_overflow(self, rows: NDArray[np.int64], slots: Slots) -> None:
         """Raise ValueError if the features of a row are not finite."""
         bad = first_nonfinite(slots[1])
         if bad is not None:
             raise ValueError(
-                f"row {self._name(rows[bad])} of the activations is so large that its features overflow float32; "
-                "drop it or mend the model"
+                f"row {self._name(self.ids[rows[bad]])} of the activations is so large that its features overflow "
+                "float32; drop it or mend the model"
             )
 
-    def _name(self, row: np.int64) -> str:
+    def _name(self, token: np.int64) -> str:
         """The token's index in the caller's array, such as "1, 3"."""
-        return ", ".join(map(str, np.unravel_index(self.ids[row], self.shape))) if self.shape else "0"
+        return ", ".join(map(str, np.unravel_index(token, self.shape))) if self.shape else "0"
 
 
 def rows_of(x: ArrayLike, manifest: Manifest, valid: ArrayLike | None = None) -> Rows:
@@ -91,13 +93,14 @@ def rows_of(x: ArrayLike, manifest: Manifest, valid: ArrayLike | None = None) ->
                 f"valid must be bool {list(shape)}, one for each token, got {mask.dtype} {list(mask.shape)}"
             )
         ids = np.flatnonzero(mask)
+    return Rows(functools.partial(_read, flat), ids, shape)
 
-    def read(tokens: NDArray[np.int64]) -> NDArray[Any]:
-        if len(tokens) and tokens[-1] - tokens[0] == len(tokens) - 1:
-            return flat[tokens[0] : tokens[-1] + 1]  # without a copy
-        return flat[tokens]
 
-    return Rows(read, ids, shape)
+# Not inside `rows_of`: Python evaluates the types of an inner function at each call, which took a tenth of a small one.
+def _read(flat: NDArray[Any], tokens: NDArray[np.int64]) -> NDArray[Any]:
+    if len(tokens) and tokens[-1] - tokens[0] == len(tokens) - 1:
+        return flat[tokens[0] : tokens[-1] + 1]  # without a copy
+    return flat[tokens]
 
 
 def batch_rows(x: ArrayLike | Read, tokens: int | None, valid: ArrayLike | None, manifest: Manifest) -> Rows:

@@ -1,11 +1,10 @@
 """The onnxruntime sessions of a bundle's graphs, with our defaults and error messages."""
 
-import contextlib
 import functools
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
@@ -166,8 +165,11 @@ class Sessions:
             MemoryError: there is too little memory for this number of tokens.
         """
         session = self.open(name, shared=shared)
-        with self._memory_errors(name):
+        try:
             return session.run(None, feed)
+        except Exception as error:
+            self._refuse_memory(name, error)
+            raise
 
     def run_bound(self, name: str, session: Any, binding: Any) -> None:
         """Run a session with its bound tensors, as soon as the device has computed the inputs.
@@ -175,20 +177,18 @@ class Sessions:
         Raises:
             MemoryError: there is too little memory for this number of tokens.
         """
-        with self._memory_errors(name):
+        try:
             binding.synchronize_inputs()
             session.run_with_iobinding(binding)
             binding.synchronize_outputs()
-
-    @contextlib.contextmanager
-    def _memory_errors(self, name: str) -> Iterator[None]:
-        """Turn onnxruntime's errors about memory into MemoryError; onnxruntime has no class for them."""
-        try:
-            yield
         except Exception as error:
-            if re.search("allocate|bad_alloc|out of memory|smaller than requested", str(error)):
-                raise MemoryError(f"{name} of {self.bundle.path}: give fewer tokens at once") from error
+            self._refuse_memory(name, error)
             raise
+
+    def _refuse_memory(self, name: str, error: Exception) -> None:
+        """Raise MemoryError if onnxruntime's error is about memory; onnxruntime has no class for it."""
+        if re.search("allocate|bad_alloc|out of memory|smaller than requested", str(error)):
+            raise MemoryError(f"{name} of {self.bundle.path}: give fewer tokens at once") from error
 
 
 @functools.cache
