@@ -10,7 +10,7 @@ import pytest
 from sae_runtime.cli import COMMANDS, main
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ("README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
+DOCUMENTS = ("README.md", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md"))))
 HISTORY = "docs/log.md"  # it tells of names that are gone
 OLD_WORDS = (
     "theta",
