@@ -115,17 +115,12 @@ def assemble(
     (d_in, d_sae), by_threshold = w_enc.shape, selection == "threshold"
     vectors = {"b_enc": b_enc, "b_dec": b_dec}
     if threshold is not None:
-        # np.maximum keeps NaN, which the loop below refuses.
+        # np.maximum keeps NaN, which `_rounded` refuses.
         vectors["threshold"] = np.maximum(np.broadcast_to(np.asarray(threshold, np.float64), b_enc.shape), 0)
     weights: dict[str, NDArray[np.float32] | Stored] = {"W_enc": w_enc, "W_dec": w_dec}
+    weights |= {name: _rounded(vector, name, file) for name, vector in vectors.items()}
     if w_skip is not None:
         weights["W_skip"] = w_skip
-    for name, vector in vectors.items():
-        with np.errstate(over="ignore"):
-            rounded = vector.astype(np.float32)
-        if not np.isfinite(rounded).all():
-            raise ValueError(f"{file}: {name} is beyond float32 when folded; it cannot be served")
-        weights[name] = rounded
     return Checkpoint(
         architecture=Architecture(
             d_in=d_in,
@@ -143,3 +138,11 @@ def assemble(
         allocation=None if k is None else Allocation(kind="mutual" if by_threshold else "token", k=float(k)),
         **about,
     )
+
+
+def _rounded(vector: Double, name: str, file: Path) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        rounded = vector.astype(np.float32)
+    if not np.isfinite(rounded).all():
+        raise ValueError(f"{file}: {name} is beyond float32 when folded; it cannot be served")
+    return rounded

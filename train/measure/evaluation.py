@@ -62,24 +62,7 @@ def evaluate(
     manifest = sae.manifest
     check_source(source, manifest, any_source=any_source)
     kind, rows = chosen_rows(manifest, source, config)
-    targets = _targets(sae, source, targets)
-    mean = None if targets is None else torch.from_numpy(_mean(targets, rows)).to(sae.W_dec.device)
-    batch = even_batch(len(rows), config.batch or trained_batch(manifest))
-    tile = min(max(_TILE_ELEMENTS // manifest.architecture.d_sae, 1), _ROWS_AT_ONCE)
-    total = len(rows) * (1 + (sae.batch is not None))
-    with progress_bar(total, "tokens", shown=progress) as bar:
-
-        def by_rule(rule: Rule, order: NDArray[np.int64], size: int) -> Tally:
-            parts = (order[begin : begin + size] for begin in range(0, len(order), size))
-            counted = tally(sae, _read(source, targets, parts, sae.W_dec.device, bar), rule, mean)
-            if targets is not None and mean is not None:
-                _check_variance(counted, mean, targets.path)
-            return counted
-
-        served = _evaluation(by_rule(sae.served, rows, tile), None)
-        by_batch = None
-        if sae.batch is not None:
-            by_batch = _evaluation(by_rule(sae.batch, rows[shuffled(len(rows))], batch), batch)
+    served, by_batch = _by_rules(sae, source, _targets(sae, source, targets), rows, config, progress)
     return Evaluation(
         bundle=str(sae.path),
         name=sae.path.resolve().name,
@@ -95,6 +78,35 @@ def evaluate(
         batch=by_batch,
         decoder=redundancy(sae.W_dec),
     )
+
+
+def _by_rules(
+    sae: TorchSAE,
+    source: Activations,
+    targets: Activations | None,
+    rows: NDArray[np.int64],
+    config: EvaluateConfig,
+    progress: bool,
+) -> tuple[RuleEvaluation, RuleEvaluation | None]:
+    """The figures of the served rule and of the batch rule, if the SAE has one."""
+    mean = None if targets is None else torch.from_numpy(_mean(targets, rows)).to(sae.W_dec.device)
+    batch = even_batch(len(rows), config.batch or trained_batch(sae.manifest))
+    tile = min(max(_TILE_ELEMENTS // sae.manifest.architecture.d_sae, 1), _ROWS_AT_ONCE)
+    total = len(rows) * (1 + (sae.batch is not None))
+    with progress_bar(total, "tokens", shown=progress) as bar:
+
+        def by_rule(rule: Rule, order: NDArray[np.int64], size: int) -> Tally:
+            parts = (order[begin : begin + size] for begin in range(0, len(order), size))
+            counted = tally(sae, _read(source, targets, parts, sae.W_dec.device, bar), rule, mean)
+            if targets is not None and mean is not None:
+                _check_variance(counted, mean, targets.path)
+            return counted
+
+        served = _evaluation(by_rule(sae.served, rows, tile), None)
+        by_batch = None
+        if sae.batch is not None:
+            by_batch = _evaluation(by_rule(sae.batch, rows[shuffled(len(rows))], batch), batch)
+    return served, by_batch
 
 
 def chosen_rows(manifest: Manifest, activations: Activations, config: EvaluateConfig) -> tuple[str, NDArray[np.int64]]:
