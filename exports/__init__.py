@@ -1,6 +1,6 @@
 """Turn a bundle into standard ONNX graphs that read its weights, and put SAEs into host models' graphs, with onnx-ir.
 
-May import, of the runtime, `core`, `bundle`, `activations`, `calibration` and `engine.sessions`.
+May import, of the runtime, `bundle` and `engine.sessions`.
 """
 
 from sae_runtime.bundle.extras import require
