@@ -59,7 +59,11 @@ def load(
 
 
 class SAE:
-    """A sparse autoencoder ready to serve with one of its encoder graphs. Threads may share an SAE."""
+    """A sparse autoencoder ready to serve with one of its encoder graphs. Threads may share an SAE.
+
+    >>> sae, sae.graph, sae.d_in, sae.d_sae
+    (SAE(mutual choice, k 6, 24 -> 150, encode.onnx), 'encode.onnx', 24, 150)
+    """
 
     def __init__(self, bundle: Bundle, sessions: Sessions, graph: str = ENCODE.file, tiling: Tiling = DEFAULT) -> None:
         self._bundle, self._sessions = bundle, sessions

@@ -33,7 +33,11 @@ _GENAI = "genai_config.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Splice:
-    """One SAE to put at one hook of a host model."""
+    """One SAE to put at one hook of a host model.
+
+    >>> Splice(bundle=Path("sae"), hook="encoder.layer.3", name="files").edit
+    True
+    """
 
     bundle: Path
     hook: str | None = None  # a text that `parse_hook` reads; None: the hook of the bundle

@@ -56,6 +56,10 @@ class Activations:
 
     `tokens`, `documents` and `positions` (int32 [n]) give the origin of each row, and are None if the files have none.
     `model` and `hook` name the source, or are None.
+
+    >>> activations = open_activations(activations_path)
+    >>> len(activations), activations.d_in, activations.slice(10, 12).shape
+    (600, 24, (2, 24))
     """
 
     def __init__(

@@ -172,6 +172,9 @@ class Manifest:
 
     Raises:
         ValueError: the fields contradict each other.
+
+    >>> sae.manifest.slots, sae.manifest.allocation
+    (24, Allocation(kind='mutual', k=6.0, quota=None))
     """
 
     architecture: Architecture

@@ -131,7 +131,13 @@ class Features:
         return Features(indptr, (key % self.d_sae).astype(np.int32), values, self.d_sae, self.shape)
 
     def replaced(self, ids: NDArray[np.int64], rows: "Features") -> "Features":
-        """These features with those of the tokens `ids`, which ascend, replaced by `rows` [len(ids)]."""
+        """These features with those of the tokens `ids`, which ascend, replaced by `rows` [len(ids)].
+
+        >>> features = sae.encode(x)
+        >>> none = features[:1].filter(np.zeros(len(features[:1].values), bool))
+        >>> features.replaced(np.array([2]), none).l0()[2]
+        np.int64(0)
+        """
         is_new = np.zeros(len(self), bool)
         is_new[ids] = True
         counts = np.diff(self.indptr)
@@ -145,7 +151,11 @@ class Features:
         return Features(_indptr(counts), indices, values, self.d_sae, self.shape)
 
     def spread(self, ids: NDArray[np.int64], shape: tuple[int, ...]) -> "Features":
-        """Features of this shape, in which the tokens `ids`, which ascend, have these features and the others none."""
+        """Features of this shape, in which the tokens `ids`, which ascend, have these features and the others none.
+
+        >>> sae.encode(x[:2]).spread(np.array([1, 3]), (4,)).l0()[[0, 2]].tolist()
+        [0, 0]
+        """
         if len(ids) == math.prod(shape):
             return dataclasses.replace(self, shape=shape)
         counts = np.zeros(math.prod(shape), np.int64)
