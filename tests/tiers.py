@@ -14,6 +14,7 @@ MEDIUM = (
     "test_ties_served",
     "test_export_model_command",
     "test_harvest_command",
+    "test_splice_command",
     "test_train_command",
     "test_demo",
     "test_exact",
