@@ -242,7 +242,7 @@ def concatenate(parts: Sequence[Features], d_sae: int, shape: tuple[int, ...]) -
     >>> concatenate([sae.encode(x[:2]), sae.encode(x[2:])], 150, (6,)).l0().sum() == sae.encode(x).l0().sum()
     np.True_
     """
-    if len(parts) == 1:  # a small call: three copies would take as long as the rest
+    if len(parts) == 1:  # the usual case of a small call, without copies
         (part,) = parts
         return Features(part.indptr, part.indices, part.values, d_sae, shape)
     counts = np.concatenate([np.empty(0, np.int64), *(np.diff(part.indptr) for part in parts)])
