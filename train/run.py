@@ -99,7 +99,7 @@ def opened(activations: Data, config: TrainConfig) -> Source:
 
     >>> x = np.random.default_rng(0).standard_normal((300, 8))
     >>> opened(x, TrainConfig(tokens=4096)).provenance["rows"]
-    {'train': 270, 'calibration': 15, 'validation': 15}
+    {'train': 270, 'calibration': 15, 'validation': 15, 'gaps': 0}
     """
     if isinstance(activations, Source):
         return activations

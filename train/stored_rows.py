@@ -1,7 +1,6 @@
 """Training rows from activations that are stored, in files or in memory."""
 
 import math
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +28,7 @@ class StoredRows(Source):
         known = {"fingerprint": fingerprint(activations)}
         shape = {"rows": len(activations), "d_in": self.d_in}
         self.identity = {"name": self.path.name, **shape, "model": self.model, "hook": self.hook, **known}
-        rows = {part.name: len(getattr(parts, part.name)) for part in fields(parts)}
-        self.provenance = {"activations": self.path.name, "rows": rows, **known}
+        self.provenance = {"activations": self.path.name, "rows": parts.counts(), **known}
         pools = math.ceil(self.units / max(pool_rows // BLOCK, 1))
         self._pool_units = math.ceil(self.units / pools)  # pools of one size: a short last pool would be shuffled less
 

@@ -32,11 +32,12 @@ _TOO_LARGE = "activations are so large that their features are no finite numbers
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrated:
-    """The asked matches a token k, the fitted threshold [d_sae], and its figures on held-out rows."""
+    """The asked matches a token k, the fitted threshold [d_sae], its figures on held-out rows, and the rows used."""
 
     k: float
     threshold: Array
     measured: Mapping[str, float]
+    rows: Mapping[str, int]
 
 
 def calibrate_bundle(
@@ -51,8 +52,7 @@ def calibrate_bundle(
 ) -> Calibrated:
     """Fit the threshold that gives a token k active features on average, and write the bundle with it.
 
-    Three quarters of the rows fit the threshold, the last quarter measures it; no document is in both. Mutual choice,
-    and an SAE without allocation, get one common threshold. Feature choice gets one for each feature, as in training.
+    Three quarters of the rows fit the threshold, the last quarter measures it (`calibration_rows`). Mutual choice, and an SAE without allocation, get one common threshold. Feature choice gets one for each feature, as in training.
     The new bundle has no graphs, because they hold the old threshold; `export` makes new ones.
 
     Args:
@@ -79,11 +79,11 @@ def calibrate_bundle(
     output = Output(path=path, force=True, foreign=_foreign(bundle)) if out is None else Output(path=out, force=force)
     output.check()
     check_source(activations, bundle.manifest, any_source=any_source)
-    fitting, measuring = calibration_rows(activations)
+    fitting, measuring, gaps = calibration_rows(activations)
     with progress_bar(3 * d_sae, "features", shown=progress) as bar:
         threshold, sample, matches = _fitted(bundle, activations.rows(fitting), allocation, bar)
         measured, l0 = _measured(bundle, activations.rows(measuring), threshold, (matches, len(fitting)), bar)
-    rows = {"calibration": len(fitting), "validation": len(measuring)}
+    rows = {"calibration": len(fitting), "validation": len(measuring), "gaps": gaps}
     versions = {"sae-runtime": importlib.metadata.version("sae-runtime"), "numpy": np.__version__}
     calibration = {"activations": activations.path.name, "rows": rows, "versions": versions}
     manifest = dataclasses.replace(
@@ -95,7 +95,7 @@ def calibrate_bundle(
     )
     weights = {name: bundle.tensor(name) for name in bundle.specs} | {"threshold": threshold}
     bundles.write(output.path, weights, manifest, sample=sample, force=output.force)
-    return Calibrated(k=allocation.k, threshold=threshold, measured=measured)
+    return Calibrated(k=allocation.k, threshold=threshold, measured=measured, rows=rows)
 
 
 def pre_activation_blocks(

@@ -21,12 +21,14 @@ def command(bundle: str, activations: Path, output: Path | None, run: Run, **set
     """Fit the threshold of a bundle to a mean L0.
 
     For a BUNDLE without a threshold, or to serve another number of features than it was fitted for. The last quarter
-    of the activations measures the threshold that the others fit. Export the graphs again afterwards.
+    of the activations measures the threshold that the others fit; a document on both sides is cut there, with a gap
+    of one window. Export the graphs again afterwards.
     """
     from sae_runtime.activations.stored import open_activations
     from sae_runtime.bundle.hub import local
     from sae_runtime.bundle.outputs import refuse_inputs
     from sae_runtime.calibration.calibrate_bundle import calibrate_bundle
+    from sae_runtime.cli.inspect import row_line
 
     folder = local(bundle)
     target = output or folder
@@ -39,7 +41,9 @@ def command(bundle: str, activations: Path, output: Path | None, run: Run, **set
     lines = [
         ("bundle", target),
         ("threshold", f"{low:.6g}" if low == high else f"{low:.6g} to {high:.6g}"),
+        ("rows", row_line(made.rows)),
         ("measured", f"{fvu}L0 {l0:.2f} on {tokens}, wanted {made.k:g}"),
         ("next", common.shell_command("export", target)),
     ]
-    run.show({"bundle": target, "k": made.k, "threshold": [low, high], "measured": made.measured}, lines)
+    result = {"bundle": target, "k": made.k, "threshold": [low, high], "rows": made.rows, "measured": made.measured}
+    run.show(result, lines)

@@ -65,8 +65,29 @@ def describe(manifest: "Manifest") -> list[tuple[str, str]]:
         if allocation.quota is not None:
             text += "".join(f", {name} {value:.4g}" for name, value in dataclasses.asdict(allocation.quota).items())
         lines.append(("allocation", text))
+    calibration = manifest.provenance.get("calibration")
+    for rows in (manifest.provenance.get("rows"), calibration.get("rows") if isinstance(calibration, dict) else None):
+        if text := row_line(rows):
+            lines.append(("rows", text))
     tokens = "tokens" if "calibration" in manifest.provenance else "held-out tokens"  # others may have trained on them
     return lines + _listed("measured", list(_measurements(manifest.measured, tokens)))
+
+
+def row_line(rows: object) -> str:
+    """How many rows each part has, from a manifest's provenance; "" where the manifest does not say.
+
+    >>> row_line({"train": 9000, "calibration": 500, "validation": 500, "gaps": 0})
+    'trained on 9,000, calibrated on 500, measured on 500, in gaps between them 0'
+    """
+    names = {
+        "train": "trained on",
+        "calibration": "calibrated on",
+        "validation": "measured on",
+        "gaps": "in gaps between them",
+    }
+    if not isinstance(rows, dict):
+        return ""
+    return ", ".join(f"{text} {rows[name]:,}" for name, text in names.items() if isinstance(rows.get(name), int))
 
 
 def _measurements(measured: Mapping[str, float], tokens: str) -> Iterator[str]:

@@ -33,7 +33,7 @@ def validation_rows(manifest: Manifest, activations: Activations) -> NDArray[np.
         if sum(sizes.values()) != len(activations):
             return None
         parts = split(activations, config["holdout"], config["seed"])
-        same = all(len(getattr(parts, name)) == size for name, size in sizes.items())
+        same = parts.counts() == {"gaps": 0, **sizes}
     except (KeyError, TypeError, ValueError, AttributeError):  # another program wrote the manifest
         return None
     return parts.validation if same else None
