@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from sae_runtime.activations.stored import FORMAT_VERSION, INDEX, Activations, open_activations
 from sae_runtime.activations.text import documents
-from sae_runtime.activations.windows import Window, batches, first_rows, groups, origin, padded, windows
+from sae_runtime.activations.windows import Window, batches, first_rows, groups, origin, padded, token_ids, windows
 from sae_runtime.bundle.files import new_file, write_json
 from sae_runtime.bundle.tensors import read_header, save_tensors
 from sae_runtime.core.progress import progress_bar
@@ -55,11 +55,13 @@ class Reader:
             raise ValueError(
                 f"context is {config.context} tokens, {config.model} reads at most {limit}; lower --context"
             )
+        self.skip_ids = token_ids(self._tokenizer, config.skip_token)
         self.module = find_module(self.model.base_model, config.hook)
 
     def windows(self, texts: Iterable[str]) -> Iterator[Window]:
         """The windows of the texts, in the order of the texts; `Window` says what one is."""
-        return windows(self._tokenizer, texts, context=self.config.context, special=self.config.special)
+        config, skipped = self.config, {"skip_first": self.config.skip_first, "skip_ids": self.skip_ids}
+        return windows(self._tokenizer, texts, context=config.context, special=config.special, **skipped)
 
     def read(self, batch: Sequence[Window]) -> Pass:
         """Run the model on windows up to the hook.
@@ -151,8 +153,9 @@ def harvest(config: HarvestConfig, out: Path, *, force: bool = False, progress: 
         raise ValueError(f"no token of the text is kept ({', '.join(map(str, config.text))} hold none); give more text")
     d_in = read_header(out / shards[0]["file"])["activations"].shape[1]
     index = {"format_version": FORMAT_VERSION, "shards": shards, "d_in": d_in, "model": config.called}
-    settings = {name: getattr(config, name) for name in ("hook", "document", "context", "tokens", "dtype", "special")}
-    write_json(out / INDEX, index | settings)
+    names = ("hook", "document", "context", "tokens", "dtype", "special", "skip_first")
+    settings = {name: getattr(config, name) for name in names}
+    write_json(out / INDEX, index | settings | {"skip_ids": reader.skip_ids})
     return open_activations(out)
 
 
