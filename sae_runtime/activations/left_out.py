@@ -28,13 +28,16 @@ class ManyRowsLeftOut(UserWarning):
 
 
 def norms(x: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The Euclidean norm of each row of x [n, d_in].
+    """The Euclidean norm of each row of x [n, d_in], in float64.
 
     >>> norms(np.array([[3, 4], [0, 0]], np.float32))
     array([5., 0.])
     """
-    wide = x.astype(np.float64)
-    return np.sqrt(np.einsum("nd,nd->n", wide, wide))
+    found, step = np.empty(len(x)), max(_ELEMENTS // x.shape[1], 1)
+    for begin in range(0, len(x), step):
+        wide = x[begin : begin + step].astype(np.float64)
+        found[begin : begin + step] = np.sqrt(np.einsum("nd,nd->n", wide, wide))
+    return found
 
 
 def limit(norms: NDArray[np.float64], max_norm: float | None) -> float:

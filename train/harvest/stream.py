@@ -1,14 +1,18 @@
 """Training rows straight from a model, which are computed when they are needed and never stored."""
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sae_runtime.activations.left_out import limit, norms
 from sae_runtime.activations.parts import IN_GAP, divide
 from sae_runtime.activations.text import documents
 from sae_runtime.activations.windows import Window
+from sae_runtime.bundle.manifest import LeftOut
 from sae_runtime.train.harvest.config import HarvestConfig, plan
 from sae_runtime.train.harvest.harvesting import Reader
 from sae_runtime.train.held_out import held_out_sizes, too_few
@@ -21,10 +25,13 @@ class StreamedRows(Source):
     """The Source of a model's activations on text. Its units are runs of windows of one document.
 
     The tokens of all texts are in memory, and the activations of the pools. A pool ends before the unit that would
-    overfill it. A document that is longer than a pool is several units.
+    overfill it. A document that is longer than a pool is several units. The sample for the scale also gives the limit
+    of the norms; the rows above it are left out of what the model gives.
     """
 
-    def __init__(self, config: HarvestConfig, holdout: float, seed: int, pool_bytes: float) -> None:
+    def __init__(
+        self, config: HarvestConfig, holdout: float, seed: int, pool_bytes: float, max_norm: float | None = None
+    ) -> None:
         """Load the texts and the model, and choose the held-out windows. The model runs on one window only.
 
         Args:
@@ -32,6 +39,7 @@ class StreamedRows(Source):
             holdout: share of the rows that is held out.
             seed: decides which windows are held out.
             pool_bytes: size of a pool of float32 rows.
+            max_norm: rows are left out if their norm exceeds this multiple of the median norm; None for no limit.
 
         Raises:
             FileNotFoundError: a text file or the folder of the model is missing.
@@ -57,6 +65,12 @@ class StreamedRows(Source):
         self.units = len(self._train)
         self.identity = _flat({key: v for key, v in plan(config).items() if key not in ("name", "shard_tokens")})
         self.identity["batch_tokens"] = config.batch_tokens  # decides which windows share a pass, and so the last bits
+        self.identity["max_norm"] = max_norm
+        self._seed = seed
+        self._limit: float | None = math.inf if max_norm is None else None
+        self.left_out: LeftOut = LeftOut(
+            norm_multiple=max_norm, first_positions=config.skip_first, token_ids=self._reader.skip_ids
+        )
         settings = {name: getattr(config, name) for name in ("document", "context", "dtype", "special")}
         names = {"train": 0, "calibration": 1, "validation": 2, "gaps": IN_GAP}
         self.provenance = {
@@ -68,17 +82,55 @@ class StreamedRows(Source):
     def take(self, order: NDArray[np.int64], tick: Tick) -> tuple[NDArray[np.float32], int]:
         """As Source."""
         windows, count = self._first(order, self._pool_rows)
-        return self._rows(windows, tick), count
+        x = self._rows(windows, tick)
+        within = self._within(x)
+        return x if within.all() else x[within], count
 
     def sample(self, rng: np.random.Generator) -> NDArray[np.float32]:
         """As Source."""
         windows, _ = self._first(rng.permutation(self.units), SCALE_SAMPLE)
-        return self._rows(windows, _ignore)
+        x = self._rows(windows, _ignore)
+        if self._limit is None:
+            self._limit = limit(norms(x), self.left_out.norm_multiple)
+        within = self._within(x)
+        self._leave_out("sample", within)
+        self.share_left_out = float((~within).mean())
+        return x if within.all() else x[within]
 
     def held_out(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """As Source."""
-        calibration, validation = (self._rows(windows, _ignore) for windows in self._held_out)
+        """As Source.
+
+        Raises:
+            ValueError: as Source, or a part has fewer than two rows that are not left out.
+        """
+        calibration, validation = map(self._held_out_part, ("calibration", "validation"), self._held_out)
         return calibration, validation
+
+    def _held_out_part(self, name: str, windows: list[Window]) -> NDArray[np.float32]:
+        """The rows of a part, at its end those that are left out, which are counted."""
+        x = self._rows(windows, _ignore)
+        within = self._within(x)
+        self._leave_out(name, within)
+        kept = int(np.count_nonzero(within))
+        if kept < 2:
+            raise ValueError(
+                f"{self.path}: the {name} part has {len(x)} rows, of which {len(x) - kept} are left out for their "
+                "norm; give more text, or another --max-norm"
+            )
+        self.provenance = {**self.provenance, "rows": {**self.provenance["rows"], name: kept}}
+        return x if within.all() else np.concatenate([x[within], x[~within]])
+
+    def _within(self, x: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Which rows are not left out."""
+        if self._limit is None:
+            self.sample(generator(self._seed, "scale"))
+        bound = math.inf if self._limit is None else self._limit
+        return np.ones(len(x), np.bool_) if bound == math.inf else norms(x) <= bound
+
+    def _leave_out(self, part: str, within: NDArray[np.bool_]) -> None:
+        """Count the rows that a part leaves out."""
+        rows = {**self.left_out.rows, part: int(np.count_nonzero(~within))}
+        self.left_out = replace(self.left_out, rows=rows)
 
     def _split(self, holdout: float, seed: int) -> NDArray[np.int8]:
         """The part of each window, as `divide` numbers them."""
