@@ -127,23 +127,13 @@ def rule_for(manifest: Manifest, max_norm: float | None = None) -> float | None:
 
     >>> rule_for(sae.manifest), rule_for(sae.manifest, 50.0), rule_for(sae.manifest, math.inf)
     (10.0, 50.0, None)
-    """
-    if max_norm is None:
-        return MAX_NORM if manifest.left_out is None else manifest.left_out.norm_multiple
-    return checked(max_norm)
-
-
-def checked(max_norm: float | None) -> float | None:
-    """The multiple, None for no limit; infinity means the same.
-
-    Raises:
-        ValueError: it is below 1 or NaN.
-
-    >>> checked(0.5)
+    >>> rule_for(sae.manifest, 0.5)
     Traceback (most recent call last):
     ValueError: max_norm must be at least 1 times the median norm, got 0.5; give another multiple, or none
     """
-    if max_norm is None or max_norm == math.inf:
+    if max_norm is None:
+        return MAX_NORM if manifest.left_out is None else manifest.left_out.norm_multiple
+    if max_norm == math.inf:
         return None
     if not max_norm >= 1:
         raise ValueError(

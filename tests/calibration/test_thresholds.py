@@ -282,7 +282,9 @@ def test_bundles_values_of_k_and_activations_that_do_not_fit_are_refused(bundle_
     with pytest.raises(ValueError, match="row 3999 holds NaN or Inf"):
         calibrate_bundle(path, plain(tmp_path, rows={3999: np.nan}), k=3.0)
     with pytest.raises(ValueError, match="so large that their features are no finite numbers"):
-        calibrate_bundle(path, plain(tmp_path, rows={7: 3e38}), k=3.0)
+        calibrate_bundle(path, plain(tmp_path, rows={7: 3e38}), k=3.0, max_norm=np.inf)
+    with pytest.raises(ValueError, match="max_norm must be at least 1 times the median norm, got nan"):
+        calibrate_bundle(path, good, k=3.0, max_norm=np.nan)
     np.save(tmp_path / "x.npy", np.zeros((100, 7), np.float32))
     with pytest.raises(ValueError, match="activations have d_in 7, this SAE expects 24"):
         calibrate_bundle(path, open_activations(tmp_path / "x.npy"), k=3.0)
