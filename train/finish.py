@@ -41,7 +41,7 @@ def finished(
     if config.allocation != "token":
         threshold = fit_thresholds(trainer.model, calibration, config.k, trainer.max_density)
     measured, l0 = _measured(trainer, calibration, validation, threshold)
-    with_left_out = {}
+    with_left_out: dict[str, float] = {}
     if (len(calibration), len(validation)) != tuple(map(len, held_out)):
         everything, _ = _measured(trainer, *held_out, threshold)
         # A norm so large that a figure overflows float32 leaves that figure unknown.

@@ -70,7 +70,27 @@ def describe(manifest: "Manifest") -> list[tuple[str, str]]:
         if text := row_line(rows):
             lines.append(("rows", text))
     tokens = "tokens" if "calibration" in manifest.provenance else "held-out tokens"  # others may have trained on them
-    return lines + _listed("measured", list(_measurements(manifest.measured, tokens)))
+    lines += _listed("measured", list(_measurements(manifest.measured, tokens)))
+    if manifest.measured_with_left_out:
+        lines += common.with_left_out(manifest.measured_with_left_out)
+    return lines + _left_out(manifest)
+
+
+def _left_out(manifest: "Manifest") -> list[tuple[str, str]]:
+    """Lines on the rows that training, calibration and the figures leave out."""
+    rule = manifest.left_out
+    if rule is None:
+        return []
+    used = manifest.provenance.get("calibration", manifest.provenance).get("rows", {})
+    parts = [part for part in rule.rows if part in used]
+    lines = common.left_out(
+        sum(rule.rows[part] for part in parts), sum(used[part] for part in parts), rule.norm_multiple
+    )
+    if rule.first_positions:
+        lines.append(("", f"the first {common.plural(rule.first_positions, 'position')} of each window"))
+    if rule.token_ids:
+        lines.append(("", f"the tokens {', '.join(map(str, rule.token_ids))}"))
+    return [("" if number else "left out", text) for number, (_, text) in enumerate(lines)]
 
 
 def row_line(rows: object) -> str:

@@ -114,7 +114,8 @@ def from_config(
     """Decorator that gives a command an option for each field of a dataclass, and hands it the config.
 
     `metadata["help"]` becomes the help and `metadata["choices"]`, where there are some, the values allowed. With
-    `metadata["or_none"]` the word none is allowed, which is infinity. A field without default is required. bool gives --name/--no-name, tuple[X, ...] an option that may be repeated.
+    `metadata["or_none"]` the word none is allowed, which is infinity. A field without default is required. bool gives
+    --name/--no-name, tuple[X, ...] an option that may be repeated.
 
     Args:
         config: the dataclass.

@@ -60,8 +60,14 @@ class Reader:
 
     def windows(self, texts: Iterable[str]) -> Iterator[Window]:
         """The windows of the texts, in the order of the texts; `Window` says what one is."""
-        config, skipped = self.config, {"skip_first": self.config.skip_first, "skip_ids": self.skip_ids}
-        return windows(self._tokenizer, texts, context=config.context, special=config.special, **skipped)
+        return windows(
+            self._tokenizer,
+            texts,
+            context=self.config.context,
+            special=self.config.special,
+            skip_first=self.config.skip_first,
+            skip_ids=self.skip_ids,
+        )
 
     def read(self, batch: Sequence[Window]) -> Pass:
         """Run the model on windows up to the hook.
