@@ -43,12 +43,14 @@ def divided(
     kept = kept_rows(activations, max_norm, progress=progress)
     parts = split(activations, holdout, seed, rows=None if kept.all() else np.flatnonzero(kept))
     names = ("train", "calibration", "validation")
-    left_out = shared_out(kept, [getattr(parts, name) for name in names], activations.documents)
+    kept_parts = [getattr(parts, name) for name in names]
+    train, calibration, validation = shared_out(kept, kept_parts, activations.documents)
+    left_out = Split(train, calibration, validation)
     harvested = as_harvested(activations.path)
     rule = LeftOut(
         norm_multiple=max_norm,
         first_positions=harvested.get("skip_first", 0),
         token_ids=tuple(map(int, harvested.get("skip_token", ()))),
-        rows={name: len(rows) for name, rows in zip(names, left_out, strict=True)},
+        rows={name: len(getattr(left_out, name)) for name in names},
     )
-    return parts, LeftOutRows(Split(*left_out), rule, float((~kept).mean()))
+    return parts, LeftOutRows(left_out, rule, float((~kept).mean()))

@@ -112,9 +112,7 @@ def calibrate_bundle(
         with_left_out: dict[str, Any] = {}
         if sum(map(len, others)):
             with suppress(_TooLarge):  # of rows that are left out; then these figures are not known
-                more = 0
-                if len(others[0]):
-                    more, _ = _tally(bundle, activations.rows(others[0]), threshold, bar)
+                more, _ = _tally(bundle, activations.rows(others[0]), threshold, bar)
                 x = activations.rows(np.concatenate([measuring, others[1]]))
                 whole = matches + more, len(fitting) + len(others[0])
                 with_left_out, _ = _measured(bundle, x, threshold, whole, bar)
@@ -166,7 +164,7 @@ def pre_activation_blocks(
     """
     architecture, weights = bundle.manifest.architecture, bundle.weights()
     x = normalised(x, architecture.norm)[0] - weights["b_pre"]
-    step = max(elements // len(x), 1)
+    step = max(elements // max(len(x), 1), 1)
     for begin in range(0, architecture.d_sae, step):
         block = slice(begin, min(begin + step, architecture.d_sae))
         with np.errstate(over="ignore", invalid="ignore"):  # the check below finds both

@@ -277,7 +277,10 @@ def test_bundles_values_of_k_and_activations_that_do_not_fit_are_refused(bundle_
     for k in (0.0, -1.0, 151.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=r"k must be in \(0, d_sae=150\], got "):
             calibrate_bundle(path, good, k=k)
-    with pytest.raises(ValueError, match="has 5 rows, too few to fit a threshold on three quarters and to measure it on the rest; give 8 rows"):
+    with pytest.raises(
+        ValueError,
+        match="has 5 rows, too few to fit a threshold on three quarters and to measure it on the rest; give 8 rows",
+    ):
         calibrate_bundle(path, plain(tmp_path, 5), k=3.0)
     with pytest.raises(ValueError, match="row 3999 holds NaN or Inf"):
         calibrate_bundle(path, plain(tmp_path, rows={3999: np.nan}), k=3.0)
