@@ -138,15 +138,24 @@ def _largest_error(expected: NDArray[Any], actual: NDArray[Any]) -> float:
 
 @contextlib.contextmanager
 def _quiet(model: Any) -> Iterator[None]:
-    """Let the model compute attention by plain operations, which makes the simplest graph, and silence the exporter."""
-    before, logger = model.config._attn_implementation, logging.getLogger("torch.onnx")
-    level = logger.level
-    model.set_attn_implementation("eager")
-    logger.setLevel(logging.ERROR)
+    """Let the model compute by operations that torch's exporter has, and silence the exporter.
+
+    Attention of plain operations makes the simplest graph. Of a mixture of experts, the exporter lacks the product by
+    groups; `batched_mm` gathers the weights of the experts that a token takes.
+    """
+    attention, logger = model.config._attn_implementation, logging.getLogger("torch.onnx")
+    mixture = getattr(model, "_can_set_experts_implementation", lambda: False)()
+    experts, level = model.get_experts_implementation() if mixture else None, logger.level
     try:
+        model.set_attn_implementation("eager")
+        if mixture:
+            model.set_experts_implementation("batched_mm")
+        logger.setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         logger.setLevel(level)
-        model.set_attn_implementation(before)
+        if mixture:
+            model.set_experts_implementation(experts)
+        model.set_attn_implementation(attention)

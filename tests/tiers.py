@@ -47,6 +47,7 @@ SLOW = (
     "test_minilm_hosts",
     "test_moe_host",
     "test_parallel_blocks",
+    "test_processed_model",
     "test_real_ties",
     "test_sinks_calibrate",
     "test_tinystories_host",
