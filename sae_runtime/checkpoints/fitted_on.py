@@ -69,12 +69,13 @@ def published(path: Path, cfg: Config) -> Config:
     return cfg
 
 
-def fitted_on(cfg: Config, norm: str) -> FittedOn:
+def fitted_on(cfg: Config, norm: str, *, transcoder: bool) -> FittedOn:
     """The activations that a configuration names.
 
     Args:
         cfg: with `metadata` (SAELens 6), or flat as before; what `published` adds overrules the metadata.
         norm: as in `Architecture`; "layer" takes the mean of an activation away itself.
+        transcoder: whether the SAE reconstructs other activations than it reads.
 
     Raises:
         ValueError: they are no activations of the model itself, and cannot be made of them, or a setting is wrong.
@@ -96,7 +97,7 @@ def fitted_on(cfg: Config, norm: str) -> FittedOn:
             f"{cfg.file}: it reads activations of one length of a model with center_writing_weights, and the length "
             "changes with the mean; such an SAE cannot be served for the model as it is"
         )
-    if lens and hook_out is not None and is_centred(hook_out, model, kwargs):
+    if lens and transcoder and hook_out is not None and is_centred(hook_out, model, kwargs):
         warnings.append(
             "It reconstructs its output less the mean over d_out, since TransformerLens centred the model "
             "(center_writing_weights); the model's LayerNorm ignores that mean."
@@ -104,8 +105,8 @@ def fitted_on(cfg: Config, norm: str) -> FittedOn:
     if centred:
         warnings.append(
             "It was fitted on activations less their mean over d_in (TransformerLens's center_writing_weights). "
-            "The bundle takes the model's own: the mean is folded into W_enc, and W_skip adds it to x_hat, so that FVU "
-            "counts it as explained."
+            "The bundle takes the model's own: the mean is folded into W_enc"
+            f"{'' if transcoder else ', and W_skip adds it to x_hat, so that FVU counts it as explained'}."
         )
     silent = "model_from_pretrained_kwargs" not in facts and "metadata" not in cfg
     if lens and silent and norm != "layer" and may_be_centred(hook, model):

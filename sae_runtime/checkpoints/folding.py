@@ -1,7 +1,5 @@
 """Fold what other libraries compute beyond `manifest.Architecture` into the weights: exact algebra in float64."""
 
-import dataclasses
-
 import numpy as np
 
 from sae_runtime.checkpoints.stored import Double, Stored
@@ -89,4 +87,4 @@ def mean_of(w_dec: Stored) -> Stored:
     """The W_skip [d_in, d_in] that adds an activation's mean to the reconstruction of an SAE with this W_dec."""
     d_in = w_dec.shape[1]
     every = np.broadcast_to(1 / d_in, (d_in, d_in))
-    return dataclasses.replace(w_dec, name="W_skip", shape=every.shape, open=lambda: every, turned=False, scale=1.0)
+    return Stored(file=w_dec.file, name="W_skip", shape=every.shape, open=lambda: every)

@@ -71,7 +71,7 @@ def read(path: Path) -> Checkpoint:
     w_enc, w_dec = tensors.matrix("W_enc", d_in, d_sae), tensors.matrix("W_dec", d_sae, d_out)
     b_dec, threshold = tensors.vector("b_dec", d_out), _threshold(tensors, form, d_sae)
     rescale = (topk or form in _BATCH) and cfg.flag("rescale_acts_by_decoder_norm", False)
-    source = fitted_on(cfg, _NORMS[norm])
+    source = fitted_on(cfg, _NORMS[norm], transcoder=transcoder)
     w_skip = tensors.matrix("W_skip", d_out, d_in) if skip else None
     warnings = [*source.warnings]
     if norm == _AVERAGE:
