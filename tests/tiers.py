@@ -45,6 +45,7 @@ SLOW = (
     "test_architectures",
     "test_massive_norm",
     "test_minilm_hosts",
+    "test_model_families",
     "test_moe_host",
     "test_parallel_blocks",
     "test_processed_model",
