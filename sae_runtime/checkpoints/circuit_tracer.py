@@ -41,7 +41,10 @@ def read(path: Path) -> Checkpoint:
     w_dec = tensors.matrix("W_dec", d_sae)
     d_out, skip, jump = w_dec.shape[1], "W_skip" in tensors, _THRESHOLD in tensors
     told = _told(path)
-    places = [told.get(f"feature_{side}_hook", usual) for side, usual in (("input", "mlp.hook_in"), ("output", "hook_mlp_out"))]
+    places = [
+        told.get(f"feature_{side}_hook", usual)
+        for side, usual in (("input", "mlp.hook_in"), ("output", "hook_mlp_out"))
+    ]
     return assemble(
         path,
         f"{'jumprelu ' if jump else ''}{'skip ' if skip else ''}transcoder",

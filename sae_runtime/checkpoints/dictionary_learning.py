@@ -99,7 +99,11 @@ def read(path: Path) -> Checkpoint:
         warnings += _threshold_warnings(cut, trainer)
     b_dec = tensors.vector(_DECODER_BIAS.get(kind, "b_dec"), d_in) * factor
     side = buffer.choice("io", ("in", "out", "in_and_out"), "out")
-    pre_bias, transcoder, hook = kind not in ("AutoEncoderNew", "JumpReluAutoEncoder"), side == "in_and_out", _hook(trainer)
+    pre_bias, transcoder, hook = (
+        kind not in ("AutoEncoderNew", "JumpReluAutoEncoder"),
+        side == "in_and_out",
+        _hook(trainer),
+    )
     if transcoder and pre_bias:
         b_enc, pre_bias = b_enc - w_enc.times(b_dec), False
     provenance = {key: trainer.fields[key] for key in ("trainer_class", "layer", "steps") if _simple(trainer, key)}
@@ -126,7 +130,7 @@ def read(path: Path) -> Checkpoint:
 
 
 def _hook(trainer: Config) -> str | None:
-    """The hook that submodule_name names. The library's own runs write `resid_post_layer_8` for the output of block 8."""
+    """The hook that submodule_name names; the library's own runs write `resid_post_layer_8` for block 8's output."""
     name = trainer.maybe_text("submodule_name")
     layer = re.fullmatch(r"resid_post_layer_(\d+)", name or "")
     return name if layer is None else f"blocks.{layer[1]}.hook_resid_post"

@@ -111,8 +111,9 @@ def fitted_on(cfg: Config, norm: str, *, transcoder: bool) -> FittedOn:
     silent = "model_from_pretrained_kwargs" not in facts and "metadata" not in cfg
     if lens and silent and norm != "layer" and may_be_centred(hook, model):
         warnings.append(
-            f"{cfg.file.name} does not say whether TransformerLens processed the model, which SAELens did before 3.17; "
-            'if so, add "model_from_pretrained_kwargs": {"center_writing_weights": true} to it and convert again.'
+            f"{cfg.file.name} does not say whether TransformerLens centred the model, as it did for SAELens before "
+            '3.17 and for BatchTopK; if so, add "model_from_pretrained_kwargs": {"center_writing_weights": true} to '
+            "that file and convert again."
         )
     if snapshot := [name for name in _SNAPSHOTS if kwargs.fields.get(name) is not None]:
         warnings.append(
@@ -131,7 +132,9 @@ def fitted_on(cfg: Config, norm: str, *, transcoder: bool) -> FittedOn:
         hook_out=hook_out,
         centred=centred,
         left_out=left_out,
-        recorded={name: plain(facts.fields[name]) for name in _RECORDED if facts.fields.get(name) not in (None, {}, [])},
+        recorded={
+            name: plain(facts.fields[name]) for name in _RECORDED if facts.fields.get(name) not in (None, {}, [])
+        },
         warnings=(*warnings, *more),
     )
 

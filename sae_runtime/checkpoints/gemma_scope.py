@@ -123,16 +123,15 @@ def _named(file: Path) -> Config:
         inside = folders[place + 1 :]
         if first is not None:
             model = f"google/gemma-2-{first[1]}{'-it' * (first[2] == 'it')}"
-            hooks = _PLACES[first[3]]
             if any("embedding" in name for name in inside):
                 return Config(file, {"model_name": model, "hf_hook_point_in": "hook_embed"})
-            ends = [None if hook is None or layer is None else f"blocks.{layer}.{hook}" for hook in hooks]
+            ends = [hook and layer and f"blocks.{layer}.{hook}" for hook in _PLACES[first[3]]]
         elif second is not None:
             model = f"google/gemma-3-{second[1]}-{second[2]}"
-            hooks = next((hooks for kind, hooks in _SECOND_PLACES.items() if any(kind in n for n in inside)), None)
-            if hooks is None or layer is None:
+            kinds = [kind for kind in _SECOND_PLACES if any(kind in name for name in inside)]
+            if not kinds or layer is None:
                 break
-            ends = [None if hook is None else f"model.layers.{layer}.{hook}" for hook in hooks]
+            ends = [hook and f"model.layers.{layer}.{hook}" for hook in _SECOND_PLACES[kinds[0]]]
         else:
             continue
         told = {"model_name": model, "hf_hook_point_in": ends[0], "hf_hook_point_out": ends[1]}

@@ -87,4 +87,6 @@ def may_be_centred(hook: str | None, model: str | None) -> bool:
 
 
 def _remedy(settings: list[str]) -> str:
-    return f"take {' and '.join(settings)} out of its model_from_pretrained_kwargs if you feed activations of that model"
+    return (
+        f"take {' and '.join(settings)} out of its model_from_pretrained_kwargs if you feed activations of that model"
+    )

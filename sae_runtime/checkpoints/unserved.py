@@ -7,10 +7,13 @@ from sae_runtime.checkpoints.folder import home
 
 # What a folder of the kind holds, as patterns of file names, and why no bundle computes it.
 _KINDS = (
-    (("conf.yaml", r"latest_ckpt\.safetensors"), "a temporal SAE (canrager/temporalSAEs), which reads other tokens too"),
+    (
+        ("conf.yaml", r"latest_ckpt\.safetensors"),
+        "a temporal SAE (canrager/temporalSAEs), which reads other tokens too",
+    ),
     (
         (r"W_enc_\d+\.safetensors", r"W_dec_\d+\.safetensors"),
-        "a cross-layer transcoder (circuit-tracer), which writes to several layers; a bundle has one output",
+        "a cross-layer transcoder (circuit-tracer), which writes to several layers at once",
     ),
 )
 
@@ -23,7 +26,7 @@ def refuse(path: Path) -> None:
     ...     Path("clt", name).touch()
     >>> refuse(Path("clt"))
     Traceback (most recent call last):
-    ValueError: clt is a cross-layer transcoder (circuit-tracer), which writes to several layers; a bundle has one output
+    ValueError: clt is a cross-layer transcoder (circuit-tracer), which writes to several layers at once
     """
     names = [file.name for file in home(path).iterdir()]
     for patterns, kind in _KINDS:

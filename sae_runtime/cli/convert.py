@@ -19,9 +19,10 @@ from sae_runtime.cli.options import Command
 def command(checkpoint: str, format: str | None, output: Path, run: Run) -> None:
     """Make a bundle of another library's checkpoint.
 
-    CHECKPOINT is one of SAELens, sparsify, dictionary_learning, OpenAI, Gemma Scope, Llama Scope or BatchTopK: its
-    folder, its file, or hf://owner/name[/folder][@revision]. The bundle computes what its library computes; a
-    checkpoint that a bundle cannot compute is refused. Run `export` next, or `calibrate` first if there is no
+    CHECKPOINT is one of SAELens, sparsify, dictionary_learning, OpenAI, Gemma Scope, Llama Scope, Qwen Scope, Goodfire,
+    circuit-tracer or BatchTopK: its folder, its file, or hf://owner/name[/folder][@revision]. The bundle computes what
+    its library computes, on the activations of the model as it is; a checkpoint that a bundle cannot compute is
+    refused. What the checkpoint tells of the activations it was fitted on is printed. Run `export` next, or `calibrate` first if there is no
     threshold yet.
     """
     from sae_runtime.bundle.hub import SCHEME

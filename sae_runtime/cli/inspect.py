@@ -58,10 +58,10 @@ def describe(manifest: "Manifest") -> list[tuple[str, str]]:
         "length": ", of activations of one length",
     }[architecture.norm]
     if architecture.d_out is not None:
-        skip = " and a linear skip" if architecture.skip else ""
-        form += f"; transcodes to {manifest.hook_out or 'another activation'}, {architecture.d_out:,} wide{skip}"
+        form += f"; transcodes to {manifest.hook_out or 'another activation'}, {architecture.d_out:,} wide"
+    form += " and a linear skip" * architecture.skip
     lines = [("source", ", ".join(filter(None, (manifest.model, manifest.hook))) or "unknown"), ("architecture", form)]
-    lines += fitted_on(manifest.provenance)
+    lines += [*fitted_on(manifest.provenance), *_listed("warned", manifest.provenance.get("warnings", []))]
     if allocation is not None:
         text = f"{allocation.kind} choice, k {allocation.k:g}"
         if allocation.quota is not None:

@@ -106,9 +106,7 @@ def test_a_file_without_k_needs_a_configuration_that_says_it(tmp_path: Path) -> 
     [("out", "layers.1", None), ("in", "input:layers.1", None), ("in_and_out", "input:layers.1", "layers.1")],
 )
 @pytest.mark.parametrize("kind", ["AutoEncoderTopK", "GatedAutoEncoder", "JumpReluAutoEncoder"])
-def test_the_side_of_the_module_is_kept(
-    tmp_path: Path, kind: str, io: str, hook: str, hook_out: str | None
-) -> None:
+def test_the_side_of_the_module_is_kept(tmp_path: Path, kind: str, io: str, hook: str, hook_out: str | None) -> None:
     module = make(kind)
     path = save(module, tmp_path / "run", kind)
     config = json.loads((path / "config.json").read_text())
@@ -121,7 +119,9 @@ def test_the_side_of_the_module_is_kept(
 
 
 def test_the_librarys_own_name_of_a_layer_is_a_hook(tmp_path: Path) -> None:
-    path = save(make("JumpReluAutoEncoder"), tmp_path / "run", "JumpReluAutoEncoder", submodule_name="resid_post_layer_8")
+    path = save(
+        make("JumpReluAutoEncoder"), tmp_path / "run", "JumpReluAutoEncoder", submodule_name="resid_post_layer_8"
+    )
     assert convert(path, tmp_path / "out").hook == "blocks.8.hook_resid_post"
 
 

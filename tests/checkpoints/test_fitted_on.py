@@ -61,7 +61,7 @@ def test_an_sae_of_a_centred_model_reads_the_models_own_activations(saved: Saved
     module, path = saved(kind, settings, **facts)
     through = "ranscoder" in kind
 
-    def reconstruct(x: Tensor) -> Tensor:
+    def reconstruct(x: Tensor) -> Any:
         return module(x - mean(x)) + (0 if through else mean(x))
 
     made = assert_same(path, tmp_path / "out", settings["d_in"], lambda x: module.encode(x - mean(x)), reconstruct)
@@ -86,7 +86,7 @@ def test_an_input_scale_and_centring_are_folded_together(saved: Saved, tmp_path:
     (path / "cfg.json").write_text(json.dumps({**cfg, "normalize_activations": "expected_average_only_in"}))
     (path / "activation_scaler.json").write_text('{"scaling_factor": 0.25}')
 
-    def encode(x: Tensor) -> Tensor:
+    def encode(x: Tensor) -> Any:
         return module.encode((x - mean(x)) / 4)
 
     assert_same(path, tmp_path / "out", 16, encode, lambda x: 4 * module.decode(encode(x)) + mean(x))
@@ -152,7 +152,7 @@ def test_an_old_configuration_that_does_not_tell_is_warned_of(tmp_path: Path) ->
     facts = {"model_name": "gpt2", "hook_point": "blocks.{layer}.hook_resid_pre", "hook_point_layer": 3}
     made = convert(rewrite(tmp_path / "old", flat=True, **facts), tmp_path / "out")
     assert made.hook == "blocks.3.hook_resid_pre"
-    assert "does not say whether TransformerLens processed the model" in made.warnings[0]
+    assert "does not say whether TransformerLens centred the model" in made.warnings[0]
     told = rewrite(tmp_path / "old", flat=True, model_from_pretrained_kwargs={"center_writing_weights": False})
     assert convert(told, tmp_path / "told").warnings == ()
 
@@ -201,9 +201,7 @@ def test_rows_that_training_left_out_are_named(
         ({**STREAM, "hook_name": "h.1", "model_from_pretrained_kwargs": CENTRED}, "is not known"),
     ],
 )
-def test_settings_of_another_type_are_refused(
-    saved: Saved, tmp_path: Path, facts: dict[str, Any], reason: str
-) -> None:
+def test_settings_of_another_type_are_refused(saved: Saved, tmp_path: Path, facts: dict[str, Any], reason: str) -> None:
     _, path = saved("StandardSAE", SIZES, **facts)
     assert reason in refused("convert", path, "-o", tmp_path / "out")
 

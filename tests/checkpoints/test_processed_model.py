@@ -19,14 +19,13 @@ D_MODEL, LAYERS, HEADS = 32, 2, 2
 IDS = torch.randint(0, 60, (3, 9), generator=torch.Generator().manual_seed(0))
 OFF: dict[str, Any] = {"fold_ln": False, "center_writing_weights": False, "center_unembed": False}
 OFF |= {"fold_value_biases": False, "refactor_factored_attn_matrices": False}
-MODELS = {
+MODELS: dict[str, dict[str, Any]] = {
     "gpt2": {"normalization_type": "LN"},
     "solu-2l": {"normalization_type": "LN", "act_fn": "solu_ln"},
     "pythia-14m": {"normalization_type": "LN", "positional_embedding_type": "rotary", "parallel_attn_mlp": True},
     "meta-llama/Llama-2-7b": {"normalization_type": "RMS", "positional_embedding_type": "rotary", "final_rms": True},
 }
-SETTINGS = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
-SETTINGS += ("refactor_factored_attn_matrices",)
+SETTINGS = tuple(OFF)
 COMMON = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "mlp.hook_pre")
 OTHER = ("attn_scores", "pattern", "unembed")  # no activations that an SAE reads
 
@@ -53,7 +52,7 @@ def cached(model: str, setting: str | None) -> dict[str, NDArray[np.float32]]:
     for name, value in (("use_hook_mlp_in", True), ("use_attn_in", False), ("use_split_qkv_input", False)):
         getattr(other, f"set_{name}")(value)
     with torch.no_grad():
-        _, cache = other.eval().run_with_cache(IDS)
+        cache: Any = other.eval().run_with_cache(IDS)[1]
     return {name: value.numpy() for name, value in cache.items()}
 
 

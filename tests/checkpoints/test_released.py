@@ -65,9 +65,7 @@ def test_a_bundle_computes_what_sae_lens_makes_of_the_file(
 
 
 @pytest.mark.parametrize(("skip", "jump"), [(True, False), (False, True), (True, True)])
-def test_other_transcoders_of_circuit_tracer_are_as_its_source_has_them(
-    tmp_path: Path, skip: bool, jump: bool
-) -> None:
+def test_other_transcoders_of_circuit_tracer_are_as_its_source_has_them(tmp_path: Path, skip: bool, jump: bool) -> None:
     rng, made = np.random.default_rng(3), arrays()
     file = {**made, "W_enc": np.ascontiguousarray(made["W_enc"].T)}
     w_skip = rng.normal(0, 0.3, (16, 16)).astype(np.float32)
@@ -111,7 +109,11 @@ def _rename(path: Path, name: str) -> Path:
     ("name", "change", "reason"),
     [
         ("Qwen Scope", lambda path: _rename(path.parent, "weights") / path.name, "does not tell its layer and k"),
-        ("hook_z", lambda path: _rename(path, "renamed.pt"), "expected one of AutoEncoder|tensors of no known class|no"),
+        (
+            "hook_z",
+            lambda path: _rename(path, "renamed.pt"),
+            "expected one of AutoEncoder|tensors of no known class|no",
+        ),
         ("circuit-tracer", lambda path: _rename(path, "transcoder.safetensors"), "no checkpoint of a known format"),
     ],
 )
