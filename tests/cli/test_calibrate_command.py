@@ -58,6 +58,8 @@ def test_calibrate_prints_json_of_another_output(bundle_of: BundleOf, acts: Path
         "k": 6.0,
         "threshold": [threshold.min(), threshold.max()],
         "measured": dict(read.manifest.measured),
+        "left_out": {"calibration": 0, "validation": 0},
+        "measured_with_left_out": {},
     }
 
 
