@@ -34,6 +34,7 @@ from sae_runtime.activations.left_out import MAX_NORM
 from sae_runtime.activations.stored import INDEX, Activations, open_activations
 from sae_runtime.bundle.files import new_file
 from sae_runtime.train import TrainConfig
+from sae_runtime.train.divided import divided
 from sae_runtime.train.harvest.config import HarvestConfig
 from sae_runtime.train.harvest.harvesting import harvest
 from sae_runtime.train.measure.rules import batch_rule, served_rule, shuffled

@@ -20,6 +20,7 @@ from torch import Tensor
 from sae_runtime.activations.stored import Activations
 from sae_runtime.train import TrainConfig
 from sae_runtime.train.batches import Batches
+from sae_runtime.train.divided import divided
 from sae_runtime.train.harvest.config import HarvestConfig
 from sae_runtime.train.harvest.harvesting import harvest
 from sae_runtime.train.held_out import Split

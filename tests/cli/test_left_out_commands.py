@@ -22,7 +22,7 @@ def acts(tmp_path: Path) -> Path:
     return tmp_path / "x.npy"
 
 
-def said(*arguments: object) -> list[str]:
+def said(*arguments: str | Path) -> list[str]:
     result = run(*arguments)
     assert (result.exit_code, result.stderr) == (0, "")
     return [" ".join(line.split()) for line in result.stdout.splitlines()]
