@@ -37,6 +37,8 @@ MEDIUM = (
     "test_fitting",
     "test_harvesting",
     "test_host_loss",
+    "test_left_out_commands",
+    "test_left_out_fits",
     "test_stream",
     "test_triton_kernels",
     "test_world",
