@@ -49,13 +49,25 @@ class Reader:
             ValueError: the model or hook cannot be used, or not with windows of `config.context` tokens.
         """
         self.config = config
-        self._tokenizer, self.model = load_host_model(config.model, config.device, head=head)
+        self._tokenizer, self.model = load_host_model(
+            config.model, config.device, head=head, hooks=None if head else (config.hook,)
+        )
         limit = longest_window(self._tokenizer, self.model)
         if limit is not None and config.context > limit:
             raise ValueError(
                 f"context is {config.context} tokens, {config.model} reads at most {limit}; lower --context"
             )
         self.module = find_module(self.model.base_model, config.hook)
+
+    def plan(self) -> dict[str, Any]:
+        """The facts that decide the rows, as `plan` has them, and the commit of a model of the hub."""
+        return plan(self.config) | ({} if Path(self.config.model).is_dir() else {"model_commit": self._commit()})
+
+    def _commit(self) -> str | None:
+        from huggingface_hub import try_to_load_from_cache  # here, because the import takes a while
+
+        config = try_to_load_from_cache(self.config.model, "config.json")
+        return Path(config).parent.name if isinstance(config, str) else None
 
     def windows(self, texts: Iterable[str]) -> Iterator[Window]:
         """The windows of the texts, in the order of the texts; `Window` says what one is."""
@@ -130,9 +142,10 @@ def harvest(config: HarvestConfig, out: Path, *, force: bool = False, progress: 
     """
     ask_for_huge_pages()
     texts = documents(config.text, config.document)
-    origins = plan(config)
-    check_folder(out, origins, force=force)
+    check_folder(out, plan(config), force=force)  # before the model is loaded
     reader = Reader(config)
+    origins = reader.plan()
+    check_folder(out, origins, force=force)
     start_folder(out, origins, force=force)
     shards: list[dict[str, Any]] = []
     with progress_bar(config.tokens, "tokens", shown=progress) as bar:

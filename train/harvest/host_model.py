@@ -2,8 +2,9 @@
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,58 +12,98 @@ import torch
 
 from sae_runtime.bundle.hooks import Hook, parse_hook
 from sae_runtime.train.device import first_line, usable_device
+from sae_runtime.train.harvest.forward import arguments, foreign_errors, refuse_other_input
+from sae_runtime.train.harvest.gaps import refuse_gaps
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 
-def load_host_model(name: str, device: str | None = None, *, head: bool = False) -> tuple[Any, Any]:
+def load_host_model(
+    name: str, device: str | None = None, *, head: bool = False, hooks: Sequence[str] | None = None
+) -> tuple[Any, Any]:
     """Load a tokenizer and a model, in evaluation mode.
 
     Args:
         name: a transformers folder or a model of the hub.
         device: torch device; None: cuda if there is one, else cpu.
         head: load a causal language model with its head; otherwise load the base model alone.
+        hooks: where activations are read; the checkpoint may lack weights that they do not depend on. None: the whole
+            model runs.
 
     Returns:
         The tokenizer, and the model on its device.
 
     Raises:
         FileNotFoundError: the folder does not exist.
-        ValueError: the model cannot be loaded, or torch cannot compute on the device.
+        ValueError: the model cannot be loaded, lacks weights or does not read text, or torch cannot compute on the
+            device.
 
     >>> tokenizer, model = load_host_model("gpt2")  # doctest: +SKIP
     """
     from transformers import AutoModel, AutoTokenizer  # here, because the import takes seconds
-    from transformers.utils import logging
 
     local = Path(name).is_dir()
     if not local and not _HUB_NAME.fullmatch(name):
         raise FileNotFoundError(f"the model folder {name} does not exist; check its path")
     usable = usable_device(device)
-    shows_bar = logging.is_progress_bar_enabled()
+    source: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
+    with _quiet():
+        try:
+            auto = _causal_or_base(name, source) if head else AutoModel
+            # Tensors of another shape come back as random ones, and `refuse_gaps` finds those that matter.
+            filled = {"output_loading_info": True, "ignore_mismatched_sizes": True, "torch_dtype": "auto"}
+            model, info = auto.from_pretrained(name, **source, **filled)
+        except Exception as error:  # each format's loader raises errors of its own
+            raise _unloadable(name, error, "model and tokenizer") from error
+        if getattr(model.config, "quantization_config", None) and getattr(model, "hf_quantizer", None) is None:
+            raise ValueError(f"{name} is quantized in a way that transformers does not know; name the whole model")
+        refuse_other_input(name, model)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name, **source)
+        except Exception as error:
+            raise _unloadable(name, error, "its tokenizer") from error
+    model.eval()
+    model.config.use_cache = False  # no later pass uses the keys and values
+    model = model.to(usable)
+    refuse_gaps(name, model, info, None if hooks is None else partial(_first_activations, model, hooks))
+    return tokenizer, model
+
+
+def _first_activations(model: Any, hooks: Sequence[str]) -> list[torch.Tensor]:
+    """The activations at hooks for a few tokens."""
+    ids = torch.zeros(1, 8, dtype=torch.long, device=model.device)
+    return [hidden_states(hook, model, find_module(model.base_model, hook), ids, ids == 0) for hook in hooks]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what transformers prints about a model off stderr: its errors and `refuse_gaps` say what matters."""
+    from transformers.utils import logging
+
+    shows_bar, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # else it shows even without a terminal
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
-        auto = _causal_or_base(name, local) if head else AutoModel
-        model = auto.from_pretrained(name, local_files_only=local, torch_dtype="auto").eval()
-        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local)
-    except Exception as error:  # each format's loader raises errors of its own
-        raise ValueError(
-            f"{name} could not be loaded ({first_line(error)}); name a transformers folder with model and tokenizer, "
-            "or a model of the hub"
-        ) from error
+        yield
     finally:
+        logging.set_verbosity(verbosity)
         if shows_bar:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-    model.config.use_cache = False  # no later pass uses the keys and values
-    return tokenizer, model.to(usable)
 
 
-def _causal_or_base(name: str, local: bool) -> Any:
+def _unloadable(name: str, error: Exception, lacking: str) -> ValueError:
+    return ValueError(
+        f"{name} could not be loaded ({first_line(error)}); name a transformers folder with {lacking}, or a model of "
+        "the hub"
+    )
+
+
+def _causal_or_base(name: str, source: Mapping[str, Any]) -> Any:
     """The class that loads a checkpoint: with a head only if the checkpoint names the class with a head."""
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 
-    config = AutoConfig.from_pretrained(name, local_files_only=local)
+    config = AutoConfig.from_pretrained(name, **source)
     return AutoModelForCausalLM if CAUSAL.get(config.model_type) in (config.architectures or ()) else AutoModel
 
 
@@ -98,7 +139,7 @@ def longest_window(tokenizer: Any, model: Any) -> int | None:
     return min((limit for limit in limits if limit and limit > 0), default=None)
 
 
-class _Reached(Exception):
+class _Reached(BaseException):  # no Exception, because those are the model's own
     """Ends a forward pass at the hook, so that no later layer is computed."""
 
     def __init__(self, output: Any) -> None:
@@ -121,8 +162,8 @@ def hidden_states(
 
     handle = module.register_forward_hook(stop)
     try:
-        with torch.inference_mode():
-            model(input_ids=ids, attention_mask=real)
+        with torch.inference_mode(), foreign_errors(model):
+            model(**arguments(model, ids, real))
     except _Reached as reached:
         return activations_in(reached.output, hook, (*ids.shape, "d_in"))
     else:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sae_runtime.activations.text import documents
 from sae_runtime.activations.windows import Window
-from sae_runtime.train.harvest.config import HarvestConfig, plan
+from sae_runtime.train.harvest.config import HarvestConfig
 from sae_runtime.train.harvest.harvesting import Reader
 from sae_runtime.train.source import MAX_HELD_OUT, SCALE_SAMPLE, Source, Tick, generator
 
@@ -48,7 +48,7 @@ class StreamedRows(Source):
         self.units = len(self._train)
         self.d_in = self._reader.activations(self._held_out[0][:1], _ignore).shape[1]
         self._pool_rows = max(int(pool_bytes / (4 * self.d_in)), 1)
-        self.identity = _flat({key: v for key, v in plan(config).items() if key not in ("name", "shard_tokens")})
+        self.identity = _flat({key: v for key, v in self._reader.plan().items() if key not in ("name", "shard_tokens")})
         self.identity["batch_tokens"] = config.batch_tokens  # decides which windows share a pass, and so the last bits
         settings = {name: getattr(config, name) for name in ("document", "context", "dtype", "special")}
         self.provenance = {

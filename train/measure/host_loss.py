@@ -27,6 +27,7 @@ from sae_runtime.bundle.evaluation_file import HostLoss
 from sae_runtime.core.progress import progress_bar
 from sae_runtime.train.device import memory_errors
 from sae_runtime.train.harvest.config import HarvestConfig
+from sae_runtime.train.harvest.forward import arguments, foreign_errors
 from sae_runtime.train.harvest.harvesting import Pass, Reader
 from sae_runtime.train.harvest.host_model import replaced
 from sae_runtime.train.measure.tally import reconstruct
@@ -114,7 +115,8 @@ def _run(
 
 def _forward(host: Reader, batch: Pass) -> Any:
     """The output of the whole model."""
-    return host.model(input_ids=batch.ids, attention_mask=batch.real)
+    with foreign_errors(host.model):
+        return host.model(**arguments(host.model, batch.ids, batch.real))
 
 
 def _names(config: HarvestConfig) -> str:
