@@ -16,6 +16,7 @@ from sae_runtime.bundle.files import new_file, write_json
 from sae_runtime.bundle.tensors import read_header, save_tensors
 from sae_runtime.core.progress import progress_bar
 from sae_runtime.train.device import ask_for_huge_pages, memory_errors
+from sae_runtime.train.harvest.alignment import find_alignment
 from sae_runtime.train.harvest.config import HarvestConfig, plan
 from sae_runtime.train.harvest.folder import check_folder, is_whole, start_folder
 from sae_runtime.train.harvest.host_model import find_module, hidden_states, load_host_model, longest_window
@@ -58,6 +59,26 @@ class Reader:
                 f"context is {config.context} tokens, {config.model} reads at most {limit}; lower --context"
             )
         self.module = find_module(self.model.base_model, config.hook)
+        self._vocabulary = _embeddings(self.model)
+        pad = self._tokenizer.pad_token_id
+        self._pad = pad if pad is not None and pad < self._vocabulary else 0  # hidden by the mask; it must only exist
+        self._alignment = find_alignment([config.hook], self._raw, self._ordinary(), self._pad)
+        self.batch_tokens = 1 if self._alignment.alone else config.batch_tokens
+
+    def laid_out(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The hidden states of a `Pass` in the order in which the model has them."""
+        return self._alignment.rows([hidden])[0]
+
+    def _raw(self, ids: torch.Tensor, real: torch.Tensor) -> list[torch.Tensor]:
+        return [hidden_states(self.config.hook, self.model, self.module, ids, real, ("batch", "time"))]
+
+    def _ordinary(self) -> torch.Tensor:
+        """A few ids of words, at random."""
+        ids = np.setdiff1d(np.arange(min(len(self._tokenizer), self._vocabulary)), self._tokenizer.all_special_ids)
+        if len(ids) < 2:
+            raise ValueError(f"the tokenizer of {self.config.model} knows {len(ids)} words; give the model its own")
+        few = np.random.default_rng(0).choice(ids, min(len(ids), 16), replace=False)
+        return torch.from_numpy(few).to(self.model.device)
 
     def plan(self) -> dict[str, Any]:
         """The facts that decide the rows, as `plan` has them, and the commit of a model of the hub."""
@@ -79,9 +100,14 @@ class Reader:
         Raises:
             ValueError: an activation of a kept token is NaN or Inf.
         """
-        pad = self._tokenizer.pad_token_id or 0
-        ids, real, kept = (torch.from_numpy(array).to(self.model.device) for array in padded(batch, pad))
-        hidden = hidden_states(self.config.hook, self.model, self.module, ids, real)
+        arrays = padded(batch, self._pad, self._alignment.multiple)
+        if (largest := int(arrays[0].max())) >= self._vocabulary:
+            raise ValueError(
+                f"{type(self._tokenizer).__name__} gives a token the id {largest}, {self.config.model} has embeddings "
+                f"for ids below {self._vocabulary}; give the model its own tokenizer"
+            )
+        ids, real, kept = (torch.from_numpy(array).to(self.model.device) for array in arrays)
+        [hidden] = self._alignment.rows(self._raw(ids, real))
         x = hidden[kept]
         if (place := _nonfinite(batch, x)) is not None:
             raise ValueError(
@@ -100,7 +126,7 @@ class Reader:
         """
         starts = np.cumsum([0, *(window.rows for window in group)])
         x: torch.Tensor | None = None
-        for numbers in batches(group, self.config.batch_tokens):
+        for numbers in batches(group, self.batch_tokens):
             batch = [group[number] for number in numbers]
             computed = self.read(batch).x
             rows = computed.to(getattr(torch, self.config.dtype))
@@ -167,6 +193,14 @@ def harvest(config: HarvestConfig, out: Path, *, force: bool = False, progress: 
     settings = {name: getattr(config, name) for name in ("hook", "document", "context", "tokens", "dtype", "special")}
     write_json(out / INDEX, index | settings)
     return open_activations(out)
+
+
+def _embeddings(model: Any) -> int:
+    """The number of ids that a model has embeddings for; without a table of them there is no limit."""
+    try:
+        return int(model.get_input_embeddings().num_embeddings)
+    except (AttributeError, NotImplementedError):
+        return 1 << 31
 
 
 def _nonfinite(batch: Sequence[Window], x: torch.Tensor) -> str | None:

@@ -147,7 +147,12 @@ class _Reached(BaseException):  # no Exception, because those are the model's ow
 
 
 def hidden_states(
-    hook: str, model: Any, module: torch.nn.Module, ids: torch.Tensor, real: torch.Tensor
+    hook: str,
+    model: Any,
+    module: torch.nn.Module,
+    ids: torch.Tensor,
+    real: torch.Tensor,
+    shape: Sequence[int | str] | None = None,
 ) -> torch.Tensor:
     """The activations at a hook for tokens ids and their mask, [batch, time]: [batch, time, d_in].
 
@@ -165,7 +170,7 @@ def hidden_states(
         with torch.inference_mode(), foreign_errors(model):
             model(**arguments(model, ids, real))
     except _Reached as reached:
-        return activations_in(reached.output, hook, (*ids.shape, "d_in"))
+        return activations_in(reached.output, hook, (*(shape or ids.shape), "d_in"))
     else:
         raise ValueError(f"the forward pass never calls {hook} ({type(module).__name__}); hook a module inside it")
     finally:

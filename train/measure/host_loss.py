@@ -64,7 +64,7 @@ def host_loss(sae: TorchSAE, config: HarvestConfig, *, progress: bool = False) -
     kept = list(first_rows(host.windows(texts), config.tokens))
     if not kept:
         raise ValueError(f"no token of the text is kept ({_names(config)} hold none); give more text")
-    groups = [[kept[number] for number in numbers] for numbers in batches(kept, config.batch_tokens)]
+    groups = [[kept[number] for number in numbers] for numbers in batches(kept, host.batch_tokens)]
     tokens = sum(window.rows for window in kept)
     sae = sae.to(host.model.device)
     mean, spread = _mean_and_spread(map(host.read, groups), sae.b_dec)
@@ -107,7 +107,7 @@ def _run(
                 errors[name] += float((x - y).double().pow(2).sum())
                 hidden = batch.hidden.clone()
                 hidden[batch.kept] = y.to(hidden.dtype)
-                with replaced(host.module, hidden):
+                with replaced(host.module, host.laid_out(hidden)):
                     parts[name].append(read(untouched, _forward(host, batch), batch))
             bar.update()
     return {name: _joined(of_batches) for name, of_batches in parts.items()}, errors
