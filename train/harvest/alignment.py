@@ -93,7 +93,7 @@ def find_alignment(hooks: Sequence[str], read: Read, tokens: Tensor, pad: int = 
     alone, again = rows(text[:_SHORT]), rows(text[:_SHORT])
     apart = False
     for hook, a, b, x, y in zip(hooks, mixed, padded, alone, again, strict=True):
-        if not _equal(x[0], y[0]):
+        if _differences(x[0], y[0]).median() > 1:  # on some devices rounding differs, and sends a row to another expert
             raise ValueError(f"{hook} gives other rows each time it reads the same text; hook another model or module")
         rounding = (a[0] - a[-1]).abs().max()
         if any((a[0, t] - a[t + 1, t]).abs().max() <= 4 * rounding for t in range(_SHORT)):
@@ -101,13 +101,12 @@ def find_alignment(hooks: Sequence[str], read: Read, tokens: Tensor, pad: int = 
                 f"the row of a token at {hook} does not depend on that token, so rows and tokens do not match; hook "
                 "another module"
             )
-        apart |= not all(_equal(x[0, :_SHORT], together[0, :_SHORT]) for together in (a, b))
+        apart |= any(bool((_differences(x[0, :_SHORT], shared[0, :_SHORT]) > 1).any()) for shared in (a, b))
     return Alignment(found.time_first, found.multiple, apart)
 
 
-def _equal(x: Tensor, y: Tensor) -> bool:
-    """Whether most rows are equal but for rounding, which may send a single row to another expert."""
+def _differences(x: Tensor, y: Tensor) -> Tensor:
+    """How far apart the rows of x and y [time, d_in] are, in units of what rounding explains."""
     tolerance = 1e-3 if x.dtype == torch.float32 else 0.05
     x, y = x.float(), y.float()
-    distance = (x - y).norm(dim=1) / x.norm(dim=1).clamp_min(1e-30)
-    return not float(distance.median()) > tolerance  # NaN is told elsewhere
+    return (x - y).norm(dim=1) / x.norm(dim=1).clamp_min(1e-30) / tolerance

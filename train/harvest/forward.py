@@ -52,7 +52,7 @@ def foreign_errors(model: Any) -> Iterator[None]:
     >>> with foreign_errors(torch.nn.Identity()):
     ...     torch.zeros(1) @ torch.zeros(2)
     Traceback (most recent call last):
-    ValueError: a forward pass of Identity on text fails (...); its forward takes input. Name a model of text
+    ValueError: Identity fails on text (...); its forward takes input, ..., so name a model that reads text alone
     """
     try:
         with memory_errors():
@@ -62,6 +62,6 @@ def foreign_errors(model: Any) -> Iterator[None]:
     except Exception as error:  # each model raises errors of its own
         taken = ", ".join(list(inspect.signature(model.forward).parameters)[:3])
         raise ValueError(
-            f"a forward pass of {type(model).__name__} on text fails ({first_line(error)}), whose forward takes "
-            f"{taken}, ...; name a model that reads text alone"
+            f"{type(model).__name__} fails on text ({first_line(error)}); its forward takes {taken}, ..., so name a "
+            "model that reads text alone"
         ) from error
