@@ -18,7 +18,8 @@ from sae_runtime.core.progress import progress_bar
 from sae_runtime.train.device import ask_for_huge_pages, memory_errors
 from sae_runtime.train.harvest.config import HarvestConfig, plan
 from sae_runtime.train.harvest.folder import check_folder, is_whole, start_folder
-from sae_runtime.train.harvest.host_model import find_module, hidden_states, load_host_model, longest_window
+from sae_runtime.train.harvest.hook_point import find_hook, hidden_states
+from sae_runtime.train.harvest.host_model import load_host_model, longest_window
 
 _SAFETENSORS_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -37,8 +38,8 @@ class Pass:
 class Reader:
     """Computes the activations of a model at a hook, from windows of tokens.
 
-    The model computes in the type of its stored weights. If the module runs several times in a forward pass, its first
-    output counts.
+    The model computes in the type of its stored weights. The first pass goes on to the end of the model and counts the
+    calls of the module, so that a hook at one of several calls has to say which. All later passes end at the hook.
     """
 
     def __init__(self, config: HarvestConfig, *, head: bool = False) -> None:
@@ -55,7 +56,8 @@ class Reader:
             raise ValueError(
                 f"context is {config.context} tokens, {config.model} reads at most {limit}; lower --context"
             )
-        self.module = find_module(self.model.base_model, config.hook)
+        self.point = find_hook(self.model, config.hook)
+        self._calls_are_counted = False
 
     def windows(self, texts: Iterable[str]) -> Iterator[Window]:
         """The windows of the texts, in the order of the texts; `Window` says what one is."""
@@ -65,11 +67,13 @@ class Reader:
         """Run the model on windows up to the hook.
 
         Raises:
-            ValueError: an activation of a kept token is NaN or Inf.
+            ValueError: an activation of a kept token is NaN or Inf, or the forward pass has not the hook's call.
         """
         pad = self._tokenizer.pad_token_id or 0
         ids, real, kept = (torch.from_numpy(array).to(self.model.device) for array in padded(batch, pad))
-        hidden = hidden_states(self.config.hook, self.model, self.module, ids, real)
+        given = {"input_ids": ids, "attention_mask": real}
+        [hidden] = hidden_states([self.point], self.model, given, ids.shape, whole=not self._calls_are_counted)
+        self._calls_are_counted = True
         x = hidden[kept]
         if (place := _nonfinite(batch, x)) is not None:
             raise ValueError(
