@@ -60,7 +60,7 @@ def foreign_errors(model: Any) -> Iterator[None]:
     except MemoryError:
         raise
     except Exception as error:  # each model raises errors of its own
-        taken = ", ".join(list(inspect.signature(model.forward).parameters)[:3])
+        taken = ", ".join(list(inspect.signature(getattr(model, "forward", model)).parameters)[:3])
         raise ValueError(
             f"{type(model).__name__} fails on text ({first_line(error)}); its forward takes {taken}, ..., so name a "
             "model that reads text alone"

@@ -1,6 +1,5 @@
-"""The host model, a transformers model: load it, find a module, read and replace the activations in its output."""
+"""Load the host model, a transformers model."""
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,10 +9,10 @@ from typing import Any
 
 import torch
 
-from sae_runtime.bundle.hooks import Hook, parse_hook
 from sae_runtime.train.device import first_line, usable_device
-from sae_runtime.train.harvest.forward import arguments, foreign_errors, refuse_other_input
+from sae_runtime.train.harvest.forward import arguments, refuse_other_input
 from sae_runtime.train.harvest.gaps import refuse_gaps
+from sae_runtime.train.harvest.hook_point import find_hook, hidden_states
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
@@ -72,7 +71,8 @@ def load_host_model(
 def _first_activations(model: Any, hooks: Sequence[str]) -> list[torch.Tensor]:
     """The activations at hooks for a few tokens."""
     ids = torch.zeros(1, 8, dtype=torch.long, device=model.device)
-    return [hidden_states(hook, model, find_module(model.base_model, hook), ids, ids == 0) for hook in hooks]
+    points = [find_hook(model, hook) for hook in hooks]
+    return hidden_states(points, model, arguments(model, ids, ids == 0), ("batch", "time"))
 
 
 @contextmanager
@@ -107,138 +107,8 @@ def _causal_or_base(name: str, source: Mapping[str, Any]) -> Any:
     return AutoModelForCausalLM if CAUSAL.get(config.model_type) in (config.architectures or ()) else AutoModel
 
 
-def find_module(model: Any, hook: str) -> torch.nn.Module:
-    """The module of a model whose output a hook names.
-
-    Raises:
-        ValueError: there is no such module, and the message lists close names; or the hook names an input, a later call
-            or a tensor.
-
-    >>> find_module(model, "encoder.layer.3")  # doctest: +SKIP
-    """
-    modules: dict[str, torch.nn.Module] = dict(model.named_modules())
-    parsed = Hook(hook) if hook in modules else parse_hook(hook)  # a module may have a name such as h.0.resid_pre
-    if parsed.place != "output" or parsed.call:
-        raise ValueError(
-            f"a torch model is hooked at the output of a module's first call, got {hook}; name the module, such as "
-            "encoder.layer.3"
-        )
-    name = str(parsed.name)
-    # A hook may begin with the name that a model with a head gives its base model; here the base is loaded alone.
-    for known in (name, name.removeprefix(f"{model.base_model_prefix}.")):
-        if known in modules:
-            return modules[known]
-    close = difflib.get_close_matches(name, filter(None, modules), n=5, cutoff=0)
-    raise ValueError(f"{model.name_or_path} has no module {name!r}; close names are {', '.join(close)}")
-
-
 def longest_window(tokenizer: Any, model: Any) -> int | None:
     """The most tokens that a model reads at once; None if there is no limit."""
     # A config without a limit has None, -1 or no such field.
     limits = getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length
     return min((limit for limit in limits if limit and limit > 0), default=None)
-
-
-class _Reached(BaseException):  # no Exception, because those are the model's own
-    """Ends a forward pass at the hook, so that no later layer is computed."""
-
-    def __init__(self, output: Any) -> None:
-        self.output = output
-
-
-def hidden_states(
-    hook: str,
-    model: Any,
-    module: torch.nn.Module,
-    ids: torch.Tensor,
-    real: torch.Tensor,
-    shape: Sequence[int | str] | None = None,
-) -> torch.Tensor:
-    """The activations at a hook for tokens ids and their mask, [batch, time]: [batch, time, d_in].
-
-    No later layer is computed. If the module is called several times, the first call counts.
-
-    Raises:
-        ValueError: the forward pass never calls the module, or its output holds no activations.
-    """
-
-    def stop(_module: torch.nn.Module, _args: Any, output: Any) -> None:
-        raise _Reached(output)
-
-    handle = module.register_forward_hook(stop)
-    try:
-        with torch.inference_mode(), foreign_errors(model):
-            model(**arguments(model, ids, real))
-    except _Reached as reached:
-        return activations_in(reached.output, hook, (*(shape or ids.shape), "d_in"))
-    else:
-        raise ValueError(f"the forward pass never calls {hook} ({type(module).__name__}); hook a module inside it")
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def replaced(module: torch.nn.Module, y: torch.Tensor) -> Iterator[None]:
-    """Replace the activations in the module's output by y [batch, time, d_in], at its first call in the block.
-
-    `hidden_states` reads the same call. The other parts of the output stay.
-
-    >>> layer = torch.nn.Identity()
-    >>> with replaced(layer, torch.ones(1)):
-    ...     layer(torch.zeros(1)), layer(torch.zeros(1))
-    (tensor([1.]), tensor([0.]))
-    """
-    left = [y]
-
-    def put(_module: torch.nn.Module, _args: Any, output: Any) -> Any:
-        return with_activations(output, left.pop()) if left else output
-
-    handle = module.register_forward_hook(put)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def activations_in(output: Any, hook: str, expected: Sequence[int | str]) -> torch.Tensor:
-    """The activations in a module's output, which is a tensor, or a tuple, list or ModelOutput that begins with one.
-
-    Args:
-        output: of the module.
-        hook: names the module in messages.
-        expected: the size of each dimension; a name stands for any size.
-
-    Raises:
-        ValueError: the output holds no tensor of the expected sizes.
-
-    >>> activations_in((torch.zeros(1, 2, 3), "more"), "h.0", ("batch", "time", 3)).shape
-    torch.Size([1, 2, 3])
-    >>> activations_in(torch.zeros(1, 2, 3), "h.0", ("batch", "time", 5))
-    Traceback (most recent call last):
-    ValueError: h.0 gives [1, 2, 3], expected [batch, time, 5]; hook a layer, for an SAE the one of its training
-    """
-    if isinstance(output, dict):  # a ModelOutput is a dict
-        output = tuple(output.values())
-    x: Any = next(iter(output), None) if isinstance(output, tuple | list) else output
-    is_tensor = isinstance(x, torch.Tensor) and x.ndim == len(expected)
-    if not is_tensor or any(isinstance(n, int) and n != size for n, size in zip(expected, x.shape, strict=True)):
-        shape = list(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
-        sizes = ", ".join(map(str, expected))
-        raise ValueError(f"{hook} gives {shape}, expected [{sizes}]; hook a layer, for an SAE the one of its training")
-    return torch.as_tensor(x)
-
-
-def with_activations(output: Any, y: torch.Tensor) -> Any:
-    """A module's output with y for its activations; the other parts stay.
-
-    >>> with_activations((torch.zeros(1), "more"), torch.ones(1))
-    (tensor([1.]), 'more')
-    """
-    if isinstance(output, torch.Tensor):
-        return y
-    if isinstance(output, dict):
-        output[next(iter(output))] = y
-        return output
-    if hasattr(output, "_replace"):  # a named tuple
-        return output._replace(**{output._fields[0]: y})
-    return type(output)([y, *output[1:]])

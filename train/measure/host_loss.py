@@ -29,7 +29,7 @@ from sae_runtime.train.device import memory_errors
 from sae_runtime.train.harvest.config import HarvestConfig
 from sae_runtime.train.harvest.forward import arguments, foreign_errors
 from sae_runtime.train.harvest.harvesting import Pass, Reader
-from sae_runtime.train.harvest.host_model import replaced
+from sae_runtime.train.harvest.hook_point import replaced
 from sae_runtime.train.measure.tally import reconstruct
 from sae_runtime.train.measure.torch_sae import TorchSAE
 
@@ -107,7 +107,7 @@ def _run(
                 errors[name] += float((x - y).double().pow(2).sum())
                 hidden = batch.hidden.clone()
                 hidden[batch.kept] = y.to(hidden.dtype)
-                with replaced(host.module, host.laid_out(hidden)):
+                with replaced(host.points[0], host.laid_out(hidden)):
                     parts[name].append(read(untouched, _forward(host, batch), batch))
             bar.update()
     return {name: _joined(of_batches) for name, of_batches in parts.items()}, errors
