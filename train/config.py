@@ -1,5 +1,6 @@
 """The settings of a training run: the command line makes its options from them, and the manifest records them."""
 
+import math
 from dataclasses import MISSING, dataclass
 
 from sae_runtime.train.settings import check_settings, option
@@ -48,6 +49,12 @@ class TrainConfig:
     holdout: float = option(
         0.1, "share of the tokens kept from training: half calibrates the threshold, half is measured"
     )
+    max_norm: float | None = option(
+        10.0,
+        "leave out rows whose norm exceeds this multiple of the median norm, such as attention sinks; none: keep all",
+        least=1,
+        or_none=True,
+    )
     product_dtype: str = option(
         "float32",
         "of the dense product; bfloat16 only nominates the matches, whose values and gradients stay float32",
@@ -59,6 +66,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         known = self.allocation.lower()
         object.__setattr__(self, "allocation", _OTHER_NAMES.get(known, known))
+        if self.max_norm == math.inf:
+            object.__setattr__(self, "max_norm", None)  # JSON has no infinity
         check_settings(self)
         if self.d_sae is not None:
             self.check_d_sae(self.d_sae)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import math
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from sae_runtime.train.step.model import SparseAutoencoder
 from sae_runtime.train.thresholds import fit_thresholds
 from sae_runtime.train.trainer import Trainer
 
+_HELD_OUT = ("calibration", "validation")
+
 
 def finished(
     trainer: Trainer, source: Source, held_out: tuple[Tensor, Tensor], scale: float, *, processes: int = 1
@@ -27,12 +30,22 @@ def finished(
     Args:
         trainer: the trainer of the model.
         source: the source of its training rows.
-        held_out: calibration and validation part, scaled, [n, d_in] each, on the model's device.
+        held_out: calibration and validation part of the source, scaled, [n, d_in] each, on the model's device.
         scale: the factor by which the activations were multiplied.
         processes: the number of processes that shared the batches.
     """
     config = trainer.config
-    threshold, measured, slots = _calibrated(trainer, *held_out)
+    ends = [len(part) - source.left_out_of(name) for part, name in zip(held_out, _HELD_OUT, strict=True)]
+    calibration, validation = (part[:end] for part, end in zip(held_out, ends, strict=True))
+    threshold = None
+    if config.allocation != "token":
+        threshold = fit_thresholds(trainer.model, calibration, config.k, trainer.max_density)
+    measured, l0 = _measured(trainer, calibration, validation, threshold)
+    with_left_out: dict[str, float] = {}
+    if (len(calibration), len(validation)) != tuple(map(len, held_out)):
+        everything, _ = _measured(trainer, *held_out, threshold)
+        # A norm so large that a figure overflows float32 leaves that figure unknown.
+        with_left_out = {name: figure for name, figure in everything.items() if math.isfinite(figure)}
     weights = _folded(trainer.model, threshold, scale)
     manifest = Manifest(
         architecture=Architecture(
@@ -42,23 +55,22 @@ def finished(
             k=int(config.k) if threshold is None else None,
         ),
         allocation=Allocation(kind=config.allocation, k=float(config.k), quota=trainer.quota),
-        slots=slots,
+        slots=int(config.k) if threshold is None else slots_for(l0, trainer.recipe.d_sae),
         model=source.model,
         hook=source.hook,
         measured=measured,
+        left_out=source.left_out,
+        measured_with_left_out=with_left_out,
         provenance={**_provenance(trainer, source), "processes": processes},
     )
     return weights, manifest
 
 
-def _calibrated(
-    trainer: Trainer, calibration: Tensor, validation: Tensor
-) -> tuple[NDArray[np.float32] | None, dict[str, float], int]:
-    """The threshold (None for token choice), the measurements on the validation part, and the slots of encode.onnx."""
+def _measured(
+    trainer: Trainer, calibration: Tensor, validation: Tensor, threshold: NDArray[np.float32] | None
+) -> tuple[dict[str, float], NDArray[np.int64]]:
+    """The figures on the validation part, of which dead features are counted on both, and the L0 of its tokens."""
     config, model = trainer.config, trainer.model
-    threshold = None
-    if config.allocation != "token":
-        threshold = fit_thresholds(model, calibration, config.k, trainer.max_density)
     served = served_rule(config.k, threshold)
     held_out = tally_of(model, validation, served, config.batch)
     used = tally_of(model, calibration, served, config.batch).matches + held_out.matches
@@ -70,12 +82,12 @@ def _calibrated(
         "dead_tokens": len(calibration) + len(validation),
     }
     if threshold is None:
-        return None, measured, int(config.k)
+        return measured, held_out.l0
     batch = even_batch(len(validation), config.batch)
     mixed = validation[torch.from_numpy(shuffled(len(validation))).to(validation.device)]
     by_batch = tally_of(model, mixed, batch_rule(config.k, trainer.max_density), batch)
     measured |= {"batch": batch, "batch_fvu": by_batch.fvu, "batch_l0": float(by_batch.l0.mean())}
-    return threshold, measured, slots_for(held_out.l0, trainer.recipe.d_sae)
+    return measured, held_out.l0
 
 
 def _folded(

@@ -11,7 +11,7 @@ from sae_runtime.train.config import TrainConfig
 from sae_runtime.train.run import Data, fitted
 from sae_runtime.train.run_options import Options, check_outputs
 
-_COMMON = ("seed", "tokens", "batch", "holdout", "pool", "device")  # the settings that decide the batches
+_COMMON = ("seed", "tokens", "batch", "holdout", "max_norm", "pool", "device")  # the settings that decide the batches
 
 
 def fit(
@@ -67,7 +67,8 @@ def fit_many(
     Args:
         activations: as for `fit`.
         out: a folder that will hold one bundle for each name.
-        configs: the settings by name; seed, tokens, batch, holdout, pool and device must be the same in all.
+        configs: the settings by name; seed, tokens, batch, holdout, max_norm, pool and device must be the same in
+            all.
         force: as for `fit`; replaces all of `out`.
         options: as for `fit`; all SAEs share one file of each kind.
 

@@ -3,11 +3,13 @@
 import bisect
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sae_runtime.activations.parts import CONTEXT, divide
 from sae_runtime.activations.stored import Activations
 from sae_runtime.train.source import MAX_HELD_OUT, generator
 
@@ -16,22 +18,34 @@ _FINGERPRINT_ROWS = 256
 
 @dataclass(frozen=True)
 class Split:
-    """Row numbers of the three parts, ascending."""
+    """Row numbers of the three parts, ascending, and how many rows lie in the gaps between parts of a document."""
 
     train: NDArray[np.int64]
     calibration: NDArray[np.int64]
     validation: NDArray[np.int64]
+    gaps: int = 0
+
+    def counts(self) -> dict[str, int]:
+        """The rows of each part and of the gaps, as the manifest has them.
+
+        >>> Split(np.arange(8), np.arange(8, 10), np.arange(10, 12)).counts()
+        {'train': 8, 'calibration': 2, 'validation': 2, 'gaps': 0}
+        """
+        parts = {name: len(getattr(self, name)) for name in ("train", "calibration", "validation")}
+        return {**parts, "gaps": self.gaps}
 
 
-def split(activations: Activations, holdout: float, seed: int) -> Split:
-    """Divide the rows into three parts by documents, or by single rows where the documents are not known.
+def split(activations: Activations, holdout: float, seed: int, rows: NDArray[np.int64] | None = None) -> Split:
+    """Divide rows into three parts, each within 10 % of what is asked, so that no text is in two of them.
 
-    All rows of a document are in one part, so that no text is both trained on and held out.
+    Documents that are small beside the parts stay whole. Longer ones are cut, with a gap of at least one window of the
+    model between different parts. Where the documents are not known, single rows are divided.
 
     Args:
-        activations: the rows to divide.
+        activations: they have the rows.
         holdout: share of the rows to hold out, half of it for each part; a part holds about MAX_HELD_OUT rows at most.
-        seed: decides which documents are held out.
+        seed: decides which rows are held out.
+        rows: the numbers of the rows to divide, ascending; None means all.
 
     >>> from pathlib import Path
     >>> from sae_runtime.activations.stored import Shard
@@ -41,29 +55,46 @@ def split(activations: Activations, holdout: float, seed: int) -> Split:
     (90, 5, 5)
 
     Raises:
-        ValueError: there are no training rows, or a held-out part has fewer than two.
+        ValueError: the rows are too few for such parts.
     """
-    n = len(activations)
+    if rows is None:
+        rows = np.arange(len(activations))
+    n = len(rows)
     if n == 0:
         raise ValueError(f"{activations.path} holds no rows; give more activations")
-    if activations.documents is None:
-        group, sizes = np.arange(n), np.ones(n, np.int64)
-    else:
-        _, group, sizes = np.unique(activations.documents, return_inverse=True, return_counts=True)
-    shuffled = generator(seed, "split").permutation(len(sizes))
-    wanted = min(round(n * holdout), 2 * MAX_HELD_OUT)
-    ends = np.cumsum(sizes[shuffled])
-    last = int(np.searchsorted(ends, wanted // 2))  # the last document of the calibration part
-    last_held_out = min(max(int(np.searchsorted(ends, wanted)), last + 1), len(ends) - 1)  # each part gets a document
-    part = np.zeros(len(sizes), np.int8)
-    part[shuffled[: last + 1]], part[shuffled[last + 1 : last_held_out + 1]] = 1, 2
-    train, calibration, validation = (np.flatnonzero(part[group] == number) for number in range(3))
-    if not len(train) or min(len(calibration), len(validation)) < 2:  # one token has no variance
-        raise ValueError(
-            f"{activations.path} has {n} rows in {len(sizes)} documents, too few to hold out {holdout:.0%} in two "
-            "parts; give more activations or another --holdout"
-        )
-    return Split(train, calibration, validation)
+    documents = None if activations.documents is None else activations.documents[rows]
+    gap = 0 if documents is None else activations.context or CONTEXT
+    parts = divide(documents, np.ones(n), held_out_sizes(n, holdout), gap=gap, rng=generator(seed, "split"))
+    found = [] if parts is None else [rows[parts == part] for part in range(3)]
+    if not found or min(len(found[1]), len(found[2])) < 2:  # one token has no variance
+        count = n if documents is None else len(np.unique(documents))
+        raise ValueError(f"{activations.path} {too_few(n, count, holdout, gap)}")
+    return Split(*found, gaps=n - sum(map(len, found)))
+
+
+def held_out_sizes(rows: float, holdout: float) -> tuple[float, float]:
+    """The rows that are asked for calibration and for validation.
+
+    >>> held_out_sizes(1001, holdout=0.1)
+    (50, 50)
+    """
+    wanted = min(round(rows * holdout), 2 * MAX_HELD_OUT)
+    return wanted // 2, wanted - wanted // 2
+
+
+def too_few(rows: int, documents: int, holdout: float, gap: int) -> str:
+    """The end of a message on rows that cannot be divided, with what is needed; `gap` is in rows.
+
+    >>> too_few(50, documents=1, holdout=0.1, gap=4)
+    'has 50 rows in 1 documents, too few to hold out 10% in two parts that share no window of 4 tokens; give 100 rows \
+or more, or another --holdout'
+    """
+    apart = f" that share no window of {gap} tokens" if gap else ""
+    needed = max(math.ceil(4 / holdout), 25 * gap)
+    return (
+        f"has {rows} rows in {documents} documents, too few to hold out {holdout:.0%} in two parts{apart}; give "
+        f"{needed:,} rows or more, or another --holdout"
+    )
 
 
 def fingerprint(activations: Activations) -> str:

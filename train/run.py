@@ -12,16 +12,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sae_runtime.activations.left_out import warn_of_many
 from sae_runtime.activations.stored import Activations, Shard, open_activations, sample_rows
 from sae_runtime.bundle.manifest import Manifest
 from sae_runtime.core.arrays import as_float32
 from sae_runtime.train.batches import Batches
 from sae_runtime.train.config import TrainConfig
 from sae_runtime.train.device import ask_for_huge_pages, memory_errors
+from sae_runtime.train.divided import divided
 from sae_runtime.train.finish import finished
 from sae_runtime.train.harvest.config import HarvestConfig
 from sae_runtime.train.harvest.stream import StreamedRows
-from sae_runtime.train.held_out import split
 from sae_runtime.train.progress import reported
 from sae_runtime.train.recipe import derive
 from sae_runtime.train.run_options import Options
@@ -65,8 +66,10 @@ def fitted(activations: Data, configs: Mapping[str, TrainConfig], options: Optio
     with memory_errors(), joined(common.device) as (world, device):
         world.part(common.batch)  # raises before any work
         is_first = world.rank == 0
-        source = opened(activations, common)
+        source = opened(activations, common, progress=is_first and bool(options.get("progress")))
         mean, scale = centre_and_scale(source.sample(generator(common.seed, "scale")), source.path)
+        if is_first and source.left_out is not None:
+            warn_of_many(source.share_left_out, source.left_out.norm_multiple, source.path)
         trainers = _for_each(configs, lambda config: _trainer(mean * np.float32(scale), config, device, world))
         with Batches(source, common.batch, common.seed, scale=scale, device=device, world=world) as batches:
             seconds = options.get("run_state_seconds", 300.0) if is_first else math.inf
@@ -91,21 +94,21 @@ def fitted(activations: Data, configs: Mapping[str, TrainConfig], options: Optio
         world.wait()
 
 
-def opened(activations: Data, config: TrainConfig) -> Source:
+def opened(activations: Data, config: TrainConfig, *, progress: bool = False) -> Source:
     """The source of a run's training rows.
 
     Raises:
-        ValueError: the activations are too few to hold some out, or are not a matrix.
+        ValueError: the activations are too few to hold some out, are not a matrix, or hold NaN or Inf.
 
     >>> x = np.random.default_rng(0).standard_normal((300, 8))
     >>> opened(x, TrainConfig(tokens=4096)).provenance["rows"]
-    {'train': 270, 'calibration': 15, 'validation': 15}
+    {'train': 270, 'calibration': 15, 'validation': 15, 'gaps': 0}
     """
     if isinstance(activations, Source):
         return activations
     pool = config.pool * 2**20  # bytes
     if isinstance(activations, HarvestConfig):
-        return StreamedRows(activations, config.holdout, config.seed, pool)
+        return StreamedRows(activations, config.holdout, config.seed, pool, config.max_norm)
     if isinstance(activations, str | Path):
         activations = open_activations(activations)
     elif not isinstance(activations, Activations):
@@ -113,8 +116,8 @@ def opened(activations: Data, config: TrainConfig) -> Source:
         if x.ndim != 2 or x.shape[1] < 1:
             raise ValueError(f"activations must be [n, d_in], got {list(x.shape)}; reshape them")
         activations = Activations(Path("array"), [Shard(x)])
-    parts = split(activations, config.holdout, config.seed)
-    return StoredRows(activations, parts, int(pool / (4 * activations.d_in)))
+    parts, left_out = divided(activations, config.holdout, config.seed, config.max_norm, progress=progress)
+    return StoredRows(activations, parts, int(pool / (4 * activations.d_in)), left_out)
 
 
 def _for_each(items: Mapping[str, T], function: Callable[[T], R]) -> dict[str, R]:
@@ -151,7 +154,8 @@ def _finished(
     """Calibrate and measure the SAEs on the held-out rows, which are read once."""
     calibration, validation = source.held_out()
     # The sample is a copy, so that it does not keep the whole calibration part in memory.
-    sample: NDArray[np.float32] = calibration[sample_rows(len(calibration), source.d_in)]
+    ordinary = len(calibration) - source.left_out_of("calibration")
+    sample: NDArray[np.float32] = calibration[sample_rows(ordinary, source.d_in)]
     held_out = torch.from_numpy(calibration).to(device) * scale, torch.from_numpy(validation).to(device) * scale
     del calibration, validation  # else they would be in memory beside their scaled copies
     return Fitted(_for_each(trainers, lambda t: finished(t, source, held_out, scale, processes=world.size)), sample)

@@ -18,7 +18,9 @@ _PLAIN: dict[Any, Callable[[Any], Any]] = {
 }
 
 
-def option(default: Any, help: str, *, choices: Sequence[str] = (), least: int | None = None) -> Any:
+def option(
+    default: Any, help: str, *, choices: Sequence[str] = (), least: int | None = None, or_none: bool = False
+) -> Any:
     """A field of a config, which becomes an option of the command line.
 
     Args:
@@ -26,8 +28,9 @@ def option(default: Any, help: str, *, choices: Sequence[str] = (), least: int |
         help: the text that --help shows.
         choices: the values allowed; empty for all.
         least: the smallest number allowed; None for no limit.
+        or_none: whether the command line takes the word none for infinity.
     """
-    return field(default=default, metadata={"help": help, "choices": choices, "least": least})
+    return field(default=default, metadata={"help": help, "choices": choices, "least": least, "or_none": or_none})
 
 
 def check_settings(config: Any) -> None:
@@ -50,5 +53,5 @@ def check_settings(config: Any) -> None:
         choices, least = setting.metadata["choices"], setting.metadata["least"]
         if choices and value not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-        if least is not None and value < least:
+        if least is not None and not value >= least:  # NaN too
             raise ValueError(f"{name} must be at least {least}, got {value}")

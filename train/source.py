@@ -11,6 +11,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from sae_runtime.bundle.manifest import LeftOut
+
 MAX_HELD_OUT = 1 << 17  # tokens in each held-out part; more would make no measurement more precise
 SCALE_SAMPLE = 1 << 15  # rows from which the centre and the scale of the activations are computed
 
@@ -30,7 +32,10 @@ def generator(seed: int, purpose: Purpose, *numbers: int) -> np.random.Generator
 
 
 class Source(ABC):
-    """A supply of training rows, in units that are taken whole: blocks of neighbouring rows, or documents."""
+    """A supply of training rows, in units that are taken whole: blocks of neighbouring rows, or documents.
+
+    `take` and `sample` leave out the rows that `left_out` describes.
+    """
 
     path: Path  # named in messages
     model: str | None
@@ -39,6 +44,8 @@ class Source(ABC):
     units: int
     identity: Mapping[str, Any]  # JSON that must be equal when a run is resumed
     provenance: Mapping[str, Any]  # JSON for the manifest
+    left_out: LeftOut | None = None  # the rows of each part are counted once `sample` and `held_out` were called
+    share_left_out: float = 0.0  # of the rows that were looked at; known once `sample` was called
 
     @abstractmethod
     def take(self, order: NDArray[np.int64], tick: Tick) -> tuple[NDArray[np.float32], int]:
@@ -61,7 +68,14 @@ class Source(ABC):
 
     @abstractmethod
     def held_out(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The calibration and the validation part, [n, d_in] each, read anew by every call; raises as `take` does."""
+        """The calibration and the validation part, [n, d_in] each, read anew by every call; raises as `take` does.
+
+        Each part ends with its rows that are left out, which `left_out.rows` counts.
+        """
+
+    def left_out_of(self, part: str) -> int:
+        """Number of rows that a part leaves out."""
+        return 0 if self.left_out is None else self.left_out.rows.get(part, 0)
 
 
 def centre_and_scale(sample: NDArray[np.float32], where: Path) -> tuple[NDArray[np.float32], float]:

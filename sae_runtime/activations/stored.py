@@ -39,6 +39,7 @@ class _Index:
     d_in: int
     model: str | None
     hook: str | None
+    context: int | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ class Activations:
     """Rows of activations in one or many mapped files, read as float32 on demand.
 
     `tokens`, `documents` and `positions` (int32 [n]) give the origin of each row, and are None if the files have none.
-    `model` and `hook` name the source, or are None.
+    `model` and `hook` name the source, or are None. `context` is the largest number of tokens that the model read at
+    once, or None.
 
     >>> activations = open_activations(activations_path)
     >>> len(activations), activations.d_in, activations.slice(10, 12).shape
@@ -63,12 +65,19 @@ class Activations:
     """
 
     def __init__(
-        self, path: Path, shards: Sequence[Shard], *, model: str | None = None, hook: str | None = None
+        self,
+        path: Path,
+        shards: Sequence[Shard],
+        *,
+        model: str | None = None,
+        hook: str | None = None,
+        context: int | None = None,
     ) -> None:
         self.path = path
         self.shards = list(shards)
         self.model = model
         self.hook = hook
+        self.context = context
         self.d_in = int(shards[0].x.shape[1])
         self.starts = [0, *accumulate(len(shard.x) for shard in shards)]
         self.tokens = _joined([shard.tokens for shard in shards])
@@ -202,7 +211,7 @@ def _open_folder(path: Path) -> Activations:
         opened.append(shard)
     if not opened:
         raise ValueError(f"{path} holds no rows; harvest more text")
-    return Activations(path, opened, model=index.model, hook=index.hook)
+    return Activations(path, opened, model=index.model, hook=index.hook, context=index.context)
 
 
 def _open_shard(path: Path) -> Shard:

@@ -37,7 +37,15 @@ class Window:
         return int(np.count_nonzero(self.kept))
 
 
-def windows(tokenizer: Any, texts: Iterable[str], *, context: int, special: bool) -> Iterator[Window]:
+def windows(
+    tokenizer: Any,
+    texts: Iterable[str],
+    *,
+    context: int,
+    special: bool,
+    skip_first: int = 0,
+    skip_ids: Sequence[int] = (),
+) -> Iterator[Window]:
     """Windows of at most `context` tokens, in the order of the texts.
 
     Each window gets the special tokens that the tokenizer puts before and after a text, the frame.
@@ -47,6 +55,8 @@ def windows(tokenizer: Any, texts: Iterable[str], *, context: int, special: bool
         texts: the documents. A document without tokens to keep counts, but has no window.
         context: largest number of tokens of a window, with the frame.
         special: keep the activations of special tokens. The token for unknown words is not a special token.
+        skip_first: number of tokens at the start of each window whose activations are not kept, special ones counted.
+        skip_ids: ids of tokens whose activations are not kept.
 
     Raises:
         ValueError: the frame leaves no room in `context`, or the tokenizer changes a text's tokens when it adds it.
@@ -68,6 +78,9 @@ def windows(tokenizer: Any, texts: Iterable[str], *, context: int, special: bool
                 window = replace(window, kept=np.ones_like(window.kept))
             else:
                 window = replace(window, kept=window.kept & ~np.isin(window.ids, specials))
+            if skip_first or skip_ids:
+                late = np.arange(len(window.ids)) >= skip_first
+                window = replace(window, kept=window.kept & late & ~np.isin(window.ids, skip_ids))
             if window.rows:
                 yield window
 
@@ -164,6 +177,29 @@ def origin(group: Sequence[Window]) -> dict[str, NDArray[np.int32]]:
         "documents": documents.repeat([window.rows for window in group]),
         "positions": np.concatenate([window.positions[window.kept] for window in group]),
     }
+
+
+def token_ids(tokenizer: Any, tokens: Sequence[str]) -> tuple[int, ...]:
+    """The ids of tokens that are given as ids or as texts, such as "50256" and "<|im_start|>".
+
+    Raises:
+        ValueError: the tokenizer does not have such an id, or a text is not one token.
+    """
+    return tuple(dict.fromkeys(_token_id(tokenizer, token) for token in tokens))
+
+
+def _token_id(tokenizer: Any, token: str) -> int:
+    if token.isdecimal():
+        if int(token) < len(tokenizer):
+            return int(token)
+        raise ValueError(f"the tokenizer has ids 0 to {len(tokenizer) - 1}, got the token {token}; name one of these")
+    vocabulary = tokenizer.get_vocab()
+    if token in vocabulary:
+        return int(vocabulary[token])
+    ids = tokenizer(token, add_special_tokens=False, verbose=False)["input_ids"]
+    if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
+        return int(ids[0])
+    raise ValueError(f"{token!r} is not one token of this tokenizer; give the text of one token, or its id")
 
 
 def _special_ids(tokenizer: Any) -> list[int]:

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,15 +90,18 @@ def read_metrics(path: Path, name: str | None = None) -> list[dict[str, Any]]:
 
 
 def _measured_on(subjects: Sequence[Subject]) -> str:
-    names: dict[tuple[str, int, str], list[str]] = {}
+    names: dict[tuple[str, int, str, int, float | None], list[str]] = {}
     for subject in subjects:
         measured = subject.evaluation
-        names.setdefault((measured.rows, measured.tokens, measured.activations), []).append(subject.name)
+        rows = (measured.rows, measured.tokens, measured.activations, measured.left_out, measured.max_norm)
+        names.setdefault(rows, []).append(subject.name)
     text = ""
-    for (rows, tokens, activations), group in names.items():
-        seen = "which training never saw" if rows == "held-out" else "which training may have seen"
+    for (kind, tokens, activations, left_out, max_norm), group in names.items():
+        seen = "which training never saw" if kind == "held-out" else "which training may have seen"
         about = "" if len(names) == 1 else f" ({', '.join(group)})"
         text += f"Measured on {tokens:,} tokens of {activations}, {seen}{about}. "
+        if left_out:
+            text += f"{left_out:,} more with over {max_norm:g} times the median norm are left out. "
     return text + (
         "The served rule decides each token for itself, as a deployed encoder does. The batch rule gives matches to "
         "many tokens together, as training does. Token choice has one rule only."
@@ -115,6 +119,16 @@ def _densities(subjects: Sequence[Subject]) -> str:
     return page.image(plots.density_by_rank(densities, laws), "Density of each feature by rank, with the Zipf law")
 
 
+def _all_replaced(group: Sequence[Subject]) -> list[str]:
+    """The table of losses where tokens of massive norm are replaced too."""
+    replaced = [
+        replace(subject, evaluation=replace(subject.evaluation, host=subject.evaluation.host.with_left_out))
+        for subject in group
+        if subject.evaluation.host is not None and subject.evaluation.host.with_left_out is not None
+    ]
+    return [page.paragraph("With the tokens of massive norm replaced too:"), tables.hosts(replaced)] if replaced else []
+
+
 def _host(subjects: Sequence[Subject]) -> list[str]:
     """A section for each text that host models read; its sentence has the measurements of the first SAE."""
     groups: dict[tuple[object, ...], tuple[HostLoss, list[Subject]]] = {}
@@ -125,14 +139,16 @@ def _host(subjects: Sequence[Subject]) -> list[str]:
             groups.setdefault(key, (host, []))[1].append(subject)
     parts: list[str] = []
     for host, group in groups.values():
+        kept = f" {host.left_out:,} tokens of massive norm kept their own activation." if host.left_out else ""
         special = "special tokens included" if host.special else "special tokens left as they are"
         parts += [
             page.heading("What the model loses"),
             page.paragraph(
                 f"{host.model} read {host.tokens:,} tokens of {', '.join(host.text)} in {host.windows:,} windows, with "
                 f"its activations at {host.hook} replaced, {special}: by the reconstruction, and by ablations, which "
-                f"show how much there is to lose. The batch rule ran over {host.batch:,.0f} tokens on average."
+                f"show how much there is to lose. The batch rule ran over {host.batch:,.0f} tokens on average.{kept}"
             ),
             tables.hosts(group),
+            *_all_replaced(group),
         ]
     return parts

@@ -41,6 +41,7 @@ _IDENTITY = (
     _Row("d_in", "numbers in an activation vector", "architecture/d_in", "{:,}"),
     _Row("model", "", "model"),
     _Row("hook", "", "hook"),
+    _Row("rows left out", "for their massive norm; no figure but those with them counts them", "left_out", "{:,}", ""),
     _Row("trained on", "tokens, repeats counted", "trained_tokens", "{:,}"),
 )
 _RULE = (
@@ -48,11 +49,21 @@ _RULE = (
         "explained variance", "share of the variance that is reconstructed; 1 is best", "explained_variance", "{:.4f}"
     ),
     _Row("FVU", "fraction of variance unexplained, 1 - explained variance; 0 is perfect", "fvu", "{:.4f}"),
+    _Row(
+        "explained variance with rows left out",
+        "over all rows, those of massive norm too",
+        "with_left_out/explained_variance",
+        "{:.4f}",
+        "",
+    ),
+    _Row("FVU with rows left out", "the same as FVU", "with_left_out/fvu", "{:.4f}", ""),
     _Row("FVU of the median token", "the same within one token", "token_fvu/0.5", "{:.4f}"),
     _Row("FVU of the 95 % token", "one token in twenty is explained worse", "token_fvu/0.95", "{:.4f}"),
     _Row("L0", "active features of a token, on average", "l0", "{:.2f}"),
+    _Row("L0 with rows left out", "over all rows", "with_left_out/l0", "{:.2f}", ""),
     _Row("L0, 5 % to 95 %", "nine tokens in ten", "l0_quantiles", "{0[0.05]:g} to {0[0.95]:g}"),
     _Row("dead", "features that are not active on any of these tokens", "dead", "{:.2%}"),
+    _Row("dead with rows left out", "over all rows", "with_left_out/dead", "{:.2%}", ""),
     _Row("under-used", "below a tenth of the density of the Zipf law, or dead", "under_used", "{:.2%}", "no law"),
     _Row("Zipf exponent", "a in density = c (rank + offset)^-a; 0 is equal use", "zipf/exponent", "{:.2f}", "no law"),
     _Row("Zipf offset", "ranks over which the law is flat", "zipf/offset", "{:.1f}", "no law"),

@@ -27,6 +27,17 @@ class Zipf:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AllRows:
+    """The figures of one rule over all rows, those of massive norm too."""
+
+    tokens: int
+    fvu: float | None  # None for a transcoder without its target, or where features overflow float32
+    explained_variance: float | None
+    l0: float
+    dead: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class RuleEvaluation:
     """The figures of one rule. Quantiles are over tokens; their keys are levels as text, such as "0.05"."""
 
@@ -41,6 +52,7 @@ class RuleEvaluation:
     under_used: float  # share of the features below a tenth of the density that the law gives their rank
     zipf: Zipf | None  # None if fewer than 20 features are active
     matches: tuple[int, ...]  # of each feature
+    with_left_out: AllRows | None = None  # None if no row is left out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +86,9 @@ class HostLoss:
     batch: float  # mean number of tokens in a batch of the batch rule
     cross_entropy: float | None  # of the unchanged model; None unless it is a causal language model
     replaced: Mapping[str, Mapping[str, float]]
+    max_norm: float | None = None  # tokens above this multiple of the median norm keep the model's own activation
+    left_out: int = 0  # number of these tokens; no figure counts them
+    with_left_out: "HostLoss | None" = None  # the figures if these tokens are replaced too; None if there are none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,11 +104,13 @@ class Evaluation:
     trained_tokens: int | None  # each pass over a token counts; None if the manifest does not tell
     activations: str
     rows: str  # "held-out" or "all"
-    tokens: int
+    tokens: int  # those that are left out are not counted
     served: RuleEvaluation
     batch: RuleEvaluation | None  # None if the SAE has no batch rule
     decoder: Redundancy
     host: HostLoss | None = None
+    max_norm: float | None = None  # rows above this multiple of the median norm are left out; None: no limit
+    left_out: int = 0  # number of these rows
     schema_version: int = SCHEMA_VERSION
 
 

@@ -140,9 +140,10 @@ class LeftOut:
 
     Attributes:
         norm_multiple: rows are left out if their norm exceeds this multiple of the median norm; None: no such limit.
-        first_positions: number of tokens at the start of each document that are left out.
-        token_ids: ids of tokens that are left out.
-        rows: number of rows left out, by part of the data.
+        first_positions: number of positions at the start of each window that were not harvested, special tokens
+            counted.
+        token_ids: ids of tokens that were not harvested.
+        rows: number of rows left out for their norm, by part of the data.
     """
 
     norm_multiple: float | None = None
@@ -163,8 +164,8 @@ class Manifest:
         hook: where the activation is in the host model, in the form of `str(parse_hook(text))`.
         hook_out: where the activation is that a transcoder reconstructs.
         measured: figures on held-out activations; docs/architecture.md lists them.
-        left_out: rows that training left out; None if it left out none.
-        measured_with_left_out: the same figures over all held-out rows.
+        left_out: the rows that training, calibration and `measured` leave out; None if that is not known.
+        measured_with_left_out: the same figures over all held-out rows; empty if none was left out.
         provenance: how the SAE was made, as values of JSON.
         files: size and hash of each file but the manifest and the graphs.
         graphs: the graphs that `export` made.

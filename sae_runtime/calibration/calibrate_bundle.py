@@ -7,6 +7,7 @@ import dataclasses
 import importlib.metadata
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sae_runtime.activations.left_out import kept_rows, rule_for, shared_out, warn_of_many
 from sae_runtime.activations.stored import Activations, check_source, sample_rows
 from sae_runtime.bundle import folder as bundles
 from sae_runtime.bundle import quota
 from sae_runtime.bundle.folder import Bundle
-from sae_runtime.bundle.manifest import Allocation
+from sae_runtime.bundle.manifest import Allocation, LeftOut
 from sae_runtime.bundle.normalise import normalised
 from sae_runtime.bundle.outputs import Output
 from sae_runtime.calibration.thresholds import calibration_rows, slots_for, thresholds
@@ -27,16 +29,31 @@ from sae_runtime.core.progress import progress_bar
 Array = NDArray[np.float32]
 _BLOCK_ELEMENTS = 1 << 24  # pre-activations that are in memory at once
 _ROUNDING = 1e-9  # of the sum of squares: rows that differ by less are equal
-_TOO_LARGE = "activations are so large that their features are no finite numbers; were they made by the same model?"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrated:
-    """The asked matches a token k, the fitted threshold [d_sae], and its figures on held-out rows."""
+    """The asked matches a token k, the fitted threshold [d_sae], its figures on held-out rows, and the rows used.
+
+    `left_out` counts the rows that the fit and the figures leave out; `measured_with_left_out` has the figures with
+    them.
+    """
 
     k: float
     threshold: Array
     measured: Mapping[str, float]
+    rows: Mapping[str, int]
+    left_out: LeftOut
+    measured_with_left_out: Mapping[str, float]
+
+
+class _TooLarge(ValueError):
+    """Features overflow float32."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "activations are so large that their features are no finite numbers; were they made by the same model?"
+        )
 
 
 def calibrate_bundle(
@@ -44,6 +61,7 @@ def calibrate_bundle(
     activations: Activations,
     *,
     k: float | None = None,
+    max_norm: float | None = None,
     out: Path | None = None,
     any_source: bool = False,
     force: bool = False,
@@ -51,14 +69,17 @@ def calibrate_bundle(
 ) -> Calibrated:
     """Fit the threshold that gives a token k active features on average, and write the bundle with it.
 
-    Three quarters of the rows fit the threshold, the last quarter measures it; no document is in both. Mutual choice,
-    and an SAE without allocation, get one common threshold. Feature choice gets one for each feature, as in training.
-    The new bundle has no graphs, because they hold the old threshold; `export` makes new ones.
+    Three quarters of the rows fit the threshold, the last quarter measures it (`calibration_rows`). Rows of massive
+    norm do neither. Mutual choice, and an SAE without allocation, get one common threshold. Feature choice gets one for
+    each feature, as in training. The new bundle has no graphs, because they hold the old threshold; `export` makes new
+    ones.
 
     Args:
         path: the bundle, with a threshold or without.
         activations: of the model and hook that the SAE was fitted on.
         k: wanted mean L0; None means as fitted.
+        max_norm: rows are left out if their norm exceeds this multiple of the median norm; infinity for no limit; None
+            means as the bundle has it, else 10.
         out: the bundle to write; None replaces the bundle at `path`.
         any_source: accept activations of another model or hook.
         force: replace an existing `out`.
@@ -66,7 +87,8 @@ def calibrate_bundle(
 
     Raises:
         ValueError: the bundle cannot be read, selects by top k, or has no k and none is given; k is out of range; or
-            the activations are too few, have another d_in or source, are not finite or too large.
+            the activations are too few, have another d_in or source, are not finite or too large; or `max_norm` is
+            below 1.
         FileExistsError: `out` exists and `force` is not set, or replacing the bundle would lose other files.
 
     >>> from sae_runtime import open_activations
@@ -79,11 +101,27 @@ def calibrate_bundle(
     output = Output(path=path, force=True, foreign=_foreign(bundle)) if out is None else Output(path=out, force=force)
     output.check()
     check_source(activations, bundle.manifest, any_source=any_source)
-    fitting, measuring = calibration_rows(activations)
-    with progress_bar(3 * d_sae, "features", shown=progress) as bar:
+    rule = rule_for(bundle.manifest, max_norm)
+    kept = kept_rows(activations, rule, progress=progress)
+    warn_of_many(float((~kept).mean()), rule, activations.path)
+    fitting, measuring, gaps = calibration_rows(activations, None if kept.all() else np.flatnonzero(kept))
+    others = shared_out(kept, [fitting, measuring], activations.documents)
+    with progress_bar((3 if kept.all() else 5) * d_sae, "features", shown=progress) as bar:
         threshold, sample, matches = _fitted(bundle, activations.rows(fitting), allocation, bar)
         measured, l0 = _measured(bundle, activations.rows(measuring), threshold, (matches, len(fitting)), bar)
-    rows = {"calibration": len(fitting), "validation": len(measuring)}
+        with_left_out: dict[str, Any] = {}
+        if sum(map(len, others)):
+            with suppress(_TooLarge):  # of rows that are left out; then these figures are not known
+                more, _ = _tally(bundle, activations.rows(others[0]), threshold, bar)
+                x = activations.rows(np.concatenate([measuring, others[1]]))
+                whole = matches + more, len(fitting) + len(others[0])
+                with_left_out, _ = _measured(bundle, x, threshold, whole, bar)
+    left_out = dataclasses.replace(
+        bundle.manifest.left_out or LeftOut(),
+        norm_multiple=rule,
+        rows={name: len(part) for name, part in zip(("calibration", "validation"), others, strict=True)},
+    )
+    rows = {"calibration": len(fitting), "validation": len(measuring), "gaps": gaps}
     versions = {"sae-runtime": importlib.metadata.version("sae-runtime"), "numpy": np.__version__}
     calibration = {"activations": activations.path.name, "rows": rows, "versions": versions}
     manifest = dataclasses.replace(
@@ -91,11 +129,20 @@ def calibrate_bundle(
         allocation=allocation,
         slots=slots_for(l0, d_sae),
         measured=measured,
+        left_out=left_out,
+        measured_with_left_out=with_left_out,
         provenance={**bundle.manifest.provenance, "calibration": calibration},
     )
     weights = {name: bundle.tensor(name) for name in bundle.specs} | {"threshold": threshold}
     bundles.write(output.path, weights, manifest, sample=sample, force=output.force)
-    return Calibrated(k=allocation.k, threshold=threshold, measured=measured)
+    return Calibrated(
+        k=allocation.k,
+        threshold=threshold,
+        measured=measured,
+        rows=rows,
+        left_out=left_out,
+        measured_with_left_out=with_left_out,
+    )
 
 
 def pre_activation_blocks(
@@ -117,7 +164,7 @@ def pre_activation_blocks(
     """
     architecture, weights = bundle.manifest.architecture, bundle.weights()
     x = normalised(x, architecture.norm)[0] - weights["b_pre"]
-    step = max(elements // len(x), 1)
+    step = max(elements // max(len(x), 1), 1)
     for begin in range(0, architecture.d_sae, step):
         block = slice(begin, min(begin + step, architecture.d_sae))
         with np.errstate(over="ignore", invalid="ignore"):  # the check below finds both
@@ -125,7 +172,7 @@ def pre_activation_blocks(
             z += weights["b_enc"][block, None]
             np.maximum(z, 0, out=z)  # keeps NaN
         if not np.isfinite(z.max(initial=0)):
-            raise ValueError(_TOO_LARGE)
+            raise _TooLarge
         yield z
         if bar is not None:
             bar.update(len(z))
@@ -192,7 +239,7 @@ def _fvu(bundle: Bundle, x: Array, decoded: Array) -> float | None:
         )
         fvu = None if spread <= _ROUNDING * whole else float(error / spread)
     if fvu is not None and not math.isfinite(fvu):
-        raise ValueError(_TOO_LARGE)
+        raise _TooLarge
     return fvu
 
 

@@ -5,17 +5,19 @@ Training makes the blocks with torch, `calibrate_bundle` with numpy.
 
 import math
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sae_runtime.activations.parts import CONTEXT, divide_at
 from sae_runtime.activations.stored import Activations
 from sae_runtime.bundle import quota
 
 Array = NDArray[np.float32]
 _ROWS = 1 << 17  # largest number of rows in a part; more rows make no figure more precise
 _PART_ELEMENTS = 1 << 26  # numbers of activations that are in memory at once
-_HELD_OUT = 4  # one row in four measures the threshold that the others fit
+_HELD_OUT = 0.25  # share of the rows that measures the threshold that the others fit
 
 
 def thresholds(blocks: Iterable[Array], tokens: int, k: float, max_density: NDArray[np.float64] | None = None) -> Array:
@@ -75,30 +77,47 @@ def slots_for(l0: NDArray[np.int64], d_sae: int) -> int:
     return min(max(math.ceil(float(np.quantile(l0, 0.999)) / 8 + 1e-9) * 8, 8), d_sae)
 
 
+class CalibrationRows(NamedTuple):
+    """Numbers of the rows that fit and of the rows that measure, and how many rows lie in the gap between them."""
+
+    fitting: NDArray[np.int64]
+    measuring: NDArray[np.int64]
+    gaps: int
+
+
 def calibration_rows(
-    activations: Activations, *, elements: int = _PART_ELEMENTS
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Numbers of the rows that fit and of the rows that measure. The latter are the last, from the start of a document.
+    activations: Activations, rows: NDArray[np.int64] | None = None, *, elements: int = _PART_ELEMENTS
+) -> CalibrationRows:
+    """Divide rows into those that fit a threshold and those that measure it, the last quarter.
+
+    A document is cut where no document ends near the last quarter, with a gap of one window of the model.
 
     Args:
-        activations: the rows that are split.
+        activations: they have the rows.
+        rows: the numbers of the rows to divide, ascending; None means all.
         elements: largest number of values in a part. A larger part is thinned out to rows at equal distances.
 
     Raises:
-        ValueError: there are too few rows or documents.
+        ValueError: there are too few rows.
+
+    >>> from sae_runtime import open_activations
+    >>> [len(part) for part in calibration_rows(open_activations(activations_path))[:2]]
+    [450, 150]
     """
-    n = len(activations)
-    border = n - n // _HELD_OUT
-    if activations.documents is not None and 0 < border < n:
-        begins = np.flatnonzero(np.diff(activations.documents)) + 1
-        border = int(begins[np.abs(begins - border).argmin()]) if len(begins) else n
-    if min(border, n - border) < 2:  # one token has no variance
+    if rows is None:
+        rows = np.arange(len(activations))
+    documents = None if activations.documents is None else activations.documents[rows]
+    gap = 0 if documents is None else activations.context or CONTEXT
+    parts = divide_at(documents, len(rows), _HELD_OUT, gap=gap)
+    if parts is None or min(map(len, parts)) < 2:  # one token has no variance
+        apart = f" with a gap of {gap} rows in a document" if gap else ""
         raise ValueError(
-            f"{activations.path} has {n} rows, too few to fit a threshold and to measure it on other documents; "
-            "give more activations"
+            f"{activations.path} has {len(rows)} rows, too few to fit a threshold on three quarters and to measure it "
+            f"on the rest{apart}; give {max(12 * gap, 8):,} rows or more"
         )
     largest = min(_ROWS, max(elements // activations.d_in, 2))
-    return _spread(0, border, largest), _spread(border, n, largest)
+    fitting, measuring = (rows[part[_spread(len(part), largest)]] for part in parts)
+    return CalibrationRows(fitting, measuring, len(rows) - sum(map(len, parts)))
 
 
 def _quantile(positive: Array, limit: int) -> float:
@@ -115,5 +134,5 @@ def _largest(values: Array, count: int) -> Array:
     return values if len(values) <= count else np.partition(values, len(values) - count)[-count:]
 
 
-def _spread(begin: int, end: int, largest: int) -> NDArray[np.int64]:
-    return np.linspace(begin, end - 1, min(end - begin, largest)).astype(np.int64)
+def _spread(rows: int, largest: int) -> NDArray[np.int64]:
+    return np.linspace(0, rows - 1, min(rows, largest)).astype(np.int64)

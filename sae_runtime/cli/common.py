@@ -133,6 +133,30 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
+def left_out(rows: int, kept: int, max_norm: float | None) -> list[tuple[str, str]]:
+    """The line on rows of massive norm; none where there are no such rows.
+
+    >>> left_out(312, 19_188, 10.0)
+    [('left out', '312 rows (1.6 %) with more than 10 times the median norm')]
+    """
+    if not rows or max_norm is None:
+        return []
+    share = 100 * rows / (rows + kept)
+    return [("left out", f"{plural(rows, 'row')} ({share:.2g} %) with more than {max_norm:g} times the median norm")]
+
+
+def with_left_out(measured: Mapping[str, float]) -> list[tuple[str, str]]:
+    """The line on figures over all rows, those of massive norm too; none where the manifest has no such figures.
+
+    >>> with_left_out({"tokens": 500, "fvu": 0.25, "l0": 4.0})
+    [('', 'with those left out: FVU 0.2500, explained variance 0.7500, L0 4.00 on 500 tokens')]
+    """
+    if "l0" not in measured:
+        return []
+    figures = f"{explained(measured.get('fvu'))}L0 {measured['l0']:.2f}"
+    return [("", f"with those left out: {figures} on {measured['tokens']:,.0f} tokens")]
+
+
 def explained(fvu: float | None) -> str:
     """The beginning of a line on what an SAE explains; empty where that is not known.
 

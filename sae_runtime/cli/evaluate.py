@@ -26,6 +26,10 @@ _LONG = ("matches", "l0_tokens", "histogram")  # a number for each feature, coun
 @click.option("--text", type=common.PATH, multiple=True, help="text for --model, as harvest reads it; may be repeated")
 @click.option("--hook", help="module of the model whose output is replaced [the bundle's]")
 @click.option("--text-tokens", type=WHOLE, default=8192, help="tokens of the text to replace at most")
+@click.option("--skip-first", type=WHOLE, help="first positions of each window to leave as they are [as harvested]")
+@click.option(
+    "--skip-token", multiple=True, help="token to leave as it is: an id, or its text; may be repeated [as harvested]"
+)
 @click.option("--batch-tokens", type=WHOLE, default=2048, help="tokens per forward pass of the model")
 @common.output("JSON file of all numbers, which report reads", required=False)
 @common.any_source
@@ -74,6 +78,7 @@ def _evaluated(
 
     require("train")
     from sae_runtime.activations.stored import open_activations
+    from sae_runtime.bundle.manifest import LeftOut
     from sae_runtime.train.device import usable_device
     from sae_runtime.train.harvest.config import HarvestConfig, as_harvested
     from sae_runtime.train.measure.evaluation import evaluate
@@ -89,12 +94,15 @@ def _evaluated(
         if hook is None:
             raise ValueError(f"{folder} does not know its hook; name it with --hook")
         tokens = reading.pop("text_tokens")
-        settings_of_host = {**reading, "hook": hook, "device": config.device, **as_harvested(activations)}
+        chosen = {name: value for name, value in reading.items() if value not in (None, ())}
+        left_out = sae.manifest.left_out or LeftOut()
+        known = {"skip_first": left_out.first_positions, "skip_token": tuple(map(str, left_out.token_ids))}
+        settings_of_host = {**known, **as_harvested(activations), **chosen, "hook": hook, "device": config.device}
         host_config = HarvestConfig(tokens=tokens, **settings_of_host)
     measured = evaluate(sae, source, config, progress=not run.quiet, **settings)
     if host_config is None:
         return measured
-    return replace(measured, host=host_loss(sae, host_config, progress=not run.quiet))
+    return replace(measured, host=host_loss(sae, host_config, max_norm=config.max_norm, progress=not run.quiet))
 
 
 def _brief(value: Any) -> Any:
@@ -107,6 +115,7 @@ def _lines(evaluation: "Evaluation") -> list[tuple[str, str]]:
     decoder = evaluation.decoder
     seen = "never trained on" if evaluation.rows == "held-out" else "perhaps trained on"
     lines = [("measured on", f"{evaluation.tokens:,} tokens of {evaluation.activations}, {seen}")]
+    lines += common.left_out(evaluation.left_out, evaluation.tokens, evaluation.max_norm)
     lines += _rule_lines("as served", evaluation.served)
     if evaluation.batch is not None:
         lines += _rule_lines(f"batch rule over {evaluation.batch.batch:,}", evaluation.batch)
@@ -124,11 +133,27 @@ def _rule_lines(label: str, rule: "RuleEvaluation") -> list[tuple[str, str]]:
     if law is not None:
         use += f"; Zipf exponent {law.exponent:.2f}, offset {law.offset:.1f}, R^2 {law.r_squared:.3f}"
     spread = f"(5 % {l0['0.05']:g}, 95 % {l0['0.95']:g})"
-    return [(label, f"{explained(rule.fvu)}L0 {rule.l0:.2f} {spread}"), ("", use)]
+    lines = [(label, f"{explained(rule.fvu)}L0 {rule.l0:.2f} {spread}"), ("", use)]
+    if rule.with_left_out is not None:
+        every = rule.with_left_out
+        figures = f"{explained(every.fvu)}L0 {every.l0:.2f}, dead {every.dead:.2%}"
+        lines.append(("", f"with those left out: {figures} on {every.tokens:,} tokens"))
+    return lines
 
 
 def _host_lines(host: "HostLoss") -> list[tuple[str, str]]:
     lines = [("model", f"{host.model}, {host.tokens:,} tokens of {', '.join(host.text)} replaced at {host.hook}")]
+    if host.with_left_out is not None:
+        lines += common.left_out(host.left_out, host.tokens, host.max_norm)
+        lines[-1] = ("", f"{lines[-1][1]} keep their own activation")
+    lines += _loss_lines(host)
+    if host.with_left_out is not None:
+        lines += [("with those", "all replaced, those of massive norm too:"), *_loss_lines(host.with_left_out)]
+    return lines
+
+
+def _loss_lines(host: "HostLoss") -> list[tuple[str, str]]:
+    lines = []
     if host.cross_entropy is not None:
         lines.append(("untouched", f"cross-entropy {host.cross_entropy:.4f}"))
     for name, result in host.replaced.items():

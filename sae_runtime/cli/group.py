@@ -3,7 +3,9 @@
 import importlib
 import os
 import sys
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -78,7 +80,8 @@ class Group(click.Group):
     def invoke(self, ctx: click.Context) -> object:
         """Run the command; an error of the input or the machine becomes one line."""
         try:
-            return super().invoke(ctx)
+            with _warnings_as_lines():
+                return super().invoke(ctx)
         except BrokenPipeError:
             # The reader of stdout has left, as `head` does. Python flushes stdout once more when it ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -92,6 +95,22 @@ class Group(click.Group):
             if not isinstance(error, _ERRORS):
                 raise
             raise Failure(f"error: {_sentence(error)}") from error
+
+
+@contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Print each warning of our own in the block as one line on stderr, without the place in the code."""
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if category.__module__.startswith("sae_runtime."):
+                click.echo(f"warning: {message}", err=True)
+            else:
+                others(message, category, *place, **more)
+
+        warnings.showwarning = show
+        yield
 
 
 def _keep_settings(ctx: click.Context, option: click.Parameter, path: object) -> None:

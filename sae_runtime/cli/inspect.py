@@ -65,8 +65,49 @@ def describe(manifest: "Manifest") -> list[tuple[str, str]]:
         if allocation.quota is not None:
             text += "".join(f", {name} {value:.4g}" for name, value in dataclasses.asdict(allocation.quota).items())
         lines.append(("allocation", text))
+    calibration = manifest.provenance.get("calibration")
+    for rows in (manifest.provenance.get("rows"), calibration.get("rows") if isinstance(calibration, dict) else None):
+        if text := row_line(rows):
+            lines.append(("rows", text))
     tokens = "tokens" if "calibration" in manifest.provenance else "held-out tokens"  # others may have trained on them
-    return lines + _listed("measured", list(_measurements(manifest.measured, tokens)))
+    lines += _listed("measured", list(_measurements(manifest.measured, tokens)))
+    if manifest.measured_with_left_out:
+        lines += common.with_left_out(manifest.measured_with_left_out)
+    return lines + _left_out(manifest)
+
+
+def _left_out(manifest: "Manifest") -> list[tuple[str, str]]:
+    """Lines on the rows that training, calibration and the figures leave out."""
+    rule = manifest.left_out
+    if rule is None:
+        return []
+    used = manifest.provenance.get("calibration", manifest.provenance).get("rows", {})
+    parts = [part for part in rule.rows if part in used]
+    lines = common.left_out(
+        sum(rule.rows[part] for part in parts), sum(used[part] for part in parts), rule.norm_multiple
+    )
+    if rule.first_positions:
+        lines.append(("", f"the first {common.plural(rule.first_positions, 'position')} of each window"))
+    if rule.token_ids:
+        lines.append(("", f"the tokens {', '.join(map(str, rule.token_ids))}"))
+    return [("" if number else "left out", text) for number, (_, text) in enumerate(lines)]
+
+
+def row_line(rows: object) -> str:
+    """How many rows each part has, from a manifest's provenance; "" where the manifest does not say.
+
+    >>> row_line({"train": 9000, "calibration": 500, "validation": 500, "gaps": 0})
+    'trained on 9,000, calibrated on 500, measured on 500, in gaps between them 0'
+    """
+    names = {
+        "train": "trained on",
+        "calibration": "calibrated on",
+        "validation": "measured on",
+        "gaps": "in gaps between them",
+    }
+    if not isinstance(rows, dict):
+        return ""
+    return ", ".join(f"{text} {rows[name]:,}" for name, text in names.items() if isinstance(rows.get(name), int))
 
 
 def _measurements(measured: Mapping[str, float], tokens: str) -> Iterator[str]:

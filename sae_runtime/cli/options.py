@@ -5,6 +5,7 @@ click reads flags and environment. This module makes options of a config datacla
 
 import dataclasses
 import functools
+import math
 import types
 import typing
 from collections.abc import Callable, Collection
@@ -39,7 +40,22 @@ class WholeNumber(click.ParamType):  # type: ignore[type-arg]  # generic only in
         self.fail(f"{text!r} is not a whole number, such as 2048, 500k, 10M or 2e6.", param, ctx)
 
 
+class NumberOrNone(click.ParamType):  # type: ignore[type-arg]  # generic only in later versions of click
+    """A number, or the word none, which is infinity: no limit."""
+
+    name = "float or none"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number that a text means."""
+        text = str(value).strip().lower()
+        try:
+            return math.inf if text == "none" else float(text)
+        except ValueError:
+            self.fail(f"{str(value)!r} is neither a number nor none.", param, ctx)
+
+
 WHOLE = WholeNumber()
+NUMBER_OR_NONE = NumberOrNone()
 _TYPES = {int: WHOLE, float: click.FLOAT, str: click.STRING, bool: click.BOOL, Path: click.Path(path_type=Path)}
 
 
@@ -97,8 +113,9 @@ def from_config(
 ) -> Decorator[Any]:
     """Decorator that gives a command an option for each field of a dataclass, and hands it the config.
 
-    `metadata["help"]` becomes the help and `metadata["choices"]`, where there are some, the values allowed. A field
-    without default is required. bool gives --name/--no-name, tuple[X, ...] an option that may be repeated.
+    `metadata["help"]` becomes the help and `metadata["choices"]`, where there are some, the values allowed. With
+    `metadata["or_none"]` the word none is allowed, which is infinity. A field without default is required. bool gives
+    --name/--no-name, tuple[X, ...] an option that may be repeated.
 
     Args:
         config: the dataclass.
@@ -133,7 +150,8 @@ def _option(field: "dataclasses.Field[Any]", hint: Any, *, repeated: bool, note:
     settings: dict[str, Any] = {"help": help, "multiple": many}
     choices = field.metadata.get("choices")
     if kind is not bool:
-        settings["type"] = click.Choice(choices, case_sensitive=False) if choices else _TYPES[kind]
+        single = NUMBER_OR_NONE if field.metadata.get("or_none") else _TYPES[kind]
+        settings["type"] = click.Choice(choices, case_sensitive=False) if choices else single
     if field.default is not dataclasses.MISSING:
         settings["default"] = (field.default,) if repeated else field.default
     elif field.default_factory is not dataclasses.MISSING:

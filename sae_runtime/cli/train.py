@@ -17,7 +17,18 @@ from sae_runtime.train.harvest.config import HarvestConfig
 if TYPE_CHECKING:
     from sae_runtime.bundle.manifest import Manifest
 
-_STREAMED = ("hook", "name", "text", "document", "context", "dtype", "special", "batch_tokens")
+_STREAMED = (
+    "hook",
+    "name",
+    "text",
+    "document",
+    "context",
+    "dtype",
+    "special",
+    "skip_first",
+    "skip_token",
+    "batch_tokens",
+)
 
 
 @click.command("train", cls=Command, example="sae-runtime train --activations acts --k 32 --tokens 10M -o sae")

@@ -168,20 +168,36 @@ def test_calibration_without_k_uses_the_fitted_k(copy_of: BundleOf, tmp_path: Pa
     assert made.k == 6 and made.measured["l0"] == pytest.approx(6, rel=0.05)
     provenance = bundle.read(path).manifest.provenance["calibration"]
     assert provenance["activations"] == "x.npy"
-    assert provenance["rows"] == {"calibration": 3000, "validation": 1000}
+    assert provenance["rows"] == {"calibration": 3000, "validation": 1000, "gaps": 0}
+
+
+def documented(tmp_path: Path, sizes: list[int]) -> Activations:
+    documents = np.arange(len(sizes)).repeat(sizes).astype(np.int32)
+    safetensors.numpy.save_file({"activations": make_x(sum(sizes)), "documents": documents}, tmp_path / "x.safetensors")
+    return open_activations(tmp_path / "x.safetensors")
 
 
 def test_no_document_is_in_both_parts_of_the_rows(tmp_path: Path) -> None:
-    documents = np.repeat([0, 1, 2, 3], [10, 40, 35, 15]).astype(np.int32)
-    tensors = {"activations": make_x(100), "documents": documents}
-    safetensors.numpy.save_file(tensors, tmp_path / "x.safetensors")
-    fitting, measuring = calibration_rows(open_activations(tmp_path / "x.safetensors"))
-    np.testing.assert_array_equal(fitting, np.arange(85))
-    np.testing.assert_array_equal(measuring, np.arange(85, 100))
+    fitting, measuring, gaps = calibration_rows(documented(tmp_path, [10, 40, 23, 27]))
+    np.testing.assert_array_equal(fitting, np.arange(73))
+    np.testing.assert_array_equal(measuring, np.arange(73, 100))
+    assert gaps == 0
+
+
+def test_a_long_document_is_cut_with_a_gap(tmp_path: Path) -> None:
+    fitting, measuring, gaps = calibration_rows(documented(tmp_path, [10, 3990]))
+    np.testing.assert_array_equal(fitting, np.arange(2904))  # three quarters of what 128 rows of gap leave
+    np.testing.assert_array_equal(measuring, np.arange(3032, 4000))
+    assert gaps == 128
+
+
+def test_too_few_rows_to_cut_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has 1000 rows, too few .* gap of 128 rows in a document; give 1,536 rows"):
+        calibration_rows(documented(tmp_path, [1000]))
 
 
 def test_a_part_with_too_many_rows_is_thinned_out_evenly(tmp_path: Path) -> None:
-    fitting, measuring = calibration_rows(plain(tmp_path, 1000), elements=50 * D_IN)
+    fitting, measuring, _ = calibration_rows(plain(tmp_path, 1000), elements=50 * D_IN)
     assert (len(fitting), len(measuring)) == (50, 50)
     assert (fitting[0], fitting[-1], measuring[0], measuring[-1]) == (0, 749, 750, 999)
 
@@ -261,12 +277,17 @@ def test_bundles_values_of_k_and_activations_that_do_not_fit_are_refused(bundle_
     for k in (0.0, -1.0, 151.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=r"k must be in \(0, d_sae=150\], got "):
             calibrate_bundle(path, good, k=k)
-    with pytest.raises(ValueError, match="has 5 rows, too few to fit a threshold and to measure it on other documents"):
+    with pytest.raises(
+        ValueError,
+        match="has 5 rows, too few to fit a threshold on three quarters and to measure it on the rest; give 8 rows",
+    ):
         calibrate_bundle(path, plain(tmp_path, 5), k=3.0)
     with pytest.raises(ValueError, match="row 3999 holds NaN or Inf"):
         calibrate_bundle(path, plain(tmp_path, rows={3999: np.nan}), k=3.0)
     with pytest.raises(ValueError, match="so large that their features are no finite numbers"):
-        calibrate_bundle(path, plain(tmp_path, rows={7: 3e38}), k=3.0)
+        calibrate_bundle(path, plain(tmp_path, rows={7: 3e38}), k=3.0, max_norm=np.inf)
+    with pytest.raises(ValueError, match="max_norm must be at least 1 times the median norm, got nan"):
+        calibrate_bundle(path, good, k=3.0, max_norm=np.nan)
     np.save(tmp_path / "x.npy", np.zeros((100, 7), np.float32))
     with pytest.raises(ValueError, match="activations have d_in 7, this SAE expects 24"):
         calibrate_bundle(path, open_activations(tmp_path / "x.npy"), k=3.0)

@@ -45,7 +45,6 @@ def test_a_threshold_from_ordinary_tokens_gives_them_the_l0_that_was_asked(case:
     assert 0.040 < fvu < 0.046
 
 
-@pytest.mark.xfail(strict=True, reason="The few sinks take most of the matches, so ordinary tokens get one or none.")
 def test_a_threshold_from_rows_with_sinks_gives_ordinary_tokens_the_l0_that_was_asked(
     case: Case, tmp_path: Path
 ) -> None:
@@ -55,7 +54,6 @@ def test_a_threshold_from_rows_with_sinks_gives_ordinary_tokens_the_l0_that_was_
     assert fvu < 0.047
 
 
-@pytest.mark.xfail(strict=True, reason="The reported FVU is that of the sinks, a thousandth of the ordinary tokens'.")
 def test_the_fvu_that_a_fit_reports_is_that_of_ordinary_tokens(case: Case, tmp_path: Path) -> None:
     measured = fitted(case.folder / "with.npy", tmp_path / "sae", **SETTINGS)
     fvu, _ = case.own_figures(tmp_path / "sae")

@@ -33,7 +33,6 @@ def test_documents_of_equal_length_give_the_shares_that_were_asked() -> None:
     assert_as_asked(EVEN)
 
 
-@pytest.mark.xfail(strict=True, reason="Whole documents are held out, so a book that is drawn takes its share along.")
 @pytest.mark.parametrize("name", UNEVEN)
 def test_documents_of_unequal_length_give_the_shares_that_were_asked(name: str) -> None:
     assert_as_asked(UNEVEN[name])

@@ -38,7 +38,10 @@ MAY_IMPORT: dict[str, tuple[str, ...] | None] = {
 # The same of the rooms inside train and exports. What they import of their own folder lies below them.
 INNER = {
     "train.step": ("train.world", "bundle.quota"),
-    "train.harvest": ("train.device", "train.settings", "train.source", "core", "bundle", "activations"),
+    "train.harvest": (
+        *("train.device", "train.held_out", "train.settings", "train.source"),
+        *("core", "bundle", "activations"),
+    ),
     "train.measure": (
         *("train.step", "train.harvest", "train.device", "train.held_out", "train.recipe", "train.settings"),
         *("core", "bundle", "activations"),

@@ -1,4 +1,5 @@
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +52,99 @@ def test_split_refuses_no_rows() -> None:
         split(Activations(Path("x.npy"), [Shard(np.zeros((0, 3), np.float32))]), 0.1, 0)
 
 
-@pytest.mark.parametrize("count", [3, 5, 10])
-def test_split_gives_each_part_one_of_a_few_documents(count: int) -> None:
-    ids = np.repeat(np.arange(count), 100).astype(np.int32)
-    data = Activations(Path("x.npy"), [Shard(np.ones((len(ids), 3), np.float32), documents=ids)])
+def documented(sizes: Sequence[int], context: int | None, shuffle: bool = False) -> Activations:
+    ids = np.arange(len(sizes)).repeat(sizes).astype(np.int32)
+    if shuffle:
+        ids = np.random.default_rng(0).permutation(ids)
+    return Activations(Path("x.npy"), [Shard(np.ones((len(ids), 3), np.float32), documents=ids)], context=context)
+
+
+def random_sizes(seed: int) -> list[int]:
+    """The lengths of documents: even, by a power law, one or several long ones among short ones, or one alone."""
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(2, 60))
+    kinds: list[NDArray[Any]] = [
+        np.full(5 * count, rng.integers(1, 900)),
+        (rng.pareto(0.7, count) * 50).clip(1, 30_000).astype(int),
+        np.concatenate([rng.integers(3_000, 20_000, 1 + seed % 3), rng.integers(1, 200, count)]),
+        rng.integers(10_000, 30_000, 1),
+    ]
+    return [int(size) for size in kinds[seed % 4]]
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_parts_are_of_the_shares_that_were_asked_and_a_window_apart(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    sizes, context, holdout = random_sizes(seed), int(rng.choice([4, 16, 64])), float(rng.choice([0.04, 0.1, 0.3, 0.7]))
+    data = documented(sizes, context, shuffle=seed % 5 == 0)
+    assert data.documents is not None
+    n = len(data)
+    try:
+        parts = split(data, holdout, seed)
+    except ValueError:
+        assert n < 50 * context or n * holdout < 50  # a division with all that is wanted need not exist
+        return
+    part = np.full(n, -1)
+    for number, rows in enumerate((parts.train, parts.calibration, parts.validation)):
+        assert (np.diff(rows) > 0).all() and (part[rows] == -1).all()
+        part[rows] = number
+    asked = np.array([1 - holdout, holdout / 2, holdout / 2]) * n
+    found = np.bincount(part + 1, minlength=4)
+    assert (np.abs(found[1:] - asked) <= 0.1 * asked + 1).all()
+    assert parts.gaps == found[0] and found[0] <= 0.1 * n
+    for document in range(len(sizes)):
+        inside = part[data.documents == document]
+        known = np.flatnonzero(inside >= 0)
+        changes = np.flatnonzero(np.diff(inside[known]))
+        assert (np.diff(known)[changes] > context).all(), document
+
+
+def test_documents_that_are_small_beside_a_part_stay_whole() -> None:
+    data = documented([17] * 2000, 128)
+    assert data.documents is not None
     parts = split(data, 0.1, 0)
-    assert (len(parts.calibration), len(parts.validation)) == (100, 100)
-    assert len(parts.train) == 100 * (count - 2)
+    found = [len(np.unique(data.documents[rows])) for rows in (parts.train, parts.calibration, parts.validation)]
+    assert sum(found) == 2000 and parts.gaps == 0
+
+
+def test_long_documents_give_stretches_of_several_places_where_gaps_cost_little() -> None:
+    parts = split(documented([100_000], 16), 0.1, 0)
+    assert len(np.flatnonzero(np.diff(parts.validation) > 1)) > 20 and parts.gaps <= 4_000
+
+
+def test_short_and_long_documents_are_held_out_alike() -> None:
+    data = documented([20_000] + [20] * 1000, 16)
+    assert data.documents is not None
+    for seed in range(5):
+        held_out = data.documents[split(data, 0.2, seed).validation]
+        assert (held_out == 0).mean() == pytest.approx(0.5, abs=0.05)
+
+
+def test_what_the_seed_holds_out_of_a_long_document_differs() -> None:
+    seen = [split(documented([50_000], 16), 0.1, seed).validation for seed in (0, 0, 1)]
+    assert np.array_equal(seen[0], seen[1]) and not np.array_equal(seen[0], seen[2])
+
+
+@pytest.mark.parametrize("left_out", [0.02, 0.6])
+def test_only_the_given_rows_are_divided(left_out: float) -> None:
+    data = documented([9_000, 40, 70, 5_000, 300], 16)
+    assert data.documents is not None
+    rows = np.flatnonzero(np.random.default_rng(0).random(len(data)) >= left_out)
+    parts = split(data, 0.1, 0, rows)
+    found = [parts.train, parts.calibration, parts.validation]
+    assert np.isin(np.concatenate(found), rows).all()
+    asked = len(rows) * np.array([0.9, 0.05, 0.05])
+    np.testing.assert_allclose([len(part) for part in found], asked, rtol=0.1)
+    assert sum(parts.counts().values()) == len(rows)
+
+
+@pytest.mark.parametrize("context", [None, 64])
+def test_a_document_that_is_too_short_for_gaps_is_refused(context: int | None) -> None:
+    gap = context or 128
+    message = f"has {10 * gap} rows in 1 documents, too few to hold out 10% .* of {gap} tokens; give {25 * gap:,} rows"
+    with pytest.raises(ValueError, match=message):
+        split(documented([10 * gap], context), 0.1, 0)
+    assert split(documented([25 * gap], context), 0.1, 0).gaps == 2 * gap
 
 
 def harvested(seed: int = 0, tokens: int = 0, dtype: type = np.float32, parts: int = 1) -> Activations:

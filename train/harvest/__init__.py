@@ -1,7 +1,7 @@
 """Activations of a transformers model on text: stored as shards, or computed while an SAE is fitted.
 
-It may import `device`, `settings` and `source` at the root of `train`, and the rooms `core`, `bundle` and `activations`
-of the runtime. Importing it imports no torch.
+It may import `device`, `held_out`, `settings` and `source` at the root of `train`, and the rooms `core`, `bundle` and
+`activations` of the runtime. Importing it imports no torch.
 """
 
 import importlib

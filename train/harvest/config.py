@@ -35,6 +35,8 @@ class HarvestConfig:
     tokens: int | None = option(None, "rows after which to stop, >= 1 [all of the text]", least=1)
     dtype: str = option("float32", "type that the rows are rounded to", choices=DTYPES)
     special: bool = option(False, "keep the activations of special tokens too")
+    skip_first: int = option(0, "leave out the first positions of each window, special tokens counted, >= 0", least=0)
+    skip_token: tuple[str, ...] = option((), "leave out this token: an id, or the text of one token")
     batch_tokens: int = option(4096, "tokens per forward pass, padding included, >= context")
     shard_tokens: int = option(65536, "rows per shard at most (a window is not cut), >= 1", least=1)
     device: str | None = option(None, "torch device [cuda if there is one, else cpu]")
@@ -44,6 +46,8 @@ class HarvestConfig:
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty; name at least one")
         check_settings(self)
+        if self.skip_first >= self.context:
+            raise ValueError(f"skip_first must be below the context {self.context}, got {self.skip_first}")
         if self.batch_tokens < self.context:
             raise ValueError(f"batch_tokens must be at least the context {self.context}, got {self.batch_tokens}")
 
@@ -62,6 +66,7 @@ def plan(config: HarvestConfig) -> dict[str, Any]:
     """
     settings = {name: value for name, value in asdict(config).items() if name not in ("batch_tokens", "device")}
     settings["text"] = [_stamp(path) for path in config.text]
+    settings["skip_token"] = list(config.skip_token)
     folder = Path(config.model)
     if folder.is_dir():
         settings["model"] = str(folder.resolve())
@@ -81,6 +86,8 @@ class _Windows:
     document: str | None = None
     context: int | None = None
     special: bool | None = None
+    skip_first: int | None = None
+    skip_ids: tuple[int, ...] | None = None
 
 
 def as_harvested(activations: Path) -> dict[str, Any]:
@@ -99,4 +106,7 @@ def as_harvested(activations: Path) -> dict[str, Any]:
         windows = read_json(_Windows, index.read_bytes(), str(index), more=True)
     except ValueError as error:
         raise ValueError(f"{error}; harvest again") from error
-    return {name: value for name, value in asdict(windows).items() if value is not None}
+    settings = {name: value for name, value in asdict(windows).items() if value is not None}
+    if skip_ids := settings.pop("skip_ids", None):
+        settings["skip_token"] = tuple(map(str, skip_ids))
+    return settings

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from sae_runtime.activations.stored import FORMAT_VERSION, INDEX, Activations, open_activations
 from sae_runtime.activations.text import documents
-from sae_runtime.activations.windows import Window, batches, first_rows, groups, origin, padded, windows
+from sae_runtime.activations.windows import Window, batches, first_rows, groups, origin, padded, token_ids, windows
 from sae_runtime.bundle.files import new_file, write_json
 from sae_runtime.bundle.tensors import read_header, save_tensors
 from sae_runtime.core.progress import progress_bar
@@ -69,6 +69,7 @@ class Reader:
                 f"context is {config.context} tokens, {config.model} reads at most {limit}; lower --context"
             )
         self.points = [find_hook(self.model, hook) for hook in hooks]
+        self.skip_ids = token_ids(self._tokenizer, config.skip_token)
         self._vocabulary = _embeddings(self.model)
         pad = self._tokenizer.pad_token_id
         self._pad = pad if pad is not None and pad < self._vocabulary else 0  # hidden by the mask; it must only exist
@@ -104,7 +105,14 @@ class Reader:
 
     def windows(self, texts: Iterable[str]) -> Iterator[Window]:
         """The windows of the texts, in the order of the texts; `Window` says what one is."""
-        return windows(self._tokenizer, texts, context=self.config.context, special=self.config.special)
+        return windows(
+            self._tokenizer,
+            texts,
+            context=self.config.context,
+            special=self.config.special,
+            skip_first=self.config.skip_first,
+            skip_ids=self.skip_ids,
+        )
 
     def read(self, batch: Sequence[Window]) -> Pass:
         """Run the model on windows up to the first hook; raises as `read_all` does."""
@@ -263,8 +271,9 @@ def _harvest(configs: Mapping[Path, HarvestConfig], *, force: bool, progress: bo
     for out, one in left.items():
         d_in = read_header(out / shards[0]["file"])["activations"].shape[1]
         index = {"format_version": FORMAT_VERSION, "shards": shards, "d_in": d_in, "model": one.called}
-        settings = {name: getattr(one, name) for name in ("hook", "document", "context", "tokens", "dtype", "special")}
-        write_json(out / INDEX, index | settings)
+        names = ("hook", "document", "context", "tokens", "dtype", "special", "skip_first")
+        settings = {name: getattr(one, name) for name in names}
+        write_json(out / INDEX, index | settings | {"skip_ids": reader.skip_ids})
     return [open_activations(out) for out in configs]
 
 

@@ -1,135 +1,179 @@
 """Training rows straight from a model, which are computed when they are needed and never stored."""
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Mapping
 from dataclasses import replace
-from itertools import groupby
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sae_runtime.activations.left_out import limit, norms
+from sae_runtime.activations.parts import IN_GAP, divide
 from sae_runtime.activations.text import documents
 from sae_runtime.activations.windows import Window
+from sae_runtime.bundle.manifest import LeftOut
 from sae_runtime.train.harvest.config import HarvestConfig
 from sae_runtime.train.harvest.harvesting import Reader
-from sae_runtime.train.source import MAX_HELD_OUT, SCALE_SAMPLE, Source, Tick, generator
+from sae_runtime.train.held_out import held_out_sizes, too_few
+from sae_runtime.train.source import SCALE_SAMPLE, Source, Tick, generator
+
+_POOL_UNITS = 16  # units of one long document in a pool, so that a pool has other documents or places too
 
 
 class StreamedRows(Source):
-    """The Source of a model's activations on text. Its units are documents.
+    """The Source of a model's activations on text. Its units are runs of windows of one document.
 
-    All texts are in memory, and the activations of the pools. A pool ends before the document that would overfill it.
-    A document that is longer than a pool makes a larger pool.
+    The tokens of all texts are in memory, and the activations of the pools. A pool ends before the unit that would
+    overfill it. A document that is longer than a pool is several units. The sample for the scale also gives the limit
+    of the norms; the rows above it are left out of what the model gives.
     """
 
-    def __init__(self, config: HarvestConfig, holdout: float, seed: int, pool_bytes: float) -> None:
-        """Load the texts and the model, and choose the held-out documents. The model runs on one window only.
+    def __init__(
+        self, config: HarvestConfig, holdout: float, seed: int, pool_bytes: float, max_norm: float | None = None
+    ) -> None:
+        """Load the texts and the model, and choose the held-out windows. The model runs on one window only.
 
         Args:
             config: the settings of a harvest with the same rows; `tokens` must be None, since all of the text is read.
-            holdout: share of the text, in characters, that is held out.
-            seed: decides which documents are held out.
+            holdout: share of the rows that is held out.
+            seed: decides which windows are held out.
             pool_bytes: size of a pool of float32 rows.
+            max_norm: rows are left out if their norm exceeds this multiple of the median norm; None for no limit.
 
         Raises:
             FileNotFoundError: a text file or the folder of the model is missing.
-            ValueError: as `harvest`, or the text has too few documents to hold some out.
+            ValueError: as `harvest`, or the text is too short to hold some out.
         """
         if config.tokens is not None:
             raise ValueError(
                 f"streaming reads all of the text, so the harvest's tokens must be None, got {config.tokens}; "
                 "set the tokens of the training instead"
             )
-        self._texts = list(documents(config.text, config.document))
+        texts = documents(config.text, config.document)
         self.path = config.text[0]
         self.model, self.hook = config.called, config.hook
         self._reader = Reader(config)
-        self._held_out, self._train = self._split(holdout, seed)
-        self.units = len(self._train)
+        self._windows = list(self._reader.windows(texts))
+        self._counts = np.array([window.rows for window in self._windows], np.float64)
+        parts = self._split(holdout, seed)
+        self._held_out = [[self._windows[window] for window in np.flatnonzero(parts == part)] for part in (1, 2)]
         self.d_in = self._reader.activations(self._held_out[0][:1], _ignore).shape[1]
         self._pool_rows = max(int(pool_bytes / (4 * self.d_in)), 1)
+        self._train = self._units(np.flatnonzero(parts == 0), self._pool_rows // _POOL_UNITS)
+        self._unit_rows = np.array([self._counts[unit.start : unit.stop].sum() for unit in self._train])
+        self.units = len(self._train)
         self.identity = _flat({key: v for key, v in self._reader.plan().items() if key not in ("name", "shard_tokens")})
         self.identity["batch_tokens"] = config.batch_tokens  # decides which windows share a pass, and so the last bits
+        self.identity["max_norm"] = max_norm
+        self._seed = seed
+        self._limit: float | None = math.inf if max_norm is None else None
+        self.left_out: LeftOut = LeftOut(
+            norm_multiple=max_norm, first_positions=config.skip_first, token_ids=self._reader.skip_ids
+        )
         settings = {name: getattr(config, name) for name in ("document", "context", "dtype", "special")}
+        names = {"train": 0, "calibration": 1, "validation": 2, "gaps": IN_GAP}
         self.provenance = {
             "text": [path.name for path in config.text],
             **settings,
-            "documents": {"train": self.units, "held_out": len(self._texts) - self.units},
-            "rows": {"calibration": _row_count(self._held_out[0]), "validation": _row_count(self._held_out[1])},
+            "rows": {name: int(self._counts[parts == part].sum()) for name, part in names.items()},
         }
 
     def take(self, order: NDArray[np.int64], tick: Tick) -> tuple[NDArray[np.float32], int]:
         """As Source."""
-        windows, count = self._cut(self._train[order], self._pool_rows, tick)
-        return self._rows(windows, tick), count
+        windows, count = self._first(order, self._pool_rows)
+        x = self._rows(windows, tick)
+        within = self._within(x)
+        return x if within.all() else x[within], count
 
     def sample(self, rng: np.random.Generator) -> NDArray[np.float32]:
+        """As Source."""
+        windows, _ = self._first(rng.permutation(self.units), SCALE_SAMPLE)
+        x = self._rows(windows, _ignore)
+        if self._limit is None:
+            self._limit = limit(norms(x), self.left_out.norm_multiple)
+        within = self._within(x)
+        self._leave_out("sample", within)
+        self.share_left_out = float((~within).mean())
+        return x if within.all() else x[within]
+
+    def held_out(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """As Source.
 
         Raises:
-            ValueError: as Source, or there is no activation.
+            ValueError: as Source, or a part has fewer than two rows that are not left out.
         """
-        windows, _ = self._cut(rng.permutation(self._train), SCALE_SAMPLE, _ignore)
-        if not windows:
-            raise ValueError(f"{self.path}: no token outside the held-out documents is kept; give more text")
-        return self._rows(windows, _ignore)
-
-    def held_out(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """As Source."""
-        calibration, validation = (self._rows(windows, _ignore) for windows in self._held_out)
+        calibration, validation = map(self._held_out_part, ("calibration", "validation"), self._held_out)
         return calibration, validation
 
-    def _split(self, holdout: float, seed: int) -> tuple[tuple[list[Window], list[Window]], NDArray[np.int64]]:
-        """The windows of the two held-out parts, and the ascending numbers of all other documents."""
-        order = generator(seed, "split").permutation(len(self._texts))
-        characters = np.cumsum([len(self._texts[number]) for number in order])
-        parts: list[list[Window]] = []
-        begin = 0
-        for _ in range(2):
-            wanted = (characters[begin - 1] if begin else 0) + holdout / 2 * (characters[-1] if len(order) else 0)
-            end = int(np.searchsorted(characters, wanted)) + 1
-            windows, count = self._cut(order[begin:end], MAX_HELD_OUT, _ignore)
-            parts.append(windows)
-            begin += count
-        if begin >= len(order) or min(map(_row_count, parts)) < 2:
+    def _held_out_part(self, name: str, windows: list[Window]) -> NDArray[np.float32]:
+        """The rows of a part, at its end those that are left out, which are counted."""
+        x = self._rows(windows, _ignore)
+        within = self._within(x)
+        self._leave_out(name, within)
+        kept = int(np.count_nonzero(within))
+        if kept < 2:
             raise ValueError(
-                f"{self.path}: the text has {len(order)} documents, too few to hold out {holdout:.0%} in two parts; "
-                "give more text or another --holdout, or split it into paragraphs"
+                f"{self.path}: the {name} part has {len(x)} rows, of which {len(x) - kept} are left out for their "
+                "norm; give more text, or another --max-norm"
             )
-        return (parts[0], parts[1]), np.sort(order[begin:])
+        self.provenance = {**self.provenance, "rows": {**self.provenance["rows"], name: kept}}
+        return x if within.all() else np.concatenate([x[within], x[~within]])
 
-    def _cut(self, order: NDArray[np.int64], limit: int, tick: Tick) -> tuple[list[Window], int]:
-        """The windows of the first documents of an order, and the number of these documents.
+    def _within(self, x: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Which rows are not left out."""
+        if self._limit is None:
+            self.sample(generator(self._seed, "scale"))
+        bound = math.inf if self._limit is None else self._limit
+        return np.ones(len(x), np.bool_) if bound == math.inf else norms(x) <= bound
 
-        The windows hold at most `limit` rows, or those of the first document alone. They are sorted by document.
+    def _leave_out(self, part: str, within: NDArray[np.bool_]) -> None:
+        """Count the rows that a part leaves out."""
+        rows = {**self.left_out.rows, part: int(np.count_nonzero(~within))}
+        self.left_out = replace(self.left_out, rows=rows)
+
+    def _split(self, holdout: float, seed: int) -> NDArray[np.int8]:
+        """The part of each window, as `divide` numbers them."""
+        number = np.array([window.document for window in self._windows])
+        rows, parts = float(self._counts.sum()), None
+        if rows:
+            asked = held_out_sizes(rows, holdout)
+            parts = divide(number, self._counts, asked, gap=1, rng=generator(seed, "split"))
+        if parts is None or min(self._counts[parts == part].sum() for part in (1, 2)) < 2:
+            few = too_few(int(rows), len(np.unique(number)), holdout, self._reader.config.context)
+            raise ValueError(f"{self.path}: the text {few}")
+        return parts
+
+    def _units(self, windows: NDArray[np.int64], limit: int) -> list[range]:
+        """Windows in runs of neighbours in one document. A run has at most `limit` rows, or one window."""
+        runs: list[range] = []
+        rows = 0
+        for window in windows.tolist():
+            rows += self._counts[window]
+            last = runs[-1] if runs else range(0)
+            same = window == last.stop and self._windows[window - 1].document == self._windows[window].document
+            if last and same and rows <= limit:
+                runs[-1] = range(last.start, window + 1)
+            else:
+                runs.append(range(window, window + 1))
+                rows = self._counts[window]
+        return runs
+
+    def _first(self, order: NDArray[np.int64], limit: int) -> tuple[list[Window], int]:
+        """The windows of the first units of an order, and the number of these units: at most `limit` rows, or one unit.
+
+        The windows stand as in the text.
         """
-        cut: list[Window] = []
-        rows, count = 0, len(order)
-        texts = (self._texts[number] for number in order)
-        for position, group in groupby(self._reader.windows(texts), key=lambda window: window.document):
-            windows = [replace(window, document=int(order[position])) for window in group]
-            more = _row_count(windows)
-            if cut and rows + more > limit:
-                count = position
-                break
-            cut += windows
-            rows += more
-            tick(0)
-        return sorted(cut, key=lambda window: window.document), count
+        count = max(int(np.searchsorted(np.cumsum(self._unit_rows[order]), limit, side="right")), 1)
+        return [self._windows[window] for unit in sorted(order[:count]) for window in self._train[unit]], count
 
     def _rows(self, windows: list[Window], tick: Tick) -> NDArray[np.float32]:
-        if not windows:
-            return np.empty((0, self.d_in), np.float32)
         x: NDArray[np.float32] = self._reader.activations(windows, tick).float().numpy()
         return x
 
 
 def _ignore(_rows: int) -> None:
     pass
-
-
-def _row_count(windows: Iterable[Window]) -> int:
-    return sum(window.rows for window in windows)
 
 
 def _flat(plan: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,13 @@ class EvaluateConfig:
     batch: int | None = option(
         None, "tokens that share their matches under the batch rule [as in training, else 2048]", least=2
     )
+    max_norm: float | None = option(
+        None,
+        "leave out rows whose norm exceeds this multiple of the median norm; none: keep all [the bundle's rule, else "
+        "10]",
+        least=1,
+        or_none=True,
+    )
     seed: int = option(0, "of the draw of --tokens rows", least=0)
     device: str | None = option(None, "torch device [cuda if there is one, else cpu]")
 

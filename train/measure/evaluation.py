@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sae_runtime.activations.left_out import kept_rows, rule_for, warn_of_many
 from sae_runtime.activations.stored import Activations, check_source, open_activations
 from sae_runtime.bundle import quota
-from sae_runtime.bundle.evaluation_file import Evaluation, RuleEvaluation, Zipf, law_by_rank
+from sae_runtime.bundle.evaluation_file import AllRows, Evaluation, RuleEvaluation, Zipf, law_by_rank
 from sae_runtime.bundle.manifest import Manifest
 from sae_runtime.core.progress import progress_bar
 from sae_runtime.train.device import memory_errors
@@ -41,6 +43,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate an SAE by each of its rules.
 
+    Rows of massive norm are left out. If there are some, the main figures are also given over all rows.
+
     Args:
         sae: from `open_sae`.
         activations: a path that `open_activations` takes, or its result.
@@ -61,8 +65,20 @@ def evaluate(
     source = activations if isinstance(activations, Activations) else open_activations(activations)
     manifest = sae.manifest
     check_source(source, manifest, any_source=any_source)
+    goals = _targets(sae, source, targets)
+    max_norm = rule_for(manifest, config.max_norm)
+    kept = kept_rows(source, max_norm, progress=progress)
+    if goals is not None and goals is not source:  # a transcoder's FVU is about these
+        kept &= kept_rows(goals, max_norm, progress=progress)
+    warn_of_many(float((~kept).mean()), max_norm, source.path)
     kind, rows = chosen_rows(manifest, source, config)
-    served, by_batch = _by_rules(sae, source, _targets(sae, source, targets), rows, config, progress)
+    ordinary = rows[kept[rows]]
+    if len(ordinary) < 2:
+        raise ValueError(
+            f"{source.path}: of {len(rows)} rows {len(rows) - len(ordinary)} are left out for their norm, a variance "
+            "needs at least two; give more rows or another --max-norm"
+        )
+    served, by_batch = _by_rules(sae, source, goals, (ordinary, rows), config, progress)
     return Evaluation(
         bundle=str(sae.path),
         name=sae.path.resolve().name,
@@ -73,10 +89,12 @@ def evaluate(
         trained_tokens=trained_tokens(manifest),
         activations=source.path.name,
         rows=kind,
-        tokens=len(rows),
+        tokens=len(ordinary),
         served=served,
         batch=by_batch,
         decoder=redundancy(sae.W_dec),
+        max_norm=max_norm,
+        left_out=len(rows) - len(ordinary),
     )
 
 
@@ -84,33 +102,45 @@ def _by_rules(
     sae: TorchSAE,
     source: Activations,
     targets: Activations | None,
-    rows: NDArray[np.int64],
+    rows: tuple[NDArray[np.int64], NDArray[np.int64]],
     config: EvaluateConfig,
     progress: bool,
 ) -> tuple[RuleEvaluation, RuleEvaluation | None]:
-    """The figures of the served rule and of the batch rule, if the SAE has one."""
-    mean = None if targets is None else torch.from_numpy(_mean(targets, rows)).to(sae.W_dec.device)
-    batch = even_batch(len(rows), config.batch or trained_batch(sae.manifest))
+    """The figures of the served rule and of the batch rule, if the SAE has one.
+
+    `rows` are those that are not left out, and all. Where they differ, each rule also runs over all.
+    """
+    device = sae.W_dec.device
     tile = min(max(_TILE_ELEMENTS // sae.manifest.architecture.d_sae, 1), _ROWS_AT_ONCE)
-    total = len(rows) * (1 + (sae.batch is not None))
+    sets = rows if len(rows[0]) < len(rows[1]) else rows[:1]
+    means = [None if targets is None else torch.from_numpy(_mean(targets, part)).to(device) for part in sets]
+    total = sum(map(len, sets)) * (1 + (sae.batch is not None))
     with progress_bar(total, "tokens", shown=progress) as bar:
 
-        def by_rule(rule: Rule, order: NDArray[np.int64], size: int) -> Tally:
-            parts = (order[begin : begin + size] for begin in range(0, len(order), size))
-            counted = tally(sae, _read(source, targets, parts, sae.W_dec.device, bar), rule, mean)
-            if targets is not None and mean is not None:
-                _check_variance(counted, mean, targets.path)
-            return counted
+        def tallied(rule: Rule, number: int, size: int | None) -> Tally:
+            order, mean = sets[number], means[number]
+            if size is not None:
+                order = order[shuffled(len(order))]
+            step = size or tile
+            parts = (order[begin : begin + step] for begin in range(0, len(order), step))
+            return tally(sae, _read(source, targets, parts, device, bar), rule, mean)
 
-        served = _evaluation(by_rule(sae.served, rows, tile), None)
-        by_batch = None
-        if sae.batch is not None:
-            by_batch = _evaluation(by_rule(sae.batch, rows[shuffled(len(rows))], batch), batch)
-    return served, by_batch
+        def by_rule(rule: Rule, sizes: list[int | None]) -> RuleEvaluation:
+            counted = tallied(rule, 0, sizes[0])
+            if targets is not None and means[0] is not None:
+                _check_variance(counted, means[0], targets.path)
+            found = _evaluation(counted, sizes[0])
+            return found if len(sets) == 1 else replace(found, with_left_out=_all_rows(tallied(rule, 1, sizes[1])))
+
+        served = by_rule(sae.served, [None for _ in sets])
+        if sae.batch is None:
+            return served, None
+        wanted = config.batch or trained_batch(sae.manifest)
+        return served, by_rule(sae.batch, [even_batch(len(part), wanted) for part in sets])
 
 
 def chosen_rows(manifest: Manifest, activations: Activations, config: EvaluateConfig) -> tuple[str, NDArray[np.int64]]:
-    """The rows to evaluate on: "held-out" or "all", and their numbers, ascending.
+    """The rows to evaluate on: "held-out" or "all", and their numbers, ascending. Massive rows are among them.
 
     The held-out rows are those that training measured on. They are chosen if these are the activations of the
     training. If the config asks for them, it is enough that the parts of the split have the sizes of the training's.
@@ -123,17 +153,15 @@ def chosen_rows(manifest: Manifest, activations: Activations, config: EvaluateCo
     >>> chosen_rows(open_sae(bundle_path).manifest, open_activations(activations_path), EvaluateConfig(tokens=3))
     ('all', array([306, 381, 508]))
     """
-    held_out = validation_rows(manifest, activations)
+    held_out = None
+    if config.rows == "held-out" or (config.rows == "auto" and was_trained_on(manifest, activations)):
+        held_out = validation_rows(manifest, activations)
     if config.rows == "held-out" and held_out is None:
         raise ValueError(
             f"{activations.path} has other rows than this SAE's training, so its held-out rows are not known; give the "
             "activations of its training, or --rows all"
         )
-    known = held_out is not None and config.rows == "auto" and was_trained_on(manifest, activations)
-    if held_out is not None and (known or config.rows == "held-out"):
-        kind, rows = "held-out", held_out
-    else:
-        kind, rows = "all", np.arange(len(activations))
+    kind, rows = ("all", np.arange(len(activations))) if held_out is None else ("held-out", held_out)
     if len(rows) < 2:
         raise ValueError(f"{activations.path} has {len(rows)} rows, a variance needs at least two; give more rows")
     if config.tokens is not None and config.tokens < len(rows):
@@ -202,6 +230,17 @@ def _evaluation(counted: Tally, batch: int | None) -> RuleEvaluation:
         under_used=float(((falling < GAMMA * expected) | (falling == 0)).mean()),
         zipf=law,
         matches=tuple(counted.matches.tolist()),
+    )
+
+
+def _all_rows(counted: Tally) -> AllRows:
+    fvu = counted.fvu if math.isfinite(counted.fvu) else None
+    return AllRows(
+        tokens=len(counted.l0),
+        fvu=fvu,
+        explained_variance=None if fvu is None else 1 - fvu,
+        l0=float(counted.l0.mean()),
+        dead=float((counted.matches == 0).mean()),
     )
 
 

@@ -7,20 +7,27 @@ The model runs several times over the same text. Each time something else replac
 - "mean": the mean of all activations, as a floor (mean ablation).
 - "zero": zeros, as a floor (zero ablation), in language models only.
 
+Tokens of massive norm, such as attention sinks, keep the model's own activation, and no figure is read at them. If
+there are some, the figures are also given with all kept tokens replaced.
+
 For a causal language model, the figures are the cross-entropy on the next token in nats, and the KL divergence of the
 prediction from the untouched model's prediction, both at the replaced tokens. For any other model, the figures are
 cosines of the final hidden states to the untouched model's: at the replaced tokens, and averaged over each window, as
 sentence embeddings are.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from sae_runtime.activations.left_out import limit, norms, rule_for, warn_of_many
 from sae_runtime.activations.text import documents
 from sae_runtime.activations.windows import Window, batches, first_rows
 from sae_runtime.bundle.evaluation_file import HostLoss
@@ -43,12 +50,16 @@ Readings = dict[str, Tensor]
 
 @memory_errors()
 @torch.inference_mode()
-def host_loss(sae: TorchSAE, config: HarvestConfig, *, progress: bool = False) -> HostLoss:
+def host_loss(
+    sae: TorchSAE, config: HarvestConfig, *, max_norm: float | None = None, progress: bool = False
+) -> HostLoss:
     """Run the host model over text, untouched and with each replacement of its activations.
 
     Args:
         sae: it is moved to the host model's device.
         config: model, hook and text, as for `harvest`; the type and the shards of stored activations have no effect.
+        max_norm: tokens keep their activation if its norm exceeds this multiple of the median norm; infinity for no
+            limit; None means as the bundle has it, else 10.
         progress: show the progress on stderr.
 
     Raises:
@@ -60,19 +71,34 @@ def host_loss(sae: TorchSAE, config: HarvestConfig, *, progress: bool = False) -
     sae.refuse_transcoder()
     texts = documents(config.text, config.document)
     host = Reader(config, head=True)
-    causal = host.model.get_output_embeddings() is not None
     kept = list(first_rows(host.windows(texts), config.tokens))
     if not kept:
         raise ValueError(f"no token of the text is kept ({_names(config)} hold none); give more text")
     groups = [[kept[number] for number in numbers] for numbers in batches(kept, host.batch_tokens)]
-    tokens = sum(window.rows for window in kept)
     sae = sae.to(host.model.device)
-    mean, spread = _mean_and_spread(map(host.read, groups), sae.b_dec)
+    rule = rule_for(sae.manifest, max_norm)
+    bound = math.inf
+    if rule is not None:
+        bound = limit(np.concatenate([_norms(host.read(group)) for group in groups]), rule)
+    found = _measured(sae, host, groups, bound, progress=progress)
+    left_out = sum(window.rows for window in kept) - found.tokens
+    if left_out:
+        warn_of_many(left_out / (left_out + found.tokens), rule, config.text[0])
+        found = replace(found, with_left_out=_measured(sae, host, groups, math.inf, progress=progress))
+    return replace(found, max_norm=rule, left_out=left_out)
+
+
+def _measured(
+    sae: TorchSAE, host: Reader, groups: Sequence[Sequence[Window]], bound: float, *, progress: bool
+) -> HostLoss:
+    """The figures if the kept tokens whose norm is not above a bound are replaced."""
+    config, causal = host.config, host.model.get_output_embeddings() is not None
+    mean, spread, tokens = _mean_and_spread((_within(host.read(group), bound) for group in groups), sae.b_dec)
     if spread <= 1e-12 * tokens * float(mean.double().pow(2).sum()):  # no more than rounding
         raise ValueError(
             f"{config.hook} gives the same at all kept tokens of {_names(config)} ({tokens}); give more text"
         )
-    readings, errors = _run(host, groups, sae, mean, causal=causal, progress=progress)
+    readings, errors = _run(host, groups, bound, sae, mean, causal=causal, progress=progress)
     original = None
     if causal:
         if not len(readings["untouched"]["cross_entropy"]):
@@ -84,7 +110,7 @@ def host_loss(sae: TorchSAE, config: HarvestConfig, *, progress: bool = False) -
         hook=config.hook,
         text=tuple(path.name for path in config.text),
         tokens=tokens,
-        windows=len(kept),
+        windows=sum(map(len, groups)),
         special=config.special,
         batch=tokens / len(groups),
         cross_entropy=original,
@@ -92,15 +118,37 @@ def host_loss(sae: TorchSAE, config: HarvestConfig, *, progress: bool = False) -
     )
 
 
+def _norms(batch: Pass) -> NDArray[np.float64]:
+    return norms(batch.x.float().cpu().numpy())
+
+
+def _within(batch: Pass, bound: float) -> Pass:
+    """The batch with those kept tokens alone whose norm is not above a bound."""
+    if bound == math.inf:
+        return batch
+    within = torch.from_numpy(_norms(batch) <= bound).to(batch.x.device)
+    kept = batch.kept.clone()
+    kept[batch.kept] = within
+    return replace(batch, kept=kept, x=batch.x[within])
+
+
 def _run(
-    host: Reader, groups: Sequence[Sequence[Window]], sae: TorchSAE, mean: Tensor, *, causal: bool, progress: bool
+    host: Reader,
+    groups: Sequence[Sequence[Window]],
+    bound: float,
+    sae: TorchSAE,
+    mean: Tensor,
+    *,
+    causal: bool,
+    progress: bool,
 ) -> tuple[dict[str, Readings], dict[str, float]]:
     """The readings of the untouched model and under each replacement, and the squared error of each replacement."""
     read = _predictions if causal else _embeddings
     parts: dict[str, list[Readings]] = defaultdict(list)
     errors: dict[str, float] = defaultdict(float)
     with progress_bar(len(groups), "batches", shown=progress) as bar:
-        for batch in map(host.read, groups):
+        for group in groups:
+            batch = _within(host.read(group), bound)
             x, untouched = batch.x.float(), _forward(host, batch)
             parts["untouched"].append(read(untouched, untouched, batch))
             for name, y in _replacements(sae, x, mean, zeros=causal):
@@ -127,8 +175,8 @@ def _joined(parts: Sequence[Readings]) -> Readings:
     return {key: torch.cat([part[key] for part in parts]).double() for key in parts[0]}
 
 
-def _mean_and_spread(batches: Iterable[Pass], near: Tensor) -> tuple[Tensor, float]:
-    """Mean of the kept activations [d_in], and the sum of their squared distances from it."""
+def _mean_and_spread(batches: Iterable[Pass], near: Tensor) -> tuple[Tensor, float, int]:
+    """Mean of the kept activations [d_in], the sum of their squared distances from it, and their number."""
     count, total, square = 0, torch.zeros_like(near, dtype=torch.float64), 0.0
     for batch in batches:
         if batch.x.shape[1] != len(near):
@@ -140,7 +188,7 @@ def _mean_and_spread(batches: Iterable[Pass], near: Tensor) -> tuple[Tensor, flo
         total += offset.sum(dim=0)
         square += float(offset.pow(2).sum())
     mean = total / count
-    return (near.double() + mean).float(), max(square - count * float(mean.pow(2).sum()), 0.0)
+    return (near.double() + mean).float(), max(square - count * float(mean.pow(2).sum()), 0.0), count
 
 
 def _replacements(sae: TorchSAE, x: Tensor, mean: Tensor, *, zeros: bool) -> Iterator[tuple[str, Tensor]]:

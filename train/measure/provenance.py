@@ -5,7 +5,8 @@ from numpy.typing import NDArray
 
 from sae_runtime.activations.stored import Activations
 from sae_runtime.bundle.manifest import Manifest
-from sae_runtime.train.held_out import fingerprint, split
+from sae_runtime.train.divided import divided
+from sae_runtime.train.held_out import fingerprint
 
 
 def was_trained_on(manifest: Manifest, activations: Activations) -> bool:
@@ -23,20 +24,23 @@ def was_trained_on(manifest: Manifest, activations: Activations) -> bool:
 
 
 def validation_rows(manifest: Manifest, activations: Activations) -> NDArray[np.int64] | None:
-    """The rows that training measured on, ascending; None if the manifest does not know, or the sizes differ.
+    """The rows of the part that training measured on, ascending; None if the manifest does not know, or sizes differ.
+
+    Rows of the part that training left out for their norm are among them.
 
     The split depends on the activations, the share held out and the seed alone. Only the sizes of its parts are
     compared, so a copy in another type has the same held-out rows.
     """
     try:
         config, sizes = manifest.provenance["config"], manifest.provenance["rows"]
-        if sum(sizes.values()) != len(activations):
+        if sum(sizes.values()) > len(activations):
             return None
-        parts = split(activations, config["holdout"], config["seed"])
-        same = all(len(getattr(parts, name)) == size for name, size in sizes.items())
+        # A fit from before there was such a rule left out nothing.
+        parts, left_out = divided(activations, config["holdout"], config["seed"], config.get("max_norm"))
+        same = parts.counts() == {"gaps": 0, **sizes}
     except (KeyError, TypeError, ValueError, AttributeError):  # another program wrote the manifest
         return None
-    return parts.validation if same else None
+    return np.sort(np.concatenate([parts.validation, left_out.rows.validation])) if same else None
 
 
 def trained_batch(manifest: Manifest) -> int:
