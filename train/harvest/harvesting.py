@@ -227,11 +227,13 @@ def harvest_many(
     >>> sorted(harvest_many(configs, Path("activations")))  # doctest: +SKIP
     ['h.3', 'h.6']
     """
-    first = next(iter(configs.values()), None)
+    if not configs:
+        raise ValueError("there is nothing to harvest; give one config at least")
+    first = next(iter(configs.values()))
     for name, config in configs.items():
         if Path(name).name != name or name in ("", ".", ".."):
             raise ValueError(f"{name!r} is not the name of a folder; rename that hook's")
-        if replace(config, hook="any") != replace(first or config, hook="any"):
+        if replace(config, hook="any") != replace(first, hook="any"):
             raise ValueError(f"{name} has other settings than the first; hooks of one pass differ in the hook alone")
     made = _harvest({out / name: config for name, config in configs.items()}, force=force, progress=progress)
     return dict(zip(configs, made, strict=True))
