@@ -89,7 +89,10 @@ class Reader:
         """A few ids of words, at random."""
         ids = np.setdiff1d(np.arange(min(len(self._tokenizer), self._vocabulary)), self._tokenizer.all_special_ids)
         if len(ids) < 2:
-            raise ValueError(f"the tokenizer of {self.config.model} knows {len(ids)} words; give the model its own")
+            raise ValueError(
+                f"{self.config.model} has no tokenizer that knows words; put the tokenizer's files, such as "
+                "tokenizer.json, beside the model"
+            )
         few = np.random.default_rng(0).choice(ids, min(len(ids), 16), replace=False)
         return torch.from_numpy(few).to(self.model.device)
 
