@@ -22,6 +22,8 @@ _STREAMED = (
     "name",
     "text",
     "document",
+    "text_field",
+    "ids_field",
     "context",
     "dtype",
     "special",

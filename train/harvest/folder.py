@@ -1,7 +1,7 @@
 """The folder of a harvest while it is filled.
 
 It holds `harvest.json`, the plan with the facts that decide the rows, and the finished shards. `activations.json` is
-written last. If the harvest is interrupted, the same harvest continues after the last finished shard, and writes the
+written last, after `documents.jsonl`. If the harvest is interrupted, the same harvest continues after the last finished shard, and writes the
 same bytes.
 """
 
@@ -10,6 +10,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from sae_runtime.activations.sources import SOURCES
 from sae_runtime.activations.stored import INDEX
 from sae_runtime.bundle.files import check_free, repair, write_json
 from sae_runtime.bundle.outputs import Output
@@ -60,7 +61,7 @@ def check_folder(out: Path, plan: dict[str, Any], *, force: bool) -> None:
 def _foreign(folder: Path) -> str | None:
     """The name of a file that harvest did not write, or None."""
     names = sorted(path.name for path in folder.iterdir())
-    ours = (name in (INDEX, PLAN) or _SHARD.fullmatch(name) or _PARTIAL.fullmatch(name) for name in names)
+    ours = (name in (INDEX, PLAN, SOURCES) or _SHARD.fullmatch(name) or _PARTIAL.fullmatch(name) for name in names)
     return next((name for name, is_ours in zip(names, ours, strict=True) if not is_ours), None)
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from sae_runtime.activations.documents import Document, documents
+from sae_runtime.activations.sources import SOURCES, source_writer
 from sae_runtime.activations.stored import FORMAT_VERSION, INDEX, Activations, open_activations
-from sae_runtime.activations.text import documents
 from sae_runtime.activations.windows import Window, batches, first_rows, groups, origin, padded, token_ids, windows
 from sae_runtime.bundle.files import new_file, write_json
 from sae_runtime.bundle.tensors import read_header, save_tensors
@@ -58,7 +59,7 @@ class Reader:
         self.skip_ids = token_ids(self._tokenizer, config.skip_token)
         self.module = find_module(self.model.base_model, config.hook)
 
-    def windows(self, texts: Iterable[str]) -> Iterator[Window]:
+    def windows(self, texts: Iterable[Document]) -> Iterator[Window]:
         """The windows of the texts, in the order of the texts; `Window` says what one is."""
         return windows(
             self._tokenizer,
@@ -137,13 +138,13 @@ def harvest(config: HarvestConfig, out: Path, *, force: bool = False, progress: 
     768
     """
     ask_for_huge_pages()
-    texts = documents(config.text, config.document)
+    texts = documents(config.text, config.reading)
     origins = plan(config)
     check_folder(out, origins, force=force)
     reader = Reader(config)
     start_folder(out, origins, force=force)
     shards: list[dict[str, Any]] = []
-    with progress_bar(config.tokens, "tokens", shown=progress) as bar:
+    with source_writer(out / SOURCES) as write, progress_bar(config.tokens, "tokens", shown=progress) as bar:
         for group in groups(first_rows(reader.windows(texts), config.tokens), config.shard_tokens):
             path = out / f"shard-{len(shards):05d}.safetensors"
             rows = sum(window.rows for window in group)
@@ -155,13 +156,15 @@ def harvest(config: HarvestConfig, out: Path, *, force: bool = False, progress: 
                 with new_file(path, force=True) as partial:
                     save_tensors(partial, tensors, save_file)
             shards.append({"file": path.name, "rows": rows})
+            write(group)
     if not shards:
         raise ValueError(f"no token of the text is kept ({', '.join(map(str, config.text))} hold none); give more text")
     d_in = read_header(out / shards[0]["file"])["activations"].shape[1]
     index = {"format_version": FORMAT_VERSION, "shards": shards, "d_in": d_in, "model": config.called}
     names = ("hook", "document", "context", "tokens", "dtype", "special", "skip_first")
     settings = {name: getattr(config, name) for name in names}
-    write_json(out / INDEX, index | settings | {"skip_ids": reader.skip_ids})
+    sources = {"file": SOURCES, "bytes": (out / SOURCES).stat().st_size}
+    write_json(out / INDEX, index | {"sources": sources} | settings | {"skip_ids": reader.skip_ids})
     return open_activations(out)
 
 
