@@ -42,31 +42,35 @@ FORMATS = (
 _MOST_IDS = 1 << 31
 
 
-@dataclass(frozen=True, eq=False)
-class Document:
-    """A text, or the ids of its tokens, and where it stands.
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a document stands.
 
     Attributes:
-        content: the text, or token ids [n].
         file: the path of its file, as it was given.
         row: its number in the file, from 0: a line of text or of lines of JSON, a row of a table, an element of a list.
             Empty ones count.
         id: the value of the field that names documents; None where there is none.
     """
 
+    file: str
+    row: int
+    id: Any = None
+
+    def __str__(self) -> str:
+        return place(Path(self.file), self.row)
+
+
+@dataclass(frozen=True, eq=False)
+class Document:
+    """A text or the ids of its tokens [n], and where it stands."""
+
     content: str | NDArray[np.int32]
-    file: Path = STDIN
-    row: int = 0
-    id: str | int | None = None
+    source: Source
 
     def __len__(self) -> int:
         """Number of characters, or of token ids."""
         return len(self.content)
-
-    @property
-    def place(self) -> str:
-        """Where the document stands, in messages."""
-        return place(self.file, self.row)
 
 
 def documents(paths: Sequence[Path], reading: Reading | None = None) -> Iterator[Document]:
@@ -87,7 +91,7 @@ def documents(paths: Sequence[Path], reading: Reading | None = None) -> Iterator
         ImportError: while documents are read: a Parquet, Arrow or .zst file needs pyarrow, which is not installed.
 
     >>> _ = Path("notes.txt").write_text("One.\nStill one.\n\nTwo.")
-    >>> [(document.content, document.row) for document in documents([Path("notes.txt")])]
+    >>> [(document.content, document.source.row) for document in documents([Path("notes.txt")])]
     [('One.\nStill one.', 0), ('Two.', 3)]
     """
     reading = reading or Reading()
@@ -152,7 +156,7 @@ def _documents_of(path: Path, reader: _Reader, reading: Reading) -> Iterator[Doc
         if left < 0 and path != STDIN:
             raise unpacks_to_too_much(path)
         if not _is_blank(content):
-            yield Document(content, path, row, name)
+            yield Document(content, Source(str(path), row, name))
 
 
 def _content(record: Any, reading: Reading) -> tuple[str | NDArray[np.int32], str | int | None]:

@@ -139,7 +139,6 @@ def standard_input(reading: Reading) -> bytes:
     return _piped[sys.stdin]
 
 
-
 def unpacks_to_too_much(path: Path) -> ValueError:
     """The error that a file unpacks to more than the bound."""
     return ValueError(f"{path} unpacks to far more than its size, as files do that fill a disk; unpack it yourself")

@@ -3,10 +3,11 @@
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from sae_runtime.activations.documents import Source
 from sae_runtime.activations.windows import Window
 from sae_runtime.bundle.files import new_file
 from sae_runtime.bundle.typed_json import read_json
@@ -15,13 +16,11 @@ SOURCES = "documents.jsonl"
 
 
 @dataclass(frozen=True)
-class Source:
-    """The number of a document among those that were read, and its file, its row there and its id, as `Document`."""
-
+class _Line:
     document: int
     file: str
     row: int
-    id: Any = None
+    id: Any
 
 
 @contextmanager
@@ -32,30 +31,30 @@ def source_writer(path: Path) -> Iterator[Callable[[Iterable[Window]], None]]:
     ...     write([])
     """
     last = -1
-    with new_file(path, force=True) as partial, partial.open("w", encoding="utf-8") as file:
+    with new_file(path, force=True) as partial:
+        with partial.open("w", encoding="utf-8") as file:
 
-        def write(windows: Iterable[Window]) -> None:
-            nonlocal last
-            for window in windows:
-                if window.source is not None and window.document > last:
-                    last = window.document
-                    where = {"file": str(window.source.file), "row": window.source.row, "id": window.source.id}
-                    file.write(json.dumps({"document": last, **where}) + "\n")
+            def write(windows: Iterable[Window]) -> None:
+                nonlocal last
+                for window in windows:
+                    if window.source is not None and window.document > last:
+                        last = window.document
+                        file.write(json.dumps({"document": last, **asdict(window.source)}) + "\n")
 
-        yield write
-        file.flush()
+            yield write
 
 
-def read_sources(path: Path) -> Iterator[Source]:
-    """The documents, in order, one at a time.
+def read_sources(path: Path) -> Iterator[tuple[int, Source]]:
+    """The number of each document among those that were read, and its source, in order and one at a time.
 
     Raises:
         ValueError: a line is not of this form.
 
-    >>> _ = Path("documents.jsonl").write_text('{"document": 0, "file": "a.csv", "row": 3, "id": "x"}')
+    >>> _ = Path("documents.jsonl").write_text('{"document": 7, "file": "a.csv", "row": 3, "id": "x"}')
     >>> list(read_sources(Path("documents.jsonl")))
-    [Source(document=0, file='a.csv', row=3, id='x')]
+    [(7, Source(file='a.csv', row=3, id='x'))]
     """
     with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            yield read_json(Source, line, f"{path}, line {number}")
+        for number, text in enumerate(file, start=1):
+            line: _Line = read_json(_Line, text, f"{path}, line {number}")
+            yield line.document, Source(line.file, line.row, line.id)

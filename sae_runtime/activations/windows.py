@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_runtime.activations.documents import Document
+from sae_runtime.activations.documents import Document, Source
 
 _DOCUMENTS_AT_ONCE = 64  # tokenizers process the texts of a list in parallel
 _SAMPLE = 64  # ids whose text shows which special tokens the tokenizer puts around a text
@@ -27,14 +27,14 @@ class Window:
         positions: numbers of the tokens in the document, from 0, [time]. A special token before or after the text has
             the position of the text's nearest token.
         kept: whether the token's activation is kept, [time].
-        source: the document itself.
+        source: where the document stands.
     """
 
     document: int
     ids: NDArray[np.int32]
     positions: NDArray[np.int32]
     kept: NDArray[np.bool_]
-    source: Document | None = None
+    source: Source | None = None
 
     @property
     def rows(self) -> int:
@@ -83,7 +83,7 @@ def windows(
         if not isinstance(document.content, str):
             ids = _bare(tokenizer, ids, frame)
         for window in _cut(number, ids, frame, context):
-            window = replace(window, source=document)
+            window = replace(window, source=document.source)
             if special:
                 window = replace(window, kept=np.ones_like(window.kept))
             else:
@@ -231,7 +231,7 @@ def _tokenized(tokenizer: Any, documents: Iterable[Document]) -> Iterator[tuple[
             largest = max(tokenizer.get_vocab().values()) if largest is None else largest
             if document.content.max(initial=0) > largest:
                 raise ValueError(
-                    f"{document.place}: token id {document.content.max()}, the tokenizer has ids up to {largest}; "
+                    f"{document.source}: token id {document.content.max()}, the tokenizer has ids up to {largest}; "
                     "take the column that this model's tokenizer made"
                 )
             yield number, document, document.content.tolist()
@@ -256,7 +256,7 @@ def _frame(tokenizer: Any, document: Document, ids: list[int]) -> tuple[list[int
         text = tokenizer.decode(ids[:_SAMPLE], skip_special_tokens=True).strip() or "a"
         ids = _ids(tokenizer, [text])[0]
         if not ids:
-            raise ValueError(f"{document.place}: the tokenizer makes no text of the token ids; give texts instead")
+            raise ValueError(f"{document.source}: the tokenizer makes no text of the token ids; give texts instead")
     framed = tokenizer(text, verbose=False)["input_ids"]
     for before in range(len(framed) - len(ids) + 1):
         if framed[before : before + len(ids)] == ids:

@@ -31,7 +31,9 @@ class HarvestConfig:
     model: str = option(MISSING, "transformers folder or hub name")
     hook: str = option(MISSING, "module whose output is kept, as named_modules has it, e.g. encoder.layer.3")
     name: str | None = option(None, "name to record for the model [its folder's name, or the hub's]")
-    text: tuple[Path, ...] = option(MISSING, "documents: .txt, .jsonl, .json, .csv, .parquet, a folder, -, ... (docs/training.md)")
+    text: tuple[Path, ...] = option(
+        MISSING, "documents: .txt, .jsonl, .json, .csv, .parquet, a folder, -, ... (docs/training.md)"
+    )
     document: str = option("paragraph", "what a document is in plain text", choices=DOCUMENTS)
     text_field: str = option("text", "field or column that holds the text, where a file has fields")
     ids_field: str | None = option(None, "field or column of token ids, a list for each document, instead of its text")

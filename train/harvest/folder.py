@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from sae_runtime.activations.sources import SOURCES
-from sae_runtime.activations.stored import INDEX
+from sae_runtime.activations.stored import INDEX, PLAN
 from sae_runtime.bundle.files import check_free, repair, write_json
 from sae_runtime.bundle.outputs import Output
 from sae_runtime.bundle.tensors import read_header
 from sae_runtime.bundle.typed_json import read_json
 
-PLAN = "harvest.json"
 _SHARD = re.compile(r"shard-\d{5,}\.safetensors")
 _PARTIAL = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.partial\.\w+")
 
