@@ -1,4 +1,4 @@
-"""The arrays of a file, by name: .npy, .npz, .safetensors, or what torch.save wrote. Nothing is unpickled."""
+"""The rows of a file of arrays: .npy, .npz, .safetensors, or what torch.save wrote. Nothing is unpickled."""
 
 import math
 import warnings
@@ -49,6 +49,52 @@ def read_arrays(path: Path) -> Arrays:
     return {name: a.astype(np.int32) if a.dtype == np.uint16 else a for name, a in arrays.items()}
 
 
+def read_rows(path: Path, *, first: int = 0) -> Arrays:
+    """The rows of a file's array, `x` [n, d_in], and their `tokens`, `documents` and `positions`, int32 [n], if known.
+
+    It is the array "activations", or the only one of two or more axes. If it has more than two, the first axis is the
+    documents, from number `first`, and the axes between the first and the last are the positions.
+
+    Raises:
+        ImportError: the file is of torch.save, and torch is not installed.
+        ValueError: as `read_arrays`, or the file does not hold one array of floats, or ids do not fit its rows.
+
+    >>> np.save("x.npy", np.zeros((2, 5, 3)))
+    >>> rows = read_rows(Path("x.npy"))
+    >>> rows["x"].shape, rows["documents"].tolist(), rows["positions"].tolist()
+    ((10, 3), [0, 0, 0, 0, 0, 1, 1, 1, 1, 1], [0, 1, 2, 3, 4, 0, 1, 2, 3, 4])
+    """
+    arrays = read_arrays(path)
+    names = ["activations"] if "activations" in arrays else [n for n, a in arrays.items() if a.ndim > 1]
+    if len(names) != 1:
+        raise ValueError(f"{path} holds {len(names)} arrays of two or more axes, expected one, or one 'activations'")
+    x = arrays[names[0]]
+    shape = x.shape[:-1]
+    if x.ndim < 2 or x.shape[-1] < 1 or not (x.dtype.kind == "f" or x.dtype == np.uint16):
+        expected = "floating-point numbers of shape [n, d_in] or [..., n, d_in]"
+        raise ValueError(f"{path} holds {x.dtype} {list(x.shape)}, expected {expected}")
+    ids = {
+        name: _ids(path, name, arrays[name], shape) for name in ("tokens", "documents", "positions") if name in arrays
+    }
+    if len(shape) > 1:
+        per_document = math.prod(shape[1:])
+        if "documents" not in ids:
+            ids["documents"] = np.arange(first, first + shape[0], dtype=np.int32).repeat(per_document)
+        if "positions" not in ids:
+            ids["positions"] = np.tile(np.arange(per_document, dtype=np.int32), shape[0])
+    return {"x": x.reshape(math.prod(shape), x.shape[-1]), **ids}
+
+
+def _ids(path: Path, name: str, ids: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.int32]:
+    if ids.shape != shape or ids.dtype.kind not in "iu":
+        raise ValueError(
+            f"{path}: {name} must be whole numbers {list(shape)}, got {ids.dtype} {list(ids.shape)}; harvest again"
+        )
+    if ids.dtype != np.int32 and not -(1 << 31) <= ids.min(initial=0) <= ids.max(initial=0) < 1 << 31:
+        raise ValueError(f"{path}: {name} holds numbers beyond int32; number them from 0")
+    return ids.reshape(-1).astype(np.int32, copy=False)
+
+
 def _of_torch(path: Path) -> Arrays:
     check_torch_file(path)
     saved = load_torch_file(path)
@@ -70,11 +116,11 @@ def _of_npz(path: Path) -> Arrays:
                 version = np.lib.format.read_magic(file)
                 read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
                 shape, fortran, dtype = read(file)
-                begin = file.tell()
-                if dtype.hasobject or begin + math.prod(shape) * dtype.itemsize != member.file_size:
+                begin, count = file.tell(), math.prod(shape)
+                if dtype.hasobject or begin + count * dtype.itemsize != member.file_size:
                     raise ValueError(f"{member.filename} does not hold the numbers that its header says")
                 name = member.filename.removesuffix(".npy")
-                if member.compress_type == zipfile.ZIP_STORED and math.prod(shape):
+                if member.compress_type == zipfile.ZIP_STORED and count:
                     offset = _data_of(path, member) + begin
                     arrays[name] = np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
                 else:

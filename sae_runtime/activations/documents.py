@@ -173,7 +173,7 @@ def _content(record: Any, reading: Reading) -> tuple[str | NDArray[np.int32], st
     if not (name is None or isinstance(name, str) or type(name) is int):
         raise ValueError(f"the field {reading.id_field!r} must be text or a whole number, got {shown(name)}")
     value, called = record[reading.content], f"the field {reading.content!r}"
-    return (_ids if reading.ids_field else _text)(value, called, reading), name
+    return _ids(value, called) if reading.ids_field else _text(value, called, reading), name
 
 
 def _text(value: Any, called: str, reading: Reading) -> str:
@@ -188,11 +188,9 @@ def _text(value: Any, called: str, reading: Reading) -> str:
     return value
 
 
-def _ids(value: Any, called: str, reading: Reading) -> NDArray[np.int32]:
+def _ids(value: Any, called: str) -> NDArray[np.int32]:
     if not isinstance(value, list) or not all(type(number) is int for number in value):
         raise ValueError(f"{called} must be a list of token ids, got {shown(value)}")
-    if len(value) > reading.longest:
-        raise ValueError(f"{called} has more than {reading.longest:,} token ids; part it")
     if value and not 0 <= min(value) <= max(value) < _MOST_IDS:
         raise ValueError(f"{called} has token ids from {min(value)} to {max(value)}, expected 0 or more")
     return np.array(value, np.int32)

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from sae_runtime.bundle.extras import require
@@ -30,7 +30,7 @@ class Reading:
         text_field: the field or column that holds the text.
         ids_field: the field or column that holds a document's token ids, a list of whole numbers, instead of its text.
         id_field: the field or column that names a document, a text or a whole number.
-        longest: the most characters, or token ids, of a document, and of a line.
+        longest: the most characters of a document, and of a line.
         unpacked: how many times its size a file may unpack to.
         small: what a file may always unpack to, in bytes.
 
@@ -84,11 +84,11 @@ def opened(path: Path, reading: Reading) -> io.BufferedReader:
     """
     suffix = path.suffix.lower()
     if path == STDIN:
-        return io.BufferedReader(io.BytesIO(standard_input(reading)))  # type: ignore[arg-type]  # it has what is needed
+        return io.BufferedReader(io.BytesIO(standard_input(reading)))
     if suffix not in PACKED:
         return path.open("rb")
     if suffix == ".gz":
-        packed: IO[bytes] = gzip.open(path)
+        packed: Any = gzip.open(path)
     else:
         require("extract")
         import pyarrow
@@ -100,7 +100,7 @@ def opened(path: Path, reading: Reading) -> io.BufferedReader:
 class _Unpacked(io.RawIOBase):
     """The unpacked bytes of a file, up to the bound."""
 
-    def __init__(self, path: Path, packed: IO[bytes], reading: Reading) -> None:
+    def __init__(self, path: Path, packed: Any, reading: Reading) -> None:
         self._path, self._packed = path, packed
         self._left = reading.most_bytes(path.stat().st_size)
 

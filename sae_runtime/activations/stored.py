@@ -5,7 +5,6 @@ Harvest writes `activations.json` last, so a folder with this file is whole. Eac
 `documents.jsonl` says where the documents stand.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_runtime.activations.array_files import SUFFIXES, read_arrays
+from sae_runtime.activations.array_files import SUFFIXES, read_rows
 from sae_runtime.activations.documents import Source
 from sae_runtime.activations.listing import visible_files
 from sae_runtime.activations.sources import read_sources
@@ -183,7 +182,7 @@ def open_activations(path: str | Path) -> Activations:
         raise FileNotFoundError(f"{path} does not exist; {expected}")
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path}: {expected}, got {path.suffix or 'a file without a suffix'}")
-    return Activations(path, [_open_shard(path)])
+    return Activations(path, [Shard(**read_rows(path))])
 
 
 def check_source(activations: Activations, manifest: Manifest, *, any_source: bool = False) -> None:
@@ -227,7 +226,7 @@ def _open_folder(path: Path) -> Activations:
         file = path / entry.file
         if file.name != entry.file or not file.is_file():
             raise ValueError(f"{path} lacks the shard {entry.file}; run the same harvest again")
-        shard = _open_shard(file)
+        shard = Shard(**read_rows(file))
         expected = (entry.rows, index.d_in)
         if shard.x.shape != expected:
             raise ValueError(f"{file} is {list(shard.x.shape)}, {INDEX} says {list(expected)}; harvest again")
@@ -256,49 +255,13 @@ def _open_arrays(path: Path) -> Activations:
     opened: list[Shard] = []
     images = 0
     for file in files:
-        opened.append(_open_shard(file, first=images))
+        opened.append(Shard(**read_rows(file, first=images)))
         width, first = opened[-1].x.shape[1], opened[0].x.shape[1]
         if width != first:
             raise ValueError(f"{file} is {width} wide, {files[0].name} {first}; keep arrays of one hook in a folder")
         if (documents := opened[-1].documents) is not None:
             images = int(documents.max(initial=images - 1)) + 1
     return Activations(path, opened)
-
-
-def _open_shard(path: Path, *, first: int = 0) -> Shard:
-    """The rows of a file. Where an array has more than two axes, its first axis is the documents, from number `first`.
-
-    The axes between the first and the last are the positions.
-    """
-    arrays = read_arrays(path)
-    names = ["activations"] if "activations" in arrays else [n for n, a in arrays.items() if a.ndim > 1]
-    if len(names) != 1:
-        raise ValueError(f"{path} holds {len(names)} arrays of two or more axes, expected one, or one 'activations'")
-    x = arrays[names[0]]
-    shape = x.shape[:-1]
-    if x.ndim < 2 or x.shape[-1] < 1 or not (x.dtype.kind == "f" or x.dtype == np.uint16):
-        expected = "floating-point numbers of shape [n, d_in] or [..., n, d_in]"
-        raise ValueError(f"{path} holds {x.dtype} {list(x.shape)}, expected {expected}")
-    ids = {
-        name: _ids(path, name, arrays[name], shape) for name in ("tokens", "documents", "positions") if name in arrays
-    }
-    if len(shape) > 1:
-        per_document = math.prod(shape[1:])
-        if "documents" not in ids:
-            ids["documents"] = np.arange(first, first + shape[0], dtype=np.int32).repeat(per_document)
-        if "positions" not in ids:
-            ids["positions"] = np.tile(np.arange(per_document, dtype=np.int32), shape[0])
-    return Shard(x.reshape(math.prod(shape), x.shape[-1]), **ids)
-
-
-def _ids(path: Path, name: str, ids: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.int32]:
-    if ids.shape != shape or ids.dtype.kind not in "iu":
-        raise ValueError(
-            f"{path}: {name} must be whole numbers {list(shape)}, got {ids.dtype} {list(ids.shape)}; harvest again"
-        )
-    if ids.dtype != np.int32 and not -(1 << 31) <= ids.min(initial=0) <= ids.max(initial=0) < 1 << 31:
-        raise ValueError(f"{path}: {name} holds numbers beyond int32; number them from 0")
-    return ids.reshape(-1).astype(np.int32, copy=False)
 
 
 def _float32(x: NDArray[Any]) -> NDArray[np.float32]:

@@ -17,6 +17,7 @@ from sae_runtime.bundle.typed_json import read_json
 STATE = "state.json"
 SPLITS = "dataset_dict.json"
 _ROWS = 256  # in memory as Python values
+_END = b"\xff\xff\xff\xff\0\0\0\0"  # of an Arrow stream
 
 
 def parquet(path: Path, reading: Reading) -> Records:
@@ -54,12 +55,20 @@ def arrow(path: Path, reading: Reading) -> Records:
     with _sound(path), pyarrow.memory_map(str(path)) as mapped:
         if mapped.read(6) == b"ARROW1":
             file = pyarrow.ipc.open_file(mapped)
-            batches = map(file.get_batch, range(file.num_record_batches))
-        else:
-            mapped.seek(0)
-            batches = file = pyarrow.ipc.open_stream(mapped)
-        _check(path, file.schema.names, reading)
-        yield from _rows(batches, reading)
+            _check(path, file.schema.names, reading)
+            yield from _rows(map(file.get_batch, range(file.num_record_batches)), reading)
+            return
+        mapped.seek(0)
+        stream = pyarrow.ipc.open_stream(mapped)
+        _check(path, stream.schema.names, reading)
+        yield from _rows(stream, reading)
+        # pyarrow takes a stream that was cut between two messages for whole, and reads only the first of two streams.
+        end = mapped.tell()
+        mapped.seek(max(end - len(_END), 0))
+        if end != mapped.size() or mapped.read(len(_END)) != _END:
+            raise pyarrow.ArrowInvalid(
+                f"the stream ends at byte {end} of {mapped.size()}, or without the mark of its end"
+            )
 
 
 def saved_dataset(path: Path, reading: Reading) -> Records:

@@ -29,11 +29,11 @@ _MAGIC = {
 
 
 def texts(path: Path, reading: Reading) -> Records:
-    """Plain text: blocks of lines that are not blank, or all of it.
+    r"""Plain text: blocks of lines that are not blank, or all of it.
 
-    >>> _ = Path("a.txt").write_text("One.\\nStill one.\\n\\nTwo.")
+    >>> _ = Path("a.txt").write_text("One.\nStill one.\n\nTwo.")
     >>> list(texts(Path("a.txt"), Reading()))
-    [(0, 'One.\\nStill one.'), (3, 'Two.')]
+    [(0, 'One.\nStill one.'), (3, 'Two.')]
     """
     block: list[str] = []
     begin = size = 0
@@ -52,9 +52,9 @@ def texts(path: Path, reading: Reading) -> Records:
 
 
 def json_lines(path: Path, reading: Reading) -> Records:
-    """A JSON value a line.
+    r"""A JSON value a line.
 
-    >>> _ = Path("a.jsonl").write_text('{"text": "one"}\\n\\n{"text": "two"}')
+    >>> _ = Path("a.jsonl").write_text('{"text": "one"}\n\n{"text": "two"}')
     >>> list(json_lines(Path("a.jsonl"), Reading()))
     [(0, {'text': 'one'}), (2, {'text': 'two'})]
     """
@@ -81,16 +81,16 @@ def json_file(path: Path, reading: Reading) -> Records:
 
 
 def separated(path: Path, reading: Reading) -> Records:
-    """A table whose first row names its columns, with tabs in a .tsv file and commas in others.
+    r"""A table whose first row names its columns, with tabs in a .tsv file and commas in others.
 
-    >>> _ = Path("a.csv").write_text('id,text\\n1,"one, two"')
+    >>> _ = Path("a.csv").write_text('id,text\n1,"one, two"')
     >>> list(separated(Path("a.csv"), Reading()))
     [(0, {'id': '1', 'text': 'one, two'})]
     """
     csv.field_size_limit(max(csv.field_size_limit(), reading.longest))  # one number for the whole process
     delimiter = "\t" if kind(path) == ".tsv" else ","
     rows = csv.reader(_lines(path, reading, newline=""), delimiter=delimiter, strict=True)
-    number, header = -1, list[str]()
+    number, header = 0, list[str]()
     try:
         for row in rows:
             if not header:
@@ -98,13 +98,13 @@ def separated(path: Path, reading: Reading) -> Records:
                 for field in reading.fields if header else ():
                     one_of(path, field, header)
                 continue
-            number += 1
             if row and len(row) != len(header):
-                raise ValueError(f"it has {len(row)} fields, the header {len(header)}")
+                raise csv.Error(f"it has {len(row)} fields, the header {len(header)}; quote its fields")
             if row:
                 yield number, dict(zip(header, row, strict=True))
+            number += 1
     except csv.Error as error:
-        raise ValueError(f"{path}, after row {number}: {error}") from error
+        raise ValueError(f"{place(path, number)}: {error}") from error
 
 
 def _is_object(line: str) -> bool:

@@ -1,8 +1,8 @@
 """The folder of a harvest while it is filled.
 
-It holds `harvest.json`, the plan with the facts that decide the rows, and the finished shards. `activations.json` is
-written last, after `documents.jsonl`. If the harvest is interrupted, the same harvest continues after the last finished shard, and writes the
-same bytes.
+It holds `harvest.json`, the plan with the facts that decide the rows, and the finished shards. `documents.jsonl` is
+written after all shards, and `activations.json` last. If the harvest is interrupted, the same harvest continues after
+the last finished shard, and writes the same bytes.
 """
 
 import re
