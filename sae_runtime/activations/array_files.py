@@ -73,9 +73,8 @@ def read_rows(path: Path, *, first: int = 0) -> Arrays:
     if x.ndim < 2 or x.shape[-1] < 1 or not (x.dtype.kind == "f" or x.dtype == np.uint16):
         expected = "floating-point numbers of shape [n, d_in] or [..., n, d_in]"
         raise ValueError(f"{path} holds {x.dtype} {list(x.shape)}, expected {expected}")
-    ids = {
-        name: _ids(path, name, arrays[name], shape) for name in ("tokens", "documents", "positions") if name in arrays
-    }
+    known = [name for name in ("tokens", "documents", "positions") if name in arrays]
+    ids: Arrays = {name: _ids(path, name, arrays[name], shape) for name in known}
     if len(shape) > 1:
         per_document = math.prod(shape[1:])
         if "documents" not in ids:

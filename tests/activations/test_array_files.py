@@ -112,7 +112,7 @@ def test_a_folder_of_several_kinds_or_widths_is_refused(tmp_path: Path) -> None:
 
 
 def test_ids_beside_the_rows_are_kept(tmp_path: Path) -> None:
-    ids = {"tokens": np.arange(12, dtype=np.uint16), "documents": np.arange(12) // 5}
+    ids: dict[str, Any] = {"tokens": np.arange(12, dtype=np.uint16), "documents": np.arange(12) // 5}
     np.savez(tmp_path / "x.npz", activations=X, **ids)
     torch.save({"activations": torch.from_numpy(X.copy()), "documents": torch.arange(12) // 5}, tmp_path / "x.pt")
     for name in ("x.npz", "x.pt"):
