@@ -33,7 +33,8 @@ class HarvestConfig:
     name: str | None = option(None, "name to record for the model [its folder's name, or the hub's]")
     text: tuple[Path, ...] = option(
         MISSING,
-        "text to read: .txt, .md, .jsonl, .json, .csv, .tsv, .parquet, .arrow, also .gz and .zst; a folder of these or of datasets.save_to_disk; - for standard input",
+        "text to read: .txt, .md, .jsonl, .json, .csv, .tsv, .parquet, .arrow, ...; also packed, .gz or .zst; a folder of "
+        "these or of datasets.save_to_disk; - for standard input",
     )
     document: str = option("paragraph", "what a document is in plain text", choices=DOCUMENTS)
     text_field: str = option("text", "field or column that holds the text, where a file has fields")
