@@ -6,7 +6,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from sae_runtime.activations.documents import files_of
 from sae_runtime.activations.reading import DOCUMENTS, STDIN, Reading, standard_input
 from sae_runtime.bundle.typed_json import read_json
 from sae_runtime.train.settings import check_settings, option
@@ -33,8 +32,8 @@ class HarvestConfig:
     name: str | None = option(None, "name to record for the model [its folder's name, or the hub's]")
     text: tuple[Path, ...] = option(
         MISSING,
-        "text to read: .txt, .md, .jsonl, .json, .csv, .tsv, .parquet, .arrow, ...; also packed, .gz or .zst; a folder of "
-        "these or of datasets.save_to_disk; - for standard input",
+        "text to read: .txt, .md, .jsonl, .json, .csv, .tsv, .parquet, .arrow, ...; also packed, .gz or .zst; a folder "
+        "of these or of datasets.save_to_disk; - for standard input",
     )
     document: str = option("paragraph", "what a document is in plain text", choices=DOCUMENTS)
     text_field: str = option("text", "field or column that holds the text, where a file has fields")
@@ -82,6 +81,8 @@ def plan(config: HarvestConfig) -> dict[str, Any]:
     >>> plan(HarvestConfig(model="gpt2", hook="h.3", text=(Path("notes.txt"),)))["context"]
     128
     """
+    from sae_runtime.activations.documents import files_of  # it needs numpy, and the command's help does not
+
     settings = {name: value for name, value in asdict(config).items() if name not in ("batch_tokens", "device")}
     settings["text"] = [_stamp(file) for path in config.text for file in files_of(path)]
     settings["skip_token"] = list(config.skip_token)
