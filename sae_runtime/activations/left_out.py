@@ -119,7 +119,8 @@ def rule_for(manifest: Manifest, max_norm: float | None = None) -> float | None:
     """The multiple that figures of a bundle use; None for no limit.
 
     Args:
-        manifest: of the bundle, whose own rule is the default; without one it is MAX_NORM.
+        manifest: of the bundle, whose own rule is the default. Without one it is MAX_NORM, as it is for a converted
+            bundle, whose `left_out` names positions and tokens alone and counts no rows.
         max_norm: another multiple, infinity for no limit; None for the default.
 
     Raises:
@@ -132,7 +133,10 @@ def rule_for(manifest: Manifest, max_norm: float | None = None) -> float | None:
     ValueError: max_norm must be at least 1 times the median norm, got 0.5; give another multiple, or none
     """
     if max_norm is None:
-        return MAX_NORM if manifest.left_out is None else manifest.left_out.norm_multiple
+        rule = manifest.left_out
+        if rule is None or (rule.norm_multiple is None and not rule.rows):
+            return MAX_NORM
+        return rule.norm_multiple
     if max_norm == math.inf:
         return None
     if not max_norm >= 1:

@@ -59,7 +59,7 @@ def describe(manifest: "Manifest") -> list[tuple[str, str]]:
     }[architecture.norm]
     if architecture.d_out is not None:
         form += f"; transcodes to {manifest.hook_out or 'another activation'}, {architecture.d_out:,} wide"
-    form += " and a linear skip" * architecture.skip
+    form += ", with a linear skip" * architecture.skip
     lines = [("source", ", ".join(filter(None, (manifest.model, manifest.hook))) or "unknown"), ("architecture", form)]
     lines += [*fitted_on(manifest.provenance), *_listed("warned", manifest.provenance.get("warnings", []))]
     if allocation is not None:
