@@ -23,7 +23,13 @@ _HELD_OUT = ("calibration", "validation")
 
 
 def finished(
-    trainer: Trainer, source: Source, held_out: tuple[Tensor, Tensor], scale: float, *, processes: int = 1
+    trainer: Trainer,
+    source: Source,
+    held_out: tuple[Tensor, Tensor],
+    scale: float,
+    *,
+    more: Tensor | None = None,
+    processes: int = 1,
 ) -> tuple[dict[str, NDArray[np.float32]], Manifest]:
     """The weights of a fitted model for activations that are not scaled, and its manifest.
 
@@ -32,6 +38,7 @@ def finished(
         source: the source of its training rows.
         held_out: calibration and validation part of the source, scaled, [n, d_in] each, on the model's device.
         scale: the factor by which the activations were multiplied.
+        more: training rows, scaled, for the limits of feature choice (`fit_thresholds`).
         processes: the number of processes that shared the batches.
     """
     config = trainer.config
@@ -39,7 +46,7 @@ def finished(
     calibration, validation = (part[:end] for part, end in zip(held_out, ends, strict=True))
     threshold = None
     if config.allocation != "token":
-        threshold = fit_thresholds(trainer.model, calibration, config.k, trainer.max_density)
+        threshold = fit_thresholds(trainer.model, calibration, config.k, trainer.max_density, more=more)
     measured, l0 = _measured(trainer, calibration, validation, threshold)
     with_left_out: dict[str, float] = {}
     if (len(calibration), len(validation)) != tuple(map(len, held_out)):

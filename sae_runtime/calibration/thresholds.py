@@ -38,8 +38,8 @@ def thresholds(blocks: Iterable[Array], tokens: int, k: float, max_density: NDAr
     are as near, above them.
 
     Args:
-        blocks: pre-activations z >= 0 of runs of features, in the order of the features: float32 [features, tokens].
-        tokens: number of tokens.
+        blocks: pre-activations z >= 0 of runs of features, in the order of the features: float32 [features, n].
+        tokens: the first of the n tokens, which the common threshold is fitted to; the limits are fitted to all n.
         k: wanted mean L0.
         max_density: the largest density of each feature, float64 [d_sae], for feature choice.
 
@@ -57,15 +57,17 @@ def thresholds(blocks: Iterable[Array], tokens: int, k: float, max_density: NDAr
         if max_density is None:
             low += [0.0] * len(z)
             high += [np.inf] * len(z)
-            values = [z[z > (pool.min() if len(pool) > wanted else 0)]]
+            fitted = z[:, :tokens]
+            values = [fitted[fitted > (pool.min() if len(pool) > wanted else 0)]]
         else:
             density = max_density[start : start + len(z)]
-            limits, least = (quota.tokens_per_feature(d, tokens) for d in (density, density * quota.LEAST))
+            limits, least = (quota.tokens_per_feature(d, z.shape[1]) for d in (density, density * quota.LEAST))
             values = []
             for row, limit, fewest in zip(z, limits, least, strict=True):
                 positive = row[row > 0]
                 low.append(_cut(positive, int(limit), _rounding(row), at_most=True))
                 high.append(max(_cut(positive, int(fewest), _rounding(row)), low[-1]) if fewest else np.inf)
+                positive = row[:tokens][row[:tokens] > 0]
                 always += int((positive > np.float64(high[-1])).sum())
                 values.append(positive[(positive > np.float64(low[-1])) & (positive <= np.float64(high[-1]))])
         start += len(z)
