@@ -13,7 +13,7 @@ from torch import Tensor
 from sae_runtime.bundle.manifest import Allocation, Architecture, Manifest
 from sae_runtime.calibration.thresholds import slots_for
 from sae_runtime.train.measure.rules import batch_rule, even_batch, served_rule, shuffled
-from sae_runtime.train.measure.tally import tally_of
+from sae_runtime.train.measure.tally import has_no_variance, tally_of
 from sae_runtime.train.source import Source
 from sae_runtime.train.step.model import SparseAutoencoder
 from sae_runtime.train.thresholds import fit_thresholds
@@ -88,12 +88,16 @@ def _measured(
         "dead": float((used == 0).mean()),
         "dead_tokens": len(calibration) + len(validation),
     }
+    if has_no_variance(held_out, validation.mean(dim=0)):
+        del measured["fvu"]  # no share of nothing
     if threshold is None:
         return measured, held_out.l0
     batch = even_batch(len(validation), config.batch)
     mixed = validation[torch.from_numpy(shuffled(len(validation))).to(validation.device)]
     by_batch = tally_of(model, mixed, batch_rule(config.k, trainer.max_density), batch)
-    measured |= {"batch": batch, "batch_fvu": by_batch.fvu, "batch_l0": float(by_batch.l0.mean())}
+    measured |= {"batch": batch, "batch_l0": float(by_batch.l0.mean())}
+    if "fvu" in measured:
+        measured["batch_fvu"] = by_batch.fvu
     return measured, held_out.l0
 
 
@@ -117,12 +121,17 @@ def _folded(
     return arrays
 
 
+def _has_default_law(trainer: Trainer) -> bool:
+    return trainer.quota is not None and trainer.quota_r_squared is None and trainer.config.exponent is None
+
+
 def _provenance(trainer: Trainer, source: Source) -> dict[str, Any]:
     return {
         **source.provenance,
         "config": dataclasses.asdict(trainer.config),
         "recipe": dataclasses.asdict(trainer.recipe),
         "quota_r_squared": trainer.quota_r_squared,
+        **({"quota_default": "too few features were active to fit a law"} if _has_default_law(trainer) else {}),
         "device": str(trainer.model.W_enc.device),
         "threads": torch.get_num_threads(),
         "versions": {
