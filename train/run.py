@@ -27,7 +27,7 @@ from sae_runtime.train.progress import reported
 from sae_runtime.train.recipe import derive
 from sae_runtime.train.run_options import Options
 from sae_runtime.train.run_state import Keeper
-from sae_runtime.train.source import Source, centre_and_scale, generator
+from sae_runtime.train.source import SCALE_SAMPLE, Source, centre_and_scale, generator
 from sae_runtime.train.step.model import SparseAutoencoder
 from sae_runtime.train.stored_rows import StoredRows
 from sae_runtime.train.trainer import Trainer
@@ -158,4 +158,9 @@ def _finished(
     sample: NDArray[np.float32] = calibration[sample_rows(ordinary, source.d_in)]
     held_out = torch.from_numpy(calibration).to(device) * scale, torch.from_numpy(validation).to(device) * scale
     del calibration, validation  # else they would be in memory beside their scaled copies
-    return Fitted(_for_each(trainers, lambda t: finished(t, source, held_out, scale, processes=world.size)), sample)
+    more = None
+    if ordinary < SCALE_SAMPLE and any(trainer.max_density is not None for trainer in trainers.values()):
+        seed = next(iter(trainers.values())).config.seed
+        more = torch.from_numpy(source.sample(generator(seed, "scale"))).to(device) * scale
+    results = _for_each(trainers, lambda t: finished(t, source, held_out, scale, more=more, processes=world.size))
+    return Fitted(results, sample)
