@@ -132,11 +132,11 @@ def rule_for(manifest: Manifest, max_norm: float | None = None) -> float | None:
     Traceback (most recent call last):
     ValueError: max_norm must be at least 1 times the median norm, got 0.5; give another multiple, or none
     """
+    own = manifest.left_out
     if max_norm is None:
-        rule = manifest.left_out
-        if rule is None or (rule.norm_multiple is None and not rule.rows):
-            return MAX_NORM
-        return rule.norm_multiple
+        # That of a converted SAE says which positions and tokens its library left out. It counts no rows.
+        known = own is not None and (own.norm_multiple is not None or own.rows)
+        return own.norm_multiple if own is not None and known else MAX_NORM
     if max_norm == math.inf:
         return None
     if not max_norm >= 1:

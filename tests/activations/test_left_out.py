@@ -105,8 +105,7 @@ def test_the_bundles_rule_counts_unless_another_is_given() -> None:
     own = replace(without, left_out=LeftOut(norm_multiple=25.0))
     off = replace(without, left_out=LeftOut(rows={"train": 0}))
     converted = replace(without, left_out=LeftOut(first_positions=1))
-    assert rule_for(converted) == 10.0, "it counts no rows, so nobody has looked at norms"
-    assert [rule_for(each) for each in (without, own, off)] == [10.0, 25.0, None]
+    assert [rule_for(each) for each in (without, own, off, converted)] == [10.0, 25.0, None, 10.0]
     assert [rule_for(each, 7.0) for each in (without, own, off)] == [7.0, 7.0, 7.0]
     assert rule_for(own, math.inf) is None
     for wrong in (0.0, 0.99, -3.0, math.nan):
