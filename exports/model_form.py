@@ -69,7 +69,9 @@ class ModelForm(torch.nn.Module):
         ids = {0: batch, 1: Dim("sequence")}
         if not self.layers:
             return {"input_ids": ids, "attention_mask": ids}
-        pair = ({0: batch, 2: Dim("past")},) * 2
+        # Some models slice a table by the length of the past, so torch wants to hear that it ends with the table.
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        pair = ({0: batch, 2: Dim("past", max=limit)},) * 2
         return {"input_ids": ids, "attention_mask": {0: batch, 1: Dim.DYNAMIC}, "past": [pair] * len(self.layers)}
 
     def results(self, inputs: Inputs) -> list[NDArray[Any]]:

@@ -1,8 +1,9 @@
 """sae-runtime inspect, and how a bundle is described."""
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -57,9 +58,10 @@ def describe(manifest: "Manifest") -> list[tuple[str, str]]:
         "length": ", of activations of one length",
     }[architecture.norm]
     if architecture.d_out is not None:
-        skip = " and a linear skip" if architecture.skip else ""
-        form += f"; transcodes to {manifest.hook_out or 'another activation'}, {architecture.d_out:,} wide{skip}"
+        form += f"; transcodes to {manifest.hook_out or 'another activation'}, {architecture.d_out:,} wide"
+    form += " and a linear skip" * architecture.skip
     lines = [("source", ", ".join(filter(None, (manifest.model, manifest.hook))) or "unknown"), ("architecture", form)]
+    lines += [*fitted_on(manifest.provenance), *_listed("warned", manifest.provenance.get("warnings", []))]
     if allocation is not None:
         text = f"{allocation.kind} choice, k {allocation.k:g}"
         if allocation.quota is not None:
@@ -108,6 +110,13 @@ def row_line(rows: object) -> str:
     if not isinstance(rows, dict):
         return ""
     return ", ".join(f"{text} {rows[name]:,}" for name, text in names.items() if isinstance(rows.get(name), int))
+
+
+def fitted_on(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A line for `Run.show` on the activations that a converted SAE was fitted on, if its checkpoint tells."""
+    recorded = provenance.get("fitted_on", {})
+    text = ", ".join(f"{name} {json.dumps(value, ensure_ascii=True)}" for name, value in recorded.items())
+    return [("fitted on", text)] if text else []
 
 
 def _measurements(measured: Mapping[str, float], tokens: str) -> Iterator[str]:

@@ -1,7 +1,6 @@
 """Fits beside rows of massive norm. The witness is a fit on the same rows without them: every bit must be equal."""
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -152,9 +151,7 @@ def test_a_third_of_the_rows_is_left_out_with_a_warning(tmp_path: Path) -> None:
     assert manifest.left_out is not None and sum(manifest.left_out.rows.values()) == massive.sum()
 
 
-def harvest_folder(
-    path: Path, x: NDArray[np.float32], documents: NDArray[np.int32], dtype: torch.dtype
-) -> Activations:
+def harvest_folder(path: Path, x: NDArray[np.float32], documents: NDArray[np.int32], dtype: torch.dtype) -> Activations:
     ids = {"tokens": documents, "documents": documents, "positions": documents}
     tensors = {name: torch.from_numpy(ids[name].copy()) for name in ids}
     save_file({"activations": torch.from_numpy(x).to(dtype), **tensors}, path)
@@ -319,7 +316,7 @@ def reading(tmp_path_factory: pytest.TempPathFactory) -> HarvestConfig:
 
 def massive_of(acts: Activations) -> NDArray[np.bool_]:
     size = np.linalg.norm(acts.slice(0, len(acts)).astype(np.float64), axis=1)
-    return size > 10 * np.median(size)
+    return np.asarray(size > 10 * np.median(size))
 
 
 def test_a_stream_leaves_out_the_rows_that_stored_activations_do(
