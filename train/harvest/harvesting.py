@@ -81,9 +81,7 @@ class Reader:
         return hidden.transpose(0, 1) if self._alignment.time_first[0] else hidden
 
     def _raw(self, ids: torch.Tensor, real: torch.Tensor, *, whole: bool = False) -> list[torch.Tensor]:
-        return hidden_states(
-            self.points, self.model, arguments(self.model, ids, real), ("batch", "time"), whole=whole
-        )
+        return hidden_states(self.points, self.model, arguments(self.model, ids, real), ("batch", "time"), whole=whole)
 
     def _ordinary(self) -> torch.Tensor:
         """A few ids of words, at random."""
@@ -262,12 +260,12 @@ def _harvest(configs: Mapping[Path, HarvestConfig], *, force: bool, progress: bo
             shards.append({"file": file, "rows": rows})
     if not shards:
         raise ValueError(f"no token of the text is kept ({', '.join(map(str, config.text))} hold none); give more text")
-    for out, one in left.items():
+    names = ("document", "context", "tokens", "dtype", "special", "skip_first")
+    settings = {name: getattr(config, name) for name in names} | {"skip_ids": reader.skip_ids}
+    for out, point in zip(left, reader.points, strict=True):
         d_in = read_header(out / shards[0]["file"])["activations"].shape[1]
-        index = {"format_version": FORMAT_VERSION, "shards": shards, "d_in": d_in, "model": one.called}
-        names = ("hook", "document", "context", "tokens", "dtype", "special", "skip_first")
-        settings = {name: getattr(one, name) for name in names}
-        write_json(out / INDEX, index | settings | {"skip_ids": reader.skip_ids})
+        index = {"format_version": FORMAT_VERSION, "shards": shards, "d_in": d_in, "model": config.called}
+        write_json(out / INDEX, index | {"hook": point.hook} | settings)
     return [open_activations(out) for out in configs]
 
 

@@ -60,9 +60,8 @@ class StreamedRows(Source):
             )
         texts = documents(config.text, config.document)
         self.path = config.text[0]
-        hooks = hooks or (config.hook,)
-        self.model, self.hook = config.called, ", ".join(hooks)
         self._reader = Reader(config, hooks)
+        self.model, self.hook = config.called, ", ".join(point.hook for point in self._reader.points)
         self._windows = list(self._reader.windows(texts))
         self._counts = np.array([window.rows for window in self._windows], np.float64)
         parts = self._split(holdout, seed)
@@ -70,7 +69,7 @@ class StreamedRows(Source):
         widths = [x.shape[1] for x in self._reader.activations(self._held_out[0][:1], _ignore)]
         self.d_in = sum(widths)
         ends = np.cumsum(widths).tolist()
-        self._columns = {hook: slice(end - width, end) for hook, width, end in zip(hooks, widths, ends, strict=True)}
+        self._columns = [slice(end - width, end) for width, end in zip(widths, ends, strict=True)]
         self._pool_rows = max(int(pool_bytes / (4 * self.d_in)), 1)
         self._train = self._units(np.flatnonzero(parts == 0), self._pool_rows // _POOL_UNITS)
         self._unit_rows = np.array([self._counts[unit.start : unit.stop].sum() for unit in self._train])
@@ -95,9 +94,9 @@ class StreamedRows(Source):
     def hooks(self) -> list[tuple[Source, slice]]:
         """As Source."""
         alone = []
-        for hook, columns in self._columns.items():
+        for point, columns in zip(self._reader.points, self._columns, strict=True):
             view = copy(self)
-            view.hook, view.d_in = hook, columns.stop - columns.start
+            view.hook, view.d_in = point.hook, columns.stop - columns.start
             alone.append((view, columns))
         return alone
 
@@ -113,7 +112,7 @@ class StreamedRows(Source):
         windows, _ = self._first(rng.permutation(self.units), SCALE_SAMPLE)
         x = self._rows(windows, _ignore)
         if self._limits is None:
-            self._limits = [limit(norms(x[:, columns]), self.left_out.norm_multiple) for columns in self._columns.values()]
+            self._limits = [limit(norms(x[:, columns]), self.left_out.norm_multiple) for columns in self._columns]
         within = self._within(x)
         self._leave_out("sample", within)
         self.share_left_out = float((~within).mean())
@@ -149,7 +148,7 @@ class StreamedRows(Source):
         if self._limits is None:
             self.sample(generator(self._seed, "scale"))
         assert self._limits is not None  # the sample has set them
-        found = zip(self._columns.values(), self._limits, strict=True)
+        found = zip(self._columns, self._limits, strict=True)
         within: NDArray[np.bool_] = np.all([norms(x[:, columns]) <= bound for columns, bound in found], axis=0)
         return within
 

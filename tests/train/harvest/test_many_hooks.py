@@ -51,8 +51,7 @@ def test_rows_are_torchs_and_one_pass_gives_all(
     wide = {**configs, "c_fc": replace(configs["h.1"], hook="h.0.mlp.c_fc")}
     model: Any = AutoModel.from_pretrained(tmp_path / "model").eval()
     ids = [
-        [int(word[1:]) for word in paragraph.split()]
-        for paragraph in (tmp_path / "text.txt").read_text().split("\n\n")
+        [int(word[1:]) for word in paragraph.split()] for paragraph in (tmp_path / "text.txt").read_text().split("\n\n")
     ]
     windows = [one[begin : begin + 20] for one in ids for begin in range(0, len(one), 20)]
     runs: list[int] = []
