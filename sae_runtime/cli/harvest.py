@@ -33,7 +33,7 @@ def command(reading: dict[str, Any], output: Path, run: Run) -> None:
         if many:
             made = {output / name: one for name, one in harvest_many(configs, output, **run.options).items()}
         else:
-            made = {output: harvest(*configs.values(), output, **run.options)}
+            made = {output: harvest(next(iter(configs.values())), output, **run.options)}
     results = [_result(path, one) for path, one in made.items()]
     run.show({"harvests": results} if many else results[0], [line for each in made.items() for line in _lines(*each)])
 

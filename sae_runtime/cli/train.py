@@ -56,9 +56,9 @@ def command(
     """Fit sparse autoencoders on activations, or on a model as it runs.
 
     Writes a bundle: weights, threshold and manifest. Run `export` on it next. With several --k or --allocation, every
-    combination is fitted in the same pass, and with several --hook at every hook. With --model, --hook and --text instead of --activations, the model runs
-    while it is needed and no activations are stored. A run that was killed goes on with the same command and
-    --resume, bit for bit.
+    combination is fitted in the same pass, and with several --hook at every hook. With --model, --hook and --text
+    instead of --activations, the model runs while it is needed and no activations are stored. A run that was killed
+    goes on with the same command and --resume, bit for bit.
     """
     from sae_runtime.bundle.outputs import Output, refuse_inputs
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch.utils.hooks import RemovableHandle
 
-from sae_runtime.train.harvest.forward import foreign_errors
 from sae_runtime.bundle.hooks import Hook, parse_hook
+from sae_runtime.train.harvest.forward import foreign_errors
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ class StreamedRows(Source):
 
     def hooks(self) -> list[tuple[Source, slice]]:
         """As Source."""
-        alone = []
+        alone: list[tuple[Source, slice]] = []
         for point, columns in zip(self._reader.points, self._columns, strict=True):
             view = copy(self)
             view.hook, view.d_in = point.hook, columns.stop - columns.start
