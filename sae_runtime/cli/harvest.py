@@ -1,15 +1,17 @@
 """sae-runtime harvest."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from sae_runtime.activations.stored import Activations
 from sae_runtime.cli import common
 from sae_runtime.cli.common import Run
 from sae_runtime.cli.options import Command, from_config
 from sae_runtime.train.harvest.config import HarvestConfig, for_hooks
+
+if TYPE_CHECKING:
+    from sae_runtime.activations.stored import Activations
 
 
 @click.command(
@@ -38,7 +40,7 @@ def command(reading: dict[str, Any], output: Path, run: Run) -> None:
     run.show({"harvests": results} if many else results[0], [line for each in made.items() for line in _lines(*each)])
 
 
-def _result(path: Path, made: Activations) -> dict[str, Any]:
+def _result(path: Path, made: "Activations") -> dict[str, Any]:
     return {
         "activations": path,
         "tokens": len(made),
@@ -49,7 +51,7 @@ def _result(path: Path, made: Activations) -> dict[str, Any]:
     }
 
 
-def _lines(path: Path, made: Activations) -> list[tuple[str, object]]:
+def _lines(path: Path, made: "Activations") -> list[tuple[str, object]]:
     tokens, shards = common.plural(len(made), "token"), common.plural(len(made.shards), "shard")
     return [
         ("activations", path),
