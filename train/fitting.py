@@ -46,6 +46,8 @@ def fit(
     (8, 32, ['batch', 'batch_fvu', 'batch_l0'])
     """
     out = Path(out)
+    if isinstance(activations, Mapping):
+        raise ValueError(f"fit makes one SAE, got {len(activations)} harvests by name; give one, or call fit_many")
     check_outputs(out, options, force=force)
     with fitted(activations, {"sae": config}, options) as result:
         if result is not None:

@@ -101,6 +101,7 @@ def fitted(activations: Data, configs: Mapping[str, TrainConfig], options: Optio
             _Hook(number, columns, *centre_and_scale(sample[:, columns], source.path))
             for number, (_, columns) in enumerate(source.hooks())
         ]
+        del sample
         scale = np.concatenate([np.full(len(hook.mean), hook.scale, np.float32) for hook in hooks])
         if is_first and source.left_out is not None:
             warn_of_many(source.share_left_out, source.left_out.norm_multiple, source.path)

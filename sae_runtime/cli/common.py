@@ -26,9 +26,8 @@ PATH = click.Path(path_type=Path)  # the reader of a path says best what is wron
 OUTPUT = _Output(path_type=Path)
 
 bundle = click.argument("bundle")
-activations = click.option(
-    "--activations", type=PATH, required=True, help="folder of harvest, .npy or .safetensors of shape [n, d_in]"
-)
+ACTIVATIONS = "folder of harvest, or .npy, .npz, .safetensors or .pt of shape [n, d_in], or a folder of these"
+activations = click.option("--activations", type=PATH, required=True, help=ACTIVATIONS)
 any_source = click.option(
     "--any-source", is_flag=True, help="take activations of another model or hook than the bundle's"
 )

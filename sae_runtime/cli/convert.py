@@ -22,8 +22,8 @@ def command(checkpoint: str, format: str | None, output: Path, run: Run) -> None
     CHECKPOINT is one of SAELens, sparsify, dictionary_learning, OpenAI, Gemma Scope, Llama Scope, Qwen Scope, Goodfire,
     circuit-tracer or BatchTopK: its folder, its file, or hf://owner/name[/folder][@revision]. The bundle computes what
     its library computes, on the activations of the model as it is; a checkpoint that a bundle cannot compute is
-    refused. What the checkpoint tells of the activations it was fitted on is printed. Run `export` next, or `calibrate` first if there is no
-    threshold yet.
+    refused. What the checkpoint tells of the activations it was fitted on is printed. Run `export` next, or `calibrate`
+    first if there is no threshold yet.
     """
     from sae_runtime.bundle.hub import SCHEME
     from sae_runtime.bundle.outputs import refuse_inputs

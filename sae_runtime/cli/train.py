@@ -22,6 +22,8 @@ _STREAMED = (
     "name",
     "text",
     "document",
+    "text_field",
+    "ids_field",
     "context",
     "dtype",
     "special",
@@ -32,7 +34,7 @@ _STREAMED = (
 
 
 @click.command("train", cls=Command, example="sae-runtime train --activations acts --k 32 --tokens 10M -o sae")
-@click.option("--activations", type=common.PATH, help="folder of harvest, .npy or .safetensors of shape [n, d_in]")
+@click.option("--activations", type=common.PATH, help=common.ACTIVATIONS)
 @from_config(TrainConfig, "training", make=dict, repeated=("allocation", "k"))
 @click.option("--model", help="instead of --activations: transformers folder or hub name")
 @from_config(HarvestConfig, "reading", make=dict, only=_STREAMED, repeated=("hook",), note="with --model")

@@ -97,7 +97,9 @@ def test_evaluate_refuses_outputs_and_options_that_do_not_fit(bundle_of: BundleO
 def test_evaluate_names_a_missing_model_before_work(acts: Path, tmp_path: Path) -> None:
     manifest = dataclasses.replace(make_manifest(30, "token"), model="m", hook="h")
     bundle.write(tmp_path / "sae", make_weights(30, "token"), manifest)
-    arguments = ("evaluate", tmp_path / "sae", "--activations", acts, "--model", tmp_path / "m", "--text", acts)
+    (tmp_path / "a.txt").write_text("one")
+    text = tmp_path / "a.txt"
+    arguments = ("evaluate", tmp_path / "sae", "--activations", acts, "--model", tmp_path / "m", "--text", text)
     assert refused(*arguments) == f"error: the model folder {tmp_path / 'm'} does not exist; check its path"
 
 

@@ -89,6 +89,8 @@ def test_hooks_that_cannot_share_a_pass_are_refused(harvests: dict[str, HarvestC
     other = {**harvests, "h.0": replace(harvests["h.1"], hook="h.0", context=10)}
     with pytest.raises(ValueError, match=r"h\.0 has other settings than the first"):
         fit_many(other, tmp_path / "many", {"k2": CONFIG})
+    with pytest.raises(ValueError, match="fit makes one SAE, got 3 harvests by name; give one, or call fit_many"):
+        fit(harvests, tmp_path / "one", CONFIG)
 
 
 def test_the_command_makes_a_bundle_for_each_hook(harvests: dict[str, HarvestConfig], tmp_path: Path) -> None:

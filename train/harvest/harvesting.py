@@ -1,6 +1,7 @@
 """Harvest: run a transformers model on text and store its activations in a folder of shards."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,8 +11,9 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from sae_runtime.activations.documents import Document, documents
+from sae_runtime.activations.sources import SOURCES, source_writer
 from sae_runtime.activations.stored import FORMAT_VERSION, INDEX, Activations, open_activations
-from sae_runtime.activations.text import documents
 from sae_runtime.activations.windows import Window, batches, first_rows, groups, origin, padded, token_ids, windows
 from sae_runtime.bundle.files import new_file, write_json
 from sae_runtime.bundle.tensors import read_header, save_tensors
@@ -104,7 +106,7 @@ class Reader:
             facts["model_commit"] = Path(found).parent.name if isinstance(found, str) else None
         return facts
 
-    def windows(self, texts: Iterable[str]) -> Iterator[Window]:
+    def windows(self, texts: Iterable[Document]) -> Iterator[Window]:
         """The windows of the texts, in the order of the texts; `Window` says what one is."""
         return windows(
             self._tokenizer,
@@ -236,7 +238,7 @@ def _harvest(configs: Mapping[Path, HarvestConfig], *, force: bool, progress: bo
     """
     ask_for_huge_pages()
     config = next(iter(configs.values()))
-    texts = documents(config.text, config.document)
+    texts = documents(config.text, config.reading)
     left = {out: one for out, one in configs.items() if force or not is_done(out, plan(one))}
     left = left or dict(configs)  # if all are done, the check says so
     for out, one in left.items():
@@ -247,7 +249,8 @@ def _harvest(configs: Mapping[Path, HarvestConfig], *, force: bool, progress: bo
     for out, one in left.items():
         start_folder(out, reader.plan(one), force=force)
     shards: list[dict[str, Any]] = []
-    with progress_bar(config.tokens, "tokens", shown=progress) as bar:
+    with ExitStack() as stack, progress_bar(config.tokens, "tokens", shown=progress) as bar:
+        writers = [stack.enter_context(source_writer(out / SOURCES)) for out in left]
         for group in groups(first_rows(reader.windows(texts), config.tokens), config.shard_tokens):
             file, rows = f"shard-{len(shards):05d}.safetensors", sum(window.rows for window in group)
             if all(is_whole(out / file, rows, _SAFETENSORS_DTYPES[config.dtype]) for out in left):
@@ -258,6 +261,8 @@ def _harvest(configs: Mapping[Path, HarvestConfig], *, force: bool, progress: bo
                     with new_file(out / file, force=True) as partial_file:
                         save_tensors(partial_file, {"activations": x, **ids}, save_file)
             shards.append({"file": file, "rows": rows})
+            for write in writers:
+                write(group)
     if not shards:
         raise ValueError(f"no token of the text is kept ({', '.join(map(str, config.text))} hold none); give more text")
     names = ("document", "context", "tokens", "dtype", "special", "skip_first")
@@ -265,7 +270,8 @@ def _harvest(configs: Mapping[Path, HarvestConfig], *, force: bool, progress: bo
     for out, point in zip(left, reader.points, strict=True):
         d_in = read_header(out / shards[0]["file"])["activations"].shape[1]
         index = {"format_version": FORMAT_VERSION, "shards": shards, "d_in": d_in, "model": config.called}
-        write_json(out / INDEX, index | {"hook": point.hook} | settings)
+        sources = {"file": SOURCES, "bytes": (out / SOURCES).stat().st_size}
+        write_json(out / INDEX, index | {"hook": point.hook, "sources": sources} | settings)
     return [open_activations(out) for out in configs]
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sae_runtime.activations.documents import documents
 from sae_runtime.activations.left_out import limit, norms
 from sae_runtime.activations.parts import IN_GAP, divide
-from sae_runtime.activations.text import documents
 from sae_runtime.activations.windows import Window
 from sae_runtime.bundle.manifest import LeftOut
 from sae_runtime.train.harvest.config import HarvestConfig
@@ -58,7 +58,7 @@ class StreamedRows(Source):
                 f"streaming reads all of the text, so the harvest's tokens must be None, got {config.tokens}; "
                 "set the tokens of the training instead"
             )
-        texts = documents(config.text, config.document)
+        texts = documents(config.text, config.reading)
         self.path = config.text[0]
         self._reader = Reader(config, hooks)
         self.model, self.hook = config.called, ", ".join(point.hook for point in self._reader.points)
