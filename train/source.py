@@ -48,6 +48,10 @@ class Source(ABC):
     left_out: LeftOut | None = None  # the rows of each part are counted once `sample` and `held_out` were called
     share_left_out: float = 0.0  # of the rows that were looked at; known once `sample` was called
 
+    def hooks(self) -> list[tuple["Source", slice]]:
+        """This source as that of each of its hooks alone, as a manifest describes it, and its columns of the rows."""
+        return [(self, slice(0, self.d_in))]
+
     @abstractmethod
     def take(self, order: NDArray[np.int64], tick: Tick) -> tuple[NDArray[np.float32], int]:
         """The rows of the first units of an order, as many as a pool holds.

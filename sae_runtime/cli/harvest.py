@@ -35,7 +35,7 @@ def command(reading: dict[str, Any], output: Path, run: Run) -> None:
         if many:
             made = {output / name: one for name, one in harvest_many(configs, output, **run.options).items()}
         else:
-            made = {output: harvest(*configs.values(), output, **run.options)}
+            made = {output: harvest(next(iter(configs.values())), output, **run.options)}
     results = [_result(path, one) for path, one in made.items()]
     lines = [line for each in made.items() for line in _lines(*each)]
     texts = common.skipped(reading["skip_first"], reading["skip_token"])

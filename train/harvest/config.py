@@ -2,8 +2,8 @@
 
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,21 @@ def for_hooks(hooks: Sequence[str], **settings: Any) -> dict[str, HarvestConfig]
     if len(configs) < len(hooks):
         raise ValueError(f"of {', '.join(hooks)}, two would have the same folder; name each hook once")
     return configs
+
+
+def refuse_other_settings(configs: Mapping[str, HarvestConfig]) -> None:
+    """Raise ValueError unless configs differ in their hooks alone, and their names can be names of folders.
+
+    >>> refuse_other_settings(for_hooks(["h.3", "h.6"], model="gpt2", text=(Path("notes.txt"),)))
+    """
+    if not configs:
+        raise ValueError("there is nothing to harvest; give one config at least")
+    first = next(iter(configs.values()))
+    for name, config in configs.items():
+        if Path(name).name != name or name in ("", ".", ".."):
+            raise ValueError(f"{name!r} is not the name of a folder; rename that hook's")
+        if replace(config, hook=first.hook) != first:
+            raise ValueError(f"{name} has other settings than the first; hooks of one pass differ in the hook alone")
 
 
 def plan(config: HarvestConfig) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from sae_runtime.bundle.tensors import read_header, save_tensors
 from sae_runtime.core.progress import progress_bar
 from sae_runtime.train.device import ask_for_huge_pages, memory_errors
 from sae_runtime.train.harvest.alignment import find_alignment
-from sae_runtime.train.harvest.config import HarvestConfig, plan
+from sae_runtime.train.harvest.config import HarvestConfig, plan, refuse_other_settings
 from sae_runtime.train.harvest.folder import check_folder, is_done, is_whole, start_folder
 from sae_runtime.train.harvest.forward import arguments
 from sae_runtime.train.harvest.hook_point import find_hook, hidden_states
@@ -145,11 +145,7 @@ class Reader:
             passes.append(Pass(ids, real, kept, hidden, x))
         return passes
 
-    def activations(self, group: Sequence[Window], tick: Callable[[int], object]) -> torch.Tensor:
-        """The activations of the kept tokens at the first hook; as `activations_at_all`."""
-        return self.activations_at_all(group, tick)[0]
-
-    def activations_at_all(self, group: Sequence[Window], tick: Callable[[int], object]) -> list[torch.Tensor]:
+    def activations(self, group: Sequence[Window], tick: Callable[[int], object]) -> list[torch.Tensor]:
         """The activations of the kept tokens at each hook.
 
         They are [n, d_in] in the order of the windows, in the type of the config. The group holds at least one window.
@@ -230,14 +226,7 @@ def harvest_many(
     >>> sorted(harvest_many(configs, Path("activations")))  # doctest: +SKIP
     ['h.3', 'h.6']
     """
-    if not configs:
-        raise ValueError("there is nothing to harvest; give one config at least")
-    first = next(iter(configs.values()))
-    for name, config in configs.items():
-        if Path(name).name != name or name in ("", ".", ".."):
-            raise ValueError(f"{name!r} is not the name of a folder; rename that hook's")
-        if replace(config, hook="any") != replace(first, hook="any"):
-            raise ValueError(f"{name} has other settings than the first; hooks of one pass differ in the hook alone")
+    refuse_other_settings(configs)
     made = _harvest({out / name: config for name, config in configs.items()}, force=force, progress=progress)
     return dict(zip(configs, made, strict=True))
 
@@ -268,7 +257,7 @@ def _harvest(configs: Mapping[Path, HarvestConfig], *, force: bool, progress: bo
                 bar.update(rows)
             else:
                 ids = {name: torch.from_numpy(ids) for name, ids in origin(group).items()}
-                for out, x in zip(left, reader.activations_at_all(group, bar.update), strict=True):
+                for out, x in zip(left, reader.activations(group, bar.update), strict=True):
                     with new_file(out / file, force=True) as partial_file:
                         save_tensors(partial_file, {"activations": x, **ids}, save_file)
             shards.append({"file": file, "rows": rows})
@@ -276,13 +265,13 @@ def _harvest(configs: Mapping[Path, HarvestConfig], *, force: bool, progress: bo
                 write(group)
     if not shards:
         raise ValueError(f"no token of the text is kept ({', '.join(map(str, config.text))} hold none); give more text")
-    for out, one in left.items():
+    names = ("document", "context", "tokens", "dtype", "special", "skip_first")
+    settings = {name: getattr(config, name) for name in names} | {"skip_ids": reader.skip_ids}
+    for out, point in zip(left, reader.points, strict=True):
         d_in = read_header(out / shards[0]["file"])["activations"].shape[1]
-        index = {"format_version": FORMAT_VERSION, "shards": shards, "d_in": d_in, "model": one.called}
-        names = ("hook", "document", "context", "tokens", "dtype", "special", "skip_first")
-        settings = {name: getattr(one, name) for name in names}
+        index = {"format_version": FORMAT_VERSION, "shards": shards, "d_in": d_in, "model": config.called}
         sources = {"file": SOURCES, "bytes": (out / SOURCES).stat().st_size}
-        write_json(out / INDEX, index | {"sources": sources} | settings | {"skip_ids": reader.skip_ids})
+        write_json(out / INDEX, index | {"hook": point.hook, "sources": sources} | settings)
     return [open_activations(out) for out in configs]
 
 
