@@ -271,7 +271,15 @@ def test_an_evaluation_with_and_without_is_written_and_read(tmp_path: Path) -> N
     fit(y, tmp_path / "sae", config())
     np.save(tmp_path / "y.npy", y)
     found = evaluate(open_sae(tmp_path / "sae"), tmp_path / "y.npy", EvaluateConfig())
-    numbers: dict[str, Any] = {"model": "m", "hook": "h", "text": ("t",), "tokens": 3, "windows": 1, "special": False, "batch": 3.0}
+    numbers: dict[str, Any] = {
+        "model": "m",
+        "hook": "h",
+        "text": ("t",),
+        "tokens": 3,
+        "windows": 1,
+        "special": False,
+        "batch": 3.0,
+    }
     one = HostLoss(**numbers, cross_entropy=1.5, replaced={"zero": {"kl": 1.0}})
     found = replace(found, host=replace(one, left_out=2, max_norm=10.0, with_left_out=one))
     (tmp_path / "e.json").write_text(to_json(found))
