@@ -276,13 +276,14 @@ def _harvest(configs: Mapping[Path, HarvestConfig], *, force: bool, progress: bo
                 write(group)
     if not shards:
         raise ValueError(f"no token of the text is kept ({', '.join(map(str, config.text))} hold none); give more text")
-    for out, one in left.items():
+    for (out, one), point in zip(left.items(), reader.points, strict=True):
         d_in = read_header(out / shards[0]["file"])["activations"].shape[1]
         index = {"format_version": FORMAT_VERSION, "shards": shards, "d_in": d_in, "model": one.called}
-        names = ("hook", "document", "context", "tokens", "dtype", "special", "skip_first")
+        source = {"hook": point.hook, "transformer_lens_hook": point.transformer_lens}
+        names = ("document", "context", "tokens", "dtype", "special", "skip_first")
         settings = {name: getattr(one, name) for name in names}
         sources = {"file": SOURCES, "bytes": (out / SOURCES).stat().st_size}
-        write_json(out / INDEX, index | {"sources": sources} | settings | {"skip_ids": reader.skip_ids})
+        write_json(out / INDEX, index | source | {"sources": sources} | settings | {"skip_ids": reader.skip_ids})
     return [open_activations(out) for out in configs]
 
 

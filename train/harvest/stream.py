@@ -52,8 +52,9 @@ class StreamedRows(Source):
             )
         texts = documents(config.text, config.reading)
         self.path = config.text[0]
-        self.model, self.hook = config.called, config.hook
         self._reader = Reader(config)
+        self.model, self.hook = config.called, self._reader.points[0].hook
+        self.transformer_lens_hook = self._reader.points[0].transformer_lens
         self._windows = list(self._reader.windows(texts))
         self._counts = np.array([window.rows for window in self._windows], np.float64)
         parts = self._split(holdout, seed)
