@@ -122,9 +122,9 @@ def _input(module: _Module) -> ir.Value:
     """
     entering = module.entering()
     if len(entering) != 1:
+        found = listed([str(value.name) for value in entering]) if entering else "no activations [b, t, d]"
         raise ValueError(
-            f"input:{module.name} is not one tensor but {listed([str(value.name) for value in entering])}; hook "
-            "tensor:NAME, or the output of the module that gives it"
+            f"input:{module.name} is not one tensor but {found}; hook tensor:NAME, or the output of another module"
         )
     value = _only(entering, module.d_in, f"what enters {module.name}")
     if value.is_graph_output() or module.readers(value):

@@ -13,12 +13,9 @@ from sae_runtime.bundle.transformer_lens import block_number
 _ALIASES = {
     "gpt2-small": "gpt2",
     "gpt2-xs": "distilgpt2",
-    "distilbert-base": "distilbert-base-uncased",
+    "distillgpt2": "distilgpt2",
     "gpt-neo-small": "gpt-neo-125m",
     "gpt-j": "gpt-j-6b",
-    "llama-7b": "llama-7b-hf",
-    "llama-2-7b": "llama-2-7b-hf",
-    "mistral-7b": "mistral-7b-v0.1",
     "pythia-19m": "pythia-70m",
     "pythia-125m": "pythia-160m",
     "pythia-350m": "pythia-410m",
@@ -63,8 +60,12 @@ def same_hook(a: str, b: str, *, lens_a: str | None = None, lens_b: str | None =
     >>> same_hook("h.1", "input:h.1"), same_hook("h.1", "blocks.1.hook_mlp_out")
     (False, False)
     """
-    (text_a, stream_a), (text_b, stream_b) = _names(a, lens_a), _names(b, lens_b)
-    return _same_module(text_a, text_b) or (stream_a is not None and stream_a == stream_b)
+    (text_a, lens_a), (text_b, lens_b) = _names(a, lens_a), _names(b, lens_b)
+    if _same_module(text_a, text_b):
+        return True
+    if lens_a is None and lens_b is None:
+        return False
+    return (lens_a or _as_stream(text_a)) == (lens_b or _as_stream(text_b))
 
 
 def _parts(model: str) -> tuple[str, str]:
@@ -77,18 +78,22 @@ def _parts(model: str) -> tuple[str, str]:
 
 
 def _names(text: str, lens: str | None) -> tuple[str, str | None]:
-    """The canonical text of a hook, and one name of TransformerLens for all names of the place."""
+    """The canonical text of a hook, and TransformerLens's name where it is known."""
     try:
         hook = parse_hook(text)
     except ValueError:
         return text, None
     side = {"resid_pre": "input:", "resid_post": ""}.get(hook.place)
     canonical = str(hook).removesuffix("@0") if side is None else f"{side}{hook.name}"
-    if hook.place == "lens":
-        lens = hook.name
-    elif lens is None and (number := block_number(canonical.removeprefix("input:"))) is not None:
-        lens = f"blocks.{number}.hook_resid_{'pre' if canonical.startswith('input:') else 'post'}"
-    return canonical, None if lens is None else _one_of_equals(lens)
+    known = hook.name if hook.place == "lens" else lens
+    return canonical, None if known is None else _one_of_equals(known)
+
+
+def _as_stream(canonical: str) -> str | None:
+    """TransformerLens's name of the output or the input of a numbered block."""
+    block = canonical.removeprefix("input:")
+    number, place = block_number(block), "post" if block == canonical else "pre"
+    return None if number is None else _one_of_equals(f"blocks.{number}.hook_resid_{place}")
 
 
 def _one_of_equals(lens: str) -> str:
