@@ -135,6 +135,7 @@ def lens_of(model: Path) -> Any:
     hooked = HookedSAETransformer(HookedTransformerConfig(**sizes, **kind))
     state = weight_conversions.convert_gpt2_weights(torch_model, hooked.cfg)
     hooked.load_state_dict({name: tensor.detach().clone() for name, tensor in state.items()}, strict=False)
+    hooked.set_use_hook_mlp_in(True)
     return hooked.eval()
 
 

@@ -189,3 +189,62 @@ def test_every_other_name_of_the_library_is_refused(kind: str) -> None:
         with pytest.raises(ValueError, match=f"^{re.escape(name)} has no equal place in this model .*hook a module"):
             find_hook(model, name)
     assert others > 20
+
+
+BERT = ["hook_resid_pre", "hook_resid_mid", "hook_normalized_resid_post", "hook_attn_out", "hook_mlp_out"]
+BERT += ["attn.hook_q", "attn.hook_k", "attn.hook_v", "attn.hook_z", "mlp.hook_pre", "mlp.hook_post"]
+
+
+@functools.cache
+def bert() -> tuple[Any, dict[str, Tensor]]:
+    """A BERT, and what the real library caches of it."""
+    from transformer_lens import HookedEncoder, HookedTransformerConfig
+    from transformer_lens.pretrained import weight_conversions
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        settings = {name: LLAMA_LIKE[name] for name in LLAMA_LIKE if name not in ("num_key_value_heads", "head_dim")}
+        model = transformers.BertForPreTraining(transformers.BertConfig(**settings, layer_norm_eps=1e-5)).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    sizes: dict[str, Any] = {"n_layers": LAYERS, "d_model": WIDTH, "n_heads": HEADS, "d_head": 8, "d_mlp": 48}
+    kind: dict[str, Any] = {"act_fn": "gelu", "attention_dir": "bidirectional", "device": "cpu", "eps": 1e-5}
+    config = HookedTransformerConfig(n_ctx=64, d_vocab=VOCABULARY, **sizes, **kind)
+    encoder: Any = HookedEncoder(config)
+    with torch.no_grad():
+        state = weight_conversions.convert_bert_weights(model, config)
+        encoder.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, strict=False)
+        _, cache = encoder.eval().run_with_cache(IDS)
+    return model.bert, {name: cache[name] for name in cache}
+
+
+@pytest.mark.parametrize("name", ["hook_full_embed", *(f"blocks.{i % 2}.{name}" for i, name in enumerate(BERT))])
+def test_a_name_of_a_bert_reads_what_the_library_caches(name: str) -> None:
+    model, cache = bert()
+    point = find_hook(model, name)
+    [found] = hidden_states([point], model, {"input_ids": IDS}, IDS.shape)
+    torch.testing.assert_close(found, cache[name].flatten(2), atol=1e-4, rtol=1e-4)
+    assert point.transformer_lens == name
+
+
+@pytest.mark.parametrize("name", ["hook_resid_post", "hook_mlp_in", "ln1.hook_normalized", "attn.hook_pattern"])
+def test_a_name_that_a_bert_lacks_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"blocks.0.{name} has no equal place in this model"):
+        find_hook(bert()[0], f"blocks.0.{name}")
+
+
+@pytest.mark.parametrize("family", ["Qwen3", "OPT", "Phi", "Olmo2"])
+def test_a_model_of_no_family_has_the_streams_around_its_blocks_and_no_other_name(family: str) -> None:
+    settings = {name: LLAMA_LIKE[name] for name in LLAMA_LIKE if name not in ("num_key_value_heads", "head_dim")}
+    settings |= {"OPT": {"ffn_dim": 48, "word_embed_proj_dim": WIDTH}, "Qwen3": LLAMA_LIKE}.get(family, {})
+    model: Any = getattr(transformers, f"{family}Model")(getattr(transformers, f"{family}Config")(**settings)).eval()
+    states: list[Tensor] = model(IDS, output_hidden_states=True).hidden_states
+    hooks = ["blocks.0.hook_resid_pre", "blocks.0.hook_resid_post", "blocks.1.hook_resid_pre"]
+    points = [find_hook(model, hook) for hook in hooks]
+    expected = (states[0], states[1], states[1])
+    for found, truth in zip(hidden_states(points, model, {"input_ids": IDS}, IDS.shape), expected, strict=True):
+        torch.testing.assert_close(found, truth)
+    for name in ("hook_resid_mid", "hook_mlp_out", "attn.hook_z"):
+        with pytest.raises(ValueError, match="has no equal place in this model"):
+            find_hook(model, f"blocks.0.{name}")
