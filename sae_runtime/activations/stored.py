@@ -6,7 +6,7 @@ Harvest writes `activations.json` last, so a folder with this file is whole. Eac
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -202,11 +202,14 @@ def check_source(activations: Activations, manifest: Manifest, *, any_source: bo
         manifest.check_d_in(activations.d_in)
     except ValueError as error:
         raise ValueError(f"{activations.path}: {error}") from error
-    lens = {"lens_a": activations.transformer_lens_hook, "lens_b": manifest.transformer_lens_hook}
-    same = {"model": same_model, "hook": functools.partial(same_hook, **lens)}
-    for what in ("model", "hook"):
+    lens_a, lens_b = activations.transformer_lens_hook, manifest.transformer_lens_hook
+    same: dict[str, Callable[[str, str], bool]] = {
+        "model": same_model,
+        "hook": functools.partial(same_hook, lens_a=lens_a, lens_b=lens_b),
+    }
+    for what, are_same in same.items():
         given, fitted = getattr(activations, what), getattr(manifest, what)
-        if given is not None and fitted is not None and not any_source and not same[what](given, fitted):
+        if given is not None and fitted is not None and not any_source and not are_same(given, fitted):
             raise ValueError(
                 f"{activations.path}: activations come from {what} {given!r}, this SAE was fitted on {fitted!r}; "
                 "harvest those, or pass --any-source to go on"

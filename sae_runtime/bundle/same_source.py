@@ -1,7 +1,7 @@
 """Whether two records name the same activations: the same model, and the same place in it.
 
-A place may be recorded by its module, by TransformerLens's name, or by both. Where only one record has TransformerLens's
-name, the output of a numbered block counts as its `hook_resid_post`, and the input as its `hook_resid_pre`.
+A place may be recorded by its module, by TransformerLens's name, or by both. Where only one record has the name of
+TransformerLens, the output of a numbered block counts as its `hook_resid_post`, and the input as its `hook_resid_pre`.
 """
 
 import re

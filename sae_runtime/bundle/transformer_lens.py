@@ -124,7 +124,7 @@ FAMILIES = (
 
 _WHY = {
     r"hook_resid_mid": "its attention and MLP read the same stream, or are not known",
-    r"hook_resid_post": "the block ends in a norm, and TransformerLens has two meanings; the block itself is its output",
+    r"hook_resid_post": "the block ends in a norm, before or behind which it may be; hook the block for its output",
     r".*hook_normalized": "no module gives a norm's output before its weight",
     r".*hook_scale": "it is one number a token",
     r".*hook_(attn_scores|pattern)": "it belongs to pairs of tokens",

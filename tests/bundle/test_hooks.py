@@ -47,7 +47,9 @@ def test_parse_hook_names_the_forms_if_a_text_has_none(text: str) -> None:
         parse_hook(text)
 
 
-@pytest.mark.parametrize("text", ["input:h.3.resid_pre", "h.3.resid_pre@1", "input:blocks.3.hook_resid_pre", "blocks.3.hook_mlp_out@1"])
+@pytest.mark.parametrize(
+    "text", ["input:h.3.resid_pre", "h.3.resid_pre@1", "input:blocks.3.hook_resid_pre", "blocks.3.hook_mlp_out@1"]
+)
 def test_a_residual_stream_has_no_input_side_and_no_calls(text: str) -> None:
     with pytest.raises(ValueError, match=r"input: and @CALL belong to a module, .*; write (h|blocks)\.3\.\w+$"):
         parse_hook(text)

@@ -29,22 +29,6 @@ def test_a_bundle_computes_what_the_library_does(tmp_path: Path, kind: str, size
     assert allocation == expected.get(kind)
 
 
-@pytest.mark.parametrize(("io", "hook"), [("out", "layers.1"), ("in", "input:layers.1"), (None, "layers.1")])
-def test_the_buffer_tells_the_side_of_the_module(tmp_path: Path, io: str | None, hook: str) -> None:
-    path = save(make("JumpReluAutoEncoder"), tmp_path / "run", "JumpReluAutoEncoder")
-    cfg = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps(cfg | {"buffer": {"io": io} if io else None}))
-    assert convert(path, tmp_path / "out").hook == hook
-
-
-def test_a_dictionary_that_gives_other_activations_is_refused(tmp_path: Path) -> None:
-    path = save(make("JumpReluAutoEncoder"), tmp_path / "run", "JumpReluAutoEncoder")
-    cfg = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps(cfg | {"buffer": {"io": "in_and_out"}}))
-    with pytest.raises(ValueError, match="gives other activations than it reads .*in_and_out"):
-        convert(path, tmp_path / "out")
-
-
 def test_an_autoencoder_of_unit_rows_stays_as_it_is(tmp_path: Path) -> None:
     module = make("AutoEncoder")
     with torch.no_grad():

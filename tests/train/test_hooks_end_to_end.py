@@ -127,13 +127,13 @@ def lens_of(model: Path) -> Any:
     """The model as SAELens has it."""
     from sae_lens import HookedSAETransformer
     from transformer_lens import HookedTransformerConfig
-    from transformer_lens.pretrained import weight_conversions
+    from transformer_lens.pretrained.weight_conversions import gpt2
 
-    torch_model: Any = GPT2LMHeadModel.from_pretrained(model).eval()
+    torch_model: Any = GPT2LMHeadModel.from_pretrained(model)
     sizes: dict[str, Any] = {"n_layers": 3, "d_model": D_IN, "n_heads": 4, "d_head": 8, "d_mlp": 64, "n_ctx": 64}
     kind: dict[str, Any] = {"normalization_type": "LN", "act_fn": "gelu_new", "device": "cpu", "d_vocab": 64}
     hooked = HookedSAETransformer(HookedTransformerConfig(**sizes, **kind))
-    state = weight_conversions.convert_gpt2_weights(torch_model, hooked.cfg)
+    state = gpt2.convert_gpt2_weights(torch_model, hooked.cfg)
     hooked.load_state_dict({name: tensor.detach().clone() for name, tensor in state.items()}, strict=False)
     hooked.set_use_hook_mlp_in(True)
     return hooked.eval()

@@ -58,7 +58,11 @@ def test_splice_and_attach_read_and_edit_the_same(bundle_of: BundleOf, tmp_path:
         ("gpt2", "blocks.1.hook_mlp_in", "so it has no blocks.1.hook_mlp_in; write blocks.1.hook_resid_mid"),
         ("gpt2", "h.1@0", "does not tell the calls of a module apart, got h.1@0"),
         ("gpt2", "blocks.1.ln2.hook_normalized", "no equal place .* before its weight; hook a module"),
-        ("gpt2", "blocks.1.attn.hook_z", "is not one tensor but no activations"),  # the exporter folded it into a matrix
+        (
+            "gpt2",
+            "blocks.1.attn.hook_z",
+            "is not one tensor but no activations",
+        ),  # the exporter folded it into a matrix
         ("bert", "input:encoder.layer.0.intermediate", "not only .*layer.0.intermediate reads"),
         ("bert", "input:encoder.layer.0.output", "is not one tensor but .*, .*; hook tensor:NAME"),
         ("bert", "blocks.1.hook_mlp_in", "so it has no blocks.1.hook_mlp_in"),

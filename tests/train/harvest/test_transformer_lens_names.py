@@ -80,7 +80,8 @@ KINDS: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     "gemma2": (
         "Gemma2",
         LLAMA_LIKE | {"query_pre_attn_scalar": 8, "attn_implementation": "eager"},
-        GEMMA | {"use_normalization_before_and_after": True, "attn_scores_soft_cap": 50.0, "output_logits_soft_cap": 30.0},
+        GEMMA
+        | {"use_normalization_before_and_after": True, "attn_scores_soft_cap": 50.0, "output_logits_soft_cap": 30.0},
         "convert_gemma_weights",
     ),
 }
@@ -122,7 +123,12 @@ def lens_model(kind: str) -> Any:
     if "eps" not in lens:
         sizes["eps"] = 1e-5
     config = HookedTransformerConfig(
-        n_ctx=64, d_vocab=VOCABULARY, original_architecture=HEADED.get(name, f"{name}ForCausalLM"), device="cpu", **sizes, **lens
+        n_ctx=64,
+        d_vocab=VOCABULARY,
+        original_architecture=HEADED.get(name, f"{name}ForCausalLM"),
+        device="cpu",
+        **sizes,
+        **lens,
     )
     config.use_hook_mlp_in = True
     hooked = HookedSAETransformer(config)
@@ -199,12 +205,13 @@ BERT += ["attn.hook_q", "attn.hook_k", "attn.hook_v", "attn.hook_z", "mlp.hook_p
 def bert() -> tuple[Any, dict[str, Tensor]]:
     """A BERT, and what the real library caches of it."""
     from transformer_lens import HookedEncoder, HookedTransformerConfig
-    from transformer_lens.pretrained import weight_conversions
+    from transformer_lens.pretrained.weight_conversions import bert as bert_weights
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
         settings = {name: LLAMA_LIKE[name] for name in LLAMA_LIKE if name not in ("num_key_value_heads", "head_dim")}
-        model = transformers.BertForPreTraining(transformers.BertConfig(**settings, layer_norm_eps=1e-5)).eval()
+        model: Any = transformers.BertForPreTraining(transformers.BertConfig(**settings, layer_norm_eps=1e-5))
+        model.eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -213,7 +220,7 @@ def bert() -> tuple[Any, dict[str, Tensor]]:
     config = HookedTransformerConfig(n_ctx=64, d_vocab=VOCABULARY, **sizes, **kind)
     encoder: Any = HookedEncoder(config)
     with torch.no_grad():
-        state = weight_conversions.convert_bert_weights(model, config)
+        state = bert_weights.convert_bert_weights(model, config)
         encoder.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, strict=False)
         _, cache = encoder.eval().run_with_cache(IDS)
     return model.bert, {name: cache[name] for name in cache}
