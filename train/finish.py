@@ -65,6 +65,7 @@ def finished(
         slots=int(config.k) if threshold is None else slots_for(l0, trainer.recipe.d_sae),
         model=source.model,
         hook=source.hook,
+        transformer_lens_hook=source.transformer_lens_hook,
         measured=measured,
         left_out=source.left_out,
         measured_with_left_out=with_left_out,

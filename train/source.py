@@ -41,6 +41,7 @@ class Source(ABC):
     path: Path  # named in messages
     model: str | None
     hook: str | None
+    transformer_lens_hook: str | None
     d_in: int
     units: int
     identity: Mapping[str, Any]  # JSON that must be equal when a run is resumed

@@ -26,7 +26,7 @@ _LONG = ("matches", "l0_tokens", "histogram")  # a number for each feature, coun
 @click.option("--model", help="transformers folder or hub name: also measure what this model loses")
 @click.option("--text", type=common.PATH, multiple=True, help="text for --model, as harvest reads it; may be repeated")
 @from_config(HarvestConfig, "fields", make=dict, only=("text_field", "ids_field"), note="of --text")
-@click.option("--hook", help="module of the model whose output is replaced [the bundle's]")
+@click.option("--hook", help="activation of the model that is replaced, as harvest names it [the bundle's]")
 @click.option("--text-tokens", type=WHOLE, default=8192, help="tokens of the text to replace at most")
 @click.option("--skip-first", type=WHOLE, help="first positions of each window to leave as they are [as harvested]")
 @click.option(
