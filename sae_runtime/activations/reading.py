@@ -180,11 +180,11 @@ def one_of(what: Path | str, field: str, names: Sequence[str]) -> None:
 
     >>> one_of(Path("a.csv"), "text", ["id", "body"])
     Traceback (most recent call last):
-    ValueError: a.csv has no field 'text'; it has 'id', 'body'
+    ValueError: a.csv has no field 'text'; it has 'id', 'body'; name one of these
     """
     count = list(names).count(field)
     if count == 0:
         known = ", ".join(map(shown, names[:20])) or "none"
-        raise ValueError(f"{what} has no field {field!r}; it has {known}")
+        raise ValueError(f"{what} has no field {field!r}; it has {known}; name one of these")
     if count > 1:
         raise ValueError(f"{what} has {count} fields of the name {field!r}; rename all but one")

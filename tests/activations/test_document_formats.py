@@ -135,7 +135,7 @@ def test_what_no_one_can_see_is_blank_and_counts_as_a_row(tmp_path: Path, blank:
     [
         ('{"text": "a"', r"line 3 is not readable JSON \(.*\)$"),
         ("[" * 100_000, r"line 3 is not readable JSON \(.*\)$"),
-        ('{"body": "a", "id": 3}', "line 3: it has no field 'text'; it has 'body', 'id'$"),
+        ('{"body": "a", "id": 3}', "line 3: it has no field 'text'; it has 'body', 'id'; name one of these$"),
         ('["text"]', r"line 3: expected an object with the field 'text', got \['text'\]$"),
         ("7", "line 3: expected an object with the field 'text', got 7$"),
         ('{"text": 5}', "line 3: the field 'text' must be text, got 5$"),
@@ -186,7 +186,7 @@ def test_a_document_is_named_by_text_or_a_whole_number(tmp_path: Path, value: st
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("id,body\n1,a\n", "t.csv has no field 'text'; it has 'id', 'body'$"),
+        ("id,body\n1,a\n", "t.csv has no field 'text'; it has 'id', 'body'; name one of these$"),
         ("text,text\na,b\n", "t.csv has 2 fields of the name 'text'; rename all but one$"),
         ("id,text\n1,a\n2,b,c\n", "t.csv, row 1: it has 3 fields, the header 2"),
         ('id,text\n1,"a\n2,b\n', "t.csv, row 0: unexpected end of data"),
