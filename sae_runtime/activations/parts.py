@@ -126,8 +126,8 @@ def _documents(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The document of each unit, numbered from 0, and the rows of each document."""
     if documents is None:
-        return np.arange(len(weights)), weights
-    number = np.unique(documents, return_inverse=True)[1]
+        return np.arange(len(weights), dtype=np.int64), weights
+    number: NDArray[np.int64] = np.unique(documents, return_inverse=True)[1].astype(np.int64)
     return number, np.bincount(number, weights)
 
 

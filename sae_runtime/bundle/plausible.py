@@ -24,7 +24,7 @@ def warn_of_other_rows(manifest: Manifest, where: Path, *, tokens: int, l0: floa
         l0: their mean L0 by the served rule.
         fvu: their FVU by the served rule, if it is known.
 
-    >>> warn_of_other_rows(sae.manifest, Path("acts"), tokens=1000, l0=sae.manifest.measured["l0"])
+    >>> warn_of_other_rows(sae.manifest, Path("acts"), tokens=1000, l0=3.0)  # a bundle without figures
     """
     known = manifest.measured
     if "l0" not in known or tokens < _TOKENS:

@@ -150,16 +150,17 @@ def _cut(values: Array, wanted: int, rounding: float, *, at_most: bool = False) 
     n, wanted = len(values), min(wanted, len(values))
     if n == 0:
         return 0.0
-    if 0 < wanted < n:
-        below, above = np.partition(values, (n - wanted - 1, n - wanted))[n - wanted - 1 : n - wanted + 1]
-    else:
-        below, above = (values.max(), np.float32(np.inf)) if wanted == 0 else (np.float32(0), values.min())
+    below, above = np.float32(0), np.float32(np.inf)
+    if wanted < n:
+        below = np.partition(values, n - wanted - 1)[n - wanted - 1]
+    if wanted:
+        above = np.partition(values, n - wanted)[n - wanted]
     place = _between(below, above, rounding)
     near = np.sort(values[np.abs(values - np.float32(place)) <= max(rounding, _NEAR * place)])
     at_risk = int(_at_risk(near, np.array([place]), rounding)[0])
     if below < above and at_risk == 0:
         return place
-    reach = len(near) + np.count_nonzero(values == below)
+    reach = len(near) + int(np.count_nonzero(values == below))
     first, last = max(wanted - 2 * reach - 1, 0), min(wanted + 2 * reach + 1, n)  # the best place lies between these
     near = np.sort(np.partition(values, (n - last, n - first - 1))[n - last : n - first])
     edges = np.concatenate([[0.0] if last == n else [], near, [np.inf] if first == 0 else []]).astype(np.float32)
