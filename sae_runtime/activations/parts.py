@@ -128,7 +128,7 @@ def _documents(
     if documents is None:
         return np.arange(len(weights), dtype=np.int64), weights
     number: NDArray[np.int64] = np.unique(documents, return_inverse=True)[1].astype(np.int64)
-    return number, np.bincount(number, weights)
+    return number, np.bincount(number, weights).astype(np.float64)
 
 
 def _divided(
