@@ -28,7 +28,9 @@ MEDIUM = (
     "test_forms",
     "test_generation",
     "test_export_model",
+    "test_hook_point",
     "test_hook_tensor",
+    "test_hooks_end_to_end",
     "test_integers",
     "test_splicing",
     "test_docstrings",
@@ -38,6 +40,7 @@ MEDIUM = (
     "test_batch_rule",
     "test_sae",
     "test_run_state",
+    "test_same_hooks",
     "test_attaching",
     "test_lazy_imports",
     "test_fitting",
@@ -48,6 +51,7 @@ MEDIUM = (
     "test_stream",
     "test_triton_kernels",
     "test_world",
+    "test_transformer_lens_names",
 )
 SLOW = (
     "test_architectures",

@@ -26,7 +26,7 @@ from sae_runtime.train.progress import reported
 from sae_runtime.train.recipe import derive
 from sae_runtime.train.run_options import Options
 from sae_runtime.train.run_state import Keeper
-from sae_runtime.train.source import Source, centre_and_scale, generator
+from sae_runtime.train.source import SCALE_SAMPLE, Source, centre_and_scale, generator
 from sae_runtime.train.step.model import SparseAutoencoder
 from sae_runtime.train.stored_rows import StoredRows
 from sae_runtime.train.trainer import Trainer
@@ -211,11 +211,17 @@ def _finished(
     factor = torch.from_numpy(scale).to(device)
     held_out = torch.from_numpy(calibration).to(device) * factor, torch.from_numpy(validation).to(device) * factor
     del calibration, validation  # else they would be in memory beside their scaled copies
+    more = None
+    if ordinary < SCALE_SAMPLE and any(trainer.max_density is not None for trainer in trainers.values()):
+        seed = next(iter(trainers.values())).config.seed
+        more = torch.from_numpy(source.sample(generator(seed, "scale"))).to(device) * factor
     alone = [one for one, _ in source.hooks()]
 
     def finish(name: str) -> tuple[dict[str, NDArray[np.float32]], Manifest]:
         hook = hook_of[name]
         parts = hook.part(held_out[0]), hook.part(held_out[1])
-        return finished(trainers[name], alone[hook.number], parts, hook.scale, processes=world.size)
+        of_hook = None if more is None else hook.part(more)
+        own = alone[hook.number]
+        return finished(trainers[name], own, parts, hook.scale, more=of_hook, processes=world.size)
 
     return Fitted(_for_each({name: name for name in trainers}, finish), samples)

@@ -100,8 +100,8 @@ def divide_at(
         None if no division is that near to what was asked.
 
     >>> first, last = divide_at(np.repeat([0, 1], [20, 80]), 100, 0.25, gap=4)
-    >>> len(first), last[0], last[-1]
-    (72, 76, 99)
+    >>> len(first), len(last)
+    (72, 24)
     """
     line = np.arange(units)
     border = end = units - int(units * share)

@@ -2,10 +2,12 @@
 
 import gzip
 import io
+import os
 import sys
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -127,8 +129,10 @@ def standard_input(reading: Reading) -> bytes:
     """All of standard input. It is kept, so that it can be read again.
 
     Raises:
-        ValueError: there is none, or it is longer than a document may be.
+        ValueError: there is none, it is longer than a document may be, or several processes would share it.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("- is standard input, of which each process of torchrun would get a part; name a file")
     if sys.stdin is None:
         raise ValueError("- is standard input, which is closed; name a file")
     if sys.stdin not in _piped:
@@ -150,8 +154,12 @@ def place(path: Path, row: int) -> str:
     >>> place(Path("a.jsonl.gz"), 2), place(Path("a.csv"), 2)
     ('a.jsonl.gz, line 3', 'a.csv, row 2')
     """
-    by_lines = path == STDIN or kind(path) in (*TEXTS, *LINES)
-    return f"{path}, line {row + 1}" if by_lines else f"{path}, row {row}"
+    return f"{path}, line {row + 1}" if _has_lines(path) else f"{path}, row {row}"
+
+
+@cache
+def _has_lines(path: Path) -> bool:
+    return path == STDIN or kind(path) in (*TEXTS, *LINES)
 
 
 def kind(path: Path) -> str:

@@ -5,7 +5,8 @@ Harvest writes `activations.json` last, so a folder with this file is whole. Eac
 `documents.jsonl` says where the documents stand.
 """
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -19,6 +20,7 @@ from sae_runtime.activations.documents import Source
 from sae_runtime.activations.listing import visible_files
 from sae_runtime.activations.sources import read_sources
 from sae_runtime.bundle.manifest import Manifest
+from sae_runtime.bundle.same_source import same_hook, same_model
 from sae_runtime.bundle.typed_json import read_versioned
 from sae_runtime.core.arrays import as_float32, bfloat16_to_float32, first_nonfinite
 
@@ -54,6 +56,7 @@ class _Index:
     hook: str | None
     context: int | None = None
     sources: _SourcesEntry | None = None
+    transformer_lens_hook: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,8 @@ class Activations:
     """Rows of activations in one or many mapped files, read as float32 on demand.
 
     `tokens`, `documents` and `positions` (int32 [n]) give the origin of each row, and are None if the files have none.
-    `model` and `hook` name the source, or are None. `context` is the largest number of tokens that the model read at
-    once, or None.
+    `model`, `hook` and `transformer_lens_hook` name the source, or are None. `context` is the largest number of tokens
+    that the model read at once, or None.
 
     >>> activations = open_activations(activations_path)
     >>> len(activations), activations.d_in, activations.slice(10, 12).shape
@@ -85,6 +88,7 @@ class Activations:
         *,
         model: str | None = None,
         hook: str | None = None,
+        transformer_lens_hook: str | None = None,
         context: int | None = None,
         sources: Path | None = None,
     ) -> None:
@@ -92,6 +96,7 @@ class Activations:
         self.shards = list(shards)
         self.model = model
         self.hook = hook
+        self.transformer_lens_hook = transformer_lens_hook
         self.context = context
         self._sources = sources
         self.d_in = int(shards[0].x.shape[1])
@@ -197,9 +202,14 @@ def check_source(activations: Activations, manifest: Manifest, *, any_source: bo
         manifest.check_d_in(activations.d_in)
     except ValueError as error:
         raise ValueError(f"{activations.path}: {error}") from error
-    for what in ("model", "hook"):
+    lens_a, lens_b = activations.transformer_lens_hook, manifest.transformer_lens_hook
+    same: dict[str, Callable[[str, str], bool]] = {
+        "model": same_model,
+        "hook": functools.partial(same_hook, lens_a=lens_a, lens_b=lens_b),
+    }
+    for what, are_same in same.items():
         given, fitted = getattr(activations, what), getattr(manifest, what)
-        if given is not None and fitted is not None and given != fitted and not any_source:
+        if given is not None and fitted is not None and not any_source and not are_same(given, fitted):
             raise ValueError(
                 f"{activations.path}: activations come from {what} {given!r}, this SAE was fitted on {fitted!r}; "
                 "harvest those, or pass --any-source to go on"
@@ -239,7 +249,8 @@ def _open_folder(path: Path) -> Activations:
             raise ValueError(f"{path} lacks its file {index.sources.file}; harvest again")
         if sources.stat().st_size != index.sources.bytes:
             raise ValueError(f"{sources} has another size than {INDEX} says; harvest again")
-    return Activations(path, opened, model=index.model, hook=index.hook, context=index.context, sources=sources)
+    names = {"model": index.model, "hook": index.hook, "transformer_lens_hook": index.transformer_lens_hook}
+    return Activations(path, opened, **names, context=index.context, sources=sources)
 
 
 def _open_arrays(path: Path) -> Activations:

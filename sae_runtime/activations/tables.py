@@ -116,6 +116,7 @@ def _rows(batches: Any, reading: Reading) -> Records:
     row = 0
     for batch in batches:
         wanted = batch.select(list(reading.fields))
+        wanted.validate(full=True)  # offsets beyond a damaged file would end the process
         for begin in range(0, batch.num_rows, _ROWS):
             for record in wanted.slice(begin, _ROWS).to_pylist():
                 yield row, record

@@ -46,6 +46,7 @@ def is_centred(hook: str | None, model: str | None, kwargs: Config) -> bool:
     Raises:
         ValueError: the activation is one that the model itself does not have, and no formula gives it.
 
+    >>> from pathlib import Path
     >>> kwargs = Config(Path("cfg.json"), {"center_writing_weights": True})
     >>> is_centred("blocks.1.hook_resid_pre", "gpt2-small", kwargs), is_centred("blocks.1.attn.hook_z", "gpt2", kwargs)
     (True, False)

@@ -144,6 +144,17 @@ def left_out(rows: int, kept: int, max_norm: float | None) -> list[tuple[str, st
     return [("left out", f"{plural(rows, 'row')} ({share:.2g} %) with more than {max_norm:g} times the median norm")]
 
 
+def skipped(first_positions: int, tokens: Sequence[int | str]) -> list[str]:
+    """What a harvest does not keep, a text for each of its options.
+
+    >>> skipped(1, ["<|im_start|>", 7])
+    ['the first position of each window', 'the tokens <|im_start|>, 7']
+    """
+    first = "position" if first_positions == 1 else f"{first_positions:,} positions"
+    texts = [f"the first {first} of each window"] if first_positions else []
+    return texts + ([f"the tokens {', '.join(map(str, tokens))}"] if tokens else [])
+
+
 def with_left_out(measured: Mapping[str, float]) -> list[tuple[str, str]]:
     """The line on figures over all rows, those of massive norm too; none where the manifest has no such figures.
 

@@ -26,7 +26,7 @@ _LONG = ("matches", "l0_tokens", "histogram")  # a number for each feature, coun
 @click.option("--model", help="transformers folder or hub name: also measure what this model loses")
 @click.option("--text", type=common.PATH, multiple=True, help="text for --model, as harvest reads it; may be repeated")
 @from_config(HarvestConfig, "fields", make=dict, only=("text_field", "ids_field"), note="of --text")
-@click.option("--hook", help="module of the model whose output is replaced [the bundle's]")
+@click.option("--hook", help="activation of the model that is replaced, as harvest names it [the bundle's]")
 @click.option("--text-tokens", type=WHOLE, default=8192, help="tokens of the text to replace at most")
 @click.option("--skip-first", type=WHOLE, help="first positions of each window to leave as they are [as harvested]")
 @click.option(
@@ -83,6 +83,7 @@ def _evaluated(
     require("train")
     from sae_runtime.activations.stored import open_activations
     from sae_runtime.bundle.manifest import LeftOut
+    from sae_runtime.bundle.plausible import warn_of_other_rows
     from sae_runtime.train.device import usable_device
     from sae_runtime.train.harvest.config import as_harvested
     from sae_runtime.train.measure.evaluation import evaluate
@@ -104,6 +105,8 @@ def _evaluated(
         settings_of_host = {**known, **as_harvested(activations), **chosen, "hook": hook, "device": config.device}
         host_config = HarvestConfig(tokens=tokens, **settings_of_host)
     measured = evaluate(sae, source, config, progress=not run.quiet, **settings)
+    served = measured.served
+    warn_of_other_rows(sae.manifest, source.path, tokens=measured.tokens, l0=served.l0, fvu=served.fvu)
     if host_config is None:
         return measured
     return replace(measured, host=host_loss(sae, host_config, max_norm=config.max_norm, progress=not run.quiet))

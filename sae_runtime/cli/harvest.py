@@ -37,7 +37,10 @@ def command(reading: dict[str, Any], output: Path, run: Run) -> None:
         else:
             made = {output: harvest(next(iter(configs.values())), output, **run.options)}
     results = [_result(path, one) for path, one in made.items()]
-    run.show({"harvests": results} if many else results[0], [line for each in made.items() for line in _lines(*each)])
+    lines = [line for each in made.items() for line in _lines(*each)]
+    texts = common.skipped(reading["skip_first"], reading["skip_token"])
+    lines += [("" if number else "left out", text) for number, text in enumerate(texts)]
+    run.show({"harvests": results} if many else results[0], lines)
 
 
 def _result(path: Path, made: "Activations") -> dict[str, Any]:

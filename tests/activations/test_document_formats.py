@@ -341,6 +341,10 @@ def test_standard_input_that_is_binary_closed_or_endless_is_refused(monkeypatch:
     monkeypatch.setattr(sys, "stdin", _Piped(b"12345"))
     with pytest.raises(ValueError, match="standard input holds more than 4 bytes"):
         list(documents([Path("-")], Reading(longest=4)))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="each process of torchrun would get a part"):
+        texts(Path("-"))
+    monkeypatch.delenv("WORLD_SIZE")
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(ValueError, match="- is standard input, which is closed"):
         texts(Path("-"))

@@ -126,6 +126,21 @@ def test_names_of_gemma_scope_1_tell_the_model_and_the_hook(tmp_path: Path, repo
     assert (made.model, made.hook) == (f"google/gemma-2-{size}{'-it' * ('-it' in repo)}", hook)
 
 
+@pytest.mark.parametrize(
+    ("point", "hook"),
+    [
+        ("model.layers.3.self_attn.o_proj.input", "input:model.layers.3.self_attn.o_proj"),
+        ("model.layers.3.pre_feedforward_layernorm.output", "model.layers.3.pre_feedforward_layernorm"),
+        ("model.layers.3", "model.layers.3"),
+    ],
+)
+def test_a_point_names_a_side_of_a_module(tmp_path: Path, point: str, hook: str) -> None:
+    tensors = {name.replace("W_", "w_"): array for name, array in arrays().items()}
+    safetensors.numpy.save_file(tensors, tmp_path / "params.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "jump_relu", "hf_hook_point_in": point}))
+    assert convert(tmp_path, tmp_path / "out").hook == hook
+
+
 def test_settings_and_tensors_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     tensors = {name.replace("W_", "w_"): array for name, array in arrays().items()}
     file = tmp_path / "params.safetensors"

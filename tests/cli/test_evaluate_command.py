@@ -67,9 +67,9 @@ def test_evaluate_lets_the_model_read_text_as_it_was_harvested(tmp_path: Path) -
     assert host["replaced"].keys() == {"served", "batch", "mean"}
     arguments = ("evaluate", sae, "--activations", acts, "--model", model, "--text", text)
     index = json.loads((acts / "activations.json").read_text())
-    for name, value, expected in (("context", "6", "int"), ("special", 1, "bool")):
+    for where, name, value, expected in ((": index.", "context", "6", "int"), (".", "special", 1, "bool")):
         (acts / "activations.json").write_text(json.dumps({**index, name: value}))
-        said = f"error: {acts / 'activations.json'}.{name} must be {expected}, got {value!r}; harvest again"
+        said = f"error: {acts / 'activations.json'}{where}{name} must be {expected}, got {value!r}; harvest again"
         assert refused(*arguments) == said
     (acts / "activations.json").write_text("{")
     assert refused(*arguments).startswith(f"error: {acts / 'activations.json'}")

@@ -103,7 +103,8 @@ def test_what_a_harvest_leaves_out_is_carried_to_the_bundle_and_to_the_loss_of_t
     model, text, acts, sae = save_bert(tmp_path / "bert"), tmp_path / "words.txt", tmp_path / "acts", tmp_path / "sae"
     text.write_text("\n\n".join("w1 w2 w3 w4 w5" for _ in range(100)))
     reading = (model, "--hook", "encoder.layer.1", "--text", text, "--context", "7")
-    said("harvest", *reading, "--skip-first", "3", "--skip-token", "w4", "-o", acts, "-q")
+    lines = said("harvest", *reading, "--skip-first", "3", "--skip-token", "w4", "-o", acts, "-q")
+    assert lines[-2:] == ["left out the first 3 positions of each window", "the tokens w4"]
     said("train", "--activations", acts, "--k", "1", "--d-sae", "32", "--tokens", "400", "--batch", "20", "-o", sae)
     token = len(SPECIALS) + 4
     lines = said("inspect", sae)

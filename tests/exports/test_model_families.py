@@ -68,3 +68,16 @@ def test_the_last_position_of_a_table_is_right_after_the_longest_past(kind: str,
     last = run(graph, {"input_ids": ids[:, -1:], "attention_mask": np.ones((2, limit), np.int64), **past})["logits"]
     with torch.no_grad():
         assert relative_error(last, model(torch.from_numpy(ids)).logits[:, -1:].numpy()) < 1e-4
+
+
+def test_a_model_without_keys_and_values_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    model = made("OpenAIGPT", GPT)
+    with pytest.raises(ValueError, match="OpenAIGPTLMHeadModel keeps no keys and values .* export it without cache"):
+        export_model(model, tmp_path / "host.onnx")
+    assert not any(tmp_path.iterdir())
+
+
+def test_keys_at_padding_are_not_compared(tmp_path: Path) -> None:
+    """Falcon's rows at padding see nothing, and torch and the graph make different nothings of that."""
+    settings = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "alibi": False}
+    export_model(made("Falcon", settings), tmp_path / "host.onnx")

@@ -30,7 +30,9 @@ class HarvestConfig:
     """
 
     model: str = option(MISSING, "transformers folder or hub name")
-    hook: str = option(MISSING, "module whose output is kept, as named_modules has it, e.g. encoder.layer.3")
+    hook: str = option(
+        MISSING, "activation that is kept: [input:]MODULE[@CALL], e.g. encoder.layer.3, or TransformerLens name"
+    )
     name: str | None = option(None, "name to record for the model [its folder's name, or the hub's]")
     text: tuple[Path, ...] = option(
         MISSING,

@@ -271,7 +271,8 @@ def _harvest(configs: Mapping[Path, HarvestConfig], *, force: bool, progress: bo
         d_in = read_header(out / shards[0]["file"])["activations"].shape[1]
         index = {"format_version": FORMAT_VERSION, "shards": shards, "d_in": d_in, "model": config.called}
         sources = {"file": SOURCES, "bytes": (out / SOURCES).stat().st_size}
-        write_json(out / INDEX, index | {"hook": point.hook, "sources": sources} | settings)
+        hook = {"hook": point.hook, "transformer_lens_hook": point.transformer_lens}
+        write_json(out / INDEX, index | hook | {"sources": sources} | settings)
     return [open_activations(out) for out in configs]
 
 

@@ -62,6 +62,7 @@ class StreamedRows(Source):
         self.path = config.text[0]
         self._reader = Reader(config, hooks)
         self.model, self.hook = config.called, ", ".join(point.hook for point in self._reader.points)
+        self.transformer_lens_hook = None  # that of each hook is in `hooks`
         self._windows = list(self._reader.windows(texts))
         self._counts = np.array([window.rows for window in self._windows], np.float64)
         parts = self._split(holdout, seed)
@@ -97,6 +98,7 @@ class StreamedRows(Source):
         for point, columns in zip(self._reader.points, self._columns, strict=True):
             view = copy(self)
             view.hook, view.d_in = point.hook, columns.stop - columns.start
+            view.transformer_lens_hook = point.transformer_lens
             alone.append((view, columns))
         return alone
 

@@ -107,7 +107,7 @@ def _measured(
     del readings["untouched"]
     return HostLoss(
         model=config.called,
-        hook=config.hook,
+        hook=host.points[0].hook,
         text=tuple(path.name for path in config.text),
         tokens=tokens,
         windows=sum(map(len, groups)),

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from sae_runtime.activations.documents import Source
 from sae_runtime.train.harvest.config import HarvestConfig
-from sae_runtime.train.harvest.harvesting import harvest
+from sae_runtime.train.harvest.harvesting import harvest, harvest_many
 from sae_runtime.train.harvest.stream import StreamedRows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -65,6 +65,13 @@ def test_each_row_leads_back_to_its_file_row_and_id(model: Path, tmp_path: Path)
         ids = tokenizer(rows[source.row]["body"], add_special_tokens=False)["input_ids"]
         assert activations.tokens[activations.documents == number].tolist() == ids
     assert len(list(harvest(replace(config, tokens=31), tmp_path / "few").sources())) == 2
+
+
+def test_each_hook_of_a_pass_has_the_sources(tmp_path: Path) -> None:
+    config = config_of(save_bert(tmp_path / "bert"), json_lines(tmp_path / "a.jsonl", [{"text": t} for t in TEXTS]))
+    configs = {hook: replace(config, hook=hook) for hook in ("encoder.layer.0", "encoder.layer.1")}
+    for activations in harvest_many(configs, tmp_path / "acts").values():
+        assert [source.row for _, source in activations.sources()] == list(range(len(TEXTS)))
 
 
 def test_a_document_without_rows_has_no_source(model: Path, tmp_path: Path) -> None:

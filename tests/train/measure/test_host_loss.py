@@ -325,6 +325,15 @@ def test_host_loss_refuses_models_hooks_and_texts_that_do_not_fit(
         run(sae, gpt2, GPT2_HOOK, tmp_path / "words.txt")
 
 
+def test_every_hook_of_one_place_has_the_same_loss(sae: TorchSAE, gpt2: Path, text: Path) -> None:
+    results = [run(sae, gpt2, hook, text) for hook in ("h.0", "input:h.1", "blocks.1.hook_resid_pre", "h.0@0")]
+    assert [result.hook for result in results] == ["h.0", "input:h.1", "input:h.1", "h.0@0"]
+    for other in results[1:]:
+        assert other.cross_entropy == results[0].cross_entropy
+        assert other.replaced == results[0].replaced
+    assert run(sae, gpt2, "h.1", text).replaced != results[0].replaced
+
+
 def test_a_model_is_loaded_with_its_head_if_it_has_one(gpt2: Path, bert: Path, tmp_path: Path) -> None:
     assert type(load_host_model(str(gpt2), "cpu")[1]) is GPT2Model
     tokenizer, model = load_host_model(str(gpt2), "cpu", head=True)
