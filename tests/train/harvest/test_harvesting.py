@@ -321,7 +321,7 @@ def test_a_hook_may_have_the_name_of_the_model_with_a_head(
     short = harvest(replace(config, hook=hook), tmp_path / "short")
     long = harvest(replace(config, hook=prefix + hook), tmp_path / "long")
     assert np.array_equal(everything(short), everything(long))
-    assert long.hook == prefix + hook
+    assert long.hook == short.hook == hook
 
 
 def test_the_model_computes_in_the_type_of_its_checkpoint(gpt2: Path, text: Path, tmp_path: Path) -> None:
