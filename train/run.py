@@ -61,10 +61,11 @@ class _Hook:
 def names_of(activations: Data, configs: Mapping[str, TrainConfig]) -> dict[str, tuple[TrainConfig, int]]:
     """The config of each SAE and the number of its hook, by the SAE's name.
 
-    >>> list(names_of({"h.3": ..., "h.6": ...}, {"mutual-k16": TrainConfig()}))
-    ['h.3', 'h.6']
-    >>> list(names_of({"h.3": ..., "h.6": ...}, {"k16": TrainConfig(k=16), "k32": TrainConfig()}))
-    ['h.3-k16', 'h.3-k32', 'h.6-k16', 'h.6-k32']
+    >>> from sae_runtime.train.harvest.config import for_hooks
+    >>> harvests = for_hooks(["h.3", "h.6"], model="gpt2", text=(Path("notes.txt"),))
+    >>> configs = {f"k{k}": TrainConfig(k=k, tokens=10**6) for k in (16, 32)}
+    >>> list(names_of(harvests, configs)), list(names_of(harvests, {"k16": configs["k16"]}))
+    (['h.3-k16', 'h.3-k32', 'h.6-k16', 'h.6-k32'], ['h.3', 'h.6'])
     """
     if not isinstance(activations, Mapping):
         return {name: (config, 0) for name, config in configs.items()}
