@@ -106,7 +106,8 @@ def _evaluated(
         host_config = HarvestConfig(tokens=tokens, **settings_of_host)
     measured = evaluate(sae, source, config, progress=not run.quiet, **settings)
     served = measured.served
-    warn_of_other_rows(sae.manifest, source.path, tokens=measured.tokens, l0=served.l0, fvu=served.fvu)
+    fvu = served.fvu if config.max_norm is None else None  # by another rule it is of other rows than the bundle's
+    warn_of_other_rows(sae.manifest, source.path, tokens=measured.tokens, l0=served.l0, fvu=fvu)
     if host_config is None:
         return measured
     return replace(measured, host=host_loss(sae, host_config, max_norm=config.max_norm, progress=not run.quiet))

@@ -121,7 +121,7 @@ def test_a_bundle_of_repeated_rows_serves_what_it_measured(
     rng = np.random.default_rng(0)
     words = size * (rng.standard_normal((50, 24)) + 3).astype(np.float32)
     x = words[rng.zipf(1.3, 20_000) % 50]
-    config = TrainConfig(allocation=kind, slack=slack, k=3, d_sae=64, tokens=60_000, batch=500)  # type: ignore[arg-type]
+    config = TrainConfig(allocation=kind, slack=slack, k=3, d_sae=64, tokens=60_000, batch=500)
     measured = fit(x, tmp_path / "sae", config).measured
     export(tmp_path / "sae", graphs=())
     sae = load(tmp_path / "sae", graph="encode.onnx")

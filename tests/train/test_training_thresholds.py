@@ -81,7 +81,7 @@ def test_a_k_above_the_positive_values_keeps_all_of_them(model: SparseAutoencode
 
 
 def test_limits_of_rare_features_are_fitted_to_more_rows(model: SparseAutoencoder) -> None:
-    x, more = activations(20_000).split([500, 19_500])
+    x, more = torch.split(activations(20_000), [500, 19_500])
     max_density = quota.max_densities(Quota(exponent=1.0, slack=1.0), 3.0, 120)
     rare = max_density < 0.02
     everything = z_of(model, torch.cat([x, more]))
