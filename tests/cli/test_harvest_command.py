@@ -73,8 +73,8 @@ def test_fields_are_named_by_options(model: Path, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(rows))
     needed = ("harvest", model, "--hook", "encoder.layer.0", "--text", tmp_path / "a.json", "--context", "8", "-q")
     said = refused(*needed, "-o", tmp_path / "none")
-    expected = "row 0: it has no field 'text'; it has 'body', 'ids', 'key'; name one of these"
-    assert said == f"error: {tmp_path / 'a.json'}, {expected}"
+    fault = "row 0: it has no field 'text'; it has 'body', 'ids', 'key'; name one of these"
+    assert said == f"error: {tmp_path / 'a.json'}, {fault}"
     fields = ("--text-field", "body", "--id-field", "key")
     for name, options, expected in (("texts", fields, [2, 3, 4]), ("ids", ("--ids-field", "ids"), [4, 3, 2])):
         assert run(*needed, *options, "-o", tmp_path / name).exit_code == 0
