@@ -156,7 +156,7 @@ def _host_lines(host: "HostLoss") -> list[tuple[str, str]]:
         lines[-1] = ("", f"{lines[-1][1]} keep their own activation")
     lines += _loss_lines(host)
     if host.with_left_out is not None:
-        lines += [("with those", "all replaced, those of massive norm too:"), *_loss_lines(host.with_left_out)]
+        lines += [("all replaced", "the tokens of massive norm too:"), *_loss_lines(host.with_left_out)]
     return lines
 
 
