@@ -67,7 +67,7 @@ def split(activations: Activations, holdout: float, seed: int, rows: NDArray[np.
     parts = divide(documents, np.ones(n), held_out_sizes(n, holdout), gap=gap, rng=generator(seed, "split"))
     found = [] if parts is None else [rows[parts == part] for part in range(3)]
     if not found or min(len(found[1]), len(found[2])) < 2:  # one token has no variance
-        count = n if documents is None else len(np.unique(documents))
+        count = None if documents is None else len(np.unique(documents))
         raise ValueError(f"{activations.path} {too_few(n, count, holdout, gap)}")
     train, calibration, validation = found
     return Split(train, calibration, validation, n - sum(map(len, found)))
@@ -83,17 +83,24 @@ def held_out_sizes(rows: float, holdout: float) -> tuple[float, float]:
     return wanted // 2, wanted - wanted // 2
 
 
-def too_few(rows: int, documents: int, holdout: float, gap: int) -> str:
-    """The end of a message on rows that cannot be divided, with what is needed; `gap` is in rows.
+def too_few(rows: int, documents: int | None, holdout: float, gap: int) -> str:
+    """The end of a message on rows that cannot be divided, with what is needed.
+
+    Args:
+        rows: number of rows.
+        documents: number of their documents; None if it is not known.
+        holdout: as for `split`.
+        gap: rows between two parts of a document.
 
     >>> too_few(50, documents=1, holdout=0.1, gap=4)
-    'has 50 rows in 1 documents, too few to hold out 10% in two parts that share no window of 4 tokens; give 100 rows \
+    'has 50 rows in 1 document, too few to hold out 10% in two parts that share no window of 4 tokens; give 100 rows \
 or more, or another --holdout'
     """
     apart = f" that share no window of {gap} tokens" if gap else ""
     needed = max(math.ceil(4 / holdout), 25 * gap)
+    where = "" if documents is None else f" in {documents} document{'s' * (documents != 1)}"
     return (
-        f"has {rows} rows in {documents} documents, too few to hold out {holdout:.0%} in two parts{apart}; give "
+        f"has {rows} rows{where}, too few to hold out {holdout:.0%} in two parts{apart}; give "
         f"{needed:,} rows or more, or another --holdout"
     )
 

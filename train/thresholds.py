@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sae_runtime.calibration.thresholds import thresholds
+from sae_runtime.calibration.thresholds import size_of_terms, thresholds
 from sae_runtime.train.step.model import SparseAutoencoder, encoded
 
 _BLOCK_ELEMENTS = 1 << 25  # pre-activations [n, block of features]
@@ -41,7 +41,8 @@ def fit_thresholds(
     tokens = len(x)
     if more is not None and max_density is not None:
         x = torch.cat([x, more])
-    return thresholds(_blocks(model, x, max(elements // len(x), 1)), tokens, k, max_density)
+    norms = (torch.linalg.vector_norm(y.detach(), dim=1).cpu().numpy() for y in (x - model.b_dec, model.W_enc))
+    return thresholds(_blocks(model, x, max(elements // len(x), 1)), tokens, k, max_density, size_of_terms(*norms))
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_runtime.activations.left_out import kept_rows, rule_for, shared_out, warn_of_many
+from sae_runtime.activations.left_out import kept_rows, norms, rule_for, shared_out, warn_of_many
 from sae_runtime.activations.stored import Activations, check_source, sample_rows
 from sae_runtime.bundle import folder as bundles
 from sae_runtime.bundle import quota
@@ -24,7 +24,7 @@ from sae_runtime.bundle.manifest import Allocation, LeftOut
 from sae_runtime.bundle.normalise import normalised
 from sae_runtime.bundle.outputs import Output
 from sae_runtime.bundle.plausible import warn_of_other_rows
-from sae_runtime.calibration.thresholds import calibration_rows, slots_for, thresholds
+from sae_runtime.calibration.thresholds import calibration_rows, size_of_terms, slots_for, thresholds
 from sae_runtime.core.arrays import EQUAL
 from sae_runtime.core.progress import progress_bar
 
@@ -168,7 +168,7 @@ def pre_activation_blocks(
     [(100, 6), (50, 6)]
     """
     architecture, weights = bundle.manifest.architecture, bundle.weights()
-    x = normalised(x, architecture.norm)[0] - weights["b_pre"]
+    x = _centred(bundle, x)
     step = max(elements // max(len(x), 1), 1)
     for begin in range(0, architecture.d_sae, step):
         block = slice(begin, min(begin + step, architecture.d_sae))
@@ -181,6 +181,11 @@ def pre_activation_blocks(
         yield z
         if bar is not None:
             bar.update(len(z))
+
+
+def _centred(bundle: Bundle, x: Array) -> Array:
+    """Activations x [n, d_in] as the encoder's product takes them."""
+    return normalised(x, bundle.manifest.architecture.norm)[0] - bundle.weights()["b_pre"]
 
 
 def _check(bundle: Bundle, x: Array, where: Path) -> None:
@@ -198,7 +203,8 @@ def _fitted(bundle: Bundle, x: Array, allocation: Allocation, bar: Any) -> tuple
     """The threshold that x fits, the new bundle's sample, and the matches of each feature on x [d_sae]."""
     d_sae = bundle.manifest.architecture.d_sae
     max_densities = None if allocation.quota is None else quota.max_densities(allocation.quota, allocation.k, d_sae)
-    threshold = thresholds(pre_activation_blocks(bundle, x, bar=bar), len(x), allocation.k, max_densities)
+    terms = size_of_terms(norms(_centred(bundle, x)), norms(bundle.tensor("W_enc").T))
+    threshold = thresholds(pre_activation_blocks(bundle, x, bar=bar), len(x), allocation.k, max_densities, terms)
     matches, _ = _tally(bundle, x, threshold, bar)
     sample = bundle.sample()
     return threshold, x[sample_rows(len(x), x.shape[1])] if sample is None else sample, matches

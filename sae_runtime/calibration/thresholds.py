@@ -18,12 +18,19 @@ from sae_runtime.bundle import quota
 Array = NDArray[np.float32]
 _ROWS = 1 << 17  # largest number of rows in a part; more rows make no figure more precise
 _ROUNDING = 3e-6  # of a feature's largest z: by no more do two programs differ in a product of float32
+_OF_TERMS = 1e-6  # the same of |x'| |W_enc|, which is far larger than z where the sum of a small z cancels
 _NEAR = 2e-7  # of a value of z: by so much they often differ
 _PART_ELEMENTS = 1 << 26  # numbers of activations that are in memory at once
 _HELD_OUT = 0.25  # share of the rows that measures the threshold that the others fit
 
 
-def thresholds(blocks: Iterable[Array], tokens: int, k: float, max_density: NDArray[np.float64] | None = None) -> Array:
+def thresholds(
+    blocks: Iterable[Array],
+    tokens: int,
+    k: float,
+    max_density: NDArray[np.float64] | None = None,
+    terms: NDArray[np.float64] | None = None,
+) -> Array:
     """The threshold of each feature, float32 [d_sae], finite and >= 0 (our design).
 
     A feature is active if z > threshold. Mutual choice gets one common threshold, which brings the mean L0 to k. Under
@@ -42,6 +49,7 @@ def thresholds(blocks: Iterable[Array], tokens: int, k: float, max_density: NDAr
         tokens: the first of the n tokens, which the common threshold is fitted to; the limits are fitted to all n.
         k: wanted mean L0.
         max_density: the largest density of each feature, float64 [d_sae], for feature choice.
+        terms: how large the terms are whose sum is z, float64 [d_sae], from `size_of_terms`; None means as large as z.
 
     >>> z = np.array([[0.0, 4.0, 3.0], [1.0, 0.0, 2.0]], np.float32)
     >>> thresholds([z], tokens=3, k=1.0)  # of four positive values, three are active
@@ -53,7 +61,10 @@ def thresholds(blocks: Iterable[Array], tokens: int, k: float, max_density: NDAr
     pool = np.empty(0, np.float32)  # the largest z between low and high; the common threshold is among them
     rounding = 0.0
     for z in blocks:
-        rounding = max(rounding, _rounding(z))
+        of_feature = _ROUNDING * z.max(axis=1, initial=0).astype(np.float64)
+        if terms is not None:
+            of_feature = np.maximum(of_feature, _OF_TERMS * terms[start : start + len(z)])
+        rounding = max(rounding, float(of_feature.max()))
         if max_density is None:
             low += [0.0] * len(z)
             high += [np.inf] * len(z)
@@ -63,10 +74,10 @@ def thresholds(blocks: Iterable[Array], tokens: int, k: float, max_density: NDAr
             density = max_density[start : start + len(z)]
             limits, least = (quota.tokens_per_feature(d, z.shape[1]) for d in (density, density * quota.LEAST))
             values = []
-            for row, limit, fewest in zip(z, limits, least, strict=True):
+            for row, limit, fewest, own in zip(z, limits, least, of_feature.tolist(), strict=True):
                 positive = row[row > 0]
-                low.append(_cut(positive, int(limit), _rounding(row), at_most=True))
-                high.append(max(_cut(positive, int(fewest), _rounding(row)), low[-1]) if fewest else np.inf)
+                low.append(_cut(positive, int(limit), own, at_most=True))
+                high.append(max(_cut(positive, int(fewest), own), low[-1]) if fewest else np.inf)
                 positive = row[:tokens][row[:tokens] > 0]
                 always += int((positive > np.float64(high[-1])).sum())
                 values.append(positive[(positive > np.float64(low[-1])) & (positive <= np.float64(high[-1]))])
@@ -75,6 +86,19 @@ def thresholds(blocks: Iterable[Array], tokens: int, k: float, max_density: NDAr
     common = _cut(pool, max(wanted - always, 1), rounding)
     threshold: Array = np.minimum(np.maximum(low, common), high).astype(np.float32)
     return threshold
+
+
+def size_of_terms(norms: NDArray[np.floating], weights: NDArray[np.floating]) -> NDArray[np.float64]:
+    """How large the terms are whose sum is a feature's z, float64 [d_sae]: two programs round by a share of them.
+
+    Args:
+        norms: |x'| of the activations as the encoder's product takes them, [n].
+        weights: |W_enc| of each feature, [d_sae].
+
+    >>> size_of_terms(np.array([1.0, 2.0, 900.0]), np.array([1.0, 3.0]))
+    array([2., 6.])
+    """
+    return np.float64(np.median(norms)) * weights.astype(np.float64)
 
 
 def slots_for(l0: NDArray[np.int64], d_sae: int) -> int:
@@ -127,11 +151,6 @@ def calibration_rows(
     largest = min(_ROWS, max(elements // activations.d_in, 2))
     fitting, measuring = (rows[part[_spread(len(part), largest)]] for part in parts)
     return CalibrationRows(fitting, measuring, len(rows) - sum(map(len, parts)))
-
-
-def _rounding(z: Array) -> float:
-    """How far two programs may differ in a value of z, since each has its own order of summation."""
-    return _ROUNDING * float(z.max(initial=0))
 
 
 def _cut(values: Array, wanted: int, rounding: float, *, at_most: bool = False) -> float:

@@ -83,9 +83,18 @@ def command(
             made = {output: train.fit(source, output, *configs.values(), **options)}
     if os.environ.get("RANK", "0") != "0":  # under torchrun only the first process prints
         return
-    results = [{"bundle": path, "measured": manifest.measured} for path, manifest in made.items()]
+    results = [{"bundle": path, **_result(manifest)} for path, manifest in made.items()]
     lines = [line for path, manifest in made.items() for line in _lines(path, manifest)]
     run.show({"bundles": results} if many else results[0], lines)
+
+
+def _result(manifest: "Manifest") -> dict[str, Any]:
+    return {
+        "rows": manifest.provenance["rows"],
+        "measured": manifest.measured,
+        "left_out": {} if manifest.left_out is None else manifest.left_out.rows,
+        "measured_with_left_out": manifest.measured_with_left_out,
+    }
 
 
 def _lines(path: Path, manifest: "Manifest") -> list[tuple[str, object]]:

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sae_runtime import load
+from sae_runtime import load, open_activations
 from sae_runtime.bundle import folder as bundles
 from sae_runtime.bundle import quota
 from sae_runtime.bundle.quota import Quota
+from sae_runtime.calibration.calibrate_bundle import calibrate_bundle
 from sae_runtime.calibration.thresholds import thresholds
 from sae_runtime.exports import export
 from sae_runtime.train import TrainConfig, fit
+from sae_runtime.train.trainer import DefaultLaw
 
 Rows = NDArray[np.float32]
 
@@ -133,3 +135,21 @@ def test_a_bundle_of_repeated_rows_serves_what_it_measured(
     np.testing.assert_array_equal(served.to_dense() > 0, z > weights["threshold"])
     for rows in (1, 3, 64):  # the same in any batch
         np.testing.assert_array_equal(sae.encode(x[:rows]).to_dense() > 0, served.to_dense()[:rows] > 0)
+
+
+def test_small_values_of_large_terms_are_cut_beyond_their_rounding(tmp_path: Path, one_thread: None) -> None:
+    """Of three different rows, most features have a z near 0.01 whose terms are of size 10: the rounding is theirs."""
+    rng = np.random.default_rng(0)
+    x = (3 * rng.standard_normal((3, 16)).astype(np.float32))[rng.integers(0, 3, 6000)]
+    config = TrainConfig(allocation="feature", k=1, d_sae=64, tokens=60_000, batch=256, seed=3)
+    with pytest.warns(DefaultLaw):
+        manifest = fit(x, tmp_path / "sae", config)
+    np.save(tmp_path / "x.npy", x)
+    calibrate_bundle(tmp_path / "sae", open_activations(tmp_path / "x.npy"), out=tmp_path / "again")
+    allocation = manifest.allocation
+    assert allocation is not None and allocation.quota is not None
+    limit = quota.max_densities(allocation.quota, 1, 64)
+    for name in ("sae", "again"):
+        export(tmp_path / name, graphs=())
+        active = load(tmp_path / name, graph="encode.onnx").encode(x).to_dense() > 0
+        assert (active.mean(axis=0) <= limit + 0.03).all()

@@ -51,6 +51,15 @@ def test_every_command_says_what_is_left_out_and_gives_figures_with_it(acts: Pat
     assert count is not None and any(line.startswith(f"left out {count.rows['validation']} row") for line in lines)
 
 
+def test_train_gives_the_rows_and_figures_of_each_part_as_json(acts: Path, tmp_path: Path) -> None:
+    result = run("train", "--activations", acts, *TRAIN, "-o", tmp_path / "sae", "--json")
+    manifest = bundle.read(tmp_path / "sae").manifest
+    found = json.loads(result.stdout)
+    assert manifest.left_out is not None and found["left_out"] == manifest.left_out.rows
+    assert sum(found["left_out"].values()) + sum(found["rows"].values()) == 1000
+    assert (found["measured"], found["measured_with_left_out"]) == (manifest.measured, manifest.measured_with_left_out)
+
+
 def test_none_keeps_all_rows(acts: Path, tmp_path: Path) -> None:
     sae = tmp_path / "sae"
     lines = said("train", "--activations", acts, *TRAIN, "--max-norm", "none", "-o", sae)

@@ -43,7 +43,7 @@ def test_split_follows_the_seed() -> None:
 
 def test_split_refuses_too_few_rows() -> None:
     for n in (2, 10):  # ten rows would leave one to measure, which has no variance
-        with pytest.raises(ValueError, match=rf"x\.npy has {n} rows in {n} documents, too few to hold out 10%"):
+        with pytest.raises(ValueError, match=rf"x\.npy has {n} rows, too few to hold out 10%"):
             split(activations(n), 0.1, 0)
 
 
@@ -141,7 +141,7 @@ def test_only_the_given_rows_are_divided(left_out: float) -> None:
 @pytest.mark.parametrize("context", [None, 64])
 def test_a_document_that_is_too_short_for_gaps_is_refused(context: int | None) -> None:
     gap = context or 128
-    message = f"has {10 * gap} rows in 1 documents, too few to hold out 10% .* of {gap} tokens; give {25 * gap:,} rows"
+    message = f"has {10 * gap} rows in 1 document, too few to hold out 10% .* of {gap} tokens; give {25 * gap:,} rows"
     with pytest.raises(ValueError, match=message):
         split(documented([10 * gap], context), 0.1, 0)
     assert split(documented([25 * gap], context), 0.1, 0).gaps == 2 * gap

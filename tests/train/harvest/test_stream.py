@@ -158,7 +158,7 @@ def test_parts_of_a_streamed_document_share_no_window(
 def test_a_stream_of_too_short_a_text_is_refused(reading: HarvestConfig, tmp_path: Path) -> None:
     text = write_words(tmp_path / "few.txt", 2)
     with pytest.raises(
-        ValueError, match=r"few\.txt: the text has \d+ rows in 1 documents, too few to hold out 20% .*20"
+        ValueError, match=r"few\.txt: the text has \d+ rows in 1 document, too few to hold out 20% .*20"
     ):
         streamed(replace(reading, text=(text,), document="file"))
 
