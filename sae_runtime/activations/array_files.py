@@ -40,7 +40,7 @@ def read_arrays(path: Path) -> Arrays:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # numpy warns of headers that Python 2 wrote
-            arrays = _of_npz(path) if suffix == ".npz" else {"activations": np.load(path, "r", allow_pickle=False)}
+            arrays = _of_npz(path) if suffix == ".npz" else {"activations": _of_npy(path)}
     except Exception as error:  # a damaged header makes numpy raise errors of many classes
         if isinstance(error, MemoryError | PermissionError):
             raise
@@ -100,8 +100,17 @@ def _of_torch(path: Path) -> Arrays:
     named = saved if isinstance(saved, dict) else {"activations": saved}
     arrays = {str(name): as_array(path, str(name), value) for name, value in named.items() if is_tensor(value)}
     if not arrays:
-        raise ValueError(f"{path} holds a {type(saved).__name__} without tensors; save a tensor or a dict of tensors")
+        raise ValueError(
+            f"{path} holds a {type(saved).__name__}, expected a tensor or a dict with tensors; save one of these"
+        )
     return arrays
+
+
+def _of_npy(path: Path) -> NDArray[Any]:
+    array: Any = np.load(path, "r", allow_pickle=False)
+    if (rest := path.stat().st_size - array.offset - array.nbytes) > 0:  # numpy would not look at it
+        raise ValueError(f"{rest} bytes follow its array, as where np.save was called twice for one file")
+    return array  # type: ignore[no-any-return]
 
 
 def _of_npz(path: Path) -> Arrays:

@@ -1,5 +1,6 @@
 """Documents from files of any known format, one at a time: texts or token ids, each with its source."""
 
+import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ FORMATS = (
     "one of these, a folder of datasets.save_to_disk, or - for standard input"
 )
 _MOST_IDS = 1 << 31
+_JSON_LIST = re.compile(rb'\[\s*[{"]')
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +143,10 @@ def _is_dataset(path: Path) -> bool:
 
 
 def _standard_input(path: Path, reading: Reading) -> Records:
-    is_json = standard_input(reading).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
-    return (text_files.json_lines if is_json else text_files.texts)(path, reading)
+    content = standard_input(reading).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if _JSON_LIST.match(content):
+        raise ValueError("standard input is a list of JSON, not lines of it; name its file, or part it by jq -c '.[]'")
+    return (text_files.json_lines if content.startswith(b"{") else text_files.texts)(path, reading)
 
 
 def _documents_of(path: Path, reader: _Reader, reading: Reading) -> Iterator[Document]:

@@ -113,7 +113,9 @@ class _Unpacked(io.RawIOBase):
         try:
             data = self._packed.read(len(buffer))
         except (EOFError, OSError, zlib.error) as error:
-            raise ValueError(f"{self._path} is not a whole {self._path.suffix} file ({error}); get it again") from error
+            raise ValueError(
+                f"{self._path} is not a whole {self._path.suffix} file ({error}); get it again, or unpack it yourself"
+            ) from error
         self._left -= len(data)
         if self._left < 0:
             raise unpacks_to_too_much(self._path)

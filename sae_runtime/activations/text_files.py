@@ -64,7 +64,7 @@ def json_lines(path: Path, reading: Reading) -> Records:
 
 
 def json_file(path: Path, reading: Reading) -> Records:
-    """JSON: a list of objects or texts, an object of equal lists, an object with one list in it, or lines of JSON.
+    """JSON: a list of objects or texts, an object of equal lists, an object with one list of objects, or lines.
 
     >>> _ = Path("a.json").write_text('{"version": 1, "data": [{"text": "one"}, {"text": "two"}]}')
     >>> list(json_file(Path("a.json"), Reading()))
@@ -100,11 +100,19 @@ def separated(path: Path, reading: Reading) -> Records:
                 continue
             if row and len(row) != len(header):
                 raise csv.Error(f"it has {len(row)} fields, the header {len(header)}; quote its fields")
+            if delimiter == "\t" and _is_rows(row):
+                raise csv.Error("its quotes hold lines that are rows themselves; double the quotes that are text")
             if row:
                 yield number, dict(zip(header, row, strict=True))
             number += 1
     except csv.Error as error:
         raise ValueError(f"{place(path, number)}: {error}") from error
+
+
+def _is_rows(row: list[str]) -> bool:
+    """Whether each line of a row has its number of fields, as where quotes are text and not around a field."""
+    lines = "\t".join(row).splitlines()
+    return len(lines) > 1 < len(row) and all(line.count("\t") == len(row) - 1 for line in lines)
 
 
 def _is_object(line: str) -> bool:
@@ -126,8 +134,11 @@ def _elements(path: Path, value: Any, reading: Reading) -> list[Any]:
         if len(set(sizes.values())) > 1:
             raise ValueError(f"{path}: the fields {', '.join(map(repr, sizes))} are not lists of one length")
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    lists = [v for v in value.values() if isinstance(v, list) and v and all(isinstance(e, dict | str) for e in v)]
-    return lists[0] if reading.content not in value and len(lists) == 1 else [value]
+    lists = [v for v in value.values() if isinstance(v, list)]
+    # Texts are elements only where nothing else is: a list of names beside other values may be of columns.
+    alone = len(value) == len(lists) == 1 and all(isinstance(e, str) for e in lists[0])
+    rows = lists if alone else [v for v in lists if v and all(isinstance(e, dict) for e in v)]
+    return rows[0] if reading.content not in value and len(rows) == 1 else [value]
 
 
 def _lines(path: Path, reading: Reading, newline: str | None = None) -> Iterator[str]:

@@ -152,7 +152,7 @@ def test_integers_and_objects_of_torch_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds pickled objects, which could run anything and are not loaded"):
         open_activations(tmp_path / "x.pt")
     torch.save([torch.zeros(2, 4)], tmp_path / "x.pt")
-    with pytest.raises(ValueError, match="holds a list without tensors; save a tensor or a dict of tensors"):
+    with pytest.raises(ValueError, match="holds a list, expected a tensor or a dict with tensors; save one of"):
         open_activations(tmp_path / "x.pt")
     torch.save({"a": torch.zeros(2, 4), "b": torch.zeros(2, 4)}, tmp_path / "x.pt")
     with pytest.raises(ValueError, match="holds 2 arrays of two or more axes, expected one"):
@@ -173,6 +173,16 @@ def test_damaged_files_are_refused(tmp_path: Path, name: str) -> None:
         (tmp_path / name).write_bytes(damaged)
         with pytest.raises(ValueError, match=f"{name} is not a (whole|sound) .*again"):
             open_activations(tmp_path / name)
+
+
+def test_a_second_array_in_an_npy_file_is_not_dropped(tmp_path: Path) -> None:
+    with (tmp_path / "x.npy").open("wb") as file:
+        np.save(file, X)
+        np.save(file, X)
+    with pytest.raises(
+        ValueError, match=r"x.npy is not a whole .npy file \(\d+ bytes follow its array, as where np.save"
+    ):
+        open_activations(tmp_path / "x.npy")
 
 
 def test_an_npz_that_claims_more_than_it_holds_is_refused(tmp_path: Path) -> None:

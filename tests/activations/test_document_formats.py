@@ -199,6 +199,14 @@ def test_tables_that_do_not_hold_together_are_refused(tmp_path: Path, content: s
         list(documents([write(tmp_path / "t.csv", content)]))
 
 
+def test_quotes_that_are_text_do_not_join_rows_of_a_file_with_tabs(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.tsv", 'id\ttext\n1\tfine\n2\t"To be,\n3\tor not\n4\tto be."\n')
+    with pytest.raises(ValueError, match="t.tsv, row 1: its quotes hold lines that are rows themselves"):
+        list(documents([path]))
+    assert texts(write(tmp_path / "u.tsv", 'id\ttext\n1\t"a\tb\nc"\n')) == ["a\tb\nc"]
+    assert texts(write(tmp_path / "one.tsv", 'text\n"a\nb"\nc\n')) == ["a\nb", "c"]
+
+
 def test_blank_rows_of_a_table_count(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", "\r\nid,text\r\n1,a\r\n\r\n2,\r\n3,b\r\n")
     assert [(one.content, one.source.row) for one in documents([path])] == [("a", 0), ("b", 3)]
@@ -213,6 +221,8 @@ def test_blank_rows_of_a_table_count(tmp_path: Path) -> None:
         ('{"text": ["a"], "key": 1}', "the fields 'text', 'key' are not lists of one length"),
         ('{"a": ["x"], "b": ["y"]}', "row 0: it has no field 'text'; it has 'a', 'b'"),
         ('{"rows": [[1]]}', "row 0: it has no field 'text'; it has 'rows'"),
+        ('{"columns": ["text", "key"], "data": [["a", 1]]}', "row 0: it has no field 'text'; it has 'columns', 'data'"),
+        ('{"name": "x", "languages": ["en", "de"]}', "row 0: it has no field 'text'; it has 'name', 'languages'"),
         ('[{"text": "a", "key": 1}, 3]', "row 1: expected an object with the field 'text', got 3"),
         ('[{"text": "a", "key": 1}', "is not readable JSON"),
         ('{"text": "a",\n', "is not readable JSON"),
@@ -324,6 +334,7 @@ class _Piped:
         (b'\n {"text": "one\\n\\ntwo"}\n{"text": "three"}', ["one\n\ntwo", "three"]),
         (b'\xef\xbb\xbf{"text": "one"}', ["one"]),
         (b"[1] is a citation", ["[1] is a citation"]),
+        (b"[\nis a bracket", ["[\nis a bracket"]),
         (b"", []),
     ],
 )
@@ -338,6 +349,10 @@ def test_standard_input_that_is_binary_closed_or_endless_is_refused(monkeypatch:
     monkeypatch.setattr(sys, "stdin", _Piped(gzip.compress(b"one")))
     with pytest.raises(ValueError, match="- holds gzip, not text"):
         texts(Path("-"))
+    for content in (b'[{"text": "one"}]', b'["one", "two"]', b'[\n  {\n    "text": "one"\n  }\n]'):
+        monkeypatch.setattr(sys, "stdin", _Piped(content))
+        with pytest.raises(ValueError, match="standard input is a list of JSON, not lines of it; name its file, or "):
+            texts(Path("-"))
     monkeypatch.setattr(sys, "stdin", _Piped(b"12345"))
     with pytest.raises(ValueError, match="standard input holds more than 4 bytes"):
         list(documents([Path("-")], Reading(longest=4)))

@@ -69,13 +69,11 @@ def refuse_gaps(name: str, model: Any, info: Mapping[str, Any], run: Callable[[]
 
 
 def _has_no_slot(model: Any, key: str) -> bool:
-    """Whether a tensor belongs to a layer without parts, such as a bias or a scale that the config leaves out."""
-    owner, _, leaf = key.rpartition(".")
-    try:
-        module = model.get_submodule(owner)
-    except AttributeError:
-        return False
-    return bool(owner) and not any(module.children()) and leaf not in _COMPUTED
+    """Whether a tensor belongs to a layer without parts: a bias that the config leaves out, or an adapter."""
+    module, parts = model, key.split(".")
+    while len(parts) > 1 and isinstance(child := getattr(module, parts[0], None), torch.nn.Module):
+        module, parts = child, parts[1:]
+    return module is not model and not any(module.children()) and parts[-1] not in _COMPUTED
 
 
 def _read(model: Any, keys: Iterable[str], run: Callable[[], Any]) -> set[str]:

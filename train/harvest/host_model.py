@@ -44,6 +44,8 @@ def load_host_model(
     local = Path(name).is_dir()
     if not local and not _HUB_NAME.fullmatch(name):
         raise FileNotFoundError(f"the model folder {name} does not exist; check its path")
+    if Path(name, "adapter_config.json").is_file():  # without peft, transformers would leave the adapter out
+        raise ValueError(f"{name} holds an adapter, such as LoRA; merge it into its model, and name the merged one")
     usable = usable_device(device)
     source: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
     with _quiet():

@@ -141,6 +141,22 @@ def test_weights_that_the_config_leaves_out_are_not_dropped(tmp_path: Path) -> N
         harvest_of(tmp_path, "layers.1")
 
 
+@pytest.mark.parametrize("leaf", ["lora_A.weight", "lora_B.default.weight", "weight.absmax", "lora_A"])
+def test_an_adapter_inside_a_layer_is_not_dropped(leaf: str, tmp_path: Path) -> None:
+    model = saved("llama", tmp_path)
+    rewrite(tmp_path, lambda t: t | {f"layers.1.mlp.up_proj.{leaf}": torch.ones(4, 32)})
+    assert_right(model, tmp_path, "layers.0")
+    with pytest.raises(ValueError, match=rf"leaves no place \(layers\.1\.mlp\.up_proj\.{leaf}\)"):
+        harvest_of(tmp_path, "layers.1")
+
+
+def test_a_folder_with_an_adapter_is_refused(tmp_path: Path) -> None:
+    saved("llama", tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"holds an adapter, such as LoRA; merge it into its model, and name"):
+        harvest_of(tmp_path, "layers.0")
+
+
 def test_fewer_layers_than_the_checkpoint_has_are_right_and_more_are_refused(tmp_path: Path) -> None:
     model = saved("llama", tmp_path)
     reconfigure(tmp_path, num_hidden_layers=2)
