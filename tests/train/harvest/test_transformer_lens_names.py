@@ -241,6 +241,12 @@ def test_a_name_that_a_bert_lacks_is_refused(name: str) -> None:
         find_hook(bert()[0], f"blocks.0.{name}")
 
 
+@pytest.mark.parametrize("name", ["hook_resid_pre", "attn.hook_z", "mlp.hook_post", "blocks.1.hook_full_embed"])
+def test_a_name_in_a_block_needs_the_number_of_one_and_a_name_of_the_model_has_none(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name} has no equal place in this model"):
+        find_hook(bert()[0], name)
+
+
 @pytest.mark.parametrize("family", ["Qwen3", "OPT", "Phi", "Olmo2"])
 def test_a_model_of_no_family_has_the_streams_around_its_blocks_and_no_other_name(family: str) -> None:
     settings = {name: LLAMA_LIKE[name] for name in LLAMA_LIKE if name not in ("num_key_value_heads", "head_dim")}
