@@ -84,7 +84,7 @@ FAMILIES = (
         places=_GPT_NEOX,
     ),
     Family(
-        models=("gemma2",),
+        models=("gemma2", "gemma3_text"),
         block=("self_attn.o_proj", "post_attention_layernorm", "pre_feedforward_layernorm", "mlp.gate_proj"),
         places={
             **_SEQUENTIAL,
@@ -93,13 +93,12 @@ FAMILIES = (
             "hook_attn_out": "{}.post_attention_layernorm",
             "hook_mlp_out": "{}.post_feedforward_layernorm",
         },
-        lacks=("self_attn.q_norm",),
     ),
     Family(
-        models=("llama", "mistral", "qwen2", "gemma"),
+        models=("llama", "mistral", "qwen2", "qwen3", "gemma"),
         block=("input_layernorm", "self_attn.o_proj", "post_attention_layernorm", "mlp.gate_proj"),
         places={**_SEQUENTIAL, **_GATED},
-        lacks=("self_attn.q_norm", "pre_feedforward_layernorm", "post_feedforward_layernorm"),
+        lacks=("pre_feedforward_layernorm", "post_feedforward_layernorm"),
     ),
     Family(
         models=("bert",),
