@@ -32,7 +32,7 @@ def attach(
     Each forward pass appends its features [b, t], as they are before the edits, by the served rule. Padding counts as a
     token. The edits are those of `SAE.steer`, which keep the error x - x_hat. A graph that `splice` makes
     with the same SAE and hook has the same features and outputs. The features of a transcoder can be read but not
-    edited.
+    edited. Gradients flow through edits and reconstructions to the activations.
 
     Args:
         model: a transformers model; it may generate, with a cache of keys and values or without.
@@ -99,15 +99,15 @@ class _Work:
             self.point.check_calls(self.calls)
         self.calls, self.running = 0, False
 
-    @torch.no_grad()
     def __call__(self, given: Any) -> Any:
         call, self.calls = self.calls, self.calls + 1
         if call != (self.point.call or 0) and (self.running or self.point.call):
             return None  # an encoder that is called by itself has no begin and no end: each of its calls is a pass
         whole = activations_in(given, self.point.hook, ("batch", "time", self.sae.manifest.architecture.d_in))
-        x = whole.float().reshape(-1, whole.shape[2])
+        # An edit in place must not change what backward reads.
+        x = (whole.clone() if self.point.in_place else whole).float().reshape(-1, whole.shape[2])
         f = self.sae.features(x)
-        self.read.append(_sparse(f, whole.shape[:2]))
+        self.read.append(_sparse(f.detach(), whole.shape[:2]))
         if not self.edited and not self.replace:
             return None
         y = self.sae.decode(f, x) if self.replace else x

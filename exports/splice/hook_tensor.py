@@ -164,7 +164,12 @@ def _stream_inside(block: _Module) -> ir.Value:
     if last not in block.sums:
         raise _no_stream(block, "resid_mid", last)
     before = [value for value in block.sums if value is not last]
-    return _only(before, block.d_in, f"the sums in {block.name} before its last")
+    middle = _only(before, block.d_in, f"the sums in {block.name} before its last")
+    if all(use.node is last.producer() for use in middle.uses()):
+        raise ValueError(
+            f"{block.name} has no resid_mid, for its attention and MLP read the same stream; hook a module"
+        )
+    return middle
 
 
 def _stream_after(block: _Module) -> ir.Value:

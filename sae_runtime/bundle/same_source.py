@@ -24,7 +24,9 @@ _ALIASES = {
     "pythia-2.7b": "pythia-2.8b",
     "pythia-6.7b": "pythia-6.9b",
     "pythia-13b": "pythia-12b",
+    "mistral-7b": "mistral-7b-v0.1",
 }
+_NO_FRONT = re.compile(r"\b\d+\b|vision|visual|image|audio|speech")
 
 
 def same_model(a: str, b: str) -> bool:
@@ -74,6 +76,7 @@ def _parts(model: str) -> tuple[str, str]:
     owner = owner.rpartition("/")[2]
     suffix = "-deduped" if name.endswith("-deduped") else ""
     short = name.removesuffix(suffix)
+    short = short.removeprefix("meta-") if short.startswith("meta-llama-") else short  # its hub has both names
     return owner, _ALIASES.get(short, short) + suffix
 
 
@@ -105,6 +108,11 @@ def _one_of_equals(lens: str) -> str:
 
 
 def _same_module(a: str, b: str) -> bool:
-    """Whether two hooks are of one module, one of them perhaps without the front of its name."""
+    """Whether two hooks are of one module, one of them perhaps without the front of its name.
+
+    A front does not number a block, for the shorter name does not say which, and names no tower of a modality.
+    """
     (side_a, name_a), (side_b, name_b) = (text.rpartition(":")[::2] for text in (a, b))
-    return side_a == side_b and (f".{name_a}".endswith(f".{name_b}") or f".{name_b}".endswith(f".{name_a}"))
+    short, long = sorted((name_a, name_b), key=len)
+    front = long.removesuffix(f".{short}")
+    return side_a == side_b and (short == long or (front != long and not _NO_FRONT.search(front)))

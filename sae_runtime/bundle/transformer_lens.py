@@ -84,7 +84,7 @@ FAMILIES = (
         places=_GPT_NEOX,
     ),
     Family(
-        models=("gemma2",),
+        models=("gemma2", "gemma3_text"),
         block=("self_attn.o_proj", "post_attention_layernorm", "pre_feedforward_layernorm", "mlp.gate_proj"),
         places={
             **_SEQUENTIAL,
@@ -93,13 +93,12 @@ FAMILIES = (
             "hook_attn_out": "{}.post_attention_layernorm",
             "hook_mlp_out": "{}.post_feedforward_layernorm",
         },
-        lacks=("self_attn.q_norm",),
     ),
     Family(
-        models=("llama", "mistral", "qwen2", "gemma"),
+        models=("llama", "mistral", "qwen2", "qwen3", "gemma"),
         block=("input_layernorm", "self_attn.o_proj", "post_attention_layernorm", "mlp.gate_proj"),
         places={**_SEQUENTIAL, **_GATED},
-        lacks=("self_attn.q_norm", "pre_feedforward_layernorm", "post_feedforward_layernorm"),
+        lacks=("pre_feedforward_layernorm", "post_feedforward_layernorm"),
     ),
     Family(
         models=("bert",),
@@ -166,7 +165,7 @@ def as_module(hook: Hook, modules: Sequence[str], model_type: str | None) -> Hoo
     number, name = _parts(hook.name)
     block = numbered_block(modules, 0 if number is None else number)
     places = _places(modules, block, model_type)
-    if name in places:
+    if name in places and ("{}" in places[name]) == (number is not None):
         found = parse_hook(places[name].format(block))
         of_module = [module for module in modules if f".{module}".endswith(f".{found.name}")]
         if len(of_module) == 1 or found.name in modules:

@@ -46,6 +46,9 @@ def test_names_of_one_place_are_the_same(a: str, b: str) -> None:
         ("blocks.1.hook_mlp_in", "blocks.1.ln2.hook_normalized"),
         ("tensor:h.1", "h.1"),
         ("encoder.layers.1", "decoder.layers.1"),
+        ("norm", "layers.1.norm"),
+        ("input:mlp", "input:h.1.mlp"),
+        ("layers.1", "vision_tower.encoder.layers.1"),
     ],
 )
 def test_names_of_two_places_differ(a: str, b: str) -> None:
@@ -74,6 +77,8 @@ def test_a_known_name_of_transformer_lens_decides() -> None:
         ("meta-llama/Llama-3.1-8B", "llama-3.1-8b"),
         ("/data/models/gpt2/", "gpt2"),
         ("distillgpt2", "distilgpt2"),
+        ("meta-llama/Meta-Llama-3.1-8B", "meta-llama/Llama-3.1-8B"),
+        ("mistral-7b", "mistralai/Mistral-7B-v0.1"),
     ],
 )
 def test_names_of_one_model_are_the_same(a: str, b: str) -> None:

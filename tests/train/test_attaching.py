@@ -344,3 +344,26 @@ def test_a_module_of_several_calls_needs_the_number_of_one(bundle_of: BundleOf) 
         with attach(model, f"{layer}@3", bundle_of("mutual"), [Edit.add(7, 5.0)]):
             with pytest.raises(ValueError, match=f"no {layer}@3, for a forward pass .* 3 times; write {layer}@2"):
                 called(ids)
+
+
+@pytest.mark.parametrize("hook", ["h.0", "input:h.1", "h.0.resid_mid"])
+@pytest.mark.parametrize("edits", [[], [Edit.scale(7, -2.0), Edit.add(8, 3.0)]])
+@pytest.mark.parametrize("name", ["layer norm", "length", "no pre-bias"])
+def test_gradients_flow_through_edits(hook: str, edits: list[Edit], name: str, tmp_path: Path) -> None:
+    model, sae = torch_host("gpt2"), converted(tmp_path, name).path
+    embedded = model.transformer.wte(torch.arange(12).view(2, 6)).detach()
+    along = 1e-3 * torch.randn(embedded.shape, generator=torch.Generator().manual_seed(0))
+
+    def score(x: torch.Tensor) -> torch.Tensor:
+        with attach(model, hook, sae, edits) as features:
+            logits = model(inputs_embeds=x).logits
+        assert features[0].l0().mean() > 0
+        weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
+        return torch.as_tensor((logits * weights).sum())
+
+    x = embedded.clone().requires_grad_()
+    [gradient] = torch.autograd.grad(score(x), [x])
+    with torch.no_grad():
+        difference = score(embedded + along) - score(embedded - along)
+    assert float((gradient * 2 * along).sum()) == pytest.approx(float(difference), rel=0.05, abs=0.01)
+    assert abs(float(difference)) > 0.05

@@ -279,16 +279,27 @@ def activations_in(given: Any, hook: str, expected: Sequence[int | str]) -> torc
 def with_activations(given: Any, y: Any) -> Any:
     """A module's output or `Arguments` with y for its activations; the other parts stay.
 
+    An output may hold its activations twice, as the last of its `hidden_states` too.
+
     >>> with_activations((torch.zeros(1), "more"), torch.ones(1))
     (tensor([1.]), 'more')
     """
     if isinstance(given, Arguments):
         return given.with_activations(y)
-    if isinstance(given, torch.Tensor):
-        return y
-    if isinstance(given, dict):
-        given[next(iter(given))] = y
-        return given
-    if hasattr(given, "_replace"):  # a named tuple
-        return given._replace(**{given._fields[0]: y})
-    return type(given)([y, *given[1:]])
+    x = given
+    while not isinstance(x, torch.Tensor):
+        x = next(iter(x.values() if isinstance(x, dict) else x))
+
+    def changed(part: Any) -> Any:
+        if part is x:
+            return y
+        if isinstance(part, dict):
+            for name in list(part):
+                part[name] = changed(part[name])
+        elif hasattr(part, "_replace"):  # a named tuple
+            return part._replace(**{name: changed(value) for name, value in part._asdict().items()})
+        elif isinstance(part, tuple | list):
+            return type(part)(map(changed, part))
+        return part
+
+    return changed(given)

@@ -104,6 +104,10 @@ def _measured(
         if not len(readings["untouched"]["cross_entropy"]):
             raise ValueError(f"no kept token of {_names(config)} has a next one to predict; give longer texts")
         original = float(readings["untouched"]["cross_entropy"].mean())
+    if all(torch.equal(values, readings["untouched"][key]) for key, values in readings["mean"].items()):
+        raise ValueError(
+            f"replacing {host.points[0].hook} changes nothing that the model gives; hook a block or a module inside one"
+        )
     del readings["untouched"]
     return HostLoss(
         model=config.called,

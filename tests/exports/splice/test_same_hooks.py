@@ -2,14 +2,21 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
+from conftest import D_IN
 from tiny_host import host_graph, no_past, run, some_ids, torch_host
+from transformers import GPTNeoXConfig, GPTNeoXModel
 
 from sae_runtime import Edit
+from sae_runtime.bundle.hooks import parse_hook
 from sae_runtime.core.edits import as_inputs
+from sae_runtime.exports.export_model import export_model
+from sae_runtime.exports.splice.hook_tensor import find_hook
 from sae_runtime.exports.splice.splicing import Splice, splice
 from sae_runtime.train import attach
 
@@ -73,3 +80,21 @@ def test_a_hook_without_a_place_in_the_graph_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         splice(host_graph(host), [Splice(bundle=bundle_of("mutual"), hook=hook)], tmp_path / "out")
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+def test_only_a_block_whose_mlp_reads_the_sum_behind_attention_has_a_stream_between(
+    parallel: bool, tmp_path: Path
+) -> None:
+    sizes: dict[str, Any] = {"vocab_size": 50, "hidden_size": D_IN, "num_hidden_layers": 2, "num_attention_heads": 2}
+    settings = GPTNeoXConfig(**sizes, intermediate_size=32, use_parallel_residual=parallel)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model: Any = GPTNeoXModel(settings).eval()
+    graph = ir.load(export_model(model, tmp_path / "host.onnx", cache=False)).graph
+    for hook in map(parse_hook, ("blocks.1.hook_resid_mid", "layers.1.resid_mid")):
+        if not parallel:
+            assert find_hook(graph, hook, D_IN).name != find_hook(graph, parse_hook("layers.1"), D_IN).name
+            continue
+        with pytest.raises(ValueError, match=r"layers.1 has no resid_mid, for its attention and MLP read the same"):
+            find_hook(graph, hook, D_IN)

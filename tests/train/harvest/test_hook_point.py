@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_host import torch_host
 from torch import Tensor
-from transformers import AlbertConfig, AlbertModel, T5Config, T5EncoderModel
+from transformers import AlbertConfig, AlbertModel, DebertaV2Config, DebertaV2Model, T5Config, T5EncoderModel
 
 from sae_runtime.train.harvest.hook_point import Arguments, HookPoint, find_hook, hidden_states, replaced
 
@@ -171,3 +171,14 @@ def test_a_layer_of_an_encoder_with_arguments_by_position_has_its_stream_as_inpu
 def test_a_hook_that_only_a_graph_has_is_refused_with_an_example(hook: str) -> None:
     with pytest.raises(ValueError, match=f"a torch model is hooked at .*MODULE.*, got {hook}; write encoder.layer.3"):
         find_hook(torch_host("bert"), hook)
+
+
+@pytest.mark.parametrize("hook", ["encoder", "encoder.layer.1"])
+def test_activations_that_an_output_holds_twice_are_replaced_twice(hook: str) -> None:
+    sizes: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model: Any = DebertaV2Model(DebertaV2Config(vocab_size=32, intermediate_size=32, **sizes)).eval()
+    y = torch.ones(*IDS.shape, 16)
+    with torch.no_grad(), replaced(find_hook(model, hook), y):
+        assert torch.equal(model(**GIVEN).last_hidden_state, y)  # the last of the encoder's hidden_states

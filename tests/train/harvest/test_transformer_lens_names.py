@@ -76,6 +76,7 @@ KINDS: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     "llama": ("Llama", LLAMA_LIKE, RMS | {"act_fn": "silu", "eps": 1e-6}, "convert_llama_weights"),
     "mistral": ("Mistral", LLAMA_LIKE, RMS | {"act_fn": "silu", "eps": 1e-6}, "convert_mistral_weights"),
     "qwen2": ("Qwen2", LLAMA_LIKE, RMS | {"act_fn": "silu", "eps": 1e-6}, "convert_qwen2_weights"),
+    "qwen3": ("Qwen3", LLAMA_LIKE, RMS | {"act_fn": "silu", "eps": 1e-6, "use_qk_norm": True}, "convert_qwen3_weights"),
     "gemma": ("Gemma", LLAMA_LIKE, GEMMA, "convert_gemma_weights"),
     "gemma2": (
         "Gemma2",
@@ -85,7 +86,13 @@ KINDS: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
         "convert_gemma_weights",
     ),
 }
-HEADED = {"GPT2": "GPT2LMHeadModel"}
+KINDS["gemma3"] = (
+    "Gemma3Text",
+    LLAMA_LIKE | {"query_pre_attn_scalar": 8},
+    GEMMA | {"use_normalization_before_and_after": True, "use_qk_norm": True},
+    "convert_gemma_weights",
+)
+HEADED = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}
 # What has a place, by kind, of all that the library names in a block.
 COMMON = {"hook_resid_pre", "hook_resid_post", "hook_mlp_in", "hook_attn_out", "hook_mlp_out", "attn.hook_z"}
 COMMON |= {"mlp.hook_in", "mlp.hook_pre", "mlp.hook_post"}
@@ -241,10 +248,16 @@ def test_a_name_that_a_bert_lacks_is_refused(name: str) -> None:
         find_hook(bert()[0], f"blocks.0.{name}")
 
 
-@pytest.mark.parametrize("family", ["Qwen3", "OPT", "Phi", "Olmo2"])
+@pytest.mark.parametrize("name", ["hook_resid_pre", "attn.hook_z", "mlp.hook_post", "blocks.1.hook_full_embed"])
+def test_a_name_in_a_block_needs_the_number_of_one_and_a_name_of_the_model_has_none(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name} has no equal place in this model"):
+        find_hook(bert()[0], name)
+
+
+@pytest.mark.parametrize("family", ["OPT", "Phi", "Olmo2"])
 def test_a_model_of_no_family_has_the_streams_around_its_blocks_and_no_other_name(family: str) -> None:
     settings = {name: LLAMA_LIKE[name] for name in LLAMA_LIKE if name not in ("num_key_value_heads", "head_dim")}
-    settings |= {"OPT": {"ffn_dim": 48, "word_embed_proj_dim": WIDTH}, "Qwen3": LLAMA_LIKE}.get(family, {})
+    settings |= {"OPT": {"ffn_dim": 48, "word_embed_proj_dim": WIDTH}}.get(family, {})
     model: Any = getattr(transformers, f"{family}Model")(getattr(transformers, f"{family}Config")(**settings)).eval()
     states: list[Tensor] = model(IDS, output_hidden_states=True).hidden_states
     hooks = ["blocks.0.hook_resid_pre", "blocks.0.hook_resid_post", "blocks.1.hook_resid_pre"]

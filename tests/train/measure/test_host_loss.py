@@ -354,3 +354,8 @@ def test_replaced_changes_the_first_call_in_every_form_of_output(form: Any) -> N
         first, second = layer(x), layer(x)
     assert type(first) is type(form(x)) and repr(first) == repr(form(y))
     assert repr(second) == repr(form(x)) and not layer._forward_hooks
+
+
+def test_a_hook_that_the_models_output_does_not_depend_on_is_refused(sae: TorchSAE, bert: Path, text: Path) -> None:
+    with pytest.raises(ValueError, match=r"replacing input:pooler changes nothing that the model gives; hook a block"):
+        run(sae, bert, "input:pooler", text)
