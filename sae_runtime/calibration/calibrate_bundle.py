@@ -136,7 +136,7 @@ def calibrate_bundle(
         measured=measured,
         left_out=left_out,
         measured_with_left_out=with_left_out,
-        provenance={**bundle.manifest.provenance, "calibration": calibration},
+        provenance={**_still_true(bundle.manifest.provenance), "calibration": calibration},
     )
     weights = {name: bundle.tensor(name) for name in bundle.specs} | {"threshold": threshold}
     bundles.write(output.path, weights, manifest, sample=sample, force=output.force)
@@ -148,6 +148,13 @@ def calibrate_bundle(
         left_out=left_out,
         measured_with_left_out=with_left_out,
     )
+
+
+def _still_true(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """What a manifest told of the SAE, without warnings that asked for this command."""
+    warned = [text for text in provenance.get("warnings", []) if "sae-runtime calibrate" not in text]
+    rest = {name: value for name, value in provenance.items() if name != "warnings"}
+    return {**rest, "warnings": warned} if warned else rest
 
 
 def pre_activation_blocks(

@@ -29,7 +29,7 @@ def read(path: Path) -> Checkpoint:
     """The transcoder of one layer.
 
     Raises:
-        ValueError: it is damaged or incomplete.
+        ValueError: it is damaged or incomplete, or config.yaml names a hook in another way than as a plain name.
     """
     layer = _FILE.fullmatch(path.name)
     if not path.is_file() or layer is None:
@@ -68,4 +68,10 @@ def _told(path: Path) -> dict[str, str]:
     if file is None or file.stat().st_size > _LARGEST_CONFIG:
         return {}
     text = file.read_text(encoding="utf-8", errors="replace")
-    return dict(re.findall(r"""^(\w+):[ \t]*["']?([\w./-]+)["']?[ \t]*$""", text, re.MULTILINE))
+    told = dict(re.findall(r"""^(\w+):[ \t]*["']?([\w./-]+)["']?[ \t]*(?:[ \t]#.*)?$""", text, re.MULTILINE))
+    for name in re.findall(r"^feature_(?:input|output)_hook(?=:)", text, re.MULTILINE):
+        if name not in told:
+            raise ValueError(
+                f"{file}: {name} is no plain name of a hook; write it on one line, as {name}: hook_mlp_out"
+            )
+    return told

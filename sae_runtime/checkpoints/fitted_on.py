@@ -6,6 +6,7 @@ them. They become `left_out` of the manifest where they say which rows training 
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,16 +116,11 @@ def fitted_on(cfg: Config, norm: str, *, transcoder: bool) -> FittedOn:
             '3.17 and for BatchTopK; if so, add "model_from_pretrained_kwargs": {"center_writing_weights": true} to '
             "that file and convert again."
         )
-    if snapshot := [name for name in _SNAPSHOTS if kwargs.fields.get(name) is not None]:
-        warnings.append(
-            f"It was fitted on a snapshot of the model ({snapshot[0]} {shown(kwargs.fields[snapshot[0]])}); "
-            "harvest that one."
-        )
+    warnings += of_a_snapshot(kwargs)
     if "hook_head_index" in facts:
         head = facts.integer("hook_head_index")
-        warnings.append(
-            f"It reads attention head {head} alone: give it columns {head} * d_in to {head + 1} * d_in of {hook}."
-        )
+        which = f"columns {head} * d_in to {head + 1} * d_in" if head >= 0 else f"head {-head} from the last"
+        warnings.append(f"It reads attention head {head} alone: give it {which} of {hook}.")
     left_out, more = _left_out(facts)
     return FittedOn(
         model=model,
@@ -132,11 +128,37 @@ def fitted_on(cfg: Config, norm: str, *, transcoder: bool) -> FittedOn:
         hook_out=hook_out,
         centred=centred,
         left_out=left_out,
-        recorded={
-            name: plain(facts.fields[name]) for name in _RECORDED if facts.fields.get(name) not in (None, {}, [])
-        },
+        recorded=recorded(facts, _RECORDED),
         warnings=(*warnings, *more),
     )
+
+
+def recorded(facts: Config, names: Iterable[str]) -> dict[str, Any]:
+    """Those settings of these names that a configuration has, as values of JSON."""
+    return {name: plain(facts.fields[name]) for name in names if facts.fields.get(name) not in (None, {}, [])}
+
+
+def of_a_snapshot(kwargs: Config) -> list[str]:
+    """A warning if the arguments of a model name a snapshot of it."""
+    named = [name for name in _SNAPSHOTS if kwargs.fields.get(name) not in (None, "main")]
+    texts = [f"{name} {shown(kwargs.fields[name])}" for name in named[:1]]
+    return [f"It was fitted on a snapshot of the model ({text}); harvest that one." for text in texts]
+
+
+def token_ids(facts: Config, name: str) -> tuple[int, ...]:
+    """Ids of tokens in a list, each once.
+
+    Raises:
+        ValueError: the field is no list of ids.
+    """
+    ids = facts.fields[name]
+    if not isinstance(ids, list) or len(ids) > _MOST_IDS or not all(map(_is_id, ids)):
+        raise ValueError(f"{facts.file}: {name} is {shown(ids)}, expected ids of tokens")
+    return tuple(sorted(set(ids)))
+
+
+def _is_id(value: object) -> bool:
+    return type(value) is int and 0 <= value < _LARGEST_ID
 
 
 def _left_out(facts: Config) -> tuple[LeftOut | None, list[str]]:
@@ -148,17 +170,22 @@ def _left_out(facts: Config) -> tuple[LeftOut | None, list[str]]:
         if not isinstance(bounds, list) or not 1 <= len(bounds) <= 3 or not all(map(_bound, bounds)):
             raise ValueError(f"{facts.file}: seqpos_slice is {shown(bounds)}, expected one to three whole numbers")
         kept = slice(*bounds)
+        if kept.step == 0:
+            raise ValueError(f"{facts.file}: seqpos_slice is {shown(bounds)}, whose step is 0")
+        if "context_size" in facts:  # positions of such a context need no bound that it has anyway
+            start, stop, step = kept.indices(length := facts.size("context_size"))
+            kept = slice(start, None if stop == length else stop, step)
         first = max(kept.start or 0, 0)
         if (kept.start or 0) < 0 or kept.stop is not None or kept.step not in (None, 1):
-            shape = ":".join("" if bound is None else str(bound) for bound in (kept.start, kept.stop, kept.step))
+            shape = ":".join(
+                "" if bound is None else str(bound) for bound in (bounds if bounds[1:] else [None, *bounds])
+            )
             warnings.append(
                 f"It was fitted on positions [{shape}] of each context alone; harvest cannot leave out all others."
             )
     special = facts.fields.get("exclude_special_tokens")
     if isinstance(special, list):
-        if len(special) > _MOST_IDS or any(type(i) is not int or not 0 <= i < _LARGEST_ID for i in special):
-            raise ValueError(f"{facts.file}: exclude_special_tokens is {shown(special)}, expected ids of tokens")
-        ids = tuple(special)
+        ids = token_ids(facts, "exclude_special_tokens")
     elif facts.flag("exclude_special_tokens", False):
         warnings.append(
             "It was fitted without the tokenizer's special tokens, whose ids its files do not tell; harvest leaves "

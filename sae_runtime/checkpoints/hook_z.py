@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sae_runtime.checkpoints.checkpoint import Checkpoint, assemble
 from sae_runtime.checkpoints.folder import Config, config_of
+from sae_runtime.checkpoints.processed_model import may_be_centred
 from sae_runtime.checkpoints.torch_file import read_torch, tensors_of
 
 ARCHITECTURES = ("relu",)
@@ -33,6 +34,10 @@ def read(path: Path) -> Checkpoint:
     tensors = tensors_of(path, read_torch(path))
     tensors.refuse_others("W_enc", "W_dec", "b_enc", "b_dec")
     d_in, d_sae, hook = cfg.size("act_size"), cfg.size("dict_size"), cfg.text("act_name")
+    model = cfg.maybe_text("model_name")
+    changed = f"value biases were folded, {hook} lacks them"
+    if may_be_centred(hook, model):
+        changed = f"writing weights were centred, {hook} lacks its mean over d_in"
     return assemble(
         path,
         "relu",
@@ -41,11 +46,11 @@ def read(path: Path) -> Checkpoint:
         w_dec=tensors.matrix("W_dec", d_sae, d_in),
         b_dec=tensors.vector("b_dec", d_in),
         threshold=0.0,
-        model=cfg.maybe_text("model_name"),
+        model=model,
         hook=hook,
         warnings=(
-            f"Its authors loaded the model with TransformerLens's processing, and the file does not tell which: where "
-            f"value biases were folded, {hook} lacks them. As in SAELens, the bundle takes the model's own.",
+            "Its authors loaded the model with TransformerLens's processing, and the file does not tell which: where "
+            f"{changed}. As in SAELens, the bundle takes the model's own.",
         ),
     )
 

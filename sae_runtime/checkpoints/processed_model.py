@@ -31,7 +31,7 @@ _NORMED_MLP = re.compile(r"blocks\.\d+\.mlp\.hook_post")  # of a SoLU model, wha
 _KNOWN = re.compile(r"(blocks\.\d+\.)?((attn|mlp|ln\w*)\.)?hook_\w+")
 # Models with RMSNorm, which TransformerLens does not centre.
 _RMS = re.compile(
-    r"llama|mi[sx]tral|gemma|qwen|qwq|\bt5|flan|\byi-|phi-?[34]|olmo-?(2|e)|gpt-oss|apertus|deepseek|smollm|vicuna|zephyr"
+    r"llama|mi[sx]tral|gemma|qwen|qwq|\bt5|flan|\byi-|phi-?[34]|olmo-?([2-9]|e)|gpt-oss|apertus|deepseek|smollm|vicuna|zephyr"
 )
 
 

@@ -3,13 +3,17 @@
 The formulas are those of `sparsify/sparse_coder.py` 1.3.
 """
 
+import re
 from pathlib import Path
 
+from sae_runtime.bundle.manifest import LeftOut
 from sae_runtime.checkpoints.checkpoint import Checkpoint, assemble
-from sae_runtime.checkpoints.folder import config_and_weights, has, home, read_config
+from sae_runtime.checkpoints.fitted_on import of_a_snapshot, recorded, token_ids
+from sae_runtime.checkpoints.folder import Config, config_and_weights, has, home, read_config
 from sae_runtime.checkpoints.safetensors_file import open_safetensors
 
-CFG, WEIGHTS = "cfg.json", "sae.safetensors"
+CFG, WEIGHTS, CFG_OF_RUN = "cfg.json", "sae.safetensors", "config.json"
+_RECORDED = ("revision", "load_in_8bit", "ctx_len", "dataset", "exclude_tokens")
 ARCHITECTURES = ("topk", "groupmax")
 
 
@@ -31,7 +35,9 @@ def read(path: Path) -> Checkpoint:
     d_in = cfg.size("d_in")
     d_sae = cfg.integer("num_latents", 0) or d_in * cfg.size("expansion_factor", 32)
     transcode, skip = cfg.flag("transcode", False), cfg.flag("skip_connection", False)
-    tensors, (model, hook) = open_safetensors(file), _source(path)
+    tensors, (run, hook) = open_safetensors(file), _run(path)
+    excluded = token_ids(run, "exclude_tokens") if "exclude_tokens" in run else ()
+    fitted_on = recorded(run, _RECORDED)
     tensors.refuse_others("encoder.weight", "encoder.bias", "W_dec", "b_dec", *(["W_skip"] if skip else []))
     return assemble(
         file,
@@ -45,18 +51,26 @@ def read(path: Path) -> Checkpoint:
         k=cfg.size("k", 32),
         pre_bias=not transcode,
         transcoder=transcode,
-        model=model,
+        model=run.maybe_text("model"),
         hook=f"input:{hook}" if hook and transcode else hook,  # a transcoder gives the module's output from its input
         hook_out=hook if transcode else None,
+        left_out=LeftOut(token_ids=excluded) if excluded else None,
+        provenance={"fitted_on": fitted_on} if fitted_on else {},
+        warnings=tuple(of_a_snapshot(run)),
     )
 
 
-def _source(path: Path) -> tuple[str | None, str | None]:
-    """Model and hook. The run's config.json tells them; it is beside the folders of the hooks."""
+def _run(path: Path) -> tuple[Config, str | None]:
+    """The settings of the run and the hook. The run's config.json tells them; it is beside the folders of the hooks.
+
+    Of a run with several seeds, the folder of the hook holds one for each seed.
+    """
     folder = home(path).absolute()
+    if re.fullmatch(r"seed\d+", folder.name):
+        folder = folder.parent
     try:
-        run = read_config(folder.parent / "config.json")
-        model, hooks = run.maybe_text("model"), run.fields.get("hookpoints")
-    except (ValueError, OSError):  # serving needs neither
-        return None, None
-    return model, folder.name if isinstance(hooks, list) and folder.name in hooks else None
+        run = read_config(folder.parent / CFG_OF_RUN)
+    except (ValueError, OSError):  # serving does not need it
+        return Config(folder.parent / CFG_OF_RUN, {}), None
+    hooks = run.fields.get("hookpoints")
+    return run, folder.name if isinstance(hooks, list) and folder.name in hooks else None

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import run
 from foreign import activations, assert_near, assert_same, pre_activations
 from foreign_saes.dictionary_learning import CASES, D_IN, D_SAE, K, make, save
 
@@ -69,6 +70,10 @@ def test_an_unset_threshold_gives_a_bundle_without_threshold(tmp_path: Path) -> 
     x = activations(300, D_IN)
     with torch.no_grad():
         assert_near(pre_activations(made, x), module.encode(x).numpy())
+    np.save(tmp_path / "x.npy", activations(2000, D_IN).numpy())
+    assert "never set" in run("inspect", tmp_path / "out").stdout
+    run("calibrate", tmp_path / "out", "--activations", tmp_path / "x.npy")
+    assert "warned" not in run("inspect", tmp_path / "out").stdout
 
 
 @pytest.mark.parametrize("kind", ["AutoEncoderTopK", "BatchTopKSAE", "MatryoshkaBatchTopKSAE"])

@@ -110,6 +110,14 @@ def test_names_of_models_tell_layer_norm_from_rms_norm() -> None:
     hook = "blocks.3.hook_resid_post"
     for name in ("gpt2-small", "EleutherAI/pythia-70m", "facebook/opt-125m", "tiny-stories-33M", "phi-2", "gelu-1l"):
         assert may_be_centred(hook, name)
-    for name in ("google/gemma-2-2b", "mistral-7b", "Qwen/Qwen3-8B", "meta-llama/Llama-3.1-8B", "phi-3", "OLMo-2-1B"):
+    for name in (
+        "google/gemma-2-2b",
+        "mistral-7b",
+        "Qwen/Qwen3-8B",
+        "meta-llama/Llama-3.1-8B",
+        "phi-3",
+        "OLMo-2-1B",
+        "Olmo-3.1-32B",
+    ):
         assert not may_be_centred(hook, name)
     assert is_centred("blocks.3.hook_mlp_out", "bloom-560m", Config(Path("c"), {"center_writing_weights": True}))

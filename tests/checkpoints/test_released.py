@@ -83,6 +83,31 @@ def test_other_transcoders_of_circuit_tracer_are_as_its_source_has_them(tmp_path
     assert_near(ours.decode(ours.encode(x), x), f @ made["W_dec"] + made["b_dec"] + (x @ w_skip.T if skip else 0))
 
 
+def _with_yaml(tmp_path: Path, text: str) -> Path:
+    path = RELEASES["circuit-tracer"].save(tmp_path)
+    (path.parent / "config.yaml").write_text(text)
+    return path
+
+
+def test_comments_and_quotes_of_circuit_tracers_configuration_are_no_part_of_a_hook(tmp_path: Path) -> None:
+    text = "model_name: 'google/gemma-2-2b'  # the base\nfeature_input_hook: ln2.hook_normalized # before the MLP\n"
+    made = convert(_with_yaml(tmp_path, text), tmp_path / "out")
+    assert made.model == "google/gemma-2-2b" and (made.hook or "").endswith(".ln2.hook_normalized")
+
+
+def test_a_hook_of_circuit_tracer_that_is_no_plain_name_is_refused(tmp_path: Path) -> None:
+    path = _with_yaml(tmp_path, "feature_input_hook:\n  - ln2.hook_normalized\n")
+    assert "feature_input_hook is no plain name" in refused("convert", path, "-o", tmp_path / "out")
+
+
+def test_a_file_of_hook_z_warns_of_what_processing_changes_at_its_hook(tmp_path: Path) -> None:
+    path = RELEASES["hook_z"].save(tmp_path)
+    assert "value biases were folded" in convert(path, tmp_path / "out").warnings[0]
+    file = path.with_name(f"{path.stem}_cfg.json")
+    file.write_text(file.read_text().replace("attn.hook_z", "hook_resid_pre"))
+    assert "lacks its mean over d_in" in convert(path, tmp_path / "resid").warnings[0]
+
+
 @pytest.mark.parametrize(
     ("names", "reason"),
     [

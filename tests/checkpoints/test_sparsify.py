@@ -6,6 +6,7 @@ import pytest
 from foreign import assert_same
 from foreign_saes.sparsify import CASES, encode, make
 
+from sae_runtime.bundle.manifest import LeftOut
 from sae_runtime.checkpoints import sparsify
 from sae_runtime.checkpoints.convert import convert
 
@@ -30,6 +31,32 @@ def test_a_bundle_computes_what_sparsify_does(tmp_path: Path, name: str) -> None
     transcodes = "transcoder" in name
     assert (made.source_format, made.model) == (architecture, "tiny")
     assert (made.hook, made.hook_out) == (("input:layers.1", "layers.1") if transcodes else ("layers.1", None))
+
+
+@pytest.mark.parametrize("seeds", [[0], [0, 7]])
+def test_what_the_run_tells_of_its_activations_is_kept(tmp_path: Path, seeds: list[int]) -> None:
+    from sparsify import TrainConfig
+
+    coder = make(k=5)
+    folder = tmp_path / "run" / "layers.1"
+    if len(seeds) > 1:
+        folder /= "seed7"
+    coder.save_to_disk(folder)
+    settings = TrainConfig(sae=coder.cfg, hookpoints=["layers.1"], exclude_tokens=[50, 0, 50], init_seeds=seeds)
+    asked = {"model": "tiny", "ctx_len": 64, "revision": "step4000"}
+    (tmp_path / "run" / "config.json").write_text(json.dumps({**settings.to_dict(), **asked}))
+    made = convert(folder, tmp_path / "out")
+    assert (made.model, made.hook, made.left_out) == ("tiny", "layers.1", LeftOut(token_ids=(0, 50)))
+    told = {"revision": "step4000", "ctx_len": 64, "exclude_tokens": [50, 0, 50]}
+    assert made.provenance["fitted_on"] == told
+    assert made.warnings == ("It was fitted on a snapshot of the model (revision 'step4000'); harvest that one.",)
+
+
+def test_tokens_that_are_no_ids_are_refused(tmp_path: Path) -> None:
+    make(k=5).save_to_disk(tmp_path / "run" / "layers.1")
+    (tmp_path / "run" / "config.json").write_text(json.dumps({"exclude_tokens": ["the"]}))
+    with pytest.raises(ValueError, match="exclude_tokens is .*, expected ids of tokens"):
+        convert(tmp_path / "run" / "layers.1", tmp_path / "out")
 
 
 @pytest.mark.parametrize(
