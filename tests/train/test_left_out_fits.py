@@ -369,6 +369,7 @@ def test_a_stream_leaves_out_the_rows_that_stored_activations_do(
     train, _ = source.take(np.arange(source.units), lambda _: None)
     counts = {name: len(part) - source.left_out_of(name) for name, part in zip(("a", "b"), parts, strict=True)}
     assert len(train) + sum(map(len, parts)) + source.provenance["rows"]["gaps"] <= len(acts)
+    assert source.provenance["rows"]["train"] == len(train), "left-out rows are not trained on"
     bound = 10 * np.median(np.linalg.norm(acts.slice(0, len(acts)), axis=1))
     assert np.linalg.norm(train, axis=1).max() < bound and len(counts) == 2
     for name, part in zip(("calibration", "validation"), parts, strict=True):

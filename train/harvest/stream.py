@@ -118,6 +118,8 @@ class StreamedRows(Source):
         within = self._within(x)
         self._leave_out("sample", within)
         self.share_left_out = float((~within).mean())
+        # Exact where the sample has all units. Nobody counts the others, since a run may end before it reads them.
+        self._record("train", round(self._unit_rows.sum() * (1 - self.share_left_out)))
         return x if within.all() else x[within]
 
     def held_out(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -140,7 +142,7 @@ class StreamedRows(Source):
                 f"{self.path}: the {name} part has {len(x)} rows, of which {len(x) - kept} are left out for their "
                 "norm; give more text, or another --max-norm"
             )
-        self.provenance = {**self.provenance, "rows": {**self.provenance["rows"], name: kept}}
+        self._record(name, kept)
         return x if within.all() else np.concatenate([x[within], x[~within]])
 
     def _within(self, x: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -158,6 +160,10 @@ class StreamedRows(Source):
         """Count the rows that a part leaves out."""
         rows = {**self.left_out.rows, part: int(np.count_nonzero(~within))}
         self.left_out = replace(self.left_out, rows=rows)
+
+    def _record(self, part: str, rows: int) -> None:
+        """Note for the manifest how many rows of a part are not left out."""
+        self.provenance = {**self.provenance, "rows": {**self.provenance["rows"], part: rows}}
 
     def _split(self, holdout: float, seed: int) -> NDArray[np.int8]:
         """The part of each window, as `divide` numbers them."""
