@@ -20,11 +20,11 @@ Place = Literal["output", "input", "resid_pre", "resid_mid", "resid_post", "lens
 
 _FORMS = "[input:]MODULE[@CALL], BLOCK.resid_pre, .resid_mid or .resid_post, blocks.N.hook_resid_post or tensor:NAME"
 _LENS = re.compile(
-    r"(?:blocks\.(?P<number>\d+)\.)?"
+    r"(?:blocks\.(?P<number>\d{1,9})\.)?"
     r"(?P<rest>(?:(?:attn|q_norm|k_norm|mlp|ln1|ln2|ln1_post|ln2_post|ln_final|embed|pos_embed|unembed)\.)*hook_\w+)"
 )
 _RESIDUAL = re.compile(r"(?P<block>.+)\.(?P<place>resid_(?:pre|mid|post))")
-_MODULE = re.compile(r"(?P<side>input:)?(?P<module>[^@:]+)(?:@(?P<call>\d+))?")
+_MODULE = re.compile(r"(?P<side>input:)?(?P<module>[^@:]+)(?:@(?P<call>\d{1,9}))?")
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,9 @@ def as_module(hook: Hook, modules: Sequence[str], model_type: str | None) -> Hoo
     number, name = _parts(hook.name)
     block = numbered_block(modules, 0 if number is None else number)
     places = _places(modules, block, model_type)
-    if name in places and ("{}" in places[name]) == (number is not None):
+    if name in places and ("{}" in places[name]) != (number is not None):
+        raise ValueError(f"there is no {hook}; write {f'blocks.0.{name}' if number is None else name}")
+    if name in places:
         found = parse_hook(places[name].format(block))
         of_module = [module for module in modules if f".{module}".endswith(f".{found.name}")]
         if len(of_module) == 1 or found.name in modules:

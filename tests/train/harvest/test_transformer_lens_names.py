@@ -248,9 +248,13 @@ def test_a_name_that_a_bert_lacks_is_refused(name: str) -> None:
         find_hook(bert()[0], f"blocks.0.{name}")
 
 
-@pytest.mark.parametrize("name", ["hook_resid_pre", "attn.hook_z", "mlp.hook_post", "blocks.1.hook_full_embed"])
-def test_a_name_in_a_block_needs_the_number_of_one_and_a_name_of_the_model_has_none(name: str) -> None:
-    with pytest.raises(ValueError, match=f"^{name} has no equal place in this model"):
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [("hook_resid_pre", "blocks.0.hook_resid_pre"), ("mlp.hook_post", "blocks.0.mlp.hook_post")]
+    + [("blocks.1.hook_full_embed", "hook_full_embed")],
+)
+def test_a_name_in_a_block_needs_the_number_of_one_and_a_name_of_the_model_has_none(name: str, right: str) -> None:
+    with pytest.raises(ValueError, match=f"^there is no {name}; write {right}$"):
         find_hook(bert()[0], name)
 
 
