@@ -164,7 +164,8 @@ def _is_id(value: object) -> bool:
 def _left_out(facts: Config) -> tuple[LeftOut | None, list[str]]:
     """Rows that training left out, and warnings about those that `LeftOut` cannot name."""
     warnings: list[str] = []
-    first, ids = 0, ()
+    first = 0
+    ids: tuple[int, ...] = ()
     if "seqpos_slice" in facts:
         bounds = facts.fields["seqpos_slice"]
         if not isinstance(bounds, list) or not 1 <= len(bounds) <= 3 or not all(map(_bound, bounds)):
