@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from sae_runtime.bundle.manifest import LeftOut
 from sae_runtime.checkpoints import folding
 from sae_runtime.checkpoints.checkpoint import Checkpoint, assemble
 from sae_runtime.checkpoints.fitted_on import plain
@@ -41,7 +42,7 @@ _TRAINERS = {
     "BatchTopKSAE": ("BatchTopKTrainer", "TrainerBatchTopK"),
     "MatryoshkaBatchTopKSAE": ("MatryoshkaBatchTopKTrainer", "TrainerMatryoshkaBatchTopK"),
 }
-_RECORDED = ("io", "ctx_len", "remove_bos", "add_special_tokens", "max_activation_norm_multiple")
+_RECORDED = ("io", "ctx_len", "remove_bos", "add_special_tokens")
 _BATCH = ("BatchTopKSAE", "MatryoshkaBatchTopKSAE")
 _DECODER_BIAS = {"AutoEncoder": "bias", "AutoEncoderNew": "decoder.bias", "GatedAutoEncoder": "decoder_bias"}
 
@@ -124,9 +125,20 @@ def read(path: Path) -> Checkpoint:
         model=trainer.maybe_text("lm_name"),
         hook=f"input:{hook}" if hook is not None and side != "out" else hook,
         hook_out=hook if transcoder else None,
+        left_out=_left_out(buffer),
         provenance=provenance,
         warnings=tuple(warnings),
     )
+
+
+def _left_out(buffer: Config) -> LeftOut | None:
+    """The library's buffer may drop rows by our own rule, a multiple of the median norm."""
+    name = "max_activation_norm_multiple"
+    if name not in buffer:
+        return None
+    if (multiple := buffer.number(name)) < 1:
+        raise ValueError(f"{buffer.file}: {name} is {multiple:g}, expected at least 1; get a sound copy")
+    return LeftOut(norm_multiple=multiple)
 
 
 def _hook(trainer: Config) -> str | None:

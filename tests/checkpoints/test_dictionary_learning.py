@@ -123,6 +123,19 @@ def test_the_side_of_the_module_is_kept(tmp_path: Path, kind: str, io: str, hook
     assert made.provenance["fitted_on"] == {"ctx_len": 128, "io": io}
 
 
+def test_the_multiple_of_the_median_norm_that_training_left_out_is_the_bundles_rule(tmp_path: Path) -> None:
+    path = save(make("AutoEncoderTopK"), tmp_path / "run", "AutoEncoderTopK")
+    config = json.loads((path / "config.json").read_text())
+    config["buffer"]["max_activation_norm_multiple"] = 8
+    (path / "config.json").write_text(json.dumps(config))
+    left_out = convert(path, tmp_path / "out").left_out
+    assert left_out is not None and left_out.norm_multiple == 8.0
+    config["buffer"]["max_activation_norm_multiple"] = -3
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="is -3, expected at least 1"):
+        convert(path, tmp_path / "other")
+
+
 def test_the_librarys_own_name_of_a_layer_is_a_hook(tmp_path: Path) -> None:
     path = save(
         make("JumpReluAutoEncoder"), tmp_path / "run", "JumpReluAutoEncoder", submodule_name="resid_post_layer_8"
