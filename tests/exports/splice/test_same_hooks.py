@@ -90,8 +90,8 @@ def test_only_a_block_whose_mlp_reads_the_sum_behind_attention_has_a_stream_betw
     settings = GPTNeoXConfig(**sizes, intermediate_size=32, use_parallel_residual=parallel)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model: Any = GPTNeoXModel(settings).eval()
-    graph = ir.load(export_model(model, tmp_path / "host.onnx", cache=False)).graph
+        model: Any = GPTNeoXModel(settings)
+    graph = ir.load(export_model(model.eval(), tmp_path / "host.onnx", cache=False)).graph
     for hook in map(parse_hook, ("blocks.1.hook_resid_mid", "layers.1.resid_mid")):
         if not parallel:
             assert find_hook(graph, hook, D_IN).name != find_hook(graph, parse_hook("layers.1"), D_IN).name

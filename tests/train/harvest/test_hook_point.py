@@ -178,7 +178,7 @@ def test_activations_that_an_output_holds_twice_are_replaced_twice(hook: str) ->
     sizes: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model: Any = DebertaV2Model(DebertaV2Config(vocab_size=32, intermediate_size=32, **sizes)).eval()
+        model: Any = DebertaV2Model(DebertaV2Config(vocab_size=32, intermediate_size=32, **sizes))
     y = torch.ones(*IDS.shape, 16)
-    with torch.no_grad(), replaced(find_hook(model, hook), y):
+    with torch.no_grad(), replaced(find_hook(model.eval(), hook), y):
         assert torch.equal(model(**GIVEN).last_hidden_state, y)  # the last of the encoder's hidden_states
