@@ -66,7 +66,7 @@ def kept_rows(activations: Activations, max_norm: float | None, *, progress: boo
         progress: show the progress on stderr.
 
     Raises:
-        ValueError: a row holds NaN or Inf.
+        ValueError: there are no rows, or a row holds NaN or Inf.
 
     >>> from sae_runtime.activations.stored import Shard
     >>> x = np.ones((6, 2), np.float32)
@@ -75,6 +75,8 @@ def kept_rows(activations: Activations, max_norm: float | None, *, progress: boo
     array([ True,  True,  True,  True, False,  True])
     """
     n = len(activations)
+    if n == 0:
+        raise ValueError(f"{activations.path} holds no rows; give more activations")
     if max_norm is None:
         return np.ones(n, np.bool_)
     found, step = np.empty(n), max(_ELEMENTS // activations.d_in, 1)

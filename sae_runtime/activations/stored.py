@@ -180,15 +180,8 @@ def open_activations(path: str | Path) -> Activations:
     dtype('float32')
     """
     path = Path(path)
-    if path.is_dir() and (path / INDEX).is_file():
-        return _open_folder(path)
-    found = _open_arrays(path) if path.is_dir() else _open_array(path)
-    if not len(found):
-        raise ValueError(f"{path} holds no rows; give more activations")
-    return found
-
-
-def _open_array(path: Path) -> Activations:
+    if path.is_dir():
+        return _open_folder(path) if (path / INDEX).is_file() else _open_arrays(path)
     expected = f"expected a folder of harvest, or one of {', '.join(SUFFIXES)}, or a folder of these"
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; {expected}")

@@ -175,15 +175,6 @@ def test_damaged_files_are_refused(tmp_path: Path, name: str) -> None:
             open_activations(tmp_path / name)
 
 
-def test_no_rows_are_refused_but_a_file_of_a_folder_may_have_none(tmp_path: Path) -> None:
-    np.save(tmp_path / "a.npy", X[:0])
-    for path in (tmp_path / "a.npy", tmp_path):
-        with pytest.raises(ValueError, match="holds no rows; give more activations"):
-            open_activations(path)
-    np.save(tmp_path / "b.npy", X)
-    assert len(open_activations(tmp_path)) == 12
-
-
 def test_a_second_array_in_an_npy_file_is_not_dropped(tmp_path: Path) -> None:
     with (tmp_path / "x.npy").open("wb") as file:
         np.save(file, X)

@@ -125,3 +125,9 @@ def test_many_left_out_rows_are_warned_of() -> None:
     warn_of_many(0.05, 10.0, Path("acts"))
     with pytest.warns(left_out.ManyRowsLeftOut, match=r"acts: 5\.1% of the rows .* --max-norm none"):
         warn_of_many(0.051, 10.0, Path("acts"))
+
+
+@pytest.mark.parametrize("max_norm", [10.0, None])
+def test_no_rows_are_refused(max_norm: float | None) -> None:
+    with pytest.raises(ValueError, match="holds no rows; give more activations"):
+        kept_rows(Activations(Path("array"), [Shard(np.empty((0, 4), np.float32))]), max_norm)

@@ -40,6 +40,17 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     return made
 
 
+def printed(manifest: Manifest) -> dict[str, Any]:
+    """What --json gives of a bundle."""
+    assert manifest.left_out is not None
+    return {
+        "rows": dict(manifest.provenance["rows"]),
+        "measured": dict(manifest.measured),
+        "left_out": dict(manifest.left_out.rows),
+        "measured_with_left_out": {},
+    }
+
+
 def test_fits_and_says_what(acts: Path, tmp_path: Path) -> None:
     out = tmp_path / "sae"
     arguments = ("train", "--activations", acts, *NEEDED, "--allocation", "token", "--k", "4", "--seed", "3", "-o", out)
@@ -56,7 +67,7 @@ def test_fits_and_says_what(acts: Path, tmp_path: Path) -> None:
     ]
     assert lines[-1] == f"next sae-runtime export {out}"
     result = run(*arguments, "--json", "--force", "--quiet")
-    assert json.loads(result.stdout) == {"bundle": str(out), "measured": dict(manifest.measured)}
+    assert json.loads(result.stdout) == {"bundle": str(out), **printed(manifest)}
 
 
 def test_settings_come_from_flag_environment_and_file(calls: list[Call], acts: Path, tmp_path: Path) -> None:
@@ -165,7 +176,7 @@ def test_fits_several_into_one_folder(acts: Path, tmp_path: Path) -> None:
     found = {path.name: bundle.read(path).manifest for path in out.iterdir()}
     assert {name: one.batch_allocation.k for name, one in found.items()} == {"mutual-k2": 2.0, "mutual-k4": 4.0}
     assert json.loads(result.stdout)["bundles"] == [
-        {"bundle": str(out / name), "measured": dict(found[name].measured)} for name in ("mutual-k2", "mutual-k4")
+        {"bundle": str(out / name), **printed(found[name])} for name in ("mutual-k2", "mutual-k4")
     ]
     assert run(*arguments, "--force").exit_code == 0
     (out / "thesis.txt").write_text("mine")
