@@ -114,9 +114,6 @@ def test_resid_mid_is_the_stream_after_attention(folder: Path, kind: str) -> Non
     assert relative_error(read_at(folder, kind, "resid_mid"), stream_before(kind, block) + attention) < 1e-5
 
 
-@pytest.mark.xfail(
-    strict=True, reason="The sum of attention and MLP, or of one with the stream, is taken for a stream."
-)
 @pytest.mark.parametrize("kind", PARALLEL)
 def test_resid_mid_of_a_parallel_block_is_refused(folder: Path, kind: str) -> None:
     with pytest.raises(ValueError, match="resid_mid"):
