@@ -7,6 +7,8 @@ the medium ones, `make test-full` all.
 MEDIUM = (
     "test_from_sae_lens",
     "test_albert",
+    "test_few_architectures",
+    "test_gaps",
     "test_calibrate_split",
     "test_fused_norm",
     "test_gates",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sae_runtime.core.edits import Edit, as_inputs
 from sae_runtime.core.features import Features
-from sae_runtime.train.harvest.host_model import activations_in, find_module, with_activations
+from sae_runtime.train.harvest.hook_point import HookPoint, activations_in, find_hook, with_activations
 from sae_runtime.train.measure.torch_sae import TorchSAE, open_sae
 
 Gate = Literal["all", "prompt", "generated"] | Collection[int]
@@ -27,17 +27,16 @@ def attach(
     gate: Gate = "all",
     replace: bool = False,
 ) -> Iterator[list[Features]]:
-    """Read the features of a module's output, and edit them, while the block lasts.
+    """Read the features of the activations at a hook, and edit them, while the block lasts.
 
-    Each call of the module appends its features [b, t], as they are before the edits, by the served rule. Padding
-    counts as a token. The edits are those of `SAE.steer`, which keep the error x - x_hat. A graph that `splice` makes
+    Each forward pass appends its features [b, t], as they are before the edits, by the served rule. Padding counts as a
+    token. The edits are those of `SAE.steer`, which keep the error x - x_hat. A graph that `splice` makes
     with the same SAE and hook has the same features and outputs. The features of a transcoder can be read but not
     edited.
 
     Args:
         model: a transformers model; it may generate, with a cache of keys and values or without.
-        hook: a module of it, as `harvest` names it. Its output is a tensor [b, t, d_in], or a tuple or ModelOutput that
-            begins with one.
+        hook: as `harvest` names it: [input:]MODULE[@CALL]. The activations there are [b, t, d_in].
         sae: a bundle, exported or not, or the result of `open_sae`; it is moved to the model's device.
         edits: one list for all requests, or a list for each of the b. If a request is searched by several beams, all of
             them get its list.
@@ -46,13 +45,14 @@ def attach(
         replace: replace the activation by its reconstruction with the edits.
 
     Returns:
-        The list of features, which grows with each call.
+        The list of features, which grows with each forward pass.
 
     Raises:
         BundleError: the bundle is damaged.
-        ValueError: the model has no such module, the module's output has no activations of the SAE's d_in, a feature is
-            out of range or edited twice, the number of lists does not fit the requests, the gate is unknown, or a
-            transcoder is to edit or replace the activations that it reads.
+        ValueError: the model has no such hook, the hook has no activations of the SAE's d_in, a pass calls the module
+            several times and the hook does not name one call, a feature is out of range or edited twice, the number of
+            lists does not fit the requests, the gate is unknown, or a transcoder is to edit or replace the activations
+            that it reads.
 
     >>> model = AutoModelForCausalLM.from_pretrained("gpt2")  # doctest: +SKIP
     >>> with attach(model, "h.6", "my-sae", [Edit.add(12, 5.0)]) as features:  # doctest: +SKIP
@@ -61,15 +61,16 @@ def attach(
     opened = open_sae(sae) if isinstance(sae, str | Path) else sae
     if isinstance(gate, str) and gate not in ("all", "prompt", "generated"):
         raise ValueError(f"the gate must be 'all', 'prompt', 'generated' or a set of positions, got {gate!r}")
-    module = find_module(model.base_model, hook)
+    point = find_hook(model, hook)
     requests: Any = edits if edits and not isinstance(edits[0], Edit) else [edits]
     numbers = {name: torch.from_numpy(a) for name, a in as_inputs(requests, opened.manifest.architecture.d_sae).items()}
-    work = _Work(opened, hook, numbers, gate, replace)
+    work = _Work(opened, point, numbers, gate, replace)
     opened.to(model.device)
     # The caller may call the model with its head or its base; both pass the same masks.
     callers = dict.fromkeys((model, model.base_model))
-    handles = [caller.register_forward_pre_hook(work.place.look, with_kwargs=True) for caller in callers]
-    handles.append(module.register_forward_hook(work))
+    handles = [caller.register_forward_pre_hook(work.begin, with_kwargs=True) for caller in callers]
+    handles += [caller.register_forward_hook(work.end) for caller in callers]
+    handles.append(point.watch(work))
     try:
         yield work.read
     finally:
@@ -78,27 +79,40 @@ def attach(
 
 
 class _Work:
-    """The hook: at each call of the module it adds the features to `read`, and may change the output."""
+    """What is done at the hook: in each forward pass the features go to `read`, and the activations may be changed."""
 
-    def __init__(self, sae: TorchSAE, hook: str, numbers: dict[str, Tensor], gate: Gate, replace: bool) -> None:
-        self.sae, self.hook, self.numbers, self.gate, self.replace = sae, hook, numbers, gate, replace
+    def __init__(self, sae: TorchSAE, point: HookPoint, numbers: dict[str, Tensor], gate: Gate, replace: bool) -> None:
+        self.sae, self.point, self.numbers, self.gate, self.replace = sae, point, numbers, gate, replace
         self.edited = numbers["features"].numel() > 0
         if self.edited or replace:
             sae.refuse_transcoder()
         self.read: list[Features] = []
         self.place = _Place()
+        self.calls, self.running = 0, False  # calls of the module in this pass; whether a pass of the model runs
+
+    def begin(self, _model: Any, _args: Any, settings: dict[str, Any]) -> None:
+        self.calls, self.running = 0, True
+        self.place.look(settings)
+
+    def end(self, _model: Any, _args: Any, _output: Any) -> None:
+        if self.calls:
+            self.point.check_calls(self.calls)
+        self.calls, self.running = 0, False
 
     @torch.no_grad()
-    def __call__(self, _module: Any, _args: Any, output: Any) -> Any:
-        whole = activations_in(output, self.hook, ("batch", "time", self.sae.manifest.architecture.d_in))
+    def __call__(self, given: Any) -> Any:
+        call, self.calls = self.calls, self.calls + 1
+        if call != (self.point.call or 0) and (self.running or self.point.call):
+            return None  # an encoder that is called by itself has no begin and no end: each of its calls is a pass
+        whole = activations_in(given, self.point.hook, ("batch", "time", self.sae.manifest.architecture.d_in))
         x = whole.float().reshape(-1, whole.shape[2])
         f = self.sae.features(x)
         self.read.append(_sparse(f, whole.shape[:2]))
         if not self.edited and not self.replace:
-            return output
+            return None
         y = self.sae.decode(f, x) if self.replace else x
         change = _change(self.sae, f, x, whole.shape, self.numbers) * self.place.gates(self.gate, whole)
-        return with_activations(output, (y.view(whole.shape) + change).to(whole.dtype))
+        return with_activations(given, (y.view(whole.shape) + change).to(whole.dtype))
 
 
 class _Place:
@@ -108,7 +122,7 @@ class _Place:
         self._seen = 0
         self._mask: Tensor | None = None
 
-    def look(self, _model: Any, _args: Any, settings: dict[str, Any]) -> None:
+    def look(self, settings: dict[str, Any]) -> None:
         past = settings.get("past_key_values")
         self._seen = 0 if past is None else int(past.get_seq_length())
         mask = settings.get("attention_mask")

@@ -29,7 +29,7 @@ def find_hook(graph: ir.Graph, hook: Hook, d_in: int) -> ir.Value:
     """
     if hook.place == "tensor":
         return _tensor(graph, str(hook.name), d_in)
-    if hook.place == "input" or hook.call:
+    if hook.place == "input" or hook.call is not None:
         raise ValueError(
             f"a graph is hooked at the output of a module, got {hook}; hook the module whose output that "
             "is, BLOCK.resid_pre, BLOCK.resid_mid or tensor:NAME"

@@ -153,9 +153,14 @@ def batches(group: Sequence[Window], tokens: int) -> Iterator[list[int]]:
         begin += size
 
 
-def padded(batch: Sequence[Window], pad: int) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]:
-    """The ids, padded on the right with `pad`, a mask of real tokens, and a mask of kept tokens: [batch, time] each."""
-    shape = len(batch), max(len(window.ids) for window in batch)
+def padded(
+    batch: Sequence[Window], pad: int, multiple: int = 1
+) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]:
+    """The ids, padded on the right with `pad`, a mask of real tokens, and a mask of kept tokens: [batch, time] each.
+
+    The time is the least multiple of `multiple` that holds the longest window.
+    """
+    shape = len(batch), -(-max(len(window.ids) for window in batch) // multiple) * multiple
     ids, real, kept = np.full(shape, pad, np.int64), np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
     for row, window in enumerate(batch):
         ids[row, : len(window.ids)] = window.ids

@@ -31,7 +31,7 @@ class Hook:
     Attributes:
         name: of the module, the block or the tensor. A number counts blocks as TransformerLens does.
         place: which value of the module or block; "tensor" for a tensor of an ONNX graph.
-        call: which call of a module that a forward pass calls several times, from 0.
+        call: which call of a module that a forward pass calls several times, from 0; None for one that it calls once.
 
     >>> str(Hook("encoder.layer.3", "input", call=1))
     'input:encoder.layer.3@1'
@@ -41,7 +41,7 @@ class Hook:
 
     name: str | int
     place: Place = "output"
-    call: int = 0
+    call: int | None = None
 
     def __str__(self) -> str:
         """The text that `parse_hook` reads back."""
@@ -50,7 +50,7 @@ class Hook:
         if isinstance(self.name, int):
             return f"blocks.{self.name}.hook_{self.place}"
         if self.place in ("output", "input"):
-            return "input:" * (self.place == "input") + self.name + f"@{self.call}" * (self.call > 0)
+            return "input:" * (self.place == "input") + self.name + ("" if self.call is None else f"@{self.call}")
         return f"{self.name}.{self.place}"
 
 
@@ -61,9 +61,9 @@ def parse_hook(text: str) -> Hook:
         ValueError: the text has none of the forms.
 
     >>> parse_hook("encoder.layer.3")
-    Hook(name='encoder.layer.3', place='output', call=0)
+    Hook(name='encoder.layer.3', place='output', call=None)
     >>> parse_hook("blocks.6.hook_resid_post")
-    Hook(name=6, place='resid_post', call=0)
+    Hook(name=6, place='resid_post', call=None)
     """
     if text.startswith("tensor:") and text != "tensor:":
         return Hook(text.removeprefix("tensor:"), "tensor")
@@ -78,4 +78,5 @@ def parse_hook(text: str) -> Hook:
         return Hook(int(lens["number"]), cast(Place, lens["place"]))
     if residual:
         return Hook(residual["block"], cast(Place, residual["place"]))
-    return Hook(name, "input" if module["side"] else "output", int(module["call"] or 0))
+    call = None if module["call"] is None else int(module["call"])
+    return Hook(name, "input" if module["side"] else "output", call)

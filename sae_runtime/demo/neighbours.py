@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from sae_runtime import SAE, Edit
-from sae_runtime.train.harvest.host_model import find_module
+from sae_runtime.train.harvest.hook_point import activations_in, find_hook, with_activations
 
 _BATCH = 32  # texts
 
@@ -34,14 +34,13 @@ def embed(
         edits: the edits; without any, neither hook nor SAE is needed.
     """
 
-    def steered(_module: torch.nn.Module, _args: Any, output: Any) -> Any:
+    def steered(given: Any) -> Any:
         assert sae is not None
-        x, *others = output if isinstance(output, tuple) else (output,)
-        y = torch.from_numpy(sae.steer(x.numpy(), edits))
-        return (y, *others) if isinstance(output, tuple) else y
+        x = activations_in(given, hook, ("batch", "time", "d_in"))
+        return with_activations(given, torch.from_numpy(sae.steer(x.numpy(), edits)))
 
     out = []
-    with find_module(model, hook).register_forward_hook(steered) if edits else contextlib.nullcontext():
+    with find_hook(model, hook).watch(steered) if edits else contextlib.nullcontext():
         for begin in range(0, len(texts), _BATCH):
             part = list(texts[begin : begin + _BATCH])
             batch = tokenizer(part, padding=True, truncation=True, max_length=128, return_tensors="pt")

@@ -28,7 +28,7 @@ def test_a_hook_is_read_from_its_text_and_written_as_the_same_text(text: str, ho
 
 @pytest.mark.parametrize(
     ("text", "canonical"),
-    [("h.3@0", "h.3"), ("h.3@007", "h.3@7"), ("blocks.03.hook_resid_mid", "blocks.3.hook_resid_mid")],
+    [("h.3@00", "h.3@0"), ("h.3@007", "h.3@7"), ("blocks.03.hook_resid_mid", "blocks.3.hook_resid_mid")],
 )
 def test_a_hook_has_one_canonical_text(text: str, canonical: str) -> None:
     assert str(parse_hook(text)) == canonical

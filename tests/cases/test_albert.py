@@ -15,7 +15,7 @@ from transformers import AlbertConfig, AlbertModel
 from sae_runtime import Edit
 from sae_runtime.exports.export_model import export_model
 from sae_runtime.train import attach
-from sae_runtime.train.harvest.host_model import find_module, hidden_states
+from sae_runtime.train.harvest.hook_point import find_hook, hidden_states
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -66,9 +66,9 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 def call_that_harvest_reads(case: Case) -> int:
     """The number of the call whose output the rows of `harvest` are."""
-    mask = torch.ones_like(case.ids)
-    x = hidden_states(HOOK, case.model, find_module(case.model, HOOK), case.ids, mask).numpy()
-    return [relative_error(x, call) < 1e-6 for call in case.calls].index(True)
+    given = {"input_ids": case.ids, "attention_mask": torch.ones_like(case.ids)}
+    [x] = hidden_states([find_hook(case.model, HOOK)], case.model, given, case.ids.shape)
+    return [relative_error(x.numpy(), call) < 1e-6 for call in case.calls].index(True)
 
 
 def call_that_the_splice_reads(case: Case) -> int:

@@ -36,7 +36,6 @@ def test_a_whole_checkpoint_gives_the_same_rows_each_time(tmp_path: Path) -> Non
     assert np.array_equal(first, second)
 
 
-@pytest.mark.xfail(strict=True, reason="transformers only warns of missing weights, and harvest goes on.")
 @pytest.mark.parametrize("name", SPOILED)
 def test_a_checkpoint_that_lacks_weights_is_refused(name: str, tmp_path: Path) -> None:
     model = save_model(tmp_path / "model", SPOILED[name])

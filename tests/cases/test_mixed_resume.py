@@ -35,10 +35,32 @@ def test_a_whole_model_gives_equal_rows_before_and_after_a_kill(tmp_path: Path) 
     assert np.abs(x[:5] - x[-5:]).max() < 1e-5
 
 
-@pytest.mark.xfail(strict=True, reason="Weights are filled in anew at each start, and harvest goes on.")
 def test_a_model_that_lacks_weights_is_refused_or_gives_equal_rows(tmp_path: Path) -> None:
     try:
         x = resumed_rows(tmp_path, "_orig_mod.")
     except ValueError:
         return
     assert np.abs(x[:5] - x[-5:]).max() < 1e-5
+
+
+def test_a_model_of_the_hub_that_has_a_new_commit_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub.constants as hub
+
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
+    cached = tmp_path / "models--someone--tiny"
+    text = write_paragraphs(tmp_path / "text.txt", [SENTENCE] * 4)
+    (cached / "refs").mkdir(parents=True)
+    for commit in ("a" * 40, "b" * 40):
+        tiny_model.save_gpt2(cached / "snapshots" / commit)
+    (cached / "refs" / "main").write_text("a" * 40)
+    out = tmp_path / "activations"
+    harvested("someone/tiny", "h.0", text, out, context=32)
+    (out / INDEX).unlink()
+    harvested("someone/tiny", "h.0", text, out, context=32)
+    (out / INDEX).unlink()
+    (cached / "refs" / "main").write_text("b" * 40)
+    with pytest.raises(ValueError, match="was begun with model_commit 'aaaa"):
+        harvested("someone/tiny", "h.0", text, out, context=32)

@@ -12,7 +12,7 @@ from documents import blocks
 from native import native
 from numpy.typing import NDArray
 from tiny_host import HOOKS, host_graph, next_step, no_past, run, some_ids, torch_host
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AlbertConfig, AlbertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
 from sae_runtime import Edit, load
 from sae_runtime.bundle import folder as bundle
@@ -284,3 +284,63 @@ def test_attach_refuses_hooks_features_and_lists_that_do_not_fit(bundle_of: Bund
             model(ids)
     hooks = [module for module in model.modules() if module._forward_hooks or module._forward_pre_hooks]
     assert not hooks, "a failed block left hooks behind"
+
+
+@pytest.mark.parametrize("hook", ["input:h.1.mlp", "input:h.1", "h.1.attn@0"])
+def test_an_edit_at_either_side_of_a_module_changes_that_side(bundle_of: BundleOf, hook: str) -> None:
+    model, module, ids = torch_host("gpt2"), hook.removeprefix("input:").removesuffix("@0"), torch.arange(12).view(2, 6)
+    sides: dict[bool, list[NDArray[np.float32]]] = {False: [], True: []}
+
+    def see(_module: Any, args: Any, output: Any) -> None:
+        output = output[0] if isinstance(output, tuple) else output
+        sides[edited].append(np.asarray((args[0] if hook.startswith("input:") else output).detach()))
+
+    def run_model() -> NDArray[np.float32]:
+        with torch.no_grad():
+            return np.asarray(model(ids).logits)
+
+    for edited in (False, True):
+        edits = [Edit.add(7, 5.0)] if edited else []
+        with attach(model, hook, bundle_of("mutual"), edits) as features:
+            handle = model.transformer.get_submodule(module).register_forward_hook(see)  # it sees what attach left
+            logits = run_model()
+            handle.remove()
+        expected = load(bundle_of("mutual")).encode(sides[False][0]).to_dense()
+        np.testing.assert_allclose(features[0].to_dense(), expected, atol=1e-4)
+    decoder = make_weights(150, "mutual")["W_dec"][7]
+    np.testing.assert_allclose(sides[True][0] - sides[False][0], np.broadcast_to(5 * decoder, (2, 6, D_IN)), atol=1e-4)
+    assert np.abs(logits - run_model()).max() > 0.01
+
+
+def albert() -> Any:
+    sizes: dict[str, Any] = {"embedding_size": 8, "hidden_size": D_IN, "num_hidden_layers": 3}
+    model: Any = AlbertForMaskedLM(AlbertConfig(vocab_size=32, num_attention_heads=2, intermediate_size=32, **sizes))
+    return model.eval()
+
+
+def test_a_module_of_several_calls_is_edited_at_the_call_that_the_hook_names(bundle_of: BundleOf) -> None:
+    model, ids, layer = albert(), torch.arange(12).view(2, 6), "encoder.albert_layer_groups.0.albert_layers.0"
+    outputs: list[NDArray[np.float32]] = []
+    with torch.no_grad(), attach(model, f"{layer}@1", bundle_of("mutual"), [Edit.add(7, 5.0)]) as features:
+        watched = model.albert.get_submodule(layer)
+        handle = watched.register_forward_hook(lambda _m, args, _o: outputs.append(np.asarray(args[0])))
+        for _ in range(2):
+            model(ids)
+        handle.remove()
+    assert len(features) == 2 and len(outputs) == 6
+    second = np.asarray(model.albert.get_submodule(layer)(torch.from_numpy(outputs[1])).detach())
+    expected = second + 5 * make_weights(150, "mutual")["W_dec"][7]
+    np.testing.assert_allclose(outputs[2], expected, atol=1e-4)
+
+
+def test_a_module_of_several_calls_needs_the_number_of_one(bundle_of: BundleOf) -> None:
+    model, ids, layer = albert(), torch.arange(12).view(2, 6), "encoder.albert_layer_groups.0.albert_layers.0"
+    for called in (model, model.albert):
+        with attach(model, layer, bundle_of("mutual")):
+            with pytest.raises(
+                ValueError, match=f"calls {layer} 3 times; name one of its calls, {layer}@0 to {layer}@2"
+            ):
+                called(ids)
+        with attach(model, f"{layer}@3", bundle_of("mutual"), [Edit.add(7, 5.0)]):
+            with pytest.raises(ValueError, match=f"no {layer}@3, for a forward pass .* 3 times; write {layer}@2"):
+                called(ids)

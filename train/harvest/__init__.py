@@ -11,13 +11,13 @@ from sae_runtime.bundle.extras import require
 from sae_runtime.train.harvest.config import HarvestConfig
 
 if TYPE_CHECKING:
-    from sae_runtime.train.harvest.harvesting import harvest
+    from sae_runtime.train.harvest.harvesting import harvest, harvest_many
 
-__all__ = ["HarvestConfig", "harvest"]
+__all__ = ["HarvestConfig", "harvest", "harvest_many"]
 
 
 def __getattr__(name: str) -> Any:
-    if name != "harvest":
+    if name not in ("harvest", "harvest_many"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     require("train")
-    return importlib.import_module(f"{__name__}.harvesting").harvest
+    return getattr(importlib.import_module(f"{__name__}.harvesting"), name)

@@ -1,6 +1,8 @@
 """The settings of a harvest, and the facts that decide its rows. Nothing here imports torch."""
 
 import os
+import re
+from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,21 @@ class HarvestConfig:
     def called(self) -> str:
         """The model's name in the records. A folder gives its own name, without its path on this machine."""
         return self.name or (Path(os.path.abspath(self.model)).name if Path(self.model).is_dir() else self.model)
+
+
+def for_hooks(hooks: Sequence[str], **settings: Any) -> dict[str, HarvestConfig]:
+    """The settings of a harvest of each hook, by a name for its folder.
+
+    >>> list(for_hooks(["h.3", "input:h.3.mlp@0"], model="gpt2", text=(Path("notes.txt"),)))
+    ['h.3', 'input_h.3.mlp@0']
+
+    Raises:
+        ValueError: a setting is out of its range, or two hooks have one name.
+    """
+    configs = {re.sub(r"[^\w.@-]", "_", hook): HarvestConfig(hook=hook, **settings) for hook in hooks}
+    if len(configs) < len(hooks):
+        raise ValueError(f"of {', '.join(hooks)}, two would have the same folder; name each hook once")
+    return configs
 
 
 def plan(config: HarvestConfig) -> dict[str, Any]:

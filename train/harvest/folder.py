@@ -57,6 +57,21 @@ def check_folder(out: Path, plan: dict[str, Any], *, force: bool) -> None:
         raise ValueError(f"{out} was begun with {name} {old!r}, now it is {new!r}; use another folder or --force")
 
 
+def is_done(out: Path, plan: dict[str, Any]) -> bool:
+    """Whether a folder holds all of the rows of a plan.
+
+    >>> is_done(Path("activations"), {"context": 128})
+    False
+    """
+    if not (out / INDEX).is_file():
+        return False
+    try:
+        done = read_json(dict[str, Any], (out / PLAN).read_bytes(), PLAN)
+    except (OSError, ValueError):
+        return False
+    return all(done.get(name) == value for name, value in plan.items())
+
+
 def _foreign(folder: Path) -> str | None:
     """The name of a file that harvest did not write, or None."""
     names = sorted(path.name for path in folder.iterdir())

@@ -1,7 +1,8 @@
 """Harvest: run a transformers model on text and store its activations in a folder of shards."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ from sae_runtime.bundle.files import new_file, write_json
 from sae_runtime.bundle.tensors import read_header, save_tensors
 from sae_runtime.core.progress import progress_bar
 from sae_runtime.train.device import ask_for_huge_pages, memory_errors
+from sae_runtime.train.harvest.alignment import find_alignment
 from sae_runtime.train.harvest.config import HarvestConfig, plan
-from sae_runtime.train.harvest.folder import check_folder, is_whole, start_folder
-from sae_runtime.train.harvest.host_model import find_module, hidden_states, load_host_model, longest_window
+from sae_runtime.train.harvest.folder import check_folder, is_done, is_whole, start_folder
+from sae_runtime.train.harvest.forward import arguments
+from sae_runtime.train.harvest.hook_point import find_hook, hidden_states
+from sae_runtime.train.harvest.host_model import load_host_model, longest_window
 
 _SAFETENSORS_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -35,28 +39,69 @@ class Pass:
 
 
 class Reader:
-    """Computes the activations of a model at a hook, from windows of tokens.
+    """Computes the activations of a model at hooks, from windows of tokens.
 
-    The model computes in the type of its stored weights. If the module runs several times in a forward pass, its first
-    output counts.
+    The model computes in the type of its stored weights. A few short passes come first: they go on to the end of the
+    model and count the calls of the modules, so that a hook at one of several calls has to say which, and they find out
+    how rows belong to tokens. All later passes end at the last hook.
     """
 
-    def __init__(self, config: HarvestConfig, *, head: bool = False) -> None:
+    def __init__(self, config: HarvestConfig, hooks: Sequence[str] = (), *, head: bool = False) -> None:
         """Load the model, with its head if it has one and `head` is set.
+
+        Args:
+            config: what to read.
+            hooks: where to read, instead of the config's hook alone.
+            head: whether the whole model is used, with its head.
 
         Raises:
             FileNotFoundError: the folder of the model is missing.
-            ValueError: the model or hook cannot be used, or not with windows of `config.context` tokens.
+            ValueError: the model or a hook cannot be used, or not with windows of `config.context` tokens.
         """
         self.config = config
-        self._tokenizer, self.model = load_host_model(config.model, config.device, head=head)
+        hooks = hooks or (config.hook,)
+        self._tokenizer, self.model = load_host_model(
+            config.model, config.device, head=head, hooks=None if head else hooks
+        )
         limit = longest_window(self._tokenizer, self.model)
         if limit is not None and config.context > limit:
             raise ValueError(
                 f"context is {config.context} tokens, {config.model} reads at most {limit}; lower --context"
             )
+        self.points = [find_hook(self.model, hook) for hook in hooks]
         self.skip_ids = token_ids(self._tokenizer, config.skip_token)
-        self.module = find_module(self.model.base_model, config.hook)
+        self._vocabulary = _embeddings(self.model)
+        pad = self._tokenizer.pad_token_id
+        self._pad = pad if pad is not None and pad < self._vocabulary else 0  # hidden by the mask; it must only exist
+        self._alignment = find_alignment(hooks, partial(self._raw, whole=True), self._ordinary(), self._pad)
+        self.batch_tokens = 1 if self._alignment.alone else config.batch_tokens
+
+    def laid_out(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The hidden states of a `Pass` at the first hook in the order in which the model has them."""
+        return hidden.transpose(0, 1) if self._alignment.time_first[0] else hidden
+
+    def _raw(self, ids: torch.Tensor, real: torch.Tensor, *, whole: bool = False) -> list[torch.Tensor]:
+        return hidden_states(
+            self.points, self.model, arguments(self.model, ids, real), ("batch", "time"), whole=whole
+        )
+
+    def _ordinary(self) -> torch.Tensor:
+        """A few ids of words, at random."""
+        ids = np.setdiff1d(np.arange(min(len(self._tokenizer), self._vocabulary)), self._tokenizer.all_special_ids)
+        if len(ids) < 2:
+            raise ValueError(f"the tokenizer of {self.config.model} knows {len(ids)} words; give the model its own")
+        few = np.random.default_rng(0).choice(ids, min(len(ids), 16), replace=False)
+        return torch.from_numpy(few).to(self.model.device)
+
+    def plan(self, config: HarvestConfig | None = None) -> dict[str, Any]:
+        """The facts that decide the rows at a config's hook, and the commit of a model of the hub."""
+        facts = plan(config or self.config)
+        if not Path(self.config.model).is_dir():
+            from huggingface_hub import try_to_load_from_cache  # here, because the import takes a while
+
+            found = try_to_load_from_cache(self.config.model, "config.json")
+            facts["model_commit"] = Path(found).parent.name if isinstance(found, str) else None
+        return facts
 
     def windows(self, texts: Iterable[str]) -> Iterator[Window]:
         """The windows of the texts, in the order of the texts; `Window` says what one is."""
@@ -70,46 +115,62 @@ class Reader:
         )
 
     def read(self, batch: Sequence[Window]) -> Pass:
-        """Run the model on windows up to the hook.
+        """Run the model on windows up to the first hook; raises as `read_all` does."""
+        return self.read_all(batch)[0]
+
+    def read_all(self, batch: Sequence[Window]) -> list[Pass]:
+        """Run the model on windows up to the last hook: a `Pass` for each hook.
 
         Raises:
-            ValueError: an activation of a kept token is NaN or Inf.
+            ValueError: an activation of a kept token is NaN or Inf, or a token has no embedding.
         """
-        pad = self._tokenizer.pad_token_id or 0
-        ids, real, kept = (torch.from_numpy(array).to(self.model.device) for array in padded(batch, pad))
-        hidden = hidden_states(self.config.hook, self.model, self.module, ids, real)
-        x = hidden[kept]
-        if (place := _nonfinite(batch, x)) is not None:
+        arrays = padded(batch, self._pad, self._alignment.multiple)
+        if (largest := int(arrays[0].max())) >= self._vocabulary:
             raise ValueError(
-                f"{self.config.hook} gives NaN or Inf at {place}; leave that document out or hook another module"
+                f"{type(self._tokenizer).__name__} gives a token the id {largest}, {self.config.model} has embeddings "
+                f"for ids below {self._vocabulary}; give the model its own tokenizer"
             )
-        return Pass(ids, real, kept, hidden, x)
+        ids, real, kept = (torch.from_numpy(array).to(self.model.device) for array in arrays)
+        passes = []
+        for point, hidden in zip(self.points, self._alignment.rows(self._raw(ids, real)), strict=True):
+            x = hidden[kept]
+            if (place := _nonfinite(batch, x)) is not None:
+                remedy = "leave that document out or hook another module"
+                if x.dtype == torch.float16:
+                    remedy += ", or save the model in float32, for it computes in float16 and that ends at 65504"
+                raise ValueError(f"{point.hook} gives NaN or Inf at {place}; {remedy}")
+            passes.append(Pass(ids, real, kept, hidden, x))
+        return passes
 
     def activations(self, group: Sequence[Window], tick: Callable[[int], object]) -> torch.Tensor:
-        """The activations of the kept tokens, [n, d_in] in the order of the windows, in the type of the config.
+        """The activations of the kept tokens at the first hook; as `activations_at_all`."""
+        return self.activations_at_all(group, tick)[0]
 
-        The group holds at least one window. The longest windows go through the model first. After each forward pass
-        `tick` gets the number of its rows.
+    def activations_at_all(self, group: Sequence[Window], tick: Callable[[int], object]) -> list[torch.Tensor]:
+        """The activations of the kept tokens at each hook.
+
+        They are [n, d_in] in the order of the windows, in the type of the config. The group holds at least one window.
+        The longest windows go through the model first. After each forward pass `tick` gets the number of its rows.
 
         Raises:
             ValueError: an activation is NaN or Inf.
         """
         starts = np.cumsum([0, *(window.rows for window in group)])
-        x: torch.Tensor | None = None
-        for numbers in batches(group, self.config.batch_tokens):
+        found: list[torch.Tensor] = []
+        for numbers in batches(group, self.batch_tokens):
             batch = [group[number] for number in numbers]
-            computed = self.read(batch).x
-            rows = computed.to(getattr(torch, self.config.dtype))
-            if rows.dtype != computed.dtype and (place := _nonfinite(batch, rows)) is not None:
-                raise ValueError(
-                    f"an activation at {place} is too large for {self.config.dtype}; store bfloat16 or float32"
-                )
-            if x is None:
-                x = torch.empty(int(starts[-1]), rows.shape[1], dtype=rows.dtype)
-            x[np.concatenate([np.arange(starts[number], starts[number + 1]) for number in numbers])] = rows.cpu()
-            tick(len(rows))
-        assert x is not None  # a group is not empty
-        return x
+            place_of = np.concatenate([np.arange(starts[number], starts[number + 1]) for number in numbers])
+            for at, computed in enumerate(one.x for one in self.read_all(batch)):
+                rows = computed.to(getattr(torch, self.config.dtype))
+                if rows.dtype != computed.dtype and (place := _nonfinite(batch, rows)) is not None:
+                    raise ValueError(
+                        f"an activation at {place} is too large for {self.config.dtype}; store bfloat16 or float32"
+                    )
+                if at == len(found):
+                    found.append(torch.empty(int(starts[-1]), rows.shape[1], dtype=rows.dtype))
+                found[at][place_of] = rows.cpu()
+            tick(len(place_of))
+        return found
 
 
 @memory_errors()
@@ -136,33 +197,94 @@ def harvest(config: HarvestConfig, out: Path, *, force: bool = False, progress: 
     >>> harvest(config, Path("activations")).d_in  # doctest: +SKIP
     768
     """
+    return _harvest({out: config}, force=force, progress=progress)[0]
+
+
+@memory_errors()
+def harvest_many(
+    configs: Mapping[str, HarvestConfig], out: Path, *, force: bool = False, progress: bool = False
+) -> dict[str, Activations]:
+    """Harvest several hooks in one forward pass, each as `harvest` does it alone.
+
+    Args:
+        configs: the settings by name; they differ in their hooks alone.
+        out: a folder that will hold a folder of activations for each name.
+        force: as for `harvest`, in each of the folders.
+        progress: as for `harvest`.
+
+    Returns:
+        The activations by name.
+
+    Raises:
+        ValueError: as for `harvest`. Also if a name is not the name of a folder, or the configs differ in a setting
+            other than the hook.
+        FileExistsError: as for `harvest`.
+        FileNotFoundError: as for `harvest`.
+        MemoryError: as for `harvest`.
+
+    >>> config = HarvestConfig(model="gpt2", hook="h.3", text=(Path("book.txt"),))  # doctest: +SKIP
+    >>> configs = {"h.3": config, "h.6": replace(config, hook="h.6")}  # doctest: +SKIP
+    >>> sorted(harvest_many(configs, Path("activations")))  # doctest: +SKIP
+    ['h.3', 'h.6']
+    """
+    if not configs:
+        raise ValueError("there is nothing to harvest; give one config at least")
+    first = next(iter(configs.values()))
+    for name, config in configs.items():
+        if Path(name).name != name or name in ("", ".", ".."):
+            raise ValueError(f"{name!r} is not the name of a folder; rename that hook's")
+        if replace(config, hook="any") != replace(first, hook="any"):
+            raise ValueError(f"{name} has other settings than the first; hooks of one pass differ in the hook alone")
+    made = _harvest({out / name: config for name, config in configs.items()}, force=force, progress=progress)
+    return dict(zip(configs, made, strict=True))
+
+
+def _harvest(configs: Mapping[Path, HarvestConfig], *, force: bool, progress: bool) -> list[Activations]:
+    """Fill a folder for each hook; the configs differ in their hooks alone.
+
+    The shards of all hooks of one part of the text are written before the next part is read.
+    """
     ask_for_huge_pages()
+    config = next(iter(configs.values()))
     texts = documents(config.text, config.document)
-    origins = plan(config)
-    check_folder(out, origins, force=force)
-    reader = Reader(config)
-    start_folder(out, origins, force=force)
+    left = {out: one for out, one in configs.items() if force or not is_done(out, plan(one))}
+    left = left or dict(configs)  # if all are done, the check says so
+    for out, one in left.items():
+        check_folder(out, plan(one), force=force)  # before the model is loaded
+    reader = Reader(config, [one.hook for one in left.values()])
+    for out, one in left.items():
+        check_folder(out, reader.plan(one), force=force)
+    for out, one in left.items():
+        start_folder(out, reader.plan(one), force=force)
     shards: list[dict[str, Any]] = []
     with progress_bar(config.tokens, "tokens", shown=progress) as bar:
         for group in groups(first_rows(reader.windows(texts), config.tokens), config.shard_tokens):
-            path = out / f"shard-{len(shards):05d}.safetensors"
-            rows = sum(window.rows for window in group)
-            if is_whole(path, rows, _SAFETENSORS_DTYPES[config.dtype]):
+            file, rows = f"shard-{len(shards):05d}.safetensors", sum(window.rows for window in group)
+            if all(is_whole(out / file, rows, _SAFETENSORS_DTYPES[config.dtype]) for out in left):
                 bar.update(rows)
             else:
                 ids = {name: torch.from_numpy(ids) for name, ids in origin(group).items()}
-                tensors = {"activations": reader.activations(group, bar.update), **ids}
-                with new_file(path, force=True) as partial:
-                    save_tensors(partial, tensors, save_file)
-            shards.append({"file": path.name, "rows": rows})
+                for out, x in zip(left, reader.activations_at_all(group, bar.update), strict=True):
+                    with new_file(out / file, force=True) as partial_file:
+                        save_tensors(partial_file, {"activations": x, **ids}, save_file)
+            shards.append({"file": file, "rows": rows})
     if not shards:
         raise ValueError(f"no token of the text is kept ({', '.join(map(str, config.text))} hold none); give more text")
-    d_in = read_header(out / shards[0]["file"])["activations"].shape[1]
-    index = {"format_version": FORMAT_VERSION, "shards": shards, "d_in": d_in, "model": config.called}
-    names = ("hook", "document", "context", "tokens", "dtype", "special", "skip_first")
-    settings = {name: getattr(config, name) for name in names}
-    write_json(out / INDEX, index | settings | {"skip_ids": reader.skip_ids})
-    return open_activations(out)
+    for out, one in left.items():
+        d_in = read_header(out / shards[0]["file"])["activations"].shape[1]
+        index = {"format_version": FORMAT_VERSION, "shards": shards, "d_in": d_in, "model": one.called}
+        names = ("hook", "document", "context", "tokens", "dtype", "special", "skip_first")
+        settings = {name: getattr(one, name) for name in names}
+        write_json(out / INDEX, index | settings | {"skip_ids": reader.skip_ids})
+    return [open_activations(out) for out in configs]
+
+
+def _embeddings(model: Any) -> int:
+    """The number of ids that a model has embeddings for; without a table of them there is no limit."""
+    try:
+        return int(model.get_input_embeddings().num_embeddings)
+    except (AttributeError, NotImplementedError):
+        return 1 << 31
 
 
 def _nonfinite(batch: Sequence[Window], x: torch.Tensor) -> str | None:

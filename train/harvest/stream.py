@@ -13,7 +13,7 @@ from sae_runtime.activations.parts import IN_GAP, divide
 from sae_runtime.activations.text import documents
 from sae_runtime.activations.windows import Window
 from sae_runtime.bundle.manifest import LeftOut
-from sae_runtime.train.harvest.config import HarvestConfig, plan
+from sae_runtime.train.harvest.config import HarvestConfig
 from sae_runtime.train.harvest.harvesting import Reader
 from sae_runtime.train.held_out import held_out_sizes, too_few
 from sae_runtime.train.source import SCALE_SAMPLE, Source, Tick, generator
@@ -63,7 +63,7 @@ class StreamedRows(Source):
         self._train = self._units(np.flatnonzero(parts == 0), self._pool_rows // _POOL_UNITS)
         self._unit_rows = np.array([self._counts[unit.start : unit.stop].sum() for unit in self._train])
         self.units = len(self._train)
-        self.identity = _flat({key: v for key, v in plan(config).items() if key not in ("name", "shard_tokens")})
+        self.identity = _flat({key: v for key, v in self._reader.plan().items() if key not in ("name", "shard_tokens")})
         self.identity["batch_tokens"] = config.batch_tokens  # decides which windows share a pass, and so the last bits
         self.identity["max_norm"] = max_norm
         self._seed = seed

@@ -34,8 +34,9 @@ from sae_runtime.bundle.evaluation_file import HostLoss
 from sae_runtime.core.progress import progress_bar
 from sae_runtime.train.device import memory_errors
 from sae_runtime.train.harvest.config import HarvestConfig
+from sae_runtime.train.harvest.forward import arguments, foreign_errors
 from sae_runtime.train.harvest.harvesting import Pass, Reader
-from sae_runtime.train.harvest.host_model import replaced
+from sae_runtime.train.harvest.hook_point import replaced
 from sae_runtime.train.measure.tally import reconstruct
 from sae_runtime.train.measure.torch_sae import TorchSAE
 
@@ -73,7 +74,7 @@ def host_loss(
     kept = list(first_rows(host.windows(texts), config.tokens))
     if not kept:
         raise ValueError(f"no token of the text is kept ({_names(config)} hold none); give more text")
-    groups = [[kept[number] for number in numbers] for numbers in batches(kept, config.batch_tokens)]
+    groups = [[kept[number] for number in numbers] for numbers in batches(kept, host.batch_tokens)]
     sae = sae.to(host.model.device)
     rule = rule_for(sae.manifest, max_norm)
     bound = math.inf
@@ -154,7 +155,7 @@ def _run(
                 errors[name] += float((x - y).double().pow(2).sum())
                 hidden = batch.hidden.clone()
                 hidden[batch.kept] = y.to(hidden.dtype)
-                with replaced(host.module, hidden):
+                with replaced(host.points[0], host.laid_out(hidden)):
                     parts[name].append(read(untouched, _forward(host, batch), batch))
             bar.update()
     return {name: _joined(of_batches) for name, of_batches in parts.items()}, errors
@@ -162,7 +163,8 @@ def _run(
 
 def _forward(host: Reader, batch: Pass) -> Any:
     """The output of the whole model."""
-    return host.model(input_ids=batch.ids, attention_mask=batch.real)
+    with foreign_errors(host.model):
+        return host.model(**arguments(host.model, batch.ids, batch.real))
 
 
 def _names(config: HarvestConfig) -> str:

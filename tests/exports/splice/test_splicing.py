@@ -24,7 +24,7 @@ from sae_runtime.bundle.splices import read_splices
 from sae_runtime.core.edits import as_inputs
 from sae_runtime.exports import witness
 from sae_runtime.exports.splice.splicing import Splice, splice
-from sae_runtime.train.harvest.host_model import find_module, hidden_states, replaced
+from sae_runtime.train.harvest.hook_point import HookPoint, find_hook, hidden_states, replaced
 
 BundleOf = Callable[..., Path]
 Arrays = dict[str, NDArray[Any]]
@@ -60,12 +60,16 @@ def activations(host: str, feed: Arrays) -> NDArray[np.float32]:
     model = torch_host(host)
     ids, mask = (torch.from_numpy(feed[name]) for name in ("input_ids", "attention_mask"))
     extra = {"position_ids": positions(mask)} if host == "gpt2" else {}
-    found = hidden_states(HOOKS[host], functools.partial(model, **extra), module_of(host), ids, mask)
+    return states(point_of(host), model, ids, mask, **extra)
+
+
+def states(point: HookPoint, model: Any, ids: torch.Tensor, mask: torch.Tensor, **extra: Any) -> NDArray[np.float32]:
+    [found] = hidden_states([point], model, {"input_ids": ids, "attention_mask": mask, **extra}, ids.shape)
     return np.asarray(found, np.float32)
 
 
-def module_of(host: str) -> torch.nn.Module:
-    return find_module(torch_host(host), HOOKS[host])
+def point_of(host: str) -> HookPoint:
+    return find_hook(torch_host(host), HOOKS[host])
 
 
 def positions(mask: torch.Tensor) -> torch.Tensor:
@@ -78,7 +82,7 @@ def downstream(host: str, feed: Arrays, y: NDArray[Any], past: Any = None) -> An
     extra: dict[str, Any] = {}
     if host == "gpt2":
         extra = {"position_ids": positions(mask)[:, -ids.shape[1] :], "past_key_values": past, "use_cache": True}
-    with torch.inference_mode(), replaced(module_of(host), torch.from_numpy(np.asarray(y, np.float32))):
+    with torch.inference_mode(), replaced(point_of(host), torch.from_numpy(np.asarray(y, np.float32))):
         return torch_host(host)(input_ids=ids, attention_mask=mask, **extra)
 
 
@@ -236,7 +240,7 @@ def test_edits_in_a_graph_equal_the_algebra_of_the_witness(
 
 
 def test_edits_hold_in_a_prompt_and_in_the_steps_after(spliced: Spliced, kind: str) -> None:
-    feed, module = feed_of("gpt2", 4, 7), module_of("gpt2")
+    feed, point = feed_of("gpt2", 4, 7), point_of("gpt2")
     past: Any = None
     x = activations("gpt2", feed)
     edits = with_prefix(inputs := as_inputs([[Edit.set(busiest(kind, x, 1)[0], 6.0), Edit.add(3, 2.0)]], D_SAE))
@@ -244,10 +248,10 @@ def test_edits_hold_in_a_prompt_and_in_the_steps_after(spliced: Spliced, kind: s
         if step:
             ids, mask = (torch.from_numpy(feed[name]) for name in ("input_ids", "attention_mask"))
             place = positions(mask)[:, -1:]
-            whole = functools.partial(torch_host("gpt2"), position_ids=place, past_key_values=past, use_cache=True)
+            extra: dict[str, Any] = {"position_ids": place, "past_key_values": past, "use_cache": True}
             # Past keys are made anew below, where this look at the hook has added to them.
             before = [(layer.keys, layer.values) for layer in past.layers]
-            x = np.asarray(hidden_states(HOOKS["gpt2"], whole, module, ids, mask), np.float32)
+            x = states(point, torch_host("gpt2"), ids, mask, **extra)
             for layer, (keys, values) in zip(past.layers, before, strict=True):
                 layer.keys, layer.values = keys, values
         outputs = run(spliced("gpt2", kind), feed | edits)
@@ -372,11 +376,11 @@ def test_several_saes_at_several_hooks_act_one_after_the_other(bundle_of: Bundle
     made = splice(host_graph("bert"), [early, late], tmp_path / "out")
     feed, model = feed_of("bert", 2, 9), torch_host("bert")
     ids, mask = (torch.from_numpy(feed[name]) for name in ("input_ids", "attention_mask"))
-    x = np.asarray(hidden_states("embeddings", model, model.embeddings, ids, mask))
+    x = states(find_hook(model, "embeddings"), model, ids, mask)
     edits = {"early": as_inputs([[Edit.set(3, 7.0)]], D_SAE), "late": as_inputs([[Edit.set(8, 5.0)]], D_SAE)}
     y = torch.from_numpy(by_algebra("mutual", x, edits["early"]).astype(np.float32))
-    with replaced(model.embeddings, y):
-        x = np.asarray(hidden_states("encoder.layer.0", model, model.encoder.layer[0], ids, mask))
+    with replaced(find_hook(model, "embeddings"), y):
+        x = states(find_hook(model, "encoder.layer.0"), model, ids, mask)
     expected = downstream("bert", feed, by_algebra("token", x, edits["late"]))[0]
     found = run(made.path, feed | with_prefix(edits["early"], "early") | with_prefix(edits["late"], "late"))
     assert_same(found["last_hidden_state"], expected, feed)

@@ -15,7 +15,8 @@ from sae_runtime.bundle.evaluation_file import HostLoss
 from sae_runtime.bundle.manifest import Allocation, Architecture, Manifest
 from sae_runtime.exports import witness
 from sae_runtime.train.harvest.config import HarvestConfig
-from sae_runtime.train.harvest.host_model import load_host_model, longest_window, replaced
+from sae_runtime.train.harvest.hook_point import HookPoint, replaced
+from sae_runtime.train.harvest.host_model import load_host_model, longest_window
 from sae_runtime.train.measure.host_loss import host_loss
 from sae_runtime.train.measure.torch_sae import TorchSAE, open_sae
 
@@ -269,7 +270,7 @@ def test_replaced_changes_the_first_call_in_every_form_of_output(form: Any) -> N
             return form(x)
 
     layer, x, y = Layer(), torch.zeros(1, 2, 3), torch.ones(1, 2, 3)
-    with replaced(layer, y):
+    with replaced(HookPoint("layer", layer), y):
         first, second = layer(x), layer(x)
     assert type(first) is type(form(x)) and repr(first) == repr(form(y))
     assert repr(second) == repr(form(x)) and not layer._forward_hooks
