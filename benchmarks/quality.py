@@ -30,12 +30,13 @@ from numpy.typing import NDArray
 from peer_trainers import Fitted, Task, dictionary_learning, sae_lens, sparsify
 from torch import Tensor
 
+from sae_runtime.activations.left_out import MAX_NORM
 from sae_runtime.activations.stored import INDEX, Activations, open_activations
 from sae_runtime.bundle.files import new_file
 from sae_runtime.train import TrainConfig
+from sae_runtime.train.divided import divided
 from sae_runtime.train.harvest.config import HarvestConfig
 from sae_runtime.train.harvest.harvesting import harvest
-from sae_runtime.train.held_out import split
 from sae_runtime.train.measure.rules import batch_rule, served_rule, shuffled
 from sae_runtime.train.measure.tally import tally_of
 from sae_runtime.train.recipe import derive
@@ -179,7 +180,7 @@ def _order(rows: int, steps: int, batch: int, seed: int) -> NDArray[np.int64]:
 
 def _parts(activations: Activations) -> dict[str, Any]:
     """What is the same in all tasks, and the held-out documents that measure them."""
-    parts = split(activations, HOLDOUT, seed=0)
+    parts, _ = divided(activations, HOLDOUT, seed=0, max_norm=MAX_NORM)  # peers get no massive rows either
     x, calibration, validation = (
         torch.from_numpy(activations.rows(rows)) for rows in (parts.train, parts.calibration, parts.validation)
     )

@@ -20,9 +20,10 @@ from torch import Tensor
 from sae_runtime.activations.stored import Activations
 from sae_runtime.train import TrainConfig
 from sae_runtime.train.batches import Batches
+from sae_runtime.train.divided import divided
 from sae_runtime.train.harvest.config import HarvestConfig
 from sae_runtime.train.harvest.harvesting import harvest
-from sae_runtime.train.held_out import Split, split
+from sae_runtime.train.held_out import Split
 from sae_runtime.train.measure.rules import batch_rule
 from sae_runtime.train.measure.tally import tally_of
 from sae_runtime.train.recipe import derive
@@ -70,7 +71,7 @@ def main(model: str, hook: str, text: Path, rows: int, steps: int, batch: int, d
 
 def _fitted(activations: Activations, share: float | None, config: TrainConfig) -> tuple[float, float]:
     """Held-out FVU by the batch rule after a run, and the spread of its batches; `share` of the data is a pool."""
-    parts = split(activations, config.holdout, config.seed)
+    parts, _ = divided(activations, config.holdout, config.seed, config.max_norm)
     pool = len(parts.train) if share is None else round(len(parts.train) * share)
     source = StoredRows(activations, parts, pool)
     sample = source.sample(generator(config.seed, "scale"))

@@ -69,7 +69,9 @@ class ModelForm(torch.nn.Module):
         ids = {0: batch, 1: Dim("sequence")}
         if not self.layers:
             return {"input_ids": ids, "attention_mask": ids}
-        pair = ({0: batch, 2: Dim("past")},) * 2
+        # Some models slice a table by the length of the past, so torch wants to hear that it ends with the table.
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        pair = ({0: batch, 2: Dim("past", max=limit)},) * 2
         return {"input_ids": ids, "attention_mask": {0: batch, 1: Dim.DYNAMIC}, "past": [pair] * len(self.layers)}
 
     def results(self, inputs: Inputs) -> list[NDArray[Any]]:
@@ -89,7 +91,12 @@ def graph_inputs(inputs: Inputs) -> Inputs:
 def _layers(model: Any) -> list[tuple[Any, Any]]:
     """Keys and values of one token in each layer."""
     with torch.inference_mode():
-        filled = model(input_ids=torch.zeros(1, 1, dtype=torch.int64), use_cache=True).past_key_values
+        try:
+            result = model(input_ids=torch.zeros(1, 1, dtype=torch.int64), use_cache=True)
+        except Exception as error:  # the model's code raises what it likes
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"{type(model).__name__} does not run on ids with use_cache ({reason})") from error
+        filled = getattr(result, "past_key_values", None)
     layers = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in getattr(filled, "layers", [])]
     if {getattr(tensor, "ndim", 0) for pair in layers for tensor in pair} != {4}:
         raise ValueError(

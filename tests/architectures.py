@@ -7,7 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases_common import BOS, Rows, all_rows, harvested, hooked, random_texts, relative_error, word_tokenizer, write_paragraphs
+from cases_common import (
+    BOS,
+    Rows,
+    all_rows,
+    harvested,
+    hooked,
+    random_texts,
+    relative_error,
+    word_tokenizer,
+    write_paragraphs,
+)
 from transformers import CONFIG_MAPPING, AutoModel
 
 LAYERS, CONTEXT = 2, 32

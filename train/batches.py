@@ -50,7 +50,7 @@ class Batches:
         source: of the rows.
         size: rows of a batch, over all processes.
         seed: decides the order of the rows.
-        scale: the factor by which the rows are multiplied.
+        scale: the factor by which the rows are multiplied, or one for each column.
         device: where the batches are needed.
         world: the processes that share every batch.
         place: the position of the next batch; it may be set before the first batch.
@@ -71,7 +71,7 @@ class Batches:
     source: Source
     size: int
     seed: int
-    scale: float = 1.0
+    scale: float | NDArray[np.float32] = 1.0
     device: torch.device = torch.device("cpu")
     world: World = ALONE
     place: Place = Place()
@@ -122,7 +122,7 @@ class Batches:
             place = replace(place, given=place.given + len(rows))
             if place.given == len(pool.order):
                 place = pool.following
-        batch *= np.float32(self.scale)
+        batch *= np.asarray(self.scale, np.float32)
         x = torch.from_numpy(batch[self._part])
         if self.device.type == "cuda":
             x = x.pin_memory()

@@ -13,7 +13,7 @@ from torch import Tensor
 from sae_runtime.bundle.manifest import Allocation, Architecture, Manifest
 from sae_runtime.calibration.thresholds import slots_for
 from sae_runtime.train.measure.rules import batch_rule, even_batch, served_rule, shuffled
-from sae_runtime.train.measure.tally import tally_of
+from sae_runtime.train.measure.tally import has_no_variance, tally_of
 from sae_runtime.train.source import Source
 from sae_runtime.train.step.model import SparseAutoencoder
 from sae_runtime.train.thresholds import fit_thresholds
@@ -23,7 +23,13 @@ _HELD_OUT = ("calibration", "validation")
 
 
 def finished(
-    trainer: Trainer, source: Source, held_out: tuple[Tensor, Tensor], scale: float, *, processes: int = 1
+    trainer: Trainer,
+    source: Source,
+    held_out: tuple[Tensor, Tensor],
+    scale: float,
+    *,
+    more: Tensor | None = None,
+    processes: int = 1,
 ) -> tuple[dict[str, NDArray[np.float32]], Manifest]:
     """The weights of a fitted model for activations that are not scaled, and its manifest.
 
@@ -32,6 +38,7 @@ def finished(
         source: the source of its training rows.
         held_out: calibration and validation part of the source, scaled, [n, d_in] each, on the model's device.
         scale: the factor by which the activations were multiplied.
+        more: training rows, scaled, for the limits of feature choice (`fit_thresholds`).
         processes: the number of processes that shared the batches.
     """
     config = trainer.config
@@ -39,7 +46,7 @@ def finished(
     calibration, validation = (part[:end] for part, end in zip(held_out, ends, strict=True))
     threshold = None
     if config.allocation != "token":
-        threshold = fit_thresholds(trainer.model, calibration, config.k, trainer.max_density)
+        threshold = fit_thresholds(trainer.model, calibration, config.k, trainer.max_density, more=more)
     measured, l0 = _measured(trainer, calibration, validation, threshold)
     with_left_out: dict[str, float] = {}
     if (len(calibration), len(validation)) != tuple(map(len, held_out)):
@@ -58,6 +65,7 @@ def finished(
         slots=int(config.k) if threshold is None else slots_for(l0, trainer.recipe.d_sae),
         model=source.model,
         hook=source.hook,
+        transformer_lens_hook=source.transformer_lens_hook,
         measured=measured,
         left_out=source.left_out,
         measured_with_left_out=with_left_out,
@@ -81,12 +89,16 @@ def _measured(
         "dead": float((used == 0).mean()),
         "dead_tokens": len(calibration) + len(validation),
     }
+    if has_no_variance(held_out, validation.mean(dim=0)):
+        del measured["fvu"]  # no share of nothing
     if threshold is None:
         return measured, held_out.l0
     batch = even_batch(len(validation), config.batch)
     mixed = validation[torch.from_numpy(shuffled(len(validation))).to(validation.device)]
     by_batch = tally_of(model, mixed, batch_rule(config.k, trainer.max_density), batch)
-    measured |= {"batch": batch, "batch_fvu": by_batch.fvu, "batch_l0": float(by_batch.l0.mean())}
+    measured |= {"batch": batch, "batch_l0": float(by_batch.l0.mean())}
+    if "fvu" in measured:
+        measured["batch_fvu"] = by_batch.fvu
     return measured, held_out.l0
 
 
@@ -110,12 +122,17 @@ def _folded(
     return arrays
 
 
+def _has_default_law(trainer: Trainer) -> bool:
+    return trainer.quota is not None and trainer.quota_r_squared is None and trainer.config.exponent is None
+
+
 def _provenance(trainer: Trainer, source: Source) -> dict[str, Any]:
     return {
         **source.provenance,
         "config": dataclasses.asdict(trainer.config),
         "recipe": dataclasses.asdict(trainer.recipe),
         "quota_r_squared": trainer.quota_r_squared,
+        **({"quota_default": "too few features were active to fit a law"} if _has_default_law(trainer) else {}),
         "device": str(trainer.model.W_enc.device),
         "threads": torch.get_num_threads(),
         "versions": {

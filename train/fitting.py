@@ -8,7 +8,7 @@ from sae_runtime.bundle import files
 from sae_runtime.bundle import folder as bundle
 from sae_runtime.bundle.manifest import Manifest
 from sae_runtime.train.config import TrainConfig
-from sae_runtime.train.run import Data, fitted
+from sae_runtime.train.run import Data, fitted, names_of
 from sae_runtime.train.run_options import Options, check_outputs
 
 _COMMON = ("seed", "tokens", "batch", "holdout", "max_norm", "pool", "device")  # the settings that decide the batches
@@ -46,11 +46,13 @@ def fit(
     (8, 32, ['batch', 'batch_fvu', 'batch_l0'])
     """
     out = Path(out)
+    if isinstance(activations, Mapping):
+        raise ValueError(f"fit makes one SAE, got {len(activations)} harvests by name; give one, or call fit_many")
     check_outputs(out, options, force=force)
     with fitted(activations, {"sae": config}, options) as result:
         if result is not None:
-            ((weights, manifest),) = result.saes.values()
-            bundle.write(out, weights, manifest, sample=result.sample, force=force)
+            ((name, (weights, manifest)),) = result.saes.items()
+            bundle.write(out, weights, manifest, sample=result.samples[name], force=force)
     return bundle.read(out).manifest
 
 
@@ -65,8 +67,11 @@ def fit_many(
     """Fit several SAEs in one pass over the activations, each as `fit` fits it alone.
 
     Args:
-        activations: as for `fit`.
-        out: a folder that will hold one bundle for each name.
+        activations: as for `fit`. With a HarvestConfig for each of several hooks, by names, one forward pass serves all
+            of them, every config is fitted at every hook, and a row that one hook leaves out for its norm is left out
+            for all.
+        out: a folder that will hold one bundle for each name; of several hooks, one for each hook, named "hook" or,
+            if there are several configs, "hook-name".
         configs: the settings by name; seed, tokens, batch, holdout, max_norm, pool and device must be the same in
             all.
         force: as for `fit`; replaces all of `out`.
@@ -94,8 +99,8 @@ def fit_many(
         if result is not None:
             with files.new_folder(out, force=force) as folder:
                 for name, (weights, manifest) in result.saes.items():
-                    bundle.write(folder / name, weights, manifest, sample=result.sample)
-    return {name: bundle.read(out / name).manifest for name in configs}
+                    bundle.write(folder / name, weights, manifest, sample=result.samples[name])
+    return {name: bundle.read(out / name).manifest for name in names_of(activations, configs)}
 
 
 def _check_together(configs: Mapping[str, TrainConfig]) -> None:

@@ -69,7 +69,8 @@ def split(activations: Activations, holdout: float, seed: int, rows: NDArray[np.
     if not found or min(len(found[1]), len(found[2])) < 2:  # one token has no variance
         count = n if documents is None else len(np.unique(documents))
         raise ValueError(f"{activations.path} {too_few(n, count, holdout, gap)}")
-    return Split(*found, gaps=n - sum(map(len, found)))
+    train, calibration, validation = found
+    return Split(train, calibration, validation, n - sum(map(len, found)))
 
 
 def held_out_sizes(rows: float, holdout: float) -> tuple[float, float]:

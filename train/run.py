@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from operator import methodcaller
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,19 +20,19 @@ from sae_runtime.train.config import TrainConfig
 from sae_runtime.train.device import ask_for_huge_pages, memory_errors
 from sae_runtime.train.divided import divided
 from sae_runtime.train.finish import finished
-from sae_runtime.train.harvest.config import HarvestConfig
+from sae_runtime.train.harvest.config import HarvestConfig, refuse_other_settings
 from sae_runtime.train.harvest.stream import StreamedRows
 from sae_runtime.train.progress import reported
 from sae_runtime.train.recipe import derive
 from sae_runtime.train.run_options import Options
 from sae_runtime.train.run_state import Keeper
-from sae_runtime.train.source import Source, centre_and_scale, generator
+from sae_runtime.train.source import SCALE_SAMPLE, Source, centre_and_scale, generator
 from sae_runtime.train.step.model import SparseAutoencoder
 from sae_runtime.train.stored_rows import StoredRows
 from sae_runtime.train.trainer import Trainer
 from sae_runtime.train.world import World, joined
 
-Data = Activations | NDArray[Any] | str | Path | HarvestConfig | Source
+Data = Activations | NDArray[Any] | str | Path | HarvestConfig | Mapping[str, HarvestConfig] | Source
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -43,7 +42,38 @@ class Fitted:
     """The results of a run: weights and manifest of each SAE by its name, and activations for the bundles."""
 
     saes: Mapping[str, tuple[dict[str, NDArray[np.float32]], Manifest]]
-    sample: NDArray[np.float32]  # [m, d_in]
+    samples: Mapping[str, NDArray[np.float32]]  # [m, d_in] of each SAE
+
+
+@dataclass(frozen=True)
+class _Hook:
+    """One of the hooks that share a pass: its number, its columns of the rows, and what its SAEs begin with."""
+
+    number: int
+    columns: slice
+    mean: NDArray[np.float32]
+    scale: float
+
+    def part(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows[:, self.columns].contiguous()
+
+
+def names_of(activations: Data, configs: Mapping[str, TrainConfig]) -> dict[str, tuple[TrainConfig, int]]:
+    """The config of each SAE and the number of its hook, by the SAE's name.
+
+    >>> from sae_runtime.train.harvest.config import for_hooks
+    >>> harvests = for_hooks(["h.3", "h.6"], model="gpt2", text=(Path("notes.txt"),))
+    >>> configs = {f"k{k}": TrainConfig(k=k, tokens=10**6) for k in (16, 32)}
+    >>> list(names_of(harvests, configs)), list(names_of(harvests, {"k16": configs["k16"]}))
+    (['h.3-k16', 'h.3-k32', 'h.6-k16', 'h.6-k32'], ['h.3', 'h.6'])
+    """
+    if not isinstance(activations, Mapping):
+        return {name: (config, 0) for name, config in configs.items()}
+    return {
+        f"{hook}-{name}" if len(configs) > 1 else hook: (config, number)
+        for number, hook in enumerate(activations)
+        for name, config in configs.items()
+    }
 
 
 @contextmanager
@@ -67,10 +97,18 @@ def fitted(activations: Data, configs: Mapping[str, TrainConfig], options: Optio
         world.part(common.batch)  # raises before any work
         is_first = world.rank == 0
         source = opened(activations, common, progress=is_first and bool(options.get("progress")))
-        mean, scale = centre_and_scale(source.sample(generator(common.seed, "scale")), source.path)
+        sample = source.sample(generator(common.seed, "scale"))
+        hooks = [
+            _Hook(number, columns, *centre_and_scale(sample[:, columns], source.path))
+            for number, (_, columns) in enumerate(source.hooks())
+        ]
+        del sample
+        scale = np.concatenate([np.full(len(hook.mean), hook.scale, np.float32) for hook in hooks])
         if is_first and source.left_out is not None:
             warn_of_many(source.share_left_out, source.left_out.norm_multiple, source.path)
-        trainers = _for_each(configs, lambda config: _trainer(mean * np.float32(scale), config, device, world))
+        named = names_of(activations, configs)
+        hook_of = {name: hooks[number] for name, (_, number) in named.items()}
+        trainers = _for_each(named, lambda one: _trainer(hooks[one[1]], one[0], device, world))
         with Batches(source, common.batch, common.seed, scale=scale, device=device, world=world) as batches:
             seconds = options.get("run_state_seconds", 300.0) if is_first else math.inf
             keeper = Keeper(run_state, seconds, trainers, batches, processes=world.size)
@@ -83,12 +121,13 @@ def fitted(activations: Data, configs: Mapping[str, TrainConfig], options: Optio
                 first = next(iter(trainers.values()))
                 for left in range(first.recipe.steps - first.step_number, 0, -1):
                     x = batches.next(left)
+                    parts = {name: (trainer, hook_of[name].part(x)) for name, trainer in trainers.items()}
                     with keeper.guarding():
-                        report(_for_each(trainers, methodcaller("step", x)))
+                        report(_for_each(parts, lambda part: part[0].step(part[1])))
                     keeper.save_if_due()
             if is_first:
                 keeper.save()
-        yield _finished(source, trainers, scale, device, world) if is_first else None
+        yield _finished(source, trainers, hook_of, scale, device, world) if is_first else None
         if is_first:
             keeper.remove()
         world.wait()
@@ -108,7 +147,12 @@ def opened(activations: Data, config: TrainConfig, *, progress: bool = False) ->
         return activations
     pool = config.pool * 2**20  # bytes
     if isinstance(activations, HarvestConfig):
-        return StreamedRows(activations, config.holdout, config.seed, pool, config.max_norm)
+        activations = {"": activations}
+    elif isinstance(activations, Mapping):
+        refuse_other_settings(activations)
+    if isinstance(activations, Mapping):
+        first, hooks = next(iter(activations.values())), [one.hook for one in activations.values()]
+        return StreamedRows(first, config.holdout, config.seed, pool, config.max_norm, hooks)
     if isinstance(activations, str | Path):
         activations = open_activations(activations)
     elif not isinstance(activations, Activations):
@@ -135,7 +179,8 @@ def _for_each(items: Mapping[str, T], function: Callable[[T], R]) -> dict[str, R
     return results
 
 
-def _trainer(centre: NDArray[np.float32], config: TrainConfig, device: torch.device, world: World) -> Trainer:
+def _trainer(hook: _Hook, config: TrainConfig, device: torch.device, world: World) -> Trainer:
+    centre = hook.mean * np.float32(hook.scale)
     recipe = derive(config, len(centre))
     weights = torch.Generator().manual_seed(int(generator(config.seed, "weights").integers(2**62)))
     model = SparseAutoencoder(recipe.d_sae, torch.from_numpy(centre), generator=weights).to(device)
@@ -149,13 +194,34 @@ def _check_same_step(trainers: Mapping[str, Trainer], run_state: Path | None, wo
 
 
 def _finished(
-    source: Source, trainers: Mapping[str, Trainer], scale: float, device: torch.device, world: World
+    source: Source,
+    trainers: Mapping[str, Trainer],
+    hook_of: Mapping[str, _Hook],
+    scale: NDArray[np.float32],
+    device: torch.device,
+    world: World,
 ) -> Fitted:
     """Calibrate and measure the SAEs on the held-out rows, which are read once."""
     calibration, validation = source.held_out()
-    # The sample is a copy, so that it does not keep the whole calibration part in memory.
     ordinary = len(calibration) - source.left_out_of("calibration")
-    sample: NDArray[np.float32] = calibration[sample_rows(ordinary, source.d_in)]
-    held_out = torch.from_numpy(calibration).to(device) * scale, torch.from_numpy(validation).to(device) * scale
+    # The samples are copies, so that they do not keep the whole calibration part in memory.
+    samples = {
+        name: calibration[sample_rows(ordinary, len(hook.mean))][:, hook.columns] for name, hook in hook_of.items()
+    }
+    factor = torch.from_numpy(scale).to(device)
+    held_out = torch.from_numpy(calibration).to(device) * factor, torch.from_numpy(validation).to(device) * factor
     del calibration, validation  # else they would be in memory beside their scaled copies
-    return Fitted(_for_each(trainers, lambda t: finished(t, source, held_out, scale, processes=world.size)), sample)
+    more = None
+    if ordinary < SCALE_SAMPLE and any(trainer.max_density is not None for trainer in trainers.values()):
+        seed = next(iter(trainers.values())).config.seed
+        more = torch.from_numpy(source.sample(generator(seed, "scale"))).to(device) * factor
+    alone = [one for one, _ in source.hooks()]
+
+    def finish(name: str) -> tuple[dict[str, NDArray[np.float32]], Manifest]:
+        hook = hook_of[name]
+        parts = hook.part(held_out[0]), hook.part(held_out[1])
+        of_hook = None if more is None else hook.part(more)
+        own = alone[hook.number]
+        return finished(trainers[name], own, parts, hook.scale, more=of_hook, processes=world.size)
+
+    return Fitted(_for_each({name: name for name in trainers}, finish), samples)

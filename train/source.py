@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_runtime.bundle.manifest import LeftOut
+from sae_runtime.core.arrays import EQUAL
 
 MAX_HELD_OUT = 1 << 17  # tokens in each held-out part; more would make no measurement more precise
 SCALE_SAMPLE = 1 << 15  # rows from which the centre and the scale of the activations are computed
@@ -40,12 +41,17 @@ class Source(ABC):
     path: Path  # named in messages
     model: str | None
     hook: str | None
+    transformer_lens_hook: str | None
     d_in: int
     units: int
     identity: Mapping[str, Any]  # JSON that must be equal when a run is resumed
     provenance: Mapping[str, Any]  # JSON for the manifest
     left_out: LeftOut | None = None  # the rows of each part are counted once `sample` and `held_out` were called
     share_left_out: float = 0.0  # of the rows that were looked at; known once `sample` was called
+
+    def hooks(self) -> list[tuple["Source", slice]]:
+        """This source as that of each of its hooks alone, as a manifest describes it, and its columns of the rows."""
+        return [(self, slice(0, self.d_in))]
 
     @abstractmethod
     def take(self, order: NDArray[np.int64], tick: Tick) -> tuple[NDArray[np.float32], int]:
@@ -89,6 +95,6 @@ def centre_and_scale(sample: NDArray[np.float32], where: Path) -> tuple[NDArray[
     """
     mean = sample.mean(axis=0, dtype=np.float64)
     distance = float(np.linalg.norm(sample - mean, axis=1).mean())
-    if distance <= max(1e-12 * float(np.abs(mean).max()), 1e-30):  # mere rounding, or too small to scale in float32
+    if distance <= max(EQUAL * float(np.linalg.norm(mean)), 1e-30):  # mere rounding, or too small to scale in float32
         raise ValueError(f"{where}: all rows are equal or nearly 0, there is nothing to fit; harvest another layer")
     return mean.astype(np.float32), float(np.sqrt(sample.shape[1])) / distance

@@ -27,6 +27,7 @@ class StoredRows(Source):
         """
         self.path, self.d_in = activations.path, activations.d_in
         self.model, self.hook = activations.model, activations.hook
+        self.transformer_lens_hook = activations.transformer_lens_hook
         self.units = math.ceil(len(parts.train) / BLOCK)
         self._activations = activations
         self._parts = parts

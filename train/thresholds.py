@@ -19,6 +19,7 @@ def fit_thresholds(
     k: float,
     max_density: NDArray[np.float64] | None = None,
     *,
+    more: Tensor | None = None,
     elements: int = _BLOCK_ELEMENTS,
 ) -> NDArray[np.float32]:
     """The threshold of each feature, float32 [d_sae], with which the mean L0 is k; see `calibration.thresholds`.
@@ -28,6 +29,8 @@ def fit_thresholds(
         x: calibration activations, scaled as the model expects, [n, d_in].
         k: the mean L0 that is asked for.
         max_density: the largest density of each feature, float64 [d_sae]; None unless the allocation is feature choice.
+        more: further activations for the limits of feature choice, [m, d_in]: a rare feature fires on too few tokens of
+            a small calibration part to tell its density.
         elements: the most pre-activations in memory at once.
 
     >>> x = torch.eye(4)
@@ -35,7 +38,10 @@ def fit_thresholds(
     >>> float((model.pre_activations(x).detach().numpy() > fit_thresholds(model, x, k=2.0)).sum())
     8.0
     """
-    return thresholds(_blocks(model, x, max(elements // len(x), 1)), len(x), k, max_density)
+    tokens = len(x)
+    if more is not None and max_density is not None:
+        x = torch.cat([x, more])
+    return thresholds(_blocks(model, x, max(elements // len(x), 1)), tokens, k, max_density)
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """The trainer of one SAE: its model, its optimiser, and the steps that change both."""
 
 import importlib.util
+import warnings
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +24,11 @@ from sae_runtime.train.world import ALONE, World
 
 _NEARLY_EQUAL_STEPS = 100  # steps between two comparisons of decoder rows, which take part of a forward product's time
 _REFIT_STEPS = 50  # steps between two fits of the Zipf law, which changes slowly
+_DEFAULT_EXPONENT = 1.0  # of the law where none can be fitted; the densities of real features fall about so
+
+
+class DefaultLaw(UserWarning):
+    """Too few features are active for a fitted law of feature choice."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +95,7 @@ class Trainer:
         Raises:
             ValueError: the loss or its gradient is not finite; the model is left as it was before the step.
         """
-        if self.config.allocation == "feature" and self.step_number == self.recipe.feature_start:
-            self.begin_feature_choice()
+        self._begin_feature_choice_if_due()
         n = len(x) * self.world.size
         recipe = self.recipe
         losses = self._gradients(self.model, x, self.limits(n), self._observe, recipe.aux_weight, recipe.aux_k)
@@ -165,18 +170,45 @@ class Trainer:
         self.optimizer.step()
         self.model.normalise_decoder()
 
+    def _begin_feature_choice_if_due(self) -> None:
+        """Begin feature choice at its step, or later if too few features are active then to fit a law.
+
+        Half of the steps that are left are waited for. Then a default law holds, so that the run is not lost.
+        """
+        start = self.recipe.feature_start
+        if self.config.allocation != "feature" or self.quota is not None or self.step_number < start:
+            return
+        late = self.step_number >= start + (self.recipe.steps - start) // 2
+        if not late and (self.step_number - start) % _REFIT_STEPS:
+            return
+        try:
+            self.begin_feature_choice()
+        except ValueError as error:
+            if late:
+                warnings.warn(
+                    f"{error}: no law could be fitted, so quotas fall with the exponent {_DEFAULT_EXPONENT:g}; or give "
+                    "--exponent",
+                    DefaultLaw,
+                    stacklevel=2,
+                )
+                self.begin_feature_choice(Quota(exponent=_DEFAULT_EXPONENT, slack=self.config.slack))
+
     @torch.no_grad()
-    def begin_feature_choice(self) -> None:
+    def begin_feature_choice(self, law: Quota | None = None) -> None:
         """Rank the features by their density so far, and fix the limits of the ranks for the rest of the run.
+
+        Args:
+            law: of the limits; None takes the config's exponent, or else fits a law to the densities.
 
         Raises:
             ValueError: too few features are active to fit a Zipf law.
         """
         config = self.config
-        if config.exponent is not None:
-            self.quota = Quota(exponent=config.exponent, offset=config.offset or 0.0, slack=config.slack)
-        else:
-            self.quota, self.quota_r_squared = fit_quota(self.tracker.density, config.slack)
+        if law is None and config.exponent is not None:
+            law = Quota(exponent=config.exponent, offset=config.offset or 0.0, slack=config.slack)
+        if law is None:
+            law, self.quota_r_squared = fit_quota(self.tracker.density, config.slack)
+        self.quota = law
         order = torch.argsort(self.tracker.density, descending=True, stable=True)
         self.tracker.reorder(order)
         self.expected = self.expected[order]

@@ -6,14 +6,18 @@ the residual stream inside the next norm; where a hook names the stream, that no
 """
 
 import difflib
+import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import onnx_ir as ir
 
 from sae_runtime.bundle.hooks import Hook, Place
+from sae_runtime.bundle.transformer_lens import as_module, block_number, listed, numbered_block
 from sae_runtime.exports.splice.fused_norm import is_fused_norm, unfused
-from sae_runtime.exports.splice.modules import Scopes, is_block, listed, named_module, numbered_block, scopes_of
+from sae_runtime.exports.splice.modules import Scopes, named_module, scopes_of
 
+_LENS_STREAM = re.compile(r"blocks\.(?P<number>\d+)\.hook_(?P<place>resid_(?:pre|mid|post))")
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
 
@@ -28,12 +32,9 @@ def find_hook(graph: ir.Graph, hook: Hook, d_in: int) -> ir.Value:
         ValueError: no tensor fits, several fit, or the tensor has another width; the message lists candidates.
     """
     if hook.place == "tensor":
-        return _tensor(graph, str(hook.name), d_in)
-    if hook.place == "input" or hook.call is not None:
-        raise ValueError(
-            f"a graph is hooked at the output of a module, got {hook}; hook the module whose output that "
-            "is, BLOCK.resid_pre, BLOCK.resid_mid or tensor:NAME"
-        )
+        return _tensor(graph, hook.name, d_in)
+    if hook.call is not None:
+        raise ValueError(f"a graph does not tell the calls of a module apart, got {hook}; hook tensor:NAME")
     scopes = scopes_of(graph)
     if not scopes:
         values = [value for node in graph for value in node.outputs if _is_activation(value)]
@@ -42,8 +43,26 @@ def find_hook(graph: ir.Graph, hook: Hook, d_in: int) -> ir.Value:
             f"hook tensor:NAME, such as {listed([str(value.name) for value in values if _width(value) == d_in])}"
         )
     modules = sorted({scope for names in scopes.values() for scope in names})
-    name = named_module(modules, hook.name) if isinstance(hook.name, str) else numbered_block(modules, hook.name)
-    return _STRATEGIES[hook.place](_Module(graph, scopes, name, d_in))
+    wanted = _of_lens(hook, modules) if hook.place == "lens" and hook.name not in modules else hook
+    name = named_module(modules, wanted.name)
+    place = "resid_pre" if wanted.place == "input" and block_number(name) is not None else wanted.place
+    return _STRATEGIES[place](_Module(graph, scopes, name, d_in))
+
+
+def _of_lens(hook: Hook, modules: Sequence[str]) -> Hook:
+    """The module's hook, or the stream of a block, that a name of TransformerLens means.
+
+    A stream is found in the graph, which shows whether the block has it.
+    """
+    stream = _LENS_STREAM.fullmatch(hook.name)
+    if stream:
+        return Hook(numbered_block(modules, int(stream["number"])), cast(Place, stream["place"]))
+    if hook.name.endswith("hook_mlp_in"):
+        raise ValueError(
+            f"a graph has one tensor for the stream and for what the norm reads, so it has no {hook}; write "
+            f"{hook.name.replace('hook_mlp_in', 'hook_resid_mid')} or input:MODULE"
+        )
+    return as_module(hook, modules, None)
 
 
 class _Module:
@@ -91,9 +110,29 @@ def _output(module: _Module) -> ir.Value:
     """
     leaving = module.leaving()
     norms = {node for value in leaving for node in module.readers(value) if is_fused_norm(node)}
-    if is_block(module.name) and len(norms) == 1:
+    if block_number(module.name) is not None and len(norms) == 1:
         return module.sum_in(norms.pop())
     return _only(leaving, module.d_in, f"what {module.name} gives")
+
+
+def _input(module: _Module) -> ir.Value:
+    """The only activations that a module reads, if it alone reads them.
+
+    norm --input--> mlp[ ... ]
+    """
+    entering = module.entering()
+    if len(entering) != 1:
+        found = listed([str(value.name) for value in entering]) if entering else "no activations [b, t, d]"
+        raise ValueError(
+            f"input:{module.name} is not one tensor but {found}; hook tensor:NAME, or the output of another module"
+        )
+    value = _only(entering, module.d_in, f"what enters {module.name}")
+    if value.is_graph_output() or module.readers(value):
+        raise ValueError(
+            f"not only {module.name} reads {value.name}, so an edit there would reach more than input:{module.name}; "
+            "hook BLOCK.resid_mid for the stream, or tensor:NAME"
+        )
+    return value
 
 
 def _stream_before(block: _Module) -> ir.Value:
@@ -143,6 +182,8 @@ def _stream_after(block: _Module) -> ir.Value:
 
 _STRATEGIES: Mapping[Place, Callable[[_Module], ir.Value]] = {
     "output": _output,
+    "lens": _output,
+    "input": _input,
     "resid_pre": _stream_before,
     "resid_mid": _stream_inside,
     "resid_post": _stream_after,

@@ -2,14 +2,13 @@
 
 import ast
 import difflib
-import re
 from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from sae_runtime.bundle.transformer_lens import listed
+
 _SCOPES = "pkg.torch.onnx.name_scopes"
-_BLOCK = re.compile(r"(?:.*\.)?(?:blocks?|h|layers?)\.(?P<number>\d+)")
-_LISTED = 12  # at most this many names in a message
 
 Scopes = Sequence[str]  # the modules around a node, the outermost first
 
@@ -57,38 +56,3 @@ def named_module(modules: Sequence[str], name: str) -> str:
             raise ValueError(f"{name} is the name of several modules, {listed(matching)}; give more of it")
     close = difflib.get_close_matches(name, modules, n=5, cutoff=0)
     raise ValueError(f"the graph has no module {name!r}; close names are {listed(close)}")
-
-
-def numbered_block(modules: Sequence[str], number: int) -> str:
-    """The block of a number, as TransformerLens counts blocks.
-
-    >>> numbered_block(["transformer.h.0", "transformer.h.0.mlp", "transformer.h.1"], 0)
-    'transformer.h.0'
-
-    Raises:
-        ValueError: no block has the number, or several blocks have it.
-    """
-    blocks = {match[0]: int(match["number"]) for match in map(_BLOCK.fullmatch, modules) if match}
-    matching = [name for name in blocks if blocks[name] == number]
-    outermost = [name for name in matching if not any(name.startswith(f"{other}.") for other in matching)]
-    if len(outermost) != 1:
-        raise ValueError(
-            f"blocks.{number} names no block of this graph for certain; name the module, one of "
-            f"{listed(outermost or list(blocks))}"
-        )
-    return outermost[0]
-
-
-def is_block(module: str) -> bool:
-    """Whether a module is a numbered block, such as transformer.h.3."""
-    return _BLOCK.fullmatch(module) is not None
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first names for a message, and how many more there are.
-
-    >>> listed(["a", "b"])
-    'a, b'
-    """
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return (", ".join(names[:_LISTED]) or "none") + more

@@ -119,7 +119,8 @@ def rule_for(manifest: Manifest, max_norm: float | None = None) -> float | None:
     """The multiple that figures of a bundle use; None for no limit.
 
     Args:
-        manifest: of the bundle, whose own rule is the default; without one it is MAX_NORM.
+        manifest: of the bundle, whose own rule is the default. Without one it is MAX_NORM, as it is for a converted
+            bundle, whose `left_out` names positions and tokens alone and counts no rows.
         max_norm: another multiple, infinity for no limit; None for the default.
 
     Raises:
@@ -131,8 +132,11 @@ def rule_for(manifest: Manifest, max_norm: float | None = None) -> float | None:
     Traceback (most recent call last):
     ValueError: max_norm must be at least 1 times the median norm, got 0.5; give another multiple, or none
     """
+    own = manifest.left_out
     if max_norm is None:
-        return MAX_NORM if manifest.left_out is None else manifest.left_out.norm_multiple
+        # That of a converted SAE says which positions and tokens its library left out. It counts no rows.
+        known = own is not None and (own.norm_multiple is not None or own.rows)
+        return own.norm_multiple if own is not None and known else MAX_NORM
     if max_norm == math.inf:
         return None
     if not max_norm >= 1:

@@ -1,10 +1,12 @@
-"""Activations on disk: an .npy or .safetensors file of shape [n, d_in], or the folder of shards that harvest writes.
+"""Activations on disk: a file of an array, a folder of such files, or the folder of shards that harvest writes.
 
 Harvest writes `activations.json` last, so a folder with this file is whole. Each safetensors shard of the folder holds
-`activations` [n, d_in] (F32, F16 or BF16), `tokens` I32 [n], `documents` I32 [n] and `positions` I32 [n].
+`activations` [n, d_in] (F32, F16 or BF16), `tokens` I32 [n], `documents` I32 [n] and `positions` I32 [n]. The file
+`documents.jsonl` says where the documents stand.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -13,12 +15,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sae_runtime.activations.array_files import SUFFIXES, read_rows
+from sae_runtime.activations.documents import Source
+from sae_runtime.activations.listing import visible_files
+from sae_runtime.activations.sources import read_sources
 from sae_runtime.bundle.manifest import Manifest
-from sae_runtime.bundle.tensors import map_tensor, read_header
+from sae_runtime.bundle.same_source import same_hook, same_model
 from sae_runtime.bundle.typed_json import read_versioned
 from sae_runtime.core.arrays import as_float32, bfloat16_to_float32, first_nonfinite
 
 INDEX = "activations.json"
+PLAN = "harvest.json"
 FORMAT_VERSION = 1
 
 
@@ -31,6 +38,14 @@ class _Entry:
 
 
 @dataclass(frozen=True)
+class _SourcesEntry:
+    """The entry of the file of the documents' sources."""
+
+    file: str
+    bytes: int
+
+
+@dataclass(frozen=True)
 class _Index:
     """The fields of `activations.json` that reading needs; harvest adds its settings."""
 
@@ -40,6 +55,8 @@ class _Index:
     model: str | None
     hook: str | None
     context: int | None = None
+    sources: _SourcesEntry | None = None
+    transformer_lens_hook: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,8 +73,8 @@ class Activations:
     """Rows of activations in one or many mapped files, read as float32 on demand.
 
     `tokens`, `documents` and `positions` (int32 [n]) give the origin of each row, and are None if the files have none.
-    `model` and `hook` name the source, or are None. `context` is the largest number of tokens that the model read at
-    once, or None.
+    `model`, `hook` and `transformer_lens_hook` name the source, or are None. `context` is the largest number of tokens
+    that the model read at once, or None.
 
     >>> activations = open_activations(activations_path)
     >>> len(activations), activations.d_in, activations.slice(10, 12).shape
@@ -71,13 +88,17 @@ class Activations:
         *,
         model: str | None = None,
         hook: str | None = None,
+        transformer_lens_hook: str | None = None,
         context: int | None = None,
+        sources: Path | None = None,
     ) -> None:
         self.path = path
         self.shards = list(shards)
         self.model = model
         self.hook = hook
+        self.transformer_lens_hook = transformer_lens_hook
         self.context = context
+        self._sources = sources
         self.d_in = int(shards[0].x.shape[1])
         self.starts = [0, *accumulate(len(shard.x) for shard in shards)]
         self.tokens = _joined([shard.tokens for shard in shards])
@@ -124,6 +145,17 @@ class Activations:
         self._refuse_nonfinite(out, np.arange(begin, begin + len(out)))
         return out
 
+    def sources(self) -> Iterator[tuple[int, Source]]:
+        """The number and the source of each document that has rows, in order; none if the files do not say it.
+
+        Raises:
+            ValueError: the file of the sources is damaged.
+
+        >>> list(open_activations(activations_path).sources())
+        []
+        """
+        return iter(()) if self._sources is None else read_sources(self._sources)
+
     def _refuse_nonfinite(self, x: NDArray[np.float32], ids: NDArray[np.int64]) -> None:
         row = first_nonfinite(x)
         if row is not None:
@@ -134,31 +166,28 @@ def open_activations(path: str | Path) -> Activations:
     """Open activations without reading their rows.
 
     Args:
-        path: a folder that harvest wrote, an .npy file [n, d_in], or a .safetensors file with a tensor [n, d_in], which
-            is the only 2-D tensor or has the name `activations`.
+        path: a folder that harvest wrote; a file of an array [n, d_in]: .npy, .npz, .safetensors, or .pt, .pth or .bin
+            of torch.save; or a folder of such files, whose rows follow one another in the order of their numbers. Of
+            several arrays in a file, it is the only one of two or more axes or has the name `activations`. Arrays
+            [images, patches, d_in] give rows with the numbers of their image and patch as document and position.
 
     Raises:
         ValueError: the path is none of these, or it is empty, truncated or half written.
         FileNotFoundError: the path does not exist.
+        ImportError: a file is of torch.save, and torch is not installed.
 
     >>> open_activations(activations_path).slice(0, 2).dtype
     dtype('float32')
     """
     path = Path(path)
     if path.is_dir():
-        return _open_folder(path)
+        return _open_folder(path) if (path / INDEX).is_file() else _open_arrays(path)
+    expected = f"expected a folder of harvest, or one of {', '.join(SUFFIXES)}, or a folder of these"
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; expected a folder of harvest, an .npy or a .safetensors file")
-    if path.suffix == ".npy":
-        try:
-            x = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise ValueError(f"{path} is not a whole .npy file ({error}); save it again") from error
-        return Activations(path, [Shard(_checked(path, x))])
-    if path.suffix == ".safetensors":
-        return Activations(path, [_open_shard(path)])
-    suffix = path.suffix or "a file without a suffix"
-    raise ValueError(f"{path}: expected a folder of harvest, an .npy or a .safetensors file, got {suffix}")
+        raise FileNotFoundError(f"{path} does not exist; {expected}")
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"{path}: {expected}, got {path.suffix or 'a file without a suffix'}")
+    return Activations(path, [Shard(**read_rows(path))])
 
 
 def check_source(activations: Activations, manifest: Manifest, *, any_source: bool = False) -> None:
@@ -173,9 +202,14 @@ def check_source(activations: Activations, manifest: Manifest, *, any_source: bo
         manifest.check_d_in(activations.d_in)
     except ValueError as error:
         raise ValueError(f"{activations.path}: {error}") from error
-    for what in ("model", "hook"):
+    lens_a, lens_b = activations.transformer_lens_hook, manifest.transformer_lens_hook
+    same: dict[str, Callable[[str, str], bool]] = {
+        "model": same_model,
+        "hook": functools.partial(same_hook, lens_a=lens_a, lens_b=lens_b),
+    }
+    for what, are_same in same.items():
         given, fitted = getattr(activations, what), getattr(manifest, what)
-        if given is not None and fitted is not None and given != fitted and not any_source:
+        if given is not None and fitted is not None and not any_source and not are_same(given, fitted):
             raise ValueError(
                 f"{activations.path}: activations come from {what} {given!r}, this SAE was fitted on {fitted!r}; "
                 "harvest those, or pass --any-source to go on"
@@ -192,8 +226,6 @@ def sample_rows(rows: int, d_in: int) -> NDArray[np.int64]:
 
 
 def _open_folder(path: Path) -> Activations:
-    if not (path / INDEX).is_file():
-        raise ValueError(f"{path} holds no {INDEX}: not harvested to the end; run the same harvest again to finish it")
     text = (path / INDEX).read_bytes()
     try:
         index: _Index = read_versioned(_Index, text, "index", version=FORMAT_VERSION, field="format_version", more=True)
@@ -204,39 +236,43 @@ def _open_folder(path: Path) -> Activations:
         file = path / entry.file
         if file.name != entry.file or not file.is_file():
             raise ValueError(f"{path} lacks the shard {entry.file}; run the same harvest again")
-        shard = _open_shard(file)
+        shard = Shard(**read_rows(file))
         expected = (entry.rows, index.d_in)
         if shard.x.shape != expected:
             raise ValueError(f"{file} is {list(shard.x.shape)}, {INDEX} says {list(expected)}; harvest again")
         opened.append(shard)
     if not opened:
         raise ValueError(f"{path} holds no rows; harvest more text")
-    return Activations(path, opened, model=index.model, hook=index.hook, context=index.context)
+    sources = None if index.sources is None else path / index.sources.file
+    if sources is not None and index.sources is not None:
+        if sources.name != index.sources.file or not sources.is_file():
+            raise ValueError(f"{path} lacks its file {index.sources.file}; harvest again")
+        if sources.stat().st_size != index.sources.bytes:
+            raise ValueError(f"{sources} has another size than {INDEX} says; harvest again")
+    names = {"model": index.model, "hook": index.hook, "transformer_lens_hook": index.transformer_lens_hook}
+    return Activations(path, opened, **names, context=index.context, sources=sources)
 
 
-def _open_shard(path: Path) -> Shard:
-    specs = read_header(path)
-    matrices = ["activations"] if "activations" in specs else [n for n, s in specs.items() if len(s.shape) == 2]
-    if len(matrices) != 1:
-        raise ValueError(f"{path} holds {len(matrices)} 2-D tensors, expected one (or one named 'activations')")
-    spec = specs[matrices[0]]
-    x = _checked(path, map_tensor(path, spec), bfloat16=spec.dtype == "BF16")
-    ids: dict[str, NDArray[np.int32]] = {}
-    for name in ("tokens", "documents", "positions"):
-        if name in specs:
-            ids[name] = map_tensor(path, specs[name])
-            if specs[name].shape != (len(x),) or specs[name].dtype != "I32":
-                raise ValueError(
-                    f"{path}: {name} must be I32 [{len(x)}], got {specs[name].dtype} {list(specs[name].shape)}; "
-                    "harvest again"
-                )
-    return Shard(x, **ids)
-
-
-def _checked(path: Path, x: NDArray[Any], *, bfloat16: bool = False) -> NDArray[Any]:
-    if x.ndim != 2 or x.shape[1] < 1 or not (bfloat16 or x.dtype.kind == "f"):
-        raise ValueError(f"{path} holds {x.dtype} {list(x.shape)}, expected floating-point numbers of shape [n, d_in]")
-    return x
+def _open_arrays(path: Path) -> Activations:
+    """The rows of all files of arrays in a folder, in the order in which people count the files."""
+    if (path / PLAN).is_file():
+        raise ValueError(f"{path} holds no {INDEX}: not harvested to the end; run the same harvest again to finish it")
+    files = [file for file in visible_files(path) if file.suffix.lower() in SUFFIXES]
+    kinds = sorted({file.suffix.lower() for file in files})
+    if len(kinds) != 1:
+        raise ValueError(
+            f"{path} holds no {INDEX} and {' and '.join(kinds) or 'no'} arrays, expected those of one kind"
+        )
+    opened: list[Shard] = []
+    images = 0
+    for file in files:
+        opened.append(Shard(**read_rows(file, first=images)))
+        width, first = opened[-1].x.shape[1], opened[0].x.shape[1]
+        if width != first:
+            raise ValueError(f"{file} is {width} wide, {files[0].name} {first}; keep arrays of one hook in a folder")
+        if (documents := opened[-1].documents) is not None:
+            images = int(documents.max(initial=images - 1)) + 1
+    return Activations(path, opened)
 
 
 def _float32(x: NDArray[Any]) -> NDArray[np.float32]:

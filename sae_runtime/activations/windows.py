@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sae_runtime.activations.documents import Document, Source
+
 _DOCUMENTS_AT_ONCE = 64  # tokenizers process the texts of a list in parallel
+_SAMPLE = 64  # ids whose text shows which special tokens the tokenizer puts around a text
 
 
 @dataclass(frozen=True)
@@ -24,12 +27,14 @@ class Window:
         positions: numbers of the tokens in the document, from 0, [time]. A special token before or after the text has
             the position of the text's nearest token.
         kept: whether the token's activation is kept, [time].
+        source: where the document stands.
     """
 
     document: int
     ids: NDArray[np.int32]
     positions: NDArray[np.int32]
     kept: NDArray[np.bool_]
+    source: Source | None = None
 
     @property
     def rows(self) -> int:
@@ -39,41 +44,46 @@ class Window:
 
 def windows(
     tokenizer: Any,
-    texts: Iterable[str],
+    documents: Iterable[Document],
     *,
     context: int,
     special: bool,
     skip_first: int = 0,
     skip_ids: Sequence[int] = (),
 ) -> Iterator[Window]:
-    """Windows of at most `context` tokens, in the order of the texts.
+    """Windows of at most `context` tokens, in the order of the documents.
 
-    Each window gets the special tokens that the tokenizer puts before and after a text, the frame.
+    Each window gets the special tokens that the tokenizer puts before and after a text, the frame. If a document gives
+    its token ids, a frame and padding at their ends are dropped first.
 
     Args:
         tokenizer: a tokenizer of transformers.
-        texts: the documents. A document without tokens to keep counts, but has no window.
+        documents: texts or token ids. A document without tokens to keep counts, but has no window.
         context: largest number of tokens of a window, with the frame.
         special: keep the activations of special tokens. The token for unknown words is not a special token.
         skip_first: number of tokens at the start of each window whose activations are not kept, special ones counted.
         skip_ids: ids of tokens whose activations are not kept.
 
     Raises:
-        ValueError: the frame leaves no room in `context`, or the tokenizer changes a text's tokens when it adds it.
+        ValueError: the frame leaves no room in `context`, the tokenizer changes a text's tokens when it adds it, or it
+            has no token of an id.
     """
     frame: tuple[list[int], list[int]] | None = None
     specials = _special_ids(tokenizer)
-    for document, text, ids in _tokenized(tokenizer, texts):
+    for number, document, ids in _tokenized(tokenizer, documents):
         if not ids:
             continue
         if frame is None:
-            frame = _frame(tokenizer, text, ids)
+            frame = _frame(tokenizer, document, ids)
             framing = len(frame[0]) + len(frame[1])
             if context <= framing:
                 raise ValueError(
                     f"context is {context} tokens, of which special tokens take {framing}; give at least {framing + 1}"
                 )
-        for window in _cut(document, ids, frame, context):
+        if not isinstance(document.content, str):
+            ids = _bare(tokenizer, ids, frame)
+        for window in _cut(number, ids, frame, context):
+            window = replace(window, source=document.source)
             if special:
                 window = replace(window, kept=np.ones_like(window.kept))
             else:
@@ -204,27 +214,54 @@ def _token_id(tokenizer: Any, token: str) -> int:
 
 def _special_ids(tokenizer: Any) -> list[int]:
     """The ids of special tokens. The token for unknown words is one of them only if it has another role too."""
-    named = {getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "cls", "sep", "pad", "mask")}
+    named = _role_ids(tokenizer, "bos", "eos", "cls", "sep", "pad", "mask")
     return [number for number in tokenizer.all_special_ids if number != tokenizer.unk_token_id or number in named]
 
 
-def _tokenized(tokenizer: Any, texts: Iterable[str]) -> Iterator[tuple[int, str, list[int]]]:
-    """The number, the text and the ids of each document; the ids are without special tokens."""
-    numbered = enumerate(texts)
+def _role_ids(tokenizer: Any, *roles: str) -> set[int | None]:
+    return {getattr(tokenizer, f"{role}_token_id") for role in roles}
+
+
+def _tokenized(tokenizer: Any, documents: Iterable[Document]) -> Iterator[tuple[int, Document, list[int]]]:
+    """The number, the document and the ids of each document; the ids of a text are without special tokens."""
+    numbered = enumerate(documents)
+    largest: int | None = None
     while part := list(islice(numbered, _DOCUMENTS_AT_ONCE)):
-        encoded = tokenizer(
-            [text for _, text in part],
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,  # no warning about texts that are longer than the model's context
-        )
-        for (number, text), ids in zip(part, encoded["input_ids"], strict=True):
-            yield number, text, ids
+        texts = [document.content for _, document in part if isinstance(document.content, str)]
+        ids_of_texts = iter(_ids(tokenizer, texts) if texts else [])
+        for number, document in part:
+            if isinstance(document.content, str):
+                yield number, document, next(ids_of_texts)
+                continue
+            largest = max(tokenizer.get_vocab().values()) if largest is None else largest
+            if document.content.max(initial=0) > largest:
+                raise ValueError(
+                    f"{document.source}: token id {document.content.max()}, the tokenizer has ids up to {largest}; "
+                    "take the column that this model's tokenizer made"
+                )
+            yield number, document, document.content.tolist()
 
 
-def _frame(tokenizer: Any, text: str, ids: list[int]) -> tuple[list[int], list[int]]:
+def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    encoded = tokenizer(
+        texts,
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,  # no warning about texts that are longer than the model's context
+    )
+    ids: list[list[int]] = encoded["input_ids"]
+    return ids
+
+
+def _frame(tokenizer: Any, document: Document, ids: list[int]) -> tuple[list[int], list[int]]:
     """The special tokens that the tokenizer puts before and after the ids of a text."""
+    text = document.content
+    if not isinstance(text, str):  # any text shows the frame
+        text = tokenizer.decode(ids[:_SAMPLE], skip_special_tokens=True).strip() or "a"
+        ids = _ids(tokenizer, [text])[0]
+        if not ids:
+            raise ValueError(f"{document.source}: the tokenizer makes no text of the token ids; give texts instead")
     framed = tokenizer(text, verbose=False)["input_ids"]
     for before in range(len(framed) - len(ids) + 1):
         if framed[before : before + len(ids)] == ids:
@@ -233,3 +270,20 @@ def _frame(tokenizer: Any, text: str, ids: list[int]) -> tuple[list[int], list[i
         f"{type(tokenizer).__name__} changes a text's tokens when it adds special ones; "
         "use the model with another tokenizer"
     )
+
+
+def _bare(tokenizer: Any, ids: list[int], frame: tuple[list[int], list[int]]) -> list[int]:
+    """Given ids without padding and without a frame. A padding token that has another role too is kept."""
+    before, after = frame
+    pad = tokenizer.pad_token_id
+    begin, end = 0, len(ids)
+    if pad is not None and pad not in _role_ids(tokenizer, "bos", "eos", "cls", "sep", "mask", "unk"):
+        while begin < end and ids[begin] == pad:
+            begin += 1
+        while begin < end and ids[end - 1] == pad:
+            end -= 1
+    if before and ids[begin : min(begin + len(before), end)] == before:
+        begin += len(before)
+    if after and ids[max(end - len(after), begin) : end] == after:
+        end -= len(after)
+    return ids[begin:end]

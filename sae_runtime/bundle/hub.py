@@ -80,7 +80,8 @@ def fetch(reference: str) -> Path:
     repository, inside, revision = _parsed(reference)
     if Path(inside).suffix in _FILES:
         folder = f"{Path(inside).parent}/".removeprefix("./")
-        allowed = [inside, f"{folder}*.json"]  # some formats describe the weights in a JSON file
+        # Some formats describe the weights in such a file.
+        allowed = [inside, f"{folder}*.json", f"{folder}config.yaml"]
         return _existing(_download(reference, repository, revision, allowed, [f"{folder}*/*"]) / inside, reference)
     folder = f"{inside}/" if inside else ""
     snapshot = _download(reference, repository, revision, [f"{folder}*{end}" for end in _DATA], [f"{folder}*/*"])

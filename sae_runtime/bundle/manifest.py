@@ -163,6 +163,7 @@ class Manifest:
         model: name of the host model.
         hook: where the activation is in the host model, in the form of `str(parse_hook(text))`.
         hook_out: where the activation is that a transcoder reconstructs.
+        transformer_lens_hook: TransformerLens's name of the hook, where the model's modules proved one.
         measured: figures on held-out activations; docs/architecture.md lists them.
         left_out: the rows that training, calibration and `measured` leave out; None if that is not known.
         measured_with_left_out: the same figures over all held-out rows; empty if none was left out.
@@ -184,6 +185,7 @@ class Manifest:
     model: str | None = None
     hook: str | None = None
     hook_out: str | None = None
+    transformer_lens_hook: str | None = None
     measured: Mapping[str, float] = field(default_factory=dict)
     left_out: LeftOut | None = None
     measured_with_left_out: Mapping[str, float] = field(default_factory=dict)

@@ -5,6 +5,7 @@ from typing import Any
 
 from sae_runtime.bundle import manifest as manifests
 from sae_runtime.bundle.manifest import Manifest
+from sae_runtime.bundle.same_source import public_name
 from sae_runtime.bundle.typed_json import read_json
 
 CFG = "cfg.json"
@@ -28,7 +29,11 @@ def sae_lens_cfg(manifest: Manifest, *, calibrated: bool) -> dict[str, Any] | No
     name = _architecture(manifest, calibrated=calibrated)
     if name is None:
         return None
-    metadata = {"sae_lens_version": _VERSION, "hook_name": manifest.hook, "model_name": manifest.model}
+    metadata = {
+        "sae_lens_version": _VERSION,
+        "hook_name": manifest.transformer_lens_hook or manifest.hook,
+        "model_name": manifest.model and public_name(manifest.model),
+    }
     cfg: dict[str, Any] = {
         "architecture": name,
         "d_in": architecture.d_in,

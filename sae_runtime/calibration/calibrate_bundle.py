@@ -23,12 +23,14 @@ from sae_runtime.bundle.folder import Bundle
 from sae_runtime.bundle.manifest import Allocation, LeftOut
 from sae_runtime.bundle.normalise import normalised
 from sae_runtime.bundle.outputs import Output
+from sae_runtime.bundle.plausible import warn_of_other_rows
 from sae_runtime.calibration.thresholds import calibration_rows, slots_for, thresholds
+from sae_runtime.core.arrays import EQUAL
 from sae_runtime.core.progress import progress_bar
 
 Array = NDArray[np.float32]
+_LOOK = 1000  # rows that tell the mean L0 roughly
 _BLOCK_ELEMENTS = 1 << 24  # pre-activations that are in memory at once
-_ROUNDING = 1e-9  # of the sum of squares: rows that differ by less are equal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +89,8 @@ def calibrate_bundle(
 
     Raises:
         ValueError: the bundle cannot be read, selects by top k, or has no k and none is given; k is out of range; or
-            the activations are too few, have another d_in or source, are not finite or too large; or `max_norm` is
-            below 1.
+            the activations are too few, equal, have another d_in or source, are not finite or too large; or `max_norm`
+            is below 1.
         FileExistsError: `out` exists and `force` is not set, or replacing the bundle would lose other files.
 
     >>> from sae_runtime import open_activations
@@ -107,7 +109,10 @@ def calibrate_bundle(
     fitting, measuring, gaps = calibration_rows(activations, None if kept.all() else np.flatnonzero(kept))
     others = shared_out(kept, [fitting, measuring], activations.documents)
     with progress_bar((3 if kept.all() else 5) * d_sae, "features", shown=progress) as bar:
-        threshold, sample, matches = _fitted(bundle, activations.rows(fitting), allocation, bar)
+        x = activations.rows(fitting)
+        _check(bundle, x, activations.path)
+        threshold, sample, matches = _fitted(bundle, x, allocation, bar)
+        del x  # before the other rows are read
         measured, l0 = _measured(bundle, activations.rows(measuring), threshold, (matches, len(fitting)), bar)
         with_left_out: dict[str, Any] = {}
         if sum(map(len, others)):
@@ -178,6 +183,17 @@ def pre_activation_blocks(
             bar.update(len(z))
 
 
+def _check(bundle: Bundle, x: Array, where: Path) -> None:
+    """Refuse equal rows x [n, d_in], and warn of rows on which the present threshold gives another L0 than it did."""
+    mean = x.mean(axis=0, dtype=np.float64)
+    if np.square(x - mean).sum(axis=1).mean() <= EQUAL**2 * np.square(mean).sum():
+        raise ValueError(f"{where}: all rows are equal, so no threshold divides them; harvest more text")
+    if bundle.calibrated and bundle.manifest.architecture.selection == "threshold":
+        few = x[np.random.default_rng(0).choice(len(x), min(len(x), _LOOK), replace=False)]
+        _, l0 = _tally(bundle, few, bundle.tensor("threshold"), None)
+        warn_of_other_rows(bundle.manifest, where, tokens=len(few), l0=float(l0.mean()))
+
+
 def _fitted(bundle: Bundle, x: Array, allocation: Allocation, bar: Any) -> tuple[Array, Array, NDArray[np.int64]]:
     """The threshold that x fits, the new bundle's sample, and the matches of each feature on x [d_sae]."""
     d_sae = bundle.manifest.architecture.d_sae
@@ -235,9 +251,10 @@ def _fvu(bundle: Bundle, x: Array, decoded: Array) -> float | None:
         if architecture.skip:
             x_hat += x @ bundle.tensor("W_skip").T
         error, spread, whole = (
-            np.einsum("nd,nd->", part, part, dtype=np.float64) for part in (x - x_hat, x - x.mean(axis=0), x)
+            np.einsum("nd,nd->", part, part, dtype=np.float64)
+            for part in (x - x_hat, x - x.mean(axis=0, dtype=np.float64).astype(np.float32), x)
         )
-        fvu = None if spread <= _ROUNDING * whole else float(error / spread)
+        fvu = None if spread <= EQUAL**2 * whole else float(error / spread)
     if fvu is not None and not math.isfinite(fvu):
         raise _TooLarge
     return fvu

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from sae_runtime.checkpoints import folding
 from sae_runtime.checkpoints.checkpoint import Checkpoint, assemble
+from sae_runtime.checkpoints.fitted_on import fitted_on
 from sae_runtime.checkpoints.folder import config_and_weights, config_of, has
 from sae_runtime.checkpoints.torch_file import read_torch, tensors_of
 
@@ -45,20 +47,30 @@ def read(path: Path) -> Checkpoint:
     top = kind in ("topk", "batchtopk")
     # These two kinds have a b_enc that they do not use, unless a first version says so.
     biased = not top or cfg.flag("use_encoder_bias", False)
+    b_enc = tensors.vector("b_enc", d_sae) if biased else np.zeros(d_sae)
+    w_dec = w_enc.T if cfg.flag("tied_weights", False) else tensors.matrix("W_dec", d_sae, d_in)
+    b_dec, pre_bias, w_skip = tensors.vector("b_dec", d_in), kind != "jumprelu", None
+    source = fitted_on(cfg, norm := "layer" if normed else "none", transcoder=False)
+    if source.centred:
+        w_enc, b_enc = folding.without_mean(w_enc, b_enc, b_dec if pre_bias else None)
+        pre_bias, w_skip = False, folding.mean_of(w_dec)
     threshold = 0.0 if kind == "vanilla" else None
+    uncalibrated = ("It knows only its batch rule; run sae-runtime calibrate.",) if kind == "batchtopk" else ()
     return assemble(
         file,
         kind,
         w_enc=w_enc,
-        b_enc=tensors.vector("b_enc", d_sae) if biased else np.zeros(d_sae),
-        w_dec=w_enc.T if cfg.flag("tied_weights", False) else tensors.matrix("W_dec", d_sae, d_in),
-        b_dec=tensors.vector("b_dec", d_in),
+        b_enc=b_enc,
+        w_dec=w_dec,
+        b_dec=b_dec,
         threshold=np.exp(tensors.vector(log_threshold, d_sae)) if kind == "jumprelu" else threshold,
+        w_skip=w_skip,
         selection="topk" if kind == "topk" else "threshold",
         k=cfg.size("top_k") if top else None,
-        pre_bias=kind != "jumprelu",
-        norm="layer" if normed else "none",
-        model=cfg.maybe_text("model_name"),
-        hook=cfg.maybe_text("hook_point"),
-        warnings=("It knows only its batch rule; run sae-runtime calibrate.",) if kind == "batchtopk" else (),
+        pre_bias=pre_bias,
+        norm=norm,
+        model=source.model,
+        hook=source.hook,
+        provenance={"fitted_on": source.recorded} if source.recorded else {},
+        warnings=(*source.warnings, *uncalibrated),
     )

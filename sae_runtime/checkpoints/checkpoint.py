@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_runtime.bundle.manifest import Allocation, Architecture, Manifest
+from sae_runtime.bundle.manifest import Allocation, Architecture, LeftOut, Manifest
 from sae_runtime.checkpoints.stored import Double, Stored
 
 _SLOTS = 256  # slots of a token if the checkpoint does not tell k
@@ -31,6 +31,7 @@ class Checkpoint:
         model: name of the host model; None if unknown.
         hook: hook of the activations that the SAE reads; None if unknown.
         hook_out: hook of the activations that a transcoder reconstructs; None if unknown.
+        left_out: rows that training left out; None if none are known.
         provenance: further facts for the manifest, strings and numbers.
         warnings: sentences for the user.
     """
@@ -43,6 +44,7 @@ class Checkpoint:
     model: str | None = None
     hook: str | None = None
     hook_out: str | None = None
+    left_out: LeftOut | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
@@ -69,6 +71,7 @@ class Checkpoint:
             model=self.model,
             hook=self.hook,
             hook_out=self.hook_out,
+            left_out=self.left_out,
             provenance=provenance | ({"warnings": list(self.warnings)} if self.warnings else {}),
         )
 
@@ -107,7 +110,7 @@ def assemble(
         pre_bias: as in `Architecture`.
         norm: as in `Architecture`.
         transcoder: whether the SAE reconstructs other activations than it reads.
-        about: model, hook, hook_out, provenance and warnings of `Checkpoint`.
+        about: model, hook, hook_out, left_out, provenance and warnings of `Checkpoint`.
 
     Raises:
         ValueError: a vector is not finite in float32, or `Architecture` or `Allocation` refuses a setting.

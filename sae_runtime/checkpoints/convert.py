@@ -9,12 +9,17 @@ from sae_runtime.bundle import folder as bundles
 from sae_runtime.bundle.hub import SCHEME, local
 from sae_runtime.checkpoints import (
     batch_topk,
+    circuit_tracer,
     dictionary_learning,
     gemma_scope,
+    goodfire,
+    hook_z,
     llama_scope,
     openai,
+    qwen_scope,
     sae_lens,
     sparsify,
+    unserved,
 )
 from sae_runtime.checkpoints.checkpoint import Checkpoint
 
@@ -25,7 +30,11 @@ FORMATS: dict[str, ModuleType] = {
     "llama-scope": llama_scope,
     "gemma-scope": gemma_scope,
     "batch-topk": batch_topk,
+    "circuit-tracer": circuit_tracer,
+    "qwen-scope": qwen_scope,
+    "hook-z": hook_z,
     "openai": openai,
+    "goodfire": goodfire,
     "dictionary-learning": dictionary_learning,
 }
 
@@ -92,6 +101,7 @@ def recognise(path: Path) -> str:
     for name, reader in FORMATS.items():
         if reader.recognises(path):
             return name
+    unserved.refuse(path)
     content = "a file" if path.is_file() else ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
     raise ValueError(
         f"{path} ({content}) is no checkpoint of a known format; name the folder or file of one SAE, or --format "

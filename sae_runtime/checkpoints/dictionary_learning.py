@@ -12,6 +12,7 @@ import numpy as np
 
 from sae_runtime.checkpoints import folding
 from sae_runtime.checkpoints.checkpoint import Checkpoint, assemble
+from sae_runtime.checkpoints.fitted_on import plain
 from sae_runtime.checkpoints.folder import Config, config_of, find, home
 from sae_runtime.checkpoints.stored import Double, Stored, Tensors
 from sae_runtime.checkpoints.torch_file import read_torch, tensors_of
@@ -29,7 +30,18 @@ _TENSORS = {
     "BatchTopKSAE": (*_LINEAR, "b_dec", "k", "threshold"),
     "MatryoshkaBatchTopKSAE": (*_PLAIN, "b_dec", "k", "threshold", "group_sizes"),
 }
+_MAY_LACK = ("k", "threshold")  # of the classes of top-k: old files keep k in config.json, and have no threshold
 ARCHITECTURES = tuple(_TENSORS)
+# The class that a trainer fits; the first releases wrote no dict_class.
+_TRAINERS = {
+    "AutoEncoder": ("StandardTrainer", "StandardTrainerAprilUpdate", "PAnnealTrainer"),
+    "GatedAutoEncoder": ("GatedSAETrainer", "GatedAnnealTrainer"),
+    "JumpReluAutoEncoder": ("JumpReluTrainer", "TrainerJumpRelu"),
+    "AutoEncoderTopK": ("TopKTrainer", "TrainerTopK"),
+    "BatchTopKSAE": ("BatchTopKTrainer", "TrainerBatchTopK"),
+    "MatryoshkaBatchTopKSAE": ("MatryoshkaBatchTopKTrainer", "TrainerMatryoshkaBatchTopK"),
+}
+_RECORDED = ("io", "ctx_len", "remove_bos", "add_special_tokens", "max_activation_norm_multiple")
 _BATCH = ("BatchTopKSAE", "MatryoshkaBatchTopKSAE")
 _DECODER_BIAS = {"AutoEncoder": "bias", "AutoEncoderNew": "decoder.bias", "GatedAutoEncoder": "decoder_bias"}
 
@@ -42,7 +54,7 @@ def recognises(path: Path) -> bool:
     cfg = _config(path)
     if cfg is not None and "trainer" in cfg:
         return True
-    return set(_state(read_torch(file))) in map(set, _TENSORS.values())
+    return bool(_fitting(set(_state(read_torch(file)))))
 
 
 def read(path: Path) -> Checkpoint:
@@ -57,7 +69,8 @@ def read(path: Path) -> Checkpoint:
         raise ValueError(f"{path} holds no {WEIGHTS}, which dictionary_learning writes; name the file")
     whole = read_torch(file)
     tensors = tensors_of(file, _state(whole))
-    trainer = Config(file, {}) if cfg is None else cfg.inner("trainer")
+    cfg = cfg or Config(file, {})
+    trainer, buffer = cfg.inner("trainer"), cfg.inner("buffer")
     kind, factor = _kind(tensors, trainer), _norm_factor(file, whole)
     w_enc = tensors.either("W_enc", "encoder.weight")
     d_in, d_sae = w_enc.shape
@@ -81,25 +94,46 @@ def read(path: Path) -> Checkpoint:
     if kind == "JumpReluAutoEncoder":
         threshold = tensors.vector("threshold", d_sae) * factor
     if kind in _BATCH:
-        cut = tensors.scalar("threshold")
+        cut = tensors.scalar("threshold") if "threshold" in tensors else -1.0
         threshold = None if cut < 0 else cut * factor  # -1 means unset
         warnings += _threshold_warnings(cut, trainer)
+    b_dec = tensors.vector(_DECODER_BIAS.get(kind, "b_dec"), d_in) * factor
+    side = buffer.choice("io", ("in", "out", "in_and_out"), "out")
+    pre_bias, transcoder, hook = (
+        kind not in ("AutoEncoderNew", "JumpReluAutoEncoder"),
+        side == "in_and_out",
+        _hook(trainer),
+    )
+    if transcoder and pre_bias:
+        b_enc, pre_bias = b_enc - w_enc.times(b_dec), False
+    provenance = {key: trainer.fields[key] for key in ("trainer_class", "layer", "steps") if _simple(trainer, key)}
+    if buffer.fields:
+        provenance["fitted_on"] = {key: plain(value) for key, value in buffer.fields.items() if key in _RECORDED}
     return assemble(
         file,
         kind,
         w_enc=w_enc,
         b_enc=b_enc,
         w_dec=w_dec,
-        b_dec=tensors.vector(_DECODER_BIAS.get(kind, "b_dec"), d_in) * factor,
+        b_dec=b_dec,
         threshold=threshold,
         selection="topk" if kind == "AutoEncoderTopK" else "threshold",
         k=_k(tensors, trainer) if "k" in _TENSORS[kind] else None,
-        pre_bias=kind not in ("AutoEncoderNew", "JumpReluAutoEncoder"),
+        pre_bias=pre_bias,
+        transcoder=transcoder,
         model=trainer.maybe_text("lm_name"),
-        hook=trainer.maybe_text("submodule_name"),
-        provenance={key: trainer.fields[key] for key in ("trainer_class", "layer", "steps") if _simple(trainer, key)},
+        hook=f"input:{hook}" if hook is not None and side != "out" else hook,
+        hook_out=hook if transcoder else None,
+        provenance=provenance,
         warnings=tuple(warnings),
     )
+
+
+def _hook(trainer: Config) -> str | None:
+    """The hook that submodule_name names; the library's own runs write `resid_post_layer_8` for block 8's output."""
+    name = trainer.maybe_text("submodule_name")
+    layer = re.fullmatch(r"resid_post_layer_(\d+)", name or "")
+    return name if layer is None else f"blocks.{layer[1]}.hook_resid_post"
 
 
 def _weights_file(path: Path) -> Path | None:
@@ -134,15 +168,26 @@ def _norm_factor(file: Path, whole: Mapping[str, Any]) -> float:
     return float(factor)
 
 
+def _fitting(names: set[str]) -> list[str]:
+    """The classes that have these tensors."""
+    return [kind for kind, own in _TENSORS.items() if _required(kind) <= names <= set(own)]
+
+
+def _required(kind: str) -> set[str]:
+    return {*_TENSORS[kind]} - set(_MAY_LACK if "k" in _TENSORS[kind] else ())
+
+
 def _kind(tensors: Tensors, trainer: Config) -> str:
     names = tensors.names()
-    if "dict_class" in trainer:
-        kind = trainer.choice("dict_class", ARCHITECTURES)
+    trained = trainer.fields.get("trainer_class")
+    by_trainer = next((kind for kind, classes in _TRAINERS.items() if trained in classes), None)
+    if "dict_class" in trainer or by_trainer is not None:
+        kind = trainer.choice("dict_class", ARCHITECTURES, by_trainer)
         known = {*_TENSORS[kind]}
         other = dict(zip((*_LINEAR, *_PLAIN), (*_PLAIN, *_LINEAR), strict=True))
         tensors.refuse_others(*known, *(other[name] for name in known if name in other))
         return kind
-    fitting = [kind for kind, tensor_names in _TENSORS.items() if set(tensor_names) == names]
+    fitting = _fitting(names)
     if not fitting:
         raise ValueError(f"{tensors.file} holds {', '.join(sorted(names)[:8])}, the tensors of no known class")
     if len(fitting) > 1:
@@ -153,6 +198,8 @@ def _kind(tensors: Tensors, trainer: Config) -> str:
 
 
 def _k(tensors: Tensors, trainer: Config) -> int:
+    if "k" not in tensors:
+        return trainer.size("k")
     k = tensors.scalar("k")
     if k != int(k):
         raise ValueError(f"{tensors.file}: k is {k:g}, expected a whole number; get a sound copy")

@@ -56,3 +56,35 @@ def unit_decoder(w_enc: Stored, b_enc: Double, w_dec: Stored) -> tuple[Stored, D
     """
     lengths = decoder_lengths(w_dec)
     return w_enc.scaled(lengths[None, :]), b_enc * lengths, w_dec.scaled(1 / lengths[:, None])
+
+
+def without_mean(w_enc: Stored, b_enc: Double, b_dec: Double | None) -> tuple[Stored, Double]:
+    """W_enc [d_in, d_sae] and b_enc [d_sae] that give, for x [d_in], what the given ones give for x less its mean.
+
+    (x - mean - b_dec) W_enc = x (W_enc - the mean of its rows) - b_dec W_enc.
+
+    Args:
+        w_enc: [d_in, d_sae].
+        b_enc: [d_sae].
+        b_dec: [d_in], the pre-bias, which goes into b_enc; None if there is none.
+    """
+    if b_dec is not None:
+        b_enc = b_enc - w_enc.times(b_dec)
+    return less_mean(w_enc, axis=0), b_enc
+
+
+def less_mean(matrix: Stored, *, axis: int) -> Stored:
+    """A matrix less the mean of its rows (axis 0) or of its columns (axis 1)."""
+    mean: Double
+    if axis == 0:
+        mean = matrix.times(np.full(matrix.shape[0], 1 / matrix.shape[0]))[None, :]
+    else:
+        mean = np.concatenate([part.mean(axis=1, keepdims=True) for _, part in matrix.doubles()])
+    return matrix.shifted(-mean)
+
+
+def mean_of(w_dec: Stored) -> Stored:
+    """The W_skip [d_in, d_in] that adds an activation's mean to the reconstruction of an SAE with this W_dec."""
+    d_in = w_dec.shape[1]
+    every = np.broadcast_to(1 / d_in, (d_in, d_in))
+    return Stored(file=w_dec.file, name="W_skip", shape=every.shape, open=lambda: every)

@@ -3,6 +3,7 @@
 The formula is that of the paper (arXiv:2408.05147): f = z where z > threshold, else 0, without a pre-bias.
 """
 
+import re
 from pathlib import Path
 
 from sae_runtime.checkpoints.checkpoint import Checkpoint, assemble
@@ -13,6 +14,24 @@ from sae_runtime.checkpoints.safetensors_file import open_safetensors
 NPZ, SAFE, CFG = "params.npz", "params.safetensors", "config.json"
 ARCHITECTURES = ("jumprelu", "jumprelu transcoder", "jumprelu skip transcoder")
 _SKIP = "affine_skip_connection"
+_FIRST = re.compile(r"gemma-scope-(\d+b)-(pt|it)-(res|mlp|att|transcoders)")
+_SECOND = re.compile(r"gemma-scope-2-(\w+)-(pt|it)")
+_LAYER = re.compile(r"layer_(\d+)")
+# Where the SAEs of a repository of Gemma Scope 1 read, and its transcoders write.
+_PLACES = {
+    "res": ("hook_resid_post", None),
+    "mlp": ("hook_mlp_out", None),
+    "att": ("attn.hook_z", None),
+    "transcoders": ("ln2.hook_normalized", "hook_mlp_out"),
+}
+# The same of a folder of Gemma Scope 2, as its config.json has them where there is one.
+_NORM = "{}_feedforward_layernorm.output"
+_SECOND_PLACES = {
+    "transcoder": (_NORM.format("pre"), _NORM.format("post")),
+    "resid_post": ("output", None),
+    "attn_out": ("self_attn.o_proj.input", None),
+    "mlp_out": (_NORM.format("post"), None),
+}
 
 
 def recognises(path: Path) -> bool:
@@ -34,7 +53,7 @@ def read(path: Path) -> Checkpoint:
         raise ValueError(f"{path} holds no {NPZ} and no {SAFE}, which Gemma Scope comes as; name the file")
     first = file.suffix == ".npz"
     tensors = open_npz(file) if first else open_safetensors(file)
-    cfg = Config(file, {}) if first else _config(path, file)
+    cfg = _named(file) if first else _config(path, file)
     encoder, decoder = (tensors.first(f"w_{part}", f"W_{part}") for part in ("enc", "dec"))
     if 3 in (tensors.rank(encoder), tensors.rank(decoder)):
         raise ValueError(f"{file} is of several layers; crosscoders and cross-layer transcoders cannot be served")
@@ -51,7 +70,8 @@ def read(path: Path) -> Checkpoint:
     if any(folder.endswith("-transcoders") for folder in folders):
         transcoder = True
         warnings.append(
-            "It is read as a transcoder, since its repository is one of transcoders; the file does not say."
+            "It is read as a transcoder, since its repository is one of transcoders; the file does not say. It reads "
+            "what the norm before the MLP gives without that norm's weight."
         )
     if "embedding" in folders[-3:]:
         w_enc, w_dec = w_enc.scaled(d_in**-0.5), w_dec.scaled(d_in**0.5)
@@ -84,13 +104,43 @@ def _weights_file(path: Path) -> Path | None:
 
 
 def _config(path: Path, file: Path) -> Config:
-    cfg = config_of(path, CFG)
-    if cfg is None:
-        raise ValueError(f"{file} needs its {CFG}, which says what it reads; put it beside the weights")
+    cfg = config_of(path, CFG) or _named(file)
+    if not cfg.fields:
+        raise ValueError(
+            f"{file} needs its {CFG}, which says what it reads; put it beside the weights, or keep the names of the "
+            "published folders"
+        )
     cfg.choice("architecture", ("jump_relu",))
     return cfg
 
 
+def _named(file: Path) -> Config:
+    """What the names of the published folders tell, as a configuration of Gemma Scope 2; nothing for other names."""
+    folders = file.absolute().parts[:-1]
+    layer = next((found[1] for folder in reversed(folders) if (found := _LAYER.search(folder))), None)
+    for place, folder in reversed(list(enumerate(folders))):
+        first, second = _FIRST.search(folder), _SECOND.search(folder)
+        inside = folders[place + 1 :]
+        if first is not None:
+            model = f"google/gemma-2-{first[1]}{'-it' * (first[2] == 'it')}"
+            if any("embedding" in name for name in inside):
+                return Config(file, {"model_name": model, "hf_hook_point_in": "hook_embed"})
+            ends = [hook and layer and f"blocks.{layer}.{hook}" for hook in _PLACES[first[3]]]
+        elif second is not None:
+            model = f"google/gemma-3-{second[1]}-{second[2]}"
+            kinds = [kind for kind in _SECOND_PLACES if any(kind in name for name in inside)]
+            if not kinds or layer is None:
+                break
+            ends = [hook and f"model.layers.{layer}.{hook}" for hook in _SECOND_PLACES[kinds[0]]]
+        else:
+            continue
+        told = {"model_name": model, "hf_hook_point_in": ends[0], "hf_hook_point_out": ends[1]}
+        return Config(file, {**told, "architecture": "jump_relu"})
+    return Config(file, {})
+
+
 def _module(point: str | None) -> str | None:
-    """The module of `model.layers.5.output`. The name of an input stays as it is, since no module returns it."""
+    """The hook of `model.layers.5.output` or `model.layers.5.self_attn.o_proj.input`."""
+    if point is not None and point.endswith(".input"):
+        return f"input:{point.removesuffix('.input')}"
     return None if point is None else point.removesuffix(".output")

@@ -5,12 +5,14 @@ The formulas are those of SAELens 6.54 (`sae_lens/saes`), which also tells how t
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sae_runtime.bundle.sae_lens_cfg import CFG, NORMS
 from sae_runtime.checkpoints import folding
 from sae_runtime.checkpoints.checkpoint import Checkpoint, assemble
+from sae_runtime.checkpoints.fitted_on import fitted_on, published
 from sae_runtime.checkpoints.folder import Config, config_and_weights, config_of, has
 from sae_runtime.checkpoints.safetensors_file import open_safetensors
 from sae_runtime.checkpoints.stored import Double, Tensors
@@ -46,6 +48,7 @@ def read(path: Path) -> Checkpoint:
         ValueError: it is damaged or incomplete, or `manifest.Architecture` cannot describe what it computes.
     """
     cfg, file = config_and_weights(path, CFG, WEIGHTS, "SAELens")
+    cfg = published(path, cfg)
     metadata = cfg.inner("metadata")
     version = metadata.maybe_text("sae_lens_version") or cfg.maybe_text("sae_lens_version")
     old = version is None or _numbers(version) < (6,)
@@ -68,7 +71,9 @@ def read(path: Path) -> Checkpoint:
     w_enc, w_dec = tensors.matrix("W_enc", d_in, d_sae), tensors.matrix("W_dec", d_sae, d_out)
     b_dec, threshold = tensors.vector("b_dec", d_out), _threshold(tensors, form, d_sae)
     rescale = (topk or form in _BATCH) and cfg.flag("rescale_acts_by_decoder_norm", False)
-    warnings = []
+    source = fitted_on(cfg, _NORMS[norm], transcoder=transcoder)
+    w_skip = tensors.matrix("W_skip", d_out, d_in) if skip else None
+    warnings = [*source.warnings]
     if norm == _AVERAGE:
         scale, warning = _input_scale(path)
         warnings.append(warning)
@@ -83,6 +88,13 @@ def read(path: Path) -> Checkpoint:
     _refuse_unknown(tensors, form, d_sae)
     if rescale:
         w_enc, b_enc, w_dec = folding.unit_decoder(w_enc, b_enc, w_dec)
+    if source.centred:
+        w_enc, b_enc = folding.without_mean(w_enc, b_enc, b_dec if pre_bias else None)
+        pre_bias = False
+        if w_skip is not None:
+            w_skip = folding.less_mean(w_skip, axis=1)
+        elif not transcoder:
+            w_skip = folding.mean_of(w_dec)
 
     k: float | None = None
     if topk:
@@ -91,11 +103,11 @@ def read(path: Path) -> Checkpoint:
         k = cfg.number("k")
         warnings.append(_NO_THRESHOLD if threshold is None else _EARLY_THRESHOLD)
     warnings += _threshold_warnings(path, cfg, version)
-    hook = metadata.maybe_text("hook_name") or cfg.maybe_text("hook_name") or cfg.maybe_text("hook_point")
-    heads = "hook_z" if old and "hook_z" in (hook or "") else "none"
+    heads = "hook_z" if old and "hook_z" in (source.hook or "") else "none"
     if cfg.choice("reshape_activations", ("none", "hook_z"), heads) == "hook_z":
         warnings.append("It reads attention heads side by side: give it activations [tokens, heads * d_head].")
-    origin = {key: metadata.maybe_text(key) for key in ("training_architecture", "hf_hook_name", "hf_hook_name_out")}
+    facts: dict[str, Any] = {"sae_lens_version": version, "fitted_on": source.recorded}
+    facts |= {key: metadata.maybe_text(key) for key in ("training_architecture", "hf_hook_name", "hf_hook_name_out")}
     return assemble(
         file,
         form,
@@ -104,16 +116,17 @@ def read(path: Path) -> Checkpoint:
         w_dec=w_dec,
         b_dec=b_dec,
         threshold=threshold,
-        w_skip=tensors.matrix("W_skip", d_out, d_in) if skip else None,
+        w_skip=w_skip,
         selection="topk" if topk else "threshold",
         k=k,
         pre_bias=pre_bias,
         norm=_NORMS[norm],
         transcoder=transcoder,
-        model=metadata.maybe_text("model_name") or cfg.maybe_text("model_name"),
-        hook=hook,
-        hook_out=metadata.maybe_text("hook_name_out") or cfg.maybe_text("hook_name_out"),
-        provenance={key: value for key, value in {"sae_lens_version": version, **origin}.items() if value},
+        model=source.model,
+        hook=source.hook,
+        hook_out=source.hook_out,
+        left_out=source.left_out,
+        provenance={key: value for key, value in facts.items() if value},
         warnings=tuple(warnings),
     )
 

@@ -46,7 +46,8 @@ def read(path: Path) -> Checkpoint:
         pre_bias=not transcode,
         transcoder=transcode,
         model=model,
-        hook=hook,
+        hook=f"input:{hook}" if hook and transcode else hook,  # a transcoder gives the module's output from its input
+        hook_out=hook if transcode else None,
     )
 
 

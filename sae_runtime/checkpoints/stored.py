@@ -17,7 +17,7 @@ Double = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """A tensor in a file, possibly transposed and scaled.
+    """A tensor in a file, possibly transposed, scaled and shifted.
 
     Every use opens the file again, so that two tensors are never in memory together.
 
@@ -29,6 +29,7 @@ class Stored:
             as uint16.
         turned: whether the matrix is the transpose of the one in the file.
         scale: float64 factors, broadcastable to `shape`.
+        shift: float64 numbers, broadcastable to `shape`, which are added to the scaled ones.
         block: how many numbers are read at once.
 
     >>> matrix = np.array([[3.0, 4.0], [0.0, 2.0]])
@@ -43,17 +44,22 @@ class Stored:
     open: Callable[[], NDArray[Any]]
     turned: bool = False
     scale: Double | float = 1.0
+    shift: Double | float = 0.0
     block: int = BLOCK
 
     @property
     def T(self) -> "Stored":
-        """The transpose of a matrix; its scale must not be set yet."""
+        """The transpose of a matrix; its scale and shift must not be set yet."""
         return dataclasses.replace(self, shape=self.shape[::-1], turned=not self.turned)
 
     def scaled(self, factor: Double | float) -> "Stored":
         """The tensor times a factor, broadcastable to its shape. Numbers are rounded once, when they are read."""
         with np.errstate(over="ignore", invalid="ignore"):  # `blocks` refuses numbers that are not finite
-            return dataclasses.replace(self, scale=self.scale * factor)
+            return dataclasses.replace(self, scale=self.scale * factor, shift=self.shift * factor)
+
+    def shifted(self, by: Double | float) -> "Stored":
+        """The tensor plus numbers that are broadcastable to its shape."""
+        return dataclasses.replace(self, shift=self.shift + by)
 
     def blocks(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """Slices of consecutive rows, each with its float32 numbers [rows, columns]; a vector is one row.
@@ -76,8 +82,9 @@ class Stored:
         """
         array = self.open()
         matrix = array.T if self.turned else array
-        scale = np.broadcast_to(np.asarray(self.scale, np.float64), self.shape)
-        scale = scale.reshape(1, -1) if matrix.ndim < 2 else scale
+        scale, shift = (np.broadcast_to(np.asarray(a, np.float64), self.shape) for a in (self.scale, self.shift))
+        if matrix.ndim < 2:
+            scale, shift = scale.reshape(1, -1), shift.reshape(1, -1)
         for rows, part in blocks(matrix, self.block):
             with np.errstate(invalid="ignore"):  # numpy warns of signalling NaNs, which the next check refuses
                 numbers = (bfloat16_to_float32(part) if part.dtype == np.uint16 else part).astype(np.float64)
@@ -85,6 +92,7 @@ class Stored:
                 raise ValueError(f"{self.file}: {self.name} holds NaN or Inf; get a sound copy of the checkpoint")
             with np.errstate(over="ignore", invalid="ignore"):
                 numbers *= scale[rows]
+                numbers += shift[rows]
             yield rows, numbers
 
     def vector(self) -> Double:

@@ -26,9 +26,8 @@ PATH = click.Path(path_type=Path)  # the reader of a path says best what is wron
 OUTPUT = _Output(path_type=Path)
 
 bundle = click.argument("bundle")
-activations = click.option(
-    "--activations", type=PATH, required=True, help="folder of harvest, .npy or .safetensors of shape [n, d_in]"
-)
+ACTIVATIONS = "folder of harvest, or .npy, .npz, .safetensors or .pt of shape [n, d_in], or a folder of these"
+activations = click.option("--activations", type=PATH, required=True, help=ACTIVATIONS)
 any_source = click.option(
     "--any-source", is_flag=True, help="take activations of another model or hook than the bundle's"
 )
@@ -143,6 +142,17 @@ def left_out(rows: int, kept: int, max_norm: float | None) -> list[tuple[str, st
         return []
     share = 100 * rows / (rows + kept)
     return [("left out", f"{plural(rows, 'row')} ({share:.2g} %) with more than {max_norm:g} times the median norm")]
+
+
+def skipped(first_positions: int, tokens: Sequence[int | str]) -> list[str]:
+    """What a harvest does not keep, a text for each of its options.
+
+    >>> skipped(1, ["<|im_start|>", 7])
+    ['the first position of each window', 'the tokens <|im_start|>, 7']
+    """
+    first = "position" if first_positions == 1 else f"{first_positions:,} positions"
+    texts = [f"the first {first} of each window"] if first_positions else []
+    return texts + ([f"the tokens {', '.join(map(str, tokens))}"] if tokens else [])
 
 
 def with_left_out(measured: Mapping[str, float]) -> list[tuple[str, str]]:

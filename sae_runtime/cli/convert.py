@@ -7,6 +7,7 @@ import click
 
 from sae_runtime.cli import common
 from sae_runtime.cli.common import Run
+from sae_runtime.cli.inspect import fitted_on
 from sae_runtime.cli.options import Command
 
 
@@ -18,10 +19,11 @@ from sae_runtime.cli.options import Command
 def command(checkpoint: str, format: str | None, output: Path, run: Run) -> None:
     """Make a bundle of another library's checkpoint.
 
-    CHECKPOINT is one of SAELens, sparsify, dictionary_learning, OpenAI, Gemma Scope, Llama Scope or BatchTopK: its
-    folder, its file, or hf://owner/name[/folder][@revision]. The bundle computes what its library computes; a
-    checkpoint that a bundle cannot compute is refused. Run `export` next, or `calibrate` first if there is no
-    threshold yet.
+    CHECKPOINT is one of SAELens, sparsify, dictionary_learning, OpenAI, Gemma Scope, Llama Scope, Qwen Scope, Goodfire,
+    circuit-tracer or BatchTopK: its folder, its file, or hf://owner/name[/folder][@revision]. The bundle computes what
+    its library computes, on the activations of the model as it is; a checkpoint that a bundle cannot compute is
+    refused. What the checkpoint tells of the activations it was fitted on is printed. Run `export` next, or `calibrate`
+    first if there is no threshold yet.
     """
     from sae_runtime.bundle.hub import SCHEME
     from sae_runtime.bundle.outputs import refuse_inputs
@@ -32,16 +34,19 @@ def command(checkpoint: str, format: str | None, output: Path, run: Run) -> None
     made = convert(checkpoint, output, format=format, force=run.force)
     for warning in made.warnings:
         click.echo(f"warning: {warning}", err=True)
-    architecture = made.manifest().architecture
+    manifest = made.manifest()
+    architecture = manifest.architecture
     calibrated = architecture.selection != "threshold" or "threshold" in made.weights
     result = {
         "bundle": output,
         "source_format": made.source_format,
         "architecture": dataclasses.asdict(architecture),
         "calibrated": calibrated,
+        "fitted_on": manifest.provenance.get("fitted_on", {}),
         "warnings": list(made.warnings),
     }
     sizes = (architecture.d_in, architecture.d_sae, architecture.d_out)
     shape = " -> ".join(str(size) for size in sizes if size is not None)
     then = common.shell_command("export" if calibrated else "calibrate", output)
-    run.show(result, [("bundle", output), ("read", f"{made.source_format}, {shape}"), ("next", then)])
+    lines = [("bundle", output), ("read", f"{made.source_format}, {shape}"), *fitted_on(manifest.provenance)]
+    run.show(result, [*lines, ("next", then)])

@@ -9,6 +9,7 @@ import click
 from sae_runtime.cli import common
 from sae_runtime.cli.common import Run, explained
 from sae_runtime.cli.options import WHOLE, Command, from_config
+from sae_runtime.train.harvest.config import HarvestConfig
 from sae_runtime.train.measure.config import EvaluateConfig
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ _LONG = ("matches", "l0_tokens", "histogram")  # a number for each feature, coun
 @from_config(EvaluateConfig)
 @click.option("--model", help="transformers folder or hub name: also measure what this model loses")
 @click.option("--text", type=common.PATH, multiple=True, help="text for --model, as harvest reads it; may be repeated")
-@click.option("--hook", help="module of the model whose output is replaced [the bundle's]")
+@from_config(HarvestConfig, "fields", make=dict, only=("text_field", "ids_field"), note="of --text")
+@click.option("--hook", help="activation of the model that is replaced, as harvest names it [the bundle's]")
 @click.option("--text-tokens", type=WHOLE, default=8192, help="tokens of the text to replace at most")
 @click.option("--skip-first", type=WHOLE, help="first positions of each window to leave as they are [as harvested]")
 @click.option(
@@ -42,6 +44,7 @@ def command(
     output: Path | None,
     any_source: bool,
     run: Run,
+    fields: dict[str, Any],
     **reading: Any,
 ) -> None:
     """Measure what a bundle explains, and what a model loses.
@@ -61,6 +64,7 @@ def command(
     if output is not None:
         inputs = {"bundle": folder, "activations": activations, **({} if targets is None else {"targets": targets})}
         Output(path=output, kind="file", force=run.force, inputs=inputs).check()
+    reading |= fields
     evaluation = _evaluated(folder, activations, config, reading, run, targets=targets, any_source=any_source)
     lines = [("bundle", bundle), *_lines(evaluation)]
     if output is not None:
@@ -79,8 +83,9 @@ def _evaluated(
     require("train")
     from sae_runtime.activations.stored import open_activations
     from sae_runtime.bundle.manifest import LeftOut
+    from sae_runtime.bundle.plausible import warn_of_other_rows
     from sae_runtime.train.device import usable_device
-    from sae_runtime.train.harvest.config import HarvestConfig, as_harvested
+    from sae_runtime.train.harvest.config import as_harvested
     from sae_runtime.train.measure.evaluation import evaluate
     from sae_runtime.train.measure.host_loss import host_loss
     from sae_runtime.train.measure.torch_sae import open_sae
@@ -100,6 +105,9 @@ def _evaluated(
         settings_of_host = {**known, **as_harvested(activations), **chosen, "hook": hook, "device": config.device}
         host_config = HarvestConfig(tokens=tokens, **settings_of_host)
     measured = evaluate(sae, source, config, progress=not run.quiet, **settings)
+    served = measured.served
+    fvu = served.fvu if config.max_norm is None else None  # by another rule it is of other rows than the bundle's
+    warn_of_other_rows(sae.manifest, source.path, tokens=measured.tokens, l0=served.l0, fvu=fvu)
     if host_config is None:
         return measured
     return replace(measured, host=host_loss(sae, host_config, max_norm=config.max_norm, progress=not run.quiet))

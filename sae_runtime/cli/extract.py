@@ -58,6 +58,7 @@ def command(
     """
     from sae_runtime.activations import stored
     from sae_runtime.bundle.hub import local
+    from sae_runtime.bundle.plausible import warn_of_other_rows
     from sae_runtime.extraction import extract as extraction
     from sae_runtime.sae import load
 
@@ -68,6 +69,7 @@ def command(
     sae = load(folder, graph=graph, **session)
     made = extraction.extract(sae, rows, output, format=format, **run.options, **settings)
     l0 = made.matches / made.tokens if made.tokens else 0.0
+    warn_of_other_rows(sae.manifest, rows.path, tokens=made.tokens, l0=l0)
     tokens, matches = common.plural(made.tokens, "token"), common.plural(made.matches, "match")
     lines = [
         ("features", output),

@@ -1,15 +1,17 @@
 """sae-runtime harvest."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from sae_runtime.activations.stored import Activations
 from sae_runtime.cli import common
 from sae_runtime.cli.common import Run
 from sae_runtime.cli.options import Command, from_config
 from sae_runtime.train.harvest.config import HarvestConfig, for_hooks
+
+if TYPE_CHECKING:
+    from sae_runtime.activations.stored import Activations
 
 
 @click.command(
@@ -33,12 +35,15 @@ def command(reading: dict[str, Any], output: Path, run: Run) -> None:
         if many:
             made = {output / name: one for name, one in harvest_many(configs, output, **run.options).items()}
         else:
-            made = {output: harvest(*configs.values(), output, **run.options)}
+            made = {output: harvest(next(iter(configs.values())), output, **run.options)}
     results = [_result(path, one) for path, one in made.items()]
-    run.show({"harvests": results} if many else results[0], [line for each in made.items() for line in _lines(*each)])
+    lines = [line for each in made.items() for line in _lines(*each)]
+    texts = common.skipped(reading["skip_first"], reading["skip_token"])
+    lines += [("" if number else "left out", text) for number, text in enumerate(texts)]
+    run.show({"harvests": results} if many else results[0], lines)
 
 
-def _result(path: Path, made: Activations) -> dict[str, Any]:
+def _result(path: Path, made: "Activations") -> dict[str, Any]:
     return {
         "activations": path,
         "tokens": len(made),
@@ -49,7 +54,7 @@ def _result(path: Path, made: Activations) -> dict[str, Any]:
     }
 
 
-def _lines(path: Path, made: Activations) -> list[tuple[str, object]]:
+def _lines(path: Path, made: "Activations") -> list[tuple[str, object]]:
     tokens, shards = common.plural(len(made), "token"), common.plural(len(made.shards), "shard")
     return [
         ("activations", path),

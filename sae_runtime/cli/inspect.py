@@ -1,8 +1,9 @@
 """sae-runtime inspect, and how a bundle is described."""
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -57,9 +58,10 @@ def describe(manifest: "Manifest") -> list[tuple[str, str]]:
         "length": ", of activations of one length",
     }[architecture.norm]
     if architecture.d_out is not None:
-        skip = " and a linear skip" if architecture.skip else ""
-        form += f"; transcodes to {manifest.hook_out or 'another activation'}, {architecture.d_out:,} wide{skip}"
+        form += f"; transcodes to {manifest.hook_out or 'another activation'}, {architecture.d_out:,} wide"
+    form += ", with a linear skip" * architecture.skip
     lines = [("source", ", ".join(filter(None, (manifest.model, manifest.hook))) or "unknown"), ("architecture", form)]
+    lines += [*fitted_on(manifest.provenance), *_listed("warned", manifest.provenance.get("warnings", []))]
     if allocation is not None:
         text = f"{allocation.kind} choice, k {allocation.k:g}"
         if allocation.quota is not None:
@@ -71,9 +73,7 @@ def describe(manifest: "Manifest") -> list[tuple[str, str]]:
             lines.append(("rows", text))
     tokens = "tokens" if "calibration" in manifest.provenance else "held-out tokens"  # others may have trained on them
     lines += _listed("measured", list(_measurements(manifest.measured, tokens)))
-    if manifest.measured_with_left_out:
-        lines += common.with_left_out(manifest.measured_with_left_out)
-    return lines + _left_out(manifest)
+    return lines + common.with_left_out(manifest.measured_with_left_out) + _left_out(manifest)
 
 
 def _left_out(manifest: "Manifest") -> list[tuple[str, str]]:
@@ -81,16 +81,13 @@ def _left_out(manifest: "Manifest") -> list[tuple[str, str]]:
     rule = manifest.left_out
     if rule is None:
         return []
-    used = manifest.provenance.get("calibration", manifest.provenance).get("rows", {})
-    parts = [part for part in rule.rows if part in used]
-    lines = common.left_out(
-        sum(rule.rows[part] for part in parts), sum(used[part] for part in parts), rule.norm_multiple
-    )
-    if rule.first_positions:
-        lines.append(("", f"the first {common.plural(rule.first_positions, 'position')} of each window"))
-    if rule.token_ids:
-        lines.append(("", f"the tokens {', '.join(map(str, rule.token_ids))}"))
-    return [("" if number else "left out", text) for number, (_, text) in enumerate(lines)]
+    calibration = manifest.provenance.get("calibration")
+    used = (calibration if isinstance(calibration, dict) else manifest.provenance).get("rows")
+    counts = used if isinstance(used, dict) else {}
+    parts = [part for part in rule.rows if isinstance(counts.get(part), int)]
+    left_out, kept = (sum(rows[part] for part in parts) for rows in (rule.rows, counts))
+    texts = [text for _, text in common.left_out(left_out, kept, rule.norm_multiple)]
+    return _listed("left out", texts + common.skipped(rule.first_positions, rule.token_ids))
 
 
 def row_line(rows: object) -> str:
@@ -108,6 +105,13 @@ def row_line(rows: object) -> str:
     if not isinstance(rows, dict):
         return ""
     return ", ".join(f"{text} {rows[name]:,}" for name, text in names.items() if isinstance(rows.get(name), int))
+
+
+def fitted_on(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A line for `Run.show` on the activations that a converted SAE was fitted on, if its checkpoint tells."""
+    recorded = provenance.get("fitted_on", {})
+    text = ", ".join(f"{name} {json.dumps(value, ensure_ascii=True)}" for name, value in recorded.items())
+    return [("fitted on", text)] if text else []
 
 
 def _measurements(measured: Mapping[str, float], tokens: str) -> Iterator[str]:

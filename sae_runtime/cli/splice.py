@@ -17,7 +17,7 @@ from sae_runtime.cli.options import Command
     "--hook",
     "hooks",
     multiple=True,
-    help="module (encoder.layer.3), block.resid_pre, .resid_mid or .resid_post, TransformerLens name "
+    help="[input:]module (encoder.layer.3), block.resid_pre, .resid_mid or .resid_post, TransformerLens name "
     "(blocks.3.hook_resid_post) or tensor:NAME; one for each --sae [the bundle's own]",
 )
 @click.option("--name", "names", multiple=True, help="what its inputs and outputs begin with; one for each --sae [sae]")

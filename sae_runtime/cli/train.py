@@ -12,7 +12,7 @@ from sae_runtime.cli import common
 from sae_runtime.cli.common import Run
 from sae_runtime.cli.options import Command, from_config
 from sae_runtime.train.config import TrainConfig
-from sae_runtime.train.harvest.config import HarvestConfig
+from sae_runtime.train.harvest.config import HarvestConfig, for_hooks
 
 if TYPE_CHECKING:
     from sae_runtime.bundle.manifest import Manifest
@@ -22,6 +22,8 @@ _STREAMED = (
     "name",
     "text",
     "document",
+    "text_field",
+    "ids_field",
     "context",
     "dtype",
     "special",
@@ -32,16 +34,16 @@ _STREAMED = (
 
 
 @click.command("train", cls=Command, example="sae-runtime train --activations acts --k 32 --tokens 10M -o sae")
-@click.option("--activations", type=common.PATH, help="folder of harvest, .npy or .safetensors of shape [n, d_in]")
+@click.option("--activations", type=common.PATH, help=common.ACTIVATIONS)
 @from_config(TrainConfig, "training", make=dict, repeated=("allocation", "k"))
 @click.option("--model", help="instead of --activations: transformers folder or hub name")
-@from_config(HarvestConfig, "reading", make=dict, only=_STREAMED, note="with --model")
+@from_config(HarvestConfig, "reading", make=dict, only=_STREAMED, repeated=("hook",), note="with --model")
 @click.option("--metrics", type=common.OUTPUT, help="file for a line of JSON every ten steps")
 @click.option("--tensorboard", type=common.OUTPUT, help="folder for the same as curves of TensorBoard")
 @click.option("--run-state", type=common.OUTPUT, help="folder of the run's state [OUTPUT.run-state]")
 @click.option("--run-state-seconds", type=click.FloatRange(min=0), default=300.0, help="time between two run states")
 @click.option("--resume", is_flag=True, help="go on from the run state, or start where there is none")
-@common.output("folder of the bundle to make, or of one bundle each, such as mutual-k16")
+@common.output("folder of the bundle to make, or of one bundle each, such as mutual-k16 or h.3-mutual-k16")
 @common.running("force", "quiet", "json")
 def command(
     activations: Path | None,
@@ -56,9 +58,9 @@ def command(
     """Fit sparse autoencoders on activations, or on a model as it runs.
 
     Writes a bundle: weights, threshold and manifest. Run `export` on it next. With several --k or --allocation, every
-    combination is fitted in the same pass. With --model, --hook and --text instead of --activations, the model runs
-    while it is needed and no activations are stored. A run that was killed goes on with the same command and
-    --resume, bit for bit.
+    combination is fitted in the same pass, and with several --hook at every hook. With --model, --hook and --text
+    instead of --activations, the model runs while it is needed and no activations are stored. A run that was killed
+    goes on with the same command and --resume, bit for bit.
     """
     from sae_runtime.bundle.outputs import Output, refuse_inputs
 
@@ -67,7 +69,7 @@ def command(
     inputs = _inputs(source)
     for path in filter(None, (options["metrics"], options["tensorboard"])):
         refuse_inputs(path, inputs)
-    many = len(configs) > 1
+    many = len(configs) > 1 or isinstance(source, dict)
     Output(path=output, force=run.force, inputs=inputs, foreign=lambda folder: _foreign(folder, many)).check()
     from sae_runtime import train  # torch: after the checks
 
@@ -77,6 +79,7 @@ def command(
         if many:
             made = {output / name: one for name, one in train.fit_many(source, output, configs, **options).items()}
         else:
+            assert not isinstance(source, dict)
             made = {output: train.fit(source, output, *configs.values(), **options)}
     if os.environ.get("RANK", "0") != "0":  # under torchrun only the first process prints
         return
@@ -100,8 +103,8 @@ def _configs(training: dict[str, Any]) -> dict[str, TrainConfig]:
 
 def _source(
     activations: Path | None, model: str | None, reading: dict[str, Any], device: str | None
-) -> Path | HarvestConfig:
-    """Stored activations, or the settings of the harvest that would store them."""
+) -> Path | HarvestConfig | dict[str, HarvestConfig]:
+    """Stored activations, or the settings of the harvest that would store them, by name if there are several hooks."""
     ctx = click.get_current_context()
     given = [name for name in ("model", *reading) if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT]
     if activations is not None:
@@ -112,13 +115,16 @@ def _source(
         return activations
     if not (model and reading["hook"] and reading["text"]):
         raise click.UsageError("Give --activations, or --model, --hook and --text.")
-    return HarvestConfig(model=model, device=device, **reading)
+    harvests = for_hooks(reading.pop("hook"), model=model, device=device, **reading)
+    return harvests if len(harvests) > 1 else next(iter(harvests.values()))
 
 
-def _inputs(source: Path | HarvestConfig) -> dict[str, Path]:
+def _inputs(source: Path | HarvestConfig | dict[str, HarvestConfig]) -> dict[str, Path]:
     """The paths that must not be written over, by the names that messages call them."""
     if isinstance(source, Path):
         return {"activations": source}
+    if isinstance(source, dict):
+        source = next(iter(source.values()))
     texts = {f"text number {number}": path for number, path in enumerate(source.text, start=1)}
     return texts | ({"model": Path(source.model)} if Path(source.model).is_dir() else {})  # else a name of the hub
 

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+EQUAL = 3e-7  # of the length of their mean: rows that are nearer to it on average are equal, the rest is rounding
+
 
 def as_float32(x: Any) -> NDArray[np.float32]:
     """An array of any real type as contiguous float32. A contiguous float32 array is not copied.

@@ -103,8 +103,9 @@ def test_a_left_out_row_belongs_to_the_part_of_its_neighbour_in_the_text() -> No
 def test_the_bundles_rule_counts_unless_another_is_given() -> None:
     without = make_manifest(30, "token")
     own = replace(without, left_out=LeftOut(norm_multiple=25.0))
-    off = replace(without, left_out=LeftOut())
-    assert [rule_for(each) for each in (without, own, off)] == [10.0, 25.0, None]
+    off = replace(without, left_out=LeftOut(rows={"train": 0}))
+    converted = replace(without, left_out=LeftOut(first_positions=1))
+    assert [rule_for(each) for each in (without, own, off, converted)] == [10.0, 25.0, None, 10.0]
     assert [rule_for(each, 7.0) for each in (without, own, off)] == [7.0, 7.0, 7.0]
     assert rule_for(own, math.inf) is None
     for wrong in (0.0, 0.99, -3.0, math.nan):

@@ -9,7 +9,8 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from sae_runtime import open_activations
-from sae_runtime.activations.stored import FORMAT_VERSION, INDEX
+from sae_runtime.activations.documents import Source
+from sae_runtime.activations.stored import FORMAT_VERSION, INDEX, PLAN
 from sae_runtime.core.arrays import as_float32, first_nonfinite
 
 X = np.random.default_rng(0).standard_normal((10, 4)).astype(np.float32)
@@ -77,7 +78,7 @@ def test_a_safetensors_file_gives_its_only_matrix_or_the_one_named_activations(t
     safetensors.numpy.save_file({"other": X + 1, "activations": X}, tmp_path / "y.safetensors")
     np.testing.assert_array_equal(open_activations(tmp_path / "y.safetensors").slice(0, 10), X)
     safetensors.numpy.save_file({"a": X, "b": X}, tmp_path / "z.safetensors")
-    with pytest.raises(ValueError, match="holds 2 2-D tensors, expected one"):
+    with pytest.raises(ValueError, match="holds 2 arrays of two or more axes, expected one, or one 'activations'"):
         open_activations(tmp_path / "z.safetensors")
 
 
@@ -101,23 +102,44 @@ def test_a_bad_row_is_named_by_its_number_in_the_whole(tmp_path: Path, bad: floa
 
 
 def test_paths_without_activations_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="does not exist; expected a folder of harvest, an .npy or a"):
+    with pytest.raises(
+        FileNotFoundError, match="does not exist; expected a folder of harvest, or one of .npy, .npz, .saf"
+    ):
         open_activations(tmp_path / "nowhere")
     (tmp_path / "x.csv").write_text("1,2")
-    with pytest.raises(ValueError, match=r"expected a folder of harvest, an .npy or a .safetensors file, got .csv"):
+    with pytest.raises(ValueError, match=r"expected a folder of harvest, or one of .npy, .*, got .csv"):
         open_activations(tmp_path / "x.csv")
     (tmp_path / "folder").mkdir()
+    with pytest.raises(ValueError, match=f"holds no {INDEX} and no arrays, expected those of one kind"):
+        open_activations(tmp_path / "folder")
+    (tmp_path / "folder" / PLAN).write_text("{}")
+    np.save(tmp_path / "folder" / "x.npy", X)
     with pytest.raises(ValueError, match=f"holds no {INDEX}: not harvested to the end; run the same harvest again"):
         open_activations(tmp_path / "folder")
 
 
 @pytest.mark.parametrize(
-    "array", [np.zeros(4), np.zeros((2, 3, 4)), np.zeros((2, 0)), np.zeros((2, 4), int), np.zeros((2, 4), complex)]
+    "array", [np.zeros(4), np.zeros((2, 3, 0)), np.zeros((2, 0)), np.zeros((2, 4), int), np.zeros((2, 4), complex)]
 )
 def test_arrays_of_another_type_or_shape_are_refused(tmp_path: Path, array: NDArray[Any]) -> None:
     np.save(tmp_path / "x.npy", array)
     with pytest.raises(ValueError, match=r"expected floating-point numbers of shape \[n, d_in\]"):
         open_activations(tmp_path / "x.npy")
+
+
+def test_sources_stand_in_a_file_of_the_size_that_the_index_says(tmp_path: Path) -> None:
+    line = '{"document": 4, "file": "a.csv", "row": 7, "id": null}\n'
+    path = harvest(tmp_path / "a", sources={"file": "documents.jsonl", "bytes": len(line)})
+    with pytest.raises(ValueError, match="a lacks its file documents.jsonl; harvest again"):
+        open_activations(path)
+    (path / "documents.jsonl").write_text(line)
+    assert list(open_activations(path).sources()) == [(4, Source("a.csv", 7))]
+    (path / "documents.jsonl").write_text(line[:-2])
+    with pytest.raises(ValueError, match="documents.jsonl has another size than activations.json says; harvest again"):
+        open_activations(path)
+    (path / "documents.jsonl").write_text("x" * len(line))
+    with pytest.raises(ValueError, match="documents.jsonl, line 1 is not readable JSON"):
+        list(open_activations(path).sources())
 
 
 def test_damaged_files_of_activations_are_refused(tmp_path: Path) -> None:
@@ -168,7 +190,7 @@ def test_ids_that_do_not_fit_their_rows_are_refused(tmp_path: Path) -> None:
     path = harvest(tmp_path / "a")
     tensors = {"activations": X[:3], "tokens": np.zeros(2, np.int32)}
     safetensors.numpy.save_file(tensors, path / "0.safetensors")
-    with pytest.raises(ValueError, match=r"tokens must be I32 \[3\], got I32 \[2\]; harvest again"):
+    with pytest.raises(ValueError, match=r"tokens must be whole numbers \[3\], got int32 \[2\]; harvest again"):
         open_activations(path)
 
 

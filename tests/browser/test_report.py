@@ -12,7 +12,7 @@ from sae_runtime.activations.stored import Activations, Shard
 from sae_runtime.browser import tables
 from sae_runtime.browser.report import Subject, read_metrics, report
 from sae_runtime.bundle import quota
-from sae_runtime.bundle.evaluation_file import HostLoss, Zipf, law_by_rank
+from sae_runtime.bundle.evaluation_file import AllRows, HostLoss, Zipf, law_by_rank
 from sae_runtime.train.measure.config import EvaluateConfig
 from sae_runtime.train.measure.evaluation import evaluate
 from sae_runtime.train.measure.torch_sae import open_sae
@@ -82,6 +82,18 @@ def test_the_page_shows_what_the_host_model_loses(subjects: list[Subject]) -> No
     host = dataclasses.replace(HOST, cross_entropy=None, replaced={"served": {"token_cosine": 0.75}})
     table = tables.hosts([changed(subjects[0], host=host)])
     assert "<td>0.7500</td>" in table and "cross-entropy" not in table
+
+
+def test_the_page_shows_what_is_left_out_and_figures_with_it(subjects: list[Subject]) -> None:
+    first, second, _ = subjects
+    assert "left out" not in report([first]).replace("rows left out", "", 1)
+    every = AllRows(tokens=130, fvu=0.0123, explained_variance=0.9877, l0=7.5, dead=0.25)
+    served = dataclasses.replace(first.evaluation.served, with_left_out=every)
+    host = dataclasses.replace(HOST, left_out=17, max_norm=10.0, with_left_out=dataclasses.replace(HOST, tokens=1251))
+    page = report([changed(first, served=served, left_out=10, max_norm=10.0, host=host), second])
+    assert "10 more with over 10 times the median norm are left out." in page
+    assert "<td>0.0123</td>" in page and "<td>7.50</td>" in page and "<td>25.00%</td>" in page
+    assert "17 tokens of massive norm kept their own activation." in page and page.count("<th>the mean</th>") == 2
 
 
 def test_measurements_on_different_texts_have_separate_tables(subjects: list[Subject]) -> None:

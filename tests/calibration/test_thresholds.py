@@ -15,6 +15,7 @@ from sae_runtime import Activations, load, open_activations
 from sae_runtime.bundle import folder as bundle
 from sae_runtime.bundle import quota
 from sae_runtime.bundle.manifest import Allocation
+from sae_runtime.bundle.plausible import OtherRows
 from sae_runtime.calibration.calibrate_bundle import calibrate_bundle, pre_activation_blocks
 from sae_runtime.calibration.thresholds import calibration_rows, slots_for, thresholds
 from sae_runtime.exports import witness
@@ -208,9 +209,26 @@ def test_fewer_positive_values_than_the_total_are_all_served(tmp_path: Path) -> 
     assert not made.threshold.any() and 0 < made.measured["l0"] < 140
 
 
-def test_equal_rows_have_no_variance_to_explain(tmp_path: Path) -> None:
+@pytest.mark.parametrize("noise", [0, 1e-7])
+def test_equal_rows_fit_no_threshold(tmp_path: Path, noise: float) -> None:
+    path, rng = raw(tmp_path / "sae"), np.random.default_rng(0)
+    rows = (5 + make_x(1)) * (1 + noise * rng.standard_normal((4000, D_IN))).astype(np.float32)
+    with pytest.raises(ValueError, match=r"x\.npy: all rows are equal, so no threshold divides them; harvest"):
+        calibrate_bundle(path, plain(tmp_path, rows={...: rows}), k=5.0)
+
+
+def test_equal_rows_to_measure_on_have_no_variance_to_explain(tmp_path: Path) -> None:
+    last: dict[Any, Any] = dict.fromkeys(range(3000, 4000), make_x(1)[0])
+    made = calibrate_bundle(raw(tmp_path / "sae"), plain(tmp_path, rows=last), k=5.0)
+    assert "fvu" not in made.measured and made.measured["l0"] >= 0
+
+
+def test_rows_of_another_layer_are_warned_of(tmp_path: Path) -> None:
     path = raw(tmp_path / "sae")
-    assert "fvu" not in calibrate_bundle(path, plain(tmp_path, rows={...: make_x(1)}), k=5.0).measured
+    calibrate_bundle(path, plain(tmp_path), k=5.0)
+    other = np.random.default_rng(1).standard_normal((4000, D_IN)).astype(np.float32) * 0.05
+    with pytest.warns(OtherRows, match=r"x\.npy: mean L0 is .* where the bundle's is .*; are these activations of"):
+        calibrate_bundle(path, plain(tmp_path, rows={...: other}), k=5.0)
 
 
 @pytest.mark.parametrize("form", ["layer", "length"])

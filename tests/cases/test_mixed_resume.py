@@ -43,9 +43,7 @@ def test_a_model_that_lacks_weights_is_refused_or_gives_equal_rows(tmp_path: Pat
     assert np.abs(x[:5] - x[-5:]).max() < 1e-5
 
 
-def test_a_model_of_the_hub_that_has_a_new_commit_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_of_the_hub_that_has_a_new_commit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub.constants as hub
 
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))

@@ -29,7 +29,6 @@ def mixture(kind: str) -> Any:
         return getattr(transformers, f"{kind}ForCausalLM")(config).eval()
 
 
-@pytest.mark.xfail(strict=True, reason="The default product of experts is an operation that torch's exporter lacks.")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_mixture_of_experts_gives_the_logits_of_torch(kind: str, tmp_path: Path) -> None:
     model = mixture(kind)

@@ -57,7 +57,6 @@ def test_lines_of_json_are_documents(read: Callable[[str, bytes], tuple[int, int
     assert read("d.jsonl", lines()) == RIGHT
 
 
-@pytest.mark.xfail(strict=True, reason="A suffix that is not known is read as prose, with braces and quotes.")
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -73,7 +72,6 @@ def test_json_of_other_names_gives_the_same_documents(
     assert read(name, content) == RIGHT
 
 
-@pytest.mark.xfail(strict=True, reason="A table with commas is read as prose.")
 def test_csv_gives_the_same_documents_or_is_refused(read: Callable[[str, bytes], tuple[int, int]]) -> None:
     try:
         counts = read("t.csv", csv())

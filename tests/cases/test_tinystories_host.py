@@ -40,7 +40,6 @@ def test_without_keys_and_values_the_graph_is_torchs(model: Any, tmp_path: Path)
     assert relative_error(logits, torch_logits(model)) < 1e-4
 
 
-@pytest.mark.xfail(strict=True, reason="torch wants a bound on the past, and the exporter names none.")
 def test_with_keys_and_values_the_graph_is_torchs(model: Any, tmp_path: Path) -> None:
     graph = export_model(model, tmp_path / "host.onnx")
     empty = np.empty((2, 4, 0, 8), np.float32)

@@ -83,7 +83,6 @@ def test_on_centred_activations_the_features_are_the_checkpoints(sae: SAE) -> No
     assert relative_error(sae.encode(centred(stream())).to_dense(), true_features()) < 1e-5
 
 
-@pytest.mark.xfail(strict=True, reason="convert does not read model_from_pretrained_kwargs.")
 def test_on_the_models_own_activations_the_features_are_the_checkpoints(sae: SAE) -> None:
     features = sae.encode(stream()).to_dense()
     assert jaccard(features, true_features()) > 0.99

@@ -27,6 +27,29 @@ def test_a_bundle_computes_the_published_forward(tmp_path: Path, kind: str, unit
     assert (made.source_format, made.model, made.hook) == (kind, "tiny", "blocks.1")
 
 
+@pytest.mark.parametrize("kind", ["vanilla", "topk", "jumprelu"])
+def test_a_configuration_may_say_that_the_model_was_centred(tmp_path: Path, kind: str) -> None:
+    stream = {"model_name": "gpt2-small", "hook_point": "blocks.8.hook_resid_pre"}
+    save(tmp_path / "silent", sae_type=kind, **stream)
+    assert (
+        "does not say whether TransformerLens centred the model"
+        in convert(tmp_path / "silent", tmp_path / "s").warnings[0]
+    )
+    kwargs = {"center_writing_weights": True}
+    state, cfg = save(tmp_path / "run", sae_type=kind, **stream, model_from_pretrained_kwargs=kwargs)
+
+    def mean(x: torch.Tensor) -> torch.Tensor:
+        return x.mean(dim=-1, keepdim=True)
+
+    assert_same(
+        tmp_path / "run",
+        tmp_path / "out",
+        16,
+        lambda x: forward(state, cfg, x - mean(x))[0],
+        lambda x: forward(state, cfg, x - mean(x))[1] + mean(x),
+    )
+
+
 def test_a_batch_topk_checkpoint_gives_a_bundle_without_threshold(tmp_path: Path) -> None:
     state, _ = save(tmp_path / "run", sae_type="batchtopk")
     made = convert(tmp_path / "run", tmp_path / "out")

@@ -17,6 +17,7 @@ import foreign_saes.dictionary_learning
 import foreign_saes.gemma_scope
 import foreign_saes.llama_scope
 import foreign_saes.openai
+import foreign_saes.released
 import foreign_saes.sae_lens
 import foreign_saes.sparsify
 import numpy as np
@@ -180,6 +181,20 @@ def llama_scope() -> Foreign:
     )
 
 
+def released(name: str) -> Foreign:
+    release = foreign_saes.released.RELEASES[name]
+    home = release.repository.split("/")[1]
+
+    def library(folder: Path, patch: pytest.MonkeyPatch) -> Library:
+        sae = foreign_saes.gemma_scope.sae_lens_sae(
+            patch, folder / home, release.loader, release.repository, release.name, **release.settings
+        )
+        sae = sae.to(dtype=torch.float64)
+        return lambda x: (sae.encode(x), sae(x))
+
+    return Foreign(release.save, library, f"{home}/{release.name}")
+
+
 FOREIGN: dict[str, Foreign] = {
     **{f"SAELens {name}": sae_lens(name) for name in ("topk", "jumprelu", "gated", "skip transcoder")},
     **{
@@ -192,6 +207,7 @@ FOREIGN: dict[str, Foreign] = {
     "Gemma Scope 2": gemma_scope_2(),
     "Llama Scope": llama_scope(),
     **{f"BatchTopK {kind}": batch_topk(kind) for kind in ("topk", "jumprelu")},
+    **{name: released(name) for name in foreign_saes.released.RELEASES},
 }
 
 

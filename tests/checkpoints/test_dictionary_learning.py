@@ -71,6 +71,60 @@ def test_an_unset_threshold_gives_a_bundle_without_threshold(tmp_path: Path) -> 
         assert_near(pre_activations(made, x), module.encode(x).numpy())
 
 
+@pytest.mark.parametrize("kind", ["AutoEncoderTopK", "BatchTopKSAE", "MatryoshkaBatchTopKSAE"])
+@pytest.mark.parametrize("trainer", [{"dict_class": None, "trainer_class": True}, {}])
+def test_old_files_keep_k_in_the_configuration(tmp_path: Path, kind: str, trainer: dict[str, Any]) -> None:
+    module = make(kind)
+    module.threshold.fill_(-1.0)
+    if "trainer_class" in trainer:
+        trainer = {**trainer, "trainer_class": dictionary_learning._TRAINERS[kind][1]}
+    path = save(module, tmp_path / "run", kind, **trainer, k=K)
+    state = {name: tensor for name, tensor in module.state_dict().items() if name not in ("k", "threshold")}
+    torch.save(state, path / "ae.pt")
+    if kind == "AutoEncoderTopK":
+        made = assert_same(path, tmp_path / "out", D_IN, module.encode, module)
+    else:
+        made = convert(path, tmp_path / "out")
+        assert "never set" in made.warnings[0] and "threshold" not in made.weights
+        x = activations(300, D_IN)
+        with torch.no_grad():
+            assert_near(pre_activations(made, x), module.encode(x).numpy())
+    assert made.source_format == kind
+    assert made.allocation is not None and made.allocation.k == K
+
+
+def test_a_file_without_k_needs_a_configuration_that_says_it(tmp_path: Path) -> None:
+    module = make("BatchTopKSAE")
+    path = save(module, tmp_path / "run", "BatchTopKSAE")
+    torch.save({name: t for name, t in module.state_dict().items() if name != "k"}, path / "ae.pt")
+    with pytest.raises(ValueError, match="does not say k"):
+        convert(path, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("io", "hook", "hook_out"),
+    [("out", "layers.1", None), ("in", "input:layers.1", None), ("in_and_out", "input:layers.1", "layers.1")],
+)
+@pytest.mark.parametrize("kind", ["AutoEncoderTopK", "GatedAutoEncoder", "JumpReluAutoEncoder"])
+def test_the_side_of_the_module_is_kept(tmp_path: Path, kind: str, io: str, hook: str, hook_out: str | None) -> None:
+    module = make(kind)
+    path = save(module, tmp_path / "run", kind)
+    config = json.loads((path / "config.json").read_text())
+    config["buffer"]["io"] = io
+    (path / "config.json").write_text(json.dumps(config))
+    made = assert_same(path, tmp_path / "out", D_IN, module.encode, module)
+    assert (made.hook, made.hook_out) == (hook, hook_out)
+    assert (made.architecture.d_out is not None) == (hook_out is not None)
+    assert made.provenance["fitted_on"] == {"ctx_len": 128, "io": io}
+
+
+def test_the_librarys_own_name_of_a_layer_is_a_hook(tmp_path: Path) -> None:
+    path = save(
+        make("JumpReluAutoEncoder"), tmp_path / "run", "JumpReluAutoEncoder", submodule_name="resid_post_layer_8"
+    )
+    assert convert(path, tmp_path / "out").hook == "blocks.8.hook_resid_post"
+
+
 def test_the_threshold_of_a_short_run_gives_a_warning(tmp_path: Path) -> None:
     made = convert(save(make("BatchTopKSAE"), tmp_path / "run", "BatchTopKSAE", steps=2500), tmp_path / "out")
     assert "running mean over only 1,500 steps" in made.warnings[0]

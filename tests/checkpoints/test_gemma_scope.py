@@ -82,6 +82,65 @@ def test_gemma_scope_2_is_read_as_sae_lens_reads_it(
     assert kind in gemma_scope.ARCHITECTURES
 
 
+@pytest.mark.parametrize(
+    ("folder", "hook", "hook_out"),
+    [
+        ("resid_post/layer_3_width_16k_l0_small", "model.layers.3", None),
+        ("attn_out/layer_3_width_16k_l0_small", "input:model.layers.3.self_attn.o_proj", None),
+        ("mlp_out/layer_3_width_16k_l0_small", "model.layers.3.post_feedforward_layernorm", None),
+        (
+            "transcoder/layer_3_width_16k_l0_small",
+            "model.layers.3.pre_feedforward_layernorm",
+            "model.layers.3.post_feedforward_layernorm",
+        ),
+    ],
+)
+def test_gemma_scope_2_without_a_configuration_is_told_by_its_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, hook: str, hook_out: str | None
+) -> None:
+    home = tmp_path / "models--google--gemma-scope-2-1b-pt" / "snapshots" / "0a"
+    tensors = {name.replace("W_", "w_"): array for name, array in arrays().items()}
+    (home / folder).mkdir(parents=True)
+    safetensors.numpy.save_file(tensors, home / folder / "params.safetensors")
+    repo = "google/gemma-scope-2-1b-pt"
+    theirs = sae_lens_sae(monkeypatch, home, "gemma_3_sae_huggingface_loader", repo, folder)
+    made = assert_same(home / folder, tmp_path / "out", 16, theirs.encode, theirs.forward)
+    assert (made.model, made.hook, made.hook_out) == ("google/gemma-3-1b-pt", hook, hook_out)
+
+
+@pytest.mark.parametrize(
+    ("repo", "inside", "hook"),
+    [
+        ("gemma-scope-2b-pt-res", "layer_3/width_16k/average_l0_50", "blocks.3.hook_resid_post"),
+        ("models--google--gemma-scope-9b-it-mlp", "snapshots/0a/layer_12/width_16k", "blocks.12.hook_mlp_out"),
+        ("gemma-scope-27b-pt-att", "layer_1/width_131k", "blocks.1.attn.hook_z"),
+        ("gemma-scope-2b-pt-res", "embedding/width_4k", "hook_embed"),
+    ],
+)
+def test_names_of_gemma_scope_1_tell_the_model_and_the_hook(tmp_path: Path, repo: str, inside: str, hook: str) -> None:
+    home = tmp_path / repo / inside
+    home.mkdir(parents=True)
+    np.savez(home / "params.npz", **arrays())
+    made = convert(home, tmp_path / "out")
+    size = repo.split("gemma-scope-")[1].split("-")[0]
+    assert (made.model, made.hook) == (f"google/gemma-2-{size}{'-it' * ('-it' in repo)}", hook)
+
+
+@pytest.mark.parametrize(
+    ("point", "hook"),
+    [
+        ("model.layers.3.self_attn.o_proj.input", "input:model.layers.3.self_attn.o_proj"),
+        ("model.layers.3.pre_feedforward_layernorm.output", "model.layers.3.pre_feedforward_layernorm"),
+        ("model.layers.3", "model.layers.3"),
+    ],
+)
+def test_a_point_names_a_side_of_a_module(tmp_path: Path, point: str, hook: str) -> None:
+    tensors = {name.replace("W_", "w_"): array for name, array in arrays().items()}
+    safetensors.numpy.save_file(tensors, tmp_path / "params.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "jump_relu", "hf_hook_point_in": point}))
+    assert convert(tmp_path, tmp_path / "out").hook == hook
+
+
 def test_settings_and_tensors_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     tensors = {name.replace("W_", "w_"): array for name, array in arrays().items()}
     file = tmp_path / "params.safetensors"

@@ -31,6 +31,7 @@ def test_calibrates_in_place_and_says_what(copy_of: BundleOf, acts: Path) -> Non
     assert words == [
         f"bundle {path}",
         f"threshold {read.tensor('threshold')[0]:.6g}",
+        "rows calibrated on 750, measured on 250, in gaps between them 0",
         f"measured FVU {measured['fvu']:.4f}, explained variance {1 - measured['fvu']:.4f}, "
         f"L0 {measured['l0']:.2f} on 250 tokens kept out of the fit, wanted 4",
         f"next sae-runtime export {path}",
@@ -57,7 +58,10 @@ def test_calibrate_prints_json_of_another_output(bundle_of: BundleOf, acts: Path
         "bundle": str(out),
         "k": 6.0,
         "threshold": [threshold.min(), threshold.max()],
+        "rows": {"calibration": 750, "validation": 250, "gaps": 0},
         "measured": dict(read.manifest.measured),
+        "left_out": {"calibration": 0, "validation": 0},
+        "measured_with_left_out": {},
     }
 
 

@@ -67,9 +67,9 @@ def test_evaluate_lets_the_model_read_text_as_it_was_harvested(tmp_path: Path) -
     assert host["replaced"].keys() == {"served", "batch", "mean"}
     arguments = ("evaluate", sae, "--activations", acts, "--model", model, "--text", text)
     index = json.loads((acts / "activations.json").read_text())
-    for name, value, expected in (("context", "6", "int"), ("special", 1, "bool")):
+    for where, name, value, expected in ((": index.", "context", "6", "int"), (".", "special", 1, "bool")):
         (acts / "activations.json").write_text(json.dumps({**index, name: value}))
-        said = f"error: {acts / 'activations.json'}.{name} must be {expected}, got {value!r}; harvest again"
+        said = f"error: {acts / 'activations.json'}{where}{name} must be {expected}, got {value!r}; harvest again"
         assert refused(*arguments) == said
     (acts / "activations.json").write_text("{")
     assert refused(*arguments).startswith(f"error: {acts / 'activations.json'}")
@@ -97,7 +97,9 @@ def test_evaluate_refuses_outputs_and_options_that_do_not_fit(bundle_of: BundleO
 def test_evaluate_names_a_missing_model_before_work(acts: Path, tmp_path: Path) -> None:
     manifest = dataclasses.replace(make_manifest(30, "token"), model="m", hook="h")
     bundle.write(tmp_path / "sae", make_weights(30, "token"), manifest)
-    arguments = ("evaluate", tmp_path / "sae", "--activations", acts, "--model", tmp_path / "m", "--text", acts)
+    (tmp_path / "a.txt").write_text("one")
+    text = tmp_path / "a.txt"
+    arguments = ("evaluate", tmp_path / "sae", "--activations", acts, "--model", tmp_path / "m", "--text", text)
     assert refused(*arguments) == f"error: the model folder {tmp_path / 'm'} does not exist; check its path"
 
 

@@ -102,9 +102,7 @@ def test_extract_refuses_inputs_that_do_not_fit_in_one_sentence(
 ) -> None:
     path, out = bundle_of("mutual"), tmp_path / "f.parquet"
     said = refused("extract", path, "--activations", tmp_path / "no", "-o", out)
-    assert (
-        said == f"error: {tmp_path / 'no'} does not exist; expected a folder of harvest, an .npy or a .safetensors file"
-    )
+    assert said.startswith(f"error: {tmp_path / 'no'} does not exist; expected a folder of harvest, or one of .npy")
     bare = tmp_path / "bare"
     bundle.write(bare, make_weights(150, "token"), make_manifest(150, "token"))
     said = refused("extract", bare, "--activations", acts, "-o", out)

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +66,34 @@ def test_errors(model: Path, tmp_path: Path) -> None:
     said = refused(*needed, "--text", tmp_path / "no.txt", "--context", "0")
     assert said == "error: context must be at least 1, got 0"
     assert not out.exists()
+
+
+def test_fields_are_named_by_options(model: Path, tmp_path: Path) -> None:
+    rows = [{"body": "one two", "ids": [4], "key": "a"}, {"body": "three", "ids": [3, 2], "key": "b"}]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    needed = ("harvest", model, "--hook", "encoder.layer.0", "--text", tmp_path / "a.json", "--context", "8", "-q")
+    said = refused(*needed, "-o", tmp_path / "none")
+    fault = "row 0: it has no field 'text'; it has 'body', 'ids', 'key'; name one of these"
+    assert said == f"error: {tmp_path / 'a.json'}, {fault}"
+    fields = ("--text-field", "body", "--id-field", "key")
+    for name, options, expected in (("texts", fields, [2, 3, 4]), ("ids", ("--ids-field", "ids"), [4, 3, 2])):
+        assert run(*needed, *options, "-o", tmp_path / name).exit_code == 0
+        tokens = open_activations(tmp_path / name).tokens
+        assert tokens is not None and tokens.tolist() == expected
+    assert [source.id for _, source in open_activations(tmp_path / "texts").sources()] == ["a", "b"]
+
+
+def test_standard_input_is_text(model: Path, tmp_path: Path) -> None:
+    command = ("harvest", str(model), "--hook", "encoder.layer.0", "--text", "-", "--context", "8")
+    words = (
+        sys.executable,
+        "-c",
+        "from sae_runtime.cli import main; main()",
+        *command,
+        "-o",
+        str(tmp_path / "acts"),
+        "-q",
+    )
+    subprocess.run(words, input='{"text": "one two"}\n{"text": "three"}', text=True, check=True, cwd=tmp_path)
+    tokens = open_activations(tmp_path / "acts").tokens
+    assert tokens is not None and tokens.tolist() == [2, 3, 4]

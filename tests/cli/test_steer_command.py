@@ -164,7 +164,7 @@ def test_errors_leave_nothing(bundle_of: BundleOf, x: Path, tmp_path: Path) -> N
 def test_bad_activations(bundle_of: BundleOf, tmp_path: Path) -> None:
     x = tmp_path / "x.npy"
     arguments = ("steer", bundle_of("mutual"), "--activations", x, *NOTHING, "-o", tmp_path / "y.npy")
-    assert refused(*arguments).startswith(f"error: {x} does not exist; expected a folder of harvest, an .npy")
+    assert refused(*arguments).startswith(f"error: {x} does not exist; expected a folder of harvest, or one of .npy, ")
     np.save(x, np.zeros((3, 7), np.float32))
     said = refused(*arguments)
     assert said == f"error: {x}: activations have d_in 7, this SAE expects 24; was another layer captured?"

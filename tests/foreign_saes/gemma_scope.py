@@ -23,6 +23,8 @@ def sae_lens_sae(monkeypatch: pytest.MonkeyPatch, root: Path, loader: str, repo:
     from sae_lens.registry import get_sae_class
 
     def fetch(repo_id: str, filename: str, subfolder: str = "", **_: object) -> str:
+        if not (root / subfolder / filename).exists():
+            raise loaders.EntryNotFoundError(filename)
         return str(root / subfolder / filename)
 
     def shapes(repo_id: str, filename: str) -> dict[str, list[int]]:

@@ -43,7 +43,8 @@ INNER = {
         *("core", "bundle", "activations"),
     ),
     "train.measure": (
-        *("train.step", "train.harvest", "train.device", "train.held_out", "train.recipe", "train.settings"),
+        *("train.step", "train.harvest", "train.device", "train.divided", "train.held_out", "train.recipe"),
+        "train.settings",
         *("core", "bundle", "activations"),
     ),
     "exports.graphs": ("bundle",),

@@ -1,7 +1,6 @@
 """Fits beside rows of massive norm. The witness is a fit on the same rows without them: every bit must be equal."""
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import make_x
+from native import native
 from numpy.typing import NDArray
 from processes import together
 from safetensors.torch import save_file
@@ -18,6 +19,7 @@ from sae_runtime import load
 from sae_runtime.activations.left_out import ManyRowsLeftOut
 from sae_runtime.activations.stored import Activations, Shard, open_activations
 from sae_runtime.bundle import folder as bundle
+from sae_runtime.bundle.evaluation_file import HostLoss, read_evaluation, to_json
 from sae_runtime.bundle.folder import WEIGHTS
 from sae_runtime.bundle.manifest import Manifest
 from sae_runtime.calibration.calibrate_bundle import calibrate_bundle
@@ -152,9 +154,7 @@ def test_a_third_of_the_rows_is_left_out_with_a_warning(tmp_path: Path) -> None:
     assert manifest.left_out is not None and sum(manifest.left_out.rows.values()) == massive.sum()
 
 
-def harvest_folder(
-    path: Path, x: NDArray[np.float32], documents: NDArray[np.int32], dtype: torch.dtype
-) -> Activations:
+def harvest_folder(path: Path, x: NDArray[np.float32], documents: NDArray[np.int32], dtype: torch.dtype) -> Activations:
     ids = {"tokens": documents, "documents": documents, "positions": documents}
     tensors = {name: torch.from_numpy(ids[name].copy()) for name in ids}
     save_file({"activations": torch.from_numpy(x).to(dtype), **tensors}, path)
@@ -250,6 +250,42 @@ def test_evaluate_finds_the_validation_rows_of_the_fit_again(kind: str, tmp_path
     assert every.served.with_left_out.fvu == pytest.approx(figures(tmp_path / "sae", y)[0], rel=1e-4)
 
 
+def test_a_transcoder_leaves_out_rows_whose_target_is_massive(tmp_path: Path) -> None:
+    x, target = make_x(500), make_x(500, seed=3)[:, :7].copy()
+    target[[5, 80]] *= 100
+    x[7] *= 100
+    path = native(tmp_path / "sae", selection="topk", k=5, pre_bias=False, d_out=7)
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "y.npy", target)
+    found = evaluate(open_sae(path), tmp_path / "x.npy", EvaluateConfig(), targets=tmp_path / "y.npy")
+    assert (found.tokens, found.left_out) == (len(x) - 3, 3)
+    kept = np.delete(np.arange(len(x)), [5, 7, 80])
+    np.save(tmp_path / "x.npy", x[kept])
+    np.save(tmp_path / "y.npy", target[kept])
+    alone = evaluate(open_sae(path), tmp_path / "x.npy", EvaluateConfig(), targets=tmp_path / "y.npy")
+    assert alone.left_out == 0 and found.served.fvu == alone.served.fvu
+
+
+def test_an_evaluation_with_and_without_is_written_and_read(tmp_path: Path) -> None:
+    y, _ = with_massive(rows(), 70.0)
+    fit(y, tmp_path / "sae", config())
+    np.save(tmp_path / "y.npy", y)
+    found = evaluate(open_sae(tmp_path / "sae"), tmp_path / "y.npy", EvaluateConfig())
+    numbers: dict[str, Any] = {
+        "model": "m",
+        "hook": "h",
+        "text": ("t",),
+        "tokens": 3,
+        "windows": 1,
+        "special": False,
+        "batch": 3.0,
+    }
+    one = HostLoss(**numbers, cross_entropy=1.5, replaced={"zero": {"kl": 1.0}})
+    found = replace(found, host=replace(one, left_out=2, max_norm=10.0, with_left_out=one))
+    (tmp_path / "e.json").write_text(to_json(found))
+    assert read_evaluation(tmp_path / "e.json") == found
+
+
 def test_evaluate_and_calibrate_use_the_bundles_own_rule(tmp_path: Path) -> None:
     y, massive = with_massive(rows(), 30.0)
     np.save(tmp_path / "y.npy", y)
@@ -319,7 +355,7 @@ def reading(tmp_path_factory: pytest.TempPathFactory) -> HarvestConfig:
 
 def massive_of(acts: Activations) -> NDArray[np.bool_]:
     size = np.linalg.norm(acts.slice(0, len(acts)).astype(np.float64), axis=1)
-    return size > 10 * np.median(size)
+    return np.asarray(size > 10 * np.median(size))
 
 
 def test_a_stream_leaves_out_the_rows_that_stored_activations_do(

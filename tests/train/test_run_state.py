@@ -118,7 +118,8 @@ def test_resume_refuses_the_run_state_of_another_run(tmp_path: Path) -> None:
         fit(activations()[:2900], tmp_path / "sae", config(), run_state=run, resume=True)
     others = {"fingerprint": np.roll(activations(), 1, axis=0), "model": activations(), "hook": activations()}
     for name, x in others.items():
-        source = Activations(Path("array"), [Shard(x)], **({} if name == "fingerprint" else {name: "another"}))
+        names: dict[str, Any] = {} if name == "fingerprint" else {name: "another"}
+        source = Activations(Path("array"), [Shard(x)], **names)
         with pytest.raises(ValueError, match=rf"is of a run with activations {name} \S+, this one has '\w+'; repeat"):
             fit(source, tmp_path / "sae", config(), run_state=run, resume=True)
     with pytest.raises(ValueError, match=r"is of a run with SAEs \['sae'\], this one has \['a', 'b'\]; repeat"):

@@ -78,3 +78,16 @@ def test_a_feature_whose_limit_rounds_to_no_token_is_silent(model: SparseAutoenc
 def test_a_k_above_the_positive_values_keeps_all_of_them(model: SparseAutoencoder) -> None:
     x = activations(50)
     assert (fit_thresholds(model, x, 120.0) == 0).all()
+
+
+def test_limits_of_rare_features_are_fitted_to_more_rows(model: SparseAutoencoder) -> None:
+    x, more = torch.split(activations(20_000), [500, 19_500])
+    max_density = quota.max_densities(Quota(exponent=1.0, slack=1.0), 3.0, 120)
+    rare = max_density < 0.02
+    everything = z_of(model, torch.cat([x, more]))
+    alone, together = (
+        (everything > fit_thresholds(model, x, 3.0, max_density, more=rows)).mean(axis=0)[rare] / max_density[rare]
+        for rows in (None, more)
+    )
+    assert together.max() <= 1.05 and together.min() > 0.9
+    assert alone.max() > 1.3, "ten tokens of 500 do not tell a density of 0.02"

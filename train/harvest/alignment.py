@@ -109,4 +109,5 @@ def _differences(x: Tensor, y: Tensor) -> Tensor:
     """How far apart the rows of x and y [time, d_in] are, in units of what rounding explains."""
     tolerance = 1e-3 if x.dtype == torch.float32 else 0.05
     x, y = x.float(), y.float()
-    return (x - y).norm(dim=1) / x.norm(dim=1).clamp_min(1e-30) / tolerance
+    difference: Tensor = (x - y).norm(dim=1) / x.norm(dim=1).clamp_min(1e-30) / tolerance
+    return difference

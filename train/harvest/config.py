@@ -2,12 +2,13 @@
 
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from sae_runtime.activations.text import DOCUMENTS
+from sae_runtime.activations.reading import DOCUMENTS, STDIN, Reading, standard_input
 from sae_runtime.bundle.typed_json import read_json
 from sae_runtime.train.settings import check_settings, option
 
@@ -29,10 +30,19 @@ class HarvestConfig:
     """
 
     model: str = option(MISSING, "transformers folder or hub name")
-    hook: str = option(MISSING, "module whose output is kept, as named_modules has it, e.g. encoder.layer.3")
+    hook: str = option(
+        MISSING, "activation that is kept: [input:]MODULE[@CALL], e.g. encoder.layer.3, or TransformerLens name"
+    )
     name: str | None = option(None, "name to record for the model [its folder's name, or the hub's]")
-    text: tuple[Path, ...] = option(MISSING, "text files, UTF-8; .jsonl: one object a line, its field 'text'")
-    document: str = option("paragraph", "what a document is in a text file", choices=DOCUMENTS)
+    text: tuple[Path, ...] = option(
+        MISSING,
+        "text to read: .txt, .md, .jsonl, .json, .csv, .tsv, .parquet, .arrow, ...; also packed, .gz or .zst; a folder "
+        "of these or of datasets.save_to_disk; - for standard input",
+    )
+    document: str = option("paragraph", "what a document is in plain text", choices=DOCUMENTS)
+    text_field: str = option("text", "field or column that holds the text, where a file has fields")
+    ids_field: str | None = option(None, "field or column of token ids, a list for each document, instead of its text")
+    id_field: str | None = option(None, "field or column that names a document, to keep with its file and row")
     context: int = option(128, "tokens per window, special tokens included, >= 1", least=1)
     tokens: int | None = option(None, "rows after which to stop, >= 1 [all of the text]", least=1)
     dtype: str = option("float32", "type that the rows are rounded to", choices=DTYPES)
@@ -48,10 +58,17 @@ class HarvestConfig:
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty; name at least one")
         check_settings(self)
+        _ = self.reading  # which checks its settings
         if self.skip_first >= self.context:
             raise ValueError(f"skip_first must be below the context {self.context}, got {self.skip_first}")
         if self.batch_tokens < self.context:
             raise ValueError(f"batch_tokens must be at least the context {self.context}, got {self.batch_tokens}")
+
+    @property
+    def reading(self) -> Reading:
+        """Where the documents are in the files."""
+        names = ("document", "text_field", "ids_field", "id_field")
+        return Reading(**{name: getattr(self, name) for name in names})
 
     @property
     def called(self) -> str:
@@ -74,15 +91,34 @@ def for_hooks(hooks: Sequence[str], **settings: Any) -> dict[str, HarvestConfig]
     return configs
 
 
+def refuse_other_settings(configs: Mapping[str, HarvestConfig]) -> None:
+    """Raise ValueError unless configs differ in their hooks alone, and their names can be names of folders.
+
+    >>> refuse_other_settings(for_hooks(["h.3", "h.6"], model="gpt2", text=(Path("notes.txt"),)))
+    """
+    if not configs:
+        raise ValueError("there is nothing to harvest; give one config at least")
+    first = next(iter(configs.values()))
+    for name, config in configs.items():
+        if Path(name).name != name or name in ("", ".", ".."):
+            raise ValueError(f"{name!r} is not the name of a folder; rename that hook's")
+        if replace(config, hook=first.hook) != first:
+            raise ValueError(f"{name} has other settings than the first; hooks of one pass differ in the hook alone")
+
+
 def plan(config: HarvestConfig) -> dict[str, Any]:
     """The facts that decide the rows, as JSON. Of a file they are its path, its size and the time of its last change.
+
+    Of standard input they are its size and its hash.
 
     >>> _ = Path("notes.txt").write_text("One paragraph.")
     >>> plan(HarvestConfig(model="gpt2", hook="h.3", text=(Path("notes.txt"),)))["context"]
     128
     """
+    from sae_runtime.activations.documents import files_of  # it needs numpy, and the command's help does not
+
     settings = {name: value for name, value in asdict(config).items() if name not in ("batch_tokens", "device")}
-    settings["text"] = [_stamp(path) for path in config.text]
+    settings["text"] = [_stamp(file) for path in config.text for file in files_of(path)]
     settings["skip_token"] = list(config.skip_token)
     folder = Path(config.model)
     if folder.is_dir():
@@ -92,6 +128,9 @@ def plan(config: HarvestConfig) -> dict[str, Any]:
 
 
 def _stamp(path: Path) -> str:
+    if path == STDIN:
+        content = standard_input(Reading())
+        return f"standard input ({len(content)} bytes, sha256 {sha256(content).hexdigest()})"
     stat = path.stat()
     return f"{path.resolve()} ({stat.st_size} bytes, changed at {stat.st_mtime_ns} ns)"
 

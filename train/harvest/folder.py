@@ -1,8 +1,8 @@
 """The folder of a harvest while it is filled.
 
-It holds `harvest.json`, the plan with the facts that decide the rows, and the finished shards. `activations.json` is
-written last. If the harvest is interrupted, the same harvest continues after the last finished shard, and writes the
-same bytes.
+It holds `harvest.json`, the plan with the facts that decide the rows, and the finished shards. `documents.jsonl` is
+written after all shards, and `activations.json` last. If the harvest is interrupted, the same harvest continues after
+the last finished shard, and writes the same bytes.
 """
 
 import re
@@ -10,13 +10,13 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from sae_runtime.activations.stored import INDEX
+from sae_runtime.activations.sources import SOURCES
+from sae_runtime.activations.stored import INDEX, PLAN
 from sae_runtime.bundle.files import check_free, repair, write_json
 from sae_runtime.bundle.outputs import Output
 from sae_runtime.bundle.tensors import read_header
 from sae_runtime.bundle.typed_json import read_json
 
-PLAN = "harvest.json"
 _SHARD = re.compile(r"shard-\d{5,}\.safetensors")
 _PARTIAL = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.partial\.\w+")
 
@@ -75,7 +75,7 @@ def is_done(out: Path, plan: dict[str, Any]) -> bool:
 def _foreign(folder: Path) -> str | None:
     """The name of a file that harvest did not write, or None."""
     names = sorted(path.name for path in folder.iterdir())
-    ours = (name in (INDEX, PLAN) or _SHARD.fullmatch(name) or _PARTIAL.fullmatch(name) for name in names)
+    ours = (name in (INDEX, PLAN, SOURCES) or _SHARD.fullmatch(name) or _PARTIAL.fullmatch(name) for name in names)
     return next((name for name, is_ours in zip(names, ours, strict=True) if not is_ours), None)
 
 

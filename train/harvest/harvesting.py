@@ -1,7 +1,8 @@
 """Harvest: run a transformers model on text and store its activations in a folder of shards."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,16 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from sae_runtime.activations.documents import Document, documents
+from sae_runtime.activations.sources import SOURCES, source_writer
 from sae_runtime.activations.stored import FORMAT_VERSION, INDEX, Activations, open_activations
-from sae_runtime.activations.text import documents
 from sae_runtime.activations.windows import Window, batches, first_rows, groups, origin, padded, token_ids, windows
 from sae_runtime.bundle.files import new_file, write_json
 from sae_runtime.bundle.tensors import read_header, save_tensors
 from sae_runtime.core.progress import progress_bar
 from sae_runtime.train.device import ask_for_huge_pages, memory_errors
 from sae_runtime.train.harvest.alignment import find_alignment
-from sae_runtime.train.harvest.config import HarvestConfig, plan
+from sae_runtime.train.harvest.config import HarvestConfig, plan, refuse_other_settings
 from sae_runtime.train.harvest.folder import check_folder, is_done, is_whole, start_folder
 from sae_runtime.train.harvest.forward import arguments
 from sae_runtime.train.harvest.hook_point import find_hook, hidden_states
@@ -81,15 +83,16 @@ class Reader:
         return hidden.transpose(0, 1) if self._alignment.time_first[0] else hidden
 
     def _raw(self, ids: torch.Tensor, real: torch.Tensor, *, whole: bool = False) -> list[torch.Tensor]:
-        return hidden_states(
-            self.points, self.model, arguments(self.model, ids, real), ("batch", "time"), whole=whole
-        )
+        return hidden_states(self.points, self.model, arguments(self.model, ids, real), ("batch", "time"), whole=whole)
 
     def _ordinary(self) -> torch.Tensor:
         """A few ids of words, at random."""
         ids = np.setdiff1d(np.arange(min(len(self._tokenizer), self._vocabulary)), self._tokenizer.all_special_ids)
         if len(ids) < 2:
-            raise ValueError(f"the tokenizer of {self.config.model} knows {len(ids)} words; give the model its own")
+            raise ValueError(
+                f"{self.config.model} has no tokenizer that knows words; put the tokenizer's files, such as "
+                "tokenizer.json, beside the model"
+            )
         few = np.random.default_rng(0).choice(ids, min(len(ids), 16), replace=False)
         return torch.from_numpy(few).to(self.model.device)
 
@@ -103,7 +106,7 @@ class Reader:
             facts["model_commit"] = Path(found).parent.name if isinstance(found, str) else None
         return facts
 
-    def windows(self, texts: Iterable[str]) -> Iterator[Window]:
+    def windows(self, texts: Iterable[Document]) -> Iterator[Window]:
         """The windows of the texts, in the order of the texts; `Window` says what one is."""
         return windows(
             self._tokenizer,
@@ -142,11 +145,7 @@ class Reader:
             passes.append(Pass(ids, real, kept, hidden, x))
         return passes
 
-    def activations(self, group: Sequence[Window], tick: Callable[[int], object]) -> torch.Tensor:
-        """The activations of the kept tokens at the first hook; as `activations_at_all`."""
-        return self.activations_at_all(group, tick)[0]
-
-    def activations_at_all(self, group: Sequence[Window], tick: Callable[[int], object]) -> list[torch.Tensor]:
+    def activations(self, group: Sequence[Window], tick: Callable[[int], object]) -> list[torch.Tensor]:
         """The activations of the kept tokens at each hook.
 
         They are [n, d_in] in the order of the windows, in the type of the config. The group holds at least one window.
@@ -227,14 +226,7 @@ def harvest_many(
     >>> sorted(harvest_many(configs, Path("activations")))  # doctest: +SKIP
     ['h.3', 'h.6']
     """
-    if not configs:
-        raise ValueError("there is nothing to harvest; give one config at least")
-    first = next(iter(configs.values()))
-    for name, config in configs.items():
-        if Path(name).name != name or name in ("", ".", ".."):
-            raise ValueError(f"{name!r} is not the name of a folder; rename that hook's")
-        if replace(config, hook="any") != replace(first, hook="any"):
-            raise ValueError(f"{name} has other settings than the first; hooks of one pass differ in the hook alone")
+    refuse_other_settings(configs)
     made = _harvest({out / name: config for name, config in configs.items()}, force=force, progress=progress)
     return dict(zip(configs, made, strict=True))
 
@@ -246,7 +238,7 @@ def _harvest(configs: Mapping[Path, HarvestConfig], *, force: bool, progress: bo
     """
     ask_for_huge_pages()
     config = next(iter(configs.values()))
-    texts = documents(config.text, config.document)
+    texts = documents(config.text, config.reading)
     left = {out: one for out, one in configs.items() if force or not is_done(out, plan(one))}
     left = left or dict(configs)  # if all are done, the check says so
     for out, one in left.items():
@@ -257,25 +249,30 @@ def _harvest(configs: Mapping[Path, HarvestConfig], *, force: bool, progress: bo
     for out, one in left.items():
         start_folder(out, reader.plan(one), force=force)
     shards: list[dict[str, Any]] = []
-    with progress_bar(config.tokens, "tokens", shown=progress) as bar:
+    with ExitStack() as stack, progress_bar(config.tokens, "tokens", shown=progress) as bar:
+        writers = [stack.enter_context(source_writer(out / SOURCES)) for out in left]
         for group in groups(first_rows(reader.windows(texts), config.tokens), config.shard_tokens):
             file, rows = f"shard-{len(shards):05d}.safetensors", sum(window.rows for window in group)
             if all(is_whole(out / file, rows, _SAFETENSORS_DTYPES[config.dtype]) for out in left):
                 bar.update(rows)
             else:
                 ids = {name: torch.from_numpy(ids) for name, ids in origin(group).items()}
-                for out, x in zip(left, reader.activations_at_all(group, bar.update), strict=True):
+                for out, x in zip(left, reader.activations(group, bar.update), strict=True):
                     with new_file(out / file, force=True) as partial_file:
                         save_tensors(partial_file, {"activations": x, **ids}, save_file)
             shards.append({"file": file, "rows": rows})
+            for write in writers:
+                write(group)
     if not shards:
         raise ValueError(f"no token of the text is kept ({', '.join(map(str, config.text))} hold none); give more text")
-    for out, one in left.items():
+    names = ("document", "context", "tokens", "dtype", "special", "skip_first")
+    settings = {name: getattr(config, name) for name in names} | {"skip_ids": reader.skip_ids}
+    for out, point in zip(left, reader.points, strict=True):
         d_in = read_header(out / shards[0]["file"])["activations"].shape[1]
-        index = {"format_version": FORMAT_VERSION, "shards": shards, "d_in": d_in, "model": one.called}
-        names = ("hook", "document", "context", "tokens", "dtype", "special", "skip_first")
-        settings = {name: getattr(one, name) for name in names}
-        write_json(out / INDEX, index | settings | {"skip_ids": reader.skip_ids})
+        index = {"format_version": FORMAT_VERSION, "shards": shards, "d_in": d_in, "model": config.called}
+        sources = {"file": SOURCES, "bytes": (out / SOURCES).stat().st_size}
+        hook = {"hook": point.hook, "transformer_lens_hook": point.transformer_lens}
+        write_json(out / INDEX, index | hook | {"sources": sources} | settings)
     return [open_activations(out) for out in configs]
 
 

@@ -9,14 +9,15 @@ among them that may be activations.
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.utils.hooks import RemovableHandle
 
-from sae_runtime.train.harvest.forward import foreign_errors
 from sae_runtime.bundle.hooks import Hook, parse_hook
+from sae_runtime.bundle.transformer_lens import as_module, lens_name, second_norm
+from sae_runtime.train.harvest.forward import foreign_errors
 
 
 @dataclass(frozen=True)
@@ -24,16 +25,20 @@ class HookPoint:
     """An activation of a torch model.
 
     Attributes:
-        hook: its canonical text.
+        hook: its canonical text, which names a module of the base model.
         module: the module that it is at.
         is_input: whether it is the module's input; otherwise it is the output.
         call: number of the call within a forward pass, from 0; None if the module is called once.
+        in_place: whether an edit reaches all that read this tensor, as an edit of the residual stream does.
+        transformer_lens: TransformerLens's name of the same activations; None if it has none.
     """
 
     hook: str
     module: torch.nn.Module
     is_input: bool = False
     call: int | None = None
+    in_place: bool = False
+    transformer_lens: str | None = None
 
     def watch(self, act: Callable[[Any], Any]) -> RemovableHandle:
         """Call `act` at each call of the module, with its output or its `Arguments`; what it gives takes their place.
@@ -49,7 +54,11 @@ class HookPoint:
             return self.module.register_forward_hook(lambda _module, _args, output: act(output))
 
         def before(_module: torch.nn.Module, args: Any, named: Any) -> Any:
-            changed = act(Arguments(args, named))
+            given = Arguments(args, named)
+            changed = act(given)
+            if changed is not None and self.in_place:
+                given.activations(self.hook).copy_(changed.activations(self.hook))
+                return None
             return None if changed is None else (changed.args, changed.named)
 
         return self.module.register_forward_pre_hook(before, with_kwargs=True)
@@ -115,16 +124,31 @@ def find_hook(model: Any, text: str) -> HookPoint:
     """
     base = model.base_model
     modules: dict[str, torch.nn.Module] = dict(base.named_modules())
-    hook = Hook(text) if text in modules else parse_hook(text)  # a module may have a name such as h.0.resid_pre
-    if hook.place not in ("output", "input"):
-        raise ValueError(f"a torch model is hooked at [input:]MODULE[@CALL], got {hook}; write encoder.layer.3")
-    name = str(hook.name)
+    kind = _model_type(base)
+    parsed = Hook(text) if text in modules else parse_hook(text)  # a module may have a name such as h.0.resid_pre
+    if parsed.place == "tensor":
+        raise ValueError(f"a torch model is hooked at [input:]MODULE[@CALL], got {text}; write encoder.layer.3")
+    hook = as_module(parsed, list(modules), kind)
     # A hook may begin with the name that a model with a head gives its base model.
-    for known in (name, name.removeprefix(f"{base.base_model_prefix}.")):
-        if known in modules:
-            return HookPoint(str(hook), modules[known], hook.place == "input", hook.call)
-    close = difflib.get_close_matches(name, filter(None, modules), n=5, cutoff=0)
-    raise ValueError(f"{base.name_or_path} has no module {name!r}; close names are {', '.join(close)}")
+    known = [name for name in (hook.name, hook.name.removeprefix(f"{base.base_model_prefix}.")) if name in modules]
+    if not known:
+        close = difflib.get_close_matches(hook.name, filter(None, modules), n=5, cutoff=0)
+        raise ValueError(f"{base.name_or_path} has no module {hook.name!r}; close names are {', '.join(close)}")
+    hook = replace(hook, name=known[0])
+    if hook.place in ("resid_pre", "resid_post"):
+        hook = Hook(hook.name, "input" if hook.place == "resid_pre" else "output")
+    stream = hook.place == "resid_mid"
+    module = modules[second_norm(hook, list(modules), kind) if stream else hook.name]
+    lens = str(parsed) if parsed.place == "lens" else lens_name(hook, list(modules), kind)
+    return HookPoint(str(hook), module, stream or hook.place == "input", hook.call, stream, lens)
+
+
+def _model_type(base: Any) -> str | None:
+    """The model's type, by which its family is known."""
+    config = getattr(base, "config", None)
+    parallel = " parallel" if getattr(config, "use_parallel_residual", False) else ""
+    kind = getattr(config, "model_type", None)
+    return None if kind is None else f"{kind}{parallel}"
 
 
 class _Reached(BaseException):  # no Exception, because those are the model's own

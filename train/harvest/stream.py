@@ -1,16 +1,16 @@
 """Training rows straight from a model, which are computed when they are needed and never stored."""
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sae_runtime.activations.documents import documents
 from sae_runtime.activations.left_out import limit, norms
 from sae_runtime.activations.parts import IN_GAP, divide
-from sae_runtime.activations.text import documents
 from sae_runtime.activations.windows import Window
 from sae_runtime.bundle.manifest import LeftOut
 from sae_runtime.train.harvest.config import HarvestConfig
@@ -30,7 +30,13 @@ class StreamedRows(Source):
     """
 
     def __init__(
-        self, config: HarvestConfig, holdout: float, seed: int, pool_bytes: float, max_norm: float | None = None
+        self,
+        config: HarvestConfig,
+        holdout: float,
+        seed: int,
+        pool_bytes: float,
+        max_norm: float | None = None,
+        hooks: Sequence[str] = (),
     ) -> None:
         """Load the texts and the model, and choose the held-out windows. The model runs on one window only.
 
@@ -39,7 +45,9 @@ class StreamedRows(Source):
             holdout: share of the rows that is held out.
             seed: decides which windows are held out.
             pool_bytes: size of a pool of float32 rows.
-            max_norm: rows are left out if their norm exceeds this multiple of the median norm; None for no limit.
+            max_norm: rows are left out if their norm exceeds this multiple of the median norm at one of the hooks; None
+                for no limit.
+            hooks: whose activations stand side by side in the rows, instead of those of the config's hook alone.
 
         Raises:
             FileNotFoundError: a text file or the folder of the model is missing.
@@ -50,24 +58,29 @@ class StreamedRows(Source):
                 f"streaming reads all of the text, so the harvest's tokens must be None, got {config.tokens}; "
                 "set the tokens of the training instead"
             )
-        texts = documents(config.text, config.document)
+        texts = documents(config.text, config.reading)
         self.path = config.text[0]
-        self.model, self.hook = config.called, config.hook
-        self._reader = Reader(config)
+        self._reader = Reader(config, hooks)
+        self.model, self.hook = config.called, ", ".join(point.hook for point in self._reader.points)
+        self.transformer_lens_hook = None  # that of each hook is in `hooks`
         self._windows = list(self._reader.windows(texts))
         self._counts = np.array([window.rows for window in self._windows], np.float64)
         parts = self._split(holdout, seed)
         self._held_out = [[self._windows[window] for window in np.flatnonzero(parts == part)] for part in (1, 2)]
-        self.d_in = self._reader.activations(self._held_out[0][:1], _ignore).shape[1]
+        widths = [x.shape[1] for x in self._reader.activations(self._held_out[0][:1], _ignore)]
+        self.d_in = sum(widths)
+        ends = np.cumsum(widths).tolist()
+        self._columns = [slice(end - width, end) for width, end in zip(widths, ends, strict=True)]
         self._pool_rows = max(int(pool_bytes / (4 * self.d_in)), 1)
         self._train = self._units(np.flatnonzero(parts == 0), self._pool_rows // _POOL_UNITS)
         self._unit_rows = np.array([self._counts[unit.start : unit.stop].sum() for unit in self._train])
         self.units = len(self._train)
         self.identity = _flat({key: v for key, v in self._reader.plan().items() if key not in ("name", "shard_tokens")})
+        self.identity["hook"] = self.hook
         self.identity["batch_tokens"] = config.batch_tokens  # decides which windows share a pass, and so the last bits
         self.identity["max_norm"] = max_norm
         self._seed = seed
-        self._limit: float | None = math.inf if max_norm is None else None
+        self._limits: list[float] | None = None
         self.left_out: LeftOut = LeftOut(
             norm_multiple=max_norm, first_positions=config.skip_first, token_ids=self._reader.skip_ids
         )
@@ -78,6 +91,16 @@ class StreamedRows(Source):
             **settings,
             "rows": {name: int(self._counts[parts == part].sum()) for name, part in names.items()},
         }
+
+    def hooks(self) -> list[tuple[Source, slice]]:
+        """As Source."""
+        alone: list[tuple[Source, slice]] = []
+        for point, columns in zip(self._reader.points, self._columns, strict=True):
+            view = copy(self)
+            view.hook, view.d_in = point.hook, columns.stop - columns.start
+            view.transformer_lens_hook = point.transformer_lens
+            alone.append((view, columns))
+        return alone
 
     def take(self, order: NDArray[np.int64], tick: Tick) -> tuple[NDArray[np.float32], int]:
         """As Source."""
@@ -90,8 +113,8 @@ class StreamedRows(Source):
         """As Source."""
         windows, _ = self._first(rng.permutation(self.units), SCALE_SAMPLE)
         x = self._rows(windows, _ignore)
-        if self._limit is None:
-            self._limit = limit(norms(x), self.left_out.norm_multiple)
+        if self._limits is None:
+            self._limits = [limit(norms(x[:, columns]), self.left_out.norm_multiple) for columns in self._columns]
         within = self._within(x)
         self._leave_out("sample", within)
         self.share_left_out = float((~within).mean())
@@ -122,10 +145,14 @@ class StreamedRows(Source):
 
     def _within(self, x: NDArray[np.float32]) -> NDArray[np.bool_]:
         """Which rows are not left out."""
-        if self._limit is None:
+        if self.left_out.norm_multiple is None:
+            return np.ones(len(x), np.bool_)
+        if self._limits is None:
             self.sample(generator(self._seed, "scale"))
-        bound = math.inf if self._limit is None else self._limit
-        return np.ones(len(x), np.bool_) if bound == math.inf else norms(x) <= bound
+        assert self._limits is not None  # the sample has set them
+        found = zip(self._columns, self._limits, strict=True)
+        within: NDArray[np.bool_] = np.all([norms(x[:, columns]) <= bound for columns, bound in found], axis=0)
+        return within
 
     def _leave_out(self, part: str, within: NDArray[np.bool_]) -> None:
         """Count the rows that a part leaves out."""
@@ -168,8 +195,7 @@ class StreamedRows(Source):
         return [self._windows[window] for unit in sorted(order[:count]) for window in self._train[unit]], count
 
     def _rows(self, windows: list[Window], tick: Tick) -> NDArray[np.float32]:
-        x: NDArray[np.float32] = self._reader.activations(windows, tick).float().numpy()
-        return x
+        return np.concatenate([x.float().numpy() for x in self._reader.activations(windows, tick)], axis=1)
 
 
 def _ignore(_rows: int) -> None:

@@ -22,7 +22,7 @@ from sae_runtime.train.measure.config import EvaluateConfig
 from sae_runtime.train.measure.provenance import trained_batch, trained_tokens, validation_rows, was_trained_on
 from sae_runtime.train.measure.redundancy import redundancy
 from sae_runtime.train.measure.rules import Rule, even_batch, shuffled
-from sae_runtime.train.measure.tally import Tally, tally
+from sae_runtime.train.measure.tally import Tally, has_no_variance, tally
 from sae_runtime.train.measure.torch_sae import TorchSAE
 from sae_runtime.train.recipe import GAMMA
 
@@ -203,7 +203,7 @@ def _read(
 
 
 def _check_variance(counted: Tally, mean: Tensor, path: Path) -> None:
-    if counted.spread.mean() <= 1e-12 * float(mean.double().pow(2).sum()):  # no more than rounding
+    if has_no_variance(counted, mean):
         raise ValueError(f"{path}: all rows are equal, there is nothing to explain; harvest more text")
     if not math.isfinite(counted.fvu):
         raise ValueError(f"{path}: activations so large that features overflow float32; drop those rows")

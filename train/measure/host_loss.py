@@ -27,8 +27,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sae_runtime.activations.documents import documents
 from sae_runtime.activations.left_out import limit, norms, rule_for, warn_of_many
-from sae_runtime.activations.text import documents
 from sae_runtime.activations.windows import Window, batches, first_rows
 from sae_runtime.bundle.evaluation_file import HostLoss
 from sae_runtime.core.progress import progress_bar
@@ -69,7 +69,7 @@ def host_loss(
         MemoryError: a batch does not fit on the device.
     """
     sae.refuse_transcoder()
-    texts = documents(config.text, config.document)
+    texts = documents(config.text, config.reading)
     host = Reader(config, head=True)
     kept = list(first_rows(host.windows(texts), config.tokens))
     if not kept:
@@ -107,7 +107,7 @@ def _measured(
     del readings["untouched"]
     return HostLoss(
         model=config.called,
-        hook=config.hook,
+        hook=host.points[0].hook,
         text=tuple(path.name for path in config.text),
         tokens=tokens,
         windows=sum(map(len, groups)),

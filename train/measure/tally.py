@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from sae_runtime.core.arrays import EQUAL
 from sae_runtime.train.measure.rules import Rule
 from sae_runtime.train.measure.torch_sae import TorchSAE
 from sae_runtime.train.step.model import SparseAutoencoder
@@ -85,6 +86,16 @@ def tally(
         l0.append(kept.sum(dim=1).cpu().numpy())
         counts += kept.sum(dim=0)
     return Tally(np.concatenate(error), np.concatenate(spread), np.concatenate(l0), counts.cpu().numpy())
+
+
+def has_no_variance(counted: Tally, mean: Tensor) -> bool:
+    """Whether all rows with this mean equal it but for rounding, so that there is nothing to explain.
+
+    >>> spread = np.full(10, 1e-16)
+    >>> has_no_variance(Tally(spread, spread, np.ones(10, int), np.ones(8, int)), torch.ones(4))
+    True
+    """
+    return bool(counted.spread.mean() <= EQUAL**2 * float(mean.double().pow(2).sum()))
 
 
 @torch.no_grad()

@@ -5,6 +5,8 @@ from torch import Tensor
 
 from sae_runtime.train.world import ALONE, World
 
+_LEAST_VARIANCE = 1e-6  # of an element of scaled rows: a batch of equal rows, or a residual of 0, has less
+
 
 def square(x: Tensor) -> Tensor:
     """sum x^2, a scalar, computed without a copy of x.
@@ -19,11 +21,14 @@ def square(x: Tensor) -> Tensor:
 def variance(x: Tensor, world: World = ALONE) -> Tensor:
     """sum |x - mean(x)|^2 over the rows of all processes, which have the same number of rows: a scalar above 0.
 
+    It is at least 1e-6 an element. So a loss stays finite where all rows of a batch are equal, or where the residual is
+    0, as it can be with one input number. Scaled rows have a variance of about 1 an element.
+
     >>> variance(torch.tensor([[1.0], [3.0]]))
     tensor(2.)
     """
     mean = world.sum_(x.sum(dim=0)) / (len(x) * world.size)
-    return world.sum_(square(x - mean)).clamp_min(1e-30)
+    return world.sum_(square(x - mean)).clamp_min(_LEAST_VARIANCE * x.numel() * world.size)
 
 
 def fvu(x: Tensor, x_hat: Tensor) -> Tensor:

@@ -499,8 +499,8 @@ def test_a_host_that_cannot_be_spliced_is_refused_and_nothing_is_written(
     ("settings", "message"),
     [
         ({"hook": "encoder.layer.0.intermediate"}, "of width 32, this SAE expects width 24"),
-        ({"hook": "input:encoder.layer.0"}, "output of a module, got input:encoder.layer.0; hook"),
-        ({"hook": "encoder.layer.0@1"}, "output of a module, got encoder.layer.0@1; hook"),
+        ({"hook": "input:encoder.layer.0.output"}, "input:model.encoder.layer.0.output is not one tensor but "),
+        ({"hook": "encoder.layer.0@1"}, "does not tell the calls of a module apart, got encoder.layer.0@1; hook"),
         ({"hook": "tensor:"}, r"a hook is .*MODULE.*, got 'tensor:'"),
         ({"hook": "encoder.layer.7"}, "no module 'encoder.layer.7'; close names are .*encoder.layer.1"),
         ({"hook": "encoder.layer.0", "name": "a b"}, "letters, digits and _, got 'a b'"),

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def harvest_of(folder: Path, hook: str) -> Any:
 def assert_right(model: Any, folder: Path, hook: str) -> None:
     """The rows are those of the whole model by a torch hook."""
     ids = [torch.tensor([word_tokenizer()(text)["input_ids"]]) for text in TEXT]
-    expected = [hooked(model.base_model, hook, lambda ids=one: model(ids))[0][0] for one in ids]
+    expected = [hooked(model.base_model, hook, partial(model, one))[0][0] for one in ids]
     assert relative_error(harvest_of(folder, hook), np.concatenate(expected)) < 1e-5
 
 

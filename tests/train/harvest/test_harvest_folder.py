@@ -155,7 +155,7 @@ def test_a_finished_harvest_is_replaced_only_by_force(config: HarvestConfig, tmp
     assert contents(out) == before
     (out / ".shard-00007.safetensors.0123abcd.partial.safetensors").write_bytes(b"of a killed writer")
     assert len(harvest(replace(config, tokens=9), out, force=True)) == 9
-    assert sorted(contents(out)) == ["activations.json", "harvest.json", "shard-00000.safetensors"]
+    assert sorted(contents(out)) == ["activations.json", "documents.jsonl", "harvest.json", "shard-00000.safetensors"]
 
 
 @pytest.mark.parametrize("force", [False, True])

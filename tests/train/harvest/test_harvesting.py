@@ -17,7 +17,7 @@ from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer
 
 from sae_runtime.activations.stored import Activations
 from sae_runtime.bundle.tensors import read_header
-from sae_runtime.train.harvest.config import HarvestConfig
+from sae_runtime.train.harvest.config import HarvestConfig, as_harvested
 from sae_runtime.train.harvest.harvesting import harvest
 
 CONTEXT = 20
@@ -208,6 +208,60 @@ def test_special_tokens_written_in_the_text_are_left_out(gpt2: Path, tmp_path: P
     check_origin(harvest(replace(config, special=True), tmp_path / "special"), [(3, 0, 0), (END, 0, 1), (4, 0, 2)])
 
 
+def test_first_positions_of_each_window_are_left_out_special_tokens_counted(
+    config: HarvestConfig, bert: Path, tmp_path: Path
+) -> None:
+    every = harvest(replace(config, special=True), tmp_path / "all")
+    few = harvest(replace(config, special=True, skip_first=3), tmp_path / "few")
+    windows = np.cumsum(np.asarray(every.tokens) == SPECIALS["[CLS]"])  # each window begins with this token
+    place = np.arange(len(every)) - np.searchsorted(windows, windows)
+    assert np.array_equal(np.asarray(few.tokens), np.asarray(every.tokens)[place >= 3])
+    assert np.array_equal(np.asarray(few.positions), np.asarray(every.positions)[place >= 3])
+    close(everything(few), everything(every)[place >= 3])
+    words = harvest(replace(config, skip_first=3), tmp_path / "words")  # the frame counts, though it is not kept
+    inner = (place >= 3) & ~np.isin(np.asarray(every.tokens), [SPECIALS["[CLS]"], SPECIALS["[SEP]"]])
+    assert np.array_equal(np.asarray(words.tokens), np.asarray(every.tokens)[inner])
+    assert json.loads((tmp_path / "few" / "activations.json").read_text())["skip_first"] == 3
+    assert as_harvested(tmp_path / "few")["skip_first"] == 3
+
+
+@pytest.mark.parametrize("skip_token", [("4", "w7"), ("w7", "w4"), ("w4", "4", "7")])
+def test_tokens_are_left_out_by_id_or_by_text(gpt2: Path, text: Path, skip_token: Any, tmp_path: Path) -> None:
+    config = HarvestConfig(model=str(gpt2), hook=GPT2_HOOK, text=(text,), context=CONTEXT, special=True)
+    every = harvest(config, tmp_path / "all")
+    few = harvest(replace(config, skip_token=skip_token), tmp_path / "few")
+    kept = ~np.isin(np.asarray(every.tokens), [4, 7])
+    assert 0 < kept.sum() < len(every) and np.array_equal(np.asarray(few.tokens), np.asarray(every.tokens)[kept])
+    close(everything(few), everything(every)[kept])
+    assert set(json.loads((tmp_path / "few" / "activations.json").read_text())["skip_ids"]) == {4, 7}
+    again = replace(config, **{name: value for name, value in as_harvested(tmp_path / "few").items()})
+    assert np.array_equal(np.asarray(harvest(again, tmp_path / "again").tokens), np.asarray(few.tokens))
+
+
+def test_unknown_tokens_and_too_many_first_positions_are_refused(config: HarvestConfig, tmp_path: Path) -> None:
+    said = r"'nothing' is not one token of this tokenizer; give the text of one token, or its id"
+    with pytest.raises(ValueError, match=said):
+        harvest(replace(config, skip_token=("w1", "nothing")), tmp_path / "out")
+    with pytest.raises(ValueError, match="'w1 w2' is not one token"):
+        harvest(replace(config, skip_token=("w1 w2",)), tmp_path / "out")
+    with pytest.raises(ValueError, match=r"has ids 0 to \d+, got the token 99999"):
+        harvest(replace(config, skip_token=("99999",)), tmp_path / "out")
+    with pytest.raises(ValueError, match="skip_first must be below the context 20, got 20"):
+        replace(config, skip_first=20)
+    with pytest.raises(ValueError, match="skip_first must be at least 0, got -1"):
+        replace(config, skip_first=-1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_harvest_that_was_begun_refuses_other_tokens_to_leave_out(config: HarvestConfig, tmp_path: Path) -> None:
+    harvest(replace(config, skip_token=("w1",)), tmp_path / "out")
+    (tmp_path / "out" / "activations.json").unlink()
+    with pytest.raises(ValueError, match=r"was begun with skip_token 'w1', now it is 'w2'"):
+        harvest(replace(config, skip_token=("w2",)), tmp_path / "out")
+    with pytest.raises(ValueError, match=r"was begun with skip_first 0, now it is 1"):
+        harvest(replace(config, skip_token=("w1",), skip_first=1), tmp_path / "out")
+
+
 def test_no_layer_after_the_hook_runs_but_in_the_passes_that_look_at_the_model(
     config: HarvestConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,7 +321,7 @@ def test_a_hook_may_have_the_name_of_the_model_with_a_head(
     short = harvest(replace(config, hook=hook), tmp_path / "short")
     long = harvest(replace(config, hook=prefix + hook), tmp_path / "long")
     assert np.array_equal(everything(short), everything(long))
-    assert long.hook == prefix + hook
+    assert long.hook == short.hook == hook
 
 
 def test_the_model_computes_in_the_type_of_its_checkpoint(gpt2: Path, text: Path, tmp_path: Path) -> None:

@@ -51,13 +51,17 @@ def test_rows_are_torchs_and_one_pass_gives_all(
     wide = {**configs, "c_fc": replace(configs["h.1"], hook="h.0.mlp.c_fc")}
     model: Any = AutoModel.from_pretrained(tmp_path / "model").eval()
     ids = [
-        [int(word[1:]) for word in paragraph.split()]
-        for paragraph in (tmp_path / "text.txt").read_text().split("\n\n")
+        [int(word[1:]) for word in paragraph.split()] for paragraph in (tmp_path / "text.txt").read_text().split("\n\n")
     ]
     windows = [one[begin : begin + 20] for one in ids for begin in range(0, len(one), 20)]
     runs: list[int] = []
     forward = GPT2Block.forward
-    monkeypatch.setattr(GPT2Block, "forward", lambda self, *a, **k: [runs.append(0), forward(self, *a, **k)][1])
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        runs.append(0)
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(GPT2Block, "forward", counted)
     made = harvest_many(wide, tmp_path / "many")
     assert len(runs) < 2 * len(windows)  # two layers, and fewer passes than windows
     monkeypatch.undo()
@@ -69,7 +73,8 @@ def test_rows_are_torchs_and_one_pass_gives_all(
 
 def passed(model: Any, hook: str, window: Sequence[int]) -> Rows:
     """The rows of one window, by a torch hook."""
-    return hooked(model, hook, lambda: model(torch.tensor([list(window)])))[0][0]
+    rows: Rows = hooked(model, hook, lambda: model(torch.tensor([list(window)])))[0][0]
+    return rows
 
 
 def test_a_harvest_that_was_killed_goes_on_with_the_same_bytes(

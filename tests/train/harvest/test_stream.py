@@ -103,7 +103,7 @@ def test_a_stream_runs_on_held_out_documents_only_when_they_are_asked_for(
     windows: list[int] = []
     activations = Reader.activations
 
-    def counted(self: Reader, group: Sequence[Window], tick: Callable[[int], object]) -> torch.Tensor:
+    def counted(self: Reader, group: Sequence[Window], tick: Callable[[int], object]) -> list[torch.Tensor]:
         windows.append(len(group))
         return activations(self, group, tick)
 
@@ -140,7 +140,7 @@ def test_parts_of_a_streamed_document_share_no_window(
     seen: list[NDArray[np.int32]] = []
     activations = Reader.activations
 
-    def noted(self: Reader, group: Sequence[Window], tick: Callable[[int], object]) -> torch.Tensor:
+    def noted(self: Reader, group: Sequence[Window], tick: Callable[[int], object]) -> list[torch.Tensor]:
         seen.append(np.unique([window.positions[0] for window in group]))
         return activations(self, group, tick)
 

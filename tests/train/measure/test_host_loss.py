@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from tiny_model import SPECIALS, WORDS, save_bert, save_gpt2
 from transformers import BertModel, GPT2LMHeadModel, GPT2Model
 
+from sae_runtime.activations.left_out import ManyRowsLeftOut
 from sae_runtime.bundle import folder as bundle
 from sae_runtime.bundle.evaluation_file import HostLoss
 from sae_runtime.bundle.manifest import Allocation, Architecture, Manifest
@@ -68,7 +69,9 @@ def sae(tmp_path_factory: pytest.TempPathFactory, weights: dict[str, NDArray[np.
 
 def run(sae: TorchSAE, model: Path, hook: str, text: Path, **settings: Any) -> HostLoss:
     sizes: dict[str, Any] = {"context": 20, "batch_tokens": 60}
-    return host_loss(sae, HarvestConfig(model=str(model), hook=hook, text=(text,), device="cpu", **sizes | settings))
+    rule = {"max_norm": settings.pop("max_norm")} if "max_norm" in settings else {}
+    config = HarvestConfig(model=str(model), hook=hook, text=(text,), device="cpu", **sizes | settings)
+    return host_loss(sae, config, **rule)
 
 
 def hooked(net: Any, module: torch.nn.Module, ids: list[int], put: Any, kept: slice) -> Any:
@@ -191,6 +194,74 @@ def test_cosines_of_an_embedding_model_agree_with_plain_hooks(
                 assert found.replaced[name][f"{key}_low"] == pytest.approx(np.quantile(values, 0.05), abs=1e-5)
 
 
+def test_tokens_of_massive_norm_keep_the_models_own_activation(
+    sae: TorchSAE, weights: Any, text: Path, tmp_path: Path
+) -> None:
+    path = save_gpt2(tmp_path / "gpt2", initializer_range=0.5)
+    net: Any = GPT2LMHeadModel.from_pretrained(path)
+    with torch.no_grad():
+        net.transformer.wte.weight[7] *= 300  # the token w7 is a sink
+    net.save_pretrained(path)
+    module = net.transformer.h[0]
+    lines = [[int(word[1:]) for word in line.split()] for line in text.read_text().split("\n\n")]
+    x = torch.cat([activations(net, module, ids) for ids in lines]).numpy().astype(np.float64)
+    bound = 10 * np.median(np.linalg.norm(x, axis=1))
+    massive = np.linalg.norm(x, axis=1) > bound
+    assert np.array_equal(massive, np.concatenate(lines) == 7) and 0 < massive.sum() < len(x) / 20
+
+    found = run(sae, path, GPT2_HOOK, text, batch_tokens=10_000)
+    assert (found.max_norm, found.left_out, found.tokens) == (10.0, massive.sum(), (~massive).sum())
+    whole = run(sae, path, GPT2_HOOK, text, batch_tokens=10_000, max_norm=np.inf)
+    assert (whole.max_norm, whole.left_out, whole.with_left_out) == (None, 0, None)
+    assert found.with_left_out == whole
+
+    for result, every in ((found, False), (whole, True)):
+        rows = x if every else x[~massive]
+        mean = torch.from_numpy(rows.mean(axis=0)).float()
+
+        def served(part: torch.Tensor) -> torch.Tensor:
+            z = witness.pre_activations(weights, part.numpy())
+            features = z * witness.threshold(z, weights["threshold"]).kept
+            return torch.from_numpy(features @ weights["W_dec"] + weights["b_dec"]).float()
+
+        makers: dict[str, Any] = {"untouched": lambda part: part, "served": served, "zero": torch.zeros_like}
+        makers["mean"] = mean.expand_as
+        entropy = {}
+        for name, make in makers.items():
+
+            def put(part: torch.Tensor, make: Any = make, every: bool = every) -> torch.Tensor:
+                ours = torch.ones(len(part), dtype=torch.bool) if every else part.norm(dim=1) <= bound
+                changed = part.clone()
+                changed[ours] = make(part[ours])
+                return changed
+
+            losses = []
+            for ids in lines:
+                log_p = hooked(net, module, ids, put, slice(None)).logits[0, :-1].double().log_softmax(dim=1)
+                loss = -log_p[torch.arange(len(ids) - 1), torch.tensor(ids[1:])].numpy()
+                losses.append(loss if every else loss[np.array(ids[:-1]) != 7])
+            entropy[name] = np.concatenate(losses).mean()
+        assert result.cross_entropy == pytest.approx(entropy.pop("untouched"), rel=1e-5)
+        for name, value in entropy.items():
+            assert result.replaced[name]["cross_entropy"] == pytest.approx(value, rel=1e-4), (name, every)
+        z = witness.pre_activations(weights, rows)
+        error = rows - (z * (z > 0.4)) @ weights["W_dec"] - weights["b_dec"]
+        fvu = (error**2).sum() / ((rows - rows.mean(axis=0)) ** 2).sum()
+        assert result.replaced["served"]["fvu"] == pytest.approx(fvu, rel=1e-4)
+
+
+def test_a_batch_of_massive_tokens_alone_is_left_as_it_is(sae: TorchSAE, text: Path, tmp_path: Path) -> None:
+    path = save_gpt2(tmp_path / "gpt2", initializer_range=0.5)
+    net: Any = GPT2LMHeadModel.from_pretrained(path)
+    with torch.no_grad():
+        net.transformer.wte.weight[7] *= 300
+    net.save_pretrained(path)
+    (tmp_path / "words.txt").write_text(text.read_text() + "\n\nw7 w7 w7\n\nw7 w7")
+    with pytest.warns(ManyRowsLeftOut, match=r"words\.txt: 5\.\d% of the rows"):
+        found = run(sae, path, GPT2_HOOK, tmp_path / "words.txt", context=3, batch_tokens=3)
+    assert found.left_out >= 5 and found.replaced["served"]["kl"] > 0
+
+
 def test_host_loss_of_a_perfect_sae_is_zero(gpt2: Path, text: Path, tmp_path: Path) -> None:
     basis = np.concatenate([np.eye(WIDTH), -np.eye(WIDTH), np.zeros((D_SAE - 2 * WIDTH, WIDTH))])
     zeros = {"b_enc": np.zeros(D_SAE), "b_dec": np.zeros(WIDTH), "threshold": np.zeros(D_SAE)}
@@ -252,6 +323,15 @@ def test_host_loss_refuses_models_hooks_and_texts_that_do_not_fit(
     (tmp_path / "words.txt").write_text("w1\n\nw2")
     with pytest.raises(ValueError, match="no kept token of .*words.txt has a next one to predict"):
         run(sae, gpt2, GPT2_HOOK, tmp_path / "words.txt")
+
+
+def test_every_hook_of_one_place_has_the_same_loss(sae: TorchSAE, gpt2: Path, text: Path) -> None:
+    results = [run(sae, gpt2, hook, text) for hook in ("h.0", "input:h.1", "blocks.1.hook_resid_pre", "h.0@0")]
+    assert [result.hook for result in results] == ["h.0", "input:h.1", "input:h.1", "h.0@0"]
+    for other in results[1:]:
+        assert other.cross_entropy == results[0].cross_entropy
+        assert other.replaced == results[0].replaced
+    assert run(sae, gpt2, "h.1", text).replaced != results[0].replaced
 
 
 def test_a_model_is_loaded_with_its_head_if_it_has_one(gpt2: Path, bert: Path, tmp_path: Path) -> None:
