@@ -6,7 +6,6 @@ the medium ones, `make test-full` all.
 
 MEDIUM = (
     "test_from_sae_lens",
-    "test_albert",
     "test_few_architectures",
     "test_gaps",
     "test_alignment",
@@ -14,10 +13,8 @@ MEDIUM = (
     "test_forward",
     "test_many_hooks",
     "test_calibrate_split",
-    "test_fused_norm",
     "test_gates",
     "test_texts",
-    "test_ties_served",
     "test_export_model_command",
     "test_harvest_command",
     "test_splice_command",
@@ -56,7 +53,9 @@ MEDIUM = (
     "test_transformer_lens_names",
 )
 SLOW = (
+    "test_albert",
     "test_architectures",
+    "test_fused_norm",
     "test_massive_norm",
     "test_minilm_hosts",
     "test_model_families",
@@ -65,6 +64,7 @@ SLOW = (
     "test_processed_model",
     "test_real_ties",
     "test_sinks_calibrate",
+    "test_ties_served",
     "test_tinystories_host",
 )
 
