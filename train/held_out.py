@@ -65,12 +65,12 @@ def split(activations: Activations, holdout: float, seed: int, rows: NDArray[np.
     documents = None if activations.documents is None else activations.documents[rows]
     gap = 0 if documents is None else activations.context or CONTEXT
     parts = divide(documents, np.ones(n), held_out_sizes(n, holdout), gap=gap, rng=generator(seed, "split"))
-    found = [] if parts is None else [rows[parts == part] for part in range(3)]
-    if not found or min(len(found[1]), len(found[2])) < 2:  # one token has no variance
+    numbers = [] if parts is None else [rows[parts == part] for part in range(3)]
+    if not numbers or min(len(numbers[1]), len(numbers[2])) < 2:  # one token has no variance
         count = None if documents is None else len(np.unique(documents))
         raise ValueError(f"{activations.path} {too_few(n, count, holdout, gap)}")
-    train, calibration, validation = found
-    return Split(train, calibration, validation, n - sum(map(len, found)))
+    train, calibration, validation = numbers
+    return Split(train, calibration, validation, n - sum(map(len, numbers)))
 
 
 def held_out_sizes(rows: float, holdout: float) -> tuple[float, float]:

@@ -33,11 +33,11 @@ def norms(x: NDArray[np.float32]) -> NDArray[np.float64]:
     >>> norms(np.array([[3, 4], [0, 0]], np.float32))
     array([5., 0.])
     """
-    found, step = np.empty(len(x)), max(_ELEMENTS // x.shape[1], 1)
+    sizes, step = np.empty(len(x)), max(_ELEMENTS // x.shape[1], 1)
     for begin in range(0, len(x), step):
         wide = x[begin : begin + step].astype(np.float64)
-        found[begin : begin + step] = np.sqrt(np.einsum("nd,nd->n", wide, wide))
-    return found
+        sizes[begin : begin + step] = np.sqrt(np.einsum("nd,nd->n", wide, wide))
+    return sizes
 
 
 def limit(norms: NDArray[np.float64], max_norm: float | None) -> float:
@@ -79,13 +79,13 @@ def kept_rows(activations: Activations, max_norm: float | None, *, progress: boo
         raise ValueError(f"{activations.path} holds no rows; give more activations")
     if max_norm is None:
         return np.ones(n, np.bool_)
-    found, step = np.empty(n), max(_ELEMENTS // activations.d_in, 1)
+    sizes, step = np.empty(n), max(_ELEMENTS // activations.d_in, 1)
     with progress_bar(n, "rows looked at", shown=progress) as bar:
         for begin in range(0, n, step):
             part = activations.slice(begin, min(begin + step, n))
-            found[begin : begin + len(part)] = norms(part)
+            sizes[begin : begin + len(part)] = norms(part)
             bar.update(len(part))
-    return found <= limit(found, max_norm)
+    return sizes <= limit(sizes, max_norm)
 
 
 def shared_out(

@@ -119,7 +119,7 @@ def divide_at(
             end = border + gap
     asked = units * (1 - share), units * share
     if min(border, units - end) < 1 or any(
-        abs(found - rows) > max(_TOLERANCE * rows, 1) for found, rows in zip((border, units - end), asked, strict=True)
+        abs(part - rows) > max(_TOLERANCE * rows, 1) for part, rows in zip((border, units - end), asked, strict=True)
     ):
         return None
     return np.sort(line[:border]), np.sort(line[end:])
@@ -127,9 +127,11 @@ def divide_at(
 
 def _is_near(parts: NDArray[np.int8], weights: NDArray[np.float64], wanted: Sequence[float]) -> bool:
     """Whether every part, the rest too, is within 10 % of what was asked, or within one unit."""
-    found = np.bincount(parts + 1, weights, minlength=len(wanted) + 2)[1:]
+    rows_of_part = np.bincount(parts + 1, weights, minlength=len(wanted) + 2)[1:]
     asked = np.array([weights.sum() - sum(wanted), *wanted])
-    return bool((np.abs(found - asked) <= np.maximum(_TOLERANCE * asked, weights.max())).all() and found.min() > 0)
+    return bool(
+        (np.abs(rows_of_part - asked) <= np.maximum(_TOLERANCE * asked, weights.max())).all() and rows_of_part.min() > 0
+    )
 
 
 def _documents(

@@ -145,9 +145,9 @@ def _lines(path: Path, reading: Reading, newline: str | None = None) -> Iterator
     """The lines of a file in UTF-8, with their ends; a byte order mark is dropped."""
     with opened(path, reading) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig", newline=newline) as file:
         start = stream.peek(8)
-        found = next((name for magic, name in _MAGIC.items() if start.startswith(magic)), None)
-        if found is not None:
-            raise ValueError(f"{path} holds {found}, not text; give it the suffix of its format")
+        binary = next((name for magic, name in _MAGIC.items() if start.startswith(magic)), None)
+        if binary is not None:
+            raise ValueError(f"{path} holds {binary}, not text; give it the suffix of its format")
         number = 0
         try:
             while line := file.readline(reading.longest + 1):

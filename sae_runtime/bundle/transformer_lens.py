@@ -168,10 +168,10 @@ def as_module(hook: Hook, modules: Sequence[str], model_type: str | None) -> Hoo
     if name in places and ("{}" in places[name]) != (number is not None):
         raise ValueError(f"there is no {hook}; write {f'blocks.0.{name}' if number is None else name}")
     if name in places:
-        found = parse_hook(places[name].format(block))
-        of_module = [module for module in modules if f".{module}".endswith(f".{found.name}")]
-        if len(of_module) == 1 or found.name in modules:
-            return replace(found, name=found.name if found.name in modules else of_module[0])
+        equal = parse_hook(places[name].format(block))
+        of_module = [module for module in modules if f".{module}".endswith(f".{equal.name}")]
+        if len(of_module) == 1 or equal.name in modules:
+            return replace(equal, name=equal.name if equal.name in modules else of_module[0])
     why = next((why for pattern, why in _WHY.items() if re.fullmatch(pattern, name)), "no table has it")
     raise ValueError(
         f"{hook} has no equal place in this model ({model_type or 'as its modules tell'}): {why}; hook a module, or in "

@@ -118,9 +118,9 @@ def calibrate_bundle(
         if sum(map(len, others)):
             with suppress(_TooLarge):  # of rows that are left out; then these figures are not known
                 more, _ = _tally(bundle, activations.rows(others[0]), threshold, bar)
-                x = activations.rows(np.concatenate([measuring, others[1]]))
-                whole = matches + more, len(fitting) + len(others[0])
-                with_left_out, _ = _measured(bundle, x, threshold, whole, bar)
+                every = activations.rows(np.concatenate([measuring, others[1]]))
+                used = matches + more, len(fitting) + len(others[0])
+                with_left_out, _ = _measured(bundle, every, threshold, used, bar)
     left_out = dataclasses.replace(
         bundle.manifest.left_out or LeftOut(),
         norm_multiple=rule,

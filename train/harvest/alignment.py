@@ -31,7 +31,7 @@ class Alignment:
     alone: bool = False
 
     def rows(self, raw: Sequence[Tensor]) -> list[Tensor]:
-        """Activations as the model gives them, as [batch, time, d_in]; for the same again it is its own inverse."""
+        """The activations of a pass, as the model gives them, in the order [batch, time, d_in]."""
         return [x.transpose(0, 1) if first else x for x, first in zip(raw, self.time_first, strict=True)]
 
     def padded(self, time: int) -> int:
@@ -70,16 +70,16 @@ def find_alignment(hooks: Sequence[str], read: Read, tokens: Tensor, pad: int = 
         texts[place + 1, place] = other[place]
     raw = read(texts, torch.ones_like(texts, dtype=torch.bool))
     time_first = tuple(x.shape[0] != len(texts) == x.shape[1] for x in raw)
-    found = Alignment(time_first, max(x.shape[1] for x in Alignment(time_first).rows(raw)))
-    if found.multiple <= _SHORT:
-        found = Alignment(time_first)
+    layout = Alignment(time_first, max(x.shape[1] for x in Alignment(time_first).rows(raw)))
+    if layout.multiple <= _SHORT:
+        layout = Alignment(time_first)
 
     def rows(*windows: Tensor) -> list[Tensor]:
         """The rows of texts that share a pass, each [batch, time, d_in]."""
-        time = found.padded(max(map(len, windows)))
+        time = layout.padded(max(map(len, windows)))
         ids = torch.stack([torch.nn.functional.pad(ids, (0, time - len(ids)), value=pad) for ids in windows])
         real = torch.stack([torch.arange(time, device=ids.device) < len(window) for window in windows])
-        given = found.rows(read(ids, real))
+        given = layout.rows(read(ids, real))
         for hook, x in zip(hooks, given, strict=True):
             if x.shape[:2] != ids.shape:
                 raise ValueError(
@@ -88,7 +88,7 @@ def find_alignment(hooks: Sequence[str], read: Read, tokens: Tensor, pad: int = 
                 )
         return given
 
-    longer = text if found.multiple == 1 else text.repeat(found.multiple // _LONG + 1)[: found.multiple + 3]
+    longer = text if layout.multiple == 1 else text.repeat(layout.multiple // _LONG + 1)[: layout.multiple + 3]
     mixed, padded = rows(*texts), rows(text[:_SHORT], longer)
     alone, again = rows(text[:_SHORT]), rows(text[:_SHORT])
     apart = False
@@ -102,7 +102,7 @@ def find_alignment(hooks: Sequence[str], read: Read, tokens: Tensor, pad: int = 
                 "another module"
             )
         apart |= any(bool((_differences(x[0, :_SHORT], shared[0, :_SHORT]) > 1).any()) for shared in (a, b))
-    return Alignment(found.time_first, found.multiple, apart)
+    return Alignment(layout.time_first, layout.multiple, apart)
 
 
 def _differences(x: Tensor, y: Tensor) -> Tensor:

@@ -178,7 +178,7 @@ def hidden_states(
         ValueError: the forward pass fails or does not come to a hook, a hook holds no activations, or `whole` finds
             that a module is called several times and its hook does not say which call is meant.
     """
-    calls, found = [0] * len(points), dict[int, torch.Tensor]()
+    calls, activations = [0] * len(points), dict[int, torch.Tensor]()
     refusals: list[ValueError] = []
 
     def reader(number: int, point: HookPoint) -> Callable[[Any], None]:
@@ -191,8 +191,8 @@ def hidden_states(
             except ValueError as error:
                 refusals.append(error)
                 raise _Reached from None
-            goes_on = whole or len(found) + 1 < len(points)
-            found[number] = x.clone() if goes_on else x  # what follows may compute in place
+            goes_on = whole or len(activations) + 1 < len(points)
+            activations[number] = x.clone() if goes_on else x  # what follows may compute in place
             if not goes_on:
                 raise _Reached
 
@@ -205,7 +205,7 @@ def hidden_states(
     except _Reached:
         pass
     except ValueError:
-        if len(found) < len(points):  # what fails behind the hooks does not matter to them
+        if len(activations) < len(points):  # what fails behind the hooks does not matter to them
             raise
     finally:
         for handle in handles:
@@ -216,9 +216,9 @@ def hidden_states(
         if not calls[number]:
             kind = type(point.module).__name__
             raise ValueError(f"the forward pass never calls {point.hook} ({kind}); hook a module inside it")
-        if whole or number not in found:
+        if whole or number not in activations:
             point.check_calls(calls[number])
-    return [found[number] for number in range(len(points))]
+    return [activations[number] for number in range(len(points))]
 
 
 @contextmanager

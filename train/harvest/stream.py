@@ -14,7 +14,7 @@ from sae_runtime.activations.parts import IN_GAP, divide
 from sae_runtime.activations.windows import Window
 from sae_runtime.bundle.manifest import LeftOut
 from sae_runtime.train.harvest.config import HarvestConfig
-from sae_runtime.train.harvest.harvesting import Reader
+from sae_runtime.train.harvest.reader import Reader
 from sae_runtime.train.held_out import held_out_sizes, too_few
 from sae_runtime.train.source import SCALE_SAMPLE, Source, Tick, generator
 
@@ -38,7 +38,9 @@ class StreamedRows(Source):
         max_norm: float | None = None,
         hooks: Sequence[str] = (),
     ) -> None:
-        """Load the texts and the model, and choose the held-out windows. The model runs on one window only.
+        """Load the texts and the model, and choose the held-out windows.
+
+        The model runs on a few short texts and on one window only.
 
         Args:
             config: the settings of a harvest with the same rows; `tokens` must be None, since all of the text is read.
@@ -152,8 +154,8 @@ class StreamedRows(Source):
         if self._limits is None:
             self.sample(generator(self._seed, "scale"))
         assert self._limits is not None  # the sample has set them
-        found = zip(self._columns, self._limits, strict=True)
-        within: NDArray[np.bool_] = np.all([norms(x[:, columns]) <= bound for columns, bound in found], axis=0)
+        bounded = zip(self._columns, self._limits, strict=True)
+        within: NDArray[np.bool_] = np.all([norms(x[:, columns]) <= bound for columns, bound in bounded], axis=0)
         return within
 
     def _leave_out(self, part: str, within: NDArray[np.bool_]) -> None:

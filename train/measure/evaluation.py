@@ -129,8 +129,10 @@ def _by_rules(
             counted = tallied(rule, 0, sizes[0])
             if targets is not None and means[0] is not None:
                 _check_variance(counted, means[0], targets.path)
-            found = _evaluation(counted, sizes[0])
-            return found if len(sets) == 1 else replace(found, with_left_out=_all_rows(tallied(rule, 1, sizes[1])))
+            ordinary = _evaluation(counted, sizes[0])
+            if len(sets) == 1:
+                return ordinary
+            return replace(ordinary, with_left_out=_all_rows(tallied(rule, 1, sizes[1])))
 
         served = by_rule(sae.served, [None for _ in sets])
         if sae.batch is None:

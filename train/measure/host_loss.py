@@ -35,8 +35,8 @@ from sae_runtime.core.progress import progress_bar
 from sae_runtime.train.device import memory_errors
 from sae_runtime.train.harvest.config import HarvestConfig
 from sae_runtime.train.harvest.forward import arguments, foreign_errors
-from sae_runtime.train.harvest.harvesting import Pass, Reader
 from sae_runtime.train.harvest.hook_point import replaced
+from sae_runtime.train.harvest.reader import Pass, Reader
 from sae_runtime.train.measure.tally import reconstruct
 from sae_runtime.train.measure.torch_sae import TorchSAE
 
@@ -80,12 +80,12 @@ def host_loss(
     bound = math.inf
     if rule is not None:
         bound = limit(np.concatenate([_norms(host.read(group)) for group in groups]), rule)
-    found = _measured(sae, host, groups, bound, progress=progress)
-    left_out = sum(window.rows for window in kept) - found.tokens
+    ordinary = _measured(sae, host, groups, bound, progress=progress)
+    left_out = sum(window.rows for window in kept) - ordinary.tokens
     if left_out:
-        warn_of_many(left_out / (left_out + found.tokens), rule, config.text[0])
-        found = replace(found, with_left_out=_measured(sae, host, groups, math.inf, progress=progress))
-    return replace(found, max_norm=rule, left_out=left_out)
+        warn_of_many(left_out / (left_out + ordinary.tokens), rule, config.text[0])
+        ordinary = replace(ordinary, with_left_out=_measured(sae, host, groups, math.inf, progress=progress))
+    return replace(ordinary, max_norm=rule, left_out=left_out)
 
 
 def _measured(

@@ -16,8 +16,8 @@ from sae_runtime.activations.documents import documents
 from sae_runtime.train.harvest.alignment import Alignment, find_alignment
 from sae_runtime.train.harvest.config import HarvestConfig
 from sae_runtime.train.harvest.forward import arguments
-from sae_runtime.train.harvest.harvesting import Reader
 from sae_runtime.train.harvest.hook_point import replaced
+from sae_runtime.train.harvest.reader import Reader
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

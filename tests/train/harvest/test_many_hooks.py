@@ -17,7 +17,8 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 from sae_runtime import open_activations
 from sae_runtime.activations.stored import INDEX
 from sae_runtime.train.harvest.config import HarvestConfig, for_hooks
-from sae_runtime.train.harvest.harvesting import Reader, harvest, harvest_many
+from sae_runtime.train.harvest.harvesting import harvest, harvest_many
+from sae_runtime.train.harvest.reader import Reader
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -17,7 +17,8 @@ from sae_runtime.activations.windows import Window
 from sae_runtime.bundle import folder as bundle
 from sae_runtime.train import TrainConfig, fit
 from sae_runtime.train.harvest.config import HarvestConfig
-from sae_runtime.train.harvest.harvesting import Reader, harvest
+from sae_runtime.train.harvest.harvesting import harvest
+from sae_runtime.train.harvest.reader import Reader
 from sae_runtime.train.harvest.stream import StreamedRows
 from sae_runtime.train.run import Data
 from sae_runtime.train.trainer import StepStats, Trainer
