@@ -34,6 +34,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(marker)
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes give no test its name: those of a gzip file hold the second that made them, and the workers must agree."""
+    return argname if isinstance(val, bytes) else None
+
+
 # sparsify chooses its kernel when it is imported, and would take a GPU's; test modules import it in any order.
 os.environ["SPARSIFY_DISABLE_TRITON"] = "1"
 
