@@ -1,8 +1,10 @@
-"""Edits of features: f' = clip(factor * f + shift, low, high)."""
+"""Edits of features: f' = clip(factor * f + shift, low, high), on every token or only where the feature is active."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +16,18 @@ _LARGEST = float(np.finfo(np.float32).max)
 class Edit:
     """A change of one feature's activation from f to clip(factor * f + shift, low, high).
 
-    `set`, `add`, `scale`, `ablate` and `cap` make the usual edits.
+    `set` (the field's clamp), `add`, `scale`, `ablate` and `cap` make the usual edits. Their `times` gives a number as
+    a multiple of the feature's largest activation, which the bundle keeps in its stats.
+
+    Attributes:
+        feature: the feature's id.
+        factor: multiplies f.
+        shift: is added.
+        low: the least that the result may be.
+        high: the most that it may be.
+        only_active: edit only the tokens on which the feature is active, f > 0.
+        of_largest: `shift`, `low` and `high` are multiples of the feature's largest activation; `resolved` makes them
+            plain numbers.
 
     Raises:
         ValueError: the feature is not a whole number, or another number is not a finite float32.
@@ -28,6 +41,8 @@ class Edit:
     shift: float = 0.0
     low: float = -_LARGEST
     high: float = _LARGEST
+    only_active: bool = False
+    of_largest: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.feature, int | np.integer):
@@ -37,75 +52,189 @@ class Edit:
                 raise ValueError(f"an edit of feature {self.feature} needs finite float32 numbers, got {number}")
 
     @classmethod
-    def set(cls, feature: int, value: float) -> "Edit":
-        """Fix the activation at a value on every token.
+    def set(
+        cls, feature: int, value: float | None = None, *, times: float | None = None, only_active: bool = False
+    ) -> "Edit":
+        """Fix the activation at a value, which the field calls clamp.
 
         >>> steered = sae.steer(x, Edit.set(3, 8.0))
+        >>> strong = Edit.set(3, times=2)  # twice its largest activation
         """
-        return cls(feature, factor=0.0, shift=value)
+        shift, of_largest = _number(feature, value, times)
+        return cls(feature, 0.0, shift, only_active=only_active, of_largest=of_largest)
 
     @classmethod
-    def add(cls, feature: int, amount: float) -> "Edit":
-        """Raise the activation by an amount on every token.
+    def add(
+        cls, feature: int, amount: float | None = None, *, times: float | None = None, only_active: bool = False
+    ) -> "Edit":
+        """Raise the activation by an amount.
 
         >>> steered = sae.steer(x, Edit.add(3, 1.5))
+        >>> boosted = sae.steer(x, Edit.add(3, 1.5, only_active=True))
         """
-        return cls(feature, shift=amount)
+        shift, of_largest = _number(feature, amount, times)
+        return cls(feature, shift=shift, only_active=only_active, of_largest=of_largest)
 
     @classmethod
-    def scale(cls, feature: int, factor: float) -> "Edit":
+    def scale(cls, feature: int, factor: float, *, only_active: bool = False) -> "Edit":
         """Multiply the activation by a factor; an inactive feature stays inactive.
 
         >>> steered = sae.steer(x, Edit.scale(3, 0.5))
         """
-        return cls(feature, factor=factor)
+        return cls(feature, factor, only_active=only_active)
 
     @classmethod
-    def ablate(cls, feature: int) -> "Edit":
-        """Turn the feature off on every token.
+    def ablate(cls, feature: int, *, only_active: bool = False) -> "Edit":
+        """Turn the feature off.
 
         >>> steered = sae.steer(x, Edit.ablate(3))
         """
-        return cls(feature, factor=0.0)
+        return cls(feature, 0.0, only_active=only_active)
 
     @classmethod
-    def cap(cls, feature: int, high: float) -> "Edit":
+    def cap(
+        cls, feature: int, high: float | None = None, *, times: float | None = None, only_active: bool = False
+    ) -> "Edit":
         """Limit the activation to a largest value.
 
         >>> steered = sae.steer(x, Edit.cap(3, 2.0))
         """
-        return cls(feature, high=high)
+        high, of_largest = _number(feature, high, times)
+        return cls(feature, high=high, only_active=only_active, of_largest=of_largest)
 
 
-def as_inputs(requests: Sequence[Sequence[Edit]], d_sae: int) -> dict[str, NDArray[np.generic]]:
-    """The edits of each request as inputs of steer.onnx, [requests, e], for the e edits of the longest request.
+def _number(feature: int, number: float | None, times: float | None) -> tuple[float, bool]:
+    """The number that a constructor was given, and whether it is a multiple of the largest activation."""
+    if number is None and times is None or number is not None and times is not None:
+        raise ValueError(f"an edit of feature {feature} needs a number or times=, one of them")
+    return (number, False) if number is not None else (times, True)  # type: ignore[return-value]
 
-    Shorter requests are padded with edits that change nothing.
+
+def resolved(edits: Sequence[Edit], largest: NDArray[np.float32] | None) -> list[Edit]:
+    """The same edits in plain numbers: multiples of a feature's largest activation become activations.
+
+    Args:
+        edits: of features from 0 to d_sae - 1.
+        largest: largest activation of each feature, [d_sae]; None where it is not known.
 
     Raises:
-        ValueError: a feature is out of range, or edited twice in one request.
+        ValueError: an edit needs a largest activation that is not known, or is 0.
+
+    >>> resolved([Edit.set(1, times=2)], np.array([0, 3], np.float32)) == [Edit.set(1, 6.0)]
+    True
+    """
+    return [_resolved(edit, largest) if edit.of_largest else edit for edit in edits]
+
+
+def _resolved(edit: Edit, largest: NDArray[np.float32] | None) -> Edit:
+    if largest is None:
+        raise ValueError(
+            f"feature {edit.feature} is edited in multiples of its largest activation, and the bundle has no stats of "
+            "it; measure them: sae-runtime evaluate BUNDLE --activations PATH --stats"
+        )
+    _check_feature(edit.feature, len(largest))
+    unit = float(largest[edit.feature])
+    if unit <= 0:
+        raise ValueError(
+            f"feature {edit.feature} was active on none of the tokens of the bundle's stats, so it has no largest "
+            "activation; give its edit a plain number"
+        )
+    numbers = {name: getattr(edit, name) for name in ("shift", "low", "high")}
+    plain: dict[str, Any] = {name: n if abs(n) == _LARGEST else n * unit for name, n in numbers.items()}
+    return dataclasses.replace(edit, **plain, of_largest=False)
+
+
+def without_gate(edit: Edit) -> Edit | None:
+    """The edit of every token that does what a plain edit with `only_active` does, or None if there is none.
+
+    An edit that leaves 0 as it is needs nothing. A value v, on tokens where f > 0 alone, is clip(L f, 0, v) with the
+    largest float32 L: 0 stays 0, and any f > 0 is cut to v. (An f below v / L would not reach v; such numbers are
+    smaller than any normal float32 for v below 4.)
+
+    >>> without_gate(Edit.set(3, 8.0, only_active=True)).high, without_gate(Edit.add(3, 8.0, only_active=True))
+    (8.0, None)
+    """
+    at_zero = min(max(edit.shift, edit.low), edit.high)
+    if not edit.only_active or at_zero == 0:
+        return dataclasses.replace(edit, only_active=False)
+    if edit.factor == 0 or (edit.factor > 0 and at_zero == edit.high):
+        sign = math.copysign(_LARGEST, at_zero)
+        return Edit(edit.feature, sign, low=min(at_zero, 0.0), high=max(at_zero, 0.0))
+    return None
+
+
+def edit_arrays(
+    requests: Sequence[Sequence[Edit]], d_sae: int, largest: NDArray[np.float32] | None = None
+) -> dict[str, NDArray[Any]]:
+    """The edits of each request as arrays [requests, e], for the e edits of the longest request.
+
+    Shorter requests are padded with edits of feature 0 that change nothing.
+
+    Args:
+        requests: the edits of each request.
+        d_sae: number of features.
+        largest: largest activation of each feature, [d_sae], for edits in multiples of it.
+
+    Returns:
+        features i64; scale, shift, low and high f32; only_active bool.
+
+    Raises:
+        ValueError: a feature is out of range, or edited twice in one request, or `resolved` refuses an edit.
+
+    >>> edit_arrays([[Edit.set(4, 8.0, only_active=True)], []], d_sae=6)["only_active"].tolist()
+    [[True], [False]]
+    """
+    longest = max(map(len, requests), default=0)
+    rows: list[tuple[float, ...]] = []
+    features: list[int] = []
+    for edits in requests:
+        seen = set()
+        for edit in edits:
+            _check_feature(edit.feature, d_sae)
+            if edit.feature in seen:
+                raise ValueError(f"feature {edit.feature} is edited twice in one request; give one edit for it")
+            seen.add(edit.feature)
+        padded = [*resolved(edits, largest), *[Edit(0)] * (longest - len(edits))]
+        features += [edit.feature for edit in padded]
+        rows += [(edit.factor, edit.shift, edit.low, edit.high, edit.only_active) for edit in padded]
+    shape = (len(requests), longest)
+    table = np.array(list(zip(*rows, strict=True)), np.float32).reshape(5, *shape)
+    scale, shift, low, high, only_active = table  # views of contiguous rows, which DLPack needs
+    numbers = {"scale": scale, "shift": shift, "low": low, "high": high}
+    return {"features": np.array(features, np.int64).reshape(shape), **numbers, "only_active": only_active > 0}
+
+
+def as_inputs(
+    requests: Sequence[Sequence[Edit]], d_sae: int, largest: NDArray[np.float32] | None = None
+) -> dict[str, NDArray[Any]]:
+    """The edits of each request as inputs of steer.onnx or of a spliced model, [requests, e].
+
+    Args:
+        requests: the edits of each request.
+        d_sae: number of features.
+        largest: largest activation of each feature, [d_sae], for edits in multiples of it.
+
+    Raises:
+        ValueError: as `edit_arrays`, or these inputs cannot say that an edit is `only_active`.
 
     >>> as_inputs([[Edit.set(4, 8.0)], []], d_sae=6)["features"].tolist()
     [[4], [0]]
     """
-    longest = max(map(len, requests), default=0)
-    features: list[int] = []
-    numbers: list[tuple[float, float, float, float]] = []
-    for edits in requests:
-        seen = set()
-        for edit in edits:
-            if not 0 <= edit.feature < d_sae:
-                raise ValueError(f"feature {edit.feature} does not exist, expected 0 to {d_sae - 1}")
-            if edit.feature in seen:
-                raise ValueError(f"feature {edit.feature} is edited twice in one request; give one edit for it")
-            seen.add(edit.feature)
-            features.append(edit.feature)
-            numbers.append((edit.factor, edit.shift, edit.low, edit.high))
-        if idle := longest - len(edits):
-            features += [0] * idle
-            numbers += [(1.0, 0.0, -_LARGEST, _LARGEST)] * idle
-    shape = (len(requests), longest)
-    table = np.array(list(zip(*numbers, strict=True)), np.float32).reshape(4, *shape)
-    scale, shift, low, high = table  # views of contiguous rows, which DLPack needs
-    ids = np.array(features, np.int64).reshape(shape)
-    return {"features": ids, "scale": scale, "shift": shift, "low": low, "high": high}
+    plain = [[_for_graph(edit) for edit in resolved(edits, largest)] for edits in requests]
+    arrays = edit_arrays(plain, d_sae)
+    del arrays["only_active"]
+    return arrays
+
+
+def _for_graph(edit: Edit) -> Edit:
+    if (plain := without_gate(edit)) is None:
+        raise ValueError(
+            f"a graph's inputs cannot say that this edit of feature {edit.feature} is only where it is active; give a "
+            f"spliced model the edit without only_active, and sae_when [[{edit.feature}]] with sae_above [[0.0]]"
+        )
+    return plain
+
+
+def _check_feature(feature: int, d_sae: int) -> None:
+    if not 0 <= feature < d_sae:
+        raise ValueError(f"feature {feature} does not exist, expected 0 to {d_sae - 1}")
