@@ -1,6 +1,7 @@
 """The front door: features of activations, activations of features, and edits, through onnxruntime."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from sae_runtime.bundle import hub
 from sae_runtime.bundle.folder import Bundle
 from sae_runtime.bundle.graphs import ENCODE, GPU
 from sae_runtime.bundle.manifest import Manifest
+from sae_runtime.bundle.stats import Stats
 from sae_runtime.core.edits import Edit
 from sae_runtime.core.features import Features, from_slots
 from sae_runtime.core.slots import Slots, joined_slots
@@ -102,6 +104,11 @@ class SAE:
     def d_sae(self) -> int:
         """Number of features."""
         return self.manifest.architecture.d_sae
+
+    @cached_property
+    def stats(self) -> Stats | None:
+        """How often and how strongly each feature was active on measured tokens; None if the bundle has no stats."""
+        return self._bundle.stats()
 
     @property
     def redone(self) -> tuple[int, int]:
@@ -238,6 +245,7 @@ class SAE:
         Args:
             x: [..., d_in].
             edits: one edit, or a list of edits, for all tokens. For x [b, t, d_in] also b lists, one for each request.
+                Multiples of a feature's largest activation need `stats`.
             gate: how much of the edits each token gets, broadcastable to [...]; None means 1 everywhere.
 
         Returns:
@@ -245,9 +253,12 @@ class SAE:
 
         Raises:
             ValueError: x has another d_in or holds NaN or Inf, a feature is out of range or edited twice, the lists or
-                the gate do not fit x, or the SAE is a transcoder, whose features do not add up to x.
+                the gate do not fit x, the SAE is a transcoder, whose features do not add up to x, or a largest
+                activation that an edit needs is not known or is 0.
 
         >>> bool((sae.steer(x, Edit.set(3, 8.0)) != x).any()), bool((sae.steer(x, []) == x).all())
         (True, True)
         """
-        return decoding.steer(self._sessions, self.manifest, x, edits, gate, tile=self._tiler.tile)
+        return decoding.steer(
+            self._sessions, self.manifest, x, edits, gate, tile=self._tiler.tile, stats=self.stats, encode=self.encode
+        )

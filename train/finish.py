@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sae_runtime.bundle.manifest import Allocation, Architecture, Manifest
+from sae_runtime.bundle.stats import Stats, counted
 from sae_runtime.calibration.thresholds import slots_for
 from sae_runtime.train.measure.rules import batch_rule, even_batch, served_rule, shuffled
 from sae_runtime.train.measure.tally import has_no_variance, tally_of
@@ -30,8 +31,8 @@ def finished(
     *,
     more: Tensor | None = None,
     processes: int = 1,
-) -> tuple[dict[str, NDArray[np.float32]], Manifest]:
-    """The weights of a fitted model for activations that are not scaled, and its manifest.
+) -> tuple[dict[str, NDArray[np.float32]], Manifest, Stats]:
+    """The weights of a fitted model for activations that are not scaled, its manifest, and the use of its features.
 
     Args:
         trainer: the trainer of the model.
@@ -47,10 +48,10 @@ def finished(
     threshold = None
     if config.allocation != "token":
         threshold = fit_thresholds(trainer.model, calibration, config.k, trainer.max_density, more=more)
-    measured, l0 = _measured(trainer, calibration, validation, threshold)
+    measured, l0, stats = _measured(trainer, calibration, validation, threshold)
     with_left_out: dict[str, float] = {}
     if (len(calibration), len(validation)) != tuple(map(len, held_out)):
-        everything, _ = _measured(trainer, *held_out, threshold)
+        everything, _, _ = _measured(trainer, *held_out, threshold)
         # A norm so large that a figure overflows float32 leaves that figure unknown.
         with_left_out = {name: figure for name, figure in everything.items() if math.isfinite(figure)}
     weights = _folded(trainer.model, threshold, scale)
@@ -71,35 +72,40 @@ def finished(
         measured_with_left_out=with_left_out,
         provenance={**_provenance(trainer, source), "processes": processes},
     )
-    return weights, manifest
+    return weights, manifest, dataclasses.replace(stats, largest=(stats.largest / scale).astype(np.float32))
 
 
 def _measured(
     trainer: Trainer, calibration: Tensor, validation: Tensor, threshold: NDArray[np.float32] | None
-) -> tuple[dict[str, float], NDArray[np.int64]]:
-    """The figures on the validation part, of which dead features are counted on both, and the L0 of its tokens."""
+) -> tuple[dict[str, float], NDArray[np.int64], Stats]:
+    """The figures on the validation part, the L0 of its tokens, and the use of features on both parts.
+
+    Dead features are counted on both parts.
+    """
     config, model = trainer.config, trainer.model
     served = served_rule(config.k, threshold)
     held_out = tally_of(model, validation, served, config.batch)
-    used = tally_of(model, calibration, served, config.batch).matches + held_out.matches
+    other = tally_of(model, calibration, served, config.batch)
+    tokens = len(calibration) + len(validation)
+    stats = counted(other.matches + held_out.matches, np.maximum(other.largest, held_out.largest), tokens)
     measured = {
         "tokens": len(validation),
         "fvu": held_out.fvu,
         "l0": float(held_out.l0.mean()),
-        "dead": float((used == 0).mean()),
-        "dead_tokens": len(calibration) + len(validation),
+        "dead": float((stats.density == 0).mean()),
+        "dead_tokens": tokens,
     }
     if has_no_variance(held_out, validation.mean(dim=0)):
         del measured["fvu"]  # no share of nothing
     if threshold is None:
-        return measured, held_out.l0
+        return measured, held_out.l0, stats
     batch = even_batch(len(validation), config.batch)
     mixed = validation[torch.from_numpy(shuffled(len(validation))).to(validation.device)]
     by_batch = tally_of(model, mixed, batch_rule(config.k, trainer.max_density), batch)
     measured |= {"batch": batch, "batch_l0": float(by_batch.l0.mean())}
     if "fvu" in measured:
         measured["batch_fvu"] = by_batch.fvu
-    return measured, held_out.l0
+    return measured, held_out.l0, stats
 
 
 def _folded(

@@ -51,8 +51,8 @@ def fit(
     check_outputs(out, options, force=force)
     with fitted(activations, {"sae": config}, options) as result:
         if result is not None:
-            ((name, (weights, manifest)),) = result.saes.items()
-            bundle.write(out, weights, manifest, sample=result.samples[name], force=force)
+            ((name, (weights, manifest, stats)),) = result.saes.items()
+            bundle.write(out, weights, manifest, sample=result.samples[name], stats=stats, force=force)
     return bundle.read(out).manifest
 
 
@@ -98,8 +98,8 @@ def fit_many(
     with fitted(activations, configs, options) as result:
         if result is not None:
             with files.new_folder(out, force=force) as folder:
-                for name, (weights, manifest) in result.saes.items():
-                    bundle.write(folder / name, weights, manifest, sample=result.samples[name])
+                for name, (weights, manifest, stats) in result.saes.items():
+                    bundle.write(folder / name, weights, manifest, sample=result.samples[name], stats=stats)
     return {name: bundle.read(out / name).manifest for name in names_of(activations, configs)}
 
 

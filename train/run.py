@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sae_runtime.activations.left_out import warn_of_many
 from sae_runtime.activations.stored import Activations, Shard, open_activations, sample_rows
 from sae_runtime.bundle.manifest import Manifest
+from sae_runtime.bundle.stats import Stats
 from sae_runtime.core.arrays import as_float32
 from sae_runtime.train.batches import Batches
 from sae_runtime.train.config import TrainConfig
@@ -39,9 +40,9 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Fitted:
-    """The results of a run: weights and manifest of each SAE by its name, and activations for the bundles."""
+    """The results of a run: weights, manifest and stats of each SAE by its name, and activations for the bundles."""
 
-    saes: Mapping[str, tuple[dict[str, NDArray[np.float32]], Manifest]]
+    saes: Mapping[str, tuple[dict[str, NDArray[np.float32]], Manifest, Stats]]
     samples: Mapping[str, NDArray[np.float32]]  # [m, d_in] of each SAE
 
 
@@ -217,7 +218,7 @@ def _finished(
         more = torch.from_numpy(source.sample(generator(seed, "scale"))).to(device) * factor
     alone = [one for one, _ in source.hooks()]
 
-    def finish(name: str) -> tuple[dict[str, NDArray[np.float32]], Manifest]:
+    def finish(name: str) -> tuple[dict[str, NDArray[np.float32]], Manifest, Stats]:
         hook = hook_of[name]
         parts = hook.part(held_out[0]), hook.part(held_out[1])
         of_hook = None if more is None else hook.part(more)

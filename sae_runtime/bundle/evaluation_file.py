@@ -52,6 +52,7 @@ class RuleEvaluation:
     under_used: float  # share of the features below a tenth of the density that the law gives their rank
     zipf: Zipf | None  # None if fewer than 20 features are active
     matches: tuple[int, ...]  # of each feature
+    largest: tuple[float, ...] = ()  # largest activation of each feature; empty in files of older versions
     with_left_out: AllRows | None = None  # None if no row is left out
 
 

@@ -19,6 +19,8 @@ from sae_runtime.bundle.graphs import export_options
 from sae_runtime.bundle.hub import leaves
 from sae_runtime.bundle.manifest import Architecture, FileRecord, GraphRecord, Manifest, from_json, to_json
 from sae_runtime.bundle.sae_lens_cfg import CFG, check_cfg, sae_lens_cfg
+from sae_runtime.bundle.stats import FILE as STATS
+from sae_runtime.bundle.stats import Stats, read_stats, save_stats
 from sae_runtime.bundle.tensors import Streamed, TensorSpec, map_tensor, read_header, save_tensors, stream_tensors
 
 MANIFEST = manifest.FILE
@@ -61,6 +63,15 @@ class Bundle:
             return None
         return np.array(map_tensor(self.path / SAMPLE, read_header(self.path / SAMPLE)["x"]))
 
+    def stats(self) -> Stats | None:
+        """How often and how strongly each feature was active on measured tokens. None if the bundle has no stats."""
+        if STATS not in self.manifest.files:
+            return None
+        try:
+            return read_stats(self.path / STATS, self.manifest.architecture.d_sae)
+        except ValueError as error:
+            raise BundleError(str(error)) from error
+
     def graph(self, name: str, *, verify: bool = True) -> Path:
         """Check a graph and the derived weights that it reads, and give the graph's path.
 
@@ -93,6 +104,7 @@ def write(
     manifest: Manifest,
     *,
     sample: NDArray[np.float32] | None = None,
+    stats: Stats | None = None,
     force: bool = False,
 ) -> None:
     """Write a bundle without graphs. The folder appears whole or not at all.
@@ -102,6 +114,7 @@ def write(
         weights: float32 tensors as in `weight_shapes`, in any memory layout. `calibrate` can add the threshold later.
         manifest: describes the SAE; its `files` and `graphs` are replaced by those that are written.
         sample: a few thousand typical activations [m, d_in], from which export takes the steps of int8.
+        stats: how often and how strongly each feature is active.
         force: replace an existing folder.
 
     Raises:
@@ -118,9 +131,32 @@ def write(
         if sample is not None:
             save_tensors(folder / SAMPLE, {"x": np.ascontiguousarray(sample, np.float32)})
             names.append(SAMPLE)
+        if stats is not None:
+            save_stats(folder / STATS, stats)
+            names.append(STATS)
         records = {name: record(folder / name) for name in names}
         (folder / MANIFEST).write_text(to_json(dataclasses.replace(manifest, files=records, graphs={})))
         read(folder, calibrated=False)
+
+
+def put_stats(bundle: Bundle, stats: Stats) -> None:
+    """Put stats into a bundle, or replace those that it has. If the process dies, the old ones or the new ones stay.
+
+    Raises:
+        BundleError: the bundle's files are links.
+
+    >>> from sae_runtime.bundle.stats import counted
+    >>> bundle = read(bundle_path)
+    >>> put_stats(bundle, counted(np.ones(150, np.int64), np.ones(150), 10))
+    >>> read(bundle_path).stats().tokens
+    10
+    """
+    if (bundle.path / MANIFEST).is_symlink():
+        raise BundleError(f"{bundle.path} holds links, as a Hub cache does; copy the bundle's files into a folder")
+    with file_set.replaced_together(bundle.path, last=MANIFEST) as staged:
+        save_stats(staged / STATS, stats)
+        listed = {**bundle.manifest.files, STATS: record(staged / STATS)}
+        (staged / MANIFEST).write_text(to_json(dataclasses.replace(bundle.manifest, files=listed)))
 
 
 def read(path: str | Path, *, verify: bool = True, calibrated: bool = True) -> Bundle:
@@ -195,6 +231,8 @@ def _read_parts(path: Path, *, verify: bool) -> tuple[Manifest, dict[str, Tensor
         sample = read_header(path / SAMPLE)
         rows = sample["x"].shape[:1] if "x" in sample else ()
         _check_tensors(path / SAMPLE, sample, {"x": (*rows, manifest.architecture.d_in)}, verify=verify)
+    if STATS in manifest.files and verify:
+        read_stats(path / STATS, manifest.architecture.d_sae)
     return manifest, specs
 
 

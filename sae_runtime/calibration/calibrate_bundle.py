@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from sae_runtime.bundle.manifest import Allocation, LeftOut
 from sae_runtime.bundle.normalise import normalised
 from sae_runtime.bundle.outputs import Output
 from sae_runtime.bundle.plausible import warn_of_other_rows
+from sae_runtime.bundle.stats import Stats, counted
 from sae_runtime.calibration.thresholds import calibration_rows, size_of_terms, slots_for, thresholds
 from sae_runtime.core.arrays import EQUAL
 from sae_runtime.core.progress import progress_bar
@@ -47,6 +48,19 @@ class Calibrated:
     rows: Mapping[str, int]
     left_out: LeftOut
     measured_with_left_out: Mapping[str, float]
+
+
+class _Tally(NamedTuple):
+    """The matches of each feature [d_sae] on n tokens and of each token [n], and each feature's largest activation."""
+
+    matches: NDArray[np.int64]
+    l0: NDArray[np.int64]
+    largest: Array
+
+    def with_more(self, more: "_Tally") -> "_Tally":
+        """The tally of both sets of tokens."""
+        l0 = np.concatenate([self.l0, more.l0])
+        return _Tally(self.matches + more.matches, l0, np.maximum(self.largest, more.largest))
 
 
 class _TooLarge(ValueError):
@@ -111,16 +125,15 @@ def calibrate_bundle(
     with progress_bar((3 if kept.all() else 5) * d_sae, "features", shown=progress) as bar:
         x = activations.rows(fitting)
         _check(bundle, x, activations.path)
-        threshold, sample, matches = _fitted(bundle, x, allocation, bar)
+        threshold, sample, fit = _fitted(bundle, x, allocation, bar)
         del x  # before the other rows are read
-        measured, l0 = _measured(bundle, activations.rows(measuring), threshold, (matches, len(fitting)), bar)
+        measured, l0, stats = _measured(bundle, activations.rows(measuring), threshold, fit, bar)
         with_left_out: dict[str, Any] = {}
         if sum(map(len, others)):
             with suppress(_TooLarge):  # of rows that are left out; then these figures are not known
-                more, _ = _tally(bundle, activations.rows(others[0]), threshold, bar)
+                more = _tally(bundle, activations.rows(others[0]), threshold, bar)
                 every = activations.rows(np.concatenate([measuring, others[1]]))
-                used = matches + more, len(fitting) + len(others[0])
-                with_left_out, _ = _measured(bundle, every, threshold, used, bar)
+                with_left_out, _, _ = _measured(bundle, every, threshold, fit.with_more(more), bar)
     left_out = dataclasses.replace(
         bundle.manifest.left_out or LeftOut(),
         norm_multiple=rule,
@@ -139,7 +152,7 @@ def calibrate_bundle(
         provenance={**_still_true(bundle.manifest.provenance), "calibration": calibration},
     )
     weights = {name: bundle.tensor(name) for name in bundle.specs} | {"threshold": threshold}
-    bundles.write(output.path, weights, manifest, sample=sample, force=output.force)
+    bundles.write(output.path, weights, manifest, sample=sample, stats=stats, force=output.force)
     return Calibrated(
         k=allocation.k,
         threshold=threshold,
@@ -202,57 +215,58 @@ def _check(bundle: Bundle, x: Array, where: Path) -> None:
         raise ValueError(f"{where}: all rows are equal, so no threshold divides them; harvest more text")
     if bundle.calibrated and bundle.manifest.architecture.selection == "threshold":
         few = x[np.random.default_rng(0).choice(len(x), min(len(x), _LOOK), replace=False)]
-        _, l0 = _tally(bundle, few, bundle.tensor("threshold"), None)
+        l0 = _tally(bundle, few, bundle.tensor("threshold"), None).l0
         warn_of_other_rows(bundle.manifest, where, tokens=len(few), l0=float(l0.mean()))
 
 
-def _fitted(bundle: Bundle, x: Array, allocation: Allocation, bar: Any) -> tuple[Array, Array, NDArray[np.int64]]:
-    """The threshold that x fits, the new bundle's sample, and the matches of each feature on x [d_sae]."""
+def _fitted(bundle: Bundle, x: Array, allocation: Allocation, bar: Any) -> tuple[Array, Array, _Tally]:
+    """The threshold that x fits, the new bundle's sample, and the tally of x."""
     d_sae = bundle.manifest.architecture.d_sae
     max_densities = None if allocation.quota is None else quota.max_densities(allocation.quota, allocation.k, d_sae)
     terms = size_of_terms(norms(_centred(bundle, x)), norms(bundle.tensor("W_enc").T))
     threshold = thresholds(pre_activation_blocks(bundle, x, bar=bar), len(x), allocation.k, max_densities, terms)
-    matches, _ = _tally(bundle, x, threshold, bar)
+    tally = _tally(bundle, x, threshold, bar)
     sample = bundle.sample()
-    return threshold, x[sample_rows(len(x), x.shape[1])] if sample is None else sample, matches
+    return threshold, x[sample_rows(len(x), x.shape[1])] if sample is None else sample, tally
 
 
 def _measured(
-    bundle: Bundle, x: Array, threshold: Array, fit: tuple[NDArray[np.int64], int], bar: Any
-) -> tuple[dict[str, Any], NDArray[np.int64]]:
-    """The figures of held-out x [n, d_in] for the manifest, and the active features of each token [n].
+    bundle: Bundle, x: Array, threshold: Array, fit: _Tally, bar: Any
+) -> tuple[dict[str, Any], NDArray[np.int64], Stats]:
+    """The figures of held-out x [n, d_in], the active features of each token [n], and the use of all features.
 
-    `fit` has the matches of each feature on the rows that fitted, and the number of these rows.
+    `fit` is the tally of the rows that fitted; the use of features is that on these and on x.
     """
     x_hat = np.tile(bundle.tensor("b_dec"), (len(x), 1))
-    matches, l0 = _tally(bundle, x, threshold, bar, x_hat)
+    held_out = _tally(bundle, x, threshold, bar, x_hat)
+    both = fit.with_more(held_out)
+    stats = counted(both.matches, both.largest, len(both.l0))
     # A transcoder's FVU needs the activations that it reconstructs, which are not here.
     fvu = _fvu(bundle, x, x_hat) if bundle.manifest.architecture.d_out is None else None
     measured = {
         "tokens": len(x),
         **({} if fvu is None else {"fvu": fvu}),
-        "l0": float(l0.mean()),
-        "dead": float((fit[0] + matches == 0).mean()),
-        "dead_tokens": fit[1] + len(x),
+        "l0": float(held_out.l0.mean()),
+        "dead": float((both.matches == 0).mean()),
+        "dead_tokens": stats.tokens,
     }
-    return measured, l0
+    return measured, held_out.l0, stats
 
 
-def _tally(
-    bundle: Bundle, x: Array, threshold: Array, bar: Any, x_hat: Array | None = None
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The matches of each feature [d_sae] and of each token [n]; the decoded features are added to `x_hat`."""
+def _tally(bundle: Bundle, x: Array, threshold: Array, bar: Any, x_hat: Array | None = None) -> _Tally:
+    """The tally of x [n, d_in]; the decoded features are added to `x_hat`."""
     matches, l0 = np.zeros(len(threshold), np.int64), np.zeros(len(x), np.int64)
-    begin = 0
+    largest, begin = np.zeros(len(threshold), np.float32), 0
     for z in pre_activation_blocks(bundle, x, bar=bar):
         block = slice(begin, begin := begin + len(z))
         active = z > threshold[block, None]
         matches[block] = active.sum(axis=1)
         l0 += active.sum(axis=0)
+        z *= active
+        largest[block] = z.max(axis=1, initial=0)
         if x_hat is not None:
-            z *= active
             x_hat += z.T @ bundle.tensor("W_dec")[block]
-    return matches, l0
+    return _Tally(matches, l0, largest)
 
 
 def _fvu(bundle: Bundle, x: Array, decoded: Array) -> float | None:

@@ -15,7 +15,7 @@ from sae_runtime.train.measure.config import EvaluateConfig
 if TYPE_CHECKING:
     from sae_runtime.bundle.evaluation_file import Evaluation, HostLoss, RuleEvaluation
 
-_LONG = ("matches", "l0_tokens", "histogram")  # a number for each feature, count or bin: for the file only
+_LONG = ("matches", "largest", "l0_tokens", "histogram")  # a number for each feature, count or bin: for the file only
 
 
 @click.command("evaluate", cls=Command, example="sae-runtime evaluate sae --activations acts -o evaluation.json")
@@ -34,6 +34,9 @@ _LONG = ("matches", "l0_tokens", "histogram")  # a number for each feature, coun
 )
 @click.option("--batch-tokens", type=WHOLE, default=2048, help="tokens per forward pass of the model")
 @common.output("JSON file of all numbers, which report reads", required=False)
+@click.option(
+    "--stats", "keep_stats", is_flag=True, help="keep each feature's density and largest activation in the bundle"
+)
 @common.any_source
 @common.running("force", "quiet", "json")
 def command(
@@ -42,6 +45,7 @@ def command(
     targets: Path | None,
     config: EvaluateConfig,
     output: Path | None,
+    keep_stats: bool,
     any_source: bool,
     run: Run,
     fields: dict[str, Any],
@@ -71,7 +75,21 @@ def command(
         with new_file(output, force=run.force) as partial:
             partial.write_text(to_json(evaluation))
         lines.append(("written", str(output)))
+    if keep_stats:
+        lines.append(("kept", _kept(folder, evaluation)))
     run.show(_brief(asdict(evaluation)), lines)
+
+
+def _kept(folder: Path, evaluation: "Evaluation") -> str:
+    """Put the use of each feature by the served rule into the bundle, and give the name of the file."""
+    import numpy as np
+
+    from sae_runtime.bundle.folder import put_stats, read
+    from sae_runtime.bundle.stats import FILE, counted
+
+    served = evaluation.served
+    put_stats(read(folder), counted(np.array(served.matches), np.array(served.largest), evaluation.tokens))
+    return str(folder / FILE)
 
 
 def _evaluated(

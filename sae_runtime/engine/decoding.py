@@ -1,14 +1,15 @@
 """Features back to activations: decode.onnx and steer.onnx, tile by tile."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sae_runtime.bundle.graphs import DECODE, STEER
 from sae_runtime.bundle.manifest import Manifest
+from sae_runtime.bundle.stats import Stats
 from sae_runtime.core.arrays import as_float32
-from sae_runtime.core.edits import Edit, as_inputs
+from sae_runtime.core.edits import Edit, edit_arrays, resolved, without_gate
 from sae_runtime.core.features import Features
 from sae_runtime.engine.options import Feed
 from sae_runtime.engine.rows import rows_of
@@ -49,11 +50,19 @@ def decode(
 
 
 def steer(
-    sessions: Sessions, manifest: Manifest, x: ArrayLike, edits: Edits, gate: ArrayLike | None, *, tile: int
+    sessions: Sessions,
+    manifest: Manifest,
+    x: ArrayLike,
+    edits: Edits,
+    gate: ArrayLike | None,
+    *,
+    tile: int,
+    stats: Stats | None,
+    encode: Callable[[NDArray[np.float32]], Features],
 ) -> NDArray[np.float32]:
     """Edited activations with steer.onnx; arguments, result and errors are those of `SAE.steer`.
 
-    `tile` tokens are edited at once.
+    `tile` tokens are edited at once. `encode` finds the tokens of an edit that the graph cannot confine to them.
     """
     architecture = manifest.architecture
     if architecture.d_out is not None:
@@ -71,16 +80,37 @@ def steer(
         raise ValueError(
             f"{len(edits)} lists of edits need activations [{len(edits)}, t, d_in], got {[*shape, architecture.d_in]}"
         )
-    feed = as_inputs(requests, architecture.d_sae)
+    largest = None if stats is None else stats.largest
+    feed, confined = _inputs([resolved(request, largest) for request in requests], architecture.d_sae)
     batch = flat.reshape(len(requests), len(flat) // len(requests), architecture.d_in)
     tokens = {"x": batch}
-    if gate is not None:
-        tokens["gate"] = _gates(gate, shape).reshape(*batch.shape[:2], 1)
+    if gate is not None or confined.any():
+        tokens["gate"] = _gates(1.0 if gate is None else gate, shape).reshape(*batch.shape[:2], 1)
     y = np.empty_like(batch)
     for part in _slices(batch.shape[1], max(tile // len(requests), 1)):
         feed |= {name: np.ascontiguousarray(array[:, part]) for name, array in tokens.items()}
+        if confined.any():
+            feed["gate"] = feed.get("gate", np.float32(1)) * _where_active(
+                encode(feed["x"]), feed["features"], confined
+            )
         (y[:, part],) = sessions.run(STEER.file, feed)
     return y.reshape(*shape, architecture.d_in)
+
+
+def _inputs(requests: Sequence[Sequence[Edit]], d_sae: int) -> tuple[Feed, NDArray[np.bool_]]:
+    """The inputs of edits in plain numbers, and which edits, [b, e], need a gate that confines them to some tokens."""
+    feed: Feed = edit_arrays([[without_gate(edit) or edit for edit in request] for request in requests], d_sae)
+    return feed, feed.pop("only_active")
+
+
+def _where_active(f: Features, features: NDArray[np.int64], confined: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """A gate [b, t, e]: 0 for edits that are confined, on the tokens where their feature is not active, else 1."""
+    gate = np.ones((*f.shape, features.shape[1]), np.float32)
+    request, token = np.unravel_index(np.repeat(np.arange(len(f)), f.l0().ravel()), f.shape)
+    for b, e in np.argwhere(confined):
+        gate[b, :, e] = 0
+        gate[b, token[(request == b) & (f.indices == features[b, e]) & (f.values > 0)], e] = 1
+    return gate
 
 
 def _slices(tokens: int, tile: int) -> Iterator[slice]:

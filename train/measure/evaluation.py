@@ -29,6 +29,7 @@ from sae_runtime.train.recipe import GAMMA
 _QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 _TILE_ELEMENTS = 1 << 25  # pre-activations that the served rule holds at once
 _ROWS_AT_ONCE = 1 << 16
+_OVERFLOW = "{}: activations so large that features overflow float32; drop those rows"
 
 
 @memory_errors()
@@ -129,6 +130,8 @@ def _by_rules(
             counted = tallied(rule, 0, sizes[0])
             if targets is not None and means[0] is not None:
                 _check_variance(counted, means[0], targets.path)
+            if not np.isfinite(counted.largest).all():
+                raise ValueError(_OVERFLOW.format(source.path))
             ordinary = _evaluation(counted, sizes[0])
             if len(sets) == 1:
                 return ordinary
@@ -208,7 +211,7 @@ def _check_variance(counted: Tally, mean: Tensor, path: Path) -> None:
     if has_no_variance(counted, mean):
         raise ValueError(f"{path}: all rows are equal, there is nothing to explain; harvest more text")
     if not math.isfinite(counted.fvu):
-        raise ValueError(f"{path}: activations so large that features overflow float32; drop those rows")
+        raise ValueError(_OVERFLOW.format(path))
 
 
 def _evaluation(counted: Tally, batch: int | None) -> RuleEvaluation:
@@ -232,6 +235,7 @@ def _evaluation(counted: Tally, batch: int | None) -> RuleEvaluation:
         under_used=float(((falling < GAMMA * expected) | (falling == 0)).mean()),
         zipf=law,
         matches=tuple(counted.matches.tolist()),
+        largest=tuple(counted.largest.tolist()),
     )
 
 

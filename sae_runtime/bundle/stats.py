@@ -1,0 +1,74 @@
+"""The stats of a bundle, `stats.safetensors`: how often each feature was active on measured tokens, and how strongly.
+
+The file holds density and largest, F32 [d_sae], and tokens, I64 [1]. Other tensors may stand beside them.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_runtime.bundle.tensors import map_tensor, read_header, save_tensors
+
+FILE = "stats.safetensors"
+
+
+@dataclass(frozen=True)
+class Stats:
+    """The use of each feature by the served rule, on tokens that are not left out for their norm.
+
+    Attributes:
+        density: share of the tokens on which the feature is active, float32 [d_sae].
+        largest: largest activation of the feature, float32 [d_sae]; 0 where it is active on no token.
+        tokens: number of these tokens.
+
+    >>> stats = sae.stats
+    >>> stats.tokens, stats.largest.shape, bool(((stats.largest > 0) == (stats.density > 0)).all())
+    (200, (150,), True)
+    """
+
+    density: NDArray[np.float32]
+    largest: NDArray[np.float32]
+    tokens: int
+
+
+def counted(matches: NDArray[np.int64], largest: NDArray[Any], tokens: int) -> Stats:
+    """Stats from the number of tokens on which each feature is active, [d_sae].
+
+    >>> counted(np.array([1, 0]), np.array([2.5, 0.0]), 4).density.tolist()
+    [0.25, 0.0]
+    """
+    return Stats((matches / max(tokens, 1)).astype(np.float32), np.asarray(largest, np.float32), tokens)
+
+
+def save_stats(path: Path, stats: Stats) -> None:
+    """Write the file.
+
+    >>> save_stats(Path("stats.safetensors"), counted(np.array([1, 0]), np.array([2.5, 0.0]), 4))
+    >>> read_stats(Path("stats.safetensors"), d_sae=2).largest.tolist()
+    [2.5, 0.0]
+    """
+    tensors = {"density": stats.density, "largest": stats.largest, "tokens": np.array([stats.tokens], np.int64)}
+    save_tensors(path, tensors)
+
+
+def read_stats(path: Path, d_sae: int) -> Stats:
+    """Read the file of an SAE with d_sae features.
+
+    Raises:
+        ValueError: the file does not hold such stats.
+    """
+    specs = read_header(path)
+    forms = {"density": ("F32", (d_sae,)), "largest": ("F32", (d_sae,)), "tokens": ("I64", (1,))}
+    for name, (dtype, shape) in forms.items():
+        spec = specs.get(name)
+        if spec is None or (spec.dtype, spec.shape) != (dtype, shape):
+            found = "nothing" if spec is None else f"{spec.dtype} {list(spec.shape)}"
+            raise ValueError(f"{path}: {name} must be {dtype} {list(shape)}, found {found}; make the bundle again")
+    density, largest, tokens = (np.array(map_tensor(path, specs[name])) for name in forms)
+    # A comparison with NaN is false.
+    if not (0 <= density).all() or not (density <= 1).all() or not ((0 <= largest) & np.isfinite(largest)).all():
+        raise ValueError(f"{path}: densities must be from 0 to 1 and activations finite; make the bundle again")
+    return Stats(density, largest, int(tokens[0]))
