@@ -97,10 +97,10 @@ def edit_inputs(graph: Graph) -> Edits:
 def change(steering: Steering, edits: Edits) -> ir.Value:
     """The change that edits make to x [b, t, d_in]: (gate * (f' - f)) W_dec[features], times each token's size.
 
-    A feature out of range gives NaN in its request only.
+    A feature that is out of range, or that two edits of a request change, gives NaN in its request only.
     """
     graph, architecture = steering.graph, steering.bundle.manifest.architecture
-    features, shift = known_features(graph, architecture.d_sae, edits.features, edits.shift)
+    features, shift = known_features(graph, architecture.d_sae, edits.features, _unless_twice(graph, edits))
     f = values_of(steering, features)
     scale, shift, low, high = (graph.op("Unsqueeze", v, [1]) for v in (edits.scale, shift, edits.low, edits.high))
     edited = graph.op("Add", graph.op("Mul", scale, f), shift)
@@ -110,6 +110,26 @@ def change(steering: Steering, edits: Edits) -> ir.Value:
     added = graph.op("MatMul", delta, graph.op("Gather", weight(graph, steering.bundle, "W_dec"), features))
     size = normalised(graph, architecture, steering.x).size
     return added if size is None else graph.op("Mul", added, size)
+
+
+def _unless_twice(graph: Graph, edits: Edits) -> ir.Value:
+    """The shift [b, e], with NaN where another edit of the request has the same feature.
+
+    Two edits of a feature would each change what the SAE found, and their changes would add up. An edit that changes
+    nothing is padding and may repeat a feature.
+    """
+
+    def checked(branch: Graph) -> list[ir.Value]:
+        scale, shift = branch.op("Equal", edits.scale, 1.0), branch.op("Equal", edits.shift, 0.0)
+        low, high = branch.op("LessOrEqual", edits.low, -LARGEST), branch.op("GreaterOrEqual", edits.high, LARGEST)
+        idle = branch.op("And", branch.op("And", scale, shift), branch.op("And", low, high))
+        ids = branch.op("Where", idle, np.nan, branch.cast(edits.features, np.float32))  # NaN does not equal itself
+        same = branch.op("Equal", branch.op("Unsqueeze", ids, [2]), branch.op("Unsqueeze", ids, [1]))
+        edits_of_it = branch.op("ReduceSum", branch.cast(same, np.float32), [2], keepdims=0)
+        return [branch.op("Where", branch.op("Greater", edits_of_it, 1.0), np.nan, edits.shift)]
+
+    several = graph.op("Greater", graph.op("Shape", edits.features, start=1), 1)
+    return graph.either("edits", several, checked, lambda branch: [branch.op("Identity", edits.shift)])[0]
 
 
 def values_of(steering: Steering, features: ir.Value) -> ir.Value:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _LARGEST = float(np.finfo(np.float32).max)
+_STEEP = 1e30  # no product with an activation that a model has overflows float32
 
 
 @dataclass(frozen=True)
@@ -147,9 +148,8 @@ def _resolved(edit: Edit, largest: NDArray[np.float32] | None) -> Edit:
 def without_gate(edit: Edit) -> Edit | None:
     """The edit of every token that does what a plain edit with `only_active` does, or None if there is none.
 
-    An edit that leaves 0 as it is needs nothing. A value v, on tokens where f > 0 alone, is clip(L f, 0, v) with the
-    largest float32 L: 0 stays 0, and any f > 0 is cut to v. (An f below v / L would not reach v; such numbers are
-    smaller than any normal float32 for v below 4.)
+    An edit that leaves 0 as it is needs nothing. A value v > 0 on these tokens alone is clip(1e30 f, 0, v): 0 stays 0,
+    and f is cut to v, unless f is below v / 1e30, which no activation is.
 
     >>> without_gate(Edit.set(3, 8.0, only_active=True)).high, without_gate(Edit.add(3, 8.0, only_active=True))
     (8.0, None)
@@ -158,8 +158,8 @@ def without_gate(edit: Edit) -> Edit | None:
     if not edit.only_active or at_zero == 0:
         return dataclasses.replace(edit, only_active=False)
     if edit.factor == 0 or (edit.factor > 0 and at_zero == edit.high):
-        sign = math.copysign(_LARGEST, at_zero)
-        return Edit(edit.feature, sign, low=min(at_zero, 0.0), high=max(at_zero, 0.0))
+        steep = math.copysign(_STEEP, at_zero)
+        return Edit(edit.feature, steep, low=min(at_zero, 0.0), high=max(at_zero, 0.0))
     return None
 
 

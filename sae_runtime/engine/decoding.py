@@ -90,9 +90,7 @@ def steer(
     for part in _slices(batch.shape[1], max(tile // len(requests), 1)):
         feed |= {name: np.ascontiguousarray(array[:, part]) for name, array in tokens.items()}
         if confined.any():
-            feed["gate"] = feed.get("gate", np.float32(1)) * _where_active(
-                encode(feed["x"]), feed["features"], confined
-            )
+            feed["gate"] = feed["gate"] * _where_active(encode(feed["x"]), feed["features"], confined)
         (y[:, part],) = sessions.run(STEER.file, feed)
     return y.reshape(*shape, architecture.d_in)
 
