@@ -94,10 +94,10 @@ def test_steering_is_the_numpy_of_its_docstring(bundle_of: BundleOf, kind: str) 
 
 
 @pytest.mark.parametrize("kind", ["mutual", "feature"])
-def test_steering_is_at_most_27_operations(bundle_of: BundleOf, kind: str) -> None:
+def test_steering_is_at_most_30_operations(bundle_of: BundleOf, kind: str) -> None:
     """Each operation takes about a microsecond, the whole time for one vector; onnxruntime fuses the Transpose away."""
     graph = ir.load(bundle_of(kind) / "steer.onnx").graph
-    assert len(graph) <= 27, [node.op_type for node in graph]
+    assert len(graph) <= 30, [node.op_type for node in graph]
 
 
 def test_steering_without_edits_returns_x(bundle_of: BundleOf, kind: str) -> None:
@@ -161,6 +161,40 @@ def test_steering_an_unknown_feature_gives_nan_in_its_request_only(bundle_of: Bu
     (found,) = run_graph(bundle_of(kind), "steer.onnx", x=x, **edits)
     assert np.isnan(found[1]).all()
     np.testing.assert_array_equal(found[[0, 2]], y[[0, 2]])
+
+
+@pytest.mark.parametrize("one_list", [False, True])
+@pytest.mark.parametrize(("first", "second"), [(0, 1), (1, 4), (4, 3)])
+def test_steering_a_feature_twice_gives_nan_in_its_request_only(
+    bundle_of: BundleOf, kind: str, first: int, second: int, one_list: bool
+) -> None:
+    x = make_x(12).reshape(3, 4, D_IN)
+    edits = some_edits(3, 5, 150, kind, x)
+    (y,) = run_graph(bundle_of(kind), "steer.onnx", x=x, **edits)
+    assert np.isfinite(y).all()
+    edits["features"][1, first] = edits["features"][1, second]
+    (found,) = run_graph(bundle_of(kind), "steer.onnx", x=x, **edits)
+    assert np.isnan(found[1]).all()
+    np.testing.assert_array_equal(found[[0, 2]], y[[0, 2]])
+    if one_list:
+        (found,) = run_graph(bundle_of(kind), "steer.onnx", x=x, **{name: a[1:2] for name, a in edits.items()})
+        assert np.isnan(found).all()
+
+
+@pytest.mark.parametrize(
+    "change", [{"scale": 0.0}, {"shift": 1e-30}, {"low": 0.5}, {"low": -1e30}, {"high": 2.0}, {"high": 1e30}]
+)
+def test_steering_any_two_edits_of_a_feature_that_are_not_padding_gives_nan(
+    bundle_of: BundleOf, change: dict[str, float]
+) -> None:
+    x = make_x(4)[None]
+    pads: dict[str, float] = {"features": 0, "scale": 1, "shift": 0, "low": -LARGEST, "high": LARGEST}
+    edits = {name: np.array([[number] * 4], np.int64 if name == "features" else "f4") for name, number in pads.items()}
+    for name, number in change.items():
+        edits[name][0, 2] = number
+    assert np.isfinite(run_graph(bundle_of("mutual"), "steer.onnx", x=x, **edits)[0]).all()  # one, and padding
+    edits["scale"][0, 0] = 2
+    assert np.isnan(run_graph(bundle_of("mutual"), "steer.onnx", x=x, **edits)[0]).all()
 
 
 def test_steering_nan_leaves_other_tokens_unchanged(bundle_of: BundleOf, kind: str) -> None:

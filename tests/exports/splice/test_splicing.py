@@ -370,6 +370,16 @@ def test_an_unknown_feature_gives_nan_in_its_request_only(spliced: Spliced, kind
     np.testing.assert_array_equal(found[[0, 2]], good[[0, 2]])
 
 
+def test_a_feature_given_twice_gives_nan_in_its_request_only(spliced: Spliced, kind: str) -> None:
+    feed = feed_of("bert", 3, 9)
+    inputs = with_prefix(as_inputs([[Edit.add(1, 2.0)], [Edit.add(2, 2.0), Edit.set(5, 1.0)], []], D_SAE))
+    good = run(spliced("bert", kind), feed | inputs)["last_hidden_state"]
+    inputs["sae_features"][1] = 2
+    found = run(spliced("bert", kind), feed | inputs)["last_hidden_state"]
+    assert np.isnan(found[1]).all() and np.isfinite(good).all()
+    np.testing.assert_array_equal(found[[0, 2]], good[[0, 2]])
+
+
 def test_several_saes_at_several_hooks_act_one_after_the_other(bundle_of: BundleOf, tmp_path: Path) -> None:
     early = Splice(bundle=bundle_of("mutual"), hook="embeddings", name="early")
     late = Splice(bundle=bundle_of("token"), hook="encoder.layer.0", name="late", read=False)
@@ -387,15 +397,19 @@ def test_several_saes_at_several_hooks_act_one_after_the_other(bundle_of: Bundle
     assert set(found) == {"last_hidden_state", "early_indices", "early_values"}
 
 
-def test_the_last_layer_keeps_the_name_of_the_output(bundle_of: BundleOf, tmp_path: Path) -> None:
+def test_the_last_layer_keeps_the_name_of_the_output_with_one_sae_and_with_two(
+    bundle_of: BundleOf, tmp_path: Path
+) -> None:
     made = splice(host_graph("bert"), [Splice(bundle=bundle_of("mutual"), hook="encoder.layer.1")], tmp_path)
     feed = feed_of("bert", 2, 5)
     before = run(host_graph("bert"), feed)["last_hidden_state"]
     inputs = as_inputs([[Edit.add(3, 7.0)]], D_SAE)
     found = run(made.path, feed | with_prefix(inputs))["last_hidden_state"]
     np.testing.assert_allclose(found, by_algebra("mutual", before, inputs), atol=1e-4)
-    with pytest.raises(ValueError, match="sae is spliced at encoder.layer.1 already"):
-        splice(made.path, [Splice(bundle=bundle_of("token"), hook="encoder.layer.1", name="b")], tmp_path / "twice")
+    two = splice(made.path, [Splice(bundle=bundle_of("token"), hook="encoder.layer.1", name="b")], tmp_path / "twice")
+    more = as_inputs([[Edit.set(8, 5.0)]], D_SAE)
+    twice = run(two.path, feed | with_prefix(inputs) | with_prefix(more, "b"))["last_hidden_state"]
+    np.testing.assert_allclose(twice, by_algebra("token", found, more), atol=1e-4)
 
 
 def test_a_float16_host_is_edited_in_float32(bundle_of: BundleOf, tmp_path: Path) -> None:
