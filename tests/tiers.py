@@ -69,6 +69,7 @@ SLOW = (
     "test_parallel_blocks",
     "test_processed_model",
     "test_real_ties",
+    "test_same_place",
     "test_sinks_calibrate",
     "test_ties_served",
     "test_tinystories_host",

@@ -2,17 +2,23 @@
 
 import onnx_ir as ir
 
+_UNFUSED = "sae_runtime.unfused"  # in the metadata of a sum that an earlier splice took out of its norm
+
 
 def is_fused_norm(node: ir.Node) -> bool:
-    """Whether a node adds its first two inputs and norms the sum."""
-    return node.op_type in ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
+    """Whether a node adds its first two inputs and norms the sum, or did so before it was taken apart."""
+    fused = ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
+    return node.op_type in fused or _UNFUSED in node.metadata_props
 
 
 def unfused(graph: ir.Graph, node: ir.Node) -> ir.Value:
-    """Replace a fused norm by a sum and a norm, and give the sum.
+    """Replace a fused norm by a sum and a norm, and give the sum. One that was taken apart stays as it is.
 
     x, skip --> SkipNorm --> y          x, skip --> Add --sum--> Norm --> y
     """
+    if _UNFUSED in node.metadata_props:
+        has_bias = node.metadata_props[_UNFUSED] == "bias"
+        return next(iter(node.outputs[0].uses())).node.outputs[0] if has_bias else node.outputs[0]
     simple = node.op_type == "SkipSimplifiedLayerNormalization"
     x, skip, scale, *rest = [*node.inputs, None, None]
     shift, bias = (None, rest[0]) if simple else (rest[0], rest[1])
@@ -36,6 +42,7 @@ def unfused(graph: ir.Graph, node: ir.Node) -> ir.Value:
     )
     for new in tape.nodes:
         new.metadata_props.update(node.metadata_props)
+    tape.nodes[0].metadata_props[_UNFUSED] = "" if bias is None else "bias"
     old, new_values = [norm], [normed]
     if total is not None:
         old, new_values = [norm, total], [normed, result]

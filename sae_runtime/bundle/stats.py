@@ -24,9 +24,8 @@ class Stats:
         largest: largest activation of the feature, float32 [d_sae]; 0 where it is active on no token.
         tokens: number of these tokens.
 
-    >>> stats = sae.stats
-    >>> stats.tokens, stats.largest.shape, bool(((stats.largest > 0) == (stats.density > 0)).all())
-    (200, (150,), True)
+    >>> counted(np.array([1, 0]), np.array([2.5, 0.0]), tokens=4).largest.tolist()
+    [2.5, 0.0]
     """
 
     density: NDArray[np.float32]

@@ -38,7 +38,10 @@ def command(bundle: str, run: Run) -> None:
     manifest = read.manifest
     result = {"valid": True, "bundle": bundle, **dataclasses.asdict(manifest)}
     files = common.table([[name, f"{record.size:,} bytes", "sha256 ok"] for name, record in manifest.files.items()])
-    lines = [("bundle", f"{bundle} (valid)"), *describe(manifest), *_listed("files", files)]
+    lines = [("bundle", f"{bundle} (valid)"), *describe(manifest)]
+    if (stats := read.stats()) is not None:
+        lines.append(("stats", f"density and largest activation of each feature, on {stats.tokens:,} tokens"))
+    lines += _listed("files", files)
     then = common.shell_command("export" if read.calibrated else "calibrate", bundle)
     run.show(result, lines + (graph_lines(manifest.graphs) or [("graphs", f"none yet; run: {then}")]))
 

@@ -11,23 +11,25 @@ from sae_runtime.cli.common import Run
 from sae_runtime.cli.options import WHOLE, Command, Decorator
 
 
-def _pair(ctx: click.Context, option: click.Parameter, value: str) -> tuple[int, float]:
-    feature, _, number = value.partition("=")
+def _edit(ctx: click.Context, option: click.Parameter, value: str, multiples: bool) -> tuple[int, float, bool]:
+    """The parts of FEATURE=NUMBER, and whether the number is a multiple of the largest activation: FEATURE=xNUMBER."""
+    feature, _, text = value.partition("=")
+    times = multiples and text.startswith("x")
     try:
-        pair = int(feature), float(number)
+        edit = int(feature), float(text.removeprefix("x" * times)), times
     except ValueError:
         raise click.BadParameter(f"{value!r} is not FEATURE=NUMBER, such as 12=8.0.", ctx, option) from None
-    if not math.isfinite(pair[1]):
+    if not math.isfinite(edit[1]):
         raise click.BadParameter(f"{value!r} needs a finite number.", ctx, option)
-    return pair
+    return edit
 
 
-def _edit_option(verb: str, help: str) -> Decorator[Any]:
+def _edit_option(verb: str, help: str, *, multiples: bool = True) -> Decorator[Any]:
     return click.option(
         f"--{verb}",
         multiple=True,
         metavar="FEATURE=NUMBER",
-        callback=lambda ctx, option, values: [_pair(ctx, option, value) for value in values],
+        callback=lambda ctx, option, values: [_edit(ctx, option, value, multiples) for value in values],
         help=help,
     )
 
@@ -37,11 +39,12 @@ def _edit_option(verb: str, help: str) -> Decorator[Any]:
 )
 @common.bundle
 @common.activations
-@_edit_option("set", "the feature has this value on every token")
-@_edit_option("add", "its value is raised by this on every token")
-@_edit_option("scale", "it is stronger or weaker by this factor, where it is active")
+@_edit_option("set", "the feature has this value (clamp); 12=x2: twice its largest activation")
+@_edit_option("add", "its value is raised by this, or by 12=xNUMBER")
+@_edit_option("scale", "it is stronger or weaker by this factor, where it is active", multiples=False)
 @click.option("--ablate", multiple=True, type=WHOLE, metavar="FEATURE", help="it is off")
-@_edit_option("cap", "its value is at most this")
+@_edit_option("cap", "its value is at most this, or 12=xNUMBER")
+@click.option("--only-active", is_flag=True, help="edit a feature only on the tokens where it is active")
 @common.output("file to write, float32: .npy, or .safetensors")
 @common.any_source
 @common.session
@@ -50,6 +53,7 @@ def command(
     bundle: str,
     activations: Path,
     output: Path,
+    only_active: bool,
     any_source: bool,
     session: dict[str, Any],
     run: Run,
@@ -58,17 +62,21 @@ def command(
     """Edit features of activations.
 
     Every option that names a feature may be repeated; a feature takes one edit. All else in the activations stays, the
-    part that the SAE cannot explain too. An .npy of activations may have any shape [..., d_in].
+    part that the SAE cannot explain too. An x before a number makes it a multiple of the feature's largest activation,
+    which the bundle keeps. An .npy of activations may have any shape [..., d_in].
     """
     from sae_runtime.activations.stored import check_source
     from sae_runtime.bundle.hub import local
     from sae_runtime.bundle.outputs import Output
-    from sae_runtime.core.edits import Edit, as_inputs
+    from sae_runtime.core.edits import Edit, edit_arrays
     from sae_runtime.extraction.steered import any_rank, steer_rows
     from sae_runtime.sae import load
 
-    chosen = [Edit.ablate(feature) for feature in edits.pop("ablate")]
-    chosen += [getattr(Edit, verb)(*pair) for verb, pairs in edits.items() for pair in pairs]
+    chosen = [Edit.ablate(feature, only_active=only_active) for feature in edits.pop("ablate")]
+    for verb, given in edits.items():
+        for feature, number, times in given:
+            amount = {"times": number} if times else {}
+            chosen.append(getattr(Edit, verb)(feature, *([] if times else [number]), **amount, only_active=only_active))
     if not chosen:
         raise click.UsageError("Give an edit: --set, --add, --scale, --ablate or --cap.")
     if output.suffix not in (".npy", ".safetensors"):
@@ -77,7 +85,8 @@ def command(
     Output(path=output, kind="file", force=run.force, inputs={"bundle": folder, "activations": activations}).check()
     rows, shape = any_rank(activations)
     sae = load(folder, **session)
-    as_inputs([chosen], sae.d_sae)  # refuses an edit before the first token is read
+    largest = None if sae.stats is None else sae.stats.largest
+    edit_arrays([chosen], sae.d_sae, largest)  # refuses an edit before the first token is read
     check_source(rows, sae.manifest, any_source=any_source)
     steer_rows(sae, rows, chosen, output, shape=shape, **run.options)
     lines = [

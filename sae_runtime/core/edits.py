@@ -130,8 +130,8 @@ def resolved(edits: Sequence[Edit], largest: NDArray[np.float32] | None) -> list
 def _resolved(edit: Edit, largest: NDArray[np.float32] | None) -> Edit:
     if largest is None:
         raise ValueError(
-            f"feature {edit.feature} is edited in multiples of its largest activation, and the bundle has no stats of "
-            "it; measure them: sae-runtime evaluate BUNDLE --activations PATH --stats"
+            f"feature {edit.feature} is edited in multiples of its largest activation, which is not known; measure it: "
+            "sae-runtime evaluate BUNDLE --activations PATH --stats"
         )
     _check_feature(edit.feature, len(largest))
     unit = float(largest[edit.feature])

@@ -142,6 +142,8 @@ def test_a_fused_norm_is_taken_apart_and_the_output_stays(simple: bool, hook: st
     value = find_hook(model.graph, parse_hook(hook), 8)
     producer = value.producer()
     assert producer is not None and producer.op_type == "Add"
+    later = ir.from_proto(ir.to_proto(model))  # a second splice finds the sum again
+    assert {find_hook(graph, parse_hook(hook), 8).name for graph in (model.graph, later.graph)} == {value.name}
     if inside is None:
         model.graph.outputs.append(value)
     x = np.random.default_rng(1).normal(0, 1, (2, 3, 8)).astype(np.float32)
