@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 _LARGEST = float(np.finfo(np.float32).max)
-_STEEP = 1e30  # no product with an activation that a model has overflows float32
+_STEEP = 1e30  # neither overflows float32 when an activation multiplies it, nor stays below _HIGHEST
+_HIGHEST = 1e10
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def without_gate(edit: Edit) -> Edit | None:
     """The edit of every token that does what a plain edit with `only_active` does, or None if there is none.
 
     An edit that leaves 0 as it is needs nothing. A value v > 0 on these tokens alone is clip(1e30 f, 0, v): 0 stays 0,
-    and f is cut to v, unless f is below v / 1e30, which no activation is.
+    and f is cut to v, for every f from 1e-20 to 1e8.
 
     >>> without_gate(Edit.set(3, 8.0, only_active=True)).high, without_gate(Edit.add(3, 8.0, only_active=True))
     (8.0, None)
@@ -157,7 +158,8 @@ def without_gate(edit: Edit) -> Edit | None:
     at_zero = min(max(edit.shift, edit.low), edit.high)
     if not edit.only_active or at_zero == 0:
         return dataclasses.replace(edit, only_active=False)
-    if edit.factor == 0 or (edit.factor > 0 and at_zero == edit.high):
+    constant = edit.factor == 0 or (edit.factor > 0 and at_zero == edit.high)
+    if constant and abs(at_zero) <= _HIGHEST:
         steep = math.copysign(_STEEP, at_zero)
         return Edit(edit.feature, steep, low=min(at_zero, 0.0), high=max(at_zero, 0.0))
     return None

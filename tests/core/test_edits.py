@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from documents import table
 
-from sae_runtime.core.edits import Edit, as_inputs
+from sae_runtime.core.edits import Edit, as_inputs, edit_arrays, resolved, without_gate
 
 LARGEST = float(np.finfo(np.float32).max)
 
@@ -94,3 +94,58 @@ def test_as_inputs_refuses_two_edits_of_a_feature_in_one_request() -> None:
     with pytest.raises(ValueError, match="feature 2 is edited twice in one request; give one edit for it"):
         as_inputs([[Edit.ablate(2), Edit.add(2, 1.0)]], 6)
     assert as_inputs([[Edit.ablate(2)], [Edit.add(2, 1.0)]], 6)["features"].tolist() == [[2], [2]]
+
+
+def test_an_edit_takes_a_number_or_a_multiple() -> None:
+    for make in (Edit.set, Edit.add, Edit.cap):
+        for given in ((), (1.0, 2.0)):
+            with pytest.raises(ValueError, match="an edit of feature 7 needs a number or times=, one of them"):
+                make(7, *given[:1], **({"times": given[1]} if given else {}))
+        with pytest.raises(ValueError, match="feature 7 needs finite"):
+            make(7, times=float("inf"))
+
+
+def test_multiples_become_numbers_and_bounds_that_bind_nothing_stay() -> None:
+    largest = np.array([0, 0.25, 3], np.float32)
+    edits = [Edit.set(2, times=2), Edit.cap(1, times=4), Edit.add(2, times=-0.5, only_active=True), Edit.set(0, 9.0)]
+    assert resolved(edits, largest) == [
+        Edit.set(2, 6.0),
+        Edit.cap(1, 1.0),
+        Edit.add(2, -1.5, only_active=True),
+        edits[3],
+    ]
+    assert resolved([Edit.set(2, 1.0)], None) == [Edit.set(2, 1.0)]
+    with pytest.raises(ValueError, match="feature 2 needs finite float32 numbers"):
+        resolved([Edit.set(2, times=3e38)], largest)
+    assert as_inputs([[Edit.set(2, times=2)]], 3, largest)["shift"].tolist() == [[6]]
+
+
+def test_only_active_arrays_say_which_edits() -> None:
+    arrays = edit_arrays([[Edit.add(2, 1.0, only_active=True), Edit.add(1, 1.0)], []], 3)
+    assert arrays["only_active"].tolist() == [[True, False], [False, False]]
+
+
+@pytest.mark.parametrize("factor", [0.0, 2.0, -2.0])
+@pytest.mark.parametrize("shift", [0.0, 1.5, -1.5, 1e10, 1e30])
+@pytest.mark.parametrize(
+    ("low", "high"), [(-LARGEST, LARGEST), (1.0, LARGEST), (-LARGEST, -1.0), (-1.0, 1.0), (2.0, 1.0)]
+)
+def test_an_edit_without_a_gate_equals_one_only_where_the_feature_is_active(
+    factor: float, shift: float, low: float, high: float
+) -> None:
+    edit = Edit(3, factor, shift, low, high, only_active=True)
+    plain = without_gate(edit)
+    assert without_gate(Edit(3, factor, shift, low, high)) == Edit(3, factor, shift, low, high)
+    f = np.array([0, 1e-20, 1e-6, 0.3, 2.5, 4e4], np.float32)
+    numbers = (np.float32(number) for number in (factor, shift, low, high))
+    factor32, shift32, low32, high32 = numbers
+    expected = np.where(f > 0, np.minimum(np.maximum(factor32 * f + shift32, low32), high32), 0)
+    if plain is None:
+        constant = len(set(expected[1:].tolist())) == 1
+        assert not constant or factor < 0 or shift > 1e10, "such an edit needs no gate"
+        return
+    assert not plain.only_active
+    with np.errstate(over="raise", invalid="raise"):
+        steep = np.float32(plain.factor) * f + np.float32(plain.shift)
+        found = np.minimum(np.maximum(steep, np.float32(plain.low)), np.float32(plain.high))
+    np.testing.assert_array_equal(found, expected)
