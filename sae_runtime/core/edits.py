@@ -155,8 +155,10 @@ def without_gate(edit: Edit) -> Edit | None:
     >>> without_gate(Edit.set(3, 8.0, only_active=True)).high, without_gate(Edit.add(3, 8.0, only_active=True))
     (8.0, None)
     """
+    if not edit.only_active:
+        return edit
     at_zero = min(max(edit.shift, edit.low), edit.high)
-    if not edit.only_active or at_zero == 0:
+    if at_zero == 0:
         return dataclasses.replace(edit, only_active=False)
     constant = edit.factor == 0 or (edit.factor > 0 and at_zero == edit.high)
     if constant and abs(at_zero) <= _HIGHEST:

@@ -135,10 +135,10 @@ def test_stats_with_other_tensors_beside_them_are_read(tmp_path: Path) -> None:
         ({"density": np.ones(4, np.float32)}, r"density must be F32 \[3\], found F32 \[4\]"),
         ({"largest": np.ones(3)}, r"largest must be F32 \[3\], found F64 \[3\]"),
         ({"tokens": None}, r"tokens must be I64 \[1\], found nothing"),
-        ({"density": np.float32([0, 1.5, 0])}, "densities must be from 0 to 1"),
-        ({"density": np.float32([0, np.nan, 0])}, "densities must be from 0 to 1"),
-        ({"largest": np.float32([0, np.inf, 0])}, "activations finite"),
-        ({"largest": np.float32([0, -1, 0])}, "activations finite"),
+        ({"density": np.array([0, 1.5, 0], np.float32)}, "densities must be from 0 to 1"),
+        ({"density": np.array([0, np.nan, 0], np.float32)}, "densities must be from 0 to 1"),
+        ({"largest": np.array([0, np.inf, 0], np.float32)}, "activations finite"),
+        ({"largest": np.array([0, -1, 0], np.float32)}, "activations finite"),
     ],
 )
 def test_stats_that_are_none_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:

@@ -1,4 +1,5 @@
 import re
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -96,13 +97,14 @@ def test_as_inputs_refuses_two_edits_of_a_feature_in_one_request() -> None:
     assert as_inputs([[Edit.ablate(2)], [Edit.add(2, 1.0)]], 6)["features"].tolist() == [[2], [2]]
 
 
-def test_an_edit_takes_a_number_or_a_multiple() -> None:
-    for make in (Edit.set, Edit.add, Edit.cap):
-        for given in ((), (1.0, 2.0)):
-            with pytest.raises(ValueError, match="an edit of feature 7 needs a number or times=, one of them"):
-                make(7, *given[:1], **({"times": given[1]} if given else {}))
-        with pytest.raises(ValueError, match="feature 7 needs finite"):
-            make(7, times=float("inf"))
+@pytest.mark.parametrize("make", [Edit.set, Edit.add, Edit.cap])
+def test_an_edit_takes_a_number_or_a_multiple(make: Callable[..., Edit]) -> None:
+    for arguments in ({}, {"times": 2.0}):
+        number = (1.0,) if arguments else ()
+        with pytest.raises(ValueError, match="an edit of feature 7 needs a number or times=, one of them"):
+            make(7, *number, **arguments)
+    with pytest.raises(ValueError, match="feature 7 needs finite"):
+        make(7, times=float("inf"))
 
 
 def test_multiples_become_numbers_and_bounds_that_bind_nothing_stay() -> None:

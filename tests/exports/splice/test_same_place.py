@@ -108,7 +108,7 @@ def test_the_second_sae_reads_and_edits_what_the_first_wrote(
     seen = Splice(bundle=bundle_of("feature"), hook="encoder.layer.1", name="seen", edit=False)
     made = spliced("bert", [one, two, seen], tmp_path, apart=apart)
     feed, edits = feed_of("bert"), edits_of(["one", "two"], 5)
-    x = run(host_graph("bert"), feed)["last_hidden_state"].astype(np.float64)
+    x: NDArray[Any] = run(host_graph("bert"), feed)["last_hidden_state"]
     slots = {f"{name}_slots": np.array([n]) for name, n in (("one", D_SAE), ("two", K), ("seen", D_SAE))}
     found = run(made, feed | given(edits) | slots)
     for name, kind in (("one", "mutual"), ("two", "token"), ("seen", "feature")):
@@ -125,8 +125,8 @@ def test_the_second_sae_reads_and_edits_what_the_first_wrote(
             break
         numbers = as_inputs(edits[name], D_SAE)
         weights = make_weights(D_SAE, kind)
-        start = f @ weights["W_dec"].astype(np.float64) + weights["b_dec"] if name == "one" and replace else x
-        x = start + witness.steer(weights, x, f, numbers.pop("features"), **numbers) - x
+        change = witness.steer(weights, np.zeros_like(x), f, numbers.pop("features"), **numbers)
+        x = change + (f @ weights["W_dec"].astype(np.float64) + weights["b_dec"] if name == "one" and replace else x)
     np.testing.assert_allclose(found["last_hidden_state"], x, atol=2e-3)
 
 
