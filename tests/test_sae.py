@@ -440,6 +440,17 @@ def test_steer_applies_the_formula_of_each_edit(
     assert witness.difference(algebra(kind, x, feature, change), y) is None
 
 
+def test_edits_only_where_active_leave_other_tokens_alone(sae: SAE, kind: str) -> None:
+    x = make_x(60)
+    feature = on_and_off(kind, x)
+    off = ~served(kind, 150, x).kept[:, feature]
+    for edit in (Edit.set(feature, 2.5), Edit.add(feature, -1.5), Edit(feature, 2.0, 1.0, 2.0)):
+        y, everywhere = (sae.steer(x, dataclasses.replace(edit, only_active=only)) for only in (True, False))
+        np.testing.assert_array_equal(y[off], x[off])
+        np.testing.assert_allclose(y[~off], everywhere[~off], atol=1e-6)
+        assert (everywhere != x).any(axis=1).all()
+
+
 def test_steering_by_one_edit_equals_a_list_of_it(sae: SAE) -> None:
     x = make_x(12).reshape(3, 4, D_IN)
     np.testing.assert_array_equal(sae.steer(x, Edit.set(3, 2.0)), sae.steer(x, [Edit.set(3, 2.0)]))

@@ -61,6 +61,7 @@ MEDIUM = (
 SLOW = (
     "test_albert",
     "test_architectures",
+    "test_edits_of_users",
     "test_fused_norm",
     "test_massive_norm",
     "test_minilm_hosts",
