@@ -1,0 +1,222 @@
+"""Which columns of a text each pass of a model reads, and how many of them are prompt.
+
+A column holds a token of each row of the batch, or padding. The reader is the innermost transformers model that holds a
+hooked module. The rules:
+
+- A pass begins at the column behind those that the reader's cache holds, and at column 0 without a cache.
+- While the attached model generates, the prompt is what `generate` was given.
+- Where passes are made by hand, the prompt is the first pass of a text. A single column that is read later with the
+  cache of that text is generated.
+- In an encoder every column is prompt.
+
+What the rules do not tell is said to be unknown, never guessed.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakIdKeyDictionary
+
+from sae_runtime.train.generations import Generation, Prompt, cache_of, tokens_in
+
+
+@dataclass(frozen=True)
+class Pass:
+    """The columns that one pass of the reader reads.
+
+    Attributes:
+        start: the first column.
+        length: number of columns; None if the reader is given no tokens, but pictures or sound.
+        mask: 0 for padding, [rows, columns]; None without padding; or a mask of another form that the reader was given.
+        ids: of the tokens, [rows, length]; None if they are not known.
+        prompt: number of columns that are prompt; None if all are.
+        position_ids: where the caller says that the tokens stand, [rows, length].
+        unknown: why it is not known which columns these are; empty if it is.
+        unknown_prompt: why it is not known how many columns are prompt.
+    """
+
+    start: int = 0
+    length: int | None = None
+    mask: Any = None
+    ids: Tensor | None = None
+    prompt: int | None = None
+    position_ids: Any = None
+    unknown: str = ""
+    unknown_prompt: str = ""
+
+    @property
+    def end(self) -> int:
+        """The column behind the last one."""
+        return self.start + (self.length or 0)
+
+
+@dataclass(frozen=True)
+class _Text:
+    """What a cache holds: columns, how many of them are prompt if that is known, and of which `generate`."""
+
+    columns: int
+    prompt: int | None
+    prompt_of: Prompt | None
+
+
+class Reader:
+    """Follows the passes of the models around a module.
+
+    Attributes:
+        now: the pass that runs; None between passes.
+    """
+
+    def __init__(self, models: Sequence[Any], generations: Sequence[Generation], *, all_tokens: bool) -> None:
+        """Follow models.
+
+        Args:
+            models: the models around a module, from the outermost to the reader.
+            generations: what those that can generate are given.
+            all_tokens: nothing but padding matters, so that nothing else is found out.
+        """
+        self.now: Pass | None = None
+        self._models, self._generations, self._all_tokens = models, generations, all_tokens
+        self._is_encoder = any(_has_in_its_encoder(model, models[-1]) for model in models)
+        self._names = [list(inspect.signature(model.forward).parameters) for model in models]
+        self._outer_ids: Tensor | None = None  # of the tokens, where an outer model makes embeddings of them
+        self._cache: Any = None  # that the pass was given
+        self._texts = WeakIdKeyDictionary()  # what caches hold
+        self._alone: Tensor | None = None  # tokens of the last pass by hand without a cache
+        self._prompt: Prompt | None = None  # of the last pass while a model generated
+        self._end = 0  # of that pass
+
+    def follow(self, watch: Callable[[], RemovableHandle]) -> list[RemovableHandle]:
+        """Begin to follow. What `watch` hooks, at the reader or inside it, is called while `now` is its pass."""
+        handles = [self._follow(number, model) for number, model in enumerate(self._models)]
+        handles.append(watch())
+        finish: Callable[..., None] = lambda _model, _args, output: self._finish(output)  # noqa: E731
+        handles.append(self._models[-1].register_forward_hook(finish, always_call=True))
+        return handles
+
+    def _follow(self, number: int, model: Any) -> RemovableHandle:
+        def begin(called: Any, args: Any, named: Any) -> None:
+            if called is not model:
+                raise ValueError(
+                    f"a copy of the attached {type(model).__name__} runs, and attach follows the original; attach to the "
+                    "copy, or run a DataParallel model's module"
+                )
+            given = dict(zip(self._names[number], args, strict=False)) | named
+            if number == 0:
+                self._outer_ids = None
+            if number == len(self._models) - 1:
+                self._cache = cache_of(given)
+                self.now = self._begun(given)
+            elif not _has_encoder(model) and given.get("input_ids") is not None:
+                self._outer_ids = given["input_ids"]
+
+        handle: RemovableHandle = model.register_forward_pre_hook(begin, with_kwargs=True)
+        return handle
+
+    def _begun(self, given: dict[str, Any]) -> Pass:
+        """The pass of the reader that begins with these arguments."""
+        ids, mask = given.get("input_ids"), given.get("attention_mask")
+        tokens = given.get("inputs_embeds") if ids is None else ids
+        if tokens is None or self._is_encoder:
+            return Pass(length=None if tokens is None else tokens.shape[1], mask=mask, ids=ids)
+        ids = self._outer_ids if ids is None else ids
+        prompt = next((one.prompt for one in self._generations if one.prompt is not None), None)
+        if self._all_tokens and (mask if prompt is None else prompt.mask) is None:
+            return Pass(length=tokens.shape[1], ids=ids)
+        key = _key(self._cache)
+        text = None if key is None else self._texts.get(key)
+        start = tokens_in(self._cache)
+        if start is None and text is not None:
+            start = text.columns
+        now = Pass(start or 0, tokens.shape[1], mask, ids, tokens.shape[1], given.get("position_ids"))
+        if start is None:
+            return replace(now, unknown="its cache does not tell how many tokens it holds")
+        if "cu_seq_lens_q" in given:
+            return replace(now, unknown="several texts share a row")
+        return self._by_hand(now, tokens, text) if prompt is None else self._generating(now, prompt, text)
+
+    def _generating(self, now: Pass, prompt: Prompt, text: _Text | None) -> Pass:
+        """The same pass as one of `generate`, which pads the prompt alone."""
+        mask = None if prompt.mask is None else pad(prompt.mask, (0, max(0, now.end - prompt.columns)), value=1)
+        now = replace(now, mask=mask, prompt=prompt.columns, position_ids=None)
+        if self._prompt is not prompt:
+            goes_on = now.start == prompt.cached
+        elif self._cache is None:  # all that was read is read again, and a new token
+            goes_on = now.length == self._end + 1
+        else:
+            goes_on = text is not None and text.prompt_of is prompt
+        if not goes_on:
+            return replace(now, unknown="this pass does not go on from the last one of the generation")
+        self._prompt, self._end = prompt, now.end
+        return now
+
+    def _by_hand(self, now: Pass, tokens: Tensor, text: _Text | None) -> Pass:
+        """The same pass as one outside of `generate`."""
+        self._prompt = None
+        if now.start == 0:
+            last, self._alone = self._alone, tokens
+            if self._all_tokens or last is None or not _goes_on(last, tokens):
+                return now
+            return replace(now, unknown_prompt="it reads the last text again with more tokens, and no cache")
+        if text is None or text.prompt is None:
+            return replace(now, unknown_prompt="its cache was filled before, and not all of that was seen")
+        if now.length != 1:
+            return replace(now, unknown_prompt=f"{now.length} tokens come after the first pass, and may be either")
+        return replace(now, prompt=text.prompt)
+
+    def _finish(self, output: Any) -> None:
+        now, self.now = self.now, None
+        if now is None or output is None or now.unknown:
+            return  # a pass that failed has no output
+        key = _key(cache_of(output) if self._cache is None else self._cache)
+        if key is not None:
+            prompt = None if now.unknown_prompt else now.prompt
+            self._texts[key] = _Text(now.end, prompt, self._prompt)
+
+
+def _key(cache: Any) -> Any:
+    """What is the same object in all passes of a text: the cache, or the first tensor of a list; None for others."""
+    while isinstance(cache, list | tuple):
+        cache = cache[0] if cache else None
+    return cache if hasattr(cache, "__weakref__") or isinstance(cache, Tensor) else None
+
+
+def _goes_on(last: Tensor, tokens: Tensor) -> bool:
+    """Whether tokens begin as the last ones do and are longer, or are the last ones moved on by one."""
+    if last.shape[:1] + last.shape[2:] != tokens.shape[:1] + tokens.shape[2:] or last.dtype != tokens.dtype:
+        return False
+    kept = last.shape[1]
+    if tokens.shape[1] > kept:
+        return torch.equal(tokens[:, :kept], last)
+    return tokens.shape[1] == kept > 1 and not torch.equal(tokens, last) and torch.equal(tokens[:, :-1], last[:, 1:])
+
+
+def models_around(model: Any, module: torch.nn.Module) -> list[Any]:
+    """The model, then the transformers models inside it that hold a module, from the outermost to the innermost.
+
+    >>> layer = torch.nn.Identity()
+    >>> models_around(torch.nn.Sequential(layer), layer)
+    [Sequential(
+      (0): Identity()
+    )]
+    """
+    from transformers import PreTrainedModel
+
+    name = next((name for name, inside in model.named_modules() if inside is module), "")
+    parts = name.split(".") if name else []
+    inner = [model.get_submodule(".".join(parts[: depth + 1])) for depth in range(len(parts))]
+    return [model, *(one for one in inner if isinstance(one, PreTrainedModel))]
+
+
+def _has_encoder(model: Any) -> bool:
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
+def _has_in_its_encoder(model: Any, inner: Any) -> bool:
+    encoder = model.get_encoder() if _has_encoder(model) and hasattr(model, "get_encoder") else model
+    return encoder is not model and any(one is inner for one in encoder.modules())
