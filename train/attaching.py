@@ -68,10 +68,10 @@ def attach(
     Raises:
         BundleError: the bundle is damaged.
         ValueError: the model has no such hook, the hook has no activations of the SAE's d_in, a pass calls the module
-            several times and the hook does not name one call, a feature is out of range or edited twice, its largest
-            activation is needed and not known, the number of lists does not fit the requests, the gate is unknown, it is
-            not known which tokens the gate means, a copy of the model runs, or a transcoder is to edit or replace the
-            activations that it reads.
+            several times and the hook does not name one call, a feature is out of range or edited twice, an edit needs
+            its largest activation and the bundle has none, the number of lists does not fit the requests, the gate is
+            unknown, it is not known which tokens the gate means, a copy of the model runs, or a transcoder is to edit
+            or replace the activations that it reads.
 
     Warns:
         UserWarning: the model ran, and the module at the hook never did.

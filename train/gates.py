@@ -39,9 +39,9 @@ class Gate:
 
         >>> Gate("answer").all_tokens
         False
-        >>> Gate("some")
+        >>> Gate("prompt", prompt_tokens=[4, -1])
         Traceback (most recent call last):
-        ValueError: the gate must be 'all', 'prompt', 'last_prompt', 'generated', 'answer' or a set of positions, got 'some'
+        ValueError: prompt_tokens must be whole numbers from 0 on, got [4, -1]
         """
         if isinstance(gate, str) and gate not in _WORDS:
             raise ValueError(f"the gate must be {', '.join(map(repr, _WORDS))} or a set of positions, got {gate!r}")
@@ -67,8 +67,8 @@ class Gate:
         except _UnknownError as unknown:
             if not self.all_tokens:
                 raise ValueError(
-                    f"the gate {self._gate!r} does not tell here which tokens it means: {unknown}; let the attached model "
-                    "generate, give prompt_tokens= and a mask [batch, time], or take the gate 'all'"
+                    f"the gate {self._gate!r} does not tell here which tokens it means: {unknown}; call generate of the "
+                    "attached model, give prompt_tokens= and a mask [batch, time], or take the gate 'all'"
                 ) from None
         if len(self._skip_ids):
             if now.ids is None or now.ids.shape != x.shape[:2]:
@@ -125,7 +125,9 @@ def _mask_of_columns(mask: Any, end: int) -> Tensor | None:
     """A mask [rows, columns] as it is; None for one of four dimensions of which the last column sees all others."""
     if isinstance(mask, dict):  # one for each kind of layer
         mask = mask.get("full_attention", next(iter(mask.values()), None))
-    if not isinstance(mask, Tensor) or mask.ndim == 2:
+    if mask is None or not isinstance(mask, Tensor):
+        return None
+    if mask.ndim == 2:
         return mask
     seen = mask[..., -1, :end] if mask.dtype == torch.bool else mask[..., -1, :end] == 0
     if mask.shape[-1] < end or not seen.all():

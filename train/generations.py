@@ -65,7 +65,7 @@ class Generation:
     """The prompt of the `generate` that a model runs at this moment.
 
     Two methods of the model are overheard while blocks watch it: `generate`, and the one by which it repeats its inputs
-    for beams and samples. That one sees the prompt as the first pass will: with padding and cache, before any new token.
+    for beams and samples. That one sees the prompt as the first pass will, with padding and cache, before a new token.
 
     Attributes:
         prompt: the prompt; None while the model does not generate, and where the prompt is not known.

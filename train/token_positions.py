@@ -86,7 +86,7 @@ class Reader:
         self._names = [list(inspect.signature(model.forward).parameters) for model in models]
         self._outer_ids: Tensor | None = None  # of the tokens, where an outer model makes embeddings of them
         self._cache: Any = None  # that the pass was given
-        self._texts = WeakIdKeyDictionary()  # what caches hold
+        self._texts: Any = WeakIdKeyDictionary()  # what caches hold
         self._alone: Tensor | None = None  # tokens of the last pass by hand without a cache
         self._prompt: Prompt | None = None  # of the last pass while a model generated
         self._end = 0  # of that pass
@@ -103,8 +103,8 @@ class Reader:
         def begin(called: Any, args: Any, named: Any) -> None:
             if called is not model:
                 raise ValueError(
-                    f"a copy of the attached {type(model).__name__} runs, and attach follows the original; attach to the "
-                    "copy, or run a DataParallel model's module"
+                    f"a copy of the attached {type(model).__name__} runs, and attach follows the original; attach to "
+                    "the copy, or run the module of a DataParallel model"
                 )
             given = dict(zip(self._names[number], args, strict=False)) | named
             if number == 0:
@@ -138,6 +138,8 @@ class Reader:
             return replace(now, unknown="its cache does not tell how many tokens it holds")
         if "cu_seq_lens_q" in given:
             return replace(now, unknown="several texts share a row")
+        if "mems" in self._names[-1]:
+            return replace(now, unknown="the model puts time before the batch")
         return self._by_hand(now, tokens, text) if prompt is None else self._generating(now, prompt, text)
 
     def _generating(self, now: Pass, prompt: Prompt, text: _Text | None) -> Pass:
