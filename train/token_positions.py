@@ -58,11 +58,19 @@ class Pass:
 
 @dataclass(frozen=True)
 class _Text:
-    """What a cache holds: columns, how many of them are prompt if that is known, and of which `generate`."""
+    """What a cache holds.
+
+    Attributes:
+        columns: their number.
+        prompt: how many of them are prompt; None if that is not known.
+        prompt_of: the prompt of the `generate` that filled it.
+        mask: 0 for padding, [rows, columns or more]; None if nothing is known to be.
+    """
 
     columns: int
     prompt: int | None
     prompt_of: Prompt | None
+    mask: Tensor | None
 
 
 class Reader:
@@ -89,7 +97,7 @@ class Reader:
         self._texts: Any = WeakIdKeyDictionary()  # what caches hold
         self._alone: Tensor | None = None  # tokens of the last pass by hand without a cache
         self._prompt: Prompt | None = None  # of the last pass while a model generated
-        self._end = 0  # of that pass
+        self._end, self._keeps_cache = 0, False  # of that pass
 
     def follow(self, watch: Callable[[], RemovableHandle]) -> list[RemovableHandle]:
         """Begin to follow. What `watch` hooks, at the reader or inside it, is called while `now` is its pass."""
@@ -127,7 +135,7 @@ class Reader:
         ids = self._outer_ids if ids is None else ids
         prompt = next((one.prompt for one in self._generations if one.prompt is not None), None)
         if self._all_tokens and (mask if prompt is None else prompt.mask) is None:
-            return Pass(length=tokens.shape[1], ids=ids)
+            return Pass(length=tokens.shape[1], ids=ids, unknown="nobody asked")
         key = _key(self._cache)
         text = None if key is None else self._texts.get(key)
         start = tokens_in(self._cache)
@@ -149,7 +157,7 @@ class Reader:
         if self._prompt is not prompt:
             goes_on = now.start == prompt.cached
         elif self._cache is None:  # all that was read is read again, and a new token
-            goes_on = now.length == self._end + 1
+            goes_on = now.length == self._end + 1 and not self._keeps_cache
         else:
             goes_on = text is not None and text.prompt_of is prompt
         if not goes_on:
@@ -162,11 +170,17 @@ class Reader:
         self._prompt = None
         if now.start == 0:
             last, self._alone = self._alone, tokens
-            if self._all_tokens or last is None or not _goes_on(last, tokens):
-                return now
-            return replace(now, unknown_prompt="it reads the last text again with more tokens, and no cache")
-        if text is None or text.prompt is None:
-            return replace(now, unknown_prompt="its cache was filled before, and not all of that was seen")
+            if last is not None and not self._all_tokens:
+                if _starts_with(tokens, last):
+                    return replace(now, unknown_prompt="it reads the last text again with more tokens, and no cache")
+                if tokens.shape == last.shape and last.shape[1] > 1 and not torch.equal(tokens, last):
+                    if _starts_with(tokens, last[:, 1:]):
+                        return replace(now, unknown="it reads the last text again without its first token")
+            return now
+        if text is not None and text.mask is not None and now.mask is None:
+            now = replace(now, mask=pad(text.mask[:, : now.start], (0, tokens.shape[1]), value=1))
+        if text is None or text.prompt is None or text.columns != now.start:
+            return replace(now, unknown_prompt="its cache was filled or cut where that was not seen")
         if now.length != 1:
             return replace(now, unknown_prompt=f"{now.length} tokens come after the first pass, and may be either")
         return replace(now, prompt=text.prompt)
@@ -176,9 +190,10 @@ class Reader:
         if now is None or output is None or now.unknown:
             return  # a pass that failed has no output
         key = _key(cache_of(output) if self._cache is None else self._cache)
+        self._keeps_cache = key is not None
         if key is not None:
-            prompt = None if now.unknown_prompt else now.prompt
-            self._texts[key] = _Text(now.end, prompt, self._prompt)
+            mask = now.mask if isinstance(now.mask, Tensor) and now.mask.ndim == 2 else None
+            self._texts[key] = _Text(now.end, None if now.unknown_prompt else now.prompt, self._prompt, mask)
 
 
 def _key(cache: Any) -> Any:
@@ -188,14 +203,10 @@ def _key(cache: Any) -> Any:
     return cache if hasattr(cache, "__weakref__") or isinstance(cache, Tensor) else None
 
 
-def _goes_on(last: Tensor, tokens: Tensor) -> bool:
-    """Whether tokens begin as the last ones do and are longer, or are the last ones moved on by one."""
-    if last.shape[:1] + last.shape[2:] != tokens.shape[:1] + tokens.shape[2:] or last.dtype != tokens.dtype:
-        return False
-    kept = last.shape[1]
-    if tokens.shape[1] > kept:
-        return torch.equal(tokens[:, :kept], last)
-    return tokens.shape[1] == kept > 1 and not torch.equal(tokens, last) and torch.equal(tokens[:, :-1], last[:, 1:])
+def _starts_with(tokens: Tensor, first: Tensor) -> bool:
+    """Whether tokens [rows, columns, ...] are these first ones and more."""
+    n = first.shape[1]
+    return n < tokens.shape[1] and tokens.dtype == first.dtype and torch.equal(tokens[:, :n], first)
 
 
 def models_around(model: Any, module: torch.nn.Module) -> list[Any]:
