@@ -36,8 +36,8 @@ def attach(
     Each forward pass appends its features [b, t], as they are before the edits, by the served rule. All tokens are
     read, padding too. A graph that `splice` makes with the same SAE and hook has the same features and outputs. The
     features of a transcoder can be read but not edited. Gradients flow through edits and reconstructions to the
-    activations. Of blocks inside one another, the SAE that was attached first is the first to read and to edit; at the
-    same hook, the next one reads what it wrote. Compiled models run without their compiled code in the block.
+    activations. Blocks may be nested: of several SAEs at one hook the one attached first reads and edits first, and the
+    next reads what it wrote. In the block a compiled model runs without its compiled code, which knows no hooks.
 
     The gate chooses the tokens that are edited. Padding never is, where the model is given a mask of it.
 
@@ -89,8 +89,7 @@ def attach(
     opened.to(model.device)
     models = models_around(model, point.module)
     with ExitStack() as stack:
-        # Compiled code does not know hooks that came after it, and keeps those that it was compiled with.
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(_eager())
         reader = Reader(models, [stack.enter_context(watched(one)) for one in models], all_tokens=chooses.all_tokens)
         work = _Work(opened, point, numbers, reader, chooses, replace)
         # The caller may call the model with its head or its base.
@@ -107,6 +106,26 @@ def attach(
             "module that the forward pass calls",
             stacklevel=3,
         )
+
+
+_stance, _blocks = ExitStack(), [0]  # of torch.compile, and how many blocks are open
+
+
+@contextmanager
+def _eager() -> Iterator[None]:
+    """Run compiled models without their compiled code, until the last of several blocks ends.
+
+    Compiled code does not run hooks that came after it, and goes on with those that it was compiled with.
+    """
+    if not _blocks[0]:
+        _stance.enter_context(torch.compiler.set_stance("force_eager"))
+    _blocks[0] += 1
+    try:
+        yield
+    finally:
+        _blocks[0] -= 1
+        if not _blocks[0]:
+            _stance.close()
 
 
 class _Work:

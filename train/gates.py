@@ -46,9 +46,9 @@ class Gate:
         if isinstance(gate, str) and gate not in _WORDS:
             raise ValueError(f"the gate must be {', '.join(map(repr, _WORDS))} or a set of positions, got {gate!r}")
         self._gate = gate
-        self._positions = None if isinstance(gate, str) else _whole(tuple(gate), "a gate of positions")
+        self._positions = None if isinstance(gate, str) else _whole(gate, "a gate of positions")
         self._prompt_tokens = None if prompt_tokens is None else _whole(prompt_tokens, "prompt_tokens")
-        self._skip_ids = _whole(tuple(skip_ids), "skip_ids")
+        self._skip_ids = _whole(skip_ids, "skip_ids")
         self.all_tokens = gate == "all"
 
     def chosen(self, now: Pass | None, x: Tensor) -> Tensor | float:
@@ -67,13 +67,14 @@ class Gate:
         except _UnknownError as unknown:
             if not self.all_tokens:
                 raise ValueError(
-                    f"the gate {self._gate!r} does not tell here which tokens it means: {unknown}; call generate of the "
-                    "attached model, give prompt_tokens= and a mask [batch, time], or take the gate 'all'"
+                    f"the gate {self._gate!r} does not tell here which tokens it means: {unknown}; call generate of "
+                    "the attached model, give prompt_tokens= and a mask [batch, time], or take the gate 'all'"
                 ) from None
         if len(self._skip_ids):
             if now.ids is None or now.ids.shape != x.shape[:2]:
                 raise ValueError("skip_ids needs the ids of tokens, and this model reads none; leave skip_ids out")
-            chosen = ~torch.isin(now.ids, self._skip_ids.to(now.ids.device)) & chosen
+            other = ~torch.isin(now.ids, self._skip_ids.to(now.ids.device))
+            chosen = other & (chosen.to(other.device) if isinstance(chosen, Tensor) else chosen)
         return chosen[..., None].to(x.device, torch.float32) if isinstance(chosen, Tensor) else 1.0
 
     def _by_position(self, now: Pass, b: int, t: int) -> Tensor:
@@ -154,7 +155,8 @@ def _for_rows(values: Tensor, b: int, what: str) -> Tensor:
 
 def _whole(numbers: Any, what: str) -> Tensor:
     """Whole numbers that are not negative, as a tensor [n]."""
-    array = np.asarray(numbers)
+    numbers = numbers.tolist() if isinstance(numbers, Tensor) else numbers
+    array = np.asarray(list(numbers) if isinstance(numbers, Collection) else numbers)
     if array.size and not (np.issubdtype(array.dtype, np.integer) and array.ndim < 2 and array.min() >= 0):
         raise ValueError(f"{what} must be whole numbers from 0 on, got {numbers!r}")
     return torch.from_numpy(array.reshape(-1).astype(np.int64))

@@ -174,12 +174,14 @@ def test_whisper_reads_sound_in_its_encoder_and_tokens_in_its_decoder(sae: tuple
         **BART | {"num_mel_bins": 4, "max_source_positions": 10, "max_target_positions": 32, "vocab_size": 60}
     )
     model = still(hf.WhisperForConditionalGeneration, config, 20)
-    model.generation_config = hf.GenerationConfig(**SEQ, begin_suppress_tokens=None, suppress_tokens=None)
+    model.generation_config = hf.GenerationConfig(**SEQ, begin_suppress_tokens=None, suppress_tokens=None)  # type: ignore[no-untyped-call]
     sound = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 4, 20)).astype(np.float32))
     begin = torch.tensor([[5, 6, 7], [8, 9, 10]])
 
-    def call() -> None:
-        model.generate(sound, decoder_input_ids=begin, max_new_tokens=3, eos_token_id=None, return_timestamps=False)
+    def call() -> Any:
+        return model.generate(
+            sound, decoder_input_ids=begin, max_new_tokens=3, eos_token_id=None, return_timestamps=False
+        )
 
     for gate in GATES:
         twice = edited_tokens(model, "decoder.layers.0", sae, lambda: (call(), call()), gate=gate)

@@ -6,11 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import transformers as hf
-from cases_common import Weights, hooked
+from cases_common import Weights
 from cases_hosts import random_sae
 from gated import D_IN, edited_tokens, expected_tokens, still
 
@@ -83,7 +82,7 @@ def static_and_reset() -> None:
     for _ in range(2):
         llama()(IDS, attention_mask=MASK, past_key_values=cache)
         llama()(LONGER[:, 4:5], attention_mask=LONGER_MASK[:, :5], past_key_values=cache)
-        cache.reset()
+        cache.reset()  # type: ignore[no-untyped-call]
 
 
 def two_texts() -> None:
@@ -190,7 +189,7 @@ def test_drafted_tokens_are_generated(sae: tuple[Path, Weights]) -> None:
 
 
 def test_after_a_generation_that_failed_the_next_one_is_counted_anew(sae: tuple[Path, Weights]) -> None:
-    class Stop(hf.LogitsProcessor):  # type: ignore[misc]
+    class Stop(hf.LogitsProcessor):
         def __call__(self, ids: Any, scores: Any) -> Any:
             raise KeyError("stop")
 
@@ -225,6 +224,11 @@ def test_the_model_is_left_as_it_was(sae: tuple[Path, Weights]) -> None:
     hooks = [one for one in model.modules() if one._forward_hooks or one._forward_pre_hooks]
     assert not hooks
 
+    def compiles() -> bool:
+        return torch.compiler.is_compiling()
+
+    assert torch.compile(compiles, backend="eager")(), "torch.compile does not compile any more"
+
 
 def test_tokens_of_some_ids_are_skipped(sae: tuple[Path, Weights]) -> None:
     call = lambda: llama()(IDS, attention_mask=MASK)  # noqa: E731
@@ -253,7 +257,7 @@ def test_a_module_that_the_model_never_calls_is_warned_of(sae: tuple[Path, Weigh
         pass
 
 
-@pytest.mark.parametrize("prompt_tokens", [-1, 1.5, [[1, 2]], "one", [1, 2, 3], True])
+@pytest.mark.parametrize("prompt_tokens", [-1, 1.5, [[1, 2]], "one", [1, 2, 3], True, torch.tensor([-1])])
 def test_prompt_tokens_that_are_no_numbers_or_do_not_fit_are_refused(
     sae: tuple[Path, Weights], prompt_tokens: Any
 ) -> None:
@@ -263,7 +267,7 @@ def test_prompt_tokens_that_are_no_numbers_or_do_not_fit_are_refused(
 
 @pytest.mark.parametrize("at_once", [False, True])
 def test_a_compiled_model_is_edited_in_the_block_alone(sae: tuple[Path, Weights], at_once: bool) -> None:
-    torch._dynamo.reset()
+    torch.compiler.reset()
     model = copy.deepcopy(llama())
     with torch.no_grad():
         plain = model(IDS).logits
