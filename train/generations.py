@@ -140,7 +140,8 @@ _WATCHED = WeakIdKeyDictionary()  # of models and their Generation
 def watched(model: Any) -> Iterator[Generation]:
     """Watch what a model generates from, in the block; several blocks share what they learn of one model.
 
-    >>> with watched(torch.nn.Identity()) as generation:
+    >>> class Model: ...
+    >>> with watched(Model()) as generation:
     ...     generation.prompt is None
     True
     """
