@@ -3,7 +3,8 @@
 A column holds a token of each row of the batch, or padding. The reader is the innermost transformers model that holds a
 hooked module. The rules:
 
-- A pass begins at the column behind those that the reader's cache holds, and at column 0 without a cache.
+- A pass begins at the column behind those that the reader's cache holds, and at column 0 without a cache; or where
+  `cache_position` says.
 - While the attached model generates, the prompt is what `generate` was given.
 - Where passes are made by hand, the prompt is the first pass of a text. A single column that is read later with the
   cache of that text is generated.
@@ -138,7 +139,8 @@ class Reader:
             return Pass(length=tokens.shape[1], ids=ids, unknown="nobody asked")
         key = _key(self._cache)
         text = None if key is None else self._texts.get(key)
-        start = tokens_in(self._cache)
+        columns = given.get("cache_position")  # of the tokens; releases of transformers before 5 give them
+        start = tokens_in(self._cache) if columns is None else int(columns[0])
         if start is None and text is not None:
             start = text.columns
         now = Pass(start or 0, tokens.shape[1], mask, ids, tokens.shape[1], given.get("position_ids"))
@@ -156,6 +158,8 @@ class Reader:
         now = replace(now, mask=mask, prompt=prompt.columns, position_ids=None)
         if self._prompt is not prompt:
             goes_on = now.start == prompt.cached
+        elif self._cache is None and now.start:  # the model keeps a cache inside
+            goes_on = now.start == self._end
         elif self._cache is None:  # all that was read is read again, and a new token
             goes_on = now.length == self._end + 1 and not self._keeps_cache
         else:
