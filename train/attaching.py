@@ -1,20 +1,22 @@
 """Read and edit the features of an SAE inside a live torch model, also while it generates."""
 
+import warnings
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sae_runtime.core.edits import Edit, as_inputs
+from sae_runtime.core.edits import Edit, edit_arrays
 from sae_runtime.core.features import Features
+from sae_runtime.train.gates import Gate, Word
+from sae_runtime.train.generations import watched
 from sae_runtime.train.harvest.hook_point import HookPoint, activations_in, find_hook, with_activations
 from sae_runtime.train.measure.torch_sae import TorchSAE, open_sae
-
-Gate = Literal["all", "prompt", "generated"] | Collection[int]
+from sae_runtime.train.token_positions import Reader, models_around
 
 
 @contextmanager
@@ -24,15 +26,29 @@ def attach(
     sae: TorchSAE | str | Path,
     edits: Sequence[Edit] | Sequence[Sequence[Edit]] = (),
     *,
-    gate: Gate = "all",
+    gate: Word | Collection[int] = "all",
+    prompt_tokens: int | Sequence[int] | None = None,
+    skip_ids: Collection[int] = (),
     replace: bool = False,
 ) -> Iterator[list[Features]]:
     """Read the features of the activations at a hook, and edit them, while the block lasts.
 
-    Each forward pass appends its features [b, t], as they are before the edits, by the served rule. Padding counts as a
-    token. The edits are those of `SAE.steer`, which keep the error x - x_hat. A graph that `splice` makes
-    with the same SAE and hook has the same features and outputs. The features of a transcoder can be read but not
-    edited. Gradients flow through edits and reconstructions to the activations.
+    Each forward pass appends its features [b, t], as they are before the edits, by the served rule. All tokens are
+    read, padding too. A graph that `splice` makes with the same SAE and hook has the same features and outputs. The
+    features of a transcoder can be read but not edited. Gradients flow through edits and reconstructions to the
+    activations. Blocks may be nested: of several SAEs at one hook the one attached first reads and edits first, and the
+    next reads what it wrote. In the block a compiled model runs without its compiled code, which knows no hooks.
+
+    The gate chooses the tokens that are edited. Padding never is, where the model is given a mask of it.
+
+    - "all".
+    - "prompt": the tokens that `generate` was given. Where passes are made by hand, those of the first pass of a text;
+      single tokens that follow with its cache are generated. In an encoder all tokens are prompt.
+    - "generated": the tokens that `generate` chose. The first of them comes from the last token of the prompt, so no
+      edit of generated tokens can move it.
+    - "last_prompt": the last token of the prompt.
+    - "answer": the last token of the prompt and the generated ones, thus every token that a new one comes from.
+    - A set of positions, which count a request's tokens from 0, without padding.
 
     Args:
         model: a transformers model; it may generate, with a cache of keys and values or without.
@@ -40,9 +56,11 @@ def attach(
         sae: a bundle, exported or not, or the result of `open_sae`; it is moved to the model's device.
         edits: one list for all requests, or a list for each of the b. If a request is searched by several beams, all of
             them get its list.
-        gate: the tokens that are edited: "all", the tokens of the "prompt" (of a pass before which no token was read),
-            the "generated" tokens, or a set of positions, counted from 0 without padding.
-        replace: replace the activation by its reconstruction with the edits.
+        gate: the tokens that are edited.
+        prompt_tokens: number of tokens of the prompt without padding, one for all requests, or one for each; None to
+            learn it from the passes.
+        skip_ids: tokens that are not edited, such as `tokenizer.all_special_ids`.
+        replace: replace the activation by its reconstruction with the edits; the gate is for edits alone.
 
     Returns:
         The list of features, which grows with each forward pass.
@@ -50,57 +68,92 @@ def attach(
     Raises:
         BundleError: the bundle is damaged.
         ValueError: the model has no such hook, the hook has no activations of the SAE's d_in, a pass calls the module
-            several times and the hook does not name one call, a feature is out of range or edited twice, the number of
-            lists does not fit the requests, the gate is unknown, or a transcoder is to edit or replace the activations
-            that it reads.
+            several times and the hook does not name one call, a feature is out of range or edited twice, an edit needs
+            its largest activation and the bundle has none, the number of lists does not fit the requests, the gate is
+            unknown, it is not known which tokens the gate means, a copy of the model runs, or a transcoder is to edit
+            or replace the activations that it reads.
+
+    Warns:
+        UserWarning: the model ran, and the module at the hook never did.
 
     >>> model = AutoModelForCausalLM.from_pretrained("gpt2")  # doctest: +SKIP
-    >>> with attach(model, "h.6", "my-sae", [Edit.add(12, 5.0)]) as features:  # doctest: +SKIP
+    >>> with attach(model, "h.6", "my-sae", [Edit.add(12, 5.0)], gate="answer") as features:  # doctest: +SKIP
     ...     model.generate(**tokens)
     """
     opened = open_sae(sae) if isinstance(sae, str | Path) else sae
-    if isinstance(gate, str) and gate not in ("all", "prompt", "generated"):
-        raise ValueError(f"the gate must be 'all', 'prompt', 'generated' or a set of positions, got {gate!r}")
+    chooses = Gate(gate, prompt_tokens, skip_ids)
     point = find_hook(model, hook)
     requests: Any = edits if edits and not isinstance(edits[0], Edit) else [edits]
-    numbers = {name: torch.from_numpy(a) for name, a in as_inputs(requests, opened.manifest.architecture.d_sae).items()}
-    work = _Work(opened, point, numbers, gate, replace)
+    arrays = edit_arrays(requests, opened.manifest.architecture.d_sae, opened.largest)
+    numbers = {name: torch.from_numpy(array) for name, array in arrays.items()}
     opened.to(model.device)
-    # The caller may call the model with its head or its base; both pass the same masks.
-    callers = dict.fromkeys((model, model.base_model))
-    handles = [caller.register_forward_pre_hook(work.begin, with_kwargs=True) for caller in callers]
-    handles += [caller.register_forward_hook(work.end) for caller in callers]
-    handles.append(point.watch(work))
-    try:
-        yield work.read
-    finally:
+    models = models_around(model, point.module)
+    with ExitStack() as stack:
+        stack.enter_context(_eager())
+        reader = Reader(models, [stack.enter_context(watched(one)) for one in models], all_tokens=chooses.all_tokens)
+        work = _Work(opened, point, numbers, reader, chooses, replace)
+        # The caller may call the model with its head or its base.
+        callers = dict.fromkeys((model, model.base_model))
+        handles = [caller.register_forward_pre_hook(lambda *_: work.begin()) for caller in callers]
+        handles += [caller.register_forward_hook(lambda *_: work.end()) for caller in callers]
+        handles += reader.follow(lambda: point.watch(work))
         for handle in handles:
-            handle.remove()
+            stack.callback(handle.remove)
+        yield work.read
+    if work.passes and not work.called:
+        warnings.warn(
+            f"the model ran {work.passes} times and never called {point.hook}, so nothing was read or edited; hook a "
+            "module that the forward pass calls",
+            stacklevel=3,
+        )
+
+
+_stance, _blocks = ExitStack(), [0]  # of torch.compile, and how many blocks are open
+
+
+@contextmanager
+def _eager() -> Iterator[None]:
+    """Run compiled models without their compiled code, until the last of several blocks ends.
+
+    Compiled code does not run hooks that came after it, and goes on with those that it was compiled with.
+    """
+    if not _blocks[0]:
+        _stance.enter_context(torch.compiler.set_stance("force_eager"))
+    _blocks[0] += 1
+    try:
+        yield
+    finally:
+        _blocks[0] -= 1
+        if not _blocks[0]:
+            _stance.close()
 
 
 class _Work:
     """What is done at the hook: in each forward pass the features go to `read`, and the activations may be changed."""
 
-    def __init__(self, sae: TorchSAE, point: HookPoint, numbers: dict[str, Tensor], gate: Gate, replace: bool) -> None:
-        self.sae, self.point, self.numbers, self.gate, self.replace = sae, point, numbers, gate, replace
+    def __init__(
+        self, sae: TorchSAE, point: HookPoint, numbers: dict[str, Tensor], reader: Reader, gate: Gate, replace: bool
+    ) -> None:
+        self.sae, self.point, self.numbers, self.replace = sae, point, numbers, replace
+        self.reader, self.gate = reader, gate
         self.edited = numbers["features"].numel() > 0
         if self.edited or replace:
             sae.refuse_transcoder()
         self.read: list[Features] = []
-        self.place = _Place()
+        self.passes, self.called = 0, False  # passes of the model; whether any of them called the module
         self.calls, self.running = 0, False  # calls of the module in this pass; whether a pass of the model runs
 
-    def begin(self, _model: Any, _args: Any, settings: dict[str, Any]) -> None:
+    def begin(self) -> None:
+        self.passes += not self.running
         self.calls, self.running = 0, True
-        self.place.look(settings)
 
-    def end(self, _model: Any, _args: Any, _output: Any) -> None:
+    def end(self) -> None:
         if self.calls:
             self.point.check_calls(self.calls)
         self.calls, self.running = 0, False
 
     def __call__(self, given: Any) -> Any:
-        call, self.calls = self.calls, self.calls + 1
+        call, self.calls, self.called = self.calls, self.calls + 1, True
         if call != (self.point.call or 0) and (self.running or self.point.call):
             return None  # an encoder that is called by itself has no begin and no end: each of its calls is a pass
         whole = activations_in(given, self.point.hook, ("batch", "time", self.sae.manifest.architecture.d_in))
@@ -111,35 +164,10 @@ class _Work:
         if not self.edited and not self.replace:
             return None
         y = self.sae.decode(f, x) if self.replace else x
-        change = _change(self.sae, f, x, whole.shape, self.numbers) * self.place.gates(self.gate, whole)
-        return with_activations(given, (y.view(whole.shape) + change).to(whole.dtype))
-
-
-class _Place:
-    """The positions of the tokens that the model reads, from the arguments of its last call."""
-
-    def __init__(self) -> None:
-        self._seen = 0
-        self._mask: Tensor | None = None
-
-    def look(self, settings: dict[str, Any]) -> None:
-        past = settings.get("past_key_values")
-        self._seen = 0 if past is None else int(past.get_seq_length())
-        mask = settings.get("attention_mask")
-        self._mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
-
-    def gates(self, gate: Gate, x: Tensor) -> Tensor | float:
-        """1 where tokens are edited and 0 elsewhere, broadcastable to [b, t, 1]."""
-        if isinstance(gate, str):
-            return float(gate == "all" or (gate == "prompt") == (self._seen == 0))
-        end = self._seen + x.shape[1]
-        if self._mask is None or self._mask.shape[1] < end:
-            position = torch.arange(self._seen, end, device=x.device)[None]
-        else:
-            real = self._mask[:, :end].long()
-            position = (real.cumsum(dim=1) - 1).masked_fill(real == 0, -1)[:, self._seen :]
-        chosen = torch.tensor(sorted(gate), dtype=torch.long, device=position.device)
-        return torch.isin(position, chosen).float()[..., None].to(x.device)
+        if self.edited:
+            chosen = self.gate.chosen(self.reader.now, whole)
+            y = y + (_change(self.sae, f, x, whole.shape, self.numbers) * chosen).view(y.shape)
+        return with_activations(given, y.view(whole.shape).to(whole.dtype))
 
 
 def _change(sae: TorchSAE, f: Tensor, x: Tensor, shape: tuple[int, ...], numbers: dict[str, Tensor]) -> Tensor:
@@ -149,9 +177,10 @@ def _change(sae: TorchSAE, f: Tensor, x: Tensor, shape: tuple[int, ...], numbers
         raise ValueError(f"{requests} lists of edits do not fit {b} requests; give one list, or one for each")
     repeated = {name: a.to(f.device).repeat_interleave(b // requests, dim=0) for name, a in numbers.items()}
     features = repeated.pop("features")
-    scale, shift, low, high = (repeated[name][:, None] for name in ("scale", "shift", "low", "high"))
+    scale, shift, low, high, only_active = (a[:, None] for a in repeated.values())
     old = f.view(b, t, -1).gather(2, features[:, None].expand(-1, t, -1))
     new = torch.minimum(torch.maximum(scale * old + shift, low), high)
+    new = torch.where(only_active & (old <= 0), old, new)
     change = (new - old) @ sae.W_dec[features]
     size = sae.normalised(x)[2]
     return change if size is None else change * size.view(b, t, 1)

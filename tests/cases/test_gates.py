@@ -97,31 +97,26 @@ def test_with_padding_on_the_left_position_0_is_the_first_real_token(llama: Any,
     assert edited_tokens(llama, "layers.0", sae, [0], call) == [[[0, 0, 1, 0]], [[0]]]
 
 
-@pytest.mark.xfail(strict=True, reason="Without a cache, every pass counts as a prompt, so no new token is edited.")
 def test_without_a_cache_the_gate_generated_edits_the_new_tokens(llama: Any, sae: tuple[Path, Weights]) -> None:
     call = generation(llama, use_cache=False, pad_token_id=2, eos_token_id=None)
     assert edited_tokens(llama, "layers.0", sae, "generated", call) == [[[0, 0, 0, 0]], [[0, 0, 0, 0, 1]]]
 
 
-@pytest.mark.xfail(strict=True, reason="Without a cache, every pass counts as a prompt, so new tokens are edited too.")
 def test_without_a_cache_the_gate_prompt_edits_the_prompt_alone(llama: Any, sae: tuple[Path, Weights]) -> None:
     call = generation(llama, use_cache=False, pad_token_id=2, eos_token_id=None)
     assert edited_tokens(llama, "layers.0", sae, "prompt", call) == [[[1, 1, 1, 1]], [[1, 1, 1, 1, 0]]]
 
 
-@pytest.mark.xfail(strict=True, reason="The second chunk of a prompt counts as generated, so it is not edited.")
 def test_with_a_prompt_in_chunks_the_gate_prompt_edits_all_chunks(llama: Any, sae: tuple[Path, Weights]) -> None:
     call = generation(llama, prefill_chunk_size=2, pad_token_id=2, eos_token_id=None)
     assert edited_tokens(llama, "layers.0", sae, "prompt", call) == [[[1, 1]], [[1, 1]], [[0]]]
 
 
-@pytest.mark.xfail(strict=True, reason="The second chunk of a prompt counts as generated, so it is edited.")
 def test_with_a_prompt_in_chunks_the_gate_generated_edits_no_chunk(llama: Any, sae: tuple[Path, Weights]) -> None:
     call = generation(llama, prefill_chunk_size=2, pad_token_id=2, eos_token_id=None)
     assert edited_tokens(llama, "layers.0", sae, "generated", call) == [[[0, 0]], [[0, 0]], [[1]]]
 
 
-@pytest.mark.xfail(strict=True, reason="A static cache gets a mask of four dimensions, so padding is counted as text.")
 def test_with_a_static_cache_position_0_is_the_first_real_token(llama: Any, sae: tuple[Path, Weights]) -> None:
     settings: dict[str, Any] = {"cache_implementation": "static", "pad_token_id": 2, "eos_token_id": None}
     call = generation(llama, PADDED, PADDED_MASK, **settings)
@@ -133,20 +128,17 @@ def test_in_an_encoder_the_gate_prompt_edits_the_first_text(t5: Any, sae: tuple[
     assert edited_tokens(t5, "encoder.block.0", sae, "prompt", call) == [[[1, 1, 1, 1]]]
 
 
-@pytest.mark.xfail(strict=True, reason="The cache of the first text is still remembered when the second text comes.")
 def test_in_an_encoder_the_gate_prompt_edits_the_second_text_too(t5: Any, sae: tuple[Path, Weights]) -> None:
     call = generation(t5, max_new_tokens=3)
     twice = edited_tokens(t5, "encoder.block.0", sae, "prompt", lambda: (call(), call()))
     assert twice == [[[1, 1, 1, 1]], [[1, 1, 1, 1]]]
 
 
-@pytest.mark.xfail(strict=True, reason="The mask of the encoder's tokens is taken for that of the decoder's.")
 def test_in_a_decoder_positions_are_its_own_and_not_the_encoders(t5: Any, sae: tuple[Path, Weights]) -> None:
     call = generation(t5, PADDED * PADDED_MASK, PADDED_MASK, max_new_tokens=3)
     assert edited_tokens(t5, "decoder.block.0", sae, [0], call) == [[[1]], [[0]], [[0]]]
 
 
-@pytest.mark.xfail(strict=True, reason="A state-space model has no keys and values, so every step counts as a prompt.")
 def test_in_a_state_space_model_the_gate_generated_edits_the_new_tokens(sae: tuple[Path, Weights]) -> None:
     sizes: dict[str, Any] = {"hidden_size": D_IN, "num_hidden_layers": 1, "state_size": 4}
     ids: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1}
@@ -155,7 +147,6 @@ def test_in_a_state_space_model_the_gate_generated_edits_the_new_tokens(sae: tup
     assert edited_tokens(mamba, "layers.0", sae, "generated", call) == [[[0, 0, 0, 0]], [[1]]]
 
 
-@pytest.mark.xfail(strict=True, reason="A compiled model that has run before does not see hooks that come later.")
 def test_a_compiled_model_that_has_run_is_edited_all_the_same(llama: Any, sae: tuple[Path, Weights]) -> None:
     torch._dynamo.reset()
     compiled: Any = torch.compile(llama, backend="eager")

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cases_common import Truth, Weights, true_features
+from cases_hosts import random_sae
 from conftest import D_IN, make_weights, served
 from converted import SAELENS, converted
 from documents import blocks
@@ -16,6 +18,8 @@ from transformers import AlbertConfig, AlbertForMaskedLM, GPT2Config, GPT2LMHead
 
 from sae_runtime import Edit, load
 from sae_runtime.bundle import folder as bundle
+from sae_runtime.bundle.folder import put_stats
+from sae_runtime.bundle.stats import counted
 from sae_runtime.core.edits import as_inputs
 from sae_runtime.exports import witness
 from sae_runtime.exports.splice.splicing import Splice, splice
@@ -239,7 +243,7 @@ def test_the_gate_chooses_the_tokens_that_are_edited(bundle_of: BundleOf) -> Non
     change = 5.0 * weights["W_dec"][7]
     for name in gates:
         moved = np.abs(edited[name][0] - edited["none"][0] - change).max(axis=2) < 1e-4
-        expected = np.isin(position, [0, 3, 8]) if name == "some" else np.full((3, 8), name != "generated")
+        expected = np.isin(position, [0, 3, 8]) if name == "some" else (position >= 0) & (name != "generated")
         np.testing.assert_array_equal(moved, expected)
     step = position[:, -1] + 1  # of the token after the prompt
     for name in gates:
@@ -248,6 +252,63 @@ def test_the_gate_chooses_the_tokens_that_are_edited(bundle_of: BundleOf) -> Non
         assert (not same.all()) == bool(changed[name]), name
     with pytest.raises(ValueError, match="got 'some'"), attach(model, HOOK, bundle_of("mutual"), gate="some"):  # type: ignore[arg-type]
         pass
+
+
+def edited_in_float64(weights: Weights, x: Truth, edits: list[Edit]) -> Truth:
+    """x + (f' - f) W_dec, one edit after another."""
+    features, y = true_features(weights, x.astype(np.float32)), x.copy()
+    for edit in edits:
+        f = features[..., edit.feature]
+        new = np.clip(edit.factor * f + edit.shift, edit.low, edit.high)
+        new = np.where((f > 0) | (not edit.only_active), new, f)
+        y += (new - f)[..., None] * weights["W_dec"][edit.feature].astype(np.float64)
+    return y
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_saes_at_one_hook_apply_in_the_order_in_which_they_were_attached(
+    order: tuple[int, int], tmp_path: Path
+) -> None:
+    paths, sizes = [tmp_path / "one", tmp_path / "two"], [160, 96]
+    weights = [random_sae(path, d_sae=size) for path, size in zip(paths, sizes, strict=True)]
+    edits = [[Edit.set(7, 9.0)], [Edit.scale(5, -2.0), Edit.add(3, 4.0)]]
+    x = np.random.default_rng(0).normal(0, 1.2, (2, 4, 32)).astype(np.float32)
+    model, first, second = Model("tensor"), order[0], order[1]
+    with attach(model, "layer", paths[first], edits[first]) as outer:
+        with attach(model, "layer", paths[second], edits[second]) as inner:
+            y = model(torch.from_numpy(x)).numpy()
+    between = edited_in_float64(weights[first], x.astype(np.float64), edits[first])
+    for features, one, given in ((outer, first, x), (inner, second, between)):
+        truth = true_features(weights[one], given.astype(np.float32))
+        np.testing.assert_allclose(features[0].to_dense(), truth, atol=1e-4)
+    np.testing.assert_allclose(y, edited_in_float64(weights[second], between, edits[second]), atol=1e-4)
+
+
+def test_edits_of_active_tokens_alone_and_in_multiples_of_the_largest_activation(tmp_path: Path) -> None:
+    weights, largest = random_sae(tmp_path / "sae"), np.linspace(1, 3, 160)
+    put_stats(bundle.read(tmp_path / "sae"), counted(np.ones(160, np.int64), largest, 10))
+    x = np.random.default_rng(0).normal(0, 1.2, (2, 30, 32)).astype(np.float32)
+    where: dict[str, Any] = {"only_active": True}
+    edits = [
+        Edit.set(1, 6.0, **where),
+        Edit.add(2, -2.0, **where),
+        Edit.scale(3, 3.0, **where),
+        Edit.ablate(4, **where),
+    ]
+    edits += [Edit.cap(5, 0.9, **where), Edit(6, -2.0, 3.0, -1.0, 2.5, only_active=True), Edit.set(7, 6.0)]
+    edits += [Edit.set(8, times=2, **where), Edit.add(9, times=0.5), Edit.cap(10, times=0.5, **where)]
+    plain = edits[:7] + [Edit.set(8, 2 * largest[8], **where), Edit.add(9, largest[9] / 2)]
+    plain += [Edit.cap(10, largest[10] / 2, **where)]
+    model = Model("tensor")
+    with attach(model, "layer", tmp_path / "sae", edits):
+        y = model(torch.from_numpy(x)).numpy()
+    active = (true_features(weights, x)[..., :11] > 0).mean(axis=(0, 1))
+    assert (active > 0).all() and (active < 0.9).all()
+    np.testing.assert_allclose(y, edited_in_float64(weights, x.astype(np.float64), plain), atol=1e-4)
+    with pytest.raises(ValueError, match="the bundle has no stats of it"):
+        random_sae(tmp_path / "bare")
+        with attach(model, "layer", tmp_path / "bare", [Edit.set(8, times=2)]):
+            pass
 
 
 def test_attach_replaces_the_activation_by_the_reconstruction(bundle_of: BundleOf, kind: str) -> None:

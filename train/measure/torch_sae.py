@@ -25,6 +25,7 @@ class TorchSAE(nn.Module):
         manifest: the bundle's manifest.
         served: the served rule.
         batch: the batch rule; None if the bundle has none.
+        largest: the largest measured activation of each feature, [d_sae]; None if the bundle has no stats.
 
     >>> sae = open_sae(bundle_path)
     >>> sae(torch.zeros(2, 24)).shape
@@ -41,6 +42,8 @@ class TorchSAE(nn.Module):
         """Copy the weights of a bundle, and its threshold if its architecture has one."""
         super().__init__()
         self.path, self.manifest = read.path, read.manifest
+        stats = read.stats()
+        self.largest = None if stats is None else stats.largest
         architecture, allocation = read.manifest.architecture, read.manifest.allocation
         for name, array in read.weights().items():
             # W_enc is stored by rows of features, as in training, so that both products have equal bits.
