@@ -70,6 +70,7 @@ SLOW = (
     "test_processed_model",
     "test_real_ties",
     "test_sinks_calibrate",
+    "test_smollm2",
     "test_ties_served",
     "test_tinystories_host",
 )
