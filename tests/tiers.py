@@ -74,6 +74,7 @@ SLOW = (
     "test_real_ties",
     "test_same_place",
     "test_sinks_calibrate",
+    "test_smollm2",
     "test_ties_served",
     "test_tinystories_host",
 )
