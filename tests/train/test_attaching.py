@@ -305,7 +305,7 @@ def test_edits_of_active_tokens_alone_and_in_multiples_of_the_largest_activation
     active = (true_features(weights, x)[..., :11] > 0).mean(axis=(0, 1))
     assert (active > 0).all() and (active < 0.9).all()
     np.testing.assert_allclose(y, edited_in_float64(weights, x.astype(np.float64), plain), atol=1e-4)
-    with pytest.raises(ValueError, match="the bundle has no stats of it"):
+    with pytest.raises(ValueError, match="which is not known; measure it"):
         random_sae(tmp_path / "bare")
         with attach(model, "layer", tmp_path / "bare", [Edit.set(8, times=2)]):
             pass
