@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from sae_runtime.bundle.splices import Spliced
-
 
 @dataclass(frozen=True)
 class Part:
@@ -72,52 +70,6 @@ def take_apart(graph: ir.Graph, required: Collection[str] = ()) -> Part:
     graph.initializers.clear()
     graph.remove(part.nodes)
     return part
-
-
-def take_out(host: ir.Graph, spliced: Spliced) -> tuple[ir.Value, Part]:
-    """Undo a merge: give the value of the host that the part reads, and the part, which `put_back` takes."""
-    name, public = spliced.name, {*spliced.inputs, *spliced.outputs}
-    nodes = nodes_of(host, name)
-    all_nodes = [*nodes]
-    for node in nodes:
-        for attribute in node.attributes.values():
-            if attribute.type == ir.AttributeType.GRAPH:
-                all_nodes += ir.traversal.RecursiveGraphIterator(attribute.as_graph())
-    inside = set(all_nodes)
-    values = {value.name: value for value in host.inputs} | {v.name: v for node in host for v in node.outputs}
-    value, x = values[spliced.tensor], ir.Value(name=f"{name}/x")
-    made = [output for node in nodes for output in node.outputs if output.name not in public]
-    y = next((v for v in made if v.is_graph_output() or any(use.node not in inside for use in v.uses())), None)
-    part = Part(
-        x=x,
-        y=y,
-        inputs=[value for value in host.inputs if value.name in public],
-        outputs=[value for value in host.outputs if value.name in public],
-        initializers=[v for key, v in host.initializers.items() if key in public or key.startswith(f"{name}/")],
-        nodes=nodes,
-        all_nodes=all_nodes,
-    )
-    for user, index in tuple(value.uses()):
-        if user in inside:
-            user.replace_input_with(index, x)
-    if y is not None:
-        for user, index in tuple(y.uses()):
-            if user not in inside:
-                user.replace_input_with(index, value)
-        if y.is_graph_output():
-            host.outputs[:] = [value if output is y else output for output in host.outputs]
-            value.name, y.name = y.name, f"{name}/y"
-    host.inputs[:] = [value for value in host.inputs if value.name not in public]
-    host.outputs[:] = [value for value in host.outputs if value.name not in public]
-    for initializer in part.initializers:
-        del host.initializers[initializer.name or ""]
-    host.remove(nodes)
-    return value, part
-
-
-def nodes_of(host: ir.Graph, name: str) -> list[ir.Node]:
-    """The nodes of the part whose names begin with `name`, without those in branches."""
-    return [node for node in host if (node.name or "").startswith(f"{name}/")]
 
 
 def put_back(host: ir.Graph, value: ir.Value, part: Part, name: str) -> None:

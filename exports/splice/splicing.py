@@ -15,14 +15,14 @@ import onnx_ir as ir
 from sae_runtime.bundle import files
 from sae_runtime.bundle import folder as bundles
 from sae_runtime.bundle.folder import DERIVED, WEIGHTS, Bundle, BundleError
-from sae_runtime.bundle.hooks import Hook, parse_hook
-from sae_runtime.bundle.splices import Spliced, read_splices
+from sae_runtime.bundle.hooks import parse_hook
+from sae_runtime.bundle.splices import Spliced
 from sae_runtime.bundle.tensors import TensorSpec, read_header
 from sae_runtime.engine import sessions
-from sae_runtime.exports.splice.hook_tensor import find_hook
 from sae_runtime.exports.splice.insert import insert_graph
-from sae_runtime.exports.splice.merge import merge, nodes_of, put_back, take_out
+from sae_runtime.exports.splice.merge import merge
 from sae_runtime.exports.splice.placement import How, Placement
+from sae_runtime.exports.splice.same_place import find_place
 
 OLDEST_OPSET, OLDEST_IR = 18, 8
 # The inputs without defaults where a splice is `required`: onnxruntime-genai passes on no input that has a default.
@@ -145,7 +145,7 @@ def _splice(model: ir.Model, wanted: Splice) -> Spliced:
     if architecture.d_out is not None and (wanted.edit or wanted.replace):
         raise ValueError(f"{wanted.bundle} is a transcoder, whose features cannot edit its input; only read")
     hook = parse_hook(text)
-    value = _place(model, hook, architecture.d_in)
+    value = find_place(model, hook, architecture.d_in)
     assert value.dtype is not None  # find_hook gives activations only
     parts = {"read": wanted.read, "edit": wanted.edit, "replace": wanted.replace}
     graph = insert_graph(bundle, value.dtype, **parts, specs=_derived(bundle)).graph
@@ -163,26 +163,6 @@ def _splice(model: ir.Model, wanted: Splice) -> Spliced:
     )
     model.metadata_props.update(spliced.to_metadata())
     return spliced
-
-
-def _place(model: ir.Model, hook: Hook, d_in: int) -> ir.Value:
-    """The value that a hook names in the host, or what the last SAE that edits it there puts in its place.
-
-    The hook is looked for in the host alone, so that SAEs inside it do not change what its modules read and give.
-    """
-    graph = model.graph
-    inputs, outputs = [*graph.inputs], [*graph.outputs]
-    position = {node: number for number, node in enumerate(graph)}
-    inside = read_splices(model.metadata_props).values()
-    in_order = sorted(inside, key=lambda one: min(position[node] for node in nodes_of(graph, one.name)))
-    taken = [(one.name, *take_out(graph, one)) for one in reversed(in_order)]
-    value = find_hook(graph, hook, d_in)
-    for name, place, part in reversed(taken):
-        put_back(graph, place, part, name)
-        value = part.y if place is value and part.y is not None else value
-    if taken:  # callers may know inputs and outputs by their order
-        graph.inputs[:], graph.outputs[:] = inputs, outputs
-    return value
 
 
 def _check_name(graph: ir.Graph, name: str) -> None:

@@ -1,11 +1,13 @@
 """Several SAEs at one place of a host: each reads what the one before it wrote."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from conftest import D_IN, K, make_weights
@@ -147,3 +149,14 @@ def test_a_splice_keeps_the_order_of_inputs_and_outputs_and_says_what_it_reads(
         zip((*names, "third"), (*hooks, hooks[1]), strict=True)
     )
     assert said["third"].tensor == "early/y"
+
+
+def test_a_splice_whose_nodes_were_renamed_is_refused(bundle_of: BundleOf, tmp_path: Path) -> None:
+    one = Splice(bundle=bundle_of("mutual"), hook="encoder.layer.0")
+    made = splice(host_graph("bert"), [one], tmp_path / "first").path
+    model = ir.load(made)
+    for node in model.graph:
+        node.name = None
+    ir.save(model, made)
+    with pytest.raises(ValueError, match="a tool has renamed the nodes of the splice sae; splice the host from before"):
+        splice(made, [dataclasses.replace(one, name="two")], tmp_path / "second")
