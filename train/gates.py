@@ -49,7 +49,7 @@ class Gate:
         self._positions = None if isinstance(gate, str) else _whole(gate, "a gate of positions")
         self._prompt_tokens = None if prompt_tokens is None else _whole(prompt_tokens, "prompt_tokens")
         self._skip_ids = _whole(skip_ids, "skip_ids")
-        self.all_tokens = gate == "all"
+        self.all_tokens = isinstance(gate, str) and gate == "all"
 
     def chosen(self, now: Pass | None, x: Tensor) -> Tensor | float:
         """1 for the chosen tokens of activations x [b, t, d_in] in a pass and 0 for others; broadcastable to [b, t, 1].

@@ -92,6 +92,7 @@ class Reader:
         self.now: Pass | None = None
         self._models, self._generations, self._all_tokens = models, generations, all_tokens
         self._is_encoder = any(_has_in_its_encoder(model, models[-1]) for model in models)
+        self._is_decoder = [_has_in_its_decoder(one.model, models[-1]) for one in generations]
         self._names = [list(inspect.signature(model.forward).parameters) for model in models]
         self._outer_ids: Tensor | None = None  # of the tokens, where an outer model makes embeddings of them
         self._cache: Any = None  # that the pass was given
@@ -134,7 +135,8 @@ class Reader:
         if tokens is None or self._is_encoder:
             return Pass(length=None if tokens is None else tokens.shape[1], mask=mask, ids=ids)
         ids = self._outer_ids if ids is None else ids
-        prompt = next((one.prompt for one in self._generations if one.prompt is not None), None)
+        generating = [one.prompt is not None for one in self._generations]
+        prompt = self._generations[generating.index(True)].prompt if any(generating) else None
         if self._all_tokens and (mask if prompt is None else prompt.mask) is None:
             return Pass(length=tokens.shape[1], ids=ids, unknown="nobody asked")
         key = _key(self._cache)
@@ -150,7 +152,11 @@ class Reader:
             return replace(now, unknown="several texts share a row")
         if "mems" in self._names[-1]:
             return replace(now, unknown="the model puts time before the batch")
-        return self._by_hand(now, tokens, text) if prompt is None else self._generating(now, prompt, text)
+        if prompt is None:
+            return self._by_hand(now, tokens, text)
+        if not self._is_decoder[generating.index(True)]:
+            return replace(now, unknown="it reads another text than the one that grows")
+        return self._generating(now, prompt, text)
 
     def _generating(self, now: Pass, prompt: Prompt, text: _Text | None) -> Pass:
         """The same pass as one of `generate`, which pads the prompt alone."""
@@ -237,3 +243,8 @@ def _has_encoder(model: Any) -> bool:
 def _has_in_its_encoder(model: Any, inner: Any) -> bool:
     encoder = model.get_encoder() if _has_encoder(model) and hasattr(model, "get_encoder") else model
     return encoder is not model and any(one is inner for one in encoder.modules())
+
+
+def _has_in_its_decoder(model: Any, inner: Any) -> bool:
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    return any(one is inner for one in decoder.modules())

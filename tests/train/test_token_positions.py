@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cases_hosts import random_sae
@@ -29,6 +30,18 @@ def test_a_gate_chooses_the_tokens_that_counting_gives(gate: Any, padding: str) 
         chosen = Gate(gate).chosen(now, torch.zeros(2, end - begin, 3))
         chosen = (chosen * torch.ones(2, end - begin, 1))[..., 0]
         assert chosen.int().tolist() == expected_tokens(gate, masks, [range(begin, end)])[0]
+
+
+@pytest.mark.parametrize("gate", [np.array([0, 2]), torch.tensor([0, 2]), range(0, 3, 2), [0, 2], frozenset({0, 2})])
+def test_positions_come_in_any_collection(gate: Any) -> None:
+    chosen: Any = Gate(gate).chosen(Pass(length=4), torch.zeros(1, 4, 3))
+    assert chosen[..., 0].int().tolist() == [[1, 0, 1, 0]]
+
+
+@pytest.mark.parametrize("gate", ["some", None, {-1}, {1.5}, {True}, ""])
+def test_a_gate_that_is_neither_a_word_nor_positions_is_refused(gate: Any) -> None:
+    with pytest.raises(ValueError, match="gate"):
+        Gate(gate)
 
 
 def test_rows_of_a_request_share_what_is_said_of_it() -> None:
