@@ -9,7 +9,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from sae_runtime.bundle import folder as bundles
 from sae_runtime.bundle import hub
-from sae_runtime.bundle.folder import Bundle
 from sae_runtime.bundle.graphs import ENCODE, GPU
 from sae_runtime.bundle.manifest import Manifest
 from sae_runtime.bundle.stats import Stats
@@ -57,19 +56,23 @@ def load(
     """
     bundle = bundles.read(hub.local(path), verify=verify)
     sessions = Sessions(bundle, providers=providers, threads=threads, verify=verify)
-    return SAE(bundle, sessions, choose_graph(bundle, sessions, graph, tiling), tiling)
+    return SAE(sessions, choose_graph(bundle, sessions, graph, tiling), tiling)
 
 
 class SAE:
     """A sparse autoencoder ready to serve with one of its encoder graphs. Threads may share an SAE.
 
+    An SAE can be pickled and copied, and used in processes that are forked. The path and the options of `load` travel;
+    the graphs are opened at their first use in the new process. This fails where the bundle is missing or changed.
+
     >>> sae, sae.graph, sae.d_in, sae.d_sae
     (SAE(mutual choice, k 6, 24 -> 150, encode.onnx), 'encode.onnx', 24, 150)
     """
 
-    def __init__(self, bundle: Bundle, sessions: Sessions, graph: str = ENCODE.file, tiling: Tiling = DEFAULT) -> None:
-        self._bundle, self._sessions = bundle, sessions
-        self._tiler = Tiler(bundle.manifest, sessions, graph, tiling)
+    def __init__(self, sessions: Sessions, graph: str = ENCODE.file, tiling: Tiling = DEFAULT) -> None:
+        self._bundle, self._sessions = sessions.bundle, sessions
+        self._tiler = Tiler(sessions.bundle.manifest, sessions, graph, tiling)
+        self._tiler.open()
 
     def __repr__(self) -> str:
         manifest, architecture = self.manifest, self.manifest.architecture

@@ -32,4 +32,4 @@ class RecordingSessions(Sessions):
 def recorded(path: Path, graph: str, *, threads: int = 1, tiling: Tiling = DEFAULT) -> tuple[SAE, RecordingSessions]:
     """An SAE and its sessions."""
     sessions = RecordingSessions(path, threads=threads)
-    return SAE(sessions.bundle, sessions, graph, tiling), sessions
+    return SAE(sessions, graph, tiling), sessions

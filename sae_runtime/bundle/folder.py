@@ -80,11 +80,12 @@ class Bundle:
             verify: compare the hash of the derived weights; if False, compare their size alone.
 
         Raises:
-            BundleError: the bundle has no such graph, or a file is missing or altered.
+            BundleError: the bundle has no such graph, changed since it was read, or a file is missing or altered.
 
         >>> read(bundle_path).graph("encode.onnx").name
         'encode.onnx'
         """
+        self.check_unchanged(name)
         graph = self.manifest.graphs.get(name)
         if graph is None:
             command = f"sae-runtime export {self.path}{export_options(name)}"
@@ -96,6 +97,18 @@ class Bundle:
         except ValueError as error:
             raise BundleError(f"{error}, or run: sae-runtime export {self.path}") from error
         return self.path / name
+
+    def check_unchanged(self, name: str) -> None:
+        """Raise BundleError if the folder has another SAE now, or another graph of this name, than when it was read."""
+        try:
+            now = _read_manifest(self.path)
+        except ValueError as error:
+            raise BundleError(str(error)) from error
+        graph = self.manifest.graphs.get(name)
+        read_by_it = (WEIGHTS, DERIVED) if graph is not None and graph.derived else (WEIGHTS,)
+        same = all(now.files.get(file) == self.manifest.files.get(file) for file in read_by_it)
+        if now.graphs.get(name) != graph or not same:
+            raise BundleError(f"{self.path} changed since it was loaded; load it again")
 
 
 def write(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sae_runtime.core.arrays import as_array
 from sae_runtime.core.slots import Slots
 
 if TYPE_CHECKING:
@@ -60,12 +61,16 @@ class Features:
 
         Raises:
             IndexError: a token does not exist.
+            ValueError: the ids are not whole numbers.
 
         >>> features = from_slots([(np.array([[1], [4], [2]]), np.ones((3, 1), np.float32))], 8, (3,))
         >>> features.take([2, 0]).indices.tolist()
         [2, 1]
         """
-        tokens = np.asarray(ids, np.int64)
+        tokens = as_array(ids, "ids")
+        if tokens.size and tokens.dtype.kind not in "iu":
+            raise ValueError(f"tokens go by whole numbers, got {tokens.dtype}; use filter for a mask of matches")
+        tokens = tokens.astype(np.int64)
         if tokens.size and not 0 <= tokens.min() <= tokens.max() < len(self):
             raise IndexError(
                 f"expected tokens 0 to {len(self) - 1}, got {tokens.min()} to {tokens.max()}; "
@@ -93,8 +98,8 @@ class Features:
         >>> features.filter(features=np.arange(8) > 2).indices.tolist()
         [4]
         """
-        keep = np.ones(len(self.values), bool) if matches is None else np.asarray(matches)
-        allowed = np.ones(self.d_sae, bool) if features is None else np.asarray(features)
+        keep = np.ones(len(self.values), bool) if matches is None else as_array(matches, "matches")
+        allowed = np.ones(self.d_sae, bool) if features is None else as_array(features, "features")
         for mask, size, what in ((keep, len(self.values), "match"), (allowed, self.d_sae, "feature")):
             if mask.dtype != np.bool_ or mask.shape != (size,):
                 raise ValueError(f"expected bool [{size}], one for each {what}, got {mask.dtype} {list(mask.shape)}")

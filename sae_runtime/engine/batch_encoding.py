@@ -11,10 +11,11 @@ from sae_runtime.bundle import quota
 from sae_runtime.bundle.folder import Bundle
 from sae_runtime.bundle.graphs import EXACT
 from sae_runtime.bundle.manifest import Allocation
+from sae_runtime.core.arrays import as_array
 from sae_runtime.core.features import Features, from_slots
 from sae_runtime.core.slots import Slots
 from sae_runtime.engine.batch_rule import encode_joint
-from sae_runtime.engine.options import check_k, served_feed
+from sae_runtime.engine.options import checked_k, served_feed
 from sae_runtime.engine.rows import Rows
 from sae_runtime.engine.tiler import Tiler
 
@@ -40,15 +41,14 @@ def encode_by_batch(
     """
     manifest, tokens = bundle.manifest, len(rows)
     allocation, d_sae = manifest.batch_allocation, manifest.architecture.d_sae
+    tiler.open()  # checks that the bundle is the one that was loaded, before its threshold is read
     if max_density is not None and allocation.kind != "feature":
         raise ValueError(
             f"max_density belongs to feature choice, this SAE was fitted by {allocation.kind} choice; leave it out"
         )
     if allocation.kind == "token":
         return from_slots(tiler.served(rows, served_feed(manifest.architecture, k, None)), d_sae, (tokens,))
-    if k is not None:
-        check_k(manifest.architecture, k)
-    k = allocation.k if k is None else k
+    k = allocation.k if k is None else checked_k(manifest.architecture, k)
     total, limit = limits(allocation, d_sae, tokens, k=k, max_density=max_density)
     floor = floor_of(bundle, tiler.graph, total, limit, tokens) if k <= allocation.k else 0.0
     # The bundle's slots hold nearly every token at the fitted k; these hold nearly every token at this k.
@@ -89,9 +89,10 @@ def limits(
     total = quota.total_matches(k, tokens)
     if allocation.quota is None:
         return total, None
-    density = np.asarray(
-        quota.max_densities(allocation.quota, allocation.k, d_sae) if max_density is None else max_density
-    )
+    if max_density is None:
+        density = quota.max_densities(allocation.quota, allocation.k, d_sae)
+    else:
+        density = as_array(max_density, "max_density")
     if density.shape != (d_sae,) or density.dtype.kind not in "fiu" or not ((density >= 0) & (density <= 1)).all():
         raise ValueError(f"max_density must be {d_sae} numbers from 0 to 1, got {density.dtype} {list(density.shape)}")
     return total, quota.tokens_per_feature(density.astype(np.float64), tokens)

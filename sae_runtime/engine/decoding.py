@@ -26,6 +26,8 @@ def decode(
     `tile` tokens are decoded at once.
     """
     architecture = manifest.architecture
+    if not isinstance(features, Features):
+        raise ValueError(f"decode takes the Features that encode gives, got {type(features).__name__}; encode first")
     if features.d_sae != architecture.d_sae:
         raise ValueError(
             f"features of an SAE with {features.d_sae}, this one has {architecture.d_sae}; encode with this one"
@@ -116,7 +118,7 @@ def _slices(tokens: int, tile: int) -> Iterator[slice]:
 
 
 def _gates(gate: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    array = as_float32(gate)
+    array = as_float32(gate, "gate")
     if not np.isfinite(array).all():
         raise ValueError("gate holds NaN or Inf; expected finite numbers, one for each token")
     try:

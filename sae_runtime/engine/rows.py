@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sae_runtime.bundle.manifest import Manifest
-from sae_runtime.core.arrays import as_float32, first_nonfinite
+from sae_runtime.core.arrays import as_array, as_float32, first_nonfinite
 from sae_runtime.core.slots import Slots
 
-Read = Callable[[NDArray[np.int64]], NDArray[Any]]
+Read = Callable[[NDArray[np.int64]], ArrayLike]
 """Gives rows of activations by their numbers, which ascend: [len(ids), d_in], any real type."""
 
 
@@ -27,7 +27,7 @@ class Rows:
         shape: leading dimensions of all tokens.
     """
 
-    read: Read
+    read: Callable[[NDArray[np.int64]], NDArray[Any]]
     ids: NDArray[np.int64]
     shape: tuple[int, ...]
 
@@ -71,23 +71,23 @@ def rows_of(x: ArrayLike, manifest: Manifest, valid: ArrayLike | None = None) ->
     """The rows of an array of activations.
 
     Args:
-        x: [..., d_in], any real type.
+        x: [..., d_in], any real type, of any library (`as_array`).
         manifest: of the SAE that encodes them.
         valid: bool [...]; a token that is False gets no row.
 
     Raises:
-        ValueError: x has another d_in than the SAE, or `valid` is not one bool for each token.
+        ValueError: x is no array of numbers or has another d_in than the SAE, or `valid` is not a bool for each token.
 
     >>> rows_of(x, sae.manifest).all().shape
     (6, 24)
     """
-    array = np.asarray(x)
+    array = as_array(x)
     manifest.check_d_in(array.shape[-1] if array.ndim else None)
     shape = array.shape[:-1]
     flat = array.reshape(math.prod(shape), array.shape[-1])
     ids = np.arange(len(flat))
     if valid is not None:
-        mask = np.asarray(valid)
+        mask = as_array(valid, "valid")
         if mask.dtype != np.bool_ or mask.shape != shape:
             raise ValueError(
                 f"valid must be bool {list(shape)}, one for each token, got {mask.dtype} {list(mask.shape)}"

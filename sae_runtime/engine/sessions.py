@@ -1,5 +1,6 @@
 """The onnxruntime sessions of a bundle's graphs, with our defaults and error messages."""
 
+import dataclasses
 import functools
 import os
 import re
@@ -13,8 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sae_runtime.bundle import folder
 from sae_runtime.bundle.extras import require
 from sae_runtime.bundle.folder import Bundle, BundleError
+from sae_runtime.engine import forks
 
 CPU = ("CPUExecutionProvider",)
 CUDA = "CUDAExecutionProvider"
@@ -91,14 +94,49 @@ def _options(provider: Provider) -> dict[str, str]:
 
 
 class Sessions:
-    """The graphs of one bundle, each opened at its first use. Threads may share the sessions."""
+    """The graphs of one bundle, each opened at its first use. Threads may share the sessions.
 
-    def __init__(self, bundle: Bundle, *, providers: Sequence[Provider], threads: int | None, verify: bool) -> None:
-        self.bundle, self._verify = bundle, verify
+    Sessions can be pickled, copied and forked. What is open stays in its process, and a new process opens its own.
+
+    Args:
+        bundle: of the graphs.
+        providers: of `open_session`.
+        threads: of `open_session`.
+        verify: as for `Bundle.graph`.
+        arrived: whether another process read the bundle; then it is read again before the first graph is opened.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        providers: Sequence[Provider],
+        threads: int | None,
+        verify: bool,
+        arrived: bool = False,
+    ) -> None:
+        # The working directory may be another when a graph is opened.
+        self.bundle = dataclasses.replace(bundle, path=bundle.path.absolute())
+        self._verify, self._arrived = verify, arrived
         self._providers, self._threads = tuple(providers), threads
+        self._begin()
+        forks.begin_anew(self)
+
+    def _begin(self) -> None:
         self._open: dict[tuple[str, bool], Any] = {}
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        arrive = functools.partial(
+            Sessions, providers=self._providers, threads=self._threads, verify=self._verify, arrived=True
+        )
+        return arrive, (self.bundle,)
+
+    def after_fork(self) -> None:
+        """Forget the parent's sessions, whose threads this process does not have."""
+        forks.keep_forever((self._open, self._pool))
+        self._begin()
 
     @property
     def opened(self) -> set[tuple[str, bool]]:
@@ -149,10 +187,13 @@ class Sessions:
             shared: compute on the calling thread alone, since other threads use the other cores.
 
         Raises:
-            BundleError: the bundle lacks the graph, or onnxruntime refuses it.
+            BundleError: the bundle lacks the graph or changed since it was read, or onnxruntime refuses the graph.
         """
         with self._lock:
             if (name, shared) not in self._open:
+                if self._arrived:
+                    folder.read(self.bundle.path, verify=self._verify)
+                    self._arrived = False
                 path = self.bundle.graph(name, verify=self._verify)
                 threads = 1 if shared else self._threads
                 self._open[name, shared] = open_session(path, providers=self._providers, threads=threads)

@@ -4,6 +4,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +50,7 @@ def choose_graph(bundle: Bundle, sessions: Sessions, graph: str | None, tiling: 
 
 
 class Tiler:
-    """Encodes rows by the served rule. Threads may share a tiler.
+    """Encodes rows by the served rule. Threads may share a tiler. A pickled one counts its tokens from 0.
 
     If encode_exact.onnx or encode_gpu.onnx is not certain of a row, encode.onnx encodes the row again. If a row fills
     all its slots, it is encoded again with more slots.
@@ -59,16 +60,24 @@ class Tiler:
         sessions: of the bundle.
         graph: file name of the encoder graph, as `choose_graph` gives it.
         tiling: sizes of tiles.
-
-    Raises:
-        BundleError: the bundle lacks the graph.
     """
 
     def __init__(self, manifest: Manifest, sessions: Sessions, graph: str, tiling: Tiling) -> None:
-        self._architecture, self._sessions, self.graph, self.tiling = manifest.architecture, sessions, graph, tiling
+        self._manifest, self._sessions, self.graph, self.tiling = manifest, sessions, graph, tiling
+        self._architecture = manifest.architecture
         self.tile = tiling.tile(d_sae=manifest.architecture.d_sae, exact=graph == EXACT.file)
         self._lock, self._tokens, self._redone = threading.Lock(), 0, 0
-        sessions.open(graph)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tiler, (self._manifest, self._sessions, self.graph, self.tiling)
+
+    def open(self) -> None:
+        """Open the graph now rather than at its first use.
+
+        Raises:
+            BundleError: the bundle lacks the graph, or changed since it was read.
+        """
+        self._sessions.open(self.graph)
 
     @property
     def redone(self) -> tuple[int, int]:

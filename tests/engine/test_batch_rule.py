@@ -309,7 +309,7 @@ def test_doubted_rows_are_the_same_for_every_tile_size(bundle_of: BundleOf, kind
 
     def doubting(rows: int) -> SAE:
         sessions = Doubting(path)
-        return SAE(sessions.bundle, sessions, "encode_exact.onnx", Tiling(rows=rows, fresh=100))
+        return SAE(sessions, "encode_exact.onnx", Tiling(rows=rows, fresh=100))
 
     saes = {rows: doubting(rows) for rows in (200, 20, 1)}
     for k, max_density in ((6.0, free_max_densities(kind)), (12.0, free_max_densities(kind)), (6.0, None)):

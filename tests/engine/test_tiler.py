@@ -109,7 +109,7 @@ def test_rows_that_are_not_certain_are_encoded_in_full(bundle_of: BundleOf, kind
             return [indices, values, certain & ~wrong]
 
     sessions = Doubting(path)
-    sae = SAE(sessions.bundle, sessions, "encode_exact.onnx")
+    sae = SAE(sessions, "encode_exact.onnx")
     features = sae.encode(x)
     assert witness.disagreement(served(kind, D_SAE, x), *slots_of(features)) is None
     redone, tokens = sae.redone

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,7 +13,10 @@ from sae_runtime.bundle import quota
 from sae_runtime.train.step.allocation import allocate
 
 Rule = Callable[[Tensor], Tensor]
-"""Takes pre-activations z [n, d_sae] and returns a mask of the matches that are kept, bool [n, d_sae]."""
+"""Takes pre-activations z [n, d_sae] and returns a mask of the matches that are kept, bool [n, d_sae].
+
+Rules are no functions within functions, so that they can be pickled.
+"""
 
 
 def served_rule(k: float, threshold: NDArray[np.float32] | None) -> Rule:
@@ -22,9 +26,8 @@ def served_rule(k: float, threshold: NDArray[np.float32] | None) -> Rule:
     [[True, False, False]]
     """
     if threshold is None:
-        return lambda z: allocate(z, per_token=int(k))
-    cut = torch.from_numpy(threshold)
-    return lambda z: z > cut.to(z.device)
+        return partial(allocate, per_token=int(k))
+    return partial(_above, cut=torch.from_numpy(threshold))
 
 
 def group_rule(k: int) -> Rule:
@@ -33,13 +36,7 @@ def group_rule(k: int) -> Rule:
     >>> group_rule(2)(torch.tensor([[3.0, 2.0, 0.0, 0.0]])).tolist()
     [[True, False, False, False]]
     """
-
-    def rule(z: Tensor) -> Tensor:
-        runs = z.reshape(len(z), k, -1)
-        kept = torch.zeros_like(runs, dtype=torch.bool).scatter_(2, runs.argmax(dim=2, keepdim=True), True)
-        return (kept & (runs > 0)).view_as(z)
-
-    return rule
+    return partial(_largest_of_groups, k=k)
 
 
 def batch_rule(k: float, max_density: NDArray[np.float64] | None) -> Rule:
@@ -48,14 +45,24 @@ def batch_rule(k: float, max_density: NDArray[np.float64] | None) -> Rule:
     >>> batch_rule(0.5, None)(torch.tensor([[3.0, 2.0], [1.0, 0.0]])).tolist()  # one match for two tokens
     [[True, False], [False, False]]
     """
+    return partial(_of_batch, k=k, max_density=max_density)
 
-    def rule(z: Tensor) -> Tensor:
-        limit = None
-        if max_density is not None:
-            limit = torch.from_numpy(quota.tokens_per_feature(max_density, len(z))).to(z.device)
-        return allocate(z, total=quota.total_matches(k, len(z)), per_feature=limit)
 
-    return rule
+def _above(z: Tensor, cut: Tensor) -> Tensor:
+    return z > cut.to(z.device)
+
+
+def _largest_of_groups(z: Tensor, k: int) -> Tensor:
+    runs = z.reshape(len(z), k, -1)
+    kept = torch.zeros_like(runs, dtype=torch.bool).scatter_(2, runs.argmax(dim=2, keepdim=True), True)
+    return (kept & (runs > 0)).view_as(z)
+
+
+def _of_batch(z: Tensor, k: float, max_density: NDArray[np.float64] | None) -> Tensor:
+    limit = None
+    if max_density is not None:
+        limit = torch.from_numpy(quota.tokens_per_feature(max_density, len(z))).to(z.device)
+    return allocate(z, total=quota.total_matches(k, len(z)), per_feature=limit)
 
 
 def shuffled(n: int) -> NDArray[np.int64]:
