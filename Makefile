@@ -7,8 +7,10 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 # The oldest onnxruntime that pyproject.toml declares.
 OLDEST := $(shell sed -n 's/^cpu = \["onnxruntime>=\([0-9.]*\)".*/\1/p' pyproject.toml)
+OLDEST_HERE = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+    --target .venv/oldest onnxruntime==$(OLDEST)
 
-.PHONY: demo test test-fast test-full test-oldest check peers smollm2 bench clean
+.PHONY: demo test test-fast test-full test-oldest runtimes check peers smollm2 bench clean
 
 demo: .venv/demo.stamp
 	$(BIN)/sae-runtime demo --force -o demo-out
@@ -26,11 +28,17 @@ test-full: .venv/dev.stamp
 
 # It comes in front of the installed one; onnxruntime-genai, which generates text in tests, wants a later one.
 test-oldest: .venv/dev.stamp
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
-	    --target .venv/oldest onnxruntime==$(OLDEST)
+	$(OLDEST_HERE)
 	PYTHONPATH=$(CURDIR)/.venv/oldest $(BIN)/python -c "import onnxruntime as o; assert o.__version__ == '$(OLDEST)'"
 	PYTHONPATH=$(CURDIR)/.venv/oldest $(PYTEST) tests/core tests/bundle tests/engine tests/extraction tests/test_sae.py tests/exports \
 	    --ignore tests/exports/test_generation.py
+
+# Other runtimes for docs/results/where_it_runs.md, 400 MB; npm comes with node. Its test skips those that are not here.
+runtimes: .venv/dev.stamp
+	$(OLDEST_HERE)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+	    --target .venv/openvino openvino==2026.4.1 openvino-telemetry
+	npm install --silent --no-audit --no-fund --prefix .venv/onnxruntime-web onnxruntime-web@1.30.0
 
 check: .venv/dev.stamp
 	$(BIN)/ruff format --check .

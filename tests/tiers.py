@@ -77,6 +77,7 @@ SLOW = (
     "test_smollm2",
     "test_ties_served",
     "test_tinystories_host",
+    "test_where_it_runs",
     "test_workers",
 )
 

@@ -157,9 +157,10 @@ def _pre_activations(build: Build, feature: ir.Value, token: ir.Value | None = N
     def multiply(inner: Graph, block: ir.Value) -> ir.Value:
         x = inner.op("Gather", build.c, block if token is None else inner.op("Gather", token, block))
         w = inner.op("Gather", rows, inner.op("Gather", feature, block))
-        return inner.op("MatMul", w, inner.op("Unsqueeze", x, [2]))
+        return inner.op("Squeeze", inner.op("MatMul", w, inner.op("Unsqueeze", x, [2])), [2])
 
-    product = graph.op("Flatten", graph.scan("first" if token is None else "rest", multiply, block), axis=2)
+    # onnx.reference does not stack what the steps give: it puts their rows into one matrix. Both are flat here.
+    product = graph.op("Flatten", graph.loop("first" if token is None else "rest", multiply, block), axis=-1)
     product = graph.op("Slice", product, [0], m, [0])
     return graph.op("Relu", graph.op("Add", product, pick(graph, weight(graph, bundle, "b_enc"), feature)))
 

@@ -49,3 +49,25 @@ def relocate(graph: Path, copy: Path, locations: Mapping[str, str]) -> None:
             if entry.key == "location":
                 entry.value = locations.get(entry.value, entry.value)
     onnx.save(model, copy)
+
+
+def without_defaults(graph: Path, copy: Path) -> None:
+    """Write a copy of a graph that wants all its inputs, for runtimes that feed no input that has a default.
+
+    onnxruntime-web, onnxruntime-genai and OpenVINO take such an input for a constant.
+
+    Args:
+        graph: the graph; its weights are not read.
+        copy: where the copy goes, in the folder of the graph's weights; it may be the graph itself.
+
+    >>> folder = Path(bundle_path)
+    >>> without_defaults(folder / "steer.onnx", folder / "steer_required.onnx")
+    >>> [tensor.name for tensor in onnx.load(folder / "steer_required.onnx").graph.initializer if "/" in tensor.name]
+    []
+    """
+    model = onnx.load(graph, load_external_data=False)
+    inputs = {value.name for value in model.graph.input}
+    kept = [tensor for tensor in model.graph.initializer if tensor.name not in inputs]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    onnx.save(model, copy)

@@ -127,15 +127,20 @@ class Graph:
             branches.append(inner._graph(make(inner)))
         return self.ops("If", len(branches[0].outputs), condition, then_branch=branches[0], else_branch=branches[1])
 
-    def scan(self, name: str, step: Callable[["Graph", ir.Value], ir.Value], items: ir.Value) -> ir.Value:
+    def loop(self, name: str, step: Callable[["Graph", ir.Value], ir.Value], items: ir.Value) -> ir.Value:
         """step(graph, item) for every item i64 of items [t, ...], stacked.
 
-        A step may use values of this graph. It reuses the memory of the step before it, while that is in cache.
+        A step may use values of this graph. It reuses the memory of the step before it, while that is in cache. Scan
+        would do the same, but OpenVINO refuses a Scan that uses values of the graph around it.
         """
         inner = Graph(name, within=self)
-        item = ir.Value(name=f"{name}/item", type=ir.TensorType(ir.DataType.INT64))
-        inner._inputs.append(item)
-        return self.op("Scan", items, body=inner._graph([step(inner, item)]), num_scan_inputs=1)
+        number = ir.Value(name=f"{name}/number", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([]))
+        more = ir.Value(name=f"{name}/more", type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([]))
+        inner._inputs += [number, more]
+        made = step(inner, inner.op("Gather", items, number))
+        count = self.op("Squeeze", self.op("Shape", items, start=0, end=1))
+        body = inner._graph([inner.op("Identity", more), made])
+        return self.op("Loop", count, self.constant(True, np.bool_), body=body)
 
     def output(self, value: ir.Value, name: str, dtype: DTypeLike, shape: Sequence[Dimension]) -> None:
         """Make a value an output of the graph."""

@@ -78,7 +78,7 @@ def joint_graph(bundle: Bundle, specs: Mapping[str, TensorSpec]) -> ir.Model:
         default = external("max_density", DERIVED, specs["max_density"])
         density = graph.input("max_density", np.float64, [architecture.d_sae], default)
         limit = graph.op("Min", _rounded(graph, density, tokens), n)
-        matches = _feature(graph, z, total, limit, architecture.d_sae)
+        matches = _feature(graph, z, total, limit, n, architecture.d_sae)
     indices, values = _rows(graph, *matches, n)
     values = graph.op("Add", values, graph.op("Unsqueeze", trace, [1]))
     graph.output(indices, "indices", np.int64, ["n", "w"])
@@ -98,7 +98,7 @@ def _mutual(graph: Graph, z: ir.Value, total: ir.Value, d_sae: int) -> Matches:
     return token, graph.op("Sub", position, graph.op("Mul", token, d_sae)), value
 
 
-def _feature(graph: Graph, z: ir.Value, total: ir.Value, limit: ir.Value, d_sae: int) -> Matches:
+def _feature(graph: Graph, z: ir.Value, total: ir.Value, limit: ir.Value, n: ir.Value, d_sae: int) -> Matches:
     """The matches with the `total` largest z among the limit[i] largest of every column i, by falling value."""
     columns = graph.op("Transpose", z, perm=[1, 0])
     parts: list[Matches] = []
@@ -106,7 +106,8 @@ def _feature(graph: Graph, z: ir.Value, total: ir.Value, limit: ir.Value, d_sae:
     for begin, end in zip(edges, edges[1:], strict=False):
         group = graph.op("Slice", columns, [begin], [end], [0])
         depths = graph.op("Unsqueeze", graph.op("Slice", limit, [begin], [end], [0]), [1])
-        depth = graph.op("ReduceMax", depths)
+        # One at least, where there is a row: OpenVINO has no TopK of nothing.
+        depth = graph.op("Max", graph.op("ReduceMax", depths, keepdims=0), graph.op("Min", n, 1))
         value, token = graph.ops("TopK", 2, group, graph.op("Reshape", depth, [1]))
         value = graph.op("Where", graph.op("Less", graph.range(depth), depths), value, 0.0)
         ids = graph.op("Unsqueeze", graph.op("Range", begin, end, 1), [1])
