@@ -67,6 +67,7 @@ class Bundle:
         """How often and how strongly each feature was active on measured tokens. None if the bundle has no stats."""
         if STATS not in self.manifest.files:
             return None
+        self.refuse_change(WEIGHTS, STATS)
         try:
             return read_stats(self.path / STATS, self.manifest.architecture.d_sae)
         except ValueError as error:
@@ -85,8 +86,8 @@ class Bundle:
         >>> read(bundle_path).graph("encode.onnx").name
         'encode.onnx'
         """
-        self.check_unchanged(name)
         graph = self.manifest.graphs.get(name)
+        self.refuse_change(name, WEIGHTS, *([DERIVED] if graph is not None and graph.derived else []))
         if graph is None:
             command = f"sae-runtime export {self.path}{export_options(name)}"
             raise BundleError(f"{self.path} has no {name}: not exported yet; run: {command}")
@@ -98,16 +99,16 @@ class Bundle:
             raise BundleError(f"{error}, or run: sae-runtime export {self.path}") from error
         return self.path / name
 
-    def check_unchanged(self, name: str) -> None:
-        """Raise BundleError if the folder has another SAE now, or another graph of this name, than when it was read."""
+    def refuse_change(self, *names: str) -> None:
+        """Raise BundleError if the manifest now records one of these files or graphs otherwise than it did."""
         try:
             now = _read_manifest(self.path)
         except ValueError as error:
             raise BundleError(str(error)) from error
-        graph = self.manifest.graphs.get(name)
-        read_by_it = (WEIGHTS, DERIVED) if graph is not None and graph.derived else (WEIGHTS,)
-        same = all(now.files.get(file) == self.manifest.files.get(file) for file in read_by_it)
-        if now.graphs.get(name) != graph or not same:
+        before = self.manifest
+        if any(before.files.get(name) != now.files.get(name) for name in names) or any(
+            before.graphs.get(name) != now.graphs.get(name) for name in names
+        ):
             raise BundleError(f"{self.path} changed since it was loaded; load it again")
 
 

@@ -14,6 +14,7 @@ from conftest import K, make_manifest, make_weights, make_x
 from sae_runtime import SAE, BundleError, Edit, load
 from sae_runtime.bundle import folder as bundle
 from sae_runtime.bundle.splices import Spliced
+from sae_runtime.bundle.stats import counted
 from sae_runtime.core.slots import Slots
 from sae_runtime.engine.tiling import Tiling
 from sae_runtime.exports.export import export
@@ -112,6 +113,19 @@ def test_a_graph_opened_late_belongs_to_the_bundle_that_was_loaded(
             sae.decode(features)
     else:
         assert sae.decode(features).shape == (3, sae.d_in)  # the weights and decode.onnx are the same
+
+
+def test_stats_belong_to_the_bundle_that_was_loaded(tmp_path: Path, put: Put) -> None:
+    for seed in (1, 0):
+        path = put(tmp_path / str(seed), seed=seed)
+        bundle.put_stats(bundle.read(path), counted(np.ones(150, np.int64), np.full(150, seed + 1.0), 10))
+    sae = load(tmp_path / "0")
+    letter = pickle.dumps(sae)
+    shutil.rmtree(tmp_path / "0")
+    (tmp_path / "1").rename(tmp_path / "0")
+    for one in (sae, pickle.loads(letter)):
+        with pytest.raises(BundleError, match="changed since it was loaded; load it again"):
+            one.steer(make_x(3), Edit.set(3, times=2))
 
 
 def test_graphs_that_are_added_leave_a_loaded_sae_as_it_is(tmp_path: Path, put: Put) -> None:
