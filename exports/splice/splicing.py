@@ -25,8 +25,6 @@ from sae_runtime.exports.splice.placement import How, Placement
 from sae_runtime.exports.splice.same_place import find_place
 
 OLDEST_OPSET, OLDEST_IR = 18, 8
-# The inputs without defaults where a splice is `required`: onnxruntime-genai passes on no input that has a default.
-REQUIRED = ("features", "scale", "shift", "low", "high", "gate", "direction")
 _NAME = re.compile(r"[A-Za-z]\w*")
 _GENAI = "genai_config.json"
 
@@ -45,7 +43,7 @@ class Splice:
     read: bool = True  # give features
     edit: bool = True  # take edits
     replace: bool = False  # take edits of the reconstruction, which replaces the activation
-    required: bool = False  # the inputs in REQUIRED have no defaults
+    required: bool = False  # no input has a default: onnxruntime-genai, for one, feeds no input that has
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +147,7 @@ def _splice(model: ir.Model, wanted: Splice) -> Spliced:
     assert value.dtype is not None  # find_hook gives activations only
     parts = {"read": wanted.read, "edit": wanted.edit, "replace": wanted.replace}
     graph = insert_graph(bundle, value.dtype, **parts, specs=_derived(bundle)).graph
-    part = merge(model.graph, graph, value, wanted.name, REQUIRED if wanted.required else ())
+    part = merge(model.graph, graph, value, wanted.name, required=wanted.required)
     spliced = Spliced(
         name=wanted.name,
         hook=str(hook),
@@ -160,6 +158,7 @@ def _splice(model: ir.Model, wanted: Splice) -> Spliced:
         d_in=architecture.d_in,
         d_sae=architecture.d_sae,
         weights=bundle.manifest.files[WEIGHTS].sha256,
+        slots=bundle.manifest.slots if wanted.read else 0,
     )
     model.metadata_props.update(spliced.to_metadata())
     return spliced

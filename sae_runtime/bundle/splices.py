@@ -23,6 +23,7 @@ class Spliced:
         d_in: numbers in an activation.
         d_sae: number of features.
         weights: sha256 of the SAE's weights.
+        slots: the slots to ask for, by which hardly a token lacks features; None: an older graph, which reads unasked.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Spliced:
     d_in: int
     d_sae: int
     weights: str
+    slots: int | None = None
 
     def to_metadata(self) -> dict[str, str]:
         """The entry of the graph's metadata, which `read_splices` reads back."""

@@ -24,7 +24,7 @@ from sae_runtime.cli.options import Command
 @click.option("--read", is_flag=True, help="give features: NAME_indices, NAME_values")
 @click.option("--edit", is_flag=True, help="take edits: NAME_features, NAME_scale, ... [default: read and edit]")
 @click.option("--replace", is_flag=True, help="put the reconstruction in place of the activation, and take its edits")
-@click.option("--required", is_flag=True, help="give the inputs for edits no defaults, as onnxruntime-genai needs it")
+@click.option("--required", is_flag=True, help="give the inputs no defaults, as onnxruntime-genai needs it")
 @common.output("folder, for model.onnx in it, or the graph, .onnx [the host's folder]", required=False)
 @common.running("force", "json")
 def command(

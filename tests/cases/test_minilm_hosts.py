@@ -85,7 +85,7 @@ def outputs_with_a_splice(folder: Path, name: str) -> tuple[dict[str, NDArray[An
     """What a graph gives with an SAE in it, and the true features of torch's activation."""
     weights = random_sae(folder / f"sae-{name}", D_IN, D_SAE, threshold=0.9, slots=256)
     graph, _ = spliced(folder / name, folder / f"sae-{name}", HOOK, folder / f"spliced-{name}")
-    return run(graph, feed()), true_features(weights, torch_activation())
+    return run(graph, feed(), read=True), true_features(weights, torch_activation())
 
 
 def assert_torchs_features(folder: Path, name: str) -> None:
