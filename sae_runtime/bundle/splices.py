@@ -23,6 +23,7 @@ class Spliced:
         d_in: numbers in an activation.
         d_sae: number of features.
         weights: sha256 of the SAE's weights.
+        file: path of these weights from the graph's folder, with "/"; None: an older graph, which does not tell.
         slots: the slots to ask for, by which hardly a token lacks features; None: an older graph, which reads unasked.
     """
 
@@ -36,6 +37,7 @@ class Spliced:
     d_sae: int
     weights: str
     slots: int | None = None
+    file: str | None = None
 
     def to_metadata(self) -> dict[str, str]:
         """The entry of the graph's metadata, which `read_splices` reads back."""
