@@ -100,8 +100,11 @@ def insert_graph(
             lambda branch: [_added(dataclasses.replace(steering, graph=branch), asked)],
             lambda branch: [branch.op("Identity", [[[0.0]]])],
         )
-        y = graph.op("Add", _reconstruction(steering) if replace else x, added)
-        y = y if dtype == ir.DataType.FLOAT else graph.cast(y, dtype.numpy())
+        if dtype == ir.DataType.DOUBLE and not replace:
+            y = graph.op("Add", given, graph.cast(added, np.float64))  # float32 would take bits from x
+        else:
+            y = graph.op("Add", _reconstruction(steering) if replace else x, added)
+            y = y if dtype == ir.DataType.FLOAT else graph.cast(y, dtype.numpy())
         graph.output(y, "y", dtype.numpy(), ["b", "t", d_in])
     return graph.model()
 

@@ -38,7 +38,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def _fields(file: BinaryIO, size: int, wanted: set[int]) -> Iterator[tuple[int, bytes]]:
-    """Number and bytes of the fields of a message; empty bytes for the fields that are not wanted, which are skipped."""
+    """Number and bytes of the fields of a message; empty bytes for those that are not wanted, which are skipped."""
     while file.tell() < size:
         key = _varint(file)
         number, kind = key >> 3, key & 7
