@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
 import onnx_ir as ir
+from onnx import inliner
 
 from sae_runtime.bundle.hooks import Hook
 from sae_runtime.exports.splice.conversion import OLDEST_IR, OLDEST_OPSET, converted
@@ -100,7 +100,8 @@ def _has(graph: ir.Graph, hook: Hook) -> bool:
 
 def _refuse_merged(path: Path, model: ir.Model) -> None:
     """Refuse a decoder that is two graphs in the branches of an If, as optimum merges them."""
-    if sum(len(body) for node, body in _bodies(model.graph) if node.op_type == "If") <= len(model.graph):
+    operators = {node.op_type for node in model.graph}
+    if "If" not in operators or not operators <= {"If", "Identity", "Constant"}:
         return
     raise ValueError(
         f"{path} is a merged decoder: the model is inside an If node, and a splice goes into the main graph alone; "
@@ -129,7 +130,7 @@ def _prepared(path: Path, model: ir.Model, opset: int) -> ir.Model:
         value.const_value = None
     proto = ir.to_proto(model)
     if proto.functions:
-        proto = onnx.inliner.inline_local_functions(proto)
+        proto = inliner.inline_local_functions(proto)
     if opset < OLDEST_OPSET:
         proto = converted(path, proto, opset)
     model = ir.from_proto(infer_shapes(proto))
