@@ -97,9 +97,7 @@ def check_weights(graph: Path, spliced: Spliced) -> None:
         return
     path = graph.parent / spliced.file
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing, which holds the weights of {spliced.name} in {graph}; splice again"
-        )
+        raise FileNotFoundError(f"{path} is missing, which {graph} reads as {spliced.name}; splice the host again")
     if record(path).sha256 != spliced.weights:
         raise BundleError(
             f"{path} is not the file that {graph} was spliced with as {spliced.name}: the SAE was fitted again or "
