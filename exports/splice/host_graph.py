@@ -14,10 +14,10 @@ from onnx import inliner
 from sae_runtime.bundle.hooks import Hook
 from sae_runtime.exports.splice.conversion import OLDEST_IR, OLDEST_OPSET, converted
 from sae_runtime.exports.splice.modules import scopes_of
+from sae_runtime.exports.splice.quantised import batch_warning, place_quantisers
 from sae_runtime.exports.splice.shapes import infer_shapes, measure_shapes, unclear_values
 
 _SMALL = 1024  # bytes of a weight that stays: shape inference reads the small ones
-_BATCH_RANGES = ("DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,14 +63,8 @@ def read_host(path: Path) -> HostGraph:
     model.ir_version = max(model.ir_version, OLDEST_IR)
     if unclear_values(model.graph):
         measure_shapes(model, path.parent)
-    found = sorted(
-        {node.op_type for node in ir.traversal.RecursiveGraphIterator(model.graph)}.intersection(_BATCH_RANGES)
-    )
-    warnings = [
-        f"the host quantises activations by their range over the whole batch ({', '.join(found)}), so requests that "
-        "are run together change each other's features and outputs by about 1 %"
-    ]
-    return HostGraph(model=model, opset=opset, warnings=tuple(warnings if found else ()))
+    place_quantisers(model.graph)
+    return HostGraph(model=model, opset=opset, warnings=tuple(batch_warning(model)))
 
 
 def refuse_inside(host: Path, graph: ir.Graph, hook: Hook) -> None:

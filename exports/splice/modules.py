@@ -10,8 +10,6 @@ from sae_runtime.bundle.transformer_lens import listed
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
-_QUANTISING = ("QuantizeLinear", "DynamicQuantizeLinear")
-
 Scopes = Sequence[str]  # the modules around a node, the outermost first
 
 
@@ -27,32 +25,11 @@ def scopes_of(graph: ir.Graph) -> dict[ir.Node, Scopes]:
             parts = node.name.strip("/").split("/")[:-1]
             scopes[node] = [".".join(parts[: i + 1]) for i in range(len(parts))]
     if scopes:
-        _place_quantisers(graph, scopes)
         for node in graph:
             if node not in scopes:  # the exporter's optimiser made it: it is where all its neighbours are
                 near = (*node.predecessors(), *node.successors())
                 scopes[node] = _common([scopes[neighbour] for neighbour in near if neighbour in scopes])
     return {node: names for node, names in scopes.items() if names}
-
-
-def _place_quantisers(graph: ir.Graph, scopes: dict[ir.Node, Scopes]) -> None:
-    """Put the nodes that a quantiser made where their numbers are read; it names them after what they quantise.
-
-    A quantised and dequantised value stays where it is made: its readers see it so, and an edit of it is not cut to the
-    range of the integers.
-    """
-    if not any(node.op_type in _QUANTISING for node in graph):
-        return
-    for node in reversed(graph):
-        readers = [scopes[reader] for reader in node.successors() if reader in scopes]
-        if readers and (node.op_type in _QUANTISING or node not in scopes):
-            scopes[node] = _common(readers)
-    for node in graph:
-        made, readers_of_it = node.predecessors(), node.successors()
-        if node.op_type != "QuantizeLinear" or any(reader.op_type != "DequantizeLinear" for reader in readers_of_it):
-            continue
-        if made and made[0] in scopes:
-            scopes.update(dict.fromkeys((node, *readers_of_it), scopes[made[0]]))
 
 
 def _common(scopes: Sequence[Scopes]) -> Scopes:
