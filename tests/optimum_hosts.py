@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from optimum.exporters.onnx import onnx_export_from_model
+from optimum.exporters.onnx import onnx_export_from_model  # type: ignore[import-not-found]
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
@@ -30,7 +30,14 @@ def models() -> dict[str, tuple[Any, str]]:
     t = transformers
     text: dict[str, Any] = {"vocab_size": WORDS, "max_position_embeddings": 64}
     gpt2: dict[str, Any] = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
-    t5: dict[str, Any] = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2}
+    t5: dict[str, Any] = {
+        "d_model": 32,
+        "d_kv": 16,
+        "d_ff": 64,
+        "num_layers": 2,
+        "num_heads": 2,
+        "decoder_start_token_id": 0,
+    }
     return {
         "bert": (t.BertModel(t.BertConfig(**SIZES, **text)), "feature-extraction"),
         "gpt2": (t.GPT2LMHeadModel(t.GPT2Config(vocab_size=WORDS, **gpt2)), "text-generation-with-past"),
@@ -40,7 +47,7 @@ def models() -> dict[str, tuple[Any, str]]:
         ),
         "vit": (t.ViTModel(t.ViTConfig(**SIZES, image_size=16, patch_size=8)), "feature-extraction"),
         "t5": (
-            t.T5ForConditionalGeneration(t.T5Config(vocab_size=WORDS, **t5, decoder_start_token_id=0)),
+            t.T5ForConditionalGeneration(t.T5Config(vocab_size=WORDS, **t5)),
             "text2text-generation-with-past",
         ),
     }

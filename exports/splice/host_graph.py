@@ -147,7 +147,7 @@ def _take_weights(graph: ir.Graph) -> dict[str, ir.Value]:
             continue
         if tensor.nbytes > _SMALL:
             value.type = value.type or ir.TensorType(tensor.dtype)
-            value.shape = value.shape or ir.Shape(tensor.shape)
+            value.shape = value.shape or ir.Shape(tensor.shape.numpy())
             taken[name] = graph.initializers.pop(name)
         elif isinstance(tensor, ir.ExternalTensor):
             value.const_value = ir.tensor(tensor.numpy(), name=name)

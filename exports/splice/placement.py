@@ -132,7 +132,7 @@ def locate_weights(
         folder = PurePosixPath(tensor.location).parent  # of an SAE that the host has already
         outside = ".." in folder.parts or folder.is_absolute()
         below = name if name in homes and not tensor.base_dir else "" if outside else folder.as_posix()
-        location = moved[name, tensor.location] = placement.locate(base / tensor.location, below)
+        location = moved[name, str(tensor.location)] = placement.locate(base / tensor.location, below)
         value.const_value = ir.ExternalTensor(
             location, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=value.name or ""
         )

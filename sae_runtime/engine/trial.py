@@ -38,6 +38,7 @@ def run_on_made_up_inputs(session: Any, *, batch: int = 2, time: int = 5) -> tup
     Raises:
         ValueError: no inputs that can be made up suit the graph.
 
+    >>> from pathlib import Path
     >>> from sae_runtime.engine.sessions import open_session
     >>> feed, outputs = run_on_made_up_inputs(open_session(Path(host_path)))
     >>> feed["input_ids"].shape, list(outputs)

@@ -13,13 +13,12 @@ from cases_hosts import dense
 from conftest import D_IN, make_weights
 from made_hosts import WORDS, host, layer, stream, weights
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper, version_converter
 from onnx.reference import ReferenceEvaluator
 from tiny_host import run
 
 from sae_runtime import Edit
 from sae_runtime.core.edits import as_inputs
-from sae_runtime.exports.splice import conversion
 from sae_runtime.exports.splice.host_graph import read_host
 from sae_runtime.exports.splice.splicing import Splice, SplicedGraph, splice
 
@@ -266,14 +265,14 @@ def test_a_hook_inside_a_branch_is_refused_and_one_outside_is_taken(bundle_of: B
 def test_a_conversion_that_changes_the_model_is_refused(
     bundle_of: BundleOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    convert = conversion.version_converter.convert_version
+    convert = version_converter.convert_version
 
     def wrong(proto: Any, opset: int) -> Any:
         made = convert(proto, opset)
         next(node for node in made.graph.node if node.op_type == "Relu").op_type = "Abs"
         return made
 
-    monkeypatch.setattr(conversion.version_converter, "convert_version", wrong)
+    monkeypatch.setattr(version_converter, "convert_version", wrong)
     with pytest.raises(
         ValueError, match=r"something else after .* from opset 14 .*out by .*export it again with opset"
     ):
@@ -287,7 +286,7 @@ def test_what_the_converter_refuses_is_refused_in_a_sentence(
     def refuse(proto: Any, opset: int) -> Any:
         raise RuntimeError("BaseConverter.h:66: adapter_lookup:\n No Adapter From Version $16 for Upsample")
 
-    monkeypatch.setattr(conversion.version_converter, "convert_version", refuse)
+    monkeypatch.setattr(version_converter, "convert_version", refuse)
     with pytest.raises(ValueError, match=r"has opset 14, and onnx cannot bring it to opset 18 \(.*\); export it again"):
         spliced(host(tmp_path / "host.onnx"), bundle_of)
 

@@ -15,7 +15,7 @@ from made_hosts import host
 from tiny_host import open_plainly, run
 
 from sae_runtime import Edit
-from sae_runtime.bundle.folder import BundleError
+from sae_runtime.bundle.folder import WEIGHTS, BundleError
 from sae_runtime.bundle.graph_metadata import read_metadata
 from sae_runtime.bundle.splices import check_weights, read_splices
 from sae_runtime.core.edits import as_inputs
@@ -90,7 +90,7 @@ def test_a_spliced_graph_takes_another_splice_and_moves_with_both(model: Path, t
             check_weights(made.path, spliced)
         found = run(made.path, {"ids": IDS}, read=True)
         assert (found["sae_values"] > 0).any() and (found["late_values"] > 0).any()
-    assert said["sae"].file == "sae/sae_weights.safetensors"
+    assert (said["sae"].file, said["late"].file) == (f"bundle/{WEIGHTS}", f"late/{WEIGHTS}")
     shutil.rmtree(model)  # nothing outside the new folder is needed
     assert run(tmp_path / "moved" / "model.onnx", {"ids": IDS})["out"].shape == (3, 4, D_IN)
 
