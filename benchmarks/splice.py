@@ -105,12 +105,16 @@ def compare(title: str, folder: Path, hook: str, sae: Path, feeds: dict[str, Arr
                 "itself": partial(again.run, None, feed),
                 "no edits": partial(edited.run, None, feed),
                 "4 edits": partial(edited.run, None, feed | four),
-                "0 slots": partial(reading.run, None, feed | {"sae_slots": np.array([0])}),
+                "0 slots": partial(reading.run, None, feed),
             },
             seconds=rounds,
         )
         ms = medians(
-            {"host": base, "reading": partial(reading.run, None, feed), "encode": partial(encode.run, None, {"x": x})},
+            {
+                "host": base,
+                "reading": partial(reading.run, None, feed | {"sae_slots": np.array([64])}),
+                "encode": partial(encode.run, None, {"x": x}),
+            },
             max(rounds // 3, 1),
         )
         cells = [f"{case} {100 * (ratio - 1):+.1f} %" for case, ratio in more.items()]

@@ -54,7 +54,7 @@ def spliced(host: Path, sae: Path, hook: str, out: Path) -> tuple[Path, str]:
 
 def read_features(graph: Path, feed: Arrays, d_sae: int) -> NDArray[np.float32]:
     """The activations of features [b, t, d_sae] that a spliced graph gives."""
-    return dense(run(graph, feed), d_sae)
+    return dense(run(graph, feed, read=True), d_sae)
 
 
 def dense(outputs: Arrays, d_sae: int) -> NDArray[np.float32]:

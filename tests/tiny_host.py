@@ -13,6 +13,7 @@ from conftest import D_IN, SHARED
 from numpy.typing import NDArray
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
+from sae_runtime.bundle.splices import read_splices
 from sae_runtime.exports.export_model import export_model
 
 Arrays = dict[str, NDArray[Any]]
@@ -68,10 +69,17 @@ def no_past(batch: int) -> Arrays:
     return {f"past_key_values.{i}.{kind}": empty for i in range(LAYERS) for kind in ("key", "value")}
 
 
-def run(path: Path, feed: Arrays, *, basic: bool = False) -> Arrays:
-    """All outputs of a graph by name, from plain onnxruntime."""
+def run(path: Path, feed: Arrays, *, basic: bool = False, read: bool = False) -> Arrays:
+    """All outputs of a graph by name, from plain onnxruntime; `read` asks the SAEs in it for their features."""
     session = open_plainly(path, basic)
+    feed = feed | (slots_of(path) if read else {})
     return dict(zip([o.name for o in session.get_outputs()], session.run(None, feed), strict=True))
+
+
+def slots_of(path: Path) -> Arrays:
+    """Inputs of a spliced graph that ask every SAE in it for its features."""
+    spliced = read_splices(open_plainly(path, False).get_modelmeta().custom_metadata_map)
+    return {f"{name}_slots": np.array([one.slots]) for name, one in spliced.items() if one.slots}
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from sae_runtime.exports.splice.fused_norm import is_fused_norm, unfused
 from sae_runtime.exports.splice.modules import Scopes, named_module, scopes_of
 
 _LENS_STREAM = re.compile(r"blocks\.(?P<number>\d+)\.hook_(?P<place>resid_(?:pre|mid|post))")
-_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
 
 def find_hook(graph: ir.Graph, hook: Hook, d_in: int) -> ir.Value:

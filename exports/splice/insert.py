@@ -55,7 +55,8 @@ def insert_graph(
     """x [b, t, d_in] -> y [b, t, d_in], both of `dtype`, and indices i64, values f32 [b, t, w].
 
     With `read`, the graph gives the active features of x, for each token by falling value, and 0 in unused slots. An
-    optional input, slots i64 [1], is the number of slots w of a call; 0 reads nothing and costs next to nothing.
+    optional input, slots i64 [b or 1], asks for w slots; the largest number counts. The default 0 reads nothing and
+    costs next to nothing.
 
     With `edit`, the graph gives y. Its optional inputs are those of steer.onnx; direction f32, broadcastable to
     [b, t, d_in]; when i64 and above f32, [b or 1, c]. Edits and direction apply to the tokens on which every feature
@@ -79,7 +80,7 @@ def insert_graph(
     graph, d_in = Graph("splice"), bundle.manifest.architecture.d_in
     given = graph.input("x", dtype.numpy(), ["b", "t", d_in])
     x = given if dtype == ir.DataType.FLOAT else graph.cast(given, np.float32)
-    slots = graph.input("slots", np.int64, [1], default=[bundle.manifest.slots]) if read else None
+    slots = _slots(graph) if read else None
     asked = _intervention(graph) if edit or replace else None
     z = _shared_preactivations(graph, bundle, x, slots, asked, replace=replace)
     steering = Steering(graph, bundle, x, specs or {}, z)
@@ -99,10 +100,18 @@ def insert_graph(
             lambda branch: [_added(dataclasses.replace(steering, graph=branch), asked)],
             lambda branch: [branch.op("Identity", [[[0.0]]])],
         )
-        y = graph.op("Add", _reconstruction(steering) if replace else x, added)
-        y = y if dtype == ir.DataType.FLOAT else graph.cast(y, dtype.numpy())
+        if dtype == ir.DataType.DOUBLE and not replace:
+            y = graph.op("Add", given, graph.cast(added, np.float64))  # float32 would take bits from x
+        else:
+            y = graph.op("Add", _reconstruction(steering) if replace else x, added)
+            y = y if dtype == ir.DataType.FLOAT else graph.cast(y, dtype.numpy())
         graph.output(y, "y", dtype.numpy(), ["b", "t", d_in])
     return graph.model()
+
+
+def _slots(graph: Graph) -> ir.Value:
+    """The slots that a call asks for, i64 [1]: a server that puts requests together has one number of each."""
+    return graph.op("ReduceMax", graph.input("slots", np.int64, ["sb"], default=[0]))
 
 
 def _intervention(graph: Graph) -> Intervention:

@@ -5,7 +5,6 @@ host:   producer --value--> readers              part:   x, inputs --> nodes -->
 merged: producer --value--> nodes --y--> readers,  with the inputs and outputs of the part beside the host's
 """
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -24,7 +23,7 @@ class Part:
     all_nodes: list[ir.Node]  # with the nodes in branches
 
 
-def merge(host: ir.Graph, graph: ir.Graph, value: ir.Value, name: str, required: Collection[str] = ()) -> Part:
+def merge(host: ir.Graph, graph: ir.Graph, value: ir.Value, name: str, *, required: bool = False) -> Part:
     """Move a small graph into the host behind a value, and return its parts with their new names.
 
     >>> from sae_runtime.exports.graphs.graph import Graph
@@ -42,19 +41,19 @@ def merge(host: ir.Graph, graph: ir.Graph, value: ir.Value, name: str, required:
         graph: the small graph, whose first input is x; it is empty afterwards.
         value: the value of the host that the small graph reads as x.
         name: the beginning of the new names.
-        required: the inputs that lose their defaults.
+        required: the inputs lose their defaults.
     """
-    part = take_apart(graph, required)
+    part = take_apart(graph, required=required)
     add_prefix(part, name)
     put_back(host, value, part, name)
     return part
 
 
-def take_apart(graph: ir.Graph, required: Collection[str] = ()) -> Part:
-    """Free everything in a graph; the required inputs lose their defaults."""
+def take_apart(graph: ir.Graph, *, required: bool = False) -> Part:
+    """Free everything in a graph; required inputs lose their defaults."""
     x, *inputs = graph.inputs
-    for value in inputs:
-        if value.name in required:
+    if required:
+        for value in inputs:
             value.const_value = None
     part = Part(
         x=x,

@@ -1,14 +1,19 @@
 """Where the files of a graph are: onnxruntime reads files in or below the graph's own folder only."""
 
 import contextlib
+import filecmp
+import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
+
+import onnx_ir as ir
 
 from sae_runtime.bundle import files
 
+_GENAI = "genai_config.json"
 How = Literal["referred", "copied"]
 
 
@@ -16,7 +21,8 @@ How = Literal["referred", "copied"]
 class Placement:
     """The folder of a graph, and how the graph reaches each file that it needs.
 
-    The graph refers to a file in or below its folder where the file is. Every other file is copied into the folder.
+    The graph refers to a file in or below its folder where the file is. Every other file is copied into the folder,
+    unless an equal file lies there.
 
     >>> placement = Placement(Path("out"))
     >>> placement.locate(Path(bundle_path) / "sae_weights.safetensors", below="sae")
@@ -46,8 +52,8 @@ class Placement:
             if location in self.how:
                 raise ValueError(f"two files would be {location} in {self.folder}; name another --output or --name")
             target = self.folder / location
-            linked = target.exists() and target.samefile(file)  # the file has a second name there
-            self.locations[file], self.how[location] = location, "referred" if inside or linked else "copied"
+            there = inside or _same(file, target)
+            self.locations[file], self.how[location] = location, "referred" if there else "copied"
         return self.locations[file]
 
     @contextlib.contextmanager
@@ -70,6 +76,91 @@ class Placement:
                     shutil.copyfile(file, partial)
             yield
             undo.pop_all()
+
+
+def graph_path(host: Path, out: str | Path | None) -> Path:
+    """Where the spliced graph goes.
+
+    >>> print(graph_path(Path("model/host.onnx"), None), graph_path(Path("model/host.onnx"), "new"))
+    model/host_sae.onnx new/model.onnx
+
+    Raises:
+        ValueError: the path is the host's.
+    """
+    path = host.parent if out is None else Path(out)
+    if path.suffix != ".onnx":
+        beside = path.resolve() == host.parent.resolve()
+        path = path / (f"{host.stem}_sae.onnx" if beside else _named_by_genai(host) or "model.onnx")
+    if path.resolve() == host.resolve():
+        raise ValueError(f"{path} is the host itself; name another graph or folder with --output")
+    return path
+
+
+def _named_by_genai(host: Path) -> str | None:
+    """The graph that the configuration of onnxruntime-genai beside a host names, if there is one."""
+    config = host.parent / _GENAI
+    if not config.is_file():
+        return None
+    try:
+        return str(json.loads(config.read_text())["model"]["decoder"]["filename"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{config} names no graph (model.decoder.filename); make the host again") from error
+
+
+def locate_weights(
+    model: ir.Model, placement: Placement, splices: Collection[str], homes: Mapping[str, Path]
+) -> dict[tuple[str, str], str]:
+    """Let the graph refer to every external weight by a path from its new folder.
+
+    Args:
+        model: the graph; the weights of a new splice have paths from its bundle.
+        placement: the new folder.
+        splices: the names of all splices in the graph.
+        homes: the bundles of the new ones, by name.
+
+    Returns:
+        the new path of each file, by the splice whose weights it holds ("": the host) and the old path.
+    """
+    moved = {}
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if not isinstance(tensor, ir.ExternalTensor):
+            continue
+        prefix = (value.name or "").partition("/")[0]
+        name = prefix if prefix in splices else ""
+        base = Path(tensor.base_dir) if tensor.base_dir or name not in homes else homes[name]
+        folder = PurePosixPath(tensor.location).parent  # of an SAE that the host has already
+        outside = ".." in folder.parts or folder.is_absolute()
+        below = name if name in homes and not tensor.base_dir else "" if outside else folder.as_posix()
+        location = moved[name, str(tensor.location)] = placement.locate(base / tensor.location, below)
+        value.const_value = ir.ExternalTensor(
+            location, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=value.name or ""
+        )
+    return moved
+
+
+def locate_companions(host: Path, path: Path, placement: Placement) -> None:
+    """Copy tokenizer and configuration of onnxruntime-genai too, if the graph goes into another folder.
+
+    Raises:
+        ValueError: the configuration names its graph otherwise than `path` does.
+    """
+    named = _named_by_genai(host)
+    if named is None or path.parent.resolve() == host.parent.resolve():
+        return
+    if named != path.name:
+        raise ValueError(
+            f"{host.parent / _GENAI} names its graph {named}; write the spliced one under that name, not {path.name}"
+        )
+    for file in sorted(host.parent.iterdir()):
+        if file.is_file() and file.suffix not in (".onnx", ".data"):
+            placement.locate(file)
+
+
+def _same(file: Path, other: Path) -> bool:
+    """Whether another file holds the same bytes; it may be a second name of the file."""
+    filecmp.clear_cache()  # it takes a file of the same size and time for the one that it saw before
+    return other.is_file() and (other.samefile(file) or filecmp.cmp(file, other, shallow=False))
 
 
 def _make(folder: Path, undo: contextlib.ExitStack) -> None:

@@ -3,7 +3,9 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
+from sae_runtime.bundle.folder import BundleError, record
 from sae_runtime.bundle.typed_json import read_json
 
 KEY = "sae_runtime.splice."  # the name of the splice follows
@@ -23,6 +25,8 @@ class Spliced:
         d_in: numbers in an activation.
         d_sae: number of features.
         weights: sha256 of the SAE's weights.
+        file: path of these weights from the graph's folder, with "/"; None: an older graph, which does not tell.
+        slots: the slots to ask for, by which hardly a token lacks features; None: an older graph, which reads unasked.
     """
 
     name: str
@@ -34,6 +38,8 @@ class Spliced:
     d_in: int
     d_sae: int
     weights: str
+    slots: int | None = None
+    file: str | None = None
 
     def to_metadata(self) -> dict[str, str]:
         """The entry of the graph's metadata, which `read_splices` reads back."""
@@ -67,3 +73,33 @@ def read_splices(metadata: Mapping[str, str]) -> dict[str, Spliced]:
             raise ValueError(f"{key} does not describe a splice ({error}); splice the host model again") from error
         splices[spliced.name] = spliced
     return splices
+
+
+def check_weights(graph: Path, spliced: Spliced) -> None:
+    """Check that the weights which a spliced graph reads are those of the SAE that was put in.
+
+    A bundle that was fitted again in its place, and a file that was replaced, would change features without a word.
+    Nothing is checked of an older graph, whose metadata do not name the file.
+
+    >>> from sae_runtime.bundle.graph_metadata import read_metadata
+    >>> for spliced in read_splices(read_metadata(Path(host_path))).values():
+    ...     check_weights(Path(host_path), spliced)
+
+    Args:
+        graph: the spliced graph, in the folder of its weights.
+        spliced: one of its SAEs.
+
+    Raises:
+        BundleError: the file holds something else.
+        FileNotFoundError: the file is missing.
+    """
+    if spliced.file is None:
+        return
+    path = graph.parent / spliced.file
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing, which {graph} reads as {spliced.name}; splice the host again")
+    if record(path).sha256 != spliced.weights:
+        raise BundleError(
+            f"{path} is not the file that {graph} was spliced with as {spliced.name}: the SAE was fitted again or "
+            "replaced; splice the host again"
+        )

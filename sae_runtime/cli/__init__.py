@@ -18,7 +18,7 @@ GROUPS = {
     "Convert": {
         "convert": "Make a bundle of another library's checkpoint.",
         "export": "Put ONNX graphs into a bundle.",
-        "inspect": "Check a bundle and say what it is.",
+        "inspect": "Check a bundle or a spliced graph and say what it is.",
     },
     "Deploy": {
         "export-model": "Export a transformers model as an ONNX graph.",
@@ -30,7 +30,7 @@ GROUPS = {
     },
     "About": {
         "demo": "Do all of it on a small real model.",
-        "doctor": "Say what works on this machine.",
+        "doctor": "Say what works on this machine, or whether a spliced MODEL works.",
         "completion": "Print the script that completes commands in a shell.",
         "help": "Show the help of a command.",
     },

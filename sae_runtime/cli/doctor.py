@@ -1,5 +1,6 @@
 """sae-runtime doctor."""
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -9,13 +10,22 @@ from sae_runtime.cli.common import Run
 from sae_runtime.cli.options import Command
 
 
-@click.command("doctor", cls=Command, example="sae-runtime doctor --json")
+@click.command("doctor", cls=Command, example="sae-runtime doctor model/host_sae.onnx")
+@click.argument("model", type=common.PATH, required=False)
 @common.running("json")
-def command(run: Run) -> None:
-    """Say what works on this machine.
+def command(model: Path | None, run: Run) -> None:
+    """Say what works on this machine, or whether a spliced MODEL works.
 
-    Lists versions, onnxruntime's providers, the extras that are installed and whether torch sees a GPU.
+    Without MODEL, it lists versions, onnxruntime's providers, the extras that are installed and whether torch sees a
+    GPU. MODEL is a graph, .onnx: the weights of its SAEs are compared with those that were put in, and it is run on
+    made-up inputs. A model that does not run here gives exit code 1.
     """
+    if model is not None:
+        from sae_runtime.engine.model_report import model_report
+
+        checked = model_report(model)
+        run.show(checked, _model_lines(checked))
+        return
     from sae_runtime.engine import doctor
 
     made = doctor.report()
@@ -33,4 +43,14 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append((f"[{name}]", f"lacks {', '.join(missing)}" if missing else "works"))
     for name, version in report["versions"].items():
         lines.append((name, version or "not installed"))
+    return lines + [("warning", text) for text in report["warnings"]]
+
+
+def _model_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
+    lines = [("graph", report["graph"])]
+    lines += [("gives", f"{name} {shape}") for name, shape in report["outputs"].items()]
+    for name, one in report["splices"].items():
+        does = [] if one["l0"] is None else [f"reads {one['l0']:.1f} features of a made-up token"]
+        does += [] if one["moved"] is None else ["edits move the outputs" if one["moved"] else "edits move no output"]
+        lines.append((name, ", ".join([f"weights ok at {one['hook']}", *does])))
     return lines + [("warning", text) for text in report["warnings"]]

@@ -1,8 +1,9 @@
-"""sae-runtime inspect, and how a bundle is described."""
+"""sae-runtime inspect, and how a bundle and a splice are described."""
 
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,17 +14,22 @@ from sae_runtime.cli.options import Command
 
 if TYPE_CHECKING:
     from sae_runtime.bundle.manifest import GraphRecord, Manifest
+    from sae_runtime.bundle.splices import Spliced
 
 
 @click.command("inspect", cls=Command, example="sae-runtime inspect sae")
 @common.bundle
 @common.running("json")
 def command(bundle: str, run: Run) -> None:
-    """Check a bundle and say what it is.
+    """Check a bundle or a spliced graph and say what it is.
 
-    BUNDLE is a folder, or hf://owner/name[/folder][@revision]. Every file and graph is compared with the sha256 in the
-    manifest. A bundle that is not valid gives exit code 1.
+    BUNDLE is a folder, hf://owner/name[/folder][@revision], or a graph, .onnx. Every file and graph is compared with
+    the sha256 in the manifest, and the weights of a spliced graph with those that were put in. A bundle or graph that
+    is not valid gives exit code 1.
     """
+    if bundle.endswith(".onnx"):
+        _inspect_graph(Path(bundle), run)
+        return
     from sae_runtime.bundle import folder
     from sae_runtime.bundle.hub import local
 
@@ -44,6 +50,39 @@ def command(bundle: str, run: Run) -> None:
     lines += _listed("files", files)
     then = common.shell_command("export" if read.calibrated else "calibrate", bundle)
     run.show(result, lines + (graph_lines(manifest.graphs) or [("graphs", f"none yet; run: {then}")]))
+
+
+def _inspect_graph(path: Path, run: Run) -> None:
+    """Say which SAEs are in a graph, and whether its weights are theirs."""
+    from sae_runtime.bundle.graph_metadata import read_metadata
+    from sae_runtime.bundle.splices import check_weights, read_splices
+
+    splices = read_splices(read_metadata(path))
+    lines: list[tuple[str, object]] = [("graph", path)]
+    problems: list[Exception] = []
+    for spliced in splices.values():
+        state = "sha256 ok"
+        try:
+            check_weights(path, spliced)
+        except (OSError, ValueError) as error:
+            problems.append(error)
+            state = "missing" if isinstance(error, OSError) else "changed since the splice"
+        lines += [*describe_splice(spliced), ("weights", f"{spliced.file}  {state}" if spliced.file else "unknown")]
+    result = {"valid": not problems, "graph": path, "splices": [dataclasses.asdict(one) for one in splices.values()]}
+    run.show(
+        result | ({"error": str(problems[0])} if problems else {}), lines + ([] if splices else [("splices", "none")])
+    )
+    if problems:
+        raise problems[0]
+
+
+def describe_splice(spliced: "Spliced") -> list[tuple[str, object]]:
+    """Lines for `Run.show` on an SAE in a graph."""
+    lines: list[tuple[str, object]] = [
+        (spliced.name, f"{spliced.d_sae:,} features of {spliced.hook}, tensor {spliced.tensor}")
+    ]
+    lines += [("inputs", ", ".join(spliced.inputs))] if spliced.inputs else []
+    return lines + ([("outputs", ", ".join(spliced.outputs))] if spliced.outputs else [])
 
 
 def describe(manifest: "Manifest") -> list[tuple[str, str]]:

@@ -29,7 +29,9 @@ Provider = str | tuple[str, Mapping[str, str]]
 """An onnxruntime execution provider: its name, or its name and options, as onnxruntime documents them."""
 
 
-def open_session(path: Path, *, providers: Sequence[Provider] = CPU, threads: int | None = None) -> Any:
+def open_session(
+    path: Path, *, providers: Sequence[Provider] = CPU, threads: int | None = None, optimise: bool = True
+) -> Any:
     """An onnxruntime InferenceSession for a graph.
 
     Args:
@@ -37,6 +39,7 @@ def open_session(path: Path, *, providers: Sequence[Provider] = CPU, threads: in
         providers: onnxruntime execution providers, the preferred one first. TF32 is off on CUDA unless the option
             use_tf32 turns it on.
         threads: number of threads; None means all cores.
+        optimise: let onnxruntime fuse operations; without it, equal graphs of two opsets compute equal bits.
 
     Raises:
         ImportError: onnxruntime is not installed.
@@ -61,6 +64,8 @@ def open_session(path: Path, *, providers: Sequence[Provider] = CPU, threads: in
     options = onnxruntime.SessionOptions()
     # onnxruntime warns that it cannot fold optional inputs as constants, which is intended.
     options.log_severity_level = 3
+    if not optimise:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if threads is not None:
         if not 1 <= threads <= _MOST_THREADS:
             raise ValueError(f"threads must be 1 to {_MOST_THREADS:,}, got {threads}")

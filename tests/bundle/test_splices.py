@@ -25,6 +25,12 @@ def test_read_splices_gives_what_to_metadata_wrote() -> None:
     assert read_splices({"license": "MIT"}) == {}
 
 
+def test_read_splices_reads_what_an_older_version_wrote() -> None:
+    older = json.loads(SPLICED.to_metadata()[f"{KEY}knob"])
+    del older["slots"]
+    assert read_splices({f"{KEY}knob": json.dumps(older)}) == {"knob": SPLICED}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, tuple[str, ...] | None] = {
     "checkpoints": ("core", "bundle"),
     "browser": ("core", "bundle"),
     "train": ("core", "bundle", "activations", "calibration"),
-    "exports": ("bundle", "engine.sessions"),
+    "exports": ("bundle", "engine.sessions", "engine.trial"),
     "cli": ANYTHING,
     "demo": ANYTHING,
     "__init__": ("core", "bundle", "activations", "sae"),
@@ -49,7 +49,7 @@ INNER = {
     ),
     "exports.graphs": ("bundle",),
     "exports.certified": ("exports.graphs", "bundle"),
-    "exports.splice": ("exports.graphs", "bundle", "engine.sessions"),
+    "exports.splice": ("exports.graphs", "bundle", "engine.sessions", "engine.trial"),
 }
 
 # Packages that the runtime must not need, and the rooms that may import them.

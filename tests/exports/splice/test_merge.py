@@ -47,7 +47,7 @@ def run(graph: ir.Graph, **feed: list[float]) -> dict[str, list[float]]:
 
 def test_taking_a_graph_apart_frees_everything_and_drops_the_required_defaults() -> None:
     graph = raised()
-    part = take_apart(graph, required=["amount"])
+    part = take_apart(graph, required=True)
     assert not (graph.inputs or graph.outputs or graph.initializers or graph.num_nodes())
     assert part.x.name == "x" and part.y is not None and part.y.name == "y"
     assert [value.name for value in part.inputs] == ["amount"] and part.inputs[0].const_value is None
@@ -99,6 +99,6 @@ def test_a_merged_graph_reads_and_changes_the_value() -> None:
     merge(host, raised(), host.inputs[0], "sae")
     assert run(host, x=[3], sae_amount=[2]) == {"h": [10], "out": [20], "sae_size": [3]}
     host = doubled_twice()
-    part = merge(host, raised(gives_y=False), value_of(host, "h"), "sae", required=["amount"])
+    part = merge(host, raised(gives_y=False), value_of(host, "h"), "sae", required=True)
     assert part.y is None
     assert run(host, x=[3], sae_amount=[2]) == {"h": [6], "out": [12], "sae_size": [6]}

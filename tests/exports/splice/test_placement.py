@@ -23,6 +23,8 @@ def test_a_file_below_the_folder_is_referred_to_where_it_is(tmp_path: Path, weig
 
 def test_a_file_elsewhere_is_copied_and_copied_again_with_force(tmp_path: Path, weights: Path) -> None:
     for force in (False, True):
+        if force:
+            (tmp_path / "a" / "b" / "sae" / "weights.bin").write_bytes(b"54321")
         placement = Placement(tmp_path / "a" / "b")
         assert placement.locate(weights, "sae") == "sae/weights.bin"
         assert (tmp_path / "a").exists() == force, "locating a file makes no folder"
@@ -42,6 +44,19 @@ def test_a_file_with_a_second_name_in_the_folder_is_not_copied(tmp_path: Path, w
         pass
     assert placement.how == {"weights.bin": "referred"}
     assert (tmp_path / "out" / "weights.bin").samefile(weights)
+
+
+def test_an_equal_file_that_lies_there_is_used(tmp_path: Path, weights: Path) -> None:
+    there = tmp_path / "out" / "sae" / "weights.bin"
+    there.parent.mkdir(parents=True)
+    there.write_bytes(b"12345")
+    before = there.stat()
+    placement = Placement(tmp_path / "out")
+    placement.locate(weights, "sae")
+    with placement.filled(force=False):
+        pass
+    assert placement.how == {"sae/weights.bin": "referred"}
+    assert (there.stat().st_ino, there.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
 def test_a_block_that_raises_leaves_no_copy_and_no_folder(tmp_path: Path, weights: Path) -> None:

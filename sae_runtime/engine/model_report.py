@@ -1,0 +1,60 @@
+"""A report on a spliced model: whether its SAEs are those that were put in, and whether it runs here."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sae_runtime.bundle.graph_metadata import read_metadata
+from sae_runtime.bundle.splices import Spliced, check_weights, read_splices
+from sae_runtime.engine.sessions import open_session
+from sae_runtime.engine.trial import Arrays, run_on_made_up_inputs
+
+
+def model_report(path: Path) -> dict[str, Any]:
+    """Check the weights of a model's SAEs, and run it on made-up inputs: unasked, read, and edited.
+
+    Args:
+        path: the graph, `.onnx`.
+
+    Returns:
+        graph, outputs (the host's shapes, by name), splices (of each SAE its hook, l0 on the made-up tokens, and moved:
+        whether a direction changes an output; None: it does not read or edit) and warnings.
+
+    Raises:
+        BundleError: onnxruntime refuses the graph, or an SAE has other weights than those that were put in.
+        FileNotFoundError: the graph, or a file of weights, is missing.
+        ValueError: the file is not an ONNX graph, or describes no splice.
+
+    >>> model_report(Path(host_path))["outputs"]
+    {'last_hidden_state': [2, 5, 24]}
+    """
+    splices = read_splices(read_metadata(path))
+    for spliced in splices.values():
+        check_weights(path, spliced)
+    session, warnings = open_session(path), []
+    plain: Arrays = {}
+    try:
+        feed, plain = run_on_made_up_inputs(session)
+        described = {name: _described(session, feed, plain, spliced) for name, spliced in splices.items()}
+    except ValueError as error:
+        described = {name: {"hook": one.hook, "l0": None, "moved": None} for name, one in splices.items()}
+        warnings.append(f"the model was not run: {error}")
+    own = {name for one in splices.values() for name in one.outputs}
+    shapes = {name: list(array.shape) for name, array in plain.items() if name not in own}
+    warnings += [f"{name} has NaN or Inf" for name in shapes if not np.isfinite(plain[name]).all()]
+    return {"graph": str(path), "outputs": shapes, "splices": described, "warnings": warnings}
+
+
+def _described(session: Any, feed: Arrays, plain: Arrays, spliced: Spliced) -> dict[str, Any]:
+    """What one SAE of a model does."""
+    l0 = moved = None
+    if f"{spliced.name}_slots" in spliced.inputs:
+        asked = {f"{spliced.name}_slots": np.array([spliced.slots or spliced.d_sae])}
+        l0 = float((session.run([f"{spliced.name}_values"], feed | asked)[0] > 0).sum(axis=-1).mean())
+    if f"{spliced.name}_direction" in spliced.inputs:
+        direction = np.random.default_rng(0).standard_normal((1, 1, spliced.d_in)).astype(np.float32)
+        names = [name for name in plain if name not in spliced.outputs]
+        edited = session.run(names, feed | {f"{spliced.name}_direction": direction})
+        moved = any((array != plain[name]).any() for name, array in zip(names, edited, strict=True))
+    return {"hook": spliced.hook, "l0": l0, "moved": moved}
