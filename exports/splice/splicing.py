@@ -23,6 +23,7 @@ from sae_runtime.exports.splice.hook_tensor import find_hook
 from sae_runtime.exports.splice.insert import insert_graph
 from sae_runtime.exports.splice.merge import merge, nodes_of, put_back, take_out
 from sae_runtime.exports.splice.placement import How, Placement
+from sae_runtime.exports.splice.plausibility import doubts
 
 OLDEST_OPSET, OLDEST_IR = 18, 8
 # The inputs without defaults where a splice is `required`: onnxruntime-genai passes on no input that has a default.
@@ -55,6 +56,7 @@ class SplicedGraph:
     path: Path
     splices: tuple[Spliced, ...]
     files: dict[str, How]
+    warnings: tuple[str, ...] = ()  # places whose activations look like those of another place
 
 
 def splice(
@@ -105,7 +107,9 @@ def splice(
             raise ValueError(
                 f"onnxruntime refuses {host} with the splice in it ({reason}); please report this"
             ) from error
-    return SplicedGraph(path=path, splices=spliced, files=dict(placement.how))
+        placed = [(one, bundles.read(wanted.bundle)) for one, wanted in zip(spliced, splices, strict=True)]
+        warnings = doubts(partial, host, placed)
+    return SplicedGraph(path=path, splices=spliced, files=dict(placement.how), warnings=warnings)
 
 
 def _graph_path(host: Path, out: str | Path | None) -> Path:
