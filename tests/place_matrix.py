@@ -192,7 +192,8 @@ def exported_as_of_old(kind: str, path: Path, opset: int) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            _Last(torch_model(kind), names).eval(), tuple(map(torch.from_numpy, inputs.values())), str(path), dynamo=False,
+            _Last(torch_model(kind), names).eval(),
+            tuple(map(torch.from_numpy, inputs.values())), str(path), dynamo=False,
             opset_version=opset, input_names=names, output_names=["last"], dynamic_axes=dict.fromkeys(names, axes),
         )  # fmt: skip
     inferred(path)

@@ -8,6 +8,7 @@ from sae_runtime.bundle.manifest import Manifest
 _TOKENS = 100  # fewer tokens tell no mean
 _TIMES = 2.0  # by which a mean L0 may be larger or smaller: other text changes it by less
 _VARIANCE = 0.25  # by which the explained variance may be smaller
+_RANDOM = 4.0, 0.5  # the same two for random tokens
 
 
 class OtherRows(UserWarning):
@@ -26,15 +27,7 @@ def warn_of_other_rows(manifest: Manifest, where: Path, *, tokens: int, l0: floa
 
     >>> warn_of_other_rows(sae.manifest, Path("acts"), tokens=1000, l0=3.0)  # a bundle without figures
     """
-    known = manifest.measured
-    if "l0" not in known or tokens < _TOKENS:
-        return
-    far = []
-    both = [known["l0"], manifest.measured_with_left_out.get("l0", known["l0"])]  # `extract` reads all rows
-    if not min(both) / _TIMES <= l0 <= max(both) * _TIMES:
-        far.append(f"mean L0 is {l0:.3g} where the bundle's is {known['l0']:.3g}")
-    if fvu is not None and "fvu" in known and fvu - known["fvu"] > _VARIANCE:
-        far.append(f"explained variance is {1 - fvu:.3g} where the bundle's is {1 - known['fvu']:.3g}")
+    far = far_figures(manifest, tokens=tokens, l0=l0, fvu=fvu)
     if far:
         warnings.warn(
             f"{where}: {' and '.join(far)}; are these activations of {manifest.model or 'the model'} at "
@@ -42,3 +35,30 @@ def warn_of_other_rows(manifest: Manifest, where: Path, *, tokens: int, l0: floa
             OtherRows,
             stacklevel=2,
         )
+
+
+def far_figures(
+    manifest: Manifest, *, tokens: int, l0: float, fvu: float | None = None, of_text: bool = True
+) -> list[str]:
+    """What is far from the measured figures of a manifest, in words.
+
+    Args:
+        manifest: of the bundle; without measured figures nothing is far.
+        tokens: that the figures were taken on; of few tokens nothing is far.
+        l0: their mean L0 by the served rule.
+        fvu: their FVU by the served rule, if it is known.
+        of_text: whether the tokens are those of a text. Random tokens change the figures too, by less than `_RANDOM`.
+
+    >>> far_figures(sae.manifest, tokens=1000, l0=3.0)  # a bundle without figures
+    []
+    """
+    known, far = manifest.measured, list[str]()
+    if "l0" not in known or tokens < _TOKENS:
+        return far
+    times, variance = (_TIMES, _VARIANCE) if of_text else _RANDOM
+    both = [known["l0"], manifest.measured_with_left_out.get("l0", known["l0"])]  # `extract` reads all rows
+    if not min(both) / times <= l0 <= max(both) * times:
+        far.append(f"mean L0 is {l0:.3g} where the bundle's is {known['l0']:.3g}")
+    if fvu is not None and "fvu" in known and fvu - known["fvu"] > variance:
+        far.append(f"explained variance is {1 - fvu:.3g} where the bundle's is {1 - known['fvu']:.3g}")
+    return far

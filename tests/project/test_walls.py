@@ -49,7 +49,7 @@ INNER = {
     ),
     "exports.graphs": ("bundle",),
     "exports.certified": ("exports.graphs", "bundle"),
-    "exports.splice": ("exports.graphs", "bundle", "engine.sessions"),
+    "exports.splice": ("exports.graphs", "exports.witness", "bundle", "engine.sessions"),
 }
 
 # Packages that the runtime must not need, and the rooms that may import them.
