@@ -138,8 +138,8 @@ def _names_itself(node: ir.Node) -> bool:
 
 def owner(value: ir.Value | None) -> str | None:
     """The module that a parameter belongs to, by its name."""
-    if value is None or not value.name or value.producer() is not None or "::" in value.name:
-        return None
+    if value is None or not value.name or value.producer() is not None or re.search("/|::", value.name):
+        return None  # an optimiser makes constants of computed values, and equal ones become one
     module = value.name.rpartition(".")[0]
     return module or None
 
@@ -189,6 +189,9 @@ def _by_neighbours(node: ir.Node, above: set[Scopes], below: set[Scopes], places
         for name in owners:
             shared = _common(shared, chain(name))
         return Where(shared)
+    if node.op_type in _NORMS and (fused := re.fullmatch(r"/(.+)/\w+/\w*LayerNormFusion/", str(node.name))):
+        *around, norm = chain(fused[1].replace("/", "."))  # of the last of its parts; another may be beside it
+        return Where(tuple(around), frozenset({norm}))
     sure = _longest(_common(one, other) for one in above for other in below)
     maybe = {name for scopes in (*above, *below) for name in scopes}
     maybe |= {name for module in owners for name in chain(module)}
