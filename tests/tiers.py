@@ -60,6 +60,7 @@ MEDIUM = (
 )
 SLOW = (
     "test_albert",
+    "test_places",
     "test_architectures",
     "test_edits_of_users",
     "test_fused_norm",

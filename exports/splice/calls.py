@@ -84,10 +84,10 @@ class _Calls:
     def _reads(self) -> list[int]:
         """How often each parameter is read in the module."""
         reads: dict[ir.Value, int] = defaultdict(int)
-        for node in itertools.chain(*self.alike):
-            for value in node.inputs:
-                if value is not None and value.is_initializer() and value.shape is not None and len(value.shape) > 0:
-                    reads[value] += 1
+        for value in (value for node in itertools.chain(*self.alike) for value in node.inputs):
+            parameter = _parameter(value)
+            if parameter is not None and parameter.shape is not None and len(parameter.shape) > 0:
+                reads[parameter] += 1
         return list(reads.values())
 
     def apart(self, count: int) -> list[list[ir.Node]]:
@@ -113,6 +113,13 @@ class _Calls:
             f"a forward pass calls {self.module} {count} times, and the graph does not tell the calls apart, since its "
             "nodes were reordered or replaced; splice before optimising, or hook tensor:NAME"
         )
+
+
+def _parameter(value: ir.Value | None) -> ir.Value | None:
+    """The parameter that a value is; an exporter may give it a second name by Identity."""
+    while value is not None and (node := value.producer()) is not None and node.op_type == "Identity":
+        value = node.inputs[0]
+    return value if value is not None and value.is_initializer() else None
 
 
 def _part(nodes: Sequence[ir.Node], number: int, count: int) -> Sequence[ir.Node]:

@@ -81,9 +81,16 @@ def unfused(graph: ir.Graph, node: ir.Node) -> None:
     def like_norm(name: str) -> ir.Value:
         return ir.Value(name=name, type=norm.type, shape=norm.shape)
 
-    if bias is not None:
+    itself = (node.name or "").startswith("/") and (node.name or "").endswith("/SkipLayerNorm")
+    parts: list[Literal["bias", "sum", "norm"]] = ["sum", "norm"]
+    if bias is not None and not itself:  # an optimiser took the bias from the module that gives x
         x = tape.op("Add", [x, bias], output=like_norm(f"{own}/biased"), name=f"{own}/AddBias")
-    result = tape.op("Add", [x, skip], output=like_norm(name), name=f"{own}/Add")
+        parts = ["bias", "sum", "norm"]
+    sum_name = f"{own}/before_bias" if bias is not None and itself else name
+    result = tape.op("Add", [x, skip], output=like_norm(sum_name), name=f"{own}/Add")
+    if bias is not None and itself:
+        result = tape.op("Add", [result, bias], output=like_norm(name), name=f"{own}/AddBias")
+        parts = ["sum", "bias", "norm"]
     normed = tape.op(
         "SimplifiedLayerNormalization" if simple else "LayerNormalization",
         [result, scale] if simple else [result, scale, shift],
@@ -91,9 +98,7 @@ def unfused(graph: ir.Graph, node: ir.Node) -> None:
         output=like_norm(norm.name or ""),
         name=f"{own}/Norm",
     )
-    itself = (node.name or "").startswith("/") and (node.name or "").endswith("/SkipLayerNorm")
     owner = None if bias is None or bias.name is None else bias.name.rpartition(".")[0]
-    parts: list[Literal["bias", "sum", "norm"]] = ["sum", "norm"] if bias is None else ["bias", "sum", "norm"]
     for new, part in zip(tape.nodes, parts, strict=True):
         new.metadata_props.update(node.metadata_props)
         new.meta[_ROLE] = Role(part, norm.name or "", node.name or "", itself, owner)

@@ -12,7 +12,7 @@ Norms that add to the stream are looked at as a sum and a norm, and are taken ap
 
 import difflib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import cast
 
 import onnx_ir as ir
@@ -84,12 +84,11 @@ class _Module:
     def _last_sums(self) -> list[ir.Node]:
         """The sums in norms of onnxruntime-genai's builder that add what the block gives to what it read."""
         entering = set(self.entering())
-        readers = [use.node for node in self.nodes for value in node.outputs for use in value.uses()]
-        return [
-            node
-            for node in readers
-            if (role := role_of(node)) and role.part == "sum" and role.names_itself and entering & set(node.inputs)
-        ]
+        found = [node for node in self._readers_of(self.nodes) if entering & set(node.inputs) and _is_builders(node)]
+        return [*found, *(node for node in self._readers_of(found) if _is_builders(node))]
+
+    def _readers_of(self, nodes: Iterable[ir.Node]) -> list[ir.Node]:
+        return [use.node for node in nodes for value in node.outputs for use in value.uses()]
 
     def entering(self) -> list[ir.Value]:
         """The activations that the module reads."""
@@ -125,6 +124,12 @@ class _Module:
         ways = [way_of(value, last, self.nodes) for value in self.entering() if _width(value) == self.d_in]
         found = [way for way in ways if way is not None and len(way) > 1]
         return found[0] if len(found) == 1 else None
+
+
+def _is_builders(node: ir.Node) -> bool:
+    """Whether a node is a sum in a norm of onnxruntime-genai's builder."""
+    role = role_of(node)
+    return role is not None and role.names_itself and role.part != "norm"
 
 
 def _output(module: _Module) -> ir.Value:

@@ -183,6 +183,8 @@ def _by_neighbours(node: ir.Node, above: set[Scopes], below: set[Scopes], places
     """What is sure and what is possible of a node without a name."""
     role: Role | None = role_of(node)
     owners = {name for value in node.inputs if (name := owner(value)) is not None}
+    if role is not None and role.part == "bias" and role.names_itself:
+        return Where(_sure_of(node.inputs[0], places))  # where the sum is
     single = node.op_type in _NORMS or (role is not None and role.part == "bias")
     if single and owners:
         shared = chain(next(iter(owners)))
