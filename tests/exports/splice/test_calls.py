@@ -160,8 +160,8 @@ def test_a_call_is_torchs_and_a_module_without_one_is_refused(folder: Path, kind
         if len(outputs) > 1:
             with pytest.raises(ValueError, match=rf"calls {name} {len(outputs)} times; name one of|not tell whether"):
                 value_at(graph, name)
-    # Three calls in a row of a layer look like one call that does everything three times.
-    hidden = {("universal", "plain"): ["body.layer@0", "body"], ("universal", "paths"): ["body"]}
+    # Calls in a row look like one call that does everything so often.
+    hidden = {("universal", "plain"): ["body.layer@0", "body"], ("in turns", "plain"): ["body"]}
     assert refused == hidden.get((kind, form), [])
 
 
