@@ -6,12 +6,13 @@
 A hook may name what is inside: the sum, or x with its bias. Then the node is taken apart.
 """
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import onnx_ir as ir
 
-_ROLE = "sae_runtime.role"
+_ROLE = "sae_runtime.unfused"  # in the metadata of the parts of a norm that was taken apart
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ def is_fused_norm(node: ir.Node) -> bool:
 
 def role_of(node: ir.Node) -> Role | None:
     """What a node of `taken_apart` does in the norm that it was a part of; None for any other node."""
-    role: Role | None = node.meta.get(_ROLE)
-    return role
+    written = node.metadata_props.get(_ROLE)
+    return None if written is None else Role(**json.loads(written))
 
 
 def taken_apart(graph: ir.Graph) -> ir.Graph:
@@ -57,12 +58,12 @@ def taken_apart(graph: ir.Graph) -> ir.Graph:
 def in_original(graph: ir.Graph, value: ir.Value) -> ir.Value:
     """The value of a graph that a value of its `taken_apart` copy stands for; its fused norm is taken apart for it."""
     producer = value.producer()
-    role = None if producer is None else role_of(producer)
     if value.graph is graph or (producer is not None and producer.graph is graph):
         return value
+    role = None if producer is None else role_of(producer)
     if role is not None and role.part != "norm":
-        node = next(node for node in graph if is_fused_norm(node) and node.outputs[0].name == role.of)
-        unfused(graph, node)
+        for node in [node for node in graph if is_fused_norm(node) and node.outputs[0].name == role.of]:
+            unfused(graph, node)
     inside = (output for node in graph for output in node.outputs)
     return next(found for found in (*graph.inputs, *inside) if found.name == value.name)
 
@@ -101,7 +102,8 @@ def unfused(graph: ir.Graph, node: ir.Node) -> None:
     owner = None if bias is None or bias.name is None else bias.name.rpartition(".")[0]
     for new, part in zip(tape.nodes, parts, strict=True):
         new.metadata_props.update(node.metadata_props)
-        new.meta[_ROLE] = Role(part, norm.name or "", node.name or "", itself, owner)
+        role = Role(part, norm.name or "", node.name or "", itself, owner)
+        new.metadata_props[_ROLE] = json.dumps(asdict(role))  # a later splice in the graph that is saved reads it
     old, new_values = [norm], [normed]
     if total is not None:
         old, new_values = [norm, total], [normed, result]
