@@ -201,8 +201,8 @@ def _by_neighbours(node: ir.Node, above: set[Scopes], below: set[Scopes], places
         operands = [_sure_of(value, places) for value in node.inputs]
         # If the sum were not in a module that gives both operands, this module would give two values.
         sure = _longest([sure, _common(*operands)])
-        norms = [norm for use in node.outputs[0].uses() if (norm := _norm_chain(use.node, role))]
-        sure = _longest([sure, *(_common(one, norm) for norm in norms for one in operands)])
+        norms = [held for use in node.outputs[0].uses() if (held := _norm_chain(use.node, role))]
+        sure = _longest([sure, *(_common(one, held) for held in norms for one in operands)])
         maybe = set() if role.names_itself else maybe - {str(role.bias_owner)}
     return Where(sure, frozenset(maybe))
 
