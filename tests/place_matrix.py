@@ -109,7 +109,8 @@ def torch_values(kind: str) -> dict[str, list[Rows]]:
 
     def watch(name: str) -> Callable[..., None]:
         def hook(_module: Any, args: Any, named: Any, output: Any) -> None:
-            tensors = {id(a): a for a in (*args, *named.values()) if isinstance(a, torch.Tensor) and a.ndim == 3}
+            given = args[:1] or named.values()  # a hook means the first argument by position
+            tensors = {id(a): a for a in given if isinstance(a, torch.Tensor) and a.ndim == 3}
             if len(tensors) == 1:
                 seen.setdefault(f"input:{name}", []).append(next(iter(tensors.values())).numpy().copy())
             seen.setdefault(name, []).append(first_tensor(output).numpy().copy())
@@ -252,5 +253,5 @@ def verdict(graph: Path, kind: str, hook: str) -> str:
         return "WRONG: torch has no such place"
     if got.shape != want.shape:
         return f"WRONG: {got.shape}, expected {want.shape}"
-    error = relative_error(got, want)
-    return "equal" if error < 1e-5 else f"WRONG: {error:.1e}"
+    off = relative_error(got, want)
+    return "equal" if off < 1e-5 else f"WRONG: {off:.1e}"
