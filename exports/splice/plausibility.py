@@ -28,6 +28,9 @@ TEXTS = (
 )
 """Sentences of several kinds, about 250 tokens."""
 _RANDOM = 8, 32  # windows of random ids, and the ids of each
+# By how many times L0, and by how much the explained variance, may differ at the right place. An SAE of layer 3 of
+# all-MiniLM-L6-v2, fitted on Python's documentation, explains 0.81 there, 0.50 of the sentences, 0.29 of random tokens.
+_SENTENCES, _OF_RANDOM = (3.0, 0.45), (4.0, 0.7)
 _BLOCK = 64  # tokens whose pre-activations are held at once
 
 
@@ -94,7 +97,7 @@ def _far(bundle: Bundle, x: NDArray[np.float32], *, of_text: bool) -> list[str]:
     if not np.isfinite(x).all():
         return []
     l0, fvu = figures(bundle, x)
-    return far_figures(bundle.manifest, tokens=len(x), l0=l0, fvu=fvu, of_text=of_text)
+    return far_figures(bundle.manifest, tokens=len(x), l0=l0, fvu=fvu, bounds=_SENTENCES if of_text else _OF_RANDOM)
 
 
 def figures(bundle: Bundle, x: NDArray[np.float32]) -> tuple[float, float | None]:

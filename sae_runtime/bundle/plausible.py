@@ -8,7 +8,6 @@ from sae_runtime.bundle.manifest import Manifest
 _TOKENS = 100  # fewer tokens tell no mean
 _TIMES = 2.0  # by which a mean L0 may be larger or smaller: other text changes it by less
 _VARIANCE = 0.25  # by which the explained variance may be smaller
-_RANDOM = 4.0, 0.5  # the same two for random tokens
 
 
 class OtherRows(UserWarning):
@@ -38,7 +37,12 @@ def warn_of_other_rows(manifest: Manifest, where: Path, *, tokens: int, l0: floa
 
 
 def far_figures(
-    manifest: Manifest, *, tokens: int, l0: float, fvu: float | None = None, of_text: bool = True
+    manifest: Manifest,
+    *,
+    tokens: int,
+    l0: float,
+    fvu: float | None = None,
+    bounds: tuple[float, float] = (_TIMES, _VARIANCE),
 ) -> list[str]:
     """What is far from the measured figures of a manifest, in words.
 
@@ -47,7 +51,7 @@ def far_figures(
         tokens: that the figures were taken on; of few tokens nothing is far.
         l0: their mean L0 by the served rule.
         fvu: their FVU by the served rule, if it is known.
-        of_text: whether the tokens are those of a text. Random tokens change the figures too, by less than `_RANDOM`.
+        bounds: by how many times L0, and by how much the explained variance, may differ on such tokens.
 
     >>> far_figures(sae.manifest, tokens=1000, l0=3.0)  # a bundle without figures
     []
@@ -55,7 +59,7 @@ def far_figures(
     known, far = manifest.measured, list[str]()
     if "l0" not in known or tokens < _TOKENS:
         return far
-    times, variance = (_TIMES, _VARIANCE) if of_text else _RANDOM
+    times, variance = bounds
     both = [known["l0"], manifest.measured_with_left_out.get("l0", known["l0"])]  # `extract` reads all rows
     if not min(both) / times <= l0 <= max(both) * times:
         far.append(f"mean L0 is {l0:.3g} where the bundle's is {known['l0']:.3g}")
