@@ -18,6 +18,7 @@ from sae_runtime.bundle import files
 from sae_runtime.engine import sessions
 from sae_runtime.exports.graphs.external import relocate
 from sae_runtime.exports.graphs.graph import OPSET
+from sae_runtime.exports.splice.call_numbers import number_calls
 
 _KEPT = ("pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy")  # other entries hold paths of this machine
 _TOLERANCE = 1e-3  # of the largest output, as float32 sums in another order through all layers
@@ -99,6 +100,7 @@ def _exported(form: Any) -> ir.Model:
             f"torch cannot export {type(form.model).__name__} ({reason}); try a newer transformers"
         ) from error
     assert program is not None  # dynamo always gives one
+    number_calls(program)
     _keep_module_names_only(program.model)
     return program.model
 

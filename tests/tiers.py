@@ -35,6 +35,7 @@ MEDIUM = (
     "test_hook_tensor",
     "test_hooks_end_to_end",
     "test_integers",
+    "test_plausibility",
     "test_splicing",
     "test_docstrings",
     "test_packaging",
@@ -60,6 +61,8 @@ MEDIUM = (
 )
 SLOW = (
     "test_albert",
+    "test_calls",
+    "test_places",
     "test_architectures",
     "test_converters",
     "test_edits_of_users",

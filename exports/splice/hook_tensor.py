@@ -1,24 +1,31 @@
 """Find the tensor of a host model's graph that a hook names (sae_runtime/bundle/hooks.py lists the forms of hooks).
 
-torch's exporter writes the names of the modules on every node. Other exporters name their nodes by path
-(/model/layers.3/mlp/down_proj/MatMul), which says the same. The exporter of onnxruntime-genai adds a block's output to
-the residual stream inside the next norm; where a hook names the stream, that norm is taken apart.
+The graph must prove the tensor, or the hook is refused:
+
+- It is the one value that leaves (or enters) the nodes of one call of the module, as calls.py tells them.
+- The nodes at the module's border are surely inside it or surely outside, as modules.py tells. A node that an optimiser
+  put there may hold the module's bias, sum or norm, and a value before it would not be what the module gives.
+- The residual stream of a block is the value that its sums carry on, as stream.py follows it.
+
+Norms that add to the stream are looked at as a sum and a norm, and are taken apart where a hook names the sum.
 """
 
 import difflib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import cast
 
 import onnx_ir as ir
 
 from sae_runtime.bundle.hooks import Hook, Place
 from sae_runtime.bundle.transformer_lens import as_module, block_number, listed, numbered_block
-from sae_runtime.exports.splice.fused_norm import is_fused_norm, unfused
-from sae_runtime.exports.splice.modules import Scopes, named_module, scopes_of
+from sae_runtime.exports.splice.calls import nodes_of_call
+from sae_runtime.exports.splice.fused_norm import in_original, role_of, taken_apart
+from sae_runtime.exports.splice.modules import FLOATS, Where, modules_in, named_module, owner, places_of
+from sae_runtime.exports.splice.stream import is_read_beside, sums_on, way_of
 
 _LENS_STREAM = re.compile(r"blocks\.(?P<number>\d+)\.hook_(?P<place>resid_(?:pre|mid|post))")
-_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+_SIZES = ("Shape", "Size")  # they read no numbers
 
 
 def find_hook(graph: ir.Graph, hook: Hook, d_in: int) -> ir.Value:
@@ -33,20 +40,20 @@ def find_hook(graph: ir.Graph, hook: Hook, d_in: int) -> ir.Value:
     """
     if hook.place == "tensor":
         return _tensor(graph, hook.name, d_in)
-    if hook.call is not None:
-        raise ValueError(f"a graph does not tell the calls of a module apart, got {hook}; hook tensor:NAME")
-    scopes = scopes_of(graph)
-    if not scopes:
+    whole = taken_apart(graph)
+    places = places_of(whole)
+    if not places:
         values = [value for node in graph for value in node.outputs if _is_activation(value)]
         raise ValueError(
             "the graph names no modules: it was optimised, or exported in another way; splice before optimising, or "
             f"hook tensor:NAME, such as {listed([str(value.name) for value in values if _width(value) == d_in])}"
         )
-    modules = sorted({scope for names in scopes.values() for scope in names})
+    modules = modules_in(places)
     wanted = _of_lens(hook, modules) if hook.place == "lens" and hook.name not in modules else hook
     name = named_module(modules, wanted.name)
     place = "resid_pre" if wanted.place == "input" and block_number(name) is not None else wanted.place
-    return _STRATEGIES[place](_Module(graph, scopes, name, d_in))
+    module = _Module(places, name, nodes_of_call(whole, places, name, wanted), d_in)
+    return in_original(graph, _STRATEGIES[place](module))
 
 
 def _of_lens(hook: Hook, modules: Sequence[str]) -> Hook:
@@ -66,53 +73,75 @@ def _of_lens(hook: Hook, modules: Sequence[str]) -> Hook:
 
 
 class _Module:
-    """A module in a graph: the nodes inside it, and the activations that go in and out."""
+    """One call of a module in a graph: the nodes inside it, and the activations that go in and out."""
 
-    def __init__(self, graph: ir.Graph, scopes: dict[ir.Node, Scopes], name: str, d_in: int) -> None:
-        self.graph, self.name, self.d_in = graph, name, d_in
-        self.nodes = [node for node in graph if name in scopes.get(node, ())]
-        self.norms = [node for node in self.nodes if is_fused_norm(node)]
-        direct = [node for node in self.nodes if scopes[node][-1] == name]  # in none of its submodules
-        self.sums = [node.outputs[0] for node in direct if node.op_type == "Add" and _is_activation(node.outputs[0])]
+    def __init__(self, places: Mapping[ir.Node, Where], name: str, nodes: Sequence[ir.Node], d_in: int) -> None:
+        self.places, self.name, self.d_in = places, name, d_in
+        self.nodes = dict.fromkeys(nodes)
+        if block_number(name) is not None:
+            self.nodes |= dict.fromkeys(self._last_sums())
+
+    def _last_sums(self) -> list[ir.Node]:
+        """The sums in norms of onnxruntime-genai's builder that add what the block gives to what it read."""
+        entering = set(self.entering())
+        found = [node for node in self._readers_of(self.nodes) if entering & set(node.inputs) and _is_builders(node)]
+        return [*found, *(node for node in self._readers_of(found) if _is_builders(node))]
+
+    def _readers_of(self, nodes: Iterable[ir.Node]) -> list[ir.Node]:
+        return [use.node for node in nodes for value in node.outputs for use in value.uses()]
 
     def entering(self) -> list[ir.Value]:
         """The activations that the module reads."""
-        read, inside = {value for node in self.nodes for value in node.inputs if value is not None}, set(self.nodes)
-        outside = [value for value in read if value.producer() not in inside and not value.is_initializer()]
+        read = dict.fromkeys(value for node in self.nodes for value in node.inputs if value is not None)
+        outside = [value for value in read if value.producer() not in self.nodes and not value.is_initializer()]
         return sorted(filter(_is_activation, outside), key=lambda value: value.name or "")
 
+    def readers(self, value: ir.Value) -> list[ir.Node]:
+        """The nodes outside this call of the module that read the numbers of a value."""
+        nodes = [use.node for use in value.uses()]
+        return [node for node in nodes if node not in self.nodes and node.op_type not in _SIZES]
+
+    def is_outside(self, node: ir.Node) -> bool:
+        """Whether a node that is not known to be inside surely does nothing that the module does."""
+        parameters = [name for value in node.inputs if (name := owner(value)) is not None]
+        own = any(f"{name}.".startswith(f"{self.name}.") for name in parameters)
+        where = self.places[node]
+        return where.within(self.name) is True or (where.within(self.name) is False and (where.named or not own))
+
     def leaving(self) -> list[ir.Value]:
-        """The activations that nodes outside the module read, or that the graph gives."""
+        """The activations that nodes surely outside the module read, or that the graph gives."""
         values = [value for node in self.nodes for value in node.outputs if _is_activation(value)]
-        return [value for value in values if value.is_graph_output() or self.readers(value)]
+        return [v for v in values if v.is_graph_output() or any(map(self.is_outside, self.readers(v)))]
 
-    def readers(self, value: ir.Value) -> set[ir.Node]:
-        """The nodes outside the module that read a value."""
-        return {use.node for use in value.uses()}.difference(self.nodes)
+    def hidden(self) -> list[ir.Value]:
+        """The activations that leave the nodes of the module for nodes alone that may be a part of it."""
+        values = [value for node in self.nodes for value in node.outputs if _is_activation(value)]
+        leaving = set(self.leaving())
+        return [value for value in values if value not in leaving and self.readers(value)]
 
-    def first_norms(self) -> list[ir.Node]:
-        """The fused norms that add two values from outside the module."""
-        entering = set(self.entering())
-        return [node for node in self.norms if {node.inputs[0], node.inputs[1]} <= entering]
+    def stream(self, last: ir.Value) -> list[ir.Value] | None:
+        """The values through which what enters comes to `last` by sums alone; None where it does not."""
+        ways = [way_of(value, last, self.nodes) for value in self.entering() if _width(value) == self.d_in]
+        found = [way for way in ways if way is not None and len(way) > 1]
+        return found[0] if len(found) == 1 else None
 
-    def sum_in(self, norm: ir.Node) -> ir.Value:
-        """The sum inside a fused norm, which is taken apart."""
-        return _only([unfused(self.graph, norm)], self.d_in, self.name)
+
+def _is_builders(node: ir.Node) -> bool:
+    """Whether a node is a sum in a norm of onnxruntime-genai's builder."""
+    role = role_of(node)
+    return role is not None and role.names_itself and role.part != "norm"
 
 
 def _output(module: _Module) -> ir.Value:
-    """The output of a module; for a block before a fused norm, the sum inside that norm.
+    """The output of a module: the one activation that leaves it.
 
     module[ ... node ] --output--> node
-
-    block[ ... mlp ] --x---+
-    stream ----------------+--> SkipNorm[ Add --output--> Norm ]
     """
-    leaving = module.leaving()
-    norms = {node for value in leaving for node in module.readers(value) if is_fused_norm(node)}
-    if block_number(module.name) is not None and len(norms) == 1:
-        return module.sum_in(norms.pop())
-    return _only(leaving, module.d_in, f"what {module.name} gives")
+    leaving, hidden = module.leaving(), module.hidden()
+    fitting = [value for value in hidden if _width(value) == module.d_in]
+    if fitting and not any(_width(value) == module.d_in for value in leaving):
+        raise _inside(module.readers(fitting[0])[0], f"what {module.name} gives")
+    return _only([*leaving, *hidden] if not fitting else leaving, module.d_in, f"what {module.name} gives")
 
 
 def _input(module: _Module) -> ir.Value:
@@ -126,7 +155,7 @@ def _input(module: _Module) -> ir.Value:
         raise ValueError(
             f"input:{module.name} is not one tensor but {found}; hook tensor:NAME, or the output of another module"
         )
-    value = _only(entering, module.d_in, f"what enters {module.name}")
+    value = _entering_whole(module, _only(entering, module.d_in, f"what enters {module.name}"))
     if value.is_graph_output() or module.readers(value):
         raise ValueError(
             f"not only {module.name} reads {value.name}, so an edit there would reach more than input:{module.name}; "
@@ -136,51 +165,49 @@ def _input(module: _Module) -> ir.Value:
 
 
 def _stream_before(block: _Module) -> ir.Value:
-    """The residual stream that enters a block; for a block that begins with a fused norm, the sum inside that norm.
+    """The residual stream that enters a block, or the only activations that enter it.
 
     stream --resid_pre--> block[ Norm, attention, Add, Norm, mlp, Add ]
-
-    stream ---+
-    x --------+--> block[ SkipNorm[ Add --resid_pre--> Norm ] ... ]
     """
-    first = block.first_norms()
-    if len(first) == 1:
-        return block.sum_in(first[0])
-    return _only(block.entering(), block.d_in, f"what enters {block.name}")
+    leaving = [value for value in block.leaving() if _width(value) == block.d_in]
+    way = block.stream(leaving[0]) if len(leaving) == 1 else None
+    value = way[0] if way else _only(block.entering(), block.d_in, f"what enters {block.name}")
+    return _entering_whole(block, value)
+
+
+def _entering_whole(module: _Module, value: ir.Value) -> ir.Value:
+    """A value that enters a module, if no node before it may do a part of what the module does."""
+    producer = value.producer()
+    if producer is not None and not module.is_outside(producer):
+        raise _inside(producer, f"what enters {module.name}")
+    return value
 
 
 def _stream_inside(block: _Module) -> ir.Value:
-    """The sum between attention and MLP of a block; for a block with fused norms, the sum inside its second one.
+    """The sum between attention and MLP of a block: it carries the stream, and the MLP reads it.
 
     block[ Norm, attention, Add --resid_mid--> Norm, mlp, Add ]
-
-    block[ SkipNorm, attention, SkipNorm[ Add --resid_mid--> Norm ], mlp ]
     """
-    first = block.first_norms()
-    second = [node for node in block.norms if node not in first]
-    if len(second) == 1:
-        return block.sum_in(second[0])
     last = _output(block)
-    if last not in block.sums:
+    way = block.stream(last)
+    if way is None:
         raise _no_stream(block, "resid_mid", last)
-    before = [value for value in block.sums if value is not last]
-    middle = _only(before, block.d_in, f"the sums in {block.name} before its last")
-    if all(use.node is last.producer() for use in middle.uses()):
+    sums = [value for value in sums_on(way, block.nodes) if value is not last]
+    read = [value for value in sums if is_read_beside(value, way, block.nodes)]
+    if not read:
         raise ValueError(
             f"{block.name} has no resid_mid, for its attention and MLP read the same stream; hook a module"
         )
-    return middle
+    return _only(read, block.d_in, f"the sums in {block.name} before its last")
 
 
 def _stream_after(block: _Module) -> ir.Value:
-    """The sum that ends a block; for a block with fused norms, its output is that sum.
+    """The sum that ends a block and carries the stream.
 
     block[ Norm, attention, Add, Norm, mlp, Add ] --resid_post--> block
-
-    block[ SkipNorm, attention, SkipNorm, mlp ] --> SkipNorm[ Add --resid_post--> Norm ]
     """
     last = _output(block)
-    if not block.norms and last not in block.sums:
+    if block.stream(last) is None:
         raise _no_stream(block, "resid_post", last)
     return last
 
@@ -195,6 +222,13 @@ _STRATEGIES: Mapping[Place, Callable[[_Module], ir.Value]] = {
 }
 
 
+def _inside(node: ir.Node, what: str) -> ValueError:
+    return ValueError(
+        f"{what} may be inside {node.op_type} ({node.name or node.outputs[0].name}), which an optimiser put in the "
+        "place of several parts; splice before optimising, or hook tensor:NAME or a module around it"
+    )
+
+
 def _no_stream(block: _Module, place: str, last: ir.Value) -> ValueError:
     producer = last.producer()
     return ValueError(
@@ -207,7 +241,7 @@ def _no_stream(block: _Module, place: str, last: ir.Value) -> ValueError:
 def _is_activation(value: ir.Value) -> bool:
     """Whether a value may be [b, t, width]: three dimensions of float numbers, the last one known."""
     shape = value.shape
-    return value.dtype in _FLOATS and shape is not None and len(shape) == 3 and isinstance(shape[2], int)
+    return value.dtype in FLOATS and shape is not None and len(shape) == 3 and isinstance(shape[2], int)
 
 
 def _width(value: ir.Value) -> int:

@@ -23,6 +23,7 @@ from sae_runtime.exports.splice.host_graph import read_host, refuse_inside
 from sae_runtime.exports.splice.insert import insert_graph
 from sae_runtime.exports.splice.merge import merge
 from sae_runtime.exports.splice.placement import How, Placement, graph_path, locate_companions, locate_weights
+from sae_runtime.exports.splice.plausibility import doubts
 from sae_runtime.exports.splice.same_place import find_place
 
 _NAME = re.compile(r"[A-Za-z]\w*")
@@ -59,7 +60,7 @@ class SplicedGraph:
     path: Path
     splices: tuple[Spliced, ...]
     files: dict[str, How]
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()  # what could not be checked, and places that look like those of another hook
 
 
 def splice(
@@ -112,7 +113,9 @@ def splice(
     locate_companions(host, path, placement)
     with placement.filled(force=force), files.new_file(path, force=force) as partial:
         ir.save(model, partial)
+        placed = [(made[wanted.name], bundles.read(wanted.bundle)) for wanted in splices]
         warnings = first_run(host, partial, converted_from=read.opset if read.is_converted else None)
+        warnings += () if warnings else doubts(partial, host, placed)
     added = tuple(made[wanted.name] for wanted in splices)
     return SplicedGraph(path=path, splices=added, files=dict(placement.how), warnings=(*read.warnings, *warnings))
 

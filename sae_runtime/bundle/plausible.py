@@ -26,15 +26,7 @@ def warn_of_other_rows(manifest: Manifest, where: Path, *, tokens: int, l0: floa
 
     >>> warn_of_other_rows(sae.manifest, Path("acts"), tokens=1000, l0=3.0)  # a bundle without figures
     """
-    known = manifest.measured
-    if "l0" not in known or tokens < _TOKENS:
-        return
-    far = []
-    both = [known["l0"], manifest.measured_with_left_out.get("l0", known["l0"])]  # `extract` reads all rows
-    if not min(both) / _TIMES <= l0 <= max(both) * _TIMES:
-        far.append(f"mean L0 is {l0:.3g} where the bundle's is {known['l0']:.3g}")
-    if fvu is not None and "fvu" in known and fvu - known["fvu"] > _VARIANCE:
-        far.append(f"explained variance is {1 - fvu:.3g} where the bundle's is {1 - known['fvu']:.3g}")
+    far = far_figures(manifest, tokens=tokens, l0=l0, fvu=fvu)
     if far:
         warnings.warn(
             f"{where}: {' and '.join(far)}; are these activations of {manifest.model or 'the model'} at "
@@ -42,3 +34,35 @@ def warn_of_other_rows(manifest: Manifest, where: Path, *, tokens: int, l0: floa
             OtherRows,
             stacklevel=2,
         )
+
+
+def far_figures(
+    manifest: Manifest,
+    *,
+    tokens: int,
+    l0: float,
+    fvu: float | None = None,
+    bounds: tuple[float, float] = (_TIMES, _VARIANCE),
+) -> list[str]:
+    """What is far from the measured figures of a manifest, in words.
+
+    Args:
+        manifest: of the bundle; without measured figures nothing is far.
+        tokens: that the figures were taken on; of few tokens nothing is far.
+        l0: their mean L0 by the served rule.
+        fvu: their FVU by the served rule, if it is known.
+        bounds: by how many times L0, and by how much the explained variance, may differ on such tokens.
+
+    >>> far_figures(sae.manifest, tokens=1000, l0=3.0)  # a bundle without figures
+    []
+    """
+    known, far = manifest.measured, list[str]()
+    if "l0" not in known or tokens < _TOKENS:
+        return far
+    times, variance = bounds
+    both = [known["l0"], manifest.measured_with_left_out.get("l0", known["l0"])]  # `extract` reads all rows
+    if not min(both) / times <= l0 <= max(both) * times:
+        far.append(f"mean L0 is {l0:.3g} where the bundle's is {known['l0']:.3g}")
+    if fvu is not None and "fvu" in known and fvu - known["fvu"] > variance:
+        far.append(f"explained variance is {1 - fvu:.3g} where the bundle's is {1 - known['fvu']:.3g}")
+    return far

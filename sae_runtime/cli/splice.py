@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -9,6 +10,12 @@ from sae_runtime.cli import common
 from sae_runtime.cli.common import Run
 from sae_runtime.cli.inspect import describe_splice
 from sae_runtime.cli.options import Command
+
+if TYPE_CHECKING:
+    from sae_runtime.exports.splice.comparison import Agreement
+    from sae_runtime.exports.splice.splicing import SplicedGraph
+
+LEAST_JACCARD = 0.99  # below it, a float32 host and its model do not mean one place
 
 
 @click.command("splice", cls=Command, example="sae-runtime splice model/host.onnx --sae model/sae")
@@ -26,6 +33,8 @@ from sae_runtime.cli.options import Command
 @click.option("--edit", is_flag=True, help="take edits: NAME_features, NAME_scale, ... [default: read and edit]")
 @click.option("--replace", is_flag=True, help="put the reconstruction in place of the activation, and take its edits")
 @click.option("--required", is_flag=True, help="give the inputs no defaults, as onnxruntime-genai needs it")
+@click.option("--check", metavar="MODEL", help="compare with this transformers model on texts; it needs torch")
+@click.option("--text", type=common.PATH, help="texts for --check, one a line [a few sentences]")
 @common.output("the graph, .onnx, or a folder, for model.onnx in it [HOST_sae.onnx beside HOST]", required=False)
 @common.running("force", "json")
 def command(
@@ -34,6 +43,8 @@ def command(
     hooks: tuple[str, ...],
     names: tuple[str, ...],
     output: Path | None,
+    check: str | None,
+    text: Path | None,
     run: Run,
     **kinds: bool,
 ) -> None:
@@ -65,4 +76,49 @@ def command(
     for spliced in made.splices:
         lines += describe_splice(spliced)
     lines += [("" if i else "weights", f"{how} {file}") for i, (file, how) in enumerate(made.files.items())]
-    run.show(dataclasses.asdict(made), lines)
+    results = [] if check is None else compared(made, [one.bundle for one in wanted], check, text)
+    for result in results:
+        outputs = "" if result.outputs is None else f", outputs within {result.outputs:.1e}"
+        lines.append(
+            (
+                f"{result.name} against {check}",
+                f"Jaccard {result.jaccard:.4f}, activations within "
+                f"{result.activations:.1e}, features within {result.features:.1e}{outputs}",
+            )
+        )
+    more = {} if check is None else {"check": [dataclasses.asdict(result) for result in results]}
+    run.show(dataclasses.asdict(made) | more, lines)
+    off = [result for result in results if result.jaccard < LEAST_JACCARD]
+    if off and exact(made.path):
+        raise ValueError(
+            f"{off[0].name} reads other features than {check} at {made.splices[results.index(off[0])].hook}, Jaccard "
+            f"{off[0].jaccard:.3f}; hook another place, or name the model that the host was made of"
+        )
+
+
+def compared(made: "SplicedGraph", bundles: list[Path], model: str, text: Path | None) -> "list[Agreement]":
+    """Compare the places of a spliced graph with a torch model on texts."""
+    from sae_runtime.bundle import folder
+    from sae_runtime.exports.splice.comparison import agreement
+    from sae_runtime.exports.splice.plausibility import TEXTS
+    from sae_runtime.train.harvest.witness import read_by_torch
+
+    texts = TEXTS if text is None else [line for line in text.read_text().splitlines() if line.strip()]
+    if not texts:
+        raise ValueError(f"{text} holds no text; write one text a line")
+    named = [spliced.hook for spliced in made.splices]
+    for hook in named:
+        if hook.startswith("tensor:"):
+            raise ValueError(f"a torch model has no {hook}; --check needs hooks of modules")
+    windows, truth = read_by_torch(model, named, texts)
+    return agreement(made.path, list(zip(made.splices, map(folder.read, bundles), strict=True)), windows, truth)
+
+
+def exact(graph: Path) -> bool:
+    """Whether a host computes in float32 alone; other numbers move features across their thresholds."""
+    import onnx_ir as ir
+
+    kinds = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4)
+    model = ir.load(graph)
+    stored = {value.dtype for value in model.graph.initializers.values()}
+    return not stored.intersection(kinds) and not any("NBits" in node.op_type for node in model.graph)

@@ -1,5 +1,6 @@
 """A module that runs three times in a pass (ALBERT): `harvest`, `attach` and `splice` must mean the same call."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,13 @@ EDIT = Edit.add(3, 4.0)
 
 
 class Case:
-    """The model, its graph with an SAE in it, and the outputs of the module's calls by a torch hook."""
+    """The model, its graph, an SAE, and the outputs of the module's calls by a torch hook."""
 
     def __init__(self, folder: Path) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.model = albert()
+        self.folder = folder
         self.ids = torch.arange(3, 11)[None]
         self.feed: dict[str, NDArray[Any]] = {
             "input_ids": self.ids.numpy(),
@@ -39,7 +41,11 @@ class Case:
         self.calls: list[Rows] = hooked(self.model, HOOK, lambda: self.model(self.ids))
         self.sae = folder / "sae"
         self.weights: Weights = random_sae(self.sae, threshold=0.6)
-        self.graph, _ = spliced(export_model(self.model, folder / "host.onnx"), self.sae, HOOK, folder / "out")
+        self.host = export_model(self.model, folder / "host.onnx")
+
+    def graph(self, call: int) -> Path:
+        """The graph with the SAE at one call of the module."""
+        return spliced(self.host, self.sae, f"{HOOK}@{call}", self.folder / f"out-{call}")[0]
 
 
 def albert() -> Any:
@@ -64,16 +70,16 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     return Case(tmp_path_factory.mktemp("albert"))
 
 
-def call_that_harvest_reads(case: Case) -> int:
+def call_that_harvest_reads(case: Case, hook: str) -> int:
     """The number of the call whose output the rows of `harvest` are."""
     given = {"input_ids": case.ids, "attention_mask": torch.ones_like(case.ids)}
-    [x] = hidden_states([find_hook(case.model, HOOK)], case.model, given, case.ids.shape)
+    [x] = hidden_states([find_hook(case.model, hook)], case.model, given, case.ids.shape, whole=True)
     return [relative_error(x.numpy(), call) < 1e-6 for call in case.calls].index(True)
 
 
-def call_that_the_splice_reads(case: Case) -> int:
+def call_that_the_splice_reads(case: Case, call: int) -> int:
     """The number of the call whose features the spliced graph gives."""
-    features = read_features(case.graph, case.feed, D_SAE)
+    features = read_features(case.graph(call), case.feed, D_SAE)
     expected = [true_features(case.weights, call) for call in case.calls]
     return [relative_error(features, truth) < 1e-5 for truth in expected].index(True)
 
@@ -83,18 +89,40 @@ def test_the_three_calls_differ(case: Case) -> None:
     assert relative_error(case.calls[0], case.calls[2]) > 0.1
 
 
-def test_harvest_reads_one_call_whole(case: Case) -> None:
-    assert call_that_harvest_reads(case) in range(CALLS)
+@pytest.mark.parametrize("call", range(CALLS))
+def test_harvest_and_a_splice_read_the_same_call(case: Case, call: int) -> None:
+    assert call_that_harvest_reads(case, f"{HOOK}@{call}") == call_that_the_splice_reads(case, call) == call
 
 
-@pytest.mark.xfail(strict=True, reason="harvest reads the first call of a module, and a splice the last one.")
-def test_harvest_and_a_splice_read_the_same_call(case: Case) -> None:
-    assert call_that_harvest_reads(case) == call_that_the_splice_reads(case)
-
-
-@pytest.mark.xfail(strict=True, reason="attach edits all calls of a module, and a splice the last one.")
-def test_an_edit_by_attach_and_by_a_splice_gives_the_same_output(case: Case) -> None:
-    edited = run(case.graph, case.feed | edit_inputs([EDIT], D_SAE))["last_hidden_state"]
-    with torch.no_grad(), attach(case.model, HOOK, case.sae, [EDIT]):
+@pytest.mark.parametrize("call", range(CALLS))
+def test_an_edit_by_attach_and_by_a_splice_gives_the_same_output(case: Case, call: int) -> None:
+    edited = run(case.graph(call), case.feed | edit_inputs([EDIT], D_SAE))["last_hidden_state"]
+    with torch.no_grad(), attach(case.model, f"{HOOK}@{call}", case.sae, [EDIT]):
         attached = case.model(case.ids).last_hidden_state.numpy()
     assert relative_error(edited, attached) < 1e-4
+
+
+@pytest.mark.parametrize(("hook", "named"), [(HOOK, "calls {} 3 times; name one of its calls"), (f"{HOOK}@3", "{}@2")])
+def test_harvest_attach_and_a_splice_refuse_a_hook_without_one_call_by_the_same_sentence(
+    case: Case, hook: str, named: str
+) -> None:
+    def attached() -> None:
+        with attach(case.model, hook, case.sae, [EDIT]), torch.no_grad():
+            case.model(case.ids)
+
+    ways: list[Callable[[], object]] = [
+        lambda: call_that_harvest_reads(case, hook),
+        attached,
+        lambda: spliced(case.host, case.sae, hook, case.folder / "never"),
+    ]
+    sentences = []
+    for way in ways:
+        with pytest.raises(ValueError, match=named.format(HOOK)) as raised:
+            way()
+        sentences.append(str(raised.value))
+    assert len(set(sentences)) == 1
+
+
+def test_a_module_around_the_calls_is_called_once(case: Case) -> None:
+    _, tensor = spliced(case.host, case.sae, "encoder", case.folder / "encoder")
+    assert tensor == spliced(case.host, case.sae, f"{HOOK}@{CALLS - 1}", case.folder / "last")[1]

@@ -27,7 +27,6 @@ HOOKS = (
     "encoder.layer.0",
     "embeddings",
 )
-MOVED = HOOKS[:4]
 FEED = {name: array[1:2] for name, array in some_ids(2, 10).items()}  # the second row hides no token
 
 
@@ -85,14 +84,8 @@ def test_a_hook_in_the_exported_graph_is_torchs(host: Path, hook: str, tmp_path:
     assert agreement(host, hook, tmp_path) > 0.98
 
 
-@pytest.mark.parametrize("hook", [hook for hook in HOOKS if hook not in MOVED])
+@pytest.mark.parametrize("hook", HOOKS)
 def test_a_hook_in_the_optimised_graph_is_torchs_or_refused(optimised: Path, hook: str, tmp_path: Path) -> None:
-    assert_torchs_or_refused(optimised, hook, tmp_path)
-
-
-@pytest.mark.xfail(strict=True, reason="A fused node carries the name of one of its parts, so another tensor is read.")
-@pytest.mark.parametrize("hook", MOVED)
-def test_a_hook_inside_a_fused_node_is_torchs_or_refused(optimised: Path, hook: str, tmp_path: Path) -> None:
     assert_torchs_or_refused(optimised, hook, tmp_path)
 
 

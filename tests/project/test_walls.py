@@ -49,7 +49,7 @@ INNER = {
     ),
     "exports.graphs": ("bundle",),
     "exports.certified": ("exports.graphs", "bundle"),
-    "exports.splice": ("exports.graphs", "bundle", "engine.sessions", "engine.trial"),
+    "exports.splice": ("exports.graphs", "exports.witness", "bundle", "engine.sessions", "engine.trial"),
 }
 
 # Packages that the runtime must not need, and the rooms that may import them.

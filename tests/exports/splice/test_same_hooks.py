@@ -63,7 +63,7 @@ def test_splice_and_attach_read_and_edit_the_same(bundle_of: BundleOf, tmp_path:
     [
         ("gpt2", "input:h.1.ln_2", "not only .*h.1.ln_2 reads .*; hook BLOCK.resid_mid"),
         ("gpt2", "blocks.1.hook_mlp_in", "so it has no blocks.1.hook_mlp_in; write blocks.1.hook_resid_mid"),
-        ("gpt2", "h.1@0", "does not tell the calls of a module apart, got h.1@0"),
+        ("gpt2", "h.1@1", "no h.1@1, for a forward pass calls the module 1 times; write h.1@0"),
         ("gpt2", "blocks.1.ln2.hook_normalized", "no equal place .* before its weight; hook a module"),
         (
             "gpt2",
