@@ -40,6 +40,6 @@ def batch_warning(model: ir.Model) -> list[str]:
     found = sorted(operators.intersection(_BATCH_RANGES))
     text = (
         f"the host quantises activations by their range over the whole batch ({', '.join(found)}), so requests that "
-        "are run together change each other's features and outputs by about 1 %"
+        "are run together change each other's features and outputs, by 1 % or more"
     )
     return [text] if found else []
