@@ -21,7 +21,7 @@ from sae_runtime.bundle.hooks import Hook, Place
 from sae_runtime.bundle.transformer_lens import as_module, block_number, listed, numbered_block
 from sae_runtime.exports.splice.calls import nodes_of_call
 from sae_runtime.exports.splice.fused_norm import in_original, role_of, taken_apart
-from sae_runtime.exports.splice.modules import FLOATS, Where, modules_in, named_module, owner, places_of
+from sae_runtime.exports.splice.modules import FLOATS, Where, in_bodies, modules_in, named_module, owner, places_of
 from sae_runtime.exports.splice.stream import is_read_beside, sums_on, way_of
 
 _LENS_STREAM = re.compile(r"blocks\.(?P<number>\d+)\.hook_(?P<place>resid_(?:pre|mid|post))")
@@ -52,7 +52,7 @@ def find_hook(graph: ir.Graph, hook: Hook, d_in: int) -> ir.Value:
     wanted = _of_lens(hook, modules) if hook.place == "lens" and hook.name not in modules else hook
     name = named_module(modules, wanted.name)
     place = "resid_pre" if wanted.place == "input" and block_number(name) is not None else wanted.place
-    module = _Module(places, name, nodes_of_call(whole, places, name, wanted), d_in)
+    module = _Module(whole, places, name, nodes_of_call(whole, places, name, wanted), d_in)
     return in_original(graph, _STRATEGIES[place](module))
 
 
@@ -75,8 +75,11 @@ def _of_lens(hook: Hook, modules: Sequence[str]) -> Hook:
 class _Module:
     """One call of a module in a graph: the nodes inside it, and the activations that go in and out."""
 
-    def __init__(self, places: Mapping[ir.Node, Where], name: str, nodes: Sequence[ir.Node], d_in: int) -> None:
+    def __init__(
+        self, graph: ir.Graph, places: Mapping[ir.Node, Where], name: str, nodes: Sequence[ir.Node], d_in: int
+    ) -> None:
         self.places, self.name, self.d_in = places, name, d_in
+        self._held = in_bodies(graph)
         self.nodes = dict.fromkeys(nodes)
         if block_number(name) is not None:
             self.nodes |= dict.fromkeys(self._last_sums())
@@ -88,17 +91,20 @@ class _Module:
         return [*found, *(node for node in self._readers_of(found) if _is_builders(node))]
 
     def _readers_of(self, nodes: Iterable[ir.Node]) -> list[ir.Node]:
-        return [use.node for node in nodes for value in node.outputs for use in value.uses()]
+        uses = (use.node for node in nodes for value in node.outputs for use in value.uses())
+        return [self._held.get(node, node) for node in uses]
 
     def entering(self) -> list[ir.Value]:
         """The activations that the module reads."""
-        read = dict.fromkeys(value for node in self.nodes for value in node.inputs if value is not None)
-        outside = [value for value in read if value.producer() not in self.nodes and not value.is_initializer()]
+        inside = [*self.nodes, *(node for node, holder in self._held.items() if holder in self.nodes)]
+        made = set(inside)
+        read = dict.fromkeys(value for node in inside for value in node.inputs if value is not None)
+        outside = [value for value in read if value.producer() not in made and not value.is_initializer()]
         return sorted(filter(_is_activation, outside), key=lambda value: value.name or "")
 
     def readers(self, value: ir.Value) -> list[ir.Node]:
         """The nodes outside this call of the module that read the numbers of a value."""
-        nodes = [use.node for use in value.uses()]
+        nodes = dict.fromkeys(self._held.get(use.node, use.node) for use in value.uses())
         return [node for node in nodes if node not in self.nodes and node.op_type not in _SIZES]
 
     def is_outside(self, node: ir.Node) -> bool:
@@ -188,10 +194,12 @@ def _stream_inside(block: _Module) -> ir.Value:
 
     block[ Norm, attention, Add --resid_mid--> Norm, mlp, Add ]
     """
-    last = _output(block)
-    way = block.stream(last)
-    if way is None:
-        raise _no_stream(block, "resid_mid", last)
+    leaving = [value for value in block.leaving() if _width(value) == block.d_in]
+    ways = [way for value in leaving if (way := block.stream(value)) is not None]
+    way = max(ways, key=len, default=[])
+    if not way or not set(leaving) <= set(way):  # the graph may give a sum on the way too
+        raise _no_stream(block, "resid_mid", _output(block))
+    last = way[-1]
     sums = [value for value in sums_on(way, block.nodes) if value is not last]
     read = [value for value in sums if is_read_beside(value, way, block.nodes)]
     if not read:

@@ -13,7 +13,7 @@ from onnx import inliner
 
 from sae_runtime.bundle.hooks import Hook
 from sae_runtime.exports.splice.conversion import OLDEST_IR, OLDEST_OPSET, converted
-from sae_runtime.exports.splice.modules import scopes_of
+from sae_runtime.exports.splice.modules import modules_in, places_of
 from sae_runtime.exports.splice.quantised import batch_warning, place_quantisers
 from sae_runtime.exports.splice.shapes import infer_shapes, measure_shapes, unclear_values
 
@@ -88,7 +88,7 @@ def _has(graph: ir.Graph, hook: Hook) -> bool:
     if hook.place == "tensor":
         values = (*graph.inputs, *(value for node in graph for value in node.outputs))
         return any(value.name == hook.name for value in values)
-    modules = {scope for names in scopes_of(graph).values() for scope in names}
+    modules = modules_in(places_of(graph))
     return any(module == hook.name or module.endswith(f".{hook.name}") for module in modules)
 
 

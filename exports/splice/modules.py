@@ -62,6 +62,16 @@ def activations(graph: ir.Graph) -> frozenset[ir.Value]:
     return frozenset(v for v in live if v.dtype in FLOATS and (v.shape is None or len(v.shape) > 1))
 
 
+def in_bodies(graph: ir.Graph) -> dict[ir.Node, ir.Node]:
+    """The nodes in branches and loops, with the node of the graph that each is in."""
+    held: dict[ir.Node, ir.Node] = {}
+    for node in graph:
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                held |= dict.fromkeys(ir.traversal.RecursiveGraphIterator(attribute.as_graph()), node)
+    return held
+
+
 def places_of(graph: ir.Graph) -> dict[ir.Node, Where]:
     """The modules of every node; none where no node has a name that tells them."""
     numbers = _CallNumbers(graph)
@@ -159,14 +169,14 @@ def _longest(chains: Iterable[Scopes]) -> Scopes:
 
 def _nearest(graph: ir.Graph, named: Mapping[ir.Node, Where]) -> tuple[_Chains, _Chains]:
     """The modules of the nearest nodes with names, of those before each node and of those behind it."""
-    moving = activations(graph)
+    moving, held = activations(graph), in_bodies(graph)
     before: _Chains = {}
     behind: _Chains = {}
     for node in graph:
         near = [value.producer() for value in node.inputs if value in moving]
         before[node] = _reached(near, before, named)
     for node in reversed(graph):
-        near = [use.node for value in node.outputs if value in moving for use in value.uses()]
+        near = [held.get(use.node, use.node) for value in node.outputs if value in moving for use in value.uses()]
         behind[node] = _reached(near, behind, named)
     return before, behind
 

@@ -2,9 +2,8 @@
 
 import onnx_ir as ir
 
-from sae_runtime.exports.splice.modules import scopes_of
+from sae_runtime.exports.splice.modules import SCOPES, places_of
 
-_SCOPES = "pkg.torch.onnx.name_scopes"
 _QUANTISING = ("QuantizeLinear", "DynamicQuantizeLinear")
 _BATCH_RANGES = ("DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM")
 
@@ -17,9 +16,9 @@ def place_quantisers(graph: ir.Graph) -> None:
     """
     if not any(node.op_type in _QUANTISING for node in graph):
         return
-    before = scopes_of(graph)
-    told = {node for node in graph if _SCOPES in node.metadata_props or str(node.name).startswith("/")}
-    scopes = {node: list(names) for node, names in before.items() if node in told}
+    before = {node: list(where.sure) for node, where in places_of(graph).items()}
+    told = {node for node in graph if SCOPES in node.metadata_props or str(node.name).startswith("/")}
+    scopes = {node: names for node, names in before.items() if node in told}
     for node in reversed(graph):
         readers = [scopes[reader] for reader in node.successors() if reader in scopes]
         if readers and (node.op_type in _QUANTISING or node not in told):
@@ -31,7 +30,7 @@ def place_quantisers(graph: ir.Graph) -> None:
             scopes.update(dict.fromkeys((node, *readers_of_it), scopes[makers[0]]))
     for node, names in scopes.items():
         if names != before.get(node) or node not in told:
-            node.metadata_props[_SCOPES] = str([*names, node.name])
+            node.metadata_props[SCOPES] = str([*names, node.name])
 
 
 def batch_warning(model: ir.Model) -> list[str]:

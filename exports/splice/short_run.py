@@ -34,42 +34,21 @@ def values_of(graph: Path, names: Sequence[str], windows: Iterable[Window], *, w
         CannotRun: an input of the graph cannot be made up, or onnxruntime cannot run it.
     """
     model = ir.load(graph)
-    inside = {value.name: value for node in model.graph for value in node.outputs}
-    inside |= {value.name: value for value in model.graph.inputs}
-    outputs = [*(inside[name] for name in names), *(model.graph.outputs[:1] if whole else [])]
-    _cut(model.graph, outputs)
+    outputs = [*names, *(str(value.name) for value in model.graph.outputs[: 1 if whole else 0])]
+    inputs = [str(value.name) for value in model.graph.inputs]
+    cut = ir.convenience.extract(model.graph, inputs, list(dict.fromkeys(outputs)))
     with files.scratch_file(graph) as path:
         try:
-            ir.save(model, path)
+            ir.save(ir.Model(cut, ir_version=model.ir_version), path)
             session = sessions.open_session(path)
             given = [(value.name, value.type, value.shape) for value in session.get_inputs()]
             for window in windows:
                 feed = {name: _made_up(name, kind, shape, window) for name, kind, shape in given}
-                yield session.run([value.name for value in outputs], feed)
+                yield session.run(outputs, feed)
         except CannotRun:
             raise
         except Exception as error:  # onnxruntime has an exception class for each status code
             raise CannotRun(" ".join(str(error).split())[:200]) from error
-
-
-def _cut(graph: ir.Graph, outputs: Sequence[ir.Value]) -> None:
-    """Leave in a graph what these values depend on."""
-    needed: set[ir.Node] = set()
-    todo = [value.producer() for value in outputs]
-    while todo:
-        node = todo.pop()
-        if node is not None and node not in needed:
-            needed.add(node)
-            branches = [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
-            within = [inner for branch in branches for inner in ir.traversal.RecursiveGraphIterator(branch)]
-            given = [value for branch in branches for value in branch.outputs]
-            read = [value for each in (node, *within) for value in each.inputs]
-            todo += [value.producer() for value in (*read, *given) if value is not None and value.graph is node.graph]
-    graph.outputs[:] = list(dict.fromkeys(outputs))
-    graph.remove([node for node in graph if node not in needed], safe=True)
-    for value in [value for value in graph.initializers.values() if not value.uses() and value not in outputs]:
-        del graph.initializers[str(value.name)]
-    graph.inputs[:] = [value for value in graph.inputs if value.uses() or value in outputs]
 
 
 def vocabulary(graph: Path) -> int:
