@@ -1,0 +1,100 @@
+"""The selective scan of Mamba as one Scan of ONNX, where transformers has a Python loop over the tokens."""
+
+from typing import Any
+
+import torch
+from onnxscript import FLOAT, graph, script
+from onnxscript import opset18 as op  # the opset of torch's own translations
+
+
+@torch.library.custom_op("sae_runtime::recurrence", mutates_args=())
+def recurrence(decay: torch.Tensor, inflow: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
+    """y_t = sum over n of read_t state_t, where state_t = decay_t state_{t-1} + inflow_t.
+
+    Args:
+        decay: [t, b, d, n].
+        inflow: [t, b, d, n].
+        read: [t, b, n].
+
+    Returns:
+        y [t, b, d].
+
+    >>> one = torch.ones(3, 1, 1, 1)
+    >>> recurrence(one, one, one[:, 0]).flatten().tolist()
+    [1.0, 2.0, 3.0]
+    """
+    state, rows = torch.zeros_like(inflow[:1].sum(0)), []
+    for a, b, c in zip(decay, inflow, read, strict=True):
+        state = a * state + b
+        rows.append((state * c[:, None]).sum(-1))
+    return torch.stack(rows)
+
+
+@recurrence.register_fake
+def _(decay: Any, inflow: Any, read: Any) -> Any:
+    return inflow.new_empty(inflow.shape[:3])
+
+
+@script()  # type: ignore[misc]
+def _recurrence(decay: FLOAT, inflow: FLOAT, read: FLOAT) -> FLOAT:
+    zero = op.Constant(value_ints=[0])
+    start = op.Mul(op.ReduceSum(inflow, zero, keepdims=0), 0.0)
+
+    @graph()  # type: ignore[misc]
+    def step(state, a, b, c):  # type: ignore[no-untyped-def]
+        new = a * state + b
+        y = op.ReduceSum(new * op.Unsqueeze(c, op.Constant(value_ints=[1])), op.Constant(value_ints=[-1]), keepdims=0)
+        return new, y
+
+    _, rows = op.Scan(start, decay, inflow, read, body=step, num_scan_inputs=3)
+    return rows
+
+
+TRANSLATIONS = {torch.ops.sae_runtime.recurrence.default: _recurrence}
+
+
+def selective_scan(
+    hidden_states: Any,
+    dt: Any,
+    A: Any,  # noqa: N803  (transformers' names)
+    B: Any,  # noqa: N803
+    C: Any,  # noqa: N803
+    D: Any = None,  # noqa: N803
+    z: Any = None,
+    delta_bias: Any = None,
+    delta_softplus: bool = False,
+    **_: Any,
+) -> Any:
+    """What transformers' `mamba_selective_scan` computes from a start without a past.
+
+    state_t = exp(A dt_t) state_{t-1} + dt_t B_t x_t        y_t = (C_t state_t + D x_t) silu(z_t)
+
+    Args:
+        hidden_states: x [b, d, t].
+        dt: [b, d, t].
+        A: [d, n].
+        B: [b, n, t].
+        C: [b, n, t].
+        D: [d].
+        z: [b, d, t].
+        delta_bias: [d], added to dt.
+        delta_softplus: softplus of dt is used.
+
+    Returns:
+        y [b, d, t].
+
+    >>> x, one = torch.ones(1, 1, 3), torch.ones(1, 1, 3)
+    >>> selective_scan(x, one, torch.zeros(1, 1), one, one).flatten().tolist()
+    [1.0, 2.0, 3.0]
+    """
+    if delta_bias is not None:
+        dt = dt + delta_bias.to(dt.dtype)[..., None]
+    if delta_softplus:
+        dt = torch.nn.functional.softplus(dt)
+    dt, b, c = (tensor.float().permute(2, 0, 1) for tensor in (dt, B, C))  # time goes first
+    x = hidden_states.permute(2, 0, 1)
+    rows = recurrence(torch.exp(A.float() * dt[..., None]), (dt * x)[..., None] * b[:, :, None], c)
+    y = rows.permute(1, 2, 0).to(hidden_states.dtype)
+    if D is not None:
+        y = y + hidden_states * D[None, :, None]
+    return y if z is None else y * torch.nn.functional.silu(z)
