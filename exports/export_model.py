@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sae_runtime.bundle import files
+from sae_runtime.bundle.folder import BundleError
 from sae_runtime.engine import sessions
 from sae_runtime.exports.graphs.external import relocate
 
@@ -79,11 +80,19 @@ def export_model(
         # The data file gets its name first and the graph last, so that no graph has a name without its weights.
         with files.new_file(path, force=force) as graph_file, files.new_file(data, force=force) as data_file:
             ir.save(exported, graph_file, external_data=data_file.name)
-            check(form, sessions.open_session(graph_file))
+            check(form, _opened(graph_file))
             relocate(graph_file, graph_file, {data_file.name: data.name})
             if force:
                 path.unlink(missing_ok=True)  # an old graph must not be beside new weights
     return path
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return sessions.open_session(path)
+    except BundleError as error:
+        reason = " ".join(str(error.__cause__).split())[:200]
+        raise ValueError(f"onnxruntime refuses the graph ({reason}); nothing was written") from error
 
 
 def _keep_module_names_only(model: ir.Model) -> None:

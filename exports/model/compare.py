@@ -41,7 +41,7 @@ def _check(form: Form, session: Any, sizes: dict[str, int], side: Padding, seed:
     if layers:
         found = [_stepwise(form, session, inputs)]
     else:
-        found = session.run(form.outputs, {name: _fed(tensor) for name, tensor in inputs.items()})
+        found = _run(form, session, {name: _fed(tensor) for name, tensor in inputs.items()})
     for name, want, got in zip(form.outputs, wanted, found, strict=False):
         if want.shape != got.shape:
             raise ValueError(f"the graph's {name} is {list(got.shape)}, torch's {list(want.shape)}; nothing was written")
@@ -61,10 +61,21 @@ def _stepwise(form: Form, session: Any, inputs: Tensors) -> NDArray[Any]:
         feed = {"input_ids": _fed(inputs["input_ids"][:, begin:end])} | past
         if "attention_mask" in inputs:
             feed["attention_mask"] = _fed(inputs["attention_mask"][:, :end])
-        outputs = dict(zip(form.outputs, session.run(form.outputs, feed), strict=True))
+        outputs = dict(zip(form.outputs, _run(form, session, feed), strict=True))
         past = {name: outputs[name.replace("past_key_values", "present")] for name in past}
         logits.append(outputs["logits"])
     return np.concatenate(logits, axis=1)
+
+
+def _run(form: Form, session: Any, feed: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    try:
+        return list(session.run(form.outputs, feed))
+    except Exception as error:  # onnxruntime has an exception class for each of its status codes
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in list(feed.items())[:3])
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"the graph of {type(form.model).__name__} does not run on {shapes} ({reason}); nothing was written"
+        ) from error
 
 
 def _real(inputs: Tensors, output: NDArray[Any]) -> Any:

@@ -38,16 +38,15 @@ class Form(torch.nn.Module):
         super().__init__()
         self.model = model
         encodes = getattr(model.config, "is_encoder_decoder", False)
-        self.part = part or ("encoder" if encodes else None)
-        if (self.part in ("encoder", "decoder")) != encodes:
+        if part in ("encoder", "decoder") and not encodes:
             raise ValueError(f"{type(model).__name__} has no {part}; leave out --part")
+        self.part = part or default_part(model)
         self.causal = self.part is None and model.can_generate() and model.get_output_embeddings() is not None
         called = self._called()
-        head = type(model).__name__ != type(getattr(model, "base_model", None)).__name__
         if self.part == "decoder":
             self.inputs = _decoder_inputs(model)
         else:
-            self.inputs = inputs_of(model, called, head=head and self.part is None, image=image)
+            self.inputs = inputs_of(model, called, head=has_head(model) and self.part is None, image=image)
         taken = inspect.signature(called.forward).parameters
         self._settings = {"use_cache": False} if "use_cache" in taken and not self.causal else {}
         self._takes_positions = "position_ids" in taken
@@ -153,6 +152,17 @@ class Form(torch.nn.Module):
         for i, (key, value) in enumerate(tensors[len(self.inputs)] if self.layers else []):
             named |= {f"past_key_values.{i}.key": key, f"past_key_values.{i}.value": value}
         return named
+
+
+def has_head(model: Any) -> bool:
+    """Whether a model is more than the base of its kind."""
+    return getattr(model, "base_model", model) is not model
+
+
+def default_part(model: Any) -> str | None:
+    """The encoder of a model that writes by a decoder, or has no head; else the whole model."""
+    whole = has_head(model) and not model.can_generate()
+    return "encoder" if getattr(model.config, "is_encoder_decoder", False) and not whole else None
 
 
 def _decoder_inputs(model: Any) -> dict[str, Input]:

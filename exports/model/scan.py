@@ -1,4 +1,8 @@
-"""The selective scan of Mamba as one Scan of ONNX, where transformers has a Python loop over the tokens."""
+"""The scans of Mamba and Mamba 2 as one Scan of ONNX.
+
+transformers has a Python loop over the tokens for the first, and chunks of a fixed number of tokens for the second,
+which torch's exporter cannot trace for any number of tokens.
+"""
 
 from typing import Any
 
@@ -98,3 +102,53 @@ def selective_scan(
     if D is not None:
         y = y + hidden_states * D[None, :, None]
     return y if z is None else y * torch.nn.functional.silu(z)
+
+
+def chunk_scan(
+    hidden_states: Any,
+    dt: Any,
+    A: Any,  # noqa: N803
+    B: Any,  # noqa: N803
+    C: Any,  # noqa: N803
+    D: Any = None,  # noqa: N803
+    dt_bias: Any = None,
+    dt_softplus: bool = False,
+    dt_limit: tuple[float, float] = (0.0, float("inf")),
+    **_: Any,
+) -> Any:
+    """What transformers' `mamba2_chunk_scan` computes from a start without a past, in whatever chunks.
+
+    state_t = exp(A dt_t) state_{t-1} + dt_t x_t B_t        y_t = state_t C_t + D x_t
+
+    Args:
+        hidden_states: x [b, t, h, p], of h heads.
+        dt: [b, t, h].
+        A: [h].
+        B: [b, t, g, n], of g groups of heads.
+        C: [b, t, g, n].
+        D: [h].
+        dt_bias: [h], added to dt.
+        dt_softplus: softplus of dt is used.
+        dt_limit: what dt is clamped to.
+
+    Returns:
+        y [b, t, h, p].
+
+    >>> x, one = torch.ones(1, 3, 1, 1), torch.ones(1, 3, 1)
+    >>> chunk_scan(x, one, torch.zeros(1), x, x).flatten().tolist()
+    [1.0, 2.0, 3.0]
+    """
+    if dt_bias is not None:
+        dt = dt + dt_bias.to(dt.dtype)
+    if dt_softplus:
+        dt = torch.nn.functional.softplus(dt)
+    dt = dt.clamp(*dt_limit).float()
+    batch, time, heads, width = hidden_states.shape
+    x = hidden_states.float()
+    b, c = (tensor.float().repeat_interleave(heads // B.shape[2], dim=2) for tensor in (B, C))
+    inflow = (x * dt[..., None])[..., None] * b[..., None, :]  # [b, t, h, p, n]
+    decay = torch.exp(A.float() * dt)[..., None, None].expand_as(inflow)
+    decay, inflow = (tensor.transpose(0, 1).reshape(time, batch * heads, width, -1) for tensor in (decay, inflow))
+    rows = recurrence(decay, inflow, c.transpose(0, 1).reshape(time, batch * heads, -1))
+    y = rows.reshape(time, batch, heads, width).transpose(0, 1)
+    return y if D is None else y + D[..., None] * x

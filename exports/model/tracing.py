@@ -14,11 +14,22 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+from torch._dynamo.exc import UserError
+from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
+from torch.fx.experimental import _config
 
 from sae_runtime.exports.graphs.graph import OPSET
 from sae_runtime.exports.model.form import Form
-from sae_runtime.exports.model.scan import TRANSLATIONS, selective_scan
+from sae_runtime.exports.model.rotary import rotate
+from sae_runtime.exports.model.scan import TRANSLATIONS, chunk_scan, selective_scan
 
+# Functions of transformers that torch's exporter cannot trace, the end of their module's name, and what stands in.
+_REPLACEMENTS = (
+    ("", "mamba_selective_scan", selective_scan),
+    ("", "mamba2_chunk_scan", chunk_scan),
+    ("modeling_deepseek_v2", "apply_rotary_emb", rotate(1)),
+    ("modeling_llama4", "apply_rotary_emb", rotate(2)),
+)
 _LOGGERS = ("torch", "torch.onnx", "torch.export", "torch.fx", "torch._dynamo", "onnxscript", "onnx_ir", "transformers")
 _OPERATOR = re.compile(r"OpOverload\(op='([^']+)'|(aten[:.]+[\w.]+)|(higher_order_op\w*|torch\.ops\.[\w.]+)")
 
@@ -32,14 +43,14 @@ def trace(form: Form) -> ir.Model:
     inputs = form.example({"batch": 2, "sequence": 5, "past": 3})
     try:
         with traceable(form.model):
+            captured, shapes = _captured(form, inputs)
             program = torch.onnx.export(
-                form.eval(),
-                inputs,
+                captured,
                 dynamo=True,
                 verbose=False,
                 input_names=list(form.graph_inputs(inputs)),
                 output_names=form.outputs,
-                dynamic_shapes=form.dynamic_shapes(),
+                dynamic_shapes=shapes,
                 opset_version=OPSET,
                 custom_translation_table=TRANSLATIONS,
             )
@@ -47,7 +58,32 @@ def trace(form: Form) -> ir.Model:
         raise ValueError(_refusal(form, error)) from error
     assert program is not None  # dynamo always gives one
     _widen(program.model.graph)
+    for value in program.model.graph.inputs:
+        if form.layers and value.name == "attention_mask":
+            value.shape = ir.Shape(["batch", "past + sequence"])  # torch counts it as a length of its own
     return program.model
+
+
+def _captured(form: Form, inputs: tuple[Any, ...]) -> tuple[Any, Any]:
+    """torch's own graph, and which dimensions vary in it: within the bounds of a table, perhaps, but none is fixed."""
+    settings: dict[str, Any] = {"strict": False, "prefer_deferred_runtime_asserts_over_guards": True}
+    shapes = form.dynamic_shapes()
+    with _config.patch(backed_size_oblivious=True):  # so that a graph does not differ for sizes of 0 or 1
+        try:
+            return torch.export.export(form.eval(), inputs, dynamic_shapes=shapes, **settings), shapes
+        except UserError as error:
+            narrower = refine_dynamic_shapes_from_suggested_fixes(error.msg, shapes)
+            if any(isinstance(leaf, int) for leaf in _leaves(narrower)):
+                raise
+        return torch.export.export(form, inputs, dynamic_shapes=narrower, **settings), narrower
+
+
+def _leaves(tree: Any) -> Iterator[Any]:
+    for branch in tree.values() if isinstance(tree, dict) else tree:
+        if isinstance(branch, dict | list | tuple):
+            yield from _leaves(branch)
+        else:
+            yield branch
 
 
 def _widen(graph: ir.Graph) -> None:
@@ -81,25 +117,29 @@ def traceable(model: Any) -> Iterator[None]:
     """Let the model compute by operations that torch's exporter has, and silence the exporter.
 
     Attention of plain operations makes the simplest graph. Of a mixture of experts, the exporter lacks the product by
-    groups; `batched_mm` gathers the weights of the experts that a token takes. A selective scan is a Python loop over
-    the tokens, for which `selective_scan` stands in.
+    groups; `batched_mm` gathers the weights of the experts that a token takes.
     """
     attention = model.config._attn_implementation
     mixture = getattr(model, "_can_set_experts_implementation", lambda: False)()
     experts = model.get_experts_implementation() if mixture else None
     modules = {sys.modules[type(module).__module__] for module in model.modules()}
-    scans = [(module, module.mamba_selective_scan) for module in modules if hasattr(module, "mamba_selective_scan")]
+    replaced = [
+        (module, name, getattr(module, name), ours)
+        for module in modules
+        for end, name, ours in _REPLACEMENTS
+        if module.__name__.endswith(end) and hasattr(module, name)
+    ]
     with silence():
         try:
             model.set_attn_implementation("eager")
             if mixture:
                 model.set_experts_implementation("batched_mm")
-            for module, _ in scans:
-                setattr(module, "mamba_selective_scan", selective_scan)
+            for module, name, _, ours in replaced:
+                setattr(module, name, ours)
             yield
         finally:
-            for module, own in scans:
-                setattr(module, "mamba_selective_scan", own)
+            for module, name, own, _ in replaced:
+                setattr(module, name, own)
             if mixture:
                 model.set_experts_implementation(experts)
             model.set_attn_implementation(attention)

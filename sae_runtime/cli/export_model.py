@@ -43,10 +43,11 @@ def command(
     import torch
 
     from sae_runtime.exports.export_model import export_model
+    from sae_runtime.exports.model.form import default_part
     from sae_runtime.train.harvest.host_model import load_whole_model
 
     loaded = load_whole_model(model).to(getattr(torch, dtype))
-    part = part or ("encoder" if getattr(loaded.config, "is_encoder_decoder", False) else None)
+    part = part or default_part(loaded)
     path = export_model(loaded, output, cache=cache, part=part, image=image_size, force=run.force)
     data = path.with_name(path.name + ".data")
     kind, parameters = type(loaded).__name__, sum(parameter.numel() for parameter in loaded.parameters())
