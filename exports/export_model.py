@@ -68,11 +68,10 @@ def export_model(
     for file in (data, path):
         files.check_free(file, force=force)
     from sae_runtime.exports.model.compare import check  # these import torch
-    from sae_runtime.exports.model.form import Form
     from sae_runtime.exports.model.tracing import silence, trace
 
     with silence():
-        form = Form(model, cache=cache, part=part, image=image)
+        form = _form(model, cache=cache, part=part, image=image)
         exported = trace(form)
         _keep_module_names_only(exported)
         for name in (name for name, one in form.inputs.items() if one.optional):
@@ -85,6 +84,21 @@ def export_model(
             if force:
                 path.unlink(missing_ok=True)  # an old graph must not be beside new weights
     return path
+
+
+def _form(model: Any, **settings: Any) -> Any:
+    from sae_runtime.exports.model.form import Form
+
+    try:
+        return Form(model, **settings)
+    except (ValueError, MemoryError):
+        raise
+    except Exception as error:  # configs and classes differ in whatever transformers' authors liked
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ValueError(
+            f"{type(model).__name__} is of a kind that export-model does not know ({reason}); export it with "
+            "torch.onnx.export"
+        ) from error
 
 
 def _opened(path: Path) -> Any:
@@ -109,9 +123,9 @@ def _give_default(graph: ir.Graph, name: str) -> None:
     """Let an input of integers [b, t] be 0 everywhere where nobody feeds it."""
     ids = graph.inputs[0]
     given = next(value for value in graph.inputs if value.name == name)
+    users = list(given.uses())
     shape = ir.node("Shape", [ids])
     spread = ir.node("Expand", [given, shape.outputs[0]])
-    users = list(given.uses())
     graph.insert_before(next(iter(graph)), [shape, spread])
     for number, node in enumerate((shape, spread)):
         node.outputs[0].name = f"{name}/{('shape', 'spread')[number]}"

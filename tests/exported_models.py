@@ -2,12 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 import transformers
-from architectures import BART, GROUPED, LATENT, MIXTURE, SETTINGS, SLIDING, USUAL
+from architectures import BART, GROUPED, LATENT, SETTINGS, USUAL
 
 Make = Callable[[], Any]
 PICTURES: dict[str, Any] = {
@@ -91,7 +90,9 @@ CASES: dict[str, Case] = {
     "modernbert": Case(of("ModernBertModel", "ModernBertConfig", SETTINGS["modernbert"])),
     "llama, reranker": Case(of("LlamaForSequenceClassification", "LlamaConfig", GROUPED)),
     "t5, encoder": Case(of("T5ForConditionalGeneration", "T5Config", SETTINGS["t5"], decoder_start_token_id=0)),
-    "t5, decoder": Case(of("T5ForConditionalGeneration", "T5Config", SETTINGS["t5"], decoder_start_token_id=0), DECODER),
+    "t5, decoder": Case(
+        of("T5ForConditionalGeneration", "T5Config", SETTINGS["t5"], decoder_start_token_id=0), DECODER
+    ),
     "bart, decoder": Case(of("BartForConditionalGeneration", "BartConfig", BART), DECODER),
     "bart, classifier": Case(of("BartForSequenceClassification", "BartConfig", BART)),
     "whisper, encoder": Case(of("WhisperForConditionalGeneration", "WhisperConfig", WHISPER)),

@@ -62,6 +62,7 @@ SLOW = (
     "test_albert",
     "test_architectures",
     "test_edits_of_users",
+    "test_exported_models",
     "test_fused_norm",
     "test_gated_generation",
     "test_massive_norm",

@@ -1,4 +1,4 @@
 """A transformers model as a function of named tensors that torch's exporter can trace, and its comparison with torch.
 
-May import, of the runtime, `engine.sessions`.
+May import `exports.graphs`.
 """

@@ -35,7 +35,7 @@ def _check(form: Form, session: Any, sizes: dict[str, int], side: Padding, seed:
         inputs = dict(zip(form.inputs, form.example(sizes, seed), strict=True))
         inputs = padded(inputs, side, fill)
         with torch.inference_mode():
-            wanted = [_array(tensor) for tensor in form(*inputs.values())]
+            wanted = [_array(tensor) for tensor in _computed(form, inputs)]
     finally:
         form.layers, form.outputs = layers, names
     if layers:
@@ -44,7 +44,9 @@ def _check(form: Form, session: Any, sizes: dict[str, int], side: Padding, seed:
         found = _run(form, session, {name: _fed(tensor) for name, tensor in inputs.items()})
     for name, want, got in zip(form.outputs, wanted, found, strict=False):
         if want.shape != got.shape:
-            raise ValueError(f"the graph's {name} is {list(got.shape)}, torch's {list(want.shape)}; nothing was written")
+            raise ValueError(
+                f"the graph's {name} is {list(got.shape)}, torch's {list(want.shape)}; nothing was written"
+            )
         real = _real(inputs, want)
         if not (error := _largest_error(want[real], got[real])) <= _TOLERANCE * (1 if got.dtype == np.float32 else 30):
             raise ValueError(f"the graph's {name} is off by {error:.1e} of the largest; nothing was written")
@@ -65,6 +67,15 @@ def _stepwise(form: Form, session: Any, inputs: Tensors) -> NDArray[Any]:
         past = {name: outputs[name.replace("past_key_values", "present")] for name in past}
         logits.append(outputs["logits"])
     return np.concatenate(logits, axis=1)
+
+
+def _computed(form: Form, inputs: Tensors) -> tuple[Any, ...]:
+    try:
+        return tuple(form(*inputs.values()))
+    except Exception as error:  # the model's code raises what it likes
+        shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in inputs.items())
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{type(form.model).__name__} fails on {shapes} ({reason}); nothing was written") from error
 
 
 def _run(form: Form, session: Any, feed: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:

@@ -1,7 +1,7 @@
 """How a transformers model is called inside a graph: which part of it, with which inputs, with or without a past."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -80,8 +80,10 @@ class Form(torch.nn.Module):
     def _result(self, given: Tensors, start: Any = 0, **past: Any) -> Any:
         if self.part == "decoder":
             states = BaseModelOutput(last_hidden_state=given["encoder_hidden_states"])
-            mask = {"attention_mask": m for name, m in given.items() if name == "encoder_attention_mask"}
-            return self.model(encoder_outputs=states, decoder_input_ids=given["input_ids"], use_cache=False, **mask)
+            mask = given.get("encoder_attention_mask")
+            settings = {} if mask is None else {"attention_mask": mask}
+            ids = given["input_ids"]
+            return self.model(encoder_outputs=states, decoder_input_ids=ids, use_cache=False, **settings)
         settings = dict(self._settings)
         if self.causal:
             settings["use_cache"] = bool(past)
@@ -129,21 +131,25 @@ class Form(torch.nn.Module):
         dtype = self.model.dtype
         return [tuple(torch.randn(shape, generator=generator).to(dtype) for shape in pair) for pair in shapes]
 
-    def dynamic_shapes(self) -> tuple[Any, ...]:
-        """Which dimensions of the inputs vary, in the order of `example`."""
+    def dynamic_shapes(self, bounds: Mapping[str, Mapping[str, int]]) -> tuple[Any, ...]:
+        """Which dimensions of the inputs vary, in the order of `example`; `min` and `max` of some by their names."""
         named = {dim for one in self.inputs.values() for dim in one.dims if isinstance(dim, str)}
-        dims = {dim: Dim(dim, min=0 if dim in ("batch", "images") else 1) for dim in sorted(named)}
+        # Some models slice a table by the length of the past, so torch wants to hear that it ends with the table.
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        least = {"batch": 0, "images": 0, "past": 0}
+        dims = {
+            dim: Dim(dim, **{"min": least.get(dim, 1), "max": limit if dim == "past" else None} | bounds.get(dim, {}))
+            for dim in sorted({*named, "past"})
+        }
         shapes = {
             name: {axis: dims[dim] for axis, dim in enumerate(one.dims) if isinstance(dim, str)}
             for name, one in self.inputs.items()
         }
         if not self.layers:
             return (tuple(shapes.values()),)
-        # Some models slice a table by the length of the past, so torch wants to hear that it ends with the table.
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if "attention_mask" in shapes:
             shapes["attention_mask"] = {0: dims["batch"], 1: Dim.DYNAMIC}
-        pair = ({0: dims["batch"], 2: Dim("past", max=limit)},) * 2
+        pair = ({0: dims["batch"], 2: dims["past"]},) * 2
         return ((*shapes.values(), [pair] * len(self.layers)),)
 
     def graph_inputs(self, tensors: Sequence[Any]) -> Tensors:

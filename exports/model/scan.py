@@ -45,7 +45,7 @@ def _recurrence(decay: FLOAT, inflow: FLOAT, read: FLOAT) -> FLOAT:
     start = op.Mul(op.ReduceSum(inflow, zero, keepdims=0), 0.0)
 
     @graph()  # type: ignore[misc]
-    def step(state, a, b, c):  # type: ignore[no-untyped-def]
+    def step(state, a, b, c):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
         new = a * state + b
         y = op.ReduceSum(new * op.Unsqueeze(c, op.Constant(value_ints=[1])), op.Constant(value_ints=[-1]), keepdims=0)
         return new, y

@@ -1,8 +1,6 @@
 """Trace a model with torch's exporter: the settings under which it can, in silence, and why it cannot."""
 
 import contextlib
-import importlib
-import linecache
 import logging
 import re
 import sys
@@ -15,7 +13,6 @@ from typing import Any
 import onnx_ir as ir
 import torch
 from torch._dynamo.exc import UserError
-from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
 from torch.fx.experimental import _config
 
 from sae_runtime.exports.graphs.graph import OPSET
@@ -31,6 +28,7 @@ _REPLACEMENTS = (
     ("modeling_llama4", "apply_rotary_emb", rotate(2)),
 )
 _LOGGERS = ("torch", "torch.onnx", "torch.export", "torch.fx", "torch._dynamo", "onnxscript", "onnx_ir", "transformers")
+_BOUNDS = re.compile(r"(?P<name>\w+) = Dim\('\w+'(, min=(?P<min>\d+))?(, max=(?P<max>\d+))?\)")
 _OPERATOR = re.compile(r"OpOverload\(op='([^']+)'|(aten[:.]+[\w.]+)|(higher_order_op\w*|torch\.ops\.[\w.]+)")
 
 
@@ -67,23 +65,21 @@ def trace(form: Form) -> ir.Model:
 def _captured(form: Form, inputs: tuple[Any, ...]) -> tuple[Any, Any]:
     """torch's own graph, and which dimensions vary in it: within the bounds of a table, perhaps, but none is fixed."""
     settings: dict[str, Any] = {"strict": False, "prefer_deferred_runtime_asserts_over_guards": True}
-    shapes = form.dynamic_shapes()
+    shapes = form.dynamic_shapes({})
     with _config.patch(backed_size_oblivious=True):  # so that a graph does not differ for sizes of 0 or 1
         try:
             return torch.export.export(form.eval(), inputs, dynamic_shapes=shapes, **settings), shapes
         except UserError as error:
-            narrower = refine_dynamic_shapes_from_suggested_fixes(error.msg, shapes)
-            if any(isinstance(leaf, int) for leaf in _leaves(narrower)):
+            fixes = str(error).partition("Suggested fixes:")[2].partition("\n\n")[0].strip()
+            bounds = {
+                found["name"]: {end: int(found[end]) for end in ("min", "max") if found[end]}
+                for line in fixes.splitlines()
+                if (found := _BOUNDS.fullmatch(line.strip()))
+            }
+            if not bounds or len(bounds) < len(fixes.splitlines()):
                 raise
-        return torch.export.export(form, inputs, dynamic_shapes=narrower, **settings), narrower
-
-
-def _leaves(tree: Any) -> Iterator[Any]:
-    for branch in tree.values() if isinstance(tree, dict) else tree:
-        if isinstance(branch, dict | list | tuple):
-            yield from _leaves(branch)
-        else:
-            yield branch
+        shapes = form.dynamic_shapes(bounds)
+        return torch.export.export(form, inputs, dynamic_shapes=shapes, **settings), shapes
 
 
 def _widen(graph: ir.Graph) -> None:

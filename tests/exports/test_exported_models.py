@@ -6,12 +6,14 @@ writes the rows; without the variable, each row must be in the table already.
 """
 
 import fcntl
+import inspect
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from cases_common import pre_activations
@@ -38,7 +40,7 @@ def test_a_spliced_export_reads_and_edits_what_torch_does(name: str, tmp_path: P
         with pytest.raises(ValueError, match=case.refused) as refusal:
             export_model(model, tmp_path / "host.onnx", **case.options)
         assert not any(tmp_path.iterdir())
-        return assert_listed(name, type(model).__name__, "none", "", "", "", str(refusal.value))
+        return assert_listed(name, type(model).__name__, "none", "", "", "", "", str(refusal.value))
     host = export_model(model, tmp_path / "host.onnx", **case.options)
     proto = onnx.load(str(host), load_external_data=False).graph
     witness = Witness(model, case.options.get("part"))
@@ -50,16 +52,20 @@ def test_a_spliced_export_reads_and_edits_what_torch_does(name: str, tmp_path: P
     for feed in feeds:
         for chosen in ([], edits):
             compare(graph, feed, witness, chosen)
-    assert_empty_batch(graph, random_feed(proto, model, 0, "left"))
+    empty = "runs" if runs_empty(graph, random_feed(proto, model, 0, "left")) else "fails"
     inputs, outputs = (described(values) for values in (proto.input, proto.output))
-    assert_listed(name, type(model).__name__, f"{inputs} → {outputs}", f"`{witness.hook}`", "equal", "equal", case.remark)
+    cells = (f"{inputs} → {outputs}", f"`{witness.hook}`", "equal", "equal", empty, case.remark)
+    assert_listed(name, type(model).__name__, *cells)
 
 
 class Witness:
     """The torch model with a hook, and an SAE in float64 numpy."""
 
     def __init__(self, model: Any, part: str | None) -> None:
-        self.model, self.part = model, part or ("encoder" if model.config.is_encoder_decoder and model.can_generate() else None)
+        self.model, self.part = (
+            model,
+            part or ("encoder" if model.config.is_encoder_decoder and model.can_generate() else None),
+        )
         self.hook = hook_of(model, self.part)
 
     def choose_sae(self, feed: Arrays) -> None:
@@ -106,15 +112,16 @@ class Witness:
     def call(self, tensors: dict[str, Any]) -> Any:
         """The model, or the part of it, on the inputs that the graph has, by transformers' own rules."""
         if self.part == "decoder":
-            states = (tensors["encoder_hidden_states"],)
-            mask = {"attention_mask": tensors[name] for name in ("encoder_attention_mask",) if name in tensors}
-            return self.model(encoder_outputs=states, decoder_input_ids=tensors["input_ids"], **mask)
+            states, ids = (tensors["encoder_hidden_states"],), tensors["input_ids"]
+            mask = tensors.get("encoder_attention_mask")
+            return self.model(encoder_outputs=states, decoder_input_ids=ids, attention_mask=mask)
         if self.part is not None:
             part = self.model.get_encoder() if self.part == "encoder" else getattr(self.model, f"{self.part}_model")
             return part(**tensors)
-        if self.model.can_generate() and "attention_mask" in tensors:  # generate counts positions from the mask
-            prepared = self.model.prepare_inputs_for_generation(**tensors, use_cache=False)
-            return self.model(**prepared)
+        taken = inspect.signature(self.model.forward).parameters
+        if self.model.can_generate() and "position_ids" in taken:  # generate counts them from the mask
+            positions = (tensors["attention_mask"].cumsum(-1) - 1).masked_fill(tensors["attention_mask"] == 0, 1)
+            return self.model(**tensors, position_ids=positions, use_cache=False)
         return self.model(**tensors)
 
 
@@ -194,8 +201,14 @@ def real_tokens(feed: Arrays, array: NDArray[Any]) -> Any:
     return np.ones(array.shape[:1], bool)
 
 
-def assert_empty_batch(graph: Path, feed: Arrays) -> None:
-    assert all(len(array) == 0 for array in stepwise(graph, feed, {}).values())
+def runs_empty(graph: Path, feed: Arrays) -> bool:
+    """Whether a batch of no texts gives outputs of no rows; some models' shapes do not allow one."""
+    try:
+        outputs = stepwise(graph, feed, {})
+    except onnxruntime.capi.onnxruntime_pybind11_state.Fail:
+        return False
+    assert 0 in outputs["sae_values"].shape
+    return True
 
 
 def described(values: Any) -> str:
@@ -209,7 +222,9 @@ def assert_listed(name: str, *cells: str) -> None:
     """Compare a row of the table, or write it: `SAE_RUNTIME_WRITE_TABLE`."""
     row = f"| {' | '.join([name, *cells])} |"
     if not os.environ.get("SAE_RUNTIME_WRITE_TABLE"):
-        assert row in TABLE.read_text().splitlines()
+        lines = TABLE.read_text().splitlines()
+        start = f"| {name} | {cells[0]} | none |"  # a refusal names a line of transformers, which moves
+        assert row in lines or (cells[1] == "none" and any(line.startswith(start) for line in lines))
         return
     with TABLE.open("r+") as file:  # several processes may write
         fcntl.flock(file, fcntl.LOCK_EX)

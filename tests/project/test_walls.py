@@ -49,6 +49,7 @@ INNER = {
     ),
     "exports.graphs": ("bundle",),
     "exports.certified": ("exports.graphs", "bundle"),
+    "exports.model": ("exports.graphs",),
     "exports.splice": ("exports.graphs", "bundle", "engine.sessions"),
 }
 
