@@ -80,6 +80,11 @@ CASES: dict[str, Case] = {
     "mamba2, no cache": Case(named("mamba2"), ALONE),
     "deepseek_v2": Case(of("DeepseekV2ForCausalLM", "DeepseekV2Config", USUAL, **LATENT)),
     "jamba, no cache": Case(named("jamba"), ALONE),
+    "recurrent_gemma, no cache": Case(
+        of("RecurrentGemmaForCausalLM", "RecurrentGemmaConfig", RECURRENT),
+        ALONE,
+        refused="modeling_recurrent_gemma.py:",
+    ),
     "bert": Case(bert()),
     "bert, classifier": Case(bert("ForSequenceClassification")),
     "bert, masked language model": Case(bert("ForMaskedLM")),

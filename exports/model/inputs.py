@@ -62,7 +62,7 @@ def inputs_of(model: Any, called: Any, *, head: bool, image: int | None = None) 
 
 def _text(config: Any, taken: Mapping[str, Any], *, head: bool) -> dict[str, Input]:
     dims = ("batch", "sequence")
-    inputs = {"input_ids": Input(dims, ids(config.vocab_size))}
+    inputs = {"input_ids": Input(dims, ids(config.vocab_size, getattr(config, "eos_token_id", None)))}
     if "attention_mask" in taken:
         inputs["attention_mask"] = Input(dims, lambda shape, _: torch.ones(shape, dtype=torch.int64))
     if "token_type_ids" in taken and (getattr(config, "type_vocab_size", 0) or 0) > 1:
@@ -70,9 +70,17 @@ def _text(config: Any, taken: Mapping[str, Any], *, head: bool) -> dict[str, Inp
     return inputs
 
 
-def ids(size: int) -> Callable[[tuple[int, ...], np.random.Generator], Any]:
-    """Makes random ids of a vocabulary."""
-    return lambda shape, rng: torch.from_numpy(rng.integers(min(4, size - 1), size, shape))
+def ids(size: int, end: Any = None) -> Callable[[tuple[int, ...], np.random.Generator], Any]:
+    """Makes random ids of a vocabulary; each text ends in `end`, where some models look for what the text is."""
+
+    def make(shape: tuple[int, ...], rng: np.random.Generator) -> Any:
+        found = rng.integers(min(4, size - 1), size, shape)
+        if isinstance(end, int) and 0 <= end < size:
+            found[found == end] = size - 1 if end < size - 1 else 0
+            found[:, -1:] = end
+        return torch.from_numpy(found)
+
+    return make
 
 
 def _halves(shape: tuple[int, ...], _: Any) -> Any:
@@ -120,6 +128,9 @@ def padded(inputs: Tensors, side: Padding, fill: int | None) -> Tensors:
         where = slice(0, count) if side == "left" else slice(mask.shape[1] - count, None)
         mask[:1, where] = 0
         changed[name] = mask
-        if fill is not None and of in inputs:
-            changed[of] = inputs[of].masked_fill(mask == 0, fill)
+        if of in inputs:
+            found = inputs[of].clone()
+            if side == "right":  # the end of the text goes before the padding
+                found[:1, -count - 1] = found[:1, -1]
+            changed[of] = found if fill is None else found.masked_fill(mask == 0, fill)
     return changed

@@ -24,6 +24,22 @@ def test_an_exported_encoder_gives_torchs_hidden_states_for_any_batch() -> None:
         np.testing.assert_allclose(found[real], expected[real], atol=1e-5)
 
 
+def test_types_of_tokens_are_zero_where_nobody_feeds_them() -> None:
+    feed = some_ids(2, 7)
+    types = {"token_type_ids": np.array([[0, 0, 0, 0, 1, 1, 1]] * 2)}
+    alone, zeros, ones = (
+        run(host_graph("bert"), feed | more)["last_hidden_state"]
+        for more in ({}, {"token_type_ids": np.zeros_like(feed["input_ids"])}, types)
+    )
+    np.testing.assert_array_equal(alone, zeros)
+    with torch.inference_mode():
+        tensors = {name: torch.from_numpy(array) for name, array in (feed | types).items()}
+        expected = torch_host("bert")(**tensors).last_hidden_state.numpy()
+    real = feed["attention_mask"].astype(bool)
+    np.testing.assert_allclose(ones[real], expected[real], atol=1e-5)
+    assert np.abs(ones - alone).max() > 1e-3
+
+
 def test_an_exported_language_model_generates_what_torch_generates() -> None:
     feed = some_ids(3, 6) | no_past(3)
     ids, mask = (torch.from_numpy(feed[name]) for name in ("input_ids", "attention_mask"))

@@ -147,6 +147,9 @@ def random_feed(graph: Any, model: Any, batch: int, side: str) -> Arrays:
             feed[value.name] = rng.integers(0, 2, shape)
         else:
             feed[value.name] = rng.standard_normal(shape).astype(np.float32)
+    if "input_ids" in feed:  # some models look at the end of a text, which goes before the padding
+        feed["input_ids"][:, -1] = model.config.get_text_config().eos_token_id or 5
+        feed["input_ids"][:1, -3] = feed["input_ids"][:1, -1] if side == "right" else feed["input_ids"][:1, -3]
     pad = model.config.get_text_config().pad_token_id if "attention_mask" in feed else None
     if pad is not None:
         feed["input_ids"][feed["attention_mask"] == 0] = pad

@@ -49,5 +49,7 @@ def test_a_head_without_weights_is_refused(tmp_path: Path) -> None:
     BertModel(BertConfig(**SIZES, vocab_size=32)).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text()) | {"architectures": ["BertForSequenceClassification"]}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"lacks weights that are computed with \(classifier.bias, classifier.weight\)"):
+    with pytest.raises(
+        ValueError, match=r"lacks weights that are computed with \(classifier.bias, classifier.weight\)"
+    ):
         load_whole_model(str(tmp_path))
