@@ -162,7 +162,7 @@ def _refusal(form: Form, error: BaseException) -> str:
     causes = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
         causes.append(cause)
-    text = " ".join(str(causes[-1]).split())
+    text = " ".join(str(causes[-1]).split()).replace('For more information, run with TORCH_LOGS="+dynamic". - ', "")
     lines = [line for cause in causes for line in _lines_of_models(cause)]
     operator = next((next(filter(None, m.groups())) for c in causes if (m := _OPERATOR.search(str(c)))), None)
     if lines:
