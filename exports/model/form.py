@@ -137,8 +137,10 @@ class Form(torch.nn.Module):
         # Some models slice a table by the length of the past, so torch wants to hear that it ends with the table.
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         least = {"batch": 0, "images": 0, "past": 0}
-        dims = {
-            dim: Dim(dim, **{"min": least.get(dim, 1), "max": limit if dim == "past" else None} | bounds.get(dim, {}))
+        dims: dict[str, Any] = {
+            dim: Dim(
+                dim, **{"min": least.get(dim, 1), "max": limit if dim == "past" else None} | dict(bounds.get(dim, {}))
+            )
             for dim in sorted({*named, "past"})
         }
         shapes = {

@@ -104,13 +104,13 @@ def _dims(name: str, config: Any, image: int | None, batch: str) -> tuple[str | 
         height, width = _pair(image or getattr(config, "image_size", None) or 224)
         frames = getattr(config, "num_frames", None)
         return (batch, *([frames] if frames else []), getattr(config, "num_channels", None) or 3, height, width)
-    bins = getattr(config, "num_mel_bins", None)
+    bins: Any = getattr(config, "num_mel_bins", None)
     if name == "input_values" and bins is None:
         return (batch, "samples")
     if name == "input_values":  # a spectrogram of one length, the axis of time first
         return (batch, config.max_length, bins)
-    if (positions := getattr(config, "max_source_positions", None)) and config.model_type == "whisper":
-        return (batch, bins, 2 * positions)  # its first convolution halves the time
+    if config.model_type == "whisper":
+        return (batch, bins, 2 * config.max_source_positions)  # its first convolution halves the time
     return (batch, "frames", getattr(config, "feature_projection_input_dim", None) or bins or 80)
 
 

@@ -7,8 +7,9 @@ which torch's exporter cannot trace for any number of tokens.
 from typing import Any
 
 import torch
-from onnxscript import FLOAT, graph, script
-from onnxscript import opset18 as op  # the opset of torch's own translations
+from onnxscript import FLOAT, graph, opset18, script
+
+op: Any = opset18  # the opset of torch's own translations
 
 
 @torch.library.custom_op("sae_runtime::recurrence", mutates_args=())
@@ -39,22 +40,22 @@ def _(decay: Any, inflow: Any, read: Any) -> Any:
     return inflow.new_empty(inflow.shape[:3])
 
 
-@script()  # type: ignore[misc]
+@script()
 def _recurrence(decay: FLOAT, inflow: FLOAT, read: FLOAT) -> FLOAT:
     zero = op.Constant(value_ints=[0])
     start = op.Mul(op.ReduceSum(inflow, zero, keepdims=0), 0.0)
 
-    @graph()  # type: ignore[misc]
+    @graph()
     def step(state, a, b, c):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
         new = a * state + b
         y = op.ReduceSum(new * op.Unsqueeze(c, op.Constant(value_ints=[1])), op.Constant(value_ints=[-1]), keepdims=0)
         return new, y
 
     _, rows = op.Scan(start, decay, inflow, read, body=step, num_scan_inputs=3)
-    return rows
+    return rows  # type: ignore[no-any-return]
 
 
-TRANSLATIONS = {torch.ops.sae_runtime.recurrence.default: _recurrence}
+TRANSLATIONS: dict[Any, Any] = {torch.ops.sae_runtime.recurrence.default: _recurrence}
 
 
 def selective_scan(

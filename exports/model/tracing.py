@@ -12,8 +12,8 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+import torch.fx.experimental._config
 from torch._dynamo.exc import UserError
-from torch.fx.experimental import _config
 
 from sae_runtime.exports.graphs.graph import OPSET
 from sae_runtime.exports.model.form import Form
@@ -66,7 +66,9 @@ def _captured(form: Form, inputs: tuple[Any, ...]) -> tuple[Any, Any]:
     """torch's own graph, and which dimensions vary in it: within the bounds of a table, perhaps, but none is fixed."""
     settings: dict[str, Any] = {"strict": False, "prefer_deferred_runtime_asserts_over_guards": True}
     shapes = form.dynamic_shapes({})
-    with _config.patch(backed_size_oblivious=True):  # so that a graph does not differ for sizes of 0 or 1
+    with torch.fx.experimental._config.patch(
+        backed_size_oblivious=True
+    ):  # so that a graph does not differ for sizes of 0 or 1
         try:
             return torch.export.export(form.eval(), inputs, dynamic_shapes=shapes, **settings), shapes
         except UserError as error:
