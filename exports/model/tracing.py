@@ -12,8 +12,8 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-import torch.fx.experimental._config
 from torch._dynamo.exc import UserError
+from torch.fx.experimental import _config
 
 from sae_runtime.exports.graphs.graph import OPSET
 from sae_runtime.exports.model.form import Form
@@ -29,6 +29,7 @@ _REPLACEMENTS = (
 )
 _LOGGERS = ("torch", "torch.onnx", "torch.export", "torch.fx", "torch._dynamo", "onnxscript", "onnx_ir", "transformers")
 _BOUNDS = re.compile(r"(?P<name>\w+) = Dim\('\w+'(, min=(?P<min>\d+))?(, max=(?P<max>\d+))?\)")
+_FIXED = re.compile(r"Suggested fixes:.*?\b(?P<name>\w+) = \d+\b")
 _OPERATOR = re.compile(r"OpOverload\(op='([^']+)'|(aten[:.]+[\w.]+)|(higher_order_op\w*|torch\.ops\.[\w.]+)")
 
 
@@ -66,9 +67,8 @@ def _captured(form: Form, inputs: tuple[Any, ...]) -> tuple[Any, Any]:
     """torch's own graph, and which dimensions vary in it: within the bounds of a table, perhaps, but none is fixed."""
     settings: dict[str, Any] = {"strict": False, "prefer_deferred_runtime_asserts_over_guards": True}
     shapes = form.dynamic_shapes({})
-    with torch.fx.experimental._config.patch(
-        backed_size_oblivious=True
-    ):  # so that a graph does not differ for sizes of 0 or 1
+    # A graph must not differ for sizes of 0 or 1.
+    with _config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         try:
             return torch.export.export(form.eval(), inputs, dynamic_shapes=shapes, **settings), shapes
         except UserError as error:
@@ -167,7 +167,9 @@ def _refusal(form: Form, error: BaseException) -> str:
     text = " ".join(str(causes[-1]).split()).replace('For more information, run with TORCH_LOGS="+dynamic". - ', "")
     lines = [line for cause in causes for line in _lines_of_models(cause)]
     operator = next((next(filter(None, m.groups())) for c in causes if (m := _OPERATOR.search(str(c)))), None)
-    if lines:
+    if fixed := _FIXED.search(text):
+        where = f"its code holds for one size of {fixed['name']} alone, as a Python loop over it does"
+    elif lines:
         where = f"{lines[-1]}: {text[:160]}"
     elif operator:
         where = f"no ONNX for {operator}: {text[:160]}"

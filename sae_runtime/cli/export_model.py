@@ -1,5 +1,7 @@
 """sae-runtime export-model."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -65,8 +67,11 @@ def command(
 
 
 def _names(path: Path) -> tuple[list[str], list[str]]:
-    """The inputs and outputs of a graph."""
+    """The inputs and outputs of a graph; keys and values of all layers have one name."""
     import onnx_ir as ir
 
+    def names(values: Sequence[ir.Value]) -> list[str]:
+        return list(dict.fromkeys(re.sub(r"^(past_key_values|present)\.\d+\.", r"\1.N.", str(v.name)) for v in values))
+
     graph = ir.load(path).graph
-    return [str(value.name) for value in graph.inputs], [str(value.name) for value in graph.outputs]
+    return names(graph.inputs), names(graph.outputs)

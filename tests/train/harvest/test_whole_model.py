@@ -21,8 +21,8 @@ from sae_runtime.train.harvest.host_model import load_whole_model
 SIZES: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 SPEECH: dict[str, Any] = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16}
 HEADS: dict[str, Any] = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 16}
-MADE = {
-    "classifier": lambda: BertForSequenceClassification(BertConfig(**SIZES, vocab_size=32, num_labels=3)),
+MADE: dict[str, Any] = {
+    "classifier": lambda: BertForSequenceClassification(BertConfig(**SIZES, vocab_size=32)),
     "pictures": lambda: ViTForImageClassification(ViTConfig(**SIZES, image_size=16, patch_size=8)),
     "speech": lambda: WhisperForConditionalGeneration(WhisperConfig(**SPEECH, **HEADS, vocab_size=32, pad_token_id=0)),
 }
