@@ -17,7 +17,8 @@ def test_host_makes_a_graph_of_a_model_folder(tmp_path: Path) -> None:
     assert (said["graph"], said["model"], said["dtype"]) == (str(out), "BertModel", "float16")
     assert sorted(path.name for path in out.parent.iterdir()) == ["host.onnx", "host.onnx.data"]
     ids = np.array([[2, 5, 9, 3]])
-    (hidden,) = open_plainly(out, False).run(None, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
+    feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    (hidden,) = open_plainly(out, False).run(["last_hidden_state"], feed)
     assert hidden.shape == (1, 4, 16) and hidden.dtype == np.float16 and np.isfinite(hidden).all()
     assert "--force" in refused("export-model", model, "-o", out)
 

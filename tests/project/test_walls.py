@@ -49,6 +49,7 @@ INNER = {
     ),
     "exports.graphs": ("bundle",),
     "exports.certified": ("exports.graphs", "bundle"),
+    "exports.model": ("exports.graphs", "exports.splice"),
     "exports.splice": ("exports.graphs", "exports.witness", "bundle", "engine.sessions", "engine.trial"),
 }
 

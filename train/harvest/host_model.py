@@ -1,7 +1,7 @@
 """Load the host model, a transformers model."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -39,35 +39,59 @@ def load_host_model(
 
     >>> tokenizer, model = load_host_model("gpt2")  # doctest: +SKIP
     """
-    from transformers import AutoModel, AutoTokenizer  # here, because the import takes seconds
+    from transformers import AutoTokenizer  # here, because the import takes seconds
 
-    local = Path(name).is_dir()
-    if not local and not _HUB_NAME.fullmatch(name):
-        raise FileNotFoundError(f"the model folder {name} does not exist; check its path")
-    if Path(name, "adapter_config.json").is_file():  # without peft, transformers would leave the adapter out
-        raise ValueError(f"{name} holds an adapter, such as LoRA; merge it into its model, and name the merged one")
     usable = usable_device(device)
-    source: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
+    model, info, source = _loaded(name, _causal_or_base if head else _base)
     with _quiet():
-        try:
-            auto = _causal_or_base(name, source) if head else AutoModel
-            # Tensors of another shape come back as random ones, and `refuse_gaps` finds those that matter.
-            filled = {"output_loading_info": True, "ignore_mismatched_sizes": True, "torch_dtype": "auto"}
-            model, info = auto.from_pretrained(name, **source, **filled)
-        except Exception as error:  # each format's loader raises errors of its own
-            raise _unloadable(name, error, "model and tokenizer") from error
-        if getattr(model.config, "quantization_config", None) and getattr(model, "hf_quantizer", None) is None:
-            raise ValueError(f"{name} is quantized in a way that transformers does not know; name the whole model")
         refuse_other_input(name, model)
         try:
             tokenizer = AutoTokenizer.from_pretrained(name, **source)
         except Exception as error:
             raise _unloadable(name, error, "its tokenizer") from error
-    model.eval()
-    model.config.use_cache = False  # no later pass uses the keys and values
     model = model.to(usable)
     refuse_gaps(name, model, info, None if hooks is None else partial(_first_activations, model, hooks))
     return tokenizer, model
+
+
+def load_whole_model(name: str) -> Any:
+    """Load a model of the class that its config names, with whatever head it has, on the CPU; it may read anything.
+
+    Args:
+        name: a transformers folder or a model of the hub.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+        ValueError: the model cannot be loaded, or lacks weights.
+
+    >>> type(load_whole_model("cross-encoder/ms-marco-MiniLM-L6-v2")).__name__  # doctest: +SKIP
+    'BertForSequenceClassification'
+    """
+    model, info, _ = _loaded(name, _named_class)
+    refuse_gaps(name, model, info, None)
+    return model
+
+
+def _loaded(name: str, choose: Callable[[str, Mapping[str, Any]], Any]) -> tuple[Any, Any, dict[str, Any]]:
+    """A model in evaluation mode, what its loader says about its weights, and how its folder is read."""
+    local = Path(name).is_dir()
+    if not local and not _HUB_NAME.fullmatch(name):
+        raise FileNotFoundError(f"the model folder {name} does not exist; check its path")
+    if Path(name, "adapter_config.json").is_file():  # without peft, transformers would leave the adapter out
+        raise ValueError(f"{name} holds an adapter, such as LoRA; merge it into its model, and name the merged one")
+    source: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
+    with _quiet():
+        try:
+            # Tensors of another shape come back as random ones, and `refuse_gaps` finds those that matter.
+            filled = {"output_loading_info": True, "ignore_mismatched_sizes": True, "torch_dtype": "auto"}
+            model, info = choose(name, source).from_pretrained(name, **source, **filled)
+        except Exception as error:  # each format's loader raises errors of its own
+            raise _unloadable(name, error, "model and tokenizer") from error
+        if getattr(model.config, "quantization_config", None) and getattr(model, "hf_quantizer", None) is None:
+            raise ValueError(f"{name} is quantized in a way that transformers does not know; name the whole model")
+    model.eval()
+    model.config.use_cache = False  # no later pass uses the keys and values
+    return model, info, source
 
 
 def _first_activations(model: Any, hooks: Sequence[str]) -> list[torch.Tensor]:
@@ -98,6 +122,21 @@ def _unloadable(name: str, error: Exception, lacking: str) -> ValueError:
         f"{name} could not be loaded ({first_line(error)}); name a transformers folder with {lacking}, or a model of "
         "the hub"
     )
+
+
+def _base(*_: Any) -> Any:
+    from transformers import AutoModel
+
+    return AutoModel
+
+
+def _named_class(name: str, source: Mapping[str, Any]) -> Any:
+    """The class that a checkpoint names, if transformers has it; else the base model alone."""
+    import transformers
+
+    named = (transformers.AutoConfig.from_pretrained(name, **source).architectures or [""])[0]
+    found = getattr(transformers, named, None)
+    return found if hasattr(found, "from_pretrained") else transformers.AutoModel
 
 
 def _causal_or_base(name: str, source: Mapping[str, Any]) -> Any:

@@ -14,7 +14,7 @@ from place_matrix import inferred
 from torch import nn
 
 from sae_runtime.bundle.hooks import parse_hook
-from sae_runtime.exports.splice.call_numbers import number_calls
+from sae_runtime.exports.model.call_numbers import number_calls
 from sae_runtime.exports.splice.hook_tensor import find_hook
 
 pytestmark = pytest.mark.usefixtures("one_thread")
