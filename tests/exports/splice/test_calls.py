@@ -101,7 +101,7 @@ def calls(kind: str) -> dict[str, list[Rows]]:
     seen: dict[str, list[Rows]] = {}
     handles = [
         module.register_forward_hook(
-            lambda _module, _args, y, name=name: seen.setdefault(name, []).append(y.detach().numpy().copy())  # type: ignore[misc]
+            lambda _module, _args, y, name=name: seen.setdefault(name, []).append(y.detach().numpy().copy())
         )
         for name, module in net(kind).named_modules()
         if name
