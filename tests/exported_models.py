@@ -92,7 +92,9 @@ CASES: dict[str, Case] = {
     "bert, question answering": Case(bert("ForQuestionAnswering")),
     "roberta, tagger": Case(of("RobertaForTokenClassification", "RobertaConfig", SETTINGS["roberta"])),
     "distilbert": Case(of("DistilBertModel", "DistilBertConfig", SETTINGS["distilbert"])),
-    "deberta-v2, reranker": Case(of("DebertaV2ForSequenceClassification", "DebertaV2Config", SETTINGS["deberta-v2"])),
+    "deberta-v2, reranker": Case(
+        of("DebertaV2ForSequenceClassification", "DebertaV2Config", SETTINGS["deberta-v2"], initializer_range=0.1)
+    ),
     "modernbert": Case(of("ModernBertModel", "ModernBertConfig", SETTINGS["modernbert"])),
     "llama, reranker": Case(of("LlamaForSequenceClassification", "LlamaConfig", GROUPED)),
     "t5, encoder": Case(of("T5ForConditionalGeneration", "T5Config", SETTINGS["t5"], decoder_start_token_id=0)),
