@@ -129,7 +129,8 @@ def _give_default(graph: ir.Graph, name: str) -> None:
     graph.insert_before(next(iter(graph)), [shape, spread])
     for number, node in enumerate((shape, spread)):
         node.outputs[0].name = f"{name}/{('shape', 'spread')[number]}"
-    spread.outputs[0].shape, spread.outputs[0].dtype = ids.shape, ir.DataType.INT64
+    for node, dims in ((shape, ir.Shape([2])), (spread, ids.shape)):
+        node.outputs[0].shape, node.outputs[0].dtype = dims, ir.DataType.INT64
     for use in users:
         use.node.replace_input_with(use.idx, spread.outputs[0])
     given.shape = ir.Shape([f"{name}_batch", f"{name}_sequence"])
