@@ -105,8 +105,10 @@ class Form(torch.nn.Module):
         left_out = (*_NOT_GIVEN, *_STATES)
         found = {name: value for name, value in dict(result).items() if name not in left_out}
         found = {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
-        # A checkpoint without a pooler has NaN in its place.
-        return [name for name, value in found.items() if name != "pooler_output" or bool(value.isfinite().all())]
+        pooled = found.pop("pooler_output", None)
+        # Who reads the states of a text's tokens pools them; a checkpoint without a pooler has NaN in its place.
+        of_text = self.part is None and "input_ids" in self.inputs
+        return [*found, *(["pooler_output"] if pooled is not None and not of_text and pooled.isfinite().all() else [])]
 
     def sizes(self, sizes: dict[str, int]) -> dict[str, int]:
         """Sizes of all dimensions that vary, where only some are given."""

@@ -47,7 +47,7 @@ def read_host(path: Path) -> HostGraph:
     False
 
     Raises:
-        FileNotFoundError: the host, or a small weight of it, is missing.
+        FileNotFoundError: the host, or a file of its weights, is missing.
         ValueError: the graph cannot be read or converted, or it is a merged decoder.
     """
     if not path.is_file():
@@ -56,6 +56,7 @@ def read_host(path: Path) -> HostGraph:
         model = ir.load(path)
     except Exception as error:  # protobuf and onnx-ir raise whatever the bytes cause
         raise ValueError(f"{path} is not a readable ONNX graph ({error}); export it again") from error
+    _refuse_missing(model.graph)
     _refuse_merged(path, model)
     opset = model.graph.opset_imports.get("", model.graph.opset_imports.get("ai.onnx", 0))
     if opset < OLDEST_OPSET or model.functions or unclear_values(model.graph):
@@ -90,6 +91,14 @@ def _has(graph: ir.Graph, hook: Hook) -> bool:
         return any(value.name == hook.name for value in values)
     modules = modules_in(places_of(graph))
     return any(module == hook.name or module.endswith(f".{hook.name}") for module in modules)
+
+
+def _refuse_missing(graph: ir.Graph) -> None:
+    """Refuse a graph some of whose weights are in files that do not exist."""
+    tensors = (value.const_value for value in graph.initializers.values())
+    for file in {Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}:
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing, which holds weights of the graph; copy the model again")
 
 
 def _refuse_merged(path: Path, model: ir.Model) -> None:

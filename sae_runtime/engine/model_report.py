@@ -27,7 +27,7 @@ def model_report(path: Path) -> dict[str, Any]:
         ValueError: the file is not an ONNX graph, or describes no splice.
 
     >>> model_report(Path(host_path))["outputs"]
-    {'last_hidden_state': [2, 5, 24], 'pooler_output': [2, 24]}
+    {'last_hidden_state': [2, 5, 24]}
     """
     splices = read_splices(read_metadata(path))
     for spliced in splices.values():

@@ -21,7 +21,7 @@ def test_splice_writes_a_graph_that_reads_and_edits(bundle_of: BundleOf, tmp_pat
     assert said["files"] == {"host.onnx.data": "copied", "sae/sae_weights.safetensors": "copied"}
     (one,) = said["splices"]
     session = open_plainly(tmp_path / "out" / "model.onnx", False)
-    assert [i.name for i in session.get_overridable_initializers()] == one["inputs"]
+    assert [i.name for i in session.get_overridable_initializers()] == ["token_type_ids", *one["inputs"]]
     assert one["outputs"] == ["sae_indices", "sae_values"]
     assert one["slots"] == 24
     outputs = run_host(tmp_path / "out" / "model.onnx", some_ids(2, 5) | {"sae_slots": np.array([24])})

@@ -502,7 +502,7 @@ def test_a_host_that_cannot_be_spliced_is_refused_and_nothing_is_written(
     [
         ({"hook": "encoder.layer.0.intermediate"}, "of width 32, this SAE expects width 24"),
         ({"hook": "input:encoder.layer.0.output"}, "input:model.encoder.layer.0.output is not one tensor but "),
-        ({"hook": "encoder.layer.0@1"}, "does not tell the calls of a module apart, got encoder.layer.0@1; hook"),
+        ({"hook": "encoder.layer.0@1"}, "there is no encoder.layer.0@1, for a forward pass calls the module 1 times"),
         ({"hook": "tensor:"}, r"a hook is .*MODULE.*, got 'tensor:'"),
         ({"hook": "encoder.layer.7"}, "no module 'encoder.layer.7'; close names are .*encoder.layer.1"),
         ({"hook": "encoder.layer.0", "name": "a b"}, "letters, digits and _, got 'a b'"),
