@@ -1,7 +1,8 @@
 """Read and edit the features of an SAE inside a live torch model, also while it generates."""
 
+import threading
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ def attach(
     model: Any,
     hook: str,
     sae: TorchSAE | str | Path,
-    edits: Sequence[Edit] | Sequence[Sequence[Edit]] = (),
+    edits: Edit | Sequence[Edit] | Sequence[Sequence[Edit]] = (),
     *,
     gate: Word | Collection[int] = "all",
     prompt_tokens: int | Sequence[int] | None = None,
@@ -54,8 +55,8 @@ def attach(
         model: a transformers model; it may generate, with a cache of keys and values or without.
         hook: as `harvest` names it: [input:]MODULE[@CALL]. The activations there are [b, t, d_in].
         sae: a bundle, exported or not, or the result of `open_sae`; it is moved to the model's device.
-        edits: one list for all requests, or a list for each of the b. If a request is searched by several beams, all of
-            them get its list.
+        edits: one or a list for all requests, or a list for each of the b. If a request is searched by several beams,
+            all of them get its list.
         gate: the tokens that are edited.
         prompt_tokens: number of tokens of the prompt without padding, one for all requests, or one for each; None to
             learn it from the passes.
@@ -70,8 +71,9 @@ def attach(
         ValueError: the model has no such hook, the hook has no activations of the SAE's d_in, a pass calls the module
             several times and the hook does not name one call, a feature is out of range or edited twice, an edit needs
             its largest activation and the bundle has none, the number of lists does not fit the requests, the gate is
-            unknown, it is not known which tokens the gate means, a copy of the model runs, or a transcoder is to edit
-            or replace the activations that it reads.
+            unknown, it is not known which tokens the gate means or which are padding, a copy of the model runs, the
+            module is computed again by gradient checkpointing, the model is none of transformers or puts time before
+            the batch, or a transcoder is to edit or replace the activations that it reads.
 
     Warns:
         UserWarning: the model ran, and the module at the hook never did.
@@ -80,32 +82,54 @@ def attach(
     >>> with attach(model, "h.6", "my-sae", [Edit.add(12, 5.0)], gate="answer") as features:  # doctest: +SKIP
     ...     model.generate(**tokens)
     """
+    if not hasattr(model, "base_model"):
+        raise ValueError(f"attach takes a model of transformers, got {type(model).__name__}; give it the model inside")
     opened = open_sae(sae) if isinstance(sae, str | Path) else sae
     chooses = Gate(gate, prompt_tokens, skip_ids)
     point = find_hook(model, hook)
-    requests: Any = edits if edits and not isinstance(edits[0], Edit) else [edits]
-    arrays = edit_arrays(requests, opened.manifest.architecture.d_sae, opened.largest)
+    arrays = edit_arrays(_requests(edits), opened.manifest.architecture.d_sae, opened.largest)
     numbers = {name: torch.from_numpy(array) for name, array in arrays.items()}
     opened.to(model.device)
     models = models_around(model, point.module)
     with ExitStack() as stack:
         stack.enter_context(_eager())
         reader = Reader(models, [stack.enter_context(watched(one)) for one in models], all_tokens=chooses.all_tokens)
-        work = _Work(opened, point, numbers, reader, chooses, replace)
+        read: list[Features] = []
+        work = _Work(opened, point, numbers, reader, chooses, replace, read, _layers_around(model, point.module))
         # The caller may call the model with its head or its base.
         callers = dict.fromkeys((model, model.base_model))
         handles = [caller.register_forward_pre_hook(lambda *_: work.begin()) for caller in callers]
-        handles += [caller.register_forward_hook(lambda *_: work.end()) for caller in callers]
+        end: Callable[..., None] = lambda _model, _args, output: work.end(output)  # noqa: E731
+        handles += [caller.register_forward_hook(end, always_call=True) for caller in callers]
         handles += reader.follow(lambda: point.watch(work))
         for handle in handles:
             stack.callback(handle.remove)
-        yield work.read
+        yield read
     if work.passes and not work.called:
         warnings.warn(
             f"the model ran {work.passes} times and never called {point.hook}, so nothing was read or edited; hook a "
             "module that the forward pass calls",
             stacklevel=3,
         )
+
+
+def _requests(edits: Any) -> list[list[Edit]]:
+    """The edits of each request; those of one list are for all."""
+    given = list(edits) if isinstance(edits, Iterable) else [edits]
+    requests = given if given and all(isinstance(one, Sequence) for one in given) else [given]
+    for edit in (edit for request in requests for edit in request):
+        if not isinstance(edit, Edit):
+            raise ValueError(
+                f"edits must be a list of Edit, or such a list for each request, got {type(edit).__name__} in a list"
+            )
+    return requests
+
+
+def _layers_around(model: Any, module: torch.nn.Module) -> list[Any]:
+    """The layers around a module that gradient checkpointing computes again; hooks at a layer itself run once."""
+    name = "GradientCheckpointingLayer"  # a class that releases of transformers before 4.53 lack
+    layers = [one for one in model.modules() if any(kind.__name__ == name for kind in type(one).__mro__)]
+    return [layer for layer in layers if any(one is module for one in layer.children() for one in one.modules())]
 
 
 _stance, _blocks = ExitStack(), [0]  # of torch.compile, and how many blocks are open
@@ -128,18 +152,28 @@ def _eager() -> Iterator[None]:
             _stance.close()
 
 
-class _Work:
-    """What is done at the hook: in each forward pass the features go to `read`, and the activations may be changed."""
+class _Work(threading.local):
+    """What is done at the hook: in each forward pass the features go to `read`, and the activations may be changed.
+
+    Each thread counts its own passes.
+    """
 
     def __init__(
-        self, sae: TorchSAE, point: HookPoint, numbers: dict[str, Tensor], reader: Reader, gate: Gate, replace: bool
+        self,
+        sae: TorchSAE,
+        point: HookPoint,
+        numbers: dict[str, Tensor],
+        reader: Reader,
+        gate: Gate,
+        replace: bool,
+        read: list[Features],
+        layers: list[Any],
     ) -> None:
         self.sae, self.point, self.numbers, self.replace = sae, point, numbers, replace
-        self.reader, self.gate = reader, gate
+        self.reader, self.gate, self.read, self.layers = reader, gate, read, layers
         self.edited = numbers["features"].numel() > 0
         if self.edited or replace:
             sae.refuse_transcoder()
-        self.read: list[Features] = []
         self.passes, self.called = 0, False  # passes of the model; whether any of them called the module
         self.calls, self.running = 0, False  # calls of the module in this pass; whether a pass of the model runs
 
@@ -147,16 +181,27 @@ class _Work:
         self.passes += not self.running
         self.calls, self.running = 0, True
 
-    def end(self) -> None:
-        if self.calls:
-            self.point.check_calls(self.calls)
-        self.calls, self.running = 0, False
+    def end(self, output: Any) -> None:
+        calls, self.calls, self.running = self.calls, 0, False
+        if calls and output is not None:  # a pass that failed has no output
+            self.point.check_calls(calls)
 
     def __call__(self, given: Any) -> Any:
         call, self.calls, self.called = self.calls, self.calls + 1, True
         if call != (self.point.call or 0) and (self.running or self.point.call):
             return None  # an encoder that is called by itself has no begin and no end: each of its calls is a pass
+        # While gradients are computed, a graph task runs.
+        again = any(layer.gradient_checkpointing and layer.training for layer in self.layers)
+        if again or torch._C._current_graph_task_id() != -1:
+            raise ValueError(
+                f"gradient checkpointing computes {self.point.hook} a second time in backward, where attach cannot "
+                "follow; hook a whole layer, or turn checkpointing off"
+            )
         whole = activations_in(given, self.point.hook, ("batch", "time", self.sae.manifest.architecture.d_in))
+        with torch.autocast(whole.device.type, enabled=False):  # the SAE computes in float32
+            return self._act(given, whole)
+
+    def _act(self, given: Any, whole: Tensor) -> Any:
         # An edit in place must not change what backward reads.
         x = (whole.clone() if self.point.in_place else whole).float().reshape(-1, whole.shape[2])
         f = self.sae.features(x)

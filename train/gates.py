@@ -48,6 +48,8 @@ class Gate:
         self._gate = gate
         self._positions = None if isinstance(gate, str) else _whole(gate, "a gate of positions")
         self._prompt_tokens = None if prompt_tokens is None else _whole(prompt_tokens, "prompt_tokens")
+        if self._prompt_tokens is not None and not len(self._prompt_tokens):
+            raise ValueError("prompt_tokens has no numbers; give one, or one for each request")
         self._skip_ids = _whole(skip_ids, "skip_ids")
         self.all_tokens = isinstance(gate, str) and gate == "all"
 
@@ -65,6 +67,10 @@ class Gate:
             elif isinstance(now.mask, Tensor) and now.mask.ndim == 2:
                 chosen = _positions(now, *x.shape[:2])[0] >= 0
         except _UnknownError as unknown:
+            if self.all_tokens and not now.mask.all():
+                raise ValueError(
+                    f"it is not known here which tokens are padding: {unknown}; run one text at a time, without padding"
+                ) from None
             if not self.all_tokens:
                 raise ValueError(
                     f"the gate {self._gate!r} does not tell here which tokens it means: {unknown}; call generate of "
@@ -155,8 +161,8 @@ def _for_rows(values: Tensor, b: int, what: str) -> Tensor:
 
 def _whole(numbers: Any, what: str) -> Tensor:
     """Whole numbers that are not negative, as a tensor [n]."""
-    numbers = numbers.tolist() if isinstance(numbers, Tensor) else numbers
-    array = np.asarray(list(numbers) if isinstance(numbers, Collection) else numbers)
-    if array.size and not (np.issubdtype(array.dtype, np.integer) and array.ndim < 2 and array.min() >= 0):
+    values = numbers.tolist() if isinstance(numbers, Tensor | np.ndarray) else numbers
+    values = list(values) if isinstance(values, Collection) and not isinstance(values, bytes) else [values]
+    if not all(isinstance(n, int | np.integer) and not isinstance(n, bool) and 0 <= n < 2**63 for n in values):
         raise ValueError(f"{what} must be whole numbers from 0 on, got {numbers!r}")
-    return torch.from_numpy(array.reshape(-1).astype(np.int64))
+    return torch.tensor([int(n) for n in values], dtype=torch.int64)

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,8 +62,8 @@ def tokens_in(cache: Any) -> int | None:
         return None
 
 
-class Generation:
-    """The prompt of the `generate` that a model runs at this moment.
+class Generation(threading.local):
+    """The prompt of the `generate` that a model runs at this moment in a thread.
 
     Two methods of the model are overheard while blocks watch it: `generate`, and the one by which it repeats its inputs
     for beams and samples. That one sees the prompt as the first pass will, with padding and cache, before a new token.
@@ -71,11 +72,10 @@ class Generation:
         prompt: the prompt; None while the model does not generate, and where the prompt is not known.
     """
 
-    def __init__(self, model: Any) -> None:
-        """Know nothing yet of a model."""
-        self.model, self.blocks = model, 0
+    def __init__(self, model: Any, restore: list[tuple[str, Any]]) -> None:
+        """Know nothing yet of a model; `restore` is for what was in the place of its methods, by name."""
+        self.model, self._restore = model, restore
         self.prompt: Prompt | None = None
-        self._restore: list[tuple[str, Any]] = []
         self._depth, self._width = 0, 0  # of calls within calls; of the mask that the outermost call was given
 
     def overhear(self) -> None:
@@ -133,7 +133,7 @@ class Generation:
         return Prompt(max(width, columns), cached, mask)
 
 
-_WATCHED = WeakIdKeyDictionary()  # of models and their Generation
+_WATCHED = WeakIdKeyDictionary()  # of models: their Generation, and how many blocks watch it
 
 
 @contextmanager
@@ -146,14 +146,14 @@ def watched(model: Any) -> Iterator[Generation]:
     True
     """
     if model not in _WATCHED:
-        _WATCHED[model] = Generation(model)
-        _WATCHED[model].overhear()
-    generation: Generation = _WATCHED[model]
-    generation.blocks += 1
+        _WATCHED[model] = [Generation(model, []), 0]
+        _WATCHED[model][0].overhear()
+    watch = _WATCHED[model]
+    watch[1] += 1
     try:
-        yield generation
+        yield watch[0]
     finally:
-        generation.blocks -= 1
-        if not generation.blocks:
+        watch[1] -= 1
+        if not watch[1]:
             del _WATCHED[model]
-            generation.leave()
+            watch[0].leave()

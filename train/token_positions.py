@@ -14,6 +14,7 @@ What the rules do not tell is said to be unknown, never guessed.
 """
 
 import inspect
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,6 +26,8 @@ from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
 from sae_runtime.train.generations import Generation, Prompt, cache_of, tokens_in
+
+_TIME_FIRST = ("xlnet", "fsmt")  # types of models
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,8 @@ class _Text:
     mask: Tensor | None
 
 
-class Reader:
-    """Follows the passes of the models around a module.
+class Reader(threading.local):
+    """Follows the passes of the models around a module, in each thread those that run there.
 
     Attributes:
         now: the pass that runs; None between passes.
@@ -88,7 +91,15 @@ class Reader:
             models: the models around a module, from the outermost to the reader.
             generations: what those that can generate are given.
             all_tokens: nothing but padding matters, so that nothing else is found out.
+
+        Raises:
+            ValueError: the reader's activations are [time, batch, d_in].
         """
+        if getattr(getattr(models[-1], "config", None), "model_type", None) in _TIME_FIRST:
+            raise ValueError(
+                f"{type(models[-1]).__name__} puts time before the batch, and attach reads [batch, time]; harvest can "
+                "read its activations"
+            )
         self.now: Pass | None = None
         self._models, self._generations, self._all_tokens = models, generations, all_tokens
         self._is_encoder = any(_has_in_its_encoder(model, models[-1]) for model in models)
@@ -150,8 +161,6 @@ class Reader:
             return replace(now, unknown="its cache does not tell how many tokens it holds")
         if "cu_seq_lens_q" in given:
             return replace(now, unknown="several texts share a row")
-        if "mems" in self._names[-1]:
-            return replace(now, unknown="the model puts time before the batch")
         if prompt is None:
             return self._by_hand(now, tokens, text)
         if not self._is_decoder[generating.index(True)]:

@@ -428,3 +428,30 @@ def test_gradients_flow_through_edits(hook: str, edits: list[Edit], name: str, t
         difference = score(embedded + along) - score(embedded - along)
     assert float((gradient * 2 * along).sum()) == pytest.approx(float(difference), rel=0.05, abs=0.01)
     assert abs(float(difference)) > 0.05
+
+
+def test_under_autocast_the_features_are_those_of_float32(bundle_of: BundleOf) -> None:
+    model, feed = torch_host("bert"), some_ids(3, 8)
+    hidden: list[torch.Tensor] = []
+    handle = model.encoder.layer[0].register_forward_hook(lambda _m, _a, output: hidden.append(output))
+    with torch.no_grad(), attach(model, "encoder.layer.0", bundle_of("token")) as features:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            model(torch.from_numpy(feed["input_ids"]))
+    handle.remove()
+    expected = load(bundle_of("token")).encode(hidden[0].float().numpy())
+    np.testing.assert_array_equal(features[0].indices, expected.indices)
+    np.testing.assert_allclose(features[0].values, expected.values, rtol=1e-5)
+
+
+def test_edits_come_alone_in_a_list_or_in_a_list_for_each_request(bundle_of: BundleOf) -> None:
+    x, one = torch.randn(2, 3, D_IN, generator=torch.Generator().manual_seed(0)), Edit.add(3, 5.0)
+    ways: list[Any] = [one, [one], (one,), iter([one]), [[one]], [[one], [one]]]
+    results = []
+    for edits in ways:
+        model = Model("tensor")
+        with attach(model, "layer", bundle_of("token"), edits):
+            results.append(model(x))
+    assert all(torch.equal(y, results[0]) for y in results) and not torch.equal(results[0], x)
+    for wrong, kind in (([[one], one], "list"), ([one, 3], "int"), (3, "int"), ("ab", "str"), ({3: one}, "int")):
+        with pytest.raises(ValueError, match=f"edits must be a list of Edit, .* got {kind} in a list"):
+            attach(Model("tensor"), "layer", bundle_of("token"), wrong).__enter__()  # type: ignore[arg-type]

@@ -2,6 +2,8 @@
 
 import copy
 import functools
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -257,7 +259,9 @@ def test_a_module_that_the_model_never_calls_is_warned_of(sae: tuple[Path, Weigh
         pass
 
 
-@pytest.mark.parametrize("prompt_tokens", [-1, 1.5, [[1, 2]], "one", [1, 2, 3], True, torch.tensor([-1])])
+@pytest.mark.parametrize(
+    "prompt_tokens", [-1, 1.5, [[1, 2]], [[1], [2, 3]], [], b"12", "one", [1, 2, 3], True, torch.tensor([-1])]
+)
 def test_prompt_tokens_that_are_no_numbers_or_do_not_fit_are_refused(
     sae: tuple[Path, Weights], prompt_tokens: Any
 ) -> None:
@@ -282,3 +286,86 @@ def test_a_compiled_model_is_edited_in_the_block_alone(sae: tuple[Path, Weights]
         torch.testing.assert_close(moved[0], moved[1])
         for compiled in (before, inside):
             torch.testing.assert_close(compiled(IDS).logits, plain)
+
+
+def test_threads_that_run_one_model_are_edited_each_by_its_own_tokens(
+    sae: tuple[Path, Weights], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [(IDS, MASK), (IDS[:, [2, 3]], MASK[:, [2, 3]]), (IDS.flip(0), MASK.flip(0))]
+    wrong: list[object] = []
+
+    def answers(ids: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
+        new = llama().generate(ids, attention_mask=mask, output_logits=True, return_dict_in_generate=True, **STEPS)
+        return [*new.logits, llama()(ids, attention_mask=mask).logits]
+
+    def again(text: tuple[torch.Tensor, torch.Tensor], expected: list[torch.Tensor]) -> None:
+        try:
+            with torch.no_grad():
+                for _ in range(5):
+                    for one, other in zip(answers(*text), expected, strict=True):
+                        torch.testing.assert_close(one, other)
+        except Exception as error:
+            wrong.append(error)
+
+    with torch.no_grad(), attach(llama(), HOOK, sae[0], [Edit.add(7, 50.0)], gate="last_prompt"):
+        expected = [answers(*text) for text in texts]
+        switch = sys.getswitchinterval()
+        try:
+            sys.setswitchinterval(1e-4)
+            threads = [threading.Thread(target=again, args=both) for both in zip(texts, expected, strict=True)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            sys.setswitchinterval(switch)
+    assert not wrong, wrong[0]
+    assert not {"generate", "_expand_inputs_for_generation"} & set(vars(llama()))
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable:FutureWarning")
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_what_checkpointing_computes_twice_is_refused(sae: tuple[Path, Weights], reentrant: bool) -> None:
+    model, edits = copy.deepcopy(llama()).train(), [Edit.scale(7, -2.0), Edit.add(9, 3.0)]
+    gradients = []
+    for checkpointed in (False, True):
+        if checkpointed:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        model.zero_grad()
+        with attach(model, HOOK, sae[0], edits, gate="prompt") as features:
+            model(IDS, attention_mask=MASK, use_cache=False).logits.pow(2).mean().backward()
+        assert len(features) == 1
+        gradients.append(model.model.embed_tokens.weight.grad)
+    torch.testing.assert_close(*gradients)
+    with attach(model, f"{HOOK}.mlp", sae[0]), pytest.raises(ValueError, match=r"computes layers.0.mlp a second time"):
+        model(IDS, use_cache=False)
+    with attach(model, f"{HOOK}.mlp", sae[0], edits):
+        model.eval()(IDS)
+
+
+def test_an_own_checkpoint_is_refused_in_backward(sae: tuple[Path, Weights]) -> None:
+    embedded = llama().get_input_embeddings()(IDS).detach().requires_grad_()
+    with attach(llama(), HOOK, sae[0], [Edit.scale(7, -2.0)]), pytest.raises(ValueError, match=r"a second time"):
+        run: Any = lambda x: llama()(inputs_embeds=x).logits  # noqa: E731
+        torch.utils.checkpoint.checkpoint(run, embedded, use_reentrant=True).sum().backward()
+
+
+def test_an_encoder_behind_a_pass_that_failed_is_edited(sae: tuple[Path, Weights]) -> None:
+    sizes: dict[str, Any] = {"d_model": D_IN, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    t5 = still(hf.T5ForConditionalGeneration, hf.T5Config(vocab_size=60, pad_token_id=0, **sizes), 5)
+
+    def call() -> None:
+        with pytest.raises(ValueError, match="exactly one of input_ids"):
+            t5(input_ids=IDS, attention_mask=MASK)
+        t5.get_encoder()(IDS, attention_mask=MASK)
+
+    assert edited_tokens(t5, "encoder.block.0", sae, call) == 2 * [MASK.tolist()]
+
+
+def test_models_that_attach_cannot_read_are_refused(sae: tuple[Path, Weights]) -> None:
+    xlnet = still(hf.XLNetModel, hf.XLNetConfig(vocab_size=60, d_model=D_IN, n_layer=1, n_head=2, d_inner=32))
+    with pytest.raises(ValueError, match="XLNetModel puts time before the batch"), attach(xlnet, "layer.0", sae[0]):
+        pass
+    wrapped: Any = torch.nn.Sequential(llama())
+    with pytest.raises(ValueError, match="a model of transformers, got Sequential"), attach(wrapped, "0", sae[0]):
+        pass

@@ -54,7 +54,9 @@ def test_rows_of_a_request_share_what_is_said_of_it() -> None:
         Gate("prompt").chosen(Pass(length=5, mask=mask), torch.zeros(2, 5, 3))
     with pytest.raises(ValueError, match="the module is given 5 columns, and the model around it 4"):
         Gate("prompt").chosen(Pass(length=4, mask=mask), torch.zeros(2, 5, 3))
-    assert Gate("all").chosen(Pass(length=4, mask=mask), torch.zeros(2, 5, 3)) == 1.0
+    with pytest.raises(ValueError, match="not known here which tokens are padding: the module is given 5 columns"):
+        Gate("all").chosen(Pass(length=4, mask=mask), torch.zeros(2, 5, 3))
+    assert Gate("all").chosen(Pass(length=4, mask=mask > -1), torch.zeros(2, 5, 3)) == 1.0
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
