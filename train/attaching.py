@@ -198,6 +198,8 @@ class _Work(threading.local):
                 "follow; hook a whole layer, or turn checkpointing off"
             )
         whole = activations_in(given, self.point.hook, ("batch", "time", self.sae.manifest.architecture.d_in))
+        if not torch.is_autocast_enabled(whole.device.type):
+            return self._act(given, whole)
         with torch.autocast(whole.device.type, enabled=False):  # the SAE computes in float32
             return self._act(given, whole)
 
@@ -220,13 +222,13 @@ def _change(sae: TorchSAE, f: Tensor, x: Tensor, shape: tuple[int, ...], numbers
     requests, (b, t, _) = len(numbers["features"]), shape
     if b % requests:
         raise ValueError(f"{requests} lists of edits do not fit {b} requests; give one list, or one for each")
-    repeated = {name: a.to(f.device).repeat_interleave(b // requests, dim=0) for name, a in numbers.items()}
-    features = repeated.pop("features")
-    scale, shift, low, high, only_active = (a[:, None] for a in repeated.values())
-    old = f.view(b, t, -1).gather(2, features[:, None].expand(-1, t, -1))
+    if 1 < requests < b:  # one list is broadcast
+        numbers = {name: a.repeat_interleave(b // requests, dim=0) for name, a in numbers.items()}
+    features, scale, shift, low, high, only_active = (a.to(f.device)[:, None] for a in numbers.values())
+    old = f.view(b, t, -1).gather(2, features.expand(b, t, -1))
     new = torch.minimum(torch.maximum(scale * old + shift, low), high)
     new = torch.where(only_active & (old <= 0), old, new)
-    change = (new - old) @ sae.W_dec[features]
+    change = (new - old) @ sae.W_dec[features[:, 0]]
     size = sae.normalised(x)[2]
     return change if size is None else change * size.view(b, t, 1)
 
