@@ -537,6 +537,12 @@ def test_steer_refuses_edits_that_do_not_fit(sae: SAE, edits: Any, message: str)
         sae.steer(make_x(12).reshape(3, 4, D_IN), edits)
 
 
+@pytest.mark.parametrize("edits", [None, 3, "3", [3], [None], [Edit(3), [Edit(4)]], [[Edit(3)], Edit(4)], {3: 8.0}])
+def test_steer_refuses_what_are_no_edits(loaded: Callable[[str], SAE], edits: Any) -> None:
+    with pytest.raises(ValueError, match="edits must be an Edit, a list of them, or a list for each request"):
+        loaded("mutual").steer(make_x(12).reshape(2, 6, D_IN), edits)
+
+
 def test_steer_refuses_lists_of_edits_without_requests(sae: SAE) -> None:
     with pytest.raises(ValueError, match=r"12 lists of edits need activations \[12, t, d_in\], got \[12, 24\]"):
         sae.steer(make_x(12), [[Edit.ablate(3)]] * 12)

@@ -128,8 +128,11 @@ def _unless_twice(graph: Graph, edits: Edits) -> ir.Value:
         edits_of_it = branch.op("ReduceSum", branch.cast(same, np.float32), [2], keepdims=0)
         return [branch.op("Where", branch.op("Greater", edits_of_it, 1.0), np.nan, edits.shift)]
 
-    several = graph.op("Greater", graph.op("Shape", edits.features, start=1), 1)
-    return graph.either("edits", several, checked, lambda branch: [branch.op("Identity", edits.shift)])[0]
+    ids, size = edits.features, graph.op("Size", edits.features)
+    same = graph.op("Equal", graph.op("Unsqueeze", ids, [2]), graph.op("Unsqueeze", ids, [1]))
+    # Each id equals itself. The branch runs only where more are equal, since its nodes take a while.
+    repeated = graph.op("Greater", graph.op("Shape", graph.op("NonZero", same), start=1), size)
+    return graph.either("twice", repeated, checked, lambda branch: [branch.op("Identity", edits.shift)])[0]
 
 
 def values_of(steering: Steering, features: ir.Value) -> ir.Value:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sae_runtime.core.arrays import as_number
+
 _LARGEST = float(np.finfo(np.float32).max)
 _STEEP = 1e30  # neither overflows float32 when an activation multiplies it, nor stays below _HIGHEST
 _HIGHEST = 1e10
@@ -32,7 +34,7 @@ class Edit:
             plain numbers.
 
     Raises:
-        ValueError: the feature is not a whole number, or another number is not a finite float32.
+        ValueError: the feature is not a whole number, another number is not a finite float32, or a switch is no bool.
 
     >>> Edit.scale(12, 2.0).factor, Edit.set(12, 8.0).shift, Edit.cap(12, 3.0).high
     (2.0, 8.0, 3.0)
@@ -47,11 +49,16 @@ class Edit:
     of_largest: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.feature, int | np.integer):
+        if not isinstance(self.feature, int | np.integer) or isinstance(self.feature, bool):
             raise ValueError(f"a feature is a whole number, got {self.feature!r}")
-        for number in (self.factor, self.shift, self.low, self.high):
-            if not math.isfinite(number) or abs(number) > _LARGEST:
+        for name in ("factor", "shift", "low", "high"):
+            number = as_number(getattr(self, name), f"{name} of an edit of feature {self.feature}")
+            if not abs(number) <= _LARGEST:  # NaN is not
                 raise ValueError(f"an edit of feature {self.feature} needs finite float32 numbers, got {number}")
+            object.__setattr__(self, name, float(number))  # a float16 would round what it is multiplied with
+        for switch in (self.only_active, self.of_largest):
+            if not isinstance(switch, bool | np.bool_):
+                raise ValueError(f"only_active of an edit of feature {self.feature} is True or False, got {switch!r}")
 
     @classmethod
     def set(
@@ -103,6 +110,9 @@ class Edit:
         """
         high, of_largest = _number(feature, high, times)
         return cls(feature, high=high, only_active=only_active, of_largest=of_largest)
+
+
+_IDLE = Edit(0)  # changes nothing
 
 
 def _number(feature: int, number: float | None, times: float | None) -> tuple[float, bool]:
@@ -189,8 +199,7 @@ def edit_arrays(
     [[True], [False]]
     """
     longest = max(map(len, requests), default=0)
-    rows: list[tuple[float, ...]] = []
-    features: list[int] = []
+    padded: list[Edit] = []
     for edits in requests:
         seen = set()
         for edit in edits:
@@ -198,14 +207,15 @@ def edit_arrays(
             if edit.feature in seen:
                 raise ValueError(f"feature {edit.feature} is edited twice in one request; give one edit for it")
             seen.add(edit.feature)
-        padded = [*resolved(edits, largest), *[Edit(0)] * (longest - len(edits))]
-        features += [edit.feature for edit in padded]
-        rows += [(edit.factor, edit.shift, edit.low, edit.high, edit.only_active) for edit in padded]
+        padded += [*resolved(edits, largest), *[_IDLE] * (longest - len(edits))]
     shape = (len(requests), longest)
-    table = np.array(list(zip(*rows, strict=True)), np.float32).reshape(5, *shape)
-    scale, shift, low, high, only_active = table  # views of contiguous rows, which DLPack needs
+    rows = [(edit.factor, edit.shift, edit.low, edit.high) for edit in padded]
+    table = np.array(list(zip(*rows, strict=True)), np.float32).reshape(4, *shape)
+    scale, shift, low, high = table  # views of contiguous rows, which DLPack needs
     numbers = {"scale": scale, "shift": shift, "low": low, "high": high}
-    return {"features": np.array(features, np.int64).reshape(shape), **numbers, "only_active": only_active > 0}
+    features = np.array([edit.feature for edit in padded], np.int64).reshape(shape)
+    only_active = np.array([edit.only_active for edit in padded], bool).reshape(shape)
+    return {"features": features, **numbers, "only_active": only_active}
 
 
 def as_inputs(

@@ -71,36 +71,43 @@ def steer(
         raise ValueError("this is a transcoder: its features do not reconstruct x, and cannot edit it")
     rows = rows_of(x, manifest)
     flat, shape = rows.all(), rows.shape
-    requests: list[Sequence[Edit]]
-    if isinstance(edits, Edit):
-        requests = [[edits]]
-    elif not edits or isinstance(edits[0], Edit):
-        requests = [edits]  # type: ignore[list-item]
-    elif len(shape) == 2 and len(edits) == shape[0]:
-        requests = list(edits)  # type: ignore[arg-type]
-    else:
-        raise ValueError(
-            f"{len(edits)} lists of edits need activations [{len(edits)}, t, d_in], got {[*shape, architecture.d_in]}"
-        )
+    requests = _requests(edits, shape, architecture.d_in)
     largest = None if stats is None else stats.largest
-    feed, confined = _inputs([resolved(request, largest) for request in requests], architecture.d_sae)
+    plain = [[without_gate(edit) or edit for edit in resolved(request, largest)] for request in requests]
+    feed: Feed = edit_arrays(plain, architecture.d_sae)
+    confined = feed.pop("only_active")
+    confines = confined.any()
     batch = flat.reshape(len(requests), len(flat) // len(requests), architecture.d_in)
     tokens = {"x": batch}
-    if gate is not None or confined.any():
+    if gate is not None or confines:
         tokens["gate"] = _gates(1.0 if gate is None else gate, shape).reshape(*batch.shape[:2], 1)
     y = np.empty_like(batch)
     for part in _slices(batch.shape[1], max(tile // len(requests), 1)):
         feed |= {name: np.ascontiguousarray(array[:, part]) for name, array in tokens.items()}
-        if confined.any():
+        if confines:
             feed["gate"] = feed["gate"] * _where_active(encode(feed["x"]), feed["features"], confined)
-        (y[:, part],) = sessions.run(STEER.file, feed)
+        (edited,) = sessions.run(STEER.file, feed)
+        if edited.shape == y.shape:  # one tile, which is the whole
+            y = edited
+        else:
+            y[:, part] = edited
     return y.reshape(*shape, architecture.d_in)
 
 
-def _inputs(requests: Sequence[Sequence[Edit]], d_sae: int) -> tuple[Feed, NDArray[np.bool_]]:
-    """The inputs of edits in plain numbers, and which edits, [b, e], need a gate that confines them to some tokens."""
-    feed: Feed = edit_arrays([[without_gate(edit) or edit for edit in request] for request in requests], d_sae)
-    return feed, feed.pop("only_active")
+def _requests(edits: Edits, shape: tuple[int, ...], d_in: int) -> Sequence[Sequence[Edit]]:
+    """The edits of each request of activations [*shape, d_in]; edits of all tokens are one request."""
+    if isinstance(edits, Edit):
+        return [[edits]]
+    lists = isinstance(edits, list | tuple)
+    if lists and all(isinstance(edit, Edit) for edit in edits):
+        return [edits]  # type: ignore[list-item]
+    if not lists or not all(isinstance(e, list | tuple) and all(isinstance(edit, Edit) for edit in e) for e in edits):
+        raise ValueError(
+            "edits must be an Edit, a list of them, or a list for each request; make one by Edit.set(3, 8.0)"
+        )
+    if len(shape) != 2 or len(edits) != shape[0]:
+        raise ValueError(f"{len(edits)} lists of edits need activations [{len(edits)}, t, d_in], got {[*shape, d_in]}")
+    return edits  # type: ignore[return-value]
 
 
 def _where_active(f: Features, features: NDArray[np.int64], confined: NDArray[np.bool_]) -> NDArray[np.float32]:

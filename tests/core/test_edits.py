@@ -1,5 +1,6 @@
 import re
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,7 +58,20 @@ def test_an_edit_refuses_numbers_that_are_not_finite_float32(number: float) -> N
         Edit(7, low=number)
 
 
-@pytest.mark.parametrize("feature", [1.5, 1.0, "1", None])
+@pytest.mark.parametrize("number", ["2", None, 1j, True, [1.0, 2.0], 10**400])
+def test_an_edit_refuses_what_is_no_number(number: Any) -> None:
+    with pytest.raises(ValueError, match="of an edit of feature 7 must be|feature 7 needs finite float32 numbers"):
+        Edit.scale(7, number)
+    with pytest.raises(ValueError, match="only_active of an edit of feature 7 is True or False, got 'no'"):
+        Edit.ablate(7, only_active="no")  # type: ignore[arg-type]
+
+
+def test_a_number_of_a_short_type_is_multiplied_without_rounding() -> None:
+    (edit,) = resolved([Edit.set(1, times=np.float16(1.5))], np.array([0, 1000.123], np.float32))  # type: ignore[arg-type]
+    assert edit.shift == 1.5 * float(np.float32(1000.123))
+
+
+@pytest.mark.parametrize("feature", [1.5, 1.0, "1", None, True])
 def test_an_edit_refuses_a_feature_that_is_not_a_whole_number(feature: object) -> None:
     with pytest.raises(ValueError, match=f"a feature is a whole number, got {feature!r}"):
         Edit(feature)  # type: ignore[arg-type]

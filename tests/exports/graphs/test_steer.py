@@ -94,10 +94,10 @@ def test_steering_is_the_numpy_of_its_docstring(bundle_of: BundleOf, kind: str) 
 
 
 @pytest.mark.parametrize("kind", ["mutual", "feature"])
-def test_steering_is_at_most_30_operations(bundle_of: BundleOf, kind: str) -> None:
+def test_steering_is_at_most_35_operations(bundle_of: BundleOf, kind: str) -> None:
     """Each operation takes about a microsecond, the whole time for one vector; onnxruntime fuses the Transpose away."""
     graph = ir.load(bundle_of(kind) / "steer.onnx").graph
-    assert len(graph) <= 30, [node.op_type for node in graph]
+    assert len(graph) <= 35, [node.op_type for node in graph]
 
 
 def test_steering_without_edits_returns_x(bundle_of: BundleOf, kind: str) -> None:
