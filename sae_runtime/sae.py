@@ -1,7 +1,6 @@
 """The front door: features of activations, activations of features, and edits, through onnxruntime."""
 
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +70,7 @@ class SAE:
 
     def __init__(self, sessions: Sessions, graph: str = ENCODE.file, tiling: Tiling = DEFAULT) -> None:
         self._bundle, self._sessions = sessions.bundle, sessions
+        self._stats: tuple[Stats | None] | tuple[()] = ()  # empty until they are read
         self._tiler = Tiler(sessions.bundle.manifest, sessions, graph, tiling)
         self._tiler.open()
 
@@ -108,10 +108,13 @@ class SAE:
         """Number of features."""
         return self.manifest.architecture.d_sae
 
-    @cached_property
+    @property
     def stats(self) -> Stats | None:
         """How often and how strongly each feature was active on measured tokens; None if the bundle has no stats."""
-        return self._bundle.stats()
+        # Not a cached_property: in Python 3.11 it has a lock, which a forked process may get locked.
+        if not self._stats:
+            self._stats = (self._bundle.stats(),)
+        return self._stats[0]
 
     @property
     def redone(self) -> tuple[int, int]:

@@ -335,6 +335,12 @@ def test_encode_batch_of_a_function_needs_tokens_and_refuses_a_mask(sae: SAE) ->
             sae.encode_batch(lambda ids: make_x(3)[ids], **given)
 
 
+@pytest.mark.parametrize("tokens", [-1, True, "3", 3.0, 2.5, 10**30])
+def test_encode_batch_of_a_function_needs_a_whole_number_of_tokens(loaded: Callable[[str], SAE], tokens: Any) -> None:
+    with pytest.raises(ValueError, match="tokens is the number of rows that the function gives, from 0 on, got "):
+        loaded("mutual").encode_batch(lambda ids: make_x(3)[ids], tokens)
+
+
 def test_encode_batch_ignores_the_values_of_padding(sae: SAE) -> None:
     x, valid = make_x(20), np.arange(20) % 3 != 1
     x[~valid] = 0

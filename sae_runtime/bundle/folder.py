@@ -165,12 +165,20 @@ def put_stats(bundle: Bundle, stats: Stats) -> None:
     >>> read(bundle_path).stats().tokens
     10
     """
-    if (bundle.path / MANIFEST).is_symlink():
-        raise BundleError(f"{bundle.path} holds links, as a Hub cache does; copy the bundle's files into a folder")
+    refuse_links(bundle.path)
     with file_set.replaced_together(bundle.path, last=MANIFEST) as staged:
         save_stats(staged / STATS, stats)
         listed = {**bundle.manifest.files, STATS: record(staged / STATS)}
         (staged / MANIFEST).write_text(to_json(dataclasses.replace(bundle.manifest, files=listed)))
+
+
+def refuse_links(path: Path) -> None:
+    """Raise BundleError if the bundle's files are links, which writing would replace.
+
+    >>> refuse_links(Path(bundle_path))
+    """
+    if (path / MANIFEST).is_symlink():
+        raise BundleError(f"{path} holds links, as a Hub cache does; copy the bundle's files into a folder")
 
 
 def read(path: str | Path, *, verify: bool = True, calibrated: bool = True) -> Bundle:

@@ -14,6 +14,7 @@ from sae_runtime.train.measure.config import EvaluateConfig
 
 if TYPE_CHECKING:
     from sae_runtime.bundle.evaluation_file import Evaluation, HostLoss, RuleEvaluation
+    from sae_runtime.bundle.folder import Bundle
 
 _LONG = ("matches", "largest", "l0_tokens", "histogram")  # a number for each feature, count or bin: for the file only
 
@@ -61,6 +62,7 @@ def command(
         raise click.UsageError("--model and --text go together: the model reads the text.")
     from sae_runtime.bundle.evaluation_file import to_json
     from sae_runtime.bundle.files import new_file
+    from sae_runtime.bundle.folder import read, refuse_links
     from sae_runtime.bundle.hub import local
     from sae_runtime.bundle.outputs import Output
 
@@ -68,6 +70,9 @@ def command(
     if output is not None:
         inputs = {"bundle": folder, "activations": activations, **({} if targets is None else {"targets": targets})}
         Output(path=output, kind="file", force=run.force, inputs=inputs).check()
+    before = read(folder, verify=False)
+    if keep_stats:
+        refuse_links(folder)
     reading |= fields
     evaluation = _evaluated(folder, activations, config, reading, run, targets=targets, any_source=any_source)
     lines = [("bundle", bundle), *_lines(evaluation)]
@@ -76,20 +81,22 @@ def command(
             partial.write_text(to_json(evaluation))
         lines.append(("written", str(output)))
     if keep_stats:
-        lines.append(("kept", _kept(folder, evaluation)))
+        lines.append(("kept", _kept(before, evaluation)))
     run.show(_brief(asdict(evaluation)), lines)
 
 
-def _kept(folder: Path, evaluation: "Evaluation") -> str:
-    """Put the use of each feature by the served rule into the bundle, and give the name of the file."""
+def _kept(bundle: "Bundle", evaluation: "Evaluation") -> str:
+    """Put the use of each feature by the served rule into the measured bundle, and give the name of the file."""
     import numpy as np
 
-    from sae_runtime.bundle.folder import put_stats, read
+    from sae_runtime.bundle.folder import WEIGHTS, put_stats, read
     from sae_runtime.bundle.stats import FILE, counted
 
     served = evaluation.served
-    put_stats(read(folder), counted(np.array(served.matches), np.array(served.largest), evaluation.tokens))
-    return str(folder / FILE)
+    now = read(bundle.path)  # an export may have added graphs
+    bundle.refuse_change(WEIGHTS)
+    put_stats(now, counted(np.array(served.matches), np.array(served.largest), evaluation.tokens))
+    return str(bundle.path / FILE)
 
 
 def _evaluated(

@@ -14,11 +14,13 @@ from sae_runtime.cli.options import WHOLE, Command, Decorator
 def _edit(ctx: click.Context, option: click.Parameter, value: str, multiples: bool) -> tuple[int, float, bool]:
     """The parts of FEATURE=NUMBER, and whether the number is a multiple of the largest activation: FEATURE=xNUMBER."""
     feature, _, text = value.partition("=")
-    times = multiples and text.startswith("x")
+    text = text.strip()
+    times = multiples and text[:1] in ("x", "X")
     try:
-        edit = int(feature), float(text.removeprefix("x" * times)), times
+        edit = int(feature), float(text[times:]), times
     except ValueError:
-        raise click.BadParameter(f"{value!r} is not FEATURE=NUMBER, such as 12=8.0.", ctx, option) from None
+        examples = "12=8.0 or 12=x2" if multiples else "12=8.0"
+        raise click.BadParameter(f"{value!r} is not FEATURE=NUMBER, such as {examples}.", ctx, option) from None
     if not math.isfinite(edit[1]):
         raise click.BadParameter(f"{value!r} needs a finite number.", ctx, option)
     return edit

@@ -65,8 +65,8 @@ def as_number(x: Any, what: str) -> float:
     >>> as_number(np.array([3]), "k")
     3
     """
-    if type(x) in (int, float):
-        return x  # type: ignore[no-any-return]
+    if type(x) is float or (type(x) is int and abs(x) < 1e308):  # no float holds a larger one
+        return x
     array = as_array(x, what)
     if array.size != 1 or array.dtype == np.bool_:
         raise ValueError(f"{what} must be one number, got {array.dtype} {list(array.shape)}; give one")

@@ -124,6 +124,8 @@ def batch_rows(x: ArrayLike | Read, tokens: int | None, valid: ArrayLike | None,
         return rows_of(x, manifest, valid)
     if tokens is None or valid is not None:
         raise ValueError("a function that gives rows needs tokens, their number, and takes no valid mask")
+    if not isinstance(tokens, int | np.integer) or isinstance(tokens, bool) or not 0 <= tokens < 2**63:
+        raise ValueError(f"tokens is the number of rows that the function gives, from 0 on, got {tokens!r}")
 
     def read(ids: NDArray[np.int64]) -> NDArray[Any]:
         given = rows_of(x(ids), manifest)

@@ -130,7 +130,7 @@ class Sessions:
     def _begin(self) -> None:
         self._open: dict[tuple[str, bool], Any] = {}
         self._pool: ThreadPoolExecutor | None = None
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()  # also for others: a forked process gets it free, whoever held it in the parent
 
     def __reduce__(self) -> tuple[Any, ...]:
         arrive = functools.partial(
@@ -151,14 +151,14 @@ class Sessions:
     @property
     def pool(self) -> ThreadPoolExecutor:
         """The threads that run graphs opened as `shared`, one for each worker; they start at the first use."""
-        with self._lock:
+        with self.lock:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="sae-runtime")
             return self._pool
 
     def close(self) -> None:
         """End the threads of the pool and close all graphs. A later call opens them again."""
-        with self._lock:
+        with self.lock:
             pool, self._pool = self._pool, None
             self._open.clear()
         if pool is not None:
@@ -194,7 +194,7 @@ class Sessions:
         Raises:
             BundleError: the bundle lacks the graph or changed since it was read, or onnxruntime refuses the graph.
         """
-        with self._lock:
+        with self.lock:
             if (name, shared) not in self._open:
                 if self._arrived:
                     folder.read(self.bundle.path, verify=self._verify)

@@ -1,6 +1,5 @@
 """Rows of activations to slots of features, tile by tile, with one of the bundle's encoder graphs."""
 
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
@@ -66,7 +65,7 @@ class Tiler:
         self._manifest, self._sessions, self.graph, self.tiling = manifest, sessions, graph, tiling
         self._architecture = manifest.architecture
         self.tile = tiling.tile(d_sae=manifest.architecture.d_sae, exact=graph == EXACT.file)
-        self._lock, self._tokens, self._redone = threading.Lock(), 0, 0
+        self._tokens, self._redone = 0, 0
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Tiler, (self._manifest, self._sessions, self.graph, self.tiling)
@@ -154,7 +153,7 @@ class Tiler:
         indices, values, *certain = self._sessions.run(self.graph, {"x": x, **feed, **levels}, shared=shared)
         if certain:
             again = np.flatnonzero(~certain[0])
-            with self._lock:
+            with self._sessions.lock:
                 self._tokens, self._redone = self._tokens + len(x), self._redone + len(again)
             if len(again):
                 indices[again], values[again] = self.plain(np.ascontiguousarray(x[again]), feed)

@@ -24,6 +24,7 @@ from sae_runtime.calibration.thresholds import calibration_rows
 from sae_runtime.exports.export import export
 from sae_runtime.train import TrainConfig, fit
 from sae_runtime.train.divided import divided
+from sae_runtime.train.measure import evaluation
 
 BundleOf = Callable[..., Path]
 D_SAE = 150
@@ -105,6 +106,25 @@ def test_evaluate_keeps_stats_where_asked(bundle_of: BundleOf, tmp_path: Path) -
     assert {name for name in after if after[name] != before.get(name)} == {FILE, bundle.MANIFEST}
     assert run(*arguments, "--stats").exit_code == 0  # the same again
     assert {file.name: file.read_bytes() for file in path.iterdir()} == after
+
+
+def test_evaluate_keeps_no_stats_of_a_bundle_that_was_replaced_meanwhile(
+    bundle_of: BundleOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "x.npy", make_x(300))
+    path = Path(shutil.copytree(bundle_of("token"), tmp_path / "sae"))
+    measure = evaluation.evaluate
+
+    def replaced_while_measured(*arguments: Any, **options: Any) -> Any:
+        measured = measure(*arguments, **options)
+        shutil.rmtree(path)
+        shutil.copytree(bundle_of("mutual"), path)
+        return measured
+
+    monkeypatch.setattr(evaluation, "evaluate", replaced_while_measured)
+    said = refused("evaluate", path, "--activations", tmp_path / "x.npy", "--stats", "--quiet")
+    assert said == f"{path} changed since it was loaded; load it again"
+    assert bundle.read(path).stats() is None
 
 
 def test_a_bundle_of_links_is_not_written_to(bundle_of: BundleOf, tmp_path: Path) -> None:

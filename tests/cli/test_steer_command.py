@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from sae_runtime import SAE, Edit, load, open_activations
 from sae_runtime.bundle import folder as bundle
+from sae_runtime.cli.steer import _edit, command
 from sae_runtime.exports.export import export
 
 BundleOf = Callable[..., Path]
@@ -113,7 +115,13 @@ def test_shards_keep_their_tokens(bundle_of: BundleOf, tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", ["12=abc", "abc=12", "12", "=", "12=", "1.5=2", "12=8=9"])
 def test_malformed_edits(option: str, value: str) -> None:
     said = misused("steer", "b", "--activations", "x.npy", "-o", "y.npy", option, value)
-    assert said == f"Invalid value for '{option}': {value!r} is not FEATURE=NUMBER, such as 12=8.0."
+    examples = "12=8.0" if option == "--scale" else "12=8.0 or 12=x2"
+    assert said == f"Invalid value for '{option}': {value!r} is not FEATURE=NUMBER, such as {examples}."
+
+
+@pytest.mark.parametrize("value", ["12=x2", "12=X2", " 12 = x2.0 ", "12=x 2"])
+def test_multiples_are_read_as_people_write_them(value: str) -> None:
+    assert _edit(click.Context(command), command.params[0], value, multiples=True) == (12, 2.0, True)
 
 
 def test_more_malformed_edits() -> None:

@@ -257,3 +257,5 @@ def test_numbers_and_bools_keep_their_type() -> None:
     assert as_array(torch.tensor([1, 2])).dtype == np.int64 and as_array([True]).dtype == np.bool_
     assert as_array(T.double()).dtype == np.float64 and as_array(T.bfloat16()).dtype == np.float32
     assert as_number(torch.tensor(0.5), "k") == 0.5
+    with pytest.raises(ValueError, match="k must be real numbers, got object from a int"):
+        as_number(10**400, "k")

@@ -1,4 +1,6 @@
+import os
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,6 +84,19 @@ def test_encoding_goes_on_after_close(bundle_of: BundleOf, kind: str) -> None:
     sae.close()
     np.testing.assert_array_equal(dense(sae, x), whole)
     sae.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_lock_that_a_thread_holds_does_not_stop_a_forked_process(bundle_of: BundleOf) -> None:
+    sae, x = load(bundle_of("mutual", D_SAE, sampled=True), graph="encode_exact.onnx", threads=1), make_x(8)
+    with sae._sessions.lock:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            sae.encode(x)
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 @pytest.mark.parametrize("kind", ["mutual", "feature"])
