@@ -266,5 +266,12 @@ class SAE:
         (True, True)
         """
         return decoding.steer(
-            self._sessions, self.manifest, x, edits, gate, tile=self._tiler.tile, stats=self.stats, encode=self.encode
+            self._sessions,
+            self.manifest,
+            x,
+            edits,
+            gate,
+            tile=self._tiler.tile,
+            stats=lambda: self.stats,
+            encode=self.encode,
         )

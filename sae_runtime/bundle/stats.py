@@ -70,4 +70,6 @@ def read_stats(path: Path, d_sae: int) -> Stats:
     # A comparison with NaN is false.
     if not (0 <= density).all() or not (density <= 1).all() or not ((0 <= largest) & np.isfinite(largest)).all():
         raise ValueError(f"{path}: densities must be from 0 to 1 and activations finite; make the bundle again")
+    if tokens[0] < 0:
+        raise ValueError(f"{path}: the number of tokens is {tokens[0]}; make the bundle again")
     return Stats(density, largest, int(tokens[0]))

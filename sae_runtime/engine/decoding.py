@@ -59,12 +59,13 @@ def steer(
     gate: ArrayLike | None,
     *,
     tile: int,
-    stats: Stats | None,
+    stats: Callable[[], Stats | None],
     encode: Callable[[NDArray[np.float32]], Features],
 ) -> NDArray[np.float32]:
     """Edited activations with steer.onnx; arguments, result and errors are those of `SAE.steer`.
 
-    `tile` tokens are edited at once. `encode` finds the tokens of an edit that the graph cannot confine to them.
+    `tile` tokens are edited at once. `stats` is called where an edit needs it. `encode` finds the tokens of an edit
+    that the graph cannot confine to them.
     """
     architecture = manifest.architecture
     if architecture.d_out is not None:
@@ -72,7 +73,9 @@ def steer(
     rows = rows_of(x, manifest)
     flat, shape = rows.all(), rows.shape
     requests = _requests(edits, shape, architecture.d_in)
-    largest = None if stats is None else stats.largest
+    largest = None
+    if any(edit.of_largest for request in requests for edit in request) and (known := stats()) is not None:
+        largest = known.largest
     plain = [[without_gate(edit) or edit for edit in resolved(request, largest)] for request in requests]
     feed: Feed = edit_arrays(plain, architecture.d_sae)
     confined = feed.pop("only_active")

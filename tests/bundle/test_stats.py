@@ -123,7 +123,7 @@ def test_evaluate_keeps_no_stats_of_a_bundle_that_was_replaced_meanwhile(
 
     monkeypatch.setattr(evaluation, "evaluate", replaced_while_measured)
     said = refused("evaluate", path, "--activations", tmp_path / "x.npy", "--stats", "--quiet")
-    assert said == f"{path} changed since it was loaded; load it again"
+    assert said == f"error: {path} changed since it was loaded; load it again"
     assert bundle.read(path).stats() is None
 
 
@@ -159,6 +159,7 @@ def test_stats_with_other_tensors_beside_them_are_read(tmp_path: Path) -> None:
         ({"density": np.array([0, np.nan, 0], np.float32)}, "densities must be from 0 to 1"),
         ({"largest": np.array([0, np.inf, 0], np.float32)}, "activations finite"),
         ({"largest": np.array([0, -1, 0], np.float32)}, "activations finite"),
+        ({"tokens": np.array([-5])}, "the number of tokens is -5"),
     ],
 )
 def test_stats_that_are_none_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:

@@ -128,6 +128,16 @@ def test_stats_belong_to_the_bundle_that_was_loaded(tmp_path: Path, put: Put) ->
             one.steer(make_x(3), Edit.set(3, times=2))
 
 
+def test_stats_that_are_measured_again_leave_plain_edits_as_they_are(tmp_path: Path, put: Put) -> None:
+    path = put(tmp_path / "sae")
+    for value in (1.0, 2.0):
+        sae = load(path)
+        bundle.put_stats(bundle.read(path), counted(np.ones(150, np.int64), np.full(150, value), 10))
+    np.testing.assert_array_equal(sae.steer(make_x(3), Edit.set(3, 8.0)), load(path).steer(make_x(3), Edit.set(3, 8.0)))
+    with pytest.raises(BundleError, match="changed since it was loaded; load it again"):
+        sae.steer(make_x(3), Edit.set(3, times=2))
+
+
 def test_graphs_that_are_added_leave_a_loaded_sae_as_it_is(tmp_path: Path, put: Put) -> None:
     sae = load(put(tmp_path / "sae"))
     letter = pickle.dumps(sae)
