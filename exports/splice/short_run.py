@@ -50,8 +50,12 @@ def values_of(graph: Path, names: Sequence[str], windows: Iterable[Window], *, w
             raise CannotRun(" ".join(str(error).split())[:200]) from error
 
 
-def vocabulary(graph: Path) -> int:
+def vocabulary(graph: Path, folder: Path) -> int:
     """The number of ids that a host knows, by the smallest table that it looks ids up in, else by its config.json.
+
+    Args:
+        graph: the host's graph, or a spliced one.
+        folder: where the host's config.json may be.
 
     Raises:
         CannotRun: neither tells it.
@@ -63,12 +67,15 @@ def vocabulary(graph: Path) -> int:
         readers += [use.node for node in readers if node.op_type == "Cast" for use in node.outputs[0].uses()]
         tables = [node.inputs[0] for node in readers if node.op_type == "Gather"]
         sizes += [t.shape[0] for t in tables if t is not None and t.shape is not None and isinstance(t.shape[0], int)]
-    config = graph.parent / "config.json"
-    if not sizes and config.is_file():
-        sizes = [json.loads(config.read_text()).get("vocab_size")]
-    if not sizes or not isinstance(sizes[0], int):
-        raise CannotRun("its vocabulary is not known")
-    return min(sizes)
+    return min(sizes or [_written_size(folder / "config.json")])
+
+
+def _written_size(config: Path) -> int:
+    """The vocab_size that a config.json tells."""
+    try:
+        return int(json.loads(config.read_text())["vocab_size"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CannotRun("its vocabulary is not known") from error
 
 
 def _inputs(session: Any, ids: Window) -> Arrays:
