@@ -49,7 +49,7 @@ def doubts(graph: Path, host: Path, placed: Sequence[tuple[Spliced, Bundle]]) ->
     if not known:
         return ()
     try:
-        windows, kept = _sentences(host.parent) or _random(graph)
+        windows, kept = _sentences(host.parent) or _random(graph, host.parent)
         of_text = kept is not None
         names = [spliced.tensor for spliced, _ in known]
         values = list(values_of(graph, names, windows))
@@ -87,9 +87,9 @@ def _sentences(folder: Path) -> tuple[list[Window], list[NDArray[np.bool_]] | No
     return ids, [np.array(one.special_tokens_mask) == 0 for one in encoded]
 
 
-def _random(graph: Path) -> tuple[list[Window], None]:
+def _random(graph: Path, folder: Path) -> tuple[list[Window], None]:
     windows, time = _RANDOM
-    return list(np.random.default_rng(0).integers(0, vocabulary(graph), (windows, time))), None
+    return list(np.random.default_rng(0).integers(0, vocabulary(graph, folder), (windows, time))), None
 
 
 def _far(bundle: Bundle, x: NDArray[np.float32], *, of_text: bool) -> list[str]:

@@ -11,9 +11,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from sae_runtime.bundle import files
+from sae_runtime.bundle.splices import read_splices
 from sae_runtime.engine import sessions
+from sae_runtime.engine.trial import Arrays, is_of_words, made_up_inputs
 
-Array = NDArray[Any]
 Window = NDArray[np.int64]  # the ids of one text [t]
 
 
@@ -39,20 +40,22 @@ def values_of(graph: Path, names: Sequence[str], windows: Iterable[Window], *, w
     cut = ir.convenience.extract(model.graph, inputs, list(dict.fromkeys(outputs)))
     with files.scratch_file(graph) as path:
         try:
-            ir.save(ir.Model(cut, ir_version=model.ir_version), path)
+            ir.save(ir.Model(cut, ir_version=model.ir_version, metadata_props=model.metadata_props), path)
             session = sessions.open_session(path)
-            given = [(value.name, value.type, value.shape) for value in session.get_inputs()]
             for window in windows:
-                feed = {name: _made_up(name, kind, shape, window) for name, kind, shape in given}
-                yield session.run(outputs, feed)
+                yield session.run(outputs, _inputs(session, window))
         except CannotRun:
             raise
         except Exception as error:  # onnxruntime has an exception class for each status code
             raise CannotRun(" ".join(str(error).split())[:200]) from error
 
 
-def vocabulary(graph: Path) -> int:
+def vocabulary(graph: Path, folder: Path) -> int:
     """The number of ids that a host knows, by the smallest table that it looks ids up in, else by its config.json.
+
+    Args:
+        graph: the host's graph, or a spliced one.
+        folder: where the host's config.json may be.
 
     Raises:
         CannotRun: neither tells it.
@@ -60,39 +63,35 @@ def vocabulary(graph: Path) -> int:
     model = ir.load(graph)
     sizes = []
     for value in model.graph.inputs:
-        readers = [use.node for use in value.uses() if "ids" in str(value.name) and _is_of_words(str(value.name))]
+        readers = [use.node for use in value.uses() if is_of_words(str(value.name))]
         readers += [use.node for node in readers if node.op_type == "Cast" for use in node.outputs[0].uses()]
         tables = [node.inputs[0] for node in readers if node.op_type == "Gather"]
         sizes += [t.shape[0] for t in tables if t is not None and t.shape is not None and isinstance(t.shape[0], int)]
-    config = graph.parent / "config.json"
-    if not sizes and config.is_file():
-        sizes = [json.loads(config.read_text()).get("vocab_size")]
-    if not sizes or not isinstance(sizes[0], int):
-        raise CannotRun("its vocabulary is not known")
-    return min(sizes)
+    return min(sizes or [_written_size(folder / "config.json")])
 
 
-def _is_of_words(name: str) -> bool:
-    return not re.search("position|type|segment", name)
+def _written_size(config: Path) -> int:
+    """The vocab_size that a config.json tells."""
+    try:
+        return int(json.loads(config.read_text())["vocab_size"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CannotRun("its vocabulary is not known") from error
 
 
-def _made_up(name: str, kind: str, shape: Sequence[int | str | None], ids: Window) -> Array:
-    """An input of a host for a text: its ids, a mask of ones, positions, no past."""
-    dtype = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}.get(kind)
-    if re.search(r"past|cache|_(features|scale|shift|low|high|gate|direction|when|above|slots)$", name):
-        floats = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-        size = [n if isinstance(n, int) else 1 if i == 0 or "direction" in name else 0 for i, n in enumerate(shape)]
-        return np.zeros(size, dtype or floats.get(kind, np.float32))
-    if dtype is None or len(shape) != 2:
-        raise CannotRun(f"it reads {name}, which cannot be made up")
-    if any(isinstance(n, int) and n != wanted for n, wanted in zip(shape, (1, len(ids)), strict=True)):
-        raise CannotRun(f"its input {name} has the fixed shape {list(shape)}")
-    if "mask" in name:
-        return np.ones((1, len(ids)), dtype)
-    if "position" in name:
-        return np.arange(len(ids), dtype=dtype)[None]
-    if not _is_of_words(name):
-        return np.zeros((1, len(ids)), dtype)
-    if "ids" in name:
-        return ids.astype(dtype)[None]
-    raise CannotRun(f"it reads {name}, which cannot be made up")
+def _inputs(session: Any, ids: Window) -> Arrays:
+    """The inputs of a host for a text.
+
+    Raises:
+        CannotRun: the host reads something that the ids of a text do not tell.
+    """
+    spliced = read_splices(session.get_modelmeta().custom_metadata_map).values()
+    own = {name for one in spliced for name in one.inputs}
+    feed = made_up_inputs(session, ids[None])
+    for name, array in feed.items():
+        if name in own or not array.size:  # a past has no tokens
+            continue
+        if array.dtype.kind == "f" or not re.search("ids|mask|position|type|segment", name):
+            raise CannotRun(f"it reads {name}, which cannot be made up")
+        if array.shape not in ((1, len(ids)), (len(ids),)):
+            raise CannotRun(f"its input {name} has the fixed shape {list(array.shape)}")
+    return feed

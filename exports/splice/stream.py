@@ -45,9 +45,14 @@ def _operands(node: ir.Node) -> list[ir.Value]:
 
 
 def is_read_beside(value: ir.Value, way: Collection[ir.Value], nodes: Collection[ir.Node]) -> bool:
-    """Whether something reads a value of a way and adds to the way later on."""
+    """Whether something reads the numbers of a value of a way and adds to the way later on."""
     seen: set[ir.Node] = set()
-    todo = [use.node for use in value.uses() if not set(way).intersection(use.node.outputs)]
+    todo = []
+    for node in (use.node for use in value.uses()):
+        if not set(way).intersection(node.outputs):
+            todo.append(node)
+        elif node.op_type in _SAME and is_read_beside(node.outputs[0], way, nodes):
+            return True
     while todo:
         node = todo.pop()
         if set(way).intersection(node.outputs):

@@ -1,6 +1,7 @@
 """Runs of a graph on inputs that are made up from the names, types and shapes of its inputs."""
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -44,17 +45,12 @@ def run_on_made_up_inputs(session: Any, *, batch: int = 2, time: int = 5) -> tup
     >>> feed["input_ids"].shape, list(outputs)
     ((2, 5), ['last_hidden_state'])
     """
-    spliced = read_splices(session.get_modelmeta().custom_metadata_map).values()
-    own = {name for one in spliced for name in one.inputs}
     takes_images = any(_is_side(dim) for value in session.get_inputs() for dim in value.shape)
+    ids = np.random.default_rng(0).integers(0, _SMALLEST_VOCABULARY, (batch, time))
     reason: object = "it takes other types"
     for side in _IMAGE_SIDES if takes_images else (0,):
         try:
-            sizes = {"batch": batch, "time": time, "side": side}
-            feed = {
-                value.name: _asks_nothing(value) if value.name in own else _made_up(value, sizes)
-                for value in session.get_inputs()
-            }
+            feed = made_up_inputs(session, ids, side=side)
             outputs = session.run(None, feed)
         except Exception as error:  # onnxruntime has an exception class for each status code
             reason = error
@@ -63,25 +59,61 @@ def run_on_made_up_inputs(session: Any, *, batch: int = 2, time: int = 5) -> tup
     raise ValueError(f"no inputs could be made up that suit the graph ({' '.join(str(reason).split())})")
 
 
+def made_up_inputs(session: Any, ids: NDArray[np.int64], *, side: int = 0) -> Arrays:
+    """Inputs for texts: their ids, masks of ones, positions, a past without tokens; other numbers are random or zero.
+
+    Optional inputs keep their defaults, and those of splices ask for nothing.
+
+    Args:
+        session: an onnxruntime InferenceSession.
+        ids: of texts of one length [b, t].
+        side: height and width of images, for a graph that takes them.
+
+    Raises:
+        KeyError: the graph takes a type that is not a number.
+
+    >>> from pathlib import Path
+    >>> from sae_runtime.engine.sessions import open_session
+    >>> made_up_inputs(open_session(Path(host_path)), np.array([[3, 1, 2]]))["attention_mask"]
+    array([[1, 1, 1]])
+    """
+    spliced = read_splices(session.get_modelmeta().custom_metadata_map).values()
+    own = {name for one in spliced for name in one.inputs}
+    return {
+        value.name: _asks_nothing(value) if value.name in own else _made_up(value, ids, side)
+        for value in session.get_inputs()
+    }
+
+
 def _asks_nothing(value: Any) -> NDArray[Any]:
     """A required input of a splice: no edits [1, 0], and one zero where it has another rank."""
     return np.zeros((1, 0) if len(value.shape) == 2 else (1,) * len(value.shape), _TYPES[value.type])
 
 
-def _made_up(value: Any, sizes: dict[str, int]) -> NDArray[Any]:
+def _made_up(value: Any, ids: NDArray[np.int64], side: int) -> NDArray[Any]:
     """Numbers for an input, by its name and its type."""
     dtype: Any = _TYPES[value.type]
+    sizes = {"batch": len(ids), "time": ids.shape[1], "side": side}
     shape = [_size(dim, place, sizes) for place, dim in enumerate(value.shape)]
-    rng = np.random.default_rng([len(shape), *value.name.encode()])
     if "mask" in value.name:
         return np.ones(shape, dtype)
     if np.issubdtype(dtype, np.floating):
+        rng = np.random.default_rng([len(shape), *value.name.encode()])
         return rng.standard_normal(shape).astype(dtype)
     if "position" in value.name and shape:
         return np.broadcast_to(np.arange(shape[-1], dtype=dtype), shape).copy()
-    if value.name.endswith("ids") and "type" not in value.name:
-        return rng.integers(0, _SMALLEST_VOCABULARY, shape).astype(dtype)
+    if is_of_words(value.name):
+        return np.resize(ids, shape).astype(dtype)
     return np.zeros(shape, dtype)
+
+
+def is_of_words(name: str) -> bool:
+    """Whether an input of this name takes the ids of tokens.
+
+    >>> is_of_words("decoder_input_ids"), is_of_words("token_type_ids")
+    (True, False)
+    """
+    return name.endswith("ids") and not re.search("position|type|segment", name)
 
 
 def _size(dim: int | str | None, place: int, sizes: dict[str, int]) -> int:

@@ -30,6 +30,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("places")
 
 
+@pytest.fixture(autouse=True)
+def in_the_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)  # onnxruntime's tool for shapes leaves files where it runs
+
+
 @functools.cache
 def graph_of(folder: Path, kind: str, exporter: str, optimiser: str) -> Path:
     path = folder / f"{kind}-{exporter}-{optimiser}.onnx".replace(" ", "")
