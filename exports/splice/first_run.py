@@ -37,8 +37,8 @@ def first_run(host: Path, spliced: Path, *, converted_from: int | None) -> list[
     if converted_from is None:
         return []
     try:
-        _, expected = run_on_made_up_inputs(open_session(host, optimise=False))
-        _, found = run_on_made_up_inputs(session)
+        _, expected = run_on_made_up_inputs(open_session(host, optimise=False), host.parent)
+        _, found = run_on_made_up_inputs(session, host.parent)
     except ValueError as error:
         return [
             f"the host was converted from opset {converted_from}, and its outputs were not compared with the "

@@ -56,7 +56,7 @@ def measure_shapes(model: ir.Model, folder: Path) -> None:
     proto.graph.output.extend(onnx.ValueInfoProto(name=value.name) for value in unclear if value.name not in given)
     try:
         session = _opened(proto, folder)
-        runs = [run_on_made_up_inputs(session, batch=batch, time=time)[1] for batch, time in ((2, 5), (3, 7))]
+        runs = [run_on_made_up_inputs(session, folder, batch=batch, time=time)[1] for batch, time in ((2, 5), (3, 7))]
     except Exception:  # onnxruntime has no class for each failure; what is unclear stays so
         return
     for value in unclear:

@@ -43,7 +43,7 @@ def values_of(graph: Path, names: Sequence[str], windows: Iterable[Window], *, w
             ir.save(ir.Model(cut, ir_version=model.ir_version, metadata_props=model.metadata_props), path)
             session = sessions.open_session(path)
             for window in windows:
-                yield session.run(outputs, _inputs(session, window))
+                yield session.run(outputs, _inputs(session, window, graph.parent))
         except CannotRun:
             raise
         except Exception as error:  # onnxruntime has an exception class for each status code
@@ -78,7 +78,7 @@ def _written_size(config: Path) -> int:
         raise CannotRun("its vocabulary is not known") from error
 
 
-def _inputs(session: Any, ids: Window) -> Arrays:
+def _inputs(session: Any, ids: Window, folder: Path) -> Arrays:
     """The inputs of a host for a text.
 
     Raises:
@@ -86,7 +86,7 @@ def _inputs(session: Any, ids: Window) -> Arrays:
     """
     spliced = read_splices(session.get_modelmeta().custom_metadata_map).values()
     own = {name for one in spliced for name in one.inputs}
-    feed = made_up_inputs(session, ids[None])
+    feed = made_up_inputs(session, ids[None], folder)
     for name, array in feed.items():
         if name in own or not array.size:  # a past has no tokens
             continue

@@ -35,7 +35,7 @@ def model_report(path: Path) -> dict[str, Any]:
     session, warnings = open_session(path), []
     plain: Arrays = {}
     try:
-        feed, plain = run_on_made_up_inputs(session)
+        feed, plain = run_on_made_up_inputs(session, path.parent)
         described = {name: _described(session, feed, plain, spliced) for name, spliced in splices.items()}
     except ValueError as error:
         described = {name: {"hook": one.hook, "l0": None, "moved": None} for name, one in splices.items()}

@@ -1,7 +1,9 @@
 """Runs of a graph on inputs that are made up from the names, types and shapes of its inputs."""
 
+import json
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,13 +25,16 @@ _TYPES = {
 }
 
 
-def run_on_made_up_inputs(session: Any, *, batch: int = 2, time: int = 5) -> tuple[Arrays, Arrays]:
+def run_on_made_up_inputs(
+    session: Any, folder: Path | None = None, *, batch: int = 2, time: int = 5
+) -> tuple[Arrays, Arrays]:
     """Run a session on made-up requests, or on made-up images.
 
     Optional inputs keep their defaults, and those of splices ask for nothing. A past has no tokens.
 
     Args:
         session: an onnxruntime InferenceSession.
+        folder: of the graph; a `genai_config.json` there tells the width of keys and values.
         batch: number of requests or images.
         time: tokens of a request.
 
@@ -50,7 +55,7 @@ def run_on_made_up_inputs(session: Any, *, batch: int = 2, time: int = 5) -> tup
     reason: object = "it takes other types"
     for side in _IMAGE_SIDES if takes_images else (0,):
         try:
-            feed = made_up_inputs(session, ids, side=side)
+            feed = made_up_inputs(session, ids, folder, side=side)
             outputs = session.run(None, feed)
         except Exception as error:  # onnxruntime has an exception class for each status code
             reason = error
@@ -59,7 +64,7 @@ def run_on_made_up_inputs(session: Any, *, batch: int = 2, time: int = 5) -> tup
     raise ValueError(f"no inputs could be made up that suit the graph ({' '.join(str(reason).split())})")
 
 
-def made_up_inputs(session: Any, ids: NDArray[np.int64], *, side: int = 0) -> Arrays:
+def made_up_inputs(session: Any, ids: NDArray[np.int64], folder: Path | None = None, *, side: int = 0) -> Arrays:
     """Inputs for texts: their ids, masks of ones, positions, a past without tokens; other numbers are random or zero.
 
     Optional inputs keep their defaults, and those of splices ask for nothing.
@@ -67,6 +72,7 @@ def made_up_inputs(session: Any, ids: NDArray[np.int64], *, side: int = 0) -> Ar
     Args:
         session: an onnxruntime InferenceSession.
         ids: of texts of one length [b, t].
+        folder: of the graph; a `genai_config.json` there tells the width of keys and values.
         side: height and width of images, for a graph that takes them.
 
     Raises:
@@ -79,10 +85,19 @@ def made_up_inputs(session: Any, ids: NDArray[np.int64], *, side: int = 0) -> Ar
     """
     spliced = read_splices(session.get_modelmeta().custom_metadata_map).values()
     own = {name for one in spliced for name in one.inputs}
+    sizes = {"batch": len(ids), "time": ids.shape[1], "side": side, "head": _head_size(folder)}
     return {
-        value.name: _asks_nothing(value) if value.name in own else _made_up(value, ids, side)
+        value.name: _asks_nothing(value) if value.name in own else _made_up(value, ids, sizes)
         for value in session.get_inputs()
     }
+
+
+def _head_size(folder: Path | None) -> int:
+    """The width of keys and values, which graphs of onnxruntime-genai's builder do not tell; 0 if unknown."""
+    try:
+        return int(json.loads(((folder or Path()) / "genai_config.json").read_text())["model"]["decoder"]["head_size"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
 
 
 def _asks_nothing(value: Any) -> NDArray[Any]:
@@ -90,10 +105,9 @@ def _asks_nothing(value: Any) -> NDArray[Any]:
     return np.zeros((1, 0) if len(value.shape) == 2 else (1,) * len(value.shape), _TYPES[value.type])
 
 
-def _made_up(value: Any, ids: NDArray[np.int64], side: int) -> NDArray[Any]:
+def _made_up(value: Any, ids: NDArray[np.int64], sizes: dict[str, int]) -> NDArray[Any]:
     """Numbers for an input, by its name and its type."""
     dtype: Any = _TYPES[value.type]
-    sizes = {"batch": len(ids), "time": ids.shape[1], "side": side}
     shape = [_size(dim, place, sizes) for place, dim in enumerate(value.shape)]
     if "mask" in value.name:
         return np.ones(shape, dtype)
@@ -132,6 +146,8 @@ def _size(dim: int | str | None, place: int, sizes: dict[str, int]) -> int:
         return 0
     if "channel" in text:
         return 3
+    if text == "kv_cache_dim":
+        return sizes["head"]
     return sizes["side" if _is_side(dim) else "time"]
 
 

@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,14 @@ def test_inputs_of_a_language_model_agree_in_their_sizes() -> None:
     assert 0 <= feed["input_ids"].min() and feed["input_ids"].max() < 8 and len(np.unique(feed["input_ids"])) > 2
     assert feed["position_ids"].tolist() == [list(range(7))] * 3
     assert {name.removesuffix("_out") for name in outputs} == set(feed)
+
+
+def test_the_width_of_keys_is_that_of_the_genai_config_beside_the_graph(tmp_path: Path) -> None:
+    past: Input = ("past_key_values.0.key", TensorProto.FLOAT, ["batch", 2, "past_sequence_length", "kv_cache_dim"])
+    (tmp_path / "genai_config.json").write_text('{"model": {"decoder": {"head_size": 64}}}')
+    assert run_on_made_up_inputs(session([past]), tmp_path)[0]["past_key_values.0.key"].shape == (2, 2, 0, 64)
+    (tmp_path / "genai_config.json").write_text("[]")
+    assert run_on_made_up_inputs(session([past]), tmp_path)[0]["past_key_values.0.key"].shape == (2, 2, 0, 0)
 
 
 def test_an_image_takes_the_size_that_the_graph_takes() -> None:
