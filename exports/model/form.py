@@ -43,6 +43,15 @@ class Form(torch.nn.Module):
                 f"{type(model).__name__} reads long texts by blocks of random places, and a graph cannot; load it with "
                 "attention_type='original_full'"
             )
+        text = model.config.get_text_config()
+        rope = getattr(text, "rope_parameters", None) or {}
+        if rope.get("rope_type") == "longrope":
+            first = rope.get("original_max_position_embeddings") or text.max_position_embeddings
+            if first < text.max_position_embeddings:  # short texts, such as those of the comparison, do not show it
+                raise ValueError(
+                    f"{type(model).__name__} turns its rotary positions otherwise in texts of more than {first} tokens "
+                    "(longrope), and a graph cannot; read and edit it in torch with attach"
+                )
         if part in ("encoder", "decoder") and not encodes:
             raise ValueError(f"{type(model).__name__} has no {part}; leave out --part")
         self.part = part or default_part(model)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from architectures import SETTINGS, USUAL
+from architectures import GROUPED, SETTINGS, USUAL
 from exported_models import Case, made, of
 from tiny_host import run
 
@@ -36,6 +36,17 @@ def test_a_decoder_of_berts_kind_counts_positions_as_it_does_without_padding(
         with torch.inference_mode():
             expected = model(torch.from_numpy(ids[row : row + 1, real])).logits[0].numpy()
         np.testing.assert_allclose(found[row, real], expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_a_model_whose_rotary_positions_change_with_the_length_is_refused(tmp_path: Path) -> None:
+    """Texts of the comparison are too short to show it."""
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    rope = {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, **factors}}
+    settings = {**GROUPED, **rope, "original_max_position_embeddings": 64}
+    model = made(Case(of("Phi3ForCausalLM", "Phi3Config", settings)))
+    with pytest.raises(ValueError, match=r"texts of more than 64 tokens \(longrope\), and a graph cannot; read and"):
+        export_model(model, tmp_path / "host.onnx")
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_model_that_reads_blocks_of_random_places_is_refused(tmp_path: Path) -> None:
