@@ -66,6 +66,7 @@ SLOW = (
     "test_architectures",
     "test_converters",
     "test_edits_of_users",
+    "test_export_model_kinds",
     "test_exported_models",
     "test_fused_norm",
     "test_gated_generation",

@@ -60,9 +60,8 @@ def _stepwise(form: Form, session: Any, inputs: Tensors) -> NDArray[Any]:
     logits = []
     ends = [0, *range(time - _STEPS, time + 1)]
     for begin, end in zip(ends, ends[1:], strict=False):
-        feed = {"input_ids": _fed(inputs["input_ids"][:, begin:end])} | past
-        if "attention_mask" in inputs:
-            feed["attention_mask"] = _fed(inputs["attention_mask"][:, :end])
+        first = {name: 0 if name == "attention_mask" else begin for name in inputs}  # the mask is of the past too
+        feed = past | {name: _fed(tensor[:, first[name] : end]) for name, tensor in inputs.items()}
         outputs = dict(zip(form.outputs, _run(form, session, feed), strict=True))
         past = {name: outputs[name.replace("past_key_values", "present")] for name in past}
         logits.append(outputs["logits"])

@@ -38,6 +38,20 @@ class Form(torch.nn.Module):
         super().__init__()
         self.model = model
         encodes = getattr(model.config, "is_encoder_decoder", False)
+        if getattr(model.config, "attention_type", None) == "block_sparse":  # it leaves these blocks at its first text
+            raise ValueError(
+                f"{type(model).__name__} reads long texts by blocks of random places, and a graph cannot; load it with "
+                "attention_type='original_full'"
+            )
+        text = model.config.get_text_config()
+        rope = getattr(text, "rope_parameters", None) or {}
+        if rope.get("rope_type") == "longrope":
+            first = rope.get("original_max_position_embeddings") or text.max_position_embeddings
+            if first < text.max_position_embeddings:  # short texts, such as those of the comparison, do not show it
+                raise ValueError(
+                    f"{type(model).__name__} turns its rotary positions otherwise in texts of more than {first} tokens "
+                    "(longrope), and a graph cannot; read and edit it in torch with attach"
+                )
         if part in ("encoder", "decoder") and not encodes:
             raise ValueError(f"{type(model).__name__} has no {part}; leave out --part")
         self.part = part or default_part(model)
@@ -49,7 +63,7 @@ class Form(torch.nn.Module):
             self.inputs = inputs_of(model, called, head=has_head(model) and self.part is None, image=image)
         taken = inspect.signature(called.forward).parameters
         self._settings = {"use_cache": False} if "use_cache" in taken and not self.causal else {}
-        self._takes_positions = "position_ids" in taken
+        self._first_position = _first_position(model) if self.causal and "position_ids" in taken else None
         self.layers: list[tuple[Any, Any]] = []
         self.outputs = self._named_outputs()
         if cache and self.causal:
@@ -87,8 +101,9 @@ class Form(torch.nn.Module):
         settings = dict(self._settings)
         if self.causal:
             settings["use_cache"] = bool(past)
-            if self._takes_positions and "attention_mask" in given:
-                settings["position_ids"] = (given["attention_mask"].cumsum(-1) - 1).clamp(min=0)[:, start:]
+            if self._first_position is not None and "attention_mask" in given:
+                counted = (given["attention_mask"].cumsum(-1) - 1).clamp(min=0)[:, start:]
+                settings["position_ids"] = counted + self._first_position
         return self._called()(**given, **settings, **past)
 
     def _named_outputs(self) -> list[str]:
@@ -138,6 +153,7 @@ class Form(torch.nn.Module):
         named = {dim for one in self.inputs.values() for dim in one.dims if isinstance(dim, str)}
         # Some models slice a table by the length of the past, so torch wants to hear that it ends with the table.
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        limit = limit if limit and limit > 0 else None  # XLNet's is -1
         least = {"batch": 0, "images": 0, "past": 0}
         dims: dict[str, Any] = {
             dim: Dim(
@@ -173,6 +189,18 @@ def default_part(model: Any) -> str | None:
     """The encoder of a model that writes by a decoder, or has no head; else the whole model."""
     whole = has_head(model) and not model.can_generate()
     return "encoder" if getattr(model.config, "is_encoder_decoder", False) and not whole else None
+
+
+def _first_position(model: Any) -> int:
+    """The position of a text's first token: 0, but behind that of padding in models of RoBERTa's kind."""
+    known = torch.ones(1, 4, dtype=torch.int64) + (pad := getattr(model.config, "pad_token_id", None) or 0)
+    with torch.inference_mode():
+        own = model(input_ids=known, use_cache=False).logits
+        for first in (0, pad + 1):
+            positions = torch.arange(first, first + 4)[None]
+            if torch.allclose(model(input_ids=known, position_ids=positions, use_cache=False).logits, own, atol=1e-4):
+                return first
+    raise ValueError(f"{type(model).__name__} counts positions in its own way; export it with torch.onnx.export")
 
 
 def _decoder_inputs(model: Any) -> dict[str, Input]:

@@ -36,7 +36,7 @@ def inputs_of(model: Any, called: Any, *, head: bool, image: int | None = None) 
     Args:
         model: the whole model, which knows the type of the weights.
         called: the model itself, or a part of it that is a model too.
-        head: the model ends in a head, which may read pairs of texts.
+        head: the model ends in a head, which reads pairs of texts unless it writes.
         image: height and width of a picture; None: what the config says.
 
     Raises:
@@ -48,7 +48,7 @@ def inputs_of(model: Any, called: Any, *, head: bool, image: int | None = None) 
     both = "pixel_values" in taken and "input_ids" in taken and not model.can_generate()
     inputs: dict[str, Input] = {}
     if main == "input_ids" or both:
-        inputs |= _text(config.get_text_config(), taken, head=head)
+        inputs |= _text(config.get_text_config(), taken, pairs=head and not model.can_generate())
     if both or main in OTHERS:
         name = "pixel_values" if both else main
         inputs[name] = Input(_dims(name, config, image, "images" if both else "batch"), _floats(model.dtype))
@@ -60,13 +60,13 @@ def inputs_of(model: Any, called: Any, *, head: bool, image: int | None = None) 
     return inputs
 
 
-def _text(config: Any, taken: Mapping[str, Any], *, head: bool) -> dict[str, Input]:
+def _text(config: Any, taken: Mapping[str, Any], *, pairs: bool) -> dict[str, Input]:
     dims = ("batch", "sequence")
     inputs = {"input_ids": Input(dims, ids(config.vocab_size, getattr(config, "eos_token_id", None)))}
     if "attention_mask" in taken:
         inputs["attention_mask"] = Input(dims, lambda shape, _: torch.ones(shape, dtype=torch.int64))
     if "token_type_ids" in taken and (getattr(config, "type_vocab_size", 0) or 0) > 1:
-        inputs["token_type_ids"] = Input(dims, _halves, optional=not head)
+        inputs["token_type_ids"] = Input(dims, _halves, optional=not pairs)
     return inputs
 
 

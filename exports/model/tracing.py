@@ -1,6 +1,7 @@
 """Trace a model with torch's exporter: the settings under which it can, in silence, and why it cannot."""
 
 import contextlib
+import io
 import logging
 import re
 import sys
@@ -153,7 +154,8 @@ def silence() -> Iterator[None]:
     try:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL + 1)
-        with warnings.catch_warnings():
+        # torch prints the graph that it had when it failed.
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -131,12 +131,14 @@ def _base(*_: Any) -> Any:
 
 
 def _named_class(name: str, source: Mapping[str, Any]) -> Any:
-    """The class that a checkpoint names, if transformers has it; else the base model alone."""
+    """The class that a checkpoint names; the base model alone of one that names none."""
     import transformers
 
     named = (transformers.AutoConfig.from_pretrained(name, **source).architectures or [""])[0]
-    found = getattr(transformers, named, None)
-    return found if hasattr(found, "from_pretrained") else transformers.AutoModel
+    found = getattr(transformers, named or "AutoModel", None)
+    if not hasattr(found, "from_pretrained") or not named.endswith("Model") and not hasattr(found, "forward"):
+        raise ValueError(f"its config names the class {named}, which is no model of transformers")
+    return found
 
 
 def _causal_or_base(name: str, source: Mapping[str, Any]) -> Any:

@@ -38,11 +38,15 @@ def test_the_class_and_all_weights_are_the_checkpoints_without_a_tokenizer(kind:
         torch.testing.assert_close(loaded.state_dict()[name], tensor, rtol=0, atol=0)
 
 
-def test_a_class_that_transformers_lacks_gives_the_base_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("named", ["MyOwnBert", "BertConfig", "BertTokenizer"])
+def test_a_class_that_is_no_model_of_transformers_is_refused_rather_than_its_head_lost(
+    named: str, tmp_path: Path
+) -> None:
     MADE["classifier"]().save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text()) | {"architectures": ["MyOwnBert"]}
+    config = json.loads((tmp_path / "config.json").read_text()) | {"architectures": [named]}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert type(load_whole_model(str(tmp_path))) is BertModel
+    with pytest.raises(ValueError, match=f"names the class {named}, which is no model of transformers"):
+        load_whole_model(str(tmp_path))
 
 
 def test_a_head_without_weights_is_refused(tmp_path: Path) -> None:
