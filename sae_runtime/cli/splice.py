@@ -63,6 +63,8 @@ def command(
         raise click.UsageError(f"{len(bundles)} --sae and {len(hooks)} --hook; give one hook for each bundle, or none.")
     if len(names) != len(bundles):
         raise click.UsageError(f"{len(bundles)} --sae and {len(names)} --name; give one name for each bundle.")
+    if text is not None and check is None:
+        raise click.UsageError("--text holds texts for --check; name a MODEL to compare with, or leave it out.")
     if not (kinds["read"] or kinds["edit"] or kinds["replace"]):
         kinds |= {"read": True, "edit": True}
     wanted = [

@@ -61,6 +61,9 @@ def test_splice_takes_several_saes_with_a_name_and_a_hook_each(bundle_of: Bundle
     assert set(outputs) == {"last_hidden_state", "a_indices", "a_values", "b_indices", "b_values"}
     assert np.isfinite(outputs["b_values"]).all()
     assert misused("splice", host_graph("bert"), *two, "-o", tmp_path / "x").startswith("2 --sae and 1 --name;")
+    (tmp_path / "t.txt").write_text("A text.")
+    named = (*two, "--name", "a", "--name", "b", "--text", tmp_path / "t.txt")
+    assert misused("splice", host_graph("bert"), *named, "-o", tmp_path / "x").startswith("--text holds texts for")
     assert "2 --sae and 1 --hook; give one hook for each" in misused(
         "splice", host_graph("bert"), "--sae", "a", "--sae", "b", *HOOK, "-o", tmp_path / "x"
     )
