@@ -34,14 +34,25 @@ def sums_on(way: Collection[ir.Value], nodes: Collection[ir.Node]) -> list[ir.Va
 def _operands(node: ir.Node) -> list[ir.Value]:
     """What a node may carry on: the terms of a sum, the array that it scales by a number, or the array itself."""
     read = [value for value in node.inputs if value is not None]
-    if node.op_type == "Add" or node.op_type in _SAME:
-        return read if node.op_type == "Add" else read[:1]
+    if node.op_type == "Add":
+        return read
+    if _passes_on(node):
+        return read[:1]
     if node.op_type == "Mul":
         constants = [value for value in read if value.const_value is not None and value.const_value.size == 1]
         return [value for value in read if value not in constants] if len(constants) == 1 else []
-    if node.op_type == "Reshape" and read[0].shape is not None and read[0].shape == node.outputs[0].shape:
-        return read[:1]
     return []
+
+
+def _passes_on(node: ir.Node) -> bool:
+    """Whether a node gives the vectors that it reads, in their order, in another type or batch perhaps."""
+    if node.op_type in _SAME:
+        return True
+    shapes = [value.shape for value in (node.inputs[0], node.outputs[0]) if value is not None]
+    if node.op_type != "Reshape" or len(shapes) < 2 or not all(shapes):
+        return False
+    before, after = (shape[-1] for shape in shapes if shape is not None)
+    return isinstance(before, int) and before == after
 
 
 def is_read_beside(value: ir.Value, way: Collection[ir.Value], nodes: Collection[ir.Node]) -> bool:
@@ -51,7 +62,7 @@ def is_read_beside(value: ir.Value, way: Collection[ir.Value], nodes: Collection
     for node in (use.node for use in value.uses()):
         if not set(way).intersection(node.outputs):
             todo.append(node)
-        elif node.op_type in _SAME and is_read_beside(node.outputs[0], way, nodes):
+        elif _passes_on(node) and is_read_beside(node.outputs[0], way, nodes):
             return True
     while todo:
         node = todo.pop()

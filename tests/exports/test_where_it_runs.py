@@ -123,7 +123,8 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[Path,
     thresholds = ("mutual", "feature", "layer", "length")
     host, hook = tiny_host.host_graph("bert"), tiny_host.HOOKS["bert"]
     text = tiny_host.some_ids(2, 6)
-    with_edits: Feed = {**text, **{f"sae_{name}": array for name, array in (EDITS | ASKED).items()}}
+    types = {"token_type_ids": np.zeros((2, 6), np.int64)}  # they have a default too, which is taken away
+    with_edits: Feed = {**text, **types, **{f"sae_{name}": array for name, array in (EDITS | ASKED).items()}}
     plain: list[tuple[Path, Feed]] = []
     required: list[tuple[Path, Feed]] = []
     for name, path in paths.items():
