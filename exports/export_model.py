@@ -28,9 +28,9 @@ def export_model(
 ) -> Path:
     """Write a model as an ONNX graph, with its weights beside it in `<name>.data`, after a comparison with torch.
 
-    A model of text has the inputs input_ids [b, t] and attention_mask, int64, and token_type_ids [b, t] where it knows
-    two types of tokens. They are 0 where nobody feeds them to a base model; a model with a head may read pairs, so it
-    requires them. Other models read pixel_values, input_features or input_values. The outputs are those of the model,
+    A model of text has the inputs input_ids [b, t] and attention_mask, int64. If it knows two types of tokens, it also
+    has token_type_ids [b, t]. A base model has 0 as their default. A model with a head may read pairs of texts, so it
+    has no default. Other models read pixel_values, input_features or input_values. The outputs are those of the model,
     by transformers' names for them: last_hidden_state, pooler_output, logits, start_logits, text_embeds ...
 
     A causal language model also takes keys and values, past_key_values.N.key and past_key_values.N.value
@@ -120,7 +120,7 @@ def _keep_module_names_only(model: ir.Model) -> None:
 
 
 def _give_default(graph: ir.Graph, name: str) -> None:
-    """Let an input of integers [b, t] be 0 everywhere where nobody feeds it."""
+    """Give an input of integers [b, t] the default 0, for every token."""
     ids = graph.inputs[0]
     given = next(value for value in graph.inputs if value.name == name)
     users = list(given.uses())

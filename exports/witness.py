@@ -212,6 +212,17 @@ def difference(expected: NDArray[np.float64], actual: NDArray[np.float32]) -> st
     return None
 
 
+def largest_error(expected: ArrayLike, actual: ArrayLike) -> float:
+    """The largest difference of two arrays of one shape, relative to the largest number expected; 0 without numbers.
+
+    >>> largest_error([1, -4], [1, -3])
+    0.25
+    """
+    expected, actual = np.asarray(expected, np.float64), np.asarray(actual, np.float64)
+    largest = np.abs(expected).max(initial=0)
+    return float(np.abs(expected - actual).max(initial=0) / max(largest, 1e-30))
+
+
 def _largest(z: NDArray[np.float64], count: ArrayLike) -> NDArray[np.bool_]:
     """The `count` largest of every row, count broadcastable to [rows, 1]; among equals the leftmost."""
     return np.asarray(np.argsort(np.argsort(-z, axis=1, kind="stable"), axis=1) < np.asarray(count))

@@ -149,7 +149,7 @@ class Reader(threading.local):
         generating = [one.prompt is not None for one in self._generations]
         prompt = self._generations[generating.index(True)].prompt if any(generating) else None
         if self._all_tokens and (mask if prompt is None else prompt.mask) is None:
-            return Pass(length=tokens.shape[1], ids=ids, unknown="nobody asked")
+            return Pass(length=tokens.shape[1], ids=ids, unknown="only padding was asked for")
         key = _key(self._cache)
         text = None if key is None else self._texts.get(key)
         columns = given.get("cache_position")  # of the tokens; releases of transformers before 5 give them

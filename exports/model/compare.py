@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from sae_runtime.exports.model.form import Form
 from sae_runtime.exports.model.inputs import Padding, Tensors, padded
+from sae_runtime.exports.witness import largest_error
 
 _TOLERANCE = 1e-3  # of the largest output, as float32 sums in another order through all layers
 _STEPS = 3
@@ -48,7 +49,7 @@ def _check(form: Form, session: Any, sizes: dict[str, int], side: Padding, seed:
                 f"the graph's {name} is {list(got.shape)}, torch's {list(want.shape)}; nothing was written"
             )
         real = _real(inputs, want)
-        if not (error := _largest_error(want[real], got[real])) <= _TOLERANCE * (1 if got.dtype == np.float32 else 30):
+        if not (error := largest_error(want[real], got[real])) <= _TOLERANCE * (1 if got.dtype == np.float32 else 30):
             raise ValueError(f"the graph's {name} is off by {error:.1e} of the largest; nothing was written")
 
 
@@ -102,10 +103,3 @@ def _fed(tensor: Any) -> NDArray[Any]:
 
 def _array(tensor: Any) -> NDArray[Any]:
     return np.asarray(tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy())
-
-
-def _largest_error(expected: NDArray[Any], actual: NDArray[Any]) -> float:
-    """The largest difference, relative to the largest number expected."""
-    expected = expected.astype(np.float64)
-    difference = np.abs(expected - actual.astype(np.float64)).max(initial=0)
-    return float(difference / max(np.abs(expected).max(initial=0), 1e-30))

@@ -17,7 +17,7 @@ OTHERS = ("pixel_values", "input_features", "input_values")  # what models read 
 class Input:
     """One input of a graph: its dimensions, where a name varies and a number does not, and how an example is made.
 
-    `optional` inputs are 0 where nobody feeds them.
+    An `optional` input has the default 0.
     """
 
     dims: tuple[str | int, ...]

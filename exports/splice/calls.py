@@ -91,7 +91,7 @@ class _Calls:
         return list(reads.values())
 
     def apart(self, count: int) -> list[list[ir.Node]]:
-        """The nodes of each of so many calls."""
+        """The nodes of each call, where the module is called `count` times."""
         if all(self.module in self.places[node].calls for node in self.inside):
             return [[n for n in self.inside if self.places[n].calls[self.module] == i] for i in range(count)]
         if any(len(nodes) % count for nodes in self.alike) or not all(self.places[node].named for node in self.inside):

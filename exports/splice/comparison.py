@@ -11,6 +11,7 @@ from sae_runtime.bundle.folder import Bundle
 from sae_runtime.bundle.splices import Spliced
 from sae_runtime.exports.splice.plausibility import features
 from sae_runtime.exports.splice.short_run import Window, values_of
+from sae_runtime.exports.witness import largest_error
 
 Rows = NDArray[np.float32]
 Truth = Callable[[Window], Sequence[Rows]]
@@ -77,8 +78,5 @@ def agreement(
 
 
 def _error(got: Sequence[NDArray[np.floating]], want: Sequence[NDArray[np.floating]]) -> float:
-    """The largest difference, relative to the largest number wanted."""
-    largest = max(float(np.abs(b).max(initial=0)) for b in want)
-    return max(float(np.abs(a.astype(np.float64) - b).max(initial=0)) for a, b in zip(got, want, strict=True)) / max(
-        largest, 1e-30
-    )
+    """The largest difference in all texts, relative to the largest number wanted in any."""
+    return largest_error(np.concatenate(want), np.concatenate(got))

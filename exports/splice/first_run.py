@@ -1,4 +1,4 @@
-"""Open a spliced graph, and compare its outputs with those of its host, before anybody else runs it."""
+"""Open a spliced graph, and compare its outputs with those of its host, before it is given away."""
 
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ import numpy as np
 from sae_runtime.bundle.folder import BundleError
 from sae_runtime.engine.sessions import open_session
 from sae_runtime.engine.trial import Arrays, run_on_made_up_inputs
+from sae_runtime.exports.witness import largest_error
 
 _TOLERANCE = 1e-5  # of the largest number of an output
 
@@ -72,8 +73,7 @@ def _distance(expected: Any, found: Any) -> float:
     """The largest difference, in parts of the largest number; infinite where shapes or places of NaN differ."""
     if expected.shape != found.shape or not np.array_equal(np.isnan(expected), np.isnan(found)):
         return np.inf
-    one, other = (np.nan_to_num(array.astype(np.float64)) for array in (expected, found))
-    return float(np.abs(one - other).max(initial=0) / max(np.abs(one).max(initial=0), 1e-30))
+    return largest_error(np.nan_to_num(expected), np.nan_to_num(found))
 
 
 def _sentence(error: object) -> str:

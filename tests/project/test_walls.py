@@ -49,7 +49,7 @@ INNER = {
     ),
     "exports.graphs": ("bundle",),
     "exports.certified": ("exports.graphs", "bundle"),
-    "exports.model": ("exports.graphs", "exports.splice"),
+    "exports.model": ("exports.graphs", "exports.splice", "exports.witness"),
     "exports.splice": ("exports.graphs", "exports.witness", "bundle", "engine.sessions", "engine.trial"),
 }
 
