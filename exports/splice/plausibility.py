@@ -77,7 +77,7 @@ def _sentences(folder: Path) -> tuple[list[Window], list[NDArray[np.bool_]] | No
         from tokenizers import Tokenizer
 
         tokenizer = Tokenizer.from_file(str(file)) if file.is_file() else None
-    except Exception:  # it raises what it likes; random ids are as good as it gets then
+    except Exception:  # tokenizers raises classes of its own; without a tokenizer, the ids are random
         tokenizer = None
     if tokenizer is None:
         return None
