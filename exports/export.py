@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sae_runtime.bundle import file_set
 from sae_runtime.bundle import folder as bundles
-from sae_runtime.bundle.folder import DERIVED, MANIFEST, SAMPLE, Bundle
+from sae_runtime.bundle.folder import DERIVED, MANIFEST, SAMPLE, WEIGHTS, Bundle
 from sae_runtime.bundle.graphs import BY_DEFAULT, DECODE, ENCODE, EXACT, GPU, GRAPHS, JOINT, ON_REQUEST, STEER
 from sae_runtime.bundle.manifest import GraphRecord, to_json
 from sae_runtime.bundle.tensors import TensorSpec, save_tensors
@@ -67,7 +67,9 @@ def export(
     bundle = bundles.read(path)
     if activations is not None:
         _check_activations(bundle, activations)
-    with file_set.replaced_together(bundle.path, last=MANIFEST) as staged:
+    with file_set.replaced_together(
+        bundle.path, last=MANIFEST, check=lambda: bundle.refuse_change(MANIFEST, WEIGHTS)
+    ) as staged:
         listed = {name: record for name, record in bundle.manifest.files.items() if name != DERIVED}
         if activations is not None:
             save_tensors(staged / SAMPLE, {"x": np.ascontiguousarray(activations, np.float32)})

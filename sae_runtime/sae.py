@@ -46,16 +46,22 @@ def load(
         tiling: sizes of tiles; the defaults suit every machine that we measured.
 
     Raises:
-        BundleError: the folder is not a sound bundle, is not exported, or lacks the graph.
+        BundleError: the folder is not a sound bundle, is not exported, or lacks the graph. What opens a file later may
+            raise `BundleChanged`, where that is not the file of the bundle that was loaded.
         ImportError: onnxruntime is not installed.
         ValueError: a provider is not available here.
 
     >>> load(bundle_path)
     SAE(mutual choice, k 6, 24 -> 150, encode.onnx)
     """
-    bundle = bundles.read(hub.local(path), verify=verify)
-    sessions = Sessions(bundle, providers=providers, threads=threads, verify=verify)
-    return SAE(sessions, choose_graph(bundle, sessions, graph, tiling), tiling)
+    folder = hub.local(path)
+
+    def loaded() -> "SAE":
+        bundle = bundles.read(folder, verify=verify)
+        sessions = Sessions(bundle, providers=providers, threads=threads, verify=verify)
+        return SAE(sessions, choose_graph(bundle, sessions, graph, tiling), tiling)
+
+    return bundles.settled(folder, loaded)
 
 
 class SAE:

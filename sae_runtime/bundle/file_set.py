@@ -2,22 +2,27 @@
 
 The new files are made in a hidden folder. One rename turns it into the folder `STAGED`, and from then on the new files
 count. `finish` moves them into the folder. A reader calls `finish` first, in case a writer died before it had moved
-all files.
+all files. A writer that works from what it read gives a check, which runs while no other writer may replace files.
 """
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sae_runtime.bundle import files
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover (Windows has no flock: writers of one moment may undo each other there)
+    fcntl = None  # type: ignore[assignment]
 
 STAGED = "sae_runtime.staged"
 _REMOVED = ".removed"  # suffix of an empty staged file, which means: remove the file of the name before it
 
 
 @contextlib.contextmanager
-def replaced_together(folder: Path, *, last: str) -> Iterator[Path]:
+def replaced_together(folder: Path, *, last: str, check: Callable[[], None] | None = None) -> Iterator[Path]:
     """Give a hidden folder to fill. When the block ends, its files replace the files of the same names in `folder`.
 
     If the block raises, nothing changes.
@@ -25,6 +30,8 @@ def replaced_together(folder: Path, *, last: str) -> Iterator[Path]:
     Args:
         folder: the folder of the files.
         last: name of the file that is moved last, because readers start with it.
+        check: raises an error if the files are no longer those that the new ones were made from; called when the new
+            ones are complete.
 
     >>> Path("set").mkdir()
     >>> with replaced_together(Path("set"), last="b") as staged:
@@ -33,9 +40,14 @@ def replaced_together(folder: Path, *, last: str) -> Iterator[Path]:
     >>> sorted(path.name for path in Path("set").iterdir())
     ['a', 'b']
     """
-    with files.new_folder(folder / STAGED, force=True) as staged:
-        yield staged
-    finish(folder, last=last)
+    with contextlib.ExitStack() as turn:
+        with files.new_folder(folder / STAGED, force=True) as staged:
+            yield staged
+            turn.enter_context(_only_writer(folder))
+            finish(folder, last=last)  # what another writer left
+            if check is not None:
+                check()
+        finish(folder, last=last)
 
 
 def stage_removal(staged: Path, name: str) -> None:
@@ -62,3 +74,17 @@ def finish(folder: Path, *, last: str) -> None:
                     os.replace(file, folder / file.name)
         with contextlib.suppress(FileNotFoundError):
             staged.rmdir()
+
+
+@contextlib.contextmanager
+def _only_writer(folder: Path) -> Iterator[None]:
+    """Wait until no other process is in such a block of this folder; the kernel ends the block of a dead one."""
+    descriptor = None if fcntl is None else os.open(folder, os.O_RDONLY)
+    try:
+        if descriptor is not None:
+            with contextlib.suppress(OSError):  # a network file system may have no locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)

@@ -161,6 +161,15 @@ def repair(path: Path) -> None:
                 _remove(partial)
 
 
+def exists(path: Path) -> bool:
+    """Whether there is something at the path, be it that a writer is putting another folder there at this moment.
+
+    >>> exists(Path("results"))
+    False
+    """
+    return path.exists() or bool(_siblings(path, "old")) or path.exists()
+
+
 def _refuse_existing(path: Path, *, force: bool) -> None:
     if path.exists() and not force:
         raise FileExistsError(f"{path} already exists; pass --force to replace it")

@@ -4,12 +4,16 @@ Training, export and the runtime share nothing but bundles. If SAELens computes 
 SAELens folder too.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +21,7 @@ from numpy.typing import NDArray
 from sae_runtime.bundle import file_set, files, manifest
 from sae_runtime.bundle.graphs import export_options
 from sae_runtime.bundle.hub import leaves
+from sae_runtime.bundle.identity import Identity, identity
 from sae_runtime.bundle.manifest import Architecture, FileRecord, GraphRecord, Manifest, from_json, to_json
 from sae_runtime.bundle.sae_lens_cfg import CFG, check_cfg, sae_lens_cfg
 from sae_runtime.bundle.stats import FILE as STATS
@@ -27,27 +32,57 @@ MANIFEST = manifest.FILE
 WEIGHTS = "sae_weights.safetensors"
 DERIVED = "derived.safetensors"
 SAMPLE = "sample.safetensors"
+_TRIES = 20  # of a reader, while writers replace the bundle
+_PAUSE = 0.02  # seconds at most before the next try
+
+T = TypeVar("T")
 
 
 class BundleError(ValueError):
     """A folder is not a sound bundle: a file is missing, altered or does not fit the others."""
 
 
+class BundleChanged(BundleError):
+    """A bundle is not the one that was read: its files were replaced or rewritten. Reading it again may help."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path} changed since it was loaded; load it again")
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BundleChanged, (self.path,)
+
+
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle that `read` has checked: its folder, its manifest, and the position of each weight in its file."""
+    """A bundle that `read` has checked: its folder, its manifest, and the position of each weight in its file.
+
+    Whatever it gives later comes from the files that were checked, or from equal ones; else it raises `BundleChanged`.
+
+    Attributes:
+        path: the folder.
+        manifest: its manifest.
+        specs: of the weights, by name.
+        checked: the files that this process has checked, by name.
+    """
 
     path: Path
     manifest: Manifest
     specs: Mapping[str, TensorSpec]
+    checked: dict[str, Identity] = field(default_factory=dict, compare=False, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "checked": {}}  # another machine has other files
 
     def tensor(self, name: str) -> NDArray[np.float32]:
         """A weight, mapped from the file; `weight_shapes` gives the names and shapes."""
-        return map_tensor(self.path / WEIGHTS, self.specs[name])
+        with self.unchanged(WEIGHTS):
+            return map_tensor(self.path / WEIGHTS, self.specs[name])
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
         """All weights, mapped from the file, and b_pre [d_in], which is b_dec or zeros."""
-        weights = {name: self.tensor(name) for name in self.specs}
+        with self.unchanged(WEIGHTS):
+            weights = {name: map_tensor(self.path / WEIGHTS, spec) for name, spec in self.specs.items()}
         architecture = self.manifest.architecture
         b_pre = weights["b_dec"] if architecture.pre_bias else np.zeros(architecture.d_in, np.float32)
         return weights | {"b_pre": b_pre}
@@ -61,55 +96,141 @@ class Bundle:
         """The sample: activations [m, d_in] like those that the SAE was fitted on. None if the bundle has no sample."""
         if SAMPLE not in self.manifest.files:
             return None
-        return np.array(map_tensor(self.path / SAMPLE, read_header(self.path / SAMPLE)["x"]))
+        with self.unchanged(SAMPLE):
+            return np.array(map_tensor(self.path / SAMPLE, read_header(self.path / SAMPLE)["x"]))
 
     def stats(self) -> Stats | None:
         """How often and how strongly each feature was active on measured tokens. None if the bundle has no stats."""
         if STATS not in self.manifest.files:
             return None
-        self.refuse_change(WEIGHTS, STATS)
         try:
-            return read_stats(self.path / STATS, self.manifest.architecture.d_sae)
+            with self.unchanged(STATS):
+                return read_stats(self.path / STATS, self.manifest.architecture.d_sae)
+        except BundleError:
+            raise
         except ValueError as error:
             raise BundleError(str(error)) from error
 
-    def graph(self, name: str, *, verify: bool = True) -> Path:
-        """Check a graph and the derived weights that it reads, and give the graph's path.
+    def graph(self, name: str) -> bytes:
+        """The bytes of a graph, checked; whoever runs them compares the files of `read_by` at that time.
 
         Args:
             name: file name of the graph.
-            verify: compare the hash of the derived weights; if False, compare their size alone.
 
         Raises:
-            BundleError: the bundle has no such graph, changed since it was read, or a file is missing or altered.
+            BundleError: the bundle has no such graph, or a file is missing or altered.
+            BundleChanged: the bundle changed since it was read.
 
-        >>> read(bundle_path).graph("encode.onnx").name
-        'encode.onnx'
+        >>> len(read(bundle_path).graph("encode.onnx")) > 1000
+        True
         """
-        graph = self.manifest.graphs.get(name)
-        self.refuse_change(name, WEIGHTS, *([DERIVED] if graph is not None and graph.derived else []))
-        if graph is None:
+        record = self.manifest.graphs.get(name)
+        if record is None:
+            if self._has_changed():
+                raise BundleChanged(self.path)
             command = f"sae-runtime export {self.path}{export_options(name)}"
             raise BundleError(f"{self.path} has no {name}: not exported yet; run: {command}")
+        now = identity(self.path / name)
         try:
-            _check_file(self.path, name, graph, verify=True)
-            if graph.derived:
-                _check_file(self.path, DERIVED, self.manifest.files[DERIVED], verify=verify)
-        except ValueError as error:
+            _check_file(self.path, name, record, verify=False)
+            graph = (self.path / name).read_bytes()
+            if hashlib.sha256(graph).hexdigest() != record.sha256:
+                raise ValueError(_altered(self.path / name))
+            self.refuse_change(*self.read_by(name))
+        except BundleChanged:
+            raise
+        except (OSError, ValueError) as error:
+            if self._has_changed():
+                raise BundleChanged(self.path) from error
             raise BundleError(f"{error}, or run: sae-runtime export {self.path}") from error
-        return self.path / name
+        if now is None or identity(self.path / name) != now:
+            raise BundleChanged(self.path)
+        self.checked[name] = now
+        return graph
+
+    def read_by(self, name: str) -> tuple[str, ...]:
+        """The files that a graph of the bundle reads, by its name.
+
+        >>> read(bundle_path).read_by("encode.onnx")
+        ('sae_weights.safetensors',)
+        """
+        return (WEIGHTS, DERIVED) if self.manifest.graphs[name].derived else (WEIGHTS,)
+
+    @contextlib.contextmanager
+    def unchanged(self, *names: str) -> Iterator[None]:
+        """Let a block open these files by their paths; raise if they are not those that were checked.
+
+        Raises:
+            BundleChanged: a file is another one, before or after the block.
+            BundleError: a file that was not checked yet is missing or altered.
+
+        >>> bundle = read(bundle_path)
+        >>> with bundle.unchanged("sae_weights.safetensors"):
+        ...     _ = (bundle.path / "sae_weights.safetensors").read_bytes()
+        """
+        self.refuse_change(*names)
+        before = {name: self.checked[name] for name in names}
+        try:
+            yield
+        finally:  # an error of the block may come from the change
+            if any(identity(self.path / name) != known for name, known in before.items()):
+                raise BundleChanged(self.path)
 
     def refuse_change(self, *names: str) -> None:
-        """Raise BundleError if the manifest now records one of these files or graphs otherwise than it did."""
+        """Raise `BundleChanged` if one of these files, graphs, or the manifest, is not as it was read.
+
+        A file of another identity is compared by its sha256: it may be an equal copy.
+
+        >>> read(bundle_path).refuse_change("sae_runtime.json", "sae_weights.safetensors")
+        """
+        for name in names:
+            now = identity(self.path / name)
+            if now is None or now != self.checked.get(name):
+                self._compare(name)
+                if now is None or identity(self.path / name) != now:
+                    raise BundleChanged(self.path)
+                self.checked[name] = now
+
+    def refuse_rewritten(self) -> None:
+        """Raise `BundleChanged` if a program wrote into a file that graphs read, which changes what they compute.
+
+        A file that took its place does not: the graphs go on with the one that they opened.
+
+        >>> read(bundle_path).refuse_rewritten()
+        """
+        for name in (WEIGHTS, DERIVED):
+            known = self.checked.get(name)
+            now = None if known is None else identity(self.path / name)
+            if known is not None and now is not None and known != now and known[:2] == now[:2]:
+                self.refuse_change(name)
+
+    def arrived(self, here: "Bundle") -> None:
+        """Take over what another reading of the bundle has checked, where its records are equal.
+
+        >>> read(bundle_path).arrived(read(bundle_path))
+        """
+        for name, known in here.checked.items():
+            same = here.manifest if name == MANIFEST else here.manifest.files.get(name)
+            if same == (self.manifest if name == MANIFEST else self.manifest.files.get(name)):
+                self.checked[name] = known
+
+    def _compare(self, name: str) -> None:
+        """Compare the bytes of a file with its record, and the manifest with the one that was read."""
         try:
-            now = _read_manifest(self.path)
-        except ValueError as error:
+            if name != MANIFEST:
+                record = self.manifest.files.get(name) or self.manifest.graphs[name]
+                _check_file(self.path, name, record, verify=True)
+            elif _read_manifest(self.path) != self.manifest:
+                raise BundleChanged(self.path)
+        except (OSError, ValueError) as error:
+            if name in self.checked or self._has_changed():
+                raise BundleChanged(self.path) from error
             raise BundleError(str(error)) from error
-        before = self.manifest
-        if any(before.files.get(name) != now.files.get(name) for name in names) or any(
-            before.graphs.get(name) != now.graphs.get(name) for name in names
-        ):
-            raise BundleError(f"{self.path} changed since it was loaded; load it again")
+
+    def _has_changed(self) -> bool:
+        """Whether a writer replaces the bundle or has replaced its manifest."""
+        staged = (self.path / file_set.STAGED).exists()  # looked for first: it goes away after the manifest has come
+        return staged or identity(self.path / MANIFEST) != self.checked.get(MANIFEST)
 
 
 def write(
@@ -166,7 +287,9 @@ def put_stats(bundle: Bundle, stats: Stats) -> None:
     10
     """
     refuse_links(bundle.path)
-    with file_set.replaced_together(bundle.path, last=MANIFEST) as staged:
+    with file_set.replaced_together(
+        bundle.path, last=MANIFEST, check=lambda: bundle.refuse_change(MANIFEST)
+    ) as staged:
         save_stats(staged / STATS, stats)
         listed = {**bundle.manifest.files, STATS: record(staged / STATS)}
         (staged / MANIFEST).write_text(to_json(dataclasses.replace(bundle.manifest, files=listed)))
@@ -190,22 +313,63 @@ def read(path: str | Path, *, verify: bool = True, calibrated: bool = True) -> B
         calibrated: refuse a bundle that lacks its threshold.
 
     Raises:
-        BundleError: a file is missing, altered, of another version, or does not fit the others.
+        BundleError: a file is missing, altered, of another version, or does not fit the others; or writers replace the
+            bundle again and again.
 
     >>> bundle = read(bundle_path)
     >>> bundle.tensor("W_enc").shape
     (24, 150)
     """
-    path = Path(path)
+    return settled(Path(path), lambda: _read_once(Path(path), verify=verify, calibrated=calibrated))
+
+
+def settled(path: Path, reader: Callable[[], T]) -> T:
+    """What a reader of a bundle gives, called again while the bundle is replaced under it.
+
+    Raises:
+        BundleError: it was replaced each time.
+
+    >>> settled(Path(bundle_path), lambda: read(bundle_path).manifest.slots)
+    24
+    """
+    last: BundleChanged | None = None
+    for _ in range(_TRIES):
+        try:
+            return reader()
+        except BundleChanged as error:
+            last = error
+            time.sleep(random.uniform(0, _PAUSE))
+    raise BundleError(f"{path} changes again and again while it is read; load it when its writer is done") from last
+
+
+def _read_once(path: Path, *, verify: bool, calibrated: bool) -> Bundle:
+    """Read and check a bundle; raise `BundleChanged` if a writer replaced it meanwhile."""
     files.repair(path)
     file_set.finish(path, last=MANIFEST)
+    begun = identity(path / MANIFEST)
     try:
-        bundle = Bundle(path, *_read_parts(path, verify=verify))
+        manifest = _read_manifest(path)
+        seen = {name: identity(path / name) for name in (MANIFEST, *manifest.files)}
+        bundle = Bundle(path, manifest, _checked_specs(path, manifest, verify=verify))
+        bundle.checked.update((name, known) for name, known in seen.items() if known is not None)
+        derived = seen.get(DERIVED)
+        if derived is not None and (verify or derived.size != manifest.files[DERIVED].size):
+            del bundle.checked[DERIVED]  # the first graph that reads it compares it
         if calibrated:
             _check_threshold(bundle, verify=verify)
-        check_cfg(path, bundle.manifest, calibrated=bundle.calibrated)
-    except ValueError as error:
+        check_cfg(path, manifest, calibrated=bundle.calibrated)
+    except (OSError, ValueError) as error:
+        staged = (path / file_set.STAGED).exists()
+        exchanged = not path.exists() and files.exists(path)
+        if staged or exchanged or identity(path / MANIFEST) != begun:
+            raise BundleChanged(path) from error
+        if isinstance(error, OSError):
+            raise
         raise BundleError(str(error)) from error
+    # Where hashes were compared, a writer that waits for a reader with more rights does not matter.
+    staged = not verify and (path / file_set.STAGED).exists()
+    if staged or begun != seen[MANIFEST] or any(identity(path / name) != known for name, known in seen.items()):
+        raise BundleChanged(path)
     return bundle
 
 
@@ -237,9 +401,8 @@ def weight_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _read_parts(path: Path, *, verify: bool) -> tuple[Manifest, dict[str, TensorSpec]]:
-    """The manifest and the specs of the weights, after checks of every file but the graphs and the derived weights."""
-    manifest = _read_manifest(path)
+def _checked_specs(path: Path, manifest: Manifest, *, verify: bool) -> dict[str, TensorSpec]:
+    """The specs of the weights, after checks of every file but the graphs and the derived weights."""
     for name, file_record in manifest.files.items():
         if name != DERIVED:  # users may delete it; `Bundle.graph` checks it for the graphs that read it
             _check_file(path, name, file_record, verify=verify or name == CFG)
@@ -255,7 +418,7 @@ def _read_parts(path: Path, *, verify: bool) -> tuple[Manifest, dict[str, Tensor
         _check_tensors(path / SAMPLE, sample, {"x": (*rows, manifest.architecture.d_in)}, verify=verify)
     if STATS in manifest.files and verify:
         read_stats(path / STATS, manifest.architecture.d_sae)
-    return manifest, specs
+    return specs
 
 
 def _read_manifest(path: Path) -> Manifest:
@@ -280,7 +443,11 @@ def _check_file(folder: Path, name: str, expected: FileRecord | GraphRecord, *, 
     if size != expected.size:
         raise ValueError(f"{path} has {size} bytes, expected {expected.size}: truncated or altered; copy it again")
     if verify and record(path).sha256 != expected.sha256:
-        raise ValueError(f"{path} was altered: its sha256 differs from the manifest's; copy it again")
+        raise ValueError(_altered(path))
+
+
+def _altered(path: Path) -> str:
+    return f"{path} was altered: its sha256 differs from the manifest's; copy it again"
 
 
 def _check_tensors(

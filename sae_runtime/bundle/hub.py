@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sae_runtime.bundle import manifest
 from sae_runtime.bundle.extras import require
+from sae_runtime.bundle.files import exists
 
 SCHEME = "hf://"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -39,7 +40,7 @@ def local(reference: str | Path) -> Path:
         raise ValueError(
             f"{text} is a URL that sae-runtime cannot read; name a path on this machine, or {SCHEME}owner/name"
         )
-    if not Path(reference).exists():
+    if not exists(Path(reference)):
         suggestion = f"{SCHEME}{text} to fetch it" if _REPOSITORY.fullmatch(text) else f"{SCHEME}owner/name"
         raise FileNotFoundError(f"{text} does not exist; name a path on this machine, or {suggestion}")
     return Path(reference)

@@ -152,6 +152,7 @@ def calibrate_bundle(
         provenance={**_still_true(bundle.manifest.provenance), "calibration": calibration},
     )
     weights = {name: bundle.tensor(name) for name in bundle.specs} | {"threshold": threshold}
+    bundle.refuse_change(bundles.MANIFEST)  # another fit may have taken its place
     bundles.write(output.path, weights, manifest, sample=sample, stats=stats, force=output.force)
     return Calibrated(
         k=allocation.k,

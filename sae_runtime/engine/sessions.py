@@ -5,6 +5,7 @@ import functools
 import os
 import re
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
@@ -22,6 +23,8 @@ from sae_runtime.engine import forks
 CPU = ("CPUExecutionProvider",)
 CUDA = "CUDAExecutionProvider"
 _MOST_THREADS = 1024  # onnxruntime has no limit and starts any number
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+_LOOK = 250_000  # nanoseconds after which a run looks at the files again; looking takes two or three thousand
 # TF32 keeps 10 bits of each factor. This error moves features across their threshold.
 _OPTIONS = {CUDA: {"use_tf32": "0"}}
 
@@ -30,12 +33,18 @@ Provider = str | tuple[str, Mapping[str, str]]
 
 
 def open_session(
-    path: Path, *, providers: Sequence[Provider] = CPU, threads: int | None = None, optimise: bool = True
+    path: Path,
+    *,
+    graph: bytes | None = None,
+    providers: Sequence[Provider] = CPU,
+    threads: int | None = None,
+    optimise: bool = True,
 ) -> Any:
     """An onnxruntime InferenceSession for a graph.
 
     Args:
         path: the graph, in the folder of its weights.
+        graph: the bytes of the graph, where the caller has read and checked them.
         providers: onnxruntime execution providers, the preferred one first. TF32 is off on CUDA unless the option
             use_tf32 turns it on.
         threads: number of threads; None means all cores.
@@ -72,7 +81,9 @@ def open_session(
         options.intra_op_num_threads = threads
     try:
         chosen = [(name, _options(provider)) for name, provider in zip(names, providers, strict=True)]
-        session = onnxruntime.InferenceSession(str(path), options, providers=chosen)
+        if graph is not None:
+            options.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent))
+        session = onnxruntime.InferenceSession(str(path) if graph is None else graph, options, providers=chosen)
     except Exception as error:  # onnxruntime has an exception class for each status code
         reason = " ".join(str(error).split())
         raise BundleError(f"onnxruntime refuses {path} ({reason}); run: sae-runtime export {path.parent}") from error
@@ -107,7 +118,7 @@ class Sessions:
         bundle: of the graphs.
         providers: of `open_session`.
         threads: of `open_session`.
-        verify: as for `Bundle.graph`.
+        verify: as for `folder.read`, if the bundle is read again.
         arrived: whether another process read the bundle; then it is read again before the first graph is opened.
     """
 
@@ -129,6 +140,7 @@ class Sessions:
 
     def _begin(self) -> None:
         self._open: dict[tuple[str, bool], Any] = {}
+        self._looked = 0
         self._pool: ThreadPoolExecutor | None = None
         self.lock = threading.Lock()  # also for others: a forked process gets it free, whoever held it in the parent
 
@@ -197,25 +209,34 @@ class Sessions:
         with self.lock:
             if (name, shared) not in self._open:
                 if self._arrived:
-                    folder.read(self.bundle.path, verify=self._verify)
+                    self.bundle.arrived(folder.read(self.bundle.path, verify=self._verify))
                     self._arrived = False
-                path = self.bundle.graph(name, verify=self._verify)
+                path, graph, weights = self.bundle.path / name, self.bundle.graph(name), self.bundle.read_by(name)
+                # From bytes, onnxruntime does not follow the links of a Hub cache.
+                linked = any((path.parent / file).is_symlink() for file in weights)
                 threads = 1 if shared else self._threads
-                self._open[name, shared] = open_session(path, providers=self._providers, threads=threads)
+                with self.bundle.unchanged(name, *weights):
+                    session = open_session(
+                        path, graph=None if linked else graph, providers=self._providers, threads=threads
+                    )
+                self._open[name, shared] = session
             return self._open[name, shared]
 
     def run(self, name: str, feed: dict[str, NDArray[Any]], *, shared: bool = False) -> Any:
         """The outputs of a graph for these inputs; the other arguments and errors are those of `open`.
 
         Raises:
+            BundleChanged: a program wrote into the weights, which onnxruntime has mapped.
             MemoryError: there is too little memory for this number of tokens.
         """
         session = self.open(name, shared=shared)
         try:
-            return session.run(None, feed)
+            outputs = session.run(None, feed)
         except Exception as error:
             self._refuse_memory(name, error)
             raise
+        self._look()
+        return outputs
 
     def run_bound(self, name: str, session: Any, binding: Any) -> None:
         """Run a session with its bound tensors, as soon as the device has computed the inputs.
@@ -230,6 +251,14 @@ class Sessions:
         except Exception as error:
             self._refuse_memory(name, error)
             raise
+        self._look()
+
+    def _look(self) -> None:
+        """After a run, refuse weights that were rewritten. Short runs do so once in a while, since it takes time."""
+        now = time.monotonic_ns()
+        if now - self._looked > _LOOK:
+            self.bundle.refuse_rewritten()
+            self._looked = now
 
     def _refuse_memory(self, name: str, error: Exception) -> None:
         """Raise MemoryError if onnxruntime's error is about memory; onnxruntime has no class for it."""
