@@ -1,4 +1,8 @@
-"""Where the files of a graph are: onnxruntime reads files in or below the graph's own folder only."""
+"""Where the files of a graph are: onnxruntime reads files in or below the graph's own folder only.
+
+Files of a bundle are copied under names that tell their content. A fit, a calibration or an export replaces the files
+of a bundle, and a graph that read those would compute something else without a word.
+"""
 
 import contextlib
 import filecmp
@@ -12,6 +16,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from sae_runtime.bundle import files
+from sae_runtime.bundle.folder import MANIFEST, record
 
 _GENAI = "genai_config.json"
 How = Literal["referred", "copied"]
@@ -21,14 +26,15 @@ How = Literal["referred", "copied"]
 class Placement:
     """The folder of a graph, and how the graph reaches each file that it needs.
 
-    The graph refers to a file in or below its folder where the file is. Every other file is copied into the folder,
-    unless an equal file lies there.
+    The graph refers to a file in or below its folder where the file is. Every other file, and every file of a bundle,
+    is copied into the folder, unless an equal file lies there.
 
     >>> placement = Placement(Path("out"))
-    >>> placement.locate(Path(bundle_path) / "sae_weights.safetensors", below="sae")
-    'sae/sae_weights.safetensors'
-    >>> placement.how
-    {'sae/sae_weights.safetensors': 'copied'}
+    >>> placement.locate(Path(host_path))
+    'host.onnx'
+    >>> _ = placement.locate(Path(bundle_path) / "sae_weights.safetensors")
+    >>> [(name.partition(".")[0], how) for name, how in placement.how.items()]
+    [('host', 'copied'), ('sae_weights', 'copied')]
     """
 
     folder: Path
@@ -38,18 +44,26 @@ class Placement:
     def locate(self, file: Path, below: str = "") -> str:
         """The path of the file from the folder; a file that has to be copied goes into the subfolder `below`.
 
+        A file of a bundle is copied beside the graph, under a name that tells its content.
+
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: another file of this name goes to the same path.
         """
+        kept = (file.parent / MANIFEST).is_file()
+        name = file.name
         file = file.resolve()
         if not file.is_file():
             raise FileNotFoundError(f"{file} is missing, which holds weights of the graph; copy the model again")
         if file not in self.locations:
             home = self.folder.resolve()
-            inside = file.is_relative_to(home)
-            location = file.relative_to(home).as_posix() if inside else (Path(below) / file.name).as_posix()
-            if location in self.how:
+            inside = file.is_relative_to(home) and not kept
+            if kept:
+                location = f"{Path(name).stem}.{record(file).sha256[:16]}{Path(name).suffix}"
+            else:
+                location = file.relative_to(home).as_posix() if inside else (Path(below) / file.name).as_posix()
+            taken = [other for other, known in self.locations.items() if known == location]
+            if any(not _same(file, other) for other in taken):
                 raise ValueError(f"two files would be {location} in {self.folder}; name another --output or --name")
             target = self.folder / location
             there = inside or _same(file, target)
@@ -131,7 +145,7 @@ def locate_weights(
         base = Path(tensor.base_dir) if tensor.base_dir or name not in homes else homes[name]
         folder = PurePosixPath(tensor.location).parent  # of an SAE that the host has already
         outside = ".." in folder.parts or folder.is_absolute()
-        below = name if name in homes and not tensor.base_dir else "" if outside else folder.as_posix()
+        below = "" if outside else folder.as_posix()
         location = moved[name, str(tensor.location)] = placement.locate(base / tensor.location, below)
         value.const_value = ir.ExternalTensor(
             location, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=value.name or ""

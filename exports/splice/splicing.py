@@ -1,7 +1,7 @@
 """Put SAEs into a host model's own ONNX graph, which then gives features and takes edits on any server.
 
-The weights of the host model stay in its data file, and the weights of the SAE in the bundle; the spliced graph refers
-to both. The graph gains only optional inputs, so a program that does not know them sees the same model.
+The weights of the host model stay in its data file, to which the spliced graph refers; the weights of the SAE are copied
+beside the graph, since a bundle may be fitted again. The graph gains only optional inputs, so a program that does not know them sees the same model.
 """
 
 import dataclasses
@@ -14,9 +14,9 @@ import onnx_ir as ir
 
 from sae_runtime.bundle import files
 from sae_runtime.bundle import folder as bundles
-from sae_runtime.bundle.folder import DERIVED, WEIGHTS, Bundle
+from sae_runtime.bundle.folder import DERIVED, WEIGHTS, Bundle, BundleChanged, BundleError
 from sae_runtime.bundle.hooks import parse_hook
-from sae_runtime.bundle.splices import Spliced, read_splices
+from sae_runtime.bundle.splices import Spliced, check_weights, read_splices
 from sae_runtime.bundle.tensors import TensorSpec, read_header
 from sae_runtime.exports.splice.first_run import first_run
 from sae_runtime.exports.splice.host_graph import read_host, refuse_inside
@@ -74,8 +74,8 @@ def splice(
 
     A host of an opset below 18 is converted, and its outputs are compared with the original's on made-up inputs.
 
-    The graph refers to weights at or below its folder where they are; other weights are copied into the folder, unless
-    equal files lie there already. A new folder also gets the files of onnxruntime-genai beside the host, if there is a
+    The graph refers to the host's weights at or below its folder where they are. Other weights, and those of bundles,
+    are copied into the folder, unless equal files lie there already. A new folder also gets the files of onnxruntime-genai beside the host, if there is a
     `genai_config.json`.
 
     >>> one = Splice(bundle=bundle_path, hook="encoder.layer.0")
@@ -91,7 +91,7 @@ def splice(
         force: replace files that exist.
 
     Raises:
-        BundleError: a bundle cannot be trusted.
+        BundleError: a bundle cannot be trusted, or an SAE that is in the host already has other weights than it had.
         FileExistsError: another file has the path of one that has to be written, and `force` is not set.
         FileNotFoundError: the host, or a file that it needs, is missing.
         ValueError: the host cannot be spliced, or a hook or a name does not fit; nothing is written.
@@ -103,25 +103,27 @@ def splice(
     model, placement = read.model, Placement(path.parent)
     if not splices:
         raise ValueError("there is nothing to splice; name a bundle")
-    for wanted in splices:
-        _splice(host, model, wanted)
+    for earlier in read_splices(model.metadata_props).values():
+        check_weights(host, earlier)
+    placed = {wanted.name: _splice(host, model, wanted) for wanted in splices}
     made = read_splices(model.metadata_props)
-    moved = locate_weights(model, placement, set(made), {wanted.name: Path(wanted.bundle) for wanted in splices})
+    moved = locate_weights(model, placement, set(made), {name: bundle.path for name, bundle in placed.items()})
     for name, one in made.items():
         made[name] = dataclasses.replace(one, file=moved.get((name, one.file or ""), one.file))
         model.metadata_props.update(made[name].to_metadata())
     locate_companions(host, path, placement)
     with placement.filled(force=force), files.new_file(path, force=force) as partial:
+        for bundle in placed.values():  # the files that were copied
+            bundle.refuse_change(WEIGHTS, *({DERIVED} & bundle.checked.keys()))
         ir.save(model, partial)
-        placed = [(made[wanted.name], bundles.read(wanted.bundle)) for wanted in splices]
         warnings = first_run(host, partial, converted_from=read.opset if read.is_converted else None)
-        warnings += () if warnings else doubts(partial, host, placed)
+        warnings += () if warnings else doubts(partial, host, [(made[name], one) for name, one in placed.items()])
     added = tuple(made[wanted.name] for wanted in splices)
     return SplicedGraph(path=path, splices=added, files=dict(placement.how), warnings=(*read.warnings, *warnings))
 
 
-def _splice(host: Path, model: ir.Model, wanted: Splice) -> None:
-    """Put one SAE into the model in memory; the metadata describe it."""
+def _splice(host: Path, model: ir.Model, wanted: Splice) -> Bundle:
+    """Put one SAE into the model in memory; the metadata describe it. Gives its bundle."""
     bundle = bundles.read(wanted.bundle)
     text = wanted.hook or bundle.manifest.hook
     if text is None:
@@ -153,6 +155,7 @@ def _splice(host: Path, model: ir.Model, wanted: Splice) -> None:
         file=WEIGHTS,
     )
     model.metadata_props.update(spliced.to_metadata())
+    return bundle
 
 
 def _check_name(graph: ir.Graph, name: str) -> None:
@@ -166,5 +169,12 @@ def _check_name(graph: ir.Graph, name: str) -> None:
 
 def _derived(bundle: Bundle) -> Mapping[str, TensorSpec]:
     """The arrays of the derived weights, or none where the file is missing or is not the one that export wrote."""
-    record, path = bundle.manifest.files.get(DERIVED), bundle.path / DERIVED
-    return read_header(path) if record and path.is_file() and bundles.record(path) == record else {}
+    if DERIVED not in bundle.manifest.files:
+        return {}
+    try:
+        with bundle.unchanged(DERIVED):
+            return read_header(bundle.path / DERIVED)
+    except BundleChanged:
+        raise
+    except BundleError:
+        return {}

@@ -64,7 +64,7 @@ def finish(folder: Path, *, last: str) -> None:
     files.repair(staged)
     if not staged.is_dir():
         return
-    with contextlib.suppress(PermissionError):
+    with contextlib.suppress(PermissionError, FileNotFoundError):  # or another process has moved them all
         for file in sorted(staged.iterdir(), key=lambda file: (file.name == last, file.name)):
             with contextlib.suppress(FileNotFoundError):  # another process has moved it
                 if file.name.endswith(_REMOVED):
@@ -72,7 +72,7 @@ def finish(folder: Path, *, last: str) -> None:
                     file.unlink()
                 else:
                     os.replace(file, folder / file.name)
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # another process has removed it, or staged the next files
             staged.rmdir()
 
 

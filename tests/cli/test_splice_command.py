@@ -18,8 +18,8 @@ def test_splice_writes_a_graph_that_reads_and_edits(bundle_of: BundleOf, tmp_pat
     assert result.exit_code == 0
     said = json.loads(result.stdout)
     assert said["path"] == str(tmp_path / "out" / "model.onnx")
-    assert said["files"] == {"host.onnx.data": "copied", "sae/sae_weights.safetensors": "copied"}
     (one,) = said["splices"]
+    assert said["files"] == {"host.onnx.data": "copied", one["file"]: "copied"}
     session = open_plainly(tmp_path / "out" / "model.onnx", False)
     assert [i.name for i in session.get_overridable_initializers()] == ["token_type_ids", *one["inputs"]]
     assert one["outputs"] == ["sae_indices", "sae_values"]

@@ -1,3 +1,5 @@
+import hashlib
+import shutil
 from pathlib import Path
 
 import pytest
@@ -102,3 +104,17 @@ def test_two_files_with_one_path_and_a_missing_file_are_refused(tmp_path: Path, 
         placement.locate(tmp_path / "weights.bin")
     with pytest.raises(FileNotFoundError, match="none.bin is missing"):
         placement.locate(tmp_path / "none.bin")
+
+
+def test_a_file_of_a_bundle_is_copied_by_its_content_even_below_the_folder(tmp_path: Path, weights: Path) -> None:
+    (weights.parent / "sae_runtime.json").write_text("{}")
+    shutil.copytree(weights.parent, tmp_path / "equal")
+    placement = Placement(tmp_path)
+    name = f"weights.{hashlib.sha256(b'12345').hexdigest()[:16]}.bin"
+    assert placement.locate(weights, "below") == name == placement.locate(tmp_path / "equal" / "weights.bin")
+    with placement.filled(force=False):
+        weights.write_bytes(b"54321")
+    assert (tmp_path / name).read_bytes() == b"12345" and placement.how == {name: "copied"}
+    again = Placement(tmp_path)
+    assert again.locate(tmp_path / "equal" / "weights.bin") == name and again.how == {name: "referred"}
+    assert again.locate(weights) != name

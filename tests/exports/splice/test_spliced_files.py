@@ -1,8 +1,9 @@
 """What a splice leaves: names, equal files, a second splice, weights that are replaced, a graph for servers."""
 
+import contextlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,20 @@ import numpy as np
 import pytest
 from command_line import refused
 from command_line import run as run_command
-from conftest import D_IN
+from conftest import D_IN, make_manifest, make_weights, make_x
 from made_hosts import host
 from tiny_host import open_plainly, run
 
 from sae_runtime import Edit
+from sae_runtime.bundle import folder
 from sae_runtime.bundle.folder import WEIGHTS, BundleError
 from sae_runtime.bundle.graph_metadata import read_metadata
 from sae_runtime.bundle.splices import check_weights, read_splices
 from sae_runtime.core.edits import as_inputs
-from sae_runtime.exports.splice.splicing import Splice, splice
+from sae_runtime.bundle.tensors import read_header
+from sae_runtime.exports.export import export
+from sae_runtime.exports.splice.placement import Placement
+from sae_runtime.exports.splice.splicing import Splice, SplicedGraph, splice
 
 BundleOf = Callable[..., Path]
 IDS = np.array([[1, 2, 3, 11], [4, 5, 0, 7], [9, 9, 1, 3]])
@@ -38,6 +43,12 @@ def one(model: Path, **settings: Any) -> list[Splice]:
     return [Splice(bundle=model / "bundle", hook="layer.0", **settings)]
 
 
+def weights_in(made: SplicedGraph) -> str:
+    """The path of the SAE's weights from the graph, which tells their content."""
+    weights = made.splices[0].weights
+    return f"sae_weights.{weights[:16]}.safetensors"
+
+
 def test_the_graph_is_named_after_the_host_beside_it_and_model_in_a_new_folder(model: Path) -> None:
     assert splice(model / "host.onnx", one(model)).path == model / "host_sae.onnx"
     assert splice(model / "host.onnx", one(model), model, force=True).path == model / "host_sae.onnx"
@@ -53,7 +64,7 @@ def test_beside_a_configuration_of_genai_a_new_folder_keeps_its_name(model: Path
     (model / "tokenizer.json").write_text("{}")
     made = splice(model / "host.onnx", one(model), tmp_path / "new")
     assert made.path == tmp_path / "new" / "host.onnx"
-    assert {"genai_config.json", "tokenizer.json", "host.data", "sae/sae_weights.safetensors"} == set(made.files)
+    assert {"genai_config.json", "tokenizer.json", "host.data", weights_in(made)} == set(made.files)
     with pytest.raises(ValueError, match=r"names its graph host\.onnx; write the spliced one under that name"):
         splice(model / "host.onnx", one(model), tmp_path / "other" / "a.onnx")
     (model / "genai_config.json").write_text("{}")
@@ -70,10 +81,59 @@ def test_a_second_splice_into_a_folder_uses_the_equal_files_there(
     assert set(first.files.values()) == {"copied"}
     second = splice(model / "host.onnx", one(model, edit=False), out / "b.onnx")
     assert second.files == dict.fromkeys(first.files, "referred")
-    other = [Splice(bundle=bundle_of("token", D_SAE), hook="layer.0")]
-    with pytest.raises(FileExistsError, match="sae_weights.safetensors already exists; pass --force"):
-        splice(model / "host.onnx", other, out / "c.onnx")
-    assert {path.name for path in out.iterdir()} == {"a.onnx", "b.onnx", "host.data", "sae"}
+    other = splice(model / "host.onnx", [Splice(bundle=bundle_of("token", D_SAE), hook="layer.0")], out / "c.onnx")
+    assert other.files == {"host.data": "referred", weights_in(other): "copied"}
+    names = {"a.onnx", "b.onnx", "c.onnx", "host.data", weights_in(first), weights_in(other)}
+    assert {path.name for path in out.iterdir()} == names
+    for made in (first, second, other):
+        check_weights(made.path, made.splices[0])
+    (out / weights_in(first)).write_bytes(b"another")
+    with pytest.raises(FileExistsError, match=r"sae_weights\..*\.safetensors already exists; pass --force"):
+        splice(model / "host.onnx", one(model), out / "d.onnx")
+
+
+def test_what_becomes_of_a_bundle_leaves_the_graphs_that_it_was_put_into(model: Path, tmp_path: Path) -> None:
+    path, x = model / "sae", make_x(300, seed=8)
+    folder.write(path, make_weights(512, "mutual"), make_manifest(512, "mutual"), sample=x)
+    export(path, graphs=["exact"])
+    assert "W_enc_rows" in read_header(path / folder.DERIVED), "an edit reads the derived weights too"
+    for out in (model / "host_sae.onnx", tmp_path / "new"):
+        made = splice(model / "host.onnx", [Splice(bundle=path, hook="layer.0")], out)
+        edits = as_inputs([[Edit.add(3, 7.0), Edit.scale(4, 0.5)]], 512)
+        feed = {"ids": IDS} | {f"sae_{name}": array for name, array in edits.items()}
+        expected = run(made.path, feed, read=True)
+        for change in (
+            lambda: export(path, graphs=["gpu"], activations=make_x(200, seed=9)),
+            lambda: export(path, graphs=[]),
+            lambda: folder.write(path, make_weights(512, "mutual", 1), make_manifest(512, "mutual"), force=True),
+            lambda: export(path),
+            lambda: shutil.rmtree(path),
+            lambda: folder.write(path, make_weights(512, "mutual"), make_manifest(512, "mutual"), sample=x),
+            lambda: export(path, graphs=["exact"]),
+        ):
+            change()
+            open_plainly.cache_clear()
+            found = run(made.path, feed, read=True)
+            assert all((found[name] == expected[name]).all() for name in expected)
+            check_weights(made.path, made.splices[0])
+
+
+def test_a_bundle_that_is_replaced_while_it_is_spliced_is_refused(
+    model: Path, bundle_of: BundleOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextlib.contextmanager
+    def replaced(*arguments: Any, **options: Any) -> Iterator[None]:
+        shutil.rmtree(model / "bundle")
+        shutil.copytree(bundle_of("mutual", D_SAE, tied=True), model / "bundle")
+        with filled(*arguments, **options):
+            yield
+
+    filled = Placement.filled
+    monkeypatch.setattr(Placement, "filled", replaced)
+    before = set(model.iterdir())
+    with pytest.raises(BundleError, match="bundle changed since it was loaded; load it again"):
+        splice(model / "host.onnx", one(model))
+    assert set(model.iterdir()) == before
 
 
 def test_a_spliced_graph_takes_another_splice_and_moves_with_both(model: Path, tmp_path: Path) -> None:
@@ -90,33 +150,35 @@ def test_a_spliced_graph_takes_another_splice_and_moves_with_both(model: Path, t
             check_weights(made.path, spliced)
         found = run(made.path, {"ids": IDS}, read=True)
         assert (found["sae_values"] > 0).any() and (found["late_values"] > 0).any()
-    assert said["sae"].file == said["late"].file == f"bundle/{WEIGHTS}", "they share a file"
+    assert said["sae"].file == said["late"].file == weights_in(first), "they share a file"
     shutil.rmtree(model)  # nothing outside the new folder is needed
     assert run(tmp_path / "moved" / "model.onnx", {"ids": IDS})["out"].shape == (3, 4, D_IN)
 
 
 def test_weights_that_were_replaced_or_lost_are_noticed(model: Path, bundle_of: BundleOf) -> None:
     made = splice(model / "host.onnx", one(model))
-    file = model / "bundle" / "sae_weights.safetensors"
-    assert made.splices[0].file == "bundle/sae_weights.safetensors"
+    file = model / weights_in(made)
+    assert made.splices[0].file == file.name
     check_weights(made.path, made.splices[0])
     said = run_command("inspect", made.path)
-    assert said.exit_code == 0 and "bundle/sae_weights.safetensors  sha256 ok" in said.stdout
+    assert said.exit_code == 0 and f"{file.name}  sha256 ok" in said.stdout
     checked = json.loads(run_command("doctor", made.path, "--json").stdout)
     assert checked["warnings"] == [] and checked["splices"]["sae"]["l0"] > 1 and checked["splices"]["sae"]["moved"]
-    shutil.copyfile(bundle_of("mutual", D_SAE, tied=True) / file.name, file)  # as another fit in its place leaves it
+    shutil.copyfile(bundle_of("mutual", D_SAE, tied=True) / WEIGHTS, file)  # as another fit in its place leaves it
     with pytest.raises(BundleError, match="is not the file that .*host_sae.onnx was spliced with as sae.*splice the"):
         check_weights(made.path, made.splices[0])
     said = run_command("inspect", made.path)
-    assert said.exit_code == 1 and "bundle/sae_weights.safetensors  changed since the splice" in said.stdout
+    assert said.exit_code == 1 and f"{file.name}  changed since the splice" in said.stdout
     assert said.stderr.startswith("error: ") and said.stderr.count("\n") == 1
     assert "the SAE was fitted again or replaced" in refused("doctor", made.path)
     said = json.loads(run_command("inspect", made.path, "--json").stdout)
     assert said["valid"] is False and "fitted again" in said["error"]
+    with pytest.raises(BundleError, match="the SAE was fitted again or replaced; splice the host again"):
+        splice(made.path, [Splice(bundle=model / "bundle", hook="layer.1", name="late")], model / "two.onnx")
     file.unlink()
     with pytest.raises(FileNotFoundError, match="is missing, which .* reads as sae; splice the host again"):
         check_weights(made.path, made.splices[0])
-    assert "bundle/sae_weights.safetensors  missing" in run_command("inspect", made.path).stdout
+    assert f"{file.name}  missing" in run_command("inspect", made.path).stdout
     assert "is missing, which" in refused("doctor", made.path)
 
 

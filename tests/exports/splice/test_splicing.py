@@ -434,20 +434,21 @@ def test_a_float16_host_is_edited_in_float32(bundle_of: BundleOf, tmp_path: Path
     )
 
 
-def test_weights_below_the_graph_are_referred_to_and_others_copied(bundle_of: BundleOf, tmp_path: Path) -> None:
+def test_weights_of_the_host_below_the_graph_are_referred_to_and_others_copied(bundle_of: BundleOf, tmp_path: Path) -> None:
     home, elsewhere = tmp_path / "model", tmp_path / "elsewhere"
     copy_host(home)
     bundle = Path(shutil.copytree(bundle_of("mutual"), home / "sae"))
     (tmp_path / "way").symlink_to(home / "sae")
     made = splice(home / "host.onnx", [Splice(bundle=tmp_path / "way", hook="encoder.layer.0")])
     assert made.path == home / "host_sae.onnx"
-    assert made.files == {"host.onnx.data": "referred", "sae/sae_weights.safetensors": "referred"}
+    weights = f"sae_weights.{made.splices[0].weights[:16]}.safetensors"
+    assert made.files == {"host.onnx.data": "referred", weights: "copied"}
     made = splice(home / "host.onnx", [Splice(bundle=bundle, hook="encoder.layer.0", name="knob")], elsewhere)
-    assert made.files == {"host.onnx.data": "copied", "knob/sae_weights.safetensors": "copied"}
+    assert made.files == {"host.onnx.data": "copied", weights: "copied"}
     assert sorted(str(path.relative_to(elsewhere)) for path in elsewhere.rglob("*") if path.is_file()) == [
         "host.onnx.data",
-        "knob/sae_weights.safetensors",
         "model.onnx",
+        weights,
     ]
     assert made.path.stat().st_size < 200_000
     said = read_splices(open_plainly(made.path, False).get_modelmeta().custom_metadata_map)
