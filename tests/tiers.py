@@ -41,6 +41,7 @@ MEDIUM = (
     "test_packaging",
     "test_readme",
     "test_tiler",
+    "test_travel",
     "test_batch_rule",
     "test_sae",
     "test_run_state",

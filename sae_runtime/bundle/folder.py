@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -339,6 +340,11 @@ def settled(path: Path, reader: Callable[[], T]) -> T:
         except BundleChanged as error:
             last = error
             time.sleep(random.uniform(0, _PAUSE))
+    if (path / file_set.STAGED).exists() and not os.access(path, os.W_OK):
+        raise BundleError(
+            f"{path} holds {file_set.STAGED}, which a writer left unfinished; run sae-runtime inspect {path} as a user "
+            "who may write there"
+        ) from last
     raise BundleError(f"{path} changes again and again while it is read; load it when its writer is done") from last
 
 

@@ -1,18 +1,23 @@
 """An SAE is pickled, copied and forked, and knows its bundle again."""
 
 import copy
+import gc
+import os
 import pickle
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from conftest import K, make_manifest, make_weights, make_x
 
 from sae_runtime import SAE, BundleError, Edit, load
 from sae_runtime.bundle import folder as bundle
+from sae_runtime.bundle.folder import BundleChanged
 from sae_runtime.bundle.splices import Spliced
 from sae_runtime.bundle.stats import counted
 from sae_runtime.core.slots import Slots
@@ -113,6 +118,105 @@ def test_a_graph_opened_late_belongs_to_the_bundle_that_was_loaded(
             sae.decode(features)
     else:
         assert sae.decode(features).shape == (3, sae.d_in)  # the weights and decode.onnx are the same
+
+
+def overwrite(path: Path, other: Path) -> None:
+    """Write one bundle over another, file by file, as `cp` does: the files stay the same ones."""
+    for file in other.iterdir():
+        shutil.copyfile(file, path / file.name)
+
+
+def fit_again(path: Path, other: Path) -> None:
+    """As train --force and export leave a folder."""
+    read = bundle.read(other)
+    weights = {name: read.tensor(name) for name in read.specs}
+    bundle.write(path, weights, read.manifest, force=True)
+    export(path)
+
+
+def exchange(path: Path, other: Path) -> None:
+    path.rename(path.with_name("aside"))
+    shutil.copytree(other, path)
+
+
+def save_anew(path: Path, other: Path) -> None:
+    """As someone does who changes the weights with the safetensors package."""
+    safetensors.numpy.save_file(safetensors.numpy.load_file(other / bundle.WEIGHTS), path / bundle.WEIGHTS)
+
+
+def write_in_place(path: Path, other: Path) -> None:
+    """As someone does who maps the weights and changes them, and sets the times back."""
+    times = (path / bundle.WEIGHTS).stat()
+    with (path / bundle.WEIGHTS).open("r+b") as file:
+        file.write((other / bundle.WEIGHTS).read_bytes())
+    os.utime(path / bundle.WEIGHTS, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+CHANGES = (overwrite, fit_again, exchange, save_anew, write_in_place)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("change", CHANGES)
+def test_whatever_takes_the_place_of_the_files_an_sae_says_so_or_answers_as_before(
+    tmp_path: Path, put: Put, change: Callable[[Path, Path], None], verify: bool
+) -> None:
+    path, other = put(tmp_path / "sae"), put(tmp_path / "other", seed=1)
+    for name in ("encode.onnx", "decode.onnx"):
+        assert (path / name).read_bytes() == (other / name).read_bytes(), "only the weights tell them apart"
+    sae, x = load(path, threads=1, verify=verify), make_x(3)
+    opened = load(path, threads=1, verify=verify)
+    features = opened.encode(x)
+    decoded = opened.decode(features)
+    letter = pickle.dumps(sae)
+    time.sleep(0.001)
+    change(path, other)
+    in_place = change in (overwrite, write_in_place)
+    late: list[Callable[[], object]] = [lambda: sae.decode(features), lambda: sae._bundle.weights()]
+    late += [lambda: sae._bundle.tensor("b_dec"), lambda: sae.steer(x, Edit.ablate(1))]
+    late += [lambda: opened.encode(x), lambda: opened.decode(features), lambda: sae.encode(x)] if in_place else []
+    late += [lambda: pickle.loads(letter).encode(x)] if change in (overwrite, fit_again, exchange) else []
+    for call in late:
+        with pytest.raises(BundleChanged, match="sae changed since it was loaded; load it again$"):
+            call()
+    if not in_place:  # what is open goes on with the old files
+        assert same(opened.encode(x).to_slots(), features.to_slots())
+        np.testing.assert_array_equal(opened.decode(features), decoded)
+    opened.close()
+    with pytest.raises(BundleChanged):
+        opened.encode(x)
+    if change in (overwrite, fit_again, exchange):
+        assert same(load(path, threads=1).encode(x).to_slots(), load(other, threads=1).encode(x).to_slots())
+
+
+def test_an_equal_copy_and_a_touch_change_nothing(tmp_path: Path, put: Put) -> None:
+    path = put(tmp_path / "sae")
+    sae, x = load(path), make_x(3)
+    features = sae.encode(x)
+    for file in path.iterdir():
+        os.utime(file)
+    decoded = sae.decode(features)
+    put(path)
+    sae.close()
+    np.testing.assert_array_equal(sae.decode(sae.encode(x)), decoded)
+
+
+def test_calls_leave_no_descriptor_and_no_memory(tmp_path: Path, put: Put) -> None:
+    sae, x = load(put(tmp_path / "sae"), threads=1), make_x(1)
+    features = sae.encode(x)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(30):
+        load(tmp_path / "sae", threads=1).decode(features)
+        sae._bundle.weights()
+        sae.close()
+        sae.encode(x)
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= before + 2
+    assert len(sae._bundle.checked) <= 6
+
+
+def test_the_error_of_a_change_is_pickled_and_knows_its_bundle() -> None:
+    error = pickled(BundleChanged(Path("sae")))
+    assert (str(error), error.path) == ("sae changed since it was loaded; load it again", Path("sae"))
 
 
 def test_stats_belong_to_the_bundle_that_was_loaded(tmp_path: Path, put: Put) -> None:
