@@ -192,19 +192,6 @@ class Bundle:
                     raise BundleChanged(self.path)
                 self.checked[name] = now
 
-    def refuse_rewritten(self) -> None:
-        """Raise `BundleChanged` if a program wrote into a file that graphs read, which changes what they compute.
-
-        A file that took its place does not: the graphs go on with the one that they opened.
-
-        >>> read(bundle_path).refuse_rewritten()
-        """
-        for name in (WEIGHTS, DERIVED):
-            known = self.checked.get(name)
-            now = None if known is None else identity(self.path / name)
-            if known is not None and now is not None and known != now and known[:2] == now[:2]:
-                self.refuse_change(name)
-
     def arrived(self, here: "Bundle") -> None:
         """Take over what another reading of the bundle has checked, where its records are equal.
 

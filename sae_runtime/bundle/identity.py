@@ -15,7 +15,7 @@ class Identity(NamedTuple):
     ctime_ns: int  # a copy may set the time of its content, but not this one
 
 
-def identity(path: Path) -> Identity | None:
+def identity(path: Path | str) -> Identity | None:
     """The identity of the file at a path, or of the file that it links to; None: there is none.
 
     >>> _ = Path("a.txt").write_text("abc")

@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from sae_runtime.bundle import folder
 from sae_runtime.bundle.extras import require
 from sae_runtime.bundle.folder import Bundle, BundleError
+from sae_runtime.bundle.identity import Identity, identity
 from sae_runtime.engine import forks
 
 CPU = ("CPUExecutionProvider",)
 CUDA = "CUDAExecutionProvider"
 _MOST_THREADS = 1024  # onnxruntime has no limit and starts any number
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
-_LOOK = 250_000  # nanoseconds after which a run looks at the files again; looking takes two or three thousand
+_LOOK, _IDLE = 10_000_000, 300_000  # nanoseconds; looking takes some ten thousand
 # TF32 keeps 10 bits of each factor. This error moves features across their threshold.
 _OPTIONS = {CUDA: {"use_tf32": "0"}}
 
@@ -140,7 +141,8 @@ class Sessions:
 
     def _begin(self) -> None:
         self._open: dict[tuple[str, bool], Any] = {}
-        self._looked = 0
+        self._read: dict[str, tuple[str, Identity]] = {}  # the files of the open graphs, by path: name and identity
+        self._looked = self._ended = 0
         self._pool: ThreadPoolExecutor | None = None
         self.lock = threading.Lock()  # also for others: a forked process gets it free, whoever held it in the parent
 
@@ -173,6 +175,7 @@ class Sessions:
         with self.lock:
             pool, self._pool = self._pool, None
             self._open.clear()
+            self._read = {}
         if pool is not None:
             pool.shutdown(wait=True)
 
@@ -219,6 +222,8 @@ class Sessions:
                     session = open_session(
                         path, graph=None if linked else graph, providers=self._providers, threads=threads
                     )
+                read = {str(path.parent / file): (file, self.bundle.checked[file]) for file in weights}
+                self._read = self._read | read  # another dictionary, since other threads may go through this one
                 self._open[name, shared] = session
             return self._open[name, shared]
 
@@ -229,13 +234,13 @@ class Sessions:
             BundleChanged: a program wrote into the weights, which onnxruntime has mapped.
             MemoryError: there is too little memory for this number of tokens.
         """
-        session = self.open(name, shared=shared)
+        session, begun = self.open(name, shared=shared), time.monotonic_ns()
         try:
             outputs = session.run(None, feed)
         except Exception as error:
             self._refuse_memory(name, error)
             raise
-        self._look()
+        self._look(begun)
         return outputs
 
     def run_bound(self, name: str, session: Any, binding: Any) -> None:
@@ -244,6 +249,7 @@ class Sessions:
         Raises:
             MemoryError: there is too little memory for this number of tokens.
         """
+        begun = time.monotonic_ns()
         try:
             binding.synchronize_inputs()
             session.run_with_iobinding(binding)
@@ -251,14 +257,24 @@ class Sessions:
         except Exception as error:
             self._refuse_memory(name, error)
             raise
-        self._look()
+        self._look(begun)
 
-    def _look(self) -> None:
-        """After a run, refuse weights that were rewritten. Short runs do so once in a while, since it takes time."""
-        now = time.monotonic_ns()
-        if now - self._looked > _LOOK:
-            self.bundle.refuse_rewritten()
-            self._looked = now
+    def _look(self, begun: int) -> None:
+        """After a run, refuse files that a program wrote into.
+
+        Looking takes time, so it is left out where the last look was within `_LOOK`, unless the caller did something
+        else for `_IDLE` since the last run. A file that took the place of another one does no harm: the open graphs go
+        on with the old one.
+        """
+        idle, self._ended = begun - self._ended, time.monotonic_ns()
+        if idle < _IDLE and self._ended - self._looked < _LOOK:
+            return
+        self._looked = 0  # if this look finds a change, so does the next one
+        for path, (file, known) in self._read.items():
+            found = identity(path)
+            if found != known and found is not None and found[:2] == known[:2]:
+                self.bundle.refuse_change(file)
+        self._looked = self._ended
 
     def _refuse_memory(self, name: str, error: Exception) -> None:
         """Raise MemoryError if onnxruntime's error is about memory; onnxruntime has no class for it."""
