@@ -1,7 +1,8 @@
 """Put SAEs into a host model's own ONNX graph, which then gives features and takes edits on any server.
 
-The weights of the host model stay in its data file, to which the spliced graph refers; the weights of the SAE are copied
-beside the graph, since a bundle may be fitted again. The graph gains only optional inputs, so a program that does not know them sees the same model.
+The weights of the host model stay in its data file, to which the spliced graph refers. The weights of the SAE are
+copied beside the graph, since a bundle may be fitted again. The graph gains only optional inputs, so a program that
+does not know them sees the same model.
 """
 
 import dataclasses
@@ -75,8 +76,8 @@ def splice(
     A host of an opset below 18 is converted, and its outputs are compared with the original's on made-up inputs.
 
     The graph refers to the host's weights at or below its folder where they are. Other weights, and those of bundles,
-    are copied into the folder, unless equal files lie there already. A new folder also gets the files of onnxruntime-genai beside the host, if there is a
-    `genai_config.json`.
+    are copied into the folder, unless equal files lie there already. A new folder also gets the files of
+    onnxruntime-genai beside the host, if there is a `genai_config.json`.
 
     >>> one = Splice(bundle=bundle_path, hook="encoder.layer.0")
     >>> made = splice(host_path, [one], Path(host_path).parent / "spliced")

@@ -51,9 +51,10 @@ def command(
     """Put SAEs into a host model's ONNX graph.
 
     The graph of HOST gains outputs for features and optional inputs for edits; a program that does not know them sees
-    the same model. A graph below opset 18 is converted, and its outputs are compared. The graph refers to weights at
-    or below its folder where they are; other weights are copied into the folder. Quantise, convert and optimise the
-    host first, then splice: tools that rewrite graphs break what a splice adds.
+    the same model. A graph below opset 18 is converted, and its outputs are compared. The graph refers to weights of
+    the host at or below its folder where they are; others, and those of the SAEs, are copied into the folder, so that a
+    BUNDLE may be fitted again. Quantise, convert and optimise the host first, then splice: tools that rewrite graphs
+    break what a splice adds.
     """
     from sae_runtime.bundle.hub import local
     from sae_runtime.exports.splice.splicing import Splice, splice

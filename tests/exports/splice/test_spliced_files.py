@@ -20,8 +20,8 @@ from sae_runtime.bundle import folder
 from sae_runtime.bundle.folder import WEIGHTS, BundleError
 from sae_runtime.bundle.graph_metadata import read_metadata
 from sae_runtime.bundle.splices import check_weights, read_splices
-from sae_runtime.core.edits import as_inputs
 from sae_runtime.bundle.tensors import read_header
+from sae_runtime.core.edits import as_inputs
 from sae_runtime.exports.export import export
 from sae_runtime.exports.splice.placement import Placement
 from sae_runtime.exports.splice.splicing import Splice, SplicedGraph, splice

@@ -434,7 +434,9 @@ def test_a_float16_host_is_edited_in_float32(bundle_of: BundleOf, tmp_path: Path
     )
 
 
-def test_weights_of_the_host_below_the_graph_are_referred_to_and_others_copied(bundle_of: BundleOf, tmp_path: Path) -> None:
+def test_weights_of_the_host_below_the_graph_are_referred_to_and_others_copied(
+    bundle_of: BundleOf, tmp_path: Path
+) -> None:
     home, elsewhere = tmp_path / "model", tmp_path / "elsewhere"
     copy_host(home)
     bundle = Path(shutil.copytree(bundle_of("mutual"), home / "sae"))
