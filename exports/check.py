@@ -37,7 +37,9 @@ def check_graph(bundle: Bundle, graph: Path) -> None:
         names = {value.name for value in (*session.get_inputs(), *session.get_overridable_initializers())}
 
         def run(feed: Arrays) -> list[NDArray[np.float32]]:
-            return list(session.run(None, {name: array for name, array in feed.items() if name in names}))
+            return sessions.run_session(
+                session, {name: array for name, array in feed.items() if name in names}, bundle.path / graph.name
+            )
 
         x = active_activations(bundle, np.random.default_rng(0), _TOKENS)
         fault = _FAULTS[graph.name](bundle, x, run)

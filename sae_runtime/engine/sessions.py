@@ -5,8 +5,9 @@ import functools
 import os
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ CUDA = "CUDAExecutionProvider"
 _MOST_THREADS = 1024  # onnxruntime has no limit and starts any number
 # TF32 keeps 10 bits of each factor. This error moves features across their threshold.
 _OPTIONS = {CUDA: {"use_tf32": "0"}}
+
+# Else onnxruntime prints on stdout, where data goes, that a provider failed, and goes on with the CPU.
+NO_FALLBACK: Mapping[str, Any] = {"enable_fallback": 0}
 
 Provider = str | tuple[str, Mapping[str, str]]
 """An onnxruntime execution provider: its name, or its name and options, as onnxruntime documents them."""
@@ -72,15 +76,73 @@ def open_session(
         options.intra_op_num_threads = threads
     try:
         chosen = [(name, _options(provider)) for name, provider in zip(names, providers, strict=True)]
-        session = onnxruntime.InferenceSession(str(path), options, providers=chosen)
+        session = onnxruntime.InferenceSession(str(path), options, providers=chosen, **NO_FALLBACK)
     except Exception as error:  # onnxruntime has an exception class for each status code
-        reason = " ".join(str(error).split())
-        raise BundleError(f"onnxruntime refuses {path} ({reason}); run: sae-runtime export {path.parent}") from error
+        if tuple(names) != CPU and _opens(path, options):
+            raise ValueError(f"{names[0]} could not start ({sentence(error)}); run: sae-runtime doctor") from error
+        raise BundleError(
+            f"onnxruntime refuses {path} ({sentence(error)}); run: sae-runtime export {path.parent}"
+        ) from error
     if session.get_providers()[0] != names[0]:
         raise ValueError(
             f"{names[0]} could not start, only {', '.join(session.get_providers())}; run: sae-runtime doctor"
         )
     return session
+
+
+def _opens(path: Path, options: Any) -> bool:
+    """Whether the CPU's provider opens a graph."""
+    import onnxruntime
+
+    try:
+        onnxruntime.InferenceSession(str(path), options, providers=list(CPU), **NO_FALLBACK)
+    except Exception:  # onnxruntime has an exception class for each status code
+        return False
+    return True
+
+
+def run_session(
+    session: Any, feed: Mapping[str, NDArray[Any]], what: object, outputs: Sequence[str] | None = None
+) -> list[NDArray[Any]]:
+    """The outputs of a session for these inputs.
+
+    Args:
+        session: an onnxruntime InferenceSession.
+        feed: the inputs, by name.
+        what: the graph in messages, such as its path.
+        outputs: the names of the outputs; None for all.
+
+    Raises:
+        MemoryError: there is too little memory for these inputs.
+        ValueError: onnxruntime refuses the inputs, or fails on them.
+
+    >>> session = open_session(Path(bundle_path) / "encode.onnx")
+    >>> indices, values = run_session(session, {"x": x}, "encode.onnx")
+    """
+    with _sentences(what):
+        return list(session.run(outputs, feed))
+
+
+@contextmanager
+def _sentences(what: object) -> Iterator[None]:
+    """Make onnxruntime's error of a run a MemoryError or a ValueError; it has a class for each status code."""
+    try:
+        yield
+    except Exception as error:
+        if re.search("allocate|bad_alloc|out of memory|smaller than requested", str(error)):
+            raise MemoryError(f"{what}: give fewer tokens at once") from error
+        raise ValueError(
+            f"onnxruntime could not run {what} ({sentence(error)}); export it again, or run: sae-runtime doctor"
+        ) from error
+
+
+def sentence(error: object) -> str:
+    """The text of an error on one line.
+
+    >>> sentence(ValueError("two\\n  lines"))
+    'two lines'
+    """
+    return " ".join(str(error).split())
 
 
 def name_of(provider: Provider) -> str:
@@ -209,32 +271,23 @@ class Sessions:
 
         Raises:
             MemoryError: there is too little memory for this number of tokens.
+            ValueError: onnxruntime fails.
         """
         session = self.open(name, shared=shared)
-        try:
+        with _sentences(f"{name} of {self.bundle.path}"):
             return session.run(None, feed)
-        except Exception as error:
-            self._refuse_memory(name, error)
-            raise
 
     def run_bound(self, name: str, session: Any, binding: Any) -> None:
         """Run a session with its bound tensors, as soon as the device has computed the inputs.
 
         Raises:
             MemoryError: there is too little memory for this number of tokens.
+            ValueError: onnxruntime fails.
         """
-        try:
+        with _sentences(f"{name} of {self.bundle.path}"):
             binding.synchronize_inputs()
             session.run_with_iobinding(binding)
             binding.synchronize_outputs()
-        except Exception as error:
-            self._refuse_memory(name, error)
-            raise
-
-    def _refuse_memory(self, name: str, error: Exception) -> None:
-        """Raise MemoryError if onnxruntime's error is about memory; onnxruntime has no class for it."""
-        if re.search("allocate|bad_alloc|out of memory|smaller than requested", str(error)):
-            raise MemoryError(f"{name} of {self.bundle.path}: give fewer tokens at once") from error
 
 
 @functools.cache
@@ -253,7 +306,7 @@ def int8_levels() -> int:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     graph = resources.files("sae_runtime.engine").joinpath("probe.onnx").read_bytes()
-    session = onnxruntime.InferenceSession(graph, options, providers=list(CPU))
+    session = onnxruntime.InferenceSession(graph, options, providers=list(CPU), **NO_FALLBACK)
     x = np.array([[127] * 8, [-127] * 8, [127, -127] * 4], np.float32)
     (y,) = session.run(None, {"x": x})
     return 127 if (y == 127 * x.sum(axis=1, keepdims=True)).all() else 63
