@@ -46,7 +46,8 @@ class Rows:
         bad = first_nonfinite(x)
         if bad is not None:
             raise ValueError(
-                f"row {name_of_token(ids[bad], self.shape)} of the activations holds NaN or Inf; drop it or mend the model"
+                f"row {name_of_token(int(ids[bad]), self.shape)} of the activations holds NaN or Inf; drop it or mend "
+                "the model"
             )
         return x
 
@@ -59,8 +60,8 @@ class Rows:
         bad = first_nonfinite(slots[1])
         if bad is not None:
             raise ValueError(
-                f"row {name_of_token(self.ids[rows[bad]], self.shape)} of the activations is so large that its features overflow "
-                "float32; drop it or mend the model"
+                f"row {name_of_token(int(self.ids[rows[bad]]), self.shape)} of the activations is so large that its "
+                "features overflow float32; drop it or mend the model"
             )
 
 

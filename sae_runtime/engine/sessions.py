@@ -139,8 +139,8 @@ def _sentences(what: object) -> Iterator[None]:
 def sentence(error: object) -> str:
     """The text of an error on one line.
 
-    >>> sentence(ValueError("two\\n  lines"))
-    'two lines'
+    >>> sentence(ValueError("two   words"))
+    'two words'
     """
     return " ".join(str(error).split())
 
