@@ -97,7 +97,7 @@ class Features:
             raise TypeError(f"features take a slice of tokens, got {tokens!r}; use row(token) or take(ids)")
         begin, end, step = tokens.indices(len(self))
         if step != 1:
-            return self.take(np.arange(begin, end, step))
+            return self.take(np.arange(len(self))[tokens])
         indptr = self.indptr[begin : max(begin, end) + 1]
         matches = slice(int(indptr[0]), int(indptr[-1]))
         return Features(indptr - indptr[0], self.indices[matches], self.values[matches], self.d_sae, (len(indptr) - 1,))
