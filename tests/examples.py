@@ -11,7 +11,7 @@ CAMPAIGN = "SAE_RUNTIME_CAMPAIGN_EXAMPLES"
 set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "sae-runtime-hypothesis")  # else in the repository
 
 
-def examples(quick: int, **more: int) -> settings:
+def examples(quick: int) -> settings:
     """Settings of a test: `quick` examples, or as many as the environment variable CAMPAIGN says, then at random."""
     asked = os.environ.get(CAMPAIGN)
     return settings(
@@ -20,5 +20,4 @@ def examples(quick: int, **more: int) -> settings:
         database=None,
         deadline=None,  # a shared machine has slow moments
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-        **more,
     )

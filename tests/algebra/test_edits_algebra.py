@@ -114,11 +114,12 @@ def test_multiples_are_numbers_times_the_largest(verb: str, feature: int, times:
 @given(st.sampled_from(["factor", "shift", "low", "high"]), st.floats())
 @examples(8)
 def test_only_finite_float32_numbers_make_an_edit(name: str, number: float) -> None:
+    given_number: dict[str, Any] = {name: number}
     if math.isfinite(number) and abs(number) <= LARGEST:
-        assert getattr(Edit(3, **{name: number}), name) == number
+        assert getattr(Edit(3, **given_number), name) == number
         return
     with pytest.raises(ValueError, match=re.escape(f"edit of feature 3 needs finite float32 numbers, got {number}")):
-        Edit(3, **{name: number})
+        Edit(3, **given_number)
 
 
 @given(EDITS, EDITS)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from sae_runtime import SAE, Edit, Features, load
 from sae_runtime.bundle import folder as bundle
+from sae_runtime.bundle.stats import Stats
 from sae_runtime.core.features import from_slots
 from sae_runtime.engine.tiling import Tiling
 from sae_runtime.exports import witness
@@ -104,7 +105,7 @@ def test_a_reconstruction_that_overflows_is_named(bundle_of: BundleOf, tile: int
     "form", [{"selection": "topk", "k": 4, "norm": "length"}, {"selection": "topk", "k": 4, "pre_bias": False}]
 )
 def test_a_transcoder_or_a_norm_that_overflows_is_named(form: dict[str, Any], tmp_path: Path) -> None:
-    skip = {} if "norm" in form else {"d_out": 24, "skip": True}
+    skip: dict[str, Any] = {} if "norm" in form else {"d_out": 24, "skip": True}
     sae, x = load(native(tmp_path / "sae", **form, **skip)), make_x(3)
     features = sae.encode(x)
     x[1] = 3e38 * np.sign(x[1])
@@ -151,7 +152,7 @@ def test_an_edit_of_a_number_beyond_float32_is_refused(make: Any, number: Any) -
 
 def test_a_multiple_of_a_largest_activation_beyond_float32_is_refused(copy_of: Callable[..., Path]) -> None:
     path = copy_of("mutual")
-    stats = bundle.Stats(np.full(150, 0.5, np.float32), np.full(150, 10, np.float32), 100)
+    stats = Stats(np.full(150, 0.5, np.float32), np.full(150, 10, np.float32), 100)
     bundle.put_stats(bundle.read(path), stats)
     sae = load(path)
     assert np.isfinite(sae.steer(make_x(3), Edit.set(3, times=1e30))).all()
