@@ -37,7 +37,9 @@ def check_graph(bundle: Bundle, graph: Path) -> None:
         names = {value.name for value in (*session.get_inputs(), *session.get_overridable_initializers())}
 
         def run(feed: Arrays) -> list[NDArray[np.float32]]:
-            return list(session.run(None, {name: array for name, array in feed.items() if name in names}))
+            return sessions.run_session(
+                session, {name: array for name, array in feed.items() if name in names}, bundle.path / graph.name
+            )
 
         x = active_activations(bundle, np.random.default_rng(0), _TOKENS)
         fault = _FAULTS[graph.name](bundle, x, run)
@@ -62,18 +64,22 @@ def _pre_activations(bundle: Bundle, x: Activations) -> NDArray[np.float64]:
     return witness.pre_activations(bundle.weights(), x, bundle.manifest.architecture.norm)
 
 
+def _lost(bundle: Bundle, x: Activations) -> NDArray[np.float64]:
+    return witness.rounding(bundle.weights(), x, bundle.manifest.architecture.norm)
+
+
 def _fault_of_encode(bundle: Bundle, x: Activations, run: Run) -> str | None:
     """The fault of an encoder; where the graph gives `certain`, only certain rows count."""
     architecture, z = bundle.manifest.architecture, _pre_activations(bundle, x)
-    threshold = architecture.selection == "threshold"
+    threshold, lost = architecture.selection == "threshold", _lost(bundle, x)
     indices, values, *certain = run({"x": x} | ({"slots": np.array([architecture.d_sae])} if threshold else {}))
     if certain:
         sure = certain[0].astype(bool)
         if threshold:
             sure &= values[:, -1] <= 0  # where all slots are full, features may be missing, and serving encodes again
-        z, indices, values = z[sure], indices[sure], values[sure]
+        z, indices, values, lost = z[sure], indices[sure], values[sure], lost[sure]
     expected = witness.served(architecture, bundle.weights(), z)
-    return witness.disagreement(expected, indices.astype(np.int64), values)
+    return witness.disagreement(expected, indices.astype(np.int64), values, lost)
 
 
 def _fault_of_joint(bundle: Bundle, x: Activations, run: Run) -> str | None:
@@ -83,18 +89,19 @@ def _fault_of_joint(bundle: Bundle, x: Activations, run: Run) -> str | None:
     valid = np.arange(len(x)) % 5 != 3
     indices, values = run({"x": x, "valid": valid})
     expected = witness.joint(_pre_activations(bundle, x), allocation.k, max_density, valid)
-    return witness.disagreement(expected, indices.astype(np.int64), values)
+    return witness.disagreement(expected, indices.astype(np.int64), values, _lost(bundle, x).max(initial=0))
 
 
 def _fault_of_decode(bundle: Bundle, x: Activations, run: Run) -> str | None:
     rng, weights, architecture = np.random.default_rng(1), bundle.weights(), bundle.manifest.architecture
     indices = rng.integers(0, architecture.d_sae, (len(x), 5))
     values = rng.gamma(2.0, 1.0, indices.shape).astype(np.float32)
-    expected = witness.decode(weights, indices, values)
+    expected, lost = witness.decode(weights, indices, values), witness.decode_rounding(weights, indices, values)
     if architecture.decodes_with_x:
+        lost = lost * witness.normalise(x, architecture.norm)[2]
         expected = witness.completed(weights, expected, x, architecture.norm)
     (x_hat,) = run({"indices": indices, "values": values, "x": x})
-    return witness.difference(expected, x_hat)
+    return witness.difference(expected, x_hat, lost)
 
 
 def _fault_of_steer(bundle: Bundle, x: Activations, run: Run) -> str | None:

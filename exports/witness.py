@@ -2,7 +2,7 @@
 
 A graph agrees with the witness where both give the same features with the same values. Values may differ by 1e-5 of
 the row's largest value, since sums differ in their last bits. A feature within 1e-6 of the cut may be active in one
-of them only.
+of them only. Where the terms of a sum are far larger than all of the row's values, float32 loses more: see `rounding`.
 """
 
 from collections.abc import Mapping
@@ -16,6 +16,7 @@ from sae_runtime.bundle.manifest import Architecture
 Weights = Mapping[str, NDArray[np.float32]]
 _CUT_TOLERANCE = 1e-6
 _VALUE_TOLERANCE = 1e-5
+_ROUNDING = 2e-6
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,27 @@ def pre_activations(weights: Weights, x: ArrayLike, norm: str = "none") -> NDArr
     """The pre-activations relu((x' - b_pre) W_enc + b_enc) [..., d_sae] of x [..., d_in]."""
     w = {name: np.asarray(value, np.float64) for name, value in weights.items()}
     return np.maximum((normalise(x, norm)[0] - w.get("b_pre", w["b_dec"])) @ w["W_enc"] + w["b_enc"], 0)
+
+
+def rounding(weights: Weights, x: ArrayLike, norm: str = "none") -> NDArray[np.float64]:
+    """What float32 may lose of each pre-activation [..., d_sae] of x [..., d_in]: 2e-6 of its terms' sizes, added up.
+
+    The terms are the products of x' - b_pre with W_enc, and b_enc. docs/certified-encoding.md derives the number. A
+    norm adds the numbers that it subtracts, in units of the token's size.
+    """
+    w = {name: np.abs(np.asarray(value, np.float64)) for name, value in weights.items()}
+    given, mean, size = normalise(x, norm)
+    terms = np.abs(given - np.asarray(weights.get("b_pre", weights["b_dec"]), np.float64))
+    if norm != "none":
+        unit = size + 1e-5 * (norm == "layer")
+        terms = terms + (np.abs(np.asarray(x, np.float64)) + np.abs(mean)) / np.where(unit > 0, unit, 1)
+    return np.asarray(_ROUNDING * (terms @ w["W_enc"] + w["b_enc"]))
+
+
+def decode_rounding(weights: Weights, indices: NDArray[np.int64], values: NDArray[np.float32]) -> NDArray[np.float64]:
+    """What float32 may lose of `decode` [n, d_out]: 2e-6 of its terms' sizes, added up."""
+    sizes = {name: np.abs(weights[name]) for name in ("W_dec", "b_dec")}
+    return _ROUNDING * decode(sizes, indices, np.abs(values))
 
 
 def served(architecture: Architecture, weights: Weights, z: NDArray[np.float64]) -> Matches:
@@ -164,8 +186,12 @@ def steer(
     return np.asarray(x + normalise(x, norm)[2] * np.einsum("bte,bed->btd", delta, rows))
 
 
-def disagreement(expected: Matches, indices: NDArray[np.int64], values: NDArray[np.float32]) -> str | None:
+def disagreement(
+    expected: Matches, indices: NDArray[np.int64], values: NDArray[np.float32], lost: ArrayLike = 0.0
+) -> str | None:
     """The fault of sparse rows [n, w] that should hold these matches, or None where they agree.
+
+    `lost` is what float32 may lose of each pre-activation, broadcastable to z [n, d_sae], as `rounding` gives it.
 
     >>> expected = token_choice(np.array([[5.0, 0.0, 3.0]]), 2)
     >>> disagreement(expected, np.array([[0, 1]]), np.array([[5.0, 3.0]], np.float32))
@@ -184,21 +210,26 @@ def disagreement(expected: Matches, indices: NDArray[np.int64], values: NDArray[
         return "a feature twice in one row"
     actual[row, feature] = values[row, slot]
     top = np.maximum(z.max(axis=1, initial=0), 1e-30)[:, None]
-    near = z <= _CUT_TOLERANCE * top  # relu cuts at 0
+    lost = np.broadcast_to(np.asarray(lost, np.float64), z.shape)
+    # The other feature at a cut by top k may have lost as much as any feature of the row.
+    apart = np.maximum(_CUT_TOLERANCE * top, lost.max(axis=1, keepdims=True, initial=0))
+    near = z <= apart  # relu cuts at 0
     for cut in expected.cuts:
-        near |= np.abs(z - cut) <= _CUT_TOLERANCE * top
+        near |= np.abs(z - cut) <= apart
     wrong = ((actual > 0) != expected.kept) & ~near
     if wrong.any():
         where = np.argwhere(wrong)[0]
         return f"{wrong.sum()} wrong matches, the first at row {where[0]}, feature {where[1]}"
-    error = np.where(actual > 0, np.abs(actual - z), 0) / top
-    if error.max(initial=0) > _VALUE_TOLERANCE:
-        return f"a value that is off by {error.max():.1e} of the largest in its row"
+    error = np.where(actual > 0, np.abs(actual - z), 0)
+    if (error > np.maximum(_VALUE_TOLERANCE * top, lost)).any():
+        return f"a value that is off by {(error / top).max():.1e} of the largest in its row"
     return None
 
 
-def difference(expected: NDArray[np.float64], actual: NDArray[np.float32]) -> str | None:
+def difference(expected: NDArray[np.float64], actual: NDArray[np.float32], lost: ArrayLike = 0.0) -> str | None:
     """The fault of dense activations [..., d_in], or None where they agree within 1e-5 of the row's largest value.
+
+    `lost` is what float32 may lose of each number, broadcastable, as `decode_rounding` gives it.
 
     >>> difference(np.ones((1, 2)), np.array([[1, 2]], np.float32))
     "a difference of 1.0e+00 of the row's largest value"
@@ -206,9 +237,9 @@ def difference(expected: NDArray[np.float64], actual: NDArray[np.float32]) -> st
     if expected.shape != actual.shape:
         return f"shape {actual.shape}, expected {expected.shape}"
     top = np.maximum(np.abs(expected).max(axis=-1, initial=0), 1e-30)[..., None]
-    error = np.abs(expected - actual) / top
-    if not (error <= _VALUE_TOLERANCE).all():
-        return f"a difference of {error.max():.1e} of the row's largest value"
+    error = np.abs(expected - actual)
+    if not (error <= np.maximum(_VALUE_TOLERANCE * top, lost)).all():  # NaN is not
+        return f"a difference of {(error / top).max():.1e} of the row's largest value"
     return None
 
 

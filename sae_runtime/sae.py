@@ -236,8 +236,9 @@ class SAE:
                 linear skip (`manifest.architecture.decodes_with_x`), and ignored otherwise.
 
         Raises:
-            ValueError: the features have another d_sae, or x is needed and is missing, has another shape or is not
-                finite.
+            ValueError: the features have another d_sae, are not sound (`Features.check`), or are so large that a
+                reconstruction overflows; or x is needed and is missing, has another shape or is not finite. The message
+                names the token.
 
         >>> sae.decode(sae.encode(x)).shape
         (6, 24)
@@ -265,8 +266,8 @@ class SAE:
 
         Raises:
             ValueError: x has another d_in or holds NaN or Inf, a feature is out of range or edited twice, the lists or
-                the gate do not fit x, the SAE is a transcoder, whose features do not add up to x, or a largest
-                activation that an edit needs is not known or is 0.
+                the gate do not fit x, a row overflows float32 (the message names it), the SAE is a transcoder, whose
+                features do not add up to x, or a largest activation that an edit needs is not known or is 0.
 
         >>> bool((sae.steer(x, Edit.set(3, 8.0)) != x).any()), bool((sae.steer(x, []) == x).all())
         (True, True)

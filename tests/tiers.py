@@ -61,6 +61,9 @@ MEDIUM = (
     "test_transformer_lens_names",
 )
 SLOW = (
+    "test_long_machine",
+    "test_more_examples",
+    "test_cancellation",
     "test_albert",
     "test_calls",
     "test_places",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sae_runtime.core.edits import Edit, edit_arrays
 from sae_runtime.core.features import Features
-from sae_runtime.train.gates import Gate, Word
+from sae_runtime.train.gates import Gate, Word, padding
 from sae_runtime.train.generations import watched
 from sae_runtime.train.harvest.hook_point import HookPoint, activations_in, find_hook, with_activations
 from sae_runtime.train.measure.torch_sae import TorchSAE, open_sae
@@ -73,7 +73,8 @@ def attach(
             its largest activation and the bundle has none, the number of lists does not fit the requests, the gate is
             unknown, it is not known which tokens the gate means or which are padding, a copy of the model runs, the
             module is computed again by gradient checkpointing, the model is none of transformers or puts time before
-            the batch, or a transcoder is to edit or replace the activations that it reads.
+            the batch, a transcoder is to edit or replace the activations that it reads, or a token that is not known to
+            be padding is NaN or Inf, or overflows as a feature or by an edit. Such padding has no features.
 
     Warns:
         UserWarning: the model ran, and the module at the hook never did.
@@ -206,7 +207,7 @@ class _Work(threading.local):
     def _act(self, given: Any, whole: Tensor) -> Any:
         # An edit in place must not change what backward reads.
         x = (whole.clone() if self.point.in_place else whole).float().reshape(-1, whole.shape[2])
-        f = self.sae.features(x)
+        f = self._finite(self.sae.features(x), x, whole, "its features")
         self.read.append(_sparse(f.detach(), whole.shape[:2]))
         if not self.edited and not self.replace:
             return None
@@ -214,7 +215,28 @@ class _Work(threading.local):
         if self.edited:
             chosen = self.gate.chosen(self.reader.now, whole)
             y = y + (_change(self.sae, f, x, whole.shape, self.numbers) * chosen).view(y.shape)
-        return with_activations(given, y.view(whole.shape).to(whole.dtype))
+        y = y.to(whole.dtype)
+        self._finite(y, y, whole, f"its edited activation in {str(whole.dtype).removeprefix('torch.')}")
+        return with_activations(given, y.view(whole.shape))
+
+    def _finite(self, numbers: Tensor, x: Tensor, whole: Tensor, what: str) -> Tensor:
+        """The numbers [b t, any] of tokens x [b t, d_in], with 0 for padding that is not finite.
+
+        Raises:
+            ValueError: a token, or what was computed of it, is NaN or Inf, and it is not known to be padding.
+        """
+        # Finite numbers may have a sum that is not; then each is looked at.
+        if bool((numbers.detach().sum() + x.detach().sum()).isfinite()):
+            return numbers
+        bad = ~(numbers.isfinite().all(dim=1) & x.isfinite().all(dim=1)).view(whole.shape[:2])
+        real = bad & ~padding(self.reader.now, bad)
+        if real.any():
+            request, token = real.nonzero()[0].tolist()
+            raise ValueError(
+                f"token {token} of request {request} at {self.point.hook} is NaN or Inf, or {what} overflow; mend the "
+                "model, or give smaller edits"
+            )
+        return torch.where(bad.view(-1, 1), 0, numbers)
 
 
 def _change(sae: TorchSAE, f: Tensor, x: Tensor, shape: tuple[int, ...], numbers: dict[str, Tensor]) -> Tensor:

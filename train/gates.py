@@ -107,6 +107,19 @@ class _UnknownError(Exception):
     """Why it is not known which tokens a pass reads."""
 
 
+def padding(now: Pass | None, tokens: Tensor) -> Tensor:
+    """Which of the tokens [b, t] of a pass are known to be padding, bool [b, t].
+
+    >>> padding(Pass(length=2, mask=torch.tensor([[0, 1]])), torch.zeros(1, 2)).tolist()
+    [[True, False]]
+    """
+    none = torch.zeros(tokens.shape, dtype=torch.bool, device=tokens.device)
+    try:
+        return none if now is None else none | (_positions(now, *tokens.shape)[0] < 0).to(none.device)
+    except _UnknownError:
+        return none
+
+
 def _positions(now: Pass, b: int, t: int) -> tuple[Tensor, Tensor]:
     """The position of each token, -1 for padding, [b or 1, t], and the number of tokens of the prompt, [b or 1, 1]."""
     if now.unknown:

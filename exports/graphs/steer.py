@@ -167,7 +167,9 @@ def _topk_values(steering: Steering, features: ir.Value) -> ir.Value:
     k = graph.constant([architecture.k or 0], np.int64)
     indices, values = selected_in_batch(graph, architecture, z, k, graph.op("Shape", z, end=2))
     same = graph.op("Equal", graph.op("Unsqueeze", indices, [2]), graph.op("Unsqueeze", features, [1, 3]))
-    kept = graph.op("Where", same, graph.op("Unsqueeze", values, [2]), 0.0)
+    values = graph.op("Unsqueeze", values, [2])
+    # 0 times Inf is NaN: which features are the largest is not known for a token with a feature that is not finite.
+    kept = graph.op("Where", same, values, graph.op("Mul", values, 0.0))
     f = graph.op("ReduceSum", kept, [-1], keepdims=0)
     shape = graph.op("Concat", graph.op("Shape", steering.x, end=2), asked, axis=0)
     return graph.op("Reshape", f, shape, allowzero=1)  # without features, f has no tokens yet

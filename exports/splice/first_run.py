@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from sae_runtime.bundle.folder import BundleError
-from sae_runtime.engine.sessions import open_session
+from sae_runtime.engine.sessions import open_session, sentence
 from sae_runtime.engine.trial import Arrays, run_on_made_up_inputs
 from sae_runtime.exports.witness import largest_error
 
@@ -30,7 +30,7 @@ def first_run(host: Path, spliced: Path, *, converted_from: int | None) -> list[
     try:
         session = open_session(spliced, optimise=converted_from is None)
     except BundleError as error:
-        reason = _sentence(error.__cause__)
+        reason = sentence(error.__cause__)
         if refused := _refusal(host):
             return [f"the graph was not run, since onnxruntime here does not run the host either ({refused})"]
         advice = "please report this" if converted_from is None else f"export the host again, not with {converted_from}"
@@ -43,7 +43,7 @@ def first_run(host: Path, spliced: Path, *, converted_from: int | None) -> list[
     except ValueError as error:
         return [
             f"the host was converted from opset {converted_from}, and its outputs were not compared with the "
-            f"original's ({_sentence(error)})"
+            f"original's ({sentence(error)})"
         ]
     if differing := _differing(expected, found):
         raise ValueError(
@@ -58,7 +58,7 @@ def _refusal(host: Path) -> str:
     try:
         open_session(host, optimise=False)
     except BundleError as error:
-        return _sentence(error.__cause__)
+        return sentence(error.__cause__)
     return ""
 
 
@@ -74,7 +74,3 @@ def _distance(expected: Any, found: Any) -> float:
     if expected.shape != found.shape or not np.array_equal(np.isnan(expected), np.isnan(found)):
         return np.inf
     return largest_error(np.nan_to_num(expected), np.nan_to_num(found))
-
-
-def _sentence(error: object) -> str:
-    return " ".join(str(error).split())

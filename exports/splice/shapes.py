@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 
+from sae_runtime.engine.sessions import CPU, NO_FALLBACK
 from sae_runtime.engine.trial import Arrays, run_on_made_up_inputs
 
 
@@ -78,4 +79,4 @@ def _opened(proto: Any, folder: Path) -> Any:
     options.log_severity_level = 4
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     options.add_session_config_entry("session.disable_prepacking", "1")
-    return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=list(CPU), **NO_FALLBACK)

@@ -47,7 +47,7 @@ def values_of(graph: Path, names: Sequence[str], windows: Iterable[Window], *, w
         except CannotRun:
             raise
         except Exception as error:  # onnxruntime has an exception class for each status code
-            raise CannotRun(" ".join(str(error).split())[:200]) from error
+            raise CannotRun(sessions.sentence(error)[:200]) from error
 
 
 def vocabulary(graph: Path, folder: Path) -> int:

@@ -15,6 +15,8 @@ from sae_runtime.core.slots import Slots
 if TYPE_CHECKING:
     import scipy.sparse
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Features:
@@ -41,6 +43,50 @@ class Features:
         l0 = len(self.values) / max(len(self), 1)
         return f"Features({len(self):,} tokens, {len(self.values):,} matches, L0 {l0:.2f}, d_sae {self.d_sae:,})"
 
+    def check(self) -> None:
+        """Check the arrays of features, which a caller may have made.
+
+        Raises:
+            ValueError: the arrays do not fit each other, the features of a token are out of range or do not ascend, or
+                an activation is negative or not finite. The message names the token.
+
+        >>> sae.encode(x).check()
+        """
+        if (fault := self._fault()) is not None:
+            raise ValueError(f"these are no sound features: {fault}; make them by encode or from_slots")
+
+    def _fault(self) -> str | None:
+        """What is wrong with the arrays; None if nothing is. A small call waits for each of these operations."""
+        ptr, ids, values, matches = self.indptr, self.indices, self.values, len(self.values)
+        for name, array, kinds in (("indptr", ptr, "iu"), ("indices", ids, "iu"), ("values", values, "fiu")):
+            if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.kind not in kinds:
+                what = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
+                return f"{name} is {what}, expected a vector of {'numbers' if 'f' in kinds else 'whole numbers'}"
+        if len(ptr) != len(self) + 1 or len(ids) != matches:
+            return f"{len(ptr)} numbers in indptr and {len(ids)} indices for {len(self)} tokens and {matches} values"
+        if ptr[0] != 0 or ptr[-1] != matches or np.count_nonzero(ptr[1:] < ptr[:-1]):
+            return f"indptr does not ascend from 0 to {matches}"
+        if not matches:
+            return None
+        least, most = np.minimum.reduce, np.maximum.reduce  # twice as fast as the methods on a small array
+        if not 0 <= least(ids) <= most(ids) < self.d_sae:
+            match = int(np.argmax((ids < 0) | (ids >= self.d_sae)))
+            return f"token {self._token_of(match)} has feature {ids[match]}, expected 0 to {self.d_sae - 1}"
+        ascends = np.empty(matches + 1, bool)
+        np.greater(ids[1:], ids[:-1], out=ascends[1:-1])
+        ascends[ptr] = True  # features may fall where another token begins
+        if np.count_nonzero(ascends) <= matches:
+            match = int(np.argmin(ascends))
+            return f"token {self._token_of(match)} has feature {ids[match]} after {ids[match - 1]}; they must ascend"
+        if not 0 <= least(values) <= most(values) <= _LARGEST:  # a comparison with NaN is false
+            match = int(np.argmin((values >= 0) & (values <= _LARGEST)))
+            return f"token {self._token_of(match)} has the activation {values[match]:g}, expected a number from 0 on"
+        return None
+
+    def _token_of(self, match: int) -> str:
+        """The token of a match, as `name_of_token` names it."""
+        return name_of_token(int(np.searchsorted(self.indptr, match, side="right")) - 1, self.shape)
+
     def __getitem__(self, tokens: slice) -> "Features":
         """The features of consecutive tokens. They share memory with these features, unless the slice has a step.
 
@@ -51,7 +97,7 @@ class Features:
             raise TypeError(f"features take a slice of tokens, got {tokens!r}; use row(token) or take(ids)")
         begin, end, step = tokens.indices(len(self))
         if step != 1:
-            return self.take(np.arange(begin, end, step))
+            return self.take(np.arange(len(self))[tokens])
         indptr = self.indptr[begin : max(begin, end) + 1]
         matches = slice(int(indptr[0]), int(indptr[-1]))
         return Features(indptr - indptr[0], self.indices[matches], self.values[matches], self.d_sae, (len(indptr) - 1,))
@@ -230,6 +276,15 @@ class Features:
         indices, values = np.zeros(used.shape, np.int64), np.zeros(used.shape, np.float32)
         indices[used], values[used] = self.indices, self.values
         return indices, values
+
+
+def name_of_token(token: int, shape: tuple[int, ...]) -> str:
+    """The index of a token in an array of this leading shape, for messages.
+
+    >>> name_of_token(5, (3, 4))
+    '1, 1'
+    """
+    return ", ".join(map(str, np.unravel_index(token, shape))) if shape else "0"
 
 
 def from_slots(parts: Iterable[Slots], d_sae: int, shape: tuple[int, ...]) -> Features:

@@ -16,7 +16,7 @@ def joined_slots(parts: Sequence[Slots]) -> Slots:
     >>> joined_slots([one, two])[0].tolist()
     [[3, 1], [5, 0]]
     """
-    slots = max([1, *(int((values > 0).sum(axis=1).max()) for _, values in parts)])
+    slots = max([1, *(int((values > 0).sum(axis=1).max(initial=0)) for _, values in parts)])
     tokens = sum(len(values) for _, values in parts)
     indices, values = np.zeros((tokens, slots), np.int64), np.zeros((tokens, slots), np.float32)
     begin = 0

@@ -8,9 +8,9 @@ from numpy.typing import ArrayLike, NDArray
 from sae_runtime.bundle.graphs import DECODE, STEER
 from sae_runtime.bundle.manifest import Manifest
 from sae_runtime.bundle.stats import Stats
-from sae_runtime.core.arrays import as_float32
+from sae_runtime.core.arrays import as_float32, first_nonfinite
 from sae_runtime.core.edits import Edit, edit_arrays, resolved, without_gate
-from sae_runtime.core.features import Features
+from sae_runtime.core.features import Features, name_of_token
 from sae_runtime.engine.options import Feed
 from sae_runtime.engine.rows import rows_of
 from sae_runtime.engine.sessions import Sessions
@@ -32,6 +32,7 @@ def decode(
         raise ValueError(
             f"features of an SAE with {features.d_sae}, this one has {architecture.d_sae}; encode with this one"
         )
+    features.check()
     rows = None
     if architecture.decodes_with_x:
         if x is None:
@@ -41,13 +42,22 @@ def decode(
             raise ValueError(
                 f"x has tokens {list(rows.shape)}, the features {list(features.shape)}; give the x of the features"
             )
-    x_hat = np.empty((len(features), architecture.d_x_hat), np.float32)
+    x_hat, one_tile = np.empty((len(features), architecture.d_x_hat), np.float32), len(features) <= tile
     for part in _slices(len(features), tile):
-        indices, values = features[part].to_slots()
+        indices, values = (features if one_tile else features[part]).to_slots()
         feed: Feed = {"indices": indices, "values": values}
         if rows is not None:
             feed["x"] = rows(part)
-        (x_hat[part],) = sessions.run(DECODE.file, feed)
+        (decoded,) = sessions.run(DECODE.file, feed)
+        if (bad := first_nonfinite(decoded)) is not None:
+            raise ValueError(
+                f"the reconstruction of token {name_of_token(part.start + bad, features.shape)} overflows float32; "
+                "leave the token out, or make its features smaller"
+            )
+        if one_tile:
+            x_hat = decoded
+        else:
+            x_hat[part] = decoded
     return x_hat.reshape(*features.shape, architecture.d_x_hat)
 
 
@@ -79,7 +89,7 @@ def steer(
     plain = [[without_gate(edit) or edit for edit in resolved(request, largest)] for request in requests]
     feed: Feed = edit_arrays(plain, architecture.d_sae)
     confined = feed.pop("only_active")
-    confines = confined.any()
+    confines, longest = confined.any(), feed["features"].shape[1]
     batch = flat.reshape(len(requests), len(flat) // len(requests), architecture.d_in)
     tokens = {"x": batch}
     if gate is not None or confines:
@@ -90,6 +100,14 @@ def steer(
         if confines:
             feed["gate"] = feed["gate"] * _where_active(encode(feed["x"]), feed["features"], confined)
         (edited,) = sessions.run(STEER.file, feed)
+        # Without edits y is x, which is finite.
+        if longest and (bad := first_nonfinite(edited.reshape(-1, architecture.d_in))) is not None:
+            request, token = divmod(bad, edited.shape[1])
+            name = name_of_token(request * batch.shape[1] + part.start + token, shape)
+            raise ValueError(
+                f"row {name} of the activations overflows float32 by its edits or its features; give smaller edits or "
+                "a smaller gate, or drop the row"
+            )
         if edited.shape == y.shape:  # one tile, which is the whole
             y = edited
         else:

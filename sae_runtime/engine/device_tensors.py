@@ -8,7 +8,7 @@ import numpy as np
 
 from sae_runtime.bundle.graphs import ENCODE
 from sae_runtime.bundle.manifest import Manifest
-from sae_runtime.engine.sessions import Sessions
+from sae_runtime.engine.sessions import Sessions, sentence
 
 T = TypeVar("T")
 """An array that supports DLPack: torch.Tensor, cupy.ndarray or numpy.ndarray."""
@@ -77,7 +77,7 @@ def _borrowed(x: Any, device: tuple[str, int], d_in: int) -> Any:
     try:
         return onnxruntime.OrtValue.from_dlpack(x)
     except Exception as error:  # torch, CuPy and onnxruntime have different exception classes
-        raise ValueError(f"the tensor cannot be lent to onnxruntime: {' '.join(str(error).split())}") from error
+        raise ValueError(f"the tensor cannot be lent to onnxruntime: {sentence(error)}") from error
 
 
 def _converter(x: object) -> Callable[[Any], Any]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from sae_runtime.bundle.graph_metadata import read_metadata
 from sae_runtime.bundle.splices import Spliced, check_weights, read_splices
-from sae_runtime.engine.sessions import open_session
+from sae_runtime.engine.sessions import open_session, run_session
 from sae_runtime.engine.trial import Arrays, run_on_made_up_inputs
 
 
@@ -51,10 +51,11 @@ def _described(session: Any, feed: Arrays, plain: Arrays, spliced: Spliced) -> d
     l0 = moved = None
     if f"{spliced.name}_slots" in spliced.inputs:
         asked = {f"{spliced.name}_slots": np.array([spliced.slots or spliced.d_sae])}
-        l0 = float((session.run([f"{spliced.name}_values"], feed | asked)[0] > 0).sum(axis=-1).mean())
+        (values,) = run_session(session, feed | asked, "the model", [f"{spliced.name}_values"])
+        l0 = float((values > 0).sum(axis=-1).mean())
     if f"{spliced.name}_direction" in spliced.inputs:
         direction = np.random.default_rng(0).standard_normal((1, 1, spliced.d_in)).astype(np.float32)
         names = [name for name in plain if name not in spliced.outputs]
-        edited = session.run(names, feed | {f"{spliced.name}_direction": direction})
+        edited = run_session(session, feed | {f"{spliced.name}_direction": direction}, "the model", names)
         moved = any((array != plain[name]).any() for name, array in zip(names, edited, strict=True))
     return {"hook": spliced.hook, "l0": l0, "moved": moved}

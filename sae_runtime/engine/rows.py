@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sae_runtime.bundle.manifest import Manifest
 from sae_runtime.core.arrays import as_array, as_float32, first_nonfinite
+from sae_runtime.core.features import name_of_token
 from sae_runtime.core.slots import Slots
 
 Read = Callable[[NDArray[np.int64]], ArrayLike]
@@ -45,7 +46,8 @@ class Rows:
         bad = first_nonfinite(x)
         if bad is not None:
             raise ValueError(
-                f"row {self._name(ids[bad])} of the activations holds NaN or Inf; drop it or mend the model"
+                f"row {name_of_token(int(ids[bad]), self.shape)} of the activations holds NaN or Inf; drop it or mend "
+                "the model"
             )
         return x
 
@@ -58,13 +60,9 @@ class Rows:
         bad = first_nonfinite(slots[1])
         if bad is not None:
             raise ValueError(
-                f"row {self._name(self.ids[rows[bad]])} of the activations is so large that its features overflow "
-                "float32; drop it or mend the model"
+                f"row {name_of_token(int(self.ids[rows[bad]]), self.shape)} of the activations is so large that its "
+                "features overflow float32; drop it or mend the model"
             )
-
-    def _name(self, token: np.int64) -> str:
-        """The token's index in the caller's array, such as "1, 3"."""
-        return ", ".join(map(str, np.unravel_index(token, self.shape))) if self.shape else "0"
 
 
 def rows_of(x: ArrayLike, manifest: Manifest, valid: ArrayLike | None = None) -> Rows:

@@ -6,8 +6,9 @@ import os
 import re
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _LOOK, _IDLE = 10_000_000, 300_000  # nanoseconds; looking takes some ten thousand
 # TF32 keeps 10 bits of each factor. This error moves features across their threshold.
 _OPTIONS = {CUDA: {"use_tf32": "0"}}
+
+# Else onnxruntime prints on stdout, where data goes, that a provider failed, and goes on with the CPU.
+NO_FALLBACK: Mapping[str, Any] = {"enable_fallback": 0}
 
 Provider = str | tuple[str, Mapping[str, str]]
 """An onnxruntime execution provider: its name, or its name and options, as onnxruntime documents them."""
@@ -80,19 +84,78 @@ def open_session(
         if not 1 <= threads <= _MOST_THREADS:
             raise ValueError(f"threads must be 1 to {_MOST_THREADS:,}, got {threads}")
         options.intra_op_num_threads = threads
+    if graph is not None:
+        options.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent))
+    model = str(path) if graph is None else graph
     try:
         chosen = [(name, _options(provider)) for name, provider in zip(names, providers, strict=True)]
-        if graph is not None:
-            options.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent))
-        session = onnxruntime.InferenceSession(str(path) if graph is None else graph, options, providers=chosen)
+        session = onnxruntime.InferenceSession(model, options, providers=chosen, **NO_FALLBACK)
     except Exception as error:  # onnxruntime has an exception class for each status code
-        reason = " ".join(str(error).split())
-        raise BundleError(f"onnxruntime refuses {path} ({reason}); run: sae-runtime export {path.parent}") from error
+        if tuple(names) != CPU and _opens(model, options):
+            raise ValueError(f"{names[0]} could not start ({sentence(error)}); run: sae-runtime doctor") from error
+        raise BundleError(
+            f"onnxruntime refuses {path} ({sentence(error)}); run: sae-runtime export {path.parent}"
+        ) from error
     if session.get_providers()[0] != names[0]:
         raise ValueError(
             f"{names[0]} could not start, only {', '.join(session.get_providers())}; run: sae-runtime doctor"
         )
     return session
+
+
+def _opens(model: str | bytes, options: Any) -> bool:
+    """Whether the CPU's provider opens a graph."""
+    import onnxruntime
+
+    try:
+        onnxruntime.InferenceSession(model, options, providers=list(CPU), **NO_FALLBACK)
+    except Exception:  # onnxruntime has an exception class for each status code
+        return False
+    return True
+
+
+def run_session(
+    session: Any, feed: Mapping[str, NDArray[Any]], what: object, outputs: Sequence[str] | None = None
+) -> list[NDArray[Any]]:
+    """The outputs of a session for these inputs.
+
+    Args:
+        session: an onnxruntime InferenceSession.
+        feed: the inputs, by name.
+        what: the graph in messages, such as its path.
+        outputs: the names of the outputs; None for all.
+
+    Raises:
+        MemoryError: there is too little memory for these inputs.
+        ValueError: onnxruntime refuses the inputs, or fails on them.
+
+    >>> session = open_session(Path(bundle_path) / "encode.onnx")
+    >>> indices, values = run_session(session, {"x": x}, "encode.onnx")
+    """
+    with _sentences(what):
+        return list(session.run(outputs, feed))
+
+
+@contextmanager
+def _sentences(what: object) -> Iterator[None]:
+    """Make onnxruntime's error of a run a MemoryError or a ValueError; it has a class for each status code."""
+    try:
+        yield
+    except Exception as error:
+        if re.search("allocate|bad_alloc|out of memory|smaller than requested", str(error)):
+            raise MemoryError(f"{what}: give fewer tokens at once") from error
+        raise ValueError(
+            f"onnxruntime could not run {what} ({sentence(error)}); export it again, or run: sae-runtime doctor"
+        ) from error
+
+
+def sentence(error: object) -> str:
+    """The text of an error on one line.
+
+    >>> sentence(ValueError("two   words"))
+    'two words'
+    """
+    return " ".join(str(error).split())
 
 
 def name_of(provider: Provider) -> str:
@@ -233,13 +296,11 @@ class Sessions:
         Raises:
             BundleChanged: a program wrote into the weights, which onnxruntime has mapped.
             MemoryError: there is too little memory for this number of tokens.
+            ValueError: onnxruntime fails.
         """
         session, begun = self.open(name, shared=shared), time.monotonic_ns()
-        try:
+        with _sentences(f"{name} of {self.bundle.path}"):
             outputs = session.run(None, feed)
-        except Exception as error:
-            self._refuse_memory(name, error)
-            raise
         self._look(begun)
         return outputs
 
@@ -248,15 +309,13 @@ class Sessions:
 
         Raises:
             MemoryError: there is too little memory for this number of tokens.
+            ValueError: onnxruntime fails.
         """
         begun = time.monotonic_ns()
-        try:
+        with _sentences(f"{name} of {self.bundle.path}"):
             binding.synchronize_inputs()
             session.run_with_iobinding(binding)
             binding.synchronize_outputs()
-        except Exception as error:
-            self._refuse_memory(name, error)
-            raise
         self._look(begun)
 
     def _look(self, begun: int) -> None:
@@ -276,11 +335,6 @@ class Sessions:
                 self.bundle.refuse_change(file)
         self._looked = self._ended
 
-    def _refuse_memory(self, name: str, error: Exception) -> None:
-        """Raise MemoryError if onnxruntime's error is about memory; onnxruntime has no class for it."""
-        if re.search("allocate|bad_alloc|out of memory|smaller than requested", str(error)):
-            raise MemoryError(f"{name} of {self.bundle.path}: give fewer tokens at once") from error
-
 
 @functools.cache
 def int8_levels() -> int:
@@ -298,7 +352,7 @@ def int8_levels() -> int:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     graph = resources.files("sae_runtime.engine").joinpath("probe.onnx").read_bytes()
-    session = onnxruntime.InferenceSession(graph, options, providers=list(CPU))
+    session = onnxruntime.InferenceSession(graph, options, providers=list(CPU), **NO_FALLBACK)
     x = np.array([[127] * 8, [-127] * 8, [127, -127] * 4], np.float32)
     (y,) = session.run(None, {"x": x})
     return 127 if (y == 127 * x.sum(axis=1, keepdims=True)).all() else 63

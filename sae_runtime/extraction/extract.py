@@ -141,8 +141,9 @@ def _encoded(sae: SAE, activations: Activations, tokens: int, rule: Rule, bar: A
         if together is not None:
             features = together[begin:end]
         else:
+            x = activations.slice(begin, end)
             try:
-                features = sae.encode(activations.slice(begin, end))
+                features = sae.encode(x)
             except ValueError as error:  # it counts rows from `begin`
                 raise ValueError(f"{activations.path}, from row {begin} on: {error}") from error
             bar.update(end - begin)

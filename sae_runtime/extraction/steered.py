@@ -95,6 +95,10 @@ def steer_rows(
 
 def _steered(sae: SAE, rows: Activations, edits: Sequence[Edit], bar: Any) -> Iterator[NDArray[np.float32]]:
     for begin in range(0, len(rows), _CHUNK):
-        y = sae.steer(rows.slice(begin, begin + _CHUNK), edits)
+        x = rows.slice(begin, begin + _CHUNK)
+        try:
+            y = sae.steer(x, edits)
+        except ValueError as error:  # it counts rows from `begin`
+            raise ValueError(f"{rows.path}, from row {begin} on: {error}") from error
         bar.update(len(y))
         yield y

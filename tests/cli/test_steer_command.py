@@ -194,6 +194,17 @@ def test_bad_activations(bundle_of: BundleOf, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [x]
 
 
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
+def test_a_row_that_overflows_is_named_and_nothing_is_left(bundle_of: BundleOf, tmp_path: Path, suffix: str) -> None:
+    x = make_x(5000)
+    x[4998] = 3.3e38 * np.sign(make_weights(150, "mutual")["W_dec"][3])
+    np.save(tmp_path / "x.npy", x)
+    given = ("steer", bundle_of("mutual"), "--activations", tmp_path / "x.npy", "-o", tmp_path / f"y{suffix}")
+    said = refused(*given, "--add", "3=3e38")
+    assert said.startswith(f"error: {tmp_path / 'x.npy'}, from row 4096 on: row 902 of the activations overflows")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.npy"]
+
+
 def test_another_source_is_refused(tmp_path: Path) -> None:
     path, out, folder = tmp_path / "sae", tmp_path / "y.npy", tmp_path / "acts"
     manifest = dataclasses.replace(make_manifest(150, "mutual"), model="tiny", hook="layer.1")

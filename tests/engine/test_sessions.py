@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from conftest import D_IN, make_x
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from sae_runtime import BundleError, load
 from sae_runtime.bundle import folder as bundle
-from sae_runtime.engine.sessions import CPU, Sessions, int8_levels, open_session
+from sae_runtime.engine.sessions import CPU, Sessions, int8_levels, open_session, run_session
 from sae_runtime.exports.certified.integers import probe_graph
 
 BundleOf = Callable[..., Path]
@@ -59,7 +60,7 @@ def test_a_provider_that_does_not_start_is_not_replaced_silently(
 
     real = onnxruntime.InferenceSession
 
-    def on_cpu(path: str, options: Any, providers: list[str]) -> Any:
+    def on_cpu(path: str, options: Any, providers: list[str], **_: Any) -> Any:
         return real(path, options, providers=list(CPU))
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", *CPU])
@@ -162,8 +163,81 @@ def test_a_run_that_lacks_memory_is_a_memory_error(bundle_of: BundleOf, monkeypa
     sessions = Sessions(bundle.read(bundle_of("mutual")), providers=CPU, threads=1, verify=True)
     with pytest.raises(MemoryError, match=r"^encode.onnx of .*: give fewer tokens at once$"):
         sessions.run("encode.onnx", {"x": np.array("Failed to allocate memory for requested buffer")})
-    with pytest.raises(RuntimeError, match="^another$"):
+    with pytest.raises(ValueError, match=r"^onnxruntime could not run encode.onnx of .*\(another\); export it again"):
         sessions.run("encode.onnx", {"x": np.array("another")})
+
+
+def looks_up(folder: Path) -> Path:
+    """A graph that fails while it runs where an index is out of range."""
+    table = onnx.helper.make_tensor("table", onnx.TensorProto.FLOAT, [2], [1.0, 2.0])
+    index, row = (onnx.helper.make_tensor_value_info(*one, ["n"]) for one in (("index", 7), ("row", 1)))
+    nodes = [onnx.helper.make_node("Gather", ["table", "index"], ["row"])]
+    graph = onnx.helper.make_graph(nodes, "looks_up", [index], [row], [table])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
+    onnx.save(model, folder / "looks_up.onnx")
+    return folder / "looks_up.onnx"
+
+
+FEEDS = {
+    "a value": {"index": np.array([5])},
+    "a type": {"index": np.array([1.0])},
+    "a rank": {"index": np.array([[1]])},
+    "a name": {"other": np.array([1])},
+    "nothing": {},
+}
+
+
+@pytest.mark.parametrize("fault", FEEDS)
+def test_errors_of_a_run_are_one_sentence(fault: str, tmp_path: Path) -> None:
+    session = open_session(looks_up(tmp_path))
+    assert run_session(session, {"index": np.array([1])}, "a graph")[0].tolist() == [2.0]
+    with pytest.raises(ValueError, match=r"^onnxruntime could not run a graph \(.*\); export it again, or") as caught:
+        run_session(session, FEEDS[fault], "a graph")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_provider_that_fails_is_named_and_nothing_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import onnxruntime
+
+    real, path = onnxruntime.InferenceSession._create_inference_session, looks_up(tmp_path)
+
+    def fails(self: Any, providers: Any, *rest: Any) -> None:
+        if providers != list(CPU):
+            raise RuntimeError("no such\ndevice")
+        real(self, providers, *rest)
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", *CPU])
+    monkeypatch.setattr(onnxruntime.InferenceSession, "_create_inference_session", fails)
+    with pytest.raises(ValueError, match=r"^CUDA\w+ could not start \(no such device\); run: sae-runtime doctor$"):
+        open_session(path, providers=["CUDAExecutionProvider", *CPU])
+    path.write_bytes(b"no graph")
+    with pytest.raises(BundleError, match=r"^onnxruntime refuses .* \(no such device\)"):
+        open_session(path, providers=["CUDAExecutionProvider"])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_provider_that_fails_while_it_runs_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from onnxruntime.capi import _pybind_state
+
+    class Fails:
+        """The inner session, whose device fails."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+        def run(self, *_: Any) -> None:
+            raise _pybind_state.EPFail("the device is gone")
+
+    session = open_session(looks_up(tmp_path))
+    real = session._sess
+    monkeypatch.setattr(session, "_sess", Fails())
+    with pytest.raises(ValueError, match=r"could not run a graph \(the device is gone\)"):
+        run_session(session, {"index": np.array([1])}, "a graph")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_sessions_have_one_pool_until_they_are_closed(bundle_of: BundleOf) -> None:

@@ -104,3 +104,16 @@ def test_the_witness_notices_a_total_that_is_off_by_one(kind: str) -> None:
         looser = witness.joint(z, K, max_density + 1 / 7)
         indices, values = slots(np.where(looser.kept, z, 0))
         assert "wrong matches" in (witness.disagreement(keep(0), indices, values) or "")
+
+
+def test_a_row_that_cancels_may_lose_by_its_terms() -> None:
+    """The products are 1e6 and -1e6 and their sum is 1: the last bits of a product are more than 1e-5 of the sum."""
+    weights = {"W_enc": np.array([[1e3], [-1e3]]), "b_enc": np.zeros(1), "b_dec": np.zeros(2)}
+    x = np.array([[1000.001, 1000.0]])
+    lost, expected = witness.rounding(weights, x), witness.token_choice(witness.pre_activations(weights, x), 1)
+    np.testing.assert_allclose(lost, [[2e-6 * 2000001]])
+    found = np.array([[0]]), np.array([[1.06]], np.float32)
+    assert "off by 6.0e-02" in (witness.disagreement(expected, *found) or "")
+    assert witness.disagreement(expected, *found, lost) is None
+    assert witness.disagreement(expected, found[0], np.zeros((1, 1), np.float32), lost) is None, "z is within the loss"
+    assert witness.disagreement(expected, found[0], np.array([[6.0]], np.float32), lost) is not None

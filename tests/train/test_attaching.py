@@ -1,3 +1,4 @@
+import copy
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -455,3 +456,48 @@ def test_edits_come_alone_in_a_list_or_in_a_list_for_each_request(bundle_of: Bun
     for wrong, kind in (([[one], one], "list"), ([one, 3], "int"), (3, "int"), ("ab", "str"), ({3: one}, "int")):
         with pytest.raises(ValueError, match=f"edits must be a list of Edit, .* got {kind} in a list"):
             attach(Model("tensor"), "layer", bundle_of("token"), wrong).__enter__()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_a_token_that_is_not_finite_is_named_unless_it_is_padding(
+    bundle_of: BundleOf, kind: str, number: float
+) -> None:
+    model, feed = torch_host("gpt2"), {name: torch.from_numpy(array) for name, array in some_ids(3, 8).items()}
+    feed["attention_mask"] = torch.ones(3, 8, dtype=torch.int64)
+
+    def spoil(_module: Any, _args: Any, output: Any) -> Any:
+        x = (output[0] if isinstance(output, tuple) else output).clone()
+        x[1, 2] = number
+        return (x, *output[1:]) if isinstance(output, tuple) else x
+
+    handle = model.get_submodule("transformer.h.0").register_forward_hook(spoil)
+    try:
+        for edits in ([], EDITS):
+            with (
+                attach(model, HOOK, bundle_of(kind), edits),
+                pytest.raises(
+                    ValueError, match=r"^token 2 of request 1 at h.0 is NaN or Inf, or its features overflow"
+                ),
+            ):
+                model(**feed)
+            masked = feed | {"attention_mask": torch.ones(3, 8, dtype=torch.int64)}
+            masked["attention_mask"][1, :3] = 0
+            with attach(model, HOOK, bundle_of(kind), edits) as features:
+                model(**masked)
+            assert features[0].l0()[1, 2] == 0 and features[0].l0().sum() > 40
+            features[0].check()
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_an_edit_that_overflows_the_type_of_the_model_is_refused(bundle_of: BundleOf, replace: bool) -> None:
+    model = copy.deepcopy(torch_host("gpt2")).to(torch.float16)
+    feed = {name: torch.from_numpy(array) for name, array in some_ids(3, 8).items()}
+    with (
+        attach(model, HOOK, bundle_of("mutual"), [Edit.add(3, 1e6)], replace=replace),
+        pytest.raises(ValueError, match=r"^token \d of request 0 .* or its edited activation in float16 overflow"),
+    ):
+        model(**feed)
+    with attach(model, HOOK, bundle_of("mutual"), [Edit.add(3, 1e4)], replace=replace):
+        model(**feed)
