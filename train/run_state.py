@@ -16,7 +16,7 @@ from torch import Tensor
 from sae_runtime.bundle import files
 from sae_runtime.bundle.quota import Quota
 from sae_runtime.bundle.tensors import save_tensors
-from sae_runtime.bundle.typed_json import from_dict, read_json
+from sae_runtime.bundle.typed_json import from_dict, read_file
 from sae_runtime.train.batches import Batches, Place
 from sae_runtime.train.trainer import Trainer
 
@@ -161,7 +161,7 @@ class Keeper:
 
 def _read(path: Path) -> _State:
     try:
-        values = read_json(dict[str, Any], (path / _STATE).read_bytes(), _STATE)
+        values = read_file(dict[str, Any], path / _STATE, _STATE)
         version = values.get("version")
         if version == _VERSION:
             state: _State = from_dict(_State, values, _STATE)

@@ -10,6 +10,7 @@ from typing import Any
 from sae_runtime.activations.documents import Source
 from sae_runtime.activations.windows import Window
 from sae_runtime.bundle.files import new_file
+from sae_runtime.bundle.regular import LARGEST_JSON
 from sae_runtime.bundle.typed_json import read_json
 
 SOURCES = "documents.jsonl"
@@ -55,6 +56,6 @@ def read_sources(path: Path) -> Iterator[tuple[int, Source]]:
     [(7, Source(file='a.csv', row=3, id='x'))]
     """
     with path.open(encoding="utf-8") as file:
-        for number, text in enumerate(file, start=1):
+        for number, text in enumerate(iter(lambda: file.readline(LARGEST_JSON), ""), start=1):
             line: _Line = read_json(_Line, text, f"{path}, line {number}")
             yield line.document, Source(line.file, line.row, line.id)

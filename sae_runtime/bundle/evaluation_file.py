@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from sae_runtime.bundle import quota
 from sae_runtime.bundle.manifest import Allocation, Architecture
 from sae_runtime.bundle.quota import Quota
-from sae_runtime.bundle.typed_json import read_versioned
+from sae_runtime.bundle.typed_json import read_file
 
 SCHEMA_VERSION = 1
+_LARGEST = 1 << 28  # bytes; a million features have 20 MB of figures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +139,7 @@ def read_evaluation(path: Path) -> Evaluation:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; make it: sae-runtime evaluate BUNDLE -o {path}")
     try:
-        evaluation: Evaluation = read_versioned(Evaluation, path.read_bytes(), "the evaluation", version=SCHEMA_VERSION)
+        evaluation: Evaluation = read_file(Evaluation, path, "the evaluation", version=SCHEMA_VERSION, most=_LARGEST)
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{path}: {error}; make it again with sae-runtime evaluate -o {path}") from error
     return evaluation

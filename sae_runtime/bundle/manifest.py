@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_runtime.bundle.quota import Quota
-from sae_runtime.bundle.typed_json import read_versioned
+from sae_runtime.bundle.typed_json import read_json
 
 FILE = "sae_runtime.json"
 SCHEMA_VERSION = 2
@@ -241,14 +241,14 @@ def to_json(manifest: Manifest) -> str:
     return json.dumps(dataclasses.asdict(manifest), indent=2, allow_nan=False) + "\n"
 
 
-def from_json(text: str) -> Manifest:
+def from_json(text: str | bytes) -> Manifest:
     """The manifest of a text of `sae_runtime.json`.
 
     Raises:
         ValueError: the text is not JSON or has another schema version, or a field is missing, unknown or wrong.
     """
     try:
-        manifest: Manifest = read_versioned(Manifest, text, "manifest", version=SCHEMA_VERSION)
+        manifest: Manifest = read_json(Manifest, text, "manifest", version=SCHEMA_VERSION)
     except ValueError as error:
         raise ValueError(f"{error}; fit or convert the SAE again, then export it") from error
     return manifest
