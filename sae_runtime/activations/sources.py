@@ -1,6 +1,5 @@
 """Where the documents of a harvest stand: a line of JSON for each document that has rows."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -11,7 +10,7 @@ from sae_runtime.activations.documents import Source
 from sae_runtime.activations.windows import Window
 from sae_runtime.bundle.files import new_file
 from sae_runtime.bundle.regular import LARGEST_JSON
-from sae_runtime.bundle.typed_json import read_json
+from sae_runtime.bundle.typed_json import read_json, to_text
 
 SOURCES = "documents.jsonl"
 
@@ -40,7 +39,7 @@ def source_writer(path: Path) -> Iterator[Callable[[Iterable[Window]], None]]:
                 for window in windows:
                     if window.source is not None and window.document > last:
                         last = window.document
-                        file.write(json.dumps({"document": last, **asdict(window.source)}) + "\n")
+                        file.write(to_text({"document": last, **asdict(window.source)}) + "\n")
 
             yield write
 

@@ -28,7 +28,7 @@ def check_sizes(manifest: Manifest, weights: Mapping[str, tuple[int, ...]]) -> N
     >>> manifest = Manifest(architecture=architecture, allocation=None, slots=6, files=files)
     >>> check_sizes(manifest, {"W_enc": (24, 150), "W_dec": (150, 24), "b_enc": (150,), "b_dec": (24,)})
     Traceback (most recent call last):
-    ValueError: sae_weights.safetensors cannot have 1,000,000,000,000 bytes, expected at most 1,078,672 ...
+    ValueError: sae_weights.safetensors cannot have 1,000,000,000,000 bytes, expected at most 1,078,072 ...
     """
     bounds = _most_bytes(manifest.architecture, weights)
     if unknown := manifest.files.keys() - bounds.keys():

@@ -11,7 +11,7 @@ import math
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,31 @@ def from_dict(kind: Any, value: Any, where: str, *, more: bool = False) -> Any:
     if kind is str and ("\0" in value or not _is_whole(value)):
         raise ValueError(f"{where} must be text without NUL and surrogates, got {shown(value)}")
     return value
+
+
+def to_text(value: Any, *, indent: int | None = None, other: Callable[[Any], Any] | None = None) -> str:
+    """The JSON text of a value. Numbers that are not finite, which JSON does not have, become null.
+
+    Args:
+        value: dicts, lists, tuples and plain values.
+        indent: spaces of each level; None: one line.
+        other: makes a JSON value of any other object.
+
+    >>> to_text({"fvu": float("nan"), "l0": 4.0})
+    '{"fvu": null, "l0": 4.0}'
+    """
+    try:
+        return json.dumps(value, indent=indent, default=other, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), indent=indent, default=other, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def shown(value: object) -> str:

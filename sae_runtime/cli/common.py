@@ -3,14 +3,15 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from json import dumps
 from pathlib import Path
 from shlex import join
 from typing import Any
 
 import click
 
+from sae_runtime.bundle.typed_json import to_text
 from sae_runtime.cli.options import WHOLE, Decorator, gathered
+from sae_runtime.core.printable import printable
 
 _PROVIDERS = ("CPU", "CUDA", "Tensorrt", "OpenVINO", "CoreML", "Dml", "ROCM", "MIGraphX", "QNN", "WebGpu", "Xnnpack")
 
@@ -76,10 +77,11 @@ class Run:
     def show(self, result: Mapping[str, Any], lines: Sequence[tuple[str, object]]) -> None:
         """Print a result to stdout: as JSON, or as lines of label and text; an empty label continues the one above."""
         if self.json:
-            click.echo(dumps(result, indent=2, allow_nan=False, default=str))
+            click.echo(to_text(result, indent=2, other=str))
             return
         width = max(len(label) for label, _ in lines)
-        click.echo("\n".join(f"{label:<{width}}  {text}".rstrip() for label, text in lines))
+        for label, text in lines:
+            click.echo(printable(f"{label:<{width}}  {text}".rstrip()))
 
 
 _RUNNING = {
@@ -92,6 +94,11 @@ _RUNNING = {
 def running(*names: str) -> Decorator[Any]:
     """Decorator that gives a command some of --force, --quiet and --json, and hands it a `Run` of them."""
     return gathered("run", Run, {name: _RUNNING[name] for name in names})
+
+
+def warn(warning: object) -> None:
+    """Print a warning as one line on stderr."""
+    click.echo(printable(f"warning: {warning}"), err=True)
 
 
 @contextmanager

@@ -33,7 +33,7 @@ def command(checkpoint: str, format: str | None, output: Path, run: Run) -> None
         refuse_inputs(output, {"checkpoint": Path(checkpoint)})
     made = convert(checkpoint, output, format=format, force=run.force)
     for warning in made.warnings:
-        click.echo(f"warning: {warning}", err=True)
+        common.warn(warning)
     manifest = made.manifest()
     architecture = manifest.architecture
     calibrated = architecture.selection != "threshold" or "threshold" in made.weights

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from sae_runtime.cli.options import config_option
+from sae_runtime.core.printable import printable
 
 _NO_READER = 141  # the exit code of a process that SIGPIPE ends, as a shell reports it
 _ERRORS = (ValueError, OSError, ImportError, MemoryError, EOFError)  # of inputs and machines; others are bugs
@@ -21,7 +22,7 @@ class Failure(click.ClickException):
 
     def show(self, file: object = None) -> None:
         """Print the line."""
-        click.echo(self.message, err=True)
+        click.echo(printable(self.message), err=True)
 
 
 class Interrupted(Failure):
@@ -88,6 +89,9 @@ class Group(click.Group):
             raise SystemExit(_NO_READER) from None
         except (KeyboardInterrupt, click.Abort) as error:
             raise Interrupted(error) from None
+        except click.ClickException as error:
+            error.message = printable(error.message, keep="\n\t")
+            raise
         except Exception as error:
             # Python 3.11 wraps an interrupt that comes while a class is made.
             if isinstance(error.__cause__, KeyboardInterrupt):
@@ -105,9 +109,9 @@ def _warnings_as_lines() -> Iterator[None]:
 
         def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
             if category.__module__.startswith("sae_runtime."):
-                click.echo(f"warning: {message}", err=True)
+                click.echo(printable(f"warning: {message}"), err=True)
             else:
-                others(message, category, *place, **more)
+                others(printable(message, keep="\n\t"), category, *place, **more)
 
         warnings.showwarning = show
         yield
