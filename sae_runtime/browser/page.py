@@ -24,7 +24,7 @@ td small { display: block; color: #777; font-size: .8rem; line-height: 1.35; max
 
 
 def escaped(text: str) -> str:
-    """A text as HTML; marks that turn the direction of what follows are shown as escapes.
+    r"""A text as HTML; marks that turn the direction of what follows are shown as escapes.
 
     >>> escaped("a < b\u202e")
     'a &lt; b\\\\u202e'

@@ -36,8 +36,8 @@ def check_sizes(manifest: Manifest, weights: Mapping[str, tuple[int, ...]]) -> N
     for name, record in (*manifest.files.items(), *manifest.graphs.items()):
         if not 0 <= record.size <= (most := bounds.get(name, _GRAPH)):
             raise ValueError(
-                f"{name} cannot have {record.size:,} bytes, expected at most {most:,} for an SAE of this size; make the "
-                "bundle again"
+                f"{name} cannot have {record.size:,} bytes, expected at most {most:,} for an SAE of this size; "
+                "make the bundle again"
             )
     for name, graph in manifest.graphs.items():
         if graph.derived and "derived.safetensors" not in manifest.files:

@@ -46,13 +46,13 @@ def read_bytes(path: Path, *, most: int = LARGEST_JSON) -> bytes:
     b'abc'
     >>> read_bytes(Path("a.txt"), most=2)
     Traceback (most recent call last):
-    ValueError: a.txt has more than 2 bytes, more than such a file has; is it of another format?
+    ValueError: a.txt has more than 2 bytes, too many for such a file; get a sound one
     """
     with open_regular(path) as file:
         read = b"" if os.fstat(file.fileno()).st_size > most else file.read(most + 1)
         if len(read) > most or (not read and os.fstat(file.fileno()).st_size):
             raise ValueError(
-                f"{path} has more than {most:,} bytes, more than such a file has; is it of another format?"
+                f"{path} has more than {most:,} bytes, too many for such a file; get a sound one"
             )
     return read
 

@@ -4,6 +4,8 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sae_runtime.browser.page import escaped
+
 
 @dataclass(frozen=True)
 class Line:
