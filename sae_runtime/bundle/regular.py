@@ -51,9 +51,7 @@ def read_bytes(path: Path, *, most: int = LARGEST_JSON) -> bytes:
     with open_regular(path) as file:
         read = b"" if os.fstat(file.fileno()).st_size > most else file.read(most + 1)
         if len(read) > most or (not read and os.fstat(file.fileno()).st_size):
-            raise ValueError(
-                f"{path} has more than {most:,} bytes, too many for such a file; get a sound one"
-            )
+            raise ValueError(f"{path} has more than {most:,} bytes, too many for such a file; get a sound one")
     return read
 
 

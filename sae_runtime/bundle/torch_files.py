@@ -18,7 +18,7 @@ from sae_runtime.bundle.regular import open_regular
 from sae_runtime.bundle.torch_pickles import LARGEST_PICKLE, check_pickle
 
 _DTYPES = ("float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8")
-_DEEPEST, _MOST_VALUES = 16, 1 << 22  # of containers inside one another, and of all values in them
+_DEEPEST, _MOST_VALUES = 64, 1 << 18  # of containers inside one another, and of all values in them
 _BAD = (zipfile.BadZipFile, EOFError, NotImplementedError, OSError, OverflowError, RuntimeError, ValueError)
 
 
@@ -106,20 +106,15 @@ def _refuse_growth(file: Path, saved: Any) -> None:
 
     A pickle of a few lines can hold a dict of 100 names for one dict, which has 100 names for the next, and so on.
     """
-    level = [saved]
-    walked = 0
+    level, walked = [saved], 1
     for _ in range(_DEEPEST):
-        level = [
-            part
-            for value in level
-            if isinstance(value, dict | list | tuple | set)
-            for part in (value.values() if isinstance(value, dict) else value)
-        ]
-        walked += len(level)
-        if not level:
-            return
+        level = [value for value in level if isinstance(value, dict | list | tuple | set)]
+        walked += sum(map(len, level))
         if walked > _MOST_VALUES:
             break
+        level = [part for value in level for part in (value.values() if isinstance(value, dict) else value)]
+        if not level:
+            return
     raise ValueError(f"{file} holds lists and dicts inside one another without end; save its state_dict alone")
 
 

@@ -2,12 +2,14 @@
 
 `torch.load(weights_only=True)` runs only functions that torch trusts. Among them are some that take any amount of
 memory, such as bytearray or a storage of a given size. A file of tensors needs a few that only describe tensors.
+torch.save writes protocol 2, and torch.load reads no operations of later ones.
 """
 
 import pickletools
 from pathlib import Path
 
 LARGEST_PICKLE = 1 << 22  # bytes; a tensor takes 200
+_MOST_OPERATIONS = 1 << 18  # a tensor takes 40
 _DEEPEST = 50  # tuples inside one another; the hash of a tuple goes through all of them
 _CALLED = {
     "collections.OrderedDict",
@@ -27,13 +29,12 @@ _NAMED = {
 
 # What an opcode takes from the stack; None: all down to the mark.
 _PUSHES = {
-    *("NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"),
-    *("FLOAT", "BINFLOAT", "EMPTY_LIST", "EMPTY_TUPLE", "EMPTY_DICT", "EMPTY_SET"),
-    *("SHORT_BINBYTES", "BINBYTES"),
+    *("NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1"),
+    *("BINFLOAT", "EMPTY_LIST", "EMPTY_TUPLE", "EMPTY_DICT", "EMPTY_SET"),
 }
-_TEXTS = {"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINSTRING", "SHORT_BINSTRING"}
-_MAKES = {"TUPLE": None, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "LIST": None, "DICT": None, "BINPERSID": 1}
-_FILLS = {"APPEND": 1, "APPENDS": None, "SETITEM": 2, "SETITEMS": None, "ADDITEMS": None, "BUILD": 1}
+_TEXTS = {"BINUNICODE", "BINSTRING", "SHORT_BINSTRING"}
+_MAKES = {"TUPLE": None, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "BINPERSID": 1}
+_FILLS = {"APPEND": 1, "APPENDS": None, "SETITEM": 2, "SETITEMS": None, "BUILD": 1}
 _MARK = object()
 
 
@@ -84,7 +85,9 @@ def _first_other(pickled: bytes) -> str | None:
         del stack[begin:]
         return parts
 
-    for opcode, argument, _ in pickletools.genops(pickled):
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(pickled)):
+        if number > _MOST_OPERATIONS:
+            return f"more than {_MOST_OPERATIONS:,} operations"
         name = opcode.name
         if name in _TEXTS:
             stack.append(str(argument))
@@ -101,9 +104,8 @@ def _first_other(pickled: bytes) -> str | None:
             taken(_FILLS[name])
             if not stack:
                 raise IndexError("nothing is filled")
-        elif name in ("GLOBAL", "STACK_GLOBAL"):
-            parts = str(argument).split(" ") if name == "GLOBAL" else [str(part) for part in taken(2)]
-            named = _Global(".".join(parts))
+        elif name == "GLOBAL":
+            named = _Global(".".join(str(argument).split(" ")))
             if named not in _CALLED | _NAMED:
                 return named
             stack.append(named)
@@ -112,10 +114,10 @@ def _first_other(pickled: bytes) -> str | None:
             if not isinstance(function, _Global) or function not in _CALLED:
                 return str(function)
             stack.append(0)
-        elif name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
-            memo[len(memo) if argument is None else int(argument)] = stack[-1]
-        elif name in ("GET", "BINGET", "LONG_BINGET"):
+        elif name in ("BINPUT", "LONG_BINPUT"):
+            memo[int(argument)] = stack[-1]
+        elif name in ("BINGET", "LONG_BINGET"):
             stack.append(memo[int(argument)])
-        elif name not in ("PROTO", "FRAME", "STOP"):
+        elif name not in ("PROTO", "STOP"):
             return f"the operation {name}"
     return None
