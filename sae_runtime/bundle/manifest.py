@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sae_runtime.bundle.quota import Quota
 from sae_runtime.bundle.typed_json import read_json
@@ -13,6 +13,7 @@ from sae_runtime.bundle.typed_json import read_json
 FILE = "sae_runtime.json"
 SCHEMA_VERSION = 2
 SELECTIONS = ("topk", "groupmax", "threshold")
+T = TypeVar("T")
 NORMS = ("none", "layer", "length")
 
 
@@ -219,6 +220,15 @@ class Manifest:
             raise ValueError(
                 f"activations have d_in {d_in}, this SAE expects {expected}{source}; was another layer captured?"
             )
+
+    def told(self, name: str, kind: type[T]) -> T:
+        """A value of the provenance, which any program may have written; an empty one where it is of another type.
+
+        >>> sae.manifest.told("rows", dict)
+        {}
+        """
+        value = self.provenance.get(name)
+        return value if isinstance(value, kind) else kind()
 
     @property
     def batch_allocation(self) -> Allocation:

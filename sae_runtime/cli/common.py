@@ -168,7 +168,7 @@ def with_left_out(measured: Mapping[str, float]) -> list[tuple[str, str]]:
     >>> with_left_out({"tokens": 500, "fvu": 0.25, "l0": 4.0})
     [('', 'with those left out: FVU 0.2500, explained variance 0.7500, L0 4.00 on 500 tokens')]
     """
-    if "l0" not in measured:
+    if not {"l0", "tokens"} <= measured.keys():
         return []
     figures = f"{explained(measured.get('fvu'))}L0 {measured['l0']:.2f}"
     return [("", f"with those left out: {figures} on {measured['tokens']:,.0f} tokens")]
