@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from sae_runtime.bundle.disk_errors import naming
 from sae_runtime.bundle.typed_json import read_json, to_text
 from sae_runtime.core.progress import progress_bar
 from sae_runtime.train.run_options import Options
@@ -71,7 +72,8 @@ def _lines(first: Trainer, path: Path, stack: ExitStack) -> Report:
         now = {"step": first.step_number, "tokens": first.step_number * first.config.batch}
         for name, values in stats.items():
             sae = {"sae": name} if len(stats) > 1 else {}
-            file.write(to_text(sae | now | asdict(values)) + "\n")
+            with naming(path):
+                file.write(to_text(sae | now | asdict(values)) + "\n")
 
     return write
 

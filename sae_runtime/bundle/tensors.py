@@ -122,7 +122,7 @@ def save_tensors(
     try:
         save_file(laid_out, path)
     except safetensors.SafetensorError as error:  # neither an OSError nor a ValueError
-        raise OSError(f"{path.parent}: tensors cannot be written ({error}); free space or write elsewhere") from error
+        raise OSError(f"{path}: tensors cannot be written ({error}); free space or write elsewhere") from error
 
 
 class Streamed(Protocol):
@@ -181,4 +181,4 @@ def stream_tensors(path: Path, tensors: Mapping[str, NDArray[np.float32] | Strea
                 for _, part in blocks(tensor, block) if isinstance(tensor, np.ndarray) else tensor.blocks():
                     file.write(np.ascontiguousarray(part, "<f4").tobytes())
     except OSError as error:
-        raise OSError(f"{path.parent}: tensors cannot be written ({error}); free space or write elsewhere") from error
+        raise OSError(f"{path}: tensors cannot be written ({error}); free space or write elsewhere") from error

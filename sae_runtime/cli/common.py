@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from sae_runtime.bundle.disk_errors import naming
 from sae_runtime.bundle.typed_json import to_text
 from sae_runtime.cli.options import WHOLE, Decorator, gathered
 from sae_runtime.core.printable import printable
@@ -76,12 +77,13 @@ class Run:
 
     def show(self, result: Mapping[str, Any], lines: Sequence[tuple[str, object]]) -> None:
         """Print a result to stdout: as JSON, or as lines of label and text; an empty label continues the one above."""
-        if self.json:
-            click.echo(to_text(result, indent=2, other=str))
-            return
-        width = max(len(label) for label, _ in lines)
-        for label, text in lines:
-            click.echo(printable(f"{label:<{width}}  {text}".rstrip()))
+        with naming("standard output"):
+            if self.json:
+                click.echo(to_text(result, indent=2, other=str))
+                return
+            width = max(len(label) for label, _ in lines)
+            for label, text in lines:
+                click.echo(printable(f"{label:<{width}}  {text}".rstrip()))
 
 
 _RUNNING = {
