@@ -14,17 +14,33 @@ from sae_runtime.bundle.typed_json import to_text
 from sae_runtime.cli.options import WHOLE, Decorator, gathered
 from sae_runtime.core.printable import printable
 
+_DEEPEST = 255  # folders inside one another
 _PROVIDERS = ("CPU", "CUDA", "Tensorrt", "OpenVINO", "CoreML", "Dml", "ROCM", "MIGraphX", "QNN", "WebGpu", "Xnnpack")
 
 
-class _Output(click.Path):
+class _Path(click.Path):
+    """A path that the system can look up; its reader says best what else is wrong with it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = Path(value)
+        try:
+            if "\0" not in str(path) and len(path.parts) <= _DEEPEST and path.resolve():
+                return super().convert(value, param, ctx)
+        except RuntimeError:
+            self.fail(f"{path} is a link that leads to itself.", param, ctx)
+        except OSError as error:
+            self.fail(f"{path}: {error.strerror}.", param, ctx)
+        self.fail("it holds NUL, or hundreds of folders inside one another; name another path.", param, ctx)
+
+
+class _Output(_Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if str(value) == "-":
             self.fail("- would be standard output, which is not written to; name a path.", param, ctx)
         return super().convert(value, param, ctx)
 
 
-PATH = click.Path(path_type=Path)  # the reader of a path says best what is wrong with it
+PATH = _Path(path_type=Path)
 OUTPUT = _Output(path_type=Path)
 
 bundle = click.argument("bundle")
