@@ -15,6 +15,7 @@ from sae_runtime.core.printable import printable
 
 _NO_READER = 141  # the exit code of a process that SIGPIPE ends, as a shell reports it
 _ERRORS = (ValueError, OSError, ImportError, MemoryError, EOFError)  # of inputs and machines; others are bugs
+_LOOP = "Symlink loop from "  # begins the RuntimeError of pathlib before Python 3.13
 
 
 class Failure(click.ClickException):
@@ -96,7 +97,7 @@ class Group(click.Group):
             # Python 3.11 wraps an interrupt that comes while a class is made.
             if isinstance(error.__cause__, KeyboardInterrupt):
                 raise Interrupted(error.__cause__) from None
-            if not isinstance(error, _ERRORS):
+            if not isinstance(error, _ERRORS) and _LOOP not in str(error):
                 raise
             raise Failure(f"error: {_sentence(error)}") from error
 
@@ -127,6 +128,10 @@ def _sentence(error: Exception) -> str:
         missing = isinstance(error, FileNotFoundError)
         return f"{error.filename} does not exist" if missing else f"{error.filename}: {error.strerror}"
     text = " ".join(str(error).split())
+    if _LOOP in text:
+        return f"{text.partition(_LOOP)[2][1:-1]} is a link that leads to itself; name another path"
+    if text == "embedded null byte":
+        return "a path holds NUL, which no name of a file can hold; name another path"
     if isinstance(error, MemoryError):
         return f"out of memory{f' ({text})' if text else ''}"
     return text or type(error).__name__
