@@ -13,6 +13,7 @@ from sae_runtime.bundle import folder as bundles
 from sae_runtime.bundle.folder import DERIVED, MANIFEST, SAMPLE, WEIGHTS, Bundle
 from sae_runtime.bundle.graphs import BY_DEFAULT, DECODE, ENCODE, EXACT, GPU, GRAPHS, JOINT, ON_REQUEST, STEER
 from sae_runtime.bundle.manifest import GraphRecord, to_json
+from sae_runtime.bundle.recorded_sizes import SAMPLE_ROWS
 from sae_runtime.bundle.tensors import TensorSpec, save_tensors
 from sae_runtime.exports.certified.exact import exact_graph
 from sae_runtime.exports.certified.gpu import gpu_graph
@@ -48,6 +49,7 @@ def export(
         graphs: any of "exact", which is made where int8 can be used (see `has_integers`), and "gpu", its float16
             counterpart for GPUs.
         activations: typical activations [m, d_in], which replace the bundle's sample; int8 is most precise on these.
+            Of more than 4,096 rows, every second, third, ... is kept.
         builders: makes each graph, by its file name.
 
     Returns:
@@ -67,6 +69,7 @@ def export(
     bundle = bundles.read(path)
     if activations is not None:
         _check_activations(bundle, activations)
+        activations = activations[:: -(-len(activations) // SAMPLE_ROWS)]
     with file_set.replaced_together(
         bundle.path, last=MANIFEST, check=lambda: bundle.refuse_change(MANIFEST, WEIGHTS)
     ) as staged:

@@ -1,12 +1,14 @@
 """Reports of a run in progress: a progress bar, lines of JSON, and TensorBoard events."""
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from sae_runtime.bundle.disk_errors import naming
+from sae_runtime.bundle.typed_json import read_json, to_text
 from sae_runtime.core.progress import progress_bar
 from sae_runtime.train.run_options import Options
 from sae_runtime.train.trainer import StepStats, Trainer
@@ -70,7 +72,8 @@ def _lines(first: Trainer, path: Path, stack: ExitStack) -> Report:
         now = {"step": first.step_number, "tokens": first.step_number * first.config.batch}
         for name, values in stats.items():
             sae = {"sae": name} if len(stats) > 1 else {}
-            file.write(json.dumps(sae | now | asdict(values)) + "\n")
+            with naming(path):
+                file.write(to_text(sae | now | asdict(values)) + "\n")
 
     return write
 
@@ -79,7 +82,7 @@ def _lines_until(metrics: Path, step: int) -> list[str]:
     kept = []
     for line in metrics.read_text().splitlines(keepends=True) if metrics.exists() else []:
         try:
-            if json.loads(line)["step"] <= step:
+            if read_json(dict[str, Any], line, "line")["step"] <= step:
                 kept.append(line)
         except (ValueError, KeyError, TypeError):  # a killed run left a part of a line
             continue

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +26,7 @@ from sae_runtime.train.harvest.stream import StreamedRows
 from sae_runtime.train.progress import reported
 from sae_runtime.train.recipe import derive
 from sae_runtime.train.run_options import Options
-from sae_runtime.train.run_state import Keeper
+from sae_runtime.train.run_state import Keeper, only_run
 from sae_runtime.train.source import SCALE_SAMPLE, Source, centre_and_scale, generator
 from sae_runtime.train.step.model import SparseAutoencoder
 from sae_runtime.train.stored_rows import StoredRows
@@ -94,9 +94,10 @@ def fitted(activations: Data, configs: Mapping[str, TrainConfig], options: Optio
     """
     ask_for_huge_pages()
     common, run_state = next(iter(configs.values())), options.get("run_state")
-    with memory_errors(), joined(common.device) as (world, device):
+    with memory_errors(), joined(common.device) as (world, device), ExitStack() as stack:
         world.part(common.batch)  # raises before any work
         is_first = world.rank == 0
+        stack.enter_context(only_run(run_state if is_first else None))
         source = opened(activations, common, progress=is_first and bool(options.get("progress")))
         sample = source.sample(generator(common.seed, "scale"))
         hooks = [

@@ -1,6 +1,7 @@
 """The state of a run on disk, from which it continues bit for bit: tensors as safetensors, all else as JSON."""
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -16,9 +17,14 @@ from torch import Tensor
 from sae_runtime.bundle import files
 from sae_runtime.bundle.quota import Quota
 from sae_runtime.bundle.tensors import save_tensors
-from sae_runtime.bundle.typed_json import from_dict, read_json
+from sae_runtime.bundle.typed_json import from_dict, read_file
 from sae_runtime.train.batches import Batches, Place
 from sae_runtime.train.trainer import Trainer
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover (Windows has no flock)
+    fcntl = None  # type: ignore[assignment]
 
 _VERSION = 4
 _TENSORS, _STATE = "state.safetensors", "state.json"
@@ -159,9 +165,37 @@ class Keeper:
         return {f"{sae}/{name}": t for sae, trainer in self.trainers.items() for name, t in _tensors(trainer).items()}
 
 
+@contextmanager
+def only_run(path: Path | None) -> Iterator[None]:
+    """Keep other runs from the run state at `path` while the block runs; the kernel frees the lock if this one dies.
+
+    Raises:
+        ValueError: another run uses it now.
+    """
+    if path is None or fcntl is None:
+        yield
+        return
+    lock = path.with_name(f".{path.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = os.path.samestat(os.fstat(file.fileno()), lock.stat())
+        except (BlockingIOError, FileNotFoundError):  # the file is gone where that run has just ended
+            free = False
+        except OSError:  # the disk of another machine may have no locks
+            free = True
+        if not free:
+            raise ValueError(f"another run uses the run state {path} now; wait for it, or name another --run-state")
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
 def _read(path: Path) -> _State:
     try:
-        values = read_json(dict[str, Any], (path / _STATE).read_bytes(), _STATE)
+        values = read_file(dict[str, Any], path / _STATE, _STATE)
         version = values.get("version")
         if version == _VERSION:
             state: _State = from_dict(_State, values, _STATE)

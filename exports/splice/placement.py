@@ -6,17 +6,17 @@ of a bundle, and a graph that read those would compute something else without a 
 
 import contextlib
 import filecmp
-import json
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 import onnx_ir as ir
 
 from sae_runtime.bundle import files
 from sae_runtime.bundle.folder import MANIFEST, record
+from sae_runtime.bundle.typed_json import read_file
 
 _GENAI = "genai_config.json"
 How = Literal["referred", "copied"]
@@ -116,7 +116,7 @@ def _named_by_genai(host: Path) -> str | None:
     if not config.is_file():
         return None
     try:
-        return str(json.loads(config.read_text())["model"]["decoder"]["filename"])
+        return str(read_file(dict[str, Any], config)["model"]["decoder"]["filename"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{config} names no graph (model.decoder.filename); make the host again") from error
 

@@ -1,6 +1,5 @@
 """Run a spliced graph on tokens, up to its places or to its end, and give the activations before any edit."""
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from sae_runtime.bundle import files
 from sae_runtime.bundle.splices import read_splices
+from sae_runtime.bundle.typed_json import read_file
 from sae_runtime.engine import sessions
 from sae_runtime.engine.trial import Arrays, is_of_words, made_up_inputs
 
@@ -73,7 +73,7 @@ def vocabulary(graph: Path, folder: Path) -> int:
 def _written_size(config: Path) -> int:
     """The vocab_size that a config.json tells."""
     try:
-        return int(json.loads(config.read_text())["vocab_size"])
+        return int(read_file(dict[str, Any], config)["vocab_size"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CannotRun("its vocabulary is not known") from error
 

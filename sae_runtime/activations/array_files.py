@@ -2,19 +2,19 @@
 
 import math
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sae_runtime.bundle.npz_files import npz_members
+from sae_runtime.bundle.regular import open_regular
 from sae_runtime.bundle.tensors import map_tensor, read_header
 from sae_runtime.bundle.torch_files import as_array, check_torch_file, is_tensor, load_torch_file
 
 _TORCH = (".pt", ".pth", ".bin")
 SUFFIXES = (".npy", ".npz", ".safetensors", *_TORCH)
-_UNPACKED, _SMALL = 200, 1 << 26  # a file may unpack to so many times its size, or always to so many bytes
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -40,7 +40,11 @@ def read_arrays(path: Path) -> Arrays:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # numpy warns of headers that Python 2 wrote
-            arrays = _of_npz(path) if suffix == ".npz" else {"activations": _of_npy(path)}
+            arrays = (
+                {name: member.mapped() for name, member in npz_members(path).items()}
+                if suffix == ".npz"
+                else {"activations": _of_npy(path)}
+            )
     except Exception as error:  # a damaged header makes numpy raise errors of many classes
         if isinstance(error, MemoryError | PermissionError):
             raise
@@ -107,39 +111,8 @@ def _of_torch(path: Path) -> Arrays:
 
 
 def _of_npy(path: Path) -> NDArray[Any]:
+    open_regular(path).close()  # a pipe would wait
     array: Any = np.load(path, "r", allow_pickle=False)
     if (rest := path.stat().st_size - array.offset - array.nbytes) > 0:  # numpy would not look at it
         raise ValueError(f"{rest} bytes follow its array, as where np.save was called twice for one file")
     return array  # type: ignore[no-any-return]
-
-
-def _of_npz(path: Path) -> Arrays:
-    arrays: Arrays = {}
-    with zipfile.ZipFile(path) as archive:
-        claimed, size = sum(member.file_size for member in archive.infolist()), path.stat().st_size
-        if claimed > max(_SMALL, _UNPACKED * size):
-            raise ValueError(f"it would unpack from {size} to {claimed} bytes")
-        for member in archive.infolist():
-            with archive.open(member) as file:
-                version = np.lib.format.read_magic(file)
-                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                shape, fortran, dtype = read(file)
-                begin, count = file.tell(), math.prod(shape)
-                if dtype.hasobject or begin + count * dtype.itemsize != member.file_size:
-                    raise ValueError(f"{member.filename} does not hold the numbers that its header says")
-                name = member.filename.removesuffix(".npy")
-                if member.compress_type == zipfile.ZIP_STORED and count:
-                    offset = _data_of(path, member) + begin
-                    arrays[name] = np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
-                else:
-                    file.seek(0)
-                    arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
-    return arrays
-
-
-def _data_of(path: Path, member: zipfile.ZipInfo) -> int:
-    """The byte at which a member's data begins, after its local header and the name and the extra field there."""
-    with path.open("rb") as file:
-        file.seek(member.header_offset + 26)
-        name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
-    return member.header_offset + 30 + name + extra

@@ -1,6 +1,5 @@
 """Where the documents of a harvest stand: a line of JSON for each document that has rows."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -10,7 +9,8 @@ from typing import Any
 from sae_runtime.activations.documents import Source
 from sae_runtime.activations.windows import Window
 from sae_runtime.bundle.files import new_file
-from sae_runtime.bundle.typed_json import read_json
+from sae_runtime.bundle.regular import LARGEST_JSON
+from sae_runtime.bundle.typed_json import read_json, to_text
 
 SOURCES = "documents.jsonl"
 
@@ -39,7 +39,7 @@ def source_writer(path: Path) -> Iterator[Callable[[Iterable[Window]], None]]:
                 for window in windows:
                     if window.source is not None and window.document > last:
                         last = window.document
-                        file.write(json.dumps({"document": last, **asdict(window.source)}) + "\n")
+                        file.write(to_text({"document": last, **asdict(window.source)}) + "\n")
 
             yield write
 
@@ -55,6 +55,6 @@ def read_sources(path: Path) -> Iterator[tuple[int, Source]]:
     [(7, Source(file='a.csv', row=3, id='x'))]
     """
     with path.open(encoding="utf-8") as file:
-        for number, text in enumerate(file, start=1):
+        for number, text in enumerate(iter(lambda: file.readline(LARGEST_JSON), ""), start=1):
             line: _Line = read_json(_Line, text, f"{path}, line {number}")
             yield line.document, Source(line.file, line.row, line.id)

@@ -20,8 +20,9 @@ from sae_runtime.activations.documents import Source
 from sae_runtime.activations.listing import visible_files
 from sae_runtime.activations.sources import read_sources
 from sae_runtime.bundle.manifest import Manifest
+from sae_runtime.bundle.recorded_sizes import SAMPLE_ROWS
 from sae_runtime.bundle.same_source import same_hook, same_model
-from sae_runtime.bundle.typed_json import read_versioned
+from sae_runtime.bundle.typed_json import read_file
 from sae_runtime.core.arrays import as_float32, bfloat16_to_float32, first_nonfinite
 
 INDEX = "activations.json"
@@ -222,13 +223,14 @@ def sample_rows(rows: int, d_in: int) -> NDArray[np.int64]:
     >>> len(sample_rows(1_000_000, d_in=24))
     96
     """
-    return np.linspace(0, rows - 1, min(rows, 4 * d_in, 4096)).astype(np.int64)
+    return np.linspace(0, rows - 1, min(rows, 4 * d_in, SAMPLE_ROWS)).astype(np.int64)
 
 
 def _open_folder(path: Path) -> Activations:
-    text = (path / INDEX).read_bytes()
     try:
-        index: _Index = read_versioned(_Index, text, "index", version=FORMAT_VERSION, field="format_version", more=True)
+        index: _Index = read_file(
+            _Index, path / INDEX, "index", version=FORMAT_VERSION, field="format_version", more=True
+        )
     except ValueError as error:
         raise ValueError(f"{path / INDEX}: {error}; harvest again") from error
     opened = []

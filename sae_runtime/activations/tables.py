@@ -12,7 +12,7 @@ from typing import Any
 from sae_runtime.activations.reading import Reading, one_of
 from sae_runtime.activations.text_files import Records
 from sae_runtime.bundle.extras import require
-from sae_runtime.bundle.typed_json import read_json
+from sae_runtime.bundle.typed_json import read_file
 
 STATE = "state.json"
 SPLITS = "dataset_dict.json"
@@ -103,7 +103,7 @@ def dataset_files(folder: Path) -> list[Path]:
         known = " or ".join(str(folder / split) for split in splits)
         raise ValueError(f"{folder} holds several splits; name one, {known}")
     state = folder / STATE
-    saved: _State = read_json(_State, state.read_bytes(), str(state), more=True)
+    saved: _State = read_file(_State, state, more=True)
     if saved._indices_data_files:
         raise ValueError(f"{folder} was saved with indices by an old version of datasets; save it again by a later one")
     for file in saved._data_files:

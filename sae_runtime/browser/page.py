@@ -4,6 +4,8 @@ import base64
 import html
 from collections.abc import Sequence
 
+from sae_runtime.core.printable import printable
+
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.2rem } h3 { font-size: 1rem; margin: 1.2rem 0 .3rem }
@@ -21,17 +23,26 @@ td small { display: block; color: #777; font-size: .8rem; line-height: 1.35; max
 """.strip()
 
 
+def escaped(text: str) -> str:
+    r"""A text as HTML; marks that turn the direction of what follows are shown as escapes.
+
+    >>> escaped("a < b\u202e")
+    'a &lt; b\\\\u202e'
+    """
+    return html.escape(printable(text, keep="\n\t"))
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> str:
     """A table. The first column is text, with the row's note under it; the other columns are numbers.
 
     >>> "<td>L0<small>mean</small></td><td>16</td>" in table(["", "sae"], [["L0", "16"]], ["mean"])
     True
     """
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+    head = "".join(f"<th>{escaped(cell)}</th>" for cell in header)
     body = ""
     for number, row in enumerate(rows):
-        first, *others = map(html.escape, row)
-        small = f"<small>{html.escape(notes[number])}</small>" if notes and notes[number] else ""
+        first, *others = map(escaped, row)
+        small = f"<small>{escaped(notes[number])}</small>" if notes and notes[number] else ""
         body += f"<tr><td>{first}{small}</td>" + "".join(f"<td>{cell}</td>" for cell in others) + "</tr>"
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
@@ -42,7 +53,7 @@ def heading(text: str) -> str:
     >>> heading("a & b")
     '<h2>a &amp; b</h2>'
     """
-    return f"<h2>{html.escape(text)}</h2>"
+    return f"<h2>{escaped(text)}</h2>"
 
 
 def paragraph(text: str, *, dim: bool = False) -> str:
@@ -51,7 +62,7 @@ def paragraph(text: str, *, dim: bool = False) -> str:
     >>> paragraph("x > 0")
     '<p>x &gt; 0</p>'
     """
-    return f"<p{' class=dim' * dim}>{html.escape(text)}</p>"
+    return f"<p{' class=dim' * dim}>{escaped(text)}</p>"
 
 
 def image(png: bytes, alternative: str) -> str:
@@ -61,7 +72,7 @@ def image(png: bytes, alternative: str) -> str:
     '<img alt="density by rank" src="data:image/png;base64,">'
     """
     data = base64.b64encode(png).decode()
-    return f'<img alt="{html.escape(alternative)}" src="data:image/png;base64,{data}">'
+    return f'<img alt="{escaped(alternative)}" src="data:image/png;base64,{data}">'
 
 
 def columns(parts: Sequence[str]) -> str:
@@ -80,7 +91,7 @@ def page(title: str, parts: Sequence[str]) -> str:
     True
     """
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escaped(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>{''.join(parts)}</body></html>\n"
+        f"<style>{_STYLE}</style></head><body><h1>{escaped(title)}</h1>{''.join(parts)}</body></html>\n"
     )

@@ -10,9 +10,12 @@ import numpy as np
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
+from sae_runtime.core.printable import printable
+
 # Okabe and Ito's palette for any colour vision, without its yellow, which is faint on white.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("-", "--", ":")  # for more names than colours
+_LONGEST = 60  # letters of a name in a legend
 _NEARLY_ALL = 0.9  # share of the tokens that have one number of active features
 _LAW = {"lw": 1.0, "ls": (0, (4, 2))}
 T = TypeVar("T")
@@ -33,7 +36,7 @@ def density_by_rank(
     axes = _axes("Feature density by rank", "rank of the feature", "share of tokens on which it is active")
     for name, density, style in _styled(densities):
         falling = np.sort(density[density > 0])[::-1]
-        axes.plot(np.arange(1, len(falling) + 1), falling, label=name, **style)
+        axes.plot(np.arange(1, len(falling) + 1), falling, label=_label(name), **style)
         if laws and name in laws:
             axes.plot(np.arange(1, len(laws[name]) + 1), laws[name], color=style["color"], **_LAW)
     if laws:
@@ -59,10 +62,10 @@ def active_features(l0: Mapping[str, NDArray[np.int64]]) -> bytes:
     for name, share, style in _styled(shares):
         commonest = int(share.argmax())
         if share[commonest] > _NEARLY_ALL:  # one tall bar would hide the others
-            axes.axvline(commonest, label=f"{name}: {share[commonest]:.1%} have {commonest}", **style)
+            axes.axvline(commonest, label=_label(name, f": {share[commonest]:.1%} have {commonest}"), **style)
         else:
             line = np.pad(share, (0, max(longest + 1 - len(share), 0)))[: longest + 1]
-            axes.plot(line, drawstyle="steps-mid", label=name, **style)
+            axes.plot(line, drawstyle="steps-mid", label=_label(name), **style)
     axes.set(xlim=(0, longest), ylim=(0, None))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     return _png(axes)
@@ -81,7 +84,7 @@ def largest_cosines(histograms: Mapping[str, NDArray[np.int64]]) -> bytes:
     lowest = 0.0
     for name, counts, style in _styled(histograms):
         edges = np.linspace(-1, 1, len(counts) + 1)
-        axes.stairs(counts / max(counts.sum(), 1), edges, label=name, **style)
+        axes.stairs(counts / max(counts.sum(), 1), edges, label=_label(name), **style)
         lowest = min(lowest, float(edges[np.flatnonzero(counts)[0]]))
     axes.set(xlim=(lowest, 1), ylim=(0, None))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -99,7 +102,7 @@ def training_curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes
     """
     axes = _axes("Training", "tokens seen", "fraction of variance unexplained")
     for name, lines, style in _styled(metrics):
-        axes.plot([line["tokens"] for line in lines], [line["fvu"] for line in lines], label=name, **style)
+        axes.plot([line["tokens"] for line in lines], [line["fvu"] for line in lines], label=_label(name), **style)
     if any(line["fvu"] > 0 for lines in metrics.values() for line in lines):
         axes.set_yscale("log")
         axes.yaxis.set_minor_formatter("{x:.2f}")
@@ -115,6 +118,11 @@ def _styled(values: Mapping[str, T]) -> Iterator[tuple[str, T, dict[str, Any]]]:
         yield name, value, {"color": _COLOURS[colour], "lw": 1.8, "ls": _DASHES[dash % len(_DASHES)]}
 
 
+def _label(name: str, more: str = "") -> str:
+    """The text of a line in the legend; the space keeps matplotlib from leaving out a name that begins with _."""
+    return f" {printable(name if len(name) <= _LONGEST else name[: _LONGEST - 3] + '...')}{more}"
+
+
 def _axes(title: str, x: str, y: str) -> Any:
     axes = matplotlib.figure.Figure(figsize=(6.4, 4.0), layout="constrained").subplots()
     axes.set_title(title, fontsize=11, loc="left")
@@ -125,9 +133,11 @@ def _axes(title: str, x: str, y: str) -> Any:
 
 
 def _png(axes: Any) -> bytes:
-    axes.legend()
+    for text in axes.legend().get_texts():
+        text.set_text(text.get_text().strip())
+        text.set_parse_math(False)  # a $ in a name is no formula
     png = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Glyph \d+")  # matplotlib draws boxes for letters that its font lacks
+        warnings.simplefilter("ignore", UserWarning)  # matplotlib draws boxes for letters that its font lacks
         axes.figure.savefig(png, format="png", dpi=150)
     return png.getvalue()

@@ -1,7 +1,7 @@
 """The report: one HTML page that compares the evaluations of bundles. It does not need torch."""
 
 import importlib.metadata
-import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 from sae_runtime.browser import page, plots, tables
 from sae_runtime.browser.tables import Subject
 from sae_runtime.bundle.evaluation_file import HostLoss, law_by_rank
+from sae_runtime.bundle.typed_json import read_json
 
 __all__ = ["Subject", "read_metrics", "report"]
 
@@ -71,9 +72,10 @@ def read_metrics(path: Path, name: str | None = None) -> list[dict[str, Any]]:
     lines = []
     for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         try:
-            line = json.loads(text)
-            ok = isinstance(line, dict) and all(type(line.get(key)) in (int, float) for key in ("tokens", "fvu"))
-        except (ValueError, RecursionError):
+            line = read_json(dict[str, Any], text, "line")
+            line |= {"fvu": math.nan} if line["fvu"] is None else {}  # train writes null where there is no number
+            ok = all(type(line[key]) in (int, float) for key in ("tokens", "fvu"))
+        except (ValueError, KeyError):
             ok = False
         if not ok:
             raise ValueError(f"{path}, line {number}: expected a JSON object with tokens and fvu, as train writes it")

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from sae_runtime.bundle import quota
 from sae_runtime.bundle.manifest import Allocation, Architecture
 from sae_runtime.bundle.quota import Quota
-from sae_runtime.bundle.typed_json import read_versioned
+from sae_runtime.bundle.typed_json import read_file
 
 SCHEMA_VERSION = 1
+_LARGEST = 1 << 28  # bytes; a million features have 20 MB of figures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,10 +139,28 @@ def read_evaluation(path: Path) -> Evaluation:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; make it: sae-runtime evaluate BUNDLE -o {path}")
     try:
-        evaluation: Evaluation = read_versioned(Evaluation, path.read_bytes(), "the evaluation", version=SCHEMA_VERSION)
+        evaluation: Evaluation = read_file(Evaluation, path, "the evaluation", version=SCHEMA_VERSION, most=_LARGEST)
+        _check(evaluation)
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{path}: {error}; make it again with sae-runtime evaluate -o {path}") from error
     return evaluation
+
+
+def _check(evaluation: Evaluation) -> None:
+    """Raise ValueError if a part of the figures that `report` draws is missing or cannot be drawn."""
+    rules = [rule for rule in (evaluation.served, evaluation.batch) if rule is not None]
+    features = evaluation.architecture.d_sae
+    whole = (
+        evaluation.tokens >= 1
+        and (not evaluation.left_out or evaluation.max_norm is not None)
+        and all({"0.05", "0.95"} <= rule.l0_quantiles.keys() for rule in rules)
+        and all(rule.l0_tokens and len(rule.matches) == features for rule in rules)
+        and any(evaluation.decoder.histogram)
+        and all(count >= 0 for rule in rules for count in (*rule.l0_tokens, *rule.matches))
+        and min(evaluation.decoder.histogram) >= 0
+    )
+    if not whole:
+        raise ValueError("the figures do not fit one another")
 
 
 def law_by_rank(law: Zipf, density: NDArray[np.float64]) -> NDArray[np.float64]:

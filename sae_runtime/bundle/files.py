@@ -23,6 +23,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from sae_runtime.bundle.disk_errors import naming
+
 try:
     import fcntl
 except ImportError:  # pragma: no cover (Windows has no flock, so partials of killed writers stay there)
@@ -207,7 +209,8 @@ def _partial(path: Path, make: Callable[[Path], None], *, force: bool) -> Iterat
             if fcntl is not None and not (locked and partial.exists()):
                 continue
             try:
-                yield partial
+                with naming(path, partial):
+                    yield partial
             except BaseException:  # Ctrl-C too
                 _remove(partial)
                 raise

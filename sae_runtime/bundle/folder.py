@@ -24,6 +24,8 @@ from sae_runtime.bundle.graphs import export_options
 from sae_runtime.bundle.hub import leaves
 from sae_runtime.bundle.identity import Identity, identity
 from sae_runtime.bundle.manifest import Architecture, FileRecord, GraphRecord, Manifest, from_json, to_json
+from sae_runtime.bundle.recorded_sizes import check_sizes
+from sae_runtime.bundle.regular import open_regular, read_bytes
 from sae_runtime.bundle.sae_lens_cfg import CFG, check_cfg, sae_lens_cfg
 from sae_runtime.bundle.stats import FILE as STATS
 from sae_runtime.bundle.stats import Stats, read_stats, save_stats
@@ -372,7 +374,7 @@ def record(path: Path) -> FileRecord:
     >>> record(Path("a.txt")).size
     3
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return FileRecord(size=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
 
 
@@ -417,7 +419,13 @@ def _read_manifest(path: Path) -> Manifest:
         problem = "is not a folder" if path.exists() else "does not exist"
         raise ValueError(f"{path} {problem}; a bundle is the folder that `sae-runtime train` writes")
     try:
-        return from_json((path / MANIFEST).read_text())
+        if leaves(path / MANIFEST, path):
+            raise ValueError(
+                f"it is a link out of the bundle, to {(path / MANIFEST).resolve()}; put the file itself there"
+            )
+        read = from_json(read_bytes(path / MANIFEST))
+        check_sizes(read, weight_shapes(read.architecture))
+        return read
     except FileNotFoundError as error:
         raise ValueError(f"{path} holds no {MANIFEST}, so it is not a bundle; make one: sae-runtime train") from error
     except ValueError as error:

@@ -5,14 +5,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sae_runtime.bundle.quota import Quota
-from sae_runtime.bundle.typed_json import read_versioned
+from sae_runtime.bundle.typed_json import read_json
 
 FILE = "sae_runtime.json"
 SCHEMA_VERSION = 2
 SELECTIONS = ("topk", "groupmax", "threshold")
+T = TypeVar("T")
 NORMS = ("none", "layer", "length")
 
 
@@ -220,6 +221,15 @@ class Manifest:
                 f"activations have d_in {d_in}, this SAE expects {expected}{source}; was another layer captured?"
             )
 
+    def told(self, name: str, kind: type[T]) -> T:
+        """A value of the provenance, which any program may have written; an empty one where it is of another type.
+
+        >>> sae.manifest.told("rows", dict)
+        {}
+        """
+        value = self.provenance.get(name)
+        return value if isinstance(value, kind) else kind()
+
     @property
     def batch_allocation(self) -> Allocation:
         """The allocation; raises ValueError if it is not known."""
@@ -241,14 +251,14 @@ def to_json(manifest: Manifest) -> str:
     return json.dumps(dataclasses.asdict(manifest), indent=2, allow_nan=False) + "\n"
 
 
-def from_json(text: str) -> Manifest:
+def from_json(text: str | bytes) -> Manifest:
     """The manifest of a text of `sae_runtime.json`.
 
     Raises:
         ValueError: the text is not JSON or has another schema version, or a field is missing, unknown or wrong.
     """
     try:
-        manifest: Manifest = read_versioned(Manifest, text, "manifest", version=SCHEMA_VERSION)
+        manifest: Manifest = read_json(Manifest, text, "manifest", version=SCHEMA_VERSION)
     except ValueError as error:
         raise ValueError(f"{error}; fit or convert the SAE again, then export it") from error
     return manifest

@@ -6,7 +6,7 @@ from typing import Any
 from sae_runtime.bundle import manifest as manifests
 from sae_runtime.bundle.manifest import Manifest
 from sae_runtime.bundle.same_source import public_name
-from sae_runtime.bundle.typed_json import read_json
+from sae_runtime.bundle.typed_json import read_file
 
 CFG = "cfg.json"
 NORMS = {"none": "none", "layer_norm": "layer", "constant_norm_rescale": "length"}  # SAELens's name -> our norm
@@ -63,7 +63,7 @@ def check_cfg(folder: Path, manifest: Manifest, *, calibrated: bool) -> None:
     if expected is None:
         return
     try:
-        cfg = read_json(dict[str, Any], (folder / CFG).read_bytes(), str(folder / CFG))
+        cfg = read_file(dict[str, Any], folder / CFG)
     except ValueError as error:
         raise ValueError(f"{error}; copy it again") from error
     for key, value in expected.items():

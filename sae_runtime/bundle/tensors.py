@@ -6,6 +6,7 @@ numpy. It writes the files that fit in memory; `stream_tensors` writes weights p
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
+
+from sae_runtime.bundle.regular import open_regular
+from sae_runtime.bundle.typed_json import read_json
 
 # numpy has no bfloat16: its 16 bits are mapped, and `core.arrays.bfloat16_to_float32` widens them.
 _DTYPES: dict[str, "np.dtype[Any]"] = {
@@ -29,6 +33,7 @@ _DTYPES: dict[str, "np.dtype[Any]"] = {
     "BOOL": np.dtype("?"),
 }
 _MAX_HEADER = 100_000_000  # bytes, as in the safetensors package
+_MOST_AXES = 32
 BLOCK = 1 << 21  # numbers in a part
 
 
@@ -52,14 +57,14 @@ def read_header(path: Path) -> dict[str, TensorSpec]:
     >>> read_header(Path("a.safetensors"))["x"]
     TensorSpec(dtype='F32', shape=(2, 3), offset=72, size=24)
     """
-    file_size = path.stat().st_size
-    with path.open("rb") as file:
+    with open_regular(path) as file:
+        file_size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
         if file_size < 8 or length > min(file_size - 8, _MAX_HEADER):
             raise ValueError(f"{path} is not a whole safetensors file: its header does not fit; copy it again")
         raw = file.read(length)
     try:
-        header = json.loads(raw)
+        header = read_json(dict[str, Any], raw, "it")
         entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
         specs = {name: _spec(entry, 8 + length) for name, entry in entries.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -78,8 +83,8 @@ def _spec(entry: Any, data_start: int) -> TensorSpec:
     dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     if dtype not in _DTYPES:
         raise ValueError(f"dtype {dtype}, expected one of {', '.join(_DTYPES)}")
-    if not all(isinstance(number, int) and number >= 0 for number in (*shape, begin, end)):
-        raise ValueError("shape and offsets must be whole numbers")
+    if len(shape) > _MOST_AXES or not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
+        raise ValueError(f"shape and offsets must be whole numbers, at most {_MOST_AXES} of a shape")
     if end - begin != math.prod(shape) * _DTYPES[dtype].itemsize:
         raise ValueError(f"shape {list(shape)} of {dtype} does not fill {end - begin} bytes")
     return TensorSpec(dtype, shape, data_start + begin, end - begin)
@@ -117,7 +122,7 @@ def save_tensors(
     try:
         save_file(laid_out, path)
     except safetensors.SafetensorError as error:  # neither an OSError nor a ValueError
-        raise OSError(f"{path.parent}: tensors cannot be written ({error}); free space or write elsewhere") from error
+        raise OSError(f"{path}: tensors cannot be written ({error}); free space or write elsewhere") from error
 
 
 class Streamed(Protocol):
@@ -176,4 +181,4 @@ def stream_tensors(path: Path, tensors: Mapping[str, NDArray[np.float32] | Strea
                 for _, part in blocks(tensor, block) if isinstance(tensor, np.ndarray) else tensor.blocks():
                     file.write(np.ascontiguousarray(part, "<f4").tobytes())
     except OSError as error:
-        raise OSError(f"{path.parent}: tensors cannot be written ({error}); free space or write elsewhere") from error
+        raise OSError(f"{path}: tensors cannot be written ({error}); free space or write elsewhere") from error

@@ -14,8 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_runtime.bundle import extras
+from sae_runtime.bundle.regular import open_regular
+from sae_runtime.bundle.torch_pickles import LARGEST_PICKLE, check_pickle
 
 _DTYPES = ("float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8")
+_DEEPEST, _MOST_VALUES = 64, 1 << 18  # of containers inside one another, and of all values in them
 _BAD = (zipfile.BadZipFile, EOFError, NotImplementedError, OSError, OverflowError, RuntimeError, ValueError)
 
 
@@ -33,15 +36,32 @@ def check_torch_file(file: Path) -> None:
     if "torch" in extras.missing("train"):
         extras.require("train")
     try:
-        with zipfile.ZipFile(file) as archive:
+        with open_regular(file) as opened, zipfile.ZipFile(opened) as archive:
             if any(member.compress_size != member.file_size for member in archive.infolist()):
                 raise zipfile.BadZipFile("a member is compressed or claims a wrong size")
             if (damaged := archive.testzip()) is not None:
                 raise zipfile.BadZipFile(f"{damaged!r} has a wrong checksum")
+            pickled = archive.read(_pickle_of(archive))
     except _BAD as error:
         raise ValueError(
             f"{file} is not a sound file of torch.save ({_one_line(error)}); get it again, or save it by a later torch"
         ) from error
+    check_pickle(file, pickled)
+
+
+def _pickle_of(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
+    """The member that torch unpickles; raises BadZipFile where torch could take another one than zipfile does."""
+    members = archive.infolist()
+    names = [member.filename.lower() for member in members]
+    folders = {name.partition("/")[0] for name in names}
+    if len(set(names)) < len(names) or len(folders) != 1 or f"{folders.pop()}/data.pkl" not in names:
+        raise zipfile.BadZipFile("it is not one folder with one data.pkl")
+    if archive.comment or min(member.header_offset for member in members):
+        raise zipfile.BadZipFile("bytes stand before or behind it")
+    pickled = next(member for member in members if member.filename.endswith("/data.pkl"))
+    if pickled.file_size > LARGEST_PICKLE:
+        raise zipfile.BadZipFile(f"its pickle has {pickled.file_size:,} bytes, at most {LARGEST_PICKLE:,} are read")
+    return pickled
 
 
 def load_torch_file(file: Path) -> Any:
@@ -77,7 +97,25 @@ def load_torch_file(file: Path) -> Any:
         held = [m.file_size for m in archive.infolist() if m.filename.split("/")[-2:-1] == ["data"]]
     if sorted(sizes) != sorted(held):
         raise ValueError(f"{file} does not hold as many numbers as its tensors need; get a sound copy")
+    _refuse_growth(file, saved)
     return saved
+
+
+def _refuse_growth(file: Path, saved: Any) -> None:
+    """Refuse containers that are inside themselves, or so often in others that a walk through all has no end.
+
+    A pickle of a few lines can hold a dict of 100 names for one dict, which has 100 names for the next, and so on.
+    """
+    level, walked = [saved], 1
+    for _ in range(_DEEPEST):
+        level = [value for value in level if isinstance(value, dict | list | tuple | set)]
+        walked += sum(map(len, level))
+        if walked > _MOST_VALUES:
+            break
+        level = [part for value in level for part in (value.values() if isinstance(value, dict) else value)]
+        if not level:
+            return
+    raise ValueError(f"{file} holds lists and dicts inside one another without end; save its state_dict alone")
 
 
 def is_tensor(value: Any) -> bool:

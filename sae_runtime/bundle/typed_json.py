@@ -1,18 +1,35 @@
 """JSON to checked Python values: dataclasses, tuples, mappings and plain types.
 
-Every JSON file of the project is read by `read_json` or `read_versioned`.
+Every JSON file of the project is read by `read_file`, and every text of JSON by `read_json`. They refuse what JSON does
+not have or programs read differently: NaN and Infinity, a name that an object has twice, nesting without end, and
+numbers beyond float64. A field of type int holds an int64, and a field of type str no NUL and no half of a character.
 """
 
 import dataclasses
 import json
+import math
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from sae_runtime.bundle.regular import LARGEST_JSON, read_bytes
 
-def read_json(kind: Any, text: str | bytes, where: str, *, more: bool = False) -> Any:
+_DEEPEST = 64  # objects and lists inside one another
+_DIGITS = 40  # of a whole number; the state of a random generator has 39
+
+
+def read_json(
+    kind: Any,
+    text: str | bytes,
+    where: str,
+    *,
+    more: bool = False,
+    version: int | None = None,
+    field: str = "schema_version",
+) -> Any:
     """Read the value of a JSON text as `kind`.
 
     Args:
@@ -20,44 +37,61 @@ def read_json(kind: Any, text: str | bytes, where: str, *, more: bool = False) -
         text: the text.
         where: the name of the value in messages.
         more: see `from_dict`.
+        version: see `read_file`.
+        field: see `read_file`.
 
     Raises:
-        ValueError: the text is not JSON, or its value is of another type.
+        ValueError: the text is not JSON, or its value is of another type or version.
 
     >>> read_json(tuple[int, ...], "[1, 2]", "sizes")
     (1, 2)
     >>> read_json(int, "[1", "size")
     Traceback (most recent call last):
     ValueError: size is not readable JSON (Expecting ',' delimiter: line 1 column 3 (char 2))
-    """
-    return from_dict(kind, _parsed(text, where), where, more=more)
-
-
-def read_versioned(
-    kind: Any, text: str | bytes, where: str, *, version: int, field: str = "schema_version", more: bool = False
-) -> Any:
-    """Read a JSON object as `kind`, and check the version of its format before its other fields.
-
-    Args:
-        kind: a dataclass; see `from_dict`.
-        text: the text.
-        where: the name of the object in messages.
-        version: the version that `kind` describes.
-        field: the field that holds the version.
-        more: see `from_dict`.
-
-    Raises:
-        ValueError: the text is not JSON, the version is another one, or a field is missing, unknown or of another type.
-
-    >>> read_versioned(dict[str, int], '{"schema_version": 1}', "the plan", version=2)
+    >>> read_json(dict[str, int], '{"schema_version": 1}', "the plan", version=2)
     Traceback (most recent call last):
     ValueError: the plan has schema version 1, this sae-runtime reads 2
     """
     value = _parsed(text, where)
-    written = value.get(field) if isinstance(value, dict) else None
-    if written != version:
-        raise ValueError(f"{where} has {field.replace('_', ' ')} {shown(written)}, this sae-runtime reads {version}")
+    if version is not None:
+        written = value.get(field) if isinstance(value, dict) else None
+        if type(written) is not int or written != version:
+            name = field.replace("_", " ")
+            raise ValueError(f"{where} has {name} {shown(written)}, this sae-runtime reads {version}")
     return from_dict(kind, value, where, more=more)
+
+
+def read_file(
+    kind: Any,
+    path: Path,
+    where: str | None = None,
+    *,
+    more: bool = False,
+    version: int | None = None,
+    field: str = "schema_version",
+    most: int = LARGEST_JSON,
+) -> Any:
+    """Read the value of a JSON file as `kind`.
+
+    Args:
+        kind: the type of the value; see `from_dict`.
+        path: the file; a regular one.
+        where: the name of the value in messages; None: the path.
+        more: see `from_dict`.
+        version: the version of the format that `kind` describes, checked before the other fields; None: it has none.
+        field: the field that holds the version.
+        most: largest size of the file in bytes.
+
+    Raises:
+        OSError: the file does not exist or may not be read.
+        ValueError: it is no regular file, is too large, is not JSON, or its value is of another type or version.
+
+    >>> _ = Path("plan.json").write_text('{"rows": 3}')
+    >>> read_file(dict[str, int], Path("plan.json"))
+    {'rows': 3}
+    """
+    where = str(path) if where is None else where
+    return read_json(kind, read_bytes(path, most=most), where, more=more, version=version, field=field)
 
 
 def from_dict(kind: Any, value: Any, where: str, *, more: bool = False) -> Any:
@@ -96,12 +130,44 @@ def from_dict(kind: Any, value: Any, where: str, *, more: bool = False) -> Any:
     if origin in (dict, Mapping):
         if not isinstance(value, dict):
             raise ValueError(f"{where} must be an object, got {shown(value)}")
-        return {key: from_dict(arguments[1], v, f"{where}.{key}", more=more) for key, v in value.items()}
+        return {
+            from_dict(str, key, f"a name in {where}"): from_dict(arguments[1], v, f"{where}.{key}", more=more)
+            for key, v in value.items()
+        }
     if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
         return float(value)
     if type(value) is not kind:
         raise ValueError(f"{where} must be {kind.__name__}, got {shown(value)}")
+    if kind is int and not -(1 << 63) <= value < 1 << 63:
+        raise ValueError(f"{where} must be an int of 64 bits, got {shown(value)}")
+    if kind is str and ("\0" in value or not _is_whole(value)):
+        raise ValueError(f"{where} must be text without NUL and surrogates, got {shown(value)}")
     return value
+
+
+def to_text(value: Any, *, indent: int | None = None, other: Callable[[Any], Any] | None = None) -> str:
+    """The JSON text of a value. Numbers that are not finite, which JSON does not have, become null.
+
+    Args:
+        value: dicts, lists, tuples and plain values.
+        indent: spaces of each level; None: one line.
+        other: makes a JSON value of any other object.
+
+    >>> to_text({"fvu": float("nan"), "l0": 4.0})
+    '{"fvu": null, "l0": 4.0}'
+    """
+    try:
+        return json.dumps(value, indent=indent, default=other, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), indent=indent, default=other, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def shown(value: object) -> str:
@@ -118,9 +184,57 @@ def shown(value: object) -> str:
 
 def _parsed(text: str | bytes, where: str) -> Any:
     try:
-        return json.loads(text)
+        value = json.loads(
+            text if isinstance(text, str) else text.decode(),
+            object_pairs_hook=_object,
+            parse_constant=_constant,
+            parse_float=_float,
+            parse_int=_whole_number,
+        )
+        level = [value]
+        for _ in range(_DEEPEST):
+            inside = [v for v in level if isinstance(v, dict | list)]
+            level = [part for v in inside for part in (v.values() if isinstance(v, dict) else v)]
+            if not level:
+                return value
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not readable JSON ({error})") from error
+    raise ValueError(f"{where} is not readable JSON (more than {_DEEPEST} objects and lists inside one another)")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"the name {shown(twice)} stands twice in one object")
+    return made
+
+
+def _constant(text: str) -> float:
+    raise ValueError(f"JSON has no {text}; write null")
+
+
+def _float(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"the number {text[:20]} is beyond float64")
+    return number
+
+
+def _whole_number(text: str) -> int:
+    if len(text) > _DIGITS:
+        raise ValueError(f"the number {text[:20]}... has {len(text)} digits, at most {_DIGITS} are read")
+    return int(text)
+
+
+def _is_whole(text: str) -> bool:
+    """Whether a text can be written as UTF-8; JSON can hold one half of a pair of surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _dataclass(kind: Any, value: Any, where: str, *, more: bool) -> Any:

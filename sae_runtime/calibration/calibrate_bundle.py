@@ -20,7 +20,7 @@ from sae_runtime.activations.stored import Activations, check_source, sample_row
 from sae_runtime.bundle import folder as bundles
 from sae_runtime.bundle import quota
 from sae_runtime.bundle.folder import Bundle
-from sae_runtime.bundle.manifest import Allocation, LeftOut
+from sae_runtime.bundle.manifest import Allocation, LeftOut, Manifest
 from sae_runtime.bundle.normalise import normalised
 from sae_runtime.bundle.outputs import Output
 from sae_runtime.bundle.plausible import warn_of_other_rows
@@ -149,7 +149,7 @@ def calibrate_bundle(
         measured=measured,
         left_out=left_out,
         measured_with_left_out=with_left_out,
-        provenance={**_still_true(bundle.manifest.provenance), "calibration": calibration},
+        provenance={**_still_true(bundle.manifest), "calibration": calibration},
     )
     weights = {name: bundle.tensor(name) for name in bundle.specs} | {"threshold": threshold}
     bundle.refuse_change(bundles.MANIFEST)  # another fit may have taken its place
@@ -164,10 +164,10 @@ def calibrate_bundle(
     )
 
 
-def _still_true(provenance: Mapping[str, Any]) -> dict[str, Any]:
+def _still_true(manifest: Manifest) -> dict[str, Any]:
     """What a manifest told of the SAE, without warnings that asked for this command."""
-    warned = [text for text in provenance.get("warnings", []) if "sae-runtime calibrate" not in text]
-    rest = {name: value for name, value in provenance.items() if name != "warnings"}
+    warned = [text for text in manifest.told("warnings", list) if "sae-runtime calibrate" not in str(text)]
+    rest = {name: value for name, value in manifest.provenance.items() if name != "warnings"}
     return {**rest, "warnings": warned} if warned else rest
 
 

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from sae_runtime.bundle.hub import leaves
-from sae_runtime.bundle.typed_json import read_json, shown
+from sae_runtime.bundle.typed_json import read_file, shown
 
 _LARGEST = 1 << 53  # magnitude of a number of a configuration
-_MAX_JSON = 1 << 24  # bytes; far more than any configuration has
 
 
 def home(path: Path) -> Path:
@@ -139,10 +138,8 @@ def read_config(file: Path) -> Config:
     >>> read_config(Path("cfg.json")).size("d_in")
     24
     """
-    if file.stat().st_size > _MAX_JSON:
-        raise ValueError(f"{file} is too large for a configuration; is it of another format?")
     try:
-        return Config(file, read_json(dict[str, Any], file.read_bytes(), str(file)))
+        return Config(file, read_file(dict[str, Any], file))
     except ValueError as error:
         raise ValueError(f"{error}; get it again") from error
 

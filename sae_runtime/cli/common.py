@@ -3,26 +3,36 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from json import dumps
 from pathlib import Path
 from shlex import join
 from typing import Any
 
 import click
 
+from sae_runtime.bundle.disk_errors import naming
+from sae_runtime.bundle.typed_json import to_text
 from sae_runtime.cli.options import WHOLE, Decorator, gathered
+from sae_runtime.core.printable import printable
 
+_DEEPEST = 255  # folders inside one another
 _PROVIDERS = ("CPU", "CUDA", "Tensorrt", "OpenVINO", "CoreML", "Dml", "ROCM", "MIGraphX", "QNN", "WebGpu", "Xnnpack")
 
 
-class _Output(click.Path):
+class _Path(click.Path):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if len(Path(value).parts) > _DEEPEST:  # Python makes them by a recursion
+            self.fail(f"it has more than {_DEEPEST} folders inside one another; name another path.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class _Output(_Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if str(value) == "-":
             self.fail("- would be standard output, which is not written to; name a path.", param, ctx)
         return super().convert(value, param, ctx)
 
 
-PATH = click.Path(path_type=Path)  # the reader of a path says best what is wrong with it
+PATH = _Path(path_type=Path)  # the reader of a path says best what is wrong with it
 OUTPUT = _Output(path_type=Path)
 
 bundle = click.argument("bundle")
@@ -75,11 +85,13 @@ class Run:
 
     def show(self, result: Mapping[str, Any], lines: Sequence[tuple[str, object]]) -> None:
         """Print a result to stdout: as JSON, or as lines of label and text; an empty label continues the one above."""
-        if self.json:
-            click.echo(dumps(result, indent=2, allow_nan=False, default=str))
-            return
-        width = max(len(label) for label, _ in lines)
-        click.echo("\n".join(f"{label:<{width}}  {text}".rstrip() for label, text in lines))
+        with naming("standard output"):
+            if self.json:
+                click.echo(to_text(result, indent=2, other=str))
+                return
+            width = max(len(label) for label, _ in lines)
+            for label, text in lines:
+                click.echo(printable(f"{label:<{width}}  {text}".rstrip()))
 
 
 _RUNNING = {
@@ -92,6 +104,11 @@ _RUNNING = {
 def running(*names: str) -> Decorator[Any]:
     """Decorator that gives a command some of --force, --quiet and --json, and hands it a `Run` of them."""
     return gathered("run", Run, {name: _RUNNING[name] for name in names})
+
+
+def warn(warning: object) -> None:
+    """Print a warning as one line on stderr."""
+    click.echo(printable(f"warning: {warning}"), err=True)
 
 
 @contextmanager
@@ -161,7 +178,7 @@ def with_left_out(measured: Mapping[str, float]) -> list[tuple[str, str]]:
     >>> with_left_out({"tokens": 500, "fvu": 0.25, "l0": 4.0})
     [('', 'with those left out: FVU 0.2500, explained variance 0.7500, L0 4.00 on 500 tokens')]
     """
-    if "l0" not in measured:
+    if not {"l0", "tokens"} <= measured.keys():
         return []
     figures = f"{explained(measured.get('fvu'))}L0 {measured['l0']:.2f}"
     return [("", f"with those left out: {figures} on {measured['tokens']:,.0f} tokens")]

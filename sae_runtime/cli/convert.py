@@ -33,7 +33,7 @@ def command(checkpoint: str, format: str | None, output: Path, run: Run) -> None
         refuse_inputs(output, {"checkpoint": Path(checkpoint)})
     made = convert(checkpoint, output, format=format, force=run.force)
     for warning in made.warnings:
-        click.echo(f"warning: {warning}", err=True)
+        common.warn(warning)
     manifest = made.manifest()
     architecture = manifest.architecture
     calibrated = architecture.selection != "threshold" or "threshold" in made.weights
@@ -42,11 +42,11 @@ def command(checkpoint: str, format: str | None, output: Path, run: Run) -> None
         "source_format": made.source_format,
         "architecture": dataclasses.asdict(architecture),
         "calibrated": calibrated,
-        "fitted_on": manifest.provenance.get("fitted_on", {}),
+        "fitted_on": manifest.told("fitted_on", dict),
         "warnings": list(made.warnings),
     }
     sizes = (architecture.d_in, architecture.d_sae, architecture.d_out)
     shape = " -> ".join(str(size) for size in sizes if size is not None)
     then = common.shell_command("export" if calibrated else "calibrate", output)
-    lines = [("bundle", output), ("read", f"{made.source_format}, {shape}"), *fitted_on(manifest.provenance)]
+    lines = [("bundle", output), ("read", f"{made.source_format}, {shape}"), *fitted_on(manifest)]
     run.show(result, [*lines, ("next", then)])

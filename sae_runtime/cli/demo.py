@@ -7,6 +7,7 @@ import click
 from sae_runtime.cli import common
 from sae_runtime.cli.common import Run
 from sae_runtime.cli.options import Command
+from sae_runtime.core.printable import printable
 
 
 @click.command("demo", cls=Command, example="sae-runtime demo -o demo-out")
@@ -25,4 +26,4 @@ def command(output: Path, run: Run) -> None:
     from sae_runtime import demo  # torch and a model: after the check that the extra is installed
 
     demo.run(output, force=run.force)
-    click.echo(output)
+    click.echo(printable(output))

@@ -11,9 +11,11 @@ from typing import Any
 import click
 
 from sae_runtime.cli.options import config_option
+from sae_runtime.core.printable import printable
 
 _NO_READER = 141  # the exit code of a process that SIGPIPE ends, as a shell reports it
 _ERRORS = (ValueError, OSError, ImportError, MemoryError, EOFError)  # of inputs and machines; others are bugs
+_LOOP = "Symlink loop from "  # begins the RuntimeError of pathlib before Python 3.13
 
 
 class Failure(click.ClickException):
@@ -21,7 +23,7 @@ class Failure(click.ClickException):
 
     def show(self, file: object = None) -> None:
         """Print the line."""
-        click.echo(self.message, err=True)
+        click.echo(printable(self.message), err=True)
 
 
 class Interrupted(Failure):
@@ -88,11 +90,14 @@ class Group(click.Group):
             raise SystemExit(_NO_READER) from None
         except (KeyboardInterrupt, click.Abort) as error:
             raise Interrupted(error) from None
+        except click.ClickException as error:
+            error.message = printable(error.message, keep="\n\t")
+            raise
         except Exception as error:
             # Python 3.11 wraps an interrupt that comes while a class is made.
             if isinstance(error.__cause__, KeyboardInterrupt):
                 raise Interrupted(error.__cause__) from None
-            if not isinstance(error, _ERRORS):
+            if not isinstance(error, _ERRORS) and _LOOP not in str(error):
                 raise
             raise Failure(f"error: {_sentence(error)}") from error
 
@@ -105,9 +110,9 @@ def _warnings_as_lines() -> Iterator[None]:
 
         def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
             if category.__module__.startswith("sae_runtime."):
-                click.echo(f"warning: {message}", err=True)
+                click.echo(printable(f"warning: {message}"), err=True)
             else:
-                others(message, category, *place, **more)
+                others(printable(message, keep="\n\t"), category, *place, **more)
 
         warnings.showwarning = show
         yield
@@ -123,6 +128,10 @@ def _sentence(error: Exception) -> str:
         missing = isinstance(error, FileNotFoundError)
         return f"{error.filename} does not exist" if missing else f"{error.filename}: {error.strerror}"
     text = " ".join(str(error).split())
+    if _LOOP in text:
+        return f"{text.partition(_LOOP)[2][1:-1]} is a link that leads to itself; name another path"
+    if text == "embedded null byte":
+        return "a path holds NUL, which no name of a file can hold; name another path"
     if isinstance(error, MemoryError):
         return f"out of memory{f' ({text})' if text else ''}"
     return text or type(error).__name__

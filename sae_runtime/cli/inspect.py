@@ -103,14 +103,13 @@ def describe(manifest: "Manifest") -> list[tuple[str, str]]:
         form += f"; transcodes to {manifest.hook_out or 'another activation'}, {architecture.d_out:,} wide"
     form += ", with a linear skip" * architecture.skip
     lines = [("source", ", ".join(filter(None, (manifest.model, manifest.hook))) or "unknown"), ("architecture", form)]
-    lines += [*fitted_on(manifest.provenance), *_listed("warned", manifest.provenance.get("warnings", []))]
+    lines += [*fitted_on(manifest), *_listed("warned", manifest.told("warnings", list))]
     if allocation is not None:
         text = f"{allocation.kind} choice, k {allocation.k:g}"
         if allocation.quota is not None:
             text += "".join(f", {name} {value:.4g}" for name, value in dataclasses.asdict(allocation.quota).items())
         lines.append(("allocation", text))
-    calibration = manifest.provenance.get("calibration")
-    for rows in (manifest.provenance.get("rows"), calibration.get("rows") if isinstance(calibration, dict) else None):
+    for rows in (manifest.told("rows", dict), manifest.told("calibration", dict).get("rows")):
         if text := row_line(rows):
             lines.append(("rows", text))
     tokens = "tokens" if "calibration" in manifest.provenance else "held-out tokens"  # others may have trained on them
@@ -123,10 +122,8 @@ def _left_out(manifest: "Manifest") -> list[tuple[str, str]]:
     rule = manifest.left_out
     if rule is None:
         return []
-    calibration = manifest.provenance.get("calibration")
-    used = (calibration if isinstance(calibration, dict) else manifest.provenance).get("rows")
-    counts = used if isinstance(used, dict) else {}
-    parts = [part for part in rule.rows if isinstance(counts.get(part), int)]
+    counts = (manifest.told("calibration", dict) or manifest.provenance).get("rows")
+    parts = [part for part in rule.rows if isinstance(counts, dict) and _is_count(counts.get(part))]
     left_out, kept = (sum(rows[part] for part in parts) for rows in (rule.rows, counts))
     texts = [text for _, text in common.left_out(left_out, kept, rule.norm_multiple)]
     return _listed("left out", texts + common.skipped(rule.first_positions, rule.token_ids))
@@ -146,24 +143,28 @@ def row_line(rows: object) -> str:
     }
     if not isinstance(rows, dict):
         return ""
-    return ", ".join(f"{text} {rows[name]:,}" for name, text in names.items() if isinstance(rows.get(name), int))
+    return ", ".join(f"{text} {rows[name]:,}" for name, text in names.items() if _is_count(rows.get(name)))
 
 
-def fitted_on(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def fitted_on(manifest: "Manifest") -> list[tuple[str, str]]:
     """A line for `Run.show` on the activations that a converted SAE was fitted on, if its checkpoint tells."""
-    recorded = provenance.get("fitted_on", {})
+    recorded = manifest.told("fitted_on", dict)
     text = ", ".join(f"{name} {json.dumps(value, ensure_ascii=True)}" for name, value in recorded.items())
     return [("fitted on", text)] if text else []
 
 
 def _measurements(measured: Mapping[str, float], tokens: str) -> Iterator[str]:
-    if "l0" in measured:
+    if {"l0", "tokens"} <= measured.keys():
         served = f"{common.explained(measured.get('fvu'))}L0 {measured['l0']:.2f}"
         yield f"as served: {served} on {measured['tokens']:,.0f} {tokens}"
-    if "batch_fvu" in measured:
+    if {"batch_fvu", "batch_l0", "batch"} <= measured.keys():
         by_batch = f"{common.explained(measured['batch_fvu'])}L0 {measured['batch_l0']:.2f}"
         yield f"batch rule: {by_batch} over batches of {measured['batch']:,.0f}"
-    if "dead" in measured:
+    if {"dead", "dead_tokens"} <= measured.keys():
         yield f"silent on {measured['dead_tokens']:,.0f} tokens: {measured['dead']:.2%} of the features"
 
 
@@ -176,5 +177,5 @@ def graph_lines(graphs: "Mapping[str, GraphRecord]") -> list[tuple[str, str]]:
     return _listed("graphs", common.table(rows)) if rows else []
 
 
-def _listed(label: str, texts: list[str]) -> list[tuple[str, str]]:
-    return [("" if number else label, text) for number, text in enumerate(texts)]
+def _listed(label: str, texts: list[Any]) -> list[tuple[str, str]]:
+    return [("" if number else label, str(text)) for number, text in enumerate(texts)]

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 import click
 
+from sae_runtime.bundle.regular import read_bytes
+
 F = TypeVar("F", bound=Callable[..., Any])
 Decorator = Callable[[F], F]
 
@@ -169,8 +171,8 @@ def _read_settings(ctx: click.Context, option: click.Parameter, path: Path | Non
     import tomllib
 
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        tables = tomllib.loads(read_bytes(path).decode())
+    except (ValueError, RecursionError) as error:
         raise click.BadParameter(f"{path} is not readable TOML ({error}).", ctx, option) from error
     group = None if ctx.parent is None else ctx.parent.command
     known = group.list_commands(ctx.parent) if isinstance(group, click.Group) and ctx.parent else [ctx.info_name]

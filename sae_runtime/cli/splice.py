@@ -74,7 +74,7 @@ def command(
     ]
     made = splice(host, wanted, output, force=run.force)
     for warning in made.warnings:
-        click.echo(f"warning: {warning}", err=True)
+        common.warn(warning)
     lines: list[tuple[str, object]] = [("graph", made.path)]
     for spliced in made.splices:
         lines += describe_splice(spliced)

@@ -90,7 +90,7 @@ def command(
 
 def _result(manifest: "Manifest") -> dict[str, Any]:
     return {
-        "rows": manifest.provenance.get("rows", {}),
+        "rows": manifest.told("rows", dict),
         "measured": manifest.measured,
         "left_out": {} if manifest.left_out is None else manifest.left_out.rows,
         "measured_with_left_out": manifest.measured_with_left_out,

@@ -1,9 +1,10 @@
 """Lines of text with a number each, for the terminal and for the demo's page."""
 
-import html
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from sae_runtime.browser.page import escaped
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def card(title: str, lines: Sequence[Line]) -> str:
     """
     items = ""
     for line in lines:
-        token = f"<mark>{html.escape(line.token)}</mark>" if line.token else ""
-        text = f"{html.escape(line.before)}{token}{html.escape(line.after)}"
+        token = f"<mark>{escaped(line.token)}</mark>" if line.token else ""
+        text = f"{escaped(line.before)}{token}{escaped(line.after)}"
         items += f'<li{" class=active" * line.active}><span class="dim">{line.value:.2f}</span> {text}</li>'
-    return f'<div><h3>{html.escape(title)}</h3><ul class="spans">{items}</ul></div>'
+    return f'<div><h3>{escaped(title)}</h3><ul class="spans">{items}</ul></div>'

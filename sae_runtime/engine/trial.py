@@ -1,6 +1,5 @@
 """Runs of a graph on inputs that are made up from the names, types and shapes of its inputs."""
 
-import json
 import math
 import re
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_runtime.bundle.splices import read_splices
+from sae_runtime.bundle.typed_json import read_file
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -95,7 +95,7 @@ def made_up_inputs(session: Any, ids: NDArray[np.int64], folder: Path | None = N
 def _head_size(folder: Path | None) -> int:
     """The width of keys and values, which graphs of onnxruntime-genai's builder do not tell; 0 if unknown."""
     try:
-        return int(json.loads(((folder or Path()) / "genai_config.json").read_text())["model"]["decoder"]["head_size"])
+        return int(read_file(dict[str, Any], (folder or Path()) / "genai_config.json")["model"]["decoder"]["head_size"])
     except (OSError, ValueError, KeyError, TypeError):
         return 0
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from sae_runtime.activations.stored import Activations
 from sae_runtime.bundle.tensors import save_tensors
-from sae_runtime.bundle.typed_json import read_json
+from sae_runtime.bundle.typed_json import read_file
 from sae_runtime.extraction.feature_rows import FeatureRows
 
 SEQUENCE = 256  # tokens, as in delphi
@@ -138,6 +138,6 @@ def _read(spool: IO[bytes], dtype: "np.dtype[Any]") -> NDArray[Any]:
 def _is_ours(entry: Path) -> bool:
     """Whether an entry is a hook's folder that `write` filled."""
     try:
-        return "sae_runtime" in read_json(dict[str, Any], (entry / _CONFIG).read_bytes(), _CONFIG)
+        return "sae_runtime" in read_file(dict[str, Any], entry / _CONFIG)
     except (OSError, ValueError):
         return False

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from sae_runtime.browser import plots
+from sae_runtime.core.printable import printable
 
 
 @pytest.fixture
@@ -65,3 +66,27 @@ def test_pictures_without_numbers_above_zero_are_drawn() -> None:
 def test_more_names_than_colours_have_different_lines(axes: list[Any]) -> None:
     plots.training_curves({str(i): [{"tokens": 1, "fvu": 0.5}, {"tokens": 2, "fvu": 0.4}] for i in range(15)})
     assert len({(line.get_color(), line.get_linestyle()) for line in axes[0].get_lines()}) == 15
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["$x^{", r"\frac$", "_hidden", "", "a\x1b[31m\u202e", "\ud800", "two\nlines", "\u0b95\u0bbe", "\U0001f984", "$a$"],
+)
+def test_a_name_is_drawn_as_it_is_and_never_as_a_formula(axes: list[Any], name: str) -> None:
+    cosines, l0 = np.array([0, 0, 3, 1]), np.array([0, 3, 1])
+    for png in (
+        plots.density_by_rank({name: np.array([0.4, 0.1])}, {name: np.array([0.3, 0.2])}),
+        plots.active_features({name: l0}),
+        plots.active_features({name: np.array([0, 9])}),
+        plots.largest_cosines({name: cosines}),
+        plots.training_curves({name: [{"tokens": 1000, "fvu": 0.5}, {"tokens": 2000, "fvu": float("nan")}]}),
+    ):
+        assert png.startswith(b"\x89PNG")
+    for drawn in axes:
+        assert labels(drawn)[0].startswith(printable(name))
+        assert not any(text.get_parse_math() for text in drawn.get_legend().get_texts())
+
+
+def test_a_long_name_leaves_room_for_the_picture(axes: list[Any]) -> None:
+    plots.largest_cosines({"x" * 1000: np.array([1, 2])})
+    assert labels(axes[0]) == ["x" * 57 + "..."]

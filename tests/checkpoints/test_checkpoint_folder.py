@@ -41,7 +41,7 @@ def test_a_link_may_leave_the_folder_only_for_the_blobs_of_its_hub_cache(tmp_pat
 
 def test_fields_of_a_configuration_are_checked_when_they_are_read(tmp_path: Path) -> None:
     file = tmp_path / "c.json"
-    file.write_text('{"n": 3, "b": true, "s": "x", "f": 2.5, "o": {"k": 1}, "none": null, "inf": Infinity}')
+    file.write_text('{"n": 3, "b": true, "s": "x", "f": 2.5, "o": {"k": 1}, "none": null}')
     cfg = read_config(file)
     assert (cfg.integer("n"), cfg.flag("b"), cfg.text("s"), cfg.number("f"), cfg.number("n")) == (
         3,
@@ -58,7 +58,6 @@ def test_fields_of_a_configuration_are_checked_when_they_are_read(tmp_path: Path
         lambda: cfg.size("p", 0): "p is None, expected at least 1",
         lambda: cfg.flag("n"): "n is 3, expected true or false",
         lambda: cfg.text("n"): "n is 3, expected a string",
-        lambda: cfg.number("inf"): "inf is inf, expected a finite number",
         lambda: cfg.number("b"): "b is True, expected a finite number",
         lambda: cfg.inner("s"): "s is 'x', expected an object",
         lambda: cfg.text("none"): "does not say none",
@@ -78,11 +77,11 @@ def test_a_file_without_a_json_object_is_refused(tmp_path: Path, text: str) -> N
 def test_a_file_too_large_for_a_configuration_is_not_read(tmp_path: Path) -> None:
     with open(tmp_path / "c.json", "wb") as file:
         file.truncate(1 << 25)
-    with pytest.raises(ValueError, match="too large for a configuration"):
+    with pytest.raises(ValueError, match="has more than 16,777,216 bytes"):
         read_config(tmp_path / "c.json")
 
 
-@pytest.mark.parametrize("value", [10**400, -(2**54), "a\x00b", "\ud800", "two\nlines"])
+@pytest.mark.parametrize("value", [10**30, -(2**54), "a\x00b", "\ud800", "two\nlines"])
 def test_values_that_a_bundle_cannot_hold_are_refused(tmp_path: Path, value: int | str) -> None:
     (tmp_path / "c.json").write_text(json.dumps({"a": value}))
     config = read_config(tmp_path / "c.json")

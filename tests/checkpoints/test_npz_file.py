@@ -32,7 +32,7 @@ def test_bombs_objects_and_other_files_are_refused(tmp_path: Path) -> None:
         open_npz(tmp_path / "objects.npz")
     with zipfile.ZipFile(tmp_path / "other.npz", "w") as archive:
         archive.writestr("readme.txt", "no array")
-    with pytest.raises(ValueError, match="readme.txt is not an array of floats"):
+    with pytest.raises(ValueError, match="readme.txt is not an array"):
         open_npz(tmp_path / "other.npz")
     with zipfile.ZipFile(tmp_path / "open.npz", "w") as archive:
         archive.writestr("a.npy", b"\x93NUMPY\x01\x00\x06\x00{((((\n")  # a header whose brackets stay open

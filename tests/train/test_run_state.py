@@ -198,3 +198,25 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_run_state(tmp_path: Path)
     fit(activations(), tmp_path / "sae", config(), run_state=tmp_path / "run", resume=True)
     fit(activations(), tmp_path / "whole", config())
     assert (tmp_path / "sae" / bundle.WEIGHTS).read_bytes() == (tmp_path / "whole" / bundle.WEIGHTS).read_bytes()
+
+
+def test_a_second_run_of_one_run_state_is_refused_while_the_first_goes_on(tmp_path: Path) -> None:
+    state, told = tmp_path / "sae.run-state", list[str]()
+    step = Trainer.step
+
+    def meanwhile(self: Trainer, x: Any) -> StepStats:
+        if self.step_number == 3 and not told:
+            for resume in (True, False):
+                with pytest.raises(ValueError) as caught:
+                    fit(activations(), tmp_path / "other", config(), run_state=state, resume=resume)
+                told.append(str(caught.value))
+        return step(self, x)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "step", meanwhile)
+        fit(activations(), tmp_path / "sae", config(), run_state=state)
+    assert told == [f"another run uses the run state {state} now; wait for it, or name another --run-state"] * 2
+    assert [path.name for path in tmp_path.iterdir()] == ["sae"]
+    (tmp_path / f".{state.name}.lock").touch()  # as a killed run leaves it
+    fit(activations(), tmp_path / "sae", config(), run_state=state, force=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["sae"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_runtime.activations.reading import DOCUMENTS, STDIN, Reading, standard_input
-from sae_runtime.bundle.typed_json import read_json
+from sae_runtime.bundle.typed_json import read_file
 from sae_runtime.train.settings import check_settings, option
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -159,7 +159,7 @@ def as_harvested(activations: Path) -> dict[str, Any]:
     if not index.is_file():
         return {}
     try:
-        windows = read_json(_Windows, index.read_bytes(), str(index), more=True)
+        windows = read_file(_Windows, index, more=True)
     except ValueError as error:
         raise ValueError(f"{error}; harvest again") from error
     settings = {name: value for name, value in asdict(windows).items() if value is not None}

@@ -15,7 +15,7 @@ from sae_runtime.activations.stored import INDEX, PLAN
 from sae_runtime.bundle.files import check_free, repair, write_json
 from sae_runtime.bundle.outputs import Output
 from sae_runtime.bundle.tensors import read_header
-from sae_runtime.bundle.typed_json import read_json
+from sae_runtime.bundle.typed_json import read_file
 
 _SHARD = re.compile(r"shard-\d{5,}\.safetensors")
 _PARTIAL = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.partial\.\w+")
@@ -45,7 +45,7 @@ def check_folder(out: Path, plan: dict[str, Any], *, force: bool) -> None:
     if force or not out.is_dir() or not any(_SHARD.fullmatch(path.name) for path in out.iterdir()):
         return
     try:
-        begun = read_json(dict[str, Any], (out / PLAN).read_bytes(), PLAN)
+        begun = read_file(dict[str, Any], out / PLAN)
     except (OSError, ValueError) as error:
         raise ValueError(f"{out} holds shards but no readable {PLAN}; use another folder or --force") from error
     for name, new in plan.items():
@@ -66,7 +66,7 @@ def is_done(out: Path, plan: dict[str, Any]) -> bool:
     if not (out / INDEX).is_file():
         return False
     try:
-        done = read_json(dict[str, Any], (out / PLAN).read_bytes(), PLAN)
+        done = read_file(dict[str, Any], out / PLAN)
     except (OSError, ValueError):
         return False
     return all(done.get(name) == value for name, value in plan.items())

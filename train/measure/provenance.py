@@ -38,7 +38,7 @@ def validation_rows(manifest: Manifest, activations: Activations) -> NDArray[np.
         # A fit from before there was such a rule left out nothing.
         parts, left_out = divided(activations, config["holdout"], config["seed"], config.get("max_norm"))
         same = parts.counts() == {"gaps": 0, **sizes}
-    except (KeyError, TypeError, ValueError, AttributeError):  # another program wrote the manifest
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError):  # another program wrote the manifest
         return None
     return np.sort(np.concatenate([parts.validation, left_out.rows.validation])) if same else None
 
@@ -55,6 +55,5 @@ def trained_tokens(manifest: Manifest) -> int | None:
 
 
 def _config(manifest: Manifest, name: str) -> int | None:
-    config = manifest.provenance.get("config")
-    value = config.get(name) if isinstance(config, dict) else None
-    return value if type(value) is int else None
+    value = manifest.told("config", dict).get(name)
+    return value if type(value) is int and 0 < value < 1 << 53 else None
