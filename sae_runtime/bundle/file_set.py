@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sae_runtime.bundle import files
+from sae_runtime.bundle.siblings import repair
 
 STAGED = "sae_runtime.staged"
 _REMOVED = ".removed"  # suffix of an empty staged file, which means: remove the file of the name before it
@@ -33,7 +34,7 @@ def replaced_together(folder: Path, *, last: str) -> Iterator[Path]:
     >>> sorted(path.name for path in Path("set").iterdir())
     ['a', 'b']
     """
-    with files.new_folder(folder / STAGED, force=True) as staged:
+    with files.new_folder(folder / STAGED, force=True, foreign=lambda _: None) as staged:
         yield staged
     finish(folder, last=last)
 
@@ -49,7 +50,7 @@ def finish(folder: Path, *, last: str) -> None:
     If this process may not write to the folder, the folder stays as it is.
     """
     staged = folder / STAGED
-    files.repair(staged)
+    repair(staged)
     if not staged.is_dir():
         return
     with contextlib.suppress(PermissionError):
