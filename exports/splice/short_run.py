@@ -73,6 +73,8 @@ def vocabulary(graph: Path, folder: Path) -> int:
 def _written_size(config: Path) -> int:
     """The vocab_size that a config.json tells."""
     try:
+        if not config.is_file():  # reading a pipe could wait for ever
+            raise FileNotFoundError(config)
         return int(json.loads(config.read_text())["vocab_size"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CannotRun("its vocabulary is not known") from error

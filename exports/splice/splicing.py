@@ -6,7 +6,9 @@ to both. The graph gains only optional inputs, so a program that does not know t
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from sae_runtime.bundle.folder import DERIVED, WEIGHTS, Bundle
 from sae_runtime.bundle.hooks import parse_hook
 from sae_runtime.bundle.splices import Spliced, read_splices
 from sae_runtime.bundle.tensors import TensorSpec, read_header
+from sae_runtime.exports.graphs.external import relocate
 from sae_runtime.exports.splice.first_run import first_run
 from sae_runtime.exports.splice.host_graph import read_host, refuse_inside
 from sae_runtime.exports.splice.insert import insert_graph
@@ -98,7 +101,7 @@ def splice(
     """
     host = Path(host)
     path = graph_path(host, out)
-    files.check_free(path, force=force)
+    files.check_free(path, force=force, kind="file")
     read = read_host(host)
     model, placement = read.model, Placement(path.parent)
     if not splices:
@@ -111,13 +114,29 @@ def splice(
         made[name] = dataclasses.replace(one, file=moved.get((name, one.file or ""), one.file))
         model.metadata_props.update(made[name].to_metadata())
     locate_companions(host, path, placement)
-    with placement.filled(force=force), files.new_file(path, force=force) as partial:
+    copies = placement.copies(path)
+    with files.new_files([*(path.parent / file for file in copies), path], force=force) as (*copied, partial):
         ir.save(model, partial)
+        for file, copy in zip(copies.values(), copied, strict=True):
+            shutil.copyfile(file, copy)
         placed = [(made[wanted.name], bundles.read(wanted.bundle)) for wanted in splices]
-        warnings = first_run(host, partial, converted_from=read.opset if read.is_converted else None)
-        warnings += () if warnings else doubts(partial, host, placed)
+        names = {file: copy.relative_to(path.parent).as_posix() for file, copy in zip(copies, copied, strict=True)}
+        with _reading(partial, names) as graph:
+            warnings = first_run(host, graph, converted_from=read.opset if read.is_converted else None)
+            warnings += () if warnings else doubts(graph, host, placed)
     added = tuple(made[wanted.name] for wanted in splices)
     return SplicedGraph(path=path, splices=added, files=dict(placement.how), warnings=(*read.warnings, *warnings))
+
+
+@contextmanager
+def _reading(graph: Path, names: Mapping[str, str]) -> Iterator[Path]:
+    """Give a graph that reads files under the names that they have until all of them are written."""
+    if not names:
+        yield graph
+        return
+    with files.scratch_file(graph) as copy:
+        relocate(graph, copy, names)
+        yield copy
 
 
 def _splice(host: Path, model: ir.Model, wanted: Splice) -> None:

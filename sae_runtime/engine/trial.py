@@ -95,7 +95,8 @@ def made_up_inputs(session: Any, ids: NDArray[np.int64], folder: Path | None = N
 def _head_size(folder: Path | None) -> int:
     """The width of keys and values, which graphs of onnxruntime-genai's builder do not tell; 0 if unknown."""
     try:
-        return int(json.loads(((folder or Path()) / "genai_config.json").read_text())["model"]["decoder"]["head_size"])
+        config = (folder or Path()) / "genai_config.json"
+        return int(json.loads(config.read_text())["model"]["decoder"]["head_size"]) if config.is_file() else 0
     except (OSError, ValueError, KeyError, TypeError):
         return 0
 
