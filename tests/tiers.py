@@ -60,6 +60,8 @@ MEDIUM = (
     "test_transformer_lens_names",
 )
 SLOW = (
+    "test_files_of_strangers",
+    "test_outputs_of_commands",
     "test_albert",
     "test_calls",
     "test_places",

@@ -96,7 +96,12 @@ def _named_by_genai(host: Path) -> str | None:
     _refuse_link_out(config)
     try:
         name = json.loads(config.read_text())["model"]["decoder"]["filename"]
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".onnx") or set(name) & set("\0\\"):
+        if (
+            not isinstance(name, str)
+            or Path(name).name != name
+            or not name.endswith(".onnx")
+            or set(name) & set("\0\\")
+        ):
             raise ValueError(f"{shown(name)} is no file name")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{config} names no graph (model.decoder.filename); make the host again") from error

@@ -1,7 +1,7 @@
 """Renames in one step, where the system has them: two paths change places, or a path takes a name that is free.
 
-Linux has renameat2, macOS renamex_np. Some file systems know neither, and some sandboxes forbid them; then the functions
-give False and nothing has changed.
+Linux has renameat2, macOS renamex_np. Some file systems know neither, and some sandboxes forbid them. Then the
+functions give False, and nothing has changed.
 """
 
 import ctypes

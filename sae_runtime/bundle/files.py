@@ -1,27 +1,27 @@
 """Files and folders that appear whole or not at all.
 
-A writer fills a hidden sibling (the partial), syncs it to the disk and gives it the name of the path. It holds a lock on
-the partial, which the kernel frees when the writer dies. Where something has the name already, the two change places in
-one step, and the old content is removed under the name of the partial. Where the system cannot exchange, an existing
-folder is first moved aside (the old one); an existing file is replaced in one step, and the old one is a second name of
-it. If a writer died, `repair` or the next writer of the same path cleans up:
+A writer fills a hidden sibling (the partial), syncs it to the disk and gives it the name of the path. It holds a lock
+on the partial, which the kernel frees when the writer dies. Where something has the name already, the two change places
+in one step, and the old content is removed under the name of the partial. Where the system cannot exchange them, an
+existing folder is first moved aside (the old one). An existing file is replaced in one step, and the old one is a
+second name of it. If a writer died, `repair` or the next writer of the same path cleans up:
 
-| the writer died                                  | left on the disk         | repair                                   |
-|--------------------------------------------------|--------------------------|------------------------------------------|
-| while it filled or synced                        | partial; the old path    | removes the partial, which has no lock   |
-| after the exchange                               | path, partial (the old)  | removes the partial                      |
-| without exchange, after it moved a folder aside  | partial, old; no path    | moves the old one back, removes partial  |
-| without exchange, after it renamed the partial   | path, old                | removes the old one                      |
-| while it removed the old content                 | path, a part of the old  | removes it                               |
-| in a group, after its last file was moved aside  | some of the files, not   | removes the partials; the group is made  |
-|                                                  | the last one; partials   | again by the same command                |
+| the writer died                                 | left on the disk        | repair                                   |
+|-------------------------------------------------|-------------------------|------------------------------------------|
+| while it filled or synced                       | partial; the old path   | removes the partial, which has no lock   |
+| after the exchange                              | path, partial (the old) | removes the partial                      |
+| without exchange, after it moved a folder aside | partial, old; no path   | moves the old back, removes the partial  |
+| without exchange, after it renamed the partial  | path, old               | removes the old one                      |
+| while it removed the old content                | path, a part of the old | removes it                               |
+| in a group, after it moved the last file aside  | not the last file       | removes the partials; the same command   |
+|                                                 |                         | makes the group again                    |
 
 A step that fails is undone: the old content has its name again, or the error says where it is. Two writers of one path
 do not disturb each other: each has its own partial, and the last one wins.
 
-`force` lets a writer replace what exists. A file replaces a file, and a folder replaces a folder that is empty or of
-which the writer says that nothing in it is foreign. A link is replaced itself, and what it leads to stays. Devices,
-pipes and sockets are never replaced.
+`force` lets a writer replace what exists: a file another file, and a folder another folder that is empty or of which
+the writer says that nothing in it is foreign. A link is replaced itself, and what it leads to stays. Devices, pipes and
+sockets are never replaced.
 """
 
 import contextlib

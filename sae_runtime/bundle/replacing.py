@@ -1,4 +1,4 @@
-"""Give partials the names of their paths; what fails half way is undone, and what was replaced is removed at the end."""
+"""Give partials the names of their paths: what fails half way is undone, and what was replaced is removed last."""
 
 import contextlib
 import os

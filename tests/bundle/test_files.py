@@ -3,6 +3,7 @@ import errno
 import fcntl
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -120,14 +121,19 @@ def test_a_link_is_replaced_and_what_it_leads_to_stays(what: str, path: Path, tm
     assert content(path) == "new" and not path.is_symlink() and not (tmp_path / "nowhere").exists()
 
 
-def test_a_path_of_the_other_kind_and_a_device_are_never_replaced(what: str, path: Path, tmp_path: Path) -> None:
+def test_a_path_of_the_other_kind_a_pipe_and_a_socket_are_never_replaced(
+    what: str, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write("file" if what == "folder" else "folder", path, "old")
     with pytest.raises(FileExistsError, match="is a file; name a folder|is a folder; name a file in it"):
         write(what, path, "new", force=True)
     assert content(path) == "old"
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     os.mkfifo(tmp_path / "pipe")
-    for special in (tmp_path / "pipe", Path("/dev/null")):
+    monkeypatch.chdir(tmp_path)  # the name of a socket must be short
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind("socket")
+    for special in (tmp_path / "pipe", tmp_path / "socket"):  # never a device of this machine: a fault would replace it
         path.symlink_to(special)
         for name in (special, path):
             with pytest.raises(FileExistsError, match="is neither a file nor a folder; name another output"):
@@ -172,7 +178,7 @@ def test_a_path_that_appears_after_the_last_check_is_not_overwritten(
 ) -> None:
     if steps == "without hard links":
         pytest.skip("nothing but the check guards such a file system")
-    real = files.put_all
+    real = replacing.put_all
 
     def put_all(*arguments: Any, **settings: Any) -> None:
         monkeypatch.setattr(files, "put_all", real)

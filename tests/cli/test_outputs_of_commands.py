@@ -74,7 +74,8 @@ def test_a_folder_is_replaced_only_where_it_is_a_bundle_and_nothing_else(
     assert refused(*arguments) == f"error: {out} is a file; name a folder"
     assert out.read_text() == "mine"
     out.unlink()
-    out.symlink_to("/dev/null")
+    os.mkfifo(tmp_path / "pipe")
+    out.symlink_to("pipe")
     assert refused(*arguments) == f"error: {out} is neither a file nor a folder; name another output"
     out.unlink()
     (tmp_path / "real").mkdir()

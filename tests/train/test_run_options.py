@@ -1,5 +1,6 @@
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ def test_an_output_beside_the_bundle_is_not_inside_it_and_replaces_nothing_witho
     with pytest.raises(FileExistsError, match=message):
         check_outputs(out, {name: beside}, force=False)  # type: ignore[misc]
     check_outputs(out, {name: beside}, force=True)  # type: ignore[misc]
-    state = {"run_state": tmp_path / "state", "resume": True}
+    state: Any = {"run_state": tmp_path / "state", "resume": True}
     if name != "run_state":
         message = r"there is no run state .+state, so .+run is of another run; name another path, or start over with"
         with pytest.raises(FileExistsError, match=message):

@@ -36,7 +36,10 @@ def test_a_link_keeps_its_name_and_two_names_of_one_file_are_two_copies(tmp_path
     for name in ("vocab.json", "merges.json"):
         (tmp_path / name).symlink_to(weights)
     placement = Placement(tmp_path / "out")
-    assert [placement.locate(tmp_path / name) for name in ("vocab.json", "merges.json")] == ["vocab.json", "merges.json"]
+    assert [placement.locate(tmp_path / name) for name in ("vocab.json", "merges.json")] == [
+        "vocab.json",
+        "merges.json",
+    ]
     assert placement.copies(tmp_path / "out" / "g.onnx") == {"vocab.json": weights, "merges.json": weights}
 
 
