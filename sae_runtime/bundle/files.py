@@ -25,6 +25,7 @@ sockets are never replaced.
 """
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -230,8 +231,10 @@ def _partial(
                     continue
                 try:
                     yield partial
-                except BaseException:  # Ctrl-C too
+                except BaseException as error:  # Ctrl-C too
                     remove(partial)
+                    if isinstance(error, OSError):
+                        _name(error, partial, path)
                     raise
                 return
     except BaseException:
@@ -239,3 +242,11 @@ def _partial(
             with contextlib.suppress(OSError):  # only an empty one goes
                 parent.rmdir()
         raise
+
+
+def _name(error: OSError, partial: Path, path: Path) -> None:
+    """Let an error of writing name the path, and not its partial, or no file at all as a full disk does."""
+    if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        error.filename = str(path)
+    elif isinstance(error.filename, str) and error.filename.startswith(str(partial)):
+        error.filename = str(path) + error.filename.removeprefix(str(partial))

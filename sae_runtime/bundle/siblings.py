@@ -16,6 +16,7 @@ except ImportError:  # pragma: no cover (Windows has no flock, so partials of ki
 LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.(partial(\.\w+)?|old)")
 """The name of a sibling, in which `name` is that of the path."""
 CAN_LOCK = fcntl is not None
+_TOKEN = re.compile("[0-9a-f]{8}")
 
 
 def repaired(path: Path) -> Path:
@@ -69,9 +70,9 @@ def siblings(path: Path, kind: str) -> list[Path]:
     >>> siblings(Path("results"), "old")
     []
     """
-    name = "".join(f"[{c}]" if c in "*?[" else c for c in path.name)
-    suffix = path.suffix if kind == "partial" else ""
-    return list(path.parent.glob(f".{name}.{'[0-9a-f]' * 8}.{kind}{suffix}"))
+    start, end = f".{path.name}.", f".{kind}{path.suffix if kind == 'partial' else ''}"
+    found = (name for name in os.listdir(path.parent) if name.startswith(start) and name.endswith(end))
+    return [path.with_name(name) for name in found if _TOKEN.fullmatch(name, len(start), len(name) - len(end))]
 
 
 def remove(path: Path) -> None:
@@ -132,5 +133,8 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         os.close(descriptor)

@@ -297,6 +297,16 @@ def test_files_that_belong_together_are_replaced_together(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["g.onnx", "w.bin"]
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_a_full_disk_names_the_path_that_could_not_be_written(what: str, path: Path, named: bool) -> None:
+    with pytest.raises(OSError, match="No space") as caught, writer(what, path) as partial:
+        error = OSError(errno.ENOSPC, "No space left on device")
+        if named:
+            error.filename = str(partial / "a" if what == "folder" else partial)
+        raise error
+    assert caught.value.filename == str(path / "a" if named and what == "folder" else path)
+
+
 def test_a_killed_writer_of_a_group_leaves_no_last_file_beside_those_of_another(tmp_path: Path) -> None:
     weights, graph = tmp_path / "w.bin", tmp_path / "g.onnx"
     weights.write_text("old")
