@@ -66,7 +66,7 @@ def export_model(
     except ImportError as error:
         raise ImportError("exporting a model needs onnxscript; run: pip install onnxscript") from error
     for file in (data, path):
-        files.check_free(file, force=force)
+        files.check_free(file, force=force, kind="file")
     from sae_runtime.exports.model.compare import check  # these import torch
     from sae_runtime.exports.model.tracing import silence, trace
 
@@ -76,13 +76,10 @@ def export_model(
         _keep_module_names_only(exported)
         for name in (name for name, one in form.inputs.items() if one.optional):
             _give_default(exported.graph, name)
-        # The data file gets its name first and the graph last, so that no graph has a name without its weights.
-        with files.new_file(path, force=force) as graph_file, files.new_file(data, force=force) as data_file:
+        with files.new_files([data, path], force=force) as (data_file, graph_file):
             ir.save(exported, graph_file, external_data=data_file.name)
             check(form, _opened(graph_file))
             relocate(graph_file, graph_file, {data_file.name: data.name})
-            if force:
-                path.unlink(missing_ok=True)  # an old graph must not be beside new weights
     return path
 
 

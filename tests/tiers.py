@@ -64,6 +64,8 @@ SLOW = (
     "test_long_machine",
     "test_more_examples",
     "test_cancellation",
+    "test_files_of_strangers",
+    "test_outputs_of_commands",
     "test_albert",
     "test_calls",
     "test_places",

@@ -33,8 +33,8 @@ def fit(
     Raises:
         ValueError: the activations are too few, not finite or all equal, the device is not usable, or the loss
             stopped being finite.
-        FileExistsError: `out` exists and `force` is not set, or `metrics`, `tensorboard` or `run_state` exists and
-            neither `force` nor `resume` is.
+        FileExistsError: `out` exists, and `force` is not set or it is not a bundle alone; or `metrics`, `tensorboard`
+            or `run_state` exists, and `force` is not set and there is no run state that `resume` continues.
         ImportError: `tensorboard` is given and not installed.
         MemoryError: the SAE or a batch does not fit on the device.
 
@@ -48,7 +48,7 @@ def fit(
     out = Path(out)
     if isinstance(activations, Mapping):
         raise ValueError(f"fit makes one SAE, got {len(activations)} harvests by name; give one, or call fit_many")
-    check_outputs(out, options, force=force)
+    check_outputs(out, options, force=force, foreign=bundle.foreign)
     with fitted(activations, {"sae": config}, options) as result:
         if result is not None:
             ((name, (weights, manifest, stats)),) = result.saes.items()
@@ -94,10 +94,10 @@ def fit_many(
     """
     out = Path(out)
     _check_together(configs)
-    check_outputs(out, options, force=force)
+    check_outputs(out, options, force=force, foreign=bundle.foreign_to_bundles)
     with fitted(activations, configs, options) as result:
         if result is not None:
-            with files.new_folder(out, force=force) as folder:
+            with files.new_folder(out, force=force, foreign=bundle.foreign_to_bundles) as folder:
                 for name, (weights, manifest, stats) in result.saes.items():
                     bundle.write(folder / name, weights, manifest, sample=result.samples[name], stats=stats)
     return {name: bundle.read(out / name).manifest for name in names_of(activations, configs)}

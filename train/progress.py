@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_runtime.bundle.disk_errors import naming
+from sae_runtime.bundle.files import new_file
 from sae_runtime.bundle.typed_json import read_json, to_text
 from sae_runtime.core.progress import progress_bar
 from sae_runtime.train.run_options import Options
@@ -63,10 +64,10 @@ def _shown(stats: Stats) -> dict[str, str]:
 
 def _lines(first: Trainer, path: Path, stack: ExitStack) -> Report:
     """Writes a line for each SAE."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     kept = _lines_until(path, first.step_number) if first.step_number else []
-    file = stack.enter_context(path.open("w", buffering=1))
-    file.writelines(kept)
+    with new_file(path, force=True) as partial:  # a new file, since another name of the old one may be kept
+        partial.write_text("".join(kept))
+    file = stack.enter_context(path.open("a", buffering=1))
 
     def write(stats: Stats) -> None:
         now = {"step": first.step_number, "tokens": first.step_number * first.config.batch}

@@ -116,6 +116,8 @@ def fitted(activations: Data, configs: Mapping[str, TrainConfig], options: Optio
             keeper = Keeper(run_state, seconds, trainers, batches, processes=world.size)
             if options.get("resume"):
                 keeper.restore()
+                if is_first and any(options.get(name) is not None for name in ("metrics", "tensorboard")):
+                    keeper.begin()
             elif is_first:
                 keeper.remove()
             _check_same_step(trainers, run_state, world)
@@ -131,7 +133,7 @@ def fitted(activations: Data, configs: Mapping[str, TrainConfig], options: Optio
                 keeper.save()
         yield _finished(source, trainers, hook_of, scale, device, world) if is_first else None
         if is_first:
-            keeper.remove()
+            keeper.remove_finished()
         world.wait()
 
 

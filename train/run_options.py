@@ -1,10 +1,12 @@
 """The files that a run writes beside its bundles, and the checks before it writes them."""
 
+import os
 from pathlib import Path
 from typing import TypedDict
 
 from sae_runtime.bundle import files
 from sae_runtime.bundle.extras import require
+from sae_runtime.bundle.siblings import repaired
 
 
 class Options(TypedDict, total=False):
@@ -31,24 +33,26 @@ class Options(TypedDict, total=False):
     progress: bool
 
 
-def check_outputs(out: Path, options: Options, *, force: bool) -> None:
+def check_outputs(out: Path, options: Options, *, force: bool, foreign: files.Foreign = files.anything) -> None:
     """Check before any work that a run may write its outputs.
 
     Args:
         out: the folder of the bundle or bundles.
         options: the other outputs.
         force: whether outputs that exist may be replaced.
+        foreign: what of an existing `out` must not be lost.
 
     >>> check_outputs(Path("sae"), {"metrics": Path("sae/metrics.jsonl")}, force=False)
     Traceback (most recent call last):
     ValueError: sae/metrics.jsonl would be inside the bundle sae; name another path
 
     Raises:
-        FileExistsError: an output exists, and neither `force` nor `resume` allows to replace or continue it.
+        FileExistsError: an output exists, and neither `force` nor `resume` allows to replace or continue it; `resume`
+            allows nothing where there is no run state.
         ValueError: an output would be inside `out`, the metrics are a folder, or TensorBoard's folder is a file.
         ImportError: `tensorboard` is given and not installed.
     """
-    files.check_free(out, force=force)
+    files.check_free(out, force=force, kind="folder", foreign=foreign)
     metrics, events = options.get("metrics"), options.get("tensorboard")
     if metrics is not None and metrics.is_dir():
         raise ValueError(f"the metrics {metrics} are a folder; name a file in it")
@@ -56,9 +60,17 @@ def check_outputs(out: Path, options: Options, *, force: bool) -> None:
         require("tensorboard")
         if events.is_file() or (metrics is not None and events.resolve() == metrics.resolve()):
             raise ValueError(f"TensorBoard's events need a folder of their own, {events} is a file; name another path")
-    for path in filter(None, (metrics, events, options.get("run_state"))):
-        if out.resolve() in (path.resolve(), *path.resolve().parents):
+    state, resume = options.get("run_state"), bool(options.get("resume"))
+    goes_on = resume and state is not None and os.path.lexists(repaired(state))
+    for path in filter(None, (metrics, events, state)):
+        if Path(os.path.realpath(path)).is_relative_to(os.path.realpath(out)):
             raise ValueError(f"{path} would be inside the bundle {out}; name another path")
-        if path.exists() and not (force or options.get("resume")):
+        if os.path.lexists(path) and not (force or goes_on):
+            if resume:
+                missing = "no run state" if state is None else f"no run state {state}"
+                raise FileExistsError(
+                    f"there is {missing}, so {path} is of another run; name another path, or start over with --force"
+                )
             raise FileExistsError(f"{path} already exists; go on with --resume, or start over with --force")
-        files.check_free(path, force=True)
+        kind: files.Kind = "file" if path == metrics else "folder"
+        files.check_free(path, force=True, kind=kind, foreign=lambda _: None)  # nothing in a folder is replaced

@@ -2,8 +2,8 @@
 
 import json
 import os
-import shutil
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sae_runtime.bundle import files
 from sae_runtime.bundle.quota import Quota
+from sae_runtime.bundle.siblings import repaired
 from sae_runtime.bundle.tensors import save_tensors
 from sae_runtime.bundle.typed_json import from_dict, read_file
 from sae_runtime.train.batches import Batches, Place
@@ -28,6 +29,10 @@ except ImportError:  # pragma: no cover (Windows has no flock)
 
 _VERSION = 4
 _TENSORS, _STATE = "state.safetensors", "state.json"
+
+
+class RunStateLeft(UserWarning):
+    """The state of a finished run could not be removed."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,11 @@ class Keeper:
                 raise
             raise ValueError(f"{error}; the run state of step {self._saved_step} is kept in {self.path}") from error
 
+    def begin(self) -> None:
+        """Write the state of a run that has not begun, unless there is one: the other files of the run belong to it."""
+        if self._saved_step is None:
+            self.save()
+
     def save_if_due(self) -> None:
         """Write the run state if the last write is long enough ago."""
         if time.monotonic() - self._saved_at >= self.seconds:
@@ -98,9 +108,10 @@ class Keeper:
         if self.path is None:
             return
         state = self._state()
-        with files.new_folder(self.path, force=True) as folder:
-            arrays = {name: tensor.cpu().numpy() for name, tensor in self._tensors().items()}
-            save_tensors(folder / _TENSORS, arrays)
+        with files.new_folder(self.path, force=True, foreign=foreign) as folder:
+            if state.step:  # the state of a run that has not begun is told by its settings
+                arrays = {name: tensor.cpu().numpy() for name, tensor in self._tensors().items()}
+                save_tensors(folder / _TENSORS, arrays)
             (folder / _STATE).write_text(json.dumps(asdict(state), indent=2) + "\n")
         self._saved_at, self._saved_step = time.monotonic(), state.step
 
@@ -113,20 +124,21 @@ class Keeper:
         """
         if self.path is None:
             raise ValueError("there is no run state to resume from; name its folder")
-        files.repair(self.path)
-        if not self.path.exists():
+        if not repaired(self.path).exists():
             return
         old, new = _read(self.path), self._state()
         _refuse_other(self.path, "", _shape(old), _shape(new))
         _refuse_other(self.path, "activations ", old.source, new.source)
         for name, numbers in old.runs.items():
             _refuse_other(self.path, "config ", numbers.config, new.runs[name].config)
+        self._saved_step = old.step
+        if not old.step:  # the state of `begin`
+            return
         for name, trainer in self.trainers.items():
             trainer.step_number = old.step
             _resume(trainer, old.runs[name])
         self._fill_tensors(self.path)
         self.batches.place = old.place
-        self._saved_step = old.step
 
     def remove(self) -> None:
         """Delete the run state, if there is one.
@@ -134,11 +146,22 @@ class Keeper:
         Raises:
             FileExistsError: the folder holds other files.
         """
-        if self.path is None or not self.path.exists():
+        if self.path is None or not os.path.lexists(self.path):
             return
-        if not self.path.is_dir() or not {path.name for path in self.path.iterdir()} <= {_TENSORS, _STATE}:
+        if not self.path.is_dir() or foreign(self.path) is not None:
             raise FileExistsError(f"{self.path} is no run state, so it is not replaced; name another --run-state")
-        shutil.rmtree(self.path)
+        files.remove_folder(self.path)
+
+    def remove_finished(self) -> None:
+        """Delete the run state of a finished run; what hinders that is a warning, since the bundle is written."""
+        try:
+            self.remove()
+        except OSError as error:
+            warnings.warn(
+                f"the run is finished, and its run state {self.path} could not be removed ({error}); remove it by hand",
+                RunStateLeft,
+                stacklevel=2,
+            )
 
     def _state(self) -> _State:
         return _State(
@@ -191,6 +214,15 @@ def only_run(path: Path | None) -> Iterator[None]:
             yield
         finally:
             lock.unlink(missing_ok=True)
+
+
+def foreign(folder: Path) -> str | None:
+    """The name of an entry of a folder that is not of a run state, or None.
+
+    >>> Path("run").mkdir()
+    >>> foreign(Path("run"))
+    """
+    return next((path.name for path in sorted(folder.iterdir()) if path.name not in (_TENSORS, _STATE)), None)
 
 
 def _read(path: Path) -> _State:

@@ -11,7 +11,9 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx import inliner
 
+from sae_runtime.bundle.external_data import check_external
 from sae_runtime.bundle.hooks import Hook
+from sae_runtime.bundle.siblings import repaired
 from sae_runtime.exports.splice.conversion import OLDEST_IR, OLDEST_OPSET, converted
 from sae_runtime.exports.splice.modules import modules_in, places_of
 from sae_runtime.exports.splice.quantised import batch_warning, place_quantisers
@@ -48,15 +50,16 @@ def read_host(path: Path) -> HostGraph:
 
     Raises:
         FileNotFoundError: the host, or a file of its weights, is missing.
-        ValueError: the graph cannot be read or converted, or it is a merged decoder.
+        ValueError: the graph cannot be read or converted, it reads files outside of its folder, or it is a merged
+            decoder.
     """
-    if not path.is_file():
+    if not repaired(path).is_file():
         raise FileNotFoundError(f"{path} does not exist; make a host graph: sae-runtime export-model")
+    check_external(path)
     try:
         model = ir.load(path)
     except Exception as error:  # protobuf and onnx-ir raise whatever the bytes cause
         raise ValueError(f"{path} is not a readable ONNX graph ({error}); export it again") from error
-    _refuse_missing(model.graph)
     _refuse_merged(path, model)
     opset = model.graph.opset_imports.get("", model.graph.opset_imports.get("ai.onnx", 0))
     if opset < OLDEST_OPSET or model.functions or unclear_values(model.graph):
@@ -91,14 +94,6 @@ def _has(graph: ir.Graph, hook: Hook) -> bool:
         return any(value.name == hook.name for value in values)
     modules = modules_in(places_of(graph))
     return any(module == hook.name or module.endswith(f".{hook.name}") for module in modules)
-
-
-def _refuse_missing(graph: ir.Graph) -> None:
-    """Refuse a graph some of whose weights are in files that do not exist."""
-    tensors = (value.const_value for value in graph.initializers.values())
-    for file in {Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}:
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing, which holds weights of the graph; copy the model again")
 
 
 def _refuse_merged(path: Path, model: ir.Model) -> None:

@@ -4,19 +4,18 @@ Files of a bundle are copied under names that tell their content. A fit, a calib
 of a bundle, and a graph that read those would compute something else without a word.
 """
 
-import contextlib
 import filecmp
-import shutil
-from collections.abc import Collection, Iterator, Mapping
+import os
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import onnx_ir as ir
 
-from sae_runtime.bundle import files
 from sae_runtime.bundle.folder import MANIFEST, record
-from sae_runtime.bundle.typed_json import read_file
+from sae_runtime.bundle.hub import leaves
+from sae_runtime.bundle.typed_json import read_file, shown
 
 _GENAI = "genai_config.json"
 How = Literal["referred", "copied"]
@@ -38,8 +37,8 @@ class Placement:
     """
 
     folder: Path
-    locations: dict[Path, str] = field(default_factory=dict)  # by file: its path from the folder, with "/"
-    how: dict[str, How] = field(default_factory=dict)  # by location
+    files: dict[str, Path] = field(default_factory=dict)  # by their paths from the folder, with "/"
+    how: dict[str, How] = field(default_factory=dict)  # likewise
 
     def locate(self, file: Path, below: str = "") -> str:
         """The path of the file from the folder; a file that has to be copied goes into the subfolder `below`.
@@ -50,46 +49,34 @@ class Placement:
             FileNotFoundError: there is no such file.
             ValueError: another file of this name goes to the same path.
         """
-        kept = (file.parent / MANIFEST).is_file()
-        name = file.name
-        file = file.resolve()
-        if not file.is_file():
+        real, home = Path(os.path.realpath(file)), Path(os.path.realpath(self.folder))
+        if not real.is_file():
             raise FileNotFoundError(f"{file} is missing, which holds weights of the graph; copy the model again")
-        if file not in self.locations:
-            home = self.folder.resolve()
-            inside = file.is_relative_to(home) and not kept
-            if kept:
-                location = f"{Path(name).stem}.{record(file).sha256[:16]}{Path(name).suffix}"
-            else:
-                location = file.relative_to(home).as_posix() if inside else (Path(below) / file.name).as_posix()
-            taken = [other for other, known in self.locations.items() if known == location]
-            if any(not _same(file, other) for other in taken):
-                raise ValueError(f"two files would be {location} in {self.folder}; name another --output or --name")
-            target = self.folder / location
-            there = inside or _same(file, target)
-            self.locations[file], self.how[location] = location, "referred" if there else "copied"
-        return self.locations[file]
+        of_bundle = (file.parent / MANIFEST).is_file()
+        name = f"{file.stem}.{record(real).sha256[:16]}{file.suffix}" if of_bundle else file.name
+        for location, known in self.files.items():
+            if known == real and Path(location).name == name:
+                return location
+        inside = real.is_relative_to(home) and not of_bundle
+        # A link in a Hub cache leads to a file that is named by its hash.
+        location = real.relative_to(home).as_posix() if inside else (Path("" if of_bundle else below) / name).as_posix()
+        if not _same(real, self.files.setdefault(location, real)):
+            raise ValueError(f"two files would be {location} in {self.folder}; name another --output or --name")
+        self.how[location] = "referred" if inside or _same(real, self.folder / location) else "copied"
+        return location
 
-    @contextlib.contextmanager
-    def filled(self, *, force: bool) -> Iterator[None]:
-        """Copy the files that are elsewhere; when the block raises, remove the copies and the new folders again.
+    def copies(self, path: Path) -> dict[str, Path]:
+        """The files that have to be copied, by their paths from the folder.
+
+        Args:
+            path: the graph that will be written.
 
         Raises:
-            FileExistsError: another file has the path of a copy and `force` is not set.
+            ValueError: the graph would be written over one of its files.
         """
-        copies = {self.folder / loc: file for file, loc in self.locations.items() if self.how[loc] == "copied"}
-        for target in copies:
-            files.check_free(target, force=force)
-        with contextlib.ExitStack() as undo:
-            _make(self.folder, undo)
-            for target, file in copies.items():
-                _make(target.parent, undo)
-                if not target.exists():
-                    undo.callback(_remove, target)
-                with files.new_file(target, force=force) as partial:
-                    shutil.copyfile(file, partial)
-            yield
-            undo.pop_all()
+        if any(os.path.realpath(path) == os.path.realpath(self.folder / location) for location in self.files):
+            raise ValueError(f"two files would be {path}; name another --output")
+        return {location: file for location, file in self.files.items() if self.how[location] == "copied"}
 
 
 def graph_path(host: Path, out: str | Path | None) -> Path:
@@ -103,9 +90,9 @@ def graph_path(host: Path, out: str | Path | None) -> Path:
     """
     path = host.parent if out is None else Path(out)
     if path.suffix != ".onnx":
-        beside = path.resolve() == host.parent.resolve()
+        beside = os.path.realpath(path) == os.path.realpath(host.parent)
         path = path / (f"{host.stem}_sae.onnx" if beside else _named_by_genai(host) or "model.onnx")
-    if path.resolve() == host.resolve():
+    if os.path.realpath(path) == os.path.realpath(host):
         raise ValueError(f"{path} is the host itself; name another graph or folder with --output")
     return path
 
@@ -115,10 +102,24 @@ def _named_by_genai(host: Path) -> str | None:
     config = host.parent / _GENAI
     if not config.is_file():
         return None
+    _refuse_link_out(config)
     try:
-        return str(read_file(dict[str, Any], config)["model"]["decoder"]["filename"])
+        name = read_file(dict[str, Any], config)["model"]["decoder"]["filename"]
+        if (
+            not isinstance(name, str)
+            or Path(name).name != name
+            or not name.endswith(".onnx")
+            or set(name) & set("\0\\")
+        ):
+            raise ValueError(f"{shown(name)} is no file name")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{config} names no graph (model.decoder.filename); make the host again") from error
+    return name
+
+
+def _refuse_link_out(file: Path) -> None:
+    if leaves(file, file.parent):
+        raise ValueError(f"{file} is a link out of its folder; put the file itself there")
 
 
 def locate_weights(
@@ -144,8 +145,7 @@ def locate_weights(
         name = prefix if prefix in splices else ""
         base = Path(tensor.base_dir) if tensor.base_dir or name not in homes else homes[name]
         folder = PurePosixPath(tensor.location).parent  # of an SAE that the host has already
-        outside = ".." in folder.parts or folder.is_absolute()
-        below = "" if outside else folder.as_posix()
+        below = folder.as_posix()
         location = moved[name, str(tensor.location)] = placement.locate(base / tensor.location, below)
         value.const_value = ir.ExternalTensor(
             location, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=value.name or ""
@@ -157,10 +157,11 @@ def locate_companions(host: Path, path: Path, placement: Placement) -> None:
     """Copy tokenizer and configuration of onnxruntime-genai too, if the graph goes into another folder.
 
     Raises:
-        ValueError: the configuration names its graph otherwise than `path` does.
+        ValueError: the configuration names its graph otherwise than `path` does, or a file is a link out of the folder
+            of the host, other than to the blobs of its Hub cache.
     """
     named = _named_by_genai(host)
-    if named is None or path.parent.resolve() == host.parent.resolve():
+    if named is None or os.path.realpath(path.parent) == os.path.realpath(host.parent):
         return
     if named != path.name:
         raise ValueError(
@@ -168,6 +169,7 @@ def locate_companions(host: Path, path: Path, placement: Placement) -> None:
         )
     for file in sorted(host.parent.iterdir()):
         if file.is_file() and file.suffix not in (".onnx", ".data"):
+            _refuse_link_out(file)
             placement.locate(file)
 
 
@@ -175,16 +177,3 @@ def _same(file: Path, other: Path) -> bool:
     """Whether another file holds the same bytes; it may be a second name of the file."""
     filecmp.clear_cache()  # it takes a file of the same size and time for the one that it saw before
     return other.is_file() and (other.samefile(file) or filecmp.cmp(file, other, shallow=False))
-
-
-def _make(folder: Path, undo: contextlib.ExitStack) -> None:
-    """Make a folder and its missing parents; `undo` removes them."""
-    for path in reversed([folder, *folder.parents]):
-        if not path.exists():
-            path.mkdir()
-            undo.callback(_remove, path)
-
-
-def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.rmdir() if path.is_dir() else path.unlink()

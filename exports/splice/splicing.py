@@ -7,7 +7,9 @@ does not know them sees the same model.
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from sae_runtime.bundle.folder import DERIVED, WEIGHTS, Bundle, BundleChanged, B
 from sae_runtime.bundle.hooks import parse_hook
 from sae_runtime.bundle.splices import Spliced, check_weights, read_splices
 from sae_runtime.bundle.tensors import TensorSpec, read_header
+from sae_runtime.exports.graphs.external import relocate
 from sae_runtime.exports.splice.first_run import first_run
 from sae_runtime.exports.splice.host_graph import read_host, refuse_inside
 from sae_runtime.exports.splice.insert import insert_graph
@@ -99,7 +102,7 @@ def splice(
     """
     host = Path(host)
     path = graph_path(host, out)
-    files.check_free(path, force=force)
+    files.check_free(path, force=force, kind="file")
     read = read_host(host)
     model, placement = read.model, Placement(path.parent)
     if not splices:
@@ -113,14 +116,30 @@ def splice(
         made[name] = dataclasses.replace(one, file=moved.get((name, one.file or ""), one.file))
         model.metadata_props.update(made[name].to_metadata())
     locate_companions(host, path, placement)
-    with placement.filled(force=force), files.new_file(path, force=force) as partial:
+    copies = placement.copies(path)
+    with files.new_files([*(path.parent / file for file in copies), path], force=force) as (*copied, partial):
+        ir.save(model, partial)
+        for file, copy in zip(copies.values(), copied, strict=True):
+            shutil.copyfile(file, copy)
         for bundle in placed.values():  # the files that were copied
             bundle.refuse_change(WEIGHTS, *({DERIVED} & bundle.checked.keys()))
-        ir.save(model, partial)
-        warnings = first_run(host, partial, converted_from=read.opset if read.is_converted else None)
-        warnings += () if warnings else doubts(partial, host, [(made[name], one) for name, one in placed.items()])
+        names = {file: copy.relative_to(path.parent).as_posix() for file, copy in zip(copies, copied, strict=True)}
+        with _reading(partial, names) as graph:
+            warnings = first_run(host, graph, converted_from=read.opset if read.is_converted else None)
+            warnings += () if warnings else doubts(graph, host, [(made[name], one) for name, one in placed.items()])
     added = tuple(made[wanted.name] for wanted in splices)
     return SplicedGraph(path=path, splices=added, files=dict(placement.how), warnings=(*read.warnings, *warnings))
+
+
+@contextmanager
+def _reading(graph: Path, names: Mapping[str, str]) -> Iterator[Path]:
+    """Give a graph that reads files under the names that they have until all of them are written."""
+    if not names:
+        yield graph
+        return
+    with files.scratch_file(graph) as copy:
+        relocate(graph, copy, names)
+        yield copy
 
 
 def _splice(host: Path, model: ir.Model, wanted: Splice) -> Bundle:

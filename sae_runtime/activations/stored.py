@@ -22,6 +22,7 @@ from sae_runtime.activations.sources import read_sources
 from sae_runtime.bundle.manifest import Manifest
 from sae_runtime.bundle.recorded_sizes import SAMPLE_ROWS
 from sae_runtime.bundle.same_source import same_hook, same_model
+from sae_runtime.bundle.siblings import repaired
 from sae_runtime.bundle.typed_json import read_file
 from sae_runtime.core.arrays import as_float32, bfloat16_to_float32, first_nonfinite
 
@@ -180,7 +181,7 @@ def open_activations(path: str | Path) -> Activations:
     >>> open_activations(activations_path).slice(0, 2).dtype
     dtype('float32')
     """
-    path = Path(path)
+    path = repaired(Path(path))
     if path.is_dir():
         return _open_folder(path) if (path / INDEX).is_file() else _open_arrays(path)
     expected = f"expected a folder of harvest, or one of {', '.join(SUFFIXES)}, or a folder of these"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sae_runtime.bundle import files
+from sae_runtime.bundle.siblings import repair
 
 try:
     import fcntl
@@ -41,7 +42,7 @@ def replaced_together(folder: Path, *, last: str, check: Callable[[], None] | No
     ['a', 'b']
     """
     with contextlib.ExitStack() as turn:
-        with files.new_folder(folder / STAGED, force=True) as staged:
+        with files.new_folder(folder / STAGED, force=True, foreign=lambda _: None) as staged:
             yield staged
             turn.enter_context(_only_writer(folder))
             finish(folder, last=last)  # what another writer left
@@ -61,7 +62,7 @@ def finish(folder: Path, *, last: str) -> None:
     If this process may not write to the folder, the folder stays as it is.
     """
     staged = folder / STAGED
-    files.repair(staged)
+    repair(staged)
     if not staged.is_dir():
         return
     with contextlib.suppress(PermissionError, FileNotFoundError):  # or another process has moved them all

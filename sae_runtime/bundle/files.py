@@ -1,68 +1,82 @@
 """Files and folders that appear whole or not at all.
 
-A writer fills a hidden sibling (the partial), syncs it to the disk and renames it to the path. It holds a lock on the
-partial, which the kernel frees when the writer dies. A folder cannot be renamed onto another folder, so an existing
-folder is first moved aside (the old one). If a writer died, `repair` or the next writer of the same path cleans up:
+A writer fills a hidden sibling (the partial), syncs it to the disk and gives it the name of the path. It holds a lock
+on the partial, which the kernel frees when the writer dies. Where something has the name already, the two change places
+in one step, and the old content is removed under the name of the partial. Where the system cannot exchange them, an
+existing folder is first moved aside (the old one). An existing file is replaced in one step, and the old one is a
+second name of it. If a writer died, `repair` or the next writer of the same path cleans up:
 
-| the writer died                        | left on the disk         | repair                                      |
-|----------------------------------------|--------------------------|---------------------------------------------|
-| while it filled or synced              | partial                  | removes the partial, which has no lock      |
-| after it moved the old folder aside    | partial, old; no path    | moves the old one back, removes the partial |
-| after it renamed the partial           | path, old                | removes the old one                         |
-| after it removed the old folder        | path                     | nothing                                     |
+| the writer died                                 | left on the disk        | repair                                   |
+|-------------------------------------------------|-------------------------|------------------------------------------|
+| while it filled or synced                       | partial; the old path   | removes the partial, which has no lock   |
+| after the exchange                              | path, partial (the old) | removes the partial                      |
+| without exchange, after it moved a folder aside | partial, old; no path   | moves the old back, removes the partial  |
+| without exchange, after it renamed the partial  | path, old               | removes the old one                      |
+| while it removed the old content                | path, a part of the old | removes it                               |
+| in a group, after it moved the last file aside  | not the last file       | removes the partials; the same command   |
+|                                                 |                         | makes the group again                    |
 
-Two writers of one path do not disturb each other: each has its own partial, and the last rename wins.
+A step that fails is undone: the old content has its name again, or the error says where it is. Two writers of one path
+do not disturb each other: each has its own partial, and the last one wins.
+
+`force` lets a writer replace what exists: a file another file, and a folder another folder that is empty or of which
+the writer says that nothing in it is foreign. A link is replaced itself, and what it leads to stays. Devices, pipes and
+sockets are never replaced.
 """
 
 import contextlib
 import json
 import os
-import secrets
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sae_runtime.bundle.disk_errors import naming
+from sae_runtime.bundle.replacing import put_all
+from sae_runtime.bundle.siblings import CAN_LOCK, lock, remove, repair, sibling, sync
 
-try:
-    import fcntl
-except ImportError:  # pragma: no cover (Windows has no flock, so partials of killed writers stay there)
-    fcntl = None  # type: ignore[assignment]
+Kind = Literal["file", "folder"]
+Foreign = Callable[[Path], str | None]
+"""Gives the name of an entry of an existing folder that must not be lost, or None."""
+
+
+def anything(folder: Path) -> str | None:
+    """The name of an entry of a folder; None if the folder is empty.
+
+    >>> Path("nothing").mkdir()
+    >>> anything(Path("nothing"))
+    """
+    return min((entry.name for entry in folder.iterdir()), default=None)
 
 
 @contextlib.contextmanager
-def new_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
+def new_folder(path: Path, *, force: bool = False, foreign: Foreign = anything) -> Iterator[Path]:
     """Give a folder to fill. It becomes `path` when the block ends, and is removed if the block raises.
 
     Args:
         path: the folder; its parents are created.
-        force: replace an existing file or folder.
+        force: replace an existing folder.
+        foreign: what of an existing folder must not be lost.
 
     Raises:
-        FileExistsError: `path` exists and `force` is not set; checked before and after the block.
+        FileExistsError: `path` exists and `force` is not set, it is no folder, or it has a foreign entry; checked
+            before and after the block.
 
     >>> with new_folder(Path("results")) as folder:
     ...     _ = (folder / "a.txt").write_text("a")
     >>> [path.name for path in Path("results").iterdir()]
     ['a.txt']
     """
-    with _partial(path, Path.mkdir, force=force) as partial:
+    with _partial(path, Path.mkdir, force=force, kind="folder", foreign=foreign) as partial:
         yield partial
         mode = partial.stat().st_mode
         for file in sorted(partial.rglob("*")):
             if file.is_file():
                 file.chmod(mode & 0o666)  # safetensors makes its files private
-            _sync(file)
-        _sync(partial)
-        _refuse_existing(path, force=force)
-        old = _sibling(path, "old") if path.exists() else None
-        if old is not None:
-            path.rename(old)
-        partial.rename(path)
-        _sync(path.parent)
-        if old is not None:
-            _remove(old)
+            sync(file)
+        sync(partial)
+        _refuse_existing(path, force=force, kind="folder", foreign=foreign)
+        put_all({path: partial}, force=force)
 
 
 @contextlib.contextmanager
@@ -76,22 +90,40 @@ def new_file(path: Path, *, force: bool = False) -> Iterator[Path]:
         force: replace an existing file.
 
     Raises:
-        FileExistsError: `path` exists and `force` is not set; checked before and after the block.
+        FileExistsError: `path` exists and `force` is not set, or it is no file; checked before and after the block.
 
     >>> with new_file(Path("notes.txt")) as partial:
     ...     _ = partial.write_text("whole")
     >>> Path("notes.txt").read_text()
     'whole'
     """
-    with _partial(path, Path.touch, force=force) as partial:
-        mode = partial.stat().st_mode
+    with new_files([path], force=force) as (partial,):
         yield partial
-        with _lock(partial):  # again, because safetensors replaces the partial by a new file, which only we may read
+
+
+@contextlib.contextmanager
+def new_files(paths: Sequence[Path], *, force: bool = False) -> Iterator[list[Path]]:
+    """Give a file to fill for each path, as `new_file` does. All replace their paths together when the block ends.
+
+    The last file reads the others, such as a graph its weights: nobody finds it beside files that are not its own. If
+    the writer dies meanwhile, there may be no last file.
+
+    >>> with new_files([Path("weights"), Path("graph")]) as (weights, graph):
+    ...     _ = weights.write_text("1"), graph.write_text("2")
+    >>> Path("weights").read_text(), Path("graph").read_text()
+    ('1', '2')
+    """
+    with contextlib.ExitStack() as stack:
+        partials = {path: stack.enter_context(_partial(path, Path.touch, force=force, kind="file")) for path in paths}
+        modes = {partial: partial.stat().st_mode for partial in partials.values()}
+        yield list(partials.values())
+        for partial, mode in modes.items():
+            stack.enter_context(lock(partial))  # again, because safetensors replaces the partial by a private file
             partial.chmod(mode)
-            _sync(partial)
-            _refuse_existing(path, force=force)
-            os.replace(partial, path)
-            _sync(path.parent)
+            sync(partial)
+        for path in paths:
+            _refuse_existing(path, force=force, kind="file")
+        put_all(partials, force=force)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -119,133 +151,93 @@ def scratch_file(path: Path) -> Iterator[Path]:
         try:
             yield partial
         finally:
-            _remove(partial)
+            remove(partial)
 
 
-def check_free(path: Path, *, force: bool = False) -> None:
+def remove_folder(path: Path) -> None:
+    """Remove a folder: first its name, in one step, then its content, so that no half of it is ever found.
+
+    >>> Path("run").mkdir()
+    >>> remove_folder(Path("run"))
+    """
+    aside = sibling(path, "partial")  # a dead remover's is removed by `repair`
+    os.rename(path, aside)
+    remove(aside)
+
+
+def check_free(path: Path, *, force: bool = False, kind: Kind | None = None, foreign: Foreign = anything) -> None:
     """Call `repair`, then raise an error if `path` cannot be made. Callers do this before long work.
 
+    Args:
+        path: the file or folder.
+        force: it may be replaced.
+        kind: what it will be; None: the caller does not know yet.
+        foreign: what of an existing folder must not be lost.
+
     Raises:
-        FileExistsError: `path` exists and `force` is not set.
+        FileExistsError: `path` exists and `force` is not set, it is of another kind, or it has a foreign entry.
         NotADirectoryError: a parent of `path` is a file.
         PermissionError: this process may not write to the folder of `path`.
 
     >>> check_free(Path("new folder/sae"))
     """
     repair(path)
-    _refuse_existing(path, force=force)
-    home = next(parent for parent in path.absolute().parents if parent.exists())
+    _refuse_existing(path, force=force, kind=kind, foreign=foreign)
+    home = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
     if not home.is_dir():
-        raise NotADirectoryError(f"{home} is a file, so {path} cannot be made in it; name another path")
+        what = "a file" if home.exists() else "a link to nothing"
+        raise NotADirectoryError(f"{home} is {what}, so {path} cannot be made in it; name another path")
     if not os.access(home, os.W_OK | os.X_OK):
         raise PermissionError(f"you may not write to {home}, so {path} cannot be made in it; name another path")
 
 
-def repair(path: Path) -> None:
-    """Undo an unfinished replacement of `path` by a dead writer, and remove the partials of dead writers.
-
-    >>> repair(Path("results"))
-    """
-    if not path.parent.is_dir():
+def _refuse_existing(path: Path, *, force: bool, kind: Kind | None, foreign: Foreign = anything) -> None:
+    if path.name in ("", ".."):
+        raise FileExistsError(f"{path} is a folder by its place, not by its name; name it from outside of it")
+    if not os.path.lexists(path):
         return
-    for old in _siblings(path, "old"):
-        # A live writer between its two renames locks its partial; a dead writer does not.
-        if any(_is_held(p) for p in _siblings(path, "partial")):
-            continue
-        if path.exists():
-            _remove(old)
-        else:
-            with contextlib.suppress(FileNotFoundError):  # another process repairs it at the same time
-                old.rename(path)
-    for partial in _siblings(path, "partial"):
-        with _lock(partial) as locked:
-            if locked:
-                _remove(partial)
-
-
-def exists(path: Path) -> bool:
-    """Whether there is something at the path, be it that a writer is putting another folder there at this moment.
-
-    >>> exists(Path("results"))
-    False
-    """
-    return path.exists() or bool(_siblings(path, "old")) or path.exists()
-
-
-def _refuse_existing(path: Path, *, force: bool) -> None:
-    if path.exists() and not force:
+    is_folder = path.is_dir()
+    if is_folder and kind == "file":
+        raise FileExistsError(f"{path} is a folder; name a file in it")
+    if path.is_file() and kind == "folder":
+        raise FileExistsError(f"{path} is a file; name a folder")
+    if path.exists() and not is_folder and not path.is_file():
+        raise FileExistsError(f"{path} is neither a file nor a folder; name another output")
+    if not force:
         raise FileExistsError(f"{path} already exists; pass --force to replace it")
-
-
-def _sibling(path: Path, kind: str) -> Path:
-    suffix = path.suffix if kind == "partial" else ""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{kind}{suffix}")
-
-
-def _siblings(path: Path, kind: str) -> list[Path]:
-    """The siblings that `_sibling` named for this path, without those of a longer name such as sae.state."""
-    name = "".join(f"[{c}]" if c in "*?[" else c for c in path.name)
-    suffix = path.suffix if kind == "partial" else ""
-    return list(path.parent.glob(f".{name}.{'[0-9a-f]' * 8}.{kind}{suffix}"))
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _partial(path: Path, make: Callable[[Path], None], *, force: bool) -> Iterator[Path]:
-    """Make a partial of `path` and lock it until the block ends; remove it if the block raises."""
-    check_free(path, force=force)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        partial = _sibling(path, "partial")
-        make(partial)
-        with _lock(partial) as locked:
-            # Before we got the lock, another writer may have taken the partial for that of a dead writer.
-            if fcntl is not None and not (locked and partial.exists()):
-                continue
-            try:
-                with naming(path, partial):
-                    yield partial
-            except BaseException:  # Ctrl-C too
-                _remove(partial)
-                raise
-            return
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[bool]:
-    """Try to lock a partial, and give whether this process has the lock; a live writer may have it already."""
-    try:
-        descriptor = None if fcntl is None else os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        descriptor = None
-    if descriptor is None:
-        yield False
+    if not is_folder or path.is_symlink():
         return
+    if Path(os.path.realpath(".")).is_relative_to(os.path.realpath(path)):
+        raise FileExistsError(f"{path} is or holds the current folder; run this from outside of it")
+    if (name := foreign(path)) is not None:
+        raise FileExistsError(f"{path} holds {name}, which would be lost; name another output")
+
+
+@contextlib.contextmanager
+def _partial(
+    path: Path, make: Callable[[Path], None], *, force: bool, kind: Kind | None = None, foreign: Foreign = anything
+) -> Iterator[Path]:
+    """Make a partial of `path` and lock it until the block ends; remove it, and new parents, if the block raises."""
+    check_free(path, force=force, kind=kind, foreign=foreign)
+    parents = [parent for parent in path.parents if not parent.exists()]
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            locked = True
-        except BlockingIOError:
-            locked = False
-        yield locked
-    finally:
-        os.close(descriptor)
-
-
-def _is_held(path: Path) -> bool:
-    with _lock(path) as locked:
-        return not locked and path.exists()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            partial = sibling(path, "partial")
+            make(partial)
+            with lock(partial) as locked:
+                # Before we got the lock, another writer may have taken the partial for that of a dead writer.
+                if CAN_LOCK and not (locked and partial.exists()):
+                    continue
+                try:
+                    with naming(path, partial):
+                        yield partial
+                except BaseException:  # Ctrl-C too
+                    remove(partial)
+                    raise
+                return
+    except BaseException:
+        for parent in parents:
+            with contextlib.suppress(OSError):  # only an empty one goes
+                parent.rmdir()
+        raise

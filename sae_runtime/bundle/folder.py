@@ -20,13 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_runtime.bundle import file_set, files, manifest
-from sae_runtime.bundle.graphs import export_options
+from sae_runtime.bundle.graphs import GRAPHS, export_options
 from sae_runtime.bundle.hub import leaves
 from sae_runtime.bundle.identity import Identity, identity
 from sae_runtime.bundle.manifest import Architecture, FileRecord, GraphRecord, Manifest, from_json, to_json
 from sae_runtime.bundle.recorded_sizes import check_sizes
 from sae_runtime.bundle.regular import open_regular, read_bytes
 from sae_runtime.bundle.sae_lens_cfg import CFG, check_cfg, sae_lens_cfg
+from sae_runtime.bundle.siblings import is_there, repaired
 from sae_runtime.bundle.stats import FILE as STATS
 from sae_runtime.bundle.stats import Stats, read_stats, save_stats
 from sae_runtime.bundle.tensors import Streamed, TensorSpec, map_tensor, read_header, save_tensors, stream_tensors
@@ -39,6 +40,7 @@ _TRIES = 20  # of a reader, while writers replace the bundle
 _PAUSE = 0.02  # seconds at most before the next try
 
 T = TypeVar("T")
+_NAMES = {MANIFEST, WEIGHTS, DERIVED, SAMPLE, CFG, STATS, *(graph.file for graph in GRAPHS)}
 
 
 class BundleError(ValueError):
@@ -240,13 +242,13 @@ def write(
         manifest: describes the SAE; its `files` and `graphs` are replaced by those that are written.
         sample: a few thousand typical activations [m, d_in], from which export takes the steps of int8.
         stats: how often and how strongly each feature is active.
-        force: replace an existing folder.
+        force: replace an existing bundle; see `foreign`.
 
     Raises:
         BundleError: the weights do not fit the manifest or are not finite.
-        FileExistsError: the folder exists and `force` is not set.
+        FileExistsError: the folder exists and `force` is not set, or it holds what is not of a bundle.
     """
-    with files.new_folder(path, force=force) as folder:
+    with files.new_folder(path, force=force, foreign=foreign) as folder:
         stream_tensors(folder / WEIGHTS, weights)
         names = [WEIGHTS]
         cfg = sae_lens_cfg(manifest, calibrated="threshold" in weights)
@@ -262,6 +264,42 @@ def write(
         records = {name: record(folder / name) for name in names}
         (folder / MANIFEST).write_text(to_json(dataclasses.replace(manifest, files=records, graphs={})))
         read(folder, calibrated=False)
+
+
+def foreign(folder: Path) -> str | None:
+    """What of a folder replacing it by a bundle would lose: an entry that is no file of a bundle, or links, or None.
+
+    A model card or labels that a person wrote are foreign too.
+
+    >>> foreign(Path(bundle_path))
+    >>> _ = Path(bundle_path, "README.md").write_text("What we found")
+    >>> foreign(Path(bundle_path))
+    'README.md'
+    >>> Path(bundle_path, "README.md").unlink()
+    """
+    file_set.finish(folder, last=MANIFEST)
+    entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
+    whole = any(entry.name == MANIFEST for entry in entries)
+    for entry in entries:
+        if whole and entry.is_symlink() and entry.name in _NAMES:
+            return "links, as a Hub cache does"
+        if not (whole and entry.is_file() and entry.name in _NAMES):
+            return entry.name
+    return None
+
+
+def foreign_to_bundles(folder: Path) -> str | None:
+    """What of a folder replacing it by a folder of bundles would lose: an entry that is no bundle alone, or None.
+
+    >>> Path("saes").mkdir()
+    >>> foreign_to_bundles(Path("saes"))
+    """
+    for entry in sorted(folder.iterdir()):
+        if entry.is_symlink() or not (entry / MANIFEST).is_file():
+            return entry.name
+        if (name := foreign(entry)) is not None:
+            return f"{entry.name}/{name}"
+    return None
 
 
 def put_stats(bundle: Bundle, stats: Stats) -> None:
@@ -337,7 +375,7 @@ def settled(path: Path, reader: Callable[[], T]) -> T:
 
 def _read_once(path: Path, *, verify: bool, calibrated: bool) -> Bundle:
     """Read and check a bundle; raise `BundleChanged` if a writer replaced it meanwhile."""
-    files.repair(path)
+    path = repaired(path)
     file_set.finish(path, last=MANIFEST)
     begun = identity(path / MANIFEST)
     try:
@@ -353,7 +391,7 @@ def _read_once(path: Path, *, verify: bool, calibrated: bool) -> Bundle:
         check_cfg(path, manifest, calibrated=bundle.calibrated)
     except (OSError, ValueError) as error:
         staged = (path / file_set.STAGED).exists()
-        exchanged = not path.exists() and files.exists(path)
+        exchanged = not path.exists() and is_there(path)
         if staged or exchanged or identity(path / MANIFEST) != begun:
             raise BundleChanged(path) from error
         if isinstance(error, OSError):

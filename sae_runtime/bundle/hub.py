@@ -3,17 +3,19 @@
 A file that could run code when it is read is fetched only if the reference names it.
 """
 
+import os
 import re
 from pathlib import Path
 
 from sae_runtime.bundle import manifest
 from sae_runtime.bundle.extras import require
-from sae_runtime.bundle.files import exists
+from sae_runtime.bundle.siblings import is_there, repaired
 
 SCHEME = "hf://"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _DATA = (".json", ".safetensors", ".npz")  # Gemma Scope has .npz alone, which numpy reads without pickle
 _FILES = (*_DATA, ".onnx", ".pt", ".pth", ".bin")  # suffixes of files that a reference may name
+_CACHED = ("models--", "datasets--", "spaces--")  # what begins the name of a repository in the cache
 _GRAPHS = ".onnx"  # fetched for bundles alone, whose manifest has the hashes of the graphs
 
 
@@ -40,10 +42,11 @@ def local(reference: str | Path) -> Path:
         raise ValueError(
             f"{text} is a URL that sae-runtime cannot read; name a path on this machine, or {SCHEME}owner/name"
         )
-    if not exists(Path(reference)):
+    path = repaired(Path(reference))  # a writer that died may have left it under another name
+    if not is_there(path):
         suggestion = f"{SCHEME}{text} to fetch it" if _REPOSITORY.fullmatch(text) else f"{SCHEME}owner/name"
         raise FileNotFoundError(f"{text} does not exist; name a path on this machine, or {suggestion}")
-    return Path(reference)
+    return path
 
 
 def leaves(file: Path, folder: Path) -> bool:
@@ -54,8 +57,9 @@ def leaves(file: Path, folder: Path) -> bool:
     >>> leaves(Path("my-sae/encode.onnx"), Path("my-sae"))
     False
     """
-    target, home = file.resolve(), folder.resolve()
-    blobs = [above.parent / "blobs" for above in home.parents if above.name == "snapshots"]
+    target, home = Path(os.path.realpath(file)), Path(os.path.realpath(folder))
+    repositories = [above.parent for above in (home, *home.parents) if above.name == "snapshots"]
+    blobs = [cache / "blobs" for cache in repositories if cache.name.startswith(_CACHED)]
     return not target.is_relative_to(home) and target.parent not in blobs
 
 

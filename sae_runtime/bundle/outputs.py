@@ -1,11 +1,11 @@
 """Checks of the path that a command will write, before its long work begins."""
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
-from sae_runtime.bundle.files import check_free
+from sae_runtime.bundle.files import Foreign, Kind, anything, check_free
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,22 +14,23 @@ class Output:
 
     Attributes:
         path: the file or folder.
-        kind: "file" or "folder"; None if the writer decides.
+        kind: "file" or "folder".
         force: replace an existing file or folder.
         inputs: paths that the output must not overwrite, by their names in messages.
-        foreign: gives the name of an entry of an existing folder that `force` must not destroy, or None.
+        foreign: gives the name of an entry of an existing folder that `force` must not destroy, or None; without it,
+            only an empty folder is replaced.
 
     >>> Output(path=Path("out.parquet"), kind="file", inputs={"bundle": Path("my-sae")}).check()
-    >>> Output(path=Path("my-sae"), inputs={"bundle": Path("my-sae")}).check()
+    >>> Output(path=Path("my-sae"), kind="folder", inputs={"bundle": Path("my-sae")}).check()
     Traceback (most recent call last):
     ValueError: the output my-sae is or holds the bundle my-sae; name another output
     """
 
     path: Path
-    kind: Literal["file", "folder"] | None = None
+    kind: Kind
     force: bool = False
     inputs: Mapping[str, Path] = field(default_factory=dict)
-    foreign: Callable[[Path], str | None] | None = None
+    foreign: Foreign = anything
 
     def check(self) -> None:
         """Raise an error if the output cannot be written, or if writing it would lose other files.
@@ -40,21 +41,10 @@ class Output:
             PermissionError: this process may not write to the folder of the path.
             ValueError: the path is "-", or it is, holds or is inside an input.
         """
-        self.refuse_loss()
-        check_free(self.path, force=self.force)
-
-    def refuse_loss(self) -> None:
-        """As `check`, but the path may exist without `force`; for a folder that gets more files."""
-        path = self.path
-        if str(path) == "-":
+        if str(self.path) == "-":
             raise ValueError("the output - would be standard output, which is not supported; name a path")
-        refuse_inputs(path, self.inputs)
-        if self.kind == "file" and path.is_dir():
-            raise FileExistsError(f"{path} is a folder; name a file in it")
-        if self.kind == "folder" and path.exists() and not path.is_dir():
-            raise FileExistsError(f"{path} is a file; name a folder")
-        if self.force and self.foreign is not None and path.is_dir() and (name := self.foreign(path)) is not None:
-            raise FileExistsError(f"{path} holds {name}, which would be lost; name another output")
+        refuse_inputs(self.path, self.inputs)
+        check_free(self.path, force=self.force, kind=self.kind, foreign=self.foreign)
 
 
 def refuse_inputs(output: Path, inputs: Mapping[str, Path]) -> None:
@@ -64,9 +54,23 @@ def refuse_inputs(output: Path, inputs: Mapping[str, Path]) -> None:
     Traceback (most recent call last):
     ValueError: the output acts/features.parquet would be inside the activations acts; name another output
     """
-    resolved = output.resolve()
+    written = _with_parents(output)
     for name, path in inputs.items():
-        if resolved in (path.resolve(), *path.resolve().parents):
+        read = _with_parents(path)
+        if any(_is_same(written[0], each) for each in read):
             raise ValueError(f"the output {output} is or holds the {name} {path}; name another output")
-        if path.resolve() in resolved.parents:
+        if any(_is_same(read[0], each) for each in written):
             raise ValueError(f"the output {output} would be inside the {name} {path}; name another output")
+
+
+def _with_parents(path: Path) -> list[Path]:
+    real = Path(os.path.realpath(path))
+    return [real, *real.parents]
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    """Whether two paths are one, by their names or, where the disk takes SAE for sae, by what they lead to."""
+    try:
+        return one == other or one.samefile(other)
+    except OSError:
+        return False

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from sae_runtime.bundle.external_data import located
 from sae_runtime.bundle.folder import BundleError, record
 from sae_runtime.bundle.typed_json import read_json
 
@@ -92,12 +93,17 @@ def check_weights(graph: Path, spliced: Spliced) -> None:
     Raises:
         BundleError: the file holds something else.
         FileNotFoundError: the file is missing.
+        ValueError: the file is not in the folder of the graph.
     """
     if spliced.file is None:
         return
-    path = graph.parent / spliced.file
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing, which {graph} reads as {spliced.name}; splice the host again")
+    try:
+        path = located(graph, spliced.file)
+    except FileNotFoundError as error:
+        missing = graph.parent / spliced.file
+        raise FileNotFoundError(
+            f"{missing} is missing, which {graph} reads as {spliced.name}; splice the host again"
+        ) from error
     if record(path).sha256 != spliced.weights:
         raise BundleError(
             f"{path} is not the file that {graph} was spliced with as {spliced.name}: the SAE was fitted again or "

@@ -6,7 +6,7 @@ A bundle needs this if it has no threshold, or if another mean L0 than the fitte
 import dataclasses
 import importlib.metadata
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,7 +114,10 @@ def calibrate_bundle(
     """
     bundle = bundles.read(path, calibrated=False)
     allocation, d_sae = _allocation(bundle, k), bundle.manifest.architecture.d_sae
-    output = Output(path=path, force=True, foreign=_foreign(bundle)) if out is None else Output(path=out, force=force)
+    if out is None and path.is_symlink():
+        raise FileExistsError(f"{path} is a link, which replacing the bundle would break; name the bundle itself")
+    force = force or out is None
+    output = Output(path=out or path, kind="folder", force=force, foreign=bundles.foreign)
     output.check()
     check_source(activations, bundle.manifest, any_source=any_source)
     rule = rule_for(bundle.manifest, max_norm)
@@ -153,7 +156,7 @@ def calibrate_bundle(
     )
     weights = {name: bundle.tensor(name) for name in bundle.specs} | {"threshold": threshold}
     bundle.refuse_change(bundles.MANIFEST)  # another fit may have taken its place
-    bundles.write(output.path, weights, manifest, sample=sample, stats=stats, force=output.force)
+    bundles.write(output.path, weights, manifest, sample=sample, stats=stats, force=force)
     return Calibrated(
         k=allocation.k,
         threshold=threshold,
@@ -301,16 +304,3 @@ def _allocation(bundle: Bundle, k: float | None) -> Allocation:
     if not 0 < k <= architecture.d_sae:
         raise ValueError(f"k must be in (0, d_sae={architecture.d_sae}], got {k:g}")
     return Allocation(kind="mutual", k=k) if allocation is None else dataclasses.replace(allocation, k=k)
-
-
-def _foreign(bundle: Bundle) -> Callable[[Path], str | None]:
-    """The function that `Output` asks for an entry that replacing the bundle's folder would lose."""
-    names = {bundles.MANIFEST, bundles.DERIVED, *bundle.manifest.files, *bundle.manifest.graphs}
-
-    def foreign(folder: Path) -> str | None:
-        entries = sorted(folder.iterdir())
-        if folder.is_symlink() or any(entry.is_symlink() for entry in entries if entry.name in names):
-            return "links, as a Hub cache does"
-        return next((entry.name for entry in entries if entry.name not in names), None)
-
-    return foreign

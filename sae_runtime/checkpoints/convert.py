@@ -46,13 +46,13 @@ def convert(source: str | Path, output: str | Path, *, format: str | None = None
         source: a folder or file, or `hf://owner/name[/folder][@revision]`.
         output: the folder to make.
         format: a key of `FORMATS`; None recognises the format from the files.
-        force: replace the output if it exists.
+        force: replace the output if it is a bundle and holds nothing else.
 
     Returns:
         The checkpoint; its `warnings` are for the user. If it has no threshold yet, the bundle has none either.
 
     Raises:
-        FileExistsError: the output exists and `force` is not set.
+        FileExistsError: the output exists, and `force` is not set or it is not a bundle alone.
         FileNotFoundError: the source does not exist.
         ImportError: torch is not installed and the file is of torch.save, or huggingface_hub is not installed and the
             source is on the Hub.
@@ -63,7 +63,7 @@ def convert(source: str | Path, output: str | Path, *, format: str | None = None
     FileNotFoundError: missing does not exist; name a path on this machine, or hf://owner/name
     """
     output = Path(output)
-    files.check_free(output, force=force)
+    files.check_free(output, force=force, kind="folder", foreign=bundles.foreign)
     path = local(source)
     if (path / bundles.MANIFEST).is_file():
         raise ValueError(f"{path} is a bundle already, and if it holds cfg.json, SAELens opens it as it is")

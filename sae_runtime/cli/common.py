@@ -95,7 +95,7 @@ class Run:
 
 
 _RUNNING = {
-    "force": click.option("--force", is_flag=True, help="replace what exists at the output"),
+    "force": click.option("--force", is_flag=True, help="replace the output, if it is what this command writes"),
     "quiet": click.option("-q", "--quiet", is_flag=True, help="show no progress"),
     "json": click.option("--json", is_flag=True, help="print JSON"),
 }

@@ -22,7 +22,7 @@ def command(output: Path, run: Run) -> None:
     from sae_runtime.bundle.files import check_free
 
     require("demo")
-    check_free(output, force=run.force)
+    check_free(output, force=run.force, kind="folder", foreign=lambda _: None)  # the demo knows what is its own
     from sae_runtime import demo  # torch and a model: after the check that the extra is installed
 
     demo.run(output, force=run.force)

@@ -41,7 +41,7 @@ def command(
     from sae_runtime.bundle.files import check_free
 
     require("host")
-    check_free(output, force=run.force)  # before the model is loaded
+    check_free(output, force=run.force, kind="file")  # before the model is loaded
     import torch
 
     from sae_runtime.exports.export_model import export_model

@@ -62,6 +62,7 @@ def command(
     instead of --activations, the model runs while it is needed and no activations are stored. A run that was killed
     goes on with the same command and --resume, bit for bit.
     """
+    from sae_runtime.bundle import folder
     from sae_runtime.bundle.outputs import Output, refuse_inputs
 
     configs = _configs(training)
@@ -70,7 +71,8 @@ def command(
     for path in filter(None, (options["metrics"], options["tensorboard"])):
         refuse_inputs(path, inputs)
     many = len(configs) > 1 or isinstance(source, dict)
-    Output(path=output, force=run.force, inputs=inputs, foreign=lambda folder: _foreign(folder, many)).check()
+    foreign = folder.foreign_to_bundles if many else folder.foreign
+    Output(path=output, kind="folder", force=run.force, inputs=inputs, foreign=foreign).check()
     from sae_runtime import train  # torch: after the checks
 
     run_state = run_state or output.with_name(f"{output.name}.run-state")
@@ -136,13 +138,3 @@ def _inputs(source: Path | HarvestConfig | dict[str, HarvestConfig]) -> dict[str
         source = next(iter(source.values()))
     texts = {f"text number {number}": path for number, path in enumerate(source.text, start=1)}
     return texts | ({"model": Path(source.model)} if Path(source.model).is_dir() else {})  # else a name of the hub
-
-
-def _foreign(folder: Path, many: bool) -> str | None:
-    """The name of an entry of a folder that is not of one bundle, or of many, or None."""
-    from sae_runtime.bundle.folder import MANIFEST
-
-    if not many and (folder / MANIFEST).is_file():
-        return None
-    others = (path.name for path in sorted(folder.iterdir()) if not (many and (path / MANIFEST).is_file()))
-    return next(others, None)

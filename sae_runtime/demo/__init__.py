@@ -31,6 +31,23 @@ _HEADER = ("allocation", "FVU, batch rule", "FVU, served", "L0 asked", "L0 serve
 _QUERY = "This method does nothing by default and may be overridden."
 _CORPUS = 600  # paragraphs that are compared with the query
 _NEIGHBOURS = 5
+_OWN = (
+    "/text/python-docs.jsonl",
+    "/activations/activations.json",
+    "/activations/harvest.json",
+    "/activations/documents.jsonl",
+    "/activations/shard-*.safetensors",
+    *(
+        f"/bundles/{kind}/{end}"
+        for kind in KINDS
+        for end in ("*.safetensors", "*.onnx", "sae_runtime.json", "cfg.json")
+    ),
+    *(f"/features/{kind}.parquet" for kind in KINDS),
+    *(f"/metrics/{kind}.jsonl" for kind in KINDS),
+    "/plots/*.png",
+    "/summary.json",
+    "/index.html",
+)  # what the folder holds
 
 Rows = list[tuple[str, ...]]
 Cards = list[tuple[str, tuple[Line, ...]]]  # titles and their lines
@@ -42,9 +59,9 @@ def run(out: Path, *, force: bool = False) -> None:
     The folder holds text/, activations/, bundles/, features/ (Parquet), metrics/, plots/, summary.json and index.html.
 
     Raises:
-        FileExistsError: the folder exists and `force` is not set.
+        FileExistsError: the folder exists, and `force` is not set or it holds other files.
     """
-    with files.new_folder(out, force=force) as folder:
+    with files.new_folder(out, force=force, foreign=foreign) as folder:
         click.echo(f"text: Python's documentation; model: {MODEL}, the output of {HOOK}", err=True)
         texts = paragraphs(seed=0)
         activations = _harvest(folder, texts)
@@ -64,6 +81,15 @@ def run(out: Path, *, force: bool = False) -> None:
         summary = {"table": [dict(zip(_HEADER, row, strict=True)) for row in rows], "steered": steered.number}
         (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     click.echo(f"open {out / 'index.html'}", err=True)
+
+
+def foreign(folder: Path) -> str | None:
+    """The path of a file in a folder that `run` does not write, or None.
+
+    >>> foreign(Path("demo-out"))
+    """
+    files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return next((str(file) for file in files if not any(map(Path("/", file).match, _OWN))), None)
 
 
 def _harvest(folder: Path, texts: list[str]) -> Activations:

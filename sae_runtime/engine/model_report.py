@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from sae_runtime.bundle.external_data import check_external
 from sae_runtime.bundle.graph_metadata import read_metadata
+from sae_runtime.bundle.siblings import repaired
 from sae_runtime.bundle.splices import Spliced, check_weights, read_splices
 from sae_runtime.engine.sessions import open_session, run_session
 from sae_runtime.engine.trial import Arrays, run_on_made_up_inputs
@@ -24,12 +26,13 @@ def model_report(path: Path) -> dict[str, Any]:
     Raises:
         BundleError: onnxruntime refuses the graph, or an SAE has other weights than those that were put in.
         FileNotFoundError: the graph, or a file of weights, is missing.
-        ValueError: the file is not an ONNX graph, or describes no splice.
+        ValueError: the file is not an ONNX graph, describes no splice, or reads files outside of its folder.
 
     >>> model_report(Path(host_path))["outputs"]
     {'last_hidden_state': [2, 5, 24]}
     """
-    splices = read_splices(read_metadata(path))
+    splices = read_splices(read_metadata(repaired(path)))
+    check_external(path)
     for spliced in splices.values():
         check_weights(path, spliced)
     session, warnings = open_session(path), []

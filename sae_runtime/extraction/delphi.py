@@ -12,6 +12,7 @@ documents. The tokens after the last whole sequence are left out.
 
 import json
 import math
+import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -31,6 +32,7 @@ FILE_MATCHES = 1 << 24  # wanted matches in a file; delphi's readers hold a whol
 _MIN_FILES = 5  # as in delphi
 _MAX_FILES = 200  # two temporary files are open for each
 _CONFIG = "config.json"
+_FEATURES = re.compile(r"\d+_\d+\.safetensors")
 
 
 def foreign(out: Path) -> str | None:
@@ -136,8 +138,10 @@ def _read(spool: IO[bytes], dtype: "np.dtype[Any]") -> NDArray[Any]:
 
 
 def _is_ours(entry: Path) -> bool:
-    """Whether an entry is a hook's folder that `write` filled."""
+    """Whether an entry is a hook's folder that `write` filled, and holds nothing else."""
     try:
+        if not all(file.name == _CONFIG or _FEATURES.fullmatch(file.name) for file in entry.iterdir()):
+            return False
         return "sae_runtime" in read_file(dict[str, Any], entry / _CONFIG)
     except (OSError, ValueError):
         return False

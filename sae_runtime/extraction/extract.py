@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,18 +79,19 @@ def extract(
             raise ValueError(f"{name} must be {known[0]!r} or {known[1]!r}, got {value!r}")
     output(out, format, force=force).check()
     check_source(activations, sae.manifest, any_source=any_source)
-    tokens, new = len(activations), new_folder if format == "delphi" else new_file
+    tokens = len(activations)
+    new = new_file if format == "parquet" else partial(new_folder, foreign=delphi.foreign)
     if format == "delphi":
         delphi.check(activations, sae.manifest.hook or activations.hook, sequence)
         tokens -= tokens % sequence
     description = _description(sae, activations, tokens, rule, values or _VALUES[format])
-    with new(out, force=force) as partial, progress_bar(tokens, "tokens", shown=progress) as bar:
+    with new(out, force=force) as unfinished, progress_bar(tokens, "tokens", shown=progress) as bar:
         parts = _encoded(sae, activations, tokens, rule, bar)
         if format == "delphi":
             l0 = sae.manifest.measured.get("l0", sae.manifest.slots)
-            matches = delphi.write(partial, parts, description, sequence=sequence, l0=l0)
+            matches = delphi.write(unfinished, parts, description, sequence=sequence, l0=l0)
         else:
-            matches = parquet.write(partial, parts, description)
+            matches = parquet.write(unfinished, parts, description)
     files = [path for path in (out, *out.rglob("*")) if path.is_file()]
     return Extracted(tokens=tokens, matches=matches, size=sum(path.stat().st_size for path in files))
 

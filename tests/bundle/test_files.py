@@ -1,25 +1,31 @@
+import contextlib
 import errno
 import fcntl
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from sae_runtime.bundle import files
+from sae_runtime.bundle import exchange, files, replacing
+from sae_runtime.bundle.siblings import repair, repaired
 
 WRITERS = ["folder", "file"]
 
 
 def writer(what: str, path: Path, *, force: bool = False) -> AbstractContextManager[Path]:
-    return files.new_folder(path, force=force) if what == "folder" else files.new_file(path, force=force)
+    if what == "folder":
+        return files.new_folder(path, force=force, foreign=lambda _: None)
+    return files.new_file(path, force=force)
 
 
 def fill(partial: Path, text: str) -> None:
@@ -42,13 +48,30 @@ def siblings(path: Path) -> list[str]:
 
 def run_python(code: str, path: Path) -> int:
     """Run code with the names `path` and `files` in a new process."""
-    head = "import os, shutil, signal\nfrom pathlib import Path\nfrom sae_runtime.bundle import files\n"
-    head += f"path = Path({str(path)!r})\n"
+    head = "import os, shutil, signal\nfrom pathlib import Path\nfrom sae_runtime.bundle import exchange, files\n"
+    head += f"path = Path({str(path)!r})\nnothing = lambda folder: None\n"
     return subprocess.run([sys.executable, "-c", head + code], timeout=60, check=False).returncode
+
+
+NO_EXCHANGE = "exchange._system_call = lambda: None\n"  # as on a system that has none, for `run_python`
 
 
 @pytest.fixture(params=WRITERS)
 def what(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=["in one step", "in two", "without hard links"])
+def steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """File systems that exchange two paths, that do not, and that have no second names of a file either."""
+    if request.param != "in one step":
+        monkeypatch.setattr(exchange, "_system_call", lambda: None)
+    if request.param == "without hard links":
+
+        def link(*_: object, **__: object) -> None:
+            raise OSError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", link)
     return str(request.param)
 
 
@@ -73,7 +96,7 @@ def test_new_paths_get_their_parents(what: str, tmp_path: Path) -> None:
     assert content(tmp_path / "x" / "y" / "z") == "new"
 
 
-def test_an_existing_path_is_replaced_with_force_only(what: str, path: Path) -> None:
+def test_an_existing_path_is_replaced_with_force_only(what: str, path: Path, steps: str) -> None:
     write(what, path, "old")
     with pytest.raises(FileExistsError, match=r"already exists; pass --force to replace it"):
         write(what, path, "new")
@@ -82,21 +105,90 @@ def test_an_existing_path_is_replaced_with_force_only(what: str, path: Path) -> 
     assert content(path) == "new"
 
 
-def test_a_folder_takes_the_place_of_a_file_and_of_a_link(path: Path, tmp_path: Path) -> None:
-    path.write_text("a file")
-    write("folder", path, "new", force=True)
-    shutil.move(path, tmp_path / "elsewhere")
+def test_a_link_is_replaced_and_what_it_leads_to_stays(what: str, path: Path, tmp_path: Path, steps: str) -> None:
+    write(what, tmp_path / "elsewhere", "old")
     path.symlink_to(tmp_path / "elsewhere")
-    write("folder", path, "newer", force=True)
-    assert content(path) == "newer" and not path.is_symlink()
-    assert content(tmp_path / "elsewhere") == "new"
+    with pytest.raises(FileExistsError, match="already exists"):
+        write(what, path, "new")
+    write(what, path, "new", force=True)
+    assert content(path) == "new" and not path.is_symlink()
+    assert content(tmp_path / "elsewhere") == "old"
+    path.unlink() if path.is_file() else shutil.rmtree(path)
+    path.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileExistsError, match="already exists"):
+        write(what, path, "new")
+    write(what, path, "new", force=True)
+    assert content(path) == "new" and not path.is_symlink() and not (tmp_path / "nowhere").exists()
+
+
+def test_a_path_of_the_other_kind_a_pipe_and_a_socket_are_never_replaced(
+    what: str, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("file" if what == "folder" else "folder", path, "old")
+    with pytest.raises(FileExistsError, match="is a file; name a folder|is a folder; name a file in it"):
+        write(what, path, "new", force=True)
+    assert content(path) == "old"
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.chdir(tmp_path)  # the name of a socket must be short
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind("socket")
+    for special in (tmp_path / "pipe", tmp_path / "socket"):  # never a device of this machine: a fault would replace it
+        path.symlink_to(special)
+        for name in (special, path):
+            with pytest.raises(FileExistsError, match="is neither a file nor a folder; name another output"):
+                write(what, name, "new", force=True)
+        path.unlink()
+
+
+def test_a_folder_of_foreign_files_is_not_replaced(path: Path) -> None:
+    write("folder", path, "old")
+    with (
+        pytest.raises(FileExistsError, match="holds a, which would be lost; name another output"),
+        files.new_folder(path, force=True),
+    ):
+        pytest.fail("the block must not run")
+    with (
+        pytest.raises(FileExistsError, match="holds late, which would be lost"),
+        files.new_folder(path, force=True, foreign=lambda folder: "late" if (folder / "late").exists() else None),
+    ):
+        (path / "late").write_text("mine")
+    assert content(path) == "old" and (path / "late").read_text() == "mine"
+
+
+def test_the_current_folder_is_never_replaced(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / "a" / "b"
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    for name in (".", "..", "../b", "../../a", str(here), "/", "b/.."):
+        with pytest.raises(FileExistsError, match=r"by its place|current folder|is a folder; name a file in it"):
+            write(what, Path(name), "new", force=True)
+    assert list(tmp_path.rglob("*")) == [tmp_path / "a", here]
 
 
 def test_a_path_that_appears_during_the_block_is_not_overwritten(what: str, path: Path) -> None:
     with pytest.raises(FileExistsError, match="already exists"), writer(what, path) as partial:
         fill(partial, "new")
-        path.write_text("of another")
-    assert path.read_text() == "of another"
+        write(what, path, "of another")
+    assert content(path) == "of another"
+
+
+def test_a_path_that_appears_after_the_last_check_is_not_overwritten(
+    what: str, path: Path, monkeypatch: pytest.MonkeyPatch, steps: str
+) -> None:
+    if steps == "without hard links":
+        pytest.skip("nothing but the check guards such a file system")
+    real = replacing.put_all
+
+    def put_all(*arguments: Any, **settings: Any) -> None:
+        monkeypatch.setattr(files, "put_all", real)
+        write(what, path, "of another")
+        real(*arguments, **settings)
+
+    monkeypatch.setattr(files, "put_all", put_all)
+    with pytest.raises(FileExistsError, match="already exists; pass --force"), writer(what, path) as partial:
+        fill(partial, "new")
+    assert content(path) == "of another"
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
@@ -112,16 +204,166 @@ def test_an_exception_keeps_the_old_content(what: str, path: Path, error: type[B
     assert content(path) == "old"
 
 
-def test_a_full_disk_keeps_the_old_content(what: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(what, path, "old")
+@pytest.mark.parametrize("number", range(1, 6))
+@pytest.mark.parametrize("old", ["old", None])
+def test_a_disk_that_fails_keeps_the_old_content(
+    what: str, path: Path, monkeypatch: pytest.MonkeyPatch, steps: str, number: int, old: str | None
+) -> None:
+    """The first sync that fails may be that of a file, of its folder, or of the folder around it after the rename."""
+    if old is not None:
+        write(what, path, old)
+    real, calls = os.fsync, 0
 
     def full(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls >= number:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    with monkeypatch.context() as patch, contextlib.suppress(OSError):
+        patch.setattr(os, "fsync", full)
+        write(what, path, "new", force=True)
+    failed, lost = calls >= number, what == "file" and steps == "without hard links"
+    kept = "new" if not failed or (lost and number == 2 and old is not None) else old
+    assert (content(path) if path.exists() else None) == kept
+
+
+@pytest.mark.parametrize("step", ["rename", "replace", "exchange"])
+def test_a_rename_that_fails_keeps_the_old_content(
+    what: str, path: Path, monkeypatch: pytest.MonkeyPatch, steps: str, step: str
+) -> None:
+    write(what, path, "old")
+
+    def refuse(one: Path, *_: object) -> None:
+        if ".partial" in Path(one).name:
+            raise OSError(errno.EIO, "Input/output error")
+        real(one, *_)
+
+    home = {"rename": Path, "replace": os, "exchange": replacing}[step]
+    real = getattr(home, step)
+    with monkeypatch.context() as patch:
+        patch.setattr(home, step, refuse)
+        with contextlib.suppress(OSError):
+            write(what, path, "new", force=True)
+    assert content(path) in ("old", "new")
+
+
+def test_what_cannot_be_put_back_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write("folder", path, "old")
+    monkeypatch.setattr(exchange, "_system_call", lambda: None)
+    real = Path.rename
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", lambda self, name: refuse() if "partial" in self.name else real(self, name))
+        patch.setattr(os, "replace", refuse)
+        with pytest.raises(OSError, match=r"could not be put back \(Input/output error\); what it held is in .*\.old$"):
+            write("folder", path, "new", force=True)
+    assert not path.exists()
+    repair(path)
+    assert content(path) == "old"
+
+
+def test_files_that_belong_together_are_replaced_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: str
+) -> None:
+    weights, graph = tmp_path / "w.bin", tmp_path / "g.onnx"
+
+    def write_both(text: str) -> None:
+        with files.new_files([weights, graph], force=True) as partials:
+            for partial in partials:
+                partial.write_text(text)
+
+    write_both("old")
+    write_both("new")
+    assert (weights.read_text(), graph.read_text()) == ("new", "new")
+
+    def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        write(what, path, "new", force=True)
-    assert content(path) == "old"
+    real = replacing._put
+    failing = {
+        "sync": full,
+        "_put": lambda partial, path, *rest, **how: (full if path == graph else real)(partial, path, *rest, **how),
+    }
+    for name, step in failing.items():
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+            patch.setattr(replacing, name, step)
+            write_both("newer")
+        assert (weights.read_text(), graph.read_text()) == ("new", "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["g.onnx", "w.bin"]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_full_disk_names_the_path_that_could_not_be_written(what: str, path: Path, named: bool) -> None:
+    with pytest.raises(OSError, match="No space") as caught, writer(what, path) as partial:
+        error = OSError(errno.ENOSPC, "No space left on device")
+        if named:
+            error.filename = str(partial / "a" if what == "folder" else partial)
+        raise error
+    assert caught.value.filename == str(path / "a" if named and what == "folder" else path)
+
+
+def test_a_killed_writer_of_a_group_leaves_no_last_file_beside_those_of_another(tmp_path: Path) -> None:
+    weights, graph = tmp_path / "w.bin", tmp_path / "g.onnx"
+    weights.write_text("old")
+    graph.write_text("old")
+    code = """
+from sae_runtime.bundle import replacing
+real = replacing._put
+def put(partial, path, *rest, **how):
+    if path.suffix == '.onnx':
+        os._exit(7)
+    return real(partial, path, *rest, **how)
+replacing._put = put
+with files.new_files([path / 'w.bin', path / 'g.onnx'], force=True) as partials:
+    for partial in partials:
+        partial.write_text('new')
+"""
+    assert run_python(code, tmp_path) == 7
+    assert weights.read_text() == "new" and not graph.exists()
+    with files.new_files([weights, graph], force=True) as partials:
+        for partial in partials:
+            partial.write_text("newer")
+    assert (weights.read_text(), graph.read_text()) == ("newer", "newer")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["g.onnx", "w.bin"]
+
+
+def test_new_parents_go_again_when_the_block_raises(what: str, tmp_path: Path) -> None:
+    with pytest.raises(KeyError), writer(what, tmp_path / "a" / "b" / "new"):
+        raise KeyError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_removed_by_its_name_first(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write("folder", path, "old")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+        files.remove_folder(path)
+    assert not path.exists() and len(siblings(path)) == 1
+    repair(path)
+    assert siblings(path) == []
+
+
+def test_readers_find_what_a_dead_writer_moved_aside(path: Path, tmp_path: Path) -> None:
+    write("folder", path, "old")
+    path.rename(path.with_name(f".{path.name}.0123abcd.old"))
+    assert (repaired(path / "a" / "b.txt")).read_text() == "old"
+    path.parent.rename(tmp_path / ".home.0123abcd.old")
+    path.parent.parent.joinpath(".home.0123abcd.old", path.name).rename(
+        tmp_path / ".home.0123abcd.old" / f".{path.name}.0123abcd.old"
+    )
+    assert (repaired(path / "a" / "b.txt")).read_text() == "old"
+
+
+def test_a_pipe_that_is_named_like_a_partial_does_not_hang(path: Path) -> None:
+    pipe = path.with_name(f".{path.name}.0123abcd.partial{path.suffix}")
+    os.mkfifo(pipe)
+    repair(path)
+    assert siblings(path) == []
 
 
 def test_everything_is_synced_before_the_rename(what: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +398,7 @@ def test_a_live_writer_is_left_alone(what: str, path: Path) -> None:
     with writer(what, path, force=True) as mine:
         fill(mine, "mine")
         write(what, path, "of another")
-        files.repair(path)
+        repair(path)
         assert content(mine) == "mine"
         assert content(path) == "of another"
     assert content(path) == "mine"
@@ -178,7 +420,7 @@ def test_a_partial_taken_for_a_leftover_is_made_again(what: str, path: Path, mon
         nonlocal calls
         calls += 1
         if calls == 1:
-            files.repair(path)
+            repair(path)
         real(descriptor, operation)
 
     monkeypatch.setattr(fcntl, "flock", flock)
@@ -191,7 +433,7 @@ def test_a_writer_that_replaces_its_partial_is_left_alone(path: Path, monkeypatc
     real = os.fsync
 
     def fsync(descriptor: int) -> None:
-        files.repair(path)
+        repair(path)
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
@@ -202,10 +444,10 @@ def test_a_writer_that_replaces_its_partial_is_left_alone(path: Path, monkeypatc
     np.testing.assert_array_equal(safetensors.numpy.load_file(path)["x"], np.ones(3))
 
 
-def test_many_writers_of_one_file_all_succeed(path: Path) -> None:
+def test_many_writers_of_one_path_all_succeed(what: str, path: Path) -> None:
     def replace(text: str) -> None:
         for _ in range(20):
-            write("file", path, text * 1000, force=True)
+            write(what, path, text * 1000, force=True)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(replace, "abcd"))
@@ -220,25 +462,26 @@ def rename(self, target):
     real(self, target)
     os._exit(7)
 Path.rename = rename
-with files.new_folder(path, force=True) as partial:
+with files.new_folder(path, force=True, foreign=nothing) as partial:
     (partial / 'a').mkdir()
     (partial / 'a' / 'b.txt').write_text('new')
 """
-    assert run_python(code, path) == 7
+    assert run_python(NO_EXCHANGE + code, path) == 7
     assert not path.exists() and len(siblings(path)) == 2
-    files.repair(path)
+    repair(path)
     assert content(path) == "old"
 
 
-def test_a_crash_after_the_renames_keeps_the_new_content(path: Path) -> None:
+@pytest.mark.parametrize("how", ["", NO_EXCHANGE])
+def test_a_crash_after_the_renames_keeps_the_new_content(path: Path, how: str) -> None:
     write("folder", path, "old")
     code = """
 shutil.rmtree = lambda path, ignore_errors: os._exit(7)
-with files.new_folder(path, force=True) as partial:
+with files.new_folder(path, force=True, foreign=nothing) as partial:
     (partial / 'a').mkdir()
     (partial / 'a' / 'b.txt').write_text('new')
 """
-    assert run_python(code, path) == 7
+    assert run_python(how + code, path) == 7
     assert content(path) == "new" and len(siblings(path)) == 1
     with pytest.raises(FileExistsError):
         files.check_free(path)
@@ -248,12 +491,13 @@ with files.new_folder(path, force=True) as partial:
 
 def test_a_live_writer_between_its_renames_is_left_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write("folder", path, "old")
+    monkeypatch.setattr(exchange, "_system_call", lambda: None)
     real = Path.rename
 
     def rename(self: Path, target: Path) -> Path:
         moved = real(self, target)
         if target.suffix == ".old":
-            files.repair(path)
+            repair(path)
             assert not path.exists()
         return moved
 
@@ -266,8 +510,8 @@ def test_repair_changes_only_siblings_of_its_path(path: Path) -> None:
     strangers = [".new 1xy.safetensors.abcd.partial", ".new [1]*?.safetensors", "new [1]*?.safetensors.abcd.partial"]
     for name in strangers:
         (path.parent / name).write_text("of another")
-    files.repair(path)
-    files.repair(path.parent / "nowhere" / "x")
+    repair(path)
+    repair(path.parent / "nowhere" / "x")
     assert siblings(path) == sorted(strangers)
     for name in strangers:
         (path.parent / name).unlink()
@@ -291,7 +535,7 @@ def test_siblings_of_a_longer_name_are_left_alone(tmp_path: Path) -> None:
     other.mkdir()
     aside = tmp_path / ".sae.checkpoint.0123abcd.old"
     other.rename(aside)  # a writer of sae.checkpoint died between its two renames
-    files.repair(tmp_path / "sae")
+    repair(tmp_path / "sae")
     assert aside.exists() and not (tmp_path / "sae").exists()
-    files.repair(other)
+    repair(other)
     assert other.exists() and not aside.exists()

@@ -3,18 +3,20 @@ from typing import Any
 
 import pytest
 
+from sae_runtime.bundle.files import Kind
 from sae_runtime.bundle.outputs import Output, refuse_inputs
 
 
-def refused(error: type[Exception], message: str, path: Path, **settings: Any) -> None:
+def refused(error: type[Exception], message: str, path: Path, *, kind: Kind = "folder", **settings: Any) -> None:
     before = sorted(path.parent.rglob("*"))
     with pytest.raises(error, match=message):
-        Output(path=path, **settings).check()
+        Output(path=path, kind=kind, **settings).check()
     assert sorted(path.parent.rglob("*")) == before
 
 
 def test_a_path_that_does_not_exist_may_be_written(tmp_path: Path) -> None:
-    for kind in (None, "file", "folder"):
+    kinds: tuple[Kind, ...] = ("file", "folder")
+    for kind in kinds:
         Output(path=tmp_path / "new" / "out", kind=kind).check()
     assert list(tmp_path.iterdir()) == []
 
@@ -38,7 +40,10 @@ def test_force_does_not_destroy_foreign_files(tmp_path: Path) -> None:
     def foreign(folder: Path) -> str | None:
         return next((path.name for path in folder.iterdir() if path.suffix == ".tex"), None)
 
-    Output(path=tmp_path / "out", force=True, foreign=foreign).check()
+    Output(path=tmp_path / "out", kind="folder", force=True).check()  # an empty folder is nobody's
+    (tmp_path / "out" / "ours.txt").touch()
+    Output(path=tmp_path / "out", kind="folder", force=True, foreign=foreign).check()
+    refused(FileExistsError, "out holds ours.txt, which would be lost; name another", tmp_path / "out", force=True)
     (tmp_path / "out" / "thesis.tex").touch()
     message = "out holds thesis.tex, which would be lost; name another output$"
     refused(FileExistsError, message, tmp_path / "out", force=True, foreign=foreign)
@@ -47,7 +52,7 @@ def test_force_does_not_destroy_foreign_files(tmp_path: Path) -> None:
 
 def test_standard_output_is_refused() -> None:
     with pytest.raises(ValueError, match="^the output - would be standard output, which is not supported; name a"):
-        Output(path=Path("-")).check()
+        Output(path=Path("-"), kind="file").check()
 
 
 @pytest.mark.parametrize(
@@ -67,3 +72,19 @@ def test_an_output_may_not_be_an_input_nor_hold_one_nor_be_inside_one(
     inputs = {"activations": tmp_path / "acts"}
     refused(ValueError, message, tmp_path / output, force=True, inputs=inputs)
     refuse_inputs(tmp_path / "other", inputs)
+
+
+def test_an_input_that_is_named_otherwise_is_an_input_still(tmp_path: Path) -> None:
+    """A disk may take ACTS for acts; a hard link shows here what such names lead to."""
+    (tmp_path / "x.npy").touch()
+    (tmp_path / "X.NPY").hardlink_to(tmp_path / "x.npy")
+    inputs = {"activations": tmp_path / "x.npy"}
+    refused(ValueError, "is or holds the activations", tmp_path / "X.NPY", kind="file", force=True, inputs=inputs)
+
+
+def test_links_in_a_circle_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    refused(FileExistsError, "a already exists; pass --force", tmp_path / "a", inputs={"activations": tmp_path / "x"})
+    with pytest.raises(NotADirectoryError, match="a is a link to nothing, so .*new cannot be made in it"):
+        Output(path=tmp_path / "a" / "new", kind="file").check()

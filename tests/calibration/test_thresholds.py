@@ -273,7 +273,7 @@ def test_calibration_refuses_to_lose_files_that_are_not_the_bundles(copy_of: Bun
     with pytest.raises(FileExistsError, match=r"holds notes\.txt, which would be lost; name another output"):
         calibrate_bundle(path, plain(tmp_path))
     (path / "notes.txt").unlink()
-    blobs, snapshot = tmp_path / "cache" / "blobs", tmp_path / "cache" / "snapshots" / "abc"
+    blobs, snapshot = tmp_path / "models--o--n" / "blobs", tmp_path / "models--o--n" / "snapshots" / "abc"
     blobs.mkdir(parents=True)
     snapshot.mkdir(parents=True)
     for file in path.iterdir():

@@ -28,7 +28,8 @@ def test_a_link_may_leave_the_folder_only_for_the_blobs_of_its_hub_cache(tmp_pat
         ValueError, match=r"cfg.json is a link out of its folder, to .*secret; put the file itself there"
     ):
         find(tmp_path / "run", "cfg.json")
-    blobs, deep = tmp_path / "repo" / "blobs", tmp_path / "repo" / "snapshots" / "0" / "layer" / "width"
+    cache = tmp_path / "models--me--repo"
+    blobs, deep = cache / "blobs", cache / "snapshots" / "0" / "layer" / "width"
     blobs.mkdir(parents=True)
     deep.mkdir(parents=True)
     (blobs / "abc").write_text("{}")

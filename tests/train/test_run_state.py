@@ -1,3 +1,4 @@
+import errno
 import json
 import signal
 import time
@@ -10,10 +11,12 @@ from numpy.typing import NDArray
 from processes import command_line, started
 
 from sae_runtime.activations.stored import Activations, Shard
+from sae_runtime.bundle import files
 from sae_runtime.bundle import folder as bundle
 from sae_runtime.train import TrainConfig, fit, fit_many
 from sae_runtime.train.held_out import split
 from sae_runtime.train.run import Data
+from sae_runtime.train.run_state import RunStateLeft
 from sae_runtime.train.stored_rows import StoredRows
 from sae_runtime.train.trainer import StepStats, Trainer
 
@@ -220,3 +223,55 @@ def test_a_second_run_of_one_run_state_is_refused_while_the_first_goes_on(tmp_pa
     (tmp_path / f".{state.name}.lock").touch()  # as a killed run leaves it
     fit(activations(), tmp_path / "sae", config(), run_state=state, force=True)
     assert [path.name for path in tmp_path.iterdir()] == ["sae"]
+
+
+def test_a_run_that_dies_before_its_first_state_owns_its_metrics_still(tmp_path: Path) -> None:
+    run, metrics = tmp_path / "run", tmp_path / "m.jsonl"
+    beside: dict[str, Any] = {"run_state": run, "metrics": metrics, "resume": True}
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        stop_after(17, patch)
+        fit(activations(), tmp_path / "sae", config(), **beside)
+    assert metrics.read_text() and json.loads((run / "state.json").read_text())["step"] == 0
+    fit(activations(), tmp_path / "sae", config(), **beside)
+    fit(activations(), tmp_path / "whole", config(), metrics=tmp_path / "whole.jsonl")
+    assert metrics.read_text() == (tmp_path / "whole.jsonl").read_text()
+    assert (tmp_path / "sae" / bundle.WEIGHTS).read_bytes() == (tmp_path / "whole" / bundle.WEIGHTS).read_bytes()
+    before = metrics.read_bytes()
+    with pytest.raises(
+        FileExistsError, match=r"no run state .*run, so .*m\.jsonl is of another run; name another path"
+    ):
+        fit(activations(), tmp_path / "other", config(), **beside)
+    assert metrics.read_bytes() == before
+
+
+def test_metrics_leave_other_names_of_their_file_alone(tmp_path: Path) -> None:
+    mine, metrics = tmp_path / "mine", tmp_path / "m.jsonl"
+    mine.write_text("mine")
+    metrics.hardlink_to(mine)
+    fit(activations(), tmp_path / "sae", config(tokens=1280), metrics=metrics, force=True)
+    assert mine.read_text() == "mine" and len(metrics.read_text().splitlines()) == 1
+    metrics.unlink()
+    metrics.symlink_to(mine)
+    fit(activations(), tmp_path / "sae", config(tokens=1280), metrics=metrics, force=True)
+    assert mine.read_text() == "mine" and len(metrics.read_text().splitlines()) == 1
+
+
+def test_a_run_state_that_cannot_be_removed_does_not_fail_the_finished_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EACCES, "Permission denied", str(path))
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.warns(RunStateLeft, match="the run is finished, and its run state .*run"),
+    ):
+        patch.setattr(files, "remove_folder", refuse)
+        fit(activations(), tmp_path / "sae", config(tokens=1280), run_state=run)
+    bundle.read(tmp_path / "sae")
+    fit(activations(), tmp_path / "again", config(tokens=1280), run_state=run, resume=True)  # it is whole
+    assert not run.exists()
+    names = (tmp_path / "sae" / bundle.WEIGHTS, tmp_path / "again" / bundle.WEIGHTS)
+    assert names[0].read_bytes() == names[1].read_bytes()

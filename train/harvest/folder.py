@@ -12,13 +12,13 @@ from typing import Any
 
 from sae_runtime.activations.sources import SOURCES
 from sae_runtime.activations.stored import INDEX, PLAN
-from sae_runtime.bundle.files import check_free, repair, write_json
+from sae_runtime.bundle.files import write_json
 from sae_runtime.bundle.outputs import Output
+from sae_runtime.bundle.siblings import LEFTOVER, repair
 from sae_runtime.bundle.tensors import read_header
 from sae_runtime.bundle.typed_json import read_file
 
 _SHARD = re.compile(r"shard-\d{5,}\.safetensors")
-_PARTIAL = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.partial\.\w+")
 
 
 def check_folder(out: Path, plan: dict[str, Any], *, force: bool) -> None:
@@ -38,10 +38,10 @@ def check_folder(out: Path, plan: dict[str, Any], *, force: bool) -> None:
     >>> check_folder(Path("activations"), {"context": 128}, force=False)
     """
     whole, begun_here = (out / INDEX).is_file(), (out / PLAN).is_file()
-    foreign = _foreign if force or not begun_here else None  # a harvest that continues replaces only shards
-    Output(path=out, kind="folder", force=force or not whole, foreign=foreign).refuse_loss()
-    if whole or not out.is_dir():
-        check_free(out, force=force)
+    if not out.is_dir() or (whole and not force):
+        Output(path=out, kind="folder").check()
+    elif (force or not begun_here) and (name := _foreign(out)):  # a harvest that continues replaces only shards
+        raise FileExistsError(f"{out} holds {name}, which would be lost; name another output")
     if force or not out.is_dir() or not any(_SHARD.fullmatch(path.name) for path in out.iterdir()):
         return
     try:
@@ -74,9 +74,12 @@ def is_done(out: Path, plan: dict[str, Any]) -> bool:
 
 def _foreign(folder: Path) -> str | None:
     """The name of a file that harvest did not write, or None."""
-    names = sorted(path.name for path in folder.iterdir())
-    ours = (name in (INDEX, PLAN, SOURCES) or _SHARD.fullmatch(name) or _PARTIAL.fullmatch(name) for name in names)
-    return next((name for name, is_ours in zip(names, ours, strict=True) if not is_ours), None)
+    for path in sorted(folder.iterdir()):
+        left = LEFTOVER.fullmatch(path.name)
+        name = path.name if left is None else left["name"]
+        if not path.is_file() or not (name in (INDEX, PLAN, SOURCES) or _SHARD.fullmatch(name)):
+            return path.name
+    return None
 
 
 def start_folder(out: Path, plan: dict[str, Any], *, force: bool) -> None:
@@ -90,7 +93,7 @@ def start_folder(out: Path, plan: dict[str, Any], *, force: bool) -> None:
     # The index is deleted first, because a folder without it counts as unfinished. The plan is deleted last, because it
     # tells which harvest wrote the shards.
     for path in sorted(out.iterdir(), key=lambda path: (path.name != INDEX, path.name == PLAN)):
-        if partial := _PARTIAL.fullmatch(path.name):
+        if partial := LEFTOVER.fullmatch(path.name):
             repair(out / partial["name"])
         elif force:
             path.unlink()

@@ -17,24 +17,40 @@ def weights(tmp_path: Path) -> Path:
 def test_a_file_below_the_folder_is_referred_to_where_it_is(tmp_path: Path, weights: Path) -> None:
     placement = Placement(tmp_path)
     assert placement.locate(weights, "elsewhere") == "from/weights.bin" == placement.locate(weights)
-    with placement.filled(force=False):
-        pass
+    assert placement.copies(tmp_path / "g.onnx") == {}
     assert placement.how == {"from/weights.bin": "referred"}
     assert [path.name for path in tmp_path.iterdir()] == ["from"]
 
 
-def test_a_file_elsewhere_is_copied_and_copied_again_with_force(tmp_path: Path, weights: Path) -> None:
-    for force in (False, True):
-        if force:
-            (tmp_path / "a" / "b" / "sae" / "weights.bin").write_bytes(b"54321")
+def test_a_file_elsewhere_is_copied(tmp_path: Path, weights: Path) -> None:
+    for different in (False, True):
         placement = Placement(tmp_path / "a" / "b")
-        assert placement.locate(weights, "sae") == "sae/weights.bin"
-        assert (tmp_path / "a").exists() == force, "locating a file makes no folder"
-        with placement.filled(force=force):
-            assert (tmp_path / "a" / "b" / "sae" / "weights.bin").read_bytes() == b"12345"
+        if different:
+            (tmp_path / "a" / "b" / "sae").mkdir(parents=True)
+            (tmp_path / "a" / "b" / "sae" / "weights.bin").write_bytes(b"54321")
+        assert placement.locate(weights, "sae") == "sae/weights.bin" == placement.locate(weights, "elsewhere")
+        assert (tmp_path / "a").exists() == different, "locating a file makes no folder"
         assert placement.how == {"sae/weights.bin": "copied"}
-        assert weights.stat().st_nlink == 1
-        assert [path.name for path in (tmp_path / "a" / "b" / "sae").iterdir()] == ["weights.bin"]
+        assert placement.copies(tmp_path / "a" / "b" / "g.onnx") == {"sae/weights.bin": weights}
+
+
+def test_a_link_keeps_its_name_and_two_names_of_one_file_are_two_copies(tmp_path: Path, weights: Path) -> None:
+    for name in ("vocab.json", "merges.json"):
+        (tmp_path / name).symlink_to(weights)
+    placement = Placement(tmp_path / "out")
+    assert [placement.locate(tmp_path / name) for name in ("vocab.json", "merges.json")] == [
+        "vocab.json",
+        "merges.json",
+    ]
+    assert placement.copies(tmp_path / "out" / "g.onnx") == {"vocab.json": weights, "merges.json": weights}
+
+
+def test_a_graph_is_not_written_over_a_file_that_it_reads(tmp_path: Path, weights: Path) -> None:
+    for folder in (tmp_path, tmp_path / "out"):
+        placement = Placement(folder)
+        location = placement.locate(weights)
+        with pytest.raises(ValueError, match=r"two files would be .*weights\.bin; name another --output"):
+            placement.copies(folder / location)
 
 
 def test_a_file_with_a_second_name_in_the_folder_is_not_copied(tmp_path: Path, weights: Path) -> None:
@@ -42,8 +58,7 @@ def test_a_file_with_a_second_name_in_the_folder_is_not_copied(tmp_path: Path, w
     (tmp_path / "out" / "weights.bin").hardlink_to(weights)
     placement = Placement(tmp_path / "out")
     placement.locate(weights)
-    with placement.filled(force=False):
-        pass
+    assert placement.copies(tmp_path / "g.onnx") == {}
     assert placement.how == {"weights.bin": "referred"}
     assert (tmp_path / "out" / "weights.bin").samefile(weights)
 
@@ -55,45 +70,9 @@ def test_an_equal_file_that_lies_there_is_used(tmp_path: Path, weights: Path) ->
     before = there.stat()
     placement = Placement(tmp_path / "out")
     placement.locate(weights, "sae")
-    with placement.filled(force=False):
-        pass
+    assert placement.copies(tmp_path / "g.onnx") == {}
     assert placement.how == {"sae/weights.bin": "referred"}
     assert (there.stat().st_ino, there.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
-
-
-def test_a_block_that_raises_leaves_no_copy_and_no_folder(tmp_path: Path, weights: Path) -> None:
-    placement = Placement(tmp_path / "a" / "b")
-    placement.locate(weights, "sae")
-    with pytest.raises(KeyError), placement.filled(force=False):
-        raise KeyError
-    assert [path.name for path in tmp_path.iterdir()] == ["from"]
-
-
-def test_a_copy_that_fails_removes_the_copies_before_it(tmp_path: Path, weights: Path) -> None:
-    (tmp_path / "from" / "more.bin").write_bytes(b"678")
-    placement = Placement(tmp_path / "out")
-    placement.locate(weights, "sae")
-    placement.locate(tmp_path / "from" / "more.bin", "sae")
-    (tmp_path / "from" / "more.bin").unlink()
-    with pytest.raises(FileNotFoundError), placement.filled(force=False):
-        raise AssertionError("the block must not run")
-    assert [path.name for path in tmp_path.iterdir()] == ["from"]
-
-
-def test_another_file_at_the_path_of_a_copy_stays_without_force(tmp_path: Path, weights: Path) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "weights.bin").write_text("mine")
-    placement = Placement(out)
-    placement.locate(weights)
-    with (
-        pytest.raises(FileExistsError, match="weights.bin already exists; pass --force"),
-        placement.filled(force=False),
-    ):
-        pass
-    assert (out / "weights.bin").read_text() == "mine"
-    with placement.filled(force=True):
-        assert (out / "weights.bin").read_bytes() == b"12345"
 
 
 def test_two_files_with_one_path_and_a_missing_file_are_refused(tmp_path: Path, weights: Path) -> None:

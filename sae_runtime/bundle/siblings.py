@@ -1,0 +1,149 @@
+"""The hidden siblings of a path that its writers leave: partials, which a live writer locks, and old content."""
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover (Windows has no flock, so partials of killed writers stay there)
+    fcntl = None  # type: ignore[assignment]
+
+LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.(partial(\.\w+)?|old)")
+"""The name of a sibling, in which `name` is that of the path."""
+CAN_LOCK = fcntl is not None
+_TOKEN = re.compile("[0-9a-f]{8}")
+
+
+def repaired(path: Path) -> Path:
+    """The same path, after `repair` of it and of its missing parents. Readers ask this before they say that it is gone.
+
+    >>> repaired(Path("results/a.txt"))
+    PosixPath('results/a.txt')
+    """
+    for parent in reversed(path.parents):
+        if not parent.exists():
+            repair(parent)
+    repair(path)
+    return path
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is something at the path, be it that a writer is putting another folder there at this moment.
+
+    >>> is_there(Path("results"))
+    False
+    """
+    return path.exists() or path.parent.is_dir() and bool(siblings(path, "old")) or path.exists()
+
+
+def repair(path: Path) -> None:
+    """Undo an unfinished replacement of `path` by a dead writer, and remove the partials of dead writers.
+
+    >>> repair(Path("results"))
+    """
+    if not path.parent.is_dir():
+        return
+    for old in siblings(path, "old"):
+        # A live writer between its two renames locks its partial; a dead writer does not.
+        if any(is_held(p) for p in siblings(path, "partial")):
+            continue
+        if os.path.lexists(path):
+            remove(old)
+        else:
+            with contextlib.suppress(FileNotFoundError):  # another process repairs it at the same time
+                old.rename(path)
+    for partial in siblings(path, "partial"):
+        with lock(partial) as locked:
+            if locked:
+                remove(partial)
+
+
+def sibling(path: Path, kind: str) -> Path:
+    """A new name beside a path; `kind` is "partial" or "old". A partial keeps the suffix, by which writers choose.
+
+    >>> sibling(Path("sae.onnx"), "partial").suffix
+    '.onnx'
+    """
+    suffix = path.suffix if kind == "partial" else ""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{kind}{suffix}")
+
+
+def siblings(path: Path, kind: str) -> list[Path]:
+    """The siblings that `sibling` named for this path, without those of a longer name such as sae.state.
+
+    >>> siblings(Path("results"), "old")
+    []
+    """
+    start, end = f".{path.name}.", f".{kind}{path.suffix if kind == 'partial' else ''}"
+    found = (name for name in os.listdir(path.parent) if name.startswith(start) and name.endswith(end))
+    return [path.with_name(name) for name in found if _TOKEN.fullmatch(name, len(start), len(name) - len(end))]
+
+
+def remove(path: Path) -> None:
+    """Remove a sibling, file or folder. What cannot be removed stays for `repair`.
+
+    >>> remove(Path("nothing.here"))
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):  # `repair` tries again
+            path.unlink()
+
+
+@contextlib.contextmanager
+def lock(path: Path) -> Iterator[bool]:
+    """Try to lock a partial, and give whether this process has the lock; a live writer may have it already.
+
+    >>> with lock(Path("nothing.here")) as locked:
+    ...     locked
+    False
+    """
+    try:
+        descriptor = (
+            None if fcntl is None else os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        )  # a pipe would wait for its writer
+    except (FileNotFoundError, PermissionError):  # that of another user is left alone
+        descriptor = None
+    if descriptor is None:
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked = True
+        except BlockingIOError:
+            locked = False
+        yield locked
+    finally:
+        os.close(descriptor)
+
+
+def is_held(path: Path) -> bool:
+    """Whether a live writer holds the lock of a partial.
+
+    >>> is_held(Path("nothing.here"))
+    False
+    """
+    with lock(path) as locked:
+        return not locked and path.exists()
+
+
+def sync(path: Path) -> None:
+    """Wait until the disk has a file, or the names in a folder.
+
+    >>> sync(Path("."))
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    finally:
+        os.close(descriptor)
