@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_runtime.bundle import file_set, files, manifest
+from sae_runtime.bundle.contract import check_graph
 from sae_runtime.bundle.graphs import export_options
 from sae_runtime.bundle.hub import leaves
 from sae_runtime.bundle.manifest import Architecture, FileRecord, GraphRecord, Manifest, from_json, to_json
@@ -93,8 +94,11 @@ class Bundle:
             raise BundleError(f"{self.path} has no {name}: not exported yet; run: {command}")
         try:
             _check_file(self.path, name, graph, verify=True)
+            derived: Mapping[str, TensorSpec] = {}
             if graph.derived:
                 _check_file(self.path, DERIVED, self.manifest.files[DERIVED], verify=verify)
+                derived = read_header(self.path / DERIVED)
+            check_graph((self.path / name).read_bytes(), name, self.manifest, {WEIGHTS: self.specs, DERIVED: derived})
         except ValueError as error:
             raise BundleError(f"{error}, or run: sae-runtime export {self.path}") from error
         return self.path / name

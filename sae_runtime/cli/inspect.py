@@ -54,7 +54,7 @@ def command(bundle: str, run: Run) -> None:
 
 def _inspect_graph(path: Path, run: Run) -> None:
     """Say which SAEs are in a graph, and whether its weights are theirs."""
-    from sae_runtime.bundle.graph_metadata import read_metadata
+    from sae_runtime.bundle.graph_reader import read_metadata
     from sae_runtime.bundle.splices import check_weights, read_splices
 
     splices = read_splices(read_metadata(path))

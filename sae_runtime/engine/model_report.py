@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from sae_runtime.bundle.graph_metadata import read_metadata
+from sae_runtime.bundle.graph_reader import read_metadata
 from sae_runtime.bundle.splices import Spliced, check_weights, read_splices
 from sae_runtime.engine.sessions import open_session
 from sae_runtime.engine.trial import Arrays, run_on_made_up_inputs

@@ -16,7 +16,7 @@ from tiny_host import open_plainly, run
 
 from sae_runtime import Edit
 from sae_runtime.bundle.folder import WEIGHTS, BundleError
-from sae_runtime.bundle.graph_metadata import read_metadata
+from sae_runtime.bundle.graph_reader import read_metadata
 from sae_runtime.bundle.splices import check_weights, read_splices
 from sae_runtime.core.edits import as_inputs
 from sae_runtime.exports.splice.splicing import Splice, splice
