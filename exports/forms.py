@@ -2,7 +2,7 @@
 
     python -m sae_runtime.exports.forms
 
-adds the forms that the exporter writes and the list lacks. Lines of earlier exporters stay, so that their bundles load.
+adds the forms that the exporter writes and the list lacks. Lines of earlier exporters stay, so that their bundles open.
 The exporter needs no weights for this: a form is built for several SAEs of odd sizes, and a number of it that changes
 between them is the named number that changes equally.
 """
@@ -33,7 +33,7 @@ def forms() -> Iterator[str]:
     """The lines of all forms that the exporter writes now; some come several times.
 
     >>> next(forms()).split("|")[0]
-    'encode.onnx'
+    'decode.onnx'
     """
     for norm in NORMS:
         for skip in (False, True):  # of decode.onnx, where a transcoder may have another d_out
@@ -56,15 +56,6 @@ def forms() -> Iterator[str]:
                     yield _line(graph, bundles)
                     if graph is STEER:
                         yield _line(graph, bundles, rows=False)
-
-
-def missing(listed: str) -> list[str]:
-    """The lines that a list of forms lacks, sorted.
-
-    >>> missing("\\n".join(forms()))
-    []
-    """
-    return sorted(set(forms()) - set(listed.splitlines()))
 
 
 def _line(graph: BundleGraph, bundles: list[Bundle], *, rows: bool = True) -> str:
@@ -153,5 +144,4 @@ def _spec(dtype: str, *shape: int) -> TensorSpec:
 
 if __name__ == "__main__":
     path = Path(contract.__file__).with_name(contract.FORMS)
-    listed = path.read_text()
-    path.write_text(listed + "".join(f"{line}\n" for line in missing(listed)))
+    path.write_text("\n".join(sorted({*path.read_text().splitlines(), *forms()})) + "\n")

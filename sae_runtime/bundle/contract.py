@@ -17,12 +17,14 @@ it.
 `sae_runtime.exports.forms` writes the list. A test fails where the exporter writes a form that the list lacks.
 """
 
-import functools
 import hashlib
 import struct
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from itertools import groupby
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sae_runtime.bundle.graph_reader import Graph, Model, Node, Tensor, Value, read_model
 from sae_runtime.bundle.graphs import DECODE, EXACT, GRAPHS, GROUP, JOINT
@@ -149,8 +151,8 @@ def check_graph(graph: bytes, name: str, manifest: Manifest, files: Files) -> No
         if len(graph) > LARGEST:
             raise ValueError(f"it has {len(graph):,} bytes, expected at most {LARGEST:,}")
         form = form_of(graph, name, manifest)
-        expected = _listed().get(form.digest)
-        if expected is None:
+        expected = _listed(name, form.digest)
+        if not expected:
             raise ValueError("its nodes, inputs or outputs are others")
         known = named_numbers(manifest)
         if not any(_spelled(numbers, known) == form.numbers for numbers in expected):
@@ -161,6 +163,19 @@ def check_graph(graph: bytes, name: str, manifest: Manifest, files: Files) -> No
         raise ValueError(
             f"{name} is not a graph that sae-runtime writes for this SAE ({error}); load with rebuild=True"
         ) from error
+
+
+def check_order(order: NDArray[np.int64], d_sae: int) -> None:
+    """Raise ValueError unless int8_order has every feature once: encode_exact.onnx takes its features from there.
+
+    >>> check_order(np.array([2, 0, 0]), 3)
+    Traceback (most recent call last):
+    ValueError: int8_order does not list each of the 3 features once; load with rebuild=True
+    """
+    listed = np.zeros(d_sae, bool)
+    listed[order[(order >= 0) & (order < d_sae)]] = True
+    if len(order) != d_sae or not listed.all():
+        raise ValueError(f"int8_order does not list each of the {d_sae:,} features once; load with rebuild=True")
 
 
 def form_of(graph: bytes, name: str, manifest: Manifest) -> Form:
@@ -223,14 +238,11 @@ def _spelled(numbers: list[str], known: Mapping[str, str]) -> list[str]:
     return [",".join(known.get(part, part) for part in number.split(",")) for number in numbers]
 
 
-@functools.cache
-def _listed() -> dict[str, list[list[str]]]:
-    """The numbers that belong into each form, by the form's digest; some forms were written with other numbers too."""
-    forms: dict[str, list[list[str]]] = {}
-    for line in resources.files("sae_runtime.bundle").joinpath(FORMS).read_text().splitlines():
-        _, digest, *numbers = line.split("|")
-        forms.setdefault(digest, []).append(numbers)
-    return forms
+def _listed(name: str, digest: str) -> list[list[str]]:
+    """The numbers that belong into a form; exporters have written some forms with other numbers too."""
+    listed = resources.files("sae_runtime.bundle").joinpath(FORMS).read_text()
+    key = f"{name}|{digest}|"
+    return [part.partition("\n")[0].split("|") for part in listed.split(key)[1:]]
 
 
 def _check_types(graph: Graph) -> None:

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_runtime.bundle import file_set, files, manifest
-from sae_runtime.bundle.contract import check_graph
-from sae_runtime.bundle.graphs import export_options
+from sae_runtime.bundle.contract import check_graph, check_order
+from sae_runtime.bundle.graphs import EXACT, export_options
 from sae_runtime.bundle.hub import leaves
 from sae_runtime.bundle.manifest import Architecture, FileRecord, GraphRecord, Manifest, from_json, to_json
 from sae_runtime.bundle.sae_lens_cfg import CFG, check_cfg, sae_lens_cfg
@@ -99,6 +99,9 @@ class Bundle:
                 _check_file(self.path, DERIVED, self.manifest.files[DERIVED], verify=verify)
                 derived = read_header(self.path / DERIVED)
             check_graph((self.path / name).read_bytes(), name, self.manifest, {WEIGHTS: self.specs, DERIVED: derived})
+            if name == EXACT.file:
+                order = map_tensor(self.path / DERIVED, derived["int8_order"])
+                check_order(order, self.manifest.architecture.d_sae)
         except ValueError as error:
             raise BundleError(f"{error}, or run: sae-runtime export {self.path}") from error
         return self.path / name

@@ -200,13 +200,13 @@ class _Reader:
     def _message(self, data: bytes, names: Mapping[int, str]) -> "_Message":
         fields: _Message = {"dims": []} if names is _SHAPE else {}
         for number, value in _fields(data):
-            self._fields_left -= 1
-            if self._fields_left < 0:
-                raise ValueError(f"it has more than {_MOST_FIELDS:,} fields")
-            name = names.get(number, f"-a field {number}")
-            if name.startswith("-"):
-                raise ValueError(f"it has {name[1:]}")
+            name = names.get(number, "-")
+            if name[:1] == "-":
+                raise ValueError(f"it has {name[1:] or f'a field {number}'}")
             fields.setdefault(name, []).append(value)
+            self._fields_left -= 1
+        if self._fields_left < 0:
+            raise ValueError(f"it has more than {_MOST_FIELDS:,} fields")
         return fields
 
 
@@ -220,14 +220,20 @@ def _fields(data: Bytes, wanted: set[int] | None = None) -> Iterator[tuple[int, 
         count += 1
         if count > _MOST_IN_MESSAGE:
             raise ValueError(f"it has more than {_MOST_IN_MESSAGE:,} fields")
-        key, at = _varint(data, at)
+        if (key := data[at]) < 0x80:  # as nearly all are, and a call for each would take longer than the rest
+            at += 1
+        else:
+            key, at = _varint(data, at)
         number, kind = key >> 3, key & 7
         if kind == _VARINT:
             value, at = _varint(data, at)
             yield number, value
             continue
         if kind == _BYTES:
-            length, at = _varint(data, at)
+            if at < size and (length := data[at]) < 0x80:
+                at += 1
+            else:
+                length, at = _varint(data, at)
         elif kind in _SIZES:
             length = _SIZES[kind]
         else:

@@ -11,6 +11,7 @@ from sae_runtime.bundle.stats import Stats
 from sae_runtime.core.arrays import as_float32
 from sae_runtime.core.edits import Edit, edit_arrays, resolved, without_gate
 from sae_runtime.core.features import Features
+from sae_runtime.engine.answers import checked
 from sae_runtime.engine.options import Feed
 from sae_runtime.engine.rows import rows_of
 from sae_runtime.engine.sessions import Sessions
@@ -47,7 +48,8 @@ def decode(
         feed: Feed = {"indices": indices, "values": values}
         if rows is not None:
             feed["x"] = rows(part)
-        (x_hat[part],) = sessions.run(DECODE.file, feed)
+        outputs = sessions.run(DECODE.file, feed)
+        (x_hat[part],) = checked(DECODE.file, outputs, (np.float32, (len(indices), architecture.d_x_hat)))
     return x_hat.reshape(*features.shape, architecture.d_x_hat)
 
 
@@ -89,7 +91,7 @@ def steer(
         feed |= {name: np.ascontiguousarray(array[:, part]) for name, array in tokens.items()}
         if confines:
             feed["gate"] = feed["gate"] * _where_active(encode(feed["x"]), feed["features"], confined)
-        (edited,) = sessions.run(STEER.file, feed)
+        (edited,) = checked(STEER.file, sessions.run(STEER.file, feed), (np.float32, feed["x"].shape))
         if edited.shape == y.shape:  # one tile, which is the whole
             y = edited
         else:
