@@ -21,8 +21,8 @@ from sae_runtime.bundle.quota import Quota
 from sae_runtime.bundle.tensors import TensorSpec
 from sae_runtime.exports.export import BUILDERS
 
-# d_in, d_sae, k and slots of two SAEs whose graphs have one form. Up to 64 and up to 1,024 features have fewer groups of
-# limits, multiples of 16 have groups of features, and encode_gpu.onnx leaves none out of few features.
+# d_in, d_sae, k and slots of two SAEs whose graphs have one form. Up to 64 and up to 1,024 features have fewer groups
+# of limits, multiples of 16 have groups of features, and encode_gpu.onnx leaves none out of few features.
 _LARGE = ((53, 16 * 3 * 157, 48, 91), (94, 16 * 5 * 101, 80, 133))
 _MIDDLE = ((53, 16 * 47, 31, 94), (94, 16 * 53, 37, 159))
 _SMALL = ((53, 51, 41, 46), (94, 55, 44, 43))

@@ -83,7 +83,7 @@ def test_names_of_values_and_of_producers_do_not_matter(bundle_of: BundleOf, kin
         model.producer_name, model.producer_version, model.graph.doc_string = "another", "9", "a text"
         kept = {value.name for value in (*model.graph.input, *model.graph.output)}
         made = {name for node in model.graph.node for name in node.output if name} - kept
-        for node in [*model.graph.node, *(n for node in model.graph.node for a in node.attribute for n in a.g.node)]:
+        for node in [*model.graph.node, *(n for outer in model.graph.node for a in outer.attribute for n in a.g.node)]:
             node.name = ""
             for names in (node.input, node.output):
                 names[:] = [f"renamed {name}" if name in made else name for name in names]
