@@ -69,7 +69,7 @@ def _constant(model: onnx.ModelProto, name: str, array: np.ndarray) -> str:
 
 def _values(model: onnx.ModelProto) -> str:
     """The value whose first rows are the output `values`."""
-    return next(node.input[0] for node in model.graph.node if node.output[0] == "values")
+    return str(next(node.input[0] for node in model.graph.node if node.output[0] == "values"))
 
 
 def _through(model: onnx.ModelProto, nodes: list[onnx.NodeProto], made: str) -> None:
@@ -222,7 +222,7 @@ def _attribute(value: int) -> Change:
     return change
 
 
-def _output(dims: list[object], dtype: int = TensorProto.FLOAT) -> Change:
+def _output(dims: list[str | int | None], dtype: int = TensorProto.FLOAT) -> Change:
     def change(model: onnx.ModelProto) -> None:
         model.graph.output[1].CopyFrom(helper.make_tensor_value_info("values", dtype, dims))
 
@@ -230,7 +230,7 @@ def _output(dims: list[object], dtype: int = TensorProto.FLOAT) -> Change:
 
 
 def _string(model: onnx.ModelProto) -> None:
-    text = helper.make_tensor("slots", TensorProto.STRING, [1], [b"a" * 1000])
+    text = numpy_helper.from_array(np.array(["a" * 1000], object), "slots")
     next(tensor for tensor in model.graph.initializer if tensor.name == "slots").CopyFrom(text)
 
 

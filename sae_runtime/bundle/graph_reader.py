@@ -152,9 +152,10 @@ class _Reader:
         fields = self._message(data, _GRAPH)
         return Graph(
             tuple(self._node(_bytes(part), depth) for part in fields.get("nodes", [])),
-            *(tuple(self._value(_bytes(p)) for p in fields.get(what, [])) for what in ("inputs", "outputs")),
+            self._values(fields, "inputs"),
+            self._values(fields, "outputs"),
             tuple(self._tensor(_bytes(part)) for part in fields.get("initializers", [])),
-            tuple(self._value(_bytes(part)) for part in fields.get("types", [])),
+            self._values(fields, "types"),
         )
 
     def _node(self, data: bytes, depth: int) -> Node:
@@ -184,6 +185,9 @@ class _Reader:
             raise ValueError("a tensor does not say where its numbers are")
         raw = _last(fields, "raw") if "raw" in fields else b""
         return Tensor(_name(fields, "name"), _number(fields, "dtype"), _numbers(fields, "dims"), raw, external)
+
+    def _values(self, fields: "_Message", what: str) -> tuple[Value, ...]:
+        return tuple(self._value(_bytes(part)) for part in fields.get(what, []))
 
     def _value(self, data: bytes) -> Value:
         fields = self._message(data, _VALUE)
