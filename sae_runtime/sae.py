@@ -1,13 +1,16 @@
 """The front door: features of activations, activations of features, and edits, through onnxruntime."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sae_runtime.bundle import folder as bundles
 from sae_runtime.bundle import hub
+from sae_runtime.bundle.folder import WEIGHTS, Bundle
 from sae_runtime.bundle.graphs import ENCODE, GPU
 from sae_runtime.bundle.manifest import Manifest
 from sae_runtime.bundle.stats import Stats
@@ -22,6 +25,7 @@ from sae_runtime.engine.rows import Read, batch_rows, rows_of
 from sae_runtime.engine.sessions import CPU, Provider, Sessions
 from sae_runtime.engine.tiler import Tiler, choose_graph
 from sae_runtime.engine.tiling import DEFAULT, Tiling
+from sae_runtime.rebuild import rebuilt, refuse_other, remove_with
 
 
 def load(
@@ -32,6 +36,7 @@ def load(
     threads: int | None = None,
     verify: bool = True,
     tiling: Tiling = DEFAULT,
+    rebuild: bool = False,
 ) -> "SAE":
     """Open an exported bundle.
 
@@ -44,31 +49,67 @@ def load(
         threads: number of threads; None means all cores.
         verify: compare every hash and look for numbers that are not finite; if False, check sizes and graphs alone.
         tiling: sizes of tiles; the defaults suit every machine that we measured.
+        rebuild: write the graphs anew from the weights, and use neither the bundle's graphs nor its
+            derived.safetensors. This takes as long as `sae-runtime export` and a copy of the weights, which lives in
+            the folder of temporary files as long as the SAE.
 
     Raises:
         BundleError: the folder is not a sound bundle, is not exported, or lacks the graph. What opens a file later may
             raise `BundleChanged`, where that is not the file of the bundle that was loaded.
-        ImportError: onnxruntime is not installed.
+        ImportError: onnxruntime is not installed, or what `rebuild` needs is not (the extra `export`).
         ValueError: a provider is not available here.
 
     >>> load(bundle_path)
     SAE(mutual choice, k 6, 24 -> 150, encode.onnx)
     """
     folder = hub.local(path)
+    options: dict[str, Any] = {"graph": graph, "providers": providers, "threads": threads, "tiling": tiling}
 
     def loaded() -> "SAE":
         bundle = bundles.read(folder, verify=verify)
-        sessions = Sessions(bundle, providers=providers, threads=threads, verify=verify)
-        return SAE(sessions, choose_graph(bundle, sessions, graph, tiling), tiling)
+        return (_rebuilt if rebuild else _opened)(bundle, verify=verify, **options)
 
     return bundles.settled(folder, loaded)
+
+
+def _opened(
+    bundle: Bundle,
+    *,
+    graph: str | None,
+    providers: Sequence[Provider],
+    threads: int | None,
+    verify: bool,
+    tiling: Tiling,
+    owned: bool = False,
+) -> "SAE":
+    """The SAE of a bundle; a bundle that is `owned` is removed with it."""
+    sessions = Sessions(bundle, providers=providers, threads=threads, verify=verify)
+    if owned:
+        remove_with(sessions, bundle.path)
+    return SAE(sessions, choose_graph(bundle, sessions, graph, tiling), tiling)
+
+
+def _rebuilt(bundle: Bundle, *, verify: bool, **options: Any) -> "SAE":
+    """The SAE of a bundle with graphs that are written anew, also where the SAE arrives after it was pickled."""
+    sae = _opened(rebuilt(bundle, verify=verify), verify=verify, owned=True, **options)
+    sae._again = functools.partial(
+        _arrived, bundle.path.absolute(), sae.manifest.files[WEIGHTS].sha256, verify=verify, options=options
+    )
+    return sae
+
+
+def _arrived(path: Path, weights: str, *, verify: bool, options: dict[str, Any]) -> "SAE":
+    bundle = bundles.read(path, verify=verify)
+    refuse_other(bundle, weights)
+    return _rebuilt(bundle, verify=verify, **options)
 
 
 class SAE:
     """A sparse autoencoder ready to serve with one of its encoder graphs. Threads may share an SAE.
 
     An SAE can be pickled and copied, and used in processes that are forked. The path and the options of `load` travel;
-    the graphs are opened at their first use in the new process. This fails where the bundle is missing or changed.
+    the graphs are opened at their first use in the new process. This fails where the bundle is missing or changed. An
+    SAE that was loaded with `rebuild` is rebuilt where it arrives.
 
     >>> sae, sae.graph, sae.d_in, sae.d_sae
     (SAE(mutual choice, k 6, 24 -> 150, encode.onnx), 'encode.onnx', 24, 150)
@@ -77,8 +118,12 @@ class SAE:
     def __init__(self, sessions: Sessions, graph: str = ENCODE.file, tiling: Tiling = DEFAULT) -> None:
         self._bundle, self._sessions = sessions.bundle, sessions
         self._stats: tuple[Stats | None] | tuple[()] = ()  # empty until they are read
+        self._again: Callable[[], SAE] | None = None  # how another process builds a rebuilt SAE
         self._tiler = Tiler(sessions.bundle.manifest, sessions, graph, tiling)
         self._tiler.open()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return super().__reduce_ex__(protocol) if self._again is None else (self._again, ())
 
     def __repr__(self) -> str:
         manifest, architecture = self.manifest, self.manifest.architecture

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_runtime.bundle import file_set, files, manifest
-from sae_runtime.bundle.graphs import GRAPHS, export_options
+from sae_runtime.bundle.contract import check_graph, check_order
+from sae_runtime.bundle.graphs import EXACT, GRAPHS, export_options
 from sae_runtime.bundle.hub import leaves
 from sae_runtime.bundle.identity import Identity, identity
 from sae_runtime.bundle.manifest import Architecture, FileRecord, GraphRecord, Manifest, from_json, to_json
@@ -142,6 +143,11 @@ class Bundle:
             if hashlib.sha256(graph).hexdigest() != record.sha256:
                 raise ValueError(_altered(self.path / name))
             self.refuse_change(*self.read_by(name))
+            derived = read_header(self.path / DERIVED) if record.derived else {}
+            check_graph(graph, name, self.manifest, {WEIGHTS: self.specs, DERIVED: derived})
+            if name == EXACT.file:
+                order = map_tensor(self.path / DERIVED, derived["int8_order"])
+                check_order(order, self.manifest.architecture.d_sae)
         except BundleChanged:
             raise
         except (OSError, ValueError) as error:

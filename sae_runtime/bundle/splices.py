@@ -82,7 +82,7 @@ def check_weights(graph: Path, spliced: Spliced) -> None:
     A bundle that was fitted again in its place, and a file that was replaced, would change features without a word.
     Nothing is checked of an older graph, whose metadata do not name the file.
 
-    >>> from sae_runtime.bundle.graph_metadata import read_metadata
+    >>> from sae_runtime.bundle.graph_reader import read_metadata
     >>> for spliced in read_splices(read_metadata(Path(host_path))).values():
     ...     check_weights(Path(host_path), spliced)
 

@@ -13,21 +13,26 @@ from sae_runtime.cli.common import Run
 from sae_runtime.cli.options import Command
 
 if TYPE_CHECKING:
+    from sae_runtime.bundle.folder import Bundle
     from sae_runtime.bundle.manifest import GraphRecord, Manifest
     from sae_runtime.bundle.splices import Spliced
 
 
 @click.command("inspect", cls=Command, example="sae-runtime inspect sae")
 @common.bundle
+@click.option("--check", is_flag=True, help="Run every graph, and compare with numpy what it computes.")
 @common.running("json")
-def command(bundle: str, run: Run) -> None:
+def command(bundle: str, check: bool, run: Run) -> None:
     """Check a bundle or a spliced graph and say what it is.
 
     BUNDLE is a folder, hf://owner/name[/folder][@revision], or a graph, .onnx. Every file and graph is compared with
-    the sha256 in the manifest, and the weights of a spliced graph with those that were put in. A bundle or graph that
-    is not valid gives exit code 1.
+    the sha256 in the manifest, and the weights of a spliced graph with those that were put in. A graph of a bundle must
+    be one that sae-runtime writes for these weights. With --check, all graphs also run on the bundle's sample. A bundle
+    or graph that is not valid, or that computes something else than its weights say, gives exit code 1.
     """
     if bundle.endswith(".onnx"):
+        if check:
+            raise click.UsageError("--check compares the graphs of a bundle; sae-runtime doctor runs a spliced graph")
         _inspect_graph(Path(bundle), run)
         return
     from sae_runtime.bundle import folder
@@ -37,24 +42,42 @@ def command(bundle: str, run: Run) -> None:
         read = folder.read(local(bundle), calibrated=False)
         for name in read.manifest.graphs:
             read.graph(name)
+        faults = _faults(read) if check else {}
     except (OSError, ValueError) as error:
         if run.json:
             run.show({"valid": False, "bundle": bundle, "error": str(error)}, [])
         raise
     manifest = read.manifest
-    result = {"valid": True, "bundle": bundle, **dataclasses.asdict(manifest)}
+    wrong = [f"{name}: {fault}" for name, fault in faults.items() if fault is not None]
+    result = {"valid": not wrong, "bundle": bundle, **dataclasses.asdict(manifest)}
+    if check:
+        result["check"] = faults
     files = common.table([[name, f"{record.size:,} bytes", "sha256 ok"] for name, record in manifest.files.items()])
-    lines = [("bundle", f"{bundle} (valid)"), *describe(manifest)]
+    checked = "sha256 of every file, form of every graph" + (
+        "; all compute what the weights say" if check else "; not what they compute: add --check"
+    )
+    lines = [("bundle", bundle), ("wrong", "; ".join(wrong)) if wrong else ("valid", checked), *describe(manifest)]
     if (stats := read.stats()) is not None:
         lines.append(("stats", f"density and largest activation of each feature, on {stats.tokens:,} tokens"))
     lines += _listed("files", files)
     then = common.shell_command("export" if read.calibrated else "calibrate", bundle)
     run.show(result, lines + (graph_lines(manifest.graphs) or [("graphs", f"none yet; run: {then}")]))
+    if wrong:
+        raise ValueError(
+            f"{bundle} computes something else than its weights say ({wrong[0]}); load it with rebuild=True, or run: "
+            + then
+        )
+
+
+def _faults(bundle: "Bundle") -> dict[str, str | None]:
+    from sae_runtime.exports.check import faults
+
+    return faults(bundle)
 
 
 def _inspect_graph(path: Path, run: Run) -> None:
     """Say which SAEs are in a graph, and whether its weights are theirs."""
-    from sae_runtime.bundle.graph_metadata import read_metadata
+    from sae_runtime.bundle.graph_reader import read_metadata
     from sae_runtime.bundle.splices import check_weights, read_splices
 
     splices = read_splices(read_metadata(path))

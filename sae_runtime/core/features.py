@@ -290,6 +290,9 @@ def name_of_token(token: int, shape: tuple[int, ...]) -> str:
 def from_slots(parts: Iterable[Slots], d_sae: int, shape: tuple[int, ...]) -> Features:
     """Features of this shape from parts of consecutive rows.
 
+    Raises:
+        ValueError: a feature is out of range, or twice in a row.
+
     >>> from_slots([(np.array([[3, 1], [2, 0]]), np.array([[3, 2], [1, 0]], np.float32))], 4, (2,))
     Features(2 tokens, 3 matches, L0 1.50, d_sae 4)
     """
@@ -316,7 +319,15 @@ def _compressed(slots: Slots, d_sae: int) -> Features:
     used = values > 0
     counts, ids = used.sum(axis=1), indices[used]
     order = np.argsort(np.repeat(np.arange(len(used)) * d_sae, counts) + ids)
-    return Features(_indptr(counts), ids[order].astype(np.int32), values[used][order], d_sae, (len(used),))
+    indptr, ids = _indptr(counts), ids[order]
+    if len(ids) and ids.view(np.uint64).max() >= d_sae:  # a negative number is among the largest
+        raise ValueError(
+            f"a graph gave a feature out of range, expected 0 to {d_sae - 1}; load with rebuild=True, or export again"
+        )
+    same = ids[1:] == ids[:-1]
+    if same.any() and not np.isin(np.flatnonzero(same) + 1, indptr).all():  # of neighbours, but not of two rows
+        raise ValueError("a graph gave a feature twice in a row; load with rebuild=True, or export again")
+    return Features(indptr, ids.astype(np.int32), values[used][order], d_sae, (len(used),))
 
 
 def _indptr(counts: NDArray[np.int64]) -> NDArray[np.int64]:

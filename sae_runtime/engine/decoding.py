@@ -11,6 +11,7 @@ from sae_runtime.bundle.stats import Stats
 from sae_runtime.core.arrays import as_float32, first_nonfinite
 from sae_runtime.core.edits import Edit, edit_arrays, resolved, without_gate
 from sae_runtime.core.features import Features, name_of_token
+from sae_runtime.engine.answers import checked
 from sae_runtime.engine.options import Feed
 from sae_runtime.engine.rows import rows_of
 from sae_runtime.engine.sessions import Sessions
@@ -48,7 +49,8 @@ def decode(
         feed: Feed = {"indices": indices, "values": values}
         if rows is not None:
             feed["x"] = rows(part)
-        (decoded,) = sessions.run(DECODE.file, feed)
+        outputs = sessions.run(DECODE.file, feed)
+        (decoded,) = checked(DECODE.file, outputs, (np.float32, (len(indices), architecture.d_x_hat)))
         if (bad := first_nonfinite(decoded)) is not None:
             raise ValueError(
                 f"the reconstruction of token {name_of_token(part.start + bad, features.shape)} overflows float32; "
@@ -99,7 +101,7 @@ def steer(
         feed |= {name: np.ascontiguousarray(array[:, part]) for name, array in tokens.items()}
         if confines:
             feed["gate"] = feed["gate"] * _where_active(encode(feed["x"]), feed["features"], confined)
-        (edited,) = sessions.run(STEER.file, feed)
+        (edited,) = checked(STEER.file, sessions.run(STEER.file, feed), (np.float32, feed["x"].shape))
         # Without edits y is x, which is finite.
         if longest and (bad := first_nonfinite(edited.reshape(-1, architecture.d_in))) is not None:
             request, token = divmod(bad, edited.shape[1])

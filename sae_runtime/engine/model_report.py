@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from sae_runtime.bundle.external_data import check_external
-from sae_runtime.bundle.graph_metadata import read_metadata
+from sae_runtime.bundle.graph_reader import read_metadata
 from sae_runtime.bundle.siblings import repaired
 from sae_runtime.bundle.splices import Spliced, check_weights, read_splices
 from sae_runtime.engine.sessions import open_session, run_session

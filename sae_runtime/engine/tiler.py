@@ -12,6 +12,7 @@ from sae_runtime.bundle.folder import Bundle, BundleError
 from sae_runtime.bundle.graphs import ENCODE, ENCODERS, EXACT, GPU
 from sae_runtime.bundle.manifest import Manifest
 from sae_runtime.core.slots import Slots
+from sae_runtime.engine.answers import checked, refuse_negative
 from sae_runtime.engine.options import Feed
 from sae_runtime.engine.rows import Rows
 from sae_runtime.engine.sessions import Sessions, int8_levels
@@ -123,6 +124,7 @@ class Tiler:
             encoded = self._in_threads(encode, map(rows, tiles), feed, workers)
         for tile, slots in zip(tiles, encoded, strict=True):
             rows.refuse_overflow(tile, slots)
+            refuse_negative(self.graph, slots[1])
             yield slots
 
     def _in_threads(
@@ -150,7 +152,7 @@ class Tiler:
         if self.graph == GPU.file and feed:  # encode_gpu.onnx has no optional inputs
             return self.plain(x, feed, shared=shared)
         levels = {"levels": np.array(int8_levels(), np.float32)} if self.graph == EXACT.file else {}
-        indices, values, *certain = self._sessions.run(self.graph, {"x": x, **feed, **levels}, shared=shared)
+        indices, values, *certain = self._run(self.graph, x, feed | levels, shared=shared)
         if certain:
             again = np.flatnonzero(~certain[0])
             with self._sessions.lock:
@@ -161,8 +163,15 @@ class Tiler:
 
     def plain(self, x: NDArray[np.float32], feed: Feed, *, shared: bool = False) -> Slots:
         """The same as `slots`, always with encode.onnx."""
-        slots: Slots = self._sessions.run(ENCODE.file, {"x": x, **feed}, shared=shared)
+        slots: Slots = self._run(ENCODE.file, x, feed, shared=shared)
         return slots
+
+    def _run(self, graph: str, x: NDArray[np.float32], feed: Feed, *, shared: bool) -> Any:
+        """The outputs of an encoder, with their types and shapes."""
+        slots = (len(x), int(feed["slots"][0]) if "slots" in feed else self._manifest.slots)
+        certain = [] if graph == ENCODE.file else [(np.bool_, (len(x),))]
+        outputs = self._sessions.run(graph, {"x": x, **feed}, shared=shared)
+        return checked(graph, outputs, (np.int64, slots), (np.float32, slots), *certain)
 
     def all_slots(self, x: NDArray[np.float32], feed: Feed, *, plain: bool = False, shared: bool = False) -> Slots:
         """The same as `slots` (or `plain`), with at least as many slots as the fullest row needs."""

@@ -30,7 +30,8 @@ def test_inspect_prints_text(bundle_of: BundleOf) -> None:
     words = [" ".join(line.split()) for line in result.stdout.splitlines()]
     sizes = {file.name: f"{file.stat().st_size:,} bytes" for file in path.iterdir()}
     assert words == [
-        f"bundle {path} (valid)",
+        f"bundle {path}",
+        "valid sha256 of every file, form of every graph; not what they compute: add --check",
         "source unknown",
         "architecture 24 wide, 150 features, keeps those above their threshold",
         "allocation mutual choice, k 6",

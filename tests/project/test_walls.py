@@ -23,7 +23,8 @@ MAY_IMPORT: dict[str, tuple[str, ...] | None] = {
     "activations": ("core", "bundle"),
     "calibration": ("core", "bundle", "activations"),
     "engine": ("core", "bundle", "activations"),
-    "sae": ("core", "bundle", "activations", "engine"),
+    "rebuild": ("bundle", "exports.export"),
+    "sae": ("core", "bundle", "activations", "engine", "rebuild"),
     "extraction": ("core", "bundle", "activations", "engine", "sae"),
     "checkpoints": ("core", "bundle"),
     "browser": ("core", "bundle"),
@@ -33,7 +34,7 @@ MAY_IMPORT: dict[str, tuple[str, ...] | None] = {
     "demo": ANYTHING,
     "__init__": ("core", "bundle", "activations", "sae"),
 }
-"""The front door and sae.py are rooms of one file."""
+"""The front door, sae.py and rebuild.py are rooms of one file."""
 
 # The same of the rooms inside train and exports. What they import of their own folder lies below them.
 INNER = {

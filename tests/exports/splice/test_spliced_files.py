@@ -18,7 +18,7 @@ from tiny_host import open_plainly, run
 from sae_runtime import Edit
 from sae_runtime.bundle import folder
 from sae_runtime.bundle.folder import WEIGHTS, BundleError
-from sae_runtime.bundle.graph_metadata import read_metadata
+from sae_runtime.bundle.graph_reader import read_metadata
 from sae_runtime.bundle.splices import check_weights, read_splices
 from sae_runtime.bundle.tensors import read_header
 from sae_runtime.core.edits import as_inputs

@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from sae_runtime.bundle.graph_metadata import read_metadata
+from sae_runtime.bundle.graph_reader import read_metadata
 
 
 def saved(path: Path, metadata: dict[str, str]) -> Path:

@@ -1,0 +1,312 @@
+"""ONNX graphs, read without onnx and without their weights.
+
+A graph is a protobuf message ModelProto. Its field 7 is the graph itself, its fields 14 are the metadata.
+`read_metadata` takes any graph. `read_model` takes what our exporter writes, and refuses every other field by name.
+"""
+
+import mmap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+Bytes = bytes | mmap.mmap
+
+_VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5  # wire types
+_SIZES = {_EIGHT_BYTES: 8, _FOUR_BYTES: 4}
+_MOST_FIELDS = 40_000  # of a model that `read_model` takes; the largest of ours has 3,000
+_MOST_IN_MESSAGE = 100_000  # fields of one message, of any graph
+_DEEPEST = 3  # graphs inside graphs
+
+# The fields that `read_model` takes, by number. Those that compute nothing are "": names of nodes and of producers.
+# A name that begins with "-" is for the message alone.
+_MODEL = {
+    1: "ir_version",
+    2: "",
+    3: "",
+    4: "",
+    5: "",
+    6: "",
+    7: "graph",
+    8: "opsets",
+    20: "-training",
+    25: "-functions",
+}
+_OPSET = {1: "domain", 2: "version"}
+_GRAPH = {1: "nodes", 2: "", 5: "initializers", 10: "", 11: "inputs", 12: "outputs", 13: "types", 15: "-sparse weights"}
+_NODE = {1: "inputs", 2: "outputs", 3: "", 4: "kind", 5: "attributes", 6: "", 7: "domain"}
+_ATTRIBUTE = {1: "name", 2: "f", 3: "i", 4: "s", 6: "g", 8: "ints", 13: "", 20: "type"}
+_TENSOR = {1: "dims", 2: "dtype", 8: "name", 9: "raw", 12: "", 13: "external", 14: "place"}
+_ENTRY = {1: "key", 2: "value"}
+_VALUE = {1: "name", 2: "type", 3: ""}
+_TYPE = {1: "tensor", 6: ""}
+_TENSOR_TYPE = {1: "dtype", 2: "shape"}
+_SHAPE = {1: "dims"}
+_DIM = {1: "size", 2: "name", 3: ""}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An initializer: its numbers, or the file and the place in the file where they are."""
+
+    name: str
+    dtype: int
+    dims: tuple[int, ...]
+    raw: bytes
+    external: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Value:
+    """An input or output, or the type of an initializer; a dimension is a size or a name."""
+
+    name: str
+    dtype: int
+    dims: tuple[int | str, ...] | None
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node; an attribute is a number, bytes, whole numbers, or a graph, each with its ONNX type."""
+
+    kind: str
+    domain: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: "Mapping[str, tuple[int, int | bytes | tuple[int, ...] | Graph]]"
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A graph, or the graph in an attribute of a node."""
+
+    nodes: tuple[Node, ...]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    initializers: tuple[Tensor, ...]
+    types: tuple[Value, ...]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A graph with the versions of its format and of its operators, (domain, version)."""
+
+    ir_version: int
+    opsets: tuple[tuple[str, int], ...]
+    graph: Graph
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """All metadata of a graph, by key.
+
+    >>> read_metadata(Path(bundle_path) / "encode.onnx")
+    {}
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not an ONNX graph.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; name a graph, .onnx")
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            found = list(_fields(data, wanted={14}))
+        if 7 not in dict(found):
+            raise ValueError("there is no graph in it")
+        entries = [dict(_fields(value)) for number, value in found if number == 14 and isinstance(value, bytes)]
+        return {_text(entry.get(1, b"")): _text(entry.get(2, b"")) for entry in entries}
+    except ValueError as error:
+        raise ValueError(f"{path} is not a readable ONNX graph ({error}); export it again") from error
+
+
+def read_model(data: bytes) -> Model:
+    """A graph of a bundle.
+
+    Raises:
+        ValueError: the bytes are not a graph, or hold something that our exporter never writes.
+
+    >>> model = read_model((Path(bundle_path) / "encode.onnx").read_bytes())
+    >>> model.ir_version, model.opsets, model.graph.nodes[0].kind, model.graph.inputs[0]
+    (10, (('', 21),), 'Shape', Value(name='x', dtype=1, dims=('n', 24)))
+    """
+    return _Reader().model(data)
+
+
+class _Reader:
+    """Messages of one model; it counts their fields, so that no bytes keep it for long."""
+
+    def __init__(self) -> None:
+        self._fields_left = _MOST_FIELDS
+
+    def model(self, data: bytes) -> Model:
+        fields = self._message(data, _MODEL)
+        opsets = [self._message(_bytes(part), _OPSET) for part in fields.get("opsets", [])]
+        return Model(
+            _number(fields, "ir_version"),
+            tuple((_name(opset, "domain"), _number(opset, "version")) for opset in opsets),
+            self._graph(_last(fields, "graph"), 0),
+        )
+
+    def _graph(self, data: bytes, depth: int) -> Graph:
+        if depth > _DEEPEST:
+            raise ValueError(f"it has graphs in graphs, more than {_DEEPEST} deep")
+        fields = self._message(data, _GRAPH)
+        return Graph(
+            tuple(self._node(_bytes(part), depth) for part in fields.get("nodes", [])),
+            self._values(fields, "inputs"),
+            self._values(fields, "outputs"),
+            tuple(self._tensor(_bytes(part)) for part in fields.get("initializers", [])),
+            self._values(fields, "types"),
+        )
+
+    def _node(self, data: bytes, depth: int) -> Node:
+        fields = self._message(data, _NODE)
+        attributes = {}
+        for part in fields.get("attributes", []):
+            attribute = self._message(_bytes(part), _ATTRIBUTE)
+            attributes[_name(attribute, "name")] = (_number(attribute, "type"), self._content(attribute, depth))
+        inputs, outputs = (tuple(_text(value) for value in fields.get(what, [])) for what in ("inputs", "outputs"))
+        return Node(_name(fields, "kind"), _name(fields, "domain"), inputs, outputs, attributes)
+
+    def _content(self, attribute: "_Message", depth: int) -> "int | bytes | tuple[int, ...] | Graph":
+        given = [name for name in ("f", "i", "s", "ints", "g") if name in attribute]
+        if len(given) > 1:
+            raise ValueError("an attribute has several values")
+        if given == ["g"]:
+            return self._graph(_last(attribute, "g"), depth + 1)
+        if given and given != ["ints"]:
+            return attribute[given[0]][-1]
+        return _numbers(attribute, "ints")
+
+    def _tensor(self, data: bytes) -> Tensor:
+        fields = self._message(data, _TENSOR)
+        entries = [self._message(_bytes(part), _ENTRY) for part in fields.get("external", [])]
+        external = {_name(entry, "key"): _name(entry, "value") for entry in entries}
+        if len(external) != len(entries) or bool(entries) != (_number(fields, "place", 0) == 1):
+            raise ValueError("a tensor does not say where its numbers are")
+        raw = _last(fields, "raw") if "raw" in fields else b""
+        return Tensor(_name(fields, "name"), _number(fields, "dtype"), _numbers(fields, "dims"), raw, external)
+
+    def _values(self, fields: "_Message", what: str) -> tuple[Value, ...]:
+        return tuple(self._value(_bytes(part)) for part in fields.get(what, []))
+
+    def _value(self, data: bytes) -> Value:
+        fields = self._message(data, _VALUE)
+        name = _name(fields, "name")
+        if "type" not in fields:
+            return Value(name, 0, None)
+        tensor = self._message(_last(self._message(_last(fields, "type"), _TYPE), "tensor"), _TENSOR_TYPE)
+        if "shape" not in tensor:
+            return Value(name, _number(tensor, "dtype", 0), None)
+        dims = [self._message(_bytes(part), _DIM) for part in self._message(_last(tensor, "shape"), _SHAPE)["dims"]]
+        sizes = tuple(_number(dim, "size") if "size" in dim else _name(dim, "name") for dim in dims)
+        return Value(name, _number(tensor, "dtype", 0), sizes)
+
+    def _message(self, data: bytes, names: Mapping[int, str]) -> "_Message":
+        fields: _Message = {"dims": []} if names is _SHAPE else {}
+        for number, value in _fields(data):
+            name = names.get(number, "-")
+            if name[:1] == "-":
+                raise ValueError(f"it has {name[1:] or f'a field {number}'}")
+            fields.setdefault(name, []).append(value)
+            self._fields_left -= 1
+        if self._fields_left < 0:
+            raise ValueError(f"it has more than {_MOST_FIELDS:,} fields")
+        return fields
+
+
+_Message = dict[str, list[int | bytes]]
+
+
+def _fields(data: Bytes, wanted: set[int] | None = None) -> Iterator[tuple[int, int | bytes]]:
+    """Number and content of each field of a message; b"" for bytes that are not wanted. None wants all."""
+    at, size, count = 0, len(data), 0
+    while at < size:
+        count += 1
+        if count > _MOST_IN_MESSAGE:
+            raise ValueError(f"it has more than {_MOST_IN_MESSAGE:,} fields")
+        if (key := data[at]) < 0x80:  # as nearly all are, and a call for each would take longer than the rest
+            at += 1
+        else:
+            key, at = _varint(data, at)
+        number, kind = key >> 3, key & 7
+        if kind == _VARINT:
+            value, at = _varint(data, at)
+            yield number, value
+            continue
+        if kind == _BYTES:
+            if at < size and (length := data[at]) < 0x80:
+                at += 1
+            else:
+                length, at = _varint(data, at)
+        elif kind in _SIZES:
+            length = _SIZES[kind]
+        else:
+            raise ValueError(f"field {number} has the wire type {kind}")
+        if at + length > size:
+            raise ValueError(f"field {number} ends after the file")
+        yield number, data[at : at + length] if wanted is None or number in wanted else b""
+        at += length
+
+
+def _varint(data: Bytes, at: int) -> tuple[int, int]:
+    number = 0
+    for shift in range(0, 70, 7):
+        if at >= len(data):
+            raise ValueError("it ends too early")
+        byte = data[at]
+        at += 1
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number, at
+    raise ValueError("a number is too long")
+
+
+def _bytes(value: int | bytes) -> bytes:
+    if isinstance(value, int):
+        raise ValueError("a number stands where a message is expected")
+    return value
+
+
+def _text(value: int | bytes) -> str:
+    return _bytes(value).decode()
+
+
+def _last(fields: _Message, name: str) -> bytes:
+    """The content of a field that stands once."""
+    values = fields.get(name, [])
+    if len(values) != 1:
+        raise ValueError(f"it has {len(values)} times the field {name}, expected once")
+    return _bytes(values[0])
+
+
+def _name(fields: _Message, name: str) -> str:
+    return _last(fields, name).decode() if name in fields else ""
+
+
+def _number(fields: _Message, name: str, default: int | None = None) -> int:
+    if name not in fields and default is not None:
+        return default
+    values = fields.get(name, [])
+    if len(values) != 1 or not isinstance(values[0], int):
+        raise ValueError(f"it lacks the number {name}")
+    return _signed(values[0])
+
+
+def _numbers(fields: _Message, name: str) -> tuple[int, ...]:
+    """Whole numbers, each in its own field or packed in one."""
+    numbers: list[int] = []
+    for value in fields.get(name, []):
+        if isinstance(value, int):
+            numbers.append(_signed(value))
+            continue
+        at = 0
+        while at < len(value):
+            number, at = _varint(value, at)
+            numbers.append(_signed(number))
+            if len(numbers) > _MOST_FIELDS:
+                raise ValueError(f"it has more than {_MOST_FIELDS:,} numbers in a list")
+    return tuple(numbers)
+
+
+def _signed(number: int) -> int:
+    return number - (1 << 64) if number >= 1 << 63 else number
