@@ -5,7 +5,6 @@ then meet it.
 """
 
 import hashlib
-import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -20,6 +19,7 @@ from sae_runtime.bundle import files
 from sae_runtime.bundle import folder as bundle
 from sae_runtime.bundle.stats import counted
 
+_UNFINISHED = "acts/activations.json"  # a harvest goes on where it was; its folder counts with this file
 Tree = dict[str, str]  # paths relative to a folder, with the hash of each file
 
 
@@ -180,7 +180,7 @@ COMMANDS: Mapping[str, Command] = {
     "splice, replacing": Command(
         arguments="splice host.onnx --sae served --hook layer.1 -o model.onnx --force",
         needs=("host.onnx", "served"),
-        outputs=("model.onnx", "model.onnx.data"),
+        outputs=("model.onnx",),
         before=("splice host.onnx --sae served --hook layer.0 -o model.onnx --force",),
     ),
     "train": Command(arguments=f"{_FIT} --k 4 -o fitted --force", needs=("x.npy",), outputs=("fitted",)),
@@ -191,7 +191,7 @@ COMMANDS: Mapping[str, Command] = {
         before=(f"{_FIT} --k 8 --k 6 --seed 5 -o fitted",),
     ),
     "harvest": Command(
-        arguments="harvest model --hook encoder.layer.0 --text text.txt --shard-tokens 200 -o acts -q",
+        arguments="harvest model --hook encoder.layer.0 --text text.txt --context 64 --shard-tokens 200 --batch-tokens 256 -o acts -q",
         needs=("model", "text.txt"),
         outputs=("acts",),
     ),
@@ -217,9 +217,10 @@ class Bench:
     def __init__(self, folder: Path, library: Path | None, names: Iterable[str] = COMMANDS) -> None:
         self.folder, self.names = folder, list(names)
         self.server = Server(library)
-        self._numbers = itertools.count()
+        self.place = folder / "at"  # every command runs in a folder of one name here: some outputs hold whole paths
+        self.place.mkdir(parents=True)
         self._ready: dict[str, tuple[Path, Tree, Tree, Tree, Ended]] = {}
-        (folder / "inputs").mkdir(parents=True, exist_ok=True)
+        (folder / "inputs").mkdir()
 
     def __enter__(self) -> "Bench":
         return self
@@ -229,28 +230,28 @@ class Bench:
     ) -> None:
         self.server.__exit__()
 
+    def ready(self, name: str) -> Path:
+        """The folder of a command before it runs."""
+        return self._made_ready(name)[0]
+
     def usual(self, name: str) -> Ended:
         """How a command ends without a fault: the number of its calls, and its seconds."""
         return self._made_ready(name)[4]
 
-    def attempt(self, name: str, scratch: Path | None = None, **fault: object) -> Trial:
-        """Run a command under a fault of `Job`, look at what it left, and run it again without one.
-
-        The fault happens in a copy of the command's folder, in `scratch` or beside the others.
-        """
+    def attempt(self, name: str, *, again: bool = True, **fault: object) -> Trial:
+        """Run a command under a fault of `Job`, look at what it left, and run it `again` without one."""
         ready, old, new, after, _ = self._made_ready(name)
         command = COMMANDS[name]
-        folder = (scratch or self.folder) / f"trial-{next(self._numbers)}"
-        shutil.copytree(ready, folder)
+        folder = Path(shutil.copytree(ready, self.place / "trial"))
         try:
             ended = self.server.run(Job(folder=str(folder), arguments=command.arguments.split(), **fault))  # type: ignore[arg-type]
             outcome, complaint = _state(folder, command.outputs, old, new)
             complaint = complaint or _words(ended, outcome, command.outputs, after)
-            if complaint is None and scratch is None:
-                again = self.server.run(Job(folder=str(folder), arguments=command.arguments.split()))
+            if complaint is None and again:
+                second = self.server.run(Job(folder=str(folder), arguments=command.arguments.split()))
                 now, wrong = _state(folder, command.outputs, old, new)
-                if again.code != 0:
-                    complaint = f"the same command fails afterwards: {again.stderr}"
+                if second.code != 0:
+                    complaint = f"the same command fails afterwards: {second.stderr}"
                 elif wrong or now != "new":
                     complaint = f"the same command afterwards leaves what is {wrong or now}"
                 elif litter := sorted(set(_tree(folder, ["."], hidden=True)) - set(after)):
@@ -274,8 +275,7 @@ class Bench:
         old = _tree(ready, command.outputs)
         results = []
         for _ in range(2):  # twice: what differs between two runs cannot be compared; and the second has no imports
-            done = self.folder / f"done-{next(self._numbers)}"
-            shutil.copytree(ready, done)
+            done = Path(shutil.copytree(ready, self.place / "trial"))
             ended = self._call(done, command.arguments)
             results.append((_tree(done, command.outputs), _tree(done, ["."], hidden=True)))
             shutil.rmtree(done)
@@ -307,7 +307,11 @@ class Bench:
 
 
 def _state(folder: Path, outputs: Iterable[str], old: Tree, new: Tree) -> tuple[str, str | None]:
-    """Whether the outputs are old, new or absent once their next reader has repaired them; or what they are instead."""
+    """Whether the outputs are old, new or absent once their next reader has repaired them; or what they are instead.
+
+    Each output is judged by itself; the word is "new" where all are new.
+    """
+    words = set()
     for output in outputs:
         path = folder / output
         files.repair(path)
@@ -318,15 +322,20 @@ def _state(folder: Path, outputs: Iterable[str], old: Tree, new: Tree) -> tuple[
                     read.graph(graph)
             except Exception as error:
                 return "broken", f"{output} is not whole: {type(error).__name__}: {error}"
-    now = _tree(folder, outputs)
-    if now == new:
-        return "new", None
-    if now == old:
-        return ("old" if old else "absent"), None
-    if not old and "acts/activations.json" in new and "acts/activations.json" not in now:
-        return "absent", None  # a harvest that goes on where it was
-    wrong = [path for path in sorted({*now, *old, *new}) if now.get(path) not in (old.get(path), new.get(path))]
-    return "broken", f"neither old nor new: {wrong or 'a mixture of both'}"
+        now, before, after = _tree(folder, [output]), _part(old, output), _part(new, output)
+        if now == after:
+            words.add("new")
+        elif now == before or (_UNFINISHED in after and _UNFINISHED not in now):
+            words.add("old" if before else "absent")
+        else:
+            paths = {**now, **before, **after}
+            wrong = [path for path in sorted(paths) if now.get(path) not in (before.get(path), after.get(path))]
+            return "broken", f"{output} is neither old nor new: {wrong or 'a mixture of both'}"
+    return min(words, key=["absent", "old", "new"].index), None
+
+
+def _part(tree: Tree, output: str) -> Tree:
+    return {path: digest for path, digest in tree.items() if path == output or path.startswith(f"{output}/")}
 
 
 def _words(ended: Ended, outcome: str, outputs: Iterable[str], after: Tree) -> str | None:

@@ -47,10 +47,9 @@ def sweep(
     seconds: float,
     part: str,
     counts: Counter[str],
-    scratch: Path | None = None,
 ) -> None:
     """Try faults of each command until the time is up; the command that took the least time so far is next."""
-    spent = dict.fromkeys(faults, 0.0)
+    spent, known = dict.fromkeys(faults, 0.0), set()
     end = time.monotonic() + seconds
     while faults and time.monotonic() < end:
         name = min(faults, key=lambda name: spent[name])
@@ -59,12 +58,16 @@ def sweep(
         if fault is None:
             del faults[name]
             continue
-        trial = bench.attempt(name, scratch, **fault)
+        trial = bench.attempt(name, **fault)
         spent[name] += time.monotonic() - begin
         counts["tried"] += 1
         counts[trial.outcome] += 1
         if trial.complaint is not None:
             counts["faults"] += 1
+            kind = (name, trial.complaint.partition(":")[0])
+            if kind in known:  # one of a kind is kept
+                continue
+            known.add(kind)
             said = trial.ended
             evidence = {"code": said.code, "stderr": said.stderr, "failed": said.failed[:3]}
             keep(bench.folder, part, command=name, wrong=trial.complaint, fault=fault, **evidence)
