@@ -46,7 +46,7 @@ class SmallDisks(Bench):
 def _rooms(seed: int) -> Iterator[dict[str, Any]]:
     rng = random.Random(seed)
     while True:
-        yield {"room": rng.choice((rng.randrange(2, 20), rng.randrange(2, 200)))}
+        yield {"room": rng.choice((rng.randrange(1, 12), rng.randrange(1, 60)))}
 
 
 @contextlib.contextmanager
