@@ -35,7 +35,7 @@ def apply(folder: Path, changes: Sequence[Mapping[str, Any]]) -> None:
         path = folder / change["file"]
         try:
             data = _CHANGES[change["do"]](path.read_bytes(), change)
-        except (ValueError, KeyError, IndexError, TypeError, OSError, AttributeError, RecursionError):
+        except (ValueError, LookupError, TypeError, ArithmeticError, OSError, AttributeError, RecursionError):
             continue
         except Exception as error:  # protobuf's own
             if type(error).__module__.startswith("google"):
