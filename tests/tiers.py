@@ -70,6 +70,7 @@ SLOW = (
     "test_exported_models",
     "test_fused_norm",
     "test_gated_generation",
+    "test_long_campaign",
     "test_massive_norm",
     "test_minilm_hosts",
     "test_model_families",

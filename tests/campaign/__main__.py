@@ -47,7 +47,8 @@ def main() -> int:
     whole = sum(SHARES.get(name, 1) for name in chosen)
     libraries = ("numpy", "onnxruntime", "onnx", "torch", "safetensors", "pyarrow")
     sys.stdout.write(
-        f"{time.strftime('%Y-%m-%d')}, seed {asked.seed}, {asked.seconds:g} seconds; Python {platform.python_version()}, "
+        f"{time.strftime('%Y-%m-%d')}, seed {asked.seed}, {asked.seconds:g} seconds; "
+        f"Python {platform.python_version()}, "
         f"{', '.join(f'{name} {version(name)}' for name in libraries)}; {platform.system()} {platform.machine()}\n\n"
         "| part | tried | outcomes | faults | seconds |\n|---|---|---|---|---|\n"
     )

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from campaign.fuzzing import FAULT, fuzz
-from campaign.mutations import apply, draw as draw_changes
 from numpy.typing import NDArray
 from resealed import reseal
 
+from campaign.fuzzing import FAULT, fuzz
+from campaign.mutations import apply
+from campaign.mutations import draw as draw_changes
 from sae_runtime import SAE, Edit, load
 from sae_runtime.bundle import folder as bundle
 from sae_runtime.bundle import quota
@@ -115,7 +116,8 @@ def _loaded(path: Path, x: NDArray[np.float32], before: Answer, **settings: Any)
 def _answer(sae: SAE, x: NDArray[np.float32]) -> Answer:
     indices, values = sae.encode_slots(x)
     features = sae.encode(x)
-    answer = {"indices": indices, "values": values, "features": features.to_dense(), "decoded": sae.decode(features, x)}
+    answer: Answer = {"indices": indices, "values": values, "features": features.to_dense()}
+    answer["decoded"] = sae.decode(features, x)
     answer["steered"] = sae.steer(x, [Edit.ablate(3), Edit.add(5, 2.0)])
     if sae.manifest.allocation is not None:
         answer["batch"] = sae.encode_batch(x).to_dense()
@@ -137,7 +139,9 @@ def _wrong(path: Path, sae: SAE, x: NDArray[np.float32], answer: Answer) -> str 
         if _differs(rows, witness.served(architecture, weights, z), room):
             return "encode"
         f = np.where(rows > 0, rows, 0)
-        decoded = witness.completed(weights, f @ weights["W_dec"].astype(float) + weights["b_dec"], x, architecture.norm)
+        decoded = witness.completed(
+            weights, f @ weights["W_dec"].astype(float) + weights["b_dec"], x, architecture.norm
+        )
         size = witness.normalise(x, architecture.norm)[2]
         scale = (f @ np.abs(weights["W_dec"].astype(float)) + np.abs(weights["b_dec"])) * size + np.abs(x).max()
         if not (np.abs(decoded - answer["decoded"]) <= 1e-5 * scale + 1e-30).all():

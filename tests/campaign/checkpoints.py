@@ -1,7 +1,7 @@
 """Strangers' checkpoints in every container: a damaged one is refused in one sentence, or becomes a whole bundle.
 
-tests/checkpoints/test_corruption.py compares what becomes of them with their own libraries; this part looks for crashes,
-hangs, memory and words, many times faster.
+tests/checkpoints/test_corruption.py compares what becomes of them with their own libraries; this part looks for
+crashes, hangs, memory and words, many times faster.
 """
 
 import contextlib
@@ -11,11 +11,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from corruption import spoil
+
 from campaign.fuzzing import fuzz
 from campaign.mutations import apply
 from campaign.mutations import draw as draw_changes
-from corruption import spoil
-
 from sae_runtime.bundle import folder as bundle
 from sae_runtime.checkpoints.convert import convert
 from sae_runtime.cli.group import _ERRORS
@@ -30,8 +30,9 @@ def prepare(home: Path) -> None:
     """Write a checkpoint as safetensors, as a torch archive and as .npz."""
     import numpy as np
     import torch
-    from campaign.commands import INPUTS
     from conftest import make_weights
+
+    from campaign.commands import INPUTS
 
     INPUTS["checkpoint"](home)  # type: ignore[operator]
     weights = make_weights(64, "mutual")
@@ -43,7 +44,7 @@ def prepare(home: Path) -> None:
     (home / "torch" / "config.json").write_text(json.dumps({"trainer": trainer, "buffer": {}}))
     folder = home / "npz" / "layer_3" / "width_16k" / "average_l0_50"
     folder.mkdir(parents=True)
-    np.savez(folder / "params.npz", **{name: array for name, array in weights.items()})
+    np.savez(folder / "params.npz", **dict(weights))  # type: ignore[arg-type]  # its stub takes them for flags
 
 
 def draw(rng: random.Random, home: Path) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-from campaign.server import Ended, Job, Server
 
+from campaign.server import Ended, Job, Server
 from sae_runtime.bundle import files
 from sae_runtime.bundle import folder as bundle
 from sae_runtime.bundle.stats import counted
@@ -116,9 +116,14 @@ INPUTS: Mapping[str, Callable[[Path], None] | tuple[tuple[str, ...], tuple[str, 
     "served": _served,
     "host.onnx": _host,  # and host.data
     # What other inputs and calls make.
-    "evaluation.json": (("served", "x.npy"), ("evaluate served --activations x.npy --batch 100 -o evaluation.json -q",)),
+    "evaluation.json": (
+        ("served", "x.npy"),
+        ("evaluate served --activations x.npy --batch 100 -o evaluation.json -q",),
+    ),
 }
-_FIT = "train --activations x.npy --allocation mutual --d-sae 64 --tokens 1k --batch 100 --run-state-seconds 0 -q --resume"
+_FIT = (
+    "train --activations x.npy --allocation mutual --d-sae 64 --tokens 1k --batch 100 --run-state-seconds 0 -q --resume"
+)
 COMMANDS: Mapping[str, Command] = {
     "steer": Command(
         arguments="steer served --activations x.npy --set 3=2 --ablate 4 -o steered.npy --force -q",
@@ -191,7 +196,8 @@ COMMANDS: Mapping[str, Command] = {
         before=(f"{_FIT} --k 8 --k 6 --seed 5 -o fitted",),
     ),
     "harvest": Command(
-        arguments="harvest model --hook encoder.layer.0 --text text.txt --context 64 --shard-tokens 200 --batch-tokens 256 -o acts -q",
+        arguments="harvest model --hook encoder.layer.0 --text text.txt --context 64 --batch-tokens 256 --shard-tokens 200 "
+        "-o acts -q",
         needs=("model", "text.txt"),
         outputs=("acts",),
     ),
@@ -204,7 +210,7 @@ WITHOUT_TORCH = ("steer", "steer, replacing", "extract", "export")  # their proc
 
 @dataclass(frozen=True)
 class Trial:
-    """A command under a fault: how it ended, `outcome` (old, new or absent), and what was wrong with it, if anything."""
+    """A command under a fault: how it ended, `outcome` (old, new or absent), and what was wrong with it."""
 
     ended: Ended
     outcome: str

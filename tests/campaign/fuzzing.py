@@ -5,6 +5,7 @@ input as JSON, and `judge(input, home)`, which gives an outcome; a wrong one beg
 `corpus/`, a file for each kind, and `replay` judges them again.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -49,8 +50,9 @@ class Worker:
             self._start()
         process = self._process
         assert process is not None and process.stdin is not None and process.stdout is not None
-        process.stdin.write(json.dumps(given) + "\n")
-        process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it died; then there is no answer
+            process.stdin.write(json.dumps(given) + "\n")
+            process.stdin.flush()
         ready, _, _ = select.select([process.stdout], [], [], TIME_LIMIT)
         if not ready:
             self._end()
@@ -82,7 +84,8 @@ class Worker:
             process.kill()
             process.wait()
             process.stdout.close()
-            process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
 
 
 def fuzz(kind: str, seconds: float, folder: Path, seed: int, processes: int = 1) -> dict[str, int]:
@@ -142,7 +145,9 @@ def _serve(kind: str) -> None:
             try:
                 outcome = module.judge(json.loads(line), home)
             except Exception:
-                outcome = FAULT + traceback.format_exc().strip().rpartition("\n")[2][:200] + traceback.format_exc()[-1500:]
+                outcome = (
+                    FAULT + traceback.format_exc().strip().rpartition("\n")[2][:200] + traceback.format_exc()[-1500:]
+                )
             grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
             if grown > GROWTH and not outcome.startswith(FAULT):
                 outcome = f"{FAULT}it took {grown // 1024} MiB of memory"

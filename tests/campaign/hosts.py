@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+
 from campaign.fuzzing import FAULT, fuzz
 from campaign.mutations import apply
 from campaign.mutations import draw as draw_changes
-
 from sae_runtime.cli import main
 from sae_runtime.cli.group import Failure
 
@@ -30,11 +30,12 @@ def run(seconds: float, folder: Path, seed: int = 0, processes: int = 1) -> dict
 
 def prepare(home: Path) -> None:
     """Write a host, one with its weights in a file, one that is spliced already, and the bundle to put in."""
-    from campaign.commands import INPUTS
     from made_hosts import host
 
-    for name, settings in {"plain": {}, "outside": {"external": "host.data", "opset": 17}}.items():
-        host(home / name / "host.onnx", **settings)
+    from campaign.commands import INPUTS
+
+    host(home / "plain" / "host.onnx")
+    host(home / "outside" / "host.onnx", external="host.data", opset=17)
     INPUTS["served"](home)  # type: ignore[operator]
     main.main(_splice(home / "plain", home, "layer.0", home / "spliced" / "host.onnx"), standalone_mode=False)
 

@@ -14,10 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from campaign.commands import INPUTS
-from campaign.kept import keep
 from numpy.typing import NDArray
 
+from campaign.commands import INPUTS
+from campaign.kept import keep
 from sae_runtime import SAE, Edit, load
 
 THREADS = 16

@@ -20,7 +20,21 @@ _VALUES: Sequence[Any] = (
     *([], {}, [[]], [1, 2], {"a": 1}, [24, 64], [0, 10**12]),
 )
 _NUMBERS = ("nan", "inf", "-inf", "1e38", "-1e38", "1e-42", "0", "-1", "0.5", "3")
-_OPERATORS = ("Neg", "Abs", "Relu", "Identity", "Exp", "Loop", "If", "Cast", "Tile", "Expand", "RandomNormal", "Add", "Sin")
+_OPERATORS = (
+    "Neg",
+    "Abs",
+    "Relu",
+    "Identity",
+    "Exp",
+    "Loop",
+    "If",
+    "Cast",
+    "Tile",
+    "Expand",
+    "RandomNormal",
+    "Add",
+    "Sin",
+)
 
 
 def draw(rng: random.Random, folder: Path, times: int = 2) -> list[Change]:
@@ -34,7 +48,7 @@ def apply(folder: Path, changes: Sequence[Mapping[str, Any]]) -> None:
     for change in changes:
         path = folder / change["file"]
         try:
-            data = _CHANGES[change["do"]](path.read_bytes(), change)
+            data: bytes = _CHANGES[change["do"]](path.read_bytes(), change)
         except (ValueError, LookupError, TypeError, ArithmeticError, OSError, AttributeError, RecursionError):
             continue
         except Exception as error:  # protobuf's own
@@ -52,27 +66,51 @@ def _draw_one(rng: random.Random, path: Path, folder: Path) -> Change:
         edge = rng.choice((len(data), min(len(data), 400)))
         at = rng.randrange(max(edge, 1))
         removed = rng.choice((0, 1, 1, 8, len(data)))
-        return change | {"do": "bytes", "at": at, "removed": removed, "new": rng.randbytes(rng.choice((0, 1, 1, 8))).hex()}
+        return change | {
+            "do": "bytes",
+            "at": at,
+            "removed": removed,
+            "new": rng.randbytes(rng.choice((0, 1, 1, 8))).hex(),
+        }
     if path.suffix == ".json":
         value = json.loads(data)
         if rng.random() < 0.05:
-            return change | {"do": "nest", "text": rng.choice(("[", '{"a":', '"')), "times": rng.choice((2000, 200_000))}
+            return change | {
+                "do": "nest",
+                "text": rng.choice(("[", '{"a":', '"')),
+                "times": rng.choice((2000, 200_000)),
+            }
         key = _draw_path(rng, value)
         kind = rng.choice(("set", "set", "set", "remove", "twice", "add"))
         if kind == "remove":
             return change | {"do": "remove", "path": key}
-        return change | {"do": kind if kind == "twice" else "set", "path": key + ["new"] * (kind == "add"), "value": _value(rng)}
+        return change | {
+            "do": kind if kind == "twice" else "set",
+            "path": key + ["new"] * (kind == "add"),
+            "value": _value(rng),
+        }
     if path.suffix == ".onnx":
         model = onnx.load_model_from_string(data)
         node = rng.randrange(max(len(model.graph.node), 1))
         kind = rng.choice(sorted(_GRAPH_CHANGES))
-        return change | {"do": "graph", "kind": kind, "node": node, "value": rng.choice(_OPERATORS), "number": rng.choice(_VALUES[:16])}
+        return change | {
+            "do": "graph",
+            "kind": kind,
+            "node": node,
+            "value": rng.choice(_OPERATORS),
+            "number": rng.choice(_VALUES[:16]),
+        }
     if path.suffix == ".safetensors":
         length = int.from_bytes(data[:8], "little")
         header = json.loads(data[8 : 8 + length])
         if rng.random() < 0.4:
             return change | {"do": "header", "path": _draw_path(rng, header), "value": _value(rng)}
-        return change | {"do": "number", "tensor": rng.choice(sorted(header)), "at": rng.random(), "value": rng.choice(_NUMBERS)}
+        return change | {
+            "do": "number",
+            "tensor": rng.choice(sorted(header)),
+            "at": rng.random(),
+            "value": rng.choice(_NUMBERS),
+        }
     return change | {"do": "bytes", "at": 0, "removed": rng.randrange(len(data) + 1), "new": ""}
 
 
@@ -121,7 +159,7 @@ def _twice(data: bytes, change: Mapping[str, Any]) -> bytes:
 
 
 def _nest(data: bytes, change: Mapping[str, Any]) -> bytes:
-    return (change["text"] * change["times"]).encode()
+    return str(change["text"] * change["times"]).encode()
 
 
 def _header(data: bytes, change: Mapping[str, Any]) -> bytes:
@@ -220,7 +258,9 @@ _GRAPH_CHANGES: Mapping[str, Any] = {
     "kind": lambda model, node, change: setattr(model.graph.input[0].type.tensor_type, "elem_type", 11),
     "shape": _shape,
     "opset": lambda model, node, change: setattr(model.opset_import[0], "version", int(change["number"])),
-    "function": lambda model, node, change: model.functions.add(name=node.op_type, domain="", input=["a"], output=["a"]),
+    "function": lambda model, node, change: model.functions.add(
+        name=node.op_type, domain="", input=["a"], output=["a"]
+    ),
 }
 _CHANGES: Mapping[str, Any] = {
     "bytes": _bytes,

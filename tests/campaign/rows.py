@@ -1,5 +1,4 @@
-"""Strangers' activations: changed folders and files are refused in one sentence, or read as the safetensors package reads.
-"""
+"""Strangers' activations: changed folders and files are refused in one sentence, or read as others read them."""
 
 import contextlib
 import json
@@ -9,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file
+
 from campaign.fuzzing import FAULT, fuzz
 from campaign.mutations import apply
 from campaign.mutations import draw as draw_changes
-from safetensors.numpy import load_file
-
 from sae_runtime import open_activations
 from sae_runtime.cli.group import _ERRORS
+
 
 def run(seconds: float, folder: Path, seed: int = 0, processes: int = 1) -> dict[str, int]:
     """Judge changed activations for this time."""

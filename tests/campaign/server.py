@@ -125,7 +125,9 @@ def _run(job: Job, home: Path) -> dict[str, Any]:
     code, hung = _ended(process, job, begin)
     seconds = time.monotonic() - begin
     report = files["report"].read_text(errors="replace").splitlines()
-    last = json.loads(report.pop()) if report and report[-1].startswith("{") else {"calls": 0, "modules": []}
+    last: dict[str, Any] = (
+        json.loads(report.pop()) if report and report[-1].startswith("{") else {"calls": 0, "modules": []}
+    )
     if job.learn:
         for module in last["modules"]:
             try:
