@@ -196,8 +196,8 @@ COMMANDS: Mapping[str, Command] = {
         before=(f"{_FIT} --k 8 --k 6 --seed 5 -o fitted",),
     ),
     "harvest": Command(
-        arguments="harvest model --hook encoder.layer.0 --text text.txt --context 64 --batch-tokens 256 --shard-tokens 200 "
-        "-o acts -q",
+        arguments="harvest model --hook encoder.layer.0 --text text.txt --context 64 --batch-tokens 256 -o acts -q "
+        "--shard-tokens 200",
         needs=("model", "text.txt"),
         outputs=("acts",),
     ),
