@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from campaign.kept import keep
+from campaign.server import import_path
 
 FAULT = "fault: "
 TIME_LIMIT = 10.0  # seconds of an input; most take a few hundredths
@@ -65,14 +66,13 @@ class Worker:
         return str(json.loads(outcome))
 
     def _start(self) -> None:
-        path = os.pathsep.join([str(CORPUS.parents[1]), *filter(None, sys.path)])
         self._process = subprocess.Popen(
             [sys.executable, "-m", "campaign.fuzzing", self._kind],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            env=os.environ | {"PYTHONPATH": import_path(), "OMP_NUM_THREADS": "1"},
         )
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == "ready\n", f"no worker for {self._kind}"

@@ -64,9 +64,8 @@ class Server:
     """The warm process. Use it as a context."""
 
     def __init__(self, library: Path | None = None) -> None:
-        tests = str(HERE.parent)
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SAE_RUNTIME_")}
-        environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([tests, *filter(None, sys.path)])}
+        environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": import_path()}
         if library is not None:
             environment["LD_PRELOAD"] = str(library)
         self._process = subprocess.Popen(
@@ -92,6 +91,11 @@ class Server:
         self._process.stdin.write(json.dumps(dataclasses.asdict(job)) + "\n")
         self._process.stdin.flush()
         return Ended(**json.loads(self._process.stdout.readline()))
+
+
+def import_path() -> str:
+    """PYTHONPATH of a process that imports this package."""
+    return os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
 
 
 @functools.cache
