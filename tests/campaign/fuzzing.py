@@ -40,6 +40,7 @@ class Worker:
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> "Worker":
+        self._start()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -95,10 +96,10 @@ def fuzz(kind: str, seconds: float, folder: Path, seed: int, processes: int = 1)
     home = folder / kind
     home.mkdir(parents=True)
     module.prepare(home)
-    end = time.monotonic() + seconds
 
     def work(number: int) -> None:
         with Worker(kind) as worker:
+            end = time.monotonic() + seconds  # from when it is ready
             for n in range(number, sys.maxsize, processes):
                 given = module.draw(random.Random(f"{seed} {n}"), home)
                 if time.monotonic() > end:

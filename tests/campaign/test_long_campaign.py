@@ -30,7 +30,6 @@ def test_inputs_that_were_found_show_no_fault_any_more(kind: str) -> None:
 def test_a_worker_that_dies_or_hangs_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fuzzing, "TIME_LIMIT", 0.2)
     with fuzzing.Worker("rows") as worker:
-        worker._start()
         assert worker._process is not None
         worker._process.send_signal(signal.SIGSTOP)
         assert "more than 0.2 seconds" in worker.judge({"kind": "array", "changes": []})
