@@ -10,7 +10,7 @@ OLDEST := $(shell sed -n 's/^cpu = \["onnxruntime>=\([0-9.]*\)".*/\1/p' pyprojec
 OLDEST_HERE = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
     --target .venv/oldest onnxruntime==$(OLDEST)
 
-.PHONY: demo test test-fast test-full test-oldest runtimes check peers optimum smollm2 bench clean
+.PHONY: demo test test-fast test-full test-oldest campaign runtimes check peers optimum smollm2 bench clean
 
 demo: .venv/demo.stamp
 	$(BIN)/sae-runtime demo --force -o demo-out
@@ -32,6 +32,12 @@ test-oldest: .venv/dev.stamp
 	PYTHONPATH=$(CURDIR)/.venv/oldest $(BIN)/python -c "import onnxruntime as o; assert o.__version__ == '$(OLDEST)'"
 	PYTHONPATH=$(CURDIR)/.venv/oldest $(PYTEST) tests/core tests/bundle tests/engine tests/extraction tests/test_sae.py tests/exports \
 	    --ignore tests/exports/test_generation.py
+
+# Faults, kills, strangers' files and long runs, for as long as asked; prints the table of docs/reliability.md.
+SECONDS ?= 900
+
+campaign: .venv/dev.stamp
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m campaign $(SECONDS)
 
 # Other runtimes for docs/results/where_it_runs.md, 400 MB; npm comes with node. Its test skips those that are not here.
 runtimes: .venv/dev.stamp

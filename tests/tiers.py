@@ -78,6 +78,7 @@ SLOW = (
     "test_gated_generation",
     "test_graph_forms",
     "test_inspect_check",
+    "test_long_campaign",
     "test_massive_norm",
     "test_minilm_hosts",
     "test_model_families",

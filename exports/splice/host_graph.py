@@ -63,7 +63,13 @@ def read_host(path: Path) -> HostGraph:
     _refuse_merged(path, model)
     opset = model.graph.opset_imports.get("", model.graph.opset_imports.get("ai.onnx", 0))
     if opset < OLDEST_OPSET or model.functions or unclear_values(model.graph):
-        model = _prepared(path, model, opset)
+        try:
+            model = _prepared(path, model, opset)
+        except (ValueError, OSError):
+            raise
+        except Exception as error:  # what onnx and onnx-ir raise for an unsound graph has no class in common
+            reason = " ".join(str(error.__cause__ or error).split())[:200]
+            raise ValueError(f"{path} is not a sound ONNX graph ({reason}); export it again") from error
     model.ir_version = max(model.ir_version, OLDEST_IR)
     if unclear_values(model.graph):
         measure_shapes(model, path.parent)

@@ -1,0 +1,40 @@
+"""Each part of the campaign for some seconds, a minute in all."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from campaign import fuzzing
+from campaign.__main__ import parts
+from campaign.kept import told
+
+SECONDS = 4.0
+FEW: dict[str, Any] = {"names": ("extract", "export", "evaluate", "splice", "train")}  # making all ready takes longer
+
+
+@pytest.mark.parametrize("part", sorted(parts()))
+def test_a_part_finds_no_fault(part: str, tmp_path: Path) -> None:
+    few = FEW if part in ("faults", "kills", "full_disks") else {}
+    counts = parts()[part](SECONDS, tmp_path / part, **few)
+    assert counts["tried"] or counts.get("skipped")
+    assert counts["faults"] == 0, told(counts, tmp_path / part)
+
+
+@pytest.mark.parametrize("kind", ["hosts", "checkpoints"])
+def test_inputs_that_were_found_show_no_fault_any_more(kind: str) -> None:
+    assert fuzzing.replay(kind) == []
+
+
+def test_a_worker_that_dies_or_hangs_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fuzzing, "TIME_LIMIT", 0.2)
+    with fuzzing.Worker("rows") as worker:
+        assert worker._process is not None
+        worker._process.send_signal(signal.SIGSTOP)
+        assert "more than 0.2 seconds" in worker.judge({"kind": "array", "changes": []})
+        worker._start()
+        assert worker._process is not None
+        worker._process.kill()
+        worker._process.wait()
+        assert "ended with -9" in worker.judge({"kind": "array", "changes": []})
