@@ -33,10 +33,11 @@ def check_sizes(manifest: Manifest, weights: Mapping[str, tuple[int, ...]]) -> N
     bounds = _most_bytes(manifest.architecture, weights)
     if unknown := manifest.files.keys() - bounds.keys():
         raise ValueError(f"{min(unknown)} is listed, which is no file of a bundle; make the bundle again")
-    for name, record in (*manifest.files.items(), *manifest.graphs.items()):
-        if not 0 <= record.size <= (most := bounds.get(name, _GRAPH)):
+    sizes = {name: record.size for name, record in manifest.graphs.items()}
+    for name, size in {**sizes, **{name: record.size for name, record in manifest.files.items()}}.items():
+        if not 0 <= size <= (most := bounds.get(name, _GRAPH)):
             raise ValueError(
-                f"{name} cannot have {record.size:,} bytes, expected at most {most:,} for an SAE of this size; "
+                f"{name} cannot have {size:,} bytes, expected at most {most:,} for an SAE of this size; "
                 "make the bundle again"
             )
     for name, graph in manifest.graphs.items():

@@ -115,9 +115,9 @@ def _first_other(pickled: bytes) -> str | None:
                 return str(function)
             stack.append(0)
         elif name in ("BINPUT", "LONG_BINPUT"):
-            memo[int(argument)] = stack[-1]
+            memo[int(argument or 0)] = stack[-1]
         elif name in ("BINGET", "LONG_BINGET"):
-            stack.append(memo[int(argument)])
+            stack.append(memo[int(argument or 0)])
         elif name not in ("PROTO", "STOP"):
             return f"the operation {name}"
     return None

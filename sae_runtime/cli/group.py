@@ -91,7 +91,7 @@ class Group(click.Group):
         except (KeyboardInterrupt, click.Abort) as error:
             raise Interrupted(error) from None
         except click.ClickException as error:
-            error.message = printable(error.message, keep="\n\t")
+            error.message = printable(error.message, keep="\n\t")  # type: ignore[misc]  # final for subclasses
             raise
         except Exception as error:
             # Python 3.11 wraps an interrupt that comes while a class is made.
@@ -128,6 +128,8 @@ def _sentence(error: Exception) -> str:
         missing = isinstance(error, FileNotFoundError)
         return f"{error.filename} does not exist" if missing else f"{error.filename}: {error.strerror}"
     text = " ".join(str(error).split())
+    if isinstance(error, FileNotFoundError) and error.errno is not None:  # of the folder that all paths begin in
+        return "the current folder was removed or replaced; change into it again"
     if _LOOP in text:
         return f"{text.partition(_LOOP)[2][1:-1]} is a link that leads to itself; name another path"
     if text == "embedded null byte":

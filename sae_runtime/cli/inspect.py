@@ -145,8 +145,9 @@ def _left_out(manifest: "Manifest") -> list[tuple[str, str]]:
     rule = manifest.left_out
     if rule is None:
         return []
-    counts = (manifest.told("calibration", dict) or manifest.provenance).get("rows")
-    parts = [part for part in rule.rows if isinstance(counts, dict) and _is_count(counts.get(part))]
+    rows = (manifest.told("calibration", dict) or manifest.provenance).get("rows")
+    counts: dict[str, int] = rows if isinstance(rows, dict) else {}
+    parts = [part for part in rule.rows if _is_count(counts.get(part)) and _is_count(rule.rows[part])]
     left_out, kept = (sum(rows[part] for part in parts) for rows in (rule.rows, counts))
     texts = [text for _, text in common.left_out(left_out, kept, rule.norm_multiple)]
     return _listed("left out", texts + common.skipped(rule.first_positions, rule.token_ids))

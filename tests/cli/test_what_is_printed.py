@@ -40,8 +40,8 @@ def change(path: Path, **fields: Any) -> None:
 def test_texts_of_a_manifest_are_shown_and_not_obeyed(copy_of: CopyOf, tmp_path: Path) -> None:
     path, evil = copy_of("token"), EVIL.replace("\0", "")
     change(path, model=evil, provenance={"warnings": [EVIL, 7, None], "fitted_on": {evil: EVIL}, "rows": {evil: 1}})
-    for arguments in (["inspect", path], ["inspect", path, "--json"]):
-        result = run(*arguments)
+    for more in ([], ["--json"]):
+        result = run("inspect", path, *more)
         assert result.exit_code == 0 and harmless(result.stdout)
     assert SHOWN.replace(r"\x00", "") in run("inspect", path).stdout
     np.save(tmp_path / "x.npy", make_x(9)[:, :5])
@@ -55,8 +55,8 @@ def test_names_of_files_and_fields_are_shown_and_not_obeyed(copy_of: CopyOf, tmp
     assert harmless(refused("inspect", path))
     for name in ("new\nline\x1b[31m", os.fsdecode(b"\xff\xfe"), "\u202egpj.exe"):
         (tmp_path / name).mkdir()
-        for arguments in (["inspect", tmp_path / name], ["inspect", tmp_path / name / "nothing"]):
-            assert harmless(refused(*arguments))
+        for place in (tmp_path / name, tmp_path / name / "nothing"):
+            assert harmless(refused("inspect", place))
     (tmp_path / "c.toml").write_text(f'["a\\u001b[31m{EVIL[-3:]}"]\nx = 1\n')
     assert harmless(misused("inspect", path, "--config", tmp_path / "c.toml"))
 
@@ -110,3 +110,15 @@ def test_settings_and_paths_that_would_hang_or_have_no_end_are_refused(copy_of: 
     assert "more than 255 folders" in misused("extract", path, "--activations", tmp_path / "x.npy", "-o", deep)
     said = refused("extract", path, "--activations", "a\0b", "-o", tmp_path / "f.parquet")
     assert said == "error: a path holds NUL, which no name of a file can hold; name another path"
+
+
+def test_a_current_folder_that_is_gone_is_named(
+    copy_of: CopyOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = copy_of("mutual")
+    np.save(tmp_path / "x.npy", make_x(9))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here").rmdir()
+    said = refused("extract", path, "--activations", tmp_path / "x.npy", "-o", "f.parquet")
+    assert said == "error: the current folder was removed or replaced; change into it again"
