@@ -76,8 +76,9 @@ def open_session(
     if CUDA in names and hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()  # loads the nvidia packages that sae-runtime[gpu] installs
     options = onnxruntime.SessionOptions()
-    # onnxruntime warns that it cannot fold optional inputs as constants, which is intended.
-    options.log_severity_level = 3
+    # onnxruntime warns that it cannot fold optional inputs as constants, which is intended, and prints each error that
+    # it raises too. Why a provider of another device does not start is only printed.
+    options.log_severity_level = 4 if tuple(names) == CPU else 3
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if threads is not None:

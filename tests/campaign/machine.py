@@ -146,7 +146,8 @@ class Machine(RuleBasedStateMachine):
     def begin(self, kinds: tuple[str, str]) -> None:
         for name, kind in zip("ab", kinds, strict=True):
             self.make_or_replace(name=name, kind=kind, seed=ord(name), exported=name == "a")
-        self.load(name="a", graph=None, verify=True)
+        for _ in range(2):
+            self.load(name="a", graph=None, verify=True)
 
     # Steps
 
@@ -297,9 +298,9 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def objects_answer_as_they_were_loaded(self) -> None:
-        for one in self.loaded[-3:]:
-            self.check_answer(one, random_x(11, 5), "encode")
-            self.check_answer(one, random_x(11, 5), "decode")
+        """Every second object decodes after each step; the graphs of the others stay closed until a call needs them."""
+        for number, one in enumerate(self.loaded[-4:]):
+            self.check_answer(one, random_x(11, 5), ("decode", "encode")[number % 2])
 
     @invariant()
     def nothing_hidden_is_read_as_a_bundle(self) -> None:

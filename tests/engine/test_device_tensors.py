@@ -184,7 +184,7 @@ def test_on_cuda_tf32_is_off_and_encode_gpu_encodes(
     asked: list[list[tuple[str, dict[str, str]]]] = []
 
     class Session:
-        def __init__(self, path: str, options: Any, providers: list[tuple[str, dict[str, str]]]) -> None:
+        def __init__(self, _path: str, _options: Any, providers: list[tuple[str, dict[str, str]]], **_: Any) -> None:
             asked.append(providers)
 
         def get_providers(self) -> list[str]:
