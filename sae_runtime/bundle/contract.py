@@ -185,7 +185,7 @@ def form_of(graph: bytes, name: str, manifest: Manifest) -> Form:
     >>> bundle = read(bundle_path)
     >>> form = form_of((bundle.path / "encode.onnx").read_bytes(), "encode.onnx", bundle.manifest)
     >>> [weight.name for weight in form.weights]
-    ['b_dec', 'W_enc', 'b_enc', 'threshold']
+    ['threshold', 'b_dec', 'W_enc', 'b_enc']
     """
     architecture, allocation = manifest.architecture, manifest.allocation
     decided_by: list[object] = [name, architecture.norm]
