@@ -182,9 +182,10 @@ def form_of(graph: bytes, name: str, manifest: Manifest) -> Form:
     """The form of a graph; raises ValueError if the bytes are none, or hold what our exporter never writes.
 
     >>> from sae_runtime.bundle.folder import read
-    >>> form = form_of((Path(bundle_path) / "encode.onnx").read_bytes(), "encode.onnx", read(bundle_path).manifest)
+    >>> bundle = read(bundle_path)
+    >>> form = form_of((bundle.path / "encode.onnx").read_bytes(), "encode.onnx", bundle.manifest)
     >>> [weight.name for weight in form.weights]
-    ['b_dec', 'W_enc', 'b_enc', 'threshold']
+    ['threshold', 'b_dec', 'W_enc', 'b_enc']
     """
     architecture, allocation = manifest.architecture, manifest.allocation
     decided_by: list[object] = [name, architecture.norm]
