@@ -27,7 +27,7 @@ def escaped(text: str) -> str:
     r"""A text as HTML; marks that turn the direction of what follows are shown as escapes.
 
     >>> escaped("a < b\u202e")
-    'a &lt; b\\\\u202e'
+    'a &lt; b\\u202e'
     """
     return html.escape(printable(text, keep="\n\t"))
 
