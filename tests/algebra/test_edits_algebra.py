@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from examples import examples
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -122,15 +122,14 @@ def test_only_finite_float32_numbers_make_an_edit(name: str, number: float) -> N
         Edit(3, **given_number)
 
 
-@given(EDITS, EDITS)
+UNCUT = st.builds(plain, st.just(3), *(st.floats(-1e6, 1e6, width=32, allow_subnormal=False),) * 2)
+
+
+@given(st.tuples(UNCUT, UNCUT))
 @examples(8)
-def test_scales_and_additions_compose(one: Edit, two: Edit) -> None:
+def test_scales_and_additions_compose(free: tuple[Edit, Edit]) -> None:
     """Two edits of every token, one after the other, are one edit where neither is cut."""
-    assume(not one.only_active and not two.only_active)
-    free = [Edit(3, edit.factor, edit.shift) for edit in (one, two)]
     factor, shift = free[0].factor * free[1].factor, free[1].factor * free[0].shift + free[1].shift
-    assume(abs(factor) < 1e20 and abs(shift) < 1e20 and max(abs(e.factor) for e in free) < 1e20)
-    assume(max(abs(e.shift) for e in free) < 1e20)
     both = edited(free[1], edited(free[0], ACTIVATIONS))
     size = np.abs(factor * ACTIVATIONS) + np.abs(free[1].factor * free[0].shift) + np.abs(free[1].shift)
     assert (np.abs(both - edited(Edit(3, factor, shift), ACTIVATIONS)) <= 1e-12 * size).all()

@@ -15,8 +15,8 @@ from types import TracebackType
 import numpy as np
 
 from campaign.server import Ended, Job, Server
-from sae_runtime.bundle import files
 from sae_runtime.bundle import folder as bundle
+from sae_runtime.bundle.siblings import repair
 from sae_runtime.bundle.stats import counted
 
 _UNFINISHED = "acts/activations.json"  # a harvest goes on where it was; its folder counts with this file
@@ -320,7 +320,7 @@ def _state(folder: Path, outputs: Iterable[str], old: Tree, new: Tree) -> tuple[
     words = set()
     for output in outputs:
         path = folder / output
-        files.repair(path)
+        repair(path)
         if path.is_dir() and (path / bundle.MANIFEST).exists():
             try:
                 read = bundle.read(path, calibrated=False)

@@ -91,9 +91,9 @@ def test_a_file_of_a_bundle_is_copied_by_its_content_even_below_the_folder(tmp_p
     placement = Placement(tmp_path)
     name = f"weights.{hashlib.sha256(b'12345').hexdigest()[:16]}.bin"
     assert placement.locate(weights, "below") == name == placement.locate(tmp_path / "equal" / "weights.bin")
-    with placement.filled(force=False):
-        weights.write_bytes(b"54321")
-    assert (tmp_path / name).read_bytes() == b"12345" and placement.how == {name: "copied"}
+    assert placement.copies(tmp_path / "graph.onnx") == {name: weights.resolve()} and placement.how == {name: "copied"}
+    shutil.copyfile(weights, tmp_path / name)
+    weights.write_bytes(b"54321")
     again = Placement(tmp_path)
     assert again.locate(tmp_path / "equal" / "weights.bin") == name and again.how == {name: "referred"}
     assert again.locate(weights) != name

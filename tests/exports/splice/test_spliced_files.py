@@ -1,9 +1,8 @@
 """What a splice leaves: names, equal files, a second splice, weights that are replaced, a graph for servers."""
 
-import contextlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -121,15 +120,13 @@ def test_what_becomes_of_a_bundle_leaves_the_graphs_that_it_was_put_into(model: 
 def test_a_bundle_that_is_replaced_while_it_is_spliced_is_refused(
     model: Path, bundle_of: BundleOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    @contextlib.contextmanager
-    def replaced(*arguments: Any, **options: Any) -> Iterator[None]:
+    def replaced(placement: Placement, path: Path) -> dict[str, Path]:
         shutil.rmtree(model / "bundle")
         shutil.copytree(bundle_of("mutual", D_SAE, tied=True), model / "bundle")
-        with filled(*arguments, **options):
-            yield
+        return copies(placement, path)
 
-    filled = Placement.filled
-    monkeypatch.setattr(Placement, "filled", replaced)
+    copies = Placement.copies
+    monkeypatch.setattr(Placement, "copies", replaced)
     before = set(model.iterdir())
     with pytest.raises(BundleError, match="bundle changed since it was loaded; load it again"):
         splice(model / "host.onnx", one(model))
