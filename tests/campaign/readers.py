@@ -107,7 +107,7 @@ def _replacements(ways: list[Path], place: Path) -> Iterator[None]:
     """Put the bundles at the place by turns, without end."""
     while True:
         for one in ways:
-            with files.new_folder(place, force=True) as folder:
+            with files.new_folder(place, force=True, foreign=bundle.foreign) as folder:
                 shutil.copytree(one, folder, dirs_exist_ok=True)
             yield
         for one in ways:
