@@ -7,7 +7,6 @@ in the graphs inside it and in its functions.
 """
 
 import math
-import mmap
 import os
 import stat
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from sae_runtime.bundle.hub import leaves
+from sae_runtime.bundle.protobuf import Bytes, Fields, mapped_graph, packed
 from sae_runtime.bundle.siblings import repaired
 from sae_runtime.bundle.typed_json import shown
 
@@ -32,7 +32,6 @@ _DIMS, _TYPE, _NAME, _DATA, _PLACE = 1, 2, 8, 13, 14  # of a tensor
 _ELSEWHERE = 1  # the place of a tensor whose numbers are in another file
 _BITS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64, 14: 64, 15: 128, 16: 16}
 _BITS |= {17: 8, 18: 8, 19: 8, 20: 8, 21: 4, 22: 4, 23: 4}
-_VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5  # wire types
 _MOST_FIELDS = 10_000_000  # some ten times those of the largest hosts
 _LONGEST = 1024  # characters of a location
 _MEMORY = "_ORT_MEM_ADDR_"  # in a location, it makes onnxruntime read its own memory
@@ -59,13 +58,8 @@ def check_external(graph: Path) -> None:
         ValueError: the file is no ONNX graph, a location leads out of the graph's folder or to something that is no
             file, or the place is not inside the file.
     """
-    if not graph.is_file():
-        raise FileNotFoundError(f"{graph} does not exist; name a graph, .onnx")
-    try:
-        with graph.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            found = list(_externals(data))
-    except ValueError as error:
-        raise ValueError(f"{graph} is not a readable ONNX graph ({error}); export it again") from error
+    with mapped_graph(graph) as data:
+        found = list(_externals(data))
     sizes: dict[str, int] = {}
     for tensor in found:
         entries = dict(tensor.entries)
@@ -129,18 +123,15 @@ def _check_range(graph: Path, tensor: External, entries: dict[str, str], size: i
         )
 
 
-def _externals(data: mmap.mmap) -> Iterator[External]:
+def _externals(data: Bytes) -> Iterator[External]:
     """The tensors of a model that are in other files. Nothing is read but the keys and lengths around them."""
-    left, to_read, is_model = _MOST_FIELDS, [("model", 0, len(data))], False
+    fields, to_read, is_model = Fields(_MOST_FIELDS), [("model", 0, len(data))], False
     while to_read:
         kind, start, end = to_read.pop()
         tensor = External()
-        for number, value in _fields(data, start, end):
-            left -= 1
-            if left < 0:
-                raise ValueError("it has too many parts")
+        for number, value in fields.of(data, start, end):
             if kind == "tensor":
-                _note(tensor, data, number, value)
+                _note(tensor, data, number, value, fields)
             elif isinstance(value, slice) and number in _WITHIN[kind]:
                 is_model = is_model or _WITHIN[kind][number] == "graph"
                 to_read.append((_WITHIN[kind][number], value.start, value.stop))
@@ -150,7 +141,7 @@ def _externals(data: mmap.mmap) -> Iterator[External]:
         raise ValueError("there is no graph in it")
 
 
-def _note(tensor: External, data: mmap.mmap, number: int, value: int | slice) -> None:
+def _note(tensor: External, data: Bytes, number: int, value: int | slice, fields: Fields) -> None:
     """Keep a field of a tensor."""
     if isinstance(value, int):
         if number == _DIMS:
@@ -162,47 +153,7 @@ def _note(tensor: External, data: mmap.mmap, number: int, value: int | slice) ->
     elif number == _NAME:
         tensor.name = data[value].decode(errors="replace")
     elif number == _DIMS:  # packed
-        at = value.start
-        while at < value.stop:
-            dim, at = _varint(data, at, value.stop)
-            tensor.dims.append(dim)
+        tensor.dims.extend(packed(data, value.start, value.stop))
     elif number == _DATA:
-        parts = {key: data[part] for key, part in _fields(data, value.start, value.stop) if isinstance(part, slice)}
+        parts = {key: data[part] for key, part in fields.of(data, value.start, value.stop) if isinstance(part, slice)}
         tensor.entries.append((parts.get(1, b"").decode(), parts.get(2, b"").decode()))
-
-
-def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int | slice]]:
-    """Number and value of the fields of a message: a whole number, or where the bytes are."""
-    at = start
-    while at < end:
-        key, at = _varint(data, at, end)
-        if key >> 32:  # onnxruntime drops these bits, and would read another field than this
-            raise ValueError("a field has no number")
-        number, kind = key >> 3, key & 7
-        if kind == _VARINT:
-            value, at = _varint(data, at, end)
-            yield number, value
-            continue
-        if kind == _BYTES:
-            length, at = _varint(data, at, end)
-        elif kind in (_EIGHT_BYTES, _FOUR_BYTES):
-            length = 8 if kind == _EIGHT_BYTES else 4
-        else:
-            raise ValueError(f"field {number} has the wire type {kind}")
-        if at + length > end:
-            raise ValueError(f"field {number} ends too late")
-        yield number, slice(at, at + length)
-        at += length
-
-
-def _varint(data: mmap.mmap, at: int, end: int) -> tuple[int, int]:
-    """A number, and where the next one begins."""
-    value = 0
-    for shift in range(0, 70, 7):
-        if at >= end:
-            raise ValueError("it ends too early")
-        byte = data[at]
-        value, at = value | (byte & 0x7F) << shift, at + 1
-        if byte < 0x80:
-            return value, at
-    raise ValueError("a number is too long")

@@ -4,17 +4,14 @@ A graph is a protobuf message ModelProto. Its field 7 is the graph itself, its f
 `read_metadata` takes any graph. `read_model` takes what our exporter writes, and refuses every other field by name.
 """
 
-import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-Bytes = bytes | mmap.mmap
+from sae_runtime.bundle.protobuf import Fields, mapped_graph, packed
 
-_VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5  # wire types
-_SIZES = {_EIGHT_BYTES: 8, _FOUR_BYTES: 4}
 _MOST_FIELDS = 40_000  # of a model that `read_model` takes; the largest of ours has 3,000
-_MOST_IN_MESSAGE = 100_000  # fields of one message, of any graph
+_MOST_BESIDE = 100_000  # fields beside the graph in a file, of which metadata are some
 _DEEPEST = 3  # graphs inside graphs
 
 # The fields that `read_model` takes, by number. Those that compute nothing are "": names of nodes and of producers.
@@ -105,17 +102,18 @@ def read_metadata(path: Path) -> dict[str, str]:
         FileNotFoundError: there is no such file.
         ValueError: the file is not an ONNX graph.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; name a graph, .onnx")
-    try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            found = list(_fields(data, wanted={14}))
+    fields = Fields(_MOST_BESIDE)
+    with mapped_graph(path) as data:
+        found = list(fields.of(data))
         if 7 not in dict(found):
             raise ValueError("there is no graph in it")
-        entries = [dict(_fields(value)) for number, value in found if number == 14 and isinstance(value, bytes)]
-        return {_text(entry.get(1, b"")): _text(entry.get(2, b"")) for entry in entries}
-    except ValueError as error:
-        raise ValueError(f"{path} is not a readable ONNX graph ({error}); export it again") from error
+        entries = [
+            dict(fields.of(data, at.start, at.stop)) for number, at in found if number == 14 and isinstance(at, slice)
+        ]
+        texts = [
+            {number: data[at].decode() for number, at in entry.items() if isinstance(at, slice)} for entry in entries
+        ]
+        return {text.get(1, ""): text.get(2, "") for text in texts}
 
 
 def read_model(data: bytes) -> Model:
@@ -132,10 +130,10 @@ def read_model(data: bytes) -> Model:
 
 
 class _Reader:
-    """Messages of one model; it counts their fields, so that no bytes keep it for long."""
+    """Messages of one model."""
 
     def __init__(self) -> None:
-        self._fields_left = _MOST_FIELDS
+        self._fields = Fields(_MOST_FIELDS)
 
     def model(self, data: bytes) -> Model:
         fields = self._message(data, _MODEL)
@@ -203,62 +201,15 @@ class _Reader:
 
     def _message(self, data: bytes, names: Mapping[int, str]) -> "_Message":
         fields: _Message = {"dims": []} if names is _SHAPE else {}
-        for number, value in _fields(data):
+        for number, value in self._fields.of(data):
             name = names.get(number, "-")
             if name[:1] == "-":
                 raise ValueError(f"it has {name[1:] or f'a field {number}'}")
-            fields.setdefault(name, []).append(value)
-            self._fields_left -= 1
-        if self._fields_left < 0:
-            raise ValueError(f"it has more than {_MOST_FIELDS:,} fields")
+            fields.setdefault(name, []).append(data[value] if isinstance(value, slice) else value)
         return fields
 
 
 _Message = dict[str, list[int | bytes]]
-
-
-def _fields(data: Bytes, wanted: set[int] | None = None) -> Iterator[tuple[int, int | bytes]]:
-    """Number and content of each field of a message; b"" for bytes that are not wanted. None wants all."""
-    at, size, count = 0, len(data), 0
-    while at < size:
-        count += 1
-        if count > _MOST_IN_MESSAGE:
-            raise ValueError(f"it has more than {_MOST_IN_MESSAGE:,} fields")
-        if (key := data[at]) < 0x80:  # as nearly all are, and a call for each would take longer than the rest
-            at += 1
-        else:
-            key, at = _varint(data, at)
-        number, kind = key >> 3, key & 7
-        if kind == _VARINT:
-            value, at = _varint(data, at)
-            yield number, value
-            continue
-        if kind == _BYTES:
-            if at < size and (length := data[at]) < 0x80:
-                at += 1
-            else:
-                length, at = _varint(data, at)
-        elif kind in _SIZES:
-            length = _SIZES[kind]
-        else:
-            raise ValueError(f"field {number} has the wire type {kind}")
-        if at + length > size:
-            raise ValueError(f"field {number} ends after the file")
-        yield number, data[at : at + length] if wanted is None or number in wanted else b""
-        at += length
-
-
-def _varint(data: Bytes, at: int) -> tuple[int, int]:
-    number = 0
-    for shift in range(0, 70, 7):
-        if at >= len(data):
-            raise ValueError("it ends too early")
-        byte = data[at]
-        at += 1
-        number |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return number, at
-    raise ValueError("a number is too long")
 
 
 def _bytes(value: int | bytes) -> bytes:
@@ -299,9 +250,7 @@ def _numbers(fields: _Message, name: str) -> tuple[int, ...]:
         if isinstance(value, int):
             numbers.append(_signed(value))
             continue
-        at = 0
-        while at < len(value):
-            number, at = _varint(value, at)
+        for number in packed(value):
             numbers.append(_signed(number))
             if len(numbers) > _MOST_FIELDS:
                 raise ValueError(f"it has more than {_MOST_FIELDS:,} numbers in a list")
