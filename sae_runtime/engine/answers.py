@@ -22,7 +22,7 @@ def checked(graph: str, outputs: Sequence[NDArray[Any]], *expected: tuple[DTypeL
 
     >>> checked("decode.onnx", [np.zeros((2, 3))], (np.float32, (2, 3)))
     Traceback (most recent call last):
-    sae_runtime.bundle.folder.BundleError: decode.onnx breaks the contract: it gives float64 [2, 3], expected ...
+    sae_runtime.bundle.opened.BundleError: decode.onnx breaks the contract: it gives float64 [2, 3], expected ...
     """
     if len(outputs) != len(expected):
         raise _broken(graph, f"it gives {len(outputs)} outputs, expected {len(expected)}")

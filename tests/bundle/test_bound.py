@@ -13,7 +13,7 @@ from campaign.readers import run
 from conftest import make_manifest, make_weights, make_x
 
 from sae_runtime import BundleError, load, open_activations
-from sae_runtime.bundle import file_set
+from sae_runtime.bundle import file_set, parts
 from sae_runtime.bundle import folder as bundle
 from sae_runtime.bundle.folder import MANIFEST, WEIGHTS, BundleChanged, put_stats
 from sae_runtime.bundle.stats import counted
@@ -38,7 +38,7 @@ def test_a_read_begins_again_where_the_bundle_is_replaced_in_its_middle(
     shutil.copytree(bundle_of("mutual"), path)
     put_stats(bundle.read(path), STATS)
     bundle.write(other, make_weights(150, "mutual", 1), make_manifest(150, "mutual", slots=12), stats=STATS)
-    check = bundle._check_file
+    check = parts.check_file
     left = 1
 
     def replaced_first(folder: Path, name: str, *arguments: object, **options: object) -> None:
@@ -53,7 +53,7 @@ def test_a_read_begins_again_where_the_bundle_is_replaced_in_its_middle(
                     shutil.copytree(other, staged, dirs_exist_ok=True)
         check(folder, name, *arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(bundle, "_check_file", replaced_first)
+    monkeypatch.setattr(parts, "check_file", replaced_first)
     read = bundle.read(path, verify=verify)
     assert not left and read.manifest.slots == 12
     assert (read.tensor("W_enc") == bundle.read(other).tensor("W_enc")).all()
@@ -63,13 +63,13 @@ def test_a_bundle_that_never_settles_is_refused_in_a_sentence(
     bundle_of: BundleOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = Path(shutil.copytree(bundle_of("mutual"), tmp_path / "sae"))
-    specs = bundle._checked_specs
+    specs = parts.checked_specs
 
     def touched(folder: Path, *arguments: object, **options: object) -> object:
         os.utime(path / MANIFEST)
         return specs(folder, *arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(bundle, "_checked_specs", touched)
+    monkeypatch.setattr(bundle, "checked_specs", touched)
     monkeypatch.setattr(bundle, "_PAUSE", 0)
     with pytest.raises(BundleError, match="sae changes again and again while it is read; load it when its writer is"):
         load(path)

@@ -204,7 +204,9 @@ def test_uneven_weights_are_encoded_as_by_the_witness(tmp_path: Path, kind: str)
 def test_a_token_with_too_many_candidates_is_not_certain(
     tmp_path: Path, kind: str, certain: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bundle, "check_graph", lambda *_: None)  # the exporter never writes other limits
+    monkeypatch.setattr(
+        "sae_runtime.bundle.opened.check_graph", lambda *_: None
+    )  # the exporter never writes other limits
     bundle.write(tmp_path / "b", make_weights(D_SAE, kind), make_manifest(D_SAE, kind), sample=make_x(300, seed=8))
     few = 6 if kind == "token" else 2
     export(tmp_path / "b", builders=builders_with(Limits(groups=few if certain else -1)))
