@@ -16,16 +16,11 @@ from torch import Tensor
 
 from sae_runtime.bundle import files
 from sae_runtime.bundle.quota import Quota
-from sae_runtime.bundle.siblings import repaired
+from sae_runtime.bundle.siblings import lock, repaired
 from sae_runtime.bundle.tensors import save_tensors
 from sae_runtime.bundle.typed_json import from_dict, read_file
 from sae_runtime.train.batches import Batches, Place
 from sae_runtime.train.trainer import Trainer
-
-try:
-    import fcntl
-except ImportError:  # pragma: no cover (Windows has no flock)
-    fcntl = None  # type: ignore[assignment]
 
 _VERSION = 4
 _TENSORS, _STATE = "state.safetensors", "state.json"
@@ -195,25 +190,19 @@ def only_run(path: Path | None) -> Iterator[None]:
     Raises:
         ValueError: another run uses it now.
     """
-    if path is None or fcntl is None:
+    if path is None:
         yield
         return
-    lock = path.with_name(f".{path.name}.lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            free = os.path.samestat(os.fstat(file.fileno()), lock.stat())
-        except (BlockingIOError, FileNotFoundError):  # the file is gone where that run has just ended
-            free = False
-        except OSError:  # the disk of another machine may have no locks
-            free = True
-        if not free:
+    file = path.with_name(f".{path.name}.lock")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
+    with lock(file) as locked:
+        if locked is False:
             raise ValueError(f"another run uses the run state {path} now; wait for it, or name another --run-state")
         try:
             yield
         finally:
-            lock.unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
 
 
 def foreign(folder: Path) -> str | None:

@@ -11,12 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sae_runtime.bundle import files
-from sae_runtime.bundle.siblings import repair
-
-try:
-    import fcntl
-except ImportError:  # pragma: no cover (Windows has no flock: writers of one moment may undo each other there)
-    fcntl = None  # type: ignore[assignment]
+from sae_runtime.bundle.siblings import lock, repair
 
 STAGED = "sae_runtime.staged"
 _REMOVED = ".removed"  # suffix of an empty staged file, which means: remove the file of the name before it
@@ -44,7 +39,7 @@ def replaced_together(folder: Path, *, last: str, check: Callable[[], None] | No
     with contextlib.ExitStack() as turn:
         with files.new_folder(folder / STAGED, force=True, foreign=lambda _: None) as staged:
             yield staged
-            turn.enter_context(_only_writer(folder))
+            turn.enter_context(lock(folder, wait=True))
             finish(folder, last=last)  # what another writer left
             if check is not None:
                 check()
@@ -75,17 +70,3 @@ def finish(folder: Path, *, last: str) -> None:
                     os.replace(file, folder / file.name)
         with contextlib.suppress(OSError):  # another process has removed it, or staged the next files
             staged.rmdir()
-
-
-@contextlib.contextmanager
-def _only_writer(folder: Path) -> Iterator[None]:
-    """Wait until no other process is in such a block of this folder; the kernel ends the block of a dead one."""
-    descriptor = None if fcntl is None else os.open(folder, os.O_RDONLY)
-    try:
-        if descriptor is not None:
-            with contextlib.suppress(OSError):  # a network file system may have no locks
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)

@@ -33,7 +33,7 @@ from typing import Any, Literal
 
 from sae_runtime.bundle.disk_errors import naming
 from sae_runtime.bundle.replacing import put_all
-from sae_runtime.bundle.siblings import CAN_LOCK, lock, remove, repair, sibling, sync
+from sae_runtime.bundle.siblings import lock, remove, repair, sibling, sync
 
 Kind = Literal["file", "folder"]
 Foreign = Callable[[Path], str | None]
@@ -227,7 +227,7 @@ def _partial(
             make(partial)
             with lock(partial) as locked:
                 # Before we got the lock, another writer may have taken the partial for that of a dead writer.
-                if CAN_LOCK and not (locked and partial.exists()):
+                if locked is False:
                     continue
                 try:
                     with naming(path, partial):

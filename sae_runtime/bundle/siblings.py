@@ -10,12 +10,11 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # pragma: no cover (Windows has no flock, so partials of killed writers stay there)
+except ImportError:  # pragma: no cover (Windows has no flock: partials of killed writers stay, and no writer waits)
     fcntl = None  # type: ignore[assignment]
 
 LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.(partial(\.\w+)?|old)")
 """The name of a sibling, in which `name` is that of the path."""
-CAN_LOCK = fcntl is not None
 _TOKEN = re.compile("[0-9a-f]{8}")
 
 
@@ -97,28 +96,37 @@ def remove(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def lock(path: Path) -> Iterator[bool]:
-    """Try to lock a partial, and give whether this process has the lock; a live writer may have it already.
+def lock(path: Path, *, wait: bool = False) -> Iterator[bool | None]:
+    """Lock a file or folder while the block runs; the kernel frees the lock of a process that dies.
+
+    Args:
+        path: the file or folder.
+        wait: until another process frees the lock.
+
+    Yields:
+        Whether this process has the lock. None: the system or the disk has no locks.
 
     >>> with lock(Path("nothing.here")) as locked:
     ...     locked
     False
     """
+    if fcntl is None:
+        yield None
+        return
     try:
-        descriptor = (
-            None if fcntl is None else os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        )  # a pipe would wait for its writer
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for its writer
     except (FileNotFoundError, PermissionError):  # that of another user is left alone
-        descriptor = None
-    if descriptor is None:
         yield False
         return
     try:
+        locked: bool | None
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            locked = True
-        except BlockingIOError:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            locked = os.path.samestat(os.fstat(descriptor), os.stat(path))  # it may be gone or replaced by now
+        except (BlockingIOError, FileNotFoundError):
             locked = False
+        except OSError:  # NFS locks no folder
+            locked = None
         yield locked
     finally:
         os.close(descriptor)

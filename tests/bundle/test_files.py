@@ -17,7 +17,7 @@ import pytest
 import safetensors.numpy
 
 from sae_runtime.bundle import exchange, files, replacing
-from sae_runtime.bundle.siblings import repair, repaired
+from sae_runtime.bundle.siblings import lock, repair, repaired
 
 WRITERS = ["folder", "file"]
 
@@ -426,6 +426,20 @@ def test_a_partial_taken_for_a_leftover_is_made_again(what: str, path: Path, mon
     monkeypatch.setattr(fcntl, "flock", flock)
     write(what, path, "new")
     assert content(path) == "new" and calls > 2
+
+
+def test_a_disk_without_locks_takes_what_is_written(what: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS locks no folder, and a disk of another machine may lock nothing."""
+
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    write(what, path, "old")
+    write(what, path, "new", force=True)
+    assert content(path) == "new" and not siblings(path)
+    with lock(path) as locked:
+        assert locked is None
 
 
 def test_a_writer_that_replaces_its_partial_is_left_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
