@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sae_runtime.bundle import folder
 from sae_runtime.bundle.extras import require
-from sae_runtime.bundle.folder import DERIVED, MANIFEST, Bundle, BundleError
+from sae_runtime.bundle.folder import DERIVED, MANIFEST, Bundle, BundleChanged
 from sae_runtime.bundle.graphs import ON_REQUEST
 from sae_runtime.bundle.manifest import to_json
 
@@ -68,12 +68,12 @@ def remove_with(owner: object, path: Path) -> None:
 
 
 def refuse_other(bundle: Bundle, weights: str) -> None:
-    """Raise BundleError if a bundle has not the weights with this sha256.
+    """Raise `BundleChanged` if a bundle has not the weights with this sha256.
 
     >>> refuse_other(sae._bundle, sae.manifest.files["sae_weights.safetensors"].sha256)
     """
     if bundle.manifest.files[folder.WEIGHTS].sha256 != weights:
-        raise BundleError(f"{bundle.path} changed since it was loaded; load it again")
+        raise BundleChanged(bundle.path)
 
 
 def _remove(path: Path, process: int) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 from sae_runtime.bundle.folder import MANIFEST, record
-from sae_runtime.bundle.hub import leaves
+from sae_runtime.bundle.hub import refuse_link_out
 from sae_runtime.bundle.typed_json import read_file, shown
 
 _GENAI = "genai_config.json"
@@ -102,7 +102,7 @@ def _named_by_genai(host: Path) -> str | None:
     config = host.parent / _GENAI
     if not config.is_file():
         return None
-    _refuse_link_out(config)
+    refuse_link_out(config, config.parent)
     try:
         name = read_file(dict[str, Any], config)["model"]["decoder"]["filename"]
         if (
@@ -115,11 +115,6 @@ def _named_by_genai(host: Path) -> str | None:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{config} names no graph (model.decoder.filename); make the host again") from error
     return name
-
-
-def _refuse_link_out(file: Path) -> None:
-    if leaves(file, file.parent):
-        raise ValueError(f"{file} is a link out of its folder; put the file itself there")
 
 
 def locate_weights(
@@ -169,7 +164,7 @@ def locate_companions(host: Path, path: Path, placement: Placement) -> None:
         )
     for file in sorted(host.parent.iterdir()):
         if file.is_file() and file.suffix not in (".onnx", ".data"):
-            _refuse_link_out(file)
+            refuse_link_out(file, file.parent)
             placement.locate(file)
 
 

@@ -18,6 +18,7 @@ it.
 """
 
 import hashlib
+import math
 import struct
 from collections.abc import Iterator, Mapping
 from importlib import resources
@@ -269,9 +270,7 @@ def _check_weight(tensor: Tensor, files: Files) -> None:
 
 def _numbers(tensor: Tensor) -> str:
     """The numbers of a constant, joined by commas."""
-    kind, count = _FORMATS.get(tensor.dtype), 1
-    for dim in tensor.dims:
-        count *= dim
+    kind, count = _FORMATS.get(tensor.dtype), math.prod(tensor.dims)
     if kind is None or count < 0 or len(tensor.raw) != count * struct.calcsize(f"<{kind}"):
         raise ValueError("a constant does not fill its shape, or has a type that no constant has")
     return ",".join(map(repr, struct.unpack(f"<{count}{kind}", tensor.raw)))

@@ -63,6 +63,15 @@ def leaves(file: Path, folder: Path) -> bool:
     return not target.is_relative_to(home) and target.parent not in blobs
 
 
+def refuse_link_out(file: Path, folder: Path) -> None:
+    """Raise ValueError if a file is a link out of its folder, as `leaves` says.
+
+    >>> refuse_link_out(Path("my-sae/encode.onnx"), Path("my-sae"))
+    """
+    if leaves(file, folder):
+        raise ValueError(f"{file} is a link out of its folder, to {file.resolve()}; put the file itself there")
+
+
 def fetch(reference: str) -> Path:
     """Download a folder or file of the Hub if the cache lacks it, and give its path in the cache.
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from sae_runtime.bundle import manifest, stats
 from sae_runtime.bundle.graphs import GRAPHS
-from sae_runtime.bundle.hub import leaves
+from sae_runtime.bundle.hub import refuse_link_out
 from sae_runtime.bundle.manifest import Architecture, FileRecord, GraphRecord, Manifest, from_json
 from sae_runtime.bundle.recorded_sizes import check_sizes
 from sae_runtime.bundle.regular import open_regular, read_bytes
@@ -64,11 +64,8 @@ def read_manifest(path: Path) -> Manifest:
     if not path.is_dir():
         problem = "is not a folder" if path.exists() else "does not exist"
         raise ValueError(f"{path} {problem}; a bundle is the folder that `sae-runtime train` writes")
+    refuse_link_out(path / MANIFEST, path)
     try:
-        if leaves(path / MANIFEST, path):
-            raise ValueError(
-                f"it is a link out of the bundle, to {(path / MANIFEST).resolve()}; put the file itself there"
-            )
         read = from_json(read_bytes(path / MANIFEST))
         check_sizes(read, weight_shapes(read.architecture))
         return read
@@ -92,8 +89,7 @@ def check_file(folder: Path, name: str, expected: FileRecord | GraphRecord, *, v
     path = folder / name
     if not path.is_file():
         raise ValueError(f"{path} is missing; copy the bundle again")
-    if leaves(path, folder):
-        raise ValueError(f"{path} is a link out of the bundle, to {path.resolve()}; put the file itself there")
+    refuse_link_out(path, folder)
     size = path.stat().st_size
     if size != expected.size:
         raise ValueError(f"{path} has {size} bytes, expected {expected.size}: truncated or altered; copy it again")

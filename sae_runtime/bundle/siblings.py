@@ -37,7 +37,8 @@ def is_there(path: Path) -> bool:
     >>> is_there(Path("results"))
     False
     """
-    return path.exists() or path.parent.is_dir() and bool(siblings(path, "old")) or path.exists()
+    replaced = path.parent.is_dir() and bool(siblings(path, "old"))
+    return replaced or path.exists()  # looked for last: the writer puts it there before the old one goes
 
 
 def repair(path: Path) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_runtime.bundle.hub import leaves
+from sae_runtime.bundle.hub import refuse_link_out
 from sae_runtime.bundle.typed_json import read_file, shown
 
 _LARGEST = 1 << 53  # magnitude of a number of a configuration
@@ -33,8 +33,7 @@ def find(path: Path, name: str) -> Path | None:
     file = home(path) / name
     if not file.is_file():
         return None
-    if leaves(file, home(path)):
-        raise ValueError(f"{file} is a link out of its folder, to {file.resolve()}; put the file itself there")
+    refuse_link_out(file, home(path))
     return file
 
 

@@ -408,7 +408,7 @@ def test_a_link_out_of_the_folder_is_refused(copy_of: CopyOf, tmp_path: Path, na
     shutil.move(path / name, tmp_path / "elsewhere")
     (path / name).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(
-        BundleError, match=f"{name} is a link out of the bundle, to .*elsewhere; put the file itself there"
+        BundleError, match=f"{name} is a link out of its folder, to .*elsewhere; put the file itself there"
     ):
         bundle.read(path)
 
@@ -417,7 +417,7 @@ def test_a_linked_graph_is_refused(copy_of: CopyOf, tmp_path: Path) -> None:
     path = copy_of("mutual")
     shutil.move(path / "steer.onnx", tmp_path / "elsewhere")
     (path / "steer.onnx").symlink_to("../elsewhere")
-    with pytest.raises(BundleError, match="steer.onnx is a link out of the bundle"):
+    with pytest.raises(BundleError, match="steer.onnx is a link out of its folder"):
         load(path).steer(make_x(1), [])
 
 
