@@ -182,16 +182,16 @@ class Bundle:
                     raise BundleChanged(self.path)
                 self.checked[name] = now
 
-    def arrived(self, here: "Bundle") -> None:
+    def take_checks_of(self, other: "Bundle") -> None:
         """Take over what another reading of the bundle has checked, where its records are equal.
 
         >>> from sae_runtime.bundle.folder import read
-        >>> read(bundle_path).arrived(read(bundle_path))
+        >>> read(bundle_path).take_checks_of(read(bundle_path))
         """
-        for name, known in here.checked.items():
-            same = here.manifest if name == MANIFEST else here.manifest.files.get(name)
-            if same == (self.manifest if name == MANIFEST else self.manifest.files.get(name)):
-                self.checked[name] = known
+        mine, others = ({MANIFEST: b.manifest, **b.manifest.files} for b in (self, other))
+        self.checked.update(
+            (name, known) for name, known in other.checked.items() if mine.get(name) == others.get(name)
+        )
 
     def _compare(self, name: str) -> None:
         """Compare the bytes of a file with its record, and the manifest with the one that was read."""

@@ -276,7 +276,7 @@ class Sessions:
         with self.lock:
             if (name, shared) not in self._open:
                 if self._arrived:
-                    self.bundle.arrived(folder.read(self.bundle.path, verify=self._verify))
+                    self.bundle.take_checks_of(folder.read(self.bundle.path, verify=self._verify))
                     self._arrived = False
                 path, graph, weights = self.bundle.path / name, self.bundle.graph(name), self.bundle.read_by(name)
                 # From bytes, onnxruntime does not follow the links of a Hub cache.
