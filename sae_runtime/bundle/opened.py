@@ -103,8 +103,7 @@ class Bundle:
             BundleError: the bundle has no such graph, or a file is missing or altered.
             BundleChanged: the bundle changed since it was read.
 
-        >>> from sae_runtime.bundle.folder import read
-        >>> len(read(bundle_path).graph("encode.onnx")) > 1000
+        >>> len(sae._bundle.graph("encode.onnx")) > 1000
         True
         """
         record = self.manifest.graphs.get(name)
@@ -139,8 +138,7 @@ class Bundle:
     def read_by(self, name: str) -> tuple[str, ...]:
         """The files that a graph of the bundle reads, by its name.
 
-        >>> from sae_runtime.bundle.folder import read
-        >>> read(bundle_path).read_by("encode.onnx")
+        >>> sae._bundle.read_by("encode.onnx")
         ('sae_weights.safetensors',)
         """
         return (WEIGHTS, DERIVED) if self.manifest.graphs[name].derived else (WEIGHTS,)
@@ -153,8 +151,7 @@ class Bundle:
             BundleChanged: a file is another one, before or after the block.
             BundleError: a file that was not checked yet is missing or altered.
 
-        >>> from sae_runtime.bundle.folder import read
-        >>> bundle = read(bundle_path)
+        >>> bundle = sae._bundle
         >>> with bundle.unchanged("sae_weights.safetensors"):
         ...     _ = (bundle.path / "sae_weights.safetensors").read_bytes()
         """
@@ -171,8 +168,7 @@ class Bundle:
 
         A file of another identity is compared by its sha256: it may be an equal copy.
 
-        >>> from sae_runtime.bundle.folder import read
-        >>> read(bundle_path).refuse_change("sae_runtime.json", "sae_weights.safetensors")
+        >>> sae._bundle.refuse_change("sae_runtime.json", "sae_weights.safetensors")
         """
         for name in names:
             now = identity(self.path / name)
@@ -185,8 +181,7 @@ class Bundle:
     def take_checks_of(self, other: "Bundle") -> None:
         """Take over what another reading of the bundle has checked, where its records are equal.
 
-        >>> from sae_runtime.bundle.folder import read
-        >>> read(bundle_path).take_checks_of(read(bundle_path))
+        >>> sae._bundle.take_checks_of(sae._bundle)
         """
         mine, others = ({MANIFEST: b.manifest, **b.manifest.files} for b in (self, other))
         self.checked.update(
