@@ -67,6 +67,7 @@ def export(
             f"graphs must be some of {', '.join(ON_REQUEST)}, got {', '.join(sorted(unknown))}; leave those out"
         )
     bundle = bundles.read(path)
+    bundles.refuse_links(bundle.path)
     if activations is not None:
         _check_activations(bundle, activations)
         activations = activations[:: -(-len(activations) // SAMPLE_ROWS)]

@@ -35,6 +35,8 @@ from sae_runtime.bundle.disk_errors import naming
 from sae_runtime.bundle.replacing import put_all
 from sae_runtime.bundle.siblings import CAN_LOCK, lock, remove, repair, sibling, sync
 
+_LONGEST_NAME = 255  # bytes, on almost every file system
+
 Kind = Literal["file", "folder"]
 Foreign = Callable[[Path], str | None]
 """Gives the name of an entry of an existing folder that must not be lost, or None."""
@@ -177,12 +179,15 @@ def check_free(path: Path, *, force: bool = False, kind: Kind | None = None, for
     Raises:
         FileExistsError: `path` exists and `force` is not set, it is of another kind, or it has a foreign entry.
         NotADirectoryError: a parent of `path` is a file.
+        OSError: the name is so long that the partial's would be too long.
         PermissionError: this process may not write to the folder of `path`.
 
     >>> check_free(Path("new folder/sae"))
     """
     repair(path)
     _refuse_existing(path, force=force, kind=kind, foreign=foreign)
+    if len(os.fsencode(sibling(path, "partial").name)) > _LONGEST_NAME:
+        raise OSError(f"the name of {path} is too long to be written whole or not at all; name a shorter one")
     home = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
     if not home.is_dir():
         what = "a file" if home.exists() else "a link to nothing"

@@ -94,9 +94,9 @@ def open_session(
     except Exception as error:  # onnxruntime has an exception class for each status code
         if tuple(names) != CPU and _opens(model, options):
             raise ValueError(f"{names[0]} could not start ({sentence(error)}); run: sae-runtime doctor") from error
-        raise BundleError(
-            f"onnxruntime refuses {path} ({sentence(error)}); run: sae-runtime export {path.parent}"
-        ) from error
+        in_bundle = (path.parent / folder.MANIFEST).is_file()
+        advice = f"run: sae-runtime export {path.parent}" if in_bundle else "export the model again"
+        raise BundleError(f"onnxruntime refuses {path} ({sentence(error)}); {advice}") from error
     if session.get_providers()[0] != names[0]:
         raise ValueError(
             f"{names[0]} could not start, only {', '.join(session.get_providers())}; run: sae-runtime doctor"

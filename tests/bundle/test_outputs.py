@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from sae_runtime.bundle.files import Kind
+from sae_runtime.bundle.files import Kind, new_file
 from sae_runtime.bundle.outputs import Output, refuse_inputs
 
 
@@ -48,6 +48,17 @@ def test_force_does_not_destroy_foreign_files(tmp_path: Path) -> None:
     message = "out holds thesis.tex, which would be lost; name another output$"
     refused(FileExistsError, message, tmp_path / "out", force=True, foreign=foreign)
     refused(FileExistsError, "already exists", tmp_path / "out", foreign=foreign)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_name_that_leaves_no_room_for_the_partial_is_refused_before_the_work(tmp_path: Path, kind: Kind) -> None:
+    for name, fits in (("\u00e9" * 118, True), ("\u00e9" * 119, False), ("n" * 300, False)):
+        if fits:
+            Output(path=tmp_path / name, kind=kind).check()
+            with new_file(tmp_path / name):
+                pass
+        else:
+            refused(OSError, "is too long to be written whole or not at all; name a shorter one$", tmp_path / name)
 
 
 def test_standard_output_is_refused() -> None:

@@ -1,6 +1,7 @@
 """What a stranger's file says reaches the terminal and the page as text: it moves no cursor and turns no words."""
 
 import json
+import logging
 import os
 import re
 import unicodedata
@@ -68,6 +69,9 @@ def test_warnings_and_errors_of_libraries_are_shown_and_not_obeyed() -> None:
     @click.command("evil")
     def command() -> None:
         warnings.warn(EVIL, Ours, stacklevel=1)
+        logger = logging.Logger("of a library")  # noqa: LOG001  # one that nothing else has
+        logger.addHandler(logging.StreamHandler())
+        logger.warning("%s", EVIL)
         raise ValueError(EVIL)
 
     class Evil(Group):
@@ -78,7 +82,7 @@ def test_warnings_and_errors_of_libraries_are_shown_and_not_obeyed() -> None:
         warnings.simplefilter("always")
         result = CliRunner().invoke(Evil(groups={"": {"evil": ""}}), ["evil"])
     assert result.exit_code == 1 and harmless(result.stderr)
-    assert result.stderr.count(r"\x1b[2J") == 2
+    assert result.stderr.count(r"\x1b[2J") == 3
 
 
 def test_lines_of_a_result_stay_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
