@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,16 @@ def test_a_name_that_leaves_no_room_for_the_partial_is_refused_before_the_work(t
                 pass
         else:
             refused(OSError, "is too long to be written whole or not at all; name a shorter one$", tmp_path / name)
+
+
+def test_a_folder_that_could_not_be_removed_or_moved_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "out").mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "access", lambda path, mode: Path(path) != tmp_path / "out")  # the superuser has access
+        refused(PermissionError, "you may not write to .*out, so it cannot be repl", tmp_path / "out", force=True)
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == tmp_path / "out")
+    for force in (False, True):
+        refused(FileExistsError, "out is a mount point, which nothing can repl", tmp_path / "out", force=force)
 
 
 def test_standard_output_is_refused() -> None:
