@@ -62,6 +62,15 @@ def test_names_of_files_and_fields_are_shown_and_not_obeyed(copy_of: CopyOf, tmp
     assert harmless(misused("inspect", path, "--config", tmp_path / "c.toml"))
 
 
+def test_a_bundle_or_a_host_of_a_name_that_is_not_utf8_is_named(copy_of: CopyOf, tmp_path: Path) -> None:
+    path = copy_of("mutual").rename(tmp_path / os.fsdecode(b"n\xff"))
+    np.save(tmp_path / "x.npy", make_x(9))
+    steer = ("steer", path, "--activations", tmp_path / "x.npy", "--ablate", "1", "-o", tmp_path / "y.npy")
+    for arguments in (steer, ("export", path), ("splice", path / "decode.onnx", "--sae", path)):
+        said = refused(*arguments)
+        assert re.fullmatch(r"error: onnxruntime opens no graph at .*n\\udcff.*, whose name is not UTF-8; rename it", said)
+
+
 def test_warnings_and_errors_of_libraries_are_shown_and_not_obeyed() -> None:
     class Ours(UserWarning):
         __module__ = "sae_runtime.ours"
