@@ -68,7 +68,9 @@ def test_a_bundle_or_a_host_of_a_name_that_is_not_utf8_is_named(copy_of: CopyOf,
     steer = ("steer", path, "--activations", tmp_path / "x.npy", "--ablate", "1", "-o", tmp_path / "y.npy")
     for arguments in (steer, ("export", path), ("splice", path / "decode.onnx", "--sae", path)):
         said = refused(*arguments)
-        assert re.fullmatch(r"error: onnxruntime opens no graph at .*n\\udcff.*, whose name is not UTF-8; rename it", said)
+        assert re.fullmatch(
+            r"error: onnxruntime opens no graph at .*n\\udcff.*, whose name is not UTF-8; rename it", said
+        )
 
 
 def test_warnings_and_errors_of_libraries_are_shown_and_not_obeyed() -> None:
