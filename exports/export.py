@@ -15,6 +15,7 @@ from sae_runtime.bundle.graphs import BY_DEFAULT, DECODE, ENCODE, EXACT, GPU, GR
 from sae_runtime.bundle.manifest import GraphRecord, to_json
 from sae_runtime.bundle.recorded_sizes import SAMPLE_ROWS
 from sae_runtime.bundle.tensors import TensorSpec, save_tensors
+from sae_runtime.engine.sessions import refuse_other_bytes
 from sae_runtime.exports.certified.exact import exact_graph
 from sae_runtime.exports.certified.gpu import gpu_graph
 from sae_runtime.exports.check import check_graph
@@ -56,7 +57,7 @@ def export(
         The bundle with its new graphs.
 
     Raises:
-        ValueError: a graph is unknown, or activations are not [m, d_in] or not finite.
+        ValueError: a graph is unknown, the path is not UTF-8, or activations are not [m, d_in] or not finite.
         BundleError: the folder is no valid bundle, or a graph disagrees with the witness.
 
     >>> sorted(export(bundle_path, graphs=[]).manifest.graphs)
@@ -67,6 +68,8 @@ def export(
             f"graphs must be some of {', '.join(ON_REQUEST)}, got {', '.join(sorted(unknown))}; leave those out"
         )
     bundle = bundles.read(path)
+    bundles.refuse_links(bundle.path)
+    refuse_other_bytes(bundle.path)
     if activations is not None:
         _check_activations(bundle, activations)
         activations = activations[:: -(-len(activations) // SAMPLE_ROWS)]

@@ -131,7 +131,7 @@ def locate_weights(
     Returns:
         the new path of each file, by the splice whose weights it holds ("": the host) and the old path.
     """
-    moved = {}
+    moved: dict[tuple[str, str], str] = {}
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if not isinstance(tensor, ir.ExternalTensor):
@@ -140,10 +140,11 @@ def locate_weights(
         name = prefix if prefix in splices else ""
         base = Path(tensor.base_dir) if tensor.base_dir or name not in homes else homes[name]
         folder = PurePosixPath(tensor.location).parent  # of an SAE that the host has already
-        below = folder.as_posix()
-        location = moved[name, str(tensor.location)] = placement.locate(base / tensor.location, below)
+        key = name, str(tensor.location)
+        if key not in moved:  # `locate` reads the whole file of a bundle
+            moved[key] = placement.locate(base / tensor.location, folder.as_posix())
         value.const_value = ir.ExternalTensor(
-            location, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=value.name or ""
+            moved[key], tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=value.name or ""
         )
     return moved
 

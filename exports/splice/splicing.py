@@ -21,6 +21,7 @@ from sae_runtime.bundle.folder import DERIVED, WEIGHTS, Bundle, BundleChanged, B
 from sae_runtime.bundle.hooks import parse_hook
 from sae_runtime.bundle.splices import Spliced, check_weights, read_splices
 from sae_runtime.bundle.tensors import TensorSpec, read_header
+from sae_runtime.engine.sessions import refuse_other_bytes
 from sae_runtime.exports.graphs.external import relocate
 from sae_runtime.exports.splice.first_run import first_run
 from sae_runtime.exports.splice.host_graph import read_host, refuse_inside
@@ -102,6 +103,8 @@ def splice(
     """
     host = Path(host)
     path = graph_path(host, out)
+    for graph in (host, path):
+        refuse_other_bytes(graph)
     files.check_free(path, force=force, kind="file")
     read = read_host(host)
     model, placement = read.model, Placement(path.parent)

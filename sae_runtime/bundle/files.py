@@ -35,6 +35,8 @@ from sae_runtime.bundle.disk_errors import naming
 from sae_runtime.bundle.replacing import put_all
 from sae_runtime.bundle.siblings import lock, remove, repair, sibling, sync
 
+_LONGEST_NAME = 255  # bytes, on almost every file system
+
 Kind = Literal["file", "folder"]
 Foreign = Callable[[Path], str | None]
 """Gives the name of an entry of an existing folder that must not be lost, or None."""
@@ -177,12 +179,15 @@ def check_free(path: Path, *, force: bool = False, kind: Kind | None = None, for
     Raises:
         FileExistsError: `path` exists and `force` is not set, it is of another kind, or it has a foreign entry.
         NotADirectoryError: a parent of `path` is a file.
-        PermissionError: this process may not write to the folder of `path`.
+        OSError: the name is so long that the partial's would be too long.
+        PermissionError: this process may not write to the folder of `path`, or to the folder that it would replace.
 
     >>> check_free(Path("new folder/sae"))
     """
     repair(path)
     _refuse_existing(path, force=force, kind=kind, foreign=foreign)
+    if len(os.fsencode(sibling(path, "partial").name)) > _LONGEST_NAME:
+        raise OSError(f"the name of {path} is too long to be written whole or not at all; name a shorter one")
     home = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
     if not home.is_dir():
         what = "a file" if home.exists() else "a link to nothing"
@@ -203,12 +208,16 @@ def _refuse_existing(path: Path, *, force: bool, kind: Kind | None, foreign: For
         raise FileExistsError(f"{path} is a file; name a folder")
     if path.exists() and not is_folder and not path.is_file():
         raise FileExistsError(f"{path} is neither a file nor a folder; name another output")
+    if os.path.ismount(path):  # as a volume of a container is; no rename moves it
+        raise FileExistsError(f"{path} is a mount point, which nothing can replace; name a path in it, or another one")
     if not force:
         raise FileExistsError(f"{path} already exists; pass --force to replace it")
     if not is_folder or path.is_symlink():
         return
     if Path(os.path.realpath(".")).is_relative_to(os.path.realpath(path)):
         raise FileExistsError(f"{path} is or holds the current folder; run this from outside of it")
+    if not os.access(path, os.W_OK | os.X_OK):  # the folder may be renamed, but what it holds could not be removed
+        raise PermissionError(f"you may not write to {path}, so it cannot be replaced; name another output")
     if (name := foreign(path)) is not None:
         raise FileExistsError(f"{path} holds {name}, which would be lost; name another output")
 

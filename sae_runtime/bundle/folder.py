@@ -218,11 +218,11 @@ def foreign_to_bundles(folder: Path) -> str | None:
 
 
 def refuse_links(path: Path) -> None:
-    """Raise BundleError if the bundle's files are links, which writing would replace.
+    """Raise BundleError if files of the bundle are links, which writing would replace.
 
     >>> refuse_links(Path(bundle_path))
     """
-    if (path / MANIFEST).is_symlink():
+    if any((path / name).is_symlink() for name in NAMES):
         raise BundleError(f"{path} holds links, as a Hub cache does; copy the bundle's files into a folder")
 
 

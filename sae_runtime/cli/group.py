@@ -1,6 +1,7 @@
 """The group of all commands: help in sections, commands that are imported when they are called, errors of one line."""
 
 import importlib
+import logging
 import os
 import sys
 import warnings
@@ -82,7 +83,7 @@ class Group(click.Group):
     def invoke(self, ctx: click.Context) -> object:
         """Run the command; an error of the input or the machine becomes one line."""
         try:
-            with _warnings_as_lines():
+            with _warnings_as_lines(), _logs_as_text():
                 return super().invoke(ctx)
         except BrokenPipeError:
             # The reader of stdout has left, as `head` does. Python flushes stdout once more when it ends.
@@ -116,6 +117,24 @@ def _warnings_as_lines() -> Iterator[None]:
 
         warnings.showwarning = show
         yield
+
+
+class _Record(logging.LogRecord):
+    """A line of a library's log, which may hold names out of a file."""
+
+    def getMessage(self) -> str:
+        return printable(super().getMessage(), keep="\n\t")
+
+
+@contextmanager
+def _logs_as_text() -> Iterator[None]:
+    """Let no log of a library write control characters in the block, whatever handlers the library has."""
+    before = logging.getLogRecordFactory()
+    logging.setLogRecordFactory(_Record)
+    try:
+        yield
+    finally:
+        logging.setLogRecordFactory(before)
 
 
 def _keep_settings(ctx: click.Context, option: click.Parameter, path: object) -> None:

@@ -78,8 +78,10 @@ class Features:
         if np.count_nonzero(ascends) <= matches:
             match = int(np.argmin(ascends))
             return f"token {self._token_of(match)} has feature {ids[match]} after {ids[match - 1]}; they must ascend"
-        if not 0 <= least(values) <= most(values) <= _LARGEST:  # a comparison with NaN is false
-            match = int(np.argmin((values >= 0) & (values <= _LARGEST)))
+        # A comparison with NaN is false. float16 would take the limit for Inf, and so Inf for a number.
+        if not 0 <= float(least(values)) <= float(most(values)) <= _LARGEST:
+            wide = values.astype(np.float64)
+            match = int(np.argmin((wide >= 0) & (wide <= _LARGEST)))
             return f"token {self._token_of(match)} has the activation {values[match]:g}, expected a number from 0 on"
         return None
 

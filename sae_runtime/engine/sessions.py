@@ -57,12 +57,14 @@ def open_session(
 
     Raises:
         ImportError: onnxruntime is not installed.
-        ValueError: a provider is not available here or does not start, or `threads` is out of range.
+        ValueError: a provider is not available here or does not start, `threads` is out of range, or the path is not
+            UTF-8.
         BundleError: onnxruntime refuses the graph or its weights.
 
     >>> [output.name for output in open_session(Path(bundle_path) / "encode.onnx").get_outputs()]
     ['indices', 'values']
     """
+    refuse_other_bytes(path)
     require("cpu")
     import onnxruntime
 
@@ -94,14 +96,25 @@ def open_session(
     except Exception as error:  # onnxruntime has an exception class for each status code
         if tuple(names) != CPU and _opens(model, options):
             raise ValueError(f"{names[0]} could not start ({sentence(error)}); run: sae-runtime doctor") from error
-        raise BundleError(
-            f"onnxruntime refuses {path} ({sentence(error)}); run: sae-runtime export {path.parent}"
-        ) from error
+        in_bundle = (path.parent / folder.MANIFEST).is_file()
+        advice = f"run: sae-runtime export {path.parent}" if in_bundle else "export the model again"
+        raise BundleError(f"onnxruntime refuses {path} ({sentence(error)}); {advice}") from error
     if session.get_providers()[0] != names[0]:
         raise ValueError(
             f"{names[0]} could not start, only {', '.join(session.get_providers())}; run: sae-runtime doctor"
         )
     return session
+
+
+def refuse_other_bytes(path: Path) -> None:
+    """Raise ValueError if a path is not UTF-8, since onnx and onnxruntime open no such file.
+
+    >>> refuse_other_bytes(Path("sae/encode.onnx"))
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"onnxruntime opens no graph at {path}, whose name is not UTF-8; rename it") from error
 
 
 def _opens(model: str | bytes, options: Any) -> bool:

@@ -1,9 +1,10 @@
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sae_runtime.bundle.files import Kind
+from sae_runtime.bundle.files import Kind, new_file
 from sae_runtime.bundle.outputs import Output, refuse_inputs
 
 
@@ -48,6 +49,27 @@ def test_force_does_not_destroy_foreign_files(tmp_path: Path) -> None:
     message = "out holds thesis.tex, which would be lost; name another output$"
     refused(FileExistsError, message, tmp_path / "out", force=True, foreign=foreign)
     refused(FileExistsError, "already exists", tmp_path / "out", foreign=foreign)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_name_that_leaves_no_room_for_the_partial_is_refused_before_the_work(tmp_path: Path, kind: Kind) -> None:
+    for name, fits in (("\u00e9" * 118, True), ("\u00e9" * 119, False), ("n" * 300, False)):
+        if fits:
+            Output(path=tmp_path / name, kind=kind).check()
+            with new_file(tmp_path / name):
+                pass
+        else:
+            refused(OSError, "is too long to be written whole or not at all; name a shorter one$", tmp_path / name)
+
+
+def test_a_folder_that_could_not_be_removed_or_moved_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "out").mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "access", lambda path, mode: Path(path) != tmp_path / "out")  # the superuser has access
+        refused(PermissionError, "you may not write to .*out, so it cannot be repl", tmp_path / "out", force=True)
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == tmp_path / "out")
+    for force in (False, True):
+        refused(FileExistsError, "out is a mount point, which nothing can repl", tmp_path / "out", force=force)
 
 
 def test_standard_output_is_refused() -> None:

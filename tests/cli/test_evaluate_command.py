@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from native import native
 from tiny_model import save_bert
 
 from sae_runtime.bundle import folder as bundle
+from sae_runtime.bundle.evaluation_file import read_evaluation
 
 BundleOf = Callable[..., Path]
 
@@ -43,6 +46,17 @@ def test_evaluate_prints_and_writes_what_it_measured(
     brief = json.loads(run(*arguments, "--json", "--force").stdout)
     assert brief["decoder"]["median"] == found["decoder"]["median"] and "histogram" not in brief["decoder"]
     assert brief["served"] == {key: served[key] for key in served if key not in ("matches", "largest", "l0_tokens")}
+
+
+def test_an_evaluation_of_files_whose_names_are_not_utf8_is_reported(
+    bundle_of: BundleOf, acts: Path, tmp_path: Path
+) -> None:
+    acts = acts.rename(tmp_path / os.fsdecode(b"x\xff.npy"))
+    sae = shutil.copytree(bundle_of("mutual"), tmp_path / os.fsdecode(b"n\xff"))
+    out = tmp_path / "evaluation.json"
+    assert run("evaluate", sae, "--activations", acts, "-o", out).exit_code == 0
+    found = read_evaluation(out)
+    assert (found.name, found.activations) == (r"n\udcff", r"x\udcff.npy")
 
 
 def test_evaluate_lets_the_model_read_text_as_it_was_harvested(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What a stranger's file says reaches the terminal and the page as text: it moves no cursor and turns no words."""
 
 import json
+import logging
 import os
 import re
 import unicodedata
@@ -61,6 +62,17 @@ def test_names_of_files_and_fields_are_shown_and_not_obeyed(copy_of: CopyOf, tmp
     assert harmless(misused("inspect", path, "--config", tmp_path / "c.toml"))
 
 
+def test_a_bundle_or_a_host_of_a_name_that_is_not_utf8_is_named(copy_of: CopyOf, tmp_path: Path) -> None:
+    path = copy_of("mutual").rename(tmp_path / os.fsdecode(b"n\xff"))
+    np.save(tmp_path / "x.npy", make_x(9))
+    steer = ("steer", path, "--activations", tmp_path / "x.npy", "--ablate", "1", "-o", tmp_path / "y.npy")
+    for arguments in (steer, ("export", path), ("splice", path / "decode.onnx", "--sae", path)):
+        said = refused(*arguments)
+        assert re.fullmatch(
+            r"error: onnxruntime opens no graph at .*n\\udcff.*, whose name is not UTF-8; rename it", said
+        )
+
+
 def test_warnings_and_errors_of_libraries_are_shown_and_not_obeyed() -> None:
     class Ours(UserWarning):
         __module__ = "sae_runtime.ours"
@@ -68,6 +80,9 @@ def test_warnings_and_errors_of_libraries_are_shown_and_not_obeyed() -> None:
     @click.command("evil")
     def command() -> None:
         warnings.warn(EVIL, Ours, stacklevel=1)
+        logger = logging.Logger("of a library")  # noqa: LOG001  # one that nothing else has
+        logger.addHandler(logging.StreamHandler())
+        logger.warning("%s", EVIL)
         raise ValueError(EVIL)
 
     class Evil(Group):
@@ -78,7 +93,7 @@ def test_warnings_and_errors_of_libraries_are_shown_and_not_obeyed() -> None:
         warnings.simplefilter("always")
         result = CliRunner().invoke(Evil(groups={"": {"evil": ""}}), ["evil"])
     assert result.exit_code == 1 and harmless(result.stderr)
-    assert result.stderr.count(r"\x1b[2J") == 2
+    assert result.stderr.count(r"\x1b[2J") == 3
 
 
 def test_lines_of_a_result_stay_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,6 +42,7 @@ def changed(name: str, place: int, number: float, dtype: Any = None) -> dict[str
 FAULTS: list[tuple[dict[str, Any], str]] = [
     (changed("values", 1, math.nan), "token 0, 0 has the activation nan, expected a number from 0 on"),
     (changed("values", 2, math.inf), "token 1, 0 has the activation inf"),
+    (changed("values", 2, math.inf, np.float16), "token 1, 0 has the activation inf"),
     (changed("values", 4, -1), "token 1, 1 has the activation -1"),
     (changed("values", 0, 1e39, np.float64), r"token 0, 0 has the activation 1e\+39"),
     (changed("indices", 2, 150), "token 1, 0 has feature 150, expected 0 to 149"),

@@ -73,6 +73,9 @@ def test_a_provider_that_does_not_start_is_not_replaced_silently(
 
 def test_open_session_reports_a_refused_graph_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "x.onnx").write_bytes(b"no graph")
+    with pytest.raises(BundleError, match=r"^onnxruntime refuses .*x.onnx \(.*\); export the model again$"):
+        open_session(tmp_path / "x.onnx")
+    (tmp_path / bundle.MANIFEST).touch()
     with pytest.raises(BundleError, match=r"^onnxruntime refuses .*x.onnx \(.*\); run: sae-runtime export") as caught:
         open_session(tmp_path / "x.onnx")
     assert "\n" not in str(caught.value) and caught.value.__cause__ is not None

@@ -362,6 +362,16 @@ def test_features_are_active_on_the_activations_of_the_check(bundle_of: BundleOf
     assert (l0[2:] > 0).mean() > 0.9 and l0.sum() > 24
 
 
+def test_a_bundle_of_links_is_refused_in_one_sentence(copy_of: BundleOf) -> None:
+    path = copy_of("mutual")
+    (path / WEIGHTS).rename(path / "blob")
+    (path / WEIGHTS).symlink_to("blob")
+    before = contents(path)
+    with pytest.raises(BundleError, match="holds links, as a Hub cache does; copy the bundle's files into a folder$"):
+        export(path)
+    assert contents(path) == before and (path / WEIGHTS).is_symlink()
+
+
 def test_hard_linked_weights_are_refused_in_one_sentence(copy_of: Callable[..., Path], tmp_path: Path) -> None:
     path = copy_of("mutual")
     os.link(path / WEIGHTS, tmp_path / "another")

@@ -16,6 +16,7 @@ from sae_runtime.activations.stored import Activations, check_source, open_activ
 from sae_runtime.bundle import quota
 from sae_runtime.bundle.evaluation_file import AllRows, Evaluation, RuleEvaluation, Zipf, law_by_rank
 from sae_runtime.bundle.manifest import Manifest
+from sae_runtime.core.printable import printable
 from sae_runtime.core.progress import progress_bar
 from sae_runtime.train.device import memory_errors
 from sae_runtime.train.measure.config import EvaluateConfig
@@ -81,14 +82,14 @@ def evaluate(
         )
     served, by_batch = _by_rules(sae, source, goals, (ordinary, rows), config, progress)
     return Evaluation(
-        bundle=str(sae.path),
-        name=sae.path.resolve().name,
+        bundle=printable(sae.path),  # names of files need not be UTF-8, and JSON is
+        name=printable(sae.path.resolve().name),
         architecture=manifest.architecture,
         allocation=manifest.allocation,
         model=manifest.model,
         hook=manifest.hook,
         trained_tokens=trained_tokens(manifest),
-        activations=source.path.name,
+        activations=printable(source.path.name),
         rows=kind,
         tokens=len(ordinary),
         served=served,

@@ -18,7 +18,6 @@ from made_hosts import host
 from tiny_host import run
 
 from sae_runtime.bundle import replacing
-from sae_runtime.bundle.folder import WEIGHTS
 from sae_runtime.bundle.graph_reader import read_metadata
 from sae_runtime.bundle.splices import KEY, read_splices
 from sae_runtime.exports.splice.splicing import Splice, splice
