@@ -180,7 +180,7 @@ def test_a_host_and_a_bundle_of_a_hub_cache_keep_their_names(model: Path, bundle
     (cached["host"] / "merges.json").unlink()
     (cached["host"] / "merges.json").symlink_to((cached["host"] / "vocab.json").readlink())  # equal files share a blob
     made = splice(cached["host"] / "host.onnx", [Splice(bundle=cached["sae"], hook="layer.0")], tmp_path / "out")
-    digest = hashlib.sha256((bundle / WEIGHTS).read_bytes()).hexdigest()[:16]
+    digest = hashlib.sha256((bundle / "sae_weights.safetensors").read_bytes()).hexdigest()[:16]
     weights = f"sae_weights.{digest}.safetensors"
     names = {"genai_config.json", "vocab.json", "merges.json", "host.data", weights}
     assert set(made.files) == names and set(made.files.values()) == {"copied"}
