@@ -6,8 +6,8 @@ A graph is a protobuf message ModelProto. Its field 7 is the graph itself, its f
 
 import mmap
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 Bytes = bytes | mmap.mmap
 
@@ -44,8 +44,7 @@ _SHAPE = {1: "dims"}
 _DIM = {1: "size", 2: "name", 3: ""}
 
 
-@dataclass(frozen=True)
-class Tensor:
+class Tensor(NamedTuple):
     """An initializer: its numbers, or the file and the place in the file where they are."""
 
     name: str
@@ -55,8 +54,7 @@ class Tensor:
     external: Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class Value:
+class Value(NamedTuple):
     """An input or output, or the type of an initializer; a dimension is a size or a name."""
 
     name: str
@@ -64,8 +62,7 @@ class Value:
     dims: tuple[int | str, ...] | None
 
 
-@dataclass(frozen=True)
-class Node:
+class Node(NamedTuple):
     """A node; an attribute is a number, bytes, whole numbers, or a graph, each with its ONNX type."""
 
     kind: str
@@ -75,8 +72,7 @@ class Node:
     attributes: "Mapping[str, tuple[int, int | bytes | tuple[int, ...] | Graph]]"
 
 
-@dataclass(frozen=True)
-class Graph:
+class Graph(NamedTuple):
     """A graph, or the graph in an attribute of a node."""
 
     nodes: tuple[Node, ...]
@@ -86,8 +82,7 @@ class Graph:
     types: tuple[Value, ...]
 
 
-@dataclass(frozen=True)
-class Model:
+class Model(NamedTuple):
     """A graph with the versions of its format and of its operators, (domain, version)."""
 
     ir_version: int
@@ -205,10 +200,13 @@ class _Reader:
         fields: _Message = {"dims": []} if names is _SHAPE else {}
         for number, value in _fields(data):
             name = names.get(number, "-")
-            if name[:1] == "-":
-                raise ValueError(f"it has {name[1:] or f'a field {number}'}")
-            fields.setdefault(name, []).append(value)
             self._fields_left -= 1
+            if name in fields:
+                fields[name].append(value)
+            elif name[:1] == "-":
+                raise ValueError(f"it has {name[1:] or f'a field {number}'}")
+            else:
+                fields[name] = [value]
         if self._fields_left < 0:
             raise ValueError(f"it has more than {_MOST_FIELDS:,} fields")
         return fields

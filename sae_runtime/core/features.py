@@ -68,18 +68,18 @@ class Features:
             return f"indptr does not ascend from 0 to {matches}"
         if not matches:
             return None
-        falls = np.count_nonzero(ids[1:] <= ids[:-1])
+        ascends = len(ptr) == 2 and not np.count_nonzero(ids[1:] <= ids[:-1])  # of a lone token
         least, most = np.minimum.reduce, np.maximum.reduce  # twice as fast as the methods on a small array
-        ends = (least(ids), most(ids)) if falls else (ids[0], ids[-1])
+        ends = (ids[0], ids[-1]) if ascends else (least(ids), most(ids))
         if not 0 <= ends[0] <= ends[1] < self.d_sae:
             match = int(np.argmax((ids < 0) | (ids >= self.d_sae)))
             return f"token {self._token_of(match)} has feature {ids[match]}, expected 0 to {self.d_sae - 1}"
-        if falls:  # as they may where another token begins
-            ascends = np.ones(matches + 1, bool)
-            np.greater(ids[1:], ids[:-1], out=ascends[1:-1])
-            ascends[ptr] = True
-            if np.count_nonzero(ascends) <= matches:
-                match = int(np.argmin(ascends))
+        if not ascends:
+            rises = np.empty(matches + 1, bool)
+            np.greater(ids[1:], ids[:-1], out=rises[1:-1])
+            rises[ptr] = True  # features may fall where another token begins
+            if np.count_nonzero(rises) <= matches:
+                match = int(np.argmin(rises))
                 return f"token {self._token_of(match)} has feature {ids[match]} after {ids[match - 1]}; they must ascend"
         if not 0 <= least(values) <= most(values) <= _LARGEST:  # a comparison with NaN is false
             match = int(np.argmin((values >= 0) & (values <= _LARGEST)))
@@ -323,10 +323,13 @@ def concatenate(parts: Sequence[Features], d_sae: int, shape: tuple[int, ...]) -
 def _compressed(slots: Slots, d_sae: int) -> Features:
     indices, values = slots
     used = values > 0
-    counts, ids = used.sum(axis=1), indices[used]
-    keys = ids if len(used) == 1 else np.repeat(np.arange(len(used)) * d_sae, counts) + ids
-    order = keys.argsort()
-    indptr, ids = _indptr(counts), ids[order]
+    ids = indices[used]
+    if len(used) == 1:
+        indptr, order = np.array([0, len(ids)]), ids.argsort()
+    else:
+        counts = used.sum(axis=1)
+        indptr, order = _indptr(counts), np.argsort(np.repeat(np.arange(len(used)) * d_sae, counts) + ids)
+    ids = ids[order]
     # As a number without a sign, a negative one is among the largest.
     if len(ids) and np.maximum.reduce(ids.view(np.uint64)) >= d_sae:
         raise ValueError(
