@@ -1,4 +1,4 @@
-"""Runs the tasks of before_after.py on the checkout in the working directory, and answers as `timing.answer_lines` does.
+"""Runs the tasks of before_after.py on the checkout in the working directory; `timing.answer_lines` has the protocol.
 
 It uses the public interface alone, and knows both its older and its newer form.
 """

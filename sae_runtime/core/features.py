@@ -80,7 +80,9 @@ class Features:
             rises[ptr] = True  # features may fall where another token begins
             if np.count_nonzero(rises) <= matches:
                 match = int(np.argmin(rises))
-                return f"token {self._token_of(match)} has feature {ids[match]} after {ids[match - 1]}; they must ascend"
+                return (
+                    f"token {self._token_of(match)} has feature {ids[match]} after {ids[match - 1]}; they must ascend"
+                )
         if not 0 <= least(values) <= most(values) <= _LARGEST:  # a comparison with NaN is false
             match = int(np.argmin((values >= 0) & (values <= _LARGEST)))
             return f"token {self._token_of(match)} has the activation {values[match]:g}, expected a number from 0 on"
