@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 import click
 
 MARGIN = 0.03
+WORKER = Path(__file__).with_name("before_after_worker.py")
 PATH = click.Path(exists=True, file_okay=False, path_type=Path)
 SECONDS = 0.2  # of processor time for each task in a round; a longer call is a turn of its own
 
@@ -29,11 +30,11 @@ SECONDS = 0.2  # of processor time for each task in a round; a longer call is a 
 class Worker:
     """A process that runs the tasks of one checkout, one at a time."""
 
-    def __init__(self, python: Path, checkout: Path, threads: int) -> None:
+    def __init__(self, python: Path, checkout: Path, threads: int, script: Sequence[str | Path]) -> None:
         """Start it; it is ready when the first task is asked for."""
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         # An absolute path, but no resolved one: a link is what makes an interpreter that of its environment.
-        command = [str(Path(os.path.abspath(python))), str(Path(__file__).with_name("before_after_worker.py"))]
+        command = [os.path.abspath(python), *map(str, script)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=checkout, env=environment
         )
@@ -54,10 +55,12 @@ class Worker:
 
 
 @contextmanager
-def workers(python_a: Path, a: Path, python_b: Path, b: Path, threads: int) -> Iterator[dict[str, Worker]]:
-    """Two of each checkout."""
+def workers(
+    python_a: Path, a: Path, python_b: Path, b: Path, threads: int, script: Sequence[str | Path] = (WORKER,)
+) -> Iterator[dict[str, Worker]]:
+    """Two of each checkout, which run a script with its arguments."""
     made = {
-        name: Worker(python, checkout.absolute(), threads)
+        name: Worker(python, checkout.absolute(), threads, script)
         for name, python, checkout in (("A", python_a, a), ("A'", python_a, a), ("B", python_b, b), ("B'", python_b, b))
     }
     try:
@@ -104,6 +107,12 @@ def print_row(task: str, seconds: dict[str, list[float]]) -> str:
     return verdict
 
 
+def print_table(seconds: dict[str, dict[str, list[float]]]) -> list[str]:
+    """Print all rows, and give their verdicts."""
+    print(f"| task | A, ms | B, ms | B / A | itself / itself | verdict at {MARGIN:.0%} |\n" + "|---" * 6 + "|")
+    return [print_row(task, times) for task, times in seconds.items()]
+
+
 @click.command()
 @click.argument("a", type=PATH)
 @click.argument("b", type=PATH)
@@ -115,9 +124,7 @@ def main(a: Path, b: Path, python_a: Path, python_b: Path, rounds: int, threads:
     """Compare checkout B with checkout A; exit 1 where a task is slower."""
     with workers(python_a, a, python_b, b, threads) as made:
         seconds = seconds_by_task(made, rounds)
-    print(f"| task | A, ms | B, ms | B / A | itself / itself | verdict at {MARGIN:.0%} |\n" + "|---" * 6 + "|")
-    verdicts = [print_row(task, times) for task, times in seconds.items()]
-    raise SystemExit("slower" in verdicts)
+    raise SystemExit("slower" in print_table(seconds))
 
 
 if __name__ == "__main__":

@@ -1,18 +1,14 @@
-"""Runs the tasks of before_after.py on the checkout in the working directory, and answers by lines of JSON.
+"""Runs the tasks of before_after.py on the checkout in the working directory; `timing.answer_lines` has the protocol.
 
-It asks `tasks` for their names, or `SECONDS TASK` for the processor seconds of a call. It uses the public interface
-alone, and knows both its older and its newer form.
+It uses the public interface alone, and knows both its older and its newer form.
 """
 
 import contextlib
 import importlib
 import inspect
-import json
 import sys
 import tempfile
-import time
 import warnings
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,11 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from timing import Task, answer_lines
 
 import sae_runtime
 from sae_runtime import exports, train
 
-Task = Callable[[], object]
 D_IN, D_SAE, BATCH, STEPS = 384, 6_144, 512, 8
 
 
@@ -94,19 +90,6 @@ def fit_config() -> train.TrainConfig:
     return train.TrainConfig(k=32, d_sae=D_SAE, tokens=STEPS * BATCH, batch=BATCH, device="cpu")
 
 
-def processor_seconds(task: Task, least: float) -> float:
-    """Mean of calls that take at least so long together, after one that does not count unless it takes longer."""
-    begin = time.process_time()
-    task()
-    taken, calls = time.process_time() - begin, 1
-    if taken < least:
-        begin, taken, calls = time.process_time(), 0.0, 0
-        while taken < least:
-            task()
-            taken, calls = time.process_time() - begin, calls + 1
-    return taken / calls
-
-
 def main() -> None:
     """Answer until stdin ends."""
     warnings.simplefilter("ignore")
@@ -115,10 +98,7 @@ def main() -> None:
     answers = sys.stdout
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         tasks = make_tasks(Path(folder))
-        for line in sys.stdin:
-            least, _, name = line.strip().partition(" ")
-            answer = list(tasks) if least == "tasks" else processor_seconds(tasks[name], float(least))
-            print(json.dumps(answer), file=answers, flush=True)
+        answer_lines(tasks, answers)
 
 
 if __name__ == "__main__":

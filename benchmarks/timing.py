@@ -1,11 +1,15 @@
 """Times of several runs, taken in turn, on a machine that may be a part of a larger one."""
 
+import json
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
+
+Task = Callable[[], object]
 
 _LONG = 0.5  # s; a call that takes longer is a turn of its own
 _STOLEN = 0.01  # of a turn's processor time; when the host took more, the turn does not count
@@ -60,6 +64,32 @@ def neighbour_ratios(
             taken, before, last = _seconds(run), last, _seconds(base)
             ratios[name].append(2 * taken / (before + last))
     return {name: statistics.median(own) for name, own in ratios.items()}
+
+
+def processor_seconds(task: Task, least: float) -> float:
+    """Mean of calls that take at least so long together, after one that does not count unless it takes longer."""
+    begin = time.process_time()
+    task()
+    taken, calls = time.process_time() - begin, 1
+    if taken < least:
+        begin, taken, calls = time.process_time(), 0.0, 0
+        while taken < least:
+            task()
+            taken, calls = time.process_time() - begin, calls + 1
+    return taken / calls
+
+
+def answer_lines(tasks: dict[str, Task], answers: TextIO) -> None:
+    """Answer the lines of stdin by lines of JSON.
+
+    Args:
+        tasks: what is timed, by name.
+        answers: gets the names for the line `tasks`, and for `SECONDS TASK` the processor seconds of a call.
+    """
+    for line in sys.stdin:
+        least, _, name = line.strip().partition(" ")
+        answer = list(tasks) if least == "tasks" else processor_seconds(tasks[name], float(least))
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 def _seconds(run: Callable[[], object]) -> float:

@@ -5,8 +5,8 @@ A graph is a protobuf message ModelProto. Its field 7 is the graph itself, its f
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from sae_runtime.bundle.protobuf import Fields, mapped_graph, packed
 
@@ -41,8 +41,7 @@ _SHAPE = {1: "dims"}
 _DIM = {1: "size", 2: "name", 3: ""}
 
 
-@dataclass(frozen=True)
-class Tensor:
+class Tensor(NamedTuple):
     """An initializer: its numbers, or the file and the place in the file where they are."""
 
     name: str
@@ -52,8 +51,7 @@ class Tensor:
     external: Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class Value:
+class Value(NamedTuple):
     """An input or output, or the type of an initializer; a dimension is a size or a name."""
 
     name: str
@@ -61,8 +59,7 @@ class Value:
     dims: tuple[int | str, ...] | None
 
 
-@dataclass(frozen=True)
-class Node:
+class Node(NamedTuple):
     """A node; an attribute is a number, bytes, whole numbers, or a graph, each with its ONNX type."""
 
     kind: str
@@ -72,8 +69,7 @@ class Node:
     attributes: "Mapping[str, tuple[int, int | bytes | tuple[int, ...] | Graph]]"
 
 
-@dataclass(frozen=True)
-class Graph:
+class Graph(NamedTuple):
     """A graph, or the graph in an attribute of a node."""
 
     nodes: tuple[Node, ...]
@@ -83,8 +79,7 @@ class Graph:
     types: tuple[Value, ...]
 
 
-@dataclass(frozen=True)
-class Model:
+class Model(NamedTuple):
     """A graph with the versions of its format and of its operators, (domain, version)."""
 
     ir_version: int
@@ -203,9 +198,12 @@ class _Reader:
         fields: _Message = {"dims": []} if names is _SHAPE else {}
         for number, value in self._fields.of(data):
             name = names.get(number, "-")
-            if name[:1] == "-":
+            if name in fields:
+                fields[name].append(data[value] if isinstance(value, slice) else value)
+            elif name[:1] == "-":
                 raise ValueError(f"it has {name[1:] or f'a field {number}'}")
-            fields.setdefault(name, []).append(data[value] if isinstance(value, slice) else value)
+            else:
+                fields[name] = [data[value] if isinstance(value, slice) else value]
         return fields
 
 

@@ -6,6 +6,7 @@ numbers beyond float64. A field of type int holds an int64, and a field of type 
 """
 
 import dataclasses
+import functools
 import json
 import math
 import sys
@@ -237,8 +238,11 @@ def _is_whole(text: str) -> bool:
     return True
 
 
+_hints = functools.cache(typing.get_type_hints)  # which evaluates annotations anew each time
+
+
 def _dataclass(kind: Any, value: Any, where: str, *, more: bool) -> Any:
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     fields = value if isinstance(value, dict) else {}
     problems = [] if fields is value else [f"got {shown(value)}"]
     for field in dataclasses.fields(kind):

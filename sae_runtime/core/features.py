@@ -64,20 +64,25 @@ class Features:
                 return f"{name} is {what}, expected a vector of {'numbers' if 'f' in kinds else 'whole numbers'}"
         if len(ptr) != len(self) + 1 or len(ids) != matches:
             return f"{len(ptr)} numbers in indptr and {len(ids)} indices for {len(self)} tokens and {matches} values"
-        if ptr[0] != 0 or ptr[-1] != matches or np.count_nonzero(ptr[1:] < ptr[:-1]):
+        if ptr[0] != 0 or ptr[-1] != matches or (len(ptr) > 2 and np.count_nonzero(ptr[1:] < ptr[:-1])):
             return f"indptr does not ascend from 0 to {matches}"
         if not matches:
             return None
+        ascends = len(ptr) == 2 and not np.count_nonzero(ids[1:] <= ids[:-1])  # of a lone token
         least, most = np.minimum.reduce, np.maximum.reduce  # twice as fast as the methods on a small array
-        if not 0 <= least(ids) <= most(ids) < self.d_sae:
+        ends = (ids[0], ids[-1]) if ascends else (least(ids), most(ids))
+        if not 0 <= ends[0] <= ends[1] < self.d_sae:
             match = int(np.argmax((ids < 0) | (ids >= self.d_sae)))
             return f"token {self._token_of(match)} has feature {ids[match]}, expected 0 to {self.d_sae - 1}"
-        ascends = np.empty(matches + 1, bool)
-        np.greater(ids[1:], ids[:-1], out=ascends[1:-1])
-        ascends[ptr] = True  # features may fall where another token begins
-        if np.count_nonzero(ascends) <= matches:
-            match = int(np.argmin(ascends))
-            return f"token {self._token_of(match)} has feature {ids[match]} after {ids[match - 1]}; they must ascend"
+        if not ascends:
+            rises = np.empty(matches + 1, bool)
+            np.greater(ids[1:], ids[:-1], out=rises[1:-1])
+            rises[ptr] = True  # features may fall where another token begins
+            if np.count_nonzero(rises) <= matches:
+                match = int(np.argmin(rises))
+                return (
+                    f"token {self._token_of(match)} has feature {ids[match]} after {ids[match - 1]}; they must ascend"
+                )
         # A comparison with NaN is false. float16 would take the limit for Inf, and so Inf for a number.
         if not 0 <= float(least(values)) <= float(most(values)) <= _LARGEST:
             wide = values.astype(np.float64)
@@ -274,7 +279,10 @@ class Features:
         True
         """
         counts = np.diff(self.indptr)
-        used = np.arange(max(int(counts.max(initial=0)), 1)) < counts[:, None]
+        slots = max(int(counts.max(initial=0)), 1)
+        if len(self.values) == len(counts) * slots:  # a lone token, or top k: no slot is unused
+            return self.indices.astype(np.int64).reshape(-1, slots), self.values.astype(np.float32).reshape(-1, slots)
+        used = np.arange(slots) < counts[:, None]
         indices, values = np.zeros(used.shape, np.int64), np.zeros(used.shape, np.float32)
         indices[used], values[used] = self.indices, self.values
         return indices, values
@@ -319,18 +327,25 @@ def concatenate(parts: Sequence[Features], d_sae: int, shape: tuple[int, ...]) -
 def _compressed(slots: Slots, d_sae: int) -> Features:
     indices, values = slots
     used = values > 0
-    counts, ids = used.sum(axis=1), indices[used]
-    order = np.argsort(np.repeat(np.arange(len(used)) * d_sae, counts) + ids)
-    indptr, ids = _indptr(counts), ids[order]
-    if len(ids) and ids.view(np.uint64).max() >= d_sae:  # a negative number is among the largest
+    ids = indices[used]
+    if len(used) == 1:
+        indptr, order = np.array([0, len(ids)]), ids.argsort()
+    else:
+        counts = used.sum(axis=1)
+        indptr, order = _indptr(counts), np.argsort(np.repeat(np.arange(len(used)) * d_sae, counts) + ids)
+    ids = ids[order]
+    # As a number without a sign, a negative one is among the largest.
+    if len(ids) and np.maximum.reduce(ids.view(np.uint64)) >= d_sae:
         raise ValueError(
             f"a graph gave a feature out of range, expected 0 to {d_sae - 1}; load with rebuild=True, or export again"
         )
     same = ids[1:] == ids[:-1]
-    if same.any() and not np.isin(np.flatnonzero(same) + 1, indptr).all():  # of neighbours, but not of two rows
+    if np.count_nonzero(same) and not np.isin(np.flatnonzero(same) + 1, indptr).all():  # of neighbours in one row
         raise ValueError("a graph gave a feature twice in a row; load with rebuild=True, or export again")
     return Features(indptr, ids.astype(np.int32), values[used][order], d_sae, (len(used),))
 
 
 def _indptr(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.concatenate([[0], counts]).cumsum()
+    indptr = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=indptr[1:])
+    return indptr

@@ -39,7 +39,7 @@ def refuse_negative(graph: str, values: NDArray[np.float32]) -> None:
 
     >>> refuse_negative("encode.onnx", np.zeros((2, 3), np.float32))
     """
-    if values.min(initial=0) < 0:
+    if np.minimum.reduce(values, axis=None, initial=0) < 0:
         raise _broken(graph, "it gives negative activations of features")
 
 

@@ -6,9 +6,8 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -146,20 +145,29 @@ def run_session(
     >>> session = open_session(Path(bundle_path) / "encode.onnx")
     >>> indices, values = run_session(session, {"x": x}, "encode.onnx")
     """
-    with _sentences(what):
+    with _Sentences(what):
         return list(session.run(outputs, feed))
 
 
-@contextmanager
-def _sentences(what: object) -> Iterator[None]:
-    """Make onnxruntime's error of a run a MemoryError or a ValueError; it has a class for each status code."""
-    try:
-        yield
-    except Exception as error:
+class _Sentences:
+    """Makes onnxruntime's error of a run a MemoryError or a ValueError; it has a class for each status code.
+
+    A class, since a generator would take 2 us of each run.
+    """
+
+    def __init__(self, what: object) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, Exception):
+            return
         if re.search("allocate|bad_alloc|out of memory|smaller than requested", str(error)):
-            raise MemoryError(f"{what}: give fewer tokens at once") from error
+            raise MemoryError(f"{self._what}: give fewer tokens at once") from error
         raise ValueError(
-            f"onnxruntime could not run {what} ({sentence(error)}); export it again, or run: sae-runtime doctor"
+            f"onnxruntime could not run {self._what} ({sentence(error)}); export it again, or run: sae-runtime doctor"
         ) from error
 
 
@@ -313,7 +321,7 @@ class Sessions:
             ValueError: onnxruntime fails.
         """
         session, begun = self.open(name, shared=shared), time.monotonic_ns()
-        with _sentences(f"{name} of {self.bundle.path}"):
+        with _Sentences(f"{name} of {self.bundle.path}"):
             outputs = session.run(None, feed)
         self._look(begun)
         return outputs
@@ -326,7 +334,7 @@ class Sessions:
             ValueError: onnxruntime fails.
         """
         begun = time.monotonic_ns()
-        with _sentences(f"{name} of {self.bundle.path}"):
+        with _Sentences(f"{name} of {self.bundle.path}"):
             binding.synchronize_inputs()
             session.run_with_iobinding(binding)
             binding.synchronize_outputs()

@@ -1,5 +1,6 @@
 """Graphs of strangers are refused before onnxruntime sees them; all that our exporter writes passes."""
 
+import dataclasses
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -73,6 +74,16 @@ def test_a_graph_stands_for_its_own_name_and_architecture_only(bundle_of: Bundle
         check(other, (other / name).read_bytes(), name)
         with pytest.raises(ValueError, match=f"^{as_name} is not a graph that sae-runtime writes for this SAE"):
             check(path, (other / name).read_bytes(), as_name)
+
+
+def test_a_graph_that_passed_is_refused_where_its_weights_lie_elsewhere(bundle_of: BundleOf) -> None:
+    path = bundle_of("mutual")
+    bundle, graph = bundles.read(path, verify=False), (path / "encode.onnx").read_bytes()
+    check(path, graph)
+    for change in ({"offset": 8}, {"size": 4}, {"dtype": "F16"}, {"shape": (150, 24)}):
+        specs = {**bundle.specs, "W_enc": dataclasses.replace(bundle.specs["W_enc"], **change)}
+        with pytest.raises(ValueError, match="W_enc is not the tensor of this name"):
+            check_graph(graph, "encode.onnx", bundle.manifest, {WEIGHTS: specs})
 
 
 @pytest.mark.parametrize("kind", ["token", "mutual", "feature"])
