@@ -17,7 +17,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from sae_runtime.bundle.regular import open_regular
-from sae_runtime.bundle.typed_json import read_json
+from sae_runtime.bundle.typed_json import read_json, shown
 
 # numpy has no bfloat16: its 16 bits are mapped, and `core.arrays.bfloat16_to_float32` widens them.
 _DTYPES: dict[str, "np.dtype[Any]"] = {
@@ -82,7 +82,7 @@ def read_header(path: Path) -> dict[str, TensorSpec]:
 def _spec(entry: Any, data_start: int) -> TensorSpec:
     dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     if dtype not in _DTYPES:
-        raise ValueError(f"dtype {dtype}, expected one of {', '.join(_DTYPES)}")
+        raise ValueError(f"dtype {shown(dtype)}, expected one of {', '.join(_DTYPES)}")
     if len(shape) > _MOST_AXES or not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
         raise ValueError(f"shape and offsets must be whole numbers, at most {_MOST_AXES} of a shape")
     if end - begin != math.prod(shape) * _DTYPES[dtype].itemsize:

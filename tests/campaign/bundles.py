@@ -94,8 +94,11 @@ def _inspected(path: Path) -> str:
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             main.main(["inspect", str(path)], standalone_mode=False)
-    except (Failure, SystemExit) as error:
-        said.write(str(getattr(error, "message", error)))
+    except Failure as error:
+        with contextlib.redirect_stderr(said):
+            error.show()
+    except SystemExit:
+        pass
     odd = [c for c in said.getvalue() if not (c.isprintable() or c == "\n")]
     return f"{FAULT}inspect prints {odd[0]!r}" if odd else "inspected"
 
