@@ -84,7 +84,7 @@ def test_the_header_may_name_tensors_in_any_order(tmp_path: Path) -> None:
         ([], b"", "unreadable safetensors header"),
         ({"a": 3}, b"", "unreadable safetensors header"),
         ({"a": {"dtype": "F32"}}, b"", r"unreadable safetensors header \('shape'\)"),
-        ({"a": entry("F4", [1], 0, 4)}, bytes(4), "dtype F4, expected one of F64, F32"),
+        ({"a": entry("F4", [1], 0, 4)}, bytes(4), "dtype 'F4', expected one of F64, F32"),
         ({"a": entry("F32", [1.0], 0, 4)}, bytes(4), "must be whole numbers"),
         ({"a": entry("F32", [-1], 0, 4)}, bytes(4), "must be whole numbers"),
         ({"a": entry("F32", [1], -4, 0)}, bytes(4), "must be whole numbers"),
