@@ -32,7 +32,15 @@ from sae_runtime.bundle.sae_lens_cfg import CFG, check_cfg, sae_lens_cfg
 from sae_runtime.bundle.siblings import is_there, repaired
 from sae_runtime.bundle.stats import FILE as STATS
 from sae_runtime.bundle.stats import Stats, read_stats, save_stats
-from sae_runtime.bundle.tensors import Streamed, TensorSpec, map_tensor, read_header, save_tensors, stream_tensors
+from sae_runtime.bundle.tensors import (
+    Streamed,
+    TensorSpec,
+    all_finite,
+    map_tensor,
+    read_header,
+    save_tensors,
+    stream_tensors,
+)
 
 MANIFEST = manifest.FILE
 WEIGHTS = "sae_weights.safetensors"
@@ -514,7 +522,7 @@ def _check_tensors(
                 f"{file}: {name} is {spec.dtype} {list(spec.shape)}, expected F32 {list(shapes[name])}; "
                 "make the bundle again"
             )
-        if verify and not np.isfinite(map_tensor(file, spec)).all():
+        if verify and not all_finite(map_tensor(file, spec)):
             raise ValueError(f"{file}: {name} holds NaN or Inf; make the bundle again")
 
 

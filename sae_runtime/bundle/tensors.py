@@ -102,6 +102,17 @@ def map_tensor(path: Path, spec: TensorSpec) -> NDArray[Any]:
     return np.memmap(path, _DTYPES[spec.dtype], "r", spec.offset, spec.shape)
 
 
+def all_finite(array: NDArray[np.float32]) -> bool:
+    """Whether a vector or a matrix holds neither NaN nor Inf.
+
+    >>> all_finite(np.ones((2, 3), np.float32)), all_finite(np.array([1, np.nan, 2], np.float32))
+    (True, False)
+    """
+    # Sums by BLAS take a quarter of the time of a look at each number. They may overflow where all numbers are finite.
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(array @ np.ones(array.shape[-1], np.float32)).all() or np.isfinite(array).all())
+
+
 def save_tensors(
     path: Path, tensors: Mapping[str, Any], save_file: Callable[..., None] = safetensors.numpy.save_file
 ) -> None:
