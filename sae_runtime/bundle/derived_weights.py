@@ -53,8 +53,8 @@ def fault_of_derived(derived: Arrays, weights: Arrays, manifest: Manifest) -> st
     with np.errstate(all="ignore"):
         faults = [_fault_of_density(derived, manifest)]
         if "W_enc_rows" in derived:
-            x = rng.standard_normal(d_in).astype(np.float32)
-            z = x @ weights["W_enc"]
+            x = rng.standard_normal((1, d_in)).astype(np.float32)[0]
+            z: NDArray[np.float32] = x @ weights["W_enc"]
             faults.append(_fault_of_rows(derived["W_enc_rows"], weights["W_enc"], x, z))
             if derived.keys() >= {name for name in _shapes(d_in, d_sae) if name.startswith("int8")}:
                 check_order(derived["int8_order"], d_sae)
