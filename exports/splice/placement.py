@@ -104,7 +104,7 @@ def _named_by_genai(host: Path) -> str | None:
         return None
     refuse_link_out(config, config.parent)
     try:
-        name = read_file(dict[str, Any], config)["model"]["decoder"]["filename"]
+        name = read_file(dict[str, Any], config, foreign=True)["model"]["decoder"]["filename"]
         if (
             not isinstance(name, str)
             or Path(name).name != name

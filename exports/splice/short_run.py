@@ -73,8 +73,8 @@ def vocabulary(graph: Path, folder: Path) -> int:
 def _written_size(config: Path) -> int:
     """The vocab_size that a config.json tells."""
     try:
-        return int(read_file(dict[str, Any], config)["vocab_size"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return int(read_file(dict[str, Any], config, foreign=True)["vocab_size"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise CannotRun("its vocabulary is not known") from error
 
 

@@ -103,7 +103,7 @@ def dataset_files(folder: Path) -> list[Path]:
         known = " or ".join(str(folder / split) for split in splits)
         raise ValueError(f"{folder} holds several splits; name one, {known}")
     state = folder / STATE
-    saved: _State = read_file(_State, state, more=True)
+    saved: _State = read_file(_State, state, more=True, foreign=True)
     if saved._indices_data_files:
         raise ValueError(f"{folder} was saved with indices by an old version of datasets; save it again by a later one")
     for file in saved._data_files:

@@ -60,7 +60,7 @@ def json_lines(path: Path, reading: Reading) -> Records:
     """
     for number, line in enumerate(_lines(path, reading)):
         if line.strip():
-            yield number, read_json(Any, line, place(path, number))
+            yield number, read_json(Any, line, place(path, number), foreign=True)
 
 
 def json_file(path: Path, reading: Reading) -> Records:
@@ -76,7 +76,7 @@ def json_file(path: Path, reading: Reading) -> Records:
         return
     for _, text in texts(path, replace(reading, document="file")):  # none if the file is empty
         if text.strip():
-            value = read_json(Any, text, str(path))
+            value = read_json(Any, text, str(path), foreign=True)
             yield from enumerate(_elements(path, value, reading))
 
 
@@ -117,7 +117,7 @@ def _is_rows(row: list[str]) -> bool:
 
 def _is_object(line: str) -> bool:
     try:
-        return isinstance(read_json(Any, line, "line"), dict)
+        return isinstance(read_json(Any, line, "line", foreign=True), dict)
     except ValueError:
         return False
 

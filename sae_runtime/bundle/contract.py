@@ -11,8 +11,8 @@ there: d_sae, k, groups. A form is hashed with the fields of the manifest that d
 architecture is refused too. Each weight must refer to the bytes of the tensor of its name.
 
 So a graph that passes computes the SAE of the bundle's weights. What a stranger can still choose is the content of
-`derived.safetensors`. `load(rebuild=True)` does not read it, and `inspect --check` compares with numpy what comes of
-it.
+`derived.safetensors`, as far as `derived_weights.py` lets it pass. `load(rebuild=True)` does not read it, and
+`inspect --check` compares with numpy what comes of it.
 
 `sae_runtime.exports.forms` writes the list. A test fails where the exporter writes a form that the list lacks.
 """

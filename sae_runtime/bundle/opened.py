@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from sae_runtime.bundle import file_set
 from sae_runtime.bundle.contract import check_graph, check_order
+from sae_runtime.bundle.derived_weights import fault_of_derived
 from sae_runtime.bundle.graphs import EXACT, export_options
 from sae_runtime.bundle.identity import Identity, identity
 from sae_runtime.bundle.manifest import Manifest
@@ -194,12 +195,21 @@ class Bundle:
             if name != MANIFEST:
                 record = self.manifest.files.get(name) or self.manifest.graphs[name]
                 check_file(self.path, name, record, verify=True)
+                if name == DERIVED:
+                    self._check_derived()
             elif read_manifest(self.path) != self.manifest:
                 raise BundleChanged(self.path)
         except (OSError, ValueError) as error:
             if name in self.checked or self._has_changed():
                 raise BundleChanged(self.path) from error
             raise BundleError(str(error)) from error
+
+    def _check_derived(self) -> None:
+        """Refuse derived weights that are not those of the weights."""
+        path = self.path / DERIVED
+        derived = {name: map_tensor(path, spec) for name, spec in read_header(path).items()}
+        if (fault := fault_of_derived(derived, self.weights(), self.manifest)) is not None:
+            raise ValueError(f"{path} is not made from the weights ({fault}); load with rebuild=True")
 
     def _has_changed(self) -> bool:
         """Whether a writer replaces the bundle or has replaced its manifest."""

@@ -4,8 +4,6 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
 from sae_runtime.bundle import manifest, stats
 from sae_runtime.bundle.graphs import GRAPHS
 from sae_runtime.bundle.hub import refuse_link_out
@@ -13,7 +11,7 @@ from sae_runtime.bundle.manifest import Architecture, FileRecord, GraphRecord, M
 from sae_runtime.bundle.recorded_sizes import check_sizes
 from sae_runtime.bundle.regular import open_regular, read_bytes
 from sae_runtime.bundle.sae_lens_cfg import CFG
-from sae_runtime.bundle.tensors import TensorSpec, map_tensor, read_header
+from sae_runtime.bundle.tensors import TensorSpec, all_finite, map_tensor, read_header
 
 MANIFEST = manifest.FILE
 WEIGHTS = "sae_weights.safetensors"
@@ -137,5 +135,5 @@ def _check_tensors(
                 f"{file}: {name} is {spec.dtype} {list(spec.shape)}, expected F32 {list(shapes[name])}; "
                 "make the bundle again"
             )
-        if verify and not np.isfinite(map_tensor(file, spec)).all():
+        if verify and not all_finite(map_tensor(file, spec)):
             raise ValueError(f"{file}: {name} holds NaN or Inf; make the bundle again")

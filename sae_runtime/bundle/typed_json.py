@@ -3,6 +3,8 @@
 Every JSON file of the project is read by `read_file`, and every text of JSON by `read_json`. They refuse what JSON does
 not have or programs read differently: NaN and Infinity, a name that an object has twice, nesting without end, and
 numbers beyond float64. A field of type int holds an int64, and a field of type str no NUL and no half of a character.
+`foreign` text is read as its makers write and read it: pandas and PyTorch write NaN, editors of Windows a byte order
+mark. Whoever uses a number of it looks whether the number is finite.
 """
 
 import dataclasses
@@ -28,6 +30,7 @@ def read_json(
     where: str,
     *,
     more: bool = False,
+    foreign: bool = False,
     version: int | None = None,
     field: str = "schema_version",
 ) -> Any:
@@ -38,6 +41,8 @@ def read_json(
         text: the text.
         where: the name of the value in messages.
         more: see `from_dict`.
+        foreign: another program wrote the text: a byte order mark is dropped, NaN, Infinity and numbers of any size are
+            read, of a name that stands twice the last one counts.
         version: see `read_file`.
         field: see `read_file`.
 
@@ -46,6 +51,8 @@ def read_json(
 
     >>> read_json(tuple[int, ...], "[1, 2]", "sizes")
     (1, 2)
+    >>> read_json(dict[str, float], '{"share": NaN}', "a row", foreign=True)
+    {'share': nan}
     >>> read_json(int, "[1", "size")
     Traceback (most recent call last):
     ValueError: size is not readable JSON (Expecting ',' delimiter: line 1 column 3 (char 2))
@@ -53,7 +60,7 @@ def read_json(
     Traceback (most recent call last):
     ValueError: the plan has schema version 1, this sae-runtime reads 2
     """
-    value = _parsed(text, where)
+    value = _parsed(text, where, foreign=foreign)
     if version is not None:
         written = value.get(field) if isinstance(value, dict) else None
         if type(written) is not int or written != version:
@@ -68,6 +75,7 @@ def read_file(
     where: str | None = None,
     *,
     more: bool = False,
+    foreign: bool = False,
     version: int | None = None,
     field: str = "schema_version",
     most: int = LARGEST_JSON,
@@ -79,6 +87,7 @@ def read_file(
         path: the file; a regular one.
         where: the name of the value in messages; None: the path.
         more: see `from_dict`.
+        foreign: see `read_json`.
         version: the version of the format that `kind` describes, checked before the other fields; None: it has none.
         field: the field that holds the version.
         most: largest size of the file in bytes.
@@ -92,7 +101,8 @@ def read_file(
     {'rows': 3}
     """
     where = str(path) if where is None else where
-    return read_json(kind, read_bytes(path, most=most), where, more=more, version=version, field=field)
+    text = read_bytes(path, most=most)
+    return read_json(kind, text, where, more=more, foreign=foreign, version=version, field=field)
 
 
 def from_dict(kind: Any, value: Any, where: str, *, more: bool = False) -> Any:
@@ -183,15 +193,14 @@ def shown(value: object) -> str:
         return "a number that is far too large"
 
 
-def _parsed(text: str | bytes, where: str) -> Any:
+def _parsed(text: str | bytes, where: str, *, foreign: bool) -> Any:
+    hooks: dict[str, Any] = {"parse_int": _any_whole_number}
+    if not foreign:
+        hooks = {"object_pairs_hook": _object, "parse_constant": _constant, "parse_float": _float}
+        hooks["parse_int"] = _whole_number
     try:
-        value = json.loads(
-            text if isinstance(text, str) else text.decode(),
-            object_pairs_hook=_object,
-            parse_constant=_constant,
-            parse_float=_float,
-            parse_int=_whole_number,
-        )
+        text = text if isinstance(text, str) else text.decode()
+        value = json.loads(text.removeprefix("\ufeff") if foreign else text, **hooks)
         level = [value]
         for _ in range(_DEEPEST):
             inside = [v for v in level if isinstance(v, dict | list)]
@@ -227,6 +236,10 @@ def _whole_number(text: str) -> int:
     if len(text) > _DIGITS:
         raise ValueError(f"the number {text[:20]}... has {len(text)} digits, at most {_DIGITS} are read")
     return int(text)
+
+
+def _any_whole_number(text: str) -> int | float:
+    return int(text) if len(text) <= _DIGITS else float(text)
 
 
 def _is_whole(text: str) -> bool:

@@ -138,7 +138,7 @@ def read_config(file: Path) -> Config:
     24
     """
     try:
-        return Config(file, read_file(dict[str, Any], file))
+        return Config(file, read_file(dict[str, Any], file, foreign=True))
     except ValueError as error:
         raise ValueError(f"{error}; get it again") from error
 

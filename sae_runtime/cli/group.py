@@ -116,7 +116,22 @@ def _warnings_as_lines() -> Iterator[None]:
                 others(printable(message, keep="\n\t"), category, *place, **more)
 
         warnings.showwarning = show
-        yield
+        if logging.lastResort is None:
+            yield
+            return
+        logging.lastResort.setFormatter(_Printable())  # onnx_ir logs names out of the file
+        try:
+            yield
+        finally:
+            logging.lastResort.setFormatter(None)
+
+
+class _Printable(logging.Formatter):
+    """What libraries log, as the terminal may show it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line of a record."""
+        return printable(super().format(record))
 
 
 class _Record(logging.LogRecord):

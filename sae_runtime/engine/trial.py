@@ -95,8 +95,9 @@ def made_up_inputs(session: Any, ids: NDArray[np.int64], folder: Path | None = N
 def _head_size(folder: Path | None) -> int:
     """The width of keys and values, which graphs of onnxruntime-genai's builder do not tell; 0 if unknown."""
     try:
-        return int(read_file(dict[str, Any], (folder or Path()) / "genai_config.json")["model"]["decoder"]["head_size"])
-    except (OSError, ValueError, KeyError, TypeError):
+        config = read_file(dict[str, Any], (folder or Path()) / "genai_config.json", foreign=True)
+        return int(config["model"]["decoder"]["head_size"])
+    except (OSError, ValueError, LookupError, TypeError, OverflowError):
         return 0
 
 

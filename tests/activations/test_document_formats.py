@@ -56,6 +56,8 @@ FORMATS = {
     "a.JSONLINES": LINES.rstrip("\n"),
     "b.jsonl": "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in RECORDS),
     "lines.json": "\ufeff" + LINES,
+    "nan.jsonl": LINES.replace('"n": 1', f'"score": NaN, "n": -Infinity, "n": 1e999, "hash": {"9" * 50}'),
+    "nan.json": json.dumps([record | {"score": float("nan")} for record in RECORDS]),
     "array.json": json.dumps(RECORDS, indent=2),
     "columns.json": json.dumps(COLUMNS),
     "field.json": json.dumps({"version": "1", "data": RECORDS}, indent=1, ensure_ascii=False),

@@ -11,7 +11,7 @@ import torch
 from conftest import no_file_beyond
 from numpy.typing import NDArray
 
-from sae_runtime.bundle.tensors import TensorSpec, map_tensor, read_header, save_tensors, stream_tensors
+from sae_runtime.bundle.tensors import TensorSpec, all_finite, map_tensor, read_header, save_tensors, stream_tensors
 from sae_runtime.core.arrays import bfloat16_to_float32
 
 
@@ -84,7 +84,7 @@ def test_the_header_may_name_tensors_in_any_order(tmp_path: Path) -> None:
         ([], b"", "unreadable safetensors header"),
         ({"a": 3}, b"", "unreadable safetensors header"),
         ({"a": {"dtype": "F32"}}, b"", r"unreadable safetensors header \('shape'\)"),
-        ({"a": entry("F4", [1], 0, 4)}, bytes(4), "dtype F4, expected one of F64, F32"),
+        ({"a": entry("F4", [1], 0, 4)}, bytes(4), "dtype 'F4', expected one of F64, F32"),
         ({"a": entry("F32", [1.0], 0, 4)}, bytes(4), "must be whole numbers"),
         ({"a": entry("F32", [-1], 0, 4)}, bytes(4), "must be whole numbers"),
         ({"a": entry("F32", [1], -4, 0)}, bytes(4), "must be whole numbers"),
@@ -168,3 +168,15 @@ def test_stream_tensors_on_a_full_disk_is_an_os_error(tmp_path: Path) -> None:
         pytest.raises(OSError, match=r"tensors cannot be written \(.+\); free space or write el"),
     ):
         stream_tensors(tmp_path / "ours", {"W": np.ones((100, 100), np.float32)})
+
+
+@pytest.mark.parametrize("shape", [(5,), (0,), (3, 40), (40, 3), (0, 3)])
+def test_one_number_that_is_not_finite_is_found_and_a_sum_that_overflows_is_none(shape: tuple[int, ...]) -> None:
+    largest = np.full(shape, np.finfo(np.float32).max)
+    assert all_finite(largest) and all_finite(-largest)
+    for place in np.ndindex(shape):
+        for wrong in (np.nan, np.inf, -np.inf):
+            for around in (largest, np.zeros(shape, np.float32)):
+                spoilt = around.copy()
+                spoilt[place] = wrong
+                assert not all_finite(spoilt)

@@ -39,9 +39,39 @@ def laughs(levels: int, names: int) -> bytes:
     return out + b"."
 
 
+def copies(kind: str) -> bytes:
+    """One container of 20,000 parts, which 5,000 calls copy: GBs of a file of 300 KB."""
+    named = {"OrderedDict": b"ccollections\nOrderedDict\nq\x01", "Size": b"ctorch\nSize\nq\x01"}
+    call, name = {
+        "list": (b"h\x01h\x00\x85R", "OrderedDict"),
+        "size of a list": (b"h\x01h\x00\x85R", "Size"),
+        "size": (b"h\x01h\x00\x85R", "Size"),
+        "state": (b"h\x01)Rh\x00b", "OrderedDict"),
+    }[kind]
+    number = [b"M" + n.to_bytes(2, "little") for n in range(20_000)]
+    pairs = {
+        "list": b"](" + b"".join(n + b"N\x86" for n in number) + b"e",
+        "size of a list": b"](" + b"".join(number) + b"e",
+        "size": b"(" + b"".join(number) + b"t",
+        "state": b"}(" + b"".join(b"X\x05\x00\x00\x00%05dN" % n for n in range(20_000)) + b"u",
+    }[kind]
+    return b"\x80\x02" + pairs + b"q\x00" + named[name] + b"](" + call * 5000 + b"e\x87."
+
+
+def doubled(times: int) -> bytes:
+    """A dict whose one name is a tuple of two tuples, which are one tuple of two tuples, and so on."""
+    levels = b"".join(b"q" + bytes([level]) + b"h" + bytes([level]) + b"\x86" for level in range(times))
+    return b"\x80\x02})" + levels + b"Ns."
+
+
 @pytest.mark.parametrize(
     ("pickled", "message"),
     [
+        (copies("list"), "collections.OrderedDict of a list"),
+        (copies("size of a list"), "torch.Size of a list"),
+        (copies("size"), "more than 262,144 operations"),
+        (copies("state"), "a state that several objects copy"),
+        (doubled(45), "more than 262,144 operations"),
         (calling("__builtin__", "bytearray"), "not loaded .__builtin__.bytearray"),
         (calling("torch", "FloatStorage"), "not loaded .torch.FloatStorage"),
         (calling("torch.storage", "UntypedStorage"), "not loaded .torch.storage.UntypedStorage"),
@@ -73,6 +103,8 @@ def test_what_checkpoints_hold_is_read(tmp_path: Path) -> None:
         "parameter": torch.nn.Parameter(torch.ones(2)),
         "twice": [shared, shared],
         "settings": {"dtype": torch.float32, "size": torch.Size([2, 3]), "device": torch.device("cpu"), "k": 1 << 40},
+        "bits": [torch.ones(2, dtype=torch.uint16), torch.ones(2).to(torch.float8_e4m3fn)],
+        "other": {"dtype": torch.float8_e5m2},
         "ordered": collections.OrderedDict(a=None, b=(1.5, True, "text")),
     }
     torch.save(state, tmp_path / "ae.pt")
@@ -80,6 +112,8 @@ def test_what_checkpoints_hold_is_read(tmp_path: Path) -> None:
     loaded = load_torch_file(tmp_path / "ae.pt")
     assert loaded["settings"] == state["settings"] and loaded["ordered"] == state["ordered"]
     assert torch.equal(loaded["state_dict"]["weight"], layer.weight)
+    assert [str(one.dtype) for one in loaded["bits"]] == ["torch.uint16", "torch.float8_e4m3fn"]
+    assert loaded["other"] == state["other"]
     assert torch.equal(loaded["parameter"], torch.ones(2)) and torch.equal(loaded["twice"][1], shared)
 
 

@@ -92,6 +92,17 @@ def test_what_json_does_not_have_or_programs_read_differently_is_refused(text: s
     assert read_json(Any, "[" * 64 + "]" * 64, "it")
 
 
+def test_a_foreign_text_may_hold_what_other_programs_write() -> None:
+    text = '\ufeff{"a": NaN, "b": [Infinity, -Infinity, 1e999], "c": 1, "c": 2, "d": ' + "9" * 5000 + "}"
+    for given in (text, text.encode()):
+        read = read_json(Any, given, "it", foreign=True)
+        assert read["a"] != read["a"] and read["b"] == [float("inf"), -float("inf"), float("inf")]
+        assert read["c"] == 2 and read["d"] == float("inf")
+    for damaged in ("{", "[" * 65 + "]" * 65, b"\xff", "[NaN"):
+        with pytest.raises(ValueError, match="^it is not readable JSON "):
+            read_json(Any, damaged, "it", foreign=True)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

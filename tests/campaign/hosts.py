@@ -86,7 +86,8 @@ def _said(*arguments: str) -> str:
             main.main(list(arguments), standalone_mode=False)
     except (Failure, SystemExit) as error:
         outcome = "refused"
-        said.write(f"{getattr(error, 'message', '')}\n")
+        with contextlib.redirect_stderr(said):
+            getattr(error, "show", str)()  # as the terminal gets it
         if "\n" in str(getattr(error, "message", "")).strip():
             outcome = f"{FAULT}{arguments[0]} says several lines"
     odd = [c for c in said.getvalue() if not (c.isprintable() or c == "\n")]

@@ -47,10 +47,7 @@ def test_the_judgement_sees_what_is_half_written(tmp_path: Path) -> None:
     assert trial.outcome == "broken" and trial.complaint
 
 
-KNOWN = pytest.mark.xfail(strict=True, reason="graphs and texts of a stranger's bundle are not checked yet")
-
-
-@pytest.mark.parametrize("kind", [pytest.param("bundles", marks=KNOWN), "rows"])
+@pytest.mark.parametrize("kind", ["bundles", "rows"])
 def test_inputs_that_were_found_show_no_fault_any_more(kind: str) -> None:
     assert fuzzing.replay(kind) == []
 

@@ -40,6 +40,18 @@ def test_a_link_may_leave_the_folder_only_for_the_blobs_of_its_hub_cache(tmp_pat
         find(deep, "other.json")
 
 
+def test_a_configuration_may_hold_what_other_libraries_write(tmp_path: Path) -> None:
+    file = tmp_path / "c.json"
+    file.write_text('\ufeff{"k": 1, "k": 3, "decay": NaN, "limit": Infinity, "seed": ' + "9" * 50 + "}")
+    cfg = read_config(file)
+    assert cfg.size("k") == 3
+    for name in ("decay", "limit"):
+        with pytest.raises(ValueError, match=f"c.json: {name} is (nan|inf), expected a finite number"):
+            cfg.number(name)
+    with pytest.raises(ValueError, match="seed is 1e\\+50, expected a whole number"):
+        cfg.integer("seed")
+
+
 def test_fields_of_a_configuration_are_checked_when_they_are_read(tmp_path: Path) -> None:
     file = tmp_path / "c.json"
     file.write_text('{"n": 3, "b": true, "s": "x", "f": 2.5, "o": {"k": 1}, "none": null}')
