@@ -119,7 +119,7 @@ def _back(old: Path, path: Path) -> None:
 
 
 def _withdraw(path: Path, partial: Path) -> None:
-    """Let a name be free again, as it was: what a failing disk does not rename back is removed, which needs no space."""
+    """Let a name be free again, as it was. What a failing disk does not rename back is removed: that needs no space."""
     try:
         os.rename(path, partial)
     except OSError:
