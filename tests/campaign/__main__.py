@@ -19,7 +19,7 @@ from typing import Any
 import campaign
 from campaign.commands import COMMANDS, benches
 
-SHARES = {"bundles": 4, "faults": 4, "kills": 2}  # of the time; the others have 1
+SHARES = {"bundles": 5, "faults": 5, "kills": 2}  # of the time; the others have 1
 OF_COMMANDS = {"faults", "kills", "full_disks"}  # they share what `benches` makes ready, within the time of all
 
 
