@@ -91,8 +91,14 @@ def siblings(path: Path, kind: str) -> list[Path]:
 def remove(path: Path) -> None:
     """Remove a sibling, file or folder. What cannot be removed stays for `repair`.
 
+    What a library wrote beside a partial goes too: onnx_ir has a folder `.NAME.RANDOM` for the weights of NAME.
+
     >>> remove(Path("nothing.here"))
     """
+    if LEFTOVER.fullmatch(path.name) and path.parent.is_dir():
+        for name in os.listdir(path.parent):
+            if name.startswith(f".{path.name}."):
+                remove(path.with_name(name))
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

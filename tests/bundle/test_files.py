@@ -349,6 +349,18 @@ def test_a_scratch_file_of_a_dead_writer_goes_with_its_partial(path: Path) -> No
     repair(path)
 
 
+@pytest.mark.parametrize("death", ["os._exit(7)", "raise OSError(5, 'Input/output error')"])
+def test_what_a_library_wrote_beside_a_partial_goes_with_it(path: Path, death: str) -> None:
+    code = f"""
+import tempfile
+with files.new_file(path) as partial:
+    Path(tempfile.mkdtemp(dir=path.parent, prefix='.' + partial.name + '.'), 'weights').touch()
+    {death}
+"""
+    assert run_python(code, path) in (1, 7)
+    repair(path)
+
+
 def test_a_killed_writer_of_a_group_leaves_no_last_file_beside_those_of_another(tmp_path: Path) -> None:
     weights, graph = tmp_path / "w.bin", tmp_path / "g.onnx"
     weights.write_text("old")
