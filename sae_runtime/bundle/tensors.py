@@ -7,7 +7,7 @@ numpy. It holds a whole file in memory to write it, and leaves a hidden file if 
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,20 +19,21 @@ from sae_runtime.bundle.regular import open_regular
 from sae_runtime.bundle.typed_json import read_json
 
 # numpy has no bfloat16: its 16 bits are mapped, and `core.arrays.bfloat16_to_float32` widens them.
-# In the order in which the package puts tensors into a file.
 _DTYPES: dict[str, "np.dtype[Any]"] = {
-    "I64": np.dtype("<i8"),
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
-    "I32": np.dtype("<i4"),
-    "BF16": np.dtype("<u2"),
     "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
     "I16": np.dtype("<i2"),
     "I8": np.dtype("i1"),
     "U8": np.dtype("u1"),
     "BOOL": np.dtype("?"),
 }
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_ORDER = ("U64", "I64", "F64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16", "I8", "U8", "BOOL")  # in a file
+_WRITTEN = _DTYPES | {"U64": np.dtype("<u8"), "U32": np.dtype("<u4"), "U16": np.dtype("<u2")}  # some for others alone
+_NAMES = {dtype: name for name, dtype in _WRITTEN.items()}  # uint16 is U16, since it comes last
 _MAX_HEADER = 100_000_000  # bytes, as in the safetensors package
 _MOST_AXES = 32
 BLOCK = 1 << 21  # numbers in a part
@@ -126,7 +127,9 @@ def blocks(array: NDArray[Any], size: int = BLOCK) -> Iterator[tuple[slice, NDAr
         yield slice(begin, min(begin + step, len(matrix))), matrix[begin : begin + step]
 
 
-def save_tensors(path: Path, tensors: Mapping[str, NDArray[Any] | Streamed], *, block: int = BLOCK) -> None:
+def save_tensors(
+    path: Path, tensors: Mapping[str, NDArray[Any] | Streamed], *, bfloat16: Container[str] = (), block: int = BLOCK
+) -> None:
     """Write a safetensors file, with the same bytes as the safetensors package.
 
     Tensors, even transposed ones, are written part by part, so that no whole copy is in memory. Nothing is written
@@ -134,7 +137,8 @@ def save_tensors(path: Path, tensors: Mapping[str, NDArray[Any] | Streamed], *, 
 
     Args:
         path: the file.
-        tensors: by name; uint16 is the bits of bfloat16, as in `map_tensor`.
+        tensors: by name.
+        bfloat16: names of tensors that are the bits of bfloat16 as uint16.
         block: numbers in a part of an array.
 
     Raises:
@@ -146,11 +150,12 @@ def save_tensors(path: Path, tensors: Mapping[str, NDArray[Any] | Streamed], *, 
     (3,)
     """
     dtypes = {name: _name_of(getattr(tensor, "dtype", np.dtype("<f4"))) for name, tensor in tensors.items()}
+    dtypes |= {name: "BF16" for name in tensors if name in bfloat16}
     header: dict[str, Any] = {}
     end = 0
-    for name in sorted(tensors, key=lambda name: (list(_DTYPES).index(dtypes[name]), name)):
+    for name in sorted(tensors, key=lambda name: (_ORDER.index(dtypes[name]), name)):
         shape = tensors[name].shape
-        begin, end = end, end + _DTYPES[dtypes[name]].itemsize * math.prod(shape)
+        begin, end = end, end + _WRITTEN[dtypes[name]].itemsize * math.prod(shape)
         header[name] = {"dtype": dtypes[name], "shape": list(shape), "data_offsets": [begin, end]}
     raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     raw += b" " * (-len(raw) % 8)
@@ -160,7 +165,7 @@ def save_tensors(path: Path, tensors: Mapping[str, NDArray[Any] | Streamed], *, 
             for name in header:
                 tensor = tensors[name]
                 for _, part in blocks(tensor, block) if isinstance(tensor, np.ndarray) else tensor.blocks():
-                    file.write(np.ascontiguousarray(part, _DTYPES[dtypes[name]]).tobytes())
+                    file.write(np.ascontiguousarray(part, _WRITTEN[dtypes[name]]).tobytes())
     except OSError as error:
         raise OSError(f"{path}: tensors cannot be written ({error}); free space or write elsewhere") from error
 

@@ -111,7 +111,8 @@ def _harvest(configs: Mapping[Path, HarvestConfig], *, force: bool, progress: bo
                 ids = origin(group)
                 for out, x in zip(left, reader.activations(group, bar.update), strict=True):
                     with new_file(out / file, force=True) as partial_file:
-                        save_tensors(partial_file, {"activations": _bits(x), **ids})
+                        bits = {"activations"} if x.dtype == torch.bfloat16 else ()
+                        save_tensors(partial_file, {"activations": _bits(x), **ids}, bfloat16=bits)
             shards.append({"file": file, "rows": rows})
             for write in writers:
                 write(group)
