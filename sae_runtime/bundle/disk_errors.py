@@ -1,16 +1,15 @@
-"""Errors of a disk that is full, or that may not be written, name the path that could not be written."""
+"""Errors of a disk that is full or broken, or that may not be written, name the path that could not be written."""
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-
 
 @contextmanager
 def naming(path: Path | str, partial: Path | None = None) -> Iterator[None]:
-    """Let an error of the disk in the block name a path, where it names none.
+    """Let an error of the disk in the block name a path, where it names none, as those of write and fsync do not.
+
+    An error of a connection is not one of the disk.
 
     Args:
         path: what the block writes.
@@ -18,7 +17,7 @@ def naming(path: Path | str, partial: Path | None = None) -> Iterator[None]:
             place.
 
     >>> with naming("sae.npy"):
-    ...     raise OSError(errno.ENOSPC, "No space left on device")
+    ...     raise OSError(28, "No space left on device")
     Traceback (most recent call last):
     OSError: [Errno 28] No space left on device: 'sae.npy'
     """
@@ -27,7 +26,7 @@ def naming(path: Path | str, partial: Path | None = None) -> Iterator[None]:
     except OSError as error:
         if partial is not None and error.filename is not None:
             error.filename = str(error.filename).replace(str(partial), str(path))
-        elif error.filename is None and error.errno in _OF_DISKS:
+        elif error.filename is None and error.errno is not None and not isinstance(error, ConnectionError):
             error.filename = str(path)
         elif error.errno is None and len(error.args) == 1:
             text = str(error.args[0])

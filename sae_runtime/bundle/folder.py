@@ -35,7 +35,7 @@ from sae_runtime.bundle.parts import (
 from sae_runtime.bundle.sae_lens_cfg import CFG, check_cfg, sae_lens_cfg
 from sae_runtime.bundle.siblings import is_there, repaired
 from sae_runtime.bundle.stats import Stats, save_stats
-from sae_runtime.bundle.tensors import Streamed, save_tensors, stream_tensors
+from sae_runtime.bundle.tensors import Streamed, save_tensors
 
 # These names are made elsewhere, and whoever reads or writes bundles needs them too.
 __all__ = ["DERIVED", "MANIFEST", "SAMPLE", "WEIGHTS", "Bundle", "BundleChanged", "BundleError", "record"]
@@ -145,7 +145,7 @@ def write(
         FileExistsError: the folder exists and `force` is not set, or it holds what is not of a bundle.
     """
     with files.new_folder(path, force=force, foreign=foreign) as folder:
-        stream_tensors(folder / WEIGHTS, weights)
+        save_tensors(folder / WEIGHTS, weights)
         names = [WEIGHTS]
         cfg = sae_lens_cfg(manifest, calibrated="threshold" in weights)
         if cfg is not None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from sae_runtime.bundle.exchange import NO_SUCH_CALL, exchange, rename_to_free
-from sae_runtime.bundle.siblings import lock, remove, sibling, sync
+from sae_runtime.bundle.siblings import lock, remove, remove_old, sibling, sync
 
 
 def put_all(partials: Mapping[Path, Path], *, force: bool) -> None:
@@ -26,7 +26,7 @@ def put_all(partials: Mapping[Path, Path], *, force: bool) -> None:
     '1'
     """
     *others, last = partials
-    left = list(partials.values())
+    left, olds = list(partials.values()), {}
     with contextlib.ExitStack() as undo, contextlib.ExitStack() as locked:
         if any(map(os.path.lexists, others)) and os.path.lexists(last):
             aside = sibling(last, "partial")
@@ -35,29 +35,32 @@ def put_all(partials: Mapping[Path, Path], *, force: bool) -> None:
             locked.enter_context(lock(aside))
             left.append(aside)
         for path, partial in partials.items():
-            left += _put(partial, path, undo, force=force, in_group=bool(others))
+            if (old := _put(partial, path, undo, force=force, in_group=bool(others))) is not None:
+                olds[old] = path
         for home in {path.parent for path in partials}:
             sync(home)
         undo.pop_all()
     for path in left:
         remove(path)
+    for old, path in olds.items():
+        remove_old(old, path)
 
 
-def _put(partial: Path, path: Path, undo: contextlib.ExitStack, *, force: bool, in_group: bool) -> list[Path]:
+def _put(partial: Path, path: Path, undo: contextlib.ExitStack, *, force: bool, in_group: bool) -> Path | None:
     """Give a partial the name of its path, and give where the old content is, unless it is under the partial's name."""
     while True:
         try:
             _give_free_name(partial, path)
-            undo.callback(_quietly, os.rename, path, partial)
-            return []
+            undo.callback(_withdraw, path, partial)
+            return None
         except FileExistsError:
             if not force:
                 raise FileExistsError(f"{path} already exists; pass --force to replace it") from None
         try:
             if exchange(partial, path):
                 undo.callback(_quietly, exchange, partial, path)
-                return []
-            return [_put_in_two_steps(partial, path, undo, in_group=in_group)]
+                return None
+            return _put_in_two_steps(partial, path, undo, in_group=in_group)
         except FileNotFoundError:
             if os.path.lexists(path) or not os.path.lexists(partial):
                 raise
@@ -113,6 +116,14 @@ def _back(old: Path, path: Path) -> None:
         remove(old)  # a second name of the same file is left where it is by `replace`
     except OSError as error:
         raise OSError(f"{path} could not be put back ({error.strerror}); what it held is in {old}") from error
+
+
+def _withdraw(path: Path, partial: Path) -> None:
+    """Let a name be free again, as it was. What a failing disk does not rename back is removed: that needs no space."""
+    try:
+        os.rename(path, partial)
+    except OSError:
+        remove(path)
 
 
 def _quietly(step: Callable[..., object], *paths: Path) -> None:

@@ -53,7 +53,7 @@ def repair(path: Path) -> None:
         if any(is_held(p) for p in siblings(path, "partial")):
             continue
         if os.path.lexists(path):
-            remove(old)
+            remove_old(old, path)
         else:
             with contextlib.suppress(FileNotFoundError):  # another process repairs it at the same time
                 old.rename(path)
@@ -66,11 +66,15 @@ def repair(path: Path) -> None:
 def sibling(path: Path, kind: str) -> Path:
     """A new name beside a path; `kind` is "partial" or "old". A partial keeps the suffix, by which writers choose.
 
+    A sibling of a sibling is one of the same path, so that `repair` of that path finds it.
+
     >>> sibling(Path("sae.onnx"), "partial").suffix
     '.onnx'
     """
+    inner = LEFTOVER.fullmatch(path.name)
+    name = path.name if inner is None else inner["name"]
     suffix = path.suffix if kind == "partial" else ""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{kind}{suffix}")
+    return path.with_name(f".{name}.{secrets.token_hex(4)}.{kind}{suffix}")
 
 
 def siblings(path: Path, kind: str) -> list[Path]:
@@ -87,13 +91,32 @@ def siblings(path: Path, kind: str) -> list[Path]:
 def remove(path: Path) -> None:
     """Remove a sibling, file or folder. What cannot be removed stays for `repair`.
 
+    What a library wrote beside a partial goes too: onnx_ir has a folder `.NAME.RANDOM` for the weights of NAME.
+
     >>> remove(Path("nothing.here"))
     """
+    if LEFTOVER.fullmatch(path.name) and path.parent.is_dir():
+        for name in os.listdir(path.parent):
+            if name.startswith(f".{path.name}."):
+                remove(path.with_name(name))
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         with contextlib.suppress(OSError):  # `repair` tries again
             path.unlink()
+
+
+def remove_old(old: Path, path: Path) -> None:
+    """Remove the old content of a path, first its name: a half of it must never be moved back.
+
+    >>> remove_old(Path(".results.00000000.old"), Path("results"))
+    """
+    partial = sibling(path, "partial")
+    try:
+        old.rename(partial)
+    except OSError:
+        partial = old
+    remove(partial)
 
 
 @contextlib.contextmanager

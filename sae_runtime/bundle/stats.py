@@ -49,8 +49,8 @@ def save_stats(path: Path, stats: Stats) -> None:
     >>> read_stats(Path("stats.safetensors"), d_sae=2).largest.tolist()
     [2.5, 0.0]
     """
-    tensors = {"density": stats.density, "largest": stats.largest, "tokens": np.array([stats.tokens], np.int64)}
-    save_tensors(path, tensors)
+    numbers = {"density": stats.density, "largest": stats.largest}
+    save_tensors(path, {**numbers, "tokens": np.array([stats.tokens], np.int64)})
 
 
 def read_stats(path: Path, d_sae: int) -> Stats:

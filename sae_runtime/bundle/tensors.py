@@ -1,19 +1,18 @@
 """Safetensors files, mapped without a copy and without torch, with the byte offset of every tensor.
 
 The safetensors package does not give the offsets, by which ONNX graphs refer to tensors, and cannot read bfloat16 into
-numpy. It writes the files that fit in memory; `stream_tensors` writes weights part by part.
+numpy. It holds a whole file in memory to write it, and leaves a hidden file if the process dies.
 """
 
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import safetensors.numpy
 from numpy.typing import NDArray
 
 from sae_runtime.bundle.regular import open_regular
@@ -32,6 +31,9 @@ _DTYPES: dict[str, "np.dtype[Any]"] = {
     "U8": np.dtype("u1"),
     "BOOL": np.dtype("?"),
 }
+_ORDER = ("U64", "I64", "F64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16", "I8", "U8", "BOOL")  # in a file
+_WRITTEN = _DTYPES | {"U64": np.dtype("<u8"), "U32": np.dtype("<u4"), "U16": np.dtype("<u2")}  # some for others alone
+_NAMES = {dtype: name for name, dtype in _WRITTEN.items()}  # uint16 is U16, since it comes last
 _MAX_HEADER = 100_000_000  # bytes, as in the safetensors package
 _MOST_AXES = 32
 BLOCK = 1 << 21  # numbers in a part
@@ -113,31 +115,8 @@ def all_finite(array: NDArray[np.float32]) -> bool:
         return bool(np.isfinite(array @ np.ones(array.shape[-1], np.float32)).all() or np.isfinite(array).all())
 
 
-def save_tensors(
-    path: Path, tensors: Mapping[str, Any], save_file: Callable[..., None] = safetensors.numpy.save_file
-) -> None:
-    """Write a safetensors file.
-
-    Args:
-        path: the file.
-        tensors: numpy arrays or torch tensors, by name.
-        save_file: from safetensors.numpy for arrays, from safetensors.torch for torch tensors.
-
-    Raises:
-        OSError: the file cannot be written, for example on a full disk.
-
-    >>> save_tensors(Path("a.safetensors"), {"x": np.zeros(3, np.float32)})
-    """
-    # safetensors.numpy writes the memory of an array as it is, which is wrong for a transposed array.
-    laid_out = {name: np.asarray(t, order="C") if isinstance(t, np.ndarray) else t for name, t in tensors.items()}
-    try:
-        save_file(laid_out, path)
-    except safetensors.SafetensorError as error:  # neither an OSError nor a ValueError
-        raise OSError(f"{path}: tensors cannot be written ({error}); free space or write elsewhere") from error
-
-
 class Streamed(Protocol):
-    """A tensor that gives its parts one by one, so that the whole tensor is never in memory."""
+    """A float32 tensor that gives its parts one by one, so that the whole tensor is never in memory."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -154,34 +133,41 @@ def blocks(array: NDArray[Any], size: int = BLOCK) -> Iterator[tuple[slice, NDAr
     [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
     """
     matrix = array.reshape(1, -1) if array.ndim < 2 else array
-    step = max(size // max(matrix.shape[1], 1), 1)
+    step = max(size // max(math.prod(matrix.shape[1:]), 1), 1)
     for begin in range(0, len(matrix), step):
         yield slice(begin, min(begin + step, len(matrix))), matrix[begin : begin + step]
 
 
-def stream_tensors(path: Path, tensors: Mapping[str, NDArray[np.float32] | Streamed], *, block: int = BLOCK) -> None:
-    """Write a safetensors file of float32 vectors and matrices, with the same bytes as the safetensors package.
+def save_tensors(
+    path: Path, tensors: Mapping[str, NDArray[Any] | Streamed], *, bfloat16: Container[str] = (), block: int = BLOCK
+) -> None:
+    """Write a safetensors file, with the same bytes as the safetensors package.
 
-    Tensors, even transposed ones, are written part by part, so that no whole copy is in memory.
+    Tensors, even transposed ones, are written part by part, so that no whole copy is in memory. Nothing is written
+    beside the path, where the package leaves a hidden file if the process dies.
 
     Args:
         path: the file.
         tensors: by name.
+        bfloat16: names of tensors that are the bits of bfloat16 as uint16.
         block: numbers in a part of an array.
 
     Raises:
         OSError: the file cannot be written, for example on a full disk.
+        TypeError: safetensors files have no such dtype.
 
-    >>> stream_tensors(Path("weights.safetensors"), {"b": np.ones(3, np.float32)})
-    >>> read_header(Path("weights.safetensors"))["b"].shape
+    >>> save_tensors(Path("a.safetensors"), {"x": np.zeros(3, np.float16)})
+    >>> read_header(Path("a.safetensors"))["x"].shape
     (3,)
     """
+    dtypes = {name: _name_of(getattr(tensor, "dtype", np.dtype("<f4"))) for name, tensor in tensors.items()}
+    dtypes |= {name: "BF16" for name in tensors if name in bfloat16}
     header: dict[str, Any] = {}
     end = 0
-    for name in sorted(tensors):
+    for name in sorted(tensors, key=lambda name: (_ORDER.index(dtypes[name]), name)):
         shape = tensors[name].shape
-        begin, end = end, end + 4 * math.prod(shape)
-        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
+        begin, end = end, end + _WRITTEN[dtypes[name]].itemsize * math.prod(shape)
+        header[name] = {"dtype": dtypes[name], "shape": list(shape), "data_offsets": [begin, end]}
     raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     raw += b" " * (-len(raw) % 8)
     try:
@@ -190,6 +176,13 @@ def stream_tensors(path: Path, tensors: Mapping[str, NDArray[np.float32] | Strea
             for name in header:
                 tensor = tensors[name]
                 for _, part in blocks(tensor, block) if isinstance(tensor, np.ndarray) else tensor.blocks():
-                    file.write(np.ascontiguousarray(part, "<f4").tobytes())
+                    file.write(np.ascontiguousarray(part, _WRITTEN[dtypes[name]]).tobytes())
     except OSError as error:
         raise OSError(f"{path}: tensors cannot be written ({error}); free space or write elsewhere") from error
+
+
+def _name_of(dtype: "np.dtype[Any]") -> str:
+    name = _NAMES.get(dtype.newbyteorder("<"))
+    if name is None:
+        raise TypeError(f"a safetensors file has no tensors of {dtype}; give one of {', '.join(map(str, _NAMES))}")
+    return name

@@ -50,6 +50,13 @@ class Group(click.Group):
             config_option("TOML file with a table of settings for each command, such as [train]", _keep_settings)
         )
 
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        """Read the command line; Ctrl-C ends the program with one line here too."""
+        try:
+            return super().make_context(*args, **extra)
+        except KeyboardInterrupt as error:
+            raise Interrupted(error) from None
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names in the order of the help."""
         return [name for lines in self.groups.values() for name in lines]

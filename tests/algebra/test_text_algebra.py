@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sae_runtime.bundle.hooks import Hook, parse_hook
-from sae_runtime.bundle.tensors import map_tensor, read_header, save_tensors, stream_tensors
+from sae_runtime.bundle.tensors import map_tensor, read_header, save_tensors
 from sae_runtime.bundle.typed_json import read_json
 
 WORDS = st.sampled_from(["encoder", "layer", "h", "0", "11", "attn", "mlp_2", "hook", "resid", "blocks"])
@@ -121,7 +121,7 @@ def test_headers_of_safetensors_are_read_back(tensors: dict[str, tuple[str, list
             assert specs[name].shape == array.shape
             np.testing.assert_array_equal(map_tensor(path, specs[name]), array)
         floats = {name: a.reshape(len(a), -1) for name, a in arrays.items() if a.dtype == "f4" and a.ndim and a.size}
-        stream_tensors(path, floats, block=3)
+        save_tensors(path, floats, block=3)
         found = safetensors.numpy.load_file(path)
         assert found.keys() == floats.keys()
         for name, array in floats.items():

@@ -298,13 +298,67 @@ def test_files_that_belong_together_are_replaced_together(
 
 
 @pytest.mark.parametrize("named", [False, True])
-def test_a_full_disk_names_the_path_that_could_not_be_written(what: str, path: Path, named: bool) -> None:
-    with pytest.raises(OSError, match="No space") as caught, writer(what, path) as partial:
-        error = OSError(errno.ENOSPC, "No space left on device")
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE])
+def test_an_error_of_the_disk_names_the_path_that_could_not_be_written(
+    what: str, path: Path, named: bool, number: int
+) -> None:
+    with pytest.raises(OSError, match=os.strerror(number)) as caught, writer(what, path) as partial:
+        error = OSError(number, os.strerror(number))
         if named:
             error.filename = str(partial / "a" if what == "folder" else partial)
         raise error
     assert caught.value.filename == str(path / "a" if named and what == "folder" else path)
+
+
+def test_a_new_group_whose_names_cannot_be_taken_back_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(replacing, "sync", refuse)
+        patch.setattr(os, "rename", refuse)
+        with files.new_files([tmp_path / "out" / "w.bin", tmp_path / "out" / "g.onnx"]) as partials:
+            for partial in partials:
+                partial.write_text("new")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("steps", ["in two"], indirect=True)
+def test_old_content_that_is_half_removed_never_comes_back(
+    path: Path, monkeypatch: pytest.MonkeyPatch, steps: str
+) -> None:
+    def refuse(folder: Path, ignore_errors: bool) -> None:
+        (folder / "a" / "b.txt").unlink()  # and the folder itself stays
+
+    write("folder", path, "old")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", refuse)
+        write("folder", path, "new", force=True)
+    shutil.rmtree(path)
+    repair(path)
+    assert not path.exists()
+
+
+def test_a_scratch_file_of_a_dead_writer_goes_with_its_partial(path: Path) -> None:
+    with files.new_file(path) as partial, files.scratch_file(partial) as scratch:
+        left = scratch.name
+        partial.write_text("whole")
+    path.with_name(left).touch()  # as where the writer died, or its removal failed
+    repair(path)
+
+
+@pytest.mark.parametrize("death", ["os._exit(7)", "raise OSError(5, 'Input/output error')"])
+def test_what_a_library_wrote_beside_a_partial_goes_with_it(path: Path, death: str) -> None:
+    code = f"""
+import tempfile
+with files.new_file(path) as partial:
+    Path(tempfile.mkdtemp(dir=path.parent, prefix='.' + partial.name + '.'), 'weights').touch()
+    {death}
+"""
+    assert run_python(code, path) in (1, 7)
+    repair(path)
 
 
 def test_a_killed_writer_of_a_group_leaves_no_last_file_beside_those_of_another(tmp_path: Path) -> None:

@@ -6,12 +6,11 @@ It needs the right to mount, so it skips where that is missing; the library of f
 import contextlib
 import random
 import subprocess
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from campaign.commands import COMMANDS, Bench
+from campaign.commands import COMMANDS, Bench, Trial
 from campaign.faults import sweep
 
 PAGE = 4096
@@ -19,28 +18,20 @@ PAGE = 4096
 
 def run(seconds: float, folder: Path, seed: int = 0, names: Iterable[str] = COMMANDS) -> dict[str, int]:
     """Run commands on small disks for this time, after they are made ready."""
-    counts = Counter(tried=0, faults=0)
     (folder / "may-mount").mkdir(parents=True)
     try:
         with _disk(folder / "may-mount", PAGE * 16):
             pass
     except (OSError, subprocess.CalledProcessError):
-        return {**counts, "skipped": 1}
-    with SmallDisks(folder, None, names) as bench:
-        for name in bench.names:
-            bench.usual(name)
-        sweep(bench, {name: _rooms(seed) for name in bench.names}, seconds, "full-disks", counts)
-    return dict(counts)
+        return {"tried": 0, "faults": 0, "skipped": 1}
+    return sweep(lambda _: _rooms(seed), seconds, folder, names, _on_small_disk)
 
 
-class SmallDisks(Bench):
-    """A bench whose trials have `room` pages beyond their inputs; there is no second run, since the disk stays full."""
-
-    def attempt(self, name: str, *, room: int = 0, **fault: object) -> Any:  # type: ignore[override]
-        """Run a command on a small disk, and look at what it left."""
-        used = sum(-(-path.stat().st_size // PAGE) + 1 for path in [*self.ready(name).rglob("*")])
-        with _disk(self.place, (used + room) * PAGE):
-            return super().attempt(name, again=False, **fault)
+def _on_small_disk(bench: Bench, name: str, *, room: int) -> Trial:
+    """Run a command on a disk of `room` pages beyond its inputs; there is no second run, since the disk stays full."""
+    used = sum(-(-path.stat().st_size // PAGE) + 1 for path in bench.ready(name).rglob("*"))
+    with _disk(bench.place, (used + room) * PAGE):
+        return bench.attempt(name, again=False)
 
 
 def _rooms(seed: int) -> Iterator[dict[str, Any]]:

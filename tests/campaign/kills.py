@@ -5,23 +5,18 @@ The judgement is that of faults.py. Ctrl-C also ends with exit code 130 and one 
 
 import random
 import signal
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from campaign.commands import COMMANDS, Bench
+from campaign.commands import COMMANDS
 from campaign.faults import sweep
-from campaign.server import Ended, shim
+from campaign.server import Ended
 
 
 def run(seconds: float, folder: Path, seed: int = 0, names: Iterable[str] = COMMANDS) -> dict[str, int]:
     """Kill and interrupt for this time, after the commands are made ready."""
-    counts = Counter(tried=0, faults=0)
-    with Bench(folder, shim(), names) as bench:
-        usual = {name: bench.usual(name) for name in bench.names}
-        sweep(bench, {name: _moments(ended, seed) for name, ended in usual.items()}, seconds, "kills", counts)
-    return dict(counts)
+    return sweep(lambda usual: _moments(usual, seed), seconds, folder, names)
 
 
 def _moments(usual: Ended, seed: int) -> Iterator[dict[str, Any]]:

@@ -123,9 +123,11 @@ def _run(job: Job, home: Path) -> dict[str, Any]:
     for file in files.values():
         file.write_bytes(b"")
     begin = time.monotonic()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until the command begins
     process = os.fork()
     if process == 0:
         _work(job, files)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     code, hung = _ended(process, job, begin)
     seconds = time.monotonic() - begin
     report = files["report"].read_text(errors="replace").splitlines()
@@ -176,6 +178,7 @@ def _work(job: Job, files: dict[str, Path]) -> None:
             library.faults_arm(os.fsencode(job.folder), job.at, job.error, job.full, at_call, report)
         from sae_runtime.cli import main
 
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         main.main(list(job.arguments), prog_name="sae-runtime")
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)

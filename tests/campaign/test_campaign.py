@@ -1,4 +1,4 @@
-"""Every part of the campaign for a moment, and the inputs that it once found. `make campaign` runs it for long."""
+"""The judgements of the campaign. test_long_campaign.py runs each part for some seconds, `make campaign` for long."""
 
 import errno
 import signal
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import make_x
 
-from campaign import bundles, fuzzing
+from campaign import bundles
 from campaign.__main__ import parts, row
 from campaign.commands import COMMANDS, Bench
 from campaign.server import shim
@@ -24,35 +24,29 @@ def test_every_command_that_writes_is_in_the_table() -> None:
     assert tried == set(ALL_COMMANDS) - NOT_WRITING - TOO_LONG
 
 
-def test_a_command_survives_faults_and_kills(tmp_path: Path) -> None:
+def test_a_command_survives_faults_and_kills_and_what_is_half_written_is_seen(tmp_path: Path) -> None:
     library = shim()
     if library is None:
         pytest.skip("no compiler here")
     with Bench(tmp_path, library, ["steer"]) as bench:
         calls = bench.usual("steer").calls
         assert calls >= 5, "the library counts the calls that change files"
-        trials = [bench.attempt("steer", again=False, at=at, signal=int(signal.SIGKILL)) for at in range(1, calls + 1)]
+        trials = [bench.attempt("steer", again=False, at=at, signal=int(signal.SIGKILL)) for at in (1, calls)]
+        trials += [bench.attempt("steer", again=False, at=2, error=errno.EIO)]
         trials += [bench.attempt("steer", at=2, error=errno.ENOSPC, full=True)]
-        trials += [bench.attempt("steer", at=calls, signal=int(signal.SIGINT))]
+        trials += [bench.attempt("steer", again=False, at=calls, signal=int(signal.SIGINT))]
+        (bench.ready("steer") / "steered.npy").write_bytes(b"half")
+        broken = bench.attempt("steer", again=False, at=1, signal=int(signal.SIGKILL))
     assert [trial.complaint for trial in trials if trial.complaint] == []
-    assert {trial.ended.code for trial in trials[:calls]} == {-signal.SIGKILL}
-    assert trials[-2].ended.code == 1 and trials[-2].outcome == "absent"
+    assert [trial.ended.code for trial in trials[:4]] == [-signal.SIGKILL, -signal.SIGKILL, 1, 1]
+    assert trials[3].outcome == "absent"
+    assert broken.outcome == "broken" and broken.complaint
 
 
-def test_the_judgement_sees_what_is_half_written(tmp_path: Path) -> None:
-    with Bench(tmp_path, None, ["steer"]) as bench:
-        ready = bench.ready("steer")
-        (ready / "steered.npy").write_bytes(b"half")
-        trial = bench.attempt("steer", signal=int(signal.SIGKILL), after=0.0)
-    assert trial.outcome == "broken" and trial.complaint
-
-
-@pytest.mark.parametrize("kind", ["bundles", "rows"])
-def test_inputs_that_were_found_show_no_fault_any_more(kind: str) -> None:
-    assert fuzzing.replay(kind) == []
-
-
-def test_changed_weights_are_judged_by_numpy_and_a_wrong_answer_is_seen(tmp_path: Path) -> None:
+def test_changed_weights_are_judged_by_numpy_and_a_wrong_answer_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundles, "KINDS", {"mutual": 64})
     bundles.prepare(tmp_path)
     changes = [{"file": "sae_weights.safetensors", "do": "number", "tensor": "b_enc", "at": 0.1, "value": "3"}]
     assert bundles.judge({"kind": "mutual", "changes": changes}, tmp_path) == "right"

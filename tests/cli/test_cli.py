@@ -81,6 +81,15 @@ def test_an_interrupt_exits_130_with_one_line(monkeypatch: pytest.MonkeyPatch, e
     assert (result.exit_code, result.stdout, result.stderr) == (130, "", f"{line}\n")
 
 
+def test_an_interrupt_while_options_are_read_exits_130_with_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(main), "parse_args", fails)
+    result = run("doctor")
+    assert (result.exit_code, result.stderr) == (130, "interrupted; nothing was left half written\n")
+
+
 def test_errors_of_importing_a_command_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sae_runtime.cli.train", None)
     assert refused("train", "--help").startswith("error: ")

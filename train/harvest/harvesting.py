@@ -5,8 +5,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors.torch import save_file
+from numpy.typing import NDArray
 
 from sae_runtime.activations.documents import documents
 from sae_runtime.activations.sources import SOURCES, source_writer
@@ -107,10 +108,11 @@ def _harvest(configs: Mapping[Path, HarvestConfig], *, force: bool, progress: bo
             if all(is_whole(out / file, rows, _SAFETENSORS_DTYPES[config.dtype]) for out in left):
                 bar.update(rows)
             else:
-                ids = {name: torch.from_numpy(ids) for name, ids in origin(group).items()}
+                ids = origin(group)
                 for out, x in zip(left, reader.activations(group, bar.update), strict=True):
                     with new_file(out / file, force=True) as partial_file:
-                        save_tensors(partial_file, {"activations": x, **ids}, save_file)
+                        bits = {"activations"} if x.dtype == torch.bfloat16 else ()
+                        save_tensors(partial_file, {"activations": _bits(x), **ids}, bfloat16=bits)
             shards.append({"file": file, "rows": rows})
             for write in writers:
                 write(group)
@@ -125,3 +127,8 @@ def _harvest(configs: Mapping[Path, HarvestConfig], *, force: bool, progress: bo
         hook = {"hook": point.hook, "transformer_lens_hook": point.transformer_lens}
         write_json(out / INDEX, index | hook | {"sources": sources} | settings)
     return [open_activations(out) for out in configs]
+
+
+def _bits(x: torch.Tensor) -> NDArray[Any]:
+    """Activations as numpy has them; bfloat16 as its bits."""
+    return x.view(torch.int16).numpy().view(np.uint16) if x.dtype == torch.bfloat16 else x.numpy()
