@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sae_runtime.activations.stored import Activations, check_source
 from sae_runtime.bundle.extras import require
 from sae_runtime.bundle.files import new_file, new_folder
-from sae_runtime.bundle.folder import WEIGHTS
+from sae_runtime.bundle.folder import WEIGHTS, BundleError
 from sae_runtime.bundle.outputs import Output, refuse_inputs
 from sae_runtime.core.features import Features
 from sae_runtime.core.progress import progress_bar
@@ -146,6 +146,8 @@ def _encoded(sae: SAE, activations: Activations, tokens: int, rule: Rule, bar: A
             x = activations.slice(begin, end)
             try:
                 features = sae.encode(x)
+            except BundleError:  # no row is at fault
+                raise
             except ValueError as error:  # it counts rows from `begin`
                 raise ValueError(f"{activations.path}, from row {begin} on: {error}") from error
             bar.update(end - begin)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from sae_runtime.activations.stored import Activations, Shard, open_activations
 from sae_runtime.bundle.files import new_file
+from sae_runtime.bundle.folder import BundleError
 from sae_runtime.bundle.tensors import save_tensors
 from sae_runtime.core.edits import Edit
 from sae_runtime.core.progress import progress_bar
@@ -98,6 +99,8 @@ def _steered(sae: SAE, rows: Activations, edits: Sequence[Edit], bar: Any) -> It
         x = rows.slice(begin, begin + _CHUNK)
         try:
             y = sae.steer(x, edits)
+        except BundleError:  # no row is at fault
+            raise
         except ValueError as error:  # it counts rows from `begin`
             raise ValueError(f"{rows.path}, from row {begin} on: {error}") from error
         bar.update(len(y))

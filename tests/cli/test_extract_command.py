@@ -9,6 +9,7 @@ import pytest
 import safetensors.numpy
 from command_line import misused, refused, run
 from conftest import make_manifest, make_weights, make_x
+from resealed import changed
 
 from sae_runtime import load
 from sae_runtime.activations import stored
@@ -183,3 +184,11 @@ def test_extract_encodes_by_the_named_graph_and_refuses_one_that_is_missing(
     assert "has no encoder graph 'encode_gpu.onnx', expected encode.onnx;" in refused(
         *arguments, "encode_gpu.onnx", "--force"
     )
+
+
+def test_a_fault_of_the_bundle_is_not_blamed_on_the_rows(
+    copy_of: Callable[..., Path], acts: Path, tmp_path: Path
+) -> None:
+    path = changed(copy_of("mutual"), "steer.onnx", lambda graph: graph.replace(b"MatMul", b"MatMuk"))
+    said = refused("steer", path, "--activations", acts, "--set", "3=8", "-o", tmp_path / "y.npy")
+    assert said.startswith("error: steer.onnx is not a graph that sae-runtime writes for this SAE")
