@@ -374,7 +374,8 @@ def _words(ended: Ended, outcome: str, outputs: Iterable[str], after: Tree) -> s
     if ended.code == 0:
         return None if outcome == "new" else f"exit code 0, and the output is {outcome}"
     lines = [line for line in ended.stderr.splitlines() if not line.startswith("warning: ")]
-    if ended.code not in (1, 130) or len(lines) != 1 or ended.stdout:
+    printed = ended.stdout and ended.code == 1  # Ctrl-C may come while the result is being printed
+    if ended.code not in (1, 130) or len(lines) != 1 or printed:
         return f"exit code {ended.code}, not one line: {ended.stderr}{ended.stdout}"
     if ended.code == 130:
         return None if lines[0].startswith("interrupted") else f"not said to be interrupted: {lines[0]}"
