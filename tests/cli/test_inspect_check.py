@@ -53,7 +53,7 @@ def test_a_bundle_of_ours_computes_what_its_weights_say(bundle_of: Callable[...,
 def test_graphs_that_compute_something_else_are_named(
     copy_of: CopyOf, monkeypatch: pytest.MonkeyPatch, name: str, factor: float, wrong: str
 ) -> None:
-    monkeypatch.setattr("sae_runtime.bundle.folder.fault_of_derived", lambda *given: None)  # which sees most of these
+    monkeypatch.setattr("sae_runtime.bundle.opened.fault_of_derived", lambda *given: None)  # which sees most of these
     path = scaled(copy_of("feature", 512), name, factor)
     text = run("inspect", path, "--check")
     assert text.exit_code == 1 and len(text.stderr.splitlines()) == 1
