@@ -25,6 +25,7 @@ def rebuilt(bundle: Bundle, *, verify: bool = True) -> Bundle:
         verify: as for `folder.read`.
 
     Raises:
+        BundleChanged: the bundle changed since it was read.
         ImportError: the extra `export` is not installed.
         OSError: the copy does not fit into the folder of temporary files.
 
@@ -41,8 +42,9 @@ def rebuilt(bundle: Bundle, *, verify: bool = True) -> Bundle:
     graphs = [name for name, graph in ON_REQUEST.items() if graph.file in manifest.graphs]
     path = Path(tempfile.mkdtemp(prefix="sae-runtime-"))
     try:
-        for name in copied:
-            shutil.copyfile(bundle.path / name, path / name)
+        with bundle.unchanged(*copied):
+            for name in copied:
+                shutil.copyfile(bundle.path / name, path / name)
         (path / MANIFEST).write_text(to_json(dataclasses.replace(manifest, files=copied, graphs={})))
         export(path, graphs=graphs)
         return folder.read(path, verify=verify)

@@ -16,9 +16,10 @@ from hostile_graphs import hostile
 from resealed import changed
 
 from sae_runtime import SAE, load
-from sae_runtime.bundle import extras
-from sae_runtime.bundle.folder import DERIVED, WEIGHTS, BundleError
+from sae_runtime.bundle import extras, folder
+from sae_runtime.bundle.folder import DERIVED, WEIGHTS, BundleChanged, BundleError
 from sae_runtime.exports import witness
+from sae_runtime.rebuild import rebuilt
 
 
 def assert_serves_its_weights(sae: SAE, kind: str) -> None:
@@ -78,6 +79,14 @@ def test_a_rebuilt_sae_does_not_arrive_at_other_weights(copy_of: Callable[..., P
     shutil.rmtree(path)
     with pytest.raises(BundleError, match="does not exist"):
         pickle.loads(packed)
+
+
+def test_a_bundle_that_changes_before_it_is_copied_is_refused(copy_of: Callable[..., Path]) -> None:
+    path = copy_of("mutual")
+    read = folder.read(path, verify=False)
+    changed(path, WEIGHTS, lambda data: data[:-4] + bytes(4))
+    with pytest.raises(BundleChanged, match="changed since it was loaded; load it again"):
+        rebuilt(read, verify=False)
 
 
 def test_the_private_folder_goes_away_with_the_process(copy_of: Callable[..., Path], tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ A stranger's hashes fit the stranger's file, so a number in it could hide a feat
 what `steer.onnx` does. All that is asked for here holds for every file of our exporter, so no sound file is refused.
 The cost has to be small beside the file's hash. So W_enc_rows and the numbers of each feature are compared through a
 random vector, which nobody knows in advance, and the int8 and float16 rows for some features that are drawn each time.
-`inspect --check` and `load(rebuild=True)` leave nothing to chance.
+`load(rebuild=True)` leaves nothing to chance: it does not read the file.
 """
 
 from collections.abc import Mapping

@@ -91,7 +91,7 @@ def steer(
     plain = [[without_gate(edit) or edit for edit in resolved(request, largest)] for request in requests]
     feed: Feed = edit_arrays(plain, architecture.d_sae)
     confined = feed.pop("only_active")
-    confines, longest = confined.any(), feed["features"].shape[1]
+    confines, edit_slots = confined.any(), feed["features"].shape[1]
     batch = flat.reshape(len(requests), len(flat) // len(requests), architecture.d_in)
     tokens = {"x": batch}
     if gate is not None or confines:
@@ -103,7 +103,7 @@ def steer(
             feed["gate"] = feed["gate"] * _where_active(encode(feed["x"]), feed["features"], confined)
         (edited,) = checked(STEER.file, sessions.run(STEER.file, feed), (np.float32, feed["x"].shape))
         # Without edits y is x, which is finite.
-        if longest and (bad := first_nonfinite(edited.reshape(-1, architecture.d_in))) is not None:
+        if edit_slots and (bad := first_nonfinite(edited.reshape(-1, architecture.d_in))) is not None:
             request, token = divmod(bad, edited.shape[1])
             name = name_of_token(request * batch.shape[1] + part.start + token, shape)
             raise ValueError(
