@@ -15,7 +15,7 @@ from sae_runtime.bundle.graphs import ENCODE, GPU
 from sae_runtime.bundle.labels import read_labels
 from sae_runtime.bundle.manifest import Manifest
 from sae_runtime.bundle.stats import Stats
-from sae_runtime.core.edits import Edit
+from sae_runtime.core.edits import Edit, by_label, resolved
 from sae_runtime.core.features import Features, from_slots
 from sae_runtime.core.slots import Slots, joined_slots
 from sae_runtime.engine import decoding
@@ -308,6 +308,22 @@ class SAE:
         tile = max(self._tiler.tile // 4, 1)  # decode.onnx gathers a row of W_dec for every match
         return decoding.decode(self._sessions, self.manifest, features, x, tile=tile)
 
+    def resolved(self, edits: Sequence[Edit]) -> list[Edit]:
+        """The same edits in numbers: labels are features, and multiples of a largest activation are activations.
+
+        Args:
+            edits: those of one request. `labels` and `stats` are read where an edit needs them.
+
+        Raises:
+            ValueError: no feature or several have a label, or a largest activation is not known or is 0.
+
+        >>> sae.resolved([Edit.set(3, 8.0)]) == [Edit.set(3, 8.0)]
+        True
+        """
+        multiples = any(edit.of_largest for edit in edits)
+        largest = self.stats.largest if multiples and self.stats is not None else None
+        return resolved(edits, largest, self.labels if by_label([edits]) else None)
+
     def steer(
         self,
         x: ArrayLike,
@@ -342,7 +358,6 @@ class SAE:
             edits,
             gate,
             tile=self._tiler.tile,
-            stats=lambda: self.stats,
-            labels=lambda: self.labels,
+            resolve=self.resolved,
             encode=self.encode,
         )
