@@ -104,7 +104,7 @@ def contrast(pooled: Features, about: ArrayLike, *, count: int = 20, seed: int =
     # Rounding lets the means decide between areas that are equal but for their last bits.
     by_area, by_means = np.round(np.abs(ranked.auc - 0.5), 9), np.abs(ranked.means[0] - ranked.means[1])
     order = np.lexsort((-by_means, -by_area))
-    active: NDArray[np.bool_] = ranked.counts.any(axis=0)
+    active = ranked.counts.sum(axis=0) > 0
     return Contrast(
         features=tuple(_described(int(feature), ranked, measured) for feature in order[active[order]][:count]),
         ranked_on=ranked.sizes,
