@@ -18,7 +18,7 @@ from sae_runtime.bundle.typed_json import from_dict, read_json
 from sae_runtime.core.labels import Labels, as_label
 
 FILE = "labels.jsonl"
-_LEAST, _EACH = 1 << 16, 1 << 11  # bytes that the file may have: in any case, or for each feature
+_LINE, _EACH = 1 << 16, 1 << 10  # bytes that a line may have at most, and the lines of all features on average
 
 
 def read_labels(folder: str | Path, d_sae: int | None = None) -> Labels:
@@ -86,12 +86,17 @@ def _lines(path: Path, d_sae: int) -> dict[int, dict[str, Any]]:
     """The objects of the lines, by feature."""
     refuse_link_out(path, path.parent)
     lines: dict[int, dict[str, Any]] = {}
-    content = read_bytes(path, most=max(_LEAST, _EACH * d_sae)).removeprefix(b"\xef\xbb\xbf")
+    content = read_bytes(path, most=_LINE + _EACH * d_sae).removeprefix(b"\xef\xbb\xbf")
     for number, text in enumerate(content.split(b"\n"), start=1):
         if not text.strip():
             continue
         where = f"line {number} of {path}"
-        line = read_json(dict[str, Any], text, where, foreign=True)
+        if len(text) > _LINE:
+            raise ValueError(f"{where} has more than {_LINE:,} bytes; give the feature a short label")
+        try:
+            line = read_json(dict[str, Any], text.decode(), where, foreign=True)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{where} is not UTF-8 ({error.reason}); save the file as UTF-8") from error
         feature = from_dict(int, line.get("feature"), f"{where}: feature")
         try:
             _check_range(feature, d_sae)
