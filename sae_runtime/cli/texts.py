@@ -72,9 +72,9 @@ def columns() -> int:
 
 
 def one_line(text: str, columns: int) -> str:
-    """A text on one line of at most so many columns, its blanks as single spaces.
+    r"""A text on one line of at most so many columns, its blanks as single spaces.
 
-    >>> one_line("Open the\\nfile", 10)
+    >>> one_line("Open the\nfile", 10)
     'Open the …'
     """
     return cut(printable(" ".join(text.split())), columns)
@@ -98,7 +98,9 @@ def around(text: str, begin: int, end: int, columns: int) -> str:
     >>> around("The archive can be extracted to a file on disk.", 34, 38, 30)
     '…xtracted to a [file] on disk.'
     """
-    before, token, after = (printable(re.sub(r"\s+", " ", part)) for part in (text[:begin], text[begin:end], text[end:]))
+    before, token, after = (
+        printable(re.sub(r"\s+", " ", part)) for part in (text[:begin], text[begin:end], text[end:])
+    )
     marked = f"[{token}]"
     room = max(columns - width(marked), 0)
     right = cut(after, max(room // 2, room - width(before)))

@@ -8,7 +8,6 @@ import click
 import command_line
 import pytest
 
-
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ("README.md", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md"))))
 HISTORY = "docs/log.md"  # it tells of names that are gone

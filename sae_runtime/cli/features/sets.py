@@ -59,7 +59,9 @@ def _by_value(
     values = list(dict.fromkeys(value for value, _ in labelled))
     for value in (about, *([] if against is None else [against])):
         if value not in values:
-            known = f"it has {', '.join(map(repr, values[:10]))}{', ...' * (len(values) > 10)}" if values else "none is set"
+            known = (
+                f"it has {', '.join(map(repr, values[:10]))}{', ...' * (len(values) > 10)}" if values else "none is set"
+            )
             raise ValueError(f"no text has {value!r} in the column {column!r}; {known}")
     others = [text for value, text in labelled if (value == against if against is not None else value != about)]
     if not others or about == against:
@@ -77,7 +79,9 @@ sets = gathered(
         "table": click.option("--table", **_file, help="file with fields that holds both sets: .csv, .jsonl, ..."),
         "about_column": click.option("--about-column", help="field or column of --table with texts of the first set"),
         "against_column": click.option("--against-column", help="field or column with texts of the second set"),
-        "label_column": click.option("--label-column", help="field or column of --table that says what a text is about"),
+        "label_column": click.option(
+            "--label-column", help="field or column of --table that says what a text is about"
+        ),
         "about_value": click.option("--about-value", help="what --label-column holds for the first set"),
         "against_value": click.option("--against-value", help="what it holds for the second set [anything else]"),
         "document": texts.document,
