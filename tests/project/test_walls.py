@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, tuple[str, ...] | None] = {
     "calibration": ("core", "bundle", "activations"),
     "engine": ("core", "bundle", "activations"),
     "rebuild": ("bundle", "exports.export"),
+    "deployed": ("core", "bundle", "engine", "text"),
     "sae": ("core", "bundle", "activations", "engine", "rebuild"),
     "extraction": ("core", "bundle", "activations", "engine", "sae"),
     "checkpoints": ("core", "bundle"),
