@@ -1,28 +1,14 @@
 """Keys and values of running requests, in the two ways in which graphs take and give them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sae_runtime.deployed.host_inputs import Past
+
 _STEP = 128  # tokens by which blocks grow at least
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Keys or values of one layer: names of the graph's input and output, and their shape [b, heads, t, width]."""
-
-    past: str
-    present: str
-    heads: int
-    width: int
-    dtype: np.dtype[Any]
-
-    def empty(self, rows: int, tokens: int) -> NDArray[Any]:
-        """Zeros for so many requests and tokens; memory is taken when it is written."""
-        return np.zeros((rows, self.heads, tokens, self.width), self.dtype)
 
 
 class Rows:
@@ -32,10 +18,10 @@ class Rows:
     memory, so a step copies nothing. What stands behind a row's length is never read.
     """
 
-    def __init__(self, entries: Sequence[Entry]) -> None:
+    def __init__(self, entries: Sequence[Past]) -> None:
         self.entries = entries
         self.lengths = np.zeros(1, np.int64)
-        self._blocks = [entry.empty(1, 0) for entry in entries]
+        self._blocks = [_zeros(entry, 1, 0) for entry in entries]
 
     def mask(self, new: int) -> NDArray[np.int64]:
         """The attention mask of a step that reads `new` tokens of each request, i64 [b, past + new]."""
@@ -47,8 +33,8 @@ class Rows:
         self._reserve(len(self.lengths), int(self.lengths.max()) + new)
         for entry, block in zip(self.entries, self._blocks, strict=True):
             shape, place = (len(self.lengths), *block.shape[1:]), block.__array_interface__["data"][0]
-            binding.bind_input(entry.past, "cpu", 0, entry.dtype, shape, place)
-            binding.bind_output(entry.present, "cpu", 0, entry.dtype, shape, place)
+            binding.bind_input(entry.port.name, "cpu", 0, entry.port.dtype, shape, place)
+            binding.bind_output(entry.present, "cpu", 0, entry.port.dtype, shape, place)
 
     def keep(self, outputs: dict[str, Any], new: int) -> None:
         """Take what the step gave, which is in place already."""
@@ -84,7 +70,7 @@ class Rows:
             tokens = max(tokens, had_tokens + had_tokens // 2) + _STEP
         tokens = max(tokens, had_tokens)
         for number, (entry, block) in enumerate(zip(self.entries, self._blocks, strict=True)):
-            self._blocks[number] = entry.empty(rows, tokens)
+            self._blocks[number] = _zeros(entry, rows, tokens)
             self._blocks[number][:had, :, :had_tokens] = block
 
 
@@ -95,10 +81,10 @@ class Columns:
     step is the past of the next one as it is; only who joins and leaves costs a copy.
     """
 
-    def __init__(self, entries: Sequence[Entry]) -> None:
+    def __init__(self, entries: Sequence[Past]) -> None:
         self.entries = entries
         self.lengths = np.zeros(1, np.int64)
-        self._pasts = [_value(entry.empty(1, 0)) for entry in entries]
+        self._pasts = [_value(_zeros(entry, 1, 0)) for entry in entries]
 
     def mask(self, new: int) -> NDArray[np.int64]:
         """As `Rows.mask`."""
@@ -108,7 +94,7 @@ class Columns:
     def bind(self, binding: Any, new: int) -> None:
         """As `Rows.bind`; the run makes the places for the present."""
         for entry, past in zip(self.entries, self._pasts, strict=True):
-            binding.bind_ortvalue_input(entry.past, past)
+            binding.bind_ortvalue_input(entry.port.name, past)
             binding.bind_output(entry.present, "cpu")
 
     def keep(self, outputs: dict[str, Any], new: int) -> None:
@@ -121,7 +107,7 @@ class Columns:
         lengths = np.concatenate([self.lengths, other.lengths])
         columns = int(lengths.max())
         for number, (entry, *pasts) in enumerate(zip(self.entries, self._pasts, other._pasts, strict=True)):
-            joined, row = entry.empty(len(lengths), columns), 0
+            joined, row = _zeros(entry, len(lengths), columns), 0
             for past in pasts:
                 array = past.numpy()
                 joined[row : row + len(array), :, columns - array.shape[2] :] = array
@@ -143,3 +129,9 @@ def _value(array: NDArray[Any]) -> Any:
     import onnxruntime
 
     return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+
+
+def _zeros(entry: Past, rows: int, tokens: int) -> NDArray[Any]:
+    """Keys or values [b, heads, t, width]; memory is taken when it is written."""
+    _, heads, _, width = entry.empty
+    return np.zeros((rows, heads, tokens, width), entry.port.dtype)
