@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, tuple[str, ...] | None] = {
     "core": (),
     "bundle": ("core",),
     "activations": ("core", "bundle"),
+    "text": ("core", "bundle", "activations"),
     "calibration": ("core", "bundle", "activations"),
     "engine": ("core", "bundle", "activations"),
     "rebuild": ("bundle", "exports.export"),
