@@ -107,6 +107,13 @@ class Decoder:
         ]
         return logits, found
 
+    def check_edits(self, edits: Mapping[str, Sequence[Edit]]) -> None:
+        """Raise ValueError if the graph cannot make these edits of one request, by SAE, in plain numbers."""
+        if unknown := set(edits) - set(self.splices):
+            known = ", ".join(self.splices) or "none"
+            raise ValueError(f"{self.graph} has no SAE named {min(unknown)!r}; its SAEs are: {known}")
+        intervention_feed(self.splices, edits={name: [asked] for name, asked in edits.items()})
+
     @property
     def readable(self) -> dict[str, Spliced]:
         """The SAEs that give features."""

@@ -1,13 +1,6 @@
 """The text of an answer as its tokens come, up to a stop string that is never shown."""
 
 from collections.abc import Sequence
-from typing import Protocol
-
-
-class Stream(Protocol):
-    """Makes text of tokens: `push` gives what is certain now, `rest` what is left at the end."""
-
-    def push(self, id: int) -> str: ...
 
 
 class Stopping:
