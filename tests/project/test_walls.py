@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, tuple[str, ...] | None] = {
     "engine": ("core", "bundle", "activations"),
     "rebuild": ("bundle", "exports.export"),
     "deployed": ("core", "bundle", "engine", "text"),
+    "generation": ("core", "bundle", "engine", "text", "deployed"),
     "sae": ("core", "bundle", "activations", "engine", "rebuild"),
     "extraction": ("core", "bundle", "activations", "engine", "sae"),
     "checkpoints": ("core", "bundle"),
