@@ -52,10 +52,10 @@ def read_vocabulary(path: Path) -> int | None:
 def is_of_words(name: str) -> bool:
     """Whether an input of this name takes the ids of tokens.
 
-    >>> is_of_words("input_ids"), is_of_words("token_type_ids")
+    >>> is_of_words("decoder_input_ids"), is_of_words("token_type_ids")
     (True, False)
     """
-    return re.fullmatch(r"(input_?)?ids|tokens|input", name.lower()) is not None
+    return name.endswith("ids") and not re.search("position|type|segment", name)
 
 
 def _parts(fields: Fields, data: Bytes, wanted: int) -> Iterator[tuple[int, int]]:

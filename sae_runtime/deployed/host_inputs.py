@@ -200,7 +200,7 @@ def _role(name: str) -> str:
         return "types"
     if low.endswith("logits_to_keep"):
         return "keep"
-    return "ids" if is_of_words(name) else "other"
+    return "ids" if is_of_words(low) and "decoder" not in low else "other"
 
 
 def _present(name: str, outputs: Collection[str]) -> str | None:

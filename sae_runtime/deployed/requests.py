@@ -98,7 +98,9 @@ def _by_sae(edits: Any, saes: Mapping[str, SplicedSAE], graph: object) -> dict[s
         if not _are_edits(listed):
             raise _no_edits(some)
         if name not in saes:
-            raise ValueError(f"the model has no SAE {name!r}, it has {', '.join(saes) or 'none'}; give edits by its name")
+            raise ValueError(
+                f"the model has no SAE {name!r}, it has {', '.join(saes) or 'none'}; give edits by its name"
+            )
         if listed and not saes[name].edits:
             raise ValueError(f"{name} takes no edits: it is a transcoder, or was spliced to be read alone")
         plain[name] = saes[name].resolved(listed)
