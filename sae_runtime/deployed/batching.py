@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,8 +82,8 @@ def _batch(texts: list[int], ids: Sequence[NDArray[np.int64]], inputs: HostInput
             f"{lengths[-1]}; export it again with a length of its own for each call"
         )
     if len(texts) == 1 and inputs.batch is None and lengths[0] == time:
-        row = ids[texts[0]][None]
-        return Batch(texts, row, np.ones_like(row), lengths)
+        alone = ids[texts[0]][None]
+        return Batch(texts, alone, np.ones_like(alone), lengths)
     shape = inputs.batch or len(texts), time
     padded, mask = np.full(shape, pad, np.int64), np.zeros(shape, np.int64)
     for row, (number, length) in enumerate(zip(texts, lengths, strict=True)):

@@ -40,6 +40,10 @@ class OpenGraph(NamedTuple):
 class HostSessions:
     """The graphs of a deployed model. Threads may share them; they pickle, and work in forked processes.
 
+    Attributes:
+        layout: the model's files.
+        options: providers and threads.
+
     Args:
         layout: the model's files.
         providers: of `open_session`.
@@ -47,7 +51,8 @@ class HostSessions:
     """
 
     def __init__(self, layout: Layout, providers: Sequence[Provider], threads: int | None) -> None:
-        self.layout, self._providers, self._threads = layout, tuple(providers), threads
+        self.layout = layout
+        self.options: dict[str, Any] = {"providers": tuple(providers), "threads": threads}
         self._known: dict[Path, dict[str, Identity]] = {}
         self._begin()
         forks.begin_anew(self)
@@ -58,7 +63,7 @@ class HostSessions:
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return HostSessions, (self.layout, self._providers, self._threads)
+        return HostSessions, (self.layout, *self.options.values())
 
     def after_fork(self) -> None:
         """Forget the parent's sessions, whose threads this process does not have."""
@@ -103,8 +108,7 @@ class HostSessions:
         session = open_session(
             graph,
             graph=graph.read_bytes() if linked else None,
-            providers=self._providers,
-            threads=self._threads,
+            **self.options,
         )
         for file, before in known.items():
             if identity(file) != before:

@@ -31,20 +31,23 @@ def pooled(
 
 def _pooled(x: NDArray[np.float32], weights: NDArray[np.float32], mode: str) -> NDArray[np.float32]:
     rows = np.arange(len(x))
+    vectors: NDArray[np.float32]
     if mode == "cls":
-        return x[rows, weights.argmax(axis=1)]
-    if mode == "lasttoken":
+        vectors = x[rows, weights.argmax(axis=1)]
+    elif mode == "lasttoken":
         last = weights.shape[1] - 1 - weights[:, ::-1].argmax(axis=1)
         last[~weights.any(axis=1)] = 0
-        return x[rows, last] * weights[rows, last, None]
-    if mode == "max":
-        return np.where(weights[..., None] > 0, x, -np.inf).max(axis=1)
-    if mode == "weightedmean":
-        weights = weights * np.arange(1, weights.shape[1] + 1, dtype=np.float32)
-    # Padding may hold NaN, which a product with 0 would spread.
-    total = np.einsum("btd,bt->bd", np.where(weights[..., None] > 0, x, 0), weights)
-    size = np.maximum(weights.sum(axis=1, keepdims=True), _LEAST)
-    return total / (np.sqrt(size) if mode == "mean_sqrt_len_tokens" else size)
+        vectors = x[rows, last] * weights[rows, last, None]
+    elif mode == "max":
+        vectors = np.where(weights[..., None] > 0, x, -np.inf).max(axis=1)
+    else:
+        if mode == "weightedmean":
+            weights = weights * np.arange(1, weights.shape[1] + 1, dtype=np.float32)
+        # Padding may hold NaN, which a product with 0 would spread.
+        total = np.einsum("btd,bt->bd", np.where(weights[..., None] > 0, x, 0), weights)
+        size = np.maximum(weights.sum(axis=1, keepdims=True), _LEAST)
+        vectors = total / (np.sqrt(size) if mode == "mean_sqrt_len_tokens" else size)
+    return vectors
 
 
 def normalised(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -53,4 +56,6 @@ def normalised(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     >>> normalised(np.array([[3.0, 4.0]], np.float32)).tolist()
     [[0.6000000238418579, 0.800000011920929]]
     """
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    length = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    found: NDArray[np.float32] = vectors / length
+    return found

@@ -12,7 +12,8 @@ from sae_runtime.deployed.host_sessions import HostSessions, OpenGraph
 from sae_runtime.deployed.interventions import Requests, intervention_feed
 from sae_runtime.text.tokens import Tokens
 
-Run = tuple[Batch, list[NDArray[Any]]]
+Run = tuple[Batch, list[NDArray[Any]], list[bool]]
+"""A batch, the outputs, and whether each output has a row for each token."""
 
 
 def run_texts(
@@ -59,7 +60,7 @@ def run_texts(
                     "tokens, expected a row for each token; export it again with all of them"
                 )
             _refuse_overflow(name, array, by_token, batch, edits)
-        yield batch, arrays
+        yield batch, arrays, per_token
 
 
 def _chosen(tokens: Sequence[Tokens], gates: Sequence[Gate]) -> list[NDArray[np.bool_] | None]:

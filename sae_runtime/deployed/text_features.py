@@ -101,11 +101,10 @@ class TextFeatures:
             raise ValueError(f"features are pooled by max, mean or sum, got {how!r}")
         features = self.saes[self._only(sae)]
         own = np.repeat(~self.special, np.diff(features.indptr))
-        total = np.zeros(features.d_sae, np.float32 if how == "max" else np.float64)
+        total = np.zeros(features.d_sae)
         (np.maximum if how == "max" else np.add).at(total, features.indices[own], features.values[own])
-        if how == "mean":
-            total /= max(int((~self.special).sum()), 1)
-        return total.astype(np.float32)
+        tokens = max(int((~self.special).sum()), 1) if how == "mean" else 1
+        return (total / tokens).astype(np.float32)
 
     def _only(self, sae: str | None) -> str:
         if sae is not None and sae in self.saes:

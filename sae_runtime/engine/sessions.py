@@ -148,6 +148,21 @@ def run_session(
         return list(session.run(outputs, feed))
 
 
+def run_binding(session: Any, binding: Any, what: object) -> None:
+    """Run a session with the inputs and outputs of an IOBinding; `what` and errors are those of `run_session`.
+
+    >>> session = open_session(Path(bundle_path) / "encode.onnx")
+    >>> binding = session.io_binding()
+    >>> binding.bind_cpu_input("x", x)
+    >>> binding.bind_output("values")
+    >>> run_binding(session, binding, "encode.onnx")
+    """
+    with _Sentences(what):
+        binding.synchronize_inputs()
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+
+
 class _Sentences:
     """Makes onnxruntime's error of a run a MemoryError or a ValueError; it has a class for each status code.
 
@@ -336,10 +351,7 @@ class Sessions:
             ValueError: onnxruntime fails.
         """
         begun = time.monotonic_ns()
-        with _Sentences(f"{name} of {self.bundle.path}"):
-            binding.synchronize_inputs()
-            session.run_with_iobinding(binding)
-            binding.synchronize_outputs()
+        run_binding(session, binding, f"{name} of {self.bundle.path}")
         self._watch.look(begun, self._refuse)
 
 

@@ -26,6 +26,7 @@ class Tokenizer:
         end_ids: ids that end a generated text.
         max_length: the model's largest number of tokens; None: not known.
         special_tokens: the special token of each role, such as "eos_token".
+        special_ids: ids of all special tokens.
     """
 
     def __init__(self, home: Path, text: str) -> None:
@@ -49,7 +50,8 @@ class Tokenizer:
         self.pad_id: int | None = next((one for one in (pad, baked, settings.pad_id) if one is not None), None)
         self.size = 1 + max(self._rust.get_vocab().values(), default=-1)
         self._special_by_id = np.zeros(self.size, np.bool_)
-        self._special_by_id[self._special_ids([_content(token) for token in settings.more])] = True
+        self.special_ids = frozenset(self._special_ids([_content(token) for token in settings.more]))
+        self._special_by_id[list(self.special_ids)] = True
         self._templates: ChatTemplates = read_templates(home, config, self.special_tokens)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -1,7 +1,7 @@
-"""What the nodes of a host's graph tell without onnx: its operators, and how many words its table of words has."""
+"""How many ids a host's graph knows, by the table of words that it looks them up in, read without onnx."""
 
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +13,12 @@ _GATHERS = ("Gather", "GatherBlockQuantized")
 _CARRIES = ("Cast", "Identity", "Reshape", "Unsqueeze", "DequantizeLinear", "DynamicQuantizeLinear")
 
 
-@dataclass(frozen=True)
-class GraphFacts:
-    """What the nodes of a graph tell, without those in branches.
-
-    Attributes:
-        operators: the kinds of its nodes.
-        words: the rows of the table that the ids are looked up in, by the name of the input of ids.
-    """
-
-    operators: frozenset[str]
-    words: dict[str, int]
-
-
-def read_graph_facts(path: Path) -> GraphFacts:
-    """Read the nodes of a graph, and of its weights only the sizes.
+def read_vocabulary(path: Path) -> int | None:
+    """The rows of the table in which a graph looks up the ids of tokens; None: there is none that is known.
 
     >>> from pathlib import Path
-    >>> read_graph_facts(Path(host_path)).words
-    {'input_ids': 50}
+    >>> read_vocabulary(Path(host_path))
+    50
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -39,7 +26,6 @@ def read_graph_facts(path: Path) -> GraphFacts:
     """
     with mapped_graph(path) as data:
         fields = Fields(_MOST_FIELDS)
-        operators: set[str] = set()
         rows: dict[str, int] = {}  # of each tensor that holds weights, or is made of one
         comes_from: dict[str, str] = {}  # the input of the graph that a value carries
         found: list[tuple[str, str]] = []  # table and ids of each look-up
@@ -54,17 +40,22 @@ def read_graph_facts(path: Path) -> GraphFacts:
                 inputs += [_text(data, value) for key, value in fields.of(data, at.start, at.stop) if key == 1]
         comes_from = {name: name for name in inputs if name not in rows}
         for kind, given, made in nodes:
-            operators.add(kind)
             if kind in _GATHERS and len(given) > 1:
                 found.append((given[0], given[1]))
             elif kind in _CARRIES and given and made:
                 rows |= {made[0]: rows[given[0]]} if given[0] in rows else {}
                 comes_from |= {made[0]: comes_from[given[0]]} if given[0] in comes_from else {}
-        words: dict[str, int] = {}
-        for table, ids in found:
-            if table in rows and ids in comes_from:
-                words.setdefault(comes_from[ids], rows[table])
-        return GraphFacts(frozenset(operators), words)
+        known = [rows[table] for table, ids in found if table in rows and is_of_words(comes_from.get(ids, ""))]
+        return known[0] if known else None
+
+
+def is_of_words(name: str) -> bool:
+    """Whether an input of this name takes the ids of tokens.
+
+    >>> is_of_words("decoder_input_ids"), is_of_words("token_type_ids")
+    (True, False)
+    """
+    return name.endswith("ids") and not re.search("position|type|segment", name)
 
 
 def _parts(fields: Fields, data: Bytes, wanted: int) -> Iterator[tuple[int, int]]:
