@@ -1,16 +1,21 @@
 """What the edits of `sae-runtime steer MODEL --text` move: neighbours of a text, an answer, or any output."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import click
 import numpy as np
 from numpy.typing import NDArray
 
 from sae_runtime.cli import texts
 from sae_runtime.core.columns import aligned
+from sae_runtime.core.printable import printable
 
 if TYPE_CHECKING:
+    from sae_runtime.core.edits import Edit
+    from sae_runtime.generation.answer import Answer
+    from sae_runtime.generation.sampling import Sampling
     from sae_runtime.model import Model
 
 _LENGTH = 1e-12  # of a vector that has no direction
@@ -74,10 +79,106 @@ def distance(before: NDArray[Any], after: NDArray[Any]) -> tuple[float, float]:
     return relative, float(np.abs(change).max(initial=0))
 
 
-def near_lines(listed: Sequence[str], near: Sequence[Neighbour]) -> Iterator[str]:
-    """A table of neighbours: rank and cosine before and after, and the text."""
-    rows = [("before", "", "after", "", "")]
-    for one in near:
-        ranks, values = ([f"#{rank}" for rank in one.ranks], [f"{value:.2f}" for value in one.cosines])
-        rows.append((ranks[0], values[0], ranks[1], values[1], texts.one_line(listed[one.text], texts.columns() - 30)))
-    yield from aligned(rows, right=[0, 1, 2, 3])
+@dataclass(frozen=True, kw_only=True)
+class Steering:
+    """Texts of a deployed model without edits and with them.
+
+    Attributes:
+        model: the model.
+        texts: the texts.
+        edits: of each SAE.
+        gate: the tokens that the edits reach.
+        among: texts whose nearest ones are shown, before and after.
+        nearest: how many of them.
+        chat: whether the texts are messages of a conversation.
+        most: the most tokens of an answer.
+        sampling: how they are chosen.
+    """
+
+    model: "Model"
+    texts: Sequence[str]
+    edits: Mapping[str, Sequence["Edit"]]
+    gate: Any
+    among: Sequence[str]
+    nearest: int
+    chat: bool
+    most: int
+    sampling: "Sampling"
+
+    def moved(self) -> Iterator[dict[str, Any]]:
+        """What the edits move, of each text: by the kind of the model its vector, its answer or its outputs."""
+        results = {"vectors": self._vectors, "text": self._answers, "other": self._outputs}[self.model.kind]()
+        for text, result in zip(self.texts, results, strict=True):
+            yield {"text": text, **result}
+
+    def answer(self, text: str, *, edited: bool) -> "Answer":
+        """The answer to a text, piece by piece."""
+        prompt: Any = [{"role": "user", "content": text}] if self.chat else text
+        settings: dict[str, Any] = {"max_new_tokens": self.most, "sampling": self.sampling}
+        return self.model.generate(prompt, self.edits if edited else (), gate=self.gate, **settings)
+
+    def _vectors(self) -> Iterator[dict[str, Any]]:
+        before, after = self.model.embed(self.texts), self.model.embed(self.texts, self.edits, gate=self.gate)
+        listed = self.model.embed(self.among) if self.among else before[:0]
+        for old, new in zip(before, after, strict=True):
+            near = neighbours(cosines(listed, old[None])[:, 0], cosines(listed, new[None])[:, 0], self.nearest)
+            shown = [asdict(one) | {"text": self.among[one.text]} for one in near]
+            yield {"cosine": float(cosines(old[None], new[None])[0, 0]), "nearest": shown}
+
+    def _answers(self) -> Iterator[dict[str, Any]]:
+        for text in self.texts:
+            answers = [self.answer(text, edited=edited) for edited in (False, True)]
+            yield {name: _read(one) for name, one in zip(("without", "with"), answers, strict=True)}
+
+    def _outputs(self) -> Iterator[dict[str, Any]]:
+        runs = self.model.run(self.texts), self.model.run(self.texts, self.edits, gate=self.gate)
+        for before, after in zip(*runs, strict=True):
+            far = {name: distance(array, after[name]) for name, array in before.items()}
+            yield {"outputs": {name: {"relative": share, "largest": most} for name, (share, most) in far.items()}}
+
+
+def _read(answer: "Answer") -> str:
+    for _ in answer:
+        pass
+    return answer.text
+
+
+def show(steering: Steering) -> None:
+    """Print what the edits move; answers appear as they are written."""
+    if steering.model.kind == "text":
+        for text in steering.texts:
+            click.echo(f"\n{texts.one_line(text, texts.columns())}")
+            for name, edited in (("without edits", False), ("with edits", True)):
+                click.echo(f"\n  {name}:\n")
+                for piece in steering.answer(text, edited=edited):
+                    click.echo(printable(piece, keep="\n\t"), nl=False)
+                click.echo()
+        return
+    for result in steering.moved():
+        click.echo(
+            "\n".join(["", texts.one_line(result["text"], texts.columns()) or "(an empty text)", *_lines(result)])
+        )
+
+
+def _lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """The lines on what moved of a text."""
+    if "cosine" in result:
+        yield f"  cosine of before and after {result['cosine']:.3f}"
+    for name, far in result.get("outputs", {}).items():
+        yield printable(
+            f"  {name} moved by {far['relative']:.2%} of its length, a number by {far['largest']:.4g} at most"
+        )
+    if result.get("nearest"):
+        rows: list[tuple[str, ...]] = [("", "before", "", "after", "", "nearest texts")]
+        for one in result["nearest"]:
+            rows.append(("", *_cells(one), texts.one_line(one["text"], texts.columns() - 32)))
+        yield from aligned(rows, right=[1, 2, 3, 4])
+
+
+def _cells(one: Mapping[str, Any]) -> tuple[str, ...]:
+    """Rank and cosine before, and after."""
+    return tuple(
+        cell
+        for rank, cosine in zip(one["ranks"], one["cosines"], strict=True)
+        for cell in (f"#{rank}", f"{cosine:.2f}")
+    )

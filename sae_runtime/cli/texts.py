@@ -30,19 +30,23 @@ text_field = click.option(
 )
 
 
-def _given(text: tuple[str, ...], text_file: tuple[Path, ...], document: str, text_field: str) -> list[str]:
-    texts = [*text, *(one.content for one in read(text_file, document, text_field))]
-    if not texts:
-        files = f"; {', '.join(map(str, text_file))} holds none" if text_file else ""
-        raise click.UsageError(f"Give a text: --text or --text-file{files}.")
+def _texts(text: tuple[str, ...], text_file: tuple[Path, ...], document: str, text_field: str) -> list[str]:
+    for one in text:
+        try:
+            one.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"--text {one!r} is not UTF-8; give it in a file of UTF-8 by --text-file") from None
+    texts = [*text, *(str(one.content) for one in read(text_file, document, text_field))]
+    if text_file and len(texts) == len(text):
+        raise ValueError(f"{', '.join(map(str, text_file))} holds no text; name a file that holds some")
     return texts
 
 
-def given(help: str) -> Decorator[Any]:
+def texts(help: str) -> Decorator[Any]:
     """Decorator that gives a command --text and --text-file, and hands it the list `texts`."""
     return gathered(
         "texts",
-        _given,
+        _texts,
         {
             "text": click.option("--text", multiple=True, help=f"{help}; may be repeated"),
             "text_file": click.option("--text-file", multiple=True, type=common.PATH, help=FILES),

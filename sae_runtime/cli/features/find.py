@@ -46,7 +46,7 @@ _NUMBERS = 68  # columns of the table without labels
 def command(
     model: str,
     sets: Sets,
-    pool: str,
+    pool: Any,
     top: int,
     examples: int,
     seed: int,
@@ -67,8 +67,9 @@ def command(
         if number < (name == "top"):
             raise click.UsageError(f"--{name} is a whole number from {int(name == 'top')} on, got {number}.")
     opened = load_model(model, **session)
-    settings = {"count": top, "examples": examples, "seed": seed, "progress": not run.quiet}
-    found = find(opened, *sets, sae=sae, pool=pool, **settings)
+    about, against = sets
+    settings: dict[str, Any] = {"count": top, "examples": examples, "seed": seed, "progress": not run.quiet}
+    found = find(opened, about, against, sae=sae, pool=pool, **settings)
     labels = labels_of(opened, found.sae)
     if run.json:
         run.show(_as_json(found, labels, pool), [])

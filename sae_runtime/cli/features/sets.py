@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 from sae_runtime.cli import common, texts
-from sae_runtime.cli.options import gathered
+from sae_runtime.cli.options import Decorator, gathered
 
 _HINT = (
     "Give two sets of texts: --about FILE and --against FILE; or --table FILE with --about-column and "
@@ -69,14 +70,17 @@ def _by_value(
     return [text for value, text in labelled if value == about], others
 
 
-_file = {"multiple": True, "type": common.PATH}
+def _files(name: str, help: str) -> Decorator[Any]:
+    return click.option(name, multiple=True, type=common.PATH, help=help)
+
+
 sets = gathered(
     "sets",
     _sets,
     {
-        "about": click.option("--about", **_file, help=f"texts that features should be about: {texts.FILES}"),
-        "against": click.option("--against", **_file, help="texts to tell them from"),
-        "table": click.option("--table", **_file, help="file with fields that holds both sets: .csv, .jsonl, ..."),
+        "about": _files("--about", f"texts that features should be about: {texts.FILES}"),
+        "against": _files("--against", "texts to tell them from"),
+        "table": _files("--table", "file with fields that holds both sets: .csv, .jsonl, ..."),
         "about_column": click.option("--about-column", help="field or column of --table with texts of the first set"),
         "against_column": click.option("--against-column", help="field or column with texts of the second set"),
         "label_column": click.option(

@@ -12,7 +12,8 @@ from sae_runtime.cli.options import WHOLE, Command
 from sae_runtime.core.columns import aligned, cut
 
 if TYPE_CHECKING:
-    from sae_runtime.model import Model, TextFeatures
+    from sae_runtime.deployed.text_features import TextFeatures
+    from sae_runtime.model import Model
 
 _WIDEST = 24  # columns of a token
 _NUMBERS = 14  # columns of a feature and its activation
@@ -22,7 +23,7 @@ _NUMBERS = 14  # columns of a feature and its activation
     "show", cls=Command, group="features", example='sae-runtime features show model --text "Open the file and read it."'
 )
 @texts.model
-@texts.given("a text")
+@texts.texts("a text")
 @click.option("--top", type=WHOLE, default=3, help="features of a token")
 @click.option("--special", is_flag=True, help="show special tokens too, in angle brackets")
 @texts.sae
@@ -38,6 +39,8 @@ def command(
     """
     from sae_runtime.model import load_model
 
+    if not texts:
+        raise click.UsageError("Give a text: --text or --text-file.")
     if top < 1:
         raise click.UsageError(f"--top is a number of features from 1 on, got {top}.")
     opened = load_model(model, **session)
