@@ -4,7 +4,6 @@ Files of a bundle are copied under names that tell their content. A fit, a calib
 of a bundle, and a graph that read those would compute something else without a word.
 """
 
-import filecmp
 import hashlib
 import os
 from collections.abc import Collection, Mapping
@@ -16,7 +15,7 @@ import onnx_ir as ir
 
 from sae_runtime.bundle.folder import MANIFEST, Bundle, record
 from sae_runtime.bundle.hub import refuse_link_out
-from sae_runtime.bundle.model_files import GENAI, model_files, tokenizer_home
+from sae_runtime.bundle.model_files import GENAI, files_to_copy, model_files, same_bytes, tokenizer_home
 from sae_runtime.bundle.typed_json import read_file, shown
 
 _BESIDE_BUNDLE = ("labels.jsonl", "README.md")  # people write these; no manifest lists them
@@ -72,9 +71,9 @@ class Placement:
             ValueError: another file goes to the same path.
         """
         real = Path(os.path.realpath(file))
-        if not _same(real, self.files.setdefault(location, real)):
+        if not same_bytes(real, self.files.setdefault(location, real)):
             raise ValueError(f"two files would be {location} in {self.folder}; name another --output or --name")
-        self.how[location] = "referred" if inside or _same(real, self.folder / location) else "copied"
+        self.how[location] = "referred" if inside or same_bytes(real, self.folder / location) else "copied"
 
     def copies(self, path: Path) -> dict[str, Path]:
         """The files that have to be copied, by their paths from the folder.
@@ -158,9 +157,9 @@ def locate_weights(
         old = PurePosixPath(tensor.location)
         key = name, str(tensor.location)
         if name in copies and key not in moved:
-            for inside in (old.name, old.name.partition(".")[0] + old.suffix):  # without what tells the content
-                here = f"{copies[name]}/{inside}"
-                if here in placement.files and _same(base / tensor.location, placement.files[here]):
+            for known in (old.name, old.name.partition(".")[0] + old.suffix):  # without what tells the content
+                here = f"{copies[name]}/{known}"
+                if here in placement.files and same_bytes(base / tensor.location, placement.files[here]):
                     moved[key] = here
         if key not in moved:  # `locate` reads the whole file of a bundle
             moved[key] = placement.locate(base / tensor.location, old.parent.as_posix())
@@ -174,6 +173,7 @@ def place_model_files(host: Path, path: Path, placement: Placement) -> None:
     """Copy tokenizer, configuration and the like beside the graph, if it goes into another folder than its host.
 
     Raises:
+        FileExistsError: the folder has files of another model.
         ValueError: the configuration of onnxruntime-genai names its graph otherwise than `path` does, or a file is a
             link out of its folder, other than to the blobs of its Hub cache.
     """
@@ -184,15 +184,16 @@ def place_model_files(host: Path, path: Path, placement: Placement) -> None:
         raise ValueError(
             f"{host.parent / GENAI} names its graph {named}; write the spliced one under that name, not {path.name}"
         )
+    home = host.parent
+    names = set(model_files(home))
     if named is not None:  # whatever its configuration names
-        for file in sorted(host.parent.iterdir()):
-            if file.is_file() and file.suffix not in (".onnx", ".data"):
-                refuse_link_out(file, file.parent)
-                placement.place(file, file.name)
-    for home in dict.fromkeys((host.parent, tokenizer_home(host))):
-        for name in model_files(home):
-            if name not in placement.files:
-                placement.place(home / name, name)
+        names |= {file.name for file in home.iterdir() if file.is_file() and file.suffix not in (".onnx", ".data")}
+        for name in names:
+            refuse_link_out(home / name, home)
+    above = tokenizer_home(host)
+    found = {} if above == home else files_to_copy(above, model_files(above), path)
+    for name, file in (found | files_to_copy(home, sorted(names), path)).items():
+        placement.place(file, name)
 
 
 def bundle_in(folder: Path, bundle: Path) -> str | None:
@@ -224,17 +225,11 @@ def place_bundle(bundle: Bundle, name: str, placement: Placement) -> str:
     taken = placement.files.get(f"{name}/{MANIFEST}", there / MANIFEST)
     if taken.is_file() and taken.read_bytes() != manifest or os.path.lexists(there) and not taken.is_file():
         name = f"{name}-{hashlib.sha256(manifest).hexdigest()[:16]}"
-    for file in (*bundle.manifest.files, *bundle.manifest.graphs, MANIFEST):
-        if (home / file).is_file():  # derived weights may be missing
-            placement.place(home / file, f"{name}/{file}")
-    for file in _BESIDE_BUNDLE:
-        if (home / file).is_file() and not (there / file).exists():  # what people wrote there stays
-            refuse_link_out(home / file, home)
-            placement.place(home / file, f"{name}/{file}")
+    for listed in (*bundle.manifest.files, *bundle.manifest.graphs, MANIFEST):
+        if (home / listed).is_file():  # derived weights may be missing
+            placement.place(home / listed, f"{name}/{listed}")
+    for written in _BESIDE_BUNDLE:
+        if (home / written).is_file() and not (placement.folder / name / written).exists():  # what is there stays
+            refuse_link_out(home / written, home)
+            placement.place(home / written, f"{name}/{written}")
     return name
-
-
-def _same(file: Path, other: Path) -> bool:
-    """Whether another file holds the same bytes; it may be a second name of the file."""
-    filecmp.clear_cache()  # it takes a file of the same size and time for the one that it saw before
-    return other.is_file() and (other.samefile(file) or filecmp.cmp(file, other, shallow=False))

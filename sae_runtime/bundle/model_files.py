@@ -1,6 +1,7 @@
 """The files of a host model besides its graphs and weights: tokenizer, configuration, pooling, model card, licence."""
 
-from collections.abc import Mapping
+import filecmp
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ PATTERNS = (
     *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
     *(CONFIG, "generation_config.json", "*processor_config.json", GENAI),
     *(MODULES, "sentence_*_config.json", "config_sentence_transformers.json"),
-    *("README.md", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt"),
+    *(_TEXTS := ("README.md", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt")),
 )
 """Names of such files in a model's folder; none holds a program that reading runs."""
 IN_MODULES = ("*.json", "*.safetensors")
@@ -51,6 +52,43 @@ def model_files(folder: Path) -> list[str]:
     for name in kept:
         refuse_link_out(folder / name, folder)
     return kept
+
+
+def files_to_copy(home: Path, names: Iterable[str], graph: Path) -> dict[str, Path]:
+    """The files of a model that the folder of a graph lacks, or has with other content, by name.
+
+    A model card and a licence that are there stay. Others are replaced, but only in place of an older graph.
+
+    Args:
+        home: the folder of the model.
+        names: of its files.
+        graph: the graph that will be written.
+
+    Raises:
+        FileExistsError: another file has the name of one, and there is no graph that wants it replaced.
+
+    >>> sorted(files_to_copy(Path("model"), ["config.json"], Path("out/model.onnx")))
+    ['config.json']
+    """
+    found = {}
+    for name in names:
+        there = graph.parent / name
+        if there.exists() and (name in _TEXTS or same_bytes(home / name, there)):
+            continue
+        if there.exists() and not graph.exists():
+            raise FileExistsError(f"{there} is that of another model; name a folder for this model alone")
+        found[name] = home / name
+    return found
+
+
+def same_bytes(file: Path, other: Path) -> bool:
+    """Whether another file holds the same bytes; it may be a second name of the file.
+
+    >>> same_bytes(Path("model/config.json"), Path("model/config.json"))
+    True
+    """
+    filecmp.clear_cache()  # it takes a file of the same size and time for the one that it saw before
+    return other.is_file() and (other.samefile(file) or filecmp.cmp(file, other, shallow=False))
 
 
 def modules(home: Path) -> list[tuple[str, Path]]:

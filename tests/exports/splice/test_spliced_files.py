@@ -152,7 +152,7 @@ def test_a_spliced_graph_takes_another_splice_and_moves_with_both(model: Path, t
             check_weights(made.path, spliced)
         found = run(made.path, {"ids": IDS}, read=True)
         assert (found["sae_values"] > 0).any() and (found["late_values"] > 0).any()
-    assert said["sae"].file == said["late"].file == "bundle/sae_weights.safetensors", "they share a file"
+    assert said["sae"].file == said["late"].file == "late/sae_weights.safetensors", "they share a file"
     shutil.rmtree(model)  # nothing outside the new folder is needed
     assert run(tmp_path / "moved" / "model.onnx", {"ids": IDS})["out"].shape == (3, 4, D_IN)
 
