@@ -247,13 +247,14 @@ class Model:
         """
         listed, single = as_texts(texts)
         requests, gates = self._asked(edits, gate, len(listed))
-        graph, sentence = self._sessions.open(), self._sentence()
+        graph = self._sessions.open()
         output = next((name for name in _VECTORS if name in graph.outputs), _WHOLE)
         if output not in graph.outputs:
             raise ValueError(
                 f"{graph.path} gives {', '.join(graph.outputs)} and no vectors of tokens, last_hidden_state; export "
                 "the model without its head"
             )
+        sentence = Sentence() if output == _WHOLE else self._sentence()
         prefix = _prompt(sentence, prompt, prompt_name, self.layout.home)
         if sentence.lower_case:
             listed, prefix = [_lower(text) for text in listed], _lower(prefix)

@@ -99,6 +99,6 @@ def of_tokens(shape: Sequence[int | str | None], ids: Sequence[int | str | None]
     >>> of_tokens(("batch", "time", 384), ("batch", "time")), of_tokens(("batch", 384), ("batch", "time"))
     (True, False)
     """
-    if len(shape) < 2 or isinstance(shape[1], int):
-        return False
-    return len(shape) > 2 or shape[1] == ids[1]
+    if len(shape) > 2 and (shape[1] == ids[1] or not isinstance(shape[1], int)):
+        return True
+    return len(shape) == 2 and isinstance(shape[1], str) and shape[1] == ids[1]
