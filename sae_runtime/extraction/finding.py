@@ -93,8 +93,11 @@ def find(
     both = set(sets[0]) & set(sets[1])
     sets = [[text for text in texts if text not in both] for texts in sets]
     for name, given, own in zip(("about", "against"), (about, against), sets, strict=True):
+        if not given:
+            raise ValueError(f"there are no texts {name}; give some")
         if not own:
-            raise ValueError(f"of the {len(given)} texts {name}, the other set lacks none; give texts that differ")
+            other = "against" if name == "about" else "about"
+            raise ValueError(f"each of the {len(given)} texts {name} is also {other}; give texts that differ")
     texts = [text for each in sets for text in each]
     parts: list[Features] = []
     with progress_bar(len(texts), "texts", shown=progress) as bar:
