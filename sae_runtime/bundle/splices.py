@@ -10,6 +10,7 @@ from sae_runtime.bundle.folder import BundleError, record
 from sae_runtime.bundle.typed_json import read_json
 
 KEY = "sae_runtime.splice."  # the name of the splice follows
+CUT_OF = "sae_runtime.cut_of"  # of a cut graph: the sha256 of the whole one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ class Spliced:
         weights: sha256 of the SAE's weights.
         file: path of these weights from the graph's folder, with "/"; None: an older graph, which does not tell.
         slots: the slots to ask for, by which hardly a token lacks features; None: an older graph, which reads unasked.
+        bundle: folder of the SAE's bundle from the graph's folder, with "/"; None: it is not there.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Spliced:
     weights: str
     slots: int | None = None
     file: str | None = None
+    bundle: str | None = None
 
     def to_metadata(self) -> dict[str, str]:
         """The entry of the graph's metadata, which `read_splices` reads back."""
@@ -74,6 +77,15 @@ def read_splices(metadata: Mapping[str, str]) -> dict[str, Spliced]:
             raise ValueError(f"{key} does not describe a splice ({error}); splice the host model again") from error
         splices[spliced.name] = spliced
     return splices
+
+
+def cut_graph(graph: Path) -> Path:
+    """Where the part of a spliced graph is that gives its features: everything up to the last hook that is read.
+
+    >>> print(cut_graph(Path("model/model.onnx")), cut_graph(Path("model/host_sae.onnx")))
+    model/features.onnx model/host_sae_features.onnx
+    """
+    return graph.with_name("features.onnx" if graph.stem == "model" else f"{graph.stem}_features.onnx")
 
 
 def check_weights(graph: Path, spliced: Spliced) -> None:
