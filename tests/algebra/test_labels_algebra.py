@@ -29,7 +29,7 @@ WORDS = st.one_of(
     TEXTS, st.sampled_from(["a", "A", "a=b", "=", "x2", "=x2", '"a"', "café", "cafe\u0301", "Å", "-", "12"])
 )
 LABELS = st.dictionaries(st.integers(0, D_SAE - 1), WORDS, max_size=D_SAE)
-FORMS = st.sampled_from(["NFC", "NFD"])
+FORMS: st.SearchStrategy[Any] = st.sampled_from(["NFC", "NFD"])
 
 
 def key(text: str) -> str:
@@ -38,7 +38,7 @@ def key(text: str) -> str:
 
 @given(LABELS, WORDS, FORMS, st.sampled_from(["", " ", "\n", "\u3000"]))
 @examples(25)
-def test_a_label_means_the_one_feature_that_has_it(labels: dict[int, str], text: str, form: str, blank: str) -> None:
+def test_a_label_means_the_one_feature_that_has_it(labels: dict[int, str], text: str, form: Any, blank: str) -> None:
     having = [feature for feature, label in labels.items() if key(label) == key(text)]
     written = blank + unicodedata.normalize(form, text) + blank
     known = Labels(labels)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import make_x
+from documents import DOCS, blocks
 
 from sae_runtime import SAE, Edit, load, open_activations
 from sae_runtime.bundle import folder as bundles
@@ -161,7 +162,7 @@ def test_a_rebuilt_sae_has_the_labels_of_its_bundle(path: Path) -> None:
 def test_written_labels_are_read_again_and_lines_that_stay_keep_their_other_fields(path: Path) -> None:
     line = {"note": "seen in C", "feature": 12, "label": " include", "by": "A"}
     put(path, "\ufeff" + json.dumps(line) + '\n{"feature": 3, "label": "old", "by": "B"}\n')
-    new = {3: "new", np.int64(7): "日本\u202e", **read_labels(path)} | {3: "new"}
+    new: dict[int, str] = {np.int64(7): "日本\u202e", **read_labels(path), 3: "new"}  # type: ignore[dict-item]
     write_labels(path, new)
     assert dict(read_labels(path)) == {3: "new", 7: "日本\u202e", 12: "include"}
     lines = (path / "labels.jsonl").read_text(encoding="utf-8").splitlines()
@@ -229,3 +230,20 @@ def test_labels_of_another_sae_are_not_replaced_and_do_not_stick(
         calibrate_bundle(bundle_of("mutual"), open_activations(tmp_path / "x.npy"), out=path, force=True)
     assert bundles.foreign(path) == "labels.jsonl"
     assert dict(read_labels(path)) == {12: "include"}
+
+
+def test_the_document_makes_labels_of_an_export_of_neuronpedia(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (call,) = (block for block in blocks("interop.md") if "explanations.jsonl" in block)
+    rows = [
+        {"modelId": "gpt2-small", "layer": "6-res-jb", "index": "12", "description": " words about\n files", "v": []},
+        {"modelId": "gpt2-small", "layer": "6-res-jb", "index": 3, "description": "caf\u00e9"},
+    ]
+    (tmp_path / "explanations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.rename(tmp_path / "sae")
+    monkeypatch.chdir(tmp_path)
+    exec(call, {})
+    assert dict(read_labels("sae")) == {12: "words about files", 3: "café"}
+    (line,) = re.findall(r"^    (\{.*\})$", (DOCS / "interop.md").read_text(), flags=re.MULTILINE)
+    assert dict(read_labels(put(Path("sae"), line))) == {12: "include"}

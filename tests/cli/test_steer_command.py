@@ -155,8 +155,8 @@ LABELS = {12: "include", 3: "open file", 4: "a=b", 7: "it's", 5: "café", 9: "x2
 def test_features_are_named_by_labels(copy_of: BundleOf, x: Path, tmp_path: Path) -> None:
     path = copy_of("mutual")
     write_labels(path, LABELS)
-    edits = ("--set", "include=8.0", "--add", "open file=1.5", "--scale", "a=b=0.5", "--ablate", "it's")
-    edits += ("--cap", " cafe\u0301 = 2.0", "--ablate", "x2")
+    edits = ["--set", "include=8.0", "--add", "open file=1.5", "--scale", "a=b=0.5", "--ablate", "it's"]
+    edits += ["--cap", " cafe\u0301 = 2.0", "--ablate", "x2"]
     arguments = ("steer", path, "--activations", x, "-o", tmp_path / "y.npy", "--force")
     result = run(*arguments, *edits)
     assert (result.exit_code, result.stderr) == (0, "")

@@ -87,7 +87,7 @@ def test_edits_by_label_are_those_by_number_in_a_live_model_and_in_a_graph(
     path, feed = copy_of("mutual"), some_ids(3, 8)
     write_labels(path, {3: "first", 8: "open = file", 9: "third", 100: "last"})
     texts = {3: "first", 8: "open = file", 9: "third", 100: "last"}
-    lists = [[dataclasses.replace(edit, feature=texts[edit.feature]) for edit in edits] for edits in LISTS]
+    lists = [[dataclasses.replace(edit, feature=texts[int(edit.feature)]) for edit in edits] for edits in LISTS]
     ids, mask = (torch.from_numpy(feed[name]) for name in ("input_ids", "attention_mask"))
     positions = (mask.cumsum(1) - 1).clamp(0)
 
@@ -291,10 +291,11 @@ def edited_in_float64(weights: Weights, x: Truth, edits: list[Edit]) -> Truth:
     """x + (f' - f) W_dec, one edit after another."""
     features, y = true_features(weights, x.astype(np.float32)), x.copy()
     for edit in edits:
-        f = features[..., edit.feature]
+        feature = int(edit.feature)
+        f = features[..., feature]
         new = np.clip(edit.factor * f + edit.shift, edit.low, edit.high)
         new = np.where((f > 0) | (not edit.only_active), new, f)
-        y += (new - f)[..., None] * weights["W_dec"][edit.feature].astype(np.float64)
+        y += (new - f)[..., None] * weights["W_dec"][feature].astype(np.float64)
     return y
 
 

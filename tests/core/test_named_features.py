@@ -66,7 +66,7 @@ def test_labels_are_given_by_feature(labels: Any) -> None:
 
 
 def test_labels_are_a_mapping_and_find_features() -> None:
-    labels = Labels({np.int64(12): " include ", 3: "cafe\u0301"})
+    labels = Labels({np.int64(12): " include ", 3: "cafe\u0301"})  # type: ignore[dict-item]
     assert dict(labels) == {12: "include", 3: "café"} == labels
     assert labels.feature("include") == 12 and labels.feature(unicodedata.normalize("NFD", "café")) == 3
     assert type(labels.feature("include")) is int
