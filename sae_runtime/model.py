@@ -13,6 +13,7 @@ from sae_runtime.bundle.graph_reader import read_operators
 from sae_runtime.bundle.vocabulary import read_vocabulary
 from sae_runtime.core.edits import Edit
 from sae_runtime.core.gates import Gate
+from sae_runtime.deployed.batching import TOKENS, TOKENS_OF_DEVICE
 from sae_runtime.deployed.host_sessions import HostSessions
 from sae_runtime.deployed.layout import Layout, Sentence, read_layout
 from sae_runtime.deployed.notices import AssumedPoolingWarning, LeftOutWarning
@@ -86,7 +87,9 @@ class Model:
         self.tokenizer, self._sessions = tokenizer, sessions
         self.saes: Mapping[str, SplicedSAE] = spliced_saes(self.layout)
         self._read = {name: sae for name, sae in self.saes.items() if sae.reads}
-        self._alone = _ROUNDS_BY_BATCH in read_operators(self.layout.graph)
+        self._tokens_at_once = TOKENS if sessions.on_cpu else TOKENS_OF_DEVICE
+        if _ROUNDS_BY_BATCH in read_operators(self.layout.graph):
+            self._tokens_at_once = 1
         self._pad = tokenizer.pad_id or 0
         self._decoder: Decoder | None = None
 
@@ -138,7 +141,11 @@ class Model:
         cut = [_windows(tokens, limit) for tokens in self.tokenizer.encode(listed)]
         numbers = [number for number, windows in enumerate(cut) for _ in windows]
         parts = [window.ids for windows in cut for window in windows]
-        found = iter(read_features(self._sessions, self._read, parts, texts=numbers, pad=self._pad, alone=self._alone))
+        found = iter(
+            read_features(
+                self._sessions, self._read, parts, texts=numbers, pad=self._pad, tokens_at_once=self._tokens_at_once
+            )
+        )
         seen = []
         for text, windows in zip(listed, cut, strict=True):
             own = [next(found) for _ in windows]
@@ -332,7 +339,15 @@ class Model:
     def _runs(
         self, tokens: Sequence[Tokens], outputs: Sequence[str], requests: Mapping[str, Any], gates: Sequence[Gate]
     ) -> Iterator[Run]:
-        return run_texts(self._sessions, tokens, outputs, edits=requests, gates=gates, pad=self._pad, alone=self._alone)
+        return run_texts(
+            self._sessions,
+            tokens,
+            outputs,
+            edits=requests,
+            gates=gates,
+            pad=self._pad,
+            tokens_at_once=self._tokens_at_once,
+        )
 
     def _longest(self, *limits: int | None) -> int | None:
         """The smallest of some limits of a text's length and the model's; None: there is none."""
