@@ -232,7 +232,8 @@ def main(source: Path, sae: Path, seconds: float, rounds: int, threads: int | No
                 r = one["ratios"]
                 more = one["bare"] * (r["ours"] - 1)
                 print(
-                    f"| {case}, {one['what']} | {one['bare']:.2f} | {one['ours']:.2f} | {more:+.2f} | {r['ours']:.3f} | {r['itself']:.3f} | {one['peer']:.2f} | {r['peer'] / r['ours']:.2f} |",
+                    f"| {case}, {one['what']} | {one['bare']:.2f} | {one['ours']:.2f} | {more:+.2f} ",
+                    f"| {r['ours']:.3f} | {r['itself']:.3f} | {one['peer']:.2f} | {r['peer'] / r['ours']:.2f} |",
                     flush=True,
                 )
         if environment:
