@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_runtime.core.edits import Edit, edit_arrays
+from sae_runtime.bundle.labels import read_labels
+from sae_runtime.core.edits import Edit, by_label, edit_arrays
 from sae_runtime.core.features import Features
 from sae_runtime.train.gates import Gate, Word, padding
 from sae_runtime.train.generations import watched
@@ -88,7 +89,9 @@ def attach(
     opened = open_sae(sae) if isinstance(sae, str | Path) else sae
     chooses = Gate(gate, prompt_tokens, skip_ids)
     point = find_hook(model, hook)
-    arrays = edit_arrays(_requests(edits), opened.manifest.architecture.d_sae, opened.largest)
+    requests, d_sae = _requests(edits), opened.manifest.architecture.d_sae
+    labels = read_labels(opened.path, d_sae) if by_label(requests) else None
+    arrays = edit_arrays(requests, d_sae, opened.largest, labels)
     numbers = {name: torch.from_numpy(array) for name, array in arrays.items()}
     opened.to(model.device)
     models = models_around(model, point.module)

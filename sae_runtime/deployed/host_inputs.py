@@ -1,12 +1,13 @@
 """What the graph of a host takes for texts: ids, mask, token types, positions, and keys and values of a past."""
 
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from sae_runtime.bundle.vocabulary import is_of_words
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -199,7 +200,7 @@ def _role(name: str) -> str:
         return "types"
     if low.endswith("logits_to_keep"):
         return "keep"
-    return "ids" if re.fullmatch(r"(input_?)?ids|tokens|input", low) else "other"
+    return "ids" if is_of_words(low) and "decoder" not in low else "other"
 
 
 def _present(name: str, outputs: Collection[str]) -> str | None:

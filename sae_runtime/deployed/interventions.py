@@ -81,7 +81,7 @@ def _plain(edits: Sequence[Edit]) -> tuple[list[Edit], int | None]:
         return plain, None  # type: ignore[return-value]
     if len(edits) == 1:
         (edit,) = edits
-        return [Edit(edit.feature, edit.factor, edit.shift, edit.low, edit.high)], edit.feature
+        return [Edit(edit.feature, edit.factor, edit.shift, edit.low, edit.high)], int(edit.feature)
     edit = edits[plain.index(None)]
     raise ValueError(
         f"the edit of feature {edit.feature} is only where it is active, which a graph cannot say beside other edits "

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from sae_runtime import SAE, Edit, load, open_activations
 from sae_runtime.bundle import folder as bundle
-from sae_runtime.cli.steer import _edit, command
+from sae_runtime.cli.edits import Change
 from sae_runtime.exports.export import export
 
 BundleOf = Callable[..., Path]
@@ -59,7 +58,7 @@ def test_says_what_it_did(bundle_of: BundleOf, x: Path, tmp_path: Path) -> None:
     words = [" ".join(line.split()) for line in result.stdout.splitlines()]
     assert words == [f"activations {out}", "shape 50 x 24", "edits 6 features on 50 tokens"]
     result = run("steer", bundle_of("mutual"), "--activations", x, *NOTHING, "-o", out, "--force", "--json")
-    assert json.loads(result.stdout) == {"activations": str(out), "shape": [50, 24], "edits": 1}
+    assert json.loads(result.stdout) == {"activations": str(out), "shape": [50, 24], "edits": 1, "features": [4]}
 
 
 def test_steer_without_an_edit_is_wrong_usage(bundle_of: BundleOf, x: Path, tmp_path: Path) -> None:
@@ -112,25 +111,27 @@ def test_shards_keep_their_tokens(bundle_of: BundleOf, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("option", ["--set", "--add", "--scale", "--cap"])
-@pytest.mark.parametrize("value", ["12=abc", "abc=12", "12", "=", "12=", "1.5=2", "12=8=9"])
+@pytest.mark.parametrize("value", ["12=abc", "12", "=", "12=", "=2", " =2", "a=8=b", "include", "12=xx2", "12=x"])
 def test_malformed_edits(option: str, value: str) -> None:
     said = misused("steer", "b", "--activations", "x.npy", "-o", "y.npy", option, value)
-    examples = "12=8.0" if option == "--scale" else "12=8.0 or 12=x2"
+    examples = "12=0.5 or include=0.5" if option == "--scale" else "12=8.0, include=8.0 or include=x2"
     assert said == f"Invalid value for '{option}': {value!r} is not FEATURE=NUMBER, such as {examples}."
 
 
 @pytest.mark.parametrize("value", ["12=x2", "12=X2", " 12 = x2.0 ", "12=x 2"])
 def test_multiples_are_read_as_people_write_them(value: str) -> None:
-    assert _edit(click.Context(command), command.params[0], value, multiples=True) == (12, 2.0, True)
+    assert Change(multiples=True).convert(value, None, None) == (12, 2.0, True)
 
 
 def test_more_malformed_edits() -> None:
     arguments = ("steer", "b", "--activations", "x.npy", "-o", "y.npy")
     assert misused(*arguments, "--set", "1=nan") == "Invalid value for '--set': '1=nan' needs a finite number."
     assert misused(*arguments, "--cap", "1=-inf") == "Invalid value for '--cap': '1=-inf' needs a finite number."
-    assert (
-        misused(*arguments, "--ablate", "x")
-        == "Invalid value for '--ablate': 'x' is not a whole number, such as 2048, 500k, 10M or 2e6."
+    assert misused(*arguments, "--ablate", " ") == (
+        "Invalid value for '--ablate': a label is a text that is not empty, got ' '."
+    )
+    assert misused(*arguments, "--set", "a\nb=2") == (
+        "Invalid value for '--set': a label is one line without control characters, got 'a\\nb'."
     )
 
 
