@@ -285,7 +285,10 @@ class Model:
         *,
         gate: Gate | Iterable[int] = "all",
         max_new_tokens: int = 256,
-        sampling: Sampling | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int | None = None,
+        seed: int | None = None,
         stop: str | Sequence[str] = (),
         features: bool = False,
         chat: Mapping[str, Any] | None = None,
@@ -298,36 +301,40 @@ class Model:
                 answer may be set while it goes on.
             gate: the tokens that the edits reach, as in `run`, and "generated" and "answer".
             max_new_tokens: the most tokens of the answer.
-            sampling: how tokens are chosen; None: always the most likely one.
+            temperature: divides the logits before a token is drawn; 0 takes the most likely token.
+            top_p: draw from the fewest of the most likely tokens that have this probability together.
+            top_k: draw from so many of the most likely tokens; None: from all.
+            seed: of the random numbers; None: others each time.
             stop: strings that end the answer and are not shown.
             features: give the features of the tokens that each step reads.
             chat: settings of the chat template.
 
         Returns:
-            An iterator of pieces, whose `str` is the text that is new.
+            An iterator of pieces, whose `str` is the text that is new. It raises ValueError where the edits make the
+            model's numbers overflow.
 
         Raises:
             ValueError: the model writes no text, or a prompt, an edit or a setting cannot be used.
 
-        >>> for piece in model.generate("Open the", max_new_tokens=8):  # doctest: +SKIP
+        >>> for piece in model.generate("Open the", Edit.set(12, times=2), max_new_tokens=8):  # doctest: +SKIP
         ...     print(piece, end="")
         """
 
         def plain(given: Edits) -> dict[str, Sequence[Edit]]:
             return {name: each[0] for name, each in as_requests(given, 1, self.saes, self.layout.graph).items()}
 
-        graph = self._sessions.open()
-        if self._decoder is None or self._decoder.session is not graph.session:
-            self._decoder = open_decoder(graph.session, self.layout, graph.inputs)
+        graph, decoder = self._sessions.open(), self._decoder
+        if decoder is None or decoder.session is not graph.session:
+            decoder = self._decoder = open_decoder(graph.session, self.layout, graph.inputs)
         return answer(
-            self._decoder,
+            decoder,
             self.tokenizer,
             prompt,
             edits=edits,
             plain=plain,
             gate=gate,
             max_new_tokens=max_new_tokens,
-            sampling=sampling,
+            sampling=Sampling(temperature, top_p, top_k, seed),
             stop=stop,
             features=features,
             chat=chat,
