@@ -4,7 +4,7 @@ import functools
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from sae_runtime.deployed.spliced_sae import SplicedSAE, spliced_saes
 from sae_runtime.deployed.text_features import TextFeatures
 from sae_runtime.engine.sessions import CPU, Provider
 from sae_runtime.generation.answer import Answer, Messages, answer
-from sae_runtime.generation.decoder import Decoder, open_decoder
+from sae_runtime.generation.decoder import Decoder, open_decoder, writes_text
 from sae_runtime.generation.sampling import Sampling
 from sae_runtime.text.tokenizer import Tokenizer, open_tokenizer
 from sae_runtime.text.tokens import Tokens, windows_of
@@ -100,6 +100,14 @@ class Model:
     def __repr__(self) -> str:
         saes = ", ".join(f"{sae.name}: {sae.hook}, {sae.d_sae:,} features" for sae in self.saes.values())
         return f"Model({self.layout.graph}{', ' * bool(saes)}{saes})"
+
+    @property
+    def kind(self) -> Literal["vectors", "text", "other"]:
+        """What the model gives: vectors, which `embed` pools, text, which `generate` writes, or other outputs."""
+        outputs = self._sessions.open().outputs
+        if any(name in outputs for name in (*_VECTORS, _WHOLE)):
+            return "vectors"
+        return "text" if writes_text(self.layout, outputs) else "other"
 
     def close(self) -> None:
         """Close the graphs. A later call opens them again."""
