@@ -15,7 +15,7 @@ from sae_runtime.bundle.splices import check_weights
 from sae_runtime.deployed.host_inputs import HostInputs, read_host_inputs
 from sae_runtime.deployed.layout import Layout
 from sae_runtime.engine import forks
-from sae_runtime.engine.sessions import Provider, open_session, run_session
+from sae_runtime.engine.sessions import CPU, Provider, name_of, open_session, run_session
 from sae_runtime.engine.watching import Watch
 
 
@@ -69,6 +69,11 @@ class HostSessions:
         """Forget the parent's sessions, whose threads this process does not have."""
         forks.keep_forever(self._open)
         self._begin()
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the preferred provider is that of the CPU."""
+        return tuple(name_of(provider) for provider in self.options["providers"][:1]) == CPU
 
     def check(self) -> None:
         """Check which files the graphs read, and that the SAEs' weights are those that were put in.
