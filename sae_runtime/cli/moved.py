@@ -15,7 +15,6 @@ from sae_runtime.core.printable import printable
 if TYPE_CHECKING:
     from sae_runtime.core.edits import Edit
     from sae_runtime.generation.answer import Answer
-    from sae_runtime.generation.sampling import Sampling
     from sae_runtime.model import Model
 
 _LENGTH = 1e-12  # of a vector that has no direction
@@ -92,7 +91,8 @@ class Steering:
         nearest: how many of them.
         chat: whether the texts are messages of a conversation.
         most: the most tokens of an answer.
-        sampling: how they are chosen.
+        temperature: of the answers; 0 takes the most likely tokens.
+        seed: of the answers' random numbers.
     """
 
     model: "Model"
@@ -103,7 +103,8 @@ class Steering:
     nearest: int
     chat: bool
     most: int
-    sampling: "Sampling"
+    temperature: float
+    seed: int
 
     def moved(self) -> Iterator[dict[str, Any]]:
         """What the edits move, of each text: by the kind of the model its vector, its answer or its outputs."""
@@ -114,8 +115,14 @@ class Steering:
     def answer(self, text: str, *, edited: bool) -> "Answer":
         """The answer to a text, piece by piece."""
         prompt: Any = [{"role": "user", "content": text}] if self.chat else text
-        settings: dict[str, Any] = {"max_new_tokens": self.most, "sampling": self.sampling}
-        return self.model.generate(prompt, self.edits if edited else (), gate=self.gate, **settings)
+        return self.model.generate(
+            prompt,
+            self.edits if edited else (),
+            gate=self.gate,
+            max_new_tokens=self.most,
+            temperature=self.temperature,
+            seed=self.seed,
+        )
 
     def _vectors(self) -> Iterator[dict[str, Any]]:
         before, after = self.model.embed(self.texts), self.model.embed(self.texts, self.edits, gate=self.gate)

@@ -128,7 +128,6 @@ def _steer_model(
     seed: int,
 ) -> None:
     from sae_runtime.cli.moved import Steering, show
-    from sae_runtime.generation.sampling import Sampling
     from sae_runtime.model import load_model
 
     model = load_model(place, **session)
@@ -143,7 +142,8 @@ def _steer_model(
         nearest=nearest,
         chat=chat,
         most=max_new_tokens,
-        sampling=Sampling(temperature=temperature, seed=seed),
+        temperature=temperature,
+        seed=seed,
     )
     if run.json:
         result = {"model": place, "kind": model.kind, "sae": name, "features": [edit.feature for edit in plain]}
