@@ -1,6 +1,6 @@
 """What the edits of `sae-runtime steer MODEL --text` move: neighbours of a text, an answer, or any output."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -150,21 +150,25 @@ def _read(answer: "Answer") -> str:
     return answer.text
 
 
-def show(steering: Steering) -> None:
-    """Print what the edits move; answers appear as they are written."""
-    if steering.model.kind == "text":
-        for text in steering.texts:
-            click.echo(f"\n{texts.one_line(text, texts.columns())}")
-            for name, edited in (("without edits", False), ("with edits", True)):
-                click.echo(f"\n  {name}:\n")
-                for piece in steering.answer(text, edited=edited):
-                    click.echo(printable(piece, keep="\n\t"), nl=False)
-                click.echo()
+def show(steering: Steering, heading: Callable[[], None]) -> None:
+    """Print a heading and what the edits move. What cannot be done is refused before; answers appear piece by piece."""
+    if steering.model.kind != "text":
+        results = list(steering.moved())
+        heading()
+        for result in results:
+            text = texts.one_line(result["text"], texts.columns()) or "(an empty text)"
+            click.echo("\n".join(["", text, *_lines(result)]))
         return
-    for result in steering.moved():
-        click.echo(
-            "\n".join(["", texts.one_line(result["text"], texts.columns()) or "(an empty text)", *_lines(result)])
-        )
+    for number, text in enumerate(steering.texts):
+        answers = {f"{word} edits": steering.answer(text, edited=word == "with") for word in ("without", "with")}
+        if not number:
+            heading()
+        click.echo(f"\n{texts.one_line(text, texts.columns())}")
+        for name, answer in answers.items():
+            click.echo(f"\n  {name}:\n")
+            for piece in answer:
+                click.echo(printable(piece, keep="\n\t"), nl=False)
+            click.echo()
 
 
 def _lines(result: Mapping[str, Any]) -> Iterator[str]:
