@@ -97,12 +97,15 @@ class HostSessions:
             ValueError: the graph takes something that no text gives.
         """
         graph = self.layout.features if cut and self.layout.features is not None else self.layout.graph
-        if (found := self._open.get(graph)) is not None:
-            return found
-        with self._lock:
-            if graph not in self._open:
-                self._open[graph] = self._opened(graph)
-            return self._open[graph]
+        if (found := self._open.get(graph)) is None:
+            with self._lock:
+                if graph not in self._open:
+                    self._open[graph] = self._opened(graph)
+                found = self._open[graph]
+        # A part that needs no mask lost it, and so does not tell that texts may be padded to its length.
+        if graph != self.layout.graph and found.inputs.time is not None and found.inputs.mask is None:
+            return self.open()
+        return found
 
     def _opened(self, graph: Path) -> OpenGraph:
         if graph not in self._known:
