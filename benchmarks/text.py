@@ -46,11 +46,12 @@ print(json.dumps([imported, time.process_time() - begin, sorted({"torch", "onnx"
 
 def deployed(folder: Path, source: Path, sae: Path) -> Path:
     """The folder of a deployed model."""
-    folder.mkdir(parents=True)
-    export_model(str(source), folder / "host.onnx")
+    from transformers import AutoModel
+
+    export_model(AutoModel.from_pretrained(source).eval(), folder / "host.onnx")
     for name in FILES:
         if (source / name).is_file():
-            shutil.copy(source / name, folder / name)
+            shutil.copyfile(source / name, folder / name)
     return splice(folder / "host.onnx", [Splice(bundle=sae)]).path
 
 
