@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_runtime.activations.documents import Document, Source
+from sae_runtime.activations.framing import cuts, room
 
 _DOCUMENTS_AT_ONCE = 64  # tokenizers process the texts of a list in parallel
 _SAMPLE = 64  # ids whose text shows which special tokens the tokenizer puts around a text
@@ -75,11 +76,7 @@ def windows(
             continue
         if frame is None:
             frame = _frame(tokenizer, document, ids)
-            framing = len(frame[0]) + len(frame[1])
-            if context <= framing:
-                raise ValueError(
-                    f"context is {context} tokens, of which special tokens take {framing}; give at least {framing + 1}"
-                )
+            room(context, len(frame[0]) + len(frame[1]))
         if not isinstance(document.content, str):
             ids = _bare(tokenizer, ids, frame)
         for window in _cut(number, ids, frame, context):
@@ -98,14 +95,9 @@ def windows(
 def _cut(document: int, ids: list[int], frame: tuple[list[int], list[int]], context: int) -> Iterator[Window]:
     """A document's tokens in windows with frames; the tokens of the frames are not kept."""
     before, after = frame
-    room = context - len(before) - len(after)
-    for start in range(0, len(ids), room):
-        body = ids[start : start + room]
-        framed = np.array([*before, *body, *after], np.int32)
-        positions = np.arange(start - len(before), start + len(body) + len(after), dtype=np.int32)
-        kept = np.zeros(len(framed), np.bool_)
-        kept[len(before) : len(before) + len(body)] = True
-        yield Window(document, framed, positions.clip(start, start + len(body) - 1), kept)
+    for cut in cuts(len(ids), len(before), len(after), context):
+        framed = np.array([*before, *ids[cut.start : cut.stop], *after], np.int32)
+        yield Window(document, framed, cut.positions, cut.inside)
 
 
 def first_rows(parts: Iterable[Window], rows: int | None) -> Iterator[Window]:

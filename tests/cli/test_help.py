@@ -52,7 +52,8 @@ def test_help_shows_every_command_in_its_group_and_imports_none() -> None:
 
 def test_every_module_of_the_command_line_is_a_command_or_shared() -> None:
     modules = {path.stem for path in Path(cli.__file__).parent.glob("*.py")}
-    assert modules == {*(name.replace("-", "_") for name in COMMANDS), "__init__", "options", "common", "group"}
+    shared = {"__init__", "options", "common", "edits", "group"}
+    assert modules == {*(name.replace("-", "_") for name in COMMANDS), *shared}
 
 
 @pytest.mark.parametrize("name", COMMANDS)

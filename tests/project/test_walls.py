@@ -21,11 +21,14 @@ MAY_IMPORT: dict[str, tuple[str, ...] | None] = {
     "core": (),
     "bundle": ("core",),
     "activations": ("core", "bundle"),
+    "text": ("core", "bundle", "activations"),
     "calibration": ("core", "bundle", "activations"),
     "engine": ("core", "bundle", "activations"),
     "rebuild": ("bundle", "exports.export"),
     "deployed": ("core", "bundle", "engine", "text"),
+    "generation": ("core", "bundle", "engine", "text", "deployed"),
     "sae": ("core", "bundle", "activations", "engine", "rebuild"),
+    "model": ("core", "bundle", "engine", "text", "deployed", "generation"),
     "extraction": ("core", "bundle", "activations", "engine", "sae"),
     "checkpoints": ("core", "bundle"),
     "browser": ("core", "bundle"),
@@ -33,9 +36,9 @@ MAY_IMPORT: dict[str, tuple[str, ...] | None] = {
     "exports": ("bundle", "engine.sessions", "engine.trial"),
     "cli": ANYTHING,
     "demo": ANYTHING,
-    "__init__": ("core", "bundle", "activations", "sae"),
+    "__init__": ("core", "bundle", "activations", "sae", "deployed", "model"),
 }
-"""The front door, sae.py and rebuild.py are rooms of one file."""
+"""The front doors, sae.py and model.py, and rebuild.py are rooms of one file."""
 
 # The same of the rooms inside train and exports. What they import of their own folder lies below them.
 INNER = {

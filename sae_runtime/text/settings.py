@@ -1,0 +1,144 @@
+"""What the files beside tokenizer.json say: special tokens, sides, lengths. The files are a stranger's."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sae_runtime.bundle.hub import refuse_link_out
+from sae_runtime.bundle.typed_json import from_dict, read_file, shown
+
+NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+"""The special tokens that transformers knows by a role."""
+
+_LONGEST = 10**9  # of model_max_length; transformers writes 10**30 for "no limit"
+_OFFSET_FAMILIES = ("roberta", "camembert", "mpnet", "data2vec-text", "longformer", "esm", "ibert", "xmod", "luke")
+
+# What transformers' classes name where the files do not.
+_BERT = {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]"}
+_ROBERTA = {
+    **{"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "sep_token": "</s>", "pad_token": "<pad>"},
+    **{"cls_token": "<s>", "mask_token": "<mask>"},
+}
+_DEFAULTS = {
+    **dict.fromkeys(("bert", "distilbert", "electra", "mobilebert", "lxmert", "funnel"), _BERT),
+    **dict.fromkeys(("roberta", "xlmroberta", "camembert", "longformer", "bart"), _ROBERTA),
+    "gpt2": dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>"),
+    "t5": {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
+    "llama": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the files beside tokenizer.json say.
+
+    Attributes:
+        config: tokenizer_config.json, or {}.
+        named: the special token of each role; a mapping is a token with rules of its own, as AddedToken takes them.
+        more: special tokens without a role.
+        max_length: the model's largest number of tokens; None: not known.
+        end_ids: ids that end a generated text; empty: the files do not say.
+        pad_id: what the model's configuration says; None: nothing.
+    """
+
+    config: Mapping[str, Any]
+    named: Mapping[str, str | Mapping[str, Any]]
+    more: tuple[str | Mapping[str, Any], ...]
+    max_length: int | None
+    end_ids: tuple[int, ...]
+    pad_id: int | None
+
+
+def read_settings(home: Path) -> Settings:
+    """Read the files of a folder that has a tokenizer.json; none of them is required.
+
+    Raises:
+        OSError: a file may not be read.
+        ValueError: a file is not readable JSON, or a value that decides tokens has another type.
+    """
+    config = read_object(home, "tokenizer_config.json")
+    model = read_object(home, "config.json")
+    if "added_tokens_decoder" not in config:
+        config = {**config, **read_object(home, "special_tokens_map.json")}
+    where = home / "tokenizer_config.json"
+    named = {**_defaults(config, model), **{k: _token(config[k], f"{where}.{k}") for k in NAMES if config.get(k)}}
+    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or ()
+    extra = list(extra.values()) if isinstance(extra, Mapping) else extra
+    more = tuple(
+        _token(token, f"{where}.extra_special_tokens") for token in from_dict(tuple[Any, ...], list(extra), str(where))
+    )
+    ends: tuple[int, ...] = ()
+    generation, genai = read_object(home, "generation_config.json"), read_object(home, "genai_config.json")
+    for source in (generation, model, genai.get("model")):
+        ends = ends or _ids(source.get("eos_token_id") if isinstance(source, Mapping) else None)
+    pad = _ids(model.get("pad_token_id"))
+    return Settings(config, named, more, _max_length(config, model), ends, pad[0] if pad else None)
+
+
+def read_object(home: Path, name: str) -> dict[str, Any]:
+    """The object in a JSON file of a folder; {} where there is no such file."""
+    path = home / name
+    if not path.is_file():
+        return {}
+    refuse_link_out(path, home)
+    read: dict[str, Any] = read_file(dict[str, Any], path, foreign=True)
+    return read
+
+
+def _defaults(config: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, str | Mapping[str, Any]]:
+    kind = config.get("tokenizer_class")
+    kind = kind if isinstance(kind, str) else str(model.get("model_type", ""))
+    kind = kind.removesuffix("Fast").removesuffix("Tokenizer").lower().replace("-", "")
+    return dict(_DEFAULTS.get(kind, {}))
+
+
+def _token(value: Any, where: str) -> str | Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        text: str = from_dict(str, value, where)
+        return text
+    rules = {"content": from_dict(str, value.get("content"), f"{where}.content")}
+    flags = {k: value[k] for k in ("single_word", "lstrip", "rstrip", "normalized") if k in value}
+    return {**rules, **from_dict(dict[str, bool], flags, where)}
+
+
+def _max_length(config: Mapping[str, Any], model: Mapping[str, Any]) -> int | None:
+    """The smaller of what the tokenizer's and the model's files say."""
+    family = str(model.get("model_type", ""))
+    told = [config.get("model_max_length", config.get("max_len"))]
+    for key in ("max_position_embeddings", "n_positions", "max_sequence_length"):
+        value = model.get(key)
+        if _is_length(value):
+            # The positions of these families begin behind the id of padding.
+            behind = any(name in family for name in _OFFSET_FAMILIES)
+            pad = _ids(model.get("pad_token_id")) or (1,)
+            told.append(value - pad[0] - 1 if behind else value)
+    lengths = [int(value) for value in told if _is_length(value)]
+    return min(lengths, default=None)
+
+
+def _is_length(value: Any) -> bool:
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and 0 < value < _LONGEST
+    )
+
+
+def _ids(value: Any) -> tuple[int, ...]:
+    """One id or several, as generation_config.json has them; what is no id is left out."""
+    ids = value if isinstance(value, list) else [value]
+    return tuple(one for one in ids if type(one) is int and 0 <= one < 1 << 31)
+
+
+def side(value: Any, where: str) -> str:
+    """The side of padding or truncation: "left" or "right".
+
+    Raises:
+        ValueError: it is neither.
+
+    >>> side("left", "padding_side")
+    'left'
+    """
+    if value not in ("left", "right"):
+        raise ValueError(f"{where} must be left or right, got {shown(value)}; mend tokenizer_config.json")
+    return str(value)

@@ -1,0 +1,219 @@
+"""Tokens of texts and texts of tokens, by a folder's tokenizer.json and the settings beside it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sae_runtime.bundle.extras import require
+from sae_runtime.bundle.hub import refuse_link_out
+from sae_runtime.bundle.regular import read_bytes
+from sae_runtime.text.chat_template import ChatTemplates, read_templates
+from sae_runtime.text.settings import NAMES, read_settings, side
+from sae_runtime.text.streaming import Stream
+from sae_runtime.text.tokens import Tokens, from_encoding, limited, windows_of
+
+_LARGEST = 1 << 28  # bytes of a tokenizer.json; the largest vocabularies in use take 40 MB
+
+
+class Tokenizer:
+    """A tokenizer as transformers would load it. It is safe in several threads, pickles, and works after a fork.
+
+    Attributes:
+        padding_side, truncation_side: "left" or "right".
+        pad_id: the id of padding; None: the folder names none.
+        end_ids: ids that end a generated text.
+        max_length: the model's largest number of tokens; None: not known.
+        special_tokens: the special token of each role, such as "eos_token".
+        special_ids: ids of all special tokens.
+    """
+
+    def __init__(self, home: Path, text: str) -> None:
+        self._home, self._text = home, text
+        settings = read_settings(home)
+        self._rust = _opened(home, text, settings.named, settings.more)
+        padding, truncation = self._rust.padding or {}, self._rust.truncation or {}
+        self._rust.no_padding()
+        self._rust.no_truncation()
+        config = settings.config
+        self.padding_side = side(config.get("padding_side", padding.get("direction", "right")), "padding_side")
+        self.truncation_side = side(
+            config.get("truncation_side", truncation.get("direction", "right")), "truncation_side"
+        )
+        self.max_length = settings.max_length
+        self.special_tokens = {name: _content(token) for name, token in settings.named.items()}
+        self._ids = {name: self._rust.token_to_id(token) for name, token in self.special_tokens.items()}
+        end, pad = self._ids.get("eos_token"), self._ids.get("pad_token")
+        self.end_ids = settings.end_ids or (() if end is None else (end,))
+        baked = padding.get("pad_id")
+        self.pad_id: int | None = next((one for one in (pad, baked, settings.pad_id) if one is not None), None)
+        self.size = 1 + max(self._rust.get_vocab().values(), default=-1)
+        self._special_by_id = np.zeros(self.size, np.bool_)
+        self.special_ids = frozenset(self._special_ids([_content(token) for token in settings.more]))
+        self._special_by_id[list(self.special_ids)] = True
+        self._templates: ChatTemplates = read_templates(home, config, self.special_tokens)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tokenizer, (self._home, self._text)
+
+    def encode(
+        self, texts: Sequence[str], *, limit: int | None = None, prefix: str = "", frame: bool = True
+    ) -> list[Tokens]:
+        """The tokens of texts, as transformers' fast tokenizers give them.
+
+        Args:
+            texts: n texts; an empty one has special tokens alone.
+            limit: largest number of tokens of a text; None: all.
+            prefix: a prompt that goes before each text. Offsets count the text's own characters.
+            frame: add the special tokens around a text. A chat template writes them itself.
+
+        Raises:
+            ValueError: a text is no str or holds half of a character, or the limit leaves no room for a token.
+        """
+        if isinstance(texts, str) or not isinstance(texts, Sequence):
+            raise ValueError(f"texts must be a list of texts, got {type(texts).__name__}; put one text into a list")
+        whole = [prefix + text for text in texts] if prefix and _all_text(texts) else texts
+        tokens = [from_encoding(one, self._special_by_id, len(prefix)) for one in self._encodings(whole, frame)]
+        return tokens if limit is None else [limited(one, limit, self.truncation_side) for one in tokens]
+
+    def windows(self, text: str, limit: int, *, prefix: str = "") -> list[Tokens]:
+        """The tokens of a long text in windows, as harvest cuts it: one after the other, special tokens in each.
+
+        Args:
+            text: the text. One without tokens gives one window, of special tokens alone.
+            limit: largest number of tokens of a window, with the special ones.
+            prefix: a prompt that goes before the text, in the first windows alone.
+
+        Raises:
+            ValueError: as `encode`.
+        """
+        return list(windows_of(self.encode([text], prefix=prefix)[0], limit))
+
+    def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """The text of tokens.
+
+        Args:
+            ids: of the tokens.
+            special: write special tokens too.
+        """
+        text: str = self._rust.decode([int(one) for one in ids], skip_special_tokens=not special)
+        return text
+
+    def token(self, number: int) -> str | None:
+        """The vocabulary's name of an id, such as "##ing" or "Ġthe"; None: there is no such id."""
+        name: str | None = self._rust.id_to_token(number)
+        return name
+
+    def stream(self, *, special: bool = False) -> Stream:
+        """What turns generated ids into text, one after the other."""
+        return Stream(self._rust, special=special)
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], **settings: Any) -> str:
+        """The text of a conversation by the folder's chat template; encode it with `frame=False`.
+
+        Args:
+            messages: each has "role" and "content".
+            settings: what the template knows besides: `add_generation_prompt`, `tools`, `documents`, and others.
+
+        Raises:
+            ValueError: the folder has no chat template, or the template fails or does what no template may.
+        """
+        return self._templates.render(messages, **settings)
+
+    def _encodings(self, texts: Sequence[str], frame: bool) -> Sequence[Any]:
+        try:
+            if len(texts) == 1:
+                return [self._rust.encode(texts[0], add_special_tokens=frame)]  # without starting its threads
+            encoded: Sequence[Any] = self._rust.encode_batch(list(texts), add_special_tokens=frame)
+            return encoded
+        except BaseException as error:  # its panics are no Exceptions
+            _all_text(texts)
+            raise _mended(error, f"the tokenizer in {self._home} fails on a text") from error
+
+    def _special_ids(self, more: Sequence[str]) -> list[int]:
+        """Ids of special tokens. The token for unknown words is one of them only if it has another role too."""
+        named = {self._ids[name] for name in NAMES if name in self._ids and name != "unk_token"}
+        others = {self._rust.token_to_id(token) for token in more} - {self._ids.get("unk_token")}
+        return [one for one in named | others if one is not None]
+
+
+def open_tokenizer(home: Path, *, vocabulary: int | None = None) -> Tokenizer:
+    """Open the tokenizer of a folder.
+
+    Args:
+        home: a folder with tokenizer.json, and what transformers puts beside it.
+        vocabulary: number of ids that the model knows; None: not compared.
+
+    Raises:
+        ImportError: `tokenizers` is not installed.
+        OSError: a file may not be read.
+        ValueError: the folder has no tokenizer.json, it cannot be read, or it has ids that the model does not know.
+    """
+    require("text")
+    path = home / "tokenizer.json"
+    if not path.exists():
+        raise ValueError(_absent(home))
+    refuse_link_out(path, home)
+    try:
+        text = read_bytes(path, most=_LARGEST).decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error.reason}); get a sound one") from error
+    tokenizer = Tokenizer(home, text)
+    if vocabulary is not None and tokenizer.size > vocabulary:
+        raise ValueError(
+            f"{path} has ids up to {tokenizer.size - 1}, the model knows {vocabulary} (0 to {vocabulary - 1}); "
+            "take the tokenizer that belongs to this model"
+        )
+    return tokenizer
+
+
+def _opened(home: Path, text: str, named: Mapping[str, Any], more: Sequence[Any]) -> Any:
+    from tokenizers import AddedToken, Tokenizer  # only here, so that what needs no text loads faster
+
+    def added(token: Any) -> Any:
+        rules = {"normalized": False, "content": token} if isinstance(token, str) else dict(token)
+        return AddedToken(**rules, special=True)
+
+    try:
+        rust = Tokenizer.from_str(text)
+        absent = [token for token in (*named.values(), *more) if rust.token_to_id(_content(token)) is None]
+        rust.add_special_tokens([added(token) for token in absent])
+    except BaseException as error:  # its panics are no Exceptions
+        raise _mended(error, f"{home / 'tokenizer.json'} cannot be read") from error
+    return rust
+
+
+def _mended(error: BaseException, what: str) -> BaseException:
+    """What to raise for an error of `tokenizers`: its panics and plain Exceptions become ValueErrors."""
+    if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+        return error
+    reason = " ".join(str(error).split())[:300]
+    return ValueError(f"{what} ({reason}); take a tokenizer.json that the tokenizers library wrote")
+
+
+def _absent(home: Path) -> str:
+    others = [n for n in ("vocab.txt", "vocab.json", "tokenizer.model", "spiece.model") if (home / n).exists()]
+    has = f"; it has {', '.join(others)}" if others else ""
+    return (
+        f"{home} has no tokenizer.json{has}; make it where transformers is installed: "
+        f"AutoTokenizer.from_pretrained({str(home)!r}).save_pretrained({str(home)!r})"
+    )
+
+
+def _content(token: Any) -> str:
+    return token if isinstance(token, str) else str(token["content"])
+
+
+def _all_text(texts: Sequence[Any]) -> bool:
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"text {number} is {type(text).__name__}, expected str; decode bytes by their encoding")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"text {number} holds half of a character (a lone surrogate at character {error.start}); "
+                "read the file as UTF-8 with errors='replace'"
+            ) from error
+    return True

@@ -1,0 +1,103 @@
+"""Tokens of one text, and the cuts that make them fit a model's context."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_runtime.activations.framing import cuts, room
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens of a text, or of one window of it.
+
+    Attributes:
+        ids: int64 [t].
+        offsets: where each token stands, first character and the one after the last, int64 [t, 2]. Special tokens that
+            the tokenizer added have (0, 0).
+        special: whether the tokenizer added the token around the text, [t]. A special token's name inside a text
+            becomes that token too, and is not `special`, as in transformers.
+        kept: whether the token is one of the text's own, [t]: harvest keeps it. Tokens that are special by their place
+            or by their id are not, nor are those of a prompt before the text.
+        prompt: whether the token belongs to the prompt before the text, [t]. A token of both is the text's.
+        positions: numbers of the tokens in the text, int64 [t]; in a window they go on from the window before, and a
+            special token before or after the text has the position of the text's nearest token.
+        left_out: number of tokens that the limit dropped.
+    """
+
+    ids: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    special: NDArray[np.bool_]
+    kept: NDArray[np.bool_]
+    prompt: NDArray[np.bool_]
+    positions: NDArray[np.int64]
+    left_out: int = 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def from_encoding(encoding: Any, special_by_id: NDArray[np.bool_], prompt: int) -> Tokens:
+    """Tokens of an encoding of `tokenizers`.
+
+    Args:
+        encoding: of prompt and text together.
+        special_by_id: whether an id is a special token's, [vocabulary].
+        prompt: number of characters of the prompt before the text.
+    """
+    ids = np.array(encoding.ids, np.int64)
+    offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+    special = np.array(encoding.special_tokens_mask, np.bool_)
+    kept = ~(special | special_by_id[ids])
+    of_prompt = np.zeros(len(ids), np.bool_)
+    if prompt:
+        of_prompt = (offsets[:, 1] <= prompt) & ~special
+        kept &= ~of_prompt
+        offsets = (offsets - prompt).clip(0)
+    return Tokens(ids, offsets, special, kept, of_prompt, np.arange(len(ids)))
+
+
+def limited(tokens: Tokens, limit: int, side: str) -> Tokens:
+    """The tokens that are left of a text when a limit drops the others; special tokens around the text stay.
+
+    Args:
+        tokens: of a whole text.
+        limit: largest number of tokens.
+        side: "right" drops the end of the text, "left" its beginning.
+
+    Raises:
+        ValueError: no token of the text has room.
+    """
+    if len(tokens) <= limit:
+        return tokens
+    before, after = _frame(tokens)
+    size, length = room(limit, before + after), len(tokens) - before - after
+    start = 0 if side == "right" else length - size
+    cut = _part(tokens, before, after, start, start + size)
+    return replace(cut, positions=np.arange(len(cut)), left_out=length - size)
+
+
+def windows_of(tokens: Tokens, limit: int) -> Iterator[Tokens]:
+    """The windows of a text as harvest cuts them, each with the special tokens around the text."""
+    before, after = _frame(tokens)
+    if len(tokens) == before + after:
+        yield tokens
+    for cut in cuts(len(tokens) - before - after, before, after, limit):
+        yield replace(_part(tokens, before, after, cut.start, cut.stop), positions=cut.positions.astype(np.int64))
+
+
+def _frame(tokens: Tokens) -> tuple[int, int]:
+    """The numbers of special tokens before and after a text."""
+    own = np.flatnonzero(~tokens.special)
+    return (int(own[0]), len(tokens) - 1 - int(own[-1])) if len(own) else (len(tokens), 0)
+
+
+def _part(tokens: Tokens, before: int, after: int, start: int, stop: int) -> Tokens:
+    """The text's tokens from `start` to `stop`, with the special tokens around them."""
+    end = len(tokens)
+    chosen = np.r_[:before, before + start : before + stop, end - after : end]
+    arrays = {name: getattr(tokens, name)[chosen] for name in ("ids", "offsets", "special", "kept", "prompt")}
+    return Tokens(**arrays, positions=tokens.positions[chosen])
