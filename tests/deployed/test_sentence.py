@@ -68,7 +68,9 @@ def test_the_library_and_we_read_what_it_writes_alike(tmp_path: Path) -> None:
         again = modules.Pooling.load(str(home / "1_Pooling"))
         sentence = read_sentence(home)
         assert sentence is not None and sentence.include_prompt is again.include_prompt is False
-        assert sentence.pooling == ((again.pooling_mode,) if isinstance(again.pooling_mode, str) else again.pooling_mode)
+        assert sentence.pooling == (
+            (again.pooling_mode,) if isinstance(again.pooling_mode, str) else again.pooling_mode
+        )
 
 
 def test_a_folder_without_modules_says_nothing(tmp_path: Path) -> None:
