@@ -1,5 +1,6 @@
 """sae-runtime doctor."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,8 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _model_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
     lines = [("graph", report["graph"])]
-    lines += [("gives", f"{name} {shape}") for name, shape in report["outputs"].items()]
+    gives = {re.sub(r"\.\d+\.", ".N.", name): shape for name, shape in report["outputs"].items()}  # keys of all layers
+    lines += [("gives", f"{name} {shape}") for name, shape in gives.items()]
     for name, one in report["splices"].items():
         does = [] if one["l0"] is None else [f"reads {one['l0']:.1f} features of a made-up token"]
         does += [] if one["moved"] is None else ["edits move the outputs" if one["moved"] else "edits move no output"]
