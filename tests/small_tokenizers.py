@@ -102,9 +102,7 @@ def _unigram(folder: Path) -> dict[str, Any]:
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
     specials = ["<pad>", "</s>", "<unk>"]
-    trainer = trainers.UnigramTrainer(
-        vocab_size=120, special_tokens=specials, unk_token="<unk>", show_progress=False
-    )
+    trainer = trainers.UnigramTrainer(vocab_size=120, special_tokens=specials, unk_token="<unk>", show_progress=False)
     tokenizer.train_from_iterator(CORPUS, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -113,7 +111,14 @@ def _unigram(folder: Path) -> dict[str, Any]:
 
 def _sentence_piece(folder: Path) -> dict[str, Any]:
     """As Llama 2 has it: merges over blanks that are letters, and bytes for unknown characters."""
-    letters = sorted({character for text in CORPUS for character in text.replace(" ", "▁") if ord(character) < 128 or character == "▁"})
+    letters = sorted(
+        {
+            character
+            for text in CORPUS
+            for character in text.replace(" ", "▁")
+            if ord(character) < 128 or character == "▁"
+        }
+    )
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters, "th", "▁th", "the", "▁the"]
     merges = [("t", "h"), ("▁", "th"), ("th", "e"), ("▁th", "e")]
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
@@ -157,12 +162,82 @@ def save_tokenizer(folder: Path, kind: str, **settings: Any) -> Path:
     return folder
 
 
+def save_example(folder: Path) -> Path:
+    """A tokenizer of ten words, for examples in docstrings."""
+    folder.mkdir()
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "##s", "read", "the", "open", "file"]
+    tokenizer = Tokenizer(models.WordPiece({name: number for number, name in enumerate(names)}, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    frame = [("[CLS]", 2), ("[SEP]", 3)]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=frame)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    roles = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    template = "{% for message in messages %}{{ message.role }}: {{ message.content }}{% endfor %}"
+    config = {**roles, "model_max_length": 64, "chat_template": template}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
 _PIECES = (
     *("Open the file", "the", " ", "  ", "\n", "\t", "\r\n", "\u00a0", "\u3000", "don't", "3.14", "...", "—", "\u200b"),
-    *("👩\u200d👩\u200d👧\u200d👦", "🏳️\u200d🌈", "👍🏽", "🇩🇪", "😀", "你好", "世界", "日本語のテキスト", "한국어", "مرحبا بالعالم", "שלום"),
-    *("e\u0301", "Z\u0351\u036b\u0343\u036a", "ﬁ", "Å", "A\u030a", "½", "ß", "İ", "ı", "ǅ", "\0", "\x01", "\x1b[2J", "\x7f"),
-    *("\ufeff", "\ufffd", "\ufffe", "\u202e", "\u2028", "\U0010ffff", "\ue000", "[SEP]", "[CLS]", "[MASK]", "<|im_start|>"),
-    *("<|im_end|>", "<s>", "</s>", "<unk>", "<mask>", "<|tool|>", "<|end|>", "▁", "Ġ", "##ing", "<0x41>", "हिन्दी", "ไทย"),
+    *(
+        "👩\u200d👩\u200d👧\u200d👦",
+        "🏳️\u200d🌈",
+        "👍🏽",
+        "🇩🇪",
+        "😀",
+        "你好",
+        "世界",
+        "日本語のテキスト",
+        "한국어",
+        "مرحبا بالعالم",
+        "שלום",
+    ),
+    *(
+        "e\u0301",
+        "Z\u0351\u036b\u0343\u036a",
+        "ﬁ",
+        "Å",
+        "A\u030a",
+        "½",
+        "ß",
+        "İ",
+        "ı",
+        "ǅ",
+        "\0",
+        "\x01",
+        "\x1b[2J",
+        "\x7f",
+    ),
+    *(
+        "\ufeff",
+        "\ufffd",
+        "\ufffe",
+        "\u202e",
+        "\u2028",
+        "\U0010ffff",
+        "\ue000",
+        "[SEP]",
+        "[CLS]",
+        "[MASK]",
+        "<|im_start|>",
+    ),
+    *(
+        "<|im_end|>",
+        "<s>",
+        "</s>",
+        "<unk>",
+        "<mask>",
+        "<|tool|>",
+        "<|end|>",
+        "▁",
+        "Ġ",
+        "##ing",
+        "<0x41>",
+        "हिन्दी",
+        "ไทย",
+    ),
 )
 
 
@@ -172,7 +247,15 @@ def odd_texts(count: int, seed: int = 0) -> list[str]:
     texts = ["", " ", "\n", "   \t ", "\0", "a", *_PIECES]
     while len(texts) < count:
         if rng.random() < 0.2:  # any characters at all
-            kinds = [(32, 127), (0, 32), (0x80, 0x250), (0x300, 0x370), (0x590, 0x700), (0x4E00, 0x9FFF), (0x1F300, 0x1FAFF)]
+            kinds = [
+                (32, 127),
+                (0, 32),
+                (0x80, 0x250),
+                (0x300, 0x370),
+                (0x590, 0x700),
+                (0x4E00, 0x9FFF),
+                (0x1F300, 0x1FAFF),
+            ]
             texts.append("".join(chr(rng.randrange(*rng.choice(kinds))) for _ in range(rng.randrange(40))))
         else:
             blank = rng.choice(["", " ", "  "])

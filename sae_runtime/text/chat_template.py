@@ -3,13 +3,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from sae_runtime.bundle.extras import require, require_version
 from sae_runtime.bundle.hub import refuse_link_out
 from sae_runtime.bundle.regular import read_bytes
 from sae_runtime.bundle.typed_json import read_file, shown
 from sae_runtime.core.printable import printable
+from sae_runtime.text.budget import Budget, budget
 
 _DEEPEST = 32  # lists and mappings inside one another in a message
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # names of a message's reasoning
@@ -134,11 +137,8 @@ def _plain(value: Any, where: str, depth: int = 0) -> Any:
 
 
 def _rendered(source: str, home: Path, given: dict[str, Any]) -> str:
-    from sae_runtime.bundle.extras import require
-
     require("text")
-    from sae_runtime.text.budget import Budget, budget
-
+    require_version("text", "jinja2", version("jinja2"), (3, 1, 6))
     size = Budget(10**9).size(given)
     token = budget.set(Budget(*size))
     try:
