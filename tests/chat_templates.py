@@ -1,7 +1,7 @@
 """Chat templates of the usual families, and templates that misbehave."""
 
 CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 LLAMA = """{{- bos_token }}
@@ -33,7 +33,8 @@ LLAMA = """{{- bos_token }}
 {%- endif %}
 {%- for message in messages %}
     {%- if not (message.role == 'ipython' or message.role == 'tool' or 'tool_calls' in message) %}
-        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ message['content'] | trim + '<|eot_id|>' }}
+        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'
+            + message['content'] | trim + '<|eot_id|>' }}
     {%- elif 'tool_calls' in message %}
         {%- if not message.tool_calls|length == 1 %}{{- raise_exception("one tool call") }}{%- endif %}
         {%- set tool_call = message.tool_calls[0].function %}
@@ -55,7 +56,8 @@ MISTRAL = (
     "{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"
 )
 GEMMA = (
-    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
+    "{% endif %}"
     "{% for message in messages %}{% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}"
     "{% set role = message['role'] %}{% endif %}"
     "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
@@ -67,7 +69,8 @@ QWEN = """{%- if tools %}
     {{- "# Tools\\n\\n<tools>" }}
     {%- for tool in tools %}{{- "\\n" }}{{- tool | tojson }}{%- endfor %}
     {{- "\\n</tools><|im_end|>\\n" }}
-{%- elif messages[0].role == 'system' %}{{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}{%- endif %}
+{%- elif messages[0].role == 'system' %}
+    {{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}{%- endif %}
 {%- set ns = namespace(multi_step_tool=true, last_query_index=messages|length - 1) %}
 {%- for message in messages[::-1] %}
     {%- set index = (messages|length - 1) - loop.index0 %}
@@ -88,12 +91,14 @@ QWEN = """{%- if tools %}
             {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
         {%- endif %}
         {%- if loop.index0 > ns.last_query_index and (loop.last or reasoning_content) %}
-            {{- '<|im_start|>' + message.role + '\\n<think>\\n' + reasoning_content.strip('\\n') + '\\n</think>\\n\\n' + content }}
+            {{- '<|im_start|>' + message.role + '\\n<think>\\n' 
+                + reasoning_content.strip('\\n') + '\\n</think>\\n\\n' + content }}
         {%- else %}{{- '<|im_start|>' + message.role + '\\n' + content }}{%- endif %}
         {%- for tool_call in message.tool_calls or [] %}
             {%- if tool_call.function %}{%- set tool_call = tool_call.function %}{%- endif %}
             {{- '\\n<tool_call>\\n{"name": "' }}{{- tool_call.name }}{{- '", "arguments": ' }}
-            {%- if tool_call.arguments is string %}{{- tool_call.arguments }}{%- else %}{{- tool_call.arguments | tojson }}{%- endif %}
+            {%- if tool_call.arguments is string %}{{- tool_call.arguments }}
+            {%- else %}{{- tool_call.arguments | tojson }}{%- endif %}
             {{- '}\\n</tool_call>' }}
         {%- endfor %}
         {{- '<|im_end|>\\n' }}
@@ -118,12 +123,16 @@ CONTROLS = """{%- macro line(name, text, width=2) -%}
     {{ line(message.role, message.content, width=loop.index % 3) ~ '\\n' }}
     {%- if message.role == 'assistant' %}{% generation %}{{ message.content }}{% endgeneration %}{% endif -%}
     {%- set ns.last = message -%}
-    {{- loop.cycle('+', '-') }}{{ '%s|%5.2f' % (loop.index, loop.index / 3) }}{{ "{} {:>6}".format(loop.length, loop.revindex) }}
+    {{- loop.cycle('+', '-') }}{{ '%s|%5.2f' % (loop.index, loop.index / 3) }}
+    {{- "{} {:>6}".format(loop.length, loop.revindex) }}
 {%- else %}nobody{% endfor -%}
 {% set block %}{{ ns.names|unique|sort|join(', ') }}{{ {'b': 1, 'a': [1, 2.5, none, true, 'é<']}|tojson }}{% endset %}
-{{ block }} {{ ns.names|length }} {{ messages|map(attribute='role')|list }} {{ [3, 1, 2]|sort|first }} {{ (7 // 2) ** 2 - 1.5 }}
-{{ messages|selectattr('role', 'equalto', 'user')|map(attribute='content')|join('|') }} {{ 'ab'[::-1] }} {{ dict(a=1).items()|list }}
-{{ undefined_name }}{{ undefined_name is defined }} {{ 1 if ns.found else 0 }} {{ 'A b'.title() }} {{ [1, [2, 3]]|string }} {{ x|d('none') }}
+{{ block }} {{ ns.names|length }} {{ messages|map(attribute='role')|list }} {{ [3, 1, 2]|sort|first }}
+{{ (7 // 2) ** 2 - 1.5 }}
+{{ messages|selectattr('role', 'equalto', 'user')|map(attribute='content')|join('|') }} {{ 'ab'[::-1] }}
+{{ dict(a=1).items()|list }}
+{{ undefined_name }}{{ undefined_name is defined }} {{ 1 if ns.found else 0 }} {{ 'A b'.title() }} {{ [1, [2, 3]]|string }}
+{{ x|d('none') }}
 {% for key, value in {'b': 1, 'a': 2}|dictsort %}{{ key }}{{ value }}{% endfor %} {{ ns.last.content|capitalize if ns.last }} {{ eos_token }}
 """
 FAMILIES = {
@@ -150,7 +159,7 @@ HOSTILE = {
     "file": "{% include '/etc/passwd' %}",
     # It does not end.
     "loops": _MANY + _MANY + "{% endfor %}{% endfor %}",
-    "long body": _MANY + "{% if a %}{% endif %}" * 3000 + "{% endfor %}",
+    "long body": _MANY + "{% if a %}{% endif %}" * 800 + "{% endfor %}",
     "macro of itself": "{% macro a(n) %}{% if n %}{{ a(n-1) }}{{ a(n-1) }}{% endif %}{% endmacro %}{{ a(100) }}",
     "macro without end": "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}",
     "block of itself": "{% block a %}{{ self.a() }}{% endblock %}",

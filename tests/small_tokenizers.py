@@ -86,6 +86,12 @@ def _word_piece(folder: Path) -> dict[str, Any]:
     return {**roles, "mask_token": "[MASK]", "model_max_length": 32}
 
 
+def _cased(folder: Path) -> dict[str, Any]:
+    """A class whose settings decide about case, against what tokenizer.json says."""
+    settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": False, "strip_accents": True}
+    return {**_word_piece(folder), **settings, "tokenize_chinese_chars": False}
+
+
 def _baked(folder: Path) -> dict[str, Any]:
     named = _word_piece(folder)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -148,7 +154,13 @@ def _named_later(folder: Path) -> dict[str, Any]:
 
 KINDS: dict[str, Callable[[Path], dict[str, Any]]] = {
     **{"byte level": _byte_level, "left": _left, "bos and eos": _bos_eos, "roberta": _roberta, "trimmed": _trimmed},
-    **{"word piece": _word_piece, "baked": _baked, "unigram": _unigram, "sentence piece": _sentence_piece},
+    **{
+        "word piece": _word_piece,
+        "cased": _cased,
+        "baked": _baked,
+        "unigram": _unigram,
+        "sentence piece": _sentence_piece,
+    },
     **{"words": _words, "named later": _named_later},
 }
 

@@ -61,6 +61,9 @@ MEDIUM = (
     "test_transformer_lens_names",
 )
 SLOW = (
+    "test_same_tokens",
+    "test_same_chats",
+    "test_same_windows",
     "test_long_machine",
     "test_more_examples",
     "test_cancellation",

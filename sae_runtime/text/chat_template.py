@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +136,7 @@ def _plain(value: Any, where: str, depth: int = 0) -> Any:
 
 
 def _rendered(source: str, home: Path, given: dict[str, Any]) -> str:
-    require("text")
-    require_version("text", "jinja2", version("jinja2"), (3, 1, 6))
+    _require_jinja()
     size = Budget(10**9).size(given)
     token = budget.set(Budget(*size))
     try:
@@ -150,9 +148,17 @@ def _rendered(source: str, home: Path, given: dict[str, Any]) -> str:
         budget.reset(token)
 
 
+@lru_cache(maxsize=1)
+def _require_jinja() -> None:
+    from importlib.metadata import version
+
+    require("text")
+    require_version("text", "jinja2", version("jinja2"), (3, 1, 6))
+
+
 @lru_cache(maxsize=16)
 def _compiled(source: str) -> Any:
-    from sae_runtime.text.sandbox import LARGEST_SOURCE, Sandbox
+    from sae_runtime.text.sandbox import LARGEST_SOURCE, Sandbox  # Jinja loads only where it is needed
 
     if len(source) > LARGEST_SOURCE:
         raise ValueError(f"it has more than {LARGEST_SOURCE:,} characters")

@@ -22,7 +22,7 @@ _ROBERTA = {
     **{"cls_token": "<s>", "mask_token": "<mask>"},
 }
 _DEFAULTS = {
-    **dict.fromkeys(("bert", "distilbert", "electra", "mobilebert", "lxmert", "funnel"), _BERT),
+    **dict.fromkeys(("bert", "distilbert", "electra", "mobilebert"), _BERT),
     **dict.fromkeys(("roberta", "xlmroberta", "camembert", "longformer", "bart"), _ROBERTA),
     "gpt2": dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>"),
     "t5": {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
@@ -111,13 +111,12 @@ def _max_length(config: Mapping[str, Any], model: Mapping[str, Any]) -> int | No
     """The smaller of what the tokenizer's and the model's files say."""
     family = str(model.get("model_type", ""))
     told = [config.get("model_max_length", config.get("max_len"))]
+    # The positions of some families begin behind the id of padding.
+    behind = any(name in family for name in _OFFSET_FAMILIES)
+    begin = (_ids(model.get("pad_token_id")) or (1,))[0] + 1 if behind else 0
     for key in ("max_position_embeddings", "n_positions", "max_sequence_length"):
-        value = model.get(key)
-        if _is_length(value):
-            # The positions of these families begin behind the id of padding.
-            behind = any(name in family for name in _OFFSET_FAMILIES)
-            pad = _ids(model.get("pad_token_id")) or (1,)
-            told.append(value - pad[0] - 1 if behind else value)
+        value: Any = model.get(key)
+        told += [value - begin] if _is_length(value) else []
     lengths = [int(value) for value in told if _is_length(value)]
     return min(lengths, default=None)
 

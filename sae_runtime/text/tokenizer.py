@@ -236,7 +236,9 @@ def _lower_as_told(rust: Any, settings: Settings) -> None:
     from tokenizers.normalizers import BertNormalizer
 
     normalizer = rust.normalizer
-    if settings.kind in ("bert", "distilbert", "electra") and isinstance(normalizer, BertNormalizer):
+    if settings.kind in ("bert", "distilbert", "electra", "mobilebert", "mpnet") and isinstance(
+        normalizer, BertNormalizer
+    ):
         normalizer.lowercase = settings.config.get("do_lower_case", True) is not False
         normalizer.handle_chinese_chars = settings.config.get("tokenize_chinese_chars", True) is not False
         accents = settings.config.get("strip_accents")

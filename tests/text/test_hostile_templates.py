@@ -1,4 +1,4 @@
-"""A chat template is a stranger's program: what it may not do ends with one sentence, by counting and not by a clock."""
+"""A chat template is a stranger's program: what it may not do ends with one sentence, by counting, not by a clock."""
 
 import threading
 from pathlib import Path
@@ -107,6 +107,7 @@ def test_no_template_and_none_of_that_name() -> None:
 
 
 def test_old_jinja_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat_template, "version", lambda _: "3.1.4")
+    chat_template._require_jinja.cache_clear()
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "3.1.4")
     with pytest.raises(ImportError, match="jinja2 3.1.4 is too old, 3.1.6 is the oldest"):
         render("x")

@@ -1,4 +1,4 @@
-"""Windows of long texts are those of harvest: the same ids, positions and kept tokens, with offsets of the whole text."""
+"""Windows of long texts are those of harvest: the same ids, positions and kept tokens."""
 
 from pathlib import Path
 from typing import Any
