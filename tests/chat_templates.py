@@ -39,7 +39,8 @@ LLAMA = """{{- bos_token }}
         {%- if not message.tool_calls|length == 1 %}{{- raise_exception("one tool call") }}{%- endif %}
         {%- set tool_call = message.tool_calls[0].function %}
         {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}
-        {{- '{"name": "' + tool_call.name + '", "parameters": ' }}{{- tool_call.arguments | tojson }}{{- "}<|eot_id|>" }}
+        {{- '{"name": "' + tool_call.name + '", "parameters": ' }}{{- tool_call.arguments | tojson }}
+        {{- "}<|eot_id|>" }}
     {%- else %}
         {{- "<|start_header_id|>ipython<|end_header_id|>\\n\\n" }}
         {%- if message.content is mapping or message.content is iterable %}{{- message.content | tojson }}
@@ -131,9 +132,11 @@ CONTROLS = """{%- macro line(name, text, width=2) -%}
 {{ (7 // 2) ** 2 - 1.5 }}
 {{ messages|selectattr('role', 'equalto', 'user')|map(attribute='content')|join('|') }} {{ 'ab'[::-1] }}
 {{ dict(a=1).items()|list }}
-{{ undefined_name }}{{ undefined_name is defined }} {{ 1 if ns.found else 0 }} {{ 'A b'.title() }} {{ [1, [2, 3]]|string }}
+{{ undefined_name }}{{ undefined_name is defined }} {{ 1 if ns.found else 0 }} {{ 'A b'.title() }}
+{{ [1, [2, 3]]|string }}
 {{ x|d('none') }}
-{% for key, value in {'b': 1, 'a': 2}|dictsort %}{{ key }}{{ value }}{% endfor %} {{ ns.last.content|capitalize if ns.last }} {{ eos_token }}
+{% for key, value in {'b': 1, 'a': 2}|dictsort %}{{ key }}{{ value }}{% endfor %}
+{{ ns.last.content|capitalize if ns.last }} {{ eos_token }}
 """
 FAMILIES = {
     **{"chatml": CHATML, "llama": LLAMA, "mistral": MISTRAL, "gemma": GEMMA, "qwen": QWEN, "controls": CONTROLS},
