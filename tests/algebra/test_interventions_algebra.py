@@ -1,6 +1,7 @@
 """Edits and gates of a batch against loops over requests, tokens and edits, in the words of the edits."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -45,14 +46,17 @@ def made(feature: int, verb: str, number: float, only: bool) -> Edit:
     return edit
 
 
-EDITS = st.builds(
-    made,
-    st.integers(0, D_SAE - 1),
-    st.sampled_from(["set", "add", "scale", "ablate", "cap"]),
-    NUMBERS,
-    st.booleans(),
-)
-REQUESTS = st.lists(st.lists(EDITS, max_size=3, unique_by=lambda edit: edit.feature), min_size=1, max_size=4)
+SEEDS = st.integers(0, 2**32 - 1)  # a number makes a richer batch than Hypothesis' first few lists
+
+
+def some_edits(rng: np.random.Generator, most: int, only: float) -> list[Edit]:
+    features = rng.permutation(D_SAE)[: rng.integers(0, most + 1)].tolist()
+    verbs = rng.choice(["set", "add", "scale", "ablate", "cap"], len(features))
+    numbers = rng.choice([0.0, 1.0, -1.0, 0.5, 3.0, 1e6], len(features))
+    return [
+        made(feature, str(verb), float(number), bool(rng.random() < only))
+        for feature, verb, number in zip(features, verbs, numbers, strict=True)
+    ]
 
 
 def activations(b: int, t: int, seed: int) -> Array:
@@ -106,35 +110,46 @@ def of_graph(f: Array, feed: dict[str, NDArray[Any]], name: str) -> Array:
     return change
 
 
-@given(REQUESTS, st.integers(1, 4), st.integers(0, 99), st.sampled_from(["none", "ones", "some", "many"]))
-@examples(40)
-def test_the_inputs_of_a_batch_do_what_the_edits_say(requests: list[list[Edit]], t: int, seed: int, kind: str) -> None:
-    f = activations(len(requests), t, seed)
+@given(SEEDS, st.sampled_from(["none", "ones", "some", "parts"]))
+@examples(60)
+def test_the_inputs_of_a_batch_do_what_the_edits_say(seed: int, kind: str) -> None:
     rng = np.random.default_rng(seed)
-    gates = None if kind == "none" else np.ones((len(requests), t), np.float32)
-    if kind in ("some", "many"):
-        gates = (rng.random((len(requests), t)) < 0.5).astype(np.float32) * (1 if kind == "some" else 0.25)
-    alone = [edits for edits in requests if None in map(without_gate, edits)]
-    if any(len(edits) > 1 for edits in alone):
+    b, t = rng.integers(1, 5, 2)
+    most = rng.integers(1, 4)
+    requests = [some_edits(rng, most, rng.choice([0, 0.5, 1])) for _ in range(b)]
+    if rng.random() < 0.3:  # alike, but for tokens on which their features are not active
+        only = rng.random(b) < rng.choice([0, 0.5])
+        requests = [[replace(edit, only_active=bool(one)) for edit in requests[0]] for one in only]
+    f = activations(b, t, seed)
+    gates = None if kind == "none" else np.ones((b, t), np.float32)
+    if kind in ("some", "parts"):
+        gates = (rng.random((b, t)) < 0.5).astype(np.float32) * (1 if kind == "some" else 0.25)
+    if any(len(edits) > 1 and None in map(without_gate, edits) for edits in requests):
         with pytest.raises(ValueError, match="only where it is active, which a graph cannot say beside other edits"):
             intervention_feed({"sae": spliced("sae")}, edits={"sae": requests}, gates=gates)
         return
     feed = intervention_feed({"sae": spliced("sae")}, edits={"sae": requests}, gates=gates)
     assert bool(feed) == any(requests)
-    expected = wanted(f, requests, np.ones((len(requests), t)) if gates is None else gates.astype(float))
+    expected = wanted(f, requests, np.ones((b, t)) if gates is None else gates.astype(float))
     np.testing.assert_allclose(of_graph(f, feed, "sae"), expected, rtol=1e-5, atol=1e-6)
     dtypes = {name.removeprefix("sae_"): array.dtype for name, array in feed.items()}
     assert all(dtypes[name] == (np.int64 if name in ("features", "when") else np.float32) for name in dtypes)
 
 
-@given(st.lists(REQUESTS, min_size=2, max_size=3), st.data())
+def test_requests_that_differ_only_in_where_they_act_stay_apart() -> None:
+    f = activations(3, 40, 7)
+    edits = [[Edit.add(1, 2.0, only_active=only)] for only in (False, True, False)]
+    feed = intervention_feed({"sae": spliced("sae")}, edits={"sae": edits})
+    np.testing.assert_allclose(of_graph(f, feed, "sae"), wanted(f, edits, np.ones((3, 40))), rtol=1e-5)
+
+
+@given(SEEDS, st.data())
 @examples(20)
-def test_each_of_several_saes_gets_its_own_edits(of_each: list[list[list[Edit]]], data: st.DataObject) -> None:
+def test_each_of_several_saes_gets_its_own_edits(seed: int, data: st.DataObject) -> None:
     """And the inputs of one do not depend on the others'."""
-    b = min(map(len, of_each))
-    names = ["sae", "sae_b", "c"][: len(of_each)]  # one name begins another
-    plain = [[[edit for edit in edits if not edit.only_active] for edits in requests[:b]] for requests in of_each]
-    edits: dict[str, list[list[Edit]]] = dict(zip(names, plain, strict=True))
+    rng = np.random.default_rng(seed)
+    b, names = int(rng.integers(1, 4)), ["sae", "sae_b", "c"][: rng.integers(2, 4)]  # one name begins another
+    edits = {name: [some_edits(rng, 3, 0) for _ in range(b)] for name in names}
     splices = {name: spliced(name) for name in names}
     slots = {name: data.draw(st.integers(0, D_SAE)) for name in names}
     required = data.draw(st.sets(st.sampled_from([name for one in splices.values() for name in one.inputs])))
@@ -178,23 +193,24 @@ def test_edits_that_are_no_edits_of_the_graph_are_refused(edits: list[list[Edit]
         intervention_feed({"sae": spliced("sae")}, edits={"sae": edits})
 
 
-GATES = st.one_of(
-    st.sampled_from(["all", "text", "prompt", "last_prompt", "generated", "answer"]),
-    st.lists(st.integers(0, 12), max_size=4).map(lambda numbers: positions(*numbers)),
-    st.lists(st.tuples(st.integers(0, 20), st.integers(1, 6)), max_size=3).map(
-        lambda parts: spans(*((first, first + size) for first, size in parts))
-    ),
-)
+def some_gate(rng: np.random.Generator) -> Gate:
+    words: list[Gate] = ["all", "text", "prompt", "last_prompt", "generated", "answer"]
+    if (kind := rng.integers(0, 10)) < len(words):
+        return words[kind]
+    if kind < 8:
+        return positions(*rng.integers(0, 13, rng.integers(0, 5)).tolist())
+    firsts = rng.integers(0, 12, rng.integers(0, 4)).tolist()
+    return spans(*((first, first + int(rng.integers(1, 7))) for first in firsts))
 
 
-@given(GATES, st.integers(0, 9), st.integers(0, 4), st.data())
-@examples(60)
-def test_a_gate_reaches_the_tokens_that_its_words_say(
-    gate: Gate, prompt: int, answer: int, data: st.DataObject
-) -> None:
+@given(SEEDS)
+@examples(150)
+def test_a_gate_reaches_the_tokens_that_its_words_say(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    gate, prompt, answer = some_gate(rng), int(rng.integers(1, 10)), int(rng.integers(0, 5))
     total = prompt + answer
-    special = np.array(data.draw(st.lists(st.booleans(), min_size=total, max_size=total)), bool)
-    widths = data.draw(st.lists(st.integers(1, 5), min_size=prompt, max_size=prompt))
+    special = rng.random(total) < 0.3
+    widths = rng.integers(1, 4, prompt)
     ends = np.cumsum(widths)
     offsets = np.zeros((total, 2), np.int64)
     for token in range(prompt):
@@ -218,11 +234,11 @@ def test_a_gate_reaches_the_tokens_that_its_words_say(
             "answer": token >= prompt - 1,
         }[str(gate)]
 
-    begin = data.draw(st.integers(0, total))
-    end = data.draw(st.integers(begin, total))
-    part = slice(begin, end)  # of a step, or of a chunk of a long prompt
-    inside = reached(gate, np.arange(begin, end), prompt=prompt, special=special[part], offsets=offsets[part])
-    assert (inside.dtype, inside.tolist()) == (np.dtype(bool), [by_words(token) for token in range(begin, end)])
+    begin, end = sorted(rng.integers(0, total + 1, 2).tolist())
+    for part in (slice(0, total), slice(begin, end)):  # all, and those of a step or of a chunk of a long prompt
+        places = np.arange(part.start, part.stop)
+        inside = reached(gate, places, prompt=prompt, special=special[part], offsets=offsets[part])
+        assert (inside.dtype, inside.tolist()) == (np.dtype(bool), [by_words(token) for token in places])
     assert as_gate(gate) == gate
 
 
