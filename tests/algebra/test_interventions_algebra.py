@@ -115,7 +115,7 @@ def of_graph(f: Array, feed: dict[str, NDArray[Any]], name: str) -> Array:
 def test_the_inputs_of_a_batch_do_what_the_edits_say(seed: int, kind: str) -> None:
     rng = np.random.default_rng(seed)
     b, t = rng.integers(1, 5, 2)
-    most = rng.integers(1, 4)
+    most = int(rng.integers(1, 4))
     requests = [some_edits(rng, most, rng.choice([0, 0.5, 1])) for _ in range(b)]
     if rng.random() < 0.3:  # alike, but for tokens on which their features are not active
         only = rng.random(b) < rng.choice([0, 0.5])
