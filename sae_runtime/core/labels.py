@@ -4,8 +4,7 @@ import difflib
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
-
-import numpy as np
+from typing import SupportsIndex
 
 LONGEST = 1000  # characters of a label
 _CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -79,7 +78,7 @@ class Labels(Mapping[int, str]):
         """
         self._labels: dict[int, str] = {}
         for feature, text in labels.items():
-            if not isinstance(feature, int | np.integer) or isinstance(feature, bool):
+            if not isinstance(feature, SupportsIndex) or isinstance(feature, bool):
                 raise ValueError(f"labels are given by feature, such as {{12: 'include'}}, got {shown(feature)}")
             self._labels[int(feature)] = as_label(text)
         self._features: dict[str, list[int]] = {}  # filled when a label is first looked up
