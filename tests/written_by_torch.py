@@ -24,6 +24,8 @@ def written(
     prompt: Sequence[int],
     steps: int,
     plan: Plan,
+    *,
+    cache: bool = True,
 ) -> tuple[list[int], list[NDArray[np.float64]]]:
     """The most likely tokens, and the features [t, d_sae] of the tokens that each step reads.
 
@@ -35,6 +37,7 @@ def written(
         prompt: ids.
         steps: number of tokens.
         plan: the edits of each step.
+        cache: keep keys and values; without it all tokens are read again, by the same edits and their own gates.
     """
     seen: list[NDArray[np.float64]] = []
     asked: list[tuple[Sequence[Edit], Sequence[float]]] = []
@@ -42,8 +45,10 @@ def written(
     def act(_module: Any, _given: Any, output: Any) -> Any:
         x = (output[0] if isinstance(output, tuple) else output).numpy()
         f = features(x[0].astype(np.float64))
-        seen.append(f)
         edits, gate = asked[-1]
+        if not cache:
+            gate = [one for _, gates in asked for one in gates]
+        seen.append(f if cache or len(asked) == 1 else f[-1:])
         if not edits:
             return None
         fields = {"scale": "factor", "shift": "shift", "low": "low", "high": "high"}
@@ -57,10 +62,10 @@ def written(
     try:
         for step in range(steps):
             asked.append(plan(step))
-            result = model(ids, past_key_values=past, use_cache=True)
-            past = result.past_key_values
+            result = model(ids, past_key_values=past, use_cache=True) if cache else model(ids)
+            past = result.past_key_values if cache else None
             answer.append(int(result.logits[0, -1].argmax()))
-            ids = torch.tensor([answer[-1:]])
+            ids = torch.tensor([answer[-1:] if cache else [*prompt, *answer]])
     finally:
         handle.remove()
     return answer, seen
