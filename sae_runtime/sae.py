@@ -15,7 +15,7 @@ from sae_runtime.bundle.graphs import ENCODE, GPU
 from sae_runtime.bundle.labels import read_labels
 from sae_runtime.bundle.manifest import Manifest
 from sae_runtime.bundle.stats import Stats
-from sae_runtime.core.edits import Edit, by_label, resolved
+from sae_runtime.core.edits import Edit, by_label, in_numbers, resolved
 from sae_runtime.core.features import Features, from_slots
 from sae_runtime.core.slots import Slots, joined_slots
 from sae_runtime.engine import decoding
@@ -320,6 +320,8 @@ class SAE:
         >>> sae.resolved([Edit.set(3, 8.0)]) == [Edit.set(3, 8.0)]
         True
         """
+        if in_numbers(edits):
+            return list(edits)
         multiples = any(edit.of_largest for edit in edits)
         largest = self.stats.largest if multiples and self.stats is not None else None
         return resolved(edits, largest, self.labels if by_label([edits]) else None)

@@ -70,12 +70,13 @@ def attach(
     Raises:
         BundleError: the bundle is damaged.
         ValueError: the model has no such hook, the hook has no activations of the SAE's d_in, a pass calls the module
-            several times and the hook does not name one call, a feature is out of range or edited twice, an edit needs
-            its largest activation and the bundle has none, the number of lists does not fit the requests, the gate is
-            unknown, it is not known which tokens the gate means or which are padding, a copy of the model runs, the
-            module is computed again by gradient checkpointing, the model is none of transformers or puts time before
-            the batch, a transcoder is to edit or replace the activations that it reads, or a token that is not known to
-            be padding is NaN or Inf, or overflows as a feature or by an edit. Such padding has no features.
+            several times and the hook does not name one call, a feature is out of range or edited twice, no feature or
+            several have a label, an edit needs its largest activation and the bundle has none, the number of lists does
+            not fit the requests, the gate is unknown, it is not known which tokens the gate means or which are padding,
+            a copy of the model runs, the module is computed again by gradient checkpointing, the model is none of
+            transformers or puts time before the batch, a transcoder is to edit or replace the activations that it
+            reads, or a token that is not known to be padding is NaN or Inf, or overflows as a feature or by an edit.
+            Such padding has no features.
 
     Warns:
         UserWarning: the model ran, and the module at the hook never did.

@@ -5,6 +5,7 @@ People write and edit this file, so the manifest does not list it and it has no 
 
 import functools
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,12 @@ from sae_runtime.bundle.files import new_file
 from sae_runtime.bundle.hub import refuse_link_out
 from sae_runtime.bundle.identity import Identity, identity
 from sae_runtime.bundle.parts import read_manifest
-from sae_runtime.bundle.regular import read_bytes
+from sae_runtime.bundle.regular import open_regular, read_bytes
 from sae_runtime.bundle.typed_json import from_dict, read_json
 from sae_runtime.core.labels import Labels, as_label
 
 FILE = "labels.jsonl"
-_LEAST, _EACH = 1 << 16, 1 << 11  # bytes that the file may have: in any case, or for each feature
+_LINE, _EACH = 1 << 16, 1 << 10  # bytes that a line may have at most, and the lines of all features on average
 
 
 def read_labels(folder: str | Path, d_sae: int | None = None) -> Labels:
@@ -32,7 +33,7 @@ def read_labels(folder: str | Path, d_sae: int | None = None) -> Labels:
         The labels by feature; none where the bundle has no such file.
 
     Raises:
-        OSError: the file may not be read.
+        OSError: the file may not be read, or the folder does not exist.
         ValueError: it is too large or not UTF-8, or a line is not sound; the message names the line.
 
     >>> write_labels(bundle_path, {12: "include"})
@@ -41,8 +42,11 @@ def read_labels(folder: str | Path, d_sae: int | None = None) -> Labels:
     >>> Path(bundle_path, "labels.jsonl").unlink()
     """
     path = Path(folder) / FILE
-    now = identity(path)
-    return _read(path, _features_of(path, d_sae), now) if now is not None else Labels({}, source=str(path))
+    if (now := identity(path)) is not None:
+        return _read(path, _features_of(path, d_sae), now)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent} does not exist any more, and its labels with it; load the bundle again")
+    return Labels({}, source=str(path))
 
 
 def write_labels(folder: str | Path, labels: Mapping[int, str]) -> None:
@@ -77,6 +81,19 @@ def write_labels(folder: str | Path, labels: Mapping[int, str]) -> None:
         file.write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
+def copy_labels(source: Path, target: Path) -> None:
+    """Copy the labels of a bundle, if it has any, into the folder of a bundle of the same features, as they are.
+
+    >>> Path("new").mkdir()
+    >>> copy_labels(Path(bundle_path), Path("new"))
+    """
+    path = source / FILE
+    if identity(path) is not None:
+        refuse_link_out(path, source)
+        with open_regular(path) as file, (target / FILE).open("wb") as copy:
+            shutil.copyfileobj(file, copy)
+
+
 @functools.lru_cache(maxsize=8)
 def _read(path: Path, d_sae: int, _now: Identity) -> Labels:
     return Labels({feature: line["label"] for feature, line in _lines(path, d_sae).items()}, source=str(path))
@@ -86,12 +103,17 @@ def _lines(path: Path, d_sae: int) -> dict[int, dict[str, Any]]:
     """The objects of the lines, by feature."""
     refuse_link_out(path, path.parent)
     lines: dict[int, dict[str, Any]] = {}
-    content = read_bytes(path, most=max(_LEAST, _EACH * d_sae)).removeprefix(b"\xef\xbb\xbf")
+    content = read_bytes(path, most=_LINE + _EACH * d_sae).removeprefix(b"\xef\xbb\xbf")
     for number, text in enumerate(content.split(b"\n"), start=1):
         if not text.strip():
             continue
         where = f"line {number} of {path}"
-        line = read_json(dict[str, Any], text, where, foreign=True)
+        if len(text) > _LINE:
+            raise ValueError(f"{where} has more than {_LINE:,} bytes; give the feature a short label")
+        try:
+            line = read_json(dict[str, Any], text.decode(), where, foreign=True)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{where} is not UTF-8 ({error.reason}); save the file as UTF-8") from error
         feature = from_dict(int, line.get("feature"), f"{where}: feature")
         try:
             _check_range(feature, d_sae)

@@ -11,6 +11,7 @@ import click
 from sae_runtime.cli import common
 from sae_runtime.cli.common import Run
 from sae_runtime.cli.options import Command
+from sae_runtime.core.columns import aligned
 
 if TYPE_CHECKING:
     from sae_runtime.bundle.folder import Bundle
@@ -37,11 +38,13 @@ def command(bundle: str, check: bool, run: Run) -> None:
         return
     from sae_runtime.bundle import folder
     from sae_runtime.bundle.hub import local
+    from sae_runtime.bundle.labels import read_labels
 
     try:
         read = folder.read(local(bundle), calibrated=False)
         for name in read.manifest.graphs:
             read.graph(name)
+        labels = read_labels(read.path, read.manifest.architecture.d_sae)
         faults = _faults(read) if check else {}
     except (OSError, ValueError) as error:
         if run.json:
@@ -49,16 +52,19 @@ def command(bundle: str, check: bool, run: Run) -> None:
         raise
     manifest = read.manifest
     wrong = [f"{name}: {fault}" for name, fault in faults.items() if fault is not None]
-    result = {"valid": not wrong, "bundle": bundle, **dataclasses.asdict(manifest)}
+    result = {"valid": not wrong, "bundle": bundle, **dataclasses.asdict(manifest), "labels": len(labels)}
     if check:
         result["check"] = faults
-    files = common.table([[name, f"{record.size:,} bytes", "sha256 ok"] for name, record in manifest.files.items()])
+    sizes = [[name, f"{record.size:,} bytes", "sha256 ok"] for name, record in manifest.files.items()]
+    files = aligned(sizes, right=[1])
     checked = "sha256 of every file, form of every graph" + (
         "; all compute what the weights say" if check else "; not what they compute: add --check"
     )
     lines = [("bundle", bundle), ("wrong", "; ".join(wrong)) if wrong else ("valid", checked), *describe(manifest)]
     if (stats := read.stats()) is not None:
         lines.append(("stats", f"density and largest activation of each feature, on {stats.tokens:,} tokens"))
+    if labels:
+        lines.append(("labels", f"of {len(labels):,} features"))
     lines += _listed("files", files)
     then = common.shell_command("export" if read.calibrated else "calibrate", bundle)
     run.show(result, lines + (graph_lines(manifest.graphs) or [("graphs", f"none yet; run: {then}")]))
@@ -198,7 +204,7 @@ def graph_lines(graphs: "Mapping[str, GraphRecord]") -> list[tuple[str, str]]:
         [name, f"{record.size:,} bytes", "row-independent" if record.row_independent else "over the whole batch"]
         for name, record in graphs.items()
     ]
-    return _listed("graphs", common.table(rows)) if rows else []
+    return _listed("graphs", aligned(rows, right=[1])) if rows else []
 
 
 def _listed(label: str, texts: list[Any]) -> list[tuple[str, str]]:

@@ -53,18 +53,17 @@ class Edit:
     of_largest: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.feature, str):
-            object.__setattr__(self, "feature", as_feature(self.feature))
-        elif not isinstance(self.feature, int | np.integer) or isinstance(self.feature, bool):
-            raise ValueError(f"a feature is a whole number or a label, got {self.feature!r}")
+        if type(self.feature) is not int:
+            object.__setattr__(self, "feature", _named(self.feature))
+        edit = f"an edit of {_called(self.feature)}"
         for name in ("factor", "shift", "low", "high"):
-            number = as_number(getattr(self, name), f"{name} of an edit of {_called(self.feature)}")
+            number = as_number(getattr(self, name), f"{name} of {edit}")
             if not abs(number) <= _LARGEST:  # NaN is not
-                raise ValueError(f"an edit of {_called(self.feature)} needs finite float32 numbers, got {number}")
+                raise ValueError(f"{edit} needs finite float32 numbers, got {number}")
             object.__setattr__(self, name, float(number))  # a float16 would round what it is multiplied with
         for switch in (self.only_active, self.of_largest):
             if not isinstance(switch, bool | np.bool_):
-                raise ValueError(f"only_active of an edit of {_called(self.feature)} is True or False, got {switch!r}")
+                raise ValueError(f"only_active of {edit} is True or False, got {switch!r}")
 
     @classmethod
     def set(
@@ -118,6 +117,15 @@ class Edit:
         return cls(feature, high=high, only_active=only_active, of_largest=of_largest)
 
 
+def _named(feature: object) -> int | str:
+    """The feature of an edit: its number, or its label."""
+    if isinstance(feature, str):
+        return as_feature(feature)
+    if not isinstance(feature, int | np.integer) or isinstance(feature, bool):
+        raise ValueError(f"a feature is a whole number or a label, got {feature!r}")
+    return int(feature)
+
+
 def _called(feature: int | str) -> str:
     return f"feature {shown(feature) if isinstance(feature, str) else feature}"
 
@@ -141,6 +149,18 @@ def by_label(requests: Sequence[Sequence[Edit]]) -> bool:
     return any(isinstance(edit.feature, str) for edits in requests for edit in edits)
 
 
+def in_numbers(edits: Sequence[Edit]) -> bool:
+    """Whether `resolved` has nothing to do.
+
+    >>> in_numbers([Edit.set(3, 8.0)]), in_numbers([Edit.set(3, times=2)]), in_numbers([Edit.ablate("include")])
+    (True, False, False)
+    """
+    for edit in edits:  # every call of `SAE.steer` comes here; a generator would cost more
+        if edit.of_largest or type(edit.feature) is str:
+            return False
+    return True
+
+
 def resolved(
     edits: Sequence[Edit], largest: NDArray[np.float32] | None = None, labels: Mapping[int, str] | None = None
 ) -> list[Edit]:
@@ -158,20 +178,20 @@ def resolved(
     >>> resolved([Edit.set("a", times=2)], np.array([0, 3], np.float32), {1: "a"}) == [Edit.set(1, 6.0)]
     True
     """
-    if all(type(edit.feature) is not str and not edit.of_largest for edit in edits):
+    if in_numbers(edits):
         return list(edits)
-    return [_in_activations(_of_number(edit, labels), largest) for edit in edits]
+    known = Labels(labels) if labels is not None and not isinstance(labels, Labels) else labels
+    return [_in_activations(_by_number(edit, known), largest) for edit in edits]
 
 
-def _of_number(edit: Edit, labels: Mapping[int, str] | None) -> Edit:
+def _by_number(edit: Edit, labels: Labels | None) -> Edit:
     if not isinstance(edit.feature, str):
         return edit
     if labels is None:
         raise ValueError(
             f"{shown(edit.feature)} is a label, and no labels were given; give them, or name the feature by its number"
         )
-    known = labels if isinstance(labels, Labels) else Labels(labels)
-    return dataclasses.replace(edit, feature=known.feature(edit.feature))
+    return dataclasses.replace(edit, feature=labels.feature(edit.feature))
 
 
 def _in_activations(edit: Edit, largest: NDArray[np.float32] | None) -> Edit:

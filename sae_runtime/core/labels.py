@@ -5,6 +5,8 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping
 
+import numpy as np
+
 LONGEST = 1000  # characters of a label
 _CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _WHOLE = re.compile("[+-]?[0-9]{1,18}")
@@ -73,9 +75,13 @@ class Labels(Mapping[int, str]):
             source: where they come from, for messages.
 
         Raises:
-            ValueError: a text is no label.
+            ValueError: a feature is no whole number, or a text is no label.
         """
-        self._labels = {int(feature): as_label(text) for feature, text in labels.items()}
+        self._labels: dict[int, str] = {}
+        for feature, text in labels.items():
+            if not isinstance(feature, int | np.integer) or isinstance(feature, bool):
+                raise ValueError(f"labels are given by feature, such as {{12: 'include'}}, got {shown(feature)}")
+            self._labels[int(feature)] = as_label(text)
         self._features: dict[str, list[int]] = {}  # filled when a label is first looked up
         self.source = source
 
@@ -89,7 +95,7 @@ class Labels(Mapping[int, str]):
         return len(self._labels)
 
     def __repr__(self) -> str:
-        return f"Labels({self._labels})"
+        return f"Labels({len(self)} of {self.source})"
 
     def feature(self, label: str) -> int:
         """The feature that a label means.

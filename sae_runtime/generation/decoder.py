@@ -160,7 +160,7 @@ def open_decoder(session: Any, layout: Layout, inputs: HostInputs) -> Decoder:
     """
     graph = layout.graph
     outputs = {output.name: output for output in session.get_outputs()}
-    if _LOGITS not in outputs or len(outputs[_LOGITS].shape) != 3 or not _writes(layout):
+    if not writes_text(layout, {name: output.shape for name, output in outputs.items()}):
         names = ", ".join(name for name in list(outputs)[:3])
         raise ValueError(
             f"{graph} gives {names} and writes no text; generate needs a causal language model with logits [b, t, v], "
@@ -200,12 +200,17 @@ def open_decoder(session: Any, layout: Layout, inputs: HostInputs) -> Decoder:
     )
 
 
-def _writes(layout: Layout) -> bool:
-    """Whether the model's class writes text from left to right, as far as its config says."""
+def writes_text(layout: Layout, outputs: Mapping[str, Sequence[Any]]) -> bool:
+    """Whether a model writes text from left to right, as far as its outputs and the class in its config say.
+
+    Args:
+        layout: of the model.
+        outputs: the declared shape of each output.
+    """
     classes = layout.config.get("architectures")
-    if not isinstance(classes, list) or not classes:
-        return True
-    return any(isinstance(name, str) and name.endswith(_WRITERS) for name in classes)
+    if isinstance(classes, list) and classes and not any(str(name).endswith(_WRITERS) for name in classes):
+        return False
+    return len(outputs.get(_LOGITS, ())) == 3
 
 
 def _context(layout: Layout) -> int | None:
