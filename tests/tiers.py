@@ -31,6 +31,7 @@ MEDIUM = (
     "test_export",
     "test_forms",
     "test_generation",
+    "test_generating",
     "test_export_model",
     "test_hook_point",
     "test_hook_tensor",
@@ -106,6 +107,8 @@ SLOW = (
     "test_tinystories_host",
     "test_where_it_runs",
     "test_workers",
+    "test_writers",
+    "test_smollm2_answers",
 )
 
 
