@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 import sae_runtime
 from sae_runtime import Edit, Model, load_model
 from sae_runtime.core.gates import positions, spans
+from sae_runtime.deployed.notices import LeftOutWarning
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -286,7 +287,7 @@ def test_no_texts_and_odd_texts(model_of: Callable[..., Model]) -> None:
 
 def test_a_text_that_is_too_long_is_cut_and_the_caller_is_told(model_of: Callable[..., Model]) -> None:
     text = " ".join(f"w{i % 40}" for i in range(100))
-    with pytest.warns(sae_runtime.LeftOutWarning, match=r"1 of 2 texts .* text 1 by 38 tokens") as told:
+    with pytest.warns(LeftOutWarning, match=r"1 of 2 texts .* text 1 by 38 tokens") as told:
         ran = model_of().run(["w1", text])
     assert len(told) == 1
     assert close(ran[1]["last_hidden_state"], by_torch("bert", " ".join(text.split()[:62]))[1])
