@@ -31,6 +31,7 @@ MEDIUM = (
     "test_export",
     "test_forms",
     "test_generation",
+    "test_generating",
     "test_export_model",
     "test_hook_point",
     "test_hook_tensor",
@@ -65,6 +66,9 @@ SLOW = (
     "test_embedding",
     "test_kinds_of_hosts",
     "test_like_harvest",
+    "test_same_tokens",
+    "test_same_chats",
+    "test_same_windows",
     "test_long_machine",
     "test_more_examples",
     "test_cancellation",
@@ -103,6 +107,8 @@ SLOW = (
     "test_tinystories_host",
     "test_where_it_runs",
     "test_workers",
+    "test_writers",
+    "test_smollm2_answers",
 )
 
 

@@ -75,6 +75,20 @@ def check_external(graph: Path) -> list[Path]:
     return list(files.values())
 
 
+def external_files(graph: Path) -> set[str]:
+    """The locations of the files that a graph names, unchecked: paths from its folder.
+
+    >>> external_files(Path(bundle_path) / "encode.onnx")
+    {'sae_weights.safetensors'}
+
+    Raises:
+        FileNotFoundError: the graph does not exist.
+        ValueError: the file is no ONNX graph.
+    """
+    with mapped_graph(graph) as data:
+        return {text for tensor in _externals(data) for key, text in tensor.entries if key == "location"}
+
+
 def located(graph: Path, location: str) -> Path:
     """The file at a location that a graph names, by its path from the graph's folder.
 

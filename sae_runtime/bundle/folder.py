@@ -190,14 +190,14 @@ def put_stats(bundle: Bundle, stats: Stats) -> None:
 def foreign(folder: Path, *, kept: Collection[str] = ()) -> str | None:
     """What of a folder replacing it by a bundle would lose: an entry that is no file of a bundle, or links, or None.
 
-        A model card or labels that a person wrote are foreign too, unless they are among the names that are `kept`, and
-    weights that a spliced graph reads there.
+    A model card or labels that a person wrote are foreign too, unless they are among the names that are `kept`, and so
+    are weights that a spliced graph reads there.
 
-        >>> foreign(Path(bundle_path))
-        >>> _ = Path(bundle_path, "README.md").write_text("What we found")
-        >>> foreign(Path(bundle_path))
-        'README.md'
-        >>> Path(bundle_path, "README.md").unlink()
+    >>> foreign(Path(bundle_path))
+    >>> _ = Path(bundle_path, "README.md").write_text("What we found")
+    >>> foreign(Path(bundle_path))
+    'README.md'
+    >>> Path(bundle_path, "README.md").unlink()
     """
     file_set.finish(folder, last=MANIFEST)
     if (graph := reader_of(folder)) is not None:

@@ -135,6 +135,29 @@ def read_operators(path: Path) -> set[str]:
     return kinds
 
 
+def read_ports(path: Path) -> tuple[list[str], list[str]]:
+    """The names of the inputs and of the outputs of any graph.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not an ONNX graph.
+
+    >>> read_ports(Path(bundle_path) / "encode.onnx")
+    (['x', 'slots', 'threshold'], ['indices', 'values'])
+    """
+    fields = Fields(_MOST_OF_HOST)
+    found: dict[int, list[str]] = {11: [], 12: []}
+    with mapped_graph(path) as data:
+        for number, graph in fields.of(data):
+            if number != 7 or not isinstance(graph, slice):
+                continue
+            for inner, value in fields.of(data, graph.start, graph.stop):
+                if inner in found and isinstance(value, slice):
+                    entries = fields.of(data, value.start, value.stop)
+                    found[inner] += [data[at].decode() for name, at in entries if name == 1 and isinstance(at, slice)]
+    return found[11], found[12]
+
+
 def read_model(data: bytes) -> Model:
     """A graph of a bundle.
 

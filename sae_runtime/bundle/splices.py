@@ -104,8 +104,9 @@ def reader_of(bundle: Path) -> Path | None:
     place = bundle.absolute()
     for graph in sorted(place.parent.glob("[!.]*.onnx")):
         with suppress(OSError, ValueError):  # what is no graph reads nothing
-            splices = read_splices(read_metadata(graph)).values()
-            if any(spliced.reads_bundle and spliced.bundle == place.name for spliced in splices):
+            metadata = read_metadata(graph)
+            splices = read_splices(metadata).values()
+            if CUT_OF not in metadata and any(one.reads_bundle and one.bundle == place.name for one in splices):
                 return graph
     return None
 

@@ -7,16 +7,16 @@ from typing import Any
 
 from sae_runtime.bundle.folder import MANIFEST, WEIGHTS, record
 from sae_runtime.bundle.graph_reader import read_metadata
-from sae_runtime.bundle.hub import leaves, local, refuse_link_out
+from sae_runtime.bundle.hub import SCHEME, leaves, local, refuse_link_out
 from sae_runtime.bundle.model_files import CONFIG, GENAI, tokenizer_home
 from sae_runtime.bundle.parts import read_manifest
 from sae_runtime.bundle.splices import CUT_OF, Spliced, cut_graph, read_splices
 from sae_runtime.bundle.typed_json import read_file
+from sae_runtime.deployed.remote import INSIDE, fetch_model
 from sae_runtime.deployed.sentence import Sentence, read_sentence
 
 __all__ = ["Layout", "Sentence", "read_layout"]
 
-_INSIDE = "onnx"  # where optimum, sentence-transformers and transformers.js keep graphs, below the tokenizer
 _USUAL = "model.onnx"
 
 
@@ -65,7 +65,8 @@ def read_layout(path: str | Path) -> Layout:
     >>> layout.graph.name, layout.splices, layout.features
     ('host.onnx', {}, None)
     """
-    found = local(path)
+    is_remote = isinstance(path, str) and path.startswith(SCHEME)
+    found = fetch_model(str(path), lambda folder: _graph_of(folder)[0]) if is_remote else local(path)
     graph, metadata = _graph_of(found)
     refuse_link_out(graph, graph.parent)
     splices = read_splices(metadata)
@@ -107,7 +108,7 @@ def _graph_of(path: Path) -> tuple[Path, dict[str, str]]:
     usual = [graph for graph in graphs if graph.name == _USUAL]
     chosen = spliced or usual[:1] or list(graphs)
     if not chosen:
-        raise FileNotFoundError(f"{path} holds no graph, .onnx, and nor does {path / _INSIDE}; name a model's folder")
+        raise FileNotFoundError(f"{path} holds no graph, .onnx, and nor does {path / INSIDE}; name a model's folder")
     if len(chosen) > 1:
         raise ValueError(f"{path} holds {len(chosen)} {'spliced ' * bool(spliced)}graphs, {_listed(chosen)}; name one")
     return chosen[0], graphs[chosen[0]]
@@ -123,7 +124,7 @@ def _whole(graph: Path) -> dict[str, str]:
 
 def _graphs_in(folder: Path) -> Iterator[tuple[Path, dict[str, str]]]:
     """The graphs in a folder and in its `onnx/`, with their metadata."""
-    for home in (folder, folder / _INSIDE):
+    for home in (folder, folder / INSIDE):
         for graph in sorted(home.glob("[!.]*.onnx")) if home.is_dir() else ():
             if graph.is_file():
                 refuse_link_out(graph, folder)
@@ -187,5 +188,5 @@ def _json(name: str, *folders: Path) -> dict[str, Any]:
 
 
 def _listed(graphs: Sequence[Path]) -> str:
-    shown = ", ".join(graph.name if graph.parent.name != _INSIDE else f"{_INSIDE}/{graph.name}" for graph in graphs[:5])
+    shown = ", ".join(graph.name if graph.parent.name != INSIDE else f"{INSIDE}/{graph.name}" for graph in graphs[:5])
     return shown + ", ..." * (len(graphs) > 5)

@@ -185,7 +185,7 @@ def test_weights_that_were_replaced_or_lost_are_noticed(model: Path, bundle_of: 
 
 
 def test_inspect_and_doctor_take_a_graph_without_splices_and_refuse_other_files(model: Path) -> None:
-    assert "splices  none" in run_command("inspect", model / "host.onnx").stdout
+    assert "splices    none" in run_command("inspect", model / "host.onnx").stdout
     assert json.loads(run_command("doctor", model / "host.onnx", "--json").stdout)["outputs"] == {"out": [2, 5, D_IN]}
     (model / "text.onnx").write_text("nothing")
     for command in ("inspect", "doctor"):
