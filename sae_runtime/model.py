@@ -4,7 +4,7 @@ import functools
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from sae_runtime.bundle.graph_reader import read_operators
 from sae_runtime.bundle.vocabulary import read_vocabulary
 from sae_runtime.core.edits import Edit
 from sae_runtime.core.gates import Gate
+from sae_runtime.deployed.batching import TOKENS, TOKENS_OF_DEVICE
 from sae_runtime.deployed.host_sessions import HostSessions
 from sae_runtime.deployed.layout import Layout, Sentence, read_layout
 from sae_runtime.deployed.notices import AssumedPoolingWarning, LeftOutWarning
@@ -24,7 +25,7 @@ from sae_runtime.deployed.spliced_sae import SplicedSAE, spliced_saes
 from sae_runtime.deployed.text_features import TextFeatures
 from sae_runtime.engine.sessions import CPU, Provider
 from sae_runtime.generation.answer import Answer, Messages, answer
-from sae_runtime.generation.decoder import Decoder, open_decoder
+from sae_runtime.generation.decoder import Decoder, open_decoder, writes_text
 from sae_runtime.generation.sampling import Sampling
 from sae_runtime.text.tokenizer import Tokenizer, open_tokenizer
 from sae_runtime.text.tokens import Tokens, windows_of
@@ -86,7 +87,9 @@ class Model:
         self.tokenizer, self._sessions = tokenizer, sessions
         self.saes: Mapping[str, SplicedSAE] = spliced_saes(self.layout)
         self._read = {name: sae for name, sae in self.saes.items() if sae.reads}
-        self._alone = _ROUNDS_BY_BATCH in read_operators(self.layout.graph)
+        self._tokens_at_once = TOKENS if sessions.on_cpu else TOKENS_OF_DEVICE
+        if _ROUNDS_BY_BATCH in read_operators(self.layout.graph):
+            self._tokens_at_once = 1
         self._pad = tokenizer.pad_id or 0
         self._decoder: Decoder | None = None
 
@@ -97,6 +100,14 @@ class Model:
     def __repr__(self) -> str:
         saes = ", ".join(f"{sae.name}: {sae.hook}, {sae.d_sae:,} features" for sae in self.saes.values())
         return f"Model({self.layout.graph}{', ' * bool(saes)}{saes})"
+
+    @property
+    def kind(self) -> Literal["vectors", "text", "other"]:
+        """What the model gives: vectors, which `embed` pools, text, which `generate` writes, or other outputs."""
+        outputs = self._sessions.open().outputs
+        if any(name in outputs for name in (*_VECTORS, _WHOLE)):
+            return "vectors"
+        return "text" if writes_text(self.layout, outputs) else "other"
 
     def close(self) -> None:
         """Close the graphs. A later call opens them again."""
@@ -138,7 +149,11 @@ class Model:
         cut = [_windows(tokens, limit) for tokens in self.tokenizer.encode(listed)]
         numbers = [number for number, windows in enumerate(cut) for _ in windows]
         parts = [window.ids for windows in cut for window in windows]
-        found = iter(read_features(self._sessions, self._read, parts, texts=numbers, pad=self._pad, alone=self._alone))
+        found = iter(
+            read_features(
+                self._sessions, self._read, parts, texts=numbers, pad=self._pad, tokens_at_once=self._tokens_at_once
+            )
+        )
         seen = []
         for text, windows in zip(listed, cut, strict=True):
             own = [next(found) for _ in windows]
@@ -278,7 +293,10 @@ class Model:
         *,
         gate: Gate | Iterable[int] = "all",
         max_new_tokens: int = 256,
-        sampling: Sampling | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int | None = None,
+        seed: int | None = None,
         stop: str | Sequence[str] = (),
         features: bool = False,
         chat: Mapping[str, Any] | None = None,
@@ -291,36 +309,40 @@ class Model:
                 answer may be set while it goes on.
             gate: the tokens that the edits reach, as in `run`, and "generated" and "answer".
             max_new_tokens: the most tokens of the answer.
-            sampling: how tokens are chosen; None: always the most likely one.
+            temperature: divides the logits before a token is drawn; 0 takes the most likely token.
+            top_p: draw from the fewest of the most likely tokens that have this probability together.
+            top_k: draw from so many of the most likely tokens; None: from all.
+            seed: of the random numbers; None: others each time.
             stop: strings that end the answer and are not shown.
             features: give the features of the tokens that each step reads.
             chat: settings of the chat template.
 
         Returns:
-            An iterator of pieces, whose `str` is the text that is new.
+            An iterator of pieces, whose `str` is the text that is new. It raises ValueError where the edits make the
+            model's numbers overflow.
 
         Raises:
             ValueError: the model writes no text, or a prompt, an edit or a setting cannot be used.
 
-        >>> for piece in model.generate("Open the", max_new_tokens=8):  # doctest: +SKIP
+        >>> for piece in model.generate("Open the", Edit.set(12, times=2), max_new_tokens=8):  # doctest: +SKIP
         ...     print(piece, end="")
         """
 
         def plain(given: Edits) -> dict[str, Sequence[Edit]]:
             return {name: each[0] for name, each in as_requests(given, 1, self.saes, self.layout.graph).items()}
 
-        graph = self._sessions.open()
-        if self._decoder is None or self._decoder.session is not graph.session:
-            self._decoder = open_decoder(graph.session, self.layout, graph.inputs)
+        graph, decoder = self._sessions.open(), self._decoder
+        if decoder is None or decoder.session is not graph.session:
+            decoder = self._decoder = open_decoder(graph.session, self.layout, graph.inputs)
         return answer(
-            self._decoder,
+            decoder,
             self.tokenizer,
             prompt,
             edits=edits,
             plain=plain,
             gate=gate,
             max_new_tokens=max_new_tokens,
-            sampling=sampling,
+            sampling=Sampling(temperature, top_p, top_k, seed),
             stop=stop,
             features=features,
             chat=chat,
@@ -332,7 +354,15 @@ class Model:
     def _runs(
         self, tokens: Sequence[Tokens], outputs: Sequence[str], requests: Mapping[str, Any], gates: Sequence[Gate]
     ) -> Iterator[Run]:
-        return run_texts(self._sessions, tokens, outputs, edits=requests, gates=gates, pad=self._pad, alone=self._alone)
+        return run_texts(
+            self._sessions,
+            tokens,
+            outputs,
+            edits=requests,
+            gates=gates,
+            pad=self._pad,
+            tokens_at_once=self._tokens_at_once,
+        )
 
     def _longest(self, *limits: int | None) -> int | None:
         """The smallest of some limits of a text's length and the model's; None: there is none."""

@@ -142,17 +142,32 @@ def test_pooled_and_top_leave_special_tokens_out(model_of: Callable[..., Model])
 def test_labels_and_multiples_of_the_largest_activation_come_from_the_bundle(
     tmp_path: Path, copy_of: Callable[..., Path]
 ) -> None:
+    from sae_runtime.bundle.folder import put_stats, read
     from sae_runtime.bundle.labels import write_labels
+    from sae_runtime.bundle.stats import counted
 
     folder = deploy(tmp_path / "model", "bert", {"bundle": copy_of("mutual")})
     model = load_model(folder, threads=1)
-    if model.saes["sae"].bundle is None:
-        with pytest.raises(ValueError, match=r"labels of sae are not known.*splice the host again"):
-            model.run("w1", Edit.ablate("files"))
-        return
-    write_labels(model.saes["sae"].bundle, {3: "files"})
-    by_label, by_number = (model.run("w1", Edit.set(feature, 4.0)) for feature in ("files", 3))
-    assert np.array_equal(by_label["last_hidden_state"], by_number["last_hidden_state"])
+    home = model.saes["sae"].bundle
+    assert home is not None
+    write_labels(home, {3: "files"})
+    put_stats(read(home), counted(np.full(D_SAE, 5), np.full(D_SAE, 2.0), tokens=10))
+    model = load_model(folder, threads=1)
+    same = [model.run("w1", edit) for edit in (Edit.set("files", times=2), Edit.set(3, 4.0))]
+    assert np.array_equal(same[0]["last_hidden_state"], same[1]["last_hidden_state"])
+    with pytest.raises(ValueError, match="'other'"):
+        model.run("w1", Edit.ablate("other"))
+
+
+def test_without_its_bundle_an_sae_has_no_labels(tmp_path: Path, copy_of: Callable[..., Path]) -> None:
+    folder = deploy(tmp_path / "model", "bert", {"bundle": copy_of("mutual")})
+    (folder / "sae" / "sae_runtime.json").unlink()
+    model = load_model(folder, threads=1)
+    assert close(model.features("w1 w2").features.to_dense(), by_torch("bert", "w1 w2")[0])
+    with pytest.raises(ValueError, match=r"the labels of sae are not known: .* splice the host again"):
+        model.run("w1", Edit.ablate("files"))
+    with pytest.raises(ValueError, match=r"the largest activations of sae are not known: .* splice the host again"):
+        model.run("w1", Edit.set(3, times=2))
 
 
 def test_an_edit_of_active_tokens_alone(model_of: Callable[..., Model]) -> None:
@@ -293,7 +308,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, bundle_of: Call
 def test_weights_that_changed_are_refused(tmp_path: Path, bundle_of: Callable[..., Path]) -> None:
     folder = deploy(tmp_path / "model", "bert", {"bundle": bundle_of("mutual")})
     model = load_model(folder, threads=1)
-    (weights,) = folder.glob("sae_weights.*.safetensors")
+    weights = folder / str(model.saes["sae"].spliced.file)
     content = bytearray(weights.read_bytes())
     content[-5] ^= 1
     weights.write_bytes(content)

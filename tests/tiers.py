@@ -8,6 +8,7 @@ MEDIUM = (
     "test_from_sae_lens",
     "test_few_architectures",
     "test_gaps",
+    "test_model",
     "test_alignment",
     "test_fit_hooks",
     "test_forward",
@@ -61,6 +62,9 @@ MEDIUM = (
     "test_transformer_lens_names",
 )
 SLOW = (
+    "test_embedding",
+    "test_kinds_of_hosts",
+    "test_like_harvest",
     "test_long_machine",
     "test_more_examples",
     "test_cancellation",

@@ -35,6 +35,7 @@ from sae_runtime.bundle.parts import (
 )
 from sae_runtime.bundle.sae_lens_cfg import CFG, check_cfg, sae_lens_cfg
 from sae_runtime.bundle.siblings import is_there, repaired
+from sae_runtime.bundle.splices import reader_of
 from sae_runtime.bundle.stats import Stats, save_stats
 from sae_runtime.bundle.tensors import Streamed, save_tensors
 
@@ -189,15 +190,18 @@ def put_stats(bundle: Bundle, stats: Stats) -> None:
 def foreign(folder: Path, *, kept: Collection[str] = ()) -> str | None:
     """What of a folder replacing it by a bundle would lose: an entry that is no file of a bundle, or links, or None.
 
-    A model card or labels that a person wrote are foreign too, unless they are among the names that are `kept`.
+        A model card or labels that a person wrote are foreign too, unless they are among the names that are `kept`, and
+    weights that a spliced graph reads there.
 
-    >>> foreign(Path(bundle_path))
-    >>> _ = Path(bundle_path, "README.md").write_text("What we found")
-    >>> foreign(Path(bundle_path))
-    'README.md'
-    >>> Path(bundle_path, "README.md").unlink()
+        >>> foreign(Path(bundle_path))
+        >>> _ = Path(bundle_path, "README.md").write_text("What we found")
+        >>> foreign(Path(bundle_path))
+        'README.md'
+        >>> Path(bundle_path, "README.md").unlink()
     """
     file_set.finish(folder, last=MANIFEST)
+    if (graph := reader_of(folder)) is not None:
+        return f"weights that {graph.name} reads"
     entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
     whole = any(entry.name == MANIFEST for entry in entries)
     for entry in entries:
@@ -238,6 +242,15 @@ def refuse_links(path: Path) -> None:
     """
     if any((path / name).is_symlink() for name in NAMES):
         raise BundleError(f"{path} holds links, as a Hub cache does; copy the bundle's files into a folder")
+
+
+def refuse_deployed(path: Path) -> None:
+    """Raise BundleError if a spliced graph beside the folder reads its files, which writing would change.
+
+    >>> refuse_deployed(Path(bundle_path))
+    """
+    if (graph := reader_of(path)) is not None:
+        raise BundleError(f"{path} holds weights that {graph.name} reads; copy the bundle, and splice the copy again")
 
 
 def _check_threshold(bundle: Bundle, *, verify: bool) -> None:

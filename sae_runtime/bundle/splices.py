@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sae_runtime.bundle.external_data import located
-from sae_runtime.bundle.folder import BundleError, record
+from sae_runtime.bundle.graph_reader import read_metadata
+from sae_runtime.bundle.opened import BundleError
+from sae_runtime.bundle.parts import record
 from sae_runtime.bundle.typed_json import read_json
 
 KEY = "sae_runtime.splice."  # the name of the splice follows
@@ -44,6 +47,11 @@ class Spliced:
     slots: int | None = None
     file: str | None = None
     bundle: str | None = None
+
+    @property
+    def reads_bundle(self) -> bool:
+        """Whether the graph reads the weights in the bundle's folder, which then must stay as it is."""
+        return self.file is not None and self.bundle is not None and self.file.startswith(f"{self.bundle}/")
 
     def to_metadata(self) -> dict[str, str]:
         """The entry of the graph's metadata, which `read_splices` reads back."""
@@ -86,6 +94,20 @@ def cut_graph(graph: Path) -> Path:
     model/features.onnx model/host_sae_features.onnx
     """
     return graph.with_name("features.onnx" if graph.stem == "model" else f"{graph.stem}_features.onnx")
+
+
+def reader_of(bundle: Path) -> Path | None:
+    """The spliced graph beside a bundle's folder that reads the bundle's files where they are; None if none does.
+
+    >>> reader_of(Path(bundle_path))
+    """
+    place = bundle.absolute()
+    for graph in sorted(place.parent.glob("[!.]*.onnx")):
+        with suppress(OSError, ValueError):  # what is no graph reads nothing
+            splices = read_splices(read_metadata(graph)).values()
+            if any(spliced.reads_bundle and spliced.bundle == place.name for spliced in splices):
+                return graph
+    return None
 
 
 def check_weights(graph: Path, spliced: Spliced) -> None:

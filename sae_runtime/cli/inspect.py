@@ -11,6 +11,7 @@ import click
 from sae_runtime.cli import common
 from sae_runtime.cli.common import Run
 from sae_runtime.cli.options import Command
+from sae_runtime.core.columns import aligned
 
 if TYPE_CHECKING:
     from sae_runtime.bundle.folder import Bundle
@@ -54,7 +55,8 @@ def command(bundle: str, check: bool, run: Run) -> None:
     result = {"valid": not wrong, "bundle": bundle, **dataclasses.asdict(manifest), "labels": len(labels)}
     if check:
         result["check"] = faults
-    files = common.table([[name, f"{record.size:,} bytes", "sha256 ok"] for name, record in manifest.files.items()])
+    sizes = [[name, f"{record.size:,} bytes", "sha256 ok"] for name, record in manifest.files.items()]
+    files = aligned(sizes, right=[1])
     checked = "sha256 of every file, form of every graph" + (
         "; all compute what the weights say" if check else "; not what they compute: add --check"
     )
@@ -202,7 +204,7 @@ def graph_lines(graphs: "Mapping[str, GraphRecord]") -> list[tuple[str, str]]:
         [name, f"{record.size:,} bytes", "row-independent" if record.row_independent else "over the whole batch"]
         for name, record in graphs.items()
     ]
-    return _listed("graphs", common.table(rows)) if rows else []
+    return _listed("graphs", aligned(rows, right=[1])) if rows else []
 
 
 def _listed(label: str, texts: list[Any]) -> list[tuple[str, str]]:

@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 
 from sae_runtime.deployed.host_inputs import HostInputs
 
-_TOKENS = 2048  # of a batch, with padding; larger ones are not faster on CPUs, and need more memory
-_PADDING = 0.15  # the most of a batch that may be padding
+TOKENS = 512  # of a batch, with padding; larger ones are not faster on CPUs, and need more memory
+TOKENS_OF_DEVICE = 16_384  # likewise, where a GPU computes
+_PADDING = 0.1  # the most of a batch that may be padding
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Batch:
 
 
 def batches(
-    ids: Sequence[NDArray[np.int64]], inputs: HostInputs, *, pad: int, pads: bool = True, alone: bool = False
+    ids: Sequence[NDArray[np.int64]], inputs: HostInputs, *, pad: int, tokens: int = TOKENS, pads: bool = True
 ) -> Iterator[Batch]:
     """The texts in batches of about one length, the longest first.
 
@@ -46,8 +47,8 @@ def batches(
         ids: of each text's tokens, at least one.
         inputs: of the graph.
         pad: the id of padding.
+        tokens: the most tokens of a batch, with padding; a longer text is a batch alone.
         pads: whether texts of different lengths may share a batch.
-        alone: whether each text is run for itself, since a graph's texts change each other.
 
     Raises:
         ValueError: a text does not fit the only length that the graph takes.
@@ -61,14 +62,14 @@ def batches(
     begin = 0
     while begin < len(order):
         longest = len(ids[order[begin]])
-        most = inputs.batch or (1 if alone else max(1, _TOKENS // longest))
-        end, tokens = begin + 1, longest
+        most = inputs.batch or max(1, tokens // longest)
+        end, held = begin + 1, longest
         while end < len(order) and end - begin < most:
             length = len(ids[order[end]])
-            padding = 1 - (tokens + length) / (longest * (end - begin + 1))
+            padding = 1 - (held + length) / (longest * (end - begin + 1))
             if length < longest and (not pads or padding > _PADDING):
                 break
-            end, tokens = end + 1, tokens + length
+            end, held = end + 1, held + length
         yield _batch(order[begin:end], ids, inputs, pad, pads)
         begin = end
 

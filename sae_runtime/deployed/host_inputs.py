@@ -42,7 +42,7 @@ class Past:
 
     Attributes:
         port: the input.
-        present: the output that takes its place in the next step.
+        present: the output that takes its place in the next step; "": the graph gives none, as one that is cut.
         empty: the shape without tokens for one request.
         batch: the dimension of the requests.
         time: the dimension of the tokens; None: a state of one size.
@@ -166,8 +166,8 @@ def read_host_inputs(
     past: list[Past] = []
     for port in [*required, *(_port(value, graph) for value in optional if _role(value.name) == "types")]:
         role = _role(port.name)
-        if role == "past" and (present := _present(port.name, outputs)) is not None:
-            past.append(_past(port, present, config, genai, graph))
+        if role == "past" and port.dtype.kind == "f":
+            past.append(_past(port, _present(port.name, outputs), config, genai, graph))
         elif role in ("ids", "mask", "types", "positions", "keep") and role not in found:
             found[role] = port
         else:
@@ -203,12 +203,12 @@ def _role(name: str) -> str:
     return "ids" if is_of_words(low) and "decoder" not in low else "other"
 
 
-def _present(name: str, outputs: Collection[str]) -> str | None:
-    """The output that continues an input of the past."""
+def _present(name: str, outputs: Collection[str]) -> str:
+    """The output that continues an input of the past; "": none does."""
     for old, new in (("past_key_values", "present"), ("past_key_values", "present_key_values"), ("past", "present")):
         if old in name and (present := name.replace(old, new)) in outputs:
             return present
-    return None
+    return ""
 
 
 def _past(port: Port, present: str, config: Mapping[str, Any], genai: Mapping[str, Any], graph: object) -> Past:

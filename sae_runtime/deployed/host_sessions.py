@@ -15,7 +15,7 @@ from sae_runtime.bundle.splices import check_weights
 from sae_runtime.deployed.host_inputs import HostInputs, read_host_inputs
 from sae_runtime.deployed.layout import Layout
 from sae_runtime.engine import forks
-from sae_runtime.engine.sessions import Provider, open_session, run_session
+from sae_runtime.engine.sessions import CPU, Provider, name_of, open_session, run_session
 from sae_runtime.engine.watching import Watch
 
 
@@ -70,6 +70,11 @@ class HostSessions:
         forks.keep_forever(self._open)
         self._begin()
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the preferred provider is that of the CPU."""
+        return tuple(name_of(provider) for provider in self.options["providers"][:1]) == CPU
+
     def check(self) -> None:
         """Check which files the graphs read, and that the SAEs' weights are those that were put in.
 
@@ -92,12 +97,15 @@ class HostSessions:
             ValueError: the graph takes something that no text gives.
         """
         graph = self.layout.features if cut and self.layout.features is not None else self.layout.graph
-        if (found := self._open.get(graph)) is not None:
-            return found
-        with self._lock:
-            if graph not in self._open:
-                self._open[graph] = self._opened(graph)
-            return self._open[graph]
+        if (found := self._open.get(graph)) is None:
+            with self._lock:
+                if graph not in self._open:
+                    self._open[graph] = self._opened(graph)
+                found = self._open[graph]
+        # A part that needs no mask lost it, and so does not tell that texts may be padded to its length.
+        if graph != self.layout.graph and found.inputs.time is not None and found.inputs.mask is None:
+            return self.open()
+        return found
 
     def _opened(self, graph: Path) -> OpenGraph:
         if graph not in self._known:

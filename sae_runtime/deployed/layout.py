@@ -8,6 +8,7 @@ from typing import Any
 from sae_runtime.bundle.folder import MANIFEST, WEIGHTS, record
 from sae_runtime.bundle.graph_reader import read_metadata
 from sae_runtime.bundle.hub import leaves, local, refuse_link_out
+from sae_runtime.bundle.model_files import CONFIG, GENAI, tokenizer_home
 from sae_runtime.bundle.parts import read_manifest
 from sae_runtime.bundle.splices import CUT_OF, Spliced, cut_graph, read_splices
 from sae_runtime.bundle.typed_json import read_file
@@ -15,7 +16,6 @@ from sae_runtime.deployed.sentence import Sentence, read_sentence
 
 __all__ = ["Layout", "Sentence", "read_layout"]
 
-TOKENIZER, CONFIG, GENAI = "tokenizer.json", "config.json", "genai_config.json"
 _INSIDE = "onnx"  # where optimum, sentence-transformers and transformers.js keep graphs, below the tokenizer
 _USUAL = "model.onnx"
 
@@ -69,7 +69,7 @@ def read_layout(path: str | Path) -> Layout:
     graph, metadata = _graph_of(found)
     refuse_link_out(graph, graph.parent)
     splices = read_splices(metadata)
-    home = next((one for one in (graph.parent, graph.parent.parent) if (one / TOKENIZER).is_file()), graph.parent)
+    home = tokenizer_home(graph)
     features, stale = _features_of(graph)
     bundles: dict[str, Path] = {}
     notes = [*stale]

@@ -41,10 +41,11 @@ def _pooled(x: NDArray[np.float32], weights: NDArray[np.float32], mode: str) -> 
     elif mode == "max":
         vectors = np.where(weights[..., None] > 0, x, -np.inf).max(axis=1)
     else:
+        # Padding may hold NaN, which a product with 0 would spread.
+        x = x if weights.all() else np.where(weights[..., None] > 0, x, 0)
         if mode == "weightedmean":
             weights = weights * np.arange(1, weights.shape[1] + 1, dtype=np.float32)
-        # Padding may hold NaN, which a product with 0 would spread.
-        total = np.einsum("btd,bt->bd", np.where(weights[..., None] > 0, x, 0), weights)
+        total = (weights[:, None] @ x)[:, 0]
         size = np.maximum(weights.sum(axis=1, keepdims=True), _LEAST)
         vectors = total / (np.sqrt(size) if mode == "mean_sqrt_len_tokens" else size)
     return vectors

@@ -23,7 +23,7 @@ def read_features(
     *,
     texts: Sequence[int],
     pad: int,
-    alone: bool = False,
+    tokens_at_once: int,
 ) -> list[dict[str, Features]]:
     """The features of windows of tokens, by SAE; a window without tokens has none.
 
@@ -33,7 +33,7 @@ def read_features(
         parts: ids of each window.
         texts: the number of each window's text, for messages.
         pad: the id of padding.
-        alone: whether each window is run for itself.
+        tokens_at_once: the most tokens of a batch; 1: each window is run alone.
 
     Raises:
         BundleError: the graph gives something that is no features.
@@ -49,7 +49,7 @@ def read_features(
         again: dict[str, set[int]] = {}
         graph = sessions.open(cut=True)
         outputs = [name for sae in slots for name in (f"{sae}_indices", f"{sae}_values")]
-        for batch in batches([parts[n] for n in left], graph.inputs, pad=pad, alone=alone):
+        for batch in batches([parts[n] for n in left], graph.inputs, pad=pad, tokens=tokens_at_once):
             asked = {name: number for name, number in slots.items() if f"{name}_slots" in saes[name].spliced.inputs}
             feed = graph.inputs.feed(batch.ids, batch.mask)
             feed |= intervention_feed(sessions.layout.splices, slots=asked, required=graph.required)

@@ -24,7 +24,7 @@ def run_texts(
     edits: Mapping[str, Requests],
     gates: Sequence[Gate],
     pad: int,
-    alone: bool = False,
+    tokens_at_once: int,
 ) -> Iterator[Run]:
     """The outputs of the host, batch by batch.
 
@@ -35,7 +35,7 @@ def run_texts(
         edits: of each text in plain numbers, by SAE.
         gates: of each text.
         pad: the id of padding.
-        alone: whether each text is run for itself.
+        tokens_at_once: the most tokens of a batch; 1: each text is run alone.
 
     Raises:
         ValueError: a text has no tokens, a gate reaches none, an edit is not possible, or an output of a text with
@@ -48,7 +48,7 @@ def run_texts(
     chosen = _chosen(tokens, gates) if edits else []
     per_token = [of_tokens(graph.outputs[name], graph.inputs.ids.shape) for name in outputs]
     # What is no row for each token, such as a score by the last token, may depend on padding.
-    parts = batches([one.ids for one in tokens], graph.inputs, pad=pad, pads=all(per_token), alone=alone)
+    parts = batches([one.ids for one in tokens], graph.inputs, pad=pad, pads=all(per_token), tokens=tokens_at_once)
     for batch in parts:
         feed = graph.inputs.feed(batch.ids, batch.mask)
         feed |= _asked(sessions, graph, batch, edits, chosen)

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from sae_runtime.bundle.hub import refuse_link_out
+from sae_runtime.bundle.model_files import MODULES, modules
 from sae_runtime.bundle.typed_json import read_file, shown
 
-MODULES = "modules.json"
 SETTINGS = "config_sentence_transformers.json"
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 TRANSFORMER_FILES = tuple(
@@ -67,12 +67,12 @@ def read_sentence(home: Path) -> Sentence | None:
     Raises:
         ValueError: a file is no JSON, a value has another type or form, or a file is a link out of the folder.
     """
-    file = home / MODULES
-    if not file.is_file():
+    # A class of another library keeps its whole name: it may compute anything.
+    listed = [(name.rpartition(".")[2] if name.startswith(_LIBRARY) else name, path) for name, path in modules(home)]
+    if not listed:
         return None
-    modules = _modules(home)
-    found: dict[str, Any] = {"problem": _problem(home, [kind for kind, _ in modules])}
-    for kind, path in modules:
+    found: dict[str, Any] = {"problem": _problem(home, [kind for kind, _ in listed])}
+    for kind, path in listed:
         if kind == "Transformer":
             found |= _transformer(path, home)
         elif kind == "Pooling" and found["problem"] is None:
@@ -84,21 +84,6 @@ def read_sentence(home: Path) -> Sentence | None:
             if any(name not in (None, "sentence_embedding") for name in names):
                 found["problem"] = f"{path / 'config.json'} normalises something else than the text's vector"
     return Sentence(**found, **_prompts(home))
-
-
-def _modules(home: Path) -> list[tuple[str, Path]]:
-    """The kind and the folder of each module; a class that is not of the library has its whole name as kind."""
-    refuse_link_out(home / MODULES, home)
-    listed = read_file(tuple[Mapping[str, Any], ...], home / MODULES, foreign=True)
-    modules = []
-    for number, one in enumerate(listed):
-        kind, inside = one.get("type"), one.get("path", "")
-        if not isinstance(kind, str) or not isinstance(inside, str):
-            raise ValueError(f"{home / MODULES}: module {number} has no type and path; save the model again")
-        if Path(inside).is_absolute() or ".." in Path(inside).parts or set(inside) & set("\0\\"):
-            raise ValueError(f"{home / MODULES} leads out of its folder, to {shown(inside)}; save the model again")
-        modules.append((kind.rpartition(".")[2] if kind.startswith(_LIBRARY) else kind, home / inside))
-    return modules
 
 
 def _problem(home: Path, kinds: list[str]) -> str | None:

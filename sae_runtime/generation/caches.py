@@ -1,12 +1,13 @@
 """Keys and values of running requests, in the two ways in which graphs take and give them."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sae_runtime.deployed.host_inputs import Past
+from sae_runtime.generation.binding import Binding
 
 _STEP = 128  # tokens by which blocks grow at least
 
@@ -22,27 +23,36 @@ class Rows:
         self.entries = entries
         self.lengths = np.zeros(1, np.int64)
         self._blocks = [_zeros(entry, 1, 0) for entry in entries]
+        self._binding: Binding | None = None  # until the requests or the blocks are others
+        self._names: tuple[str, ...] = ()
 
     def mask(self, new: int) -> NDArray[np.int64]:
         """The attention mask of a step that reads `new` tokens of each request, i64 [b, past + new]."""
         lengths = self.lengths + new
         return (np.arange(int(lengths.max())) < lengths[:, None]).astype(np.int64)
 
-    def bind(self, binding: Any, new: int) -> None:
-        """Give a step that reads `new` tokens its past, and places for its present."""
-        self._reserve(len(self.lengths), int(self.lengths.max()) + new)
-        for entry, block in zip(self.entries, self._blocks, strict=True):
-            shape, place = (len(self.lengths), *block.shape[1:]), block.__array_interface__["data"][0]
-            binding.bind_input(entry.port.name, "cpu", 0, entry.port.dtype, shape, place)
-            binding.bind_output(entry.present, "cpu", 0, entry.port.dtype, shape, place)
+    def bind(self, session: Any, new: int, names: Collection[str]) -> Binding:
+        """What a run is bound to that reads `new` tokens: its past, and the places for its present.
 
-    def keep(self, outputs: dict[str, Any], new: int) -> None:
-        """Take what the step gave, which is in place already."""
+        Args:
+            session: an onnxruntime InferenceSession.
+            new: number of tokens.
+            names: of the other inputs and outputs of the run. An input stays bound, so other names need a new binding.
+        """
+        self._reserve(len(self.lengths), int(self.lengths.max()) + new)
+        if self._binding is None or self._names != tuple(names):
+            self._binding, self._names = Binding(session), tuple(names)
+            for entry, block in zip(self.entries, self._blocks, strict=True):
+                self._binding.in_place(entry.port.name, entry.present, block[: len(self.lengths)])
+        return self._binding
+
+    def keep(self, new: int) -> None:
+        """Take what the run gave, which is in place already."""
         self.lengths = self.lengths + new
 
     def join(self, other: "Rows") -> None:
         """Put the requests of another cache behind those of this one."""
-        old = len(self.lengths)
+        old, self._binding = len(self.lengths), None
         self.lengths = np.concatenate([self.lengths, other.lengths])
         longest = int(self.lengths.max())
         self._reserve(len(self.lengths), longest)
@@ -58,13 +68,14 @@ class Rows:
                 tokens = int(self.lengths[old])
                 for block in self._blocks:
                     block[row, :, :tokens] = block[old, :, :tokens]
-        self.lengths = self.lengths[kept]
+        self.lengths, self._binding = self.lengths[kept], None
 
     def _reserve(self, rows: int, tokens: int) -> None:
         """Make the blocks large enough, by half more than they were at least."""
         had, had_tokens = self._blocks[0].shape[0], self._blocks[0].shape[2]
         if rows <= had and tokens <= had_tokens:
             return
+        self._binding = None
         rows = had if rows <= had else max(rows, had + had // 2)
         if tokens > had_tokens:
             tokens = max(tokens, had_tokens + had_tokens // 2) + _STEP
@@ -85,21 +96,26 @@ class Columns:
         self.entries = entries
         self.lengths = np.zeros(1, np.int64)
         self._pasts = [_value(_zeros(entry, 1, 0)) for entry in entries]
+        self._binding: Binding | None = None  # of the last run
 
     def mask(self, new: int) -> NDArray[np.int64]:
         """As `Rows.mask`."""
         columns = int(self.lengths.max()) + new
         return (np.arange(columns) >= columns - self.lengths[:, None] - new).astype(np.int64)
 
-    def bind(self, binding: Any, new: int) -> None:
+    def bind(self, session: Any, new: int, names: Collection[str]) -> Binding:
         """As `Rows.bind`; the run makes the places for the present."""
+        self._binding = Binding(session)
         for entry, past in zip(self.entries, self._pasts, strict=True):
-            binding.bind_ortvalue_input(entry.port.name, past)
-            binding.bind_output(entry.present, "cpu")
+            self._binding.feed_value(entry.port.name, past)
+            self._binding.ask(entry.present)
+        return self._binding
 
-    def keep(self, outputs: dict[str, Any], new: int) -> None:
-        """Take what the step gave."""
-        self._pasts = [outputs[entry.present] for entry in self.entries]
+    def keep(self, new: int) -> None:
+        """Take what the run gave."""
+        assert self._binding is not None
+        values = self._binding.values()
+        self._pasts = [values[entry.present] for entry in self.entries]
         self.lengths = self.lengths + new
 
     def join(self, other: "Columns") -> None:

@@ -15,7 +15,7 @@ from sae_runtime.core.features import Features, from_slots
 from sae_runtime.deployed.host_inputs import HostInputs
 from sae_runtime.deployed.interventions import intervention_feed
 from sae_runtime.deployed.layout import Layout
-from sae_runtime.engine.sessions import run_binding
+from sae_runtime.generation.binding import Binding
 from sae_runtime.generation.caches import Columns, Rows
 
 Cache = Rows | Columns
@@ -87,17 +87,17 @@ class Decoder:
         """
         slots = {name: min((s.slots or _SLOTS) + 1, s.d_sae) for name, s in self.readable.items()} if features else {}
         while True:
-            outputs = self._run(ids, cache, edits, gates, slots)
-            read = {name: [outputs[output].numpy() for output in self.splices[name].outputs] for name in slots}
+            binding = self._run(ids, cache, edits, gates, slots)
+            read = {name: binding.arrays(*self.splices[name].outputs) for name in slots}
             # A token that uses its last slot may lack features. Another run writes the same keys and values again.
             full = [name for name, (_, values) in read.items() if values.shape[-1] and (values[..., -1] > 0).any()]
             short = [name for name in full if slots[name] < self.splices[name].d_sae and self._takes_slots(name)]
             if not short:
                 break
             slots |= {name: min(4 * slots[name], self.splices[name].d_sae) for name in short}
+        logits = binding.arrays(_LOGITS)[0][:, -1].astype(np.float32, copy=False)
         if cache is not None:
-            cache.keep(outputs, ids.shape[1])
-        logits = outputs[_LOGITS].numpy()[:, -1].astype(np.float32, copy=False)
+            cache.keep(ids.shape[1])
         found = [
             {
                 name: from_slots([(indices[row], values[row])], self.splices[name].d_sae, (ids.shape[1],))
@@ -129,24 +129,22 @@ class Decoder:
         edits: Mapping[str, Sequence[Sequence[Edit]]],
         gates: NDArray[np.float32] | None,
         slots: Mapping[str, int],
-    ) -> dict[str, Any]:
+    ) -> Binding:
         mask = np.ones(ids.shape, np.int64) if cache is None else cache.mask(ids.shape[1])
         feed = self.inputs.feed(ids, mask, past={})
         if self.inputs.keep is not None:
             feed[self.inputs.keep.name] = np.ones([1] * len(self.inputs.keep.shape), self.inputs.keep.dtype)
         asked = {name: number for name, number in slots.items() if self._takes_slots(name)}
         feed |= intervention_feed(self.splices, edits=edits, gates=gates, slots=asked, required=self.required)
-        binding = self.session.io_binding()
-        for name, array in feed.items():
-            binding.bind_cpu_input(name, array)
-        if cache is not None:
-            cache.bind(binding, ids.shape[1])
         wanted = [_LOGITS, *(output for name in slots for output in self.splices[name].outputs)]
+        names = [*feed, *wanted]
+        binding = Binding(self.session) if cache is None else cache.bind(self.session, ids.shape[1], names)
+        for name, array in feed.items():
+            binding.feed(name, array)
         for output in wanted:
-            binding.bind_output(output, "cpu")
-        run_binding(self.session, binding, self.graph)
-        presents = [past.present for past in self.inputs.past] if cache is not None else []
-        return dict(zip([*presents, *wanted], binding.get_outputs(), strict=True))
+            binding.ask(output)
+        binding.run(self.graph)
+        return binding
 
 
 def open_decoder(session: Any, layout: Layout, inputs: HostInputs) -> Decoder:
@@ -162,7 +160,7 @@ def open_decoder(session: Any, layout: Layout, inputs: HostInputs) -> Decoder:
     """
     graph = layout.graph
     outputs = {output.name: output for output in session.get_outputs()}
-    if _LOGITS not in outputs or len(outputs[_LOGITS].shape) != 3 or not _writes(layout):
+    if not writes_text(layout, {name: output.shape for name, output in outputs.items()}):
         names = ", ".join(name for name in list(outputs)[:3])
         raise ValueError(
             f"{graph} gives {names} and writes no text; generate needs a causal language model with logits [b, t, v], "
@@ -202,12 +200,17 @@ def open_decoder(session: Any, layout: Layout, inputs: HostInputs) -> Decoder:
     )
 
 
-def _writes(layout: Layout) -> bool:
-    """Whether the model's class writes text from left to right, as far as its config says."""
+def writes_text(layout: Layout, outputs: Mapping[str, Sequence[Any]]) -> bool:
+    """Whether a model writes text from left to right, as far as its outputs and the class in its config say.
+
+    Args:
+        layout: of the model.
+        outputs: the declared shape of each output.
+    """
     classes = layout.config.get("architectures")
-    if not isinstance(classes, list) or not classes:
-        return True
-    return any(isinstance(name, str) and name.endswith(_WRITERS) for name in classes)
+    if isinstance(classes, list) and classes and not any(str(name).endswith(_WRITERS) for name in classes):
+        return False
+    return len(outputs.get(_LOGITS, ())) == 3
 
 
 def _context(layout: Layout) -> int | None:

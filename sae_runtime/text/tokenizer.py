@@ -43,11 +43,12 @@ class Tokenizer:
         )
         self.max_length = settings.max_length
         self.special_tokens = {name: _content(token) for name, token in settings.named.items()}
+        if padding:
+            self.special_tokens.setdefault("pad_token", padding["pad_token"])
         self._ids = {name: self._rust.token_to_id(token) for name, token in self.special_tokens.items()}
         end, pad = self._ids.get("eos_token"), self._ids.get("pad_token")
         self.end_ids = settings.end_ids or (() if end is None else (end,))
-        baked = padding.get("pad_id")
-        self.pad_id: int | None = next((one for one in (pad, baked, settings.pad_id) if one is not None), None)
+        self.pad_id: int | None = settings.pad_id if pad is None else pad
         self.size = 1 + max(self._rust.get_vocab().values(), default=-1)
         self._special_by_id = np.zeros(self.size, np.bool_)
         self.special_ids = frozenset(self._special_ids([_content(token) for token in settings.more]))
