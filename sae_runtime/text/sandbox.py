@@ -32,7 +32,8 @@ _SHALLOW = {"attr", "count", "d", "default", "first", "items", "last", "length",
 _SHALLOW |= {"reverse", "select", "selectattr", "abs", "float", "int", "round"}
 _DEEP = {"capitalize", "dictsort", "e", "escape", "format", "groupby", "indent", "join", "lower", "max", "min"}
 _DEEP |= {"replace", "safe", "sort", "string", "striptags", "sum", "title", "trim", "truncate", "unique", "upper"}
-_DEEP |= {"urlencode", "wordcount"}
+_DEEP |= {"urlencode"}
+_OF_ITEMS = {"dictsort", "groupby", "join", "list", "max", "min", "sort", "sum", "unique"}  # of a text's characters
 _SORTING = {"dictsort", "groupby", "sort"}
 _COMPARING = {
     "!=",
@@ -184,6 +185,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
             _check_format(called.text, "{", given)
         elif name in ("count", "index") and not isinstance(owner, str):
             spent.size(owner)
+        elif name in ("split", "rsplit", "splitlines"):
+            separated = [one for one in given if isinstance(one, str)]
+            spent.spend(owner.count(separated[0]) if separated and separated[0] else len(owner) // 4)
         elif name in ("replace", "join", "strip", "lstrip", "rstrip"):
             arguments = _check_growth(name, owner, arguments)
         made = super().call(context, called, *arguments, **named)
@@ -271,11 +275,24 @@ def _strftime_now(form: str) -> str:
 def _tojson(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
-    if (indent if isinstance(indent, int) else len(indent or "")) > 16 or any(
-        len(one) > 16 for one in separators or ()
-    ):
+    width = indent if isinstance(indent, int) else len(indent or "")
+    if width > 16 or any(len(one) > 16 for one in separators or ()):
         raise TooMuch("it sets the values of JSON too far apart")
+    spent = budget.get()
+    spent.write(8 * spent.size(value)[0] + (_indented(value) * width if width > 0 else 0))
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _indented(value: Any) -> int:
+    """The depths of all values in a value, added up."""
+    total, depth, level = 0, 0, [value]
+    while level:
+        total, depth = total + depth * len(level), depth + 1
+        inside = [
+            one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list | tuple)
+        ]
+        level = [part for values in inside for part in values]
+    return total
 
 
 @pass_context
@@ -324,6 +341,8 @@ def _counted(name: str, made: Callable[..., Any]) -> Callable[..., Any]:
         if isinstance(value, Iterator) and deep:
             value = list(Steps(value, 1))
         elif isinstance(value, list | dict | tuple | range) and name in ("list", "items", "reverse", "first"):
+            spent.spend(len(value))
+        elif isinstance(value, str) and name in _OF_ITEMS:
             spent.spend(len(value))
         elif isinstance(value, Iterator) and name in ("list", "count", "length", "last"):
             value = Steps(value, 1)
@@ -401,4 +420,5 @@ def _check_format(text: str, mark: str, values: Any) -> None:
     if nested or re.search(r"\d{5}", text):
         raise TooMuch("it formats a value with a great width")
     spent = budget.get()
-    spent.write(len(text) + text.count(mark) * (spent.size(values)[1] + 10_000 * bool(re.search(r"\d{3}", text))))
+    held, characters = spent.size(values)
+    spent.write(len(text) + text.count(mark) * (8 * held + characters + 10_000 * bool(re.search(r"\d{3}", text))))
