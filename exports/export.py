@@ -69,6 +69,7 @@ def export(
         )
     bundle = bundles.read(path)
     bundles.refuse_links(bundle.path)
+    bundles.refuse_deployed(bundle.path)
     refuse_other_bytes(bundle.path)
     if activations is not None:
         _check_activations(bundle, activations)

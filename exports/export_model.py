@@ -3,6 +3,7 @@
 torch's exporter writes the names of the modules on every node, and `splice` finds hooks by these names.
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import onnx_ir as ir
 
 from sae_runtime.bundle import files
 from sae_runtime.bundle.folder import BundleError
+from sae_runtime.bundle.model_files import files_to_copy, model_files
 from sae_runtime.engine import sessions
 from sae_runtime.exports.graphs.external import relocate
 
@@ -24,6 +26,7 @@ def export_model(
     cache: bool = True,
     part: str | None = None,
     image: int | None = None,
+    home: Path | None = None,
     force: bool = False,
 ) -> Path:
     """Write a model as an ONNX graph, with its weights beside it in `<name>.data`, after a comparison with torch.
@@ -50,10 +53,11 @@ def export_model(
             None: the encoder of a model with a decoder, the whole of any other. A decoder reads input_ids [b, t],
             encoder_hidden_states [b, s, d] and encoder_attention_mask [b, s].
         image: height and width of pictures; None: what the model's config says.
+        home: the model's folder, of which tokenizer, configuration and the like are copied beside the graph.
         force: replace files that exist.
 
     Raises:
-        FileExistsError: a file exists and `force` is not set.
+        FileExistsError: a file exists and `force` is not set, or it is one of another model.
         ImportError: onnxscript is not installed.
         ValueError: torch cannot export the model, or the graph disagrees with torch; nothing is written.
     """
@@ -67,6 +71,7 @@ def export_model(
         raise ImportError("exporting a model needs onnxscript; run: pip install onnxscript") from error
     for file in (data, path):
         files.check_free(file, force=force, kind="file")
+    beside = {} if home is None else files_to_copy(home, model_files(home), path)
     from sae_runtime.exports.model.compare import check  # these import torch
     from sae_runtime.exports.model.tracing import silence, trace
 
@@ -76,7 +81,11 @@ def export_model(
         _keep_module_names_only(exported)
         for name in (name for name, one in form.inputs.items() if one.optional):
             _give_default(exported.graph, name)
-        with files.new_files([data, path], force=force) as (data_file, graph_file):
+        names = [*beside, data.name, path.name]
+        with files.new_files_in(path.parent, names, force=force) as to_fill:
+            for name, file in beside.items():
+                shutil.copyfile(file, to_fill[name])
+            data_file, graph_file = to_fill[data.name], to_fill[path.name]
             ir.save(exported, graph_file, external_data=data_file.name)
             check(form, _opened(graph_file))
             relocate(graph_file, graph_file, {data_file.name: data.name})

@@ -12,13 +12,27 @@ if TYPE_CHECKING:
     from sae_runtime.bundle.manifest import Manifest
     from sae_runtime.core.edits import Edit
     from sae_runtime.core.features import Features
+    from sae_runtime.model import Model, load_model
     from sae_runtime.sae import SAE, load
 
-__all__ = ["SAE", "Activations", "BundleError", "Edit", "Features", "Manifest", "load", "open_activations"]
+__all__ = [
+    "SAE",
+    "Activations",
+    "BundleError",
+    "Edit",
+    "Features",
+    "Manifest",
+    "Model",
+    "load",
+    "load_model",
+    "open_activations",
+]
 
 _MODULES = {
     "SAE": "sae",
     "load": "sae",
+    "Model": "model",
+    "load_model": "model",
     "Activations": "activations.stored",
     "open_activations": "activations.stored",
     "BundleError": "bundle.folder",

@@ -1,7 +1,7 @@
 """The front door: features of activations, activations of features, and edits, through onnxruntime."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ from sae_runtime.bundle import folder as bundles
 from sae_runtime.bundle import hub
 from sae_runtime.bundle.folder import WEIGHTS, Bundle
 from sae_runtime.bundle.graphs import ENCODE, GPU
+from sae_runtime.bundle.labels import read_labels
 from sae_runtime.bundle.manifest import Manifest
 from sae_runtime.bundle.stats import Stats
-from sae_runtime.core.edits import Edit
+from sae_runtime.core.edits import Edit, by_label, in_numbers, resolved
 from sae_runtime.core.features import Features, from_slots
 from sae_runtime.core.slots import Slots, joined_slots
 from sae_runtime.engine import decoding
@@ -92,6 +93,7 @@ def _opened(
 def _rebuilt(bundle: Bundle, *, verify: bool, **options: Any) -> "SAE":
     """The SAE of a bundle with graphs that are written anew, also where the SAE arrives after it was pickled."""
     sae = _opened(rebuilt(bundle, verify=verify), verify=verify, owned=True, **options)
+    sae._home = bundle.path
     sae._again = functools.partial(
         _arrived, bundle.path.absolute(), sae.manifest.files[WEIGHTS].sha256, verify=verify, options=options
     )
@@ -117,6 +119,7 @@ class SAE:
 
     def __init__(self, sessions: Sessions, graph: str = ENCODE.file, tiling: Tiling = DEFAULT) -> None:
         self._bundle, self._sessions = sessions.bundle, sessions
+        self._home = self._bundle.path  # where people write labels, also for a bundle that is rebuilt elsewhere
         self._stats: tuple[Stats | None] | tuple[()] = ()  # empty until they are read
         self._again: Callable[[], SAE] | None = None  # how another process builds a rebuilt SAE
         self._tiler = Tiler(sessions.bundle.manifest, sessions, graph, tiling)
@@ -166,6 +169,20 @@ class SAE:
         if not self._stats:
             self._stats = (self._bundle.stats(),)
         return self._stats[0]
+
+    @property
+    def labels(self) -> Mapping[int, str]:
+        """The labels of features, by feature, as the bundle's labels.jsonl has them now; none if there is no such file.
+
+        The file is read again where it changed, also while the SAE is loaded.
+
+        Raises:
+            ValueError: the file is not sound; the message names the line.
+
+        >>> dict(sae.labels)
+        {}
+        """
+        return read_labels(self._home, self.d_sae)
 
     @property
     def redone(self) -> tuple[int, int]:
@@ -291,6 +308,24 @@ class SAE:
         tile = max(self._tiler.tile // 4, 1)  # decode.onnx gathers a row of W_dec for every match
         return decoding.decode(self._sessions, self.manifest, features, x, tile=tile)
 
+    def resolved(self, edits: Sequence[Edit]) -> list[Edit]:
+        """The same edits in numbers: labels are features, and multiples of a largest activation are activations.
+
+        Args:
+            edits: those of one request. `labels` and `stats` are read where an edit needs them.
+
+        Raises:
+            ValueError: no feature or several have a label, or a largest activation is not known or is 0.
+
+        >>> sae.resolved([Edit.set(3, 8.0)]) == [Edit.set(3, 8.0)]
+        True
+        """
+        if in_numbers(edits):
+            return list(edits)
+        multiples = any(edit.of_largest for edit in edits)
+        largest = self.stats.largest if multiples and self.stats is not None else None
+        return resolved(edits, largest, self.labels if by_label([edits]) else None)
+
     def steer(
         self,
         x: ArrayLike,
@@ -303,16 +338,17 @@ class SAE:
         Args:
             x: [..., d_in].
             edits: one edit, or a list of edits, for all tokens. For x [b, t, d_in] also b lists, one for each request.
-                Multiples of a feature's largest activation need `stats`.
+                Multiples of a feature's largest activation need `stats`, and edits by label need `labels`.
             gate: how much of the edits each token gets, broadcastable to [...]; None means 1 everywhere.
 
         Returns:
             float32 [..., d_in]; equal to x if there are no edits.
 
         Raises:
-            ValueError: x has another d_in or holds NaN or Inf, a feature is out of range or edited twice, the lists or
-                the gate do not fit x, a row overflows float32 (the message names it), the SAE is a transcoder, whose
-                features do not add up to x, or a largest activation that an edit needs is not known or is 0.
+            ValueError: x has another d_in or holds NaN or Inf, a feature is out of range or edited twice, no feature or
+                several have a label, the lists or the gate do not fit x, a row overflows float32 (the message names
+                it), the SAE is a transcoder, whose features do not add up to x, or a largest activation that an edit
+                needs is not known or is 0.
 
         >>> bool((sae.steer(x, Edit.set(3, 8.0)) != x).any()), bool((sae.steer(x, []) == x).all())
         (True, True)
@@ -324,6 +360,6 @@ class SAE:
             edits,
             gate,
             tile=self._tiler.tile,
-            stats=lambda: self.stats,
+            resolve=self.resolved,
             encode=self.encode,
         )

@@ -5,9 +5,25 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 from click.testing import CliRunner, Result
 
 from sae_runtime.cli import main
+
+
+def commands() -> dict[str, click.Command]:
+    """Every command and group by its names, such as "train", "features" and "features show"."""
+
+    def below(group: click.Group, names: str) -> dict[str, click.Command]:
+        context, found = click.Context(group), dict[str, click.Command]()
+        for name in group.list_commands(context):
+            command = group.get_command(context, name)
+            assert command is not None
+            found |= {names + name: command}
+            found |= below(command, f"{names}{name} ") if isinstance(command, click.Group) else {}
+        return found
+
+    return below(main, "")
 
 
 def run(*arguments: str | Path, env: dict[str, str] | None = None) -> Result:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from sae_runtime import SAE, Edit, load
 from sae_runtime.bundle import folder as bundles
 from sae_runtime.bundle.folder import put_stats
+from sae_runtime.bundle.labels import write_labels
 from sae_runtime.bundle.stats import counted
 from sae_runtime.core.edits import as_inputs
 from sae_runtime.exports import witness
@@ -163,6 +164,29 @@ def test_random_lists_of_edits_for_each_request(with_stats: Any, kind: str, x: A
     sae = with_stats(kind)
     assert witness.difference(expected(kind, x, wanted, gate), sae.steer(x, edits, gate=gate)) is None
     assert witness.difference(expected(kind, x, wanted), sae.steer(x, edits)) is None
+
+
+def test_edits_by_label_in_sae_steer_and_in_a_graph(with_stats: Any, kind: str, x: Any) -> None:
+    sae = with_stats(kind)
+    pool = chosen(kind, x)[:6].tolist()
+    write_labels(sae._bundle.path, {feature: f"label = {i}" for i, feature in enumerate(pool[:4])})
+    names = ("set, times", "own", "cap", "set", "ablate", "add, times")
+    features = ["label = 0", " label = 1", "label = 2\n", "label = 3", str(pool[4]), pool[5]]
+    edits = [
+        KINDS_OF_EDITS[name][0](feature, only_active=name == "set")
+        for name, feature in zip(names, features, strict=True)
+    ]
+    change = [(feature, KINDS_OF_EDITS[name][1], name == "set") for name, feature in zip(names, pool, strict=True)]
+    wanted = expected(kind, x, [change, [], change[:1]])
+    lists = [edits, [], edits[:1]]
+    assert witness.difference(wanted, sae.steer(x, lists)) is None
+    assert witness.difference(expected(kind, x, [change] * B), sae.steer(x, edits)) is None
+    inputs = as_inputs(lists, D_SAE, sae.stats.largest, sae.labels)
+    (y,) = run_graph(sae._bundle.path, "steer.onnx", x=x, **inputs)
+    assert witness.difference(wanted, y) is None
+    with pytest.raises(ValueError, match=f"feature {pool[0]} is edited twice in one request"):
+        sae.steer(x, [edits[0], Edit.ablate(pool[0])])
+    (sae._bundle.path / "labels.jsonl").unlink()
 
 
 def test_edits_only_where_active_do_not_depend_on_the_tile(with_stats: Any, bundle_of: BundleOf, x: Any) -> None:

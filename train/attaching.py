@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_runtime.core.edits import Edit, edit_arrays
+from sae_runtime.bundle.labels import read_labels
+from sae_runtime.core.edits import Edit, by_label, edit_arrays
 from sae_runtime.core.features import Features
 from sae_runtime.train.gates import Gate, Word, padding
 from sae_runtime.train.generations import watched
@@ -69,12 +70,13 @@ def attach(
     Raises:
         BundleError: the bundle is damaged.
         ValueError: the model has no such hook, the hook has no activations of the SAE's d_in, a pass calls the module
-            several times and the hook does not name one call, a feature is out of range or edited twice, an edit needs
-            its largest activation and the bundle has none, the number of lists does not fit the requests, the gate is
-            unknown, it is not known which tokens the gate means or which are padding, a copy of the model runs, the
-            module is computed again by gradient checkpointing, the model is none of transformers or puts time before
-            the batch, a transcoder is to edit or replace the activations that it reads, or a token that is not known to
-            be padding is NaN or Inf, or overflows as a feature or by an edit. Such padding has no features.
+            several times and the hook does not name one call, a feature is out of range or edited twice, no feature or
+            several have a label, an edit needs its largest activation and the bundle has none, the number of lists does
+            not fit the requests, the gate is unknown, it is not known which tokens the gate means or which are padding,
+            a copy of the model runs, the module is computed again by gradient checkpointing, the model is none of
+            transformers or puts time before the batch, a transcoder is to edit or replace the activations that it
+            reads, or a token that is not known to be padding is NaN or Inf, or overflows as a feature or by an edit.
+            Such padding has no features.
 
     Warns:
         UserWarning: the model ran, and the module at the hook never did.
@@ -88,7 +90,9 @@ def attach(
     opened = open_sae(sae) if isinstance(sae, str | Path) else sae
     chooses = Gate(gate, prompt_tokens, skip_ids)
     point = find_hook(model, hook)
-    arrays = edit_arrays(_requests(edits), opened.manifest.architecture.d_sae, opened.largest)
+    requests, d_sae = _requests(edits), opened.manifest.architecture.d_sae
+    labels = read_labels(opened.path, d_sae) if by_label(requests) else None
+    arrays = edit_arrays(requests, d_sae, opened.largest, labels)
     numbers = {name: torch.from_numpy(array) for name, array in arrays.items()}
     opened.to(model.device)
     models = models_around(model, point.module)

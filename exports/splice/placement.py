@@ -4,7 +4,7 @@ Files of a bundle are copied under names that tell their content. A fit, a calib
 of a bundle, and a graph that read those would compute something else without a word.
 """
 
-import filecmp
+import hashlib
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -13,11 +13,12 @@ from typing import Any, Literal
 
 import onnx_ir as ir
 
-from sae_runtime.bundle.folder import MANIFEST, record
+from sae_runtime.bundle.folder import MANIFEST, Bundle, record
 from sae_runtime.bundle.hub import refuse_link_out
+from sae_runtime.bundle.model_files import GENAI, files_to_copy, model_files, same_bytes, tokenizer_home
 from sae_runtime.bundle.typed_json import read_file, shown
 
-_GENAI = "genai_config.json"
+_BESIDE_BUNDLE = ("labels.jsonl", "README.md")  # people write these; no manifest lists them
 How = Literal["referred", "copied"]
 
 
@@ -60,10 +61,19 @@ class Placement:
         inside = real.is_relative_to(home) and not of_bundle
         # A link in a Hub cache leads to a file that is named by its hash.
         location = real.relative_to(home).as_posix() if inside else (Path("" if of_bundle else below) / name).as_posix()
-        if not _same(real, self.files.setdefault(location, real)):
-            raise ValueError(f"two files would be {location} in {self.folder}; name another --output or --name")
-        self.how[location] = "referred" if inside or _same(real, self.folder / location) else "copied"
+        self.place(real, location, inside=inside)
         return location
+
+    def place(self, file: Path, location: str, *, inside: bool = False) -> None:
+        """Let the folder have a file at a path: the one that is there if it is equal, else a copy.
+
+        Raises:
+            ValueError: another file goes to the same path.
+        """
+        real = Path(os.path.realpath(file))
+        if not same_bytes(real, self.files.setdefault(location, real)):
+            raise ValueError(f"two files would be {location} in {self.folder}; name another --output or --name")
+        self.how[location] = "referred" if inside or same_bytes(real, self.folder / location) else "copied"
 
     def copies(self, path: Path) -> dict[str, Path]:
         """The files that have to be copied, by their paths from the folder.
@@ -99,7 +109,7 @@ def graph_path(host: Path, out: str | Path | None) -> Path:
 
 def _named_by_genai(host: Path) -> str | None:
     """The graph that the configuration of onnxruntime-genai beside a host names, if there is one."""
-    config = host.parent / _GENAI
+    config = host.parent / GENAI
     if not config.is_file():
         return None
     refuse_link_out(config, config.parent)
@@ -118,7 +128,11 @@ def _named_by_genai(host: Path) -> str | None:
 
 
 def locate_weights(
-    model: ir.Model, placement: Placement, splices: Collection[str], homes: Mapping[str, Path]
+    model: ir.Model,
+    placement: Placement,
+    splices: Collection[str],
+    homes: Mapping[str, Path],
+    copies: Mapping[str, str],
 ) -> dict[tuple[str, str], str]:
     """Let the graph refer to every external weight by a path from its new folder.
 
@@ -127,6 +141,7 @@ def locate_weights(
         placement: the new folder.
         splices: the names of all splices in the graph.
         homes: the bundles of the new ones, by name.
+        copies: the folders of bundles in the new folder whose files the graph reads where they are, by name.
 
     Returns:
         the new path of each file, by the splice whose weights it holds ("": the host) and the old path.
@@ -139,37 +154,82 @@ def locate_weights(
         prefix = (value.name or "").partition("/")[0]
         name = prefix if prefix in splices else ""
         base = Path(tensor.base_dir) if tensor.base_dir or name not in homes else homes[name]
-        folder = PurePosixPath(tensor.location).parent  # of an SAE that the host has already
+        old = PurePosixPath(tensor.location)
         key = name, str(tensor.location)
+        if name in copies and key not in moved:
+            for known in (old.name, old.name.partition(".")[0] + old.suffix):  # without what tells the content
+                here = f"{copies[name]}/{known}"
+                if here in placement.files and same_bytes(base / tensor.location, placement.files[here]):
+                    moved[key] = here
         if key not in moved:  # `locate` reads the whole file of a bundle
-            moved[key] = placement.locate(base / tensor.location, folder.as_posix())
+            moved[key] = placement.locate(base / tensor.location, old.parent.as_posix())
         value.const_value = ir.ExternalTensor(
             moved[key], tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=value.name or ""
         )
     return moved
 
 
-def locate_companions(host: Path, path: Path, placement: Placement) -> None:
-    """Copy tokenizer and configuration of onnxruntime-genai too, if the graph goes into another folder.
+def place_model_files(host: Path, path: Path, placement: Placement) -> None:
+    """Copy tokenizer, configuration and the like beside the graph, if it goes into another folder than its host.
 
     Raises:
-        ValueError: the configuration names its graph otherwise than `path` does, or a file is a link out of the folder
-            of the host, other than to the blobs of its Hub cache.
+        FileExistsError: the folder has files of another model.
+        ValueError: the configuration of onnxruntime-genai names its graph otherwise than `path` does, or a file is a
+            link out of its folder, other than to the blobs of its Hub cache.
     """
-    named = _named_by_genai(host)
-    if named is None or os.path.realpath(path.parent) == os.path.realpath(host.parent):
+    if os.path.realpath(path.parent) == os.path.realpath(host.parent):
         return
-    if named != path.name:
+    named = _named_by_genai(host)
+    if named not in (None, path.name):
         raise ValueError(
-            f"{host.parent / _GENAI} names its graph {named}; write the spliced one under that name, not {path.name}"
+            f"{host.parent / GENAI} names its graph {named}; write the spliced one under that name, not {path.name}"
         )
-    for file in sorted(host.parent.iterdir()):
-        if file.is_file() and file.suffix not in (".onnx", ".data"):
-            refuse_link_out(file, file.parent)
-            placement.locate(file)
+    home = host.parent
+    names = set(model_files(home))
+    if named is not None:  # whatever its configuration names
+        names |= {file.name for file in home.iterdir() if file.is_file() and file.suffix not in (".onnx", ".data")}
+        for name in names:
+            refuse_link_out(home / name, home)
+    above = tokenizer_home(host)
+    found = {} if above == home else files_to_copy(above, model_files(above), path)
+    for name, file in (found | files_to_copy(home, sorted(names), path)).items():
+        placement.place(file, name)
 
 
-def _same(file: Path, other: Path) -> bool:
-    """Whether another file holds the same bytes; it may be a second name of the file."""
-    filecmp.clear_cache()  # it takes a file of the same size and time for the one that it saw before
-    return other.is_file() and (other.samefile(file) or filecmp.cmp(file, other, shallow=False))
+def bundle_in(folder: Path, bundle: Path) -> str | None:
+    """The path of a bundle that lies below a folder; None if it does not.
+
+    >>> bundle_in(Path("model"), Path("model/saes/wide"))
+    'saes/wide'
+    """
+    real, home = Path(os.path.realpath(bundle)), Path(os.path.realpath(folder))
+    return real.relative_to(home).as_posix() if home in real.parents else None
+
+
+def place_bundle(bundle: Bundle, name: str, placement: Placement) -> str:
+    """Let the folder of a graph have a copy of a bundle, and give the name of the copy.
+
+    It never replaces another bundle that has the name: it then gets a name that tells its content.
+
+    Args:
+        bundle: the bundle, checked.
+        name: the folder that the copy gets.
+        placement: the folder of the graph.
+    """
+    home = bundle.path
+    manifest = (home / MANIFEST).read_bytes()
+    there = placement.folder / name
+    for location, file in placement.files.items():
+        if Path(location).name == MANIFEST and file.read_bytes() == manifest:
+            return Path(location).parent.as_posix()
+    taken = placement.files.get(f"{name}/{MANIFEST}", there / MANIFEST)
+    if taken.is_file() and taken.read_bytes() != manifest or os.path.lexists(there) and not taken.is_file():
+        name = f"{name}-{hashlib.sha256(manifest).hexdigest()[:16]}"
+    for listed in (*bundle.manifest.files, *bundle.manifest.graphs, MANIFEST):
+        if (home / listed).is_file():  # derived weights may be missing
+            placement.place(home / listed, f"{name}/{listed}")
+    for written in _BESIDE_BUNDLE:
+        if (home / written).is_file() and not (placement.folder / name / written).exists():  # what is there stays
+            refuse_link_out(home / written, home)
+            placement.place(home / written, f"{name}/{written}")
+    return name

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_runtime.bundle.folder import Bundle
+from sae_runtime.bundle.model_files import TOKENIZER, tokenizer_home
 from sae_runtime.bundle.plausible import far_figures
 from sae_runtime.bundle.splices import Spliced
 from sae_runtime.exports import witness
@@ -49,7 +50,7 @@ def doubts(graph: Path, host: Path, placed: Sequence[tuple[Spliced, Bundle]]) ->
     if not known:
         return ()
     try:
-        windows, kept = _sentences(host.parent) or _random(graph, host.parent)
+        windows, kept = _sentences(tokenizer_home(host)) or _random(graph, tokenizer_home(host))
         of_text = kept is not None
         names = [spliced.tensor for spliced, _ in known]
         values = list(values_of(graph, names, windows))
@@ -72,7 +73,7 @@ def doubts(graph: Path, host: Path, placed: Sequence[tuple[Spliced, Bundle]]) ->
 
 def _sentences(folder: Path) -> tuple[list[Window], list[NDArray[np.bool_]] | None] | None:
     """The ids of `TEXTS` by the tokenizer in a folder, and which of them are no special tokens."""
-    file = folder / "tokenizer.json"
+    file = folder / TOKENIZER
     try:
         from tokenizers import Tokenizer
 

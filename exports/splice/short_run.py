@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from sae_runtime.bundle import files
 from sae_runtime.bundle.splices import read_splices
 from sae_runtime.bundle.typed_json import read_file
+from sae_runtime.bundle.vocabulary import is_of_words
 from sae_runtime.engine import sessions
-from sae_runtime.engine.trial import Arrays, is_of_words, made_up_inputs
+from sae_runtime.engine.trial import Arrays, made_up_inputs
 
 Window = NDArray[np.int64]  # the ids of one text [t]
 

@@ -6,10 +6,10 @@ does not know them sees the same model.
 """
 
 import dataclasses
+import os
 import re
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,19 +17,28 @@ import onnx_ir as ir
 
 from sae_runtime.bundle import files
 from sae_runtime.bundle import folder as bundles
-from sae_runtime.bundle.folder import DERIVED, WEIGHTS, Bundle, BundleChanged, BundleError
+from sae_runtime.bundle.external_data import located
+from sae_runtime.bundle.folder import DERIVED, MANIFEST, WEIGHTS, Bundle, BundleChanged, BundleError
 from sae_runtime.bundle.hooks import parse_hook
-from sae_runtime.bundle.splices import Spliced, check_weights, read_splices
+from sae_runtime.bundle.splices import Spliced, check_weights, cut_graph, read_splices
 from sae_runtime.bundle.tensors import TensorSpec, read_header
-from sae_runtime.engine.sessions import refuse_other_bytes
-from sae_runtime.exports.graphs.external import relocate
+from sae_runtime.engine.sessions import open_session, refuse_other_bytes
 from sae_runtime.exports.splice.first_run import first_run
 from sae_runtime.exports.splice.host_graph import read_host, refuse_inside
 from sae_runtime.exports.splice.insert import insert_graph
 from sae_runtime.exports.splice.merge import merge
-from sae_runtime.exports.splice.placement import How, Placement, graph_path, locate_companions, locate_weights
+from sae_runtime.exports.splice.placement import (
+    How,
+    Placement,
+    bundle_in,
+    graph_path,
+    locate_weights,
+    place_bundle,
+    place_model_files,
+)
 from sae_runtime.exports.splice.plausibility import doubts
 from sae_runtime.exports.splice.same_place import find_place
+from sae_runtime.exports.splice.writing import write_spliced
 
 _NAME = re.compile(r"[A-Za-z]\w*")
 
@@ -59,12 +68,16 @@ class SplicedGraph:
         path: the graph.
         splices: the SAEs that were put in.
         files: the files that it reads, by their path from its folder.
+        features: the graph of its part that gives features; None if no SAE is read.
+        beside: what else was copied into the folder: tokenizer, configuration, bundles.
         warnings: sentences about what the graph does, and about what could not be checked.
     """
 
     path: Path
     splices: tuple[Spliced, ...]
     files: dict[str, How]
+    features: Path | None = None
+    beside: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()  # what could not be checked, and places that look like those of another hook
 
 
@@ -80,8 +93,9 @@ def splice(
     A host of an opset below 18 is converted, and its outputs are compared with the original's on made-up inputs.
 
     The graph refers to the host's weights at or below its folder where they are. Other weights, and those of bundles,
-    are copied into the folder, unless equal files lie there already. A new folder also gets the files of
-    onnxruntime-genai beside the host, if there is a `genai_config.json`.
+    are copied into the folder, unless equal files lie there already. Another folder than the host's also gets the
+    tokenizer, the configuration and the like, and becomes a deployed model. Bundles that are not below the folder are
+    copied into it. Beside the graph stands its part that gives features, if an SAE is read.
 
     >>> one = Splice(bundle=bundle_path, hook="encoder.layer.0")
     >>> made = splice(host_path, [one], Path(host_path).parent / "spliced")
@@ -106,6 +120,8 @@ def splice(
     for graph in (host, path):
         refuse_other_bytes(graph)
     files.check_free(path, force=force, kind="file")
+    if os.path.realpath(cut_graph(path)) == os.path.realpath(host):
+        raise ValueError(f"{host} has the name of the part of the new graph that gives features; name another --output")
     read = read_host(host)
     model, placement = read.model, Placement(path.parent)
     if not splices:
@@ -114,35 +130,65 @@ def splice(
         check_weights(host, earlier)
     placed = {wanted.name: _splice(host, model, wanted) for wanted in splices}
     made = read_splices(model.metadata_props)
-    moved = locate_weights(model, placement, set(made), {name: bundle.path for name, bundle in placed.items()})
+    bundled = placed | _bundles_of(host, [one for name, one in made.items() if name not in placed])
+    homes, read_there = _place_bundles(bundled, made, placement)
+    moved = locate_weights(model, placement, set(made), {n: bundle.path for n, bundle in placed.items()}, read_there)
     for name, one in made.items():
-        made[name] = dataclasses.replace(one, file=moved.get((name, one.file or ""), one.file))
+        file = moved.get((name, one.file or ""), one.file)
+        made[name] = dataclasses.replace(one, file=file, bundle=homes.get(name))
         model.metadata_props.update(made[name].to_metadata())
-    locate_companions(host, path, placement)
-    copies = placement.copies(path)
-    with files.new_files([*(path.parent / file for file in copies), path], force=force) as (*copied, partial):
-        ir.save(model, partial)
-        for file, copy in zip(copies.values(), copied, strict=True):
-            shutil.copyfile(file, copy)
-        for bundle in placed.values():  # the files that were copied
-            bundle.refuse_change(WEIGHTS, *({DERIVED} & bundle.checked.keys()))
-        names = {file: copy.relative_to(path.parent).as_posix() for file, copy in zip(copies, copied, strict=True)}
-        with _reading(partial, names) as graph:
-            warnings = first_run(host, graph, converted_from=read.opset if read.is_converted else None)
-            warnings += () if warnings else doubts(graph, host, [(made[name], one) for name, one in placed.items()])
-    added = tuple(made[wanted.name] for wanted in splices)
-    return SplicedGraph(path=path, splices=added, files=dict(placement.how), warnings=(*read.warnings, *warnings))
+    reads = {name: placement.how[name] for name in moved.values()}
+    place_model_files(host, path, placement)
+    warnings = list(read.warnings)
+
+    def check(graph: Path, part: Path | None) -> None:
+        for bundle in bundled.values():  # the files that were copied
+            bundle.refuse_change(MANIFEST, *bundle.checked)
+        unclear = first_run(host, graph, converted_from=read.opset if read.is_converted else None)
+        warnings.extend(unclear or doubts(graph, host, [(made[name], one) for name, one in placed.items()]))
+        if part is not None and not unclear:
+            open_session(part)
+
+    features = write_spliced(model, path, placement, check, force=force)
+    return SplicedGraph(
+        path=path,
+        splices=tuple(made[wanted.name] for wanted in splices),
+        files=reads,
+        features=features,
+        beside=tuple(name for name, how in placement.how.items() if how == "copied" and name not in reads),
+        warnings=tuple(warnings),
+    )
 
 
-@contextmanager
-def _reading(graph: Path, names: Mapping[str, str]) -> Iterator[Path]:
-    """Give a graph that reads files under the names that they have until all of them are written."""
-    if not names:
-        yield graph
-        return
-    with files.scratch_file(graph) as copy:
-        relocate(graph, copy, names)
-        yield copy
+def _place_bundles(
+    bundled: Mapping[str, Bundle], made: Mapping[str, Spliced], placement: Placement
+) -> tuple[dict[str, str], dict[str, str]]:
+    """The path of each bundle from the folder, and the paths of those whose weights the graph reads where they are.
+
+    These are copies that a splice made. Of a bundle that lies there, whose owner may replace it, it copies the weights.
+    """
+    homes, read_there = {}, {}
+    for name, bundle in bundled.items():
+        inside = bundle_in(placement.folder, bundle.path)
+        homes[name] = inside or place_bundle(bundle, made[name].bundle or name, placement)
+        if inside is None:
+            read_there[name] = homes[name]
+        elif made[name].reads_bundle:
+            read_there[name] = inside
+            for file in {WEIGHTS, DERIVED} & bundle.manifest.files.keys():
+                placement.place(bundle.path / file, f"{inside}/{file}", inside=True)
+    return homes, read_there
+
+
+def _bundles_of(host: Path, splices: Sequence[Spliced]) -> dict[str, Bundle]:
+    """The bundles of the SAEs that a host has already, where they are still those that were put in."""
+    found = {}
+    for spliced in splices:
+        with suppress(OSError, ValueError):  # without its bundle, the SAE works all the same
+            bundle = bundles.read(located(host, f"{spliced.bundle}/{MANIFEST}").parent)
+            if bundle.manifest.files[WEIGHTS].sha256 == spliced.weights:
+                found[spliced.name] = bundle
+    return found
 
 
 def _splice(host: Path, model: ir.Model, wanted: Splice) -> Bundle:

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 from sae_runtime.bundle.extras import require
 from sae_runtime.bundle.typed_json import shown
 
-DOCUMENTS = ("paragraph", "file")
+DOCUMENTS = ("paragraph", "file", "line")
 TEXTS = (".txt", ".text", ".md", ".markdown", ".rst")
 LINES = (".jsonl", ".ndjson", ".jsonlines")
 PACKED = (".gz", ".zst")
@@ -28,7 +28,7 @@ class Reading:
     """Where the documents are in files, and bounds against files that would fill the memory.
 
     Attributes:
-        document: "paragraph" or "file": what a document is in plain text.
+        document: "paragraph", "file" or "line": what a document is in plain text.
         text_field: the field or column that holds the text.
         ids_field: the field or column that holds a document's token ids, a list of whole numbers, instead of its text.
         id_field: the field or column that names a document, a text or a whole number.

@@ -29,7 +29,7 @@ _MAGIC = {
 
 
 def texts(path: Path, reading: Reading) -> Records:
-    r"""Plain text: blocks of lines that are not blank, or all of it.
+    r"""Plain text: blocks of lines that are not blank, each of these lines, or all of it.
 
     >>> _ = Path("a.txt").write_text("One.\nStill one.\n\nTwo.")
     >>> list(texts(Path("a.txt"), Reading()))
@@ -44,7 +44,7 @@ def texts(path: Path, reading: Reading) -> Records:
             size += len(line)
             if size > reading.longest:
                 raise ValueError(f"{place(path, number)}: the document has more than {reading.longest:,} characters")
-        elif block:
+        if block and (reading.document == "line" or not line.strip() and reading.document != "file"):
             yield begin, "".join(block).removesuffix("\n")
             block, size = [], 0
     if block:

@@ -48,10 +48,11 @@ class External:
     is_elsewhere: bool = False
 
 
-def check_external(graph: Path) -> None:
-    """Check every place at which a graph reads another file, and open none of these files.
+def check_external(graph: Path) -> list[Path]:
+    """Check every place at which a graph reads another file, and open none of these files. Gives the files.
 
-    >>> check_external(Path(bundle_path) / "encode.onnx")
+    >>> [file.name for file in check_external(Path(bundle_path) / "encode.onnx")]
+    ['sae_weights.safetensors']
 
     Raises:
         FileNotFoundError: the graph, or a file that it names, does not exist.
@@ -60,6 +61,7 @@ def check_external(graph: Path) -> None:
     """
     with mapped_graph(graph) as data:
         found = list(_externals(data))
+    files: dict[str, Path] = {}
     sizes: dict[str, int] = {}
     for tensor in found:
         entries = dict(tensor.entries)
@@ -67,8 +69,24 @@ def check_external(graph: Path) -> None:
             raise ValueError(f"{graph} does not say once where its tensor {shown(tensor.name)} is; export it again")
         location = entries["location"]
         if location not in sizes:
-            sizes[location] = located(graph, location).stat().st_size
+            files[location] = located(graph, location)
+            sizes[location] = files[location].stat().st_size
         _check_range(graph, tensor, entries, sizes[location])
+    return list(files.values())
+
+
+def external_files(graph: Path) -> set[str]:
+    """The locations of the files that a graph names, unchecked: paths from its folder.
+
+    >>> external_files(Path(bundle_path) / "encode.onnx")
+    {'sae_weights.safetensors'}
+
+    Raises:
+        FileNotFoundError: the graph does not exist.
+        ValueError: the file is no ONNX graph.
+    """
+    with mapped_graph(graph) as data:
+        return {text for tensor in _externals(data) for key, text in tensor.entries if key == "location"}
 
 
 def located(graph: Path, location: str) -> Path:

@@ -33,7 +33,7 @@ from typing import Any, Literal
 
 from sae_runtime.bundle.disk_errors import naming
 from sae_runtime.bundle.replacing import put_all
-from sae_runtime.bundle.siblings import lock, remove, repair, sibling, sync
+from sae_runtime.bundle.siblings import lock, remove, repair, repaired, sibling, sync
 
 _LONGEST_NAME = 255  # bytes, on almost every file system
 
@@ -126,6 +126,27 @@ def new_files(paths: Sequence[Path], *, force: bool = False) -> Iterator[list[Pa
         for path in paths:
             _refuse_existing(path, force=force, kind="file")
         put_all(partials, force=force)
+
+
+@contextlib.contextmanager
+def new_files_in(folder: Path, names: Sequence[str], *, force: bool = False) -> Iterator[dict[str, Path]]:
+    """Give a file to fill for each name in a folder, or in its subfolders. A folder that is new appears with all files.
+
+    In a folder that exists, the files are those of `new_files`: the last one reads the others.
+
+    >>> with new_files_in(Path("model"), ["a/weights", "graph"]) as to_fill:
+    ...     _ = to_fill["a/weights"].write_text("1"), to_fill["graph"].write_text("2")
+    >>> Path("model/a/weights").read_text()
+    '1'
+    """
+    if os.path.lexists(repaired(folder)):
+        with new_files([folder / name for name in names], force=force) as partials:
+            yield dict(zip(names, partials, strict=True))
+        return
+    with new_folder(folder) as partial:
+        for name in names:
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+        yield {name: partial / name for name in names}
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

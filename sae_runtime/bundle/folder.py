@@ -5,18 +5,19 @@ SAELens folder too.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_runtime.bundle import file_set, files
+from sae_runtime.bundle import file_set, files, labels
 from sae_runtime.bundle.identity import identity
 from sae_runtime.bundle.manifest import Manifest, to_json
 from sae_runtime.bundle.opened import Bundle, BundleChanged, BundleError
@@ -34,6 +35,7 @@ from sae_runtime.bundle.parts import (
 )
 from sae_runtime.bundle.sae_lens_cfg import CFG, check_cfg, sae_lens_cfg
 from sae_runtime.bundle.siblings import is_there, repaired
+from sae_runtime.bundle.splices import reader_of
 from sae_runtime.bundle.stats import Stats, save_stats
 from sae_runtime.bundle.tensors import Streamed, save_tensors
 
@@ -128,6 +130,7 @@ def write(
     *,
     sample: NDArray[np.float32] | None = None,
     stats: Stats | None = None,
+    labels_of: Path | None = None,
     force: bool = False,
 ) -> None:
     """Write a bundle without graphs. The folder appears whole or not at all.
@@ -138,13 +141,14 @@ def write(
         manifest: describes the SAE; its `files` and `graphs` are replaced by those that are written.
         sample: a few thousand typical activations [m, d_in], from which export takes the steps of int8.
         stats: how often and how strongly each feature is active.
+        labels_of: a bundle of the same features, whose labels the new one gets; `path` itself may be that bundle.
         force: replace an existing bundle; see `foreign`.
 
     Raises:
         BundleError: the weights do not fit the manifest or are not finite.
         FileExistsError: the folder exists and `force` is not set, or it holds what is not of a bundle.
     """
-    with files.new_folder(path, force=force, foreign=foreign) as folder:
+    with files.new_folder(path, force=force, foreign=foreign_but_labels(path, labels_of)) as folder:
         save_tensors(folder / WEIGHTS, weights)
         names = [WEIGHTS]
         cfg = sae_lens_cfg(manifest, calibrated="threshold" in weights)
@@ -159,6 +163,8 @@ def write(
             names.append(STATS)
         records = {name: record(folder / name) for name in names}
         (folder / MANIFEST).write_text(to_json(dataclasses.replace(manifest, files=records, graphs={})))
+        if labels_of is not None:
+            labels.copy_labels(labels_of, folder)
         read(folder, calibrated=False)
 
 
@@ -181,10 +187,11 @@ def put_stats(bundle: Bundle, stats: Stats) -> None:
         (staged / MANIFEST).write_text(to_json(dataclasses.replace(bundle.manifest, files=listed)))
 
 
-def foreign(folder: Path) -> str | None:
+def foreign(folder: Path, *, kept: Collection[str] = ()) -> str | None:
     """What of a folder replacing it by a bundle would lose: an entry that is no file of a bundle, or links, or None.
 
-    A model card or labels that a person wrote are foreign too.
+    A model card or labels that a person wrote are foreign too, unless they are among the names that are `kept`, and so
+    are weights that a spliced graph reads there.
 
     >>> foreign(Path(bundle_path))
     >>> _ = Path(bundle_path, "README.md").write_text("What we found")
@@ -193,14 +200,25 @@ def foreign(folder: Path) -> str | None:
     >>> Path(bundle_path, "README.md").unlink()
     """
     file_set.finish(folder, last=MANIFEST)
+    if (graph := reader_of(folder)) is not None:
+        return f"weights that {graph.name} reads"
     entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
     whole = any(entry.name == MANIFEST for entry in entries)
     for entry in entries:
         if whole and entry.is_symlink() and entry.name in NAMES:
             return "links, as a Hub cache does"
-        if not (whole and entry.is_file() and entry.name in NAMES):
+        if not (whole and entry.is_file() and (entry.name in NAMES or entry.name in kept)):
             return entry.name
     return None
+
+
+def foreign_but_labels(path: Path, labels_of: Path | None) -> files.Foreign:
+    """`foreign`, but for the labels at `path` where `labels_of` is this bundle: then the new bundle gets them.
+
+    >>> foreign_but_labels(Path(bundle_path), Path(bundle_path))(Path(bundle_path))
+    """
+    same = labels_of is not None and path.exists() and path.samefile(labels_of)
+    return functools.partial(foreign, kept=(labels.FILE,) if same else ())
 
 
 def foreign_to_bundles(folder: Path) -> str | None:
@@ -224,6 +242,15 @@ def refuse_links(path: Path) -> None:
     """
     if any((path / name).is_symlink() for name in NAMES):
         raise BundleError(f"{path} holds links, as a Hub cache does; copy the bundle's files into a folder")
+
+
+def refuse_deployed(path: Path) -> None:
+    """Raise BundleError if a spliced graph beside the folder reads its files, which writing would change.
+
+    >>> refuse_deployed(Path(bundle_path))
+    """
+    if (graph := reader_of(path)) is not None:
+        raise BundleError(f"{path} holds weights that {graph.name} reads; copy the bundle, and splice the copy again")
 
 
 def _check_threshold(bundle: Bundle, *, verify: bool) -> None:

@@ -12,6 +12,7 @@ from sae_runtime.bundle.protobuf import Fields, mapped_graph, packed
 
 _MOST_FIELDS = 40_000  # of a model that `read_model` takes; the largest of ours has 3,000
 _MOST_BESIDE = 100_000  # fields beside the graph in a file, of which metadata are some
+_MOST_OF_HOST = 4_000_000  # fields of the nodes of a host; one of 1,000 layers has fewer
 _DEEPEST = 3  # graphs inside graphs
 
 # The fields that `read_model` takes, by number. Those that compute nothing are "": names of nodes and of producers.
@@ -109,6 +110,52 @@ def read_metadata(path: Path) -> dict[str, str]:
             {number: data[at].decode() for number, at in entry.items() if isinstance(at, slice)} for entry in entries
         ]
         return {text.get(1, ""): text.get(2, "") for text in texts}
+
+
+def read_operators(path: Path) -> set[str]:
+    """The kinds of operators of any graph, without those inside branches and functions.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not an ONNX graph.
+
+    >>> "MatMul" in read_operators(Path(bundle_path) / "encode.onnx")
+    True
+    """
+    fields = Fields(_MOST_OF_HOST)
+    kinds = set()
+    with mapped_graph(path) as data:
+        for number, graph in fields.of(data):
+            if number != 7 or not isinstance(graph, slice):
+                continue
+            for inner, node in fields.of(data, graph.start, graph.stop):
+                if inner == 1 and isinstance(node, slice):
+                    found = fields.of(data, node.start, node.stop)
+                    kinds |= {data[at].decode() for name, at in found if name == 4 and isinstance(at, slice)}
+    return kinds
+
+
+def read_ports(path: Path) -> tuple[list[str], list[str]]:
+    """The names of the inputs and of the outputs of any graph.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not an ONNX graph.
+
+    >>> read_ports(Path(bundle_path) / "encode.onnx")
+    (['x', 'slots', 'threshold'], ['indices', 'values'])
+    """
+    fields = Fields(_MOST_OF_HOST)
+    found: dict[int, list[str]] = {11: [], 12: []}
+    with mapped_graph(path) as data:
+        for number, graph in fields.of(data):
+            if number != 7 or not isinstance(graph, slice):
+                continue
+            for inner, value in fields.of(data, graph.start, graph.stop):
+                if inner in found and isinstance(value, slice):
+                    entries = fields.of(data, value.start, value.stop)
+                    found[inner] += [data[at].decode() for name, at in entries if name == 1 and isinstance(at, slice)]
+    return found[11], found[12]
 
 
 def read_model(data: bytes) -> Model:

@@ -5,6 +5,7 @@ A file that could run code when it is read is fetched only if the reference name
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from sae_runtime.bundle import manifest
@@ -16,6 +17,7 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _DATA = (".json", ".safetensors", ".npz")  # Gemma Scope has .npz alone, which numpy reads without pickle
 _FILES = (*_DATA, ".onnx", ".pt", ".pth", ".bin")  # suffixes of files that a reference may name
 _CACHED = ("models--", "datasets--", "spaces--")  # what begins the name of a repository in the cache
+_LABELS = "labels.jsonl"  # of a bundle
 _GRAPHS = ".onnx"  # fetched for bundles alone, whose manifest has the hashes of the graphs
 
 
@@ -75,9 +77,10 @@ def refuse_link_out(file: Path, folder: Path) -> None:
 def fetch(reference: str) -> Path:
     """Download a folder or file of the Hub if the cache lacks it, and give its path in the cache.
 
-    For a folder, this fetches its .json, .safetensors and .npz files, and the graphs if it is a bundle. It fetches no
-    folder inside, except `checkpoints` if the folder has no tensors itself, as in Llama Scope. A file that torch would
-    unpickle is fetched only if the reference names it. huggingface_hub reads `HF_HUB_OFFLINE`, `HF_HOME` and tokens.
+    For a folder, this fetches its .json, .safetensors and .npz files and labels, and the graphs if it is a bundle. It
+    fetches no folder inside, except `checkpoints` if the folder has no tensors itself, as in Llama Scope. A file that
+    torch would unpickle is fetched only if the reference names it. huggingface_hub reads `HF_HUB_OFFLINE`, `HF_HOME`
+    and tokens.
 
     Args:
         reference: `hf://owner/name[/folder or file][@revision]`.
@@ -91,14 +94,15 @@ def fetch(reference: str) -> Path:
     Traceback (most recent call last):
     ValueError: 'hf://owner' is not a reference to the Hub; write hf://owner/name[/folder][@revision]
     """
-    repository, inside, revision = _parsed(reference)
+    repository, inside, revision = parsed(reference)
     if Path(inside).suffix in _FILES:
         folder = f"{Path(inside).parent}/".removeprefix("./")
         # Some formats describe the weights in such a file.
         allowed = [inside, f"{folder}*.json", f"{folder}config.yaml"]
-        return _existing(_download(reference, repository, revision, allowed, [f"{folder}*/*"]) / inside, reference)
+        return _existing(download(reference, repository, revision, allowed, [f"{folder}*/*"]) / inside, reference)
     folder = f"{inside}/" if inside else ""
-    snapshot = _download(reference, repository, revision, [f"{folder}*{end}" for end in _DATA], [f"{folder}*/*"])
+    data = [*(f"{folder}*{end}" for end in _DATA), folder + _LABELS]
+    snapshot = download(reference, repository, revision, data, [f"{folder}*/*"])
     path = _existing(snapshot / inside, reference)
     further: list[str] = []
     if (path / manifest.FILE).is_file():
@@ -107,14 +111,21 @@ def fetch(reference: str) -> Path:
         folder += "checkpoints/"
         further = [f"{folder}*.safetensors"]
     if further:  # from the same commit, even if the branch has moved in the meantime
-        _download(reference, repository, snapshot.name, further, [f"{folder}*/*"])
+        download(reference, repository, snapshot.name, further, [f"{folder}*/*"])
     if not any(file.suffix in _DATA for file in path.rglob("*")):
         raise FileNotFoundError(f"{reference} has no {', '.join(_DATA)} there; name the folder of one SAE")
     return path
 
 
-def _parsed(reference: str) -> tuple[str, str, str | None]:
-    """The repository, the path in it and the revision of a reference."""
+def parsed(reference: str) -> tuple[str, str, str | None]:
+    """The repository, the path in it and the revision of a reference.
+
+    >>> parsed("hf://me/model/onnx@v2")
+    ('me/model', 'onnx', 'v2')
+
+    Raises:
+        ValueError: the reference has another form.
+    """
     path, at_sign, revision = reference.removeprefix(SCHEME).partition("@")
     parts = path.rstrip("/").split("/")
     repository, inside = "/".join(parts[:2]), parts[2:]
@@ -126,8 +137,24 @@ def _parsed(reference: str) -> tuple[str, str, str | None]:
     return repository, "/".join(inside), revision or None
 
 
-def _download(reference: str, repository: str, revision: str | None, allowed: list[str], ignored: list[str]) -> Path:
-    """The snapshot in the cache, which has every file of the repository that the patterns allow."""
+def download(
+    reference: str, repository: str, revision: str | None, allowed: Sequence[str], ignored: Sequence[str]
+) -> Path:
+    """The snapshot in the cache, which has every file of the repository that the patterns allow.
+
+    Args:
+        reference: named in messages.
+        repository: owner/name.
+        revision: a branch, a tag or a commit; None: the main branch.
+        allowed: patterns of paths, in which `*` stands for any text, slashes too.
+        ignored: patterns of those that are left out.
+
+    Raises:
+        ImportError: huggingface_hub is not installed.
+        OSError: the Hub has no such repository, or does not answer.
+
+    >>> download("hf://me/model", "me/model", None, ["*.json"], [])  # doctest: +SKIP
+    """
     try:
         require("hub")
     except ImportError as error:
@@ -135,7 +162,9 @@ def _download(reference: str, repository: str, revision: str | None, allowed: li
     from huggingface_hub import constants, snapshot_download
 
     try:
-        snapshot = snapshot_download(repository, revision=revision, allow_patterns=allowed, ignore_patterns=ignored)
+        snapshot = snapshot_download(
+            repository, revision=revision, allow_patterns=list(allowed), ignore_patterns=list(ignored)
+        )
     except Exception as error:  # its class depends on the release: huggingface_hub's, requests', httpx's or OSError
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if constants.HF_HUB_OFFLINE:

@@ -2,14 +2,18 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sae_runtime.bundle.external_data import located
-from sae_runtime.bundle.folder import BundleError, record
+from sae_runtime.bundle.graph_reader import read_metadata
+from sae_runtime.bundle.opened import BundleError
+from sae_runtime.bundle.parts import record
 from sae_runtime.bundle.typed_json import read_json
 
 KEY = "sae_runtime.splice."  # the name of the splice follows
+CUT_OF = "sae_runtime.cut_of"  # of a cut graph: the sha256 of the whole one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +32,7 @@ class Spliced:
         weights: sha256 of the SAE's weights.
         file: path of these weights from the graph's folder, with "/"; None: an older graph, which does not tell.
         slots: the slots to ask for, by which hardly a token lacks features; None: an older graph, which reads unasked.
+        bundle: folder of the SAE's bundle from the graph's folder, with "/"; None: it is not there.
     """
 
     name: str
@@ -41,6 +46,12 @@ class Spliced:
     weights: str
     slots: int | None = None
     file: str | None = None
+    bundle: str | None = None
+
+    @property
+    def reads_bundle(self) -> bool:
+        """Whether the graph reads the weights in the bundle's folder, which then must stay as it is."""
+        return self.file is not None and self.bundle is not None and self.file.startswith(f"{self.bundle}/")
 
     def to_metadata(self) -> dict[str, str]:
         """The entry of the graph's metadata, which `read_splices` reads back."""
@@ -74,6 +85,30 @@ def read_splices(metadata: Mapping[str, str]) -> dict[str, Spliced]:
             raise ValueError(f"{key} does not describe a splice ({error}); splice the host model again") from error
         splices[spliced.name] = spliced
     return splices
+
+
+def cut_graph(graph: Path) -> Path:
+    """Where the part of a spliced graph is that gives its features: everything up to the last hook that is read.
+
+    >>> print(cut_graph(Path("model/model.onnx")), cut_graph(Path("model/host_sae.onnx")))
+    model/features.onnx model/host_sae_features.onnx
+    """
+    return graph.with_name("features.onnx" if graph.stem == "model" else f"{graph.stem}_features.onnx")
+
+
+def reader_of(bundle: Path) -> Path | None:
+    """The spliced graph beside a bundle's folder that reads the bundle's files where they are; None if none does.
+
+    >>> reader_of(Path(bundle_path))
+    """
+    place = bundle.absolute()
+    for graph in sorted(place.parent.glob("[!.]*.onnx")):
+        with suppress(OSError, ValueError):  # what is no graph reads nothing
+            metadata = read_metadata(graph)
+            splices = read_splices(metadata).values()
+            if CUT_OF not in metadata and any(one.reads_bundle and one.bundle == place.name for one in splices):
+                return graph
+    return None
 
 
 def check_weights(graph: Path, spliced: Spliced) -> None:

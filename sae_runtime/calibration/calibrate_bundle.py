@@ -88,7 +88,7 @@ def calibrate_bundle(
     Three quarters of the rows fit the threshold, the last quarter measures it (`calibration_rows`). Rows of massive
     norm do neither. Mutual choice, and an SAE without allocation, get one common threshold. Feature choice gets one for
     each feature, as in training. The new bundle has no graphs, because they hold the old threshold; `export` makes new
-    ones.
+    ones. It keeps the labels of the features.
 
     Args:
         path: the bundle, with a threshold or without.
@@ -117,8 +117,9 @@ def calibrate_bundle(
     if out is None and path.is_symlink():
         raise FileExistsError(f"{path} is a link, which replacing the bundle would break; name the bundle itself")
     force = force or out is None
-    output = Output(path=out or path, kind="folder", force=force, foreign=bundles.foreign)
-    output.check()
+    target = out or path
+    foreign = bundles.foreign_but_labels(target, path)
+    Output(path=target, kind="folder", force=force, foreign=foreign).check()
     check_source(activations, bundle.manifest, any_source=any_source)
     rule = rule_for(bundle.manifest, max_norm)
     kept = kept_rows(activations, rule, progress=progress)
@@ -156,7 +157,7 @@ def calibrate_bundle(
     )
     weights = {name: bundle.tensor(name) for name in bundle.specs} | {"threshold": threshold}
     bundle.refuse_change(bundles.MANIFEST)  # another fit may have taken its place
-    bundles.write(output.path, weights, manifest, sample=sample, stats=stats, force=force)
+    bundles.write(target, weights, manifest, sample=sample, stats=stats, labels_of=path, force=force)
     return Calibrated(
         k=allocation.k,
         threshold=threshold,

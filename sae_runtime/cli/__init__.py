@@ -26,7 +26,8 @@ GROUPS = {
     },
     "Use": {
         "extract": "Write the features of activations to a file.",
-        "steer": "Edit features of activations.",
+        "features": "Read the features of a deployed model on text.",
+        "steer": "Edit features of activations, or of a deployed model on text.",
     },
     "About": {
         "demo": "Do all of it on a small real model.",

@@ -35,7 +35,7 @@ def command(
 
     MODEL is a transformers folder or a name of the Hugging Face Hub; its head is kept. Batch and sequence are dynamic.
     Every node keeps the name of its module, by which `splice` finds a hook. The graph is compared with torch before it
-    is written.
+    is written. Tokenizer, configuration and the like are copied beside it.
     """
     from sae_runtime.bundle.extras import require
     from sae_runtime.bundle.files import check_free
@@ -50,7 +50,8 @@ def command(
 
     loaded = load_whole_model(model).to(getattr(torch, dtype))
     part = part or default_part(loaded)
-    path = export_model(loaded, output, cache=cache, part=part, image=image_size, force=run.force)
+    home = _folder_of(model)
+    path = export_model(loaded, output, cache=cache, part=part, image=image_size, home=home, force=run.force)
     data = path.with_name(path.name + ".data")
     kind, parameters = type(loaded).__name__, sum(parameter.numel() for parameter in loaded.parameters())
     inputs, outputs = _names(path)
@@ -64,6 +65,21 @@ def command(
         ("outputs", listed(outputs)),
     ]
     run.show(result | {"inputs": inputs, "outputs": outputs}, lines)
+
+
+def _folder_of(model: str) -> Path | None:
+    """The folder of a model with its tokenizer and configuration; those of the Hub are fetched."""
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download
+
+    from sae_runtime.bundle.model_files import PATTERNS
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=[*PATTERNS, "*/config.json"]))
+    except Exception as error:  # its class depends on the release of huggingface_hub
+        common.warn(f"the tokenizer of {model} was not fetched ({' '.join(str(error).split())[:200]})")
+        return None
 
 
 def _names(path: Path) -> tuple[list[str], list[str]]:

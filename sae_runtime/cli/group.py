@@ -1,4 +1,4 @@
-"""The group of all commands: help in sections, commands that are imported when they are called, errors of one line."""
+"""Groups of commands: help in sections, commands that are imported when they are called, errors of one line."""
 
 import importlib
 import logging
@@ -37,15 +37,23 @@ class Interrupted(Failure):
 
 
 class Group(click.Group):
-    """A group whose commands are the modules of `sae_runtime.cli`.
+    """A group whose commands are the modules of a package.
 
     Args:
         groups: the title of each section of the help, with the line of each of its commands.
+        package: the package; an inner group has one inside `sae_runtime.cli`.
     """
 
-    def __init__(self, *args: Any, groups: Mapping[str, Mapping[str, str]], **settings: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        groups: Mapping[str, Mapping[str, str]],
+        package: str = "sae_runtime.cli",
+        **settings: Any,
+    ) -> None:
         super().__init__(*args, **settings)
         self.groups = groups
+        self.package = package
         self.params.append(
             config_option("TOML file with a table of settings for each command, such as [train]", _keep_settings)
         )
@@ -65,7 +73,7 @@ class Group(click.Group):
         """The command of a name; its module is imported now."""
         if cmd_name not in self.list_commands(ctx):
             return None
-        command: click.Command = importlib.import_module(f"sae_runtime.cli.{cmd_name.replace('-', '_')}").command
+        command: click.Command = importlib.import_module(f"{self.package}.{cmd_name.replace('-', '_')}").command
         return command
 
     def resolve_command(
@@ -160,7 +168,7 @@ def _logs_as_text() -> Iterator[None]:
 
 
 def _keep_settings(ctx: click.Context, option: click.Parameter, path: object) -> None:
-    ctx.obj = path  # for the command, whose context inherits it
+    ctx.obj = path or ctx.obj  # for the command, whose context inherits it
 
 
 def _sentence(error: Exception) -> str:

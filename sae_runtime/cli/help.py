@@ -6,16 +6,18 @@ from sae_runtime.cli.options import Command
 
 
 @click.command("help", cls=Command, example="sae-runtime help train")
-@click.argument("name", metavar="[COMMAND]", required=False)
+@click.argument("names", metavar="[COMMAND]...", nargs=-1)
 @click.pass_context
-def command(ctx: click.Context, name: str | None) -> None:
+def command(ctx: click.Context, names: tuple[str, ...]) -> None:
     """Show the help of a command.
 
-    Without a name, it shows the help that lists all commands.
+    Without a name, it shows the help that lists all commands. A command of a group takes two names: features show.
     """
-    above = ctx.find_root()
-    if name is not None and isinstance(above.command, click.Group):
-        _, named, _ = above.command.resolve_command(above, [name])
+    shown = ctx.find_root()
+    for name in names:
+        if not isinstance(shown.command, click.Group):
+            raise click.UsageError(f"{shown.command_path} has no commands of its own; leave out {name!r}.")
+        _, named, _ = shown.command.resolve_command(shown, [name])
         if named is not None:
-            above = click.Context(named, info_name=name, parent=above)
-    click.echo(above.get_help())
+            shown = click.Context(named, info_name=name, parent=shown)
+    click.echo(shown.get_help())

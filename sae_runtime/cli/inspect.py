@@ -11,6 +11,7 @@ import click
 from sae_runtime.cli import common
 from sae_runtime.cli.common import Run
 from sae_runtime.cli.options import Command
+from sae_runtime.core.columns import aligned
 
 if TYPE_CHECKING:
     from sae_runtime.bundle.folder import Bundle
@@ -23,25 +24,27 @@ if TYPE_CHECKING:
 @click.option("--check", is_flag=True, help="Run every graph, and compare with numpy what it computes.")
 @common.running("json")
 def command(bundle: str, check: bool, run: Run) -> None:
-    """Check a bundle or a spliced graph and say what it is.
+    """Check a bundle or a deployed model and say what it is.
 
     BUNDLE is a folder, hf://owner/name[/folder][@revision], or a graph, .onnx. Every file and graph is compared with
-    the sha256 in the manifest, and the weights of a spliced graph with those that were put in. A graph of a bundle must
+    the sha256 in the manifest, and the weights of a model's SAEs with those that were put in. A graph of a bundle must
     be one that sae-runtime writes for these weights. With --check, all graphs also run on the bundle's sample. A bundle
     or graph that is not valid, or that computes something else than its weights say, gives exit code 1.
     """
-    if bundle.endswith(".onnx"):
+    if _is_model(bundle):
         if check:
             raise click.UsageError("--check compares the graphs of a bundle; sae-runtime doctor runs a spliced graph")
-        _inspect_graph(Path(bundle), run)
+        _inspect_model(bundle, run)
         return
     from sae_runtime.bundle import folder
     from sae_runtime.bundle.hub import local
+    from sae_runtime.bundle.labels import read_labels
 
     try:
         read = folder.read(local(bundle), calibrated=False)
         for name in read.manifest.graphs:
             read.graph(name)
+        labels = read_labels(read.path, read.manifest.architecture.d_sae)
         faults = _faults(read) if check else {}
     except (OSError, ValueError) as error:
         if run.json:
@@ -49,16 +52,19 @@ def command(bundle: str, check: bool, run: Run) -> None:
         raise
     manifest = read.manifest
     wrong = [f"{name}: {fault}" for name, fault in faults.items() if fault is not None]
-    result = {"valid": not wrong, "bundle": bundle, **dataclasses.asdict(manifest)}
+    result = {"valid": not wrong, "bundle": bundle, **dataclasses.asdict(manifest), "labels": len(labels)}
     if check:
         result["check"] = faults
-    files = common.table([[name, f"{record.size:,} bytes", "sha256 ok"] for name, record in manifest.files.items()])
+    sizes = [[name, f"{record.size:,} bytes", "sha256 ok"] for name, record in manifest.files.items()]
+    files = aligned(sizes, right=[1])
     checked = "sha256 of every file, form of every graph" + (
         "; all compute what the weights say" if check else "; not what they compute: add --check"
     )
     lines = [("bundle", bundle), ("wrong", "; ".join(wrong)) if wrong else ("valid", checked), *describe(manifest)]
     if (stats := read.stats()) is not None:
         lines.append(("stats", f"density and largest activation of each feature, on {stats.tokens:,} tokens"))
+    if labels:
+        lines.append(("labels", f"of {len(labels):,} features"))
     lines += _listed("files", files)
     then = common.shell_command("export" if read.calibrated else "calibrate", bundle)
     run.show(result, lines + (graph_lines(manifest.graphs) or [("graphs", f"none yet; run: {then}")]))
@@ -75,26 +81,59 @@ def _faults(bundle: "Bundle") -> dict[str, str | None]:
     return faults(bundle)
 
 
-def _inspect_graph(path: Path, run: Run) -> None:
-    """Say which SAEs are in a graph, and whether its weights are theirs."""
-    from sae_runtime.bundle.graph_reader import read_metadata
-    from sae_runtime.bundle.splices import check_weights, read_splices
+def _is_model(reference: str) -> bool:
+    """Whether a path or a reference to the Hub means a model, with or without SAEs in it, and not a bundle."""
+    from sae_runtime.bundle.folder import MANIFEST
+    from sae_runtime.bundle.hub import SCHEME, download, parsed
 
-    splices = read_splices(read_metadata(path))
-    lines: list[tuple[str, object]] = [("graph", path)]
+    if reference.endswith(".onnx"):
+        return True
+    if not reference.startswith(SCHEME):
+        path = Path(reference)
+        return not (path / MANIFEST).exists() and any((*path.glob("[!.]*.onnx"), *path.glob("onnx/[!.]*.onnx")))
+    repository, inside, revision = parsed(reference)
+    names = [f"{inside}/{name}".lstrip("/") for name in (MANIFEST, "tokenizer_config.json")]
+    home = download(reference, repository, revision, names, []) / inside
+    return (home / "tokenizer_config.json").is_file() and not (home / MANIFEST).is_file()
+
+
+def _inspect_model(reference: str, run: Run) -> None:
+    """Say what a deployed model is, which SAEs are in its graph, and whether its weights are theirs."""
+    from sae_runtime.bundle.splices import check_weights
+    from sae_runtime.deployed.description import described
+    from sae_runtime.deployed.layout import read_layout
+
+    layout = read_layout(reference)
+    found = described(layout)
+    length = f", texts of up to {found.max_length:,} tokens" if found.max_length else ""
+    lines: list[tuple[str, object]] = [("graph", layout.graph), ("kind", found.kind)]
+    lines.append(("tokenizer", f"{found.tokenizer}{length}" if found.tokenizer else "none"))
     problems: list[Exception] = []
-    for spliced in splices.values():
+    for name, spliced in layout.splices.items():
         state = "sha256 ok"
         try:
-            check_weights(path, spliced)
+            check_weights(layout.graph, spliced)
         except (OSError, ValueError) as error:
             problems.append(error)
             state = "missing" if isinstance(error, OSError) else "changed since the splice"
         lines += [*describe_splice(spliced), ("weights", f"{spliced.file}  {state}" if spliced.file else "unknown")]
-    result = {"valid": not problems, "graph": path, "splices": [dataclasses.asdict(one) for one in splices.values()]}
-    run.show(
-        result | ({"error": str(problems[0])} if problems else {}), lines + ([] if splices else [("splices", "none")])
-    )
+        if name in layout.bundles:
+            lines.append(("bundle", f"{layout.bundles[name]}, labels of {found.labels[name]:,} features"))
+    lines += [] if layout.splices else [("splices", "none")]
+    if layout.splices:
+        lines.append(("features", f"{layout.features.name}, cut of this graph" if layout.features else "no cut graph"))
+    lines += [("note", note) for note in layout.notes]
+    result = {
+        "valid": not problems,
+        "graph": layout.graph,
+        **dataclasses.asdict(found),
+        "splices": [dataclasses.asdict(one) for one in layout.splices.values()],
+        "bundles": dict(layout.bundles),
+        "features": layout.features,
+        "sentence": layout.sentence and dataclasses.asdict(layout.sentence),
+        "notes": layout.notes,
+    }
+    run.show(result | ({"error": str(problems[0])} if problems else {}), lines)
     if problems:
         raise problems[0]
 
@@ -198,7 +237,7 @@ def graph_lines(graphs: "Mapping[str, GraphRecord]") -> list[tuple[str, str]]:
         [name, f"{record.size:,} bytes", "row-independent" if record.row_independent else "over the whole batch"]
         for name, record in graphs.items()
     ]
-    return _listed("graphs", common.table(rows)) if rows else []
+    return _listed("graphs", aligned(rows, right=[1])) if rows else []
 
 
 def _listed(label: str, texts: list[Any]) -> list[tuple[str, str]]:

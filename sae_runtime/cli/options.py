@@ -66,12 +66,14 @@ class Command(click.Command):
 
     Args:
         example: a call of the command, as a shell takes it.
+        group: the name of the group inside the command line that has the command; None where it is no inner one.
     """
 
-    def __init__(self, *, example: str, **settings: Any) -> None:
+    def __init__(self, *, example: str, group: str | None = None, **settings: Any) -> None:
         super().__init__(**settings, epilog=f"\b\nExample:\n  {example}")
         self.example = example
-        help = f"TOML file; its table [{self.name}] holds settings, which flags and environment override"
+        table = f"{group}.{self.name}" if group else self.name
+        help = f"TOML file; its table [{table}] holds settings, which flags and environment override"
         self.params.append(config_option(help, _read_settings))
 
 
@@ -174,23 +176,32 @@ def _read_settings(ctx: click.Context, option: click.Parameter, path: Path | Non
         tables = tomllib.loads(read_bytes(path).decode())
     except (ValueError, RecursionError) as error:
         raise click.BadParameter(f"{path} is not readable TOML ({error}).", ctx, option) from error
-    group = None if ctx.parent is None else ctx.parent.command
-    known = group.list_commands(ctx.parent) if isinstance(group, click.Group) and ctx.parent else [ctx.info_name]
-    for name, table in tables.items():
-        if name not in known or not isinstance(table, dict):
-            expected = ", ".join(f"[{command}]" for command in known)
-            raise click.BadParameter(f"{path}: {name} is not the table of a command, expected {expected}.", ctx, option)
+    names, settings = list[str](), tables
+    for level in _levels(ctx):
+        above, own = level.parent, level.info_name or ""
+        known = above.command.list_commands(above) if above and isinstance(above.command, click.Group) else [own]
+        for name, table in settings.items():
+            if name not in known or not isinstance(table, dict):
+                expected = ", ".join(f"[{'.'.join([*names, command])}]" for command in known)
+                said = f"{path}: {'.'.join([*names, name])} is not the table of a command, expected {expected}."
+                raise click.BadParameter(said, ctx, option)
+        names, settings = [*names, own], settings.get(own, {})
     options = {
         param.name: param for param in ctx.command.params if isinstance(param, click.Option) and param is not option
     }
-    settings = tables.get(ctx.info_name or "", {})
     for key, value in settings.items():
-        where = f"{path}: {key} in [{ctx.info_name}]"
+        where = f"{path}: {key} in [{'.'.join(names)}]"
         if key not in options:
             raise click.BadParameter(f"{where} is no setting, expected {', '.join(map(str, options))}.", ctx, option)
         if kind := _mismatch(options[key], value):
             raise click.BadParameter(f"{where} must be {kind}, got {value!r}.", ctx, option)
     ctx.default_map = settings
+
+
+def _levels(ctx: click.Context) -> list[click.Context]:
+    """The contexts of a command and of the groups around it, without the whole command line's."""
+    above = _levels(ctx.parent) if ctx.parent is not None and ctx.parent.parent is not None else []
+    return [*above, ctx]
 
 
 def _mismatch(option: click.Option, value: Any) -> str | None:

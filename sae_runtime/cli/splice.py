@@ -1,6 +1,7 @@
 """sae-runtime splice."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,8 +54,9 @@ def command(
     The graph of HOST gains outputs for features and optional inputs for edits; a program that does not know them sees
     the same model. A graph below opset 18 is converted, and its outputs are compared. The graph refers to weights of
     the host at or below its folder where they are; others, and those of the SAEs, are copied into the folder, so that a
-    BUNDLE may be fitted again. Quantise, convert and optimise the host first, then splice: tools that rewrite graphs
-    break what a splice adds.
+    BUNDLE may be fitted again. A folder other than the host's also gets the tokenizer and the configuration beside
+    HOST, and bundles that are not in it: it is a deployed model. Quantise, convert and optimise the host first, then
+    splice: tools that rewrite graphs break what a splice adds.
     """
     from sae_runtime.bundle.hub import local
     from sae_runtime.exports.splice.splicing import Splice, splice
@@ -79,6 +81,8 @@ def command(
     for spliced in made.splices:
         lines += describe_splice(spliced)
     lines += [("" if i else "weights", f"{how} {file}") for i, (file, how) in enumerate(made.files.items())]
+    lines += [("features", made.features)] if made.features else []
+    lines += [("beside", ", ".join(_folders_as_one(made.beside)))] if made.beside else []
     results = [] if check is None else compared(made, [one.bundle for one in wanted], check, text)
     for result in results:
         outputs = "" if result.outputs is None else f", outputs within {result.outputs:.1e}"
@@ -97,6 +101,11 @@ def command(
             f"{off[0].name} reads other features than {check} at {made.splices[results.index(off[0])].hook}, Jaccard "
             f"{off[0].jaccard:.3f}; hook another place, or name the model that the host was made of"
         )
+
+
+def _folders_as_one(names: Sequence[str]) -> list[str]:
+    """The names of files, and one of each subfolder."""
+    return list(dict.fromkeys(name.partition("/")[0] + "/" * ("/" in name) for name in names))
 
 
 def compared(made: "SplicedGraph", bundles: list[Path], model: str, text: Path | None) -> "list[Agreement]":

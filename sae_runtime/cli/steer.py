@@ -1,99 +1,170 @@
 """sae-runtime steer."""
 
-import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from sae_runtime.cli import common
+from sae_runtime.bundle.disk_errors import naming
+from sae_runtime.cli import common, texts
 from sae_runtime.cli.common import Run
-from sae_runtime.cli.options import WHOLE, Command, Decorator
+from sae_runtime.cli.edits import HINT, edits, found
+from sae_runtime.cli.options import WHOLE, Command
 
+if TYPE_CHECKING:
+    from sae_runtime.core.edits import Edit
+    from sae_runtime.model import Model
 
-def _edit(ctx: click.Context, option: click.Parameter, value: str, multiples: bool) -> tuple[int, float, bool]:
-    """The parts of FEATURE=NUMBER, and whether the number is a multiple of the largest activation: FEATURE=xNUMBER."""
-    feature, _, text = value.partition("=")
-    text = text.strip()
-    times = multiples and text[:1] in ("x", "X")
-    try:
-        edit = int(feature), float(text[times:]), times
-    except ValueError:
-        examples = "12=8.0 or 12=x2" if multiples else "12=8.0"
-        raise click.BadParameter(f"{value!r} is not FEATURE=NUMBER, such as {examples}.", ctx, option) from None
-    if not math.isfinite(edit[1]):
-        raise click.BadParameter(f"{value!r} needs a finite number.", ctx, option)
-    return edit
-
-
-def _edit_option(verb: str, help: str, *, multiples: bool = True) -> Decorator[Any]:
-    return click.option(
-        f"--{verb}",
-        multiple=True,
-        metavar="FEATURE=NUMBER",
-        callback=lambda ctx, option, values: [_edit(ctx, option, value, multiples) for value in values],
-        help=help,
-    )
+_GATES = ("all", "text", "prompt", "last_prompt", "generated", "answer")  # those of core.gates that are words
 
 
 @click.command(
     "steer", cls=Command, example="sae-runtime steer sae --activations acts --set 12=8.0 --ablate 7 -o steered.npy"
 )
-@common.bundle
-@common.activations
-@_edit_option("set", "the feature has this value (clamp); 12=x2: twice its largest activation")
-@_edit_option("add", "its value is raised by this, or by 12=xNUMBER")
-@_edit_option("scale", "it is stronger or weaker by this factor, where it is active", multiples=False)
-@click.option("--ablate", multiple=True, type=WHOLE, metavar="FEATURE", help="it is off")
-@_edit_option("cap", "its value is at most this, or 12=xNUMBER")
-@click.option("--only-active", is_flag=True, help="edit a feature only on the tokens where it is active")
-@common.output("file to write, float32: .npy, or .safetensors")
+@click.argument("place", metavar="BUNDLE|MODEL")
+@click.option("--activations", type=common.PATH, help=f"of a BUNDLE: {common.ACTIVATIONS}")
+@texts.texts("of a MODEL: a text")
+@edits
+@common.output("of a BUNDLE: file to write, float32: .npy, or .safetensors", required=False)
 @common.any_source
+@texts.sae
+@click.option("--gate", type=click.Choice(_GATES), default="all", help="of a MODEL: the tokens that are edited")
+@click.option("--among", multiple=True, type=common.PATH, help=f"show the nearest of these texts: {texts.FILES}")
+@click.option("--nearest", type=click.IntRange(min=1), default=5, help="how many of them")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=60, help="the most tokens of an answer")
+@click.option("--chat", is_flag=True, help="give a text as a message to the model's chat template")
+@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, help="of the answer; 0: the likeliest tokens")
+@click.option("--seed", type=WHOLE, default=0, help="of the answer's random numbers")
 @common.session
 @common.running("force", "quiet", "json")
 def command(
-    bundle: str,
-    activations: Path,
-    output: Path,
-    only_active: bool,
+    place: str,
+    activations: Path | None,
+    output: Path | None,
+    edits: list["Edit"],
     any_source: bool,
     session: dict[str, Any],
     run: Run,
-    **edits: Any,
+    **of_texts: Any,
 ) -> None:
-    """Edit features of activations.
+    """Edit features of activations, or of a deployed model on text.
 
-    Every option that names a feature may be repeated; a feature takes one edit. All else in the activations stays, the
-    part that the SAE cannot explain too. An x before a number makes it a multiple of the feature's largest activation,
-    which the bundle keeps. An .npy of activations may have any shape [..., d_in].
+    Of a BUNDLE, --activations are edited and written to OUTPUT. Of a MODEL, which is what `splice` leaves, --text shows
+    what the edits move: the nearest of other texts (--among), the answer of a language model, or how far each output
+    is from what it was.
+
+    FEATURE is a feature's number, or its label in the bundle's labels.jsonl. Every option that names one may be
+    repeated; a feature takes one edit. All else in the activations stays, the part that the SAE cannot explain too. An
+    x before a number makes it a multiple of the feature's largest activation, which the bundle keeps. An .npy of
+    activations may have any shape [..., d_in].
     """
+    listed = of_texts.pop("texts")
+    if bool(listed) == (activations is not None):
+        raise click.UsageError("Give --activations of a BUNDLE, or --text or --text-file of a MODEL.")
+    if not edits:
+        raise click.UsageError(HINT)
+    if activations is None:
+        if output is not None:
+            raise click.UsageError("With --text, what moved is printed, and -o writes nothing; leave it out.")
+        _steer_model(place, listed, edits, session, run, **of_texts)
+        return
+    if output is None:
+        raise click.UsageError("Missing option '-o' / '--output'.")
+    _steer_activations(place, activations, output, edits, any_source, session, run)
+
+
+def _steer_activations(
+    bundle: str,
+    activations: Path,
+    output: Path,
+    edits: list["Edit"],
+    any_source: bool,
+    session: dict[str, Any],
+    run: Run,
+) -> None:
     from sae_runtime.activations.stored import check_source
     from sae_runtime.bundle.hub import local
     from sae_runtime.bundle.outputs import Output
-    from sae_runtime.core.edits import Edit, edit_arrays
+    from sae_runtime.core.edits import edit_arrays
     from sae_runtime.extraction.steered import any_rank, steer_rows
     from sae_runtime.sae import load
 
-    chosen = [Edit.ablate(feature, only_active=only_active) for feature in edits.pop("ablate")]
-    for verb, given in edits.items():
-        for feature, number, times in given:
-            amount = {"times": number} if times else {}
-            chosen.append(getattr(Edit, verb)(feature, *([] if times else [number]), **amount, only_active=only_active))
-    if not chosen:
-        raise click.UsageError("Give an edit: --set, --add, --scale, --ablate or --cap.")
     if output.suffix not in (".npy", ".safetensors"):
         raise ValueError(f"the output must be an .npy or a .safetensors file, got {output}")
     folder = local(bundle)
     Output(path=output, kind="file", force=run.force, inputs={"bundle": folder, "activations": activations}).check()
     rows, shape = any_rank(activations)
     sae = load(folder, **session)
-    largest = None if sae.stats is None else sae.stats.largest
-    edit_arrays([chosen], sae.d_sae, largest)  # refuses an edit before the first token is read
+    plain = sae.resolved(edits)
+    edit_arrays([plain], sae.d_sae)  # refuses an edit before the first token is read
     check_source(rows, sae.manifest, any_source=any_source)
-    steer_rows(sae, rows, chosen, output, shape=shape, **run.options)
+    steer_rows(sae, rows, plain, output, shape=shape, **run.options)
     lines = [
         ("activations", output),
         ("shape", " x ".join(map(str, shape))),
-        ("edits", f"{common.plural(len(chosen), 'feature')} on {common.plural(len(rows), 'token')}"),
+        ("edits", f"{common.plural(len(edits), 'feature')} on {common.plural(len(rows), 'token')}"),
+        *found(edits, plain),
     ]
-    run.show({"activations": output, "shape": shape, "edits": len(chosen)}, lines)
+    run.show(
+        {"activations": output, "shape": shape, "edits": len(edits), "features": [edit.feature for edit in plain]},
+        lines,
+    )
+
+
+def _steer_model(
+    place: str,
+    listed: list[str],
+    edits: list["Edit"],
+    session: dict[str, Any],
+    run: Run,
+    *,
+    sae: str | None,
+    gate: str,
+    among: tuple[Path, ...],
+    nearest: int,
+    max_new_tokens: int,
+    chat: bool,
+    temperature: float,
+    seed: int,
+) -> None:
+    from sae_runtime.cli.moved import Steering, show
+    from sae_runtime.generation.sampling import Sampling
+    from sae_runtime.model import load_model
+
+    model = load_model(place, **session)
+    name = _edited(model, sae)
+    plain = model.saes[name].resolved(edits)
+    steering = Steering(
+        model=model,
+        texts=listed,
+        edits={name: plain},
+        gate=gate,
+        among=[str(one.content) for one in texts.read(among, "line", "text")],
+        nearest=nearest,
+        chat=chat,
+        most=max_new_tokens,
+        sampling=Sampling(temperature=temperature, seed=seed),
+    )
+    if run.json:
+        result = {"model": place, "kind": model.kind, "sae": name, "features": [edit.feature for edit in plain]}
+        run.show(result | {"texts": list(steering.moved())}, [])
+        return
+    where = f"{name}, {model.saes[name].hook}"
+    run.show(
+        {}, [("model", place), ("edits", f"{common.plural(len(edits), 'feature')} of {where}"), *found(edits, plain)]
+    )
+    with naming("standard output"):
+        show(steering)
+
+
+def _edited(model: "Model", sae: str | None) -> str:
+    """The SAE whose features are edited."""
+    names = [name for name, one in model.saes.items() if one.edits]
+    if sae in names or (sae is None and len(names) == 1):
+        return sae or names[0]
+    if not names:
+        raise ValueError(
+            f"{model.layout.graph} has no SAE that takes edits; put one in: sae-runtime splice {model.layout.graph} "
+            "--sae BUNDLE"
+        )
+    raise ValueError(f"the model takes edits of {', '.join(names)}; name one of them by --sae")

@@ -7,9 +7,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from sae_runtime.bundle.graphs import DECODE, STEER
 from sae_runtime.bundle.manifest import Manifest
-from sae_runtime.bundle.stats import Stats
 from sae_runtime.core.arrays import as_float32, first_nonfinite
-from sae_runtime.core.edits import Edit, edit_arrays, resolved, without_gate
+from sae_runtime.core.edits import Edit, edit_arrays, without_gate
 from sae_runtime.core.features import Features, name_of_token
 from sae_runtime.engine.answers import checked
 from sae_runtime.engine.options import Feed
@@ -71,13 +70,13 @@ def steer(
     gate: ArrayLike | None,
     *,
     tile: int,
-    stats: Callable[[], Stats | None],
+    resolve: Callable[[Sequence[Edit]], list[Edit]],
     encode: Callable[[NDArray[np.float32]], Features],
 ) -> NDArray[np.float32]:
     """Edited activations with steer.onnx; arguments, result and errors are those of `SAE.steer`.
 
-    `tile` tokens are edited at once. `stats` is called where an edit needs it. `encode` finds the tokens of an edit
-    that the graph cannot confine to them.
+    `tile` tokens are edited at once. `resolve` gives the edits in numbers. `encode` finds the tokens of an edit that
+    the graph cannot confine to them.
     """
     architecture = manifest.architecture
     if architecture.d_out is not None:
@@ -85,10 +84,7 @@ def steer(
     rows = rows_of(x, manifest)
     flat, shape = rows.all(), rows.shape
     requests = _requests(edits, shape, architecture.d_in)
-    largest = None
-    if any(edit.of_largest for request in requests for edit in request) and (known := stats()) is not None:
-        largest = known.largest
-    plain = [[without_gate(edit) or edit for edit in resolved(request, largest)] for request in requests]
+    plain = [[without_gate(edit) or edit for edit in resolve(request)] for request in requests]
     feed: Feed = edit_arrays(plain, architecture.d_sae)
     confined = feed.pop("only_active")
     confines, edit_slots = confined.any(), feed["features"].shape[1]

@@ -1,5 +1,6 @@
 """A report on a spliced model: whether its SAEs are those that were put in, and whether it runs here."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ from sae_runtime.engine.sessions import open_session, run_session
 from sae_runtime.engine.trial import Arrays, run_on_made_up_inputs
 
 
-def model_report(path: Path) -> dict[str, Any]:
+def model_report(path: Path, part: Path | None = None) -> dict[str, Any]:
     """Check the weights of a model's SAEs, and run it on made-up inputs: unasked, read, and edited.
 
     Args:
         path: the graph, `.onnx`.
+        part: its part that gives features; it is run too, and must give the same bits.
 
     Returns:
         graph, outputs (the host's shapes, by name), splices (of each SAE its hook, l0 on the made-up tokens, and moved:
@@ -40,6 +42,8 @@ def model_report(path: Path) -> dict[str, Any]:
     try:
         feed, plain = run_on_made_up_inputs(session, path.parent)
         described = {name: _described(session, feed, plain, spliced) for name, spliced in splices.items()}
+        if part is not None and not _is_part(part, session, feed, splices):
+            warnings.append(f"{part} gives other features than {path}; splice the host again")
     except ValueError as error:
         described = {name: {"hook": one.hook, "l0": None, "moved": None} for name, one in splices.items()}
         warnings.append(f"the model was not run: {error}")
@@ -47,6 +51,19 @@ def model_report(path: Path) -> dict[str, Any]:
     shapes = {name: list(array.shape) for name, array in plain.items() if name not in own}
     warnings += [f"{name} has NaN or Inf" for name in shapes if not np.isfinite(plain[name]).all()]
     return {"graph": str(path), "outputs": shapes, "splices": described, "warnings": warnings}
+
+
+def _is_part(part: Path, session: Any, feed: Arrays, splices: Mapping[str, Spliced]) -> bool:
+    """Whether the part of a graph gives the features of the whole."""
+    check_external(part)
+    cut = open_session(part)
+    taken = {value.name for value in (*cut.get_inputs(), *cut.get_overridable_initializers())}
+    slots = {f"{name}_slots": np.array([one.slots or one.d_sae]) for name, one in splices.items()}
+    asked = feed | {name: array for name, array in slots.items() if name in taken}
+    names = [value.name for value in cut.get_outputs()]
+    found = run_session(cut, {name: array for name, array in asked.items() if name in taken}, part, names)
+    expected = run_session(session, asked, "the model", names)
+    return all(np.array_equal(one, other, equal_nan=True) for one, other in zip(found, expected, strict=True))
 
 
 def _described(session: Any, feed: Arrays, plain: Arrays, spliced: Spliced) -> dict[str, Any]:

@@ -18,14 +18,13 @@ from numpy.typing import NDArray
 from sae_runtime.bundle import folder
 from sae_runtime.bundle.extras import require
 from sae_runtime.bundle.folder import Bundle, BundleError
-from sae_runtime.bundle.identity import Identity, identity
 from sae_runtime.engine import forks
+from sae_runtime.engine.watching import Watch
 
 CPU = ("CPUExecutionProvider",)
 CUDA = "CUDAExecutionProvider"
 _MOST_THREADS = 1024  # onnxruntime has no limit and starts any number
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
-_LOOK, _IDLE = 10_000_000, 300_000  # nanoseconds; looking takes some ten thousand
 # TF32 keeps 10 bits of each factor. This error moves features across their threshold.
 _OPTIONS = {CUDA: {"use_tf32": "0"}}
 
@@ -149,6 +148,21 @@ def run_session(
         return list(session.run(outputs, feed))
 
 
+def run_binding(session: Any, binding: Any, what: object) -> None:
+    """Run a session with the inputs and outputs of an IOBinding; `what` and errors are those of `run_session`.
+
+    >>> session = open_session(Path(bundle_path) / "encode.onnx")
+    >>> binding = session.io_binding()
+    >>> binding.bind_cpu_input("x", x)
+    >>> binding.bind_output("values")
+    >>> run_binding(session, binding, "encode.onnx")
+    """
+    with _Sentences(what):
+        binding.synchronize_inputs()
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+
+
 class _Sentences:
     """Makes onnxruntime's error of a run a MemoryError or a ValueError; it has a class for each status code.
 
@@ -226,8 +240,7 @@ class Sessions:
 
     def _begin(self) -> None:
         self._open: dict[tuple[str, bool], Any] = {}
-        self._read: dict[str, tuple[str, Identity]] = {}  # the files of the open graphs, by path: name and identity
-        self._looked = self._ended = 0
+        self._watch, self._names = Watch(), dict[str, str]()  # of the open graphs' files; their names by path
         self._pool: ThreadPoolExecutor | None = None
         self.lock = threading.Lock()  # also for others: a forked process gets it free, whoever held it in the parent
 
@@ -260,7 +273,7 @@ class Sessions:
         with self.lock:
             pool, self._pool = self._pool, None
             self._open.clear()
-            self._read = {}
+            self._watch.files = {}
         if pool is not None:
             pool.shutdown(wait=True)
 
@@ -307,8 +320,9 @@ class Sessions:
                     session = open_session(
                         path, graph=None if linked else graph, providers=self._providers, threads=threads
                     )
-                read = {str(path.parent / file): (file, self.bundle.checked[file]) for file in weights}
-                self._read = self._read | read  # another dictionary, since other threads may go through this one
+                self._names |= {str(path.parent / file): file for file in weights}
+                read = {str(path.parent / file): self.bundle.checked[file] for file in weights}
+                self._watch.files = {**self._watch.files, **read}
                 self._open[name, shared] = session
             return self._open[name, shared]
 
@@ -323,8 +337,11 @@ class Sessions:
         session, begun = self.open(name, shared=shared), time.monotonic_ns()
         with _Sentences(f"{name} of {self.bundle.path}"):
             outputs = session.run(None, feed)
-        self._look(begun)
+        self._watch.look(begun, self._refuse)
         return outputs
+
+    def _refuse(self, path: str) -> None:
+        self.bundle.refuse_change(self._names[path])
 
     def run_bound(self, name: str, session: Any, binding: Any) -> None:
         """Run a session with its bound tensors, as soon as the device has computed the inputs.
@@ -334,28 +351,8 @@ class Sessions:
             ValueError: onnxruntime fails.
         """
         begun = time.monotonic_ns()
-        with _Sentences(f"{name} of {self.bundle.path}"):
-            binding.synchronize_inputs()
-            session.run_with_iobinding(binding)
-            binding.synchronize_outputs()
-        self._look(begun)
-
-    def _look(self, begun: int) -> None:
-        """After a run, refuse files that a program wrote into.
-
-        Looking takes time, so it is left out where the last look was within `_LOOK`, unless the caller did something
-        else for `_IDLE` since the last run. A file that took the place of another one does no harm: the open graphs go
-        on with the old one.
-        """
-        idle, self._ended = begun - self._ended, time.monotonic_ns()
-        if idle < _IDLE and self._ended - self._looked < _LOOK:
-            return
-        self._looked = 0  # if this look finds a change, so does the next one
-        for path, (file, known) in self._read.items():
-            found = identity(path)
-            if found != known and found is not None and found[:2] == known[:2]:
-                self.bundle.refuse_change(file)
-        self._looked = self._ended
+        run_binding(session, binding, f"{name} of {self.bundle.path}")
+        self._watch.look(begun, self._refuse)
 
 
 @functools.cache

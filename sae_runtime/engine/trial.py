@@ -1,7 +1,6 @@
 """Runs of a graph on inputs that are made up from the names, types and shapes of its inputs."""
 
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 
 from sae_runtime.bundle.splices import read_splices
 from sae_runtime.bundle.typed_json import read_file
+from sae_runtime.bundle.vocabulary import is_of_words
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -120,15 +120,6 @@ def _made_up(value: Any, ids: NDArray[np.int64], sizes: dict[str, int]) -> NDArr
     if is_of_words(value.name):
         return np.resize(ids, shape).astype(dtype)
     return np.zeros(shape, dtype)
-
-
-def is_of_words(name: str) -> bool:
-    """Whether an input of this name takes the ids of tokens.
-
-    >>> is_of_words("decoder_input_ids"), is_of_words("token_type_ids")
-    (True, False)
-    """
-    return name.endswith("ids") and not re.search("position|type|segment", name)
 
 
 def _size(dim: int | str | None, place: int, sizes: dict[str, int]) -> int:

@@ -77,6 +77,7 @@ def steer_rows(
     >>> np.load("steered.npy").shape == (len(rows), rows.d_in)
     True
     """
+    edits = sae.resolved(edits)  # once: the labels may change meanwhile
     with new_file(out, force=force) as partial, progress_bar(len(rows), "tokens", shown=progress) as bar:
         if out.suffix == ".npy":
             # Not mapped: a full disk would end the process by a signal instead of an error.

@@ -235,7 +235,13 @@ def test_ambiguous_or_broken_json_is_refused(tmp_path: Path, content: str, messa
         list(documents([write(tmp_path / "a.json", content)], Reading(id_field="key")))
 
 
-@pytest.mark.parametrize("document", ["paragraph", "file"])
+def test_lines_of_plain_text_are_documents_where_they_are_asked_for(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", b"\xef\xbb\xbfone\n\n \t\ntwo, \r\nthree")
+    found = documents([path], Reading(document="line"))
+    assert [(one.content, one.source.row) for one in found] == [("one", 0), ("two, ", 3), ("three", 4)]
+
+
+@pytest.mark.parametrize("document", ["paragraph", "file", "line"])
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.csv"])
 def test_text_in_another_encoding_is_refused(tmp_path: Path, name: str, document: str) -> None:
     path = write(tmp_path / name, '{"text": "Stra\u00dfe"}'.encode("latin-1"))
@@ -277,8 +283,8 @@ def test_paths_are_checked_before_anything_is_read(tmp_path: Path) -> None:
         documents([good, tmp_path / "none.txt"])
     with pytest.raises(ValueError, match="is not a file; give it as standard input with -$"):
         documents([good, Path("/dev/null")])
-    with pytest.raises(ValueError, match="^document must be one of paragraph, file, got 'line'$"):
-        Reading(document="line")
+    with pytest.raises(ValueError, match="^document must be one of paragraph, file, line, got 'word'$"):
+        Reading(document="word")
     with pytest.raises(ValueError, match="^the name of a field is empty"):
         Reading(ids_field="")
 

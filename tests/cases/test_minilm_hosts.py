@@ -121,9 +121,10 @@ def edited_by_torch(weights: Weights, edits: list[Edit]) -> Rows:
         x = first_tensor(output).numpy()
         f, y = true_features(weights, x), x.astype(np.float64)
         for edit in edits:
-            old = f[..., edit.feature]
+            feature = int(edit.feature)
+            old = f[..., feature]
             new = np.clip(edit.factor * old + edit.shift, edit.low, edit.high)
-            y += (new - old)[..., None] * weights["W_dec"][edit.feature].astype(np.float64)
+            y += (new - old)[..., None] * weights["W_dec"][feature].astype(np.float64)
         changed = torch.from_numpy(y).float()
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 

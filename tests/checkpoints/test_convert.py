@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from sae_runtime import load
 from sae_runtime.bundle import folder as bundle
+from sae_runtime.bundle.labels import write_labels
 from sae_runtime.checkpoints.convert import FORMATS, convert, recognise
 
 ROOT = Path(__file__).parents[2]
@@ -130,6 +131,8 @@ def test_convert_overwrites_an_output_only_with_force_and_never_an_input(lens: P
     convert(lens, tmp_path / "out")
     assert "already exists; pass --force" in refused("convert", lens, "-o", tmp_path / "out")
     assert run("convert", lens, "-o", tmp_path / "out", "--force").exit_code == 0
+    write_labels(tmp_path / "out", {3: "a"})
+    assert "holds labels.jsonl, which would be lost" in refused("convert", lens, "-o", tmp_path / "out", "--force")
     assert "is or holds the checkpoint" in refused("convert", lens, "-o", lens, "--force")
     assert "would be inside the checkpoint" in refused("convert", lens, "-o", lens / "sub")
     assert (lens / "cfg.json").exists()

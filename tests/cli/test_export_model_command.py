@@ -15,7 +15,8 @@ def test_host_makes_a_graph_of_a_model_folder(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     said = json.loads(result.stdout)
     assert (said["graph"], said["model"], said["dtype"]) == (str(out), "BertModel", "float16")
-    assert sorted(path.name for path in out.parent.iterdir()) == ["host.onnx", "host.onnx.data"]
+    beside = {"config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert {path.name for path in out.parent.iterdir()} == {"host.onnx", "host.onnx.data", *beside}
     ids = np.array([[2, 5, 9, 3]])
     feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     (hidden,) = open_plainly(out, False).run(["last_hidden_state"], feed)

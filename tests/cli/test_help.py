@@ -1,4 +1,3 @@
-import importlib
 import re
 import shlex
 from pathlib import Path
@@ -6,16 +5,19 @@ from pathlib import Path
 import click
 import pytest
 from bare import in_bare, link
-from command_line import misused, run, start
+from command_line import commands, misused, run, start
 
 from sae_runtime import cli
-from sae_runtime.cli import COMMANDS, GROUPS, options
+from sae_runtime.cli import COMMANDS, GROUPS, features, options
 
 ROOT = Path(__file__).parents[2]
+LINES = COMMANDS | {f"features {name}": line for name, line in features.LINES.items()}
+LEAVES = sorted(name for name, command in commands().items() if not isinstance(command, click.Group))
+SHARED = {"__init__", "options", "common", "group", "edits", "texts"}
 
 
 def command(name: str) -> options.Command:
-    made = importlib.import_module(f"sae_runtime.cli.{name.replace('-', '_')}").command
+    made = commands()[name]
     assert isinstance(made, options.Command)
     return made
 
@@ -52,36 +54,48 @@ def test_help_shows_every_command_in_its_group_and_imports_none() -> None:
 
 def test_every_module_of_the_command_line_is_a_command_or_shared() -> None:
     modules = {path.stem for path in Path(cli.__file__).parent.glob("*.py")}
-    assert modules == {*(name.replace("-", "_") for name in COMMANDS), "__init__", "options", "common", "group"}
+    shared = {"__init__", "options", "common", "edits", "group"}
+    assert modules == {*(name.replace("-", "_") for name in COMMANDS), *shared}
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", LEAVES)
 def test_help_of_a_command_has_its_line_its_options_and_an_example(name: str) -> None:
-    result = run(name, "--help")
+    result = run(*name.split(), "--help")
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout.startswith(f"Usage: sae-runtime {name} [OPTIONS]")
-    assert result.stdout.splitlines()[2].strip() == COMMANDS[name]
-    assert result.stdout == run(name, "-h").stdout == run("help", name).stdout
+    assert result.stdout.splitlines()[2].strip() == LINES[name]
+    assert result.stdout == run(*name.split(), "-h").stdout == run("help", *name.split()).stdout
     assert result.stdout.rstrip("\n").endswith(f"  Example:\n    {command(name).example}")
     assert all(param.help for param in command(name).params if isinstance(param, click.Option))
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_an_inner_group_lists_its_commands() -> None:
+    shown = run("features", "--help").stdout
+    assert shown == run("help", "features").stdout and COMMANDS["features"] in shown
+    lines = [(name, line) for name, line in features.LINES.items() if re.search(rf"^  {name} +{line}$", shown, re.M)]
+    assert lines == list(features.LINES.items())
+    assert misused("features", "shwo") == "No such command 'shwo'. Did you mean 'show'?"
+    assert misused("help", "features", "shwo") == "No such command 'shwo'. Did you mean 'show'?"
+    assert misused("help", "train", "show") == "sae-runtime train has no commands of its own; leave out 'show'."
+
+
+@pytest.mark.parametrize("name", LEAVES)
 def test_output_options_of_a_command_have_the_same_names_everywhere(name: str) -> None:
     flags = {flag for param in command(name).params for flag in param.opts}
     short = {"convert", "demo", "export-model", "splice"}
     writes = {"harvest", "train", "calibrate", "evaluate", "report", "extract", "steer", *short}
     assert ({"-o", "--output", "--force"} <= flags) == (name in writes)
     assert ("--json" in flags) == (name not in ("demo", "completion", "help"))
-    assert ("--quiet" in flags) == (name in writes - {"report", *short})
+    assert ("--quiet" in flags) == (name in {"features find", *writes} - {"report", *short})
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", LEAVES)
 def test_example_of_a_command_is_one_that_its_parser_takes(name: str) -> None:
     example = command(name).example
     words = shlex.split(example.partition('"$(')[2].partition(")")[0] or example, comments=True)
-    assert words[:2] == ["sae-runtime", name]
-    command(name).make_context(name, words[2:])
+    names = name.split()
+    assert words[: 1 + len(names)] == ["sae-runtime", *names]
+    command(name).make_context(name, words[1 + len(names) :])
 
 
 def test_help_without_a_name_is_the_help_of_all() -> None:
@@ -93,13 +107,13 @@ def test_help_of_every_command_needs_click_alone(bare: Path) -> None:
     code = f"""
 import sys
 from sae_runtime.cli import main
-for name in {list(COMMANDS)}:
-    main([name, "--help"], prog_name="sae-runtime", standalone_mode=False)
+for name in {LEAVES}:
+    main([*name.split(), "--help"], prog_name="sae-runtime", standalone_mode=False)
 assert not {{"numpy", "torch", "onnx", "onnxruntime", "pyarrow", "tqdm"}} & set(sys.modules)
 """
     done = in_bare(bare, code)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.count("Example:") == len(COMMANDS)
+    assert done.stdout.count("Example:") == len(LEAVES)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +123,8 @@ assert not {{"numpy", "torch", "onnx", "onnxruntime", "pyarrow", "tqdm"}} & set(
         ("sae-runtime export", {"export", "export-model"}),
         ("sae-runtime train --allo", {"--allocation"}),
         ("sae-runtime extract b --rule ba", {"batch"}),
+        ("sae-runtime features s", {"show"}),
+        ("sae-runtime features find m --poo", {"--pool"}),
     ],
 )
 def test_completion_needs_click_alone(bare: Path, words: str, expected: set[str]) -> None:

@@ -19,8 +19,21 @@ def test_json_holds_the_manifest(bundle_of: BundleOf, kind: str) -> None:
     path = bundle_of(kind)
     found = json.loads(run("inspect", path, "--json").stdout)
     manifest = json.loads((path / bundle.MANIFEST).read_text())
-    assert found == {"valid": True, "bundle": str(path), **manifest}
+    assert found == {"valid": True, "bundle": str(path), **manifest, "labels": 0}
     assert found["graphs"]["encode.onnx"]["row_independent"] is True
+
+
+def test_inspect_counts_labels_and_names_a_line_that_is_not_sound(copy_of: BundleOf) -> None:
+    path = copy_of("mutual")
+    (path / "labels.jsonl").write_text('{"feature": 3, "label": "a"}\n{"feature": 4, "label": "a"}\n')
+    words = [" ".join(line.split()) for line in run("inspect", path).stdout.splitlines()]
+    assert "labels of 2 features" in words
+    assert json.loads(run("inspect", path, "--json").stdout)["labels"] == 2
+    (path / "labels.jsonl").write_text('{"feature": 3, "label": "a"}\n{"feature": 3, "label": "b"}\n')
+    said = f"line 2 of {path / 'labels.jsonl'}: feature 3 has a label in an earlier line; give it one"
+    assert refused("inspect", path) == f"error: {said}"
+    result = run("inspect", path, "--json")
+    assert (result.exit_code, json.loads(result.stdout)) == (1, {"valid": False, "bundle": str(path), "error": said})
 
 
 def test_inspect_prints_text(bundle_of: BundleOf) -> None:

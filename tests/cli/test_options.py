@@ -211,3 +211,34 @@ def test_wrong_values_in_a_file(group: click.Group, tmp_path: Path) -> None:
     file.write_bytes(b"\xff")
     assert "run.toml is not readable TOML ('utf-8' codec" in misused(group, *NEEDED, "--config", str(file))
     assert "nowhere.toml' does not exist." in misused(group, *NEEDED, "--config", str(tmp_path / "nowhere.toml"))
+
+
+def test_a_command_of_an_inner_group_has_a_table_inside_the_groups(group: click.Group, tmp_path: Path) -> None:
+    tops: list[int] = []
+
+    @group.group("far")
+    def far() -> None:
+        pass
+
+    @far.command("jump", cls=Command, example="main far jump", group="far")
+    @click.option("--top", type=int, default=1)
+    def jump(top: int) -> None:
+        tops.append(top)
+
+    file = tmp_path / "run.toml"
+    file.write_text("[walk]\nsteps = 3\n[far.jump]\ntop = 4\n")
+    call = ["far", "jump", "--config", str(file)]
+    for arguments, env in ((call, {}), (call, {"SAE_RUNTIME_FAR_JUMP_TOP": "5"}), ([*call, "--top", "6"], {})):
+        assert CliRunner().invoke(group, arguments, env=env).exit_code == 0
+    assert tops == [4, 5, 6]
+    assert "its table [far.jump] holds" in " ".join(CliRunner().invoke(group, ["far", "jump", "--help"]).stdout.split())
+    for text, message in (
+        ("[far]\ntop = 4", "far.top is not the table of a command, expected [far.jump]."),
+        ("[far.hop]\ntop = 4", "far.hop is not the table of a command, expected [far.jump]."),
+        ("far = 4", "far is not the table of a command, expected [far], [run], [walk]."),
+        ("[jump]\ntop = 4", "jump is not the table of a command, expected [far], [run], [walk]."),
+        ("[far.jump]\ntpo = 4", "tpo in [far.jump] is no setting, expected top."),
+    ):
+        file.write_text(text)
+        said = CliRunner().invoke(group, call, prog_name="main")
+        assert said.exit_code == 2 and f"{file}: {message}" in said.stderr

@@ -27,8 +27,9 @@ def test_splice_writes_a_graph_that_reads_and_edits(bundle_of: BundleOf, tmp_pat
     outputs = run_host(tmp_path / "out" / "model.onnx", some_ids(2, 5) | {"sae_slots": np.array([24])})
     assert outputs["sae_values"].shape == (2, 5, 24)
     text = run("splice", host_graph("bert"), "--sae", bundle_of("mutual"), *HOOK, "-o", tmp_path / "b.onnx").stdout
-    assert text.splitlines()[0] == f"graph    {tmp_path / 'b.onnx'}"
-    assert "sae      150 features of encoder.layer.0" in text and "copied host.onnx.data" in text
+    assert text.splitlines()[0].split() == ["graph", str(tmp_path / "b.onnx")]
+    assert "sae       150 features of encoder.layer.0" in text and "copied host.onnx.data" in text
+    assert f"features  {tmp_path / 'b_features.onnx'}\nbeside    sae/" in text
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -14,7 +13,10 @@ from numpy.typing import NDArray
 
 from sae_runtime import SAE, Edit, load, open_activations
 from sae_runtime.bundle import folder as bundle
-from sae_runtime.cli.steer import _edit, command
+from sae_runtime.bundle.folder import put_stats
+from sae_runtime.bundle.labels import write_labels
+from sae_runtime.bundle.stats import counted
+from sae_runtime.cli.edits import Change
 from sae_runtime.exports.export import export
 
 BundleOf = Callable[..., Path]
@@ -59,7 +61,7 @@ def test_says_what_it_did(bundle_of: BundleOf, x: Path, tmp_path: Path) -> None:
     words = [" ".join(line.split()) for line in result.stdout.splitlines()]
     assert words == [f"activations {out}", "shape 50 x 24", "edits 6 features on 50 tokens"]
     result = run("steer", bundle_of("mutual"), "--activations", x, *NOTHING, "-o", out, "--force", "--json")
-    assert json.loads(result.stdout) == {"activations": str(out), "shape": [50, 24], "edits": 1}
+    assert json.loads(result.stdout) == {"activations": str(out), "shape": [50, 24], "edits": 1, "features": [4]}
 
 
 def test_steer_without_an_edit_is_wrong_usage(bundle_of: BundleOf, x: Path, tmp_path: Path) -> None:
@@ -112,25 +114,27 @@ def test_shards_keep_their_tokens(bundle_of: BundleOf, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("option", ["--set", "--add", "--scale", "--cap"])
-@pytest.mark.parametrize("value", ["12=abc", "abc=12", "12", "=", "12=", "1.5=2", "12=8=9"])
+@pytest.mark.parametrize("value", ["12=abc", "12", "=", "12=", "=2", " =2", "a=8=b", "include", "12=xx2", "12=x"])
 def test_malformed_edits(option: str, value: str) -> None:
     said = misused("steer", "b", "--activations", "x.npy", "-o", "y.npy", option, value)
-    examples = "12=8.0" if option == "--scale" else "12=8.0 or 12=x2"
+    examples = "12=0.5 or include=0.5" if option == "--scale" else "12=8.0, include=8.0 or include=x2"
     assert said == f"Invalid value for '{option}': {value!r} is not FEATURE=NUMBER, such as {examples}."
 
 
 @pytest.mark.parametrize("value", ["12=x2", "12=X2", " 12 = x2.0 ", "12=x 2"])
 def test_multiples_are_read_as_people_write_them(value: str) -> None:
-    assert _edit(click.Context(command), command.params[0], value, multiples=True) == (12, 2.0, True)
+    assert Change(multiples=True).convert(value, None, None) == (12, 2.0, True)
 
 
 def test_more_malformed_edits() -> None:
     arguments = ("steer", "b", "--activations", "x.npy", "-o", "y.npy")
     assert misused(*arguments, "--set", "1=nan") == "Invalid value for '--set': '1=nan' needs a finite number."
     assert misused(*arguments, "--cap", "1=-inf") == "Invalid value for '--cap': '1=-inf' needs a finite number."
-    assert (
-        misused(*arguments, "--ablate", "x")
-        == "Invalid value for '--ablate': 'x' is not a whole number, such as 2048, 500k, 10M or 2e6."
+    assert misused(*arguments, "--ablate", " ") == (
+        "Invalid value for '--ablate': a label is a text that is not empty, got ' '."
+    )
+    assert misused(*arguments, "--set", "a\nb=2") == (
+        "Invalid value for '--set': a label is one line without control characters, got 'a\\nb'."
     )
 
 
@@ -143,6 +147,99 @@ def test_edits_from_the_environment_and_a_file(bundle_of: BundleOf, x: Path, tmp
     edits = [Edit.set(4, 1.0), Edit.set(5, 2.0), Edit.add(3, 1.5), Edit.ablate(7), Edit.ablate(9)]
     expected = load(bundle_of("mutual")).steer(make_x(50), edits)
     assert_close(np.load(tmp_path / "y.npy"), expected)
+
+
+LABELS = {12: "include", 3: "open file", 4: "a=b", 7: "it's", 5: "café", 9: "x2", 20: "loop", 21: "loop"}
+
+
+def test_features_are_named_by_labels(copy_of: BundleOf, x: Path, tmp_path: Path) -> None:
+    path = copy_of("mutual")
+    write_labels(path, LABELS)
+    edits = ["--set", "include=8.0", "--add", "open file=1.5", "--scale", "a=b=0.5", "--ablate", "it's"]
+    edits += ["--cap", " cafe\u0301 = 2.0", "--ablate", "x2"]
+    arguments = ("steer", path, "--activations", x, "-o", tmp_path / "y.npy", "--force")
+    result = run(*arguments, *edits)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert_close(np.load(tmp_path / "y.npy"), load(path).steer(make_x(50), CHOSEN))
+    words = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert words[2] == "edits 6 features on 50 tokens"
+    assert sorted(words[3:]) == sorted(
+        [
+            "'include' is feature 12",
+            "'open file' is feature 3",
+            "'a=b' is feature 4",
+            '"it\'s" is feature 7',
+            "'café' is feature 5",
+            "'x2' is feature 9",
+        ]
+    )
+    found = json.loads(run(*arguments, "--set", "include=1", "--ablate", "3", "--json").stdout)
+    assert (found["edits"], found["features"]) == (2, [3, 12])
+    put_stats(bundle.read(path), counted(np.ones(150, np.int64), np.arange(150), 10))
+    for twice in ("include=x2", "12=x2", "include=24", " include = X2.0"):
+        assert run(*arguments, "--set", twice).exit_code == 0
+        assert_close(np.load(tmp_path / "y.npy"), load(path).steer(make_x(50), Edit.set(12, 24.0)))
+
+
+def test_labels_that_name_no_feature(copy_of: BundleOf, x: Path, tmp_path: Path) -> None:
+    path = copy_of("mutual")
+    arguments = ("steer", path, "--activations", x, "-o", tmp_path / "y.npy")
+    file = path / "labels.jsonl"
+    assert refused(*arguments, "--ablate", "include") == (
+        f"error: 'include' is a label, and there are none in {file}; write lines such as "
+        '{"feature": 12, "label": "include"}, or name the feature by its number'
+    )
+    write_labels(path, LABELS)
+    said = refused(*arguments, "--set", "Include=2")
+    assert said == f"error: 'Include' is no label in {file}; the closest are 'include' (feature 12)"
+    said = refused(*arguments, "--set", "12=8=2")  # of old, no edit at all
+    assert said == f"error: '12=8' is no label in {file}; name the feature by its number"
+    said = refused(*arguments, "--add", "loop=2")
+    assert said == "error: the label 'loop' is that of features 20, 21; name one by its number"
+    said = refused(*arguments, "--add", "include=2", "--ablate", "12")
+    assert said == "error: feature 12 is edited twice in one request; give one edit for it"
+    file.write_text('{"feature": 1, "label": "\\u001b[2J"}')
+    said = refused(*arguments, "--ablate", "include")
+    assert said == f"error: line 1 of {file}: a label is one line without control characters, got '\\x1b[2J'"
+    file.write_text('{"feature": 1, "label": "\u202eevil"}')
+    assert "\u202e" not in refused(*arguments, "--ablate", "evil")
+    assert not (tmp_path / "y.npy").exists()
+    assert run(*arguments, "--ablate", "12").exit_code == 0
+
+
+def test_labels_in_the_environment_are_quoted_as_for_a_shell(copy_of: BundleOf, x: Path, tmp_path: Path) -> None:
+    path = copy_of("mutual")
+    write_labels(path, LABELS)
+    arguments = ("steer", path, "--activations", x, "-o", tmp_path / "y.npy", "--force")
+    env = {"SAE_RUNTIME_STEER_SET": "include=8 'open file=1' 4=2", "SAE_RUNTIME_STEER_ABLATE": '"it\'s" x2'}
+    assert run(*arguments, env=env).exit_code == 0
+    edits = [Edit.set(12, 8.0), Edit.set(3, 1.0), Edit.set(4, 2.0), Edit.ablate(7), Edit.ablate(9)]
+    assert_close(np.load(tmp_path / "y.npy"), load(path).steer(make_x(50), edits))
+    said = misused(*arguments, env={"SAE_RUNTIME_STEER_SET": "it's=2"})
+    assert '"it\'s=2" is not quoted as a shell needs it (No closing quotation).' in said
+    file = tmp_path / "run.toml"
+    file.write_text('[steer]\nset = ["open file=1"]\nablate = ["it\'s", 9]\n')
+    assert run(*arguments, "--config", file).exit_code == 0
+    edits = [Edit.set(3, 1.0), Edit.ablate(7), Edit.ablate(9)]
+    assert_close(np.load(tmp_path / "y.npy"), load(path).steer(make_x(50), edits))
+
+
+def test_labels_are_looked_up_once(copy_of: BundleOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that changes in the meantime does not give half of the rows another edit."""
+    path = copy_of("mutual")
+    write_labels(path, {12: "include"})
+    np.save(tmp_path / "x.npy", make_x(5000))
+    steer = SAE.steer
+
+    def then_relabelled(*arguments: Any) -> Any:
+        write_labels(path, {13: "include"})
+        return steer(*arguments)
+
+    monkeypatch.setattr(SAE, "steer", then_relabelled)
+    out = tmp_path / "y.npy"
+    assert run("steer", path, "--activations", tmp_path / "x.npy", "--set", "include=8", "-o", out).exit_code == 0
+    monkeypatch.undo()
+    assert_close(np.load(out), load(path).steer(make_x(5000), Edit.set(12, 8.0)))
 
 
 def test_errors_leave_nothing(bundle_of: BundleOf, x: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from tiny_model import save_bert
 
 from sae_runtime import Manifest, train
 from sae_runtime.bundle import folder as bundle
+from sae_runtime.bundle.labels import write_labels
 from sae_runtime.train import HarvestConfig, TrainConfig
 
 NEEDED = ("--d-sae", "64", "--tokens", "400", "--batch", "50")
@@ -128,6 +129,11 @@ def test_refuses_before_work(calls: list[Call], acts: Path, tmp_path: Path) -> N
     )
     assert len(calls) == 1
     bundle.write(tmp_path / "sae", make_weights(64, "token"), make_manifest(64, "token"))
+    write_labels(tmp_path / "sae", {3: "of the old features"})
+    assert refused(*arguments, tmp_path / "sae", "--force") == (
+        f"error: {tmp_path / 'sae'} holds labels.jsonl, which would be lost; name another output"
+    )
+    (tmp_path / "sae" / "labels.jsonl").unlink()
     assert run(*arguments, tmp_path / "sae", "--force").exit_code == 0
     assert len(calls) == 2
 

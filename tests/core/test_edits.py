@@ -71,9 +71,9 @@ def test_a_number_of_a_short_type_is_multiplied_without_rounding() -> None:
     assert edit.shift == 1.5 * float(np.float32(1000.123))
 
 
-@pytest.mark.parametrize("feature", [1.5, 1.0, "1", None, True])
+@pytest.mark.parametrize("feature", [1.5, 1.0, b"1", None, True])
 def test_an_edit_refuses_a_feature_that_is_not_a_whole_number(feature: object) -> None:
-    with pytest.raises(ValueError, match=f"a feature is a whole number, got {feature!r}"):
+    with pytest.raises(ValueError, match=f"a feature is a whole number or a label, got {feature!r}"):
         Edit(feature)  # type: ignore[arg-type]
     assert Edit(np.int64(3)).feature == 3  # type: ignore[arg-type]
 

@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import command_line
 import pytest
-
-from sae_runtime.cli import COMMANDS, main
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ("README.md", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md"))))
@@ -104,10 +103,12 @@ def commands(markdown: str) -> Iterator[tuple[str, str]]:
 
 @pytest.mark.parametrize("document", [name for name in DOCUMENTS if name != HISTORY])
 def test_commands_in_documents_have_the_options_that_they_name(document: str) -> None:
-    context = click.Context(main)
+    all_commands = command_line.commands()
     unknown = []
     for name, arguments in commands(text_of(document)):
-        command = main.get_command(context, name) if name in COMMANDS else None
+        command = all_commands.get(name)
+        if isinstance(command, click.Group) and (inner := arguments.split()[:1]):
+            command = all_commands.get(f"{name} {inner[0]}")
         known = {option for param in command.params for option in param.opts} if command else set()
         given = re.findall(r"(?<=\s)--?[a-z][\w-]*", arguments)
         unknown += [f"{name} {option}" for option in given if option not in known] if command else [name]

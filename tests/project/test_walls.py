@@ -25,17 +25,20 @@ MAY_IMPORT: dict[str, tuple[str, ...] | None] = {
     "calibration": ("core", "bundle", "activations"),
     "engine": ("core", "bundle", "activations"),
     "rebuild": ("bundle", "exports.export"),
+    "deployed": ("core", "bundle", "engine", "text"),
+    "generation": ("core", "bundle", "engine", "text", "deployed"),
     "sae": ("core", "bundle", "activations", "engine", "rebuild"),
-    "extraction": ("core", "bundle", "activations", "engine", "sae"),
+    "model": ("core", "bundle", "engine", "text", "deployed", "generation"),
+    "extraction": ("core", "bundle", "activations", "engine", "sae", "model"),
     "checkpoints": ("core", "bundle"),
     "browser": ("core", "bundle"),
     "train": ("core", "bundle", "activations", "calibration"),
     "exports": ("bundle", "engine.sessions", "engine.trial"),
     "cli": ANYTHING,
     "demo": ANYTHING,
-    "__init__": ("core", "bundle", "activations", "sae"),
+    "__init__": ("core", "bundle", "activations", "sae", "model"),
 }
-"""The front door, sae.py and rebuild.py are rooms of one file."""
+"""The front doors, sae.py and model.py, and rebuild.py are rooms of one file."""
 
 # The same of the rooms inside train and exports. What they import of their own folder lies below them.
 INNER = {

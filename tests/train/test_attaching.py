@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from transformers import AlbertConfig, AlbertForMaskedLM, GPT2Config, GPT2LMHead
 from sae_runtime import Edit, load
 from sae_runtime.bundle import folder as bundle
 from sae_runtime.bundle.folder import put_stats
+from sae_runtime.bundle.labels import read_labels, write_labels
 from sae_runtime.bundle.stats import counted
 from sae_runtime.core.edits import as_inputs
 from sae_runtime.exports import witness
@@ -77,6 +79,36 @@ def test_attached_generation_agrees_with_the_spliced_graph(
     plain = generate(feed, 6).numpy()
     assert (ids == plain).all() == (not edits)
     assert edits is not LISTS or (ids[1] == plain[1]).all()
+
+
+def test_edits_by_label_are_those_by_number_in_a_live_model_and_in_a_graph(
+    copy_of: BundleOf, spliced: Callable[[str], Path]
+) -> None:
+    path, feed = copy_of("mutual"), some_ids(3, 8)
+    write_labels(path, {3: "first", 8: "open = file", 9: "third", 100: "last"})
+    texts = {3: "first", 8: "open = file", 9: "third", 100: "last"}
+    lists = [[dataclasses.replace(edit, feature=texts[int(edit.feature)]) for edit in edits] for edits in LISTS]
+    ids, mask = (torch.from_numpy(feed[name]) for name in ("input_ids", "attention_mask"))
+    positions = (mask.cumsum(1) - 1).clamp(0)
+
+    def logits(edits: Any) -> NDArray[np.float32]:
+        with attach(torch_host("gpt2"), HOOK, path, edits), torch.no_grad():
+            given: torch.Tensor = torch_host("gpt2")(ids, attention_mask=mask, position_ids=positions).logits
+        return given.numpy()
+
+    plain, by_label, by_number = (logits(edits) for edits in ([], lists, LISTS))
+    np.testing.assert_array_equal(by_label, by_number)
+    assert np.abs(plain - by_label)[0].max() > 0.01
+    inputs = as_inputs(lists, 150, labels=read_labels(path))
+    outputs = run(spliced("mutual"), feed | no_past(3) | {f"sae_{name}": array for name, array in inputs.items()})
+    real = feed["attention_mask"].astype(bool)
+    np.testing.assert_allclose(outputs["logits"][real], by_label[real], atol=1e-3)
+    for edit, said in ((Edit.ablate("frist"), "closest are 'first'"), (Edit.ablate("last "), "twice")):
+        with pytest.raises(ValueError, match=said), attach(torch_host("gpt2"), HOOK, path, [Edit.ablate(100), edit]):
+            pass
+    (path / "labels.jsonl").write_text("{")
+    with attach(torch_host("gpt2"), HOOK, path, EDITS):  # which need no labels
+        pass
 
 
 def test_attached_features_agree_with_the_runtime(bundle_of: BundleOf, kind: str) -> None:
@@ -259,10 +291,11 @@ def edited_in_float64(weights: Weights, x: Truth, edits: list[Edit]) -> Truth:
     """x + (f' - f) W_dec, one edit after another."""
     features, y = true_features(weights, x.astype(np.float32)), x.copy()
     for edit in edits:
-        f = features[..., edit.feature]
+        feature = int(edit.feature)
+        f = features[..., feature]
         new = np.clip(edit.factor * f + edit.shift, edit.low, edit.high)
         new = np.where((f > 0) | (not edit.only_active), new, f)
-        y += (new - f)[..., None] * weights["W_dec"][edit.feature].astype(np.float64)
+        y += (new - f)[..., None] * weights["W_dec"][feature].astype(np.float64)
     return y
 
 

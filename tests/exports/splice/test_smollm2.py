@@ -178,9 +178,10 @@ def edited(weights: Mapping[str, NDArray[np.float32]], x: Rows, requests: Sequen
     y = x.astype(np.float64)
     for request, edits in enumerate(requests):
         for edit in edits:
-            old = f[request, :, edit.feature]
+            feature = int(edit.feature)
+            old = f[request, :, feature]
             new = np.minimum(np.maximum(edit.factor * old + edit.shift, edit.low), edit.high)
-            y[request] += (gate[request] * (new - old))[:, None] * weights["W_dec"][edit.feature].astype(np.float64)
+            y[request] += (gate[request] * (new - old))[:, None] * weights["W_dec"][feature].astype(np.float64)
     return y
 
 

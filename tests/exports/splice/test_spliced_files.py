@@ -16,7 +16,7 @@ from tiny_host import open_plainly, run
 
 from sae_runtime import Edit
 from sae_runtime.bundle import folder
-from sae_runtime.bundle.folder import WEIGHTS, BundleError
+from sae_runtime.bundle.folder import MANIFEST, WEIGHTS, BundleError
 from sae_runtime.bundle.graph_reader import read_metadata
 from sae_runtime.bundle.splices import check_weights, read_splices
 from sae_runtime.bundle.tensors import read_header
@@ -43,9 +43,9 @@ def one(model: Path, **settings: Any) -> list[Splice]:
 
 
 def weights_in(made: SplicedGraph) -> str:
-    """The path of the SAE's weights from the graph, which tells their content."""
-    weights = made.splices[0].weights
-    return f"sae_weights.{weights[:16]}.safetensors"
+    """The path of the SAE's weights from the graph: in a copy of the bundle, else a name that tells their content."""
+    one = made.splices[0]
+    return one.file if one.reads_bundle else f"sae_weights.{one.weights[:16]}.safetensors"
 
 
 def test_the_graph_is_named_after_the_host_beside_it_and_model_in_a_new_folder(model: Path) -> None:
@@ -63,7 +63,8 @@ def test_beside_a_configuration_of_genai_a_new_folder_keeps_its_name(model: Path
     (model / "tokenizer.json").write_text("{}")
     made = splice(model / "host.onnx", one(model), tmp_path / "new")
     assert made.path == tmp_path / "new" / "host.onnx"
-    assert {"genai_config.json", "tokenizer.json", "host.data", weights_in(made)} == set(made.files)
+    assert {"host.data", weights_in(made)} == set(made.files)
+    assert {name for name in made.beside if "/" not in name} == {"genai_config.json", "tokenizer.json"}
     with pytest.raises(ValueError, match=r"names its graph host\.onnx; write the spliced one under that name"):
         splice(model / "host.onnx", one(model), tmp_path / "other" / "a.onnx")
     (model / "genai_config.json").write_text("{}")
@@ -82,12 +83,16 @@ def test_a_second_splice_into_a_folder_uses_the_equal_files_there(
     assert second.files == dict.fromkeys(first.files, "referred")
     other = splice(model / "host.onnx", [Splice(bundle=bundle_of("token", D_SAE), hook="layer.0")], out / "c.onnx")
     assert other.files == {"host.data": "referred", weights_in(other): "copied"}
-    names = {"a.onnx", "b.onnx", "c.onnx", "host.data", weights_in(first), weights_in(other)}
+    graphs = {f"{name}{end}.onnx" for name in "abc" for end in ("", "_features")}
+    of_other = f"sae-{folder.record(bundle_of('token', D_SAE) / MANIFEST).sha256[:16]}"
+    names = {*graphs, "host.data", "sae", of_other}
+    assert weights_in(first) == "sae/sae_weights.safetensors" and weights_in(other).startswith(f"{of_other}/")
     assert {path.name for path in out.iterdir()} == names
+    assert [made.splices[0].bundle for made in (first, second, other)] == ["sae", "sae", of_other]
     for made in (first, second, other):
         check_weights(made.path, made.splices[0])
     (out / weights_in(first)).write_bytes(b"another")
-    with pytest.raises(FileExistsError, match=r"sae_weights\..*\.safetensors already exists; pass --force"):
+    with pytest.raises(FileExistsError, match=r"sae/sae_weights\.safetensors already exists; pass --force"):
         splice(model / "host.onnx", one(model), out / "d.onnx")
 
 
@@ -147,7 +152,7 @@ def test_a_spliced_graph_takes_another_splice_and_moves_with_both(model: Path, t
             check_weights(made.path, spliced)
         found = run(made.path, {"ids": IDS}, read=True)
         assert (found["sae_values"] > 0).any() and (found["late_values"] > 0).any()
-    assert said["sae"].file == said["late"].file == weights_in(first), "they share a file"
+    assert said["sae"].file == said["late"].file == "late/sae_weights.safetensors", "they share a file"
     shutil.rmtree(model)  # nothing outside the new folder is needed
     assert run(tmp_path / "moved" / "model.onnx", {"ids": IDS})["out"].shape == (3, 4, D_IN)
 
@@ -180,7 +185,7 @@ def test_weights_that_were_replaced_or_lost_are_noticed(model: Path, bundle_of: 
 
 
 def test_inspect_and_doctor_take_a_graph_without_splices_and_refuse_other_files(model: Path) -> None:
-    assert "splices  none" in run_command("inspect", model / "host.onnx").stdout
+    assert "splices    none" in run_command("inspect", model / "host.onnx").stdout
     assert json.loads(run_command("doctor", model / "host.onnx", "--json").stdout)["outputs"] == {"out": [2, 5, D_IN]}
     (model / "text.onnx").write_text("nothing")
     for command in ("inspect", "doctor"):

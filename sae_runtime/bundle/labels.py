@@ -1,0 +1,135 @@
+"""The labels of a bundle's features, `labels.jsonl`: a line such as {"feature": 12, "label": "include"} for each.
+
+People write and edit this file, so the manifest does not list it and it has no hash. Other fields of a line are theirs.
+"""
+
+import functools
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sae_runtime.bundle.files import new_file
+from sae_runtime.bundle.hub import refuse_link_out
+from sae_runtime.bundle.identity import Identity, identity
+from sae_runtime.bundle.parts import read_manifest
+from sae_runtime.bundle.regular import open_regular, read_bytes
+from sae_runtime.bundle.typed_json import from_dict, read_json
+from sae_runtime.core.labels import Labels, as_label
+
+FILE = "labels.jsonl"
+_LINE, _EACH = 1 << 16, 1 << 10  # bytes that a line may have at most, and the lines of all features on average
+
+
+def read_labels(folder: str | Path, d_sae: int | None = None) -> Labels:
+    """The labels of a bundle as its file has them now. A file that is as at the last call is not read again.
+
+    Args:
+        folder: the bundle.
+        d_sae: number of its features; None: as the manifest says.
+
+    Returns:
+        The labels by feature; none where the bundle has no such file.
+
+    Raises:
+        OSError: the file may not be read, or the folder does not exist.
+        ValueError: it is too large or not UTF-8, or a line is not sound; the message names the line.
+
+    >>> write_labels(bundle_path, {12: "include"})
+    >>> dict(read_labels(bundle_path))
+    {12: 'include'}
+    >>> Path(bundle_path, "labels.jsonl").unlink()
+    """
+    path = Path(folder) / FILE
+    if (now := identity(path)) is not None:
+        return _read(path, _features_of(path, d_sae), now)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent} does not exist any more, and its labels with it; load the bundle again")
+    return Labels({}, source=str(path))
+
+
+def write_labels(folder: str | Path, labels: Mapping[int, str]) -> None:
+    """Write labels of a bundle's features in place of those that it has, whole or not at all.
+
+    A line whose label stays keeps its other fields.
+
+    Args:
+        folder: the bundle.
+        labels: texts by feature.
+
+    Raises:
+        ValueError: the folder is no bundle, a feature is out of range, a text is no label, or the file that is there is
+            not sound.
+
+    >>> write_labels(bundle_path, {12: "include", 3: "numbers"})
+    >>> print(Path(bundle_path, "labels.jsonl").read_text(), end="")
+    {"feature": 3, "label": "numbers"}
+    {"feature": 12, "label": "include"}
+    >>> Path(bundle_path, "labels.jsonl").unlink()
+    """
+    path = Path(folder) / FILE
+    d_sae = _features_of(path, None)
+    before = _lines(path, d_sae) if identity(path) is not None else {}
+    lines = []
+    for feature, label in sorted(Labels(labels).items()):
+        _check_range(feature, d_sae)
+        line = before.get(feature, {})
+        kept = line if line and as_label(line["label"]) == label else {"feature": feature, "label": label}
+        lines.append(json.dumps(kept, ensure_ascii=False) + "\n")
+    with new_file(path, force=True) as file:
+        file.write_text("".join(lines), encoding="utf-8", newline="\n")
+
+
+def copy_labels(source: Path, target: Path) -> None:
+    """Copy the labels of a bundle, if it has any, into the folder of a bundle of the same features, as they are.
+
+    >>> Path("new").mkdir()
+    >>> copy_labels(Path(bundle_path), Path("new"))
+    """
+    path = source / FILE
+    if identity(path) is not None:
+        refuse_link_out(path, source)
+        with open_regular(path) as file, (target / FILE).open("wb") as copy:
+            shutil.copyfileobj(file, copy)
+
+
+@functools.lru_cache(maxsize=8)
+def _read(path: Path, d_sae: int, _now: Identity) -> Labels:
+    return Labels({feature: line["label"] for feature, line in _lines(path, d_sae).items()}, source=str(path))
+
+
+def _lines(path: Path, d_sae: int) -> dict[int, dict[str, Any]]:
+    """The objects of the lines, by feature."""
+    refuse_link_out(path, path.parent)
+    lines: dict[int, dict[str, Any]] = {}
+    content = read_bytes(path, most=_LINE + _EACH * d_sae).removeprefix(b"\xef\xbb\xbf")
+    for number, text in enumerate(content.split(b"\n"), start=1):
+        if not text.strip():
+            continue
+        where = f"line {number} of {path}"
+        if len(text) > _LINE:
+            raise ValueError(f"{where} has more than {_LINE:,} bytes; give the feature a short label")
+        try:
+            line = read_json(dict[str, Any], text.decode(), where, foreign=True)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{where} is not UTF-8 ({error.reason}); save the file as UTF-8") from error
+        feature = from_dict(int, line.get("feature"), f"{where}: feature")
+        try:
+            _check_range(feature, d_sae)
+            as_label(line.get("label"))
+            if feature in lines:
+                raise ValueError(f"feature {feature} has a label in an earlier line; give it one")
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        lines[feature] = line
+    return lines
+
+
+def _check_range(feature: int, d_sae: int) -> None:
+    if not 0 <= feature < d_sae:
+        raise ValueError(f"feature {feature} does not exist, expected 0 to {d_sae - 1}")
+
+
+def _features_of(path: Path, d_sae: int | None) -> int:
+    return read_manifest(path.parent).architecture.d_sae if d_sae is None else d_sae

@@ -1,0 +1,115 @@
+"""The files of a host model besides its graphs and weights: tokenizer, configuration, pooling, model card, licence."""
+
+import filecmp
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sae_runtime.bundle.hub import refuse_link_out
+from sae_runtime.bundle.typed_json import read_file, shown
+
+TOKENIZER, CONFIG, GENAI, MODULES = "tokenizer.json", "config.json", "genai_config.json", "modules.json"
+PATTERNS = (
+    *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "vocab.bpe"),
+    *("merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "*.spm", "*.tiktoken"),
+    *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
+    *(CONFIG, "generation_config.json", "*processor_config.json", GENAI),
+    *(MODULES, "sentence_*_config.json", "config_sentence_transformers.json"),
+    *(_TEXTS := ("README.md", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt")),
+)
+"""Names of such files in a model's folder; none holds a program that reading runs."""
+IN_MODULES = ("*.json", "*.safetensors")
+"""The same in the folders that modules.json names."""
+
+
+def tokenizer_home(graph: Path) -> Path:
+    """The folder of a graph's tokenizer and configuration: the graph's, or the one above where only that has one.
+
+    >>> print(tokenizer_home(Path("model/onnx/model.onnx")))
+    model/onnx
+    """
+    homes = (graph.parent, graph.absolute().parent.parent)
+    return next((home for home in homes if (home / TOKENIZER).is_file()), graph.parent)
+
+
+def model_files(folder: Path) -> list[str]:
+    """The paths of these files from a model's folder; none of a folder without tokenizer and configuration.
+
+    >>> Path("model").mkdir()
+    >>> _ = Path("model/config.json").write_text("{}"), Path("model/notes.txt").write_text("mine")
+    >>> model_files(Path("model"))
+    ['config.json']
+
+    Raises:
+        ValueError: a file is a link out of the folder, or modules.json is damaged.
+    """
+    if not any((folder / name).is_file() for name in (TOKENIZER, CONFIG, GENAI, MODULES)):
+        return []
+    inside = [(path, pattern) for _, path in modules(folder) if path != folder for pattern in IN_MODULES]
+    found = [*((folder, pattern) for pattern in PATTERNS), *inside]
+    names = {file.relative_to(folder).as_posix() for home, pattern in found for file in home.glob(pattern)}
+    kept = sorted(name for name in names if (folder / name).is_file())
+    for name in kept:
+        refuse_link_out(folder / name, folder)
+    return kept
+
+
+def files_to_copy(home: Path, names: Iterable[str], graph: Path) -> dict[str, Path]:
+    """The files of a model that the folder of a graph lacks, or has with other content, by name.
+
+    A model card and a licence that are there stay. Others are replaced, but only in place of an older graph.
+
+    Args:
+        home: the folder of the model.
+        names: of its files.
+        graph: the graph that will be written.
+
+    Raises:
+        FileExistsError: another file has the name of one, and there is no graph that wants it replaced.
+
+    >>> sorted(files_to_copy(Path("model"), ["config.json"], Path("out/model.onnx")))
+    ['config.json']
+    """
+    found = {}
+    for name in names:
+        there = graph.parent / name
+        if there.exists() and (name in _TEXTS or same_bytes(home / name, there)):
+            continue
+        if there.exists() and not graph.exists():
+            raise FileExistsError(f"{there} is that of another model; name a folder for this model alone")
+        found[name] = home / name
+    return found
+
+
+def same_bytes(file: Path, other: Path) -> bool:
+    """Whether another file holds the same bytes; it may be a second name of the file.
+
+    >>> same_bytes(Path("model/config.json"), Path("model/config.json"))
+    True
+    """
+    filecmp.clear_cache()  # it takes a file of the same size and time for the one that it saw before
+    return other.is_file() and (other.samefile(file) or filecmp.cmp(file, other, shallow=False))
+
+
+def modules(home: Path) -> list[tuple[str, Path]]:
+    """The modules of sentence-transformers' modules.json: the class and the folder of each; none without that file.
+
+    >>> modules(Path("model"))
+    []
+
+    Raises:
+        ValueError: the file is damaged, a link out of the folder, or leads out of it.
+    """
+    file = home / MODULES
+    if not file.is_file():
+        return []
+    refuse_link_out(file, home)
+    found = []
+    for number, one in enumerate(read_file(tuple[Mapping[str, Any], ...], file, foreign=True)):
+        kind, inside = one.get("type"), one.get("path", "")
+        if not isinstance(kind, str) or not isinstance(inside, str):
+            raise ValueError(f"{file}: module {number} has no type and path; save the model again")
+        if Path(inside).is_absolute() or ".." in Path(inside).parts or set(inside) & set("\0\\"):
+            raise ValueError(f"{file} leads out of its folder, to {shown(inside)}; save the model again")
+        found.append((kind, home / inside))
+    return found

@@ -1,0 +1,155 @@
+"""The onnxruntime sessions of a deployed model: of its whole graph and of the cut one, each opened at its first use."""
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
+
+from sae_runtime.bundle.external_data import check_external
+from sae_runtime.bundle.folder import BundleChanged
+from sae_runtime.bundle.identity import Identity, identity
+from sae_runtime.bundle.splices import check_weights
+from sae_runtime.deployed.host_inputs import HostInputs, read_host_inputs
+from sae_runtime.deployed.layout import Layout
+from sae_runtime.engine import forks
+from sae_runtime.engine.sessions import CPU, Provider, name_of, open_session, run_session
+from sae_runtime.engine.watching import Watch
+
+
+class OpenGraph(NamedTuple):
+    """An open graph.
+
+    Attributes:
+        path: the graph.
+        session: an onnxruntime InferenceSession.
+        inputs: what it takes for texts.
+        required: names of the inputs of SAEs that have no default.
+        outputs: the declared shape of each of the host's own outputs, by name.
+    """
+
+    path: Path
+    session: Any
+    inputs: HostInputs
+    required: frozenset[str]
+    outputs: Mapping[str, tuple[int | str | None, ...]]
+
+
+class HostSessions:
+    """The graphs of a deployed model. Threads may share them; they pickle, and work in forked processes.
+
+    Attributes:
+        layout: the model's files.
+        options: providers and threads.
+
+    Args:
+        layout: the model's files.
+        providers: of `open_session`.
+        threads: of `open_session`.
+    """
+
+    def __init__(self, layout: Layout, providers: Sequence[Provider], threads: int | None) -> None:
+        self.layout = layout
+        self.options: dict[str, Any] = {"providers": tuple(providers), "threads": threads}
+        self._known: dict[Path, dict[str, Identity]] = {}
+        self._begin()
+        forks.begin_anew(self)
+
+    def _begin(self) -> None:
+        self._open: dict[Path, OpenGraph] = {}
+        self._watch = Watch()
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return HostSessions, (self.layout, *self.options.values())
+
+    def after_fork(self) -> None:
+        """Forget the parent's sessions, whose threads this process does not have."""
+        forks.keep_forever(self._open)
+        self._begin()
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the preferred provider is that of the CPU."""
+        return tuple(name_of(provider) for provider in self.options["providers"][:1]) == CPU
+
+    def check(self) -> None:
+        """Check which files the graphs read, and that the SAEs' weights are those that were put in.
+
+        Raises:
+            BundleError: the weights of an SAE are others.
+            FileNotFoundError: a file is missing.
+            ValueError: a graph reads files outside of its folder, or is none.
+        """
+        for graph in filter(None, (self.layout.graph, self.layout.features)):
+            files = [graph, *check_external(graph)]
+            for spliced in self.layout.splices.values():
+                check_weights(graph, spliced)
+            self._known[graph] = {str(file): known for file in files if (known := identity(file)) is not None}
+
+    def open(self, *, cut: bool = False) -> OpenGraph:
+        """An open graph: the cut one if there is one and `cut` is set, else the whole one.
+
+        Raises:
+            BundleError: onnxruntime refuses the graph, or a file changed since `check`.
+            ValueError: the graph takes something that no text gives.
+        """
+        graph = self.layout.features if cut and self.layout.features is not None else self.layout.graph
+        if (found := self._open.get(graph)) is None:
+            with self._lock:
+                if graph not in self._open:
+                    self._open[graph] = self._opened(graph)
+                found = self._open[graph]
+        # A part that needs no mask lost it, and so does not tell that texts may be padded to its length.
+        if graph != self.layout.graph and found.inputs.time is not None and found.inputs.mask is None:
+            return self.open()
+        return found
+
+    def _opened(self, graph: Path) -> OpenGraph:
+        if graph not in self._known:
+            self.check()
+        known = self._known[graph]
+        # From bytes, onnxruntime does not follow the links of a Hub cache.
+        linked = any(Path(file).is_symlink() for file in known)
+        session = open_session(
+            graph,
+            graph=graph.read_bytes() if linked else None,
+            **self.options,
+        )
+        for file, before in known.items():
+            if identity(file) != before:
+                raise BundleChanged(Path(file))
+        self._watch.files = {**self._watch.files, **known}
+        layout = self.layout
+        own = {name for one in layout.splices.values() for name in one.inputs}
+        inputs = read_host_inputs(session, own=own, config=layout.config, genai=layout.genai, graph=graph)
+        required = frozenset(value.name for value in session.get_inputs() if value.name in own)
+        given = {name for one in layout.splices.values() for name in one.outputs}
+        given |= {past.present for past in inputs.past}
+        outputs = {value.name: tuple(value.shape) for value in session.get_outputs() if value.name not in given}
+        return OpenGraph(graph, session, inputs, required, outputs)
+
+    def run(self, graph: OpenGraph, feed: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
+        """Outputs of an open graph by name.
+
+        Raises:
+            BundleChanged: a program wrote into a file that onnxruntime has mapped.
+            MemoryError: there is too little memory.
+            ValueError: onnxruntime fails.
+        """
+        begun = time.monotonic_ns()
+        arrays = run_session(graph.session, feed, graph.path, outputs)
+        self._watch.look(begun, _changed)
+        return arrays
+
+    def close(self) -> None:
+        """Close the graphs. A later call opens them again."""
+        with self._lock:
+            self._open.clear()
+            self._watch.files = {}
+
+
+def _changed(path: str) -> None:
+    raise BundleChanged(Path(path))

@@ -1,0 +1,87 @@
+"""The features that the SAEs of a deployed model give for windows of tokens, with as many slots as the tokens need."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_runtime.bundle.folder import BundleError
+from sae_runtime.core.features import Features, from_slots
+from sae_runtime.deployed.batching import Batch, batches
+from sae_runtime.deployed.host_sessions import HostSessions
+from sae_runtime.deployed.interventions import intervention_feed
+from sae_runtime.deployed.spliced_sae import SplicedSAE
+
+_MORE = 4  # times the slots, for tokens that filled theirs
+
+
+def read_features(
+    sessions: HostSessions,
+    saes: Mapping[str, SplicedSAE],
+    parts: Sequence[NDArray[np.int64]],
+    *,
+    texts: Sequence[int],
+    pad: int,
+    tokens_at_once: int,
+) -> list[dict[str, Features]]:
+    """The features of windows of tokens, by SAE; a window without tokens has none.
+
+    Args:
+        sessions: of the model.
+        saes: that are read, by name.
+        parts: ids of each window.
+        texts: the number of each window's text, for messages.
+        pad: the id of padding.
+        tokens_at_once: the most tokens of a batch; 1: each window is run alone.
+
+    Raises:
+        BundleError: the graph gives something that is no features.
+        ValueError: an activation of a feature is NaN or Inf; the message names the text.
+    """
+    found: list[dict[str, Features]] = [
+        {name: from_slots([_nothing()], sae.d_sae, (0,)) for name, sae in saes.items()} if not len(ids) else {}
+        for ids in parts
+    ]
+    slots = {name: sae.slots for name, sae in saes.items()}
+    left = [number for number, ids in enumerate(parts) if len(ids)]
+    while left:
+        again: dict[str, set[int]] = {}
+        graph = sessions.open(cut=True)
+        outputs = [name for sae in slots for name in (f"{sae}_indices", f"{sae}_values")]
+        for batch in batches([parts[n] for n in left], graph.inputs, pad=pad, tokens=tokens_at_once):
+            asked = {name: number for name, number in slots.items() if f"{name}_slots" in saes[name].spliced.inputs}
+            feed = graph.inputs.feed(batch.ids, batch.mask)
+            feed |= intervention_feed(sessions.layout.splices, slots=asked, required=graph.required)
+            arrays = iter(sessions.run(graph, feed, outputs))
+            for name, indices, values in zip(slots, arrays, arrays, strict=True):
+                _check(graph.path, name, batch, indices, values)
+                for row, (number, length) in enumerate(zip(batch.texts, batch.lengths, strict=True)):
+                    part = left[number]
+                    own = indices[row, :length], values[row, :length]
+                    if not np.isfinite(own[1]).all():
+                        raise ValueError(
+                            f"text {texts[part]} has features of {name} that are NaN or Inf, since the host's "
+                            "activation is or overflows; use a float32 host, or leave the text out"
+                        )
+                    found[part][name] = from_slots([own], saes[name].d_sae, (length,))
+                    may_lack = saes[name].by_threshold and name in asked and asked[name] < saes[name].d_sae
+                    if may_lack and (own[1][:, -1] > 0).any():
+                        again.setdefault(name, set()).add(part)
+        slots = {name: min(_MORE * slots[name], saes[name].d_sae) for name in again}
+        left = sorted(set().union(*again.values()))
+    return found
+
+
+def _nothing() -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    return np.zeros((0, 1), np.int64), np.zeros((0, 1), np.float32)
+
+
+def _check(graph: Any, name: str, batch: Batch, indices: NDArray[Any], values: NDArray[Any]) -> None:
+    shape = values.shape
+    sound = indices.dtype == np.int64 and values.dtype == np.float32 and indices.shape == shape
+    if not sound or shape[:2] != batch.ids.shape or len(shape) != 3 or not shape[2]:
+        raise BundleError(
+            f"{graph} gives {indices.dtype} {list(indices.shape)} and {values.dtype} {list(shape)} as features of "
+            f"{name}, expected int64 and float32 [{len(batch.ids)}, {batch.ids.shape[1]}, slots]; splice the host again"
+        )

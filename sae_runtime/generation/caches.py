@@ -1,0 +1,147 @@
+"""Keys and values of running requests, in the two ways in which graphs take and give them."""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_runtime.deployed.host_inputs import Past
+from sae_runtime.generation.binding import Binding, value_of
+
+_STEP = 128  # tokens by which blocks grow at least
+
+
+class Rows:
+    """For graphs of GroupQueryAttention: each request's tokens stand from the start of its row.
+
+    The operator takes the length of each row from the mask, and writes behind it. Past and present are the same
+    memory, so a step copies nothing. What stands behind a row's length is never read.
+    """
+
+    def __init__(self, entries: Sequence[Past]) -> None:
+        self.entries = entries
+        self.lengths = np.zeros(1, np.int64)
+        self._blocks = [_zeros(entry, 1, 0) for entry in entries]
+        self._binding: Binding | None = None  # until the requests or the blocks are others
+        self._names: tuple[str, ...] = ()
+
+    def mask(self, new: int) -> NDArray[np.int64]:
+        """The attention mask of a step that reads `new` tokens of each request, i64 [b, past + new]."""
+        lengths = self.lengths + new
+        return (np.arange(int(lengths.max())) < lengths[:, None]).astype(np.int64)
+
+    def bind(self, session: Any, new: int, names: Collection[str]) -> Binding:
+        """What a run is bound to that reads `new` tokens: its past, and the places for its present.
+
+        Args:
+            session: an onnxruntime InferenceSession.
+            new: number of tokens.
+            names: of the other inputs and outputs of the run. An input stays bound, so other names need a new binding.
+        """
+        self._reserve(len(self.lengths), int(self.lengths.max()) + new)
+        if self._binding is None or self._names != tuple(names):
+            self._binding, self._names = Binding(session), tuple(names)
+            for entry, block in zip(self.entries, self._blocks, strict=True):
+                self._binding.in_place(entry.port.name, entry.present, block[: len(self.lengths)])
+        return self._binding
+
+    def keep(self, new: int) -> None:
+        """Take what the run gave, which is in place already."""
+        self.lengths = self.lengths + new
+
+    def join(self, other: "Rows") -> None:
+        """Put the requests of another cache behind those of this one."""
+        old, self._binding = len(self.lengths), None
+        self.lengths = np.concatenate([self.lengths, other.lengths])
+        longest = int(self.lengths.max())
+        self._reserve(len(self.lengths), longest)
+        for block, more in zip(self._blocks, other._blocks, strict=True):
+            tokens = int(other.lengths.max())
+            block[old : len(self.lengths), :, :tokens] = more[: len(other.lengths), :, :tokens]
+
+    def leave(self, rows: Sequence[int]) -> None:
+        """Drop requests; those behind them move up."""
+        kept = np.delete(np.arange(len(self.lengths)), rows)
+        for row, old in enumerate(kept.tolist()):
+            if row != old:
+                tokens = int(self.lengths[old])
+                for block in self._blocks:
+                    block[row, :, :tokens] = block[old, :, :tokens]
+        self.lengths, self._binding = self.lengths[kept], None
+
+    def _reserve(self, rows: int, tokens: int) -> None:
+        """Make the blocks large enough, by half more than they were at least."""
+        had, had_tokens = self._blocks[0].shape[0], self._blocks[0].shape[2]
+        if rows <= had and tokens <= had_tokens:
+            return
+        self._binding = None
+        rows = had if rows <= had else max(rows, had + had // 2)
+        if tokens > had_tokens:
+            tokens = max(tokens, had_tokens + had_tokens // 2) + _STEP
+        tokens = max(tokens, had_tokens)
+        for number, (entry, block) in enumerate(zip(self.entries, self._blocks, strict=True)):
+            self._blocks[number] = _zeros(entry, rows, tokens)
+            self._blocks[number][:had, :, :had_tokens] = block
+
+
+class Columns:
+    """For graphs that put new keys behind the past: each request's tokens stand at the end of its row.
+
+    A shorter row is padded at its beginning, so the new column is next to the last one in each row. The present of a
+    step is the past of the next one as it is; only who joins and leaves costs a copy.
+    """
+
+    def __init__(self, entries: Sequence[Past]) -> None:
+        self.entries = entries
+        self.lengths = np.zeros(1, np.int64)
+        self._pasts = [value_of(_zeros(entry, 1, 0)) for entry in entries]
+        self._binding: Binding | None = None  # of the last run
+
+    def mask(self, new: int) -> NDArray[np.int64]:
+        """As `Rows.mask`."""
+        columns = int(self.lengths.max()) + new
+        return (np.arange(columns) >= columns - self.lengths[:, None] - new).astype(np.int64)
+
+    def bind(self, session: Any, new: int, names: Collection[str]) -> Binding:
+        """As `Rows.bind`; the run makes the places for the present."""
+        self._binding = Binding(session)
+        for entry, past in zip(self.entries, self._pasts, strict=True):
+            self._binding.feed_value(entry.port.name, past)
+            self._binding.ask(entry.present)
+        return self._binding
+
+    def keep(self, new: int) -> None:
+        """Take what the run gave."""
+        assert self._binding is not None
+        values = self._binding.values()
+        self._pasts = [values[entry.present] for entry in self.entries]
+        self.lengths = self.lengths + new
+
+    def join(self, other: "Columns") -> None:
+        """As `Rows.join`."""
+        lengths = np.concatenate([self.lengths, other.lengths])
+        columns = int(lengths.max())
+        for number, (entry, *pasts) in enumerate(zip(self.entries, self._pasts, other._pasts, strict=True)):
+            joined, row = _zeros(entry, len(lengths), columns), 0
+            for past in pasts:
+                array = past.numpy()
+                joined[row : row + len(array), :, columns - array.shape[2] :] = array
+                row += len(array)
+            self._pasts[number] = value_of(joined)
+        self.lengths = lengths
+
+    def leave(self, rows: Sequence[int]) -> None:
+        """As `Rows.leave`."""
+        kept = np.delete(np.arange(len(self.lengths)), rows)
+        self.lengths = self.lengths[kept]
+        longest = int(self.lengths.max(initial=0))
+        for number, past in enumerate(self._pasts):
+            array = past.numpy()
+            self._pasts[number] = value_of(np.ascontiguousarray(array[kept][:, :, array.shape[2] - longest :]))
+
+
+def _zeros(entry: Past, rows: int, tokens: int) -> NDArray[Any]:
+    """Keys or values [b, heads, t, width]; memory is taken when it is written."""
+    _, heads, _, width = entry.empty
+    return np.zeros((rows, heads, tokens, width), entry.port.dtype)

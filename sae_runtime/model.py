@@ -1,0 +1,437 @@
+"""The front door for text: features, steered outputs, vectors and answers of a deployed model, without torch."""
+
+import functools
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_runtime.bundle.graph_reader import read_operators
+from sae_runtime.bundle.vocabulary import read_vocabulary
+from sae_runtime.core.edits import Edit
+from sae_runtime.core.gates import Gate
+from sae_runtime.deployed.batching import TOKENS, TOKENS_OF_DEVICE
+from sae_runtime.deployed.host_sessions import HostSessions
+from sae_runtime.deployed.layout import Layout, Sentence, read_layout
+from sae_runtime.deployed.notices import AssumedPoolingWarning, LeftOutWarning
+from sae_runtime.deployed.pooling import normalised, pooled
+from sae_runtime.deployed.reading_features import read_features
+from sae_runtime.deployed.requests import as_gates, as_requests, as_texts
+from sae_runtime.deployed.running_texts import Run, run_texts
+from sae_runtime.deployed.spliced_sae import SplicedSAE, spliced_saes
+from sae_runtime.deployed.text_features import TextFeatures
+from sae_runtime.engine.sessions import CPU, Provider
+from sae_runtime.generation.answer import Answer, Messages, answer
+from sae_runtime.generation.decoder import Decoder, open_decoder, writes_text
+from sae_runtime.generation.sampling import Sampling
+from sae_runtime.text.tokenizer import Tokenizer, open_tokenizer
+from sae_runtime.text.tokens import Tokens, windows_of
+
+_UNKNOWN = 2048  # tokens of a window, where nothing tells what the model reads
+_VECTORS = ("last_hidden_state", "token_embeddings")  # outputs with a vector for each token
+_WHOLE = "sentence_embedding"  # an output that is pooled already
+_ROUNDS_BY_BATCH = "DynamicQuantizeLinear"  # so that a text changes with the others of its batch
+
+Edits = Edit | Sequence[Edit] | Mapping[str, Edit | Sequence[Edit]] | Sequence[Any]
+Gates = Gate | Iterable[Any]
+
+
+def load_model(path: str | Path, *, providers: Sequence[Provider] = CPU, threads: int | None = None) -> "Model":
+    """Open a deployed model: what `sae-runtime splice` left, or a folder of optimum or sentence-transformers.
+
+    Args:
+        path: the folder, a graph `.onnx` in it, or `hf://owner/name[/folder][@revision]` of the Hub.
+        providers: onnxruntime execution providers, the preferred one first. A provider with options is a pair of its
+            name and its options.
+        threads: number of threads; None means all cores.
+
+    Raises:
+        BundleError: the weights of an SAE are not those that were put in.
+        FileNotFoundError: the graph, or a file that it reads, is missing.
+        ImportError: `tokenizers` is not installed (the extra `text`).
+        ValueError: the folder has no tokenizer or one that does not fit the graph, or a file is damaged.
+
+    >>> model = load_model("model")  # doctest: +SKIP
+    >>> model.features("Open the file").top(3).row(1)  # doctest: +SKIP
+    """
+    layout = read_layout(path)
+    sessions = HostSessions(layout, providers, threads)
+    sessions.check()
+    known = read_vocabulary(layout.graph)
+    if known is None and type(size := layout.config.get("vocab_size")) is int:
+        known = size
+    return Model(sessions, open_tokenizer(layout.home, vocabulary=known))
+
+
+class Model:
+    """A deployed model: a host with SAEs in it, or without, and its tokenizer.
+
+    Threads may share a model. It can be pickled and copied, and used in processes that are forked: the path and the
+    options of `load_model` travel, and the graphs are opened at their first use.
+
+    Attributes:
+        layout: the model's files.
+        tokenizer: of the host.
+        saes: the SAEs in the graph, by name.
+
+    >>> model = load_model("model")  # doctest: +SKIP
+    >>> model.embed(["a text"], Edit.set(12, times=2)).shape  # doctest: +SKIP
+    (1, 384)
+    """
+
+    def __init__(self, sessions: HostSessions, tokenizer: Tokenizer) -> None:
+        self.layout: Layout = sessions.layout
+        self.tokenizer, self._sessions = tokenizer, sessions
+        self.saes: Mapping[str, SplicedSAE] = spliced_saes(self.layout)
+        self._read = {name: sae for name, sae in self.saes.items() if sae.reads}
+        self._tokens_at_once = TOKENS if sessions.on_cpu else TOKENS_OF_DEVICE
+        if _ROUNDS_BY_BATCH in read_operators(self.layout.graph):
+            self._tokens_at_once = 1
+        self._pad = tokenizer.pad_id or 0
+        self._decoder: Decoder | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        graph = self.layout.graph.absolute()
+        return functools.partial(load_model, **self._sessions.options), (graph,)
+
+    def __repr__(self) -> str:
+        saes = ", ".join(f"{sae.name}: {sae.hook}, {sae.d_sae:,} features" for sae in self.saes.values())
+        return f"Model({self.layout.graph}{', ' * bool(saes)}{saes})"
+
+    @property
+    def kind(self) -> Literal["vectors", "text", "other"]:
+        """What the model gives: vectors, which `embed` pools, text, which `generate` writes, or other outputs."""
+        outputs = self._sessions.open().outputs
+        if any(name in outputs for name in (*_VECTORS, _WHOLE)):
+            return "vectors"
+        return "text" if writes_text(self.layout, outputs) else "other"
+
+    def close(self) -> None:
+        """Close the graphs. A later call opens them again."""
+        self._sessions.close()
+
+    @overload  # a str is an Iterable[str] too, and the first overload takes it
+    def features(  # type: ignore[overload-overlap]
+        self, texts: str, *, context: int | None = None
+    ) -> TextFeatures: ...
+    @overload
+    def features(self, texts: Iterable[str], *, context: int | None = None) -> list[TextFeatures]: ...
+    def features(self, texts: str | Iterable[str], *, context: int | None = None) -> TextFeatures | list[TextFeatures]:
+        """The features of each token of texts. Only the graph up to the last hook runs, where splice wrote that part.
+
+        A text that is longer than the model reads is cut into windows, as `harvest` cuts it. Texts are run in batches
+        of about one length, which changes no answer but its last bits.
+
+        Args:
+            texts: one text, or several.
+            context: largest number of tokens of a window with its special tokens; None: as many as the model reads.
+
+        Returns:
+            For one text its features, for several a list of these.
+
+        Raises:
+            ValueError: the model has no SAE that is read, `context` leaves no room for a token, something else than
+                texts was given, or the features of a text are NaN or Inf.
+
+        >>> seen = model.features(["Open the file", "and close it"])  # doctest: +SKIP
+        >>> seen[0].tokens, seen[0].features  # doctest: +SKIP
+        """
+        listed, single = as_texts(texts)
+        if not self._read:
+            graph = self.layout.graph
+            raise ValueError(
+                f"{graph} has no SAE that gives features; put one in: sae-runtime splice {graph} --sae BUNDLE"
+            )
+        limit = self._context(context)
+        cut = [_windows(tokens, limit) for tokens in self.tokenizer.encode(listed)]
+        numbers = [number for number, windows in enumerate(cut) for _ in windows]
+        parts = [window.ids for windows in cut for window in windows]
+        found = iter(
+            read_features(
+                self._sessions, self._read, parts, texts=numbers, pad=self._pad, tokens_at_once=self._tokens_at_once
+            )
+        )
+        seen = []
+        for text, windows in zip(listed, cut, strict=True):
+            own = [next(found) for _ in windows]
+            saes = {name: [features[name] for features in own] for name in self._read}
+            seen.append(TextFeatures(text, windows, saes, self.tokenizer))
+        return seen[0] if single else seen
+
+    @overload
+    def run(  # type: ignore[overload-overlap]
+        self, texts: str, edits: Edits = (), *, gate: Gates = "all", outputs: Sequence[str] | None = None
+    ) -> dict[str, NDArray[Any]]: ...
+    @overload
+    def run(
+        self, texts: Iterable[str], edits: Edits = (), *, gate: Gates = "all", outputs: Sequence[str] | None = None
+    ) -> list[dict[str, NDArray[Any]]]: ...
+    def run(
+        self,
+        texts: str | Iterable[str],
+        edits: Edits = (),
+        *,
+        gate: Gates = "all",
+        outputs: Sequence[str] | None = None,
+    ) -> dict[str, NDArray[Any]] | list[dict[str, NDArray[Any]]]:
+        """The host's outputs for texts, with features edited.
+
+        Args:
+            texts: one text, or several.
+            edits: an Edit or a list of them for all texts; for a model with several SAEs a mapping of these by name; or
+                a list with one of these for each text.
+            gate: the tokens that the edits reach: "all", "text" (no special ones), "prompt" (all), "last_prompt" (the
+                last one), `core.gates.positions` and `spans`, a set of positions, or a list with one for each text.
+            outputs: names of the outputs; None: all but keys and values.
+
+        Returns:
+            For one text its outputs by name, for several a list of these. An output with a row for each token is
+            [t, ...], without padding.
+
+        Raises:
+            ValueError: an edit or a gate does not fit, an output is unknown, a text has no tokens, or an output of a
+                text is NaN or Inf by its edits; the message names the text.
+
+        Warns:
+            LeftOutWarning: a text is longer than the model reads, and the rest was left out.
+
+        >>> model.run("Open the file", Edit.set(12, 8.0))["last_hidden_state"].shape  # doctest: +SKIP
+        (5, 384)
+        """
+        listed, single = as_texts(texts)
+        requests, gates = self._asked(edits, gate, len(listed))
+        graph = self._sessions.open()
+        names = list(graph.outputs) if outputs is None else list(outputs)
+        if unknown := [name for name in names if name not in graph.outputs]:
+            raise ValueError(
+                f"{graph.path} has no output {unknown[0]!r}, it has {', '.join(graph.outputs)}; name these"
+            )
+        tokens = self.tokenizer.encode(listed, limit=self._longest(graph.inputs.time))
+        _tell_left_out(tokens)
+        found: list[dict[str, NDArray[Any]]] = [{} for _ in listed]
+        for batch, arrays, by_token in self._runs(tokens, names, requests, gates):
+            for row, (number, length) in enumerate(zip(batch.texts, batch.lengths, strict=True)):
+                found[number] = {
+                    name: array[row, :length] if of_tokens else array[row]
+                    for name, array, of_tokens in zip(names, arrays, by_token, strict=True)
+                }
+        return found[0] if single else found
+
+    def embed(
+        self,
+        texts: str | Iterable[str],
+        edits: Edits = (),
+        *,
+        gate: Gates = "all",
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+    ) -> NDArray[np.float32]:
+        """A vector for each text, as sentence-transformers gives it by the folder's files, with features edited.
+
+        Args:
+            texts: one text, or several.
+            edits: as in `run`.
+            gate: as in `run`. Positions count the prompt's tokens too, spans are characters of the text.
+            prompt: what stands before each text; None: what `prompt_name` names, else the folder's default.
+            prompt_name: one of the folder's prompts.
+
+        Returns:
+            float32 [n, d]; for one text [d].
+
+        Raises:
+            ValueError: as `run`, or the folder says something that is not known here, the graph gives no vectors of
+                tokens, or the folder has no such prompt.
+
+        Warns:
+            LeftOutWarning: a text is longer than the folder allows, and the rest was left out.
+            AssumedPoolingWarning: the folder does not say how to pool; the mean is taken, not normalised.
+
+        >>> model.embed(["Open the file", "and close it"]).shape  # doctest: +SKIP
+        (2, 384)
+        """
+        listed, single = as_texts(texts)
+        requests, gates = self._asked(edits, gate, len(listed))
+        graph = self._sessions.open()
+        output = next((name for name in _VECTORS if name in graph.outputs), _WHOLE)
+        if output not in graph.outputs:
+            raise ValueError(
+                f"{graph.path} gives {', '.join(graph.outputs)} and no vectors of tokens, last_hidden_state; export "
+                "the model without its head"
+            )
+        sentence = Sentence() if output == _WHOLE else self._sentence()
+        prefix = _prompt(sentence, prompt, prompt_name, self.layout.home)
+        if sentence.lower_case:
+            listed, prefix = [_lower(text) for text in listed], _lower(prefix)
+        limit = self._longest(graph.inputs.time, sentence.max_length)
+        tokens = self.tokenizer.encode(listed, limit=limit, prefix=prefix)
+        _tell_left_out(tokens)
+        skipped = 0 if sentence.include_prompt or not prefix else self._prompt_tokens(prefix)
+        parts = []
+        order: list[int] = []
+        for batch, (array,), _ in self._runs(tokens, [output], requests, gates):
+            array = array[: len(batch.texts)].astype(np.float32, copy=False)
+            if output != _WHOLE:
+                array = pooled(array, batch.mask[: len(batch.texts)], sentence.pooling, prompt=skipped)
+            parts.append(array)
+            order += batch.texts
+        width = graph.outputs[output][-1]
+        empty = np.zeros((0, (width if isinstance(width, int) else 0) * len(sentence.pooling)), np.float32)
+        vectors = np.concatenate(parts) if parts else empty
+        vectors = normalised(vectors) if sentence.normalise else vectors
+        vectors[order] = vectors.copy()
+        if len(bad := np.flatnonzero(~np.isfinite(vectors).all(axis=1))):
+            raise ValueError(f"the vector of text {bad[0]} is NaN or Inf; use a float32 host, or leave the text out")
+        return vectors[0] if single else vectors
+
+    def generate(
+        self,
+        prompt: str | Messages,
+        edits: Edits = (),
+        *,
+        gate: Gate | Iterable[int] = "all",
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        features: bool = False,
+        chat: Mapping[str, Any] | None = None,
+    ) -> Answer:
+        """The answer of a causal language model to a prompt, piece by piece.
+
+        Args:
+            prompt: a text, or messages with role and content for the folder's chat template.
+            edits: an Edit or a list of them; for a model with several SAEs a mapping of these by name. `edits` of the
+                answer may be set while it goes on.
+            gate: the tokens that the edits reach, as in `run`, and "generated" and "answer".
+            max_new_tokens: the most tokens of the answer.
+            temperature: divides the logits before a token is drawn; 0 takes the most likely token.
+            top_p: draw from the fewest of the most likely tokens that have this probability together.
+            top_k: draw from so many of the most likely tokens; None: from all.
+            seed: of the random numbers; None: others each time.
+            stop: strings that end the answer and are not shown.
+            features: give the features of the tokens that each step reads.
+            chat: settings of the chat template.
+
+        Returns:
+            An iterator of pieces, whose `str` is the text that is new. It raises ValueError where the edits make the
+            model's numbers overflow.
+
+        Raises:
+            ValueError: the model writes no text, or a prompt, an edit or a setting cannot be used.
+
+        >>> for piece in model.generate("Open the", Edit.set(12, times=2), max_new_tokens=8):  # doctest: +SKIP
+        ...     print(piece, end="")
+        """
+
+        def plain(given: Edits) -> dict[str, Sequence[Edit]]:
+            return {name: each[0] for name, each in as_requests(given, 1, self.saes, self.layout.graph).items()}
+
+        graph, decoder = self._sessions.open(), self._decoder
+        if decoder is None or decoder.session is not graph.session:
+            decoder = self._decoder = open_decoder(graph.session, self.layout, graph.inputs)
+        return answer(
+            decoder,
+            self.tokenizer,
+            prompt,
+            edits=edits,
+            plain=plain,
+            gate=gate,
+            max_new_tokens=max_new_tokens,
+            sampling=Sampling(temperature, top_p, top_k, seed),
+            stop=stop,
+            features=features,
+            chat=chat,
+        )
+
+    def _asked(self, edits: Edits, gate: Gates, texts: int) -> tuple[dict[str, Any], list[Gate]]:
+        return as_requests(edits, texts, self.saes, self.layout.graph), as_gates(gate, texts)
+
+    def _runs(
+        self, tokens: Sequence[Tokens], outputs: Sequence[str], requests: Mapping[str, Any], gates: Sequence[Gate]
+    ) -> Iterator[Run]:
+        return run_texts(
+            self._sessions,
+            tokens,
+            outputs,
+            edits=requests,
+            gates=gates,
+            pad=self._pad,
+            tokens_at_once=self._tokens_at_once,
+        )
+
+    def _longest(self, *limits: int | None) -> int | None:
+        """The smallest of some limits of a text's length and the model's; None: there is none."""
+        return min((limit for limit in (self.tokenizer.max_length, *limits) if limit is not None), default=None)
+
+    def _context(self, context: int | None) -> int:
+        """The length of windows."""
+        time = self._sessions.open(cut=True).inputs.time
+        longest = self._longest(time)
+        if context is None:
+            return _UNKNOWN if longest is None else longest
+        if not isinstance(context, int | np.integer) or isinstance(context, bool) or context < 1:
+            raise ValueError(f"context is a number of tokens from 1 on, got {context!r}")
+        if longest is not None and context > longest:
+            raise ValueError(f"context is {context} tokens, and the model reads at most {longest}; give at most these")
+        return int(context)
+
+    def _sentence(self) -> Sentence:
+        """How the folder says that texts become vectors."""
+        sentence = self.layout.sentence
+        if sentence is None:
+            warnings.warn(
+                f"{self.layout.home} has no modules.json, so embed takes the mean over all tokens, not normalised, as "
+                "sentence-transformers does",
+                AssumedPoolingWarning,
+                stacklevel=3,
+            )
+            return Sentence()
+        if sentence.problem is not None:
+            raise ValueError(sentence.problem)
+        return sentence
+
+    def _prompt_tokens(self, prompt: str) -> int:
+        """The tokens that a prompt has by itself, with the special ones before it, as sentence-transformers counts."""
+        (tokens,) = self.tokenizer.encode([prompt])
+        last = self.tokenizer.token(int(tokens.ids[-1])) if len(tokens) else None
+        return len(tokens) - (last in self.tokenizer.special_tokens.values())
+
+
+def _windows(tokens: Tokens, limit: int) -> list[Tokens]:
+    return [tokens] if len(tokens) <= limit else list(windows_of(tokens, limit))
+
+
+def _tell_left_out(tokens: Sequence[Tokens]) -> None:
+    """Warn once of all texts whose end was left out."""
+    cut = [number for number, one in enumerate(tokens) if one.left_out]
+    if cut:
+        first = tokens[cut[0]]
+        warnings.warn(
+            f"{len(cut)} of {len(tokens)} texts are longer than {len(first)} tokens and were cut: text {cut[0]} by "
+            f"{first.left_out} tokens",
+            LeftOutWarning,
+            stacklevel=3,
+        )
+
+
+def _prompt(sentence: Sentence, prompt: str | None, name: str | None, home: Path) -> str:
+    """What stands before each text."""
+    if prompt is not None:
+        if name is not None or not isinstance(prompt, str):
+            raise ValueError("give the text of a prompt, or the name of one of the folder's as prompt_name, not both")
+        return prompt
+    name = sentence.default_prompt if name is None else name
+    if name is not None and name not in sentence.prompts:
+        known = ", ".join(map(repr, sentence.prompts)) or "none"
+        raise ValueError(f"{home} has no prompt {name!r}, it has {known}; give its text as prompt")
+    return "" if name is None else sentence.prompts[name]
+
+
+def _lower(text: str) -> str:
+    """A text in lower case, character by character, as tokenizers do it."""
+    return "".join(map(str.lower, text)) if isinstance(text, str) else text
