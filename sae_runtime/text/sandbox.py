@@ -185,7 +185,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             _check_format(called.text, "{", given)
         elif name in ("count", "index") and not isinstance(owner, str):
             spent.size(owner)
-        elif name in ("split", "rsplit", "splitlines"):
+        elif isinstance(owner, str) and name in ("split", "rsplit", "splitlines"):
             separated = [one for one in given if isinstance(one, str)]
             spent.spend(owner.count(separated[0]) if separated and separated[0] else len(owner) // 4)
         elif name in ("replace", "join", "strip", "lstrip", "rstrip"):
