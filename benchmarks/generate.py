@@ -8,10 +8,13 @@ the noise. A second table has the processor time of a step.
 `make smollm2` makes the model.
 """
 
+import functools
 import importlib
+import itertools
+import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,28 +59,32 @@ class Turn:
 @click.option("--precision", "precisions", multiple=True, default=("int4", "fp32"), show_default=True)
 @click.option("--batch", "batches", multiple=True, type=int, default=(1, 4, 8), show_default=True)
 @click.option("--tokens", default=64, show_default=True, help="of each answer")
+@click.option("--threads", default=2, show_default=True, help="of both programs")
 @click.option("--rounds", default=7, show_default=True, help="turns of each")
 def main(
-    model: Path, cache: Path, precisions: tuple[str, ...], batches: tuple[int, ...], tokens: int, rounds: int
+    model: Path,
+    cache: Path,
+    precisions: tuple[str, ...],
+    batches: tuple[int, ...],
+    tokens: int,
+    threads: int,
+    rounds: int,
 ) -> None:
     """Print a line for each precision, number of requests, and edits."""
     print("| model | requests | edits | ours, tokens/s | genai, tokens/s | ours / genai | itself | processor | equal |")
     print("|---|---|---|---|---|---|---|---|---|")
     for precision in precisions:
         home = made(model, cache / precision, precision)
-        decoder, tokenizer = opened(home)
-        generator = og.Model(str(home))
+        decoder, tokenizer = opened(home, threads)
+        config = og.Config(str(home))
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
+        generator = og.Model(config)
         prompt = tokenizer.encode([PROMPT])[0].ids
-        for requests in batches:
-            for count in (0, 4):
-                edits = [[Edit.set(7 * row + i, 2.0) for i in range(count)] for row in range(requests)]
-                runs: dict[str, Callable[[], Turn]] = {
-                    "ours": lambda: ours(decoder, tokenizer, edits, tokens),
-                    "genai": lambda: genai(generator, prompt, edits, tokens),
-                    "itself": lambda: ours(decoder, tokenizer, edits, tokens),
-                }
-                turns = taken(runs, rounds)
-                print(line(precision, requests, count, tokens, turns), flush=True)
+        for requests, count in itertools.product(batches, (0, 4)):
+            edits = [[Edit.set(7 * row + i, 2.0) for i in range(count)] for row in range(requests)]
+            own = functools.partial(ours, decoder, tokenizer, edits, tokens)
+            runs = {"ours": own, "genai": functools.partial(genai, generator, prompt, edits, tokens), "itself": own}
+            print(line(precision, requests, count, tokens, taken(runs, rounds)), flush=True)
 
 
 def made(model: Path, home: Path, precision: str) -> Path:
@@ -102,10 +109,10 @@ def made(model: Path, home: Path, precision: str) -> Path:
     return home / "spliced"
 
 
-def opened(home: Path) -> tuple[Decoder, Tokenizer]:
+def opened(home: Path, threads: int) -> tuple[Decoder, Tokenizer]:
     """The graph for our loop, and its tokenizer."""
     layout = read_layout(home)
-    session = open_session(layout.graph)
+    session = open_session(layout.graph, threads=threads)
     own = [name for spliced in layout.splices.values() for name in spliced.inputs]
     inputs = read_host_inputs(session, own=own, config=layout.config, genai=layout.genai, graph=layout.graph)
     return open_decoder(session, layout, inputs), open_tokenizer(layout.home)
@@ -143,7 +150,7 @@ def genai(model: Any, prompt: Ids, edits: list[list[Edit]], tokens: int) -> Turn
     return Turn(time.perf_counter() - wall, time.process_time() - processor, ids)
 
 
-def taken(runs: dict[str, Callable[[], Turn]], rounds: int) -> dict[str, list[Turn]]:
+def taken(runs: Mapping[str, Callable[[], Turn]], rounds: int) -> dict[str, list[Turn]]:
     """Turns of each run, after one that does not count."""
     for run in runs.values():
         run()

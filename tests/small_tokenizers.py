@@ -86,6 +86,12 @@ def _word_piece(folder: Path) -> dict[str, Any]:
     return {**roles, "mask_token": "[MASK]", "model_max_length": 32}
 
 
+def _cased(folder: Path) -> dict[str, Any]:
+    """A class whose settings decide about case, against what tokenizer.json says."""
+    settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": False, "strip_accents": True}
+    return {**_word_piece(folder), **settings, "tokenize_chinese_chars": False}
+
+
 def _baked(folder: Path) -> dict[str, Any]:
     named = _word_piece(folder)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -148,7 +154,13 @@ def _named_later(folder: Path) -> dict[str, Any]:
 
 KINDS: dict[str, Callable[[Path], dict[str, Any]]] = {
     **{"byte level": _byte_level, "left": _left, "bos and eos": _bos_eos, "roberta": _roberta, "trimmed": _trimmed},
-    **{"word piece": _word_piece, "baked": _baked, "unigram": _unigram, "sentence piece": _sentence_piece},
+    **{
+        "word piece": _word_piece,
+        "cased": _cased,
+        "baked": _baked,
+        "unigram": _unigram,
+        "sentence piece": _sentence_piece,
+    },
     **{"words": _words, "named later": _named_later},
 }
 
@@ -158,6 +170,23 @@ def save_tokenizer(folder: Path, kind: str, **settings: Any) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     config = {"tokenizer_class": "PreTrainedTokenizerFast", **KINDS[kind](folder), **settings}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def save_example(folder: Path) -> Path:
+    """A tokenizer of ten words, for examples in docstrings."""
+    folder.mkdir()
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "##s", "read", "the", "open", "file"]
+    tokenizer = Tokenizer(models.WordPiece({name: number for number, name in enumerate(names)}, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    frame = [("[CLS]", 2), ("[SEP]", 3)]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=frame)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    roles = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    template = "{% for message in messages %}{{ message.role }}: {{ message.content }}{% endfor %}"
+    config = {**roles, "model_max_length": 64, "chat_template": template}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
 

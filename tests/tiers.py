@@ -8,6 +8,7 @@ MEDIUM = (
     "test_from_sae_lens",
     "test_few_architectures",
     "test_gaps",
+    "test_model",
     "test_alignment",
     "test_fit_hooks",
     "test_forward",
@@ -31,6 +32,7 @@ MEDIUM = (
     "test_export",
     "test_forms",
     "test_generation",
+    "test_generating",
     "test_export_model",
     "test_hook_point",
     "test_hook_tensor",
@@ -62,6 +64,12 @@ MEDIUM = (
     "test_transformer_lens_names",
 )
 SLOW = (
+    "test_embedding",
+    "test_kinds_of_hosts",
+    "test_like_harvest",
+    "test_same_tokens",
+    "test_same_chats",
+    "test_same_windows",
     "test_long_machine",
     "test_more_examples",
     "test_cancellation",
@@ -100,6 +108,8 @@ SLOW = (
     "test_tinystories_host",
     "test_where_it_runs",
     "test_workers",
+    "test_writers",
+    "test_smollm2_answers",
 )
 
 

@@ -193,7 +193,8 @@ def default_part(model: Any) -> str | None:
 
 def _first_position(model: Any) -> int:
     """The position of a text's first token: 0, but behind that of padding in models of RoBERTa's kind."""
-    known = torch.ones(1, 4, dtype=torch.int64) + (pad := getattr(model.config, "pad_token_id", None) or 0)
+    pad = getattr(model.config, "pad_token_id", None) or 0
+    known = torch.full((1, 4), int(pad == 0))  # of a token that is no padding
     with torch.inference_mode():
         own = model(input_ids=known, use_cache=False).logits
         for first in (0, pad + 1):

@@ -1,6 +1,7 @@
 """Optional dependencies: which extras are installed, and the command that installs one."""
 
 import importlib.util
+import re
 
 _MODULES = {
     "cpu": ("onnxruntime",),
@@ -50,3 +51,21 @@ def require(extra: str) -> None:
             "onnxruntime is not installed; run: pip install 'sae-runtime[cpu]' (or 'sae-runtime[gpu]' for CUDA)"
         )
     raise ImportError(f"{', '.join(absent)} not installed; run: pip install 'sae-runtime[{extra}]'")
+
+
+def require_version(extra: str, module: str, version: str, least: tuple[int, ...]) -> None:
+    """Raise an error if a module of an extra is too old.
+
+    Raises:
+        ImportError: it is; the message says how to update it.
+
+    >>> require_version("text", "tokenizers", "0.13.3", (0, 20))
+    Traceback (most recent call last):
+    ImportError: tokenizers 0.13.3 is too old, 0.20 is the oldest; run: pip install -U 'sae-runtime[text]'
+    """
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[: len(least)])
+    if numbers < least:
+        oldest = ".".join(map(str, least))
+        raise ImportError(
+            f"{module} {version} is too old, {oldest} is the oldest; run: pip install -U 'sae-runtime[{extra}]'"
+        )

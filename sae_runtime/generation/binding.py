@@ -23,11 +23,11 @@ class Binding:
     def feed(self, name: str, array: NDArray[Any]) -> None:
         """Give an input an array, which must not be written before the run."""
         if self._fed.get(name) is not array:
-            self._io.bind_cpu_input(name, array)
-            self._fed[name] = array
+            self.feed_value(name, value_of(array))
+            self._fed[name] = array  # which the value does not hold
 
     def feed_value(self, name: str, value: Any) -> None:
-        """Give an input an OrtValue."""
+        """Give an input an OrtValue. An array itself is taken for required inputs alone."""
         self._io.bind_ortvalue_input(name, value)
 
     def ask(self, name: str) -> None:
@@ -55,3 +55,10 @@ class Binding:
     def values(self) -> dict[str, Any]:
         """All outputs of the last run as OrtValues, by name."""
         return dict(zip(self._outputs, self._io.get_outputs(), strict=True))
+
+
+def value_of(array: NDArray[Any]) -> Any:
+    """An OrtValue of the same memory."""
+    import onnxruntime
+
+    return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))

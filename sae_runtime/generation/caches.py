@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_runtime.deployed.host_inputs import Past
-from sae_runtime.generation.binding import Binding
+from sae_runtime.generation.binding import Binding, value_of
 
 _STEP = 128  # tokens by which blocks grow at least
 
@@ -95,7 +95,7 @@ class Columns:
     def __init__(self, entries: Sequence[Past]) -> None:
         self.entries = entries
         self.lengths = np.zeros(1, np.int64)
-        self._pasts = [_value(_zeros(entry, 1, 0)) for entry in entries]
+        self._pasts = [value_of(_zeros(entry, 1, 0)) for entry in entries]
         self._binding: Binding | None = None  # of the last run
 
     def mask(self, new: int) -> NDArray[np.int64]:
@@ -128,7 +128,7 @@ class Columns:
                 array = past.numpy()
                 joined[row : row + len(array), :, columns - array.shape[2] :] = array
                 row += len(array)
-            self._pasts[number] = _value(joined)
+            self._pasts[number] = value_of(joined)
         self.lengths = lengths
 
     def leave(self, rows: Sequence[int]) -> None:
@@ -138,13 +138,7 @@ class Columns:
         longest = int(self.lengths.max(initial=0))
         for number, past in enumerate(self._pasts):
             array = past.numpy()
-            self._pasts[number] = _value(np.ascontiguousarray(array[kept][:, :, array.shape[2] - longest :]))
-
-
-def _value(array: NDArray[Any]) -> Any:
-    import onnxruntime
-
-    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+            self._pasts[number] = value_of(np.ascontiguousarray(array[kept][:, :, array.shape[2] - longest :]))
 
 
 def _zeros(entry: Past, rows: int, tokens: int) -> NDArray[Any]:

@@ -73,7 +73,8 @@ def _inside(value: Any) -> Iterable[Any]:
     """What printing a value of a rarer type visits."""
     if isinstance(value, range | set | KeysView | ValuesView | ItemsView):
         return value
-    return getattr(value, "held", dict)().values()  # of a namespace
+    held = getattr(type(value), "held", None)  # what a namespace holds
+    return held(value).values() if held else ()
 
 
 budget: ContextVar[Budget] = ContextVar("budget")

@@ -6,10 +6,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from sae_runtime.bundle.extras import require, require_version
 from sae_runtime.bundle.hub import refuse_link_out
 from sae_runtime.bundle.regular import read_bytes
 from sae_runtime.bundle.typed_json import read_file, shown
 from sae_runtime.core.printable import printable
+from sae_runtime.text.budget import Budget, budget
 
 _DEEPEST = 32  # lists and mappings inside one another in a message
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # names of a message's reasoning
@@ -134,11 +136,7 @@ def _plain(value: Any, where: str, depth: int = 0) -> Any:
 
 
 def _rendered(source: str, home: Path, given: dict[str, Any]) -> str:
-    from sae_runtime.bundle.extras import require
-
-    require("text")
-    from sae_runtime.text.budget import Budget, budget
-
+    _require_jinja()
     size = Budget(10**9).size(given)
     token = budget.set(Budget(*size))
     try:
@@ -150,9 +148,17 @@ def _rendered(source: str, home: Path, given: dict[str, Any]) -> str:
         budget.reset(token)
 
 
+@lru_cache(maxsize=1)
+def _require_jinja() -> None:
+    from importlib.metadata import version
+
+    require("text")
+    require_version("text", "jinja2", version("jinja2"), (3, 1, 6))
+
+
 @lru_cache(maxsize=16)
 def _compiled(source: str) -> Any:
-    from sae_runtime.text.sandbox import LARGEST_SOURCE, Sandbox
+    from sae_runtime.text.sandbox import LARGEST_SOURCE, Sandbox  # Jinja loads only where it is needed
 
     if len(source) > LARGEST_SOURCE:
         raise ValueError(f"it has more than {LARGEST_SOURCE:,} characters")

@@ -14,9 +14,10 @@ from typing import Any
 
 import jinja2
 from jinja2 import nodes
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.runtime import BlockReference, LoopContext, Macro
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace, pass_context
 from jinja2.visitor import NodeTransformer
 
@@ -65,29 +66,29 @@ class Counted(NodeTransformer):
 
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: D102, N802 # Jinja's name
         cost = 1 + sum(1 for part in node.body for _ in part.find_all(nodes.Node))
-        node = self.generic_visit(node)
+        self.generic_visit(node)
         node.iter = _counting(node.iter, "loop over", nodes.Const(cost))
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: D102, N802
-        node = self.generic_visit(node)
+        self.generic_visit(node)
         return _counting(nodes.List(node.nodes, lineno=node.lineno), "text of")
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: D102, N802
-        node = self.generic_visit(node)
+        self.generic_visit(node)
         if isinstance(node.arg, nodes.Slice):
             node.node = _counting(node.node, "part of")
         return node
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: D102, N802
-        node = self.generic_visit(node)
+        self.generic_visit(node)
         for operand in node.ops:
             operand.expr = _counting(operand.expr, "all of")
         node.expr = _counting(node.expr, "all of")
         return node
 
-    def _built(self, node: Any) -> nodes.Node:
-        node = self.generic_visit(node)
+    def _built(self, node: nodes.Node) -> nodes.Node:
+        self.generic_visit(node)
         return node if getattr(node, "ctx", "load") != "load" else _counting(node, "all of")
 
     visit_List = visit_Dict = visit_Tuple = _built
@@ -129,7 +130,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         counted: nodes.Template = Counted().visit(tree)
         return counted
 
-    def concat(self, pieces: Iterable[str]) -> str:  # type: ignore[override] # Jinja has "".join here
+    def concat(self, pieces: Iterable[str]) -> str:  # Jinja has "".join here
         """Join the pieces of an output."""
         kept, write = [], budget.get().write
         for piece in pieces:
@@ -348,14 +349,14 @@ def _counted(name: str, made: Callable[..., Any]) -> Callable[..., Any]:
     return counted
 
 
-def _counted_test(name: str, test: Callable[..., bool]) -> Callable[..., bool]:
+def _counted_test(name: str, test: Any) -> Callable[..., bool]:
     @functools.wraps(test)
     def counted(*arguments: Any) -> bool:
         spent = budget.get()
         spent.spend(1)
         if name in _COMPARING:
             spent.size(arguments)
-        return test(*arguments)
+        return bool(test(*arguments))
 
     return counted
 

@@ -22,7 +22,7 @@ _ROBERTA = {
     **{"cls_token": "<s>", "mask_token": "<mask>"},
 }
 _DEFAULTS = {
-    **dict.fromkeys(("bert", "distilbert", "electra", "mobilebert", "lxmert", "funnel"), _BERT),
+    **dict.fromkeys(("bert", "distilbert", "electra", "mobilebert"), _BERT),
     **dict.fromkeys(("roberta", "xlmroberta", "camembert", "longformer", "bart"), _ROBERTA),
     "gpt2": dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>"),
     "t5": {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
@@ -36,6 +36,7 @@ class Settings:
 
     Attributes:
         config: tokenizer_config.json, or {}.
+        kind: the family of transformers' class, such as "bert" or "gpt2".
         named: the special token of each role; a mapping is a token with rules of its own, as AddedToken takes them.
         more: special tokens without a role.
         max_length: the model's largest number of tokens; None: not known.
@@ -44,6 +45,7 @@ class Settings:
     """
 
     config: Mapping[str, Any]
+    kind: str
     named: Mapping[str, str | Mapping[str, Any]]
     more: tuple[str | Mapping[str, Any], ...]
     max_length: int | None
@@ -63,18 +65,21 @@ def read_settings(home: Path) -> Settings:
     if "added_tokens_decoder" not in config:
         config = {**config, **read_object(home, "special_tokens_map.json")}
     where = home / "tokenizer_config.json"
-    named = {**_defaults(config, model), **{k: _token(config[k], f"{where}.{k}") for k in NAMES if config.get(k)}}
-    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or ()
+    kind = _kind(config, model)
+    named: dict[str, str | Mapping[str, Any]] = {
+        **_DEFAULTS.get(kind, {}),
+        **{k: _token(config[k], f"{where}.{k}") for k in NAMES if config.get(k)},
+    }
+    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
     extra = list(extra.values()) if isinstance(extra, Mapping) else extra
-    more = tuple(
-        _token(token, f"{where}.extra_special_tokens") for token in from_dict(tuple[Any, ...], list(extra), str(where))
-    )
+    place = f"{where}.extra_special_tokens"
+    more = tuple(_token(token, place) for token in from_dict(tuple[Any, ...], extra, place))
     ends: tuple[int, ...] = ()
     generation, genai = read_object(home, "generation_config.json"), read_object(home, "genai_config.json")
     for source in (generation, model, genai.get("model")):
         ends = ends or _ids(source.get("eos_token_id") if isinstance(source, Mapping) else None)
     pad = _ids(model.get("pad_token_id"))
-    return Settings(config, named, more, _max_length(config, model), ends, pad[0] if pad else None)
+    return Settings(config, kind, named, more, _max_length(config, model), ends, pad[0] if pad else None)
 
 
 def read_object(home: Path, name: str) -> dict[str, Any]:
@@ -87,11 +92,10 @@ def read_object(home: Path, name: str) -> dict[str, Any]:
     return read
 
 
-def _defaults(config: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, str | Mapping[str, Any]]:
-    kind = config.get("tokenizer_class")
-    kind = kind if isinstance(kind, str) else str(model.get("model_type", ""))
-    kind = kind.removesuffix("Fast").removesuffix("Tokenizer").lower().replace("-", "")
-    return dict(_DEFAULTS.get(kind, {}))
+def _kind(config: Mapping[str, Any], model: Mapping[str, Any]) -> str:
+    told = config.get("tokenizer_class")
+    told = told if isinstance(told, str) else str(model.get("model_type", ""))
+    return told.removesuffix("Fast").removesuffix("Tokenizer").lower().replace("-", "")
 
 
 def _token(value: Any, where: str) -> str | Mapping[str, Any]:
@@ -107,13 +111,12 @@ def _max_length(config: Mapping[str, Any], model: Mapping[str, Any]) -> int | No
     """The smaller of what the tokenizer's and the model's files say."""
     family = str(model.get("model_type", ""))
     told = [config.get("model_max_length", config.get("max_len"))]
+    # The positions of some families begin behind the id of padding.
+    behind = any(name in family for name in _OFFSET_FAMILIES)
+    begin = (_ids(model.get("pad_token_id")) or (1,))[0] + 1 if behind else 0
     for key in ("max_position_embeddings", "n_positions", "max_sequence_length"):
-        value = model.get(key)
-        if _is_length(value):
-            # The positions of these families begin behind the id of padding.
-            behind = any(name in family for name in _OFFSET_FAMILIES)
-            pad = _ids(model.get("pad_token_id")) or (1,)
-            told.append(value - pad[0] - 1 if behind else value)
+        value: Any = model.get(key)
+        told += [value - begin] if _is_length(value) else []
     lengths = [int(value) for value in told if _is_length(value)]
     return min(lengths, default=None)
 

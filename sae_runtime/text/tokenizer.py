@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from sae_runtime.bundle.extras import require
+from sae_runtime.bundle.extras import require, require_version
 from sae_runtime.bundle.hub import refuse_link_out
 from sae_runtime.bundle.regular import read_bytes
 from sae_runtime.text.chat_template import ChatTemplates, read_templates
-from sae_runtime.text.settings import NAMES, read_settings, side
+from sae_runtime.text.settings import NAMES, Settings, read_settings, side
 from sae_runtime.text.streaming import Stream
 from sae_runtime.text.tokens import Tokens, from_encoding, limited, windows_of
 
+_MOST_IDS = 1 << 24
 _LARGEST = 1 << 28  # bytes of a tokenizer.json; the largest vocabularies in use take 40 MB
 
 
@@ -27,12 +28,14 @@ class Tokenizer:
         max_length: the model's largest number of tokens; None: not known.
         special_tokens: the special token of each role, such as "eos_token".
         special_ids: ids of all special tokens.
+        size: one more than the largest id.
     """
 
     def __init__(self, home: Path, text: str) -> None:
         self._home, self._text = home, text
         settings = read_settings(home)
         self._rust = _opened(home, text, settings.named, settings.more)
+        _lower_as_told(self._rust, settings)
         padding, truncation = self._rust.padding or {}, self._rust.truncation or {}
         self._rust.no_padding()
         self._rust.no_truncation()
@@ -50,6 +53,10 @@ class Tokenizer:
         self.end_ids = settings.end_ids or (() if end is None else (end,))
         self.pad_id: int | None = settings.pad_id if pad is None else pad
         self.size = 1 + max(self._rust.get_vocab().values(), default=-1)
+        if self.size > _MOST_IDS:
+            raise ValueError(
+                f"{home / 'tokenizer.json'} has the id {self.size - 1}, far beyond any model's; get a sound one"
+            )
         self._special_by_id = np.zeros(self.size, np.bool_)
         self.special_ids = frozenset(self._special_ids([_content(token) for token in settings.more]))
         self._special_by_id[list(self.special_ids)] = True
@@ -71,6 +78,10 @@ class Tokenizer:
 
         Raises:
             ValueError: a text is no str or holds half of a character, or the limit leaves no room for a token.
+
+        >>> (tokens,) = open_tokenizer(tokenizer_path).encode(["Open the file"])
+        >>> tokens.ids.tolist(), tokens.offsets.tolist()
+        ([2, 8, 7, 9, 3], [[0, 0], [0, 4], [5, 8], [9, 13], [0, 0]])
         """
         if isinstance(texts, str) or not isinstance(texts, Sequence):
             raise ValueError(f"texts must be a list of texts, got {type(texts).__name__}; put one text into a list")
@@ -88,6 +99,9 @@ class Tokenizer:
 
         Raises:
             ValueError: as `encode`.
+
+        >>> [one.ids.tolist() for one in open_tokenizer(tokenizer_path).windows("Open the file", limit=4)]
+        [[2, 8, 7, 3], [2, 9, 3]]
         """
         return list(windows_of(self.encode([text], prefix=prefix)[0], limit))
 
@@ -97,8 +111,17 @@ class Tokenizer:
         Args:
             ids: of the tokens.
             special: write special tokens too.
+
+        Raises:
+            ValueError: an id is negative or has more than 32 bits.
+
+        >>> open_tokenizer(tokenizer_path).decode([9, 8])
+        'file open'
         """
-        text: str = self._rust.decode([int(one) for one in ids], skip_special_tokens=not special)
+        try:
+            text: str = self._rust.decode([int(one) for one in ids], skip_special_tokens=not special)
+        except OverflowError as error:
+            raise ValueError(f"ids of this tokenizer are 0 to {self.size - 1}, got {min(ids)} to {max(ids)}") from error
         return text
 
     def token(self, number: int) -> str | None:
@@ -107,7 +130,12 @@ class Tokenizer:
         return name
 
     def stream(self, *, special: bool = False) -> Stream:
-        """What turns generated ids into text, one after the other."""
+        """What turns generated ids into text, one after the other.
+
+        >>> stream = open_tokenizer(tokenizer_path).stream()
+        >>> [stream.push(8), stream.push(9), stream.end()]
+        ['open', ' file', '']
+        """
         return Stream(self._rust, special=special)
 
     def chat(self, messages: Sequence[Mapping[str, Any]], **settings: Any) -> str:
@@ -118,7 +146,11 @@ class Tokenizer:
             settings: what the template knows besides: `add_generation_prompt`, `tools`, `documents`, and others.
 
         Raises:
+            ImportError: Jinja is not installed, or too old.
             ValueError: the folder has no chat template, or the template fails or does what no template may.
+
+        >>> open_tokenizer(tokenizer_path).chat([{"role": "user", "content": "Open the file"}])
+        'user: Open the file'
         """
         return self._templates.render(messages, **settings)
 
@@ -126,6 +158,8 @@ class Tokenizer:
         try:
             if len(texts) == 1:
                 return [self._rust.encode(texts[0], add_special_tokens=frame)]  # without starting its threads
+            if not all(isinstance(text, str) for text in texts):
+                raise TypeError  # it would take a tuple of two as a pair of texts
             encoded: Sequence[Any] = self._rust.encode_batch(list(texts), add_special_tokens=frame)
             return encoded
         except BaseException as error:  # its panics are no Exceptions
@@ -139,7 +173,7 @@ class Tokenizer:
         return [one for one in named | others if one is not None]
 
 
-def open_tokenizer(home: Path, *, vocabulary: int | None = None) -> Tokenizer:
+def open_tokenizer(home: str | Path, *, vocabulary: int | None = None) -> Tokenizer:
     """Open the tokenizer of a folder.
 
     Args:
@@ -150,8 +184,15 @@ def open_tokenizer(home: Path, *, vocabulary: int | None = None) -> Tokenizer:
         ImportError: `tokenizers` is not installed.
         OSError: a file may not be read.
         ValueError: the folder has no tokenizer.json, it cannot be read, or it has ids that the model does not know.
+
+    >>> open_tokenizer(tokenizer_path).max_length
+    64
+    >>> open_tokenizer(tokenizer_path, vocabulary=5)
+    Traceback (most recent call last):
+    ValueError: .../tokenizer.json has ids up to 9, the model knows 5 (0 to 4); take the tokenizer that belongs to ...
     """
     require("text")
+    home = Path(home)
     path = home / "tokenizer.json"
     if not path.exists():
         raise ValueError(_absent(home))
@@ -170,7 +211,10 @@ def open_tokenizer(home: Path, *, vocabulary: int | None = None) -> Tokenizer:
 
 
 def _opened(home: Path, text: str, named: Mapping[str, Any], more: Sequence[Any]) -> Any:
-    from tokenizers import AddedToken, Tokenizer  # only here, so that what needs no text loads faster
+    import tokenizers  # only here, so that what needs no text loads faster
+    from tokenizers import AddedToken, Tokenizer
+
+    require_version("text", "tokenizers", tokenizers.__version__, (0, 20))
 
     def added(token: Any) -> Any:
         rules = {"normalized": False, "content": token} if isinstance(token, str) else dict(token)
@@ -181,8 +225,25 @@ def _opened(home: Path, text: str, named: Mapping[str, Any], more: Sequence[Any]
         absent = [token for token in (*named.values(), *more) if rust.token_to_id(_content(token)) is None]
         rust.add_special_tokens([added(token) for token in absent])
     except BaseException as error:  # its panics are no Exceptions
-        raise _mended(error, f"{home / 'tokenizer.json'} cannot be read") from error
+        raise _mended(
+            error, f"{home / 'tokenizer.json'} cannot be read by tokenizers {tokenizers.__version__}"
+        ) from error
     return rust
+
+
+def _lower_as_told(rust: Any, settings: Settings) -> None:
+    """Let tokenizer_config.json decide about case and accents, where transformers' class for BERT does."""
+    from tokenizers.normalizers import BertNormalizer
+
+    normalizer = rust.normalizer
+    if settings.kind in ("bert", "distilbert", "electra", "mobilebert", "mpnet") and isinstance(
+        normalizer, BertNormalizer
+    ):
+        normalizer.lowercase = settings.config.get("do_lower_case", True) is not False
+        normalizer.handle_chinese_chars = settings.config.get("tokenize_chinese_chars", True) is not False
+        accents = settings.config.get("strip_accents")
+        normalizer.strip_accents = accents if isinstance(accents, bool) else None
+        rust.normalizer = normalizer
 
 
 def _mended(error: BaseException, what: str) -> BaseException:
@@ -190,7 +251,7 @@ def _mended(error: BaseException, what: str) -> BaseException:
     if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
         return error
     reason = " ".join(str(error).split())[:300]
-    return ValueError(f"{what} ({reason}); take a tokenizer.json that the tokenizers library wrote")
+    return ValueError(f"{what} ({reason}); update tokenizers, or get a sound tokenizer.json")
 
 
 def _absent(home: Path) -> str:

@@ -97,7 +97,10 @@ def _frame(tokens: Tokens) -> tuple[int, int]:
 
 def _part(tokens: Tokens, before: int, after: int, start: int, stop: int) -> Tokens:
     """The text's tokens from `start` to `stop`, with the special tokens around them."""
-    end = len(tokens)
-    chosen = np.r_[:before, before + start : before + stop, end - after : end]
-    arrays = {name: getattr(tokens, name)[chosen] for name in ("ids", "offsets", "special", "kept", "prompt")}
-    return Tokens(**arrays, positions=tokens.positions[chosen])
+    parts = slice(before), slice(before + start, before + stop), slice(len(tokens) - after, None)
+    arrays = {name: np.concatenate([array[part] for part in parts]) for name, array in _arrays(tokens)}
+    return Tokens(**arrays)
+
+
+def _arrays(tokens: Tokens) -> list[tuple[str, NDArray[Any]]]:
+    return [(name, array) for name, array in vars(tokens).items() if name != "left_out"]

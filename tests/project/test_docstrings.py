@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import D_IN, make_x
+from small_tokenizers import save_example
 
 import sae_runtime
 
 Makers = dict[str, Callable[[], Any]]
-NAMES = ("sae", "x", "bundle_path", "activations_path", "host_path")
+NAMES = ("sae", "x", "bundle_path", "activations_path", "host_path", "tokenizer_path")
 
 
 def module_names() -> list[str]:
@@ -53,6 +54,7 @@ def makers(bundle_of: Callable[..., Path], copy_of: Callable[..., Path], tmp_pat
         "bundle_path": lambda: str(copy_of("mutual")),
         "activations_path": activations_path,
         "host_path": host_path,
+        "tokenizer_path": lambda: str(save_example(tmp_path / "tokenizer")),
     }
 
 

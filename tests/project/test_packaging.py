@@ -14,6 +14,7 @@ from bare import in_bare, link
 ROOT = Path(__file__).parents[2]
 # Distributions that sae-runtime[cpu] needs on Linux; onnxruntime's tools need more.
 RUNTIME = ("numpy", "onnxruntime", "click", "safetensors", "tqdm")
+TEXT = ("tokenizers", "jinja2", "markupsafe")  # the extra `text`
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,31 @@ assert len(features.values) > 0
 assert sae.encode_batch(x).shape == (5,)
 assert (sae.steer(x, []) == x).all() and (sae.steer(x, [sae_runtime.Edit.set(3, 2.0)]) != x).any()
 assert not {{"torch", "onnx", "onnx_ir", "transformers"}} & set(sys.modules)
+print(sae_runtime.__file__)
+"""
+    done = in_bare(bare, code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(bare / "sae_runtime" / "__init__.py")
+
+
+def test_wheel_reads_text_in_a_bare_environment(wheel: Path, tmp_path: Path, bundle_of: Callable[..., Path]) -> None:
+    from deployed_model import deploy  # imports torch
+
+    model = deploy(tmp_path / "model", "bert", {"bundle": bundle_of("mutual")})
+    bare = tmp_path / "bare"
+    zipfile.ZipFile(wheel).extractall(bare)
+    link(bare, *RUNTIME, *TEXT)
+    code = f"""
+import sys, warnings
+import sae_runtime
+model = sae_runtime.load_model({str(model)!r})
+seen = model.features(["w1 w2 w3", "w4"])
+assert len(seen[0]) == 5 and len(seen[0].features.values) > 0
+edit = sae_runtime.Edit.set(3, 4.0)
+assert (model.run("w1", edit)["last_hidden_state"] != model.run("w1")["last_hidden_state"]).any()
+warnings.simplefilter("ignore")
+assert model.embed(["w1", "w2 w3"], edit, gate="text").shape == (2, 24)
+assert not {{"torch", "onnx", "onnx_ir", "transformers", "sentence_transformers"}} & set(sys.modules)
 print(sae_runtime.__file__)
 """
     done = in_bare(bare, code)

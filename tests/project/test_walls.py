@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, tuple[str, ...] | None] = {
     "exports": ("bundle", "engine.sessions", "engine.trial"),
     "cli": ANYTHING,
     "demo": ANYTHING,
-    "__init__": ("core", "bundle", "activations", "sae", "deployed", "model"),
+    "__init__": ("core", "bundle", "activations", "sae", "model"),
 }
 """The front doors, sae.py and model.py, and rebuild.py are rooms of one file."""
 
