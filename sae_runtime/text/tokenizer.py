@@ -28,10 +28,7 @@ class Tokenizer:
         max_length: the model's largest number of tokens; None: not known.
         special_tokens: the special token of each role, such as "eos_token".
         special_ids: ids of all special tokens.
-<<<<<<< HEAD
-=======
         size: one more than the largest id.
->>>>>>> text
     """
 
     def __init__(self, home: Path, text: str) -> None:
