@@ -21,7 +21,7 @@ from small_tokenizers import save_example
 import sae_runtime
 
 Makers = dict[str, Callable[[], Any]]
-NAMES = ("sae", "x", "bundle_path", "activations_path", "host_path", "tokenizer_path")
+NAMES = ("sae", "x", "bundle_path", "activations_path", "host_path", "tokenizer_path", "model_path")
 
 
 def module_names() -> list[str]:
@@ -48,7 +48,13 @@ def makers(bundle_of: Callable[..., Path], copy_of: Callable[..., Path], tmp_pat
         folder = shutil.copytree(host_graph("bert").parent, tmp_path / "host")
         return str(folder / host_graph("bert").name)
 
+    def model_path() -> str:
+        from deployed_model import deploy  # likewise
+
+        return str(deploy(tmp_path / "model", "bert", {"bundle": bundle_of("mutual")}))
+
     return {
+        "model_path": model_path,
         "sae": lambda: sae_runtime.load(bundle_of("mutual")),
         "x": lambda: make_x(6),
         "bundle_path": lambda: str(copy_of("mutual")),
@@ -100,7 +106,7 @@ def test_examples_give_what_they_say(name: str, makers: Makers) -> None:
 
 
 def test_the_names_that_examples_use_have_the_values_that_they_show(makers: Makers) -> None:
-    made = {name: makers[name]() for name in NAMES if name != "host_path"}
+    made = {name: makers[name]() for name in NAMES if name not in ("host_path", "model_path")}
     assert made["x"].shape == (6, D_IN) and made["x"].dtype == np.float32
     assert (made["sae"].d_in, made["sae"].d_sae) == (D_IN, 150)
     assert Path(made["bundle_path"]).is_dir()
