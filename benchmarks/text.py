@@ -3,8 +3,9 @@
 MODEL is a transformers folder of an encoder with a tokenizer.json, such as all-MiniLM-L6-v2, and BUNDLE an exported SAE
 of it that SAELens can load. The bare loop is the tokenizer and the session of the same graph, given the same batches
 and the slots that it needs. SAELens has torch and the transformers model: for features its layers up to the hook
-alone, for an edit all of them with a forward hook. Every pair runs in turn, and "itself" is the bare loop once more:
-what differs there is noise. The last table is of an environment that has only `sae-runtime[cpu,text]`.
+alone, for an edit all of them with a forward hook. All run in turn on one thread, and "itself" is the bare loop once
+more: what differs there is noise. Times are of the processor, medians over turns; ratios are medians of those of a
+turn, with the quartiles. The last table is of an environment that has only `sae-runtime[cpu,text]`.
 """
 
 import json
@@ -12,15 +13,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from timing import median_seconds, neighbour_ratios
 
 from sae_runtime import Edit, Model, load_model
 from sae_runtime.core.edits import as_inputs
@@ -46,11 +48,12 @@ print(json.dumps([imported, time.process_time() - begin, sorted({"torch", "onnx"
 
 def deployed(folder: Path, source: Path, sae: Path) -> Path:
     """The folder of a deployed model."""
-    folder.mkdir(parents=True)
-    export_model(str(source), folder / "host.onnx")
+    from transformers import AutoModel
+
+    export_model(AutoModel.from_pretrained(source).eval(), folder / "host.onnx")
     for name in FILES:
         if (source / name).is_file():
-            shutil.copy(source / name, folder / name)
+            shutil.copyfile(source / name, folder / name)
     return splice(folder / "host.onnx", [Splice(bundle=sae)]).path
 
 
@@ -102,11 +105,10 @@ class Peer:
     """transformers and SAELens on the same texts, with the batches of the runtime."""
 
     def __init__(self, source: Path, sae: Path, model: Model, texts: Sequence[str]) -> None:
-        import torch
         from sae_lens import SAE
         from transformers import AutoModel, AutoTokenizer
 
-        self._torch, self._texts = torch, list(texts)
+        self._texts = list(texts)
         self._tokenizer = AutoTokenizer.from_pretrained(source)
         self._whole, self._part = (AutoModel.from_pretrained(source).eval() for _ in range(2))
         hook = model.saes["sae"].hook
@@ -119,7 +121,7 @@ class Peer:
         self._groups = [b.texts for b in batches(encoded, inputs, pad=model.tokenizer.pad_id or 0)]
 
     def _each(self, model: Any) -> list[Any]:
-        with self._torch.no_grad():
+        with torch.no_grad():
             return [
                 model(
                     **self._tokenizer(
@@ -131,7 +133,7 @@ class Peer:
 
     def features(self) -> Any:
         """Dense features [b, t, d_sae]."""
-        with self._torch.no_grad():
+        with torch.no_grad():
             return [self._sae.encode(x) for x in self._each(self._part)]
 
     def edited(self) -> Any:
@@ -160,26 +162,31 @@ def of_tokens(model: Model, tokens: int) -> str:
     )
 
 
-def compare(
-    model: Model, source: Path, sae: Path, texts: list[str], seconds: float, rounds: int
-) -> list[dict[str, Any]]:
-    """Milliseconds and ratios of features and of an edit."""
+def turns(runs: dict[str, Callable[[], object]], seconds: float) -> dict[str, NDArray[np.float64]]:
+    """Milliseconds of processor time of each run in each turn, in which all run once; at least nine turns."""
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    end = time.monotonic() + seconds
+    for run in runs.values():
+        run()
+    while time.monotonic() < end or len(taken["bare"]) < 9:
+        for name, run in runs.items():
+            begin = time.process_time()
+            run()
+            taken[name].append(1e3 * (time.process_time() - begin))
+    return {name: np.array(own) for name, own in taken.items()}
+
+
+def compare(model: Model, source: Path, sae: Path, texts: list[str], seconds: float) -> Iterator[tuple[str, Any]]:
+    """The turns of features and of an edit."""
     bare, peer = Bare(model, texts), Peer(source, sae, model, texts)
     given: Any = texts[0] if len(texts) == 1 else texts
     ours: dict[str, Callable[[], object]] = {
         "features": lambda: model.features(given),
-        "edit": lambda: model.run(given, EDIT),
+        "edited": lambda: model.run(given, EDIT),
     }
-    found = []
     for what, run in ours.items():
-        alone, theirs = (
-            getattr(bare, "edited" if what == "edit" else what),
-            getattr(peer, "edited" if what == "edit" else what),
-        )
-        ratios = neighbour_ratios(alone, {"ours": run, "itself": alone, "peer": theirs}, seconds)
-        times = median_seconds({"bare": alone, "ours": run, "peer": theirs}, rounds)
-        found.append({"what": what, "ratios": ratios, **{name: 1e3 * time for name, time in times.items()}})
-    return found
+        alone, theirs = getattr(bare, what), getattr(peer, what)
+        yield what, turns({"bare": alone, "ours": run, "itself": alone, "peer": theirs}, seconds)
 
 
 def lone_environment(home: Path, graph: Path) -> dict[str, Any]:
@@ -200,6 +207,12 @@ def lone_environment(home: Path, graph: Path) -> dict[str, Any]:
     return {"import": imported, "first": first, "loaded": said[0][2], "megabytes": _megabytes(site) - before}
 
 
+def spread(ratios: NDArray[np.float64]) -> str:
+    """The median and the quartiles."""
+    low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
+
+
 def _megabytes(folder: Path) -> float:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
 
@@ -207,35 +220,27 @@ def _megabytes(folder: Path) -> float:
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path, exists=True))
 @click.argument("sae", type=click.Path(path_type=Path, exists=True))
-@click.option("--seconds", default=20.0, help="For each ratio.")
-@click.option("--rounds", default=9, help="Turns of each time.")
-@click.option("--threads", default=None, type=int, help="Of onnxruntime and of torch; all cores by default.")
+@click.option("--seconds", default=20.0, help="For each line.")
 @click.option("--environment/--no-environment", default=True, help="Build an environment of [cpu,text] alone.")
-def main(source: Path, sae: Path, seconds: float, rounds: int, threads: int | None, environment: bool) -> None:
-    """Print three tables."""
+def main(source: Path, sae: Path, seconds: float, environment: bool) -> None:
+    """Print two tables."""
     warnings.simplefilter("ignore")
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         graph = deployed(home / "model", source, sae)
-        model = load_model(graph, threads=threads)
+        model = load_model(graph, threads=1)
         rng, listed = np.random.default_rng(0), paragraphs(seed=0)
         many = [listed[n] for n in rng.choice(len(listed), TEXTS, replace=False)]
         cases = {f"1 text of {n} tokens": [of_tokens(model, n)] for n in (16, 128)} | {f"{TEXTS} texts": many}
-        print("| | bare, ms | ours, ms | ours less bare, ms | ours : bare | itself | SAELens, ms | SAELens : ours |")
-        print("|---|---|---|---|---|---|---|---|")
+        print("| | bare, ms | ours less bare, ms | bare : ours | bare : itself | SAELens, ms | SAELens : ours |")
+        print("|---|---|---|---|---|---|---|")
         for case, texts in cases.items():
-            for one in compare(model, source, sae, texts, seconds, rounds):
-                r = one["ratios"]
-                more = one["bare"] * (r["ours"] - 1)
-                print(
-                    f"| {case}, {one['what']} | {one['bare']:.2f} | {one['ours']:.2f} | {more:+.2f} ",
-                    f"| {r['ours']:.3f} | {r['itself']:.3f} | {one['peer']:.2f} | {r['peer'] / r['ours']:.2f} |",
-                    flush=True,
-                )
+            for what, taken in compare(model, source, sae, texts, seconds):
+                bare, ours, itself, peer = (taken[name] for name in ("bare", "ours", "itself", "peer"))
+                more = f"{np.median(ours - bare):+.2f} ({np.median(itself - bare):+.2f})"
+                ratios = [spread(bare / ours), spread(bare / itself), f"{np.median(peer):.2f}", spread(peer / ours)]
+                print(f"| {case}, {what} | {np.median(bare):.2f} | {more} | {' | '.join(ratios)} |", flush=True)
         if environment:
             found = lone_environment(home, graph)
             print("\n| [cpu,text] alone | |\n|---|---|")

@@ -12,18 +12,15 @@ if TYPE_CHECKING:
     from sae_runtime.bundle.manifest import Manifest
     from sae_runtime.core.edits import Edit
     from sae_runtime.core.features import Features
-    from sae_runtime.deployed.notices import AssumedPoolingWarning, LeftOutWarning
     from sae_runtime.model import Model, load_model
     from sae_runtime.sae import SAE, load
 
 __all__ = [
     "SAE",
     "Activations",
-    "AssumedPoolingWarning",
     "BundleError",
     "Edit",
     "Features",
-    "LeftOutWarning",
     "Manifest",
     "Model",
     "load",
@@ -38,8 +35,6 @@ _MODULES = {
     "load_model": "model",
     "Activations": "activations.stored",
     "open_activations": "activations.stored",
-    "AssumedPoolingWarning": "deployed.notices",
-    "LeftOutWarning": "deployed.notices",
     "BundleError": "bundle.folder",
     "Manifest": "bundle.manifest",
     "Edit": "core.edits",

@@ -54,8 +54,8 @@ def load_model(path: str | Path, *, providers: Sequence[Provider] = CPU, threads
         ImportError: `tokenizers` is not installed (the extra `text`).
         ValueError: the folder has no tokenizer or one that does not fit the graph, or a file is damaged.
 
-    >>> model = load_model("model")  # doctest: +SKIP
-    >>> model.features("Open the file").top(3).row(1)  # doctest: +SKIP
+    >>> load_model(model_path).saes
+    {'sae': SplicedSAE(sae, 24 -> 150, encoder.layer.0)}
     """
     layout = read_layout(path)
     sessions = HostSessions(layout, providers, threads)
@@ -77,9 +77,9 @@ class Model:
         tokenizer: of the host.
         saes: the SAEs in the graph, by name.
 
-    >>> model = load_model("model")  # doctest: +SKIP
-    >>> model.embed(["a text"], Edit.set(12, times=2)).shape  # doctest: +SKIP
-    (1, 384)
+    >>> model = load_model(model_path)
+    >>> model.features("w1 w2").tokens
+    ['[CLS]', 'w1', 'w2', '[SEP]']
     """
 
     def __init__(self, sessions: HostSessions, tokenizer: Tokenizer) -> None:
@@ -136,8 +136,10 @@ class Model:
             ValueError: the model has no SAE that is read, `context` leaves no room for a token, something else than
                 texts was given, or the features of a text are NaN or Inf.
 
-        >>> seen = model.features(["Open the file", "and close it"])  # doctest: +SKIP
-        >>> seen[0].tokens, seen[0].features  # doctest: +SKIP
+        >>> model = load_model(model_path)
+        >>> seen = model.features(["w1 w2", "w3 w4 w5"])
+        >>> seen[1].offsets[2].tolist(), seen[1].features.shape, seen[1].pooled("max").shape
+        ([3, 5], (5,), (150,))
         """
         listed, single = as_texts(texts)
         if not self._read:
@@ -198,8 +200,9 @@ class Model:
         Warns:
             LeftOutWarning: a text is longer than the model reads, and the rest was left out.
 
-        >>> model.run("Open the file", Edit.set(12, 8.0))["last_hidden_state"].shape  # doctest: +SKIP
-        (5, 384)
+        >>> model = load_model(model_path)
+        >>> model.run("w1 w2 w3", Edit.set(12, 8.0), gate="text")["last_hidden_state"].shape
+        (5, 24)
         """
         listed, single = as_texts(texts)
         requests, gates = self._asked(edits, gate, len(listed))
@@ -249,8 +252,11 @@ class Model:
             LeftOutWarning: a text is longer than the folder allows, and the rest was left out.
             AssumedPoolingWarning: the folder does not say how to pool; the mean is taken, not normalised.
 
-        >>> model.embed(["Open the file", "and close it"]).shape  # doctest: +SKIP
-        (2, 384)
+        >>> model = load_model(model_path)
+        >>> import warnings
+        >>> warnings.simplefilter("ignore")  # the folder has no modules.json
+        >>> model.embed(["w1 w2", "w3 w4 w5"]).shape
+        (2, 24)
         """
         listed, single = as_texts(texts)
         requests, gates = self._asked(edits, gate, len(listed))

@@ -1,6 +1,7 @@
 """A deployed model from text to features and steered outputs, compared with torch hooks and numpy."""
 
 import copy
+import os
 import pickle
 import threading
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 import sae_runtime
 from sae_runtime import Edit, Model, load_model
 from sae_runtime.core.gates import positions, spans
+from sae_runtime.deployed.notices import LeftOutWarning
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -236,6 +238,33 @@ def test_copies_threads_and_closed_models_give_the_same(model_of: Callable[..., 
     assert all(np.array_equal(one, expected) for one in found)
 
 
+def test_a_forked_process_opens_its_own(model_of: Callable[..., Model]) -> None:
+    model = model_of()
+    expected = model.features("w1 w2").features.to_dense()
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            same = np.array_equal(model.features("w1 w2").features.to_dense(), expected)
+            os.write(writer, b"same" if same else b"other")
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(reader, 9) == b"same"
+    os.close(reader)
+    os.close(writer)
+
+
+def test_an_sae_that_is_read_or_edited_alone(model_of: Callable[..., Model]) -> None:
+    assert len(model_of(edit=False).features("w1")) == 3
+    with pytest.raises(ValueError, match="sae takes no edits: it is a transcoder, or was spliced to be read alone"):
+        model_of(edit=False).run("w1", Edit.ablate(3))
+    edited = model_of(read=False).run("w1", Edit.set(3, 4.0))["last_hidden_state"]
+    assert close(edited, by_torch("bert", "w1", "mutual", [Edit.set(3, 4.0)])[1])
+    with pytest.raises(ValueError, match="has no SAE that gives features"):
+        model_of(read=False).features("w1")
+
+
 def test_no_texts_and_odd_texts(model_of: Callable[..., Model]) -> None:
     model = model_of()
     assert model.features([]) == []
@@ -245,18 +274,20 @@ def test_no_texts_and_odd_texts(model_of: Callable[..., Model]) -> None:
     assert len(model_of("gpt2").features(["", "w1"])[0]) == 0
     with pytest.raises(ValueError, match="text 1 has no tokens"):
         model_of("gpt2").run(["w1", ""])
+    wrong: Any
     for wrong in (b"w1", 3, None):
         with pytest.raises(ValueError, match="expected a text or a list of texts"):
-            model.features(wrong)  # type: ignore[call-overload]
+            model.features(wrong)
+    wrong = ["w1", 3]
     with pytest.raises(ValueError, match="text 1 is int"):
-        model.features(["w1", 3])  # type: ignore[list-item]
+        model.features(wrong)
     with pytest.raises(ValueError, match="lone surrogate"):
         model.features("w1 \ud800")
 
 
 def test_a_text_that_is_too_long_is_cut_and_the_caller_is_told(model_of: Callable[..., Model]) -> None:
     text = " ".join(f"w{i % 40}" for i in range(100))
-    with pytest.warns(sae_runtime.LeftOutWarning, match=r"1 of 2 texts .* text 1 by 38 tokens") as told:
+    with pytest.warns(LeftOutWarning, match=r"1 of 2 texts .* text 1 by 38 tokens") as told:
         ran = model_of().run(["w1", text])
     assert len(told) == 1
     assert close(ran[1]["last_hidden_state"], by_torch("bert", " ".join(text.split()[:62]))[1])

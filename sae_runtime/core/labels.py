@@ -1,11 +1,9 @@
 """Labels of features: short texts by which people know them, and the feature that a label means."""
 
-import difflib
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
-
-import numpy as np
+from typing import SupportsIndex
 
 LONGEST = 1000  # characters of a label
 _CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -79,7 +77,7 @@ class Labels(Mapping[int, str]):
         """
         self._labels: dict[int, str] = {}
         for feature, text in labels.items():
-            if not isinstance(feature, int | np.integer) or isinstance(feature, bool):
+            if type(feature) is not int and (isinstance(feature, bool) or not isinstance(feature, SupportsIndex)):
                 raise ValueError(f"labels are given by feature, such as {{12: 'include'}}, got {shown(feature)}")
             self._labels[int(feature)] = as_label(text)
         self._features: dict[str, list[int]] = {}  # filled when a label is first looked up
@@ -131,6 +129,8 @@ class Labels(Mapping[int, str]):
 
     def _closest(self, label: str) -> str:
         """Which labels are most like one that is not known."""
+        import difflib
+
         folded: dict[str, str] = {}
         for known in self._by_label():
             folded.setdefault(known.casefold(), known)

@@ -53,7 +53,9 @@ def batches(
     Raises:
         ValueError: a text does not fit the only length that the graph takes.
 
-    >>> inputs = HostInputs(Port("ids", np.dtype(np.int64), ("b", "t")), mask=Port("mask", np.dtype(np.int64), ("b",)))
+    >>> from sae_runtime.deployed.host_inputs import Port
+    >>> port = Port("ids", np.dtype(np.int64), ("b", "t"))
+    >>> inputs = HostInputs(ids=port, mask=port)
     >>> [batch.ids.tolist() for batch in batches([np.array([5]), np.array([6, 7, 8])], inputs, pad=0)]
     [[[6, 7, 8]], [[5]]]
     """

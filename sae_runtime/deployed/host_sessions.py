@@ -58,7 +58,7 @@ class HostSessions:
         forks.begin_anew(self)
 
     def _begin(self) -> None:
-        self._open: dict[Path, OpenGraph] = {}
+        self._open: dict[bool, OpenGraph] = {}  # the whole graph, and the cut one as True
         self._watch = Watch()
         self._lock = threading.Lock()
 
@@ -96,14 +96,15 @@ class HostSessions:
             BundleError: onnxruntime refuses the graph, or a file changed since `check`.
             ValueError: the graph takes something that no text gives.
         """
-        graph = self.layout.features if cut and self.layout.features is not None else self.layout.graph
-        if (found := self._open.get(graph)) is None:
+        part = self.layout.features if cut else None
+        is_cut = part is not None
+        if (found := self._open.get(is_cut)) is None:
             with self._lock:
-                if graph not in self._open:
-                    self._open[graph] = self._opened(graph)
-                found = self._open[graph]
+                if is_cut not in self._open:
+                    self._open[is_cut] = self._opened(self.layout.graph if part is None else part)
+                found = self._open[is_cut]
         # A part that needs no mask lost it, and so does not tell that texts may be padded to its length.
-        if graph != self.layout.graph and found.inputs.time is not None and found.inputs.mask is None:
+        if is_cut and found.inputs.time is not None and found.inputs.mask is None:
             return self.open()
         return found
 
@@ -121,7 +122,8 @@ class HostSessions:
         for file, before in known.items():
             if identity(file) != before:
                 raise BundleChanged(Path(file))
-        self._watch.files = {**self._watch.files, **known}
+        mapped = {file: before for file, before in known.items() if file != str(graph)}
+        self._watch.files = {**self._watch.files, **mapped}
         layout = self.layout
         own = {name for one in layout.splices.values() for name in one.inputs}
         inputs = read_host_inputs(session, own=own, config=layout.config, genai=layout.genai, graph=graph)

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from sae_runtime.core.edits import Edit
 from sae_runtime.core.gates import Gate, as_gate
 from sae_runtime.deployed.interventions import Requests
@@ -64,7 +66,7 @@ def as_gates(gate: Any, texts: int) -> list[Gate]:
     >>> as_gates(["all", {0, 3}], 2)
     ['all', Positions(numbers=(0, 3))]
     """
-    if not isinstance(gate, list | tuple) or (gate and all(isinstance(one, int) for one in gate)):
+    if not isinstance(gate, list | tuple) or (gate and all(isinstance(one, int | np.integer) for one in gate)):
         return [as_gate(gate)] * texts
     if len(gate) != texts:
         raise ValueError(f"{len(gate)} gates were given for {texts} texts; give one gate, or one for each")

@@ -10,7 +10,8 @@ import pytest
 from deployed_model import by_torch, deploy, some_texts
 from tiny_host import torch_host
 
-from sae_runtime import AssumedPoolingWarning, Edit, LeftOutWarning, load_model
+from sae_runtime import Edit, load_model
+from sae_runtime.deployed.notices import AssumedPoolingWarning, LeftOutWarning
 from sae_runtime.deployed.pooling import pooled
 
 sentence_transformers = pytest.importorskip("sentence_transformers")

@@ -48,7 +48,13 @@ def makers(bundle_of: Callable[..., Path], copy_of: Callable[..., Path], tmp_pat
         folder = shutil.copytree(host_graph("bert").parent, tmp_path / "host")
         return str(folder / host_graph("bert").name)
 
+    def model_path() -> str:
+        from deployed_model import deploy  # likewise
+
+        return str(deploy(tmp_path / "model", "bert", {"bundle": bundle_of("mutual")}))
+
     return {
+        "model_path": model_path,
         "sae": lambda: sae_runtime.load(bundle_of("mutual")),
         "x": lambda: make_x(6),
         "bundle_path": lambda: str(copy_of("mutual")),

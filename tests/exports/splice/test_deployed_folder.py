@@ -138,7 +138,14 @@ def model(tmp_path: Path) -> Path:
     """A host with the files of a model beside it, and others."""
     home = tmp_path / "model"
     host(home / "host.onnx", external="host.data")
-    for name in ("tokenizer.json", "tokenizer_config.json", "config.json", "vocab.txt", "chat_template.jinja", "NOTICE"):
+    for name in (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "config.json",
+        "vocab.txt",
+        "chat_template.jinja",
+        "NOTICE",
+    ):
         (home / name).write_text("{}")
     (home / "README.md").write_text("the host's card")
     (home / "1_Pooling").mkdir()
@@ -151,9 +158,7 @@ def model(tmp_path: Path) -> Path:
     return home
 
 
-def test_a_new_folder_is_a_whole_model_and_holds_nothing_else(
-    model: Path, bundle_of: BundleOf, tmp_path: Path
-) -> None:
+def test_a_new_folder_is_a_whole_model_and_holds_nothing_else(model: Path, bundle_of: BundleOf, tmp_path: Path) -> None:
     bundle = Path(shutil.copytree(bundle_of("mutual"), tmp_path / "elsewhere" / "mine"))
     (bundle / "labels.jsonl").write_text('{"feature": 3, "label": "three"}\n')
     (bundle / "README.md").write_text("the SAE's card")
