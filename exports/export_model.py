@@ -82,7 +82,7 @@ def export_model(
         for name in (name for name, one in form.inputs.items() if one.optional):
             _give_default(exported.graph, name)
         names = [*beside, data.name, path.name]
-        with files.new_files_in(path.parent, names, force=force) as to_fill:
+        with files.new_files_in(path.parent, names, force=force, apart=beside) as to_fill:
             for name, file in beside.items():
                 shutil.copyfile(file, to_fill[name])
             data_file, graph_file = to_fill[data.name], to_fill[path.name]

@@ -23,6 +23,7 @@ MEDIUM = (
     "test_gates",
     "test_texts",
     "test_export_model_command",
+    "test_deployed_folder",
     "test_harvest_command",
     "test_splice_command",
     "test_train_command",

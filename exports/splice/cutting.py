@@ -27,6 +27,11 @@ def features_part(model: ir.Model) -> ir.Model:
         if not value.uses() and not value.is_graph_output():
             graph.inputs.remove(value)
             graph.initializers.pop(value.name or "", None)
+    found = dict(graph.initializers)
+    graph.initializers.clear()
+    for name in model.graph.initializers:  # `extract` has them in another order each time
+        if name in found:
+            graph.initializers[name] = found[name]
     left = {value.name for value in graph.inputs}
     graph.metadata_props.clear()
     metadata = {key: text for key, text in model.metadata_props.items() if not key.startswith(KEY)}

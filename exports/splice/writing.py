@@ -38,7 +38,10 @@ def write_spliced(model: ir.Model, path: Path, placement: Placement, check: Chec
     names = [*copies, *(file.name for file in (weights, cut, path) if file is not None)]
     if weights is not None and weights.is_at(path.parent / weights.name):
         names.remove(weights.name)
-    with files.new_files_in(path.parent, names, force=force) as to_fill:
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    read = {str(tensor.location) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
+    # The part names the graph that it was cut of, so a part beside another graph does no harm.
+    with files.new_files_in(path.parent, names, force=force, apart=set(names) - read) as to_fill:
         for name, file in copies.items():
             shutil.copyfile(file, to_fill[name])
         if weights is not None and weights.name in to_fill:

@@ -27,7 +27,7 @@ sockets are never replaced.
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,11 +104,11 @@ def new_file(path: Path, *, force: bool = False) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def new_files(paths: Sequence[Path], *, force: bool = False) -> Iterator[list[Path]]:
+def new_files(paths: Sequence[Path], *, force: bool = False, apart: Collection[Path] = ()) -> Iterator[list[Path]]:
     """Give a file to fill for each path, as `new_file` does. All replace their paths together when the block ends.
 
     The last file reads the others, such as a graph its weights: nobody finds it beside files that are not its own. If
-    the writer dies meanwhile, there may be no last file.
+    the writer dies meanwhile, there may be no last file. It does not read those that are `apart`.
 
     >>> with new_files([Path("weights"), Path("graph")]) as (weights, graph):
     ...     _ = weights.write_text("1"), graph.write_text("2")
@@ -125,14 +125,16 @@ def new_files(paths: Sequence[Path], *, force: bool = False) -> Iterator[list[Pa
             sync(partial)
         for path in paths:
             _refuse_existing(path, force=force, kind="file")
-        put_all(partials, force=force)
+        put_all(partials, force=force, apart=apart)
 
 
 @contextlib.contextmanager
-def new_files_in(folder: Path, names: Sequence[str], *, force: bool = False) -> Iterator[dict[str, Path]]:
+def new_files_in(
+    folder: Path, names: Sequence[str], *, force: bool = False, apart: Collection[str] = ()
+) -> Iterator[dict[str, Path]]:
     """Give a file to fill for each name in a folder, or in its subfolders. A folder that is new appears with all files.
 
-    In a folder that exists, the files are those of `new_files`: the last one reads the others.
+    In a folder that exists, the files are those of `new_files`: the last one reads those that are not `apart`.
 
     >>> with new_files_in(Path("model"), ["a/weights", "graph"]) as to_fill:
     ...     _ = to_fill["a/weights"].write_text("1"), to_fill["graph"].write_text("2")
@@ -140,7 +142,8 @@ def new_files_in(folder: Path, names: Sequence[str], *, force: bool = False) -> 
     '1'
     """
     if os.path.lexists(repaired(folder)):
-        with new_files([folder / name for name in names], force=force) as partials:
+        paths = [folder / name for name in names]
+        with new_files(paths, force=force, apart=[folder / name for name in apart]) as partials:
             yield dict(zip(names, partials, strict=True))
         return
     with new_folder(folder) as partial:

@@ -143,7 +143,7 @@ def read_ports(path: Path) -> tuple[list[str], list[str]]:
         ValueError: the file is not an ONNX graph.
 
     >>> read_ports(Path(bundle_path) / "encode.onnx")
-    (['x', 'slots', 'threshold'], ['indices', 'values'])
+    (['x', 'threshold', 'slots'], ['indices', 'values'])
     """
     fields = Fields(_MOST_OF_HOST)
     found: dict[int, list[str]] = {11: [], 12: []}

@@ -2,19 +2,20 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from sae_runtime.bundle.exchange import NO_SUCH_CALL, exchange, rename_to_free
 from sae_runtime.bundle.siblings import lock, remove, remove_old, sibling, sync
 
 
-def put_all(partials: Mapping[Path, Path], *, force: bool) -> None:
+def put_all(partials: Mapping[Path, Path], *, force: bool, apart: Collection[Path] = ()) -> None:
     """Give partials the names of their paths, the last one last. What they replace is removed when all have them.
 
     Args:
         partials: the filled and synced files or folders, by the paths that they become.
         force: replace what has a path's name.
+        apart: paths that the last file does not read; for a moment, a new one may stand beside the old last file.
 
     Raises:
         FileExistsError: something has a path's name and `force` is not set.
@@ -28,7 +29,7 @@ def put_all(partials: Mapping[Path, Path], *, force: bool) -> None:
     *others, last = partials
     left, olds = list(partials.values()), {}
     with contextlib.ExitStack() as undo, contextlib.ExitStack() as locked:
-        if any(map(os.path.lexists, others)) and os.path.lexists(last):
+        if any(os.path.lexists(path) for path in others if path not in apart) and os.path.lexists(last):
             aside = sibling(last, "partial")
             undo.callback(_back, aside, last)
             os.rename(last, aside)

@@ -18,7 +18,7 @@ GROUPS = {
     "Convert": {
         "convert": "Make a bundle of another library's checkpoint.",
         "export": "Put ONNX graphs into a bundle.",
-        "inspect": "Check a bundle or a spliced graph and say what it is.",
+        "inspect": "Check a bundle or a deployed model and say what it is.",
     },
     "Deploy": {
         "export-model": "Export a transformers model as an ONNX graph.",

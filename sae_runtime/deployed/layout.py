@@ -111,7 +111,7 @@ def _graph_of(path: Path) -> tuple[Path, dict[str, str]]:
         raise FileNotFoundError(f"{path} holds no graph, .onnx, and nor does {path / INSIDE}; name a model's folder")
     if len(chosen) > 1:
         raise ValueError(f"{path} holds {len(chosen)} {'spliced ' * bool(spliced)}graphs, {_listed(chosen)}; name one")
-    return chosen[0], graphs[chosen[0]]
+    return chosen[0], _whole(chosen[0])
 
 
 def _whole(graph: Path) -> dict[str, str]:
@@ -128,7 +128,10 @@ def _graphs_in(folder: Path) -> Iterator[tuple[Path, dict[str, str]]]:
         for graph in sorted(home.glob("[!.]*.onnx")) if home.is_dir() else ():
             if graph.is_file():
                 refuse_link_out(graph, folder)
-                yield graph, read_metadata(graph)
+                try:
+                    yield graph, read_metadata(graph)
+                except ValueError:  # a damaged variant beside the graph that is meant; if it is meant, `_whole` says so
+                    yield graph, {}
 
 
 def _named_by_genai(folder: Path) -> str | None:

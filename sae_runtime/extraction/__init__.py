@@ -1,5 +1,4 @@
-"""Features of many tokens to files, Parquet or delphi's latent cache, steered activations to files, and features that
-tell texts apart.
+"""Features of many tokens to files, steered activations to files, and features that tell sets of texts apart.
 
 This room may import `model`, `deployed`, `sae`, `engine`, `activations`, `bundle` and `core`.
 """

@@ -134,14 +134,30 @@ def _examples(
         best[feature] = rows[own[np.argsort(-pooled.values[own], kind="stable")[:count]]].tolist()
     needed = sorted({text for numbers in best.values() for text in numbers})
     seen = dict(zip(needed, model.features([texts[number] for number in needed]), strict=True))
-    return tuple(tuple(_example(seen[text], sae, feature, text) for text in best[feature]) for feature in features)
+    return tuple(
+        tuple(Example(text, *found) for text in best[feature] if (found := strongest(seen[text], feature, sae=sae)))
+        for feature in features
+    )
 
 
-def _example(seen: TextFeatures, sae: str | None, feature: int, text: int) -> Example:
-    """The text's own token on which a feature is strongest."""
-    features = seen.saes[sae] if sae is not None else seen.features
+def strongest(seen: TextFeatures, feature: int, *, sae: str | None = None) -> tuple[int, int, float] | None:
+    """Where a feature is strongest on the tokens of a text, without special ones.
+
+    Args:
+        seen: the features of the text.
+        feature: the number of the feature.
+        sae: the name of the SAE; None: the only one.
+
+    Returns:
+        The token's first character, the one after its last, and the activation; None where the feature is not active.
+
+    >>> strongest(model.features("Open the file"), 3)  # doctest: +SKIP
+    """
+    features = seen.features if sae is None else seen.saes[sae]
     tokens = np.repeat(np.arange(len(seen)), np.diff(features.indptr))
     own = np.flatnonzero((features.indices == feature) & ~seen.special[tokens])
+    if not len(own):
+        return None
     match = own[np.argmax(features.values[own])]
     begin, end = seen.offsets[tokens[match]].tolist()
-    return Example(text, begin, end, float(features.values[match]))
+    return begin, end, float(features.values[match])

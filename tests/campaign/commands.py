@@ -190,8 +190,14 @@ COMMANDS: Mapping[str, Command] = {
     "splice, replacing": Command(
         arguments="splice host.onnx --sae served --hook layer.1 -o model.onnx --force",
         needs=("host.onnx", "served"),
-        outputs=("model.onnx",),
+        outputs=("model.onnx", "features.onnx"),
         before=("splice host.onnx --sae served --hook layer.0 -o model.onnx --force",),
+    ),
+    "splice, replacing in a model's folder": Command(
+        arguments="splice host.onnx --sae served --hook layer.1 -o out --force",
+        needs=("host.onnx", "served"),
+        outputs=("out/model.onnx", "out/features.onnx"),
+        before=("splice host.onnx --sae served --hook layer.0 -o out",),
     ),
     "train": Command(arguments=f"{_FIT} --k 4 -o fitted --force", needs=("x.npy",), outputs=("fitted",)),
     "train, several": Command(

@@ -13,7 +13,7 @@ from sae_runtime.cli import COMMANDS, GROUPS, features, options
 ROOT = Path(__file__).parents[2]
 LINES = COMMANDS | {f"features {name}": line for name, line in features.LINES.items()}
 LEAVES = sorted(name for name, command in commands().items() if not isinstance(command, click.Group))
-SHARED = {"__init__", "options", "common", "group", "edits", "texts"}
+SHARED = {"__init__", "options", "common", "group", "edits", "texts", "moved"}
 
 
 def command(name: str) -> options.Command:
@@ -53,9 +53,11 @@ def test_help_shows_every_command_in_its_group_and_imports_none() -> None:
 
 
 def test_every_module_of_the_command_line_is_a_command_or_shared() -> None:
-    modules = {path.stem for path in Path(cli.__file__).parent.glob("*.py")}
-    shared = {"__init__", "options", "common", "edits", "group"}
-    assert modules == {*(name.replace("-", "_") for name in COMMANDS), *shared}
+    top, inner = Path(cli.__file__).parent, Path(features.__file__).parent
+    assert {path.stem for path in top.glob("*.py")} == {*(n.replace("-", "_") for n in COMMANDS), *SHARED} - {
+        "features"
+    }
+    assert {path.stem for path in inner.glob("*.py")} == {*features.LINES, "__init__", "sets"}
 
 
 @pytest.mark.parametrize("name", LEAVES)

@@ -1,13 +1,11 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from sae_runtime import demo, load
+from sae_runtime import demo, load, load_model
 from sae_runtime.cli import main
 from sae_runtime.demo.cards import Line, card
-from sae_runtime.demo.neighbours import nearest
 from sae_runtime.demo.text import paragraphs
 
 
@@ -25,7 +23,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_folder_holds_what_the_docstring_names(folder: Path) -> None:
     names = {path.name for path in folder.iterdir()}
-    assert names == {"activations", "bundles", "features", "index.html", "metrics", "plots", "summary.json", "text"}
+    held = {"activations", "bundles", "features", "index.html", "metrics", "model", "plots", "summary.json", "text"}
+    assert names == held and demo.foreign(folder) is None
     for kind in demo.KINDS:
         assert load(folder / "bundles" / kind).manifest.model == "all-MiniLM-L6-v2"
         assert (folder / "features" / f"{kind}.parquet").is_file()
@@ -39,6 +38,12 @@ def test_the_table_holds_the_measured_figures(folder: Path) -> None:
         measured = load(folder / "bundles" / kind).manifest.measured
         assert row["FVU, served"] == f"{measured['fvu']:.4f}" and row["L0 served"] == f"{measured['l0']:.2f}"
         assert float(row["encode, tokens/s"].replace(",", "")) > 0
+
+
+def test_the_model_is_one_that_goes_to_production(folder: Path) -> None:
+    model = load_model(folder / "model")
+    assert model.saes["sae"].d_sae == 192 and model.kind == "vectors"
+    assert model.embed("Open the file").shape == (384,)
 
 
 def test_page_needs_no_other_file(folder: Path) -> None:
@@ -61,13 +66,6 @@ def test_text_is_unique_and_the_same_for_a_seed() -> None:
     first = paragraphs(seed=0)
     assert len(first) > 1000 and len(set(first)) == len(first)
     assert first == paragraphs(seed=0) != paragraphs(seed=1)
-
-
-def test_nearest_are_the_largest_cosines() -> None:
-    corpus = np.eye(4, dtype=np.float32)
-    near = nearest(corpus, np.array([0.1, 0.9, 0.2, 0.0], np.float32), 2)
-    assert [number for number, _ in near] == [1, 2]
-    assert [cosine for _, cosine in near] == pytest.approx([0.9, 0.2])
 
 
 def test_page_escapes_text() -> None:

@@ -1,5 +1,6 @@
 """A deployed model of the Hub: which files are fetched. A folder stands for the repository, and nothing is asked."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,9 @@ from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defin
 from made_hosts import host
 
 from sae_runtime.bundle import hub
+from sae_runtime.deployed.host_sessions import HostSessions
 from sae_runtime.deployed.layout import read_layout
+from sae_runtime.engine.sessions import CPU
 from sae_runtime.exports.splice.splicing import Splice, splice
 
 BundleOf = Callable[..., Path]
@@ -109,3 +112,20 @@ def test_a_repository_without_a_graph_and_a_graph_that_reads_elsewhere_are_refus
 def test_labels_of_a_bundle_are_fetched(repository: Path, snapshot: Path) -> None:
     assert (hub.local("hf://me/model/sae") / "labels.jsonl").is_file()
     assert not (snapshot / "sae" / "evil.py").exists()
+
+
+def test_a_model_in_a_cache_of_links_runs(repository: Path, tmp_path: Path) -> None:
+    """huggingface_hub keeps the bytes in blobs; onnxruntime follows links to them from a graph that it opens itself."""
+    home = tmp_path / "hub" / "models--me--model"
+    (home / "blobs").mkdir(parents=True)
+    for number, path in enumerate(path for path in sorted(repository.rglob("*")) if path.is_file()):
+        link = home / "snapshots" / COMMIT / path.relative_to(repository)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, home / "blobs" / f"{number:040x}")
+        link.symlink_to(os.path.relpath(home / "blobs" / f"{number:040x}", link.parent))
+    layout = read_layout(home / "snapshots" / COMMIT)
+    assert layout.features is not None and set(layout.bundles) == {"sae"}
+    sessions = HostSessions(layout, CPU, 1)
+    sessions.check()
+    for cut in (False, True):
+        assert sessions.open(cut=cut).inputs.ids.name == "ids"

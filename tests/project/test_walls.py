@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, tuple[str, ...] | None] = {
     "generation": ("core", "bundle", "engine", "text", "deployed"),
     "sae": ("core", "bundle", "activations", "engine", "rebuild"),
     "model": ("core", "bundle", "engine", "text", "deployed", "generation"),
-    "extraction": ("core", "bundle", "activations", "engine", "sae", "model"),
+    "extraction": ("core", "bundle", "activations", "engine", "sae", "deployed", "model"),
     "checkpoints": ("core", "bundle"),
     "browser": ("core", "bundle"),
     "train": ("core", "bundle", "activations", "calibration"),

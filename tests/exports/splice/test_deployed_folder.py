@@ -263,3 +263,24 @@ def test_a_new_folder_appears_whole_or_not_at_all(
     with pytest.raises(OSError, match="No space"):
         splice(model / "host.onnx", [Splice(bundle=bundle_of("mutual"), hook="layer.0")], tmp_path / "out")
     assert not any(seen) and not list(tmp_path.glob(".out*")) and not (tmp_path / "out").exists()
+
+
+def test_doctor_runs_the_part_and_says_what_works(model: Path, bundle_of: BundleOf, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (model / "modules.json").unlink()
+    made = splice(model / "host.onnx", [Splice(bundle=bundle_of("mutual"), hook="layer.0")], out)
+    said = json.loads(run_command("doctor", out, "--json").stdout)
+    assert said["warnings"] == [] and said["features"] == str(out / "features.onnx")
+    assert list(said["does"]) == ["load_model"] and "tokenizer" in said["does"]["load_model"]
+    other = splice(model / "host.onnx", [Splice(bundle=bundle_of("mutual"), hook="layer.1")], tmp_path / "other")
+    part = onnx.load(tmp_path / "other" / "features.onnx", load_external_data=False)
+    for entry in part.metadata_props:
+        if entry.key == CUT_OF:
+            entry.value = folder.record(made.path).sha256  # as a stranger could write it
+    (out / "features.onnx").write_bytes(part.SerializeToString())
+    said = json.loads(run_command("doctor", out, "--json").stdout)
+    assert said["warnings"] == [f"{out / 'features.onnx'} gives other features than {made.path}; splice the host again"]
+    shutil.copy(other.path, out / "model.onnx")
+    said = run_command("doctor", out)
+    assert said.exit_code == 0 and "was cut of another graph than" in said.stdout and "part" not in said.stdout.split()
+    assert "kind       model that gives out" in run_command("inspect", out).stdout
