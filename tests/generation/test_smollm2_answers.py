@@ -157,5 +157,5 @@ def test_messages_are_answered_piece_by_piece(model: Model) -> None:
 
 
 def test_edits_that_overflow_are_told(model: Model) -> None:
-    with pytest.raises(ValueError, match="NaN or infinite: its edits make"):
+    with pytest.raises(ValueError, match="NaN, infinite or all equal: its edits make"):
         ids_of(model, TEXTS[0], [Edit.set(feature, 3e38) for feature in range(200)])
