@@ -169,7 +169,9 @@ class Loop:
     def _choose(self, request: Request, logits: NDArray[np.float32], features: dict[str, Features]) -> Step:
         """The next token of a request."""
         # Products of rounded activations make 0 of NaN, and then all logits are equal.
-        if not np.isfinite(highest := logits.max()) or (len(logits) > 1 and logits.min() == highest):
+        highest = logits.max()
+        equal = len(logits) > 1 and logits[0] == highest and logits.min() == highest
+        if not np.isfinite(highest) or equal:
             cause = "its edits make the model's numbers overflow" if any(request.edits.values()) else "the model is off"
             return request, ValueError(
                 f"the logits behind token {len(request) - 1} of a request are NaN, infinite or all equal: {cause}; "
