@@ -125,7 +125,7 @@ def test_edits_that_are_set_on_the_way_count_from_the_next_token(model: Model) -
 
 
 def test_requests_join_and_leave_and_are_answered_as_if_alone(model: Model) -> None:
-    asked = [
+    asked: list[tuple[str, int, dict[str, Any]]] = [
         (PROMPTS[0], 14, {}),
         (PROMPTS[1], 5, {"edits": {"sae": STRONG}}),
         (PROMPTS[2], 9, {"edits": {"sae": OTHER}, "gate": "generated"}),

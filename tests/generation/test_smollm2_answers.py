@@ -82,7 +82,8 @@ def by_genai(model: Model, ids: Sequence[int], edits: list[Edit]) -> list[int]:
 
 
 def by_transformers(sae: Path, text: str, edits: list[Edit], gate: Any) -> list[int]:
-    live: Any = LlamaForCausalLM.from_pretrained(MODEL).eval()
+    live: Any = LlamaForCausalLM.from_pretrained(MODEL)
+    live.eval()
     ids = AutoTokenizer.from_pretrained(MODEL)(text, return_tensors="pt")
     with attach(live, f"model.layers.{LAYER}", sae, edits, gate=gate), torch.no_grad():
         answer = live.generate(**ids, max_new_tokens=NEW, do_sample=False, pad_token_id=2)
