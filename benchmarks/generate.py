@@ -56,7 +56,7 @@ class Turn:
 @click.command(help=__doc__)
 @click.option("--model", default=Path(".venv/smollm2"), type=FOLDER, show_default=True, help="transformers folder")
 @click.option("--cache", default=Path("build/generate"), type=FOLDER, show_default=True, help="keeps what is made")
-@click.option("--precision", "precisions", multiple=True, default=("int4", "fp32"), show_default=True)
+@click.option("--build", "precisions", multiple=True, default=("int4", "fp32"), show_default=True)
 @click.option("--batch", "batches", multiple=True, type=int, default=(1, 4, 8), show_default=True)
 @click.option("--tokens", default=64, show_default=True, help="of each answer")
 @click.option("--threads", default=2, show_default=True, help="of both programs")

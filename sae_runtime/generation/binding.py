@@ -18,17 +18,19 @@ class Binding:
     def __init__(self, session: Any) -> None:
         self._session, self._io = session, session.io_binding()
         self._fed: dict[str, NDArray[Any]] = {}
+        self._held: dict[str, Any] = {}
         self._outputs: dict[str, int] = {}  # their places in the answer of a run
 
     def feed(self, name: str, array: NDArray[Any]) -> None:
         """Give an input an array, which must not be written before the run."""
         if self._fed.get(name) is not array:
             self.feed_value(name, value_of(array))
-            self._fed[name] = array  # which the value does not hold
+            self._fed[name] = array
 
     def feed_value(self, name: str, value: Any) -> None:
         """Give an input an OrtValue. An array itself is taken for required inputs alone."""
         self._io.bind_ortvalue_input(name, value)
+        self._held[name] = value  # and so its memory, which onnxruntime does not hold
 
     def ask(self, name: str) -> None:
         """Let the next run make an output anew."""
@@ -61,4 +63,4 @@ def value_of(array: NDArray[Any]) -> Any:
     """An OrtValue of the same memory."""
     import onnxruntime
 
-    return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+    return onnxruntime.OrtValue.ortvalue_from_numpy(np.require(array, requirements="C"))  # keeps a number a number

@@ -12,6 +12,10 @@ from sae_runtime.generation.binding import Binding, value_of
 _STEP = 128  # tokens by which blocks grow at least
 
 
+Interventions = tuple[Any, dict[str, NDArray[Any]]]
+"""What a run asked of the SAEs, and the inputs that say so, which the next run may use again."""
+
+
 class Rows:
     """For graphs of GroupQueryAttention: each request's tokens stand from the start of its row.
 
@@ -23,6 +27,7 @@ class Rows:
         self.entries = entries
         self.lengths = np.zeros(1, np.int64)
         self._blocks = [_zeros(entry, 1, 0) for entry in entries]
+        self.interventions: Interventions | None = None
         self._binding: Binding | None = None  # until the requests or the blocks are others
         self._names: tuple[str, ...] = ()
 
@@ -96,6 +101,7 @@ class Columns:
         self.entries = entries
         self.lengths = np.zeros(1, np.int64)
         self._pasts = [value_of(_zeros(entry, 1, 0)) for entry in entries]
+        self.interventions: Interventions | None = None
         self._binding: Binding | None = None  # of the last run
 
     def mask(self, new: int) -> NDArray[np.int64]:

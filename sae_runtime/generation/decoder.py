@@ -135,7 +135,13 @@ class Decoder:
         if self.inputs.keep is not None:
             feed[self.inputs.keep.name] = np.ones([1] * len(self.inputs.keep.shape), self.inputs.keep.dtype)
         asked = {name: number for name, number in slots.items() if self._takes_slots(name)}
-        feed |= intervention_feed(self.splices, edits=edits, gates=gates, slots=asked, required=self.required)
+        key = edits, None if gates is None else (gates.shape, gates.tobytes()), asked
+        known = None if cache is None else cache.interventions
+        if known is None or known[0] != key:  # in most steps they are those of the last one, and stay bound
+            known = key, intervention_feed(self.splices, edits=edits, gates=gates, slots=asked, required=self.required)
+        if cache is not None:
+            cache.interventions = known
+        feed |= known[1]
         wanted = [_LOGITS, *(output for name in slots for output in self.splices[name].outputs)]
         names = [*feed, *wanted]
         binding = Binding(self.session) if cache is None else cache.bind(self.session, ids.shape[1], names)

@@ -168,10 +168,13 @@ class Loop:
 
     def _choose(self, request: Request, logits: NDArray[np.float32], features: dict[str, Features]) -> Step:
         """The next token of a request."""
-        if not np.isfinite(logits.max()):
+        # Products of rounded activations make 0 of NaN, and then all logits are equal.
+        highest = logits.max()
+        equal = len(logits) > 1 and logits[0] == highest and logits.min() == highest
+        if not np.isfinite(highest) or equal:
             cause = "its edits make the model's numbers overflow" if any(request.edits.values()) else "the model is off"
             return request, ValueError(
-                f"the logits behind token {len(request) - 1} of a request are NaN or infinite: {cause}; "
+                f"the logits behind token {len(request) - 1} of a request are NaN, infinite or all equal: {cause}; "
                 "give smaller edits, or check the model with: sae-runtime doctor"
             )
         number = request.sampler.choose(logits)

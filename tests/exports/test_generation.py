@@ -170,3 +170,14 @@ def test_the_code_of_the_document_generates_steered_text(writer: Writer, monkeyp
         ids.append(names["generator"].get_next_tokens())
     np.testing.assert_array_equal(np.stack(ids, axis=1), expected)
     assert (names["gate"] == 0).all()
+
+
+def test_the_code_of_the_document_writes_steered_text(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prompt is one unknown word, thus token 0."""
+    (code,) = (block for block in blocks("steering.md") if "model.generate(" in block and "load_model" in block)
+    monkeypatch.chdir(writer.graph.parents[1])
+    names: dict[str, Any] = {}
+    exec(code, names)
+    expected = live(writer, np.array([[0]]), [Edit.set(12, 8.0)], "answer")[0].tolist()
+    ids = names["answer"].ids
+    assert ids[:6] == expected[: len(ids)] and names["answer"].edits == Edit.set(12, 8.0)

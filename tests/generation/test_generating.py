@@ -125,7 +125,7 @@ def test_edits_that_are_set_on_the_way_count_from_the_next_token(model: Model) -
 
 
 def test_requests_join_and_leave_and_are_answered_as_if_alone(model: Model) -> None:
-    asked = [
+    asked: list[tuple[str, int, dict[str, Any]]] = [
         (PROMPTS[0], 14, {}),
         (PROMPTS[1], 5, {"edits": {"sae": STRONG}}),
         (PROMPTS[2], 9, {"edits": {"sae": OTHER}, "gate": "generated"}),
@@ -182,7 +182,7 @@ def test_numbers_that_overflow_end_their_request_alone(model: Model) -> None:
     loop.step()
     loop.edit(ill, {"sae": HUGE})
     failed = [(one, got) for one, got in loop.step() if isinstance(got, Exception)]
-    assert [one for one, _ in failed] == [ill] and "token 8 of a request are NaN or infinite" in str(failed[0][1])
+    assert [one for one, _ in failed] == [ill] and "token 8 of a request are NaN, infinite" in str(failed[0][1])
     assert "its edits make the model's numbers overflow" in str(failed[0][1])
     joined = request(model, PROMPTS[4], 8)  # takes the place
     loop.add(joined)
@@ -191,7 +191,7 @@ def test_numbers_that_overflow_end_their_request_alone(model: Model) -> None:
     for one, prompt in zip([*well, later, joined], [*PROMPTS[:3], PROMPTS[4]], strict=True):
         assert one.ids == ids_of_torch(prompt, 8)
     answer = model.generate("w1", HUGE)
-    with pytest.raises(ValueError, match="NaN or infinite"):
+    with pytest.raises(ValueError, match="NaN, infinite or all equal"):
         next(answer)
     assert list(answer) == []
 

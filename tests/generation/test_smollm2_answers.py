@@ -82,7 +82,8 @@ def by_genai(model: Model, ids: Sequence[int], edits: list[Edit]) -> list[int]:
 
 
 def by_transformers(sae: Path, text: str, edits: list[Edit], gate: Any) -> list[int]:
-    live: Any = LlamaForCausalLM.from_pretrained(MODEL).eval()
+    live: Any = LlamaForCausalLM.from_pretrained(MODEL)
+    live.eval()
     ids = AutoTokenizer.from_pretrained(MODEL)(text, return_tensors="pt")
     with attach(live, f"model.layers.{LAYER}", sae, edits, gate=gate), torch.no_grad():
         answer = live.generate(**ids, max_new_tokens=NEW, do_sample=False, pad_token_id=2)
@@ -157,5 +158,5 @@ def test_messages_are_answered_piece_by_piece(model: Model) -> None:
 
 
 def test_edits_that_overflow_are_told(model: Model) -> None:
-    with pytest.raises(ValueError, match="NaN or infinite: its edits make"):
+    with pytest.raises(ValueError, match="NaN, infinite or all equal: its edits make"):
         ids_of(model, TEXTS[0], [Edit.set(feature, 3e38) for feature in range(200)])

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases_common import true_features
-from cases_hosts import Weights, random_sae
+from cases_common import Weights, true_features
+from cases_hosts import random_sae
 from deployed_model import deploy, write_tokenizer
 from onnxruntime.quantization import quantize_dynamic
 from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM
@@ -55,7 +55,8 @@ class Writer:
 def causal(kind: str, **settings: Any) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(4)
-        made: Any = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**settings))
+        load: Any = AutoModelForCausalLM.from_config
+        made = load(CONFIG_MAPPING[kind](**settings))
     return made.eval()
 
 
@@ -150,6 +151,10 @@ def answers(model: Model, joins: Sequence[int]) -> list[list[int]]:
     return [one.ids for one in requests]
 
 
+def features_of(writer: Writer) -> Any:
+    return lambda x: true_features(writer.weights, x)
+
+
 def by_torch(writer: Writer, number: int, most: int) -> list[int]:
     edits = STRONG if number % 2 else []
     ids = [int(word[1:]) for word in PROMPTS[number].split()]
@@ -162,7 +167,7 @@ def by_torch(writer: Writer, number: int, most: int) -> list[int]:
         writer.torch,
         writer.hook,
         writer.weights,
-        lambda x: true_features(writer.weights, x),
+        features_of(writer),
         ids,
         most,
         plan,
@@ -185,7 +190,7 @@ def test_features_of_each_step_are_those_of_torch(writer: Writer) -> None:
     pieces = list(writer.model.generate(PROMPTS[2], max_new_tokens=6, features=True))
     ids = [int(word[1:]) for word in PROMPTS[2].split()]
     _, seen = written(
-        *(writer.torch, writer.hook, writer.weights, lambda x: true_features(writer.weights, x), ids, 6),
+        *(writer.torch, writer.hook, writer.weights, features_of(writer), ids, 6),
         lambda step: ([], []),
         cache=bool(writer.model._decoder.inputs.past),  # type: ignore[union-attr]
     )
@@ -205,7 +210,7 @@ def test_edits_change_on_the_way_where_there_is_a_cache(writer: Writer) -> None:
     if writer.torch is not None:
         ids = [int(word[1:]) for word in PROMPTS[0].split()]
         expected, _ = written(
-            *(writer.torch, writer.hook, writer.weights, lambda x: true_features(writer.weights, x), ids, 6),
+            *(writer.torch, writer.hook, writer.weights, features_of(writer), ids, 6),
             lambda step: (STRONG if step else [], [1.0]),
         )
         assert answer.ids == expected
@@ -249,7 +254,8 @@ def test_models_that_write_no_text_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="gives last_hidden_state and writes no text; generate needs a causal"):
         encoder.generate("w1")
     config = BertConfig(vocab_size=44, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
-    export_model(BertForMaskedLM(config).eval(), tmp_path / "masked" / "host.onnx")
+    masked: Any = BertForMaskedLM(config)
+    export_model(masked.eval(), tmp_path / "masked" / "host.onnx")
     config.architectures = ["BertForMaskedLM"]
     config.save_pretrained(tmp_path / "masked")
     write_tokenizer(tmp_path / "masked", "bert")
