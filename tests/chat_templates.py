@@ -202,6 +202,14 @@ HOSTILE = {
     "namespace of itself": "{% set n = namespace() %}{% set n.a = n %}{{ n }}",
     "many": "{% set n = namespace(l=[]) %}" + _LONG + _MANY + "{% set n.l = n.l + [s.lower()] %}{% endfor %}",
     "written": _MANY + "x" * 50000 + "{% endfor %}",
+    "format of a list": "{{ ('{0}' * 999).format([none] * 99999) }}",
+    "percent of a list": "{{ ('%(a)s' * 999) % {'a': [none] * 99999} }}",
+    "JSON far inside": "{% set n = namespace(l=[1] * 50000) %}{% for i in range(300) %}{% set n.l = [n.l] %}"
+    "{% endfor %}{{ n.l|tojson(indent=16) }}",
+    "characters": _LONG + "{{ s|sort|length }}" * 3,
+    "list of characters": _LONG + "{% set a = s|list %}" * 3,
+    "words": "{% set s = 'a ' * 900000 %}" + "{{ s.split()|length }}" * 5,
+    "lines": "{% set s = '\\n' * 900000 %}" + "{{ s.splitlines()|length }}" * 5,
     "date": "{{ strftime_now('%1000000000Y') }}",
     "sum": "{{ ([[1]]*9999)|sum(start=[]) }}",
     # It is no template.

@@ -98,9 +98,6 @@ def _frame(tokens: Tokens) -> tuple[int, int]:
 def _part(tokens: Tokens, before: int, after: int, start: int, stop: int) -> Tokens:
     """The text's tokens from `start` to `stop`, with the special tokens around them."""
     parts = slice(before), slice(before + start, before + stop), slice(len(tokens) - after, None)
-    arrays = {name: np.concatenate([array[part] for part in parts]) for name, array in _arrays(tokens)}
+    names = ("ids", "offsets", "special", "kept", "prompt", "positions")
+    arrays: dict[str, Any] = {n: np.concatenate([getattr(tokens, n)[part] for part in parts]) for n in names}
     return Tokens(**arrays)
-
-
-def _arrays(tokens: Tokens) -> list[tuple[str, NDArray[Any]]]:
-    return [(name, array) for name, array in vars(tokens).items() if name != "left_out"]
