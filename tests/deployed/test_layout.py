@@ -48,7 +48,7 @@ def test_a_spliced_folder_is_found_from_the_folder_and_from_the_graph(
 def test_an_unspliced_graph_has_no_saes(source: Path) -> None:
     layout = read_layout(source)
     assert layout.graph == source / "host.onnx" and layout.features is None
-    assert layout.splices == layout.bundles == {}
+    assert (layout.splices, layout.bundles) == ({}, {})
 
 
 def test_a_graph_below_its_tokenizer_is_spliced_in_place_and_into_a_new_folder(

@@ -45,7 +45,7 @@ def one(model: Path, **settings: Any) -> list[Splice]:
 def weights_in(made: SplicedGraph) -> str:
     """The path of the SAE's weights from the graph: in a copy of the bundle, else a name that tells their content."""
     one = made.splices[0]
-    return one.file if one.reads_bundle else f"sae_weights.{one.weights[:16]}.safetensors"
+    return str(one.file) if one.reads_bundle else f"sae_weights.{one.weights[:16]}.safetensors"
 
 
 def test_the_graph_is_named_after_the_host_beside_it_and_model_in_a_new_folder(model: Path) -> None:
