@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from deployed_model import D_SAE, by_torch, deploy, ids_of, some_texts
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ import sae_runtime
 from sae_runtime import Edit, Model, load_model
 from sae_runtime.core.gates import positions, spans
 from sae_runtime.deployed.notices import LeftOutWarning
+from sae_runtime.engine.sessions import CUDA
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -350,9 +352,10 @@ def test_weights_that_changed_are_refused(tmp_path: Path, bundle_of: Callable[..
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(CUDA not in onnxruntime.get_available_providers(), reason="needs the CUDA provider")
 def test_the_cuda_provider_gives_the_same(model_of: Callable[..., Model]) -> None:
     model = model_of()
-    other = load_model(model.layout.graph, providers=["CUDAExecutionProvider"])
+    other = load_model(model.layout.graph, providers=[CUDA])
     for text in ("w1 w2 w3", "w4"):
         assert close(other.features(text).features.to_dense(), by_torch("bert", text)[0], 1e-4)
         edited = other.run(text, Edit.set(3, 4.0))["last_hidden_state"]
