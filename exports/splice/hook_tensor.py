@@ -44,9 +44,11 @@ def find_hook(graph: ir.Graph, hook: Hook, d_in: int) -> ir.Value:
     places = places_of(whole)
     if not places:
         values = [value for node in graph for value in node.outputs if _is_activation(value)]
+        known = [str(value.name) for value in values if _width(value) == d_in]
+        tensors = f"such as {listed(known)}" if known else f"where a tensor has {d_in} columns, of which none is known"
         raise ValueError(
             "the graph names no modules: it was optimised, or exported in another way; splice before optimising, or "
-            f"hook tensor:NAME, such as {listed([str(value.name) for value in values if _width(value) == d_in])}"
+            f"hook tensor:NAME, {tensors}"
         )
     modules = modules_in(places)
     wanted = _of_lens(hook, modules) if hook.place == "lens" and hook.name not in modules else hook

@@ -12,8 +12,11 @@ import onnx_ir as ir
 from onnx import inliner
 
 from sae_runtime.bundle.external_data import check_external
+from sae_runtime.bundle.folder import MANIFEST
+from sae_runtime.bundle.graph_reader import read_metadata
 from sae_runtime.bundle.hooks import Hook
 from sae_runtime.bundle.siblings import repaired
+from sae_runtime.bundle.splices import CUT_OF
 from sae_runtime.exports.splice.conversion import OLDEST_IR, OLDEST_OPSET, converted
 from sae_runtime.exports.splice.modules import modules_in, places_of
 from sae_runtime.exports.splice.quantised import batch_warning, place_quantisers
@@ -53,9 +56,16 @@ def read_host(path: Path) -> HostGraph:
         ValueError: the graph cannot be read or converted, it reads files outside of its folder, or it is a merged
             decoder.
     """
+    if path.is_dir():
+        if (path / MANIFEST).is_file():
+            raise ValueError(f"{path} is a bundle; name it by --sae, and as HOST the graph of a model")
+        graphs = [*sorted(path.glob("*.onnx")), *sorted(path.glob("onnx/*.onnx")), "what export-model writes"]
+        raise ValueError(f"{path} is a folder; name the graph of a host, such as {graphs[0]}")
     if not repaired(path).is_file():
         raise FileNotFoundError(f"{path} does not exist; make a host graph: sae-runtime export-model")
     check_external(path)
+    if CUT_OF in read_metadata(path):
+        raise ValueError(f"{path} is the part of a graph that gives features; name the whole graph beside it")
     try:
         model = ir.load(path)
     except Exception as error:  # protobuf and onnx-ir raise whatever the bytes cause

@@ -156,14 +156,13 @@ def show(steering: Steering, heading: Callable[[], None]) -> None:
         results = list(steering.moved())
         heading()
         for result in results:
-            text = texts.one_line(result["text"], texts.columns()) or "(an empty text)"
-            click.echo("\n".join(["", text, *_lines(result)]))
+            click.echo("\n".join(["", texts.title(result["text"]), *_lines(result)]))
         return
     for number, text in enumerate(steering.texts):
         answers = {f"{word} edits": steering.answer(text, edited=word == "with") for word in ("without", "with")}
         if not number:
             heading()
-        click.echo(f"\n{texts.one_line(text, texts.columns())}")
+        click.echo(f"\n{texts.title(text)}")
         for name, answer in answers.items():
             click.echo(f"\n  {name}:\n")
             for piece in answer:

@@ -1,5 +1,6 @@
 """sae-runtime steer."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
     from sae_runtime.core.edits import Edit
     from sae_runtime.model import Model
 
+_OF_MODEL = ("document", "text_field", "sae", "gate")
+_OF_KIND = {
+    "vectors": ("among", "nearest"),
+    "text": ("max_new_tokens", "chat", "temperature", "seed"),
+}  # options that count for one kind of model
 _GATES = ("all", "text", "prompt", "last_prompt", "generated", "answer")  # those of core.gates that are words
 
 
@@ -66,11 +72,21 @@ def command(
     if activations is None:
         if output is not None:
             raise click.UsageError("With --text, what moved is printed, and -o writes nothing; leave it out.")
+        _refuse(["any_source"], "counts for --activations")
         _steer_model(place, listed, edits, session, run, **of_texts)
         return
+    _refuse([*_OF_MODEL, *(name for names in _OF_KIND.values() for name in names)], "counts for --text of a MODEL")
     if output is None:
         raise click.UsageError("Missing option '-o' / '--output'.")
     _steer_activations(place, activations, output, edits, any_source, session, run)
+
+
+def _refuse(options: Iterable[str], why: str) -> None:
+    """Refuse options that would change nothing, where one is set."""
+    context = click.get_current_context()
+    for name in options:
+        if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
+            raise click.UsageError(f"--{name.replace('_', '-')} {why}; leave it out.")
 
 
 def _steer_activations(
@@ -135,6 +151,9 @@ def _steer_model(
     from sae_runtime.model import load_model
 
     model = load_model(place, **session)
+    for kind, options in _OF_KIND.items():
+        if kind != model.kind:
+            _refuse(options, f"counts for models that give {kind}, and {model.layout.graph} does not")
     name = _edited(model, sae)
     plain = model.saes[name].resolved(edits)
     steering = Steering(
@@ -169,4 +188,5 @@ def _edited(model: "Model", sae: str | None) -> str:
             f"{model.layout.graph} has no SAE that takes edits; put one in: sae-runtime splice {model.layout.graph} "
             "--sae BUNDLE"
         )
-    raise ValueError(f"the model takes edits of {', '.join(names)}; name one of them by --sae")
+    asked = "" if sae is None else f", not of {sae!r}"
+    raise ValueError(f"the model takes edits of {', '.join(names)}{asked}; name one of them by --sae")

@@ -36,10 +36,7 @@ def _texts(text: tuple[str, ...], text_file: tuple[Path, ...], document: str, te
             one.encode()
         except UnicodeEncodeError:
             raise ValueError(f"--text {one!r} is not UTF-8; give it in a file of UTF-8 by --text-file") from None
-    texts = [*text, *(str(one.content) for one in read(text_file, document, text_field))]
-    if text_file and len(texts) == len(text):
-        raise ValueError(f"{', '.join(map(str, text_file))} holds no text; name a file that holds some")
-    return texts
+    return [*text, *(str(one.content) for one in read(text_file, document, text_field))]
 
 
 def texts(help: str) -> Decorator[Any]:
@@ -60,14 +57,17 @@ def read(files: Sequence[Path], document: str, text_field: str, label_field: str
     """The documents of files, with the value of a field of labels as the id of each.
 
     Raises:
-        ValueError: a file cannot be read, as `documents` says.
+        ValueError: a file cannot be read, as `documents` says, or the files hold no text.
     """
     if not files:
         return []
     from sae_runtime.activations.documents import documents
     from sae_runtime.activations.reading import Reading
 
-    return list(documents(files, Reading(document=document, text_field=text_field, id_field=label_field)))
+    found = list(documents(files, Reading(document=document, text_field=text_field, id_field=label_field)))
+    if not found:
+        raise ValueError(f"{', '.join(map(str, files))} holds no text; name a file that holds some")
+    return found
 
 
 def columns() -> int:
@@ -82,6 +82,11 @@ def one_line(text: str, columns: int) -> str:
     'Open the …'
     """
     return cut(printable(" ".join(text.split())), columns)
+
+
+def title(text: str) -> str:
+    """A text as one line of the terminal above what is said of it."""
+    return one_line(text, columns()) or "(an empty text)"
 
 
 def shown_token(text: str) -> str:

@@ -26,7 +26,7 @@ class ReadableFeature:
         number: its number.
         density: share of the tokens on which it is active.
         largest: its largest activation.
-        word: the token of most of its strongest matches.
+        word: the token that most spans mark.
         spans: the text around its strongest matches, each with the activation.
     """
 
@@ -103,14 +103,15 @@ def readable_features(
         )
         on_forms = np.isin(table.token[rows], table.token[rows[:_TOP]])
         judged.append((readable, float(values[on_forms].sum() / values.sum()), number, forms.most_common(1)[0][0]))
-    chosen: dict[str, tuple[int, str]] = {}
+    chosen: dict[str, int] = {}
     for *_, number, word in sorted(judged, reverse=True):
-        chosen.setdefault(word[:4], (number, word))
+        chosen.setdefault(word[:4], number)
     described = []
-    for number, word in list(chosen.values())[:count]:
+    for number in list(chosen.values())[:count]:
         rows, values = table.matches(number)
         nearest = list(dict.fromkeys(table.doc[rows].tolist()))[: 3 * _SPANS]  # some texts repeat each other
         spans = _spans(model, [texts[doc] for doc in nearest], number, context)
+        word = Counter(span.token.lower() for span in spans).most_common(1)[0][0]
         described.append(ReadableFeature(number, float(table.density[number]), float(values[0]), word, spans))
     return described
 
@@ -128,4 +129,4 @@ def _spans(model: Model, texts: Sequence[str], feature: int, context: int) -> tu
         after = after if end + _AROUND >= len(seen.text) else after[: after.rfind(" ") + 1]
         span = Line(value, before, seen.text[begin:end], after)
         spans.setdefault((before[-10:], span.token), span)
-    return tuple(spans.values())[:_SPANS]
+    return tuple(sorted(spans.values(), key=lambda span: -span.value)[:_SPANS])

@@ -14,7 +14,7 @@ from deployed_model import D_SAE, by_torch, deploy, some_texts
 from sae_runtime.bundle.labels import write_labels
 from sae_runtime.exports.splice.splicing import Splice
 from sae_runtime.extraction.finding import find
-from sae_runtime.model import load_model
+from sae_runtime.model import Model, load_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TEXTS = list(dict.fromkeys(some_texts(40, 12)))
@@ -104,6 +104,28 @@ def test_show_keeps_columns_and_terminals_safe(model: Path, monkeypatch: pytest.
     assert EVIL[0] not in shown and EVIL[-1] not in shown and r"\x1b[2J\u202e" in shown
     assert "xxx…" in shown and "文件" in shown
     assert "(no token of the text" in run("features", "show", model, "--text", "").stdout
+
+
+def test_show_begins_before_the_last_text_is_read(model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    whole, sizes = Model.features, list[int]()
+
+    def counted(self: Model, texts: list[str]) -> Any:
+        sizes.append(len(texts))
+        return whole(self, texts)
+
+    monkeypatch.setattr(Model, "features", counted)
+    (tmp_path / "a.txt").write_text("w1 w2\n" * 150)
+    shown = run("features", "show", model, "--text-file", tmp_path / "a.txt").stdout
+    assert len(sizes) > 1 and sum(sizes) == 150 and shown.count("w1 w2") == 150
+    sizes.clear()
+    with monkeypatch.context() as broken:
+        broken.setattr("sae_runtime.cli.features.show.labels_of", raising)
+        assert "labels" in refused("features", "show", model, "--text", "w1")
+    assert sizes == []  # labels that cannot be read are told before the first text is
+
+
+def raising(*_: Any) -> Any:
+    raise ValueError("no labels")
 
 
 def test_show_of_several_saes(two: Path) -> None:
@@ -202,7 +224,9 @@ def test_what_find_cannot_do_is_one_sentence(model: Path, files: Path, tmp_path:
     said = refused(*call, "--table", table, "--label-column", "topic", "--about-value", "c")
     assert said == "error: no text has 'c' in the column 'topic'; it has 'a', 'b'"
     said = refused(*call, "--table", table, "--label-column", "topic", "--about-value", "a", "--against-value", "a")
-    assert said == "error: every text has 'a' in the column 'topic'; two sets need two values"
+    assert said == "error: --about-value and --against-value are both 'a'; two sets need two values"
+    said = refused(*call, "--table", a, "--about-column", "one", "--against-column", "other")
+    assert said.startswith(f"error: {a} is plain text and has no columns; give a .csv or .jsonl file")
     assert "no field 'topics'" in refused(*call, "--table", table, "--label-column", "topics", "--about-value", "a")
     assert "each of the 20 texts about is also against" in refused(*call, "--about", a, "--against", a)
     (tmp_path / "empty.txt").write_text("")

@@ -75,6 +75,7 @@ def test_an_answer_without_edits_and_with_them(folder_of: Callable[[str], Path])
     assert "'twelve' is feature 12" in printed
     before, after = printed.partition("with edits:")[::2]
     assert answers[0].strip() in before and answers[1].strip() in after
+    assert "(an empty text)" in run("steer", path, "--text", "", "--max-new-tokens", "1", *SET).output
     assert "chat template" in refused(*call, "--chat")
     drawn = [run(*call, "--temperature", "100", "--seed", seed).stdout for seed in ("1", "1", "2")]
     assert drawn[0] == drawn[1] != drawn[2]
@@ -122,6 +123,20 @@ def test_what_a_bundle_takes_and_what_a_model_takes(
     assert "feature 150 does not exist" in refused("steer", path, "--set", "150=1", "--text", "w1")
     assert "'thirteen' is no label" in refused("steer", path, "--set", "thirteen=1", "--text", "w1")
     said = refused("steer", path, *SET, "--text", "w1", "--sae", "other")
-    assert said == "error: the model takes edits of sae; name one of them by --sae"
+    assert said == "error: the model takes edits of sae, not of 'other'; name one of them by --sae"
+    saved = (*acts, "-o", tmp_path / "y.npy")
+    for unused in (("--gate", "text"), ("--among", tmp_path / "x.txt"), ("--chat",), ("--seed", "0"), ("--sae", "sae")):
+        assert f"{unused[0]} counts for --text of a MODEL; leave it out." == misused("steer", bundle, *SET, *saved, *unused)
+    assert not (tmp_path / "y.npy").exists()
+    text = ("--text", "w1", *SET)
+    assert "--chat counts for models that give text" in misused("steer", path, *text, "--chat")
+    assert "--any-source counts for --activations" in misused("steer", path, *text, "--any-source")
+    (tmp_path / "x.txt").write_text("w2")
+    assert "--among counts for models that give vectors" in misused(
+        "steer", folder_of("gpt2"), *text, "--among", tmp_path / "x.txt"
+    )
+    (tmp_path / "x.txt").write_text("\n")
+    said = refused("steer", path, *text, "--among", tmp_path / "x.txt")
+    assert said == f"error: {tmp_path / 'x.txt'} holds no text; name a file that holds some"
     plain = deploy(tmp_path / "plain", "bert", [])
     assert "has no SAE that takes edits" in refused("steer", plain, *SET, "--text", "w1")

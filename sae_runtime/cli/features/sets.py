@@ -34,6 +34,8 @@ def _sets(
         "columns": (about_column, against_column),
         "values": (label_column, about_value, against_value),
     }
+    for path in table:
+        _check_columns(path)
     match [way for way, given in ways.items() if any(one is not None for one in given)]:
         case ["files"] if about and against and not table:
             return _contents(about, document, text_field), _contents(against, document, text_field)
@@ -44,17 +46,26 @@ def _sets(
     raise click.UsageError(_HINT)
 
 
+def _check_columns(table: Path) -> None:
+    """Refuse plain text as a table."""
+    from sae_runtime.activations.documents import files_of
+    from sae_runtime.activations.reading import TEXTS, kind
+
+    for file in files_of(table):
+        if kind(file) in TEXTS:
+            raise ValueError(f"{file} is plain text and has no columns; give a .csv or .jsonl file, or --about FILE")
+
+
 def _contents(files: Sequence[Path], document: str, text_field: str) -> list[str]:
-    found = [str(one.content) for one in texts.read(files, document, text_field)]
-    if not found:
-        raise ValueError(f"{', '.join(map(str, files))} holds no text; name files that hold some")
-    return found
+    return [str(one.content) for one in texts.read(files, document, text_field)]
 
 
 def _by_value(
     files: Sequence[Path], document: str, text_field: str, column: str, about: str, against: str | None
 ) -> Sets:
     """The texts of the rows with one value, and those with another, or with any other."""
+    if about == against:
+        raise ValueError(f"--about-value and --against-value are both {about!r}; two sets need two values")
     rows = [(one.source.id, str(one.content)) for one in texts.read(files, document, text_field, column)]
     labelled = [(str(value), text) for value, text in rows if value is not None]
     values = list(dict.fromkeys(value for value, _ in labelled))
@@ -65,7 +76,7 @@ def _by_value(
             )
             raise ValueError(f"no text has {value!r} in the column {column!r}; {known}")
     others = [text for value, text in labelled if (value == against if against is not None else value != about)]
-    if not others or about == against:
+    if not others:
         raise ValueError(f"every text has {about!r} in the column {column!r}; two sets need two values")
     return [text for value, text in labelled if value == about], others
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _WIDEST = 24  # columns of a token
 _NUMBERS = 14  # columns of a feature and its activation
+_AT_ONCE = 64  # texts that are read before they are shown
 
 
 @click.command(
@@ -44,16 +45,17 @@ def command(
     if top < 1:
         raise click.UsageError(f"--top is a number of features from 1 on, got {top}.")
     opened = load_model(model, **session)
-    seen = opened.features(texts)
     read = [name for name, one in opened.saes.items() if one.reads]
     labels = {name: labels_of(opened, name) for name in (read if sae is None else [sae])}
+    begins = range(0, len(texts), _AT_ONCE)
+    seen = (one for begin in begins for one in opened.features(texts[begin : begin + _AT_ONCE]))
     if run.json:
         run.show({"model": model, "texts": [_as_json(one, labels, top, special) for one in seen]}, [])
         return
     with naming("standard output"):
         for number, one in enumerate(seen):
             lines = [line for name, known in labels.items() for line in _table(one, name, known, top, special)]
-            click.echo("\n".join([*([""] if number else []), *_heading(one, len(seen)), *lines]))
+            click.echo("\n".join([*([""] if number else []), *_heading(one, len(texts)), *lines]))
 
 
 def labels_of(model: "Model", sae: str) -> Mapping[int, str]:
@@ -89,7 +91,7 @@ def _as_json(seen: "TextFeatures", labels: Mapping[str, Mapping[int, str]], top:
 def _heading(seen: "TextFeatures", count: int) -> Iterator[str]:
     """A line that names a text among several."""
     if count > 1:
-        yield texts.one_line(seen.text, texts.columns()) or "(an empty text)"
+        yield texts.title(seen.text)
 
 
 def _table(seen: "TextFeatures", sae: str, labels: Mapping[int, str], top: int, special: bool) -> Iterator[str]:

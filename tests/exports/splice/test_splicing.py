@@ -523,6 +523,12 @@ def test_a_splice_that_does_not_fit_is_refused_and_nothing_is_written(
 
 def test_missing_taken_and_broken_files_are_refused(bundle_of: BundleOf, tmp_path: Path) -> None:
     one = Splice(bundle=bundle_of("mutual"), hook="encoder.layer.0")
+    shutil.copyfile(host_graph("bert"), tmp_path / "other.onnx")
+    with pytest.raises(ValueError, match=r"is a folder; name the graph of a host, such as .*other\.onnx"):
+        splice(tmp_path, [one])
+    with pytest.raises(ValueError, match=r"is a bundle; name it by --sae"):
+        splice(one.bundle, [one])
+    (tmp_path / "other.onnx").unlink()
     with pytest.raises(FileNotFoundError, match="make a host graph: sae-runtime export-model"):
         splice(tmp_path / "host.onnx", [one])
     host = copy_host(tmp_path / "host")
