@@ -85,7 +85,11 @@ def one_line(text: str, columns: int) -> str:
 
 
 def title(text: str) -> str:
-    """A text as one line of the terminal above what is said of it."""
+    r"""A text as one line of the terminal, above what is said of it.
+
+    >>> title("Open\nthe file"), title("")
+    ('Open the file', '(an empty text)')
+    """
     return one_line(text, columns()) or "(an empty text)"
 
 

@@ -75,7 +75,6 @@ def test_an_answer_without_edits_and_with_them(folder_of: Callable[[str], Path])
     assert "'twelve' is feature 12" in printed
     before, after = printed.partition("with edits:")[::2]
     assert answers[0].strip() in before and answers[1].strip() in after
-    assert "(an empty text)" in run("steer", path, "--text", "", "--max-new-tokens", "1", *SET).output
     assert "chat template" in refused(*call, "--chat")
     drawn = [run(*call, "--temperature", "100", "--seed", seed).stdout for seed in ("1", "1", "2")]
     assert drawn[0] == drawn[1] != drawn[2]
@@ -126,7 +125,9 @@ def test_what_a_bundle_takes_and_what_a_model_takes(
     assert said == "error: the model takes edits of sae, not of 'other'; name one of them by --sae"
     saved = (*acts, "-o", tmp_path / "y.npy")
     for unused in (("--gate", "text"), ("--among", tmp_path / "x.txt"), ("--chat",), ("--seed", "0"), ("--sae", "sae")):
-        assert f"{unused[0]} counts for --text of a MODEL; leave it out." == misused("steer", bundle, *SET, *saved, *unused)
+        assert f"{unused[0]} counts for --text of a MODEL; leave it out." == misused(
+            "steer", bundle, *SET, *saved, *unused
+        )
     assert not (tmp_path / "y.npy").exists()
     text = ("--text", "w1", *SET)
     assert "--chat counts for models that give text" in misused("steer", path, *text, "--chat")

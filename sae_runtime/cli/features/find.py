@@ -57,8 +57,10 @@ def command(
     """Find the features that tell two sets of texts apart.
 
     Half of the texts rank the features, and the other half measure them. AUC is the chance that a feature is stronger
-    in a text of its set than in one of the other set: 1 tells the sets apart, 0.5 says nothing. The line below it gives
-    the tokens where the feature is strongest.
+    in a text of its set than in one of the other set: 1 tells the sets apart, 0.5 says nothing. Beside it stands its
+    95 % confidence interval; an AUC whose interval holds 0.5 may be chance. Density, the share of texts in which the
+    feature is active, and mean are those of the texts about / against. d is Cohen's d. The lines below give the tokens
+    where the feature is strongest.
     """
     from sae_runtime.extraction.finding import find
     from sae_runtime.model import load_model
@@ -115,7 +117,7 @@ def _heading(found: "Found", d_sae: int, pool: str) -> Iterator[str]:
     ranked, measured = (
         "{} + {}".format(*map("{:,}".format, sizes)) for sizes in (ranking.ranked_on, ranking.measured_on)
     )
-    yield f"{ranking.active:,} of {d_sae:,} features are active; a text has the {pool} over its tokens"
+    yield f"{ranking.active:,} of {d_sae:,} features are active; each counts by its {pool} over a text's tokens"
     if ranking.held_out:
         yield f"texts about + against: {ranked} ranked the features, {measured} others measured them"
     else:
@@ -127,7 +129,7 @@ def _heading(found: "Found", d_sae: int, pool: str) -> Iterator[str]:
     if left:
         yield f"texts left out: {', '.join(left)}"
     if ranking.held_out and min(ranking.measured_on) < _FEW:
-        yield "note: these are few texts; where the interval of an AUC holds 0.5, nothing is shown"
+        yield "note: these are few texts; an AUC whose interval holds 0.5 may be chance"
     yield ""
 
 

@@ -59,6 +59,8 @@ def test_the_part_gives_the_bits_of_the_whole_and_lacks_what_it_does_not_need(
     metadata = read_metadata(tmp_path / "out" / "features.onnx")
     assert metadata[CUT_OF] == folder.record(made.path).sha256
     assert read_splices(metadata)["sae"].inputs == ("sae_slots",)
+    with pytest.raises(ValueError, match="is the part of a graph that gives features; name the whole graph"):
+        splice(tmp_path / "out" / "features.onnx", [wanted], tmp_path / "again")
 
 
 def test_the_part_keeps_the_edits_that_change_what_a_later_sae_reads(bundle_of: BundleOf, tmp_path: Path) -> None:
