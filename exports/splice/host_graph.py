@@ -60,8 +60,8 @@ def read_host(path: Path) -> HostGraph:
         if (path / MANIFEST).is_file():
             raise ValueError(f"{path} is a bundle; name it by --sae, and as HOST the graph of a model")
         graphs = [*sorted(path.glob("*.onnx")), *sorted(path.glob("onnx/*.onnx"))]
-        named = [graph for graph in graphs if not graph.name.endswith("features.onnx")] or ["what export-model writes"]
-        raise ValueError(f"{path} is a folder; name the graph of a host, such as {named[0]}")
+        named = [str(graph) for graph in graphs if not graph.name.endswith("features.onnx")]
+        raise ValueError(f"{path} is a folder; name the graph of a host, such as {(*named, 'model.onnx')[0]}")
     if not repaired(path).is_file():
         raise FileNotFoundError(f"{path} does not exist; make a host graph: sae-runtime export-model")
     check_external(path)
