@@ -139,16 +139,27 @@ def _added(tokens: Any, where: str) -> tuple[Mapping[str, Any], ...]:
 
 def _max_length(config: Mapping[str, Any], model: Mapping[str, Any]) -> int | None:
     """The smaller of what the tokenizer's and the model's files say."""
-    family = str(model.get("model_type", ""))
     told = [config.get("model_max_length", config.get("max_len"))]
-    # The positions of some families begin behind the id of padding.
-    behind = any(name in family for name in _OFFSET_FAMILIES)
-    begin = (_ids(model.get("pad_token_id")) or (1,))[0] + 1 if behind else 0
+    begin = first_position(model)
     for key in ("max_position_embeddings", "n_positions", "max_sequence_length"):
         value: Any = model.get(key)
         told += [value - begin] if _is_length(value) else []
     lengths = [int(value) for value in told if _is_length(value)]
     return min(lengths, default=None)
+
+
+def first_position(model: Mapping[str, Any]) -> int:
+    """The position of a text's first token: RoBERTa and its relatives count from behind the id of padding on.
+
+    Args:
+        model: config.json.
+
+    >>> first_position({"model_type": "xlm-roberta", "pad_token_id": 1}), first_position({"model_type": "bert"})
+    (2, 0)
+    """
+    family = str(model.get("model_type", ""))
+    is_behind = any(name in family for name in _OFFSET_FAMILIES)
+    return (_ids(model.get("pad_token_id")) or (1,))[0] + 1 if is_behind else 0
 
 
 def _is_length(value: Any) -> bool:
