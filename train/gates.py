@@ -42,7 +42,9 @@ class Gate:
         ValueError: prompt_tokens must be whole numbers from 0 on, got [4, -1]
         """
         if isinstance(gate, str) and gate not in WORDS_OF_PLACES:
-            raise ValueError(f"the gate must be {', '.join(map(repr, WORDS_OF_PLACES))} or a set of positions, got {gate!r}")
+            raise ValueError(
+                f"the gate must be {', '.join(map(repr, WORDS_OF_PLACES))} or a set of positions, got {gate!r}"
+            )
         self._gate = gate
         self._positions = None if isinstance(gate, str) else _whole(gate, "a gate of positions")
         self._prompt_tokens = None if prompt_tokens is None else _whole(prompt_tokens, "prompt_tokens")
