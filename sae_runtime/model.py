@@ -17,7 +17,7 @@ from sae_runtime.deployed.batching import TOKENS, TOKENS_OF_DEVICE
 from sae_runtime.deployed.host_sessions import HostSessions
 from sae_runtime.deployed.layout import Layout, Sentence, read_layout
 from sae_runtime.deployed.notices import AssumedPoolingWarning, LeftOutWarning
-from sae_runtime.deployed.pooling import normalised, pooled
+from sae_runtime.deployed.pooling import POOLED, VECTORS, normalised, pooled
 from sae_runtime.deployed.reading_features import read_features
 from sae_runtime.deployed.requests import as_gates, as_requests, as_texts
 from sae_runtime.deployed.running_texts import Run, run_texts
@@ -31,8 +31,6 @@ from sae_runtime.text.tokenizer import Tokenizer, open_tokenizer
 from sae_runtime.text.tokens import Tokens, windows_of
 
 _UNKNOWN = 2048  # tokens of a window, where nothing tells what the model reads
-_VECTORS = ("last_hidden_state", "token_embeddings")  # outputs with a vector for each token
-_WHOLE = "sentence_embedding"  # an output that is pooled already
 _ROUNDS_BY_BATCH = "DynamicQuantizeLinear"  # so that a text changes with the others of its batch
 
 Edits = Edit | Sequence[Edit] | Mapping[str, Edit | Sequence[Edit]] | Sequence[Any]
@@ -105,7 +103,7 @@ class Model:
     def kind(self) -> Literal["vectors", "text", "other"]:
         """What the model gives: vectors, which `embed` pools, text, which `generate` writes, or other outputs."""
         outputs = self._sessions.open().outputs
-        if any(name in outputs for name in (*_VECTORS, _WHOLE)):
+        if any(name in outputs for name in (*VECTORS, POOLED)):
             return "vectors"
         return "text" if writes_text(self.layout, outputs) else "other"
 
@@ -261,13 +259,13 @@ class Model:
         listed, single = as_texts(texts)
         requests, gates = self._asked(edits, gate, len(listed))
         graph = self._sessions.open()
-        output = next((name for name in _VECTORS if name in graph.outputs), _WHOLE)
+        output = next((name for name in VECTORS if name in graph.outputs), POOLED)
         if output not in graph.outputs:
             raise ValueError(
                 f"{graph.path} gives {', '.join(graph.outputs)} and no vectors of tokens, last_hidden_state; export "
                 "the model without its head"
             )
-        sentence = Sentence() if output == _WHOLE else self._sentence()
+        sentence = Sentence() if output == POOLED else self._sentence()
         prefix = _prompt(sentence, prompt, prompt_name, self.layout.home)
         if sentence.lower_case:
             listed, prefix = [_lower(text) for text in listed], _lower(prefix)
@@ -279,7 +277,7 @@ class Model:
         order: list[int] = []
         for batch, (array,), _ in self._runs(tokens, [output], requests, gates):
             array = array[: len(batch.texts)].astype(np.float32, copy=False)
-            if output != _WHOLE:
+            if output != POOLED:
                 array = pooled(array, batch.mask[: len(batch.texts)], sentence.pooling, prompt=skipped)
             parts.append(array)
             order += batch.texts

@@ -14,7 +14,8 @@ from torch import Tensor
 from sae_runtime.bundle.labels import read_labels
 from sae_runtime.core.edits import Edit, by_label, edit_arrays
 from sae_runtime.core.features import Features
-from sae_runtime.train.gates import Gate, Word, padding
+from sae_runtime.core.gates import WordOfPlaces
+from sae_runtime.train.gates import Gate, padding
 from sae_runtime.train.generations import watched
 from sae_runtime.train.harvest.hook_point import HookPoint, activations_in, find_hook, with_activations
 from sae_runtime.train.measure.torch_sae import TorchSAE, open_sae
@@ -28,7 +29,7 @@ def attach(
     sae: TorchSAE | str | Path,
     edits: Edit | Sequence[Edit] | Sequence[Sequence[Edit]] = (),
     *,
-    gate: Word | Collection[int] = "all",
+    gate: WordOfPlaces | Collection[int] = "all",
     prompt_tokens: int | Sequence[int] | None = None,
     skip_ids: Collection[int] = (),
     replace: bool = False,

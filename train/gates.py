@@ -1,16 +1,14 @@
 """Which tokens a gate chooses among those that a pass reads."""
 
 from collections.abc import Collection, Sequence
-from typing import Any, Literal
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sae_runtime.core.gates import WORDS_OF_PLACES, WordOfPlaces, by_word
 from sae_runtime.train.token_positions import Pass
-
-Word = Literal["all", "prompt", "last_prompt", "generated", "answer"]
-_WORDS = ("all", "prompt", "last_prompt", "generated", "answer")
 
 
 class Gate:
@@ -22,7 +20,7 @@ class Gate:
 
     def __init__(
         self,
-        gate: Word | Collection[int],
+        gate: WordOfPlaces | Collection[int],
         prompt_tokens: int | Sequence[int] | None = None,
         skip_ids: Collection[int] = (),
     ) -> None:
@@ -43,8 +41,10 @@ class Gate:
         Traceback (most recent call last):
         ValueError: prompt_tokens must be whole numbers from 0 on, got [4, -1]
         """
-        if isinstance(gate, str) and gate not in _WORDS:
-            raise ValueError(f"the gate must be {', '.join(map(repr, _WORDS))} or a set of positions, got {gate!r}")
+        if isinstance(gate, str) and gate not in WORDS_OF_PLACES:
+            raise ValueError(
+                f"the gate must be {', '.join(map(repr, WORDS_OF_PLACES))} or a set of positions, got {gate!r}"
+            )
         self._gate = gate
         self._positions = None if isinstance(gate, str) else _whole(gate, "a gate of positions")
         self._prompt_tokens = None if prompt_tokens is None else _whole(prompt_tokens, "prompt_tokens")
@@ -91,16 +91,7 @@ class Gate:
             prompt = _for_rows(self._prompt_tokens.view(-1, 1).to(position.device), b, "prompt_tokens")
         elif now.unknown_prompt:
             raise _UnknownError(now.unknown_prompt)
-        real = position >= 0
-        match self._gate:
-            case "prompt":
-                return real & (position < prompt)
-            case "last_prompt":
-                return real & (position == prompt - 1)
-            case "generated":
-                return real & (position >= prompt)
-            case _:
-                return real & (position >= prompt - 1)
+        return (position >= 0) & cast(Tensor, by_word(cast(WordOfPlaces, self._gate), position, prompt))
 
 
 class _UnknownError(Exception):

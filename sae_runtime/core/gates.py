@@ -7,7 +7,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-Word = Literal["all", "text", "prompt", "last_prompt", "generated", "answer"]
+WordOfPlaces = Literal["all", "prompt", "last_prompt", "generated", "answer"]
+Word = Literal[WordOfPlaces, "text"]
+WORDS_OF_PLACES: tuple[str, ...] = get_args(WordOfPlaces)
 _WORDS: tuple[str, ...] = get_args(Word)
 
 
@@ -119,24 +121,41 @@ def reached(
     >>> reached(spans((4, 6)), np.arange(3), prompt=3, **tokens).tolist()
     [False, False, True]
     """
-    inside = np.full(len(places), gate == "all")
+    inside = np.zeros(len(places), np.bool_)
     match gate:
         case "text":
             inside = ~special
-        case "prompt":
-            inside = places < prompt
-        case "last_prompt":
-            inside = places == prompt - 1
-        case "generated":
-            inside = places >= prompt
-        case "answer":
-            inside = places >= prompt - 1
+        case str():
+            inside = by_word(gate, places, prompt)
         case Positions(numbers):
             inside = np.isin(places, np.array(numbers, np.int64))
         case Spans(ends):
             for first, end in ends:
                 inside |= (offsets[:, 0] < end) & (offsets[:, 1] > first) & (places < prompt)
     return inside
+
+
+def by_word(word: WordOfPlaces, places: Any, prompt: Any) -> Any:
+    """Which tokens a word means by their places alone; numpy's arrays and torch's tensors alike.
+
+    Args:
+        word: the gate.
+        places: the number of each token in its request, from 0 without padding.
+        prompt: number of tokens of the prompt, broadcastable to the places.
+
+    >>> by_word("answer", np.arange(4), prompt=3).tolist()
+    [False, False, True, True]
+    """
+    match word:
+        case "prompt":
+            return places < prompt
+        case "last_prompt":
+            return places == prompt - 1
+        case "generated":
+            return places >= prompt
+        case "answer":
+            return places >= prompt - 1
+    return places >= 0
 
 
 def _is_whole(number: object) -> bool:

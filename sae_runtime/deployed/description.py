@@ -7,8 +7,8 @@ from sae_runtime.bundle.graph_reader import read_ports
 from sae_runtime.bundle.labels import read_labels
 from sae_runtime.bundle.model_files import TOKENIZER
 from sae_runtime.deployed.layout import Layout
-
-_VECTORS = ("last_hidden_state", "token_embeddings", "sentence_embedding")
+from sae_runtime.deployed.pooling import POOLED, VECTORS
+from sae_runtime.text.settings import read_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ def _kind(layout: Layout) -> str:
     outputs = [name for name in outputs if name not in own]
     if any("past" in name for name in inputs):
         return "language model with keys and values"
-    if any(name in _VECTORS for name in outputs):
+    if any(name in (*VECTORS, POOLED) for name in outputs):
         sentence = layout.sentence
         if sentence is None or sentence.problem is not None:
             return "embedding model, whose files do not say how it pools"
@@ -62,9 +62,8 @@ def _kind(layout: Layout) -> str:
 
 
 def _max_length(layout: Layout) -> int | None:
-    if layout.sentence is not None and layout.sentence.max_length is not None:
-        return layout.sentence.max_length
+    """The smallest of what the files say, as `load_model` counts."""
     model = layout.genai.get("model")
-    said = [layout.config.get("max_position_embeddings"), layout.config.get("n_positions")]
+    said = [read_settings(layout.home).max_length, layout.sentence and layout.sentence.max_length]
     said.append(model.get("context_length") if isinstance(model, Mapping) else None)
-    return next((length for length in said if type(length) is int and length > 0), None)
+    return min((length for length in said if type(length) is int and length > 0), default=None)

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+VECTORS = ("last_hidden_state", "token_embeddings")  # outputs with a vector for each token
+POOLED = "sentence_embedding"  # an output that is pooled already
 _LEAST = 1e-9  # of what a mean is divided by
 
 

@@ -24,6 +24,8 @@ class Counted(NodeTransformer):
         self.generic_visit(node)
         if isinstance(node.arg, nodes.Slice):
             node.node = _counting(node.node, "part of")
+        elif not isinstance(node.arg, nodes.Const):
+            node.arg = _counting(node.arg, "all of")  # a key is compared, and named where it is missing
         return node
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: D102, N802

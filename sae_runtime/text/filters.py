@@ -8,7 +8,7 @@ from typing import Any
 from jinja2.exceptions import SecurityError
 
 from sae_runtime.text.budget import Steps, TooMuch, budget
-from sae_runtime.text.growth import charge, check_format, check_growth
+from sae_runtime.text.growth import charge, check_format, check_growth, check_numbers
 
 CALL = 8  # steps of a call or a filter
 
@@ -20,24 +20,8 @@ _DEEP |= {"replace", "safe", "sort", "string", "striptags", "sum", "title", "tri
 _DEEP |= {"urlencode"}
 _OF_ITEMS = {"dictsort", "groupby", "join", "list", "max", "min", "sort", "sum", "unique"}  # of a text's characters
 _SORTING = {"dictsort", "groupby", "sort"}
-_COMPARING = {
-    "!=",
-    "<",
-    "<=",
-    "==",
-    ">",
-    ">=",
-    "eq",
-    "equalto",
-    "ge",
-    "greaterthan",
-    "gt",
-    "in",
-    "le",
-    "lessthan",
-    "lt",
-}
-_COMPARING |= {"ne"}
+_TESTING = set("!= < <= == > >= eq equalto ge greaterthan gt in le lessthan lower lt ne upper".split())
+"""Tests that go through all of a value."""
 
 
 def counted_filters(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,6 +82,8 @@ def _counted(name: str, made: Callable[..., Any]) -> Callable[..., Any]:
             spent.spend(20 * values)
         if name in ("replace", "join", "trim", "indent"):
             rest = check_growth(name, value, rest, named)
+        if name in ("int", "float", "round"):
+            check_numbers(name, value, [*rest, *named.values()])
         if name == "format":
             check_format(str(value), "%", [*rest, *named.values()])
         if name == "sum" and any(isinstance(one, list | tuple) for one in value):
@@ -117,8 +103,10 @@ def _counted_test(name: str, test: Any) -> Callable[..., bool]:
     def counted(*arguments: Any) -> bool:
         spent = budget.get()
         spent.spend(1)
-        if name in _COMPARING:
+        if name in _TESTING:
             spent.size(arguments)
+        elif name == "divisibleby":
+            check_numbers(name, arguments[0], arguments[1:])
         return bool(test(*arguments))
 
     return counted

@@ -1,6 +1,7 @@
 """What an operation, a call or a filter of a chat template makes, counted before it is made."""
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from sae_runtime.text.budget import Steps, TooMuch, budget
@@ -14,6 +15,12 @@ def charge(value: Any) -> None:
     spent.write(spent.size(value)[1])
 
 
+def check_number(bits: int) -> None:
+    """Refuse a whole number of so many bits: dividing two of them takes the square of that."""
+    if bits > _BITS:
+        raise TooMuch("it computes a number of thousands of digits")
+
+
 def check_product(operator: str, value: Any, count: int) -> None:
     """Refuse a repetition or a number that is too large."""
     spent = budget.get()
@@ -21,8 +28,17 @@ def check_product(operator: str, value: Any, count: int) -> None:
         spent.write(len(value) * max(count, 0))
     elif isinstance(value, list | tuple):
         spent.spend(len(value) * max(count, 0))
-    elif (value.bit_length() * max(count, 1) if operator == "**" else value.bit_length() + count.bit_length()) > _BITS:
-        raise TooMuch("it computes a number of thousands of digits")
+    else:
+        bits = value.bit_length()
+        check_number(bits * max(count, 1) if operator == "**" else bits + count.bit_length())
+
+
+def check_numbers(name: str, value: Any, arguments: Iterable[Any]) -> None:
+    """Refuse a filter or a test that would read, make or divide numbers of thousands of digits."""
+    for one in (value, *arguments):
+        check_number(one.bit_length() if isinstance(one, int) else len(one) if isinstance(one, str) else 0)
+    if name == "round":
+        check_number(max((abs(one) for one in arguments if isinstance(one, int)), default=0))
 
 
 def check_growth(

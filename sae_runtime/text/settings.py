@@ -12,6 +12,7 @@ from sae_runtime.bundle.typed_json import from_dict, read_file, shown
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """The special tokens that transformers knows by a role."""
 
+_RULES = ("single_word", "lstrip", "rstrip", "normalized")  # of a token beside the vocabulary
 _LONGEST = 10**9  # of model_max_length; transformers writes 10**30 for "no limit"
 _OFFSET_FAMILIES = ("roberta", "camembert", "mpnet", "data2vec-text", "longformer", "esm", "ibert", "xmod", "luke")
 
@@ -39,6 +40,8 @@ class Settings:
         kind: the family of transformers' class, such as "bert" or "gpt2".
         named: the special token of each role; a mapping is a token with rules of its own, as AddedToken takes them.
         more: special tokens without a role.
+        added: tokens beside the vocabulary, by rising id, in the same form with "special" too.
+        redefines: whether `added` also gives the rules of tokens that tokenizer.json has.
         max_length: the model's largest number of tokens; None: not known.
         end_ids: ids that end a generated text; empty: the files do not say.
         pad_id: what the model's configuration says; None: nothing.
@@ -48,6 +51,8 @@ class Settings:
     kind: str
     named: Mapping[str, str | Mapping[str, Any]]
     more: tuple[str | Mapping[str, Any], ...]
+    added: tuple[Mapping[str, Any], ...]
+    redefines: bool
     max_length: int | None
     end_ids: tuple[int, ...]
     pad_id: int | None
@@ -62,7 +67,8 @@ def read_settings(home: Path) -> Settings:
     """
     config = read_object(home, "tokenizer_config.json")
     model = read_object(home, "config.json")
-    if "added_tokens_decoder" not in config:
+    redefines = "added_tokens_decoder" in config
+    if not redefines:
         config = {**config, **read_object(home, "special_tokens_map.json")}
     where = home / "tokenizer_config.json"
     kind = _kind(config, model)
@@ -74,12 +80,22 @@ def read_settings(home: Path) -> Settings:
     extra = list(extra.values()) if isinstance(extra, Mapping) else extra
     place = f"{where}.extra_special_tokens"
     more = tuple(_token(token, place) for token in from_dict(tuple[Any, ...], extra, place))
+    if redefines:
+        added = _added(config["added_tokens_decoder"], f"{where}.added_tokens_decoder")
+    else:
+        special = {token if isinstance(token, str) else token["content"] for token in (*named.values(), *more)}
+        old = {
+            str(id_): {"content": token, "normalized": token not in special, "special": token in special}
+            for token, id_ in read_object(home, "added_tokens.json").items()
+        }
+        added = _added(old, str(home / "added_tokens.json"))
     ends: tuple[int, ...] = ()
     generation, genai = read_object(home, "generation_config.json"), read_object(home, "genai_config.json")
     for source in (generation, model, genai.get("model")):
         ends = ends or _ids(source.get("eos_token_id") if isinstance(source, Mapping) else None)
     pad = _ids(model.get("pad_token_id"))
-    return Settings(config, kind, named, more, _max_length(config, model), ends, pad[0] if pad else None)
+    length = _max_length(config, model)
+    return Settings(config, kind, named, more, added, redefines, length, ends, pad[0] if pad else None)
 
 
 def read_object(home: Path, name: str) -> dict[str, Any]:
@@ -99,26 +115,51 @@ def _kind(config: Mapping[str, Any], model: Mapping[str, Any]) -> str:
 
 
 def _token(value: Any, where: str) -> str | Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        text: str = from_dict(str, value, where)
-        return text
+    if isinstance(value, Mapping):
+        return _rules(value, where)
+    text: str = from_dict(str, value, where)
+    return text
+
+
+def _rules(value: Mapping[str, Any], where: str) -> dict[str, Any]:
     rules = {"content": from_dict(str, value.get("content"), f"{where}.content")}
-    flags = {k: value[k] for k in ("single_word", "lstrip", "rstrip", "normalized") if k in value}
+    flags = {k: value[k] for k in _RULES if k in value}
     return {**rules, **from_dict(dict[str, bool], flags, where)}
+
+
+def _added(tokens: Any, where: str) -> tuple[Mapping[str, Any], ...]:
+    """Tokens in the order of their ids, which are JSON's names."""
+    by_id: dict[int, Mapping[str, Any]] = {}
+    for id_, token in from_dict(dict[str, dict[str, Any]], tokens, where).items():
+        if not (id_.isascii() and id_.isdecimal() and len(id_) < 10):
+            raise ValueError(f"{where} must have ids of tokens, got {shown(id_)}; mend it")
+        by_id[int(id_)] = {**_rules(token, f"{where}.{id_}"), "special": token.get("special", False) is True}
+    return tuple(by_id[id_] for id_ in sorted(by_id))
 
 
 def _max_length(config: Mapping[str, Any], model: Mapping[str, Any]) -> int | None:
     """The smaller of what the tokenizer's and the model's files say."""
-    family = str(model.get("model_type", ""))
     told = [config.get("model_max_length", config.get("max_len"))]
-    # The positions of some families begin behind the id of padding.
-    behind = any(name in family for name in _OFFSET_FAMILIES)
-    begin = (_ids(model.get("pad_token_id")) or (1,))[0] + 1 if behind else 0
+    begin = first_position(model)
     for key in ("max_position_embeddings", "n_positions", "max_sequence_length"):
         value: Any = model.get(key)
         told += [value - begin] if _is_length(value) else []
     lengths = [int(value) for value in told if _is_length(value)]
     return min(lengths, default=None)
+
+
+def first_position(model: Mapping[str, Any]) -> int:
+    """The position of a text's first token: RoBERTa and its relatives count from behind the id of padding on.
+
+    Args:
+        model: config.json.
+
+    >>> first_position({"model_type": "xlm-roberta", "pad_token_id": 1}), first_position({"model_type": "bert"})
+    (2, 0)
+    """
+    family = str(model.get("model_type", ""))
+    is_behind = any(name in family for name in _OFFSET_FAMILIES)
+    return (_ids(model.get("pad_token_id")) or (1,))[0] + 1 if is_behind else 0
 
 
 def _is_length(value: Any) -> bool:

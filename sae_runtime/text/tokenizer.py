@@ -34,7 +34,7 @@ class Tokenizer:
     def __init__(self, home: Path, text: str) -> None:
         self._home, self._text = home, text
         settings = read_settings(home)
-        self._rust = _opened(home, text, settings.named, settings.more)
+        self._rust = _opened(home, text, settings)
         _lower_as_told(self._rust, settings)
         padding, truncation = self._rust.padding or {}, self._rust.truncation or {}
         self._rust.no_padding()
@@ -210,7 +210,7 @@ def open_tokenizer(home: str | Path, *, vocabulary: int | None = None) -> Tokeni
     return tokenizer
 
 
-def _opened(home: Path, text: str, named: Mapping[str, Any], more: Sequence[Any]) -> Any:
+def _opened(home: Path, text: str, settings: Settings) -> Any:
     import tokenizers  # only here, so that what needs no text loads faster
     from tokenizers import AddedToken, Tokenizer
 
@@ -222,8 +222,15 @@ def _opened(home: Path, text: str, named: Mapping[str, Any], more: Sequence[Any]
 
     try:
         rust = Tokenizer.from_str(text)
-        absent = [token for token in (*named.values(), *more) if rust.token_to_id(_content(token)) is None]
+        known = {token.content: repr(token) for token in rust.get_added_tokens_decoder().values()}
+        told = [AddedToken(**rules) for rules in settings.added]
+        new = [token for token in told if token.content not in known]
+        changed = [token for token in told if known.get(token.content, repr(token)) != repr(token)]
+        rust.add_tokens([*new, *changed] if settings.redefines else new)
+        special = (*settings.named.values(), *settings.more)
+        absent = [token for token in special if rust.token_to_id(_content(token)) is None]
         rust.add_special_tokens([added(token) for token in absent])
+        rust.encode_special_tokens = settings.config.get("split_special_tokens") is True  # as plain text
     except BaseException as error:  # its panics are no Exceptions
         raise _mended(
             error, f"{home / 'tokenizer.json'} cannot be read by tokenizers {tokenizers.__version__}"

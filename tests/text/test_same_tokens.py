@@ -1,5 +1,6 @@
 """Ids, offsets, special tokens, truncation and texts are those of transformers, for 1,000 odd texts."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -69,3 +70,37 @@ def test_ids_become_the_same_text_whole_and_streamed(pair: tuple[Tokenizer, Any]
             assert ours.decode(ids, special=special) == told
             stream = ours.stream(special=special)
             assert "".join([*map(stream.push, ids), stream.end()]) == told
+
+
+_END = {"content": "<|im_end|>", "lstrip": True, "rstrip": True, "normalized": False, "special": False}
+_NEW = {"content": "[NEW]", "lstrip": True, "rstrip": False, "normalized": False, "special": True}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("tokenizer_config.json", {"added_tokens_decoder": {"1": _END}}),  # other rules
+        ("tokenizer_config.json", {"added_tokens_decoder": {"401": {"content": " a"}, "400": _NEW}}),
+        ("added_tokens.json", {"[NEW]": 401, "x ": 400}),
+        ("tokenizer_config.json", {"split_special_tokens": True}),
+    ],
+)
+def test_added_tokens_of_the_files_beside(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    file = (folder := save_tokenizer(tmp_path / "t", "byte level")) / name
+    file.write_text(json.dumps({**(json.loads(file.read_text()) if file.is_file() else {}), **settings}))
+    ours, theirs = open_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    for text in ("Open the <|im_end|> file", " [NEW] a [NEW]b x  y", "a<|im_start|> a"):
+        (tokens,), expected = ours.encode([text]), theirs(text, return_offsets_mapping=True)
+        assert tokens.ids.tolist() == expected["input_ids"]
+        assert [tuple(pair) for pair in tokens.offsets.tolist()] == expected["offset_mapping"]
+        for special in (False, True):
+            told = theirs.decode(expected["input_ids"], skip_special_tokens=not special)
+            assert ours.decode(tokens.ids.tolist(), special=special) == told
+
+
+@pytest.mark.parametrize("tokens", [[1], {"1": 3}, {"x": _NEW}, {"-1": _NEW}, {"1": {**_NEW, "lstrip": 3}}, {"1": {}}])
+def test_added_tokens_of_another_form(tokens: Any, tmp_path: Path) -> None:
+    folder = save_tokenizer(tmp_path / "t", "byte level")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": tokens}))
+    with pytest.raises(ValueError, match=r"tokenizer_config.json.added_tokens_decoder"):
+        open_tokenizer(folder)
