@@ -14,6 +14,7 @@ from onnx import inliner
 from sae_runtime.bundle.external_data import check_external
 from sae_runtime.bundle.hooks import Hook
 from sae_runtime.bundle.siblings import repaired
+from sae_runtime.bundle.splices import CUT_OF
 from sae_runtime.exports.splice.conversion import OLDEST_IR, OLDEST_OPSET, converted
 from sae_runtime.exports.splice.modules import modules_in, places_of
 from sae_runtime.exports.splice.quantised import batch_warning, place_quantisers
@@ -50,9 +51,12 @@ def read_host(path: Path) -> HostGraph:
 
     Raises:
         FileNotFoundError: the host, or a file of its weights, is missing.
-        ValueError: the graph cannot be read or converted, it reads files outside of its folder, or it is a merged
-            decoder.
+        IsADirectoryError: the path is a folder.
+        ValueError: the graph cannot be read or converted, it reads files outside of its folder, it is a merged
+            decoder, or only a part of a spliced graph.
     """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name the host's graph in it, .onnx")
     if not repaired(path).is_file():
         raise FileNotFoundError(f"{path} does not exist; make a host graph: sae-runtime export-model")
     check_external(path)
@@ -60,6 +64,8 @@ def read_host(path: Path) -> HostGraph:
         model = ir.load(path)
     except Exception as error:  # protobuf and onnx-ir raise whatever the bytes cause
         raise ValueError(f"{path} is not a readable ONNX graph ({error}); export it again") from error
+    if CUT_OF in model.metadata_props:
+        raise ValueError(f"{path} is the part of a graph that gives features; splice the whole graph beside it")
     _refuse_merged(path, model)
     opset = model.graph.opset_imports.get("", model.graph.opset_imports.get("ai.onnx", 0))
     if opset < OLDEST_OPSET or model.functions or unclear_values(model.graph):
