@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sae_runtime.bundle.external_data import external_files
+from sae_runtime.bundle.graph_reader import read_metadata
 from sae_runtime.bundle.hub import refuse_link_out
-from sae_runtime.bundle.splices import cut_graph
+from sae_runtime.bundle.splices import CUT_OF
 from sae_runtime.bundle.typed_json import read_file, shown
 
 TOKENIZER, CONFIG, GENAI, MODULES = "tokenizer.json", "config.json", "genai_config.json", "modules.json"
@@ -99,8 +100,8 @@ def refuse_shared(there: Path, new: Path, graph: Path) -> None:
         return
     for other in sorted(graph.parent.glob("[!.]*.onnx")):
         read: set[str] = set()
-        if other.name not in (graph.name, cut_graph(graph).name):
-            with suppress(OSError, ValueError):  # what is no graph reads nothing
+        with suppress(OSError, ValueError):  # what is no graph reads nothing
+            if other.name != graph.name and CUT_OF not in read_metadata(other):  # a part reads what its whole reads
                 read = external_files(other)
         if any(os.path.realpath(other.parent / name) == os.path.realpath(there) for name in read):
             raise FileExistsError(
