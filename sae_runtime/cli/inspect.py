@@ -108,8 +108,13 @@ def _inspect_model(reference: str, run: Run) -> None:
     from sae_runtime.deployed.description import described
     from sae_runtime.deployed.layout import read_layout
 
-    layout = read_layout(reference)
-    found = described(layout)
+    try:
+        layout = read_layout(reference)
+        found = described(layout)
+    except (OSError, ValueError) as error:
+        if run.json:
+            run.show({"valid": False, "graph": reference, "error": str(error)}, [])
+        raise
     length = f", texts of up to {found.max_length:,} tokens" if found.max_length else ""
     lines: list[tuple[str, object]] = [("graph", layout.graph), ("kind", found.kind)]
     lines.append(("tokenizer", f"{found.tokenizer}{length}" if found.tokenizer else "none"))

@@ -116,6 +116,9 @@ def test_a_damaged_part_is_not_used_and_lost_weights_of_the_host_are_found(
     assert "host.data, which has 100; copy the model again" in run_command("inspect", out).stderr.replace("'", "")
     (out / "host.data").unlink()
     assert "host.data is missing" in run_command("inspect", out).stderr
+    (out / "model.onnx").write_bytes(b"rubbish")
+    said = json.loads(run_command("inspect", out / "model.onnx", "--json").stdout)
+    assert said["valid"] is False and "is not a readable ONNX graph" in said["error"]
 
 
 def test_a_folder_and_a_part_are_no_host(model: Path, wanted: list[Splice], tmp_path: Path) -> None:
