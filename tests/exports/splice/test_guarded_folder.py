@@ -137,3 +137,19 @@ def test_a_reconstruction_in_a_host_of_an_older_opset_is_not_blamed_on_the_conve
     one = Splice(bundle=bundle_of("mutual"), hook="layer.0", replace=True, edit=False)
     made = splice(model / "host.onnx", [one], tmp_path / "out")
     assert "not compared with the original's, since a reconstruction takes an activation's place" in made.warnings[0]
+
+
+def test_a_graph_of_its_own_is_not_replaced_by_a_part_and_rubbish_is(
+    model: Path, wanted: list[Splice], tmp_path: Path
+) -> None:
+    out = splice(model / "host.onnx", wanted, tmp_path / "out").path.parent
+    shutil.copy(model / "host.onnx", out / "features.onnx")
+    with pytest.raises(
+        FileExistsError, match=r"features\.onnx is a graph of its own, and the part that gives features"
+    ):
+        splice(model / "host.onnx", wanted, out, force=True)
+    (out / "features.onnx").write_bytes(b"rubbish")
+    edits = Splice(bundle=wanted[0].bundle, hook="layer.0", read=False)
+    assert splice(model / "host.onnx", [edits], out, force=True).features is None
+    splice(model / "host.onnx", wanted, out, force=True)
+    assert read_layout(out).features == out / "features.onnx"
