@@ -97,7 +97,8 @@ class Placement:
             raise ValueError(f"two files would be {path}; name another --output")
         copies = {location: file for location, file in self.files.items() if self.how[location] == "copied"}
         for location, file in copies.items():
-            refuse_shared(self.folder / location, file, path)
+            if not (file.parent / MANIFEST).is_file():  # those of a bundle have a name that is theirs: this mends them
+                refuse_shared(self.folder / location, file, path)
         return copies
 
 
