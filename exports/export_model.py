@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from sae_runtime.bundle import files
 from sae_runtime.bundle.folder import BundleError
-from sae_runtime.bundle.model_files import files_to_copy, model_files
+from sae_runtime.bundle.model_files import files_to_copy, model_files, refuse_shared
 from sae_runtime.engine import sessions
 from sae_runtime.exports.graphs.external import relocate
 
@@ -57,7 +57,7 @@ def export_model(
         force: replace files that exist.
 
     Raises:
-        FileExistsError: a file exists and `force` is not set, or it is one of another model.
+        FileExistsError: a file exists and `force` is not set, it is one of another model, or a spliced graph reads it.
         ImportError: onnxscript is not installed.
         ValueError: torch cannot export the model, or the graph disagrees with torch; nothing is written.
     """
@@ -89,6 +89,7 @@ def export_model(
             ir.save(exported, graph_file, external_data=data_file.name)
             check(form, _opened(graph_file))
             relocate(graph_file, graph_file, {data_file.name: data.name})
+            refuse_shared(data, data_file, path)
     return path
 
 

@@ -76,6 +76,7 @@ SLOW = (
     "test_more_examples",
     "test_cancellation",
     "test_files_of_strangers",
+    "test_guarded_folder",
     "test_outputs_of_commands",
     "test_albert",
     "test_calls",

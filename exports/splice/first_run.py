@@ -13,13 +13,14 @@ from sae_runtime.exports.witness import largest_error
 _TOLERANCE = 1e-5  # of the largest number of an output
 
 
-def first_run(host: Path, spliced: Path, *, converted_from: int | None) -> list[str]:
+def first_run(host: Path, spliced: Path, *, converted_from: int | None, replaced: bool = False) -> list[str]:
     """Open a spliced graph; where the host was converted, run both without edits and compare their outputs.
 
     Args:
         host: the graph without the splice, as its owner has it.
         spliced: the graph with the splice.
         converted_from: the opset of the host, if the spliced graph has another.
+        replaced: whether a reconstruction stands in place of an activation, so that the outputs are meant to differ.
 
     Returns:
         a sentence on each thing that could not be checked here.
@@ -37,6 +38,11 @@ def first_run(host: Path, spliced: Path, *, converted_from: int | None) -> list[
         raise ValueError(f"onnxruntime refuses {host} with the splice in it ({reason}); {advice}") from error
     if converted_from is None:
         return []
+    if replaced:
+        return [
+            f"the host was converted from opset {converted_from}, and its outputs were not compared with the "
+            "original's, since a reconstruction takes an activation's place; splice it without --replace to compare"
+        ]
     try:
         _, expected = run_on_made_up_inputs(open_session(host, optimise=False), host.parent)
         _, found = run_on_made_up_inputs(session, host.parent)

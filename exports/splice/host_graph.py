@@ -53,8 +53,8 @@ def read_host(path: Path) -> HostGraph:
 
     Raises:
         FileNotFoundError: the host, or a file of its weights, is missing.
-        ValueError: the graph cannot be read or converted, it reads files outside of its folder, or it is a merged
-            decoder.
+        ValueError: the path is a folder, the graph cannot be read or converted, it reads files outside of its folder,
+            or it is a merged decoder or only a part of a spliced graph.
     """
     if path.is_dir():
         if (path / MANIFEST).is_file():

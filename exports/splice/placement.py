@@ -13,9 +13,17 @@ from typing import Any, Literal
 
 import onnx_ir as ir
 
+from sae_runtime.bundle.external_data import check_external
 from sae_runtime.bundle.folder import MANIFEST, Bundle, record
 from sae_runtime.bundle.hub import refuse_link_out
-from sae_runtime.bundle.model_files import GENAI, files_to_copy, model_files, same_bytes, tokenizer_home
+from sae_runtime.bundle.model_files import (
+    GENAI,
+    files_to_copy,
+    model_files,
+    refuse_shared,
+    same_bytes,
+    tokenizer_home,
+)
 from sae_runtime.bundle.typed_json import read_file, shown
 
 _BESIDE_BUNDLE = ("labels.jsonl", "README.md")  # people write these; no manifest lists them
@@ -82,11 +90,16 @@ class Placement:
             path: the graph that will be written.
 
         Raises:
+            FileExistsError: another graph in the folder reads a file that would be replaced by other weights.
             ValueError: the graph would be written over one of its files.
         """
         if any(os.path.realpath(path) == os.path.realpath(self.folder / location) for location in self.files):
             raise ValueError(f"two files would be {path}; name another --output")
-        return {location: file for location, file in self.files.items() if self.how[location] == "copied"}
+        copies = {location: file for location, file in self.files.items() if self.how[location] == "copied"}
+        for location, file in copies.items():
+            if not (file.parent / MANIFEST).is_file():  # those of a bundle have a name that is theirs: this mends them
+                refuse_shared(self.folder / location, file, path)
+        return copies
 
 
 def graph_path(host: Path, out: str | Path | None) -> Path:
@@ -125,6 +138,15 @@ def _named_by_genai(host: Path) -> str | None:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{config} names no graph (model.decoder.filename); make the host again") from error
     return name
+
+
+def _named_in(value: Any, home: Path) -> set[str]:
+    """The files right in a folder that a configuration names anywhere, such as further graphs and adapters."""
+    if isinstance(value, str):
+        plain = Path(value).name == value and not set(value) & set("\0\\")
+        return {value} if plain and (home / value).is_file() else set()
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return {name for one in inner for name in _named_in(one, home)}
 
 
 def locate_weights(
@@ -186,10 +208,12 @@ def place_model_files(host: Path, path: Path, placement: Placement) -> None:
         )
     home = host.parent
     names = set(model_files(home))
-    if named is not None:  # whatever its configuration names
-        names |= {file.name for file in home.iterdir() if file.is_file() and file.suffix not in (".onnx", ".data")}
+    if named is not None:
+        names |= _named_in(read_file(dict[str, Any], home / GENAI, foreign=True), home) - {named}
         for name in names:
             refuse_link_out(home / name, home)
+        graphs = [home / name for name in names if name.endswith(".onnx")]
+        names |= {file.relative_to(home).as_posix() for graph in graphs for file in check_external(graph)}
     above = tokenizer_home(host)
     found = {} if above == home else files_to_copy(above, model_files(above), path)
     for name, file in (found | files_to_copy(home, sorted(names), path)).items():

@@ -144,7 +144,8 @@ def splice(
     def check(graph: Path, part: Path | None) -> None:
         for bundle in bundled.values():  # the files that were copied
             bundle.refuse_change(MANIFEST, *bundle.checked)
-        unclear = first_run(host, graph, converted_from=read.opset if read.is_converted else None)
+        replaced = any(one.replace for one in made.values())
+        unclear = first_run(host, graph, converted_from=read.opset if read.is_converted else None, replaced=replaced)
         warnings.extend(unclear or doubts(graph, host, [(made[name], one) for name, one in placed.items()]))
         if part is not None and not unclear:
             open_session(part)
@@ -170,10 +171,11 @@ def _place_bundles(
     homes, read_there = {}, {}
     for name, bundle in bundled.items():
         inside = bundle_in(placement.folder, bundle.path)
-        homes[name] = inside or place_bundle(bundle, made[name].bundle or name, placement)
+        # Right beside the graph, where `refuse_deployed` finds that it is read.
+        homes[name] = inside or place_bundle(bundle, Path(made[name].bundle or name).name, placement)
         if inside is None:
             read_there[name] = homes[name]
-        elif made[name].reads_bundle:
+        elif made[name].reads_bundle and "/" not in inside:
             read_there[name] = inside
             for file in {WEIGHTS, DERIVED} & bundle.manifest.files.keys():
                 placement.place(bundle.path / file, f"{inside}/{file}", inside=True)

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import onnx_ir as ir
 
@@ -29,12 +30,19 @@ def write_spliced(model: ir.Model, path: Path, placement: Placement, check: Chec
         placement: the files of its folder.
         check: runs when all is written but has no names yet; if it raises, nothing is written.
         force: replace files that exist.
+
+    Raises:
+        FileExistsError: a file exists and `force` is not set, or a graph of its own has the name of the part.
     """
     copies = placement.copies(path)
     is_read = any(spliced.outputs for spliced in read_splices(model.metadata_props).values())
     weights = take_inline_weights(model.graph) if is_read else None
     part = features_part(model) if is_read else None
     cut = None if part is None else cut_graph(path)
+    if cut is not None and force and _kind(cut) == "whole":
+        raise FileExistsError(
+            f"{cut} is a graph of its own, and the part that gives features would replace it; rename it"
+        )
     names = [*copies, *(file.name for file in (weights, cut, path) if file is not None)]
     if weights is not None and weights.is_at(path.parent / weights.name):
         names.remove(weights.name)
@@ -55,9 +63,17 @@ def write_spliced(model: ir.Model, path: Path, placement: Placement, check: Chec
         with _reading(whole, now) as graph, _reading(whole if cut is None else to_fill[cut.name], now) as cut_off:
             check(graph, None if cut is None else cut_off)
     old = cut_graph(path)
-    if force and cut is None and old.is_file() and CUT_OF in read_metadata(old):
+    if force and cut is None and _kind(old) == "part":
         old.unlink()  # the part of the graph that was replaced
     return cut
+
+
+def _kind(graph: Path) -> Literal["part", "whole"] | None:
+    """Whether a graph is the part of one; None if there is none."""
+    try:
+        return "part" if CUT_OF in read_metadata(graph) else "whole"
+    except (OSError, ValueError):
+        return None
 
 
 @contextmanager

@@ -1,11 +1,16 @@
 """The files of a host model besides its graphs and weights: tokenizer, configuration, pooling, model card, licence."""
 
 import filecmp
+import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from sae_runtime.bundle.external_data import external_files
+from sae_runtime.bundle.graph_reader import read_metadata
 from sae_runtime.bundle.hub import refuse_link_out
+from sae_runtime.bundle.splices import CUT_OF
 from sae_runtime.bundle.typed_json import read_file, shown
 
 TOKENIZER, CONFIG, GENAI, MODULES = "tokenizer.json", "config.json", "genai_config.json", "modules.json"
@@ -79,6 +84,30 @@ def files_to_copy(home: Path, names: Iterable[str], graph: Path) -> dict[str, Pa
             raise FileExistsError(f"{there} is that of another model; name a folder for this model alone")
         found[name] = home / name
     return found
+
+
+def refuse_shared(there: Path, new: Path, graph: Path) -> None:
+    """Raise FileExistsError if a file that another graph beside `graph` reads would be replaced by other bytes.
+
+    >>> refuse_shared(Path("model/config.json"), Path("model/notes.txt"), Path("model/model.onnx"))
+
+    Args:
+        there: the file as it is now, if there is one.
+        new: what would replace it.
+        graph: the graph that is written with it.
+    """
+    if not there.is_file() or same_bytes(new, there):
+        return
+    for other in sorted(graph.parent.glob("[!.]*.onnx")):
+        read: set[str] = set()
+        with suppress(OSError, ValueError):  # what is no graph reads nothing
+            if other.name != graph.name and CUT_OF not in read_metadata(other):  # a part reads what its whole reads
+                read = external_files(other)
+        if any(os.path.realpath(other.parent / name) == os.path.realpath(there) for name in read):
+            raise FileExistsError(
+                f"{there} holds weights that {other.name} reads, and other ones would replace them; name another "
+                f"folder, or remove {other.name}"
+            )
 
 
 def same_bytes(file: Path, other: Path) -> bool:

@@ -1,6 +1,7 @@
 """The metadata of a spliced graph: which SAEs are inside it, and the names of their inputs and outputs."""
 
 import json
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -101,12 +102,13 @@ def reader_of(bundle: Path) -> Path | None:
 
     >>> reader_of(Path(bundle_path))
     """
-    place = bundle.absolute()
-    for graph in sorted(place.parent.glob("[!.]*.onnx")):
+    real = Path(os.path.realpath(bundle))
+    homes = dict.fromkeys((bundle.absolute().parent, real.parent))  # a link may lead to the bundle from elsewhere
+    for graph in (graph for home in homes for graph in sorted(home.glob("[!.]*.onnx"))):
         with suppress(OSError, ValueError):  # what is no graph reads nothing
             metadata = read_metadata(graph)
-            splices = read_splices(metadata).values()
-            if CUT_OF not in metadata and any(one.reads_bundle and one.bundle == place.name for one in splices):
+            read = [one.bundle for one in read_splices(metadata).values() if one.reads_bundle and one.bundle]
+            if CUT_OF not in metadata and any(os.path.realpath(graph.parent / name) == str(real) for name in read):
                 return graph
     return None
 

@@ -85,6 +85,7 @@ def _is_model(reference: str) -> bool:
     """Whether a path or a reference to the Hub means a model, with or without SAEs in it, and not a bundle."""
     from sae_runtime.bundle.folder import MANIFEST
     from sae_runtime.bundle.hub import SCHEME, download, parsed
+    from sae_runtime.bundle.model_files import TOKENIZER
 
     if reference.endswith(".onnx"):
         return True
@@ -92,19 +93,28 @@ def _is_model(reference: str) -> bool:
         path = Path(reference)
         return not (path / MANIFEST).exists() and any((*path.glob("[!.]*.onnx"), *path.glob("onnx/[!.]*.onnx")))
     repository, inside, revision = parsed(reference)
-    names = [f"{inside}/{name}".lstrip("/") for name in (MANIFEST, "tokenizer_config.json")]
+    if inside.endswith(".onnx"):  # a revision stands behind it
+        return True
+    of_model = (TOKENIZER, "tokenizer_config.json")
+    names = [f"{inside}/{name}".lstrip("/") for name in (MANIFEST, *of_model)]
     home = download(reference, repository, revision, names, []) / inside
-    return (home / "tokenizer_config.json").is_file() and not (home / MANIFEST).is_file()
+    return any((home / name).is_file() for name in of_model) and not (home / MANIFEST).is_file()
 
 
 def _inspect_model(reference: str, run: Run) -> None:
     """Say what a deployed model is, which SAEs are in its graph, and whether its weights are theirs."""
+    from sae_runtime.bundle.external_data import check_external
     from sae_runtime.bundle.splices import check_weights
     from sae_runtime.deployed.description import described
     from sae_runtime.deployed.layout import read_layout
 
-    layout = read_layout(reference)
-    found = described(layout)
+    try:
+        layout = read_layout(reference)
+        found = described(layout)
+    except (OSError, ValueError) as error:
+        if run.json:
+            run.show({"valid": False, "graph": reference, "error": str(error)}, [])
+        raise
     length = f", texts of up to {found.max_length:,} tokens" if found.max_length else ""
     lines: list[tuple[str, object]] = [("graph", layout.graph), ("kind", found.kind)]
     lines.append(("tokenizer", f"{found.tokenizer}{length}" if found.tokenizer else "none"))
@@ -119,6 +129,11 @@ def _inspect_model(reference: str, run: Run) -> None:
         lines += [*describe_splice(spliced), ("weights", f"{spliced.file}  {state}" if spliced.file else "unknown")]
         if name in layout.bundles:
             lines.append(("bundle", f"{layout.bundles[name]}, labels of {found.labels[name]:,} features"))
+    try:
+        for graph in filter(None, (layout.graph, layout.features)):
+            check_external(graph)
+    except (OSError, ValueError) as error:
+        problems.append(error)
     lines += [] if layout.splices else [("splices", "none")]
     if layout.splices:
         lines.append(("features", f"{layout.features.name}, cut of this graph" if layout.features else "no cut graph"))

@@ -73,7 +73,7 @@ def read_layout(path: str | Path) -> Layout:
     home = tokenizer_home(graph)
     features, stale = _features_of(graph)
     bundles: dict[str, Path] = {}
-    notes = [*stale]
+    notes = [*stale, *_spliced_beside(graph, found, splices)]
     for name, spliced in splices.items():
         bundle, other = _bundle_of(graph, spliced)
         bundles |= {name: bundle} if bundle is not None else {}
@@ -152,13 +152,27 @@ def _features_of(graph: Path) -> tuple[Path | None, Sequence[str]]:
     cut = cut_graph(graph)
     if not cut.is_file() or leaves(cut, graph.parent):
         return None, ()
-    if (known := read_metadata(cut).get(CUT_OF)) is None:
+    try:
+        known = read_metadata(cut).get(CUT_OF)
+    except ValueError:
+        return None, (f"{cut} is no readable graph, so features run the whole one; splice the host again",)
+    if known is None:
         return None, ()
     if known != record(graph).sha256:
         return None, (
             f"{cut} was cut of another graph than {graph}, so features run the whole graph; splice the host again",
         )
     return cut, ()
+
+
+def _spliced_beside(graph: Path, found: Path, splices: Mapping[str, Spliced]) -> Sequence[str]:
+    """A sentence on spliced graphs of a folder whose configuration names a graph without SAEs."""
+    if splices or graph == found:
+        return ()
+    others = [one for one, metadata in _graphs_in(found) if CUT_OF not in metadata and read_splices(metadata)]
+    if not others:
+        return ()
+    return (f"{found / GENAI} names {graph.name}, which has no SAE; name {_listed(others)} for the SAEs in it",)
 
 
 def _bundle_of(graph: Path, spliced: Spliced) -> tuple[Path | None, Sequence[str]]:

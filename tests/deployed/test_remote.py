@@ -109,6 +109,14 @@ def test_a_repository_without_a_graph_and_a_graph_that_reads_elsewhere_are_refus
         read_layout("hf://me/model")
 
 
+def test_inspect_knows_a_model_of_the_hub_by_its_tokenizer_and_a_graph_of_a_revision(
+    repository: Path, snapshot: Path
+) -> None:
+    (repository / "tokenizer_config.json").unlink()
+    for reference in ("hf://me/model", "hf://me/model/model.onnx@v2"):
+        assert "150 features of layer.0" in run("inspect", reference).stdout
+
+
 def test_labels_of_a_bundle_are_fetched(repository: Path, snapshot: Path) -> None:
     assert (hub.local("hf://me/model/sae") / "labels.jsonl").is_file()
     assert not (snapshot / "sae" / "evil.py").exists()

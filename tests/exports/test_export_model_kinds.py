@@ -1,5 +1,6 @@
 """Models whose positions, types of tokens or refusals differ from what most models have."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from architectures import GROUPED, SETTINGS, USUAL
 from exported_models import Case, made, of
-from tiny_host import run
+from tiny_host import host_graph, run, torch_host
 
 from sae_runtime.exports.export_model import export_model
 
@@ -65,3 +66,14 @@ def test_what_torch_prints_when_it_fails_is_kept_off_stderr(
     with pytest.raises(ValueError, match=rf"^torch cannot export {kind}Model .*{reason}.* with attach$"):
         export_model(model, tmp_path / "host.onnx")
     assert capfd.readouterr() == ("", "")
+
+
+def test_weights_that_a_spliced_graph_reads_are_not_replaced_by_those_of_another_model(tmp_path: Path) -> None:
+    home = Path(shutil.copytree(host_graph("bert").parent, tmp_path / "model"))
+    shutil.copy(home / "host.onnx", home / "host_sae.onnx")
+    before = {path: path.read_bytes() for path in home.iterdir()}
+    with pytest.raises(
+        FileExistsError, match=r"host\.onnx\.data holds weights that host_sae\.onnx reads, and other ones"
+    ):
+        export_model(torch_host("gpt2"), home / "host.onnx", force=True)
+    assert {path: path.read_bytes() for path in home.iterdir()} == before

@@ -165,7 +165,7 @@ def test_configurations_that_are_pipes_do_not_hang(model: Path, bundle: Path) ->
 
 def test_a_host_and_a_bundle_of_a_hub_cache_keep_their_names(model: Path, bundle: Path, tmp_path: Path) -> None:
     (model / "genai_config.json").write_text(json.dumps({"model": {"decoder": {"filename": "host.onnx"}}}))
-    for name in ("vocab.json", "merges.json"):
+    for name in ("vocab.json", "added_tokens.json"):
         (model / name).write_text("{}")
     cached = {}
     for name, source in (("host", model), ("sae", bundle)):
@@ -176,11 +176,13 @@ def test_a_host_and_a_bundle_of_a_hub_cache_keep_their_names(model: Path, bundle
         for number, file in enumerate(path for path in sorted(source.iterdir()) if path.is_file()):
             shutil.copyfile(file, home / "blobs" / f"{number:040x}")
             (cached[name] / file.name).symlink_to(f"../../../blobs/{number:040x}")
-    (cached["host"] / "merges.json").unlink()
-    (cached["host"] / "merges.json").symlink_to((cached["host"] / "vocab.json").readlink())  # equal files share a blob
+    (cached["host"] / "added_tokens.json").unlink()
+    (cached["host"] / "added_tokens.json").symlink_to(
+        (cached["host"] / "vocab.json").readlink()
+    )  # equal files share a blob
     made = splice(cached["host"] / "host.onnx", [Splice(bundle=cached["sae"], hook="layer.0")], tmp_path / "out")
     assert made.files == {"host.data": "copied", "sae/sae_weights.safetensors": "copied"}
-    assert {name for name in made.beside if "/" not in name} == {"genai_config.json", "vocab.json", "merges.json"}
+    assert {name for name in made.beside if "/" not in name} == {"genai_config.json", "vocab.json", "added_tokens.json"}
     assert {path.relative_to(tmp_path / "out").as_posix() for path in made.path.parent.rglob("*.*")} == {
         *("host.onnx", "host_features.onnx", *made.files, *made.beside),
     }
