@@ -161,6 +161,9 @@ def test_labels_and_multiples_of_the_largest_activation_come_from_the_bundle(
     assert np.array_equal(same[0]["last_hidden_state"], same[1]["last_hidden_state"])
     with pytest.raises(ValueError, match="'other'"):
         model.run("w1", Edit.ablate("other"))
+    put_stats(read(home), counted(np.full(D_SAE, 5), np.full(D_SAE, 3.0), tokens=10))  # measured again
+    again = model.run("w1", Edit.set(3, times=2))["last_hidden_state"]
+    assert np.array_equal(again, model.run("w1", Edit.set(3, 6.0))["last_hidden_state"])
 
 
 def test_without_its_bundle_an_sae_has_no_labels(tmp_path: Path, copy_of: Callable[..., Path]) -> None:
