@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_runtime.bundle.vocabulary import is_of_words
+from sae_runtime.text.settings import first_position
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -176,7 +177,7 @@ def read_host_inputs(
         names = ", ".join(port.name for port in required) or "nothing"
         raise ValueError(f"{graph} takes {names} and no ids of tokens; use a graph that reads texts")
     batch, time = (size if isinstance(size, int) else None for size in (*found["ids"].shape, None, None)[:2])
-    return HostInputs(**found, past=tuple(past), batch=batch, time=time, first_position=_first_position(config))
+    return HostInputs(**found, past=tuple(past), batch=batch, time=time, first_position=first_position(config))
 
 
 def _port(value: Any, graph: object) -> Port:
@@ -261,13 +262,3 @@ def _head_size(config: Mapping[str, Any], genai: Mapping[str, Any]) -> int:
     width = _whole([(config, "hidden_size"), (config, "n_embd"), (config, "d_model")])
     heads = _whole([(config, "num_attention_heads"), (config, "n_head"), (config, "num_heads")])
     return width // heads if heads else 0
-
-
-_COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer", "data2vec-text")
-
-
-def _first_position(config: Mapping[str, Any]) -> int:
-    """RoBERTa and its relatives count positions from the id of padding on, plus 1."""
-    if config.get("model_type") not in _COUNT_FROM_PADDING:
-        return 0
-    return (_whole([(config, "pad_token_id")]) or 1) + 1

@@ -39,7 +39,8 @@ class Settings:
         kind: the family of transformers' class, such as "bert" or "gpt2".
         named: the special token of each role; a mapping is a token with rules of its own, as AddedToken takes them.
         more: special tokens without a role.
-        max_length: the model's largest number of tokens; None: not known.
+        max_length: the largest number of tokens that the tokenizer's files allow; None: not known.
+        positions: the number of tokens for which the model has positions; None: not known.
         end_ids: ids that end a generated text; empty: the files do not say.
         pad_id: what the model's configuration says; None: nothing.
     """
@@ -49,6 +50,7 @@ class Settings:
     named: Mapping[str, str | Mapping[str, Any]]
     more: tuple[str | Mapping[str, Any], ...]
     max_length: int | None
+    positions: int | None
     end_ids: tuple[int, ...]
     pad_id: int | None
 
@@ -79,7 +81,9 @@ def read_settings(home: Path) -> Settings:
     for source in (generation, model, genai.get("model")):
         ends = ends or _ids(source.get("eos_token_id") if isinstance(source, Mapping) else None)
     pad = _ids(model.get("pad_token_id"))
-    return Settings(config, kind, named, more, _max_length(config, model), ends, pad[0] if pad else None)
+    told = config.get("model_max_length", config.get("max_len"))
+    length = int(told) if _is_length(told) else None
+    return Settings(config, kind, named, more, length, _positions(model), ends, pad[0] if pad else None)
 
 
 def read_object(home: Path, name: str) -> dict[str, Any]:
@@ -107,18 +111,24 @@ def _token(value: Any, where: str) -> str | Mapping[str, Any]:
     return {**rules, **from_dict(dict[str, bool], flags, where)}
 
 
-def _max_length(config: Mapping[str, Any], model: Mapping[str, Any]) -> int | None:
-    """The smaller of what the tokenizer's and the model's files say."""
+def first_position(model: Mapping[str, Any]) -> int:
+    """The position of a text's first token by config.json: RoBERTa and its relatives count from behind the padding's id.
+
+    >>> first_position({"model_type": "xlm-roberta", "pad_token_id": 1}), first_position({"model_type": "bert"})
+    (2, 0)
+    """
     family = str(model.get("model_type", ""))
-    told = [config.get("model_max_length", config.get("max_len"))]
-    # The positions of some families begin behind the id of padding.
     behind = any(name in family for name in _OFFSET_FAMILIES)
-    begin = (_ids(model.get("pad_token_id")) or (1,))[0] + 1 if behind else 0
-    for key in ("max_position_embeddings", "n_positions", "max_sequence_length"):
-        value: Any = model.get(key)
-        told += [value - begin] if _is_length(value) else []
-    lengths = [int(value) for value in told if _is_length(value)]
-    return min(lengths, default=None)
+    return (_ids(model.get("pad_token_id")) or (1,))[0] + 1 if behind else 0
+
+
+def _positions(model: Mapping[str, Any]) -> int | None:
+    """The number of tokens for which a model has positions; None: its file does not say."""
+    if "t5" in str(model.get("model_type", "")):
+        return None  # its positions are distances, and its n_positions is no limit
+    told = [model.get(key) for key in ("max_position_embeddings", "n_positions", "max_sequence_length")]
+    lengths = [int(value) - first_position(model) for value in told if _is_length(value)]
+    return min((length for length in lengths if length > 0), default=None)
 
 
 def _is_length(value: Any) -> bool:
