@@ -168,11 +168,16 @@ class Model:
 
     @overload
     def run(  # type: ignore[overload-overlap]
-        self, texts: str, edits: Edits = (), *, gate: Gates = "all", outputs: Sequence[str] | None = None
+        self, texts: str, edits: Edits = (), *, gate: Gates = "all", outputs: str | Sequence[str] | None = None
     ) -> dict[str, NDArray[Any]]: ...
     @overload
     def run(
-        self, texts: Iterable[str], edits: Edits = (), *, gate: Gates = "all", outputs: Sequence[str] | None = None
+        self,
+        texts: Iterable[str],
+        edits: Edits = (),
+        *,
+        gate: Gates = "all",
+        outputs: str | Sequence[str] | None = None,
     ) -> list[dict[str, NDArray[Any]]]: ...
     def run(
         self,
@@ -180,7 +185,7 @@ class Model:
         edits: Edits = (),
         *,
         gate: Gates = "all",
-        outputs: Sequence[str] | None = None,
+        outputs: str | Sequence[str] | None = None,
     ) -> dict[str, NDArray[Any]] | list[dict[str, NDArray[Any]]]:
         """The host's outputs for texts, with features edited.
 
@@ -190,7 +195,7 @@ class Model:
                 a list with one of these for each text.
             gate: the tokens that the edits reach: "all", "text" (no special ones), "prompt" (all), "last_prompt" (the
                 last one), `core.gates.positions` and `spans`, a set of positions, or a list with one for each text.
-            outputs: names of the outputs; None: all but keys and values.
+            outputs: name of an output, or several; None: all but keys and values.
 
         Returns:
             For one text its outputs by name, for several a list of these. An output with a row for each token is
@@ -210,11 +215,10 @@ class Model:
         listed, single = as_texts(texts)
         requests, gates = self._asked(edits, gate, len(listed))
         graph = self._sessions.open()
-        names = list(graph.outputs) if outputs is None else list(outputs)
-        if unknown := [name for name in names if name not in graph.outputs]:
-            raise ValueError(
-                f"{graph.path} has no output {unknown[0]!r}, it has {', '.join(graph.outputs)}; name these"
-            )
+        names = list(graph.outputs) if outputs is None else [outputs] if isinstance(outputs, str) else list(outputs)
+        if not names or (unknown := [name for name in names if name not in graph.outputs]):
+            what = repr(unknown[0]) if names else "without a name"
+            raise ValueError(f"{graph.path} has no output {what}, it has {', '.join(graph.outputs)}; name these")
         tokens = self.tokenizer.encode(listed, limit=_least(self.tokenizer.max_length, graph.inputs.time))
         _tell_left_out(tokens)
         found: list[dict[str, NDArray[Any]]] = [{} for _ in listed]
@@ -432,9 +436,10 @@ def _tell_left_out(tokens: Sequence[Tokens]) -> None:
 
 def _prompt(sentence: Sentence, prompt: str | None, name: str | None, home: Path) -> str:
     """What stands before each text."""
+    given = [one for one in (prompt, name) if one is not None]
+    if len(given) > 1 or not all(isinstance(one, str) for one in given):
+        raise ValueError("give the text of a prompt, or the name of one of the folder's as prompt_name, not both")
     if prompt is not None:
-        if name is not None or not isinstance(prompt, str):
-            raise ValueError("give the text of a prompt, or the name of one of the folder's as prompt_name, not both")
         return prompt
     name = sentence.default_prompt if name is None else name
     if name is not None and name not in sentence.prompts:

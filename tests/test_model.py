@@ -318,6 +318,13 @@ def test_what_cannot_be_done_is_said(model_of: Callable[..., Model], edits: Any,
         model_of().run(["w1", "w2 w3"], edits, gate=gate)
 
 
+def test_outputs_are_named(model_of: Callable[..., Model]) -> None:
+    assert list(model_of().run("w1", outputs="last_hidden_state")) == ["last_hidden_state"]
+    for names, what in (([], "without a name"), (["x"], "'x'")):
+        with pytest.raises(ValueError, match=f"has no output {what}, it has last_hidden_state; name these"):
+            model_of().run("w1", outputs=names)
+
+
 def test_a_text_that_overflows_is_named_and_not_blamed_on_others(model_of: Callable[..., Model]) -> None:
     strong: Sequence[Edit] = [Edit.set(3, 3e38), Edit.set(4, -3e38)]
     with pytest.raises(ValueError, match="text 1 gives NaN or Inf"):

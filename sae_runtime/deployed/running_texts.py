@@ -50,7 +50,9 @@ def run_texts(
     # What is no row for each token, such as a score by the last token, may depend on padding. Where the graph takes one
     # length alone, and a mask, it was made for padded texts.
     is_made_so = graph.inputs.time is not None and graph.inputs.mask is not None
-    pads = all(rows or is_made_so and len(graph.outputs[name]) < 3 for name, rows in zip(outputs, per_token, strict=True))
+    pads = all(
+        rows or is_made_so and len(graph.outputs[name]) < 3 for name, rows in zip(outputs, per_token, strict=True)
+    )
     parts = batches([one.ids for one in tokens], graph.inputs, pad=pad, pads=pads, tokens=tokens_at_once)
     for batch in parts:
         feed = graph.inputs.feed(batch.ids, batch.mask)

@@ -133,6 +133,5 @@ def _sae(layout: Layout, spliced: Spliced) -> SplicedSAE:
     bundle = layout.bundles.get(spliced.name)
     refused = [note for note in layout.notes if spliced.bundle and str(layout.graph.parent / spliced.bundle) in note]
     absent = refused[0] if refused else f"{layout.graph.parent} has no bundle of it; splice the host again"
-    # An older graph does not tell its weights; by top k it gives k features however many slots are asked for.
-    by_threshold = spliced.file is None or "threshold" in read_header(located(layout.graph, spliced.file))
+    by_threshold = spliced.file is not None and "threshold" in read_header(located(layout.graph, spliced.file))
     return SplicedSAE(spliced, bundle, layout.graph, absent, by_threshold)

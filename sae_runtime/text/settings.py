@@ -112,7 +112,7 @@ def _token(value: Any, where: str) -> str | Mapping[str, Any]:
 
 
 def first_position(model: Mapping[str, Any]) -> int:
-    """The position of a text's first token by config.json: RoBERTa and its relatives count from behind the padding's id.
+    """The position of a text's first token by config.json; RoBERTa and its relatives count from behind padding's id.
 
     >>> first_position({"model_type": "xlm-roberta", "pad_token_id": 1}), first_position({"model_type": "bert"})
     (2, 0)

@@ -94,9 +94,15 @@ def test_prompts_are_theirs(plain: Path, include: bool, modes: tuple[str, ...]) 
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
     with pytest.raises(ValueError, match="has no prompt 'other', it has 'query', 'bare'"):
         load_model(plain).embed("w1", prompt_name="other")
+    wrong: Any
+    for wrong in ({"prompt": 3}, {"prompt_name": ["query"]}, {"prompt": "a", "prompt_name": "query"}):
+        with pytest.raises(ValueError, match="give the text of a prompt, or the name of one"):
+            load_model(plain).embed("w1", **wrong)
 
 
-def test_lower_case_keeps_special_tokens_and_characters_of_spans(tmp_path: Path, bundle_of: Callable[..., Path]) -> None:
+def test_lower_case_keeps_special_tokens_and_characters_of_spans(
+    tmp_path: Path, bundle_of: Callable[..., Path]
+) -> None:
     folder = deploy(tmp_path / "model", "bert", {"bundle": bundle_of("mutual")})
     torch_host("bert").save_pretrained(folder)
     say(folder, ("mean",), transformer={"do_lower_case": True})
