@@ -283,8 +283,8 @@ class Model:
         skipped = 0 if sentence.include_prompt or not prefix else self._prompt_tokens(prefix, limit)
         if skipped and output == _WHOLE:
             raise ValueError(
-                f"{graph.path} pools all tokens, and {self.layout.home} leaves those of a prompt out; give prompt='', or "
-                "a graph with last_hidden_state"
+                f"{graph.path} pools all tokens, and {self.layout.home} leaves those of a prompt out; give prompt='', "
+                "or export a graph with last_hidden_state"
             )
         parts = []
         order: list[int] = []
