@@ -81,7 +81,7 @@ def read_settings(home: Path) -> Settings:
     for source in (generation, model, genai.get("model")):
         ends = ends or _ids(source.get("eos_token_id") if isinstance(source, Mapping) else None)
     pad = _ids(model.get("pad_token_id"))
-    told = config.get("model_max_length", config.get("max_len"))
+    told: Any = config.get("model_max_length", config.get("max_len"))
     length = int(told) if _is_length(told) else None
     return Settings(config, kind, named, more, length, _positions(model), ends, pad[0] if pad else None)
 
@@ -126,7 +126,7 @@ def _positions(model: Mapping[str, Any]) -> int | None:
     """The number of tokens for which a model has positions; None: its file does not say."""
     if "t5" in str(model.get("model_type", "")):
         return None  # its positions are distances, and its n_positions is no limit
-    told = [model.get(key) for key in ("max_position_embeddings", "n_positions", "max_sequence_length")]
+    told: list[Any] = [model.get(key) for key in ("max_position_embeddings", "n_positions", "max_sequence_length")]
     lengths = [int(value) - first_position(model) for value in told if _is_length(value)]
     return min((length for length in lengths if length > 0), default=None)
 
