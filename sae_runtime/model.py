@@ -3,6 +3,7 @@
 import functools
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -83,6 +84,8 @@ class Model:
     def __init__(self, sessions: HostSessions, tokenizer: Tokenizer) -> None:
         self.layout: Layout = sessions.layout
         self.tokenizer, self._sessions = tokenizer, sessions
+        lowers = self.layout.sentence is not None and self.layout.sentence.lower_case
+        self._embeds = tokenizer.lowering() if lowers else tokenizer  # sentence-transformers alone lowers
         self.saes: Mapping[str, SplicedSAE] = spliced_saes(self.layout)
         self._read = {name: sae for name, sae in self.saes.items() if sae.reads}
         self._tokens_at_once = TOKENS if sessions.on_cpu else TOKENS_OF_DEVICE
@@ -163,11 +166,16 @@ class Model:
 
     @overload
     def run(  # type: ignore[overload-overlap]
-        self, texts: str, edits: Edits = (), *, gate: Gates = "all", outputs: Sequence[str] | None = None
+        self, texts: str, edits: Edits = (), *, gate: Gates = "all", outputs: str | Sequence[str] | None = None
     ) -> dict[str, NDArray[Any]]: ...
     @overload
     def run(
-        self, texts: Iterable[str], edits: Edits = (), *, gate: Gates = "all", outputs: Sequence[str] | None = None
+        self,
+        texts: Iterable[str],
+        edits: Edits = (),
+        *,
+        gate: Gates = "all",
+        outputs: str | Sequence[str] | None = None,
     ) -> list[dict[str, NDArray[Any]]]: ...
     def run(
         self,
@@ -175,7 +183,7 @@ class Model:
         edits: Edits = (),
         *,
         gate: Gates = "all",
-        outputs: Sequence[str] | None = None,
+        outputs: str | Sequence[str] | None = None,
     ) -> dict[str, NDArray[Any]] | list[dict[str, NDArray[Any]]]:
         """The host's outputs for texts, with features edited.
 
@@ -185,7 +193,7 @@ class Model:
                 a list with one of these for each text.
             gate: the tokens that the edits reach: "all", "text" (no special ones), "prompt" (all), "last_prompt" (the
                 last one), `core.gates.positions` and `spans`, a set of positions, or a list with one for each text.
-            outputs: names of the outputs; None: all but keys and values.
+            outputs: name of an output, or several; None: all but keys and values.
 
         Returns:
             For one text its outputs by name, for several a list of these. An output with a row for each token is
@@ -205,12 +213,11 @@ class Model:
         listed, single = as_texts(texts)
         requests, gates = self._asked(edits, gate, len(listed))
         graph = self._sessions.open()
-        names = list(graph.outputs) if outputs is None else list(outputs)
-        if unknown := [name for name in names if name not in graph.outputs]:
-            raise ValueError(
-                f"{graph.path} has no output {unknown[0]!r}, it has {', '.join(graph.outputs)}; name these"
-            )
-        tokens = self.tokenizer.encode(listed, limit=self._longest(graph.inputs.time))
+        names = list(graph.outputs) if outputs is None else [outputs] if isinstance(outputs, str) else list(outputs)
+        if not names or (unknown := [name for name in names if name not in graph.outputs]):
+            what = repr(unknown[0]) if names else "without a name"
+            raise ValueError(f"{graph.path} has no output {what}, it has {', '.join(graph.outputs)}; name these")
+        tokens = self.tokenizer.encode(listed, limit=_least(self.tokenizer.max_length, graph.inputs.time))
         _tell_left_out(tokens)
         found: list[dict[str, NDArray[Any]]] = [{} for _ in listed]
         for batch, arrays, by_token in self._runs(tokens, names, requests, gates):
@@ -265,14 +272,18 @@ class Model:
                 f"{graph.path} gives {', '.join(graph.outputs)} and no vectors of tokens, last_hidden_state; export "
                 "the model without its head"
             )
-        sentence = Sentence() if output == POOLED else self._sentence()
+        sentence = self._sentence(is_pooled=output == POOLED)
         prefix = _prompt(sentence, prompt, prompt_name, self.layout.home)
-        if sentence.lower_case:
-            listed, prefix = [_lower(text) for text in listed], _lower(prefix)
-        limit = self._longest(graph.inputs.time, sentence.max_length)
-        tokens = self.tokenizer.encode(listed, limit=limit, prefix=prefix)
+        length = self.tokenizer.max_length if sentence.max_length is None else sentence.max_length
+        limit = _least(length, self.tokenizer.positions, graph.inputs.time)
+        tokens = self._embeds.encode(listed, limit=limit, prefix=prefix)
         _tell_left_out(tokens)
-        skipped = 0 if sentence.include_prompt or not prefix else self._prompt_tokens(prefix)
+        skipped = 0 if sentence.include_prompt or not prefix else self._prompt_tokens(prefix, limit)
+        if skipped and output == POOLED:
+            raise ValueError(
+                f"{graph.path} pools all tokens, and {self.layout.home} leaves those of a prompt out; give prompt='', "
+                "or export a graph with last_hidden_state"
+            )
         parts = []
         order: list[int] = []
         for batch, (array,), _ in self._runs(tokens, [output], requests, gates):
@@ -368,14 +379,9 @@ class Model:
             tokens_at_once=self._tokens_at_once,
         )
 
-    def _longest(self, *limits: int | None) -> int | None:
-        """The smallest of some limits of a text's length and the model's; None: there is none."""
-        return min((limit for limit in (self.tokenizer.max_length, *limits) if limit is not None), default=None)
-
     def _context(self, context: int | None) -> int:
         """The length of windows."""
-        time = self._sessions.open(cut=True).inputs.time
-        longest = self._longest(time)
+        longest = _least(self.tokenizer.max_length, self._sessions.open(cut=True).inputs.time)
         if context is None:
             return _UNKNOWN if longest is None else longest
         if not isinstance(context, int | np.integer) or isinstance(context, bool) or context < 1:
@@ -384,9 +390,12 @@ class Model:
             raise ValueError(f"context is {context} tokens, and the model reads at most {longest}; give at most these")
         return int(context)
 
-    def _sentence(self) -> Sentence:
-        """How the folder says that texts become vectors."""
+    def _sentence(self, *, is_pooled: bool) -> Sentence:
+        """How the folder says that texts become vectors. A graph may do all that comes after the tokens."""
         sentence = self.layout.sentence
+        if is_pooled:
+            sentence = replace(sentence or Sentence(), pooling=("mean",), normalise=False, problem=None)
+            return sentence
         if sentence is None:
             warnings.warn(
                 f"{self.layout.home} has no modules.json, so embed takes the mean over all tokens, not normalised, as "
@@ -399,9 +408,9 @@ class Model:
             raise ValueError(sentence.problem)
         return sentence
 
-    def _prompt_tokens(self, prompt: str) -> int:
+    def _prompt_tokens(self, prompt: str, limit: int | None) -> int:
         """The tokens that a prompt has by itself, with the special ones before it, as sentence-transformers counts."""
-        (tokens,) = self.tokenizer.encode([prompt])
+        (tokens,) = self._embeds.encode([prompt], limit=limit)
         last = self.tokenizer.token(int(tokens.ids[-1])) if len(tokens) else None
         return len(tokens) - (last in self.tokenizer.special_tokens.values())
 
@@ -425,9 +434,10 @@ def _tell_left_out(tokens: Sequence[Tokens]) -> None:
 
 def _prompt(sentence: Sentence, prompt: str | None, name: str | None, home: Path) -> str:
     """What stands before each text."""
+    given = [one for one in (prompt, name) if one is not None]
+    if len(given) > 1 or not all(isinstance(one, str) for one in given):
+        raise ValueError("give the text of a prompt, or the name of one of the folder's as prompt_name, not both")
     if prompt is not None:
-        if name is not None or not isinstance(prompt, str):
-            raise ValueError("give the text of a prompt, or the name of one of the folder's as prompt_name, not both")
         return prompt
     name = sentence.default_prompt if name is None else name
     if name is not None and name not in sentence.prompts:
@@ -436,6 +446,6 @@ def _prompt(sentence: Sentence, prompt: str | None, name: str | None, home: Path
     return "" if name is None else sentence.prompts[name]
 
 
-def _lower(text: str) -> str:
-    """A text in lower case, character by character, as tokenizers do it."""
-    return "".join(map(str.lower, text)) if isinstance(text, str) else text
+def _least(*limits: int | None) -> int | None:
+    """The smallest of some limits; None: there is none."""
+    return min((limit for limit in limits if limit is not None), default=None)

@@ -161,6 +161,9 @@ def test_labels_and_multiples_of_the_largest_activation_come_from_the_bundle(
     assert np.array_equal(same[0]["last_hidden_state"], same[1]["last_hidden_state"])
     with pytest.raises(ValueError, match="'other'"):
         model.run("w1", Edit.ablate("other"))
+    put_stats(read(home), counted(np.full(D_SAE, 5), np.full(D_SAE, 3.0), tokens=10))  # measured again
+    again = model.run("w1", Edit.set(3, times=2))["last_hidden_state"]
+    assert np.array_equal(again, model.run("w1", Edit.set(3, 6.0))["last_hidden_state"])
 
 
 def test_without_its_bundle_an_sae_has_no_labels(tmp_path: Path, copy_of: Callable[..., Path]) -> None:
@@ -313,6 +316,13 @@ def test_a_text_that_is_too_long_is_cut_and_the_caller_is_told(model_of: Callabl
 def test_what_cannot_be_done_is_said(model_of: Callable[..., Model], edits: Any, gate: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         model_of().run(["w1", "w2 w3"], edits, gate=gate)
+
+
+def test_outputs_are_named(model_of: Callable[..., Model]) -> None:
+    assert list(model_of().run("w1", outputs="last_hidden_state")) == ["last_hidden_state"]
+    for names, what in (([], "without a name"), (["x"], "'x'")):
+        with pytest.raises(ValueError, match=f"has no output {what}, it has last_hidden_state; name these"):
+            model_of().run("w1", outputs=names)
 
 
 def test_a_text_that_overflows_is_named_and_not_blamed_on_others(model_of: Callable[..., Model]) -> None:

@@ -47,8 +47,13 @@ def run_texts(
             raise ValueError(f"text {number} has no tokens, so the model computes nothing of it; leave it out")
     chosen = _chosen(tokens, gates) if edits else []
     per_token = [of_tokens(graph.outputs[name], graph.inputs.ids.shape) for name in outputs]
-    # What is no row for each token, such as a score by the last token, may depend on padding.
-    parts = batches([one.ids for one in tokens], graph.inputs, pad=pad, pads=all(per_token), tokens=tokens_at_once)
+    # What is no row for each token, such as a score by the last token, may depend on padding. Where the graph takes one
+    # length alone, and a mask, it was made for padded texts.
+    is_made_so = graph.inputs.time is not None and graph.inputs.mask is not None
+    pads = all(
+        rows or is_made_so and len(graph.outputs[name]) < 3 for name, rows in zip(outputs, per_token, strict=True)
+    )
+    parts = batches([one.ids for one in tokens], graph.inputs, pad=pad, pads=pads, tokens=tokens_at_once)
     for batch in parts:
         feed = graph.inputs.feed(batch.ids, batch.mask)
         feed |= _asked(sessions, graph, batch, edits, chosen)

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_runtime.bundle.external_data import located
+from sae_runtime.bundle.identity import Identity, identity
 from sae_runtime.bundle.labels import read_labels
-from sae_runtime.bundle.parts import read_manifest
+from sae_runtime.bundle.parts import MANIFEST, read_manifest
 from sae_runtime.bundle.splices import Spliced
 from sae_runtime.bundle.stats import FILE, Stats, read_stats
 from sae_runtime.bundle.tensors import read_header
@@ -94,7 +95,8 @@ class SplicedSAE:
         Raises:
             ValueError: the model has no bundle of this SAE, or its stats are not sound.
         """
-        return _stats(self._home("largest activations"), self.d_sae)
+        folder = self._home("largest activations")
+        return _stats(folder, self.d_sae, identity(folder / MANIFEST))
 
     def resolved(self, edits: Sequence[Edit]) -> list[Edit]:
         """The same edits in numbers; labels and largest activations are read where an edit needs them.
@@ -112,7 +114,8 @@ class SplicedSAE:
 
 
 @functools.lru_cache(maxsize=8)
-def _stats(folder: Path, d_sae: int) -> Stats | None:
+def _stats(folder: Path, d_sae: int, _now: Identity | None) -> Stats | None:
+    """Of a bundle; its manifest changes whenever they are measured again."""
     return read_stats(folder / FILE, d_sae) if FILE in read_manifest(folder).files else None
 
 

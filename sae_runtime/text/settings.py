@@ -42,7 +42,8 @@ class Settings:
         more: special tokens without a role.
         added: tokens beside the vocabulary, by rising id, in the same form with "special" too.
         redefines: whether `added` also gives the rules of tokens that tokenizer.json has.
-        max_length: the model's largest number of tokens; None: not known.
+        max_length: the largest number of tokens that the tokenizer's files allow; None: not known.
+        positions: the number of tokens for which the model has positions; None: not known.
         end_ids: ids that end a generated text; empty: the files do not say.
         pad_id: what the model's configuration says; None: nothing.
     """
@@ -54,6 +55,7 @@ class Settings:
     added: tuple[Mapping[str, Any], ...]
     redefines: bool
     max_length: int | None
+    positions: int | None
     end_ids: tuple[int, ...]
     pad_id: int | None
 
@@ -94,8 +96,10 @@ def read_settings(home: Path) -> Settings:
     for source in (generation, model, genai.get("model")):
         ends = ends or _ids(source.get("eos_token_id") if isinstance(source, Mapping) else None)
     pad = _ids(model.get("pad_token_id"))
-    length = _max_length(config, model)
-    return Settings(config, kind, named, more, added, redefines, length, ends, pad[0] if pad else None)
+    told: Any = config.get("model_max_length", config.get("max_len"))
+    length = int(told) if _is_length(told) else None
+    positions, padding = _positions(model), pad[0] if pad else None
+    return Settings(config, kind, named, more, added, redefines, length, positions, ends, padding)
 
 
 def read_object(home: Path, name: str) -> dict[str, Any]:
@@ -137,15 +141,13 @@ def _added(tokens: Any, where: str) -> tuple[Mapping[str, Any], ...]:
     return tuple(by_id[id_] for id_ in sorted(by_id))
 
 
-def _max_length(config: Mapping[str, Any], model: Mapping[str, Any]) -> int | None:
-    """The smaller of what the tokenizer's and the model's files say."""
-    told = [config.get("model_max_length", config.get("max_len"))]
-    begin = first_position(model)
-    for key in ("max_position_embeddings", "n_positions", "max_sequence_length"):
-        value: Any = model.get(key)
-        told += [value - begin] if _is_length(value) else []
-    lengths = [int(value) for value in told if _is_length(value)]
-    return min(lengths, default=None)
+def _positions(model: Mapping[str, Any]) -> int | None:
+    """The number of tokens for which a model has positions; None: its file does not say."""
+    if "t5" in str(model.get("model_type", "")):
+        return None  # its positions are distances, and its n_positions is no limit
+    told: list[Any] = [model.get(key) for key in ("max_position_embeddings", "n_positions", "max_sequence_length")]
+    lengths = [int(value) - first_position(model) for value in told if _is_length(value)]
+    return min((length for length in lengths if length > 0), default=None)
 
 
 def first_position(model: Mapping[str, Any]) -> int:

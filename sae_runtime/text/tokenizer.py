@@ -1,5 +1,7 @@
 """Tokens of texts and texts of tokens, by a folder's tokenizer.json and the settings beside it."""
 
+import functools
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,17 +27,20 @@ class Tokenizer:
         padding_side, truncation_side: "left" or "right".
         pad_id: the id of padding; None: the folder names none.
         end_ids: ids that end a generated text.
-        max_length: the model's largest number of tokens; None: not known.
+        positions: the number of tokens for which the model has positions; None: not known.
+        max_length: the model's largest number of tokens by all its files; None: not known.
         special_tokens: the special token of each role, such as "eos_token".
         special_ids: ids of all special tokens.
         size: one more than the largest id.
     """
 
-    def __init__(self, home: Path, text: str) -> None:
-        self._home, self._text = home, text
+    def __init__(self, home: Path, text: str, *, lower: bool = False) -> None:
+        self._home, self._text, self._lower = home, text, lower
         settings = read_settings(home)
         self._rust = _opened(home, text, settings)
         _lower_as_told(self._rust, settings)
+        if lower:
+            _lower_first(self._rust, text)
         padding, truncation = self._rust.padding or {}, self._rust.truncation or {}
         self._rust.no_padding()
         self._rust.no_truncation()
@@ -44,7 +49,8 @@ class Tokenizer:
         self.truncation_side = side(
             config.get("truncation_side", truncation.get("direction", "right")), "truncation_side"
         )
-        self.max_length = settings.max_length
+        self.positions = settings.positions
+        self.max_length = min(filter(None, (settings.max_length, settings.positions)), default=None)
         self.special_tokens = {name: _content(token) for name, token in settings.named.items()}
         if padding:
             self.special_tokens.setdefault("pad_token", padding["pad_token"])
@@ -63,7 +69,11 @@ class Tokenizer:
         self._templates: ChatTemplates = read_templates(home, config, self.special_tokens)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Tokenizer, (self._home, self._text)
+        return functools.partial(Tokenizer, lower=self._lower), (self._home, self._text)
+
+    def lowering(self) -> "Tokenizer":
+        """The same tokenizer for texts in lower case; special tokens in a text and offsets stay as they are."""
+        return Tokenizer(self._home, self._text, lower=True)
 
     def encode(
         self, texts: Sequence[str], *, limit: int | None = None, prefix: str = "", frame: bool = True
@@ -251,6 +261,15 @@ def _lower_as_told(rust: Any, settings: Settings) -> None:
         accents = settings.config.get("strip_accents")
         normalizer.strip_accents = accents if isinstance(accents, bool) else None
         rust.normalizer = normalizer
+
+
+def _lower_first(rust: Any, text: str) -> None:
+    """Make text lower case before all else, unless that is a step already, as sentence-transformers does."""
+    from tokenizers.normalizers import Lowercase, Sequence
+
+    told = json.loads(text).get("normalizer") or {}
+    if not any(step.get("type") == "Lowercase" for step in told.get("normalizers", [told])):
+        rust.normalizer = Sequence([Lowercase(), *([rust.normalizer] if told else [])])
 
 
 def _mended(error: BaseException, what: str) -> BaseException:

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from deployed_model import by_torch, deploy, some_texts
 from tiny_host import torch_host
 
 from sae_runtime import Edit, load_model
+from sae_runtime.core.gates import positions, spans
 from sae_runtime.deployed.notices import AssumedPoolingWarning, LeftOutWarning
 from sae_runtime.deployed.pooling import pooled
 
@@ -92,6 +94,63 @@ def test_prompts_are_theirs(plain: Path, include: bool, modes: tuple[str, ...]) 
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
     with pytest.raises(ValueError, match="has no prompt 'other', it has 'query', 'bare'"):
         load_model(plain).embed("w1", prompt_name="other")
+    wrong: Any
+    for wrong in ({"prompt": 3}, {"prompt_name": ["query"]}, {"prompt": "a", "prompt_name": "query"}):
+        with pytest.raises(ValueError, match="give the text of a prompt, or the name of one"):
+            load_model(plain).embed("w1", **wrong)
+
+
+def test_lower_case_keeps_special_tokens_and_characters_of_spans(
+    tmp_path: Path, bundle_of: Callable[..., Path]
+) -> None:
+    folder = deploy(tmp_path / "model", "bert", {"bundle": bundle_of("mutual")})
+    torch_host("bert").save_pretrained(folder)
+    say(folder, ("mean",), transformer={"do_lower_case": True})
+    texts = ["W1 [SEP] w2", "İ İ W3 W4"]
+    ours, theirs = both(folder, texts)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    model, edit = load_model(folder, threads=1), Edit.set(3, 4.0)
+    edited = model.embed(texts[1], edit, gate=spans((4, 6)))
+    np.testing.assert_array_equal(edited, model.embed(texts[1], edit, gate=positions(3)))
+
+
+def test_the_length_of_the_folder_goes_before_that_of_the_tokenizer(plain: Path) -> None:
+    say(plain, ("mean",), transformer={"max_seq_length": 50}, prompts={"long": "w7 " * 60}, include_prompt=False)
+    settings = json.loads((plain / "tokenizer_config.json").read_text())
+    (plain / "tokenizer_config.json").write_text(json.dumps({**settings, "model_max_length": 20}))
+    try:
+        for prompt in ({}, {"prompt_name": "long"}):
+            with pytest.warns(LeftOutWarning):
+                ours, theirs = both(plain, [LONG, "w1 w2"], **prompt)
+            np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    finally:
+        (plain / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def test_a_graph_that_pools_gets_prompt_case_and_length_of_the_folder(plain: Path) -> None:
+    say(plain, ("cls",), transformer={"max_seq_length": 5, "do_lower_case": True}, prompts={"query": "W9 "})
+    theirs = sentence_transformers.SentenceTransformer(str(plain), device="cpu")
+    (graph,) = plain.glob("*.onnx")
+    host = onnx.load(graph, load_external_data=False)
+    zero = onnx.helper.make_tensor("zero", onnx.TensorProto.INT64, [], [0])
+    host.graph.initializer.append(zero)
+    host.graph.node.append(
+        onnx.helper.make_node("Gather", [host.graph.output[0].name, "zero"], ["sentence_embedding"], axis=1)
+    )
+    del host.graph.output[:]
+    host.graph.output.append(onnx.helper.make_tensor_value_info("sentence_embedding", 1, ["batch", 24]))
+    pooling = plain / "pooling.onnx"
+    onnx.save(host, pooling)
+    try:
+        model = load_model(pooling, threads=1)
+        with pytest.warns(LeftOutWarning):
+            ours = model.embed([LONG, "W1 w2", ""], prompt_name="query")
+        np.testing.assert_allclose(ours, theirs.encode([LONG, "W1 w2", ""], prompt_name="query"), atol=1e-5)
+        say(plain, ("cls",), prompts={"query": "W9 "}, include_prompt=False)
+        with pytest.raises(ValueError, match="pools all tokens, and .* leaves those of a prompt out"):
+            load_model(pooling).embed("w1", prompt_name="query")
+    finally:
+        pooling.unlink()
 
 
 def test_a_folder_that_does_not_say_is_told(plain: Path) -> None:

@@ -134,6 +134,19 @@ def test_a_fixed_length_cuts_and_refuses(tmp_path: Path, bundle_of: Callable[...
         model.features("w1 w2")
 
 
+def test_a_score_of_a_fixed_length(tmp_path: Path) -> None:
+    path = host(tmp_path / "model" / "host.onnx", time=8, mixes=True)
+    model = onnx.load(path)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0), "first"))
+    model.graph.node.append(helper.make_node("Gather", ["last_hidden_state", "first"], ["logits"], axis=1))
+    del model.graph.output[:]
+    model.graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", D_IN]))
+    onnx.save(model, path)
+    for text, outputs in zip(TEXTS, load_model(path.parent, threads=1).run(TEXTS), strict=True):
+        expected = stream(text, 2, mixes=True)[0]
+        np.testing.assert_allclose(outputs["logits"], expected, atol=1e-5 * np.abs(expected).max())
+
+
 def test_a_half_precision_host(tmp_path: Path, bundle_of: Callable[..., Path]) -> None:
     path = host(tmp_path / "model" / "host.onnx", dtype=TensorProto.FLOAT16)
     splice(path, [Splice(bundle=bundle_of("mutual"), hook="layer.0")])

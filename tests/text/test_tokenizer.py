@@ -98,6 +98,8 @@ def test_ends_pads_and_lengths(tmp_path: Path) -> None:
         '{"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1, "eos_token_id": "x"}'
     )
     assert open_tokenizer(folder).max_length == 512
+    (folder / "config.json").write_text('{"model_type": "t5", "n_positions": 512}')
+    assert open_tokenizer(folder).max_length is None  # distances, at any length
 
 
 def test_folder_without_tokenizer_json(tmp_path: Path) -> None:
