@@ -2,11 +2,11 @@
 
 MODEL is a transformers folder of an encoder with a tokenizer.json, such as all-MiniLM-L6-v2, and BUNDLE an exported SAE
 of it that SAELens can load. The bare loop is the tokenizer and the session of the same graph, given the same batches
-and the slots that it needs. SAELens has torch and the transformers model with a forward hook, in the same batches; "cut"
-is the model without the layers behind the hook, which gives features alone. All run in turn on one thread, each turn
-begins with another, and "itself" is the bare loop once more: what differs there is noise. Times are of the processor,
-medians over turns; ratios are medians of those of a turn, with the quartiles. The last table is of an environment that
-has only `sae-runtime[cpu,text]`.
+and the slots that it needs. SAELens has torch and the transformers model with a forward hook, in the same batches;
+"cut" is the model without the layers behind the hook, which gives features alone. All run in turn on one thread, each
+turn begins with another, and "itself" is the bare loop once more: what differs there is noise. Times are of the
+processor, medians over turns; ratios are medians of those of a turn, with the quartiles. The last table is of an
+environment that has only `sae-runtime[cpu,text]`.
 """
 
 import json

@@ -68,7 +68,7 @@ def read_features(
                 rows = indices.reshape(-1, width), values.reshape(-1, width)
                 features = from_slots([rows], saes[name].d_sae, (len(rows[1]),))
                 may_lack = saes[name].by_threshold and name in asked and asked[name] < saes[name].d_sae
-                full = (values[:, :, -1] > 0).any(axis=1) if may_lack else ()
+                full = [bool(last.any()) for last in values[:, :, -1] > 0] if may_lack else []
                 for row, (number, length) in enumerate(zip(batch.texts, batch.lengths, strict=True)):
                     begin = row * time
                     alone = length == len(features)
