@@ -21,7 +21,6 @@ import hashlib
 import math
 import struct
 from collections.abc import Iterator, Mapping
-from importlib import resources
 from itertools import groupby
 
 import numpy as np
@@ -251,6 +250,8 @@ def _spelled(numbers: list[str], known: Mapping[str, str]) -> list[str]:
 
 def _listed(name: str, digest: str) -> list[list[str]]:
     """The numbers that belong into a form; exporters have written some forms with other numbers too."""
+    from importlib import resources  # only here, so that a deployed model loads faster
+
     listed = resources.files("sae_runtime.bundle").joinpath(FORMS).read_text()
     key = f"{name}|{digest}|"
     return [part.partition("\n")[0].split("|") for part in listed.split(key)[1:]]

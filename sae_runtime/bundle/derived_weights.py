@@ -125,7 +125,7 @@ def _fault_of_int8(derived: Arrays, weights: Arrays, x: NDArray[np.float32], z: 
     return None if (bias[low] >= exact - 1e-6 * np.abs(exact)).all() else "int8_bias is below the bias"
 
 
-def _fault_of_integers(derived: Arrays, weights: Arrays, rng: np.random.Generator) -> str | None:
+def _fault_of_integers(derived: Arrays, weights: Arrays, rng: "np.random.Generator") -> str | None:
     """The fault of the int8 rows of some features: what they lose of a random vector, equation (3)."""
     d_in, d_sae = weights["W_enc"].shape
     x = rng.standard_normal((_VECTORS, d_in)).astype(np.float32)
@@ -139,7 +139,7 @@ def _fault_of_integers(derived: Arrays, weights: Arrays, rng: np.random.Generato
     return None if (np.abs(x @ w - stored) <= room).all() else "int8_weights do not fit W_enc"
 
 
-def _fault_of_half(derived: Arrays, weights: Arrays, rng: np.random.Generator) -> str | None:
+def _fault_of_half(derived: Arrays, weights: Arrays, rng: "np.random.Generator") -> str | None:
     """The fault of the float16 rows: biases of all features, and the others of some, equation (12)."""
     d_in, d_sae = weights["W_enc"].shape
     half, kappa = derived["half_weights"], float(derived["half_kappa"][0])
@@ -156,5 +156,5 @@ def _fault_of_half(derived: Arrays, weights: Arrays, rng: np.random.Generator) -
     return None if fits.all() and not stored[d_in + 3 :].any() else "half_weights do not fit W_enc"
 
 
-def _some(rng: np.random.Generator, d_in: int, d_sae: int) -> NDArray[np.int64]:
+def _some(rng: "np.random.Generator", d_in: int, d_sae: int) -> NDArray[np.int64]:
     return np.sort(rng.permutation(d_sae)[: max(_SAMPLED // d_in, 16)])

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,7 +73,7 @@ def sibling(path: Path, kind: str) -> Path:
     inner = LEFTOVER.fullmatch(path.name)
     name = path.name if inner is None else inner["name"]
     suffix = path.suffix if kind == "partial" else ""
-    return path.with_name(f".{name}.{secrets.token_hex(4)}.{kind}{suffix}")
+    return path.with_name(f".{name}.{os.urandom(4).hex()}.{kind}{suffix}")
 
 
 def siblings(path: Path, kind: str) -> list[Path]:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from sae_runtime.deployed.host_inputs import HostInputs
 
-TOKENS = 512  # of a batch, with padding; larger ones are not faster on CPUs, and need more memory
+TOKENS = 256  # of a batch, with padding; larger ones leave a CPU core's cache, and need more memory
 TOKENS_OF_DEVICE = 16_384  # likewise, where a GPU computes
 _PADDING = 0.1  # the most of a batch that may be padding
 

@@ -56,18 +56,25 @@ def read_features(
             arrays = iter(sessions.run(graph, feed, outputs))
             for name, indices, values in zip(slots, arrays, arrays, strict=True):
                 _check(graph.path, name, batch, indices, values)
+                if batch.is_padded:
+                    values[batch.mask == 0] = 0
+                if not np.isfinite(values).all():
+                    row = int(np.argmin(np.isfinite(values).all(axis=(1, 2))))
+                    raise ValueError(
+                        f"text {texts[left[batch.texts[row]]]} has features of {name} that are NaN or Inf, since the "
+                        "host's activation is or overflows; use a float32 host, or leave the text out"
+                    )
+                time, width = values.shape[1:]
+                rows = indices.reshape(-1, width), values.reshape(-1, width)
+                features = from_slots([rows], saes[name].d_sae, (len(rows[1]),))
+                may_lack = saes[name].by_threshold and name in asked and asked[name] < saes[name].d_sae
+                full = [bool(last.any()) for last in values[:, :, -1] > 0] if may_lack else []
                 for row, (number, length) in enumerate(zip(batch.texts, batch.lengths, strict=True)):
-                    part = left[number]
-                    own = indices[row, :length], values[row, :length]
-                    if not np.isfinite(own[1]).all():
-                        raise ValueError(
-                            f"text {texts[part]} has features of {name} that are NaN or Inf, since the host's "
-                            "activation is or overflows; use a float32 host, or leave the text out"
-                        )
-                    found[part][name] = from_slots([own], saes[name].d_sae, (length,))
-                    may_lack = saes[name].by_threshold and name in asked and asked[name] < saes[name].d_sae
-                    if may_lack and (own[1][:, -1] > 0).any():
-                        again.setdefault(name, set()).add(part)
+                    begin = row * time
+                    alone = length == len(features)
+                    found[left[number]][name] = features if alone else features[begin : begin + length]
+                    if may_lack and full[row]:
+                        again.setdefault(name, set()).add(left[number])
         slots = {name: min(_MORE * slots[name], saes[name].d_sae) for name in again}
         left = sorted(set().union(*again.values()))
     return found

@@ -7,10 +7,8 @@ import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +18,9 @@ from sae_runtime.bundle.extras import require
 from sae_runtime.bundle.folder import Bundle, BundleError
 from sae_runtime.engine import forks
 from sae_runtime.engine.watching import Watch
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 CPU = ("CPUExecutionProvider",)
 CUDA = "CUDAExecutionProvider"
@@ -261,8 +262,10 @@ class Sessions:
         return set(self._open)
 
     @property
-    def pool(self) -> ThreadPoolExecutor:
+    def pool(self) -> "ThreadPoolExecutor":
         """The threads that run graphs opened as `shared`, one for each worker; they start at the first use."""
+        from concurrent.futures import ThreadPoolExecutor  # only here, so that a deployed model loads faster
+
         with self.lock:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="sae-runtime")
@@ -366,6 +369,8 @@ def int8_levels() -> int:
     True
     """
     require("cpu")
+    from importlib import resources
+
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -15,6 +15,10 @@ ROOT = Path(__file__).parents[2]
 # Distributions that sae-runtime[cpu] needs on Linux; onnxruntime's tools need more.
 RUNTIME = ("numpy", "onnxruntime", "click", "safetensors", "tqdm")
 TEXT = ("tokenizers", "jinja2", "markupsafe")  # the extra `text`
+# What load_model does not need, and what importing it does not need either; each takes milliseconds.
+SLOW_TO_LOAD = {"click", "tqdm", "safetensors", "jinja2", "huggingface_hub", "numpy.random", "concurrent.futures"}
+SLOW_TO_LOAD |= {"logging", "secrets", "importlib.resources"}
+SLOW_TO_IMPORT = SLOW_TO_LOAD | {"onnxruntime", "tokenizers", "importlib.metadata"}
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +95,12 @@ def test_wheel_reads_text_in_a_bare_environment(wheel: Path, tmp_path: Path, bun
     code = f"""
 import sys, warnings
 import sae_runtime
-model = sae_runtime.load_model({str(model)!r})
+from sae_runtime import Edit, load_model
+slow = {SLOW_TO_IMPORT} & set(sys.modules)
+assert not slow, slow
+model = load_model({str(model)!r})
+slow = {SLOW_TO_LOAD} & set(sys.modules)
+assert not slow, slow
 seen = model.features(["w1 w2 w3", "w4"])
 assert len(seen[0]) == 5 and len(seen[0].features.values) > 0
 edit = sae_runtime.Edit.set(3, 4.0)
