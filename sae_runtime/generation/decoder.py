@@ -74,8 +74,8 @@ class Decoder:
         gates: NDArray[np.float32] | None = None,
         features: bool = False,
         counts: NDArray[np.int64] | None = None,
-    ) -> tuple[NDArray[np.float32], list[dict[str, Features]]]:
-        """Read tokens: the logits behind the last one [b, vocabulary], and each request's features of all of them.
+    ) -> tuple[list[NDArray[np.float32]], list[dict[str, Features]]]:
+        """Read tokens: the logits behind the last one of each request [vocabulary], and each request's features of all of them.
 
         Args:
             ids: of the new tokens of each request of the cache, [b, t]; a shorter one is padded behind.
@@ -105,7 +105,7 @@ class Decoder:
         if not all_given and (counts < ids.shape[1]).any():
             raise ValueError(f"{self.graph} gives logits of the last token alone, so it reads no prompts with padding")
         last = counts - 1 if all_given else counts * 0
-        logits = logits[np.arange(len(ids)), last].astype(np.float32, copy=False)
+        behind = [row[place].astype(np.float32, copy=False) for row, place in zip(logits, last.tolist(), strict=True)]
         if cache is not None:
             cache.keep(counts)
         found = [
@@ -115,7 +115,7 @@ class Decoder:
             }
             for row, count in enumerate(counts.tolist())
         ]
-        return logits, found
+        return behind, found
 
     def check_edits(self, edits: Mapping[str, Sequence[Edit]]) -> None:
         """Raise ValueError if the graph cannot make these edits of one request, by SAE, in plain numbers."""

@@ -183,7 +183,7 @@ class Loop:
         cache: Cache | None,
         gates: NDArray[np.float32],
         counts: NDArray[np.int64] | None = None,
-    ) -> tuple[NDArray[np.float32], list[dict[str, Features]]]:
+    ) -> tuple[list[NDArray[np.float32]], list[dict[str, Features]]]:
         """One run of the graph; who has no token here that the edits reach asks for none."""
         edits = {
             name: [
