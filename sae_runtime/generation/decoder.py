@@ -75,7 +75,7 @@ class Decoder:
         features: bool = False,
         counts: NDArray[np.int64] | None = None,
     ) -> tuple[list[NDArray[np.float32]], list[dict[str, Features]]]:
-        """Read tokens: the logits behind the last one of each request [vocabulary], and each request's features of all of them.
+        """Read tokens: for each request the logits behind the last one [vocabulary], and the features of all of them.
 
         Args:
             ids: of the new tokens of each request of the cache, [b, t]; a shorter one is padded behind.

@@ -37,8 +37,8 @@ class Loop:
     """Runs requests together. What a request gets does not depend on the others.
 
     Prompts of about one length that wait are read in one run. Then each step reads one token of every request in one
-    run of the graph. Where requests would move each other's numbers, as in a graph that rounds by the range of the whole batch, each has
-    runs of its own. A loop belongs to one thread; several loops may run one decoder.
+    run of the graph. Where requests would move each other's numbers, as in a graph that rounds by the range of the
+    whole batch, each has runs of its own. A loop belongs to one thread; several loops may run one decoder.
 
     Args:
         decoder: the graph.
