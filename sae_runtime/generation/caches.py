@@ -57,10 +57,9 @@ class Rows:
 
     def join(self, other: "Rows") -> None:
         """Put the requests of another cache behind those of this one."""
-        old, self._binding = len(self.lengths), None
-        self.lengths = np.concatenate([self.lengths, other.lengths])
-        longest = int(self.lengths.max())
-        self._reserve(len(self.lengths), longest)
+        old, lengths = len(self.lengths), np.concatenate([self.lengths, other.lengths])
+        self._reserve(len(lengths), int(lengths.max()))  # without memory for it, this cache stays as it is
+        self.lengths, self._binding = lengths, None
         for block, more in zip(self._blocks, other._blocks, strict=True):
             tokens = int(other.lengths.max())
             block[old : len(self.lengths), :, :tokens] = more[: len(other.lengths), :, :tokens]
@@ -85,9 +84,10 @@ class Rows:
         if tokens > had_tokens:
             tokens = max(tokens, had_tokens + had_tokens // 2) + _STEP
         tokens = max(tokens, had_tokens)
-        for number, (entry, block) in enumerate(zip(self.entries, self._blocks, strict=True)):
-            self._blocks[number] = _zeros(entry, rows, tokens)
-            self._blocks[number][:had, :, :had_tokens] = block
+        larger = [_zeros(entry, rows, tokens) for entry in self.entries]
+        for number, block in enumerate(self._blocks):
+            larger[number][:had, :, :had_tokens] = block
+            self._blocks[number] = larger[number]
 
 
 class Columns:
@@ -139,8 +139,9 @@ class Columns:
         """As `Rows.join`."""
         lengths = np.concatenate([self.lengths, other.lengths])
         columns = int(lengths.max())
-        for number, (entry, *pasts) in enumerate(zip(self.entries, self._pasts, other._pasts, strict=True)):
-            joined, row = _zeros(entry, len(lengths), columns), 0
+        places = [_zeros(entry, len(lengths), columns) for entry in self.entries]  # as in `Rows.join`
+        for number, (joined, *pasts) in enumerate(zip(places, self._pasts, other._pasts, strict=True)):
+            row = 0
             for past in pasts:
                 array = past.numpy()
                 joined[row : row + len(array), :, columns - array.shape[2] :] = array

@@ -10,6 +10,9 @@ import pytest
 from deployed_model import D_SAE, deploy
 
 from sae_runtime import Edit, Model, load_model
+from sae_runtime.deployed.host_inputs import Past, Port
+from sae_runtime.generation import caches
+from sae_runtime.generation.caches import Columns, Rows
 from sae_runtime.generation.decoder import Decoder
 from sae_runtime.generation.loop import Loop
 from sae_runtime.generation.request import Piece, Request
@@ -105,3 +108,26 @@ def test_who_fails_in_a_run_of_prompts_does_not_end_the_others(model: Model, mon
     found = pieces_of(decoder, [asked(model, number) for number in range(3)])
     for own, (alone,) in zip(found, expected, strict=True):
         assert [piece.id for piece in own] == [piece.id for piece in alone]
+
+
+@pytest.mark.parametrize("kind", [Rows, Columns])
+def test_a_cache_without_memory_for_another_request_stays_as_it_is(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = Port("past", np.dtype(np.float32), ("b", 2, "t", 3))
+    entries = [Past(port, "present", (1, 2, 0, 3), 0, 2)] * 4
+    cache, other, zeros, left = kind(entries), kind(entries, 2), caches._zeros, [2]
+
+    def short(*shape: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise MemoryError("too little memory")
+        return zeros(*shape)
+
+    def shapes() -> Any:
+        held = cache._blocks if kind is Rows else [past.numpy() for past in cache._pasts]
+        return [array.shape for array in held], cache.lengths.tolist()
+
+    before = shapes()
+    monkeypatch.setattr(caches, "_zeros", short)
+    with pytest.raises(MemoryError):
+        cache.join(other)
+    assert shapes() == before
