@@ -113,7 +113,8 @@ def answer(
     whole = isinstance(max_new_tokens, int | np.integer) and not isinstance(max_new_tokens, bool)
     if not (whole and max_new_tokens >= 1):
         raise ValueError(f"max_new_tokens must be a whole number from 1 on, got {max_new_tokens!r}")
-    strings = [stop] if isinstance(stop, str) else list(stop) if isinstance(stop, Iterable) else [None]
+    given: Any = [stop] if isinstance(stop, str) else stop
+    strings = list(given) if isinstance(given, Iterable) else [given]
     if not all(isinstance(string, str) and string for string in strings):
         raise ValueError(f"stop must be strings that are not empty, got {stop!r}")
     if chat is not None and not isinstance(chat, Mapping):

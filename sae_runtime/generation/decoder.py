@@ -63,7 +63,7 @@ class Decoder:
         """An empty cache for some requests; None where the graph takes no keys and values and reads all each time."""
         if not self.inputs.past:
             return None
-        return (Rows if self.by_rows else Columns)(self.inputs.past, requests)
+        return Rows(self.inputs.past, requests) if self.by_rows else Columns(self.inputs.past, requests)
 
     def run(
         self,
