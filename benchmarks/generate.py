@@ -3,7 +3,7 @@
 genai's builder makes the model, int4 and float32, and an SAE of random directions goes into it at one layer. Both
 programs read the same prompts and write the same number of tokens, with edits and without; the table says whether the
 tokens are equal. Ours, genai's and ours once more take turns in one process with the same threads, so "itself" shows
-the noise. A second table has the processor time of a step.
+the noise. "Processor" is the ratio of processor times, which other programs on the machine move less.
 
 `make smollm2` makes the model.
 """
@@ -151,13 +151,15 @@ def genai(model: Any, prompt: Ids, edits: list[list[Edit]], tokens: int) -> Turn
 
 
 def taken(runs: Mapping[str, Callable[[], Turn]], rounds: int) -> dict[str, list[Turn]]:
-    """Turns of each run, after one that does not count."""
+    """Turns of each run, after one that does not count. Each round begins with another, since the first is slower."""
     for run in runs.values():
         run()
     turns: dict[str, list[Turn]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            turns[name].append(run())
+    names = list(runs)
+    for number in range(rounds):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            turns[name].append(runs[name]())
     return turns
 
 

@@ -64,6 +64,7 @@ def _kind(layout: Layout) -> str:
 def _max_length(layout: Layout) -> int | None:
     """The smallest of what the files say, as `load_model` counts."""
     model = layout.genai.get("model")
-    said = [read_settings(layout.home).max_length, layout.sentence and layout.sentence.max_length]
-    said.append(model.get("context_length") if isinstance(model, Mapping) else None)
+    told, sentence = read_settings(layout.home), layout.sentence
+    length = told.max_length if sentence is None or sentence.max_length is None else sentence.max_length
+    said = [length, told.positions, model.get("context_length") if isinstance(model, Mapping) else None]
     return min((length for length in said if type(length) is int and length > 0), default=None)

@@ -1,6 +1,6 @@
 """The answer to one prompt, piece by piece."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -113,9 +113,12 @@ def answer(
     whole = isinstance(max_new_tokens, int | np.integer) and not isinstance(max_new_tokens, bool)
     if not (whole and max_new_tokens >= 1):
         raise ValueError(f"max_new_tokens must be a whole number from 1 on, got {max_new_tokens!r}")
-    strings = [stop] if isinstance(stop, str) else list(stop)
+    given: Any = [stop] if isinstance(stop, str) else stop
+    strings = list(given) if isinstance(given, Iterable) else [given]
     if not all(isinstance(string, str) and string for string in strings):
         raise ValueError(f"stop must be strings that are not empty, got {stop!r}")
+    if chat is not None and not isinstance(chat, Mapping):
+        raise ValueError(f"chat must be a mapping of settings of the chat template, got {chat!r}")
     request = Request(
         read_prompt(tokenizer, prompt, chat or {}),
         tokenizer.stream(),

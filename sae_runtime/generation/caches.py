@@ -23,44 +23,43 @@ class Rows:
     memory, so a step copies nothing. What stands behind a row's length is never read.
     """
 
-    def __init__(self, entries: Sequence[Past]) -> None:
+    def __init__(self, entries: Sequence[Past], requests: int = 1) -> None:
         self.entries = entries
-        self.lengths = np.zeros(1, np.int64)
-        self._blocks = [_zeros(entry, 1, 0) for entry in entries]
+        self.lengths = np.zeros(requests, np.int64)
+        self._blocks = [_zeros(entry, requests, 0) for entry in entries]
         self.interventions: Interventions | None = None
         self._binding: Binding | None = None  # until the requests or the blocks are others
         self._names: tuple[str, ...] = ()
 
-    def mask(self, new: int) -> NDArray[np.int64]:
-        """The attention mask of a step that reads `new` tokens of each request, i64 [b, past + new]."""
-        lengths = self.lengths + new
+    def mask(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The attention mask of a run that reads so many tokens of each request [b], i64 [b, past + new]."""
+        lengths = self.lengths + counts
         return (np.arange(int(lengths.max())) < lengths[:, None]).astype(np.int64)
 
-    def bind(self, session: Any, new: int, names: Collection[str]) -> Binding:
-        """What a run is bound to that reads `new` tokens: its past, and the places for its present.
+    def bind(self, session: Any, counts: NDArray[np.int64], names: Collection[str]) -> Binding:
+        """What a run is bound to that reads tokens: its past, and the places for its present.
 
         Args:
             session: an onnxruntime InferenceSession.
-            new: number of tokens.
+            counts: number of tokens of each request.
             names: of the other inputs and outputs of the run. An input stays bound, so other names need a new binding.
         """
-        self._reserve(len(self.lengths), int(self.lengths.max()) + new)
+        self._reserve(len(self.lengths), int((self.lengths + counts).max()))
         if self._binding is None or self._names != tuple(names):
             self._binding, self._names = Binding(session), tuple(names)
             for entry, block in zip(self.entries, self._blocks, strict=True):
                 self._binding.in_place(entry.port.name, entry.present, block[: len(self.lengths)])
         return self._binding
 
-    def keep(self, new: int) -> None:
+    def keep(self, counts: NDArray[np.int64]) -> None:
         """Take what the run gave, which is in place already."""
-        self.lengths = self.lengths + new
+        self.lengths = self.lengths + counts
 
     def join(self, other: "Rows") -> None:
         """Put the requests of another cache behind those of this one."""
-        old, self._binding = len(self.lengths), None
-        self.lengths = np.concatenate([self.lengths, other.lengths])
-        longest = int(self.lengths.max())
-        self._reserve(len(self.lengths), longest)
+        old, lengths = len(self.lengths), np.concatenate([self.lengths, other.lengths])
+        self._reserve(len(lengths), int(lengths.max()))  # without memory for it, this cache stays as it is
+        self.lengths, self._binding = lengths, None
         for block, more in zip(self._blocks, other._blocks, strict=True):
             tokens = int(other.lengths.max())
             block[old : len(self.lengths), :, :tokens] = more[: len(other.lengths), :, :tokens]
@@ -85,31 +84,35 @@ class Rows:
         if tokens > had_tokens:
             tokens = max(tokens, had_tokens + had_tokens // 2) + _STEP
         tokens = max(tokens, had_tokens)
-        for number, (entry, block) in enumerate(zip(self.entries, self._blocks, strict=True)):
-            self._blocks[number] = _zeros(entry, rows, tokens)
-            self._blocks[number][:had, :, :had_tokens] = block
+        larger = [_zeros(entry, rows, tokens) for entry in self.entries]
+        for number, block in enumerate(self._blocks):
+            larger[number][:had, :, :had_tokens] = block
+            self._blocks[number] = larger[number]
 
 
 class Columns:
     """For graphs that put new keys behind the past: each request's tokens stand at the end of its row.
 
     A shorter row is padded at its beginning, so the new column is next to the last one in each row. The present of a
-    step is the past of the next one as it is; only who joins and leaves costs a copy.
+    step is the past of the next one as it is; only who joins and leaves costs a copy. Prompts of different lengths are
+    read with padding behind them, which no token of theirs sees, and then moved.
     """
 
-    def __init__(self, entries: Sequence[Past]) -> None:
+    def __init__(self, entries: Sequence[Past], requests: int = 1) -> None:
         self.entries = entries
-        self.lengths = np.zeros(1, np.int64)
-        self._pasts = [value_of(_zeros(entry, 1, 0)) for entry in entries]
+        self.lengths = np.zeros(requests, np.int64)
+        self._pasts = [value_of(_zeros(entry, requests, 0)) for entry in entries]
         self.interventions: Interventions | None = None
         self._binding: Binding | None = None  # of the last run
 
-    def mask(self, new: int) -> NDArray[np.int64]:
-        """As `Rows.mask`."""
-        columns = int(self.lengths.max()) + new
-        return (np.arange(columns) >= columns - self.lengths[:, None] - new).astype(np.int64)
+    def mask(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """As `Rows.mask`; only the first run may read different numbers of tokens."""
+        past, new = int(self.lengths.max()), int(counts.max())
+        first = past - self.lengths[:, None]
+        columns = np.arange(past + new)
+        return ((columns >= first) & (columns < past + counts[:, None])).astype(np.int64)
 
-    def bind(self, session: Any, new: int, names: Collection[str]) -> Binding:
+    def bind(self, session: Any, counts: NDArray[np.int64], names: Collection[str]) -> Binding:
         """As `Rows.bind`; the run makes the places for the present."""
         self._binding = Binding(session)
         for entry, past in zip(self.entries, self._pasts, strict=True):
@@ -117,19 +120,28 @@ class Columns:
             self._binding.ask(entry.present)
         return self._binding
 
-    def keep(self, new: int) -> None:
+    def keep(self, counts: NDArray[np.int64]) -> None:
         """Take what the run gave."""
         assert self._binding is not None
         values = self._binding.values()
         self._pasts = [values[entry.present] for entry in self.entries]
-        self.lengths = self.lengths + new
+        self.lengths = self.lengths + counts
+        columns = int(counts.max())
+        if (counts == columns).all():
+            return
+        for number, (entry, past) in enumerate(zip(self.entries, self._pasts, strict=True)):
+            array, moved = past.numpy(), _zeros(entry, len(counts), columns)
+            for row, count in enumerate(counts.tolist()):
+                moved[row, :, columns - count :] = array[row, :, :count]
+            self._pasts[number] = value_of(moved)
 
     def join(self, other: "Columns") -> None:
         """As `Rows.join`."""
         lengths = np.concatenate([self.lengths, other.lengths])
         columns = int(lengths.max())
-        for number, (entry, *pasts) in enumerate(zip(self.entries, self._pasts, other._pasts, strict=True)):
-            joined, row = _zeros(entry, len(lengths), columns), 0
+        places = [_zeros(entry, len(lengths), columns) for entry in self.entries]  # as in `Rows.join`
+        for number, (joined, *pasts) in enumerate(zip(places, self._pasts, other._pasts, strict=True)):
+            row = 0
             for past in pasts:
                 array = past.numpy()
                 joined[row : row + len(array), :, columns - array.shape[2] :] = array

@@ -43,6 +43,7 @@ class Decoder:
         required: the inputs of its SAEs that have no default.
         by_rows: whether the graph takes the length of each row from the mask (GroupQueryAttention).
         shares: whether requests may run in one batch without a change of their numbers.
+        pads: whether prompts of different lengths may, since the graph gives logits of all tokens.
         limit: the most tokens of a prompt and its answer; None: the model's files do not say.
         chunk: the most tokens of a prompt that are read in one run.
     """
@@ -54,14 +55,15 @@ class Decoder:
     required: frozenset[str]
     by_rows: bool
     shares: bool
+    pads: bool
     limit: int | None
     chunk: int
 
-    def cache(self) -> Cache | None:
-        """An empty cache for one request; None where the graph takes no keys and values and reads all each time."""
+    def cache(self, requests: int = 1) -> Cache | None:
+        """An empty cache for some requests; None where the graph takes no keys and values and reads all each time."""
         if not self.inputs.past:
             return None
-        return Rows(self.inputs.past) if self.by_rows else Columns(self.inputs.past)
+        return Rows(self.inputs.past, requests) if self.by_rows else Columns(self.inputs.past, requests)
 
     def run(
         self,
@@ -71,23 +73,26 @@ class Decoder:
         edits: Mapping[str, Sequence[Sequence[Edit]]],
         gates: NDArray[np.float32] | None = None,
         features: bool = False,
-    ) -> tuple[NDArray[np.float32], list[dict[str, Features]]]:
-        """Read tokens: the logits behind the last one [b, vocabulary], and each request's features of all of them.
+        counts: NDArray[np.int64] | None = None,
+    ) -> tuple[list[NDArray[np.float32]], list[dict[str, Features]]]:
+        """Read tokens: for each request the logits behind the last one [vocabulary], and the features of all of them.
 
         Args:
-            ids: of the new tokens of each request of the cache, [b, t].
+            ids: of the new tokens of each request of the cache, [b, t]; a shorter one is padded behind.
             cache: of the tokens before them; it gets those of the new ones.
             edits: of each request, by SAE, in plain numbers.
             gates: how much of the edits each new token gets, [b, t]; None: all.
             features: whether features are read; without it the dictionaries are empty.
+            counts: how many tokens of each request are not padding, [b]; None: all. Others take an empty cache.
 
         Raises:
             MemoryError: there is too little memory.
             ValueError: onnxruntime fails, or an edit cannot be made.
         """
+        counts = np.full(len(ids), ids.shape[1]) if counts is None else counts
         slots = {name: min((s.slots or _SLOTS) + 1, s.d_sae) for name, s in self.readable.items()} if features else {}
         while True:
-            binding = self._run(ids, cache, edits, gates, slots)
+            binding = self._run(ids, counts, cache, edits, gates, slots)
             read = {name: binding.arrays(*self.splices[name].outputs) for name in slots}
             # A token that uses its last slot may lack features. Another run writes the same keys and values again.
             full = [name for name, (_, values) in read.items() if values.shape[-1] and (values[..., -1] > 0).any()]
@@ -95,17 +100,22 @@ class Decoder:
             if not short:
                 break
             slots |= {name: min(4 * slots[name], self.splices[name].d_sae) for name in short}
-        logits = binding.arrays(_LOGITS)[0][:, -1].astype(np.float32, copy=False)
+        logits = binding.arrays(_LOGITS)[0]
+        all_given = logits.shape[1] == ids.shape[1]  # others give those of the last column alone
+        if not all_given and (counts < ids.shape[1]).any():
+            raise ValueError(f"{self.graph} gives logits of the last token alone, so it reads no prompts with padding")
+        last = counts - 1 if all_given else counts * 0
+        behind = [row[place].astype(np.float32, copy=False) for row, place in zip(logits, last.tolist(), strict=True)]
         if cache is not None:
-            cache.keep(ids.shape[1])
+            cache.keep(counts)
         found = [
             {
-                name: from_slots([(indices[row], values[row])], self.splices[name].d_sae, (ids.shape[1],))
+                name: from_slots([(indices[row, :count], values[row, :count])], self.splices[name].d_sae, (count,))
                 for name, (indices, values) in read.items()
             }
-            for row in range(len(ids))
+            for row, count in enumerate(counts.tolist())
         ]
-        return logits, found
+        return behind, found
 
     def check_edits(self, edits: Mapping[str, Sequence[Edit]]) -> None:
         """Raise ValueError if the graph cannot make these edits of one request, by SAE, in plain numbers."""
@@ -125,14 +135,15 @@ class Decoder:
     def _run(
         self,
         ids: NDArray[np.int64],
+        counts: NDArray[np.int64],
         cache: Cache | None,
         edits: Mapping[str, Sequence[Sequence[Edit]]],
         gates: NDArray[np.float32] | None,
         slots: Mapping[str, int],
     ) -> Binding:
-        mask = np.ones(ids.shape, np.int64) if cache is None else cache.mask(ids.shape[1])
+        mask = np.ones(ids.shape, np.int64) if cache is None else cache.mask(counts)
         feed = self.inputs.feed(ids, mask, past={})
-        if self.inputs.keep is not None:
+        if self.inputs.keep is not None and (counts == ids.shape[1]).all():
             feed[self.inputs.keep.name] = np.ones([1] * len(self.inputs.keep.shape), self.inputs.keep.dtype)
         asked = {name: number for name, number in slots.items() if self._takes_slots(name)}
         key = edits, None if gates is None else (gates.shape, gates.tobytes()), asked
@@ -144,7 +155,7 @@ class Decoder:
         feed |= known[1]
         wanted = [_LOGITS, *(output for name in slots for output in self.splices[name].outputs)]
         names = [*feed, *wanted]
-        binding = Binding(self.session) if cache is None else cache.bind(self.session, ids.shape[1], names)
+        binding = Binding(self.session) if cache is None else cache.bind(self.session, counts, names)
         for name, array in feed.items():
             binding.feed(name, array)
         for output in wanted:
@@ -201,6 +212,7 @@ def open_decoder(session: Any, layout: Layout, inputs: HostInputs) -> Decoder:
         required=frozenset(value.name for value in session.get_inputs() if value.name in own),
         by_rows=by_rows,
         shares=inputs.mask is not None and inputs.batch is None and _ROUNDS_BY_BATCH not in operators,
+        pads=outputs[_LOGITS].shape[1] != 1,
         limit=_context(layout),
         chunk=min(max(fits, _CHUNKS[0]), _CHUNKS[1]),
     )

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_runtime.core.features import Features, concatenate
+from sae_runtime.deployed.batching import TOKENS, batches
 from sae_runtime.generation.decoder import Cache, Decoder
 from sae_runtime.generation.request import Edits, Finished, Piece, Request
 
@@ -20,10 +21,10 @@ class _Group:
     requests: list[Request]
     cache: Cache | None
 
-    def join(self, request: Request, cache: Cache) -> None:
+    def join(self, other: "_Group") -> None:
         assert self.cache is not None
-        self.cache.join(cache)  # type: ignore[arg-type]  # all caches of a graph are of one kind
-        self.requests.append(request)
+        self.cache.join(other.cache)  # type: ignore[arg-type]  # all caches of a graph are of one kind
+        self.requests += other.requests
 
     def leave(self, gone: Collection[Request]) -> None:
         rows = [row for row, request in enumerate(self.requests) if request in gone]
@@ -35,9 +36,9 @@ class _Group:
 class Loop:
     """Runs requests together. What a request gets does not depend on the others.
 
-    A prompt is read by itself when it joins. Then each step reads one token of every request in one run of the graph.
-    Where requests would move each other's numbers, as in a graph that rounds by the range of the whole batch, each has
-    runs of its own. A loop belongs to one thread; several loops may run one decoder.
+    Prompts of about one length that wait are read in one run. Then each step reads one token of every request in one
+    run of the graph. Where requests would move each other's numbers, as in a graph that rounds by the range of the
+    whole batch, each has runs of its own. A loop belongs to one thread; several loops may run one decoder.
 
     Args:
         decoder: the graph.
@@ -99,9 +100,19 @@ class Loop:
         """
         steps = [step for group in self._groups for step in self._next(group)]
         self._drop({request for request, got in steps if _is_last(got)})
-        while self._waiting:
-            steps += self._start(self._waiting.pop(0))
+        waiting, self._waiting = self._waiting, []
+        for together in self._prompts(waiting):
+            steps += self._start(together)
         return steps
+
+    def _prompts(self, waiting: list[Request]) -> list[list[Request]]:
+        """Requests whose prompts are read in one run each."""
+        decoder = self._decoder
+        if not (decoder.shares and decoder.inputs.past):
+            return [[request] for request in waiting]
+        ids, most = [request.tokens.ids for request in waiting], min(TOKENS, decoder.chunk)
+        found = batches(ids, decoder.inputs, pad=0, tokens=most, pads=decoder.pads)
+        return [[waiting[number] for number in sorted(batch.texts)] for batch in found]
 
     def _next(self, group: _Group) -> list[Step]:
         """The next token of requests that run."""
@@ -116,20 +127,35 @@ class Loop:
             return [(request, error) for request in requests]
         return [self._choose(*one) for one in zip(requests, logits, features, strict=True)]
 
-    def _start(self, request: Request) -> list[Step]:
-        """Read a prompt, and let its request join those that run."""
-        cache = self._decoder.cache()
-        step = self._read(request, cache)
-        if _is_last(step[1]):
-            return [step]
-        if self._groups and cache is not None and self._decoder.shares:
+    def _start(self, requests: list[Request]) -> list[Step]:
+        """Read prompts, and let their requests join those that run."""
+        cache = self._decoder.cache(len(requests))
+        try:
+            steps = self._read_together(requests, cache) if len(requests) > 1 else [self._read(requests[0], cache)]
+        except (ValueError, MemoryError):  # which of them it was is not known
+            return [step for request in requests for step in self._start([request])]
+        new = _Group(requests, cache)
+        new.leave({request for request, got in steps if _is_last(got)})
+        if not new.requests:
+            return steps
+        if self._groups and self._decoder.shares and cache is not None:
             try:
-                self._groups[0].join(request, cache)
+                self._groups[0].join(new)
             except MemoryError as error:
-                return [(request, error)]
+                return [(request, error if request in new.requests else got) for request, got in steps]
         else:
-            self._groups.append(_Group([request], cache))
-        return [step]
+            self._groups.append(new)
+        return steps
+
+    def _read_together(self, requests: list[Request], cache: Cache | None) -> list[Step]:
+        """Read prompts in one run, and choose the first token of each answer."""
+        counts = np.array([len(request) for request in requests])
+        ids = np.zeros((len(requests), int(counts.max())), np.int64)
+        gates = np.zeros(ids.shape, np.float32)
+        for row, (request, count) in enumerate(zip(requests, counts.tolist(), strict=True)):
+            ids[row, :count], gates[row, :count] = request.tokens.ids, request.gates(0, count)
+        logits, features = self._run(requests, ids, cache, gates, counts)
+        return [self._choose(*one) for one in zip(requests, logits, features, strict=True)]
 
     def _read(self, request: Request, cache: Cache | None) -> Step:
         """Read all tokens of a request by itself, and choose the next one."""
@@ -151,8 +177,13 @@ class Loop:
         return self._choose(request, logits[0], whole)
 
     def _run(
-        self, requests: Sequence[Request], ids: NDArray[np.int64], cache: Cache | None, gates: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], list[dict[str, Features]]]:
+        self,
+        requests: Sequence[Request],
+        ids: NDArray[np.int64],
+        cache: Cache | None,
+        gates: NDArray[np.float32],
+        counts: NDArray[np.int64] | None = None,
+    ) -> tuple[list[NDArray[np.float32]], list[dict[str, Features]]]:
         """One run of the graph; who has no token here that the edits reach asks for none."""
         edits = {
             name: [
@@ -162,7 +193,7 @@ class Loop:
         }
         wanted = any(request.features for request in requests)
         logits, features = self._decoder.run(
-            ids, cache, edits=edits, gates=None if gates.all() else gates, features=wanted
+            ids, cache, edits=edits, gates=None if gates.all() else gates, features=wanted, counts=counts
         )
         return logits, [found if request.features else {} for request, found in zip(requests, features, strict=True)]
 
