@@ -16,5 +16,5 @@ def test_positions_behind_padding_shorten_texts(pad: int | None, longest: int, t
     config = {"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": pad}
     host(tmp_path / "model.onnx")
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert described(read_layout(tmp_path)).max_length == read_settings(tmp_path).max_length == longest
+    assert described(read_layout(tmp_path)).max_length == read_settings(tmp_path).positions == longest
     assert 514 - first_position(config) == longest

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -82,7 +83,7 @@ def test_a_folder_of_genai_gives_what_its_configuration_names_and_no_secrets(
 ) -> None:
     host(model / "embedding.onnx", external="embedding.data")
     (model / "speech.json").write_text("{}")
-    config = {"decoder": {"filename": "host.onnx"}, "embedding": {"filename": "embedding.onnx"}}
+    config: dict[str, Any] = {"decoder": {"filename": "host.onnx"}, "embedding": {"filename": "embedding.onnx"}}
     config |= {"speech": {"config_filename": "speech.json", "more": ["../secret", "absent.json", 3, None, ""]}}
     (model / "genai_config.json").write_text(json.dumps({"model": config}))
     for name in (".env", "token", "pytorch_model.bin", "model.safetensors", "notes.txt"):
