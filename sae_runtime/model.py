@@ -1,9 +1,7 @@
 """The front door for text: features, steered outputs, vectors and answers of a deployed model, without torch."""
 
 import functools
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -15,10 +13,11 @@ from sae_runtime.bundle.vocabulary import read_vocabulary
 from sae_runtime.core.edits import Edit
 from sae_runtime.core.gates import Gate
 from sae_runtime.deployed.batching import TOKENS, TOKENS_OF_DEVICE
+from sae_runtime.deployed.embedding import chosen_prompt, sentence_of, tokens_of_prompt, vectors_of
 from sae_runtime.deployed.host_sessions import HostSessions
-from sae_runtime.deployed.layout import Layout, Sentence, read_layout
-from sae_runtime.deployed.notices import AssumedPoolingWarning, LeftOutWarning
-from sae_runtime.deployed.pooling import POOLED, VECTORS, normalised, pooled
+from sae_runtime.deployed.layout import Layout, read_layout
+from sae_runtime.deployed.notices import tell_left_out
+from sae_runtime.deployed.pooling import POOLED, VECTORS
 from sae_runtime.deployed.reading_features import read_features
 from sae_runtime.deployed.requests import as_gates, as_requests, as_texts
 from sae_runtime.deployed.running_texts import Run, run_texts
@@ -218,7 +217,7 @@ class Model:
             what = repr(unknown[0]) if names else "without a name"
             raise ValueError(f"{graph.path} has no output {what}, it has {', '.join(graph.outputs)}; name these")
         tokens = self.tokenizer.encode(listed, limit=_least(self.tokenizer.max_length, graph.inputs.time))
-        _tell_left_out(tokens)
+        tell_left_out(tokens)
         found: list[dict[str, NDArray[Any]]] = [{} for _ in listed]
         for batch, arrays, by_token in self._runs(tokens, names, requests, gates):
             for row, (number, length) in enumerate(zip(batch.texts, batch.lengths, strict=True)):
@@ -272,33 +271,20 @@ class Model:
                 f"{graph.path} gives {', '.join(graph.outputs)} and no vectors of tokens, last_hidden_state; export "
                 "the model without its head"
             )
-        sentence = self._sentence(is_pooled=output == POOLED)
-        prefix = _prompt(sentence, prompt, prompt_name, self.layout.home)
+        sentence = sentence_of(self.layout, is_pooled=output == POOLED)
+        prefix = chosen_prompt(sentence, prompt, prompt_name, self.layout.home)
         length = self.tokenizer.max_length if sentence.max_length is None else sentence.max_length
         limit = _least(length, self.tokenizer.positions, graph.inputs.time)
         tokens = self._embeds.encode(listed, limit=limit, prefix=prefix)
-        _tell_left_out(tokens)
-        skipped = 0 if sentence.include_prompt or not prefix else self._prompt_tokens(prefix, limit)
+        tell_left_out(tokens)
+        skipped = 0 if sentence.include_prompt else tokens_of_prompt(self._embeds, prefix, limit)
         if skipped and output == POOLED:
             raise ValueError(
                 f"{graph.path} pools all tokens, and {self.layout.home} leaves those of a prompt out; give prompt='', "
                 "or export a graph with last_hidden_state"
             )
-        parts = []
-        order: list[int] = []
-        for batch, (array,), _ in self._runs(tokens, [output], requests, gates):
-            array = array[: len(batch.texts)].astype(np.float32, copy=False)
-            if output != POOLED:
-                array = pooled(array, batch.mask[: len(batch.texts)], sentence.pooling, prompt=skipped)
-            parts.append(array)
-            order += batch.texts
-        width = graph.outputs[output][-1]
-        empty = np.zeros((0, (width if isinstance(width, int) else 0) * len(sentence.pooling)), np.float32)
-        vectors = np.concatenate(parts) if parts else empty
-        vectors = normalised(vectors) if sentence.normalise else vectors
-        vectors[order] = vectors.copy()
-        if len(bad := np.flatnonzero(~np.isfinite(vectors).all(axis=1))):
-            raise ValueError(f"the vector of text {bad[0]} is NaN or Inf; use a float32 host, or leave the text out")
+        runs = self._runs(tokens, [output], requests, gates)
+        vectors = vectors_of(runs, sentence, prompt=skipped, width=graph.outputs[output][-1])
         return vectors[0] if single else vectors
 
     def generate(
@@ -390,60 +376,9 @@ class Model:
             raise ValueError(f"context is {context} tokens, and the model reads at most {longest}; give at most these")
         return int(context)
 
-    def _sentence(self, *, is_pooled: bool) -> Sentence:
-        """How the folder says that texts become vectors. A graph may do all that comes after the tokens."""
-        sentence = self.layout.sentence
-        if is_pooled:
-            sentence = replace(sentence or Sentence(), pooling=("mean",), normalise=False, problem=None)
-            return sentence
-        if sentence is None:
-            warnings.warn(
-                f"{self.layout.home} has no modules.json, so embed takes the mean over all tokens, not normalised, as "
-                "sentence-transformers does",
-                AssumedPoolingWarning,
-                stacklevel=3,
-            )
-            return Sentence()
-        if sentence.problem is not None:
-            raise ValueError(sentence.problem)
-        return sentence
-
-    def _prompt_tokens(self, prompt: str, limit: int | None) -> int:
-        """The tokens that a prompt has by itself, with the special ones before it, as sentence-transformers counts."""
-        (tokens,) = self._embeds.encode([prompt], limit=limit)
-        last = self.tokenizer.token(int(tokens.ids[-1])) if len(tokens) else None
-        return len(tokens) - (last in self.tokenizer.special_tokens.values())
-
 
 def _windows(tokens: Tokens, limit: int) -> list[Tokens]:
     return [tokens] if len(tokens) <= limit else list(windows_of(tokens, limit))
-
-
-def _tell_left_out(tokens: Sequence[Tokens]) -> None:
-    """Warn once of all texts whose end was left out."""
-    cut = [number for number, one in enumerate(tokens) if one.left_out]
-    if cut:
-        first = tokens[cut[0]]
-        warnings.warn(
-            f"{len(cut)} of {len(tokens)} texts are longer than {len(first)} tokens and were cut: text {cut[0]} by "
-            f"{first.left_out} tokens",
-            LeftOutWarning,
-            stacklevel=3,
-        )
-
-
-def _prompt(sentence: Sentence, prompt: str | None, name: str | None, home: Path) -> str:
-    """What stands before each text."""
-    given = [one for one in (prompt, name) if one is not None]
-    if len(given) > 1 or not all(isinstance(one, str) for one in given):
-        raise ValueError("give the text of a prompt, or the name of one of the folder's as prompt_name, not both")
-    if prompt is not None:
-        return prompt
-    name = sentence.default_prompt if name is None else name
-    if name is not None and name not in sentence.prompts:
-        known = ", ".join(map(repr, sentence.prompts)) or "none"
-        raise ValueError(f"{home} has no prompt {name!r}, it has {known}; give its text as prompt")
-    return "" if name is None else sentence.prompts[name]
 
 
 def _least(*limits: int | None) -> int | None:
