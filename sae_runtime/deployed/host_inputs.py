@@ -8,18 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_runtime.bundle.vocabulary import is_of_words
+from sae_runtime.engine.trial import TYPES
 from sae_runtime.text.settings import first_position
 
 Arrays = dict[str, NDArray[Any]]
-
-TYPES: Mapping[str, Any] = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(double)": np.float64,
-    "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32,
-    "tensor(bool)": np.bool_,
-}
 
 
 @dataclass(frozen=True)

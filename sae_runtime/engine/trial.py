@@ -15,7 +15,7 @@ Arrays = dict[str, NDArray[Any]]
 
 _IMAGE_SIDES = (224, 384, 336, 518, 512, 256, 64, 32, 30, 16)  # a graph of images may take one size alone
 _SMALLEST_VOCABULARY = 8
-_TYPES = {
+TYPES: dict[str, Any] = {  # of inputs, by onnxruntime's names for them
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
     "tensor(double)": np.float64,
@@ -103,12 +103,12 @@ def _head_size(folder: Path | None) -> int:
 
 def _asks_nothing(value: Any) -> NDArray[Any]:
     """A required input of a splice: no edits [1, 0], and one zero where it has another rank."""
-    return np.zeros((1, 0) if len(value.shape) == 2 else (1,) * len(value.shape), _TYPES[value.type])
+    return np.zeros((1, 0) if len(value.shape) == 2 else (1,) * len(value.shape), TYPES[value.type])
 
 
 def _made_up(value: Any, ids: NDArray[np.int64], sizes: dict[str, int]) -> NDArray[Any]:
     """Numbers for an input, by its name and its type."""
-    dtype: Any = _TYPES[value.type]
+    dtype: Any = TYPES[value.type]
     shape = [_size(dim, place, sizes) for place, dim in enumerate(value.shape)]
     if "mask" in value.name:
         return np.ones(shape, dtype)
