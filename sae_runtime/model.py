@@ -12,7 +12,7 @@ from sae_runtime.bundle.graph_reader import read_operators
 from sae_runtime.bundle.vocabulary import read_vocabulary
 from sae_runtime.core.edits import Edit
 from sae_runtime.core.gates import Gate
-from sae_runtime.deployed.batching import TOKENS, TOKENS_OF_DEVICE
+from sae_runtime.deployed.batching import ROUNDS_BY_BATCH, TOKENS, TOKENS_OF_DEVICE
 from sae_runtime.deployed.embedding import chosen_prompt, sentence_of, tokens_of_prompt, vectors_of
 from sae_runtime.deployed.host_sessions import HostSessions
 from sae_runtime.deployed.layout import Layout, read_layout
@@ -31,7 +31,6 @@ from sae_runtime.text.tokenizer import Tokenizer, open_tokenizer
 from sae_runtime.text.tokens import Tokens, windows_of
 
 _UNKNOWN = 2048  # tokens of a window, where nothing tells what the model reads
-_ROUNDS_BY_BATCH = "DynamicQuantizeLinear"  # so that a text changes with the others of its batch
 
 Edits = Edit | Sequence[Edit] | Mapping[str, Edit | Sequence[Edit]] | Sequence[Any]
 Gates = Gate | Iterable[Any]
@@ -88,7 +87,7 @@ class Model:
         self.saes: Mapping[str, SplicedSAE] = spliced_saes(self.layout)
         self._read = {name: sae for name, sae in self.saes.items() if sae.reads}
         self._tokens_at_once = TOKENS if sessions.on_cpu else TOKENS_OF_DEVICE
-        if _ROUNDS_BY_BATCH in read_operators(self.layout.graph):
+        if ROUNDS_BY_BATCH in read_operators(self.layout.graph):
             self._tokens_at_once = 1
         self._pad = tokenizer.pad_id or 0
         self._decoder: Decoder | None = None

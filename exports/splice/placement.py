@@ -20,11 +20,12 @@ from sae_runtime.bundle.model_files import (
     GENAI,
     files_to_copy,
     model_files,
+    named_by_genai,
     refuse_shared,
     same_bytes,
     tokenizer_home,
 )
-from sae_runtime.bundle.typed_json import read_file, shown
+from sae_runtime.bundle.typed_json import read_file
 
 _BESIDE_BUNDLE = ("labels.jsonl", "README.md")  # people write these; no manifest lists them
 How = Literal["referred", "copied"]
@@ -114,30 +115,10 @@ def graph_path(host: Path, out: str | Path | None) -> Path:
     path = host.parent if out is None else Path(out)
     if path.suffix != ".onnx":
         beside = os.path.realpath(path) == os.path.realpath(host.parent)
-        path = path / (f"{host.stem}_sae.onnx" if beside else _named_by_genai(host) or "model.onnx")
+        path = path / (f"{host.stem}_sae.onnx" if beside else named_by_genai(host.parent) or "model.onnx")
     if os.path.realpath(path) == os.path.realpath(host):
         raise ValueError(f"{path} is the host itself; name another graph or folder with --output")
     return path
-
-
-def _named_by_genai(host: Path) -> str | None:
-    """The graph that the configuration of onnxruntime-genai beside a host names, if there is one."""
-    config = host.parent / GENAI
-    if not config.is_file():
-        return None
-    refuse_link_out(config, config.parent)
-    try:
-        name = read_file(dict[str, Any], config, foreign=True)["model"]["decoder"]["filename"]
-        if (
-            not isinstance(name, str)
-            or Path(name).name != name
-            or not name.endswith(".onnx")
-            or set(name) & set("\0\\")
-        ):
-            raise ValueError(f"{shown(name)} is no file name")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{config} names no graph (model.decoder.filename); make the host again") from error
-    return name
 
 
 def _named_in(value: Any, home: Path) -> set[str]:
@@ -201,7 +182,7 @@ def place_model_files(host: Path, path: Path, placement: Placement) -> None:
     """
     if os.path.realpath(path.parent) == os.path.realpath(host.parent):
         return
-    named = _named_by_genai(host)
+    named = named_by_genai(host.parent)
     if named not in (None, path.name):
         raise ValueError(
             f"{host.parent / GENAI} names its graph {named}; write the spliced one under that name, not {path.name}"

@@ -1,8 +1,8 @@
 """Put SAEs into a host model's own ONNX graph, which then gives features and takes edits on any server.
 
-The weights of the host model stay in its data file, to which the spliced graph refers. The weights of the SAE are
-copied beside the graph, since a bundle may be fitted again. The graph gains only optional inputs, so a program that
-does not know them sees the same model.
+The weights of the host model stay in its data file, to which the spliced graph refers. The weights of the SAE are read
+from a copy, since a bundle may be fitted again. The graph gains only optional inputs, so a program that does not know
+them sees the same model.
 """
 
 import dataclasses

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from sae_runtime.bundle.protobuf import Fields, mapped_graph, packed
+from sae_runtime.bundle.protobuf import Fields, graph_fields, mapped_graph, packed
 
 _MOST_FIELDS = 40_000  # of a model that `read_model` takes; the largest of ours has 3,000
 _MOST_BESIDE = 100_000  # fields beside the graph in a file, of which metadata are some
@@ -125,13 +125,10 @@ def read_operators(path: Path) -> set[str]:
     fields = Fields(_MOST_OF_HOST)
     kinds = set()
     with mapped_graph(path) as data:
-        for number, graph in fields.of(data):
-            if number != 7 or not isinstance(graph, slice):
-                continue
-            for inner, node in fields.of(data, graph.start, graph.stop):
-                if inner == 1 and isinstance(node, slice):
-                    found = fields.of(data, node.start, node.stop)
-                    kinds |= {data[at].decode() for name, at in found if name == 4 and isinstance(at, slice)}
+        for number, node in graph_fields(fields, data):
+            if number == 1 and isinstance(node, slice):
+                entries = fields.of(data, node.start, node.stop)
+                kinds |= {data[at].decode() for key, at in entries if key == 4 and isinstance(at, slice)}
     return kinds
 
 
@@ -146,16 +143,13 @@ def read_ports(path: Path) -> tuple[list[str], list[str]]:
     (['x', 'threshold', 'slots'], ['indices', 'values'])
     """
     fields = Fields(_MOST_OF_HOST)
-    found: dict[int, list[str]] = {11: [], 12: []}
+    names: dict[int, list[str]] = {11: [], 12: []}  # of inputs and outputs
     with mapped_graph(path) as data:
-        for number, graph in fields.of(data):
-            if number != 7 or not isinstance(graph, slice):
-                continue
-            for inner, value in fields.of(data, graph.start, graph.stop):
-                if inner in found and isinstance(value, slice):
-                    entries = fields.of(data, value.start, value.stop)
-                    found[inner] += [data[at].decode() for name, at in entries if name == 1 and isinstance(at, slice)]
-    return found[11], found[12]
+        for number, value in graph_fields(fields, data):
+            if number in names and isinstance(value, slice):
+                entries = fields.of(data, value.start, value.stop)
+                names[number] += [data[at].decode() for key, at in entries if key == 1 and isinstance(at, slice)]
+    return names[11], names[12]
 
 
 def read_model(data: bytes) -> Model:

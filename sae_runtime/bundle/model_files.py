@@ -37,6 +37,33 @@ def tokenizer_home(graph: Path) -> Path:
     return next((home for home in homes if (home / TOKENIZER).is_file()), graph.parent)
 
 
+def named_by_genai(folder: Path, *, required: bool = True) -> str | None:
+    """The graph that the configuration of onnxruntime-genai in a folder names; None if there is no configuration.
+
+    Args:
+        folder: of the configuration.
+        required: whether a configuration must name a graph; if False, one that names none gives None.
+
+    Raises:
+        ValueError: it is damaged, a link out of the folder, or names something else than a graph in the folder.
+
+    >>> named_by_genai(Path("model"))
+    """
+    file = folder / GENAI
+    if not file.is_file():
+        return None
+    refuse_link_out(file, folder)
+    name: Any = read_file(dict[str, Any], file, foreign=True)
+    for key in ("model", "decoder", "filename"):
+        name = name.get(key) if isinstance(name, Mapping) else None
+    if name is None and not required:
+        return None
+    plain = isinstance(name, str) and Path(name).name == name and not set(name) & set("\0\\")
+    if not (plain and name.endswith(".onnx")):
+        raise ValueError(f"{file} names no graph, but {shown(name)} as model.decoder.filename; make the model again")
+    return str(name)
+
+
 def model_files(folder: Path) -> list[str]:
     """The paths of these files from a model's folder; none of a folder without tokenizer and configuration.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 Bytes = bytes | mmap.mmap
 
 _VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5  # wire types
+_GRAPH = 7  # of an ONNX model
 _SIZES = {_EIGHT_BYTES: 8, _FOUR_BYTES: 4}
 
 
@@ -84,6 +85,17 @@ class Fields:
                 raise ValueError(f"field {number} ends too late")
             yield number, slice(at, at + length)
             at += length
+
+
+def graph_fields(fields: Fields, data: Bytes) -> Iterator[tuple[int, int | slice]]:
+    """The fields of the graph in an ONNX model, as `Fields.of` gives them.
+
+    >>> list(graph_fields(Fields(9), bytes([7 << 3 | 2, 2, 1 << 3, 5])))
+    [(1, 5)]
+    """
+    for number, graph in fields.of(data):
+        if number == _GRAPH and isinstance(graph, slice):
+            yield from fields.of(data, graph.start, graph.stop)
 
 
 def packed(data: Bytes, start: int = 0, end: int | None = None) -> Iterator[int]:

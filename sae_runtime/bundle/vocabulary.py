@@ -1,14 +1,13 @@
 """How many ids a host's graph knows, by the table of words that it looks them up in, read without onnx."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sae_runtime.bundle.protobuf import Bytes, Fields, mapped_graph, packed
+from sae_runtime.bundle.protobuf import Bytes, Fields, graph_fields, mapped_graph, packed
 
 _MOST_FIELDS = 10_000_000  # some ten times those of the largest hosts
-_GRAPH, _NODE, _TENSOR, _INPUT = 7, 1, 5, 11  # of a model, and of a graph
+_NODE, _TENSOR, _INPUT = 1, 5, 11  # of a graph
 _GATHERS = ("Gather", "GatherBlockQuantized")
 _CARRIES = ("Cast", "Identity", "Reshape", "Unsqueeze", "DequantizeLinear", "DynamicQuantizeLinear")
 
@@ -30,7 +29,7 @@ def read_vocabulary(path: Path) -> int | None:
         comes_from: dict[str, str] = {}  # the input of the graph that a value carries
         found: list[tuple[str, str]] = []  # table and ids of each look-up
         nodes, inputs = [], []
-        for number, at in (part for graph in _parts(fields, data, _GRAPH) for part in fields.of(data, *graph)):
+        for number, at in graph_fields(fields, data):
             if isinstance(at, slice) and number == _TENSOR:
                 name, dims = _tensor(fields, data, at)
                 rows |= {name: dims[0]} if dims else {}
@@ -56,12 +55,6 @@ def is_of_words(name: str) -> bool:
     (True, False)
     """
     return name.endswith("ids") and not re.search("position|type|segment", name)
-
-
-def _parts(fields: Fields, data: Bytes, wanted: int) -> Iterator[tuple[int, int]]:
-    for number, at in fields.of(data):
-        if number == wanted and isinstance(at, slice):
-            yield at.start, at.stop
 
 
 def _node(fields: Fields, data: Bytes, where: slice) -> tuple[str, list[str], list[str]]:

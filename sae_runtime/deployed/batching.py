@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from sae_runtime.deployed.host_inputs import HostInputs
 
+ROUNDS_BY_BATCH = "DynamicQuantizeLinear"  # an operator by which a text changes with the others of its batch
 TOKENS = 256  # of a batch, with padding; larger ones leave a CPU core's cache, and need more memory
 TOKENS_OF_DEVICE = 16_384  # likewise, where a GPU computes
 _PADDING = 0.1  # the most of a batch that may be padding

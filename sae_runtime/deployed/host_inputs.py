@@ -79,11 +79,6 @@ class HostInputs:
         """Whether padding behind a text changes nothing: it is masked, or no token sees what comes after it."""
         return self.mask is not None or any(past.time is not None for past in self.past)
 
-    @property
-    def is_causal(self) -> bool:
-        """Whether the graph takes keys and values, so that it can write text token by token."""
-        return bool(self.past)
-
     def empty_past(self, batch: int) -> Arrays:
         """Keys and values of no tokens for some requests, by input."""
         return {

@@ -85,9 +85,9 @@ class HostSessions:
         """
         for graph in filter(None, (self.layout.graph, self.layout.features)):
             files = [graph, *check_external(graph)]
-            for spliced in self.layout.splices.values():
-                check_weights(graph, spliced)
             self._known[graph] = {str(file): known for file in files if (known := identity(file)) is not None}
+        for spliced in self.layout.splices.values():  # the part reads the same files
+            check_weights(self.layout.graph, spliced)
 
     def open(self, *, cut: bool = False) -> OpenGraph:
         """An open graph: the cut one if there is one and `cut` is set, else the whole one.

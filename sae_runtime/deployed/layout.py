@@ -8,7 +8,7 @@ from typing import Any
 from sae_runtime.bundle.folder import MANIFEST, WEIGHTS, record
 from sae_runtime.bundle.graph_reader import read_metadata
 from sae_runtime.bundle.hub import SCHEME, leaves, local, refuse_link_out
-from sae_runtime.bundle.model_files import CONFIG, GENAI, tokenizer_home
+from sae_runtime.bundle.model_files import CONFIG, GENAI, named_by_genai, tokenizer_home
 from sae_runtime.bundle.parts import read_manifest
 from sae_runtime.bundle.splices import CUT_OF, Spliced, cut_graph, read_splices
 from sae_runtime.bundle.typed_json import read_file
@@ -30,6 +30,7 @@ class Layout:
         home: the folder of tokenizer.json and config.json: the graph's, or the one above it.
         splices: the SAEs in the graph, by name; none in a graph that is not spliced.
         bundles: the folder of each SAE's bundle, where the graph names it and it is the one that was put in.
+        unused: a sentence for each SAE whose bundle is there and is not used.
         config: config.json; {} where there is none.
         genai: genai_config.json; {} likewise.
         sentence: how texts become vectors by sentence-transformers' files; None where there are none.
@@ -41,6 +42,7 @@ class Layout:
     home: Path
     splices: Mapping[str, Spliced]
     bundles: Mapping[str, Path]
+    unused: Mapping[str, str]
     config: Mapping[str, Any]
     genai: Mapping[str, Any]
     sentence: Sentence | None
@@ -72,22 +74,19 @@ def read_layout(path: str | Path) -> Layout:
     splices = read_splices(metadata)
     home = tokenizer_home(graph)
     features, stale = _features_of(graph)
-    bundles: dict[str, Path] = {}
-    notes = [*stale, *_spliced_beside(graph, found, splices)]
-    for name, spliced in splices.items():
-        bundle, other = _bundle_of(graph, spliced)
-        bundles |= {name: bundle} if bundle is not None else {}
-        notes += other
+    bundles = {name: folder for name, spliced in splices.items() if (folder := _bundle_of(graph, spliced)) is not None}
+    unused = {name: fault for name, folder in bundles.items() if (fault := _fault(folder, graph, splices[name]))}
     return Layout(
         graph=graph,
         features=features,
         home=home,
         splices=splices,
-        bundles=bundles,
+        bundles={name: folder for name, folder in bundles.items() if name not in unused},
+        unused=unused,
         config=_json(CONFIG, home, graph.parent),
         genai=_json(GENAI, graph.parent, home),
         sentence=read_sentence(home),
-        notes=tuple(notes),
+        notes=(*stale, *_spliced_beside(graph, found, splices), *unused.values()),
     )
 
 
@@ -99,7 +98,7 @@ def _graph_of(path: Path) -> tuple[Path, dict[str, str]]:
         return path, _whole(path)
     if (path / MANIFEST).is_file():
         raise ValueError(f"{path} is a bundle, an SAE alone; splice it into a host model, or open it with load")
-    if (name := _named_by_genai(path)) is not None:
+    if (name := named_by_genai(path, required=False)) is not None:
         if not (path / name).is_file():
             raise FileNotFoundError(f"{path / name} is missing, which {path / GENAI} names; make the model again")
         return path / name, _whole(path / name)
@@ -134,19 +133,6 @@ def _graphs_in(folder: Path) -> Iterator[tuple[Path, dict[str, str]]]:
                     yield graph, {}
 
 
-def _named_by_genai(folder: Path) -> str | None:
-    """The graph that the configuration of onnxruntime-genai names."""
-    config: Any = _json(GENAI, folder)
-    try:
-        name = config["model"]["decoder"]["filename"]
-    except (LookupError, TypeError):
-        return None
-    plain = isinstance(name, str) and name.endswith(".onnx") and Path(name).name == name and not set(name) & set("\0\\")
-    if not plain:
-        raise ValueError(f"{folder / GENAI} names no graph (model.decoder.filename); make the model again")
-    return str(name)
-
-
 def _features_of(graph: Path) -> tuple[Path | None, Sequence[str]]:
     """The cut graph of a graph, or a sentence on one that is another graph's."""
     cut = cut_graph(graph)
@@ -175,23 +161,28 @@ def _spliced_beside(graph: Path, found: Path, splices: Mapping[str, Spliced]) ->
     return (f"{found / GENAI} names {graph.name}, which has no SAE; name {_listed(others)} for the SAEs in it",)
 
 
-def _bundle_of(graph: Path, spliced: Spliced) -> tuple[Path | None, Sequence[str]]:
-    """The folder of an SAE's bundle, or a sentence on one that holds another SAE by now."""
+def _bundle_of(graph: Path, spliced: Spliced) -> Path | None:
+    """The folder of an SAE's bundle, if the graph names one and a bundle is there."""
     inside = Path(spliced.bundle or "..")
     folder = graph.parent / inside
     if inside.is_absolute() or ".." in inside.parts or not (folder / MANIFEST).is_file():
-        return None, ()
+        return None
+    return folder
+
+
+def _fault(folder: Path, graph: Path, spliced: Spliced) -> str:
+    """Why the bundle in a folder is not used; "" if it is the one that was put in."""
     if leaves(folder / MANIFEST, graph.parent):
-        return None, (f"{folder} is not used, since it leads out of the model's folder; copy it there",)
+        return f"{folder} is not used, since it leads out of the model's folder; copy it there"
     try:
         files = read_manifest(folder).files
     except ValueError as error:
-        return None, (f"{folder} is not used, since it is no sound bundle ({error})",)
+        return f"{folder} is not used, since it is no sound bundle ({error})"
     if WEIGHTS not in files or files[WEIGHTS].sha256 != spliced.weights:
-        return None, (
-            f"{folder} is not used, since it is not the SAE that {graph} has as {spliced.name}; splice the host again",
+        return (
+            f"{folder} is not used, since it is not the SAE that {graph} has as {spliced.name}; splice the host again"
         )
-    return folder, ()
+    return ""
 
 
 def _json(name: str, *folders: Path) -> dict[str, Any]:

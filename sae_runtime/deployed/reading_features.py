@@ -60,10 +60,7 @@ def read_features(
                     values[batch.mask == 0] = 0
                 if not np.isfinite(values).all():
                     row = int(np.argmin(np.isfinite(values).all(axis=(1, 2))))
-                    raise ValueError(
-                        f"text {texts[left[batch.texts[row]]]} has features of {name} that are NaN or Inf, since the "
-                        "host's activation is or overflows; use a float32 host, or leave the text out"
-                    )
+                    raise _overflow(texts[left[batch.texts[row]]], name)
                 time, width = values.shape[1:]
                 rows = indices.reshape(-1, width), values.reshape(-1, width)
                 features = from_slots([rows], saes[name].d_sae, (len(rows[1]),))
@@ -82,6 +79,13 @@ def read_features(
 
 def _nothing() -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     return np.zeros((0, 1), np.int64), np.zeros((0, 1), np.float32)
+
+
+def _overflow(text: int, name: str) -> ValueError:
+    return ValueError(
+        f"text {text} has features of {name} that are NaN or Inf, since the host's activation is or overflows; use a "
+        "float32 host, or leave the text out"
+    )
 
 
 def _check(graph: Any, name: str, batch: Batch, indices: NDArray[Any], values: NDArray[Any]) -> None:

@@ -131,7 +131,6 @@ def spliced_saes(layout: Layout) -> dict[str, SplicedSAE]:
 
 def _sae(layout: Layout, spliced: Spliced) -> SplicedSAE:
     bundle = layout.bundles.get(spliced.name)
-    refused = [note for note in layout.notes if spliced.bundle and str(layout.graph.parent / spliced.bundle) in note]
-    absent = refused[0] if refused else f"{layout.graph.parent} has no bundle of it; splice the host again"
+    absent = layout.unused.get(spliced.name, f"{layout.graph.parent} has no bundle of it; splice the host again")
     by_threshold = spliced.file is not None and "threshold" in read_header(located(layout.graph, spliced.file))
     return SplicedSAE(spliced, bundle, layout.graph, absent, by_threshold)

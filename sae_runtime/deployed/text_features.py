@@ -26,7 +26,6 @@ class TextFeatures:
         special: whether the token is none of the text's own, [t].
         windows: the number of each token's window, int64 [t].
         saes: the features of the tokens by the name of the SAE, each of shape (t,).
-        left_out: number of tokens that were not read: 0, since long texts have windows.
     """
 
     def __init__(
@@ -42,7 +41,6 @@ class TextFeatures:
             self.ids, self.offsets = (np.concatenate([getattr(w, n) for w in windows]) for n in ("ids", "offsets"))
             self.special = ~np.concatenate([window.kept for window in windows])
         self.windows = np.repeat(np.arange(len(windows)), [len(window) for window in windows])
-        self.left_out = 0
         self.saes = {
             name: parts[0] if len(parts) == 1 else concatenate(parts, parts[0].d_sae, (len(self.ids),))
             for name, parts in saes.items()

@@ -12,6 +12,7 @@ from sae_runtime.bundle.graph_reader import read_operators
 from sae_runtime.bundle.splices import Spliced
 from sae_runtime.core.edits import Edit
 from sae_runtime.core.features import Features, from_slots
+from sae_runtime.deployed.batching import ROUNDS_BY_BATCH
 from sae_runtime.deployed.host_inputs import HostInputs
 from sae_runtime.deployed.interventions import intervention_feed
 from sae_runtime.deployed.layout import Layout
@@ -23,7 +24,6 @@ Cache = Rows | Columns
 _LOGITS = "logits"
 _BY_ROWS = "GroupQueryAttention"
 _OTHER_CACHES = {"SparseAttention", "PagedAttention", "DecoderMaskedMultiHeadAttention", "LinearAttention"}
-_ROUNDS_BY_BATCH = "DynamicQuantizeLinear"
 _MOST_LOGITS = 2**26  # of one run, so that a long prompt takes 256 MB at most
 _CHUNKS = 128, 1024  # tokens of a prompt that are read in one run, at least and at most
 _SLOTS = 16  # where an older graph does not say how many
@@ -211,7 +211,7 @@ def open_decoder(session: Any, layout: Layout, inputs: HostInputs) -> Decoder:
         splices=layout.splices,
         required=frozenset(value.name for value in session.get_inputs() if value.name in own),
         by_rows=by_rows,
-        shares=inputs.mask is not None and inputs.batch is None and _ROUNDS_BY_BATCH not in operators,
+        shares=inputs.mask is not None and inputs.batch is None and ROUNDS_BY_BATCH not in operators,
         pads=outputs[_LOGITS].shape[1] != 1,
         limit=_context(layout),
         chunk=min(max(fits, _CHUNKS[0]), _CHUNKS[1]),

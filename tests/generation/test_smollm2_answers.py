@@ -8,16 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from cases_hosts import random_weights
 from transformers import AutoTokenizer, LlamaForCausalLM
+from written_by_genai import written_by_genai
 
 from sae_runtime import Edit, Model, load_model
 from sae_runtime.bundle import folder as bundle
 from sae_runtime.bundle.manifest import Allocation, Architecture, Manifest
-from sae_runtime.core.edits import as_inputs
 from sae_runtime.exports.export import export
 from sae_runtime.exports.splice.splicing import Splice, splice
 from sae_runtime.generation.loop import Loop
@@ -65,20 +64,7 @@ def is_float(model: Model) -> bool:
 
 
 def by_genai(model: Model, ids: Sequence[int], edits: list[Edit]) -> list[int]:
-    og = pytest.importorskip("onnxruntime_genai")
-    opened = og.Model(str(model.layout.graph.parent))
-    settings = og.GeneratorParams(opened)
-    settings.set_search_options(batch_size=1, max_length=len(ids) + NEW, do_sample=False)
-    generator = og.Generator(opened, settings)
-    ones = np.ones((1, 1, 1), np.float32)
-    inputs = {**as_inputs([edits], D_SAE), "gate": ones, "direction": 0 * ones, "slots": np.array([0])}
-    inputs |= {"when": np.zeros((1, 0), np.int64), "above": np.zeros((1, 0), np.float32)}
-    for name, array in inputs.items():
-        generator.set_model_input(f"sae_{name}", array)
-    generator.append_tokens(np.array([ids], np.int32))
-    while not generator.is_done():
-        generator.generate_next_token()
-    return [int(one) for one in generator.get_sequence(0)[len(ids) :]]
+    return written_by_genai(model.layout.graph.parent, ids, edits, d_sae=D_SAE, count=NEW)
 
 
 def by_transformers(sae: Path, text: str, edits: list[Edit], gate: Any) -> list[int]:

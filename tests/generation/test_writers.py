@@ -19,10 +19,10 @@ from deployed_model import deploy, write_tokenizer
 from onnxruntime.quantization import quantize_dynamic
 from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from written_by_genai import written_by_genai
 from written_by_torch import written
 
 from sae_runtime import Edit, Model, load_model
-from sae_runtime.core.edits import as_inputs
 from sae_runtime.exports.export_model import export_model
 from sae_runtime.exports.splice.splicing import Splice, splice
 from sae_runtime.generation.caches import Columns, Rows
@@ -226,27 +226,14 @@ def test_the_graph_of_genai_keeps_rows_and_others_columns(writer: Writer) -> Non
 
 
 def test_answers_are_those_of_genais_generator(writer: Writer) -> None:
-    og = pytest.importorskip("onnxruntime_genai")
     home = writer.model.layout.graph.parent
     if not (home / "genai_config.json").exists() or not writer.model._decoder.required:  # type: ignore[union-attr]
         return
     ids = [int(word[1:]) for word in PROMPTS[2].split()]
     for edits in ([], STRONG):
-        model = og.Model(str(home))
-        settings = og.GeneratorParams(model)
-        settings.set_search_options(batch_size=1, max_length=len(ids) + 12, do_sample=False)
-        generator = og.Generator(model, settings)
-        ones = np.ones((1, 1, 1), np.float32)
-        inputs = {**as_inputs([edits], D_SAE), "gate": ones, "direction": 0 * ones, "slots": np.array([0])}
-        inputs |= {"when": np.zeros((1, 0), np.int64), "above": np.zeros((1, 0), np.float32)}
-        for name, array in inputs.items():
-            generator.set_model_input(f"sae_{name}", array)
-        generator.append_tokens(np.array([ids], np.int32))
-        while not generator.is_done():
-            generator.generate_next_token()
         answer = writer.model.generate(PROMPTS[2], edits, max_new_tokens=12)
         list(answer)
-        assert answer.ids == generator.get_sequence(0)[len(ids) :].tolist()
+        assert answer.ids == written_by_genai(home, ids, edits, d_sae=D_SAE, count=12)
 
 
 def test_models_that_write_no_text_are_refused(tmp_path: Path) -> None:
