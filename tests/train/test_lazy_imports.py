@@ -48,12 +48,12 @@ with tempfile.TemporaryDirectory() as folder:
     fit(np.random.default_rng(0).standard_normal((300, 8)), folder + "/sae", TrainConfig(k=2, tokens=128, batch=64))
 import torch
 kept = torch.ones(64, 1024, 1024)
-modes = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 smaps = pathlib.Path("/proc/self/smaps")
-if not smaps.exists() or not modes.exists() or "[never]" in modes.read_text():
+if not smaps.exists() or not pathlib.Path("/sys/kernel/mm/transparent_hugepage").exists():
     print("unknown")
 else:
-    lines = smaps.read_text().splitlines()
-    print(sum(int(line.split()[1]) for line in lines if line.startswith("AnonHugePages")) > 128 * 1024)
+    # The mark of what was asked for; whether the kernel grants it depends on how much memory it finds in one piece.
+    flags = [line.split() for line in smaps.read_text().splitlines() if line.startswith("VmFlags:")]
+    print(any("hg" in names for names in flags))
 """
     assert python(code) in ("True\n", "unknown\n")
