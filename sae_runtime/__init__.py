@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from sae_runtime.core.features import Features
     from sae_runtime.model import Model, load_model
     from sae_runtime.sae import SAE, load
+    from sae_runtime.store.build_store import build_store
+    from sae_runtime.store.open_store import Store, open_store
 
 __all__ = [
     "SAE",
@@ -23,9 +25,12 @@ __all__ = [
     "Features",
     "Manifest",
     "Model",
+    "Store",
+    "build_store",
     "load",
     "load_model",
     "open_activations",
+    "open_store",
 ]
 
 _MODULES = {
@@ -39,6 +44,9 @@ _MODULES = {
     "Manifest": "bundle.manifest",
     "Edit": "core.edits",
     "Features": "core.features",
+    "Store": "store.open_store",
+    "build_store": "store.build_store",
+    "open_store": "store.open_store",
 }
 
 

@@ -73,7 +73,7 @@ def write_labels(folder: str | Path, labels: Mapping[int, str]) -> None:
     """
     path = Path(folder) / FILE
     d_sae = _features_of(path, None)
-    before = _lines(path, d_sae) if identity(path) is not None else {}
+    before = label_lines(path, d_sae)
     lines = []
     for feature, label in sorted(Labels(labels).items()):
         _check_range(feature, d_sae)
@@ -169,11 +169,21 @@ def copy_labels(source: Path, target: Path) -> None:
 
 @functools.lru_cache(maxsize=8)
 def _read(path: Path, d_sae: int, _now: Identity) -> Labels:
-    return Labels({feature: line["label"] for feature, line in _lines(path, d_sae).items()}, source=str(path))
+    return Labels({feature: line["label"] for feature, line in label_lines(path, d_sae).items()}, source=str(path))
 
 
-def _lines(path: Path, d_sae: int) -> dict[int, dict[str, Any]]:
-    """The objects of the lines, by feature."""
+def label_lines(path: Path, d_sae: int) -> dict[int, dict[str, Any]]:
+    """The objects of the lines of a file of labels, by feature; none where there is no file.
+
+    Raises:
+        OSError: the file may not be read.
+        ValueError: it is too large or not UTF-8, or a line is not sound; the message names the line.
+
+    >>> label_lines(Path(bundle_path, "labels.jsonl"), 150)
+    {}
+    """
+    if identity(path) is None:
+        return {}
     refuse_link_out(path, path.parent)
     lines: dict[int, dict[str, Any]] = {}
     content = read_bytes(path, most=_LINE + _EACH * d_sae).removeprefix(b"\xef\xbb\xbf")
