@@ -26,6 +26,7 @@ def _context(row: dict[str, Any], vocabulary: Mapping[int, str]) -> Context:
     return Context(
         tokens=_tokens(row, vocabulary),
         values=np.array(row["values"], np.float32),
+        offsets=None if row["text"] is None else np.array([row["begins"], row["ends"]], np.int32).T,
         **{name: row[name] for name in kept},
     )
 

@@ -17,6 +17,8 @@ class Context:
         tokens: the tokens around the peak, as the text has them; their names where the store has no texts. For a store
             of documents, the document's beginning as one token.
         values: activation of the feature on each of these tokens, float32; 0 where it is not active.
+        offsets: first character of each token in `text` and the one after its last, int32 [tokens, 2]; None without
+            texts.
         peak: which of the tokens is the peak.
         text: the text of these tokens; None where the features were extracted without texts.
         begin: first character of the text in its document; None without texts.
@@ -32,6 +34,7 @@ class Context:
     doc: int
     tokens: list[str]
     values: NDArray[np.float32]
+    offsets: NDArray[np.int32] | None
     peak: int
     text: str | None
     begin: int | None
