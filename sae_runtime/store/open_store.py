@@ -190,6 +190,17 @@ class Store:
             contexts=self._contexts_of(row["contexts_begin"], row["contexts"]),
         )
 
+    def label(self, feature: int) -> tuple[str | None, str | None]:
+        """The label of a feature and where it comes from, as in `StoredFeature`.
+
+        >>> open_store(store_path).label(3)[1]
+        'top tokens'
+        """
+        group, offset = divmod(self.number(feature), self._features.metadata.row_group(0).num_rows)
+        with self._reading(FEATURES):
+            tokens = self._features.read_row_group(group, columns=["top_tokens"])["top_tokens"][offset].as_py()
+        return self._label(feature, tokens)
+
     def number(self, feature: int | str) -> int:
         """The number of a feature that is named by its number or its label.
 
