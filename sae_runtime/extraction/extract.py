@@ -18,7 +18,8 @@ from sae_runtime.bundle.outputs import Output, refuse_inputs
 from sae_runtime.core.features import Features
 from sae_runtime.core.progress import progress_bar
 from sae_runtime.extraction import delphi, parquet
-from sae_runtime.extraction.feature_rows import FeatureRows, Values, feature_rows
+from sae_runtime.extraction.encodings import Values
+from sae_runtime.extraction.feature_rows import FeatureRows, feature_rows
 from sae_runtime.sae import SAE
 
 Format = Literal["parquet", "delphi"]
