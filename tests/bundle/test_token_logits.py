@@ -57,7 +57,7 @@ def test_stats_that_are_measured_again_leave_the_logits(copy_of: Callable[..., P
     bundle = read(path)
     assert bundle.logits() is None
     put_stats(bundle, counted(np.ones(150, np.int64), np.ones(150), 10))
-    logits = TokenLogits(*np.ones((4, 150, 3), np.float32))  # type: ignore[arg-type]  # tensors() gives their types
+    logits = TokenLogits(*np.ones((4, 150, 3), np.float32))
     save_stats(path / "stats.safetensors", None, logits)
     bundle = read(reseal(path))
     assert bundle.stats() is None and bundle.logits() is not None
