@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sae_runtime.extraction.feature_rows import FeatureRows, Values
+from sae_runtime.extraction.encodings import Values
+from sae_runtime.extraction.feature_rows import FeatureRows
 
 ROW_GROUP = 65_536  # tokens
 _ENCODINGS = {
