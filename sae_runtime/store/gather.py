@@ -1,4 +1,4 @@
-"""Read a features folder once: its rows go to row files, its matches to buckets, and a sample of rows stays at hand."""
+"""Read stored features once: rows go to row files, matches to buckets, and a sample of rows stays at hand."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_runtime.store.features_folder import FeaturesFolder, PartFiles
+from sae_runtime.core.features import Features, concatenate
+from sae_runtime.extraction.stored_features import StoredFeatures, StoredPart
 from sae_runtime.store.matches import MATCH, Buckets
-from sae_runtime.store.rows import ROW, RowFiles, Rows, Texts, mapped_rows, text_hash
+from sae_runtime.store.rows import ROW, RowFiles, Rows, UnsoundRows, mapped_rows, text_hash
 
 BEGINNING = 400  # characters of a document that a store of documents shows
 _MATCHES_AT_ONCE = 1 << 20
@@ -19,20 +20,19 @@ _MOST_ROWS = 1 << 16
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """The features of every so many rows: row number t of the sample has `indices[indptr[t]:indptr[t + 1]]`."""
+    """The features of each row whose number is a multiple of `every`, as compressed rows."""
 
     every: int
-    indptr: NDArray[np.int64]
-    indices: NDArray[np.int32]
+    features: Features
 
 
 def gather(
-    features: FeaturesFolder, work: Path, buckets: Buckets, *, every: int | None, progress: Callable[[int], object]
+    stored: StoredFeatures, work: Path, buckets: Buckets, *, every: int | None, progress: Callable[[int], object]
 ) -> tuple[Rows, Sample | None]:
-    """Read all parts of a features folder.
+    """Read all parts of stored features.
 
     Args:
-        features: the folder.
+        stored: the features.
         work: a folder for the files of rows.
         buckets: take the matches.
         every: keep the features of each row whose number is a multiple of this; None: of none.
@@ -41,95 +41,58 @@ def gather(
     Raises:
         ValueError: a part is missing or altered, or does not hold what extract writes.
     """
-    counts, kept = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)]
-    per_batch = int(np.clip(_MATCHES_AT_ONCE * max(features.rows, 1) // max(features.matches, 1), 1, _MOST_ROWS))
+    kept: list[Features] = []
+    at_once = int(np.clip(_MATCHES_AT_ONCE * max(len(stored), 1) // max(stored.matches, 1), 1, _MOST_ROWS))
     near: list[int] = []
     with RowFiles(work) as files:
-        for part in features.parts():
-            for rows, lists in _rows(part, files, per_batch, near):
-                numbers = np.arange(files.rows, files.rows + len(rows))
-                matches, lengths = _matches(lists, rows, numbers, features)
-                if every is not None:
-                    chosen = numbers % every == 0
-                    counts.append(lengths[chosen])
-                    kept.append(matches["feature"][np.repeat(chosen, lengths)])
-                files.put_rows(rows)
-                buckets.put(matches)
-                progress(len(rows))
+        for part in stored.parts:
+            try:
+                for table, rows in _rows(part, stored, files, at_once, near):
+                    features = stored.to_features(table)
+                    numbers = np.arange(files.rows, files.rows + len(rows))
+                    if every is not None:
+                        kept.append(features.take(np.flatnonzero(numbers % every == 0)))
+                    buckets.put(_matches(features, rows, numbers))
+                    files.put_rows(rows)
+                    progress(len(rows))
+            except UnsoundRows as error:
+                raise ValueError(f"{stored.path}, part {part.number}: {error}; extract the features again") from error
         files.done()
-        if files.rows != features.rows:
-            raise ValueError(f"{features.path} has {files.rows:,} rows, its index says {features.rows:,}; extract again")
-    if features.per == "document":
+    if stored.per == "document":
         np.array(near, np.uint64).tofile(work / "near")
-    sample = None
-    if every is not None:
-        indptr = np.concatenate([[0], np.cumsum(np.concatenate(counts))]).astype(np.int64)
-        sample = Sample(every, indptr, np.concatenate(kept))
+    sampled = sum(len(each) for each in kept)
+    sample = None if every is None else Sample(every, concatenate(kept, stored.d_sae, (sampled,)))
     return mapped_rows(work), sample
 
 
 def _rows(
-    part: PartFiles, files: RowFiles, per_batch: int, near: list[int]
-) -> Iterator[tuple[NDArray[Any], tuple[Any, Any]]]:
-    """The rows of a part, and their lists of features and values."""
-    texts = None
-    if part.documents is not None:
-        documents = part.documents.read()
-        texts = files.put_documents(documents)
-    if part.tokens is not None:
-        for batch in part.tokens.batches(per_batch):
-            rows = np.zeros(len(batch), ROW)
-            for name in ("doc", "token", "begin", "end"):
-                rows[name] = batch.column(name).fill_null(0 if name == "doc" else -1).to_numpy()
-            if texts is not None:
-                texts.place(rows)
-            else:
-                rows["from"] = rows["to"] = -1
-            yield rows, (batch.column("indices"), batch.column("values"))
-        return
-    assert texts is not None
-    for begin in range(0, len(documents), per_batch):
-        table = documents.slice(begin, per_batch).combine_chunks()
-        rows = np.zeros(len(table), ROW)
-        rows["doc"], rows["token"] = table["doc"].to_numpy(), -1
-        characters = texts.characters()[begin : begin + per_batch]
-        rows["end"] = np.minimum(characters, BEGINNING)
-        rows["begin"] = np.where(characters < 0, -1, 0)
-        texts.place(rows)
-        given = table["text"].to_pylist() if "text" in table.column_names else [None] * len(table)
-        near += [files.rows + row if text is None else text_hash(text) for row, text in enumerate(given)]
-        yield rows, tuple(_flat(table[name]) for name in ("indices", "values"))  # type: ignore[misc]
+    part: StoredPart, stored: StoredFeatures, files: RowFiles, at_once: int, near: list[int]
+) -> Iterator[tuple[Any, NDArray[Any]]]:
+    """The rows of a part and their origins, `at_once` at a time."""
+    documents = part.document_table() if part.documents else None
+    texts = None if documents is None else files.put_documents(documents)
+    table = part.table() if stored.per == "token" else documents
+    for begin in range(0, 0 if table is None else len(table), at_once):
+        piece = table.slice(begin, at_once)
+        rows = np.zeros(len(piece), ROW)
+        rows["doc"] = piece["doc"].to_numpy()
+        rows["from"] = rows["to"] = rows["token"] = rows["begin"] = rows["end"] = -1
+        if stored.per == "token":
+            for name in ("token", "begin", "end"):
+                rows[name] = piece[name].fill_null(-1).to_numpy()
+        elif texts is not None:
+            rows["end"] = np.minimum(texts.characters()[begin : begin + at_once], BEGINNING)
+            rows["begin"] = np.minimum(rows["end"], 0)
+            given = piece["text"].to_pylist() if "text" in piece.column_names else [None] * len(piece)
+            near += [files.rows + row if text is None else text_hash(text) for row, text in enumerate(given)]
+        if texts is not None:
+            texts.place(rows)
+        yield piece, rows
 
 
-def _flat(column: Any) -> Any:
-    import pyarrow as pa
-
-    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
-
-
-def _matches(
-    lists: tuple[Any, Any], rows: NDArray[Any], numbers: NDArray[np.int64], features: FeaturesFolder
-) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """The matches of rows, and how many each row has."""
-    indices, values = lists
-    offsets, others = (np.asarray(each.offsets) for each in lists)
-    lengths = np.diff(offsets).astype(np.int64)
-    matches = np.empty(int(lengths.sum()), MATCH)
-    ids, found = np.asarray(indices.flatten()), np.asarray(values.flatten()).astype(np.float32)
-    sound = indices.null_count == values.null_count == 0 and np.array_equal(lengths, np.diff(others))
-    sound = sound and len(ids) == len(found) == len(matches)
-    if not sound or (len(ids) and not (0 <= ids.min() and ids.max() < features.d_sae)):
-        raise ValueError(f"{features.path} has rows that are no sound features; extract the features again")
-    same_row = np.ones(len(ids), bool)
-    same_row[(np.cumsum(lengths) - lengths)[lengths > 0]] = False
-    if (same_row[1:] & (np.diff(ids) <= 0)).any() or not ((found > 0) & np.isfinite(found)).all():
-        raise ValueError(
-            f"{features.path} has rows whose features do not ascend or whose values are not positive and finite; "
-            "extract the features again"
-        )
-    matches["feature"], matches["value"] = ids, found
+def _matches(features: Features, rows: NDArray[Any], numbers: NDArray[np.int64]) -> NDArray[Any]:
+    lengths = np.diff(features.indptr)
+    matches = np.empty(len(features.values), MATCH)
+    matches["feature"], matches["value"] = features.indices, features.values
     matches["row"], matches["token"] = np.repeat(numbers, lengths), np.repeat(rows["token"], lengths)
-    return matches, lengths
-
-
-__all__ = ["BEGINNING", "Sample", "Texts", "gather"]
+    return matches

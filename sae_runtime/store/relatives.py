@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_runtime.store.gather import Sample
+from sae_runtime.core.features import Features
 
 MOST = 10  # relatives of a feature
 FEWEST = 3  # tokens of the sample that two features must share
@@ -45,7 +45,9 @@ def neighbours(decoder: NDArray[np.float32]) -> Relatives:
             same = np.arange(max(begin, other), min(begin + len(these), other + cosines.shape[1]))
             cosines[same - begin, same - other] = -np.inf
             best = np.concatenate([best, cosines], axis=1)
-            ids = np.concatenate([ids, np.broadcast_to(np.arange(other, other + cosines.shape[1]), cosines.shape)], axis=1)
+            ids = np.concatenate(
+                [ids, np.broadcast_to(np.arange(other, other + cosines.shape[1]), cosines.shape)], axis=1
+            )
             best, ids = _largest(best, ids)
         for row, (values, others) in enumerate(zip(best.tolist(), ids.tolist(), strict=True)):
             pairs = [(other, value) for other, value in zip(others, values, strict=True) if value >= -1]
@@ -66,7 +68,7 @@ def _largest(values: NDArray[np.float32], ids: NDArray[np.int64]) -> tuple[NDArr
     return np.take_along_axis(values, order, 1), np.take_along_axis(ids, order, 1)
 
 
-def together(sample: Sample, d_sae: int) -> Relatives:
+def together(sample: Features, d_sae: int) -> Relatives:
     """For each feature those that are active on the same tokens of a sample, and the phi correlation, largest first.
 
     Phi is Pearson's correlation of two yes-or-no variables (Yule 1912, "On the methods of measuring association between
@@ -74,20 +76,20 @@ def together(sample: Sample, d_sae: int) -> Relatives:
     phi = (n c - a b) / sqrt(a (n - a) b (n - b)). Pairs with fewer than FEWEST common tokens are left out, and so are
     negative correlations.
     """
-    tokens = len(sample.indptr) - 1
-    lengths = np.diff(sample.indptr)
+    tokens, indptr, indices = len(sample), sample.indptr, sample.indices
+    lengths = np.diff(indptr)
     row = np.repeat(np.arange(tokens), lengths)
-    order = np.argsort(sample.indices, kind="stable")
-    counts = np.bincount(sample.indices, minlength=d_sae)
+    order = np.argsort(indices, kind="stable")
+    counts = np.bincount(indices, minlength=d_sae)
     ends = np.concatenate([[0], np.cumsum(counts)])
     pairs = np.concatenate([[0], np.cumsum(lengths[row[order]])])  # before each match, by feature
     found: Relatives = []
     for low, high in _blocks(pairs[ends]):
         rows = row[order[ends[low] : ends[high]]]
         others = lengths[rows]
-        at = np.repeat(sample.indptr[rows] - (np.cumsum(others) - others), others) + np.arange(others.sum())
-        feature = np.repeat(sample.indices[order[ends[low] : ends[high]]].astype(np.int64), others)
-        key, both = np.unique(feature * d_sae + sample.indices[at], return_counts=True)
+        at = np.repeat(indptr[rows] - (np.cumsum(others) - others), others) + np.arange(others.sum())
+        feature = np.repeat(indices[order[ends[low] : ends[high]]].astype(np.int64), others)
+        key, both = np.unique(feature * d_sae + indices[at], return_counts=True)
         found += _correlated(key, both, counts, tokens, low, high)
     return found
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import mmap
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,10 @@ SAME_TEXT = 8  # tokens on each side of two peaks that are the same text when th
 _BLOCK = 1 << 18  # rows that are hashed at once
 _ODD = np.random.default_rng(20_261_128).integers(0, 1 << 63, 2 * SAME_TEXT + 1, dtype=np.uint64) * 2 + 1
 _KEPT = ("doc", "file", "row", "id", "licence")  # columns of documents
+
+
+class UnsoundRows(ValueError):
+    """Rows are not as extract writes them."""
 
 
 class RowFiles:
@@ -59,7 +62,7 @@ class RowFiles:
         """Append rows, whose documents ascend."""
         doc = rows["doc"]
         if len(doc) and (doc[0] < self._last_doc or (np.diff(doc) < 0).any()):
-            raise ValueError("the documents of the rows do not ascend; extract the features again")
+            raise UnsoundRows("the documents of the rows do not ascend")
         new = np.flatnonzero(np.diff(doc, prepend=self._last_doc))
         (new + self.rows).astype("<i8").tofile(self._runs)
         rows.tofile(self._rows)
@@ -87,10 +90,16 @@ class Texts:
         if column is not None:
             import pyarrow as pa
 
-            array = pa.concat_arrays(column.chunks).cast(pa.large_string()) if len(doc) else pa.array([], pa.large_string())
+            array = (
+                pa.concat_arrays(column.chunks).cast(pa.large_string()) if len(doc) else pa.array([], pa.large_string())
+            )
             self._known = array.is_valid().to_numpy(zero_copy_only=False)
             array = array.fill_null("")
-            offsets = np.frombuffer(array.buffers()[1], np.int64, len(array) + 1, array.offset * 8) if len(array) else np.zeros(1, np.int64)
+            offsets = (
+                np.frombuffer(array.buffers()[1], np.int64, len(array) + 1, array.offset * 8)
+                if len(array)
+                else np.zeros(1, np.int64)
+            )
             data = array.buffers()[2]
             self.bytes = b"" if data is None else bytes(memoryview(data)[offsets[0] : offsets[-1]])
             codes = np.frombuffer(self.bytes, np.uint8)
@@ -111,12 +120,12 @@ class Texts:
         rows["from"] = rows["to"] = -1
         at = np.searchsorted(self._doc, rows["doc"])
         if len(rows) and (at.max() >= len(self._doc) or (self._doc[at] != rows["doc"]).any()):
-            raise ValueError("rows have documents that are not among the part's; extract the features again")
+            raise UnsoundRows("rows have documents that are not among the part's")
         known = np.flatnonzero(self._known[at] & (rows["begin"] >= 0))
         if len(known):
             first, begin, end = self._first[at[known]], rows["begin"][known], rows["end"][known]
             if (begin > end).any() or (first + end > self._first[at[known] + 1]).any():
-                raise ValueError("tokens lie outside of their document's text; extract the features again")
+                raise UnsoundRows("tokens lie outside of their document's text")
             rows["from"][known] = self._begin + self._starts[first + begin]
             rows["to"][known] = self._begin + self._starts[first + end]
 
@@ -181,7 +190,9 @@ class Rows:
         for name in columns:
             if taken and name in taken[0].schema.names:
                 values: list[Any] = [None] * len(unique)
-                for place, value in zip(known, (v for part in taken for v in part.column(name).to_pylist()), strict=True):
+                for place, value in zip(
+                    known, (v for part in taken for v in part.column(name).to_pylist()), strict=True
+                ):
                     values[place] = value
                 found[name] = [values[place] for place in back]
         return found

@@ -70,7 +70,9 @@ def values_around(peaks: Peaks, chunks: Iterable[Matches], rows: int) -> NDArray
         key = matches["feature"].astype(np.int64) * rows + matches["row"]
         order = np.argsort(key, kind="stable")
         key = key[order]
-        first, last = (np.searchsorted(key, peaks.feature.astype(np.int64) * rows + each) for each in (peaks.begin, peaks.end))
+        first, last = (
+            np.searchsorted(key, peaks.feature.astype(np.int64) * rows + each) for each in (peaks.begin, peaks.end)
+        )
         counts = last - first
         at = np.repeat(first - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
         found = matches[order[at]]
@@ -126,4 +128,12 @@ def as_table(peaks: Peaks, values: NDArray[np.float32], rows: Rows, licence: str
         **{name: documents[name] for name in ("file", "row", "id")},
         "licence": [licence if own is None else own for own in documents["licence"]],
     }
-    return pa.table([pa.array(columns[field.name], field.type) if not isinstance(columns[field.name], pa.Array) else columns[field.name].cast(field.type) for field in schema], schema=schema)
+    return pa.table(
+        [
+            pa.array(columns[field.name], field.type)
+            if not isinstance(columns[field.name], pa.Array)
+            else columns[field.name].cast(field.type)
+            for field in schema
+        ],
+        schema=schema,
+    )
