@@ -125,7 +125,7 @@ def put_labels(
     """
     path = Path(folder) / FILE
     with lock(path.parent, wait=True):  # two imports at once would each write without the labels of the other
-        before = _lines(path, d_sae) if identity(path) is not None else {}
+        before = label_lines(path, d_sae)
         after = dict(before)
         stayed = {"given": 0, "earlier": 0}
         for feature, line in lines.items():

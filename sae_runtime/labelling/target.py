@@ -8,6 +8,8 @@ from sae_runtime.bundle.hub import SCHEME, local
 from sae_runtime.bundle.manifest import Manifest
 from sae_runtime.bundle.parts import read_manifest
 from sae_runtime.deployed.layout import read_layout
+from sae_runtime.store.open_store import read_description
+from sae_runtime.store.schema import STORE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,11 @@ def find_target(path: str | Path, sae: str | None = None) -> Target:
         if sae is not None:
             raise ValueError(f"{path} is the bundle of one SAE; leave out --sae")
         return _of(found, read_manifest(found))
+    if (found / STORE).is_file():
+        if sae is not None:
+            raise ValueError(f"{path} is the store of one SAE; leave out --sae")
+        store = read_description(found)
+        return Target(folder=found, d_sae=store.d_sae, model=store.model, hook=store.hook)
     layout = read_layout(found)
     if not layout.splices:
         raise ValueError(f"{path} is a model without SAEs; splice one into it, or name a bundle")

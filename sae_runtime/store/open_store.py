@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,6 +32,9 @@ from sae_runtime.store.schema import (
     context_schema,
     feature_schema,
 )
+
+if TYPE_CHECKING:
+    from sae_runtime.store.search import Hit
 
 _NAMED = 3  # top tokens that name a feature without a label
 
@@ -187,6 +190,17 @@ class Store:
             contexts=self._contexts_of(row["contexts_begin"], row["contexts"]),
         )
 
+    def label(self, feature: int) -> tuple[str | None, str | None]:
+        """The label of a feature and where it comes from, as in `StoredFeature`.
+
+        >>> open_store(store_path).label(3)[1]
+        'top tokens'
+        """
+        group, offset = divmod(self.number(feature), self._features.metadata.row_group(0).num_rows)
+        with self._reading(FEATURES):
+            tokens = self._features.read_row_group(group, columns=["top_tokens"])["top_tokens"][offset].as_py()
+        return self._label(feature, tokens)
+
     def number(self, feature: int | str) -> int:
         """The number of a feature that is named by its number or its label.
 
@@ -201,6 +215,16 @@ class Store:
         if not 0 <= named < len(self):
             raise ValueError(f"feature {named} does not exist, expected 0 to {len(self) - 1}")
         return int(named)
+
+    def search(self, query: str, limit: int = 20) -> "list[Hit]":
+        """The features that words are about, the best first; `store.search.search` says how.
+
+        >>> open_store(store_path).search("no such words")
+        []
+        """
+        from sae_runtime.store.search import search
+
+        return search(self, query, limit)
 
     def table(self, columns: Sequence[str]) -> Any:
         """Columns of all features as a pyarrow table; `schema.feature_schema` names them.

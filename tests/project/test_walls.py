@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, tuple[str, ...] | None] = {
     "model": ("core", "bundle", "engine", "text", "deployed", "generation"),
     "extraction": ("core", "bundle", "activations", "engine", "sae", "deployed", "model"),
     "store": ("core", "bundle", "extraction"),
+    "labelling": ("core", "bundle", "deployed", "store"),
     "checkpoints": ("core", "bundle"),
     "browser": ("core", "bundle"),
     "train": ("core", "bundle", "activations", "calibration"),
