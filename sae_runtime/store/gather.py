@@ -72,7 +72,8 @@ def _rows(
     documents = part.document_table() if part.documents else None
     texts = None if documents is None else files.put_documents(documents)
     table = part.table() if stored.per == "token" else documents
-    for begin in range(0, 0 if table is None else len(table), at_once):
+    assert table is not None  # rows that are documents have documents
+    for begin in range(0, len(table), at_once):
         piece = table.slice(begin, at_once)
         rows = np.zeros(len(piece), ROW)
         rows["doc"] = piece["doc"].to_numpy()
