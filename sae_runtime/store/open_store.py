@@ -13,6 +13,7 @@ import numpy as np
 from sae_runtime.bundle.extras import require
 from sae_runtime.bundle.hub import refuse_link_out
 from sae_runtime.bundle.identity import Identity, identity
+from sae_runtime.bundle.labels import FILE as LABELS
 from sae_runtime.bundle.labels import label_lines
 from sae_runtime.bundle.parts import WEIGHTS, check_file, read_manifest
 from sae_runtime.bundle.regular import open_regular
@@ -25,7 +26,6 @@ from sae_runtime.store.schema import (
     CONTEXTS,
     FEATURES,
     FORMAT_VERSION,
-    LABELS,
     STORE,
     VOCABULARY,
     Description,
