@@ -5,6 +5,7 @@ import click
 from sae_runtime.cli.group import Group
 
 LINES = {
+    "build": "Build a feature store from features on disk.",
     "show": "Show a feature of a store, or the strongest features of every token of texts.",
     "search": "Find the features of a store that words are about.",
     "label": "Give features the labels of another tool's file.",
