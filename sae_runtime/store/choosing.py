@@ -61,9 +61,8 @@ class Chosen:
         last = place == self.sizes[feature, band] - 1
         self.edges[feature[place == 0], band[place == 0], 1] = matches["value"][place == 0]
         self.edges[feature[last], band[last], 0] = matches["value"][last]
-        first = np.full(self.sizes.shape, np.iinfo(np.int64).max)
-        np.minimum.at(first, (feature, band), place)
-        place = place - first[feature, band]  # among these matches
+        begins = np.flatnonzero(np.diff(feature * len(self.sizes[0]) + band, prepend=-1))
+        place -= np.repeat(place[begins], np.diff(np.append(begins, len(place))))  # among these matches
         room, begin, end = np.diff(self.slots), 0, _FIRST
         while True:
             wanted = (self._filled < room)[feature, band] & (place >= begin)
