@@ -96,11 +96,15 @@ def first_pass(
 
 def second_pass(encode: Encode, candidates: "Candidates", lacking: NDArray[np.float32], tile: int) -> None:
     """Complete the candidates of the rows that may lack a match."""
-    again = np.flatnonzero((lacking > 0) & (lacking >= candidates.bound.min()))
-    for ids in tiles_of(again, tile):
+    for ids in tiles_of(rows_again(lacking, candidates.bound), tile):
         (slots,) = encode([ids], candidates.search_bound(), True)
         candidates.add(ids, slots, again=True)
     candidates.cut()
+
+
+def rows_again(lacking: NDArray[np.float32], bound: NDArray[np.float32]) -> NDArray[np.int64]:
+    """The rows that may lack a match, by the largest value that each may lack and the bound of the first pass."""
+    return np.flatnonzero((lacking > 0) & (lacking >= bound.min()))
 
 
 def no_candidates(tokens: int, d_sae: int) -> Features:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from sae_runtime.activations.documents import Source as Where
 from sae_runtime.activations.stored import Activations, check_source, open_activations
 from sae_runtime.bundle.folder import WEIGHTS, BundleError
-from sae_runtime.core.features import concatenate
+from sae_runtime.core.features import Features, concatenate
 from sae_runtime.extraction.part_rows import PartRows
 from sae_runtime.extraction.plan import Part, Plan
 from sae_runtime.sae import SAE
@@ -73,27 +73,19 @@ class ArraySource:
             )
         return Plan(self._facts(sum(part.documents for part in parts)), tuple(parts))
 
-    def rows(self, part: Part) -> PartRows:
-        """As Source."""
+    def rows(self, part: Part, encode: Callable[[Part], Features] | None = None) -> PartRows:
+        """As Source; `encode` gives the features of a part, None: those by the served rule."""
         if self._sha256(part.begin, part.end) != part.sha256:
             raise ValueError(
                 f"{self.activations.path}: rows {part.begin} to {part.end} changed since the plan was made; extract "
                 "into another folder, or with --force"
             )
-        encoded = []
-        for begin in range(part.begin, part.end, _CHUNK):
-            x = self.activations.slice(begin, min(begin + _CHUNK, part.end))
-            try:
-                encoded.append(self.sae.encode(x))
-            except BundleError:  # no row is at fault
-                raise
-            except ValueError as error:  # it counts rows from `begin`
-                raise ValueError(f"{self.activations.path}, from row {begin} on: {error}") from error
+        features = (encode or self._served)(part)
         rows = part.end - part.begin
         positions, tokens = self.activations.positions, self.activations.tokens
         doc, span = self._doc(part.begin, part.end), slice(part.begin, part.end)
         return PartRows(
-            concatenate(encoded, self.sae.d_sae, (rows,)),
+            features,
             doc=doc,
             pos=(np.arange(part.begin, part.end) if positions is None else positions[span]).astype(np.int32),
             own=np.ones(rows, np.bool_),
@@ -103,6 +95,18 @@ class ArraySource:
 
     def vocabulary(self) -> None:
         """As Source: activations do not know the names of their tokens."""
+
+    def _served(self, part: Part) -> Features:
+        encoded = []
+        for begin in range(part.begin, part.end, _CHUNK):
+            x = self.activations.slice(begin, min(begin + _CHUNK, part.end))
+            try:
+                encoded.append(self.sae.encode(x))
+            except BundleError:  # no row is at fault
+                raise
+            except ValueError as error:  # it counts rows from `begin`
+                raise ValueError(f"{self.activations.path}, from row {begin} on: {error}") from error
+        return concatenate(encoded, self.sae.d_sae, (part.end - part.begin,))
 
     def _doc(self, begin: int, end: int) -> Any:
         documents = self.activations.documents
