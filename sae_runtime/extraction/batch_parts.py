@@ -176,6 +176,13 @@ class Matched:
     passes: Passes
     candidates: Candidates
 
+    def plan(self) -> Plan:
+        """As Source."""
+        return self.candidates.plan
+
+    def vocabulary(self) -> None:
+        """As Source."""
+
     def rows(self, part: Part) -> PartRows:
         """As Source."""
         first = decided(self.candidates.read(_CUT))

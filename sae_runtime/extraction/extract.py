@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sae_runtime.bundle.extras import require
-from sae_runtime.bundle.files import write_json
+from sae_runtime.bundle.files import remove_folder, write_json
 from sae_runtime.bundle.outputs import Output, refuse_inputs
 from sae_runtime.bundle.parts import record
 from sae_runtime.bundle.siblings import LEFTOVER, lock, repair
 from sae_runtime.core.progress import progress_bar
+from sae_runtime.extraction.batch_parts import FOLDER, Candidates, match
 from sae_runtime.extraction.part_files import (
     DOCUMENTS,
     TOKENS,
@@ -24,11 +25,12 @@ from sae_runtime.extraction.part_files import (
 from sae_runtime.extraction.part_rows import Pool, Source, Values
 from sae_runtime.extraction.plan import FORMAT_VERSION, PLAN, Plan, difference, read_plan
 from sae_runtime.extraction.tasks import Engine, MakeParts, folders, local
+from sae_runtime.extraction.two_passes import passes_of
 
 INDEX = "features.json"
 Rule = Literal["served", "batch"]
 Per = Literal["token", "document"]
-_PART = re.compile(r"part-\d{5,}\.parquet")
+_PART = re.compile(r"(part|again)-\d{5,}\.(parquet|npz)|cut(-again)?\.npz")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,7 @@ def extract(
     """
     require("extract")
     refuse_names(out)
+    passes = passes_of(source) if rule == "batch" else None
     plan = source.plan()
     settings = {"per": per, "pool": pool if per == "document" else None, "rule": rule, "values": values}
     plan = Plan({**plan.facts, **settings}, plan.parts)
@@ -83,6 +86,9 @@ def extract(
             write_vocabulary(out / VOCABULARY, names)
         task = MakeParts(source, plan, out)
         left = [number for number in range(len(plan.parts)) if not task.is_done(number)]
+        if passes is not None and left:
+            candidates = Candidates(out / FOLDER, plan, plan.facts["d_sae"])
+            task = MakeParts(match(passes, candidates, engine=engine, progress=progress), plan, out)
         with progress_bar(plan.facts["documents"], "documents", shown=progress) as bar:
             for part in plan.parts:
                 if part.number not in set(left):
@@ -121,6 +127,8 @@ def finish(out: Path, plan: Plan) -> Extracted:
     facts = {name: value for name, value in plan.facts.items() if name not in ("documents", "columns", "part")}
     index: dict[str, Any] = {"format_version": FORMAT_VERSION, "plan_sha256": plan.sha256, **facts, **totals}
     write_json(out / INDEX, index | {"parts": parts})
+    if (out / FOLDER).is_dir():
+        remove_folder(out / FOLDER)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     return Extracted(**totals, parts=len(parts), size=size)
 
@@ -146,7 +154,7 @@ def foreign(out: Path) -> str | None:
     for path in sorted(out.iterdir()):
         left = LEFTOVER.fullmatch(path.name)
         name = path.name if left is None else left["name"]
-        if name in (TOKENS, DOCUMENTS) and path.is_dir():
+        if name in (TOKENS, DOCUMENTS, FOLDER) and path.is_dir():
             for inner in sorted(path.iterdir()):
                 inside = LEFTOVER.fullmatch(inner.name)
                 if not _PART.fullmatch(inner.name if inside is None else inside["name"]):
