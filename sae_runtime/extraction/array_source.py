@@ -20,6 +20,22 @@ PART = 65_536  # rows of a part
 _CHUNK = 4_096  # rows that are read and encoded at once
 
 
+def encoded(sae: SAE, activations: Activations, begin: int, end: int) -> Features:
+    """The features of the rows from begin to end.
+
+    Raises:
+        ValueError: a row cannot be encoded; the message names the activations.
+    """
+    try:
+        return sae.encode(activations.slice(begin, end))
+    except BundleError:  # no row is at fault
+        raise
+    except ValueError as error:
+        if str(error).startswith(str(activations.path)):  # it names the row already
+            raise
+        raise ValueError(f"{activations.path}, from row {begin} on: {error}") from error  # it counts rows from there
+
+
 class ArraySource:
     """Rows of activations, which an SAE encodes.
 
@@ -97,16 +113,9 @@ class ArraySource:
         """As Source: activations do not know the names of their tokens."""
 
     def _served(self, part: Part) -> Features:
-        encoded = []
-        for begin in range(part.begin, part.end, _CHUNK):
-            x = self.activations.slice(begin, min(begin + _CHUNK, part.end))
-            try:
-                encoded.append(self.sae.encode(x))
-            except BundleError:  # no row is at fault
-                raise
-            except ValueError as error:  # it counts rows from `begin`
-                raise ValueError(f"{self.activations.path}, from row {begin} on: {error}") from error
-        return concatenate(encoded, self.sae.d_sae, (part.end - part.begin,))
+        begins = range(part.begin, part.end, _CHUNK)
+        found = [encoded(self.sae, self.activations, begin, min(begin + _CHUNK, part.end)) for begin in begins]
+        return concatenate(found, self.sae.d_sae, (part.end - part.begin,))
 
     def _doc(self, begin: int, end: int) -> Any:
         documents = self.activations.documents
