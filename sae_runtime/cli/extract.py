@@ -75,6 +75,7 @@ _OF_ACTIVATIONS = ("graph", "any_source", "format", "sequence")
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     model: str,
     reading: dict[str, Any],
     activations: Path | None,

@@ -67,7 +67,7 @@ class ArraySource:
         self._where: dict[int, Where] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "activations": self.activations.path, "_where": None}
+        return {**self.__dict__, "activations": self.activations.path.absolute(), "_where": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, activations=open_activations(state["activations"]))
@@ -135,9 +135,9 @@ class ArraySource:
         """Of rows, with their origins."""
         digest, known = hashlib.sha256(), self.activations
         for first in range(begin, end, _CHUNK):
-            digest.update(known.slice(first, min(first + _CHUNK, end)))
+            digest.update(known.slice(first, min(first + _CHUNK, end)).data)
         for array in (known.documents, known.positions, known.tokens):
-            digest.update(b"" if array is None else np.ascontiguousarray(array[begin:end]))
+            digest.update(b"" if array is None else np.ascontiguousarray(array[begin:end]).data)
         if self._by_document:
             for number in np.unique(self._doc(begin, end)).tolist():
                 digest.update(repr(self._sources.get(number)).encode())

@@ -3,7 +3,9 @@
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,7 @@ class TextSource:
                 f"{taken[0]!r} cannot be a column that is kept, since features have a column of this name; rename it"
             )
         documents(self.texts, self.reading)  # which refuses what cannot be read
+        self._home = Path.cwd()
         self._next: tuple[int, Iterator[Document]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -109,7 +112,7 @@ class TextSource:
                 )
             first, size, digest = None, 0, hashlib.sha256()
 
-        for number, document in enumerate(documents(self.texts, self.reading)):
+        for number, document in enumerate(self._read(Place())):
             first = first or (document.place, number)
             digest.update(_content(document))
             for kind, value in zip(kinds.values(), self._values(document), strict=True):
@@ -171,11 +174,19 @@ class TextSource:
     def _values(self, document: Document) -> tuple[Any, ...]:
         return (document.source.id, *document.columns) if self.reading.id_field else document.columns
 
+    def _read(self, start: Place) -> Iterator[Document]:
+        """The documents from a place on, with files named as they were given, whatever this process' folder is."""
+        if Path.cwd() == self._home:
+            return documents(self.texts, self.reading, start=start)
+        home = f"{self._home}{os.sep}"
+        found = documents([self._home / path for path in self.texts], self.reading, start=start)
+        return (replace(one, source=replace(one.source, file=one.source.file.removeprefix(home))) for one in found)
+
     def _documents(self, part: Part) -> list[Document]:
         """The documents of a part; the ones behind it are ready to be read next."""
         if self._next is None or self._next[0] != part.number:
             start = Place(part.file, Entry(part.row, part.byte))
-            self._next = part.number, documents(self.texts, self.reading, start=start)
+            self._next = part.number, self._read(start)
         stream, digest = self._next[1], hashlib.sha256()
         self._next = None
         found = list(islice(stream, part.documents))
@@ -191,10 +202,17 @@ class TextSource:
         return found
 
     def _tokens(self, found: Sequence[Document]) -> list[Tokens]:
+        """The tokens of documents; of ids, those that the tokenizer would have around them."""
         tokenizer = self.model.tokenizer
         if self.reading.ids_field is None:
             return tokenizer.encode([str(document.content) for document in found])
-        raise ValueError("token ids come later")
+        made = []
+        for document in found:
+            try:
+                made.append(tokenizer.given(np.asarray(document.content)))
+            except ValueError as error:
+                raise ValueError(f"{document.source}: {error}") from error
+        return made
 
     def _windows(self, tokens: Tokens) -> list[Tokens]:
         """As harvest cuts them: a text without tokens of its own has none."""
