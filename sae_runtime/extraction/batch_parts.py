@@ -203,7 +203,9 @@ def match(passes: Passes, candidates: Candidates, *, engine: Engine, progress: b
         progress: show the progress on stderr.
     """
     numbers = range(len(candidates.plan.parts))
-    _run(engine, MakeFirst(passes, candidates), [n for n in numbers if not candidates.is_whole(first_name(n))], progress)
+    _run(
+        engine, MakeFirst(passes, candidates), [n for n in numbers if not candidates.is_whole(first_name(n))], progress
+    )
     if not candidates.is_whole(_CUT):
         counts = [len(candidates.first(number).lacking) for number in numbers]
         total, limit = passes.limits(sum(counts))

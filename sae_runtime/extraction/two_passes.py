@@ -204,4 +204,3 @@ class TextPasses:
     def _kept(self, window: Tokens) -> NDArray[np.bool_]:
         """The tokens of a window that have rows."""
         return np.ones(len(window), np.bool_) if self.source.special else window.kept
-
