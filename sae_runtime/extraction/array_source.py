@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,29 @@ import numpy as np
 from sae_runtime.activations.documents import Source as Where
 from sae_runtime.activations.stored import Activations, check_source, open_activations
 from sae_runtime.bundle.folder import WEIGHTS, BundleError
-from sae_runtime.core.features import concatenate
+from sae_runtime.core.features import Features, concatenate
 from sae_runtime.extraction.part_rows import PartRows
 from sae_runtime.extraction.plan import Part, Plan
 from sae_runtime.sae import SAE
 
 PART = 65_536  # rows of a part
 _CHUNK = 4_096  # rows that are read and encoded at once
+
+
+def encoded(sae: SAE, activations: Activations, begin: int, end: int) -> Features:
+    """The features of the rows from begin to end.
+
+    Raises:
+        ValueError: a row cannot be encoded; the message names the activations.
+    """
+    try:
+        return sae.encode(activations.slice(begin, end))
+    except BundleError:  # no row is at fault
+        raise
+    except ValueError as error:
+        if str(error).startswith(str(activations.path)):  # it names the row already
+            raise
+        raise ValueError(f"{activations.path}, from row {begin} on: {error}") from error  # it counts rows from there
 
 
 class ArraySource:
@@ -51,7 +67,7 @@ class ArraySource:
         self._where: dict[int, Where] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "activations": self.activations.path, "_where": None}
+        return {**self.__dict__, "activations": self.activations.path.absolute(), "_where": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, activations=open_activations(state["activations"]))
@@ -73,27 +89,19 @@ class ArraySource:
             )
         return Plan(self._facts(sum(part.documents for part in parts)), tuple(parts))
 
-    def rows(self, part: Part) -> PartRows:
-        """As Source."""
+    def rows(self, part: Part, encode: Callable[[Part], Features] | None = None) -> PartRows:
+        """As Source; `encode` gives the features of a part, None: those by the served rule."""
         if self._sha256(part.begin, part.end) != part.sha256:
             raise ValueError(
                 f"{self.activations.path}: rows {part.begin} to {part.end} changed since the plan was made; extract "
                 "into another folder, or with --force"
             )
-        encoded = []
-        for begin in range(part.begin, part.end, _CHUNK):
-            x = self.activations.slice(begin, min(begin + _CHUNK, part.end))
-            try:
-                encoded.append(self.sae.encode(x))
-            except BundleError:  # no row is at fault
-                raise
-            except ValueError as error:  # it counts rows from `begin`
-                raise ValueError(f"{self.activations.path}, from row {begin} on: {error}") from error
+        features = (encode or self._served)(part)
         rows = part.end - part.begin
         positions, tokens = self.activations.positions, self.activations.tokens
         doc, span = self._doc(part.begin, part.end), slice(part.begin, part.end)
         return PartRows(
-            concatenate(encoded, self.sae.d_sae, (rows,)),
+            features,
             doc=doc,
             pos=(np.arange(part.begin, part.end) if positions is None else positions[span]).astype(np.int32),
             own=np.ones(rows, np.bool_),
@@ -103,6 +111,11 @@ class ArraySource:
 
     def vocabulary(self) -> None:
         """As Source: activations do not know the names of their tokens."""
+
+    def _served(self, part: Part) -> Features:
+        begins = range(part.begin, part.end, _CHUNK)
+        found = [encoded(self.sae, self.activations, begin, min(begin + _CHUNK, part.end)) for begin in begins]
+        return concatenate(found, self.sae.d_sae, (part.end - part.begin,))
 
     def _doc(self, begin: int, end: int) -> Any:
         documents = self.activations.documents
@@ -122,9 +135,9 @@ class ArraySource:
         """Of rows, with their origins."""
         digest, known = hashlib.sha256(), self.activations
         for first in range(begin, end, _CHUNK):
-            digest.update(known.slice(first, min(first + _CHUNK, end)))
+            digest.update(known.slice(first, min(first + _CHUNK, end)).data)
         for array in (known.documents, known.positions, known.tokens):
-            digest.update(b"" if array is None else np.ascontiguousarray(array[begin:end]))
+            digest.update(b"" if array is None else np.ascontiguousarray(array[begin:end]).data)
         if self._by_document:
             for number in np.unique(self._doc(begin, end)).tolist():
                 digest.update(repr(self._sources.get(number)).encode())

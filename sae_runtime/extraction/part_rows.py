@@ -55,7 +55,8 @@ class Source(Protocol):
 def pooled(rows: PartRows, how: Pool) -> Features:
     """The features of each document, over its own tokens: of shape (documents,).
 
-    >>> features = Features(np.array([0, 1, 3]), np.array([2, 2, 5], np.int32), np.array([1, 3, 4], np.float32), 8, (2,))
+    >>> indices, values = np.array([2, 2, 5], np.int32), np.array([1, 3, 4], np.float32)
+    >>> features = Features(np.array([0, 1, 3]), indices, values, d_sae=8, shape=(2,))
     >>> zeros = np.zeros(2, np.int32)
     >>> rows = PartRows(features, zeros, zeros, np.ones(2, bool), documents={"doc": np.array([0], np.int32)})
     >>> pooled(rows, "mean").indices.tolist(), pooled(rows, "mean").values.tolist()
@@ -77,6 +78,4 @@ def pooled(rows: PartRows, how: Pool) -> Features:
     if how == "mean":
         values = values / np.bincount(of_token[rows.own], minlength=len(numbers))[key // d_sae]
     indptr = np.searchsorted(key, np.arange(len(numbers) + 1) * d_sae)
-    return Features(
-        indptr, (key % d_sae).astype(np.int32), values.astype(np.float32), d_sae, (len(numbers),)
-    )
+    return Features(indptr, (key % d_sae).astype(np.int32), values.astype(np.float32), d_sae, (len(numbers),))

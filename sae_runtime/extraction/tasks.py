@@ -43,6 +43,9 @@ class MakeParts:
     plan: Plan
     out: Path
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return MakeParts, (self.source, self.plan, self.out.absolute())
+
     def __call__(self, number: int) -> None:
         """Make one part."""
         if not self.is_done(number):
@@ -63,9 +66,7 @@ class MakeParts:
         values: Values = self.plan.facts["values"]
         features = pooled(rows, pool) if per == "document" and pool is not None else None
         kinds = self.plan.facts["columns"]
-        write_part(
-            self.out, number, rows, plan=self.plan.sha256, values=values, kinds=kinds, pooled=features
-        )
+        write_part(self.out, number, rows, plan=self.plan.sha256, values=values, kinds=kinds, pooled=features)
 
 
 def folders(plan: Plan) -> list[str]:
