@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from sae_runtime.extraction.stored_features import StoredFeatures, read_features
     from sae_runtime.model import Model, load_model
     from sae_runtime.sae import SAE, load
+    from sae_runtime.store.build_store import build_store
+    from sae_runtime.store.open_store import Store, open_store
 
 __all__ = [
     "SAE",
@@ -24,10 +26,13 @@ __all__ = [
     "Features",
     "Manifest",
     "Model",
+    "Store",
     "StoredFeatures",
+    "build_store",
     "load",
     "load_model",
     "open_activations",
+    "open_store",
     "read_features",
 ]
 
@@ -44,6 +49,9 @@ _MODULES = {
     "Manifest": "bundle.manifest",
     "Edit": "core.edits",
     "Features": "core.features",
+    "Store": "store.open_store",
+    "build_store": "store.build_store",
+    "open_store": "store.open_store",
 }
 
 

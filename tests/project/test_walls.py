@@ -30,13 +30,15 @@ MAY_IMPORT: dict[str, tuple[str, ...] | None] = {
     "sae": ("core", "bundle", "activations", "engine", "rebuild"),
     "model": ("core", "bundle", "engine", "text", "deployed", "generation"),
     "extraction": ("core", "bundle", "activations", "engine", "sae", "deployed", "model"),
+    "store": ("core", "bundle", "extraction"),
+    "labelling": ("core", "bundle", "deployed", "store"),
     "checkpoints": ("core", "bundle"),
     "browser": ("core", "bundle"),
     "train": ("core", "bundle", "activations", "calibration"),
     "exports": ("bundle", "core.progress", "engine.sessions", "engine.trial"),
     "cli": ANYTHING,
     "demo": ANYTHING,
-    "__init__": ("core", "bundle", "activations", "sae", "model"),
+    "__init__": ("core", "bundle", "activations", "sae", "model", "store"),
 }
 """The front doors, sae.py and model.py, and rebuild.py are rooms of one file."""
 
