@@ -15,6 +15,7 @@ from sae_runtime.bundle.graphs import ENCODE, GPU
 from sae_runtime.bundle.labels import read_labels
 from sae_runtime.bundle.manifest import Manifest
 from sae_runtime.bundle.stats import Stats
+from sae_runtime.bundle.token_logits import TokenLogits
 from sae_runtime.core.edits import Edit, by_label, in_numbers, resolved
 from sae_runtime.core.features import Features, from_slots
 from sae_runtime.core.slots import Slots, joined_slots
@@ -169,6 +170,11 @@ class SAE:
         if not self._stats:
             self._stats = (self._bundle.stats(),)
         return self._stats[0]
+
+    @property
+    def logits(self) -> TokenLogits | None:
+        """The tokens that each feature promotes and suppresses most; None if no splice has computed them."""
+        return self._bundle.logits()
 
     @property
     def labels(self) -> Mapping[int, str]:
