@@ -62,6 +62,8 @@ class ArraySource:
         self.sae, self.licence, self.part = sae, licence, part
         self.activations = activations if isinstance(activations, Activations) else open_activations(activations)
         check_source(self.activations, sae.manifest, any_source=any_source)
+        if not len(self.activations):
+            raise ValueError(f"{self.activations.path} holds no rows; name activations that hold some")
         documents = self.activations.documents
         self._by_document = documents is not None and not (np.diff(documents) < 0).any()
         self._where: dict[int, Where] | None = None

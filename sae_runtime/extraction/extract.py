@@ -127,7 +127,7 @@ def begun(out: Path, plan: Plan, *, force: bool) -> Iterator[None]:
             raise ValueError(f"another run is writing to {out}; wait for its end, or name another folder")
         if force:
             _clear(out)
-        elif (out / PLAN).is_file() and (what := difference(read_plan(out), plan)) is not None:
+        elif _has_parts(out) and (what := difference(read_plan(out), plan)) is not None:
             raise ValueError(f"{out} was begun with {what}; use another folder or --force")
         plan.write(out)
         yield
@@ -190,6 +190,11 @@ def foreign(out: Path) -> str | None:
         elif not path.is_file() or name not in (PLAN, INDEX, VOCABULARY):
             return path.name
     return None
+
+
+def _has_parts(out: Path) -> bool:
+    """Whether an extraction left parts, which only the same plan may go on with."""
+    return (out / PLAN).is_file() and any(_PART.fullmatch(path.name) for path in out.glob("*/part-*"))
 
 
 def _clear(out: Path) -> None:
