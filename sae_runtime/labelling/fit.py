@@ -65,7 +65,7 @@ def refuse_other(
 def _may_be(number: int, unit: str, d_sae: int) -> bool:
     """Whether people write the number of features so: 16k is 16,384 or 16,000, 65k is 65,536, 1m is 1,048,576."""
     power = 1 if unit.lower() == "k" else 2
-    return any(number in (d_sae // size, -(-d_sae // size)) for size in (1000**power, 1024**power))
+    return any(number in (d_sae // size, round(d_sae / size)) for size in (1000**power, 1024**power))
 
 
 def _plain(model: str) -> str:

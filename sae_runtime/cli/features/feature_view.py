@@ -31,19 +31,17 @@ def lines(store: "Store", one: "StoredFeature", contexts: int) -> Iterator[str]:
         one: the feature.
         contexts: contexts of each band to show.
     """
-    from_whom = {"person": "", "top tokens": ", its top tokens", None: ""}.get(
-        one.label_source, f", from {one.label_source}"
-    )
-    yield _line(f"feature {one.feature}: {one.label}{from_whom}" if one.label else f"feature {one.feature}, no label")
     of = store.description
-    place = " at ".join(filter(None, (of.model, of.hook)))
-    rows = f"{of.tokens:,} {of.per}s"
-    yield _line(f"of {place}, over {rows}" if place else f"over {rows}")
+    whose = {"person": "", "top tokens": " (its top tokens)"}.get(one.label_source or "", f" (from {one.label_source})")
+    yield _line(f"feature {one.feature}{f': {one.label}{whose}' if one.label else ' (no label)'}")
+    place = ", ".join(filter(None, (of.model, of.hook)))
+    yield _line(f"{place}{'; ' if place else ''}{len(store):,} features over {of.tokens:,} {of.per}s")
     yield ""
-    yield from _named("active on", [f"{one.count:,} of {rows}, {100 * one.density:.3g} %"])
     if not one.count:
+        yield from _named("active on", [f"none of {of.tokens:,} {of.per}s"])
         return
-    yield from _named("activations", [f"0 {bars(one.histogram[1])} {one.max:.2f}, mean {one.mean:.2f}"])
+    yield from _named("active on", [f"{100 * one.density:.3g} % of the {of.per}s", f"{one.count:,}"])
+    yield from _named("activations", [f"0 {bars(one.histogram[1])} {one.max:.2f}", f"mean {one.mean:.2f}"])
     total = one.count * one.mean
     tokens = [f"{texts.shown_token(text)} {100 * count * mean / total:.0f} %" for text, count, mean in one.top_tokens]
     yield from _named("top tokens", tokens)

@@ -61,14 +61,16 @@ def _lines(store: "Store", found: Sequence["Hit"], query: str) -> Iterator[str]:
     from sae_runtime.cli.features.feature_view import has_colour, marked
 
     if not found:
-        yield texts.one_line(f"no feature of {len(store):,} has {query} in its label, its tokens or its contexts", 1000)
+        yield texts.one_line(
+            f"no feature of {len(store):,} has {query} in its label, its top tokens or its contexts", 1000
+        )
         return
     room, digits = texts.columns(), len(str(max(one.feature for one in found)))
     for one in found:
         density = f"{100 * store.density[one.feature]:.2g} %"
         places = ", ".join(one.places)
         label = texts.one_line(one.label or "(no label)", max(room - digits - len(places) - len(density) - 6, 20))
-        yield texts.one_line(f"{one.feature:>{digits}}  {label}", 1000) + f"  {density}  {places}"
+        yield f"{one.feature:>{digits}}  {label}  {density}  {places}"
         if one.context is not None:
             largest = float(store.max[one.feature])
             text = marked(one.context, largest, room - digits - 10, colour=has_colour())
