@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,8 @@ from sae_runtime.activations.documents import Document, Place, documents, files_
 from sae_runtime.activations.reading import STDIN, Entry, Reading
 from sae_runtime.bundle.external_data import check_external
 from sae_runtime.bundle.parts import read_manifest, record
-from sae_runtime.core.features import concatenate
+from sae_runtime.core.features import Features, concatenate
+from sae_runtime.deployed.reading_features import Lowered
 from sae_runtime.extraction.column_kinds import Kind
 from sae_runtime.extraction.part_rows import PartRows
 from sae_runtime.extraction.plan import Part, Plan
@@ -28,6 +29,10 @@ CONTEXT = 128  # tokens of a window, as in harvest
 _OF_AN_ID = 4  # characters for which a token id counts
 _COLUMNS = ("doc", "file", "row", "id", "tokens", "licence", "text", "indices", "values")
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "config.json")
+
+
+Read = Callable[[Sequence[Tokens], Sequence[object]], Features]
+"""Gives the features of the tokens of windows, one after the other: (windows, the name of each one's document)."""
 
 
 class TextSource:
@@ -120,15 +125,13 @@ class TextSource:
             raise ValueError(f"{', '.join(map(str, self.texts))} holds no text; name files that hold some")
         return Plan(self._facts({name: kind.name for name, kind in kinds.items()}, number + 1), tuple(parts))
 
-    def rows(self, part: Part) -> PartRows:
-        """As Source."""
+    def rows(self, part: Part, read: Read | None = None) -> PartRows:
+        """As Source; `read` gives the features of the windows, None: those by the served rule."""
         found = self._documents(part)
         cut = [self._windows(tokens) for tokens in self._tokens(found)]
         windows = [window for own in cut for window in own]
         names = [document.source for document, own in zip(found, cut, strict=True) for _ in own]
-        sae = self.sae.name
-        read = [one[sae] for one in self.model.read([window.ids for window in windows], texts=names, sae=sae)]
-        features = concatenate(read, self.sae.d_sae, (sum(map(len, read)),))
+        features = (read or self.read)(windows, names)
         of_document = [part.first + number for number, own in enumerate(cut) for w in own for _ in range(len(w))]
         doc = np.array(of_document, np.int32)
 
@@ -145,6 +148,18 @@ class TextSource:
             features, own = features.take(kept), own[kept]
             columns = {name: array[kept] for name, array in columns.items()}
         return PartRows(features, own=own, documents=self._columns(part, found), **columns)
+
+    def read(self, windows: Sequence[Tokens], names: Sequence[object], lowered: Lowered | None = None) -> Features:
+        """The features of the tokens of windows, one window after the other.
+
+        Args:
+            windows: of documents.
+            names: of the document of each window, for messages.
+            lowered: how features below the threshold are read.
+        """
+        sae = self.sae.name
+        found = self.model.read([window.ids for window in windows], texts=names, sae=sae, lowered=lowered)
+        return concatenate([one[sae] for one in found], self.sae.d_sae, (sum(map(len, windows)),))
 
     def vocabulary(self) -> list[str | None]:
         """As Source."""

@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, tuple[str, ...] | None] = {
     "checkpoints": ("core", "bundle"),
     "browser": ("core", "bundle"),
     "train": ("core", "bundle", "activations", "calibration"),
-    "exports": ("bundle", "engine.sessions", "engine.trial"),
+    "exports": ("bundle", "core.progress", "engine.sessions", "engine.trial"),
     "cli": ANYTHING,
     "demo": ANYTHING,
     "__init__": ("core", "bundle", "activations", "sae", "model", "store"),
@@ -57,7 +57,10 @@ INNER = {
     "exports.graphs": ("bundle",),
     "exports.certified": ("exports.graphs", "bundle"),
     "exports.model": ("exports.graphs", "exports.splice", "exports.witness"),
-    "exports.splice": ("exports.graphs", "exports.witness", "bundle", "engine.sessions", "engine.trial"),
+    "exports.splice": (
+        *("exports.graphs", "exports.witness", "bundle"),
+        *("core.progress", "engine.sessions", "engine.trial"),
+    ),
 }
 
 # Packages that the runtime must not need, and the rooms that may import them.
