@@ -141,26 +141,60 @@ class Model:
         ([3, 5], (5,), (150,))
         """
         listed, single = as_texts(texts)
-        if not self._read:
-            graph = self.layout.graph
-            raise ValueError(
-                f"{graph} has no SAE that gives features; put one in: sae-runtime splice {graph} --sae BUNDLE"
-            )
-        limit = self._context(context)
+        limit = self.window(context)
         cut = [_windows(tokens, limit) for tokens in self.tokenizer.encode(listed)]
         numbers = [number for number, windows in enumerate(cut) for _ in windows]
         parts = [window.ids for windows in cut for window in windows]
-        found = iter(
-            read_features(
-                self._sessions, self._read, parts, texts=numbers, pad=self._pad, tokens_at_once=self._tokens_at_once
-            )
-        )
+        found = iter(self.read(parts, texts=numbers))
         seen = []
         for text, windows in zip(listed, cut, strict=True):
             own = [next(found) for _ in windows]
             saes = {name: [features[name] for features in own] for name in self._read}
             seen.append(TextFeatures(text, windows, saes, self.tokenizer))
         return seen[0] if single else seen
+
+    def read(
+        self, windows: Sequence[NDArray[np.int64]], *, texts: Sequence[object], sae: str | None = None
+    ) -> list[dict[str, Features]]:
+        """The features of windows of token ids as they are, special tokens too, by SAE.
+
+        Args:
+            windows: ids of each, int64 [t].
+            texts: the number or the name of each window's text, for messages.
+            sae: the SAE that is read; None: all.
+
+        Raises:
+            ValueError: the model has no such SAE that is read, or features are NaN or Inf.
+
+        >>> load_model(model_path).read([np.array([2, 5, 6, 3])], texts=[0])[0]["sae"].shape
+        (4,)
+        """
+        saes = self._read if sae is None else {sae: self.reads(sae)}
+        if not saes:
+            self.reads()
+        return read_features(
+            self._sessions, saes, windows, texts=texts, pad=self._pad, tokens_at_once=self._tokens_at_once
+        )
+
+    def reads(self, sae: str | None = None) -> SplicedSAE:
+        """The SAE of a name that gives features; None: the only one.
+
+        Raises:
+            ValueError: there is none of this name, or not one alone.
+
+        >>> load_model(model_path).reads().name
+        'sae'
+        """
+        graph, names = self.layout.graph, ", ".join(self._read)
+        if not self._read:
+            raise ValueError(
+                f"{graph} has no SAE that gives features; put one in: sae-runtime splice {graph} --sae BUNDLE"
+            )
+        if sae is None and len(self._read) > 1:
+            raise ValueError(f"{graph} has the SAEs {names}; name one of them")
+        if sae is not None and sae not in self._read:
+            raise ValueError(f"{graph} has no SAE {sae!r} that gives features; it has {names}")
+        return next(iter(self._read.values())) if sae is None else self._read[sae]
 
     @overload
     def run(  # type: ignore[overload-overlap]
@@ -364,8 +398,15 @@ class Model:
             tokens_at_once=self._tokens_at_once,
         )
 
-    def _context(self, context: int | None) -> int:
-        """The length of windows."""
+    def window(self, context: int | None = None) -> int:
+        """The largest number of tokens of a window, special ones included: `context`, or as many as the model reads.
+
+        Raises:
+            ValueError: `context` is no number of tokens, or more than the model reads.
+
+        >>> load_model(model_path).window()
+        64
+        """
         longest = _least(self.tokenizer.max_length, self._sessions.open(cut=True).inputs.time)
         if context is None:
             return _UNKNOWN if longest is None else longest

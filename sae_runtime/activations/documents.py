@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from sae_runtime.activations.reading import (
     PACKED,
     STDIN,
     TEXTS,
+    Entry,
     Reading,
     kind,
     one_of,
@@ -24,10 +25,10 @@ from sae_runtime.activations.reading import (
     standard_input,
     unpacks_to_too_much,
 )
-from sae_runtime.activations.text_files import Records
+from sae_runtime.activations.text_files import BEGIN, Records
 from sae_runtime.bundle.typed_json import shown
 
-_Reader = Callable[[Path, Reading], Records]
+_Reader = Callable[[Path, Reading, Entry], Records]
 _TEXTS: dict[str, _Reader] = {
     **dict.fromkeys(TEXTS, text_files.texts),
     **dict.fromkeys(LINES, text_files.json_lines),
@@ -63,19 +64,42 @@ class Source:
         return place(Path(self.file), self.row)
 
 
+class Place(NamedTuple):
+    """Where a document begins, so that it can be read without those before it.
+
+    Attributes:
+        file: number of its file, or folder of the datasets library, among those that are read.
+        entry: into it.
+    """
+
+    file: int = 0
+    entry: Entry = BEGIN
+
+
 @dataclass(frozen=True, eq=False)
 class Document:
-    """A text or the ids of its tokens [n], and where it stands."""
+    """A text or the ids of its tokens [n], and where it stands.
+
+    Attributes:
+        content: the text or the ids.
+        source: where it stands, for people.
+        place: where it stands, for `documents`.
+        columns: values of the fields that are kept.
+    """
 
     content: str | NDArray[np.int32]
     source: Source
+    place: Place = Place()
+    columns: tuple[Any, ...] = ()
 
     def __len__(self) -> int:
         """Number of characters, or of token ids."""
         return len(self.content)
 
 
-def documents(paths: Sequence[Path], reading: Reading | None = None) -> Iterator[Document]:
+def documents(
+    paths: Sequence[Path], reading: Reading | None = None, *, start: Place | None = None
+) -> Iterator[Document]:
     r"""The documents of files, in order and without blank ones. A file is read piece by piece as they are used.
 
     The suffix of a file tells its format, and `FORMATS` names those that are known. Plain text is UTF-8; a byte order
@@ -84,6 +108,7 @@ def documents(paths: Sequence[Path], reading: Reading | None = None) -> Iterator
     Args:
         paths: files, folders, or `-` for standard input, which is lines of JSON if it begins with `{`, else plain text.
         reading: where the documents are in the files; None means paragraphs, and the field "text".
+        start: the place of the first document to give. What stands before it is not read, where the format allows.
 
     Raises:
         FileNotFoundError: a file does not exist.
@@ -96,9 +121,15 @@ def documents(paths: Sequence[Path], reading: Reading | None = None) -> Iterator
     >>> [(document.content, document.source.row) for document in documents([Path("notes.txt")])]
     [('One.\nStill one.', 0), ('Two.', 3)]
     """
-    reading = reading or Reading()
-    sources = [source for path in paths for source in _sources(path)]
-    return (document for path, reader in sources for document in _documents_of(path, reader, reading))
+    reading, begin = reading or Reading(), start or Place()
+    sources = list(enumerate(source for path in paths for source in _sources(path)))[begin.file :]
+    return (
+        document
+        for number, (path, reader) in sources
+        for document in _documents_of(
+            number, path, reader, reading, begin.entry if number == begin.file else BEGIN
+        )
+    )
 
 
 def files_of(path: Path) -> list[Path]:
@@ -142,25 +173,28 @@ def _is_dataset(path: Path) -> bool:
     return (path / tables.STATE).is_file() or (path / tables.SPLITS).is_file()
 
 
-def _standard_input(path: Path, reading: Reading) -> Records:
+def _standard_input(path: Path, reading: Reading, entry: Entry) -> Records:
     content = standard_input(reading).removeprefix(b"\xef\xbb\xbf").lstrip()
     if _JSON_LIST.match(content):
         raise ValueError("standard input is a list of JSON, not lines of it; name its file, or part it by jq -c '.[]'")
-    return (text_files.json_lines if content.startswith(b"{") else text_files.texts)(path, reading)
+    return (text_files.json_lines if content.startswith(b"{") else text_files.texts)(path, reading, entry)
 
 
-def _documents_of(path: Path, reader: _Reader, reading: Reading) -> Iterator[Document]:
+def _documents_of(number: int, path: Path, reader: _Reader, reading: Reading, entry: Entry) -> Iterator[Document]:
     left = reading.most_bytes(sum(file.stat().st_size for file in files_of(path) if file != STDIN))
-    for row, record in reader(path, reading):
+    for at, record in reader(path, reading, entry):
+        if at.row < entry.row:
+            continue
         try:
             content, name = _content(record, reading)
         except ValueError as error:
-            raise ValueError(f"{place(path, row)}: {error}") from error
+            raise ValueError(f"{place(path, at.row)}: {error}") from error
         left -= len(content)
         if left < 0 and path != STDIN:
             raise unpacks_to_too_much(path)
         if not _is_blank(content):
-            yield Document(content, Source(str(path), row, name))
+            columns = tuple(record[column] for column in reading.columns) if reading.columns else ()
+            yield Document(content, Source(str(path), at.row, name), Place(number, at), columns)
 
 
 def _content(record: Any, reading: Reading) -> tuple[str | NDArray[np.int32], str | int | None]:
@@ -168,6 +202,8 @@ def _content(record: Any, reading: Reading) -> tuple[str | NDArray[np.int32], st
     if isinstance(record, str):
         if reading.ids_field:
             raise ValueError(f"it is plain text, which has no field {reading.ids_field!r}; give a format with fields")
+        if reading.columns:
+            raise ValueError(f"it is plain text, which has no column {reading.columns[0]!r}; give a format with fields")
         return _text(record, "the text", reading), None
     if not isinstance(record, dict):
         raise ValueError(f"expected an object with the field {reading.content!r}, got {shown(record)}")

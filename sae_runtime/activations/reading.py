@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from sae_runtime.bundle.extras import require
@@ -32,6 +32,7 @@ class Reading:
         text_field: the field or column that holds the text.
         ids_field: the field or column that holds a document's token ids, a list of whole numbers, instead of its text.
         id_field: the field or column that names a document, a text or a whole number.
+        columns: other fields or columns that are kept with a document.
         longest: the most characters of a document, and of a line.
         unpacked: how many times its size a file may unpack to.
         small: what a file may always unpack to, in bytes.
@@ -47,6 +48,7 @@ class Reading:
     text_field: str = "text"
     ids_field: str | None = None
     id_field: str | None = None
+    columns: tuple[str, ...] = ()
     longest: int = 1 << 30
     unpacked: int = 200
     small: int = 1 << 26
@@ -54,7 +56,7 @@ class Reading:
     def __post_init__(self) -> None:
         if self.document not in DOCUMENTS:
             raise ValueError(f"document must be one of {', '.join(DOCUMENTS)}, got {self.document!r}")
-        if "" in (self.text_field, self.ids_field, self.id_field):
+        if "" in (self.text_field, self.ids_field, self.id_field, *self.columns):
             raise ValueError("the name of a field is empty; name a field or column of the file")
 
     @property
@@ -65,11 +67,24 @@ class Reading:
     @property
     def fields(self) -> tuple[str, ...]:
         """All fields that are read."""
-        return (self.content, self.id_field) if self.id_field else (self.content,)
+        named = (self.content, self.id_field, *self.columns)
+        return tuple(dict.fromkeys(field for field in named if field is not None))
 
     def most_bytes(self, size: int) -> int:
         """What a file of `size` bytes may unpack to."""
         return max(self.small, self.unpacked * size)
+
+
+class Entry(NamedTuple):
+    """Where a file is entered, or a record begins.
+
+    Attributes:
+        row: its number in the file.
+        byte: where it begins; None: its file cannot be entered by bytes.
+    """
+
+    row: int = 0
+    byte: int | None = 0
 
 
 def opened(path: Path, reading: Reading) -> io.BufferedReader:

@@ -21,7 +21,7 @@ def read_features(
     saes: Mapping[str, SplicedSAE],
     parts: Sequence[NDArray[np.int64]],
     *,
-    texts: Sequence[int],
+    texts: Sequence[object],
     pad: int,
     tokens_at_once: int,
 ) -> list[dict[str, Features]]:
@@ -31,7 +31,7 @@ def read_features(
         sessions: of the model.
         saes: that are read, by name.
         parts: ids of each window.
-        texts: the number of each window's text, for messages.
+        texts: the number or the name of each window's text, for messages.
         pad: the id of padding.
         tokens_at_once: the most tokens of a batch; 1: each window is run alone.
 
@@ -81,7 +81,7 @@ def _nothing() -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     return np.zeros((0, 1), np.int64), np.zeros((0, 1), np.float32)
 
 
-def _overflow(text: int, name: str) -> ValueError:
+def _overflow(text: object, name: str) -> ValueError:
     return ValueError(
         f"text {text} has features of {name} that are NaN or Inf, since the host's activation is or overflows; use a "
         "float32 host, or leave the text out"

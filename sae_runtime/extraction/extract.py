@@ -1,171 +1,165 @@
-"""Write sparse features of many tokens: to a Parquet file, or to the latent cache of EleutherAI delphi."""
+"""Write features of texts or of stored activations as a folder of Parquet parts, which resumes."""
 
-import dataclasses
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from sae_runtime.activations.stored import Activations, check_source
 from sae_runtime.bundle.extras import require
-from sae_runtime.bundle.files import new_file, new_folder
-from sae_runtime.bundle.folder import WEIGHTS, BundleError
+from sae_runtime.bundle.files import write_json
 from sae_runtime.bundle.outputs import Output, refuse_inputs
-from sae_runtime.core.features import Features
+from sae_runtime.bundle.parts import record
+from sae_runtime.bundle.siblings import LEFTOVER, lock, repair
 from sae_runtime.core.progress import progress_bar
-from sae_runtime.extraction import delphi, parquet
-from sae_runtime.extraction.feature_rows import FeatureRows, Values, feature_rows
-from sae_runtime.sae import SAE
+from sae_runtime.extraction.part_files import (
+    DOCUMENTS,
+    TOKENS,
+    VOCABULARY,
+    file_of,
+    read_part_of,
+    write_vocabulary,
+)
+from sae_runtime.extraction.part_rows import Pool, Source, Values
+from sae_runtime.extraction.plan import FORMAT_VERSION, PLAN, Plan, difference, read_plan
+from sae_runtime.extraction.tasks import Engine, MakeParts, folders, local
 
-Format = Literal["parquet", "delphi"]
+INDEX = "features.json"
 Rule = Literal["served", "batch"]
-FORMAT_VERSION = 1
-_VALUES: dict[str, Values] = {"parquet": "float32", "delphi": "float16"}  # if the caller names no type
-_CHUNK = 4_096  # tokens that are read and encoded at once; it divides a row group of Parquet
+Per = Literal["token", "document"]
+_PART = re.compile(r"part-\d{5,}\.parquet")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Extracted:
-    """Number of tokens and matches that `extract` wrote, and the bytes of its files."""
+    """What `extract` wrote: numbers of tokens, documents, matches and parts, and the bytes of all files."""
 
     tokens: int
+    documents: int
     matches: int
+    parts: int
     size: int
 
 
 def extract(
-    sae: SAE,
-    activations: Activations,
+    source: Source,
     out: Path,
     *,
-    format: Format = "parquet",
+    per: Per = "token",
+    pool: Pool = "max",
     rule: Rule = "served",
-    values: Values | None = None,
-    sequence: int = delphi.SEQUENCE,
-    any_source: bool = False,
+    values: Values = "float32",
+    engine: Engine = local,
     force: bool = False,
     progress: bool = False,
 ) -> Extracted:
-    """Write the features of every token to a file or folder, which appears whole or not at all.
+    """Write the features of a source to a folder of parts. If an earlier run left it unfinished, this one finishes it.
 
     Args:
-        sae: encodes the activations.
-        activations: read and encoded piece by piece.
-        out: the .parquet file, or for "delphi" the folder.
-        format: "parquet" or "delphi"; see the modules of these names.
-        rule: "served" as in `SAE.encode`; "batch" as in `SAE.encode_batch`, over all activations together.
-        values: type of the values in the files; None means float16 for "delphi" and float32 for "parquet".
-        sequence: tokens of a sequence of "delphi", which leaves out the tokens after the last whole sequence.
-        any_source: accept activations of another model or hook than those the SAE was fitted on.
-        force: replace an existing output; see `output`.
+        source: a `TextSource` or an `ArraySource`.
+        out: the folder.
+        per: a row for each token, or for each document.
+        pool: what a document's features are of those of its tokens: "max", "mean" or "sum".
+        rule: "served": each token by itself; "batch": the largest activations of all tokens together.
+        values: type of the values in the files.
+        engine: runs the parts.
+        force: start over in a folder of another extraction.
         progress: show the progress on stderr.
 
     Raises:
-        ImportError: pyarrow is not installed, which Parquet needs.
-        ValueError: the activations have another d_in or source, hold NaN or Inf, or lack tokens or a hook for "delphi";
-            a value is too large for float16; or the name of `out` does not fit the format.
-        FileExistsError: `out` exists and `force` is not set, or `force` would destroy files that are not features.
-
-    >>> from sae_runtime import open_activations
-    >>> extract(sae, open_activations(activations_path), Path("extracted.parquet")).tokens
-    600
+        FileExistsError: `out` holds files that are not of an extraction.
+        ImportError: pyarrow is not installed.
+        ValueError: `out` was begun with another input, model or setting; another run writes there; the input changed
+            meanwhile or cannot be read; or a value is too large for float16.
     """
-    for name, value, known in (("rule", rule, ("served", "batch")), ("values", values, ("float32", "float16", None))):
-        if value not in known:
-            raise ValueError(f"{name} must be {known[0]!r} or {known[1]!r}, got {value!r}")
-    output(out, format, force=force).check()
-    check_source(activations, sae.manifest, any_source=any_source)
-    tokens = len(activations)
-    new = new_file if format == "parquet" else partial(new_folder, foreign=delphi.foreign)
-    if format == "delphi":
-        delphi.check(activations, sae.manifest.hook or activations.hook, sequence)
-        tokens -= tokens % sequence
-    description = _description(sae, activations, tokens, rule, values or _VALUES[format])
-    with new(out, force=force) as unfinished, progress_bar(tokens, "tokens", shown=progress) as bar:
-        parts = _encoded(sae, activations, tokens, rule, bar)
-        if format == "delphi":
-            l0 = sae.manifest.measured.get("l0", sae.manifest.slots)
-            matches = delphi.write(unfinished, parts, description, sequence=sequence, l0=l0)
-        else:
-            matches = parquet.write(unfinished, parts, description)
-    files = [path for path in (out, *out.rglob("*")) if path.is_file()]
-    return Extracted(tokens=tokens, matches=matches, size=sum(path.stat().st_size for path in files))
-
-
-def output(path: Path, format: Format, *, force: bool, inputs: Mapping[str, Path] | None = None) -> Output:
-    """The output of `extract`, which callers check before long work.
-
-    Args:
-        path: a name that ends in .parquet for "parquet", and another name for "delphi".
-        format: "parquet" or "delphi".
-        force: replace an existing file, or an existing folder that holds nothing but delphi caches of `extract`.
-        inputs: see `Output`.
-
-    Raises:
-        ImportError: pyarrow is not installed, which Parquet needs.
-        ValueError: the path is, holds or is inside an input, or the format is unknown or does not fit the name.
-
-    >>> output(Path("features.csv"), "parquet", force=False)
-    Traceback (most recent call last):
-    ValueError: features.csv does not end in .parquet; name a .parquet file, or a folder with --format delphi
-    """
-    if format not in ("parquet", "delphi"):
-        raise ValueError(f"format must be 'parquet' or 'delphi', got {format!r}")
-    refuse_inputs(path, inputs or {})
-    if format == "delphi":
-        if path.suffix == ".parquet":
-            raise ValueError(
-                f"{path} ends in .parquet, but delphi reads a folder; name a folder, or leave out --format"
-            )
-        return Output(path=path, kind="folder", force=force, foreign=delphi.foreign)
-    if path.suffix != ".parquet" and not path.is_dir() and str(path) != "-":
-        raise ValueError(f"{path} does not end in .parquet; name a .parquet file, or a folder with --format delphi")
     require("extract")
-    return Output(path=path, kind="file", force=force)
+    refuse_names(out)
+    plan = source.plan()
+    settings = {"per": per, "pool": pool if per == "document" else None, "rule": rule, "values": values}
+    plan = Plan({**plan.facts, **settings}, plan.parts)
+    with begun(out, plan, force=force):
+        if (names := source.vocabulary()) is not None:
+            write_vocabulary(out / VOCABULARY, names)
+        task = MakeParts(source, plan, out)
+        left = [number for number in range(len(plan.parts)) if not task.is_done(number)]
+        with progress_bar(plan.facts["documents"], "documents", shown=progress) as bar:
+            for part in plan.parts:
+                if part.number not in set(left):
+                    bar.update(part.documents)
+            for number in engine(task, left):
+                bar.update(plan.parts[number].documents)
+        return finish(out, plan)
 
 
-def _encoded(sae: SAE, activations: Activations, tokens: int, rule: Rule, bar: Any) -> Iterator[FeatureRows]:
-    """The features of the first tokens, _CHUNK tokens at a time."""
-
-    def read(ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        bar.update(min(len(ids), tokens - bar.n))  # the batch rule reads some rows twice
-        return activations.rows(ids)
-
-    together: Features | None = None
-    if rule == "batch" and sae.manifest.architecture.selection == "threshold":
-        together = sae.encode_batch(read, tokens)
-    for begin in range(0, tokens, _CHUNK):
-        end = min(begin + _CHUNK, tokens)
-        if together is not None:
-            features = together[begin:end]
-        else:
-            x = activations.slice(begin, end)
-            try:
-                features = sae.encode(x)
-            except BundleError:  # no row is at fault
-                raise
-            except ValueError as error:  # it counts rows from `begin`
-                raise ValueError(f"{activations.path}, from row {begin} on: {error}") from error
-            bar.update(end - begin)
-        yield feature_rows(activations, begin, features)
+@contextmanager
+def begun(out: Path, plan: Plan, *, force: bool) -> Iterator[None]:
+    """Make the folder with its plan, or find it begun with the same one; no other run may begin it meanwhile."""
+    _check_folder(out)
+    out.mkdir(parents=True, exist_ok=True)
+    with lock(out) as locked:
+        if locked is False:
+            raise ValueError(f"another run is writing to {out}; wait for its end, or name another folder")
+        if force:
+            _clear(out)
+        elif (out / PLAN).is_file() and (what := difference(read_plan(out).facts, plan.facts)) is not None:
+            raise ValueError(f"{out} was begun with {what}; use another folder or --force")
+        plan.write(out)
+        yield
 
 
-def _description(sae: SAE, activations: Activations, tokens: int, rule: Rule, values: Values) -> dict[str, Any]:
-    """The origin of the features, which is written beside them."""
-    manifest = sae.manifest
-    return {
-        "format_version": FORMAT_VERSION,
-        "architecture": dataclasses.asdict(manifest.architecture),
-        "allocation": manifest.allocation and dataclasses.asdict(manifest.allocation),
-        "model": manifest.model or activations.model,
-        "hook": manifest.hook or activations.hook,
-        "weights_sha256": manifest.files[WEIGHTS].sha256,
-        "rule": rule,
-        "values": values,
-        "activations": activations.path.name,
-        "tokens": tokens,
-    }
+def finish(out: Path, plan: Plan) -> Extracted:
+    """Write the index of a folder whose parts are all made."""
+    parts = []
+    totals = {"tokens": 0, "documents": 0, "matches": 0}
+    for part in plan.parts:
+        files = [f"{name}/{file_of(part.number)}" for name in folders(plan)]
+        made = read_part_of(out / files[0])
+        numbers = {name: getattr(made, name) for name in totals}
+        totals = {name: totals[name] + number for name, number in numbers.items()}
+        parts.append({**numbers, "files": {name: asdict(record(out / name)) for name in files}})
+    facts = {name: value for name, value in plan.facts.items() if name not in ("documents", "columns", "part")}
+    index: dict[str, Any] = {"format_version": FORMAT_VERSION, "plan_sha256": plan.sha256, **facts, **totals}
+    write_json(out / INDEX, index | {"parts": parts})
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    return Extracted(**totals, parts=len(parts), size=size)
+
+
+def refuse_names(out: Path, inputs: Mapping[str, Path] | None = None) -> None:
+    """Refuse an output that is an input, or has a name of the old form, which was one file."""
+    refuse_inputs(out, inputs or {})
+    if out.suffix == ".parquet":
+        raise ValueError(f"{out} ends in .parquet, but features are a folder of Parquet files; name a folder")
+
+
+def _check_folder(out: Path) -> None:
+    """Refuse an output that cannot be made, or that holds other things."""
+    if not out.is_dir():
+        Output(path=out, kind="folder").check()
+        return
+    if (name := foreign(out)) is not None:
+        raise FileExistsError(f"{out} holds {name}, which extract did not write; name another output")
+
+
+def foreign(out: Path) -> str | None:
+    """The name of an entry of a folder that is none of an extraction's, or None."""
+    for path in sorted(out.iterdir()):
+        left = LEFTOVER.fullmatch(path.name)
+        name = path.name if left is None else left["name"]
+        if name in (TOKENS, DOCUMENTS) and path.is_dir():
+            for inner in sorted(path.iterdir()):
+                inside = LEFTOVER.fullmatch(inner.name)
+                if not _PART.fullmatch(inner.name if inside is None else inside["name"]):
+                    return f"{name}/{inner.name}"
+        elif not path.is_file() or name not in (PLAN, INDEX, VOCABULARY):
+            return path.name
+    return None
+
+
+def _clear(out: Path) -> None:
+    """Remove an earlier extraction: its index first, by which it is whole, its plan last."""
+    for path in sorted(out.rglob("*"), key=lambda path: (path.name != INDEX, path.name == PLAN)):
+        if partial := LEFTOVER.fullmatch(path.name):
+            repair(path.with_name(partial["name"]))
+        elif path.is_file():
+            path.unlink()

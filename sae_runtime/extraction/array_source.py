@@ -1,0 +1,166 @@
+"""Stored activations as the source of an extraction: an SAE encodes them."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sae_runtime.activations.documents import Source as Where
+from sae_runtime.activations.stored import Activations, check_source, open_activations
+from sae_runtime.bundle.folder import WEIGHTS, BundleError
+from sae_runtime.core.features import concatenate
+from sae_runtime.extraction.part_rows import PartRows
+from sae_runtime.extraction.plan import Part, Plan
+from sae_runtime.sae import SAE
+
+PART = 65_536  # rows of a part
+_CHUNK = 4_096  # rows that are read and encoded at once
+
+
+class ArraySource:
+    """Rows of activations, which an SAE encodes.
+
+    Args:
+        sae: the SAE.
+        activations: stored ones, or their path.
+        any_source: accept activations of another model or hook than those the SAE was fitted on.
+        licence: of the texts behind them, to be kept beside each document.
+        part: rows from which on a part ends.
+
+    Raises:
+        ValueError: the activations have another d_in or source.
+    """
+
+    def __init__(
+        self,
+        sae: SAE,
+        activations: Activations | str | Path,
+        *,
+        any_source: bool = False,
+        licence: str | None = None,
+        part: int = PART,
+    ) -> None:
+        self.sae, self.licence, self.part = sae, licence, part
+        self.activations = activations if isinstance(activations, Activations) else open_activations(activations)
+        check_source(self.activations, sae.manifest, any_source=any_source)
+        documents = self.activations.documents
+        self._by_document = documents is not None and not (np.diff(documents) < 0).any()
+        self._where: dict[int, Where] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "activations": self.activations.path, "_where": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, activations=open_activations(state["activations"]))
+
+    def plan(self) -> Plan:
+        """As Source."""
+        parts = []
+        for number, (begin, end) in enumerate(self._cuts()):
+            doc = self._doc(begin, end)
+            parts.append(
+                Part(
+                    number=number,
+                    first=int(doc[0]) if len(doc) else 0,
+                    documents=len(np.unique(doc)) if self._by_document else 0,
+                    sha256=self._sha256(begin, end),
+                    begin=begin,
+                    end=end,
+                )
+            )
+        return Plan(self._facts(sum(part.documents for part in parts)), tuple(parts))
+
+    def rows(self, part: Part) -> PartRows:
+        """As Source."""
+        if self._sha256(part.begin, part.end) != part.sha256:
+            raise ValueError(
+                f"{self.activations.path}: rows {part.begin} to {part.end} changed since the plan was made; extract "
+                "into another folder, or with --force"
+            )
+        encoded = []
+        for begin in range(part.begin, part.end, _CHUNK):
+            x = self.activations.slice(begin, min(begin + _CHUNK, part.end))
+            try:
+                encoded.append(self.sae.encode(x))
+            except BundleError:  # no row is at fault
+                raise
+            except ValueError as error:  # it counts rows from `begin`
+                raise ValueError(f"{self.activations.path}, from row {begin} on: {error}") from error
+        rows = part.end - part.begin
+        positions, tokens = self.activations.positions, self.activations.tokens
+        doc, span = self._doc(part.begin, part.end), slice(part.begin, part.end)
+        return PartRows(
+            concatenate(encoded, self.sae.d_sae, (rows,)),
+            doc=doc,
+            pos=(np.arange(part.begin, part.end) if positions is None else positions[span]).astype(np.int32),
+            own=np.ones(rows, np.bool_),
+            token=None if tokens is None else tokens[span],
+            documents=self._columns(doc) if self._by_document else None,
+        )
+
+    def vocabulary(self) -> None:
+        """As Source: activations do not know the names of their tokens."""
+
+    def _doc(self, begin: int, end: int) -> Any:
+        documents = self.activations.documents
+        return np.zeros(end - begin, np.int32) if documents is None else documents[begin:end]
+
+    def _cuts(self) -> Iterator[tuple[int, int]]:
+        """The first row of each part and the one after its last; a document is not cut."""
+        begin, rows, documents = 0, len(self.activations), self.activations.documents
+        while begin < rows:
+            end = min(begin + self.part, rows)
+            if self._by_document and documents is not None:
+                end = int(np.searchsorted(documents, documents[end - 1], side="right"))
+            yield begin, end
+            begin = end
+
+    def _sha256(self, begin: int, end: int) -> str:
+        """Of rows, with their origins."""
+        digest, known = hashlib.sha256(), self.activations
+        for first in range(begin, end, _CHUNK):
+            digest.update(known.slice(first, min(first + _CHUNK, end)))
+        for array in (known.documents, known.positions, known.tokens):
+            digest.update(b"" if array is None else np.ascontiguousarray(array[begin:end]))
+        if self._by_document:
+            for number in np.unique(self._doc(begin, end)).tolist():
+                digest.update(repr(self._sources.get(number)).encode())
+        return digest.hexdigest()
+
+    @property
+    def _sources(self) -> dict[int, Where]:
+        if self._where is None:
+            self._where = dict(self.activations.sources())
+        return self._where
+
+    def _columns(self, doc: Any) -> dict[str, Any]:
+        numbers = np.unique(doc)
+        where = [self._sources.get(number) for number in numbers.tolist()]
+        columns: dict[str, Any] = {
+            "doc": numbers,
+            "file": [one and one.file for one in where],
+            "row": [None if one is None else one.row for one in where],
+            "id": [None if one is None else one.id for one in where],
+        }
+        return columns if self.licence is None else {**columns, "licence": [self.licence] * len(numbers)}
+
+    def _facts(self, documents: int) -> dict[str, Any]:
+        manifest, known = self.sae.manifest, self.activations
+        whole = all(one.id is None or type(one.id) is int for one in self._sources.values())
+        return {
+            "model": manifest.model or known.model,
+            "hook": manifest.hook or known.hook,
+            "sae": None,
+            "d_sae": manifest.architecture.d_sae,
+            "architecture": dataclasses.asdict(manifest.architecture),
+            "allocation": manifest.allocation and dataclasses.asdict(manifest.allocation),
+            "weights_sha256": manifest.files[WEIGHTS].sha256,
+            "source": {"activations": str(known.path), "rows": len(known)},
+            "columns": {"id": "int64" if whole and self._sources else "string"} if self._by_document else {},
+            "licence": self.licence,
+            "part": self.part,
+            "documents": documents if self._by_document else None,
+        }

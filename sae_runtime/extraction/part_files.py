@@ -1,0 +1,222 @@
+"""The Parquet files of a part of features: their schemas and encodings, how they are written, and whether they are whole.
+
+Each file's key-value metadata holds, as JSON under `sae_runtime`, the format version, the plan and the part it is of,
+and the part's tokens, documents and matches.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sae_runtime.bundle.files import new_file, new_files
+from sae_runtime.bundle.typed_json import read_json
+from sae_runtime.core.features import Features
+from sae_runtime.extraction.column_kinds import as_kind
+from sae_runtime.extraction.part_rows import PartRows, Values
+from sae_runtime.extraction.plan import FORMAT_VERSION
+
+TOKENS, DOCUMENTS, VOCABULARY = "tokens", "documents", "vocabulary.parquet"
+KEY = b"sae_runtime"
+_ROW_GROUP = 16_384
+_WHOLE_NUMBERS = "DELTA_BINARY_PACKED"
+_ENCODINGS = {
+    **dict.fromkeys(("doc", "pos", "token", "begin", "end", "row", "tokens"), _WHOLE_NUMBERS),
+    "indices.list.element": _WHOLE_NUMBERS,  # ascending in each row
+    "values.list.element": "BYTE_STREAM_SPLIT",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartOf:
+    """Which part a file is of, and what the part has."""
+
+    format_version: int
+    plan: str
+    part: int
+    tokens: int
+    documents: int
+    matches: int
+
+
+def file_of(number: int) -> str:
+    """The name of a part's file.
+
+    >>> file_of(7)
+    'part-00007.parquet'
+    """
+    return f"part-{number:05d}.parquet"
+
+
+def write_part(
+    folder: Path,
+    number: int,
+    rows: PartRows,
+    *,
+    plan: str,
+    values: Values = "float32",
+    kinds: Mapping[str, str] | None = None,
+    pooled: Features | None = None,
+) -> None:
+    """Write the files of a part, whole or not at all: tokens/, and documents/ where these are known.
+
+    Args:
+        folder: of the features.
+        number: of the part.
+        rows: of the part.
+        plan: sha256 of the plan.
+        values: type of the values.
+        kinds: of the columns of documents whose values come from the input, in the order of the columns.
+        pooled: features of the documents; then there is no tokens/.
+
+    Raises:
+        ValueError: a value is too large for float16.
+    """
+    import pyarrow
+
+    features = rows.features if pooled is None else pooled
+    documents = None if rows.documents is None else _documents(rows, values, kinds or {}, pooled)
+    described = PartOf(
+        format_version=FORMAT_VERSION,
+        plan=plan,
+        part=number,
+        tokens=len(rows.doc),
+        documents=0 if documents is None else len(documents),
+        matches=len(features.values),
+    )
+    tables = {} if documents is None else {DOCUMENTS: documents}
+    if pooled is None:
+        tables[TOKENS] = pyarrow.table(_tokens(rows) | _lists(rows.features, rows.doc, values))
+    paths = {name: folder / name / file_of(number) for name in tables}
+    with new_files(list(paths.values()), force=True) as partials:
+        for partial, table in zip(partials, tables.values(), strict=True):
+            _write(partial, table.replace_schema_metadata({KEY: json.dumps(asdict(described))}))
+
+
+def read_part_of(path: Path) -> PartOf:
+    """Which part a file is of, by its metadata.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: the file is not whole, or no part of features.
+    """
+    import pyarrow.parquet
+
+    try:
+        metadata = pyarrow.parquet.read_metadata(path).metadata or {}
+    except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"{path} is not a whole Parquet file ({' '.join(str(error).split())[:200]})") from error
+    found: PartOf = read_json(PartOf, metadata.get(KEY, b"null"), f"the metadata of {path}")
+    return found
+
+
+def is_whole(folder: Path, number: int, plan: str, names: Sequence[str]) -> bool:
+    """Whether a part's files in `names` are there, of this plan, and as they were written, by their checksums."""
+    import pyarrow.parquet
+
+    try:
+        for path in (folder / name / file_of(number) for name in names):
+            found = read_part_of(path)
+            if (found.format_version, found.plan, found.part) != (FORMAT_VERSION, plan, number):
+                return False
+            with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
+                for group in range(file.num_row_groups):
+                    file.read_row_group(group)
+    except (pyarrow.ArrowException, OSError, ValueError):
+        return False
+    return True
+
+
+def write_vocabulary(path: Path, names: Sequence[str | None]) -> None:
+    """Write the names of tokens as the tokenizer has them; ids without a name are left out.
+
+    >>> write_vocabulary(Path("vocabulary.parquet"), ["[PAD]", None, "the"])
+    """
+    import pyarrow
+
+    known = [number for number, name in enumerate(names) if name is not None]
+    columns = {"token": pyarrow.array(known, pyarrow.int32()), "text": [names[number] for number in known]}
+    with new_file(path, force=True) as partial:
+        _write(partial, pyarrow.table(columns))
+
+
+def _write(path: Path, table: Any) -> None:
+    import pyarrow.parquet
+
+    leaves = {column: encoding for column, encoding in _ENCODINGS.items() if column.split(".")[0] in table.column_names}
+    pyarrow.parquet.write_table(
+        table,
+        path,
+        compression="zstd",
+        use_dictionary=[name for name in table.column_names if name not in {leaf.split(".")[0] for leaf in leaves}],
+        column_encoding=leaves,
+        row_group_size=_ROW_GROUP,
+        write_page_checksum=True,
+    )
+
+
+def _tokens(rows: PartRows) -> dict[str, Any]:
+    import pyarrow
+
+    known = {name: getattr(rows, name) for name in ("doc", "pos", "token", "begin", "end")}
+    nothing = pyarrow.nulls(len(rows.doc), pyarrow.int32())
+    return {name: nothing if x is None else pyarrow.array(x, pyarrow.int32()) for name, x in known.items()}
+
+
+def _documents(rows: PartRows, values: Values, kinds: Mapping[str, str], features: Features | None) -> Any:
+    import pyarrow
+
+    assert rows.documents is not None
+    columns = dict(rows.documents)
+    numbers = np.asarray(columns["doc"])
+    columns["tokens"] = np.bincount(np.searchsorted(numbers, rows.doc), minlength=len(numbers))
+    types = {"doc": pyarrow.int32(), "file": pyarrow.string(), "row": pyarrow.int64(), "tokens": pyarrow.int32()}
+    order = ["doc", "file", "row", "id", "tokens"]
+    arrays = {}
+    for name in (*order, *(name for name in columns if name not in order)):
+        kind = kinds.get(name, "string")
+        given = columns[name] if name in types else as_kind(columns[name], kind)
+        arrays[name] = pyarrow.array(given, types.get(name) or getattr(pyarrow, kind.replace("bool", "bool_"))())
+    if features is not None:
+        arrays |= _lists(features, numbers, values)
+    return pyarrow.table(arrays)
+
+
+def _lists(features: Features, documents: Any, values: Values) -> dict[str, Any]:
+    import pyarrow
+
+    offsets = pyarrow.array(features.indptr, pyarrow.int32())  # pyarrow refuses an offset beyond int32
+    return {
+        "indices": pyarrow.ListArray.from_arrays(offsets, pyarrow.array(features.indices)),
+        "values": pyarrow.ListArray.from_arrays(offsets, pyarrow.array(as_values(features, documents, values))),
+    }
+
+
+def as_values(features: Features, documents: Any, kind: Values) -> Any:
+    """The values of features as float32 or float16; float16 never rounds a value to 0, which means no match.
+
+    Args:
+        features: of n rows.
+        documents: number of each row's document, for messages.
+        kind: the type.
+
+    Raises:
+        ValueError: a value is too large for float16.
+    """
+    values = features.values
+    if kind == "float32":
+        return values
+    limits = np.finfo(np.float16)
+    too_large = np.flatnonzero(values > limits.max)
+    if len(too_large):
+        row = int(np.searchsorted(features.indptr, too_large[0], side="right")) - 1
+        raise ValueError(
+            f"document {documents[row]} has a value of {values[too_large[0]]:g}, too large for float16 (at most "
+            f"{limits.max:g}); use float32 (--values float32)"
+        )
+    return np.maximum(values.astype(np.float16), limits.smallest_subnormal)
