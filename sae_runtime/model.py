@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sae_runtime.bundle.graph_reader import read_operators
 from sae_runtime.bundle.vocabulary import read_vocabulary
 from sae_runtime.core.edits import Edit
+from sae_runtime.core.features import Features
 from sae_runtime.core.gates import Gate
 from sae_runtime.deployed.batching import ROUNDS_BY_BATCH, TOKENS, TOKENS_OF_DEVICE
 from sae_runtime.deployed.embedding import chosen_prompt, sentence_of, tokens_of_prompt, vectors_of
