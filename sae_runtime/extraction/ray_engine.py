@@ -118,7 +118,7 @@ def _made(task: Task, numbers: Sequence[int], actors: int, cpus: int) -> Iterato
         batch_size=1,
         batch_format="pyarrow",
         zero_copy_batch=True,
-        max_task_retries=_AGAIN,
+        ray_remote_args_fn=lambda: {"max_task_retries": _AGAIN},
     )
     for batch in made.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
         yield from batch["part"].to_pylist()
