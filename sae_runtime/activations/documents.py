@@ -126,9 +126,7 @@ def documents(
     return (
         document
         for number, (path, reader) in sources
-        for document in _documents_of(
-            number, path, reader, reading, begin.entry if number == begin.file else BEGIN
-        )
+        for document in _documents_of(number, path, reader, reading, begin.entry if number == begin.file else BEGIN)
     )
 
 

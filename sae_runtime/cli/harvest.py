@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 @click.command(
-    "harvest", cls=Command, example="sae-runtime harvest gpt2 --hook h.6 --text corpus.txt --tokens 2M -o acts"
+    "harvest",
+    cls=Command,
+    example="sae-runtime harvest gpt2 --hook h.6 --text corpus.txt --tokens 2M -o acts",
+    spread=("--text",),
 )
 @from_config(HarvestConfig, "reading", make=dict, argument="model", repeated=("hook",))
 @common.output("folder to make, or to finish: the same harvest goes on where it was interrupted")

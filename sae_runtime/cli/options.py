@@ -67,14 +67,30 @@ class Command(click.Command):
     Args:
         example: a call of the command, as a shell takes it.
         group: the name of the group inside the command line that has the command; None where it is no inner one.
+        spread: options that take all words up to the next option, as a shell makes several of `data/*.jsonl`. They do
+            so where the command's first argument comes first.
     """
 
-    def __init__(self, *, example: str, group: str | None = None, **settings: Any) -> None:
+    def __init__(
+        self, *, example: str, group: str | None = None, spread: Collection[str] = (), **settings: Any
+    ) -> None:
         super().__init__(**settings, epilog=f"\b\nExample:\n  {example}")
         self.example = example
         table = f"{group}.{self.name}" if group else self.name
         help = f"TOML file; its table [{table}] holds settings, which flags and environment override"
         self.params.append(config_option(help, _read_settings))
+        self._spread = spread
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does, after each word of an option that is spread has the option before it."""
+        words, option = list[str](), ""
+        for number, word in enumerate(args):
+            if word.startswith("-") and word != "-":
+                option = word if word in self._spread and not args[0].startswith("-") else ""
+            elif option and args[number - 1] != option:
+                words.append(option)
+            words.append(word)
+        return super().parse_args(ctx, words)
 
 
 def config_option(help: str, callback: Callable[[click.Context, click.Parameter, Any], Any]) -> click.Option:

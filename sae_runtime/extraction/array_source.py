@@ -11,13 +11,29 @@ import numpy as np
 from sae_runtime.activations.documents import Source as Where
 from sae_runtime.activations.stored import Activations, check_source, open_activations
 from sae_runtime.bundle.folder import WEIGHTS, BundleError
-from sae_runtime.core.features import concatenate
+from sae_runtime.core.features import Features, concatenate
 from sae_runtime.extraction.part_rows import PartRows
 from sae_runtime.extraction.plan import Part, Plan
 from sae_runtime.sae import SAE
 
 PART = 65_536  # rows of a part
 _CHUNK = 4_096  # rows that are read and encoded at once
+
+
+def encoded(sae: SAE, activations: Activations, begin: int, end: int) -> Features:
+    """The features of the rows from begin to end.
+
+    Raises:
+        ValueError: a row cannot be encoded; the message names the activations.
+    """
+    try:
+        return sae.encode(activations.slice(begin, end))
+    except BundleError:  # no row is at fault
+        raise
+    except ValueError as error:
+        if str(error).startswith(str(activations.path)):  # it names the row already
+            raise
+        raise ValueError(f"{activations.path}, from row {begin} on: {error}") from error  # it counts rows from there
 
 
 class ArraySource:
@@ -80,20 +96,13 @@ class ArraySource:
                 f"{self.activations.path}: rows {part.begin} to {part.end} changed since the plan was made; extract "
                 "into another folder, or with --force"
             )
-        encoded = []
-        for begin in range(part.begin, part.end, _CHUNK):
-            x = self.activations.slice(begin, min(begin + _CHUNK, part.end))
-            try:
-                encoded.append(self.sae.encode(x))
-            except BundleError:  # no row is at fault
-                raise
-            except ValueError as error:  # it counts rows from `begin`
-                raise ValueError(f"{self.activations.path}, from row {begin} on: {error}") from error
+        begins = range(part.begin, part.end, _CHUNK)
+        found = [encoded(self.sae, self.activations, begin, min(begin + _CHUNK, part.end)) for begin in begins]
         rows = part.end - part.begin
         positions, tokens = self.activations.positions, self.activations.tokens
         doc, span = self._doc(part.begin, part.end), slice(part.begin, part.end)
         return PartRows(
-            concatenate(encoded, self.sae.d_sae, (rows,)),
+            concatenate(found, self.sae.d_sae, (rows,)),
             doc=doc,
             pos=(np.arange(part.begin, part.end) if positions is None else positions[span]).astype(np.int32),
             own=np.ones(rows, np.bool_),

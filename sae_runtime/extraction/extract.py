@@ -33,10 +33,19 @@ _PART = re.compile(r"part-\d{5,}\.parquet")
 
 @dataclass(frozen=True, kw_only=True)
 class Extracted:
-    """What `extract` wrote: numbers of tokens, documents, matches and parts, and the bytes of all files."""
+    """What `extract` wrote.
+
+    Attributes:
+        tokens, documents: that were read; documents are 0 where they are not known.
+        rows: that have features: tokens, or documents.
+        matches: of all rows.
+        parts: of the folder.
+        size: bytes of all its files.
+    """
 
     tokens: int
     documents: int
+    rows: int
     matches: int
     parts: int
     size: int
@@ -74,6 +83,10 @@ def extract(
             meanwhile or cannot be read; or a value is too large for float16.
     """
     require("extract")
+    refuse_rule_and_values(rule, values)
+    for name, value, known in (("per", per, ("token", "document")), ("pool", pool, ("max", "mean", "sum"))):
+        if value not in known:
+            raise ValueError(f"{name} must be {' or '.join(map(repr, known))}, got {value!r}")
     refuse_names(out)
     plan = source.plan()
     settings = {"per": per, "pool": pool if per == "document" else None, "rule": rule, "values": values}
@@ -90,6 +103,13 @@ def extract(
             for number in engine(task, left):
                 bar.update(plan.parts[number].documents)
         return finish(out, plan)
+
+
+def refuse_rule_and_values(rule: str, values: str) -> None:
+    """Raise ValueError if there is no such rule, or no such type of values."""
+    for name, value, known in (("rule", rule, ("served", "batch")), ("values", values, ("float32", "float16"))):
+        if value not in known:
+            raise ValueError(f"{name} must be {known[0]!r} or {known[1]!r}, got {value!r}")
 
 
 @contextmanager
@@ -122,7 +142,8 @@ def finish(out: Path, plan: Plan) -> Extracted:
     index: dict[str, Any] = {"format_version": FORMAT_VERSION, "plan_sha256": plan.sha256, **facts, **totals}
     write_json(out / INDEX, index | {"parts": parts})
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    return Extracted(**totals, parts=len(parts), size=size)
+    rows = totals["tokens" if plan.facts["per"] == "token" else "documents"]
+    return Extracted(**totals, rows=rows, parts=len(parts), size=size)
 
 
 def refuse_names(out: Path, inputs: Mapping[str, Path] | None = None) -> None:

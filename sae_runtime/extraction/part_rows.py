@@ -77,6 +77,4 @@ def pooled(rows: PartRows, how: Pool) -> Features:
     if how == "mean":
         values = values / np.bincount(of_token[rows.own], minlength=len(numbers))[key // d_sae]
     indptr = np.searchsorted(key, np.arange(len(numbers) + 1) * d_sae)
-    return Features(
-        indptr, (key % d_sae).astype(np.int32), values.astype(np.float32), d_sae, (len(numbers),)
-    )
+    return Features(indptr, (key % d_sae).astype(np.int32), values.astype(np.float32), d_sae, (len(numbers),))

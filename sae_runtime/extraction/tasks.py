@@ -63,9 +63,7 @@ class MakeParts:
         values: Values = self.plan.facts["values"]
         features = pooled(rows, pool) if per == "document" and pool is not None else None
         kinds = self.plan.facts["columns"]
-        write_part(
-            self.out, number, rows, plan=self.plan.sha256, values=values, kinds=kinds, pooled=features
-        )
+        write_part(self.out, number, rows, plan=self.plan.sha256, values=values, kinds=kinds, pooled=features)
 
 
 def folders(plan: Plan) -> list[str]:
