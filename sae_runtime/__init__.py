@@ -12,8 +12,11 @@ if TYPE_CHECKING:
     from sae_runtime.bundle.manifest import Manifest
     from sae_runtime.core.edits import Edit
     from sae_runtime.core.features import Features
+    from sae_runtime.extraction.stored_features import StoredFeatures, read_features
     from sae_runtime.model import Model, load_model
     from sae_runtime.sae import SAE, load
+    from sae_runtime.store.build_store import build_store
+    from sae_runtime.store.open_store import Store, open_store
 
 __all__ = [
     "SAE",
@@ -23,9 +26,14 @@ __all__ = [
     "Features",
     "Manifest",
     "Model",
+    "Store",
+    "StoredFeatures",
+    "build_store",
     "load",
     "load_model",
     "open_activations",
+    "open_store",
+    "read_features",
 ]
 
 _MODULES = {
@@ -35,10 +43,15 @@ _MODULES = {
     "load_model": "model",
     "Activations": "activations.stored",
     "open_activations": "activations.stored",
+    "StoredFeatures": "extraction.stored_features",
+    "read_features": "extraction.stored_features",
     "BundleError": "bundle.folder",
     "Manifest": "bundle.manifest",
     "Edit": "core.edits",
     "Features": "core.features",
+    "Store": "store.open_store",
+    "build_store": "store.build_store",
+    "open_store": "store.open_store",
 }
 
 

@@ -19,7 +19,7 @@ from sae_runtime.deployed.host_sessions import HostSessions
 from sae_runtime.deployed.layout import Layout, read_layout
 from sae_runtime.deployed.notices import tell_left_out
 from sae_runtime.deployed.pooling import POOLED, VECTORS
-from sae_runtime.deployed.reading_features import read_features
+from sae_runtime.deployed.reading_features import Lowered, read_features
 from sae_runtime.deployed.requests import as_gates, as_requests, as_texts
 from sae_runtime.deployed.running_texts import Run, run_texts
 from sae_runtime.deployed.spliced_sae import SplicedSAE, spliced_saes
@@ -155,7 +155,12 @@ class Model:
         return seen[0] if single else seen
 
     def read(
-        self, windows: Sequence[NDArray[np.int64]], *, texts: Sequence[object], sae: str | None = None
+        self,
+        windows: Sequence[NDArray[np.int64]],
+        *,
+        texts: Sequence[object],
+        sae: str | None = None,
+        lowered: Lowered | None = None,
     ) -> list[dict[str, Features]]:
         """The features of windows of token ids as they are, special tokens too, by SAE.
 
@@ -163,8 +168,10 @@ class Model:
             windows: ids of each, int64 [t].
             texts: the number or the name of each window's text, for messages.
             sae: the SAE that is read; None: all.
+            lowered: how features below its threshold are read; None: they are not.
 
         Raises:
+            BundleError: the graph of the SAE has no threshold that can be lowered.
             ValueError: the model has no such SAE that is read, or features are NaN or Inf.
 
         >>> load_model(model_path).read([np.array([2, 5, 6, 3])], texts=[0])[0]["sae"].shape
@@ -174,7 +181,13 @@ class Model:
         if not saes:
             self.reads()
         return read_features(
-            self._sessions, saes, windows, texts=texts, pad=self._pad, tokens_at_once=self._tokens_at_once
+            self._sessions,
+            saes,
+            windows,
+            texts=texts,
+            pad=self._pad,
+            tokens_at_once=self._tokens_at_once,
+            lowered=lowered,
         )
 
     def reads(self, sae: str | None = None) -> SplicedSAE:

@@ -15,11 +15,12 @@ from sae_runtime.bundle.graphs import ENCODE, GPU
 from sae_runtime.bundle.labels import read_labels
 from sae_runtime.bundle.manifest import Manifest
 from sae_runtime.bundle.stats import Stats
+from sae_runtime.bundle.token_logits import TokenLogits
 from sae_runtime.core.edits import Edit, by_label, in_numbers, resolved
 from sae_runtime.core.features import Features, from_slots
 from sae_runtime.core.slots import Slots, joined_slots
 from sae_runtime.engine import decoding
-from sae_runtime.engine.batch_encoding import encode_by_batch
+from sae_runtime.engine.batch_encoding import BatchEncoder, batch_encoder, encode_by_batch
 from sae_runtime.engine.device_tensors import T, encode_tensor
 from sae_runtime.engine.options import served_feed
 from sae_runtime.engine.rows import Read, batch_rows, rows_of
@@ -171,6 +172,11 @@ class SAE:
         return self._stats[0]
 
     @property
+    def logits(self) -> TokenLogits | None:
+        """The tokens that each feature promotes and suppresses most; None if no splice has computed them."""
+        return self._bundle.logits()
+
+    @property
     def labels(self) -> Mapping[int, str]:
         """The labels of features, by feature, as the bundle's labels.jsonl has them now; none if there is no such file.
 
@@ -263,6 +269,17 @@ class SAE:
         rows = batch_rows(x, tokens, valid, self.manifest)
         features = encode_by_batch(self._bundle, self._tiler, rows, k=k, max_density=max_density)
         return features.spread(rows.ids, rows.shape)
+
+    def batch_encoder(self, tokens: int) -> BatchEncoder:
+        """How `encode_batch` encodes so many tokens, for callers that encode parts of them and cut by themselves.
+
+        Raises:
+            ValueError: the SAE has no allocation.
+
+        >>> sae.batch_encoder(6).total
+        36
+        """
+        return batch_encoder(self._bundle, self._tiler, tokens)
 
     def encode_tensor(self, x: T) -> tuple[T, T]:
         """Features of a tensor of torch, CuPy or numpy by the served rule, on its device and without copies.

@@ -63,6 +63,7 @@ MEDIUM = (
 )
 SLOW = (
     "test_left_out_fits",
+    "test_neuronpedia_peers",
     "test_odd_data",
     "test_same_hooks",
     "test_triton_kernels",

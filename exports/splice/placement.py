@@ -211,7 +211,7 @@ def bundle_in(folder: Path, bundle: Path) -> str | None:
     return real.relative_to(home).as_posix() if home in real.parents else None
 
 
-def place_bundle(bundle: Bundle, name: str, placement: Placement) -> str:
+def place_bundle(bundle: Bundle, name: str, placement: Placement, instead: Mapping[str, Path] | None = None) -> str:
     """Let the folder of a graph have a copy of a bundle, and give the name of the copy.
 
     It never replaces another bundle that has the name: it then gets a name that tells its content.
@@ -220,9 +220,10 @@ def place_bundle(bundle: Bundle, name: str, placement: Placement) -> str:
         bundle: the bundle, checked.
         name: the folder that the copy gets.
         placement: the folder of the graph.
+        instead: files that the copy has instead of the bundle's own, or besides, by name; the manifest is one.
     """
-    home = bundle.path
-    manifest = (home / MANIFEST).read_bytes()
+    home, own = bundle.path, dict(instead or {})
+    manifest = own.get(MANIFEST, home / MANIFEST).read_bytes()
     there = placement.folder / name
     for location, file in placement.files.items():
         if Path(location).name == MANIFEST and file.read_bytes() == manifest:
@@ -230,9 +231,9 @@ def place_bundle(bundle: Bundle, name: str, placement: Placement) -> str:
     taken = placement.files.get(f"{name}/{MANIFEST}", there / MANIFEST)
     if taken.is_file() and taken.read_bytes() != manifest or os.path.lexists(there) and not taken.is_file():
         name = f"{name}-{hashlib.sha256(manifest).hexdigest()[:16]}"
-    for listed in (*bundle.manifest.files, *bundle.manifest.graphs, MANIFEST):
-        if (home / listed).is_file():  # derived weights may be missing
-            placement.place(home / listed, f"{name}/{listed}")
+    for listed in dict.fromkeys((*bundle.manifest.files, *bundle.manifest.graphs, *own, MANIFEST)):
+        if (file := own.get(listed, home / listed)).is_file():  # derived weights may be missing
+            placement.place(file, f"{name}/{listed}")
     for written in _BESIDE_BUNDLE:
         if (home / written).is_file() and not (placement.folder / name / written).exists():  # what is there stays
             refuse_link_out(home / written, home)

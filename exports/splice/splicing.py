@@ -8,9 +8,10 @@ them sees the same model.
 import dataclasses
 import os
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx_ir as ir
@@ -24,6 +25,7 @@ from sae_runtime.bundle.splices import Spliced, check_weights, cut_graph, read_s
 from sae_runtime.bundle.tensors import TensorSpec, read_header
 from sae_runtime.engine.sessions import open_session, refuse_other_bytes
 from sae_runtime.exports.splice.first_run import first_run
+from sae_runtime.exports.splice.head import Head, NoHead, find_head
 from sae_runtime.exports.splice.host_graph import read_host, refuse_inside
 from sae_runtime.exports.splice.insert import insert_graph
 from sae_runtime.exports.splice.merge import merge
@@ -37,6 +39,7 @@ from sae_runtime.exports.splice.placement import (
     place_model_files,
 )
 from sae_runtime.exports.splice.plausibility import doubts
+from sae_runtime.exports.splice.promoted import resealed, token_logits
 from sae_runtime.exports.splice.same_place import find_place
 from sae_runtime.exports.splice.writing import write_spliced
 
@@ -70,6 +73,8 @@ class SplicedGraph:
         files: the files that it reads, by their path from its folder.
         features: the graph of its part that gives features; None if no SAE is read.
         beside: what else was copied into the folder: tokenizer, configuration, bundles.
+        logits: of each SAE by name, why its bundle there does not know the tokens that its features promote; None: it
+            knows them.
         warnings: sentences about what the graph does, and about what could not be checked.
     """
 
@@ -78,6 +83,7 @@ class SplicedGraph:
     files: dict[str, How]
     features: Path | None = None
     beside: tuple[str, ...] = ()
+    logits: Mapping[str, str | None] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()  # what could not be checked, and places that look like those of another hook
 
 
@@ -86,7 +92,9 @@ def splice(
     splices: Sequence[Splice],
     out: str | Path | None = None,
     *,
+    logits: bool = True,
     force: bool = False,
+    progress: bool = False,
 ) -> SplicedGraph:
     """Write a host graph with SAEs in it.
 
@@ -95,7 +103,8 @@ def splice(
     The graph refers to the host's weights at or below its folder where they are. Other weights, and those of bundles,
     are copied into the folder, unless equal files lie there already. Another folder than the host's also gets the
     tokenizer, the configuration and the like, and becomes a deployed model. Bundles that are not below the folder are
-    copied into it. Beside the graph stands its part that gives features, if an SAE is read.
+    copied into it. Beside the graph stands its part that gives features, if an SAE is read. The stats of a copy get the
+    tokens that each feature promotes and suppresses most, where the host has a head of float weights: see `head.py`.
 
     >>> one = Splice(bundle=bundle_path, hook="encoder.layer.0")
     >>> made = splice(host_path, [one], Path(host_path).parent / "spliced")
@@ -107,7 +116,9 @@ def splice(
         splices: the SAEs with their hooks, outputs and inputs.
         out: the graph, `.onnx`, or a folder, where it becomes `model.onnx`, or what a `genai_config.json` beside the
             host names; None: HOST_sae.onnx in the host's folder.
+        logits: find the tokens that features promote; it takes d_sae d vocabulary products.
         force: replace files that exist.
+        progress: show the progress of that on stderr.
 
     Raises:
         BundleError: a bundle cannot be trusted, or an SAE that is in the host already has other weights than it had.
@@ -128,41 +139,54 @@ def splice(
         raise ValueError("there is nothing to splice; name a bundle")
     for earlier in read_splices(model.metadata_props).values():
         check_weights(host, earlier)
-    placed = {wanted.name: _splice(host, model, wanted) for wanted in splices}
+    heads: dict[str, Head | str] = {}
+    placed = {wanted.name: _splice(host, model, wanted, heads) for wanted in splices}
     made = read_splices(model.metadata_props)
     bundled = placed | _bundles_of(host, [one for name, one in made.items() if name not in placed])
-    homes, read_there = _place_bundles(bundled, made, placement)
-    moved = locate_weights(model, placement, set(made), {n: bundle.path for n, bundle in placed.items()}, read_there)
-    for name, one in made.items():
-        file = moved.get((name, one.file or ""), one.file)
-        made[name] = dataclasses.replace(one, file=file, bundle=homes.get(name))
-        model.metadata_props.update(made[name].to_metadata())
-    reads = {name: placement.how[name] for name in moved.values()}
-    place_model_files(host, path, placement)
-    warnings = list(read.warnings)
+    if not logits:
+        heads = dict.fromkeys(heads, "they were not asked for")
+    with tempfile.TemporaryDirectory() as scratch:
+        instead, absent = _promoted(placed, heads, placement.folder, Path(scratch), progress=progress)
+        homes, read_there = _place_bundles(bundled, made, placement, instead)
+        moved = locate_weights(
+            model, placement, set(made), {n: bundle.path for n, bundle in placed.items()}, read_there
+        )
+        for name, one in made.items():
+            file = moved.get((name, one.file or ""), one.file)
+            made[name] = dataclasses.replace(one, file=file, bundle=homes.get(name))
+            model.metadata_props.update(made[name].to_metadata())
+        reads = {name: placement.how[name] for name in moved.values()}
+        place_model_files(host, path, placement)
+        warnings = list(read.warnings)
 
-    def check(graph: Path, part: Path | None) -> None:
-        for bundle in bundled.values():  # the files that were copied
-            bundle.refuse_change(MANIFEST, *bundle.checked)
-        replaced = any(one.replace for one in made.values())
-        unclear = first_run(host, graph, converted_from=read.opset if read.is_converted else None, replaced=replaced)
-        warnings.extend(unclear or doubts(graph, host, [(made[name], one) for name, one in placed.items()]))
-        if part is not None and not unclear:
-            open_session(part)
+        def check(graph: Path, part: Path | None) -> None:
+            for bundle in bundled.values():  # the files that were copied
+                bundle.refuse_change(MANIFEST, *bundle.checked)
+            replaced = any(one.replace for one in made.values())
+            unclear = first_run(
+                host, graph, converted_from=read.opset if read.is_converted else None, replaced=replaced
+            )
+            warnings.extend(unclear or doubts(graph, host, [(made[name], one) for name, one in placed.items()]))
+            if part is not None and not unclear:
+                open_session(part)
 
-    features = write_spliced(model, path, placement, check, force=force)
-    return SplicedGraph(
-        path=path,
-        splices=tuple(made[wanted.name] for wanted in splices),
-        files=reads,
-        features=features,
-        beside=tuple(name for name, how in placement.how.items() if how == "copied" and name not in reads),
-        warnings=tuple(warnings),
-    )
+        features = write_spliced(model, path, placement, check, force=force)
+        return SplicedGraph(
+            path=path,
+            splices=tuple(made[wanted.name] for wanted in splices),
+            files=reads,
+            features=features,
+            beside=tuple(name for name, how in placement.how.items() if how == "copied" and name not in reads),
+            logits=absent,
+            warnings=tuple(warnings),
+        )
 
 
 def _place_bundles(
-    bundled: Mapping[str, Bundle], made: Mapping[str, Spliced], placement: Placement
+    bundled: Mapping[str, Bundle],
+    made: Mapping[str, Spliced],
+    placement: Placement,
+    instead: Mapping[str, Mapping[str, Path]],
 ) -> tuple[dict[str, str], dict[str, str]]:
     """The path of each bundle from the folder, and the paths of those whose weights the graph reads where they are.
 
@@ -172,7 +196,7 @@ def _place_bundles(
     for name, bundle in bundled.items():
         inside = bundle_in(placement.folder, bundle.path)
         # Right beside the graph, where `refuse_deployed` finds that it is read.
-        homes[name] = inside or place_bundle(bundle, Path(made[name].bundle or name).name, placement)
+        homes[name] = inside or place_bundle(bundle, Path(made[name].bundle or name).name, placement, instead.get(name))
         if inside is None:
             read_there[name] = homes[name]
         elif made[name].reads_bundle and "/" not in inside:
@@ -193,8 +217,51 @@ def _bundles_of(host: Path, splices: Sequence[Spliced]) -> dict[str, Bundle]:
     return found
 
 
-def _splice(host: Path, model: ir.Model, wanted: Splice) -> Bundle:
-    """Put one SAE into the model in memory; the metadata describe it. Gives its bundle."""
+def _promoted(
+    placed: Mapping[str, Bundle], heads: Mapping[str, Head | str], folder: Path, scratch: Path, *, progress: bool
+) -> tuple[dict[str, dict[str, Path]], dict[str, str | None]]:
+    """Find the tokens that features promote, for the copies of bundles.
+
+    Returns:
+        the files that each copy has instead of its bundle's own, and why a bundle does not know its tokens, by name.
+    """
+    instead: dict[str, dict[str, Path]] = {}
+    absent: dict[str, str | None] = {}
+    for name, bundle in placed.items():
+        head = heads[name]
+        if not isinstance(head, str) and bundle_in(folder, bundle.path) is not None:
+            head = "its bundle lies in the folder of the graph, and stays as it is"
+        if not isinstance(head, str):
+            try:
+                made = token_logits(head, bundle.tensor("W_dec"), progress=progress)
+                instead[name] = resealed(bundle, made, scratch / name)
+                absent[name] = None
+                continue
+            except NoHead as error:
+                head = str(error)
+        absent[name] = head if bundle.logits() is None else None  # what another splice found stays
+    return instead, absent
+
+
+def _head(model: ir.Model, bundle: Bundle, value: ir.Value) -> Head | str:
+    """The head behind the place that an SAE writes to, or why there is none."""
+    try:
+        if bundle.manifest.architecture.d_out is None:
+            return find_head(model.graph, value)
+        if bundle.manifest.hook_out is None:
+            return "the transcoder does not say where its output belongs"
+        copy = model.clone()  # a hook may take a norm apart
+        try:
+            value = find_place(copy, parse_hook(bundle.manifest.hook_out), bundle.manifest.architecture.d_x_hat)
+        except ValueError:
+            return f"{bundle.manifest.hook_out}, the output of the transcoder, was not found in the host"
+        return find_head(copy.graph, value)
+    except NoHead as error:
+        return str(error)
+
+
+def _splice(host: Path, model: ir.Model, wanted: Splice, heads: dict[str, Head | str]) -> Bundle:
+    """Put one SAE into the model in memory; the metadata describe it. Gives its bundle, and its head in `heads`."""
     bundle = bundles.read(wanted.bundle)
     text = wanted.hook or bundle.manifest.hook
     if text is None:
@@ -209,6 +276,7 @@ def _splice(host: Path, model: ir.Model, wanted: Splice) -> Bundle:
     refuse_inside(host, model.graph, hook)
     value = find_place(model, hook, architecture.d_in)
     assert value.dtype is not None  # find_hook gives activations only
+    heads[wanted.name] = _head(model, bundle, value)
     parts = {"read": wanted.read, "edit": wanted.edit, "replace": wanted.replace}
     graph = insert_graph(bundle, value.dtype, **parts, specs=_derived(bundle)).graph
     part = merge(model.graph, graph, value, wanted.name, required=wanted.required)

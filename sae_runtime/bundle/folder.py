@@ -182,7 +182,7 @@ def put_stats(bundle: Bundle, stats: Stats) -> None:
     """
     refuse_links(bundle.path)
     with file_set.replaced_together(bundle.path, last=MANIFEST, check=lambda: bundle.refuse_change(MANIFEST)) as staged:
-        save_stats(staged / STATS, stats)
+        save_stats(staged / STATS, stats, bundle.logits())
         listed = {**bundle.manifest.files, STATS: record(staged / STATS)}
         (staged / MANIFEST).write_text(to_json(dataclasses.replace(bundle.manifest, files=listed)))
 

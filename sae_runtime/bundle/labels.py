@@ -6,20 +6,23 @@ People write and edit this file, so the manifest does not list it and it has no 
 import functools
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sae_runtime.bundle.files import new_file
 from sae_runtime.bundle.hub import refuse_link_out
 from sae_runtime.bundle.identity import Identity, identity
 from sae_runtime.bundle.parts import read_manifest
 from sae_runtime.bundle.regular import open_regular, read_bytes
+from sae_runtime.bundle.siblings import lock
 from sae_runtime.bundle.typed_json import from_dict, read_json
 from sae_runtime.core.labels import Labels, as_label
 
 FILE = "labels.jsonl"
-_LINE, _EACH = 1 << 16, 1 << 10  # bytes that a line may have at most, and the lines of all features on average
+Replace = Literal["nothing", "imported", "all"]
+_LINE, _EACH = 1 << 16, 5 << 10  # bytes that a line may have at most, and the lines of all features on average
 
 
 def read_labels(folder: str | Path, d_sae: int | None = None) -> Labels:
@@ -70,13 +73,83 @@ def write_labels(folder: str | Path, labels: Mapping[int, str]) -> None:
     """
     path = Path(folder) / FILE
     d_sae = _features_of(path, None)
-    before = _lines(path, d_sae) if identity(path) is not None else {}
+    before = label_lines(path, d_sae)
     lines = []
     for feature, label in sorted(Labels(labels).items()):
         _check_range(feature, d_sae)
         line = before.get(feature, {})
         kept = line if line and as_label(line["label"]) == label else {"feature": feature, "label": label}
-        lines.append(json.dumps(kept, ensure_ascii=False) + "\n")
+        lines.append(_text(kept))
+    _write(path, lines)
+
+
+@dataclass(frozen=True)
+class Put:
+    """What `put_labels` did: labels that are there now, those written, and those that stayed though others came.
+
+    Attributes:
+        labels: features that have a label.
+        written: labels that are new or have changed.
+        given: labels of people that stayed.
+        earlier: labels of an earlier import that stayed.
+    """
+
+    labels: int
+    written: int
+    given: int
+    earlier: int
+
+
+def put_labels(
+    folder: str | Path, d_sae: int, lines: Mapping[int, Mapping[str, Any]], *, replace: Replace = "nothing"
+) -> Put:
+    """Add lines of imported labels to a file of labels, whole or not at all.
+
+    A line with the field `source` was imported; every other line is a person's.
+
+    Args:
+        folder: the bundle or the store.
+        d_sae: number of its features.
+        lines: the line of each feature, with `feature`, `label` and `source`.
+        replace: the lines that give way to others: "nothing", those that were "imported", or "all".
+
+    Raises:
+        ValueError: a feature is out of range, a text is no label, or the file that is there is not sound.
+
+    >>> write_labels(bundle_path, {12: "include"})
+    >>> put_labels(bundle_path, 150, {12: {"feature": 12, "label": "files", "source": "a.csv"}}).given
+    1
+    >>> dict(read_labels(bundle_path))
+    {12: 'include'}
+    >>> Path(bundle_path, "labels.jsonl").unlink()
+    """
+    path = Path(folder) / FILE
+    with lock(path.parent, wait=True):  # two imports at once would each write without the labels of the other
+        before = label_lines(path, d_sae)
+        after = dict(before)
+        stayed = {"given": 0, "earlier": 0}
+        for feature, line in lines.items():
+            _check_range(feature, d_sae)
+            there = before.get(feature)
+            if there is None or as_label(there["label"]) == as_label(line["label"]):
+                after[feature] = dict(line) if there is None else there
+                continue
+            kind = "earlier" if "source" in there else "given"
+            if replace == "all" or (replace == "imported" and kind == "earlier"):
+                after[feature] = dict(line)
+            else:
+                stayed[kind] += 1
+        written = sum(before.get(feature) != line for feature, line in after.items())
+        if written:
+            _write(path, (_text(after[feature]) for feature in sorted(after)))
+    return Put(len(after), written, **stayed)
+
+
+def _text(line: Mapping[str, Any]) -> str:
+    return json.dumps(line, ensure_ascii=False) + "\n"
+
+
+def _write(path: Path, lines: Iterable[str]) -> None:
     with new_file(path, force=True) as file:
         file.write_text("".join(lines), encoding="utf-8", newline="\n")
 
@@ -96,11 +169,21 @@ def copy_labels(source: Path, target: Path) -> None:
 
 @functools.lru_cache(maxsize=8)
 def _read(path: Path, d_sae: int, _now: Identity) -> Labels:
-    return Labels({feature: line["label"] for feature, line in _lines(path, d_sae).items()}, source=str(path))
+    return Labels({feature: line["label"] for feature, line in label_lines(path, d_sae).items()}, source=str(path))
 
 
-def _lines(path: Path, d_sae: int) -> dict[int, dict[str, Any]]:
-    """The objects of the lines, by feature."""
+def label_lines(path: Path, d_sae: int) -> dict[int, dict[str, Any]]:
+    """The objects of the lines of a file of labels, by feature; none where there is no file.
+
+    Raises:
+        OSError: the file may not be read.
+        ValueError: it is too large or not UTF-8, or a line is not sound; the message names the line.
+
+    >>> label_lines(Path(bundle_path, "labels.jsonl"), 150)
+    {}
+    """
+    if identity(path) is None:
+        return {}
     refuse_link_out(path, path.parent)
     lines: dict[int, dict[str, Any]] = {}
     content = read_bytes(path, most=_LINE + _EACH * d_sae).removeprefix(b"\xef\xbb\xbf")

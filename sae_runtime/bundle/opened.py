@@ -2,10 +2,10 @@
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from sae_runtime.bundle.manifest import Manifest
 from sae_runtime.bundle.parts import DERIVED, MANIFEST, SAMPLE, STATS, WEIGHTS, altered, check_file, read_manifest
 from sae_runtime.bundle.stats import Stats, read_stats
 from sae_runtime.bundle.tensors import TensorSpec, map_tensor, read_header
+from sae_runtime.bundle.token_logits import TokenLogits, read_logits
+
+T = TypeVar("T")
 
 
 class BundleError(ValueError):
@@ -84,11 +87,18 @@ class Bundle:
 
     def stats(self) -> Stats | None:
         """How often and how strongly each feature was active on measured tokens. None if the bundle has no stats."""
+        return self._of_stats(read_stats)
+
+    def logits(self) -> TokenLogits | None:
+        """The tokens that each feature promotes and suppresses most. None if no splice has computed them."""
+        return self._of_stats(read_logits)
+
+    def _of_stats(self, reader: Callable[[Path, int], T | None]) -> T | None:
         if STATS not in self.manifest.files:
             return None
         try:
             with self.unchanged(STATS):
-                return read_stats(self.path / STATS, self.manifest.architecture.d_sae)
+                return reader(self.path / STATS, self.manifest.architecture.d_sae)
         except BundleError:
             raise
         except ValueError as error:

@@ -12,6 +12,7 @@ from sae_runtime.bundle.recorded_sizes import check_sizes
 from sae_runtime.bundle.regular import open_regular, read_bytes
 from sae_runtime.bundle.sae_lens_cfg import CFG
 from sae_runtime.bundle.tensors import TensorSpec, all_finite, map_tensor, read_header
+from sae_runtime.bundle.token_logits import read_logits
 
 MANIFEST = manifest.FILE
 WEIGHTS = "sae_weights.safetensors"
@@ -121,6 +122,7 @@ def checked_specs(path: Path, manifest: Manifest, *, verify: bool) -> dict[str, 
         _check_tensors(path / SAMPLE, sample, {"x": (*rows, manifest.architecture.d_in)}, verify=verify)
     if STATS in manifest.files and verify:
         stats.read_stats(path / STATS, manifest.architecture.d_sae)
+        read_logits(path / STATS, manifest.architecture.d_sae)
     return specs
 
 

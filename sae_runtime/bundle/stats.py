@@ -1,6 +1,7 @@
 """The stats of a bundle, `stats.safetensors`: how often each feature was active on measured tokens, and how strongly.
 
-The file holds density and largest, F32 [d_sae], and tokens, I64 [1]. Other tensors may stand beside them.
+The file holds density and largest, F32 [d_sae], and tokens, I64 [1]. Other tensors may stand beside them, and
+`token_logits.py` reads those that `splice` adds; a file of these alone has no measured stats.
 """
 
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_runtime.bundle.tensors import map_tensor, read_header, save_tensors
+from sae_runtime.bundle.token_logits import TokenLogits, has_logits
 
 FILE = "stats.safetensors"
 
@@ -42,24 +44,28 @@ def counted(matches: NDArray[np.int64], largest: NDArray[Any], tokens: int) -> S
     return Stats((matches / max(tokens, 1)).astype(np.float32), np.asarray(largest, np.float32), tokens)
 
 
-def save_stats(path: Path, stats: Stats) -> None:
-    """Write the file.
+def save_stats(path: Path, stats: Stats | None, logits: TokenLogits | None = None) -> None:
+    """Write the file, of measured stats, of logits, or of both.
 
     >>> save_stats(Path("stats.safetensors"), counted(np.array([1, 0]), np.array([2.5, 0.0]), 4))
     >>> read_stats(Path("stats.safetensors"), d_sae=2).largest.tolist()
     [2.5, 0.0]
     """
-    numbers = {"density": stats.density, "largest": stats.largest}
-    save_tensors(path, {**numbers, "tokens": np.array([stats.tokens], np.int64)})
+    tensors: dict[str, NDArray[Any]] = {} if logits is None else logits.tensors()
+    if stats is not None:
+        tensors |= {"density": stats.density, "largest": stats.largest, "tokens": np.array([stats.tokens], np.int64)}
+    save_tensors(path, tensors)
 
 
-def read_stats(path: Path, d_sae: int) -> Stats:
-    """Read the file of an SAE with d_sae features.
+def read_stats(path: Path, d_sae: int) -> Stats | None:
+    """Read the file of an SAE with d_sae features; None where it holds logits alone.
 
     Raises:
         ValueError: the file does not hold such stats.
     """
     specs = read_header(path)
+    if has_logits(specs) and "density" not in specs:
+        return None
     forms = {"density": ("F32", (d_sae,)), "largest": ("F32", (d_sae,)), "tokens": ("I64", (1,))}
     for name, (dtype, shape) in forms.items():
         spec = specs.get(name)

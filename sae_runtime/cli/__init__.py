@@ -25,7 +25,7 @@ GROUPS = {
         "splice": "Put SAEs into a host model's ONNX graph.",
     },
     "Use": {
-        "extract": "Write the features of activations to a file.",
+        "extract": "Write the features of texts, or of activations, to a folder.",
         "features": "Read the features of a deployed model on text.",
         "steer": "Edit features of activations, or of a deployed model on text.",
     },

@@ -75,6 +75,7 @@ _OF_ACTIVATIONS = ("graph", "any_source", "format", "sequence")
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     model: str,
     reading: dict[str, Any],
     activations: Path | None,
@@ -100,12 +101,10 @@ def command(
     if format == "delphi":
         _delphi(model, activations, output, run, rule, values or "float16", sequence, settings)
         return
-    from sae_runtime.extraction.extract import extract, refuse_names
+    from sae_runtime.extraction.extract import check_out, extract
 
-    inputs = {"text": reading["text"], "activations": [activations] if activations else [], "model": [Path(model)]}
-    for name, paths in inputs.items():
-        for path in paths:
-            refuse_names(output, {name: path})
+    read = {"text": reading["text"], "activations": [activations] if activations else []}
+    check_out(output, {**read, "model" if activations is None else "bundle": [Path(model)]})
     manifest: Manifest | None
     if activations is None:
         source, manifest = _texts(model, reading, settings), None

@@ -63,6 +63,8 @@ def command(bundle: str, check: bool, run: Run) -> None:
     lines = [("bundle", bundle), ("wrong", "; ".join(wrong)) if wrong else ("valid", checked), *describe(manifest)]
     if (stats := read.stats()) is not None:
         lines.append(("stats", f"density and largest activation of each feature, on {stats.tokens:,} tokens"))
+    if read.logits() is not None:
+        lines.append(("logits", logits_line(None)))
     if labels:
         lines.append(("labels", f"of {len(labels):,} features"))
     lines += _listed("files", files)
@@ -129,6 +131,7 @@ def _inspect_model(reference: str, run: Run) -> None:
         lines += [*describe_splice(spliced), ("weights", f"{spliced.file}  {state}" if spliced.file else "unknown")]
         if name in layout.bundles:
             lines.append(("bundle", f"{layout.bundles[name]}, labels of {found.labels[name]:,} features"))
+            lines.append(("logits", logits_line(_why_no_logits(layout.bundles[name], spliced.d_sae))))
     try:
         for graph in filter(None, (layout.graph, layout.features)):
             check_external(graph)
@@ -151,6 +154,31 @@ def _inspect_model(reference: str, run: Run) -> None:
     run.show(result | ({"error": str(problems[0])} if problems else {}), lines)
     if problems:
         raise problems[0]
+
+
+def _why_no_logits(folder: Path, d_sae: int) -> str | None:
+    """Why the bundle of a deployed model does not know the tokens that its features promote; None if it does."""
+    from sae_runtime.bundle.parts import STATS
+    from sae_runtime.bundle.token_logits import read_logits
+
+    try:
+        known = (folder / STATS).is_file() and read_logits(folder / STATS, d_sae) is not None
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None if known else "splice found no float head behind the place, or was not asked to"
+
+
+def logits_line(why_not: str | None) -> str:
+    """What is known of the tokens whose logits features raise and lower most.
+
+    Args:
+        why_not: why nothing is known; None: something is.
+
+    >>> logits_line("the host has no head")
+    'none: the host has no head'
+    """
+    known = "the tokens that each feature promotes and suppresses most, directly"
+    return known if why_not is None else f"none: {why_not}"
 
 
 def describe_splice(spliced: "Spliced") -> list[tuple[str, object]]:

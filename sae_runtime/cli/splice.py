@@ -9,7 +9,7 @@ import click
 
 from sae_runtime.cli import common
 from sae_runtime.cli.common import Run
-from sae_runtime.cli.inspect import describe_splice
+from sae_runtime.cli.inspect import describe_splice, logits_line
 from sae_runtime.cli.options import Command
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ LEAST_JACCARD = 0.99  # below it, a float32 host and its model do not mean one p
 @click.option("--edit", is_flag=True, help="take edits: NAME_features, NAME_scale, ... [default: read and edit]")
 @click.option("--replace", is_flag=True, help="put the reconstruction in place of the activation, and take its edits")
 @click.option("--required", is_flag=True, help="give the inputs no defaults, as onnxruntime-genai needs it")
+@click.option(
+    "--no-logits", is_flag=True, help="do not find the tokens whose logits each feature raises and lowers most"
+)
 @click.option("--check", metavar="MODEL", help="compare with this transformers model on texts; it needs torch")
 @click.option("--text", type=common.PATH, help="texts for --check, one a line [a few sentences]")
 @common.output("the graph, .onnx, or a folder, for model.onnx in it [HOST_sae.onnx beside HOST]", required=False)
@@ -46,6 +49,7 @@ def command(
     output: Path | None,
     check: str | None,
     text: Path | None,
+    no_logits: bool,
     run: Run,
     **kinds: bool,
 ) -> None:
@@ -74,12 +78,12 @@ def command(
         Splice(bundle=local(bundle), hook=hook, name=name, **kinds)
         for bundle, hook, name in zip(bundles, hooks or [None] * len(bundles), names, strict=True)
     ]
-    made = splice(host, wanted, output, force=run.force)
+    made = splice(host, wanted, output, logits=not no_logits, force=run.force, progress=not run.json)
     for warning in made.warnings:
         common.warn(warning)
     lines: list[tuple[str, object]] = [("graph", made.path)]
     for spliced in made.splices:
-        lines += describe_splice(spliced)
+        lines += [*describe_splice(spliced), ("logits", logits_line(made.logits[spliced.name]))]
     lines += [("" if i else "weights", f"{how} {file}") for i, (file, how) in enumerate(made.files.items())]
     lines += [("features", made.features)] if made.features else []
     lines += [("beside", ", ".join(_folders_as_one(made.beside)))] if made.beside else []

@@ -20,6 +20,7 @@ from sae_runtime.demo.text import paragraphs
 from sae_runtime.exports.export import export
 from sae_runtime.exports.export_model import export_model
 from sae_runtime.exports.splice.splicing import Splice, splice
+from sae_runtime.extraction.array_source import ArraySource
 from sae_runtime.extraction.extract import extract
 from sae_runtime.train import HarvestConfig, TrainConfig, fit
 from sae_runtime.train.harvest import harvest
@@ -45,7 +46,7 @@ _OWN = (
         for kind in KINDS
         for end in ("*.safetensors", "*.onnx", "sae_runtime.json", "cfg.json")
     ),
-    *(f"/features/{kind}.parquet" for kind in KINDS),
+    *(f"/features/{kind}/{end}" for kind in KINDS for end in ("*.json", "tokens/*.parquet", "documents/*.parquet")),
     *(
         f"/model/{end}"
         for end in ("*.onnx", "*.onnx.data", "*.json", "vocab.txt", "README.md", "1_Pooling/config.json")
@@ -136,8 +137,8 @@ def _deploy(folder: Path, bundle: Path) -> Model:
 
 
 def _extract(folder: Path, sae: SAE, activations: Activations, kind: str) -> FeatureTable:
-    path = folder / "features" / f"{kind}.parquet"
-    extract(sae, activations, path, values="float16", progress=True)
+    path = folder / "features" / kind
+    extract(ArraySource(sae, activations), path, values="float16", progress=True)
     return FeatureTable(path, sae.d_sae)
 
 

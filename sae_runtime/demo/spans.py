@@ -1,4 +1,4 @@
-"""Readable features of a Parquet file of features, and the text where they are most active."""
+"""Readable features of a folder of features, and the text where they are most active."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from sae_runtime.demo.cards import Line
 from sae_runtime.extraction.finding import strongest
+from sae_runtime.extraction.part_files import TOKENS
 from sae_runtime.model import Model
 
 _TOP = 20  # matches by which a feature is judged
@@ -38,7 +39,7 @@ class ReadableFeature:
 
 
 class FeatureTable:
-    """A Parquet file that `extract` wrote, by feature.
+    """A folder that `extract` wrote, by feature.
 
     Attributes:
         doc: document of each token, [tokens].
@@ -48,10 +49,10 @@ class FeatureTable:
     """
 
     def __init__(self, path: Path, d_sae: int) -> None:
-        table = pyarrow.parquet.read_table(path)
+        table = pyarrow.parquet.read_table(path / TOKENS)
         self.doc: NDArray[np.int32] = table["doc"].to_numpy()
         self.token: NDArray[np.int32] = table["token"].to_numpy()
-        indices, values = (table[name].combine_chunks() for name in ("indices", "values"))
+        indices, values = (table.combine_chunks()[name].chunk(0) for name in ("indices", "values"))
         feature = indices.values.to_numpy()
         self.l0 = np.diff(indices.offsets.to_numpy())
         order = np.argsort(feature, kind="stable")

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 
 from sae_runtime.bundle.external_data import check_external
-from sae_runtime.bundle.folder import BundleChanged
+from sae_runtime.bundle.folder import BundleChanged, BundleError
 from sae_runtime.bundle.identity import Identity, identity
-from sae_runtime.bundle.splices import check_weights
+from sae_runtime.bundle.splices import Spliced, check_weights
 from sae_runtime.deployed.host_inputs import HostInputs, read_host_inputs
 from sae_runtime.deployed.layout import Layout
 from sae_runtime.engine import forks
@@ -58,7 +59,7 @@ class HostSessions:
         forks.begin_anew(self)
 
     def _begin(self) -> None:
-        self._open: dict[bool, OpenGraph] = {}  # the whole graph, and the cut one as True
+        self._open: dict[tuple[bool, str | None], OpenGraph] = {}  # by the arguments of `open`
         self._watch = Watch()
         self._lock = threading.Lock()
 
@@ -89,36 +90,40 @@ class HostSessions:
         for spliced in self.layout.splices.values():  # the part reads the same files
             check_weights(self.layout.graph, spliced)
 
-    def open(self, *, cut: bool = False) -> OpenGraph:
-        """An open graph: the cut one if there is one and `cut` is set, else the whole one.
+    def open(self, *, cut: bool = False, lowered: str | None = None) -> OpenGraph:
+        """An open graph.
+
+        Args:
+            cut: the cut graph if there is one, else the whole one.
+            lowered: the SAE that gives every feature above 0, whatever its threshold is.
 
         Raises:
             BundleError: onnxruntime refuses the graph, or a file changed since `check`.
             ValueError: the graph takes something that no text gives.
         """
         part = self.layout.features if cut else None
-        is_cut = part is not None
-        if (found := self._open.get(is_cut)) is None:
+        key = (part is not None, lowered)
+        if (found := self._open.get(key)) is None:
             with self._lock:
-                if is_cut not in self._open:
-                    self._open[is_cut] = self._opened(self.layout.graph if part is None else part)
-                found = self._open[is_cut]
+                if key not in self._open:
+                    self._open[key] = self._opened(self.layout.graph if part is None else part, lowered)
+                found = self._open[key]
         # A part that needs no mask lost it, and so does not tell that texts may be padded to its length.
-        if is_cut and found.inputs.time is not None and found.inputs.mask is None:
-            return self.open()
+        if part is not None and found.inputs.time is not None and found.inputs.mask is None:
+            return self.open(lowered=lowered)
         return found
 
-    def _opened(self, graph: Path) -> OpenGraph:
+    def _opened(self, graph: Path, lowered: str | None) -> OpenGraph:
         if graph not in self._known:
             self.check()
-        known = self._known[graph]
-        session = open_session(graph, **self.options)  # by its path: from bytes, no link of a Hub cache is followed
+        known, layout = self._known[graph], self.layout
+        # By its path: from bytes, no link of a Hub cache is followed.
+        session = _session(graph, None if lowered is None else layout.splices[lowered], self.options)
         for file, before in known.items():
             if identity(file) != before:
                 raise BundleChanged(Path(file))
         mapped = {file: before for file, before in known.items() if file != str(graph)}
         self._watch.files = {**self._watch.files, **mapped}
-        layout = self.layout
         own = {name for one in layout.splices.values() for name in one.inputs}
         inputs = read_host_inputs(session, own=own, config=layout.config, genai=layout.genai, graph=graph)
         required = frozenset(value.name for value in session.get_inputs() if value.name in own)
@@ -145,6 +150,20 @@ class HostSessions:
         with self._lock:
             self._open.clear()
             self._watch.files = {}
+
+
+def _session(graph: Path, lowered: Spliced | None, options: Mapping[str, Any]) -> Any:
+    """The session of a graph, in which an SAE may have the threshold 0."""
+    if lowered is None:
+        return open_session(graph, **options)
+    threshold = {f"{lowered.name}/threshold": np.zeros(lowered.d_sae, np.float32)}
+    try:
+        return open_session(graph, **options, weights=threshold)
+    except BundleError as error:
+        raise BundleError(
+            f"{graph} has no threshold of {lowered.name} that can be lowered, as the batch rule needs it ({error}); "
+            "splice the host again, or take the served rule"
+        ) from error
 
 
 def _changed(path: str) -> None:

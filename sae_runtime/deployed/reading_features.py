@@ -1,7 +1,7 @@
 """The features that the SAEs of a deployed model give for windows of tokens, with as many slots as the tokens need."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,18 @@ from sae_runtime.deployed.spliced_sae import SplicedSAE
 _MORE = 4  # times the slots, for tokens that filled theirs
 
 
+class Lowered(NamedTuple):
+    """How features below the threshold are read.
+
+    Attributes:
+        slots: that are read of a token at first.
+        low: a token that filled its slots with larger activations is read again; infinite: none is.
+    """
+
+    slots: int
+    low: float
+
+
 def read_features(
     sessions: HostSessions,
     saes: Mapping[str, SplicedSAE],
@@ -24,6 +36,7 @@ def read_features(
     texts: Sequence[object],
     pad: int,
     tokens_at_once: int,
+    lowered: Lowered | None = None,
 ) -> list[dict[str, Features]]:
     """The features of windows of tokens, by SAE; a window without tokens has none.
 
@@ -34,6 +47,7 @@ def read_features(
         texts: the number or the name of each window's text, for messages.
         pad: the id of padding.
         tokens_at_once: the most tokens of a batch; 1: each window is run alone.
+        lowered: how features below the threshold are read, of the only SAE.
 
     Raises:
         BundleError: the graph gives something that is no features.
@@ -43,11 +57,12 @@ def read_features(
         {name: from_slots([_nothing()], sae.d_sae, (0,)) for name, sae in saes.items()} if not len(ids) else {}
         for ids in parts
     ]
-    slots = {name: sae.slots for name, sae in saes.items()}
+    slots = {name: sae.slots if lowered is None else min(lowered.slots, sae.d_sae) for name, sae in saes.items()}
+    low = 0.0 if lowered is None else lowered.low
     left = [number for number, ids in enumerate(parts) if len(ids)]
     while left:
         again: dict[str, set[int]] = {}
-        graph = sessions.open(cut=True)
+        graph = sessions.open(cut=True, lowered=None if lowered is None else next(iter(saes)))
         outputs = [name for sae in slots for name in (f"{sae}_indices", f"{sae}_values")]
         for batch in batches([parts[n] for n in left], graph.inputs, pad=pad, tokens=tokens_at_once):
             asked = {name: number for name, number in slots.items() if f"{name}_slots" in saes[name].spliced.inputs}
@@ -65,7 +80,7 @@ def read_features(
                 rows = indices.reshape(-1, width), values.reshape(-1, width)
                 features = from_slots([rows], saes[name].d_sae, (len(rows[1]),))
                 may_lack = saes[name].by_threshold and name in asked and asked[name] < saes[name].d_sae
-                full = [bool(last.any()) for last in values[:, :, -1] > 0] if may_lack else []
+                full = [bool(last.any()) for last in values[:, :, -1] > low] if may_lack else []
                 for row, (number, length) in enumerate(zip(batch.texts, batch.lengths, strict=True)):
                     begin = row * time
                     alone = length == len(features)

@@ -14,6 +14,7 @@ from sae_runtime.bundle.labels import read_labels
 from sae_runtime.bundle.parts import MANIFEST, read_manifest
 from sae_runtime.bundle.splices import Spliced
 from sae_runtime.bundle.stats import FILE, Stats, read_stats
+from sae_runtime.bundle.token_logits import TokenLogits, read_logits
 from sae_runtime.bundle.tensors import read_header
 from sae_runtime.core.edits import Edit, by_label, resolved
 from sae_runtime.deployed.layout import Layout
@@ -97,6 +98,16 @@ class SplicedSAE:
         """
         folder = self._home("largest activations")
         return _stats(folder, self.d_sae, identity(folder / MANIFEST))
+
+    @property
+    def logits(self) -> TokenLogits | None:
+        """The tokens that each feature promotes and suppresses most; None: `splice` found no head of float weights.
+
+        Raises:
+            ValueError: the model has no bundle of this SAE, or its stats are not sound.
+        """
+        folder = self._home("promoted tokens")
+        return read_logits(folder / FILE, self.d_sae) if FILE in read_manifest(folder).files else None
 
     def resolved(self, edits: Sequence[Edit]) -> list[Edit]:
         """The same edits in numbers; labels and largest activations are read where an edit needs them.

@@ -71,7 +71,7 @@ def encode_joint(
             it.
         fresh: least number of candidates that are gathered before a cut.
     """
-    candidates = Candidates(tokens, d_sae, total, limit, fresh)
+    candidates = Candidates(no_candidates(tokens, d_sae), total, limit, fresh)
     lacking = first_pass(encode, candidates, tiles_of(np.arange(tokens), tile), floor)
     second_pass(encode, candidates, lacking, tile)
     return candidates.features
@@ -96,21 +96,47 @@ def first_pass(
 
 def second_pass(encode: Encode, candidates: "Candidates", lacking: NDArray[np.float32], tile: int) -> None:
     """Complete the candidates of the rows that may lack a match."""
-    again = np.flatnonzero((lacking > 0) & (lacking >= candidates.bound.min()))
-    for ids in tiles_of(again, tile):
+    for ids in tiles_of(rows_again(lacking, candidates.bound), tile):
         (slots,) = encode([ids], candidates.search_bound(), True)
         candidates.add(ids, slots, again=True)
     candidates.cut()
 
 
-class Candidates:
-    """The candidates of a batch: the matches at the last cut (`features`), their `bound`, and newer candidates."""
+def rows_again(lacking: NDArray[np.float32], bound: NDArray[np.float32]) -> NDArray[np.int64]:
+    """The rows that may lack a match, by the largest value that each may lack and the bound of the first pass."""
+    return np.flatnonzero((lacking > 0) & (lacking >= bound.min()))
 
-    def __init__(self, tokens: int, d_sae: int, total: int, limit: NDArray[np.int64] | None, fresh: int) -> None:
+
+def no_candidates(tokens: int, d_sae: int) -> Features:
+    """Features of so many tokens that have none."""
+    return concatenate([], d_sae, (0,)).spread(np.arange(0), (tokens,))
+
+
+class Candidates:
+    """The candidates of a batch, or of some rows of a larger one.
+
+    They are the matches at the last cut (`features`), their `bound`, and newer candidates.
+
+    Args:
+        features: the first candidates.
+        total: M.
+        limit: m_i, [d_sae], for feature choice.
+        fresh: least number of candidates that are gathered before a cut.
+        bound: that the other rows of a larger batch leave.
+    """
+
+    def __init__(
+        self,
+        features: Features,
+        total: int,
+        limit: NDArray[np.int64] | None,
+        fresh: int,
+        bound: NDArray[np.float32] | None = None,
+    ) -> None:
         self._total, self._limit, self._fresh_least = total, limit, fresh
         self._fresh: list[tuple[NDArray[np.int64], Features]] = []
-        nothing = concatenate([], d_sae, (0,)).spread(np.arange(0), (tokens,))
-        self.features, self.bound = cut(nothing, total, limit)
+        self.features, self.bound = features, np.zeros(1, np.float32) if bound is None else bound
+        self._keep_matches()
 
     def search_bound(self) -> NDArray[np.float32]:
         """The value that a new candidate must exceed: just below the bound, because a tie may be a match."""
@@ -130,7 +156,11 @@ class Candidates:
         """Keep the matches among the candidates, and forget the other candidates."""
         if self._fresh:
             self.features = self._with_fresh()
-            self.features, self.bound = cut(self.features, self._total, self._limit)
+            self._keep_matches()
+
+    def _keep_matches(self) -> None:
+        self.features, bound = cut(self.features, self._total, self._limit)
+        self.bound = np.maximum(self.bound, bound)
 
     def _with_fresh(self) -> Features:
         ids = np.concatenate([ids for ids, _ in self._fresh])

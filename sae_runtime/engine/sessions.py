@@ -43,6 +43,7 @@ def open_session(
     providers: Sequence[Provider] = CPU,
     threads: int | None = None,
     optimise: bool = True,
+    weights: Mapping[str, NDArray[Any]] | None = None,
 ) -> Any:
     """An onnxruntime InferenceSession for a graph.
 
@@ -53,6 +54,7 @@ def open_session(
             use_tf32 turns it on.
         threads: number of threads; None means all cores.
         optimise: let onnxruntime fuse operations; without it, equal graphs of two opsets compute equal bits.
+        weights: what takes the place of weights that the graph reads from other files, by name.
 
     Raises:
         ImportError: onnxruntime is not installed.
@@ -90,6 +92,9 @@ def open_session(
         options.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent))
     model = str(path) if graph is None else graph
     try:
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in (weights or {}).values()]
+        if weights:
+            options.add_external_initializers(list(weights), values)
         chosen = [(name, _options(provider)) for name, provider in zip(names, providers, strict=True)]
         session = onnxruntime.InferenceSession(model, options, providers=chosen, **NO_FALLBACK)
     except Exception as error:  # onnxruntime has an exception class for each status code
@@ -98,6 +103,7 @@ def open_session(
         in_bundle = (path.parent / folder.MANIFEST).is_file()
         advice = f"run: sae-runtime export {path.parent}" if in_bundle else "export the model again"
         raise BundleError(f"onnxruntime refuses {path} ({sentence(error)}); {advice}") from error
+    session.weights = values  # which the session may read where they are
     if session.get_providers()[0] != names[0]:
         raise ValueError(
             f"{names[0]} could not start, only {', '.join(session.get_providers())}; run: sae-runtime doctor"

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +62,14 @@ class ArraySource:
         self.sae, self.licence, self.part = sae, licence, part
         self.activations = activations if isinstance(activations, Activations) else open_activations(activations)
         check_source(self.activations, sae.manifest, any_source=any_source)
+        if not len(self.activations):
+            raise ValueError(f"{self.activations.path} holds no rows; name activations that hold some")
         documents = self.activations.documents
         self._by_document = documents is not None and not (np.diff(documents) < 0).any()
         self._where: dict[int, Where] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "activations": self.activations.path, "_where": None}
+        return {**self.__dict__, "activations": self.activations.path.absolute(), "_where": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, activations=open_activations(state["activations"]))
@@ -89,20 +91,19 @@ class ArraySource:
             )
         return Plan(self._facts(sum(part.documents for part in parts)), tuple(parts))
 
-    def rows(self, part: Part) -> PartRows:
-        """As Source."""
+    def rows(self, part: Part, encode: Callable[[Part], Features] | None = None) -> PartRows:
+        """As Source; `encode` gives the features of a part, None: those by the served rule."""
         if self._sha256(part.begin, part.end) != part.sha256:
             raise ValueError(
                 f"{self.activations.path}: rows {part.begin} to {part.end} changed since the plan was made; extract "
                 "into another folder, or with --force"
             )
-        begins = range(part.begin, part.end, _CHUNK)
-        found = [encoded(self.sae, self.activations, begin, min(begin + _CHUNK, part.end)) for begin in begins]
+        features = (encode or self._served)(part)
         rows = part.end - part.begin
         positions, tokens = self.activations.positions, self.activations.tokens
         doc, span = self._doc(part.begin, part.end), slice(part.begin, part.end)
         return PartRows(
-            concatenate(found, self.sae.d_sae, (rows,)),
+            features,
             doc=doc,
             pos=(np.arange(part.begin, part.end) if positions is None else positions[span]).astype(np.int32),
             own=np.ones(rows, np.bool_),
@@ -112,6 +113,11 @@ class ArraySource:
 
     def vocabulary(self) -> None:
         """As Source: activations do not know the names of their tokens."""
+
+    def _served(self, part: Part) -> Features:
+        begins = range(part.begin, part.end, _CHUNK)
+        found = [encoded(self.sae, self.activations, begin, min(begin + _CHUNK, part.end)) for begin in begins]
+        return concatenate(found, self.sae.d_sae, (part.end - part.begin,))
 
     def _doc(self, begin: int, end: int) -> Any:
         documents = self.activations.documents
@@ -131,9 +137,9 @@ class ArraySource:
         """Of rows, with their origins."""
         digest, known = hashlib.sha256(), self.activations
         for first in range(begin, end, _CHUNK):
-            digest.update(known.slice(first, min(first + _CHUNK, end)))
+            digest.update(known.slice(first, min(first + _CHUNK, end)).data)
         for array in (known.documents, known.positions, known.tokens):
-            digest.update(b"" if array is None else np.ascontiguousarray(array[begin:end]))
+            digest.update(b"" if array is None else np.ascontiguousarray(array[begin:end]).data)
         if self._by_document:
             for number in np.unique(self._doc(begin, end)).tolist():
                 digest.update(repr(self._sources.get(number)).encode())

@@ -1,18 +1,20 @@
 """Write features of texts or of stored activations as a folder of Parquet parts, which resumes."""
 
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from sae_runtime.bundle.extras import require
-from sae_runtime.bundle.files import write_json
+from sae_runtime.bundle.files import remove_folder, write_json
 from sae_runtime.bundle.outputs import Output, refuse_inputs
 from sae_runtime.bundle.parts import record
 from sae_runtime.bundle.siblings import LEFTOVER, lock, repair
 from sae_runtime.core.progress import progress_bar
+from sae_runtime.extraction.batch_parts import FOLDER, Candidates, match
 from sae_runtime.extraction.part_files import (
     DOCUMENTS,
     TOKENS,
@@ -24,11 +26,12 @@ from sae_runtime.extraction.part_files import (
 from sae_runtime.extraction.part_rows import Pool, Source, Values
 from sae_runtime.extraction.plan import FORMAT_VERSION, PLAN, Plan, difference, read_plan
 from sae_runtime.extraction.tasks import Engine, MakeParts, folders, local
+from sae_runtime.extraction.two_passes import passes_of
 
 INDEX = "features.json"
 Rule = Literal["served", "batch"]
 Per = Literal["token", "document"]
-_PART = re.compile(r"part-\d{5,}\.parquet")
+_PART = re.compile(r"(part|again)-\d{5,}\.(parquet|npz)|cut(-again)?\.npz")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +90,8 @@ def extract(
     for name, value, known in (("per", per, ("token", "document")), ("pool", pool, ("max", "mean", "sum"))):
         if value not in known:
             raise ValueError(f"{name} must be {' or '.join(map(repr, known))}, got {value!r}")
-    refuse_names(out)
+    check_out(out)
+    passes = passes_of(source) if rule == "batch" else None
     plan = source.plan()
     settings = {"per": per, "pool": pool if per == "document" else None, "rule": rule, "values": values}
     plan = Plan({**plan.facts, **settings}, plan.parts)
@@ -95,13 +99,14 @@ def extract(
         if (names := source.vocabulary()) is not None:
             write_vocabulary(out / VOCABULARY, names)
         task = MakeParts(source, plan, out)
-        left = [number for number in range(len(plan.parts)) if not task.is_done(number)]
-        with progress_bar(plan.facts["documents"], "documents", shown=progress) as bar:
-            for part in plan.parts:
-                if part.number not in set(left):
-                    bar.update(part.documents)
-            for number in engine(task, left):
-                bar.update(plan.parts[number].documents)
+        left = [part.number for part in plan.parts if not task.is_done(part.number)]
+        if passes is not None and left:
+            candidates = Candidates(out / FOLDER, plan, plan.facts["d_sae"])
+            task = MakeParts(match(passes, candidates, engine=engine, progress=progress), plan, out)
+        done = len(plan.parts) - len(left)
+        with progress_bar(len(plan.parts), "parts", shown=progress, initial=done) as bar:
+            for _ in engine(task, left):
+                bar.update(1)
         return finish(out, plan)
 
 
@@ -115,14 +120,14 @@ def refuse_rule_and_values(rule: str, values: str) -> None:
 @contextmanager
 def begun(out: Path, plan: Plan, *, force: bool) -> Iterator[None]:
     """Make the folder with its plan, or find it begun with the same one; no other run may begin it meanwhile."""
-    _check_folder(out)
+    check_out(out)
     out.mkdir(parents=True, exist_ok=True)
     with lock(out) as locked:
         if locked is False:
             raise ValueError(f"another run is writing to {out}; wait for its end, or name another folder")
         if force:
             _clear(out)
-        elif (out / PLAN).is_file() and (what := difference(read_plan(out).facts, plan.facts)) is not None:
+        elif _has_parts(out) and (what := difference(read_plan(out), plan)) is not None:
             raise ValueError(f"{out} was begun with {what}; use another folder or --force")
         plan.write(out)
         yield
@@ -141,23 +146,33 @@ def finish(out: Path, plan: Plan) -> Extracted:
     facts = {name: value for name, value in plan.facts.items() if name not in ("documents", "columns", "part")}
     index: dict[str, Any] = {"format_version": FORMAT_VERSION, "plan_sha256": plan.sha256, **facts, **totals}
     write_json(out / INDEX, index | {"parts": parts})
+    if (out / FOLDER).is_dir():
+        remove_folder(out / FOLDER)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     rows = totals["tokens" if plan.facts["per"] == "token" else "documents"]
     return Extracted(**totals, rows=rows, parts=len(parts), size=size)
 
 
-def refuse_names(out: Path, inputs: Mapping[str, Path] | None = None) -> None:
-    """Refuse an output that is an input, or has a name of the old form, which was one file."""
-    refuse_inputs(out, inputs or {})
+def check_out(out: Path, inputs: Mapping[str, Sequence[Path]] | None = None) -> None:
+    """Refuse an output that cannot be made, is an input, or holds other things. Callers do this before long work.
+
+    Raises:
+        FileExistsError: it holds files that extract did not write, or is a file.
+        NotADirectoryError: a parent of it is a file.
+        PermissionError: this process may not write there.
+        ValueError: it is, holds or is inside an input, or has the name of a Parquet file.
+
+    >>> check_out(Path("features"), {"bundle": [Path("sae")]})
+    """
+    for called, path in ((called, path) for called, paths in (inputs or {}).items() for path in paths):
+        refuse_inputs(out, {called: path})
     if out.suffix == ".parquet":
         raise ValueError(f"{out} ends in .parquet, but features are a folder of Parquet files; name a folder")
-
-
-def _check_folder(out: Path) -> None:
-    """Refuse an output that cannot be made, or that holds other things."""
     if not out.is_dir():
         Output(path=out, kind="folder").check()
         return
+    if not os.access(out, os.W_OK | os.X_OK):
+        raise PermissionError(f"you may not write to {out}; name another output")
     if (name := foreign(out)) is not None:
         raise FileExistsError(f"{out} holds {name}, which extract did not write; name another output")
 
@@ -167,7 +182,7 @@ def foreign(out: Path) -> str | None:
     for path in sorted(out.iterdir()):
         left = LEFTOVER.fullmatch(path.name)
         name = path.name if left is None else left["name"]
-        if name in (TOKENS, DOCUMENTS) and path.is_dir():
+        if name in (TOKENS, DOCUMENTS, FOLDER) and path.is_dir():
             for inner in sorted(path.iterdir()):
                 inside = LEFTOVER.fullmatch(inner.name)
                 if not _PART.fullmatch(inner.name if inside is None else inside["name"]):
@@ -175,6 +190,11 @@ def foreign(out: Path) -> str | None:
         elif not path.is_file() or name not in (PLAN, INDEX, VOCABULARY):
             return path.name
     return None
+
+
+def _has_parts(out: Path) -> bool:
+    """Whether an extraction left parts, which only the same plan may go on with."""
+    return (out / PLAN).is_file() and any(_PART.fullmatch(path.name) for path in out.glob("*/part-*"))
 
 
 def _clear(out: Path) -> None:

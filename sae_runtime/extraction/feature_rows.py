@@ -1,15 +1,14 @@
 """Consecutive tokens with their features and their origins, ready to be written to a file."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sae_runtime.activations.stored import Activations
 from sae_runtime.core.features import Features
-
-Values = Literal["float32", "float16"]
+from sae_runtime.extraction.encodings import Values, rounded
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,23 +30,8 @@ class FeatureRows:
         return self.begin + len(self.features)
 
     def values(self, kind: Values) -> NDArray[Any]:
-        """The values of the features as float32 or float16; float16 never rounds a value to 0, which means no match.
-
-        Raises:
-            ValueError: a value is too large for float16.
-        """
-        values = self.features.values
-        if kind == "float32":
-            return values
-        limits = np.finfo(np.float16)
-        too_large = np.flatnonzero(values > limits.max)
-        if len(too_large):
-            row = self.begin + int(np.searchsorted(self.features.indptr, too_large[0], side="right")) - 1
-            raise ValueError(
-                f"row {row} has a value of {values[too_large[0]]:g}, too large for float16 (at most {limits.max:g}); "
-                "use float32 (--values float32)"
-            )
-        return np.maximum(values.astype(np.float16), limits.smallest_subnormal)
+        """The values of the features as they are written, see `encodings.rounded`."""
+        return rounded(self.features, kind, begin=self.begin)
 
 
 def feature_rows(activations: Activations, begin: int, features: Features) -> FeatureRows:

@@ -1,4 +1,4 @@
-"""The Parquet files of a part of features: their schemas and encodings, how they are written, and whether they are whole.
+"""The Parquet files of a part of features: their schemas and encodings, how they are written, whether they are whole.
 
 Each file's key-value metadata holds, as JSON under `sae_runtime`, the format version, the plan and the part it is of,
 and the part's tokens, documents and matches.

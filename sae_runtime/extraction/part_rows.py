@@ -55,7 +55,8 @@ class Source(Protocol):
 def pooled(rows: PartRows, how: Pool) -> Features:
     """The features of each document, over its own tokens: of shape (documents,).
 
-    >>> features = Features(np.array([0, 1, 3]), np.array([2, 2, 5], np.int32), np.array([1, 3, 4], np.float32), 8, (2,))
+    >>> indices, values = np.array([2, 2, 5], np.int32), np.array([1, 3, 4], np.float32)
+    >>> features = Features(np.array([0, 1, 3]), indices, values, d_sae=8, shape=(2,))
     >>> zeros = np.zeros(2, np.int32)
     >>> rows = PartRows(features, zeros, zeros, np.ones(2, bool), documents={"doc": np.array([0], np.int32)})
     >>> pooled(rows, "mean").indices.tolist(), pooled(rows, "mean").values.tolist()

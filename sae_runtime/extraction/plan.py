@@ -12,6 +12,7 @@ from sae_runtime.bundle.typed_json import from_dict, read_file
 
 PLAN = "extract.json"
 FORMAT_VERSION = 2
+_SHA256 = 64  # digits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,21 +86,40 @@ def read_plan(folder: Path) -> Plan:
     return Plan(facts, parts)
 
 
-def difference(old: Any, new: Any, where: str = "") -> str | None:
-    """The first fact that differs, as a phrase for messages; None if none does.
+def difference(old: Plan, new: Plan) -> str | None:
+    """What differs between two plans, as a phrase for messages; None if nothing does.
 
-    >>> difference({"text": {"context": 128}}, {"text": {"context": 64}})
-    'context 128, now it is 64'
+    >>> one, other = (Plan({"source": {"files": [{"file": "a.txt", "size": n}]}}, ()) for n in (3, 4))
+    >>> difference(one, other)
+    'a.txt (size 3), now it is (size 4)'
     """
     if old == new:
         return None
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        names = dict.fromkeys((*new, *old))
-        found = (difference(old.get(name), new.get(name), str(name)) for name in names)
-        return next(phrase for phrase in found if phrase is not None)
-    if isinstance(old, list) and isinstance(new, list):
-        for one, other in zip(old, new, strict=False):
-            if (phrase := difference(one, other, where)) is not None:
-                return phrase
-        return f"{len(old)} {where}, now there are {len(new)}"
-    return f"{where} {old!r}, now it is {new!r}"
+    before, after = _flat(old.facts), _flat(new.facts)
+    for name in dict.fromkeys((*after, *before)):
+        if before.get(name) != after.get(name):
+            was, is_now = (f"{facts[name]}" if name in facts else "left out" for facts in (before, after))
+            return f"{name} {was}, now it is {is_now}"
+    return "other parts of the same input, as another version cuts it"
+
+
+def _flat(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Facts by names for messages: a file by its own name, what is inside another fact by both names."""
+    flat: dict[str, str] = {}
+    for name, value in facts.items():
+        if name == "source":
+            files = value.get("files", [])
+            flat |= {one["file"]: _shown({k: v for k, v in one.items() if k != "file"}) for one in files}
+            flat |= {k: _shown(v) for k, v in value.items() if k != "files"}
+        elif isinstance(value, Mapping):
+            flat |= {f"{name} {inner}": _shown(v) for inner, v in value.items()}
+        else:
+            flat[name] = _shown(value)
+    return flat
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"({', '.join(f'{name} {_shown(v)}' for name, v in value.items())})"
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) != _SHA256 or " " in text else f"{text[:12]}..."

@@ -43,6 +43,9 @@ class MakeParts:
     plan: Plan
     out: Path
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return MakeParts, (self.source, self.plan, self.out.absolute())
+
     def __call__(self, number: int) -> None:
         """Make one part."""
         if not self.is_done(number):

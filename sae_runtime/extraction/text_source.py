@@ -3,7 +3,9 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ from sae_runtime.activations.documents import Document, Place, documents, files_
 from sae_runtime.activations.reading import STDIN, Entry, Reading
 from sae_runtime.bundle.external_data import check_external
 from sae_runtime.bundle.parts import read_manifest, record
-from sae_runtime.core.features import concatenate
+from sae_runtime.core.features import Features, concatenate
+from sae_runtime.deployed.reading_features import Lowered
 from sae_runtime.extraction.column_kinds import Kind
 from sae_runtime.extraction.part_rows import PartRows
 from sae_runtime.extraction.plan import Part, Plan
@@ -26,6 +29,10 @@ CONTEXT = 128  # tokens of a window, as in harvest
 _OF_AN_ID = 4  # characters for which a token id counts
 _COLUMNS = ("doc", "file", "row", "id", "tokens", "licence", "text", "indices", "values")
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "config.json")
+
+
+Read = Callable[[Sequence[Tokens], Sequence[object]], Features]
+"""Gives the features of the tokens of windows, one after the other: (windows, the name of each one's document)."""
 
 
 class TextSource:
@@ -75,6 +82,7 @@ class TextSource:
                 f"{taken[0]!r} cannot be a column that is kept, since features have a column of this name; rename it"
             )
         documents(self.texts, self.reading)  # which refuses what cannot be read
+        self._home = Path.cwd()
         self._next: tuple[int, Iterator[Document]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -104,7 +112,7 @@ class TextSource:
                 )
             first, size, digest = None, 0, hashlib.sha256()
 
-        for number, document in enumerate(documents(self.texts, self.reading)):
+        for number, document in enumerate(self._read(Place())):
             first = first or (document.place, number)
             digest.update(_content(document))
             for kind, value in zip(kinds.values(), self._values(document), strict=True):
@@ -117,15 +125,13 @@ class TextSource:
             raise ValueError(f"{', '.join(map(str, self.texts))} holds no text; name files that hold some")
         return Plan(self._facts({name: kind.name for name, kind in kinds.items()}, number + 1), tuple(parts))
 
-    def rows(self, part: Part) -> PartRows:
-        """As Source."""
+    def rows(self, part: Part, read: Read | None = None) -> PartRows:
+        """As Source; `read` gives the features of the windows, None: those by the served rule."""
         found = self._documents(part)
         cut = [self._windows(tokens) for tokens in self._tokens(found)]
         windows = [window for own in cut for window in own]
         names = [document.source for document, own in zip(found, cut, strict=True) for _ in own]
-        sae = self.sae.name
-        read = [one[sae] for one in self.model.read([window.ids for window in windows], texts=names, sae=sae)]
-        features = concatenate(read, self.sae.d_sae, (sum(map(len, read)),))
+        features = (read or self.read)(windows, names)
         of_document = [part.first + number for number, own in enumerate(cut) for w in own for _ in range(len(w))]
         doc = np.array(of_document, np.int32)
 
@@ -143,6 +149,18 @@ class TextSource:
             columns = {name: array[kept] for name, array in columns.items()}
         return PartRows(features, own=own, documents=self._columns(part, found), **columns)
 
+    def read(self, windows: Sequence[Tokens], names: Sequence[object], lowered: Lowered | None = None) -> Features:
+        """The features of the tokens of windows, one window after the other.
+
+        Args:
+            windows: of documents.
+            names: of the document of each window, for messages.
+            lowered: how features below the threshold are read.
+        """
+        sae = self.sae.name
+        found = self.model.read([window.ids for window in windows], texts=names, sae=sae, lowered=lowered)
+        return concatenate([one[sae] for one in found], self.sae.d_sae, (sum(map(len, windows)),))
+
     def vocabulary(self) -> list[str | None]:
         """As Source."""
         tokenizer = self.model.tokenizer
@@ -156,11 +174,19 @@ class TextSource:
     def _values(self, document: Document) -> tuple[Any, ...]:
         return (document.source.id, *document.columns) if self.reading.id_field else document.columns
 
+    def _read(self, start: Place) -> Iterator[Document]:
+        """The documents from a place on, with files named as they were given, whatever this process' folder is."""
+        if Path.cwd() == self._home:
+            return documents(self.texts, self.reading, start=start)
+        home = f"{self._home}{os.sep}"
+        found = documents([self._home / path for path in self.texts], self.reading, start=start)
+        return (replace(one, source=replace(one.source, file=one.source.file.removeprefix(home))) for one in found)
+
     def _documents(self, part: Part) -> list[Document]:
         """The documents of a part; the ones behind it are ready to be read next."""
         if self._next is None or self._next[0] != part.number:
             start = Place(part.file, Entry(part.row, part.byte))
-            self._next = part.number, documents(self.texts, self.reading, start=start)
+            self._next = part.number, self._read(start)
         stream, digest = self._next[1], hashlib.sha256()
         self._next = None
         found = list(islice(stream, part.documents))
@@ -176,10 +202,17 @@ class TextSource:
         return found
 
     def _tokens(self, found: Sequence[Document]) -> list[Tokens]:
+        """The tokens of documents; of ids, those that the tokenizer would have around them."""
         tokenizer = self.model.tokenizer
         if self.reading.ids_field is None:
             return tokenizer.encode([str(document.content) for document in found])
-        raise ValueError("token ids come later")
+        made = []
+        for document in found:
+            try:
+                made.append(tokenizer.given(np.asarray(document.content)))
+            except ValueError as error:
+                raise ValueError(f"{document.source}: {error}") from error
+        return made
 
     def _windows(self, tokens: Tokens) -> list[Tokens]:
         """As harvest cuts them: a text without tokens of its own has none."""

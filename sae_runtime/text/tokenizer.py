@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sae_runtime.bundle.extras import require, require_version
 from sae_runtime.bundle.hub import refuse_link_out
@@ -14,9 +15,10 @@ from sae_runtime.bundle.regular import read_bytes
 from sae_runtime.text.chat_template import ChatTemplates, read_templates
 from sae_runtime.text.settings import NAMES, Settings, read_settings, side
 from sae_runtime.text.streaming import Stream
-from sae_runtime.text.tokens import Tokens, from_encoding, limited, windows_of
+from sae_runtime.text.tokens import Tokens, bare, frame_of, from_encoding, from_ids, limited, windows_of
 
 _MOST_IDS = 1 << 24
+_SAMPLE = 64  # ids whose text shows which special tokens the tokenizer puts around a text
 _LARGEST = 1 << 28  # bytes of a tokenizer.json; the largest vocabularies in use take 40 MB
 
 
@@ -66,6 +68,7 @@ class Tokenizer:
         self._special_by_id = np.zeros(self.size, np.bool_)
         self.special_ids = frozenset(self._special_ids([_content(token) for token in settings.more]))
         self._special_by_id[list(self.special_ids)] = True
+        self._around: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None  # ids of special tokens around a text
         self._templates: ChatTemplates = read_templates(home, config, self.special_tokens)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -98,6 +101,37 @@ class Tokenizer:
         whole = [prefix + text for text in texts] if prefix and _all_text(texts) else texts
         tokens = [from_encoding(one, self._special_by_id, len(prefix)) for one in self._encodings(whole, frame)]
         return tokens if limit is None else [limited(one, limit, self.truncation_side) for one in tokens]
+
+    def given(self, ids: NDArray[np.int32]) -> Tokens:
+        """The tokens of a text of which only the ids are known, as harvest reads them.
+
+        Padding and special tokens around the text, where the ids have them, are put there anew.
+
+        Args:
+            ids: of this tokenizer, [t].
+
+        Raises:
+            ValueError: an id is not one of this tokenizer, or it makes no text of them.
+
+        >>> open_tokenizer(tokenizer_path).given(np.array([8, 9], np.int32)).ids.tolist()
+        [2, 8, 9, 3]
+        """
+        if len(ids) and not 0 <= ids.min() <= ids.max() < self.size:
+            raise ValueError(
+                f"token id {ids.max() if ids.min() >= 0 else ids.min()}, the tokenizer has ids up to {self.size - 1}; "
+                "take the column that this model's tokenizer made"
+            )
+        if self._around is None:
+            text = self.decode(ids[:_SAMPLE].tolist()).strip() or "a"
+            shown = self.encode([text])[0]
+            if shown.special.all():
+                raise ValueError("the tokenizer makes no text of the token ids; give texts instead")
+            before, after = frame_of(shown)
+            self._around = shown.ids[:before], shown.ids[len(shown.ids) - after :]
+        others = {number for name, number in self._ids.items() if name != "pad_token"}
+        pad = self._ids.get("pad_token")
+        own = bare(ids, *self._around, None if pad in others else pad)
+        return from_ids(own, *self._around, self._special_by_id)
 
     def windows(self, text: str, limit: int, *, prefix: str = "") -> list[Tokens]:
         """The tokens of a long text in windows, as harvest cuts it: one after the other, special tokens in each.

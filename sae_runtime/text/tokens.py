@@ -60,6 +60,46 @@ def from_encoding(encoding: Any, special_by_id: NDArray[np.bool_], prompt: int) 
     return Tokens(ids, offsets, special, kept, of_prompt, np.arange(len(ids)))
 
 
+def from_ids(
+    ids: NDArray[np.int32], before: NDArray[np.int64], after: NDArray[np.int64], special_by_id: NDArray[np.bool_]
+) -> Tokens:
+    """Tokens of a text of which only the ids are known, with special tokens around them; all offsets are (0, 0).
+
+    Args:
+        ids: of the text's own tokens, [t].
+        before: ids of the special tokens before it.
+        after: ids of those after it.
+        special_by_id: whether an id is a special token's, [vocabulary].
+
+    >>> frame = np.array([2]), np.array([3])
+    >>> from_ids(np.array([8, 9], np.int32), *frame, np.arange(10) < 4).kept.tolist()
+    [False, True, True, False]
+    """
+    framed = np.concatenate([before, ids, after]).astype(np.int64)
+    special = np.ones(len(framed), np.bool_)
+    special[len(before) : len(framed) - len(after)] = False
+    nothing, places = np.zeros((len(framed), 2), np.int64), np.arange(len(framed))
+    return Tokens(framed, nothing, special, ~(special | special_by_id[framed]), np.zeros_like(special), places)
+
+
+def bare(
+    ids: NDArray[np.int32], before: NDArray[np.int64], after: NDArray[np.int64], pad: int | None
+) -> NDArray[np.int32]:
+    """Ids as a data set keeps them, without padding at their ends and without the special tokens around a text.
+
+    >>> bare(np.array([0, 2, 8, 9, 3], np.int32), np.array([2]), np.array([3]), pad=0).tolist()
+    [8, 9]
+    """
+    if pad is not None:
+        own = np.flatnonzero(ids != pad)
+        ids = ids[own[0] : own[-1] + 1] if len(own) else ids[:0]
+    if len(before) and np.array_equal(ids[: len(before)], before):
+        ids = ids[len(before) :]
+    if len(after) and np.array_equal(ids[max(len(ids) - len(after), 0) :], after):
+        ids = ids[: len(ids) - len(after)]
+    return ids
+
+
 def limited(tokens: Tokens, limit: int, side: str) -> Tokens:
     """The tokens that are left of a text when a limit drops the others; special tokens around the text stay.
 
@@ -73,7 +113,7 @@ def limited(tokens: Tokens, limit: int, side: str) -> Tokens:
     """
     if len(tokens) <= limit:
         return tokens
-    before, after = _frame(tokens)
+    before, after = frame_of(tokens)
     size, length = room(limit, before + after), len(tokens) - before - after
     start = 0 if side == "right" else length - size
     cut = _part(tokens, before, after, start, start + size)
@@ -82,15 +122,15 @@ def limited(tokens: Tokens, limit: int, side: str) -> Tokens:
 
 def windows_of(tokens: Tokens, limit: int) -> Iterator[Tokens]:
     """The windows of a text as harvest cuts them, each with the special tokens around the text."""
-    before, after = _frame(tokens)
+    before, after = frame_of(tokens)
     if len(tokens) == before + after:
         yield tokens
     for cut in cuts(len(tokens) - before - after, before, after, limit):
         yield replace(_part(tokens, before, after, cut.start, cut.stop), positions=cut.positions.astype(np.int64))
 
 
-def _frame(tokens: Tokens) -> tuple[int, int]:
-    """The numbers of special tokens before and after a text."""
+def frame_of(tokens: Tokens) -> tuple[int, int]:
+    """The numbers of special tokens before and after a text; all are before one without tokens of its own."""
     own = np.flatnonzero(~tokens.special)
     return (int(own[0]), len(tokens) - 1 - int(own[-1])) if len(own) else (len(tokens), 0)
 

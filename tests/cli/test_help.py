@@ -57,7 +57,7 @@ def test_every_module_of_the_command_line_is_a_command_or_shared() -> None:
     assert {path.stem for path in top.glob("*.py")} == {*(n.replace("-", "_") for n in COMMANDS), *SHARED} - {
         "features"
     }
-    assert {path.stem for path in inner.glob("*.py")} == {*features.LINES, "__init__", "sets"}
+    assert {path.stem for path in inner.glob("*.py")} == {*features.LINES, "__init__", "sets", "feature_view"}
 
 
 @pytest.mark.parametrize("name", LEAVES)

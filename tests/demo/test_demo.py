@@ -27,7 +27,7 @@ def test_the_folder_holds_what_the_docstring_names(folder: Path) -> None:
     assert names == held and demo.foreign(folder) is None
     for kind in demo.KINDS:
         assert load(folder / "bundles" / kind).manifest.model == "all-MiniLM-L6-v2"
-        assert (folder / "features" / f"{kind}.parquet").is_file()
+        assert (folder / "features" / kind / "features.json").is_file()
     assert len(list((folder / "plots").glob("*.png"))) == 3
 
 

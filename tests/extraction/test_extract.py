@@ -1,29 +1,31 @@
+"""Activations to a folder of features: what the parts hold, how they resume, and what is refused."""
+
 import dataclasses
-import io
 import json
-import sys
+import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
-import scipy.sparse
 from conftest import D_IN, make_manifest, make_weights, make_x
-from documents import blocks
 from numpy.typing import NDArray
 
 from sae_runtime import SAE, Activations, Features, load, open_activations
 from sae_runtime.bundle import extras
 from sae_runtime.bundle import folder as bundle
 from sae_runtime.bundle.folder import WEIGHTS
+from sae_runtime.bundle.siblings import lock
 from sae_runtime.exports.export import export
-from sae_runtime.extraction import parquet
-from sae_runtime.extraction.extract import extract
-from sae_runtime.extraction.feature_rows import feature_rows
+from sae_runtime.extraction.array_source import ArraySource
+from sae_runtime.extraction.extract import Extracted, extract
+from sae_runtime.extraction.part_rows import Pool
+from sae_runtime.extraction.tasks import MakeParts, Task, local
 
 BundleOf = Callable[..., Path]
 
@@ -49,32 +51,43 @@ def plain(folder: Path, x: NDArray[np.float32]) -> Activations:
 
 
 def harvested(folder: Path, sizes: tuple[int, ...], *, model: str | None = "tiny", hook: str | None = None) -> Path:
-    """A folder of shards as harvest writes it."""
+    """A folder of shards as harvest writes it: documents of 50 tokens, every second number, with their sources."""
     folder.mkdir()
     starts = np.cumsum([0, *sizes])
     x = make_x(sum(sizes))
     names = []
     for number, (begin, end) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
         row = np.arange(begin, end, dtype=np.int32)
-        tensors = {"activations": x[begin:end], "tokens": 7 * row, "documents": row // 50, "positions": row % 50}
+        tensors = {"activations": x[begin:end], "tokens": 7 * row, "documents": row // 50 * 2, "positions": row % 50}
         safetensors.numpy.save_file(tensors, folder / f"shard-{number}.safetensors")
         names.append({"file": f"shard-{number}.safetensors", "rows": len(row)})
-    index = {"format_version": 1, "shards": names, "d_in": D_IN, "model": model, "hook": hook}
+    lines = [{"document": 2 * n, "file": "a.jsonl", "row": 3 * n, "id": 100 + n} for n in range(-(-len(x) // 50))]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "documents.jsonl").write_text(text)
+    index: dict[str, Any] = {"format_version": 1, "shards": names, "d_in": D_IN, "model": model, "hook": hook}
+    index["sources"] = {"file": "documents.jsonl", "bytes": len(text)}
     (folder / "activations.json").write_text(json.dumps(index))
     return folder
 
 
-def read_back(path: Path, d_sae: int = 150) -> Features:
-    """The features in a file, read with pyarrow."""
-    table = pq.read_table(path)
-    indices, values = (table[name].combine_chunks() for name in ("indices", "values"))
+def made(sae: SAE, activations: Activations, out: Path, *, part: int = 1_000, **settings: Any) -> Extracted:
+    return extract(ArraySource(sae, activations, part=part), out, **settings)
+
+
+def table(path: Path) -> Any:
+    """All parts of a folder, in order, as plain pyarrow reads them."""
+    return pa.concat_tables([pq.read_table(file) for file in sorted(path.glob("*.parquet"))]).combine_chunks()
+
+
+def features_of(rows: Any, d_sae: int = 150) -> Features:
+    indices, values = (rows[name].chunk(0) for name in ("indices", "values"))
     assert indices.offsets.equals(values.offsets)
     return Features(
         indices.offsets.to_numpy().astype(np.int64),
         indices.flatten().to_numpy(),
         values.flatten().to_numpy(zero_copy_only=False).astype(np.float32),
         d_sae,
-        (len(table),),
+        (len(rows),),
     )
 
 
@@ -85,77 +98,103 @@ def assert_same(found: Features, expected: Features) -> None:
     np.testing.assert_array_equal(found.values, expected.values)
 
 
-@pytest.mark.parametrize("rule", ["served", "batch"])
-def test_parquet_holds_what_encode_gives(sae: SAE, tmp_path: Path, rule: Literal["served", "batch"]) -> None:
-    x = make_x(5000)  # more tokens than are encoded at once
-    made = extract(sae, plain(tmp_path, x), tmp_path / "f.parquet", rule=rule)
-    expected = sae.encode_batch(x) if rule == "batch" else sae.encode(x)
-    assert_same(read_back(tmp_path / "f.parquet"), expected)
-    assert (made.tokens, made.matches) == (5000, len(expected.indices))
-    assert made.size == (tmp_path / "f.parquet").stat().st_size
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_batch_rule_of_extract_gives_the_matches_to_all_tokens_together(mutual: SAE, tmp_path: Path) -> None:
-    made = extract(mutual, plain(tmp_path, make_x(5000)), tmp_path / "f.parquet", rule="batch")
-    assert made.matches == 6 * 5000
+def test_parts_hold_what_encode_gives(sae: SAE, tmp_path: Path) -> None:
+    x = make_x(2_500)
+    got = made(sae, plain(tmp_path, x), tmp_path / "f")
+    expected = sae.encode(x)
+    assert_same(features_of(table(tmp_path / "f" / "tokens")), expected)
+    assert (got.tokens, got.documents, got.rows, got.parts) == (2_500, 0, 2_500, 3)
+    assert got.matches == len(expected.indices)
+    assert got.size == sum(map(len, contents(tmp_path / "f").values()))
 
 
-def test_the_batch_rule_of_extract_reads_each_row_at_most_twice(
-    bundle_of: BundleOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    x = make_x(5000)
-    x[::50] *= 5  # these have more features than slots
-    sae, activations = load(bundle_of("feature")), plain(tmp_path, x)
-    asked: list[NDArray[np.int64]] = []
-    read = activations.rows
-
-    def recorded(ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        asked.append(ids)
-        return read(ids)
-
-    monkeypatch.setattr(activations, "rows", recorded)
-    extract(sae, activations, tmp_path / "f.parquet", rule="batch")
-    times = np.bincount(np.concatenate(asked), minlength=5000)
-    assert max(len(ids) for ids in asked) <= 1024
-    assert (times >= 1).all() and (times <= 2).all() and 0 < (times == 2).sum() < 2500
-    assert_same(read_back(tmp_path / "f.parquet"), sae.encode_batch(x))
-
-
-def test_extract_rounds_values_to_float16(mutual: SAE, tmp_path: Path) -> None:
-    x = make_x(300)
-    extract(mutual, plain(tmp_path, x), tmp_path / "f.parquet", values="float16")
-    expected = mutual.encode(x)
-    rounded = dataclasses.replace(expected, values=expected.values.astype(np.float16).astype(np.float32))
-    assert_same(read_back(tmp_path / "f.parquet"), rounded)
-    assert pq.read_schema(tmp_path / "f.parquet").field("values").type == pa.list_(pa.float16())
-
-
-def test_parquet_of_plain_activations_has_row_numbers_and_no_tokens(mutual: SAE, tmp_path: Path) -> None:
-    extract(mutual, plain(tmp_path, make_x(4500)), tmp_path / "f.parquet")
-    table = pq.read_table(tmp_path / "f.parquet")
-    types = {"doc": pa.int32(), "pos": pa.int32(), "token": pa.int32()}
+def test_tokens_of_plain_activations_have_row_numbers_and_nothing_else(mutual: SAE, tmp_path: Path) -> None:
+    made(mutual, plain(tmp_path, make_x(1_500)), tmp_path / "f")
+    rows = table(tmp_path / "f" / "tokens")
+    types = dict.fromkeys(("doc", "pos", "token", "begin", "end"), pa.int32())
     lists = {"indices": pa.list_(pa.int32()), "values": pa.list_(pa.float32())}
-    assert dict(zip(table.schema.names, table.schema.types, strict=True)) == types | lists
-    assert table["doc"].to_pylist() == [0] * 4500
-    assert table["pos"].to_pylist() == list(range(4500))
-    assert table["token"].null_count == 4500
+    assert dict(zip(rows.schema.names, rows.schema.types, strict=True)) == types | lists
+    assert rows["doc"].to_pylist() == [0] * 1_500 and rows["pos"].to_pylist() == list(range(1_500))
+    assert [rows[name].null_count for name in ("token", "begin", "end")] == [1_500] * 3
+    assert not (tmp_path / "f" / "documents").exists()
 
 
-def test_parquet_has_the_ids_of_a_harvest(mutual: SAE, tmp_path: Path) -> None:
-    folder = harvested(tmp_path / "acts", (3000, 2000))
-    extract(mutual, open_activations(folder), tmp_path / "f.parquet")
-    table = pq.read_table(tmp_path / "f.parquet")
-    row = np.arange(5000)
-    np.testing.assert_array_equal(table["doc"].to_numpy(), row // 50)
-    np.testing.assert_array_equal(table["pos"].to_numpy(), row % 50)
-    np.testing.assert_array_equal(table["token"].to_numpy(), 7 * row)
-    assert_same(read_back(tmp_path / "f.parquet"), mutual.encode(make_x(5000)))
+def test_parts_of_a_harvest_cut_no_document_and_lead_back_to_files(mutual: SAE, tmp_path: Path) -> None:
+    folder, out = harvested(tmp_path / "acts", (1_230, 770)), tmp_path / "f"
+    made(mutual, open_activations(folder), out, part=480)
+    rows, row = table(out / "tokens"), np.arange(2_000)
+    np.testing.assert_array_equal(rows["doc"].to_numpy(), row // 50 * 2)
+    np.testing.assert_array_equal(rows["pos"].to_numpy(), row % 50)
+    np.testing.assert_array_equal(rows["token"].to_numpy(), 7 * row)
+    assert_same(features_of(rows), mutual.encode(make_x(2_000)))
+    assert [len(pq.read_table(path)) for path in sorted((out / "tokens").iterdir())] == [500] * 4
+    documents = table(out / "documents").to_pydict()
+    assert documents == {
+        "doc": list(range(0, 80, 2)),
+        "file": ["a.jsonl"] * 40,
+        "row": list(range(0, 120, 3)),
+        "id": list(range(100, 140)),
+        "tokens": [50] * 40,
+    }
+
+
+@pytest.mark.parametrize("pool", ["max", "mean", "sum"])
+def test_a_document_has_the_pooled_features_of_its_tokens(mutual: SAE, tmp_path: Path, pool: Pool) -> None:
+    folder, out = harvested(tmp_path / "acts", (730,)), tmp_path / "f"
+    got = made(mutual, open_activations(folder), out, part=200, per="document", pool=pool)
+    dense = np.split(mutual.encode(make_x(730)).to_dense().astype(np.float64), range(50, 730, 50))
+    expected = np.stack([getattr(np, pool)(one, axis=0) for one in dense])
+    found = features_of(table(out / "documents"))
+    np.testing.assert_allclose(found.to_dense(), expected, rtol=1e-6)
+    found.check()
+    assert (got.tokens, got.rows, got.documents) == (730, 15, 15) and not (out / "tokens").exists()
+
+
+def test_values_are_rounded_to_float16(mutual: SAE, tmp_path: Path) -> None:
+    x = make_x(300)
+    made(mutual, plain(tmp_path, x), tmp_path / "f", values="float16")
+    expected, rows = mutual.encode(x), table(tmp_path / "f" / "tokens")
+    rounded = dataclasses.replace(expected, values=expected.values.astype(np.float16).astype(np.float32))
+    assert_same(features_of(rows), rounded)
+    assert rows.schema.field("values").type == pa.list_(pa.float16())
+
+
+def test_the_index_names_the_sae_and_each_file(placed: SAE, tmp_path: Path) -> None:
+    folder, out = harvested(tmp_path / "acts", (100,), hook="layer.1"), tmp_path / "f"
+    made(placed, open_activations(folder), out, part=50, values="float16")
+    index = json.loads((out / "features.json").read_text())
+    manifest = placed.manifest
+    expected = {
+        "format_version": 2,
+        "architecture": dataclasses.asdict(manifest.architecture),
+        "allocation": manifest.allocation and dataclasses.asdict(manifest.allocation),
+        "model": "tiny",
+        "hook": "layer.1",
+        "weights_sha256": manifest.files[WEIGHTS].sha256,
+        "rule": "served",
+        "values": "float16",
+        "per": "token",
+        "source": {"activations": str(folder), "rows": 100},
+        "tokens": 100,
+        "documents": 2,
+    }
+    assert {name: index[name] for name in expected} == expected
+    files = [name for part in index["parts"] for name in part["files"]]
+    assert files == ["documents/part-00000.parquet", "tokens/part-00000.parquet"] + [
+        "documents/part-00001.parquet",
+        "tokens/part-00001.parquet",
+    ]
+    for part in index["parts"]:
+        for name, one in part["files"].items():
+            assert one == dataclasses.asdict(bundle.record(out / name))
 
 
 def test_activations_are_read_in_pieces(mutual: SAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    n = 13_192
-    x = make_x(n)
-    activations = plain(tmp_path, x)
+    activations = plain(tmp_path, make_x(9_000))
     pieces: list[int] = []
     read = activations.slice
 
@@ -164,279 +203,194 @@ def test_activations_are_read_in_pieces(mutual: SAE, tmp_path: Path, monkeypatch
         return read(begin, end)
 
     monkeypatch.setattr(activations, "slice", recorded)
-    extract(mutual, activations, tmp_path / "f.parquet")
-    assert sum(pieces) == n and max(pieces) <= 4096
-    assert_same(read_back(tmp_path / "f.parquet"), mutual.encode(x))
-
-
-def test_a_row_group_ends_with_a_part_and_holds_65536_tokens_by_default(mutual: SAE, tmp_path: Path) -> None:
-    assert parquet.ROW_GROUP == 65_536 and parquet.ROW_GROUP % 4_096 == 0
-    x = make_x(1_000)
-    activations = plain(tmp_path, x)
-    bounds = [(0, 300), (300, 600), (600, 900), (900, 1_000)]
-    parts = [feature_rows(activations, begin, mutual.encode(x[begin:end])) for begin, end in bounds]
-    parquet.write(tmp_path / "f.parquet", parts, {"values": "float32", "tokens": 1_000}, row_group=600)
-    metadata = pq.read_metadata(tmp_path / "f.parquet")
-    assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [600, 400]
-    assert_same(read_back(tmp_path / "f.parquet"), mutual.encode(x))
-
-
-def test_columns_of_parquet_have_the_encodings_that_pack_them_best(mutual: SAE, tmp_path: Path) -> None:
-    folder = harvested(tmp_path / "acts", (500,))
-    extract(mutual, open_activations(folder), tmp_path / "f.parquet", values="float16")
-    group = pq.read_metadata(tmp_path / "f.parquet").row_group(0)
-    columns = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
-    delta = "DELTA_BINARY_PACKED"
-    expected = {"doc": delta, "pos": delta, "token": delta, "indices.list.element": delta}
-    expected["values.list.element"] = "BYTE_STREAM_SPLIT"
-    # Parquet uses RLE for its marks of nulls and of the starts of lists.
-    assert {name: set(column.encodings) - {"RLE"} for name, column in columns.items()} == {
-        name: {encoding} for name, encoding in expected.items()
-    }
-    assert {column.compression for column in columns.values()} == {"ZSTD"}
-    assert not any(column.has_dictionary_page for column in columns.values())
-
-
-def test_parquet_metadata_describes_the_features(placed: SAE, tmp_path: Path) -> None:
-    folder = harvested(tmp_path / "acts", (100,), hook="layer.1")
-    extract(placed, open_activations(folder), tmp_path / "f.parquet", rule="batch", values="float16")
-    description = json.loads(pq.read_metadata(tmp_path / "f.parquet").metadata[b"sae_runtime"])
-    manifest = placed.manifest
-    assert description == {
-        "format_version": 1,
-        "architecture": dataclasses.asdict(manifest.architecture),
-        "allocation": manifest.allocation and dataclasses.asdict(manifest.allocation),
-        "model": "tiny",
-        "hook": "layer.1",
-        "weights_sha256": manifest.files[WEIGHTS].sha256,
-        "rule": "batch",
-        "values": "float16",
-        "activations": "acts",
-        "tokens": 100,
-    }
-
-
-@pytest.mark.parametrize("rule", ["served", "batch"])
-def test_activations_without_rows_give_a_file_without_rows(
-    sae: SAE, tmp_path: Path, rule: Literal["served", "batch"]
-) -> None:
-    made = extract(sae, plain(tmp_path, make_x(0)), tmp_path / "f.parquet", rule=rule)
-    assert (made.tokens, made.matches) == (0, 0)
-    assert pq.read_table(tmp_path / "f.parquet").num_rows == 0
+    made(mutual, activations, tmp_path / "f", part=9_000)
+    assert max(pieces) <= 4_096 and sum(pieces) == 3 * 9_000  # to plan, to compare, to encode
 
 
 def test_a_token_without_features_has_an_empty_row(mutual: SAE, tmp_path: Path) -> None:
     x = 3 * make_x(3)
     x[1] = make_weights(150, "mutual")["b_dec"]  # z = relu(b_enc), below every threshold
-    extract(mutual, plain(tmp_path, x), tmp_path / "f.parquet")
-    rows = pq.read_table(tmp_path / "f.parquet").to_pylist()
+    made(mutual, plain(tmp_path, x), tmp_path / "f")
+    rows = table(tmp_path / "f" / "tokens").to_pylist()
     assert (rows[1]["indices"], rows[1]["values"]) == ([], [])
     assert rows[0]["indices"] and rows[2]["indices"]
 
 
-@pytest.fixture
-def unread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The test fails if an activation is read."""
+def test_parts_are_the_same_whatever_order_and_process_makes_them(mutual: SAE, tmp_path: Path) -> None:
+    activations = open_activations(harvested(tmp_path / "acts", (730,)))
 
-    def read(*_: Any, **__: Any) -> None:
-        pytest.fail("activations were read before the arguments were checked")
+    def backwards(task: Task, numbers: Any) -> Any:
+        for number in reversed(numbers):
+            pickle.loads(pickle.dumps(task))(number)
+            yield number
 
-    monkeypatch.setattr(Activations, "slice", read)
-    monkeypatch.setattr(Activations, "rows", read)
-
-
-@pytest.mark.usefixtures("unread")
-def test_arguments_are_checked_before_any_work(placed: SAE, tmp_path: Path) -> None:
-    out = tmp_path / "out" / "f.parquet"
-    narrow = plain(tmp_path, np.zeros((3, 7), np.float32))
-    with pytest.raises(ValueError, match=r"x\.npy: activations have d_in 7, this SAE expects 24 \(tiny, layer\.1\); "):
-        extract(placed, narrow, out)
-    other = open_activations(harvested(tmp_path / "other", (5,), hook="layer.2"))
-    message = r"other: activations come from hook 'layer\.2', this SAE was fitted on 'layer\.1'; harvest those, or pass"
-    with pytest.raises(ValueError, match=message):
-        extract(placed, other, out)
-    big = open_activations(harvested(tmp_path / "big", (5,), model="big", hook="layer.1"))
-    with pytest.raises(ValueError, match=r"big: activations come from model 'big', this SAE was fitted on 'tiny'; "):
-        extract(placed, big, out)
-    good = plain(tmp_path, make_x(3))
-    with pytest.raises(ValueError, match=r"rule must be 'served' or 'batch', got 'both'"):
-        extract(placed, good, out, rule="both")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"values must be 'float32' or 'float16', got 'int8'"):
-        extract(placed, good, out, values="int8")  # type: ignore[arg-type]
-    assert not out.parent.exists()
-    out.parent.mkdir()
-    with pytest.raises(FileExistsError, match=r"out is a folder; name a file in it"):
-        extract(placed, good, out.parent, force=True)
-    with pytest.raises(ValueError, match=r"^the output - would be standard output, which is not supported; name"):
-        extract(placed, good, Path("-"))
-    out.write_text("mine")
-    with pytest.raises(FileExistsError, match=r"f\.parquet already exists; pass --force"):
-        extract(placed, good, out)
-    assert out.read_text() == "mine"
+    made(mutual, activations, tmp_path / "one", part=100)
+    made(mutual, activations, tmp_path / "other", part=100, engine=backwards)
+    assert contents(tmp_path / "one") == contents(tmp_path / "other")
 
 
-def test_any_source_accepts_activations_of_another_model(placed: SAE, tmp_path: Path) -> None:
-    folder = harvested(tmp_path / "acts", (50,), model="big", hook="layer.2")
-    extract(placed, open_activations(folder), tmp_path / "f.parquet", any_source=True)
-    assert_same(read_back(tmp_path / "f.parquet"), placed.encode(make_x(50)))
+def test_an_extraction_goes_on_where_it_broke_off(mutual: SAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    activations, out = open_activations(harvested(tmp_path / "acts", (730,))), tmp_path / "f"
+
+    def breaks_off(task: Task, numbers: Any) -> Any:
+        task(numbers[1])
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        made(mutual, activations, out, part=100, engine=breaks_off)
+    assert {path.name for path in out.iterdir()} == {"extract.json", "tokens", "documents"}
+    ran: list[int] = []
+
+    def recorded(task: Task, numbers: Any) -> Any:
+        ran.extend(numbers)
+        return local(task, numbers)
+
+    made(mutual, activations, out, part=100, engine=recorded)
+    assert ran == [0, 2, 3, 4, 5, 6, 7]
+    made(mutual, activations, tmp_path / "whole", part=100)
+    assert contents(out) == contents(tmp_path / "whole")
 
 
-@pytest.mark.parametrize(("model", "hook"), [(None, None), ("tiny", None), (None, "layer.1"), ("tiny", "layer.1")])
-def test_extract_accepts_activations_of_an_unknown_source(
-    placed: SAE, mutual: SAE, tmp_path: Path, model: str | None, hook: str | None
+@pytest.mark.parametrize("harm", ["gone", "cut", "flipped", "other", "foreign", "empty"])
+def test_a_part_that_is_not_whole_is_made_again(mutual: SAE, tmp_path: Path, harm: str) -> None:
+    activations, out = open_activations(harvested(tmp_path / "acts", (730,))), tmp_path / "f"
+    made(mutual, activations, out, part=100)
+    before, path = contents(out), out / "tokens" / "part-00003.parquet"
+    raw = bytearray(path.read_bytes())
+    raw[100] ^= 1
+    if harm == "gone":
+        path.unlink()
+    elif harm == "other":
+        shutil.copy(out / "tokens" / "part-00002.parquet", path)
+    elif harm == "foreign":
+        pq.write_table(pq.read_table(path).replace_schema_metadata(), path)
+    else:
+        path.write_bytes({"cut": raw[:-7], "flipped": raw, "empty": b""}[harm])
+    made(mutual, activations, out, part=100)
+    assert contents(out) == before
+
+
+def test_a_folder_of_another_extraction_is_refused_and_force_replaces_it(
+    placed: SAE, mutual: SAE, tmp_path: Path
 ) -> None:
-    activations = open_activations(harvested(tmp_path / "acts", (5,), model=model, hook=hook))
-    for number, sae in enumerate((placed, mutual)):
-        assert extract(sae, activations, tmp_path / f"{number}.parquet").tokens == 5
+    activations, out = open_activations(harvested(tmp_path / "acts", (100,))), tmp_path / "f"
+    made(mutual, activations, out)
+    before = contents(out)
+    with pytest.raises(ValueError, match=r"f was begun with values float32, now it is float16; use another folder or"):
+        made(mutual, activations, out, values="float16")
+    with pytest.raises(ValueError, match=r"f was begun with hook null, now it is layer\.1; use another folder or --f"):
+        made(placed, activations, out)
+    other = open_activations(harvested(tmp_path / "more", (150,)))
+    with pytest.raises(ValueError, match=r"f was begun with activations .*acts, now it is .*more; use another folder"):
+        made(mutual, other, out)
+    assert contents(out) == before
+    made(mutual, other, out, force=True)
+    made(mutual, other, tmp_path / "new")
+    assert contents(out) == contents(tmp_path / "new")
 
 
-def test_a_value_too_large_for_float16_names_its_row(mutual: SAE, tmp_path: Path) -> None:
-    x = make_x(5000)
-    x[4321] *= 1e6
-    activations = plain(tmp_path, x)
-    with pytest.raises(
-        ValueError, match=r"row 4321 has a value of .*e\+0\d, too large for float16 \(at most 65504\); "
-    ):
-        extract(mutual, activations, tmp_path / "f.parquet", values="float16")
-    assert [path.name for path in tmp_path.iterdir()] == ["x.npy"]
-    extract(mutual, activations, tmp_path / "f.parquet")
-    assert read_back(tmp_path / "f.parquet").values.max() > 65504
+def test_activations_that_changed_are_refused(mutual: SAE, tmp_path: Path) -> None:
+    x = make_x(300)
+    activations, out = plain(tmp_path, x), tmp_path / "f"
+
+    def changes(task: Task, numbers: Any) -> Any:
+        task(numbers[0])
+        stored = np.lib.format.open_memmap(tmp_path / "x.npy", mode="r+")  # type: ignore[no-untyped-call]
+        stored[150, 3] += 1
+        stored.flush()
+        yield from local(task, numbers[1:])
+
+    with pytest.raises(ValueError, match=r"x\.npy: rows 100 to 200 changed since the plan was made; extract into"):
+        made(mutual, activations, out, part=100, engine=changes)
+    with pytest.raises(ValueError, match=r"f was begun with other parts of the same input"):
+        made(mutual, activations, out, part=100)
 
 
-@pytest.mark.parametrize("rule", ["served", "batch"])
-def test_a_bad_row_is_named_by_its_number(mutual: SAE, tmp_path: Path, rule: Literal["served", "batch"]) -> None:
-    x = make_x(5000)
-    x[4500, 3] = np.nan
-    with pytest.raises(ValueError, match=r"x\.npy: row 4500 holds NaN or Inf"):
-        extract(mutual, plain(tmp_path, x), tmp_path / "f.parquet", rule=rule)
-    assert [path.name for path in tmp_path.iterdir()] == ["x.npy"]
+def test_a_plan_without_parts_binds_nobody(mutual: SAE, tmp_path: Path) -> None:
+    x = make_x(300)
+    x[7] *= 1e6
+    activations, out = plain(tmp_path, x), tmp_path / "f"
+    with pytest.raises(ValueError, match=r"document 0, position 7 has a value of .*, too large for float16 \(at most"):
+        made(mutual, activations, out, values="float16")
+    assert made(mutual, activations, out).tokens == 300
 
 
-def test_a_row_that_overflows_is_named(mutual: SAE, tmp_path: Path) -> None:
-    x = make_x(5000)
-    x[4500] = 3e38 * np.sign(make_weights(150, "mutual")["W_enc"][:, 0])
-    with pytest.raises(ValueError, match=r"x\.npy, from row 4096 on: row 404 of the activations is so large that its"):
-        extract(mutual, plain(tmp_path, x), tmp_path / "f.parquet")
-    with pytest.raises(ValueError, match=r"row 4500 of the activations is so large that its"):
-        extract(mutual, plain(tmp_path, x), tmp_path / "f.parquet", rule="batch")
-    assert [path.name for path in tmp_path.iterdir()] == ["x.npy"]
+def test_two_runs_in_one_folder_are_refused(mutual: SAE, tmp_path: Path) -> None:
+    activations, out = plain(tmp_path, make_x(30)), tmp_path / "f"
+    out.mkdir()
+    with lock(out), pytest.raises(ValueError, match=r"another run is writing to .*f; wait for its end, or name anot"):
+        made(mutual, activations, out)
+    assert made(mutual, activations, out).tokens == 30
 
 
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("name", ["notes.txt", "tokens/notes.txt", "documents/part-1.parquet", "other/x"])
 @pytest.mark.parametrize("force", [False, True])
-def test_an_extraction_that_breaks_off_keeps_the_old_output(
-    mutual: SAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], force: bool
-) -> None:
-    activations = plain(tmp_path, make_x(9000))
-    out = tmp_path / "f.parquet"
-    if force:
-        out.write_text("the old one")
-    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    read = activations.slice
-
-    def breaks_off(begin: int, end: int) -> NDArray[np.float32]:
-        if begin > 4096:
-            assert len(list(tmp_path.iterdir())) == len(before) + 1  # the partial file
-            raise error("broken off")
-        return read(begin, end)
-
-    monkeypatch.setattr(activations, "slice", breaks_off)
-    with pytest.raises(error, match="broken off"):
-        extract(mutual, activations, out, force=force)
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+def test_a_folder_that_holds_other_things_is_refused(mutual: SAE, tmp_path: Path, name: str, force: bool) -> None:
+    activations, out = plain(tmp_path, make_x(30)), tmp_path / "f"
+    (out / name).parent.mkdir(parents=True)
+    (out / name).write_text("mine")
+    held = name if name != "other/x" else "other"
+    with pytest.raises(FileExistsError, match=f"f holds {held}, which extract did not write; name another output"):
+        made(mutual, activations, out, force=force)
+    assert (out / name).read_text() == "mine"
 
 
-def test_force_replaces_an_existing_file(mutual: SAE, tmp_path: Path) -> None:
-    out = tmp_path / "f.parquet"
-    out.write_text("the old one")
-    extract(mutual, plain(tmp_path, make_x(10)), out, force=True)
-    assert_same(read_back(out), mutual.encode(make_x(10)))
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.mark.parametrize("rule", ["served", "batch"])
-@pytest.mark.parametrize(("stream", "progress", "shown"), [(Terminal, True, True), (Terminal, False, False)])
-def test_extract_shows_a_bar_with_progress(
-    mutual: SAE,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    stream: type[io.StringIO],
-    progress: bool,
-    shown: bool,
-    rule: Literal["served", "batch"],
-) -> None:
-    stderr = stream()
-    monkeypatch.setattr(sys, "stderr", stderr)
-    extract(mutual, plain(tmp_path, make_x(10)), tmp_path / "f.parquet", rule=rule, progress=progress)
-    assert ("10.0/10.0" in stderr.getvalue()) == shown
-    assert bool(stderr.getvalue()) == shown
-
-
-def test_extract_shows_no_bar_without_a_terminal(
-    mutual: SAE, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    extract(mutual, plain(tmp_path, make_x(10)), tmp_path / "f.parquet", progress=True)
-    assert capfd.readouterr() == ("", "")
-
-
-def test_parquet_without_pyarrow_names_the_extra(mutual: SAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_are_checked_before_any_work(placed: SAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = ArraySource(placed, plain(tmp_path, make_x(3)))
+    monkeypatch.setattr(ArraySource, "plan", lambda _: pytest.fail("the activations were read"))
+    for settings, message in {
+        ("rule", "both"): r"rule must be 'served' or 'batch', got 'both'",
+        ("values", "int8"): r"values must be 'float32' or 'float16', got 'int8'",
+        ("per", "text"): r"per must be 'token' or 'document', got 'text'",
+        ("pool", "min"): r"pool must be 'max' or 'mean' or 'sum', got 'min'",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            extract(good, tmp_path / "f", **dict([settings]))
+    with pytest.raises(ValueError, match=r"^the output - would be standard output, which is not supported; name"):
+        extract(good, Path("-"))
+    with pytest.raises(ValueError, match=r"f\.parquet ends in \.parquet, but features are a folder of Parquet files;"):
+        extract(good, tmp_path / "f.parquet")
+    with pytest.raises(FileExistsError, match=r"x\.npy is a file; name a folder"):
+        extract(good, tmp_path / "x.npy")
+    with pytest.raises(ValueError, match=r"x\.npy does not know its documents, so features have no rows per document"):
+        extract(good, tmp_path / "f", per="document")
     monkeypatch.setattr(extras, "missing", lambda extra: ["pyarrow"] if extra == "extract" else [])
     with pytest.raises(ImportError, match=r"pyarrow not installed; run: pip install 'sae-runtime\[extract\]'"):
-        extract(mutual, plain(tmp_path, make_x(10)), tmp_path / "f.parquet")
-    assert not (tmp_path / "f.parquet").exists()
+        extract(good, tmp_path / "f")
+    assert not (tmp_path / "f").exists()
 
 
-def test_delphi_needs_no_pyarrow(mutual: SAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    activations = open_activations(harvested(tmp_path / "acts", (300,), hook="layer.1"))
-    made = extract(mutual, activations, tmp_path / "out", format="delphi")
-    assert made.tokens == 256
-    assert made.size == sum(path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.is_file())
+def test_activations_of_another_source_are_refused(placed: SAE, tmp_path: Path) -> None:
+    narrow = plain(tmp_path, np.zeros((3, 7), np.float32))
+    with pytest.raises(ValueError, match=r"x\.npy: activations have d_in 7, this SAE expects 24 \(tiny, layer\.1\); "):
+        ArraySource(placed, narrow)
+    other = open_activations(harvested(tmp_path / "other", (50,), model="big", hook="layer.2"))
+    with pytest.raises(ValueError, match=r"other: activations come from model 'big', this SAE was fitted on 'tiny'; "):
+        ArraySource(placed, other)
+    extract(ArraySource(placed, other, any_source=True), tmp_path / "f")
+    assert_same(features_of(table(tmp_path / "f" / "tokens")), placed.encode(make_x(50)))
+    with pytest.raises(ValueError, match=r"x\.npy holds no rows; name activations that hold some"):
+        ArraySource(placed, plain(tmp_path, make_x(0)))
 
 
-@pytest.mark.usefixtures("unread")
-@pytest.mark.parametrize(
-    ("name", "format", "message"),
-    [
-        ("out", "coo", "format must be 'parquet' or 'delphi', got 'coo'"),
-        (
-            "f.npz",
-            "parquet",
-            r"f\.npz does not end in \.parquet; name a \.parquet file, or a folder with --format delphi",
-        ),
-        (
-            "f.parquet",
-            "delphi",
-            r"f\.parquet ends in \.parquet, but delphi reads a folder; name a folder, or leave out",
-        ),
-        ("out", "delphi", r"x\.npy does not know its tokens, which delphi shows to its explainers; "),
-    ],
-)
-def test_formats_are_checked_before_any_work(
-    mutual: SAE, tmp_path: Path, name: str, format: Literal["parquet", "delphi"], message: str
-) -> None:
-    activations = plain(tmp_path, make_x(300))
-    with pytest.raises(ValueError, match=message):
-        extract(mutual, activations, tmp_path / name, format=format)
-    assert [path.name for path in tmp_path.iterdir()] == ["x.npy"]
+def test_a_bad_row_is_named_by_its_number(mutual: SAE, tmp_path: Path) -> None:
+    x = make_x(5_000)
+    x[4_500, 3] = np.nan
+    with pytest.raises(ValueError, match=r"x\.npy: row 4500 holds NaN or Inf"):
+        made(mutual, plain(tmp_path, x), tmp_path / "f")
+    assert not (tmp_path / "f").exists()
+    x[4_500] = 3e38 * np.sign(make_weights(150, "mutual")["W_enc"][:, 0])
+    with pytest.raises(ValueError, match=r"x\.npy, from row 4000 on: row 500 of the activations is so large that its"):
+        made(mutual, plain(tmp_path, x), tmp_path / "f")
 
 
-@pytest.mark.parametrize("rule", ["served", "batch"])
-@pytest.mark.parametrize("n", [0, 1, 5000])
-def test_the_documented_call_reads_parquet_into_scipy(
-    sae: SAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: Literal["served", "batch"], n: int
-) -> None:
+def test_a_task_pickles_with_whole_paths(mutual: SAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    harvested(tmp_path / "acts", (120,))
     monkeypatch.chdir(tmp_path)
-    extract(sae, plain(tmp_path, make_x(n)), Path("features.parquet"), rule=rule)
-    (call,) = (block for block in blocks("interop.md") if "features.parquet" in block)
-    names: dict[str, Any] = {}
-    exec(call, names)
-    matrix = names["matrix"]
-    assert isinstance(matrix, scipy.sparse.csr_array) and matrix.has_canonical_format
-    assert (matrix.shape, matrix.dtype) == ((n, 150), np.float32)
-    encode = sae.encode if rule == "served" else sae.encode_batch
-    assert (matrix != encode(make_x(n)).to_scipy()).nnz == 0
+    source = ArraySource(mutual, open_activations("acts"), part=50)
+    plan = source.plan()
+    facts = {**plan.facts, "per": "token", "pool": None, "rule": "served", "values": "float32"}
+    pickled = pickle.dumps(MakeParts(source, dataclasses.replace(plan, facts=facts), Path("f")))
+    monkeypatch.chdir("/")
+    pickle.loads(pickled)(1)
+    assert [path.name for path in (tmp_path / "f" / "tokens").iterdir()] == ["part-00001.parquet"]

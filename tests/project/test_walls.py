@@ -30,13 +30,15 @@ MAY_IMPORT: dict[str, tuple[str, ...] | None] = {
     "sae": ("core", "bundle", "activations", "engine", "rebuild"),
     "model": ("core", "bundle", "engine", "text", "deployed", "generation"),
     "extraction": ("core", "bundle", "activations", "engine", "sae", "deployed", "model"),
+    "store": ("core", "bundle", "extraction"),
+    "labelling": ("core", "bundle", "deployed", "store"),
     "checkpoints": ("core", "bundle"),
     "browser": ("core", "bundle"),
     "train": ("core", "bundle", "activations", "calibration"),
-    "exports": ("bundle", "engine.sessions", "engine.trial"),
+    "exports": ("bundle", "core.progress", "engine.sessions", "engine.trial"),
     "cli": ANYTHING,
     "demo": ANYTHING,
-    "__init__": ("core", "bundle", "activations", "sae", "model"),
+    "__init__": ("core", "bundle", "activations", "sae", "model", "store"),
 }
 """The front doors, sae.py and model.py, and rebuild.py are rooms of one file."""
 
@@ -55,7 +57,10 @@ INNER = {
     "exports.graphs": ("bundle",),
     "exports.certified": ("exports.graphs", "bundle"),
     "exports.model": ("exports.graphs", "exports.splice", "exports.witness"),
-    "exports.splice": ("exports.graphs", "exports.witness", "bundle", "engine.sessions", "engine.trial"),
+    "exports.splice": (
+        *("exports.graphs", "exports.witness", "bundle"),
+        *("core.progress", "engine.sessions", "engine.trial"),
+    ),
 }
 
 # Packages that the runtime must not need, and the rooms that may import them.

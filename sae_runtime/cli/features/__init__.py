@@ -1,19 +1,23 @@
-"""`sae-runtime features`: what the features of a deployed model do on text. Each command is a module of its name."""
+"""`sae-runtime features`: what features do, on text and over a corpus. Each command is a module of its name."""
 
 import click
 
 from sae_runtime.cli.group import Group
 
 LINES = {
-    "show": "Show the strongest features of every token of texts.",
+    "build": "Build a feature store from features on disk.",
+    "show": "Show a feature of a store, or the strongest features of every token of texts.",
+    "search": "Find the features of a store that words are about.",
+    "label": "Give features the labels of another tool's file.",
+    "export": "Write a store in Neuronpedia's format, or upload it.",
     "find": "Find the features that tell two sets of texts apart.",
 }
 
 
 @click.command("features", cls=Group, groups={"Commands": LINES}, package="sae_runtime.cli.features")
 def command() -> None:
-    """Read the features of a deployed model on text.
+    """Read features: of a deployed model on text, and of a corpus in a feature store.
 
-    MODEL is what `sae-runtime splice` leaves: a folder, its graph or hf://owner/name[/folder][@revision]. It needs no
-    torch: pip install 'sae-runtime[cpu,text]'.
+    MODEL is what `sae-runtime splice` leaves: a folder, its graph or hf://owner/name[/folder][@revision]. STORE is the
+    folder that `sae-runtime features build` makes. Neither needs torch: pip install 'sae-runtime[cpu,text,extract]'.
     """

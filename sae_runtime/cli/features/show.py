@@ -1,6 +1,7 @@
 """sae-runtime features show."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,29 +22,74 @@ _AT_ONCE = 64  # texts that are read before they are shown
 
 
 @click.command(
-    "show", cls=Command, group="features", example='sae-runtime features show model --text "Open the file and read it."'
+    "show",
+    cls=Command,
+    group="features",
+    example='sae-runtime features show store 371\n  sae-runtime features show model --text "Open the file and read it."',
 )
-@texts.model
+@click.argument("target")
+@click.argument("feature", required=False)
 @texts.texts("a text")
 @click.option("--top", type=WHOLE, default=3, help="features of a token")
+@click.option("--contexts", type=WHOLE, default=3, help="contexts of each band, of a feature of a store")
 @click.option("--special", is_flag=True, help="show special tokens too, in angle brackets")
 @texts.sae
 @common.session
 @common.running("json")
 def command(
-    model: str, texts: list[str], top: int, special: bool, sae: str | None, session: dict[str, Any], run: Run
+    target: str,
+    feature: str | None,
+    texts: list[str],
+    top: int,
+    contexts: int,
+    special: bool,
+    sae: str | None,
+    session: dict[str, Any],
+    run: Run,
 ) -> None:
-    """Show the strongest features of every token of texts.
+    """Show a feature of a store, or the strongest features of every token of texts.
 
-    Each feature has its number, its activation on the token and, where the bundle's labels.jsonl has one, its label. A
-    dot is a blank at an end of a token.
+    TARGET is what `features build` wrote: then FEATURE is a number or a label, and its figures, neighbours and contexts
+    are shown. Or TARGET is a deployed model, of a text each token is shown with its features: their numbers, their
+    activations and, where the bundle's labels.jsonl has them, their labels. A dot is a blank at an end of a token.
     """
-    from sae_runtime.model import load_model
-
+    if (Path(target) / "store.json").is_file():
+        if texts or special or sae is not None:
+            raise click.UsageError(f"{target} is a store; --text, --text-file, --special and --sae are for a model.")
+        if feature is None:
+            raise click.UsageError(f"Name a feature of the store: features show {target} 371, or its label.")
+        if contexts < 0:
+            raise click.UsageError(f"--contexts is a number of contexts from 0 on, got {contexts}.")
+        _show_stored(target, feature, contexts, run)
+        return
+    if feature is not None:
+        raise click.UsageError(f"{target} is no store, so it has no contexts of {feature}; make one by features build.")
     if not texts:
-        raise click.UsageError("Give a text: --text or --text-file.")
+        raise click.UsageError("Give a text, --text or --text-file; or name a store and a feature.")
     if top < 1:
         raise click.UsageError(f"--top is a number of features from 1 on, got {top}.")
+    _show_texts(target, texts, top, special, sae, session, run)
+
+
+def _show_stored(path: str, feature: str, contexts: int, run: Run) -> None:
+    from sae_runtime.cli.features.feature_view import as_json, lines
+    from sae_runtime.store.open_store import open_store
+
+    store = open_store(path)
+    one = store.feature(feature)
+    if run.json:
+        run.show(as_json(store, one, contexts), [])
+        return
+    with naming("standard output"):
+        for line in lines(store, one, contexts):
+            click.echo(line)
+
+
+def _show_texts(
+    model: str, texts: list[str], top: int, special: bool, sae: str | None, session: dict[str, Any], run: Run
+) -> None:
+    from sae_runtime.model import load_model
+
     opened = load_model(model, **session)
     read = [name for name, one in opened.saes.items() if one.reads]
     labels = {name: labels_of(opened, name) for name in (read if sae is None else [sae])}

@@ -1,0 +1,112 @@
+"""Which matches of each feature become contexts, and the quantile bands that they are chosen from.
+
+The matches of a feature, by falling value, are cut into bands of equal numbers of matches: with Q bands and n matches,
+the match of rank r is in band r Q // n. From each band the largest are taken that differ from those taken before: two
+contexts of a feature are never the same text (the tokens of the peak and of its surroundings are equal), and peaks in
+one document are at least half a context apart.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_runtime.store.matches import Matches
+from sae_runtime.store.rows import Rows
+
+_FIRST, _GROWTH = 64, 8  # candidates of a band that are looked at first, and how many more each time after
+
+
+class Chosen:
+    """The contexts of the features from `low` to before `high`, in slots by band.
+
+    Attributes:
+        row: the peak of each slot, int64 [features, slots]; -1: empty.
+        value: its activation, float32.
+        band: the band of each slot, int64 [slots].
+        edges: smallest and largest value of each band, float32 [features, bands, 2].
+        sizes: matches of each band, int64 [features, bands].
+    """
+
+    def __init__(self, low: int, counts: NDArray[np.int64], per_band: Sequence[int], apart: int) -> None:
+        """Begin with empty slots.
+
+        Args:
+            low: the first feature.
+            counts: matches of each feature.
+            per_band: slots of each band, the top band first.
+            apart: rows that two peaks of a document must be apart.
+        """
+        bands = len(per_band)
+        self._low, self._counts, self._apart = low, counts, apart
+        self.band = np.repeat(np.arange(bands), per_band)
+        self.slots = np.concatenate([[0], np.cumsum(per_band)])
+        shape = (len(counts), len(self.band))
+        self.row, self.value = np.full(shape, -1, np.int64), np.zeros(shape, np.float32)
+        self._near, self._run = np.zeros(shape, np.uint64), np.full(shape, -1, np.int64)
+        self._filled = np.zeros((len(counts), bands), np.int64)
+        self._seen = np.zeros(len(counts), np.int64)  # matches of each feature that were given
+        starts = -(-np.arange(bands + 1) * counts[:, None] // bands)
+        self._starts, self.sizes = starts[:, :-1], np.diff(starts, axis=1)
+        self.edges = np.zeros((len(counts), bands, 2), np.float32)
+
+    def add(self, matches: Matches, rows: Rows) -> None:
+        """Choose from matches that go on, by feature, then by falling value, where those before ended."""
+        feature = matches["feature"] - self._low
+        counts = np.bincount(feature, minlength=len(self._counts))
+        rank = np.arange(len(matches)) - np.repeat(np.cumsum(counts) - counts - self._seen, counts)
+        self._seen += counts
+        band = rank * len(self.slots[1:]) // self._counts[feature]
+        place = rank - self._starts[feature, band]
+        last = place == self.sizes[feature, band] - 1
+        self.edges[feature[place == 0], band[place == 0], 1] = matches["value"][place == 0]
+        self.edges[feature[last], band[last], 0] = matches["value"][last]
+        first = np.full(self.sizes.shape, np.iinfo(np.int64).max)
+        np.minimum.at(first, (feature, band), place)
+        place = place - first[feature, band]  # among these matches
+        room, begin, end = np.diff(self.slots), 0, _FIRST
+        while True:
+            wanted = (self._filled < room)[feature, band] & (place >= begin)
+            if not wanted.any():
+                return
+            now = np.flatnonzero(wanted & (place < end))
+            self._take(feature[now], band[now], matches[now], rows)
+            begin, end = end, end * _GROWTH
+
+    def _take(self, feature: NDArray[np.int64], band: NDArray[np.int64], matches: Matches, rows: Rows) -> None:
+        """Fill slots from candidates, which come by feature, then by falling value."""
+        row, value = matches["row"], matches["value"]
+        near = rows.near[row]
+        mixed = near ^ (feature.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+        first = np.sort(np.unique(mixed, return_index=True)[1])  # the largest of equal texts of a feature
+        feature, band, row, value, near = (each[first] for each in (feature, band, row, value, near))
+        run = rows.run(row)
+        for number in range(len(self.slots) - 1):
+            here = np.flatnonzero(band == number)
+            group = np.flatnonzero(np.diff(feature[here], prepend=-1))
+            lengths = np.diff(np.append(group, len(here)))
+            step = 0
+            while len(group):
+                at = here[group + step]
+                f = feature[at]
+                close = (self._run[f] == run[at, None]) & (np.abs(self.row[f] - row[at, None]) < self._apart)
+                same = close | (self._near[f] == near[at, None])
+                taken = ~(same & (self.row[f] >= 0)).any(axis=1)
+                at, f = at[taken], f[taken]
+                slot = self.slots[number] + self._filled[f, number]
+                self.row[f, slot], self.value[f, slot] = row[at], value[at]
+                self._near[f, slot], self._run[f, slot] = near[at], run[at]
+                self._filled[f, number] += 1
+                step += 1
+                room = self._filled[feature[here[group]], number] < self.slots[number + 1] - self.slots[number]
+                group, lengths = group[room & (step < lengths)], lengths[room & (step < lengths)]
+
+
+def choose(
+    pieces: Iterable[Matches], rows: Rows, low: int, counts: NDArray[np.int64], per_band: Sequence[int], apart: int
+) -> Chosen:
+    """The contexts of the features from `low` on, from all their matches by feature, then by falling value."""
+    chosen = Chosen(low, counts, per_band, apart)
+    for matches in pieces:
+        chosen.add(matches, rows)
+    return chosen

@@ -1,0 +1,338 @@
+"""Read a feature store, with numpy and pyarrow alone: no model, no bundle, no builder."""
+
+import contextlib
+import functools
+import hashlib
+from collections.abc import Iterator, Sequence
+from numbers import Integral
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sae_runtime.bundle.extras import require
+from sae_runtime.bundle.hub import refuse_link_out
+from sae_runtime.bundle.identity import Identity, identity
+from sae_runtime.bundle.labels import FILE as LABELS
+from sae_runtime.bundle.labels import label_lines
+from sae_runtime.bundle.parts import WEIGHTS, check_file, read_manifest
+from sae_runtime.bundle.regular import open_regular
+from sae_runtime.bundle.siblings import repaired
+from sae_runtime.bundle.typed_json import read_file
+from sae_runtime.core.labels import Labels, as_feature, as_label
+from sae_runtime.store.contexts_table import as_contexts
+from sae_runtime.store.records import Band, Context, StoredFeature
+from sae_runtime.store.schema import (
+    CONTEXTS,
+    FEATURES,
+    FORMAT_VERSION,
+    STORE,
+    VOCABULARY,
+    Description,
+    context_schema,
+    feature_schema,
+)
+
+if TYPE_CHECKING:
+    from sae_runtime.store.search import Hit
+
+_NAMED = 3  # top tokens that name a feature without a label
+
+
+def open_store(path: str | Path, *, sae: str | Path | None = None, verify: bool = False) -> "Store":
+    """Open the store that `build_store` or `sae-runtime features build` wrote.
+
+    Args:
+        path: the folder.
+        sae: a bundle whose features the store must be of.
+        verify: compare the sha256 of every file. Otherwise sizes and the tables' footers are compared here, and the
+            checksum of each page when it is read.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+        OSError: a file may not be read.
+        ValueError: the folder is no store, is of another version or of other weights, or a file of it is missing or
+            altered.
+
+    >>> store = open_store(store_path)
+    >>> len(store), store.feature(3).count == store.count[3]
+    (150, np.True_)
+    """
+    require("extract")
+    folder = repaired(Path(path))
+    description = read_description(folder)
+    if sae is not None:
+        check_weights(description.weights_sha256, sae, folder)
+    return Store(folder, description, verify=verify)
+
+
+def read_description(folder: Path) -> Description:
+    """The description of a store.
+
+    Raises:
+        ValueError: the folder is no store, or one of another version.
+
+    >>> read_description(Path(store_path)).d_sae
+    150
+    """
+    if not folder.is_dir() or identity(folder / STORE) is None:
+        problem = f"holds no {STORE}" if folder.is_dir() else "is not a folder" if folder.exists() else "does not exist"
+        raise ValueError(f"{folder} {problem}, so it is no feature store; make one: sae-runtime features build")
+    refuse_link_out(folder / STORE, folder)
+    description: Description = read_file(Description, folder / STORE, version=FORMAT_VERSION, field="format_version")
+    if missing := [name for name in (FEATURES, CONTEXTS, VOCABULARY) if name not in description.files]:
+        raise ValueError(f"{folder / STORE} does not list {missing[0]}; build the store again")
+    return description
+
+
+def check_weights(expected: str, sae: str | Path, of: Path) -> None:
+    """Raise ValueError if a bundle has other weights than those that a folder's features come from.
+
+    >>> check_weights("0" * 64, bundle_path, Path("store"))
+    Traceback (most recent call last):
+    ValueError: store has the features of other weights than ...; name the bundle that its features come from
+    """
+    found = read_manifest(Path(sae)).files[WEIGHTS].sha256
+    if found != expected:
+        raise ValueError(
+            f"{of} has the features of other weights than {sae}; name the bundle that its features come from"
+        )
+
+
+class Store:
+    """An open store. A feature is read from the disk when it is asked for; threads may share a store.
+
+    Attributes:
+        path: the folder.
+        description: `store.json`.
+        count: number of rows on which each feature is active, int64 [d_sae].
+        density: share of these rows, float64 [d_sae].
+        max: largest activation of each feature, float32 [d_sae].
+
+    >>> store = open_store(store_path)
+    >>> store[3].density == store.density[3]
+    np.True_
+    """
+
+    def __init__(self, path: Path, description: Description, *, verify: bool) -> None:
+        """Open the tables; `open_store` is for callers."""
+        self.path, self.description = path, description
+        self._features = self._table(FEATURES, verify=verify)
+        self._contexts = self._table(CONTEXTS, verify=verify)
+        vocabulary = self._table(VOCABULARY, verify=verify)
+        found = self._contexts.schema_arrow
+        wanted = context_schema(found.field("id").type if "id" in found.names else None)
+        for table, name, schema in ((self._features, FEATURES, feature_schema()), (self._contexts, CONTEXTS, wanted)):
+            if not table.schema_arrow.equals(schema):
+                raise ValueError(f"{path / name} has other columns than this sae-runtime writes; build the store again")
+        with self._reading(VOCABULARY):
+            table = vocabulary.read()
+            self._vocabulary = dict(zip(table["token"].to_pylist(), table["text"].to_pylist(), strict=True))
+        numbers = self.table(["feature", "count", "density", "max"])
+        self.count, self.density, self.max = (
+            numbers[name].to_numpy().astype(kind)
+            for name, kind in (("count", np.int64), ("density", np.float64), ("max", np.float32))
+        )
+        if not np.array_equal(numbers["feature"].to_numpy(), np.arange(description.d_sae)):
+            raise ValueError(f"{path / FEATURES} does not have one row for each feature; build the store again")
+
+    def __len__(self) -> int:
+        return self.description.d_sae
+
+    def __repr__(self) -> str:
+        of = self.description
+        return f"Store({self.path}, {of.d_sae:,} features over {of.tokens:,} {of.per}s)"
+
+    def __iter__(self) -> Iterator[StoredFeature]:
+        return map(self.feature, range(len(self)))
+
+    def __getitem__(self, feature: int | str) -> StoredFeature:
+        return self.feature(feature)
+
+    @property
+    def labels(self) -> Labels:
+        """The labels that people gave or imported, as `labels.jsonl` has them now."""
+        return _labels(self.path / LABELS, len(self), identity(self.path / LABELS))[0]
+
+    def feature(self, feature: int | str) -> StoredFeature:
+        """All that the store knows of a feature.
+
+        Args:
+            feature: its number or its label.
+
+        Raises:
+            ValueError: there is no such feature or label, or the store was altered.
+
+        >>> open_store(store_path).feature("3").feature
+        3
+        """
+        number = self.number(feature)
+        group, offset = divmod(number, self._features.metadata.row_group(0).num_rows)
+        with self._reading(FEATURES):
+            row = self._features.read_row_group(group).slice(offset, 1).to_pylist()[0]
+        label, source = self._label(number, row["top_tokens"])
+        bins = self.description.bins
+        return StoredFeature(
+            feature=number,
+            label=label,
+            label_source=source,
+            density=row["density"],
+            count=row["count"],
+            mean=row["mean"],
+            max=row["max"],
+            histogram=(row["max"] * np.arange(bins + 1) / bins, np.array(row["histogram"], np.int64)),
+            bands=[Band(**band) for band in row["bands"]],
+            top_tokens=[(each["text"], each["count"], each["mean"]) for each in row["top_tokens"]],
+            neighbours=_pairs(row["neighbours"], "feature", "value"),
+            together=_pairs(row["together"], "feature", "value"),
+            promoted=_pairs(row["promoted"], "text", "logit"),
+            suppressed=_pairs(row["suppressed"], "text", "logit"),
+            contexts=self._contexts_of(row["contexts_begin"], row["contexts"]),
+        )
+
+    def label(self, feature: int) -> tuple[str | None, str | None]:
+        """The label of a feature and where it comes from, as in `StoredFeature`.
+
+        >>> open_store(store_path).label(3)[1]
+        'top tokens'
+        """
+        group, offset = divmod(self.number(feature), self._features.metadata.row_group(0).num_rows)
+        with self._reading(FEATURES):
+            tokens = self._features.read_row_group(group, columns=["top_tokens"])["top_tokens"][offset].as_py()
+        return self._label(feature, tokens)
+
+    def number(self, feature: int | str) -> int:
+        """The number of a feature that is named by its number or its label.
+
+        >>> open_store(store_path).number("12")
+        12
+        """
+        named = as_feature(feature) if isinstance(feature, str) else feature
+        if isinstance(named, str):
+            return self.labels.feature(named)
+        if not isinstance(named, Integral) or isinstance(named, bool):
+            raise ValueError(f"a feature goes by its number or its label, got {feature!r}")
+        if not 0 <= named < len(self):
+            raise ValueError(f"feature {named} does not exist, expected 0 to {len(self) - 1}")
+        return int(named)
+
+    def search(self, query: str, limit: int = 20) -> "list[Hit]":
+        """The features that words are about, the best first; `store.search.search` says how.
+
+        >>> open_store(store_path).search("no such words")
+        []
+        """
+        from sae_runtime.store.search import search
+
+        return search(self, query, limit)
+
+    def table(self, columns: Sequence[str]) -> Any:
+        """Columns of all features as a pyarrow table; `schema.feature_schema` names them.
+
+        >>> open_store(store_path).table(["count"]).num_rows
+        150
+        """
+        with self._reading(FEATURES):
+            return self._features.read(columns=list(columns))
+
+    def context_batches(self, columns: Sequence[str]) -> Iterator[Any]:
+        """Columns of all contexts as pyarrow record batches, in order; `schema.context_schema` names them.
+
+        >>> sum(len(batch) for batch in open_store(store_path).context_batches(["feature"])) > 150
+        True
+        """
+        with self._reading(CONTEXTS):
+            yield from self._contexts.iter_batches(columns=list(columns))
+
+    def _contexts_of(self, begin: int, count: int) -> list[Context]:
+        if not count:
+            return []
+        starts = self._group_starts
+        first, last = (int(np.searchsorted(starts, row, side="right")) - 1 for row in (begin, begin + count - 1))
+        with self._reading(CONTEXTS):
+            table = self._contexts.read_row_groups(range(first, last + 1))
+        return as_contexts(table.slice(begin - int(starts[first]), count).to_pylist(), self._vocabulary)
+
+    @functools.cached_property
+    def _group_starts(self) -> Any:
+        groups = self._contexts.metadata
+        sizes = [groups.row_group(group).num_rows for group in range(groups.num_row_groups)]
+        return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])[:-1]
+
+    def _label(self, feature: int, top_tokens: list[dict[str, Any]]) -> tuple[str | None, str | None]:
+        labels, sources = _labels(self.path / LABELS, len(self), identity(self.path / LABELS))
+        if feature in labels:
+            return labels[feature], sources[feature]
+        texts: list[str] = []
+        for token in top_tokens:
+            if (text := token["text"].strip()) and text.casefold() not in [known.casefold() for known in texts]:
+                texts.append(text)
+        return (", ".join(texts[:_NAMED]), "top tokens") if texts else (None, None)
+
+    def _table(self, name: str, *, verify: bool) -> Any:
+        import pyarrow.parquet
+
+        record = self.description.files[name]
+        try:
+            check_file(self.path, name, record, verify=verify)
+        except ValueError as error:
+            raise ValueError(str(error).replace("the manifest's", f"that of {STORE}")) from error
+        if footer_sha256(self.path / name) != record.footer_sha256:
+            raise altered(self.path / name)
+        with self._reading(name):
+            return pyarrow.parquet.ParquetFile(self.path / name, page_checksum_verification=True)
+
+    @contextlib.contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        """Let an error of pyarrow in the block say that the file was altered."""
+        import pyarrow
+
+        try:
+            yield
+        except (pyarrow.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # of the system, not of the content
+                raise
+            raise altered(self.path / name) from error
+
+
+def altered(path: Path) -> ValueError:
+    """The error of a file that is not as it was written.
+
+    >>> altered(Path("store/features.parquet"))
+    ValueError('store/features.parquet was altered since the store was built; copy or build the store again')
+    """
+    return ValueError(f"{path} was altered since the store was built; copy or build the store again")
+
+
+def footer_sha256(path: Path) -> str:
+    """The sha256 of the footer of a Parquet file, which says where and what everything in it is.
+
+    Raises:
+        ValueError: the file has no footer.
+    """
+    with open_regular(path) as file:
+        size = file.seek(0, 2)
+        file.seek(max(size - 8, 0))
+        tail = file.read(8)
+        length = int.from_bytes(tail[:4], "little")
+        if tail[4:] != b"PAR1" or length > size - 12:
+            raise altered(path)
+        file.seek(size - 8 - length)
+        return hashlib.sha256(file.read(length)).hexdigest()
+
+
+@functools.lru_cache(maxsize=8)
+def _labels(path: Path, d_sae: int, _now: Identity | None) -> tuple[Labels, dict[int, str]]:
+    """Labels and their sources. A line may name its source; without one, a person wrote it."""
+    lines = label_lines(path, d_sae)
+    sources = {
+        feature: as_label(line["source"])
+        if isinstance(line.get("source"), str) and line["source"].strip()
+        else "person"
+        for feature, line in lines.items()
+    }
+    return Labels({feature: line["label"] for feature, line in lines.items()}, source=str(path)), sources
+
+
+def _pairs(rows: list[dict[str, Any]] | None, name: str, value: str) -> list[Any] | None:
+    return None if rows is None else [(row[name], row[value]) for row in rows]

@@ -1,0 +1,255 @@
+"""Features of a store by words: in their labels, in the tokens they are strongest on, and in their contexts."""
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_runtime.core.labels import shown
+from sae_runtime.store.records import Context
+
+if TYPE_CHECKING:
+    from sae_runtime.store.open_store import Store
+
+_PHRASE = re.compile(r'"([^"]*)"|(\S+)')
+_EDGE = r"[^\pL\pN\pM_]"  # neither letter, digit nor accent; the syntax is RE2's
+_MARKS = ("##", "Ġ", "▁")  # by which tokenizers say that a token begins or continues a word
+_PEAKS = 2000  # features whose contexts are read for the place of the word in them
+
+# What a place of a word is worth. Every value of a line is larger than every value of the lines below it.
+_LABEL = 5.0
+_LABEL_WORD = 3.0
+_TOKEN = 2.0  # and up to 2 more by the share of the feature's activation on these tokens
+_AT_PEAK = 1.5  # and up to 0.4 more by the share of contexts
+_LABEL_PART, _TOKEN_PART = 1.2, 1.0  # and up to 0.2 more
+_CONTEXT_WORD = 0.5  # and up to 0.4 more
+_CONTEXT_PART = 0.1  # likewise
+
+
+@dataclass(frozen=True, eq=False)
+class Hit:
+    """A feature that a search found.
+
+    Attributes:
+        feature: its number.
+        label: as in `StoredFeature`.
+        label_source: as in `StoredFeature`.
+        score: how well it matches, from 0 to 5.
+        places: where the words stand, the best place first: "label", "top tokens", "at the peak", "in a context"; with
+            "part of" before it where only parts of words match.
+        context: the context with the words, or else the one with the largest activation; None if there is none.
+    """
+
+    feature: int
+    label: str | None
+    label_source: str | None
+    score: float
+    places: tuple[str, ...]
+    context: Context | None
+
+
+def search(store: "Store", query: str, limit: int = 20) -> list[Hit]:
+    """The features of a store that words are about, the best first.
+
+    A feature must have every word. Case does not count, and nothing in a word is a pattern. Words in double quotes are
+    a phrase.
+
+    Args:
+        store: the store.
+        query: words and phrases.
+        limit: features at most.
+
+    Raises:
+        ValueError: the query has no word, or `limit` is below 1.
+
+    >>> from sae_runtime import open_store
+    >>> search(open_store(store_path), "no such words")
+    []
+    """
+    words = terms(query)
+    if limit < 1:
+        raise ValueError(f"a search gives 1 feature or more, got {limit}")
+    found = [_Found(store, word) for word in words]
+    _read_contexts(store, found)
+    scores = np.min([one.scores() for one in found], axis=0)
+    numbers = np.flatnonzero(scores > 0)
+    best = numbers[np.lexsort((numbers, -scores[numbers]))][:limit]
+    return [_hit(store, int(feature), float(scores[feature]), found) for feature in best]
+
+
+def terms(query: str) -> list[str]:
+    """The words and phrases of a query, folded.
+
+    >>> terms('Open "the  File"')
+    ['open', 'the file']
+
+    Raises:
+        ValueError: there are none.
+    """
+    parts = [" ".join((phrase or word).split()) for phrase, word in _PHRASE.findall(query)]
+    words = list(dict.fromkeys(_folded(part.replace('"', "")) for part in parts))
+    if not any(words):
+        raise ValueError(f"a search needs a word, got {shown(query)}")
+    return [word for word in words if word]
+
+
+def pattern(term: str) -> str:
+    """A regular expression that matches a folded term and nothing else, in Python's syntax and RE2's.
+
+    >>> re.findall(pattern("a.b"), "A.B axb")
+    ['A.B']
+    """
+    forms = dict.fromkeys(unicodedata.normalize(form, term) for form in ("NFC", "NFD"))
+    bodies = [r"\s+".join(map(re.escape, form.split())).replace("ss", "(?:ss|ß)") for form in forms]
+    return f"(?i:{'|'.join(bodies)})"
+
+
+class _Found:
+    """Where a term stands: for each feature what its places are worth, float64 [d_sae]."""
+
+    def __init__(self, store: "Store", term: str) -> None:
+        import pyarrow
+        import pyarrow.compute as pc
+
+        self.pattern = pattern(term)
+        self.whole = f"(?:^|{_EDGE}){self.pattern}(?:$|{_EDGE})"
+        d_sae = len(store)
+        self.label, self.token, self.at_peak, self.context = (np.zeros(d_sae) for _ in range(4))
+        labels = store.labels
+        if len(labels):
+            features = np.fromiter(labels, np.int64, len(labels))
+            texts = pyarrow.array(list(labels.values()), pyarrow.string())
+            self.label[features] = np.select(
+                [
+                    np.array([_folded(text) == term for text in labels.values()]),
+                    _matches(pc, texts, self.whole),
+                    _matches(pc, texts, self.pattern),
+                ],
+                [_LABEL, _LABEL_WORD, _LABEL_PART],
+            )
+        self._read_tokens(store, term, pc)
+        # Contexts with the word, and those with a part of a word like it, int64 [d_sae].
+        self.whole_words, self.parts = np.zeros(d_sae, np.int64), np.zeros(d_sae, np.int64)
+        self.rows: list[Any] = []  # contexts that match, as tables of a feature, its text and its tokens
+
+    def _read_tokens(self, store: "Store", term: str, pc: Any) -> None:
+        table = store.table(["top_tokens", "count", "mean"])
+        lists = table["top_tokens"].combine_chunks()
+        tokens = lists.flatten()
+        if not len(tokens):
+            return
+        of = pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)
+        mass = tokens.field("count").to_numpy(zero_copy_only=False) * tokens.field("mean").to_numpy(
+            zero_copy_only=False
+        )
+        whole = table["count"].to_numpy() * table["mean"].to_numpy()
+        names = tokens.field("text").dictionary_encode()
+        texts = names.dictionary.to_pylist()
+        number = names.indices.to_numpy(zero_copy_only=False)
+        equal = np.array([_folded(_bare(text)) == term for text in texts])[number]
+        part = _matches(pc, names.dictionary, self.pattern)[number]
+        for chosen, least, more in ((part, _TOKEN_PART, 0.2), (equal, _TOKEN, 2.0)):
+            sums = np.bincount(of[chosen], mass[chosen], minlength=len(store))
+            share = np.minimum(sums / np.maximum(whole, np.finfo(float).tiny), 1)
+            self.token = np.where(sums > 0, least + more * share, self.token)
+
+    def scores(self) -> NDArray[np.float64]:
+        """The worth of the best place of each feature; 0 where the term stands nowhere."""
+        return np.max([self.label, self.token, self.at_peak, self.context], axis=0)
+
+    def places(self, feature: int) -> list[tuple[float, str]]:
+        """The places of a feature that has the term, with their worth."""
+        label, token = float(self.label[feature]), float(self.token[feature])
+        names = [
+            (label, "label" if label > _LABEL_PART else "part of a word of the label"),
+            (token, "top tokens" if token >= _TOKEN else "part of a top token"),
+            (float(self.at_peak[feature]), "at the peak"),
+            (float(self.context[feature]), "in a context" if self.whole_words[feature] else "part of a word"),
+        ]
+        return [(worth, name) for worth, name in names if worth]
+
+
+def _read_contexts(store: "Store", found: list[_Found]) -> None:
+    """Look for the terms in all contexts, and for their place in those of the features that have them most often."""
+    import pyarrow.compute as pc
+
+    total = np.zeros(len(store), np.int64)
+    for batch in store.context_batches(["feature", "text", "peak", "begins", "ends"]):
+        features = batch["feature"].to_numpy()
+        total += np.bincount(features, minlength=len(store))
+        for one in found:
+            part = pc.fill_null(pc.match_substring_regex(batch["text"], one.pattern), False)
+            rows = batch.filter(part)
+            if len(rows):
+                whole = _matches(pc, rows["text"], one.whole)
+                of = rows["feature"].to_numpy()
+                one.whole_words += np.bincount(of[whole], minlength=len(store))
+                one.parts += np.bincount(of, minlength=len(store))
+                one.rows.append(rows)
+    for one in found:
+        for matches, least in ((one.parts, _CONTEXT_PART), (one.whole_words, _CONTEXT_WORD)):
+            one.context = np.where(matches > 0, least + 0.4 * matches / np.maximum(total, 1), one.context)
+        _at_peak(one, total)
+
+
+def _at_peak(one: _Found, total: NDArray[np.int64]) -> None:
+    """Count the contexts whose peak is in the word: a word of several tokens is no top token."""
+    often = np.argsort(-one.context, kind="stable")[:_PEAKS]
+    chosen = np.zeros(len(total), bool)
+    chosen[often] = one.context[often] > 0
+    words = re.compile(one.pattern)
+    peaks = np.zeros(len(total), np.int64)
+    for rows in one.rows:
+        for row in rows.filter(chosen[rows["feature"].to_numpy()]).to_pylist():
+            begin, end = row["begins"][row["peak"]], row["ends"][row["peak"]]
+            peaks[row["feature"]] += any(
+                found.start() < end and begin < found.end() and _is_word(row["text"], found)
+                for found in words.finditer(row["text"])
+            )
+    one.rows = []
+    one.at_peak = np.where(peaks > 0, _AT_PEAK + 0.4 * peaks / np.maximum(total, 1), 0.0)
+
+
+def _hit(store: "Store", feature: int, score: float, found: list[_Found]) -> Hit:
+    stored = store.feature(feature)
+    places = dict.fromkeys(
+        name for _, name in sorted((place for one in found for place in one.places(feature)), key=lambda p: -p[0])
+    )
+    expressions = [re.compile(one.pattern) for one in found]
+    contexts = stored.contexts
+    best = max(contexts, key=lambda context: _fit(context, expressions), default=None)
+    return Hit(feature, stored.label, stored.label_source, score, tuple(places), best)
+
+
+def _fit(context: Context, expressions: list[re.Pattern[str]]) -> tuple[int, int, float]:
+    """How many of the terms a context has, at its peak and in all; then its activation."""
+    text = context.text or ""
+    begin, end = (0, 0) if context.offsets is None else context.offsets[context.peak].tolist()
+    matches = [list(one.finditer(text)) for one in expressions]
+    at_peak = sum(any(m.start() < end and begin < m.end() for m in each) for each in matches)
+    return at_peak, sum(map(bool, matches)), context.value
+
+
+def _is_word(text: str, found: re.Match[str]) -> bool:
+    around = text[max(found.start() - 1, 0) : found.start()] + text[found.end() : found.end() + 1]
+    return not any(character == "_" or unicodedata.category(character)[0] in "LNM" for character in around)
+
+
+def _matches(pc: Any, texts: Any, expression: str) -> NDArray[np.bool_]:
+    found = pc.fill_null(pc.match_substring_regex(texts, expression), False)
+    matches: NDArray[np.bool_] = found.to_numpy(zero_copy_only=False)
+    return matches
+
+
+def _bare(token: str) -> str:
+    """A token's name without the marks of its tokenizer."""
+    for mark in _MARKS:
+        token = token.removeprefix(mark)
+    return token.strip()
+
+
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
