@@ -64,6 +64,8 @@ MEDIUM = (
 SLOW = (
     "test_left_out_fits",
     "test_neuronpedia_peers",
+    "test_head_of_models",
+    "test_other_libraries",
     "test_odd_data",
     "test_same_hooks",
     "test_triton_kernels",
