@@ -53,8 +53,8 @@ _OF_ACTIVATIONS = ("graph", "any_source", "format", "sequence")
 )
 @click.option(
     "--values",
-    type=click.Choice(["float32", "float16"]),
-    help="type of the values on disk [float32; float16 for delphi]",
+    type=click.Choice(["float24", "float32", "float16"]),
+    help="how exact values are on disk; float24 is float32 with 16 significant bits [float24; float16 for delphi]",
 )
 @click.option(
     "--format",
@@ -111,7 +111,7 @@ def command(
     else:
         source, manifest = _rows(model, activations, settings)
     with common.resumable(output, "the same command goes on from there"):
-        made = extract(source, output, per=per, pool=pool, rule=rule, values=values or "float32", **run.options)
+        made = extract(source, output, per=per, pool=pool, rule=rule, values=values or "float24", **run.options)
     l0 = made.matches / made.rows if made.rows else 0.0
     if manifest is not None and activations is not None and per == "token":
         _warn(manifest, activations, made.tokens, l0)

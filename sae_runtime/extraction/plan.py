@@ -1,5 +1,6 @@
 """The plan of an extraction: the facts that decide its rows, and its parts, cut by the content of the input alone."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -52,7 +53,7 @@ class Plan:
     facts: Mapping[str, Any]
     parts: tuple[Part, ...]
 
-    @property
+    @functools.cached_property
     def sha256(self) -> str:
         """Of the facts and the parts."""
         return hashlib.sha256(json.dumps(self._json(), sort_keys=True).encode()).hexdigest()

@@ -142,10 +142,10 @@ COMMANDS: Mapping[str, Command] = {
         before=("steer served --activations x.npy --ablate 5 -o steered.safetensors -q",),
     ),
     "extract": Command(
-        arguments="extract served --activations x.npy -o features.parquet --force -q",
+        arguments="extract served --activations x.npy -o features --force -q",
         needs=("served", "x.npy"),
-        outputs=("features.parquet",),
-        before=("extract served --activations x.npy --values float16 -o features.parquet -q",),
+        outputs=("features",),
+        before=("extract served --activations x.npy --values float16 -o features -q",),
     ),
     "extract --format delphi": Command(
         arguments="extract served --activations stored --format delphi --sequence 50 -o delphi --force -q",
