@@ -38,7 +38,7 @@ def test_a_feature_is_shown(store: Path) -> None:
     assert by_name["activations"] == "0 █▆▄▂ 4.00, mean 2.00"
     assert by_name["top tokens"] == "file 80 %, files 20 %"
     assert by_name["together"] == "2 0.30"
-    assert by_name["promotes"].startswith("not known: promoted tokens")
+    assert by_name["promotes"] == "not known: the bundle has none"
     assert "  4.00  Open the [[file]] and read it.                                 a.jsonl:7" in lines
     (cut,) = (line for line in lines if line.startswith("  3.00"))
     assert "…" in cut and "open the [[file]] now" in cut and len(cut) <= 80
@@ -131,7 +131,8 @@ def test_wrong_usage_of_show_says_what_to_give(store: Path, tmp_path: Path) -> N
     assert "Name a feature" in misused("features", "show", store)
     assert "are for a model" in misused("features", "show", store, "0", "--text", "a")
     assert "from 0 on" in misused("features", "show", store, "0", "--contexts", "-1")
-    assert "is no store" in misused("features", "show", tmp_path, "0")
+    assert "holds no store.json, so it is no feature store" in refused("features", "show", tmp_path, "0")
+    assert "does not exist, so it is no feature store" in refused("features", "search", tmp_path / "a", "file")
     assert "Give a text" in misused("features", "show", tmp_path)
 
 

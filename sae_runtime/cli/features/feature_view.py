@@ -45,12 +45,12 @@ def lines(store: "Store", one: "StoredFeature", contexts: int) -> Iterator[str]:
     total = one.count * one.mean
     tokens = [f"{texts.shown_token(text)} {100 * count * mean / total:.0f} %" for text, count, mean in one.top_tokens]
     yield from _named("top tokens", tokens)
-    why = "; ".join(of.left_out)
-    for name, others in (("nearest", one.neighbours), ("together", one.together)):
-        yield from _named(name, None if others is None else [_other(store, *other) for other in others[:_OTHERS]], why)
+    for name, others, word in (("nearest", one.neighbours, "neighbours"), ("together", one.together, "together")):
+        known = None if others is None else [_other(store, *other) for other in others[:_OTHERS]]
+        yield from _named(name, known, _why(of.left_out, word))
     for name, logits in (("promotes", one.promoted), ("suppresses", one.suppressed)):
         shown = None if logits is None else [f"{texts.shown_token(text)} {logit:+.2f}" for text, logit in logits]
-        yield from _named(name, shown, why)
+        yield from _named(name, shown, _why(of.left_out, "promoted"))
     yield from _contexts(one, contexts)
     yield from _sources(one.contexts)
 
@@ -209,6 +209,11 @@ def _named(name: str, values: Sequence[str] | None, why: str = "") -> Iterator[s
     text = ", ".join(values) if values else ("not known" + (f": {why}" if why else "") if values is None else "none")
     room = texts.columns() - _NAMES
     yield f"{name:<{_NAMES}}{texts.one_line(text, room)}"
+
+
+def _why(left_out: Sequence[str], word: str) -> str:
+    """Why the store lacks something: the end of its sentence about it."""
+    return next((sentence.partition(": ")[2] for sentence in left_out if word in sentence.partition(": ")[0]), "")
 
 
 def _other(store: "Store", feature: int, value: float) -> str:
