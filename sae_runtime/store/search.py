@@ -42,6 +42,7 @@ class Hit:
         places: where the words stand, the best place first: "label", "top tokens", "at the peak", "in a context"; with
             "part of" before it where only parts of words match.
         context: the context with the words, or else the one with the largest activation; None if there is none.
+        place: first character of a word in the context's text and the one after its last; None if it has none.
     """
 
     feature: int
@@ -50,6 +51,7 @@ class Hit:
     score: float
     places: tuple[str, ...]
     context: Context | None
+    place: tuple[int, int] | None
 
 
 def search(store: "Store", query: str, limit: int = 20) -> list[Hit]:
@@ -215,7 +217,16 @@ def _hit(stored: StoredFeature, found: Sequence[_Found]) -> Hit:
     places = sorted((place for one in found for place in one.places(feature)), key=lambda place: -place[0])
     best = max(stored.contexts, key=lambda context: _fit(context, found), default=None)
     score = min(float(one.scores()[feature]) for one in found)
-    return Hit(feature, stored.label, stored.label_source, score, tuple(dict.fromkeys(n for _, n in places)), best)
+    names = tuple(dict.fromkeys(name for _, name in places))
+    return Hit(feature, stored.label, stored.label_source, score, names, best, best and _nearest(best, found))
+
+
+def _nearest(context: Context, found: Sequence[_Found]) -> tuple[int, int] | None:
+    """Where the term that is nearest to the peak stands in a context."""
+    matches = [match for one in found for match in one.expression.finditer(context.text or "")]
+    begin = 0 if context.offsets is None else int(context.offsets[context.peak, 0])
+    nearest = min(matches, key=lambda match: max(match.start() - begin, begin - match.end()), default=None)
+    return nearest and nearest.span()
 
 
 def _fit(context: Context, found: Sequence[_Found]) -> tuple[int, int, float]:
