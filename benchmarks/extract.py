@@ -17,7 +17,6 @@ the quartiles in brackets.
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -38,7 +37,6 @@ from text import deployed, spread
 
 from sae_runtime import Model, load_model
 from sae_runtime.activations.documents import Document
-from sae_runtime.activations.reading import Reading
 from sae_runtime.bundle import folder
 from sae_runtime.deployed.batching import batches
 from sae_runtime.extraction.extract import extract

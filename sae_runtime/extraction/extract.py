@@ -15,6 +15,7 @@ from sae_runtime.bundle.parts import record
 from sae_runtime.bundle.siblings import LEFTOVER, lock, repair
 from sae_runtime.core.progress import progress_bar
 from sae_runtime.extraction.batch_parts import FOLDER, Candidates, match
+from sae_runtime.extraction.encodings import VALUES, Values
 from sae_runtime.extraction.part_files import (
     DOCUMENTS,
     TOKENS,
@@ -23,7 +24,6 @@ from sae_runtime.extraction.part_files import (
     read_part_of,
     write_vocabulary,
 )
-from sae_runtime.extraction.encodings import VALUES, Values
 from sae_runtime.extraction.part_rows import Pool, Source
 from sae_runtime.extraction.plan import FORMAT_VERSION, PLAN, Plan, difference, read_plan
 from sae_runtime.extraction.tasks import Engine, MakeParts, folders, local
