@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import D_IN, make_tied_x, make_x
+from conftest import make_tied_x, make_x
 from feature_folders import assert_same, read_tokens, stored, uneven
 
 from sae_runtime import load
@@ -40,11 +40,6 @@ def test_ties_go_to_the_first_token_and_feature(bundle_of: BundleOf, tmp_path: P
     x, sae = make_tied_x(60), load(bundle_of(kind, tied=True), threads=1)
     extract(ArraySource(sae, stored(tmp_path, x), part=25), tmp_path / "features", rule="batch")
     assert_same(read_tokens(tmp_path / "features", 150), sae.encode_batch(x))
-
-
-def test_no_rows_make_no_parts(bundle_of: BundleOf, tmp_path: Path, kind: str) -> None:
-    source = ArraySource(load(bundle_of(kind), threads=1), stored(tmp_path, np.zeros((0, D_IN), np.float32)))
-    assert extract(source, tmp_path / "features", rule="batch").matches == 0
 
 
 def test_token_choice_is_the_served_rule(bundle_of: BundleOf, tmp_path: Path) -> None:
