@@ -9,6 +9,7 @@ _MODULES = {
     "export": ("onnx", "onnx_ir"),
     "host": ("torch", "transformers", "onnx", "onnx_ir", "onnxscript"),
     "extract": ("pyarrow",),
+    "ray": ("ray", "pyarrow"),
     "hub": ("huggingface_hub",),
     "report": ("matplotlib",),
     "text": ("tokenizers", "jinja2"),
