@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
-from conftest import K, joint, make_weights, slots_of
+from conftest import K, joint, slots_of
 from deployed_model import D_SAE, deploy, ids_of, some_texts
 from feature_folders import bytes_of, read_tokens
 from numpy.typing import NDArray
@@ -18,7 +18,6 @@ from tiny_host import HOOKS, torch_host
 from sae_runtime import load_model
 from sae_runtime.activations.reading import Reading
 from sae_runtime.bundle.folder import BundleError
-from sae_runtime.bundle.quota import max_densities
 from sae_runtime.exports import witness
 from sae_runtime.extraction import batch_parts, two_passes
 from sae_runtime.extraction.extract import extract
@@ -90,7 +89,7 @@ def test_torch_and_numpy_agree(
     model, texts = deployed(host, kind), written(tmp_path)
     for part in (300, 10**6):
         out = tmp_path / f"features-{part}"
-        made = extract(source(model, texts, special=special, part=part), out, rule="batch")
+        made = extract(source(model, texts, special=special, part=part), out, rule="batch", values="float32")
         features = read_tokens(out, D_SAE)
         assert witness.disagreement(expected, *slots_of(features)) is None
         assert made.matches == K * len(features) == expected.kept.sum()
@@ -99,7 +98,7 @@ def test_torch_and_numpy_agree(
 def test_documents_pool_the_matches(deployed: Callable[..., Path], tmp_path: Path, kind: str) -> None:
     model, texts = deployed("bert", kind), written(tmp_path)
     for per in ("token", "document"):
-        extract(source(model, texts, part=500), tmp_path / per, per=per, rule="batch")  # type: ignore[arg-type]
+        extract(source(model, texts, part=500), tmp_path / per, per=per, rule="batch", values="float32")  # type: ignore[arg-type]
     features = read_tokens(tmp_path / "token", D_SAE).to_dense()
     parts = [pyarrow.parquet.read_table(path) for path in sorted((tmp_path / "document" / "documents").iterdir())]
     rows = [row for part in parts for row in part.to_pylist()]
@@ -116,9 +115,9 @@ def test_windows_of_a_long_document(
 ) -> None:
     """Windows that are read again are those of the rows that lack a match, and of no other row."""
     model, texts = deployed("bert", kind), written(tmp_path)
-    extract(source(model, texts, context=9, part=900), tmp_path / "plenty", rule="batch")
+    extract(source(model, texts, context=9, part=900), tmp_path / "plenty", rule="batch", values="float32")
     monkeypatch.setattr(two_passes, "first_slots", lambda manifest, k: 4)
-    extract(source(model, texts, context=9, part=900), tmp_path / "few", rule="batch")
+    extract(source(model, texts, context=9, part=900), tmp_path / "few", rule="batch", values="float32")
     plenty, few = (read_tokens(tmp_path / name, D_SAE) for name in ("plenty", "few"))
     np.testing.assert_array_equal(few.indptr, plenty.indptr)
     np.testing.assert_array_equal(few.indices, plenty.indices)
@@ -128,9 +127,9 @@ def test_windows_of_a_long_document(
 def test_a_model_is_as_it_was_for_the_served_rule(deployed: Callable[..., Path], tmp_path: Path, kind: str) -> None:
     """The threshold is lowered for the batch rule alone, also where one model serves both."""
     own = source(deployed("bert", kind), written(tmp_path))
-    extract(own, tmp_path / "before")
-    extract(own, tmp_path / "batch", rule="batch")
-    extract(own, tmp_path / "after")
+    extract(own, tmp_path / "before", values="float32")
+    extract(own, tmp_path / "batch", rule="batch", values="float32")
+    extract(own, tmp_path / "after", values="float32")
     assert bytes_of(tmp_path / "after") == bytes_of(tmp_path / "before") != bytes_of(tmp_path / "batch")
 
 
@@ -139,7 +138,7 @@ def test_a_replaced_activation_and_another_splice_change_nothing(
 ) -> None:
     texts = written(tmp_path)
     for name, how in (("plain", {}), ("replaced", {"replace": True}), ("required", {"required": True})):
-        extract(source(deployed("bert", kind, **how), texts), tmp_path / name, rule="batch")
+        extract(source(deployed("bert", kind, **how), texts), tmp_path / name, rule="batch", values="float32")
     plain, *others = (read_tokens(tmp_path / name, D_SAE) for name in ("plain", "replaced", "required"))
     for other in others:
         np.testing.assert_array_equal(other.indices, plain.indices)
@@ -148,7 +147,7 @@ def test_a_replaced_activation_and_another_splice_change_nothing(
 def test_token_choice_is_the_served_rule(deployed: Callable[..., Path], tmp_path: Path) -> None:
     own = source(deployed("bert", "token"), written(tmp_path))
     for rule in ("served", "batch"):
-        extract(own, tmp_path / rule, rule=rule)  # type: ignore[arg-type]
+        extract(own, tmp_path / rule, rule=rule, values="float32")  # type: ignore[arg-type]
     served, batch = (read_tokens(tmp_path / rule, D_SAE) for rule in ("served", "batch"))
     np.testing.assert_array_equal(batch.values, served.values)
 
@@ -160,10 +159,10 @@ def test_what_has_no_batch_rule_is_refused(
     texts = written(tmp_path)
     monkeypatch.setattr("sae_runtime.deployed.host_sessions.THRESHOLD", "{}/theta")
     with pytest.raises(BundleError, match="has no threshold of sae that can be lowered"):
-        extract(source(folder, texts), tmp_path / "features", rule="batch")
+        extract(source(folder, texts), tmp_path / "features", rule="batch", values="float32")
     (folder / "sae" / "sae_runtime.json").unlink()
     with pytest.raises(ValueError, match="the batch rule of sae is not known: .* has no bundle of it"):
-        extract(source(folder, texts), tmp_path / "others", rule="batch")
+        extract(source(folder, texts), tmp_path / "others", rule="batch", values="float32")
 
 
 def test_no_part_needs_a_second_pass_where_slots_hold_everything(
@@ -172,5 +171,5 @@ def test_no_part_needs_a_second_pass_where_slots_hold_everything(
     monkeypatch.setattr(two_passes, "first_slots", lambda manifest, k: D_SAE)
     monkeypatch.delattr(batch_parts.MakeAgain, "__call__")
     expected = joint(kind, D_SAE, activations("bert", special=False))
-    extract(source(deployed("bert", kind), written(tmp_path)), tmp_path / "features", rule="batch")
+    extract(source(deployed("bert", kind), written(tmp_path)), tmp_path / "features", rule="batch", values="float32")
     assert witness.disagreement(expected, *slots_of(read_tokens(tmp_path / "features", D_SAE))) is None
