@@ -85,19 +85,11 @@ def extract(
         ValueError: `out` was begun with another input, model or setting; another run writes there; the input changed
             meanwhile or cannot be read; or a value is too large for float16.
     """
-    require("extract")
-    refuse_rule_and_values(rule, values)
-    for name, value, known in (("per", per, ("token", "document")), ("pool", pool, ("max", "mean", "sum"))):
-        if value not in known:
-            raise ValueError(f"{name} must be {' or '.join(map(repr, known))}, got {value!r}")
     check_out(out)
     passes = passes_of(source) if rule == "batch" else None
-    plan = source.plan()
-    settings = {"per": per, "pool": pool if per == "document" else None, "rule": rule, "values": values}
-    plan = Plan({**plan.facts, **settings}, plan.parts)
+    plan = planned(source, per=per, pool=pool, rule=rule, values=values)
     with begun(out, plan, force=force):
-        if (names := source.vocabulary()) is not None:
-            write_vocabulary(out / VOCABULARY, names)
+        prepare(source, out)
         task = MakeParts(source, plan, out)
         left = [part.number for part in plan.parts if not task.is_done(part.number)]
         if passes is not None and left:
@@ -108,6 +100,30 @@ def extract(
             for _ in engine(task, left):
                 bar.update(1)
         return finish(out, plan)
+
+
+def planned(
+    source: Source, *, per: Per = "token", pool: Pool = "max", rule: Rule = "served", values: Values = "float32"
+) -> Plan:
+    """The plan of an extraction, with all that decides its rows; it reads all of the input.
+
+    Raises:
+        ImportError, ValueError: as `extract`.
+    """
+    require("extract")
+    refuse_rule_and_values(rule, values)
+    for name, value, known in (("per", per, ("token", "document")), ("pool", pool, ("max", "mean", "sum"))):
+        if value not in known:
+            raise ValueError(f"{name} must be {' or '.join(map(repr, known))}, got {value!r}")
+    plan = source.plan()
+    settings = {"per": per, "pool": pool if per == "document" else None, "rule": rule, "values": values}
+    return Plan({**plan.facts, **settings}, plan.parts)
+
+
+def prepare(source: Source, out: Path) -> None:
+    """Write what a folder has beside its parts."""
+    if (names := source.vocabulary()) is not None:
+        write_vocabulary(out / VOCABULARY, names)
 
 
 def refuse_rule_and_values(rule: str, values: str) -> None:
