@@ -61,9 +61,7 @@ def _lines(store: "Store", found: Sequence["Hit"], query: str) -> Iterator[str]:
     from sae_runtime.cli.features.feature_view import has_colour, marked
 
     if not found:
-        yield texts.one_line(
-            f"no feature of {len(store):,} has {query} in its label, its top tokens or its contexts", 1000
-        )
+        yield texts.one_line(f"no feature of {len(store):,} has {query} in its label, its top tokens or its contexts", 1000)
         return
     room, digits = texts.columns(), len(str(max(one.feature for one in found)))
     for one in found:
