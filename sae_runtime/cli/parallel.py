@@ -1,5 +1,6 @@
 """The options of `extract` that say who makes its parts: this process, actors of Ray, or jobs of a scheduler."""
 
+import logging
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -74,5 +75,6 @@ def engine_of(settings: dict[str, Any]) -> "Engine":
         return local
     from sae_runtime.extraction.ray_engine import ray_engine
 
+    logging.disable(logging.WARNING)  # Ray's, about what it does at every run
     settings["session"]["threads"] = settings["session"]["threads"] or settings["cpus"]
     return ray_engine(address=settings["address"], workers=settings["workers"], cpus=settings["cpus"])
