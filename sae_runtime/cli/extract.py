@@ -9,7 +9,6 @@ import click
 from click.core import ParameterSource
 
 from sae_runtime.bundle.graphs import ENCODERS
-from sae_runtime.bundle.hub import SCHEME
 from sae_runtime.cli import common, parallel, texts
 from sae_runtime.cli.common import Run
 from sae_runtime.cli.options import WHOLE, Command, from_config
@@ -53,8 +52,8 @@ _OF_ACTIVATIONS = ("graph", "any_source", "format", "sequence")
 )
 @click.option(
     "--values",
-    type=click.Choice(["float32", "float16"]),
-    help="type of the values on disk [float32; float16 for delphi]",
+    type=click.Choice(["float24", "float32", "float16"]),
+    help="how exact values are on disk; float24 is float32 with 16 significant bits [float24; float16 for delphi]",
 )
 @click.option(
     "--format",
@@ -117,7 +116,7 @@ def command(
         source, manifest = _texts(model, reading, settings), None
     else:
         source, manifest = _rows(model, activations, settings)
-    asked = {"per": per, "pool": pool, "rule": rule, "values": values or "float32"}
+    asked = {"per": per, "pool": pool, "rule": rule, "values": values or "float24"}
     if plan_only:
         plan = planned(source, output, force=run.force, **asked)
         run.show({"features": output, "parts": len(plan.parts)}, [("plan", output), ("parts", f"{len(plan.parts):,}")])
@@ -154,8 +153,10 @@ def _refuse_mixed(ctx: click.Context, text: Sequence[Path], activations: Path | 
             raise click.UsageError(f"--{name.replace('_', '-')} goes with --{other}, not with --{own}.", ctx)
     if "pool" in given and ctx.params["per"] == "token":
         raise click.UsageError("--pool goes with --per document.", ctx)
-    if "sequence" in given and ctx.params["format"] != "delphi":
-        raise click.UsageError("--sequence goes with --format delphi.", ctx)
+    for name in ("sequence",) if ctx.params["format"] != "delphi" else ("per", "pool", "licence"):
+        if name in given:
+            other = "delphi" if name == "sequence" else "parquet"
+            raise click.UsageError(f"--{name} goes with --format {other}.", ctx)
 
 
 def _texts(model: str, reading: Mapping[str, Any], settings: Mapping[str, Any]) -> "Source":
@@ -164,7 +165,7 @@ def _texts(model: str, reading: Mapping[str, Any], settings: Mapping[str, Any]) 
     from sae_runtime.extraction.text_source import TextSource
     from sae_runtime.model import load_model
 
-    if not model.startswith(SCHEME) and (Path(model) / MANIFEST).is_file():
+    if (Path(model) / MANIFEST).is_file():
         raise ValueError(
             f"{model} is a bundle, which reads --activations; for --text name a model that it was spliced into"
         )

@@ -6,6 +6,7 @@ float24 unless asked otherwise: float32 with 16 significant bits, as OpenEXR's P
 every reader, have the whole range of float32, and are off by at most 2^-16 (1.5e-5) of themselves.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -20,14 +21,14 @@ _KEPT = 0xFFFFFF00  # the bits of a float32 that a float24 keeps
 _HALF = 0x7F
 
 
-def rounded(features: Features, kind: Values, *, begin: int = 0) -> NDArray[Any]:
+def rounded(features: Features, kind: Values, *, name: Callable[[int], str] = "row {}".format) -> NDArray[Any]:
     """The activations as they are written: float32 or float16 [matches]. None becomes 0, which would mean no match.
 
     Args:
         features: of tokens, [n].
         kind: "float24": float32 with 16 significant bits, to the nearest, ties to even; "float32": as they are;
             "float16".
-        begin: the number of the first token, for messages.
+        name: names a token by its number, for messages.
 
     Raises:
         ValueError: a value is too large for float16.
@@ -47,9 +48,9 @@ def rounded(features: Features, kind: Values, *, begin: int = 0) -> NDArray[Any]
     half = np.finfo(np.float16)
     too_large = np.flatnonzero(values > half.max)
     if len(too_large):
-        row = begin + int(np.searchsorted(features.indptr, too_large[0], side="right")) - 1
+        row = int(np.searchsorted(features.indptr, too_large[0], side="right")) - 1
         raise ValueError(
-            f"row {row} has a value of {values[too_large[0]]:g}, too large for float16 (at most {half.max:g}); "
+            f"{name(row)} has a value of {values[too_large[0]]:g}, too large for float16 (at most {half.max:g}); "
             "use --values float24 or float32"
         )
     return np.maximum(values.astype(np.float16), half.smallest_subnormal)

@@ -1,9 +1,9 @@
 """Write features of texts or of stored activations as a folder of Parquet parts, which resumes."""
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,8 @@ from sae_runtime.extraction.part_files import (
     read_part_of,
     write_vocabulary,
 )
-from sae_runtime.extraction.part_rows import Pool, Source, Values
+from sae_runtime.extraction.encodings import VALUES, Values
+from sae_runtime.extraction.part_rows import Pool, Source
 from sae_runtime.extraction.plan import FORMAT_VERSION, PLAN, Plan, difference, read_plan
 from sae_runtime.extraction.tasks import Engine, MakeParts, folders, local
 from sae_runtime.extraction.two_passes import passes_of
@@ -61,7 +62,7 @@ def extract(
     per: Per = "token",
     pool: Pool = "max",
     rule: Rule = "served",
-    values: Values = "float32",
+    values: Values = "float24",
     engine: Engine = local,
     force: bool = False,
     progress: bool = False,
@@ -74,7 +75,7 @@ def extract(
         per: a row for each token, or for each document.
         pool: what a document's features are of those of its tokens: "max", "mean" or "sum".
         rule: "served": each token by itself; "batch": the largest activations of all tokens together.
-        values: type of the values in the files.
+        values: how values are rounded in the files, see `encodings.rounded`.
         engine: runs the parts.
         force: start over in a folder of another extraction.
         progress: show the progress on stderr.
@@ -103,7 +104,7 @@ def extract(
 
 
 def planned(
-    source: Source, *, per: Per = "token", pool: Pool = "max", rule: Rule = "served", values: Values = "float32"
+    source: Source, *, per: Per = "token", pool: Pool = "max", rule: Rule = "served", values: Values = "float24"
 ) -> Plan:
     """The plan of an extraction, with all that decides its rows; it reads all of the input.
 
@@ -112,12 +113,15 @@ def planned(
     """
     require("extract")
     refuse_rule_and_values(rule, values)
-    for name, value, known in (("per", per, ("token", "document")), ("pool", pool, ("max", "mean", "sum"))):
-        if value not in known:
-            raise ValueError(f"{name} must be {' or '.join(map(repr, known))}, got {value!r}")
+    _refuse_unknown("per", per, ("token", "document"))
+    _refuse_unknown("pool", pool, ("max", "mean", "sum"))
     plan = source.plan()
     settings = {"per": per, "pool": pool if per == "document" else None, "rule": rule, "values": values}
-    return Plan({**plan.facts, **settings}, plan.parts)
+    plan = Plan({**plan.facts, **settings}, plan.parts)
+    if per == "document" and plan.facts["documents"] is None:
+        path = plan.facts["source"]["activations"]
+        raise ValueError(f"{path} does not know its documents; harvest the activations from text, or leave out --per")
+    return plan
 
 
 def prepare(source: Source, out: Path) -> None:
@@ -128,15 +132,20 @@ def prepare(source: Source, out: Path) -> None:
 
 def refuse_rule_and_values(rule: str, values: str) -> None:
     """Raise ValueError if there is no such rule, or no such type of values."""
-    for name, value, known in (("rule", rule, ("served", "batch")), ("values", values, ("float32", "float16"))):
-        if value not in known:
-            raise ValueError(f"{name} must be {known[0]!r} or {known[1]!r}, got {value!r}")
+    _refuse_unknown("rule", rule, ("served", "batch"))
+    _refuse_unknown("values", values, VALUES)
 
 
-@contextmanager
+def _refuse_unknown(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} must be {' or '.join(map(repr, known))}, got {value!r}")
+
+
+@contextlib.contextmanager
 def begun(out: Path, plan: Plan, *, force: bool) -> Iterator[None]:
     """Make the folder with its plan, or find it begun with the same one; no other run may begin it meanwhile."""
     check_out(out)
+    is_new = not (out / PLAN).is_file()
     out.mkdir(parents=True, exist_ok=True)
     with lock(out) as locked:
         if locked is False:
@@ -145,8 +154,14 @@ def begun(out: Path, plan: Plan, *, force: bool) -> Iterator[None]:
             _clear(out)
         elif _has_parts(out) and (what := difference(read_plan(out), plan)) is not None:
             raise ValueError(f"{out} was begun with {what}; use another folder or --force")
-        plan.write(out)
-        yield
+        try:
+            plan.write(out)
+            yield
+        except BaseException:  # Ctrl-C too
+            if is_new and not _has_parts(out):
+                _clear(out)
+                _remove_empty(out)
+            raise
 
 
 def finish(out: Path, plan: Plan) -> Extracted:
@@ -206,6 +221,13 @@ def foreign(out: Path) -> str | None:
         elif not path.is_file() or name not in (PLAN, INDEX, VOCABULARY):
             return path.name
     return None
+
+
+def _remove_empty(out: Path) -> None:
+    """Remove a folder that holds empty folders alone."""
+    for folder in (*(path for path in out.iterdir() if path.is_dir()), out):
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def _has_parts(out: Path) -> bool:

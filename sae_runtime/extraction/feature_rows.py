@@ -31,7 +31,7 @@ class FeatureRows:
 
     def values(self, kind: Values) -> NDArray[Any]:
         """The values of the features as they are written, see `encodings.rounded`."""
-        return rounded(self.features, kind, begin=self.begin)
+        return rounded(self.features, kind, name=lambda row: f"row {self.begin + row}")
 
 
 def feature_rows(activations: Activations, begin: int, features: Features) -> FeatureRows:

@@ -5,7 +5,7 @@ and the part's tokens, documents and matches.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,12 @@ from sae_runtime.bundle.files import new_file, new_files
 from sae_runtime.bundle.typed_json import read_json
 from sae_runtime.core.features import Features
 from sae_runtime.extraction.column_kinds import as_kind
-from sae_runtime.extraction.part_rows import PartRows, Values
+from sae_runtime.extraction.encodings import ROW_GROUP, Values, rounded, writer_options
+from sae_runtime.extraction.part_rows import PartRows
 from sae_runtime.extraction.plan import FORMAT_VERSION
 
 TOKENS, DOCUMENTS, VOCABULARY = "tokens", "documents", "vocabulary.parquet"
 KEY = b"sae_runtime"
-_ROW_GROUP = 16_384
-_WHOLE_NUMBERS = "DELTA_BINARY_PACKED"
-_ENCODINGS = {
-    **dict.fromkeys(("doc", "pos", "token", "begin", "end", "row", "tokens"), _WHOLE_NUMBERS),
-    "indices.list.element": _WHOLE_NUMBERS,  # ascending in each row
-    "values.list.element": "BYTE_STREAM_SPLIT",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +51,7 @@ def write_part(
     rows: PartRows,
     *,
     plan: str,
-    values: Values = "float32",
+    values: Values = "float24",
     kinds: Mapping[str, str] | None = None,
     pooled: Features | None = None,
 ) -> None:
@@ -89,7 +83,7 @@ def write_part(
     )
     tables = {} if documents is None else {DOCUMENTS: documents}
     if pooled is None:
-        tables[TOKENS] = pyarrow.table(_tokens(rows) | _lists(rows.features, rows.doc, values))
+        tables[TOKENS] = pyarrow.table(_tokens(rows) | _lists(rows.features, values, lambda row: _token(rows, row)))
     paths = {name: folder / name / file_of(number) for name in tables}
     with new_files(list(paths.values()), force=True) as partials:
         for partial, table in zip(partials, tables.values(), strict=True):
@@ -148,16 +142,7 @@ def write_vocabulary(path: Path, names: Sequence[str | None]) -> None:
 def _write(path: Path, table: Any) -> None:
     import pyarrow.parquet
 
-    leaves = {column: encoding for column, encoding in _ENCODINGS.items() if column.split(".")[0] in table.column_names}
-    pyarrow.parquet.write_table(
-        table,
-        path,
-        compression="zstd",
-        use_dictionary=[name for name in table.column_names if name not in {leaf.split(".")[0] for leaf in leaves}],
-        column_encoding=leaves,
-        row_group_size=_ROW_GROUP,
-        write_page_checksum=True,
-    )
+    pyarrow.parquet.write_table(table, path, row_group_size=ROW_GROUP, **writer_options(table.schema))
 
 
 def _tokens(rows: PartRows) -> dict[str, Any]:
@@ -183,40 +168,19 @@ def _documents(rows: PartRows, values: Values, kinds: Mapping[str, str], feature
         given = columns[name] if name in types else as_kind(columns[name], kind)
         arrays[name] = pyarrow.array(given, types.get(name) or getattr(pyarrow, kind.replace("bool", "bool_"))())
     if features is not None:
-        arrays |= _lists(features, numbers, values)
+        arrays |= _lists(features, values, lambda row: f"document {numbers[row]}")
     return pyarrow.table(arrays)
 
 
-def _lists(features: Features, documents: Any, values: Values) -> dict[str, Any]:
+def _token(rows: PartRows, number: int) -> str:
+    return f"the token at position {rows.pos[number]} of document {rows.doc[number]}"
+
+
+def _lists(features: Features, values: Values, name: Callable[[int], str]) -> dict[str, Any]:
     import pyarrow
 
     offsets = pyarrow.array(features.indptr, pyarrow.int32())  # pyarrow refuses an offset beyond int32
     return {
         "indices": pyarrow.ListArray.from_arrays(offsets, pyarrow.array(features.indices)),
-        "values": pyarrow.ListArray.from_arrays(offsets, pyarrow.array(as_values(features, documents, values))),
+        "values": pyarrow.ListArray.from_arrays(offsets, pyarrow.array(rounded(features, values, name=name))),
     }
-
-
-def as_values(features: Features, documents: Any, kind: Values) -> Any:
-    """The values of features as float32 or float16; float16 never rounds a value to 0, which means no match.
-
-    Args:
-        features: of n rows.
-        documents: number of each row's document, for messages.
-        kind: the type.
-
-    Raises:
-        ValueError: a value is too large for float16.
-    """
-    values = features.values
-    if kind == "float32":
-        return values
-    limits = np.finfo(np.float16)
-    too_large = np.flatnonzero(values > limits.max)
-    if len(too_large):
-        row = int(np.searchsorted(features.indptr, too_large[0], side="right")) - 1
-        raise ValueError(
-            f"document {documents[row]} has a value of {values[too_large[0]]:g}, too large for float16 (at most "
-            f"{limits.max:g}); use float32 (--values float32)"
-        )
-    return np.maximum(values.astype(np.float16), limits.smallest_subnormal)

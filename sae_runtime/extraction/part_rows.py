@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from sae_runtime.core.features import Features
 from sae_runtime.extraction.plan import Part, Plan
 
-Values = Literal["float32", "float16"]
 Pool = Literal["max", "mean", "sum"]
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from sae_runtime.extraction.part_files import DOCUMENTS, TOKENS, is_whole, write_part
-from sae_runtime.extraction.part_rows import Pool, Source, Values, pooled
+from sae_runtime.extraction.encodings import Values
+from sae_runtime.extraction.part_rows import Pool, Source, pooled
 from sae_runtime.extraction.plan import Part, Plan
 
 Task = Callable[[int], None]

@@ -36,7 +36,7 @@ def test_calibrates_in_place_and_says_what(copy_of: BundleOf, acts: Path) -> Non
         f"L0 {measured['l0']:.2f} on 250 tokens kept out of the fit, wanted 4",
         f"next sae-runtime export {path}",
     ]
-    said = refused("extract", path, "--activations", acts, "-o", acts.parent / "f.parquet")
+    said = refused("extract", path, "--activations", acts, "-o", acts.parent / "features")
     assert said == f"error: {path} has no encode.onnx: not exported yet; run: sae-runtime export {path}"
     export(path, graphs=())
     assert load(path).encode(make_x(1000)[:750]).l0().mean() == pytest.approx(4, abs=0.01)

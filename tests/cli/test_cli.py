@@ -37,7 +37,9 @@ def test_wrong_usage() -> None:
     assert misused("extract", "b", "--activations", "x", "-o", "y", "--rule", "none") == (
         "Invalid value for '--rule': 'none' is not one of 'served', 'batch'."
     )
-    assert misused("extract", "b", "-o", "y") == "Missing option '--activations'."
+    assert misused("extract", "b", "-o", "y") == (
+        "Give --text or --activations: a deployed model reads texts, a bundle activations."
+    )
 
 
 @pytest.mark.parametrize(
@@ -173,8 +175,8 @@ def test_standard_output_is_refused_as_the_output(arguments: tuple[str, ...]) ->
         ("export", "{no}"),
         ("calibrate", "{no}", "--activations", "{x}"),
         ("evaluate", "{no}", "--activations", "{x}"),
-        ("extract", "{no}", "--activations", "{x}", "-o", "{out}.parquet"),
-        ("extract", "{b}", "--activations", "{no}", "-o", "{out}.parquet"),
+        ("extract", "{no}", "--activations", "{x}", "-o", "{out}"),
+        ("extract", "{b}", "--activations", "{no}", "-o", "{out}"),
         ("steer", "{no}", "--activations", "{x}", "--ablate", "1", "-o", "{out}.npy"),
         ("steer", "{b}", "--activations", "{no}", "--ablate", "1", "-o", "{out}.npy"),
         ("calibrate", "{b}", "--activations", "{no}", "-o", "{out}"),

@@ -16,7 +16,7 @@ BundleOf = Callable[..., Path]
 SHORT = 600  # bytes; less than any output has
 
 WRITERS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "f.parquet": ("extract", ("{bundle}", "--activations", "{x}", "-o", "{out}", "-q")),
+    "features": ("extract", ("{bundle}", "--activations", "{x}", "-o", "{out}", "-q")),
     "delphi": (
         "extract",
         ("{bundle}", "--activations", "{x}", "-o", "{out}", "--format", "delphi", "--sequence", "50", "-q"),

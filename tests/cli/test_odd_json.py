@@ -54,7 +54,7 @@ FREE = {
 QUICK = (("inspect", "{}"), ("inspect", "{}", "--json"))
 COMMANDS = (
     *QUICK,
-    ("extract", "{}", "--activations", "x.npy", "-o", "f.parquet", "--force", "-q", "--any-source"),
+    ("extract", "{}", "--activations", "x.npy", "-o", "features", "--force", "-q", "--any-source"),
     ("steer", "{}", "--activations", "x.npy", "--set", "3=1", "-o", "s.npy", "--force", "-q", "--any-source"),
     ("evaluate", "{}", "--activations", "x.npy", "-o", "e.json", "--force", "-q", "--any-source"),
     ("calibrate", "{}", "--activations", "x.npy", "-o", "cal", "--force", "-q", "--any-source"),

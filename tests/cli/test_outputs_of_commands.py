@@ -115,7 +115,6 @@ def test_a_file_takes_the_place_of_a_file_alone(bundle_of: BundleOf, x: Path, tm
     sae = bundle_of("mutual")
     commands: dict[str, Command] = {
         ".npy": lambda out: ("steer", sae, "--activations", x, "--ablate", "1", "-q", "-o", out),
-        ".parquet": lambda out: ("extract", sae, "--activations", x, "-q", "-o", out),
         ".json": lambda out: ("evaluate", sae, "--activations", x, "-q", "-o", out),
     }
     for suffix, command in commands.items():
@@ -141,7 +140,7 @@ def test_what_a_crash_moved_aside_is_read_and_not_asked_for_on_the_hub(
         lambda: load("runs/sae").encode(make_x(3)),
         lambda: bundles.read("runs/sae"),
         lambda: shown("inspect", "runs/sae"),
-        lambda: shown("extract", "runs/sae", "--activations", x, "-o", "f.parquet", "--force"),
+        lambda: shown("extract", "runs/sae", "--activations", x, "-o", "features", "--force"),
     ]
     shutil.copytree(copy_of("mutual"), tmp_path / "runs" / "sae")
     for read in reads:

@@ -46,7 +46,7 @@ def test_texts_of_a_manifest_are_shown_and_not_obeyed(copy_of: CopyOf, tmp_path:
         assert result.exit_code == 0 and harmless(result.stdout)
     assert SHOWN.replace(r"\x00", "") in run("inspect", path).stdout
     np.save(tmp_path / "x.npy", make_x(9)[:, :5])
-    said = refused("extract", path, "--activations", tmp_path / "x.npy", "-o", tmp_path / "f.parquet")
+    said = refused("extract", path, "--activations", tmp_path / "x.npy", "-o", tmp_path / "features")
     assert harmless(said) and r"a\x1b[2J" in said
 
 
@@ -120,11 +120,11 @@ def test_settings_and_paths_that_would_hang_or_have_no_end_are_refused(copy_of: 
             refused("steer", path, "--activations", tmp_path / name, "--ablate", "1", "-o", tmp_path / "s.npy")
     np.save(tmp_path / "x.npy", make_x(9))
     assert "loop is a link to nothing" in refused(
-        "extract", path, "--activations", tmp_path / "x.npy", "-o", tmp_path / "loop" / "f.parquet"
+        "extract", path, "--activations", tmp_path / "x.npy", "-o", tmp_path / "loop" / "features"
     )
     deep = "d/" * 2000 + "f"
     assert "more than 255 folders" in misused("extract", path, "--activations", tmp_path / "x.npy", "-o", deep)
-    said = refused("extract", path, "--activations", "a\0b", "-o", tmp_path / "f.parquet")
+    said = refused("extract", path, "--activations", "a\0b", "-o", tmp_path / "features")
     assert said == "error: a path holds NUL, which no name of a file can hold; name another path"
 
 
@@ -136,5 +136,5 @@ def test_a_current_folder_that_is_gone_is_named(
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     (tmp_path / "here").rmdir()
-    said = refused("extract", path, "--activations", tmp_path / "x.npy", "-o", "f.parquet")
+    said = refused("extract", path, "--activations", tmp_path / "x.npy", "-o", "features")
     assert said == "error: the current folder was removed or replaced; change into it again"

@@ -74,6 +74,10 @@ def made(sae: SAE, activations: Activations, out: Path, *, part: int = 1_000, **
     return extract(ArraySource(sae, activations, part=part), out, **settings)
 
 
+def exactly(sae: SAE, activations: Activations, out: Path, **settings: Any) -> Extracted:
+    return made(sae, activations, out, values="float32", **settings)
+
+
 def table(path: Path) -> Any:
     """All parts of a folder, in order, as plain pyarrow reads them."""
     return pa.concat_tables([pq.read_table(file) for file in sorted(path.glob("*.parquet"))]).combine_chunks()
@@ -104,7 +108,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_parts_hold_what_encode_gives(sae: SAE, tmp_path: Path) -> None:
     x = make_x(2_500)
-    got = made(sae, plain(tmp_path, x), tmp_path / "f")
+    got = exactly(sae, plain(tmp_path, x), tmp_path / "f")
     expected = sae.encode(x)
     assert_same(features_of(table(tmp_path / "f" / "tokens")), expected)
     assert (got.tokens, got.documents, got.rows, got.parts) == (2_500, 0, 2_500, 3)
@@ -113,7 +117,7 @@ def test_parts_hold_what_encode_gives(sae: SAE, tmp_path: Path) -> None:
 
 
 def test_tokens_of_plain_activations_have_row_numbers_and_nothing_else(mutual: SAE, tmp_path: Path) -> None:
-    made(mutual, plain(tmp_path, make_x(1_500)), tmp_path / "f")
+    exactly(mutual, plain(tmp_path, make_x(1_500)), tmp_path / "f")
     rows = table(tmp_path / "f" / "tokens")
     types = dict.fromkeys(("doc", "pos", "token", "begin", "end"), pa.int32())
     lists = {"indices": pa.list_(pa.int32()), "values": pa.list_(pa.float32())}
@@ -125,7 +129,7 @@ def test_tokens_of_plain_activations_have_row_numbers_and_nothing_else(mutual: S
 
 def test_parts_of_a_harvest_cut_no_document_and_lead_back_to_files(mutual: SAE, tmp_path: Path) -> None:
     folder, out = harvested(tmp_path / "acts", (1_230, 770)), tmp_path / "f"
-    made(mutual, open_activations(folder), out, part=480)
+    exactly(mutual, open_activations(folder), out, part=480)
     rows, row = table(out / "tokens"), np.arange(2_000)
     np.testing.assert_array_equal(rows["doc"].to_numpy(), row // 50 * 2)
     np.testing.assert_array_equal(rows["pos"].to_numpy(), row % 50)
@@ -145,7 +149,7 @@ def test_parts_of_a_harvest_cut_no_document_and_lead_back_to_files(mutual: SAE, 
 @pytest.mark.parametrize("pool", ["max", "mean", "sum"])
 def test_a_document_has_the_pooled_features_of_its_tokens(mutual: SAE, tmp_path: Path, pool: Pool) -> None:
     folder, out = harvested(tmp_path / "acts", (730,)), tmp_path / "f"
-    got = made(mutual, open_activations(folder), out, part=200, per="document", pool=pool)
+    got = exactly(mutual, open_activations(folder), out, part=200, per="document", pool=pool)
     dense = np.split(mutual.encode(make_x(730)).to_dense().astype(np.float64), range(50, 730, 50))
     expected = np.stack([getattr(np, pool)(one, axis=0) for one in dense])
     found = features_of(table(out / "documents"))
@@ -184,10 +188,7 @@ def test_the_index_names_the_sae_and_each_file(placed: SAE, tmp_path: Path) -> N
     }
     assert {name: index[name] for name in expected} == expected
     files = [name for part in index["parts"] for name in part["files"]]
-    assert files == ["documents/part-00000.parquet", "tokens/part-00000.parquet"] + [
-        "documents/part-00001.parquet",
-        "tokens/part-00001.parquet",
-    ]
+    assert files == [f"{kind}/part-0000{number}.parquet" for number in (0, 1) for kind in ("tokens", "documents")]
     for part in index["parts"]:
         for name, one in part["files"].items():
             assert one == dataclasses.asdict(bundle.record(out / name))
@@ -217,27 +218,27 @@ def test_a_token_without_features_has_an_empty_row(mutual: SAE, tmp_path: Path) 
 
 
 def test_parts_are_the_same_whatever_order_and_process_makes_them(mutual: SAE, tmp_path: Path) -> None:
-    activations = open_activations(harvested(tmp_path / "acts", (730,)))
+    activations = open_activations(harvested(tmp_path / "acts", (630,)))
 
     def backwards(task: Task, numbers: Any) -> Any:
         for number in reversed(numbers):
             pickle.loads(pickle.dumps(task))(number)
             yield number
 
-    made(mutual, activations, tmp_path / "one", part=100)
-    made(mutual, activations, tmp_path / "other", part=100, engine=backwards)
+    made(mutual, activations, tmp_path / "one", part=220)
+    made(mutual, activations, tmp_path / "other", part=220, engine=backwards)
     assert contents(tmp_path / "one") == contents(tmp_path / "other")
 
 
 def test_an_extraction_goes_on_where_it_broke_off(mutual: SAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    activations, out = open_activations(harvested(tmp_path / "acts", (730,))), tmp_path / "f"
+    activations, out = open_activations(harvested(tmp_path / "acts", (630,))), tmp_path / "f"
 
     def breaks_off(task: Task, numbers: Any) -> Any:
         task(numbers[1])
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        made(mutual, activations, out, part=100, engine=breaks_off)
+        made(mutual, activations, out, part=220, engine=breaks_off)
     assert {path.name for path in out.iterdir()} == {"extract.json", "tokens", "documents"}
     ran: list[int] = []
 
@@ -245,28 +246,28 @@ def test_an_extraction_goes_on_where_it_broke_off(mutual: SAE, tmp_path: Path, m
         ran.extend(numbers)
         return local(task, numbers)
 
-    made(mutual, activations, out, part=100, engine=recorded)
-    assert ran == [0, 2, 3, 4, 5, 6, 7]
-    made(mutual, activations, tmp_path / "whole", part=100)
+    made(mutual, activations, out, part=220, engine=recorded)
+    assert ran == [0, 2]
+    made(mutual, activations, tmp_path / "whole", part=220)
     assert contents(out) == contents(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("harm", ["gone", "cut", "flipped", "other", "foreign", "empty"])
 def test_a_part_that_is_not_whole_is_made_again(mutual: SAE, tmp_path: Path, harm: str) -> None:
-    activations, out = open_activations(harvested(tmp_path / "acts", (730,))), tmp_path / "f"
-    made(mutual, activations, out, part=100)
-    before, path = contents(out), out / "tokens" / "part-00003.parquet"
+    activations, out = open_activations(harvested(tmp_path / "acts", (630,))), tmp_path / "f"
+    made(mutual, activations, out, part=220)
+    before, path = contents(out), out / "tokens" / "part-00001.parquet"
     raw = bytearray(path.read_bytes())
     raw[100] ^= 1
     if harm == "gone":
         path.unlink()
     elif harm == "other":
-        shutil.copy(out / "tokens" / "part-00002.parquet", path)
+        shutil.copy(out / "tokens" / "part-00000.parquet", path)
     elif harm == "foreign":
         pq.write_table(pq.read_table(path).replace_schema_metadata(), path)
     else:
         path.write_bytes({"cut": raw[:-7], "flipped": raw, "empty": b""}[harm])
-    made(mutual, activations, out, part=100)
+    made(mutual, activations, out, part=220)
     assert contents(out) == before
 
 
@@ -276,7 +277,7 @@ def test_a_folder_of_another_extraction_is_refused_and_force_replaces_it(
     activations, out = open_activations(harvested(tmp_path / "acts", (100,))), tmp_path / "f"
     made(mutual, activations, out)
     before = contents(out)
-    with pytest.raises(ValueError, match=r"f was begun with values float32, now it is float16; use another folder or"):
+    with pytest.raises(ValueError, match=r"f was begun with values float24, now it is float16; use another folder or"):
         made(mutual, activations, out, values="float16")
     with pytest.raises(ValueError, match=r"f was begun with hook null, now it is layer\.1; use another folder or --f"):
         made(placed, activations, out)
@@ -310,9 +311,12 @@ def test_a_plan_without_parts_binds_nobody(mutual: SAE, tmp_path: Path) -> None:
     x = make_x(300)
     x[7] *= 1e6
     activations, out = plain(tmp_path, x), tmp_path / "f"
-    with pytest.raises(ValueError, match=r"document 0, position 7 has a value of .*, too large for float16 \(at most"):
+    with pytest.raises(
+        ValueError, match=r"the token at position 7 of document 0 has a value of .*, too large for floa"
+    ):
         made(mutual, activations, out, values="float16")
-    assert made(mutual, activations, out).tokens == 300
+    assert not out.exists()
+    assert made(mutual, activations, out, values="float32").tokens == 300
 
 
 def test_two_runs_in_one_folder_are_refused(mutual: SAE, tmp_path: Path) -> None:
@@ -340,7 +344,7 @@ def test_arguments_are_checked_before_any_work(placed: SAE, tmp_path: Path, monk
     monkeypatch.setattr(ArraySource, "plan", lambda _: pytest.fail("the activations were read"))
     for settings, message in {
         ("rule", "both"): r"rule must be 'served' or 'batch', got 'both'",
-        ("values", "int8"): r"values must be 'float32' or 'float16', got 'int8'",
+        ("values", "int8"): r"values must be 'float24' or 'float32' or 'float16', got 'int8'",
         ("per", "text"): r"per must be 'token' or 'document', got 'text'",
         ("pool", "min"): r"pool must be 'max' or 'mean' or 'sum', got 'min'",
     }.items():
@@ -352,11 +356,15 @@ def test_arguments_are_checked_before_any_work(placed: SAE, tmp_path: Path, monk
         extract(good, tmp_path / "f.parquet")
     with pytest.raises(FileExistsError, match=r"x\.npy is a file; name a folder"):
         extract(good, tmp_path / "x.npy")
-    with pytest.raises(ValueError, match=r"x\.npy does not know its documents, so features have no rows per document"):
-        extract(good, tmp_path / "f", per="document")
     monkeypatch.setattr(extras, "missing", lambda extra: ["pyarrow"] if extra == "extract" else [])
     with pytest.raises(ImportError, match=r"pyarrow not installed; run: pip install 'sae-runtime\[extract\]'"):
         extract(good, tmp_path / "f")
+    assert not (tmp_path / "f").exists()
+
+
+def test_features_per_document_need_documents(mutual: SAE, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"x\.npy does not know its documents; harvest the activations from text, or"):
+        made(mutual, plain(tmp_path, make_x(3)), tmp_path / "f", per="document")
     assert not (tmp_path / "f").exists()
 
 
@@ -367,7 +375,7 @@ def test_activations_of_another_source_are_refused(placed: SAE, tmp_path: Path) 
     other = open_activations(harvested(tmp_path / "other", (50,), model="big", hook="layer.2"))
     with pytest.raises(ValueError, match=r"other: activations come from model 'big', this SAE was fitted on 'tiny'; "):
         ArraySource(placed, other)
-    extract(ArraySource(placed, other, any_source=True), tmp_path / "f")
+    extract(ArraySource(placed, other, any_source=True), tmp_path / "f", values="float32")
     assert_same(features_of(table(tmp_path / "f" / "tokens")), placed.encode(make_x(50)))
     with pytest.raises(ValueError, match=r"x\.npy holds no rows; name activations that hold some"):
         ArraySource(placed, plain(tmp_path, make_x(0)))
@@ -389,7 +397,7 @@ def test_a_task_pickles_with_whole_paths(mutual: SAE, tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     source = ArraySource(mutual, open_activations("acts"), part=50)
     plan = source.plan()
-    facts = {**plan.facts, "per": "token", "pool": None, "rule": "served", "values": "float32"}
+    facts = {**plan.facts, "per": "token", "pool": None, "rule": "served", "values": "float24"}
     pickled = pickle.dumps(MakeParts(source, dataclasses.replace(plan, facts=facts), Path("f")))
     monkeypatch.chdir("/")
     pickle.loads(pickled)(1)
