@@ -112,16 +112,15 @@ class Bare:
 
 
 def turns(runs: Runs, count: int) -> dict[str, NDArray[np.float64]]:
-    """Processor seconds of each run in each turn, after one that does not count; each turn begins with another run."""
+    """Processor seconds of each run in each turn; each turn begins with another run."""
     taken: dict[str, list[float]] = {name: [] for name in runs}
     order = list(runs.items())
-    for number in range(-1, count):
+    for _ in range(count):
         order = order[1:] + order[:1]
         for name, run in order:
             begin = time.process_time()
             run()
-            if number >= 0:
-                taken[name].append(time.process_time() - begin)
+            taken[name].append(time.process_time() - begin)
     return {name: np.array(own) for name, own in taken.items()}
 
 
@@ -144,6 +143,7 @@ def beside_bare(home: Path, text: Path, count: int, work: Path) -> str:
     def ours() -> None:
         extract(source, out, force=True)
 
+    ours()  # which does not count
     taken = turns({"bare": bare, "ours": ours, "itself": bare}, count)
     made, tokens = extract(source, out), bare.tokens
     stored = sum(path.stat().st_size for path in (out / "tokens").iterdir())
@@ -195,6 +195,8 @@ def beside_peers(
         end = "" if whole else ", cut host"
         runs["SAELens" + end] = peer("SAELens" + end, SAELens(source, sae, hook, d_in, whole=whole).run)
         runs["delphi" + end] = peer("delphi" + end, Delphi(source, sae, hook, whole=whole).run)
+    for run in runs.values():
+        run()  # which does not count
     taken = turns(runs | {"itself": own}, count)
     tokens = length * len(texts)
     agree = agreement(out, work / "SAELens" / "f.safetensors", length, ours.sae.d_sae)
@@ -247,11 +249,11 @@ def _texts(path: Path) -> list[str]:
 @click.argument("bundle", type=click.Path(path_type=Path, exists=True))
 @click.argument("text", type=click.Path(path_type=Path, exists=True))
 @click.option("--part", "parts", multiple=True, type=click.Choice(["bare", "peers", "memory"]), help="[all]")
-@click.option("--characters", default=120_000, help="Of the text beside the bare loop; about four are a token.")
-@click.option("--windows", default=24, help="Of the text beside the peers; a multiple of --batch.")
+@click.option("--characters", default=200_000, help="Of the text beside the bare loop; about four are a token.")
+@click.option("--windows", default=48, help="Of the text beside the peers; a multiple of --batch.")
 @click.option("--length", default=256, help="Tokens of such a window.")
 @click.option("--batch", default=8, help="Windows of a batch of the peers.")
-@click.option("--count", default=5, help="Turns.")
+@click.option("--count", default=3, help="Turns.")
 @click.option("--cache", default=CACHE, type=click.Path(path_type=Path))
 def main(
     source: Path,
