@@ -87,21 +87,11 @@ def extract(
         ValueError: `out` was begun with another input, model or setting; another run writes there; the input changed
             meanwhile or cannot be read; or a value is too large for float16.
     """
-    require("extract")
-    refuse_rule_and_values(rule, values)
-    _refuse_unknown("per", per, ("token", "document"))
-    _refuse_unknown("pool", pool, ("max", "mean", "sum"))
     check_out(out)
     passes = passes_of(source) if rule == "batch" else None
-    plan = source.plan()
-    settings = {"per": per, "pool": pool if per == "document" else None, "rule": rule, "values": values}
-    plan = Plan({**plan.facts, **settings}, plan.parts)
-    if per == "document" and plan.facts["documents"] is None:
-        path = plan.facts["source"]["activations"]
-        raise ValueError(f"{path} does not know its documents; harvest the activations from text, or leave out --per")
+    plan = planned(source, per=per, pool=pool, rule=rule, values=values)
     with begun(out, plan, force=force):
-        if (names := source.vocabulary()) is not None:
-            write_vocabulary(out / VOCABULARY, names)
+        prepare(source, out)
         task = MakeParts(source, plan, out)
         left = [part.number for part in plan.parts if not task.is_done(part.number)]
         if passes is not None and left:
@@ -112,6 +102,33 @@ def extract(
             for _ in engine(task, left):
                 bar.update(1)
         return finish(out, plan)
+
+
+def planned(
+    source: Source, *, per: Per = "token", pool: Pool = "max", rule: Rule = "served", values: Values = "float24"
+) -> Plan:
+    """The plan of an extraction, with all that decides its rows; it reads all of the input.
+
+    Raises:
+        ImportError, ValueError: as `extract`.
+    """
+    require("extract")
+    refuse_rule_and_values(rule, values)
+    _refuse_unknown("per", per, ("token", "document"))
+    _refuse_unknown("pool", pool, ("max", "mean", "sum"))
+    plan = source.plan()
+    settings = {"per": per, "pool": pool if per == "document" else None, "rule": rule, "values": values}
+    plan = Plan({**plan.facts, **settings}, plan.parts)
+    if per == "document" and plan.facts["documents"] is None:
+        path = plan.facts["source"]["activations"]
+        raise ValueError(f"{path} does not know its documents; harvest the activations from text, or leave out --per")
+    return plan
+
+
+def prepare(source: Source, out: Path) -> None:
+    """Write what a folder has beside its parts."""
+    if (names := source.vocabulary()) is not None:
+        write_vocabulary(out / VOCABULARY, names)
 
 
 def refuse_rule_and_values(rule: str, values: str) -> None:
