@@ -54,7 +54,7 @@ def source(model: Path, texts: Path, **settings: Any) -> TextSource:
 
 
 @torch.no_grad()
-def activations(host: str, *, special: bool) -> NDArray[np.float64]:
+def activations(host: str, *, special: bool) -> NDArray[np.float32]:
     """The rows of all texts at a torch hook, one after the other."""
     model, rows = torch_host(host), list[NDArray[np.float32]]()
 
@@ -68,7 +68,7 @@ def activations(host: str, *, special: bool) -> NDArray[np.float64]:
             model(torch.tensor([ids_of(text, host)]))
     finally:
         handle.remove()
-    return np.concatenate(rows).astype(np.float64)
+    return np.concatenate(rows)
 
 
 @pytest.mark.parametrize("slots", [None, 3])
@@ -98,7 +98,7 @@ def test_torch_and_numpy_agree(
 def test_documents_pool_the_matches(deployed: Callable[..., Path], tmp_path: Path, kind: str) -> None:
     model, texts = deployed("bert", kind), written(tmp_path)
     for per in ("token", "document"):
-        extract(source(model, texts, part=500), tmp_path / per, per=per, rule="batch", values="float32")  # type: ignore[arg-type]
+        extract(source(model, texts, part=500), tmp_path / per, per=per, rule="batch", values="float32")
     features = read_tokens(tmp_path / "token", D_SAE).to_dense()
     parts = [pyarrow.parquet.read_table(path) for path in sorted((tmp_path / "document" / "documents").iterdir())]
     rows = [row for part in parts for row in part.to_pylist()]
@@ -147,7 +147,7 @@ def test_a_replaced_activation_and_another_splice_change_nothing(
 def test_token_choice_is_the_served_rule(deployed: Callable[..., Path], tmp_path: Path) -> None:
     own = source(deployed("bert", "token"), written(tmp_path))
     for rule in ("served", "batch"):
-        extract(own, tmp_path / rule, rule=rule, values="float32")  # type: ignore[arg-type]
+        extract(own, tmp_path / rule, rule=rule, values="float32")
     served, batch = (read_tokens(tmp_path / rule, D_SAE) for rule in ("served", "batch"))
     np.testing.assert_array_equal(batch.values, served.values)
 
