@@ -89,7 +89,7 @@ def match(passes: Passes, files: CandidateFiles, *, engine: Engine, progress: bo
         progress: show the progress on stderr.
     """
     numbers = range(len(files.plan.parts))
-    _run(engine, MakeFirst(passes, files), numbers, progress)
+    _run(engine, MakeFirst(passes, files), numbers, "parts, first pass", progress)
     if not files.is_whole(CUT):
         begins = np.cumsum([0, *(len(files.first(number).lacking) for number in numbers)])
         tokens = int(begins[-1])
@@ -97,16 +97,16 @@ def match(passes: Passes, files: CandidateFiles, *, engine: Engine, progress: bo
         again = tuple(number for number in numbers if len(rows_again(files.first(number).lacking, cut.bound)))
         files.write_cut(CUT, Decided(cut, begins[:-1], tokens, again))
     decided = files.cut(CUT)
-    _run(engine, MakeAgain(passes, files), decided.again, progress)
+    _run(engine, MakeAgain(passes, files), decided.again, "parts, second pass", progress)
     if decided.again and not files.is_whole(CUT_AGAIN):
         cut = _cut(passes, files, decided.tokens, lambda: (_after_first_cut(files, decided, n) for n in numbers))
         files.write_cut(CUT_AGAIN, Decided(cut, decided.begins, decided.tokens))
     return Matched(passes, files)
 
 
-def _run(engine: Engine, task: MakeFirst | MakeAgain, numbers: Sequence[int], progress: bool) -> None:
+def _run(engine: Engine, task: MakeFirst | MakeAgain, numbers: Sequence[int], unit: str, progress: bool) -> None:
     left = [number for number in numbers if not task.is_done(number)]
-    with progress_bar(len(numbers), "parts", shown=progress and bool(left), initial=len(numbers) - len(left)) as bar:
+    with progress_bar(len(numbers), unit, shown=progress and bool(left), initial=len(numbers) - len(left)) as bar:
         for _ in engine(task, left):
             bar.update()
 

@@ -178,6 +178,7 @@ def finish(out: Path, plan: Plan) -> Extracted:
     facts = {name: value for name, value in plan.facts.items() if name not in ("documents", "columns", "part")}
     index: dict[str, Any] = {"format_version": FORMAT_VERSION, "plan_sha256": plan.sha256, **facts, **totals}
     write_json(out / INDEX, index | {"parts": parts})
+    repair(out / FOLDER)
     if (out / FOLDER).is_dir():
         remove_folder(out / FOLDER)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())

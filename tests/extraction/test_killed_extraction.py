@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_shares import contents
+from feature_folders import bytes_of
 from tiny_deployed import deployed, texts
 
 from sae_runtime.extraction.extract import INDEX
@@ -60,4 +60,4 @@ def test_kills_at_random_moments_and_a_last_run_give_the_same_bytes(
     assert killed >= KILLS // 2 and (len(partly) > 2 or rule == "batch")
     with begun(model, text, out, rule) as child:
         assert child.wait() == 0
-    assert contents(out) == contents(tmp_path / "alone")
+    assert bytes_of(out) == bytes_of(tmp_path / "alone")
