@@ -9,7 +9,6 @@ import click
 from click.core import ParameterSource
 
 from sae_runtime.bundle.graphs import ENCODERS
-from sae_runtime.bundle.hub import SCHEME
 from sae_runtime.cli import common, texts
 from sae_runtime.cli.common import Run
 from sae_runtime.cli.options import WHOLE, Command, from_config
@@ -138,8 +137,10 @@ def _refuse_mixed(ctx: click.Context, text: Sequence[Path], activations: Path | 
             raise click.UsageError(f"--{name.replace('_', '-')} goes with --{other}, not with --{own}.", ctx)
     if "pool" in given and ctx.params["per"] == "token":
         raise click.UsageError("--pool goes with --per document.", ctx)
-    if "sequence" in given and ctx.params["format"] != "delphi":
-        raise click.UsageError("--sequence goes with --format delphi.", ctx)
+    for name in ("sequence",) if ctx.params["format"] != "delphi" else ("per", "pool", "licence"):
+        if name in given:
+            other = "delphi" if name == "sequence" else "parquet"
+            raise click.UsageError(f"--{name} goes with --format {other}.", ctx)
 
 
 def _texts(model: str, reading: Mapping[str, Any], settings: Mapping[str, Any]) -> "Source":
@@ -148,7 +149,7 @@ def _texts(model: str, reading: Mapping[str, Any], settings: Mapping[str, Any]) 
     from sae_runtime.extraction.text_source import TextSource
     from sae_runtime.model import load_model
 
-    if not model.startswith(SCHEME) and (Path(model) / MANIFEST).is_file():
+    if (Path(model) / MANIFEST).is_file():
         raise ValueError(
             f"{model} is a bundle, which reads --activations; for --text name a model that it was spliced into"
         )

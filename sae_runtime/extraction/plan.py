@@ -13,6 +13,7 @@ from sae_runtime.bundle.typed_json import from_dict, read_file
 
 PLAN = "extract.json"
 FORMAT_VERSION = 2
+MOST = 1 << 28  # bytes of a plan, and of the index of features; a part takes less than a thousand
 _SHA256 = 64  # digits
 
 
@@ -76,7 +77,7 @@ def read_plan(folder: Path) -> Plan:
     path = folder / PLAN
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no {PLAN}, so no extraction was begun there; name another folder")
-    found = read_file(dict[str, Any], path)
+    found = read_file(dict[str, Any], path, most=MOST)
     if found.get("format_version") != FORMAT_VERSION:
         raise ValueError(
             f"{path} has the format version {found.get('format_version')!r}, this version reads {FORMAT_VERSION}; "

@@ -16,7 +16,7 @@ from sae_runtime.bundle.regular import read_bytes
 from sae_runtime.bundle.typed_json import from_dict, read_file
 from sae_runtime.core.features import Features, concatenate
 from sae_runtime.extraction.part_files import DOCUMENTS, TOKENS, file_of
-from sae_runtime.extraction.plan import FORMAT_VERSION, PLAN
+from sae_runtime.extraction.plan import FORMAT_VERSION, MOST, PLAN
 
 if TYPE_CHECKING:
     import pyarrow
@@ -288,7 +288,7 @@ def read_features(path: str | Path) -> StoredFeatures:
     index = path / INDEX
     if not index.is_file():
         _refuse(path)
-    found = read_file(dict[str, Any], index, version=FORMAT_VERSION, field="format_version")
+    found = read_file(dict[str, Any], index, version=FORMAT_VERSION, field="format_version", most=MOST)
     described = {name: value for name, value in found.items() if name != "parts"}
     records = from_dict(tuple[_PartRecord, ...], found.get("parts"), f"{index}: parts")
     for name, kinds in (("per", ("token", "document")), ("values", ("float24", "float32", "float16"))):

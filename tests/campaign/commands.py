@@ -22,7 +22,7 @@ from sae_runtime.bundle import folder as bundle
 from sae_runtime.bundle.siblings import repair
 from sae_runtime.bundle.stats import counted
 
-_UNFINISHED = "acts/activations.json"  # a harvest goes on where it was; its folder counts with this file
+_UNFINISHED = ("acts/activations.json", "features/features.json")  # what goes on where it was counts with this file
 Tree = dict[str, str]  # paths relative to a folder, with the hash of each file
 
 
@@ -111,6 +111,19 @@ def _host(folder: Path) -> None:
     host(folder / "host.onnx", opset=18 - 1, external="host.data")
 
 
+def _words(folder: Path) -> None:
+    from word_model import deploy_words
+
+    _bundle(folder, "words-sae")
+    deploy_words(folder / "words", folder / "words-sae")
+
+
+def _words_text(folder: Path) -> None:
+    from word_model import some_words
+
+    (folder / "words.txt").write_text("\n\n".join(some_words(30, 20)))
+
+
 INPUTS: Mapping[str, Callable[[Path], None] | tuple[tuple[str, ...], tuple[str, ...]]] = {
     "model": _model,
     "text.txt": _text,
@@ -120,6 +133,8 @@ INPUTS: Mapping[str, Callable[[Path], None] | tuple[tuple[str, ...], tuple[str, 
     "checkpoint": _checkpoint,
     "served": _served,
     "host.onnx": _host,  # and host.data
+    "words": _words,
+    "words.txt": _words_text,
     # What other inputs and calls make.
     "evaluation.json": (
         ("served", "x.npy"),
@@ -142,10 +157,20 @@ COMMANDS: Mapping[str, Command] = {
         before=("steer served --activations x.npy --ablate 5 -o steered.safetensors -q",),
     ),
     "extract": Command(
+        arguments="extract served --activations stored -o features -q",
+        needs=("served", "stored"),
+        outputs=("features",),
+    ),
+    "extract, replacing": Command(
         arguments="extract served --activations x.npy -o features --force -q",
         needs=("served", "x.npy"),
         outputs=("features",),
         before=("extract served --activations x.npy --values float16 -o features -q",),
+    ),
+    "extract --text": Command(
+        arguments="extract words --text words.txt -o features -q",
+        needs=("words", "words.txt"),
+        outputs=("features",),
     ),
     "extract --format delphi": Command(
         arguments="extract served --activations stored --format delphi --sequence 50 -o delphi --force -q",
@@ -356,7 +381,7 @@ def _state(folder: Path, outputs: Iterable[str], old: Tree, new: Tree) -> tuple[
         now, before, after = _tree(folder, [output]), _part(old, output), _part(new, output)
         if now == after:
             words.add("new")
-        elif now == before or (_UNFINISHED in after and _UNFINISHED not in now):
+        elif now == before or any(index in after and index not in now for index in _UNFINISHED):
             words.add("old" if before else "absent")
         else:
             paths = {**now, **before, **after}

@@ -1,6 +1,7 @@
 """The layout that EleutherAI delphi 0.1.3 writes and reads: file names, tensors, types and config."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from conftest import D_IN, make_x
 
 from sae_runtime import SAE, Activations, load, open_activations
 from sae_runtime.extraction import delphi
-from sae_runtime.extraction.extract import extract
+from sae_runtime.extraction.delphi_cache import cache
 from sae_runtime.extraction.feature_rows import feature_rows
 
 BundleOf = Callable[..., Path]
@@ -46,13 +47,13 @@ def read_back(folder: Path, sequence: int, tokens: int, d_sae: int) -> np.ndarra
 
 
 @pytest.mark.parametrize("rule", ["served", "batch"])
-@pytest.mark.parametrize("values", [None, "float32"])
+@pytest.mark.parametrize("values", ["float16", "float32"])
 def test_a_cache_holds_what_encode_gives(
-    sae: SAE, tmp_path: Path, rule: Literal["served", "batch"], values: Literal["float32"] | None
+    sae: SAE, tmp_path: Path, rule: Literal["served", "batch"], values: Literal["float16", "float32"]
 ) -> None:
     activations = harvested(tmp_path / "acts", 5003)
     settings: dict[str, Any] = {"rule": rule, "values": values, "sequence": 50}
-    made = extract(sae, activations, tmp_path / "cache", format="delphi", **settings)
+    made = cache(sae, activations, tmp_path / "cache", **settings)
     folder = tmp_path / "cache" / "layer.1"
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["layer.1"]
     names = {"config.json", *(f"{begin}_{begin + 29}.safetensors" for begin in range(0, 150, 30))}
@@ -60,12 +61,12 @@ def test_a_cache_holds_what_encode_gives(
     found = read_back(folder, 50, 5000, 150)
     x = make_x(5003)[:5000]
     expected = sae.encode_batch(x) if rule == "batch" else sae.encode(x)
-    np.testing.assert_array_equal(found, expected.to_dense().astype(values or np.float16))
+    np.testing.assert_array_equal(found, expected.to_dense().astype(values))
     assert (made.tokens, made.matches) == (5000, len(expected.values))
     config = json.loads((folder / "config.json").read_text())
     description = config.pop("sae_runtime")
     assert config == {"model_name": "tiny", "cache_ctx_len": 50, "n_tokens": 5000, "n_splits": 5}
-    assert description["rule"] == rule and description["values"] == (values or "float16")
+    assert description["rule"] == rule and description["values"] == values
 
 
 def test_files_cover_all_features_without_gap(bundle_of: BundleOf, tmp_path: Path) -> None:
@@ -91,7 +92,7 @@ def test_files_cover_all_features_without_gap(bundle_of: BundleOf, tmp_path: Pat
 
 def test_locations_are_uint32_where_uint16_is_too_small(bundle_of: BundleOf, tmp_path: Path) -> None:
     sae, activations = load(bundle_of("mutual")), harvested(tmp_path / "acts", (1 << 16) + 3)
-    made = extract(sae, activations, tmp_path / "cache", format="delphi", sequence=1)
+    made = cache(sae, activations, tmp_path / "cache", sequence=1)
     assert made.tokens == (1 << 16) + 3
     data = safetensors.numpy.load_file(tmp_path / "cache" / "layer.1" / "0_29.safetensors")
     assert data["locations"].dtype == np.uint32 and data["locations"][:, 0].max() > (1 << 16) - 100
@@ -103,31 +104,43 @@ def test_activations_without_tokens_hook_or_a_whole_sequence_are_refused(bundle_
     with pytest.raises(
         ValueError, match=r"x\.npy does not know its tokens, which delphi shows to its explainers; harv"
     ):
-        extract(sae, open_activations(tmp_path / "x.npy"), out, format="delphi")
+        cache(sae, open_activations(tmp_path / "x.npy"), out)
     for number, hook in enumerate((None, "../up", "..")):
         with pytest.raises(ValueError, match=r"a folder named by their hook, but that of .* is .*; harvest"):
-            extract(sae, harvested(tmp_path / str(number), 300, hook=hook), out, format="delphi")
+            cache(sae, harvested(tmp_path / str(number), 300, hook=hook), out)
     activations = harvested(tmp_path / "acts", 300)
     with pytest.raises(
         ValueError, match="has 300 tokens, fewer than a sequence of 301; give more activations or a sho"
     ):
-        extract(sae, activations, out, format="delphi", sequence=301)
+        cache(sae, activations, out, sequence=301)
     for sequence in (0, -1, 1 << 16):
         with pytest.raises(ValueError, match=f"a sequence must have 1 to 65535 tokens, got {sequence}"):
-            extract(sae, activations, out, format="delphi", sequence=sequence)
+            cache(sae, activations, out, sequence=sequence)
     assert not out.exists()
 
 
 def test_force_replaces_a_cache_and_nothing_else(bundle_of: BundleOf, tmp_path: Path) -> None:
     sae, activations, out = load(bundle_of("mutual")), harvested(tmp_path / "acts", 300), tmp_path / "cache"
-    extract(sae, activations, out, format="delphi")
+    cache(sae, activations, out)
     with pytest.raises(FileExistsError, match="cache already exists; pass --force"):
-        extract(sae, activations, out, format="delphi")
-    extract(sae, activations, out, format="delphi", sequence=100, force=True)
+        cache(sae, activations, out)
+    cache(sae, activations, out, sequence=100, force=True)
     assert json.loads((out / "layer.1" / "config.json").read_text())["n_tokens"] == 300
     (out / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match=r"holds notes\.txt, which would be lost; name another output"):
-        extract(sae, activations, out, format="delphi", force=True)
+        cache(sae, activations, out, force=True)
     with pytest.raises(FileExistsError, match=r"notes\.txt is a file; name a folder"):
-        extract(sae, activations, out / "notes.txt", format="delphi", force=True)
+        cache(sae, activations, out / "notes.txt", force=True)
     assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_a_cache_needs_no_pyarrow_and_a_folder(
+    bundle_of: BundleOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    sae, activations = load(bundle_of("mutual")), harvested(tmp_path / "acts", 300)
+    with pytest.raises(ValueError, match=r"f\.parquet ends in \.parquet, but delphi reads a folder; name a folder, or"):
+        cache(sae, activations, tmp_path / "f.parquet")
+    made = cache(sae, activations, tmp_path / "out")
+    assert made.tokens == 256
+    assert made.size == sum(path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.is_file())

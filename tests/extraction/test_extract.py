@@ -311,7 +311,9 @@ def test_a_plan_without_parts_binds_nobody(mutual: SAE, tmp_path: Path) -> None:
     x = make_x(300)
     x[7] *= 1e6
     activations, out = plain(tmp_path, x), tmp_path / "f"
-    with pytest.raises(ValueError, match=r"the token at position 7 of document 0 has a value of .*, too large for floa"):
+    with pytest.raises(
+        ValueError, match=r"the token at position 7 of document 0 has a value of .*, too large for floa"
+    ):
         made(mutual, activations, out, values="float16")
     assert not out.exists()
     assert made(mutual, activations, out, values="float32").tokens == 300
