@@ -1,4 +1,4 @@
-"""What a feature store costs: building one of a million tokens, without and with co-firing, and reading a feature of it.
+"""What a feature store costs: building one of a million tokens, without and with co-firing, and reading a feature.
 
 The features are made up: words and features come with Zipf's frequencies, L0 is 16. Each build is a process of its own,
 whose time and peak memory the table has; reading alternates over features that are drawn at random.
@@ -43,10 +43,18 @@ class ZipfSource:
         """As Source."""
         documents = self.tokens // _DOCUMENT
         starts = range(0, documents, _DOCUMENTS)
-        parts = [Part(number=i, first=s, documents=min(_DOCUMENTS, documents - s), sha256="") for i, s in enumerate(starts)]
+        parts = [
+            Part(number=i, first=s, documents=min(_DOCUMENTS, documents - s), sha256="") for i, s in enumerate(starts)
+        ]
         architecture = asdict(Architecture(d_in=64, d_sae=self.d_sae, selection="topk", k=self.l0))
         facts = {"model": "made up", "hook": "h.3", "sae": None, "d_sae": self.d_sae, "architecture": architecture}
-        facts |= {"allocation": None, "weights_sha256": "0" * 64, "source": {}, "licence": "made up", "part": _DOCUMENTS}
+        facts |= {
+            "allocation": None,
+            "weights_sha256": "0" * 64,
+            "source": {},
+            "licence": "made up",
+            "part": _DOCUMENTS,
+        }
         return Plan(facts | {"columns": {"id": "int64"}, "documents": documents}, tuple(parts))
 
     def rows(self, part: Part) -> PartRows:
@@ -122,7 +130,11 @@ def _reading(store: Path, rounds: int = 200) -> dict[str, float]:
 def _command(store: Path, rounds: int = 7) -> dict[str, float]:
     """Milliseconds of `features show`, and of a process that imports what it imports, alternating."""
     show = [sys.executable, "-c", _CLI, "features", "show", str(store), "371"]
-    imports = [sys.executable, "-c", "import sae_runtime.cli.features.show, sae_runtime.store.open_store, pyarrow.parquet"]
+    imports = [
+        sys.executable,
+        "-c",
+        "import sae_runtime.cli.features.show, sae_runtime.store.open_store, pyarrow.parquet",
+    ]
     times: dict[str, list[float]] = {"show": [], "imports": []}
     for _ in range(rounds):
         for name, call in (("show", show), ("imports", imports)):
