@@ -136,6 +136,7 @@ INPUTS: Mapping[str, Callable[[Path], None] | tuple[tuple[str, ...], tuple[str, 
     "words": _words,
     "words.txt": _words_text,
     # What other inputs and calls make.
+    "features": (("served", "stored"), ("extract served --activations stored -o features -q",)),
     "evaluation.json": (
         ("served", "x.npy"),
         ("evaluate served --activations x.npy --batch 100 -o evaluation.json -q",),
@@ -177,6 +178,12 @@ COMMANDS: Mapping[str, Command] = {
         needs=("served", "stored"),
         outputs=("delphi",),
         before=("extract served --activations stored --format delphi --sequence 20 -o delphi -q",),
+    ),
+    "features build": Command(
+        arguments="features build features -o store --sae served --context 8 --force -q",
+        needs=("features", "served"),
+        outputs=("store",),
+        before=("features build features -o store --bins 5 -q",),
     ),
     "export": Command(arguments="export sae", needs=("sae",), outputs=("sae",)),
     "export, replacing": Command(
