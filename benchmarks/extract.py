@@ -98,7 +98,9 @@ class Bare:
             feeds = []
             for batch in batches(windows, self._graph.inputs, pad=model.tokenizer.pad_id or 0):
                 slots = source.sae.slots
-                if max(most[number] for number in batch.texts) > slots:  # such a batch needs more, and gets them at once
+                if (
+                    max(most[number] for number in batch.texts) > slots
+                ):  # such a batch needs more, and gets them at once
                     slots *= 4
                 feeds.append((self._graph.inputs.feed(batch.ids, batch.mask) | {names[2]: np.array([slots])},))
             self._batches.append(feeds)
@@ -164,7 +166,9 @@ def windows_of_length(model: Model, texts: Sequence[str], length: int, count: in
                 found.append(begin)
         if len(found) == count:
             return found
-    raise click.ClickException(f"the corpus has {len(found)} texts of {length} tokens, expected {count}; make it larger")
+    raise click.ClickException(
+        f"the corpus has {len(found)} texts of {length} tokens, expected {count}; make it larger"
+    )
 
 
 def beside_peers(

@@ -98,7 +98,10 @@ def write(
     files = min(max(_MIN_FILES, math.ceil(tokens * l0 / file_matches)), _MAX_FILES, d_sae)
     edges = np.linspace(0, d_sae, files + 1).astype(np.int64)
     small = max(tokens // sequence, int(np.diff(edges).max())) < 1 << 16
-    integer, number = np.dtype("<u2" if small else "<u4"), np.dtype("<f2" if description["values"] == "float16" else "<f4")
+    integer, number = (
+        np.dtype("<u2" if small else "<u4"),
+        np.dtype("<f2" if description["values"] == "float16" else "<f4"),
+    )
     ids: list[NDArray[np.int32]] = []
     matches = 0
     home = folder / description["hook"]

@@ -73,5 +73,5 @@ def _lines(store: "Store", found: Sequence["Hit"], query: str) -> Iterator[str]:
         yield f"{one.feature:>{digits}}  {label}  {density}  {places}"
         if one.context is not None:
             largest = float(store.max[one.feature])
-            text = marked(one.context, largest, room - digits - 10, colour=has_colour())
+            text = marked(one.context, largest, room - digits - 10, colour=has_colour(), place=one.place)
             yield f"{' ' * digits}  {one.context.value:6.2f}  {text}".rstrip()
