@@ -67,6 +67,8 @@ SLOW = (
     "test_batch_resumes",
     "test_left_out_fits",
     "test_neuronpedia_peers",
+    "test_head_of_models",
+    "test_other_libraries",
     "test_odd_data",
     "test_same_hooks",
     "test_triton_kernels",
