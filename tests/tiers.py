@@ -62,6 +62,8 @@ MEDIUM = (
     "test_transformer_lens_names",
 )
 SLOW = (
+    "test_texts_and_harvest",
+    "test_batch_texts",
     "test_batch_resumes",
     "test_left_out_fits",
     "test_neuronpedia_peers",

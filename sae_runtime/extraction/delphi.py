@@ -55,13 +55,13 @@ def check(path: Path, tokens: int | None, hook: str | None, sequence: int) -> No
     if tokens is None:
         raise ValueError(
             f"{path} does not know its tokens, which delphi shows to its explainers; "
-            "harvest the activations, or choose --format parquet"
+            "harvest the activations from text"
         )
     if hook is None or hook in ("", ".", "..") or hook != Path(hook).name:
         named = "not known" if hook is None else repr(hook)
         raise ValueError(
             f"delphi keeps features in a folder named by their hook, but that of {path} is {named}; "
-            "harvest the activations, or choose --format parquet"
+            "harvest the activations from text"
         )
     if not 1 <= sequence < 1 << 16:
         raise ValueError(f"a sequence must have 1 to {(1 << 16) - 1} tokens, got {sequence}")

@@ -41,6 +41,11 @@ def write_delphi(
         FileExistsError: `out` exists and `force` is not set, or `force` would destroy files that are not of a cache.
         ValueError: the rows are of documents, the tokens or the hook are not known, there are fewer tokens than a
             sequence has, a value is too large for float16, or a part was altered.
+
+    >>> from sae_runtime.extraction.stored_features import read_features
+    >>> write_delphi(read_features(features_path), Path("cache"))
+    Traceback (most recent call last):
+    ValueError: ... does not know its tokens, which delphi shows to its explainers; harvest the activations from text
     """
     described = features.description
     if features.per == "document":

@@ -69,7 +69,8 @@ class Tally:
             keys = np.concatenate([self._keys, keys])
             order = np.argsort(keys, kind="stable")
             keys = keys[order]
-            counts, sums = (np.concatenate(pair)[order] for pair in ((self._counts, counts), (self._sums, sums)))
+            counts = np.concatenate([self._counts, counts])[order]
+            sums = np.concatenate([self._sums, sums])[order]
         begins = np.flatnonzero(np.diff(keys, prepend=-1))
         if len(begins):
             self._keys, self._counts = keys[begins], np.add.reduceat(counts, begins)

@@ -114,8 +114,8 @@ def _host(folder: Path) -> None:
 def _words(folder: Path) -> None:
     from word_model import deploy_words
 
-    _served(folder)
-    deploy_words(folder / "words", folder / "served")
+    _bundle(folder, "words-sae")
+    deploy_words(folder / "words", folder / "words-sae")
 
 
 def _words_text(folder: Path) -> None:

@@ -21,8 +21,8 @@ from small_tokenizers import save_example
 import sae_runtime
 
 Makers = dict[str, Callable[[], Any]]
-NAMES = ("sae", "x", "bundle_path", "activations_path", "host_path", "tokenizer_path", "model_path")
-NAMES += ("features_path", "store_path")
+_NAMES = ("sae", "x", "bundle_path", "activations_path", "host_path", "tokenizer_path", "model_path", "features_path")
+NAMES = (*_NAMES, "store_path")
 
 
 def module_names() -> list[str]:

@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import make_weights
-from made_features import MadeSource, made_documents, write_features
+from made_features import WORDS, MadeSource, made_documents, write_features
 
 from sae_runtime.bundle.labels import write_labels
 from sae_runtime.bundle.parts import STATS, WEIGHTS, read_manifest, record
 from sae_runtime.bundle.stats import save_stats
 from sae_runtime.bundle.token_logits import TokenLogits
 from sae_runtime.store.build_store import build_store
-from sae_runtime.store.names_of_tokens import readable
 from sae_runtime.store.open_store import open_store
 from sae_runtime.store.relatives import neighbours
 
@@ -55,18 +54,19 @@ def put_logits(bundle: Path, logits: TokenLogits) -> None:
 
 def test_a_bundle_gives_neighbours_promoted_tokens_and_labels(bundle: Path, features: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    numbers = [rng.integers(0, 15, (D_SAE, 10)).astype(np.int32), rng.random((D_SAE, 10)).astype(np.float32)]
-    put_logits(bundle, TokenLogits(*numbers, numbers[0][::-1], -numbers[1]))
+    tokens, logits = rng.integers(0, 15, (D_SAE, 10), np.int32), rng.random((D_SAE, 10), np.float32)
+    put_logits(bundle, TokenLogits(tokens, logits, tokens[::-1], -logits))
     write_labels(bundle, {3: "open files"})
     found = open_store(built(features, tmp_path / "store", sae=bundle), sae=bundle).feature("open files")
     decoder = make_weights(D_SAE, "mutual")["W_dec"].astype(np.float64)
     decoder /= np.linalg.norm(decoder, axis=1, keepdims=True)
     cosines = decoder @ decoder[3]
     best = [int(i) for i in np.argsort(-cosines) if i != 3][:10]
-    assert found.neighbours == [(i, pytest.approx(cosines[i], abs=1e-5)) for i in best]
-    words = readable(dict(enumerate(MadeSource([], 1).vocabulary() or ())))
-    assert found.promoted == [(words[t], pytest.approx(x)) for t, x in zip(numbers[0][3], numbers[1][3], strict=True)]
-    assert found.suppressed is not None and found.suppressed[0] == (words[numbers[0][-4, 0]], -numbers[1][3, 0])
+    assert found.neighbours is not None and found.promoted is not None and found.suppressed is not None
+    assert [i for i, _ in found.neighbours] == best
+    assert [cosine for _, cosine in found.neighbours] == pytest.approx(cosines[best].tolist(), abs=1e-5)
+    assert found.promoted == [(WORDS[t], x) for t, x in zip(tokens[3].tolist(), logits[3].tolist(), strict=True)]
+    assert found.suppressed[0] == (WORDS[tokens[-4, 0]], -float(logits[3, 0]))
     assert (found.feature, found.label, found.label_source) == (3, "open files", "person")
 
 
