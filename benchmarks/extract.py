@@ -11,13 +11,12 @@ directions and the same L0 (made_sae.py). Spliced models are kept in --cache.
   suits it best. delphi is `eai-delphi`, installed with --no-deps into a folder that PYTHONPATH names.
 - memory: the peak of the command `sae-runtime extract` on two sizes of the corpus.
 
-All of a table run in turn, each turn beginning with another; times are medians, ratios medians of those of a turn, with
-the quartiles in brackets.
+All of a table run in turn on one thread, each turn beginning with another. Times are of the processor, medians over
+turns; ratios are medians of those of a turn, with the quartiles in brackets.
 """
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -38,7 +37,6 @@ from text import deployed, spread
 
 from sae_runtime import Model, load_model
 from sae_runtime.activations.documents import Document
-from sae_runtime.activations.reading import Reading
 from sae_runtime.bundle import folder
 from sae_runtime.deployed.batching import batches
 from sae_runtime.extraction.extract import extract
@@ -114,16 +112,15 @@ class Bare:
 
 
 def turns(runs: Runs, count: int) -> dict[str, NDArray[np.float64]]:
-    """Seconds of each run in each turn, after one that does not count; each turn begins with another run."""
+    """Processor seconds of each run in each turn; each turn begins with another run."""
     taken: dict[str, list[float]] = {name: [] for name in runs}
     order = list(runs.items())
-    for number in range(-1, count):
+    for _ in range(count):
         order = order[1:] + order[:1]
         for name, run in order:
-            begin = time.perf_counter()
+            begin = time.process_time()
             run()
-            if number >= 0:
-                taken[name].append(time.perf_counter() - begin)
+            taken[name].append(time.process_time() - begin)
     return {name: np.array(own) for name, own in taken.items()}
 
 
@@ -140,12 +137,13 @@ def of_characters(texts: Sequence[str], characters: int, path: Path) -> Path:
 
 def beside_bare(home: Path, text: Path, count: int, work: Path) -> str:
     """A row of the first table."""
-    source = TextSource(load_model(home), [text], part=1 << 16)
+    source = TextSource(load_model(home, threads=1), [text])
     bare, out = Bare(source), work / "out"
 
     def ours() -> None:
         extract(source, out, force=True)
 
+    ours()  # which does not count
     taken = turns({"bare": bare, "ours": ours, "itself": bare}, count)
     made, tokens = extract(source, out), bare.tokens
     stored = sum(path.stat().st_size for path in (out / "tokens").iterdir())
@@ -172,42 +170,42 @@ def windows_of_length(model: Model, texts: Sequence[str], length: int, count: in
 
 
 def beside_peers(
-    home: Path, source: Path, texts: Sequence[str], length: int, count: int, work: Path, *, whole: bool, batch: int
+    home: Path, source: Path, texts: Sequence[str], length: int, count: int, work: Path, batch: int
 ) -> Iterator[str]:
     """Rows of the second table."""
-    model, file, out = load_model(home), work / "windows.jsonl", work / "out"
-    of_characters(texts, sum(map(len, texts)), file)
-    ours = TextSource(model, [file], context=length, special=True)
+    file, out = of_characters(texts, sum(map(len, texts)), work / "windows.jsonl"), work / "out"
+    ours = TextSource(load_model(home, threads=1), [file], context=length, special=True)
     hook, d_in, sae = ours.sae.hook, ours.sae.spliced.d_in, home / "for-peers"
-    delphi, lens = Delphi(source, sae, hook, whole=whole), SAELens(source, sae, hook, d_in, whole=whole)
     matches: dict[str, int] = {}
-
-    def peer(name: str, run: Callable[..., int], **settings: Any) -> Callable[[], None]:
-        def call() -> None:
-            folder = work / name
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
-            matches[name] = run(texts, length, folder, **settings)
-
-        return call
 
     def own() -> None:
         matches["ours"] = extract(ours, out, force=True).matches
 
-    runs: Runs = {
-        "ours": own,
-        "SAELens": peer("SAELens", lens.run, batch=batch),
-        "delphi": peer("delphi", delphi.run, batch=batch),
-        "itself": own,
-    }
-    taken = turns(runs, count)
+    def peer(name: str, run: Callable[..., int]) -> Callable[[], None]:
+        def call() -> None:
+            folder = work / name
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            matches[name] = run(texts, length, folder, batch=batch)
+
+        return call
+
+    runs: Runs = {"ours": own}
+    for whole in (True, False):
+        end = "" if whole else ", cut host"
+        runs["SAELens" + end] = peer("SAELens" + end, SAELens(source, sae, hook, d_in, whole=whole).run)
+        runs["delphi" + end] = peer("delphi" + end, Delphi(source, sae, hook, whole=whole).run)
+    for run in runs.values():
+        run()  # which does not count
+    taken = turns(runs | {"itself": own}, count)
     tokens = length * len(texts)
     agree = agreement(out, work / "SAELens" / "f.safetensors", length, ours.sae.d_sae)
-    for name in ("SAELens", "delphi"):
-        cells = [f"{ours.sae.d_sae:,}", name + ", whole" * whole]
-        cells += [f"{tokens / np.median(taken[each]):,.0f}" for each in (name, "ours")]
-        cells += [spread(taken[name] / taken["ours"]), spread(taken["itself"] / taken["ours"])]
-        yield " | ".join([*cells, f"{matches[name] / matches['ours']:.4f}", f"{agree:.5f}"])
+    for name in runs:
+        if name != "ours":
+            cells = [f"{ours.sae.d_sae:,}", name]
+            cells += [f"{tokens / np.median(taken[each]):,.0f}" for each in (name, "ours")]
+            cells += [spread(taken[name] / taken["ours"]), spread(taken["itself"] / taken["ours"])]
+            yield " | ".join([*cells, f"{matches[name] / matches['ours']:.4f}", f"{agree:.5f}"])
 
 
 def agreement(out: Path, peers: Path, length: int, d_sae: int) -> float:
@@ -215,22 +213,21 @@ def agreement(out: Path, peers: Path, length: int, d_sae: int) -> float:
     import pyarrow.parquet
     from safetensors.numpy import load_file
 
-    table = pyarrow.parquet.read_table(out / "tokens", columns=["doc", "pos", "indices"])
+    table = pyarrow.parquet.read_table(out / "tokens", columns=["doc", "indices"])
     lists = table["indices"].combine_chunks()
     counts = np.diff(lists.offsets.to_numpy())
-    doc, pos = (np.repeat(table[name].to_numpy(), counts) for name in ("doc", "pos"))
-    rows = np.arange(len(table)).repeat(counts)
-    rows = rows % length if not len(doc) else rows - rows[np.searchsorted(doc, doc)]
-    ours = positions(np.stack([doc, rows, lists.values.to_numpy()], axis=1), length, d_sae)
+    doc = table["doc"].to_numpy()
+    place = np.arange(len(doc)) - np.searchsorted(doc, doc)  # special tokens share the position of their neighbour
+    where = np.stack([np.repeat(doc, counts), np.repeat(place, counts), lists.values.to_numpy()], axis=1)
+    ours = positions(where, length, d_sae)
     theirs = positions(load_file(peers)["locations"], length, d_sae)
-    del pos
     both = len(np.intersect1d(ours, theirs))
     return both / (len(ours) + len(theirs) - both)
 
 
 def peak(home: Path, text: Path, out: Path) -> tuple[float, float]:
     """Seconds, and the largest resident size in megabytes, of the command on a corpus."""
-    command = [sys.executable, "-m", "sae_runtime", "extract", home, "--text", text, "-o", out, "--quiet", "--json"]
+    command = [sys.executable, "-c", "from sae_runtime.cli import main; main()", "extract", home, "--text", text, "-o", out, "--quiet", "--json"]
     begin = time.perf_counter()
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(child.pid, 0)
@@ -252,12 +249,11 @@ def _texts(path: Path) -> list[str]:
 @click.argument("bundle", type=click.Path(path_type=Path, exists=True))
 @click.argument("text", type=click.Path(path_type=Path, exists=True))
 @click.option("--part", "parts", multiple=True, type=click.Choice(["bare", "peers", "memory"]), help="[all]")
-@click.option("--characters", default=120_000, help="Of the text beside the bare loop; about four are a token.")
-@click.option("--windows", default=48, help="Of the text beside the peers.")
+@click.option("--characters", default=200_000, help="Of the text beside the bare loop; about four are a token.")
+@click.option("--windows", default=48, help="Of the text beside the peers; a multiple of --batch.")
 @click.option("--length", default=256, help="Tokens of such a window.")
 @click.option("--batch", default=8, help="Windows of a batch of the peers.")
-@click.option("--count", default=5, help="Turns.")
-@click.option("--whole", is_flag=True, help="Let the peers run the layers behind the hook too, as their users do.")
+@click.option("--count", default=3, help="Turns.")
 @click.option("--cache", default=CACHE, type=click.Path(path_type=Path))
 def main(
     source: Path,
@@ -269,11 +265,12 @@ def main(
     length: int,
     batch: int,
     count: int,
-    whole: bool,
     cache: Path,
 ) -> None:
     """Print the tables."""
     warnings.simplefilter("ignore")
+    os.environ["RAYON_NUM_THREADS"] = "1"  # of tokenizers
+    torch.set_num_threads(1)
     texts = _texts(text)
     parts = parts or ("bare", "peers", "memory")
     with tempfile.TemporaryDirectory() as name:
@@ -298,7 +295,7 @@ def main(
             chosen: list[str] = []
             for home in models(source, bundle, texts, (1_536, 24_576), cache):
                 chosen = chosen or windows_of_length(load_model(home), texts, length, windows)
-                for row in beside_peers(home, source, chosen, length, count, work, whole=whole, batch=batch):
+                for row in beside_peers(home, source, chosen, length, count, work, batch):
                     print(f"| {row} |", flush=True)
 
 

@@ -1,7 +1,6 @@
 """Features of a text on disk by SAELens and by delphi: the torch way, each by the library's own classes.
 
-Both get the host without the layers behind the hook, which they would run otherwise, and texts of one length, which
-they need. So these are the fastest ways that their users have.
+Both need texts of one length. What SAELens keeps is written as it is, since it has no format for features of a corpus.
 """
 
 import importlib.metadata

@@ -96,15 +96,20 @@ def _zipf(rng: np.random.Generator, shape: Any, size: int) -> Any:
     return np.minimum(np.searchsorted(cumulative, rng.random(shape) * cumulative[-1]), size - 1)
 
 
-def _built(features: Path, out: Path, *options: str) -> tuple[float, float]:
-    """Seconds and gigabytes at the peak of a build in a process of its own."""
+def _built(features: Path, out: Path, *options: str) -> tuple[float, float, float]:
+    """Seconds, seconds of processors, and gigabytes at the peak, of a build in a process of its own."""
     arguments = ["features", "build", str(features), "-o", str(out), "--force", "-q", *options]
     begin = time.perf_counter()
     child = subprocess.Popen([sys.executable, "-c", _CLI, *arguments], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(child.pid, 0)
     if status:
         raise SystemExit(f"the build failed with status {status}")
-    return time.perf_counter() - begin, usage.ru_maxrss / 1e6
+    return time.perf_counter() - begin, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1e6
+
+
+def _summary(builds: list[tuple[float, float, float]]) -> dict[str, float]:
+    seconds, processors, peak = (statistics.median(each) for each in zip(*builds, strict=True))
+    return {"seconds": round(seconds, 1), "of processors": round(processors, 1), "peak GB": round(peak, 2)}
 
 
 def _reading(store: Path, rounds: int = 200) -> dict[str, float]:
@@ -165,10 +170,8 @@ def main() -> None:
             "d_sae": d_sae,
             "tokens": made.tokens,
             "matches": made.matches,
-            "seconds without co-firing": [round(seconds, 1) for seconds, _ in plain],
-            "peak GB": max(peak for _, peak in plain),
-            "seconds with co-firing": [round(seconds, 1) for seconds, _ in counted],
-            "peak GB with co-firing": max(peak for _, peak in counted),
+            "without co-firing": _summary(plain),
+            "with co-firing": _summary(counted),
             "bytes of the store": size,
             "reading, ms": _reading(store),
             "command, ms": _command(store),

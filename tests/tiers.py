@@ -63,6 +63,7 @@ MEDIUM = (
 )
 SLOW = (
     "test_texts_and_harvest",
+    "test_batch_texts",
     "test_batch_resumes",
     "test_left_out_fits",
     "test_neuronpedia_peers",

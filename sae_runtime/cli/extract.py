@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from sae_runtime.bundle.graphs import ENCODERS
-from sae_runtime.cli import common, texts
+from sae_runtime.cli import common, parallel, texts
 from sae_runtime.cli.common import Run
 from sae_runtime.cli.options import WHOLE, Command, from_config
 from sae_runtime.train.harvest.config import HarvestConfig
@@ -68,6 +68,7 @@ _OF_ACTIVATIONS = ("graph", "any_source", "format", "sequence")
     help="of activations: the graph that encodes; all give the same features [by the SAE's size]",
 )
 @common.output("folder to make, or to finish: the same command goes on where it was interrupted")
+@parallel.options
 @common.any_source
 @common.session
 @common.running("force", "quiet", "json")
@@ -86,6 +87,8 @@ def command(
     values: Any,
     output: Path,
     run: Run,
+    plan_only: bool,
+    share: tuple[int, int] | None,
     **settings: Any,
 ) -> None:
     """Write the features of texts, or of activations, to a folder.
@@ -95,13 +98,17 @@ def command(
     documents/ leads each document back to its file and row.
     """
     _refuse_mixed(ctx, reading["text"], activations)
+    parallel.refuse_mixed(ctx)
     if ctx.get_parameter_source("context") is ParameterSource.DEFAULT:
         reading["context"] = None  # fewer where the model reads no more
     if format == "delphi":
         _delphi(model, activations, output, run, rule, values or "float16", sequence, settings)
         return
     from sae_runtime.extraction.extract import check_out, extract
+    from sae_runtime.extraction.shares import make_share
+    from sae_runtime.extraction.shares import plan_only as planned
 
+    engine = parallel.engine_of(settings)
     read = {"text": reading["text"], "activations": [activations] if activations else []}
     check_out(output, {**read, "model" if activations is None else "bundle": [Path(model)]})
     manifest: Manifest | None
@@ -109,8 +116,17 @@ def command(
         source, manifest = _texts(model, reading, settings), None
     else:
         source, manifest = _rows(model, activations, settings)
+    asked = {"per": per, "pool": pool, "rule": rule, "values": values or "float24"}
+    if plan_only:
+        plan = planned(source, output, force=run.force, **asked)
+        run.show({"features": output, "parts": len(plan.parts)}, [("plan", output), ("parts", f"{len(plan.parts):,}")])
+        return
     with common.resumable(output, "the same command goes on from there"):
-        made = extract(source, output, per=per, pool=pool, rule=rule, values=values or "float24", **run.options)
+        if share is not None:
+            number = make_share(source, output, share, engine=engine, progress=run.options["progress"], **asked)
+            run.show({"features": output, "parts": number}, [("features", output), ("parts made", f"{number:,}")])
+            return
+        made = extract(source, output, engine=engine, **asked, **run.options)
     l0 = made.matches / made.rows if made.rows else 0.0
     if manifest is not None and activations is not None and per == "token":
         _warn(manifest, activations, made.tokens, l0)

@@ -14,7 +14,8 @@ from sae_runtime.bundle.outputs import Output, refuse_inputs
 from sae_runtime.bundle.parts import record
 from sae_runtime.bundle.siblings import LEFTOVER, lock, repair
 from sae_runtime.core.progress import progress_bar
-from sae_runtime.extraction.batch_parts import FOLDER, Candidates, match
+from sae_runtime.extraction.batch_parts import match
+from sae_runtime.extraction.candidate_files import FOLDER, CandidateFiles
 from sae_runtime.extraction.part_files import (
     DOCUMENTS,
     TOKENS,
@@ -86,31 +87,48 @@ def extract(
         ValueError: `out` was begun with another input, model or setting; another run writes there; the input changed
             meanwhile or cannot be read; or a value is too large for float16.
     """
+    check_out(out)
+    passes = passes_of(source) if rule == "batch" else None
+    plan = planned(source, per=per, pool=pool, rule=rule, values=values)
+    with begun(out, plan, force=force):
+        prepare(source, out)
+        task = MakeParts(source, plan, out)
+        left = [part.number for part in plan.parts if not task.is_done(part.number)]
+        if passes is not None and left:
+            files = CandidateFiles(out / FOLDER, plan)
+            task = MakeParts(match(passes, files, engine=engine, progress=progress), plan, out)
+        done = len(plan.parts) - len(left)
+        with progress_bar(len(plan.parts), "parts", shown=progress, initial=done) as bar:
+            for _ in engine(task, left):
+                bar.update(1)
+        return finish(out, plan)
+
+
+def planned(
+    source: Source, *, per: Per = "token", pool: Pool = "max", rule: Rule = "served", values: Values = "float24"
+) -> Plan:
+    """The plan of an extraction, with all that decides its rows; it reads all of the input.
+
+    Raises:
+        ImportError, ValueError: as `extract`.
+    """
     require("extract")
     refuse_rule_and_values(rule, values)
     _refuse_unknown("per", per, ("token", "document"))
     _refuse_unknown("pool", pool, ("max", "mean", "sum"))
-    check_out(out)
-    passes = passes_of(source) if rule == "batch" else None
     plan = source.plan()
     settings = {"per": per, "pool": pool if per == "document" else None, "rule": rule, "values": values}
     plan = Plan({**plan.facts, **settings}, plan.parts)
     if per == "document" and plan.facts["documents"] is None:
         path = plan.facts["source"]["activations"]
         raise ValueError(f"{path} does not know its documents; harvest the activations from text, or leave out --per")
-    with begun(out, plan, force=force):
-        if (names := source.vocabulary()) is not None:
-            write_vocabulary(out / VOCABULARY, names)
-        task = MakeParts(source, plan, out)
-        left = [part.number for part in plan.parts if not task.is_done(part.number)]
-        if passes is not None and left:
-            candidates = Candidates(out / FOLDER, plan, plan.facts["d_sae"])
-            task = MakeParts(match(passes, candidates, engine=engine, progress=progress), plan, out)
-        done = len(plan.parts) - len(left)
-        with progress_bar(len(plan.parts), "parts", shown=progress, initial=done) as bar:
-            for _ in engine(task, left):
-                bar.update(1)
-        return finish(out, plan)
+    return plan
+
+
+def prepare(source: Source, out: Path) -> None:
+    """Write what a folder has beside its parts."""
+    if (names := source.vocabulary()) is not None:
+        write_vocabulary(out / VOCABULARY, names)
 
 
 def refuse_rule_and_values(rule: str, values: str) -> None:
@@ -160,6 +178,7 @@ def finish(out: Path, plan: Plan) -> Extracted:
     facts = {name: value for name, value in plan.facts.items() if name not in ("documents", "columns", "part")}
     index: dict[str, Any] = {"format_version": FORMAT_VERSION, "plan_sha256": plan.sha256, **facts, **totals}
     write_json(out / INDEX, index | {"parts": parts})
+    repair(out / FOLDER)
     if (out / FOLDER).is_dir():
         remove_folder(out / FOLDER)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())

@@ -8,6 +8,9 @@ Ray listens on every address of a machine; by default it lets only those in who 
 """
 
 import os
+import re
+import socket
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -59,7 +62,8 @@ def _run(task: Task, numbers: Sequence[int], address: str | None, workers: int |
             _start(address, workers, cpus)
         yield from _made(task, numbers, _actors(address, workers, cpus), cpus)
     except ray.exceptions.RayError as error:
-        raise _mended(error) from error
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"Ray could not make a part ({reason}); the parts that are there stay, run again") from error
     finally:
         if is_ours:
             ray.shutdown()
@@ -70,11 +74,14 @@ def _start(address: str | None, workers: int | None, cpus: int) -> None:
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is not None:
         try:
+            if place := re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d{1,5})", address):
+                socket.create_connection((place[1], int(place[2])), timeout=10).close()  # Ray itself tries for minutes
             ray.init(address, **quiet)
-        except (ConnectionError, ValueError) as error:
+        except (OSError, OverflowError, ValueError) as error:
             raise ValueError(
                 f"there is no Ray cluster at {address} ({' '.join(str(error).split())[:200]}); start one with "
                 "ray start --head, or leave the address out"
@@ -110,42 +117,48 @@ def _made(task: Task, numbers: Sequence[int], actors: int, cpus: int) -> Iterato
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     items = [{"part": number} for number in numbers]
-    made = ray.data.from_items(items, override_num_blocks=min(len(items), _BLOCKS)).map_batches(
-        _Maker,
-        fn_constructor_args=(cloudpickle.dumps(task), os.getcwd(), cpus),
-        compute=ray.data.ActorPoolStrategy(size=min(actors, len(items))),
-        num_cpus=cpus,
-        batch_size=1,
-        batch_format="pyarrow",
-        zero_copy_batch=True,
-        ray_remote_args_fn=lambda: {"max_task_retries": _AGAIN},
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of how the number of tries is given
+        made = ray.data.from_items(items, override_num_blocks=min(len(items), _BLOCKS)).map_batches(
+            _Maker,
+            fn_constructor_args=(cloudpickle.dumps(task), os.getcwd(), cpus),
+            compute=ray.data.ActorPoolStrategy(size=min(actors, len(items))),
+            num_cpus=cpus,
+            batch_size=1,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            max_task_retries=_AGAIN,
+        )
     for batch in made.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
-        yield from batch["part"].to_pylist()
+        for number, error in zip(batch["part"].to_pylist(), batch["error"].to_pylist(), strict=True):
+            if error is not None:
+                raise cloudpickle.loads(error)
+            yield number
 
 
 class _Maker:
-    """An actor: it opens what the task needs once, and makes parts."""
+    """An actor: it opens what the task needs once, and makes parts. Errors are data, so that Ray wraps none of them."""
 
     def __init__(self, task: bytes, folder: str, cpus: int) -> None:
-        from ray import cloudpickle
-
+        self._pickled, self._folder, self._task = task, folder, None
         os.environ["RAYON_NUM_THREADS"] = str(cpus)  # of tokenizers
-        os.chdir(folder)  # paths are those of the command
-        self._task: Task = cloudpickle.loads(task)
 
     def __call__(self, batch: Any) -> Any:
-        """Make the parts of a batch, an Arrow table, and give it back."""
-        for number in batch["part"].to_pylist():
+        """Make the parts of a batch, an Arrow table, and give it back with an error for each, or none."""
+        import pyarrow
+
+        errors = [self._error(number) for number in batch["part"].to_pylist()]
+        return batch.append_column("error", pyarrow.array(errors, pyarrow.binary()))
+
+    def _error(self, number: int) -> bytes | None:
+        from ray import cloudpickle
+
+        try:
+            if self._task is None:
+                os.chdir(self._folder)  # paths are those of the command
+                self._task = cloudpickle.loads(self._pickled)
             self._task(number)
-        return batch
-
-
-def _mended(error: BaseException) -> BaseException:
-    """What a part raised in an actor, or what Ray says in one sentence."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ValueError | OSError | ImportError | MemoryError | EOFError):
-            return cause
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    return ValueError(f"Ray could not make a part ({' '.join(str(error).split())[:300]}); see its logs in /tmp/ray")
+        except Exception as error:
+            pickled: bytes = cloudpickle.dumps(error)
+            return pickled
+        return None

@@ -47,9 +47,9 @@ def command(
     values: Any,
     run: Run,
 ) -> None:
-    """Write a store in Neuronpedia's format, or upload it; or features in delphi's.
+    """Write a store as Neuronpedia's files, or features as delphi's.
 
-    The folder has what SAEDashboard writes: batch-0.json and on, skipped_indexes.json and run_settings.json; and the
+    For Neuronpedia the folder has what SAEDashboard writes: batch-0.json and on, skipped_indexes.json and run_settings.json; and the
     labels in explanations.jsonl. --upload sends the features by Neuronpedia's client: pip install
     'sae-runtime[neuronpedia]'. Its source is named LAYER-SOURCE_SET.
 

@@ -25,7 +25,7 @@ _AT_ONCE = 64  # texts that are read before they are shown
     "show",
     cls=Command,
     group="features",
-    example='sae-runtime features show store 371\n  sae-runtime features show model --text "Open the file and read it."',
+    example="sae-runtime features show store 371",
 )
 @click.argument("target")
 @click.argument("feature", required=False)
@@ -47,7 +47,7 @@ def command(
     session: dict[str, Any],
     run: Run,
 ) -> None:
-    """Show a feature of a store, or the strongest features of every token of texts.
+    """Show a feature of a store, or the features of each token of texts.
 
     Of a store, what `features build` wrote, FEATURE is a number or a label. Its figures are shown, the tokens and
     features that it goes with, and its contexts from the largest activations down. A terminal shades active tokens;

@@ -1,0 +1,63 @@
+"""Extractions that are killed at random moments and run again: the same bytes as of one that was left alone."""
+
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from feature_folders import bytes_of
+from tiny_deployed import deployed, texts
+
+from sae_runtime.extraction.extract import INDEX
+
+KILLS = 20
+BundleOf = Callable[..., Path]
+
+_CHILD = """
+import sys
+from pathlib import Path
+from sae_runtime import load_model
+from sae_runtime.extraction.extract import extract
+from sae_runtime.extraction.text_source import TextSource
+
+model, text, out, rule = sys.argv[1:]
+source = TextSource(load_model(model, threads=1), [Path(text)], part=600)
+source.model.features("w1")
+print("begun", flush=True)
+extract(source, Path(out), rule=rule)
+"""
+
+
+def begun(model: Path, text: Path, out: Path, rule: str) -> subprocess.Popen[str]:
+    """A process that is about to extract."""
+    command = [sys.executable, "-c", _CHILD, *map(str, (model, text, out, rule))]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None and child.stdout.readline() == "begun\n"
+    return child
+
+
+@pytest.mark.parametrize("rule", ["served", "batch"])
+def test_kills_at_random_moments_and_a_last_run_give_the_same_bytes(
+    bundle_of: BundleOf, tmp_path: Path, rule: str
+) -> None:
+    model, text = deployed(tmp_path / "model"), texts(tmp_path / "text.jsonl", 900)
+    begin = time.monotonic()
+    with begun(model, text, tmp_path / "alone", rule) as child:
+        begin, _ = time.monotonic(), child.wait()
+    assert child.returncode == 0
+    taken = time.monotonic() - begin
+    out, chance, killed, partly = tmp_path / "killed", random.Random(0), 0, set[int]()
+    for _ in range(KILLS):
+        with begun(model, text, out, rule) as child:
+            time.sleep(chance.uniform(0, taken / 4))  # so that some runs go on where others ended
+            child.kill()
+            killed += child.wait() != 0
+        partly.add(len(list(out.glob("tokens/part-*"))))
+        assert not (out / INDEX).exists() or killed < KILLS
+    assert killed >= KILLS // 2 and (len(partly) > 2 or rule == "batch")
+    with begun(model, text, out, rule) as child:
+        assert child.wait() == 0
+    assert bytes_of(out) == bytes_of(tmp_path / "alone")
