@@ -54,12 +54,17 @@ class MadeSource:
         """As Source."""
         starts = range(0, len(self.documents), self.per_part)
         sizes = [len(self.documents[start : start + self.per_part]) for start in starts]
-        parts = [Part(number=i, first=s, documents=n, sha256="") for i, (s, n) in enumerate(zip(starts, sizes, strict=True))]
+        parts = [
+            Part(number=i, first=s, documents=n, sha256="") for i, (s, n) in enumerate(zip(starts, sizes, strict=True))
+        ]
         architecture = asdict(Architecture(d_in=24, d_sae=self.d_sae, selection="topk", k=6))
         facts = {"model": "made", "hook": "h.3", "sae": None, "d_sae": self.d_sae, "architecture": architecture}
         facts |= {"allocation": None, "weights_sha256": "0" * 64, "source": {}, "licence": None, "part": self.per_part}
         whole = all(isinstance(document.id, int) for document in self.documents)
-        facts |= {"columns": {"id": "int64" if whole else "string"}, "documents": len(self.documents) if self.known else None}
+        facts |= {
+            "columns": {"id": "int64" if whole else "string"},
+            "documents": len(self.documents) if self.known else None,
+        }
         return Plan(facts | self.facts, tuple(parts))
 
     def rows(self, part: Part) -> PartRows:
@@ -108,7 +113,9 @@ def made_documents(count: int = 40, d_sae: int = 24, seed: int = 0, longest: int
         features = [{int(i): float(np.float32(values[t, i])) for i in np.flatnonzero(active[t])} for t in range(length)]
         if number % 8 == 7:
             words, features = documents[-1].words, documents[-1].features
-        documents.append(Document(words, features, number if seed % 2 else f"doc-{number}", None if number % 3 else "MIT"))
+        documents.append(
+            Document(words, features, number if seed % 2 else f"doc-{number}", None if number % 3 else "MIT")
+        )
     return documents
 
 

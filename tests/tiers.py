@@ -62,9 +62,13 @@ MEDIUM = (
     "test_transformer_lens_names",
 )
 SLOW = (
+    "test_texts_and_harvest",
+    "test_batch_texts",
     "test_batch_resumes",
     "test_left_out_fits",
     "test_neuronpedia_peers",
+    "test_head_of_models",
+    "test_other_libraries",
     "test_odd_data",
     "test_same_hooks",
     "test_triton_kernels",

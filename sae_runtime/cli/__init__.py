@@ -26,7 +26,7 @@ GROUPS = {
     },
     "Use": {
         "extract": "Write the features of texts, or of activations, to a folder.",
-        "features": "Read the features of a deployed model on text.",
+        "features": "Read features: of a deployed model on text, or of a corpus.",
         "steer": "Edit features of activations, or of a deployed model on text.",
     },
     "About": {

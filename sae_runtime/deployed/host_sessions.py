@@ -19,6 +19,8 @@ from sae_runtime.engine import forks
 from sae_runtime.engine.sessions import CPU, Provider, name_of, open_session, run_session
 from sae_runtime.engine.watching import Watch
 
+THRESHOLD = "{}/threshold"  # the name of an SAE's threshold in a spliced graph
+
 
 class OpenGraph(NamedTuple):
     """An open graph.
@@ -156,7 +158,7 @@ def _session(graph: Path, lowered: Spliced | None, options: Mapping[str, Any]) -
     """The session of a graph, in which an SAE may have the threshold 0."""
     if lowered is None:
         return open_session(graph, **options)
-    threshold = {f"{lowered.name}/threshold": np.zeros(lowered.d_sae, np.float32)}
+    threshold = {THRESHOLD.format(lowered.name): np.zeros(lowered.d_sae, np.float32)}
     try:
         return open_session(graph, **options, weights=threshold)
     except BundleError as error:

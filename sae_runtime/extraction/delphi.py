@@ -22,7 +22,6 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_runtime.activations.stored import Activations
 from sae_runtime.bundle.tensors import save_tensors
 from sae_runtime.bundle.typed_json import read_file
 from sae_runtime.extraction.feature_rows import FeatureRows
@@ -44,31 +43,31 @@ def foreign(out: Path) -> str | None:
     return next((entry.name for entry in sorted(out.iterdir()) if not _is_ours(entry)), None)
 
 
-def check(activations: Activations, hook: str | None, sequence: int) -> None:
-    """Raise ValueError if a delphi cache cannot hold the features of these activations.
+def check(path: Path, tokens: int | None, hook: str | None, sequence: int) -> None:
+    """Raise ValueError if a delphi cache cannot hold the features of a source.
 
     Args:
-        activations: read later.
+        path: of the source, activations or features.
+        tokens: how many it has; None: it does not know their ids.
         hook: where the activations are in the host model, or None.
         sequence: tokens of a sequence.
     """
-    if activations.tokens is None:
+    if tokens is None:
         raise ValueError(
-            f"{activations.path} does not know its tokens, which delphi shows to its explainers; "
-            "harvest the activations, or choose --format parquet"
+            f"{path} does not know its tokens, which delphi shows to its explainers; "
+            "harvest the activations from text"
         )
     if hook is None or hook in ("", ".", "..") or hook != Path(hook).name:
         named = "not known" if hook is None else repr(hook)
         raise ValueError(
-            f"delphi keeps features in a folder named by their hook, but that of {activations.path} is {named}; "
-            "harvest the activations, or choose --format parquet"
+            f"delphi keeps features in a folder named by their hook, but that of {path} is {named}; "
+            "harvest the activations from text"
         )
     if not 1 <= sequence < 1 << 16:
         raise ValueError(f"a sequence must have 1 to {(1 << 16) - 1} tokens, got {sequence}")
-    if len(activations) < sequence:
+    if tokens < sequence:
         raise ValueError(
-            f"{activations.path} has {len(activations)} tokens, fewer than a sequence of {sequence}; "
-            "give more activations or a shorter --sequence"
+            f"{path} has {tokens} tokens, fewer than a sequence of {sequence}; give more text or a shorter --sequence"
         )
 
 
@@ -99,7 +98,10 @@ def write(
     files = min(max(_MIN_FILES, math.ceil(tokens * l0 / file_matches)), _MAX_FILES, d_sae)
     edges = np.linspace(0, d_sae, files + 1).astype(np.int64)
     small = max(tokens // sequence, int(np.diff(edges).max())) < 1 << 16
-    integer, number = np.dtype("<u2" if small else "<u4"), np.dtype(description["values"]).newbyteorder("<")
+    integer, number = (
+        np.dtype("<u2" if small else "<u4"),
+        np.dtype("<f2" if description["values"] == "float16" else "<f4"),
+    )
     ids: list[NDArray[np.int32]] = []
     matches = 0
     home = folder / description["hook"]

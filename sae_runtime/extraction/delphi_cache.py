@@ -66,7 +66,8 @@ def cache(
     refuse_rule_and_values(rule, values)
     output(out, force=force).check()
     check_source(activations, sae.manifest, any_source=any_source)
-    delphi.check(activations, sae.manifest.hook or activations.hook, sequence)
+    known = None if activations.tokens is None else len(activations)
+    delphi.check(activations.path, known, sae.manifest.hook or activations.hook, sequence)
     tokens = len(activations) - len(activations) % sequence
     description = _description(sae, activations, tokens, rule, values)
     with (

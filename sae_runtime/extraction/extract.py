@@ -14,7 +14,8 @@ from sae_runtime.bundle.outputs import Output, refuse_inputs
 from sae_runtime.bundle.parts import record
 from sae_runtime.bundle.siblings import LEFTOVER, lock, repair
 from sae_runtime.core.progress import progress_bar
-from sae_runtime.extraction.batch_parts import FOLDER, Candidates, match
+from sae_runtime.extraction.batch_parts import match
+from sae_runtime.extraction.candidate_files import FOLDER, CandidateFiles
 from sae_runtime.extraction.part_files import (
     DOCUMENTS,
     TOKENS,
@@ -94,8 +95,8 @@ def extract(
         task = MakeParts(source, plan, out)
         left = [part.number for part in plan.parts if not task.is_done(part.number)]
         if passes is not None and left:
-            candidates = Candidates(out / FOLDER, plan, plan.facts["d_sae"])
-            task = MakeParts(match(passes, candidates, engine=engine, progress=progress), plan, out)
+            files = CandidateFiles(out / FOLDER, plan)
+            task = MakeParts(match(passes, files, engine=engine, progress=progress), plan, out)
         done = len(plan.parts) - len(left)
         with progress_bar(len(plan.parts), "parts", shown=progress, initial=done) as bar:
             for _ in engine(task, left):
@@ -177,6 +178,7 @@ def finish(out: Path, plan: Plan) -> Extracted:
     facts = {name: value for name, value in plan.facts.items() if name not in ("documents", "columns", "part")}
     index: dict[str, Any] = {"format_version": FORMAT_VERSION, "plan_sha256": plan.sha256, **facts, **totals}
     write_json(out / INDEX, index | {"parts": parts})
+    repair(out / FOLDER)
     if (out / FOLDER).is_dir():
         remove_folder(out / FOLDER)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from sae_runtime.core.progress import progress_bar
+from sae_runtime.extraction.batch_parts import MakeFirst
+from sae_runtime.extraction.candidate_files import FOLDER, CandidateFiles
 from sae_runtime.extraction.extract import begun, check_out, planned, prepare
 from sae_runtime.extraction.part_rows import Source
 from sae_runtime.extraction.plan import Plan, difference, read_plan
 from sae_runtime.extraction.tasks import Engine, MakeParts, local
+from sae_runtime.extraction.two_passes import passes_of
 
 
 def plan_only(source: Source, out: Path, *, force: bool = False, **settings: Any) -> Plan:
@@ -50,6 +53,8 @@ def make_share(
 ) -> int:
     """Make those parts of a share that are missing, in a folder that has a plan; gives the number of parts made.
 
+    By the batch rule it makes their candidates, among which the last `extract` chooses.
+
     Args:
         source: as for `extract`.
         out: the folder.
@@ -60,24 +65,21 @@ def make_share(
 
     Raises:
         FileNotFoundError: the folder has no plan.
-        ValueError: there is no such share; it is of the batch rule, which needs all parts at once; or the input, the
-            model or a setting is another one than that of the plan.
+        ValueError: there is no such share; or the input, the model or a setting is another one than that of the plan.
 
     """
     number, count = share
     if not 1 <= number <= count:
         raise ValueError(f"a share is 1/{count} to {count}/{count}, got {number}/{count}; give one of these")
-    if settings.get("rule") == "batch":
-        raise ValueError(
-            "the batch rule chooses among the tokens of all parts, so no share can be made alone; leave the share out, "
-            "or take --rule served"
-        )
+    passes = passes_of(source) if settings.get("rule") == "batch" else None
     there = read_plan(out)
     plan = planned(source, **settings)
     if (what := difference(there, plan)) is not None:
         raise ValueError(f"{out} was begun with {what}; use another folder or --force")
-    task = MakeParts(source, plan, out)
-    left = [part for part in _own(range(len(plan.parts)), number, count) if not task.is_done(part)]
+    whole = MakeParts(source, plan, out)
+    task = whole if passes is None else MakeFirst(passes, CandidateFiles(out / FOLDER, plan))
+    own = _own(range(len(plan.parts)), number, count)
+    left = [part for part in own if not (whole.is_done(part) or task.is_done(part))]
     with progress_bar(len(left), "parts", shown=progress) as bar:
         for _ in engine(task, left):
             bar.update(1)

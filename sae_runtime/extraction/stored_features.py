@@ -65,6 +65,9 @@ class StoredPart:
         Raises:
             OSError: the file may not be read.
             ValueError: it is missing, was altered, or holds no features of this SAE.
+
+        >>> read_features(features_path).parts[0].features().shape
+        (600,)
         """
         return self._home.to_features(self.table(["indices", "values"]))
 
@@ -76,6 +79,9 @@ class StoredPart:
 
         Raises:
             OSError, ValueError: as `features`; or there is no such column.
+
+        >>> read_features(features_path).parts[0].table(["pos"]).num_rows
+        600
         """
         return self._read("tokens" if self._home.per == "token" else "documents", columns)
 
@@ -101,8 +107,8 @@ class StoredFeatures:
         d_sae: number of features of the SAE.
         matches: number of active features of all rows.
 
-    >>> stored = read_features(features_path)  # doctest: +SKIP
-    >>> len(stored), stored.per, stored.features().to_scipy().shape  # doctest: +SKIP
+    >>> stored = read_features(features_path)
+    >>> len(stored), stored.per, stored.to_scipy().shape
     (600, 'token', (600, 150))
     """
 
@@ -133,6 +139,9 @@ class StoredFeatures:
         Raises:
             TypeError: `rows` is no slice.
             OSError, ValueError: as `features`.
+
+        >>> read_features(features_path)[10:30].shape
+        (20,)
         """
         if not isinstance(rows, slice):
             raise TypeError(f"stored features take a slice of rows, got {rows!r}")
@@ -152,6 +161,9 @@ class StoredFeatures:
         Raises:
             OSError: a file may not be read.
             ValueError: a part is missing, was altered, or holds no features of this SAE.
+
+        >>> read_features(features_path).features().d_sae
+        150
         """
         return self[:]
 
@@ -161,6 +173,9 @@ class StoredFeatures:
         Raises:
             ImportError: scipy is not installed.
             OSError, ValueError: as `features`.
+
+        >>> read_features(features_path).to_scipy().shape
+        (600, 150)
         """
         return self.features().to_scipy()
 
@@ -169,6 +184,10 @@ class StoredFeatures:
 
         Raises:
             ValueError: they are not features of this SAE.
+
+        >>> stored = read_features(features_path)
+        >>> stored.to_features(stored.table().slice(5, 2)).shape
+        (2,)
         """
         indices, values = (table.column(name).combine_chunks() for name in ("indices", "values"))
         indptr = indices.offsets.to_numpy().astype(np.int64)
@@ -195,11 +214,18 @@ class StoredFeatures:
 
         Raises:
             OSError, ValueError: as `features`; or there is no such column.
+
+        >>> [table.num_rows for table in read_features(features_path).tables(["doc"])]
+        [600]
         """
         return (part.table(columns) for part in self.parts)
 
     def table(self, columns: Sequence[str] | None = None) -> "pyarrow.Table":
-        """All rows as one Arrow table; see `tables`."""
+        """All rows as one Arrow table; see `tables`.
+
+        >>> read_features(features_path).table(["indices", "values"]).num_rows
+        600
+        """
         return self._joined(self.tables(columns))
 
     def document_table(self, columns: Sequence[str] | None = None) -> "pyarrow.Table":
@@ -216,6 +242,10 @@ class StoredFeatures:
         Raises:
             IndexError: there is no such document.
             OSError, ValueError: as `features`; or the documents are not known.
+
+        >>> read_features(features_path).document(3)
+        Traceback (most recent call last):
+        ValueError: ... does not know its documents; harvest the activations from text
         """
         import pyarrow.compute
 
@@ -241,6 +271,9 @@ class StoredFeatures:
 
         Raises:
             ValueError: the folder has no such files.
+
+        >>> read_features(features_path).dataset().count_rows()
+        600
         """
         import pyarrow.dataset
 

@@ -12,9 +12,7 @@ _NUMBER = re.compile(r"(?:^|[._])([0-9]{1,4})(?=$|[._@])")
 _SAME = (("instruct", "it"), ("gpt2small", "gpt2"))  # names at Neuronpedia and on the Hub
 
 
-def refuse_other(
-    target: Target, path: Path, *, model: str | None, place: str | None, highest: int
-) -> Sequence[str]:
+def refuse_other(target: Target, path: Path, *, model: str | None, place: str | None, highest: int) -> Sequence[str]:
     """Raise an error if explanations cannot be of an SAE, and give sentences on what may not fit.
 
     Args:

@@ -145,8 +145,11 @@ def _by_place(explanations: Iterable[Explanation | None]) -> tuple[dict[tuple[st
 def _one_place(found: dict[tuple[str | None, str | None], _Best], place: str | None, path: Path) -> _Best:
     """The explanations of the SAE that is meant."""
     named = [f"{model}/{where}" if model and where else where or model or "no name" for model, where in found]
-    wanted = [one for one, (name, (_, where)) in zip(found, zip(named, found, strict=True), strict=True)
-              if place is None or place in (name, where)]
+    wanted = [
+        one
+        for one, (name, (_, where)) in zip(found, zip(named, found, strict=True), strict=True)
+        if place is None or place in (name, where)
+    ]
     if not found:
         raise ValueError(f"{path} holds no explanation: no record has both a feature and a text")
     shown = f"{', '.join(sorted(named)[:10])}{', ...' * (len(named) > 10)}"

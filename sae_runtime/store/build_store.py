@@ -153,7 +153,7 @@ def build_store(
 def store_output(path: Path, *, force: bool, inputs: Mapping[str, Path] | None = None) -> Output:
     """The output of `build_store`, which callers check before long work.
 
-    >>> store_output(Path("store"), force=False).check()
+    >>> store_output(Path("new-store"), force=False).check()
     """
     return Output(path=path, kind="folder", force=force, inputs=inputs or {}, foreign=foreign)
 

@@ -1,9 +1,10 @@
 """Which matches of each feature become contexts, and the quantile bands that they are chosen from.
 
 The matches of a feature, by falling value, are cut into bands of equal numbers of matches: with Q bands and n matches,
-the match of rank r is in band r Q // n. From each band the largest are taken that differ from those taken before: two
-contexts of a feature are never the same text (the tokens of the peak and of its surroundings are equal), and peaks in
-one document are at least half a context apart.
+the match of rank r is in band r Q // n. Two matches are the same text if the tokens of the peaks and of their
+surroundings are equal. In a band, the largest match of each text is considered, by falling value, until the band's
+slots are full. It is taken unless a context of the feature was taken before, from this band or a higher one, that is
+the same text or whose peak is in the same document less than half a context away.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from sae_runtime.store.matches import Matches
 from sae_runtime.store.rows import Rows
 
+_MIXING = np.uint64(0x9E3779B97F4A7C15)
 _FIRST, _GROWTH = 64, 8  # candidates of a band that are looked at first, and how many more each time after
 
 
@@ -45,7 +47,8 @@ class Chosen:
         self.row, self.value = np.full(shape, -1, np.int64), np.zeros(shape, np.float32)
         self._near, self._run = np.zeros(shape, np.uint64), np.full(shape, -1, np.int64)
         self._filled = np.zeros((len(counts), bands), np.int64)
-        self._seen = np.zeros(len(counts), np.int64)  # matches of each feature that were given
+        self._given = np.zeros(len(counts), np.int64)  # matches of each feature so far
+        self._considered = np.zeros(0, np.uint64)  # texts of bands that are not full
         starts = -(-np.arange(bands + 1) * counts[:, None] // bands)
         self._starts, self.sizes = starts[:, :-1], np.diff(starts, axis=1)
         self.edges = np.zeros((len(counts), bands, 2), np.float32)
@@ -54,16 +57,15 @@ class Chosen:
         """Choose from matches that go on, by feature, then by falling value, where those before ended."""
         feature = matches["feature"] - self._low
         counts = np.bincount(feature, minlength=len(self._counts))
-        rank = np.arange(len(matches)) - np.repeat(np.cumsum(counts) - counts - self._seen, counts)
-        self._seen += counts
+        rank = np.arange(len(matches)) - np.repeat(np.cumsum(counts) - counts - self._given, counts)
+        self._given += counts
         band = rank * len(self.slots[1:]) // self._counts[feature]
         place = rank - self._starts[feature, band]
         last = place == self.sizes[feature, band] - 1
         self.edges[feature[place == 0], band[place == 0], 1] = matches["value"][place == 0]
         self.edges[feature[last], band[last], 0] = matches["value"][last]
-        first = np.full(self.sizes.shape, np.iinfo(np.int64).max)
-        np.minimum.at(first, (feature, band), place)
-        place = place - first[feature, band]  # among these matches
+        begins = np.flatnonzero(np.diff(feature * len(self.sizes[0]) + band, prepend=-1))
+        place -= np.repeat(place[begins], np.diff(np.append(begins, len(place))))  # among these matches
         room, begin, end = np.diff(self.slots), 0, _FIRST
         while True:
             wanted = (self._filled < room)[feature, band] & (place >= begin)
@@ -77,9 +79,10 @@ class Chosen:
         """Fill slots from candidates, which come by feature, then by falling value."""
         row, value = matches["row"], matches["value"]
         near = rows.near[row]
-        mixed = near ^ (feature.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
-        first = np.sort(np.unique(mixed, return_index=True)[1])  # the largest of equal texts of a feature
-        feature, band, row, value, near = (each[first] for each in (feature, band, row, value, near))
+        text = near ^ ((feature * len(self.sizes[0]) + band).astype(np.uint64) * _MIXING)  # in its band of its feature
+        first = np.sort(np.unique(text, return_index=True)[1])
+        first = first[~np.isin(text[first], self._considered)]
+        feature, band, row, value, near, text = (each[first] for each in (feature, band, row, value, near, text))
         run = rows.run(row)
         for number in range(len(self.slots) - 1):
             here = np.flatnonzero(band == number)
@@ -100,6 +103,8 @@ class Chosen:
                 step += 1
                 room = self._filled[feature[here[group]], number] < self.slots[number + 1] - self.slots[number]
                 group, lengths = group[room & (step < lengths)], lengths[room & (step < lengths)]
+        left = (self._filled < np.diff(self.slots))[feature, band]
+        self._considered = np.concatenate([self._considered, text[left]])
 
 
 def choose(

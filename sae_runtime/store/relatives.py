@@ -32,7 +32,9 @@ def neighbours(decoder: NDArray[np.float32]) -> Relatives:
 
     def rows(begin: int, size: int) -> NDArray[np.float32]:
         part = np.asarray(decoder[begin : begin + size])
-        return part / np.where(norms[begin : begin + size] > 0, norms[begin : begin + size], 1)[:, None]
+        lengths = norms[begin : begin + size].copy()
+        lengths[lengths == 0] = 1
+        return np.asarray(part / lengths[:, None], np.float32)
 
     found: Relatives = []
     for begin in range(0, d_sae, _BLOCK):

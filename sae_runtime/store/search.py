@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_runtime.core.labels import shown
-from sae_runtime.store.records import Context
+from sae_runtime.store.records import Context, StoredFeature
 
 if TYPE_CHECKING:
     from sae_runtime.store.open_store import Store
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 _PHRASE = re.compile(r'"([^"]*)"|(\S+)')
 _EDGE = r"[^\pL\pN\pM_]"  # neither letter, digit nor accent; the syntax is RE2's
 _MARKS = ("##", "Ġ", "▁")  # by which tokenizers say that a token begins or continues a word
-_PEAKS = 2000  # features whose contexts are read for the place of the word in them
+_CLOSER = 60  # features, at least, whose contexts are looked at for the place of the words in them
 
 # What a place of a word is worth. Every value of a line is larger than every value of the lines below it.
 _LABEL = 5.0
@@ -41,6 +42,7 @@ class Hit:
         places: where the words stand, the best place first: "label", "top tokens", "at the peak", "in a context"; with
             "part of" before it where only parts of words match.
         context: the context with the words, or else the one with the largest activation; None if there is none.
+        place: first character of a word in the context's text and the one after its last; None if it has none.
     """
 
     feature: int
@@ -49,6 +51,7 @@ class Hit:
     score: float
     places: tuple[str, ...]
     context: Context | None
+    place: tuple[int, int] | None
 
 
 def search(store: "Store", query: str, limit: int = 20) -> list[Hit]:
@@ -74,10 +77,21 @@ def search(store: "Store", query: str, limit: int = 20) -> list[Hit]:
         raise ValueError(f"a search gives 1 feature or more, got {limit}")
     found = [_Found(store, word) for word in words]
     _read_contexts(store, found)
+    seen: dict[int, StoredFeature] = {}
+    for feature in _best(found, max(3 * limit, _CLOSER)):
+        if any(one.scores()[feature] < _AT_PEAK for one in found):
+            seen[feature] = store.feature(feature)
+            for one in found:
+                one.look_at(seen[feature])
+    return [_hit(seen.get(feature) or store.feature(feature), found) for feature in _best(found, limit)]
+
+
+def _best(found: Sequence["_Found"], count: int) -> list[int]:
+    """The features that have every term, the best first; the score of a feature is that of its worst term."""
     scores = np.min([one.scores() for one in found], axis=0)
     numbers = np.flatnonzero(scores > 0)
-    best = numbers[np.lexsort((numbers, -scores[numbers]))][:limit]
-    return [_hit(store, int(feature), float(scores[feature]), found) for feature in best]
+    best: list[int] = numbers[np.lexsort((numbers, -scores[numbers]))][:count].tolist()
+    return best
 
 
 def terms(query: str) -> list[str]:
@@ -115,6 +129,7 @@ class _Found:
         import pyarrow.compute as pc
 
         self.pattern = pattern(term)
+        self.expression = re.compile(self.pattern)
         self.whole = f"(?:^|{_EDGE}){self.pattern}(?:$|{_EDGE})"
         d_sae = len(store)
         self.label, self.token, self.at_peak, self.context = (np.zeros(d_sae) for _ in range(4))
@@ -133,7 +148,6 @@ class _Found:
         self._read_tokens(store, term, pc)
         # Contexts with the word, and those with a part of a word like it, int64 [d_sae].
         self.whole_words, self.parts = np.zeros(d_sae, np.int64), np.zeros(d_sae, np.int64)
-        self.rows: list[Any] = []  # contexts that match, as tables of a feature, its text and its tokens
 
     def _read_tokens(self, store: "Store", term: str, pc: Any) -> None:
         table = store.table(["top_tokens", "count", "mean"])
@@ -156,6 +170,12 @@ class _Found:
             share = np.minimum(sums / np.maximum(whole, np.finfo(float).tiny), 1)
             self.token = np.where(sums > 0, least + more * share, self.token)
 
+    def look_at(self, stored: StoredFeature) -> None:
+        """Count the contexts whose peak is in the word: a word of several tokens is no top token."""
+        peaks = sum(_at_peak(context, self.expression, whole=True) for context in stored.contexts)
+        if peaks:
+            self.at_peak[stored.feature] = _AT_PEAK + 0.4 * peaks / len(stored.contexts)
+
     def scores(self) -> NDArray[np.float64]:
         """The worth of the best place of each feature; 0 where the term stands nowhere."""
         return np.max([self.label, self.token, self.at_peak, self.context], axis=0)
@@ -172,65 +192,56 @@ class _Found:
         return [(worth, name) for worth, name in names if worth]
 
 
-def _read_contexts(store: "Store", found: list[_Found]) -> None:
-    """Look for the terms in all contexts, and for their place in those of the features that have them most often."""
+def _read_contexts(store: "Store", found: Sequence[_Found]) -> None:
+    """Look for the terms in the texts of all contexts."""
     import pyarrow.compute as pc
 
     total = np.zeros(len(store), np.int64)
-    for batch in store.context_batches(["feature", "text", "peak", "begins", "ends"]):
-        features = batch["feature"].to_numpy()
+    for batch in store.context_batches(["feature", "text"]):
+        features, texts = batch["feature"].to_numpy(), batch["text"]
         total += np.bincount(features, minlength=len(store))
         for one in found:
-            part = pc.fill_null(pc.match_substring_regex(batch["text"], one.pattern), False)
-            rows = batch.filter(part)
-            if len(rows):
-                whole = _matches(pc, rows["text"], one.whole)
-                of = rows["feature"].to_numpy()
-                one.whole_words += np.bincount(of[whole], minlength=len(store))
-                one.parts += np.bincount(of, minlength=len(store))
-                one.rows.append(rows)
+            rows = np.flatnonzero(_matches(pc, texts, one.pattern))
+            whole = rows[_matches(pc, texts.take(rows), one.whole)]
+            one.parts += np.bincount(features[rows], minlength=len(store))
+            one.whole_words += np.bincount(features[whole], minlength=len(store))
     for one in found:
         for matches, least in ((one.parts, _CONTEXT_PART), (one.whole_words, _CONTEXT_WORD)):
             one.context = np.where(matches > 0, least + 0.4 * matches / np.maximum(total, 1), one.context)
-        _at_peak(one, total)
 
 
-def _at_peak(one: _Found, total: NDArray[np.int64]) -> None:
-    """Count the contexts whose peak is in the word: a word of several tokens is no top token."""
-    often = np.argsort(-one.context, kind="stable")[:_PEAKS]
-    chosen = np.zeros(len(total), bool)
-    chosen[often] = one.context[often] > 0
-    words = re.compile(one.pattern)
-    peaks = np.zeros(len(total), np.int64)
-    for rows in one.rows:
-        for row in rows.filter(chosen[rows["feature"].to_numpy()]).to_pylist():
-            begin, end = row["begins"][row["peak"]], row["ends"][row["peak"]]
-            peaks[row["feature"]] += any(
-                found.start() < end and begin < found.end() and _is_word(row["text"], found)
-                for found in words.finditer(row["text"])
-            )
-    one.rows = []
-    one.at_peak = np.where(peaks > 0, _AT_PEAK + 0.4 * peaks / np.maximum(total, 1), 0.0)
+def _hit(stored: StoredFeature, found: Sequence[_Found]) -> Hit:
+    feature = stored.feature
+    for one in found:
+        one.look_at(stored)
+    places = sorted((place for one in found for place in one.places(feature)), key=lambda place: -place[0])
+    best = max(stored.contexts, key=lambda context: _fit(context, found), default=None)
+    score = min(float(one.scores()[feature]) for one in found)
+    names = tuple(dict.fromkeys(name for _, name in places))
+    return Hit(feature, stored.label, stored.label_source, score, names, best, best and _nearest(best, found))
 
 
-def _hit(store: "Store", feature: int, score: float, found: list[_Found]) -> Hit:
-    stored = store.feature(feature)
-    places = dict.fromkeys(
-        name for _, name in sorted((place for one in found for place in one.places(feature)), key=lambda p: -p[0])
-    )
-    expressions = [re.compile(one.pattern) for one in found]
-    contexts = stored.contexts
-    best = max(contexts, key=lambda context: _fit(context, expressions), default=None)
-    return Hit(feature, stored.label, stored.label_source, score, tuple(places), best)
+def _nearest(context: Context, found: Sequence[_Found]) -> tuple[int, int] | None:
+    """Where the term that is nearest to the peak stands in a context."""
+    matches = [match for one in found for match in one.expression.finditer(context.text or "")]
+    begin = 0 if context.offsets is None else int(context.offsets[context.peak, 0])
+    nearest = min(matches, key=lambda match: max(match.start() - begin, begin - match.end()), default=None)
+    return nearest and nearest.span()
 
 
-def _fit(context: Context, expressions: list[re.Pattern[str]]) -> tuple[int, int, float]:
+def _fit(context: Context, found: Sequence[_Found]) -> tuple[int, int, float]:
     """How many of the terms a context has, at its peak and in all; then its activation."""
-    text = context.text or ""
-    begin, end = (0, 0) if context.offsets is None else context.offsets[context.peak].tolist()
-    matches = [list(one.finditer(text)) for one in expressions]
-    at_peak = sum(any(m.start() < end and begin < m.end() for m in each) for each in matches)
-    return at_peak, sum(map(bool, matches)), context.value
+    inside = sum(one.expression.search(context.text or "") is not None for one in found)
+    return sum(_at_peak(context, one.expression, whole=False) for one in found), inside, context.value
+
+
+def _at_peak(context: Context, expression: re.Pattern[str], *, whole: bool) -> bool:
+    """Whether the peak of a context is in a match: in one that is a whole word, if asked."""
+    if context.text is None or context.offsets is None:
+        return False
+    begin, end = context.offsets[context.peak].tolist()
+    matches = (match for match in expression.finditer(context.text) if match.start() < end and begin < match.end())
+    return any(not whole or _is_word(context.text, match) for match in matches)
 
 
 def _is_word(text: str, found: re.Match[str]) -> bool:

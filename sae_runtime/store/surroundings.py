@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_runtime.store.matches import Matches
+from sae_runtime.store.matches import Matches, sorted_by
 from sae_runtime.store.rows import Rows
 from sae_runtime.store.schema import context_schema
 
@@ -67,9 +67,8 @@ def values_around(peaks: Peaks, chunks: Iterable[Matches], rows: int) -> NDArray
     values = np.zeros(int(lengths.sum()), np.float32)
     places = np.cumsum(lengths) - lengths
     for matches in chunks:
-        key = matches["feature"].astype(np.int64) * rows + matches["row"]
-        order = np.argsort(key, kind="stable")
-        key = key[order]
+        order = sorted_by(matches["feature"])  # by row already
+        key = matches["feature"][order].astype(np.int64) * rows + matches["row"][order]
         first, last = (
             np.searchsorted(key, peaks.feature.astype(np.int64) * rows + each) for each in (peaks.begin, peaks.end)
         )

@@ -17,7 +17,8 @@ from sae_runtime.store.surroundings import Peaks, as_table, peaks, values_around
 from sae_runtime.store.tallies import Tally
 
 _FEATURES_AT_ONCE = 256  # a row group
-_CONTEXTS_AT_ONCE = 1 << 14
+_TOKENS_AT_ONCE = 1 << 24  # whose values are looked up
+_CONTEXTS_AT_ONCE = 1 << 13  # that are made into a table
 _GROUP = 1 << 10  # contexts of a row group
 
 
@@ -65,8 +66,9 @@ class StoreTables:
         row, value = chosen.row[feature, slot], chosen.value[feature, slot]
         them = peaks((feature + low).astype(np.int32), chosen.band[slot], row, value, self._rows, context)
         begins = self.contexts + np.searchsorted(feature, np.arange(len(tally.count) + 1))
-        for begin in range(0, len(them), _CONTEXTS_AT_ONCE):
-            self._put_contexts(them[begin : begin + _CONTEXTS_AT_ONCE], chunks)
+        step = max(_TOKENS_AT_ONCE // context, 1)
+        for begin in range(0, len(them), step):
+            self._put_contexts(them[begin : begin + step], chunks)
         for place, tokens in enumerate(tally.top_tokens()):
             self._waiting.append(self._feature(low + place, place, tally, chosen, tokens, begins))
             if len(self._waiting) == _FEATURES_AT_ONCE:
@@ -79,24 +81,26 @@ class StoreTables:
 
         if self._waiting:
             self._put_features()
-        self._put_tables(least=1)
+        if self._tables:
+            self._contexts.write_table(pa.concat_tables(self._tables), row_group_size=_GROUP)
         names = {"token": pa.array(self._names, pa.int32()), "text": pa.array(self._names.values(), pa.string())}
         with _writer(self.folder / VOCABULARY, pa.schema([("token", pa.int32()), ("text", pa.string())])) as writer:
             writer.write_table(pa.table(names))
         self.__exit__()
 
     def _put_contexts(self, them: Peaks, chunks: Iterable[Matches]) -> None:
-        values = values_around(them, chunks, len(self._rows.rows))
-        self._tables.append(as_table(them, values, self._rows, self._licence))
-        self.contexts += len(them)
-        self._put_tables(least=_CONTEXTS_AT_ONCE)
-
-    def _put_tables(self, *, least: int) -> None:
         import pyarrow as pa
 
-        if sum(len(table) for table in self._tables) >= least:
-            self._contexts.write_table(pa.concat_tables(self._tables), row_group_size=_GROUP)
-            self._tables = []
+        values = values_around(them, chunks, len(self._rows.rows))
+        ends = np.concatenate([[0], np.cumsum(them.end - them.begin)])
+        for begin in range(0, len(them), _CONTEXTS_AT_ONCE):
+            some = them[begin : begin + _CONTEXTS_AT_ONCE]
+            inside = slice(ends[begin], ends[begin + len(some)])
+            self._tables.append(as_table(some, values[inside], self._rows, self._licence))
+            if sum(map(len, self._tables)) >= _CONTEXTS_AT_ONCE:
+                self._contexts.write_table(pa.concat_tables(self._tables), row_group_size=_GROUP)
+                self._tables = []
+        self.contexts += len(them)
 
     def _put_features(self) -> None:
         import pyarrow as pa

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_runtime.store.matches import Matches
+from sae_runtime.store.matches import Matches, sorted_by
 
 TOP_TOKENS = 10
 
@@ -36,9 +36,10 @@ class Tally:
         self.sum += np.bincount(feature, value, minlength=len(self.count))
         np.maximum.at(self.max, feature, matches["value"])
         known = matches["token"] >= 0
-        keys = (feature[known].astype(np.int64) << 32) | matches["token"][known]
-        order = np.argsort(keys, kind="stable")
-        self._merge(keys[order], np.ones(len(keys), np.int64), value[known][order])
+        feature, token = feature[known], matches["token"][known]
+        order = sorted_by(token, feature)
+        keys = (feature[order].astype(np.int64) << 32) | token[order]
+        self._merge(keys, np.ones(len(keys), np.int64), value[known][order])
 
     def add_to_histogram(self, matches: Matches) -> None:
         """Add to the histogram, when the largest values are known."""
@@ -55,7 +56,7 @@ class Tally:
         Of equal sums the smaller id is first.
         """
         feature, token = self._keys >> 32, self._keys & 0xFFFFFFFF
-        order = np.lexsort((token, -self._sums, feature))
+        order = sorted_by(~self._sums.view(np.uint64), feature)  # by token already
         ends = np.searchsorted(feature[order], np.arange(len(self.count) + 1))
         for begin, end in zip(ends, ends[1:], strict=False):
             best = order[begin : min(end, begin + TOP_TOKENS)]
@@ -68,7 +69,8 @@ class Tally:
             keys = np.concatenate([self._keys, keys])
             order = np.argsort(keys, kind="stable")
             keys = keys[order]
-            counts, sums = (np.concatenate(pair)[order] for pair in ((self._counts, counts), (self._sums, sums)))
+            counts = np.concatenate([self._counts, counts])[order]
+            sums = np.concatenate([self._sums, sums])[order]
         begins = np.flatnonzero(np.diff(keys, prepend=-1))
         if len(begins):
             self._keys, self._counts = keys[begins], np.add.reduceat(counts, begins)

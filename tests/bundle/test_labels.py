@@ -116,8 +116,8 @@ def test_lines_that_are_not_sound_are_named(served: SAE, content: str | bytes, l
 
 
 def test_files_that_are_too_large_or_no_files(path: Path, tmp_path: Path) -> None:
-    put(path, "\n" * (65_536 + 150 * 1024 + 1))
-    with pytest.raises(ValueError, match="labels.jsonl has more than 219,136 bytes, too many for such a file"):
+    put(path, "\n" * (65_536 + 150 * 5 * 1024 + 1))
+    with pytest.raises(ValueError, match="labels.jsonl has more than 833,536 bytes, too many for such a file"):
         read_labels(path)
     (path / "labels.jsonl").unlink()
     os.mkfifo(path / "labels.jsonl")

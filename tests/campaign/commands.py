@@ -124,6 +124,10 @@ def _words_text(folder: Path) -> None:
     (folder / "words.txt").write_text("\n\n".join(some_words(30, 20)))
 
 
+def _labels(folder: Path) -> None:
+    (folder / "labels.csv").write_text("feature,label\n3,files\n5,cakes\n")
+
+
 INPUTS: Mapping[str, Callable[[Path], None] | tuple[tuple[str, ...], tuple[str, ...]]] = {
     "model": _model,
     "text.txt": _text,
@@ -135,7 +139,10 @@ INPUTS: Mapping[str, Callable[[Path], None] | tuple[tuple[str, ...], tuple[str, 
     "host.onnx": _host,  # and host.data
     "words": _words,
     "words.txt": _words_text,
+    "labels.csv": _labels,
     # What other inputs and calls make.
+    "features": (("served", "stored"), ("extract served --activations stored -o features -q",)),
+    "store": (("features", "served"), ("features build features -o store --sae served -q",)),
     "evaluation.json": (
         ("served", "x.npy"),
         ("evaluate served --activations x.npy --batch 100 -o evaluation.json -q",),
@@ -177,6 +184,23 @@ COMMANDS: Mapping[str, Command] = {
         needs=("served", "stored"),
         outputs=("delphi",),
         before=("extract served --activations stored --format delphi --sequence 20 -o delphi -q",),
+    ),
+    "features build": Command(
+        arguments="features build features -o store --sae served --context 8 --force -q",
+        needs=("features", "served"),
+        outputs=("store",),
+        before=("features build features -o store --bins 5 -q",),
+    ),
+    "features label": Command(
+        arguments="features label served --from labels.csv --replace all",
+        needs=("served", "labels.csv"),
+        outputs=("served",),
+    ),
+    "features export": Command(
+        arguments="features export store --format neuronpedia --layer 0 --model tiny -o pages --force -q",
+        needs=("store",),
+        outputs=("pages",),
+        before=("features export store --format neuronpedia --layer 1 --model tiny -o pages -q",),
     ),
     "export": Command(arguments="export sae", needs=("sae",), outputs=("sae",)),
     "export, replacing": Command(

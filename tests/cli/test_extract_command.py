@@ -121,7 +121,7 @@ def test_extract_refuses_an_output_whose_name_does_not_fit_the_format(
     said = refused("extract", path, "--activations", known, "-o", tmp_path / "cache", "--format", "delphi")
     assert said == (
         f"error: delphi keeps features in a folder named by their hook, but that of {known} is not known; "
-        "harvest the activations, or choose --format parquet"
+        "harvest the activations from text"
     )
     assert not (tmp_path / "cache").exists()
     harvested = tmp_path / "acts"

@@ -85,7 +85,8 @@ def test_help_of_an_inner_group_lists_its_commands() -> None:
 def test_output_options_of_a_command_have_the_same_names_everywhere(name: str) -> None:
     flags = {flag for param in command(name).params for flag in param.opts}
     short = {"convert", "demo", "export-model", "splice"}
-    writes = {"harvest", "train", "calibrate", "evaluate", "report", "extract", "steer", *short}
+    of_features = {"features build", "features export"}
+    writes = {*of_features, "harvest", "train", "calibrate", "evaluate", "report", "extract", "steer", *short}
     assert ({"-o", "--output", "--force"} <= flags) == (name in writes)
     assert ("--json" in flags) == (name not in ("demo", "completion", "help"))
     assert ("--quiet" in flags) == (name in {"features find", *writes} - {"report", *short})
@@ -125,7 +126,7 @@ assert not {{"numpy", "torch", "onnx", "onnxruntime", "pyarrow", "tqdm"}} & set(
         ("sae-runtime export", {"export", "export-model"}),
         ("sae-runtime train --allo", {"--allocation"}),
         ("sae-runtime extract b --rule ba", {"batch"}),
-        ("sae-runtime features s", {"show"}),
+        ("sae-runtime features s", {"show", "search"}),
         ("sae-runtime features find m --poo", {"--pool"}),
     ],
 )

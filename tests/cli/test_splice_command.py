@@ -5,9 +5,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from command_line import misused, refused, run
-from tiny_host import host_graph, open_plainly, some_ids
+from tiny_host import HOOKS, host_graph, open_plainly, some_ids, torch_host
 from tiny_host import run as run_host
+
+from sae_runtime import load
+from sae_runtime.bundle import folder as bundle
 
 BundleOf = Callable[..., Path]
 HOOK = ("--hook", "encoder.layer.0")
@@ -69,6 +73,37 @@ def test_splice_takes_several_saes_with_a_name_and_a_hook_each(bundle_of: Bundle
         "splice", host_graph("bert"), "--sae", "a", "--sae", "b", *HOOK, "-o", tmp_path / "x"
     )
     assert not (tmp_path / "x").exists()
+
+
+def logits_of(*arguments: str | Path) -> str:
+    """What a command says of the tokens that features promote."""
+    (line,) = [line for line in run(*arguments).stdout.splitlines() if line.startswith("logits ")]
+    return line.removeprefix("logits").strip()
+
+
+def test_the_tokens_that_features_promote_are_kept_in_the_copy_of_the_bundle(
+    bundle_of: BundleOf, tmp_path: Path
+) -> None:
+    given = ("splice", host_graph("gpt2"), "--sae", bundle_of("mutual"), "--hook", HOOKS["gpt2"])
+    for force in ((), ("--force",)):  # the second time, all files are those that are there
+        assert logits_of(*given, "-o", tmp_path / "a", *force).startswith("the tokens that each feature promotes")
+        assert sorted(path.name for path in (tmp_path / "a").iterdir() if path.is_dir()) == ["sae"]
+    model, sae = torch_host("gpt2"), load(tmp_path / "a" / "sae")
+    norm, directions = model.transformer.ln_f, bundle.read(tmp_path / "a" / "sae").tensor("W_dec")
+    with torch.no_grad():
+        read = torch.from_numpy(directions - directions.mean(axis=1, keepdims=True)) * norm.weight
+        expected = (read @ model.lm_head.weight.T).numpy()
+    assert sae.logits is not None and load(bundle_of("mutual")).logits is None
+    np.testing.assert_allclose(sae.logits.promoted_logits, -np.sort(-expected, axis=1)[:, :10], rtol=1e-3, atol=1e-3)
+    assert logits_of("inspect", tmp_path / "a").startswith("the tokens that each feature promotes")
+    assert logits_of("inspect", tmp_path / "a" / "sae").startswith("the tokens that each feature promotes")
+    without = run(*given, "-o", tmp_path / "b", "--no-logits", "--json").stdout
+    assert json.loads(without)["logits"] == {"sae": "they were not asked for"}
+    assert load(tmp_path / "b" / "sae").logits is None and logits_of("inspect", tmp_path / "b").startswith("none: ")
+    bert = ("splice", host_graph("bert"), "-o", tmp_path / "c", *HOOK, "--sae")
+    assert logits_of(*bert, bundle_of("mutual")) == "none: the host has no head that gives logits of tokens"
+    kept = logits_of(*bert, tmp_path / "a" / "sae", "--force")  # of another splice
+    assert kept.startswith("the tokens that each feature promotes")
 
 
 def test_splice_refuses_what_does_not_fit_in_one_sentence(bundle_of: BundleOf, tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 """`features show`, `search`, `label` and `export` on a store, as a person at a terminal meets them."""
 
+import contextlib
+import io
 import json
 from pathlib import Path
 
 import pytest
 from command_line import misused, refused, run
+from documents import blocks
 from made_store import context, feature, never_active, token, write_store
 
 EVIL = "\x1b[2J\u202efile\n"
@@ -38,7 +41,7 @@ def test_a_feature_is_shown(store: Path) -> None:
     assert by_name["activations"] == "0 █▆▄▂ 4.00, mean 2.00"
     assert by_name["top tokens"] == "file 80 %, files 20 %"
     assert by_name["together"] == "2 0.30"
-    assert by_name["promotes"].startswith("not known: promoted tokens")
+    assert by_name["logits"] == "not known: the bundle has none"
     assert "  4.00  Open the [[file]] and read it.                                 a.jsonl:7" in lines
     (cut,) = (line for line in lines if line.startswith("  3.00"))
     assert "…" in cut and "open the [[file]] now" in cut and len(cut) <= 80
@@ -57,6 +60,13 @@ def test_a_label_names_a_feature(store: Path) -> None:
 def test_a_feature_that_is_never_active_is_shown(store: Path) -> None:
     lines = run("features", "show", store, "2").stdout.splitlines()
     assert (lines[0], lines[-1]) == ("feature 2 (no label)", "active on    none of 1,000 tokens")
+
+
+def test_tokens_that_a_feature_promotes_are_shown(tmp_path: Path) -> None:
+    logits = [{"token": 1, "text": " file", "logit": 0.25}, {"token": 2, "text": "\n", "logit": 0.125}]
+    store = write_store(tmp_path / "store", [feature(promoted=logits, suppressed=[])])
+    lines = run("features", "show", store, "0").stdout.splitlines()
+    assert "promotes     ·file +0.25, \\n +0.12" in lines and "suppresses   none" in lines
 
 
 def test_contexts_are_counted_by_band(store: Path) -> None:
@@ -90,6 +100,19 @@ def test_a_terminal_gets_shades(store: Path, monkeypatch: pytest.MonkeyPatch) ->
     shown = "\n".join(feature_view.lines(opened, opened.feature(0), 3))
     assert "\x1b[38;2;0;0;0m" in shown and "[[" not in shown
     assert "Open the \x1b" in shown
+
+
+def test_a_peak_that_is_a_part_of_a_character_is_marked(tmp_path: Path) -> None:
+    row = context("a 😀 b", "😀", 2.0)
+    row |= {"tokens": [1, 2, 3, 4], "begins": [0, 2, 2, 4], "ends": [1, 3, 3, 5], "values": [0.0, 1.0, 2.0, 0.0]}
+    store = write_store(tmp_path / "store", [feature([row | {"peak": 2}])])
+    assert "a [[😀]] b" in run("features", "show", store, "0").stdout
+
+
+def test_a_hit_shows_the_words_also_far_from_the_peak(tmp_path: Path) -> None:
+    far = context("peak " + "word " * 60 + "needle in the hay", "peak", 2.0)
+    shown = run("features", "search", write_store(tmp_path / "store", [feature([far])]), "needle").stdout
+    assert "needle in the hay" in shown and "in a context" in shown
 
 
 def test_search_says_where_it_matched(store: Path) -> None:
@@ -127,11 +150,24 @@ def test_a_store_is_exported(store: Path, tmp_path: Path) -> None:
     assert json.loads(run(*command, "--force", "--json").stdout)["source"] == "6-store"
 
 
+def test_the_block_of_the_document_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_store(tmp_path / "store", [feature([context("a file", "file", 2.0)], top_tokens=[token("file")])] * 4)
+    monkeypatch.chdir(tmp_path)
+    (code,) = (block for block in blocks("corpus.md") if "open_store" in block)
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(code, {})
+    said = out.getvalue().splitlines()
+    assert said[:2] == ["file 0.01 [('file', 5, 2.0)]", "2.0 file data/a.jsonl 7 MIT"]
+    assert said[2] == "0 file ('top tokens', 'at the peak', 'in a context')"
+
+
 def test_wrong_usage_of_show_says_what_to_give(store: Path, tmp_path: Path) -> None:
     assert "Name a feature" in misused("features", "show", store)
     assert "are for a model" in misused("features", "show", store, "0", "--text", "a")
     assert "from 0 on" in misused("features", "show", store, "0", "--contexts", "-1")
-    assert "is no store" in misused("features", "show", tmp_path, "0")
+    assert "holds no store.json, so it is no feature store" in refused("features", "show", tmp_path, "0")
+    assert "does not exist, so it is no feature store" in refused("features", "search", tmp_path / "a", "file")
     assert "Give a text" in misused("features", "show", tmp_path)
 
 

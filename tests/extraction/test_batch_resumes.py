@@ -9,7 +9,8 @@ from feature_folders import assert_same, bytes_of, read_tokens, stored, uneven
 
 from sae_runtime import load
 from sae_runtime.extraction.array_source import ArraySource
-from sae_runtime.extraction.batch_parts import FOLDER, Candidates, match
+from sae_runtime.extraction.batch_parts import match
+from sae_runtime.extraction.candidate_files import FOLDER, CandidateFiles
 from sae_runtime.extraction.extract import extract
 from sae_runtime.extraction.tasks import Task, local
 from sae_runtime.extraction.two_passes import passes_of
@@ -30,7 +31,7 @@ def test_it_goes_on_after_every_part(bundle_of: BundleOf, tmp_path: Path, kind: 
     """An engine that dies after each part that it made: no part is made twice, and the bytes are the same."""
     source = ArraySource(load(bundle_of(kind), threads=1), stored(tmp_path, uneven(90)), part=16)
     whole, made = tmp_path / "whole", list[tuple[str, int]]()
-    extract(source, whole, rule="batch")
+    extract(source, whole, rule="batch", values="float32")
 
     def dying(task: Task, numbers: Sequence[int]) -> Iterator[int]:
         for number in list(numbers)[::-1]:  # the order does not matter
@@ -41,7 +42,7 @@ def test_it_goes_on_after_every_part(bundle_of: BundleOf, tmp_path: Path, kind: 
 
     while True:
         try:
-            extract(source, tmp_path / "features", rule="batch", engine=dying)
+            extract(source, tmp_path / "features", rule="batch", values="float32", engine=dying)
             break
         except Interrupted:
             continue
@@ -56,7 +57,7 @@ def test_what_is_damaged_or_of_another_plan_is_made_again(bundle_of: BundleOf, t
     source = ArraySource(sae, stored(tmp_path, x), part=16)
     passes, plan = passes_of(source), source.plan()
     assert passes is not None
-    candidates = Candidates(tmp_path / FOLDER, plan, 150)
+    candidates = CandidateFiles(tmp_path / FOLDER, plan)
     match(passes, candidates, engine=local, progress=False)
     before = bytes_of(tmp_path / FOLDER)
     assert {"cut.npz", "cut-again.npz", "part-00003.npz"} < set(before), "there was no second pass"
@@ -68,7 +69,7 @@ def test_what_is_damaged_or_of_another_plan_is_made_again(bundle_of: BundleOf, t
         match(passes, candidates, engine=local, progress=False)
         assert candidates.is_whole(name)
     other = ArraySource(sae, stored(tmp_path, x + 1), part=16).plan()
-    assert not any(Candidates(tmp_path / FOLDER, other, 150).is_whole(name) for name in before)
+    assert not any(CandidateFiles(tmp_path / FOLDER, other).is_whole(name) for name in before)
 
 
 @pytest.mark.parametrize("graph", ["encode.onnx", "encode_exact.onnx"])
@@ -81,5 +82,5 @@ def test_every_graph_gives_the_rows_of_encode_batch(
     for size in (1.0, 0.2):
         x = (uneven(40 if part == 1 else 150) * size).astype("f4")
         out = tmp_path / f"features-{size}"
-        extract(ArraySource(sae, stored(tmp_path, x), part=part), out, rule="batch")
+        extract(ArraySource(sae, stored(tmp_path, x), part=part), out, rule="batch", values="float32")
         assert_same(read_tokens(out, 512), sae.encode_batch(x))

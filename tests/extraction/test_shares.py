@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import make_x
+from feature_folders import bytes_of
 
 from sae_runtime import load
 from sae_runtime.cli import main
@@ -24,10 +25,6 @@ def source(bundle_of: BundleOf, tmp_path: Path) -> ArraySource:
     return ArraySource(load(bundle_of("mutual")), tmp_path / "x.npy", part=100)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def test_shares_in_any_order_and_a_last_run_give_what_one_run_gives(source: ArraySource, tmp_path: Path) -> None:
     extract(source, tmp_path / "one")
     assert len(plan_only(source, tmp_path / "many").parts) == 7
@@ -40,7 +37,7 @@ def test_shares_in_any_order_and_a_last_run_give_what_one_run_gives(source: Arra
         return []
 
     extract(source, tmp_path / "many", engine=nothing)
-    assert contents(tmp_path / "many") == contents(tmp_path / "one")
+    assert bytes_of(tmp_path / "many") == bytes_of(tmp_path / "one")
 
 
 def test_a_last_run_makes_what_shares_left(source: ArraySource, tmp_path: Path) -> None:
@@ -48,7 +45,7 @@ def test_a_last_run_makes_what_shares_left(source: ArraySource, tmp_path: Path) 
     plan_only(source, tmp_path / "many")
     make_share(source, tmp_path / "many", (2, 2))
     extract(source, tmp_path / "many")
-    assert contents(tmp_path / "many") == contents(tmp_path / "one")
+    assert bytes_of(tmp_path / "many") == bytes_of(tmp_path / "one")
 
 
 def test_a_share_that_is_made_again_makes_nothing_but_what_was_lost(source: ArraySource, tmp_path: Path) -> None:
@@ -67,6 +64,16 @@ def test_more_shares_than_parts_leave_some_empty(source: ArraySource, tmp_path: 
     assert sum(made) == 7 and max(made) == 1
 
 
+def test_shares_of_the_batch_rule_are_candidates_of_the_last_run(source: ArraySource, tmp_path: Path) -> None:
+    extract(source, tmp_path / "alone", rule="batch")
+    plan_only(source, tmp_path / "f", rule="batch")
+    assert make_share(source, tmp_path / "f", (2, 2), rule="batch") == 4
+    assert make_share(source, tmp_path / "f", (2, 2), rule="batch") == 0
+    extract(source, tmp_path / "f", rule="batch")
+    assert bytes_of(tmp_path / "f") == bytes_of(tmp_path / "alone")
+    assert make_share(source, tmp_path / "f", (1, 2), rule="batch") == 0
+
+
 @pytest.mark.parametrize("share", [(0, 3), (4, 3), (1, 0)])
 def test_a_share_that_does_not_exist_is_refused(source: ArraySource, tmp_path: Path, share: tuple[int, int]) -> None:
     plan_only(source, tmp_path / "f")
@@ -80,8 +87,6 @@ def test_a_share_without_a_plan_or_of_another_one_is_refused(source: ArraySource
     plan_only(source, tmp_path / "f")
     with pytest.raises(ValueError, match="begun with values float24, now it is float16"):
         make_share(source, tmp_path / "f", (1, 2), values="float16")
-    with pytest.raises(ValueError, match="no share can be made alone"):
-        make_share(source, tmp_path / "f", (1, 2), rule="batch")
     np.save(tmp_path / "x.npy", make_x(700, seed=5))
     with pytest.raises(ValueError, match="begun with"):
         make_share(ArraySource(source.sae, tmp_path / "x.npy", part=100), tmp_path / "f", (1, 2))

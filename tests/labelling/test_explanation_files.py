@@ -66,7 +66,11 @@ def test_a_dump_is_read_in_the_order_of_its_batches(tmp_path: Path) -> None:
 def test_a_folder_of_delphi_is_read(tmp_path: Path) -> None:
     folder = tmp_path / "results" / "explanations"
     folder.mkdir(parents=True)
-    texts = {"layers.5_latent12": "files", "layers.5_latent3": "Explanation could not be parsed.", "layers.5_latent4": ""}
+    texts = {
+        "layers.5_latent12": "files",
+        "layers.5_latent3": "Explanation could not be parsed.",
+        "layers.5_latent4": "",
+    }
     for name, text in texts.items():  # as delphi does: the text as JSON
         (folder / f"{name}.txt").write_text(json.dumps(text))
     found = read(tmp_path / "results")

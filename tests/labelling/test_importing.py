@@ -147,7 +147,9 @@ def test_explanations_of_another_sae_are_refused_unless_asked(
         (None, None, False),
     ],
 )
-def test_what_may_fit_is_taken(model: str | None, place: str | None, warned: bool, target: Target, write: Write) -> None:
+def test_what_may_fit_is_taken(
+    model: str | None, place: str | None, warned: bool, target: Target, write: Write
+) -> None:
     done = import_labels(target, write({"modelId": model, "layer": place, "index": "1", "description": "a"}))
     assert (done.written, bool(done.warnings)) == (1, warned)
 

@@ -21,7 +21,8 @@ from small_tokenizers import save_example
 import sae_runtime
 
 Makers = dict[str, Callable[[], Any]]
-NAMES = ("sae", "x", "bundle_path", "activations_path", "host_path", "tokenizer_path", "model_path")
+_NAMES = ("sae", "x", "bundle_path", "activations_path", "host_path", "tokenizer_path", "model_path", "features_path")
+NAMES = (*_NAMES, "store_path")
 
 
 def module_names() -> list[str]:
@@ -53,7 +54,26 @@ def makers(bundle_of: Callable[..., Path], copy_of: Callable[..., Path], tmp_pat
 
         return str(deploy(tmp_path / "model", "bert", {"bundle": bundle_of("mutual")}))
 
+    def features_path() -> str:
+        from sae_runtime.extraction.array_source import ArraySource
+        from sae_runtime.extraction.extract import extract
+
+        source = ArraySource(sae_runtime.load(bundle_of("mutual")), sae_runtime.open_activations(activations_path()))
+        extract(source, tmp_path / "features")
+        return str(tmp_path / "features")
+
+    def store_path() -> str:
+        from made_features import MadeSource, made_documents, write_features
+
+        weights = sae_runtime.load(bundle_of("mutual")).manifest.files["sae_weights.safetensors"].sha256
+        source = MadeSource(made_documents(10, 150), 150, facts={"weights_sha256": weights})
+        features = write_features(tmp_path / "features of texts", source)
+        sae_runtime.build_store(features, tmp_path / "store", sae=bundle_of("mutual"), context=8)
+        return str(tmp_path / "store")
+
     return {
+        "features_path": features_path,
+        "store_path": store_path,
         "model_path": model_path,
         "sae": lambda: sae_runtime.load(bundle_of("mutual")),
         "x": lambda: make_x(6),

@@ -11,12 +11,12 @@ from sae_runtime.cli.common import Run
 from sae_runtime.cli.options import WHOLE, Command
 
 
-@click.command(
-    "build", cls=Command, group="features", example="sae-runtime features build features -o store --sae sae"
-)
+@click.command("build", cls=Command, group="features", example="sae-runtime features build features -o store --sae sae")
 @click.argument("features", type=common.PATH)
 @common.output("folder of the store")
-@click.option("--sae", metavar="BUNDLE", help="the bundle that the features come from, or a deployed model's copy of it")
+@click.option(
+    "--sae", metavar="BUNDLE", help="the bundle that the features come from, or a deployed model's copy of it"
+)
 @click.option("--tokenizer", type=common.PATH, help="folder with the tokenizer, for features of activations")
 @click.option("--licence", help="licence of documents whose licence the features do not tell")
 @click.option("--context", type=WHOLE, default=64, help="tokens of a context")
@@ -25,12 +25,13 @@ from sae_runtime.cli.options import WHOLE, Command
 @click.option("--per-band", type=WHOLE, default=5, help="contexts of each other band")
 @click.option("--bins", type=WHOLE, default=20, help="bins of a histogram")
 @click.option(
-    "--sample", type=WHOLE, default=100_000, help="tokens on which features that are active together are counted; 0: none"
+    "--sample",
+    type=WHOLE,
+    default=100_000,
+    help="tokens on which features that are active together are counted; 0: none",
 )
 @common.running("force", "quiet", "json")
-def command(
-    features: Path, output: Path, sae: str | None, tokenizer: Path | None, run: Run, **settings: Any
-) -> None:
+def command(features: Path, output: Path, sae: str | None, tokenizer: Path | None, run: Run, **settings: Any) -> None:
     """Build a feature store: what each feature of a corpus does.
 
     FEATURES is the folder that `sae-runtime extract` writes. For each feature the store has density, histogram, the

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,12 +46,14 @@ def lines(store: "Store", one: "StoredFeature", contexts: int) -> Iterator[str]:
     total = one.count * one.mean
     tokens = [f"{texts.shown_token(text)} {100 * count * mean / total:.0f} %" for text, count, mean in one.top_tokens]
     yield from _named("top tokens", tokens)
-    why = "; ".join(of.left_out)
-    for name, others in (("nearest", one.neighbours), ("together", one.together)):
-        yield from _named(name, None if others is None else [_other(store, *other) for other in others[:_OTHERS]], why)
-    for name, logits in (("promotes", one.promoted), ("suppresses", one.suppressed)):
-        shown = None if logits is None else [f"{texts.shown_token(text)} {logit:+.2f}" for text, logit in logits]
-        yield from _named(name, shown, why)
+    for name, others, word in (("nearest", one.neighbours, "neighbours"), ("together", one.together, "together")):
+        known = None if others is None else [_other(store, *other) for other in others[:_OTHERS]]
+        yield from _named(name, known, _why(of.left_out, word))
+    if one.promoted is None or one.suppressed is None:
+        yield from _named("logits", None, _why(of.left_out, "promoted"))
+    else:
+        for name, logits in (("promotes", one.promoted), ("suppresses", one.suppressed)):
+            yield from _named(name, [f"{texts.shown_token(text)} {logit:+.2f}" for text, logit in logits])
     yield from _contexts(one, contexts)
     yield from _sources(one.contexts)
 
@@ -100,31 +103,34 @@ def as_json(store: "Store", one: "StoredFeature", contexts: int) -> Mapping[str,
     }
 
 
-def marked(context: "Context", largest: float, columns: int, *, colour: bool) -> str:
-    """A context on one line of so many columns, cut around its peak, its active tokens marked.
+def marked(
+    context: "Context", largest: float, columns: int, *, colour: bool, place: tuple[int, int] | None = None
+) -> str:
+    """A context on one line of so many columns, its active tokens marked.
 
     Args:
         context: of a feature.
         largest: the feature's largest activation.
         columns: of the line.
         colour: mark tokens by a ground; otherwise by brackets, the peak by two.
+        place: characters of the text that the line must show; None: the peak.
     """
     pieces = _pieces(context)
-    peak = next((number for number, piece in enumerate(pieces) if piece[1] and piece[2]), 0)
-    shown = [(text if colour or not active else f"[[{text}]]" if top else f"[{text}]") for text, active, top in pieces]
-    room = max(columns - width(shown[peak]), 0) if shown else 0
-    before, after = "".join(shown[:peak]), "".join(shown[peak + 1 :])
-    right = max(room // 2, room - width(before))
-    left = room - min(width(after), right)
-    first, last = _kept(shown[:peak][::-1], left), _kept(shown[peak + 1 :], right)
-    parts = [*first[::-1], shown[peak] if shown else "", *last]
+    shown = [
+        one.text if colour or not one.value else f"[[{one.text}]]" if one.peak else f"[{one.text}]" for one in pieces
+    ]
+    middle = next((n for n, one in enumerate(pieces) if (place[0] < one.end if place else one.peak)), 0)
+    room = max(columns - width(shown[middle]), 0)
+    before, after = width("".join(shown[:middle])), width("".join(shown[middle + 1 :]))
+    right = max(room // 2, room - before)
+    left = _kept(shown[:middle][::-1], room - min(after, right))[::-1]
+    parts = [*left, shown[middle], *_kept(shown[middle + 1 :], right)]
     if not colour:
         return cut("".join(parts), columns)
-    begin = peak - len(first)
-    values = [active for _, active, _ in pieces[begin : begin + len(parts)]]
+    first = middle - len(left)
     return "".join(
-        click.style(part, fg=(0, 0, 0), bg=_shade(value / largest)) if value and part else part
-        for part, value in zip(parts, values, strict=True)
+        click.style(part, fg=(0, 0, 0), bg=_shade(one.value / largest)) if one.value and part else part
+        for part, one in zip(parts, pieces[first:], strict=False)
     )
 
 
@@ -137,23 +143,36 @@ def _shade(share: float) -> tuple[int, int, int]:
     return _SHADES[min(int(share * len(_SHADES)), len(_SHADES) - 1)]
 
 
-def _pieces(context: "Context") -> list[tuple[str, float, bool]]:
-    """The text in pieces: what each is, its activation, and whether it is the peak; blanks as single spaces."""
-    pieces: list[tuple[str, float, bool]] = []
+@dataclass(frozen=True)
+class _Piece:
+    """A piece of a context's text: a token, or what stands between two."""
+
+    text: str
+    end: int  # the character after it, as Context counts them
+    value: float = 0.0
+    peak: bool = False
+
+
+def _pieces(context: "Context") -> list[_Piece]:
+    """The text in pieces, blanks as single spaces."""
+    pieces: list[_Piece] = []
+    values = context.values.tolist()
     if context.text is None or context.offsets is None:
-        for number, (token, value) in enumerate(zip(context.tokens, context.values.tolist(), strict=True)):
-            pieces += [(" " * (number > 0), 0.0, False), (printable(token), value, number == context.peak)]
+        for number, (token, value) in enumerate(zip(context.tokens, values, strict=True)):
+            pieces += [_Piece(" " * (number > 0), 0), _Piece(printable(token), 0, value, number == context.peak)]
         return pieces
     at = 0
-    for number, ((begin, end), value) in enumerate(zip(context.offsets.tolist(), context.values.tolist(), strict=True)):
-        if begin < at:  # several tokens of one character
+    for number, ((begin, end), value) in enumerate(zip(context.offsets.tolist(), values, strict=True)):
+        if begin < at:  # another token of the same character
+            last = pieces[-1]
+            pieces[-1] = replace(last, value=max(last.value, value), peak=last.peak or number == context.peak)
             continue
         text = context.text[begin:end]
-        blanks = len(text) - len(text.lstrip())  # a token's own blank is no part of what is marked
-        pieces += [(_blanks(context.text[at : begin + blanks]), 0.0, False)]
-        pieces += [(_blanks(text[blanks:]), value, number == context.peak)]
+        begin += len(text) - len(text.lstrip())  # a token's own blank is no part of what is marked
+        pieces.append(_Piece(_blanks(context.text[at:begin]), begin))
+        pieces.append(_Piece(_blanks(context.text[begin:end]), end, value, number == context.peak))
         at = end
-    return [*pieces, (_blanks(context.text[at:]), 0.0, False)]
+    return [*pieces, _Piece(_blanks(context.text[at:]), len(context.text))]
 
 
 def _blanks(text: str) -> str:
@@ -209,6 +228,11 @@ def _named(name: str, values: Sequence[str] | None, why: str = "") -> Iterator[s
     text = ", ".join(values) if values else ("not known" + (f": {why}" if why else "") if values is None else "none")
     room = texts.columns() - _NAMES
     yield f"{name:<{_NAMES}}{texts.one_line(text, room)}"
+
+
+def _why(left_out: Sequence[str], word: str) -> str:
+    """Why the store lacks something: the end of its sentence about it."""
+    return next((sentence.partition(": ")[2] for sentence in left_out if word in sentence.partition(": ")[0]), "")
 
 
 def _other(store: "Store", feature: int, value: float) -> str:

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from sae_runtime.labelling.importing import Imported
 
 
-@click.command("label", cls=Command, group="features", example="sae-runtime features label store --from batch-0.jsonl.gz")
+@click.command(
+    "label", cls=Command, group="features", example="sae-runtime features label store --from batch-0.jsonl.gz"
+)
 @click.argument("target")
 @click.option(
     "--from",

@@ -61,7 +61,9 @@ def _lines(store: "Store", found: Sequence["Hit"], query: str) -> Iterator[str]:
     from sae_runtime.cli.features.feature_view import has_colour, marked
 
     if not found:
-        yield texts.one_line(f"no feature of {len(store):,} has {query} in its label, its top tokens or its contexts", 1000)
+        yield texts.one_line(
+            f"no feature of {len(store):,} has {query} in its label, its top tokens or its contexts", 1000
+        )
         return
     room, digits = texts.columns(), len(str(max(one.feature for one in found)))
     for one in found:
@@ -71,5 +73,5 @@ def _lines(store: "Store", found: Sequence["Hit"], query: str) -> Iterator[str]:
         yield f"{one.feature:>{digits}}  {label}  {density}  {places}"
         if one.context is not None:
             largest = float(store.max[one.feature])
-            text = marked(one.context, largest, room - digits - 10, colour=has_colour())
+            text = marked(one.context, largest, room - digits - 10, colour=has_colour(), place=one.place)
             yield f"{' ' * digits}  {one.context.value:6.2f}  {text}".rstrip()

@@ -25,7 +25,7 @@ _AT_ONCE = 64  # texts that are read before they are shown
     "show",
     cls=Command,
     group="features",
-    example='sae-runtime features show store 371\n  sae-runtime features show model --text "Open the file and read it."',
+    example="sae-runtime features show store 371",
 )
 @click.argument("target")
 @click.argument("feature", required=False)
@@ -47,13 +47,16 @@ def command(
     session: dict[str, Any],
     run: Run,
 ) -> None:
-    """Show a feature of a store, or the strongest features of every token of texts.
+    """Show a feature of a store, or the features of each token of texts.
 
-    TARGET is what `features build` wrote: then FEATURE is a number or a label, and its figures, neighbours and contexts
-    are shown. Or TARGET is a deployed model, of a text each token is shown with its features: their numbers, their
-    activations and, where the bundle's labels.jsonl has them, their labels. A dot is a blank at an end of a token.
+    Of a store, what `features build` wrote, FEATURE is a number or a label. Its figures are shown, the tokens and
+    features that it goes with, and its contexts from the largest activations down. A terminal shades active tokens;
+    elsewhere they stand in brackets, the strongest in two.
+
+    Of a deployed model, --text or --text-file gives texts. Each token has its strongest features: number, activation
+    and, where the bundle's labels.jsonl has one, label. A dot is a blank at an end of a token.
     """
-    if (Path(target) / "store.json").is_file():
+    if feature is not None or (Path(target) / "store.json").is_file():
         if texts or special or sae is not None:
             raise click.UsageError(f"{target} is a store; --text, --text-file, --special and --sae are for a model.")
         if feature is None:
@@ -62,8 +65,6 @@ def command(
             raise click.UsageError(f"--contexts is a number of contexts from 0 on, got {contexts}.")
         _show_stored(target, feature, contexts, run)
         return
-    if feature is not None:
-        raise click.UsageError(f"{target} is no store, so it has no contexts of {feature}; make one by features build.")
     if not texts:
         raise click.UsageError("Give a text, --text or --text-file; or name a store and a feature.")
     if top < 1:

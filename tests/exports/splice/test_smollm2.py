@@ -253,3 +253,20 @@ def test_a_gate_of_each_token_gives_the_logits_of_torch_hooks(host: Host) -> Non
     edits, gate = every_kind(host), real() * np.linspace(0, 1, real().shape[1])
     got, want = run(host.graph, feed(edits, gate.astype(np.float32)))["logits"], torch_logits(host, edits, gate)
     assert relative_error(got[real()], want[real()]) < host.tolerance
+
+
+def test_the_tokens_that_features_promote_are_torchs_or_absent_from_a_quantised_head(host: Host) -> None:
+    found = {layer: bundle.read(host.graph.parent / f"sae{layer}").logits() for layer in LAYERS}
+    if host.tolerance > 1e-4:  # int4
+        assert found == dict.fromkeys(LAYERS)
+        return
+    gain, unembedding = host.torch.model.norm.weight.detach(), host.torch.lm_head.weight.detach()
+    for layer, logits in found.items():
+        assert logits is not None
+        expected = (torch.from_numpy(host.weights[layer]["W_dec"]) * gain @ unembedding.T).numpy()
+        scale = np.abs(expected).max()
+        best = -np.sort(-expected, axis=1)[:, :10]
+        np.testing.assert_allclose(logits.promoted_logits, best, atol=1e-5 * scale)
+        np.testing.assert_allclose(logits.suppressed_logits, np.sort(expected, axis=1)[:, :10], atol=1e-5 * scale)
+        at = np.take_along_axis(expected, logits.promoted_tokens, axis=1)
+        np.testing.assert_allclose(at, logits.promoted_logits, atol=1e-5 * scale)
