@@ -262,9 +262,9 @@ def _texts(path: Path) -> list[str]:
 @click.argument("text", type=click.Path(path_type=Path, exists=True))
 @click.option("--part", "parts", multiple=True, type=click.Choice(["bare", "peers", "memory"]), help="[all]")
 @click.option("--characters", default=200_000, help="Of the text beside the bare loop; about four are a token.")
-@click.option("--windows", default=48, help="Of the text beside the peers; a multiple of --batch.")
-@click.option("--length", default=256, help="Tokens of such a window.")
-@click.option("--batch", default=8, help="Windows of a batch of the peers.")
+@click.option("--windows", default=96, help="Of the text beside the peers; a multiple of --batch.")
+@click.option("--length", default=128, help="Tokens of such a window.")
+@click.option("--batch", default=16, help="Windows of a batch of the peers.")
 @click.option("--count", default=3, help="Turns.")
 @click.option("--cache", default=CACHE, type=click.Path(path_type=Path))
 def main(
