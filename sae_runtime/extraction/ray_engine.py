@@ -90,7 +90,7 @@ def _start(address: str | None, workers: int | None, cpus: int) -> None:
                 f"Ray does not start here ({reason}); try --engine local, or Ray's own ray start"
             ) from error
         raise ValueError(
-            f"there is no Ray cluster at {address} ({reason}); start one with ray start --head, or leave the address out"
+            f"there is no Ray cluster at {address} ({reason}); start one with ray start --head, or give no address"
         ) from error
 
 

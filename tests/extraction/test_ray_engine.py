@@ -58,6 +58,9 @@ def apart(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
             )
 
         yield start
+        end = time.monotonic() + 30  # actors end a moment after Ray's own processes
+        while processes_of(short) and time.monotonic() < end:
+            time.sleep(0.1)
         assert processes_of(short) == []
 
 
