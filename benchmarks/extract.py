@@ -227,7 +227,19 @@ def agreement(out: Path, peers: Path, length: int, d_sae: int) -> float:
 
 def peak(home: Path, text: Path, out: Path) -> tuple[float, float]:
     """Seconds, and the largest resident size in megabytes, of the command on a corpus."""
-    command = [sys.executable, "-c", "from sae_runtime.cli import main; main()", "extract", home, "--text", text, "-o", out, "--quiet", "--json"]
+    command = [
+        sys.executable,
+        "-c",
+        "from sae_runtime.cli import main; main()",
+        "extract",
+        home,
+        "--text",
+        text,
+        "-o",
+        out,
+        "--quiet",
+        "--json",
+    ]
     begin = time.perf_counter()
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(child.pid, 0)
@@ -250,9 +262,9 @@ def _texts(path: Path) -> list[str]:
 @click.argument("text", type=click.Path(path_type=Path, exists=True))
 @click.option("--part", "parts", multiple=True, type=click.Choice(["bare", "peers", "memory"]), help="[all]")
 @click.option("--characters", default=200_000, help="Of the text beside the bare loop; about four are a token.")
-@click.option("--windows", default=48, help="Of the text beside the peers; a multiple of --batch.")
-@click.option("--length", default=256, help="Tokens of such a window.")
-@click.option("--batch", default=8, help="Windows of a batch of the peers.")
+@click.option("--windows", default=96, help="Of the text beside the peers; a multiple of --batch.")
+@click.option("--length", default=128, help="Tokens of such a window.")
+@click.option("--batch", default=16, help="Windows of a batch of the peers.")
 @click.option("--count", default=3, help="Turns.")
 @click.option("--cache", default=CACHE, type=click.Path(path_type=Path))
 def main(

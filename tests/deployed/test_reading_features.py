@@ -28,8 +28,8 @@ class Graphs:
         self._graph = SimpleNamespace(path=Path("model.onnx"), inputs=inputs, required=frozenset())
         self._active, self._padding, self._broken = active, padding, broken
 
-    def open(self, *, cut: bool) -> Any:
-        assert cut
+    def open(self, *, cut: bool, lowered: str | None = None) -> Any:
+        assert cut and lowered is None
         return self._graph
 
     def run(self, graph: Any, feed: dict[str, NDArray[Any]], outputs: list[str]) -> list[NDArray[Any]]:
@@ -83,3 +83,14 @@ def test_texts_that_filled_their_slots_are_read_again() -> None:
     for part, features in zip(PARTS, read(graphs, PARTS), strict=True):
         assert features.indices.tolist() == [n + more for n in part for more in range(3)]
     assert graphs.slots == [2, 2, 8, 8]
+
+
+def test_a_long_text_gets_twice_the_slots_at_first() -> None:
+    """Some token of it would often fill those of the SAE."""
+    graphs, text = Graphs(active=4), np.ones(40, np.int64)
+    (features,) = read(graphs, [text])
+    assert features.indices.tolist() == 40 * [1, 2, 3, 4]
+    assert graphs.slots == [4, 16]
+    long, short = Graphs(active=3), Graphs(active=3)
+    read(long, [text]), read(short, [text[:31]])
+    assert (long.slots, short.slots) == ([4], [2, 8])
