@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, tuple[str, ...] | None] = {
     "exports": ("bundle", "core.progress", "engine.sessions", "engine.trial"),
     "cli": ANYTHING,
     "demo": ANYTHING,
-    "__init__": ("core", "bundle", "activations", "sae", "model", "store"),
+    "__init__": ("core", "bundle", "activations", "sae", "model", "extraction", "store"),
 }
 """The front doors, sae.py and model.py, and rebuild.py are rooms of one file."""
 
