@@ -49,9 +49,9 @@ def command(
 ) -> None:
     """Write a store as Neuronpedia's files, or features as delphi's.
 
-    For Neuronpedia the folder has what SAEDashboard writes: batch-0.json and on, skipped_indexes.json and run_settings.json; and the
-    labels in explanations.jsonl. --upload sends the features by Neuronpedia's client: pip install
-    'sae-runtime[neuronpedia]'. Its source is named LAYER-SOURCE_SET.
+    For Neuronpedia the folder has what SAEDashboard writes: batch-0.json and on, skipped_indexes.json and
+    run_settings.json; and the labels in explanations.jsonl. --upload sends the features by Neuronpedia's client: pip
+    install 'sae-runtime[neuronpedia]'. Its source is named LAYER-SOURCE_SET.
 
     delphi reads a folder that `extract` wrote as sequences of one length. The tokens after the last whole one are left
     out.
