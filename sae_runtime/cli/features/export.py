@@ -88,7 +88,8 @@ def command(
 
 def _delphi(features: str, output: Path | None, sequence: int | None, values: Any, run: Run) -> None:
     """Write features of a folder as a latent cache of delphi."""
-    from sae_runtime.extraction.delphi_export import SEQUENCE, write_delphi
+    from sae_runtime.extraction.delphi import SEQUENCE
+    from sae_runtime.extraction.delphi_export import write_delphi
     from sae_runtime.extraction.stored_features import read_features
 
     if output is None:
