@@ -10,7 +10,7 @@ OLDEST := $(shell sed -n 's/^cpu = \["onnxruntime>=\([0-9.]*\)".*/\1/p' pyprojec
 OLDEST_HERE = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
     --target .venv/oldest onnxruntime==$(OLDEST)
 
-.PHONY: demo test test-fast test-full test-oldest campaign runtimes check peers optimum smollm2 bench clean
+.PHONY: demo test test-fast test-full test-oldest campaign runtimes ray check peers optimum smollm2 bench clean
 
 demo: .venv/demo.stamp
 	$(BIN)/sae-runtime demo --force -o demo-out
@@ -45,6 +45,12 @@ runtimes: .venv/dev.stamp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 	    --target .venv/openvino openvino==2026.4.1 openvino-telemetry
 	npm install --silent --no-audit --no-fund --prefix .venv/onnxruntime-web onnxruntime-web@1.30.0
+
+# Ray for `extract --engine ray`, 260 MB, beside what dev has of its needs; its test skips where it is not here.
+ray: .venv/dev.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+	    --target .venv/ray ray==2.60.0 jsonschema jsonschema-specifications attrs referencing rpds-py msgpack
+	$(PYTEST) tests/extraction/test_ray_engine.py
 
 check: .venv/dev.stamp
 	$(BIN)/ruff format --check .

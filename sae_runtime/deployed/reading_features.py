@@ -14,6 +14,7 @@ from sae_runtime.deployed.interventions import intervention_feed
 from sae_runtime.deployed.spliced_sae import SplicedSAE
 
 _MORE = 4  # times the slots, for tokens that filled theirs
+_LONG = 32  # tokens of a window, from which on twice the slots at first cost less than to read it again
 
 
 class Lowered(NamedTuple):
@@ -57,7 +58,9 @@ def read_features(
         {name: from_slots([_nothing()], sae.d_sae, (0,)) for name, sae in saes.items()} if not len(ids) else {}
         for ids in parts
     ]
-    slots = {name: sae.slots if lowered is None else min(lowered.slots, sae.d_sae) for name, sae in saes.items()}
+    longest = max(map(len, parts), default=0)
+    slots = {name: _slots(sae, longest) if lowered is None else lowered.slots for name, sae in saes.items()}
+    slots = {name: min(number, saes[name].d_sae) for name, number in slots.items()}
     low = 0.0 if lowered is None else lowered.low
     left = [number for number, ids in enumerate(parts) if len(ids)]
     while left:
@@ -90,6 +93,11 @@ def read_features(
         slots = {name: min(_MORE * slots[name], saes[name].d_sae) for name in again}
         left = sorted(set().union(*again.values()))
     return found
+
+
+def _slots(sae: SplicedSAE, longest: int) -> int:
+    """Slots of a token at first. One token in a thousand fills those of the SAE, and its window is read again."""
+    return sae.slots * 2 if sae.by_threshold and longest >= _LONG else sae.slots
 
 
 def _nothing() -> tuple[NDArray[np.int64], NDArray[np.float32]]:

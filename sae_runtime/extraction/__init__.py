@@ -1,4 +1,4 @@
-"""Features of many tokens to files, steered activations to files, and features that tell sets of texts apart.
+"""Features of a corpus to files, steered activations to files, and features that tell sets of texts apart.
 
-This room may import `model`, `deployed`, `sae`, `engine`, `activations`, `bundle` and `core`.
+This room may import `model`, `deployed`, `text`, `sae`, `engine`, `activations`, `bundle` and `core`.
 """

@@ -16,6 +16,7 @@ from sae_runtime.bundle.siblings import LEFTOVER, lock, repair
 from sae_runtime.core.progress import progress_bar
 from sae_runtime.extraction.batch_parts import match
 from sae_runtime.extraction.candidate_files import FOLDER, CandidateFiles
+from sae_runtime.extraction.encodings import VALUES, Values
 from sae_runtime.extraction.part_files import (
     DOCUMENTS,
     TOKENS,
@@ -24,7 +25,6 @@ from sae_runtime.extraction.part_files import (
     read_part_of,
     write_vocabulary,
 )
-from sae_runtime.extraction.encodings import VALUES, Values
 from sae_runtime.extraction.part_rows import Pool, Source
 from sae_runtime.extraction.plan import FORMAT_VERSION, PLAN, Plan, difference, read_plan
 from sae_runtime.extraction.tasks import Engine, MakeParts, folders, local
@@ -146,7 +146,7 @@ def _refuse_unknown(name: str, value: str, known: Sequence[str]) -> None:
 def begun(out: Path, plan: Plan, *, force: bool) -> Iterator[None]:
     """Make the folder with its plan, or find it begun with the same one; no other run may begin it meanwhile."""
     check_out(out)
-    is_new = not (out / PLAN).is_file()
+    is_new, made = not (out / PLAN).is_file(), not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     with lock(out) as locked:
         if locked is False:
@@ -161,7 +161,7 @@ def begun(out: Path, plan: Plan, *, force: bool) -> Iterator[None]:
         except BaseException:  # Ctrl-C too
             if is_new and not _has_parts(out):
                 _clear(out)
-                _remove_empty(out)
+                _remove_empty(out, with_itself=made)
             raise
 
 
@@ -225,9 +225,9 @@ def foreign(out: Path) -> str | None:
     return None
 
 
-def _remove_empty(out: Path) -> None:
-    """Remove a folder that holds empty folders alone."""
-    for folder in (*(path for path in out.iterdir() if path.is_dir()), out):
+def _remove_empty(out: Path, *, with_itself: bool) -> None:
+    """Remove the empty folders of a folder, and the folder if nothing is left."""
+    for folder in (*(path for path in out.iterdir() if path.is_dir()), *([out] if with_itself else [])):
         with contextlib.suppress(OSError):
             folder.rmdir()
 

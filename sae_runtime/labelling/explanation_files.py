@@ -44,7 +44,7 @@ def tool_of(path: Path) -> str:
 
 
 def read_explanations(path: Path) -> Iterator[Explanation | None]:
-    """The explanations of a file or folder, in its order; None for a record that has no feature or no text.
+    r"""The explanations of a file or folder, in its order; None for a record that has no feature or no text.
 
     Raises:
         OSError: it does not exist or may not be read.

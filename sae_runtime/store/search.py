@@ -178,7 +178,8 @@ class _Found:
 
     def scores(self) -> NDArray[np.float64]:
         """The worth of the best place of each feature; 0 where the term stands nowhere."""
-        return np.max([self.label, self.token, self.at_peak, self.context], axis=0)
+        best: NDArray[np.float64] = np.max([self.label, self.token, self.at_peak, self.context], axis=0)
+        return best
 
     def places(self, feature: int) -> list[tuple[float, str]]:
         """The places of a feature that has the term, with their worth."""
@@ -218,7 +219,9 @@ def _hit(stored: StoredFeature, found: Sequence[_Found]) -> Hit:
     best = max(stored.contexts, key=lambda context: _fit(context, found), default=None)
     score = min(float(one.scores()[feature]) for one in found)
     names = tuple(dict.fromkeys(name for _, name in places))
-    return Hit(feature, stored.label, stored.label_source, score, names, best, best and _nearest(best, found))
+    return Hit(
+        feature, stored.label, stored.label_source, score, names, best, None if best is None else _nearest(best, found)
+    )
 
 
 def _nearest(context: Context, found: Sequence[_Found]) -> tuple[int, int] | None:

@@ -1,5 +1,7 @@
 """Texts to a folder of features, by a deployed model: rows and joins, windows, parts in any order, what is refused."""
 
+import contextlib
+import io
 import json
 import pickle
 from collections.abc import Callable
@@ -10,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from documents import blocks
 from word_model import deploy_words, features_of_text, some_words
 
 from sae_runtime import Features, Model, load_model
@@ -246,6 +249,8 @@ def test_what_cannot_be_read_is_refused(model: Model, tmp_path: Path, bundle_of:
         ValueError, match=r"a\.jsonl, line 1: it has no field 'topic'; it has 'text', 'name', 'kind', '"
     ):
         made(model, path, out, reading=Reading(columns=("topic",)))
+    with pytest.raises(ValueError, match=r"'id' cannot be a column that is kept, .*; give it as --id-field"):
+        made(model, path, out, reading=Reading(columns=("id",)))
     for name in ("text", "indices", "doc"):
         with pytest.raises(ValueError, match=f"'{name}' cannot be a column that is kept, since features have a column"):
             made(model, path, out, reading=Reading(columns=(name,)))
@@ -265,6 +270,16 @@ def test_what_cannot_be_read_is_refused(model: Model, tmp_path: Path, bundle_of:
     assert not out.exists()
 
 
+def test_half_a_character_in_a_column_or_a_name_is_escaped(model: Model, tmp_path: Path) -> None:
+    path = tmp_path / "a\udce4.jsonl"
+    path.write_text('{"text": "w4", "name": "x\\ud800", "kind": ["\\udfff"]}\n{"text": "w5", "name": "y", "kind": "é"}')
+    made(model, path, tmp_path / "f", reading=Reading(id_field="name", columns=("kind",)))
+    documents = table(tmp_path / "f" / "documents").to_pydict()
+    assert documents["id"] == ["x\\ud800", "y"] and documents["kind"] == ['["\\udfff"]', "é"]
+    assert documents["file"] == [str(tmp_path / "a\\udce4.jsonl")] * 2
+    assert made(model, path, tmp_path / "f", reading=Reading(id_field="name", columns=("kind",))).documents == 2
+
+
 def test_texts_may_be_left_out_and_documents_may_have_no_tokens(model: Model, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "w4"}\n{"text": "[SEP]"}\n{"text": "w5 w5"}')
     made(model, tmp_path / "a.jsonl", tmp_path / "f", keep_text=False)
@@ -274,3 +289,17 @@ def test_texts_may_be_left_out_and_documents_may_have_no_tokens(model: Model, tm
     assert table(tmp_path / "f" / "tokens")["doc"].to_pylist() == [0, 2, 2]
     (tmp_path / "b.jsonl").write_text('{"text": "[SEP]"}')
     assert made(model, tmp_path / "b.jsonl", tmp_path / "g").tokens == 0
+
+
+def test_the_documented_calls_run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    records = [{"text": text, "topic": "words"} for text in TEXTS]
+    Path("data/a.jsonl").write_text("\n".join(map(json.dumps, records)))
+    Path("model").symlink_to(folder)
+    call, join = (next(b for b in blocks("corpus.md") if name in b) for name in ("TextSource", "pandas"))
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(call, {})
+        exec(join.replace("12", "3"), {})
+    assert printed.getvalue().split()[2] == "1" and "data/a.jsonl" in printed.getvalue()

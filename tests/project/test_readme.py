@@ -53,7 +53,7 @@ def test_commands_run(tmp_path: Path) -> None:
         ["bash", "-euc", script], cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert {"acts", "sae", "features.parquet", "steered.npy"} <= {path.name for path in tmp_path.iterdir()}
+    assert {"acts", "sae", "features", "steered.npy"} <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_settings_of_the_toml_file_are_settings_of_its_commands() -> None:

@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, tuple[str, ...] | None] = {
     "generation": ("core", "bundle", "engine", "text", "deployed"),
     "sae": ("core", "bundle", "activations", "engine", "rebuild"),
     "model": ("core", "bundle", "engine", "text", "deployed", "generation"),
-    "extraction": ("core", "bundle", "activations", "engine", "sae", "deployed", "model"),
+    "extraction": ("core", "bundle", "activations", "engine", "text", "sae", "deployed", "model"),
     "store": ("core", "bundle", "extraction"),
     "labelling": ("core", "bundle", "deployed", "store"),
     "checkpoints": ("core", "bundle"),
@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, tuple[str, ...] | None] = {
     "exports": ("bundle", "core.progress", "engine.sessions", "engine.trial"),
     "cli": ANYTHING,
     "demo": ANYTHING,
-    "__init__": ("core", "bundle", "activations", "sae", "model", "store"),
+    "__init__": ("core", "bundle", "activations", "sae", "model", "store", "extraction"),
 }
 """The front doors, sae.py and model.py, and rebuild.py are rooms of one file."""
 

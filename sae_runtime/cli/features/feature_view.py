@@ -205,7 +205,8 @@ def _contexts(one: "StoredFeature", count: int) -> Iterator[str]:
             source = cut(printable(_place(context)), _SOURCE)
             text = marked(context, one.max, room - 8 - (width(source) + 2 if source else 0), colour=colour)
             gap = room - 8 - width(click.unstyle(text)) - width(source)
-            yield f"{context.value:6.2f}  {text}{' ' * gap}{click.style(source, dim=True) if colour else source}".rstrip()
+            shown = click.style(source, dim=True) if colour and source else source
+            yield f"{context.value:6.2f}  {text}{' ' * gap}{shown}".rstrip()
 
 
 def _place(context: "Context") -> str:

@@ -1,0 +1,48 @@
+"""Extractions under Ray, run as a program by test_ray_engine.py: `python ray_runs.py CASE MODEL TEXT OUT NOTES`."""
+
+import dataclasses
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from sae_runtime import load_model
+from sae_runtime.extraction.extract import extract
+from sae_runtime.extraction.ray_engine import ray_engine
+from sae_runtime.extraction.tasks import Task, local
+from sae_runtime.extraction.text_source import TextSource
+
+
+@dataclasses.dataclass
+class Noted:
+    """A task that notes who makes a part, and dies in the middle of one if it should."""
+
+    task: Task
+    notes: Path
+    dies: int | None
+
+    def __call__(self, number: int) -> None:
+        """Make a part."""
+        (self.notes / f"{number}-{os.getpid()}").touch()
+        time.sleep(0.2)  # so that one actor cannot make all parts before the other has begun
+        if number == self.dies and not (self.notes / "died").exists():
+            (self.notes / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.task(number)
+
+
+def main(case: str, model: Path, text: Path, out: Path, notes: Path) -> None:
+    """Extract."""
+    source = TextSource(load_model(model, threads=1), [text], part=600)
+    run = local if case == "local" else ray_engine(workers=2)
+
+    def noting(task: Task, numbers: Sequence[int]) -> Iterator[int]:
+        yield from run(Noted(task, notes, 3 if case == "dies" else None), numbers)
+
+    extract(source, out, engine=local if case == "local" else noting)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], *map(Path, sys.argv[2:]))
