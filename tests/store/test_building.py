@@ -96,9 +96,15 @@ def correlations(documents: list[Document], feature: int) -> dict[int, float]:
 
 
 @pytest.mark.parametrize(("seed", "limit"), [(0, 1 << 20), (1, 300), (2, 40)])
-def test_statistics_of_every_feature_are_those_of_plain_python(seed: int, limit: int, tmp_path: Path) -> None:
-    """The limits put all features into one bucket, a few into each, and cut the matches of one feature by value."""
-    documents = made_documents(10, seed=seed, d_sae=D_SAE)
+def test_statistics_of_every_feature_are_those_of_plain_python(
+    seed: int, limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limits put all features into one bucket, a few into each, and cut the matches of one feature by value.
+
+    Few candidates are looked at in the first round, so that there are many rounds.
+    """
+    monkeypatch.setattr("sae_runtime.store.choosing._FIRST", 1 + seed)
+    documents = made_documents(10 + 8 * seed, seed=seed, d_sae=D_SAE)
     features = write_features(tmp_path / "features", MadeSource(documents, D_SAE))
     settings: dict[str, Any] = {"context": CONTEXT, "bands": BANDS, "top": TOP, "per_band": PER_BAND, "bins": BINS}
     build_store(features, tmp_path / "store", limit=limit, **settings)
