@@ -43,6 +43,7 @@ from sae_runtime.extraction.extract import extract
 from sae_runtime.extraction.text_source import TextSource
 
 CACHE = Path("build/benchmarks/extract")
+MEMORY = (500_000, 1_500_000)  # characters; a part has a quarter of a million
 SAMPLE = 48  # windows on which thresholds are set
 Runs = dict[str, Callable[[], object]]
 
@@ -261,10 +262,10 @@ def _texts(path: Path) -> list[str]:
 @click.argument("bundle", type=click.Path(path_type=Path, exists=True))
 @click.argument("text", type=click.Path(path_type=Path, exists=True))
 @click.option("--part", "parts", multiple=True, type=click.Choice(["bare", "peers", "memory"]), help="[all]")
-@click.option("--characters", default=200_000, help="Of the text beside the bare loop; about four are a token.")
-@click.option("--windows", default=48, help="Of the text beside the peers; a multiple of --batch.")
-@click.option("--length", default=256, help="Tokens of such a window.")
-@click.option("--batch", default=8, help="Windows of a batch of the peers.")
+@click.option("--characters", default=140_000, help="Of the text beside the bare loop; about four are a token.")
+@click.option("--windows", default=64, help="Of the text beside the peers; a multiple of --batch.")
+@click.option("--length", default=128, help="Tokens of such a window.")
+@click.option("--batch", default=16, help="Windows of a batch of the peers.")
 @click.option("--count", default=3, help="Turns.")
 @click.option("--cache", default=CACHE, type=click.Path(path_type=Path))
 def main(
@@ -296,10 +297,10 @@ def main(
         if "memory" in parts:
             print("\n| characters | seconds | peak, MB |\n|---|---|---|")
             (home,) = models(source, bundle, texts, (1_536,), cache)
-            for times in (2, 8):
-                some = of_characters(texts, times * characters, work / "some.jsonl")
-                seconds, most = peak(home, some, work / f"out-{times}")
-                print(f"| {times * characters:,} | {seconds:.1f} | {most:,.0f} |", flush=True)
+            for size in MEMORY:
+                some = of_characters(texts, size, work / "some.jsonl")
+                seconds, most = peak(home, some, work / f"out-{size}")
+                print(f"| {size:,} | {seconds:.1f} | {most:,.0f} |", flush=True)
         if "peers" in parts:
             print(f"\n{versions()}\n")
             print("| features | peer | peer, tokens/s | ours | peer : ours | itself : ours | matches | agreement |")

@@ -56,3 +56,10 @@ def features_of_text(text: str, kind: str = "mutual", d_sae: int = 150) -> NDArr
     z = witness.pre_activations(weights, stream(ids, 1).astype(np.float32))
     kept = witness.threshold(z, weights["threshold"])
     return np.where(kept.kept, z, 0)
+
+
+def long_words(count: int, seed: int = 0) -> list[str]:
+    """Texts of many characters and few tokens: a word that the tokenizer knows, and some that are one unknown each."""
+    rng = np.random.default_rng(seed)
+    known = rng.integers(FIRST, WORDS, size=count)
+    return [f"w{word} " + " ".join(["x" * 1_000] * int(rng.integers(1, 9))) for word in known]

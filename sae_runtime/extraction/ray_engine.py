@@ -54,14 +54,14 @@ def ray_engine(*, address: str | None = None, workers: int | None = None, cpus: 
 
 
 def _run(task: Task, numbers: Sequence[int], address: str | None, workers: int | None, cpus: int) -> Iterator[int]:
-    import ray
+    import ray.data
 
     is_ours = not ray.is_initialized()
     try:
         if is_ours:
             _start(address, workers, cpus)
         yield from _made(task, numbers, _actors(address, workers, cpus), cpus)
-    except ray.exceptions.RayError as error:
+    except (ray.exceptions.RayError, ray.data.exceptions.SystemException) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"Ray could not make a part ({reason}); the parts that are there stay, run again") from error
     finally:
@@ -76,19 +76,22 @@ def _start(address: str | None, workers: int | None, cpus: int) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address is not None:
-        try:
-            if place := re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d{1,5})", address):
-                socket.create_connection((place[1], int(place[2])), timeout=10).close()  # Ray itself tries for minutes
-            ray.init(address, **quiet)
-        except (OSError, OverflowError, ValueError) as error:
+    if address is None:
+        cores = max(_cores(), cpus * (workers or 1))
+        quiet |= {"num_cpus": cores, "include_dashboard": False, "object_store_memory": _STORE}
+    try:
+        if address and (place := re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d{1,5})", address)):
+            socket.create_connection((place[1], int(place[2])), timeout=10).close()  # Ray itself tries for minutes
+        ray.init(address or "local", **quiet)
+    except Exception as error:  # Ray raises plain ones
+        reason = " ".join(str(error).split())[:200]
+        if address is None:
             raise ValueError(
-                f"there is no Ray cluster at {address} ({' '.join(str(error).split())[:200]}); start one with "
-                "ray start --head, or leave the address out"
+                f"Ray does not start here ({reason}); try --engine local, or Ray's own ray start"
             ) from error
-        return
-    cores = max(_cores(), cpus * (workers or 1))
-    ray.init("local", num_cpus=cores, include_dashboard=False, object_store_memory=_STORE, **quiet)
+        raise ValueError(
+            f"there is no Ray cluster at {address} ({reason}); start one with ray start --head, or give no address"
+        ) from error
 
 
 def _cores() -> int:
@@ -110,7 +113,7 @@ def _actors(address: str | None, workers: int | None, cpus: int) -> int:
 
 def _made(task: Task, numbers: Sequence[int], actors: int, cpus: int) -> Iterator[int]:
     """The numbers of parts as Ray Data's actors have made them."""
-    import ray
+    import ray.data
     from ray import cloudpickle
 
     context = ray.data.DataContext.get_current()
@@ -140,7 +143,8 @@ class _Maker:
     """An actor: it opens what the task needs once, and makes parts. Errors are data, so that Ray wraps none of them."""
 
     def __init__(self, task: bytes, folder: str, cpus: int) -> None:
-        self._pickled, self._folder, self._task = task, folder, None
+        self._pickled, self._folder = task, folder
+        self._task: Task | None = None
         os.environ["RAYON_NUM_THREADS"] = str(cpus)  # of tokenizers
 
     def __call__(self, batch: Any) -> Any:

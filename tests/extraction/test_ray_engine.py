@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from conftest import make_x
 from feature_folders import bytes_of
-from word_model import deploy_words, some_words
+from word_model import deploy_words, long_words, some_words
 
 from sae_runtime.extraction.extract import INDEX
 
@@ -54,9 +54,13 @@ def apart(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
+                start_new_session=True,
             )
 
         yield start
+        end = time.monotonic() + 30  # actors end a moment after Ray's own processes
+        while processes_of(short) and time.monotonic() < end:
+            time.sleep(0.1)
         assert processes_of(short) == []
 
 
@@ -120,14 +124,14 @@ def test_ctrl_c_ends_all_processes_and_the_run_goes_on_later(
     apart: Any, given: tuple[Path, Path], tmp_path: Path
 ) -> None:
     model, text = given
-    text.write_text("\n\n".join(some_words(40_000, 60)))  # some parts by the command's own size
+    text.write_text("\n\n".join(long_words(2_000)))  # some parts by the command's own size
     out = tmp_path / "f"
     asked = [COMMAND, "extract", model, "--text", text, "-o", out, "--quiet"]
     with apart(*asked, "--engine", "ray", "--workers", 2) as child:
         end = time.monotonic() + 240
         while not list(out.glob("tokens/part-*")) and child.poll() is None and time.monotonic() < end:
             time.sleep(0.05)
-        child.send_signal(signal.SIGINT)
+        os.killpg(child.pid, signal.SIGINT)  # as a terminal does
         _, said = child.communicate(timeout=120)
     assert child.returncode not in (0, 1) and "Traceback" not in said and f"{out} is kept" in said
     assert not (out / INDEX).exists()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from feature_folders import bytes_of
-from word_model import deploy_words, some_words
+from word_model import deploy_words, long_words
 
 DOCS = Path(__file__).parents[2] / "docs" / "corpus.md"
 _SBATCH = """#!{python}
@@ -39,7 +39,7 @@ def test_the_lines_make_what_one_command_makes(bundle_of: Callable[..., Path], t
     deploy_words(tmp_path / "model", bundle_of("mutual"))
     (tmp_path / "data").mkdir()
     for number in range(3):
-        (tmp_path / "data" / f"{number}.txt").write_text("\n\n".join(some_words(8_000, 60, seed=number)))
+        (tmp_path / "data" / f"{number}.txt").write_text("\n\n".join(long_words(150, seed=number)))
     (tmp_path / "shares.sh").write_text(script)
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "sbatch").write_text(_SBATCH.format(python=sys.executable))
