@@ -169,7 +169,7 @@ def _texts(model: str, reading: Mapping[str, Any], settings: Mapping[str, Any]) 
         raise ValueError(
             f"{model} is a bundle, which reads --activations; for --text name a model that it was spliced into"
         )
-    columns = tuple(filter(None, (settings["columns"] or "").split(",")))
+    columns = tuple(dict.fromkeys(filter(None, map(str.strip, (settings["columns"] or "").split(",")))))
     where = Reading(
         **{name: reading[name] for name in ("document", "text_field", "ids_field", "id_field")}, columns=columns
     )

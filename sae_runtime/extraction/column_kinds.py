@@ -52,7 +52,16 @@ def as_kind(values: Iterable[Any], kind: str) -> Sequence[Any]:
     """
     if kind != "string":
         return [float(value) if kind == "float64" and value is not None else value for value in values]
-    return [value if value is None or isinstance(value, str) else _text(value) for value in values]
+    return [value if value is None else whole(_text(value)) for value in values]
+
+
+def whole(text: str) -> str:
+    r"""A text that UTF-8 can hold: half a character, as JSON and names of files may have, becomes its escape.
+
+    >>> whole("a\udc80"), whole("é")
+    ('a\\udc80', 'é')
+    """
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
 def _text(value: Any) -> str:

@@ -146,7 +146,7 @@ def _refuse_unknown(name: str, value: str, known: Sequence[str]) -> None:
 def begun(out: Path, plan: Plan, *, force: bool) -> Iterator[None]:
     """Make the folder with its plan, or find it begun with the same one; no other run may begin it meanwhile."""
     check_out(out)
-    is_new = not (out / PLAN).is_file()
+    is_new, made = not (out / PLAN).is_file(), not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     with lock(out) as locked:
         if locked is False:
@@ -161,7 +161,7 @@ def begun(out: Path, plan: Plan, *, force: bool) -> Iterator[None]:
         except BaseException:  # Ctrl-C too
             if is_new and not _has_parts(out):
                 _clear(out)
-                _remove_empty(out)
+                _remove_empty(out, with_itself=made)
             raise
 
 
@@ -225,9 +225,9 @@ def foreign(out: Path) -> str | None:
     return None
 
 
-def _remove_empty(out: Path) -> None:
-    """Remove a folder that holds empty folders alone."""
-    for folder in (*(path for path in out.iterdir() if path.is_dir()), out):
+def _remove_empty(out: Path, *, with_itself: bool) -> None:
+    """Remove the empty folders of a folder, and the folder if nothing is left."""
+    for folder in (*(path for path in out.iterdir() if path.is_dir()), *([out] if with_itself else [])):
         with contextlib.suppress(OSError):
             folder.rmdir()
 

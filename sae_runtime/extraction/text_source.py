@@ -18,7 +18,7 @@ from sae_runtime.bundle.external_data import check_external
 from sae_runtime.bundle.parts import read_manifest, record
 from sae_runtime.core.features import Features, concatenate
 from sae_runtime.deployed.reading_features import Lowered
-from sae_runtime.extraction.column_kinds import Kind
+from sae_runtime.extraction.column_kinds import Kind, whole
 from sae_runtime.extraction.part_rows import PartRows
 from sae_runtime.extraction.plan import Part, Plan
 from sae_runtime.model import Model, load_model
@@ -77,9 +77,11 @@ class TextSource:
             raise ValueError(
                 "- is standard input, which cannot be read again when an extraction goes on; write it to a file"
             )
-        if taken := [name for name in self.reading.columns if name in _COLUMNS]:
+        kept = self.reading.columns
+        if taken := [name for name in kept if name in _COLUMNS or kept.count(name) > 1]:
+            hint = "give it as --id-field" if taken[0] == "id" else "rename it"
             raise ValueError(
-                f"{taken[0]!r} cannot be a column that is kept, since features have a column of this name; rename it"
+                f"{taken[0]!r} cannot be a column that is kept, since features have a column of this name; {hint}"
             )
         documents(self.texts, self.reading)  # which refuses what cannot be read
         self._home = Path.cwd()
@@ -221,7 +223,7 @@ class TextSource:
     def _columns(self, part: Part, found: Sequence[Document]) -> dict[str, Any]:
         columns: dict[str, Any] = {
             "doc": np.arange(part.first, part.first + part.documents, dtype=np.int32),
-            "file": [document.source.file for document in found],
+            "file": [whole(document.source.file) for document in found],
             "row": [document.source.row for document in found],
             "id": [document.source.id for document in found],
         }
@@ -252,7 +254,7 @@ class TextSource:
             "graph_sha256": record(graph).sha256,
             "host_sha256": weights,
             "tokenizer_sha256": tokenizer,
-            "source": {"files": [{"file": str(file), **dataclasses.asdict(record(file))} for file in files]},
+            "source": {"files": [{"file": whole(str(file)), **dataclasses.asdict(record(file))} for file in files]},
             "document": reading.document,
             "text_field": reading.text_field,
             "ids_field": reading.ids_field,

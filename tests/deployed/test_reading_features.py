@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sae_runtime.bundle.splices import Spliced
 from sae_runtime.deployed.host_inputs import HostInputs, Port
-from sae_runtime.deployed.reading_features import read_features
+from sae_runtime.deployed.reading_features import Lowered, read_features
 from sae_runtime.deployed.spliced_sae import SplicedSAE
 
 SIZE = 40
@@ -28,8 +28,9 @@ class Graphs:
         self._graph = SimpleNamespace(path=Path("model.onnx"), inputs=inputs, required=frozenset())
         self._active, self._padding, self._broken = active, padding, broken
 
-    def open(self, *, cut: bool, lowered: str | None = None) -> Any:
-        assert cut and lowered is None
+    def open(self, *, cut: bool, lowered: str | None) -> Any:
+        assert cut
+        self.lowered = lowered
         return self._graph
 
     def run(self, graph: Any, feed: dict[str, NDArray[Any]], outputs: list[str]) -> list[NDArray[Any]]:
@@ -60,9 +61,10 @@ def spliced() -> Spliced:
     )
 
 
-def read(graphs: Graphs, parts: list[NDArray[np.int64]]) -> list[Any]:
+def read(graphs: Graphs, parts: list[NDArray[np.int64]], lowered: Lowered | None = None) -> list[Any]:
     saes = {"sae": SplicedSAE(spliced(), None, Path("model.onnx"), "", by_threshold=True)}
-    found = read_features(graphs, saes, parts, texts=range(len(parts)), pad=0, tokens_at_once=64)  # type: ignore[arg-type]
+    texts = range(len(parts))
+    found = read_features(graphs, saes, parts, texts=texts, pad=0, tokens_at_once=64, lowered=lowered)  # type: ignore[arg-type]
     return [one["sae"] for one in found]
 
 
@@ -94,3 +96,14 @@ def test_a_long_text_gets_twice_the_slots_at_first() -> None:
     long, short = Graphs(active=3), Graphs(active=3)
     read(long, [text]), read(short, [text[:31]])
     assert (long.slots, short.slots) == ([4], [2, 8])
+
+
+@pytest.mark.parametrize(("low", "asked"), [(np.inf, [3]), (2.5, [3]), (1.5, [3, 12, 40])])
+def test_below_the_threshold_slots_and_what_is_read_again_are_the_callers(low: float, asked: list[int]) -> None:
+    """The last of 3 slots holds 2, and that of 12 too: a token that may lack more than `low` is read again."""
+    graphs = Graphs(active=12)
+    (features,) = read(graphs, PARTS[:1], Lowered(3, low))
+    assert (graphs.slots, graphs.lowered) == (asked, "sae")
+    assert features.l0().tolist() == [min(asked[-1], 12)] * 10
+    read(graphs, PARTS[:1])
+    assert graphs.lowered is None

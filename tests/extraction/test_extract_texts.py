@@ -249,6 +249,8 @@ def test_what_cannot_be_read_is_refused(model: Model, tmp_path: Path, bundle_of:
         ValueError, match=r"a\.jsonl, line 1: it has no field 'topic'; it has 'text', 'name', 'kind', '"
     ):
         made(model, path, out, reading=Reading(columns=("topic",)))
+    with pytest.raises(ValueError, match=r"'id' cannot be a column that is kept, .*; give it as --id-field"):
+        made(model, path, out, reading=Reading(columns=("id",)))
     for name in ("text", "indices", "doc"):
         with pytest.raises(ValueError, match=f"'{name}' cannot be a column that is kept, since features have a column"):
             made(model, path, out, reading=Reading(columns=(name,)))
@@ -266,6 +268,16 @@ def test_what_cannot_be_read_is_refused(model: Model, tmp_path: Path, bundle_of:
     with pytest.raises(ValueError, match=r"context is 2 tokens, of which special tokens take 2; give at least 3"):
         made(model, path, out, context=2)
     assert not out.exists()
+
+
+def test_half_a_character_in_a_column_or_a_name_is_escaped(model: Model, tmp_path: Path) -> None:
+    path = tmp_path / "a\udce4.jsonl"
+    path.write_text('{"text": "w4", "name": "x\\ud800", "kind": ["\\udfff"]}\n{"text": "w5", "name": "y", "kind": "é"}')
+    made(model, path, tmp_path / "f", reading=Reading(id_field="name", columns=("kind",)))
+    documents = table(tmp_path / "f" / "documents").to_pydict()
+    assert documents["id"] == ["x\\ud800", "y"] and documents["kind"] == ['["\\udfff"]', "é"]
+    assert documents["file"] == [str(tmp_path / "a\\udce4.jsonl")] * 2
+    assert made(model, path, tmp_path / "f", reading=Reading(id_field="name", columns=("kind",))).documents == 2
 
 
 def test_texts_may_be_left_out_and_documents_may_have_no_tokens(model: Model, tmp_path: Path) -> None:
