@@ -50,7 +50,7 @@ def read_explanations(path: Path) -> Iterator[Explanation | None]:
         OSError: it does not exist or may not be read.
         ValueError: it is none of these files, or is damaged; the message names the line.
 
-    >>> _ = Path("a.csv").write_text("feature,label\\n3,files\\n4,\\n")
+    >>> _ = Path("a.csv").write_text("feature,label\n3,files\n4,\n")
     >>> [found and (found.feature, found.text) for found in read_explanations(Path("a.csv"))]
     [(3, 'files'), None]
     """

@@ -130,6 +130,7 @@ class _Found:
 
         self.pattern = pattern(term)
         self.expression = re.compile(self.pattern)
+        self.has_peaks = store.description.per == "token"  # a document is its own context
         self.whole = f"(?:^|{_EDGE}){self.pattern}(?:$|{_EDGE})"
         d_sae = len(store)
         self.label, self.token, self.at_peak, self.context = (np.zeros(d_sae) for _ in range(4))
@@ -172,7 +173,7 @@ class _Found:
 
     def look_at(self, stored: StoredFeature) -> None:
         """Count the contexts whose peak is in the word: a word of several tokens is no top token."""
-        peaks = sum(_at_peak(context, self.expression, whole=True) for context in stored.contexts)
+        peaks = self.has_peaks and sum(_at_peak(context, self.expression, whole=True) for context in stored.contexts)
         if peaks:
             self.at_peak[stored.feature] = _AT_PEAK + 0.4 * peaks / len(stored.contexts)
 
