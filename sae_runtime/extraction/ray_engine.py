@@ -143,7 +143,8 @@ class _Maker:
     """An actor: it opens what the task needs once, and makes parts. Errors are data, so that Ray wraps none of them."""
 
     def __init__(self, task: bytes, folder: str, cpus: int) -> None:
-        self._pickled, self._folder, self._task = task, folder, None
+        self._pickled, self._folder = task, folder
+        self._task: Task | None = None
         os.environ["RAYON_NUM_THREADS"] = str(cpus)  # of tokenizers
 
     def __call__(self, batch: Any) -> Any:
