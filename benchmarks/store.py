@@ -132,6 +132,18 @@ def _reading(store: Path, rounds: int = 200) -> dict[str, float]:
     }
 
 
+def _searching(store: Path, rounds: int = 5) -> dict[str, float]:
+    """Milliseconds of searches for a frequent word, a seldom one, two words and one that is nowhere."""
+    opened = open_store(store)
+    times: dict[str, list[float]] = {query: [] for query in ("w3", "w15000", "w3 w40", "nowhere")}
+    for _ in range(rounds):
+        for query, each in times.items():
+            begin = time.perf_counter()
+            opened.search(query)
+            each.append((time.perf_counter() - begin) * 1e3)
+    return {query: statistics.median(each) for query, each in times.items()}
+
+
 def _command(store: Path, rounds: int = 7) -> dict[str, float]:
     """Milliseconds of `features show`, and of a process that imports what it imports, alternating."""
     show = [sys.executable, "-c", _CLI, "features", "show", str(store), "371"]
@@ -174,6 +186,7 @@ def main() -> None:
             "with co-firing": _summary(counted),
             "bytes of the store": size,
             "reading, ms": _reading(store),
+            "search, ms": _searching(store),
             "command, ms": _command(store),
         }
         print(json.dumps(numbers, indent=2), flush=True)

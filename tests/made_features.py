@@ -121,5 +121,5 @@ def made_documents(count: int = 40, d_sae: int = 24, seed: int = 0, longest: int
 
 def write_features(folder: Path, source: MadeSource, **settings: Any) -> Path:
     """The folder that `extract` makes of a source."""
-    extract(source, folder, **settings)
+    extract(source, folder, **{"values": "float32", **settings})
     return folder

@@ -14,8 +14,8 @@ from sae_runtime.bundle.labels import read_labels
 from sae_runtime.bundle.parts import MANIFEST, read_manifest
 from sae_runtime.bundle.splices import Spliced
 from sae_runtime.bundle.stats import FILE, Stats, read_stats
-from sae_runtime.bundle.token_logits import TokenLogits, read_logits
 from sae_runtime.bundle.tensors import read_header
+from sae_runtime.bundle.token_logits import TokenLogits, read_logits
 from sae_runtime.core.edits import Edit, by_label, resolved
 from sae_runtime.deployed.layout import Layout
 

@@ -54,8 +54,7 @@ def check(path: Path, tokens: int | None, hook: str | None, sequence: int) -> No
     """
     if tokens is None:
         raise ValueError(
-            f"{path} does not know its tokens, which delphi shows to its explainers; "
-            "harvest the activations from text"
+            f"{path} does not know its tokens, which delphi shows to its explainers; harvest the activations from text"
         )
     if hook is None or hook in ("", ".", "..") or hook != Path(hook).name:
         named = "not known" if hook is None else repr(hook)

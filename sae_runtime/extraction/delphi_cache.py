@@ -16,8 +16,8 @@ from sae_runtime.core.features import Features
 from sae_runtime.core.progress import progress_bar
 from sae_runtime.extraction import delphi
 from sae_runtime.extraction.array_source import encoded
-from sae_runtime.extraction.extract import Rule, refuse_rule_and_values
 from sae_runtime.extraction.encodings import Values
+from sae_runtime.extraction.extract import Rule, refuse_rule_and_values
 from sae_runtime.extraction.feature_rows import FeatureRows, feature_rows
 from sae_runtime.sae import SAE
 

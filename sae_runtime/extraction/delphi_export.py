@@ -7,7 +7,6 @@ from typing import Any, Literal
 from sae_runtime.bundle.files import new_folder
 from sae_runtime.core.progress import progress_bar
 from sae_runtime.extraction import delphi
-from sae_runtime.extraction.delphi import SEQUENCE
 from sae_runtime.extraction.delphi_cache import Cached, output
 from sae_runtime.extraction.feature_rows import FeatureRows
 from sae_runtime.extraction.stored_features import StoredFeatures
@@ -20,7 +19,7 @@ def write_delphi(
     out: Path,
     *,
     values: Literal["float16", "float32"] = "float16",
-    sequence: int = SEQUENCE,
+    sequence: int = delphi.SEQUENCE,
     force: bool = False,
     progress: bool = False,
 ) -> Cached:

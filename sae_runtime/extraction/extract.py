@@ -16,6 +16,7 @@ from sae_runtime.bundle.siblings import LEFTOVER, lock, repair
 from sae_runtime.core.progress import progress_bar
 from sae_runtime.extraction.batch_parts import match
 from sae_runtime.extraction.candidate_files import FOLDER, CandidateFiles
+from sae_runtime.extraction.encodings import VALUES, Values
 from sae_runtime.extraction.part_files import (
     DOCUMENTS,
     TOKENS,
@@ -24,7 +25,6 @@ from sae_runtime.extraction.part_files import (
     read_part_of,
     write_vocabulary,
 )
-from sae_runtime.extraction.encodings import VALUES, Values
 from sae_runtime.extraction.part_rows import Pool, Source
 from sae_runtime.extraction.plan import FORMAT_VERSION, PLAN, Plan, difference, read_plan
 from sae_runtime.extraction.tasks import Engine, MakeParts, folders, local

@@ -83,7 +83,7 @@ class StoredPart:
         >>> read_features(features_path).parts[0].table(["pos"]).num_rows
         600
         """
-        return self._read("tokens" if self._home.per == "token" else "documents", columns)
+        return self._read(_folder(self._home.per), columns)
 
     def document_table(self, columns: Sequence[str] | None = None) -> "pyarrow.Table":
         """The documents as an Arrow table, also those without rows; see `table`."""
@@ -266,8 +266,11 @@ class StoredFeatures:
         found = table.filter(pyarrow.compute.equal(table.column("doc"), number))
         return found if columns is None else found.select(columns)
 
-    def dataset(self, kind: Kind = "tokens") -> "pyarrow.dataset.Dataset":
-        """The files of the rows ("tokens") or of the documents as an Arrow dataset; it does not compare checksums.
+    def dataset(self, kind: Kind | None = None) -> "pyarrow.dataset.Dataset":
+        """The files of the tokens or of the documents as an Arrow dataset, which does not compare checksums.
+
+        Args:
+            kind: "tokens" or "documents"; None: those of the rows.
 
         Raises:
             ValueError: the folder has no such files.
@@ -277,6 +280,7 @@ class StoredFeatures:
         """
         import pyarrow.dataset
 
+        kind = kind or _folder(self.per)
         names = [f"{kind}/{file_of(part.number)}" for part in self.parts]
         if not names or any(name not in part._files for name, part in zip(names, self.parts, strict=True)):
             raise ValueError(f"{self.path} has no {kind}/; its rows are {self.per}s")
@@ -329,7 +333,7 @@ def read_features(path: str | Path) -> StoredFeatures:
             raise ValueError(f"{index}: {name} must be {' or '.join(kinds)}; extract again")
     if type(described.get("d_sae")) is not int or described["d_sae"] < 1:
         raise ValueError(f"{index}: d_sae must be a whole number from 1 on; extract again")
-    kind = TOKENS if described["per"] == "token" else DOCUMENTS
+    kind = _folder(described["per"])
     for number, one in enumerate(records):
         allowed = {f"{folder}/{file_of(number)}" for folder in (TOKENS, DOCUMENTS)}
         if f"{kind}/{file_of(number)}" not in one.files or not one.files.keys() <= allowed:
@@ -339,6 +343,11 @@ def read_features(path: str | Path) -> StoredFeatures:
         for name, record in one.files.items():
             _check_size(path, name, record)
     return StoredFeatures(path, described, records)
+
+
+def _folder(per: str) -> Kind:
+    """The folder of the rows."""
+    return "tokens" if per == "token" else "documents"
 
 
 def _refuse(path: Path) -> None:

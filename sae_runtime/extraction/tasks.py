@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_runtime.extraction.part_files import DOCUMENTS, TOKENS, is_whole, write_part
 from sae_runtime.extraction.encodings import Values
+from sae_runtime.extraction.part_files import DOCUMENTS, TOKENS, is_whole, write_part
 from sae_runtime.extraction.part_rows import Pool, Source, pooled
 from sae_runtime.extraction.plan import Part, Plan
 

@@ -44,13 +44,13 @@ def tool_of(path: Path) -> str:
 
 
 def read_explanations(path: Path) -> Iterator[Explanation | None]:
-    """The explanations of a file or folder, in its order; None for a record that has no feature or no text.
+    r"""The explanations of a file or folder, in its order; None for a record that has no feature or no text.
 
     Raises:
         OSError: it does not exist or may not be read.
         ValueError: it is none of these files, or is damaged; the message names the line.
 
-    >>> _ = Path("a.csv").write_text("feature,label\\n3,files\\n4,\\n")
+    >>> _ = Path("a.csv").write_text("feature,label\n3,files\n4,\n")
     >>> [found and (found.feature, found.text) for found in read_explanations(Path("a.csv"))]
     [(3, 'files'), None]
     """

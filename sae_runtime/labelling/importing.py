@@ -70,7 +70,7 @@ def import_labels(
     replace: Replace = "nothing",
     any_source: bool = False,
 ) -> Imported:
-    """Put the explanations of a file into an SAE's `labels.jsonl`, whole or not at all.
+    r"""Put the explanations of a file into an SAE's `labels.jsonl`, whole or not at all.
 
     Of several explanations of a feature, the one with the highest score is taken, where scores are missing the first.
     A line of the file says where its label came from; a line that a person wrote has no `source`.

@@ -56,7 +56,10 @@ def find_target(path: str | Path, sae: str | None = None) -> Target:
             raise ValueError(f"{path} is the store of one SAE; leave out --sae")
         store = read_description(found)
         return Target(folder=found, d_sae=store.d_sae, model=store.model, hook=store.hook)
-    layout = read_layout(found)
+    try:
+        layout = read_layout(found)
+    except FileNotFoundError:
+        raise ValueError(f"{path} is no store, bundle or deployed model; name the folder of one") from None
     if not layout.splices:
         raise ValueError(f"{path} is a model without SAEs; splice one into it, or name a bundle")
     if sae is None and len(layout.splices) > 1:

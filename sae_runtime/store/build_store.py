@@ -195,7 +195,7 @@ def _left_out(
     """What the store lacks, a sentence each."""
     sentences = []
     if bundle is None:
-        sentences.append("no neighbours, promoted tokens and labels of a bundle: none was named (--sae)")
+        sentences.append("no neighbours, promoted tokens and labels of a bundle: no bundle was named (--sae)")
     elif logits is None:
         sentences.append(
             "no promoted tokens: the bundle does not know them; splice puts them into that of a deployed model"

@@ -66,45 +66,41 @@ class Chosen:
         self.edges[feature[last], band[last], 0] = matches["value"][last]
         begins = np.flatnonzero(np.diff(feature * len(self.sizes[0]) + band, prepend=-1))
         place -= np.repeat(place[begins], np.diff(np.append(begins, len(place))))  # among these matches
-        room, begin, end = np.diff(self.slots), 0, _FIRST
-        while True:
-            wanted = (self._filled < room)[feature, band] & (place >= begin)
-            if not wanted.any():
-                return
-            now = np.flatnonzero(wanted & (place < end))
-            self._take(feature[now], band[now], matches[now], rows)
-            begin, end = end, end * _GROWTH
+        for number, room in enumerate(np.diff(self.slots)):
+            left, begin, end = np.flatnonzero(band == number), 0, _FIRST
+            while True:
+                left = left[(self._filled[feature[left], number] < room) & (place[left] >= begin)]
+                if not len(left):
+                    break
+                now = left[place[left] < end]
+                self._take(number, feature[now], matches[now], rows)
+                begin, end = end, end * _GROWTH
 
-    def _take(self, feature: NDArray[np.int64], band: NDArray[np.int64], matches: Matches, rows: Rows) -> None:
-        """Fill slots from candidates, which come by feature, then by falling value."""
-        row, value = matches["row"], matches["value"]
-        near = rows.near[row]
+    def _take(self, band: int, feature: NDArray[np.int64], matches: Matches, rows: Rows) -> None:
+        """Fill slots of a band from candidates, which come by feature, then by falling value."""
+        near = rows.near[matches["row"]]
         text = near ^ ((feature * len(self.sizes[0]) + band).astype(np.uint64) * _MIXING)  # in its band of its feature
         first = np.sort(np.unique(text, return_index=True)[1])
         first = first[~np.isin(text[first], self._considered)]
-        feature, band, row, value, near, text = (each[first] for each in (feature, band, row, value, near, text))
+        feature, near, text = feature[first], near[first], text[first]
+        row, value = matches["row"][first], matches["value"][first]
         run = rows.run(row)
-        for number in range(len(self.slots) - 1):
-            here = np.flatnonzero(band == number)
-            group = np.flatnonzero(np.diff(feature[here], prepend=-1))
-            lengths = np.diff(np.append(group, len(here)))
-            step = 0
-            while len(group):
-                at = here[group + step]
-                f = feature[at]
-                close = (self._run[f] == run[at, None]) & (np.abs(self.row[f] - row[at, None]) < self._apart)
-                same = close | (self._near[f] == near[at, None])
-                taken = ~(same & (self.row[f] >= 0)).any(axis=1)
-                at, f = at[taken], f[taken]
-                slot = self.slots[number] + self._filled[f, number]
-                self.row[f, slot], self.value[f, slot] = row[at], value[at]
-                self._near[f, slot], self._run[f, slot] = near[at], run[at]
-                self._filled[f, number] += 1
-                step += 1
-                room = self._filled[feature[here[group]], number] < self.slots[number + 1] - self.slots[number]
-                group, lengths = group[room & (step < lengths)], lengths[room & (step < lengths)]
-        left = (self._filled < np.diff(self.slots))[feature, band]
-        self._considered = np.concatenate([self._considered, text[left]])
+        low, room = self.slots[band], self.slots[band + 1] - self.slots[band]
+        at = np.flatnonzero(np.diff(feature, prepend=-1))  # the next candidate of each feature
+        ends = np.append(at[1:], len(feature))
+        while len(at):
+            f = feature[at]
+            close = (self._run[f] == run[at, None]) & (np.abs(self.row[f] - row[at, None]) < self._apart)
+            same = close | (self._near[f] == near[at, None])
+            taken = ~(same & (self.row[f] >= 0)).any(axis=1)
+            new, of = at[taken], f[taken]
+            slot = low + self._filled[of, band]
+            self.row[of, slot], self.value[of, slot] = row[new], value[new]
+            self._near[of, slot], self._run[of, slot] = near[new], run[new]
+            self._filled[of, band] += 1
+            go_on = (self._filled[f, band] < room) & (at + 1 < ends)
+            at, ends = at[go_on] + 1, ends[go_on]
+        self._considered = np.concatenate([self._considered, text[self._filled[feature, band] < room]])
 
 
 def choose(

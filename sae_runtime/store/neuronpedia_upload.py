@@ -87,8 +87,11 @@ def _client(url: str | None) -> Iterator[tuple[Any, Any]]:
 @contextlib.contextmanager
 def _refusals(place: Place, first: int | None) -> Iterator[None]:
     """Let an error of the client or the server in the block be one sentence that says how to go on."""
+    again = f"go on by --start {first}"
     try:
         yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("" if first is None else again) from None
     except Exception as error:  # the client's own classes, those of requests, and what a strange answer makes of it
         name = type(error).__name__
         what = {
@@ -100,7 +103,7 @@ def _refusals(place: Place, first: int | None) -> Iterator[None]:
         if first is None:
             raise OSError(f"the source set {place.source_set} was not made: {what}") from error
         raise OSError(
-            f"the upload to {place.model}/{place.source} ended before feature {first}: {what}; go on by --start {first}"
+            f"the upload to {place.model}/{place.source} ended before feature {first}: {what}; {again}"
         ) from error
 
 

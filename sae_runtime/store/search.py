@@ -130,6 +130,7 @@ class _Found:
 
         self.pattern = pattern(term)
         self.expression = re.compile(self.pattern)
+        self.has_peaks = store.description.per == "token"  # a document is its own context
         self.whole = f"(?:^|{_EDGE}){self.pattern}(?:$|{_EDGE})"
         d_sae = len(store)
         self.label, self.token, self.at_peak, self.context = (np.zeros(d_sae) for _ in range(4))
@@ -172,13 +173,14 @@ class _Found:
 
     def look_at(self, stored: StoredFeature) -> None:
         """Count the contexts whose peak is in the word: a word of several tokens is no top token."""
-        peaks = sum(_at_peak(context, self.expression, whole=True) for context in stored.contexts)
+        peaks = self.has_peaks and sum(_at_peak(context, self.expression, whole=True) for context in stored.contexts)
         if peaks:
             self.at_peak[stored.feature] = _AT_PEAK + 0.4 * peaks / len(stored.contexts)
 
     def scores(self) -> NDArray[np.float64]:
         """The worth of the best place of each feature; 0 where the term stands nowhere."""
-        return np.max([self.label, self.token, self.at_peak, self.context], axis=0)
+        best: NDArray[np.float64] = np.max([self.label, self.token, self.at_peak, self.context], axis=0)
+        return best
 
     def places(self, feature: int) -> list[tuple[float, str]]:
         """The places of a feature that has the term, with their worth."""
@@ -218,7 +220,9 @@ def _hit(stored: StoredFeature, found: Sequence[_Found]) -> Hit:
     best = max(stored.contexts, key=lambda context: _fit(context, found), default=None)
     score = min(float(one.scores()[feature]) for one in found)
     names = tuple(dict.fromkeys(name for _, name in places))
-    return Hit(feature, stored.label, stored.label_source, score, names, best, best and _nearest(best, found))
+    return Hit(
+        feature, stored.label, stored.label_source, score, names, best, None if best is None else _nearest(best, found)
+    )
 
 
 def _nearest(context: Context, found: Sequence[_Found]) -> tuple[int, int] | None:

@@ -5,10 +5,13 @@ import io
 import json
 from pathlib import Path
 
+import click
 import pytest
 from command_line import misused, refused, run
 from documents import blocks
 from made_store import context, feature, never_active, token, write_store
+
+from sae_runtime import open_store
 
 EVIL = "\x1b[2J\u202efile\n"
 
@@ -93,7 +96,6 @@ def test_nothing_of_a_text_moves_the_cursor(store: Path) -> None:
 
 def test_a_terminal_gets_shades(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sae_runtime.cli.features import feature_view
-    from sae_runtime.store.open_store import open_store
 
     monkeypatch.setattr(feature_view, "has_colour", lambda: True)
     opened = open_store(store)
@@ -107,6 +109,21 @@ def test_a_peak_that_is_a_part_of_a_character_is_marked(tmp_path: Path) -> None:
     row |= {"tokens": [1, 2, 3, 4], "begins": [0, 2, 2, 4], "ends": [1, 3, 3, 5], "values": [0.0, 1.0, 2.0, 0.0]}
     store = write_store(tmp_path / "store", [feature([row | {"peak": 2}])])
     assert "a [[😀]] b" in run("features", "show", store, "0").stdout
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_a_document_as_one_token_fits_its_line(colour: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sae_runtime.cli.features import feature_view
+
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(feature_view, "has_colour", lambda: colour)
+    text = "many words " * 30
+    one = context("x", "x", 2.0) | {"text": text, "ends": [len(text)], "end": len(text)}
+    opened = open_store(write_store(tmp_path / "store", [feature([one])], per="document"))
+    lines = [click.unstyle(line) for line in feature_view.lines(opened, opened.feature(0), 3)]
+    (shown,) = (line for line in lines if "many words" in line)
+    assert len(shown) <= 60 and shown.endswith("a.jsonl:7") and "…" in shown
+    assert "1 % of the documents, 10" in "\n".join(lines)
 
 
 def test_a_hit_shows_the_words_also_far_from_the_peak(tmp_path: Path) -> None:

@@ -87,17 +87,6 @@ def test_texts_that_filled_their_slots_are_read_again() -> None:
     assert graphs.slots == [2, 2, 8, 8]
 
 
-def test_a_long_text_gets_twice_the_slots_at_first() -> None:
-    """Some token of it would often fill those of the SAE."""
-    graphs, text = Graphs(active=4), np.ones(40, np.int64)
-    (features,) = read(graphs, [text])
-    assert features.indices.tolist() == 40 * [1, 2, 3, 4]
-    assert graphs.slots == [4, 16]
-    long, short = Graphs(active=3), Graphs(active=3)
-    read(long, [text]), read(short, [text[:31]])
-    assert (long.slots, short.slots) == ([4], [2, 8])
-
-
 @pytest.mark.parametrize(("low", "asked"), [(np.inf, [3]), (2.5, [3]), (1.5, [3, 12, 40])])
 def test_below_the_threshold_slots_and_what_is_read_again_are_the_callers(low: float, asked: list[int]) -> None:
     """The last of 3 slots holds 2, and that of 12 too: a token that may lack more than `low` is read again."""
@@ -107,3 +96,14 @@ def test_below_the_threshold_slots_and_what_is_read_again_are_the_callers(low: f
     assert features.l0().tolist() == [min(asked[-1], 12)] * 10
     read(graphs, PARTS[:1])
     assert graphs.lowered is None
+
+
+def test_a_long_text_gets_twice_the_slots_at_first() -> None:
+    """Some token of it would often fill those of the SAE."""
+    graphs, text = Graphs(active=4), np.ones(40, np.int64)
+    (features,) = read(graphs, [text])
+    assert features.indices.tolist() == 40 * [1, 2, 3, 4]
+    assert graphs.slots == [4, 16]
+    long, short = Graphs(active=3), Graphs(active=3)
+    read(long, [text]), read(short, [text[:31]])
+    assert (long.slots, short.slots) == ([4], [2, 8])

@@ -109,9 +109,7 @@ def test_activations_without_tokens_hook_or_a_whole_sequence_are_refused(bundle_
         with pytest.raises(ValueError, match=r"a folder named by their hook, but that of .* is .*; harvest"):
             cache(sae, harvested(tmp_path / str(number), 300, hook=hook), out)
     activations = harvested(tmp_path / "acts", 300)
-    with pytest.raises(
-        ValueError, match="has 300 tokens, fewer than a sequence of 301; give more activations or a sho"
-    ):
+    with pytest.raises(ValueError, match="has 300 tokens, fewer than a sequence of 301; give more text or a sho"):
         cache(sae, activations, out, sequence=301)
     for sequence in (0, -1, 1 << 16):
         with pytest.raises(ValueError, match=f"a sequence must have 1 to 65535 tokens, got {sequence}"):

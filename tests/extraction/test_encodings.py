@@ -27,7 +27,7 @@ def test_no_match_rounds_to_nothing_or_to_infinity() -> None:
         assert 0 < made[0] and np.isfinite(made).all()
     assert 0 < rounded(features(ends[:1]), "float16")[0]
     with pytest.raises(ValueError, match="row 8 has a value of 3.40282e[+]38, too large for float16"):
-        rounded(features(ends), "float16", begin=7)
+        rounded(features(ends), "float16", name=lambda row: f"row {row + 7}")
 
 
 @pytest.mark.parametrize("kind", VALUES)

@@ -1,5 +1,6 @@
 """Features of a folder, read back: they equal what the SAE gave, and a changed file is refused."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -66,6 +67,38 @@ def test_arrow_gives_the_rows_of_all_parts_and_of_one_document(made: tuple[Path,
             stored.document(absent)
     with pytest.raises(ValueError, match="has no column 'textt'|has no column textt"):
         stored.table(["textt"])
+
+
+def test_rows_of_documents_are_read_too(
+    made: tuple[Path, Features], bundle_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = ArraySource(load(bundle_of("mutual")), open_activations(made[0].parent / "x.safetensors"), part=PART)
+    extract(source, tmp_path / "f", per="document", values="float32")
+    stored, dense = read_features(tmp_path / "f"), made[1].to_dense()
+    assert len(stored) == 12 and stored.per == "document" and stored.dataset().count_rows() == 12
+    expected = np.stack([dense[8 * i : 8 * i + 8].max(axis=0) for i in range(12)])
+    np.testing.assert_array_equal(stored.features().to_dense(), expected)
+    np.testing.assert_array_equal(stored.to_features(stored.document(7)).to_dense(), expected[7:8])
+    with pytest.raises(ValueError, match="has no tokens/; its rows are documents"):
+        stored.dataset("tokens")
+
+
+def test_parts_and_folders_without_rows_give_none(copy: Path) -> None:
+    table = pyarrow.parquet.read_table(copy / "tokens" / "part-00002.parquet")
+    pyarrow.parquet.write_table(table.slice(0, 0), copy / "tokens" / "part-00002.parquet")
+    data = (copy / "tokens" / "part-00002.parquet").read_bytes()
+    record = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+    def empty(index: Any) -> None:
+        index["parts"][2].update(tokens=0, matches=0)
+        index["parts"][2]["files"]["tokens/part-00002.parquet"] = record
+
+    stored = changed(copy, empty)
+    assert stored.parts[2].features().shape == (0,) and stored.features().shape == (80,) == (len(stored.table()),)
+    stored = changed(copy, lambda index: index.update(parts=[]))
+    assert stored.features().shape == (0,) and len(stored) == 0
+    with pytest.raises(ValueError, match="has no parts"):
+        stored.table()
 
 
 @pytest.mark.parametrize("where", ["head", "middle", "end"])

@@ -196,4 +196,6 @@ def test_a_bundle_gets_labels_and_keeps_those_of_people(bundle_of: Callable[...,
     import_labels(find_target(bundle), tmp_path / "a.csv")
     assert read_labels(bundle) == {3: "mine", 4: "theirs"}
     assert "bundle of one SAE" in str(pytest.raises(ValueError, find_target, bundle, "name").value)
+    (tmp_path / "empty").mkdir()
+    assert "is no store, bundle or" in str(pytest.raises(ValueError, find_target, tmp_path / "empty").value)
     assert "on the Hub" in str(pytest.raises(ValueError, find_target, "hf://owner/name").value)

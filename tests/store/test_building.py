@@ -96,9 +96,15 @@ def correlations(documents: list[Document], feature: int) -> dict[int, float]:
 
 
 @pytest.mark.parametrize(("seed", "limit"), [(0, 1 << 20), (1, 300), (2, 40)])
-def test_statistics_of_every_feature_are_those_of_plain_python(seed: int, limit: int, tmp_path: Path) -> None:
-    """The limits put all features into one bucket, a few into each, and cut the matches of one feature by value."""
-    documents = made_documents(seed=seed, d_sae=D_SAE)
+def test_statistics_of_every_feature_are_those_of_plain_python(
+    seed: int, limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limits put all features into one bucket, a few into each, and cut the matches of one feature by value.
+
+    Few candidates are looked at in the first round, so that there are many rounds.
+    """
+    monkeypatch.setattr("sae_runtime.store.choosing._FIRST", 1 + seed)
+    documents = made_documents(10 + 8 * seed, seed=seed, d_sae=D_SAE)
     features = write_features(tmp_path / "features", MadeSource(documents, D_SAE))
     settings: dict[str, Any] = {"context": CONTEXT, "bands": BANDS, "top": TOP, "per_band": PER_BAND, "bins": BINS}
     build_store(features, tmp_path / "store", limit=limit, **settings)
@@ -128,7 +134,7 @@ def pos_of_peak(documents: list[Document], context: Any) -> int:
 
 
 def test_a_context_has_its_text_values_and_origin(tmp_path: Path) -> None:
-    documents = made_documents(d_sae=D_SAE)
+    documents = made_documents(16, D_SAE)
     features = write_features(tmp_path / "features", MadeSource(documents, D_SAE))
     build_store(features, tmp_path / "store", context=CONTEXT, licence="CC0")
     store = open_store(tmp_path / "store")
@@ -147,7 +153,7 @@ def test_a_context_has_its_text_values_and_origin(tmp_path: Path) -> None:
 
 
 def test_the_same_input_gives_the_same_bytes_for_any_limit(tmp_path: Path) -> None:
-    features = write_features(tmp_path / "features", MadeSource(made_documents(), D_SAE))
+    features = write_features(tmp_path / "features", MadeSource(made_documents(8), D_SAE))
     contents = []
     for number, limit in enumerate((1 << 20, 1 << 20, 300)):
         build_store(features, tmp_path / str(number), limit=limit)
@@ -157,7 +163,7 @@ def test_the_same_input_gives_the_same_bytes_for_any_limit(tmp_path: Path) -> No
 
 
 def test_a_store_of_documents_has_shares_of_documents_and_their_beginnings(tmp_path: Path) -> None:
-    documents = made_documents(d_sae=D_SAE)
+    documents = made_documents(16, D_SAE)
     features = write_features(tmp_path / "features", MadeSource(documents, D_SAE), per="document", pool="max")
     build_store(features, tmp_path / "store")
     store = open_store(tmp_path / "store")
@@ -175,7 +181,7 @@ def test_a_store_of_documents_has_shares_of_documents_and_their_beginnings(tmp_p
 
 
 def test_a_store_without_texts_names_tokens_by_the_vocabulary_else_by_numbers(tmp_path: Path) -> None:
-    documents = made_documents(d_sae=D_SAE)
+    documents = made_documents(16, D_SAE)
     with_names = write_features(tmp_path / "ids", MadeSource(documents, D_SAE, keep_text=False))
     build_store(with_names, tmp_path / "store")
     context = open_store(tmp_path / "store").feature(1).contexts[0]
@@ -195,7 +201,7 @@ def test_a_store_without_texts_names_tokens_by_the_vocabulary_else_by_numbers(tm
 
 def test_features_of_bare_arrays_have_a_store(tmp_path: Path) -> None:
     """Their tokens have no ids and no documents."""
-    features = write_features(tmp_path / "bare", MadeSource(made_documents(), D_SAE, known=False, keep_text=False))
+    features = write_features(tmp_path / "bare", MadeSource(made_documents(16), D_SAE, known=False, keep_text=False))
     build_store(features, tmp_path / "store", context=6)
     store = open_store(tmp_path / "store")
     found = store.feature(1)

@@ -119,5 +119,11 @@ def test_a_store_without_texts_is_searched_by_labels_and_tokens(tmp_path: Path) 
     assert found(opened, "open") == []
 
 
+def test_a_document_has_no_peak(tmp_path: Path) -> None:
+    one = context("x", "x", 2.0) | {"text": "a file", "ends": [6], "end": 6}
+    (hit,) = open_store(write_store(tmp_path / "store", [feature([one])], per="document")).search("file")
+    assert hit.places == ("in a context",)
+
+
 def test_a_store_without_contexts_is_searched(tmp_path: Path) -> None:
     assert found(open_store(write_store(tmp_path / "store", [never_active()])), "file") == []

@@ -125,19 +125,24 @@ def test_features_that_are_not_finished_are_refused(features: Path, tmp_path: Pa
         built(features, tmp_path / "store")
 
 
+def some_features(path: Path) -> list[str]:
+    store = open_store(path)
+    return [repr(store.feature(number)) for number in (0, 1, 19)]
+
+
 @pytest.mark.parametrize("name", ["features.parquet", "contexts.parquet", "vocabulary.parquet"])
 def test_an_altered_store_is_noticed(name: str, features: Path, tmp_path: Path) -> None:
     path = built(features, tmp_path / "store")
     sound = (path / name).read_bytes()
-    seen = [repr(each) for each in open_store(path)]
-    for at in np.linspace(4, len(sound) - 1, 9).astype(int):
+    seen = some_features(path)
+    for at in np.linspace(4, len(sound) - 1, 4).astype(int):
         content = bytearray(sound)
         content[at] ^= 16
         (path / name).write_bytes(content)
         with pytest.raises(ValueError, match="was altered"):
             open_store(path, verify=True)
         try:
-            assert [repr(each) for each in open_store(path)] == seen
+            assert some_features(path) == seen
         except ValueError as error:
             assert f"{name} was altered since the store was built" in str(error)
     (path / name).write_bytes(sound[:-3])

@@ -49,9 +49,9 @@ def command(
 ) -> None:
     """Write a store as Neuronpedia's files, or features as delphi's.
 
-    For Neuronpedia the folder has what SAEDashboard writes: batch-0.json and on, skipped_indexes.json and run_settings.json; and the
-    labels in explanations.jsonl. --upload sends the features by Neuronpedia's client: pip install
-    'sae-runtime[neuronpedia]'. Its source is named LAYER-SOURCE_SET.
+    For Neuronpedia the folder has what SAEDashboard writes: batch-0.json and on, skipped_indexes.json and
+    run_settings.json; and the labels in explanations.jsonl. --upload sends the features by Neuronpedia's client: pip
+    install 'sae-runtime[neuronpedia]'. Its source is named LAYER-SOURCE_SET.
 
     delphi reads a folder that `extract` wrote as sequences of one length. The tokens after the last whole one are left
     out.
@@ -88,7 +88,8 @@ def command(
 
 def _delphi(features: str, output: Path | None, sequence: int | None, values: Any, run: Run) -> None:
     """Write features of a folder as a latent cache of delphi."""
-    from sae_runtime.extraction.delphi_export import SEQUENCE, write_delphi
+    from sae_runtime.extraction.delphi import SEQUENCE
+    from sae_runtime.extraction.delphi_export import write_delphi
     from sae_runtime.extraction.stored_features import read_features
 
     if output is None:

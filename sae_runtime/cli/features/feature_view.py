@@ -116,10 +116,11 @@ def marked(
         place: characters of the text that the line must show; None: the peak.
     """
     pieces = _pieces(context)
+    middle = next((n for n, one in enumerate(pieces) if (place[0] < one.end if place else one.peak)), 0)
+    pieces[middle] = replace(pieces[middle], text=cut(pieces[middle].text, max(columns - 4, 1)))
     shown = [
         one.text if colour or not one.value else f"[[{one.text}]]" if one.peak else f"[{one.text}]" for one in pieces
     ]
-    middle = next((n for n, one in enumerate(pieces) if (place[0] < one.end if place else one.peak)), 0)
     room = max(columns - width(shown[middle]), 0)
     before, after = width("".join(shown[:middle])), width("".join(shown[middle + 1 :]))
     right = max(room // 2, room - before)
@@ -205,7 +206,8 @@ def _contexts(one: "StoredFeature", count: int) -> Iterator[str]:
             source = cut(printable(_place(context)), _SOURCE)
             text = marked(context, one.max, room - 8 - (width(source) + 2 if source else 0), colour=colour)
             gap = room - 8 - width(click.unstyle(text)) - width(source)
-            yield f"{context.value:6.2f}  {text}{' ' * gap}{click.style(source, dim=True) if colour else source}".rstrip()
+            shown = click.style(source, dim=True) if colour and source else source
+            yield f"{context.value:6.2f}  {text}{' ' * gap}{shown}".rstrip()
 
 
 def _place(context: "Context") -> str:

@@ -29,7 +29,9 @@ ARRAYS: Arrays = {
         "narrow": (5, TOKENS),
         "head_bias": (TOKENS,),
     }.items()
-} | {"eps": np.float32([1e-6]), "one": np.float32([1]), "cap": np.float32([30]), "axes": np.array([-1])}
+}
+ARRAYS |= {name: np.array([x], np.float32) for name, x in (("eps", 1e-6), ("one", 1), ("cap", 30))}
+ARRAYS["axes"] = np.array([-1])
 ARRAYS |= {"rows": ARRAYS["head"].T.copy(), "less": ARRAYS["gain"] - 1}
 W_DEC = RNG.standard_normal((30, D)).astype(np.float32)
 
@@ -75,7 +77,7 @@ CAPPED: list[Node] = [
 NARROW: list[Node] = [("MatMul", "y out", "less_wide", {}), ("MatMul", "less_wide narrow", "logits", {})]
 
 
-def host(path: Path, nodes: Sequence[Node], width: int = TOKENS, **arrays: NDArray[Any]) -> Any:
+def host(path: Path, nodes: Sequence[Node], arrays: Arrays | None = None, *, width: int = TOKENS) -> Any:
     """The graph of nodes, as a splice reads it."""
     domains = {"SkipSimplifiedLayerNormalization": "com.microsoft", "MatMulNBits": "com.microsoft"}
     made = [
@@ -83,7 +85,7 @@ def host(path: Path, nodes: Sequence[Node], width: int = TOKENS, **arrays: NDArr
         for i, (kind, read, gives, attributes) in enumerate(nodes)
     ]
     used = {name for _, read, _, _ in nodes for name in read.split()}
-    tensors = [numpy_helper.from_array(a, name) for name, a in {**ARRAYS, **arrays}.items() if name in used]
+    tensors = [numpy_helper.from_array(a, name) for name, a in {**ARRAYS, **(arrays or {})}.items() if name in used]
     ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["b", "t"])
     given = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["b", "t", width])]
     shapes = [
@@ -127,7 +129,7 @@ def test_norms_and_heads_are_read_as_they_are_written(norm: list[Node], head: li
 def test_a_norm_that_adds_and_positions_that_are_picked_are_passed(tmp_path: Path) -> None:
     body = [*BODY[:-1], ("SkipSimplifiedLayerNormalization", "x0 branch gain", "y", {"epsilon": 1e-6})]
     last = [("Gather", "y last", "z", {"axis": 1}), ("MatMul", "z head", "logits", {})]
-    graph = host(tmp_path / "host.onnx", [*body, *last], last=np.array([-1]))
+    graph = host(tmp_path / "host.onnx", [*body, *last], {"last": np.array([-1])})
     found = token_logits(head_of(graph), W_DEC).promoted_tokens
     np.testing.assert_array_equal(found, np.argsort(-truth(centred=False), axis=1)[:, :10])
 
@@ -135,7 +137,7 @@ def test_a_norm_that_adds_and_positions_that_are_picked_are_passed(tmp_path: Pat
 def test_half_weights_and_blocks_give_the_same_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     half = ARRAYS["head"].astype(np.float16)
     nodes: list[Node] = [*BODY, *SIMPLE, ("Cast", "half", "full", {"to": 1}), ("MatMul", "y full", "logits", {})]
-    head = head_of(host(tmp_path / "host.onnx", nodes, half=half))
+    head = head_of(host(tmp_path / "host.onnx", nodes, {"half": half}))
     whole = token_logits(head, W_DEC)
     monkeypatch.setattr("sae_runtime.exports.splice.promoted._FEATURES", 7)
     monkeypatch.setattr("sae_runtime.exports.splice.promoted._TOKENS", 4)
@@ -169,7 +171,7 @@ PACKED = {"packed": np.zeros((TOKENS, 1, 8), np.uint8), "scales": np.ones(TOKENS
 )
 def test_hosts_without_a_float_head_say_so(nodes: list[Node], arrays: Arrays, why: str, tmp_path: Path) -> None:
     with pytest.raises(NoHead, match=why):
-        head_of(host(tmp_path / "host.onnx", [*BODY, *SIMPLE, *nodes], **arrays))
+        head_of(host(tmp_path / "host.onnx", [*BODY, *SIMPLE, *nodes], arrays))
 
 
 def test_classes_of_texts_and_vectors_are_no_logits_of_tokens(tmp_path: Path) -> None:
