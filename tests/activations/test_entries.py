@@ -4,6 +4,7 @@ import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +24,14 @@ def records() -> list[dict[str, object]]:
 def json_lines(path: Path) -> None:
     lines = [json.dumps(record, ensure_ascii=False) for record in records()]
     path.write_bytes(("\n\r\n".join(lines)).encode())  # blank lines, and ends of two kinds
+
+
+def json_list(path: Path) -> None:
+    path.write_text(json.dumps(records()))
+
+
+def table(path: Path) -> None:
+    path.write_text("text,name\n" + "".join(f"t{i},{i}\n" for i in range(9)))
 
 
 def packed(path: Path) -> None:
@@ -66,13 +75,9 @@ def plain(newline: str, mark: bytes = b"") -> Callable[[Path], None]:
 FILES: dict[str, tuple[str, Callable[[Path], None], Reading]] = {
     "lines of JSON": ("a.jsonl", json_lines, FIELDS),
     "packed": ("a.jsonl.gz", packed, FIELDS),
-    "JSON": ("a.json", lambda path: path.write_text(json.dumps(records())) and None, FIELDS),
+    "JSON": ("a.json", json_list, FIELDS),
     "lines in .json": ("b.json", json_lines, FIELDS),
-    "CSV": (
-        "a.csv",
-        lambda path: path.write_text("text,name\n" + "".join(f"t{i},{i}\n" for i in range(9))) and None,
-        Reading(id_field="name"),
-    ),
+    "CSV": ("a.csv", table, Reading(id_field="name")),
     "Parquet": ("a.parquet", rows, FIELDS),
     "Arrow": ("a.arrow", arrow_file, FIELDS),
     "stream": ("b.arrow", arrow_stream, FIELDS),
@@ -85,7 +90,7 @@ FILES: dict[str, tuple[str, Callable[[Path], None], Reading]] = {
 }
 
 
-def facts(found: Document) -> tuple[object, ...]:
+def facts(found: Document) -> tuple[Any, ...]:
     return found.content, found.source, found.columns, found.place
 
 

@@ -111,14 +111,14 @@ def _host(folder: Path) -> None:
     host(folder / "host.onnx", opset=18 - 1, external="host.data")
 
 
-def _words(folder: Path) -> None:
+def _deployed(folder: Path) -> None:
     from word_model import deploy_words
 
     _bundle(folder, "words-sae")
     deploy_words(folder / "words", folder / "words-sae")
 
 
-def _words_text(folder: Path) -> None:
+def _some_words(folder: Path) -> None:
     from word_model import some_words
 
     (folder / "words.txt").write_text("\n\n".join(some_words(30, 20)))
@@ -137,8 +137,8 @@ INPUTS: Mapping[str, Callable[[Path], None] | tuple[tuple[str, ...], tuple[str, 
     "checkpoint": _checkpoint,
     "served": _served,
     "host.onnx": _host,  # and host.data
-    "words": _words,
-    "words.txt": _words_text,
+    "words": _deployed,
+    "words.txt": _some_words,
     "labels.csv": _labels,
     # What other inputs and calls make.
     "features": (("served", "stored"), ("extract served --activations stored -o features -q",)),

@@ -266,7 +266,7 @@ def test_a_part_that_is_not_whole_is_made_again(mutual: SAE, tmp_path: Path, har
     elif harm == "foreign":
         pq.write_table(pq.read_table(path).replace_schema_metadata(), path)
     else:
-        path.write_bytes({"cut": raw[:-7], "flipped": raw, "empty": b""}[harm])
+        path.write_bytes({"cut": bytes(raw[:-7]), "flipped": bytes(raw), "empty": b""}[harm])
     made(mutual, activations, out, part=220)
     assert contents(out) == before
 
@@ -296,7 +296,7 @@ def test_activations_that_changed_are_refused(mutual: SAE, tmp_path: Path) -> No
 
     def changes(task: Task, numbers: Any) -> Any:
         task(numbers[0])
-        stored = np.lib.format.open_memmap(tmp_path / "x.npy", mode="r+")  # type: ignore[no-untyped-call]
+        stored = np.lib.format.open_memmap(tmp_path / "x.npy", mode="r+")
         stored[150, 3] += 1
         stored.flush()
         yield from local(task, numbers[1:])
@@ -342,14 +342,14 @@ def test_a_folder_that_holds_other_things_is_refused(mutual: SAE, tmp_path: Path
 def test_arguments_are_checked_before_any_work(placed: SAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good = ArraySource(placed, plain(tmp_path, make_x(3)))
     monkeypatch.setattr(ArraySource, "plan", lambda _: pytest.fail("the activations were read"))
-    for settings, message in {
+    for (name, value), message in {
         ("rule", "both"): r"rule must be 'served' or 'batch', got 'both'",
         ("values", "int8"): r"values must be 'float24' or 'float32' or 'float16', got 'int8'",
         ("per", "text"): r"per must be 'token' or 'document', got 'text'",
         ("pool", "min"): r"pool must be 'max' or 'mean' or 'sum', got 'min'",
     }.items():
         with pytest.raises(ValueError, match=message):
-            extract(good, tmp_path / "f", **dict([settings]))
+            extract(good, tmp_path / "f", **{name: value})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^the output - would be standard output, which is not supported; name"):
         extract(good, Path("-"))
     with pytest.raises(ValueError, match=r"f\.parquet ends in \.parquet, but features are a folder of Parquet files;"):

@@ -16,7 +16,8 @@ from documents import blocks
 from word_model import deploy_words, features_of_text, some_words
 
 from sae_runtime import Features, Model, load_model
-from sae_runtime.activations.reading import Reading
+from sae_runtime.activations import text_files
+from sae_runtime.activations.reading import Reading, opened
 from sae_runtime.extraction.extract import Extracted, extract
 from sae_runtime.extraction.part_rows import Pool
 from sae_runtime.extraction.tasks import Task, local
@@ -172,10 +173,13 @@ def test_parts_are_the_same_whatever_order_makes_them(model: Model, tmp_path: Pa
 def test_a_run_over_all_parts_opens_each_file_twice(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sae_runtime.activations import text_files
+    path, asked = lines(tmp_path / "a.jsonl"), list[Path]()
 
-    path, asked, opened = lines(tmp_path / "a.jsonl"), list[Path](), text_files.opened
-    monkeypatch.setattr(text_files, "opened", lambda path, reading: (asked.append(path), opened(path, reading))[1])
+    def recorded(path: Path, reading: Reading) -> Any:
+        asked.append(path)
+        return opened(path, reading)
+
+    monkeypatch.setattr(text_files, "opened", recorded)
     made(model, path, tmp_path / "f")
     assert asked == [path, path]  # for the plan, and for the parts
 
@@ -190,7 +194,12 @@ def test_an_extraction_goes_on_where_it_broke_off(model: Model, tmp_path: Path) 
     with pytest.raises(KeyboardInterrupt):
         made(model, path, out, engine=breaks_off)
     ran: list[int] = []
-    made(model, path, out, engine=lambda task, numbers: (ran.extend(numbers), local(task, numbers))[1])
+
+    def recorded(task: Task, numbers: Any) -> Any:
+        ran.extend(numbers)
+        return local(task, numbers)
+
+    made(model, path, out, engine=recorded)
     made(model, path, tmp_path / "whole")
     assert 1 not in ran and contents(out) == contents(tmp_path / "whole")
 

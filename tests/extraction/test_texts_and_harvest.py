@@ -1,4 +1,4 @@
-"""Texts through a deployed model have the rows of harvest and extract: onnxruntime beside torch, from the same files."""
+"""Texts through a deployed model have the rows of harvest and extract: onnxruntime beside torch, the same files."""
 
 import json
 from collections.abc import Callable
@@ -66,7 +66,7 @@ def test_texts_have_the_rows_of_a_harvest(
 ) -> None:
     bundle = bundle_of("mutual", D_SAE)
     path = tmp_path / "a.jsonl"
-    records = [{"text": text, "id": f"d{i}"} for i, text in enumerate(TEXTS)]
+    records: list[dict[str, Any]] = [{"text": text, "id": f"d{i}"} for i, text in enumerate(TEXTS)]
     if "ids_field" in settings:
         known = [text for text in TEXTS if "[" not in text and "<" not in text]
         records = [
