@@ -56,6 +56,8 @@ def refuse_mixed(ctx: click.Context) -> None:
             raise click.UsageError(f"--{name} goes with --engine ray.", ctx)
     if ctx.params["plan_only"] and ctx.params["share"]:
         raise click.UsageError("--plan-only comes first, then --share with the same options; give one of them.", ctx)
+    if ctx.params["share"] and ctx.get_parameter_source("force") is ParameterSource.COMMANDLINE:
+        raise click.UsageError("--force goes with --plan-only: a share replaces nothing.", ctx)
     if ctx.params["format"] == "delphi" and given:
         raise click.UsageError(f"--{min(given).replace('_', '-')} goes with --format parquet.", ctx)
 

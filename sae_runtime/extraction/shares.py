@@ -75,7 +75,7 @@ def make_share(
     there = read_plan(out)
     plan = planned(source, **settings)
     if (what := difference(there, plan)) is not None:
-        raise ValueError(f"{out} was begun with {what}; use another folder or --force")
+        raise ValueError(f"{out} was begun with {what}; use another folder, or plan it anew by --plan-only --force")
     whole = MakeParts(source, plan, out)
     task = whole if passes is None else MakeFirst(passes, CandidateFiles(out / FOLDER, plan))
     own = _own(range(len(plan.parts)), number, count)

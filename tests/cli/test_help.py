@@ -13,7 +13,7 @@ from sae_runtime.cli import COMMANDS, GROUPS, features, options
 ROOT = Path(__file__).parents[2]
 LINES = COMMANDS | {f"features {name}": line for name, line in features.LINES.items()}
 LEAVES = sorted(name for name, command in commands().items() if not isinstance(command, click.Group))
-SHARED = {"__init__", "options", "common", "group", "edits", "texts", "moved"}
+SHARED = {"__init__", "options", "common", "group", "edits", "texts", "moved", "parallel"}
 
 
 def command(name: str) -> options.Command:

@@ -113,6 +113,7 @@ def test_the_command_plans_and_makes_shares(bundle_of: BundleOf, tmp_path: Path)
         (["--share", "0/2"], "'0/2' is no share"),
         (["--share", "1-2"], "'1-2' is no share"),
         (["--share", "1/2", "--plan-only"], "--plan-only comes first"),
+        (["--share", "1/2", "--force"], "--force goes with --plan-only"),
         (["--workers", "2"], "--workers goes with --engine ray"),
         (["--address", "a:1"], "--address goes with --engine ray"),
         (["--format", "delphi", "--share", "1/2"], "--share goes with --format parquet"),
