@@ -14,7 +14,9 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from sae_runtime.extraction.part_rows import PartRows
 from sae_runtime.extraction.plan import Part, Plan
 
 _CLI = "from sae_runtime.cli import main; main()"
+_QUERIES = ("w3", "w15000", "w3 w40", "nowhere")  # a frequent word, a seldom one, two, and none
 _DOCUMENT, _DOCUMENTS, _WORDS = 250, 400, 20_000  # tokens of a document, documents of a part, words of the vocabulary
 
 
@@ -112,53 +115,44 @@ def _summary(builds: list[tuple[float, float, float]]) -> dict[str, float]:
     return {"seconds": round(seconds, 1), "of processors": round(processors, 1), "peak GB": round(peak, 2)}
 
 
-def _reading(store: Path, rounds: int = 200) -> dict[str, float]:
-    """Milliseconds of opening a store, of the first feature, and of features at random."""
-    begin = time.perf_counter()
+def _reading(store: Path) -> dict[str, list[float]]:
+    """Milliseconds, and those of processors, of opening a store, of a feature, and of searches: medians."""
     opened = open_store(store)
-    open_ms = (time.perf_counter() - begin) * 1e3
-    numbers = np.random.default_rng(0).choice(np.flatnonzero(opened.count), rounds).tolist()
-    times = []
-    for number in numbers:
-        begin = time.perf_counter()
-        opened[number]
-        times.append((time.perf_counter() - begin) * 1e3)
-    later = sorted(times[1:])
-    return {
-        "open": open_ms,
-        "first": times[0],
-        "median": statistics.median(later),
-        "slowest of 200": later[-1],
+    numbers = np.random.default_rng(0).choice(np.flatnonzero(opened.count), 200).tolist()
+    calls: dict[str, list[Callable[[], object]]] = {
+        "open": [partial(open_store, store)] * 20,
+        "feature": [partial(opened.feature, number) for number in numbers],
+        **{f"search for {query}": [partial(opened.search, query)] * 5 for query in _QUERIES},
     }
+    found = {}
+    for name, each in calls.items():
+        times = []
+        for call in each:
+            begin, busy = time.perf_counter(), time.process_time()
+            call()
+            times.append((time.perf_counter() - begin, time.process_time() - busy))
+        found[name] = [round(statistics.median(part) * 1e3, 1) for part in zip(*times, strict=True)]
+    return found
 
 
-def _searching(store: Path, rounds: int = 5) -> dict[str, float]:
-    """Milliseconds of searches for a frequent word, a seldom one, two words and one that is nowhere."""
-    opened = open_store(store)
-    times: dict[str, list[float]] = {query: [] for query in ("w3", "w15000", "w3 w40", "nowhere")}
-    for _ in range(rounds):
-        for query, each in times.items():
-            begin = time.perf_counter()
-            opened.search(query)
-            each.append((time.perf_counter() - begin) * 1e3)
-    return {query: statistics.median(each) for query, each in times.items()}
-
-
-def _command(store: Path, rounds: int = 7) -> dict[str, float]:
-    """Milliseconds of `features show`, and of a process that imports what it imports, alternating."""
+def _command(store: Path, rounds: int = 7) -> dict[str, list[float]]:
+    """Milliseconds, and those of processors, of `features show` and of its imports alone, alternating: medians."""
     show = [sys.executable, "-c", _CLI, "features", "show", str(store), "371"]
     imports = [
         sys.executable,
         "-c",
         "import sae_runtime.cli.features.show, sae_runtime.store.open_store, pyarrow.parquet",
     ]
-    times: dict[str, list[float]] = {"show": [], "imports": []}
+    times: dict[str, list[tuple[float, float]]] = {"show": [], "imports": []}
     for _ in range(rounds):
         for name, call in (("show", show), ("imports", imports)):
             begin = time.perf_counter()
-            subprocess.run(call, check=True, stdout=subprocess.DEVNULL)
-            times[name].append((time.perf_counter() - begin) * 1e3)
-    return {name: statistics.median(each) for name, each in times.items()}
+            child = subprocess.Popen(call, stdout=subprocess.DEVNULL)
+            _, _, usage = os.wait4(child.pid, 0)
+            times[name].append((time.perf_counter() - begin, usage.ru_utime + usage.ru_stime))
+    return {
+        name: [round(statistics.median(part) * 1e3) for part in zip(*each, strict=True)] for name, each in times.items()
+    }
 
 
 def main() -> None:
@@ -185,9 +179,8 @@ def main() -> None:
             "without co-firing": _summary(plain),
             "with co-firing": _summary(counted),
             "bytes of the store": size,
-            "reading, ms": _reading(store),
-            "search, ms": _searching(store),
-            "command, ms": _command(store),
+            "ms, of processors": _reading(store),
+            "command, ms, of processors": _command(store),
         }
         print(json.dumps(numbers, indent=2), flush=True)
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

@@ -107,9 +107,11 @@ class HostSessions:
         key = (part is not None, lowered)
         if (found := self._open.get(key)) is None:
             with self._lock:
-                if key not in self._open:
-                    self._open[key] = self._opened(self.layout.graph if part is None else part, lowered)
-                found = self._open[key]
+                if (found := self._open.get(key)) is None:
+                    found = self._opened(self.layout.graph if part is None else part, lowered)
+                    # One of a graph at a time: each has weights of the host in memory.
+                    others = {other: one for other, one in self._open.items() if other[0] != key[0]}
+                    self._open = {**others, key: found}
         # A part that needs no mask lost it, and so does not tell that texts may be padded to its length.
         if part is not None and found.inputs.time is not None and found.inputs.mask is None:
             return self.open(lowered=lowered)
@@ -163,8 +165,8 @@ def _session(graph: Path, lowered: Spliced | None, options: Mapping[str, Any]) -
         return open_session(graph, **options, weights=threshold)
     except BundleError as error:
         raise BundleError(
-            f"{graph} has no threshold of {lowered.name} that can be lowered, as the batch rule needs it ({error}); "
-            "splice the host again, or take the served rule"
+            f"{graph} has no threshold of {lowered.name} that can be lowered, as the batch rule needs it; splice the "
+            "host again, or take the served rule"
         ) from error
 
 

@@ -103,12 +103,20 @@ def second_pass(encode: Encode, candidates: "Candidates", lacking: NDArray[np.fl
 
 
 def rows_again(lacking: NDArray[np.float32], bound: NDArray[np.float32]) -> NDArray[np.int64]:
-    """The rows that may lack a match, by the largest value that each may lack and the bound of the first pass."""
+    """The rows that may lack a match, by the largest value that each may lack and the bound of the first pass.
+
+    >>> rows_again(np.array([0, 1, 3], np.float32), np.array([2], np.float32))
+    array([2])
+    """
     return np.flatnonzero((lacking > 0) & (lacking >= bound.min()))
 
 
 def no_candidates(tokens: int, d_sae: int) -> Features:
-    """Features of so many tokens that have none."""
+    """Features of so many tokens that have none.
+
+    >>> no_candidates(3, 8).l0()
+    array([0, 0, 0])
+    """
     return concatenate([], d_sae, (0,)).spread(np.arange(0), (tokens,))
 
 

@@ -68,6 +68,9 @@ class Passes(Protocol):
 def passes_of(source: Source) -> Passes | None:
     """How a source is read; None where the batch rule is the served one, as for token choice.
 
+    >>> passes_of(ArraySource(sae, activations_path)).limits(100)
+    (600, None)
+
     Raises:
         ValueError: the SAE has no batch rule.
     """

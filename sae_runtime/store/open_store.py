@@ -3,12 +3,13 @@
 import contextlib
 import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sae_runtime.bundle.extras import require
 from sae_runtime.bundle.hub import refuse_link_out
@@ -119,21 +120,15 @@ class Store:
         self.path, self.description = path, description
         self._features = self._table(FEATURES, verify=verify)
         self._contexts = self._table(CONTEXTS, verify=verify)
-        vocabulary = self._table(VOCABULARY, verify=verify)
+        self._names = self._table(VOCABULARY, verify=verify)
         found = self._contexts.schema_arrow
         wanted = context_schema(found.field("id").type if "id" in found.names else None)
         for table, name, schema in ((self._features, FEATURES, feature_schema()), (self._contexts, CONTEXTS, wanted)):
             if not table.schema_arrow.equals(schema):
                 raise ValueError(f"{path / name} has other columns than this sae-runtime writes; build the store again")
-        with self._reading(VOCABULARY):
-            table = vocabulary.read()
-            self._vocabulary = dict(zip(table["token"].to_pylist(), table["text"].to_pylist(), strict=True))
         numbers = self.table(["feature", "count", "density", "max"])
-        self.count, self.density, self.max = (
-            numbers[name].to_numpy().astype(kind)
-            for name, kind in (("count", np.int64), ("density", np.float64), ("max", np.float32))
-        )
-        if not np.array_equal(numbers["feature"].to_numpy(), np.arange(description.d_sae)):
+        self.count, self.density, self.max = (_array(numbers[name]) for name in ("count", "density", "max"))
+        if not np.array_equal(_array(numbers["feature"]), np.arange(description.d_sae)):
             raise ValueError(f"{path / FEATURES} does not have one row for each feature; build the store again")
 
     def __len__(self) -> int:
@@ -254,6 +249,12 @@ class Store:
         return as_contexts(table.slice(begin - int(starts[first]), count).to_pylist(), self._vocabulary)
 
     @functools.cached_property
+    def _vocabulary(self) -> Mapping[int, str]:
+        with self._reading(VOCABULARY):
+            table = self._names.read()
+            return dict(zip(table["token"].to_pylist(), table["text"].to_pylist(), strict=True))
+
+    @functools.cached_property
     def _group_starts(self) -> Any:
         groups = self._contexts.metadata
         sizes = [groups.row_group(group).num_rows for group in range(groups.num_row_groups)]
@@ -332,6 +333,13 @@ def _labels(path: Path, d_sae: int, _now: Identity | None) -> tuple[Labels, dict
         for feature, line in lines.items()
     }
     return Labels({feature: line["label"] for feature, line in lines.items()}, source=str(path)), sources
+
+
+def _array(column: Any) -> NDArray[Any]:
+    """A column of numbers; pyarrow's own way to numpy imports pandas, which takes longer than all else."""
+    if column.null_count:
+        raise ValueError("a store has features without numbers; build the store again")
+    return np.concatenate([np.from_dlpack(chunk) for chunk in column.chunks])
 
 
 def _pairs(rows: list[dict[str, Any]] | None, name: str, value: str) -> list[Any] | None:

@@ -16,7 +16,7 @@ DUMPED = {
     **{"description": " words about files", "embedding": "[0.1,-0.2]", "typeName": "oai_token-act-pair"},
     **{"explanationModelName": "gpt-4o-mini", "umap_x": 1.5, "umap_y": None, "umap_cluster": 3},
 }
-PLACE = {"model": "gpt2-small", "place": "6-res-jb"}
+PLACE: dict[str, Any] = {"model": "gpt2-small", "place": "6-res-jb"}
 READ = Explanation(feature=12, text=" words about files", explainer="gpt-4o-mini", **PLACE)
 
 

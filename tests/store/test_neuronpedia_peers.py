@@ -56,7 +56,11 @@ class Neuronpedia:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Quiet(ThreadingHTTPServer):
+            def handle_error(self, *_: object) -> None:
+                """A client that left must not write into what the command says."""
+
+        self.server = Quiet(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/api"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
@@ -122,11 +126,16 @@ def test_a_refusal_is_one_sentence_that_says_how_to_go_on(
     assert server.received[-1][2]["features"][0]["index"] == 129
 
 
+def silent(_: int) -> tuple[int, bytes]:
+    time.sleep(1)
+    return 200, b"{}"
+
+
 def test_a_server_that_is_not_there_or_silent_is_one_sentence(
     store: Path, server: Neuronpedia, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(neuronpedia_upload, "_SECONDS", 0.2)
-    server.answer = lambda number: (time.sleep(1), (200, b"{}"))[1]
+    server.answer = silent
     assert "timed out" in refused(*upload(store, server), env=KEY)
     server.server.shutdown()
     server.server.server_close()
