@@ -28,7 +28,6 @@ MEDIUM = (
     "test_harvest_command",
     "test_splice_command",
     "test_train_command",
-    "test_demo",
     "test_exact",
     "test_export",
     "test_forms",
@@ -58,10 +57,11 @@ MEDIUM = (
     "test_steer_texts",
     "test_stream",
     "test_ties",
-    "test_world",
     "test_transformer_lens_names",
 )
 SLOW = (
+    "test_demo",
+    "test_world",
     "test_left_out_fits",
     "test_odd_data",
     "test_same_hooks",
