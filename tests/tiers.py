@@ -28,7 +28,6 @@ MEDIUM = (
     "test_harvest_command",
     "test_splice_command",
     "test_train_command",
-    "test_demo",
     "test_exact",
     "test_export",
     "test_forms",
@@ -58,13 +57,14 @@ MEDIUM = (
     "test_steer_texts",
     "test_stream",
     "test_ties",
-    "test_world",
     "test_transformer_lens_names",
 )
 SLOW = (
     "test_texts_and_harvest",
     "test_batch_texts",
     "test_batch_resumes",
+    "test_demo",
+    "test_world",
     "test_left_out_fits",
     "test_neuronpedia_peers",
     "test_head_of_models",
