@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from numbers import Integral
 
 LONGEST = 1000  # characters of a label
-_CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # what no label holds
 _WHOLE = re.compile("[+-]?[0-9]{1,18}")
 _NAMED = 5  # features or labels that a message names
 _COMPARED = 2000  # labels that are compared with an unknown one, which takes some 70 us each
@@ -26,7 +26,7 @@ def as_label(text: object) -> str:
         raise ValueError(f"a label is a text that is not empty, got {shown(text)}")
     if len(label) > LONGEST:
         raise ValueError(f"a label has at most {LONGEST:,} characters, got {len(label):,}: {shown(label)}")
-    if _CONTROL.search(label):
+    if CONTROL.search(label):
         raise ValueError(f"a label is one line without control characters, got {shown(label)}")
     return label
 
@@ -50,7 +50,7 @@ def shown(text: object) -> str:
     >>> shown("open file")
     "'open file'"
     """
-    written = ascii(text) if _CONTROL.search(str(text)[:81]) else repr(text)
+    written = ascii(text) if CONTROL.search(str(text)[:81]) else repr(text)
     return written if len(written) <= 82 else f"{written[:80]}..."
 
 

@@ -15,6 +15,7 @@ PLAN = "extract.json"
 FORMAT_VERSION = 2
 MOST = 1 << 28  # bytes of a plan, and of the index of features; a part takes less than a thousand
 _SHA256 = 64  # digits
+_FOLLOWS = ("documents", "graph_sha256")  # facts that follow from others, which say more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,7 @@ def difference(old: Plan, new: Plan) -> str | None:
     if old == new:
         return None
     before, after = _flat(old.facts), _flat(new.facts)
-    for name in dict.fromkeys((*after, *before)):
+    for name in sorted({**before, **after}, key=_FOLLOWS.__contains__):
         if before.get(name) != after.get(name):
             was, is_now = (f"{facts[name]}" if name in facts else "left out" for facts in (before, after))
             return f"{name} {was}, now it is {is_now}"

@@ -1,19 +1,16 @@
 """Labels of an SAE's features out of a file of explanations: one for each feature, beside what people gave."""
 
-import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from sae_runtime.bundle.labels import Replace, put_labels
-from sae_runtime.core.labels import LONGEST, as_label
+from sae_runtime.core.labels import CONTROL, LONGEST, as_label
 from sae_runtime.labelling.explanation_files import read_explanations, tool_of
 from sae_runtime.labelling.explanations import Explanation
 from sae_runtime.labelling.fit import refuse_other
 from sae_runtime.labelling.target import Target
-
-# What no label may hold becomes a blank.
-_CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,11 +142,7 @@ def _by_place(explanations: Iterable[Explanation | None]) -> tuple[dict[tuple[st
 def _one_place(found: dict[tuple[str | None, str | None], _Best], place: str | None, path: Path) -> _Best:
     """The explanations of the SAE that is meant."""
     named = [f"{model}/{where}" if model and where else where or model or "no name" for model, where in found]
-    wanted = [
-        one
-        for one, (name, (_, where)) in zip(found, zip(named, found, strict=True), strict=True)
-        if place is None or place in (name, where)
-    ]
+    wanted = [one for one, name in zip(found, named, strict=True) if place is None or place in (name, one[1])]
     if not found:
         raise ValueError(f"{path} holds no explanation: no record has both a feature and a text")
     shown = f"{', '.join(sorted(named)[:10])}{', ...' * (len(named) > 10)}"
@@ -167,4 +160,4 @@ def _tool(path: Path, model: str | None) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(_CONTROL.sub(" ", text).split())
+    return " ".join(CONTROL.sub(" ", unicodedata.normalize("NFC", text)).split())

@@ -138,7 +138,7 @@ def test_show_of_several_saes(two: Path) -> None:
 
 
 def test_what_show_cannot_do_is_one_sentence(model: Path, bundle_of: Callable[..., Path], tmp_path: Path) -> None:
-    assert misused("features", "show", model) == "Give a text: --text or --text-file."
+    assert misused("features", "show", model) == "Give a text, --text or --text-file; or name a store and a feature."
     assert misused("features", "show", model, "--text", "a", "--top", "0").startswith("--top is a number of features")
     assert "is not UTF-8" in refused("features", "show", model, "--text", "a\udcff")
     (tmp_path / "a.txt").write_bytes(b"caf\xe9")

@@ -220,9 +220,12 @@ def test_a_file_that_changed_is_refused(model: Model, tmp_path: Path) -> None:
     ):
         made(model, path, out)
     path.rename(tmp_path / "b.jsonl")
-    with pytest.raises(ValueError, match=r"f was begun with .*b\.jsonl left out, now it is \(size"):
+    with pytest.raises(ValueError, match=r"f was begun with .*a\.jsonl \(size .*\), now it is left out; use"):
         made(model, tmp_path / "b.jsonl", out)
     path.write_text(before)
+    source = TextSource(model, [path, tmp_path / "b.jsonl"], part=150)
+    with pytest.raises(ValueError, match=r"f was begun with .*b\.jsonl left out, now it is \(size"):
+        extract(source, out, values="float32")
     with pytest.raises(ValueError, match=r"f was begun with context 128, now it is 9; use another folder or --force"):
         made(model, path, out, context=9)
     assert made(model, path, out).documents == 15

@@ -94,11 +94,12 @@ def test_messy_texts_become_labels(target: Target, write: Write) -> None:
         6: "half \ud800 of a character",
         7: "文件",
         8: "e\u0301",
+        11: "\u0958" * 900,  # two characters each in NFC
         9: "",
         10: None,
     }
     done = import_labels(target, write(*({"index": n, "description": text} for n, text in texts.items())))
-    assert (done.written, done.shortened, done.empty) == (7, 1, 3)
+    assert (done.written, done.shortened, done.empty) == (8, 2, 3)
     assert read_labels(target.folder, target.d_sae) == {
         1: "two lines and more",
         2: "<b>HTML</b> &amp; code",
@@ -107,6 +108,7 @@ def test_messy_texts_become_labels(target: Target, write: Write) -> None:
         6: "half of a character",
         7: "文件",
         8: "é",
+        11: "\u0915\u093c" * 499 + "\u0915…",
     }
 
 
