@@ -228,21 +228,10 @@ def agreement(out: Path, peers: Path, length: int, d_sae: int) -> float:
 
 def peak(home: Path, text: Path, out: Path) -> tuple[float, float]:
     """Seconds, and the largest resident size in megabytes, of the command on a corpus."""
-    command = [
-        sys.executable,
-        "-c",
-        "from sae_runtime.cli import main; main()",
-        "extract",
-        home,
-        "--text",
-        text,
-        "-o",
-        out,
-        "--quiet",
-        "--json",
-    ]
+    program = "from sae_runtime.cli import main; main()"
+    words = ["-c", program, "extract", home, "--text", text, "-o", out, "--quiet", "--json"]
     begin = time.perf_counter()
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    child = subprocess.Popen([sys.executable, *map(str, words)], stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(child.pid, 0)
     if status:
         raise click.ClickException(f"extract failed with status {status}")

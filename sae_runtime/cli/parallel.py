@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 NAMES = ("engine", "address", "workers", "cpus", "plan_only", "share")
 
 
-class _Share(click.ParamType):
+class _Share(click.ParamType):  # type: ignore[type-arg]  # generic only in later versions of click
     """`3/32`: the third of 32 shares."""
 
     name = "I/N"
