@@ -37,7 +37,8 @@ DESCRIPTION: Mapping[str, Any] = {
 
 def context(text: str, peak: str, value: float, *, band: int = 0, **more: Any) -> dict[str, Any]:
     """The row of a context: its tokens are the words of the text, and `peak` is the active one."""
-    words, begins = text.split(), []
+    words = text.split()
+    begins: list[int] = []
     for word in words:
         begins.append(text.index(word, begins[-1] + 1 if begins else 0))
     at = words.index(peak)

@@ -146,7 +146,8 @@ def test_a_bundle_without_stats_says_so(bundle_of: BundleOf) -> None:
 def test_stats_with_other_tensors_beside_them_are_read(tmp_path: Path) -> None:
     known = {"density": np.ones(3, np.float32), "largest": np.full(3, 2, np.float32), "tokens": np.array([5])}
     save_tensors(tmp_path / "s", {**known, "promoted": np.ones((3, 2), np.int32)})
-    assert read_stats(tmp_path / "s", 3).tokens == 5
+    stats = read_stats(tmp_path / "s", 3)
+    assert stats is not None and stats.tokens == 5
 
 
 @pytest.mark.parametrize(
