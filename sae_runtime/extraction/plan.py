@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,10 @@ def difference(old: Plan, new: Plan) -> str | None:
         if before.get(name) != after.get(name):
             was, is_now = (f"{facts[name]}" if name in facts else "left out" for facts in (before, after))
             return f"{name} {was}, now it is {is_now}"
+    for was, is_now in zip(old.parts, new.parts, strict=False):
+        if was != is_now and replace(was, sha256=is_now.sha256) == is_now:
+            where = f"rows {is_now.begin} to {is_now.end}" if is_now.end else f"from document {is_now.first} on"
+            return f"other contents in part {is_now.number}, {where}"
     return "other parts of the same input, as another version cuts it"
 
 
