@@ -246,7 +246,8 @@ def _remove_others(out: Path, plan: Plan) -> None:
             repair(path.with_name(partial["name"]))
         elif path not in own:
             path.unlink()
-    _remove_empty(out, with_itself=False)
+            with contextlib.suppress(OSError):  # only an empty one goes
+                path.parent.rmdir()
 
 
 def _clear(out: Path) -> None:

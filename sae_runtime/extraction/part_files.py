@@ -117,6 +117,8 @@ def is_whole(folder: Path, number: int, plan: str, names: Sequence[str]) -> bool
     """Whether a part's files in `names` are there, of this plan, and as they were written, by their sha256."""
     try:
         for path in (folder / name / file_of(number) for name in names):
+            if path.is_symlink():  # readers refuse what is not in the folder
+                return False
             content = path.read_bytes()
             pages, footer = _split(content)
             if pages[-_DIGEST:] != hashlib.sha256(pages[:-_DIGEST] + footer).digest():

@@ -181,10 +181,10 @@ class TextSource:
         if Path.cwd() == self._home:
             yield from documents(self.texts, self.reading, start=start)
             return
-        home, whole = f"{self._home}{os.sep}", [path for path in self.texts if path.is_absolute()]
+        home, absolute = f"{self._home}{os.sep}", [path for path in self.texts if path.is_absolute()]
         for one in documents([self._home / path for path in self.texts], self.reading, start=start):
             file = one.source.file
-            if not any(Path(file).is_relative_to(path) for path in whole):
+            if not any(Path(file).is_relative_to(path) for path in absolute):
                 file = file.removeprefix(home)
             yield replace(one, source=replace(one.source, file=file))
 

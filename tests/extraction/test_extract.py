@@ -252,7 +252,7 @@ def test_an_extraction_goes_on_where_it_broke_off(mutual: SAE, tmp_path: Path, m
     assert contents(out) == contents(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("harm", ["gone", "cut", "flipped", "other", "foreign", "empty"])
+@pytest.mark.parametrize("harm", ["gone", "cut", "flipped", "other", "foreign", "empty", "link"])
 def test_a_part_that_is_not_whole_is_made_again(mutual: SAE, tmp_path: Path, harm: str) -> None:
     activations, out = open_activations(harvested(tmp_path / "acts", (630,))), tmp_path / "f"
     made(mutual, activations, out, part=220)
@@ -261,6 +261,9 @@ def test_a_part_that_is_not_whole_is_made_again(mutual: SAE, tmp_path: Path, har
     raw[100] ^= 1
     if harm == "gone":
         path.unlink()
+    elif harm == "link":  # which read_features refuses
+        path.rename(tmp_path / "elsewhere")
+        path.symlink_to(tmp_path / "elsewhere")
     elif harm == "other":
         shutil.copy(out / "tokens" / "part-00000.parquet", path)
     elif harm == "foreign":
@@ -268,7 +271,7 @@ def test_a_part_that_is_not_whole_is_made_again(mutual: SAE, tmp_path: Path, har
     else:
         path.write_bytes({"cut": bytes(raw[:-7]), "flipped": bytes(raw), "empty": b""}[harm])
     made(mutual, activations, out, part=220)
-    assert contents(out) == before
+    assert contents(out) == before and not path.is_symlink()
 
 
 def test_a_part_of_which_a_byte_was_altered_anywhere_is_not_whole(mutual: SAE, tmp_path: Path) -> None:
