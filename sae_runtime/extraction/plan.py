@@ -108,10 +108,10 @@ def difference(old: Plan, new: Plan) -> str | None:
             return f"{name} {was}, now it is {is_now}"
     if old.facts != new.facts:
         return "its files in another order"
-    for was, is_now in zip(old.parts, new.parts, strict=False):
-        if was != is_now and replace(was, sha256=is_now.sha256) == is_now:
-            where = f"rows {is_now.begin} to {is_now.end}" if is_now.end else f"from document {is_now.first} on"
-            return f"other contents in part {is_now.number}, {where}"
+    for one, other in zip(old.parts, new.parts, strict=False):
+        if one != other and replace(one, sha256=other.sha256) == other:
+            where = f"rows {other.begin} to {other.end}" if other.end else f"from document {other.first} on"
+            return f"other contents in part {other.number}, {where}"
     return "other parts of the same input, as another version cuts it"
 
 

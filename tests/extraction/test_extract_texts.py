@@ -235,7 +235,9 @@ def test_a_file_that_changed_is_refused(model: Model, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"both was begun with its files in another order; use another folder or --f"):
         extract(turned, tmp_path / "both", values="float32")
     (out / "extract.json").write_text("{")
-    with pytest.raises(ValueError, match=r"extract\.json is not readable JSON .*; extract into another folder, or with"):
+    with pytest.raises(
+        ValueError, match=r"extract\.json is not readable JSON .*; extract into another folder, or with"
+    ):
         made(model, path, out)
     assert made(model, path, out, force=True).documents == 15
 
