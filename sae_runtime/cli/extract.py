@@ -218,11 +218,11 @@ def _delphi(
     settings: Mapping[str, Any],
 ) -> None:
     from sae_runtime.activations.stored import open_activations
+    from sae_runtime.extraction.delphi import output as cache_folder
     from sae_runtime.extraction.delphi_cache import cache
-    from sae_runtime.extraction.delphi_cache import output as checked
 
     assert activations is not None  # the format goes with them
-    checked(output, force=run.force, inputs={"bundle": Path(bundle), "activations": activations}).check()
+    cache_folder(output, force=run.force, inputs={"bundle": Path(bundle), "activations": activations}).check()
     rows = open_activations(activations)
     sae = _sae(bundle, settings)
     made = cache(
