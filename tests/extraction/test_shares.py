@@ -12,7 +12,8 @@ from feature_folders import bytes_of
 from sae_runtime import load
 from sae_runtime.cli import main
 from sae_runtime.extraction.array_source import ArraySource
-from sae_runtime.extraction.extract import INDEX, extract
+from sae_runtime.extraction.extract import extract
+from sae_runtime.extraction.feature_index import INDEX
 from sae_runtime.extraction.shares import make_share, plan_only
 from sae_runtime.extraction.tasks import Task
 
