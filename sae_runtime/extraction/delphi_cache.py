@@ -1,6 +1,5 @@
 """Write the features of stored activations as a latent cache of EleutherAI delphi."""
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,16 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_runtime.activations.stored import Activations, check_source
-from sae_runtime.bundle.folder import WEIGHTS
 from sae_runtime.core.features import Features
 from sae_runtime.core.progress import progress_bar
 from sae_runtime.extraction import delphi
-from sae_runtime.extraction.array_source import encoded
+from sae_runtime.extraction.array_source import CHUNK, encoded, origin
 from sae_runtime.extraction.encodings import Values
 from sae_runtime.extraction.extract import Rule, refuse_rule_and_values
 from sae_runtime.sae import SAE
-
-_CHUNK = 4_096  # tokens that are read and encoded at once
 
 
 def cache(
@@ -57,7 +53,8 @@ def cache(
     known = None if activations.tokens is None else len(activations)
     delphi.check(activations.path, known, sae.manifest.hook or activations.hook, sequence)
     tokens = len(activations) - len(activations) % sequence
-    description = _description(sae, activations, tokens, rule, values)
+    described = {"rule": rule, "values": values, "activations": activations.path.name, "tokens": tokens}
+    description = {"format_version": 1, **origin(sae, activations), **described}
     l0 = sae.manifest.measured.get("l0", sae.manifest.slots)
     with progress_bar(tokens, "tokens", shown=progress) as bar:
         runs = _runs(sae, activations, tokens, rule, bar)
@@ -65,7 +62,7 @@ def cache(
 
 
 def _runs(sae: SAE, activations: Activations, tokens: int, rule: Rule, bar: Any) -> Iterator[delphi.Run]:
-    """The features of the first tokens, _CHUNK tokens at a time."""
+    """The features of the first tokens, CHUNK tokens at a time."""
 
     def read(ids: NDArray[np.int64]) -> NDArray[np.float32]:
         bar.update(min(len(ids), tokens - bar.n))  # the batch rule reads some rows twice
@@ -75,26 +72,9 @@ def _runs(sae: SAE, activations: Activations, tokens: int, rule: Rule, bar: Any)
     together: Features | None = None
     if rule == "batch" and sae.manifest.architecture.selection == "threshold":
         together = sae.encode_batch(read, tokens)
-    for begin in range(0, tokens, _CHUNK):
-        end = min(begin + _CHUNK, tokens)
+    for begin in range(0, tokens, CHUNK):
+        end = min(begin + CHUNK, tokens)
         if together is None:
             bar.update(end - begin)
         features = encoded(sae, activations, begin, end) if together is None else together[begin:end]
         yield features, activations.tokens[begin:end]
-
-
-def _description(sae: SAE, activations: Activations, tokens: int, rule: Rule, values: Values) -> dict[str, Any]:
-    """The origin of the features, which is written beside them."""
-    manifest = sae.manifest
-    return {
-        "format_version": 1,
-        "architecture": dataclasses.asdict(manifest.architecture),
-        "allocation": manifest.allocation and dataclasses.asdict(manifest.allocation),
-        "model": manifest.model or activations.model,
-        "hook": manifest.hook or activations.hook,
-        "weights_sha256": manifest.files[WEIGHTS].sha256,
-        "rule": rule,
-        "values": values,
-        "activations": activations.path.name,
-        "tokens": tokens,
-    }

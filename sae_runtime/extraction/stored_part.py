@@ -50,6 +50,7 @@ class StoredPart:
             OSError: the file may not be read.
             ValueError: it is missing, was altered, or holds no features of this SAE.
 
+        >>> from sae_runtime import read_features
         >>> read_features(features_path).parts[0].features().shape
         (600,)
         """
@@ -64,6 +65,7 @@ class StoredPart:
         Raises:
             OSError, ValueError: as `features`; or there is no such column.
 
+        >>> from sae_runtime import read_features
         >>> read_features(features_path).parts[0].table(["pos"]).num_rows
         600
         """

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -239,7 +240,7 @@ def test_a_model_that_changed_is_refused(
     other = load_model(deploy_words(tmp_path / "model", bundle_of("feature")))
     with pytest.raises(ValueError, match=r"f was begun with allocation kind mutual, now it is feature; use another"):
         made(other, path, out)
-    copy = deploy_words(tmp_path / "copy" / "model", bundle_of("mutual"))
+    copy = Path(shutil.copytree(folder, tmp_path / "copy" / "model"))
     vocabulary = (copy / "tokenizer.json").read_text()
     (copy / "tokenizer.json").write_text(vocabulary.replace('"w4"', '"W4"'))
     with pytest.raises(
@@ -248,7 +249,9 @@ def test_a_model_that_changed_is_refused(
         made(load_model(copy), path, out)
 
 
-def test_what_cannot_be_read_is_refused(model: Model, tmp_path: Path, bundle_of: Callable[..., Path]) -> None:
+def test_what_cannot_be_read_is_refused(
+    model: Model, tmp_path: Path, bundle_of: Callable[..., Path], folder: Path
+) -> None:
     path, out = lines(tmp_path / "a.jsonl"), tmp_path / "f"
     with pytest.raises(ValueError, match=r"- is standard input, which cannot be read again when an extraction goes on"):
         TextSource(model, [Path("-")])
@@ -273,7 +276,9 @@ def test_what_cannot_be_read_is_refused(model: Model, tmp_path: Path, bundle_of:
         TextSource(two, [path])
     made(two, path, tmp_path / "b", sae="b")
     assert json.loads((tmp_path / "b" / "features.json").read_text())["sae"] == "b"
-    short = load_model(deploy_words(tmp_path / "short", bundle_of("mutual"), longest=7))
+    settings = Path(shutil.copytree(folder, tmp_path / "short")) / "tokenizer_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "model_max_length": 7}))
+    short = load_model(tmp_path / "short")
     assert TextSource(short, [path]).context == 7
     with pytest.raises(ValueError, match=r"context is 8 tokens, and the model reads at most 7; give at most these"):
         TextSource(short, [path], context=8)
