@@ -66,9 +66,9 @@ class DocumentParts:
         kinds = {name: Kind() for name in self._names}
         stream, first = self._from(Place()), 0
         while found := self._until_full(stream):
-            place, digest = found[0].place, _sha256(found)
-            at = {"file": place.file, "row": place.entry.row, "byte": place.entry.byte}
-            parts.append(Part(number=len(parts), first=first, documents=len(found), sha256=digest, **at))
+            file, (row, byte) = found[0].place
+            at = Part(number=len(parts), first=first, documents=len(found), sha256=_sha256(found), file=file)
+            parts.append(replace(at, row=row, byte=byte))
             first += len(found)
             for document in found:
                 for kind, value in zip(kinds.values(), self._values(document), strict=True):

@@ -97,12 +97,14 @@ def test_a_value_beyond_float16_is_named_by_its_row_of_all(tmp_path: Path) -> No
         delphi.write(tmp_path, runs, description, sequence=1, l0=1)
 
 
-def test_locations_are_uint32_where_uint16_is_too_small(bundle_of: BundleOf, tmp_path: Path) -> None:
-    sae, activations = load(bundle_of("mutual")), harvested(tmp_path / "acts", (1 << 16) + 3)
-    made = cache(sae, activations, tmp_path / "cache", sequence=1)
-    assert made.tokens == (1 << 16) + 3
-    data = safetensors.numpy.load_file(tmp_path / "cache" / "layer.1" / "0_29.safetensors")
-    assert data["locations"].dtype == np.uint32 and data["locations"][:, 0].max() > (1 << 16) - 100
+def test_locations_are_uint32_where_uint16_is_too_small(tmp_path: Path) -> None:
+    n = (1 << 16) + 3
+    each = Features(np.arange(n + 1), np.full(n, 7, np.int32), np.ones(n, np.float32), 150, (n,))
+    description = {"architecture": {"d_sae": 150}, "model": None, "hook": "layer.1", "tokens": n, "values": "float16"}
+    assert delphi.write(tmp_path, [(each, np.zeros(n, np.int32))], description, sequence=1, l0=1) == n
+    data = safetensors.numpy.load_file(tmp_path / "layer.1" / "0_29.safetensors")
+    assert data["locations"].dtype == np.uint32
+    np.testing.assert_array_equal(data["locations"], np.stack([np.arange(n), np.zeros(n), np.full(n, 7)], axis=1))
 
 
 def test_activations_without_tokens_hook_or_a_whole_sequence_are_refused(bundle_of: BundleOf, tmp_path: Path) -> None:
