@@ -119,10 +119,14 @@ class DocumentParts:
     def _from(self, start: Place) -> Iterator[Document]:
         """The documents from a place on, with files named as they were given, whatever this process' folder is."""
         if Path.cwd() == self._home:
-            return documents(self.texts, self.reading, start=start)
-        home = f"{self._home}{os.sep}"
-        found = documents([self._home / path for path in self.texts], self.reading, start=start)
-        return (replace(one, source=replace(one.source, file=one.source.file.removeprefix(home))) for one in found)
+            yield from documents(self.texts, self.reading, start=start)
+            return
+        home, absolute = f"{self._home}{os.sep}", [path for path in self.texts if path.is_absolute()]
+        for one in documents([self._home / path for path in self.texts], self.reading, start=start):
+            file = one.source.file
+            if not any(Path(file).is_relative_to(path) for path in absolute):
+                file = file.removeprefix(home)
+            yield replace(one, source=replace(one.source, file=file))
 
 
 def _sha256(found: Sequence[Document]) -> str:

@@ -157,6 +157,7 @@ def begun(out: Path, plan: Plan, *, force: bool) -> Iterator[None]:
             raise ValueError(f"{out} was begun with {what}; use another folder or --force")
         try:
             plan.write(out)
+            _remove_others(out, plan)
             yield
         except BaseException:  # Ctrl-C too
             if is_new and not _has_parts(out):
@@ -235,6 +236,18 @@ def _remove_empty(out: Path, *, with_itself: bool) -> None:
 def _has_parts(out: Path) -> bool:
     """Whether an extraction left parts, which only the same plan may go on with."""
     return (out / PLAN).is_file() and any(_PART.fullmatch(path.name) for path in out.glob("*/part-*"))
+
+
+def _remove_others(out: Path, plan: Plan) -> None:
+    """Remove parts that the plan does not have, which were left without theirs, and what killed writers left."""
+    own = {out / name / file_of(part.number) for part in plan.parts for name in folders(plan)}
+    for path in [path for name in (TOKENS, DOCUMENTS) for path in (out / name).glob("*")]:
+        if partial := LEFTOVER.fullmatch(path.name):
+            repair(path.with_name(partial["name"]))
+        elif path not in own:
+            path.unlink()
+            with contextlib.suppress(OSError):  # only an empty one goes
+                path.parent.rmdir()
 
 
 def _clear(out: Path) -> None:

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,10 @@ def read_plan(folder: Path) -> Plan:
     path = folder / PLAN
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no {PLAN}, so no extraction was begun there; name another folder")
-    found = read_file(dict[str, Any], path, most=MOST)
+    try:
+        found = read_file(dict[str, Any], path, most=MOST)
+    except ValueError as error:
+        raise ValueError(f"{error}; extract into another folder, or with --force") from error
     if found.get("format_version") != FORMAT_VERSION:
         raise ValueError(
             f"{path} has the format version {found.get('format_version')!r}, this version reads {FORMAT_VERSION}; "
@@ -103,6 +106,12 @@ def difference(old: Plan, new: Plan) -> str | None:
         if before.get(name) != after.get(name):
             was, is_now = (f"{facts[name]}" if name in facts else "left out" for facts in (before, after))
             return f"{name} {was}, now it is {is_now}"
+    if old.facts != new.facts:
+        return "its files in another order"
+    for was, is_now in zip(old.parts, new.parts, strict=False):
+        if was != is_now and replace(was, sha256=is_now.sha256) == is_now:
+            where = f"rows {is_now.begin} to {is_now.end}" if is_now.end else f"from document {is_now.first} on"
+            return f"other contents in part {is_now.number}, {where}"
     return "other parts of the same input, as another version cuts it"
 
 

@@ -80,8 +80,8 @@ class TextSource:
         windows = [window for own in cut for window in own]
         names = [document.source for document, own in zip(found, cut, strict=True) for _ in own]
         features = (read or self.read)(windows, names)
-        of_document = [part.first + number for number, own in enumerate(cut) for w in own for _ in range(len(w))]
-        doc = np.array(of_document, np.int32)
+        numbers = np.arange(part.first, part.first + len(found), dtype=np.int32)
+        doc = np.repeat(numbers, [sum(map(len, own)) for own in cut])
 
         def joined(name: str) -> Any:
             return np.concatenate([getattr(w, name) for w in windows]) if windows else np.zeros(0, np.int64)

@@ -126,7 +126,8 @@ def windows_of(tokens: Tokens, limit: int) -> Iterator[Tokens]:
     if len(tokens) == before + after:
         yield tokens
     for cut in cuts(len(tokens) - before - after, before, after, limit):
-        yield replace(_part(tokens, before, after, cut.start, cut.stop), positions=cut.positions.astype(np.int64))
+        part = tokens if len(tokens) <= limit else _part(tokens, before, after, cut.start, cut.stop)
+        yield replace(part, positions=cut.positions.astype(np.int64))
 
 
 def frame_of(tokens: Tokens) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from sae_runtime.bundle.folder import WEIGHTS
 from sae_runtime.bundle.siblings import lock
 from sae_runtime.exports.export import export
 from sae_runtime.extraction.array_source import ArraySource
-from sae_runtime.extraction.extract import Extracted, extract
+from sae_runtime.extraction.extract import Extracted, extract, planned
 from sae_runtime.extraction.part_rows import Pool
 from sae_runtime.extraction.tasks import MakeParts, Task, local
 
@@ -252,7 +252,7 @@ def test_an_extraction_goes_on_where_it_broke_off(mutual: SAE, tmp_path: Path, m
     assert contents(out) == contents(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("harm", ["gone", "cut", "flipped", "other", "foreign", "empty"])
+@pytest.mark.parametrize("harm", ["gone", "cut", "flipped", "other", "foreign", "empty", "link"])
 def test_a_part_that_is_not_whole_is_made_again(mutual: SAE, tmp_path: Path, harm: str) -> None:
     activations, out = open_activations(harvested(tmp_path / "acts", (630,))), tmp_path / "f"
     made(mutual, activations, out, part=220)
@@ -261,6 +261,9 @@ def test_a_part_that_is_not_whole_is_made_again(mutual: SAE, tmp_path: Path, har
     raw[100] ^= 1
     if harm == "gone":
         path.unlink()
+    elif harm == "link":  # which read_features refuses
+        path.rename(tmp_path / "elsewhere")
+        path.symlink_to(tmp_path / "elsewhere")
     elif harm == "other":
         shutil.copy(out / "tokens" / "part-00000.parquet", path)
     elif harm == "foreign":
@@ -268,7 +271,32 @@ def test_a_part_that_is_not_whole_is_made_again(mutual: SAE, tmp_path: Path, har
     else:
         path.write_bytes({"cut": bytes(raw[:-7]), "flipped": bytes(raw), "empty": b""}[harm])
     made(mutual, activations, out, part=220)
-    assert contents(out) == before
+    assert contents(out) == before and not path.is_symlink()
+
+
+def test_a_part_of_which_a_byte_was_altered_anywhere_is_not_whole(mutual: SAE, tmp_path: Path) -> None:
+    """Checksums of pages do not cover the footer, in which a flipped bit may give a column another type or name."""
+    source, out = ArraySource(mutual, harvested(tmp_path / "acts", (30,))), tmp_path / "f"
+    extract(source, out)
+    task = MakeParts(source, planned(source), out)
+    for path in (out / "tokens" / "part-00000.parquet", out / "documents" / "part-00000.parquet"):
+        whole = path.read_bytes()
+        for place in range(0, len(whole), 67):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+            assert not task.is_done(0), f"{path}: byte {place}"
+        path.write_bytes(whole)
+    assert task.is_done(0)
+
+
+def test_parts_that_lost_their_plan_do_not_stay_beside_others(mutual: SAE, tmp_path: Path) -> None:
+    activations, out = open_activations(harvested(tmp_path / "acts", (630,))), tmp_path / "f"
+    made(mutual, activations, out, part=100)
+    (out / "extract.json").unlink()
+    (out / "tokens" / ".part-00001.parquet.0123abcd.partial.parquet").touch()  # a killed writer's
+    made(mutual, activations, out, part=220, per="document")
+    made(mutual, activations, tmp_path / "whole", part=220, per="document")
+    assert contents(out) == contents(tmp_path / "whole")
+    assert not (out / "tokens").exists()
 
 
 def test_a_folder_of_another_extraction_is_refused_and_force_replaces_it(
@@ -303,7 +331,7 @@ def test_activations_that_changed_are_refused(mutual: SAE, tmp_path: Path) -> No
 
     with pytest.raises(ValueError, match=r"x\.npy: rows 100 to 200 changed since the plan was made; extract into"):
         made(mutual, activations, out, part=100, engine=changes)
-    with pytest.raises(ValueError, match=r"f was begun with other parts of the same input"):
+    with pytest.raises(ValueError, match=r"f was begun with other contents in part 1, rows 100 to 200; use another"):
         made(mutual, activations, out, part=100)
 
 

@@ -230,6 +230,30 @@ def test_a_file_that_changed_is_refused(model: Model, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"f was begun with context 128, now it is 9; use another folder or --force"):
         made(model, path, out, context=9)
     assert made(model, path, out).documents == 15
+    both = TextSource(model, [path, tmp_path / "b.jsonl"], part=150)
+    extract(both, tmp_path / "both", values="float32")
+    turned = TextSource(model, [tmp_path / "b.jsonl", path], part=150)
+    with pytest.raises(ValueError, match=r"both was begun with its files in another order; use another folder or --f"):
+        extract(turned, tmp_path / "both", values="float32")
+    (out / "extract.json").write_text("{")
+    with pytest.raises(ValueError, match=r"extract\.json is not readable JSON .*; extract into another folder, or with"):
+        made(model, path, out)
+    assert made(model, path, out, force=True).documents == 15
+
+
+def test_names_of_files_are_those_that_were_given_wherever_a_part_is_made(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Absolute ones below the folder of the process stay absolute, and relative ones relative."""
+    path = lines(tmp_path / "a.jsonl")
+    monkeypatch.chdir(tmp_path)
+    for given in (path, Path("a.jsonl"), Path("../") / tmp_path.name / "a.jsonl"):
+        source = TextSource(model, [given], part=150)
+        part = source.plan().parts[1]
+        monkeypatch.chdir("/")
+        documents = pickle.loads(pickle.dumps(source)).rows(part).documents
+        monkeypatch.chdir(tmp_path)
+        assert documents is not None and set(documents["file"]) == {str(given)}
 
 
 def test_a_model_that_changed_is_refused(
