@@ -12,6 +12,7 @@ from sae_runtime.activations.documents import Source as Where
 from sae_runtime.activations.stored import Activations, check_source, open_activations
 from sae_runtime.bundle.folder import WEIGHTS, BundleError
 from sae_runtime.core.features import Features, concatenate
+from sae_runtime.extraction.column_kinds import Kind, whole
 from sae_runtime.extraction.part_rows import PartRows
 from sae_runtime.extraction.plan import Part, Plan
 from sae_runtime.sae import SAE
@@ -168,21 +169,22 @@ class ArraySource:
         where = [self._sources.get(number) for number in numbers.tolist()]
         columns: dict[str, Any] = {
             "doc": numbers,
-            "file": [one and one.file for one in where],
+            "file": [one and whole(one.file) for one in where],
             "row": [None if one is None else one.row for one in where],
             "id": [None if one is None else one.id for one in where],
         }
         return columns if self.licence is None else {**columns, "licence": [self.licence] * len(numbers)}
 
     def _facts(self, documents: int) -> dict[str, Any]:
-        known = self.activations
-        whole = all(one.id is None or type(one.id) is int for one in self._sources.values())
+        known, ids = self.activations, Kind()
+        for one in self._sources.values():
+            ids.see(one.id)
         return {
             **origin(self.sae, known),
             "sae": None,
             "d_sae": self.sae.d_sae,
             "source": {"activations": str(known.path), "rows": len(known)},
-            "columns": {"id": "int64" if whole and self._sources else "string"} if self._by_document else {},
+            "columns": {"id": ids.name} if self._by_document else {},
             "licence": self.licence,
             "part": self.part,
             "documents": documents if self._by_document else None,
