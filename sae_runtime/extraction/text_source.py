@@ -27,7 +27,7 @@ from sae_runtime.text.tokens import Tokens, windows_of
 PART = 1 << 18  # characters of a part: about 60,000 tokens, so that batches have little padding
 CONTEXT = 128  # tokens of a window, as in harvest
 _OF_AN_ID = 4  # characters for which a token id counts
-_COLUMNS = ("doc", "file", "row", "id", "tokens", "licence", "text", "indices", "values")
+_COLUMNS = ("doc", "file", "row", "id", "tokens", "text", "indices", "values")
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "config.json")
 
 
@@ -78,6 +78,10 @@ class TextSource:
                 "- is standard input, which cannot be read again when an extraction goes on; write it to a file"
             )
         kept = self.reading.columns
+        if licence is not None and "licence" in kept:
+            raise ValueError(
+                f"a licence of all texts ({licence}) and the column 'licence' exclude one another; give one"
+            )
         if taken := [name for name in kept if name in _COLUMNS or kept.count(name) > 1]:
             hint = "give it as --id-field" if taken[0] == "id" else "rename it"
             raise ValueError(
@@ -125,7 +129,8 @@ class TextSource:
         close(number + 1)
         if not parts:
             raise ValueError(f"{', '.join(map(str, self.texts))} holds no text; name files that hold some")
-        return Plan(self._facts({name: kind.name for name, kind in kinds.items()}, number + 1), tuple(parts))
+        columns = {name: "string" if name == "licence" else kind.name for name, kind in kinds.items()}
+        return Plan(self._facts(columns, number + 1), tuple(parts))
 
     def rows(self, part: Part, read: Read | None = None) -> PartRows:
         """As Source; `read` gives the features of the windows, None: those by the served rule."""
