@@ -195,15 +195,9 @@ def _rows(bundle: str, activations: Path, settings: Mapping[str, Any]) -> "tuple
 
 def _sae(bundle: str, settings: Mapping[str, Any]) -> "SAE":
     from sae_runtime.bundle.hub import local
-    from sae_runtime.bundle.parts import MANIFEST
     from sae_runtime.sae import load
 
-    folder = local(bundle)
-    inside = [path.parent for path in sorted(folder.glob(f"*/{MANIFEST}"))]
-    if inside and not (folder / MANIFEST).is_file():
-        raise ValueError(
-            f"{folder} is a deployed model, which reads --text; for --activations name its bundle, {inside[0]}"
-        )
+    folder = common.own_bundle(local(bundle), ", which reads --text; for --activations")
     return load(folder, graph=settings["graph"], **settings["session"])
 
 

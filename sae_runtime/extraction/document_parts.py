@@ -15,7 +15,7 @@ from sae_runtime.extraction.column_kinds import Kind
 from sae_runtime.extraction.plan import Part
 
 _OF_AN_ID = 4  # characters for which a token id counts
-_COLUMNS = ("doc", "file", "row", "id", "tokens", "licence", "text", "indices", "values")
+_COLUMNS = ("doc", "file", "row", "id", "tokens", "text", "indices", "values")
 
 
 class DocumentParts:

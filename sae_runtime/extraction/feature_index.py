@@ -87,6 +87,8 @@ def _refuse(path: Path) -> None:
     if (path / PLAN).is_file():
         raise ValueError(f"{path} is not finished; run the same extract again, which makes what is missing")
     if (path / _STORE).is_file():
-        raise ValueError(f"{path} is a feature store; open it with open_store, or name the features it was built from")
+        raise ValueError(
+            f"{path} is a feature store, which open_store and features show read; name the features it is of"
+        )
     what = "a file of an older version" if path.suffix == ".parquet" and path.is_file() else "no folder of features"
     raise ValueError(f"{path} is {what}; make features: sae-runtime extract")

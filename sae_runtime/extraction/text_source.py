@@ -40,7 +40,7 @@ class TextSource:
         context: largest number of tokens of a window, special ones included; None: 128, or fewer where the model reads
             no more.
         special: whether special tokens have rows.
-        licence: of the texts, to be kept beside each.
+        licence: of the texts, to be kept beside each. A column `licence` of the files may be kept instead.
         keep_text: whether texts are kept.
         part: characters from which on a part ends.
 
@@ -64,6 +64,10 @@ class TextSource:
     ) -> None:
         self.model = model if isinstance(model, Model) else load_model(model)
         self.sae = self.model.reads(sae)
+        if licence is not None and reading is not None and "licence" in reading.columns:
+            raise ValueError(
+                f"a licence of all texts ({licence}) and the column 'licence' exclude one another; give one"
+            )
         self.documents, self.special = DocumentParts(texts, reading or Reading(), part), special
         self.licence, self.keep_text = licence, keep_text
         self.context = self.model.window(min(CONTEXT, self.model.window()) if context is None else context)
@@ -71,6 +75,7 @@ class TextSource:
     def plan(self) -> Plan:
         """As Source."""
         parts, kinds = self.documents.plan()
+        kinds = {name: "string" if name == "licence" else kind for name, kind in kinds.items()}
         return Plan(self._facts(kinds, sum(part.documents for part in parts)), tuple(parts))
 
     def rows(self, part: Part, read: Read | None = None) -> PartRows:

@@ -199,7 +199,7 @@ def _left_out(
         sentences.append("no neighbours, promoted tokens and labels of a bundle: no bundle was named (--sae)")
     elif logits is None:
         sentences.append(
-            "no promoted tokens: the bundle does not know them; splice puts them into that of a deployed model"
+            "no promoted tokens (splice writes them where the host has a head in float): the bundle has none"
         )
     if sampled is None:
         sentences.append("no features that are active together: they were not counted")

@@ -20,7 +20,7 @@ from sae_runtime.bundle.parts import WEIGHTS, check_file, read_manifest
 from sae_runtime.bundle.regular import open_regular
 from sae_runtime.bundle.siblings import repaired
 from sae_runtime.bundle.typed_json import read_file
-from sae_runtime.core.labels import Labels, as_feature, as_label
+from sae_runtime.core.labels import Labels, as_feature, as_label, shown
 from sae_runtime.store.contexts_table import as_contexts
 from sae_runtime.store.records import Band, Context, StoredFeature
 from sae_runtime.store.schema import (
@@ -204,6 +204,11 @@ class Store:
         """
         named = as_feature(feature) if isinstance(feature, str) else feature
         if isinstance(named, str):
+            if not self.labels:
+                raise ValueError(
+                    f"{shown(named)} is a label, and people gave none in {self.labels.source}; name the feature by its "
+                    "number, which features search finds by words"
+                )
             return self.labels.feature(named)
         if not isinstance(named, Integral) or isinstance(named, bool):
             raise ValueError(f"a feature goes by its number or its label, got {feature!r}")

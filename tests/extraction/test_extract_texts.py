@@ -74,6 +74,19 @@ def close(found: Any, expected: Any) -> bool:
     return found.shape == expected.shape and bool(np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max())
 
 
+def test_each_document_may_have_a_licence_of_its_own(model: Model, tmp_path: Path) -> None:
+    path, own = tmp_path / "a.jsonl", ["MIT", 4, None]
+    path.write_text("".join(json.dumps({"text": "w4", "licence": licence}) + "\n" for licence in own))
+    reading = Reading(columns=("licence",))
+    made(model, path, tmp_path / "f", reading=reading)
+    assert table(tmp_path / "f" / "documents")["licence"].to_pylist() == ["MIT", "4", None]
+    path.write_text(json.dumps({"text": "w4", "licence": 4}) + "\n")
+    made(model, path, tmp_path / "g", reading=reading)
+    assert table(tmp_path / "g" / "documents").schema.field("licence").type == pa.string()
+    with pytest.raises(ValueError, match="exclude one another; give one"):
+        made(model, path, tmp_path / "h", reading=reading, licence="CC0")
+
+
 def test_each_token_has_its_features_and_leads_back_to_its_text(model: Model, tmp_path: Path) -> None:
     path, out = lines(tmp_path / "a.jsonl"), tmp_path / "f"
     got = made(model, path, out, reading=FIELDS, licence="CC0")
@@ -236,7 +249,9 @@ def test_a_file_that_changed_is_refused(model: Model, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"both was begun with its files in another order; use another folder or --f"):
         extract(turned, tmp_path / "both", values="float32")
     (out / "extract.json").write_text("{")
-    with pytest.raises(ValueError, match=r"extract\.json is not readable JSON .*; extract into another folder, or with"):
+    with pytest.raises(
+        ValueError, match=r"extract\.json is not readable JSON .*; extract into another folder, or with"
+    ):
         made(model, path, out)
     assert made(model, path, out, force=True).documents == 15
 

@@ -83,7 +83,7 @@ def test_a_share_that_does_not_exist_is_refused(source: ArraySource, tmp_path: P
 
 
 def test_a_share_without_a_plan_or_of_another_one_is_refused(source: ArraySource, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no extraction was begun there"):
+    with pytest.raises(FileNotFoundError, match="has no plan; write it first"):
         make_share(source, tmp_path / "f", (1, 2))
     plan_only(source, tmp_path / "f")
     with pytest.raises(ValueError, match="begun with values float24, now it is float16"):
