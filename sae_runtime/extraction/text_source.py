@@ -46,7 +46,7 @@ class TextSource:
         context: largest number of tokens of a window, special ones included; None: 128, or fewer where the model reads
             no more.
         special: whether special tokens have rows.
-        licence: of the texts, to be kept beside each.
+        licence: of the texts, to be kept beside each. A column `licence` of the files may be kept instead.
         keep_text: whether texts are kept.
         part: characters from which on a part ends.
 
@@ -78,7 +78,8 @@ class TextSource:
                 "- is standard input, which cannot be read again when an extraction goes on; write it to a file"
             )
         kept = self.reading.columns
-        if taken := [name for name in kept if name in _COLUMNS or kept.count(name) > 1]:
+        own = set(_COLUMNS) - ({"licence"} if licence is None else set())  # files may give each text a licence
+        if taken := [name for name in kept if name in own or kept.count(name) > 1]:
             hint = "give it as --id-field" if taken[0] == "id" else "rename it"
             raise ValueError(
                 f"{taken[0]!r} cannot be a column that is kept, since features have a column of this name; {hint}"
