@@ -108,10 +108,10 @@ def difference(old: Plan, new: Plan) -> str | None:
             return f"{name} {was}, now it is {is_now}"
     if old.facts != new.facts:
         return "its files in another order"
-    for was, is_now in zip(old.parts, new.parts, strict=False):
-        if was != is_now and replace(was, sha256=is_now.sha256) == is_now:
-            where = f"rows {is_now.begin} to {is_now.end}" if is_now.end else f"from document {is_now.first} on"
-            return f"other contents in part {is_now.number}, {where}"
+    for part, altered in zip(old.parts, new.parts, strict=False):
+        if part != altered and replace(part, sha256=altered.sha256) == altered:
+            where = f"rows {altered.begin} to {altered.end}" if altered.end else f"from document {altered.first} on"
+            return f"other contents in part {altered.number}, {where}"
     return "other parts of the same input, as another version cuts it"
 
 

@@ -258,7 +258,7 @@ class Store:
                     raise unsound(self.path / CONTEXTS)
                 yield batch
 
-    def _has(self, features: NDArray[np.int32]) -> bool:
+    def _has(self, features: NDArray[Any]) -> bool:
         return not len(features) or bool(features.min() >= 0 and features.max() < len(self))
 
     def _contexts_of(self, feature: int, begin: int, count: int, bands: int) -> list[Context]:

@@ -1,4 +1,4 @@
-"""Whether the rows of a store are as `build_store` writes them: a store may come from a stranger, whose hashes agree."""
+"""Whether the rows of a store are as `build_store` writes them: it may come from a stranger, whose hashes agree."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

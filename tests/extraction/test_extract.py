@@ -166,7 +166,7 @@ def test_a_pooled_value_is_neither_0_nor_infinite() -> None:
         features = Features(np.minimum(np.arange(4), len(values)), indices, given, 5, (3,))
         return pooled(PartRows(features, zeros, zeros, np.ones(3, bool), documents={"doc": np.array([7])}), how)
 
-    tiny = np.finfo(np.float32).smallest_subnormal
+    tiny = float(np.finfo(np.float32).smallest_subnormal)
     assert pool([tiny], "mean").values.tolist() == [tiny]
     assert pool([3e38, 3e38], "mean").values.tolist() == [pytest.approx(2e38)]
     with pytest.raises(ValueError, match="a feature of document 7 adds up to more than float32 holds"):
