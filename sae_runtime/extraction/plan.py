@@ -108,10 +108,10 @@ def difference(old: Plan, new: Plan) -> str | None:
             return f"{name} {was}, now it is {is_now}"
     if old.facts != new.facts:
         return "its files in another order"
-    for part, altered in zip(old.parts, new.parts, strict=False):
-        if part != altered and replace(part, sha256=altered.sha256) == altered:
-            where = f"rows {altered.begin} to {altered.end}" if altered.end else f"from document {altered.first} on"
-            return f"other contents in part {altered.number}, {where}"
+    for one, other in zip(old.parts, new.parts, strict=False):
+        if one != other and replace(one, sha256=other.sha256) == other:
+            where = f"rows {other.begin} to {other.end}" if other.end else f"from document {other.first} on"
+            return f"other contents in part {other.number}, {where}"
     return "other parts of the same input, as another version cuts it"
 
 
