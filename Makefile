@@ -23,7 +23,7 @@ test-fast: .venv/dev.stamp
 test: .venv/dev.stamp
 	$(PYTEST) -m "not slow and not servers"
 
-test-full: .venv/dev.stamp
+test-full: .venv/dev.stamp .venv/ray/bin/ray
 	$(PYTEST)
 
 # It comes in front of the installed one; onnxruntime-genai, which generates text in tests, wants a later one.
@@ -47,10 +47,13 @@ runtimes: .venv/dev.stamp
 	npm install --silent --no-audit --no-fund --prefix .venv/onnxruntime-web onnxruntime-web@1.30.0
 
 # Ray for `extract --engine ray`, 260 MB, beside what dev has of its needs; its test skips where it is not here.
-ray: .venv/dev.stamp
+ray: .venv/ray/bin/ray
+	$(PYTEST) tests/extraction/test_ray_engine.py
+
+.venv/ray/bin/ray: .venv/dev.stamp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 	    --target .venv/ray ray==2.60.0 jsonschema jsonschema-specifications attrs referencing rpds-py msgpack
-	$(PYTEST) tests/extraction/test_ray_engine.py
+	touch $@
 
 check: .venv/dev.stamp
 	$(BIN)/ruff format --check .
