@@ -73,7 +73,7 @@ def models(source: Path, bundle: Path, texts: Sequence[str], sizes: Sequence[int
 
 def parts_of(source: TextSource) -> list[list[Document]]:
     """The documents of each part, read once."""
-    return [source._documents(part) for part in source.plan().parts]
+    return [source.documents.read(part) for part in source.plan().parts]
 
 
 class Bare:

@@ -67,6 +67,7 @@ SLOW = (
     "test_world",
     "test_left_out_fits",
     "test_neuronpedia_peers",
+    "test_strangers",
     "test_head_of_models",
     "test_other_libraries",
     "test_odd_data",

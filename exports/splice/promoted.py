@@ -8,19 +8,23 @@ In numpy:
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from sae_runtime.bundle.folder import MANIFEST, Bundle, record
+from sae_runtime.bundle.hooks import parse_hook
 from sae_runtime.bundle.manifest import to_json
 from sae_runtime.bundle.stats import FILE as STATS
 from sae_runtime.bundle.stats import save_stats
 from sae_runtime.bundle.token_logits import COUNT, TokenLogits
 from sae_runtime.core.progress import progress_bar
-from sae_runtime.exports.splice.head import Head, NoHead
+from sae_runtime.exports.splice.head import Head, NoHead, find_head
+from sae_runtime.exports.splice.placement import bundle_in
+from sae_runtime.exports.splice.same_place import find_place
 
 _FEATURES, _TOKENS = 1024, 8192  # of a block: 32 MiB
 
@@ -70,6 +74,56 @@ def resealed(bundle: Bundle, logits: TokenLogits, folder: Path) -> dict[str, Pat
     files = {**bundle.manifest.files, STATS: record(folder / STATS)}
     (folder / MANIFEST).write_text(to_json(dataclasses.replace(bundle.manifest, files=files)))
     return {STATS: folder / STATS, MANIFEST: folder / MANIFEST}
+
+
+def head_of(model: ir.Model, bundle: Bundle, value: ir.Value) -> Head | str:
+    """The head behind the place that an SAE writes to, or why there is none; it is asked before the SAE is put in."""
+    try:
+        if bundle.manifest.architecture.d_out is None:
+            return find_head(model.graph, value)
+        if bundle.manifest.hook_out is None:
+            return "the transcoder does not say where its output belongs"
+        copy = model.clone()  # a hook may take a norm apart
+        try:
+            value = find_place(copy, parse_hook(bundle.manifest.hook_out), bundle.manifest.architecture.d_x_hat)
+        except ValueError:
+            return f"{bundle.manifest.hook_out}, the output of the transcoder, was not found in the host"
+        return find_head(copy.graph, value)
+    except NoHead as error:
+        return str(error)
+
+
+def with_logits(
+    placed: Mapping[str, Bundle], heads: Mapping[str, Head | str], folder: Path, scratch: Path, *, progress: bool
+) -> tuple[dict[str, dict[str, Path]], dict[str, str | None]]:
+    """Find the tokens that features promote, for the copies of bundles.
+
+    Args:
+        placed: the bundles by the names of their SAEs.
+        heads: behind the place of each, or why there is none.
+        folder: of the graph; a bundle that lies in it is not copied.
+        scratch: an empty folder.
+        progress: show the progress on stderr.
+
+    Returns:
+        the files that each copy has instead of its bundle's own, and why a bundle does not know its tokens, by name.
+    """
+    instead: dict[str, dict[str, Path]] = {}
+    absent: dict[str, str | None] = {}
+    for name, bundle in placed.items():
+        head = heads[name]
+        if not isinstance(head, str) and bundle_in(folder, bundle.path) is not None:
+            head = "its bundle lies in the folder of the graph, and stays as it is"
+        if not isinstance(head, str):
+            try:
+                made = token_logits(head, bundle.tensor("W_dec"), progress=progress)
+                instead[name] = resealed(bundle, made, scratch / name)
+                absent[name] = None
+                continue
+            except NoHead as error:
+                head = str(error)
+        absent[name] = head if bundle.logits() is None else None  # what another splice found stays
+    return instead, absent
 
 
 def _blocks(head: Head, read: NDArray[np.float32]) -> Iterator[tuple[int, NDArray[np.float32]]]:

@@ -25,7 +25,7 @@ from sae_runtime.bundle.splices import Spliced, check_weights, cut_graph, read_s
 from sae_runtime.bundle.tensors import TensorSpec, read_header
 from sae_runtime.engine.sessions import open_session, refuse_other_bytes
 from sae_runtime.exports.splice.first_run import first_run
-from sae_runtime.exports.splice.head import Head, NoHead, find_head
+from sae_runtime.exports.splice.head import Head
 from sae_runtime.exports.splice.host_graph import read_host, refuse_inside
 from sae_runtime.exports.splice.insert import insert_graph
 from sae_runtime.exports.splice.merge import merge
@@ -39,7 +39,7 @@ from sae_runtime.exports.splice.placement import (
     place_model_files,
 )
 from sae_runtime.exports.splice.plausibility import doubts
-from sae_runtime.exports.splice.promoted import resealed, token_logits
+from sae_runtime.exports.splice.promoted import head_of, with_logits
 from sae_runtime.exports.splice.same_place import find_place
 from sae_runtime.exports.splice.writing import write_spliced
 
@@ -146,7 +146,7 @@ def splice(
     if not logits:
         heads = dict.fromkeys(heads, "they were not asked for")
     with tempfile.TemporaryDirectory() as scratch:
-        instead, absent = _promoted(placed, heads, placement.folder, Path(scratch), progress=progress)
+        instead, absent = with_logits(placed, heads, placement.folder, Path(scratch), progress=progress)
         homes, read_there = _place_bundles(bundled, made, placement, instead)
         moved = locate_weights(
             model, placement, set(made), {n: bundle.path for n, bundle in placed.items()}, read_there
@@ -217,49 +217,6 @@ def _bundles_of(host: Path, splices: Sequence[Spliced]) -> dict[str, Bundle]:
     return found
 
 
-def _promoted(
-    placed: Mapping[str, Bundle], heads: Mapping[str, Head | str], folder: Path, scratch: Path, *, progress: bool
-) -> tuple[dict[str, dict[str, Path]], dict[str, str | None]]:
-    """Find the tokens that features promote, for the copies of bundles.
-
-    Returns:
-        the files that each copy has instead of its bundle's own, and why a bundle does not know its tokens, by name.
-    """
-    instead: dict[str, dict[str, Path]] = {}
-    absent: dict[str, str | None] = {}
-    for name, bundle in placed.items():
-        head = heads[name]
-        if not isinstance(head, str) and bundle_in(folder, bundle.path) is not None:
-            head = "its bundle lies in the folder of the graph, and stays as it is"
-        if not isinstance(head, str):
-            try:
-                made = token_logits(head, bundle.tensor("W_dec"), progress=progress)
-                instead[name] = resealed(bundle, made, scratch / name)
-                absent[name] = None
-                continue
-            except NoHead as error:
-                head = str(error)
-        absent[name] = head if bundle.logits() is None else None  # what another splice found stays
-    return instead, absent
-
-
-def _head(model: ir.Model, bundle: Bundle, value: ir.Value) -> Head | str:
-    """The head behind the place that an SAE writes to, or why there is none."""
-    try:
-        if bundle.manifest.architecture.d_out is None:
-            return find_head(model.graph, value)
-        if bundle.manifest.hook_out is None:
-            return "the transcoder does not say where its output belongs"
-        copy = model.clone()  # a hook may take a norm apart
-        try:
-            value = find_place(copy, parse_hook(bundle.manifest.hook_out), bundle.manifest.architecture.d_x_hat)
-        except ValueError:
-            return f"{bundle.manifest.hook_out}, the output of the transcoder, was not found in the host"
-        return find_head(copy.graph, value)
-    except NoHead as error:
-        return str(error)
-
-
 def _splice(host: Path, model: ir.Model, wanted: Splice, heads: dict[str, Head | str]) -> Bundle:
     """Put one SAE into the model in memory; the metadata describe it. Gives its bundle, and its head in `heads`."""
     bundle = bundles.read(wanted.bundle)
@@ -276,7 +233,7 @@ def _splice(host: Path, model: ir.Model, wanted: Splice, heads: dict[str, Head |
     refuse_inside(host, model.graph, hook)
     value = find_place(model, hook, architecture.d_in)
     assert value.dtype is not None  # find_hook gives activations only
-    heads[wanted.name] = _head(model, bundle, value)
+    heads[wanted.name] = head_of(model, bundle, value)
     parts = {"read": wanted.read, "edit": wanted.edit, "replace": wanted.replace}
     graph = insert_graph(bundle, value.dtype, **parts, specs=_derived(bundle)).graph
     part = merge(model.graph, graph, value, wanted.name, required=wanted.required)

@@ -87,7 +87,7 @@ def check_file(folder: Path, name: str, expected: FileRecord | GraphRecord, *, v
     """
     path = folder / name
     if not path.is_file():
-        raise ValueError(f"{path} is missing; copy the bundle again")
+        raise ValueError(f"{path} is missing; copy its folder again")
     refuse_link_out(path, folder)
     size = path.stat().st_size
     if size != expected.size:

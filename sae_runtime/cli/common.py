@@ -48,6 +48,16 @@ def output(help: str, **settings: Any) -> Decorator[Any]:
     return click.option("-o", "--output", type=OUTPUT, help=help, **{"required": "default" not in settings, **settings})
 
 
+def own_bundle(folder: Path, meant: str = ";") -> Path:
+    """A folder that may be a bundle; a deployed model is refused by the name of the bundle in it."""
+    from sae_runtime.bundle.parts import MANIFEST
+
+    inside = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
+    if inside and not (folder / MANIFEST).is_file():
+        raise ValueError(f"{folder} is a deployed model{meant} name its bundle, {' or '.join(map(str, inside[:5]))}")
+    return folder
+
+
 def _session(provider: Sequence[str], threads: int | None) -> dict[str, Any]:
     full = {short.lower(): f"{short}ExecutionProvider" for short in _PROVIDERS}
     return {"providers": [full.get(name.lower(), name) for name in provider], "threads": threads}

@@ -195,15 +195,9 @@ def _rows(bundle: str, activations: Path, settings: Mapping[str, Any]) -> "tuple
 
 def _sae(bundle: str, settings: Mapping[str, Any]) -> "SAE":
     from sae_runtime.bundle.hub import local
-    from sae_runtime.bundle.parts import MANIFEST
     from sae_runtime.sae import load
 
-    folder = local(bundle)
-    inside = [path.parent for path in sorted(folder.glob(f"*/{MANIFEST}"))]
-    if inside and not (folder / MANIFEST).is_file():
-        raise ValueError(
-            f"{folder} is a deployed model, which reads --text; for --activations name its bundle, {inside[0]}"
-        )
+    folder = common.own_bundle(local(bundle), ", which reads --text; for --activations")
     return load(folder, graph=settings["graph"], **settings["session"])
 
 
@@ -218,11 +212,11 @@ def _delphi(
     settings: Mapping[str, Any],
 ) -> None:
     from sae_runtime.activations.stored import open_activations
+    from sae_runtime.extraction.delphi import output as cache_folder
     from sae_runtime.extraction.delphi_cache import cache
-    from sae_runtime.extraction.delphi_cache import output as checked
 
     assert activations is not None  # the format goes with them
-    checked(output, force=run.force, inputs={"bundle": Path(bundle), "activations": activations}).check()
+    cache_folder(output, force=run.force, inputs={"bundle": Path(bundle), "activations": activations}).check()
     rows = open_activations(activations)
     sae = _sae(bundle, settings)
     made = cache(

@@ -1,5 +1,6 @@
 """Progress of long work on stderr: a bar on a terminal, and elsewhere a line now and then."""
 
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 _SECONDS = 30.0  # between two lines
+_A_PIECE = re.compile(r"s/ (\w+)s\b")  # tqdm's rate of slow work: "83.3s/ parts" becomes "83.3 s/part"
 
 
 class _Lines(tqdm):  # type: ignore[misc]  # tqdm has no types
@@ -17,7 +19,7 @@ class _Lines(tqdm):  # type: ignore[misc]  # tqdm has no types
     @staticmethod
     def status_printer(file: Any) -> Callable[[str], None]:
         """What tqdm calls with the text to show."""
-        return lambda text: file.write(f"{text}\n")
+        return lambda text: file.write(_A_PIECE.sub(r" s/\1", text) + "\n")
 
     def close(self) -> None:
         """End without a last line: the command says what it made."""
@@ -43,7 +45,8 @@ def progress_bar(total: int | None, unit: str, *, shown: bool, initial: int = 0,
     >>> bar.n
     150
     """
-    settings = {"total": total, "initial": initial, "unit": f" {unit}", "unit_scale": True, "disable": not shown}
+    settings: dict[str, Any] = {"total": total, "initial": initial, "unit": f" {unit}", "disable": not shown}
+    settings["unit_scale"] = total is None or total >= 1000  # 12.3k tokens, but 1 of 2 parts
     if not shown or sys.stderr.isatty():
         return tqdm(**settings)
     of_total = "" if total is None else " of {total_fmt}"

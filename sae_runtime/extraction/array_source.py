@@ -12,12 +12,13 @@ from sae_runtime.activations.documents import Source as Where
 from sae_runtime.activations.stored import Activations, check_source, open_activations
 from sae_runtime.bundle.folder import WEIGHTS, BundleError
 from sae_runtime.core.features import Features, concatenate
+from sae_runtime.extraction.column_kinds import Kind, whole
 from sae_runtime.extraction.part_rows import PartRows
 from sae_runtime.extraction.plan import Part, Plan
 from sae_runtime.sae import SAE
 
 PART = 65_536  # rows of a part
-_CHUNK = 4_096  # rows that are read and encoded at once
+CHUNK = 4_096  # rows that are read and encoded at once
 
 
 def encoded(sae: SAE, activations: Activations, begin: int, end: int) -> Features:
@@ -34,6 +35,18 @@ def encoded(sae: SAE, activations: Activations, begin: int, end: int) -> Feature
         if str(error).startswith(str(activations.path)):  # it names the row already
             raise
         raise ValueError(f"{activations.path}, from row {begin} on: {error}") from error  # it counts rows from there
+
+
+def origin(sae: SAE, activations: Activations) -> dict[str, Any]:
+    """What features say of the SAE and the activations that they come from."""
+    manifest = sae.manifest
+    return {
+        "architecture": dataclasses.asdict(manifest.architecture),
+        "allocation": manifest.allocation and dataclasses.asdict(manifest.allocation),
+        "model": manifest.model or activations.model,
+        "hook": manifest.hook or activations.hook,
+        "weights_sha256": manifest.files[WEIGHTS].sha256,
+    }
 
 
 class ArraySource:
@@ -115,8 +128,8 @@ class ArraySource:
         """As Source: activations do not know the names of their tokens."""
 
     def _served(self, part: Part) -> Features:
-        begins = range(part.begin, part.end, _CHUNK)
-        found = [encoded(self.sae, self.activations, begin, min(begin + _CHUNK, part.end)) for begin in begins]
+        begins = range(part.begin, part.end, CHUNK)
+        found = [encoded(self.sae, self.activations, begin, min(begin + CHUNK, part.end)) for begin in begins]
         return concatenate(found, self.sae.d_sae, (part.end - part.begin,))
 
     def _doc(self, begin: int, end: int) -> Any:
@@ -136,8 +149,8 @@ class ArraySource:
     def _sha256(self, begin: int, end: int) -> str:
         """Of rows, with their origins."""
         digest, known = hashlib.sha256(), self.activations
-        for first in range(begin, end, _CHUNK):
-            digest.update(known.slice(first, min(first + _CHUNK, end)).data)
+        for first in range(begin, end, CHUNK):
+            digest.update(known.slice(first, min(first + CHUNK, end)).data)
         for array in (known.documents, known.positions, known.tokens):
             digest.update(b"" if array is None else np.ascontiguousarray(array[begin:end]).data)
         if self._by_document:
@@ -156,25 +169,22 @@ class ArraySource:
         where = [self._sources.get(number) for number in numbers.tolist()]
         columns: dict[str, Any] = {
             "doc": numbers,
-            "file": [one and one.file for one in where],
+            "file": [one and whole(one.file) for one in where],
             "row": [None if one is None else one.row for one in where],
             "id": [None if one is None else one.id for one in where],
         }
         return columns if self.licence is None else {**columns, "licence": [self.licence] * len(numbers)}
 
     def _facts(self, documents: int) -> dict[str, Any]:
-        manifest, known = self.sae.manifest, self.activations
-        whole = all(one.id is None or type(one.id) is int for one in self._sources.values())
+        known, ids = self.activations, Kind()
+        for one in self._sources.values():
+            ids.see(one.id)
         return {
-            "model": manifest.model or known.model,
-            "hook": manifest.hook or known.hook,
+            **origin(self.sae, known),
             "sae": None,
-            "d_sae": manifest.architecture.d_sae,
-            "architecture": dataclasses.asdict(manifest.architecture),
-            "allocation": manifest.allocation and dataclasses.asdict(manifest.allocation),
-            "weights_sha256": manifest.files[WEIGHTS].sha256,
+            "d_sae": self.sae.d_sae,
             "source": {"activations": str(known.path), "rows": len(known)},
-            "columns": {"id": "int64" if whole and self._sources else "string"} if self._by_document else {},
+            "columns": {"id": ids.name} if self._by_document else {},
             "licence": self.licence,
             "part": self.part,
             "documents": documents if self._by_document else None,

@@ -16,15 +16,20 @@ import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sae_runtime.bundle.files import new_folder
+from sae_runtime.bundle.outputs import Output
 from sae_runtime.bundle.tensors import save_tensors
 from sae_runtime.bundle.typed_json import read_file
-from sae_runtime.extraction.feature_rows import FeatureRows
+from sae_runtime.core.features import Features
+from sae_runtime.extraction.encodings import rounded
 
 SEQUENCE = 256  # tokens, as in delphi
 FILE_MATCHES = 1 << 24  # wanted matches in a file; delphi's readers hold a whole file in memory
@@ -32,6 +37,34 @@ _MIN_FILES = 5  # as in delphi
 _MAX_FILES = 200  # two temporary files are open for each
 _CONFIG = "config.json"
 _FEATURES = re.compile(r"\d+_\d+\.safetensors")
+
+Run = tuple[Features, NDArray[np.int32]]
+"""The features of consecutive tokens, of shape (n,), and the ids of these, [n]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cached:
+    """Number of tokens and matches of a cache, and the bytes of its files."""
+
+    tokens: int
+    matches: int
+    size: int
+
+
+def output(path: Path, *, force: bool, inputs: Mapping[str, Path] | None = None) -> Output:
+    """The folder of a cache, which callers check before long work.
+
+    Args:
+        path: the folder.
+        force: replace an existing folder that holds nothing but caches.
+        inputs: see `Output`.
+
+    Raises:
+        ValueError: the name ends in .parquet.
+    """
+    if path.suffix == ".parquet":
+        raise ValueError(f"{path} ends in .parquet, but delphi reads a folder; name a folder, or leave out --format")
+    return Output(path=path, kind="folder", force=force, inputs=inputs or {}, foreign=foreign)
 
 
 def foreign(out: Path) -> str | None:
@@ -70,9 +103,19 @@ def check(path: Path, tokens: int | None, hook: str | None, sequence: int) -> No
         )
 
 
+def write_cache(
+    out: Path, runs: Iterable[Run], description: Mapping[str, Any], *, sequence: int, l0: float, force: bool
+) -> Cached:
+    """Write a cache, which appears whole or not at all; see `write` and `output`."""
+    with new_folder(out, force=force, foreign=foreign) as unfinished:
+        matches = write(unfinished, runs, description, sequence=sequence, l0=l0)
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    return Cached(tokens=description["tokens"], matches=matches, size=size)
+
+
 def write(
     folder: Path,
-    parts: Iterable[FeatureRows],
+    runs: Iterable[Run],
     description: Mapping[str, Any],
     *,
     sequence: int,
@@ -83,7 +126,7 @@ def write(
 
     Args:
         folder: an empty folder.
-        parts: the features in order, with tokens; together they are whole sequences.
+        runs: the tokens in order; together they are whole sequences.
         description: the origin of the features; it has their `architecture`, `model`, `hook`, number of `tokens` and
             type of `values`.
         sequence: tokens of a sequence.
@@ -108,12 +151,12 @@ def write(
     with ExitStack() as stack:
         # Each file of the cache needs all its locations before its values, so both go to temporary files first.
         spools = [[stack.enter_context(tempfile.TemporaryFile(dir=home)) for _ in range(2)] for _ in range(files)]
-        for part in parts:
-            assert part.tokens is not None  # `check` refuses activations without tokens
-            ids.append(part.tokens)
-            matches += len(part.features.values)
-            row = np.repeat(np.arange(part.begin, part.end), part.features.l0())
-            values, indices = part.values(description["values"]), part.features.indices
+        for features, tokens_of_run in runs:
+            begin = sum(map(len, ids))
+            ids.append(tokens_of_run)
+            matches += len(features.values)
+            row, indices = np.repeat(np.arange(begin, begin + len(features)), features.l0()), features.indices
+            values = rounded(features, description["values"], name=partial(_row, begin))
             of_file = np.searchsorted(edges, indices, side="right") - 1
             for file, spool in enumerate(spools):
                 inside = np.flatnonzero(of_file == file)
@@ -131,6 +174,10 @@ def write(
     config = {"model_name": description["model"], "cache_ctx_len": sequence, "n_tokens": tokens, "n_splits": files}
     (home / _CONFIG).write_text(json.dumps(config | {"sae_runtime": description}, indent=4) + "\n")
     return matches
+
+
+def _row(begin: int, number: int) -> str:
+    return f"row {begin + number}"
 
 
 def _read(spool: IO[bytes], dtype: "np.dtype[Any]") -> NDArray[Any]:

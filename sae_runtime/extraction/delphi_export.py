@@ -4,14 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from sae_runtime.bundle.files import new_folder
 from sae_runtime.core.progress import progress_bar
 from sae_runtime.extraction import delphi
-from sae_runtime.extraction.delphi_cache import Cached, output
-from sae_runtime.extraction.feature_rows import FeatureRows
 from sae_runtime.extraction.stored_features import StoredFeatures
 
-_COLUMNS = ("doc", "pos", "token", "indices", "values")
+_COLUMNS = ("token", "indices", "values")
 
 
 def write_delphi(
@@ -22,7 +19,7 @@ def write_delphi(
     sequence: int = delphi.SEQUENCE,
     force: bool = False,
     progress: bool = False,
-) -> Cached:
+) -> delphi.Cached:
     """Write stored features to a folder that delphi reads, which appears whole or not at all.
 
     All sequences have one length and may cross the ends of documents, as in delphi's own caches. The tokens after the
@@ -49,30 +46,26 @@ def write_delphi(
     described = features.description
     if features.per == "document":
         raise ValueError(f"{features.path} has a row for each document, but delphi reads tokens; extract --per token")
-    output(out, force=force, inputs={"features": features.path}).check()
+    delphi.output(out, force=force, inputs={"features": features.path}).check()
     known = all(part.table(["token"]).column("token").null_count == 0 for part in features.parts[:1])
     delphi.check(features.path, len(features) if known else None, described.get("hook"), sequence)
     tokens = len(features) - len(features) % sequence
     architecture = described.get("architecture") or {"d_sae": features.d_sae}  # none where the bundle is not there
     of_all = {"model": None, **described, "architecture": architecture, "values": values, "tokens": tokens}
-    with (
-        new_folder(out, force=force, foreign=delphi.foreign) as unfinished,
-        progress_bar(tokens, "tokens", shown=progress) as bar,
-    ):
-        l0 = features.matches / len(features)
-        matches = delphi.write(unfinished, _parts(features, tokens, bar), of_all, sequence=sequence, l0=l0)
-    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    return Cached(tokens=tokens, matches=matches, size=size)
+    with progress_bar(tokens, "tokens", shown=progress) as bar:
+        runs = _runs(features, tokens, bar)
+        return delphi.write_cache(
+            out, runs, of_all, sequence=sequence, l0=features.matches / len(features), force=force
+        )
 
 
-def _parts(features: StoredFeatures, tokens: int, bar: Any) -> Iterator[FeatureRows]:
-    """The features of the first tokens, a part of the folder at a time."""
-    begin = 0
+def _runs(features: StoredFeatures, tokens: int, bar: Any) -> Iterator[delphi.Run]:
+    """The first tokens, a part of the folder at a time."""
+    left = tokens
     for part in features.parts:
-        table = part.table(_COLUMNS).slice(0, tokens - begin)
-        doc, pos, token = (table.column(name).to_numpy() for name in _COLUMNS[:3])
+        table = part.table(_COLUMNS).slice(0, left)
         if table.column("token").null_count:
             raise ValueError(f"{features.path} does not know all of its tokens; harvest the activations from text")
-        yield FeatureRows(begin, features.to_features(table), doc, pos, token)
-        begin += len(table)
+        yield features.to_features(table), table.column("token").to_numpy()
+        left -= len(table)
         bar.update(len(table))

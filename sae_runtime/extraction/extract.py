@@ -17,6 +17,7 @@ from sae_runtime.core.progress import progress_bar
 from sae_runtime.extraction.batch_parts import match
 from sae_runtime.extraction.candidate_files import FOLDER, CandidateFiles
 from sae_runtime.extraction.encodings import VALUES, Values
+from sae_runtime.extraction.feature_index import INDEX
 from sae_runtime.extraction.part_files import (
     DOCUMENTS,
     TOKENS,
@@ -30,7 +31,6 @@ from sae_runtime.extraction.plan import FORMAT_VERSION, PLAN, Plan, difference, 
 from sae_runtime.extraction.tasks import Engine, MakeParts, folders, local
 from sae_runtime.extraction.two_passes import passes_of
 
-INDEX = "features.json"
 Rule = Literal["served", "batch"]
 Per = Literal["token", "document"]
 _PART = re.compile(r"(part|again)-\d{5,}\.(parquet|npz)|cut(-again)?\.npz")

@@ -52,7 +52,10 @@ class Source(Protocol):
 
 
 def pooled(rows: PartRows, how: Pool) -> Features:
-    """The features of each document, over its own tokens: of shape (documents,).
+    """The features of each document, over its own tokens: of shape (documents,). A mean is at least the least float32.
+
+    Raises:
+        ValueError: a sum is too large for float32.
 
     >>> indices, values = np.array([2, 2, 5], np.int32), np.array([1, 3, 4], np.float32)
     >>> features = Features(np.array([0, 1, 3]), indices, values, d_sae=8, shape=(2,))
@@ -76,5 +79,10 @@ def pooled(rows: PartRows, how: Pool) -> Features:
         values = (np.maximum if how == "max" else np.add).reduceat(values, begins)
     if how == "mean":
         values = values / np.bincount(of_token[rows.own], minlength=len(numbers))[key // d_sae]
+    float32 = np.finfo(np.float32)
+    if len(values) and values.max() > float32.max:
+        number = numbers[key[values.argmax()] // d_sae]
+        raise ValueError(f"a feature of document {number} adds up to more than float32 holds; pool by max or mean")
+    values = np.maximum(values, float32.smallest_subnormal)  # 0 would mean that it is not active
     indptr = np.searchsorted(key, np.arange(len(numbers) + 1) * d_sae)
     return Features(indptr, (key % d_sae).astype(np.int32), values.astype(np.float32), d_sae, (len(numbers),))

@@ -13,7 +13,7 @@ from sae_runtime.extraction.batch_parts import MakeFirst
 from sae_runtime.extraction.candidate_files import FOLDER, CandidateFiles
 from sae_runtime.extraction.extract import begun, check_out, planned, prepare
 from sae_runtime.extraction.part_rows import Source
-from sae_runtime.extraction.plan import Plan, difference, read_plan
+from sae_runtime.extraction.plan import PLAN, Plan, difference, read_plan
 from sae_runtime.extraction.tasks import Engine, MakeParts, local
 from sae_runtime.extraction.two_passes import passes_of
 
@@ -72,6 +72,8 @@ def make_share(
     if not 1 <= number <= count:
         raise ValueError(f"a share is 1/{count} to {count}/{count}, got {number}/{count}; give one of these")
     passes = passes_of(source) if settings.get("rule") == "batch" else None
+    if not (out / PLAN).is_file():
+        raise FileNotFoundError(f"{out} has no plan; write it first, by the same command with --plan-only for --share")
     there = read_plan(out)
     plan = planned(source, **settings)
     if (what := difference(there, plan)) is not None:

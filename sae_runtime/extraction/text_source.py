@@ -1,24 +1,20 @@
 """Texts as the source of an extraction: a deployed model's tokenizer and graph turn their documents into rows."""
 
 import dataclasses
-import hashlib
-import json
-import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from itertools import islice
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sae_runtime.activations.documents import Document, Place, documents, files_of
-from sae_runtime.activations.reading import STDIN, Entry, Reading
+from sae_runtime.activations.documents import Document, files_of
+from sae_runtime.activations.reading import Reading
 from sae_runtime.bundle.external_data import check_external
 from sae_runtime.bundle.parts import read_manifest, record
 from sae_runtime.core.features import Features, concatenate
 from sae_runtime.deployed.reading_features import Lowered
-from sae_runtime.extraction.column_kinds import Kind, whole
+from sae_runtime.extraction.column_kinds import whole
+from sae_runtime.extraction.document_parts import DocumentParts
 from sae_runtime.extraction.part_rows import PartRows
 from sae_runtime.extraction.plan import Part, Plan
 from sae_runtime.model import Model, load_model
@@ -26,8 +22,6 @@ from sae_runtime.text.tokens import Tokens, windows_of
 
 PART = 1 << 18  # characters of a part: about 60,000 tokens, so that batches have little padding
 CONTEXT = 128  # tokens of a window, as in harvest
-_OF_AN_ID = 4  # characters for which a token id counts
-_COLUMNS = ("doc", "file", "row", "id", "tokens", "licence", "text", "indices", "values")
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "config.json")
 
 
@@ -46,7 +40,7 @@ class TextSource:
         context: largest number of tokens of a window, special ones included; None: 128, or fewer where the model reads
             no more.
         special: whether special tokens have rows.
-        licence: of the texts, to be kept beside each.
+        licence: of the texts, to be kept beside each. A column `licence` of the files may be kept instead.
         keep_text: whether texts are kept.
         part: characters from which on a part ends.
 
@@ -70,66 +64,23 @@ class TextSource:
     ) -> None:
         self.model = model if isinstance(model, Model) else load_model(model)
         self.sae = self.model.reads(sae)
-        self.texts, self.reading, self.special = tuple(texts), reading or Reading(), special
-        self.licence, self.keep_text, self.part = licence, keep_text, part
+        if licence is not None and reading is not None and "licence" in reading.columns:
+            raise ValueError(
+                f"a licence of all texts ({licence}) and the column 'licence' exclude one another; give one"
+            )
+        self.documents, self.special = DocumentParts(texts, reading or Reading(), part), special
+        self.licence, self.keep_text = licence, keep_text
         self.context = self.model.window(min(CONTEXT, self.model.window()) if context is None else context)
-        if STDIN in self.texts:
-            raise ValueError(
-                "- is standard input, which cannot be read again when an extraction goes on; write it to a file"
-            )
-        kept = self.reading.columns
-        if taken := [name for name in kept if name in _COLUMNS or kept.count(name) > 1]:
-            hint = "give it as --id-field" if taken[0] == "id" else "rename it"
-            raise ValueError(
-                f"{taken[0]!r} cannot be a column that is kept, since features have a column of this name; {hint}"
-            )
-        documents(self.texts, self.reading)  # which refuses what cannot be read
-        self._home = Path.cwd()
-        self._next: tuple[int, Iterator[Document]] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_next": None}
 
     def plan(self) -> Plan:
         """As Source."""
-        parts: list[Part] = []
-        kinds = {name: Kind() for name in self._kept}
-        first, size, digest = None, 0, hashlib.sha256()
-        number = -1
-
-        def close(end: int) -> None:
-            nonlocal first, size, digest
-            if first is not None:
-                at, begin = first
-                parts.append(
-                    Part(
-                        number=len(parts),
-                        first=begin,
-                        documents=end - begin,
-                        sha256=digest.hexdigest(),
-                        file=at.file,
-                        row=at.entry.row,
-                        byte=at.entry.byte,
-                    )
-                )
-            first, size, digest = None, 0, hashlib.sha256()
-
-        for number, document in enumerate(self._read(Place())):
-            first = first or (document.place, number)
-            digest.update(_content(document))
-            for kind, value in zip(kinds.values(), self._values(document), strict=True):
-                kind.see(value)
-            size += len(document) * (1 if isinstance(document.content, str) else _OF_AN_ID)
-            if size >= self.part:
-                close(number + 1)
-        close(number + 1)
-        if not parts:
-            raise ValueError(f"{', '.join(map(str, self.texts))} holds no text; name files that hold some")
-        return Plan(self._facts({name: kind.name for name, kind in kinds.items()}, number + 1), tuple(parts))
+        parts, kinds = self.documents.plan()
+        kinds = {name: "string" if name == "licence" else kind for name, kind in kinds.items()}
+        return Plan(self._facts(kinds, sum(part.documents for part in parts)), tuple(parts))
 
     def rows(self, part: Part, read: Read | None = None) -> PartRows:
         """As Source; `read` gives the features of the windows, None: those by the served rule."""
-        found = self._documents(part)
+        found = self.documents.read(part)
         cut = [self._windows(tokens) for tokens in self._tokens(found)]
         windows = [window for own in cut for window in own]
         names = [document.source for document, own in zip(found, cut, strict=True) for _ in own]
@@ -143,7 +94,7 @@ class TextSource:
         own = joined("kept").astype(np.bool_)
         offsets = joined("offsets").reshape(-1, 2).astype(np.int32)
         columns = {"doc": doc, "pos": joined("positions").astype(np.int32), "token": joined("ids").astype(np.int32)}
-        if self.reading.ids_field is None:
+        if self.documents.reading.ids_field is None:
             columns |= {"begin": offsets[:, 0], "end": offsets[:, 1]}
         if not self.special:
             kept = np.flatnonzero(own)
@@ -168,49 +119,10 @@ class TextSource:
         tokenizer = self.model.tokenizer
         return [tokenizer.token(number) for number in range(tokenizer.size)]
 
-    @property
-    def _kept(self) -> tuple[str, ...]:
-        """Columns of the input, with the names of documents."""
-        return ("id", *self.reading.columns) if self.reading.id_field else self.reading.columns
-
-    def _values(self, document: Document) -> tuple[Any, ...]:
-        return (document.source.id, *document.columns) if self.reading.id_field else document.columns
-
-    def _read(self, start: Place) -> Iterator[Document]:
-        """The documents from a place on, with files named as they were given, whatever this process' folder is."""
-        if Path.cwd() == self._home:
-            yield from documents(self.texts, self.reading, start=start)
-            return
-        home, absolute = f"{self._home}{os.sep}", [path for path in self.texts if path.is_absolute()]
-        for one in documents([self._home / path for path in self.texts], self.reading, start=start):
-            file = one.source.file
-            if not any(Path(file).is_relative_to(path) for path in absolute):
-                file = file.removeprefix(home)
-            yield replace(one, source=replace(one.source, file=file))
-
-    def _documents(self, part: Part) -> list[Document]:
-        """The documents of a part; the ones behind it are ready to be read next."""
-        if self._next is None or self._next[0] != part.number:
-            start = Place(part.file, Entry(part.row, part.byte))
-            self._next = part.number, self._read(start)
-        stream, digest = self._next[1], hashlib.sha256()
-        self._next = None
-        found = list(islice(stream, part.documents))
-        for document in found:
-            digest.update(_content(document))
-        if digest.hexdigest() != part.sha256:
-            where = f"from {found[0].source} on" if found else f"{part.documents} documents"
-            raise ValueError(
-                f"the texts of part {part.number} ({where}) changed since the plan was made; extract into another "
-                "folder, or with --force"
-            )
-        self._next = part.number + 1, stream
-        return found
-
     def _tokens(self, found: Sequence[Document]) -> list[Tokens]:
         """The tokens of documents; of ids, those that the tokenizer would have around them."""
         tokenizer = self.model.tokenizer
-        if self.reading.ids_field is None:
+        if self.documents.reading.ids_field is None:
             return tokenizer.encode([str(document.content) for document in found])
         made = []
         for document in found:
@@ -231,22 +143,22 @@ class TextSource:
             "row": [document.source.row for document in found],
             "id": [document.source.id for document in found],
         }
-        for number, name in enumerate(self.reading.columns):
+        for number, name in enumerate(self.documents.reading.columns):
             columns[name] = [document.columns[number] for document in found]
         if self.licence is not None:
             columns["licence"] = [self.licence] * len(found)
-        if self.keep_text and self.reading.ids_field is None:
+        if self.keep_text and self.documents.reading.ids_field is None:
             columns["text"] = [document.content for document in found]
         return columns
 
     def _facts(self, columns: dict[str, str], number: int) -> dict[str, Any]:
-        layout, reading = self.model.layout, self.reading
+        layout, reading = self.model.layout, self.documents.reading
         graph = layout.features or layout.graph
         manifest = read_manifest(self.sae.bundle) if self.sae.bundle is not None else None
         home = layout.graph.parent
         weights = {path.name: record(Path(path)).sha256 for path in sorted(check_external(graph))}
         tokenizer = {n: record(layout.home / n).sha256 for n in _TOKENIZER if (layout.home / n).is_file()}
-        files = [file for path in self.texts for file in files_of(path)]
+        files = [file for path in self.documents.texts for file in files_of(path)]
         return {
             "model": (manifest and manifest.model) or home.resolve().name,
             "hook": self.sae.hook,
@@ -268,14 +180,6 @@ class TextSource:
             "special": self.special,
             "licence": self.licence,
             "keep_text": self.keep_text,
-            "part": self.part,
+            "part": self.documents.size,
             "documents": number,
         }
-
-
-def _content(document: Document) -> bytes:
-    """What decides the rows of a document, as bytes."""
-    source, content = document.source, document.content
-    body = content.encode() if isinstance(content, str) else content.tobytes()
-    head = json.dumps([len(body), source.file, source.row, source.id, document.columns], default=str)
-    return head.encode() + body

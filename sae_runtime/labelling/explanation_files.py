@@ -5,6 +5,7 @@
 | lines of JSON, or JSON; a folder of such files, or of `explanations/` with them | Neuronpedia's dumps and API |
 | a folder of `{module}_latent{number}.txt`, or of `explanations/` with them | delphi |
 | a table with commas, semicolons or tabs | people |
+| a bundle or a store | its `labels.jsonl` |
 
 All of them may be compressed by gzip.
 """
@@ -20,9 +21,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from sae_runtime.bundle.hub import refuse_link_out
+from sae_runtime.bundle.labels import FILE as LABELS
+from sae_runtime.bundle.parts import MANIFEST
 from sae_runtime.bundle.regular import open_regular
 from sae_runtime.bundle.typed_json import read_json
 from sae_runtime.labelling.explanations import FEATURE, TEXT, Explanation, explanation, records
+from sae_runtime.store.schema import STORE
 
 _LINE = 1 << 22  # bytes of a line; Neuronpedia's have an embedding of hundreds of numbers
 _WHOLE = 1 << 29  # bytes of a file of JSON that is not lines, or of a table
@@ -38,7 +42,7 @@ def tool_of(path: Path) -> str:
     >>> tool_of(Path("labels.csv"))
     'labels.csv'
     """
-    if not path.is_dir():
+    if not path.is_dir() or any((path / name).is_file() for name in (MANIFEST, STORE)):
         return path.name
     return "delphi" if any(_DELPHI.fullmatch(file.name) for file in _folder(path).iterdir()) else "neuronpedia"
 
@@ -54,6 +58,10 @@ def read_explanations(path: Path) -> Iterator[Explanation | None]:
     >>> [found and (found.feature, found.text) for found in read_explanations(Path("a.csv"))]
     [(3, 'files'), None]
     """
+    if any((path / name).is_file() for name in (MANIFEST, STORE)):
+        if not (path / LABELS).is_file():
+            raise ValueError(f"{path} has no {LABELS}, so its features have no labels that people gave or imported")
+        path = path / LABELS
     if not path.is_dir():
         yield from _file(path)
         return

@@ -118,7 +118,7 @@ def _score(value: Any) -> float | None:
         value = value["value"] if "value" in value else list(value.values())
     if isinstance(value, list):
         each = [score for score in map(_score, value) if score is not None]
-        return sum(each) / len(each) if each else None
+        return _score(sum(each) / len(each)) if each else None
     try:
         score = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
     except (ValueError, OverflowError):

@@ -110,10 +110,11 @@ def import_labels(
             empty += 1
             continue
         shortened += len(label) > LONGEST
-        label = as_label(label if len(label) <= LONGEST else label[: LONGEST - 1].rstrip() + "…")
-        line = {"feature": feature, "label": label, "source": one.origin or tool}
+        origin = _one_line(one.origin or "") or _one_line(tool) or "a file"
+        line = {"feature": feature, "label": as_label(_short(label)), "source": _short(origin)}
         line |= {"score": one.score} if one.score is not None else {}
-        lines[feature] = line | ({"explainer": one.explainer} if one.explainer else {})
+        explainer = _short(_one_line(one.explainer or ""))
+        lines[feature] = line | ({"explainer": explainer} if explainer else {})
     put = put_labels(target.folder, target.d_sae, lines, replace=replace)
     return Imported(
         labels=put.labels,
@@ -161,3 +162,7 @@ def _tool(path: Path, model: str | None) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(CONTROL.sub(" ", unicodedata.normalize("NFC", text)).split())
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST else text[: LONGEST - 1].rstrip() + "…"

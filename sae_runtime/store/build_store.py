@@ -16,7 +16,8 @@ from sae_runtime.bundle.labels import copy_labels
 from sae_runtime.bundle.outputs import Output
 from sae_runtime.bundle.parts import record
 from sae_runtime.core.progress import progress_bar
-from sae_runtime.extraction.stored_features import INDEX, StoredFeatures, read_features
+from sae_runtime.extraction.feature_index import INDEX
+from sae_runtime.extraction.stored_features import StoredFeatures, read_features
 from sae_runtime.store.choosing import choose
 from sae_runtime.store.gather import Sample, gather
 from sae_runtime.store.matches import LIMIT, Bucket, Buckets, even_bounds, falling, small_enough
@@ -198,7 +199,7 @@ def _left_out(
         sentences.append("no neighbours, promoted tokens and labels of a bundle: no bundle was named (--sae)")
     elif logits is None:
         sentences.append(
-            "no promoted tokens: the bundle does not know them; splice puts them into that of a deployed model"
+            "no promoted tokens (splice writes them where the host has a head in float): the bundle has none"
         )
     if sampled is None:
         sentences.append("no features that are active together: they were not counted")

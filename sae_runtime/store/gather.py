@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_runtime.core.features import Features, concatenate
-from sae_runtime.extraction.stored_features import StoredFeatures, StoredPart
+from sae_runtime.extraction.stored_features import StoredFeatures
+from sae_runtime.extraction.stored_part import StoredPart
 from sae_runtime.store.matches import MATCH, Buckets
 from sae_runtime.store.rows import ROW, RowFiles, Rows, UnsoundRows, mapped_rows, text_hash
 

@@ -20,7 +20,7 @@ from sae_runtime.bundle.parts import WEIGHTS, check_file, read_manifest
 from sae_runtime.bundle.regular import open_regular
 from sae_runtime.bundle.siblings import repaired
 from sae_runtime.bundle.typed_json import read_file
-from sae_runtime.core.labels import Labels, as_feature, as_label
+from sae_runtime.core.labels import Labels, as_feature, shown
 from sae_runtime.store.contexts_table import as_contexts
 from sae_runtime.store.records import Band, Context, StoredFeature
 from sae_runtime.store.schema import (
@@ -33,6 +33,7 @@ from sae_runtime.store.schema import (
     context_schema,
     feature_schema,
 )
+from sae_runtime.store.soundness import has_values, is_context, is_feature
 
 if TYPE_CHECKING:
     from sae_runtime.store.search import Hit
@@ -83,6 +84,10 @@ def read_description(folder: Path) -> Description:
     description: Description = read_file(Description, folder / STORE, version=FORMAT_VERSION, field="format_version")
     if missing := [name for name in (FEATURES, CONTEXTS, VOCABULARY) if name not in description.files]:
         raise ValueError(f"{folder / STORE} does not list {missing[0]}; build the store again")
+    sizes = (description.d_sae, description.bins, description.bands, description.context, *description.per_band)
+    sound = min(sizes) > 0 and len(description.per_band) == description.bands and description.tokens >= 0
+    if not sound or description.per not in ("token", "document"):
+        raise ValueError(f"{folder / STORE} has numbers that no store has; build the store again")
     return description
 
 
@@ -117,19 +122,25 @@ class Store:
 
     def __init__(self, path: Path, description: Description, *, verify: bool) -> None:
         """Open the tables; `open_store` is for callers."""
+        import pyarrow
+
         self.path, self.description = path, description
         self._features = self._table(FEATURES, verify=verify)
         self._contexts = self._table(CONTEXTS, verify=verify)
         self._names = self._table(VOCABULARY, verify=verify)
         found = self._contexts.schema_arrow
-        wanted = context_schema(found.field("id").type if "id" in found.names else None)
-        for table, name, schema in ((self._features, FEATURES, feature_schema()), (self._contexts, CONTEXTS, wanted)):
+        wanted = context_schema(pyarrow.int64() if pyarrow.field("id", pyarrow.int64()) in found else pyarrow.string())
+        names = pyarrow.schema([("token", pyarrow.int32()), ("text", pyarrow.string())])
+        tables = ((self._features, FEATURES, feature_schema()), (self._contexts, CONTEXTS, wanted))
+        for table, name, schema in (*tables, (self._names, VOCABULARY, names)):
             if not table.schema_arrow.equals(schema):
                 raise ValueError(f"{path / name} has other columns than this sae-runtime writes; build the store again")
+        if self._features.metadata.num_rows != description.d_sae:
+            raise ValueError(f"{path / FEATURES} does not have one row for each feature; build the store again")
         numbers = self.table(["feature", "count", "density", "max"])
         self.count, self.density, self.max = (_array(numbers[name]) for name in ("count", "density", "max"))
         if not np.array_equal(_array(numbers["feature"]), np.arange(description.d_sae)):
-            raise ValueError(f"{path / FEATURES} does not have one row for each feature; build the store again")
+            raise ValueError(f"{path / FEATURES} does not have its features in order; build the store again")
 
     def __len__(self) -> int:
         return self.description.d_sae
@@ -162,9 +173,9 @@ class Store:
         3
         """
         number = self.number(feature)
-        group, offset = divmod(number, self._features.metadata.row_group(0).num_rows)
-        with self._reading(FEATURES):
-            row = self._features.read_row_group(group).slice(offset, 1).to_pylist()[0]
+        row = self._rows(FEATURES, number, 1)[0]
+        if not is_feature(row, self.description, self._contexts.metadata.num_rows):
+            raise unsound(self.path / FEATURES)
         label, source = self._label(number, row["top_tokens"])
         bins = self.description.bins
         return StoredFeature(
@@ -182,7 +193,7 @@ class Store:
             together=_pairs(row["together"], "feature", "value"),
             promoted=_pairs(row["promoted"], "text", "logit"),
             suppressed=_pairs(row["suppressed"], "text", "logit"),
-            contexts=self._contexts_of(row["contexts_begin"], row["contexts"]),
+            contexts=self._contexts_of(number, row["contexts_begin"], row["contexts"], len(row["bands"])),
         )
 
     def label(self, feature: int) -> tuple[str | None, str | None]:
@@ -191,10 +202,7 @@ class Store:
         >>> open_store(store_path).label(3)[1]
         'top tokens'
         """
-        group, offset = divmod(self.number(feature), self._features.metadata.row_group(0).num_rows)
-        with self._reading(FEATURES):
-            tokens = self._features.read_row_group(group, columns=["top_tokens"])["top_tokens"][offset].as_py()
-        return self._label(feature, tokens)
+        return self._label(feature, self._rows(FEATURES, self.number(feature), 1, ["top_tokens"])[0]["top_tokens"])
 
     def number(self, feature: int | str) -> int:
         """The number of a feature that is named by its number or its label.
@@ -204,6 +212,11 @@ class Store:
         """
         named = as_feature(feature) if isinstance(feature, str) else feature
         if isinstance(named, str):
+            if not self.labels:
+                raise ValueError(
+                    f"{shown(named)} is a label, and people gave none in {self.labels.source}; name the feature by its "
+                    "number, which features search finds by words"
+                )
             return self.labels.feature(named)
         if not isinstance(named, Integral) or isinstance(named, bool):
             raise ValueError(f"a feature goes by its number or its label, got {feature!r}")
@@ -228,7 +241,10 @@ class Store:
         150
         """
         with self._reading(FEATURES):
-            return self._features.read(columns=list(columns))
+            table = self._features.read(columns=list(columns))
+        if not has_values(table):
+            raise unsound(self.path / FEATURES)
+        return table
 
     def context_batches(self, columns: Sequence[str]) -> Iterator[Any]:
         """Columns of all contexts as pyarrow record batches, in order; `schema.context_schema` names them.
@@ -237,16 +253,33 @@ class Store:
         True
         """
         with self._reading(CONTEXTS):
-            yield from self._contexts.iter_batches(columns=list(columns))
+            for batch in self._contexts.iter_batches(columns=list(columns)):
+                if not has_values(batch) or ("feature" in columns and not self._has(np.from_dlpack(batch["feature"]))):
+                    raise unsound(self.path / CONTEXTS)
+                yield batch
 
-    def _contexts_of(self, begin: int, count: int) -> list[Context]:
+    def _has(self, features: NDArray[Any]) -> bool:
+        return not len(features) or bool(features.min() >= 0 and features.max() < len(self))
+
+    def _contexts_of(self, feature: int, begin: int, count: int, bands: int) -> list[Context]:
         if not count:
             return []
-        starts = self._group_starts
+        rows = self._rows(CONTEXTS, begin, count)
+        if not all(is_context(row, feature, bands) for row in rows):
+            raise unsound(self.path / CONTEXTS)
+        return as_contexts(rows, self._vocabulary)
+
+    def _rows(self, name: str, begin: int, count: int, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """So many rows of a table, at least one, from a row on."""
+        table, starts = (self._features if name == FEATURES else self._contexts), self._group_starts[name]
         first, last = (int(np.searchsorted(starts, row, side="right")) - 1 for row in (begin, begin + count - 1))
-        with self._reading(CONTEXTS):
-            table = self._contexts.read_row_groups(range(first, last + 1))
-        return as_contexts(table.slice(begin - int(starts[first]), count).to_pylist(), self._vocabulary)
+        with self._reading(name):
+            found = table.read_row_groups(range(first, last + 1), columns=columns)
+            found = found.slice(begin - int(starts[first]), count)
+            if not has_values(found):
+                raise unsound(self.path / name)
+            rows: list[dict[str, Any]] = found.to_pylist()
+            return rows
 
     @functools.cached_property
     def _vocabulary(self) -> Mapping[int, str]:
@@ -255,10 +288,14 @@ class Store:
             return dict(zip(table["token"].to_pylist(), table["text"].to_pylist(), strict=True))
 
     @functools.cached_property
-    def _group_starts(self) -> Any:
-        groups = self._contexts.metadata
-        sizes = [groups.row_group(group).num_rows for group in range(groups.num_row_groups)]
-        return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])[:-1]
+    def _group_starts(self) -> Mapping[str, NDArray[np.int64]]:
+        """The first row of each row group, of both tables."""
+        starts = {}
+        for name, table in ((FEATURES, self._features), (CONTEXTS, self._contexts)):
+            groups = table.metadata
+            sizes = [groups.row_group(group).num_rows for group in range(groups.num_row_groups)]
+            starts[name] = np.cumsum([0, *sizes], dtype=np.int64)[:-1]
+        return starts
 
     def _label(self, feature: int, top_tokens: list[dict[str, Any]]) -> tuple[str | None, str | None]:
         labels, sources = _labels(self.path / LABELS, len(self), identity(self.path / LABELS))
@@ -290,7 +327,7 @@ class Store:
 
         try:
             yield
-        except (pyarrow.ArrowException, OSError) as error:
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             if isinstance(error, OSError) and error.errno is not None:  # of the system, not of the content
                 raise
             raise altered(self.path / name) from error
@@ -303,6 +340,15 @@ def altered(path: Path) -> ValueError:
     ValueError('store/features.parquet was altered since the store was built; copy or build the store again')
     """
     return ValueError(f"{path} was altered since the store was built; copy or build the store again")
+
+
+def unsound(path: Path) -> ValueError:
+    """The error of a table whose rows no store has, though its hash is right.
+
+    >>> unsound(Path("store/features.parquet"))
+    ValueError('store/features.parquet has rows that no store has; build the store again')
+    """
+    return ValueError(f"{path} has rows that no store has; build the store again")
 
 
 def footer_sha256(path: Path) -> str:
@@ -327,9 +373,7 @@ def _labels(path: Path, d_sae: int, _now: Identity | None) -> tuple[Labels, dict
     """Labels and their sources. A line may name its source; without one, a person wrote it."""
     lines = label_lines(path, d_sae)
     sources = {
-        feature: as_label(line["source"])
-        if isinstance(line.get("source"), str) and line["source"].strip()
-        else "person"
+        feature: line["source"].strip() if isinstance(line.get("source"), str) and line["source"].strip() else "person"
         for feature, line in lines.items()
     }
     return Labels({feature: line["label"] for feature, line in lines.items()}, source=str(path)), sources
@@ -337,8 +381,6 @@ def _labels(path: Path, d_sae: int, _now: Identity | None) -> tuple[Labels, dict
 
 def _array(column: Any) -> NDArray[Any]:
     """A column of numbers; pyarrow's own way to numpy imports pandas, which takes longer than all else."""
-    if column.null_count:
-        raise ValueError("a store has features without numbers; build the store again")
     return np.concatenate([np.from_dlpack(chunk) for chunk in column.chunks])
 
 

@@ -1,5 +1,6 @@
 """Features of a store by words: in their labels, in the tokens they are strongest on, and in their contexts."""
 
+import functools
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -103,6 +104,8 @@ def terms(query: str) -> list[str]:
     Raises:
         ValueError: there are none.
     """
+    if not query.isprintable() and re.search("[\ud800-\udfff]", query):
+        raise ValueError(f"a search is for text, got bytes that are none: {shown(query)}")
     parts = [" ".join((phrase or word).split()) for phrase, word in _PHRASE.findall(query)]
     words = list(dict.fromkeys(_folded(part.replace('"', "")) for part in parts))
     if not any(words):
@@ -117,8 +120,25 @@ def pattern(term: str) -> str:
     ['A.B']
     """
     forms = dict.fromkeys(unicodedata.normalize(form, term) for form in ("NFC", "NFD"))
-    bodies = [r"\s+".join(map(re.escape, form.split())).replace("ss", "(?:ss|ß)") for form in forms]
+    bodies = [r"\s+".join(map(_spelled, form.split())) for form in forms]
     return f"(?i:{'|'.join(bodies)})"
+
+
+def _spelled(word: str) -> str:
+    """A pattern of a folded word, in which a letter that folds to several may stand for these: ß, İ, ﬁ."""
+    folds = _folds()
+    parts = re.split(f"({'|'.join(map(re.escape, folds))})", word)
+    return "".join(f"(?:{re.escape(one)}|[{folds[one]}])" if one in folds else re.escape(one) for one in parts)
+
+
+@functools.cache
+def _folds() -> dict[str, str]:
+    """The letters that fold to each text of several letters, the longest texts first."""
+    found: dict[str, str] = {}
+    for letter in map(chr, range(0x80, 0xFB20)):  # Unicode has none of them elsewhere
+        if len(fold := letter.casefold()) > 1:
+            found[fold] = found.get(fold, "") + letter
+    return dict(sorted(found.items(), key=lambda each: -len(each[0])))
 
 
 class _Found:

@@ -93,7 +93,7 @@ def as_table(peaks: Peaks, values: NDArray[np.float32], rows: Rows, licence: str
     lengths = peaks.end - peaks.begin
     ends = np.cumsum(lengths)
     at = np.repeat(peaks.begin - (ends - lengths), lengths) + np.arange(len(values))
-    inside, peak = rows.rows[at], rows.rows[peaks.row]
+    inside, peak = _between(rows.rows[at], lengths), rows.rows[peaks.row]
     first, last = inside[ends - lengths], inside[ends - 1]
     known = (first["from"] >= 0) & (last["to"] >= 0)
     texts = [
@@ -125,7 +125,7 @@ def as_table(peaks: Peaks, values: NDArray[np.float32], rows: Rows, licence: str
         "begin": pa.array(first["begin"], mask=~known),
         "end": pa.array(last["end"], mask=~known),
         **{name: documents[name] for name in ("file", "row", "id")},
-        "licence": [licence if own is None else own for own in documents["licence"]],
+        "licence": [licence if own is None else str(own) for own in documents["licence"]],
     }
     return pa.table(
         [
@@ -136,3 +136,25 @@ def as_table(peaks: Peaks, values: NDArray[np.float32], rows: Rows, licence: str
         ],
         schema=schema,
     )
+
+
+def _between(tokens: NDArray[Any], lengths: NDArray[np.int64]) -> NDArray[Any]:
+    """Tokens of contexts of these lengths, in which those without characters stand after the token before them.
+
+    Special tokens have the characters 0 to 0 wherever they are. The first of a context stand before the next token.
+    """
+    number, own = np.arange(len(tokens)), tokens["begin"] < tokens["end"]
+    high = np.repeat(np.cumsum(lengths), lengths)
+    before = np.maximum.accumulate(np.where(own, number, -1))
+    after = np.minimum.accumulate(np.where(own, number, len(tokens))[::-1])[::-1]
+    has_before = before >= high - np.repeat(lengths, lengths)
+    tokens = tokens.copy()
+    for where, beside, names in (
+        (has_before, before, ("end", "to")),
+        (~has_before & (after < high), after, ("begin", "from")),
+    ):
+        empty = np.flatnonzero(~own & where)
+        for name, both in zip(names, (("begin", "end"), ("from", "to")), strict=True):
+            for one in both:
+                tokens[one][empty] = tokens[name][beside[empty]]
+    return tokens

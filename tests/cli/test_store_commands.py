@@ -53,6 +53,16 @@ def test_a_feature_is_shown(store: Path) -> None:
     assert all(len(line) <= 80 for line in lines)
 
 
+def test_a_store_without_labels_leads_to_the_search(store: Path) -> None:
+    assert "name the feature by its number, which features search finds" in refused("features", "show", store, "file")
+
+
+def test_features_that_are_near_stand_apart_from_the_words_of_their_labels(tmp_path: Path) -> None:
+    near = feature(neighbours=[{"feature": 1, "value": 0.7}, {"feature": 1, "value": 0.6}])
+    store = write_store(tmp_path / "store", [near, feature(top_tokens=[token("a"), token("b")])])
+    assert "nearest      1 a, b 0.70; 1 a, b 0.60" in run("features", "show", store, "0").stdout.splitlines()
+
+
 def test_a_label_names_a_feature(store: Path) -> None:
     (store / "labels.jsonl").write_text('{"feature": 0, "label": "my files", "source": "delphi"}\n')
     assert run("features", "show", store, "my files").stdout.startswith("feature 0: my files (from delphi)\n")
@@ -134,7 +144,9 @@ def test_a_hit_shows_the_words_also_far_from_the_peak(tmp_path: Path) -> None:
 
 def test_search_says_where_it_matched(store: Path) -> None:
     lines = run("features", "search", store, "FILE").stdout.splitlines()
-    assert lines[0] == "0  file, files  1 %  top tokens, at the peak, in a context"
+    assert lines[0].split("  ")[:2] == ["0", "file, files"] and lines[0].endswith(
+        "  top tokens, at the peak, in a context"
+    )
     assert lines[1] == "     4.00  Open the [[file]] and read it."
     assert run("features", "search", store, "no", "such").stdout == (
         "no feature of 3 has no such in its label, its top tokens or its contexts\n"
@@ -152,6 +164,29 @@ def test_labels_are_imported_and_counted(store: Path, tmp_path: Path) -> None:
     assert (json.loads(again.stdout)["written"], json.loads(again.stdout)["labelled"]) == (0, 1)
     assert "does not exist" in refused("features", "label", store, "--from", tmp_path / "b.csv")
     assert "does not exist" in refused("features", "label", tmp_path / "b", "--from", tmp_path / "a.csv")
+
+
+def test_the_folder_of_a_store_gives_its_labels(store: Path, tmp_path: Path) -> None:
+    other = write_store(tmp_path / "other", [feature()] * 3)
+    command = ("features", "label", other, "--from", store)
+    assert "store has no labels.jsonl" in refused(*command)
+    (store / "labels.jsonl").write_text('{"feature": 2, "label": "files", "source": "delphi"}\n')
+    assert json.loads(run(*command, "--json").stdout)["written"] == 1
+    assert (other / "labels.jsonl").read_text() == (store / "labels.jsonl").read_text()
+
+
+def test_a_store_of_a_deployed_model_names_the_bundle_in_it(tmp_path: Path) -> None:
+    (tmp_path / "model" / "sae").mkdir(parents=True)
+    (tmp_path / "model" / "sae" / "sae_runtime.json").write_text("{}")
+    said = refused("features", "build", tmp_path / "f", "-o", tmp_path / "store", "--sae", tmp_path / "model")
+    assert said.endswith(f"model is a deployed model; name its bundle, {tmp_path / 'model' / 'sae'}")
+
+
+def test_the_lines_of_a_search_stand_below_one_another(tmp_path: Path) -> None:
+    contexts = [context("a file", "file", 2.0)]
+    found = [feature(contexts, top_tokens=[token("file")]), feature(contexts, top_tokens=[token("file"), token("zip")])]
+    lines = run("features", "search", write_store(tmp_path / "store", found), "file").stdout.splitlines()
+    assert len({line.index("1 %") for line in lines[::2]}) == 1
 
 
 def test_a_warning_stands_on_stderr(store: Path, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import io
+import sys
 import time
 
 import pytest
@@ -21,6 +22,15 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(capsys: pytest.Captu
     assert len(lines) >= 3 and "\r" not in "".join(lines)
     assert lines[0].startswith("mutual choice: 100k of 2.00M tokens, ") and "tokens/s, " in lines[0]
     assert lines[0].endswith(" left")
+
+
+def test_a_few_long_pieces_are_counted_as_whole_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar(2, "parts", shown=True, seconds=0.02) as bar:
+        time.sleep(0.03)
+        bar.update(1)
+        bar.status_printer(sys.stderr)("1 of 2 parts, 83.3s/ parts, 01:23 left")
+    first, slow = capsys.readouterr().err.splitlines()
+    assert first.startswith("1 of 2 parts, ") and slow == "1 of 2 parts, 83.3 s/part, 01:23 left"
 
 
 def test_work_of_unknown_size_has_lines_without_a_total(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,10 +11,9 @@ import pytest
 import safetensors.numpy
 from conftest import D_IN, make_x
 
-from sae_runtime import SAE, Activations, load, open_activations
+from sae_runtime import SAE, Activations, Features, load, open_activations
 from sae_runtime.extraction import delphi
 from sae_runtime.extraction.delphi_cache import cache
-from sae_runtime.extraction.feature_rows import feature_rows
 
 BundleOf = Callable[..., Path]
 
@@ -70,8 +69,7 @@ def test_a_cache_holds_what_encode_gives(
 
 
 def test_files_cover_all_features_without_gap(bundle_of: BundleOf, tmp_path: Path) -> None:
-    activations = harvested(tmp_path / "acts", 256)
-    features = load(bundle_of("mutual")).encode(make_x(256))
+    features, ids = load(bundle_of("mutual")).encode(make_x(256)), 7 * np.arange(256, dtype=np.int32)
     description = {
         "architecture": {"d_sae": 150},
         "model": "tiny",
@@ -80,8 +78,8 @@ def test_files_cover_all_features_without_gap(bundle_of: BundleOf, tmp_path: Pat
         "values": "float16",
     }
     (tmp_path / "cache").mkdir()
-    parts = [feature_rows(activations, 0, features)]
-    delphi.write(tmp_path / "cache", parts, description, sequence=256, l0=24, file_matches=300)
+    runs = [(features[:100], ids[:100]), (features[100:], ids[100:])]
+    delphi.write(tmp_path / "cache", runs, description, sequence=256, l0=24, file_matches=300)
     folder = tmp_path / "cache" / "layer.1"
     edges = sorted(tuple(map(int, path.stem.split("_"))) for path in folder.glob("*.safetensors"))
     assert len(edges) == 21  # 256 tokens with 24 features each
@@ -90,12 +88,23 @@ def test_files_cover_all_features_without_gap(bundle_of: BundleOf, tmp_path: Pat
     np.testing.assert_array_equal(read_back(folder, 256, 256, 150), features.to_dense().astype(np.float16))
 
 
-def test_locations_are_uint32_where_uint16_is_too_small(bundle_of: BundleOf, tmp_path: Path) -> None:
-    sae, activations = load(bundle_of("mutual")), harvested(tmp_path / "acts", (1 << 16) + 3)
-    made = cache(sae, activations, tmp_path / "cache", sequence=1)
-    assert made.tokens == (1 << 16) + 3
-    data = safetensors.numpy.load_file(tmp_path / "cache" / "layer.1" / "0_29.safetensors")
-    assert data["locations"].dtype == np.uint32 and data["locations"][:, 0].max() > (1 << 16) - 100
+def test_a_value_beyond_float16_is_named_by_its_row_of_all(tmp_path: Path) -> None:
+    values = np.array([1, 65505], np.float32)
+    large = Features(np.array([0, 0, 2]), np.arange(2, dtype=np.int32), values, 150, (2,))
+    runs = [(large[:1], np.zeros(1, np.int32)), (large[1:], np.zeros(1, np.int32))]
+    description = {"architecture": {"d_sae": 150}, "model": None, "hook": "h", "tokens": 2, "values": "float16"}
+    with pytest.raises(ValueError, match="row 1 has a value of 65505, too large for float16"):
+        delphi.write(tmp_path, runs, description, sequence=1, l0=1)
+
+
+def test_locations_are_uint32_where_uint16_is_too_small(tmp_path: Path) -> None:
+    n = (1 << 16) + 3
+    each = Features(np.arange(n + 1), np.full(n, 7, np.int32), np.ones(n, np.float32), 150, (n,))
+    description = {"architecture": {"d_sae": 150}, "model": None, "hook": "layer.1", "tokens": n, "values": "float16"}
+    assert delphi.write(tmp_path, [(each, np.zeros(n, np.int32))], description, sequence=1, l0=1) == n
+    data = safetensors.numpy.load_file(tmp_path / "layer.1" / "0_29.safetensors")
+    assert data["locations"].dtype == np.uint32
+    np.testing.assert_array_equal(data["locations"], np.stack([np.arange(n), np.zeros(n), np.full(n, 7)], axis=1))
 
 
 def test_activations_without_tokens_hook_or_a_whole_sequence_are_refused(bundle_of: BundleOf, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from sae_runtime.bundle.siblings import lock
 from sae_runtime.exports.export import export
 from sae_runtime.extraction.array_source import ArraySource
 from sae_runtime.extraction.extract import Extracted, extract, planned
-from sae_runtime.extraction.part_rows import Pool
+from sae_runtime.extraction.part_rows import PartRows, Pool, pooled
 from sae_runtime.extraction.tasks import MakeParts, Task, local
 
 BundleOf = Callable[..., Path]
@@ -156,6 +156,39 @@ def test_a_document_has_the_pooled_features_of_its_tokens(mutual: SAE, tmp_path:
     np.testing.assert_allclose(found.to_dense(), expected, rtol=1e-6)
     found.check()
     assert (got.tokens, got.rows, got.documents) == (730, 15, 15) and not (out / "tokens").exists()
+
+
+def test_a_pooled_value_is_neither_0_nor_infinite() -> None:
+    def pool(values: list[float], how: Pool) -> Features:
+        indices = np.zeros(len(values), np.int32)
+        given = np.array(values, np.float32)
+        zeros = np.zeros(3, np.int32)
+        features = Features(np.minimum(np.arange(4), len(values)), indices, given, 5, (3,))
+        return pooled(PartRows(features, zeros, zeros, np.ones(3, bool), documents={"doc": np.array([7])}), how)
+
+    tiny = float(np.finfo(np.float32).smallest_subnormal)
+    assert pool([tiny], "mean").values.tolist() == [tiny]
+    assert pool([3e38, 3e38], "mean").values.tolist() == [pytest.approx(2e38)]
+    with pytest.raises(ValueError, match="a feature of document 7 adds up to more than float32 holds"):
+        pool([3e38, 3e38], "sum")
+
+
+@pytest.mark.parametrize(("ids", "kind"), [([1 << 64, 3], "string"), ([1 << 62, 3], "int64"), ([None], "string")])
+def test_ids_of_a_harvest_have_a_type_that_holds_them(
+    mutual: SAE, tmp_path: Path, ids: list[int | None], kind: str
+) -> None:
+    folder = harvested(tmp_path / "acts", (200,))
+    lines = [json.loads(line) for line in (folder / "documents.jsonl").read_text().splitlines()]
+    given = [ids[number % len(ids)] for number in range(len(lines))]
+    text = "".join(json.dumps({**line, "id": one}) + "\n" for line, one in zip(lines, given, strict=True))
+    (folder / "documents.jsonl").write_text(text)
+    index = json.loads((folder / "activations.json").read_text())
+    index["sources"]["bytes"] = len(text)
+    (folder / "activations.json").write_text(json.dumps(index))
+    made(mutual, open_activations(folder), tmp_path / "features")
+    column = table(tmp_path / "features/documents").column("id")
+    assert str(column.type) == kind
+    assert column.to_pylist() == [str(one) if kind == "string" and one is not None else one for one in given]
 
 
 def test_values_are_rounded_to_float16(mutual: SAE, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,19 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def close(found: Any, expected: Any) -> bool:
     return found.shape == expected.shape and bool(np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max())
+
+
+def test_each_document_may_have_a_licence_of_its_own(model: Model, tmp_path: Path) -> None:
+    path, own = tmp_path / "a.jsonl", ["MIT", 4, None]
+    path.write_text("".join(json.dumps({"text": "w4", "licence": licence}) + "\n" for licence in own))
+    reading = Reading(columns=("licence",))
+    made(model, path, tmp_path / "f", reading=reading)
+    assert table(tmp_path / "f" / "documents")["licence"].to_pylist() == ["MIT", "4", None]
+    path.write_text(json.dumps({"text": "w4", "licence": 4}) + "\n")
+    made(model, path, tmp_path / "g", reading=reading)
+    assert table(tmp_path / "g" / "documents").schema.field("licence").type == pa.string()
+    with pytest.raises(ValueError, match="exclude one another; give one"):
+        made(model, path, tmp_path / "h", reading=reading, licence="CC0")
 
 
 def test_each_token_has_its_features_and_leads_back_to_its_text(model: Model, tmp_path: Path) -> None:
@@ -265,7 +279,7 @@ def test_a_model_that_changed_is_refused(
     other = load_model(deploy_words(tmp_path / "model", bundle_of("feature")))
     with pytest.raises(ValueError, match=r"f was begun with allocation kind mutual, now it is feature; use another"):
         made(other, path, out)
-    copy = deploy_words(tmp_path / "copy" / "model", bundle_of("mutual"))
+    copy = Path(shutil.copytree(folder, tmp_path / "copy" / "model"))
     vocabulary = (copy / "tokenizer.json").read_text()
     (copy / "tokenizer.json").write_text(vocabulary.replace('"w4"', '"W4"'))
     with pytest.raises(
@@ -274,7 +288,9 @@ def test_a_model_that_changed_is_refused(
         made(load_model(copy), path, out)
 
 
-def test_what_cannot_be_read_is_refused(model: Model, tmp_path: Path, bundle_of: Callable[..., Path]) -> None:
+def test_what_cannot_be_read_is_refused(
+    model: Model, tmp_path: Path, bundle_of: Callable[..., Path], folder: Path
+) -> None:
     path, out = lines(tmp_path / "a.jsonl"), tmp_path / "f"
     with pytest.raises(ValueError, match=r"- is standard input, which cannot be read again when an extraction goes on"):
         TextSource(model, [Path("-")])
@@ -299,7 +315,9 @@ def test_what_cannot_be_read_is_refused(model: Model, tmp_path: Path, bundle_of:
         TextSource(two, [path])
     made(two, path, tmp_path / "b", sae="b")
     assert json.loads((tmp_path / "b" / "features.json").read_text())["sae"] == "b"
-    short = load_model(deploy_words(tmp_path / "short", bundle_of("mutual"), longest=7))
+    settings = Path(shutil.copytree(folder, tmp_path / "short")) / "tokenizer_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "model_max_length": 7}))
+    short = load_model(tmp_path / "short")
     assert TextSource(short, [path]).context == 7
     with pytest.raises(ValueError, match=r"context is 8 tokens, and the model reads at most 7; give at most these"):
         TextSource(short, [path], context=8)

@@ -22,7 +22,7 @@ from conftest import make_x
 from feature_folders import bytes_of
 from word_model import deploy_words, long_words, some_words
 
-from sae_runtime.extraction.extract import INDEX
+from sae_runtime.extraction.feature_index import INDEX
 
 RAY = Path(sys.prefix) / "ray"
 APART = ["unshare", "-n", "bash", "-c", 'ip link set lo up && exec "$@"', "-"]

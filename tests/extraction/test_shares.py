@@ -12,7 +12,8 @@ from feature_folders import bytes_of
 from sae_runtime import load
 from sae_runtime.cli import main
 from sae_runtime.extraction.array_source import ArraySource
-from sae_runtime.extraction.extract import INDEX, extract
+from sae_runtime.extraction.extract import extract
+from sae_runtime.extraction.feature_index import INDEX
 from sae_runtime.extraction.shares import make_share, plan_only
 from sae_runtime.extraction.tasks import Task
 
@@ -21,8 +22,8 @@ BundleOf = Callable[..., Path]
 
 @pytest.fixture
 def source(bundle_of: BundleOf, tmp_path: Path) -> ArraySource:
-    np.save(tmp_path / "x.npy", make_x(700))
-    return ArraySource(load(bundle_of("mutual")), tmp_path / "x.npy", part=100)
+    np.save(tmp_path / "x.npy", make_x(140))
+    return ArraySource(load(bundle_of("mutual"), threads=1), tmp_path / "x.npy", part=20)
 
 
 def test_shares_in_any_order_and_a_last_run_give_what_one_run_gives(source: ArraySource, tmp_path: Path) -> None:
@@ -60,7 +61,7 @@ def test_a_share_that_is_made_again_makes_nothing_but_what_was_lost(source: Arra
 
 def test_more_shares_than_parts_leave_some_empty(source: ArraySource, tmp_path: Path) -> None:
     plan_only(source, tmp_path / "f")
-    made = [make_share(source, tmp_path / "f", (number, 20)) for number in range(1, 21)]
+    made = [make_share(source, tmp_path / "f", (number, 9)) for number in range(1, 10)]
     assert sum(made) == 7 and max(made) == 1
 
 
@@ -82,14 +83,14 @@ def test_a_share_that_does_not_exist_is_refused(source: ArraySource, tmp_path: P
 
 
 def test_a_share_without_a_plan_or_of_another_one_is_refused(source: ArraySource, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no extraction was begun there"):
+    with pytest.raises(FileNotFoundError, match="has no plan; write it first"):
         make_share(source, tmp_path / "f", (1, 2))
     plan_only(source, tmp_path / "f")
     with pytest.raises(ValueError, match="begun with values float24, now it is float16"):
         make_share(source, tmp_path / "f", (1, 2), values="float16")
-    np.save(tmp_path / "x.npy", make_x(700, seed=5))
+    np.save(tmp_path / "x.npy", make_x(140, seed=5))
     with pytest.raises(ValueError, match="begun with"):
-        make_share(ArraySource(source.sae, tmp_path / "x.npy", part=100), tmp_path / "f", (1, 2))
+        make_share(ArraySource(source.sae, tmp_path / "x.npy", part=20), tmp_path / "f", (1, 2))
 
 
 def run(*words: object) -> tuple[int, str]:

@@ -179,6 +179,21 @@ def test_labels_as_long_as_labels_may_be_are_read_back(tmp_path: Path, write: Wr
     assert len(read_labels(target.folder, target.d_sae)) == 200
 
 
+@pytest.mark.parametrize("origin", ["a\nb\x1b[31m", "a" * 2000, "\ud800"])
+def test_a_strange_source_leaves_a_store_readable(tmp_path: Path, write: Write, origin: str) -> None:
+    from sae_runtime import open_store
+
+    target = find_target(write_store(tmp_path / "store", [feature(), feature()]))
+    record = {"feature": 1, "label": "cakes", "source": origin, "explainer": origin, "scores": [1e308, 1e308]}
+    import_labels(target, write(record))
+    [line] = lines_of(target)
+    assert "score" not in line and 0 < len(line["source"]) <= 1000 and line["source"].isprintable()
+    assert open_store(tmp_path / "store").feature("cakes").label_source == line["source"]
+    written = json.dumps({"feature": 1, "label": "cakes", "source": origin})
+    (tmp_path / "store" / FILE).write_text(written + "\n")
+    assert open_store(tmp_path / "store").feature(1).label == "cakes"
+
+
 def test_a_store_gets_labels(tmp_path: Path, write: Write) -> None:
     from sae_runtime import open_store
 

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from made_features import WORDS, Document, MadeSource, made_documents, write_features
 
+from sae_runtime.extraction.part_rows import PartRows
+from sae_runtime.extraction.plan import Part
 from sae_runtime.store.build_store import build_store
 from sae_runtime.store.open_store import open_store
 
@@ -150,6 +152,29 @@ def test_a_context_has_its_text_values_and_origin(tmp_path: Path) -> None:
             assert document.text[context.begin : context.end] == context.text == " ".join(words)
             origin = ("data/a.jsonl", 2 * context.doc + 1, document.id, document.licence or "CC0")
             assert (context.file, context.row, context.id, context.licence) == origin
+
+
+class SpecialSource(MadeSource):
+    """The first and last word of each document stand for special tokens: they have the characters 0 to 0."""
+
+    def rows(self, part: Part) -> PartRows:
+        made = super().rows(part)
+        assert made.begin is not None and made.end is not None
+        special = np.diff(made.doc, prepend=-1).astype(bool) | np.diff(made.doc, append=-1).astype(bool)
+        begin, end = (np.where(special, 0, each).astype(np.int32) for each in (made.begin, made.end))
+        return dataclasses.replace(made, begin=begin, end=end)
+
+
+def test_special_tokens_at_the_ends_of_a_context_leave_its_text_whole(tmp_path: Path) -> None:
+    documents = made_documents(12, D_SAE)
+    features = write_features(tmp_path / "features", SpecialSource(documents, D_SAE))
+    build_store(features, tmp_path / "store", context=CONTEXT)
+    special = 0
+    for context in (one for feature in (0, 1) for one in open_store(tmp_path / "store").feature(feature).contexts):
+        assert context.text == documents[context.doc].text[context.begin : context.end]
+        assert context.text == " ".join(filter(None, context.tokens))
+        special += context.tokens[0] == "" and len(context.tokens) > 2
+    assert special > 3
 
 
 def test_the_same_input_gives_the_same_bytes_for_any_limit(tmp_path: Path) -> None:

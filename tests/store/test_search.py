@@ -1,8 +1,11 @@
 """Features of a store are found by words: what the words are matters more than where they happen to stand."""
 
 import json
+import re
 from pathlib import Path
 
+import pyarrow
+import pyarrow.compute
 import pytest
 from made_store import context, feature, never_active, token, write_store
 
@@ -127,3 +130,27 @@ def test_a_document_has_no_peak(tmp_path: Path) -> None:
 
 def test_a_store_without_contexts_is_searched(tmp_path: Path) -> None:
     assert found(open_store(write_store(tmp_path / "store", [never_active()])), "file") == []
+
+
+@pytest.mark.parametrize(
+    ("query", "text"),
+    [
+        ("İstanbul", "in İstanbul"),
+        ("file", "a \ufb01le"),
+        ("suffix", "su\ufb03x"),
+        ("STRASSE", "Stra\u1e9ee"),
+        ("ŉ", "ʼN"),
+    ],
+)
+def test_a_letter_that_folds_to_several_is_found_in_contexts(query: str, text: str) -> None:
+    [term] = terms(query)
+    assert pyarrow.compute.match_substring_regex(pyarrow.array([text, "other"]), pattern(term)).to_pylist() == [
+        True,
+        False,
+    ]
+    assert re.search(pattern(term), text)
+
+
+def test_a_query_that_is_no_text_is_refused() -> None:
+    with pytest.raises(ValueError, match="a search is for text"):
+        terms("file \udcff")

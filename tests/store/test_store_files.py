@@ -169,7 +169,7 @@ def test_features_that_do_not_exist_are_refused(features: Path, tmp_path: Path) 
     for wrong, why in ((D_SAE, "expected 0 to 149"), (-1, "does not exist"), (True, "number or its label")):
         with pytest.raises(ValueError, match=why):
             store.feature(wrong)
-    with pytest.raises(ValueError, match="'no such' is a label, and there are none"):
+    with pytest.raises(ValueError, match="'no such' is a label, and people gave none in"):
         store.feature("no such")
 
 

@@ -48,7 +48,7 @@ def lines(store: "Store", one: "StoredFeature", contexts: int) -> Iterator[str]:
     yield from _named("top tokens", tokens)
     for name, others, word in (("nearest", one.neighbours, "neighbours"), ("together", one.together, "together")):
         known = None if others is None else [_other(store, *other) for other in others[:_OTHERS]]
-        yield from _named(name, known, _why(of.left_out, word))
+        yield from _named(name, known, _why(of.left_out, word), between="; ")
     if one.promoted is None or one.suppressed is None:
         yield from _named("logits", None, _why(of.left_out, "promoted"))
     else:
@@ -225,9 +225,9 @@ def _sources(contexts: Sequence["Context"]) -> Iterator[str]:
         yield from _named("sources", named)
 
 
-def _named(name: str, values: Sequence[str] | None, why: str = "") -> Iterator[str]:
+def _named(name: str, values: Sequence[str] | None, why: str = "", between: str = ", ") -> Iterator[str]:
     """A line of values under a name; None says why there are none."""
-    text = ", ".join(values) if values else ("not known" + (f": {why}" if why else "") if values is None else "none")
+    text = between.join(values) if values else ("not known" + (f": {why}" if why else "") if values is None else "none")
     room = texts.columns() - _NAMES
     yield f"{name:<{_NAMES}}{texts.one_line(text, room)}"
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     type=common.PATH,
     required=True,
     help="explanations of Neuronpedia (.jsonl, .json, .gz, or the folder of a source), a folder of delphi's, a table "
-    "with the columns feature and label, or another labels.jsonl",
+    "with the columns feature and label, or a labels.jsonl, also that of a store or bundle",
 )
 @click.option("--source", help="the SAE in the file, where it has several: Neuronpedia's source or delphi's module")
 @click.option(

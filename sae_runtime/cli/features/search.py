@@ -9,6 +9,7 @@ from sae_runtime.bundle.disk_errors import naming
 from sae_runtime.cli import common, texts
 from sae_runtime.cli.common import Run
 from sae_runtime.cli.options import WHOLE, Command
+from sae_runtime.core.columns import aligned
 
 if TYPE_CHECKING:
     from sae_runtime.store.open_store import Store
@@ -26,6 +27,9 @@ def command(store: str, words: Sequence[str], top: int, run: Run) -> None:
     Labels, the tokens that features are strongest on, and contexts are searched. A feature must have every word; words
     in double quotes are a phrase. Case does not count, and no sign is a pattern. A feature that is strongest on the
     word itself comes before one that has it somewhere in a context.
+
+    A feature's line has its number, its label, the share of the tokens on which it is active, and where the words are.
+    Below it stands a context with its largest activation.
     """
     from sae_runtime.store.open_store import open_store
 
@@ -66,11 +70,14 @@ def _lines(store: "Store", found: Sequence["Hit"], query: str) -> Iterator[str]:
         )
         return
     room, digits = texts.columns(), len(str(max(one.feature for one in found)))
-    for one in found:
-        density = f"{100 * store.density[one.feature]:.2g} %"
-        places = ", ".join(one.places)
-        label = texts.one_line(one.label or "(no label)", max(room - digits - len(places) - len(density) - 6, 20))
-        yield f"{one.feature:>{digits}}  {label}  {density}  {places}"
+    densities = [f"{100 * store.density[one.feature]:.2g} %" for one in found]
+    places = [", ".join(one.places) for one in found]
+    width = max(room - digits - max(map(len, densities)) - max(map(len, places)) - 6, 20)
+    labels = [texts.one_line(one.label or "(no label)", width) for one in found]
+    numbers = [str(one.feature) for one in found]
+    heads = aligned(list(zip(numbers, labels, densities, places, strict=True)), right=[0, 2])
+    for one, head in zip(found, heads, strict=True):
+        yield head
         if one.context is not None:
             largest = float(store.max[one.feature])
             text = marked(one.context, largest, room - digits - 10, colour=has_colour(), place=one.place)
