@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sae_runtime.bundle.labels import Replace, put_labels
+from sae_runtime.bundle.parts import MANIFEST
 from sae_runtime.core.labels import CONTROL, LONGEST, as_label
 from sae_runtime.labelling.explanation_files import read_explanations, tool_of
 from sae_runtime.labelling.explanations import Explanation
 from sae_runtime.labelling.fit import refuse_other
-from sae_runtime.labelling.target import Target
+from sae_runtime.labelling.target import Target, find_target
+from sae_runtime.store.schema import STORE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +95,12 @@ def import_labels(
     >>> Path(bundle_path, "labels.jsonl").unlink()
     """
     path = Path(path)
+    if not any_source and any((path / name).is_file() for name in (MANIFEST, STORE)):
+        theirs = find_target(path).weights
+        if None not in (theirs, target.weights) and theirs != target.weights:
+            raise ValueError(
+                f"{path} is of an SAE of other weights than {target.folder}; --any-source takes its labels"
+            )
     found, empty = _by_place(read_explanations(path))
     explained = _one_place(found, place, path)
     model, where = next(iter(explained.chosen.values())).model, next(iter(explained.chosen.values())).place

@@ -6,7 +6,7 @@ from pathlib import Path
 from sae_runtime.bundle.folder import MANIFEST
 from sae_runtime.bundle.hub import SCHEME, local
 from sae_runtime.bundle.manifest import Manifest
-from sae_runtime.bundle.parts import read_manifest
+from sae_runtime.bundle.parts import WEIGHTS, read_manifest
 from sae_runtime.deployed.layout import read_layout
 from sae_runtime.store.open_store import read_description
 from sae_runtime.store.schema import STORE
@@ -21,12 +21,14 @@ class Target:
         d_sae: number of features.
         model: name of the host model, where it is known.
         hook: where the SAE reads it.
+        weights: sha256 of its weights, where it is known.
     """
 
     folder: Path
     d_sae: int
     model: str | None
     hook: str | None
+    weights: str | None = None
 
 
 def find_target(path: str | Path, sae: str | None = None) -> Target:
@@ -55,7 +57,7 @@ def find_target(path: str | Path, sae: str | None = None) -> Target:
         if sae is not None:
             raise ValueError(f"{path} is the store of one SAE; leave out --sae")
         store = read_description(found)
-        return Target(folder=found, d_sae=store.d_sae, model=store.model, hook=store.hook)
+        return Target(folder=found, d_sae=store.d_sae, model=store.model, hook=store.hook, weights=store.weights_sha256)
     try:
         layout = read_layout(found)
     except FileNotFoundError:
@@ -73,4 +75,10 @@ def find_target(path: str | Path, sae: str | None = None) -> Target:
 
 
 def _of(folder: Path, manifest: Manifest) -> Target:
-    return Target(folder=folder, d_sae=manifest.architecture.d_sae, model=manifest.model, hook=manifest.hook)
+    return Target(
+        folder=folder,
+        d_sae=manifest.architecture.d_sae,
+        model=manifest.model,
+        hook=manifest.hook,
+        weights=manifest.files[WEIGHTS].sha256 if WEIGHTS in manifest.files else None,
+    )

@@ -173,6 +173,10 @@ def test_the_folder_of_a_store_gives_its_labels(store: Path, tmp_path: Path) -> 
     (store / "labels.jsonl").write_text('{"feature": 2, "label": "files", "source": "delphi"}\n')
     assert json.loads(run(*command, "--json").stdout)["written"] == 1
     assert (other / "labels.jsonl").read_text() == (store / "labels.jsonl").read_text()
+    described = json.loads((other / "store.json").read_text())
+    (other / "store.json").write_text(json.dumps(described | {"weights_sha256": "2" * 64}))
+    assert "an SAE of other weights" in refused(*command)
+    assert run(*command, "--any-source").exit_code == 0
 
 
 def test_a_store_of_a_deployed_model_names_the_bundle_in_it(tmp_path: Path) -> None:
