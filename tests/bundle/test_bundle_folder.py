@@ -267,7 +267,7 @@ def test_files_that_are_missing_truncated_or_altered_are_refused(copy_of: CopyOf
         bundle.read(path)
     (path / name).unlink()
     for verify in (True, False):
-        with pytest.raises(BundleError, match=f"{name} is missing; copy the bundle again"):
+        with pytest.raises(BundleError, match=f"{name} is missing; copy its folder again"):
             bundle.read(path, verify=verify)
 
 
