@@ -64,6 +64,7 @@ def models(source: Path, bundle: Path, texts: Sequence[str], sizes: Sequence[int
                 ids = token_ids(source, [text for text in texts if len(text) > 2_000][:SAMPLE], 256)
                 with torch.no_grad():
                     x = Host(source, hook)(ids)[0].reshape(-1, d_in).numpy()
+                shutil.rmtree(cache / f"sae-{d_sae}", ignore_errors=True)  # a run that was killed left it
                 sae = made(cache / f"sae-{d_sae}", bundle, x, d_sae=d_sae)
             deployed(partial, source, sae)
             shutil.copytree(sae, partial / "for-peers")
