@@ -5,7 +5,6 @@ the medium ones, `make test-full` all.
 """
 
 MEDIUM = (
-    "test_from_sae_lens",
     "test_gaps",
     "test_model",
     "test_alignment",
@@ -15,8 +14,6 @@ MEDIUM = (
     "test_corruption",
     "test_document_formats",
     "test_harvest_documents",
-    "test_harvest_folder",
-    "test_report_command",
     "test_features_command",
     "test_gates",
     "test_texts",
@@ -38,18 +35,21 @@ MEDIUM = (
     "test_readme",
     "test_tiler",
     "test_travel",
-    "test_batch_rule",
     "test_sae",
     "test_attaching",
     "test_lazy_imports",
     "test_fitting",
     "test_harvesting",
-    "test_host_loss",
     "test_left_out_commands",
     "test_steer_texts",
-    "test_transformer_lens_names",
 )
 SLOW = (
+    "test_batch_rule",
+    "test_transformer_lens_names",
+    "test_from_sae_lens",
+    "test_report_command",
+    "test_host_loss",
+    "test_harvest_folder",
     "test_stream",
     "test_run_state",
     "test_ties",
