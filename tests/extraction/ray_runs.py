@@ -1,4 +1,4 @@
-"""Extractions under Ray, run as a program by test_ray_engine.py: `python ray_runs.py CASE MODEL TEXT OUT NOTES`."""
+"""Extractions under Ray, which test_ray_engine.py runs: `python ray_runs.py CASE MODEL TEXT OUT NOTES [RULE]`."""
 
 import dataclasses
 import os
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sae_runtime import load_model
-from sae_runtime.extraction.extract import extract
+from sae_runtime.extraction.extract import Rule, extract
 from sae_runtime.extraction.ray_engine import ray_engine
 from sae_runtime.extraction.tasks import Task, local
 from sae_runtime.extraction.text_source import TextSource
@@ -33,7 +33,7 @@ class Noted:
         self.task(number)
 
 
-def main(case: str, model: Path, text: Path, out: Path, notes: Path) -> None:
+def main(case: str, model: Path, text: Path, out: Path, notes: Path, rule: Rule) -> None:
     """Extract."""
     source = TextSource(load_model(model, threads=1), [text], part=600)
     run = local if case == "local" else ray_engine(workers=2)
@@ -41,8 +41,9 @@ def main(case: str, model: Path, text: Path, out: Path, notes: Path) -> None:
     def noting(task: Task, numbers: Sequence[int]) -> Iterator[int]:
         yield from run(Noted(task, notes, 3 if case == "dies" else None), numbers)
 
-    extract(source, out, engine=local if case == "local" else noting)
+    extract(source, out, rule=rule, engine=local if case == "local" else noting)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(Path, sys.argv[2:]))
+    named = [Path(word) for word in sys.argv[2:6]]
+    main(sys.argv[1], named[0], named[1], named[2], named[3], "batch" if sys.argv[6:] == ["batch"] else "served")

@@ -101,6 +101,15 @@ def test_two_actors_make_the_same_bytes_even_if_one_dies(
     assert len(actors) == 2 if case == "works" else len(actors) > 2 and (notes / "died").exists()
 
 
+def test_actors_make_the_same_bytes_by_the_batch_rule(apart: Any, given: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    subprocess.run([sys.executable, RUNS, "local", *given, tmp_path / "local", tmp_path / "notes", "batch"], check=True)
+    with apart(sys.executable, RUNS, "works", *given, tmp_path / "ray", tmp_path / "notes", "batch") as child:
+        _, said = child.communicate(timeout=300)
+    assert child.returncode == 0, said
+    assert bytes_of(tmp_path / "ray") == bytes_of(tmp_path / "local")
+
+
 def test_an_error_in_an_actor_is_the_same_line(apart: Any, bundle_of: BundleOf, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", 1e6 * make_x(20))
     asked = [COMMAND, "extract", bundle_of("mutual"), "--activations", tmp_path / "x.npy", "--values", "float16"]
