@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet
 from numpy.typing import NDArray
 
 from sae_runtime.demo.cards import Line
 from sae_runtime.extraction.finding import strongest
-from sae_runtime.extraction.part_files import TOKENS
+from sae_runtime.extraction.stored_features import read_features
 from sae_runtime.model import Model
 
 _TOP = 20  # matches by which a feature is judged
@@ -49,15 +48,14 @@ class FeatureTable:
     """
 
     def __init__(self, path: Path, d_sae: int) -> None:
-        table = pyarrow.parquet.read_table(path / TOKENS)
+        stored = read_features(path)
+        table, features = stored.table(["doc", "token"]), stored.features()
         self.doc: NDArray[np.int32] = table["doc"].to_numpy()
         self.token: NDArray[np.int32] = table["token"].to_numpy()
-        indices, values = (table.combine_chunks()[name].chunk(0) for name in ("indices", "values"))
-        feature = indices.values.to_numpy()
-        self.l0 = np.diff(indices.offsets.to_numpy())
+        feature, self.l0 = features.indices, np.diff(features.indptr)
         order = np.argsort(feature, kind="stable")
         self._rows = np.repeat(np.arange(len(self.doc)), self.l0)[order]
-        self._values = values.values.to_numpy()[order].astype(np.float32)  # sums of float16 overflow
+        self._values = features.values[order]
         self._starts = np.searchsorted(feature[order], np.arange(d_sae + 1))
         self.density: NDArray[np.float64] = np.diff(self._starts) / len(self.doc)
 
