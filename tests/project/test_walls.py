@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, tuple[str, ...] | None] = {
     "extraction": ("core", "bundle", "activations", "engine", "text", "sae", "deployed", "model"),
     "store": ("core", "bundle", "extraction"),
     "labelling": ("core", "bundle", "deployed", "store"),
+    "serve": ("core", "bundle", "engine", "text", "deployed", "generation", "sae", "model"),
     "checkpoints": ("core", "bundle"),
     "browser": ("core", "bundle"),
     "train": ("core", "bundle", "activations", "calibration"),

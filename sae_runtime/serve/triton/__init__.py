@@ -1,0 +1,1 @@
+"""Triton: repositories of graphs and of Python models over the plane."""
