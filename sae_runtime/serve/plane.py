@@ -27,9 +27,12 @@ from sae_runtime.serve.text_operations import Work, resolved, text_operations
 class Policy(Protocol):
     """Which edits this server allows."""
 
-    def check(self, loaded: Loaded, sae: Any, edits: Sequence[Edit]) -> None:
-        """Raise `Invalid` for an edit that is not allowed. The edits are in plain numbers; `sae` is an SAE of a bundle
-        or a `SplicedSAE`."""
+    def check(self, loaded: Loaded, sae: Any, edits: Sequence[Edit], gate: NDArray[np.float32] | None) -> None:
+        """Raise ValueError for an edit that is not allowed.
+
+        The edits are in plain numbers; `sae` is a bundle's `SAE` or a `SplicedSAE`. The gate multiplies the edits of a
+        bundle's activations, None: by 1; the gates of texts are 0 or 1.
+        """
         ...
 
 
@@ -124,7 +127,9 @@ class Plane:
         }
         self._found: dict[tuple[str, Any], tuple[Loaded, Operation]] = {}
         self._lock, self._waiting, self._bytes, self._closing = threading.Lock(), 0, 0, False
-        self._scheduler = Scheduler([op.lane for ops in self._operations.values() for op in ops.values()])
+        every = [op for ops in self._operations.values() for op in ops.values()]
+        self._scheduler = Scheduler([op.lane for op in every if not op.is_long])
+        self._long = Scheduler([op.lane for op in every if op.is_long], name="sae-runtime serve, long")
 
     @classmethod
     def open(cls, specs: Sequence[str], **options: Any) -> "Plane":
@@ -273,7 +278,9 @@ class Plane:
         """Take no new requests, finish what was accepted, for so many seconds at most, and end the thread."""
         with self._lock:
             self._closing = True
-        self._scheduler.close(drain, lambda: Closing("the server ends; ask another one"))
+        until = time.monotonic() + drain
+        for scheduler in (self._scheduler, self._long):
+            scheduler.close(max(until - time.monotonic(), 0), lambda: Closing("the server ends; ask another one"))
         for one in self.loaded:
             one.close()
 
@@ -330,7 +337,7 @@ class Plane:
 
         job.future.add_done_callback(ended)
         operation.lane.put(job)
-        self._scheduler.wake()
+        (self._long if operation.is_long else self._scheduler).wake()
         return job.future
 
     def _find(self, name: str, version: str | int | None) -> tuple[Loaded, Operation]:
@@ -353,8 +360,8 @@ class Plane:
         return found
 
     def _made(self, loaded: Loaded) -> list[Operation]:
-        def check(sae: Any, edits: Sequence[Edit]) -> None:
-            self._check_edits(loaded, sae, edits)
+        def check(sae: Any, edits: Sequence[Edit], gate: Any = None) -> None:
+            self._check_edits(loaded, sae, edits, gate)
 
         if loaded.sae is not None:
 
@@ -371,9 +378,9 @@ class Plane:
 
         return text_operations(loaded.model, self.limits, check, saw_texts)
 
-    def _check_edits(self, loaded: Loaded, sae: Any, edits: Sequence[Edit]) -> None:
+    def _check_edits(self, loaded: Loaded, sae: Any, edits: Sequence[Edit], gate: Any = None) -> None:
         if edits and self._policy is not None:
-            self._policy.check(loaded, sae, edits)
+            self._policy.check(loaded, sae, edits, gate)
         if edits and self._watcher is not None:
             self._watcher.edited(loaded, sae, edits)
 
