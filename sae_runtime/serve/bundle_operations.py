@@ -60,7 +60,7 @@ def bundle_operations(sae: SAE, limits: Limits, check_edits: CheckEdits, saw: Ca
         batch = _Batch(sae, limits)
         found.append(Operation("encode_batch", (x, *options), slots, batch.accept, OneByOne(batch.run), is_long=True))
     if architecture.d_out is None:
-        steering = Steering(sae, merges=merges.steer, pads=merges.padded)
+        steering = Steering(sae, merges=merges.steer, padded=merges.padded)
         steer = _Steer(sae, limits, check_edits, steering)
         numbers = tuple(Tensor(name, "FP32", (-1, -1), optional=True) for name in ("scale", "shift", "low", "high"))
         inputs = (

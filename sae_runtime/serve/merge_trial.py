@@ -15,7 +15,7 @@ from sae_runtime.core.features import from_slots
 from sae_runtime.sae import SAE
 
 _SIZES = (1, 1, 2, 3, 4, 7, 8, 15, 16, 17, 31, 64)  # rows of requests
-_EDITS = (1, 2, 3, 4, 7, 8, 13, 16, 33)
+_PADDED = 16  # edits of the longest list that is padded
 
 
 class Merges(NamedTuple):
@@ -25,13 +25,14 @@ class Merges(NamedTuple):
         encode: rows of any requests.
         decode: requests with as many slots.
         steer: requests of as many tokens and edits.
-        padded: requests of one token, with edits that change nothing behind the shorter lists.
+        padded: the numbers of edits of which requests of one token keep their bits, if edits that change nothing make
+            them longer. With others the last sums are rounded in another order.
     """
 
     encode: bool
     decode: bool
     steer: bool
-    padded: bool
+    padded: frozenset[int]
 
 
 def try_merging(sae: SAE) -> Merges:
@@ -46,7 +47,7 @@ def try_merging(sae: SAE) -> Merges:
         encode=_holds(lambda: _encode(sae, x)),
         decode=_holds(lambda: _decode(sae, x)),
         steer=steers and _holds(lambda: _steer(sae, x)),
-        padded=steers and _holds(lambda: _padded(sae, x)),
+        padded=_padded(sae, x) if steers else frozenset(),
     )
 
 
@@ -118,9 +119,19 @@ def _steer(sae: SAE, x: NDArray[np.float32]) -> bool:
     return True
 
 
-def _padded(sae: SAE, x: NDArray[np.float32]) -> bool:
-    edits = _lists(sae, [*_EDITS])
-    return _alone(sae, x[: len(edits), None], edits)
+def _padded(sae: SAE, x: NDArray[np.float32]) -> frozenset[int]:
+    most = min(_PADDED, sae.d_sae)
+    lists, rows = _lists(sae, list(range(1, most + 1))), x[:most, None]
+    try:
+        alone = [sae.steer(row[None], [own]) for row, own in zip(rows, lists, strict=True)]
+        padded = [sae.steer(rows[:longest], lists[:longest]) for longest in range(1, most + 1)]
+    except (ValueError, MemoryError):  # as in `_holds`
+        return frozenset()
+    return frozenset(
+        number + 1
+        for number, own in enumerate(alone)
+        if all(_same(own[0], together[number]) for together in padded[number:])
+    )
 
 
 def _alone(sae: SAE, batch: NDArray[np.float32], edits: list[list[Edit]]) -> bool:

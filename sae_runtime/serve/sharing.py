@@ -1,6 +1,6 @@
 """How requests of a bundle are computed together, such that each answer keeps the bits of its request alone."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,11 +143,11 @@ class Steering:
     Args:
         sae: of the bundle.
         merges: whether a request keeps its bits among others with as many tokens and edits.
-        pads: whether a request of one token does so among others with more edits.
+        padded: the numbers of edits of which requests of one token do so among others with more edits.
     """
 
-    def __init__(self, sae: SAE, *, merges: bool, pads: bool) -> None:
-        self._sae, self._merges, self._pads = sae, merges, pads
+    def __init__(self, sae: SAE, *, merges: bool, padded: Collection[int]) -> None:
+        self._sae, self._merges, self._padded = sae, merges, padded
         self.tile = sae.tile
 
     def units(self, work: Steered) -> int:
@@ -159,8 +159,9 @@ class Steering:
         if not self._merges or self._is_long(work):
             return id(work)
         tokens, most = work.x.shape[1], max(map(len, work.edits))
+        pads = tokens == 1 and all(len(edits) in self._padded for edits in work.edits)
         confined = any(edit.only_active for edits in work.edits for edit in edits)
-        return tokens, most if tokens > 1 or not self._pads else most > 0, work.gate is not None, confined
+        return tokens, None if pads else most, work.gate is not None, confined
 
     def costs(self, work: Steered) -> int:
         """The tokens of a unit."""
