@@ -1,0 +1,330 @@
+"""What live traffic shows of an SAE, beside the figures of its manifest, so that drift is seen."""
+
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sae_runtime.bundle.manifest import Manifest
+from sae_runtime.bundle.parts import read_manifest
+from sae_runtime.bundle.stats import Stats
+from sae_runtime.core.edits import Edit
+from sae_runtime.core.features import Features, from_slots
+from sae_runtime.deployed.spliced_sae import SplicedSAE
+from sae_runtime.sae import SAE
+
+WINDOW = 50_000  # tokens; what is recent are the last one to two windows
+SAMPLE, PAUSE = 16, 0.25  # rows of a sample, and the least seconds between two
+
+Rebuild = Callable[[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]], NDArray[np.float32]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """Figures of one SAE; None where they are not known.
+
+    Attributes:
+        tokens: on which they were counted.
+        l0: active features of a token, on average.
+        explained_variance: 1 - FVU.
+        saturated: share of the tokens that filled all slots, so that they were encoded twice; None by top k.
+        silent: number of features that should have been active by now and were not.
+    """
+
+    tokens: int = 0
+    l0: float | None = None
+    explained_variance: float | None = None
+    saturated: float | None = None
+    silent: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Totals:
+    """What only grows since the start.
+
+    Attributes:
+        tokens: that were encoded.
+        matches: active features of all of them.
+        saturated: tokens that filled all slots.
+        redone: tokens of which the fast encoder was not certain, so that encode.onnx encoded them again.
+        sampled: tokens on which the explained variance was measured.
+        edits: edits by the features they change.
+        largest_edit: largest activation that an edit set or added, without its sign.
+        largest_multiple: the same in multiples of the feature's largest activation.
+        largest_factor: largest factor of an edit, without its sign.
+    """
+
+    tokens: int = 0
+    matches: int = 0
+    saturated: int = 0
+    redone: int = 0
+    sampled: int = 0
+    edits: int = 0
+    largest_edit: float = 0.0
+    largest_multiple: float = 0.0
+    largest_factor: float = 0.0
+
+
+@dataclass
+class _Counted:
+    """Sums over a window of tokens."""
+
+    d_sae: int
+    tokens: int = 0
+    matches: int = 0
+    saturated: int = 0
+    sampled: int = 0
+    error: float = 0.0  # of |x - x_hat|^2
+    square: float = 0.0  # of |x - shift|^2
+    total: Any = 0.0  # of x - shift, [d]
+    seen: NDArray[np.bool_] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.seen = np.zeros(self.d_sae, bool)
+
+
+class Watched:
+    """Counts what an SAE gives for live traffic. Threads may share it; a call of one row takes some 20 us.
+
+    Args:
+        d_sae: number of features.
+        manifest: of the bundle, for the figures to compare with; None: there are none.
+        stats: of the bundle; None: silent features are not known.
+        slots: that fill before a token is encoded again; None: no token is, as by top k.
+        rebuild: gives x_hat of indices, values and x; None: the explained variance is not known.
+        redone: gives the number of redone tokens since the start.
+        now: seconds that only grow.
+
+    >>> watched = Watched(8)
+    >>> watched.saw(np.array([[1, 4], [2, 0]]), np.array([[3, 2], [1, 0]], np.float32))
+    >>> watched.recent().l0
+    1.5
+    """
+
+    def __init__(
+        self,
+        d_sae: int,
+        manifest: Manifest | None = None,
+        stats: Stats | None = None,
+        *,
+        slots: int | None = None,
+        rebuild: Rebuild | None = None,
+        redone: Callable[[], int] = int,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.d_sae, self._stats, self._slots, self._rebuild, self._now = d_sae, stats, slots, rebuild, now
+        self._redone = redone
+        self._expected = expected_figures(manifest, stats)
+        self._lock = threading.Lock()
+        self._old, self._new, self._all = _Counted(d_sae), _Counted(d_sae), _Counted(0)
+        self._shift: NDArray[np.float64] | None = None  # near the mean, so that squares lose nothing
+        self._next = -math.inf
+        self._edits, self._largest = 0, [0.0, 0.0, 0.0]
+
+    def saw(
+        self, indices: NDArray[np.int64], values: NDArray[np.float32], x: NDArray[np.float32] | None = None
+    ) -> None:
+        """Count rows that were encoded as the bundle says, without options of the caller.
+
+        Args:
+            indices: [n, w].
+            values: [n, w]; 0 where a slot is not used.
+            x: the activations, [n, d_in]; None where they are not at hand.
+        """
+        used = values > 0
+        self._count(np.count_nonzero(used, axis=1), indices[used])
+        if x is not None and self._rebuild is not None and len(x) and self._now() >= self._next:
+            self._measure(indices, values, x, self._rebuild)
+
+    def saw_features(self, features: Features, own: NDArray[np.bool_] | None = None) -> None:
+        """Count the tokens of a text.
+
+        Args:
+            features: of its tokens.
+            own: whether a token is the text's own and no special one, [t]; None: all are. Training leaves special
+                tokens out, and so do its figures.
+        """
+        counts = np.diff(features.indptr)
+        if own is None:
+            self._count(counts, features.indices)
+        else:
+            self._count(counts[own], features.indices[np.repeat(own, counts)])
+
+    def edited(self, edits: Sequence[Edit]) -> None:
+        """Note the edits of a request that was accepted, in numbers."""
+        if edits:
+            rows = [(edit.factor, edit.shift, edit.low, edit.high) for edit in edits]
+            scale, shift, low, high = np.array(rows).T
+            features = np.array([edit.feature for edit in edits], np.int64)
+            self.edited_arrays(features, scale=scale, shift=shift, low=low, high=high)
+
+    def edited_arrays(
+        self,
+        features: NDArray[np.int64],
+        *,
+        scale: ArrayLike = 1.0,
+        shift: ArrayLike = 0.0,
+        low: ArrayLike = -math.inf,
+        high: ArrayLike = math.inf,
+    ) -> None:
+        """The same for the inputs of steer.onnx; edits that change nothing do not count."""
+        ids, *wide = np.broadcast_arrays(features, *(np.asarray(a, np.float64) for a in (scale, shift, low, high)))
+        factor, value, least, most = wide
+        largest = float(np.finfo(np.float32).max)
+        changes = (factor != 1) | (value != 0) | (least > -largest) | (most < largest)
+        if not changes.any():
+            return
+        strength = np.abs(np.minimum(np.maximum(value, least), most))[changes]
+        multiple = 0.0
+        if self._stats is not None:
+            units = self._stats.largest[ids[changes]].astype(np.float64)
+            multiple = float(np.divide(strength, units, out=np.zeros_like(strength), where=units > 0).max())
+        found = (float(strength.max()), multiple, float(np.abs(factor[changes]).max()))
+        with self._lock:
+            self._edits += int(changes.sum())
+            self._largest = list(map(max, self._largest, found))
+
+    def expected(self) -> Figures:
+        """The figures of the manifest."""
+        return self._expected
+
+    def recent(self) -> Figures:
+        """The figures of the last tokens, of one to two windows."""
+        with self._lock:
+            old, new = self._old, self._new
+            tokens, matches = old.tokens + new.tokens, old.matches + new.matches
+            saturated = old.saturated + new.saturated
+            sampled, error = old.sampled + new.sampled, old.error + new.error
+            total, square = np.asarray(old.total + new.total), old.square + new.square
+            seen = old.seen | new.seen
+        if not tokens:
+            return Figures()
+        spread = square - float((total**2).sum()) / max(sampled, 1)
+        return Figures(
+            tokens=tokens,
+            l0=matches / tokens,
+            explained_variance=1 - error / spread if sampled > 1 and spread > 1e-9 * square else None,
+            saturated=None if self._slots is None else saturated / tokens,
+            silent=None if self._stats is None else int((expected_features(self._stats, tokens) & ~seen).sum()),
+        )
+
+    def totals(self) -> Totals:
+        """What only grows since the start."""
+        with self._lock:
+            every, (edit, multiple, factor) = self._all, self._largest
+            return Totals(
+                tokens=every.tokens,
+                matches=every.matches,
+                saturated=every.saturated,
+                redone=self._redone(),
+                sampled=every.sampled,
+                edits=self._edits,
+                largest_edit=edit,
+                largest_multiple=multiple,
+                largest_factor=factor,
+            )
+
+    def _count(self, counts: NDArray[np.int64], indices: NDArray[Any]) -> None:
+        saturated = 0 if self._slots is None else int(np.count_nonzero(counts >= self._slots))
+        with self._lock:
+            if self._new.tokens >= WINDOW:
+                self._old, self._new = self._new, _Counted(self.d_sae)
+            self._new.seen[indices] = True
+            for sums in (self._new, self._all):
+                sums.tokens += len(counts)
+                sums.matches += len(indices)
+                sums.saturated += saturated
+
+    def _measure(
+        self, indices: NDArray[np.int64], values: NDArray[np.float32], x: NDArray[np.float32], rebuild: Rebuild
+    ) -> None:
+        """Add a few rows of a request to the explained variance; they are spread over it."""
+        begun = self._now()
+        rows = np.unique(np.linspace(0, len(x) - 1, min(SAMPLE, len(x))).astype(np.int64))
+        own = np.ascontiguousarray(x[rows])
+        self._next = begun + PAUSE
+        try:
+            x_hat = rebuild(np.ascontiguousarray(indices[rows]), np.ascontiguousarray(values[rows]), own)
+        except ValueError:  # a reconstruction may overflow, and the caller's features are sound all the same
+            return
+        wide = own.astype(np.float64)
+        error = float(((wide - x_hat) ** 2).sum())
+        with self._lock:
+            if self._shift is None:
+                self._shift = wide.mean(axis=0)
+            moved = wide - self._shift
+            self._new.error += error
+            self._new.square += float((moved**2).sum())
+            self._new.total = self._new.total + moved.sum(axis=0)
+            self._new.sampled += len(rows)
+            self._all.sampled += len(rows)
+
+
+def watch_bundle(sae: SAE) -> Watched:
+    """Watch a bundle, whose callers send activations. A transcoder rebuilds others, so its variance is not known.
+
+    >>> watch_bundle(sae).expected().l0 == sae.manifest.measured.get("l0")
+    True
+    """
+    architecture = sae.manifest.architecture
+
+    def rebuild(indices: NDArray[np.int64], values: NDArray[np.float32], x: NDArray[np.float32]) -> NDArray[np.float32]:
+        return sae.decode(from_slots([(indices, values)], sae.d_sae, (len(x),)), x)
+
+    return Watched(
+        sae.d_sae,
+        sae.manifest,
+        sae.stats,
+        slots=None if architecture.k is not None else sae.manifest.slots,
+        rebuild=rebuild if architecture.d_out is None else None,
+        redone=lambda: sae.redone[0],
+    )
+
+
+def watch_splice(sae: SplicedSAE) -> Watched:
+    """Watch an SAE in a deployed model, whose activations stay in the graph: the variance is not known.
+
+    >>> watch_splice(load_model(model_path).saes["sae"]).recent().tokens
+    0
+    """
+    known = sae.bundle is not None
+    manifest = None if sae.bundle is None else read_manifest(sae.bundle)
+    return Watched(sae.d_sae, manifest, sae.stats if known else None, slots=sae.slots if sae.by_threshold else None)
+
+
+def expected_features(stats: Stats, tokens: int) -> NDArray[np.bool_]:
+    """The features that should have been active on some of so many tokens, bool [d_sae].
+
+    If tokens were independent, chance would leave one of them out on one server of a thousand. A feature that the
+    stats saw too seldom is not expected, since its density is not known well.
+
+    >>> stats = Stats(np.array([0.5, 1e-6], np.float32), np.ones(2, np.float32), tokens=1000)
+    >>> expected_features(stats, 100).tolist()
+    [True, False]
+    """
+    needed = math.log(1000 * len(stats.density))
+    found: NDArray[np.bool_] = stats.density.astype(np.float64) * min(tokens, stats.tokens) >= needed
+    return found
+
+
+def expected_figures(manifest: Manifest | None, stats: Stats | None) -> Figures:
+    """The figures of a manifest that live traffic is compared with.
+
+    Callers send all rows, so the figures with the rows that training left out are taken where there are some.
+    """
+    if manifest is None:
+        return Figures()
+    measured: Mapping[str, float] = {**manifest.measured, **manifest.measured_with_left_out}
+    fvu, l0, tokens = (measured.get(name) for name in ("fvu", "l0", "tokens"))
+    return Figures(
+        tokens=int(tokens or 0),
+        l0=l0,
+        explained_variance=None if fvu is None else 1 - fvu,
+        saturated=None if manifest.architecture.k is not None else 0.001,  # what calibrate sets the slots for
+        silent=None if stats is None else 0,
+    )
