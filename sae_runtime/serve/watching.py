@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,57 +17,12 @@ from sae_runtime.core.edits import Edit
 from sae_runtime.core.features import Features, from_slots
 from sae_runtime.deployed.spliced_sae import SplicedSAE
 from sae_runtime.sae import SAE
+from sae_runtime.serve.figures import Figures, Totals, expected_features, expected_figures
 
 WINDOW = 50_000  # tokens; what is recent are the last one to two windows
 SAMPLE, PAUSE = 16, 0.25  # rows of a sample, and the least seconds between two
 
 Rebuild = Callable[[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]], NDArray[np.float32]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figures:
-    """Figures of one SAE; None where they are not known.
-
-    Attributes:
-        tokens: on which they were counted.
-        l0: active features of a token, on average.
-        explained_variance: 1 - FVU.
-        saturated: share of the tokens that filled all slots, so that they were encoded twice; None by top k.
-        silent: number of features that should have been active by now and were not.
-    """
-
-    tokens: int = 0
-    l0: float | None = None
-    explained_variance: float | None = None
-    saturated: float | None = None
-    silent: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Totals:
-    """What only grows since the start.
-
-    Attributes:
-        tokens: that were encoded.
-        matches: active features of all of them.
-        saturated: tokens that filled all slots.
-        redone: tokens of which the fast encoder was not certain, so that encode.onnx encoded them again.
-        sampled: tokens on which the explained variance was measured.
-        edits: edits by the features they change.
-        largest_edit: largest activation that an edit set or added, without its sign.
-        largest_multiple: the same in multiples of the feature's largest activation.
-        largest_factor: largest factor of an edit, without its sign.
-    """
-
-    tokens: int = 0
-    matches: int = 0
-    saturated: int = 0
-    redone: int = 0
-    sampled: int = 0
-    edits: int = 0
-    largest_edit: float = 0.0
-    largest_multiple: float = 0.0
-    largest_factor: float = 0.0
 
 
 @dataclass
@@ -289,42 +244,10 @@ def watch_bundle(sae: SAE) -> Watched:
 def watch_splice(sae: SplicedSAE) -> Watched:
     """Watch an SAE in a deployed model, whose activations stay in the graph: the variance is not known.
 
+    >>> from sae_runtime import load_model
     >>> watch_splice(load_model(model_path).saes["sae"]).recent().tokens
     0
     """
     known = sae.bundle is not None
     manifest = None if sae.bundle is None else read_manifest(sae.bundle)
     return Watched(sae.d_sae, manifest, sae.stats if known else None, slots=sae.slots if sae.by_threshold else None)
-
-
-def expected_features(stats: Stats, tokens: int) -> NDArray[np.bool_]:
-    """The features that should have been active on some of so many tokens, bool [d_sae].
-
-    If tokens were independent, chance would leave one of them out on one server of a thousand. A feature that the
-    stats saw too seldom is not expected, since its density is not known well.
-
-    >>> stats = Stats(np.array([0.5, 1e-6], np.float32), np.ones(2, np.float32), tokens=1000)
-    >>> expected_features(stats, 100).tolist()
-    [True, False]
-    """
-    needed = math.log(1000 * len(stats.density))
-    found: NDArray[np.bool_] = stats.density.astype(np.float64) * min(tokens, stats.tokens) >= needed
-    return found
-
-
-def expected_figures(manifest: Manifest | None, stats: Stats | None) -> Figures:
-    """The figures of a manifest that live traffic is compared with.
-
-    Callers send all rows, so the figures with the rows that training left out are taken where there are some.
-    """
-    if manifest is None:
-        return Figures()
-    measured: Mapping[str, float] = {**manifest.measured, **manifest.measured_with_left_out}
-    fvu, l0, tokens = (measured.get(name) for name in ("fvu", "l0", "tokens"))
-    return Figures(
-        tokens=int(tokens or 0),
-        l0=l0,
-        explained_variance=None if fvu is None else 1 - fvu,
-        saturated=None if manifest.architecture.k is not None else 0.001,  # what calibrate sets the slots for
-        silent=None if stats is None else 0,
-    )
