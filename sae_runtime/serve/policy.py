@@ -189,11 +189,12 @@ class Guard:
             bound = np.minimum(bound, policy.largest_multiple * self._known_largest()[ids].astype(np.float64))
         bound = bound * (1 + _ROUNDING)
         strength = np.abs(np.minimum(np.maximum(shift, low), high))
-        clipped = (low >= -bound) & (high <= bound) & (low <= high)
+        clipped = np.isfinite(bound) & (low >= -bound) & (high <= bound) & (low <= high)
         # A comparison with NaN is false.
         factor = min(policy.largest_factor, policy.largest_multiple)
         weak = (strength <= bound) & (np.abs(scale) <= factor * (1 + _ROUNDING))
-        refused = np.flatnonzero(~(weak | (clipped & np.isfinite(bound))))
+        finite = np.isfinite(scale) & np.isfinite(shift)
+        refused = np.flatnonzero(~(finite & (weak | clipped)))
         if len(refused):
             first = int(refused[0])
             feature = int(ids[first])
