@@ -66,7 +66,7 @@ def test_special_tokens_do_not_count() -> None:
 def test_explained_variance_equals_numpy_on_the_sampled_rows(offset: float) -> None:
     indices, values = traffic(400)
     x = (dense(indices, values) @ W_DEC + RNG.normal(size=(400, D_IN)) + offset).astype(np.float32)
-    clock = iter(np.arange(0, 1e6, 0.2))  # each request asks twice, so that every one of them is sampled
+    clock = iter(np.arange(0, 1e6, 1.0))  # longer than the pause at every look
     watched = Watched(D_SAE, rebuild=lambda i, v, own: rebuilt(i, v, own) + np.float32(offset), now=lambda: next(clock))
     for begin in range(0, 400, 8):
         rows = slice(begin, begin + 8)
