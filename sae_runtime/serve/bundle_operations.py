@@ -21,8 +21,8 @@ from sae_runtime.serve.row_lane import Piece, RowLane
 from sae_runtime.serve.scheduler import OneByOne
 from sae_runtime.serve.tensors import BYTES, Arrays, Tensor, as_text
 
-CheckEdits = Callable[[Any, Sequence[Edit]], None]
-"""Refuses edits of an SAE that this server does not allow; they are in plain numbers."""
+CheckEdits = Callable[..., None]
+"""Refuses edits of an SAE, in plain numbers, that this server does not allow; a gate of numbers may follow."""
 
 
 def bundle_operations(sae: SAE, limits: Limits, check_edits: CheckEdits, saw: Callable[..., None]) -> list[Operation]:
@@ -177,7 +177,7 @@ class _Steer:
         for one in edits:
             if len(one) > self._limits.edits:
                 raise TooLarge(f"{len(one)} edits were given, and this server takes {self._limits.edits}; give fewer")
-            self._check(self._sae, one)
+            self._check(self._sae, one, gate)
         return (x, edits[0] if len(edits) == 1 else edits, gate), x.size // self._sae.d_in
 
     def run(self, work: Any) -> Arrays:

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
 from sae_runtime.serve.scheduler import Job
@@ -45,6 +45,7 @@ class RowLane:
 
     def __init__(self, shares: Shares) -> None:
         self._shares = shares
+        self.merged: Callable[..., None] | None = None  # is told the requests and rows of each tile
         self._arrived = deque[Job]()  # from other threads
         self._kinds: dict[Hashable, list[Job]] = {}
 
@@ -84,6 +85,8 @@ class RowLane:
             for one in turn:
                 self._answer([one])
             return
+        if self.merged is not None and pieces:
+            self.merged(requests=len(turn), rows=sum(rows for _, rows in turn))
         for (job, rows), part in zip(turn, parts, strict=True):
             job.done += rows
             job.parts.append(part)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from sae_runtime.bundle.manifest import Manifest
 from sae_runtime.bundle.parts import read_manifest
@@ -18,6 +18,7 @@ from sae_runtime.core.features import Features, from_slots
 from sae_runtime.deployed.spliced_sae import SplicedSAE
 from sae_runtime.sae import SAE
 from sae_runtime.serve.figures import Figures, Totals, expected_features, expected_figures
+from sae_runtime.serve.policy import kind_of, strength_of
 
 WINDOW = 50_000  # tokens; what is recent are the last one to two windows
 SAMPLE, PAUSE = 16, 0.25  # rows of a sample, and the least seconds between two
@@ -111,37 +112,18 @@ class Watched:
             self._count(counts[own], features.indices[np.repeat(own, counts)])
 
     def edited(self, edits: Sequence[Edit]) -> None:
-        """Note the edits of a request that was accepted, in numbers."""
-        if edits:
-            rows = [(edit.factor, edit.shift, edit.low, edit.high) for edit in edits]
-            scale, shift, low, high = np.array(rows).T
-            features = np.array([edit.feature for edit in edits], np.int64)
-            self.edited_arrays(features, scale=scale, shift=shift, low=low, high=high)
-
-    def edited_arrays(
-        self,
-        features: NDArray[np.int64],
-        *,
-        scale: ArrayLike = 1.0,
-        shift: ArrayLike = 0.0,
-        low: ArrayLike = -math.inf,
-        high: ArrayLike = math.inf,
-    ) -> None:
-        """The same for the inputs of steer.onnx; edits that change nothing do not count."""
-        ids, *wide = np.broadcast_arrays(features, *(np.asarray(a, np.float64) for a in (scale, shift, low, high)))
-        factor, value, least, most = wide
-        largest = float(np.finfo(np.float32).max)
-        changes = (factor != 1) | (value != 0) | (least > -largest) | (most < largest)
-        if not changes.any():
+        """Note the edits of a request that was accepted, in numbers; those that change nothing do not count."""
+        edits = [edit for edit in edits if kind_of(edit) != "none" and 0 <= int(edit.feature) < self.d_sae]
+        if not edits:
             return
-        strength = np.abs(np.minimum(np.maximum(value, least), most))[changes]
-        multiple = 0.0
+        strengths = [strength_of(edit) for edit in edits]
+        multiples = [0.0]
         if self._stats is not None:
-            units = self._stats.largest[ids[changes]].astype(np.float64)
-            multiple = float(np.divide(strength, units, out=np.zeros_like(strength), where=units > 0).max())
-        found = (float(strength.max()), multiple, float(np.abs(factor[changes]).max()))
+            units = [float(self._stats.largest[int(edit.feature)]) for edit in edits]
+            multiples += [strength / unit for strength, unit in zip(strengths, units, strict=True) if unit > 0]
+        found = max(strengths), max(multiples), max(abs(edit.factor) for edit in edits)
         with self._lock:
-            self._edits += int(changes.sum())
+            self._edits += len(edits)
             self._largest = list(map(max, self._largest, found))
 
     def expected(self) -> Figures:

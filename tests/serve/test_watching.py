@@ -154,9 +154,10 @@ def test_the_largest_edits() -> None:
     stats = Stats(np.ones(D_SAE, np.float32), np.arange(D_SAE).astype(np.float32), tokens=10)
     watched = Watched(D_SAE, stats=stats)
     watched.edited([Edit.set(4, 8.0), Edit.add(2, -6.0), Edit.scale(3, -2.5), Edit.cap(5, 1e9)])
-    watched.edited_arrays(np.array([[7, 0], [7, 0]]), shift=np.array([[0, 0], [7, 0]], np.float32))
+    watched.edited([Edit(7), Edit.add(7, 7.0), Edit.set(0, 0.5)])  # the first changes nothing
+    watched.edited([Edit.set(D_SAE, 1.0), Edit.set(-1, 1.0)])  # which do not exist
     totals = watched.totals()
-    assert (totals.edits, totals.largest_edit, totals.largest_multiple, totals.largest_factor) == (5, 8.0, 3.0, 2.5)
+    assert (totals.edits, totals.largest_edit, totals.largest_multiple, totals.largest_factor) == (6, 8.0, 3.0, 2.5)
 
 
 def test_expected_figures() -> None:
