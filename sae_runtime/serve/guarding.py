@@ -169,8 +169,12 @@ class Guards:
             )
             for one, (own, sae) in served
         }
-        for guard in self._guards.values():
-            guard.check_start()
+        for (name, version, own), guard in self._guards.items():
+            try:
+                guard.check_start()
+            except ValueError as error:
+                of = "" if own == name else f", SAE {own}"
+                raise ValueError(f"{name} (version {version}){of}: {error}") from None
 
     def check(
         self, loaded: Loaded, sae: SAE | SplicedSAE, edits: Sequence[Edit], gate: NDArray[Any] | None = None

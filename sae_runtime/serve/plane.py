@@ -154,6 +154,16 @@ class Plane:
         return not self._closing
 
     @property
+    def watcher(self) -> Watcher | None:
+        """Sees what is served."""
+        return self._watcher
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of the arrays and texts of requests that wait or run."""
+        return self._bytes
+
+    @property
     def waiting(self) -> int:
         """Number of requests that wait or run."""
         return self._waiting
