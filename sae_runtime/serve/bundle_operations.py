@@ -43,7 +43,11 @@ def bundle_operations(sae: SAE, limits: Limits, check_edits: CheckEdits, saw: Ca
         "topk": Tensor("k", "INT64", (1,), optional=True),
     }.get(architecture.selection)
     encode = Operation(
-        "encode", (x, *filter(None, [option])), slots, _Encode(sae, limits).accept, RowLane(Encoding(sae, saw, merges=merges.encode))
+        "encode",
+        (x, *filter(None, [option])),
+        slots,
+        _Encode(sae, limits).accept,
+        RowLane(Encoding(sae, saw, merges=merges.encode)),
     )
     decoding = Decoding(sae, merges=merges.decode)
     decode = Operation(
@@ -152,7 +156,9 @@ class _Steer:
                     raise Invalid(f"feature {edit.feature} does not exist, expected 0 to {self._sae.d_sae - 1}")
             self._check(self._sae, one, gate)
         lists = edits if len(edits) > 1 else [edits[0]]
-        work = Steered(x.reshape(len(lists), -1, self._sae.d_in), lists, self._gate(gate, x.shape[:-1], len(lists)), x.shape)
+        work = Steered(
+            x.reshape(len(lists), -1, self._sae.d_in), lists, self._gate(gate, x.shape[:-1], len(lists)), x.shape
+        )
         return work, self._steering.units(work)
 
     @staticmethod
@@ -165,7 +171,9 @@ class _Steer:
         try:
             return np.broadcast_to(gate, shape).reshape(lists, -1)
         except ValueError:
-            raise Invalid(f"gate {list(gate.shape)} does not fit tokens {list(shape)}; give a number for each") from None
+            raise Invalid(
+                f"gate {list(gate.shape)} does not fit tokens {list(shape)}; give a number for each"
+            ) from None
 
     def _edits(self, arrays: Arrays, requests: int) -> list[list[Edit]]:
         texts = arrays.get("edits")

@@ -137,5 +137,6 @@ def _padded(sae: SAE, x: NDArray[np.float32]) -> frozenset[int]:
 def _alone(sae: SAE, batch: NDArray[np.float32], edits: list[list[Edit]]) -> bool:
     together = sae.steer(batch, edits)
     return all(
-        _same(sae.steer(one[None], [own]), merged[None]) for one, own, merged in zip(batch, edits, together, strict=True)
+        _same(sae.steer(one[None], [own]), merged[None])
+        for one, own, merged in zip(batch, edits, together, strict=True)
     )

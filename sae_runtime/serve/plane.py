@@ -1,5 +1,6 @@
 """The plane: everything that is served, by name, with numpy arrays in and out and no HTTP."""
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from sae_runtime.serve.catalogue import OPERATIONS, Loaded, chosen, open_all
 from sae_runtime.serve.errors import Closing, Full, Invalid, NotFound, TimedOut, TooLarge, refusal
 from sae_runtime.serve.limits import Limits
 from sae_runtime.serve.operation import Operation
+from sae_runtime.serve.row_lane import RowLane
 from sae_runtime.serve.scheduler import Job, Scheduler
 from sae_runtime.serve.tensors import Arrays, Tensor, as_bytes, checked
 from sae_runtime.serve.text_operations import Work, resolved, text_operations
@@ -27,11 +29,14 @@ from sae_runtime.serve.text_operations import Work, resolved, text_operations
 class Policy(Protocol):
     """Which edits this server allows."""
 
-    def check(self, loaded: Loaded, sae: Any, edits: Sequence[Edit], gate: NDArray[np.float32] | None) -> None:
+    def check(self, loaded: Loaded, sae: Any, edits: Sequence[Edit], gate: NDArray[Any] | None = None) -> None:
         """Raise ValueError for an edit that is not allowed.
 
-        The edits are in plain numbers; `sae` is a bundle's `SAE` or a `SplicedSAE`. The gate multiplies the edits of a
-        bundle's activations, None: by 1; the gates of texts are 0 or 1.
+        Args:
+            loaded: what is asked.
+            sae: an SAE of a bundle or a `SplicedSAE`.
+            edits: in plain numbers.
+            gate: numbers that multiply the edits; None: at most 1.
         """
         ...
 
@@ -51,6 +56,10 @@ class Watcher(Protocol):
 
     def edited(self, loaded: Loaded, sae: Any, edits: Sequence[Edit]) -> None:
         """Edits of one request that were accepted, in plain numbers; on the caller's thread."""
+        ...
+
+    def merged(self, loaded: Loaded, operation: str, *, requests: int, rows: int) -> None:
+        """Rows or texts of several requests that were computed at once."""
         ...
 
     def answered(
@@ -125,6 +134,11 @@ class Plane:
         self._operations: dict[tuple[str, int], dict[str, Operation]] = {
             (one.name, one.version): {op.name: op for op in self._made(one)} for one in self.loaded
         }
+        if watcher is not None:
+            for one in self.loaded:
+                for operation in self._operations[one.name, one.version].values():
+                    if isinstance(operation.lane, RowLane):
+                        operation.lane.merged = functools.partial(watcher.merged, one, operation.name)
         self._found: dict[tuple[str, Any], tuple[Loaded, Operation]] = {}
         self._lock, self._waiting, self._bytes, self._closing = threading.Lock(), 0, 0, False
         every = [op for ops in self._operations.values() for op in ops.values()]
@@ -140,6 +154,16 @@ class Plane:
     def ready(self) -> bool:
         """Whether new requests are taken."""
         return not self._closing
+
+    @property
+    def watcher(self) -> Watcher | None:
+        """Sees what is served."""
+        return self._watcher
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of the arrays and texts of requests that wait or run."""
+        return self._bytes
 
     @property
     def waiting(self) -> int:
@@ -360,7 +384,7 @@ class Plane:
         return found
 
     def _made(self, loaded: Loaded) -> list[Operation]:
-        def check(sae: Any, edits: Sequence[Edit], gate: Any = None) -> None:
+        def check(sae: Any, edits: Sequence[Edit], gate: NDArray[Any] | None = None) -> None:
             self._check_edits(loaded, sae, edits, gate)
 
         if loaded.sae is not None:
@@ -378,7 +402,7 @@ class Plane:
 
         return text_operations(loaded.model, self.limits, check, saw_texts)
 
-    def _check_edits(self, loaded: Loaded, sae: Any, edits: Sequence[Edit], gate: Any = None) -> None:
+    def _check_edits(self, loaded: Loaded, sae: Any, edits: Sequence[Edit], gate: NDArray[Any] | None = None) -> None:
         if edits and self._policy is not None:
             self._policy.check(loaded, sae, edits, gate)
         if edits and self._watcher is not None:

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
 from sae_runtime.serve.scheduler import Job
@@ -49,6 +49,7 @@ class RowLane:
 
     def __init__(self, shares: Shares) -> None:
         self._shares = shares
+        self.merged: Callable[..., None] | None = None  # is told the requests and rows of each tile
         self._arrived = deque[Job]()  # from other threads
         self._kinds: dict[Hashable, list[Job]] = {}
 
@@ -88,6 +89,8 @@ class RowLane:
             for one in turn:
                 self._answer([one])
             return
+        if self.merged is not None and pieces:
+            self.merged(requests=len(turn), rows=sum(units for _, units in turn))
         for (job, units), part in zip(turn, parts, strict=True):
             job.done += units
             job.parts.append(part)
