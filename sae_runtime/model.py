@@ -13,7 +13,7 @@ from sae_runtime.bundle.vocabulary import read_vocabulary
 from sae_runtime.core.edits import Edit
 from sae_runtime.core.features import Features
 from sae_runtime.core.gates import Gate
-from sae_runtime.deployed.batching import ROUNDS_BY_BATCH, TOKENS, TOKENS_OF_DEVICE
+from sae_runtime.deployed.batching import ROUNDS_BY_BATCH, TOKENS, TOKENS_OF_DEVICE, of_tokens
 from sae_runtime.deployed.embedding import chosen_prompt, sentence_of, tokens_of_prompt, vectors_of
 from sae_runtime.deployed.host_sessions import HostSessions
 from sae_runtime.deployed.layout import Layout, read_layout
@@ -110,6 +110,23 @@ class Model:
         if any(name in outputs for name in (*VECTORS, POOLED)):
             return "vectors"
         return "text" if writes_text(self.layout, outputs) else "other"
+
+    @property
+    def outputs(self) -> dict[str, tuple[str, tuple[int, ...], bool]]:
+        """What `run` gives, by name: onnxruntime's type, the shape for all texts, and whether each token has a row.
+
+        In the shape -1 is any size; all tokens of all texts are one dimension.
+
+        >>> load_model(model_path).outputs
+        {'last_hidden_state': ('tensor(float)', (-1, 24), True)}
+        """
+        graph, found = self._sessions.open(), {}
+        types = {value.name: value.type for value in graph.session.get_outputs()}
+        for name, shape in graph.outputs.items():
+            by_token = of_tokens(shape, graph.inputs.ids.shape)
+            rest = shape[2:] if by_token else shape[1:]
+            found[name] = types[name], (-1, *(s if isinstance(s, int) and s > 0 else -1 for s in rest)), by_token
+        return found
 
     def close(self) -> None:
         """Close the graphs. A later call opens them again."""

@@ -164,6 +164,11 @@ class SAE:
         return self.manifest.architecture.d_sae
 
     @property
+    def tile(self) -> int:
+        """Rows that are encoded at once; an array of more rows is cut into tiles."""
+        return self._tiler.tile
+
+    @property
     def stats(self) -> Stats | None:
         """How often and how strongly each feature was active on measured tokens; None if the bundle has no stats."""
         # Not a cached_property: in Python 3.11 it has a lock, which a forked process may get locked.
