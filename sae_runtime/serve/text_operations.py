@@ -23,6 +23,7 @@ from sae_runtime.serve.limits import Limits
 from sae_runtime.serve.operation import Operation
 from sae_runtime.serve.row_lane import Piece, RowLane
 from sae_runtime.serve.tensors import BYTES, Arrays, Tensor, as_bytes, as_text, of_onnx
+from sae_runtime.serve.writing import writing_operation
 
 _TEXTS = 16  # of a piece of work
 _TEXT = Tensor("text", BYTES, (-1,))
@@ -30,7 +31,7 @@ _ASKED = (Tensor("edits", BYTES, (-1,), optional=True), Tensor("gate", BYTES, (-
 
 
 def text_operations(model: Model, limits: Limits, check_edits: CheckEdits, saw: Callable[..., None]) -> list[Operation]:
-    """The operations of a deployed model, but for those that write text.
+    """The operations of a deployed model.
 
     Args:
         model: the deployed model.
@@ -61,6 +62,8 @@ def text_operations(model: Model, limits: Limits, check_edits: CheckEdits, saw: 
     if model.kind == "vectors":
         outputs = (Tensor("embedding", "FP32", (-1, -1)),)
         found.append(Operation("embed", (_TEXT, *asked), outputs, texts.accept, RowLane(_Embed(model))))
+    if model.kind == "text":
+        found.append(writing_operation(model, limits, texts.accept, asked))
     return found
 
 
