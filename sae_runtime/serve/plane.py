@@ -4,7 +4,7 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -23,7 +23,8 @@ from sae_runtime.serve.operation import Operation
 from sae_runtime.serve.row_lane import RowLane
 from sae_runtime.serve.scheduler import Job, Scheduler
 from sae_runtime.serve.tensors import Arrays, Tensor, as_bytes, checked
-from sae_runtime.serve.text_operations import Work, resolved, text_operations
+from sae_runtime.serve.text_operations import resolved, text_operations
+from sae_runtime.serve.text_sharing import Work
 
 
 class Policy(Protocol):
@@ -141,7 +142,9 @@ class Plane:
                         operation.lane.merged = functools.partial(watcher.merged, one, operation.name)
         self._found: dict[tuple[str, Any], tuple[Loaded, Operation]] = {}
         self._lock, self._waiting, self._bytes, self._closing = threading.Lock(), 0, 0, False
-        self._scheduler = Scheduler([op.lane for ops in self._operations.values() for op in ops.values()])
+        every = [op for ops in self._operations.values() for op in ops.values()]
+        self._scheduler = Scheduler([op.lane for op in every if not op.is_long])
+        self._long = Scheduler([op.lane for op in every if op.is_long], name="sae-runtime serve, long")
 
     @classmethod
     def open(cls, specs: Sequence[str], **options: Any) -> "Plane":
@@ -241,7 +244,8 @@ class Plane:
         Raises:
             TimedOut: it was not there in time.
         """
-        return wait(self.submit(name, inputs, **options), options.get("timeout") or self.limits.seconds)
+        answer: Arrays = wait(self.submit(name, inputs, **options), options.get("timeout") or self.limits.seconds)
+        return answer
 
     def features(
         self, name: str, texts: Sequence[str], *, version: str | int | None = None, timeout: float | None = None
@@ -300,7 +304,9 @@ class Plane:
         """Take no new requests, finish what was accepted, for so many seconds at most, and end the thread."""
         with self._lock:
             self._closing = True
-        self._scheduler.close(drain, lambda: Closing("the server ends; ask another one"))
+        until = time.monotonic() + drain
+        for scheduler in (self._scheduler, self._long):
+            scheduler.close(max(until - time.monotonic(), 0), lambda: Closing("the server ends; ask another one"))
         for one in self.loaded:
             one.close()
 
@@ -350,14 +356,12 @@ class Plane:
         def ended(future: "Future[Any]") -> None:
             self.leave(size)
             if self._watcher is not None:
-                error = None if not future.cancelled() else FutureTimeout()
-                if error is None:
-                    error = future.exception()
+                error = CancelledError() if future.cancelled() else future.exception()
                 self._watcher.answered(loaded, operation.name, seconds=time.monotonic() - begun, rows=rows, error=error)
 
         job.future.add_done_callback(ended)
         operation.lane.put(job)
-        self._scheduler.wake()
+        (self._long if operation.is_long else self._scheduler).wake()
         return job.future
 
     def _find(self, name: str, version: str | int | None) -> tuple[Loaded, Operation]:
