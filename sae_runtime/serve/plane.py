@@ -23,13 +23,9 @@ from sae_runtime.serve.operation import Operation
 from sae_runtime.serve.row_lane import RowLane
 from sae_runtime.serve.scheduler import Job, Scheduler
 from sae_runtime.serve.tensors import Arrays, Tensor, as_bytes, checked
-<<<<<<< HEAD
-from sae_runtime.serve.text_operations import Work, resolved, text_operations
-from sae_runtime.serve.writing import Prompt, WritingLane, Written, texts_of
-=======
 from sae_runtime.serve.text_operations import resolved, text_operations
 from sae_runtime.serve.text_sharing import Work
->>>>>>> rest
+from sae_runtime.serve.writing import Prompt, WritingLane, Written, texts_of
 
 
 class Policy(Protocol):

@@ -110,10 +110,17 @@ class App:
             return _failed(path, 401, text, ((b"www-authenticate", b'Bearer realm="sae-runtime"'),))
         if (why := stranger(headers, self._hosts)) is not None:
             return _failed(path, 403, why, ())
-        body = b""
-        if b"content-length" in headers or b"transfer-encoding" in headers:
-            body = await self._body(headers, receive)
+        body, held, limits = b"", 0, self.plane.limits
+
+        def hold(size: int) -> None:
+            nonlocal held
+            if self._held + size > limits.waiting_bytes:
+                raise Full(1.0, "too many bytes wait already")
+            self._held, held = self._held + size, held + size
+
         try:
+            if b"content-length" in headers or b"transfer-encoding" in headers:
+                body = await read_body(receive, headers, limits.body, limits.seconds, hold)
             if path == "/v2" or path.startswith("/v2/"):
                 return await protocol.answer(self.plane, method, path, headers, body, receive, self.leaving)
             if path == "/metrics" and method == "GET":
@@ -124,15 +131,7 @@ class App:
             await self._routes({**scope, "headers": inner}, _replayed(body, receive), send)
             return None
         finally:
-            self._held -= len(body)
-
-    async def _body(self, headers: dict[bytes, bytes], receive: Any) -> bytes:
-        limits = self.plane.limits
-        if self._held > limits.waiting_bytes:
-            raise Full(1.0, "too many bytes wait already")
-        body = await read_body(receive, headers, limits.body, limits.seconds)
-        self._held += len(body)
-        return body
+            self._held -= held
 
     def _told(self, path: str, error: Refused) -> Said:
         said = protocol.refused(error)

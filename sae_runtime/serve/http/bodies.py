@@ -20,7 +20,9 @@ class Slow(Exception):
     """The client did not send its request in time."""
 
 
-async def read_body(receive: Receive, headers: Mapping[bytes, bytes], most: int, seconds: float) -> bytes:
+async def read_body(
+    receive: Receive, headers: Mapping[bytes, bytes], most: int, seconds: float, hold: Callable[[int], None]
+) -> bytes:
     """The body of a request, inflated.
 
     Args:
@@ -28,6 +30,7 @@ async def read_body(receive: Receive, headers: Mapping[bytes, bytes], most: int,
         headers: by name.
         most: bytes that it may have, before and after it is inflated.
         seconds: in which it must be here.
+        hold: is told of so many bytes that are now held; may raise.
 
     Raises:
         Gone: the client has left.
@@ -37,7 +40,7 @@ async def read_body(receive: Receive, headers: Mapping[bytes, bytes], most: int,
 
     >>> async def receive():
     ...     return {"type": "http.request", "body": zlib.compress(bytes(100)), "more_body": False}
-    >>> len(asyncio.run(read_body(receive, {b"content-encoding": b"deflate"}, 100, 1.0)))
+    >>> len(asyncio.run(read_body(receive, {b"content-encoding": b"deflate"}, 100, 1.0, lambda size: None)))
     100
     """
     said = headers.get(b"content-length", b"0")
@@ -48,13 +51,16 @@ async def read_body(receive: Receive, headers: Mapping[bytes, bytes], most: int,
         raise Invalid("the Content-Encoding is not known here; send gzip, deflate or plain bytes")
     message = await _first(receive, seconds)
     body: bytes = message.get("body", b"")
+    hold(len(body))
     if message.get("more_body"):
-        body = await _rest(receive, body, most, seconds)
+        body = await _rest(receive, body, most, seconds, hold)
     if len(body) > most:
         raise _too_large(most)
     if coding == b"identity":
         return body
-    return await asyncio.to_thread(_inflated, body, _WINDOWS[coding], most)
+    found = await asyncio.to_thread(_inflated, body, _WINDOWS[coding], most)
+    hold(len(found))
+    return found
 
 
 async def _first(receive: Receive, seconds: float) -> Any:
@@ -68,7 +74,7 @@ async def _first(receive: Receive, seconds: float) -> Any:
     return message
 
 
-async def _rest(receive: Receive, begun: bytes, most: int, seconds: float) -> bytes:
+async def _rest(receive: Receive, begun: bytes, most: int, seconds: float, hold: Callable[[int], None]) -> bytes:
     parts, size, until = [begun], len(begun), asyncio.get_running_loop().time() + seconds
     while True:
         if size > most:
@@ -76,6 +82,7 @@ async def _rest(receive: Receive, begun: bytes, most: int, seconds: float) -> by
         message = await _first(receive, until - asyncio.get_running_loop().time())
         parts.append(message.get("body", b""))
         size += len(parts[-1])
+        hold(len(parts[-1]))
         if not message.get("more_body"):
             return b"".join(parts)
 
