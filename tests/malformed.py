@@ -54,7 +54,9 @@ def answered(address: str, wrong: Wrong, seconds: float = 30.0) -> int:
             got = b""
             while b"\r\n" not in got and (part := connection.recv(65536)):
                 got += part
-        except (ConnectionResetError, BrokenPipeError):
+        except TimeoutError:
+            raise
+        except OSError:  # the server closed it
             return 0
     return int(got.split(b" ", 2)[1]) if got.startswith(b"HTTP/1.1 ") else 0
 
