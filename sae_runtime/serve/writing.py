@@ -224,7 +224,6 @@ def writing_operation(
         lambda arrays, parameters: lane.accept(accept(arrays, {})[0], parameters),
         lane,
         tensors=lambda written: {"text": as_bytes([written.text]), "finished": as_bytes([written.finished])},
-        parameters=_PARAMETERS,
     )
 
 

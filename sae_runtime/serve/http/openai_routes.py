@@ -79,10 +79,11 @@ def routes(plane: Plane) -> list[Route]:
     def writer(read: Callable[..., Any], *, chat: bool) -> Handler:
         async def written(request: Request) -> Response:
             ask = read(await _body(request, plane), plane.limits)
-            answers, told = Answers(plane, ask), Told(plane, ask, chat=chat)
+            answers = Answers(plane, ask)
             await asyncio.to_thread(answers.start)
             pieces = answers.pieces()
             try:
+                told = Told(plane, ask, chat=chat)
                 if ask.stream:
                     first = await unless_gone(request, anext(pieces))  # so that an error of the first has its own code
                     return _Stream(told.chunks(_behind(first, pieces), answers), answers)
