@@ -90,8 +90,8 @@ async def answer(
     raise NotFound(f"there is no route {method} {shown(path)}; GET /v2/models/NAME.OPERATION tells of a model")
 
 
-async def unless_gone(future: "Future[Any]", receive: Receive) -> Any:
-    """What a future of the plane gives, while the client is there; its work is dropped with the client.
+async def unless_gone(future: "Future[Any] | asyncio.Future[Any]", receive: Receive) -> Any:
+    """What a future of the plane, or a task, gives, while the client is there; its work is dropped with the client.
 
     Raises:
         Gone: the client has left.
