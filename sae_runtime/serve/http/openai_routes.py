@@ -28,7 +28,7 @@ from sae_runtime.serve.http.openai_request import (
     read_sae,
     read_texts,
 )
-from sae_runtime.serve.http.protocol import status_of, unless_gone
+from sae_runtime.serve.http.protocol import left, status_of, unless_gone
 from sae_runtime.serve.plane import Plane
 
 _FEATURES = 5  # of a token, where a caller of /v1/features names no number
@@ -125,11 +125,6 @@ async def wrong_method(request: Request, _: Exception) -> Response:
     return JSONResponse(error_object(error), 405)
 
 
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
 class _Stream(Response):
     """Sends events as they come; when the client leaves, its answers end.
 
@@ -145,7 +140,7 @@ class _Stream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sending = asyncio.ensure_future(self._send(send))
-        gone = asyncio.ensure_future(_gone(receive))
+        gone = asyncio.ensure_future(left(receive))
         try:
             await asyncio.wait([sending, gone], return_when=asyncio.FIRST_COMPLETED)
             if sending.done():

@@ -100,7 +100,7 @@ async def unless_gone(future: "Future[Any] | asyncio.Future[Any]", receive: Rece
     try:
         await asyncio.wait([waited], timeout=_PATIENCE)
         if not waited.done():  # so that short requests need no task beside them
-            gone = asyncio.ensure_future(receive())
+            gone = asyncio.ensure_future(left(receive))
             try:
                 await asyncio.wait([waited, gone], return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -110,6 +110,12 @@ async def unless_gone(future: "Future[Any] | asyncio.Future[Any]", receive: Rece
         return waited.result()
     finally:
         waited.cancel()
+
+
+async def left(receive: Receive) -> None:
+    """Wait until the client has left; a server may give empty parts of a body before."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _infer(
