@@ -147,7 +147,7 @@ async function read() {
   try {
     const body = { model: called(state.model), input: [$("text").value], features: SHOWN };
     const [text] = (await askJson("/v1/features", body)).data;
-    state.tokens = text.tokens.map((token) => ({ ...token, features: token.features.filter((one) => one.sae === state.sae.name) }));
+    state.tokens = placed(body.input[0], text.tokens);
     state.chosen = Math.max(0, state.tokens.findIndex((token) => !token.special));
     $("seen").hidden = false;
     showTokens();
@@ -156,6 +156,19 @@ async function read() {
     tell("read-error", error);
   }
   $("read").disabled = false;
+}
+
+// Tokens with the part of the text that each is, and what stands before it. Offsets count characters, not UTF-16 units.
+function placed(text, tokens) {
+  const signs = Array.from(text);
+  let read = 0;
+  return tokens.map((token) => {
+    const features = token.features.filter((one) => one.sae === state.sae.name);
+    if (token.special || token.end <= token.start || token.start < read) return { ...token, features, text: token.token, gap: "" };
+    const gap = signs.slice(read, token.start).join("");
+    read = token.end;
+    return { ...token, features, gap, text: signs.slice(token.start, token.end).join("") };
+  });
 }
 
 function showTokens() {
@@ -195,7 +208,7 @@ function showFeatures(at) {
     make("span", { className: "id" }, String(one.feature)),
     make("span", {}, make("span", { className: "what" }, one.label ? plain(one.label) : ""),
       make("meter", { min: 0, max: most, value: one.value, attributes: { "aria-label": `feature ${one.feature}` } })),
-    make("span", { className: "value" }, number(one.value)),
+    make("span", { className: "value" }, one.value.toFixed(2)),
     editable ? make("button", { on: { click: () => addEdit(one.feature, one.label, one.value) }, attributes: { "aria-label": `Steer feature ${one.feature}` } }, "Steer") : null,
   )) : [make("li", {}, "No feature is active.")]));
 }
@@ -207,7 +220,7 @@ function addEdit(feature, label = null, seen = null) {
   if (!known) {
     const times = state.sae.multiples;
     const most = times ? 5 : Math.max(1, Math.ceil(4 * (seen ?? 5)));
-    state.edits.push({ sae: state.sae.name, feature, label, kind: "set", times, most, value: times ? 1 : most / 2 });
+    state.edits.push({ sae: state.sae.name, feature, label, kind: "set", times, most, value: times ? 2 : most / 2 });
   }
   showEdits();
   if (state.tokens.length) showTokens();
@@ -361,7 +374,7 @@ function showTab() {
   if (state.model) $("code").textContent = PROGRAMS[program](state.model);
 }
 
-const quoted = (value) => JSON.stringify(value, null, 0).replace(/[\u007f-\uffff]/g, (sign) => "\\u" + sign.charCodeAt(0).toString(16).padStart(4, "0"));
+const quoted = (value) => plain(JSON.stringify(value)); // the signs that do not show are no part of JSON's syntax
 const someEdits = () => state.edits.length ? asked() : { edits: [{ feature: 12, set: state.sae?.multiples ? "x2" : 8.0 }] };
 const path = (model, operation) => `/v2/models/${model.name}.${operation}${called(model) === model.name ? "" : `/versions/${model.version}`}/infer`;
 const steers = (model) => model.saes.some((sae) => sae.edits);
