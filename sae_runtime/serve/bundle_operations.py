@@ -1,7 +1,6 @@
 """What a bundle answers: encode, encode_batch, decode and steer, by tensors."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,19 +9,20 @@ from numpy.typing import NDArray
 from sae_runtime.core.arrays import first_nonfinite
 from sae_runtime.core.edits import Edit
 from sae_runtime.core.features import from_slots
-from sae_runtime.core.slots import Slots, joined_slots
 from sae_runtime.engine.options import served_feed
 from sae_runtime.sae import SAE
 from sae_runtime.serve.edit_objects import parse, read_edits
 from sae_runtime.serve.errors import Invalid, TooLarge
 from sae_runtime.serve.limits import Limits
 from sae_runtime.serve.operation import Operation
-from sae_runtime.serve.row_lane import Piece, RowLane
+from sae_runtime.serve.merge_trial import try_merging
+from sae_runtime.serve.row_lane import RowLane
 from sae_runtime.serve.scheduler import OneByOne
+from sae_runtime.serve.sharing import Decoding, Encoding, Rows, Sparse, Steered, Steering
 from sae_runtime.serve.tensors import BYTES, Arrays, Tensor, as_text
 
-CheckEdits = Callable[[Any, Sequence[Edit]], None]
-"""Refuses edits of an SAE that this server does not allow; they are in plain numbers."""
+CheckEdits = Callable[..., None]
+"""Called with an SAE, edits in plain numbers, and how much of them each token gets; raises what is not allowed."""
 
 
 def bundle_operations(sae: SAE, limits: Limits, check_edits: CheckEdits, saw: Callable[..., None]) -> list[Operation]:
@@ -34,7 +34,7 @@ def bundle_operations(sae: SAE, limits: Limits, check_edits: CheckEdits, saw: Ca
         check_edits: refuses edits.
         saw: is called with rows that were encoded as fitted, and their slots.
     """
-    architecture = sae.manifest.architecture
+    architecture, merges = sae.manifest.architecture, try_merging(sae)
     x = Tensor("x", "FP32", (-1, sae.d_in))
     slots = Tensor("indices", "INT64", (-1, -1)), Tensor("values", "FP32", (-1, -1))
     by_threshold = architecture.selection == "threshold"
@@ -43,23 +43,29 @@ def bundle_operations(sae: SAE, limits: Limits, check_edits: CheckEdits, saw: Ca
         "topk": Tensor("k", "INT64", (1,), optional=True),
     }.get(architecture.selection)
     encode = Operation(
-        "encode", (x, *filter(None, [option])), slots, _Encode(sae, limits).accept, RowLane(_Encoding(sae, saw))
+        "encode",
+        (x, *filter(None, [option])),
+        slots,
+        _Encode(sae, limits).accept,
+        RowLane(Encoding(sae, saw, merges=merges.encode)),
     )
+    decoding = Decoding(sae, merges=merges.decode)
     decode = Operation(
         "decode",
         (*slots, *([x] if architecture.decodes_with_x else [])),
         (Tensor("x_hat", "FP32", (-1, sae.d_out)),),
-        _Decode(sae, limits).accept,
-        OneByOne(lambda work: {"x_hat": sae.decode(*work)}),
+        _Decode(sae, limits, decoding).accept,
+        RowLane(decoding),
     )
     found = [encode, decode]
     if sae.manifest.allocation is not None:
         density = Tensor("max_density", "FP64", (sae.d_sae,), optional=True)
         options = (Tensor("k", "FP64", (1,), optional=True), *([density] if by_threshold else []))
         batch = _Batch(sae, limits)
-        found.append(Operation("encode_batch", (x, *options), slots, batch.accept, OneByOne(batch.run)))
+        found.append(Operation("encode_batch", (x, *options), slots, batch.accept, OneByOne(batch.run), is_long=True))
     if architecture.d_out is None:
-        steer = _Steer(sae, limits, check_edits)
+        steering = Steering(sae, merges=merges.steer, padded=merges.padded)
+        steer = _Steer(sae, limits, check_edits, steering)
         numbers = tuple(Tensor(name, "FP32", (-1, -1), optional=True) for name in ("scale", "shift", "low", "high"))
         inputs = (
             Tensor("x", "FP32", (-1, -1, sae.d_in)),
@@ -69,57 +75,24 @@ def bundle_operations(sae: SAE, limits: Limits, check_edits: CheckEdits, saw: Ca
             Tensor("edits", BYTES, (-1,), optional=True),
         )
         outputs = (Tensor("y", "FP32", (-1, -1, sae.d_in)),)
-        found.append(Operation("steer", inputs, outputs, steer.accept, OneByOne(steer.run), ranks={"x": 2, "gate": 1}))
+        found.append(Operation("steer", inputs, outputs, steer.accept, RowLane(steering), ranks={"x": 2, "gate": 1}))
     return found
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Rows that wait to be encoded: x [n, d_in], options of `SAE.encode`, and what tells other options apart."""
-
-    x: NDArray[np.float32]
-    options: Mapping[str, Any]
-    kind: Hashable
 
 
 class _Encode:
     def __init__(self, sae: SAE, limits: Limits) -> None:
         self._sae, self._limits = sae, limits
 
-    def accept(self, arrays: Arrays, parameters: Mapping[str, Any]) -> tuple[_Rows, int]:
+    def accept(self, arrays: Arrays, parameters: Mapping[str, Any]) -> tuple[Rows, int]:
         x = arrays["x"]
         check_rows(x, self._limits)
         k, threshold = arrays.get("k"), arrays.get("threshold")
         if k is None and threshold is None:
-            return _Rows(x, {}, None), len(x)
+            return Rows(x, {}), len(x)
         options: dict[str, Any] = {"threshold": threshold} if k is None else {"k": int(k[0])}
         feed = served_feed(self._sae.manifest.architecture, **{"k": None, "threshold": None, **options})
         kind = tuple((name, array.tobytes()) for name, array in feed.items())
-        return _Rows(x, options, kind), len(x)
-
-
-class _Encoding:
-    """Rows of several requests, encoded at once."""
-
-    def __init__(self, sae: SAE, saw: Callable[..., None]) -> None:
-        self._sae, self._saw = sae, saw
-        self.tile = sae.tile
-
-    def kind(self, work: _Rows) -> Hashable:
-        return work.kind
-
-    def run(self, pieces: Sequence[Piece]) -> Sequence[Slots]:
-        rows = [work.x[begin:end] for work, begin, end in pieces]
-        x = rows[0] if len(rows) == 1 else np.concatenate(rows)
-        indices, values = self._sae.encode_slots(x, **pieces[0][0].options)
-        if not pieces[0][0].options:
-            self._saw(x, indices, values)
-        ends = np.cumsum([0, *map(len, rows)]).tolist()
-        return [(indices[a:b], values[a:b]) for a, b in zip(ends[:-1], ends[1:], strict=True)]
-
-    def whole(self, work: _Rows, parts: Sequence[Slots]) -> Arrays:
-        indices, values = joined_slots(parts)  # copies, so that no caller holds another's rows
-        return {"indices": indices, "values": values}
+        return Rows(x, options, kind), len(x)
 
 
 class _Batch:
@@ -139,8 +112,8 @@ class _Batch:
 
 
 class _Decode:
-    def __init__(self, sae: SAE, limits: Limits) -> None:
-        self._sae, self._limits = sae, limits
+    def __init__(self, sae: SAE, limits: Limits, decoding: Decoding) -> None:
+        self._sae, self._limits, self._decoding = sae, limits, decoding
 
     def accept(self, arrays: Arrays, parameters: Mapping[str, Any]) -> tuple[Any, int]:
         indices, values = arrays["indices"], arrays["values"]
@@ -162,12 +135,13 @@ class _Decode:
         if not np.isfinite(values).all() or (values < 0).any():
             raise Invalid("values must be finite and from 0 on; give the values that encode gave")
         features = from_slots([(indices, values)], self._sae.d_sae, (len(indices),))
-        return (features, x), len(indices)
+        slots = max(int(features.l0().max(initial=0)), 1)
+        return Sparse(features, x, slots), self._decoding.units(len(indices))
 
 
 class _Steer:
-    def __init__(self, sae: SAE, limits: Limits, check_edits: CheckEdits) -> None:
-        self._sae, self._limits, self._check = sae, limits, check_edits
+    def __init__(self, sae: SAE, limits: Limits, check_edits: CheckEdits, steering: Steering) -> None:
+        self._sae, self._limits, self._check, self._steering = sae, limits, check_edits, steering
 
     def accept(self, arrays: Arrays, parameters: Mapping[str, Any]) -> tuple[Any, int]:
         x, gate = arrays["x"], arrays.get("gate")
@@ -177,12 +151,29 @@ class _Steer:
         for one in edits:
             if len(one) > self._limits.edits:
                 raise TooLarge(f"{len(one)} edits were given, and this server takes {self._limits.edits}; give fewer")
-            self._check(self._sae, one)
-        return (x, edits[0] if len(edits) == 1 else edits, gate), x.size // self._sae.d_in
+            for edit in one:
+                if not 0 <= int(edit.feature) < self._sae.d_sae:
+                    raise Invalid(f"feature {edit.feature} does not exist, expected 0 to {self._sae.d_sae - 1}")
+            self._check(self._sae, one, gate)
+        lists = edits if len(edits) > 1 else [edits[0]]
+        work = Steered(
+            x.reshape(len(lists), -1, self._sae.d_in), lists, self._gate(gate, x.shape[:-1], len(lists)), x.shape
+        )
+        return work, self._steering.units(work)
 
-    def run(self, work: Any) -> Arrays:
-        x, edits, gate = work
-        return {"y": self._sae.steer(x, edits, gate=gate)}
+    @staticmethod
+    def _gate(gate: NDArray[np.float32] | None, shape: tuple[int, ...], lists: int) -> NDArray[np.float32] | None:
+        """The gate [lists, t] of activations of this leading shape."""
+        if gate is None:
+            return None
+        if not np.isfinite(gate).all():
+            raise Invalid("gate holds NaN or Inf; give finite numbers, one for each token")
+        try:
+            return np.broadcast_to(gate, shape).reshape(lists, -1)
+        except ValueError:
+            raise Invalid(
+                f"gate {list(gate.shape)} does not fit tokens {list(shape)}; give a number for each"
+            ) from None
 
     def _edits(self, arrays: Arrays, requests: int) -> list[list[Edit]]:
         texts = arrays.get("edits")

@@ -1,13 +1,14 @@
 """What a server has: bundles and deployed models by name and version, opened at the start."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sae_runtime.bundle.hub import SCHEME, local
 from sae_runtime.bundle.manifest import FILE as MANIFEST
 from sae_runtime.core.printable import printable
+from sae_runtime.deployed.spliced_sae import SplicedSAE
 from sae_runtime.engine.sessions import CPU, Provider
 from sae_runtime.model import Model, load_model
 from sae_runtime.sae import SAE, load
@@ -37,6 +38,13 @@ class Loaded:
 
     def __str__(self) -> str:
         return f"{self.name} (version {self.version})"
+
+    @property
+    def saes(self) -> Mapping[str, SAE | SplicedSAE]:
+        """Its SAEs by name; that of a bundle has the bundle's."""
+        if self.sae is not None:
+            return {self.name: self.sae}
+        return {} if self.model is None else self.model.saes
 
     def close(self) -> None:
         """Close its graphs."""

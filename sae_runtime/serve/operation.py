@@ -29,7 +29,7 @@ class Operation:
         lane: where the work waits.
         ranks: other numbers of dimensions that inputs may have.
         tensors: makes tensors of what the lane found, where that is something else.
-        parameters: names of the parameters that it takes.
+        is_long: whether a request of it may be one long piece of work, which runs beside the others.
     """
 
     name: str
@@ -39,4 +39,4 @@ class Operation:
     lane: Queue
     ranks: Mapping[str, int] = field(default_factory=dict)
     tensors: Callable[[Any], Arrays] | None = None
-    parameters: tuple[str, ...] = ()
+    is_long: bool = False

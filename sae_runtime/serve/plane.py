@@ -1,5 +1,6 @@
 """The plane: everything that is served, by name, with numpy arrays in and out and no HTTP."""
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from sae_runtime.serve.catalogue import OPERATIONS, Loaded, chosen, open_all
 from sae_runtime.serve.errors import Closing, Full, Invalid, NotFound, TimedOut, TooLarge, refusal
 from sae_runtime.serve.limits import Limits
 from sae_runtime.serve.operation import Operation
+from sae_runtime.serve.row_lane import RowLane
 from sae_runtime.serve.scheduler import Job, Scheduler
 from sae_runtime.serve.tensors import Arrays, Tensor, as_bytes, checked
 from sae_runtime.serve.text_operations import Work, resolved, text_operations
@@ -27,9 +29,15 @@ from sae_runtime.serve.text_operations import Work, resolved, text_operations
 class Policy(Protocol):
     """Which edits this server allows."""
 
-    def check(self, loaded: Loaded, sae: Any, edits: Sequence[Edit]) -> None:
-        """Raise `Invalid` for an edit that is not allowed. The edits are in plain numbers; `sae` is an SAE of a bundle
-        or a `SplicedSAE`."""
+    def check(self, loaded: Loaded, sae: Any, edits: Sequence[Edit], gate: NDArray[Any] | None = None) -> None:
+        """Raise ValueError for an edit that is not allowed.
+
+        Args:
+            loaded: what is asked.
+            sae: an SAE of a bundle or a `SplicedSAE`.
+            edits: in plain numbers.
+            gate: numbers that multiply the edits; None: at most 1.
+        """
         ...
 
 
@@ -48,6 +56,10 @@ class Watcher(Protocol):
 
     def edited(self, loaded: Loaded, sae: Any, edits: Sequence[Edit]) -> None:
         """Edits of one request that were accepted, in plain numbers; on the caller's thread."""
+        ...
+
+    def merged(self, loaded: Loaded, operation: str, *, requests: int, rows: int) -> None:
+        """Rows or texts of several requests that were computed at once."""
         ...
 
     def answered(
@@ -122,9 +134,16 @@ class Plane:
         self._operations: dict[tuple[str, int], dict[str, Operation]] = {
             (one.name, one.version): {op.name: op for op in self._made(one)} for one in self.loaded
         }
+        if watcher is not None:
+            for one in self.loaded:
+                for operation in self._operations[one.name, one.version].values():
+                    if isinstance(operation.lane, RowLane):
+                        operation.lane.merged = functools.partial(watcher.merged, one, operation.name)
         self._found: dict[tuple[str, Any], tuple[Loaded, Operation]] = {}
         self._lock, self._waiting, self._bytes, self._closing = threading.Lock(), 0, 0, False
-        self._scheduler = Scheduler([op.lane for ops in self._operations.values() for op in ops.values()])
+        every = [op for ops in self._operations.values() for op in ops.values()]
+        self._scheduler = Scheduler([op.lane for op in every if not op.is_long])
+        self._long = Scheduler([op.lane for op in every if op.is_long], name="sae-runtime serve, long")
 
     @classmethod
     def open(cls, specs: Sequence[str], **options: Any) -> "Plane":
@@ -135,6 +154,16 @@ class Plane:
     def ready(self) -> bool:
         """Whether new requests are taken."""
         return not self._closing
+
+    @property
+    def watcher(self) -> Watcher | None:
+        """Sees what is served."""
+        return self._watcher
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of the arrays and texts of requests that wait or run."""
+        return self._bytes
 
     @property
     def waiting(self) -> int:
@@ -273,7 +302,9 @@ class Plane:
         """Take no new requests, finish what was accepted, for so many seconds at most, and end the thread."""
         with self._lock:
             self._closing = True
-        self._scheduler.close(drain, lambda: Closing("the server ends; ask another one"))
+        until = time.monotonic() + drain
+        for scheduler in (self._scheduler, self._long):
+            scheduler.close(max(until - time.monotonic(), 0), lambda: Closing("the server ends; ask another one"))
         for one in self.loaded:
             one.close()
 
@@ -330,7 +361,7 @@ class Plane:
 
         job.future.add_done_callback(ended)
         operation.lane.put(job)
-        self._scheduler.wake()
+        (self._long if operation.is_long else self._scheduler).wake()
         return job.future
 
     def _find(self, name: str, version: str | int | None) -> tuple[Loaded, Operation]:
@@ -353,8 +384,8 @@ class Plane:
         return found
 
     def _made(self, loaded: Loaded) -> list[Operation]:
-        def check(sae: Any, edits: Sequence[Edit]) -> None:
-            self._check_edits(loaded, sae, edits)
+        def check(sae: Any, edits: Sequence[Edit], gate: NDArray[Any] | None = None) -> None:
+            self._check_edits(loaded, sae, edits, gate)
 
         if loaded.sae is not None:
 
@@ -371,9 +402,9 @@ class Plane:
 
         return text_operations(loaded.model, self.limits, check, saw_texts)
 
-    def _check_edits(self, loaded: Loaded, sae: Any, edits: Sequence[Edit]) -> None:
+    def _check_edits(self, loaded: Loaded, sae: Any, edits: Sequence[Edit], gate: NDArray[Any] | None = None) -> None:
         if edits and self._policy is not None:
-            self._policy.check(loaded, sae, edits)
+            self._policy.check(loaded, sae, edits, gate)
         if edits and self._watcher is not None:
             self._watcher.edited(loaded, sae, edits)
 

@@ -1,21 +1,21 @@
-"""A lane whose requests share tiles: each piece of work is one tile of rows, from as many requests as it holds."""
+"""A lane whose requests share tiles: each piece of work is one tile, from as many requests as it holds."""
 
 import time
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
 from sae_runtime.serve.scheduler import Job
 
 Piece = tuple[Any, int, int]
-"""The work of a request, and which of its rows: from, to."""
+"""The work of a request, and which of its units: from, to."""
 
 
 class Shares(Protocol):
-    """How requests of one kind are computed together.
+    """How requests of one kind are computed together. A request has units, such as rows, and is cut between them.
 
     Attributes:
-        tile: the most rows that are computed at once.
+        tile: the most that is computed at once, by the costs of units. A unit that costs more is computed alone.
     """
 
     tile: int
@@ -24,8 +24,12 @@ class Shares(Protocol):
         """Only requests of one kind share a tile."""
         ...
 
+    def costs(self, work: Any) -> int | Sequence[int]:
+        """What each unit costs, or each of them in turn."""
+        ...
+
     def run(self, pieces: Sequence[Piece]) -> Sequence[Any]:
-        """The answers to pieces of one kind, which are at most a tile together."""
+        """The answers to pieces of one kind."""
         ...
 
     def whole(self, work: Any, parts: Sequence[Any]) -> Any:
@@ -36,8 +40,8 @@ class Shares(Protocol):
 class RowLane:
     """Merges requests, and cuts those that are longer than a tile. Kinds take turns, and share nothing.
 
-    In a tile small requests come first, and the longer ones share what is left, so that a long request never holds up
-    a short one by more than a tile, and goes on itself with every tile.
+    Of a tile the oldest request gets a unit, then the small ones all they want, and the longer ones share what is left.
+    So a long request never holds up a short one by more than a tile, and goes on itself with every tile.
 
     Args:
         shares: how requests are computed together.
@@ -45,6 +49,7 @@ class RowLane:
 
     def __init__(self, shares: Shares) -> None:
         self._shares = shares
+        self.merged: Callable[..., None] | None = None  # is told the requests and rows of each tile
         self._arrived = deque[Job]()  # from other threads
         self._kinds: dict[Hashable, list[Job]] = {}
 
@@ -66,15 +71,15 @@ class RowLane:
         kind = next(iter(self._kinds))
         now = time.monotonic()
         jobs = [job for job in self._kinds.pop(kind) if not job.is_gone(now)]
-        taken = allotted([job.rows - job.done for job in jobs], self._shares.tile)
-        turn = [(job, rows) for job, rows in zip(jobs, taken, strict=True) if rows or not job.rows]
-        self._answer(turn)
+        wanted = [_left(job, self._shares.costs(job.work)) for job in jobs]
+        units = allotted(wanted, self._shares.tile)
+        self._answer([(job, taken) for job, taken in zip(jobs, units, strict=True) if taken or not job.rows])
         left = [job for job in jobs if not job.future.done()]
         if left:
             self._kinds[kind] = left  # behind the other kinds
 
     def _answer(self, turn: Sequence[tuple[Job, int]]) -> None:
-        pieces = [(job.work, job.done, job.done + rows) for job, rows in turn]
+        pieces = [(job.work, job.done, job.done + units) for job, units in turn]
         try:
             parts = self._shares.run(pieces) if pieces else ()
         except Exception as error:  # of one of the requests, which is not known; the runner serves others, and lives on
@@ -84,8 +89,10 @@ class RowLane:
             for one in turn:
                 self._answer([one])
             return
-        for (job, rows), part in zip(turn, parts, strict=True):
-            job.done += rows
+        if self.merged is not None and pieces:
+            self.merged(requests=len(turn), rows=sum(units for _, units in turn))
+        for (job, units), part in zip(turn, parts, strict=True):
+            job.done += units
             job.parts.append(part)
             if job.done == job.rows:
                 try:
@@ -101,18 +108,63 @@ class RowLane:
         self._kinds.clear()
 
 
-def allotted(wanted: Sequence[int], most: int) -> list[int]:
-    """How many rows each request gets of a tile: all it wants, or an equal share of what the smaller ones leave.
+Wanted = tuple[int, int] | Sequence[int]
+"""The costs of the units that are left of a request: their number and the cost of each, or each of them."""
 
-    >>> allotted([16384, 1, 3], 100), allotted([90, 90], 100), allotted([1, 1], 100)
-    ([96, 1, 3], [50, 50], [1, 1])
+
+def _left(job: Job, costs: int | Sequence[int]) -> Wanted:
+    return (job.rows - job.done, costs) if isinstance(costs, int) else list(costs[job.done :])
+
+
+def allotted(wanted: Sequence[Wanted], most: int) -> list[int]:
+    """How many units each request gets of a tile, by what they cost together.
+
+    The first one gets a unit, whatever it costs; then the small ones all they want, and the others equal shares; what
+    is left goes to whom it suffices.
+
+    Args:
+        wanted: by each request, in the order in which they came.
+        most: the tile.
+
+    >>> allotted([(16384, 1), (1, 1), (3, 1)], 100), allotted([(90, 1), (90, 1)], 100)
+    ([96, 1, 3], [50, 50])
+    >>> allotted([(1, 80), (1, 80), (1, 10)], 100), allotted([[200, 5], [5]], 100)
+    ([1, 0, 1], [1, 0])
     """
-    if sum(wanted) <= most:
-        return list(wanted)
+    totals = [one[0] * one[1] if isinstance(one, tuple) else sum(one) for one in wanted]
+    if sum(totals) <= most:
+        return [one[0] if isinstance(one, tuple) else len(one) for one in wanted]
     given, left = [0] * len(wanted), most
-    order = sorted(range(len(wanted)), key=wanted.__getitem__)  # of equal ones, who came first
+    order = sorted(range(len(wanted)), key=totals.__getitem__)  # of equal ones, who came first
+
+    def give(number: int, budget: int) -> None:
+        nonlocal left
+        units, cost = _within(wanted[number], given[number], budget)
+        given[number] += units
+        left -= cost
+
+    give(0, max(_cost_of_first(wanted[0]), 0))
     for place, number in enumerate(order):
-        share = -(-left // (len(order) - place))
-        given[number] = min(wanted[number], share)
-        left -= given[number]
+        give(number, -(-left // (len(order) - place)))
+    for number in range(len(wanted)):
+        if left <= 0:
+            break
+        give(number, left)
     return given
+
+
+def _cost_of_first(wanted: Wanted) -> int:
+    return wanted[1] if isinstance(wanted, tuple) else next(iter(wanted), 0)
+
+
+def _within(wanted: Wanted, begin: int, budget: int) -> tuple[int, int]:
+    """The number of units from one on that a budget pays, and what they cost."""
+    if isinstance(wanted, tuple):
+        units = max(min(wanted[0] - begin, budget // wanted[1]), 0)
+        return units, units * wanted[1]
+    units = paid = 0
+    for cost in wanted[begin:]:
+        if paid + cost > budget:
+            break
+        units, paid = units + 1, paid + cost
+    return units, paid

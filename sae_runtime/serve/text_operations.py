@@ -174,6 +174,9 @@ class _OfTexts:
     def kind(self, work: Work) -> Hashable:
         return None
 
+    def costs(self, work: Work) -> int:
+        return 1
+
     def whole(self, work: Work, parts: Sequence[Any]) -> Any:
         return [one for part in parts for one in part]
 
