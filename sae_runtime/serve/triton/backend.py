@@ -38,7 +38,8 @@ class TritonPythonModel:
             providers = ((CUDA, {"device_id": args["model_instance_device_id"]}), *CPU)
         threads = parameters.get("threads")
         loaded = open_all([f"served={path}"], providers=providers, threads=None if threads is None else int(threads))
-        self._plane = Plane(loaded)
+        # Without a batch, Triton gives one request after another, and a trial of merging would be for nothing.
+        self._plane = Plane(loaded, merge=config.get("max_batch_size", 0) > 0)
         self._name = f"served.{parameters['operation']}"
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:

@@ -134,7 +134,7 @@ def _tensors(forms: Mapping[str, Form], batched: bool, optional: Sequence[str] =
 
 def _of_python(one: Loaded, options: TritonOptions) -> Iterator[Planned]:
     content, path = _served(one)
-    plane = Plane([one])
+    plane = Plane([one], merge=False)
     try:
         known = [plane.metadata(listed.name) for listed in plane.index()]
     finally:

@@ -142,7 +142,7 @@ def _model_faults(model: Path, config: ModelConfig) -> Iterator[str]:
         yield "it has no folder of a version, such as 1"
     for version in sorted(versions):
         if not _VERSION.fullmatch(version.name):
-            yield f"{printable(version.name)!r} is no version; versions are whole numbers from 1 on, without zeros before"
+            yield f"{printable(version.name)!r} is no version; versions are whole numbers from 1 on, as 1 and 20"
         elif config.backend == "python":
             yield from _python_faults(version, config)
         else:
@@ -168,7 +168,7 @@ def _python_faults(version: Path, config: ModelConfig) -> Iterator[str]:
     if config.max_batch_size > 0 and operation in _NEVER_MERGED:
         yield f"{operation} is never merged over requests, so max_batch_size must be 0"
     path = version / config.parameters.get("path", SERVED)
-    plane = Plane(open_all([f"served={path}"]))
+    plane = Plane(open_all([f"served={path}"]), merge=False)
     try:
         known = plane.metadata(f"served.{operation}")
     except NotFound as error:

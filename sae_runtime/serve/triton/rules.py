@@ -67,8 +67,9 @@ def faults(config: ModelConfig, graph: Signature) -> Iterator[str]:
     """A sentence for each rule of the ONNX backend that a configuration breaks.
 
     >>> graph = signature(Path(bundle_path) / "encode.onnx")
-    >>> x, values = ConfigTensor("x", "FP32", (7,)), ConfigTensor("values", "FP32", (24,))
-    >>> list(faults(ModelConfig(name="m", backend="onnxruntime", max_batch_size=8, inputs=(x,), outputs=(values,)), graph))
+    >>> x, values = ConfigTensor("x", "FP32", (7,)), ConfigTensor("values", "FP32", (-1,))
+    >>> config = ModelConfig(name="m", backend="onnxruntime", max_batch_size=8, inputs=(x,), outputs=(values,))
+    >>> list(faults(config, graph))
     ['input x has the sizes [-1, 7], and the graph has [-1, 24]']
     """
     inputs = {**graph.required, **graph.defaulted}
