@@ -159,17 +159,41 @@ class Model:
         ([3, 5], (5,), (150,))
         """
         listed, single = as_texts(texts)
-        limit = self.window(context)
-        cut = [_windows(tokens, limit) for tokens in self.tokenizer.encode(listed)]
+        cut = self.windows(listed, context)
         numbers = [number for number, windows in enumerate(cut) for _ in windows]
-        parts = [window.ids for windows in cut for window in windows]
-        found = iter(self.read(parts, texts=numbers))
-        seen = []
-        for text, windows in zip(listed, cut, strict=True):
-            own = [next(found) for _ in windows]
-            saes = {name: [features[name] for features in own] for name in self._read}
-            seen.append(TextFeatures(text, windows, saes, self.tokenizer))
+        found = iter(self.read([window.ids for windows in cut for window in windows], texts=numbers))
+        seen = [
+            self.features_of(text, windows, [next(found) for _ in windows])
+            for text, windows in zip(listed, cut, strict=True)
+        ]
         return seen[0] if single else seen
+
+    def windows(self, texts: Sequence[str], context: int | None = None) -> list[list[Tokens]]:
+        """The windows of each text, as `features` cuts them; its arguments and errors are those of `features`.
+
+        >>> [[len(window) for window in windows] for windows in load_model(model_path).windows(["w1 w2"], context=3)]
+        [[3, 3]]
+        """
+        limit = self.window(context)
+        return [_windows(tokens, limit) for tokens in self.tokenizer.encode(texts)]
+
+    def features_of(
+        self, text: str, windows: Sequence[Tokens], found: Sequence[Mapping[str, Features]]
+    ) -> TextFeatures:
+        """The features of a text from those that `read` gave for each of its `windows`.
+
+        >>> model = load_model(model_path)
+        >>> (windows,) = model.windows(["w1 w2"])
+        >>> model.features_of("w1 w2", windows, model.read([window.ids for window in windows], texts=[0]))
+        TextFeatures('w1 w2', 4 tokens, sae)
+        """
+        saes = {name: [features[name] for features in found] for name in self._read}
+        return TextFeatures(text, windows, saes, self.tokenizer)
+
+    @property
+    def tokens_at_once(self) -> int:
+        """The most tokens of a batch of texts; 1: each text is run alone."""
+        return self._tokens_at_once
 
     def read(
         self,

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +60,9 @@ def _free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def tritonserver(repository: Path, log: Path, *, environment: Path = OLD_NUMPY) -> Iterator[Running]:
+def tritonserver(
+    repository: Path, log: Path, *, environment: Path = OLD_NUMPY, more: Sequence[str] = ()
+) -> Iterator[Running]:
     """Run a server on a repository until the block ends.
 
     Args:
@@ -72,7 +74,7 @@ def tritonserver(repository: Path, log: Path, *, environment: Path = OLD_NUMPY) 
     words = [
         *(BIN / "bin" / "tritonserver", "--model-repository", repository, "--backend-directory", BIN / "backends"),
         *("--http-address", "127.0.0.1", "--http-port", http, "--grpc-address", "127.0.0.1", "--grpc-port", grpc),
-        *("--allow-metrics=false", "--disable-auto-complete-config", "--exit-on-error=false"),
+        *("--allow-metrics=false", "--disable-auto-complete-config", "--exit-on-error=false", *more),
     ]
     path = f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}"  # the stub takes the first python3
     with log.open("wb") as file:

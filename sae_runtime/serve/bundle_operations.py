@@ -14,8 +14,8 @@ from sae_runtime.sae import SAE
 from sae_runtime.serve.edit_objects import parse, read_edits
 from sae_runtime.serve.errors import Invalid, TooLarge
 from sae_runtime.serve.limits import Limits
-from sae_runtime.serve.operation import Operation
 from sae_runtime.serve.merge_trial import NEVER, try_merging
+from sae_runtime.serve.operation import Operation
 from sae_runtime.serve.row_lane import RowLane
 from sae_runtime.serve.scheduler import OneByOne
 from sae_runtime.serve.sharing import Decoding, Encoding, Rows, Sparse, Steered, Steering

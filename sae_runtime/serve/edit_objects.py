@@ -5,7 +5,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -140,9 +140,9 @@ def _edit(given: Any) -> tuple[str | None, Edit]:
         raise Invalid(f'an edit is an object such as {{"feature": 12, "set": 8.0}}, got {_kind(given)}; give one')
     _refuse_unknown(given, _KEYS, "an edit")
     feature, sae, only_active = given.get("feature"), given.get("sae"), given.get("only_active", False)
-    if type(feature) not in (int, str):
+    if not isinstance(feature, int | str) or isinstance(feature, bool):
         raise Invalid(f"feature is a whole number or a label, got {_said(feature)}; give one")
-    if type(feature) is int and not 0 <= feature < 2**31:
+    if isinstance(feature, int) and not 0 <= feature < 2**31:
         raise Invalid(f"feature is a whole number from 0 on, got {_said(feature)}; give one of the SAE")
     if sae is not None and not isinstance(sae, str):
         raise Invalid(f"sae is the name of an SAE, got {_said(sae)}; give one")
@@ -162,7 +162,8 @@ def _edit(given: Any) -> tuple[str | None, Edit]:
         return sae, Edit.scale(feature, number, only_active=only_active)
     amount: dict[str, float] = {"times": number} if times else {}
     plain = [] if times else [number]
-    return sae, getattr(Edit, kind)(feature, *plain, **amount, only_active=only_active)
+    make: Callable[..., Edit] = getattr(Edit, kind)
+    return sae, make(feature, *plain, **amount, only_active=only_active)
 
 
 def _number(kind: str, value: Any) -> tuple[float, bool]:

@@ -4,7 +4,7 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -23,7 +23,8 @@ from sae_runtime.serve.operation import Operation
 from sae_runtime.serve.row_lane import RowLane
 from sae_runtime.serve.scheduler import Job, Scheduler
 from sae_runtime.serve.tensors import Arrays, Tensor, as_bytes, checked
-from sae_runtime.serve.text_operations import Work, resolved, text_operations
+from sae_runtime.serve.text_operations import resolved, text_operations
+from sae_runtime.serve.text_sharing import Work
 
 
 class Policy(Protocol):
@@ -245,7 +246,8 @@ class Plane:
         Raises:
             TimedOut: it was not there in time.
         """
-        return wait(self.submit(name, inputs, **options), options.get("timeout") or self.limits.seconds)
+        answer: Arrays = wait(self.submit(name, inputs, **options), options.get("timeout") or self.limits.seconds)
+        return answer
 
     def features(
         self, name: str, texts: Sequence[str], *, version: str | int | None = None, timeout: float | None = None
@@ -356,9 +358,7 @@ class Plane:
         def ended(future: "Future[Any]") -> None:
             self.leave(size)
             if self._watcher is not None:
-                error = None if not future.cancelled() else FutureTimeout()
-                if error is None:
-                    error = future.exception()
+                error = CancelledError() if future.cancelled() else future.exception()
                 self._watcher.answered(loaded, operation.name, seconds=time.monotonic() - begun, rows=rows, error=error)
 
         job.future.add_done_callback(ended)

@@ -90,7 +90,7 @@ class RowLane:
                 self._answer([one])
             return
         if self.merged is not None and pieces:
-            self.merged(requests=len(turn), rows=sum(units for _, units in turn))
+            self.merged(requests=len(turn), rows=sum(self._cost(job, units) for job, units in turn))
         for (job, units), part in zip(turn, parts, strict=True):
             job.done += units
             job.parts.append(part)
@@ -99,6 +99,11 @@ class RowLane:
                     job.answer(self._shares.whole(job.work, job.parts))
                 except Exception as error:  # likewise
                     job.fail(error)
+
+    def _cost(self, job: Job, units: int) -> int:
+        """What units behind those that are done cost."""
+        costs = self._shares.costs(job.work)
+        return units * costs if isinstance(costs, int) else sum(costs[job.done : job.done + units])
 
     def fail(self, error: Exception) -> None:
         """End all requests with an error."""

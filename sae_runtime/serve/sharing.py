@@ -1,6 +1,6 @@
 """How requests of a bundle are computed together, such that each answer keeps the bits of its request alone."""
 
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,11 +109,11 @@ class Decoding:
             ((work, begin, end),) = pieces
             rows = slice(begin * self.tile, end * self.tile)
             return [self._sae.decode(work.features[rows], None if work.x is None else work.x[rows])]
-        rows = [len(work.features) for work in works]
-        features = concatenate([work.features for work in works], self._sae.d_sae, (sum(rows),))
+        lengths = [len(work.features) for work in works]
+        features = concatenate([work.features for work in works], self._sae.d_sae, (sum(lengths),))
         x = None if works[0].x is None else np.concatenate([work.x for work in works])
         x_hat = self._sae.decode(features, x)
-        return [x_hat[part].copy() for part in _parts(rows)]
+        return [x_hat[part].copy() for part in _parts(lengths)]
 
     def whole(self, work: Sparse, parts: Sequence[NDArray[np.float32]]) -> Arrays:
         """The reconstruction of a request."""
@@ -194,13 +194,14 @@ class Steering:
 
     def _is_long(self, work: Steered) -> bool:
         """Whether `SAE.steer` cuts a request, between tokens, as is done here."""
-        return work.x.shape[0] * work.x.shape[1] > self.tile
+        requests, tokens, _ = work.x.shape
+        return requests * tokens > self.tile
 
     def _part(self, work: Steered) -> int:
         return max(self.tile // len(work.x), 1)
 
 
-def _parts(lengths: Any) -> list[slice]:
+def _parts(lengths: Iterable[int]) -> list[slice]:
     """Slices of so many rows, one behind the other."""
     found, begin = [], 0
     for length in lengths:

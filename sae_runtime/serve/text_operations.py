@@ -1,9 +1,6 @@
 """What a deployed model answers of texts: features, run and embed, by tensors."""
 
-import warnings
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +10,6 @@ from sae_runtime.core.edits import Edit
 from sae_runtime.core.gates import Gate
 from sae_runtime.core.labels import shown
 from sae_runtime.core.slots import joined_slots
-from sae_runtime.deployed.notices import AssumedPoolingWarning, LeftOutWarning
 from sae_runtime.deployed.text_features import TextFeatures
 from sae_runtime.model import Model
 from sae_runtime.serve.bundle_operations import CheckEdits
@@ -21,10 +17,10 @@ from sae_runtime.serve.edit_objects import parse, read_edits, read_gate
 from sae_runtime.serve.errors import Invalid, TooLarge
 from sae_runtime.serve.limits import Limits
 from sae_runtime.serve.operation import Operation
-from sae_runtime.serve.row_lane import Piece, RowLane
+from sae_runtime.serve.row_lane import RowLane
 from sae_runtime.serve.tensors import BYTES, Arrays, Tensor, as_bytes, as_text, of_onnx
+from sae_runtime.serve.text_sharing import FeaturesOfTexts, Reading, RunsOfTexts, VectorsOfTexts, Work
 
-_TEXTS = 16  # of a piece of work
 _TEXT = Tensor("text", BYTES, (-1,))
 _ASKED = (Tensor("edits", BYTES, (-1,), optional=True), Tensor("gate", BYTES, (-1,), optional=True))
 
@@ -49,29 +45,19 @@ def text_operations(model: Model, limits: Limits, check_edits: CheckEdits, saw: 
             Tensor("values", "FP32", (-1, -1)),
         )
         inputs = (_TEXT, Tensor("sae", BYTES, (1,), optional=True))
-        lane = RowLane(_Features(model, saw))
+        lane = RowLane(FeaturesOfTexts(model, saw))
         found.append(Operation("features", inputs, outputs, texts.read, lane, tensors=features_tensors))
     asked = _ASKED if any(sae.edits for sae in model.saes.values()) else ()
     declared = model.outputs
     ran = tuple(Tensor(name, of_onnx(kind), shape) for name, (kind, shape, _) in declared.items())
     ran += (Tensor("row_splits", "INT64", (-1,)),)
     by_token = {name: of_tokens for name, (_, _, of_tokens) in declared.items()}
-    lane = RowLane(_Run(model, by_token))
+    lane = RowLane(RunsOfTexts(model, by_token))
     found.append(Operation("run", (_TEXT, *asked), ran, texts.accept, lane))
     if model.kind == "vectors":
-        outputs = (Tensor("embedding", "FP32", (-1, -1)),)
-        found.append(Operation("embed", (_TEXT, *asked), outputs, texts.accept, RowLane(_Embed(model))))
+        vectors = (Tensor("embedding", "FP32", (-1, -1)),)
+        found.append(Operation("embed", (_TEXT, *asked), vectors, texts.accept, RowLane(VectorsOfTexts(model))))
     return found
-
-
-@dataclass(frozen=True)
-class Work:
-    """Texts, with the edits in plain numbers by SAE and the gate of each; or the SAE whose features are wanted."""
-
-    texts: list[str]
-    edits: Sequence[Mapping[str, Sequence[Edit]]] = ()
-    gates: Sequence[Gate] = ()
-    sae: str | None = None
 
 
 class _Texts:
@@ -80,12 +66,14 @@ class _Texts:
     def __init__(self, model: Model, limits: Limits, check_edits: CheckEdits) -> None:
         self._model, self._limits, self._check = model, limits, check_edits
 
-    def read(self, arrays: Arrays, parameters: Mapping[str, Any]) -> tuple[Work, int]:
+    def read(self, arrays: Arrays, parameters: Mapping[str, Any]) -> tuple[Reading, int]:
         """Texts whose features are wanted."""
         texts = self._texts(arrays["text"])
         named = arrays.get("sae")
-        sae = None if named is None else as_text(named.tolist()[0], "sae")
-        return Work(texts, sae=self._model.reads(sae).name), len(texts)
+        sae = None if named is None else self._model.reads(as_text(named.tolist()[0], "sae")).name
+        windows = self._model.windows(texts)
+        numbers = [number for number, some in enumerate(windows) for _ in some]
+        return Reading(texts, windows, [one.ids for some in windows for one in some], numbers, sae), len(numbers)
 
     def accept(self, arrays: Arrays, parameters: Mapping[str, Any]) -> tuple[Work, int]:
         """Texts with edits."""
@@ -163,95 +151,10 @@ def _gate(text: str) -> Gate:
     return read_gate(parse(text, "gate") if text[:1] in ("[", "{", '"') else text)
 
 
-class _OfTexts:
-    """What the lanes of texts share."""
-
-    tile = _TEXTS
-
-    def __init__(self, model: Model) -> None:
-        self._model = model
-
-    def kind(self, work: Work) -> Hashable:
-        return None
-
-    def costs(self, work: Work) -> int:
-        return 1
-
-    def whole(self, work: Work, parts: Sequence[Any]) -> Any:
-        return [one for part in parts for one in part]
-
-
-class _Features(_OfTexts):
-    """Features of texts of several callers, read at once."""
-
-    def __init__(self, model: Model, saw: Callable[..., None]) -> None:
-        super().__init__(model)
-        self._saw = saw
-
-    def run(self, pieces: Sequence[Piece]) -> Sequence[list[TextFeatures]]:
-        with _quiet():
-            seen = self._model.features([text for work, begin, end in pieces for text in work.texts[begin:end]])
-        self._saw(seen)
-        return _divided(seen, pieces)
-
-    def whole(self, work: Work, parts: Sequence[Any]) -> tuple[list[TextFeatures], str | None]:
-        return super().whole(work, parts), work.sae
-
-
-class _Run(_OfTexts):
-    """Outputs of the host for texts of several callers."""
-
-    def __init__(self, model: Model, by_token: Mapping[str, bool]) -> None:
-        super().__init__(model)
-        self._by_token = by_token
-
-    def run(self, pieces: Sequence[Piece]) -> Sequence[list[dict[str, NDArray[Any]]]]:
-        texts, edits, gates = _flat(pieces)
-        with _quiet():
-            return _divided(self._model.run(texts, edits, gate=gates), pieces)
-
-    def whole(self, work: Work, parts: Sequence[Any]) -> Arrays:
-        each: list[dict[str, NDArray[Any]]] = super().whole(work, parts)
-        if not each:
-            raise Invalid("no texts were given; give one")
-        arrays = {
-            name: (np.concatenate if by_token else np.stack)([one[name] for one in each])
-            for name, by_token in self._by_token.items()
-        }
-        lengths = [len(one[name]) for one in each for name in [n for n, b in self._by_token.items() if b][:1]]
-        return {**arrays, "row_splits": np.cumsum([0, *lengths])} if lengths else arrays
-
-
-class _Embed(_OfTexts):
-    """Vectors of texts of several callers."""
-
-    def run(self, pieces: Sequence[Piece]) -> Sequence[NDArray[np.float32]]:
-        texts, edits, gates = _flat(pieces)
-        with _quiet():
-            return _divided(self._model.embed(texts, edits, gate=gates), pieces)
-
-    def whole(self, work: Work, parts: Sequence[Any]) -> Arrays:
-        return {"embedding": np.concatenate(parts)}
-
-
-def _flat(pieces: Sequence[Piece]) -> tuple[list[str], Any, list[Gate]]:
-    """The texts, edits and gates of pieces."""
-    texts = [text for work, begin, end in pieces for text in work.texts[begin:end]]
-    edits = [one for work, begin, end in pieces for one in work.edits[begin:end]]
-    gates = [one for work, begin, end in pieces for one in work.gates[begin:end]]
-    return texts, edits if any(edits) else (), gates
-
-
-def _divided(answers: Any, pieces: Sequence[Piece]) -> list[Any]:
-    """The answers of each piece."""
-    ends = np.cumsum([0, *(end - begin for _, begin, end in pieces)]).tolist()
-    return [answers[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)]
-
-
 def features_tensors(found: tuple[Sequence[TextFeatures], str | None]) -> Arrays:
     """The tensors of the operation `features`: of the texts' features, those of one SAE."""
     seen, sae = found
-    slots = [(one.saes[sae] if sae is not None else one.features).falling_slots() for one in seen]
+    slots = [(one.features if sae is None else one.saes[sae]).falling_slots() for one in seen]
     indices, values = joined_slots(slots)
     empty = np.zeros(0, np.int64)
     return {
@@ -262,12 +165,3 @@ def features_tensors(found: tuple[Sequence[TextFeatures], str | None]) -> Arrays
         "indices": indices,
         "values": values,
     }
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without warnings for a person: nobody reads them here, and a server says how it embeds in its metadata."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", LeftOutWarning)
-        warnings.simplefilter("ignore", AssumedPoolingWarning)
-        yield
