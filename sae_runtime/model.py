@@ -25,8 +25,10 @@ from sae_runtime.deployed.running_texts import Run, run_texts
 from sae_runtime.deployed.spliced_sae import SplicedSAE, spliced_saes
 from sae_runtime.deployed.text_features import TextFeatures
 from sae_runtime.engine.sessions import CPU, Provider
-from sae_runtime.generation.answer import Answer, Messages, answer
+from sae_runtime.generation.answer import Answer, Messages, read_request
 from sae_runtime.generation.decoder import Decoder, open_decoder, writes_text
+from sae_runtime.generation.loop import Loop
+from sae_runtime.generation.request import Request
 from sae_runtime.generation.sampling import Sampling
 from sae_runtime.text.tokenizer import Tokenizer, open_tokenizer
 from sae_runtime.text.tokens import Tokens, windows_of
@@ -416,19 +418,10 @@ class Model:
         >>> for piece in model.generate("Open the", Edit.set(12, times=2), max_new_tokens=8):  # doctest: +SKIP
         ...     print(piece, end="")
         """
-
-        def plain(given: Edits) -> dict[str, Sequence[Edit]]:
-            return {name: each[0] for name, each in as_requests(given, 1, self.saes, self.layout.graph).items()}
-
-        graph, decoder = self._sessions.open(), self._decoder
-        if decoder is None or decoder.session is not graph.session:
-            decoder = self._decoder = open_decoder(graph.session, self.layout, graph.inputs)
-        return answer(
-            decoder,
-            self.tokenizer,
+        loop = self.loop()
+        request = self.request(
             prompt,
-            edits=edits,
-            plain=plain,
+            edits,
             gate=gate,
             max_new_tokens=max_new_tokens,
             sampling=Sampling(temperature, top_p, top_k, seed),
@@ -436,6 +429,38 @@ class Model:
             features=features,
             chat=chat,
         )
+        return Answer(loop, request, edits, self._plain)
+
+    def loop(self) -> Loop:
+        """A loop of the model's graph, which runs requests of several callers together.
+
+        Raises:
+            ValueError: the model writes no text.
+
+        >>> loop = model.loop()  # doctest: +SKIP
+        """
+        graph, decoder = self._sessions.open(), self._decoder
+        if decoder is None or decoder.session is not graph.session:
+            decoder = self._decoder = open_decoder(graph.session, self.layout, graph.inputs)
+        return Loop(decoder, end_ids=self.tokenizer.end_ids, special_ids=self.tokenizer.special_ids)
+
+    def request(self, prompt: str | Messages, edits: Edits = (), **settings: Any) -> Request:
+        """A request of a prompt, which may join a loop of this model.
+
+        Args:
+            prompt: a text, or messages with role and content for the folder's chat template.
+            edits: as in `generate`.
+            settings: gate, max_new_tokens, stop, features and chat as in `generate`; sampling: a `Sampling`.
+
+        Raises:
+            ValueError: a prompt, an edit or a setting cannot be used.
+
+        >>> loop.add(model.request("Open the", Edit.set(12, times=2)))  # doctest: +SKIP
+        """
+        return read_request(self.tokenizer, prompt, edits=self._plain(edits), **settings)
+
+    def _plain(self, edits: Edits) -> dict[str, Sequence[Edit]]:
+        return {name: each[0] for name, each in as_requests(edits, 1, self.saes, self.layout.graph).items()}
 
     def _asked(self, edits: Edits, gate: Gates, texts: int) -> tuple[dict[str, Any], list[Gate]]:
         return as_requests(edits, texts, self.saes, self.layout.graph), as_gates(gate, texts)

@@ -25,6 +25,7 @@ from sae_runtime.serve.scheduler import Job, Scheduler
 from sae_runtime.serve.tensors import Arrays, Tensor, as_bytes, checked
 from sae_runtime.serve.text_operations import resolved, text_operations
 from sae_runtime.serve.text_sharing import Work
+from sae_runtime.serve.writing import Prompt, WritingLane, Written, texts_of
 
 
 class Policy(Protocol):
@@ -285,6 +286,30 @@ class Plane:
             return Work(work.texts, [plain] * rows, [gate] * rows), rows
 
         return self._submit(loaded, operation, accept, arrays, lambda found: found["embedding"], timeout)
+
+    def generate(
+        self,
+        name: str,
+        prompt: Prompt,
+        edits: Mapping[str | None, Sequence[Edit]] | None = None,
+        gate: Gate = "all",
+        *,
+        version: str | int | None = None,
+        timeout: float | None = None,
+        **settings: Any,
+    ) -> "Future[Written]":
+        """The answer of a language model to a text or messages; `name` is without an operation.
+
+        Settings and errors are those of `WritingLane.read` and `submit`. `on_piece` gets each piece as it is written.
+        """
+        loaded, operation = self._find(f"{name}.generate", version)
+        assert isinstance(operation.lane, WritingLane)
+        lane = operation.lane
+
+        def accept() -> tuple[Any, int]:
+            return lane.read(prompt, self.edits_of(loaded, edits or {}), gate, **settings), 1
+
+        return self._submit(loaded, operation, accept, {"text": as_bytes(texts_of(prompt))}, None, timeout)
 
     def find(self, name: str, version: str | int | None = None) -> Loaded:
         """What a name without an operation means; raises `NotFound`."""

@@ -20,13 +20,14 @@ from sae_runtime.serve.operation import Operation
 from sae_runtime.serve.row_lane import RowLane
 from sae_runtime.serve.tensors import BYTES, Arrays, Tensor, as_bytes, as_text, of_onnx
 from sae_runtime.serve.text_sharing import FeaturesOfTexts, Reading, RunsOfTexts, VectorsOfTexts, Work
+from sae_runtime.serve.writing import writing_operation
 
 _TEXT = Tensor("text", BYTES, (-1,))
 _ASKED = (Tensor("edits", BYTES, (-1,), optional=True), Tensor("gate", BYTES, (-1,), optional=True))
 
 
 def text_operations(model: Model, limits: Limits, check_edits: CheckEdits, saw: Callable[..., None]) -> list[Operation]:
-    """The operations of a deployed model, but for those that write text.
+    """The operations of a deployed model.
 
     Args:
         model: the deployed model.
@@ -57,6 +58,8 @@ def text_operations(model: Model, limits: Limits, check_edits: CheckEdits, saw: 
     if model.kind == "vectors":
         vectors = (Tensor("embedding", "FP32", (-1, -1)),)
         found.append(Operation("embed", (_TEXT, *asked), vectors, texts.accept, RowLane(VectorsOfTexts(model))))
+    if model.kind == "text":
+        found.append(writing_operation(model, limits, texts.accept, asked))
     return found
 
 
