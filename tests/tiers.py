@@ -126,6 +126,8 @@ SLOW = (
     "test_workers",
     "test_writers",
     "test_smollm2_answers",
+    "test_triton_repository",
+    "test_tritonserver",
 )
 
 
