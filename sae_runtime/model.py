@@ -13,7 +13,7 @@ from sae_runtime.bundle.vocabulary import read_vocabulary
 from sae_runtime.core.edits import Edit
 from sae_runtime.core.features import Features
 from sae_runtime.core.gates import Gate
-from sae_runtime.deployed.batching import ROUNDS_BY_BATCH, TOKENS, TOKENS_OF_DEVICE
+from sae_runtime.deployed.batching import ROUNDS_BY_BATCH, TOKENS, TOKENS_OF_DEVICE, of_tokens
 from sae_runtime.deployed.embedding import chosen_prompt, sentence_of, tokens_of_prompt, vectors_of
 from sae_runtime.deployed.host_sessions import HostSessions
 from sae_runtime.deployed.layout import Layout, read_layout
@@ -25,8 +25,10 @@ from sae_runtime.deployed.running_texts import Run, run_texts
 from sae_runtime.deployed.spliced_sae import SplicedSAE, spliced_saes
 from sae_runtime.deployed.text_features import TextFeatures
 from sae_runtime.engine.sessions import CPU, Provider
-from sae_runtime.generation.answer import Answer, Messages, answer
+from sae_runtime.generation.answer import Answer, Messages, read_request
 from sae_runtime.generation.decoder import Decoder, open_decoder, writes_text
+from sae_runtime.generation.loop import Loop
+from sae_runtime.generation.request import Request
 from sae_runtime.generation.sampling import Sampling
 from sae_runtime.text.tokenizer import Tokenizer, open_tokenizer
 from sae_runtime.text.tokens import Tokens, windows_of
@@ -109,6 +111,23 @@ class Model:
             return "vectors"
         return "text" if writes_text(self.layout, outputs) else "other"
 
+    @property
+    def outputs(self) -> dict[str, tuple[str, tuple[int, ...], bool]]:
+        """What `run` gives, by name: onnxruntime's type, the shape for all texts, and whether each token has a row.
+
+        In the shape -1 is any size; all tokens of all texts are one dimension.
+
+        >>> load_model(model_path).outputs
+        {'last_hidden_state': ('tensor(float)', (-1, 24), True)}
+        """
+        graph, found = self._sessions.open(), {}
+        types = {value.name: value.type for value in graph.session.get_outputs()}
+        for name, shape in graph.outputs.items():
+            by_token = of_tokens(shape, graph.inputs.ids.shape)
+            rest = shape[2:] if by_token else shape[1:]
+            found[name] = types[name], (-1, *(s if isinstance(s, int) and s > 0 else -1 for s in rest)), by_token
+        return found
+
     def close(self) -> None:
         """Close the graphs. A later call opens them again."""
         self._sessions.close()
@@ -142,17 +161,41 @@ class Model:
         ([3, 5], (5,), (150,))
         """
         listed, single = as_texts(texts)
-        limit = self.window(context)
-        cut = [_windows(tokens, limit) for tokens in self.tokenizer.encode(listed)]
+        cut = self.windows(listed, context)
         numbers = [number for number, windows in enumerate(cut) for _ in windows]
-        parts = [window.ids for windows in cut for window in windows]
-        found = iter(self.read(parts, texts=numbers))
-        seen = []
-        for text, windows in zip(listed, cut, strict=True):
-            own = [next(found) for _ in windows]
-            saes = {name: [features[name] for features in own] for name in self._read}
-            seen.append(TextFeatures(text, windows, saes, self.tokenizer))
+        found = iter(self.read([window.ids for windows in cut for window in windows], texts=numbers))
+        seen = [
+            self.features_of(text, windows, [next(found) for _ in windows])
+            for text, windows in zip(listed, cut, strict=True)
+        ]
         return seen[0] if single else seen
+
+    def windows(self, texts: Sequence[str], context: int | None = None) -> list[list[Tokens]]:
+        """The windows of each text, as `features` cuts them; its arguments and errors are those of `features`.
+
+        >>> [[len(window) for window in windows] for windows in load_model(model_path).windows(["w1 w2"], context=3)]
+        [[3, 3]]
+        """
+        limit = self.window(context)
+        return [_windows(tokens, limit) for tokens in self.tokenizer.encode(texts)]
+
+    def features_of(
+        self, text: str, windows: Sequence[Tokens], found: Sequence[Mapping[str, Features]]
+    ) -> TextFeatures:
+        """The features of a text from those that `read` gave for each of its `windows`.
+
+        >>> model = load_model(model_path)
+        >>> (windows,) = model.windows(["w1 w2"])
+        >>> model.features_of("w1 w2", windows, model.read([window.ids for window in windows], texts=[0]))
+        TextFeatures('w1 w2', 4 tokens, sae)
+        """
+        saes = {name: [features[name] for features in found] for name in self._read}
+        return TextFeatures(text, windows, saes, self.tokenizer)
+
+    @property
+    def tokens_at_once(self) -> int:
+        """The most tokens of a batch of texts; 1: each text is run alone."""
+        return self._tokens_at_once
 
     def read(
         self,
@@ -375,19 +418,10 @@ class Model:
         >>> for piece in model.generate("Open the", Edit.set(12, times=2), max_new_tokens=8):  # doctest: +SKIP
         ...     print(piece, end="")
         """
-
-        def plain(given: Edits) -> dict[str, Sequence[Edit]]:
-            return {name: each[0] for name, each in as_requests(given, 1, self.saes, self.layout.graph).items()}
-
-        graph, decoder = self._sessions.open(), self._decoder
-        if decoder is None or decoder.session is not graph.session:
-            decoder = self._decoder = open_decoder(graph.session, self.layout, graph.inputs)
-        return answer(
-            decoder,
-            self.tokenizer,
+        loop = self.loop()
+        request = self.request(
             prompt,
-            edits=edits,
-            plain=plain,
+            edits,
             gate=gate,
             max_new_tokens=max_new_tokens,
             sampling=Sampling(temperature, top_p, top_k, seed),
@@ -395,6 +429,38 @@ class Model:
             features=features,
             chat=chat,
         )
+        return Answer(loop, request, edits, self._plain)
+
+    def loop(self) -> Loop:
+        """A loop of the model's graph, which runs requests of several callers together.
+
+        Raises:
+            ValueError: the model writes no text.
+
+        >>> loop = model.loop()  # doctest: +SKIP
+        """
+        graph, decoder = self._sessions.open(), self._decoder
+        if decoder is None or decoder.session is not graph.session:
+            decoder = self._decoder = open_decoder(graph.session, self.layout, graph.inputs)
+        return Loop(decoder, end_ids=self.tokenizer.end_ids, special_ids=self.tokenizer.special_ids)
+
+    def request(self, prompt: str | Messages, edits: Edits = (), **settings: Any) -> Request:
+        """A request of a prompt, which may join a loop of this model.
+
+        Args:
+            prompt: a text, or messages with role and content for the folder's chat template.
+            edits: as in `generate`.
+            settings: gate, max_new_tokens, stop, features and chat as in `generate`; sampling: a `Sampling`.
+
+        Raises:
+            ValueError: a prompt, an edit or a setting cannot be used.
+
+        >>> loop.add(model.request("Open the", Edit.set(12, times=2)))  # doctest: +SKIP
+        """
+        return read_request(self.tokenizer, prompt, edits=self._plain(edits), **settings)
+
+    def _plain(self, edits: Edits) -> dict[str, Sequence[Edit]]:
+        return {name: each[0] for name, each in as_requests(edits, 1, self.saes, self.layout.graph).items()}
 
     def _asked(self, edits: Edits, gate: Gates, texts: int) -> tuple[dict[str, Any], list[Gate]]:
         return as_requests(edits, texts, self.saes, self.layout.graph), as_gates(gate, texts)

@@ -164,6 +164,16 @@ class SAE:
         return self.manifest.architecture.d_sae
 
     @property
+    def tile(self) -> int:
+        """Rows that are encoded at once; an array of more rows is cut into tiles."""
+        return self._tiler.tile
+
+    @property
+    def decoded_tile(self) -> int:
+        """Tokens that are decoded at once; decode.onnx gathers a row of W_dec for every match."""
+        return max(self._tiler.tile // 4, 1)
+
+    @property
     def stats(self) -> Stats | None:
         """How often and how strongly each feature was active on measured tokens; None if the bundle has no stats."""
         # Not a cached_property: in Python 3.11 it has a lock, which a forked process may get locked.
@@ -322,8 +332,7 @@ class SAE:
         >>> sae.decode(sae.encode(x)).shape
         (6, 24)
         """
-        tile = max(self._tiler.tile // 4, 1)  # decode.onnx gathers a row of W_dec for every match
-        return decoding.decode(self._sessions, self.manifest, features, x, tile=tile)
+        return decoding.decode(self._sessions, self.manifest, features, x, tile=self.decoded_tile)
 
     def resolved(self, edits: Sequence[Edit]) -> list[Edit]:
         """The same edits in numbers: labels are features, and multiples of a largest activation are activations.

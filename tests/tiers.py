@@ -44,6 +44,7 @@ MEDIUM = (
     "test_steer_texts",
 )
 SLOW = (
+    "test_page_in_browser",
     "test_batch_rule",
     "test_transformer_lens_names",
     "test_from_sae_lens",

@@ -270,6 +270,17 @@ class Features:
         dense[np.repeat(np.arange(len(self)), np.diff(self.indptr)), self.indices] = self.values
         return dense.reshape(*self.shape, self.d_sae)
 
+    def falling_slots(self) -> Slots:
+        """The same as `to_slots`, with the features of a row in order of falling value, as `SAE.encode_slots` has them.
+
+        >>> features = from_slots([(np.array([[3, 5]]), np.array([[2, 4]], np.float32))], 8, (1,))
+        >>> features.falling_slots()[0].tolist()
+        [[5, 3]]
+        """
+        indices, values = self.to_slots()
+        order = np.argsort(-values, axis=1, kind="stable")
+        return np.take_along_axis(indices, order, 1), np.take_along_axis(values, order, 1)
+
     def to_slots(self) -> Slots:
         """Indices i64 and values f32 [tokens, slots], as decode.onnx reads them, with the slots of the fullest token.
 

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from sae_runtime.core.gates import as_gate
-from sae_runtime.generation.decoder import Decoder
 from sae_runtime.generation.loop import Loop
 from sae_runtime.generation.request import Edits, Finished, Piece, Request
 from sae_runtime.generation.sampling import Sampling
@@ -78,28 +77,24 @@ class Answer(Iterator[Piece]):
         self._loop.remove(self._request)
 
 
-def answer(
-    decoder: Decoder,
+def read_request(
     tokenizer: Tokenizer,
     prompt: str | Messages,
     *,
-    edits: Any,
-    plain: Callable[[Any], Edits],
+    edits: Edits,
     gate: Any = "all",
     max_new_tokens: int = 256,
     sampling: Sampling | None = None,
     stop: str | Sequence[str] = (),
     features: bool = False,
     chat: Mapping[str, Any] | None = None,
-) -> Answer:
-    """The answer to a prompt, in a loop of its own.
+) -> Request:
+    """A request of a prompt, which may join a loop.
 
     Args:
-        decoder: the graph.
-        tokenizer: its tokenizer.
+        tokenizer: of the graph.
         prompt: a text, or the messages of a conversation for the folder's chat template.
-        edits: of features, as the caller gives them.
-        plain: makes of such edits those of each SAE in plain numbers.
+        edits: of each SAE, in plain numbers.
         gate: the tokens that the edits reach, of `core.gates`.
         max_new_tokens: the most tokens of the answer.
         sampling: how tokens are chosen; None: always the most likely one.
@@ -108,7 +103,7 @@ def answer(
         chat: settings of the chat template.
 
     Raises:
-        ValueError: the prompt, the edits or a setting cannot be used.
+        ValueError: the prompt, the gate or a setting cannot be used.
     """
     whole = isinstance(max_new_tokens, int | np.integer) and not isinstance(max_new_tokens, bool)
     if not (whole and max_new_tokens >= 1):
@@ -119,18 +114,16 @@ def answer(
         raise ValueError(f"stop must be strings that are not empty, got {stop!r}")
     if chat is not None and not isinstance(chat, Mapping):
         raise ValueError(f"chat must be a mapping of settings of the chat template, got {chat!r}")
-    request = Request(
+    return Request(
         read_prompt(tokenizer, prompt, chat or {}),
         tokenizer.stream(),
-        edits=plain(edits),
+        edits=edits,
         gate=as_gate(gate),
         sampling=sampling,
         most=int(max_new_tokens),
         stop=strings,
         features=bool(features),
     )
-    loop = Loop(decoder, end_ids=tokenizer.end_ids, special_ids=tokenizer.special_ids)
-    return Answer(loop, request, edits, plain)
 
 
 def read_prompt(tokenizer: Tokenizer, prompt: str | Messages, chat: Mapping[str, Any]) -> Tokens:

@@ -60,6 +60,15 @@ class Loop:
         """Let a request join with the next step.
 
         Raises:
+            ValueError: as `check`.
+        """
+        self.check(request)
+        self._waiting.append(request)
+
+    def check(self, request: Request) -> None:
+        """See whether a request can join; any thread may ask.
+
+        Raises:
             ValueError: its prompt has no tokens or does not fit the model's context, its edits cannot be made, or it
                 wants features and there is no SAE that gives them.
         """
@@ -73,7 +82,6 @@ class Loop:
         if request.features and not self._decoder.readable:
             raise ValueError(f"{self._decoder.graph} holds no SAE that gives features; splice one into it")
         self._decoder.check_edits(request.edits)
-        self._waiting.append(request)
 
     def edit(self, request: Request, edits: Edits) -> None:
         """Give a request other edits: the tokens that are read from now on get them.

@@ -40,6 +40,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_holds_every_module(wheel: Path) -> None:
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     expected = {"sae_runtime/py.typed", "sae_runtime/bundle/graph_forms.txt", "sae_runtime/engine/probe.onnx"}
+    expected |= {f"sae_runtime/serve/http/assets/page.{kind}" for kind in ("html", "css", "js")}
     for folder, inside in (
         ("sae_runtime", "sae_runtime"),
         ("train", "sae_runtime/train"),

@@ -1,0 +1,59 @@
+"""What a plane refuses, and why. Every skin maps these errors, and no others, to the codes of its protocol."""
+
+from sae_runtime.bundle.folder import BundleError
+
+
+class Refused(Exception):
+    """A request that gets no answer; the message is one sentence for its caller."""
+
+
+class NotFound(Refused):
+    """There is no model, version or operation of this name."""
+
+
+class Invalid(Refused, ValueError):
+    """The request cannot be answered as it is."""
+
+
+class TooLarge(Invalid):
+    """The request exceeds a limit of this server."""
+
+
+class Full(Refused):
+    """Too much waits already; the same request may succeed later.
+
+    Attributes:
+        retry_after: seconds after which a caller may try again.
+
+    >>> Full(2.0).retry_after
+    2.0
+    """
+
+    def __init__(self, retry_after: float, why: str = "the server is full") -> None:
+        super().__init__(f"{why}; try again in {retry_after:g} s")
+        self.retry_after = retry_after
+
+
+class TimedOut(Refused):
+    """The request was not answered in its time."""
+
+
+class Closing(Refused):
+    """The server ends, and takes no new requests."""
+
+
+def refusal(error: BaseException) -> Refused:
+    """What a caller is told where an answer failed.
+
+    >>> type(refusal(ValueError("x holds NaN"))).__name__, str(refusal(ValueError("x holds NaN")))
+    ('Invalid', 'x holds NaN')
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, MemoryError):
+        return TooLarge(f"there is too little memory for this request ({text}); ask for less at once")
+    if isinstance(error, ValueError) and not isinstance(error, BundleError):
+        return Invalid(text)
+    # What failed is on the server's side, such as a bundle that a program changed.
+    return Full(10.0, f"this request could not be answered ({text})")

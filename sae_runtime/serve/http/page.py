@@ -1,0 +1,110 @@
+"""The page for a person at `/`: what is loaded, a text and its features, a slider, and how to call the server."""
+
+import math
+from dataclasses import asdict
+from importlib.resources import files
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from sae_runtime.sae import SAE
+from sae_runtime.serve.catalogue import Loaded
+from sae_runtime.serve.live import Live
+from sae_runtime.serve.plane import Plane
+
+OPEN = ("/", "/page/page.css", "/page/page.js")
+"""Paths that say nothing of what is loaded, so that they need no key; the page asks for the key itself."""
+
+_ASSETS = {"/": ("page.html", "text/html"), "/page/page.css": ("page.css", "text/css")}
+_ASSETS["/page/page.js"] = ("page.js", "text/javascript")
+_HEADERS = {
+    # Whatever a label or a text says, nothing but the server's own script runs and nothing is sent elsewhere.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-cache",
+}
+
+
+def routes(plane: Plane) -> list[Route]:
+    """The page, its style and script, and `/page/models`, which says what is loaded.
+
+    >>> from sae_runtime.serve.catalogue import open_all
+    >>> plane = Plane(open_all([f"mine={bundle_path}"]))
+    >>> [route.path for route in routes(plane)]
+    ['/', '/page/page.css', '/page/page.js', '/page/models']
+    >>> plane.close()
+    """
+    found = [Route(path, _asset(name, kind)) for path, (name, kind) in _ASSETS.items()]
+
+    async def models(request: Request) -> Response:
+        return JSONResponse({"models": described(plane)}, headers=_HEADERS)
+
+    return [*found, Route("/page/models", models)]
+
+
+def described(plane: Plane) -> list[dict[str, Any]]:
+    """What is loaded, as values of JSON: names, operations, and each SAE with the figures of traffic and manifest.
+
+    >>> from sae_runtime.serve.catalogue import open_all
+    >>> plane = Plane(open_all([f"mine={bundle_path}"]))
+    >>> described(plane)[0]["kind"], described(plane)[0]["saes"][0]["d_sae"]
+    ('bundle', 150)
+    >>> plane.close()
+    """
+    operations: dict[tuple[str, str], list[str]] = {}
+    for one in plane.index():
+        name, _, operation = one.name.rpartition(".")
+        operations.setdefault((name, one.version), []).append(operation)
+    return [
+        {
+            "name": one.name,
+            "version": str(one.version),
+            "kind": "bundle" if one.model is None else one.model.kind,
+            "operations": operations.get((one.name, str(one.version)), []),
+            "saes": [_sae(plane, one, name) for name in one.saes],
+        }
+        for one in plane.loaded
+    ]
+
+
+def _sae(plane: Plane, loaded: Loaded, name: str) -> dict[str, Any]:
+    sae = loaded.saes[name]
+    if isinstance(sae, SAE):
+        d_in, hook, edits = sae.d_in, sae.manifest.hook, sae.manifest.architecture.d_out is None
+        allocation = sae.manifest.allocation
+        rule = None if allocation is None else f"{allocation.kind} choice, k {allocation.k:g}"
+    else:
+        d_in, hook, edits, rule = sae.spliced.d_in, sae.hook, sae.edits, None
+    try:
+        multiples, labels = sae.stats is not None, len(sae.labels)
+    except (ValueError, OSError):  # the bundle of a spliced SAE need not be there
+        multiples, labels = False, 0
+    found = {"name": name, "hook": hook, "rule": rule, "d_in": d_in, "d_sae": sae.d_sae, "edits": edits}
+    found |= {"multiples": multiples, "labels": labels}
+    live = plane.watcher
+    if isinstance(live, Live):
+        watched = live.saes[loaded.name, loaded.version, name]
+        found |= {of: _finite(asdict(getattr(watched, of)())) for of in ("recent", "expected", "totals")}
+    return found
+
+
+def _finite(figures: dict[str, Any]) -> dict[str, Any]:
+    """Figures that JSON can hold; a manifest may say anything."""
+    return {
+        name: value if isinstance(value, int | float) and math.isfinite(value) else None
+        for name, value in figures.items()
+    }
+
+
+def _asset(name: str, kind: str) -> Any:
+    content = files(__package__).joinpath("assets", name).read_bytes()
+
+    async def asset(request: Request) -> Response:
+        return Response(content, media_type=kind, headers=_HEADERS)
+
+    return asset

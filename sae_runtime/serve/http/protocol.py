@@ -1,0 +1,160 @@
+"""The Open Inference Protocol, version 2, by REST."""
+
+import asyncio
+from collections.abc import Mapping
+from concurrent.futures import Future
+from typing import Any, NamedTuple
+
+from sae_runtime import __version__
+from sae_runtime.core.labels import shown
+from sae_runtime.serve.errors import Closing, Full, Invalid, NotFound, Refused, TimedOut, TooLarge
+from sae_runtime.serve.http import inference, json_text
+from sae_runtime.serve.http.bodies import Gone, Receive
+from sae_runtime.serve.plane import Plane
+from sae_runtime.serve.tensors import Tensor
+
+STATUS: dict[type[Refused], int] = {NotFound: 404, TooLarge: 413, Invalid: 400, Full: 503, TimedOut: 504, Closing: 503}
+"""The code of each error; the first class that fits."""
+
+EXTENSIONS = ["binary_tensor_data", "model_repository"]
+_PATIENCE = 0.1  # seconds that an answer may take before we look whether its client is still there
+_JSON, _BYTES = b"application/json", b"application/octet-stream"
+
+
+class Said(NamedTuple):
+    """An answer: its code, its body, its type, and headers besides."""
+
+    status: int
+    body: bytes
+    kind: bytes = _JSON
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+def status_of(error: Refused) -> int:
+    """The code of an error.
+
+    >>> status_of(NotFound("there is no model"))
+    404
+    """
+    return next(status for kind, status in STATUS.items() if isinstance(error, kind))
+
+
+def refused(error: Refused) -> Said:
+    """The answer that tells an error.
+
+    >>> refused(Invalid("x is missing")).body
+    b'{"error":"x is missing"}'
+    """
+    headers = ((b"retry-after", str(max(1, round(error.retry_after))).encode()),) if isinstance(error, Full) else ()
+    return Said(status_of(error), json_text.to_bytes({"error": str(error)}), headers=headers)
+
+
+async def answer(
+    plane: Plane, method: str, path: str, headers: Mapping[bytes, bytes], body: bytes, receive: Receive, leaving: bool
+) -> Said:
+    """The answer to a request below /v2.
+
+    Args:
+        plane: what is served.
+        method: of HTTP.
+        path: of the request, decoded.
+        headers: by name.
+        body: inflated.
+        receive: of ASGI, by which a client that leaves is seen.
+        leaving: whether the server is about to end.
+
+    Raises:
+        Gone: the client has left.
+        Refused: the request gets no answer.
+    """
+    match path.strip("/").split("/")[1:], method:
+        case ["models", name, "infer"], "POST":
+            return await _infer(plane, name, None, headers, body, receive)
+        case ["models", name, "versions", version, "infer"], "POST":
+            return await _infer(plane, name, version, headers, body, receive)
+        case [], "GET":
+            return _json({"name": "sae-runtime", "version": __version__, "extensions": EXTENSIONS})
+        case ["health", "live"], "GET":
+            return _json({"live": True})
+        case ["health", "ready"], "GET":
+            ready = plane.ready and not leaving
+            return _json({"ready": ready}, 200 if ready else 503)
+        case ["models", name, *version], "GET" if len(version) in (0, 2) and version[:1] in ([], ["versions"]):
+            return _json(_metadata(plane, name, version[-1] if version else None))
+        case ["models", name, "ready"], "GET":
+            return _ready(plane, name, None, leaving)
+        case ["models", name, "versions", version, "ready"], "GET":
+            return _ready(plane, name, version, leaving)
+        case ["repository", "index"], "POST":
+            return _index(plane, body)
+    raise NotFound(f"there is no route {method} {shown(path)}; GET /v2/models/NAME.OPERATION tells of a model")
+
+
+async def unless_gone(future: "Future[Any]", receive: Receive) -> Any:
+    """What a future of the plane gives, while the client is there; its work is dropped with the client.
+
+    Raises:
+        Gone: the client has left.
+    """
+    waited = asyncio.wrap_future(future)
+    try:
+        await asyncio.wait([waited], timeout=_PATIENCE)
+        if not waited.done():  # so that short requests need no task beside them
+            gone = asyncio.ensure_future(receive())
+            try:
+                await asyncio.wait([waited, gone], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                gone.cancel()
+            if not waited.done():
+                raise Gone
+        return waited.result()
+    finally:
+        waited.cancel()
+
+
+async def _infer(
+    plane: Plane, name: str, version: str | None, headers: Mapping[bytes, bytes], body: bytes, receive: Receive
+) -> Said:
+    asked = inference.read(body, headers.get(b"inference-header-content-length"))
+    future = plane.submit(
+        name,
+        asked.inputs,
+        version=version,
+        outputs=[*asked.outputs],
+        parameters=asked.parameters,
+        timeout=asked.seconds,
+    )
+    found = await unless_gone(future, receive)
+    text, length = inference.written(asked, found, name, version or str(plane.metadata(name).versions[-1]))
+    if length is None:
+        return Said(200, text)
+    return Said(200, text, _BYTES, ((b"inference-header-content-length", str(length).encode()),))
+
+
+def _metadata(plane: Plane, name: str, version: str | None) -> dict[str, Any]:
+    known = plane.metadata(name, version)
+    told = {"inputs": [_tensor(one) for one in known.inputs], "outputs": [_tensor(one) for one in known.outputs]}
+    return {"name": known.name, "versions": list(known.versions), "platform": "sae-runtime", **told}
+
+
+def _tensor(tensor: Tensor) -> dict[str, Any]:
+    told = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
+    return told | ({"parameters": {"optional": True}} if tensor.optional else {})
+
+
+def _ready(plane: Plane, name: str, version: str | None, leaving: bool) -> Said:
+    plane.metadata(name, version)
+    ready = plane.ready and not leaving
+    return _json({"name": name, "ready": ready}, 200 if ready else 503)
+
+
+def _index(plane: Plane, body: bytes) -> Said:
+    only = json_text.read_object(body).get("ready", False) if body.strip() else False
+    if not isinstance(only, bool):
+        raise Invalid("ready must be true or false; give one of them")
+    listed = [one for one in plane.index() if one.state == "READY" or not only]
+    return _json([{"name": o.name, "version": o.version, "state": o.state, "reason": o.reason} for o in listed])
+
+
+def _json(value: Any, status: int = 200) -> Said:
+    return Said(status, json_text.to_bytes(value))

@@ -1,0 +1,142 @@
+"""A trial at the start: whether a bundle's answers keep their bits when requests are merged, on this machine.
+
+Products round by the order of their sums. Whether that depends on the other rows of a product is the choice of
+onnxruntime's kernels, which differ by processor, by its threads and by the sizes of the SAE.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_runtime.core.edits import Edit
+from sae_runtime.core.features import from_slots
+from sae_runtime.sae import SAE
+
+_SIZES = (1, 1, 2, 3, 4, 7, 8, 15, 16, 17, 31, 64)  # rows of requests
+_PADDED = 16  # edits of the longest list that is padded
+
+
+class Merges(NamedTuple):
+    """What may be merged.
+
+    Attributes:
+        encode: rows of any requests.
+        decode: requests with as many slots.
+        steer: requests of as many tokens and edits.
+        padded: the numbers of edits of which requests of one token keep their bits, if edits that change nothing make
+            them longer. With others the last sums are rounded in another order.
+    """
+
+    encode: bool
+    decode: bool
+    steer: bool
+    padded: frozenset[int]
+
+
+def try_merging(sae: SAE) -> Merges:
+    """Encode, decode and steer made-up rows alone and together, and compare all bits.
+
+    >>> try_merging(sae).encode in (True, False)
+    True
+    """
+    x = _made_up(sae, max(sum(_SIZES), min(sae.tile, 2 * sum(_SIZES))))
+    steers = sae.manifest.architecture.d_out is None
+    return Merges(
+        encode=_holds(lambda: _encode(sae, x)),
+        decode=_holds(lambda: _decode(sae, x)),
+        steer=steers and _holds(lambda: _steer(sae, x)),
+        padded=_padded(sae, x) if steers else frozenset(),
+    )
+
+
+def _holds(trial: Callable[[], bool]) -> bool:
+    try:
+        return trial()
+    except (ValueError, MemoryError):  # made-up rows may overflow in an SAE of unusual size, and then nothing is known
+        return False
+
+
+def _made_up(sae: SAE, rows: int) -> NDArray[np.float32]:
+    """Activations with some active features and some noise, the same each time."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((rows, sae.d_in)).astype(np.float32)
+    if sae.manifest.architecture.d_out is None and not sae.manifest.architecture.decodes_with_x:
+        features = min(16, sae.d_sae)
+        indices = np.stack([rng.permutation(sae.d_sae)[:features] for _ in range(rows)])
+        values = rng.uniform(1, 10, indices.shape).astype(np.float32)
+        x = x * 0.1 + sae.decode(from_slots([(indices, values)], sae.d_sae, (rows,)))
+    return x
+
+
+def _same(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    return one.shape == other.shape and one.tobytes() == other.tobytes()
+
+
+def _encode(sae: SAE, x: NDArray[np.float32]) -> bool:
+    whole, begin = sae.encode(x), 0
+    for size in _SIZES:
+        alone, merged = sae.encode(x[begin : begin + size]), whole[begin : begin + size]
+        if not (_same(alone.indices, merged.indices) and _same(alone.values, merged.values)):
+            return False
+        begin += size
+    return True
+
+
+def _decode(sae: SAE, x: NDArray[np.float32]) -> bool:
+    rows = min(len(x), sae.decoded_tile)
+    rng = np.random.default_rng(1)
+    for slots in (1, 4, 16, 33):
+        slots = min(slots, sae.d_sae)
+        indices = np.stack([np.sort(rng.permutation(sae.d_sae)[:slots]) for _ in range(rows)])
+        values = rng.uniform(0.1, 10, indices.shape).astype(np.float32)
+        features = from_slots([(indices, values)], sae.d_sae, (rows,))
+        whole, begin = sae.decode(features, x[:rows]), 0
+        for size in _SIZES:
+            part = slice(begin, begin + size)
+            if begin + size <= rows and not _same(sae.decode(features[part], x[part]), whole[part]):
+                return False
+            begin += size
+    return True
+
+
+def _lists(sae: SAE, counts: list[int]) -> list[list[Edit]]:
+    rng = np.random.default_rng(2)
+    return [
+        [Edit.set(int(i), float(rng.uniform(1, 10))) for i in rng.permutation(sae.d_sae)[: min(count, sae.d_sae)]]
+        for count in counts
+    ]
+
+
+def _steer(sae: SAE, x: NDArray[np.float32]) -> bool:
+    for edits in (1, 2, 3, 8):
+        for tokens in (1, 2, 5, 16):
+            requests = min(6, len(x) // tokens)
+            batch = x[: requests * tokens].reshape(requests, tokens, sae.d_in)
+            if not _alone(sae, batch, _lists(sae, [edits] * requests)):
+                return False
+    return True
+
+
+def _padded(sae: SAE, x: NDArray[np.float32]) -> frozenset[int]:
+    most = min(_PADDED, sae.d_sae)
+    lists, rows = _lists(sae, list(range(1, most + 1))), x[:most, None]
+    try:
+        alone = [sae.steer(row[None], [own]) for row, own in zip(rows, lists, strict=True)]
+        padded = [sae.steer(rows[:longest], lists[:longest]) for longest in range(1, most + 1)]
+    except (ValueError, MemoryError):  # as in `_holds`
+        return frozenset()
+    return frozenset(
+        number + 1
+        for number, own in enumerate(alone)
+        if all(_same(own[0], together[number]) for together in padded[number:])
+    )
+
+
+def _alone(sae: SAE, batch: NDArray[np.float32], edits: list[list[Edit]]) -> bool:
+    together = sae.steer(batch, edits)
+    return all(
+        _same(sae.steer(one[None], [own]), merged[None])
+        for one, own, merged in zip(batch, edits, together, strict=True)
+    )
