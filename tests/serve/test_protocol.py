@@ -88,7 +88,12 @@ def test_other_types_become_the_model_s(address: str) -> None:
 
 
 def test_health_index_metadata_and_versions(address: str) -> None:
-    for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/mine.encode/ready", "/v2/models/mine.steer/versions/1/ready"):
+    for path in (
+        "/v2/health/live",
+        "/v2/health/ready",
+        "/v2/models/mine.encode/ready",
+        "/v2/models/mine.steer/versions/1/ready",
+    ):
         assert asked(address, "GET", path)[0] == 200
     assert json.loads(asked(address, "GET", "/v2")[1])["extensions"] == ["binary_tensor_data", "model_repository"]
     told = json.loads(asked(address, "GET", "/v2/models/mine.encode/versions/1")[1])
@@ -137,7 +142,12 @@ def test_refusals_are_one_sentence_and_name_the_fault(address: str) -> None:
 def test_a_request_without_one_of_the_keys_is_refused_and_health_is_open(bundle: Path) -> None:
     with running(Plane.open([f"mine={bundle}"]), keys=[b"another-key-of-16-bytes", KEY]) as address:
         for path in ("/v2", "/metrics", "/v1/models", "/page/models", "/v2/models/mine.encode/infer", "/other"):
-            for sent in ({}, {"Authorization": "Bearer key"}, {"Authorization": f"Bearer {KEY.decode()}x"}, {"Authorization": "Basic %"}):
+            for sent in (
+                {},
+                {"Authorization": "Bearer key"},
+                {"Authorization": f"Bearer {KEY.decode()}x"},
+                {"Authorization": "Basic %"},
+            ):
                 assert asked(address, "GET", path, headers=sent)[0] == 401
         assert asked(address, "GET", "/v2", headers={"Authorization": f"Bearer {KEY.decode()}"})[0] == 200
         assert [asked(address, "GET", f"/v2/health/{name}")[0] for name in ("live", "ready")] == [200, 200]

@@ -103,8 +103,11 @@ class App:
         """The answer; None where a route has sent it."""
         headers: dict[bytes, bytes] = dict(scope["headers"])
         path, method = scope["path"], scope["method"]
-        if self._keys and path not in _HEALTH and path not in page.OPEN and not knows(
-            self._keys, headers.get(b"authorization", b"")
+        if (
+            self._keys
+            and path not in _HEALTH
+            and path not in page.OPEN
+            and not knows(self._keys, headers.get(b"authorization", b""))
         ):
             text = "the key is missing or wrong; send the header Authorization: Bearer KEY"
             return _failed(path, 401, text, ((b"www-authenticate", b'Bearer realm="sae-runtime"'),))

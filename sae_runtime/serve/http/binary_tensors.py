@@ -10,7 +10,11 @@ from sae_runtime.serve.errors import Invalid
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(bool),
-    **{f"{sign}INT{8 * size}": np.dtype(f"<{kind}{size}") for sign, kind in (("", "i"), ("U", "u")) for size in (1, 2, 4, 8)},
+    **{
+        f"{sign}INT{8 * size}": np.dtype(f"<{kind}{size}")
+        for sign, kind in (("", "i"), ("U", "u"))
+        for size in (1, 2, 4, 8)
+    },
     **{f"FP{8 * size}": np.dtype(f"<f{size}") for size in (2, 4, 8)},
 }
 """numpy's type of each datatype; BYTES and BF16, which have none, are apart."""

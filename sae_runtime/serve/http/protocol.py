@@ -3,9 +3,9 @@
 import asyncio
 from collections.abc import Mapping
 from concurrent.futures import Future
+from importlib.metadata import version as version_of
 from typing import Any, NamedTuple
 
-from sae_runtime import __version__
 from sae_runtime.core.labels import shown
 from sae_runtime.serve.errors import Closing, Full, Invalid, NotFound, Refused, TimedOut, TooLarge
 from sae_runtime.serve.http import inference, json_text
@@ -73,7 +73,7 @@ async def answer(
         case ["models", name, "versions", version, "infer"], "POST":
             return await _infer(plane, name, version, headers, body, receive)
         case [], "GET":
-            return _json({"name": "sae-runtime", "version": __version__, "extensions": EXTENSIONS})
+            return _json({"name": "sae-runtime", "version": version_of("sae-runtime"), "extensions": EXTENSIONS})
         case ["health", "live"], "GET":
             return _json({"live": True})
         case ["health", "ready"], "GET":

@@ -32,7 +32,9 @@ def listen(host: str, port: int) -> socket.socket:
         found.bind(address)
         found.listen(2048)
     except OSError as error:
-        raise OSError(f"no server can listen on {host} port {port} ({error.strerror}); choose another address") from None
+        raise OSError(
+            f"no server can listen on {host} port {port} ({error.strerror}); choose another address"
+        ) from None
     return found
 
 
