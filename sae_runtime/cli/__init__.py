@@ -28,6 +28,7 @@ GROUPS = {
         "extract": "Write the features of texts, or of activations, to a folder.",
         "features": "Read features: of a deployed model on text, or of a corpus.",
         "steer": "Edit features of activations, or of a deployed model on text.",
+        "serve": "Serve bundles and deployed models to many callers, by HTTP.",
     },
     "About": {
         "demo": "Do all of it on a small real model.",

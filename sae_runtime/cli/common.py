@@ -58,9 +58,18 @@ def own_bundle(folder: Path, meant: str = ";") -> Path:
     return folder
 
 
-def _session(provider: Sequence[str], threads: int | None) -> dict[str, Any]:
+def providers_of(names: Sequence[str]) -> list[str]:
+    """The full names of execution providers.
+
+    >>> providers_of(["cuda", "CPUExecutionProvider"])
+    ['CUDAExecutionProvider', 'CPUExecutionProvider']
+    """
     full = {short.lower(): f"{short}ExecutionProvider" for short in _PROVIDERS}
-    return {"providers": [full.get(name.lower(), name) for name in provider], "threads": threads}
+    return [full.get(name.lower(), name) for name in names]
+
+
+def _session(provider: Sequence[str], threads: int | None) -> dict[str, Any]:
+    return {"providers": providers_of(provider), "threads": threads}
 
 
 session = gathered(

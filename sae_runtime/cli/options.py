@@ -130,6 +130,7 @@ def from_config(
     repeated: Collection[str] = (),
     only: Collection[str] | None = None,
     note: str = "",
+    prefix: str = "",
 ) -> Decorator[Any]:
     """Decorator that gives a command an option for each field of a dataclass, and hands it the config.
 
@@ -145,27 +146,32 @@ def from_config(
         repeated: fields whose options may be repeated, so that their values are tuples.
         only: the fields that become options; None means all.
         note: says when the options count; they are never required then.
+        prefix: stands in front of the names of the options.
     """
     hints = typing.get_type_hints(config)
     fields = [field for field in dataclasses.fields(config) if only is None or field.name in only]
     options = {
-        field.name: click.argument(field.name)
+        prefix + field.name: click.argument(field.name)
         if field.name == argument
-        else _option(field, hints[field.name], repeated=field.name in repeated, note=note)
+        else _option(field, hints[field.name], repeated=field.name in repeated, note=note, prefix=prefix)
         for field in fields
     }
-    return gathered(name, make or config, options)
+
+    def made(**values: Any) -> Any:
+        return (make or config)(**{name.removeprefix(prefix): value for name, value in values.items()})
+
+    return gathered(name, made, options)
 
 
-def _option(field: "dataclasses.Field[Any]", hint: Any, *, repeated: bool, note: str) -> Decorator[Any]:
+def _option(field: "dataclasses.Field[Any]", hint: Any, *, repeated: bool, note: str, prefix: str) -> Decorator[Any]:
     parts = [part for part in typing.get_args(hint) if part not in (types.NoneType, ...)]
     kind = parts[0] if len(parts) == 1 else hint  # of X | None and of tuple[X, ...]
     many = repeated or typing.get_origin(hint) is tuple
     if kind not in _TYPES:
         raise TypeError(f"{field.name} has type {hint}, for which there is no option")
-    flag = "--" + field.name.replace("_", "-")
+    flag = "--" + (prefix + field.name).replace("_", "-")
     if kind is bool:
-        flag += "/--no-" + field.name.replace("_", "-")
+        flag += "/--no-" + (prefix + field.name).replace("_", "-")
     help = ": ".join(filter(None, (note, field.metadata.get("help", "")))) + "; may be repeated" * many
     settings: dict[str, Any] = {"help": help, "multiple": many}
     choices = field.metadata.get("choices")
@@ -178,7 +184,7 @@ def _option(field: "dataclasses.Field[Any]", hint: Any, *, repeated: bool, note:
         settings["default"] = field.default_factory()
     else:
         settings["required"] = not note
-    return click.option(flag, field.name, **settings)
+    return click.option(flag, prefix + field.name, **settings)
 
 
 def _read_settings(ctx: click.Context, option: click.Parameter, path: Path | None) -> None:

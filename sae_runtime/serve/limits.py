@@ -2,7 +2,12 @@
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def _most(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,16 +33,16 @@ class Limits:
     1024
     """
 
-    body: int = 64 << 20
-    rows: int = 16_384
-    edits: int = 64
-    texts: int = 256
-    characters: int = 1 << 20
-    waiting: int = 1024
-    waiting_bytes: int = 512 << 20
-    seconds: float = 60.0
-    answers: int = 16
-    new_tokens: int = 1024
+    body: int = _most(64 << 20, "bytes of a request's body, after it was inflated")
+    rows: int = _most(16_384, "rows of activations of a request")
+    edits: int = _most(64, "edits of a request; of one text or one [t, d_in], where it has several")
+    texts: int = _most(256, "texts of a request")
+    characters: int = _most(1 << 20, "characters of all texts of a request")
+    waiting: int = _most(1024, "requests that wait or run")
+    waiting_bytes: int = _most(512 << 20, "bytes of the arrays and texts of these requests")
+    seconds: float = _most(60.0, "from a request to its answer")
+    answers: int = _most(16, "answers that are written at once")
+    new_tokens: int = _most(1024, "tokens of an answer")
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

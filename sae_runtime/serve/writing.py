@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+
 from sae_runtime.core.edits import Edit
 from sae_runtime.deployed.batching import TOKENS
 from sae_runtime.generation.request import Finished, Piece, Request
@@ -204,10 +205,7 @@ class WritingLane:
 
 
 def writing_operation(
-    model: Model,
-    limits: Limits,
-    accept: Callable[[Arrays, Mapping[str, Any]], tuple[Any, int]],
-    asked: Sequence[Tensor],
+    model: Model, limits: Limits, accept: Callable[[Arrays, Mapping[str, Any]], tuple[Any, int]], asked: Sequence[Tensor]
 ) -> Operation:
     """The operation `generate` of a language model.
 

@@ -118,7 +118,7 @@ def test_refusals_are_one_sentence_and_name_the_fault(address: str) -> None:
     assert "NaN" in error(asked(address, "POST", path, b'{"inputs": [{"name": "x", "data": [NaN]}]}'), 400)
     assert "NaN" in error(asked(address, "POST", path, *binary(x * np.float32(np.nan))), 400)
     assert "twice" in error(asked(address, "POST", path, b'{"id": "1", "id": "2"}'), 400)
-    assert "limit" in error(asked(address, "POST", path, *binary(make_x(501))), 413) or True
+    assert "500" in error(asked(address, "POST", path, *binary(make_x(501))), 413)
     bomb = gzip.compress(bytes(50 << 20))
     assert "inflated" in error(asked(address, "POST", path, bomb, {"Content-Encoding": "gzip"}), 413)
     error(asked(address, "POST", path, bytes(2 << 20)), 413)

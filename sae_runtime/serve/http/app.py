@@ -13,7 +13,7 @@ from starlette.routing import Route
 from sae_runtime.core.printable import printable
 from sae_runtime.serve.errors import Full, Refused, TooLarge, refusal
 from sae_runtime.serve.http import json_text, openai_routes, page, protocol
-from sae_runtime.serve.http.bodies import Gone, Slow, read_body
+from sae_runtime.serve.http.bodies import Gone, Slow, pass_over, read_body
 from sae_runtime.serve.http.keys import knows, stranger
 from sae_runtime.serve.http.metrics import Metrics
 from sae_runtime.serve.http.protocol import Said
@@ -21,6 +21,7 @@ from sae_runtime.serve.plane import Plane
 
 _HEALTH = ("/v2/health/live", "/v2/health/ready")
 _WHOLE = ("content-length", "content-encoding", "transfer-encoding")
+_PATIENCE = 2.0  # seconds that a body may take which is not used
 _LEFT = Said(499, b"")  # what nobody reads
 
 
@@ -123,7 +124,11 @@ class App:
 
         try:
             if b"content-length" in headers or b"transfer-encoding" in headers:
-                body = await read_body(receive, headers, limits.body, limits.seconds, hold)
+                try:
+                    body = await read_body(receive, headers, limits.body, limits.seconds, hold)
+                except (TooLarge, Full):
+                    await pass_over(receive, 4 * limits.body, _PATIENCE)
+                    raise
             if path == "/v2" or path.startswith("/v2/"):
                 return await protocol.answer(self.plane, method, path, headers, body, receive, self.leaving)
             if path == "/metrics" and method == "GET":

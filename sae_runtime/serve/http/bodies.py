@@ -1,6 +1,7 @@
 """Bodies of requests: read with a limit and in a time, inflated with the same limit."""
 
 import asyncio
+import contextlib
 import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -61,6 +62,24 @@ async def read_body(
     found = await asyncio.to_thread(_inflated, body, _WINDOWS[coding], most)
     hold(len(found))
     return found
+
+
+async def pass_over(receive: Receive, most: int, seconds: float) -> None:
+    """Read the rest of a body that is too large and forget it, so that its client reads the answer.
+
+    Args:
+        receive: of ASGI.
+        most: bytes that are read; a client that sends more meets a closed connection.
+        seconds: in which they are read.
+    """
+    size = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while size < most:
+                message = await receive()
+                size += len(message.get("body", b""))
+                if not message.get("more_body"):
+                    return
 
 
 async def _first(receive: Receive, seconds: float) -> Any:

@@ -1,0 +1,101 @@
+"""sae-runtime serve."""
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sae_runtime.cli import common
+from sae_runtime.cli.options import WHOLE, Command, from_config
+from sae_runtime.serve.limits import Limits
+from sae_runtime.serve.policy import Policy
+
+if TYPE_CHECKING:
+    from sae_runtime.serve.catalogue import Loaded
+
+_CUDA = "CUDAExecutionProvider"
+
+
+@click.command("serve", cls=Command, example="sae-runtime serve sae chat=model --port 8080")
+@click.argument("paths", metavar="[NAME[@VERSION]=]PATH...", nargs=-1, required=True)
+@click.option("--host", default="127.0.0.1", help="address to listen on")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, help="port; 0: one that is free")
+@click.option("--api-key-file", type=common.PATH, help="file of keys, one on a line; callers must send one")
+@click.option("--provider", default="auto", help="execution provider of onnxruntime; auto: CUDA where it starts, else cpu")
+@click.option("--threads", type=WHOLE, help="threads of an operator [all cores]")
+@click.option("--access-log/--no-access-log", default=True, help="a line on stderr for each request, without contents")
+@from_config(Limits, "limits", prefix="max_")
+@from_config(Policy, "policy")
+def command(
+    paths: tuple[str, ...],
+    host: str,
+    port: int,
+    api_key_file: Path | None,
+    provider: str,
+    threads: int | None,
+    access_log: bool,
+    limits: Limits,
+    policy: Policy,
+) -> None:
+    """Serve bundles and deployed models to many callers, by HTTP.
+
+    A PATH is a bundle or what `splice` leaves. It is served under the name of its folder, or under NAME. Callers use
+    the Open Inference Protocol at /v2, OpenAI's at /v1, or the page at /. SIGTERM ends the server when it has answered
+    what it accepted.
+    """
+    from sae_runtime.bundle.extras import require
+
+    require("cpu")
+    require("serve")
+    from sae_runtime.serve.catalogue import open_all
+    from sae_runtime.serve.guarding import Guards
+    from sae_runtime.serve.http.app import app
+    from sae_runtime.serve.http.keys import is_loopback, read_keys
+    from sae_runtime.serve.http.server import Server, hosts_of, listen
+    from sae_runtime.serve.live import Live
+    from sae_runtime.serve.plane import Plane
+
+    keys = read_keys(api_key_file) if api_key_file is not None else ()
+    socket = listen(host, port)
+    with contextlib.closing(socket):
+        loaded = open_all(paths, providers=_providers(provider), threads=threads, tell=_tell)
+        plane = Plane(loaded, limits=limits, policy=Guards(policy, loaded), watcher=Live(loaded))
+        if not keys and not is_loopback(host):
+            common.warn(f"everybody who reaches {host} may ask; give --api-key-file, or listen on 127.0.0.1")
+        address = socket.getsockname()
+        shown = f"[{address[0]}]" if ":" in address[0] else address[0]
+
+        def started() -> None:
+            click.echo(f"serving on http://{shown}:{address[1]}")
+
+        served = app(plane, keys=keys, hosts=hosts_of(host, keys), log=sys.stderr if access_log else None)
+        Server(served, started=started).run([socket])
+
+
+def _tell(loaded: "Loaded") -> None:
+    from sae_runtime.core.printable import printable
+
+    model = loaded.model
+    held = "bundle" if model is None else {"vectors": "model of vectors", "text": "language model"}.get(model.kind, "model")
+    saes = ", ".join(f"{sae.d_sae:,} features" for sae in loaded.saes.values())
+    click.echo(printable(f"loaded {loaded}: {held}, {saes or 'no SAE'}"))
+
+
+def _providers(name: str) -> Any:
+    """The providers that a name means; CUDA where it starts, for "auto"."""
+    if name != "auto":
+        return common.providers_of([name])
+    import onnxruntime
+
+    from sae_runtime.engine.sessions import CPU, open_session
+
+    if _CUDA not in onnxruntime.get_available_providers():
+        return CPU
+    try:
+        open_session(Path(__file__).parents[1] / "engine" / "probe.onnx", providers=(_CUDA, *CPU))
+    except (ValueError, OSError) as error:
+        common.warn(f"the CPU is used ({error})")
+        return CPU
+    return (_CUDA, *CPU)
