@@ -82,7 +82,7 @@ def test_answers_of_many_callers_have_the_bits_of_each_request_alone(bundle_of: 
     plane = Plane(open_all([f"{kind}={bundle_of(kind)}" for kind in KINDS]), watcher=watcher)  # type: ignore[arg-type]
     rng = np.random.default_rng(0)
     saes = {kind: load(bundle_of(kind)) for kind in KINDS}
-    asks = [asked(saes[kind], kind, rng) for kind in KINDS for _ in range(120)]
+    asks = [asked(saes[kind], kind, rng) for kind in KINDS for _ in range(60)]
     order = rng.permutation(len(asks)).tolist()
     wrong: list[str] = []
 
@@ -112,7 +112,7 @@ def test_without_merging_answers_are_the_same(bundle_of: Callable[..., Path], mo
     assert watcher.most == 1
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def plane(bundle_of: Callable[..., Path]) -> Iterator[Plane]:
     limits = Limits(rows=3000, edits=4, waiting=6, waiting_bytes=1 << 20)
     plane = Plane(open_all([f"one={bundle_of('mutual')}", f"one@2={bundle_of('token')}"]), limits=limits)
