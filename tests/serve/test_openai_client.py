@@ -3,8 +3,6 @@
 import asyncio
 import dataclasses
 import json
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,12 +12,10 @@ import httpx
 import numpy as np
 import openai
 import pytest
-import uvicorn
 from deployed_model import D_SAE, deploy
-from starlette.applications import Starlette
+from running import running
 
 from sae_runtime import Edit, Model, load_model
-from sae_runtime.serve.http.openai_routes import routes
 from sae_runtime.serve.limits import Limits
 from sae_runtime.serve.plane import Plane
 
@@ -49,21 +45,9 @@ def served(tmp_path_factory: pytest.TempPathFactory, bundle_of: Callable[..., Pa
     folder, bundle = tmp_path_factory.mktemp("openai"), bundle_of("mutual", D_SAE, 4)
     writer, reader = (deploy(folder / kind, kind, {"bundle": bundle}) for kind in ("gpt2", "bert"))
     (writer / "chat_template.jinja").write_text(TEMPLATE)
-    plane = Plane.open(
-        [f"writer={writer}", f"writer@3={writer}", f"reader={reader}", f"bundle={bundle}"], limits=LIMITS
-    )
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(Starlette(routes=routes(plane)), log_level="error", lifespan="off")
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        try:
-            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            yield Served(url, plane, load_model(writer, threads=1), load_model(reader, threads=1))
-        finally:
-            server.should_exit = True
-            thread.join()
-            plane.close(1.0)
+    plane = Plane.open([f"writer={writer}", f"writer@3={writer}", f"reader={reader}", f"bundle={bundle}"], limits=LIMITS)
+    with running(plane) as url:
+        yield Served(url, plane, load_model(writer, threads=1), load_model(reader, threads=1))
 
 
 def alone(served: Served, prompt: str, **settings: Any) -> str:
@@ -151,11 +135,7 @@ def test_requests_that_come_together_are_answered_as_if_alone(served: Served) ->
 
             async def one(prompt: str, edits: Any, most: int, late: float) -> str:
                 await asyncio.sleep(late)
-                settings: dict[str, Any] = {
-                    "temperature": 0,
-                    "max_tokens": most,
-                    "extra_body": {"sae": {"edits": edits}},
-                }
+                settings: dict[str, Any] = {"temperature": 0, "max_tokens": most, "extra_body": {"sae": {"edits": edits}}}
                 if most % 2:
                     made = await client.completions.create(model="writer", prompt=prompt, **settings)
                     return made.choices[0].text
@@ -241,24 +221,12 @@ BAD: list[tuple[str, dict[str, Any], int, str | None, str]] = [
     ("chat/completions", {**CHAT, "max_tokens": 1.0}, 400, "max_tokens", "a whole number"),
     ("chat/completions", {**CHAT, "stop": [""]}, 400, "stop", "not empty"),
     ("chat/completions", {**CHAT, "stream": 1}, 400, "stream", "true or false"),
-    (
-        "chat/completions",
-        {**CHAT, "stream": True, "stream_options": {"include_usage": 1}},
-        400,
-        "stream_options",
-        "true",
-    ),
+    ("chat/completions", {**CHAT, "stream": True, "stream_options": {"include_usage": 1}}, 400, "stream_options", "true"),
     ("chat/completions", {**CHAT, "sae": []}, 400, "sae", "sae is an object"),
     ("chat/completions", {**CHAT, "sae": {"edits": [{"feature": 150, "set": 1}]}}, 400, None, "feature 150"),
     ("chat/completions", {**CHAT, "sae": {"edits": [{"feature": "hat", "set": 1}]}}, 400, None, "hat"),
     ("chat/completions", {**CHAT, "messages": [{"role": "user", "content": "w1 " * 900}]}, 413, None, "characters"),
-    (
-        "chat/completions",
-        {**CHAT, "messages": [{"role": "user", "content": "w1 " * 90}]},
-        400,
-        None,
-        "context holds 64",
-    ),
+    ("chat/completions", {**CHAT, "messages": [{"role": "user", "content": "w1 " * 90}]}, 400, None, "context holds 64"),
     ("chat/completions", {**CHAT, "chat_template_kwargs": {"self": 1}}, 400, "chat_template_kwargs", "an object"),
     ("completions", {"model": "writer", "prompt": [3, 4]}, 400, "prompt", "numbers of tokens"),
     ("completions", {"model": "writer", "prompt": [[3, 4]]}, 400, "prompt", "numbers of tokens"),
@@ -293,6 +261,11 @@ def test_what_cannot_be_answered_is_refused_in_a_sentence(
 def test_a_body_that_is_no_object_is_refused(served: Served, body: bytes) -> None:
     answer = httpx.post(f"{served.url}/v1/chat/completions", content=body)
     assert answer.status_code == 400 and answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_a_wrong_method_is_refused_in_a_sentence(served: Served) -> None:
+    answer = httpx.get(f"{served.url}/v1/embeddings")
+    assert answer.status_code == 405 and "knows no GET" in answer.json()["error"]["message"]
 
 
 def test_the_client_raises_its_own_errors(served: Served) -> None:
@@ -353,8 +326,4 @@ def test_a_full_server_says_when_to_come_again(served: Served) -> None:
     finally:
         for _ in range(LIMITS.waiting):
             served.plane.leave(0)
-    assert (
-        answer.status_code == 503
-        and answer.headers["Retry-After"] == "1"
-        and "again" in json.loads(answer.text)["error"]["message"]
-    )
+    assert answer.status_code == 503 and answer.headers["Retry-After"] == "1" and "again" in json.loads(answer.text)["error"]["message"]
