@@ -127,7 +127,11 @@ SLOW = (
     "test_where_it_runs",
     "test_workers",
     "test_writers",
+    "test_calls_of_clients",
+    "test_serve_command",
     "test_smollm2_answers",
+    "test_triton_repository",
+    "test_tritonserver",
 )
 
 
