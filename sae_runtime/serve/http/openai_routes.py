@@ -73,7 +73,9 @@ def routes(plane: Plane) -> list[Route]:
         loaded = plane.find(asked.name, asked.version)
         assert loaded.model is not None
         shown = Shown(loaded.model, most)
-        data = [{"object": "features", "index": number, "tokens": _tokens(one, shown)} for number, one in enumerate(seen)]
+        data = [
+            {"object": "features", "index": number, "tokens": _tokens(one, shown)} for number, one in enumerate(seen)
+        ]
         tokens = sum(map(len, seen))
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return JSONResponse({"object": "list", "data": data, "model": asked.text, "usage": usage})
