@@ -89,7 +89,9 @@ def routes(plane: Plane) -> list[Route]:
                 told = Told(plane, ask, chat=chat)
                 if ask.stream:
                     pieces = answers.pieces()
-                    first = await unless_gone(asyncio.ensure_future(anext(pieces)), request.receive)  # so that an error of the first has its own code
+                    first = await unless_gone(
+                        asyncio.ensure_future(anext(pieces)), request.receive
+                    )  # so that an error of the first has its own code
                     return _Stream(told.chunks(_behind(first, pieces), answers), answers)
                 whole = [await unless_gone(future, request.receive) for future in answers.futures]
                 return JSONResponse(told.whole(whole))
