@@ -115,7 +115,9 @@ def bundle(home: Path, d_sae: int) -> Path:
     return out
 
 
-def callers_of(requests: Sequence[bytes], callers: int, *, every: float | None = None, group: str = "") -> list[Caller]:
+def callers_of(
+    requests: Sequence[bytes], callers: int, *, every: float | None = None, group: str = ""
+) -> list[Caller]:
     """The requests, dealt to so many callers."""
     return [Caller(tuple(requests[number::callers]), every, group) for number in range(callers)]
 
@@ -141,9 +143,7 @@ def answers_are_right(server: Server, calls: Sequence[Call], saes: Mapping[str, 
             inputs = {"x": one.x, **(as_inputs([list(one.edits)], 1 << 30) if one.edits else {})}
             asked = []
             for name, array in inputs.items():
-                asked.append(
-                    http.InferInput(name, array.shape, {"float32": "FP32", "int64": "INT64"}[str(array.dtype)])
-                )
+                asked.append(http.InferInput(name, array.shape, {"float32": "FP32", "int64": "INT64"}[str(array.dtype)]))
                 asked[-1].set_data_from_numpy(array)
             answer = client.infer(f"{one.model}.{'steer' if one.edits else 'encode'}", asked)
             sae = saes[one.model]
@@ -185,9 +185,7 @@ def table(load_: Load, servers: Mapping[str, tuple[Server, list[bytes]]], saes: 
         p50, p99 = (middle(one.quantile(q) for one in outcomes) for q in (0.5, 0.99))
         failed = sum(count for one in outcomes for code, count in one.codes.items() if code != 200)
         rows = rate * load_.rows
-        print(
-            f"| {name} | {rate:,.0f} | {rows:,.0f} | {1e3 * each:.3f} | {share:.2f} | {p50:.1f} | {p99:.1f} | {failed} |"
-        )
+        print(f"| {name} | {rate:,.0f} | {rows:,.0f} | {1e3 * each:.3f} | {share:.2f} | {p50:.1f} | {p99:.1f} | {failed} |")
     return rates
 
 

@@ -115,7 +115,8 @@ class Loop:
     def step(self) -> list[Step]:
         """Choose the next token of every request: its piece, or the error that ended it.
 
-        One whose prompt is still read has none yet. A request whose last piece this is, or that failed, has left. A run that fails ends all its requests.
+        One whose prompt is still read has none yet. A request whose last piece this is, or that failed, has left. A run
+        that fails ends all its requests.
         """
         steps = [step for group in self._groups for step in self._next(group)]
         self._drop({request for request, got in steps if _is_last(got)})

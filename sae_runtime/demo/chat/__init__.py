@@ -82,9 +82,7 @@ def _chosen(client: Any, model: Path, texts: Path, path: Path) -> Trial:
     made = trials(found, STRENGTHS, lambda *edit: asking.answers(client, TO_CHOOSE, asking.edit(*edit)))
     chosen = best(made)
     with files.new_file(path) as part:
-        part.write_text(
-            json.dumps({"chosen": asdict(chosen), "trials": [asdict(one) for one in made]}, indent=2) + "\n"
-        )
+        part.write_text(json.dumps({"chosen": asdict(chosen), "trials": [asdict(one) for one in made]}, indent=2) + "\n")
     return chosen
 
 
