@@ -46,6 +46,12 @@ MEDIUM = (
 SLOW = (
     "test_plane_bits",
     "test_plane_texts",
+    "test_openai_client",
+    "test_writing",
+    "test_openai_client",
+    "test_writing",
+    "test_plane_bits",
+    "test_plane_texts",
     "test_policy_everywhere",
     "test_page_in_browser",
     "test_batch_rule",
