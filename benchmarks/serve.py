@@ -65,7 +65,7 @@ class Call:
         return sae.steer(self.x, list(self.edits)) if self.edits else sae.encode(self.x)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Load:
     """What the callers of a table send; call number i belongs to caller i modulo the callers."""
 
