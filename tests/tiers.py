@@ -44,6 +44,7 @@ MEDIUM = (
     "test_steer_texts",
 )
 SLOW = (
+    "test_policy_everywhere",
     "test_page_in_browser",
     "test_batch_rule",
     "test_transformer_lens_names",
@@ -125,6 +126,8 @@ SLOW = (
     "test_workers",
     "test_writers",
     "test_smollm2_answers",
+    "test_triton_repository",
+    "test_tritonserver",
 )
 
 

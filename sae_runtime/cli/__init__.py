@@ -23,6 +23,7 @@ GROUPS = {
     "Deploy": {
         "export-model": "Export a transformers model as an ONNX graph.",
         "splice": "Put SAEs into a host model's ONNX graph.",
+        "export-triton": "Write a model repository for Triton.",
     },
     "Use": {
         "extract": "Write the features of texts, or of activations, to a folder.",

@@ -14,7 +14,7 @@ from sae_runtime.sae import SAE
 from sae_runtime.serve.edit_objects import parse, read_edits
 from sae_runtime.serve.errors import Invalid, TooLarge
 from sae_runtime.serve.limits import Limits
-from sae_runtime.serve.merge_trial import try_merging
+from sae_runtime.serve.merge_trial import NEVER, try_merging
 from sae_runtime.serve.operation import Operation
 from sae_runtime.serve.row_lane import RowLane
 from sae_runtime.serve.scheduler import OneByOne
@@ -25,7 +25,9 @@ CheckEdits = Callable[..., None]
 """Called with an SAE, edits in plain numbers, and how much of them each token gets; raises what is not allowed."""
 
 
-def bundle_operations(sae: SAE, limits: Limits, check_edits: CheckEdits, saw: Callable[..., None]) -> list[Operation]:
+def bundle_operations(
+    sae: SAE, limits: Limits, check_edits: CheckEdits, saw: Callable[..., None], *, merge: bool = True
+) -> list[Operation]:
     """The operations of a bundle.
 
     Args:
@@ -33,8 +35,9 @@ def bundle_operations(sae: SAE, limits: Limits, check_edits: CheckEdits, saw: Ca
         limits: of the server.
         check_edits: refuses edits.
         saw: is called with rows that were encoded as fitted, and their slots.
+        merge: whether requests may be merged, where a trial shows that this keeps their bits.
     """
-    architecture, merges = sae.manifest.architecture, try_merging(sae)
+    architecture, merges = sae.manifest.architecture, try_merging(sae) if merge else NEVER
     x = Tensor("x", "FP32", (-1, sae.d_in))
     slots = Tensor("indices", "INT64", (-1, -1)), Tensor("values", "FP32", (-1, -1))
     by_threshold = architecture.selection == "threshold"

@@ -35,6 +35,9 @@ class Merges(NamedTuple):
     padded: frozenset[int]
 
 
+NEVER = Merges(encode=False, decode=False, steer=False, padded=frozenset())
+
+
 def try_merging(sae: SAE) -> Merges:
     """Encode, decode and steer made-up rows alone and together, and compare all bits.
 

@@ -115,6 +115,7 @@ class Plane:
         limits: of each request and of what waits.
         policy: which edits are allowed; None: all.
         watcher: sees what is served; None: nobody does.
+        merge: whether requests of bundles may be merged; if not, there is no trial at the start.
 
     >>> from sae_runtime.serve.catalogue import open_all
     >>> plane = Plane(open_all([f"mine={bundle_path}"]))
@@ -130,9 +131,10 @@ class Plane:
         limits: Limits | None = None,
         policy: Policy | None = None,
         watcher: Watcher | None = None,
+        merge: bool = True,
     ) -> None:
         self.loaded, self.limits = tuple(loaded), limits or Limits()
-        self._policy, self._watcher = policy, watcher
+        self._policy, self._watcher, self._merge = policy, watcher, merge
         self._operations: dict[tuple[str, int], dict[str, Operation]] = {
             (one.name, one.version): {op.name: op for op in self._made(one)} for one in self.loaded
         }
@@ -418,7 +420,7 @@ class Plane:
                 if self._watcher is not None:
                     self._watcher.saw(loaded, x, indices, values)
 
-            return bundle_operations(loaded.sae, self.limits, check, saw)
+            return bundle_operations(loaded.sae, self.limits, check, saw, merge=self._merge)
         assert loaded.model is not None
 
         def saw_texts(seen: Sequence[TextFeatures]) -> None:

@@ -195,7 +195,7 @@ class Steering:
     def _is_long(self, work: Steered) -> bool:
         """Whether `SAE.steer` cuts a request, between tokens, as is done here."""
         requests, tokens, _ = work.x.shape
-        return requests * tokens > self.tile
+        return bool(requests * tokens > self.tile)
 
     def _part(self, work: Steered) -> int:
         return max(self.tile // len(work.x), 1)

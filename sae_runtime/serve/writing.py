@@ -205,7 +205,10 @@ class WritingLane:
 
 
 def writing_operation(
-    model: Model, limits: Limits, accept: Callable[[Arrays, Mapping[str, Any]], tuple[Any, int]], asked: Sequence[Tensor]
+    model: Model,
+    limits: Limits,
+    accept: Callable[[Arrays, Mapping[str, Any]], tuple[Any, int]],
+    asked: Sequence[Tensor],
 ) -> Operation:
     """The operation `generate` of a language model.
 

@@ -248,6 +248,15 @@ COMMANDS: Mapping[str, Command] = {
         outputs=("out/model.onnx", "out/features.onnx"),
         before=("splice host.onnx --sae served --hook layer.0 -o out",),
     ),
+    "export-triton": Command(
+        arguments="export-triton served words -o repository", needs=("served", "words"), outputs=("repository",)
+    ),
+    "export-triton, replacing": Command(
+        arguments="export-triton served --backend onnx -o repository --force",
+        needs=("served",),
+        outputs=("repository",),
+        before=("export-triton served --operation encode -o repository",),
+    ),
     "train": Command(arguments=f"{_FIT} --k 4 -o fitted --force", needs=("x.npy",), outputs=("fitted",)),
     "train, several": Command(
         arguments=f"{_FIT} --k 4 --k 6 -o fitted --force --metrics run.jsonl",

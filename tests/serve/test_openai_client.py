@@ -3,8 +3,6 @@
 import asyncio
 import dataclasses
 import json
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,12 +12,10 @@ import httpx
 import numpy as np
 import openai
 import pytest
-import uvicorn
 from deployed_model import D_SAE, deploy
-from starlette.applications import Starlette
+from running import running
 
 from sae_runtime import Edit, Model, load_model
-from sae_runtime.serve.http.openai_routes import routes
 from sae_runtime.serve.limits import Limits
 from sae_runtime.serve.plane import Plane
 
@@ -50,18 +46,8 @@ def served(tmp_path_factory: pytest.TempPathFactory, bundle_of: Callable[..., Pa
     writer, reader = (deploy(folder / kind, kind, {"bundle": bundle}) for kind in ("gpt2", "bert"))
     (writer / "chat_template.jinja").write_text(TEMPLATE)
     plane = Plane.open([f"writer={writer}", f"writer@3={writer}", f"reader={reader}", f"bundle={bundle}"], limits=LIMITS)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(Starlette(routes=routes(plane)), log_level="error", lifespan="off")
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        try:
-            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            yield Served(url, plane, load_model(writer, threads=1), load_model(reader, threads=1))
-        finally:
-            server.should_exit = True
-            thread.join()
-            plane.close(1.0)
+    with running(plane) as url:
+        yield Served(url, plane, load_model(writer, threads=1), load_model(reader, threads=1))
 
 
 def alone(served: Served, prompt: str, **settings: Any) -> str:
@@ -275,6 +261,11 @@ def test_what_cannot_be_answered_is_refused_in_a_sentence(
 def test_a_body_that_is_no_object_is_refused(served: Served, body: bytes) -> None:
     answer = httpx.post(f"{served.url}/v1/chat/completions", content=body)
     assert answer.status_code == 400 and answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_a_wrong_method_is_refused_in_a_sentence(served: Served) -> None:
+    answer = httpx.get(f"{served.url}/v1/embeddings")
+    assert answer.status_code == 405 and "knows no GET" in answer.json()["error"]["message"]
 
 
 def test_the_client_raises_its_own_errors(served: Served) -> None:

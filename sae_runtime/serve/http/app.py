@@ -60,7 +60,8 @@ class App:
     ) -> None:
         self.plane, self.leaving, self.metrics = plane, False, Metrics(plane)
         self._keys, self._hosts, self._log, self._held = tuple(keys), hosts, log, 0
-        self._routes = Starlette(routes=[*openai_routes.routes(plane), *page.routes(plane)])
+        own = [*openai_routes.routes(plane), *page.routes(plane)]
+        self._routes = Starlette(routes=own, exception_handlers={405: openai_routes.wrong_method})
         self._known = [route for route in self._routes.routes if isinstance(route, Route)]
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:

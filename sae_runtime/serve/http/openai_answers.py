@@ -25,6 +25,9 @@ _REASONS = {"end": "stop", "stop": "stop", "length": "length", None: None}
 class Answers:
     """The answers to one request, which are written together, and their pieces in the order in which they come.
 
+    Attributes:
+        futures: of the answers.
+
     Args:
         plane: that writes them.
         ask: the request.
@@ -34,7 +37,7 @@ class Answers:
         self._plane, self._ask = plane, ask
         self._events = asyncio.Queue[tuple[int, Piece | None, list[int]]]()
         self._loop = asyncio.get_running_loop()
-        self._futures: list[Future[Written]] = []
+        self.futures: list[Future[Written]] = []
 
     def __len__(self) -> int:
         return self._ask.n * len(self._ask.prompts)
@@ -57,7 +60,7 @@ class Answers:
                     on_piece=functools.partial(self._tell, number),
                     **ask.settings_of(number % ask.n),
                 )
-                self._futures.append(future)
+                self.futures.append(future)
                 future.add_done_callback(lambda _, number=number: self._tell(number, None, []))  # type: ignore[misc]
         except BaseException:
             self.cancel()
@@ -78,18 +81,18 @@ class Answers:
         while left:
             number, piece, read = await self._events.get()
             if piece is None:
-                self._futures[number].result()
+                self.futures[number].result()
                 left -= 1
             else:
                 yield number, piece, read
 
     def written(self) -> list[Written]:
         """The answers, when all pieces have come."""
-        return [future.result() for future in self._futures]
+        return [future.result() for future in self.futures]
 
     def cancel(self) -> None:
         """Write no more of them."""
-        for future in self._futures:
+        for future in self.futures:
             future.cancel()
 
 
@@ -150,7 +153,9 @@ class Told:
             if self._shown is not None:
                 reads = [written.prompt, *([number] for number in written.ids)]
                 read = zip(reads, written.pieces, strict=False)
-                told["sae"] = {"tokens": [one for ids, piece in read for one in self._shown.tokens(ids, piece.features)]}
+                told["sae"] = {
+                    "tokens": [one for ids, piece in read for one in self._shown.tokens(ids, piece.features)]
+                }
             choices.append(told)
         kind = "chat.completion" if self._chat else "text_completion"
         return {**self._head(kind), "choices": choices, "usage": self.usage(answers)}

@@ -13,9 +13,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from sae_runtime.core.labels import shown
 from sae_runtime.deployed.text_features import TextFeatures
 from sae_runtime.serve.catalogue import Loaded
-from sae_runtime.serve.errors import Closing, Full, Invalid, NotFound, Refused, TimedOut, TooLarge, refusal
+from sae_runtime.serve.errors import Full, Invalid, NotFound, Refused, refusal
+from sae_runtime.serve.http.bodies import Gone
 from sae_runtime.serve.http.openai_answers import Answers, Shown, Told, event
 from sae_runtime.serve.http.openai_request import (
     BadField,
@@ -26,9 +28,9 @@ from sae_runtime.serve.http.openai_request import (
     read_sae,
     read_texts,
 )
+from sae_runtime.serve.http.protocol import left, status_of, unless_gone
 from sae_runtime.serve.plane import Plane
 
-_STATUS: dict[type[Refused], int] = {NotFound: 404, TooLarge: 413, Invalid: 400, Full: 503, TimedOut: 504, Closing: 503}
 _FEATURES = 5  # of a token, where a caller of /v1/features names no number
 _LEFT = 499  # what nobody reads
 
@@ -47,13 +49,13 @@ def routes(plane: Plane) -> list[Route]:
         return JSONResponse(_model(asked.text, plane.find(asked.name, asked.version), begun))
 
     async def embeddings(request: Request) -> Response:
-        given = await _body(request, plane)
+        given = read_body(await request.body())
         asked, texts, sae = read_model(given), read_texts(given, "input", plane.limits), read_sae(given, plane.limits)
         form, width = given.get("encoding_format") or "float", given.get("dimensions")
         if form not in ("float", "base64"):
             raise BadField("encoding_format", "encoding_format is float or base64; give one of them")
         future = plane.embed(asked.name, texts, sae.edits, sae.gate, version=asked.version)
-        vectors = _of_width(await unless_gone(request, asyncio.wrap_future(future)), width)
+        vectors = _of_width(await unless_gone(future, request.receive), width)
         data = [
             {"object": "embedding", "index": number, "embedding": _coded(vector, form)}
             for number, vector in enumerate(vectors)
@@ -63,32 +65,34 @@ def routes(plane: Plane) -> list[Route]:
         return JSONResponse({"object": "list", "data": data, "model": asked.text, "usage": usage})
 
     async def features(request: Request) -> Response:
-        given = await _body(request, plane)
+        given = read_body(await request.body())
         asked, texts = read_model(given), read_texts(given, "input", plane.limits)
         most = read_sae({"sae": {"features": given.get("features", _FEATURES)}}, plane.limits).features
         future = plane.features(asked.name, texts, version=asked.version)
-        seen = await unless_gone(request, asyncio.wrap_future(future))
+        seen = await unless_gone(future, request.receive)
         loaded = plane.find(asked.name, asked.version)
         assert loaded.model is not None
         shown = Shown(loaded.model, most)
-        data = [{"object": "features", "index": number, "tokens": _tokens(one, shown)} for number, one in enumerate(seen)]
+        data = [
+            {"object": "features", "index": number, "tokens": _tokens(one, shown)} for number, one in enumerate(seen)
+        ]
         tokens = sum(map(len, seen))
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return JSONResponse({"object": "list", "data": data, "model": asked.text, "usage": usage})
 
     def writer(read: Callable[..., Any], *, chat: bool) -> Handler:
         async def written(request: Request) -> Response:
-            ask = read(await _body(request, plane), plane.limits)
+            ask = read(read_body(await request.body()), plane.limits)
             answers = Answers(plane, ask)
             await asyncio.to_thread(answers.start)
-            pieces = answers.pieces()
             try:
                 told = Told(plane, ask, chat=chat)
                 if ask.stream:
-                    first = await unless_gone(request, anext(pieces))  # so that an error of the first has its own code
+                    pieces = answers.pieces()
+                    first = await unless_gone(asyncio.ensure_future(anext(pieces)), request.receive)  # so that an error of the first has its own code
                     return _Stream(told.chunks(_behind(first, pieces), answers), answers)
-                await unless_gone(request, _all(pieces))
-                return JSONResponse(told.whole(answers.written()))
+                whole = [await unless_gone(future, request.receive) for future in answers.futures]
+                return JSONResponse(told.whole(whole))
             except BaseException:
                 answers.cancel()
                 raise
@@ -111,41 +115,16 @@ def error_object(error: Refused) -> dict[str, Any]:
     >>> error_object(NotFound("there is no model"))["error"]["code"]
     'model_not_found'
     """
-    status = _status(error)
+    status = status_of(error)
     code = {404: "model_not_found", 413: "too_large", 503: "server_full", 504: "timeout"}.get(status)
     kind = "invalid_request_error" if status < 500 else "server_error"
     return {"error": {"message": str(error), "type": kind, "param": getattr(error, "param", None), "code": code}}
 
 
-def _status(error: Refused) -> int:
-    return next(status for kind, status in _STATUS.items() if isinstance(error, kind))
-
-
-class Gone(Exception):
-    """The client has left."""
-
-
-async def unless_gone(request: Request, answer: Awaitable[Any]) -> Any:
-    """What an awaitable gives, while the client is there.
-
-    Raises:
-        Gone: the client has left; the awaitable is cancelled.
-    """
-    work = asyncio.ensure_future(answer)
-    gone = asyncio.ensure_future(_gone(request.receive))
-    try:
-        await asyncio.wait([work, gone], return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
-            raise Gone
-        return work.result()
-    finally:
-        gone.cancel()
-        work.cancel()
-
-
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+async def wrong_method(request: Request, _: Exception) -> Response:
+    """The answer to a method that a route does not know."""
+    error = Invalid(f"{shown(request.url.path)} knows no {shown(request.method)}; see docs/serving.md for its method")
+    return JSONResponse(error_object(error), 405)
 
 
 class _Stream(Response):
@@ -163,7 +142,7 @@ class _Stream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sending = asyncio.ensure_future(self._send(send))
-        gone = asyncio.ensure_future(_gone(receive))
+        gone = asyncio.ensure_future(left(receive))
         try:
             await asyncio.wait([sending, gone], return_when=asyncio.FIRST_COMPLETED)
             if sending.done():
@@ -196,30 +175,15 @@ def _told(handler: Handler) -> Handler:
         except (Refused, ValueError, MemoryError) as found:
             error = refusal(found)
             headers = {"Retry-After": str(max(1, round(error.retry_after)))} if isinstance(error, Full) else None
-            return JSONResponse(error_object(error), _status(error), headers)
+            return JSONResponse(error_object(error), status_of(error), headers)
 
     return told
-
-
-async def _body(request: Request, plane: Plane) -> dict[str, Any]:
-    held, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > plane.limits.body:
-            raise TooLarge(f"the body has more than {plane.limits.body} bytes, which this server takes; send less")
-        held.append(part)
-    return read_body(b"".join(held))
 
 
 async def _behind(first: Any, rest: AsyncIterator[Any]) -> AsyncIterator[Any]:
     yield first
     async for one in rest:
         yield one
-
-
-async def _all(pieces: AsyncIterator[Any]) -> None:
-    async for _ in pieces:
-        pass
 
 
 def _named(plane: Plane) -> list[tuple[str, Loaded]]:

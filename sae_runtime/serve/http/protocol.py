@@ -90,8 +90,8 @@ async def answer(
     raise NotFound(f"there is no route {method} {shown(path)}; GET /v2/models/NAME.OPERATION tells of a model")
 
 
-async def unless_gone(future: "Future[Any]", receive: Receive) -> Any:
-    """What a future of the plane gives, while the client is there; its work is dropped with the client.
+async def unless_gone(future: "Future[Any] | asyncio.Future[Any]", receive: Receive) -> Any:
+    """What a future of the plane, or a task, gives, while the client is there; its work is dropped with the client.
 
     Raises:
         Gone: the client has left.
@@ -100,7 +100,7 @@ async def unless_gone(future: "Future[Any]", receive: Receive) -> Any:
     try:
         await asyncio.wait([waited], timeout=_PATIENCE)
         if not waited.done():  # so that short requests need no task beside them
-            gone = asyncio.ensure_future(receive())
+            gone = asyncio.ensure_future(left(receive))
             try:
                 await asyncio.wait([waited, gone], return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -110,6 +110,12 @@ async def unless_gone(future: "Future[Any]", receive: Receive) -> Any:
         return waited.result()
     finally:
         waited.cancel()
+
+
+async def left(receive: Receive) -> None:
+    """Wait until the client has left; a server may give empty parts of a body before."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _infer(

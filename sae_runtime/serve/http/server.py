@@ -25,6 +25,7 @@ def listen(host: str, port: int) -> socket.socket:
 
     >>> listen("127.0.0.1", 0).close()
     """
+    found = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         found = socket.socket(family, kind, protocol)
@@ -32,9 +33,10 @@ def listen(host: str, port: int) -> socket.socket:
         found.bind(address)
         found.listen(2048)
     except OSError as error:
-        raise OSError(
-            f"no server can listen on {host} port {port} ({error.strerror}); choose another address"
-        ) from None
+        if found is not None:
+            found.close()
+        why = f"no server can listen on {host} port {port} ({error.strerror}); choose another address"
+        raise OSError(why) from None
     return found
 
 
@@ -54,6 +56,7 @@ class Server(uvicorn.Server):
             access_log=False,
             server_header=False,
             ws="none",
+            proxy_headers=False,
             timeout_keep_alive=30,
             timeout_graceful_shutdown=int(app.plane.limits.seconds) + 1,
             limit_concurrency=_CONNECTIONS,
@@ -81,12 +84,23 @@ class Server(uvicorn.Server):
         if self._told is not None:
             self._told()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End, after connections that were accepted had a moment to bring their first request."""
+        for server in self.servers:
+            server.close()
+        until = time.monotonic() + _GRACE
+        connections: Any = self.server_state.connections
+        while time.monotonic() < until and any(one.cycle is None for one in connections):
+            await asyncio.sleep(0.02)
+        await super().shutdown(sockets)
+
 
 def guarded(protocol: Any) -> Any:
     """uvicorn's class of connections, with limits to the size and the time of headers."""
 
     class Guarded(protocol):  # type: ignore[misc]  # its base is what is installed
-        _size, _late = 0, None
+        _size = 0
+        _late: asyncio.TimerHandle | None = None  # while a request's headers are awaited
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -96,36 +110,25 @@ def guarded(protocol: Any) -> Any:
             self._came()
             super().connection_lost(exc)
 
+        def data_received(self, data: bytes) -> None:
+            before = self.cycle
+            if self._late is None and (before is None or before.response_complete):
+                self._wait()
+            super().data_received(data)
+            if self.cycle is not before:
+                self._came()
+            elif self._late is not None:
+                self._size += len(data)
+                if self._size > _HEADERS:
+                    self.transport.close()
+
         def _wait(self) -> None:
-            self._came()
-            self._late = asyncio.get_running_loop().call_later(_SECONDS, self.transport.close)
+            self._size, self._late = 0, asyncio.get_running_loop().call_later(_SECONDS, self.transport.close)
 
         def _came(self) -> None:
             if self._late is not None:
                 self._late.cancel()
                 self._late = None
-
-        def on_message_begin(self) -> None:
-            self._size = 0
-            self._wait()
-            super().on_message_begin()
-
-        def on_url(self, url: bytes) -> None:
-            self._grow(len(url))
-            super().on_url(url)
-
-        def on_header(self, name: bytes, value: bytes) -> None:
-            self._grow(len(name) + len(value))
-            super().on_header(name, value)
-
-        def on_headers_complete(self) -> None:
-            self._came()
-            super().on_headers_complete()
-
-        def _grow(self, size: int) -> None:
-            self._size += size
-            if self._size > _HEADERS:
-                raise ValueError("too many bytes of headers")  # the parser answers 400 and closes
 
     return Guarded
 
