@@ -44,6 +44,8 @@ MEDIUM = (
     "test_steer_texts",
 )
 SLOW = (
+    "test_plane_bits",
+    "test_plane_texts",
     "test_policy_everywhere",
     "test_page_in_browser",
     "test_batch_rule",
