@@ -157,7 +157,7 @@ def test_answers_of_a_language_model_are_the_librarys(served: Served, by: Any) -
     asked = texts_of(json.dumps({"edits": [{"feature": 3, "set": 60.0}], "gate": "generated"}))
     for edits, more in (([], {}), ([Edit.set(3, 60.0)], {"edits": asked})):
         answer = served.writer.generate("w1 w2 w3", edits, gate="generated" if edits else "all", max_new_tokens=9)
-        expected = "".join(answer)
+        expected = "".join(piece.text for piece in answer)
         arrays = {"text": texts_of("w1 w2 w3"), **more}
         found = call(served.running, by, "writer.generate", arrays, parameters={"max_new_tokens": 9})
         assert found["text"][0].decode() == expected
