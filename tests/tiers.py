@@ -44,6 +44,14 @@ MEDIUM = (
     "test_steer_texts",
 )
 SLOW = (
+    "test_plane_bits",
+    "test_plane_texts",
+    "test_openai_client",
+    "test_writing",
+    "test_openai_client",
+    "test_writing",
+    "test_plane_bits",
+    "test_plane_texts",
     "test_policy_everywhere",
     "test_page_in_browser",
     "test_batch_rule",
@@ -125,6 +133,8 @@ SLOW = (
     "test_where_it_runs",
     "test_workers",
     "test_writers",
+    "test_calls_of_clients",
+    "test_serve_command",
     "test_smollm2_answers",
     "test_triton_repository",
     "test_tritonserver",

@@ -102,7 +102,8 @@ class Scheduler:
         """End the thread when all lanes are empty, or after so many seconds; what is left fails with the error."""
         until = time.monotonic() + drain
         with self._changed:
-            while any(lane.ready() for lane in self._lanes) and (left := until - time.monotonic()) > 0:
+            # The thread is asleep when no lane has anything to do, and none is in the middle of it.
+            while not (self._asleep and self._is_idle()) and (left := until - time.monotonic()) > 0:
                 self._changed.wait(min(left, 0.01))
             self._ends = True
             self._changed.notify_all()
@@ -122,11 +123,14 @@ class Scheduler:
             if not worked:
                 self._sleep()
 
+    def _is_idle(self) -> bool:
+        return not any(lane.ready() for lane in self._lanes)
+
     def _sleep(self) -> None:
         with self._changed:
             self._asleep = True  # from here on `wake` notifies; what came before is seen by `ready`
             try:
-                if not self._ends and not any(lane.ready() for lane in self._lanes):
+                if not self._ends and self._is_idle():
                     self._changed.wait()
             finally:
                 self._asleep = False

@@ -64,6 +64,10 @@ const press = (element, key, more = {}) =>
     [...byId("tabs").children].find((one) => one.textContent === tab).click();
     seen[tab] = byId("code").textContent;
   }
+  byId("called").selectedIndex = 2;
+  byId("called").dispatchEvent(new Event("change"));
+  byId("tabs").children[1].click();
+  seen.bundle = byId("code").textContent;
   byId("model").selectedIndex = 1;
   byId("model").dispatchEvent(new Event("change"));
   seen.edits = byId("edits").children.length;
@@ -104,7 +108,8 @@ def sae(name: str) -> dict[str, Any]:
 
 
 def model(name: str, kind: str) -> dict[str, Any]:
-    return {"name": name, "version": "1", "kind": kind, "operations": ["features", "run"], "saes": [sae(EVIL)]}
+    operations = ["encode"] if kind == "bundle" else ["features", "run"]
+    return {"name": name, "version": "1", "kind": kind, "operations": operations, "saes": [sae(EVIL)]}
 
 
 @pytest.fixture
@@ -132,7 +137,7 @@ def address(asked: list[Any]) -> Iterator[str]:
     async def models(request: Request) -> Response:
         if not known(request):
             return JSONResponse({"error": "this server asks for a key"}, 401)
-        return JSONResponse({"models": [model("vectors", "vectors"), model("writer", "text")]})
+        return JSONResponse({"models": [model("vectors", "vectors"), model("writer", "text"), model("rows", "bundle")]})
 
     async def features(request: Request) -> Response:
         given = await request.json()
@@ -191,7 +196,8 @@ def test_a_person_on_the_page(address: str, asked: list[Any], tmp_path: Path) ->
     shown = EVIL.replace("\u202e", "\\u202e")
     assert seen["pwned"] == "undefined" and seen["made"] == 0
     assert seen["asked"] == "This server asks for a key."
-    assert seen["options"] == ["vectors", "writer"]
+    assert seen["options"] == ["vectors", "writer"], "a bundle reads no text"
+    assert "rows" in seen["bundle"] and "vectors" not in seen["bundle"], "but it can be called"
     assert shown in seen["loaded"] and "40" in seen["loaded"]
     assert seen["tokens"] == shown + (EVIL + " w1").replace("\u202e", "\\u202e")
     assert seen["title"] == f"“{EVIL[:5]}”" and seen["next"].startswith(f"“{EVIL[5:9]}")
@@ -208,5 +214,6 @@ def test_a_person_on_the_page(address: str, asked: list[Any], tmp_path: Path) ->
     assert steered[0] == {"edits": [{"feature": 7, "set": "x2.00"}]}
     assert steered[-1] == {"edits": [{"feature": EVIL, "set": "x2.00"}]}
     assert {one["temperature"] for one in asked if "messages" in one} == {0}
+    compile(seen["bundle"], "Python of a bundle", "exec")
     for program in ("Python", "tritonclient", "openai"):
         compile(seen[program], program, "exec")

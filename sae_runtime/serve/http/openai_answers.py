@@ -153,7 +153,9 @@ class Told:
             if self._shown is not None:
                 reads = [written.prompt, *([number] for number in written.ids)]
                 read = zip(reads, written.pieces, strict=False)
-                told["sae"] = {"tokens": [one for ids, piece in read for one in self._shown.tokens(ids, piece.features)]}
+                told["sae"] = {
+                    "tokens": [one for ids, piece in read for one in self._shown.tokens(ids, piece.features)]
+                }
             choices.append(told)
         kind = "chat.completion" if self._chat else "text_completion"
         return {**self._head(kind), "choices": choices, "usage": self.usage(answers)}

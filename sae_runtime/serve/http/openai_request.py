@@ -11,8 +11,8 @@ from sae_runtime.serve.errors import Invalid, TooLarge
 from sae_runtime.serve.limits import Limits
 from sae_runtime.serve.writing import Prompt
 
-# Fields that would change the answer, with the value that asks for nothing. All others that are unknown are passed over,
-# as other servers do.
+# Fields that would change the answer, with the value that asks for nothing. All others that are unknown are passed
+# over, as other servers do.
 _NOT_HERE: dict[str, Any] = {
     "audio": None,
     "best_of": 1,
@@ -150,7 +150,9 @@ def read_chat(given: Mapping[str, Any], limits: Limits) -> Ask:
     unused = _pick(given, "tool_choice", str) == "none"
     chat = given.get("chat_template_kwargs")
     if chat is not None and (not isinstance(chat, dict) or {"self", "messages"} & set(chat)):
-        raise BadField("chat_template_kwargs", "chat_template_kwargs is an object of settings of the template; give one")
+        raise BadField(
+            "chat_template_kwargs", "chat_template_kwargs is an object of settings of the template; give one"
+        )
     more = {"chat": chat or {}, "max_new_tokens": _whole(given, most, 1)}
     prompts = [_messages(given.get("messages"))]
     return _ask({**given, "tools": None, "functions": None} if unused else given, prompts, limits, more)
@@ -170,7 +172,9 @@ def _ask(given: Mapping[str, Any], prompts: Sequence[Prompt], limits: Limits, mo
     model, asked, n = read_model(given), read_sae(given, limits), _whole(given, "n", 1)
     n = 1 if n is None else n
     if n * len(prompts) > limits.texts:
-        raise TooLarge(f"{n * len(prompts)} answers were asked for, and this server writes {limits.texts}; ask for fewer")
+        raise TooLarge(
+            f"{n * len(prompts)} answers were asked for, and this server writes {limits.texts}; ask for fewer"
+        )
     options = _pick(given, "stream_options", dict) or {}
     temperature, top_p = _pick(given, "temperature", int, float), _pick(given, "top_p", int, float)
     settings = {
@@ -194,7 +198,9 @@ def _ask(given: Mapping[str, Any], prompts: Sequence[Prompt], limits: Limits, mo
 def _messages(given: Any) -> list[dict[str, Any]]:
     """The messages of a conversation as chat templates know them."""
     if not isinstance(given, list) or not given:
-        raise BadField("messages", f"messages is a list of messages with role and content, got {_said(given)}; give one")
+        raise BadField(
+            "messages", f"messages is a list of messages with role and content, got {_said(given)}; give one"
+        )
     return [_message(message, f"messages[{number}]") for number, message in enumerate(given)]
 
 
@@ -222,7 +228,9 @@ def _part(given: Any, where: str) -> str:
 def _stop(given: Any) -> list[str]:
     strings = [] if given is None else [given] if isinstance(given, str) else given
     if not isinstance(strings, list) or not all(isinstance(one, str) and one for one in strings):
-        raise BadField("stop", f"stop is a string or a list of strings that are not empty, got {_said(given)}; give one")
+        raise BadField(
+            "stop", f"stop is a string or a list of strings that are not empty, got {_said(given)}; give one"
+        )
     if len(strings) > _MOST_STOPS:
         raise TooLarge(f"{len(strings)} stop strings were given, and this server takes {_MOST_STOPS}; give fewer")
     return strings

@@ -25,6 +25,7 @@ def listen(host: str, port: int) -> socket.socket:
 
     >>> listen("127.0.0.1", 0).close()
     """
+    found = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         found = socket.socket(family, kind, protocol)
@@ -32,9 +33,10 @@ def listen(host: str, port: int) -> socket.socket:
         found.bind(address)
         found.listen(2048)
     except OSError as error:
-        raise OSError(
-            f"no server can listen on {host} port {port} ({error.strerror}); choose another address"
-        ) from None
+        if found is not None:
+            found.close()
+        why = f"no server can listen on {host} port {port} ({error.strerror}); choose another address"
+        raise OSError(why) from None
     return found
 
 
@@ -81,6 +83,16 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self._told is not None:
             self._told()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End, after connections that were accepted had a moment to bring their first request."""
+        for server in self.servers:
+            server.close()
+        until = time.monotonic() + _GRACE
+        connections: Any = self.server_state.connections
+        while time.monotonic() < until and any(one.cycle is None for one in connections):
+            await asyncio.sleep(0.02)
+        await super().shutdown(sockets)
 
 
 def guarded(protocol: Any) -> Any:

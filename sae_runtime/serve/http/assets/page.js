@@ -75,6 +75,8 @@ async function load() {
 function start() {
   const readable = state.models.filter((model) => reads(model) || model.kind !== "bundle");
   $("model").replaceChildren(...readable.map((model) => make("option", { value: state.models.indexOf(model) }, called(model))));
+  $("called").replaceChildren(...state.models.map((model, at) => make("option", { value: at }, called(model))));
+  $("called-label").hidden = state.models.length < 2;
   $("try").hidden = !readable.some(reads);
   chooseModel(readable[0] ?? state.models[0]);
 }
@@ -124,7 +126,7 @@ function saeRow(model, sae) {
 
 function chooseModel(model) {
   state.model = model;
-  $("model").value = state.models.indexOf(model);
+  $("model").value = $("called").value = state.models.indexOf(model);
   $("sae").replaceChildren(...model.saes.map((sae) => make("option", { value: sae.name }, plain(sae.name))));
   $("sae-label").hidden = model.saes.length < 2;
   state.sae = model.saes[0] ?? null;
@@ -371,11 +373,13 @@ function showTabs() {
 }
 
 function showTab() {
-  if (state.model) $("code").textContent = PROGRAMS[program](state.model);
+  const model = state.models[Number($("called").value)];
+  if (model) $("code").textContent = PROGRAMS[program](model);
 }
 
 const quoted = (value) => plain(JSON.stringify(value)); // the signs that do not show are no part of JSON's syntax
-const someEdits = () => state.edits.length ? asked() : { edits: [{ feature: 12, set: state.sae?.multiples ? "x2" : 8.0 }] };
+const someEdits = (model) => state.edits.length && model === state.model ? asked() : { edits: [example(model.saes.find((sae) => sae.edits), model)] };
+const example = (sae, { saes }) => ({ feature: Math.min(12, sae.d_sae - 1), set: sae.multiples ? "x2" : 8.0, ...(saes.length > 1 ? { sae: sae.name } : {}) });
 const path = (model, operation) => `/v2/models/${model.name}.${operation}${called(model) === model.name ? "" : `/versions/${model.version}`}/infer`;
 const steers = (model) => model.saes.some((sae) => sae.edits);
 
@@ -389,8 +393,8 @@ function curlCode(model) {
   const key = state.locked ? ` \\\n  -H "Authorization: Bearer $KEY"` : "";
   const call = (where, body) => `curl ${location.origin}${where} \\\n  -H "Content-Type: application/json"${key} \\\n  -d '${quoted(body).replaceAll("'", "'\\''")}'`;
   const [where, body] = restBody(model), calls = [];
-  if (model.kind === "bundle" || reads(model)) calls.push(call(where, body).replace(/"data":"(\d+) numbers"/, '"data":[0.1, ... $1 numbers]'));
-  const sae = steers(model) ? { sae: someEdits() } : {};
+  if (model.kind === "bundle" || reads(model)) calls.push(call(where, body).replace(/"data":"(\d+) numbers"/, `"data":['$(seq -s, $1)']`));
+  const sae = steers(model) ? { sae: someEdits(model) } : {};
   if (model.kind === "vectors") calls.push(call("/v1/embeddings", { model: called(model), input: [$("text").value], ...sae }));
   if (model.kind === "text") calls.push(call("/v1/chat/completions",
     { model: called(model), messages: [{ role: "user", content: $("prompt").value }], max_tokens: 60, ...sae }));
@@ -423,7 +427,7 @@ ${tensor}\nanswer = client.infer(${quoted(`${model.name}.${operation}`)}, [tenso
 
 function openaiCode(model) {
   if (!["vectors", "text"].includes(model.kind)) return "# The protocol of OpenAI has texts alone; this model takes none or gives none.";
-  const sae = steers(model) ? `,\n    extra_body={"sae": ${quoted(someEdits()).replaceAll(":true", ":True")}}` : "";
+  const sae = steers(model) ? `,\n    extra_body={"sae": ${quoted(someEdits(model)).replaceAll(":true", ":True")}}` : "";
   const head = `from openai import OpenAI\n\nclient = OpenAI(base_url=${quoted(`${location.origin}/v1`)}, api_key=${state.locked ? '"..."' : '"none"'})\n`;
   if (model.kind === "vectors") return `${head}answer = client.embeddings.create(\n    model=${quoted(called(model))},\n    input=[${quoted($("text").value)}]${sae},\n)
 print(len(answer.data[0].embedding))`;
@@ -442,6 +446,7 @@ function arrows(event, at, count, go) {
 
 $("key-form").addEventListener("submit", (event) => { event.preventDefault(); state.key = $("key").value.trim(); load(); });
 $("model").addEventListener("change", () => chooseModel(state.models[Number($("model").value)]));
+$("called").addEventListener("change", showTab);
 $("sae").addEventListener("change", () => { state.sae = state.model.saes.find((sae) => sae.name === $("sae").value); if (!$("seen").hidden) read(); });
 $("read").addEventListener("click", read);
 $("text").addEventListener("keydown", (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !$("read").disabled) read(); });

@@ -1,0 +1,105 @@
+"""The feature of a concept, and how far it is pushed: chosen by the answers to questions that do not count."""
+
+import json
+import random
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sae_runtime import Model
+from sae_runtime.demo.chat.words import distinct_2, named
+from sae_runtime.extraction.finding import find
+
+LEAST = 0.85  # of the plain answers' distinct-2, on the questions that choose; the others are held to 0.8
+_ABOUT, _AGAINST = 60, 120  # texts that rank the features
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A feature at a strength, and the figures of the answers.
+
+    Attributes:
+        feature: its number.
+        times: what is added to it, in multiples of its largest activation.
+        auc: how well it tells texts about the concept from others.
+        naming: answers that have one of the concept's words.
+        distinct: distinct-2 of the answers, by that of the plain ones.
+    """
+
+    feature: int
+    times: float
+    auc: float
+    naming: int
+    distinct: float
+
+
+def candidates(model: Model, texts: Path, count: int) -> list[tuple[int, float]]:
+    """Features that tell texts about the concept from others, the best first, each with its AUC on held-out texts.
+
+    Args:
+        model: with one SAE.
+        texts: lines of JSON with a field text.
+        count: the number of features.
+    """
+    about, against = sets(texts)
+    found = find(model, about, against, pool="mean", count=8 * count, examples=0).contrast.features
+    return [(one.feature, one.auc) for one in found if one.more == "about"][:count]
+
+
+def sets(path: Path) -> tuple[list[str], list[str]]:
+    """Paragraphs that have two words of the concept at least, and paragraphs that have none, in an order by chance."""
+    blocks = [
+        " ".join(block.split())
+        for line in path.read_text().splitlines()
+        for block in re.split(r"\n\s*\n", json.loads(line)["text"])
+    ]
+    prose = [text for text in dict.fromkeys(blocks) if 60 <= len(text) <= 300 and _is_prose(text)]
+    random.Random(0).shuffle(prose)
+    counts = [len(named(text)) for text in prose]
+    about = [text for text, count in zip(prose, counts, strict=True) if count >= 2]
+    against = [text for text, count in zip(prose, counts, strict=True) if not count]
+    return about[:_ABOUT], against[:_AGAINST]
+
+
+def _is_prose(text: str) -> bool:
+    return sum(character.isalpha() or character == " " for character in text) > 0.85 * len(text)
+
+
+def trials(
+    found: Iterable[tuple[int, float]], strengths: Sequence[float], ask: Callable[[int | None, float], list[str]]
+) -> list[Trial]:
+    """Every candidate at every strength.
+
+    Args:
+        found: features, each with its AUC.
+        strengths: multiples of the largest activation.
+        ask: gives the answers where so much is added to a feature; None: where nothing is.
+
+    >>> [trial] = trials([(3, 0.9)], [1.5], lambda feature, times: ["Bake a cake."] if feature is None else ["Go online."])
+    >>> trial.naming, trial.distinct
+    (1, 1.0)
+    """
+    plain = distinct_2(ask(None, 0.0))
+    made = []
+    for feature, auc in found:
+        for times in strengths:
+            got = ask(feature, times)
+            naming = sum(bool(named(text)) for text in got)
+            made.append(Trial(feature, times, auc, naming, distinct_2(got) / max(plain, 1e-9)))
+    return made
+
+
+def best(made: Sequence[Trial]) -> Trial:
+    """The trial whose answers name the concept most often, of those that are nearly as varied as the plain ones.
+
+    Raises:
+        ValueError: the answers of all trials repeat themselves.
+
+    >>> best([Trial(3, 1.0, 0.9, 8, 0.9), Trial(5, 2.0, 0.9, 20, 0.4)]).feature
+    3
+    """
+    varied = [one for one in made if one.distinct >= LEAST]
+    if not varied:
+        raise ValueError(f"no trial's answers have {LEAST} of the plain ones' distinct-2; fit the SAE on other text")
+    return max(varied, key=lambda one: (one.naming, one.distinct))
