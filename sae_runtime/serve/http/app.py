@@ -67,9 +67,11 @@ class App:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer a request, as ASGI asks."""
         if scope["type"] == "lifespan":
-            return await self._live(receive, send)
+            await self._live(receive, send)
+            return
         if scope["type"] != "http":
-            return await send({"type": "websocket.close", "code": 1000})
+            await send({"type": "websocket.close", "code": 1000})
+            return
         begun, sent = time.perf_counter(), [0, 0]
 
         async def count(message: Any) -> None:
@@ -166,7 +168,8 @@ class App:
                 await send({"type": "lifespan.startup.complete"})
             else:
                 await asyncio.to_thread(self.plane.close, self.plane.limits.seconds)
-                return await send({"type": "lifespan.shutdown.complete"})
+                await send({"type": "lifespan.shutdown.complete"})
+                return
 
 
 def _failed(path: str, status: int, text: str, headers: tuple[tuple[bytes, bytes], ...]) -> Said:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from sae_runtime.serve.errors import Invalid
 
-_NUMBERS = {"f": ({int, float}, "numbers"), "i": ({int}, "whole numbers"), "u": ({int}, "whole numbers")}
+_NUMBERS: dict[str, tuple[set[type], str]] = {"f": ({int, float}, "numbers"), "i": ({int}, "whole numbers"), "u": ({int}, "whole numbers")}
 
 
 def from_lists(data: Any, dtype: np.dtype[Any] | None, shape: tuple[int, ...], name: str) -> NDArray[Any]:
@@ -85,7 +85,8 @@ def _flat(data: Any, shape: tuple[int, ...], name: str) -> list[Any]:
                 break
     if len(data) != size:
         raise Invalid(f"data of {name} has {len(data)} values, its shape {list(shape)} says {size}; give as many")
-    return data
+    flat: list[Any] = data
+    return flat
 
 
 def _holds(dtype: np.dtype[Any], wide: NDArray[Any]) -> bool:
