@@ -8,7 +8,11 @@ from numpy.typing import NDArray
 
 from sae_runtime.serve.errors import Invalid
 
-_NUMBERS: dict[str, tuple[set[type], str]] = {"f": ({int, float}, "numbers"), "i": ({int}, "whole numbers"), "u": ({int}, "whole numbers")}
+_NUMBERS: dict[str, tuple[set[type], str]] = {
+    "f": ({int, float}, "numbers"),
+    "i": ({int}, "whole numbers"),
+    "u": ({int}, "whole numbers"),
+}
 
 
 def from_lists(data: Any, dtype: np.dtype[Any] | None, shape: tuple[int, ...], name: str) -> NDArray[Any]:
