@@ -84,7 +84,7 @@ def test_help_of_an_inner_group_lists_its_commands() -> None:
 @pytest.mark.parametrize("name", LEAVES)
 def test_output_options_of_a_command_have_the_same_names_everywhere(name: str) -> None:
     flags = {flag for param in command(name).params for flag in param.opts}
-    short = {"convert", "demo", "export-model", "splice"}
+    short = {"convert", "demo", "export-model", "export-triton", "splice"}
     of_features = {"features build", "features export"}
     writes = {*of_features, "harvest", "train", "calibrate", "evaluate", "report", "extract", "steer", *short}
     assert ({"-o", "--output", "--force"} <= flags) == (name in writes)
