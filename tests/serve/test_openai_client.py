@@ -173,7 +173,7 @@ def test_vectors(served: Served) -> None:
 
 
 def test_features_of_texts(served: Served) -> None:
-    asked = {"model": "reader", "input": ["w1 w2", "w3"], "features": 3}
+    asked: dict[str, Any] = {"model": "reader", "input": ["w1 w2", "w3"], "features": 3}
     found = httpx.post(f"{served.url}/v1/features", json=asked).json()["data"]
     for text, told in zip(asked["input"], found, strict=True):
         seen = served.reader.features(text)
