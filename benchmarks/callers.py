@@ -129,7 +129,7 @@ class _Connection(asyncio.Protocol):
     def __init__(self, caller: Caller, outcome: Outcome, end: float, first: float) -> None:
         self._caller, self._outcome, self._end = caller, outcome, end
         self._due, self._number, self._waiting = first, 0, False
-        self._got, self._whole, self._chunked = bytearray(), 0, False
+        self._got, self._whole, self._chunked, self._ends = bytearray(), 0, False, False
         self._times = outcome.times.setdefault(caller.group, [])
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -145,7 +145,7 @@ class _Connection(asyncio.Protocol):
                 return
             lines = bytes(self._got[:head]).lower().split(b"\r\n")
             length = next((int(line[15:]) for line in lines if line.startswith(b"content-length:")), 0)
-            self._chunked = b"transfer-encoding: chunked" in lines
+            self._chunked, self._ends = b"transfer-encoding: chunked" in lines, b"connection: close" in lines
             self._whole = head + 4 + length
         if self._chunked:
             self._skip_chunks()
@@ -165,6 +165,8 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         if self._waiting:
             self._outcome.codes[0] += 1
+            waited = time.perf_counter() - self._due
+            self._outcome.faults.append(f"{self._caller.group}: no answer in {waited:.1f} s ({error})")
         if not self.done.done():
             self.done.set_result(None)
 
@@ -185,7 +187,7 @@ class _Connection(asyncio.Protocol):
             self._due = now
         elif self._number:
             self._due += self._caller.every
-        if max(self._due, now) >= self._end:
+        if self._ends or max(self._due, now) >= self._end:
             self._transport.close()
             return
         if self._due > now:

@@ -22,7 +22,10 @@ class Encoder(kserve.Model):
     async def predict(self, payload: InferRequest, headers: object = None, response_headers: object = None) -> object:
         """Indices and values [n, slots]."""
         indices, values = await asyncio.to_thread(self.sae.encode_slots, payload.inputs[0].as_numpy())
-        outputs = [InferOutput("indices", list(indices.shape), "INT64"), InferOutput("values", list(values.shape), "FP32")]
+        outputs = [
+            InferOutput("indices", list(indices.shape), "INT64"),
+            InferOutput("values", list(values.shape), "FP32"),
+        ]
         for output, array in zip(outputs, (indices, values), strict=True):
             output.set_data_from_numpy(array, binary_data=True)
         return InferResponse(payload.id, self.name, outputs, use_binary_outputs=True)

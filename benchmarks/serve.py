@@ -10,12 +10,14 @@ another. The columns:
   the server's. "itself" is the bare loop once more.
 """
 
+import io
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,7 @@ D_IN = 384
 SMALL, LARGE = "sae1536", "sae24576"
 BIG_ROWS = 16_384
 FASTAPI = "FastAPI, SAELens"
+MARK = "<!-- measured -->"
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
@@ -65,7 +68,7 @@ class Call:
         return sae.steer(self.x, list(self.edits)) if self.edits else sae.encode(self.x)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Load:
     """What the callers of a table send; call number i belongs to caller i modulo the callers."""
 
@@ -115,9 +118,7 @@ def bundle(home: Path, d_sae: int) -> Path:
     return out
 
 
-def callers_of(
-    requests: Sequence[bytes], callers: int, *, every: float | None = None, group: str = ""
-) -> list[Caller]:
+def callers_of(requests: Sequence[bytes], callers: int, *, every: float | None = None, group: str = "") -> list[Caller]:
     """The requests, dealt to so many callers."""
     return [Caller(tuple(requests[number::callers]), every, group) for number in range(callers)]
 
@@ -143,7 +144,9 @@ def answers_are_right(server: Server, calls: Sequence[Call], saes: Mapping[str, 
             inputs = {"x": one.x, **(as_inputs([list(one.edits)], 1 << 30) if one.edits else {})}
             asked = []
             for name, array in inputs.items():
-                asked.append(http.InferInput(name, array.shape, {"float32": "FP32", "int64": "INT64"}[str(array.dtype)]))
+                asked.append(
+                    http.InferInput(name, array.shape, {"float32": "FP32", "int64": "INT64"}[str(array.dtype)])
+                )
                 asked[-1].set_data_from_numpy(array)
             answer = client.infer(f"{one.model}.{'steer' if one.edits else 'encode'}", asked)
             sae = saes[one.model]
@@ -154,7 +157,16 @@ def answers_are_right(server: Server, calls: Sequence[Call], saes: Mapping[str, 
                     np.testing.assert_array_equal(answer.as_numpy(name), array)
 
 
-def table(load_: Load, servers: Mapping[str, tuple[Server, list[bytes]]], saes: Any, plan: "Plan") -> dict[str, float]:
+@dataclass(frozen=True)
+class Plan:
+    """How long each turn takes, how many there are, and how many callers."""
+
+    seconds: float
+    rounds: int
+    callers: int
+
+
+def table(load_: Load, servers: Mapping[str, tuple[Server, list[bytes]]], saes: Any, plan: Plan) -> dict[str, float]:
     """Print a line for each server; requests a second by server."""
     runs: dict[str, Callable[[], Outcome]] = {}
     for name, (server, requests) in servers.items():
@@ -185,11 +197,13 @@ def table(load_: Load, servers: Mapping[str, tuple[Server, list[bytes]]], saes: 
         p50, p99 = (middle(one.quantile(q) for one in outcomes) for q in (0.5, 0.99))
         failed = sum(count for one in outcomes for code, count in one.codes.items() if code != 200)
         rows = rate * load_.rows
-        print(f"| {name} | {rate:,.0f} | {rows:,.0f} | {1e3 * each:.3f} | {share:.2f} | {p50:.1f} | {p99:.1f} | {failed} |")
+        print(
+            f"| {name} | {rate:,.0f} | {rows:,.0f} | {1e3 * each:.3f} | {share:.2f} | {p50:.1f} | {p99:.1f} | {failed} |"
+        )
     return rates
 
 
-def half_load(load_: Load, server: Server, requests: list[bytes], rate: float, plan: "Plan") -> None:
+def half_load(load_: Load, server: Server, requests: list[bytes], rate: float, plan: Plan) -> None:
     """Print the times at half of the rate that the server has reached."""
     callers = callers_of(requests, plan.callers, every=2 * plan.callers / rate)
     seen = call(server.port, callers, 2 * plan.seconds, pid=server.pid)
@@ -201,7 +215,7 @@ def half_load(load_: Load, server: Server, requests: list[bytes], rate: float, p
     )
 
 
-def beside_a_large_one(server: Server, saes: Mapping[str, SAE], rng: np.random.Generator, plan: "Plan") -> None:
+def beside_a_large_one(server: Server, saes: Mapping[str, SAE], rng: np.random.Generator, plan: Plan) -> None:
     """Print how long callers of one row wait while another caller sends 16,384 rows a request."""
     sae, large = saes[LARGE], rng.standard_normal((BIG_ROWS, D_IN), dtype=np.float32)
     rows = sae._tiler.tile
@@ -223,25 +237,22 @@ def beside_a_large_one(server: Server, saes: Mapping[str, SAE], rng: np.random.G
     print(f"\nMedian of a request of 16,384 rows: {seen.quantile(0.5, '16,384 rows'):,.0f} ms.")
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How long each turn takes, how many there are, and how many callers."""
+class Both(io.TextIOBase):
+    """Writes to the terminal and keeps a copy."""
 
-    seconds: float
-    rounds: int
-    callers: int
+    def __init__(self) -> None:
+        self._out, self.text = sys.stdout, io.StringIO()
+
+    def write(self, text: str) -> int:
+        """Write to both."""
+        self._out.write(text)
+        self._out.flush()
+        return self.text.write(text)
 
 
-@click.command(help=__doc__)
-@click.option("--cache", default=Path("build/serve"), type=FOLDER, show_default=True, help="keeps the bundles")
-@click.option("--seconds", default=3.0, show_default=True, help="of a turn")
-@click.option("--rounds", default=5, show_default=True, help="turns of each server")
-@click.option("--callers", default=64, show_default=True)
-@click.option("--port", default=18300, show_default=True, help="the first of four")
-def main(cache: Path, seconds: float, rounds: int, callers: int, port: int) -> None:
-    """Print all tables."""
-    cache.mkdir(parents=True, exist_ok=True)
-    plan, rng = Plan(seconds, rounds, callers), np.random.default_rng(1)
+def measure(cache: Path, plan: Plan, port: int) -> None:
+    """Start the servers and print all tables."""
+    rng = np.random.default_rng(1)
     paths = {SMALL: bundle(cache, 1536), LARGE: bundle(cache, 24576)}
     saes = {name: load(path) for name, path in paths.items()}
     with ExitStack() as stack:
@@ -269,6 +280,24 @@ def main(cache: Path, seconds: float, rounds: int, callers: int, port: int) -> N
         for load_, rate in rates.items():
             half_load(load_, own, requests[load_], rate, plan)
         beside_a_large_one(own, saes, rng, plan)
+
+
+@click.command(help=__doc__)
+@click.option("--cache", default=Path("build/serve"), type=FOLDER, show_default=True, help="keeps the bundles")
+@click.option("--seconds", default=2.0, show_default=True, help="of a turn")
+@click.option("--rounds", default=5, show_default=True, help="turns of each server")
+@click.option("--callers", default=64, show_default=True)
+@click.option("--port", default=18300, show_default=True, help="the first of four")
+@click.option("--out", type=click.Path(path_type=Path), help=f"document that gets the tables behind its {MARK}")
+def main(cache: Path, seconds: float, rounds: int, callers: int, port: int, out: Path | None) -> None:
+    """Print all tables."""
+    cache.mkdir(parents=True, exist_ok=True)
+    written = Both()
+    with redirect_stdout(written):
+        measure(cache, Plan(seconds, rounds, callers), port)
+    if out is not None:
+        head, mark, _ = out.read_text().partition(MARK)
+        out.write_text(f"{head}{mark or MARK}\n{written.text.getvalue()}")
 
 
 if __name__ == "__main__":

@@ -53,9 +53,13 @@ class Server:
         self.stop()
 
     def stop(self) -> int:
-        """End it by SIGTERM, by SIGKILL where that takes a minute; the exit status."""
+        """End it by SIGTERM; the exit status."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
+        return self.wait()
+
+    def wait(self) -> int:
+        """The exit status of a server that ends, by SIGKILL where that takes a minute."""
         try:
             return self._process.wait(_STOP)
         except subprocess.TimeoutExpired:

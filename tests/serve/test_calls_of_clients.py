@@ -22,7 +22,8 @@ from sae_runtime.serve.plane import Plane
 
 DOCUMENT = Path(__file__).parents[2] / "docs/serving.md"
 BEGIN, END = "<!-- calls: written by tests/serve/test_calls_of_clients.py -->\n", "<!-- end of calls -->"
-ENCODE = '{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 24], "data": [%s]}]}' % ", ".join(["0.5"] * 24)
+_X = {"name": "x", "datatype": "FP32", "shape": [1, 24], "data": [0.5] * 24}
+ENCODE = json.dumps({"inputs": [_X]})
 CURL = {
     "GET /v2": ["/v2"],
     "GET /v2/health/live": ["/v2/health/live"],
@@ -73,7 +74,13 @@ def test_every_call_of_every_client(bundle_of: Callable[..., Path], tmp_path: Pa
 
 
 def fields(answer: Any) -> str:
-    return f"{len(answer)} entries" if isinstance(answer, list) else answer if isinstance(answer, str) else ", ".join(answer)
+    return (
+        f"{len(answer)} entries"
+        if isinstance(answer, list)
+        else answer
+        if isinstance(answer, str)
+        else ", ".join(answer)
+    )
 
 
 def table(rows: list[tuple[str, str, Any]]) -> str:

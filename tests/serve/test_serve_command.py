@@ -88,7 +88,9 @@ def test_what_cannot_be_served_is_one_sentence(bundle_of: Callable[..., Path], t
         assert f"port {port}" in refused("serve", bundle, "--port", str(port))
 
 
-@pytest.mark.parametrize("given", [b"", b"Bearer", b"Bearer ", b"Bearer key", b"bearer second-key-of-16-bytesx", b"Basic =", b"Digest a"])
+@pytest.mark.parametrize(
+    "given", [b"", b"Bearer", b"Bearer ", b"Bearer key", b"bearer second-key-of-16-bytesx", b"Basic =", b"Digest a"]
+)
 def test_wrong_keys_are_not_known(given: bytes) -> None:
     assert not knows([b"first-key-of-16-bytes", b"second-key-of-16-bytes"], given)
     assert not knows([b"first-key-of-16-bytes"], "Bearer \u00e9".encode())

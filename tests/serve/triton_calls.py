@@ -15,7 +15,9 @@ CALLS = {
     "get_model_repository_index()": lambda c: len(c.get_model_repository_index()),
     'is_model_ready("sae.encode")': lambda c: c.is_model_ready("sae.encode"),
     'is_model_ready("sae.encode", "1")': lambda c: c.is_model_ready("sae.encode", "1"),
-    'get_model_metadata("sae.encode")': lambda c: [one["name"] for one in c.get_model_metadata("sae.encode")["outputs"]],
+    'get_model_metadata("sae.encode")': lambda c: [
+        one["name"] for one in c.get_model_metadata("sae.encode")["outputs"]
+    ],
     'get_model_metadata("sae.encode", "1")': lambda c: c.get_model_metadata("sae.encode", "1")["versions"],
     'infer("sae.encode"), as bytes': lambda c: encoded(c, binary=True),
     'infer("sae.encode"), as JSON': lambda c: encoded(c, binary=False),
@@ -80,4 +82,4 @@ for name, call in CALLS.items():
         told[name] = call(client)
     except InferenceServerException as error:
         told[name] = f"{error.status()}: {error.message()}"
-print(json.dumps({"calls": told, "values": VALUES}))
+sys.stdout.write(json.dumps({"calls": told, "values": VALUES}))
