@@ -98,8 +98,8 @@ def test_a_stream_is_the_answer_in_pieces(served: Served) -> None:
     assert chunks[0].choices[0].delta.role == "assistant"
     assert [chunk.choices[0].finish_reason for chunk in chunks[:-1]][-1] == whole.choices[0].finish_reason
     assert chunks[-1].choices == [] and chunks[-1].usage == whole.usage
-    tokens = [token for chunk in chunks[:-1] for token in chunk.choices[0].model_extra["sae"]["tokens"]]  # type: ignore[index]
-    assert tokens == whole.choices[0].model_extra["sae"]["tokens"]  # type: ignore[index]
+    tokens = [token for chunk in chunks[:-1] for token in chunk.choices[0].model_extra["sae"]["tokens"]]
+    assert tokens == whole.choices[0].model_extra["sae"]["tokens"]
 
 
 def test_completions_of_several_prompts_and_numbers(served: Served) -> None:
@@ -126,7 +126,7 @@ def test_a_stop_string_ends_an_answer(served: Served) -> None:
 
 
 def test_requests_that_come_together_are_answered_as_if_alone(served: Served) -> None:
-    asked = []
+    asked: list[tuple[str, Any, int]] = []
     for number in range(12):
         prompt = " ".join(f"w{(5 * number + 3 * place) % 37}" for place in range(1 + 2 * (number % 5)))
         edits = [] if number % 3 == 0 else [{"feature": number, "add": 40.0}, {"feature": 30 + number, "scale": 2.0}]
@@ -144,7 +144,7 @@ def test_requests_that_come_together_are_answered_as_if_alone(served: Served) ->
                 }
                 if most % 2:
                     made = await client.completions.create(model="writer", prompt=prompt, **settings)
-                    return made.choices[0].text
+                    return str(made.choices[0].text)
                 stream = await client.completions.create(model="writer", prompt=prompt, stream=True, **settings)
                 return "".join([piece.choices[0].text async for piece in stream])
 
@@ -173,7 +173,7 @@ def test_vectors(served: Served) -> None:
 
 
 def test_features_of_texts(served: Served) -> None:
-    asked = {"model": "reader", "input": ["w1 w2", "w3"], "features": 3}
+    asked: dict[str, Any] = {"model": "reader", "input": ["w1 w2", "w3"], "features": 3}
     found = httpx.post(f"{served.url}/v1/features", json=asked).json()["data"]
     for text, told in zip(asked["input"], found, strict=True):
         seen = served.reader.features(text)
