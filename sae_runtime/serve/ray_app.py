@@ -1,6 +1,6 @@
 """The server's application under Ray Serve: Ray starts replicas, shares callers out among them, and replaces dead ones.
 
-    serve run sae_runtime.serve.ray_app:application paths=sae=/models/sae
+serve run sae_runtime.serve.ray_app:application paths=sae=/models/sae
 """
 
 from collections.abc import Mapping
