@@ -44,10 +44,6 @@ MEDIUM = (
     "test_steer_texts",
 )
 SLOW = (
-    "test_plane_bits",
-    "test_plane_texts",
-    "test_openai_client",
-    "test_writing",
     "test_openai_client",
     "test_writing",
     "test_plane_bits",

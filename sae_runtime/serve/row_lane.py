@@ -132,7 +132,7 @@ def allotted(wanted: Sequence[Wanted], most: int) -> list[int]:
         most: the tile.
 
     >>> allotted([(16384, 1), (1, 1), (3, 1)], 100), allotted([(90, 1), (90, 1)], 100)
-    ([96, 1, 3], [50, 50])
+    ([96, 1, 3], [51, 49])
     >>> allotted([(1, 80), (1, 80), (1, 10)], 100), allotted([[200, 5], [5]], 100)
     ([1, 0, 1], [1, 0])
     """
