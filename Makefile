@@ -10,11 +10,20 @@ OLDEST := $(shell sed -n 's/^cpu = \["onnxruntime>=\([0-9.]*\)".*/\1/p' pyprojec
 OLDEST_HERE = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
     --target .venv/oldest onnxruntime==$(OLDEST)
 
-.PHONY: demo test test-fast test-full test-oldest campaign runtimes ray kserve triton dockerfile check peers optimum \
-    smollm2 bench clean
+.PHONY: demo demo-chat test test-fast test-full test-oldest campaign runtimes ray kserve triton dockerfile check peers \
+    optimum smollm2 bench clean
 
 demo: .venv/demo.stamp
 	$(BIN)/sae-runtime demo --force -o demo-out
+
+# A language model that is served, and steered by the openai client; a run that was killed goes on with the same command.
+demo-chat: .venv/smollm2/config.json demo-chat-out/text.jsonl
+	$(BIN)/python -m sae_runtime.demo.chat .venv/smollm2 demo-chat-out/text.jsonl -o demo-chat-out
+
+demo-chat-out/text.jsonl: .venv/dev.stamp
+	mkdir -p demo-chat-out
+	$(BIN)/python benchmarks/corpus.py demo-chat-out/part.jsonl --characters 4000000 --deb ''
+	mv demo-chat-out/part.jsonl $@
 
 # Three tiers, by tests/tiers.py: what a person runs while working (a minute), what must hold before a change lands
 # (five minutes), and everything.
@@ -120,7 +129,7 @@ bench: peers
 	$(BIN)/python benchmarks/train_step.py --d-sae 6144 --rounds 5
 
 clean:
-	rm -rf .venv demo-out build dist *.egg-info
+	rm -rf .venv demo-out demo-chat-out build dist *.egg-info
 
 # dictionary-learning pins an old nnsight and would move torch: it comes without its dependencies.
 .venv/%.stamp: pyproject.toml constraints.txt

@@ -74,7 +74,8 @@ def tritonserver(
     words = [
         *(BIN / "bin" / "tritonserver", "--model-repository", repository, "--backend-directory", BIN / "backends"),
         *("--http-address", "127.0.0.1", "--http-port", http, "--grpc-address", "127.0.0.1", "--grpc-port", grpc),
-        *("--allow-metrics=false", "--disable-auto-complete-config", "--exit-on-error=false", *more),
+        *("--allow-metrics=false", "--disable-auto-complete-config", "--exit-on-error=false"),
+        *("--exit-timeout-secs", 5, *more),
     ]
     path = f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}"  # the stub takes the first python3
     with log.open("wb") as file:
@@ -86,12 +87,24 @@ def tritonserver(
         _wait_until_it_answers(running)
         yield running
     finally:
-        process.terminate()  # a kill would leave its shared memory
+        shared = _shared(process.pid)
+        process.terminate()
         try:
             process.wait(_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        for file in shared:  # it stays where the server did not end in its time, as after a model's process was killed
+            file.unlink(missing_ok=True)
+
+
+def _shared(process: int) -> set[Path]:
+    """The files of shared memory of a server."""
+    try:
+        lines = Path(f"/proc/{process}/maps").read_text().splitlines()
+    except OSError:  # it has ended
+        return set()
+    return {Path(words[-1]) for words in map(str.split, lines) if words[-1].startswith("/dev/shm/triton_python")}
 
 
 def _wait_until_it_answers(running: Running) -> None:

@@ -23,7 +23,9 @@ _CUDA = "CUDAExecutionProvider"
 @click.option("--host", default="127.0.0.1", help="address to listen on")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, help="port; 0: one that is free")
 @click.option("--api-key-file", type=common.PATH, help="file of keys, one on a line; callers must send one")
-@click.option("--provider", default="auto", help="execution provider of onnxruntime; auto: CUDA where it starts, else cpu")
+@click.option(
+    "--provider", default="auto", help="execution provider of onnxruntime; auto: CUDA where it starts, else cpu"
+)
 @click.option("--threads", type=WHOLE, help="threads of an operator [all cores]")
 @click.option("--access-log/--no-access-log", default=True, help="a line on stderr for each request, without contents")
 @from_config(Limits, "limits", prefix="max_")
@@ -78,7 +80,11 @@ def _tell(loaded: "Loaded") -> None:
     from sae_runtime.core.printable import printable
 
     model = loaded.model
-    held = "bundle" if model is None else {"vectors": "model of vectors", "text": "language model"}.get(model.kind, "model")
+    held = (
+        "bundle"
+        if model is None
+        else {"vectors": "model of vectors", "text": "language model"}.get(model.kind, "model")
+    )
     saes = ", ".join(f"{sae.d_sae:,} features" for sae in loaded.saes.values())
     click.echo(printable(f"loaded {loaded}: {held}, {saes or 'no SAE'}"))
 

@@ -45,7 +45,9 @@ class Answer(Iterator[Piece]):
     def __next__(self) -> Piece:
         if not len(self._loop):
             raise StopIteration
-        ((_, got),) = self._loop.step()
+        while not (steps := self._loop.step()):  # a part of a long prompt was read
+            pass
+        ((_, got),) = steps
         if isinstance(got, Exception):
             raise got
         self._text.append(got.text)

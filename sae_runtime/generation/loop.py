@@ -1,6 +1,6 @@
 """One loop over a graph: requests of different prompts, lengths and edits join it and leave it."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,10 +33,20 @@ class _Group:
             self.cache.leave(rows)
 
 
+@dataclass
+class _Reading:
+    """A request whose prompt is read part by part."""
+
+    request: Request
+    cache: Cache | None
+    parts: Iterator[Step | None]  # None: there is more to read
+
+
 class Loop:
     """Runs requests together. What a request gets does not depend on the others.
 
-    Prompts of about one length that wait are read in one run. Then each step reads one token of every request in one
+    Prompts of about one length that wait are read in one run, and a longer one part by part, a part with each step, so
+    that the others go on. Then each step reads one token of every request in one
     run of the graph. Where requests would move each other's numbers, as in a graph that rounds by the range of the
     whole batch, each has runs of its own. A loop belongs to one thread; several loops may run one decoder.
 
@@ -50,11 +60,12 @@ class Loop:
         self._decoder = decoder
         self._end, self._special = frozenset(end_ids), frozenset(special_ids)
         self._waiting: list[Request] = []
+        self._reading: list[_Reading] = []
         self._groups: list[_Group] = []
 
     def __len__(self) -> int:
         """The number of requests that wait or run."""
-        return len(self._waiting) + sum(len(group.requests) for group in self._groups)
+        return len(self._waiting) + len(self._reading) + sum(len(group.requests) for group in self._groups)
 
     def add(self, request: Request) -> None:
         """Let a request join with the next step.
@@ -104,14 +115,24 @@ class Loop:
     def step(self) -> list[Step]:
         """Choose the next token of every request: its piece, or the error that ended it.
 
-        A request whose last piece this is, or that failed, has left. A run that fails ends all its requests.
+        One whose prompt is still read has none yet. A request whose last piece this is, or that failed, has left. A run
+        that fails ends all its requests.
         """
         steps = [step for group in self._groups for step in self._next(group)]
         self._drop({request for request, got in steps if _is_last(got)})
         waiting, self._waiting = self._waiting, []
         for together in self._prompts(waiting):
             steps += self._start(together)
+        if self._reading:
+            steps += self._read_on(self._reading.pop(0))
         return steps
+
+    def _read_on(self, reading: _Reading) -> list[Step]:
+        """Read a part of a prompt."""
+        if (got := next(reading.parts)) is not None:
+            return self._join([reading.request], reading.cache, [got])
+        self._reading.insert(0, reading)
+        return []
 
     def _prompts(self, waiting: list[Request]) -> list[list[Request]]:
         """Requests whose prompts are read in one run each."""
@@ -126,7 +147,7 @@ class Loop:
         """The next token of requests that run."""
         requests, cache = group.requests, group.cache
         if cache is None:
-            return [self._read(requests[0], None)]
+            return [got for got in self._read(requests[0], None) if got is not None]
         last = np.array([request.ids[-1:] for request in requests], np.int64)
         gates = np.array([request.gates(len(request) - 1, len(request)) for request in requests], np.float32)
         try:
@@ -136,12 +157,22 @@ class Loop:
         return [self._choose(*one) for one in zip(requests, logits, features, strict=True)]
 
     def _start(self, requests: list[Request]) -> list[Step]:
-        """Read prompts, and let their requests join those that run."""
+        """Read prompts, or begin to read a long one."""
         cache = self._decoder.cache(len(requests))
+        if len(requests) == 1:
+            reading = _Reading(requests[0], cache, self._read(requests[0], cache))
+            if cache is None or len(requests[0]) <= TOKENS:
+                return self._read_on(reading)
+            self._reading.append(reading)
+            return []
         try:
-            steps = self._read_together(requests, cache) if len(requests) > 1 else [self._read(requests[0], cache)]
+            steps = self._read_together(requests, cache)
         except (ValueError, MemoryError):  # which of them it was is not known
             return [step for request in requests for step in self._start([request])]
+        return self._join(requests, cache, steps)
+
+    def _join(self, requests: list[Request], cache: Cache | None, steps: list[Step]) -> list[Step]:
+        """Let requests whose prompts were read join those that run."""
         new = _Group(requests, cache)
         new.leave({request for request, got in steps if _is_last(got)})
         if not new.requests:
@@ -165,9 +196,9 @@ class Loop:
         logits, features = self._run(requests, ids, cache, gates, counts)
         return [self._choose(*one) for one in zip(requests, logits, features, strict=True)]
 
-    def _read(self, request: Request, cache: Cache | None) -> Step:
-        """Read all tokens of a request by itself, and choose the next one."""
-        ids, size = request.all_ids()[None], len(request) if cache is None else self._decoder.chunk
+    def _read(self, request: Request, cache: Cache | None) -> Iterator[Step | None]:
+        """Read all tokens of a request by itself, part by part, and choose the next one."""
+        ids, size = request.all_ids()[None], len(request) if cache is None else min(TOKENS, self._decoder.chunk)
         parts = []
         try:
             for begin in range(0, ids.shape[1], size):
@@ -175,14 +206,17 @@ class Loop:
                 gates = request.gates(begin, begin + part.shape[1])[None].astype(np.float32)
                 logits, features = self._run([request], part, cache, gates)
                 parts.append(features[0])
+                if begin + size < ids.shape[1]:
+                    yield None
         except (ValueError, MemoryError) as error:
-            return request, error
+            yield request, error
+            return
         known = len(request) - 1 if request.ids else 0  # where all is read again, the piece has the features of the new
         whole = {
             name: concatenate([part[name] for part in parts], parts[0][name].d_sae, (len(request),))[known:]
             for name in parts[0]
         }
-        return self._choose(request, logits[0], whole)
+        yield self._choose(request, logits[0], whole)
 
     def _run(
         self,
@@ -226,6 +260,7 @@ class Loop:
 
     def _drop(self, gone: Collection[Request]) -> None:
         self._waiting = [request for request in self._waiting if request not in gone]
+        self._reading = [reading for reading in self._reading if reading.request not in gone]
         for group in self._groups:
             group.leave(gone)
         self._groups = [group for group in self._groups if group.requests]

@@ -11,7 +11,7 @@ from sae_runtime.core.edits import Edit
 from sae_runtime.core.features import from_slots
 from sae_runtime.engine.options import served_feed
 from sae_runtime.sae import SAE
-from sae_runtime.serve.edit_objects import parse, read_edits
+from sae_runtime.serve.edit_objects import edits_of_text
 from sae_runtime.serve.errors import Invalid, TooLarge
 from sae_runtime.serve.limits import Limits
 from sae_runtime.serve.merge_trial import NEVER, try_merging
@@ -215,8 +215,7 @@ class _Steer:
         ]
 
     def _of_json(self, text: str) -> list[Edit]:
-        given = parse(text, "edits")
-        by_sae = read_edits(given.get("edits") if isinstance(given, dict) else given, self._limits)
+        by_sae = edits_of_text(text, self._limits)
         if any(name is not None for name in by_sae):
             raise Invalid("edits of a bundle name no SAE; leave sae out")
         return by_sae.get(None, [])

@@ -115,6 +115,22 @@ def read_gate(given: Any) -> Gate:
         raise Invalid(str(error)) from None
 
 
+def edits_of_text(text: str, limits: Limits) -> dict[str | None, list[Edit]]:
+    """Edits of a tensor: JSON, a list or an object with the key edits alone, since a gate is a tensor of its own.
+
+    Raises:
+        Invalid: it is none.
+
+    >>> edits_of_text('{"edits": [{"feature": 3, "add": 2}]}', Limits())
+    {None: [Edit(feature=3, ...)]}
+    """
+    given = parse(text, "edits")
+    if isinstance(given, dict):
+        _refuse_unknown(given, ("edits",), "the input edits")
+        given = given.get("edits", [])
+    return read_edits(given, limits)
+
+
 def parse(text: str, what: str) -> Any:
     """A text of JSON, decoded.
 

@@ -45,9 +45,9 @@ class Limits:
     new_tokens: int = _most(1024, "tokens of an answer")
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            limit, whole = getattr(self, field.name), field.name != "seconds"
+        for one in dataclasses.fields(self):
+            limit, whole = getattr(self, one.name), one.name != "seconds"
             kinds = int if whole else int | float
             if not isinstance(limit, kinds) or isinstance(limit, bool) or not 0 < limit < math.inf:
                 what = "a whole number" if whole else "a number"
-                raise ValueError(f"the limit {field.name} is {what} above 0, got {limit!r}")
+                raise ValueError(f"the limit {one.name} is {what} above 0, got {limit!r}")

@@ -13,7 +13,7 @@ from sae_runtime.core.slots import joined_slots
 from sae_runtime.deployed.text_features import TextFeatures
 from sae_runtime.model import Model
 from sae_runtime.serve.bundle_operations import CheckEdits
-from sae_runtime.serve.edit_objects import parse, read_edits, read_gate
+from sae_runtime.serve.edit_objects import edits_of_text, parse, read_gate
 from sae_runtime.serve.errors import Invalid, TooLarge
 from sae_runtime.serve.limits import Limits
 from sae_runtime.serve.operation import Operation
@@ -107,9 +107,7 @@ class _Texts:
         return each * texts if len(each) == 1 else each
 
     def _edits(self, text: str) -> dict[str, list[Edit]]:
-        given = parse(text, "edits")
-        read = read_edits(given.get("edits", []) if isinstance(given, dict) else given, self._limits)
-        return self.resolved(read)
+        return self.resolved(edits_of_text(text, self._limits))
 
     def resolved(self, by_sae: Mapping[str | None, Sequence[Edit]]) -> dict[str, list[Edit]]:
         """Edits in plain numbers, by SAE, that this server allows."""

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-
 from sae_runtime.core.edits import Edit
 from sae_runtime.deployed.batching import TOKENS
 from sae_runtime.generation.request import Finished, Piece, Request
@@ -93,9 +92,17 @@ class WritingLane:
         """An answer that can be put into the lane, on the caller's thread.
 
         Args:
-            prompt, gate, temperature, top_p, top_k, seed, stop, features, chat: as `Model.generate` takes them.
+            prompt: a text or messages; all others are as in `Model.generate`, but for edits and on_piece.
             edits: of each SAE, in plain numbers.
+            gate: the tokens that the edits reach.
             max_new_tokens: the most tokens of the answer; None: as many as the server allows.
+            temperature: divides the logits.
+            top_p: draw from the most likely tokens of this probability together.
+            top_k: draw from so many tokens.
+            seed: of the random numbers.
+            stop: strings that end the answer.
+            features: give features with each piece.
+            chat: settings of the chat template.
             on_piece: is called with each piece.
 
         Raises:

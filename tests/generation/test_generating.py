@@ -310,3 +310,25 @@ def test_bad_settings_are_refused_at_once(model: Model, settings: dict[str, Any]
     with pytest.raises(ValueError, match=message) as error:
         model.generate(**{"prompt": "w1", **settings})
     assert "\n" not in str(error.value)
+
+
+def test_others_go_on_while_a_long_prompt_is_read(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sae_runtime.generation import loop as module
+
+    prompts = [PROMPTS[0], " ".join(["w1 w2 w3"] * 9), " ".join(["w4 w9"] * 12), PROMPTS[1]]
+    expected = [ids_of(model, prompt, STRONG, most=6) for prompt in prompts]
+    monkeypatch.setattr(module, "TOKENS", 8)
+    loop, requests = loop_of(model), [request(model, prompt, 6, edits={"sae": STRONG}) for prompt in prompts]
+    for one in requests:
+        loop.add(one)
+    lengths = []
+    while len(loop):
+        loop.step()
+        lengths.append([len(one.ids) for one in requests])
+    assert [one.ids for one in requests] == expected
+    assert lengths[2] == [3, 0, 0, 3] and lengths[3] == [4, 1, 0, 4], "27 tokens are four parts, then come the others"
+    again = request(model, prompts[1], 6)
+    loop.add(again)
+    loop.step()
+    loop.remove(again)
+    assert len(loop) == 0

@@ -18,7 +18,6 @@ def check(address: str, log: Path, count: int, seed: int) -> None:
         code = answered(address, wrong)
         seen[wrong.what, code] += 1
         assert code in KNOWN, (number, code, wrong)
-    print(sorted(seen.items()))
     assert asked(address, "GET", "/v2/health/ready")[0] == 200
     assert "Traceback" not in log.read_text()
     assert sum(number for (_, code), number in seen.items() if 400 <= code < 500) > count / 2, seen

@@ -283,7 +283,7 @@ def test_a_body_that_is_no_object_is_refused(served: Served, body: bytes) -> Non
 
 def test_a_wrong_method_is_refused_in_a_sentence(served: Served) -> None:
     answer = httpx.get(f"{served.url}/v1/embeddings")
-    assert answer.status_code == 405 and "knows no GET" in answer.json()["error"]["message"]
+    assert answer.status_code == 405 and "knows no 'GET'" in answer.json()["error"]["message"]
 
 
 def test_the_client_raises_its_own_errors(served: Served) -> None:

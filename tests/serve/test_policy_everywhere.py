@@ -48,7 +48,7 @@ def texts(*given: str) -> Any:
     return np.array([text.encode() for text in given], object)
 
 
-WAYS = {
+WAYS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "bundle.steer by JSON": ("bundle.steer", lambda edits: {"x": make_x(2), "edits": texts(edits)}),
     "vectors.run": ("vectors.run", lambda edits: {"text": texts("w1 w2"), "edits": texts(edits)}),
     "vectors.run of each text": (
@@ -103,7 +103,7 @@ def test_edits_as_tensors_keep_the_policy(plane: Plane, numbers: dict[str, float
 
 
 def test_the_calls_of_the_routes_keep_it_too(plane: Plane) -> None:
-    edits = {None: [Edit.add(3, 5.1)]}
+    edits: dict[str | None, list[Edit]] = {None: [Edit.add(3, 5.1)]}
     with pytest.raises(Invalid, match="at most 5"):
         plane.embed("vectors", ["w1"], edits).result(20)
     with pytest.raises(Invalid, match="at most 5"):

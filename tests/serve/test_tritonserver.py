@@ -152,6 +152,18 @@ def test_edits_of_texts_reach_their_own_text(served: Served, by: Any) -> None:
         assert moved == (number == 0)
 
 
+@both
+def test_answers_of_a_language_model_are_the_librarys(served: Served, by: Any) -> None:
+    asked = {"edits": texts_of(json.dumps([{"feature": 3, "set": 60.0}])), "gate": texts_of("generated")}
+    for edits, more in (([], {}), ([Edit.set(3, 60.0)], asked)):
+        answer = served.writer.generate("w1 w2 w3", edits, gate="generated" if edits else "all", max_new_tokens=9)
+        expected = "".join(piece.text for piece in answer)
+        arrays = {"text": texts_of("w1 w2 w3"), **more}
+        found = call(served.running, by, "writer.generate", arrays, parameters={"max_new_tokens": 9})
+        assert found["text"][0].decode() == expected
+        assert found["finished"][0].decode() == answer.finished
+
+
 NAN = make_x(3).copy()
 NAN[1, 2] = np.nan
 
@@ -166,6 +178,8 @@ NAN[1, 2] = np.nan
         ("sae.encode", {"x": ("FP32", make_x(4097))}, "batch-size must be <="),
         ("sae.fly", {"x": ("FP32", make_x(2))}, "unknown model"),
         ("sae.steer", {"x": ("FP32", make_x(2)[None]), "edits": texts_of("{")}, "edits"),
+        ("sae.steer", {"x": ("FP32", make_x(2)[None]), "edits": texts_of('{"edit": []}')}, "has no key 'edit'"),
+        ("words.run", {"text": texts_of("w1"), "edits": texts_of('{"edits": [], "gate": "text"}')}, "no key 'gate'"),
         (
             "sae.steer",
             {"x": ("FP32", make_x(2)[None]), "edits": texts_of('{"edits": [{"feature": 999, "set": 1}]}')},
@@ -173,6 +187,7 @@ NAN[1, 2] = np.nan
         ),
         ("words.features", {"text": ("BYTES", np.array([b"\xff\xfe"], object))}, "is not UTF-8"),
         ("words.features", {"text": texts_of(*["w1"] * 1000)}, "texts"),
+        ("writer.generate", {"text": texts_of("w1"), "gate": texts_of("never")}, "gate"),
     ],
 )
 @both

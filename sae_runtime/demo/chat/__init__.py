@@ -1,5 +1,6 @@
 """A language model that is served and steered: build, serve, choose, ask with and without an edit, measure."""
 
+import contextlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -32,9 +33,10 @@ def run(model: Path, texts: Path, out: Path) -> None:
     """
     out.mkdir(parents=True, exist_ok=True)
     spliced = build(model, texts, out)
-    with asking.serving(spliced, out / "server.log") as address:
+    with contextlib.ExitStack() as held:
+        address = held.enter_context(asking.serving(spliced, out / "server.log"))
         click.echo(f"serving on {address}", err=True)
-        client = asking.client_of(address)
+        client = held.enter_context(asking.client_of(address))
         chosen = _chosen(client, spliced, texts, out / "chosen.json")
         told = f"feature {chosen.feature} at layer {LAYER}, {chosen.times:g} times its largest activation"
         click.echo(f"{CONCEPT}: {told}, added to the tokens of the prompt\n")
@@ -82,7 +84,9 @@ def _chosen(client: Any, model: Path, texts: Path, path: Path) -> Trial:
     made = trials(found, STRENGTHS, lambda *edit: asking.answers(client, TO_CHOOSE, asking.edit(*edit)))
     chosen = best(made)
     with files.new_file(path) as part:
-        part.write_text(json.dumps({"chosen": asdict(chosen), "trials": [asdict(one) for one in made]}, indent=2) + "\n")
+        part.write_text(
+            json.dumps({"chosen": asdict(chosen), "trials": [asdict(one) for one in made]}, indent=2) + "\n"
+        )
     return chosen
 
 

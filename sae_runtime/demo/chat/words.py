@@ -28,4 +28,3 @@ def distinct_2(texts: Sequence[str]) -> float:
     words = [re.findall(r"\w+", text.lower()) for text in texts]
     pairs = [pair for each in words for pair in zip(each, each[1:], strict=False)]
     return len(set(pairs)) / len(pairs) if pairs else 0.0
-

@@ -32,12 +32,12 @@ def datatype_of(array: NDArray[Any]) -> str:
 
 
 def from_bytes(part: memoryview, datatype: str, shape: tuple[int, ...], name: str) -> NDArray[Any]:
-    """The array of a tensor's bytes, without a copy.
+    r"""The array of a tensor's bytes, without a copy.
 
     Raises:
         Invalid: they are too many or too few, or BYTES whose lengths do not fit.
 
-    >>> from_bytes(memoryview(b"\\x01\\x00\\x00\\x00a"), "BYTES", (1,), "text").tolist()
+    >>> from_bytes(memoryview(b"\x01\x00\x00\x00a"), "BYTES", (1,), "text").tolist()
     [b'a']
     """
     size = 1
@@ -48,8 +48,8 @@ def from_bytes(part: memoryview, datatype: str, shape: tuple[int, ...], name: st
     dtype = np.dtype("<u2") if datatype == "BF16" else DTYPES[datatype]
     if len(part) != size * dtype.itemsize:
         raise Invalid(
-            f"{name} has {len(part)} bytes, {datatype} {list(shape)} has {size * dtype.itemsize}; give binary_data_size "
-            "and shape as the tensor has them"
+            f"{name} has {len(part)} bytes, {datatype} {list(shape)} has {size * dtype.itemsize}; give "
+            "binary_data_size and shape as the tensor has them"
         )
     array = np.frombuffer(part, dtype).reshape(shape)
     if datatype == "BF16":
@@ -60,10 +60,10 @@ def from_bytes(part: memoryview, datatype: str, shape: tuple[int, ...], name: st
 
 
 def to_bytes(array: NDArray[Any]) -> bytes:
-    """The bytes of an array.
+    r"""The bytes of an array.
 
     >>> to_bytes(np.array([b"a"], object))
-    b'\\x01\\x00\\x00\\x00a'
+    b'\x01\x00\x00\x00a'
     """
     if array.dtype.kind not in "OSU":
         return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()

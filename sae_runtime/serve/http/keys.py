@@ -12,13 +12,13 @@ _LARGEST = 1 << 20
 
 
 def read_keys(path: Path) -> tuple[bytes, ...]:
-    """The keys of a file, one on a line; empty lines and lines that begin with # are none.
+    r"""The keys of a file, one on a line; empty lines and lines that begin with # are none.
 
     Raises:
         OSError: the file cannot be read.
         ValueError: it has no key, or one that no header can hold.
 
-    >>> _ = Path("keys").write_text("# of the team\\nfirst-key-of-16-bytes\\n")
+    >>> _ = Path("keys").write_text("# of the team\nfirst-key-of-16-bytes\n")
     >>> read_keys(Path("keys"))
     (b'first-key-of-16-bytes',)
     """
@@ -77,7 +77,8 @@ def stranger(headers: Mapping[bytes, bytes], hosts: Collection[str] | None) -> s
     host = headers.get(b"host", b"").decode("latin-1").lower()
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
     if hosts is not None and host and not is_loopback(name.strip("[]")) and name not in hosts:
-        return f"the Host is none of {', '.join(hosts)}; ask by one of them, or start the server with --host or --api-key-file"
+        known = ", ".join(hosts)
+        return f"the Host is none of {known}; ask by one of them, or start the server with --host or --api-key-file"
     origin = headers.get(b"origin")
     if origin is not None and origin.decode("latin-1").lower().partition("://")[2] != host:
         return "the request comes from a page of another site; ask from this server's own page, or without Origin"

@@ -11,8 +11,8 @@ from sae_runtime.serve.errors import Invalid, TooLarge
 from sae_runtime.serve.limits import Limits
 from sae_runtime.serve.writing import Prompt
 
-# Fields that would change the answer, with the value that asks for nothing. All others that are unknown are passed over,
-# as other servers do.
+# Fields that would change the answer, with the value that asks for nothing. All others that are unknown are passed
+# over, as other servers do.
 _NOT_HERE: dict[str, Any] = {
     "audio": None,
     "best_of": 1,

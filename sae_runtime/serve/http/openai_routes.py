@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from sae_runtime.core.labels import shown
 from sae_runtime.deployed.text_features import TextFeatures
 from sae_runtime.serve.catalogue import Loaded
-from sae_runtime.serve.errors import Full, Invalid, NotFound, Refused, refusal
+from sae_runtime.serve.errors import Full, Invalid, Refused, refusal
 from sae_runtime.serve.http.bodies import Gone
 from sae_runtime.serve.http.openai_answers import Answers, Shown, Told, event
 from sae_runtime.serve.http.openai_request import (
@@ -89,7 +89,9 @@ def routes(plane: Plane) -> list[Route]:
                 told = Told(plane, ask, chat=chat)
                 if ask.stream:
                     pieces = answers.pieces()
-                    first = await unless_gone(asyncio.ensure_future(anext(pieces)), request.receive)  # so that an error of the first has its own code
+                    first = await unless_gone(
+                        asyncio.ensure_future(anext(pieces)), request.receive
+                    )  # so that an error of the first has its own code
                     return _Stream(told.chunks(_behind(first, pieces), answers), answers)
                 whole = [await unless_gone(future, request.receive) for future in answers.futures]
                 return JSONResponse(told.whole(whole))
@@ -112,8 +114,8 @@ def routes(plane: Plane) -> list[Route]:
 def error_object(error: Refused) -> dict[str, Any]:
     """An error as OpenAI's clients read it.
 
-    >>> error_object(NotFound("there is no model"))["error"]["code"]
-    'model_not_found'
+    >>> error_object(Full(2.0))["error"]["code"]
+    'server_full'
     """
     status = status_of(error)
     code = {404: "model_not_found", 413: "too_large", 503: "server_full", 504: "timeout"}.get(status)

@@ -84,7 +84,7 @@ def _sae(plane: Plane, loaded: Loaded, name: str) -> dict[str, Any]:
         multiples, labels = sae.stats is not None, len(sae.labels)
     except (ValueError, OSError):  # the bundle of a spliced SAE need not be there
         multiples, labels = False, 0
-    found = {"name": name, "hook": hook, "rule": rule, "d_in": d_in, "d_sae": sae.d_sae, "edits": edits}
+    found: dict[str, Any] = {"name": name, "hook": hook, "rule": rule, "d_in": d_in, "d_sae": sae.d_sae, "edits": edits}
     found |= {"multiples": multiples, "labels": labels}
     live = plane.watcher
     if isinstance(live, Live):

@@ -68,7 +68,7 @@ def plan(
     Raises:
         ValueError: nothing has a wanted operation.
     """
-    found = []
+    found: list[Planned] = []
     for one in loaded:
         if ONNX in options.backends and one.sae is not None:
             found += _of_onnx(one, one.sae, options, without_defaults)

@@ -156,7 +156,7 @@ def _onnx_faults(version: Path, config: ModelConfig) -> Iterator[str]:
     form = signature(graph)
     yield from (f"version {version.name}: {fault}" for fault in faults(config, form))
     # Only the batch rule has an input for rows that do not count.
-    if config.max_batch_size > 0 and "valid" in form.defaulted | form.required:
+    if config.max_batch_size > 0 and "valid" in {**form.defaulted, **form.required}:
         yield f"version {version.name}: {JOINT.file} decides over all rows of a call, so max_batch_size must be 0"
 
 

@@ -34,9 +34,11 @@ class Wire:
     def refuse_texts(self, config: Mapping[str, Any]) -> None:
         """Raise ValueError if a model takes or gives texts and the stub cannot.
 
-        >>> class Sound:
-        ...     class Tensor: from_dlpack = as_numpy = lambda *tensor: _PROBE
-        >>> Wire(Sound).refuse_texts({"input": [{"data_type": "TYPE_STRING"}]})
+        >>> class Utils:
+        ...     class Tensor:
+        ...         from_dlpack = classmethod(lambda kind, name, array: kind())
+        ...         as_numpy = lambda tensor: _PROBE
+        >>> Wire(Utils).refuse_texts({"input": [{"data_type": "TYPE_STRING"}]})
         """
         tensors = (*config.get("input", ()), *config.get("output", ()))
         if not self.is_sound and any(tensor.get("data_type") == "TYPE_STRING" for tensor in tensors):

@@ -393,7 +393,7 @@ function curlCode(model) {
   const key = state.locked ? ` \\\n  -H "Authorization: Bearer $KEY"` : "";
   const call = (where, body) => `curl ${location.origin}${where} \\\n  -H "Content-Type: application/json"${key} \\\n  -d '${quoted(body).replaceAll("'", "'\\''")}'`;
   const [where, body] = restBody(model), calls = [];
-  if (model.kind === "bundle" || reads(model)) calls.push(call(where, body).replace(/"data":"(\d+) numbers"/, '"data":[0.1, ... $1 numbers]'));
+  if (model.kind === "bundle" || reads(model)) calls.push(call(where, body).replace(/"data":"(\d+) numbers"/, `"data":['$(seq -s, $1)']`));
   const sae = steers(model) ? { sae: someEdits(model) } : {};
   if (model.kind === "vectors") calls.push(call("/v1/embeddings", { model: called(model), input: [$("text").value], ...sae }));
   if (model.kind === "text") calls.push(call("/v1/chat/completions",
