@@ -4,6 +4,7 @@ They speak HTTP/1.1 on asyncio's bare protocol with requests that were made befo
 """
 
 import asyncio
+import functools
 import json
 import pickle
 import subprocess
@@ -67,14 +68,12 @@ class Outcome:
         return 1e3 * float(np.quantile(self.times[group], share)) if self.times.get(group) else float("nan")
 
 
-def http_request(path: str, body: bytes, headers: Mapping[str, str] = {}) -> bytes:
-    """A whole POST.
-
-    >>> http_request("/x", b"{}").split(b"\\r\\n")[0]
-    b'POST /x HTTP/1.1'
-    """
+def http_request(path: str, body: bytes, headers: Mapping[str, str] | None = None) -> bytes:
+    """A whole POST."""
     lines = [f"POST {path} HTTP/1.1", "Host: 127.0.0.1", f"Content-Length: {len(body)}"]
-    return "\r\n".join([*lines, *(f"{name}: {value}" for name, value in headers.items()), "", ""]).encode() + body
+    return (
+        "\r\n".join([*lines, *(f"{name}: {value}" for name, value in (headers or {}).items()), "", ""]).encode() + body
+    )
 
 
 def infer_request(model: str, inputs: Mapping[str, NDArray[Any]], *, binary: bool = True) -> bytes:
@@ -203,6 +202,10 @@ class _Connection(asyncio.Protocol):
         self._number += 1
 
 
+def _same(connection: _Connection) -> _Connection:
+    return connection
+
+
 async def _run(port: int, callers: list[Caller], seconds: float, pid: int) -> Outcome:
     outcome = Outcome()
     begin, processor, server = time.perf_counter(), time.process_time(), processor_seconds_of(pid)
@@ -210,7 +213,7 @@ async def _run(port: int, callers: list[Caller], seconds: float, pid: int) -> Ou
     for number, caller in enumerate(callers):
         first = begin + (caller.every or 0.0) * number / len(callers)  # paced callers do not all call at once
         connection = _Connection(caller, outcome, begin + seconds, first)
-        await asyncio.get_running_loop().create_connection(lambda own=connection: own, "127.0.0.1", port)
+        await asyncio.get_running_loop().create_connection(functools.partial(_same, connection), "127.0.0.1", port)
         connections.append(connection.done)
     await asyncio.gather(*connections)
     outcome.seconds, outcome.callers = time.perf_counter() - begin, time.process_time() - processor

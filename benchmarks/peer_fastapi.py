@@ -18,7 +18,7 @@ class Rows(BaseModel):
     x: list[list[float]]
 
 
-@app.post("/encode/{name}")
+@app.post("/encode/{name}")  # type: ignore[untyped-decorator]  # where FastAPI is not installed
 def encode(name: str, rows: Rows) -> list[dict[str, list[float]]]:
     """The active features of each row."""
     with torch.no_grad():

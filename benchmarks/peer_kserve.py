@@ -12,7 +12,7 @@ from kserve import InferOutput, InferRequest, InferResponse  # noqa: E402
 from sae_runtime import load  # noqa: E402
 
 
-class Encoder(kserve.Model):
+class Encoder(kserve.Model):  # type: ignore[misc]  # kserve ships no types
     """The features of rows of activations."""
 
     def __init__(self, name: str, path: str) -> None:
@@ -31,7 +31,7 @@ class Encoder(kserve.Model):
         return InferResponse(payload.id, self.name, outputs, use_binary_outputs=True)
 
 
-class Local(kserve.model_server.RESTServer):
+class Local(kserve.model_server.RESTServer):  # type: ignore[misc]
     """kserve's server on this machine alone; it has no option for it."""
 
     def __init__(self, *given: object, **named: object) -> None:

@@ -1,4 +1,4 @@
-"""`sae-runtime serve` under the load of 64 callers, beside the bare loop, kserve's own server, and FastAPI with SAELens.
+"""`sae-runtime serve` under the load of 64 callers, beside the bare loop, kserve's server, and FastAPI with SAELens.
 
 The SAEs are random directions with thresholds for an L0 of 16, d_in 384 (made_sae.py). Callers are one more process,
 whose processor time is measured and taken off. All servers stay open; they take turns, and each round begins with
@@ -10,6 +10,7 @@ another. The columns:
   the server's. "itself" is the bare loop once more.
 """
 
+import functools
 import io
 import json
 import statistics
@@ -141,7 +142,10 @@ def answers_are_right(server: Server, calls: Sequence[Call], saes: Mapping[str, 
 
     with http.InferenceServerClient(f"127.0.0.1:{server.port}") as client:
         for one in calls[:8]:
-            inputs = {"x": one.x, **(as_inputs([list(one.edits)], 1 << 30) if one.edits else {})}
+            inputs: dict[str, NDArray[Any]] = {
+                "x": one.x,
+                **(as_inputs([list(one.edits)], 1 << 30) if one.edits else {}),
+            }
             asked = []
             for name, array in inputs.items():
                 asked.append(
@@ -153,8 +157,8 @@ def answers_are_right(server: Server, calls: Sequence[Call], saes: Mapping[str, 
             if one.edits:
                 np.testing.assert_array_equal(answer.as_numpy("y"), sae.steer(one.x, list(one.edits)))
             else:
-                for name, array in zip(("indices", "values"), sae.encode_slots(one.x), strict=True):
-                    np.testing.assert_array_equal(answer.as_numpy(name), array)
+                for name, expected in zip(("indices", "values"), sae.encode_slots(one.x), strict=True):
+                    np.testing.assert_array_equal(answer.as_numpy(name), expected)
 
 
 @dataclass(frozen=True)
@@ -171,7 +175,7 @@ def table(load_: Load, servers: Mapping[str, tuple[Server, list[bytes]]], saes: 
     runs: dict[str, Callable[[], Outcome]] = {}
     for name, (server, requests) in servers.items():
         callers = callers_of(requests, min(plan.callers, len(requests)))
-        runs[name] = lambda server=server, callers=callers: call(server.port, callers, plan.seconds, pid=server.pid)
+        runs[name] = functools.partial(call, server.port, callers, plan.seconds, pid=server.pid)
         runs_warm = call(server.port, callers, 0.5, pid=server.pid)
         if set(runs_warm.codes) != {200}:
             raise RuntimeError(f"{name} answers {dict(runs_warm.codes)}: {runs_warm.faults}")
@@ -198,7 +202,8 @@ def table(load_: Load, servers: Mapping[str, tuple[Server, list[bytes]]], saes: 
         failed = sum(count for one in outcomes for code, count in one.codes.items() if code != 200)
         rows = rate * load_.rows
         print(
-            f"| {name} | {rate:,.0f} | {rows:,.0f} | {1e3 * each:.3f} | {share:.2f} | {p50:.1f} | {p99:.1f} | {failed} |"
+            f"| {name} | {rate:,.0f} | {rows:,.0f} | {1e3 * each:.3f} | {share:.2f} | {p50:.1f} | {p99:.1f} "
+            f"| {failed} |"
         )
     return rates
 

@@ -18,7 +18,7 @@ def serve() -> None:
 
     from sae_runtime.serve import kserve_model
 
-    class Local(RESTServer):
+    class Local(RESTServer):  # type: ignore[misc]  # kserve ships no types
         def __init__(self, *given: Any, **named: Any) -> None:
             super().__init__(*given, **named)
             self.config.host = "127.0.0.1"

@@ -18,11 +18,11 @@ import numpy as np
 PORT = 18330
 
 
-def ask(path: str, body: Any = None, head: dict[str, str] = {}) -> tuple[int, Any]:
+def ask(path: str, body: Any = None) -> tuple[int, Any]:
     connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=60)
     try:
         sent = None if body is None else json.dumps(body).encode()
-        connection.request("GET" if sent is None else "POST", path, sent, {"Content-Type": "application/json"} | head)
+        connection.request("GET" if sent is None else "POST", path, sent, {"Content-Type": "application/json"})
         answer = connection.getresponse()
         said = answer.read()
         return answer.status, json.loads(said) if said[:1] in (b"{", b"[") else said.decode()
@@ -106,7 +106,7 @@ def main() -> None:
     seen |= {"wrong_bits": codes.count(-1), "failed_afterwards": sum(code != 200 for code in codes[killed + 20 :])}
     serve.shutdown()
     ray.shutdown()
-    print("SEEN " + json.dumps(seen))
+    sys.stdout.write(f"SEEN {json.dumps(seen)}\n")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -58,10 +58,10 @@ class Running:
         except OSError:
             return False
 
-    def get(self, path: str, body: bytes | None = None, headers: dict[str, str] = {}) -> tuple[int, bytes]:
+    def get(self, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
-            connection.request("GET" if body is None else "POST", path, body, headers)
+            connection.request("GET" if body is None else "POST", path, body, headers or {})
             answer = connection.getresponse()
             return answer.status, answer.read()
         finally:
