@@ -71,6 +71,7 @@ SLOW = (
     "test_batch_texts",
     "test_batch_resumes",
     "test_demo",
+    "test_demo_chat",
     "test_world",
     "test_left_out_fits",
     "test_neuronpedia_peers",

@@ -34,6 +34,11 @@ def out(tmp_path: Path, bundle_of: Callable[..., Path], monkeypatch: pytest.Monk
             yield address
 
     monkeypatch.setattr(asking, "serving", serving)
+
+    def edit(feature: int | None, times: float) -> dict[str, object]:  # the tiny SAE has no largest activations
+        return {} if feature is None else {"edits": [{"feature": feature, "add": 120 * times}], "gate": "prompt"}
+
+    monkeypatch.setattr(asking, "edit", edit)
     monkeypatch.setattr(asking, "TOKENS", 8)
     monkeypatch.setattr(chat, "build", lambda *_: model)
     monkeypatch.setattr(chat, "candidates", lambda *_: [(3, 0.9), (11, 0.8)])
@@ -56,7 +61,7 @@ def test_the_files_hold_every_question_and_figures_of_the_answers_in_them(
     assert figures["steered distinct-2"] == round(distinct_2(steered), 4)
     assert "features of the tokens of a prompt" in capsys.readouterr().out
     chosen = json.loads((out / "chosen.json").read_text())
-    assert figures["sae"]["edits"] == [{"feature": chosen["chosen"]["feature"], "add": "x0.5"}]
+    assert figures["sae"]["edits"] == [{"feature": chosen["chosen"]["feature"], "add": 60.0}]
     assert len(chosen["trials"]) == 2
     chosen["chosen"]["feature"] = 5  # a second run asks again with what was chosen
     (out / "chosen.json").write_text(json.dumps(chosen))

@@ -16,7 +16,7 @@ from sae_runtime.demo.chat.choosing import Trial, best, candidates, trials
 from sae_runtime.demo.chat.questions import TO_CHOOSE, TO_MEASURE
 from sae_runtime.demo.chat.words import CONCEPT, distinct_2, named
 
-FEATURES, STRENGTHS = 3, (1.2, 1.6, 2.0)
+FEATURES, STRENGTHS = 3, (1.3, 1.6, 1.9)
 _SHOWN = 3  # answers that are printed; the file has all
 
 

@@ -76,7 +76,7 @@ def trials(
         strengths: multiples of the largest activation.
         ask: gives the answers where so much is added to a feature; None: where nothing is.
 
-    >>> [trial] = trials([(3, 0.9)], [1.5], lambda feature, times: ["Bake a cake."] if feature is None else ["Go online."])
+    >>> [trial] = trials([(3, 0.9)], [1.5], lambda feature, _: ["Bake it."] if feature is None else ["Go online."])
     >>> trial.naming, trial.distinct
     (1, 1.0)
     """
