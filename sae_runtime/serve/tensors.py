@@ -12,15 +12,18 @@ from sae_runtime.serve.errors import Invalid
 
 Arrays = dict[str, NDArray[Any]]
 BYTES = "BYTES"
-_KINDS: dict[str, tuple[Any, str]] = {  # numpy's type of each datatype, and the kinds that become it without harm
-    "FP32": (np.dtype(np.float32), "fiu"),
-    "FP64": (np.dtype(np.float64), "fiu"),
-    "INT64": (np.dtype(np.int64), "iu"),
+DTYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype(bool),
+    **{
+        f"{sign}INT{8 * size}": np.dtype(f"<{kind}{size}")
+        for sign, kind in (("", "i"), ("U", "u"))
+        for size in (1, 2, 4, 8)
+    },
+    **{f"FP{8 * size}": np.dtype(f"<f{size}") for size in (2, 4, 8)},
 }
-_OF_ONNX = {
-    "float": "FP32", "float16": "FP16", "double": "FP64", "bfloat16": "BF16", "bool": "BOOL", "string": BYTES,
-    **{f"{sign}int{bits}": f"{sign.upper()}INT{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
-}  # fmt: skip
+"""numpy's type of each datatype, little-endian; BYTES and BF16, which have none, are apart."""
+_HARMLESS = {"f": "fiu", "i": "iu"}  # kinds of numpy that become another without harm
+_OF_ONNX = {"float": "FP32", "float16": "FP16", "double": "FP64", "bfloat16": "BF16", "string": BYTES}
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ def of_onnx(kind: str) -> str:
     >>> of_onnx("tensor(float)"), of_onnx("tensor(int64)")
     ('FP32', 'INT64')
     """
-    return _OF_ONNX.get(kind.removeprefix("tensor(").removesuffix(")"), "FP32")
+    kind = kind.removeprefix("tensor(").removesuffix(")")
+    return _OF_ONNX.get(kind, kind.upper())
 
 
 def checked(takes: Sequence[Tensor], given: Mapping[str, Any], *, ranks: Mapping[str, int] | None = None) -> Arrays:
@@ -84,8 +88,8 @@ def _typed(tensor: Tensor, given: Any, other_rank: int) -> NDArray[Any]:
     if tensor.datatype == BYTES:
         sound = array.dtype.kind in "OSU"
     else:
-        dtype, kinds = _KINDS[tensor.datatype]
-        sound = array.dtype.kind in kinds
+        dtype = DTYPES[tensor.datatype]
+        sound = array.dtype.kind in _HARMLESS[dtype.kind]
     expected = tensor.shape if len(shape) == len(tensor.shape) else tensor.shape[-other_rank:]
     fits = len(shape) == len(expected) and all(b in (-1, a) for a, b in zip(shape, expected, strict=True))
     if not sound or not fits:

@@ -7,17 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_runtime.serve.errors import Invalid
+from sae_runtime.serve.tensors import BYTES, DTYPES
 
-DTYPES: dict[str, np.dtype[Any]] = {
-    "BOOL": np.dtype(bool),
-    **{
-        f"{sign}INT{8 * size}": np.dtype(f"<{kind}{size}")
-        for sign, kind in (("", "i"), ("U", "u"))
-        for size in (1, 2, 4, 8)
-    },
-    **{f"FP{8 * size}": np.dtype(f"<f{size}") for size in (2, 4, 8)},
-}
-"""numpy's type of each datatype; BYTES and BF16, which have none, are apart."""
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _LENGTH = struct.Struct("<I")
 
@@ -28,7 +19,7 @@ def datatype_of(array: NDArray[Any]) -> str:
     >>> datatype_of(np.zeros(2, np.float32)), datatype_of(np.array([b"a"], object))
     ('FP32', 'BYTES')
     """
-    return "BYTES" if array.dtype.kind in "OSU" else _NAMES[array.dtype.newbyteorder("<")]
+    return BYTES if array.dtype.kind in "OSU" else _NAMES[array.dtype.newbyteorder("<")]
 
 
 def from_bytes(part: memoryview, datatype: str, shape: tuple[int, ...], name: str) -> NDArray[Any]:
@@ -43,7 +34,7 @@ def from_bytes(part: memoryview, datatype: str, shape: tuple[int, ...], name: st
     size = 1
     for length in shape:
         size *= length
-    if datatype == "BYTES":
+    if datatype == BYTES:
         return _strings(part, size, name).reshape(shape)
     dtype = np.dtype("<u2") if datatype == "BF16" else DTYPES[datatype]
     if len(part) != size * dtype.itemsize:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sae_runtime.core.labels import shown
 from sae_runtime.serve.errors import Invalid
 from sae_runtime.serve.http import binary_tensors, json_text, tensors_json
-from sae_runtime.serve.tensors import Arrays
+from sae_runtime.serve.tensors import BYTES, DTYPES, Arrays
 
 _FIELDS = {"id", "parameters", "inputs", "outputs"}
 _DEEPEST, _LARGEST = 8, 1 << 40  # dimensions of a tensor, and its numbers
@@ -132,9 +132,9 @@ def _parameters(of: Mapping[str, Any]) -> dict[str, Any]:
 
 def _array(tensor: Mapping[str, Any], name: str, rest: memoryview) -> tuple[NDArray[Any], int]:
     datatype, shape, called = tensor.get("datatype"), tensor.get("shape"), f"the input {shown(name)}"
-    if datatype not in ("BYTES", "BF16") and not (isinstance(datatype, str) and datatype in binary_tensors.DTYPES):
+    if datatype not in (BYTES, "BF16") and not (isinstance(datatype, str) and datatype in DTYPES):
         raise Invalid(
-            f"{called} has the datatype {shown(datatype)}; give one of {', '.join(binary_tensors.DTYPES)}, BYTES"
+            f"{called} has the datatype {shown(datatype)}; give one of {', '.join(DTYPES)}, BYTES"
         )
     if not isinstance(shape, list) or len(shape) > _DEEPEST or not all(type(n) is int and 0 <= n for n in shape):
         raise Invalid(f"{called} must have a shape, up to {_DEEPEST} whole numbers from 0 on; give a list")
@@ -144,7 +144,7 @@ def _array(tensor: Mapping[str, Any], name: str, rest: memoryview) -> tuple[NDAr
     if size is None:
         if datatype == "BF16":
             raise Invalid(f"{called} of BF16 must be binary; give binary_data_size and its bytes")
-        dtype = None if datatype == "BYTES" else binary_tensors.DTYPES[datatype]
+        dtype = None if datatype == BYTES else DTYPES[datatype]
         return tensors_json.from_lists(tensor.get("data"), dtype, tuple(shape), called), 0
     if "data" in tensor:
         raise Invalid(f"{called} has both data and binary_data_size; give one of them")

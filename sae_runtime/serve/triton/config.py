@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sae_runtime.core.labels import shown
+from sae_runtime.serve.tensors import BYTES, DTYPES
 
 WRITTEN = "# written by sae-runtime export-triton"
-_TYPES = ("FP16", "FP32", "FP64", "INT8", "INT16", "INT32", "INT64", "UINT8", "BOOL")
-TYPES = {"BYTES": "TYPE_STRING", **{name: f"TYPE_{name}" for name in _TYPES}}
-"""Triton's name of each datatype of the Open Inference Protocol."""
+_TYPES = {BYTES: "TYPE_STRING", "BF16": "TYPE_BF16", **{name: f"TYPE_{name}" for name in DTYPES}}  # Triton's names
 _TOKENS = re.compile(r"""\s+|\#[^\n]*|(?P<text>"(?:[^"\\\n]|\\.)*")|(?P<word>[\w.+-]+)|(?P<mark>[{}\[\]:,;])""")
 _DEEPEST = 50
 
@@ -89,7 +88,7 @@ def to_text(config: ModelConfig) -> str:
 
 
 def _tensor_text(tensor: ConfigTensor) -> str:
-    parts = [f"name: {json.dumps(tensor.name)}", f"data_type: {TYPES[tensor.datatype]}", f"dims: {list(tensor.dims)}"]
+    parts = [f"name: {json.dumps(tensor.name)}", f"data_type: {_TYPES[tensor.datatype]}", f"dims: {list(tensor.dims)}"]
     if tensor.reshape is not None:
         parts.append(f"reshape {{ shape: {list(tensor.reshape)} }}")
     if tensor.optional:
@@ -129,7 +128,7 @@ def from_text(text: str) -> ModelConfig:
 def _tensor(entry: Message) -> ConfigTensor:
     if not isinstance(entry, Mapping):
         raise ValueError("an input or output is a message in braces")
-    kinds = {theirs: ours for ours, theirs in TYPES.items()}
+    kinds = {theirs: ours for ours, theirs in _TYPES.items()}
     kind = _one(entry, "data_type", "none")
     if kind not in kinds:
         raise ValueError(f"the type {shown(kind)} is none of {', '.join(kinds)}")

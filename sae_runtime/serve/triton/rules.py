@@ -11,17 +11,9 @@ from typing import Any
 
 from sae_runtime.core.labels import shown
 from sae_runtime.engine.sessions import open_session
+from sae_runtime.serve.tensors import of_onnx
 from sae_runtime.serve.triton.config import ConfigTensor, ModelConfig
 
-_TYPES = {
-    "tensor(float16)": "FP16",
-    "tensor(float)": "FP32",
-    "tensor(double)": "FP64",
-    "tensor(bool)": "BOOL",
-    "tensor(string)": "BYTES",
-    "tensor(uint8)": "UINT8",
-    **{f"tensor(int{bits})": f"INT{bits}" for bits in (8, 16, 32, 64)},
-}
 Form = tuple[str, tuple[int, ...]]
 """Datatype and sizes of a graph's tensor; -1: any size."""
 
@@ -58,7 +50,7 @@ def signature(graph: Path) -> Signature:
 
 def _forms(tensors: Any) -> dict[str, Form]:
     return {
-        one.name: (_TYPES.get(one.type, one.type), tuple(size if isinstance(size, int) else -1 for size in one.shape))
+        one.name: (of_onnx(one.type), tuple(size if isinstance(size, int) else -1 for size in one.shape))
         for one in tensors
     }
 
