@@ -15,8 +15,6 @@ from sae_runtime.serve.policy import Policy
 if TYPE_CHECKING:
     from sae_runtime.serve.catalogue import Loaded
 
-_CUDA = "CUDAExecutionProvider"
-
 
 @click.command("serve", cls=Command, example="sae-runtime serve sae chat=model --port 8080")
 @click.argument("paths", metavar="[NAME[@VERSION]=]PATH...", nargs=-1, required=True)
@@ -95,13 +93,12 @@ def _providers(name: str) -> Any:
         return common.providers_of([name])
     import onnxruntime
 
-    from sae_runtime.engine.sessions import CPU, open_session
+    from sae_runtime.engine.doctor import cuda_starts
+    from sae_runtime.engine.sessions import CPU, CUDA
 
-    if _CUDA not in onnxruntime.get_available_providers():
+    if CUDA not in onnxruntime.get_available_providers():
         return CPU
-    try:
-        open_session(Path(__file__).parents[1] / "engine" / "probe.onnx", providers=(_CUDA, *CPU))
-    except (ValueError, OSError) as error:
-        common.warn(f"the CPU is used ({error})")
+    if not cuda_starts():
+        common.warn("CUDA does not start here, so the CPU is used; sae-runtime doctor says why")
         return CPU
-    return (_CUDA, *CPU)
+    return (CUDA, *CPU)

@@ -35,7 +35,7 @@ def report() -> dict[str, Any]:
         )
     onnxruntime = _loaded("onnxruntime", warnings)
     providers = None if onnxruntime is None else onnxruntime.get_available_providers()
-    if CUDA in (providers or ()) and not _cuda_starts():
+    if CUDA in (providers or ()) and not cuda_starts():
         warnings.append(
             f"onnxruntime was built with {CUDA}, but it does not start here; look at nvidia-smi for the driver, and "
             "run: pip install 'sae-runtime[gpu]', which brings CUDA and cuDNN"
@@ -53,7 +53,7 @@ def report() -> dict[str, Any]:
     }
 
 
-def _cuda_starts() -> bool:
+def cuda_starts() -> bool:
     """Whether onnxruntime can open a small graph on the first CUDA device."""
     try:
         with resources.as_file(resources.files("sae_runtime.engine").joinpath("probe.onnx")) as probe:

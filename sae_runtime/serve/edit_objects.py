@@ -3,7 +3,6 @@
 {"edits": [{"feature": 12, "set": 8.0}, {"feature": "a label", "add": "x2"}], "gate": "text", "features": 5}
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import numpy as np
 from sae_runtime.core.edits import Edit
 from sae_runtime.core.gates import Gate, as_gate, spans
 from sae_runtime.core.labels import shown
+from sae_runtime.serve import json_text
 from sae_runtime.serve.errors import Invalid, TooLarge
 from sae_runtime.serve.limits import Limits
 
@@ -124,30 +124,11 @@ def edits_of_text(text: str, limits: Limits) -> dict[str | None, list[Edit]]:
     >>> edits_of_text('{"edits": [{"feature": 3, "add": 2}]}', Limits())
     {None: [Edit(feature=3, ...)]}
     """
-    given = parse(text, "edits")
+    given = json_text.read(text, "edits")
     if isinstance(given, dict):
         _refuse_unknown(given, ("edits",), "the input edits")
         given = given.get("edits", [])
     return read_edits(given, limits)
-
-
-def parse(text: str, what: str) -> Any:
-    """A text of JSON, decoded.
-
-    Raises:
-        Invalid: it is none, or holds NaN or Infinity.
-
-    >>> parse('[{"feature": 12, "ablate": true}]', "edits")
-    [{'feature': 12, 'ablate': True}]
-    """
-    try:
-        return json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise Invalid(f"{what} is not JSON ({error}); give an object or a list of JSON") from None
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
 
 
 def _edit(given: Any) -> tuple[str | None, Edit]:

@@ -12,8 +12,9 @@ from sae_runtime.core.labels import shown
 from sae_runtime.core.slots import joined_slots
 from sae_runtime.deployed.text_features import TextFeatures
 from sae_runtime.model import Model
+from sae_runtime.serve import json_text
 from sae_runtime.serve.bundle_operations import CheckEdits
-from sae_runtime.serve.edit_objects import edits_of_text, parse, read_gate
+from sae_runtime.serve.edit_objects import edits_of_text, read_gate
 from sae_runtime.serve.errors import Invalid, TooLarge
 from sae_runtime.serve.limits import Limits
 from sae_runtime.serve.operation import Operation
@@ -149,7 +150,7 @@ def resolved(
 
 def _gate(text: str) -> Gate:
     """A gate of BYTES: a word as it is, or JSON."""
-    return read_gate(parse(text, "gate") if text[:1] in ("[", "{", '"') else text)
+    return read_gate(json_text.read(text, "gate") if text[:1] in ("[", "{", '"') else text)
 
 
 def features_tensors(found: tuple[Sequence[TextFeatures], str | None]) -> Arrays:

@@ -11,8 +11,9 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from sae_runtime.core.printable import printable
+from sae_runtime.serve import json_text
 from sae_runtime.serve.errors import Full, Refused, TooLarge, refusal
-from sae_runtime.serve.http import json_text, openai_routes, page, protocol
+from sae_runtime.serve.http import openai_routes, page, protocol
 from sae_runtime.serve.http.bodies import Gone, Slow, pass_over, read_body
 from sae_runtime.serve.http.keys import knows, stranger
 from sae_runtime.serve.http.metrics import Metrics

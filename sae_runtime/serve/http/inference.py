@@ -8,8 +8,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from sae_runtime.core.labels import shown
+from sae_runtime.serve import json_text
 from sae_runtime.serve.errors import Invalid
-from sae_runtime.serve.http import binary_tensors, json_text, tensors_json
+from sae_runtime.serve.http import binary_tensors, tensors_json
 from sae_runtime.serve.tensors import BYTES, DTYPES, Arrays
 
 _FIELDS = {"id", "parameters", "inputs", "outputs"}
@@ -133,9 +134,7 @@ def _parameters(of: Mapping[str, Any]) -> dict[str, Any]:
 def _array(tensor: Mapping[str, Any], name: str, rest: memoryview) -> tuple[NDArray[Any], int]:
     datatype, shape, called = tensor.get("datatype"), tensor.get("shape"), f"the input {shown(name)}"
     if datatype not in (BYTES, "BF16") and not (isinstance(datatype, str) and datatype in DTYPES):
-        raise Invalid(
-            f"{called} has the datatype {shown(datatype)}; give one of {', '.join(DTYPES)}, BYTES"
-        )
+        raise Invalid(f"{called} has the datatype {shown(datatype)}; give one of {', '.join(DTYPES)}, BYTES")
     if not isinstance(shape, list) or len(shape) > _DEEPEST or not all(type(n) is int and 0 <= n for n in shape):
         raise Invalid(f"{called} must have a shape, up to {_DEEPEST} whole numbers from 0 on; give a list")
     if math.prod(max(n, 1) for n in shape) > _LARGEST:

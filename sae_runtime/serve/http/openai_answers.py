@@ -2,7 +2,6 @@
 
 import asyncio
 import functools
-import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 from sae_runtime.core.features import Features
 from sae_runtime.generation.request import Piece
 from sae_runtime.model import Model
+from sae_runtime.serve import json_text
 from sae_runtime.serve.http.openai_request import Ask
 from sae_runtime.serve.plane import Plane
 from sae_runtime.serve.writing import Written
@@ -193,7 +193,7 @@ class Told:
 
 def event(told: Mapping[str, Any]) -> bytes:
     """An event of a stream."""
-    return b"data: " + json.dumps(told, allow_nan=False, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: " + json_text.to_bytes(told) + b"\n\n"
 
 
 def _labels(model: Model, name: str) -> Mapping[int, str]:

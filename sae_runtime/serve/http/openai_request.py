@@ -1,12 +1,11 @@
 """What a request of OpenAI's protocol asks, read out of its JSON."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sae_runtime.core.labels import shown
-from sae_runtime.serve.edit_objects import Asked, parse, read_asked
+from sae_runtime.serve.edit_objects import Asked, read_asked
 from sae_runtime.serve.errors import Invalid, TooLarge
 from sae_runtime.serve.limits import Limits
 from sae_runtime.serve.writing import Prompt
@@ -86,27 +85,6 @@ class Ask:
         """The settings of one of the answers of a prompt: with a seed, each has random numbers of its own."""
         seed = self.settings["seed"]
         return {**self.settings, "seed": None if seed is None else (seed + number) % 2**64}
-
-
-def read_body(body: bytes) -> dict[str, Any]:
-    """The object of a request's body.
-
-    Raises:
-        Invalid: it is none.
-    """
-    try:
-        text = body.decode()
-    except UnicodeDecodeError:
-        raise Invalid("the body is not UTF-8; send an object of JSON") from None
-    given = parse(text, "the body")
-    if not isinstance(given, dict):
-        raise Invalid("the body is not an object of JSON; send one")
-    if "\\u" in text:
-        try:
-            json.dumps(given, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise Invalid("the body holds half of a character, such as \\ud800; send whole ones") from None
-    return given
 
 
 def read_model(given: Mapping[str, Any]) -> Named:

@@ -21,7 +21,6 @@ from sae_runtime.serve.http.bodies import Gone
 from sae_runtime.serve.http.openai_answers import Answers, Shown, Told, event
 from sae_runtime.serve.http.openai_request import (
     BadField,
-    read_body,
     read_chat,
     read_completion,
     read_model,
@@ -29,6 +28,7 @@ from sae_runtime.serve.http.openai_request import (
     read_texts,
 )
 from sae_runtime.serve.http.protocol import left, status_of, unless_gone
+from sae_runtime.serve.json_text import read_object
 from sae_runtime.serve.plane import Plane
 
 _FEATURES = 5  # of a token, where a caller of /v1/features names no number
@@ -49,7 +49,7 @@ def routes(plane: Plane) -> list[Route]:
         return JSONResponse(_model(asked.text, plane.find(asked.name, asked.version), begun))
 
     async def embeddings(request: Request) -> Response:
-        given = read_body(await request.body())
+        given = read_object(await request.body())
         asked, texts, sae = read_model(given), read_texts(given, "input", plane.limits), read_sae(given, plane.limits)
         form, width = given.get("encoding_format") or "float", given.get("dimensions")
         if form not in ("float", "base64"):
@@ -65,7 +65,7 @@ def routes(plane: Plane) -> list[Route]:
         return JSONResponse({"object": "list", "data": data, "model": asked.text, "usage": usage})
 
     async def features(request: Request) -> Response:
-        given = read_body(await request.body())
+        given = read_object(await request.body())
         asked, texts = read_model(given), read_texts(given, "input", plane.limits)
         most = read_sae({"sae": {"features": given.get("features", _FEATURES)}}, plane.limits).features
         future = plane.features(asked.name, texts, version=asked.version)
@@ -82,7 +82,7 @@ def routes(plane: Plane) -> list[Route]:
 
     def writer(read: Callable[..., Any], *, chat: bool) -> Handler:
         async def written(request: Request) -> Response:
-            ask = read(read_body(await request.body()), plane.limits)
+            ask = read(read_object(await request.body()), plane.limits)
             answers = Answers(plane, ask)
             await asyncio.to_thread(answers.start)
             try:

@@ -7,8 +7,9 @@ from importlib.metadata import version as version_of
 from typing import Any, NamedTuple
 
 from sae_runtime.core.labels import shown
+from sae_runtime.serve import json_text
 from sae_runtime.serve.errors import Closing, Full, Invalid, NotFound, Refused, TimedOut, TooLarge
-from sae_runtime.serve.http import inference, json_text
+from sae_runtime.serve.http import inference
 from sae_runtime.serve.http.bodies import Gone, Receive
 from sae_runtime.serve.plane import Plane
 from sae_runtime.serve.tensors import Tensor

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_runtime.serve.errors import Invalid
+from sae_runtime.serve.tensors import as_bytes
 
 _NUMBERS: dict[str, tuple[set[type], str]] = {
     "f": ({int, float}, "numbers"),
@@ -35,7 +36,7 @@ def from_lists(data: Any, dtype: np.dtype[Any] | None, shape: tuple[int, ...], n
     if dtype is None:
         if kinds - {str}:
             raise Invalid(f"data of {name} must be texts, as its datatype BYTES says; give strings")
-        return _texts(flat, name).reshape(shape)
+        return as_bytes(flat).reshape(shape)
     if dtype.kind == "b":
         if kinds - {bool}:
             raise Invalid(f"data of {name} must be true and false, as its datatype BOOL says; give these")
@@ -96,12 +97,3 @@ def _flat(data: Any, shape: tuple[int, ...], name: str) -> list[Any]:
 def _holds(dtype: np.dtype[Any], wide: NDArray[Any]) -> bool:
     info = np.iinfo(dtype)
     return int(wide.min()) >= info.min and int(wide.max()) <= info.max
-
-
-def _texts(flat: list[str], name: str) -> NDArray[Any]:
-    array = np.empty(len(flat), object)
-    try:
-        array[:] = [text.encode() for text in flat]
-    except UnicodeEncodeError:
-        raise Invalid(f"data of {name} holds half of a surrogate pair; give whole characters") from None
-    return array

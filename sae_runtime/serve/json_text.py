@@ -9,24 +9,37 @@ LARGEST = 16 << 20
 """Bytes of JSON in a request. Python reads it in one piece while everybody waits; larger arrays travel as binary."""
 
 
-def read_object(text: bytes, what: str = "the body") -> dict[str, Any]:
-    """The JSON object of a text. NaN, a name that stands twice and endless nesting are refused.
-
-    Raises:
-        Invalid: it is none.
-        TooLarge: it has more bytes than `LARGEST`.
+def read_object(body: bytes) -> dict[str, Any]:
+    """The JSON object of a request's body; errors are those of `read`.
 
     >>> read_object(b'{"id": "7"}')
     {'id': '7'}
     """
+    value = read(body, "the body")
+    if not isinstance(value, dict):
+        raise Invalid(f"the body must be a JSON object, got {type(value).__name__}; send an object")
+    return value
+
+
+def read(text: bytes | str, what: str) -> Any:
+    """The value of a text of JSON. NaN, a name that stands twice, half of a character and endless nesting are refused.
+
+    Raises:
+        Invalid: it is none.
+        TooLarge: it is longer than `LARGEST`.
+
+    >>> read("[1]", "the input edits")
+    [1]
+    """
     if len(text) > LARGEST:
         raise TooLarge(f"the JSON has {len(text)} bytes, at most {LARGEST} are read; send arrays as binary tensors")
     try:
-        value = _DECODER.decode(text.decode())
+        decoded = text.decode() if isinstance(text, bytes) else text
+        value = _DECODER.decode(decoded)
+        if "\\u" in decoded:  # by which JSON can hold half of a surrogate pair
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise Invalid(f"{what} is not readable JSON ({_short(error)}); send a JSON object") from None
-    if not isinstance(value, dict):
-        raise Invalid(f"{what} must be a JSON object, got {type(value).__name__}; send an object")
+        raise Invalid(f"{what} is not readable JSON ({_short(error)}); mend it") from None
     return value
 
 
@@ -61,6 +74,8 @@ def _short(error: BaseException) -> str:
         return "too many lists inside one another"
     if isinstance(error, UnicodeDecodeError):
         return f"byte {error.start} is not UTF-8"
+    if isinstance(error, UnicodeEncodeError):
+        return "it holds half of a surrogate pair"
     return str(error)[:200]
 
 
