@@ -1,4 +1,4 @@
-"""Sees all that a plane serves: its `Watcher`."""
+"""Sees all that a plane serves, on the thread that computes or that of a caller."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -67,6 +67,6 @@ class Live:
     def answered(
         self, loaded: Loaded, operation: str, *, seconds: float, rows: int, error: BaseException | None
     ) -> None:
-        """A request that ended; an error that is none of `errors` means that its caller left."""
+        """A request that ended, on whichever thread; an error that is none of `errors` means that its caller left."""
         outcome = "ok" if error is None else type(error).__name__ if isinstance(error, Refused) else "Left"
         self.counts.finished(f"{loaded.name}.{operation}", outcome, seconds)

@@ -2,18 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-from sae_runtime.serve.scheduler import Job, Lane
+from sae_runtime.serve.scheduler import Lane
 from sae_runtime.serve.tensors import Arrays, Tensor
-
-
-class Queue(Lane, Protocol):
-    """A lane that takes requests."""
-
-    def put(self, job: Job) -> None:
-        """Let a request wait."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -36,7 +28,7 @@ class Operation:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     accept: Callable[[Arrays, Mapping[str, Any]], tuple[Any, int]]
-    lane: Queue
+    lane: Lane
     ranks: Mapping[str, int] = field(default_factory=dict)
     tensors: Callable[[Any], Arrays] | None = None
     is_long: bool = False

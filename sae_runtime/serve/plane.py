@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,9 @@ from sae_runtime.deployed.text_features import TextFeatures
 from sae_runtime.serve.bundle_operations import bundle_operations
 from sae_runtime.serve.catalogue import OPERATIONS, Loaded, chosen, open_all
 from sae_runtime.serve.errors import Closing, Full, Invalid, NotFound, TimedOut, TooLarge, refusal
+from sae_runtime.serve.guarding import Guards
 from sae_runtime.serve.limits import Limits
+from sae_runtime.serve.live import Live
 from sae_runtime.serve.operation import Operation
 from sae_runtime.serve.row_lane import RowLane
 from sae_runtime.serve.scheduler import Job, Scheduler
@@ -26,49 +28,6 @@ from sae_runtime.serve.tensors import Arrays, Tensor, as_bytes, checked
 from sae_runtime.serve.text_operations import resolved, text_operations
 from sae_runtime.serve.text_sharing import Work
 from sae_runtime.serve.writing import Prompt, WritingLane, Written, texts_of
-
-
-class Policy(Protocol):
-    """Which edits this server allows."""
-
-    def check(self, loaded: Loaded, sae: Any, edits: Sequence[Edit], gate: NDArray[Any] | None = None) -> None:
-        """Raise ValueError for an edit that is not allowed.
-
-        Args:
-            loaded: what is asked.
-            sae: an SAE of a bundle or a `SplicedSAE`.
-            edits: in plain numbers.
-            gate: numbers that multiply the edits; None: at most 1.
-        """
-        ...
-
-
-class Watcher(Protocol):
-    """Sees what is served, on the thread that computes. Errors of it are not caught."""
-
-    def saw(
-        self, loaded: Loaded, x: NDArray[np.float32], indices: NDArray[np.int64], values: NDArray[np.float32]
-    ) -> None:
-        """Rows [n, d_in] that a bundle encoded as fitted, and their slots [n, w]."""
-        ...
-
-    def saw_texts(self, loaded: Loaded, seen: Sequence[TextFeatures]) -> None:
-        """Features of texts that a deployed model read."""
-        ...
-
-    def edited(self, loaded: Loaded, sae: Any, edits: Sequence[Edit]) -> None:
-        """Edits of one request that were accepted, in plain numbers; on the caller's thread."""
-        ...
-
-    def merged(self, loaded: Loaded, operation: str, *, requests: int, rows: int) -> None:
-        """Rows or texts of several requests that were computed at once."""
-        ...
-
-    def answered(
-        self, loaded: Loaded, operation: str, *, seconds: float, rows: int, error: BaseException | None
-    ) -> None:
-        """A request that ended, on whichever thread ended it; `error` may be CancelledError."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -129,8 +88,8 @@ class Plane:
         loaded: Sequence[Loaded],
         *,
         limits: Limits | None = None,
-        policy: Policy | None = None,
-        watcher: Watcher | None = None,
+        policy: Guards | None = None,
+        watcher: Live | None = None,
         merge: bool = True,
     ) -> None:
         self.loaded, self.limits = tuple(loaded), limits or Limits()
@@ -160,7 +119,7 @@ class Plane:
         return not self._closing
 
     @property
-    def watcher(self) -> Watcher | None:
+    def watcher(self) -> Live | None:
         """Sees what is served."""
         return self._watcher
 

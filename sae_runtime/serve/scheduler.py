@@ -11,22 +11,6 @@ from typing import Any, Protocol
 from sae_runtime.serve.errors import TimedOut, refusal
 
 
-class Lane(Protocol):
-    """Work of one kind. Its methods are called by one thread, `fail` when no other call will come."""
-
-    def ready(self) -> bool:
-        """Whether there is something to do."""
-        ...
-
-    def tick(self) -> None:
-        """Do one bounded piece of it. Errors belong to the requests, and are never raised."""
-        ...
-
-    def fail(self, error: Exception) -> None:
-        """End all requests with an error."""
-        ...
-
-
 @dataclass(eq=False)
 class Job:
     """A request that waits or runs.
@@ -66,6 +50,26 @@ class Job:
         """Give an error likewise."""
         if not self.future.done() and self.future.set_running_or_notify_cancel():
             self.future.set_exception(refusal(error))
+
+
+class Lane(Protocol):
+    """Requests of one kind. Any thread puts them in; one thread calls the rest, `fail` when no other call will come."""
+
+    def put(self, job: Job) -> None:
+        """Let a request wait."""
+        ...
+
+    def ready(self) -> bool:
+        """Whether there is something to do."""
+        ...
+
+    def tick(self) -> None:
+        """Do one bounded piece of it. Errors belong to the requests, and are never raised."""
+        ...
+
+    def fail(self, error: Exception) -> None:
+        """End all requests with an error."""
+        ...
 
 
 class Scheduler:

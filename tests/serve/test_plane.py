@@ -19,14 +19,14 @@ from sae_runtime.serve import bundle_operations
 from sae_runtime.serve.catalogue import Loaded, open_all
 from sae_runtime.serve.errors import Closing, Full, Invalid, NotFound, Refused, TimedOut, TooLarge
 from sae_runtime.serve.limits import Limits
-from sae_runtime.serve.merge_trial import Merges
+from sae_runtime.serve.live import Live
+from sae_runtime.serve.merge_trial import NEVER
 from sae_runtime.serve.plane import Plane
 from sae_runtime.serve.row_lane import Piece, RowLane, allotted
 from sae_runtime.serve.scheduler import Job, Scheduler
 
 Arrays = dict[str, NDArray[Any]]
 Ask = tuple[str, Arrays, Arrays]
-NOTHING = Merges(encode=False, decode=False, steer=False, padded=frozenset())
 
 
 def same(given: Arrays, expected: Arrays) -> bool:
@@ -63,10 +63,11 @@ def asked(sae: Any, name: str, rng: np.random.Generator) -> Ask:
     return f"{name}.steer", {"x": x, **given}, {"y": sae.steer(x, edits)}
 
 
-class Merged:
-    """A watcher that counts merged requests."""
+class Merged(Live):
+    """Sees how many requests share a tile, and nothing else."""
 
     def __init__(self) -> None:
+        super().__init__(())
         self.most = 0
 
     def merged(self, loaded: Loaded, operation: str, *, requests: int, rows: int) -> None:
@@ -79,7 +80,7 @@ class Merged:
 
 def test_answers_of_many_callers_have_the_bits_of_each_request_alone(bundle_of: Callable[..., Path]) -> None:
     watcher = Merged()
-    plane = Plane(open_all([f"{kind}={bundle_of(kind)}" for kind in KINDS]), watcher=watcher)  # type: ignore[arg-type]
+    plane = Plane(open_all([f"{kind}={bundle_of(kind)}" for kind in KINDS]), watcher=watcher)
     rng = np.random.default_rng(0)
     saes = {kind: load(bundle_of(kind)) for kind in KINDS}
     asks = [asked(saes[kind], kind, rng) for kind in KINDS for _ in range(60)]
@@ -101,9 +102,9 @@ def test_answers_of_many_callers_have_the_bits_of_each_request_alone(bundle_of: 
 
 
 def test_without_merging_answers_are_the_same(bundle_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundle_operations, "try_merging", lambda sae: NOTHING)
+    monkeypatch.setattr(bundle_operations, "try_merging", lambda sae: NEVER)
     watcher = Merged()
-    plane = Plane(open_all([f"one={bundle_of('mutual')}"]), watcher=watcher)  # type: ignore[arg-type]
+    plane = Plane(open_all([f"one={bundle_of('mutual')}"]), watcher=watcher)
     sae, rng = load(bundle_of("mutual")), np.random.default_rng(1)
     asks = [asked(sae, "one", rng) for _ in range(60)]
     futures = [plane.submit(name, given) for name, given, _ in asks]
@@ -316,6 +317,8 @@ def test_full_plane_refuses_and_says_when_to_come_again(plane: Plane) -> None:
     begun, held = threading.Event(), threading.Event()
 
     class Held:
+        def put(self, job: Job) -> None: ...
+
         def ready(self) -> bool:
             return not held.is_set()
 

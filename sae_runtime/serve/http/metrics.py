@@ -8,7 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from sae_runtime.serve.counting import Counts, Histogram
-from sae_runtime.serve.live import Key, Live
+from sae_runtime.serve.live import Key
 from sae_runtime.serve.plane import Plane
 from sae_runtime.serve.watching import Watched
 
@@ -76,7 +76,7 @@ class Metrics:
         yield _outcomes("http_requests", "Answers by route and code", ("route", "code"), self.http.outcomes())
         yield _histogram("http_seconds", "Seconds of a request", "route", self.http.histograms()["seconds"])
         live = plane.watcher
-        if isinstance(live, Live):
+        if live is not None:
             yield from _work(live.counts)
             yield from _saes(live.saes)
 

@@ -11,7 +11,6 @@ from starlette.routing import Route
 
 from sae_runtime.sae import SAE
 from sae_runtime.serve.catalogue import Loaded
-from sae_runtime.serve.live import Live
 from sae_runtime.serve.plane import Plane
 
 OPEN = ("/", "/page/page.css", "/page/page.js")
@@ -87,7 +86,7 @@ def _sae(plane: Plane, loaded: Loaded, name: str) -> dict[str, Any]:
     found: dict[str, Any] = {"name": name, "hook": hook, "rule": rule, "d_in": d_in, "d_sae": sae.d_sae, "edits": edits}
     found |= {"multiples": multiples, "labels": labels}
     live = plane.watcher
-    if isinstance(live, Live):
+    if live is not None:
         watched = live.saes[loaded.name, loaded.version, name]
         found |= {of: _finite(asdict(getattr(watched, of)())) for of in ("recent", "expected", "totals")}
     return found
