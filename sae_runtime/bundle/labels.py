@@ -18,6 +18,7 @@ from sae_runtime.bundle.parts import read_manifest
 from sae_runtime.bundle.regular import open_regular, read_bytes
 from sae_runtime.bundle.siblings import lock
 from sae_runtime.bundle.typed_json import from_dict, read_json
+from sae_runtime.core.edits import check_feature
 from sae_runtime.core.labels import Labels, as_label
 
 FILE = "labels.jsonl"
@@ -76,7 +77,7 @@ def write_labels(folder: str | Path, labels: Mapping[int, str]) -> None:
     before = label_lines(path, d_sae)
     lines = []
     for feature, label in sorted(Labels(labels).items()):
-        _check_range(feature, d_sae)
+        check_feature(feature, d_sae)
         line = before.get(feature, {})
         kept = line if line and as_label(line["label"]) == label else {"feature": feature, "label": label}
         lines.append(_text(kept))
@@ -129,7 +130,7 @@ def put_labels(
         after = dict(before)
         stayed = {"given": 0, "earlier": 0}
         for feature, line in lines.items():
-            _check_range(feature, d_sae)
+            check_feature(feature, d_sae)
             there = before.get(feature)
             if there is None or as_label(there["label"]) == as_label(line["label"]):
                 after[feature] = dict(line) if there is None else there
@@ -199,7 +200,7 @@ def label_lines(path: Path, d_sae: int) -> dict[int, dict[str, Any]]:
             raise ValueError(f"{where} is not UTF-8 ({error.reason}); save the file as UTF-8") from error
         feature = from_dict(int, line.get("feature"), f"{where}: feature")
         try:
-            _check_range(feature, d_sae)
+            check_feature(feature, d_sae)
             as_label(line.get("label"))
             if feature in lines:
                 raise ValueError(f"feature {feature} has a label in an earlier line; give it one")
@@ -207,11 +208,6 @@ def label_lines(path: Path, d_sae: int) -> dict[int, dict[str, Any]]:
             raise ValueError(f"{where}: {error}") from error
         lines[feature] = line
     return lines
-
-
-def _check_range(feature: int, d_sae: int) -> None:
-    if not 0 <= feature < d_sae:
-        raise ValueError(f"feature {feature} does not exist, expected 0 to {d_sae - 1}")
 
 
 def _features_of(path: Path, d_sae: int | None) -> int:

@@ -203,7 +203,7 @@ def _in_activations(edit: Edit, largest: NDArray[np.float32] | None) -> Edit:
             f"feature {feature} is edited in multiples of its largest activation, which is not known; measure it: "
             "sae-runtime evaluate BUNDLE --activations PATH --stats"
         )
-    _check_feature(feature, len(largest))
+    check_feature(feature, len(largest))
     unit = float(largest[feature])
     if unit <= 0:
         raise ValueError(
@@ -267,7 +267,7 @@ def edit_arrays(
         plain = resolved(edits, largest, labels)
         seen: set[int | str] = set()
         for edit in plain:
-            _check_feature(edit.feature, d_sae)
+            check_feature(edit.feature, d_sae)
             if edit.feature in seen:
                 raise ValueError(f"feature {edit.feature} is edited twice in one request; give one edit for it")
             seen.add(edit.feature)
@@ -317,6 +317,10 @@ def _for_graph(edit: Edit) -> Edit:
     return plain
 
 
-def _check_feature(feature: int | str, d_sae: int) -> None:
+def check_feature(feature: int | str, d_sae: int) -> None:
+    """Raise ValueError if an SAE of so many features has no such one.
+
+    >>> check_feature(3, 8)
+    """
     if isinstance(feature, str) or not 0 <= feature < d_sae:
         raise ValueError(f"feature {feature} does not exist, expected 0 to {d_sae - 1}")

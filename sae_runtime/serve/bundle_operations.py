@@ -7,12 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_runtime.core.arrays import first_nonfinite
-from sae_runtime.core.edits import Edit
+from sae_runtime.core.edits import Edit, check_feature
 from sae_runtime.core.features import from_slots
 from sae_runtime.engine.options import served_feed
 from sae_runtime.sae import SAE
 from sae_runtime.serve.edit_objects import edits_of_text
-from sae_runtime.serve.errors import Invalid, TooLarge
+from sae_runtime.serve.errors import Invalid
 from sae_runtime.serve.limits import Limits
 from sae_runtime.serve.merge_trial import NEVER, try_merging
 from sae_runtime.serve.operation import Operation
@@ -133,8 +133,7 @@ class _Decode:
             check_rows(x, self._limits)
             if len(x) != len(indices):
                 raise Invalid(f"x has {len(x)} rows and indices {len(indices)}; give the x of the features")
-        if len(indices) > self._limits.rows:
-            raise _too_many(len(indices), self._limits)
+        self._limits.check(rows=len(indices))
         if not np.isfinite(values).all() or (values < 0).any():
             raise Invalid("values must be finite and from 0 on; give the values that encode gave")
         features = from_slots([(indices, values)], self._sae.d_sae, (len(indices),))
@@ -152,11 +151,9 @@ class _Steer:
         requests = x.shape[0] if x.ndim == 3 else 1
         edits = [self._sae.resolved(one) for one in self._edits(arrays, requests)]
         for one in edits:
-            if len(one) > self._limits.edits:
-                raise TooLarge(f"{len(one)} edits were given, and this server takes {self._limits.edits}; give fewer")
+            self._limits.check(edits=len(one))
             for edit in one:
-                if not 0 <= int(edit.feature) < self._sae.d_sae:
-                    raise Invalid(f"feature {edit.feature} does not exist, expected 0 to {self._sae.d_sae - 1}")
+                check_feature(edit.feature, self._sae.d_sae)
             self._check(self._sae, one, gate)
         lists = edits if len(edits) > 1 else [edits[0]]
         work = Steered(
@@ -194,10 +191,7 @@ class _Steer:
         features = arrays["features"]
         if len(features) not in (1, requests):
             raise Invalid(f"features has {len(features)} rows for {requests} requests; give one, or one for each")
-        if features.shape[1] > self._limits.edits:
-            raise TooLarge(
-                f"{features.shape[1]} edits were given, and this server takes {self._limits.edits}; give fewer"
-            )
+        self._limits.check(edits=features.shape[1])
         idle = Edit(0)
         defaults = {"scale": idle.factor, "shift": idle.shift, "low": idle.low, "high": idle.high}
         columns = []
@@ -223,11 +217,6 @@ class _Steer:
 
 def check_rows(x: NDArray[np.float32], limits: Limits) -> None:
     """Refuse rows that are too many, or not finite."""
-    if len(x) > limits.rows:
-        raise _too_many(len(x), limits)
+    limits.check(rows=len(x))
     if (bad := first_nonfinite(x)) is not None:
         raise Invalid(f"row {bad} of x holds NaN or Inf; drop it or mend the model")
-
-
-def _too_many(rows: int, limits: Limits) -> TooLarge:
-    return TooLarge(f"{rows} rows were given, and this server takes {limits.rows}; give fewer at once")

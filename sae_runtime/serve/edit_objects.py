@@ -75,8 +75,7 @@ def read_edits(given: Any, limits: Limits) -> dict[str | None, list[Edit]]:
     """
     if not isinstance(given, list):
         raise Invalid(f'edits is a list such as [{{"feature": 12, "set": 8.0}}], got {_kind(given)}; give one')
-    if len(given) > limits.edits:
-        raise TooLarge(f"{len(given)} edits were given, and this server takes {limits.edits}; give fewer")
+    limits.check(edits=len(given))
     found: dict[str | None, list[Edit]] = {}
     for number, one in enumerate(given):
         try:

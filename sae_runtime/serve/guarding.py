@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_runtime.core.edits import Edit
+from sae_runtime.core.edits import Edit, check_feature
 from sae_runtime.core.labels import as_feature, shown
 from sae_runtime.deployed.spliced_sae import SplicedSAE
 from sae_runtime.sae import SAE
@@ -86,8 +86,7 @@ class Guard:
         allow, refuse = (self._numbers(entries) for entries in self._lists)
         for edit in edits:
             feature = int(edit.feature)
-            if not 0 <= feature < self._d_sae:
-                raise ValueError(f"feature {feature} does not exist, expected 0 to {self._d_sae - 1}")
+            check_feature(feature, self._d_sae)
             if feature in refuse or (policy.allow_feature and feature not in allow):
                 raise ValueError(f"feature {feature} may not be edited on this server; edit another one")
             kind = kind_of(edit)

@@ -5,6 +5,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from sae_runtime.serve.errors import TooLarge
+
 
 def _most(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
@@ -51,3 +53,20 @@ class Limits:
             if not isinstance(limit, kinds) or isinstance(limit, bool) or not 0 < limit < math.inf:
                 what = "a whole number" if whole else "a number"
                 raise ValueError(f"the limit {one.name} is {what} above 0, got {limit!r}")
+
+    def check(self, **asked: int) -> None:
+        """Refuse more than a limit.
+
+        Args:
+            asked: numbers by the name of their limit.
+
+        Raises:
+            TooLarge: one exceeds its limit.
+
+        >>> Limits().check(rows=16_385)
+        Traceback (most recent call last):
+        sae_runtime.serve.errors.TooLarge: 16385 rows were given, and this server takes 16384; give fewer at once
+        """
+        for name, number in asked.items():
+            if number > (most := getattr(self, name)):
+                raise TooLarge(f"{number} {name} were given, and this server takes {most}; give fewer at once")

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_runtime.core.edits import Edit
+from sae_runtime.core.edits import Edit, check_feature
 from sae_runtime.core.gates import Gate
 from sae_runtime.core.labels import shown
 from sae_runtime.core.slots import joined_slots
@@ -15,7 +15,7 @@ from sae_runtime.model import Model
 from sae_runtime.serve import json_text
 from sae_runtime.serve.bundle_operations import CheckEdits
 from sae_runtime.serve.edit_objects import edits_of_text, read_gate
-from sae_runtime.serve.errors import Invalid, TooLarge
+from sae_runtime.serve.errors import Invalid
 from sae_runtime.serve.limits import Limits
 from sae_runtime.serve.operation import Operation
 from sae_runtime.serve.row_lane import RowLane
@@ -87,14 +87,9 @@ class _Texts:
         return Work(texts, edits, gates), len(texts)
 
     def _texts(self, array: NDArray[Any]) -> list[str]:
-        if len(array) > self._limits.texts:
-            raise TooLarge(f"{len(array)} texts were given, and this server takes {self._limits.texts}; give fewer")
+        self._limits.check(texts=len(array))
         texts = [as_text(text, f"text {number}") for number, text in enumerate(array.tolist())]
-        if (characters := sum(map(len, texts))) > self._limits.characters:
-            raise TooLarge(
-                f"texts of {characters} characters were given, and this server takes {self._limits.characters}; "
-                "give fewer"
-            )
+        self._limits.check(characters=sum(map(len, texts)))
         return texts
 
     def _each(self, arrays: Arrays, name: str, texts: int, read: Callable[[str], Any], default: Any) -> list[Any]:
@@ -142,8 +137,7 @@ def resolved(
             raise Invalid(f"edits name {sae.name} in some places and no SAE in others; name it in all")
         plain[sae.name] = sae.resolved(edits)
         for edit in plain[sae.name]:
-            if not 0 <= int(edit.feature) < sae.d_sae:
-                raise Invalid(f"feature {edit.feature} does not exist, expected 0 to {sae.d_sae - 1}")
+            check_feature(edit.feature, sae.d_sae)
         check_edits(sae, plain[sae.name])
     return plain
 

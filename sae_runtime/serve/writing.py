@@ -109,11 +109,7 @@ class WritingLane:
             ValueError: a prompt or a setting cannot be used.
             TooLarge: the prompt or the answer exceeds a limit.
         """
-        if (characters := sum(map(len, texts_of(prompt)))) > self._limits.characters:
-            raise TooLarge(
-                f"a prompt of {characters} characters was given, and this server takes {self._limits.characters}; "
-                "shorten it"
-            )
+        self._limits.check(characters=sum(map(len, texts_of(prompt))))
         most = self._limits.new_tokens if max_new_tokens is None else max_new_tokens
         request = self._model.request(
             prompt,

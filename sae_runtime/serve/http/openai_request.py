@@ -112,8 +112,7 @@ def read_texts(given: Mapping[str, Any], field: str, limits: Limits) -> list[str
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not texts:
         raise BadField(field, f"{field} is a text or a list of texts, got {_said(value)}; give one")
-    if len(texts) > limits.texts:
-        raise TooLarge(f"{len(texts)} texts were given, and this server takes {limits.texts}; give fewer")
+    limits.check(texts=len(texts))
     for text in texts:
         if type(text) is int or isinstance(text, list):
             raise BadField(field, f"{field} holds numbers of tokens, and this server takes texts alone; give the text")
