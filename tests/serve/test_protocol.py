@@ -1,5 +1,6 @@
 """The Open Inference Protocol by REST, against the library alone."""
 
+import asyncio
 import gzip
 import json
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from running import asked, running
 
 import sae_runtime
 from sae_runtime.serve.catalogue import open_all
+from sae_runtime.serve.http.app import app
 from sae_runtime.serve.limits import Limits
 from sae_runtime.serve.live import Live
 from sae_runtime.serve.plane import Plane
@@ -158,3 +160,16 @@ def test_pages_of_other_sites_cannot_ask(bundle: Path) -> None:
         assert asked(address, "GET", "/v2", headers={"Host": "evil.example:80"})[0] == 403
         assert asked(address, "GET", "/v2", headers={"Origin": "https://evil.example"})[0] == 403
         assert asked(address, "GET", "/v2", headers={"Origin": address})[0] == 200
+
+
+def test_connection_that_closed_while_its_answer_was_made_is_no_fault(bundle: Path) -> None:
+    async def send(message: Any) -> None:
+        raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
+
+    async def receive() -> Any:
+        return {"type": "http.disconnect"}
+
+    plane = Plane.open([f"mine={bundle}"])
+    scope = {"type": "http", "method": "GET", "path": "/v2", "headers": []}
+    asyncio.run(app(plane)(scope, receive, send))
+    plane.close()

@@ -1,6 +1,7 @@
 """The application: every route of the server over one plane, behind one door of keys and limits."""
 
 import asyncio
+import contextlib
 import sys
 import time
 import traceback
@@ -82,7 +83,12 @@ class App:
                     message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
             else:
                 sent[1] += len(message.get("body", b""))
-            await send(message)
+            try:
+                await send(message)
+            except RuntimeError as error:  # garbage came behind the request, so uvicorn closed the connection
+                if "closed" not in str(error):
+                    raise
+                raise Gone from None
 
         path: str = scope["path"]
         try:
@@ -97,7 +103,8 @@ class App:
             traceback.print_exc(file=sys.stderr)
             said = None if sent[0] else self._told(path, refusal(error))
         if said is not None and said is not _LEFT:
-            await _send(count, said)
+            with contextlib.suppress(Gone):
+                await _send(count, said)
         seconds, route = time.perf_counter() - begun, self._route(scope)
         self.metrics.http.finished(route, str(sent[0] or 499), seconds)
         if self._log is not None:
