@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 CPU = ("CPUExecutionProvider",)
 CUDA = "CUDAExecutionProvider"
 _MOST_THREADS = 1024  # onnxruntime has no limit and starts any number
+_ENTRIES: dict[str, str] = {}  # settings of every session of this process
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 # TF32 keeps 10 bits of each factor. This error moves features across their threshold.
 _OPTIONS = {CUDA: {"use_tf32": "0"}}
@@ -88,6 +89,8 @@ def open_session(
         if not 1 <= threads <= _MOST_THREADS:
             raise ValueError(f"threads must be 1 to {_MOST_THREADS:,}, got {threads}")
         options.intra_op_num_threads = threads
+    for name, value in _ENTRIES.items():
+        options.add_session_config_entry(name, value)
     if graph is not None:
         options.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent))
     model = str(path) if graph is None else graph
@@ -109,6 +112,16 @@ def open_session(
             f"{names[0]} could not start, only {', '.join(session.get_providers())}; run: sae-runtime doctor"
         )
     return session
+
+
+def let_threads_sleep() -> None:
+    """Let the threads of all graphs that this process opens from now on sleep when they have nothing to do.
+
+    By default they go round in a loop for a while and wait for more. A server needs the cores for its callers.
+
+    >>> let_threads_sleep()
+    """
+    _ENTRIES["session.intra_op.allow_spinning"] = "0"
 
 
 def refuse_other_bytes(path: Path) -> None:

@@ -9,7 +9,7 @@ from sae_runtime.bundle.hub import SCHEME, local
 from sae_runtime.bundle.manifest import FILE as MANIFEST
 from sae_runtime.core.printable import printable
 from sae_runtime.deployed.spliced_sae import SplicedSAE
-from sae_runtime.engine.sessions import CPU, Provider
+from sae_runtime.engine.sessions import CPU, Provider, let_threads_sleep
 from sae_runtime.model import Model, load_model
 from sae_runtime.sae import SAE, load
 from sae_runtime.serve.errors import NotFound
@@ -60,7 +60,7 @@ def open_all(
     threads: int | None = None,
     tell: Callable[[Loaded], None] | None = None,
 ) -> list[Loaded]:
-    """Open what a server serves.
+    """Open what a server serves. The threads of its graphs sleep when they have nothing to do.
 
     Args:
         specs: PATH, NAME=PATH or NAME@VERSION=PATH each, where PATH is a bundle or a deployed model. Without a name it
@@ -86,6 +86,7 @@ def open_all(
                 f"{printable(other)} and {printable(path)} are both {name} of version {version}; give one another "
                 "name or version: NAME@VERSION=PATH"
             )
+    let_threads_sleep()
     found: list[Loaded] = []
     try:
         for name, version, path in asked:

@@ -100,6 +100,7 @@ class Scheduler:
         """Look at the lanes again: one of them has something to do."""
         if self._asleep:  # a runner that is awake looks at all lanes before it sleeps
             with self._changed:
+                self._asleep = False  # so that the next ones do not wake it again
                 self._changed.notify()
 
     def close(self, drain: float, error: Callable[[], Exception] | None = None) -> None:

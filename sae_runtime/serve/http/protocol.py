@@ -10,6 +10,7 @@ from sae_runtime.core.labels import shown
 from sae_runtime.serve import json_text
 from sae_runtime.serve.errors import Closing, Full, Invalid, NotFound, Refused, TimedOut, TooLarge
 from sae_runtime.serve.http import inference
+from sae_runtime.serve.http.bell import bell_of
 from sae_runtime.serve.http.bodies import Gone, Receive
 from sae_runtime.serve.plane import Plane
 from sae_runtime.serve.tensors import Tensor
@@ -97,20 +98,34 @@ async def unless_gone(future: "Future[Any] | asyncio.Future[Any]", receive: Rece
     Raises:
         Gone: the client has left.
     """
-    waited = asyncio.wrap_future(future)
+    loop = asyncio.get_running_loop()
+    gone: asyncio.Task[None] | None = None
+
+    def tell(_: Any) -> None:
+        if not told.done():
+            told.set_result(None)
+
+    def look() -> None:
+        nonlocal gone
+        gone = loop.create_task(left(receive))
+        gone.add_done_callback(tell)
+
+    if isinstance(future, Future):
+        told = bell_of(loop).when_done(future)
+    else:
+        told = loop.create_future()
+        future.add_done_callback(tell)
+    patience = loop.call_later(_PATIENCE, look)  # so that short requests need no task beside them
     try:
-        await asyncio.wait([waited], timeout=_PATIENCE)
-        if not waited.done():  # so that short requests need no task beside them
-            gone = asyncio.ensure_future(left(receive))
-            try:
-                await asyncio.wait([waited, gone], return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                gone.cancel()
-            if not waited.done():
-                raise Gone
-        return waited.result()
+        await told
+        if not future.done():
+            raise Gone
+        return future.result()
     finally:
-        waited.cancel()
+        patience.cancel()
+        if gone is not None:
+            gone.cancel()
+        future.cancel()
 
 
 async def left(receive: Receive) -> None:
