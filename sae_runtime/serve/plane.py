@@ -376,7 +376,7 @@ class Plane:
         except (ValueError, MemoryError) as error:
             raise refusal(error) from None
         seconds = self.limits.seconds if timeout is None else min(timeout, self.limits.seconds)
-        size = sum(array.nbytes for array in arrays.values())
+        size = size_of(arrays)
         self.admit(size)
         job = Job(work, rows, begun + seconds, form)
 

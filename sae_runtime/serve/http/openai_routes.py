@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import functools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
@@ -28,7 +29,7 @@ from sae_runtime.serve.http.openai_request import (
     read_sae,
     read_texts,
 )
-from sae_runtime.serve.http.protocol import left, status_of, unless_gone
+from sae_runtime.serve.http.protocol import accepted, left, status_of, unless_gone
 from sae_runtime.serve.plane import Plane
 
 _FEATURES = 5  # of a token, where a caller of /v1/features names no number
@@ -54,7 +55,8 @@ def routes(plane: Plane) -> list[Route]:
         form, width = given.get("encoding_format") or "float", given.get("dimensions")
         if form not in ("float", "base64"):
             raise BadField("encoding_format", "encoding_format is float or base64; give one of them")
-        future = plane.embed(asked.name, texts, sae.edits, sae.gate, version=asked.version)
+        ask = functools.partial(plane.embed, asked.name, texts, sae.edits, sae.gate, version=asked.version)
+        future = await accepted(ask, sum(map(len, texts)))
         vectors = _of_width(await unless_gone(future, request.receive), width)
         data = [
             {"object": "embedding", "index": number, "embedding": _coded(vector, form)}
@@ -68,7 +70,8 @@ def routes(plane: Plane) -> list[Route]:
         given = read_body(await request.body())
         asked, texts = read_model(given), read_texts(given, "input", plane.limits)
         most = read_sae({"sae": {"features": given.get("features", _FEATURES)}}, plane.limits).features
-        future = plane.features(asked.name, texts, version=asked.version)
+        ask = functools.partial(plane.features, asked.name, texts, version=asked.version)
+        future = await accepted(ask, sum(map(len, texts)))
         seen = await unless_gone(future, request.receive)
         loaded = plane.find(asked.name, asked.version)
         assert loaded.model is not None

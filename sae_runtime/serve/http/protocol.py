@@ -1,7 +1,7 @@
 """The Open Inference Protocol, version 2, by REST."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from importlib.metadata import version as version_of
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ STATUS: dict[type[Refused], int] = {NotFound: 404, TooLarge: 413, Invalid: 400, 
 
 EXTENSIONS = ["binary_tensor_data", "model_repository"]
 _PATIENCE = 0.1  # seconds that an answer may take before we look whether its client is still there
+_LONG = 4096  # characters of texts that take longer than to ask another thread
 _JSON, _BYTES = b"application/json", b"application/octet-stream"
 
 
@@ -112,6 +113,19 @@ async def unless_gone(future: "Future[Any] | asyncio.Future[Any]", receive: Rece
         waited.cancel()
 
 
+async def accepted(submit: Callable[[], "Future[Any]"], characters: int) -> "Future[Any]":
+    """The Future of a request. The plane reads its texts before it accepts it, long ones beside the event loop.
+
+    Args:
+        submit: asks the plane.
+        characters: of the texts, about.
+
+    Raises:
+        Refused: the plane does not take it.
+    """
+    return submit() if characters < _LONG else await asyncio.to_thread(submit)
+
+
 async def left(receive: Receive) -> None:
     """Wait until the client has left; a server may give empty parts of a body before."""
     while (await receive())["type"] != "http.disconnect":
@@ -122,14 +136,19 @@ async def _infer(
     plane: Plane, name: str, version: str | None, headers: Mapping[bytes, bytes], body: bytes, receive: Receive
 ) -> Said:
     asked = inference.read(body, headers.get(b"inference-header-content-length"))
-    future = plane.submit(
-        name,
-        asked.inputs,
-        version=version,
-        outputs=[*asked.outputs],
-        parameters=asked.parameters,
-        timeout=asked.seconds,
-    )
+
+    def submit() -> "Future[Any]":
+        return plane.submit(
+            name,
+            asked.inputs,
+            version=version,
+            outputs=[*asked.outputs],
+            parameters=asked.parameters,
+            timeout=asked.seconds,
+        )
+
+    has_texts = any(array.dtype.kind == "O" for array in asked.inputs.values())
+    future = await accepted(submit, len(body) if has_texts else 0)
     found = await unless_gone(future, receive)
     text, length = inference.written(asked, found, name, version or str(plane.metadata(name).versions[-1]))
     if length is None:
