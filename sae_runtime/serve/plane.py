@@ -22,7 +22,7 @@ from sae_runtime.serve.limits import Limits
 from sae_runtime.serve.operation import Operation
 from sae_runtime.serve.row_lane import RowLane
 from sae_runtime.serve.scheduler import Job, Scheduler
-from sae_runtime.serve.tensors import Arrays, Tensor, as_bytes, checked
+from sae_runtime.serve.tensors import Arrays, Tensor, as_bytes, checked, size_of
 from sae_runtime.serve.text_operations import resolved, text_operations
 from sae_runtime.serve.text_sharing import Work
 from sae_runtime.serve.writing import Prompt, WritingLane, Written, texts_of

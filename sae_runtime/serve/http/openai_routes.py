@@ -57,7 +57,7 @@ def routes(plane: Plane) -> list[Route]:
             raise BadField("encoding_format", "encoding_format is float or base64; give one of them")
         ask = functools.partial(plane.embed, asked.name, texts, sae.edits, sae.gate, version=asked.version)
         future = await accepted(ask, sum(map(len, texts)))
-        vectors = _of_width(await unless_gone(future, request.receive), width)
+        vectors = _of_width(await unless_gone(future, request.receive, plane.limits.seconds), width)
         data = [
             {"object": "embedding", "index": number, "embedding": _coded(vector, form)}
             for number, vector in enumerate(vectors)
@@ -72,7 +72,7 @@ def routes(plane: Plane) -> list[Route]:
         most = read_sae({"sae": {"features": given.get("features", _FEATURES)}}, plane.limits).features
         ask = functools.partial(plane.features, asked.name, texts, version=asked.version)
         future = await accepted(ask, sum(map(len, texts)))
-        seen = await unless_gone(future, request.receive)
+        seen = await unless_gone(future, request.receive, plane.limits.seconds)
         loaded = plane.find(asked.name, asked.version)
         assert loaded.model is not None
         shown = Shown(loaded.model, most)

@@ -7,7 +7,7 @@ from importlib.metadata import version as version_of
 from typing import Any, NamedTuple
 
 from sae_runtime.core.labels import shown
-from sae_runtime.serve.errors import Closing, Full, Invalid, NotFound, Refused, TimedOut, TooLarge
+from sae_runtime.serve.errors import Closing, Full, Invalid, NotFound, Refused, TimedOut, TooLarge, out_of_time
 from sae_runtime.serve.http import inference, json_text
 from sae_runtime.serve.http.bodies import Gone, Receive
 from sae_runtime.serve.plane import Plane
@@ -19,6 +19,7 @@ STATUS: dict[type[Refused], int] = {NotFound: 404, TooLarge: 413, Invalid: 400, 
 EXTENSIONS = ["binary_tensor_data", "model_repository"]
 _PATIENCE = 0.1  # seconds that an answer may take before we look whether its client is still there
 _LONG = 4096  # characters of texts that take longer than to ask another thread
+_MOMENT = 0.5  # seconds in which the plane itself may say that a request's time is over
 _JSON, _BYTES = b"application/json", b"application/octet-stream"
 
 
@@ -91,11 +92,19 @@ async def answer(
     raise NotFound(f"there is no route {method} {shown(path)}; GET /v2/models/NAME.OPERATION tells of a model")
 
 
-async def unless_gone(future: "Future[Any] | asyncio.Future[Any]", receive: Receive) -> Any:
+async def unless_gone(
+    future: "Future[Any] | asyncio.Future[Any]", receive: Receive, seconds: float | None = None
+) -> Any:
     """What a future of the plane, or a task, gives, while the client is there; its work is dropped with the client.
+
+    Args:
+        future: of the answer.
+        receive: of ASGI.
+        seconds: for which it is waited for, and a moment more, in which the plane may tell why; None: without end.
 
     Raises:
         Gone: the client has left.
+        TimedOut: it is in the middle of a piece of work that takes longer.
     """
     waited = asyncio.wrap_future(future)
     try:
@@ -103,11 +112,12 @@ async def unless_gone(future: "Future[Any] | asyncio.Future[Any]", receive: Rece
         if not waited.done():  # so that short requests need no task beside them
             gone = asyncio.ensure_future(left(receive))
             try:
-                await asyncio.wait([waited, gone], return_when=asyncio.FIRST_COMPLETED)
+                most = None if seconds is None else seconds + _MOMENT
+                await asyncio.wait([waited, gone], timeout=most, return_when=asyncio.FIRST_COMPLETED)
+                if not waited.done():
+                    raise Gone if gone.done() else out_of_time()
             finally:
                 gone.cancel()
-            if not waited.done():
-                raise Gone
         return waited.result()
     finally:
         waited.cancel()
@@ -149,7 +159,8 @@ async def _infer(
 
     has_texts = any(array.dtype.kind == "O" for array in asked.inputs.values())
     future = await accepted(submit, len(body) if has_texts else 0)
-    found = await unless_gone(future, receive)
+    most = plane.limits.seconds
+    found = await unless_gone(future, receive, most if asked.seconds is None else min(asked.seconds, most))
     text, length = inference.written(asked, found, name, version or str(plane.metadata(name).versions[-1]))
     if length is None:
         return Said(200, text)
