@@ -1,5 +1,7 @@
 """What slow clients, clients that leave, long work and full servers meet over HTTP."""
 
+import asyncio
+import contextlib
 import gzip
 import http.client
 import json
@@ -7,13 +9,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from deployed_model import deploy
 from running import asked, running
 
+from sae_runtime.model import Model
 from sae_runtime.sae import SAE
 from sae_runtime.serve.http import app, server
 from sae_runtime.serve.limits import Limits
@@ -36,7 +39,7 @@ def plane_of(path: Path, **limits: Any) -> Plane:
     return Plane.open([f"mine={path}"], limits=Limits(**limits), merge=False)
 
 
-@contextmanager
+@contextlib.contextmanager
 def sending(address: str, data: bytes) -> Iterator[socket.socket]:
     host, port = address.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=20) as connection:
@@ -44,8 +47,8 @@ def sending(address: str, data: bytes) -> Iterator[socket.socket]:
         yield connection
 
 
-def head(length: int) -> bytes:
-    return f"POST {ENCODE} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {length}\r\n\r\n".encode()
+def head(length: int, path: str = ENCODE) -> bytes:
+    return f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {length}\r\n\r\n".encode()
 
 
 def until(holds: Callable[[], bool]) -> None:
@@ -153,3 +156,34 @@ def test_bodies_that_are_held_have_a_limit_in_all(path: Path) -> None:
             assert asked(address, "POST", ENCODE, body)[2]["retry-after"] == "1"
             assert asked(address, "POST", ENCODE, rows(1))[0] == 200
         until(lambda: asked(address, "POST", ENCODE, body)[0] == 200)
+
+
+def test_long_texts_are_counted_and_read_beside_the_event_loop(
+    bundle_of: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, threads = deploy(tmp_path / "model", "bert", {"bundle": bundle_of("mutual")}), list[bool]()
+    plane, own, goes_on = Plane.open([f"model={folder}"]), Model.windows, threading.Event()
+
+    def windows(self: Model, texts: Any, *given: Any) -> Any:
+        with contextlib.suppress(RuntimeError):
+            asyncio.get_running_loop()
+            threads.append(True)
+        return own(self, texts, *given)
+
+    def read(*given: Any, **named: Any) -> Any:
+        goes_on.wait(20)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(Model, "windows", windows)
+    monkeypatch.setattr(Model, "read", read)
+    text = "w1 " * 2000
+    one = json.dumps({"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": [text]}]}).encode()
+    other = json.dumps({"model": "model", "input": [text]}).encode()
+    with running(plane) as address:
+        for path, body in (("/v2/models/model.features/infer", one), ("/v1/features", other)):
+            goes_on.clear()
+            with sending(address, head(len(body), path) + body):
+                until(lambda: plane.waiting_bytes > len(text))
+            goes_on.set()
+            until(lambda: plane.waiting_bytes == 0)
+    assert not threads
