@@ -128,6 +128,15 @@ class Model:
             found[name] = types[name], (-1, *(s if isinstance(s, int) and s > 0 else -1 for s in rest)), by_token
         return found
 
+    def open(self) -> None:
+        """Open the graphs now and keep them, as a server does; otherwise each call opens the one that it needs.
+
+        A model with a graph of the features alone then holds the weights of both.
+
+        >>> load_model(model_path).open()
+        """
+        self._sessions.open_both()
+
     def close(self) -> None:
         """Close the graphs. A later call opens them again."""
         self._sessions.close()

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 import sae_runtime
 from sae_runtime import Edit, Model, load_model
 from sae_runtime.core.gates import positions, spans
+from sae_runtime.deployed import host_sessions
 from sae_runtime.deployed.notices import LeftOutWarning
 from sae_runtime.engine.sessions import CUDA
 
@@ -370,3 +371,15 @@ def test_the_cuda_provider_gives_the_same(model_of: Callable[..., Model]) -> Non
         assert close(other.features(text).features.to_dense(), by_torch("bert", text)[0], 1e-4)
         edited = other.run(text, Edit.set(3, 4.0))["last_hidden_state"]
         assert close(edited, by_torch("bert", text, "mutual", [Edit.set(3, 4.0)])[1], 1e-4)
+
+
+def test_a_model_that_was_opened_keeps_both_graphs(
+    model_of: Callable[..., Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, own = [], host_sessions.open_session
+    monkeypatch.setattr(host_sessions, "open_session", lambda *a, **b: opened.append(a[0].name) or own(*a, **b))
+    model = load_model(model_of().layout.graph.parent, threads=1)
+    model.open()
+    for _ in range(3):
+        assert len(model.features("w1 w2")) == 4 and len(model.run("w1 w2")["last_hidden_state"]) == 4
+    assert len(opened) == len(set(opened)) == 2

@@ -47,6 +47,7 @@ SLOW = (
     "test_openai_client",
     "test_writing",
     "test_plane_bits",
+    "test_answers_alone",
     "test_plane_texts",
     "test_policy_everywhere",
     "test_page_in_browser",

@@ -57,6 +57,7 @@ class HostSessions:
         self.layout = layout
         self.options: dict[str, Any] = {"providers": tuple(providers), "threads": threads}
         self._known: dict[Path, dict[str, Identity]] = {}
+        self._keeps = False
         self._begin()
         forks.begin_anew(self)
 
@@ -109,13 +110,22 @@ class HostSessions:
             with self._lock:
                 if (found := self._open.get(key)) is None:
                     found = self._opened(self.layout.graph if part is None else part, lowered)
-                    # One of a graph at a time: each has weights of the host in memory.
-                    others = {other: one for other, one in self._open.items() if other[0] != key[0]}
+                    # One of a graph at a time, unless both are kept: each has weights of the host in memory.
+                    others = {o: one for o, one in self._open.items() if self._keeps or o[0] != key[0]}
                     self._open = {**others, key: found}
         # A part that needs no mask lost it, and so does not tell that texts may be padded to its length.
         if part is not None and found.inputs.time is not None and found.inputs.mask is None:
             return self.open(lowered=lowered)
         return found
+
+    def open_both(self) -> None:
+        """Open the whole graph and the cut one now and keep both, for callers who ask for either in turn.
+
+        Errors are those of `open`.
+        """
+        self._keeps = True
+        self.open()
+        self.open(cut=True)
 
     def _opened(self, graph: Path, lowered: str | None) -> OpenGraph:
         if graph not in self._known:

@@ -42,6 +42,11 @@ class Closing(Refused):
     """The server ends, and takes no new requests."""
 
 
+def out_of_time() -> TimedOut:
+    """What a caller is told whose time is over."""
+    return TimedOut("the request was not answered in its time; ask for less, or try again later")
+
+
 def refusal(error: BaseException) -> Refused:
     """What a caller is told where an answer failed.
 

@@ -16,6 +16,7 @@ from sae_runtime.sae import SAE
 
 _SIZES = (1, 1, 2, 3, 4, 7, 8, 15, 16, 17, 31, 64)  # rows of requests
 _PADDED = 16  # edits of the longest list that is padded
+_TRIED = 16  # rows that are padded; one row may round alike by chance
 
 
 class Merges(NamedTuple):
@@ -46,11 +47,12 @@ def try_merging(sae: SAE) -> Merges:
     """
     x = _made_up(sae, sum(_SIZES))
     steers = sae.manifest.architecture.d_out is None
+    merges = steers and _holds(lambda: _steer(sae, x))
     return Merges(
         encode=_holds(lambda: _encode(sae, x)),
         decode=_holds(lambda: _decode(sae, x)),
-        steer=steers and _holds(lambda: _steer(sae, x)),
-        padded=_padded(sae, x) if steers else frozenset(),
+        steer=merges,
+        padded=_padded(sae, x) if merges else frozenset(),
     )
 
 
@@ -104,12 +106,17 @@ def _decode(sae: SAE, x: NDArray[np.float32]) -> bool:
     return True
 
 
-def _lists(sae: SAE, counts: list[int]) -> list[list[Edit]]:
+def _lists(sae: SAE, x: NDArray[np.float32], counts: list[int]) -> list[list[Edit]]:
+    """For each row [d_in] so many edits; of its active features first, since those that are not round nothing."""
     rng = np.random.default_rng(2)
-    return [
-        [Edit.set(int(i), float(rng.uniform(1, 10))) for i in rng.permutation(sae.d_sae)[: min(count, sae.d_sae)]]
-        for count in counts
-    ]
+    indices, values = sae.encode_slots(x)
+    found = []
+    for count, features, active in zip(counts, indices, values > 0, strict=True):
+        own = rng.permutation(features[active])[: max(count - count // 3, 1)]
+        others = rng.permutation(sae.d_sae)
+        features = np.concatenate([own, others[~np.isin(others, own)]])[: min(count, sae.d_sae)]
+        found.append([Edit.set(int(i), float(rng.uniform(1, 10))) for i in rng.permutation(features)])
+    return found
 
 
 def _steer(sae: SAE, x: NDArray[np.float32]) -> bool:
@@ -117,24 +124,29 @@ def _steer(sae: SAE, x: NDArray[np.float32]) -> bool:
         for tokens in (1, 2, 16):
             requests = 4
             batch = x[: requests * tokens].reshape(requests, tokens, sae.d_in)
-            if not _alone(sae, batch, _lists(sae, [edits] * requests)):
+            if not _alone(sae, batch, _lists(sae, batch[:, 0], [edits] * requests)):
                 return False
     return True
 
 
 def _padded(sae: SAE, x: NDArray[np.float32]) -> frozenset[int]:
-    most = min(_PADDED, sae.d_sae)
-    lists, rows = _lists(sae, list(range(1, most + 1))), x[:most, None]
+    """The numbers of edits that may be padded, where requests of one number keep their bits together."""
+    counts = range(1, min(_PADDED, sae.d_sae) + 1)
+    rows = x[:_TRIED]
     try:
-        alone = [sae.steer(row[None], [own]) for row, own in zip(rows, lists, strict=True)]
-        padded = [sae.steer(rows[:longest], lists[:longest]) for longest in range(1, most + 1)]
+        lists = {count: _lists(sae, rows, [count] * len(rows)) for count in counts}
+        alone = {count: sae.steer(rows[:, None], lists[count]) for count in counts}
+        kept = set(counts)
+        for longest in counts:
+            shorter = [count for count in kept if count < longest]
+            batch = np.concatenate([rows] * (len(shorter) + 1))[:, None]
+            together = sae.steer(batch, [one for count in (*shorter, longest) for one in lists[count]])
+            for count, own in zip(shorter, np.split(together, len(shorter) + 1)[:-1], strict=True):
+                if not _same(alone[count], own):
+                    kept.discard(count)
     except (ValueError, MemoryError):  # as in `_holds`
         return frozenset()
-    return frozenset(
-        number + 1
-        for number, own in enumerate(alone)
-        if all(_same(own[0], together[number]) for together in padded[number:])
-    )
+    return frozenset(kept)
 
 
 def _alone(sae: SAE, batch: NDArray[np.float32], edits: list[list[Edit]]) -> bool:

@@ -24,7 +24,7 @@ from sae_runtime.serve.live import Live
 from sae_runtime.serve.operation import Operation
 from sae_runtime.serve.row_lane import RowLane
 from sae_runtime.serve.scheduler import Job, Scheduler
-from sae_runtime.serve.tensors import Arrays, Tensor, as_bytes, checked
+from sae_runtime.serve.tensors import Arrays, Tensor, as_bytes, checked, size_of
 from sae_runtime.serve.text_operations import resolved, text_operations
 from sae_runtime.serve.text_sharing import Work
 from sae_runtime.serve.writing import Prompt, WritingLane, Written, texts_of
@@ -335,7 +335,7 @@ class Plane:
         except (ValueError, MemoryError) as error:
             raise refusal(error) from None
         seconds = self.limits.seconds if timeout is None else min(timeout, self.limits.seconds)
-        size = sum(array.nbytes for array in arrays.values())
+        size = size_of(arrays)
         self.admit(size)
         job = Job(work, rows, begun + seconds, form)
 

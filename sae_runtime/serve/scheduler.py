@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from sae_runtime.serve.errors import TimedOut, refusal
+from sae_runtime.serve.errors import TimedOut, out_of_time, refusal
 
 
 @dataclass(eq=False)
@@ -36,7 +36,7 @@ class Job:
     def is_gone(self, now: float) -> bool:
         """Whether nobody waits for it: its caller left, or its time is over, which its caller is told."""
         if now > self.deadline:
-            self.fail(TimedOut("the request was not answered in its time; ask for less, or try again later"))
+            self.fail(out_of_time())
         return self.future.done()
 
     def answer(self, result: Any) -> None:

@@ -1,5 +1,6 @@
 """Named tensors of requests and answers: what an operation takes, and whether a caller's arrays are these."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -132,6 +133,16 @@ def as_text(value: Any, what: str) -> str:
     except UnicodeEncodeError:
         raise Invalid(f"{what} holds half of a surrogate pair; give whole characters") from None
     return str(value)
+
+
+def size_of(arrays: Arrays) -> int:
+    """Bytes of arrays; of BYTES also those of their texts.
+
+    >>> size_of({"text": as_bytes(["a text"]), "x": np.zeros(2, np.float32)}) > 8 + 8 + len("a text")
+    True
+    """
+    texts = [one for array in arrays.values() if array.dtype.kind == "O" for one in array.ravel().tolist()]
+    return sum(array.nbytes for array in arrays.values()) + sum(map(sys.getsizeof, texts))
 
 
 def as_bytes(texts: Sequence[str]) -> NDArray[Any]:

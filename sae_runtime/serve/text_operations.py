@@ -36,6 +36,7 @@ def text_operations(model: Model, limits: Limits, check_edits: CheckEdits, saw: 
         check_edits: refuses edits.
         saw: is called with the features of texts.
     """
+    model.open()  # else callers of features and of vectors would close each other's graph
     found, texts = [], _Texts(model, limits, check_edits)
     if any(sae.reads for sae in model.saes.values()):
         outputs = (

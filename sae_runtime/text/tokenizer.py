@@ -19,6 +19,7 @@ from sae_runtime.text.tokens import Tokens, bare, frame_of, from_encoding, from_
 
 _MOST_IDS = 1 << 24
 _SAMPLE = 64  # ids whose text shows which special tokens the tokenizer puts around a text
+_LONG = 4096  # characters of a text, from which on other threads must be able to run while it is read
 _LARGEST = 1 << 28  # bytes of a tokenizer.json; the largest vocabularies in use take 40 MB
 
 
@@ -200,7 +201,7 @@ class Tokenizer:
 
     def _encodings(self, texts: Sequence[str], frame: bool) -> Sequence[Any]:
         try:
-            if len(texts) == 1:
+            if len(texts) == 1 and len(texts[0]) < _LONG:
                 return [self._rust.encode(texts[0], add_special_tokens=frame)]  # without starting its threads
             if not all(isinstance(text, str) for text in texts):
                 raise TypeError  # it would take a tuple of two as a pair of texts

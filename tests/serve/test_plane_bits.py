@@ -30,7 +30,7 @@ def test_requests_of_every_size(
 
 
 def _merge_all_sizes(sae: SAE, monkeypatch: pytest.MonkeyPatch) -> None:
-    plane = Plane([Loaded("one", 1, sae=sae)])
+    plane = Plane([Loaded("one", 1, sae=sae)], limits=Limits(seconds=3600))
     wake = Scheduler.wake
     monkeypatch.setattr(Scheduler, "wake", lambda self: None)  # all requests wait before the first is computed
     sizes = np.random.default_rng(sae.d_sae).permutation(np.arange(1, 301))
@@ -51,7 +51,7 @@ def _merge_all_sizes(sae: SAE, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("d_sae", [150, 1_536, 24_576])
 def test_edits_of_every_number(bundle_of: Callable[..., Path], kind: str, d_sae: int) -> None:
     sae, rng = load(bundle_of(kind, d_sae)), np.random.default_rng(d_sae)
-    plane = Plane([Loaded("one", 1, sae=sae)], limits=Limits(edits=40))
+    plane = Plane([Loaded("one", 1, sae=sae)], limits=Limits(edits=40, seconds=3600))
     asks = []
     for tokens in (1, 1, 1, 2, 5, 40):
         for count in range(41):
@@ -76,7 +76,7 @@ def test_edits_of_every_number(bundle_of: Callable[..., Path], kind: str, d_sae:
 @pytest.mark.parametrize("kind", KINDS)
 def test_ten_thousand_concurrent_answers(bundle_of: Callable[..., Path], kind: str) -> None:
     sae, rng = load(bundle_of(kind)), np.random.default_rng(0)
-    plane = Plane([Loaded("one", 1, sae=sae)], limits=Limits(waiting=4000))
+    plane = Plane([Loaded("one", 1, sae=sae)], limits=Limits(waiting=4000, seconds=3600))
     parts = [rng.normal(0, 1.2, (int(n), D_IN)).astype(np.float32) for n in rng.integers(1, 6, math.ceil(10_000 / 3))]
     futures = [plane.submit("one.encode", {"x": part}) for part in parts]
     for part, future in zip(parts, futures, strict=True):

@@ -273,3 +273,19 @@ assert not heavy, heavy
 def test_works_after_a_fork_and_loads_nothing_heavy(folder: Path) -> None:
     done = subprocess.run([sys.executable, "-c", FORKED, str(folder)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_other_threads_run_while_a_long_text_is_read(folder: Path) -> None:
+    """`encode` holds Python's lock for seconds where a text has a million characters, `encode_batch` does not."""
+    tokenizer, text = open_tokenizer(folder), "Open the file. " * 1000
+    expected, calls = tokenizer.encode([text, "a"])[0], []
+
+    class Told:
+        def __getattr__(self, name: str, own: Any = tokenizer._rust) -> Any:
+            calls.append(name)
+            return getattr(own, name)
+
+    tokenizer._rust = Told()
+    (found,) = tokenizer.encode([text])
+    assert calls == ["encode_batch"] and found.offsets.tolist() == expected.offsets.tolist()
+    assert found.ids.tolist() == expected.ids.tolist()

@@ -96,7 +96,8 @@ class App:
         except Gone:
             said = _LEFT
         except Slow:
-            said = Said(408, b'{"error":"the request did not come in time"}', headers=((b"connection", b"close"),))
+            text = "the request did not come in time; send all of it at once"
+            said = _failed(path, 408, text, ((b"connection", b"close"),))
         except Refused as error:
             said = self._told(path, error)
         except Exception as error:  # a bug, or a fault of this machine: the caller learns that it may ask again
@@ -125,7 +126,7 @@ class App:
             return _failed(path, 401, text, ((b"www-authenticate", b'Bearer realm="sae-runtime"'),))
         if (why := stranger(headers, self._hosts)) is not None:
             return _failed(path, 403, why, ())
-        body, held, limits = b"", 0, self.plane.limits
+        body, held, limits, more = b"", 0, self.plane.limits, True
 
         def hold(size: int) -> None:
             nonlocal held
@@ -133,12 +134,19 @@ class App:
                 raise Full(1.0, "too many bytes wait already")
             self._held, held = self._held + size, held + size
 
+        async def part() -> Any:
+            nonlocal more
+            message = await receive()
+            more = message.get("more_body", False)
+            return message
+
         try:
             if b"content-length" in headers or b"transfer-encoding" in headers:
                 try:
-                    body = await read_body(receive, headers, limits.body, limits.seconds, hold)
+                    body = await read_body(part, headers, limits.body, limits.seconds, hold)
                 except (TooLarge, Full):
-                    await pass_over(receive, 4 * limits.body, _PATIENCE)
+                    if more:
+                        await pass_over(receive, 4 * limits.body, _PATIENCE)
                     raise
             if path == "/v2" or path.startswith("/v2/"):
                 return await protocol.answer(self.plane, method, path, headers, body, receive, self.leaving)

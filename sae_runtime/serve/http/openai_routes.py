@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import functools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
@@ -27,7 +28,7 @@ from sae_runtime.serve.http.openai_request import (
     read_sae,
     read_texts,
 )
-from sae_runtime.serve.http.protocol import left, status_of, unless_gone
+from sae_runtime.serve.http.protocol import accepted, left, status_of, unless_gone
 from sae_runtime.serve.json_text import read_object
 from sae_runtime.serve.plane import Plane
 
@@ -54,8 +55,9 @@ def routes(plane: Plane) -> list[Route]:
         form, width = given.get("encoding_format") or "float", given.get("dimensions")
         if form not in ("float", "base64"):
             raise BadField("encoding_format", "encoding_format is float or base64; give one of them")
-        future = plane.embed(asked.name, texts, sae.edits, sae.gate, version=asked.version)
-        vectors = _of_width(await unless_gone(future, request.receive), width)
+        ask = functools.partial(plane.embed, asked.name, texts, sae.edits, sae.gate, version=asked.version)
+        future = await accepted(ask, sum(map(len, texts)))
+        vectors = _of_width(await unless_gone(future, request.receive, plane.limits.seconds), width)
         data = [
             {"object": "embedding", "index": number, "embedding": _coded(vector, form)}
             for number, vector in enumerate(vectors)
@@ -68,8 +70,9 @@ def routes(plane: Plane) -> list[Route]:
         given = read_object(await request.body())
         asked, texts = read_model(given), read_texts(given, "input", plane.limits)
         most = read_sae({"sae": {"features": given.get("features", _FEATURES)}}, plane.limits).features
-        future = plane.features(asked.name, texts, version=asked.version)
-        seen = await unless_gone(future, request.receive)
+        ask = functools.partial(plane.features, asked.name, texts, version=asked.version)
+        future = await accepted(ask, sum(map(len, texts)))
+        seen = await unless_gone(future, request.receive, plane.limits.seconds)
         loaded = plane.find(asked.name, asked.version)
         assert loaded.model is not None
         shown = Shown(loaded.model, most)

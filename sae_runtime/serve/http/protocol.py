@@ -1,14 +1,14 @@
 """The Open Inference Protocol, version 2, by REST."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from importlib.metadata import version as version_of
 from typing import Any, NamedTuple
 
 from sae_runtime.core.labels import shown
 from sae_runtime.serve import json_text
-from sae_runtime.serve.errors import Closing, Full, Invalid, NotFound, Refused, TimedOut, TooLarge
+from sae_runtime.serve.errors import Closing, Full, Invalid, NotFound, Refused, TimedOut, TooLarge, out_of_time
 from sae_runtime.serve.http import inference
 from sae_runtime.serve.http.bell import bell_of
 from sae_runtime.serve.http.bodies import Gone, Receive
@@ -20,6 +20,8 @@ STATUS: dict[type[Refused], int] = {NotFound: 404, TooLarge: 413, Invalid: 400, 
 
 EXTENSIONS = ["binary_tensor_data", "model_repository"]
 _PATIENCE = 0.1  # seconds that an answer may take before we look whether its client is still there
+_LONG = 4096  # characters of texts that take longer than to ask another thread
+_MOMENT = 0.5  # seconds in which the plane itself may say that a request's time is over
 _JSON, _BYTES = b"application/json", b"application/octet-stream"
 
 
@@ -92,11 +94,19 @@ async def answer(
     raise NotFound(f"there is no route {method} {shown(path)}; GET /v2/models/NAME.OPERATION tells of a model")
 
 
-async def unless_gone(future: "Future[Any] | asyncio.Future[Any]", receive: Receive) -> Any:
+async def unless_gone(
+    future: "Future[Any] | asyncio.Future[Any]", receive: Receive, seconds: float | None = None
+) -> Any:
     """What a future of the plane, or a task, gives, while the client is there; its work is dropped with the client.
+
+    Args:
+        future: of the answer.
+        receive: of ASGI.
+        seconds: for which it is waited for, and a moment more, in which the plane may tell why; None: without end.
 
     Raises:
         Gone: the client has left.
+        TimedOut: it is in the middle of a piece of work that takes longer.
     """
     loop = asyncio.get_running_loop()
     gone: asyncio.Task[None] | None = None
@@ -116,16 +126,32 @@ async def unless_gone(future: "Future[Any] | asyncio.Future[Any]", receive: Rece
         told = loop.create_future()
         future.add_done_callback(tell)
     patience = loop.call_later(_PATIENCE, look)  # so that short requests need no task beside them
+    late = None if seconds is None else loop.call_later(seconds + _MOMENT, tell, None)
     try:
         await told
         if not future.done():
-            raise Gone
+            raise Gone if gone is not None and gone.done() else out_of_time()
         return future.result()
     finally:
         patience.cancel()
+        if late is not None:
+            late.cancel()
         if gone is not None:
             gone.cancel()
         future.cancel()
+
+
+async def accepted(submit: Callable[[], "Future[Any]"], characters: int) -> "Future[Any]":
+    """The Future of a request. The plane reads its texts before it accepts it, long ones beside the event loop.
+
+    Args:
+        submit: asks the plane.
+        characters: of the texts, about.
+
+    Raises:
+        Refused: the plane does not take it.
+    """
+    return submit() if characters < _LONG else await asyncio.to_thread(submit)
 
 
 async def left(receive: Receive) -> None:
@@ -138,15 +164,21 @@ async def _infer(
     plane: Plane, name: str, version: str | None, headers: Mapping[bytes, bytes], body: bytes, receive: Receive
 ) -> Said:
     asked = inference.read(body, headers.get(b"inference-header-content-length"))
-    future = plane.submit(
-        name,
-        asked.inputs,
-        version=version,
-        outputs=[*asked.outputs],
-        parameters=asked.parameters,
-        timeout=asked.seconds,
-    )
-    found = await unless_gone(future, receive)
+
+    def submit() -> "Future[Any]":
+        return plane.submit(
+            name,
+            asked.inputs,
+            version=version,
+            outputs=[*asked.outputs],
+            parameters=asked.parameters,
+            timeout=asked.seconds,
+        )
+
+    has_texts = any(array.dtype.kind == "O" for array in asked.inputs.values())
+    future = await accepted(submit, len(body) if has_texts else 0)
+    most = plane.limits.seconds
+    found = await unless_gone(future, receive, most if asked.seconds is None else min(asked.seconds, most))
     text, length = inference.written(asked, found, name, version or str(plane.metadata(name).versions[-1]))
     if length is None:
         return Said(200, text)
