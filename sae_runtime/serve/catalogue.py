@@ -83,8 +83,8 @@ def open_all(
     for name, version, path in asked:
         if (other := seen.setdefault((name, version), path)) is not path:
             raise ValueError(
-                f"{printable(other)} and {printable(path)} are both {name} of version {version}; give one of them another "
-                "name or version: NAME@VERSION=PATH"
+                f"{printable(other)} and {printable(path)} are both {name} of version {version}; give one of them "
+                "another name or version: NAME@VERSION=PATH"
             )
     found: list[Loaded] = []
     try:

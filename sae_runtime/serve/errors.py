@@ -85,7 +85,7 @@ def refusal(error: BaseException) -> Refused:
 
 
 def _without_paths(text: str) -> str:
-    """The text of an error on one line, with names in the place of this server's folders and their files."""
+    """The text of an error on one line, with names in the place of this server's folders."""
     for folder in sorted(_FOLDERS, key=len, reverse=True):
-        text = re.sub(rf"{re.escape(folder)}(?![\w.-])(/[^\s'\",;:()]*)?", _FOLDERS[folder], text)
+        text = re.sub(rf"{re.escape(folder)}(?![\w.-])", _FOLDERS[folder], text)
     return " ".join(text.split())

@@ -40,5 +40,5 @@ def test_a_sentence_about_a_request_names_what_is_served_instead_of_its_folder(
         one.close()
     for folder in (link, bundle.resolve()):
         told = str(refusal(ValueError(f"{folder}/labels.jsonl: line 1 is none; {folder} has no template, '{folder}'")))
-        assert told == "wine: line 1 is none; wine has no template, 'wine'"
+        assert told == "wine/labels.jsonl: line 1 is none; wine has no template, 'wine'"
     assert str(refusal(ValueError(f"{link}s is another"))) == f"{link}s is another"

@@ -72,11 +72,11 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: Any) -> None:
         """Begin to end; a second signal ends at once, without what waits for threads that compute."""
         if self._app.leaving:
-            print("ended at once", file=sys.stderr, flush=True)
+            sys.stderr.write("ended at once\n")
             os._exit(128 + sig)
         left = self._app.plane.waiting
         waits = f", when {left} request{'s are' if left > 1 else ' is'} answered; Ctrl-C ends at once" if left else ""
-        print(f"ending{waits}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"ending{waits}\n")
         self._app.leaving, self._leaves = True, self._leaves or time.monotonic() + _GRACE
 
     async def on_tick(self, counter: int) -> bool:
