@@ -178,6 +178,8 @@ def _option(field: "dataclasses.Field[Any]", hint: Any, *, repeated: bool, note:
     if kind is not bool:
         single = NUMBER_OR_NONE if field.metadata.get("or_none") else _TYPES[kind]
         settings["type"] = click.Choice(choices, case_sensitive=False) if choices else single
+        if single is NUMBER_OR_NONE and field.default == math.inf:
+            settings["show_default"] = "none"
     if field.default is not dataclasses.MISSING:
         settings["default"] = (field.default,) if repeated else field.default
     elif field.default_factory is not dataclasses.MISSING:

@@ -85,6 +85,11 @@ def _tell(loaded: "Loaded") -> None:
     )
     saes = ", ".join(f"{sae.d_sae:,} features" for sae in loaded.saes.values())
     click.echo(printable(f"loaded {loaded}: {held}, {saes or 'no SAE'}"))
+    if model is not None and model.kind == "vectors":
+        try:
+            model.embed("a trial")
+        except ValueError as error:
+            common.warn(f"{loaded} answers no request for vectors: {error}")
 
 
 def _providers(name: str) -> Any:

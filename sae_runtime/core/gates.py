@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 WordOfPlaces = Literal["all", "prompt", "last_prompt", "generated", "answer"]
 Word = Literal[WordOfPlaces, "text"]
 WORDS_OF_PLACES: tuple[str, ...] = get_args(WordOfPlaces)
-_WORDS: tuple[str, ...] = get_args(Word)
+WORDS: tuple[str, ...] = get_args(Word)
 
 
 @dataclass(frozen=True)
@@ -93,11 +93,11 @@ def as_gate(gate: Any) -> Gate:
         return positions(*gate.numbers)
     if isinstance(gate, Spans):
         return spans(*gate.ends)
-    if isinstance(gate, str) and gate in _WORDS:
+    if isinstance(gate, str) and gate in WORDS:
         return gate  # type: ignore[return-value]  # the words of Word
     if isinstance(gate, Collection) and not isinstance(gate, str | bytes) and all(map(_is_whole, gate)):
         return positions(*sorted(gate))
-    raise ValueError(f"a gate is {', '.join(map(repr, _WORDS))}, positions(...) or spans(...), got {gate!r}")
+    raise ValueError(f"a gate is {', '.join(map(repr, WORDS))}, positions(...) or spans(...), got {gate!r}")
 
 
 def reached(

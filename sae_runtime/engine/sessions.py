@@ -159,7 +159,7 @@ def run_session(
 
     Raises:
         MemoryError: there is too little memory for these inputs.
-        ValueError: onnxruntime refuses the inputs, or fails on them.
+        RunError: onnxruntime refuses the inputs, or fails on them.
 
     >>> session = open_session(Path(bundle_path) / "encode.onnx")
     >>> indices, values = run_session(session, {"x": x}, "encode.onnx")
@@ -183,8 +183,12 @@ def run_binding(session: Any, binding: Any, what: object) -> None:
         binding.synchronize_outputs()
 
 
+class RunError(ValueError):
+    """onnxruntime refuses the inputs of a run, or fails on them."""
+
+
 class _Sentences:
-    """Makes onnxruntime's error of a run a MemoryError or a ValueError; it has a class for each status code.
+    """Makes onnxruntime's error of a run a MemoryError or a RunError; it has a class for each status code.
 
     A class, since a generator would take 2 us of each run.
     """
@@ -200,7 +204,7 @@ class _Sentences:
             return
         if re.search("allocate|bad_alloc|out of memory|smaller than requested", str(error)):
             raise MemoryError(f"{self._what}: give fewer tokens at once") from error
-        raise ValueError(
+        raise RunError(
             f"onnxruntime could not run {self._what} ({sentence(error)}); export it again, or run: sae-runtime doctor"
         ) from error
 

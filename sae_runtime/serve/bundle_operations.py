@@ -136,7 +136,11 @@ class _Decode:
         self._limits.check(rows=len(indices))
         if not np.isfinite(values).all() or (values < 0).any():
             raise Invalid("values must be finite and from 0 on; give the values that encode gave")
-        features = from_slots([(indices, values)], self._sae.d_sae, (len(indices),))
+        try:
+            features = from_slots([(indices, values)], self._sae.d_sae, (len(indices),))
+        except ValueError:  # which names a graph where the caller gave the slots
+            last = self._sae.d_sae - 1
+            raise Invalid(f"indices must be 0 to {last}, each once in a row; give those that encode gave") from None
         slots = max(int(features.l0().max(initial=0)), 1)
         return Sparse(features, x, slots), self._decoding.units(len(indices))
 

@@ -12,7 +12,7 @@ from sae_runtime.deployed.spliced_sae import SplicedSAE
 from sae_runtime.engine.sessions import CPU, Provider, let_threads_sleep
 from sae_runtime.model import Model, load_model
 from sae_runtime.sae import SAE, load
-from sae_runtime.serve.errors import NotFound
+from sae_runtime.serve.errors import NotFound, known_as
 
 OPERATIONS = ("encode", "encode_batch", "decode", "steer", "features", "run", "embed", "generate")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", re.ASCII)
@@ -83,8 +83,8 @@ def open_all(
     for name, version, path in asked:
         if (other := seen.setdefault((name, version), path)) is not path:
             raise ValueError(
-                f"{printable(other)} and {printable(path)} are both {name} of version {version}; give one another "
-                "name or version: NAME@VERSION=PATH"
+                f"{printable(other)} and {printable(path)} are both {name} of version {version}; give one of them "
+                "another name or version: NAME@VERSION=PATH"
             )
     let_threads_sleep()
     found: list[Loaded] = []
@@ -123,6 +123,11 @@ def chosen(loaded: Sequence[Loaded], name: str, version: str | int | None = None
 def _read(spec: str) -> tuple[str, int, str]:
     """Name, version and path of a spec."""
     named = _SPEC.fullmatch(spec)
+    if not spec:
+        raise ValueError("an empty PATH was given; name a bundle or a deployed model")
+    if named is None and "=" in spec and not _exists(spec):
+        given = printable(spec.partition("=")[0])
+        raise ValueError(f"{given!r} cannot be a name in URLs; give one of letters, digits, '.', '_' and '-'")
     if named is None or _exists(spec):
         path = Path(spec.rpartition("@")[0] if spec.startswith(SCHEME) and "@" in spec else spec)
         path = path if spec.startswith(SCHEME) else path.absolute()
@@ -139,7 +144,9 @@ def _read(spec: str) -> tuple[str, int, str]:
     if name.rpartition(".")[2] in OPERATIONS:
         raise ValueError(f"the name {name} ends like one of its operations; give another: NAME={printable(where)}")
     if not _VERSION.fullmatch(version):
-        raise ValueError(f"a version is a whole number from 1 on, got {printable(version)!r} in {printable(spec)}")
+        raise ValueError(
+            f"a version is a whole number from 1 on, got {printable(version)!r} in {printable(spec)}; give one"
+        )
     if not where:
         raise ValueError(f"{printable(spec)} names no path; write NAME=PATH")
     return name, int(version), where
@@ -153,11 +160,25 @@ def _exists(path: str) -> bool:
 
 
 def _opened(name: str, version: int, path: str, providers: Sequence[Provider], threads: int | None) -> Loaded:
-    home = path if path.startswith(SCHEME) else str(local(path))
+    home = path if path.startswith(SCHEME) else str(local(path).absolute())
     if _is_bundle(home):
-        return Loaded(name, version, sae=load(home, providers=providers, threads=threads))
+        sae = load(home, providers=providers, threads=threads)
+        known_as(sae.folder, name)
+        return Loaded(name, version, sae=sae)
+    if not path.startswith(SCHEME) and not _has_graph(Path(home)):
+        raise FileNotFoundError(
+            f"{printable(path)} holds neither a bundle, {MANIFEST}, nor a deployed model, .onnx; name a folder that "
+            "`export` or `splice` left"
+        )
     model = load_model(home, providers=providers, threads=threads)
+    for folder in (model.layout.home, model.layout.graph.parent):
+        known_as(folder, name)
     return Loaded(name, version, model=model)
+
+
+def _has_graph(home: Path) -> bool:
+    """Whether a folder, or the one of that name in it, has a graph; a file is left to `load_model`."""
+    return home.is_file() or any(home.glob("*.onnx")) or any(home.glob("onnx/*.onnx"))
 
 
 def _is_bundle(path: str) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sae_runtime.core.edits import Edit
-from sae_runtime.core.gates import Gate, as_gate, spans
+from sae_runtime.core.gates import WORDS, Gate, as_gate, spans
 from sae_runtime.core.labels import shown
 from sae_runtime.serve import json_text
 from sae_runtime.serve.errors import Invalid, TooLarge
@@ -106,12 +106,16 @@ def read_gate(given: Any) -> Gate:
         if not isinstance(given, str | list):
             raise Invalid(f"a gate is a word or a list of positions, got {_kind(given)}; give one")
         return as_gate(given)
-    except TypeError:
-        raise Invalid(f"a gate is a word or a list of positions, got {_said(given)}; give one") from None
     except Invalid:
         raise
-    except ValueError as error:
-        raise Invalid(str(error)) from None
+    except (TypeError, ValueError) as error:
+        if isinstance(given, dict):
+            raise Invalid(str(error)) from None
+        words = ", ".join(WORDS)
+        raise Invalid(
+            f'a gate is one of {words}, a list of positions, or {{"spans": [[first, end], ...]}}, got {_said(given)}; '
+            "give one"
+        ) from None
 
 
 def edits_of_text(text: str, limits: Limits) -> dict[str | None, list[Edit]]:
@@ -185,6 +189,8 @@ def _refuse_unknown(given: Mapping[Any, Any], keys: Sequence[str], what: str) ->
 
 def _said(value: Any) -> str:
     """A value of a caller in a message."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
     return _kind(value) if isinstance(value, dict | list) else shown(value)
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from sae_runtime.core.edits import Edit
 from sae_runtime.core.gates import Gate
+from sae_runtime.core.labels import shown
 from sae_runtime.deployed.text_features import TextFeatures
 from sae_runtime.serve.bundle_operations import bundle_operations
 from sae_runtime.serve.catalogue import OPERATIONS, Loaded, chosen, open_all
@@ -354,7 +355,8 @@ class Plane:
         if (found := self._found.get((name, version))) is not None:
             return found
         model, _, operation = str(name).rpartition(".")
-        if operation not in OPERATIONS or not model:
+        names = {one.name for one in self.loaded}
+        if (operation not in OPERATIONS and model not in names) or not model or name in names:
             loaded = chosen(self.loaded, str(name), version)
             known = self._operations[loaded.name, loaded.version]
             raise NotFound(
@@ -363,7 +365,7 @@ class Plane:
         loaded = chosen(self.loaded, model, version)
         operations = self._operations[loaded.name, loaded.version]
         if operation not in operations:
-            raise NotFound(f"{loaded} has no {operation}; it has {', '.join(operations)}")
+            raise NotFound(f"{loaded} has no operation {shown(operation)}; it has {', '.join(operations)}")
         found = loaded, operations[operation]
         if len(self._found) < 1000 and isinstance(version, str | int | None):
             self._found[name, version] = found

@@ -198,7 +198,7 @@ CHAT: dict[str, Any] = {"model": "writer", "messages": [{"role": "user", "conten
 BAD: list[tuple[str, dict[str, Any], int, str | None, str]] = [
     ("chat/completions", {**CHAT, "model": "other"}, 404, None, "there is no model 'other'"),
     ("chat/completions", {**CHAT, "model": "writer@2"}, 404, None, "has no version '2'"),
-    ("chat/completions", {**CHAT, "model": "reader"}, 404, None, "has no generate"),
+    ("chat/completions", {**CHAT, "model": "reader"}, 404, None, "has no operation 'generate'"),
     ("chat/completions", {**CHAT, "model": 3}, 400, "model", "model is the name"),
     ("chat/completions", {"model": "writer"}, 400, "messages", "messages is a list"),
     ("chat/completions", {**CHAT, "messages": ["w1"]}, 400, "messages", "messages\\[0\\] is an object"),
@@ -252,8 +252,8 @@ BAD: list[tuple[str, dict[str, Any], int, str | None, str]] = [
     ("completions", {"model": "writer"}, 400, "prompt", "a text or a list of texts"),
     ("completions", {"model": "writer", "prompt": "w1", "echo": True}, 400, "echo", "echo is not known"),
     ("completions", {"model": "writer", "prompt": "w1", "logprobs": 3}, 400, "logprobs", "is not known"),
-    ("completions", {"model": "bundle", "prompt": "w1"}, 404, None, "has no generate"),
-    ("embeddings", {"model": "writer", "input": "w1"}, 404, None, "has no embed"),
+    ("completions", {"model": "bundle", "prompt": "w1"}, 404, None, "has no operation 'generate'"),
+    ("embeddings", {"model": "writer", "input": "w1"}, 404, None, "has no operation 'embed'"),
     ("embeddings", {"model": "reader", "input": []}, 400, "input", "a text or a list"),
     ("embeddings", {"model": "reader", "input": [1, 2]}, 400, "input", "numbers of tokens"),
     ("embeddings", {"model": "reader", "input": ["w1"] * 13}, 413, None, "13 texts"),
@@ -283,7 +283,7 @@ def test_a_body_that_is_no_object_is_refused(served: Served, body: bytes) -> Non
 
 def test_a_wrong_method_is_refused_in_a_sentence(served: Served) -> None:
     answer = httpx.get(f"{served.url}/v1/embeddings")
-    assert answer.status_code == 405 and "knows no 'GET'" in answer.json()["error"]["message"]
+    assert answer.status_code == 405 and "knows no 'GET'; use POST" in answer.json()["error"]["message"]
 
 
 def test_the_client_raises_its_own_errors(served: Served) -> None:

@@ -15,7 +15,7 @@ from conftest import make_x
 from running import asked, running_command
 
 import sae_runtime
-from sae_runtime.serve.http.keys import knows
+from sae_runtime.serve.http.keys import knows, stranger
 
 
 def test_it_says_what_is_loaded_and_logs_no_contents(bundle_of: Callable[..., Path], tmp_path: Path) -> None:
@@ -104,3 +104,21 @@ def test_each_key_is_known_and_every_key_is_compared(monkeypatch: pytest.MonkeyP
     known = [b"first-key-of-16-bytes", b"second-key-of-16-bytes"]
     assert all(knows(known, b"Bearer " + key) for key in known)
     assert compared == known * 2
+
+
+def test_a_second_signal_ends_at_once_without_a_traceback(bundle_of: Callable[..., Path], tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with running_command(f"mine={bundle_of('mutual')}", log=log) as (_, process):
+        process.send_signal(signal.SIGINT)
+        while "ending" not in log.read_text():
+            pass
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+    assert log.read_text().splitlines()[-2:] == ["ending", "ended at once"]
+
+
+def test_names_that_begin_like_an_address_of_this_machine_are_none() -> None:
+    assert stranger({b"host": b"127.evil.example:8080"}, ("localhost",)) is not None
+    assert all(
+        stranger({b"host": host}, ("localhost",)) is None for host in (b"127.0.0.1:80", b"[::1]:80", b"127.9.9.9")
+    )

@@ -2,9 +2,7 @@
 
 import asyncio
 import contextlib
-import sys
 import time
-import traceback
 from collections.abc import Collection, Sequence
 from typing import Any, TextIO
 
@@ -101,8 +99,8 @@ class App:
         except Refused as error:
             said = self._told(path, error)
         except Exception as error:  # a bug, or a fault of this machine: the caller learns that it may ask again
-            traceback.print_exc(file=sys.stderr)
-            said = None if sent[0] else self._told(path, refusal(error))
+            told = refusal(error)
+            said = None if sent[0] else self._told(path, told)
         if said is not None and said is not _LEFT:
             with contextlib.suppress(Gone):
                 await _send(count, said)

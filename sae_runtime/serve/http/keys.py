@@ -1,13 +1,14 @@
 """Who may ask: keys of callers, and the names under which browsers may know this server."""
 
 import base64
+import codecs
 import hmac
+import ipaddress
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from sae_runtime.bundle.regular import read_bytes
 
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _LARGEST = 1 << 20
 
 
@@ -22,14 +23,18 @@ def read_keys(path: Path) -> tuple[bytes, ...]:
     >>> read_keys(Path("keys"))
     (b'first-key-of-16-bytes',)
     """
-    lines = [line.strip() for line in read_bytes(path, most=_LARGEST).splitlines()]
-    keys = tuple(line for line in lines if line and not line.startswith(b"#"))
+    try:
+        lines = [line.strip() for line in read_bytes(path, most=_LARGEST).removeprefix(codecs.BOM_UTF8).splitlines()]
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no file of keys {path}; write one, with a key on a line") from None
+    keys = {number: line for number, line in enumerate(lines, 1) if line and not line.startswith(b"#")}
     if not keys:
         raise ValueError(f"{path} has no key; write one on a line")
-    for number, key in enumerate(keys, 1):
+    for number, key in keys.items():
         if len(key) < 16 or not all(32 < byte < 127 for byte in key):
-            raise ValueError(f"key {number} of {path} must be at least 16 printable ASCII characters without spaces")
-    return keys
+            why = "a key is at least 16 printable ASCII characters without spaces; write another"
+            raise ValueError(f"line {number} of {path} is no key: {why}")
+    return tuple(keys.values())
 
 
 def knows(keys: Sequence[bytes], authorization: bytes) -> bool:
@@ -58,10 +63,13 @@ def knows(keys: Sequence[bytes], authorization: bytes) -> bool:
 def is_loopback(host: str) -> bool:
     """Whether an address is this machine's own.
 
-    >>> is_loopback("127.0.0.1"), is_loopback("0.0.0.0")
+    >>> is_loopback("127.0.0.1"), is_loopback("127.evil.example")
     (True, False)
     """
-    return host.lower() in _LOOPBACK or host.startswith("127.")
+    try:
+        return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name, behind which any address may be
+        return False
 
 
 def stranger(headers: Mapping[bytes, bytes], hosts: Collection[str] | None) -> str | None:

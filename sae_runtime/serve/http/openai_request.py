@@ -182,8 +182,10 @@ def _messages(given: Any) -> list[dict[str, Any]]:
 
 
 def _message(given: Any, where: str) -> dict[str, Any]:
-    if not isinstance(given, dict) or not isinstance(given.get("role"), str):
+    if not isinstance(given, dict):
         raise BadField("messages", f"{where} is an object with role and content, got {_said(given)}; give one")
+    if not isinstance(given.get("role"), str):
+        raise BadField("messages", f"the role of {where} is a string, got {_said(given.get('role'))}; give one")
     role = "system" if given["role"] == "developer" else given["role"]  # newer clients' word for it
     content = given.get("content")
     if isinstance(content, list):
@@ -230,11 +232,12 @@ def _whole(given: Mapping[str, Any], name: str, least: int) -> int | None:
     if value is None:
         return None
     if type(value) is not int or not least <= value < 2**64:
-        raise BadField(name, f"{name} is a whole number from {least} on, got {_said(value)}; give one")
+        start = f" from {least} on" if least >= 0 else ""
+        raise BadField(name, f"{name} is a whole number{start}, got {_said(value)}; give one")
     return value
 
 
 def _said(value: Any) -> str:
     if isinstance(value, dict | list):
         return "an object" if isinstance(value, dict) else "a list" if value else "an empty list"
-    return "nothing" if value is None else shown(value)
+    return "nothing" if value is None else str(value).lower() if isinstance(value, bool) else shown(value)

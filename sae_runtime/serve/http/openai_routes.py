@@ -4,7 +4,7 @@ import asyncio
 import base64
 import functools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from sae_runtime.core.labels import shown
 from sae_runtime.deployed.text_features import TextFeatures
 from sae_runtime.serve.catalogue import Loaded
-from sae_runtime.serve.errors import Full, Invalid, Refused, refusal
+from sae_runtime.serve.errors import Full, Invalid, NotFound, Refused, refusal
 from sae_runtime.serve.http.bodies import Gone
 from sae_runtime.serve.http.openai_answers import Answers, Shown, Told, event
 from sae_runtime.serve.http.openai_request import (
@@ -47,7 +47,10 @@ def routes(plane: Plane) -> list[Route]:
 
     async def model(request: Request) -> Response:
         asked = read_model({"model": request.path_params["name"]})
-        return JSONResponse(_model(asked.text, plane.find(asked.name, asked.version), begun))
+        loaded = plane.find(asked.name, asked.version)
+        if loaded.model is None:
+            raise NotFound(f"{loaded} is a bundle; ask for it by /v2/models/{loaded.name}.encode")
+        return JSONResponse(_model(asked.text, loaded, begun))
 
     async def embeddings(request: Request) -> Response:
         given = read_object(await request.body())
@@ -126,10 +129,11 @@ def error_object(error: Refused) -> dict[str, Any]:
     return {"error": {"message": str(error), "type": kind, "param": getattr(error, "param", None), "code": code}}
 
 
-async def wrong_method(request: Request, _: Exception) -> Response:
+async def wrong_method(request: Request, error: Exception) -> Response:
     """The answer to a method that a route does not know."""
-    error = Invalid(f"{shown(request.url.path)} knows no {shown(request.method)}; see docs/serving.md for its method")
-    return JSONResponse(error_object(error), 405)
+    headers: Mapping[str, str] = getattr(error, "headers", None) or {}
+    told = Invalid(f"{shown(request.url.path)} knows no {shown(request.method)}; use {headers.get('Allow', 'GET')}")
+    return JSONResponse(error_object(told), 405, headers)
 
 
 class _Stream(Response):

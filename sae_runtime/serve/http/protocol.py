@@ -91,7 +91,12 @@ async def answer(
             return _ready(plane, name, version, leaving)
         case ["repository", "index"], "POST":
             return _index(plane, body)
-    raise NotFound(f"there is no route {method} {shown(path)}; GET /v2/models/NAME.OPERATION tells of a model")
+    if path.endswith("/infer"):
+        raise NotFound(f"there is no route {method} {shown(path)}; POST /v2/models/NAME.OPERATION/infer asks a model")
+    raise NotFound(
+        f"there is no route {method} {shown(path)}; POST /v2/repository/index lists all models, "
+        "GET /v2/models/NAME.OPERATION tells of one"
+    )
 
 
 async def unless_gone(

@@ -1,7 +1,9 @@
 """The server's process: the address, slow and endless headers, and the end by SIGTERM."""
 
 import asyncio
+import os
 import socket
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -32,10 +34,11 @@ def listen(host: str, port: int) -> socket.socket:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
         found.listen(2048)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         if found is not None:
             found.close()
-        why = f"no server can listen on {host} port {port} ({error.strerror}); choose another address"
+        reason = getattr(error, "strerror", None) or "it is no name"
+        why = f"no server can listen on {host or repr(host)} port {port} ({reason}); choose another --host or --port"
         raise OSError(why) from None
     return found
 
@@ -67,9 +70,13 @@ class Server(uvicorn.Server):
         self._app, self._told, self._leaves = app, started, 0.0
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """Begin to end; a second signal ends at once."""
+        """Begin to end; a second signal ends at once, without what waits for threads that compute."""
         if self._app.leaving:
-            self.should_exit = self.force_exit = True
+            sys.stderr.write("ended at once\n")
+            os._exit(128 + sig)
+        left = self._app.plane.waiting
+        waits = f", when {left} request{'s are' if left > 1 else ' is'} answered; Ctrl-C ends at once" if left else ""
+        sys.stderr.write(f"ending{waits}\n")
         self._app.leaving, self._leaves = True, self._leaves or time.monotonic() + _GRACE
 
     async def on_tick(self, counter: int) -> bool:
