@@ -1,8 +1,9 @@
 """A plane inside KServe: a `kserve.Model` for each operation, by REST and gRPC, and the command of its container.
 
-    python -m sae_runtime.serve.kserve_model NAME=PATH... [--policy JSON] [--limits JSON] [the options of kserve's server]
+    python -m sae_runtime.serve.kserve_model NAME=PATH... [--policy JSON] [--limits JSON] [--http_port 8080]
 
-kserve reads the command line as soon as its server is imported, so options have kserve's own names here.
+All options of kserve's server are there. kserve reads the command line as soon as its server is imported, so options
+have kserve's own names here.
 """
 
 import argparse

@@ -24,8 +24,9 @@ def application(arguments: Mapping[str, Any]) -> Any:
 
     Args:
         arguments: `paths`, one or a list, as `sae-runtime serve` takes them; `api_key_file`, a key a line; `limits`,
-            fields of `Limits`; `policy`, fields of `Policy`, which bound edits; `options` of `ray.serve.deployment`, such as num_replicas. A replica computes with as
-            many threads as Ray gives it processors (`ray_actor_options: {num_cpus: 2}`).
+            fields of `Limits`; `policy`, fields of `Policy`, which bound edits; `options` of `ray.serve.deployment`,
+            such as num_replicas. A replica computes with as many threads as Ray gives it processors
+            (`ray_actor_options: {num_cpus: 2}`).
 
     Returns:
         What `serve.run`, and a Serve config file by its `import_path`, takes.
