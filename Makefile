@@ -73,7 +73,7 @@ kserve: .venv/dev.stamp .venv/kserve/bin/kserve
 .venv/kserve/bin/kserve:
 	$(PYTHON) -m venv .venv/kserve
 	.venv/kserve/bin/python -m pip install --quiet --disable-pip-version-check kserve==0.21.0 onnxruntime==1.32.0 \
-	    safetensors click tqdm tokenizers jinja2
+	    grpcio-tools==1.81.1 kubernetes==37.0.1 safetensors click tqdm tokenizers jinja2
 	touch $@
 
 # hadolint comes as a binary in its wheel.

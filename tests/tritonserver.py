@@ -17,7 +17,7 @@ BIN = HOME / "server" / "pytriton" / "tritonserver"
 STUB = BIN / "backends" / "python" / "triton_python_backend_stub"
 OLD_NUMPY = HOME / "python"
 """An environment with numpy 1; that of the tests has numpy 2."""
-_SECONDS = 120
+_SECONDS = 300
 
 
 def is_possible() -> bool:

@@ -6,7 +6,8 @@ import click
 
 from sae_runtime.cli import common
 from sae_runtime.cli.common import Run
-from sae_runtime.cli.options import WHOLE, Command
+from sae_runtime.cli.options import WHOLE, Command, from_config
+from sae_runtime.serve.policy import Policy
 
 _ENDS = 2**31  # Triton's numbers have 32 bits
 
@@ -32,6 +33,7 @@ _ENDS = 2**31  # Triton's numbers have 32 bits
 @click.option(
     "--delay", type=WHOLE, default=500, help="microseconds for which a request waits for others to merge with"
 )
+@from_config(Policy, "policy")
 @common.output("the repository, a folder")
 @common.running("force", "json")
 def command(
@@ -43,6 +45,7 @@ def command(
     threads: int | None,
     max_batch: int,
     delay: int,
+    policy: Policy,
     output: Path,
     run: Run,
 ) -> None:
@@ -51,7 +54,8 @@ def command(
     A PATH is a bundle or a deployed model, also as NAME=PATH or NAME@VERSION=PATH. A model of Triton is one operation
     of it: NAME.encode, NAME.features, ... by the Python backend, and NAME.encode_onnx, NAME.steer_onnx, ... by the ONNX
     backend. The repository holds copies of all that it needs, so it can be moved; the Python backend also needs
-    sae-runtime in Triton's Python. It is checked by the rules of Triton's backends.
+    sae-runtime in Triton's Python. It is checked by the rules of Triton's backends. With bounds for edits the graphs
+    for steering are left out, since a graph keeps none.
     """
     from sae_runtime.bundle.files import check_free
     from sae_runtime.exports.graphs.external import without_defaults
@@ -73,6 +77,7 @@ def command(
         threads=threads,
         max_batch=max_batch,
         delay=delay,
+        policy=policy,
     )
     loaded = open_all(paths, threads=threads)
     planned = plan(loaded, options, without_defaults, operations)

@@ -143,6 +143,7 @@ class Guards:
     Args:
         policy: of the server.
         loaded: what is served.
+        elsewhere: names of what other processes serve by the same policy, whose entries are not for this one.
 
     Raises:
         ValueError: the policy does not fit what is served, so that it would refuse all edits.
@@ -154,10 +155,10 @@ class Guards:
     ValueError: feature 3 may not be edited on this server; edit another one
     """
 
-    def __init__(self, policy: Policy, loaded: Sequence[Loaded]) -> None:
+    def __init__(self, policy: Policy, loaded: Sequence[Loaded], *, elsewhere: Collection[str] = ()) -> None:
         self.policy = policy
         served = [(one, sae) for one in loaded for sae in one.saes.items()]
-        every = {name for one, (own, _) in served for name in (one.name, own)}
+        every = {*elsewhere, *(name for one, (own, _) in served for name in (one.name, own))}
         self._guards = {
             (one.name, one.version, own): Guard(
                 policy,

@@ -1,8 +1,9 @@
 """A plane inside KServe: a `kserve.Model` for each operation, by REST and gRPC, and the command of its container.
 
-    python -m sae_runtime.serve.kserve_model NAME=PATH... [--http_port 8080] [the other options of kserve's server]
+    python -m sae_runtime.serve.kserve_model NAME=PATH... [--policy JSON] [--limits JSON] [--http_port 8080]
 
-kserve reads the command line as soon as its server is imported, so options have kserve's own names here.
+All options of kserve's server are there. kserve reads the command line as soon as its server is imported, so options
+have kserve's own names here.
 """
 
 import argparse
@@ -17,8 +18,13 @@ from kserve import model_server as kserve_server
 from kserve.errors import InvalidInput, ModelNotReady
 from numpy.typing import NDArray
 
+from sae_runtime.bundle.typed_json import read_json
+from sae_runtime.serve.catalogue import open_all
 from sae_runtime.serve.errors import Closing, Full, Refused, TimedOut
+from sae_runtime.serve.guarding import Guards
+from sae_runtime.serve.limits import Limits
 from sae_runtime.serve.plane import Plane
+from sae_runtime.serve.policy import Policy
 from sae_runtime.serve.tensors import Tensor
 
 
@@ -96,11 +102,15 @@ def main() -> None:
     """Serve what the command line names, until SIGTERM; what was accepted is answered first."""
     parser = argparse.ArgumentParser(description=__doc__, parents=[kserve_server.parser], allow_abbrev=False)
     parser.add_argument("paths", nargs="+", metavar="NAME=PATH", help="bundles and deployed models")
+    parser.add_argument("--policy", default="{}", metavar="JSON", help='bounds for edits: {"largest_multiple": 3}')
+    parser.add_argument("--limits", default="{}", metavar="JSON", help='limits of a request: {"rows": 4096}')
     options = parser.parse_args()
     if options.workers > 1:
         parser.error("one process serves all callers; give the InferenceService more replicas instead of --workers")
     try:
-        plane = Plane.open(options.paths)
+        limits, policy = read_json(Limits, options.limits, "--limits"), read_json(Policy, options.policy, "--policy")
+        loaded = open_all(options.paths)
+        plane = Plane(loaded, limits=limits, policy=Guards(policy, loaded))
     except (ValueError, OSError, ImportError, MemoryError) as error:
         sys.exit(f"error: {error}")
     try:

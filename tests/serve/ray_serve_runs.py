@@ -35,6 +35,14 @@ def encode(x: Any) -> tuple[int, Any]:
     return ask("/v2/models/mine.encode/infer", {"inputs": [tensor]})
 
 
+def steer(x: Any, **edit: Any) -> int:
+    tensors = [
+        {"name": "x", "shape": list(x.shape), "datatype": "FP32", "data": x.ravel().tolist()},
+        {"name": "edits", "shape": [1], "datatype": "BYTES", "data": [json.dumps({"edits": [edit]})]},
+    ]
+    return ask("/v2/models/mine.steer/infer", {"inputs": tensors})[0]
+
+
 def replicas() -> set[int]:
     found = set()
     for process in Path("/proc").glob("[0-9]*"):
@@ -59,7 +67,12 @@ def main() -> None:
     serve.start(http_options={"host": "127.0.0.1", "port": PORT})
     serve.run(
         application(
-            {"paths": [f"mine={bundle}", f"words={model}"], "limits": {"rows": 64}, "options": {"num_replicas": 2}}
+            {
+                "paths": [f"mine={bundle}", f"words={model}"],
+                "limits": {"rows": 64},
+                "policy": {"largest_edit": 5.0, "refuse_feature": ["mine:4"]},
+                "options": {"num_replicas": 2},
+            }
         )
     )
     sae, x = load(bundle), np.random.default_rng(0).standard_normal((5, 24), dtype=np.float32)
@@ -77,6 +90,14 @@ def main() -> None:
     seen["right"] = all(right(encode(x)) for _ in range(8))
     seen["features"] = ask("/v1/features", {"model": "words", "input": ["w4 w5"]})
     seen["wrong"] = [encode(x[:, :3])[0], encode(np.zeros((65, 24), np.float32))[0], ask("/v2/models/no")[0]]
+
+    seen["edits"] = [steer(x, feature=3, set=5.0), steer(x, feature=3, set=5.1), steer(x, feature=4, set=1.0)]
+    seen["refused"] = []
+    for wrong in ({"polcy": {}}, {"policy": {"largest": 5}}, {"policy": {"largest_edit": "5"}}, {"limits": {"row": 5}}):
+        try:
+            application({"paths": bundle, **wrong})
+        except ValueError as error:
+            seen["refused"].append(str(error))
 
     before, codes, done = replicas(), [], threading.Event()
 

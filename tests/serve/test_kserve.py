@@ -34,12 +34,12 @@ pytestmark = [pytest.mark.servers, pytest.mark.skipif(not PYTHON.is_file(), reas
 
 
 class Running:
-    """kserve's server with a bundle `mine` and a deployed model `words`."""
+    """kserve's server with a bundle `mine` and a deployed model `words`, and more options."""
 
-    def __init__(self, bundle: Path, model: Path, said: Path) -> None:
+    def __init__(self, bundle: Path, model: Path, said: Path, *more: str) -> None:
         self.bundle, self.model, self.said = bundle, model, said
         self.port, self.grpc_port = _free_port(), _free_port()
-        words = [PYTHON, SCRIPT, f"mine={bundle}", f"words={model}", "--http_port", self.port]
+        words = [PYTHON, SCRIPT, f"mine={bundle}", f"words={model}", *more, "--http_port", self.port]
         with said.open("wb") as out:
             self.process = subprocess.Popen(
                 [*map(str, words), "--grpc_port", str(self.grpc_port)],
@@ -47,10 +47,14 @@ class Running:
                 stdout=out,
                 stderr=subprocess.STDOUT,
             )
-        end = time.monotonic() + 60
+        end = time.monotonic() + 240
         while not self._ready():
             assert self.process.poll() is None and time.monotonic() < end, said.read_text()[-3000:]
             time.sleep(0.1)
+
+    def end(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(60) == 0, self.said.read_text()[-3000:]
 
     def _ready(self) -> bool:
         try:
@@ -95,8 +99,7 @@ def running(bundle_of: Callable[..., Path], tmp_path_factory: pytest.TempPathFac
     bundle = bundle_of("mutual")
     server = Running(bundle, deploy_words(folder / "words", bundle), folder / "said")
     yield server
-    server.process.send_signal(signal.SIGTERM)
-    assert server.process.wait(30) == 0, server.said.read_text()[-3000:]
+    server.end()
 
 
 def _rest(running: Running, model: str, inputs: dict[str, Any]) -> Any:
@@ -200,3 +203,34 @@ def test_callers_at_once_get_their_own_answers(running: Running) -> None:
     for x, answer in zip(rows, answers, strict=True):
         for name, array in zip(("indices", "values"), sae.encode_slots(x), strict=True):
             np.testing.assert_array_equal(answer.as_numpy(name), array)
+
+
+def test_bounds_and_limits_of_the_command_hold(running: Running, tmp_path: Path) -> None:
+    bounds, limits = '{"largest_edit": 5, "refuse_feature": ["mine:4"]}', '{"seconds": 1e-9, "rows": 8}'
+    own = Running(running.bundle, running.model, tmp_path / "said", "--policy", bounds, "--limits", limits)
+    try:
+        x = {"name": "x", "shape": [1, 1, 24], "datatype": "FP32", "data": [0.5] * 24}
+        for edit, said in (
+            ({"feature": 3, "set": 5.1}, "at most 5"),
+            ({"feature": 4, "set": 1}, "feature 4 may not be edited"),
+        ):
+            edits = {"name": "edits", "shape": [1], "datatype": "BYTES", "data": [json.dumps({"edits": [edit]})]}
+            code, answer = own.post("mine.steer", {"inputs": [x, edits]})
+            assert code == 400 and said in answer["error"], answer
+        code, answer = own.post("mine.encode", {"inputs": [x | {"shape": [9, 24], "data": [0.5] * 216}]})
+        assert code == 400 and "9" in answer["error"], answer
+        # No answer comes in so short a time, which is one of the ways in which a server is busy.
+        code, answer = own.post("mine.encode", {"inputs": [x | {"shape": [1, 24]}]})
+        assert code == 503 and "was not answered" in answer["error"], answer
+        assert own.grpc("mine.encode", x=np.zeros((1, 24), np.float32)).startswith("UNAVAILABLE: ")
+    finally:
+        own.end()
+
+
+@pytest.mark.parametrize("wrong", ['{"largest": 5}', '{"largest_edit": "5"}', '{"refuse_feature": ["mine:999"]}', "{"])
+def test_bounds_that_do_not_fit_stop_the_start(running: Running, wrong: str) -> None:
+    words = [PYTHON, "-m", "sae_runtime.serve.kserve_model", f"mine={running.bundle}", "--policy", wrong]
+    done = subprocess.run([*map(str, words)], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
+    lines = done.stderr.decode().strip().splitlines()
+    assert done.returncode == 1 and lines[-1].startswith("error: "), lines
+    assert "Traceback" not in done.stderr.decode()

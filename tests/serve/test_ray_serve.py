@@ -52,6 +52,7 @@ def test_ray_serve_answers_and_survives_a_killed_worker(bundle_of: Callable[...,
     assert seen["ready"] == 200 and seen["right"]
     code, features = seen["features"]
     assert code == 200, features
+    assert seen["edits"] == [200, 400, 400] and len(seen["refused"]) == 4, seen
     assert seen["wrong"] == [400, 413, 404]
     assert seen["replaced"] == 1 and seen["wrong_bits"] == 0 and seen["failed_afterwards"] == 0, seen
     # A request that the killed worker held may fail; callers see nothing else of it.

@@ -16,6 +16,8 @@ from sae_runtime import Edit, load, load_model
 from sae_runtime.bundle.folder import BundleError
 from sae_runtime.cli import main
 from sae_runtime.engine.sessions import open_session
+from sae_runtime.serve.errors import Invalid
+from sae_runtime.serve.triton.backend import open_plane
 from sae_runtime.serve.triton.config import from_text, to_text
 from sae_runtime.serve.triton.repository import check_repository, foreign
 
@@ -136,6 +138,32 @@ def test_deployed_model_is_exported_with_what_it_reads_and_nothing_else(bundle_o
     for one, other in zip(load_model(served.parent / config.parameters["path"]).features(texts), expected, strict=True):
         assert one.tokens == other.tokens
         np.testing.assert_array_equal(one.features.values, other.features.values)
+
+
+def test_bounds_for_edits_go_with_the_models_that_take_edits(bundle_of: BundleOf, tmp_path: Path) -> None:
+    paths = f"one={bundle_of('mutual')}", f"two={bundle_of('token')}"
+    exported(*paths, "--allow-feature", "two:3", "--largest-factor", 2, "-o", tmp_path / "r")
+    found = {config.name: config for config in check_repository(tmp_path / "r")}
+    assert {name for name, config in found.items() if "policy" in config.parameters} == {"one.steer", "two.steer"}
+    assert not [name for name in found if name.endswith(("steer_onnx", "steer_batched_onnx"))]
+    for name, allowed in (("one", False), ("two", True)):  # the list holds nothing of one, so nothing of one is allowed
+        version = tmp_path / "r" / f"{name}.steer" / "1"
+        plane = open_plane(f"{name}.steer", version, found[f"{name}.steer"].parameters, merge=False)
+        for feature, said in ((3, None if allowed else "may not be edited"), (4, "may not be edited")):
+            asked = {"x": make_x(2), "edits": np.array([f'[{{"feature": {feature}, "scale": 2.0}}]'.encode()], object)}
+            if said is None:
+                plane.infer(f"{name}.steer", asked)
+            else:
+                with pytest.raises(Invalid, match=said):
+                    plane.infer(f"{name}.steer", asked)
+        plane.close()
+    assert "list of features names 999" in refused(paths[0], "--allow-feature", "999", "-o", tmp_path / "s")
+    line = refused(paths[0], "--no-edits", "--operation", "steer_onnx", "-o", tmp_path / "s")
+    assert "steer_onnx is a graph, which has no bounds" in line
+    config = tmp_path / "r" / "two.steer" / "config.pbtxt"
+    config.write_text(config.read_text().replace("two:3", "two:999"))
+    with pytest.raises(ValueError, match="list of features names 999"):
+        check_repository(tmp_path / "r")
 
 
 def test_versions_share_one_model(bundle_of: BundleOf, tmp_path: Path) -> None:

@@ -33,10 +33,13 @@ pytestmark = [pytest.mark.servers, pytest.mark.skipif(not is_possible(), reason=
 TEXTS = ["w1 w2 w3", "", "w5 naïve 🍰 w7", *some_words(5, 9)]
 
 
-def export(repository: Path, *paths: object) -> None:
-    """Write a repository of the Python backend and take away what it was made of."""
-    words = ["export-triton", *map(str, paths), "--backend", "python", "--delay", "20000", "-o", str(repository)]
-    result = CliRunner().invoke(main, words)
+POOLING = {"word_embedding_dimension": 24, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+
+
+def export(repository: Path, *words: object) -> None:
+    """Write a repository of the Python backend."""
+    words = ("export-triton", *words, "--backend", "python", "--delay", "20000", "-o", repository)
+    result = CliRunner().invoke(main, [str(word) for word in words])
     assert result.exit_code == 0, result.output
 
 
@@ -56,14 +59,30 @@ def served(bundle_of: Callable[..., Path], tmp_path_factory: pytest.TempPathFact
     """Bundles and deployed models in a server whose repository was moved after it was written."""
     home = tmp_path_factory.mktemp("triton")
     model = deploy(home / "bert", "bert", {"bundle": bundle_of("mutual")})
+    pool_first_token(model)
     writer = deploy(home / "gpt2", "gpt2", {"bundle": bundle_of("mutual")})
     paths = (f"sae={bundle_of('mutual')}", f"token={bundle_of('token')}", f"words={model}", f"writer={writer}")
     export(home / "made", *paths)
     moved = shutil.move(home / "made", home / "elsewhere")
+    bounds = ("--largest-edit", 5, "--refuse-feature", "bounded:4", "--instances", 2)
+    export(home / "more", f"bounded={bundle_of('mutual')}", *bounds, "--operation", "steer")
+    shutil.move(home / "more" / "bounded.steer", moved)
     explicit = ("--model-control-mode=explicit", "--load-model=*")
     with tritonserver(Path(moved), home / "log", more=explicit) as running:
         opened = load(bundle_of("mutual")), load(bundle_of("token")), load_model(model), load_model(writer)
         yield Served(running, *opened)
+
+
+def pool_first_token(model: Path) -> None:
+    """Make a model's vectors those of its first tokens, as sentence-transformers writes that."""
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    listed = [
+        {"idx": idx, "name": str(idx), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for idx, (path, kind) in enumerate(modules)
+    ]
+    (model / "modules.json").write_text(json.dumps(listed))
+    (model / "1_Pooling").mkdir()
+    (model / "1_Pooling" / "config.json").write_text(json.dumps(POOLING))
 
 
 def call(
@@ -150,6 +169,32 @@ def test_edits_of_texts_reach_their_own_text(served: Served, by: Any) -> None:
         np.testing.assert_allclose(hidden, expected[number]["last_hidden_state"], atol=1e-4)
         moved = np.abs(hidden - plain[number]["last_hidden_state"]).max() > 1e-3
         assert moved == (number == 0)
+
+
+@both
+def test_vectors_are_pooled_as_the_folder_says(served: Served, by: Any) -> None:
+    texts = TEXTS[:3]
+    found = call(served.running, by, "words.embed", {"text": texts_of(*texts)})["embedding"]
+    first = [run["last_hidden_state"][0] for run in served.model.run(texts)]
+    np.testing.assert_allclose(found, first, atol=1e-5)
+    edits = texts_of(json.dumps([{"feature": 3, "set": 8.0}]))
+    edited = call(served.running, by, "words.embed", {"text": texts_of(*texts), "edits": edits})["embedding"]
+    np.testing.assert_allclose(edited, served.model.embed(texts, [Edit.set(3, 8.0)]), atol=1e-5)
+    assert np.abs(edited - found).max() > 1e-3
+
+
+@both
+def test_bounds_for_edits_hold(served: Served, by: Any) -> None:
+    x = make_x(2)
+
+    def steer(edit: dict[str, Any]) -> Any:
+        arrays = {"x": ("FP32", x[None]), "edits": texts_of(json.dumps([edit]))}
+        return call(served.running, by, "bounded.steer", arrays)["y"][0]
+
+    np.testing.assert_array_equal(steer({"feature": 3, "set": 5.0}), served.sae.steer(x, Edit.set(3, 5.0)))
+    for edit, said in (({"feature": 3, "set": 5.1}, "at most 5"), ({"feature": 4, "set": 1.0}, "may not be edited")):
+        with pytest.raises(InferenceServerException, match=said):
+            steer(edit)
 
 
 @both
@@ -246,6 +291,20 @@ def test_killed_program_of_a_model_is_survived(served: Served) -> None:
         client.load_model("token.encode")
     found = call(running, tritonclient.http, "token.encode", x)
     np.testing.assert_array_equal(found["values"], served.token.encode_slots(make_x(3))[1])
+
+
+def test_one_of_two_killed_programs_of_a_model(served: Served) -> None:
+    """Of a model with two instances, the other one goes on to answer the requests that it gets."""
+    x, running = {"x": ("FP32", make_x(3)[None])}, served.running
+    os.kill(running.stub("bounded.steer"), signal.SIGKILL)
+    codes = []
+    for _ in range(20):
+        try:
+            found = call(running, tritonclient.http, "bounded.steer", x)
+            codes.append(200 if np.array_equal(found["y"][0], make_x(3)) else 0)
+        except InferenceServerException as error:
+            codes.append(int(error.status()))
+    assert 0 not in codes and 200 in codes, codes
 
 
 def test_with_numpy_2_numbers_are_right_and_texts_are_refused(bundle_of: Callable[..., Path], tmp_path: Path) -> None:

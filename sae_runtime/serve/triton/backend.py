@@ -1,7 +1,8 @@
 """A model of Triton's Python backend over our plane. A repository's model.py imports it from here."""
 
+import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
@@ -9,16 +10,58 @@ from typing import Any
 
 import numpy as np
 
+from sae_runtime.bundle.typed_json import read_json
 from sae_runtime.engine.sessions import CPU, CUDA, Provider
 from sae_runtime.serve.catalogue import open_all
 from sae_runtime.serve.errors import Closing, Full, Invalid, NotFound, TimedOut
+from sae_runtime.serve.guarding import Guards
 from sae_runtime.serve.plane import Plane
+from sae_runtime.serve.policy import Policy
 from sae_runtime.serve.triton.wire import Wire
 
 PROGRAM = "from sae_runtime.serve.triton.backend import TritonPythonModel as TritonPythonModel\n"
 """The text of a repository's model.py."""
 _LOOK = 0.05  # seconds between looks for a caller that has left
 _CODES = {NotFound: "NOT_FOUND", Invalid: "INVALID_ARG", Full: "UNAVAILABLE", Closing: "UNAVAILABLE"}
+
+
+def policy_parameters(policy: Policy, names: Collection[str]) -> dict[str, str]:
+    """Bounds for edits as parameters of a configuration.
+
+    Args:
+        policy: of the repository.
+        names: of all that the repository serves, and of its SAEs; an entry of the policy may begin with one.
+
+    >>> policy_parameters(Policy(largest_edit=5.0), ["mine"])
+    {'policy': '{"largest_edit": 5.0}', 'names': '["mine"]'}
+    """
+    if not policy.bounded:
+        return {}
+    fields = [field for field in dataclasses.fields(policy) if getattr(policy, field.name) != field.default]
+    return {
+        "policy": json.dumps({field.name: getattr(policy, field.name) for field in fields}),
+        "names": json.dumps(sorted(names)),
+    }
+
+
+def open_plane(name: str, version: Path, parameters: Mapping[str, str], *, merge: bool, **options: Any) -> Plane:
+    """What a version of a model of the Python backend serves, within its bounds for edits.
+
+    Args:
+        name: of the model, such as "my-sae.steer".
+        version: its folder.
+        parameters: of its configuration.
+        merge: of `Plane`.
+        options: of `open_all`.
+
+    Raises:
+        ValueError: the bounds do not fit, or what is served cannot be opened.
+    """
+    own = name.rpartition(".")[0]
+    loaded = open_all([f"{own}@{version.name}={version / parameters['path']}"], **options)
+    policy = read_json(Policy, parameters.get("policy", "{}"), "the parameter policy")
+    names = read_json(tuple[str, ...], parameters.get("names", "[]"), "the parameter names")
+    return Plane(loaded, policy=Guards(policy, loaded, elsewhere=names), merge=merge)
 
 
 class TritonPythonModel:
@@ -32,15 +75,20 @@ class TritonPythonModel:
         parameters = {key: entry["string_value"] for key, entry in config.get("parameters", {}).items()}
         self._utils, self._wire = utils, Wire(utils)
         self._wire.refuse_texts(config)
-        path = Path(args["model_repository"], args["model_version"], parameters["path"])
         providers: Sequence[Provider] = CPU
         if args["model_instance_kind"] == "GPU":
             providers = ((CUDA, {"device_id": args["model_instance_device_id"]}), *CPU)
         threads = parameters.get("threads")
-        loaded = open_all([f"served={path}"], providers=providers, threads=None if threads is None else int(threads))
+        self._name = config["name"]
         # Without a batch, Triton gives one request after another, and a trial of merging would be for nothing.
-        self._plane = Plane(loaded, merge=config.get("max_batch_size", 0) > 0)
-        self._name = f"served.{parameters['operation']}"
+        self._plane = open_plane(
+            self._name,
+            Path(args["model_repository"], args["model_version"]),
+            parameters,
+            merge=config.get("max_batch_size", 0) > 0,
+            providers=providers,
+            threads=None if threads is None else int(threads),
+        )
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer requests, which the plane may merge."""

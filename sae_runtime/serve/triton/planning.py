@@ -6,7 +6,7 @@ so on. A deployed model gives models of the Python backend alone, since texts be
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sae_runtime.bundle.external_data import external_files
@@ -17,13 +17,17 @@ from sae_runtime.bundle.parts import NAMES
 from sae_runtime.deployed.layout import Layout
 from sae_runtime.sae import SAE
 from sae_runtime.serve.catalogue import Loaded
+from sae_runtime.serve.guarding import Guards
 from sae_runtime.serve.plane import Plane
+from sae_runtime.serve.policy import Policy
 from sae_runtime.serve.triton.backend import PROGRAM as PROGRAM_TEXT
+from sae_runtime.serve.triton.backend import policy_parameters
 from sae_runtime.serve.triton.config import ConfigTensor, ModelConfig
 from sae_runtime.serve.triton.repository import BACKENDS, GRAPH, PROGRAM, SERVED, Planned, Source
 from sae_runtime.serve.triton.rules import Form, signature
 
 ONNX, PYTHON = BACKENDS
+_STEERS = ("steer_onnx", "steer_batched_onnx")
 _BY_ROWS = ("encode", "decode")  # operations of which Triton may merge requests: a row of each tensor is a row of all
 
 WithoutDefaults = Callable[[Path, Path], None]
@@ -41,6 +45,7 @@ class TritonOptions:
         threads: of an operator; None: all cores.
         max_batch: rows up to which Triton merges requests; 0: it merges none.
         delay: microseconds for which a request waits for others.
+        policy: bounds for edits. Graphs know none, so steer_onnx and steer_batched_onnx are left out where there are.
     """
 
     backends: tuple[str, ...] = BACKENDS
@@ -49,6 +54,7 @@ class TritonOptions:
     threads: int | None = None
     max_batch: int = 4096
     delay: int = 500
+    policy: Policy = field(default_factory=Policy)
 
 
 def plan(
@@ -66,14 +72,21 @@ def plan(
         operations: which are wanted, such as "encode" or "steer_onnx"; none: all.
 
     Raises:
-        ValueError: nothing has a wanted operation.
+        ValueError: nothing has a wanted operation, or the policy does not fit.
     """
+    if options.policy.bounded and (free := [operation for operation in operations if operation in _STEERS]):
+        raise ValueError(
+            f"{free[0]} is a graph, which has no bounds for edits; name the operation steer, which the Python backend "
+            "answers within them"
+        )
+    Guards(options.policy, loaded)
+    bounds = policy_parameters(options.policy, {name for one in loaded for name in (one.name, *one.saes)})
     found: list[Planned] = []
     for one in loaded:
         if ONNX in options.backends and one.sae is not None:
             found += _of_onnx(one, one.sae, options, without_defaults)
         if PYTHON in options.backends:
-            found += _of_python(one, options)
+            found += _of_python(one, options, bounds)
     known = {planned.config.name.rpartition(".")[2] for planned in found}
     for operation in operations:
         if operation not in known:
@@ -118,7 +131,7 @@ def _of_onnx(one: Loaded, sae: SAE, options: TritonOptions, without_defaults: Wi
     batched = options.max_batch > 0
     yield planned("encode_onnx", ENCODE.file, batched)
     yield planned("decode_onnx", DECODE.file, batched)
-    if STEER.fits(sae.manifest):
+    if STEER.fits(sae.manifest) and not options.policy.bounded:
         yield planned("steer_onnx", STEER.file, False)
         if batched:
             yield planned("steer_batched_onnx", STEER.file, True, all_required=True)
@@ -132,7 +145,7 @@ def _tensors(forms: Mapping[str, Form], batched: bool, optional: Sequence[str] =
     )
 
 
-def _of_python(one: Loaded, options: TritonOptions) -> Iterator[Planned]:
+def _of_python(one: Loaded, options: TritonOptions, bounds: Mapping[str, str]) -> Iterator[Planned]:
     content, path = _served(one)
     plane = Plane([one], merge=False)
     try:
@@ -151,6 +164,8 @@ def _of_python(one: Loaded, options: TritonOptions) -> Iterator[Planned]:
             for some in (takes, operation.outputs)
         ]
         parameters = {"operation": kind, "path": path}
+        if any(tensor.name == "edits" for tensor in operation.inputs):
+            parameters |= bounds
         parameters |= {} if options.threads is None else {"threads": str(options.threads)}
         config = ModelConfig(
             name=operation.name,

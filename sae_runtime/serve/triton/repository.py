@@ -18,9 +18,8 @@ from sae_runtime.bundle import files
 from sae_runtime.bundle.external_data import check_external
 from sae_runtime.bundle.graphs import JOINT
 from sae_runtime.core.printable import printable
-from sae_runtime.serve.catalogue import open_all
 from sae_runtime.serve.errors import NotFound
-from sae_runtime.serve.plane import Plane
+from sae_runtime.serve.triton.backend import open_plane
 from sae_runtime.serve.triton.config import WRITTEN, ModelConfig, from_text, to_text
 from sae_runtime.serve.triton.rules import faults, signature
 
@@ -167,10 +166,12 @@ def _python_faults(version: Path, config: ModelConfig) -> Iterator[str]:
         yield f"version {version.name} has no {PROGRAM}"
     if config.max_batch_size > 0 and operation in _NEVER_MERGED:
         yield f"{operation} is never merged over requests, so max_batch_size must be 0"
-    path = version / config.parameters.get("path", SERVED)
-    plane = Plane(open_all([f"served={path}"]), merge=False)
+    if config.name.rpartition(".")[2] != operation:
+        yield f"its name ends in no .{operation}, the operation that it serves"
+        return
+    plane = open_plane(config.name, version, {"path": SERVED, **config.parameters}, merge=False)
     try:
-        known = plane.metadata(f"served.{operation}")
+        known = plane.metadata(config.name)
     except NotFound as error:
         yield f"version {version.name}: {error}"
         return
