@@ -3,6 +3,7 @@
 {"edits": [{"feature": 12, "set": 8.0}, {"feature": "a label", "add": "x2"}], "gate": "text", "features": 5}
 """
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
