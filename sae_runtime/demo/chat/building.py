@@ -3,11 +3,13 @@
 import importlib
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import click
 
+from sae_runtime.activations.stored import INDEX, open_activations
 from sae_runtime.exports.export import export
 from sae_runtime.exports.splice.splicing import Splice, splice
 from sae_runtime.train import HarvestConfig, TrainConfig, fit
@@ -49,16 +51,19 @@ def step(path: Path, make: Callable[[Path], object]) -> None:
     if path.exists():
         return
     click.echo(f"making {path}", err=True)
+    begun = time.process_time()
     part = path.with_name(f"{path.name}.part")
     if part.exists():
         shutil.rmtree(part)
     make(part)
     os.replace(part, path)
+    click.echo(f"made {path} in {time.process_time() - begun:.0f} s of processor time", err=True)
 
 
 def _fit(config: HarvestConfig, activations: Path, sae: Path) -> None:
     """Harvest and fit, each from where it was interrupted."""
-    held = harvest(config, activations, progress=True)
+    whole = (activations / INDEX).is_file()
+    held = open_activations(activations) if whole else harvest(config, activations, progress=True)
     state = sae.with_name("run-state")
     settings = TrainConfig(allocation="mutual", k=K, d_sae=D_SAE, tokens=FITTED, seed=0, device="cpu")
     fit(held, sae, settings, run_state=state, run_state_seconds=30, resume=True, progress=True)

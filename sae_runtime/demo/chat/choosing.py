@@ -48,7 +48,10 @@ def candidates(model: Model, texts: Path, count: int) -> list[tuple[int, float]]
 
 
 def sets(path: Path) -> tuple[list[str], list[str]]:
-    """Paragraphs that have two words of the concept at least, and paragraphs that have none, in an order by chance."""
+    """Paragraphs that have two words of the concept at least, and paragraphs that have none, in an order by chance.
+
+    No paragraph with an address counts: features that tell texts with addresses from others are about slashes.
+    """
     blocks = [
         " ".join(block.split())
         for line in path.read_text().splitlines()
@@ -63,7 +66,7 @@ def sets(path: Path) -> tuple[list[str], list[str]]:
 
 
 def _is_prose(text: str) -> bool:
-    return sum(character.isalpha() or character == " " for character in text) > 0.85 * len(text)
+    return "://" not in text and sum(c.isalpha() or c == " " for c in text) > 0.85 * len(text)
 
 
 def trials(

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 
 CONCEPT = "the internet"
 _WORDS = re.compile(
-    r"\b(internet|online|web|websites?|networks?|servers?|e-?mails?|links?|urls?|https?|www|hosts?|hostname)\b",
-    re.IGNORECASE,
+    r"\b(internet|online|web|webpages?|websites?|browsers?|networks?|servers?|e-?mails?|urls?|https?|www)\b", re.IGNORECASE
 )
 
 
