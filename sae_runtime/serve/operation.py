@@ -1,4 +1,4 @@
-"""One thing that a loaded model does, with the tensors that it takes and gives."""
+"""One thing that a loaded model does, with the tensors that it takes and gives, and what protocols say of it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -32,3 +32,36 @@ class Operation:
     ranks: Mapping[str, int] = field(default_factory=dict)
     tensors: Callable[[Any], Arrays] | None = None
     is_long: bool = False
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A line of the index.
+
+    Attributes:
+        name: such as "my-sae.encode".
+        version: of the model.
+        state: "READY", or "UNAVAILABLE" when the server ends.
+        reason: why it is not ready; else "".
+    """
+
+    name: str
+    version: str
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a protocol says of one operation of a model.
+
+    Attributes:
+        name: such as "my-sae.encode".
+        versions: of the model.
+        inputs, outputs: tensors.
+    """
+
+    name: str
+    versions: tuple[str, ...]
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]

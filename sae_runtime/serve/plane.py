@@ -1,12 +1,10 @@
 """The plane: everything that is served, by name, with numpy arrays in and out and no HTTP."""
 
 import functools
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,52 +14,20 @@ from sae_runtime.core.edits import Edit
 from sae_runtime.core.gates import Gate
 from sae_runtime.core.labels import shown
 from sae_runtime.deployed.text_features import TextFeatures
+from sae_runtime.serve.admission import Admission
 from sae_runtime.serve.bundle_operations import bundle_operations
 from sae_runtime.serve.catalogue import OPERATIONS, Loaded, chosen, open_all
-from sae_runtime.serve.errors import Closing, Full, Invalid, NotFound, TimedOut, TooLarge, refusal
+from sae_runtime.serve.errors import Closing, Invalid, NotFound, TimedOut, refusal
 from sae_runtime.serve.guarding import Guards
 from sae_runtime.serve.limits import Limits
 from sae_runtime.serve.live import Live
-from sae_runtime.serve.operation import Operation
+from sae_runtime.serve.operation import Listed, Metadata, Operation
 from sae_runtime.serve.row_lane import RowLane
 from sae_runtime.serve.scheduler import Job, Scheduler
-from sae_runtime.serve.tensors import Arrays, Tensor, as_bytes, checked, size_of
+from sae_runtime.serve.tensors import Arrays, as_bytes, checked, size_of
 from sae_runtime.serve.text_operations import resolved, text_operations
 from sae_runtime.serve.text_sharing import Work
 from sae_runtime.serve.writing import Prompt, WritingLane, Written, texts_of
-
-
-@dataclass(frozen=True)
-class Listed:
-    """A line of the index.
-
-    Attributes:
-        name: such as "my-sae.encode".
-        version: of the model.
-        state: "READY", or "UNAVAILABLE" when the server ends.
-        reason: why it is not ready; else "".
-    """
-
-    name: str
-    version: str
-    state: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Metadata:
-    """What a protocol says of one operation of a model.
-
-    Attributes:
-        name: such as "my-sae.encode".
-        versions: of the model.
-        inputs, outputs: tensors.
-    """
-
-    name: str
-    versions: tuple[str, ...]
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
 
 
 class Plane:
@@ -69,6 +35,9 @@ class Plane:
 
     Requests that share a product are merged, where this keeps the bits of a bundle's answers. One thread computes, and
     takes the kinds of work in turn.
+
+    Attributes:
+        admission: counts the requests that wait or run.
 
     Args:
         loaded: what is served, as `catalogue.open_all` gives it.
@@ -104,7 +73,7 @@ class Plane:
                     if isinstance(operation.lane, RowLane):
                         operation.lane.merged = functools.partial(watcher.merged, one, operation.name)
         self._found: dict[tuple[str, Any], tuple[Loaded, Operation]] = {}
-        self._lock, self._waiting, self._bytes, self._closing = threading.Lock(), 0, 0, False
+        self.admission = Admission(self.limits)
         every = [op for ops in self._operations.values() for op in ops.values()]
         self._scheduler = Scheduler([op.lane for op in every if not op.is_long])
         self._long = Scheduler([op.lane for op in every if op.is_long], name="sae-runtime serve, long")
@@ -117,7 +86,7 @@ class Plane:
     @property
     def ready(self) -> bool:
         """Whether new requests are taken."""
-        return not self._closing
+        return not self.admission.closing
 
     @property
     def watcher(self) -> Live | None:
@@ -127,16 +96,16 @@ class Plane:
     @property
     def waiting_bytes(self) -> int:
         """Bytes of the arrays and texts of requests that wait or run."""
-        return self._bytes
+        return self.admission.waiting_bytes
 
     @property
     def waiting(self) -> int:
         """Number of requests that wait or run."""
-        return self._waiting
+        return self.admission.waiting
 
     def index(self) -> list[Listed]:
         """All operations of all models."""
-        state, reason = ("UNAVAILABLE", "the server ends") if self._closing else ("READY", "")
+        state, reason = ("UNAVAILABLE", "the server ends") if self.admission.closing else ("READY", "")
         return [
             Listed(f"{name}.{operation}", str(version), state, reason)
             for (name, version), operations in self._operations.items()
@@ -289,35 +258,12 @@ class Plane:
 
     def close(self, drain: float = 30.0) -> None:
         """Take no new requests, finish what was accepted, for so many seconds at most, and end the thread."""
-        with self._lock:
-            self._closing = True
+        self.admission.close()
         until = time.monotonic() + drain
         for scheduler in (self._scheduler, self._long):
             scheduler.close(max(until - time.monotonic(), 0), lambda: Closing("the server ends; ask another one"))
         for one in self.loaded:
             one.close()
-
-    def admit(self, size: int) -> None:
-        """Count a request of so many bytes that waits or runs; `leave` ends it.
-
-        Raises:
-            Closing: the server ends.
-            Full: too much waits.
-            TooLarge: the request alone is more than may wait.
-        """
-        with self._lock:
-            if self._closing:
-                raise Closing("the server ends; ask another one")
-            if size > self.limits.waiting_bytes:
-                raise TooLarge(f"the request has {size} bytes, and this server holds {self.limits.waiting_bytes}")
-            if self._waiting >= self.limits.waiting or self._bytes + size > self.limits.waiting_bytes:
-                raise Full(1.0, f"{self._waiting} requests wait already")
-            self._waiting, self._bytes = self._waiting + 1, self._bytes + size
-
-    def leave(self, size: int) -> None:
-        """End what `admit` counted."""
-        with self._lock:
-            self._waiting, self._bytes = self._waiting - 1, self._bytes - size
 
     def _submit(
         self,
@@ -328,8 +274,7 @@ class Plane:
         form: Callable[[Any], Any] | None,
         timeout: float | None,
     ) -> "Future[Any]":
-        if self._closing:
-            raise Closing("the server ends; ask another one")
+        self.admission.check_open()
         begun = time.monotonic()
         try:
             work, rows = accept()
@@ -337,11 +282,11 @@ class Plane:
             raise refusal(error) from None
         seconds = self.limits.seconds if timeout is None else min(timeout, self.limits.seconds)
         size = size_of(arrays)
-        self.admit(size)
+        self.admission.enter(size)
         job = Job(work, rows, begun + seconds, form)
 
         def ended(future: "Future[Any]") -> None:
-            self.leave(size)
+            self.admission.leave(size)
             if self._watcher is not None:
                 error = CancelledError() if future.cancelled() else future.exception()
                 self._watcher.answered(loaded, operation.name, seconds=time.monotonic() - begun, rows=rows, error=error)

@@ -338,12 +338,12 @@ def test_who_leaves_ends_its_answer(served: Served, monkeypatch: pytest.MonkeyPa
 
 def test_a_full_server_says_when_to_come_again(served: Served) -> None:
     for _ in range(LIMITS.waiting):
-        served.plane.admit(0)
+        served.plane.admission.enter(0)
     try:
         answer = httpx.post(f"{served.url}/v1/completions", json={"model": "writer", "prompt": "w1"})
     finally:
         for _ in range(LIMITS.waiting):
-            served.plane.leave(0)
+            served.plane.admission.leave(0)
     assert (
         answer.status_code == 503
         and answer.headers["Retry-After"] == "1"

@@ -344,7 +344,7 @@ def test_full_plane_refuses_and_says_when_to_come_again(plane: Plane) -> None:
     held.set()
     assert all(future.result(60) for future in futures if not future.cancelled())
     with pytest.raises(TooLarge):
-        plane.admit(1 << 21)
+        plane.admission.enter(1 << 21)
     assert plane.waiting == 0
 
 
