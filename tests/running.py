@@ -12,16 +12,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sae_runtime.serve.http.app import app
+from sae_runtime.serve.http.app import App
 from sae_runtime.serve.http.server import Server, listen
 from sae_runtime.serve.plane import Plane
 
 
 @contextlib.contextmanager
 def running(plane: Plane, **options: Any) -> Iterator[str]:
-    """Serve a plane from a thread; gives the address, and closes the plane at the end. `options` are those of `app`."""
+    """Serve a plane from a thread; gives the address, and closes the plane at the end. `options` are those of `App`."""
     socket, ready = listen("127.0.0.1", 0), threading.Event()
-    server = Server(app(plane, **options), started=ready.set)
+    server = Server(App(plane, **options), started=ready.set)
     thread = threading.Thread(target=server.run, args=([socket],), daemon=True)
     thread.start()
     try:

@@ -51,7 +51,7 @@ def command(
     require("serve")
     from sae_runtime.serve.catalogue import open_all
     from sae_runtime.serve.guarding import Guards
-    from sae_runtime.serve.http.app import app
+    from sae_runtime.serve.http.app import App
     from sae_runtime.serve.http.keys import is_loopback, read_keys
     from sae_runtime.serve.http.server import Server, hosts_of, listen
     from sae_runtime.serve.live import Live
@@ -70,7 +70,7 @@ def command(
         def started() -> None:
             click.echo(f"serving on http://{shown}:{address[1]}")
 
-        served = app(plane, keys=keys, hosts=hosts_of(host, keys), log=sys.stderr if access_log else None)
+        served = App(plane, keys=keys, hosts=hosts_of(host, keys), log=sys.stderr if access_log else None)
         Server(served, started=started).run([socket])
 
 

@@ -46,14 +46,14 @@ def application(arguments: Mapping[str, Any]) -> Any:
 
     def build() -> Any:
         """The ASGI application, made where it runs."""
-        from sae_runtime.serve.http.app import app
+        from sae_runtime.serve.http.app import App
         from sae_runtime.serve.http.keys import read_keys
 
         threads = max(int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)), 1)
         keys = () if key_file is None else read_keys(Path(key_file))
         loaded = open_all(paths, threads=threads)
         plane = Plane(loaded, limits=limits, policy=Guards(policy, loaded), watcher=Live(loaded))
-        return app(plane, keys=keys)
+        return App(plane, keys=keys)
 
     deployment = serve.deployment(serve.ingress(build)(), name="sae-runtime", **arguments.get("options", {}))
     return deployment.bind()

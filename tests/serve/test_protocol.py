@@ -14,7 +14,7 @@ from running import asked, running
 
 import sae_runtime
 from sae_runtime.serve.catalogue import open_all
-from sae_runtime.serve.http.app import app
+from sae_runtime.serve.http.app import App
 from sae_runtime.serve.limits import Limits
 from sae_runtime.serve.live import Live
 from sae_runtime.serve.plane import Plane
@@ -171,5 +171,5 @@ def test_connection_that_closed_while_its_answer_was_made_is_no_fault(bundle: Pa
 
     plane = Plane.open([f"mine={bundle}"])
     scope = {"type": "http", "method": "GET", "path": "/v2", "headers": []}
-    asyncio.run(app(plane)(scope, receive, send))
+    asyncio.run(App(plane)(scope, receive, send))
     plane.close()

@@ -25,13 +25,7 @@ _PATIENCE = 2.0  # seconds that a body may take which is not used
 _LEFT = Said(499, b"")  # what nobody reads
 
 
-def app(
-    plane: Plane,
-    *,
-    keys: Sequence[bytes] = (),
-    hosts: Collection[str] | None = None,
-    log: TextIO | None = None,
-) -> "App":
+class App:
     """The application of a server, for any ASGI server.
 
     Args:
@@ -40,23 +34,21 @@ def app(
         hosts: names under which browsers may ask; None: any.
         log: gets a line for each request, without contents; None: nothing does.
 
-    >>> from sae_runtime.serve.plane import Plane
-    >>> app(Plane.open([f"mine={bundle_path}"])).plane.close()
-    """
-    return App(plane, keys=keys, hosts=hosts, log=log)
-
-
-class App:
-    """See `app`.
-
     Attributes:
         plane: what is served.
         leaving: whether the server is about to end: it is not ready, answers what still comes, and keeps no connection.
         metrics: what /metrics shows.
+
+    >>> App(Plane.open([f"mine={bundle_path}"])).plane.close()
     """
 
     def __init__(
-        self, plane: Plane, *, keys: Sequence[bytes], hosts: Collection[str] | None, log: TextIO | None
+        self,
+        plane: Plane,
+        *,
+        keys: Sequence[bytes] = (),
+        hosts: Collection[str] | None = None,
+        log: TextIO | None = None,
     ) -> None:
         self.plane, self.leaving, self.metrics = plane, False, Metrics(plane)
         self._keys, self._hosts, self._log, self._held = tuple(keys), hosts, log, 0
