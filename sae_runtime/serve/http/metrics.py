@@ -44,6 +44,7 @@ class Metrics:
         http: requests by route and code. A route is the form of a path and no path, which a caller makes up.
 
     >>> from sae_runtime.serve.catalogue import open_all
+    >>> from sae_runtime.serve.live import Live
     >>> loaded = open_all([f"mine={bundle_path}"])
     >>> plane = Plane(loaded, watcher=Live(loaded))
     >>> 'sae_runtime_l0{model="mine",of="recent",sae="mine",version="1"}' in Metrics(plane).text().decode()
