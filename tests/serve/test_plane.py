@@ -236,7 +236,7 @@ def job(work: str, rows: int, seconds: float = 60.0) -> Job:
     return Job(work, rows, time.monotonic() + seconds)
 
 
-def test_long_request_holds_up_short_ones_by_one_tile_and_goes_on_with_each() -> None:
+def test_long_request_holds_up_short_ones_by_one_tile_and_goes_on_itself() -> None:
     shares = Slow()
     lane = RowLane(shares)
     long, short = job("along", 100), job("ashort", 1)
@@ -245,7 +245,10 @@ def test_long_request_holds_up_short_ones_by_one_tile_and_goes_on_with_each() ->
     lane.put(short)
     lane.tick()
     assert short.future.result(0) == 1
-    assert sum(end - begin for pieces in shares.ran for work, begin, end in pieces if work == "along") == 19
+    assert shares.ran[1:] == [[("ashort", 0, 1)]]  # does not wait for as many rows as a tile holds a second time
+    lane.put(job("a2", 1))
+    lane.tick()
+    assert shares.ran[2] == [("along", 10, 19), ("a2", 0, 1)]  # the long one goes on, whoever else comes
     while lane.ready():
         lane.put(job("amore", 3)) if len(shares.ran) < 30 else None
         lane.tick()
