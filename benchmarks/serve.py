@@ -237,9 +237,8 @@ def beside_a_large_one(server: Server, saes: Mapping[str, SAE], rng: np.random.G
     small = callers_of(one, 8, every=every, group="one row")
     big = [Caller((infer_request(f"{LARGE}.encode", {"x": large}),), group="16,384 rows")]
     print(f"\nA tile has {rows} rows at d_sae 24,576 and takes {tile:.1f} ms in the bare loop.\n")
-    print(
-        f"| 8 callers of one row, each every {1e3 * every:.0f} ms | p50, ms | p90, ms | p99, ms | longest, ms | requests |"
-    )
+    print(f"| 8 callers of one row, each every {1e3 * every:.0f} ms ", end="")
+    print("| p50, ms | p90, ms | p99, ms | longest, ms | requests |")
     print("|---|---|---|---|---|---|")
     for title, callers in (("alone", small), ("beside a caller of 16,384 rows", small + big)):
         seen = call(server.port, callers, 6 * plan.seconds, pid=server.pid)
