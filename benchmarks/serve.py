@@ -2,7 +2,7 @@
 
 The SAEs are random directions with thresholds for an L0 of 16, d_in 384 (made_sae.py). Callers are one more process,
 whose processor time is measured and taken off. All servers stay open; they take turns, and each round begins with
-another. The columns:
+another. On two cores with all peers it takes at most 10 minutes. The columns:
 
 - requests/s and rows/s by the clock;
 - processor: milliseconds of the server's processor time a request;
@@ -13,6 +13,7 @@ another. The columns:
 import functools
 import io
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -163,11 +164,12 @@ def answers_are_right(server: Server, calls: Sequence[Call], saes: Mapping[str, 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long each turn takes, how many there are, and how many callers."""
+    """How long each turn takes, how many there are, how many callers, and after what time a table begins no round."""
 
     seconds: float
     rounds: int
     callers: int
+    table: float
 
 
 def table(load_: Load, servers: Mapping[str, tuple[Server, list[bytes]]], saes: Any, plan: Plan) -> dict[str, float]:
@@ -176,13 +178,15 @@ def table(load_: Load, servers: Mapping[str, tuple[Server, list[bytes]]], saes: 
     for name, (server, requests) in servers.items():
         callers = callers_of(requests, min(plan.callers, len(requests)))
         runs[name] = functools.partial(call, server.port, callers, plan.seconds, pid=server.pid)
-        runs_warm = call(server.port, callers, 0.5, pid=server.pid)
-        if set(runs_warm.codes) != {200}:
-            raise RuntimeError(f"{name} answers {dict(runs_warm.codes)}: {runs_warm.faults}")
+        warm = call(server.port, callers[:4], 0.5, pid=server.pid)
+        if set(warm.codes) != {200}:
+            raise RuntimeError(f"{name} answers {dict(warm.codes)}: {warm.faults}")
     seen: dict[str, list[Outcome]] = {name: [] for name in runs}
     loops: list[tuple[float, float]] = []
-    order = list(runs)
-    for _ in range(plan.rounds):
+    order, begin = list(runs), time.monotonic()
+    for number in range(plan.rounds):
+        if number and time.monotonic() - begin > plan.table:  # a slow peer takes long to answer what was sent
+            break
         order = order[1:] + order[:1]
         loops.append((bare(load_.calls, saes, plan.seconds / 2), bare(load_.calls, saes, plan.seconds / 2)))
         for name in order:
@@ -190,7 +194,7 @@ def table(load_: Load, servers: Mapping[str, tuple[Server, list[bytes]]], saes: 
     middle = statistics.median
     loop = middle(first for first, _ in loops)
     print(f"\n{load_.title}; the bare loop takes {1e3 * loop:.3f} ms of the processor a request, ", end="")
-    print(f"itself {middle(first / second for first, second in loops):.2f}\n")
+    print(f"itself {middle(first / second for first, second in loops):.2f}; {len(loops)} turns each\n")
     print("| server | requests/s | rows/s | processor, ms/request | of the bare loop | p50, ms | p99, ms | failed |")
     print("|---|---|---|---|---|---|---|---|")
     rates = {}
@@ -229,13 +233,15 @@ def beside_a_large_one(server: Server, saes: Mapping[str, SAE], rng: np.random.G
         sae.encode(large[first : first + rows])
     tile = 1e3 * (time.perf_counter() - begin) / 8
     one = [infer_request(f"{LARGE}.encode", {"x": large[number : number + 1]}) for number in range(64)]
-    small = callers_of(one, 8, every=0.05, group="one row")
+    every = max(0.05, 4e-3 * tile)  # who asks more often than a tile takes waits for his own requests
+    small = callers_of(one, 8, every=every, group="one row")
     big = [Caller((infer_request(f"{LARGE}.encode", {"x": large}),), group="16,384 rows")]
     print(f"\nA tile has {rows} rows at d_sae 24,576 and takes {tile:.1f} ms in the bare loop.\n")
-    print("| 8 callers of one row, 20 a second each | p50, ms | p90, ms | p99, ms | longest, ms | requests |")
+    print(f"| 8 callers of one row, each every {1e3 * every:.0f} ms ", end="")
+    print("| p50, ms | p90, ms | p99, ms | longest, ms | requests |")
     print("|---|---|---|---|---|---|")
     for title, callers in (("alone", small), ("beside a caller of 16,384 rows", small + big)):
-        seen = call(server.port, callers, 3 * plan.seconds, pid=server.pid)
+        seen = call(server.port, callers, 6 * plan.seconds, pid=server.pid)
         p50, p90, p99, longest = (seen.quantile(share, "one row") for share in (0.5, 0.9, 0.99, 1.0))
         count = len(seen.times["one row"])
         print(f"| {title} | {p50:.1f} | {p90:.1f} | {p99:.1f} | {longest:.1f} | {count} |", flush=True)
@@ -292,14 +298,23 @@ def measure(cache: Path, plan: Plan, port: int) -> None:
 @click.option("--seconds", default=2.0, show_default=True, help="of a turn")
 @click.option("--rounds", default=5, show_default=True, help="turns of each server")
 @click.option("--callers", default=64, show_default=True)
+@click.option(
+    "--table-seconds", default=75.0, show_default=True, help="seconds after which a table begins no more turns"
+)
 @click.option("--port", default=18300, show_default=True, help="the first of four")
 @click.option("--out", type=click.Path(path_type=Path), help=f"document that gets the tables behind its {MARK}")
-def main(cache: Path, seconds: float, rounds: int, callers: int, port: int, out: Path | None) -> None:
+def main(
+    cache: Path, seconds: float, rounds: int, callers: int, table_seconds: float, port: int, out: Path | None
+) -> None:
     """Print all tables."""
     cache.mkdir(parents=True, exist_ok=True)
     written = Both()
     with redirect_stdout(written):
-        measure(cache, Plan(seconds, rounds, callers), port)
+        if (load := os.getloadavg()[0]) > 0.5:
+            print(
+                f"Other programs use this machine (a load of {load:.1f}), so only ratios of one table tell something."
+            )
+        measure(cache, Plan(seconds, rounds, callers, table_seconds), port)
     if out is not None:
         head, mark, _ = out.read_text().partition(MARK)
         out.write_text(f"{head}{mark or MARK}\n{written.text.getvalue()}")

@@ -3,6 +3,7 @@
 import http.client
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -28,12 +29,18 @@ class Server:
         port: where it listens.
         ready: what it answers by 200 once it is ready.
         settings: more environment variables.
+
+    Raises:
+        OSError: another server has the port, which would be measured in place of this one.
     """
 
     def __init__(
         self, words: Sequence[object], port: int, ready: str = "/v2/health/ready", settings: Mapping[str, str] = {}
     ) -> None:
         self.port, self._ready = port, ready
+        with socket.socket() as other:
+            if other.connect_ex(("127.0.0.1", port)) == 0:
+                raise OSError(f"port {port} answers already; end that server, or give another --port")
         self._said = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
             list(map(str, words)), env=os.environ | settings, stdout=self._said, stderr=subprocess.STDOUT

@@ -41,7 +41,8 @@ class RowLane:
     """Merges requests, and cuts those that are longer than a tile. Kinds take turns, and share nothing.
 
     Of a tile the oldest request gets a unit, then the small ones all they want, and the longer ones share what is left.
-    So a long request never holds up a short one by more than a tile, and goes on itself with every tile.
+    Behind a tile that one of the long ones filled, the small ones get a tile of their own, which is soon done. So a
+    long request never holds up a short one by more than a tile, and goes on itself with every second one at least.
 
     Args:
         shares: how requests are computed together.
@@ -52,6 +53,7 @@ class RowLane:
         self.merged: Callable[..., None] | None = None  # is told the requests and rows of each tile
         self._arrived = deque[Job]()  # from other threads
         self._kinds: dict[Hashable, list[Job]] = {}
+        self._filled = set[Hashable]()  # kinds of which a request longer than a tile had a part of the last one
 
     def put(self, job: Job) -> None:
         """Let a request wait."""
@@ -72,11 +74,20 @@ class RowLane:
         now = time.monotonic()
         jobs = [job for job in self._kinds.pop(kind) if not job.is_gone(now)]
         wanted = [_left(job, self._shares.costs(job.work)) for job in jobs]
-        units = allotted(wanted, self._shares.tile)
+        small = [self._total(job) <= self._shares.tile for job in jobs]
+        if kind in self._filled and any(small):
+            own = [one for one, is_small in zip(wanted, small, strict=True) if is_small]
+            given = iter(allotted(own, self._shares.tile))
+            units = [next(given) if is_small else 0 for is_small in small]
+        else:
+            units = allotted(wanted, self._shares.tile)
+        self._filled.discard(kind)
         self._answer([(job, taken) for job, taken in zip(jobs, units, strict=True) if taken or not job.rows])
         left = [job for job in jobs if not job.future.done()]
         if left:
             self._kinds[kind] = left  # behind the other kinds
+            if any(taken and not is_small for taken, is_small in zip(units, small, strict=True)):
+                self._filled.add(kind)
 
     def _answer(self, turn: Sequence[tuple[Job, int]]) -> None:
         pieces = [(job.work, job.done, job.done + units) for job, units in turn]
@@ -105,12 +116,18 @@ class RowLane:
         costs = self._shares.costs(job.work)
         return units * costs if isinstance(costs, int) else sum(costs[job.done : job.done + units])
 
+    def _total(self, job: Job) -> int:
+        """What the whole request costs."""
+        costs = self._shares.costs(job.work)
+        return job.rows * costs if isinstance(costs, int) else sum(costs)
+
     def fail(self, error: Exception) -> None:
         """End all requests with an error."""
         for job in [*self._arrived, *(job for jobs in self._kinds.values() for job in jobs)]:
             job.fail(error)
         self._arrived.clear()
         self._kinds.clear()
+        self._filled.clear()
 
 
 Wanted = tuple[int, int] | Sequence[int]

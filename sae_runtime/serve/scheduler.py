@@ -101,7 +101,7 @@ class Scheduler:
         if self._asleep:  # a runner that is awake looks at all lanes before it sleeps
             with self._changed:
                 self._asleep = False  # so that the next ones do not wake it again
-                self._changed.notify()
+                self._changed.notify_all()  # `close` may wait here too
 
     def close(self, drain: float, error: Callable[[], Exception] | None = None) -> None:
         """End the thread when all lanes are empty, or after so many seconds; what is left fails with the error."""

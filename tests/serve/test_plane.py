@@ -1,5 +1,6 @@
 """Many callers of a plane: their answers have the bits of each request alone, and nobody holds up the others."""
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from sae_runtime.core.features import from_slots
 from sae_runtime.serve import bundle_operations
 from sae_runtime.serve.catalogue import Loaded, open_all
 from sae_runtime.serve.errors import Closing, Full, Invalid, NotFound, Refused, TimedOut, TooLarge
+from sae_runtime.serve.http.protocol import unless_gone
 from sae_runtime.serve.limits import Limits
 from sae_runtime.serve.live import Live
 from sae_runtime.serve.merge_trial import NEVER
@@ -237,7 +239,7 @@ def job(work: str, rows: int, seconds: float = 60.0) -> Job:
     return Job(work, rows, time.monotonic() + seconds)
 
 
-def test_long_request_holds_up_short_ones_by_one_tile_and_goes_on_with_each() -> None:
+def test_long_request_holds_up_short_ones_by_one_tile_and_goes_on_itself() -> None:
     shares = Slow()
     lane = RowLane(shares)
     long, short = job("along", 100), job("ashort", 1)
@@ -246,7 +248,10 @@ def test_long_request_holds_up_short_ones_by_one_tile_and_goes_on_with_each() ->
     lane.put(short)
     lane.tick()
     assert short.future.result(0) == 1
-    assert sum(end - begin for pieces in shares.ran for work, begin, end in pieces if work == "along") == 19
+    assert shares.ran[1:] == [[("ashort", 0, 1)]]  # does not wait for as many rows as a tile holds a second time
+    lane.put(job("a2", 1))
+    lane.tick()
+    assert shares.ran[2] == [("along", 10, 19), ("a2", 0, 1)]  # the long one goes on, whoever else comes
     while lane.ready():
         lane.put(job("amore", 3)) if len(shares.ran) < 30 else None
         lane.tick()
@@ -395,3 +400,39 @@ def test_spec_that_names_nothing_is_one_sentence(spec: str, bundle_of: Callable[
 def test_one_name_and_version_twice_is_refused(bundle_of: Callable[..., Path]) -> None:
     with pytest.raises(ValueError, match="both one of version 2"):
         open_all([f"one@2={bundle_of('mutual')}", f"one@2={bundle_of('token')}"])
+
+
+def test_threads_of_what_is_served_sleep(bundle_of: Callable[[str], Path]) -> None:
+    (one,) = open_all([f"one={bundle_of('mutual')}"])
+    assert one.sae is not None
+    session = one.sae._sessions.open("encode.onnx")
+    assert session.get_session_options().get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    one.close()
+
+
+def test_one_wake_up_tells_of_all_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def waits() -> int:
+        loop, futures = asyncio.get_running_loop(), [Future[int]() for _ in range(64)]
+        rung, ring = [0], loop.call_soon_threadsafe
+
+        def counted(*given: Any, **named: Any) -> Any:
+            rung[0] += 1
+            return ring(*given, **named)
+
+        def answer_all() -> None:
+            for one in futures:
+                one.set_result(1)
+
+        async def never() -> Any:
+            await asyncio.sleep(60)
+
+        monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
+        waiting = [loop.create_task(unless_gone(one, never)) for one in futures]
+        await asyncio.sleep(0)
+        thread = threading.Thread(target=answer_all)
+        thread.start()
+        thread.join()  # the loop is busy meanwhile
+        assert sum(await asyncio.gather(*waiting)) == 64
+        return rung[0]
+
+    assert asyncio.run(waits()) == 1

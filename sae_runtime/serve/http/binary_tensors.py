@@ -19,7 +19,10 @@ def datatype_of(array: NDArray[Any]) -> str:
     >>> datatype_of(np.zeros(2, np.float32)), datatype_of(np.array([b"a"], object))
     ('FP32', 'BYTES')
     """
-    return BYTES if array.dtype.kind in "OSU" else _NAMES[array.dtype.newbyteorder("<")]
+    dtype = array.dtype
+    if dtype in _NAMES:
+        return _NAMES[dtype]
+    return BYTES if dtype.kind in "OSU" else _NAMES[dtype.newbyteorder("<")]
 
 
 def from_bytes(part: memoryview, datatype: str, shape: tuple[int, ...], name: str) -> NDArray[Any]:
@@ -56,6 +59,8 @@ def to_bytes(array: NDArray[Any]) -> bytes:
     >>> to_bytes(np.array([b"a"], object))
     b'\x01\x00\x00\x00a'
     """
+    if array.dtype in _NAMES:  # on this machine the bytes are little-endian already
+        return array.tobytes()
     if array.dtype.kind not in "OSU":
         return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
     texts = [one if isinstance(one, bytes) else str(one).encode() for one in array.ravel().tolist()]

@@ -62,14 +62,15 @@ def read(body: bytes, header_length: bytes | None) -> Asked:
         raise Invalid(f"a request has no field {shown(min(unknown))}; it has {', '.join(sorted(_FIELDS))}")
     parameters = _parameters(given)
     binary = _flag(parameters.pop("binary_data_output", False), "binary_data_output")
-    rest, inputs = memoryview(body)[length:], dict[str, NDArray[Any]]()
+    rest = memoryview(body)[length:]
+    inputs: Arrays = {}
     for tensor in _listed(given, "inputs"):
         name, used = _name(tensor, inputs), 0
         inputs[name], used = _array(tensor, name, rest)
         rest = rest[used:]
     if len(rest):
         raise Invalid(f"{len(rest)} bytes stand behind the last tensor; give each its binary_data_size")
-    outputs = dict[str, bool]()
+    outputs: dict[str, bool] = {}
     for tensor in _listed(given, "outputs", needed=False):
         name = _name(tensor, outputs)
         outputs[name] = _flag(_parameters(tensor).get("binary_data", binary), f"binary_data of {name}")
@@ -85,7 +86,8 @@ def written(asked: Asked, answer: Arrays, model: str, version: str) -> tuple[byt
     Raises:
         Invalid: JSON cannot hold it.
     """
-    told, parts = [], list[bytes]()
+    told: list[dict[str, Any]] = []
+    parts: list[bytes] = []
     for name in asked.outputs or answer:
         array = answer[name]
         one: dict[str, Any] = {"name": name, "datatype": binary_tensors.datatype_of(array), "shape": list(array.shape)}

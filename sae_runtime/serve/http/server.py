@@ -1,6 +1,7 @@
 """The server's process: the address, slow and endless headers, and the end by SIGTERM."""
 
 import asyncio
+import gc
 import os
 import socket
 import sys
@@ -88,6 +89,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin, and tell so."""
         await super().startup(sockets)
+        gc.freeze()  # what is loaded stays, so the collector need not look at it again and again
         if self._told is not None:
             self._told()
 
