@@ -48,6 +48,7 @@ SLOW = (
     "test_writing",
     "test_plane_bits",
     "test_answers_alone",
+    "test_minilm_served",
     "test_plane_texts",
     "test_policy_everywhere",
     "test_page_in_browser",
