@@ -249,7 +249,9 @@ COMMANDS: Mapping[str, Command] = {
         before=("splice host.onnx --sae served --hook layer.0 -o out",),
     ),
     "export-triton": Command(
-        arguments="export-triton served words -o repository", needs=("served", "words"), outputs=("repository",)
+        arguments="export-triton served words -o repository --force",
+        needs=("served", "words"),
+        outputs=("repository",),
     ),
     "export-triton, replacing": Command(
         arguments="export-triton served --backend onnx -o repository --force",
