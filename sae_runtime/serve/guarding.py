@@ -13,7 +13,8 @@ from sae_runtime.core.labels import as_feature, shown
 from sae_runtime.deployed.spliced_sae import SplicedSAE
 from sae_runtime.sae import SAE
 from sae_runtime.serve.catalogue import Loaded
-from sae_runtime.serve.policy import Policy, kind_of, strength_of
+from sae_runtime.serve.edit_kinds import kind_of, strength_of
+from sae_runtime.serve.policy import Policy
 
 _ROUNDING = 1e-6  # a multiple becomes an activation in float32
 Largest = Callable[[], NDArray[np.float32] | None]

@@ -4,12 +4,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from sae_runtime.core.edits import Edit
 from sae_runtime.core.labels import as_feature, shown
 
 _LIMITS = ("largest_edit", "largest_multiple", "largest_factor")
 KINDS = ("add", "set", "scale", "ablate", "cap")
-_FREE = Edit(0)  # its ends clip nothing
 
 
 def _setting(default: Any, help: str, **metadata: Any) -> Any:
@@ -56,27 +54,3 @@ class Policy:
         """Whether some edit may be refused."""
         lists = self.edit_kind or self.allow_feature or self.refuse_feature
         return not self.edits or bool(lists) or min(getattr(self, name) for name in _LIMITS) < math.inf
-
-
-def kind_of(edit: Edit) -> str | None:
-    """The kind of an edit, by its numbers: "none" if it changes nothing, None if it is of no single kind.
-
-    >>> kind_of(Edit.set(3, 8.0)), kind_of(Edit(3, 1.0, 0.0, high=4.0)), kind_of(Edit(3, 2.0, 1.0)), kind_of(Edit(3))
-    ('set', 'cap', None, 'none')
-    """
-    if edit.high < _FREE.high or edit.low > _FREE.low:
-        return "cap" if (edit.factor, edit.shift, edit.low) == (1.0, 0.0, _FREE.low) else None
-    if edit.factor == 0:
-        return "set" if edit.shift else "ablate"
-    if edit.factor == 1:
-        return "add" if edit.shift else "none"
-    return None if edit.shift else "scale"
-
-
-def strength_of(edit: Edit) -> float:
-    """The activation that an edit gives a feature with f = 0, without its sign.
-
-    >>> strength_of(Edit.set(3, -8.0)), strength_of(Edit.scale(3, 4.0)), strength_of(Edit.cap(3, 2.0))
-    (8.0, 0.0, 0.0)
-    """
-    return abs(min(max(edit.shift, edit.low), edit.high))

@@ -17,8 +17,8 @@ from sae_runtime.core.edits import Edit
 from sae_runtime.core.features import Features, from_slots
 from sae_runtime.deployed.spliced_sae import SplicedSAE
 from sae_runtime.sae import SAE
+from sae_runtime.serve.edit_kinds import kind_of, strength_of
 from sae_runtime.serve.figures import Figures, Totals, expected_features, expected_figures
-from sae_runtime.serve.policy import kind_of, strength_of
 
 WINDOW = 50_000  # tokens; what is recent are the last one to two windows
 SAMPLE, PAUSE = 16, 0.25  # rows of a sample, and the least seconds between two

@@ -88,7 +88,7 @@ def test_output_options_of_a_command_have_the_same_names_everywhere(name: str) -
     of_features = {"features build", "features export"}
     writes = {*of_features, "harvest", "train", "calibrate", "evaluate", "report", "extract", "steer", *short}
     assert ({"-o", "--output", "--force"} <= flags) == (name in writes)
-    assert ("--json" in flags) == (name not in ("demo", "completion", "help"))
+    assert ("--json" in flags) == (name not in ("demo", "serve", "completion", "help"))
     assert ("--quiet" in flags) == (name in {"features find", *writes} - {"report", *short})
 
 
@@ -123,7 +123,7 @@ assert not {{"numpy", "torch", "onnx", "onnxruntime", "pyarrow", "tqdm"}} & set(
     ("words", "expected"),
     [
         ("sae-runtime tr", {"train"}),
-        ("sae-runtime export", {"export", "export-model"}),
+        ("sae-runtime export", {"export", "export-model", "export-triton"}),
         ("sae-runtime train --allo", {"--allocation"}),
         ("sae-runtime extract b --rule ba", {"batch"}),
         ("sae-runtime features s", {"show", "search"}),
