@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 CONCEPT = "the internet"
 _WORDS = re.compile(
-    r"\b(internet|online|web|webpages?|websites?|browsers?|networks?|servers?|e-?mails?|urls?|https?|www)\b", re.IGNORECASE
+    r"\b(internet|online|web|webpages?|websites?|browsers?|networks?|servers?|e-?mails?|urls?|https?|www)\b",
+    re.IGNORECASE,
 )
 
 
