@@ -16,7 +16,7 @@ from sae_runtime.demo.chat.choosing import Trial, best, candidates, trials
 from sae_runtime.demo.chat.questions import TO_CHOOSE, TO_MEASURE
 from sae_runtime.demo.chat.words import CONCEPT, distinct_2, named
 
-FEATURES, STRENGTHS = 3, (1.3, 1.6, 1.9)
+FEATURES, STRENGTHS = 2, (1.5, 1.9)
 _SHOWN = 3  # answers that are printed; the file has all
 
 
@@ -37,7 +37,7 @@ def run(model: Path, texts: Path, out: Path) -> None:
         address = held.enter_context(asking.serving(spliced, out / "server.log"))
         click.echo(f"serving on {address}", err=True)
         client = held.enter_context(asking.client_of(address))
-        chosen = _chosen(client, spliced, texts, out / "chosen.json")
+        chosen = _chosen(client, spliced, out / "chosen.json")
         told = f"feature {chosen.feature} at layer {LAYER}, {chosen.times:g} times its largest activation"
         click.echo(f"{CONCEPT}: {told}, added to the tokens of the prompt\n")
         sae = asking.edit(chosen.feature, chosen.times)
@@ -73,13 +73,13 @@ def figures_told(figures: dict[str, Any]) -> str:
     )
 
 
-def _chosen(client: Any, model: Path, texts: Path, path: Path) -> Trial:
+def _chosen(client: Any, model: Path, path: Path) -> Trial:
     """The trial that a run before has chosen, or the best one now."""
     if path.exists():
         return Trial(**json.loads(path.read_text())["chosen"])
     click.echo(f"choosing a feature of {CONCEPT}", err=True)
     opened = load_model(model)
-    found = candidates(opened, texts, FEATURES)
+    found = candidates(opened, FEATURES)
     opened.close()
     made = trials(found, STRENGTHS, lambda *edit: asking.answers(client, TO_CHOOSE, asking.edit(*edit)))
     chosen = best(made)

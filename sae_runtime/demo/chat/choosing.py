@@ -1,18 +1,14 @@
 """The feature of a concept, and how far it is pushed: chosen by the answers to questions that do not count."""
 
-import json
-import random
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from sae_runtime import Model
+from sae_runtime.demo.chat.sentences import ABOUT, AGAINST
 from sae_runtime.demo.chat.words import distinct_2, named
 from sae_runtime.extraction.finding import find
 
 LEAST = 0.85  # of the plain answers' distinct-2, on the questions that choose; the others are held to 0.8
-_ABOUT, _AGAINST = 60, 120  # texts that rank the features
 
 
 @dataclass(frozen=True)
@@ -34,39 +30,15 @@ class Trial:
     distinct: float
 
 
-def candidates(model: Model, texts: Path, count: int) -> list[tuple[int, float]]:
-    """Features that tell texts about the concept from others, the best first, each with its AUC on held-out texts.
+def candidates(model: Model, count: int) -> list[tuple[int, float]]:
+    """The features that `features find` ranks first by sentences about the concept, each with its AUC on the others.
 
     Args:
         model: with one SAE.
-        texts: lines of JSON with a field text.
         count: the number of features.
     """
-    about, against = sets(texts)
-    found = find(model, about, against, pool="mean", count=8 * count, examples=0).contrast.features
+    found = find(model, ABOUT, AGAINST, pool="mean", count=8 * count, examples=0).contrast.features
     return [(one.feature, one.auc) for one in found if one.more == "about"][:count]
-
-
-def sets(path: Path) -> tuple[list[str], list[str]]:
-    """Paragraphs that have two words of the concept at least, and paragraphs that have none, in an order by chance.
-
-    No paragraph with an address counts: features that tell texts with addresses from others are about slashes.
-    """
-    blocks = [
-        " ".join(block.split())
-        for line in path.read_text().splitlines()
-        for block in re.split(r"\n\s*\n", json.loads(line)["text"])
-    ]
-    prose = [text for text in dict.fromkeys(blocks) if 60 <= len(text) <= 300 and _is_prose(text)]
-    random.Random(0).shuffle(prose)
-    counts = [len(named(text)) for text in prose]
-    about = [text for text, count in zip(prose, counts, strict=True) if count >= 2]
-    against = [text for text, count in zip(prose, counts, strict=True) if not count]
-    return about[:_ABOUT], against[:_AGAINST]
-
-
-def _is_prose(text: str) -> bool:
-    return "://" not in text and sum(c.isalpha() or c == " " for c in text) > 0.85 * len(text)
 
 
 def trials(
