@@ -378,7 +378,7 @@ function showTab() {
 }
 
 const quoted = (value) => plain(JSON.stringify(value)); // the signs that do not show are no part of JSON's syntax
-const someEdits = (model) => state.edits.length && model === state.model ? asked() : { edits: [example(model.saes.find((sae) => sae.edits), model)] };
+const someEdits = (model) => state.edits.length && called(model) === called(state.model) ? asked() : { edits: [example(model.saes.find((sae) => sae.edits), model)] };
 const example = (sae, { saes }) => ({ feature: Math.min(12, sae.d_sae - 1), set: sae.multiples ? "x2" : 8.0, ...(saes.length > 1 ? { sae: sae.name } : {}) });
 const path = (model, operation) => `/v2/models/${model.name}.${operation}${called(model) === model.name ? "" : `/versions/${model.version}`}/infer`;
 const steers = (model) => model.saes.some((sae) => sae.edits);
