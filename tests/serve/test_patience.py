@@ -103,7 +103,7 @@ def test_headers_that_do_not_come_end_the_connection(path: Path, drips: bool, mo
 
 
 def test_work_that_takes_too_long_is_504_while_it_goes_on(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plane, blocked = plane_of(path, seconds=0.3), Blocked(monkeypatch, "encode_batch")
+    plane, blocked = plane_of(path, seconds=2.0), Blocked(monkeypatch, "encode_batch")
     with running(plane) as address:
         status, told, _ = asked(address, "POST", "/v2/models/mine.encode_batch/infer", rows(3))
         assert status == 504 and b"in its time" in told and not blocked.goes_on.is_set() and blocked.calls == 1
