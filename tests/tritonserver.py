@@ -94,8 +94,8 @@ def tritonserver(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        for file in shared:  # it stays where the server did not end in its time, as after a model's process was killed
-            file.unlink(missing_ok=True)
+        for left in shared:  # it stays where the server did not end in its time, as after a model's process was killed
+            left.unlink(missing_ok=True)
 
 
 def _shared(process: int) -> set[Path]:

@@ -93,7 +93,13 @@ def main() -> None:
 
     seen["edits"] = [steer(x, feature=3, set=5.0), steer(x, feature=3, set=5.1), steer(x, feature=4, set=1.0)]
     seen["refused"] = []
-    for wrong in ({"polcy": {}}, {"policy": {"largest": 5}}, {"policy": {"largest_edit": "5"}}, {"limits": {"row": 5}}):
+    wrongs: list[dict[str, Any]] = [
+        {"polcy": {}},
+        {"policy": {"largest": 5}},
+        {"policy": {"largest_edit": "5"}},
+        {"limits": {"row": 5}},
+    ]
+    for wrong in wrongs:
         try:
             application({"paths": bundle, **wrong})
         except ValueError as error:

@@ -94,7 +94,7 @@ def test_batched_steering_wants_all_inputs_and_gives_each_request_its_own_answer
     assert not batched.get_overridable_initializers()
     x = make_x(24).reshape(3, 8, D_IN)
     edits = [Edit.set(3, 4.0), Edit.scale(5, 0.5), Edit.ablate(7)]
-    feed = {
+    feed: dict[str, Any] = {
         "x": x,
         "features": np.array([[edit.feature] for edit in edits], np.int64),
         "scale": np.array([[edit.factor] for edit in edits], np.float32),

@@ -36,7 +36,7 @@ WHOLE = dataclasses.replace(
 
 def changed(config: ModelConfig, which: str, /, **settings: Any) -> ModelConfig:
     """The configuration with one tensor changed."""
-    tensors = {
+    tensors: dict[str, Any] = {
         part: tuple(dataclasses.replace(t, **settings) if t.name == which else t for t in getattr(config, part))
         for part in ("inputs", "outputs")
     }

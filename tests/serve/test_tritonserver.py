@@ -126,7 +126,7 @@ def test_bundles_answer_with_the_librarys_bits(served: Served, by: Any, rows: in
         found = call(served.running, by, f"{name}.encode", {"x": ("FP32", x)})
         np.testing.assert_array_equal(found["indices"], indices)
         np.testing.assert_array_equal(found["values"], values)
-        arrays = {"indices": ("INT64", indices), "values": ("FP32", values)}
+        arrays: dict[str, tuple[str, NDArray[Any]]] = {"indices": ("INT64", indices), "values": ("FP32", values)}
         decoded = call(served.running, by, f"{name}.decode", arrays)["x_hat"]
         np.testing.assert_array_equal(decoded, sae.decode(sae.encode(x)))
         batch = call(served.running, by, f"{name}.encode_batch", {"x": ("FP32", x), "k": ("FP64", np.array([2.0]))})
