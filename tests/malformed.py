@@ -11,7 +11,15 @@ from typing import Any
 
 import numpy as np
 
-MODELS = ("mine.encode", "mine.encode_batch", "mine.decode", "mine.steer", "text.features", "text.run", "text.embed")
+MODELS: tuple[str, ...] = (
+    "mine.encode",
+    "mine.encode_batch",
+    "mine.decode",
+    "mine.steer",
+    "text.features",
+    "text.run",
+    "text.embed",
+)
 MODELS += (
     "mine",
     "other.encode",
@@ -137,7 +145,7 @@ def wrong_shape(rng: np.random.Generator) -> bytes:
 
 def wrong_outputs(rng: np.random.Generator) -> bytes:
     names = ("indices", "values", "y", "indices", 3, None, "")
-    parameters = (
+    parameters: tuple[Any, ...] = (
         None,
         {"binary_data": 1},
         {"binary_data": True},
@@ -298,8 +306,11 @@ def chunked(rng: np.random.Generator) -> bytes:
     head += _pick(rng, ("", "Content-Length: 3\r\n")) + "Connection: close\r\n\r\n"
     body = _dumped(_sound(rng))
     parts = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
-    return head.encode("latin-1") + _pick(
-        rng, (parts, parts[:-3], b"zz\r\n" + body, b"ffffffffffffffffff\r\n" + body, b"-1\r\n\r\n", b"0\r\n\r\n")
+    return (
+        head.encode("latin-1")
+        + _pick(  # type: ignore[no-any-return]
+            rng, (parts, parts[:-3], b"zz\r\n" + body, b"ffffffffffffffffff\r\n" + body, b"-1\r\n\r\n", b"0\r\n\r\n")
+        )
     )
 
 
@@ -328,7 +339,7 @@ def garbage(rng: np.random.Generator) -> bytes:
 
 
 def other_route(rng: np.random.Generator) -> bytes:
-    paths = (
+    paths: tuple[str, ...] = (
         "/v2/models/../../etc/passwd",
         "/etc/passwd",
         "//",
