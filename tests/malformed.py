@@ -302,16 +302,13 @@ def lying_length(rng: np.random.Generator) -> bytes:
 
 def chunked(rng: np.random.Generator) -> bytes:
     coding = _pick(rng, ("chunked", "chunked, chunked", "x"))
-    head = f"POST {_infer(rng)} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: {coding}\r\n"
+    head: str = f"POST {_infer(rng)} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: {coding}\r\n"
     head += _pick(rng, ("", "Content-Length: 3\r\n")) + "Connection: close\r\n\r\n"
     body = _dumped(_sound(rng))
     parts = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
-    return (
-        head.encode("latin-1")
-        + _pick(  # type: ignore[no-any-return]
-            rng, (parts, parts[:-3], b"zz\r\n" + body, b"ffffffffffffffffff\r\n" + body, b"-1\r\n\r\n", b"0\r\n\r\n")
-        )
-    )
+    ends = (parts, parts[:-3], b"zz\r\n" + body, b"ffffffffffffffffff\r\n" + body, b"-1\r\n\r\n", b"0\r\n\r\n")
+    chosen: bytes = _pick(rng, ends)
+    return head.encode("latin-1") + chosen
 
 
 def garbage(rng: np.random.Generator) -> bytes:

@@ -19,7 +19,7 @@ from sae_runtime import Edit, Model, load_model
 from sae_runtime.core.gates import positions, spans
 from sae_runtime.deployed import host_sessions
 from sae_runtime.deployed.notices import LeftOutWarning
-from sae_runtime.engine.sessions import CUDA
+from sae_runtime.engine.sessions import CUDA, open_session
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -376,8 +376,13 @@ def test_the_cuda_provider_gives_the_same(model_of: Callable[..., Model]) -> Non
 def test_a_model_that_was_opened_keeps_both_graphs(
     model_of: Callable[..., Model], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened, own = [], host_sessions.open_session
-    monkeypatch.setattr(host_sessions, "open_session", lambda *a, **b: opened.append(a[0].name) or own(*a, **b))
+    opened = list[str]()
+
+    def counted(path: Path, **options: Any) -> Any:
+        opened.append(path.name)
+        return open_session(path, **options)
+
+    monkeypatch.setattr(host_sessions, "open_session", counted)
     model = load_model(model_of().layout.graph.parent, threads=1)
     model.open()
     for _ in range(3):

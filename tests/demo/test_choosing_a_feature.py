@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from sae_runtime.activations.stored import INDEX
 from sae_runtime.demo.chat import building
 from sae_runtime.demo.chat.building import step
 from sae_runtime.demo.chat.choosing import Trial, best, trials
 from sae_runtime.demo.chat.questions import TO_CHOOSE, TO_MEASURE
 from sae_runtime.demo.chat.sentences import ABOUT, AGAINST
 from sae_runtime.demo.chat.words import distinct_2, named
+from sae_runtime.train import HarvestConfig
 
 
 def test_words_are_whole_words_and_counted_once() -> None:
@@ -69,9 +71,9 @@ def test_a_run_that_was_killed_in_the_fit_reads_the_rows_that_are_there(
     monkeypatch.setattr(building, "fit", lambda *_, **__: called.append("fit"))
     monkeypatch.setattr(building, "export", lambda path: called.append("export"))
     made = tmp_path / "activations"
-    config = building.HarvestConfig(model="m", hook="h", text=(tmp_path,))
+    config = HarvestConfig(model="m", hook="h", text=(tmp_path,))
     for _ in range(2):
         building._fit(config, made, tmp_path / "sae")
         made.mkdir(exist_ok=True)
-        (made / building.INDEX).touch()
+        (made / INDEX).touch()
     assert called == ["harvest", "fit", "export", "open", "fit", "export"]

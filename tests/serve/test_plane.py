@@ -146,7 +146,7 @@ def test_no_rows_are_answered(plane: Plane) -> None:
     assert plane.infer("one.encode", {"x": none})["values"].shape == (0, 1)
     assert plane.infer("one.steer", {"x": none})["y"].shape == (0, D_IN)
     assert plane.infer("one.steer", {"x": none[None]})["y"].shape == (1, 0, D_IN)
-    slots = {"indices": np.zeros((0, 2), np.int64), "values": np.zeros((0, 2), np.float32)}
+    slots: dict[str, NDArray[Any]] = {"indices": np.zeros((0, 2), np.int64), "values": np.zeros((0, 2), np.float32)}
     assert plane.infer("one.decode", slots)["x_hat"].shape == (0, D_IN)
 
 

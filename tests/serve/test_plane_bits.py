@@ -3,10 +3,12 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import D_IN, KINDS, make_x
+from numpy.typing import NDArray
 
 from sae_runtime import SAE, load
 from sae_runtime.bundle.graphs import ENCODERS
@@ -61,7 +63,7 @@ def test_edits_of_every_number(bundle_of: Callable[..., Path], kind: str, d_sae:
     futures = []
     for number in order:
         x, edits = asks[number]
-        given = {
+        given: dict[str, NDArray[Any]] = {
             "features": np.array([[edit.feature for edit in edits]], np.int64).reshape(1, -1),
             "scale": np.zeros((1, len(edits)), np.float32),
             "shift": np.array([[edit.shift for edit in edits]], np.float32).reshape(1, -1),

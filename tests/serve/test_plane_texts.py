@@ -17,7 +17,7 @@ from sae_runtime.serve.errors import Invalid, NotFound, TooLarge
 from sae_runtime.serve.limits import Limits
 from sae_runtime.serve.plane import Plane
 
-TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}  # that the document on serving states
+TOLERANCE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}  # that the document on serving states
 
 
 @pytest.fixture(scope="module")

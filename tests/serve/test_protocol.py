@@ -67,8 +67,8 @@ def test_json_flat_nested_and_binary_give_what_the_library_gives(address: str, b
         np.testing.assert_array_equal(np.array(found["values"]["data"], np.float32), values.ravel())
         np.testing.assert_array_equal(found["indices"]["data"], indices.ravel())
     outputs = [{"name": "values", "parameters": {"binary_data": True}}, {"name": "indices"}]
-    body, headers = binary(x, outputs=outputs)
-    status, text, sent = asked(address, "POST", path, gzip.compress(body), headers | {"Content-Encoding": "gzip"})
+    packed, headers = binary(x, outputs=outputs)
+    status, text, sent = asked(address, "POST", path, gzip.compress(packed), headers | {"Content-Encoding": "gzip"})
     length = int(sent["inference-header-content-length"])
     answer = json.loads(text[:length])
     assert (status, [one["name"] for one in answer["outputs"]]) == (200, ["values", "indices"])

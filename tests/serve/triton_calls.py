@@ -2,13 +2,16 @@
 
 import json
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tritonclient.http as http
+from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
 X = np.random.default_rng(1).normal(0, 1.2, (7, 24)).astype(np.float32)
-CALLS = {
+CALLS: dict[str, Callable[[Any], Any]] = {
     "is_server_live()": lambda c: c.is_server_live(),
     "is_server_ready()": lambda c: c.is_server_ready(),
     "get_server_metadata()": lambda c: c.get_server_metadata()["extensions"],
@@ -34,17 +37,17 @@ CALLS = {
 }
 
 
-def given(binary, x=X, name="x", datatype="FP32"):
+def given(binary: bool, x: NDArray[Any] = X, name: str = "x", datatype: str = "FP32") -> Any:
     found = http.InferInput(name, list(x.shape), datatype)
     found.set_data_from_numpy(x, binary_data=binary)
     return found
 
 
-def shapes(result):
+def shapes(result: Any) -> dict[str, Any]:
     return {one["name"]: one["shape"] for one in result.get_response()["outputs"]}
 
 
-def encoded(c, binary, version="", compression=None):
+def encoded(c: Any, binary: bool, version: str = "", compression: str | None = None) -> dict[str, Any]:
     outputs = [http.InferRequestedOutput(name, binary_data=binary) for name in ("indices", "values")]
     result = c.infer(
         "sae.encode",
@@ -57,24 +60,24 @@ def encoded(c, binary, version="", compression=None):
     return shapes(result)
 
 
-def one_output(c):
+def one_output(c: Any) -> dict[str, Any]:
     result = c.infer("sae.encode", [given(True)], outputs=[http.InferRequestedOutput("values")], request_id="7")
     return {**shapes(result), "id": result.get_response()["id"]}
 
 
-def steered(c):
+def steered(c: Any) -> dict[str, Any]:
     edits = np.array([json.dumps({"edits": [{"feature": 3, "set": 8.0}]}).encode()], object)
     return shapes(c.infer("sae.steer", [given(True), given(True, edits, "edits", "BYTES")]))
 
 
-def of_text(c, operation, names):
+def of_text(c: Any, operation: str, names: list[str]) -> dict[str, Any]:
     texts = np.array([b"w1 w2", b"w3"], object)
     result = c.infer(f"model.{operation}", [given(True, texts, "text", "BYTES")])
     found = shapes(result)
     return {name: found[name] for name in names}
 
 
-VALUES: list = []
+VALUES: list[Any] = []
 client = http.InferenceServerClient(sys.argv[1].removeprefix("http://"))
 told = {}
 for name, call in CALLS.items():
