@@ -12,7 +12,8 @@ from sae_runtime.deployed.spliced_sae import SplicedSAE
 from sae_runtime.engine.sessions import CPU, Provider, let_threads_sleep
 from sae_runtime.model import Model, load_model
 from sae_runtime.sae import SAE, load
-from sae_runtime.serve.errors import NotFound, known_as
+from sae_runtime.serve.errors import NotFound
+from sae_runtime.serve.refusal import known_as
 
 OPERATIONS = ("encode", "encode_batch", "decode", "steer", "features", "run", "embed", "generate")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", re.ASCII)

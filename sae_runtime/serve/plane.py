@@ -17,11 +17,12 @@ from sae_runtime.deployed.text_features import TextFeatures
 from sae_runtime.serve.admission import Admission
 from sae_runtime.serve.bundle_operations import bundle_operations
 from sae_runtime.serve.catalogue import OPERATIONS, Loaded, chosen, open_all
-from sae_runtime.serve.errors import Closing, Invalid, NotFound, TimedOut, refusal
+from sae_runtime.serve.errors import Closing, Invalid, NotFound, TimedOut
 from sae_runtime.serve.guarding import Guards
 from sae_runtime.serve.limits import Limits
 from sae_runtime.serve.live import Live
 from sae_runtime.serve.operation import Listed, Metadata, Operation
+from sae_runtime.serve.refusal import refusal
 from sae_runtime.serve.row_lane import RowLane
 from sae_runtime.serve.scheduler import Job, Scheduler
 from sae_runtime.serve.tensors import Arrays, as_bytes, checked, size_of

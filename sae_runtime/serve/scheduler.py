@@ -8,7 +8,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from sae_runtime.serve.errors import TimedOut, out_of_time, refusal
+from sae_runtime.serve.errors import TimedOut, out_of_time
+from sae_runtime.serve.refusal import refusal
 
 
 @dataclass(eq=False)

@@ -8,7 +8,8 @@ import pytest
 from sae_runtime.bundle.folder import BundleError
 from sae_runtime.engine.sessions import RunError
 from sae_runtime.serve.catalogue import open_all
-from sae_runtime.serve.errors import Full, Invalid, TooLarge, refusal
+from sae_runtime.serve.errors import Full, Invalid, TooLarge
+from sae_runtime.serve.refusal import refusal
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,14 @@ from starlette.routing import Route
 
 from sae_runtime.core.printable import printable
 from sae_runtime.serve import json_text
-from sae_runtime.serve.errors import Full, Refused, TooLarge, refusal
+from sae_runtime.serve.errors import Full, Refused, TooLarge
 from sae_runtime.serve.http import openai_routes, page, protocol
 from sae_runtime.serve.http.bodies import Gone, Slow, pass_over, read_body
 from sae_runtime.serve.http.keys import knows, stranger
 from sae_runtime.serve.http.metrics import Metrics
 from sae_runtime.serve.http.protocol import Said
 from sae_runtime.serve.plane import Plane
+from sae_runtime.serve.refusal import refusal
 
 _HEALTH = ("/v2/health/live", "/v2/health/ready")
 _WHOLE = ("content-length", "content-encoding", "transfer-encoding")

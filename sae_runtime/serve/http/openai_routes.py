@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from sae_runtime.core.labels import shown
 from sae_runtime.deployed.text_features import TextFeatures
 from sae_runtime.serve.catalogue import Loaded
-from sae_runtime.serve.errors import Full, Invalid, NotFound, Refused, refusal
+from sae_runtime.serve.errors import Full, Invalid, NotFound, Refused
 from sae_runtime.serve.http.bodies import Gone
 from sae_runtime.serve.http.openai_answers import Answers, Shown, Told, event
 from sae_runtime.serve.http.openai_request import (
@@ -31,6 +31,7 @@ from sae_runtime.serve.http.openai_request import (
 from sae_runtime.serve.http.protocol import accepted, left, status_of, unless_gone
 from sae_runtime.serve.json_text import read_object
 from sae_runtime.serve.plane import Plane
+from sae_runtime.serve.refusal import refusal
 
 _FEATURES = 5  # of a token, where a caller of /v1/features names no number
 _LEFT = 499  # what nobody reads
