@@ -97,7 +97,7 @@ def loads(rng: np.random.Generator) -> list[Load]:
         Load("1 row, d_sae 1,536", [Call(SMALL, x(1)) for _ in range(256)]),
         Load("1 row, d_sae 24,576", [Call(LARGE, x(1)) for _ in range(256)]),
         Load("64 to 256 rows, d_sae 24,576", [Call(LARGE, x(rows)) for rows in (64, 96, 128, 256) * 16]),
-        Load("mixed: both, 1 to 256 rows, up to 4 edits", [mixed(number) for number in range(128)]),
+        Load("both, 1 to 256 rows, up to 4 edits", [mixed(number) for number in range(128)]),
     ]
 
 

@@ -51,7 +51,6 @@ SLOW = (
     "test_minilm_served",
     "test_plane_texts",
     "test_policy_everywhere",
-    "test_plane",
     "test_patience",
     "test_page_in_browser",
     "test_batch_rule",

@@ -26,7 +26,7 @@ _MOST_PLACES = 4096  # positions or spans of a gate
 
 
 @dataclass(frozen=True)
-class Asked:
+class SaeObject:
     """What a caller asks of the SAEs of a model.
 
     Attributes:
@@ -40,7 +40,7 @@ class Asked:
     features: int = 0
 
 
-def read_asked(given: Any, limits: Limits) -> Asked:
+def read_sae_object(given: Any, limits: Limits) -> SaeObject:
     """What a `sae` object of JSON asks.
 
     Args:
@@ -50,18 +50,18 @@ def read_asked(given: Any, limits: Limits) -> Asked:
     Raises:
         Invalid: it has another form.
 
-    >>> read_asked({"edits": [{"feature": 12, "set": 8}], "gate": [0, 3]}, Limits())
-    Asked(edits={None: [Edit(feature=12, ...)]}, gate=Positions(numbers=(0, 3)), features=0)
+    >>> read_sae_object({"edits": [{"feature": 12, "set": 8}], "gate": [0, 3]}, Limits())
+    SaeObject(edits={None: [Edit(feature=12, ...)]}, gate=Positions(numbers=(0, 3)), features=0)
     """
     if given is None:
-        return Asked()
+        return SaeObject()
     if not isinstance(given, dict):
         raise Invalid(f'sae is an object such as {{"edits": [...]}}, got {_kind(given)}; give one')
     _refuse_unknown(given, ("edits", "gate", "features"), "sae")
     features = given.get("features", 0)
     if type(features) is not int or not 0 <= features <= _MOST_FEATURES:
         raise Invalid(f"features is a whole number from 0 to {_MOST_FEATURES}, got {_said(features)}; give one")
-    return Asked(read_edits(given.get("edits", []), limits), read_gate(given.get("gate", "all")), features)
+    return SaeObject(read_edits(given.get("edits", []), limits), read_gate(given.get("gate", "all")), features)
 
 
 def read_edits(given: Any, limits: Limits) -> dict[str | None, list[Edit]]:

@@ -16,14 +16,14 @@ from sae_runtime.serve.http import openai_routes, page, protocol
 from sae_runtime.serve.http.bodies import Gone, Slow, pass_over, read_body
 from sae_runtime.serve.http.keys import knows, stranger
 from sae_runtime.serve.http.metrics import Metrics
-from sae_runtime.serve.http.protocol import Said
+from sae_runtime.serve.http.protocol import Answer
 from sae_runtime.serve.plane import Plane
 from sae_runtime.serve.refusal import refusal
 
 _HEALTH = ("/v2/health/live", "/v2/health/ready")
 _WHOLE = ("content-length", "content-encoding", "transfer-encoding")
 _PATIENCE = 2.0  # seconds that a body may take which is not used
-_LEFT = Said(499, b"")  # what nobody reads
+_LEFT = Answer(499, b"")  # what nobody reads
 
 
 class App:
@@ -103,7 +103,7 @@ class App:
             words = (time.strftime("%H:%M:%S"), scope["method"], printable(path)[:200], str(sent[0] or 499))
             self._log.write(f"{' '.join(words)} {seconds * 1000:.1f} ms {sent[1]} bytes\n")
 
-    async def _answer(self, scope: Any, receive: Any, send: Any) -> Said | None:
+    async def _answer(self, scope: Any, receive: Any, send: Any) -> Answer | None:
         """The answer; None where a route has sent it."""
         headers: dict[bytes, bytes] = dict(scope["headers"])
         path, method = scope["path"], scope["method"]
@@ -142,7 +142,7 @@ class App:
             if path == "/v2" or path.startswith("/v2/"):
                 return await protocol.answer(self.plane, method, path, headers, body, receive, self.leaving)
             if path == "/metrics" and method == "GET":
-                return Said(200, self.metrics.text(), self.metrics.content_type.encode())
+                return Answer(200, self.metrics.text(), self.metrics.content_type.encode())
             if self._route(scope) == "other":
                 return _failed(path, 404, "there is no such route; see / for a page, /v2 and /v1/models", ())
             inner = [(name, value) for name, value in scope["headers"] if name.decode("latin-1") not in _WHOLE]
@@ -151,7 +151,7 @@ class App:
         finally:
             self._held -= held
 
-    def _told(self, path: str, error: Refused) -> Said:
+    def _told(self, path: str, error: Refused) -> Answer:
         said = protocol.refused(error)
         if path.startswith("/v1/"):
             said = said._replace(body=json_text.to_bytes(openai_routes.error_object(error)))
@@ -179,12 +179,12 @@ class App:
                 return
 
 
-def _failed(path: str, status: int, text: str, headers: tuple[tuple[bytes, bytes], ...]) -> Said:
+def _failed(path: str, status: int, text: str, headers: tuple[tuple[bytes, bytes], ...]) -> Answer:
     if path.startswith("/v1/"):
         told: Any = {"message": text, "type": "invalid_request_error", "param": None, "code": None}
     else:
         told = text
-    return Said(status, json_text.to_bytes({"error": told}), headers=headers)
+    return Answer(status, json_text.to_bytes({"error": told}), headers=headers)
 
 
 def _replayed(body: bytes, receive: Any) -> Any:
@@ -197,7 +197,7 @@ def _replayed(body: bytes, receive: Any) -> Any:
     return replay
 
 
-async def _send(send: Any, said: Said) -> None:
+async def _send(send: Any, said: Answer) -> None:
     headers = [(b"content-type", said.kind), (b"content-length", str(len(said.body)).encode()), *said.headers]
     await send({"type": "http.response.start", "status": said.status, "headers": headers})
     await send({"type": "http.response.body", "body": said.body})

@@ -19,7 +19,7 @@ _OTHERS = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_off
 
 
 @dataclass(frozen=True)
-class Asked:
+class InferenceRequest:
     """A request.
 
     Attributes:
@@ -39,7 +39,7 @@ class Asked:
     seconds: float | None
 
 
-def read(body: bytes, header_length: bytes | None) -> Asked:
+def read(body: bytes, header_length: bytes | None) -> InferenceRequest:
     """The request of a body.
 
     Args:
@@ -77,10 +77,10 @@ def read(body: bytes, header_length: bytes | None) -> Asked:
     identity = given.get("id")
     if identity is not None and not isinstance(identity, str):
         raise Invalid("id must be a text; give a string")
-    return Asked(identity, inputs, outputs, binary, parameters, _seconds(parameters.pop("timeout", None)))
+    return InferenceRequest(identity, inputs, outputs, binary, parameters, _seconds(parameters.pop("timeout", None)))
 
 
-def written(asked: Asked, answer: Arrays, model: str, version: str) -> tuple[bytes, int | None]:
+def written(asked: InferenceRequest, answer: Arrays, model: str, version: str) -> tuple[bytes, int | None]:
     """The body of an answer, and the bytes of its JSON where bytes of tensors follow.
 
     Raises:

@@ -12,7 +12,7 @@ from sae_runtime.core.features import Features
 from sae_runtime.generation.request import Piece
 from sae_runtime.model import Model
 from sae_runtime.serve import json_text
-from sae_runtime.serve.http.openai_request import Ask
+from sae_runtime.serve.http.openai_request import WritingRequest
 from sae_runtime.serve.plane import Plane
 from sae_runtime.serve.writing import Written
 
@@ -33,7 +33,7 @@ class Answers:
         ask: the request.
     """
 
-    def __init__(self, plane: Plane, ask: Ask) -> None:
+    def __init__(self, plane: Plane, ask: WritingRequest) -> None:
         self._plane, self._ask = plane, ask
         self._events = asyncio.Queue[tuple[int, Piece | None, list[int]]]()
         self._loop = asyncio.get_running_loop()
@@ -96,7 +96,7 @@ class Answers:
             future.cancel()
 
 
-class Shown:
+class TokenObjects:
     """Tokens with their strongest features, as callers get them.
 
     Args:
@@ -127,7 +127,7 @@ class Shown:
         return found
 
 
-class Told:
+class AnswerObjects:
     """Makes the objects of the protocol out of pieces.
 
     Args:
@@ -136,11 +136,11 @@ class Told:
         chat: whether it is of /v1/chat/completions.
     """
 
-    def __init__(self, plane: Plane, ask: Ask, *, chat: bool) -> None:
+    def __init__(self, plane: Plane, ask: WritingRequest, *, chat: bool) -> None:
         model = plane.find(ask.model.name, ask.model.version).model
         assert model is not None
         self._ask, self._chat, self._model = ask, chat, model
-        self._shown = Shown(model, ask.asked.features) if ask.asked.features else None
+        self._shown = TokenObjects(model, ask.asked.features) if ask.asked.features else None
         self._id, self._created = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}", int(time.time())
 
     def whole(self, answers: Sequence[Written]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sae_runtime.core.labels import shown
-from sae_runtime.serve.edit_objects import Asked, read_asked
+from sae_runtime.serve.edit_objects import SaeObject, read_sae_object
 from sae_runtime.serve.errors import Invalid, TooLarge
 from sae_runtime.serve.limits import Limits
 from sae_runtime.serve.writing import Prompt
@@ -51,7 +51,7 @@ class BadField(Invalid):
 
 
 @dataclass(frozen=True)
-class Named:
+class ModelName:
     """A model as callers name it: NAME, or NAME@VERSION."""
 
     text: str
@@ -60,7 +60,7 @@ class Named:
 
 
 @dataclass(frozen=True)
-class Ask:
+class WritingRequest:
     """A request for answers.
 
     Attributes:
@@ -73,10 +73,10 @@ class Ask:
         usage: whether a stream ends with its usage.
     """
 
-    model: Named
+    model: ModelName
     prompts: Sequence[Prompt]
     n: int
-    asked: Asked
+    asked: SaeObject
     settings: Mapping[str, Any]
     stream: bool
     usage: bool
@@ -87,19 +87,19 @@ class Ask:
         return {**self.settings, "seed": None if seed is None else (seed + number) % 2**64}
 
 
-def read_model(given: Mapping[str, Any]) -> Named:
+def read_model(given: Mapping[str, Any]) -> ModelName:
     """The model that a request names."""
     text = given.get("model")
     if not isinstance(text, str) or not text:
         raise BadField("model", f"model is the name of a model of /v1/models, got {_said(text)}; give one")
     name, at, version = text.rpartition("@")
-    return Named(text, name, version) if at else Named(text, text, None)
+    return ModelName(text, name, version) if at else ModelName(text, text, None)
 
 
-def read_sae(given: Mapping[str, Any], limits: Limits) -> Asked:
+def read_sae(given: Mapping[str, Any], limits: Limits) -> SaeObject:
     """The `sae` object of a request."""
     try:
-        return read_asked(given.get("sae"), limits)
+        return read_sae_object(given.get("sae"), limits)
     except TooLarge:
         raise
     except Invalid as error:
@@ -121,7 +121,7 @@ def read_texts(given: Mapping[str, Any], field: str, limits: Limits) -> list[str
     return texts
 
 
-def read_chat(given: Mapping[str, Any], limits: Limits) -> Ask:
+def read_chat(given: Mapping[str, Any], limits: Limits) -> WritingRequest:
     """A request of /v1/chat/completions."""
     most = "max_completion_tokens" if given.get("max_completion_tokens") is not None else "max_tokens"
     unused = _pick(given, "tool_choice", str) == "none"
@@ -135,14 +135,16 @@ def read_chat(given: Mapping[str, Any], limits: Limits) -> Ask:
     return _ask({**given, "tools": None, "functions": None} if unused else given, prompts, limits, more)
 
 
-def read_completion(given: Mapping[str, Any], limits: Limits) -> Ask:
+def read_completion(given: Mapping[str, Any], limits: Limits) -> WritingRequest:
     """A request of /v1/completions."""
     most = _whole(given, "max_tokens", 1)
     more = {"max_new_tokens": min(_COMPLETION_TOKENS, limits.new_tokens) if most is None else most}
     return _ask(given, read_texts(given, "prompt", limits), limits, more)
 
 
-def _ask(given: Mapping[str, Any], prompts: Sequence[Prompt], limits: Limits, more: Mapping[str, Any]) -> Ask:
+def _ask(
+    given: Mapping[str, Any], prompts: Sequence[Prompt], limits: Limits, more: Mapping[str, Any]
+) -> WritingRequest:
     for name, nothing in _NOT_HERE.items():
         if (value := given.get(name)) is not None and value != nothing and value not in ([], {}, ""):
             raise BadField(name, f"{name} is not known to this server, got {_said(value)}; leave it out")
@@ -169,7 +171,7 @@ def _ask(given: Mapping[str, Any], prompts: Sequence[Prompt], limits: Limits, mo
     usage = options.get("include_usage")
     if not isinstance(usage, bool | None):
         raise BadField("stream_options", f"include_usage is true or false, got {_said(usage)}; give one")
-    return Ask(model, prompts, n, asked, settings, stream, bool(usage))
+    return WritingRequest(model, prompts, n, asked, settings, stream, bool(usage))
 
 
 def _messages(given: Any) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from sae_runtime.deployed.text_features import TextFeatures
 from sae_runtime.serve.catalogue import Loaded
 from sae_runtime.serve.errors import Full, Invalid, NotFound, Refused
 from sae_runtime.serve.http.bodies import Gone
-from sae_runtime.serve.http.openai_answers import Answers, Shown, Told, event
+from sae_runtime.serve.http.openai_answers import AnswerObjects, Answers, TokenObjects, event
 from sae_runtime.serve.http.openai_request import (
     BadField,
     read_chat,
@@ -79,7 +79,7 @@ def routes(plane: Plane) -> list[Route]:
         seen = await unless_gone(future, request.receive, plane.limits.seconds)
         loaded = plane.find(asked.name, asked.version)
         assert loaded.model is not None
-        shown = Shown(loaded.model, most)
+        shown = TokenObjects(loaded.model, most)
         data = [
             {"object": "features", "index": number, "tokens": _tokens(one, shown)} for number, one in enumerate(seen)
         ]
@@ -93,7 +93,7 @@ def routes(plane: Plane) -> list[Route]:
             answers = Answers(plane, ask)
             await asyncio.to_thread(answers.start)
             try:
-                told = Told(plane, ask, chat=chat)
+                told = AnswerObjects(plane, ask, chat=chat)
                 if ask.stream:
                     pieces = answers.pieces()
                     first = await unless_gone(
@@ -211,7 +211,7 @@ def _model(name: str, loaded: Loaded, begun: int) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": begun, "owned_by": "sae-runtime", "sae": told}
 
 
-def _tokens(seen: TextFeatures, shown: Shown) -> list[dict[str, Any]]:
+def _tokens(seen: TextFeatures, shown: TokenObjects) -> list[dict[str, Any]]:
     tokens = shown.tokens(seen.ids.tolist(), seen.saes)
     for token, (start, end), special in zip(tokens, seen.offsets.tolist(), seen.special.tolist(), strict=True):
         token |= {"start": start, "end": end, "special": special}

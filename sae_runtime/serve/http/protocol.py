@@ -25,7 +25,7 @@ _MOMENT = 0.5  # seconds in which the plane itself may say that a request's time
 _JSON, _BYTES = b"application/json", b"application/octet-stream"
 
 
-class Said(NamedTuple):
+class Answer(NamedTuple):
     """An answer: its code, its body, its type, and headers besides."""
 
     status: int
@@ -43,19 +43,19 @@ def status_of(error: Refused) -> int:
     return next(status for kind, status in STATUS.items() if isinstance(error, kind))
 
 
-def refused(error: Refused) -> Said:
+def refused(error: Refused) -> Answer:
     """The answer that tells an error.
 
     >>> refused(Invalid("x is missing")).body
     b'{"error":"x is missing"}'
     """
     headers = ((b"retry-after", str(max(1, round(error.retry_after))).encode()),) if isinstance(error, Full) else ()
-    return Said(status_of(error), json_text.to_bytes({"error": str(error)}), headers=headers)
+    return Answer(status_of(error), json_text.to_bytes({"error": str(error)}), headers=headers)
 
 
 async def answer(
     plane: Plane, method: str, path: str, headers: Mapping[bytes, bytes], body: bytes, receive: Receive, leaving: bool
-) -> Said:
+) -> Answer:
     """The answer to a request below /v2.
 
     Args:
@@ -167,7 +167,7 @@ async def left(receive: Receive) -> None:
 
 async def _infer(
     plane: Plane, name: str, version: str | None, headers: Mapping[bytes, bytes], body: bytes, receive: Receive
-) -> Said:
+) -> Answer:
     asked = inference.read(body, headers.get(b"inference-header-content-length"))
 
     def submit() -> "Future[Any]":
@@ -186,8 +186,8 @@ async def _infer(
     found = await unless_gone(future, receive, most if asked.seconds is None else min(asked.seconds, most))
     text, length = inference.written(asked, found, name, version or str(plane.metadata(name).versions[-1]))
     if length is None:
-        return Said(200, text)
-    return Said(200, text, _BYTES, ((b"inference-header-content-length", str(length).encode()),))
+        return Answer(200, text)
+    return Answer(200, text, _BYTES, ((b"inference-header-content-length", str(length).encode()),))
 
 
 def _metadata(plane: Plane, name: str, version: str | None) -> dict[str, Any]:
@@ -201,13 +201,13 @@ def _tensor(tensor: Tensor) -> dict[str, Any]:
     return told | ({"parameters": {"optional": True}} if tensor.optional else {})
 
 
-def _ready(plane: Plane, name: str, version: str | None, leaving: bool) -> Said:
+def _ready(plane: Plane, name: str, version: str | None, leaving: bool) -> Answer:
     plane.metadata(name, version)
     ready = plane.ready and not leaving
     return _json({"name": name, "ready": ready}, 200 if ready else 503)
 
 
-def _index(plane: Plane, body: bytes) -> Said:
+def _index(plane: Plane, body: bytes) -> Answer:
     only = json_text.read_object(body).get("ready", False) if body.strip() else False
     if not isinstance(only, bool):
         raise Invalid("ready must be true or false; give one of them")
@@ -215,5 +215,5 @@ def _index(plane: Plane, body: bytes) -> Said:
     return _json([{"name": o.name, "version": o.version, "state": o.state, "reason": o.reason} for o in listed])
 
 
-def _json(value: Any, status: int = 200) -> Said:
-    return Said(status, json_text.to_bytes(value))
+def _json(value: Any, status: int = 200) -> Answer:
+    return Answer(status, json_text.to_bytes(value))
