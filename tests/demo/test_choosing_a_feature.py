@@ -31,11 +31,11 @@ def test_sentences_part_the_concept_from_everything_else() -> None:
 
 
 def test_no_question_that_chooses_is_one_that_counts() -> None:
-    assert len(set(TO_CHOOSE)) == 10 and len(set(TO_MEASURE)) == 20 and not set(TO_CHOOSE) & set(TO_MEASURE)
+    assert len(set(TO_CHOOSE)) == 20 and len(set(TO_MEASURE)) == 20 and not set(TO_CHOOSE) & set(TO_MEASURE)
     assert not any(named(question) for question in TO_CHOOSE + TO_MEASURE)
 
 
-def test_the_trial_with_most_words_wins_among_those_that_stay_varied() -> None:
+def test_the_most_varied_trial_wins_among_those_that_name_the_concept_often() -> None:
     def ask(feature: int | None, times: float) -> list[str]:
         if feature is None:
             return ["one two three four", "five six seven eight"]
@@ -43,9 +43,12 @@ def test_the_trial_with_most_words_wins_among_those_that_stay_varied() -> None:
 
     made = trials([(4, 0.9), (6, 0.7)], (1.0, 2.0), ask)
     assert [(one.feature, one.times, one.naming) for one in made] == [(4, 1, 1), (4, 2, 2), (6, 1, 1), (6, 2, 2)]
-    assert made[1].distinct == pytest.approx(1 / 6) and best(made) == made[0]
-    with pytest.raises(ValueError, match="no trial's answers have"):
-        best([Trial(1, 1.0, 0.9, 20, 0.5)])
+    assert made[1].distinct == pytest.approx(1 / 6) and best(made, 2) == made[1]
+    often = [Trial(1, 1.5, 0.9, 13, 0.82), Trial(1, 1.9, 0.9, 12, 0.86), Trial(1, 2.1, 0.9, 17, 0.79)]
+    assert best([*often, Trial(2, 1.5, 0.7, 0, 0.99)], 20) == often[1]
+    assert best([Trial(1, 1.5, 0.9, 4, 0.7), Trial(2, 1.5, 0.7, 0, 0.99)], 20).feature == 1
+    with pytest.raises(ValueError, match="^no edit makes an answer name the concept"):
+        best([Trial(2, 1.5, 0.7, 0, 0.99)], 20)
 
 
 def test_a_step_that_was_killed_is_made_again_and_one_that_is_there_is_not(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from sae_runtime.demo.chat.choosing import Trial, best, candidates, trials
 from sae_runtime.demo.chat.questions import TO_CHOOSE, TO_MEASURE
 from sae_runtime.demo.chat.words import CONCEPT, distinct_2, named
 
-FEATURES, STRENGTHS = 2, (1.5, 1.9)
+FEATURES, STRENGTHS = 2, (1.5, 1.7, 1.9, 2.1)
 _SHOWN = 3  # answers that are printed; the file has all
 
 
@@ -29,7 +29,7 @@ def run(model: Path, texts: Path, out: Path) -> None:
         out: the folder, with answers.md and figures.json at the end.
 
     Raises:
-        ValueError: the server does not start, or no feature changes the answers without making them repeat themselves.
+        ValueError: the server does not start, or no edit makes an answer name the concept.
     """
     out.mkdir(parents=True, exist_ok=True)
     spliced = build(model, texts, out)
@@ -82,7 +82,7 @@ def _chosen(client: Any, model: Path, path: Path) -> Trial:
     found = candidates(opened, FEATURES)
     opened.close()
     made = trials(found, STRENGTHS, lambda *edit: asking.answers(client, TO_CHOOSE, asking.edit(*edit)))
-    chosen = best(made)
+    chosen = best(made, len(TO_CHOOSE))
     with files.new_file(path) as part:
         part.write_text(
             json.dumps({"chosen": asdict(chosen), "trials": [asdict(one) for one in made]}, indent=2) + "\n"

@@ -8,7 +8,7 @@ from sae_runtime.demo.chat.sentences import ABOUT, AGAINST
 from sae_runtime.demo.chat.words import distinct_2, named
 from sae_runtime.extraction.finding import find
 
-LEAST = 0.85  # of the plain answers' distinct-2, on the questions that choose; the others are held to 0.8
+SHARE = 0.6  # of the answers to the questions that choose, which must name the concept; as many must of the others
 
 
 @dataclass(frozen=True)
@@ -65,16 +65,23 @@ def trials(
     return made
 
 
-def best(made: Sequence[Trial]) -> Trial:
-    """The trial whose answers name the concept most often, of those that are nearly as varied as the plain ones.
+def best(made: Sequence[Trial], questions: int) -> Trial:
+    """The trial with the most varied answers, of those that name the concept often enough.
+
+    Args:
+        made: the trials.
+        questions: that each was asked.
 
     Raises:
-        ValueError: the answers of all trials repeat themselves.
+        ValueError: no answer of any trial names the concept.
 
-    >>> best([Trial(3, 1.0, 0.9, 8, 0.9), Trial(5, 2.0, 0.9, 20, 0.4)]).feature
+    >>> best([Trial(3, 1.0, 0.9, 8, 0.9), Trial(5, 2.0, 0.9, 10, 0.4)], 10).feature
     3
     """
-    varied = [one for one in made if one.distinct >= LEAST]
-    if not varied:
-        raise ValueError(f"no trial's answers have {LEAST} of the plain ones' distinct-2; fit the SAE on other text")
-    return max(varied, key=lambda one: (one.naming, one.distinct))
+    often = [one for one in made if one.naming >= SHARE * questions]
+    if often:
+        return max(often, key=lambda one: one.distinct)
+    most = max(made, key=lambda one: (one.naming, one.distinct))
+    if not most.naming:
+        raise ValueError("no edit makes an answer name the concept; fit the SAE on other text")
+    return most

@@ -11,6 +11,16 @@ TO_CHOOSE = (
     "What can I do on a rainy Sunday?",
     "How far away is the moon?",
     "How do I keep my tomato plants healthy?",
+    "What makes a good friend?",
+    "Why is bread soft on the inside?",
+    "How do I fall asleep faster?",
+    "What is the best way to see a city in one day?",
+    "How do birds find their way south?",
+    "Can you tell me a short story about a fox?",
+    "How do I start running in the morning?",
+    "What is a good name for a puppy?",
+    "Why do we yawn?",
+    "How do I paint a wooden fence?",
 )
 
 TO_MEASURE = (
