@@ -105,7 +105,9 @@ def test_generate_by_tensors(plane: Plane, model: Model) -> None:
     ]
 
 
-def test_an_answer_that_fails_or_is_left_ends_alone(plane: Plane, model: Model) -> None:
+def test_an_answer_that_fails_or_is_left_ends_alone(
+    plane: Plane, model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
     def leave(*_: Any) -> None:
         raise RuntimeError("nobody listens")
 
@@ -115,20 +117,22 @@ def test_an_answer_that_fails_or_is_left_ends_alone(plane: Plane, model: Model) 
     assert same(well.result(60), alone(model, "w1 w2 w3", STRONG, max_new_tokens=12))
     with pytest.raises(Invalid, match="overflow"):
         ill.result(60)
-    with pytest.raises(Full, match="nobody listens"):
+    with pytest.raises(Full, match="could not be answered"):
         deaf.result(60)
+    assert "nobody listens" in caplog.text
     assert same(plane.generate("writer", "w9", max_new_tokens=4).result(60), alone(model, "w9", max_new_tokens=4))
 
 
 def test_a_graph_that_fails_ends_its_answers_and_not_the_next(
-    plane: Plane, model: Model, monkeypatch: pytest.MonkeyPatch
+    plane: Plane, model: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def failing(self: Loop) -> Any:
         raise OSError("the disk is gone")
 
     monkeypatch.setattr(Loop, "step", failing)
-    with pytest.raises(Full, match="the disk is gone"):
+    with pytest.raises(Full, match="could not be answered"):
         plane.generate("writer", "w1").result(60)
+    assert "the disk is gone" in caplog.text
     monkeypatch.undo()
     assert same(plane.generate("writer", "w9", max_new_tokens=4).result(60), alone(model, "w9", max_new_tokens=4))
 
