@@ -39,6 +39,7 @@ class Plane:
 
     Attributes:
         admission: counts the requests that wait or run.
+        watcher: sees what is served; None: nobody does.
 
     Args:
         loaded: what is served, as `catalogue.open_all` gives it.
@@ -64,7 +65,7 @@ class Plane:
         merge: bool = True,
     ) -> None:
         self.loaded, self.limits = tuple(loaded), limits or Limits()
-        self._policy, self._watcher, self._merge = policy, watcher, merge
+        self._policy, self.watcher, self._merge = policy, watcher, merge
         self._operations: dict[tuple[str, int], dict[str, Operation]] = {
             (one.name, one.version): {op.name: op for op in self._made(one)} for one in self.loaded
         }
@@ -88,21 +89,6 @@ class Plane:
     def ready(self) -> bool:
         """Whether new requests are taken."""
         return not self.admission.closing
-
-    @property
-    def watcher(self) -> Live | None:
-        """Sees what is served."""
-        return self._watcher
-
-    @property
-    def waiting_bytes(self) -> int:
-        """Bytes of the arrays and texts of requests that wait or run."""
-        return self.admission.waiting_bytes
-
-    @property
-    def waiting(self) -> int:
-        """Number of requests that wait or run."""
-        return self.admission.waiting
 
     def index(self) -> list[Listed]:
         """All operations of all models."""
@@ -288,9 +274,9 @@ class Plane:
 
         def ended(future: "Future[Any]") -> None:
             self.admission.leave(size)
-            if self._watcher is not None:
+            if self.watcher is not None:
                 error = CancelledError() if future.cancelled() else future.exception()
-                self._watcher.answered(loaded, operation.name, seconds=time.monotonic() - begun, rows=rows, error=error)
+                self.watcher.answered(loaded, operation.name, seconds=time.monotonic() - begun, rows=rows, error=error)
 
         job.future.add_done_callback(ended)
         operation.lane.put(job)
@@ -324,23 +310,23 @@ class Plane:
         if loaded.sae is not None:
 
             def saw(x: Any, indices: Any, values: Any) -> None:
-                if self._watcher is not None:
-                    self._watcher.saw(loaded, x, indices, values)
+                if self.watcher is not None:
+                    self.watcher.saw(loaded, x, indices, values)
 
             return bundle_operations(loaded.sae, self.limits, check, saw, merge=self._merge)
         assert loaded.model is not None
 
         def saw_texts(seen: Sequence[TextFeatures]) -> None:
-            if self._watcher is not None:
-                self._watcher.saw_texts(loaded, seen)
+            if self.watcher is not None:
+                self.watcher.saw_texts(loaded, seen)
 
         return text_operations(loaded.model, self.limits, check, saw_texts)
 
     def _check_edits(self, loaded: Loaded, sae: Any, edits: Sequence[Edit], gate: NDArray[Any] | None = None) -> None:
         if edits and self._policy is not None:
             self._policy.check(loaded, sae, edits, gate)
-        if edits and self._watcher is not None:
-            self._watcher.edited(loaded, sae, edits)
+        if edits and self.watcher is not None:
+            self.watcher.edited(loaded, sae, edits)
 
 
 def wait(future: "Future[Any]", seconds: float) -> Any:

@@ -331,9 +331,9 @@ def test_who_leaves_ends_its_answer(served: Served, monkeypatch: pytest.MonkeyPa
                 for _ in answer.iter_lines():
                     if time.monotonic() - begun > 0.3:
                         raise httpx.ReadTimeout("this client leaves")
-        while served.plane.waiting and time.monotonic() - begun < 2:
+        while served.plane.admission.waiting and time.monotonic() - begun < 2:
             time.sleep(0.01)
-        assert served.plane.waiting == 0 and time.monotonic() - begun < 2  # 48 pieces take 2.4 s
+        assert served.plane.admission.waiting == 0 and time.monotonic() - begun < 2  # 48 pieces take 2.4 s
 
 
 def test_a_full_server_says_when_to_come_again(served: Served) -> None:

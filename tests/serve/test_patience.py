@@ -109,7 +109,7 @@ def test_work_that_takes_too_long_is_504_while_it_goes_on(path: Path, monkeypatc
         assert status == 504 and b"in its time" in told and not blocked.goes_on.is_set() and blocked.calls == 1
         assert asked(address, "POST", ENCODE, rows(3))[0] == 200
         blocked.goes_on.set()
-        until(lambda: plane.waiting == 0)
+        until(lambda: plane.admission.waiting == 0)
         assert asked(address, "POST", "/v2/models/mine.encode_batch/infer", rows(3))[0] == 200
 
 
@@ -129,13 +129,13 @@ def test_a_full_server_says_when_to_come_again_and_work_of_who_left_is_dropped(
         connections = [sending(address, head(len(body)) + body) for _ in range(3)]
         for connection in connections:
             connection.__enter__()
-        until(lambda: plane.waiting == 3 and blocked.calls == 1)
+        until(lambda: plane.admission.waiting == 3 and blocked.calls == 1)
         status, told, headers = asked(address, "POST", ENCODE, body)
         assert (status, headers["retry-after"]) == (503, "1") and b"try again" in told
         assert asked(address, "GET", "/v2/health/ready")[0] == 200
         for connection in connections:
             connection.__exit__(None, None, None)
-        until(lambda: plane.waiting == 0)
+        until(lambda: plane.admission.waiting == 0)
         blocked.goes_on.set()
         assert asked(address, "POST", ENCODE, body)[0] == 200
         assert blocked.calls == 2  # what waited behind the first was not computed
@@ -183,7 +183,7 @@ def test_long_texts_are_counted_and_read_beside_the_event_loop(
         for path, body in (("/v2/models/model.features/infer", one), ("/v1/features", other)):
             goes_on.clear()
             with sending(address, head(len(body), path) + body):
-                until(lambda: plane.waiting_bytes > len(text))
+                until(lambda: plane.admission.waiting_bytes > len(text))
             goes_on.set()
-            until(lambda: plane.waiting_bytes == 0)
+            until(lambda: plane.admission.waiting_bytes == 0)
     assert not threads

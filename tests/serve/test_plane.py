@@ -197,7 +197,7 @@ def test_bad_request_is_one_sentence(plane: Plane, case: str) -> None:
     with pytest.raises(kind) as caught:
         plane.infer(f"one.{operation}", given)
     assert "\n" not in str(caught.value)
-    assert plane.waiting == 0
+    assert plane.admission.waiting == 0
 
 
 def test_error_of_one_request_leaves_those_it_was_merged_with_alone(
@@ -345,12 +345,12 @@ def test_full_plane_refuses_and_says_when_to_come_again(plane: Plane) -> None:
         futures[1].cancel()
         plane.infer("one.encode", {"x": X}, timeout=0.01)
     futures[2].cancel()
-    assert plane.waiting == 4
+    assert plane.admission.waiting == 4
     held.set()
     assert all(future.result(60) for future in futures if not future.cancelled())
     with pytest.raises(TooLarge):
         plane.admission.enter(1 << 21)
-    assert plane.waiting == 0
+    assert plane.admission.waiting == 0
 
 
 def test_closing_finishes_what_was_accepted_and_takes_nothing_new(bundle_of: Callable[..., Path]) -> None:

@@ -137,4 +137,4 @@ def test_bad_text_is_one_sentence(plane: Plane, operation: str, given: dict[str,
     with pytest.raises(kind) as caught:
         plane.infer(f"bert.{operation}", {name: np.array(values, object) for name, values in given.items()})
     assert "\n" not in str(caught.value)
-    assert plane.waiting == 0
+    assert plane.admission.waiting == 0

@@ -149,7 +149,7 @@ def test_who_leaves_or_is_late_makes_room(plane: Plane, monkeypatch: pytest.Monk
         assert future.cancel()
     begun = time.monotonic()
     assert len(last.result(60).ids) == 1 and time.monotonic() - begun < 0.5
-    assert plane.waiting == 0
+    assert plane.admission.waiting == 0
 
 
 def test_answers_and_rows_take_turns(folder: Path, bundle_of: Callable[..., Path]) -> None:
@@ -215,6 +215,6 @@ def test_what_cannot_be_written_is_refused_at_once(
 ) -> None:
     with pytest.raises(error, match=message):
         plane.generate("writer", prompt, **settings)
-    assert plane.waiting == 0
+    assert plane.admission.waiting == 0
     with pytest.raises(NotFound):
         plane.generate("other", "w1")

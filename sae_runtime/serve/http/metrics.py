@@ -72,8 +72,8 @@ class Metrics:
         """The families of numbers, as prometheus_client asks for them."""
         plane = self._plane
         yield _gauge("ready", "Whether new requests are taken", float(plane.ready))
-        yield _gauge("waiting_requests", "Requests that wait or run", plane.waiting)
-        yield _gauge("waiting_bytes", "Bytes of these requests", plane.waiting_bytes)
+        yield _gauge("waiting_requests", "Requests that wait or run", plane.admission.waiting)
+        yield _gauge("waiting_bytes", "Bytes of these requests", plane.admission.waiting_bytes)
         yield _outcomes("http_requests", "Answers by route and code", ("route", "code"), self.http.outcomes())
         yield _histogram("http_seconds", "Seconds of a request", "route", self.http.histograms()["seconds"])
         live = plane.watcher

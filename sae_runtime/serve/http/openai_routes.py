@@ -67,8 +67,7 @@ def routes(plane: Plane) -> list[Route]:
             for number, vector in enumerate(vectors)
         ]
         tokens = await asyncio.to_thread(_read_tokens, plane.find(asked.name, asked.version), texts)
-        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        return JSONResponse({"object": "list", "data": data, "model": asked.text, "usage": usage})
+        return _listed(data, asked.text, tokens)
 
     async def features(request: Request) -> Response:
         given = read_object(await request.body())
@@ -83,9 +82,7 @@ def routes(plane: Plane) -> list[Route]:
         data = [
             {"object": "features", "index": number, "tokens": _tokens(one, shown)} for number, one in enumerate(seen)
         ]
-        tokens = sum(map(len, seen))
-        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        return JSONResponse({"object": "list", "data": data, "model": asked.text, "usage": usage})
+        return _listed(data, asked.text, sum(map(len, seen)))
 
     def writer(read: Callable[..., Any], *, chat: bool) -> Handler:
         async def written(request: Request) -> Response:
@@ -116,6 +113,12 @@ def routes(plane: Plane) -> list[Route]:
         Route("/v1/completions", _told(writer(read_completion, chat=False)), methods=["POST"]),
         Route("/v1/chat/completions", _told(writer(read_chat, chat=True)), methods=["POST"]),
     ]
+
+
+def _listed(data: list[Any], model: str, tokens: int) -> JSONResponse:
+    """What was made of texts with so many tokens, an object for each text."""
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return JSONResponse({"object": "list", "data": data, "model": model, "usage": usage})
 
 
 def error_object(error: Refused) -> dict[str, Any]:

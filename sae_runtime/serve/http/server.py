@@ -75,7 +75,7 @@ class Server(uvicorn.Server):
         if self._app.leaving:
             sys.stderr.write("ended at once\n")
             os._exit(128 + sig)
-        left = self._app.plane.waiting
+        left = self._app.plane.admission.waiting
         waits = f", when {left} request{'s are' if left > 1 else ' is'} answered; Ctrl-C ends at once" if left else ""
         sys.stderr.write(f"ending{waits}\n")
         self._app.leaving, self._leaves = True, self._leaves or time.monotonic() + _GRACE
