@@ -97,11 +97,13 @@ def rpc(method: str, *arguments: Any) -> Any:
     return _ENGINE[0].collective_rpc(method, args=arguments)
 
 
-def pretend_version(version: str) -> None:
-    """Let vLLM have another version in this process."""
+def pretend_version(version: str) -> str:
+    """Let vLLM have another version in this process; gives the one that it had."""
     import vllm
 
+    before: str = vllm.__version__
     vllm.__version__ = version
+    return before
 
 
 def _given(requests: Sequence[Mapping[str, Any]]) -> tuple[list[Any], list[Any]]:

@@ -35,7 +35,7 @@ def xargs(sae: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def test_twelve_callers(address: str, reference: Reference) -> None:
-    requests = every_kind(reference, "threshold")
+    requests = [reference.clear(one, ["threshold"]) for one in every_kind(reference, "threshold")]
 
     def call(request: Mapping[str, Any]) -> list[int]:
         body = {"prompt": request["ids"], "max_tokens": request["max_tokens"], "return_token_ids": True}
