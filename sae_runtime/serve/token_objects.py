@@ -20,9 +20,7 @@ class TokenObjects:
     [{'token': 'open', 'id': 5, 'features': [{'sae': 'mine', 'feature': 3, 'value': 2.5, 'label': 'files'}]}]
     """
 
-    def __init__(
-        self, token: Callable[[int], str | None], labels: Mapping[str, Mapping[int, str]], most: int
-    ) -> None:
+    def __init__(self, token: Callable[[int], str | None], labels: Mapping[str, Mapping[int, str]], most: int) -> None:
         self._token, self._labels, self._most = token, labels, most
 
     def tokens(self, ids: Sequence[int], saes: Mapping[str, Features]) -> list[dict[str, Any]]:
