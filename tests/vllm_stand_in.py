@@ -104,9 +104,13 @@ def application(engine: Engine, middlewares: Sequence[Any]) -> Starlette:
         chat = request.url.path.startswith("/v1/chat")
         fault = _fault(body)
         if fault is not None:
-            return JSONResponse({"error": {"message": fault, "type": "BadRequestError", "param": None, "code": 400}}, 400)
+            return JSONResponse(
+                {"error": {"message": fault, "type": "BadRequestError", "param": None, "code": 400}}, 400
+            )
         texts = [body["messages"][-1]["content"]] if chat else body["prompt"]
-        prompts = [[VOCABULARY[word] for word in text.split()] for text in ([texts] if isinstance(texts, str) else texts)]
+        prompts = [
+            [VOCABULARY[word] for word in text.split()] for text in ([texts] if isinstance(texts, str) else texts)
+        ]
         base = request.headers.get("x-request-id") or body.get("request_id") or "abc"
         told = Told(engine, body, base, prompts, chat=chat)
         if body.get("stream"):
@@ -135,7 +139,9 @@ def _fault(body: Any) -> str | None:
     if body.get("model") != "m":
         return f"The model `{body.get('model')}` does not exist."
     xargs = body.get("vllm_xargs")
-    sound = isinstance(xargs, dict | None) and all(isinstance(one, str | int | float | list) for one in (xargs or {}).values())
+    sound = isinstance(xargs, dict | None) and all(
+        isinstance(one, str | int | float | list) for one in (xargs or {}).values()
+    )
     return None if sound else "vllm_xargs has another form"
 
 
@@ -193,7 +199,10 @@ class Told:
             yield ": keep-alive\n\n"
             for number, (prompt, new) in enumerate(self._answers):
                 text = f"w{new[place]} "
-                choice: dict[str, Any] = {"index": number, **({"delta": {"content": text}} if self._chat else {"text": text})}
+                choice: dict[str, Any] = {
+                    "index": number,
+                    **({"delta": {"content": text}} if self._chat else {"text": text}),
+                }
                 choice |= {"logprobs": None, "finish_reason": "length" if place == len(new) - 1 else None}
                 choice["token_ids"] = [new[place]] if self._ids else None
                 if not self._chat:
@@ -201,7 +210,9 @@ class Told:
                 yield _event({**head, "choices": [choice]})
                 await asyncio.sleep(0)
             if place == 1 and self._body.get("user") == "fails":
-                yield _event({"error": {"message": "it ended", "type": "InternalServerError", "param": None, "code": 500}})
+                yield _event(
+                    {"error": {"message": "it ended", "type": "InternalServerError", "param": None, "code": 500}}
+                )
                 yield "data: [DONE]\n\n"
                 return
         if (self._body.get("stream_options") or {}).get("include_usage"):
