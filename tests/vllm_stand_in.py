@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -120,15 +119,10 @@ def application(engine: Engine, middlewares: Sequence[Any]) -> Starlette:
     async def other(request: Request) -> Response:
         return JSONResponse({"got": (await request.body()).decode("latin-1")})
 
-    async def refused(_request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        message = {"message": error.detail, "type": "Bad Request", "param": None, "code": error.status_code}
-        return JSONResponse({"error": message}, error.status_code)
-
     routes = [Route(path, answered, methods=["POST"]) for path in ("/v1/chat/completions", "/v1/completions")]
     routes += [Route(path, other, methods=["POST"]) for path in ("/v1/responses", "/v1/embeddings", "/tokenize")]
     order = [*(Middleware(one) for one in middlewares), Middleware(_Keyed)]
-    app = Starlette(routes=routes, middleware=order, exception_handlers={HTTPException: refused})
+    app = Starlette(routes=routes, middleware=order)
     app.state.engine_client = engine
     return app
 

@@ -193,6 +193,7 @@ def test_a_request_that_cannot_be_done_is_refused_with_a_sentence(
         answer = post(engine, "/v1/chat/completions", {**CHAT, **change, "stream": stream})
         error = answer.json()["error"]
         assert answer.status_code == error["code"] == 400 and message in error["message"], answer.text
+        assert answer.headers["content-type"] == "application/json"
     sound = post(engine, "/v1/chat/completions", {**CHAT, "sae": {"edits": EDITS, "features": 1}})
     assert sound.status_code == 200 and engine.kept == {}
 
