@@ -116,7 +116,7 @@ def start(kind: str, home: str, hooks: Sequence[str] = (), **options: Any) -> No
     os.environ |= ENVIRONMENT
     from vllm import LLM
 
-    folder = Path(home) / kind
+    folder = Path(tempfile.mkdtemp(dir=home, prefix=f"{kind}-"))
     model = save_model(kind, folder)
     settings = []
     for i, hook in enumerate(hooks):
@@ -208,7 +208,7 @@ def served(tokens: int = 6) -> dict[str, str]:
     for i in range(len(hooks)):
         ids, f = PROMPTS[i % len(PROMPTS)], plain[i % len(PROMPTS)][1][i]
         strong = [int(j) for j in np.argsort(-f.max(axis=0))[:3]]
-        requests.append((ids, i, [Edit.set(strong[0], 3 * float(f.max())), Edit.ablate(strong[1]), Edit.add(strong[2], 2)]))
+        requests.append((ids, i, [Edit.set(strong[0], 8 * float(f.max())), Edit.ablate(strong[1]), Edit.add(strong[2], 2)]))
     asked = []
     for _, i, edits in requests:
         forms = [{"feature": e.feature, "sae": str(i), **_words(e)} for e in edits]

@@ -57,7 +57,7 @@ def find_module(model: nn.Module, text: str, config: Any) -> HookedModule:
         norm = second_norm(Hook(name, "resid_mid"), names, kind)
         return HookedModule(norm, modules[norm], is_input=True, in_place=True)
     found = HookedModule(name, modules[name], hook.place in ("input", "resid_pre"))
-    _refuse_unequal(found, text, kind)
+    _refuse_unequal(found, text, str(getattr(config, "model_type", None)))
     return found
 
 
