@@ -126,10 +126,31 @@ def start(kind: str, home: str, hooks: Sequence[str] = (), **options: Any) -> No
         options["additional_config"] = {"sae": {"saes": settings}}
     _NOW.update(kind=kind, model=model, hooks=list(hooks), folder=folder)
     model.base_model.do_not_compile = True  # vLLM may compile transformers' own class, and asks each model of it
+    _NOW["preempted"] = _counted_preemptions()
     _NOW["llm"] = LLM(
         model=str(folder), **{"dtype": "float32", "enforce_eager": True, "max_model_len": 128, **options},
         skip_tokenizer_init=True, enable_prefix_caching=False, disable_log_stats=True,
     )  # fmt: skip
+
+
+def _counted_preemptions() -> list[str]:
+    """A list that gets the id of each request that the scheduler of this process stops for a while."""
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    stopped: list[str] = []
+    inner = getattr(Scheduler, "inner_preempt", Scheduler._preempt_request)
+
+    def preempt(self: Any, request: Any, *given: Any, **named: Any) -> Any:
+        stopped.append(request.request_id)
+        return inner(self, request, *given, **named)
+
+    Scheduler.inner_preempt, Scheduler._preempt_request = inner, preempt
+    return stopped
+
+
+def preempted() -> list[str]:
+    """Ids of the requests that were stopped for a while, and began again."""
+    return list(_NOW["preempted"])
 
 
 def end() -> None:
@@ -208,14 +229,19 @@ def served(tokens: int = 6) -> dict[str, str]:
     for i in range(len(hooks)):
         ids, f = PROMPTS[i % len(PROMPTS)], plain[i % len(PROMPTS)][1][i]
         strong = [int(j) for j in np.argsort(-f.max(axis=0))[:3]]
-        requests.append((ids, i, [Edit.set(strong[0], 8 * float(f.max())), Edit.ablate(strong[1]), Edit.add(strong[2], 2)]))
+        requests.append(
+            (ids, i, [Edit.set(strong[0], 8 * float(f.max())), Edit.ablate(strong[1]), Edit.add(strong[2], 2)])
+        )
     asked = []
     for _, i, edits in requests:
         forms = [{"feature": e.feature, "sae": str(i), **_words(e)} for e in edits]
         asked.append({"sae_features": "all", **({"sae_edits": forms} if edits else {})})
     outputs = llm.generate(
         [{"prompt_token_ids": ids} for ids, _, _ in requests],
-        [SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False, extra_args=a) for a in asked],
+        [
+            SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False, extra_args=a)
+            for a in asked
+        ],
         use_tqdm=False,
     )
     moved = 0
@@ -352,8 +378,12 @@ def _last_of_vllm() -> Tensor:
     from vllm import SamplingParams
 
     got: list[Tensor] = []
-    handle = _worker().model_runner.get_model().register_forward_hook(
-        lambda _m, _a, output: got.append((output[0] if isinstance(output, tuple) else output).clone())
+    handle = (
+        _worker()
+        .model_runner.get_model()
+        .register_forward_hook(
+            lambda _m, _a, output: got.append((output[0] if isinstance(output, tuple) else output).clone())
+        )
     )
     params = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True, detokenize=False)
     _NOW["llm"].generate({"prompt_token_ids": PROMPT}, params, use_tqdm=False)

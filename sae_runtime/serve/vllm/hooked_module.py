@@ -12,6 +12,7 @@ from sae_runtime.bundle.transformer_lens import as_module, second_norm
 
 COMPARED = (
     *("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "gpt2"),
+    *("phi", "phi3", "falcon", "granite", "olmo2", "mixtral", "qwen2_moe", "cohere", "stablelm"),
 )
 """Types of models in which modules inside blocks were compared with transformers, by `benchmarks/vllm_families.py`."""
 
@@ -84,7 +85,9 @@ def _refuse_unequal(found: HookedModule, text: str, kind: str) -> None:
     if not any(True for _ in found.module.parameters()):  # such as an activation function, which multiplies as well
         raise ValueError(f"{text} is a {own} without weights, which differs from transformers; hook one with weights")
     if "Embedding" in own:
-        raise ValueError(f"{text} is an embedding, which is scaled elsewhere in vLLM; hook the input of the first block")
+        raise ValueError(
+            f"{text} is an embedding, which is scaled elsewhere in vLLM; hook the input of the first block"
+        )
     if not is_input and own in ("QKVParallelLinear", "MergedColumnParallelLinear"):
         raise ValueError(f"{text} is computed in another order in vLLM than in transformers; hook its input")
 

@@ -20,7 +20,12 @@ backends.backends["cpu"] = backends.Backend(compiler=None, driver=driver)  # typ
 
 import vllm_families  # noqa: E402
 
-start, end, served, places = vllm_families.start, vllm_families.end, vllm_families.served, vllm_families.places
+start, end, served, preempted = (
+    vllm_families.start,
+    vllm_families.end,
+    vllm_families.served,
+    vllm_families.preempted,
+)
 
 
 def runner() -> tuple[str, bool]:
