@@ -38,7 +38,7 @@ def test_a_family_is_read_and_edited_as_transformers(call: Called, tmp_path: Pat
 def test_a_place_that_is_not_known_to_be_equal_is_refused_at_start(call: Called, tmp_path: Path) -> None:
     with pytest.raises(Raised) as caught:
         call("start", "bloom", str(tmp_path), ["h.1.mlp"])
-    assert caught.value.sentence.startswith("SAE 0 at h.1.mlp: ") and "of type bloom" in caught.value.sentence
+    assert caught.value.sentence.startswith("h.1.mlp is inside a block, and no model of type bloom was compared")
 
 
 def test_tensor_parallel_has_the_same_stream_in_each_process(call: Called, tmp_path: Path) -> None:
