@@ -1,4 +1,4 @@
-"""Processes of vLLM's own environment, `.venv/vllm`, as `make vllm` installs it: functions called there, its API server.
+"""Processes in the environment of vLLM, `.venv/vllm`, which `make vllm` makes: functions called there, its API server.
 
 The tests' environment has no vLLM, and vLLM's has no pytest.
 """

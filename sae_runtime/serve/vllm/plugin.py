@@ -1,10 +1,12 @@
 """vLLM's general plugin, which every process of vLLM loads: it checks the engine and each request, and sets the worker.
 
-Two methods of vLLM are wrapped. `EngineArgs.create_engine_config` is where an engine that cannot serve SAEs is refused.
-`InputProcessor.process_inputs` is where a request is refused or gets its plan, before the engine sees it.
+Methods of vLLM are wrapped. `EngineArgs.create_engine_config` is where an engine that cannot serve SAEs is refused.
+`InputProcessor.process_inputs` is where a request is refused or gets its plan, before the engine sees it. In the API
+server `to_beam_search_params` is where a request would lose what it asks.
 """
 
 import functools
+import sys
 from typing import Any
 
 from sae_runtime.serve.vllm.asking import KEYS, PLAN, Asked, Reader, reader_of
@@ -55,6 +57,7 @@ def _wrap_config(args: Any) -> None:
 
     @functools.wraps(inner)
     def create_engine_config(self: Any, *given: Any, **named: Any) -> Any:
+        _wrap_beams()
         if "sae" not in (self.additional_config or {}):
             return inner(self, *given, **named)
         import vllm
@@ -72,6 +75,24 @@ def _wrap_config(args: Any) -> None:
         return config
 
     args.create_engine_config = create_engine_config
+
+
+def _wrap_beams() -> None:
+    """Refuse a beam search with arguments for SAEs, which vLLM's API would drop; only its server has these bodies."""
+    for module, name in (("completion", "CompletionRequest"), ("chat_completion", "ChatCompletionRequest")):
+        body = getattr(sys.modules.get(f"vllm.entrypoints.openai.{module}.protocol"), name, None)
+        if body is not None and not hasattr(body.to_beam_search_params, "__wrapped__"):
+            body.to_beam_search_params = _without_saes(body.to_beam_search_params)
+
+
+def _without_saes(inner: Any) -> Any:
+    @functools.wraps(inner)
+    def to_beam_search_params(self: Any, *given: Any, **named: Any) -> Any:
+        if asked := [key for key in self.vllm_xargs or {} if key in KEYS]:
+            raise ValueError(f"a beam search takes no {asked[0]}, since it is many requests; leave out use_beam_search")
+        return inner(self, *given, **named)
+
+    return to_beam_search_params
 
 
 def _wrap_inputs(processor: Any) -> None:
