@@ -134,17 +134,24 @@ def _with_plan(request: Any, asked: Asked, processor: Any, request_id: str) -> A
         ValueError: what it asks cannot be done for such a request.
     """
     params = request.sampling_params
-    if params is None or request.resumable:
-        what = "a streamed session" if params is not None else "an embedding"
-        raise ValueError(f"features are read and edited while a text is written, and this is {what}; ask without sae_*")
+    for one, what in (
+        (params is None, "an embedding"),
+        (request.resumable, "a streamed session"),
+        (request.prompt_embeds is not None, "a text behind embeddings"),
+        (bool(request.mm_features), "a text behind images or sounds"),
+        (request.lora_request is not None, "a text of an adapter"),
+    ):
+        if one:
+            raise ValueError(
+                f"features are read and edited in texts of the model alone, and this is {what}; ask without sae_*"
+            )
     tokenizer = processor.tokenizer
-    if asked.edits and asked.gate == "text" and (tokenizer is None or request.prompt_embeds is not None):
-        raise ValueError('the gate "text" needs tokens, and this request has none that are known; give another gate')
+    if asked.edits and asked.gate == "text" and tokenizer is None:
+        raise ValueError('the gate "text" needs a tokenizer, and this vLLM has none; give another gate')
     special = () if tokenizer is None else tokenizer.all_special_ids
     others = {key: value for key, value in (params.extra_args or {}).items() if key not in KEYS}
     params.extra_args = {**others, PLAN: asked.plan(request_id, params.n, special)}
     if asked.features:
         params.skip_reading_prefix_cache = True  # what is not computed is not read
-    tokens = request.prompt_token_ids if request.prompt_embeds is None else request.prompt_embeds
-    request.cache_salt = asked.salt(request.cache_salt, len(tokens))
+    request.cache_salt = asked.salt(request.cache_salt, len(request.prompt_token_ids))
     return request

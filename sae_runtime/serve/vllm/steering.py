@@ -166,6 +166,8 @@ class Site:
         try:
             self.form: Form
             self.form, x = form_of(model, hooked.module, is_input=hooked.is_input, run=run)
+            if self.form == "sum" and hooked.is_input and not hooked.in_place and not list(hooked.module.children()):
+                raise ValueError("an edit of what this norm gets would reach the stream too; hook BLOCK.resid_mid")
             self.sae: TorchSAE = open_sae(place.bundle, x.device)
             d_in = self.sae.manifest.architecture.d_in
             if x.shape[1] != d_in:
