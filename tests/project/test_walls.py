@@ -33,10 +33,7 @@ MAY_IMPORT: dict[str, tuple[str, ...] | None] = {
     "store": ("core", "bundle", "extraction"),
     "labelling": ("core", "bundle", "deployed", "store"),
     "serve": ("core", "bundle", "engine", "text", "deployed", "generation", "sae", "model"),
-    "serve.vllm": (
-        *("core", "bundle", "activations", "text", "extraction", "serve"),
-        *("train.measure.torch_sae", "train.harvest.hook_point"),
-    ),
+    "serve.vllm": ("core", "bundle", "activations", "text", "extraction", "serve", "train.measure.torch_sae"),
     "checkpoints": ("core", "bundle"),
     "browser": ("core", "bundle"),
     "train": ("core", "bundle", "activations", "calibration"),

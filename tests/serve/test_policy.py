@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from sae_runtime.core.edits import Edit
+from sae_runtime.serve.edit_bounds import Guard
 from sae_runtime.serve.edit_kinds import kind_of
-from sae_runtime.serve.guarding import Guard
 from sae_runtime.serve.policy import KINDS, Policy
 
 LARGEST = np.array([0, 1, 2, 4, 8, 16, 32, 64], np.float32)

@@ -96,7 +96,22 @@ class TorchSAE(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """Activations of the features [n, d_sae] of raw activations [n, d_in], by the served rule."""
         z = self.pre_activations(x)
-        return torch.where(self.served(z), z, 0)
+        threshold = dict(self.named_buffers()).get("threshold")  # it is on the device, and the rule's own is not
+        return torch.where(self.served(z) if threshold is None else z > threshold, z, 0)
+
+    def some_features(self, x: Tensor, features: Tensor) -> Tensor:
+        """Activations of some features [n, e], by their numbers [e], of raw activations [n, d_in].
+
+        Thresholds select each feature for itself, so no other is computed.
+
+        >>> sae = open_sae(bundle_path)
+        >>> sae.some_features(torch.zeros(2, 24), torch.tensor([5, 3])).shape
+        torch.Size([2, 2])
+        """
+        if self.manifest.architecture.selection != "threshold":
+            return self.features(x)[:, features]
+        z = encoded(self.normalised(x)[0], self.W_enc.T[features], self.b_enc[features], self.b_pre)
+        return torch.where(z > self.get_buffer("threshold")[features], z, 0)
 
     def reconstruction(self, sums: Tensor, x: Tensor) -> Tensor:
         """The reconstruction [n, d_out] from sums of decoder rows f W_dec [n, d_out], and from the x that f encodes."""

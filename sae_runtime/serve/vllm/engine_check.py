@@ -1,0 +1,54 @@
+"""Refuses engines of vLLM in which features would not be read or edited, or not as they should."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from sae_runtime.bundle.hooks import parse_hook
+from sae_runtime.bundle.parts import read_manifest
+from sae_runtime.serve.vllm.asking import Reader
+from sae_runtime.serve.vllm.settings import Settings
+
+
+def check_engine(config: Any, settings: Settings, *, known_workers: Collection[str]) -> None:
+    """Raise ValueError if an engine cannot serve these SAEs.
+
+    Args:
+        config: the VllmConfig.
+        settings: which SAEs, and where.
+        known_workers: names of the worker classes that ours may take the place of.
+
+    Raises:
+        ValueError: the message names the option to change.
+        BundleError: a bundle is damaged.
+    """
+    model, parallel = config.model_config, config.parallel_config
+    if not model.enforce_eager:
+        raise ValueError("compiled models and graphs run past hooks, so SAEs need --enforce-eager; add it")
+    for one, what, instead in (
+        (parallel.pipeline_parallel_size > 1, "pipeline parallel", "--pipeline-parallel-size 1"),
+        (parallel.data_parallel_size > 1, "data parallel", "a vLLM for each replica"),
+        (getattr(parallel, "prefill_context_parallel_size", 1) > 1, "prefill context parallel", "1"),
+        (getattr(parallel, "enable_dbo", False), "dual batch overlap", "no --enable-dbo"),
+        (config.speculative_config is not None, "speculative decoding", "no --speculative-config"),
+        (config.kv_transfer_config is not None, "the transfer of keys and values", "no --kv-transfer-config"),
+        (model.runner_type != "generate", "pooling models", "a model that writes text"),
+        (model.is_encoder_decoder, "encoder-decoder models", "a decoder"),
+    ):
+        if one:
+            raise ValueError(f"SAEs are not served with {what}; use {instead}")
+    if parallel.worker_cls not in known_workers:
+        raise ValueError(
+            f"the worker {parallel.worker_cls} is not one that SAEs are served with; leave out --worker-cls"
+        )
+    for place in settings.saes:
+        hook, d_in = parse_hook(place.hook), read_manifest(Path(place.bundle)).architecture.d_in
+        of_block = hook.place in ("resid_pre", "resid_mid", "resid_post") or hook.name.rpartition(".")[2].isdigit()
+        if of_block and model.get_hidden_size() != d_in:
+            raise ValueError(
+                f"SAE {place.name} reads activations of width {d_in}, and the model's are {model.get_hidden_size()} "
+                "wide; give an SAE of this model"
+            )
+    import torch
+
+    Reader(settings, torch.finfo(model.dtype).max)

@@ -1,0 +1,119 @@
+"""Features that wait for their callers, by ticket and request."""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from sae_runtime.core.features import from_slots
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Features of tokens of one request that stand one behind the other.
+
+    Attributes:
+        sae: name of the SAE.
+        position: of the first token in its request.
+        indices: int [t, k].
+        values: [t, k]; 0 or less where a place holds no feature. Falling in each row.
+    """
+
+    sae: str
+    position: int
+    indices: Tensor
+    values: Tensor
+
+
+@dataclass
+class _Request:
+    plan: Mapping[str, Any]
+    child: int
+    tokens: int = 0
+    pieces: list[Piece] = field(default_factory=list)
+
+
+class KeptFeatures:
+    """Keeps features of requests until they are taken, or until too many tokens wait and they are the oldest.
+
+    Args:
+        most: tokens that are kept.
+
+    >>> kept = KeptFeatures(most=10)
+    >>> kept.open("r-1", {"ticket": "t", "request": "r", "answers": 1})
+    >>> kept.add("r-1", Piece("mine", 0, torch.tensor([[4, 2]]), torch.tensor([[3.0, 0.0]])))
+    >>> np.frombuffer(kept.take(["t"])["t"]["r"][0]["mine"]["indices"], np.int32)
+    array([4], dtype=int32)
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most, self._tokens = most, 0
+        self._requests: OrderedDict[str, _Request] = OrderedDict()  # by the engine's id, oldest first
+        self._dropped = 0
+
+    @property
+    def dropped(self) -> int:
+        """Requests whose features were dropped before their callers took them."""
+        return self._dropped
+
+    def open(self, request: str, plan: Mapping[str, Any]) -> None:
+        """Begin to keep a request's features; one that was preempted goes on."""
+        if request not in self._requests:
+            child = int(request.partition("_")[0]) if plan["answers"] > 1 else 0
+            self._requests[request] = _Request(plan, child)
+
+    def add(self, request: str, piece: Piece) -> None:
+        """Keep a piece, if the request is still kept."""
+        if (one := self._requests.get(request)) is None:
+            return
+        one.pieces.append(piece)
+        one.tokens += len(piece.indices)
+        self._tokens += len(piece.indices)
+        while self._tokens > self._most:
+            self._forget(next(iter(self._requests)))
+            self._dropped += 1
+
+    def take(self, tickets: Sequence[str]) -> dict[str, Any]:
+        """The features of tickets, which are kept no longer: of each request and each of its answers, by SAE.
+
+        Where a token was read twice, as after a preemption, the last reading counts.
+
+        Returns:
+            Plain values: bytes of positions int32 [t], indptr int64 [t + 1], indices int32 and values float32.
+        """
+        found: dict[str, Any] = {ticket: {} for ticket in tickets}
+        for number, one in list(self._requests.items()):
+            if (ticket := one.plan["ticket"]) in found:
+                answers = found[ticket].setdefault(one.plan["request"], {})
+                answers[one.child] = {
+                    sae: _joined([piece for piece in one.pieces if piece.sae == sae])
+                    for sae in dict.fromkeys(piece.sae for piece in one.pieces)
+                }
+                self._forget(number)
+        return found
+
+    def drop(self, tickets: Sequence[str]) -> None:
+        """Keep the features of tickets no longer."""
+        for number in [number for number, one in self._requests.items() if one.plan["ticket"] in tickets]:
+            self._forget(number)
+
+    def _forget(self, request: str) -> None:
+        self._tokens -= self._requests.pop(request).tokens
+
+
+def _joined(pieces: Sequence[Piece]) -> dict[str, bytes]:
+    """The features of pieces of one request, each position once and in order."""
+    positions = np.concatenate([np.arange(one.position, one.position + len(one.indices)) for one in pieces])
+    slots = [(one.indices.long().cpu().numpy(), one.values.cpu().numpy()) for one in pieces]
+    features = from_slots(slots, np.iinfo(np.int32).max, (len(positions),))
+    places, last = np.unique(positions[::-1], return_index=True)
+    features = features.take(len(positions) - 1 - last)
+    return {
+        "positions": places.astype(np.int32).tobytes(),
+        "indptr": features.indptr.tobytes(),
+        "indices": features.indices.tobytes(),
+        "values": features.values.tobytes(),
+    }

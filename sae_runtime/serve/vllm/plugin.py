@@ -1,0 +1,129 @@
+"""vLLM's general plugin, which every process of vLLM loads: it checks the engine and each request, and sets the worker.
+
+Two methods of vLLM are wrapped. `EngineArgs.create_engine_config` is where an engine that cannot serve SAEs is refused.
+`InputProcessor.process_inputs` is where a request is refused or gets its plan, before the engine sees it.
+"""
+
+import functools
+from typing import Any
+
+from sae_runtime.serve.vllm.asking import KEYS, PLAN, Asked, Reader
+from sae_runtime.serve.vllm.engine_check import check_engine
+from sae_runtime.serve.vllm.settings import VERSIONS, read_settings
+
+WORKER = "sae_runtime.serve.vllm.worker.Worker"
+WORKERS = {  # of vLLM, by platform
+    "cpu": "vllm.v1.worker.cpu_worker.CPUWorker",
+    "gpu": "vllm.v1.worker.gpu_worker.Worker",
+    "xpu": "vllm.v1.worker.xpu_worker.XPUWorker",
+}
+_registered = False
+
+
+def registered() -> bool:
+    """Whether this process of vLLM has the plugin.
+
+    >>> registered()
+    False
+    """
+    return _registered
+
+
+def register() -> None:
+    """Wrap what the plugin wraps, once in each process. Without the key `sae`, vLLM does what it did."""
+    global _registered
+    if _registered:
+        return
+    _registered = True
+    from vllm.engine.arg_utils import EngineArgs
+
+    _wrap_config(EngineArgs)
+    if _known_version():
+        from vllm.v1.engine.input_processor import InputProcessor
+
+        _wrap_inputs(InputProcessor)
+
+
+def _known_version() -> bool:
+    import vllm
+
+    return str(vllm.__version__).startswith(tuple(f"{version}." for version in VERSIONS))
+
+
+def _wrap_config(args: Any) -> None:
+    inner = args.create_engine_config
+
+    @functools.wraps(inner)
+    def create_engine_config(self: Any, *given: Any, **named: Any) -> Any:
+        if "sae" not in (self.additional_config or {}):
+            return inner(self, *given, **named)
+        import vllm
+
+        if not _known_version():
+            raise ValueError(
+                f"sae-runtime serves SAEs in vLLM {', '.join(VERSIONS)}, and this is {vllm.__version__}; install "
+                f"vllm=={VERSIONS[-1]}.*"
+            )
+        settings = read_settings(self.additional_config)
+        config = inner(self, *given, **named)
+        assert settings is not None
+        check_engine(config, settings, known_workers=(WORKER, *WORKERS.values()))
+        config.parallel_config.worker_cls = WORKER
+        return config
+
+    args.create_engine_config = create_engine_config
+
+
+def _wrap_inputs(processor: Any) -> None:
+    inner = processor.process_inputs
+
+    @functools.wraps(inner)
+    def process_inputs(self: Any, request_id: str, prompt: Any, params: Any, *given: Any, **named: Any) -> Any:
+        arguments = getattr(params, "extra_args", None)
+        reader = _reader_of(self)
+        asked = None
+        if reader is not None:
+            asked = reader.read(arguments)
+        elif given_here := [key for key in arguments or {} if key == PLAN or key in KEYS]:
+            raise ValueError(
+                f"this vLLM serves no SAE, and the request has {given_here[0]}; start vLLM with the key sae in its "
+                "additional configuration"
+            )
+        request = inner(self, request_id, prompt, params, *given, **named)
+        return request if asked is None else _with_plan(request, asked, self, request_id)
+
+    processor.process_inputs = process_inputs
+
+
+def _reader_of(processor: Any) -> Reader | None:
+    """What reads the requests of a processor; made once."""
+    if not hasattr(processor, "sae_reader"):
+        import torch
+
+        settings = read_settings(processor.vllm_config.additional_config)
+        largest = torch.finfo(processor.model_config.dtype).max
+        processor.sae_reader = None if settings is None else Reader(settings, largest)
+    return processor.sae_reader  # type: ignore[no-any-return]
+
+
+def _with_plan(request: Any, asked: Asked, processor: Any, request_id: str) -> Any:
+    """The request for the engine with its plan, and apart from prefixes that other requests computed.
+
+    Raises:
+        ValueError: what it asks cannot be done for such a request.
+    """
+    params = request.sampling_params
+    if params is None or request.resumable:
+        what = "a streamed session" if params is not None else "an embedding"
+        raise ValueError(f"features are read and edited while a text is written, and this is {what}; ask without sae_*")
+    tokenizer = processor.tokenizer
+    if asked.edits and asked.gate == "text" and (tokenizer is None or request.prompt_embeds is not None):
+        raise ValueError('the gate "text" needs tokens, and this request has none that are known; give another gate')
+    special = () if tokenizer is None else tokenizer.all_special_ids
+    others = {key: value for key, value in (params.extra_args or {}).items() if key not in KEYS}
+    params.extra_args = {**others, PLAN: asked.plan(request_id, params.n, special)}
+    if asked.features:
+        params.skip_reading_prefix_cache = True  # what is not computed is not read
+    tokens = request.prompt_token_ids if request.prompt_embeds is None else request.prompt_embeds
+    request.cache_salt = asked.salt(request.cache_salt, len(tokens))
+    return request

@@ -1,0 +1,221 @@
+"""What is done in vLLM's worker at each pass: features of the requests that read are kept, and activations edited."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sae_runtime.serve.vllm.asking import ALL, PLAN
+from sae_runtime.serve.vllm.edited_rows import EditTables, reached, strongest
+from sae_runtime.serve.vllm.first_tokens import FirstTokens
+from sae_runtime.serve.vllm.hooked_module import HookedModule, find_module
+from sae_runtime.serve.vllm.kept_features import KeptFeatures, Piece
+from sae_runtime.serve.vllm.packed_rows import Order, Rows, packed, positions_of
+from sae_runtime.serve.vllm.settings import Place, Settings
+from sae_runtime.serve.vllm.stream_form import Form, Pair, form_of, in_arguments, in_output
+from sae_runtime.train.measure.torch_sae import TorchSAE, open_sae
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request that asks something of the SAEs.
+
+    Attributes:
+        plan: of `Asked.plan`.
+        prompt_tokens: number of tokens of its prompt.
+    """
+
+    plan: Mapping[str, Any]
+    prompt_tokens: int
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A pass of the model over packed rows.
+
+    Attributes:
+        rows: those of the requests that ask something.
+        total: number of rows that are no padding.
+        ids: gives the token id of each row, a tensor [total].
+    """
+
+    rows: Sequence[tuple[Request, Rows]]
+    total: int
+    ids: Callable[[], Tensor]
+
+
+class Steering:
+    """The SAEs in a worker's model.
+
+    Args:
+        runner: the worker's model runner, with its model.
+        settings: which SAEs, and where.
+        run: runs the model once on some tokens of its own.
+        second: whether the runner is vLLM's second one.
+
+    Raises:
+        ValueError: a hook is none of the model's, its activations have another width, or their form is not known.
+        BundleError: a bundle is damaged.
+    """
+
+    def __init__(self, runner: Any, settings: Settings, run: Callable[[], object], *, second: bool) -> None:
+        model, config = runner.get_model(), runner.model_config.hf_text_config
+        self._order, self.kept = Order(runner, second=second), KeptFeatures(settings.limits.kept_tokens)
+        self._requests: dict[str, Request] = {}
+        self._scheduled: Any = None
+        self._now: Pass | None = None
+        self.sites = [Site(place, find_module(model, place.hook, config), model, run) for place in settings.saes]
+        for site in self.sites:
+            site.watch(self)
+
+    def begin(self, scheduled: Any) -> None:
+        """Learn which requests the next pass has, out of vLLM's SchedulerOutput."""
+        for request in scheduled.finished_req_ids:
+            self._requests.pop(request, None)
+        for new in scheduled.scheduled_new_reqs:
+            plan = new.sampling_params and (new.sampling_params.extra_args or {}).get(PLAN)
+            if plan:
+                self._requests[new.req_id] = Request(plan, new.prompt_len)
+                if plan["features"]:
+                    self.kept.open(new.req_id, plan)
+        self._scheduled, self._now = scheduled if scheduled.total_num_scheduled_tokens else None, None
+        self._order.begin()
+
+    def end(self) -> None:
+        """Forget the pass.
+
+        Raises:
+            RuntimeError: a request of the pass asks something, and the model ran past a hook.
+        """
+        scheduled, now, self._scheduled, self._now = self._scheduled, self._now, None, None
+        asked = scheduled is not None and any(one in self._requests for one in scheduled.num_scheduled_tokens)
+        if asked and now is None:
+            raise RuntimeError("vLLM's model ran past its hooks, so nothing was read or edited; use enforce_eager")
+
+    @property
+    def now(self) -> Pass | None:
+        """The pass that runs; None if it is one of vLLM's own, as while it warms up."""
+        if self._now is None and self._scheduled is not None:
+            counts = self._scheduled.num_scheduled_tokens
+            rows = packed(self._order.requests(), counts, positions_of(self._scheduled))
+            asking = [(self._requests[one.request], one) for one in rows if one.request in self._requests]
+            total = sum(counts.values())
+            self._now = Pass(asking, total, lambda: self._order.ids(total))
+        return self._now
+
+    def status(self) -> dict[str, Any]:
+        """Of each SAE its hook, and how its first tokens compare with the bundle's figures."""
+        return {site.place.name: site.status() for site in self.sites}
+
+
+class Site:
+    """An SAE at its hook.
+
+    Args:
+        place: which, and where.
+        hooked: the module there.
+        model: of vLLM.
+        run: runs the model once.
+    """
+
+    def __init__(self, place: Place, hooked: HookedModule, model: Any, run: Callable[[], object]) -> None:
+        self.place, self.hooked = place, hooked
+        try:
+            self.form: Form
+            self.form, x = form_of(model, hooked.module, is_input=hooked.is_input, run=run)
+            self.sae: TorchSAE = open_sae(place.bundle, x.device)
+            d_in = self.sae.manifest.architecture.d_in
+            if x.shape[1] != d_in:
+                raise ValueError(f"its activations have width {x.shape[1]}, and the SAE reads {d_in}; give another SAE")
+        except ValueError as error:
+            raise ValueError(f"SAE {place.name} at {place.hook}: {error}") from None
+        self._first = FirstTokens(self.sae)
+        self._tables: tuple[list[int], EditTables] | None = None
+
+    def watch(self, steering: Steering) -> None:
+        """Act at each call of the module."""
+        if not self.hooked.is_input:
+            self.hooked.module.register_forward_hook(lambda _m, _a, output: self._act(in_output(output), steering))
+            return
+
+        def before(_module: Any, args: Any, named: Any) -> Any:
+            return self._act(in_arguments(args, named), steering)
+
+        self.hooked.module.register_forward_pre_hook(before, with_kwargs=True)
+
+    def status(self) -> dict[str, Any]:
+        """The hook, the form of its activations, and the figures of the first tokens."""
+        return {"hook": self.place.hook, "module": self.hooked.name, "form": self.form, **self._first.figures()}
+
+    def _act(self, pair: Pair | None, steering: Steering) -> Any:
+        now = steering.now
+        if pair is None or now is None or not now.rows and self._first.full:
+            return None
+        first, second = pair.first[: now.total], pair.second
+        x = first + second[: now.total] if self.form == "sum" and second is not None else first
+        self._first.add(x)
+        self._read(x, now, steering.kept)
+        chosen, owners, requests = self._chosen(now)
+        if not len(chosen):
+            return None
+        rows, owner = (torch.from_numpy(numbers).to(x.device) for numbers in (chosen, owners))
+        change = self._tables_of(requests, x.device).change(self.sae, x[rows].float(), owner)
+        change = self._but_special(change, rows, owners, requests, now)
+        y = pair.first if self.hooked.in_place and second is None else pair.first.clone()
+        y[rows] = (first[rows].float() + change).to(y.dtype)
+        return None if y is pair.first else pair.rebuilt(y, second)
+
+    def _read(self, x: Tensor, now: Pass, kept: KeptFeatures) -> None:
+        """Keep the features of the rows of requests that read."""
+        for every in (False, True):
+            asking = [(one.plan["features"], rows) for one, rows in now.rows if one.plan["features"]]
+            asking = [(most, rows) for most, rows in asking if (most == ALL) == every]
+            if not asking:
+                continue
+            numbers = np.concatenate([np.arange(rows.start, rows.start + rows.count) for _, rows in asking])
+            chosen = x if len(numbers) == len(x) else x[torch.from_numpy(numbers).to(x.device)]
+            most = None if every else max(most for most, _ in asking)
+            indices, values = (
+                found.to("cpu", non_blocking=True) for found in strongest(self.sae, chosen.float(), most)
+            )
+            start = 0
+            for own, rows in asking:
+                part = slice(start, start := start + rows.count), slice(None if every else own)
+                kept.add(rows.request, Piece(self.place.name, rows.position, indices[part], values[part]))
+
+    def _chosen(self, now: Pass) -> tuple[NDArray[np.int64], NDArray[np.int64], list[Request]]:
+        """The rows that are edited, [n], the number of the request of each, [n], and these requests."""
+        requests, found = [], []
+        for request, rows in now.rows:
+            if self.place.name in request.plan["edits"]:
+                chosen = reached(request.plan["gate"], rows, request.prompt_tokens)
+                if len(chosen):
+                    found.append(chosen)
+                    requests.append(request)
+        if not found:
+            return np.zeros(0, np.int64), np.zeros(0, np.int64), []
+        owners = np.repeat(np.arange(len(found)), [len(one) for one in found])
+        return np.concatenate(found), owners, requests
+
+    def _tables_of(self, requests: Sequence[Request], device: torch.device) -> EditTables:
+        """The edits of these requests as tensors; while requests write, they stay together for many passes."""
+        names = [id(request.plan) for request in requests]
+        if self._tables is None or self._tables[0] != names:
+            edits = [request.plan["edits"][self.place.name] for request in requests]
+            self._tables = names, EditTables(edits, device)
+        return self._tables[1]
+
+    def _but_special(
+        self, change: Tensor, rows: Tensor, owners: NDArray[np.int64], requests: Sequence[Request], now: Pass
+    ) -> Tensor:
+        """The change without that of special tokens, where the gate leaves them out."""
+        skipping = np.array([bool(request.plan["skip"]) for request in requests])
+        if not skipping.any():
+            return change
+        skip = next(request.plan["skip"] for request in requests if request.plan["skip"])
+        special = torch.isin(now.ids()[rows], torch.tensor(skip, device=change.device))
+        return change * ~(special & torch.from_numpy(skipping[owners]).to(change.device))[:, None]

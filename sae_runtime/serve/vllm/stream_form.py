@@ -1,0 +1,151 @@
+"""In which form a module of vLLM gives or takes activations, found by a short run of the model.
+
+Many of vLLM's blocks give two tensors whose sum is the residual stream, which the next norm adds up. Its norms give two
+tensors as well, and there the activation is the first. Which is meant is seen by what the next module does with them.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+Form = Literal["one", "sum", "first"]
+"""The activation is the only tensor, the sum of two, or the first of two."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The activations in what a module takes or gives.
+
+    Attributes:
+        first: float [rows, d].
+        second: of the same shape, where there is one.
+        rebuilt: what the module takes or gives with other tensors for the two.
+    """
+
+    first: Tensor
+    second: Tensor | None
+    rebuilt: Callable[[Tensor, Tensor | None], Any]
+
+
+def in_output(output: Any) -> Pair | None:
+    """The activations in a module's output; None if it has none.
+
+    >>> in_output((torch.ones(2, 3), None)).second is None
+    True
+    """
+    if _is_rows(output):
+        return Pair(output, None, lambda first, _: first)
+    if not isinstance(output, tuple) or not output or not _is_rows(output[0]):
+        return None
+    second = output[1] if len(output) > 1 and _is_rows(output[1]) and output[1].shape == output[0].shape else None
+    if second is None:
+        return Pair(output[0], None, lambda first, _: (first, *output[1:]))
+    return Pair(output[0], second, lambda first, other: (first, other, *output[2:]))
+
+
+def in_arguments(args: tuple[Any, ...], named: dict[str, Any]) -> Pair | None:
+    """The activations in the arguments of a module, which are the first rows of numbers among them."""
+    values = [*args, *named.values()]
+    rows = [value for value in values if _is_rows(value)]
+    if not rows:
+        return None
+    first = next((named[name] for name in ("hidden_states", "x") if _is_rows(named.get(name))), rows[0])
+    second = next((value for value in rows if value is not first and value.shape == first.shape), None)
+
+    def rebuilt(y: Tensor, other: Tensor | None) -> Any:
+        def changed(value: Any) -> Any:
+            return y if value is first else other if second is not None and value is second else value
+
+        return tuple(map(changed, args)), {name: changed(value) for name, value in named.items()}
+
+    return Pair(first, second, rebuilt)
+
+
+def form_of(model: nn.Module, module: nn.Module, *, is_input: bool, run: Callable[[], object]) -> tuple[Form, Tensor]:
+    """In which form a module has its activations.
+
+    Args:
+        model: that holds the module.
+        module: at the hook.
+        is_input: whether its input is meant.
+        run: runs the model once on some tokens.
+
+    Returns:
+        The form, and a tensor like the activations, [rows, d].
+
+    Raises:
+        ValueError: the run calls the module not once, or does not tell the form.
+    """
+    seen: list[tuple[Tensor, Tensor | None]] = []
+    told: list[str | None] = []  # None until the module that gets both tensors has run
+
+    def known(pair: Pair | None) -> Any:
+        """Random numbers in the place of the activations, since those of a run without a cache may be anything."""
+        if pair is None:
+            return None
+        first, second = torch.randn_like(pair.first), None if pair.second is None else torch.randn_like(pair.second)
+        seen.append((first.clone(), None if second is None else second.clone()))
+        return pair.rebuilt(first, second)
+
+    def before(_module: nn.Module, args: Any, named: Any) -> None:
+        if len(seen) == 1 and not told:
+            told.extend(_told(*seen[0], [*args, *named.values()]))
+
+    def after(_module: nn.Module, _args: Any, output: Any) -> None:
+        if told == [None]:  # it gets both: a norm that adds them up, or another module
+            outputs, whole = output if isinstance(output, tuple) else (output,), _whole(*seen[0])
+            told[:] = ["sum"] if any(_equal(one, whole) for one in outputs) else ["unknown"]
+
+    with ExitStack() as stack:
+        if is_input:
+            own = module.register_forward_pre_hook(
+                lambda _m, args, named: known(in_arguments(args, named)), with_kwargs=True
+            )
+        else:
+            own = module.register_forward_hook(lambda _m, _args, output: known(in_output(output)))
+        handles = [own]
+        for leaf in (one for one in model.modules() if not list(one.children())):
+            handles += [leaf.register_forward_pre_hook(before, with_kwargs=True), leaf.register_forward_hook(after)]
+        for handle in handles:
+            stack.callback(handle.remove)
+        run()
+    if len(seen) != 1:
+        raise ValueError(
+            f"a pass of vLLM's model calls it with activations {len(seen)} times; hook a module of one call"
+        )
+    first, second = seen[0]
+    if second is None:
+        return "one", first
+    if told not in (["sum"], ["first"]):
+        raise ValueError("no module after it reads its two tensors in a way that is known; hook another module")
+    return cast(Form, told[0]), first
+
+
+def _whole(first: Tensor, second: Tensor | None) -> Tensor:
+    return first if second is None else first + second
+
+
+def _told(first: Tensor, second: Tensor | None, given: list[Any]) -> list[str | None]:
+    """What the arguments of a later module tell about two tensors: nothing, the form, or that it gets both."""
+    whole = _whole(first, second)
+    if second is None:
+        return []
+    if any(_equal(value, whole) for value in given):
+        return ["sum"]
+    if any(_equal(value, first) for value in given):
+        return [None if any(_equal(value, second) for value in given) else "first"]
+    return []
+
+
+def _equal(a: Any, b: Tensor | None) -> bool:
+    if b is None or not _is_rows(a) or a.shape != b.shape:
+        return False
+    return torch.allclose(a.float(), b.float(), rtol=0, atol=float(torch.finfo(b.dtype).eps * b.float().abs().max()))
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and value.ndim == 2
