@@ -66,15 +66,17 @@ class Run:
 @click.option("--windows", default=32, show_default=True, help="of 128 tokens that are read")
 @click.option("--answers", default=24, show_default=True, help="that are written")
 @click.option("--tokens", default=64, show_default=True, help="of an answer")
-def main(sae: Path, model: Path, python: Path, windows: int, answers: int, tokens: int) -> None:
+@click.option("--threads", default=2, show_default=True, help="of each program")
+def main(sae: Path, model: Path, python: Path, windows: int, answers: int, tokens: int, threads: int) -> None:
     """Print both tables."""
+    torch.set_num_threads(threads)
     ids = token_ids(model, windows * 512)[:, :128]
     x = activations(model, ids)
     edits = strong_edits(sae, x, answers)
     runs: dict[str, Run] = {}
     for dtype in ("float32", "bfloat16"):
         runs[f"transformers {dtype}"] = of_transformers(model, sae, dtype, ids, edits, tokens)
-        runs[f"vLLM {dtype}"] = of_vllm(python, model, sae, dtype, ids, edits, tokens)
+        runs[f"vLLM {dtype}"] = of_vllm(started_with, ids, edits, tokens)
     features_table(runs, explained(sae, x, runs))
     answers_table(runs)
     told(python, os.cpu_count() or 1)
@@ -82,10 +84,11 @@ def main(sae: Path, model: Path, python: Path, windows: int, answers: int, token
 
 def activations(model: Path, ids: NDArray[np.int64]) -> torch.Tensor:
     """The stream after the layer in float32, [windows * 128, d_in]."""
-    host = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    host: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     with torch.inference_mode():
         parts = [
-            host(part, output_hidden_states=True).hidden_states[LAYER + 1] for part in torch.from_numpy(ids).split(8)
+            host(part, output_hidden_states=True).hidden_states[LAYER + 1]
+            for part in torch.split(torch.from_numpy(ids), 8)
         ]
     return torch.cat(parts).flatten(0, 1)
 
@@ -96,7 +99,7 @@ def strong_edits(sae: Path, x: torch.Tensor, requests: int) -> list[Edits]:
         f = open_sae(sae).features(x)
     density, largest = (f > 0).float().mean(dim=0), f.amax(dim=0)
     usual = torch.nonzero((density > 0.01) & (density < 0.1))[:, 0].tolist()
-    rng, edits = np.random.default_rng(0), []
+    rng, edits = np.random.default_rng(0), list[Edits]()
     for _ in range(requests):
         a, b, c, d = (int(one) for one in rng.choice(usual, 4, replace=False))
         most = [float(largest[one]) for one in (a, b)]
@@ -113,17 +116,17 @@ def strong_edits(sae: Path, x: torch.Tensor, requests: int) -> list[Edits]:
 
 def of_transformers(model: Path, sae: Path, dtype: str, ids: NDArray[np.int64], edits: list[Edits], tokens: int) -> Run:
     """Features and answers by `attach`."""
-    host = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
+    host: Any = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
     host.generation_config.eos_token_id = None  # an answer goes on, as with vLLM's ignore_eos
     given = torch.from_numpy(ids)
     with torch.inference_mode(), attach(host, HOOK, sae) as seen:
-        for part in given.split(8):
+        for part in torch.split(given, 8):
             host(part)
     prompts = given[: len(edits), :32]
     written = {}
     for name, own in (("none", []), ("four", [read_edits(one, Limits())[None] for one in edits])):
         with torch.inference_mode(), attach(host, HOOK, sae, own):
-            asked: dict[str, Any] = {"attention_mask": torch.ones_like(prompts), "max_new_tokens": tokens, "do_sample": False}
+            asked = {"attention_mask": torch.ones_like(prompts), "max_new_tokens": tokens, "do_sample": False}
             written[name] = host.generate(prompts, **asked)[:, 32:].numpy()
     whole = concatenate(seen, seen[0].d_sae, (ids.size,))
     return Run(whole, written)
@@ -146,7 +149,7 @@ def of_vllm(
         worker.ask(json.dumps({**asked, "save": str(home / "features.npz")}))
         with np.load(home / "features.npz") as file:
             d_sae = open_sae(sae).manifest.architecture.d_sae
-            features = of_counts(file["indptr"], file["indices"], file["values"], d_sae)
+            features = of_counts(file["counts"], file["indices"], file["values"], d_sae)
         asked = {"prompts": ids[: len(edits), :32].tolist(), "tokens": tokens}
         written = {}
         for name, own in (("none", None), ("four", [{"sae_edits": json.dumps(one)} for one in edits])):

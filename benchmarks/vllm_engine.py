@@ -62,9 +62,9 @@ def answered(
         features = [one for request in features_of(llm, outputs) for by_sae in request for one in by_sae.values()]
     seconds = {"wall": time.perf_counter() - wall, "processor": time.process_time() - processor}
     if save:
-        parts = {"indptr": [np.diff(one.indptr) for one in features]}
-        parts |= {name: [getattr(one, name) for one in features] for name in ("indices", "values")}
-        np.savez(save, **{name: np.concatenate(arrays) for name, arrays in parts.items()})
+        found = [(np.diff(one.indptr), one.indices, one.values) for one in features]
+        counts, indices, values = (np.concatenate([one[number] for one in found]) for number in range(3))
+        np.savez(save, counts=counts, indices=indices, values=values)
     written = [list(output.outputs[0].token_ids) for output in outputs]
     return {**seconds, "written": written, "read": sum(len(one.values) for one in features)}
 

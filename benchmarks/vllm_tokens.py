@@ -154,7 +154,7 @@ def rows(load: Load, plain: Worker, double: Worker, others: Mapping[int, Worker]
     edits = [{"sae_edits": json.dumps(edits_of(number))} for number in range(len(load.prompts))]
     reading = [{"sae_features": 5}] * len(load.prompts)
     both = [{**one, "sae_features": 5} for one in edits]
-    runs = {
+    runs: dict[str, Callable[[], Turn]] = {
         "plain": partial(turn, plain, load),
         "itself": partial(turn, double, load),
         "bare hook": partial(turn, double, load, bare=True),

@@ -142,6 +142,7 @@ class _ServedSAE:
     def __init__(self, place: Place, settings: Settings, elsewhere: Collection[str], largest_number: float) -> None:
         self._name, self._bundle = place.name, bundle.read(Path(place.bundle))
         self._largest_number, self._d_sae = largest_number, self._bundle.manifest.architecture.d_sae
+        self._decoder = self._bundle.tensor("W_dec")  # mapped once: each mapping reads the file's header again
         stats = self._bundle.stats()
         self._largest = None if stats is None else stats.largest
         self._guard = Guard(
@@ -172,7 +173,7 @@ class _ServedSAE:
     def _check_size(self, edit: Edit, feature: int) -> None:
         """Refuse an edit that overflows the numbers of the model."""
         known = 0.0 if self._largest is None else abs(edit.factor) * float(self._largest[feature])
-        most = max(strength_of(edit), known) * float(np.abs(self._bundle.tensor("W_dec")[feature]).max())
+        most = max(strength_of(edit), known) * float(np.abs(self._decoder[feature]).max())
         if not most < self._largest_number / 4:
             raise ValueError(
                 f"the edit of feature {feature} moves an activation by {most:.3g}, and the model's numbers end at "

@@ -19,6 +19,7 @@ class FirstTokens:
 
     def __init__(self, sae: TorchSAE) -> None:
         self._sae, self._rows, self._tokens = sae, list[Tensor](), 0
+        self._told: dict[str, Any] = {"tokens": None}
 
     @property
     def full(self) -> bool:
@@ -33,6 +34,11 @@ class FirstTokens:
 
     def figures(self) -> dict[str, Any]:
         """Tokens, L0 and explained variance, beside the bundle's own figures; None where there are none."""
+        if self._told["tokens"] != self._tokens:  # a large SAE takes half a second, and readers ask with each batch
+            self._told = self._measured()
+        return self._told
+
+    def _measured(self) -> dict[str, Any]:
         manifest = self._sae.manifest
         measured = {"l0": manifest.measured.get("l0"), "fvu": manifest.measured.get("fvu")}
         told: dict[str, Any] = {"d_sae": manifest.architecture.d_sae, "tokens": self._tokens, "bundle": measured}
