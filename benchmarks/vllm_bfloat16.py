@@ -15,7 +15,6 @@ of a window is read but not compared: its activation is many times longer than o
 """
 
 import json
-import os
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -26,6 +25,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from before_after import Worker
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 from vllm_engine import LAYER
@@ -76,10 +76,12 @@ def main(sae: Path, model: Path, python: Path, windows: int, answers: int, token
     runs: dict[str, Run] = {}
     for dtype in ("float32", "bfloat16"):
         runs[f"transformers {dtype}"] = of_transformers(model, sae, dtype, ids, edits, tokens)
-        runs[f"vLLM {dtype}"] = of_vllm(started_with, ids, edits, tokens)
+        with ExitStack() as stack:
+            engine = started(stack, python, model, sae, threads, dtype=dtype)
+            runs[f"vLLM {dtype}"] = of_vllm(engine, sae, ids, edits, tokens)
     features_table(runs, explained(sae, x, runs))
     answers_table(runs)
-    told(python, os.cpu_count() or 1)
+    told(python, threads)
 
 
 def activations(model: Path, ids: NDArray[np.int64]) -> torch.Tensor:
@@ -138,22 +140,19 @@ def of_counts(counts: NDArray[Any], indices: NDArray[Any], values: NDArray[Any],
     return Features(indptr, indices, values, d_sae, (len(counts),))
 
 
-def of_vllm(
-    python: Path, model: Path, sae: Path, dtype: str, ids: NDArray[np.int64], edits: list[Edits], tokens: int
-) -> Run:
+def of_vllm(engine: Worker, sae: Path, ids: NDArray[np.int64], edits: list[Edits], tokens: int) -> Run:
     """Features and answers by an engine."""
-    with ExitStack() as stack:
-        home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        worker = started(stack, python, model, sae, os.cpu_count() or 1, dtype=dtype)
+    with tempfile.TemporaryDirectory() as home:
+        file = Path(home, "features.npz")
         asked: dict[str, Any] = {"prompts": ids.tolist(), "tokens": 1, "asked": [{"sae_features": "all"}] * len(ids)}
-        worker.ask(json.dumps({**asked, "save": str(home / "features.npz")}))
-        with np.load(home / "features.npz") as file:
+        engine.ask(json.dumps({**asked, "save": str(file)}))
+        with np.load(file) as read:
             d_sae = open_sae(sae).manifest.architecture.d_sae
-            features = of_counts(file["counts"], file["indices"], file["values"], d_sae)
-        asked = {"prompts": ids[: len(edits), :32].tolist(), "tokens": tokens}
-        written = {}
-        for name, own in (("none", None), ("four", [{"sae_edits": json.dumps(one)} for one in edits])):
-            written[name] = np.array(worker.ask(json.dumps({**asked, "asked": own}))["written"])
+            features = of_counts(read["counts"], read["indices"], read["values"], d_sae)
+    asked = {"prompts": ids[: len(edits), :32].tolist(), "tokens": tokens}
+    written = {}
+    for name, own in (("none", None), ("four", [{"sae_edits": json.dumps(one)} for one in edits])):
+        written[name] = np.array(engine.ask(json.dumps({**asked, "asked": own}))["written"])
     return Run(features, written)
 
 
