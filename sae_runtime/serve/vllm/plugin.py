@@ -80,7 +80,7 @@ def _wrap_inputs(processor: Any) -> None:
     @functools.wraps(inner)
     def process_inputs(self: Any, request_id: str, prompt: Any, params: Any, *given: Any, **named: Any) -> Any:
         arguments = getattr(params, "extra_args", None)
-        reader = _reader_of(self)
+        reader = reader_of(self)
         asked = None
         if reader is not None:
             asked = reader.read(arguments)
@@ -95,7 +95,7 @@ def _wrap_inputs(processor: Any) -> None:
     processor.process_inputs = process_inputs
 
 
-def _reader_of(processor: Any) -> Reader | None:
+def reader_of(processor: Any) -> Reader | None:
     """What reads the requests of a processor; made once."""
     if not hasattr(processor, "sae_reader"):
         import torch

@@ -1,0 +1,108 @@
+"""Chunked prefill, cached prefixes and preemption: no request continues from what was computed under other edits."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from vllm_processes import MODEL, ROOT, Called, called, needs_vllm, settings_of
+from vllm_reference import Reference, assert_answer
+from vllm_requests import active, every_kind
+
+pytestmark = needs_vllm
+NAME = "threshold"
+BLOCK = 32  # the least of a processor; of 32 tokens that are cached together
+BYTES = BLOCK * 30 * 2 * 3 * 64 * 4  # of a block of SmolLM2's keys and values
+
+
+@pytest.fixture(scope="module")
+def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Called]:
+    log = tmp_path_factory.mktemp("engine") / "log"
+    with called(Path(__file__).with_name("llm_calls.py"), log) as call:
+        yield call
+
+
+@pytest.fixture(scope="module")
+def chunked(process: Called, reference: Reference) -> Called:
+    """An engine that reads 24 tokens in a pass, and caches prefixes in blocks."""
+    options = {"block_size": BLOCK, "max_num_batched_tokens": 24, "max_num_seqs": 16, "enable_prefix_caching": True}
+    process("start", str(MODEL), settings_of([{"bundle": reference.bundles[NAME]}]), **options)
+    return process
+
+
+def assert_all(got: Sequence[Any], requests: Sequence[Any], reference: Reference) -> None:
+    for one, request in zip(got, requests, strict=True):
+        assert_answer(one, request, reference, [NAME])
+
+
+def long_prompt(reference: Reference, begin: int = 300, tokens: int = 76) -> list[int]:
+    return list(reference.tokenizer((ROOT / "LICENSE").read_text())["input_ids"][begin : begin + tokens])
+
+
+def test_prompts_that_are_read_in_parts(chunked: Called, reference: Reference) -> None:
+    requests = every_kind(reference, NAME)
+    assert_all(chunked("generate", requests), requests, reference)
+
+
+def of_one_prefix(reference: Reference, features: int) -> list[dict[str, Any]]:
+    """Requests of two prompts with one beginning, under several edits."""
+    first, second = (
+        long_prompt(reference),
+        [*long_prompt(reference)[:70], *reference.tokenizer(" The end")["input_ids"]],
+    )
+    a, b = active(reference, first, NAME)[:2]
+    largest = reference.sae(NAME).largest
+    assert largest is not None
+    edits: list[dict[str, Any]] = [
+        {},
+        {"sae_edits": [{"feature": a, "ablate": True}]},
+        {"sae_edits": [{"feature": a, "set": "x2"}]},
+        {"sae_edits": [{"feature": b, "add": "x1"}], "sae_gate": "prompt"},
+        {"sae_edits": [{"feature": b, "add": "x1"}], "sae_gate": [1, 2, 3, 50]},
+    ]
+    return [
+        {"ids": ids, "sae": {**asked, "sae_features": features}, "max_tokens": 8}
+        for asked in edits
+        for ids in (first, second)
+    ]
+
+
+def test_one_prefix_under_several_edits(chunked: Called, reference: Reference) -> None:
+    requests = of_one_prefix(reference, 0)
+    assert_all(chunked("generate", requests), requests, reference)
+    again = [chunked("generate", [request])[0] for request in requests]
+    assert_all(again, requests, reference)
+    assert [one["cached"] for one in again] == [64] * len(requests), "the cache is not at work, so nothing is shown"
+
+
+def test_cached_prefixes_are_read_again_where_features_are_asked_for(chunked: Called, reference: Reference) -> None:
+    for features in (0, 100):  # the first fill the cache
+        requests = of_one_prefix(reference, features)
+        got = chunked("generate", requests)
+        assert_all(got, requests, reference)
+    assert [one["cached"] for one in got] == [0] * len(requests)
+
+
+@pytest.mark.parametrize("gate", ["generated", "answer", "last_prompt", "prompt", "all", [70, 80, 90, 100]])
+def test_a_second_turn_whose_prompt_holds_the_first_answer(chunked: Called, reference: Reference, gate: Any) -> None:
+    ids = long_prompt(reference, 700)
+    feature = active(reference, ids, NAME)[1]
+    sae = {"sae_edits": [{"feature": feature, "add": "x0.5"}], "sae_gate": gate}
+    first = {"ids": ids, "sae": sae, "max_tokens": 30}
+    (got,) = chunked("generate", [first])
+    assert_answer(got, first, reference, [NAME])
+    more = reference.tokenizer("\n\nIn other words, this means that")["input_ids"]
+    second = {"ids": [*ids, *got["tokens"][0], *more], "sae": sae, "max_tokens": 8}
+    for features in (0, 100):
+        request = {**second, "sae": {**sae, "sae_features": features}}
+        assert_all(chunked("generate", [request]), [request], reference)
+
+
+def test_preempted_requests_are_computed_again_under_their_edits(process: Called, reference: Reference) -> None:
+    options = {"block_size": BLOCK, "max_num_seqs": 16, "max_model_len": 128, "kv_cache_memory_bytes": 15 * BYTES}
+    process("start", str(MODEL), settings_of([{"bundle": reference.bundles[NAME]}]), **options)
+    process("count_preemptions")
+    requests = every_kind(reference, NAME)
+    for asked in (requests, [{**one, "sae": {**one["sae"], "sae_features": 0}} for one in requests]):
+        assert_all(process("generate", asked), requests if asked is requests else asked, reference)
+        assert process("count_preemptions"), "no request was preempted, so nothing is shown"

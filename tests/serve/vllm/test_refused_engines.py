@@ -1,0 +1,119 @@
+"""Engines that cannot serve SAEs as they should are refused in one sentence, before they load a model."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from vllm_processes import MODEL, Called, Raised, called, needs_vllm, refusal, settings_of
+from vllm_reference import Reference
+
+from sae_runtime.bundle import folder as bundle
+from sae_runtime.bundle.manifest import Architecture, Manifest
+
+pytestmark = needs_vllm
+
+
+@pytest.fixture(scope="module")
+def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Called]:
+    log = tmp_path_factory.mktemp("engine") / "log"
+    with called(Path(__file__).with_name("llm_calls.py"), log) as call:
+        yield call
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle for another model, of width 32."""
+    path = tmp_path_factory.mktemp("narrow") / "sae"
+    shapes = {"W_enc": (32, 64), "W_dec": (64, 32), "b_enc": (64,), "b_dec": (32,), "threshold": (64,)}
+    weights = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    architecture = Architecture(d_in=32, d_sae=64, selection="threshold")
+    bundle.write(path, weights, Manifest(architecture=architecture, allocation=None, slots=64, hook="layers.10"))
+    return path
+
+
+DRAFT = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}
+OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "compiled": ({"enforce_eager": False}, "--enforce-eager"),
+    "pipeline": ({"pipeline_parallel_size": 2}, "pipeline"),
+    "speculative": ({"speculative_config": DRAFT}, "speculative"),
+    "another worker": ({"worker_cls": "vllm.v1.worker.worker_base.WorkerBase"}, "worker"),
+}
+
+
+def refused(process: Called, *given: Any, **options: Any) -> str:
+    with pytest.raises(Raised) as raised:
+        process("start", str(MODEL), *given, **options, seconds=60)
+    assert raised.value.kind in ("ValueError", "BundleError"), str(raised.value)
+    assert "\n" not in raised.value.sentence and len(raised.value.sentence) < 500
+    return raised.value.sentence
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_in_which_features_would_not_be_read(process: Called, reference: Reference, name: str) -> None:
+    options, expected = OPTIONS[name]
+    sentence = refused(process, settings_of([{"bundle": reference.bundles["topk"]}]), **options)
+    assert expected in sentence
+
+
+def test_an_sae_of_another_width(process: Called, narrow: Path) -> None:
+    sentence = refused(process, settings_of([{"bundle": narrow}]))
+    assert "32" in sentence and "576" in sentence
+
+
+SETTINGS: dict[str, tuple[Callable[[str], Any], str]] = {
+    "no bundle": (lambda _: {"saes": [{"bundle": "missing"}]}, "missing"),
+    "no SAE": (lambda _: {"saes": []}, "bundle"),
+    "no object": (lambda _: [1], "sae"),
+    "an unknown key": (lambda path: {"saes": [{"bundle": path, "layer": 3}]}, "layer"),
+    "an unknown setting": (lambda path: {"saes": [{"bundle": path}], "gates": 3}, "gates"),
+    "one name twice": (lambda path: {"saes": [{"bundle": path}] * 2}, "topk"),
+    "no such layer": (lambda path: {"saes": [{"bundle": path, "hook": "layers.99"}]}, "layers.99"),
+    "a hook of a graph": (lambda path: {"saes": [{"bundle": path, "hook": "tensor:/add"}]}, "tensor"),
+    "a bad policy": (lambda path: {"saes": [{"bundle": path}], "policy": {"largest_edit": -1}}, "largest_edit"),
+    "a bad limit": (lambda path: {"saes": [{"bundle": path}], "limits": {"edits": 0}}, "edits"),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in SETTINGS if name != "no such layer"])
+def test_settings_that_cannot_be(process: Called, reference: Reference, name: str) -> None:
+    make, expected = SETTINGS[name]
+    assert expected in refused(process, {"sae": make(str(reference.bundles["topk"]))})
+
+
+def test_a_layer_that_the_model_lacks(process: Called, reference: Reference) -> None:
+    make, expected = SETTINGS["no such layer"]
+    with pytest.raises(Raised, match=expected):
+        process("start", str(MODEL), {"sae": make(str(reference.bundles["topk"]))})
+
+
+def test_a_server_says_so_as_well(reference: Reference, tmp_path: Path) -> None:
+    words = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(MODEL), "--dtype", "float32"]
+    words += ["--additional-config", json.dumps(settings_of([{"bundle": reference.bundles["topk"]}]))]
+    assert "--enforce-eager; add it" in refusal(words, tmp_path / "log")
+
+
+def test_requests_to_an_engine_without_saes(process: Called) -> None:
+    process("start", str(MODEL))
+    plain = process("generate", [{"ids": [1, 2, 3], "max_tokens": 3}])
+    for asked in (
+        {"sae_edits": [{"feature": 3, "set": 8}]},
+        {"sae_gate": "prompt"},
+        {"sae_features": 3},
+        {"sae_ticket": "mine"},
+        {"sae": {}},
+    ):
+        with pytest.raises(Raised, match="serves no SAE") as raised:
+            process("generate", [{"ids": [1, 2, 3], "sae": asked, "max_tokens": 3}])
+        assert raised.value.kind == "ValueError"
+    assert process("generate", [{"ids": [1, 2, 3], "max_tokens": 3, "sae": {"another_plugin": 1}}]) == plain
+
+
+def test_another_version(reference: Reference, tmp_path: Path) -> None:
+    with called(Path(__file__).with_name("llm_calls.py"), tmp_path / "log") as call:
+        for version in ("0.31.4", "0.33.0", "0.320.0", "1.32.0"):
+            call("pretend_version", version)
+            sentence = refused(call, settings_of([{"bundle": reference.bundles["topk"]}]))
+            assert version in sentence and "0.32" in sentence
