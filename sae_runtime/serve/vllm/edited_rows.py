@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sae_runtime.core.gates import by_word
 from sae_runtime.serve.vllm.packed_rows import Rows
-from sae_runtime.train.measure.torch_sae import TorchSAE
+from sae_runtime.train.measure.torch_sae import TorchSAE, edited
 
 _IDLE = {"features": None, "scale": 1.0, "shift": 0.0, "low": -torch.inf, "high": torch.inf, "only_active": False}
 _NUMBERS = 1 << 24  # pre-activations that are computed at once
@@ -51,10 +51,10 @@ class EditTables:
             x: float32, before the edits.
             owners: number of each row's request, [n].
         """
-        columns, (scale, shift, low, high) = self._columns[owners], self._numbers[:, owners]
+        columns = self._columns[owners]
         old = _in_tiles(sae, x, self.features).gather(1, columns)
-        new = torch.minimum(torch.maximum(scale * old + shift, low), high)
-        new = torch.where(self._only_active[owners] & (old <= 0), old, new)
+        scale, shift, low, high = self._numbers[:, owners]
+        new = edited(old, scale, shift, low, high, self._only_active[owners])
         moved = torch.zeros(len(x), len(self.features), device=x.device).scatter_add_(1, columns, new - old)
         change = moved @ sae.W_dec[self.features]
         size = sae.normalised(x)[2]
@@ -86,7 +86,7 @@ def strongest(sae: TorchSAE, x: Tensor, most: int | None) -> tuple[Tensor, Tenso
     widest = max(values.shape[1] for values, _ in found)
     values = torch.cat([torch.nn.functional.pad(values, (0, widest - values.shape[1])) for values, _ in found])
     indices = torch.cat([torch.nn.functional.pad(numbers, (0, widest - numbers.shape[1])) for _, numbers in found])
-    return indices.int(), values
+    return indices, values
 
 
 def reached(gate: str | list[int], rows: Rows, prompt_tokens: int) -> NDArray[np.int64]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from numpy.typing import NDArray
 
 from sae_runtime.core.features import from_slots
 
@@ -18,14 +18,14 @@ class Piece:
     Attributes:
         sae: name of the SAE.
         position: of the first token in its request.
-        indices: int [t, k].
-        values: [t, k]; 0 or less where a place holds no feature. Falling in each row.
+        indices: [t, k].
+        values: float32 [t, k]; 0 where a place holds no feature.
     """
 
     sae: str
     position: int
-    indices: Tensor
-    values: Tensor
+    indices: NDArray[np.int64]
+    values: NDArray[np.float32]
 
 
 @dataclass
@@ -44,7 +44,7 @@ class KeptFeatures:
 
     >>> kept = KeptFeatures(most=10)
     >>> kept.open("r-1", {"ticket": "t", "request": "r", "answers": 1})
-    >>> kept.add("r-1", Piece("mine", 0, torch.tensor([[4, 2]]), torch.tensor([[3.0, 0.0]])))
+    >>> kept.add("r-1", Piece("mine", 0, np.array([[4, 2]]), np.array([[3, 0]], np.float32)))
     >>> np.frombuffer(kept.take(["t"])["t"]["r"][0]["mine"]["indices"], np.int32)
     array([4], dtype=int32)
     """
@@ -107,8 +107,7 @@ class KeptFeatures:
 def _joined(pieces: Sequence[Piece]) -> dict[str, bytes]:
     """The features of pieces of one request, each position once and in order."""
     positions = np.concatenate([np.arange(one.position, one.position + len(one.indices)) for one in pieces])
-    slots = [(one.indices.long().cpu().numpy(), one.values.cpu().numpy()) for one in pieces]
-    features = from_slots(slots, np.iinfo(np.int32).max, (len(positions),))
+    features = from_slots([(one.indices, one.values) for one in pieces], np.iinfo(np.int32).max, (len(positions),))
     places, last = np.unique(positions[::-1], return_index=True)
     features = features.take(len(positions) - 1 - last)
     return {
