@@ -34,7 +34,8 @@ from vllm_tokens import PATH, started, token_ids, told
 from sae_runtime.core.features import Features, concatenate
 from sae_runtime.serve.edit_objects import read_edits
 from sae_runtime.serve.limits import Limits
-from sae_runtime.train import attach, open_sae
+from sae_runtime.train import attach
+from sae_runtime.train.measure.torch_sae import open_sae
 
 Edits = list[dict[str, Any]]  # of a request, as JSON
 HOOK = f"model.layers.{LAYER}"
