@@ -2,8 +2,7 @@
 
 SAE is a bundle for the output of layer 10. Four runs read every active feature of the same windows of docstrings:
 transformers with `attach`, and vLLM, each in float32 and in bfloat16; an SAE computes in float32 in all of them. Then
-they write greedy answers to the beginnings of the windows, without edits and with four of each request. The first token
-of a window is read but not compared: its activation is many times longer than others, and fits leave it out.
+they write greedy answers to the beginnings of the windows, without edits and with four of each request.
 
 - precision, recall: the share of active features of the first run that the second has, and the reverse.
 - values: |difference| over the second's value, of features that both have; median and 99 % quantile.
@@ -159,18 +158,13 @@ def of_vllm(engine: Worker, sae: Path, ids: NDArray[np.int64], edits: list[Edits
 
 def explained(sae: Path, x: torch.Tensor, runs: Mapping[str, Run]) -> dict[str, float]:
     """How much of the variance of float32 activations the features of each run explain."""
-    opened, kept, found = open_sae(sae), compared(len(x)), {}
+    opened, found = open_sae(sae), {}
+    spread = (x - x.mean(dim=0)).square().sum()
     for name, run in runs.items():
         with torch.inference_mode():
             y = opened.decode(torch.from_numpy(run.features.to_dense()), x)
-            spread = (x[kept] - x[kept].mean(dim=0)).square().sum()
-            found[name] = 1 - float((x[kept] - y[kept]).square().sum() / spread)
+            found[name] = 1 - float((x - y).square().sum() / spread)
     return found
-
-
-def compared(tokens: int) -> NDArray[np.int64]:
-    """Numbers of all tokens but the first of each window."""
-    return np.flatnonzero(np.arange(tokens) % 128)
 
 
 def features_table(runs: Mapping[str, Run], explains: Mapping[str, float]) -> None:
@@ -179,7 +173,6 @@ def features_table(runs: Mapping[str, Run], explains: Mapping[str, float]) -> No
     print("|---|---|---|---|---|---|---|---|")
     for first, second in PAIRS:
         a, b = (runs[name].features.to_dense() for name in (first, second))
-        a, b = a[compared(len(a))], b[compared(len(b))]
         both = (a > 0) & (b > 0)
         error = np.abs(a[both] - b[both]) / b[both]
         l0 = [(one > 0).sum(axis=1).mean() for one in (a, b)]

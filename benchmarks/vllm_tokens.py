@@ -113,7 +113,7 @@ def bundles_of(model: Path, cache: Path, sizes: Sequence[int], ids: NDArray[np.i
         with torch.inference_mode():
             host = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
             streams = host(torch.from_numpy(ids), output_hidden_states=True).hidden_states[LAYER + 1]
-        x = streams[:, 1:].flatten(0, 1).numpy()  # the first token of a text is many times longer than the others
+        x = streams.flatten(0, 1).numpy()
         for path, size in missing:
             made(path, like(cache / "like", x.shape[1]), x, d_sae=size)
     return out

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sae_runtime.activations.left_out import limit, norms, rule_for
 from sae_runtime.train.measure.torch_sae import TorchSAE
 
 _TOKENS = 512
@@ -48,7 +49,10 @@ class FirstTokens:
             )
 
     def figures(self) -> dict[str, Any]:
-        """Tokens, L0 and FVU, beside the bundle's own figures; None where there are none."""
+        """Tokens, L0 and FVU, beside the bundle's own figures; None where there are none.
+
+        Rows of massive norm, which the bundle's figures leave out, are left out here.
+        """
         if self._told["tokens"] != self._tokens:  # a large SAE takes half a second, and readers ask with each batch
             self._told = self._measured()
         return self._told
@@ -60,6 +64,8 @@ class FirstTokens:
         if not self._rows:
             return told | {"l0": None, "fvu": None}
         x = torch.cat(self._rows)
+        sizes = norms(x.cpu().numpy())
+        x = x[torch.from_numpy(sizes <= limit(sizes, rule_for(manifest))).to(x.device)]
         f = self._sae.features(x)
         told["l0"] = float((f > 0).sum() / len(x))
         if manifest.architecture.d_out is not None:
