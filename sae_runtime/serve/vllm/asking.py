@@ -149,6 +149,7 @@ class _ServedSAE:
     def __init__(self, place: Place, settings: Settings, elsewhere: Collection[str], largest_number: float) -> None:
         self._name, self._bundle = place.name, bundle.read(Path(place.bundle))
         self._largest_number, self._d_sae = largest_number, self._bundle.manifest.architecture.d_sae
+        self._decoder = self._bundle.tensor("W_dec")  # mapped once: each mapping reads the file's header again
         stats = self._bundle.stats()
         self._largest = None if stats is None else stats.largest
         self._guard = Guard(
@@ -181,9 +182,7 @@ class _ServedSAE:
         for edit in edits:
             feature = int(edit.feature)
             known = 0.0 if self._largest is None else abs(edit.factor) * float(self._largest[feature])
-            moved = moved + max(strength_of(edit), known) * np.abs(
-                self._bundle.tensor("W_dec")[feature], dtype=np.float64
-            )
+            moved = moved + max(strength_of(edit), known) * np.abs(self._decoder[feature], dtype=np.float64)
         if not moved.max() < self._largest_number / 4:
             raise ValueError(
                 f"the edits move an activation by {moved.max():.3g}, and the model's numbers end at "

@@ -9,7 +9,8 @@ import functools
 import sys
 from typing import Any
 
-from sae_runtime.serve.vllm.asking import KEYS, PLAN, Asked, Reader, reader_of
+from sae_runtime.serve.vllm import asking
+from sae_runtime.serve.vllm.asking import KEYS, PLAN, Asked, Reader
 from sae_runtime.serve.vllm.engine_check import check_engine
 from sae_runtime.serve.vllm.settings import VERSIONS, read_settings
 
@@ -123,7 +124,7 @@ def reader_of(processor: Any) -> Reader | None:
 
         settings = read_settings(processor.vllm_config.additional_config)
         largest = torch.finfo(processor.model_config.dtype).max
-        processor.sae_reader = None if settings is None else reader_of(settings, largest)
+        processor.sae_reader = None if settings is None else asking.reader_of(settings, largest)
     return processor.sae_reader  # type: ignore[no-any-return]
 
 
