@@ -15,6 +15,7 @@ from word_model import deploy_words, some_words
 from sae_runtime import Features, load_model, open_store, read_features
 from sae_runtime.activations.reading import Reading
 from sae_runtime.extraction import extract as extraction
+from sae_runtime.extraction.delphi_export import write_delphi
 from sae_runtime.extraction.text_source import TextSource
 from sae_runtime.serve.vllm.corpus import CorpusSource, extract
 from sae_runtime.store.build_store import build_store
@@ -113,6 +114,7 @@ def test_token_ids_and_the_feature_store(llm: MadeLLM, folder: Path, bundle: Pat
     source = TextSource(load_model(folder, threads=1), [tmp_path / "ids.jsonl"], reading=reading)
     extraction.extract(source, tmp_path / "deployed", values="float32")
     assert_same(tmp_path / "vllm", tmp_path / "deployed", differing=OF_THE_HOST)
+    assert write_delphi(read_features(tmp_path / "vllm"), tmp_path / "delphi", sequence=16).tokens >= 16
     build_store(tmp_path / "vllm", tmp_path / "store", sae=bundle)
     density = (read_features(tmp_path / "vllm").features().to_dense() > 0).mean(axis=0)
     assert np.allclose(open_store(tmp_path / "store").density, density, rtol=1e-6)
