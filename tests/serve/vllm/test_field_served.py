@@ -181,7 +181,7 @@ def test_what_cannot_be_done_is_a_400_and_the_next_request_is_answered(client: o
     good = {"edits": [{"feature": 7, "set": 8.0, "sae": "topk"}], "features": 1}
     for body, said in (
         ({"sae": {"edits": [{"feature": 99999, "set": 8.0, "sae": "topk"}]}}, "99999"),
-        ({"sae": {"edits": [{"feature": 7, "set": 3e38, "sae": "topk"}]}}, "feature 7"),
+        ({"sae": {"edits": [{"feature": 7, "set": 1e39, "sae": "topk"}]}}, "finite"),
         ({"sae": {"features": 101}}, "features is"),
         ({"sae": {"edit": []}}, "no key"),
         ({"sae": good, "use_beam_search": True}, "use_beam_search"),
