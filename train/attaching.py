@@ -18,7 +18,7 @@ from sae_runtime.core.gates import WordOfPlaces
 from sae_runtime.train.gates import Gate, padding
 from sae_runtime.train.generations import watched
 from sae_runtime.train.harvest.hook_point import HookPoint, activations_in, find_hook, with_activations
-from sae_runtime.train.measure.torch_sae import TorchSAE, open_sae
+from sae_runtime.train.measure.torch_sae import TorchSAE, edited, open_sae
 from sae_runtime.train.token_positions import Reader, models_around
 
 
@@ -251,11 +251,9 @@ def _change(sae: TorchSAE, f: Tensor, x: Tensor, shape: tuple[int, ...], numbers
         raise ValueError(f"{requests} lists of edits do not fit {b} requests; give one list, or one for each")
     if 1 < requests < b:  # one list is broadcast
         numbers = {name: a.repeat_interleave(b // requests, dim=0) for name, a in numbers.items()}
-    features, scale, shift, low, high, only_active = (a.to(f.device)[:, None] for a in numbers.values())
+    features, *amounts = (a.to(f.device)[:, None] for a in numbers.values())
     old = f.view(b, t, -1).gather(2, features.expand(b, t, -1))
-    new = torch.minimum(torch.maximum(scale * old + shift, low), high)
-    new = torch.where(only_active & (old <= 0), old, new)
-    change = (new - old) @ sae.W_dec[features[:, 0]]
+    change = (edited(old, *amounts) - old) @ sae.W_dec[features[:, 0]]
     size = sae.normalised(x)[2]
     return change if size is None else change * size.view(b, t, 1)
 

@@ -130,6 +130,24 @@ class TorchSAE(nn.Module):
         return self.decode(self.features(x), x)
 
 
+def edited(old: Tensor, scale: Tensor, shift: Tensor, low: Tensor, high: Tensor, only_active: Tensor) -> Tensor:
+    """Activations of features after edits, f' = clip(scale f + shift, low, high); all of one shape or broadcast.
+
+    Args:
+        old: the activations f before.
+        scale: as are shift, low and high, numbers of the edits.
+        shift: is added.
+        low: the least that f' may be.
+        high: the most.
+        only_active: bool; where f is 0, it stays.
+
+    >>> edited(torch.tensor([0.0, 2.0]), *(torch.tensor(n) for n in (2.0, 1.0, 0.0, 4.0, True))).tolist()
+    [0.0, 4.0]
+    """
+    new = torch.minimum(torch.maximum(scale * old + shift, low), high)
+    return torch.where(only_active & (old <= 0), old, new)
+
+
 def open_sae(path: str | Path, device: torch.device | str = "cpu") -> TorchSAE:
     """Read a bundle, exported or not, into a torch module on a device.
 

@@ -1,5 +1,6 @@
 """What a request asks of the SAEs, read and checked in vLLM's front process: the engine ends if a worker fails."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -136,12 +137,19 @@ class Reader:
         return {name: self._saes[name].arrays(edits) for name, edits in by_name.items() if edits}
 
 
+@functools.lru_cache(maxsize=4)
+def reader_of(settings: Settings, largest_number: float) -> Reader:
+    """The reader of these settings; one is made once, since it reads whole bundles."""
+    return Reader(settings, largest_number)
+
+
 class _ServedSAE:
     """An SAE as the front process knows it: what its edits may be."""
 
     def __init__(self, place: Place, settings: Settings, elsewhere: Collection[str], largest_number: float) -> None:
         self._name, self._bundle = place.name, bundle.read(Path(place.bundle))
         self._largest_number, self._d_sae = largest_number, self._bundle.manifest.architecture.d_sae
+        self._decoder = self._bundle.tensor("W_dec")  # mapped once: each mapping reads the file's header again
         stats = self._bundle.stats()
         self._largest = None if stats is None else stats.largest
         self._guard = Guard(
@@ -165,18 +173,20 @@ class _ServedSAE:
         plain = resolved(edits, self._largest, read_labels(self._bundle.path, self._d_sae))
         arrays = edit_arrays([plain], self._d_sae)
         self._guard.check(plain)
-        for edit in plain:
-            self._check_size(edit, int(edit.feature))
+        self._check_size(plain)
         return {name: array[0].tolist() for name, array in arrays.items()}
 
-    def _check_size(self, edit: Edit, feature: int) -> None:
-        """Refuse an edit that overflows the numbers of the model."""
-        known = 0.0 if self._largest is None else abs(edit.factor) * float(self._largest[feature])
-        most = max(strength_of(edit), known) * float(np.abs(self._bundle.tensor("W_dec")[feature]).max())
-        if not most < self._largest_number / 4:
+    def _check_size(self, edits: Sequence[Edit]) -> None:
+        """Refuse edits that together overflow the numbers of the model."""
+        moved = np.zeros(1)
+        for edit in edits:
+            feature = int(edit.feature)
+            known = 0.0 if self._largest is None else abs(edit.factor) * float(self._largest[feature])
+            moved = moved + max(strength_of(edit), known) * np.abs(self._decoder[feature], dtype=np.float64)
+        if not moved.max() < self._largest_number / 4:
             raise ValueError(
-                f"the edit of feature {feature} moves an activation by {most:.3g}, and the model's numbers end at "
-                f"{self._largest_number:.3g}; give a smaller edit"
+                f"the edits move an activation by {moved.max():.3g}, and the model's numbers end at "
+                f"{self._largest_number:.3g}; give smaller edits"
             )
 
 

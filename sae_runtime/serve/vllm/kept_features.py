@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from numpy.typing import NDArray
 
-from sae_runtime.core.features import from_slots
+from sae_runtime.core.features import Features, concatenate, from_slots
+
+_ANY = int(np.iinfo(np.int32).max)  # features: the SAE's number is known to who takes them
 
 
 @dataclass(frozen=True)
@@ -18,14 +20,26 @@ class Piece:
     Attributes:
         sae: name of the SAE.
         position: of the first token in its request.
-        indices: int [t, k].
-        values: [t, k]; 0 or less where a place holds no feature. Falling in each row.
+        indices: [t, k]; or where `counts` is given, of all tokens, [m].
+        values: float32, of the same shape; 0 where a place holds no feature.
+        counts: of the features of each token, [t].
     """
 
     sae: str
     position: int
-    indices: Tensor
-    values: Tensor
+    indices: NDArray[np.int64]
+    values: NDArray[np.float32]
+    counts: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.indices) if self.counts is None else len(self.counts)
+
+    def features(self) -> Features:
+        """The features of the tokens, of shape (t,)."""
+        if self.counts is None:
+            return from_slots([(self.indices, self.values)], _ANY, (len(self),))
+        indptr = np.append(0, np.cumsum(self.counts))
+        return Features(indptr, self.indices.astype(np.int32), self.values, _ANY, (len(self),))
 
 
 @dataclass
@@ -44,7 +58,7 @@ class KeptFeatures:
 
     >>> kept = KeptFeatures(most=10)
     >>> kept.open("r-1", {"ticket": "t", "request": "r", "answers": 1})
-    >>> kept.add("r-1", Piece("mine", 0, torch.tensor([[4, 2]]), torch.tensor([[3.0, 0.0]])))
+    >>> kept.add("r-1", Piece("mine", 0, np.array([[4, 2]]), np.array([[3, 0]], np.float32)))
     >>> np.frombuffer(kept.take(["t"])["t"]["r"][0]["mine"]["indices"], np.int32)
     array([4], dtype=int32)
     """
@@ -70,8 +84,8 @@ class KeptFeatures:
         if (one := self._requests.get(request)) is None:
             return
         one.pieces.append(piece)
-        one.tokens += len(piece.indices)
-        self._tokens += len(piece.indices)
+        one.tokens += len(piece)
+        self._tokens += len(piece)
         while self._tokens > self._most:
             self._forget(next(iter(self._requests)))
             self._dropped += 1
@@ -106,9 +120,8 @@ class KeptFeatures:
 
 def _joined(pieces: Sequence[Piece]) -> dict[str, bytes]:
     """The features of pieces of one request, each position once and in order."""
-    positions = np.concatenate([np.arange(one.position, one.position + len(one.indices)) for one in pieces])
-    slots = [(one.indices.long().cpu().numpy(), one.values.cpu().numpy()) for one in pieces]
-    features = from_slots(slots, np.iinfo(np.int32).max, (len(positions),))
+    positions = np.concatenate([np.arange(one.position, one.position + len(one)) for one in pieces])
+    features = concatenate([one.features() for one in pieces], _ANY, (len(positions),))
     places, last = np.unique(positions[::-1], return_index=True)
     features = features.take(len(positions) - 1 - last)
     return {

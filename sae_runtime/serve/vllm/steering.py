@@ -1,7 +1,7 @@
 """What is done in vLLM's worker at each pass: features of the requests that read are kept, and activations edited."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sae_runtime.serve.vllm.asking import ALL, PLAN
-from sae_runtime.serve.vllm.edited_rows import EditTables, reached, strongest
+from sae_runtime.serve.vllm.edited_rows import EditTables, every_active, reached, strongest
 from sae_runtime.serve.vllm.first_tokens import FirstTokens
 from sae_runtime.serve.vllm.hooked_module import HookedModule, find_module
 from sae_runtime.serve.vllm.kept_features import KeptFeatures, Piece
@@ -34,6 +34,39 @@ class Request:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """What an SAE reads in a pass, still on the model's device.
+
+    Attributes:
+        sae: its name.
+        indices: of the strongest features of each row, [n, k]; or where `counts` is given, of all of them, [m].
+        values: of these, float32.
+        parts: of each request its rows, one after the other, and how many features of each it wants; None: all.
+        counts: of the features of each row, [n].
+    """
+
+    sae: str
+    indices: Tensor
+    values: Tensor
+    parts: Sequence[tuple[Rows, int | None]]
+    counts: Tensor | None = None
+
+    def keep(self, kept: KeptFeatures) -> None:
+        """Keep the features of each request apart. This waits for the device."""
+        indices, values, start = self.indices.cpu().numpy(), self.values.cpu().numpy(), 0
+        ends = None if self.counts is None else np.append(0, np.cumsum(self.counts.cpu().numpy()))
+        for rows, most in self.parts:
+            end = start + rows.count
+            if ends is None:
+                part: Any = slice(start, end), slice(most)
+            else:
+                part = slice(ends[start], ends[end])
+            counts = None if ends is None else np.diff(ends[start : end + 1])
+            kept.add(rows.request, Piece(self.sae, rows.position, indices[part].copy(), values[part].copy(), counts))
+            start = end
+
+
+@dataclass(frozen=True)
 class Pass:
     """A pass of the model over packed rows.
 
@@ -41,11 +74,15 @@ class Pass:
         rows: those of the requests that ask something.
         total: number of rows that are no padding.
         ids: gives the token id of each row, a tensor [total].
+        read: what the SAEs have read in it.
+        sites: names of the SAEs whose hooks it has passed.
     """
 
     rows: Sequence[tuple[Request, Rows]]
     total: int
     ids: Callable[[], Tensor]
+    read: list[Reading] = field(default_factory=list)
+    sites: list[str] = field(default_factory=list)
 
 
 class Steering:
@@ -86,15 +123,17 @@ class Steering:
         self._order.begin()
 
     def end(self) -> None:
-        """Forget the pass.
+        """Keep what the pass has read, and forget it. By now all work of the device is under way.
 
         Raises:
             RuntimeError: a request of the pass asks something, and the model ran past a hook.
         """
         scheduled, now, self._scheduled, self._now = self._scheduled, self._now, None, None
         asked = scheduled is not None and any(one in self._requests for one in scheduled.num_scheduled_tokens)
-        if asked and now is None:
-            raise RuntimeError("vLLM's model ran past its hooks, so nothing was read or edited; use enforce_eager")
+        if asked and (now is None or len(now.sites) != len(self.sites)):
+            raise RuntimeError("vLLM's model ran past a hook, so nothing was read or edited there; use enforce_eager")
+        for reading in now.read if now is not None else ():
+            reading.keep(self.kept)
 
     @property
     def now(self) -> Pass | None:
@@ -127,14 +166,16 @@ class Site:
         try:
             self.form: Form
             self.form, x = form_of(model, hooked.module, is_input=hooked.is_input, run=run)
+            if self.form == "sum" and hooked.is_input and not hooked.in_place and not list(hooked.module.children()):
+                raise ValueError("an edit of what this norm gets would reach the stream too; hook BLOCK.resid_mid")
             self.sae: TorchSAE = open_sae(place.bundle, x.device)
             d_in = self.sae.manifest.architecture.d_in
             if x.shape[1] != d_in:
                 raise ValueError(f"its activations have width {x.shape[1]}, and the SAE reads {d_in}; give another SAE")
         except ValueError as error:
             raise ValueError(f"SAE {place.name} at {place.hook}: {error}") from None
-        self._first = FirstTokens(self.sae)
-        self._tables: tuple[list[int], EditTables] | None = None
+        self._first = FirstTokens(self.sae, place.name)
+        self._tables: tuple[list[Mapping[str, Any]], EditTables | None] = [], None
 
     def watch(self, steering: Steering) -> None:
         """Act at each call of the module."""
@@ -155,10 +196,11 @@ class Site:
         now = steering.now
         if pair is None or now is None or not now.rows and self._first.full:
             return None
+        now.sites.append(self.place.name)
         first, second = pair.first[: now.total], pair.second
         x = first + second[: now.total] if self.form == "sum" and second is not None else first
         self._first.add(x)
-        self._read(x, now, steering.kept)
+        self._read(x, now)
         chosen, owners, requests = self._chosen(now)
         if not len(chosen):
             return None
@@ -169,23 +211,20 @@ class Site:
         y[rows] = (first[rows].float() + change).to(y.dtype)
         return None if y is pair.first else pair.rebuilt(y, second)
 
-    def _read(self, x: Tensor, now: Pass, kept: KeptFeatures) -> None:
-        """Keep the features of the rows of requests that read."""
-        for every in (False, True):
-            asking = [(one.plan["features"], rows) for one, rows in now.rows if one.plan["features"]]
-            asking = [(most, rows) for most, rows in asking if (most == ALL) == every]
-            if not asking:
-                continue
-            numbers = np.concatenate([np.arange(rows.start, rows.start + rows.count) for _, rows in asking])
-            chosen = x if len(numbers) == len(x) else x[torch.from_numpy(numbers).to(x.device)]
-            most = None if every else max(most for most, _ in asking)
-            indices, values = (
-                found.to("cpu", non_blocking=True) for found in strongest(self.sae, chosen.float(), most)
-            )
-            start = 0
-            for own, rows in asking:
-                part = slice(start, start := start + rows.count), slice(None if every else own)
-                kept.add(rows.request, Piece(self.place.name, rows.position, indices[part], values[part]))
+    def _read(self, x: Tensor, now: Pass) -> None:
+        """Read the features of the rows of requests that ask for them; every active one where a request wants all."""
+        asking = [(rows, request.plan["features"]) for request, rows in now.rows if request.plan["features"]]
+        for all_active in (False, True):
+            parts = [(rows, None if most == ALL else most) for rows, most in asking if (most == ALL) == all_active]
+            if parts:
+                numbers = np.concatenate([np.arange(rows.start, rows.start + rows.count) for rows, _ in parts])
+                chosen = x if len(numbers) == len(x) else x[torch.from_numpy(numbers).to(x.device)]
+                if all_active:
+                    counts, indices, values = every_active(self.sae, chosen.float())
+                else:
+                    counts = None
+                    indices, values = strongest(self.sae, chosen.float(), max(most or 0 for _, most in parts))
+                now.read.append(Reading(self.place.name, indices, values, parts, counts))
 
     def _chosen(self, now: Pass) -> tuple[NDArray[np.int64], NDArray[np.int64], list[Request]]:
         """The rows that are edited, [n], the number of the request of each, [n], and these requests."""
@@ -203,11 +242,12 @@ class Site:
 
     def _tables_of(self, requests: Sequence[Request], device: torch.device) -> EditTables:
         """The edits of these requests as tensors; while requests write, they stay together for many passes."""
-        names = [id(request.plan) for request in requests]
-        if self._tables is None or self._tables[0] != names:
-            edits = [request.plan["edits"][self.place.name] for request in requests]
-            self._tables = names, EditTables(edits, device)
-        return self._tables[1]
+        plans = [request.plan for request in requests]
+        known, tables = self._tables
+        if tables is None or len(known) != len(plans) or any(a is not b for a, b in zip(known, plans, strict=True)):
+            tables = EditTables([plan["edits"][self.place.name] for plan in plans], device)
+            self._tables = plans, tables
+        return tables
 
     def _but_special(
         self, change: Tensor, rows: Tensor, owners: NDArray[np.int64], requests: Sequence[Request], now: Pass

@@ -52,10 +52,7 @@ class Worker(_Own):  # type: ignore[misc]  # vLLM's classes are not known to the
 
     def sae_features(self, tickets: Sequence[str]) -> dict[str, Any]:
         """The features that are kept for tickets, which are then kept no longer; see `KeptFeatures.take`."""
-        steering = self._with_saes()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()  # copies to the processor have come
-        return steering.kept.take(tickets)
+        return self._with_saes().kept.take(tickets)
 
     def sae_drop(self, tickets: Sequence[str]) -> None:
         """Keep the features of tickets no longer."""
