@@ -21,6 +21,7 @@ from sae_runtime.train import attach
 from sae_runtime.train.measure.torch_sae import TorchSAE, open_sae
 
 TOLERANCE = 1e-3  # of values, relative to the largest of their row; of logarithms of probabilities
+_CLEAR = 2e-3  # of margins
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,13 @@ class Answer:
         tokens: that it wrote.
         logprobs: of these tokens.
         features: dense by SAE, [prompt + written - 1, d_sae].
-        margin: how much the chosen token was above the next one where this was least, in logits.
+        margins: how much each of these tokens was above the next best one, in logits.
     """
 
     tokens: list[int]
     logprobs: NDArray[np.float64]
     features: Mapping[str, NDArray[np.float32]]
-    margin: float
+    margins: NDArray[np.float64]
 
 
 class Reference:
@@ -53,7 +54,8 @@ class Reference:
 
     def answer(self, request: Mapping[str, Any], saes: Sequence[str]) -> Answer:
         """The greedy answer of the model with these SAEs, the first of which reads and edits first."""
-        key = json.dumps([request, list(saes)])
+        asked = {name: value for name, value in (request.get("sae") or {}).items() if name != "sae_features"}
+        key = json.dumps([{**request, "sae": asked}, list(saes)])
         if key not in self._known:
             ids = list(request["ids"])
             with self._attached(request, saes) as read, torch.no_grad():
@@ -66,15 +68,23 @@ class Reference:
                     output_logits=True,
                     return_dict_in_generate=True,
                 )
-            best = [one[0].topk(2).values for one in made.logits]
+            first, second = torch.cat(made.logits).topk(2).values.T.double().numpy()
             tokens = made.sequences[0, len(ids) :].tolist()
             self._known[key] = Answer(
                 tokens,
                 _logprobs(torch.cat(made.logits), tokens),
                 {name: _dense(passes) for name, passes in read.items()},
-                min(float(two[0] - two[1]) for two in best),
+                first - second,
             )
         return self._known[key]
+
+    def clear(self, request: Mapping[str, Any], saes: Sequence[str]) -> dict[str, Any]:
+        """The request, which ends before the first token that another rounding might not choose."""
+        unclear = np.flatnonzero(self.answer(request, saes).margins < _CLEAR)
+        if not len(unclear):
+            return dict(request)
+        assert unclear[0] >= 4, f"too few clear choices; give another request than {request.get('sae')}"
+        return {**request, "max_tokens": int(unclear[0])}
 
     def read(self, request: Mapping[str, Any], tokens: Sequence[int], saes: Sequence[str]) -> Answer:
         """As `answer`, where the tokens were chosen by another, such as sampling."""
@@ -82,7 +92,10 @@ class Reference:
         with self._attached(request, saes, len(request["ids"])) as read, torch.no_grad():
             logits = self.model(torch.tensor([ids[:-1]])).logits[0, len(request["ids"]) - 1 :]
         return Answer(
-            list(tokens), _logprobs(logits, tokens), {name: _dense(passes) for name, passes in read.items()}, 0.0
+            list(tokens),
+            _logprobs(logits, tokens),
+            {name: _dense(passes) for name, passes in read.items()},
+            np.empty(0),
         )
 
     @contextmanager
@@ -116,7 +129,7 @@ def assert_answer(
 ) -> None:
     """Assert that a greedy answer of vLLM has the tokens, their probabilities and the features of the reference."""
     want = reference.answer(request, saes)
-    assert want.margin > 1e-3, f"the choice is not clear, {want.margin}; give another request"
+    assert want.margins.min() >= _CLEAR, "a choice is not clear; give another request, or take `Reference.clear`"
     assert got["tokens"] == [want.tokens], request.get("sae")
     assert_read(got, 0, want, request, reference)
 

@@ -45,7 +45,7 @@ def every_kind(reference: Reference, name: str) -> list[dict[str, Any]]:
         feature = strong[request][place]
         return feature, round(times * float(largest[feature]), 3)
 
-    a, b, c = at(1, 0, 3), at(2, 2, 2), at(6, 1, 2)
+    a, b, c = at(1, 0, 1.5), at(2, 2, 0.6), at(6, 1, 1)
     asked: list[Mapping[str, Any]] = [
         {},
         {"sae_edits": [{"feature": a[0], "set": a[1]}], "sae_gate": "all"},
@@ -59,12 +59,12 @@ def every_kind(reference: Reference, name: str) -> list[dict[str, Any]]:
         {"sae_edits": [{"feature": c[0], "set": c[1]}], "sae_gate": "text"},
         {"sae_edits": [{"feature": f"feature of row {labelled[7][0]}", "set": "x2"}], "sae_gate": "last_prompt"},
         {"sae_edits": [{"feature": strong[8][1], "add": "x1.5"}], "sae_gate": [3, 5, 20, 34, 35, 36, 40]},
-        {"sae_edits": [{"feature": strong[9][2], "set": "x3", "only_active": True}], "sae_gate": "text"},
-        {"sae_edits": [{"feature": labelled[10][0], "set": "x2.5"}], "sae_gate": "generated"},
+        {"sae_edits": [{"feature": strong[9][2], "set": "x2.2", "only_active": True}], "sae_gate": "text"},
+        {"sae_edits": [{"feature": labelled[10][0], "set": "x1.2"}], "sae_gate": "generated"},
         {},
     ]
     return [
-        {"ids": one, "sae": {**sae, "sae_features": 100}, "max_tokens": 20 + i % 5}
+        {"ids": one, "sae": {**sae, "sae_features": 100}, "max_tokens": 16 + i % 5}
         for i, (one, sae) in enumerate(zip(ids, asked, strict=True))
     ]
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -104,9 +103,13 @@ def application(engine: Engine, middlewares: Sequence[Any]) -> Starlette:
         chat = request.url.path.startswith("/v1/chat")
         fault = _fault(body)
         if fault is not None:
-            return JSONResponse({"error": {"message": fault, "type": "BadRequestError", "param": None, "code": 400}}, 400)
+            return JSONResponse(
+                {"error": {"message": fault, "type": "BadRequestError", "param": None, "code": 400}}, 400
+            )
         texts = [body["messages"][-1]["content"]] if chat else body["prompt"]
-        prompts = [[VOCABULARY[word] for word in text.split()] for text in ([texts] if isinstance(texts, str) else texts)]
+        prompts = [
+            [VOCABULARY[word] for word in text.split()] for text in ([texts] if isinstance(texts, str) else texts)
+        ]
         base = request.headers.get("x-request-id") or body.get("request_id") or "abc"
         told = Told(engine, body, base, prompts, chat=chat)
         if body.get("stream"):
@@ -116,15 +119,10 @@ def application(engine: Engine, middlewares: Sequence[Any]) -> Starlette:
     async def other(request: Request) -> Response:
         return JSONResponse({"got": (await request.body()).decode("latin-1")})
 
-    async def refused(_request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        message = {"message": error.detail, "type": "Bad Request", "param": None, "code": error.status_code}
-        return JSONResponse({"error": message}, error.status_code)
-
     routes = [Route(path, answered, methods=["POST"]) for path in ("/v1/chat/completions", "/v1/completions")]
     routes += [Route(path, other, methods=["POST"]) for path in ("/v1/responses", "/v1/embeddings", "/tokenize")]
     order = [*(Middleware(one) for one in middlewares), Middleware(_Keyed)]
-    app = Starlette(routes=routes, middleware=order, exception_handlers={HTTPException: refused})
+    app = Starlette(routes=routes, middleware=order)
     app.state.engine_client = engine
     return app
 
@@ -135,7 +133,9 @@ def _fault(body: Any) -> str | None:
     if body.get("model") != "m":
         return f"The model `{body.get('model')}` does not exist."
     xargs = body.get("vllm_xargs")
-    sound = isinstance(xargs, dict | None) and all(isinstance(one, str | int | float | list) for one in (xargs or {}).values())
+    sound = isinstance(xargs, dict | None) and all(
+        isinstance(one, str | int | float | list) for one in (xargs or {}).values()
+    )
     return None if sound else "vllm_xargs has another form"
 
 
@@ -193,7 +193,10 @@ class Told:
             yield ": keep-alive\n\n"
             for number, (prompt, new) in enumerate(self._answers):
                 text = f"w{new[place]} "
-                choice: dict[str, Any] = {"index": number, **({"delta": {"content": text}} if self._chat else {"text": text})}
+                choice: dict[str, Any] = {
+                    "index": number,
+                    **({"delta": {"content": text}} if self._chat else {"text": text}),
+                }
                 choice |= {"logprobs": None, "finish_reason": "length" if place == len(new) - 1 else None}
                 choice["token_ids"] = [new[place]] if self._ids else None
                 if not self._chat:
@@ -201,7 +204,9 @@ class Told:
                 yield _event({**head, "choices": [choice]})
                 await asyncio.sleep(0)
             if place == 1 and self._body.get("user") == "fails":
-                yield _event({"error": {"message": "it ended", "type": "InternalServerError", "param": None, "code": 500}})
+                yield _event(
+                    {"error": {"message": "it ended", "type": "InternalServerError", "param": None, "code": 500}}
+                )
                 yield "data: [DONE]\n\n"
                 return
         if (self._body.get("stream_options") or {}).get("include_usage"):

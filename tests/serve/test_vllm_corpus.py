@@ -187,7 +187,7 @@ def test_what_cannot_be_read_is_refused(
         extract(MadeLLM(Path("some/model"), sae_at(bundle)), texts, tmp_path / "g")
     assert CorpusSource(MadeLLM(folder, sae_at(bundle), max_model_len=20), [texts]).context == 19
     llm.times = np.inf
-    with pytest.raises(ValueError, match=r"a\.jsonl, line 1 has features that are NaN or Inf, since the model's"):
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 1: token 0 has features that are NaN or Inf, since"):
         extract(llm, texts, tmp_path / "g")
 
 

@@ -89,7 +89,8 @@ class Reader:
         ValueError: the policy does not fit the SAEs.
         BundleError: a bundle is damaged.
 
-    >>> reader = Reader(read_settings({"sae": {"saes": [{"bundle": str(bundle_path)}]}}), 65504.0)
+    >>> from sae_runtime.serve.vllm.settings import read_settings
+    >>> reader = Reader(read_settings({"sae": {"saes": [{"bundle": bundle_path, "hook": "h.1"}]}}), 65504.0)
     >>> reader.read({"sae_edits": '[{"feature": 3, "set": 8.0}]', "sae_gate": "generated"}).gate
     'generated'
     """
@@ -173,18 +174,20 @@ class _ServedSAE:
         plain = resolved(edits, self._largest, read_labels(self._bundle.path, self._d_sae))
         arrays = edit_arrays([plain], self._d_sae)
         self._guard.check(plain)
-        for edit in plain:
-            self._check_size(edit, int(edit.feature))
+        self._check_size(plain)
         return {name: array[0].tolist() for name, array in arrays.items()}
 
-    def _check_size(self, edit: Edit, feature: int) -> None:
-        """Refuse an edit that overflows the numbers of the model."""
-        known = 0.0 if self._largest is None else abs(edit.factor) * float(self._largest[feature])
-        most = max(strength_of(edit), known) * float(np.abs(self._decoder[feature]).max())
-        if not most < self._largest_number / 4:
+    def _check_size(self, edits: Sequence[Edit]) -> None:
+        """Refuse edits that together overflow the numbers of the model."""
+        moved = np.zeros(1)
+        for edit in edits:
+            feature = int(edit.feature)
+            known = 0.0 if self._largest is None else abs(edit.factor) * float(self._largest[feature])
+            moved = moved + max(strength_of(edit), known) * np.abs(self._decoder[feature], dtype=np.float64)
+        if not moved.max() < self._largest_number / 4:
             raise ValueError(
-                f"the edit of feature {feature} moves an activation by {most:.3g}, and the model's numbers end at "
-                f"{self._largest_number:.3g}; give a smaller edit"
+                f"the edits move an activation by {moved.max():.3g}, and the model's numbers end at "
+                f"{self._largest_number:.3g}; give smaller edits"
             )
 
 

@@ -104,21 +104,15 @@ class CorpusSource(DocumentSource):
 
         # An answer has at least one token, and nothing reads it.
         params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, extra_args={"sae_features": "all"})
-        found, d_sae = list[Features](), self._manifest.architecture.d_sae
+        found = list[Features]()
         ends = np.cumsum([len(window) + 1 for window in windows])
         for _, group in itertools.groupby(range(len(windows)), lambda number: (ends[number] - 1) // self._at_once):
-            prompts = [{"prompt_token_ids": windows[number].ids.tolist()} for number in group]
+            numbers = list(group)
+            prompts = [{"prompt_token_ids": windows[number].ids.tolist()} for number in numbers]
             outputs = self.llm.generate(prompts, params, use_tqdm=False)
-            found += [answers[0][self.place.name] for answers in features_of(self.llm, outputs)]
-        features = concatenate(found, d_sae, (sum(map(len, windows)),))
-        if not np.isfinite(features.values).all():
-            row = int(np.searchsorted(features.indptr, np.argmin(np.isfinite(features.values)), side="right")) - 1
-            window = int(np.searchsorted(np.cumsum([len(one) for one in windows]), row, side="right"))
-            raise ValueError(
-                f"{names[window]} has features that are NaN or Inf, since the model's activation overflows; use "
-                "another dtype, or leave the text out"
-            )
-        return features
+            answers = features_of(self.llm, outputs, [names[number] for number in numbers])
+            found += [one[0][self.place.name] for one in answers]
+        return concatenate(found, self._manifest.architecture.d_sae, (sum(map(len, windows)),))
 
     @functools.cached_property
     def _tokenizer(self) -> tuple[Tokenizer, dict[str, str]]:
@@ -143,7 +137,7 @@ class CorpusSource(DocumentSource):
 
 
 def _place(config: Any, sae: str | None) -> tuple[Place, int]:
-    """The SAE of a name, and the number of tokens whose features the engine keeps."""
+    """The SAE of a name, and the number of tokens whose features the engine keeps, of all SAEs."""
     settings = read_settings(config.additional_config)
     if settings is None:
         raise ValueError('this LLM has no SAE; make it with additional_config={"sae": {"saes": [{"bundle": PATH}]}}')
@@ -152,4 +146,4 @@ def _place(config: Any, sae: str | None) -> tuple[Place, int]:
         raise ValueError(f"this LLM has the SAEs {', '.join(places)}; name one of them")
     if sae is not None and sae not in places:
         raise ValueError(f"this LLM has no SAE {sae!r}; it has {', '.join(places)}")
-    return next(iter(places.values())) if sae is None else places[sae], settings.limits.kept_tokens
+    return next(iter(places.values())) if sae is None else places[sae], settings.limits.kept_tokens // len(places)

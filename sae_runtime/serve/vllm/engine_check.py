@@ -28,12 +28,18 @@ def check_engine(config: Any, settings: Settings, *, known_workers: Collection[s
     for one, what, instead in (
         (parallel.pipeline_parallel_size > 1, "pipeline parallel", "--pipeline-parallel-size 1"),
         (parallel.data_parallel_size > 1, "data parallel", "a vLLM for each replica"),
-        (getattr(parallel, "prefill_context_parallel_size", 1) > 1, "prefill context parallel", "1"),
-        (getattr(parallel, "enable_dbo", False), "dual batch overlap", "no --enable-dbo"),
+        (parallel.prefill_context_parallel_size > 1, "prefill context parallel", "--prefill-context-parallel-size 1"),
+        (parallel.decode_context_parallel_size > 1, "decode context parallel", "--decode-context-parallel-size 1"),
+        (parallel.enable_expert_parallel, "expert parallel", "no --enable-expert-parallel"),
+        (parallel.use_ubatching, "batches in halves", "neither --enable-dbo nor --ubatch-size"),
         (config.speculative_config is not None, "speculative decoding", "no --speculative-config"),
         (config.kv_transfer_config is not None, "the transfer of keys and values", "no --kv-transfer-config"),
+        (config.ec_transfer_config is not None, "the transfer of encoders' outputs", "no --ec-transfer-config"),
+        (config.cache_config.kv_sharing_fast_prefill, "a prefill of some layers", "no --kv-sharing-fast-prefill"),
+        (model.enable_sleep_mode, "sleep", "no --enable-sleep-mode"),
         (model.runner_type != "generate", "pooling models", "a model that writes text"),
         (model.is_encoder_decoder, "encoder-decoder models", "a decoder"),
+        (model.is_diffusion, "models that write by diffusion", "one that writes token by token"),
     ):
         if one:
             raise ValueError(f"SAEs are not served with {what}; use {instead}")
@@ -44,10 +50,16 @@ def check_engine(config: Any, settings: Settings, *, known_workers: Collection[s
     for place in settings.saes:
         hook, d_in = parse_hook(place.hook), read_manifest(Path(place.bundle)).architecture.d_in
         of_block = hook.place in ("resid_pre", "resid_mid", "resid_post") or hook.name.rpartition(".")[2].isdigit()
+        of_block |= hook.place == "lens" and "hook_resid" in hook.name
         if of_block and model.get_hidden_size() != d_in:
             raise ValueError(
                 f"SAE {place.name} reads activations of width {d_in}, and the model's are {model.get_hidden_size()} "
                 "wide; give an SAE of this model"
+            )
+        if not of_block and parallel.tensor_parallel_size > 1:  # there a process may have a part of the activations
+            raise ValueError(
+                f"with tensor parallel an SAE reads the stream at a block, and the hook of SAE {place.name} is "
+                f"{place.hook}; use --tensor-parallel-size 1, or hook a block"
             )
     import torch
 

@@ -1,10 +1,11 @@
-"""Our field `sae` in the bodies and answers of vLLM's own API server: `--middleware sae_runtime.serve.vllm.field.SaeField`.
+"""Our field `sae` before vLLM's own API server: `--middleware sae_runtime.serve.vllm.field.SaeField`.
 
 vLLM calls a middleware of its command line before it asks for its API key. So nothing is read or answered here before
 vLLM's own route reads the body: then the key was right.
 """
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
@@ -52,7 +53,7 @@ class SaeField:
         try:
             await self._app(scope, exchange.receive, exchange.send)
         except _Refusal as error:  # another middleware read the body
-            await JSONResponse(error_object(error.detail, 400), 400)(scope, receive, send)
+            await _error(error.detail, 400)(scope, receive, send)
         finally:
             if exchange.wanted is not None and not exchange.taken:
                 self._drop(exchange.engine, exchange.wanted)
@@ -80,14 +81,14 @@ class SaeField:
         try:
             status = await self._engine_of(request.app).status()
         except NotFound as error:
-            return JSONResponse(error_object(str(error), 404), 404)
+            return _error(str(error), 404)
         except Refused as error:
-            return JSONResponse(error_object(str(error), 503), 503)
+            return _error(str(error), 503)
         return JSONResponse({"object": "list", "data": [{"name": name, **one} for name, one in status.items()]})
 
 
 class _Refusal(HTTPException):
-    """A request that vLLM answers with 400 and the message, in its own form of errors."""
+    """Ends the reading of a body: other exceptions are told as a body that cannot be parsed."""
 
 
 class _Exchange:
@@ -108,6 +109,7 @@ class _Exchange:
         self.engine, self._path, self._receive, self._send = engine, path, receive, send
         self.wanted: Wanted | None = None
         self.taken, self._read = False, False
+        self._refused = ""
         self._start: Message | None = None
         self._body = bytearray()
         self._stream: Stream | None = None
@@ -128,12 +130,13 @@ class _Exchange:
         try:
             body, self.wanted = read_body(self._path, body, self.engine.check)
         except (ValueError, MemoryError) as error:
-            raise _Refusal(400, str(error)) from None
+            self._refused = str(error) or "the request needs too much memory; send a smaller one"
+            raise _Refusal(400, self._refused) from None
         return {"type": "http.request", "body": body, "more_body": False}
 
     async def send(self, message: Message) -> None:
         """Send what vLLM sends, with features if they are wanted."""
-        if self.wanted is None:
+        if self.wanted is None and not self._refused:
             await self._send(message)
         elif message["type"] == "http.response.start":
             await self._begin(message)
@@ -148,7 +151,7 @@ class _Exchange:
 
     async def _begin(self, message: Message) -> None:
         kind = dict(message["headers"]).get(b"content-type", b"") if message["status"] == 200 else b""
-        if kind.startswith(b"application/json"):
+        if kind.startswith(b"application/json") or self._refused:
             self._start = message
             return
         if kind.startswith(b"text/event-stream"):
@@ -157,17 +160,19 @@ class _Exchange:
         await self._send(message)
 
     async def _end(self, start: Message) -> None:
-        """Send a whole answer."""
-        assert self.wanted is not None
-        body, status = bytes(self._body), 200
-        try:
-            body = await whole(body, self._features, show_ids=self.wanted.ids)
-        except Full as error:
-            body, status = JSONResponse(error_object(str(error), 503)).body, 503
-        except (KeyError, TypeError, ValueError):  # an answer of another form, such as none to a client that left
-            pass
-        headers = [one for one in start["headers"] if one[0].lower() != b"content-length"]
-        headers.append((b"content-length", str(len(body)).encode()))
+        """Send a whole answer, or in its place a refusal in vLLM's own form of errors."""
+        body, status = bytes(self._body), start["status"]
+        if self._refused:
+            body, status = json.dumps(error_object(self._refused, 400)).encode(), 400
+        elif self.wanted is not None:
+            try:
+                body = await whole(body, self._features, show_ids=self.wanted.ids)
+            except Full as error:
+                body, status = json.dumps(error_object(str(error), 503)).encode(), 503
+            except (KeyError, TypeError, ValueError):  # an answer of another form, such as none to a client that left
+                pass
+        own = {b"content-length": str(len(body)).encode(), b"content-type": b"application/json"}
+        headers = [*(one for one in start["headers"] if one[0].lower() not in own), *own.items()]
         await self._send({**start, "status": status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
 
@@ -176,6 +181,10 @@ class _Exchange:
         found = await self.engine.features(self.wanted, choices)
         self.taken = True
         return found
+
+
+def _error(message: str, code: int) -> Response:
+    return JSONResponse(error_object(message, code), code)
 
 
 def _is_json(scope: Any) -> bool:

@@ -33,7 +33,7 @@ class FirstTokens:
     def add(self, x: Tensor) -> None:
         """See activations [n, d_in]."""
         if not self.full:
-            self._rows.append(x[: _TOKENS - self._tokens].float())
+            self._rows.append(x[: _TOKENS - self._tokens].float().clone())  # what follows computes in place
             self._tokens += len(self._rows[-1])
             if self.full:
                 self._warn()

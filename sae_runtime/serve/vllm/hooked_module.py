@@ -1,7 +1,7 @@
 """The module of vLLM's model that a hook names; a bundle's hook names a module of the base model in transformers."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,12 @@ from torch import nn
 
 from sae_runtime.bundle.hooks import Hook, parse_hook
 from sae_runtime.bundle.transformer_lens import as_module, second_norm
+
+COMPARED = (
+    *("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "gpt2"),
+    *("phi", "phi3", "falcon", "granite", "olmo2", "mixtral", "qwen2_moe", "cohere", "stablelm"),
+)
+"""Types of models in which modules inside blocks were compared with transformers, by `benchmarks/vllm_families.py`."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +51,45 @@ def find_module(model: nn.Module, text: str, config: Any) -> HookedModule:
     modules: Mapping[str, nn.Module] = dict(model.named_modules())
     parallel = " parallel" if getattr(config, "use_parallel_residual", False) else ""
     kind = f"{getattr(config, 'model_type', None)}{parallel}"
-    hook = as_module(parse_hook(text), list(modules), kind)
+    names = [*modules, *_parts_of_fused(model)]
+    hook = as_module(parse_hook(text), names, kind)
     name = _only(modules, hook, text)
     if hook.place == "resid_mid":
-        norm = second_norm(Hook(name, "resid_mid"), list(modules), kind)
+        norm = second_norm(Hook(name, "resid_mid"), names, kind)
         return HookedModule(norm, modules[norm], is_input=True, in_place=True)
-    return HookedModule(name, modules[name], hook.place in ("input", "resid_pre"))
+    found = HookedModule(name, modules[name], hook.place in ("input", "resid_pre"))
+    _refuse_unequal(found, text, str(getattr(config, "model_type", None)))
+    return found
+
+
+def _parts_of_fused(model: nn.Module) -> list[str]:
+    """Names that vLLM's model lacks since it computes several modules in one; a family is known by them."""
+    parts: Mapping[str, Sequence[str]] = getattr(model, "packed_modules_mapping", {})
+    names = [name.rpartition(".") for name, _ in model.named_modules()]
+    return [f"{block}.{part}" for block, _, own in names for part in parts.get(own, ()) if part != own]
+
+
+def _refuse_unequal(found: HookedModule, text: str, kind: str) -> None:
+    """Raise ValueError at a module that is not known to compute what its namesake in transformers computes.
+
+    The stream at blocks and what norms give are the same in both. A module inside a block is not in every family: in
+    Bloom of transformers attention and MLP add the stream, and in vLLM the block does.
+    """
+    own, is_input = type(found.module).__name__, found.is_input
+    if found.name.rpartition(".")[2].isdigit() or "norm" in own.lower():
+        return
+    if kind not in COMPARED:
+        raise ValueError(
+            f"{text} is inside a block, and no model of type {kind} was compared with transformers there; hook a block"
+        )
+    if not any(True for _ in found.module.parameters()):  # such as an activation function, which multiplies as well
+        raise ValueError(f"{text} is a {own} without weights, which differs from transformers; hook one with weights")
+    if "Embedding" in own:
+        raise ValueError(
+            f"{text} is an embedding, which is scaled elsewhere in vLLM; hook the input of the first block"
+        )
+    if not is_input and own in ("QKVParallelLinear", "MergedColumnParallelLinear"):
+        raise ValueError(f"{text} is computed in another order in vLLM than in transformers; hook its input")
 
 
 def _only(modules: Mapping[str, nn.Module], hook: Hook, text: str) -> str:

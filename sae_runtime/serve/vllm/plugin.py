@@ -1,10 +1,12 @@
 """vLLM's general plugin, which every process of vLLM loads: it checks the engine and each request, and sets the worker.
 
-Two methods of vLLM are wrapped. `EngineArgs.create_engine_config` is where an engine that cannot serve SAEs is refused.
-`InputProcessor.process_inputs` is where a request is refused or gets its plan, before the engine sees it.
+Methods of vLLM are wrapped. `EngineArgs.create_engine_config` is where an engine that cannot serve SAEs is refused.
+`InputProcessor.process_inputs` is where a request is refused or gets its plan, before the engine sees it. In the API
+server `to_beam_search_params` is where a request would lose what it asks.
 """
 
 import functools
+import sys
 from typing import Any
 
 from sae_runtime.serve.vllm import asking
@@ -56,6 +58,7 @@ def _wrap_config(args: Any) -> None:
 
     @functools.wraps(inner)
     def create_engine_config(self: Any, *given: Any, **named: Any) -> Any:
+        _wrap_beams()
         if "sae" not in (self.additional_config or {}):
             return inner(self, *given, **named)
         import vllm
@@ -73,6 +76,24 @@ def _wrap_config(args: Any) -> None:
         return config
 
     args.create_engine_config = create_engine_config
+
+
+def _wrap_beams() -> None:
+    """Refuse a beam search with arguments for SAEs, which vLLM's API would drop; only its server has these bodies."""
+    for module, name in (("completion", "CompletionRequest"), ("chat_completion", "ChatCompletionRequest")):
+        body = getattr(sys.modules.get(f"vllm.entrypoints.openai.{module}.protocol"), name, None)
+        if body is not None and not hasattr(body.to_beam_search_params, "__wrapped__"):
+            body.to_beam_search_params = _without_saes(body.to_beam_search_params)
+
+
+def _without_saes(inner: Any) -> Any:
+    @functools.wraps(inner)
+    def to_beam_search_params(self: Any, *given: Any, **named: Any) -> Any:
+        if asked := [key for key in self.vllm_xargs or {} if key in KEYS]:
+            raise ValueError(f"a beam search takes no {asked[0]}, since it is many requests; leave out use_beam_search")
+        return inner(self, *given, **named)
+
+    return to_beam_search_params
 
 
 def _wrap_inputs(processor: Any) -> None:
@@ -114,17 +135,24 @@ def _with_plan(request: Any, asked: Asked, processor: Any, request_id: str) -> A
         ValueError: what it asks cannot be done for such a request.
     """
     params = request.sampling_params
-    if params is None or request.resumable:
-        what = "a streamed session" if params is not None else "an embedding"
-        raise ValueError(f"features are read and edited while a text is written, and this is {what}; ask without sae_*")
+    for one, what in (
+        (params is None, "an embedding"),
+        (request.resumable, "a streamed session"),
+        (request.prompt_embeds is not None, "a text behind embeddings"),
+        (bool(request.mm_features), "a text behind images or sounds"),
+        (request.lora_request is not None, "a text of an adapter"),
+    ):
+        if one:
+            raise ValueError(
+                f"features are read and edited in texts of the model alone, and this is {what}; ask without sae_*"
+            )
     tokenizer = processor.tokenizer
-    if asked.edits and asked.gate == "text" and (tokenizer is None or request.prompt_embeds is not None):
-        raise ValueError('the gate "text" needs tokens, and this request has none that are known; give another gate')
+    if asked.edits and asked.gate == "text" and tokenizer is None:
+        raise ValueError('the gate "text" needs a tokenizer, and this vLLM has none; give another gate')
     special = () if tokenizer is None else tokenizer.all_special_ids
     others = {key: value for key, value in (params.extra_args or {}).items() if key not in KEYS}
     params.extra_args = {**others, PLAN: asked.plan(request_id, params.n, special)}
     if asked.features:
         params.skip_reading_prefix_cache = True  # what is not computed is not read
-    tokens = request.prompt_token_ids if request.prompt_embeds is None else request.prompt_embeds
-    request.cache_salt = asked.salt(request.cache_salt, len(tokens))
+    request.cache_salt = asked.salt(request.cache_salt, len(request.prompt_token_ids))
     return request

@@ -37,32 +37,35 @@ def in_output(output: Any) -> Pair | None:
     >>> in_output((torch.ones(2, 3), None)).second is None
     True
     """
-    if _is_rows(output):
-        return Pair(output, None, lambda first, _: first)
-    if not isinstance(output, tuple) or not output or not _is_rows(output[0]):
+    parts = _parts(output)
+    if not parts or not _is_rows(parts[0]):
         return None
-    second = output[1] if len(output) > 1 and _is_rows(output[1]) and output[1].shape == output[0].shape else None
-    if second is None:
-        return Pair(output[0], None, lambda first, _: (first, *output[1:]))
-    return Pair(output[0], second, lambda first, other: (first, other, *output[2:]))
+    shape, count = parts[0].shape, 2 if len(parts) > 1 and _are_alike(parts[0], parts[1]) else 1
+
+    def rebuilt(*changed: Tensor | None) -> Any:
+        whole = *(one.view(shape) for one in changed[:count] if one is not None), *parts[count:]
+        return whole if isinstance(output, tuple) else whole[0]
+
+    return Pair(_rows(parts[0]), _rows(parts[1]) if count == 2 else None, rebuilt)
 
 
 def in_arguments(args: tuple[Any, ...], named: dict[str, Any]) -> Pair | None:
-    """The activations in the arguments of a module, which are the first rows of numbers among them."""
-    values = [*args, *named.values()]
-    rows = [value for value in values if _is_rows(value)]
-    if not rows:
+    """The activations in the arguments of a module: `hidden_states` or `x`, or the first rows of numbers among them."""
+    given: dict[int | str, Any] = {**dict(enumerate(args)), **named}
+    places = [place for place in dict.fromkeys(("hidden_states", "x", *given)) if _is_rows(given.get(place))]
+    if not places:
         return None
-    first = next((named[name] for name in ("hidden_states", "x") if _is_rows(named.get(name))), rows[0])
-    second = next((value for value in rows if value is not first and value.shape == first.shape), None)
+    first = given[places[0]]
+    # A tensor may be given twice, as the activations and as the stream that they are added to later.
+    seconds = [place for place in places if given[place] is not first and _are_alike(first, given[place])]
 
     def rebuilt(y: Tensor, other: Tensor | None) -> Any:
-        def changed(value: Any) -> Any:
-            return y if value is first else other if second is not None and value is second else value
+        changed = {**given, places[0]: y.view(first.shape)}
+        if seconds and other is not None:
+            changed[seconds[0]] = other.view(first.shape)
+        return tuple(changed[i] for i in range(len(args))), {name: changed[name] for name in named}
 
-        return tuple(map(changed, args)), {name: changed(value) for name, value in named.items()}
-
-    return Pair(first, second, rebuilt)
+    return Pair(_rows(first), _rows(given[seconds[0]]) if seconds else None, rebuilt)
 
 
 def form_of(model: nn.Module, module: nn.Module, *, is_input: bool, run: Callable[[], object]) -> tuple[Form, Tensor]:
@@ -96,9 +99,10 @@ def form_of(model: nn.Module, module: nn.Module, *, is_input: bool, run: Callabl
             told.extend(_told(*seen[0], [*args, *named.values()]))
 
     def after(_module: nn.Module, _args: Any, output: Any) -> None:
-        if told == [None]:  # it gets both: a norm that adds them up, or another module
-            outputs, whole = output if isinstance(output, tuple) else (output,), _whole(*seen[0])
-            told[:] = ["sum"] if any(_equal(one, whole) for one in outputs) else ["unknown"]
+        if told == [None]:  # it gets both: a norm that adds them up, or one that lets the second pass
+            outputs, whole = _parts(output), _whole(*seen[0])
+            passes = any(_equal(one, seen[0][1]) for one in outputs)
+            told[:] = ["sum" if any(_equal(one, whole) for one in outputs) else "first" if passes else "unknown"]
 
     with ExitStack() as stack:
         if is_input:
@@ -107,7 +111,8 @@ def form_of(model: nn.Module, module: nn.Module, *, is_input: bool, run: Callabl
             )
         else:
             own = module.register_forward_hook(lambda _m, _args, output: known(in_output(output)))
-        handles = [own]
+        # A norm at the end has no module behind it, and the model gives what it gave.
+        handles = [own, model.register_forward_hook(lambda _m, _args, output: before(model, _parts(output), {}))]
         for leaf in (one for one in model.modules() if not list(one.children())):
             handles += [leaf.register_forward_pre_hook(before, with_kwargs=True), leaf.register_forward_hook(after)]
         for handle in handles:
@@ -142,10 +147,26 @@ def _told(first: Tensor, second: Tensor | None, given: list[Any]) -> list[str | 
 
 
 def _equal(a: Any, b: Tensor | None) -> bool:
-    if b is None or not _is_rows(a) or a.shape != b.shape:
+    if b is None or not _is_rows(a) or _rows(a).shape != b.shape:
         return False
-    return torch.allclose(a.float(), b.float(), rtol=0, atol=float(torch.finfo(b.dtype).eps * b.float().abs().max()))
+    tolerance = float(torch.finfo(b.dtype).eps * b.float().abs().max())
+    return torch.allclose(_rows(a).float(), b.float(), rtol=0, atol=tolerance)
+
+
+def _parts(output: Any) -> tuple[Any, ...]:
+    return output if isinstance(output, tuple) else (output,)
 
 
 def _is_rows(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point() and value.ndim == 2
+    """Whether a value is [rows, d], or [1, rows, d] as in models that run by transformers' own code inside vLLM."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return False
+    return value.ndim == 2 or (value.ndim == 3 and len(value) == 1)
+
+
+def _are_alike(first: Tensor, second: Any) -> bool:
+    return _is_rows(second) and second.shape == first.shape
+
+
+def _rows(value: Tensor) -> Tensor:
+    return value.view(value.shape[-2:])

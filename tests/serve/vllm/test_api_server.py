@@ -35,7 +35,7 @@ def xargs(sae: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def test_twelve_callers(address: str, reference: Reference) -> None:
-    requests = every_kind(reference, "threshold")
+    requests = [reference.clear(one, ["threshold"]) for one in every_kind(reference, "threshold")]
 
     def call(request: Mapping[str, Any]) -> list[int]:
         body = {"prompt": request["ids"], "max_tokens": request["max_tokens"], "return_token_ids": True}
@@ -82,6 +82,10 @@ def test_what_cannot_be_done_is_a_400_and_the_server_lives(address: str, path: s
             sentence = answer["error"]["message"]
             assert "\n" not in sentence and "Traceback" not in sentence and len(sentence) < 500
         assert asked(address, "GET", "/health")[0] == 200, bad
+    beams = {"use_beam_search": True, "n": 2, "max_tokens": 2}
+    code, answer = post(address, path, {**prompt, **beams, "vllm_xargs": {"sae_edits": BAD[0]["sae_edits"]}})
+    assert code == 400 and "beam" in answer["error"]["message"]
+    assert post(address, path, {**prompt, **beams})[0] == 200
     code, answer = post(address, path, {**prompt, "max_tokens": 2, "vllm_xargs": {"sae_features": 3}})
     assert code == 200 and answer["choices"][0]
 

@@ -158,13 +158,18 @@ def engine(**changed: Any) -> Any:
     """An engine that can serve SAEs of width 24, with some of its options changed."""
     import torch
 
-    parallel = {"pipeline_parallel_size": 1, "data_parallel_size": 1, "worker_cls": "known"}
-    model = {"enforce_eager": True, "runner_type": "generate", "is_encoder_decoder": False, "dtype": torch.float32}
-    model["get_hidden_size"] = lambda: 24
-    whole = {"speculative_config": None, "kv_transfer_config": None}
-    for fields in (parallel, model, whole):
+    sizes = ("pipeline", "data", "prefill_context", "decode_context", "tensor")
+    parallel = {f"{name}_parallel_size": 1 for name in sizes} | {"worker_cls": "known"}
+    parallel |= {"enable_expert_parallel": False, "use_ubatching": False}
+    model = {"enforce_eager": True, "runner_type": "generate", "dtype": torch.float32, "get_hidden_size": lambda: 24}
+    model |= {"is_encoder_decoder": False, "is_diffusion": False, "enable_sleep_mode": False}
+    cache = {"kv_sharing_fast_prefill": False}
+    whole = {"speculative_config": None, "kv_transfer_config": None, "ec_transfer_config": None}
+    for fields in (parallel, model, cache, whole):
         fields |= {name: value for name, value in changed.items() if name in fields}
-    return SimpleNamespace(model_config=SimpleNamespace(**model), parallel_config=SimpleNamespace(**parallel), **whole)
+    names = ("model_config", "parallel_config", "cache_config")
+    parts = zip(names, (model, parallel, cache), strict=True)
+    return SimpleNamespace(**{name: SimpleNamespace(**fields) for name, fields in parts}, **whole)
 
 
 @pytest.mark.parametrize(
@@ -173,6 +178,14 @@ def engine(**changed: Any) -> Any:
         ({"enforce_eager": False}, "--enforce-eager"),
         ({"pipeline_parallel_size": 2}, "pipeline parallel"),
         ({"data_parallel_size": 2}, "data parallel"),
+        ({"prefill_context_parallel_size": 2}, "prefill context parallel"),
+        ({"decode_context_parallel_size": 2}, "decode context parallel"),
+        ({"enable_expert_parallel": True}, "--enable-expert-parallel"),
+        ({"use_ubatching": True}, "--enable-dbo"),
+        ({"kv_sharing_fast_prefill": True}, "--kv-sharing-fast-prefill"),
+        ({"ec_transfer_config": object()}, "--ec-transfer-config"),
+        ({"enable_sleep_mode": True}, "--enable-sleep-mode"),
+        ({"is_diffusion": True}, "by diffusion"),
         ({"speculative_config": object()}, "speculative decoding"),
         ({"kv_transfer_config": object()}, "--kv-transfer-config"),
         ({"runner_type": "pooling"}, "pooling models"),
@@ -189,3 +202,20 @@ def test_an_engine_that_cannot_serve_them_is_refused(
     with pytest.raises(ValueError) as caught:
         check_engine(engine(**changed), settings, known_workers=("known",))
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("hook", ["layers.1", "input:layers.1", "layers.1.resid_mid", "blocks.1.hook_resid_post"])
+def test_with_tensor_parallel_an_sae_reads_the_stream(bundle_of: Callable[..., Path], hook: str) -> None:
+    check_engine(
+        engine(tensor_parallel_size=2),
+        settings_of({"bundle": str(bundle_of("mutual")), "hook": hook}),
+        known_workers=("known",),
+    )
+
+
+@pytest.mark.parametrize("hook", ["layers.1.mlp", "input:layers.1.mlp.down_proj", "blocks.1.hook_mlp_out"])
+def test_with_tensor_parallel_a_part_of_a_block_is_refused(bundle_of: Callable[..., Path], hook: str) -> None:
+    settings = settings_of({"bundle": str(bundle_of("mutual")), "hook": hook})
+    check_engine(engine(), settings, known_workers=("known",))
+    with pytest.raises(ValueError, match="with tensor parallel an SAE reads the stream at a block"):
+        check_engine(engine(tensor_parallel_size=2), settings, known_workers=("known",))

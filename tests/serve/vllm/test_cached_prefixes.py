@@ -40,7 +40,7 @@ def long_prompt(reference: Reference, begin: int = 300, tokens: int = 76) -> lis
 
 
 def test_prompts_that_are_read_in_parts(chunked: Called, reference: Reference) -> None:
-    requests = every_kind(reference, NAME)
+    requests = [reference.clear(one, [NAME]) for one in every_kind(reference, NAME)]
     assert_all(chunked("generate", requests), requests, reference)
 
 
@@ -56,12 +56,12 @@ def of_one_prefix(reference: Reference, features: int) -> list[dict[str, Any]]:
     edits: list[dict[str, Any]] = [
         {},
         {"sae_edits": [{"feature": a, "ablate": True}]},
-        {"sae_edits": [{"feature": a, "set": "x2"}]},
-        {"sae_edits": [{"feature": b, "add": "x1"}], "sae_gate": "prompt"},
-        {"sae_edits": [{"feature": b, "add": "x1"}], "sae_gate": [1, 2, 3, 50]},
+        {"sae_edits": [{"feature": a, "set": "x0.7"}]},
+        {"sae_edits": [{"feature": b, "add": "x0.4"}], "sae_gate": "prompt"},
+        {"sae_edits": [{"feature": b, "add": "x0.4"}], "sae_gate": [1, 2, 3, 50]},
     ]
     return [
-        {"ids": ids, "sae": {**asked, "sae_features": features}, "max_tokens": 8}
+        reference.clear({"ids": ids, "sae": {**asked, "sae_features": features}, "max_tokens": 8}, [NAME])
         for asked in edits
         for ids in (first, second)
     ]
@@ -88,21 +88,29 @@ def test_a_second_turn_whose_prompt_holds_the_first_answer(chunked: Called, refe
     ids = long_prompt(reference, 700)
     feature = active(reference, ids, NAME)[1]
     sae = {"sae_edits": [{"feature": feature, "add": "x0.5"}], "sae_gate": gate}
-    first = {"ids": ids, "sae": sae, "max_tokens": 30}
+    first = reference.clear({"ids": ids, "sae": sae, "max_tokens": 30}, [NAME])
     (got,) = chunked("generate", [first])
     assert_answer(got, first, reference, [NAME])
     more = reference.tokenizer("\n\nIn other words, this means that")["input_ids"]
-    second = {"ids": [*ids, *got["tokens"][0], *more], "sae": sae, "max_tokens": 8}
+    second = reference.clear({"ids": [*ids, *got["tokens"][0], *more], "sae": sae, "max_tokens": 8}, [NAME])
     for features in (0, 100):
         request = {**second, "sae": {**sae, "sae_features": features}}
         assert_all(chunked("generate", [request]), [request], reference)
 
 
 def test_preempted_requests_are_computed_again_under_their_edits(process: Called, reference: Reference) -> None:
-    options = {"block_size": BLOCK, "max_num_seqs": 16, "max_model_len": 128, "kv_cache_memory_bytes": 15 * BYTES}
+    gates: tuple[Any, ...] = ("all", "generated", "answer", "last_prompt", "prompt", "text", [5, 27, 30, 35], "all")
+    prompts = [long_prompt(reference, 100 + 70 * number, BLOCK - 4) for number in range(len(gates))]
+    edits = [[{"feature": active(reference, ids, NAME)[1], "add": "x0.5"}] for ids in prompts]
+    requests: list[dict[str, Any]] = [
+        reference.clear({"ids": ids, "sae": {"sae_edits": given, "sae_gate": gate}, "max_tokens": 14}, [NAME])
+        for ids, given, gate in zip(prompts, edits, gates, strict=True)
+    ]
+    # Each begins with a block and soon needs two, for which there is no room.
+    options = {"block_size": BLOCK, "max_num_seqs": 16, "max_model_len": 128, "kv_cache_memory_bytes": 11 * BYTES}
     process("start", str(MODEL), settings_of([{"bundle": reference.bundles[NAME]}]), **options)
     process("count_preemptions")
-    requests = every_kind(reference, NAME)
-    for asked in (requests, [{**one, "sae": {**one["sae"], "sae_features": 0}} for one in requests]):
-        assert_all(process("generate", asked), requests if asked is requests else asked, reference)
+    for features in (0, 100):
+        asked = [{**one, "sae": {**one["sae"], "sae_features": features}} for one in requests]
+        assert_all(process("generate", asked), asked, reference)
         assert process("count_preemptions"), "no request was preempted, so nothing is shown"

@@ -24,7 +24,7 @@ def engine(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 def test_twelve_requests_of_every_edit_and_gate(engine: Called, reference: Reference) -> None:
-    requests = every_kind(reference, "threshold")
+    requests = [reference.clear(one, ["threshold"]) for one in every_kind(reference, "threshold")]
     answers = engine("generate", [of_sae(request, "threshold") for request in requests])
     for got, request in zip(answers, requests, strict=True):
         assert_answer(got, request, reference, ["threshold"])
@@ -34,7 +34,7 @@ def test_twelve_requests_of_every_edit_and_gate(engine: Called, reference: Refer
 
 
 def test_every_kind_of_sae(engine: Called, reference: Reference) -> None:
-    asked = [(kind, every_kind(reference, kind)[i]) for kind in EDITED[1:] for i in (1, 2, 9)]
+    asked = [(kind, reference.clear(every_kind(reference, kind)[i], [kind])) for kind in EDITED[1:] for i in (1, 2, 9)]
     answers = engine("generate", [of_sae(request, kind) for kind, request in asked])
     for got, (kind, request) in zip(answers, asked, strict=True):
         assert_answer(got, request, reference, [kind])
@@ -55,6 +55,7 @@ def test_two_saes_of_one_hook_edit_one_after_the_other(engine: Called, reference
         for feature in active(reference, ids, kind)[3:5]
     ]
     request = {"ids": ids, "sae": {"sae_edits": edits, "sae_gate": "answer", "sae_features": "all"}}
+    request = reference.clear(request, ["threshold", "layer"])
     (got,) = engine("generate", [request])
     assert_answer(got, request, reference, ["threshold", "layer"])
 
@@ -62,13 +63,13 @@ def test_two_saes_of_one_hook_edit_one_after_the_other(engine: Called, reference
 @pytest.mark.parametrize("features", [1, 7, "all"])
 def test_the_strongest_features_or_all(engine: Called, reference: Reference, features: Any) -> None:
     request = every_kind(reference, "threshold")[2]
-    request["sae"]["sae_features"] = features
+    request = reference.clear({**request, "sae": {**request["sae"], "sae_features": features}}, ["threshold"])
     (got,) = engine("generate", [of_sae(request, "threshold")])
     assert_answer(got, request, reference, ["threshold"])
 
 
 def test_each_of_several_sampled_answers_is_edited_and_read(engine: Called, reference: Reference) -> None:
-    first, *others = every_kind(reference, "threshold")[6:8]
+    first, *others = [reference.clear(one, ["threshold"]) for one in every_kind(reference, "threshold")[6:8]]
     sampled = {"n": 3, "temperature": 1.0, "seed": 4, "max_tokens": 12}
     asked = {**first["sae"], "sae_edits": [{"feature": 12, "add": 40.0}], "sae_gate": "answer"}
     request = {**first, **sampled, "sae": asked}
@@ -81,7 +82,7 @@ def test_each_of_several_sampled_answers_is_edited_and_read(engine: Called, refe
 
 
 def test_requests_that_are_aborted_change_no_other(engine: Called, reference: Reference) -> None:
-    requests = every_kind(reference, "threshold")
+    requests = [reference.clear(one, ["threshold"]) for one in every_kind(reference, "threshold")]
     ended = [1, 0, 8, 5]
     answers = engine("generate_while_others_end", [of_sae(request, "threshold") for request in requests], ended)
     left = [request for number, request in enumerate(requests) if number not in ended]

@@ -111,9 +111,12 @@ def test_requests_to_an_engine_without_saes(process: Called) -> None:
     assert process("generate", [{"ids": [1, 2, 3], "max_tokens": 3, "sae": {"another_plugin": 1}}]) == plain
 
 
-def test_another_version(reference: Reference, tmp_path: Path) -> None:
-    with called(Path(__file__).with_name("llm_calls.py"), tmp_path / "log") as call:
-        for version in ("0.31.4", "0.33.0", "0.320.0", "1.32.0"):
-            call("pretend_version", version)
-            sentence = refused(call, settings_of([{"bundle": reference.bundles["topk"]}]))
-            assert version in sentence and "0.32" in sentence
+def test_another_version(process: Called, reference: Reference) -> None:
+    version = process("pretend_version", "0.31.4")
+    try:
+        for other in ("0.31.4", "0.33.0", "0.320.0", "1.32.0"):
+            process("pretend_version", other)
+            sentence = refused(process, settings_of([{"bundle": reference.bundles["topk"]}]))
+            assert other in sentence and "0.32" in sentence
+    finally:
+        process("pretend_version", version)

@@ -56,9 +56,7 @@ def post(engine: Engine, path: str, body: Any, *inner: Any, key: str = KEY, **he
 
     async def ask(client: openai.AsyncOpenAI) -> httpx.Response:
         http: httpx.AsyncClient = client._client
-        return await http.post(
-            f"http://a{path}", content=content, headers={"authorization": f"Bearer {key}", **given}
-        )
+        return await http.post(f"http://a{path}", content=content, headers={"authorization": f"Bearer {key}", **given})
 
     return run(engine, ask, *inner)
 
@@ -195,6 +193,7 @@ def test_a_request_that_cannot_be_done_is_refused_with_a_sentence(
         answer = post(engine, "/v1/chat/completions", {**CHAT, **change, "stream": stream})
         error = answer.json()["error"]
         assert answer.status_code == error["code"] == 400 and message in error["message"], answer.text
+        assert answer.headers["content-type"] == "application/json"
     sound = post(engine, "/v1/chat/completions", {**CHAT, "sae": {"edits": EDITS, "features": 1}})
     assert sound.status_code == 200 and engine.kept == {}
 
@@ -234,10 +233,20 @@ def test_no_other_route_ignores_the_field(engine: Engine, path: str, body: Any, 
 def test_a_key_is_found_however_json_writes_it(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_text, "LARGEST", 1 << 20)
     plain = json.dumps({**CHAT, "sae": {"features": 101}})
-    for body in (plain.replace('"sae"', '"\\u0073\\u0061e"').encode(), plain.encode("utf-16"), plain.encode("utf-32-be")):
+    for body in (
+        plain.replace('"sae"', '"\\u0073\\u0061e"').encode(),
+        plain.encode("utf-16"),
+        plain.encode("utf-32-be"),
+    ):
         answer = post(engine, "/v1/chat/completions", body)
         assert answer.status_code == 400 and "features is" in answer.json()["error"]["message"]
-    for body in (plain[:-1].encode(), b'{"sae": NaN}', b'{"sae": {}, "sae": {}}', b'{"sae": ' + b"[" * 100_000, b'"sae"'):
+    for body in (
+        plain[:-1].encode(),
+        b'{"sae": NaN}',
+        b'{"sae": {}, "sae": {}}',
+        b'{"sae": ' + b"[" * 100_000,
+        b'"sae"',
+    ):
         assert post(engine, "/v1/chat/completions", body).status_code == 400
     large = json.dumps({**CHAT, "user": "x" * (1 << 20)})
     assert post(engine, "/v1/chat/completions", large.encode()).status_code == 200
@@ -325,7 +334,13 @@ def test_an_error_of_vllm_in_a_stream_is_passed_on_and_the_features_are_dropped(
 def test_features_of_a_client_that_leaves_are_dropped(engine: Engine) -> None:
     body = json.dumps({**CHAT, "sae": {"features": 1}, "stream": True, "max_tokens": 40}).encode()
     scope = {
-        **{"type": "http", "method": "POST", "path": "/v1/chat/completions", "query_string": b"", "http_version": "1.1"},
+        **{
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/chat/completions",
+            "query_string": b"",
+            "http_version": "1.1",
+        },
         **{"headers": [(b"authorization", f"Bearer {KEY}".encode())], "asgi": {"spec_version": "2.3"}},
     }
 

@@ -10,7 +10,8 @@ pytestmark = needs_vllm
 
 
 def test_twelve_requests_of_every_edit_and_gate(reference: Reference, tmp_path: Path) -> None:
-    calls, requests = Path(__file__).with_name("llm_calls.py"), every_kind(reference, "threshold")
+    calls = Path(__file__).with_name("llm_calls.py")
+    requests = [reference.clear(one, ["threshold"]) for one in every_kind(reference, "threshold")]
     with called(calls, tmp_path / "log", VLLM_ENABLE_V1_MULTIPROCESSING="1") as call:
         call("start", str(MODEL), settings_of([{"bundle": reference.bundles["threshold"]}]), block_size=32)
         for _ in range(2):

@@ -1,0 +1,454 @@
+"""Where vLLM's plugin reads and edits tiny random models of many families, each place compared with transformers.
+
+A place is right if its activations are those of transformers, and the model's last ones too where these are changed. A
+place may be refused with a sentence; it must never be wrong. Run in vLLM's environment:
+
+    .venv/vllm/bin/python benchmarks/vllm_families.py               # every family, a table; exit 1 where one is wrong
+    .venv/vllm/bin/python benchmarks/vllm_families.py llama gemma2 --places
+    .venv/vllm/bin/python benchmarks/vllm_families.py phi3 --compare    # also where the plugin refuses unknown families
+"""
+
+import gc
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+from sae_runtime import Edit
+from sae_runtime.bundle import folder as bundle
+from sae_runtime.bundle.manifest import Allocation, Architecture, Manifest
+from sae_runtime.bundle.transformer_lens import FAMILIES as LENS
+from sae_runtime.core.features import concatenate
+from sae_runtime.serve.vllm import hooked_module
+from sae_runtime.train import attach
+from sae_runtime.train.harvest.hook_point import HookPoint, find_hook, hidden_states, replaced
+
+VOCAB, WIDTH, LAYERS, D_SAE, ACTIVE = 96, 64, 3, 128, 6
+IDS: dict[str, Any] = {"vocab_size": VOCAB, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+USUAL: dict[str, Any] = {
+    **IDS,
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 2,
+    "intermediate_size": 96,
+    "max_position_embeddings": 256,
+}
+GROUPED = {**USUAL, "num_key_value_heads": 1}
+HEADS = {**GROUPED, "head_dim": 32}
+TIED = {**HEADS, "tie_word_embeddings": True}
+SLIDING = {**TIED, "sliding_window": 32, "query_pre_attn_scalar": 32}
+EXPERTS = {
+    **HEADS,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+    "norm_topk_prob": True,
+}
+GPT2 = {**IDS, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": 2, "n_positions": 256}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "llama": HEADS,
+    "mistral": HEADS,
+    "qwen2": GROUPED,
+    "qwen3": HEADS,
+    "gemma": TIED,
+    "gemma2": SLIDING,
+    "gemma3_text": SLIDING,
+    "gpt2": GPT2,
+    "gpt_neox": {**USUAL, "rotary_pct": 0.5},
+    "gptj": {**GPT2, "rotary_dim": 16},
+    "phi": {**USUAL, "partial_rotary_factor": 0.5},
+    "phi3": GROUPED,
+    "opt": {**USUAL, "ffn_dim": 96, "word_embed_proj_dim": WIDTH},
+    "falcon": {**USUAL, "alibi": False},
+    "bloom": {**IDS, "hidden_size": WIDTH, "n_layer": LAYERS, "n_head": 2},
+    "mpt": {"vocab_size": VOCAB, "d_model": WIDTH, "n_layers": LAYERS, "n_heads": 2, "max_seq_len": 256},
+    "olmo": USUAL,
+    "olmo2": GROUPED,
+    "granite": {
+        **GROUPED,
+        "residual_multiplier": 0.5,
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 0.2,
+        "logits_scaling": 2.0,
+    },
+    "cohere": {**GROUPED, "tie_word_embeddings": True},
+    "cohere2": {**TIED, "sliding_window": 32},
+    "stablelm": GROUPED,
+    "smollm3": GROUPED,
+    "starcoder2": GROUPED,
+    "nemotron": HEADS,
+    "glm4": HEADS,
+    "exaone4": {**HEADS, "sliding_window": None},
+    "mixtral": EXPERTS,
+    "qwen2_moe": {**EXPERTS, "decoder_sparse_step": 1},
+    "qwen3_moe": {**EXPERTS, "decoder_sparse_step": 1},
+    "olmoe": EXPERTS,
+    "gpt_oss": {**EXPERTS, "sliding_window": 32},
+    "mamba": {**IDS, "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "state_size": 8},
+    "jamba": {**EXPERTS, "num_experts": 2, "attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
+    "lfm2": {**GROUPED, "layer_types": ["conv", "full_attention", "conv"]},
+}
+PROMPT = [1, *(int(i) for i in np.random.default_rng(5).integers(3, VOCAB, 12))]
+PROMPTS = [PROMPT, PROMPT[:5], [1, *PROMPT[:4:-1]]]
+ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "HF_HUB_OFFLINE": "1",
+}
+_NOW: dict[str, Any] = {}
+
+
+def start(kind: str, home: str, hooks: Sequence[str] = (), **options: Any) -> None:
+    """Make a model, SAEs at hooks of it, and an engine with these, in the place of the one before."""
+    end()
+    os.environ |= ENVIRONMENT
+    from vllm import LLM
+
+    folder = Path(tempfile.mkdtemp(dir=home, prefix=f"{kind}-"))
+    model = save_model(kind, folder)
+    settings = []
+    for i, hook in enumerate(hooks):
+        x = activations(model, find_hook(model, hook))
+        settings.append({"bundle": str(write_sae(folder / f"sae-{i}", x, hook)), "name": str(i)})
+    if settings:
+        options["additional_config"] = {"sae": {"saes": settings}}
+    _NOW.update(kind=kind, model=model, hooks=list(hooks), folder=folder)
+    model.base_model.do_not_compile = True  # vLLM may compile transformers' own class, and asks each model of it
+    _NOW["preempted"] = _counted_preemptions()
+    _NOW["llm"] = LLM(
+        model=str(folder), **{"dtype": "float32", "enforce_eager": True, "max_model_len": 128, **options},
+        skip_tokenizer_init=True, enable_prefix_caching=False, disable_log_stats=True,
+    )  # fmt: skip
+
+
+def _counted_preemptions() -> list[str]:
+    """A list that gets the id of each request that the scheduler of this process stops for a while."""
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    stopped: list[str] = []
+    inner = getattr(Scheduler, "inner_preempt", Scheduler._preempt_request)
+
+    def preempt(self: Any, request: Any, *given: Any, **named: Any) -> Any:
+        stopped.append(request.request_id)
+        return inner(self, request, *given, **named)
+
+    Scheduler.inner_preempt, Scheduler._preempt_request = inner, preempt
+    return stopped
+
+
+def preempted() -> list[str]:
+    """Ids of the requests that were stopped for a while, and began again."""
+    return list(_NOW["preempted"])
+
+
+def end() -> None:
+    """End the engine."""
+    if _NOW:
+        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+        _NOW.clear()
+        gc.collect()
+        cleanup_dist_env_and_memory()
+
+
+def save_model(kind: str, folder: Path) -> Any:
+    """A model with weights large enough that attention and norms matter, which is also put into a folder."""
+    torch.manual_seed(0)
+    make: Any = AutoModelForCausalLM.from_config
+    model = make(CONFIG_MAPPING[kind](**SETTINGS[kind])).eval().float()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(3)
+            elif "norm" in name or "ln" in name or parameter.numel() == WIDTH:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    return model
+
+
+def activations(model: Any, point: HookPoint) -> Tensor:
+    """Activations [tokens, d] of the first prompt in transformers."""
+    given = {"input_ids": torch.tensor([PROMPT]), "use_cache": False}
+    return hidden_states([point], model.base_model, given, (1, len(PROMPT)))[0][0].float()
+
+
+def write_sae(path: Path, x: Tensor, hook: str) -> Path:
+    """Write an SAE of which a few features are active on activations x [tokens, d]."""
+    rng = np.random.default_rng(int(x.shape[1]))
+    d_in = x.shape[1]
+    decoder = rng.standard_normal((D_SAE, d_in))
+    decoder /= np.linalg.norm(decoder, axis=1, keepdims=True)
+    mean = x.mean(dim=0).double().numpy()
+    z = np.maximum((x.double().numpy() - mean) @ decoder.T, 0)
+    weights = {
+        "W_enc": decoder.T,
+        "W_dec": decoder,
+        "b_enc": np.zeros(D_SAE),
+        "b_dec": mean,
+        "threshold": np.full(D_SAE, np.quantile(z, 1 - ACTIVE / D_SAE)),
+    }
+    manifest = Manifest(
+        architecture=Architecture(d_in=d_in, d_sae=D_SAE, selection="threshold"),
+        allocation=Allocation(kind="mutual", k=float(ACTIVE)),
+        slots=D_SAE,
+        model="tiny",
+        hook=hook,
+    )
+    bundle.write(path, {name: np.ascontiguousarray(a, np.float32) for name, a in weights.items()}, manifest)
+    return path
+
+
+def served(tokens: int = 6) -> dict[str, str]:
+    """Check packed requests, which read every SAE and edit each in turn, against transformers and `attach`.
+
+    Returns:
+        By hook the form that the plugin found.
+
+    Raises:
+        AssertionError: a token, an active feature or a value differs.
+    """
+    from vllm import SamplingParams
+
+    from sae_runtime.serve.vllm.reading import features_of
+
+    llm, hooks = _NOW["llm"], _NOW["hooks"]
+    plain = [_truth(ids, None, [], tokens) for ids in PROMPTS]
+    requests: list[tuple[list[int], int | None, list[Edit]]] = [(ids, None, []) for ids in PROMPTS]
+    for i in range(len(hooks)):
+        ids, f = PROMPTS[i % len(PROMPTS)], plain[i % len(PROMPTS)][1][i]
+        strong = [int(j) for j in np.argsort(-f.max(axis=0))[:3]]
+        requests.append(
+            (ids, i, [Edit.set(strong[0], 8 * float(f.max())), Edit.ablate(strong[1]), Edit.add(strong[2], 2)])
+        )
+    asked = []
+    for _, i, edits in requests:
+        forms = [{"feature": e.feature, "sae": str(i), **_words(e)} for e in edits]
+        asked.append({"sae_features": "all", **({"sae_edits": forms} if edits else {})})
+    outputs = llm.generate(
+        [{"prompt_token_ids": ids} for ids, _, _ in requests],
+        [
+            SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False, extra_args=a)
+            for a in asked
+        ],
+        use_tqdm=False,
+    )
+    moved = 0
+    for (ids, i, edits), output, read in zip(requests, outputs, features_of(llm, outputs), strict=True):
+        where = f"{_NOW['kind']}: edits at {None if i is None else hooks[i]}"
+        chosen, features = _truth(ids, i, edits, tokens)
+        got = list(output.outputs[0].token_ids)
+        assert got == chosen, f"{where}: tokens {got}, expected {chosen}"
+        moved += i is not None and chosen != plain[PROMPTS.index(ids)][0]
+        for j, hook in enumerate(hooks):
+            found, truth = read[0][str(j)].to_dense(), features[j]
+            assert found.shape == truth.shape, f"{where}: features {found.shape} at {hook}, expected {truth.shape}"
+            near = 1e-3 * np.maximum(truth, found).max(axis=1, keepdims=True)
+            limit = bundle.read(_NOW["folder"] / f"sae-{j}").tensor("threshold")
+            same = (np.abs(found - truth) <= near) | (np.abs(np.maximum(found, truth) - limit) < near)
+            assert same.all(), f"{where}: {(~same).sum()} features differ at {hook}"
+    assert moved, f"{_NOW['kind']}: no edit changed a token"
+    status = llm.collective_rpc("sae_status")[0]
+    return {hook: status[str(j)]["form"] for j, hook in enumerate(hooks)}
+
+
+def _words(edit: Edit) -> dict[str, Any]:
+    return {"ablate": True} if edit == Edit.ablate(edit.feature) else (
+        {"add": edit.shift} if edit.factor else {"set": edit.shift}
+    )  # fmt: skip
+
+
+def _truth(ids: list[int], sae: int | None, edits: Sequence[Edit], tokens: int) -> tuple[list[int], list[Any]]:
+    """Tokens that transformers writes, and the features of each SAE [prompt + written - 1, d_sae]."""
+    from contextlib import ExitStack
+
+    model, hooks, folder = _NOW["model"], _NOW["hooks"], _NOW["folder"]
+    with ExitStack() as stack, torch.no_grad():
+        read = [
+            stack.enter_context(attach(model, hook, folder / f"sae-{j}", edits if sae == j else ()))
+            for j, hook in enumerate(hooks)
+        ]
+        made = model.generate(
+            torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), do_sample=False,
+            max_new_tokens=tokens, eos_token_id=None, pad_token_id=0,
+        )  # fmt: skip
+        features = [concatenate(passes, D_SAE, (sum(map(len, passes)),)).to_dense() for passes in read]
+    return made[0, len(ids) :].tolist(), features
+
+
+def places() -> dict[str, str]:
+    """Of each place that transformers' model has: "right", or "refused" or "wrong" with what was said or found."""
+    return {text: _verdict(text, point) for text, point in _places_of(_NOW["model"])}
+
+
+def _places_of(model: Any) -> Iterator[tuple[str, HookPoint]]:
+    """Modules of the first, the middle and the last block, their inputs, streams, and TransformerLens's names."""
+    names = []
+    for name, _ in model.base_model.named_modules():
+        numbers = [part for part in name.split(".") if part.isdigit()]
+        if name and (not numbers or numbers[0] == "1" or name.endswith(numbers[0])):
+            names += [name, f"input:{name}"]
+    block = next(name for name in names if name.endswith(".1"))
+    names += [f"{block}.resid_{place}" for place in ("pre", "mid", "post")]
+    known = sorted({name for family in LENS for name in family.places})
+    names += [name if name == "hook_embed" else f"blocks.1.{name}" for name in known]
+    for text in names:
+        try:
+            point = find_hook(model, text)
+            activations(model, point)
+        except ValueError:  # transformers has no such place
+            continue
+        yield text, point
+
+
+def _verdict(text: str, point: HookPoint) -> str:
+    from sae_runtime.serve.vllm.settings import Place
+    from sae_runtime.serve.vllm.steering import Site
+    from sae_runtime.serve.vllm.stream_form import Pair, in_arguments, in_output
+
+    worker, model = _worker(), _NOW["model"]
+    x = activations(model, point)
+    path = _NOW["folder"] / f"place-{x.shape[1]}"
+    if not path.exists():
+        write_sae(path, x, text)
+    try:
+        with torch.inference_mode():
+            hooked = hooked_module.find_module(worker.model_runner.get_model(), text, model.config)
+            site = Site(Place(str(path), text, "one"), hooked, worker.model_runner.get_model(), worker._short_run)
+    except ValueError as error:
+        return f"refused: {error}"
+    change = 0.5 * x.abs().mean() * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    seen: list[Tensor] = []
+
+    def act(pair: Pair | None, by: Tensor | None) -> Any:
+        if pair is None:
+            return None
+        whole = pair.first + pair.second if site.form == "sum" and pair.second is not None else pair.first
+        seen.append(whole[: len(x)].clone())
+        if by is None:
+            return None
+        y = pair.first if hooked.in_place and pair.second is None else pair.first.clone()
+        y[: len(x)] += by
+        return None if y is pair.first else pair.rebuilt(y, pair.second)
+
+    def last(by: Tensor | None) -> Tensor:
+        if hooked.is_input:
+            handle = hooked.module.register_forward_pre_hook(
+                lambda _m, args, named: act(in_arguments(args, named), by), with_kwargs=True
+            )
+        else:
+            handle = hooked.module.register_forward_hook(lambda _m, _a, output: act(in_output(output), by))
+        try:
+            return _last_of_vllm()[: len(x)]
+        finally:
+            handle.remove()
+
+    last(None)
+    read = _error(seen[0], x) if seen else 9.0
+    with replaced(point, (x + change)[None]):
+        expected = _last_of_transformers()
+    edited = _error(last(change), expected)
+    if max(read, edited) < 2e-4:
+        return "right"
+    return f"wrong: read {read:.0e}, edited {edited:.0e} of the largest"
+
+
+def _error(x: Tensor, expected: Tensor) -> float:
+    same = x.shape == expected.shape
+    return float((x - expected).abs().max() / expected.abs().max()) if same else float("inf")
+
+
+def _worker() -> Any:
+    return _NOW["llm"].llm_engine.model_executor.driver_worker.worker
+
+
+def _last_of_vllm() -> Tensor:
+    """The last activations [tokens, d] of the first prompt in vLLM."""
+    from vllm import SamplingParams
+
+    got: list[Tensor] = []
+    handle = (
+        _worker()
+        .model_runner.get_model()
+        .register_forward_hook(
+            lambda _m, _a, output: got.append((output[0] if isinstance(output, tuple) else output).clone())
+        )
+    )
+    params = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True, detokenize=False)
+    _NOW["llm"].generate({"prompt_token_ids": PROMPT}, params, use_tqdm=False)
+    handle.remove()
+    return got[0].view(-1, got[0].shape[-1])
+
+
+def _last_of_transformers() -> Tensor:
+    with torch.no_grad():
+        answer = _NOW["model"].base_model(input_ids=torch.tensor([PROMPT]), use_cache=False)
+    last: Tensor = answer[0][0]
+    return last
+
+
+def stream_hooks(kind: str, home: str) -> list[str]:
+    """Blocks, the input of one, and where there is one the stream in its middle."""
+    found = [text for text, _ in _places_of(save_model(kind, Path(home) / kind))]
+    blocks = [text for text in found if text.rpartition(".")[2].isdigit()]
+    return [*(text for text in blocks if "input:" not in text), f"input:{blocks[2]}"] + [
+        text for text in found if text.endswith(("1.resid_mid", "hook_resid_pre"))
+    ]
+
+
+def line(kind: str, home: str) -> tuple[str, Mapping[str, str]]:
+    """A row of the table, and what was found at each place."""
+    hooks = stream_hooks(kind, home)
+    start(kind, home, hooks)
+    model = type(_worker().model_runner.get_model()).__name__
+    forms = served()
+    found = places()
+    count = {word: sum(one.startswith(word) for one in found.values()) for word in ("right", "refused", "wrong")}
+    form = "/".join(dict.fromkeys(forms[hook] for hook in hooks if "input:" not in hook and hook[-1].isdigit()))
+    inside = [text for text, one in found.items() if one == "right" and ".1." in text and "input:" not in text]
+    inside = [text.rpartition(".1.")[2] for text in inside if not text.startswith("blocks.")]
+    cells = [kind, model, form, str(count["right"]), str(count["refused"]), str(count["wrong"]), ", ".join(inside)]
+    return f"| {' | '.join(cells)} |", found
+
+
+def main() -> None:
+    """Print the table of the families named as arguments, or of all."""
+    every_place = "--places" in sys.argv
+    kinds = [word for word in sys.argv[1:] if not word.startswith("--")] or list(SETTINGS)
+    if "--compare" in sys.argv:
+        hooked_module.COMPARED = tuple(SETTINGS)
+    wrong = 0
+    with tempfile.TemporaryDirectory() as home:
+        print("| family | class in vLLM | a block gives | right | refused | wrong | right inside a block |", flush=True)
+        print("|---|---|---|---|---|---|---|", flush=True)
+        for kind in kinds:
+            try:
+                row, found = line(kind, home)
+            except Exception as error:
+                said = str(error).splitlines()[:1] or [""]
+                wrong += isinstance(error, AssertionError)
+                print(f"| {kind} | does not run: {type(error).__name__}: {said[0][:160]} | | | | | |", flush=True)
+                traceback.print_exc()
+                continue
+            print(row, flush=True)
+            wrong += sum(one.startswith("wrong") for one in found.values())
+            for text, one in found.items():
+                if every_place or one.startswith("wrong"):
+                    print(f"    {text}: {one}", flush=True)
+    end()
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()
