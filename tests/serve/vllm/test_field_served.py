@@ -127,7 +127,7 @@ def test_a_chat_whole_and_as_a_stream(client: Any, reference: Reference) -> None
     whole = client.chat.completions.create(**settings)
     made = client.chat.completions.create(**settings, stream=True, stream_options={"include_usage": True})
     *chunks, last, usage = list(made)
-    request = {"ids": chat(reference, "What is the sun?"), "max_tokens": 8}
+    request: dict[str, Any] = {"ids": chat(reference, "What is the sun?"), "max_tokens": 8}
     want = reference.answer({**request, "sae": {"sae_edits": [edit], "sae_gate": "answer"}}, NAMES)
     tokens = whole.choices[0].model_extra["sae"]["tokens"]
     assert_tokens(tokens, [*request["ids"], *want.tokens][:-1], want.features, reference)
