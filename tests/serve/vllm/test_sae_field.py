@@ -39,7 +39,7 @@ def run(engine: Engine, ask: Callable[[openai.AsyncOpenAI], Awaitable[Any]], *in
 
     async def asked() -> Any:
         transport = httpx.ASGITransport(application(engine, [SaeField, *inner]))
-        http = httpx.AsyncClient(transport=transport)
+        http: Any = httpx.AsyncClient(transport=transport)
         async with openai.AsyncOpenAI(base_url="http://a/v1", api_key=key, max_retries=0, http_client=http) as client:
             try:
                 return await ask(client)
@@ -54,11 +54,13 @@ def post(engine: Engine, path: str, body: Any, *inner: Any, key: str = KEY, **he
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     given = {"content-type": "application/json", **{name.replace("_", "-"): one for name, one in headers.items()}}
 
-    async def ask(client: openai.AsyncOpenAI) -> httpx.Response:
-        http: httpx.AsyncClient = client._client
-        return await http.post(f"http://a{path}", content=content, headers={"authorization": f"Bearer {key}", **given})
+    async def ask(client: Any) -> Any:
+        return await client._client.post(
+            f"http://a{path}", content=content, headers={"authorization": f"Bearer {key}", **given}
+        )
 
-    return run(engine, ask, *inner)
+    answer: httpx.Response = run(engine, ask, *inner)
+    return answer
 
 
 def expected(prompt: list[int], new: list[int], most: int) -> list[dict[str, Any]]:
