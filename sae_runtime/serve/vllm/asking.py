@@ -89,7 +89,8 @@ class Reader:
         ValueError: the policy does not fit the SAEs.
         BundleError: a bundle is damaged.
 
-    >>> reader = Reader(read_settings({"sae": {"saes": [{"bundle": str(bundle_path)}]}}), 65504.0)
+    >>> from sae_runtime.serve.vllm.settings import read_settings
+    >>> reader = Reader(read_settings({"sae": {"saes": [{"bundle": bundle_path, "hook": "h.1"}]}}), 65504.0)
     >>> reader.read({"sae_edits": '[{"feature": 3, "set": 8.0}]', "sae_gate": "generated"}).gate
     'generated'
     """

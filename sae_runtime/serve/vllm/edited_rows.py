@@ -76,6 +76,7 @@ def strongest(sae: TorchSAE, x: Tensor, most: int) -> tuple[Tensor, Tensor]:
         x: float32.
         most: features of a row.
 
+    >>> from sae_runtime.train.measure.torch_sae import open_sae
     >>> strongest(open_sae(bundle_path), torch.zeros(2, 24), 5)[0].shape
     torch.Size([2, 5])
     """
@@ -95,6 +96,7 @@ def every_active(sae: TorchSAE, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         How many each row has, [n], and the numbers, ascending in a row, and the values of all of them, both [m].
 
+    >>> from sae_runtime.train.measure.torch_sae import open_sae
     >>> every_active(open_sae(bundle_path), torch.full((2, 24), torch.nan))[2]
     tensor([inf, inf])
     """

@@ -64,6 +64,7 @@ async def whole(body: bytes, features: Features, *, show_ids: bool) -> bytes:
     >>> async def features(choices):
     ...     return [[{"id": number} for number in tokens.read] for tokens in choices]
     >>> body = b'{"choices": [{"index": 0, "prompt_token_ids": [7, 8], "token_ids": [9]}]}'
+    >>> import asyncio
     >>> json.loads(asyncio.run(whole(body, features, show_ids=False)))["choices"][0]["sae"]
     {'tokens': [{'id': 7}, {'id': 8}]}
     """

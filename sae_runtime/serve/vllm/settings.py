@@ -36,12 +36,13 @@ class Bounds:
     Attributes:
         edits: of one request.
         features: of a token that an answer shows.
-        kept_tokens: tokens whose features wait for their caller; beyond, the oldest are dropped.
+        kept_tokens: tokens whose features wait for their caller, up to 1.6 KB each at 100 features; beyond, the oldest
+            are dropped.
     """
 
     edits: int = 64
     features: int = 100
-    kept_tokens: int = 1 << 20
+    kept_tokens: int = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def read_settings(given: Any) -> Settings | None:
         ValueError: a value has another form, two SAEs have one name, or a hook is none of a torch model.
         BundleError: a bundle is missing or damaged.
 
-    >>> read_settings({"sae": {"saes": [{"bundle": str(bundle_path), "name": "mine"}]}}).saes[0].name
+    >>> read_settings({"sae": {"saes": [{"bundle": bundle_path, "hook": "h.1", "name": "mine"}]}}).saes[0].name
     'mine'
     """
     value = given.get("sae") if isinstance(given, Mapping) else None
