@@ -98,13 +98,14 @@ def test_a_server_says_so_as_well(reference: Reference, tmp_path: Path) -> None:
 def test_requests_to_an_engine_without_saes(process: Called) -> None:
     process("start", str(MODEL))
     plain = process("generate", [{"ids": [1, 2, 3], "max_tokens": 3}])
-    for asked in (
+    given: tuple[dict[str, Any], ...] = (
         {"sae_edits": [{"feature": 3, "set": 8}]},
         {"sae_gate": "prompt"},
         {"sae_features": 3},
         {"sae_ticket": "mine"},
         {"sae": {}},
-    ):
+    )
+    for asked in given:
         with pytest.raises(Raised, match="serves no SAE") as raised:
             process("generate", [{"ids": [1, 2, 3], "sae": asked, "max_tokens": 3}])
         assert raised.value.is_value_error
