@@ -104,6 +104,14 @@ def folder_shared_by_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield
 
 
+@pytest.fixture(scope="session", name="reference")
+def vllm_reference(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """transformers and `attach` for the tests of vLLM, with bundles of every kind for SmolLM2; see `vllm_reference`."""
+    from vllm_reference import make_reference
+
+    return make_reference(tmp_path_factory.mktemp("smollm2"))
+
+
 @pytest.fixture(scope="session")
 def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Give the path of an exported bundle of an allocation; made once for each set of arguments. Do not alter it."""

@@ -24,7 +24,7 @@ def main() -> None:
         try:
             given = getattr(script, function)(*arguments, **named)
         except Exception as error:
-            connection.send((None, (type(error).__name__, str(error), traceback.format_exc()[-6000:])))
+            connection.send((None, (isinstance(error, ValueError), str(error), traceback.format_exc()[-6000:])))
         else:
             connection.send((given, None))
 

@@ -44,13 +44,13 @@ class Raised(Exception):
     """What a function raised in vLLM's environment.
 
     Attributes:
-        kind: the name of the exception's class.
+        is_value_error: whether it was a ValueError.
         sentence: its message.
     """
 
-    def __init__(self, kind: str, sentence: str, trace: str) -> None:
-        super().__init__(f"{kind}: {sentence}\n{trace}")
-        self.kind, self.sentence = kind, sentence
+    def __init__(self, is_value_error: bool, sentence: str, trace: str) -> None:
+        super().__init__(f"{sentence}\n{trace}")
+        self.is_value_error, self.sentence = is_value_error, sentence
 
 
 class Called:

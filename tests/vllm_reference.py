@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from vllm_bundles import HOOK
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from vllm_bundles import HOOK, KINDS, activations_of, write_bundle
+from vllm_processes import MODEL, ROOT
 
 from sae_runtime.bundle import folder as bundle
 from sae_runtime.core.features import Features, concatenate
@@ -39,6 +41,14 @@ class Answer:
     logprobs: NDArray[np.float64]
     features: Mapping[str, NDArray[np.float32]]
     margins: NDArray[np.float64]
+
+
+def make_reference(home: Path) -> "Reference":
+    """SmolLM2 in transformers, and bundles of every kind in a folder."""
+    model: Any = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    x = activations_of(model.eval(), tokenizer, (ROOT / "LICENSE").read_text()[:7000])
+    return Reference(model, tokenizer, {kind: write_bundle(home / kind, kind, x) for kind in KINDS})
 
 
 class Reference:

@@ -5,8 +5,10 @@ Methods of vLLM are wrapped. `EngineArgs.create_engine_config` is where an engin
 server `to_beam_search_params` is where a request would lose what it asks.
 """
 
+import contextlib
 import functools
 import sys
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sae_runtime.serve.vllm import asking
@@ -89,8 +91,11 @@ def _wrap_beams() -> None:
 def _without_saes(inner: Any) -> Any:
     @functools.wraps(inner)
     def to_beam_search_params(self: Any, *given: Any, **named: Any) -> Any:
-        if asked := [key for key in self.vllm_xargs or {} if key in KEYS]:
-            raise ValueError(f"a beam search takes no {asked[0]}, since it is many requests; leave out use_beam_search")
+        with _refusals():
+            if asked := [key for key in self.vllm_xargs or {} if key in KEYS]:
+                raise ValueError(
+                    f"a beam search takes no {asked[0]}, since it is many requests; leave out use_beam_search"
+                )
         return inner(self, *given, **named)
 
     return to_beam_search_params
@@ -101,20 +106,47 @@ def _wrap_inputs(processor: Any) -> None:
 
     @functools.wraps(inner)
     def process_inputs(self: Any, request_id: str, prompt: Any, params: Any, *given: Any, **named: Any) -> Any:
-        arguments = getattr(params, "extra_args", None)
-        reader = reader_of(self)
-        asked = None
-        if reader is not None:
-            asked = reader.read(arguments)
-        elif given_here := [key for key in arguments or {} if key == PLAN or key in KEYS]:
-            raise ValueError(
-                f"this vLLM serves no SAE, and the request has {given_here[0]}; start vLLM with the key sae in its "
-                "additional configuration"
-            )
+        with _refusals():
+            asked = _asked(reader_of(self), getattr(params, "extra_args", None) or {})
         request = inner(self, request_id, prompt, params, *given, **named)
-        return request if asked is None else _with_plan(request, asked, self, request_id)
+        if asked is None:
+            return request
+        with _refusals():
+            return _with_plan(request, asked, self, request_id)
 
     processor.process_inputs = process_inputs
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """Refuse a request in a way that vLLM's server answers with 400; of other errors it tells nothing, with 500."""
+    try:
+        yield
+    except ValueError as error:
+        raise _refused()(str(error)) from error
+
+
+@functools.cache
+def _refused() -> type[Exception]:
+    from vllm.exceptions import VLLMValidationError
+
+    return type("RefusedRequest", (VLLMValidationError, ValueError), {})
+
+
+def _asked(reader: Reader | None, arguments: Mapping[str, Any]) -> Asked | None:
+    """What a request asks.
+
+    Raises:
+        ValueError: it cannot be done, or no SAE is served.
+    """
+    if reader is not None:
+        return reader.read(arguments)
+    if given := [key for key in arguments if key == PLAN or key in KEYS]:
+        raise ValueError(
+            f"this vLLM serves no SAE, and the request has {given[0]}; start vLLM with the key sae in its "
+            "additional configuration"
+        )
+    return None
 
 
 def reader_of(processor: Any) -> Reader | None:

@@ -76,11 +76,14 @@ def test_what_cannot_be_done_is_a_400_and_the_server_lives(address: str, path: s
     prompt: dict[str, Any] = {"prompt": "Hello"} if path == "/v1/completions" else {}
     prompt = prompt or {"messages": [{"role": "user", "content": "Hello"}]}
     for bad in BAD:
-        for stream in (False, True):
-            code, answer = post(address, path, {**prompt, "max_tokens": 2, "vllm_xargs": bad, "stream": stream})
-            assert code == 400, (bad, answer)
-            sentence = answer["error"]["message"]
-            assert "\n" not in sentence and "Traceback" not in sentence and len(sentence) < 500
+        code, answer = post(address, path, {**prompt, "max_tokens": 2, "vllm_xargs": bad})
+        assert code == 400, (bad, answer)
+        sentence = answer["error"]["message"]
+        assert sentence and "\n" not in sentence and "Traceback" not in sentence and len(sentence) < 500
+        # vLLM begins a stream before it reads its request, and says so in the first event.
+        body = {"model": "smollm2", **prompt, "max_tokens": 2, "vllm_xargs": bad, "stream": True}
+        _, events, _ = asked(address, "POST", path, body, {"Content-Type": "application/json"})
+        assert b'"code": 400' in events and json.dumps(sentence).encode() in events, events
         assert asked(address, "GET", "/health")[0] == 200, bad
     beams = {"use_beam_search": True, "n": 2, "max_tokens": 2}
     code, answer = post(address, path, {**prompt, **beams, "vllm_xargs": {"sae_edits": BAD[0]["sae_edits"]}})

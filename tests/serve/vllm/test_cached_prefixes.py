@@ -12,7 +12,6 @@ from vllm_requests import active, every_kind
 pytestmark = needs_vllm
 NAME = "threshold"
 BLOCK = 32  # the least of a processor; of 32 tokens that are cached together
-BYTES = BLOCK * 30 * 2 * 3 * 64 * 4  # of a block of SmolLM2's keys and values
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +106,7 @@ def test_preempted_requests_are_computed_again_under_their_edits(process: Called
         for ids, given, gate in zip(prompts, edits, gates, strict=True)
     ]
     # Each begins with a block and soon needs two, for which there is no room.
-    options = {"block_size": BLOCK, "max_num_seqs": 16, "max_model_len": 128, "kv_cache_memory_bytes": 11 * BYTES}
+    options = {"block_size": BLOCK, "max_num_seqs": 16, "max_model_len": 128, "num_gpu_blocks_override": 12}
     process("start", str(MODEL), settings_of([{"bundle": reference.bundles[NAME]}]), **options)
     process("count_preemptions")
     for features in (0, 100):

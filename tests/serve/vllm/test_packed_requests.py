@@ -1,6 +1,5 @@
 """One engine, several SAEs of every kind, requests of every kind together: transformers + `attach`, one by one."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,9 +47,8 @@ def test_a_transcoder_is_read(engine: Called, reference: Reference) -> None:
 
 def test_two_saes_of_one_hook_edit_one_after_the_other(engine: Called, reference: Reference) -> None:
     ids = reference.tokenizer(TEXTS[0])["input_ids"]
-    largest = {kind: reference.sae(kind).largest for kind in ("threshold", "layer")}
     edits = [
-        {"feature": feature, "set": round(1.5 * float(largest[kind][feature]), 3), "sae": kind}
+        {"feature": feature, "set": "x1.5", "sae": kind}
         for kind in ("layer", "threshold")
         for feature in active(reference, ids, kind)[3:5]
     ]
@@ -142,7 +140,7 @@ def test_what_cannot_be_done_is_refused_in_one_sentence(engine: Called, name: st
     asked, expected = REFUSED[name]
     with pytest.raises(Raised, match=expected) as raised:
         engine("generate", [{"ids": [1, 2, 3], "sae": asked, "max_tokens": 2}])
-    assert raised.value.kind in ("ValueError", "Invalid", "TooLarge"), json.dumps(raised.value.kind)
+    assert raised.value.is_value_error
     assert "\n" not in raised.value.sentence and len(raised.value.sentence) < 500
     assert engine("generate", [{"ids": [1, 2, 3], "max_tokens": 2}])[0]["tokens"]
 
