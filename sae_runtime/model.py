@@ -31,9 +31,7 @@ from sae_runtime.generation.loop import Loop
 from sae_runtime.generation.request import Request
 from sae_runtime.generation.sampling import Sampling
 from sae_runtime.text.tokenizer import Tokenizer, open_tokenizer
-from sae_runtime.text.tokens import Tokens, windows_of
-
-_UNKNOWN = 2048  # tokens of a window, where nothing tells what the model reads
+from sae_runtime.text.tokens import Tokens, window_size, windows_of
 
 Edits = Edit | Sequence[Edit] | Mapping[str, Edit | Sequence[Edit]] | Sequence[Any]
 Gates = Gate | Iterable[Any]
@@ -496,14 +494,7 @@ class Model:
         >>> load_model(model_path).window()
         64
         """
-        longest = _least(self.tokenizer.max_length, self._sessions.open(cut=True).inputs.time)
-        if context is None:
-            return _UNKNOWN if longest is None else longest
-        if not isinstance(context, int | np.integer) or isinstance(context, bool) or context < 1:
-            raise ValueError(f"context is a number of tokens from 1 on, got {context!r}")
-        if longest is not None and context > longest:
-            raise ValueError(f"context is {context} tokens, and the model reads at most {longest}; give at most these")
-        return int(context)
+        return window_size(context, _least(self.tokenizer.max_length, self._sessions.open(cut=True).inputs.time))
 
 
 def _windows(tokens: Tokens, limit: int) -> list[Tokens]:

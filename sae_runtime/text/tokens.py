@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from sae_runtime.activations.framing import cuts, room
 
+_UNKNOWN = 2048  # tokens of a window, where nothing tells what the model reads
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -118,6 +120,28 @@ def limited(tokens: Tokens, limit: int, side: str) -> Tokens:
     start = 0 if side == "right" else length - size
     cut = _part(tokens, before, after, start, start + size)
     return replace(cut, positions=np.arange(len(cut)), left_out=length - size)
+
+
+def window_size(context: int | None, longest: int | None) -> int:
+    """The largest number of tokens of a window, special ones included: `context`, or as many as the model reads.
+
+    Args:
+        context: what is asked for; None: as many as the model reads.
+        longest: how many the model reads; None: nothing tells.
+
+    Raises:
+        ValueError: `context` is no number of tokens, or more than the model reads.
+
+    >>> window_size(None, 512), window_size(16, None)
+    (512, 16)
+    """
+    if context is None:
+        return _UNKNOWN if longest is None else longest
+    if not isinstance(context, int | np.integer) or isinstance(context, bool) or context < 1:
+        raise ValueError(f"context is a number of tokens from 1 on, got {context!r}")
+    if longest is not None and context > longest:
+        raise ValueError(f"context is {context} tokens, and the model reads at most {longest}; give at most these")
+    return int(context)
 
 
 def windows_of(tokens: Tokens, limit: int) -> Iterator[Tokens]:

@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from sae_runtime.core.features import Features
 from sae_runtime.generation.request import Piece
 from sae_runtime.model import Model
 from sae_runtime.serve import json_text
 from sae_runtime.serve.http.openai_request import WritingRequest
 from sae_runtime.serve.plane import Plane
+from sae_runtime.serve.token_objects import TokenObjects
 from sae_runtime.serve.writing import Written
 
 Event = tuple[int, Piece, list[int]]
@@ -96,37 +96,6 @@ class Answers:
             future.cancel()
 
 
-class TokenObjects:
-    """Tokens with their strongest features, as callers get them.
-
-    Args:
-        model: the deployed model.
-        most: features of a token.
-    """
-
-    def __init__(self, model: Model, most: int) -> None:
-        self._token, self._most = model.tokenizer.token, most
-        self._labels = {name: _labels(model, name) for name, sae in model.saes.items() if sae.reads}
-
-    def tokens(self, ids: Sequence[int], saes: Mapping[str, Features]) -> list[dict[str, Any]]:
-        """An object for each token; the features of one SAE stand behind those of another.
-
-        Args:
-            ids: of t tokens.
-            saes: features of shape (t,) by SAE.
-        """
-        found = [{"token": self._token(number) or "", "id": number, "features": list[Any]()} for number in ids]
-        for name, features in saes.items():
-            indices, values = features.top(self._most).falling_slots()
-            for token, numbers, strengths in zip(found, indices.tolist(), values.tolist(), strict=True):
-                token["features"] += [  # type: ignore[operator]  # it is the list
-                    {"sae": name, "feature": number, "value": value, "label": self._labels[name].get(number)}
-                    for number, value in zip(numbers, strengths, strict=True)
-                    if value > 0
-                ]
-        return found
-
-
 class AnswerObjects:
     """Makes the objects of the protocol out of pieces.
 
@@ -140,7 +109,7 @@ class AnswerObjects:
         model = plane.find(ask.model.name, ask.model.version).model
         assert model is not None
         self._ask, self._chat, self._model = ask, chat, model
-        self._shown = TokenObjects(model, ask.asked.features) if ask.asked.features else None
+        self._shown = token_objects(model, ask.asked.features) if ask.asked.features else None
         self._id, self._created = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}", int(time.time())
 
     def whole(self, answers: Sequence[Written]) -> dict[str, Any]:
@@ -189,6 +158,12 @@ class AnswerObjects:
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self._id, "object": kind, "created": self._created, "model": self._ask.model.text}
+
+
+def token_objects(model: Model, most: int) -> TokenObjects:
+    """What shows tokens of a deployed model with so many features each."""
+    labels = {name: _labels(model, name) for name, sae in model.saes.items() if sae.reads}
+    return TokenObjects(model.tokenizer.token, labels, most)
 
 
 def event(told: Mapping[str, Any]) -> bytes:

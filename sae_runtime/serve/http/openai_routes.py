@@ -19,7 +19,7 @@ from sae_runtime.deployed.text_features import TextFeatures
 from sae_runtime.serve.catalogue import Loaded
 from sae_runtime.serve.errors import Full, Invalid, NotFound, Refused
 from sae_runtime.serve.http.bodies import Gone
-from sae_runtime.serve.http.openai_answers import AnswerObjects, Answers, TokenObjects, event
+from sae_runtime.serve.http.openai_answers import AnswerObjects, Answers, event, token_objects
 from sae_runtime.serve.http.openai_request import (
     BadField,
     read_chat,
@@ -32,6 +32,7 @@ from sae_runtime.serve.http.protocol import accepted, left, status_of, unless_go
 from sae_runtime.serve.json_text import read_object
 from sae_runtime.serve.plane import Plane
 from sae_runtime.serve.refusal import refusal
+from sae_runtime.serve.token_objects import TokenObjects
 
 _FEATURES = 5  # of a token, where a caller of /v1/features names no number
 _LEFT = 499  # what nobody reads
@@ -78,7 +79,7 @@ def routes(plane: Plane) -> list[Route]:
         seen = await unless_gone(future, request.receive, plane.limits.seconds)
         loaded = plane.find(asked.name, asked.version)
         assert loaded.model is not None
-        shown = TokenObjects(loaded.model, most)
+        shown = token_objects(loaded.model, most)
         data = [
             {"object": "features", "index": number, "tokens": _tokens(one, shown)} for number, one in enumerate(seen)
         ]

@@ -89,7 +89,8 @@ class Reader:
         ValueError: the policy does not fit the SAEs.
         BundleError: a bundle is damaged.
 
-    >>> reader = Reader(read_settings({"sae": {"saes": [{"bundle": str(bundle_path)}]}}), 65504.0)
+    >>> from sae_runtime.serve.vllm.settings import read_settings
+    >>> reader = Reader(read_settings({"sae": {"saes": [{"bundle": bundle_path, "hook": "h.1"}]}}), 65504.0)
     >>> reader.read({"sae_edits": '[{"feature": 3, "set": 8.0}]', "sae_gate": "generated"}).gate
     'generated'
     """
@@ -149,6 +150,7 @@ class _ServedSAE:
     def __init__(self, place: Place, settings: Settings, elsewhere: Collection[str], largest_number: float) -> None:
         self._name, self._bundle = place.name, bundle.read(Path(place.bundle))
         self._largest_number, self._d_sae = largest_number, self._bundle.manifest.architecture.d_sae
+        self._decoder = self._bundle.tensor("W_dec")  # mapped once: each mapping reads the file's header again
         stats = self._bundle.stats()
         self._largest = None if stats is None else stats.largest
         self._guard = Guard(
@@ -181,9 +183,7 @@ class _ServedSAE:
         for edit in edits:
             feature = int(edit.feature)
             known = 0.0 if self._largest is None else abs(edit.factor) * float(self._largest[feature])
-            moved = moved + max(strength_of(edit), known) * np.abs(
-                self._bundle.tensor("W_dec")[feature], dtype=np.float64
-            )
+            moved = moved + max(strength_of(edit), known) * np.abs(self._decoder[feature], dtype=np.float64)
         if not moved.max() < self._largest_number / 4:
             raise ValueError(
                 f"the edits move an activation by {moved.max():.3g}, and the model's numbers end at "

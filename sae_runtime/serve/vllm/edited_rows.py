@@ -1,6 +1,6 @@
 """The change that edits of several requests make to the packed rows of a pass."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,27 +66,55 @@ def _in_tiles(sae: TorchSAE, x: Tensor, features: Tensor) -> Tensor:
     return torch.cat([sae.some_features(tile, features) for tile in torch.split(x, rows)])
 
 
-def strongest(sae: TorchSAE, x: Tensor, most: int | None) -> tuple[Tensor, Tensor]:
+def strongest(sae: TorchSAE, x: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """The strongest features of activations x [n, d_in]: their numbers and values, falling, both [n, k].
+
+    A row that is NaN or Inf has one feature, the first, whose value is Inf.
 
     Args:
         sae: of the activations.
         x: float32.
-        most: features of a row; None: every active one, so that k is what the fullest row has.
+        most: features of a row.
 
+    >>> from sae_runtime.train.measure.torch_sae import open_sae
     >>> strongest(open_sae(bundle_path), torch.zeros(2, 24), 5)[0].shape
     torch.Size([2, 5])
     """
-    d_sae = sae.manifest.architecture.d_sae
+    found = [f.topk(min(most, f.shape[1]), dim=1) for f in _features(sae, x)]
+    return torch.cat([numbers for _, numbers in found]), torch.cat([values for values, _ in found])
+
+
+def every_active(sae: TorchSAE, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Every active feature of activations x [n, d_in], without room for those that other rows have more.
+
+    Special tokens may have a hundred times the features of others. Of rows that are NaN or Inf see `strongest`.
+
+    Args:
+        sae: of the activations.
+        x: float32.
+
+    Returns:
+        How many each row has, [n], and the numbers, ascending in a row, and the values of all of them, both [m].
+
+    >>> from sae_runtime.train.measure.torch_sae import open_sae
+    >>> every_active(open_sae(bundle_path), torch.full((2, 24), torch.nan))[2]
+    tensor([inf, inf])
+    """
     found = []
-    for tile in torch.split(x, max(1, _NUMBERS // d_sae)):
-        f = sae.features(tile)
-        k = max(1, int((f > 0).sum(dim=1).max())) if most is None else min(most, d_sae)
-        found.append(f.topk(k, dim=1))
-    widest = max(values.shape[1] for values, _ in found)
-    values = torch.cat([torch.nn.functional.pad(values, (0, widest - values.shape[1])) for values, _ in found])
-    indices = torch.cat([torch.nn.functional.pad(numbers, (0, widest - numbers.shape[1])) for _, numbers in found])
-    return indices, values
+    for f in _features(sae, x):
+        active = f > 0
+        found.append((active.sum(dim=1), active.nonzero()[:, 1], f[active]))
+    counts, numbers, values = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return counts, numbers, values
+
+
+def _features(sae: TorchSAE, x: Tensor) -> Iterator[Tensor]:
+    """The features of tiles of rows."""
+    for tile in torch.split(x, max(1, _NUMBERS // sae.manifest.architecture.d_sae)):
+        broken = ~tile.isfinite().all(dim=1)
+        f = sae.features(tile.masked_fill(broken[:, None], 0))
+        f[:, 0].masked_fill_(broken, torch.inf)
+        yield f
 
 
 def reached(gate: str | list[int], rows: Rows, prompt_tokens: int) -> NDArray[np.int64]:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sae_runtime.activations.left_out import limit, norms, rule_for
 from sae_runtime.train.measure.torch_sae import TorchSAE
 
 _TOKENS = 512
@@ -22,6 +23,7 @@ class FirstTokens:
 
     def __init__(self, sae: TorchSAE, name: str) -> None:
         self._sae, self._name, self._rows, self._tokens = sae, name, list[Tensor](), 0
+        self._told: dict[str, Any] = {"tokens": None}
 
     @property
     def full(self) -> bool:
@@ -47,13 +49,23 @@ class FirstTokens:
             )
 
     def figures(self) -> dict[str, Any]:
-        """Tokens, L0 and FVU, beside the bundle's own figures; None where there are none."""
+        """Tokens, L0 and FVU, beside the bundle's own figures; None where there are none.
+
+        Rows of massive norm, which the bundle's figures leave out, are left out here.
+        """
+        if self._told["tokens"] != self._tokens:  # a large SAE takes half a second, and readers ask with each batch
+            self._told = self._measured()
+        return self._told
+
+    def _measured(self) -> dict[str, Any]:
         manifest = self._sae.manifest
         measured = {"l0": manifest.measured.get("l0"), "fvu": manifest.measured.get("fvu")}
         told: dict[str, Any] = {"d_sae": manifest.architecture.d_sae, "tokens": self._tokens, "bundle": measured}
         if not self._rows:
             return told | {"l0": None, "fvu": None}
         x = torch.cat(self._rows)
+        sizes = norms(x.cpu().numpy())
+        x = x[torch.from_numpy(sizes <= limit(sizes, rule_for(manifest))).to(x.device)]
         f = self._sae.features(x)
         told["l0"] = float((f > 0).sum() / len(x))
         if manifest.architecture.d_out is not None:

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_runtime.core.features import from_slots
+from sae_runtime.core.features import Features, concatenate, from_slots
+
+_ANY = int(np.iinfo(np.int32).max)  # features: the SAE's number is known to who takes them
 
 
 @dataclass(frozen=True)
@@ -18,14 +20,26 @@ class Piece:
     Attributes:
         sae: name of the SAE.
         position: of the first token in its request.
-        indices: [t, k].
-        values: float32 [t, k]; 0 where a place holds no feature.
+        indices: [t, k]; or where `counts` is given, of all tokens, [m].
+        values: float32, of the same shape; 0 where a place holds no feature.
+        counts: of the features of each token, [t].
     """
 
     sae: str
     position: int
     indices: NDArray[np.int64]
     values: NDArray[np.float32]
+    counts: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.indices) if self.counts is None else len(self.counts)
+
+    def features(self) -> Features:
+        """The features of the tokens, of shape (t,)."""
+        if self.counts is None:
+            return from_slots([(self.indices, self.values)], _ANY, (len(self),))
+        indptr = np.append(0, np.cumsum(self.counts))
+        return Features(indptr, self.indices.astype(np.int32), self.values, _ANY, (len(self),))
 
 
 @dataclass
@@ -70,8 +84,8 @@ class KeptFeatures:
         if (one := self._requests.get(request)) is None:
             return
         one.pieces.append(piece)
-        one.tokens += len(piece.indices)
-        self._tokens += len(piece.indices)
+        one.tokens += len(piece)
+        self._tokens += len(piece)
         while self._tokens > self._most:
             self._forget(next(iter(self._requests)))
             self._dropped += 1
@@ -106,8 +120,8 @@ class KeptFeatures:
 
 def _joined(pieces: Sequence[Piece]) -> dict[str, bytes]:
     """The features of pieces of one request, each position once and in order."""
-    positions = np.concatenate([np.arange(one.position, one.position + len(one.indices)) for one in pieces])
-    features = from_slots([(one.indices, one.values) for one in pieces], np.iinfo(np.int32).max, (len(positions),))
+    positions = np.concatenate([np.arange(one.position, one.position + len(one)) for one in pieces])
+    features = concatenate([one.features() for one in pieces], _ANY, (len(positions),))
     places, last = np.unique(positions[::-1], return_index=True)
     features = features.take(len(positions) - 1 - last)
     return {

@@ -9,7 +9,8 @@ import functools
 import sys
 from typing import Any
 
-from sae_runtime.serve.vllm.asking import KEYS, PLAN, Asked, Reader, reader_of
+from sae_runtime.serve.vllm import asking
+from sae_runtime.serve.vllm.asking import KEYS, PLAN, Asked, Reader
 from sae_runtime.serve.vllm.engine_check import check_engine
 from sae_runtime.serve.vllm.settings import VERSIONS, read_settings
 
@@ -101,7 +102,7 @@ def _wrap_inputs(processor: Any) -> None:
     @functools.wraps(inner)
     def process_inputs(self: Any, request_id: str, prompt: Any, params: Any, *given: Any, **named: Any) -> Any:
         arguments = getattr(params, "extra_args", None)
-        reader = _reader_of(self)
+        reader = reader_of(self)
         asked = None
         if reader is not None:
             asked = reader.read(arguments)
@@ -116,14 +117,14 @@ def _wrap_inputs(processor: Any) -> None:
     processor.process_inputs = process_inputs
 
 
-def _reader_of(processor: Any) -> Reader | None:
+def reader_of(processor: Any) -> Reader | None:
     """What reads the requests of a processor; made once."""
     if not hasattr(processor, "sae_reader"):
         import torch
 
         settings = read_settings(processor.vllm_config.additional_config)
         largest = torch.finfo(processor.model_config.dtype).max
-        processor.sae_reader = None if settings is None else reader_of(settings, largest)
+        processor.sae_reader = None if settings is None else asking.reader_of(settings, largest)
     return processor.sae_reader  # type: ignore[no-any-return]
 
 

@@ -8,19 +8,22 @@ import numpy as np
 from sae_runtime.core.features import Features
 
 
-def features_of(llm: Any, outputs: Sequence[Any]) -> list[list[dict[str, Features]]]:
+def features_of(
+    llm: Any, outputs: Sequence[Any], names: Sequence[object] | None = None
+) -> list[list[dict[str, Features]]]:
     """The features of requests that asked for them by `sae_features`. They are kept in the engine until this call.
 
     Args:
         llm: vLLM's LLM.
         outputs: what `llm.generate` or `llm.chat` gave.
+        names: of the outputs, for messages; None: the ids of their requests.
 
     Returns:
         For each output, for each of its answers, by the name of the SAE: the features of the tokens that the model
         read, of shape (t,): those of the prompt, then the written ones but the last, which no pass read.
 
     Raises:
-        ValueError: a request asked for no features, or they were taken or dropped before.
+        ValueError: a request asked for no features, they were taken or dropped before, or are NaN or Inf.
 
     >>> params = SamplingParams(max_tokens=8, extra_args={"sae_features": 5})  # doctest: +SKIP
     >>> outputs = llm.generate(["A text."], params)  # doctest: +SKIP
@@ -29,21 +32,22 @@ def features_of(llm: Any, outputs: Sequence[Any]) -> list[list[dict[str, Feature
     """
     tickets = [output.request_id for output in outputs]
     kept, status = llm.collective_rpc("sae_features", args=(tickets,))[0], llm.collective_rpc("sae_status")[0]
-    found = []
-    for output in outputs:
-        answers = kept[output.request_id].get(output.request_id, {})
-        if missing := [one.index for one in output.outputs if one.index not in answers]:
-            raise ValueError(
-                f"answer {missing[0]} of request {output.request_id} has no features; ask for them by sae_features, "
-                "and take them once"
-            )
-        read = [len(output.prompt_token_ids or ()) + len(one.token_ids) - 1 for one in output.outputs]
-        found.append(
-            [
-                {name: as_features(taken, status[name]["d_sae"], t) for name, taken in answers[one.index].items()}
-                for one, t in zip(output.outputs, read, strict=True)
-            ]
-        )
+    found: list[list[dict[str, Features]]] = []
+    for number, output in enumerate(outputs):
+        called = f"request {output.request_id}" if names is None else names[number]
+        answers, prompt = kept[output.request_id].get(output.request_id, {}), len(output.prompt_token_ids or ())
+        found.append([])
+        for one in output.outputs:
+            if one.index not in answers:
+                raise ValueError(
+                    f"{called}: answer {one.index} has no features; ask for them by sae_features, and take them once"
+                )
+            read = prompt + len(one.token_ids) - 1
+            try:
+                saes = {name: as_features(of, status[name]["d_sae"], read) for name, of in answers[one.index].items()}
+            except ValueError as error:
+                raise ValueError(f"{called}: {error}") from error
+            found[-1].append(saes)
     return found
 
 
@@ -51,11 +55,17 @@ def as_features(taken: dict[str, bytes], d_sae: int, tokens: int) -> Features:
     """Features [tokens] out of what `sae_features` gives of one answer and one SAE.
 
     Raises:
-        ValueError: a token was not read.
+        ValueError: a token was not read, or its features are NaN or Inf.
     """
     positions, indptr = np.frombuffer(taken["positions"], np.int32), np.frombuffer(taken["indptr"], np.int64)
     if len(positions) < tokens or (positions[:tokens] != np.arange(tokens)).any():
         raise ValueError(f"features of {len(positions)} tokens were kept, expected {tokens}; ask for them again")
     end = int(indptr[tokens])
     indices, values = np.frombuffer(taken["indices"], np.int32), np.frombuffer(taken["values"], np.float32)
+    if not np.isfinite(values[:end]).all():
+        token = np.searchsorted(indptr, np.argmin(np.isfinite(values)), side="right") - 1
+        raise ValueError(
+            f"token {token} has features that are NaN or Inf, since the model's activation overflows; use another "
+            "dtype, or leave the text out"
+        )
     return Features(indptr[: tokens + 1].copy(), indices[:end].copy(), values[:end].copy(), d_sae, (tokens,))

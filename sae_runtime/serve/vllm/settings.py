@@ -71,7 +71,7 @@ def read_settings(given: Any) -> Settings | None:
         ValueError: a value has another form, two SAEs have one name, or a hook is none of a torch model.
         BundleError: a bundle is missing or damaged.
 
-    >>> read_settings({"sae": {"saes": [{"bundle": str(bundle_path), "name": "mine"}]}}).saes[0].name
+    >>> read_settings({"sae": {"saes": [{"bundle": bundle_path, "hook": "h.1", "name": "mine"}]}}).saes[0].name
     'mine'
     """
     value = given.get("sae") if isinstance(given, Mapping) else None

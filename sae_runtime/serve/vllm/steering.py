@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sae_runtime.serve.vllm.asking import ALL, PLAN
-from sae_runtime.serve.vllm.edited_rows import EditTables, reached, strongest
+from sae_runtime.serve.vllm.edited_rows import EditTables, every_active, reached, strongest
 from sae_runtime.serve.vllm.first_tokens import FirstTokens
 from sae_runtime.serve.vllm.hooked_module import HookedModule, find_module
 from sae_runtime.serve.vllm.kept_features import KeptFeatures, Piece
@@ -39,22 +39,31 @@ class Reading:
 
     Attributes:
         sae: its name.
-        indices: of the strongest features of each row, [n, k].
-        values: of these, float32 [n, k].
+        indices: of the strongest features of each row, [n, k]; or where `counts` is given, of all of them, [m].
+        values: of these, float32.
         parts: of each request its rows, one after the other, and how many features of each it wants; None: all.
+        counts: of the features of each row, [n].
     """
 
     sae: str
     indices: Tensor
     values: Tensor
     parts: Sequence[tuple[Rows, int | None]]
+    counts: Tensor | None = None
 
     def keep(self, kept: KeptFeatures) -> None:
         """Keep the features of each request apart. This waits for the device."""
         indices, values, start = self.indices.cpu().numpy(), self.values.cpu().numpy(), 0
+        ends = None if self.counts is None else np.append(0, np.cumsum(self.counts.cpu().numpy()))
         for rows, most in self.parts:
-            part = slice(start, start := start + rows.count), slice(most)
-            kept.add(rows.request, Piece(self.sae, rows.position, indices[part].copy(), values[part].copy()))
+            end = start + rows.count
+            if ends is None:
+                part: Any = slice(start, end), slice(most)
+            else:
+                part = slice(ends[start], ends[end])
+            counts = None if ends is None else np.diff(ends[start : end + 1])
+            kept.add(rows.request, Piece(self.sae, rows.position, indices[part].copy(), values[part].copy(), counts))
+            start = end
 
 
 @dataclass(frozen=True)
@@ -210,8 +219,12 @@ class Site:
             if parts:
                 numbers = np.concatenate([np.arange(rows.start, rows.start + rows.count) for rows, _ in parts])
                 chosen = x if len(numbers) == len(x) else x[torch.from_numpy(numbers).to(x.device)]
-                widest = None if all_active else max(most or 0 for _, most in parts)
-                now.read.append(Reading(self.place.name, *strongest(self.sae, chosen.float(), widest), parts))
+                if all_active:
+                    counts, indices, values = every_active(self.sae, chosen.float())
+                else:
+                    counts = None
+                    indices, values = strongest(self.sae, chosen.float(), max(most or 0 for _, most in parts))
+                now.read.append(Reading(self.place.name, indices, values, parts, counts))
 
     def _chosen(self, now: Pass) -> tuple[NDArray[np.int64], NDArray[np.int64], list[Request]]:
         """The rows that are edited, [n], the number of the request of each, [n], and these requests."""

@@ -68,6 +68,13 @@ def generate_alike(prompts: Sequence[Sequence[int]], sae: Mapping[str, Any], tim
     return [[list(output.outputs[0].token_ids) for output in outputs] for outputs in runs]
 
 
+def extract(texts: Any, out: Any, **settings: Any) -> Any:
+    """What `sae_runtime.serve.vllm.corpus.extract` gives."""
+    from sae_runtime.serve.vllm.corpus import extract
+
+    return extract(_ENGINE[0], texts, out, **settings)
+
+
 def count_preemptions() -> list[str]:
     """The requests that were preempted since the last call, in an engine of one process."""
     from vllm.v1.core.sched.scheduler import Scheduler

@@ -113,6 +113,26 @@ def test_a_request_in_chunks_and_one_that_is_computed_again_have_each_token_once
     assert steering.kept.take(["x"]) == {"x": {}}
 
 
+@pytest.mark.parametrize("features", [2, "all"])
+@pytest.mark.parametrize("form", ["threshold", "topk"])
+def test_an_activation_that_overflows_is_told_for_its_own_request(form: str, features: Any, tmp_path: Path) -> None:
+    path = native(tmp_path / "sae", **FORMS[form])
+    settings, runtime, model = of_bundle(path, "layers.1"), load(path), PackedModel(D_IN)
+    runner, asked = Runner(model), Reader(settings, 3e38).read({"sae_features": features})
+    assert asked is not None
+    steering = Steering(runner, settings, runner.short, second=False)
+    model.model.embed.weight[8] = torch.inf
+    steering.begin(scheduled({n: (asked.plan(n, 1, ()), len(IDS[n])) for n in "ab"}, {"a": 5, "b": 2}))
+    runner.run(["b", "a"], IDS)
+    steering.end()
+    kept = steering.kept.take(["a", "b"])
+    whole = runtime.encode(stream(IDS["a"], 1))
+    agrees(as_features(kept["a"]["a"][0]["mine"], 150, 5), whole if features == "all" else whole.top(2))
+    assert len(as_features(kept["b"]["b"][0]["mine"], 150, 1)) == 1
+    with pytest.raises(ValueError, match="token 1 has features that are NaN or Inf, since the model's activation over"):
+        as_features(kept["b"]["b"][0]["mine"], 150, 2)
+
+
 def test_special_tokens_are_left_out_by_the_gate_text(bundle_of: Callable[..., Path]) -> None:
     settings, runner = of_bundle(bundle_of("token"), "layers.1"), Runner(PackedModel(D_IN))
     reader = Reader(settings, 3e38)
