@@ -23,7 +23,7 @@ class Embedding(nn.Embedding):
 
 def of_names(names: dict[str, nn.Module]) -> Any:
     """A model with a block that has modules of these names, and the names that vLLM's Llama computes in one."""
-    model = nn.Module()
+    model: Any = nn.Module()
     for name, module in {f"model.layers.0.{name}": module for name, module in names.items()}.items():
         at = model
         *parents, last = name.split(".")
@@ -92,7 +92,8 @@ def test_rows_of_transformers_own_layers_have_a_first_dimension_of_one() -> None
         assert pair is not None and pair.second is None and torch.equal(pair.first, x[0])
         changed = pair.rebuilt(pair.first + 1, None)
         assert type(changed) is type(output) and (output is x or changed[1] is output[1])
-        assert torch.equal(changed if output is x else changed[0], x + 1)
+        whole: Any = changed if output is x else changed[0]
+        assert torch.equal(whole, x + 1)
     assert in_output(torch.randn(4, ROWS, D)) is None and in_output(()) is None
 
 
