@@ -233,8 +233,8 @@ def served(tokens: int = 6) -> dict[str, str]:
             (ids, i, [Edit.set(strong[0], 8 * float(f.max())), Edit.ablate(strong[1]), Edit.add(strong[2], 2)])
         )
     asked = []
-    for _, i, edits in requests:
-        forms = [{"feature": e.feature, "sae": str(i), **_words(e)} for e in edits]
+    for _, own, edits in requests:
+        forms = [{"feature": e.feature, "sae": str(own), **_words(e)} for e in edits]
         asked.append({"sae_features": "all", **({"sae_edits": forms} if edits else {})})
     outputs = llm.generate(
         [{"prompt_token_ids": ids} for ids, _, _ in requests],
@@ -245,12 +245,12 @@ def served(tokens: int = 6) -> dict[str, str]:
         use_tqdm=False,
     )
     moved = 0
-    for (ids, i, edits), output, read in zip(requests, outputs, features_of(llm, outputs), strict=True):
-        where = f"{_NOW['kind']}: edits at {None if i is None else hooks[i]}"
-        chosen, features = _truth(ids, i, edits, tokens)
+    for (ids, own, edits), output, read in zip(requests, outputs, features_of(llm, outputs), strict=True):
+        where = f"{_NOW['kind']}: edits at {None if own is None else hooks[own]}"
+        chosen, features = _truth(ids, own, edits, tokens)
         got = list(output.outputs[0].token_ids)
         assert got == chosen, f"{where}: tokens {got}, expected {chosen}"
-        moved += i is not None and chosen != plain[PROMPTS.index(ids)][0]
+        moved += own is not None and chosen != plain[PROMPTS.index(ids)][0]
         for j, hook in enumerate(hooks):
             found, truth = read[0][str(j)].to_dense(), features[j]
             assert found.shape == truth.shape, f"{where}: features {found.shape} at {hook}, expected {truth.shape}"

@@ -10,9 +10,10 @@ from torch import nn
 from sae_runtime.bundle.hooks import Hook, parse_hook
 from sae_runtime.bundle.transformer_lens import as_module, second_norm
 
-COMPARED = (
+COMPARED: tuple[str, ...] = (
     *("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "gpt2"),
-    *("phi", "phi3", "falcon", "granite", "olmo2", "mixtral", "qwen2_moe", "cohere", "stablelm"),
+    *("phi", "phi3", "falcon", "granite", "olmo2", "mixtral", "qwen2_moe", "cohere", "cohere2", "stablelm"),
+    *("gpt_neox", "gptj", "opt", "smollm3", "starcoder2", "nemotron"),
 )
 """Types of models in which modules inside blocks were compared with transformers, by `benchmarks/vllm_families.py`."""
 

@@ -51,7 +51,8 @@ def in_output(output: Any) -> Pair | None:
 
 def in_arguments(args: tuple[Any, ...], named: dict[str, Any]) -> Pair | None:
     """The activations in the arguments of a module: `hidden_states` or `x`, or the first rows of numbers among them."""
-    given: dict[int | str, Any] = {**dict(enumerate(args)), **named}
+    given: dict[int | str, Any] = dict(enumerate(args))
+    given |= {name: value for name, value in named.items()}
     places = [place for place in dict.fromkeys(("hidden_states", "x", *given)) if _is_rows(given.get(place))]
     if not places:
         return None

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
 from triton import backends  # noqa: E402
 
 driver = SimpleNamespace(is_active=lambda: True)
-backends.backends["cpu"] = backends.Backend(compiler=None, driver=driver)  # type: ignore[arg-type]
+backends.backends["cpu"] = backends.Backend(compiler=None, driver=driver)
 
 import vllm_families  # noqa: E402
 

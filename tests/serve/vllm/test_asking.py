@@ -159,7 +159,7 @@ def engine(**changed: Any) -> Any:
     import torch
 
     sizes = ("pipeline", "data", "prefill_context", "decode_context", "tensor")
-    parallel = {f"{name}_parallel_size": 1 for name in sizes} | {"worker_cls": "known"}
+    parallel: dict[str, Any] = {f"{name}_parallel_size": 1 for name in sizes} | {"worker_cls": "known"}
     parallel |= {"enable_expert_parallel": False, "use_ubatching": False}
     model = {"enforce_eager": True, "runner_type": "generate", "dtype": torch.float32, "get_hidden_size": lambda: 24}
     model |= {"is_encoder_decoder": False, "is_diffusion": False, "enable_sleep_mode": False}
@@ -167,9 +167,12 @@ def engine(**changed: Any) -> Any:
     whole = {"speculative_config": None, "kv_transfer_config": None, "ec_transfer_config": None}
     for fields in (parallel, model, cache, whole):
         fields |= {name: value for name, value in changed.items() if name in fields}
-    names = ("model_config", "parallel_config", "cache_config")
-    parts = zip(names, (model, parallel, cache), strict=True)
-    return SimpleNamespace(**{name: SimpleNamespace(**fields) for name, fields in parts}, **whole)
+    return SimpleNamespace(
+        model_config=SimpleNamespace(**model),
+        parallel_config=SimpleNamespace(**parallel),
+        cache_config=SimpleNamespace(**cache),
+        **whole,
+    )
 
 
 @pytest.mark.parametrize(
