@@ -66,12 +66,6 @@ class KeptFeatures:
     def __init__(self, most: int) -> None:
         self._most, self._tokens = most, 0
         self._requests: OrderedDict[str, _Request] = OrderedDict()  # by the engine's id, oldest first
-        self._dropped = 0
-
-    @property
-    def dropped(self) -> int:
-        """Requests whose features were dropped before their callers took them."""
-        return self._dropped
 
     def open(self, request: str, plan: Mapping[str, Any]) -> None:
         """Begin to keep a request's features; one that was preempted goes on."""
@@ -88,7 +82,6 @@ class KeptFeatures:
         self._tokens += len(piece)
         while self._tokens > self._most:
             self._forget(next(iter(self._requests)))
-            self._dropped += 1
 
     def take(self, tickets: Sequence[str]) -> dict[str, Any]:
         """The features of tickets, which are kept no longer: of each request and each of its answers, by SAE.

@@ -36,12 +36,13 @@ class Bounds:
     Attributes:
         edits: of one request.
         features: of a token that an answer shows.
-        kept_tokens: tokens whose features wait for their caller; beyond, the oldest are dropped.
+        kept_tokens: tokens whose features wait for their caller, up to 1.6 KB each at 100 features; beyond, the oldest
+            are dropped.
     """
 
     edits: int = 64
     features: int = 100
-    kept_tokens: int = 1 << 20
+    kept_tokens: int = 1 << 18
 
 
 @dataclass(frozen=True)
