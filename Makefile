@@ -102,7 +102,7 @@ triton: .venv/triton/done
 # vLLM for processors in an environment of its own, 3.5 GB, since it wants another transformers. Its torchvision,
 # torchaudio and torchcodec are builds for CUDA, which do not import beside a torch without it.
 vllm: .venv/vllm/done smollm2
-	$(PYTEST) tests/serve/vllm
+	$(PYTEST) tests/serve/inside_vllm
 
 .venv/vllm/done: .venv/dev.stamp
 	$(PYTHON) -m venv .venv/vllm
