@@ -1,6 +1,5 @@
 """What a request asks of the SAEs, read and checked in vLLM's front process: the engine ends if a worker fails."""
 
-import functools
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -136,12 +135,6 @@ class Reader:
                 raise ValueError(f"there is no SAE {shown(own)}; the SAEs are {', '.join(self._saes)}")
             by_name.setdefault(own, []).extend(edits)
         return {name: self._saes[name].arrays(edits) for name, edits in by_name.items() if edits}
-
-
-@functools.lru_cache(maxsize=4)
-def reader_of(settings: Settings, largest_number: float) -> Reader:
-    """The reader of these settings; one is made once, since it reads whole bundles."""
-    return Reader(settings, largest_number)
 
 
 class _ServedSAE:

@@ -6,7 +6,7 @@ from typing import Any
 
 from sae_runtime.bundle.hooks import parse_hook
 from sae_runtime.bundle.parts import read_manifest
-from sae_runtime.serve.vllm.asking import reader_of
+from sae_runtime.serve.vllm.asking import Reader
 from sae_runtime.serve.vllm.settings import Settings
 
 
@@ -63,4 +63,4 @@ def check_engine(config: Any, settings: Settings, *, known_workers: Collection[s
             )
     import torch
 
-    reader_of(settings, torch.finfo(model.dtype).max)
+    Reader(settings, torch.finfo(model.dtype).max)  # which refuses a policy that does not fit

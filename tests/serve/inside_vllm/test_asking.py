@@ -14,6 +14,7 @@ from sae_runtime import Edit
 from sae_runtime.bundle import folder as bundle
 from sae_runtime.bundle.labels import write_labels
 from sae_runtime.bundle.stats import Stats
+from sae_runtime.serve.vllm import plugin
 from sae_runtime.serve.vllm.asking import Reader
 from sae_runtime.serve.vllm.engine_check import check_engine
 from sae_runtime.serve.vllm.settings import read_settings
@@ -137,7 +138,10 @@ def test_prefixes_are_shared_by_equal_edits_alone(bundle_of: Callable[..., Path]
         ({"saes": [{"bundle": "B", "hook": "h.1", "name": "a"}] * 2}, "two SAEs are called 'a'"),
         ({"saes": [{"bundle": "B", "hook": "tensor:x"}]}, "vLLM's model is hooked at"),
         ({"saes": [{"bundle": "B", "hook": "h.1@2"}]}, "vLLM's model is hooked at"),
-        ({"saes": [{"bundle": "B", "hook": "h.1"}], "limits": {"edits": 0}}, "above 0"),
+        ({"saes": [{"bundle": "B", "hook": "h.1"}], "limits": {"edits": 0}}, "limits.edits is a whole number above 0"),
+        ({"saes": [{"bundle": "B", "hook": "h.1"}], "limits": {"features": 0}}, "limits.features is a whole number"),
+        ({"saes": [{"bundle": "B", "hook": "h.1"}], "limits": {"features": 101}}, "limits.features is at most 100"),
+        ({"saes": [{"bundle": "B", "hook": "h.1"}], "limits": {"kept_tokens": True}}, "kept_tokens"),
         ({"saes": [{"bundle": "B", "hook": "h.1"}], "policy": {"edit_kind": ["shout"]}}, "shout"),
     ],
 )
@@ -152,6 +156,18 @@ def test_settings_that_cannot_be_served_are_refused(
 
 def test_without_the_key_sae_there_are_no_settings() -> None:
     assert read_settings(None) is None and read_settings({}) is None and read_settings({"other": {}}) is None
+
+
+@pytest.mark.parametrize("additional", [None, {}, {"sae": None}, {"other": {"a": 1}}])
+def test_an_engine_without_saes_is_left_alone(additional: Any) -> None:
+    class Arguments:
+        additional_config = additional
+
+        def create_engine_config(self) -> str:
+            return "made by vLLM"
+
+    plugin._wrap_config(Arguments)
+    assert Arguments().create_engine_config() == "made by vLLM"
 
 
 def engine(**changed: Any) -> Any:
