@@ -56,8 +56,12 @@ class Asked:
         skip = sorted(special) if gate == "text" and self.edits else []
         return {
             "edits": {name: dict(arrays) for name, arrays in self.edits.items()},
-            **{"gate": gate, "skip": skip, "features": self.features},
-            **{"ticket": self.ticket or request, "request": request, "answers": answers},
+            "gate": gate,
+            "skip": skip,
+            "features": self.features,
+            "ticket": self.ticket or request,
+            "request": request,
+            "answers": answers,
         }
 
     def salt(self, given: str | None, prompt_tokens: int) -> str | None:
