@@ -105,7 +105,7 @@ def _wrap_inputs(processor: Any) -> None:
     @functools.wraps(inner)
     def process_inputs(self: Any, request_id: str, prompt: Any, params: Any, *given: Any, **named: Any) -> Any:
         with _refusals():
-            asked = _asked(reader_of(self), getattr(params, "extra_args", None) or {})
+            asked = _asked(reader_of_processor(self), getattr(params, "extra_args", None) or {})
         request = inner(self, request_id, prompt, params, *given, **named)
         if asked is None:
             return request
@@ -147,7 +147,7 @@ def _asked(reader: Reader | None, arguments: Mapping[str, Any]) -> Asked | None:
     return None
 
 
-def reader_of(processor: Any) -> Reader | None:
+def reader_of_processor(processor: Any) -> Reader | None:
     """What reads the requests of a processor; made once."""
     if not hasattr(processor, "sae_reader"):
         import torch
