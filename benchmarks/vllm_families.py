@@ -315,7 +315,7 @@ def _places_of(model: Any) -> Iterator[tuple[str, HookPoint]]:
 def _verdict(text: str, point: HookPoint) -> str:
     from sae_runtime.serve.vllm.settings import Place
     from sae_runtime.serve.vllm.steering import Site
-    from sae_runtime.serve.vllm.stream_form import Pair, in_arguments, in_output
+    from sae_runtime.serve.vllm.stream_form import Pair, watched
 
     worker, model = _worker(), _NOW["model"]
     x = activations(model, point)
@@ -343,12 +343,7 @@ def _verdict(text: str, point: HookPoint) -> str:
         return None if y is pair.first else pair.rebuilt(y, pair.second)
 
     def last(by: Tensor | None) -> Tensor:
-        if hooked.is_input:
-            handle = hooked.module.register_forward_pre_hook(
-                lambda _m, args, named: act(in_arguments(args, named), by), with_kwargs=True
-            )
-        else:
-            handle = hooked.module.register_forward_hook(lambda _m, _a, output: act(in_output(output), by))
+        handle = watched(hooked.module, lambda pair: act(pair, by), is_input=hooked.is_input)
         try:
             return _last_of_vllm()[: len(x)]
         finally:
