@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 
 from sae_runtime.bundle import folder as bundle
 from sae_runtime.bundle.labels import read_labels
+from sae_runtime.bundle.regular import read_bytes
 from sae_runtime.core.edits import Edit, edit_arrays, resolved
 from sae_runtime.core.gates import Gate, Positions, Spans
 from sae_runtime.core.labels import shown
@@ -27,6 +29,7 @@ PLAN = "sae"  # the key of a request's extra arguments under which the worker fi
 ALL = "all"  # of sae_features: every active feature
 _BY_PROMPT = ("prompt", "last_prompt", "generated", "answer")  # gates that depend on where the prompt ends
 _LONGEST_TICKET = 256
+_SECRET = secrets.token_hex()  # no caller can give a salt that another's edits have
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Asked:
         if not self.edits:
             return given
         plan = self.plan("", 0, ())
-        told = [given, plan["edits"], plan["gate"], prompt_tokens if self.gate in _BY_PROMPT else None]
+        told = [_SECRET, given, plan["edits"], plan["gate"], prompt_tokens if self.gate in _BY_PROMPT else None]
         return "sae:" + hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
@@ -110,7 +113,10 @@ class Reader:
             Invalid: they cannot be done as they are; the message is for the caller.
             TooLarge: they exceed a limit.
         """
-        given = {key: value for key, value in (arguments or {}).items() if key == PLAN or key.startswith("sae_")}
+        if not isinstance(arguments or {}, Mapping):
+            raise ValueError(f"extra_args is a dict, got {type(arguments).__name__}; give one")
+        named = ((key, value) for key, value in (arguments or {}).items() if isinstance(key, str))
+        given = {key: value for key, value in named if key == PLAN or key.startswith("sae_")}
         if unknown := [key for key in given if key not in KEYS]:
             raise ValueError(f"{shown(unknown[0])} is no argument of a request; the arguments are {', '.join(KEYS)}")
         features, ticket = self._features(given.get("sae_features", 0)), given.get("sae_ticket", "")
@@ -138,9 +144,14 @@ class Reader:
         return {name: self._saes[name].arrays(edits) for name, edits in by_name.items() if edits}
 
 
-@functools.lru_cache(maxsize=4)
 def reader_of(settings: Settings, largest_number: float) -> Reader:
-    """The reader of these settings; one is made once, since it reads whole bundles."""
+    """The reader of these settings; while no bundle changes, one is made once, since it reads whole bundles."""
+    manifests = tuple(read_bytes(Path(place.bundle) / bundle.MANIFEST) for place in settings.saes)
+    return _reader_of(settings, largest_number, manifests)
+
+
+@functools.lru_cache(maxsize=4)
+def _reader_of(settings: Settings, largest_number: float, _manifests: tuple[bytes, ...]) -> Reader:
     return Reader(settings, largest_number)
 
 

@@ -61,7 +61,7 @@ def _wrap_config(args: Any) -> None:
     @functools.wraps(inner)
     def create_engine_config(self: Any, *given: Any, **named: Any) -> Any:
         _wrap_beams()
-        if "sae" not in (self.additional_config or {}):
+        if not isinstance(self.additional_config, Mapping) or self.additional_config.get("sae") is None:
             return inner(self, *given, **named)
         import vllm
 

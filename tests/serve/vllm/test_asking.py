@@ -1,6 +1,7 @@
 """What a request may ask of SAEs in vLLM: read in the front process, refused there, and kept apart in the cache."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from sae_runtime import Edit
 from sae_runtime.bundle import folder as bundle
 from sae_runtime.bundle.labels import write_labels
 from sae_runtime.bundle.stats import Stats
+from sae_runtime.serve.vllm import asking, plugin
 from sae_runtime.serve.vllm.asking import Reader
 from sae_runtime.serve.vllm.engine_check import check_engine
 from sae_runtime.serve.vllm.settings import read_settings
@@ -126,6 +128,59 @@ def test_prefixes_are_shared_by_equal_edits_alone(bundle_of: Callable[..., Path]
     assert salt(edit, "all", 7, "own") not in ("own", salt(edit, "all", 7), salt(edit, "all", 7, "another"))
     for gate in ("prompt", "last_prompt", "generated", "answer"):  # a next turn has the first answer in its prompt
         assert salt(edit, gate, 7) == salt(edit, gate, 7) != salt(edit, gate, 9)
+
+
+def test_no_caller_can_give_the_salt_of_anothers_edits(
+    bundle_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = Reader(settings_of({"bundle": str(bundle_of("mutual")), "hook": "h.1", "name": "mine"}), HALF)
+    asked = reader.read({"sae_edits": [Edit.set(3, 2.0)]})
+    assert asked is not None
+    here = asked.salt(None, 7)
+    monkeypatch.setattr(asking, "_SECRET", "what another process drew")
+    assert asked.salt(None, 7) != here
+
+
+def test_a_bundle_that_changed_is_read_again(labelled: Path) -> None:
+    settings = settings_of({"bundle": str(labelled), "hook": "h.1", "name": "mine"})
+
+    def shift() -> float:
+        asked = asking.reader_of(settings, HALF).read({"sae_edits": [Edit.set("king", times=2)]})
+        assert asked is not None
+        return float(asked.edits["mine"]["shift"][0])
+
+    assert shift() == 8.0 and asking.reader_of(settings, HALF) is asking.reader_of(settings, HALF)
+    bundle.put_stats(bundle.read(labelled), Stats(np.full(150, 0.1, np.float32), np.full(150, 5, np.float32), 100))
+    assert shift() == 10.0
+
+
+def test_other_keys_of_extra_args_are_no_matter(bundle_of: Callable[..., Path]) -> None:
+    reader = Reader(settings_of({"bundle": str(bundle_of("mutual")), "hook": "h.1"}), HALF)
+    given: Any = {7: "another plugin's", "sae_features": 3}
+    assert reader.read(given) is not None
+    wrong: Any = ["sae_features"]
+    with pytest.raises(ValueError, match="extra_args is a dict, got list"):
+        reader.read(wrong)
+
+
+@pytest.mark.parametrize("given", [None, {}, {"sae": None}, {"other": 1}, object(), 5, "sae", ["sae"]])
+def test_an_engine_whose_configuration_has_no_saes_is_left_alone(given: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class EngineArgs:
+        additional_config = given
+
+        def create_engine_config(self, context: str) -> str:
+            return f"made for {context}"
+
+    for name, module in (
+        ("vllm", SimpleNamespace(__version__="0.1.0")),
+        ("vllm.engine", SimpleNamespace()),
+        ("vllm.engine.arg_utils", SimpleNamespace(EngineArgs=EngineArgs)),
+    ):
+        monkeypatch.setitem(sys.modules, name, module)  # type: ignore[arg-type]
+    monkeypatch.setattr(plugin, "_registered", False)
+    plugin.register()
+    assert hasattr(EngineArgs.create_engine_config, "__wrapped__")
+    assert EngineArgs().create_engine_config("a server") == "made for a server"
 
 
 @pytest.mark.parametrize(
