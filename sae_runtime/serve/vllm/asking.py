@@ -29,6 +29,7 @@ PLAN = "sae"  # the key of a request's extra arguments under which the worker fi
 ALL = "all"  # of sae_features: every active feature
 _BY_PROMPT = ("prompt", "last_prompt", "generated", "answer")  # gates that depend on where the prompt ends
 _LONGEST_TICKET = 256
+LARGEST = 1e16  # that an edit gives: squares of such numbers still have a sum in float32
 _SECRET = secrets.token_hex()  # no caller can give a salt that another's edits have
 
 
@@ -189,16 +190,16 @@ class _ServedSAE:
         return {name: array[0].tolist() for name, array in arrays.items()}
 
     def _check_size(self, edits: Sequence[Edit]) -> None:
-        """Refuse edits that together overflow the numbers of the model."""
+        """Refuse edits that together overflow the numbers of the model, as far as they can be known here."""
         moved = np.zeros(1)
         for edit in edits:
             feature = int(edit.feature)
             known = 0.0 if self._largest is None else abs(edit.factor) * float(self._largest[feature])
             moved = moved + max(strength_of(edit), known) * np.abs(self._decoder[feature], dtype=np.float64)
-        if not moved.max() < self._largest_number / 4:
+        if not moved.max() < (most := min(self._largest_number / 4, LARGEST)):
             raise ValueError(
-                f"the edits move an activation by {moved.max():.3g}, and the model's numbers end at "
-                f"{self._largest_number:.3g}; give smaller edits"
+                f"the edits move an activation by {moved.max():.3g}, and the model's numbers take less than "
+                f"{most:.3g}; give smaller edits"
             )
 
 

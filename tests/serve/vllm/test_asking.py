@@ -58,7 +58,7 @@ def test_labels_and_multiples_become_numbers_in_the_front_process(labelled: Path
         ({"sae_edits": '[{"feature": "queen", "set": 1}]'}, "queen"),
         ({"sae_edits": '[{"feature": 3, "set": "x2"}]'}, "was active on none of the tokens"),
         ({"sae_edits": '[{"feature": 3, "set": NaN}]'}, "NaN"),
-        ({"sae_edits": '[{"feature": 3, "set": 1e5}]'}, "the model's numbers end at 6.55e+04"),
+        ({"sae_edits": '[{"feature": 3, "set": 1e5}]'}, "the model's numbers take less than 1.64e+04"),
         ({"sae_edits": '[{"feature": 3, "set": 1, "sae": "yours"}]'}, "there is no SAE 'yours'; the SAEs are mine"),
         ({"sae_edits": '[{"feature": 3, "set": 1'}, "JSON"),
         ({"sae_edits": 7}, "edits is a list"),
