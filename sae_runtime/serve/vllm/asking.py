@@ -121,8 +121,8 @@ class Reader:
         if unknown := [key for key in given if key not in KEYS]:
             raise ValueError(f"{shown(unknown[0])} is no argument of a request; the arguments are {', '.join(KEYS)}")
         features, ticket = self._features(given.get("sae_features", 0)), given.get("sae_ticket", "")
-        if not isinstance(ticket, str) or len(ticket) > _LONGEST_TICKET:
-            raise ValueError(f"sae_ticket is a text of at most {_LONGEST_TICKET} characters; give one")
+        if not isinstance(ticket, str) or len(ticket) > _LONGEST_TICKET or not ticket.isprintable():
+            raise ValueError(f"sae_ticket is a text of at most {_LONGEST_TICKET} printable characters; give one")
         edits = self._edits(given.get("sae_edits", []))
         gate = _gate(given.get("sae_gate", "all"))
         return Asked(edits, gate, features, ticket) if edits or features else None
