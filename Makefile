@@ -33,7 +33,8 @@ test-fast: .venv/dev.stamp
 test: .venv/dev.stamp
 	$(PYTEST) -m "not slow and not servers"
 
-test-full: .venv/dev.stamp .venv/ray/bin/serve .venv/kserve/bin/kserve .venv/triton/done .venv/vllm/done
+test-full: .venv/dev.stamp .venv/ray/bin/serve .venv/kserve/bin/kserve .venv/triton/done .venv/vllm/done \
+    .venv/smollm2/config.json
 	$(PYTEST)
 
 # It comes in front of the installed one; onnxruntime-genai, which generates text in tests, wants a later one.
@@ -102,7 +103,7 @@ triton: .venv/triton/done
 # vLLM for processors in an environment of its own, 3.5 GB, since it wants another transformers. Its torchvision,
 # torchaudio and torchcodec are builds for CUDA, which do not import beside a torch without it.
 vllm: .venv/vllm/done smollm2
-	$(PYTEST) tests/serve/vllm
+	$(PYTEST) tests/serve/inside_vllm
 
 .venv/vllm/done: .venv/dev.stamp
 	$(PYTHON) -m venv .venv/vllm

@@ -81,11 +81,12 @@ def test_documents_are_pooled_and_what_cannot_be_done_is_refused(
     engine("extract", corpus, tmp_path / "f", sae="layer", context=CONTEXT, values="float32", per="document")
     truth = np.stack([read(reference, text, "layer")[2].max(axis=0) for text in TEXTS])
     assert_features_equal(plain(read_features(tmp_path / "f").features()), truth, reference.sae("layer"))
-    for settings, message in (
+    refused: list[tuple[dict[str, Any], str]] = [
         ({}, "this LLM has the SAEs threshold, layer; name one of them"),
         ({"sae": "layer", "context": 64}, "the model reads at most 63; give at most these"),
         ({"sae": "layer", "context": CONTEXT}, "f was begun with per document, now it is token; use another folder"),
-    ):
+    ]
+    for settings, message in refused:
         with pytest.raises(Raised, match=message):
             engine("extract", corpus, tmp_path / "f", values="float32", **settings)
     assert engine("rpc", "sae_features", ["0"]) == [{"0": {}}]  # nothing is kept

@@ -12,6 +12,7 @@ from vllm_reference import Reference
 
 from sae_runtime.bundle import folder as bundle
 from sae_runtime.bundle.manifest import Architecture, Manifest
+from sae_runtime.serve.vllm.plugin import WORKER
 
 pytestmark = needs_vllm
 
@@ -87,6 +88,12 @@ def test_a_layer_that_the_model_lacks(process: Called, reference: Reference) -> 
     make, expected = SETTINGS["no such layer"]
     with pytest.raises(Raised, match=expected):
         process("start", str(MODEL), {"sae": make(str(reference.bundles["topk"]))})
+
+
+def test_a_worker_whose_requests_nobody_checks(reference: Reference, tmp_path: Path) -> None:
+    with called(Path(__file__).with_name("llm_calls.py"), tmp_path / "log", VLLM_PLUGINS="another") as call:
+        with pytest.raises(Raised, match="VLLM_PLUGINS leaves out sae_runtime"):
+            call("start", str(MODEL), settings_of([{"bundle": reference.bundles["topk"]}]), worker_cls=WORKER)
 
 
 def test_a_server_says_so_as_well(reference: Reference, tmp_path: Path) -> None:

@@ -11,13 +11,25 @@ from vllm_processes import MODEL, api_server, needs_vllm, settings_of
 from vllm_reference import Reference
 from vllm_requests import every_kind
 
+from sae_runtime.serve.vllm.plugin import WORKER
+
 pytestmark = needs_vllm
 
 
 @pytest.fixture(scope="module")
 def address(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     settings = settings_of([{"bundle": reference.bundles["threshold"]}], policy={"largest_multiple": 50})
-    words = ["--enforce-eager", "--max-model-len", "256", "--block-size", "32", "--served-model-name", "smollm2"]
+    words = [
+        "--worker-cls",
+        WORKER,
+        "--enforce-eager",
+        "--max-model-len",
+        "256",
+        "--block-size",
+        "32",
+        "--served-model-name",
+        "smollm2",
+    ]
     log = tmp_path_factory.mktemp("server") / "log"
     with api_server(MODEL, log, *words, "--additional-config", json.dumps(settings)) as address:
         yield address

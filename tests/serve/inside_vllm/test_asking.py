@@ -18,6 +18,7 @@ from sae_runtime.bundle.stats import Stats
 from sae_runtime.serve.vllm import asking, plugin
 from sae_runtime.serve.vllm.asking import Reader
 from sae_runtime.serve.vllm.engine_check import check_engine
+from sae_runtime.serve.vllm.plugin import _with_plan
 from sae_runtime.serve.vllm.settings import read_settings
 
 HALF = 65504.0
@@ -279,3 +280,45 @@ def test_with_tensor_parallel_a_part_of_a_block_is_refused(bundle_of: Callable[.
     check_engine(engine(), settings, known_workers=("known",))
     with pytest.raises(ValueError, match="with tensor parallel an SAE reads the stream at a block"):
         check_engine(engine(tensor_parallel_size=2), settings, known_workers=("known",))
+
+
+def request_of(**changed: Any) -> Any:
+    """A request for the engine, with some of its fields changed."""
+    usual = {"resumable": False, "prompt_embeds": None, "mm_features": None, "lora_request": None, "cache_salt": None}
+    params = SimpleNamespace(extra_args={"sae_features": 3, "another": 1}, n=2, skip_reading_prefix_cache=None)
+    fields = {"sampling_params": params, "prompt_token_ids": [5, 6, 7], **usual, **changed}
+    return SimpleNamespace(**fields)
+
+
+def test_a_request_for_the_engine_gets_its_plan(bundle_of: Callable[..., Path]) -> None:
+    reader = Reader(settings_of({"bundle": str(bundle_of("mutual")), "hook": "h.1", "name": "mine"}), HALF)
+    processor = SimpleNamespace(tokenizer=SimpleNamespace(all_special_ids=[2, 0]))
+    asked = reader.read({"sae_features": 3, "sae_edits": [Edit.ablate(4)], "sae_gate": "text"})
+    assert asked is not None
+    made = _with_plan(request_of(cache_salt="own"), asked, processor, "r-7")
+    plan = made.sampling_params.extra_args["sae"]
+    assert made.sampling_params.extra_args["another"] == 1 and "sae_features" not in made.sampling_params.extra_args
+    assert (plan["ticket"], plan["answers"], plan["skip"], plan["features"]) == ("r-7", 2, [0, 2], 3)
+    assert made.sampling_params.skip_reading_prefix_cache and made.cache_salt.startswith("sae:")
+    with pytest.raises(ValueError, match="needs a tokenizer"):
+        _with_plan(request_of(), asked, SimpleNamespace(tokenizer=None), "r-8")
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        ({"sampling_params": None}, "an embedding"),
+        ({"resumable": True}, "a streamed session"),
+        ({"prompt_embeds": np.ones((3, 4))}, "embeddings"),
+        ({"mm_features": ["an image"]}, "images"),
+        ({"lora_request": object()}, "an adapter"),
+    ],
+)
+def test_a_request_that_is_no_text_of_the_model_alone_is_refused(
+    bundle_of: Callable[..., Path], changed: dict[str, Any], what: str
+) -> None:
+    reader = Reader(settings_of({"bundle": str(bundle_of("mutual")), "hook": "h.1"}), HALF)
+    asked = reader.read({"sae_features": 3})
+    assert asked is not None
+    with pytest.raises(ValueError, match=what):
+        _with_plan(request_of(**changed), asked, SimpleNamespace(tokenizer=None), "r")
