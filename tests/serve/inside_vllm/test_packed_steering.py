@@ -229,6 +229,21 @@ def test_two_tensors_that_nobody_reads_in_a_known_way_are_refused() -> None:
         form_of(model, model["odd"], is_input=False, run=run)
 
 
+def test_a_module_that_has_no_row_for_each_token_is_refused() -> None:
+    class ByHead(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q_norm = nn.LayerNorm(8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.q_norm(x.reshape(-1, 8)).reshape(-1, D_IN)
+
+    model = ByHead()
+    for is_input in (False, True):
+        with pytest.raises(ValueError, match="it has 12 rows of activations for 4 tokens; hook another module"):
+            form_of(model, model.q_norm, is_input=is_input, run=lambda: model(torch.ones(4, D_IN)))
+
+
 def test_a_hook_of_another_width_and_a_hook_that_is_not_there_are_refused(
     bundle_of: Callable[..., Path], tmp_path: Path
 ) -> None:
