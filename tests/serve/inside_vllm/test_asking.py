@@ -178,7 +178,7 @@ def test_an_engine_whose_configuration_has_no_saes_is_left_alone(given: Any, mon
         ("vllm.engine", SimpleNamespace()),
         ("vllm.engine.arg_utils", SimpleNamespace(EngineArgs=EngineArgs)),
     ):
-        monkeypatch.setitem(sys.modules, name, module)  # type: ignore[arg-type]
+        monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(plugin, "_registered", False)
     plugin.register()
     assert hasattr(EngineArgs.create_engine_config, "__wrapped__")

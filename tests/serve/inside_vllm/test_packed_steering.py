@@ -236,7 +236,8 @@ def test_a_module_that_has_no_row_for_each_token_is_refused() -> None:
             self.q_norm = nn.LayerNorm(8)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.q_norm(x.reshape(-1, 8)).reshape(-1, D_IN)
+            normed: torch.Tensor = self.q_norm(x.reshape(-1, 8))
+            return normed.reshape(-1, D_IN)
 
     model = ByHead()
     for is_input in (False, True):
