@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ PLAN = "sae"  # the key of a request's extra arguments under which the worker fi
 ALL = "all"  # of sae_features: every active feature
 _BY_PROMPT = ("prompt", "last_prompt", "generated", "answer")  # gates that depend on where the prompt ends
 _LONGEST_TICKET = 256
+LARGEST = 1e16  # that an edit gives: squares of such numbers still have a sum in float32
+_SECRET = secrets.token_hex()  # no caller can give a salt that another's edits have
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class Asked:
         if not self.edits:
             return given
         plan = self.plan("", 0, ())
-        told = [given, plan["edits"], plan["gate"], prompt_tokens if self.gate in _BY_PROMPT else None]
+        told = [_SECRET, given, plan["edits"], plan["gate"], prompt_tokens if self.gate in _BY_PROMPT else None]
         return "sae:" + hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
@@ -113,12 +116,15 @@ class Reader:
             Invalid: they cannot be done as they are; the message is for the caller.
             TooLarge: they exceed a limit.
         """
-        given = {key: value for key, value in (arguments or {}).items() if key == PLAN or key.startswith("sae_")}
+        if not isinstance(arguments or {}, Mapping):
+            raise ValueError(f"extra_args is a dict, got {type(arguments).__name__}; give one")
+        named = ((key, value) for key, value in (arguments or {}).items() if isinstance(key, str))
+        given = {key: value for key, value in named if key == PLAN or key.startswith("sae_")}
         if unknown := [key for key in given if key not in KEYS]:
             raise ValueError(f"{shown(unknown[0])} is no argument of a request; the arguments are {', '.join(KEYS)}")
         features, ticket = self._features(given.get("sae_features", 0)), given.get("sae_ticket", "")
-        if not isinstance(ticket, str) or len(ticket) > _LONGEST_TICKET:
-            raise ValueError(f"sae_ticket is a text of at most {_LONGEST_TICKET} characters; give one")
+        if not isinstance(ticket, str) or len(ticket) > _LONGEST_TICKET or not ticket.isprintable():
+            raise ValueError(f"sae_ticket is a text of at most {_LONGEST_TICKET} printable characters; give one")
         edits = self._edits(given.get("sae_edits", []))
         gate = _gate(given.get("sae_gate", "all"))
         return Asked(edits, gate, features, ticket) if edits or features else None
@@ -175,16 +181,16 @@ class _ServedSAE:
         return {name: array[0].tolist() for name, array in arrays.items()}
 
     def _check_size(self, edits: Sequence[Edit]) -> None:
-        """Refuse edits that together overflow the numbers of the model."""
+        """Refuse edits that together overflow the numbers of the model, as far as they can be known here."""
         moved = np.zeros(1)
         for edit in edits:
             feature = int(edit.feature)
             known = 0.0 if self._largest is None else abs(edit.factor) * float(self._largest[feature])
             moved = moved + max(strength_of(edit), known) * np.abs(self._decoder[feature], dtype=np.float64)
-        if not moved.max() < self._largest_number / 4:
+        if not moved.max() < (most := min(self._largest_number / 4, LARGEST)):
             raise ValueError(
-                f"the edits move an activation by {moved.max():.3g}, and the model's numbers end at "
-                f"{self._largest_number:.3g}; give smaller edits"
+                f"the edits move an activation by {moved.max():.3g}, and the model's numbers take less than "
+                f"{most:.3g}; give smaller edits"
             )
 
 

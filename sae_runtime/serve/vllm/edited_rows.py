@@ -61,6 +61,23 @@ class EditTables:
         return change if size is None else change * size
 
 
+def bounded(change: Tensor, x: Tensor, most: float) -> Tensor:
+    """A change of x, both [n, d_in], that leads no number beyond a bound; where it is NaN, it is 0.
+
+    A NaN does not stay with its caller: vLLM's attention multiplies what an earlier request left in a block of the
+    cache by 0, and that is NaN for all who get the block.
+
+    Args:
+        change: float32.
+        x: float32. Where it is beyond the bound already, it may come nearer.
+        most: the bound.
+
+    >>> bounded(torch.tensor([[torch.inf, 3.0, torch.nan]]), torch.ones(1, 3), 100.0)
+    tensor([[99.,  3.,  0.]])
+    """
+    return change.nan_to_num(0.0, torch.inf, -torch.inf).clamp((-most - x).clamp(max=0), (most - x).clamp(min=0))
+
+
 def _tiles(sae: TorchSAE, x: Tensor) -> Sequence[Tensor]:
     """Rows of x in parts, each small enough for all its pre-activations at once."""
     return torch.split(x, max(1, _NUMBERS // sae.manifest.architecture.d_sae))

@@ -1,6 +1,7 @@
 """What the key `sae` of vLLM's additional configuration says: which SAEs are served at which hooks, and the bounds."""
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,7 +101,7 @@ def read_settings(given: Any) -> Settings | None:
 
 
 def _filled(place: Place) -> Place:
-    path = Path(place.bundle).expanduser().absolute()
+    path = Path(os.path.expanduser(place.bundle)).absolute()  # that of Path raises for users that do not exist
     hook = place.hook or read_manifest(path).hook or ""
     if not hook:
         raise ValueError(f"{path} does not say where its SAE reads; give its hook in additional_config.sae")

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sae_runtime.serve.vllm.asking import ALL, PLAN
-from sae_runtime.serve.vllm.edited_rows import EditTables, every_active, reached, strongest
+from sae_runtime.serve.vllm.asking import ALL, LARGEST, PLAN
+from sae_runtime.serve.vllm.edited_rows import EditTables, bounded, every_active, reached, strongest
 from sae_runtime.serve.vllm.first_tokens import FirstTokens
 from sae_runtime.serve.vllm.hooked_module import HookedModule, find_module
 from sae_runtime.serve.vllm.kept_features import KeptFeatures, Reading
@@ -165,7 +165,9 @@ class Site:
         if not len(chosen):
             return None
         rows, owner = (torch.from_numpy(numbers).to(x.device) for numbers in (chosen, owners))
-        change = self._tables_of(requests, x.device).change(self.sae, x[rows].float(), owner)
+        before = x[rows].float()
+        change = self._tables_of(requests, x.device).change(self.sae, before, owner)
+        change = bounded(change, before, min(torch.finfo(x.dtype).max / 2, LARGEST))
         change = self._but_special(change, rows, owners, requests, now)
         y = pair.first if self.hooked.in_place and second is None else pair.first.clone()
         y[rows] = (first[rows].float() + change).to(y.dtype)

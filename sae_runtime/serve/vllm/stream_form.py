@@ -101,9 +101,10 @@ def form_of(model: nn.Module, module: nn.Module, *, is_input: bool, run: Callabl
         The form, and a tensor like the activations, [rows, d].
 
     Raises:
-        ValueError: the run calls the module not once, or does not tell the form.
+        ValueError: the run calls the module not once, does not tell the form, or has no row for each token.
     """
     seen: list[tuple[Tensor, Tensor | None]] = []
+    rows: list[int] = []  # of what the model gives
     told: list[str | None] = []  # None until the module that gets both tensors has run
 
     def known(pair: Pair | None) -> Any:
@@ -124,25 +125,33 @@ def form_of(model: nn.Module, module: nn.Module, *, is_input: bool, run: Callabl
             passes = any(_equal(one, seen[0][1]) for one in outputs)
             told[:] = ["sum" if any(_equal(one, whole) for one in outputs) else "first" if passes else "unknown"]
 
+    def given(outputs: tuple[Any, ...]) -> None:
+        before(model, outputs, {})
+        rows.extend(len(_rows(one)) for one in outputs[:1] if _is_rows(one))
+
     with ExitStack() as stack:
         handles = [watched(module, known, is_input=is_input)]
         # A norm at the end has no module behind it, and the model gives what it gave.
-        handles += [model.register_forward_hook(lambda _m, _args, output: before(model, _parts(output), {}))]
+        handles += [model.register_forward_hook(lambda _m, _args, output: given(_parts(output)))]
         for leaf in (one for one in model.modules() if not list(one.children())):
             handles += [leaf.register_forward_pre_hook(before, with_kwargs=True), leaf.register_forward_hook(after)]
         for handle in handles:
             stack.callback(handle.remove)
         run()
-    return _seen_form(seen, told)
+    return _seen_form(seen, told, rows)
 
 
-def _seen_form(seen: Sequence[tuple[Tensor, Tensor | None]], told: Sequence[str | None]) -> tuple[Form, Tensor]:
-    """What a run has shown: the form, and a tensor like the activations."""
+def _seen_form(
+    seen: Sequence[tuple[Tensor, Tensor | None]], told: Sequence[str | None], rows: Sequence[int]
+) -> tuple[Form, Tensor]:
+    """What a run over tokens, for each of which the model gives a row, has shown: as `form_of`."""
     if len(seen) != 1:
         raise ValueError(
             f"a pass of vLLM's model calls it with activations {len(seen)} times; hook a module of one call"
         )
     first, second = seen[0]
+    if rows and len(first) != rows[0]:  # such as one of each head of attention
+        raise ValueError(f"it has {len(first)} rows of activations for {rows[0]} tokens; hook another module")
     if second is None:
         return "one", first
     if told not in (["sum"], ["first"]):
