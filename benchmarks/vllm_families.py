@@ -20,93 +20,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from vllm_engine import ENVIRONMENT
+from vllm_tiny_models import D_SAE, SETTINGS, VOCAB, save_model, write_sae
 
 from sae_runtime import Edit
 from sae_runtime.bundle import folder as bundle
-from sae_runtime.bundle.manifest import Allocation, Architecture, Manifest
 from sae_runtime.bundle.transformer_lens import FAMILIES as LENS
 from sae_runtime.core.features import concatenate
 from sae_runtime.serve.vllm import hooked_module
 from sae_runtime.train import attach
 from sae_runtime.train.harvest.hook_point import HookPoint, find_hook, hidden_states, replaced
 
-VOCAB, WIDTH, LAYERS, D_SAE, ACTIVE = 96, 64, 3, 128, 6
-IDS: dict[str, Any] = {"vocab_size": VOCAB, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-USUAL: dict[str, Any] = {
-    **IDS,
-    "hidden_size": WIDTH,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": 2,
-    "intermediate_size": 96,
-    "max_position_embeddings": 256,
-}
-GROUPED = {**USUAL, "num_key_value_heads": 1}
-HEADS = {**GROUPED, "head_dim": 32}
-TIED = {**HEADS, "tie_word_embeddings": True}
-SLIDING = {**TIED, "sliding_window": 32, "query_pre_attn_scalar": 32}
-EXPERTS = {
-    **HEADS,
-    "num_experts": 4,
-    "num_local_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 32,
-    "shared_expert_intermediate_size": 32,
-    "norm_topk_prob": True,
-}
-GPT2 = {**IDS, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": 2, "n_positions": 256}
-SETTINGS: dict[str, dict[str, Any]] = {
-    "llama": HEADS,
-    "mistral": HEADS,
-    "qwen2": GROUPED,
-    "qwen3": HEADS,
-    "gemma": TIED,
-    "gemma2": SLIDING,
-    "gemma3_text": SLIDING,
-    "gpt2": GPT2,
-    "gpt_neox": {**USUAL, "rotary_pct": 0.5},
-    "gptj": {**GPT2, "rotary_dim": 16},
-    "phi": {**USUAL, "partial_rotary_factor": 0.5},
-    "phi3": GROUPED,
-    "opt": {**USUAL, "ffn_dim": 96, "word_embed_proj_dim": WIDTH},
-    "falcon": {**USUAL, "alibi": False},
-    "bloom": {**IDS, "hidden_size": WIDTH, "n_layer": LAYERS, "n_head": 2},
-    "mpt": {"vocab_size": VOCAB, "d_model": WIDTH, "n_layers": LAYERS, "n_heads": 2, "max_seq_len": 256},
-    "olmo": USUAL,
-    "olmo2": GROUPED,
-    "granite": {
-        **GROUPED,
-        "residual_multiplier": 0.5,
-        "embedding_multiplier": 3.0,
-        "attention_multiplier": 0.2,
-        "logits_scaling": 2.0,
-    },
-    "cohere": {**GROUPED, "tie_word_embeddings": True},
-    "cohere2": {**TIED, "sliding_window": 32},
-    "stablelm": GROUPED,
-    "smollm3": GROUPED,
-    "starcoder2": GROUPED,
-    "nemotron": HEADS,
-    "glm4": HEADS,
-    "exaone4": {**HEADS, "sliding_window": None},
-    "mixtral": EXPERTS,
-    "qwen2_moe": {**EXPERTS, "decoder_sparse_step": 1},
-    "qwen3_moe": {**EXPERTS, "decoder_sparse_step": 1},
-    "olmoe": EXPERTS,
-    "gpt_oss": {**EXPERTS, "sliding_window": 32},
-    "mamba": {**IDS, "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "state_size": 8},
-    "jamba": {**EXPERTS, "num_experts": 2, "attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
-    "lfm2": {**GROUPED, "layer_types": ["conv", "full_attention", "conv"]},
-}
 PROMPT = [1, *(int(i) for i in np.random.default_rng(5).integers(3, VOCAB, 12))]
 PROMPTS = [PROMPT, PROMPT[:5], [1, *PROMPT[:4:-1]]]
-ENVIRONMENT = {
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "HF_HUB_OFFLINE": "1",
-}
 _NOW: dict[str, Any] = {}
 
 
@@ -126,31 +52,10 @@ def start(kind: str, home: str, hooks: Sequence[str] = (), **options: Any) -> No
         options["additional_config"] = {"sae": {"saes": settings}}
     _NOW.update(kind=kind, model=model, hooks=list(hooks), folder=folder)
     model.base_model.do_not_compile = True  # vLLM may compile transformers' own class, and asks each model of it
-    _NOW["preempted"] = _counted_preemptions()
     _NOW["llm"] = LLM(
         model=str(folder), **{"dtype": "float32", "enforce_eager": True, "max_model_len": 128, **options},
         skip_tokenizer_init=True, enable_prefix_caching=False, disable_log_stats=True,
     )  # fmt: skip
-
-
-def _counted_preemptions() -> list[str]:
-    """A list that gets the id of each request that the scheduler of this process stops for a while."""
-    from vllm.v1.core.sched.scheduler import Scheduler
-
-    stopped: list[str] = []
-    inner = getattr(Scheduler, "inner_preempt", Scheduler._preempt_request)
-
-    def preempt(self: Any, request: Any, *given: Any, **named: Any) -> Any:
-        stopped.append(request.request_id)
-        return inner(self, request, *given, **named)
-
-    Scheduler.inner_preempt, Scheduler._preempt_request = inner, preempt
-    return stopped
-
-
-def preempted() -> list[str]:
-    """Ids of the requests that were stopped for a while, and began again."""
-    return list(_NOW["preempted"])
 
 
 def end() -> None:
@@ -163,51 +68,10 @@ def end() -> None:
         cleanup_dist_env_and_memory()
 
 
-def save_model(kind: str, folder: Path) -> Any:
-    """A model with weights large enough that attention and norms matter, which is also put into a folder."""
-    torch.manual_seed(0)
-    make: Any = AutoModelForCausalLM.from_config
-    model = make(CONFIG_MAPPING[kind](**SETTINGS[kind])).eval().float()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(3)
-            elif "norm" in name or "ln" in name or parameter.numel() == WIDTH:
-                parameter.add_(0.2 * torch.randn_like(parameter))
-    model.save_pretrained(folder)
-    return model
-
-
 def activations(model: Any, point: HookPoint) -> Tensor:
     """Activations [tokens, d] of the first prompt in transformers."""
     given = {"input_ids": torch.tensor([PROMPT]), "use_cache": False}
     return hidden_states([point], model.base_model, given, (1, len(PROMPT)))[0][0].float()
-
-
-def write_sae(path: Path, x: Tensor, hook: str) -> Path:
-    """Write an SAE of which a few features are active on activations x [tokens, d]."""
-    rng = np.random.default_rng(int(x.shape[1]))
-    d_in = x.shape[1]
-    decoder = rng.standard_normal((D_SAE, d_in))
-    decoder /= np.linalg.norm(decoder, axis=1, keepdims=True)
-    mean = x.mean(dim=0).double().numpy()
-    z = np.maximum((x.double().numpy() - mean) @ decoder.T, 0)
-    weights = {
-        "W_enc": decoder.T,
-        "W_dec": decoder,
-        "b_enc": np.zeros(D_SAE),
-        "b_dec": mean,
-        "threshold": np.full(D_SAE, np.quantile(z, 1 - ACTIVE / D_SAE)),
-    }
-    manifest = Manifest(
-        architecture=Architecture(d_in=d_in, d_sae=D_SAE, selection="threshold"),
-        allocation=Allocation(kind="mutual", k=float(ACTIVE)),
-        slots=D_SAE,
-        model="tiny",
-        hook=hook,
-    )
-    bundle.write(path, {name: np.ascontiguousarray(a, np.float32) for name, a in weights.items()}, manifest)
-    return path
 
 
 def served(tokens: int = 6) -> dict[str, str]:
@@ -315,7 +179,7 @@ def _places_of(model: Any) -> Iterator[tuple[str, HookPoint]]:
 def _verdict(text: str, point: HookPoint) -> str:
     from sae_runtime.serve.vllm.settings import Place
     from sae_runtime.serve.vllm.steering import Site
-    from sae_runtime.serve.vllm.stream_form import Pair, in_arguments, in_output
+    from sae_runtime.serve.vllm.stream_form import Pair, watched
 
     worker, model = _worker(), _NOW["model"]
     x = activations(model, point)
@@ -343,12 +207,7 @@ def _verdict(text: str, point: HookPoint) -> str:
         return None if y is pair.first else pair.rebuilt(y, pair.second)
 
     def last(by: Tensor | None) -> Tensor:
-        if hooked.is_input:
-            handle = hooked.module.register_forward_pre_hook(
-                lambda _m, args, named: act(in_arguments(args, named), by), with_kwargs=True
-            )
-        else:
-            handle = hooked.module.register_forward_hook(lambda _m, _a, output: act(in_output(output), by))
+        handle = watched(hooked.module, lambda pair: act(pair, by), is_input=hooked.is_input)
         try:
             return _last_of_vllm()[: len(x)]
         finally:

@@ -39,16 +39,12 @@ from before_after import Worker
 from made_sae import made
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from vllm_engine import LAYER
+from vllm_engine import ENVIRONMENT, LAYER
 
 from sae_runtime.bundle import folder as bundles
 from sae_runtime.bundle.manifest import Allocation, Architecture, Manifest
 
 ENGINE = Path(__file__).with_name("vllm_engine.py")
-SINGLE = {
-    **{"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"},
-    **{"VLLM_LOGGING_LEVEL": "WARNING", "HF_HUB_OFFLINE": "1"},
-}
 PATH = click.Path(path_type=Path)
 Turn = dict[str, Any]
 
@@ -139,7 +135,7 @@ def like(path: Path, d_in: int) -> Path:
 
 def started(stack: ExitStack, python: Path, model: Path, sae: Path | None, threads: int, **settings: Any) -> Worker:
     """A worker that holds an engine."""
-    os.environ.update(SINGLE)
+    os.environ.update(ENVIRONMENT)
     given = {"model": str(model), "dtype": "float32", "enforce_eager": True, "max_model_len": 640, "seed": 0}
     given |= {"enable_prefix_caching": False, **settings}
     if sae is not None:

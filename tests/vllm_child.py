@@ -5,12 +5,14 @@ import os
 import sys
 import traceback
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 
 def main() -> None:
     number, path = int(sys.argv[1]), sys.argv[2]
     os.set_inheritable(number, False)
     connection = Connection(number)
+    sys.path.append(str(Path(path).parent))  # as of a script that is run
     spec = importlib.util.spec_from_file_location("script", path)
     assert spec is not None and spec.loader is not None
     script = importlib.util.module_from_spec(spec)

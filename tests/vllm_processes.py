@@ -36,7 +36,7 @@ SETTINGS = {
     "VLLM_LOGGING_LEVEL": "WARNING",
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
-    "PYTHONPATH": str(ROOT / "tests"),
+    "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "tests", ROOT / "benchmarks"))),
 }
 
 

@@ -21,7 +21,7 @@ from sae_runtime.serve.limits import Limits
 _KINDS = ("set", "add", "scale", "ablate", "cap")
 _KEYS = ("feature", *_KINDS, "only_active", "sae")
 _LONGEST = 64  # characters of "x2"
-_MOST_FEATURES = 100
+MOST_FEATURES = 100  # of a token that an answer shows
 _MOST_PLACES = 4096  # positions or spans of a gate
 
 
@@ -59,8 +59,8 @@ def read_sae_object(given: Any, limits: Limits) -> SaeObject:
         raise Invalid(f'sae is an object such as {{"edits": [...]}}, got {_kind(given)}; give one')
     _refuse_unknown(given, ("edits", "gate", "features"), "sae")
     features = given.get("features", 0)
-    if type(features) is not int or not 0 <= features <= _MOST_FEATURES:
-        raise Invalid(f"features is a whole number from 0 to {_MOST_FEATURES}, got {_said(features)}; give one")
+    if type(features) is not int or not 0 <= features <= MOST_FEATURES:
+        raise Invalid(f"features is a whole number from 0 to {MOST_FEATURES}, got {_said(features)}; give one")
     return SaeObject(read_edits(given.get("edits", []), limits), read_gate(given.get("gate", "all")), features)
 
 

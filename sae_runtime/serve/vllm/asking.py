@@ -1,8 +1,8 @@
 """What a request asks of the SAEs, read and checked in vLLM's front process: the engine ends if a worker fails."""
 
-import functools
 import hashlib
 import json
+import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,8 @@ PLAN = "sae"  # the key of a request's extra arguments under which the worker fi
 ALL = "all"  # of sae_features: every active feature
 _BY_PROMPT = ("prompt", "last_prompt", "generated", "answer")  # gates that depend on where the prompt ends
 _LONGEST_TICKET = 256
+LARGEST = 1e16  # that an edit gives: squares of such numbers still have a sum in float32
+_SECRET = secrets.token_hex()  # no caller can give a salt that another's edits have
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,12 @@ class Asked:
         skip = sorted(special) if gate == "text" and self.edits else []
         return {
             "edits": {name: dict(arrays) for name, arrays in self.edits.items()},
-            **{"gate": gate, "skip": skip, "features": self.features},
-            **{"ticket": self.ticket or request, "request": request, "answers": answers},
+            "gate": gate,
+            "skip": skip,
+            "features": self.features,
+            "ticket": self.ticket or request,
+            "request": request,
+            "answers": answers,
         }
 
     def salt(self, given: str | None, prompt_tokens: int) -> str | None:
@@ -74,7 +80,7 @@ class Asked:
         if not self.edits:
             return given
         plan = self.plan("", 0, ())
-        told = [given, plan["edits"], plan["gate"], prompt_tokens if self.gate in _BY_PROMPT else None]
+        told = [_SECRET, given, plan["edits"], plan["gate"], prompt_tokens if self.gate in _BY_PROMPT else None]
         return "sae:" + hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
@@ -110,12 +116,15 @@ class Reader:
             Invalid: they cannot be done as they are; the message is for the caller.
             TooLarge: they exceed a limit.
         """
-        given = {key: value for key, value in (arguments or {}).items() if key == PLAN or key.startswith("sae_")}
+        if not isinstance(arguments or {}, Mapping):
+            raise ValueError(f"extra_args is a dict, got {type(arguments).__name__}; give one")
+        named = ((key, value) for key, value in (arguments or {}).items() if isinstance(key, str))
+        given = {key: value for key, value in named if key == PLAN or key.startswith("sae_")}
         if unknown := [key for key in given if key not in KEYS]:
             raise ValueError(f"{shown(unknown[0])} is no argument of a request; the arguments are {', '.join(KEYS)}")
         features, ticket = self._features(given.get("sae_features", 0)), given.get("sae_ticket", "")
-        if not isinstance(ticket, str) or len(ticket) > _LONGEST_TICKET:
-            raise ValueError(f"sae_ticket is a text of at most {_LONGEST_TICKET} characters; give one")
+        if not isinstance(ticket, str) or len(ticket) > _LONGEST_TICKET or not ticket.isprintable():
+            raise ValueError(f"sae_ticket is a text of at most {_LONGEST_TICKET} printable characters; give one")
         edits = self._edits(given.get("sae_edits", []))
         gate = _gate(given.get("sae_gate", "all"))
         return Asked(edits, gate, features, ticket) if edits or features else None
@@ -136,12 +145,6 @@ class Reader:
                 raise ValueError(f"there is no SAE {shown(own)}; the SAEs are {', '.join(self._saes)}")
             by_name.setdefault(own, []).extend(edits)
         return {name: self._saes[name].arrays(edits) for name, edits in by_name.items() if edits}
-
-
-@functools.lru_cache(maxsize=4)
-def reader_of(settings: Settings, largest_number: float) -> Reader:
-    """The reader of these settings; one is made once, since it reads whole bundles."""
-    return Reader(settings, largest_number)
 
 
 class _ServedSAE:
@@ -178,16 +181,16 @@ class _ServedSAE:
         return {name: array[0].tolist() for name, array in arrays.items()}
 
     def _check_size(self, edits: Sequence[Edit]) -> None:
-        """Refuse edits that together overflow the numbers of the model."""
+        """Refuse edits that together overflow the numbers of the model, as far as they can be known here."""
         moved = np.zeros(1)
         for edit in edits:
             feature = int(edit.feature)
             known = 0.0 if self._largest is None else abs(edit.factor) * float(self._largest[feature])
             moved = moved + max(strength_of(edit), known) * np.abs(self._decoder[feature], dtype=np.float64)
-        if not moved.max() < self._largest_number / 4:
+        if not moved.max() < (most := min(self._largest_number / 4, LARGEST)):
             raise ValueError(
-                f"the edits move an activation by {moved.max():.3g}, and the model's numbers end at "
-                f"{self._largest_number:.3g}; give smaller edits"
+                f"the edits move an activation by {moved.max():.3g}, and the model's numbers take less than "
+                f"{most:.3g}; give smaller edits"
             )
 
 

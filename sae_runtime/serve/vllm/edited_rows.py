@@ -52,7 +52,7 @@ class EditTables:
             owners: number of each row's request, [n].
         """
         columns = self._columns[owners]
-        old = _in_tiles(sae, x, self.features).gather(1, columns)
+        old = torch.cat([sae.some_features(tile, self.features) for tile in _tiles(sae, x)]).gather(1, columns)
         scale, shift, low, high = self._numbers[:, owners]
         new = edited(old, scale, shift, low, high, self._only_active[owners])
         moved = torch.zeros(len(x), len(self.features), device=x.device).scatter_add_(1, columns, new - old)
@@ -61,9 +61,26 @@ class EditTables:
         return change if size is None else change * size
 
 
-def _in_tiles(sae: TorchSAE, x: Tensor, features: Tensor) -> Tensor:
-    rows = max(1, _NUMBERS // sae.manifest.architecture.d_sae)
-    return torch.cat([sae.some_features(tile, features) for tile in torch.split(x, rows)])
+def bounded(change: Tensor, x: Tensor, most: float) -> Tensor:
+    """A change of x, both [n, d_in], that leads no number beyond a bound; where it is NaN, it is 0.
+
+    A NaN does not stay with its caller: vLLM's attention multiplies what an earlier request left in a block of the
+    cache by 0, and that is NaN for all who get the block.
+
+    Args:
+        change: float32.
+        x: float32. Where it is beyond the bound already, it may come nearer.
+        most: the bound.
+
+    >>> bounded(torch.tensor([[torch.inf, 3.0, torch.nan]]), torch.ones(1, 3), 100.0)
+    tensor([[99.,  3.,  0.]])
+    """
+    return change.nan_to_num(0.0, torch.inf, -torch.inf).clamp((-most - x).clamp(max=0), (most - x).clamp(min=0))
+
+
+def _tiles(sae: TorchSAE, x: Tensor) -> Sequence[Tensor]:
+    """Rows of x in parts, each small enough for all its pre-activations at once."""
+    return torch.split(x, max(1, _NUMBERS // sae.manifest.architecture.d_sae))
 
 
 def strongest(sae: TorchSAE, x: Tensor, most: int) -> tuple[Tensor, Tensor]:
@@ -109,8 +126,8 @@ def every_active(sae: TorchSAE, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _features(sae: TorchSAE, x: Tensor) -> Iterator[Tensor]:
-    """The features of tiles of rows."""
-    for tile in torch.split(x, max(1, _NUMBERS // sae.manifest.architecture.d_sae)):
+    """The features of each tile of rows."""
+    for tile in _tiles(sae, x):
         broken = ~tile.isfinite().all(dim=1)
         f = sae.features(tile.masked_fill(broken[:, None], 0))
         f[:, 0].masked_fill_(broken, torch.inf)

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from sae_runtime.serve.errors import Full, NotFound, Refused
-from sae_runtime.serve.vllm.field_answer import Stream, Tokens, error_object, whole
+from sae_runtime.serve.vllm.field_answer import ChoiceTokens, Stream, error_object, whole
 from sae_runtime.serve.vllm.field_body import ANSWERED, Wanted, read_body
 from sae_runtime.serve.vllm.field_engine import FieldEngine
 
@@ -176,7 +176,7 @@ class _Exchange:
         await self._send({**start, "status": status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
 
-    async def _features(self, choices: Sequence[Tokens]) -> list[list[dict[str, Any]]]:
+    async def _features(self, choices: Sequence[ChoiceTokens]) -> list[list[dict[str, Any]]]:
         assert self.wanted is not None
         found = await self.engine.features(self.wanted, choices)
         self.taken = True

@@ -13,7 +13,7 @@ _DONE = b"data: [DONE]"
 
 
 @dataclass
-class Tokens:
+class ChoiceTokens:
     """The ids of the tokens of a choice: those of its prompt, and the written ones."""
 
     prompt: list[int] = field(default_factory=list)
@@ -25,7 +25,7 @@ class Tokens:
         return [*self.prompt, *self.written][:-1]
 
 
-Features = Callable[[Sequence[Tokens]], Awaitable[list[list[dict[str, Any]]]]]
+TokenObjectsOf = Callable[[Sequence[ChoiceTokens]], Awaitable[list[list[dict[str, Any]]]]]
 """Gives the token objects of all choices, in their order."""
 
 
@@ -37,23 +37,23 @@ class Choices:
     """
 
     def __init__(self, *, show_ids: bool) -> None:
-        self._show_ids, self._tokens = show_ids, dict[int, Tokens]()
+        self._show_ids, self._tokens = show_ids, dict[int, ChoiceTokens]()
 
     def take(self, told: dict[str, Any]) -> None:
         """Note the ids in an object of the protocol."""
         for choice in told["choices"]:
-            tokens = self._tokens.setdefault(choice["index"], Tokens())
+            tokens = self._tokens.setdefault(choice["index"], ChoiceTokens())
             tokens.prompt = choice.get("prompt_token_ids") or told.get("prompt_token_ids") or tokens.prompt
             tokens.written += choice.get("token_ids") or []
         for one in () if self._show_ids else (told, *told["choices"]):
             one.update(dict.fromkeys({"prompt_token_ids", "token_ids"} & set(one)))
 
-    def in_order(self) -> list[Tokens]:
+    def in_order(self) -> list[ChoiceTokens]:
         """The tokens of each choice."""
         return [self._tokens[number] for number in sorted(self._tokens)]
 
 
-async def whole(body: bytes, features: Features, *, show_ids: bool) -> bytes:
+async def whole(body: bytes, features: TokenObjectsOf, *, show_ids: bool) -> bytes:
     """An answer with the features of each choice.
 
     Args:
@@ -87,7 +87,7 @@ class Stream:
         show_ids: whether the caller asked for token ids too.
     """
 
-    def __init__(self, features: Features, *, show_ids: bool) -> None:
+    def __init__(self, features: TokenObjectsOf, *, show_ids: bool) -> None:
         self._features, self._choices = features, Choices(show_ids=show_ids)
         self._rest, self._head = b"", dict[str, Any]()
         self._given = False

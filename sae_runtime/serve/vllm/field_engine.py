@@ -10,9 +10,9 @@ from sae_runtime.serve.edit_objects import read_sae_object
 from sae_runtime.serve.errors import Full, NotFound
 from sae_runtime.serve.limits import Limits
 from sae_runtime.serve.token_objects import TokenObjects
-from sae_runtime.serve.vllm.field_answer import Tokens
+from sae_runtime.serve.vllm.field_answer import ChoiceTokens
 from sae_runtime.serve.vllm.field_body import Wanted
-from sae_runtime.serve.vllm.plugin import reader_of
+from sae_runtime.serve.vllm.plugin import reader_of_processor
 from sae_runtime.serve.vllm.reading import as_features
 
 _SECONDS = 60.0  # in which an engine answers a call
@@ -26,7 +26,7 @@ class FieldEngine:
     """
 
     def __init__(self, client: Any) -> None:
-        self._client, self._reader = client, None if client is None else reader_of(client.input_processor)
+        self._client, self._reader = client, None if client is None else reader_of_processor(client.input_processor)
         self._names: Mapping[int, str] | None = None
         self._sizes: Mapping[str, int] = {}
 
@@ -53,7 +53,7 @@ class FieldEngine:
             raise NotFound("this vLLM serves no SAE")
         return await self._call("sae_status")  # type: ignore[no-any-return]
 
-    async def features(self, wanted: Wanted, choices: Sequence[Tokens]) -> list[list[dict[str, Any]]]:
+    async def features(self, wanted: Wanted, choices: Sequence[ChoiceTokens]) -> list[list[dict[str, Any]]]:
         """The token objects of each choice of an answer.
 
         Raises:
@@ -72,7 +72,7 @@ class FieldEngine:
         return await asyncio.to_thread(self._shown, shown, kept, choices)
 
     def _shown(
-        self, shown: TokenObjects, kept: Sequence[Mapping[str, Any]], choices: Sequence[Tokens]
+        self, shown: TokenObjects, kept: Sequence[Mapping[str, Any]], choices: Sequence[ChoiceTokens]
     ) -> list[list[dict[str, Any]]]:
         found = []
         for saes, tokens in zip(kept, choices, strict=True):

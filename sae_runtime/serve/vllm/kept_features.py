@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sae_runtime.core.features import Features, concatenate, from_slots
+from sae_runtime.serve.vllm.packed_rows import Rows
 
 _ANY = int(np.iinfo(np.int32).max)  # features: the SAE's number is known to who takes them
 
@@ -109,6 +111,39 @@ class KeptFeatures:
 
     def _forget(self, request: str) -> None:
         self._tokens -= self._requests.pop(request).tokens
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What an SAE reads in a pass, still on the model's device.
+
+    Attributes:
+        sae: its name.
+        indices: of the strongest features of each row, [n, k]; or where `counts` is given, of all of them, [m].
+        values: of these, float32.
+        parts: of each request its rows, one after the other, and how many features of each it wants; None: all.
+        counts: of the features of each row, [n].
+    """
+
+    sae: str
+    indices: Tensor
+    values: Tensor
+    parts: Sequence[tuple[Rows, int | None]]
+    counts: Tensor | None = None
+
+    def keep(self, kept: KeptFeatures) -> None:
+        """Keep the features of each request apart. This waits for the device."""
+        indices, values, start = self.indices.cpu().numpy(), self.values.cpu().numpy(), 0
+        ends = None if self.counts is None else np.append(0, np.cumsum(self.counts.cpu().numpy()))
+        for rows, most in self.parts:
+            end = start + rows.count
+            if ends is None:
+                part: Any = slice(start, end), slice(most)
+            else:
+                part = slice(ends[start], ends[end])
+            counts = None if ends is None else np.diff(ends[start : end + 1])
+            kept.add(rows.request, Piece(self.sae, rows.position, indices[part].copy(), values[part].copy(), counts))
+            start = end
 
 
 def _joined(pieces: Sequence[Piece]) -> dict[str, bytes]:

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sae_runtime.serve.vllm import asking
 from sae_runtime.serve.vllm.asking import KEYS, PLAN, Asked, Reader
 from sae_runtime.serve.vllm.engine_check import check_engine
 from sae_runtime.serve.vllm.settings import VERSIONS, read_settings
@@ -61,7 +60,8 @@ def _wrap_config(args: Any) -> None:
     @functools.wraps(inner)
     def create_engine_config(self: Any, *given: Any, **named: Any) -> Any:
         _wrap_beams()
-        if "sae" not in (self.additional_config or {}):
+        settings = read_settings(self.additional_config)
+        if settings is None:
             return inner(self, *given, **named)
         import vllm
 
@@ -70,9 +70,7 @@ def _wrap_config(args: Any) -> None:
                 f"sae-runtime serves SAEs in vLLM {', '.join(VERSIONS)}, and this is {vllm.__version__}; install "
                 f"vllm=={VERSIONS[-1]}.*"
             )
-        settings = read_settings(self.additional_config)
         config = inner(self, *given, **named)
-        assert settings is not None
         check_engine(config, settings, known_workers=(WORKER, *WORKERS.values()))
         config.parallel_config.worker_cls = WORKER
         return config
@@ -107,7 +105,7 @@ def _wrap_inputs(processor: Any) -> None:
     @functools.wraps(inner)
     def process_inputs(self: Any, request_id: str, prompt: Any, params: Any, *given: Any, **named: Any) -> Any:
         with _refusals():
-            asked = _asked(reader_of(self), getattr(params, "extra_args", None) or {})
+            asked = _asked(reader_of_processor(self), getattr(params, "extra_args", None) or {})
         request = inner(self, request_id, prompt, params, *given, **named)
         if asked is None:
             return request
@@ -149,14 +147,14 @@ def _asked(reader: Reader | None, arguments: Mapping[str, Any]) -> Asked | None:
     return None
 
 
-def reader_of(processor: Any) -> Reader | None:
+def reader_of_processor(processor: Any) -> Reader | None:
     """What reads the requests of a processor; made once."""
     if not hasattr(processor, "sae_reader"):
         import torch
 
         settings = read_settings(processor.vllm_config.additional_config)
         largest = torch.finfo(processor.model_config.dtype).max
-        processor.sae_reader = None if settings is None else asking.reader_of(settings, largest)
+        processor.sae_reader = None if settings is None else Reader(settings, largest)
     return processor.sae_reader  # type: ignore[no-any-return]
 
 

@@ -1,6 +1,6 @@
 """Features of what vLLM's `LLM` wrote and read, in Python."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,23 +32,26 @@ def features_of(
     """
     tickets = [output.request_id for output in outputs]
     kept, status = llm.collective_rpc("sae_features", args=(tickets,))[0], llm.collective_rpc("sae_status")[0]
+    sizes = {name: one["d_sae"] for name, one in status.items()}
     found: list[list[dict[str, Features]]] = []
     for number, output in enumerate(outputs):
-        called = f"request {output.request_id}" if names is None else names[number]
-        answers, prompt = kept[output.request_id].get(output.request_id, {}), len(output.prompt_token_ids or ())
-        found.append([])
-        for one in output.outputs:
-            if one.index not in answers:
-                raise ValueError(
-                    f"{called}: answer {one.index} has no features; ask for them by sae_features, and take them once"
-                )
-            read = prompt + len(one.token_ids) - 1
-            try:
-                saes = {name: as_features(of, status[name]["d_sae"], read) for name, of in answers[one.index].items()}
-            except ValueError as error:
-                raise ValueError(f"{called}: {error}") from error
-            found[-1].append(saes)
+        answers = kept[output.request_id].get(output.request_id, {})
+        try:
+            found.append([_of_answer(answers, one, output.prompt_token_ids, sizes) for one in output.outputs])
+        except ValueError as error:
+            called = f"request {output.request_id}" if names is None else names[number]
+            raise ValueError(f"{called}: {error}") from error
     return found
+
+
+def _of_answer(
+    answers: Mapping[int, Any], answer: Any, prompt: Sequence[int] | None, sizes: Mapping[str, int]
+) -> dict[str, Features]:
+    """The features of one of vLLM's CompletionOutputs by SAE, out of what was kept of each answer of its request."""
+    if answer.index not in answers:
+        raise ValueError(f"answer {answer.index} has no features; ask for them by sae_features, and take them once")
+    read = len(prompt or ()) + len(answer.token_ids) - 1
+    return {name: as_features(taken, sizes[name], read) for name, taken in answers[answer.index].items()}
 
 
 def as_features(taken: dict[str, bytes], d_sae: int, tokens: int) -> Features:

@@ -1,5 +1,7 @@
 """What the key `sae` of vLLM's additional configuration says: which SAEs are served at which hooks, and the bounds."""
 
+import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Any
 from sae_runtime.bundle.hooks import parse_hook
 from sae_runtime.bundle.parts import read_manifest
 from sae_runtime.bundle.typed_json import from_dict
-from sae_runtime.serve.limits import Limits
+from sae_runtime.serve.edit_objects import MOST_FEATURES
 from sae_runtime.serve.policy import Policy
 
 VERSIONS = ("0.32",)  # of vLLM: rows, positions and layers are found by names that each of them may change
@@ -38,11 +40,21 @@ class Bounds:
         features: of a token that an answer shows.
         kept_tokens: tokens whose features wait for their caller, up to 1.6 KB each at 100 features; beyond, the oldest
             are dropped.
+
+    Raises:
+        ValueError: one of them is not above 0, or there are more features than a request may name.
     """
 
     edits: int = 64
-    features: int = 100
+    features: int = MOST_FEATURES
     kept_tokens: int = 1 << 18
+
+    def __post_init__(self) -> None:
+        for name, number in dataclasses.asdict(self).items():
+            if number < 1:
+                raise ValueError(f"limits.{name} is a whole number above 0, got {number}; give one")
+        if self.features > MOST_FEATURES:
+            raise ValueError(f"limits.features is at most {MOST_FEATURES}, got {self.features}; give fewer")
 
 
 @dataclass(frozen=True)
@@ -81,7 +93,6 @@ def read_settings(given: Any) -> Settings | None:
     settings: Settings = from_dict(Settings, value, "additional_config.sae")
     if not settings.saes:
         raise ValueError('additional_config.sae names no SAE; give {"saes": [{"bundle": PATH}]}')
-    Limits(edits=settings.limits.edits, rows=settings.limits.features, waiting=settings.limits.kept_tokens)
     places = tuple(_filled(place) for place in settings.saes)
     names = [place.name for place in places]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -90,7 +101,7 @@ def read_settings(given: Any) -> Settings | None:
 
 
 def _filled(place: Place) -> Place:
-    path = Path(place.bundle).expanduser().absolute()
+    path = Path(os.path.expanduser(place.bundle)).absolute()  # that of Path raises for users that do not exist
     hook = place.hook or read_manifest(path).hook or ""
     if not hook:
         raise ValueError(f"{path} does not say where its SAE reads; give its hook in additional_config.sae")

@@ -9,14 +9,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sae_runtime.serve.vllm.asking import ALL, PLAN
-from sae_runtime.serve.vllm.edited_rows import EditTables, every_active, reached, strongest
+from sae_runtime.serve.vllm.asking import ALL, LARGEST, PLAN
+from sae_runtime.serve.vllm.edited_rows import EditTables, bounded, every_active, reached, strongest
 from sae_runtime.serve.vllm.first_tokens import FirstTokens
 from sae_runtime.serve.vllm.hooked_module import HookedModule, find_module
-from sae_runtime.serve.vllm.kept_features import KeptFeatures, Piece
+from sae_runtime.serve.vllm.kept_features import KeptFeatures, Reading
 from sae_runtime.serve.vllm.packed_rows import Order, Rows, packed, positions_of
 from sae_runtime.serve.vllm.settings import Place, Settings
-from sae_runtime.serve.vllm.stream_form import Form, Pair, form_of, in_arguments, in_output
+from sae_runtime.serve.vllm.stream_form import Form, Pair, form_of, watched
 from sae_runtime.train.measure.torch_sae import TorchSAE, open_sae
 
 
@@ -31,39 +31,6 @@ class Request:
 
     plan: Mapping[str, Any]
     prompt_tokens: int
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What an SAE reads in a pass, still on the model's device.
-
-    Attributes:
-        sae: its name.
-        indices: of the strongest features of each row, [n, k]; or where `counts` is given, of all of them, [m].
-        values: of these, float32.
-        parts: of each request its rows, one after the other, and how many features of each it wants; None: all.
-        counts: of the features of each row, [n].
-    """
-
-    sae: str
-    indices: Tensor
-    values: Tensor
-    parts: Sequence[tuple[Rows, int | None]]
-    counts: Tensor | None = None
-
-    def keep(self, kept: KeptFeatures) -> None:
-        """Keep the features of each request apart. This waits for the device."""
-        indices, values, start = self.indices.cpu().numpy(), self.values.cpu().numpy(), 0
-        ends = None if self.counts is None else np.append(0, np.cumsum(self.counts.cpu().numpy()))
-        for rows, most in self.parts:
-            end = start + rows.count
-            if ends is None:
-                part: Any = slice(start, end), slice(most)
-            else:
-                part = slice(ends[start], ends[end])
-            counts = None if ends is None else np.diff(ends[start : end + 1])
-            kept.add(rows.request, Piece(self.sae, rows.position, indices[part].copy(), values[part].copy(), counts))
-            start = end
 
 
 @dataclass(frozen=True)
@@ -179,14 +146,7 @@ class Site:
 
     def watch(self, steering: Steering) -> None:
         """Act at each call of the module."""
-        if not self.hooked.is_input:
-            self.hooked.module.register_forward_hook(lambda _m, _a, output: self._act(in_output(output), steering))
-            return
-
-        def before(_module: Any, args: Any, named: Any) -> Any:
-            return self._act(in_arguments(args, named), steering)
-
-        self.hooked.module.register_forward_pre_hook(before, with_kwargs=True)
+        watched(self.hooked.module, lambda pair: self._act(pair, steering), is_input=self.hooked.is_input)
 
     def status(self) -> dict[str, Any]:
         """The hook, the form of its activations, and the figures of the first tokens."""
@@ -205,7 +165,9 @@ class Site:
         if not len(chosen):
             return None
         rows, owner = (torch.from_numpy(numbers).to(x.device) for numbers in (chosen, owners))
-        change = self._tables_of(requests, x.device).change(self.sae, x[rows].float(), owner)
+        before = x[rows].float()
+        change = self._tables_of(requests, x.device).change(self.sae, before, owner)
+        change = bounded(change, before, min(torch.finfo(x.dtype).max / 2, LARGEST))
         change = self._but_special(change, rows, owners, requests, now)
         y = pair.first if self.hooked.in_place and second is None else pair.first.clone()
         y[rows] = (first[rows].float() + change).to(y.dtype)

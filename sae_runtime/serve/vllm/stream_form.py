@@ -4,13 +4,14 @@ Many of vLLM's blocks give two tensors whose sum is the residual stream, which t
 tensors as well, and there the activation is the first. Which is meant is seen by what the next module does with them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 Form = Literal["one", "sum", "first"]
 """The activation is the only tensor, the sum of two, or the first of two."""
@@ -69,6 +70,24 @@ def in_arguments(args: tuple[Any, ...], named: dict[str, Any]) -> Pair | None:
     return Pair(_rows(first), _rows(given[seconds[0]]) if seconds else None, rebuilt)
 
 
+def watched(module: nn.Module, act: Callable[[Pair | None], Any], *, is_input: bool) -> RemovableHandle:
+    """Let a function see the activations at each call of a module, and give what the module takes or gives instead.
+
+    Args:
+        module: at a hook.
+        act: gives what is `Pair.rebuilt`, or None where nothing changes.
+        is_input: whether the module's input is meant.
+
+    >>> seen = []
+    >>> handle = watched(nn.Identity(), seen.append, is_input=False)
+    """
+    if is_input:
+        return module.register_forward_pre_hook(
+            lambda _m, args, named: act(in_arguments(args, named)), with_kwargs=True
+        )
+    return module.register_forward_hook(lambda _m, _args, output: act(in_output(output)))
+
+
 def form_of(model: nn.Module, module: nn.Module, *, is_input: bool, run: Callable[[], object]) -> tuple[Form, Tensor]:
     """In which form a module has its activations.
 
@@ -82,9 +101,10 @@ def form_of(model: nn.Module, module: nn.Module, *, is_input: bool, run: Callabl
         The form, and a tensor like the activations, [rows, d].
 
     Raises:
-        ValueError: the run calls the module not once, or does not tell the form.
+        ValueError: the run calls the module not once, does not tell the form, or has no row for each token.
     """
     seen: list[tuple[Tensor, Tensor | None]] = []
+    rows: list[int] = []  # of what the model gives
     told: list[str | None] = []  # None until the module that gets both tensors has run
 
     def known(pair: Pair | None) -> Any:
@@ -105,25 +125,33 @@ def form_of(model: nn.Module, module: nn.Module, *, is_input: bool, run: Callabl
             passes = any(_equal(one, seen[0][1]) for one in outputs)
             told[:] = ["sum" if any(_equal(one, whole) for one in outputs) else "first" if passes else "unknown"]
 
+    def given(outputs: tuple[Any, ...]) -> None:
+        before(model, outputs, {})
+        rows.extend(len(_rows(one)) for one in outputs[:1] if _is_rows(one))
+
     with ExitStack() as stack:
-        if is_input:
-            own = module.register_forward_pre_hook(
-                lambda _m, args, named: known(in_arguments(args, named)), with_kwargs=True
-            )
-        else:
-            own = module.register_forward_hook(lambda _m, _args, output: known(in_output(output)))
+        handles = [watched(module, known, is_input=is_input)]
         # A norm at the end has no module behind it, and the model gives what it gave.
-        handles = [own, model.register_forward_hook(lambda _m, _args, output: before(model, _parts(output), {}))]
+        handles += [model.register_forward_hook(lambda _m, _args, output: given(_parts(output)))]
         for leaf in (one for one in model.modules() if not list(one.children())):
             handles += [leaf.register_forward_pre_hook(before, with_kwargs=True), leaf.register_forward_hook(after)]
         for handle in handles:
             stack.callback(handle.remove)
         run()
+    return _seen_form(seen, told, rows)
+
+
+def _seen_form(
+    seen: Sequence[tuple[Tensor, Tensor | None]], told: Sequence[str | None], rows: Sequence[int]
+) -> tuple[Form, Tensor]:
+    """What a run over tokens, for each of which the model gives a row, has shown: as `form_of`."""
     if len(seen) != 1:
         raise ValueError(
             f"a pass of vLLM's model calls it with activations {len(seen)} times; hook a module of one call"
         )
     first, second = seen[0]
+    if rows and len(first) != rows[0]:  # such as one of each head of attention
+        raise ValueError(f"it has {len(first)} rows of activations for {rows[0]} tokens; hook another module")
     if second is None:
         return "one", first
     if told not in (["sum"], ["first"]):

@@ -5,13 +5,10 @@ and vLLM is told that Triton has a driver.
 """
 
 import os
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 os.environ |= {"TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1", "TORCHDYNAMO_DISABLE": "1"}
-sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
 
 from triton import backends  # noqa: E402
 
@@ -19,13 +16,10 @@ driver = SimpleNamespace(is_active=lambda: True)
 backends.backends["cpu"] = backends.Backend(compiler=None, driver=driver)
 
 import vllm_families  # noqa: E402
+from llm_calls import count_preemptions  # noqa: E402
 
-start, end, served, preempted = (
-    vllm_families.start,
-    vllm_families.end,
-    vllm_families.served,
-    vllm_families.preempted,
-)
+__all__ = ["count_preemptions"]
+start, served = vllm_families.start, vllm_families.served
 
 
 def runner() -> tuple[str, bool]:

@@ -1,6 +1,7 @@
 """What a request may ask of SAEs in vLLM: read in the front process, refused there, and kept apart in the cache."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from sae_runtime import Edit
 from sae_runtime.bundle import folder as bundle
 from sae_runtime.bundle.labels import write_labels
 from sae_runtime.bundle.stats import Stats
+from sae_runtime.serve.vllm import asking, plugin
 from sae_runtime.serve.vllm.asking import Reader
 from sae_runtime.serve.vllm.engine_check import check_engine
 from sae_runtime.serve.vllm.plugin import _with_plan
@@ -57,18 +59,28 @@ def test_labels_and_multiples_become_numbers_in_the_front_process(labelled: Path
         ({"sae_edits": '[{"feature": "queen", "set": 1}]'}, "queen"),
         ({"sae_edits": '[{"feature": 3, "set": "x2"}]'}, "was active on none of the tokens"),
         ({"sae_edits": '[{"feature": 3, "set": NaN}]'}, "NaN"),
-        ({"sae_edits": '[{"feature": 3, "set": 1e5}]'}, "the model's numbers end at 6.55e+04"),
+        ({"sae_edits": '[{"feature": 3, "set": 1e5}]'}, "the model's numbers take less than 1.64e+04"),
         ({"sae_edits": '[{"feature": 3, "set": 1, "sae": "yours"}]'}, "there is no SAE 'yours'; the SAEs are mine"),
         ({"sae_edits": '[{"feature": 3, "set": 1'}, "JSON"),
+        ({"sae_edits": "[" * 100_000}, "JSON"),
         ({"sae_edits": 7}, "edits is a list"),
+        ({"sae_edits": None}, "edits is a list"),
+        ({"sae_edits": [{"feature": f, "set": 1} for f in (5, "king")]}, "edited twice"),
+        ({"sae_edits": [{"feature": 3, "set": float("inf")}]}, "finite"),
+        ({"sae_edits": [{"feature": "king", "set": "x1e38"}]}, "finite"),
+        ({"sae_edits": [{"feature": f, "set": 16000.0} for f in range(60)]}, "give smaller edits"),
         ({"sae_edits": [{"feature": 3, "set": 1}] * 65}, "65 edits were given, and this server takes 64"),
         ({"sae_gate": "tail"}, "a gate is one of"),
         ({"sae_gate": [0.5]}, "a gate is one of"),
+        ({"sae_gate": [-1]}, "positions"),
         ({"sae_gate": '{"spans": [[0, 4]]}'}, "takes no spans here"),
         ({"sae_features": 101}, "sae_features is a whole number from 0 to 100"),
+        ({"sae_features": -1}, "sae_features is a whole number"),
+        ({"sae_features": 2.5}, "sae_features is a whole number"),
         ({"sae_features": True}, "sae_features is a whole number"),
         ({"sae_features": "5"}, "sae_features is a whole number"),
         ({"sae_ticket": 7}, "sae_ticket is a text"),
+        ({"sae_ticket": "\ud800"}, "printable"),
         ({"sae_edit": "[]"}, "'sae_edit' is no argument of a request"),
         ({"sae": {"edits": {}}}, "'sae' is no argument of a request"),
     ],
@@ -129,16 +141,63 @@ def test_prefixes_are_shared_by_equal_edits_alone(bundle_of: Callable[..., Path]
         assert salt(edit, gate, 7) == salt(edit, gate, 7) != salt(edit, gate, 9)
 
 
+def test_no_caller_can_give_the_salt_of_anothers_edits(
+    bundle_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = Reader(settings_of({"bundle": str(bundle_of("mutual")), "hook": "h.1", "name": "mine"}), HALF)
+    asked = reader.read({"sae_edits": [Edit.set(3, 2.0)]})
+    assert asked is not None
+    here = asked.salt(None, 7)
+    monkeypatch.setattr(asking, "_SECRET", "what another process drew")
+    assert asked.salt(None, 7) != here
+
+
+def test_other_keys_of_extra_args_are_no_matter(bundle_of: Callable[..., Path]) -> None:
+    reader = Reader(settings_of({"bundle": str(bundle_of("mutual")), "hook": "h.1"}), HALF)
+    given: Any = {7: "another plugin's", "sae_features": 3}
+    assert reader.read(given) is not None
+    wrong: Any = ["sae_features"]
+    with pytest.raises(ValueError, match="extra_args is a dict, got list"):
+        reader.read(wrong)
+
+
+@pytest.mark.parametrize("given", [None, {}, {"sae": None}, {"other": 1}, object(), 5, "sae", ["sae"]])
+def test_an_engine_whose_configuration_has_no_saes_is_left_alone(given: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class EngineArgs:
+        additional_config = given
+
+        def create_engine_config(self, context: str) -> str:
+            return f"made for {context}"
+
+    for name, module in (
+        ("vllm", SimpleNamespace(__version__="0.1.0")),
+        ("vllm.engine", SimpleNamespace()),
+        ("vllm.engine.arg_utils", SimpleNamespace(EngineArgs=EngineArgs)),
+    ):
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(plugin, "_registered", False)
+    plugin.register()
+    assert hasattr(EngineArgs.create_engine_config, "__wrapped__")
+    assert EngineArgs().create_engine_config("a server") == "made for a server"
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        ([1], "sae"),
         ({"saes": []}, "names no SAE"),
+        ({"saes": [{"bundle": "/nowhere", "hook": ""}]}, "/nowhere"),
+        ({"saes": [{"bundle": "B", "hook": "h.1"}], "policy": {"largest_edit": -1}}, "largest_edit"),
         ({"saes": [{"bundle": "/nowhere", "hook": "h.1"}], "more": 1}, "more"),
         ({"saes": [{"bundle": 7}]}, "bundle"),
+        ({"saes": [{"bundle": "~nobody-of-this-name/sae"}]}, "does not exist"),
         ({"saes": [{"bundle": "B", "hook": "h.1", "name": "a"}] * 2}, "two SAEs are called 'a'"),
         ({"saes": [{"bundle": "B", "hook": "tensor:x"}]}, "vLLM's model is hooked at"),
         ({"saes": [{"bundle": "B", "hook": "h.1@2"}]}, "vLLM's model is hooked at"),
-        ({"saes": [{"bundle": "B", "hook": "h.1"}], "limits": {"edits": 0}}, "above 0"),
+        ({"saes": [{"bundle": "B", "hook": "h.1"}], "limits": {"edits": 0}}, "limits.edits is a whole number above 0"),
+        ({"saes": [{"bundle": "B", "hook": "h.1"}], "limits": {"features": 0}}, "limits.features is a whole number"),
+        ({"saes": [{"bundle": "B", "hook": "h.1"}], "limits": {"features": 101}}, "limits.features is at most 100"),
+        ({"saes": [{"bundle": "B", "hook": "h.1"}], "limits": {"kept_tokens": True}}, "kept_tokens"),
         ({"saes": [{"bundle": "B", "hook": "h.1"}], "policy": {"edit_kind": ["shout"]}}, "shout"),
     ],
 )
@@ -153,6 +212,18 @@ def test_settings_that_cannot_be_served_are_refused(
 
 def test_without_the_key_sae_there_are_no_settings() -> None:
     assert read_settings(None) is None and read_settings({}) is None and read_settings({"other": {}}) is None
+
+
+@pytest.mark.parametrize("additional", [None, {}, {"sae": None}, {"other": {"a": 1}}])
+def test_an_engine_without_saes_is_left_alone(additional: Any) -> None:
+    class Arguments:
+        additional_config = additional
+
+        def create_engine_config(self) -> str:
+            return "made by vLLM"
+
+    plugin._wrap_config(Arguments)
+    assert Arguments().create_engine_config() == "made by vLLM"
 
 
 def engine(**changed: Any) -> Any:

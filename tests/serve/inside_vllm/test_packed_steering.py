@@ -133,6 +133,26 @@ def test_an_activation_that_overflows_is_told_for_its_own_request(form: str, fea
         as_features(kept["b"]["b"][0]["mine"], 150, 2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("form", FORMS)
+def test_an_edit_that_overflows_gives_numbers_that_no_cache_carries_to_others(
+    form: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """How strong a feature is, and how long an activation, is known in the worker alone."""
+    settings = of_bundle(native(tmp_path / "sae", **FORMS[form]), "layers.1")
+    edits = [Edit.scale(feature, 3e38) for feature in range(64)]
+    asked = Reader(settings, torch.finfo(dtype).max).read({"sae_edits": edits})
+    assert asked is not None
+    runner = Runner(PackedModel(D_IN).to(dtype))
+    steering = Steering(runner, settings, runner.short, second=False)
+    seen = streams_after(runner, 1)
+    steering.begin(scheduled({"a": (asked.plan("a", 1, ()), 5)}, {"a": 5, "b": 2}, cached={"b": 0}))
+    hidden = runner.run(["a", "b"], IDS, padding=0)
+    steering.end()
+    assert seen[0].isfinite().all() and hidden.isfinite().all()
+    assert seen[0][:5].abs().amax() > (1e15 if dtype != torch.float16 else 3e4), "no edit overflowed"
+
+
 def test_special_tokens_are_left_out_by_the_gate_text(bundle_of: Callable[..., Path]) -> None:
     settings, runner = of_bundle(bundle_of("token"), "layers.1"), Runner(PackedModel(D_IN))
     reader = Reader(settings, 3e38)
@@ -207,6 +227,22 @@ def test_two_tensors_that_nobody_reads_in_a_known_way_are_refused() -> None:
 
     with pytest.raises(ValueError, match="hook another module"):
         form_of(model, model["odd"], is_input=False, run=run)
+
+
+def test_a_module_that_has_no_row_for_each_token_is_refused() -> None:
+    class ByHead(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q_norm = nn.LayerNorm(8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            normed: torch.Tensor = self.q_norm(x.reshape(-1, 8))
+            return normed.reshape(-1, D_IN)
+
+    model = ByHead()
+    for is_input in (False, True):
+        with pytest.raises(ValueError, match="it has 12 rows of activations for 4 tokens; hook another module"):
+            form_of(model, model.q_norm, is_input=is_input, run=lambda: model(torch.ones(4, D_IN)))
 
 
 def test_a_hook_of_another_width_and_a_hook_that_is_not_there_are_refused(
