@@ -23,6 +23,7 @@ import click
 import numpy as np
 import onnxruntime_genai as og
 from numpy.typing import NDArray
+from turns import alternating
 
 from sae_runtime import Edit
 from sae_runtime.bundle import folder as bundle
@@ -151,16 +152,10 @@ def genai(model: Any, prompt: Ids, edits: list[list[Edit]], tokens: int) -> Turn
 
 
 def taken(runs: Mapping[str, Callable[[], Turn]], rounds: int) -> dict[str, list[Turn]]:
-    """Turns of each run, after one that does not count. Each round begins with another, since the first is slower."""
+    """Turns of each run, after one that does not count."""
     for run in runs.values():
         run()
-    turns: dict[str, list[Turn]] = {name: [] for name in runs}
-    names = list(runs)
-    for number in range(rounds):
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
-            turns[name].append(runs[name]())
-    return turns
+    return alternating(runs, rounds)
 
 
 def line(precision: str, requests: int, edits: int, tokens: int, turns: dict[str, list[Turn]]) -> str:

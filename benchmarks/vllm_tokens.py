@@ -39,6 +39,7 @@ from before_after import Worker
 from made_sae import made
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from turns import alternating
 from vllm_engine import ENVIRONMENT, LAYER
 
 from sae_runtime.bundle import folder as bundles
@@ -175,12 +176,7 @@ def turn(worker: Worker, load: Load, **asked: Any) -> Turn:
 
 def table(load: Load, runs: Mapping[str, Callable[[], Turn]], rounds: int) -> None:
     """Print the rows of a load."""
-    turns: dict[str, list[Turn]] = {name: [] for name in runs}
-    names = list(runs)
-    for number in range(rounds):
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
-            turns[name].append(runs[name]())
+    turns = alternating(runs, rounds)
     print(f"\n{load.title}\n\n| d_sae: asked | tokens/s | time | processor | same tokens |\n|---|---|---|---|---|")
     for name, own in turns.items():
         speed = load.count / statistics.median(one["wall"] for one in own)

@@ -112,6 +112,15 @@ def vllm_reference(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return make_reference(tmp_path_factory.mktemp("smollm2"))
 
 
+@pytest.fixture(scope="module")
+def vllm_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A process of vLLM's environment that runs functions of `llm_calls.py`; see `vllm_processes.called`."""
+    from vllm_processes import LLM_CALLS, called
+
+    with called(LLM_CALLS, tmp_path_factory.mktemp("engine") / "log") as call:
+        yield call
+
+
 @pytest.fixture(scope="session")
 def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Give the path of an exported bundle of an allocation; made once for each set of arguments. Do not alter it."""

@@ -20,6 +20,7 @@ from processes import free_port
 from running import asked
 
 ROOT = Path(__file__).parents[1]
+LLM_CALLS = ROOT / "tests" / "serve" / "inside_vllm" / "llm_calls.py"
 HOME = Path(sys.prefix) / "vllm"
 PYTHON = HOME / "bin" / "python"
 MODEL = Path(sys.prefix) / "smollm2"

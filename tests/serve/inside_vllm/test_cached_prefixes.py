@@ -1,11 +1,10 @@
 """Chunked prefill, cached prefixes and preemption: no request continues from what was computed under other edits."""
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from vllm_processes import MODEL, ROOT, Called, called, needs_vllm, settings_of
+from vllm_processes import MODEL, ROOT, Called, needs_vllm, settings_of
 from vllm_reference import Reference, assert_answer
 from vllm_requests import active, every_kind
 
@@ -15,18 +14,11 @@ BLOCK = 32  # the least of a processor; of 32 tokens that are cached together
 
 
 @pytest.fixture(scope="module")
-def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Called]:
-    log = tmp_path_factory.mktemp("engine") / "log"
-    with called(Path(__file__).with_name("llm_calls.py"), log) as call:
-        yield call
-
-
-@pytest.fixture(scope="module")
-def chunked(process: Called, reference: Reference) -> Called:
+def chunked(vllm_process: Called, reference: Reference) -> Called:
     """An engine that reads 24 tokens in a pass, and caches prefixes in blocks."""
     options = {"block_size": BLOCK, "max_num_batched_tokens": 24, "max_num_seqs": 16, "enable_prefix_caching": True}
-    process("start", str(MODEL), settings_of([{"bundle": reference.bundles[NAME]}]), **options)
-    return process
+    vllm_process("start", str(MODEL), settings_of([{"bundle": reference.bundles[NAME]}]), **options)
+    return vllm_process
 
 
 def assert_all(got: Sequence[Any], requests: Sequence[Any], reference: Reference) -> None:
@@ -97,7 +89,7 @@ def test_a_second_turn_whose_prompt_holds_the_first_answer(chunked: Called, refe
         assert_all(chunked("generate", [request]), [request], reference)
 
 
-def test_preempted_requests_are_computed_again_under_their_edits(process: Called, reference: Reference) -> None:
+def test_preempted_requests_are_computed_again_under_their_edits(vllm_process: Called, reference: Reference) -> None:
     gates: tuple[Any, ...] = ("all", "generated", "answer", "last_prompt", "prompt", "text", [5, 27, 30, 35], "all")
     prompts = [long_prompt(reference, 100 + 70 * number, BLOCK - 4) for number in range(len(gates))]
     edits = [[{"feature": active(reference, ids, NAME)[1], "add": "x0.5"}] for ids in prompts]
@@ -107,9 +99,9 @@ def test_preempted_requests_are_computed_again_under_their_edits(process: Called
     ]
     # Each begins with a block and soon needs two, for which there is no room.
     options = {"block_size": BLOCK, "max_num_seqs": 16, "max_model_len": 128, "num_gpu_blocks_override": 12}
-    process("start", str(MODEL), settings_of([{"bundle": reference.bundles[NAME]}]), **options)
-    process("count_preemptions")
+    vllm_process("start", str(MODEL), settings_of([{"bundle": reference.bundles[NAME]}]), **options)
+    vllm_process("count_preemptions")
     for features in (0, 100):
         asked = [{**one, "sae": {**one["sae"], "sae_features": features}} for one in requests]
-        assert_all(process("generate", asked), asked, reference)
-        assert process("count_preemptions"), "no request was preempted, so nothing is shown"
+        assert_all(vllm_process("generate", asked), asked, reference)
+        assert vllm_process("count_preemptions"), "no request was preempted, so nothing is shown"

@@ -1,7 +1,6 @@
 """A corpus through vLLM: each row of the folder is what transformers reads of the same window."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from vllm_bundles import D_SAE
-from vllm_processes import MODEL, ROOT, Called, Raised, called, needs_vllm, settings_of
+from vllm_processes import MODEL, ROOT, Called, Raised, needs_vllm, settings_of
 from vllm_reference import Reference, assert_features_equal
 
 from sae_runtime import Features, read_features
@@ -26,11 +25,10 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def engine(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Called]:
+def engine(vllm_process: Called, reference: Reference) -> Called:
     saes = [{"bundle": reference.bundles[name], "name": name} for name in ("threshold", "layer")]
-    with called(Path(__file__).with_name("llm_calls.py"), tmp_path_factory.mktemp("corpus") / "log") as call:
-        call("start", str(MODEL), settings_of(saes), max_model_len=64, max_num_batched_tokens=64)
-        yield call
+    vllm_process("start", str(MODEL), settings_of(saes), max_model_len=64, max_num_batched_tokens=64)
+    return vllm_process
 
 
 @pytest.fixture

@@ -1,12 +1,10 @@
 """One engine, several SAEs of every kind, requests of every kind together: transformers + `attach`, one by one."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from vllm_bundles import D_SAE, KINDS
-from vllm_processes import MODEL, Called, Raised, called, needs_vllm, settings_of
+from vllm_processes import MODEL, Called, Raised, needs_vllm, settings_of
 from vllm_reference import Reference, assert_answer, assert_read
 from vllm_requests import TEXTS, active, chat, every_kind, of_sae
 
@@ -15,11 +13,11 @@ EDITED = [kind for kind in KINDS if kind != "transcoder"]
 
 
 @pytest.fixture(scope="module")
-def engine(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Called]:
-    log = tmp_path_factory.mktemp("engine") / "log"
-    with called(Path(__file__).with_name("llm_calls.py"), log) as call:
-        call("start", str(MODEL), settings_of([{"bundle": path, "name": n} for n, path in reference.bundles.items()]))
-        yield call
+def engine(vllm_process: Called, reference: Reference) -> Called:
+    vllm_process(
+        "start", str(MODEL), settings_of([{"bundle": path, "name": n} for n, path in reference.bundles.items()])
+    )
+    return vllm_process
 
 
 def test_twelve_requests_of_every_edit_and_gate(engine: Called, reference: Reference) -> None:

@@ -1,13 +1,12 @@
 """Engines that cannot serve SAEs as they should are refused in one sentence, before they load a model."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from vllm_processes import MODEL, Called, Raised, called, needs_vllm, refusal, settings_of
+from vllm_processes import LLM_CALLS, MODEL, Called, Raised, called, needs_vllm, refusal, settings_of
 from vllm_reference import Reference
 
 from sae_runtime.bundle import folder as bundle
@@ -15,13 +14,6 @@ from sae_runtime.bundle.manifest import Architecture, Manifest
 from sae_runtime.serve.vllm.plugin import WORKER
 
 pytestmark = needs_vllm
-
-
-@pytest.fixture(scope="module")
-def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Called]:
-    log = tmp_path_factory.mktemp("engine") / "log"
-    with called(Path(__file__).with_name("llm_calls.py"), log) as call:
-        yield call
 
 
 @pytest.fixture(scope="module")
@@ -44,37 +36,37 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-def refused(process: Called, *given: Any, **options: Any) -> str:
+def refused(vllm_process: Called, *given: Any, **options: Any) -> str:
     with pytest.raises(Raised) as raised:
-        process("start", str(MODEL), *given, **options, seconds=60)
+        vllm_process("start", str(MODEL), *given, **options, seconds=60)
     assert raised.value.is_value_error, str(raised.value)
     assert "\n" not in raised.value.sentence and len(raised.value.sentence) < 500
     return raised.value.sentence
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_options_in_which_features_would_not_be_read(process: Called, reference: Reference, name: str) -> None:
+def test_options_in_which_features_would_not_be_read(vllm_process: Called, reference: Reference, name: str) -> None:
     options, expected = OPTIONS[name]
-    sentence = refused(process, settings_of([{"bundle": reference.bundles["topk"]}]), **options)
+    sentence = refused(vllm_process, settings_of([{"bundle": reference.bundles["topk"]}]), **options)
     assert expected in sentence
 
 
-def test_an_sae_of_another_width(process: Called, narrow: Path) -> None:
-    sentence = refused(process, settings_of([{"bundle": narrow}]))
+def test_an_sae_of_another_width(vllm_process: Called, narrow: Path) -> None:
+    sentence = refused(vllm_process, settings_of([{"bundle": narrow}]))
     assert "32" in sentence and "576" in sentence
 
 
-def test_settings_that_cannot_be(process: Called) -> None:
-    assert "missing" in refused(process, settings_of([{"bundle": "missing"}]))
+def test_settings_that_cannot_be(vllm_process: Called) -> None:
+    assert "missing" in refused(vllm_process, settings_of([{"bundle": "missing"}]))
 
 
-def test_a_layer_that_the_model_lacks(process: Called, reference: Reference) -> None:
+def test_a_layer_that_the_model_lacks(vllm_process: Called, reference: Reference) -> None:
     with pytest.raises(Raised, match="layers.99"):
-        process("start", str(MODEL), settings_of([{"bundle": reference.bundles["topk"], "hook": "layers.99"}]))
+        vllm_process("start", str(MODEL), settings_of([{"bundle": reference.bundles["topk"], "hook": "layers.99"}]))
 
 
 def test_a_worker_whose_requests_nobody_checks(reference: Reference, tmp_path: Path) -> None:
-    with called(Path(__file__).with_name("llm_calls.py"), tmp_path / "log", VLLM_PLUGINS="another") as call:
+    with called(LLM_CALLS, tmp_path / "log", VLLM_PLUGINS="another") as call:
         with pytest.raises(Raised, match="VLLM_PLUGINS leaves out sae_runtime"):
             call("start", str(MODEL), settings_of([{"bundle": reference.bundles["topk"]}]), worker_cls=WORKER)
 
@@ -85,9 +77,9 @@ def test_a_server_says_so_as_well(reference: Reference, tmp_path: Path) -> None:
     assert "--enforce-eager; add it" in refusal(words, tmp_path / "log")
 
 
-def test_requests_to_an_engine_without_saes(process: Called) -> None:
-    process("start", str(MODEL))
-    plain = process("generate", [{"ids": [1, 2, 3], "max_tokens": 3}])
+def test_requests_to_an_engine_without_saes(vllm_process: Called) -> None:
+    vllm_process("start", str(MODEL))
+    plain = vllm_process("generate", [{"ids": [1, 2, 3], "max_tokens": 3}])
     given: tuple[dict[str, Any], ...] = (
         {"sae_edits": [{"feature": 3, "set": 8}]},
         {"sae_gate": "prompt"},
@@ -97,17 +89,17 @@ def test_requests_to_an_engine_without_saes(process: Called) -> None:
     )
     for asked in given:
         with pytest.raises(Raised, match="serves no SAE") as raised:
-            process("generate", [{"ids": [1, 2, 3], "sae": asked, "max_tokens": 3}])
+            vllm_process("generate", [{"ids": [1, 2, 3], "sae": asked, "max_tokens": 3}])
         assert raised.value.is_value_error
-    assert process("generate", [{"ids": [1, 2, 3], "max_tokens": 3, "sae": {"another_plugin": 1}}]) == plain
+    assert vllm_process("generate", [{"ids": [1, 2, 3], "max_tokens": 3, "sae": {"another_plugin": 1}}]) == plain
 
 
-def test_another_version(process: Called, reference: Reference) -> None:
-    version = process("pretend_version", "0.31.4")
+def test_another_version(vllm_process: Called, reference: Reference) -> None:
+    version = vllm_process("pretend_version", "0.31.4")
     try:
         for other in ("0.31.4", "0.33.0", "0.320.0", "1.32.0"):
-            process("pretend_version", other)
-            sentence = refused(process, settings_of([{"bundle": reference.bundles["topk"]}]))
+            vllm_process("pretend_version", other)
+            sentence = refused(vllm_process, settings_of([{"bundle": reference.bundles["topk"]}]))
             assert other in sentence and "0.32" in sentence
     finally:
-        process("pretend_version", version)
+        vllm_process("pretend_version", version)
