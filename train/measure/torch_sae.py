@@ -37,6 +37,7 @@ class TorchSAE(nn.Module):
     b_enc: Tensor
     b_dec: Tensor
     b_pre: Tensor  # b_dec or zeros, [d_in]
+    threshold: Tensor  # [d_sae], where thresholds select
 
     def __init__(self, read: Bundle) -> None:
         """Copy the weights of a bundle, and its threshold if its architecture has one."""
@@ -96,8 +97,9 @@ class TorchSAE(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """Activations of the features [n, d_sae] of raw activations [n, d_in], by the served rule."""
         z = self.pre_activations(x)
-        threshold = dict(self.named_buffers()).get("threshold")  # it is on the device, and the rule's own is not
-        return torch.where(self.served(z) if threshold is None else z > threshold, z, 0)
+        if self.manifest.architecture.selection == "threshold":  # the buffer is on z's device, and the rule's is not
+            return torch.where(z > self.threshold, z, 0)
+        return torch.where(self.served(z), z, 0)
 
     def some_features(self, x: Tensor, features: Tensor) -> Tensor:
         """Activations of some features [n, e], by their numbers [e], of raw activations [n, d_in].
@@ -111,7 +113,7 @@ class TorchSAE(nn.Module):
         if self.manifest.architecture.selection != "threshold":
             return self.features(x)[:, features]
         z = encoded(self.normalised(x)[0], self.W_enc.T[features], self.b_enc[features], self.b_pre)
-        return torch.where(z > self.get_buffer("threshold")[features], z, 0)
+        return torch.where(z > self.threshold[features], z, 0)
 
     def reconstruction(self, sums: Tensor, x: Tensor) -> Tensor:
         """The reconstruction [n, d_out] from sums of decoder rows f W_dec [n, d_out], and from the x that f encodes."""

@@ -27,8 +27,8 @@ PLAN = "sae"  # the key of a request's extra arguments under which the worker fi
 ALL = "all"  # of sae_features: every active feature
 _BY_PROMPT = ("prompt", "last_prompt", "generated", "answer")  # gates that depend on where the prompt ends
 _LONGEST_TICKET = 256
-LARGEST = 1e16  # that an edit gives: squares of such numbers still have a sum in float32
-_SECRET = secrets.token_hex()  # no caller can give a salt that another's edits have
+LARGEST = 1e16  # what edits may make of an activation; a norm adds up squares, which still fit into float32
+_SECRET = secrets.token_hex()  # a part of each salt, so that no caller can compute that of another's edits
 
 
 @dataclass(frozen=True)
