@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, tuple[str, ...] | None] = {
     "serve": ("core", "bundle", "engine", "text", "deployed", "generation", "sae", "model"),
     "serve.vllm": ("core", "bundle", "activations", "text", "extraction", "serve", "train.measure.torch_sae"),
     "checkpoints": ("core", "bundle"),
-    "browser": ("core", "bundle"),
+    "browser": ("core", "bundle", "store", "deployed", "model"),
     "train": ("core", "bundle", "activations", "calibration"),
     "exports": ("bundle", "core.progress", "engine.sessions", "engine.trial"),
     "cli": ANYTHING,
