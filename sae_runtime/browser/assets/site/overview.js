@@ -127,7 +127,7 @@ async function compare(place, site, sae) {
 function origin(about, site) {
   const item = (name, ...values) => [make("dt", {}, name), make("dd", {}, ...values)];
   const licences = about.licences?.length ? about.licences.map(plain).join(", ") : "not stated";
-  const texts = about.texts?.length ? about.texts.map((one) => make("div", {}, plain(one.file), make("small", {}, ` ${counted(one.documents, "document")}`))) : ["not stated"];
+  const texts = about.texts?.length ? about.texts.map((one) => make("div", {}, plain(one.file), one.documents === null ? null : make("small", {}, ` ${counted(one.documents, "document")}`))) : ["not stated"];
   return make("section", { attributes: { "aria-labelledby": "origin-title" } }, make("h2", { id: "origin-title" }, "Where this is from"),
     make("dl", { className: "origin" },
       ...item("Model", plain(about.model ?? "not stated")), ...item("Hook", plain(about.hook ?? "not stated")),
