@@ -85,7 +85,8 @@ def _axes(graph: Any) -> dict[str, int]:
                     found[name].add(None)
     for value in graph.output:
         found[value.name].add(None)
-    return {name: min(axes) for name, axes in found.items() if None not in axes}  # type: ignore[type-var]
+    sure = {name: [axis for axis in axes if axis is not None] for name, axes in found.items() if None not in axes}
+    return {name: min(axes) for name, axes in sure.items()}
 
 
 def _axis(node: Any, place: int) -> int | None:

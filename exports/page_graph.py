@@ -5,7 +5,9 @@ onnxruntime-web takes an input that has a default for a constant, and static hos
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,33 @@ from sae_runtime.exports.int8_weights import quantise_weights
 _LARGEST = 50_000_000  # bytes of a file of weights, unless one tensor is larger; some hosts refuse 100 MB
 _SMALL = 1024  # bytes of a weight that stays in the graph
 _ALIGNED = 64
+_KINDS: dict[int, str] = {
+    onnx.TensorProto.FLOAT16: "float16",
+    onnx.TensorProto.BFLOAT16: "bfloat16",
+    onnx.TensorProto.INT8: "int8",
+    onnx.TensorProto.UINT8: "int8",
+    onnx.TensorProto.INT4: "int4",
+    onnx.TensorProto.UINT4: "int4",
+}
 _TYPES_OF_TEXT = "type"  # in the name of an input that tells which of two texts a token is of
 
 
-def write_page_graph(graph: Path, folder: Path, *, int8: bool = False) -> list[Path]:
+@dataclass(frozen=True)
+class PageGraph:
+    """A graph for a page.
+
+    Attributes:
+        graph: its file.
+        external: the files of its weights, which lie beside it.
+        weights: how most of the weights of its products are kept: float32, float16, int8, int4, ...
+    """
+
+    graph: Path
+    external: tuple[Path, ...]
+    weights: str
+
+
+def write_page_graph(graph: Path, folder: Path, *, int8: bool = False) -> PageGraph:
     """Write the graph of a deployed model as onnxruntime-web runs it: `model.onnx` and the files of its weights.
 
     The inputs of SAEs lose their defaults, so a page feeds each of them in every run. Other inputs that have a default
@@ -34,17 +59,15 @@ def write_page_graph(graph: Path, folder: Path, *, int8: bool = False) -> list[P
         int8: keep the host's weights as int8 numbers, with a scale for each column of a product and for each row of a
             table. The SAEs' weights stay as they are.
 
-    Returns:
-        The files that were written, the graph first.
-
     Raises:
         FileNotFoundError: the graph, or a file that it reads, is missing.
         ValueError: the graph reads files outside of its folder, or `int8` is asked for and the host has no weights of
             float32 that can be kept so.
 
     >>> Path("page").mkdir()
-    >>> [file.name for file in write_page_graph(host_path, Path("page"))]
-    ['model.onnx', 'weights.0.data']
+    >>> made = write_page_graph(host_path, Path("page"))
+    >>> made.graph.name, [file.name for file in made.external], made.weights
+    ('model.onnx', ['weights.0.data'], 'float32')
     """
     graph = Path(graph)
     check_external(graph)
@@ -59,10 +82,11 @@ def write_page_graph(graph: Path, folder: Path, *, int8: bool = False) -> list[P
     for spliced in splices.values():  # its weights are in no file of their own any more
         for key, value in dataclasses.replace(spliced, file=None, bundle=None).to_metadata().items():
             model.metadata_props.add(key=key, value=value)
+    weights = "int8" if int8 else _kind(model.graph)
     files = _write_weights(graph, model.graph, folder)
     path = folder / "model.onnx"
     onnx.save(model, path)
-    return [path, *files]
+    return PageGraph(path, tuple(files), weights)
 
 
 def _require_inputs(graph: Any, own: set[str]) -> None:
@@ -74,6 +98,17 @@ def _require_inputs(graph: Any, own: set[str]) -> None:
     del graph.input[:], graph.initializer[:]
     graph.input.extend(fed)
     graph.initializer.extend(kept)
+
+
+def _kind(graph: Any) -> str:
+    """How most of a host's weights are kept, by the numbers of its initializers and the bits of its products."""
+    bits = [a.i for node in graph.node if node.op_type == "MatMulNBits" for a in node.attribute if a.name == "bits"]
+    if bits:
+        return f"int{max(set(bits), key=bits.count)}"
+    sizes: dict[int, int] = {}
+    for tensor in graph.initializer:
+        sizes[tensor.data_type] = sizes.get(tensor.data_type, 0) + math.prod(tensor.dims)
+    return _KINDS.get(max(sizes, key=sizes.__getitem__, default=onnx.TensorProto.FLOAT), "float32")
 
 
 def _write_weights(graph: Path, root: Any, folder: Path) -> list[Path]:

@@ -5,7 +5,9 @@ const texts = new Map(); // path -> promise of its content, in the order of use
 
 export const getSite = () => content("site.json");
 export const getOverview = (sae) => content(`${sae.folder}/overview.json`);
-export const namesShards = (sae) => Math.ceil(sae.d_sae / sae.names_per_shard);
+
+// How many shards of names an SAE has, and one of them: {first, label, tokens, density, max}, lists of the same length.
+export const countNames = async (sae) => (await getOverview(sae)).shards.names.length;
 export const getNames = (sae, shard) => content(`${sae.folder}/names/${padded(shard, 4)}.json`);
 
 // {api, models}: where a server answers at the same address; {} of a static site.
@@ -13,8 +15,8 @@ export const getServed = () => content("serve.json").catch(() => ({}));
 
 // What the store knows of a feature.
 export async function getFeature(sae, feature) {
-  const shard = Math.floor(feature / sae.features_per_shard);
-  const path = `${sae.folder}/features/${padded(shard, 5)}.json`;
+  const { shards } = await getOverview(sae);
+  const path = `${sae.folder}/features/${padded(shardOf(shards.features, feature), 5)}.json`;
   const { first, features } = await content(path, { few: true });
   const one = features?.[feature - first];
   if (one?.feature !== feature) throw new Error(`${path} does not hold feature ${feature}; make the site again with sae-runtime browse.`);
@@ -28,9 +30,21 @@ export function prefetch(sae, feature) {
 
 // {label, tokens, density, max} of a feature, from the shards of names.
 export async function getName(sae, feature) {
-  const { first, label, tokens, density, max } = await getNames(sae, Math.floor(feature / sae.names_per_shard));
+  const { shards } = await getOverview(sae);
+  const { first, label, tokens, density, max } = await getNames(sae, shardOf(shards.names, feature));
   const place = feature - first;
   return { label: label[place] ?? null, tokens: tokens[place] ?? [], density: density[place], max: max[place] };
+}
+
+// The shard with a feature; firsts: the first feature of each shard.
+export function shardOf(firsts, feature) {
+  let low = 0, high = firsts.length - 1;
+  while (low < high) {
+    const middle = Math.ceil((low + high) / 2);
+    if (firsts[middle] <= feature) low = middle;
+    else high = middle - 1;
+  }
+  return low;
 }
 
 function content(path, { few = false } = {}) {

@@ -97,7 +97,7 @@ function settle(place, first) {
     heading.focus({ preventScroll: true });
   }
   $("status").textContent = first ? "" : document.title;
-  scrollTo(0, Number(stored(`scroll ${shown.entry}`) ?? 0));
+  scrollTo({ top: Number(stored(`scroll ${shown.entry}`) ?? 0), behavior: "instant" });
 }
 
 function showError(error) {
