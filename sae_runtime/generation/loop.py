@@ -67,6 +67,11 @@ class Loop:
         """The number of requests that wait or run."""
         return len(self._waiting) + len(self._reading) + sum(len(group.requests) for group in self._groups)
 
+    @property
+    def limit(self) -> int | None:
+        """The most tokens of a prompt and its answer; None: the model's files do not say."""
+        return self._decoder.limit
+
     def add(self, request: Request) -> None:
         """Let a request join with the next step.
 

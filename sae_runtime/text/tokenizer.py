@@ -79,6 +79,20 @@ class Tokenizer:
         """The same tokenizer for texts in lower case; special tokens in a text and offsets stay as they are."""
         return Tokenizer(self._home, self._text, lower=True)
 
+    @property
+    def splits_special(self) -> bool:
+        """Whether the name of a special token in a text is plain text, as tokenizer_config.json may say."""
+        return bool(self._rust.encode_special_tokens)
+
+    def to_json(self) -> str:
+        """tokenizer.json with what the files beside it change, and without padding and truncation.
+
+        >>> '"type":"WordPiece"' in open_tokenizer(tokenizer_path).to_json()
+        True
+        """
+        text: str = self._rust.to_str()
+        return text
+
     def encode(
         self, texts: Sequence[str], *, limit: int | None = None, prefix: str = "", frame: bool = True
     ) -> list[Tokens]:

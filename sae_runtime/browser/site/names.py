@@ -22,7 +22,8 @@ class Names:
         folder.mkdir()
         self._folder = folder
         self.firsts: list[int] = []
-        self._begin(0)
+        self._first = self._rows = self._bytes = 0
+        self._columns: dict[str, list[Any]] = {}
 
     def put(self, feature: int, label: str | None, tokens: list[str], density: Any, largest: Any) -> None:
         """Add a feature; features come in order."""
@@ -30,7 +31,8 @@ class Names:
         if self._rows and (self._rows == MOST or self._bytes + size > _BYTES):
             self.done()
         if not self._rows:
-            self._begin(feature)
+            self._first, self._bytes = feature, 0
+            self._columns = {name: [] for name in ("label", "tokens", "density", "max")}
             self.firsts.append(feature)
         for column, value in zip(self._columns.values(), (label, tokens, density, largest), strict=True):
             column.append(value)
@@ -43,7 +45,3 @@ class Names:
             place = self._folder / f"{len(self.firsts) - 1:04}.json"
             write_json(place, {"first": self._first, **self._columns})
             self._rows = 0
-
-    def _begin(self, first: int) -> None:
-        self._first, self._rows, self._bytes = first, 0, 0
-        self._columns: dict[str, list[Any]] = {name: [] for name in ("label", "tokens", "density", "max")}

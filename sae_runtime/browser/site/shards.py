@@ -8,10 +8,10 @@ MOST = 5_000_000  # bytes of a file of a site
 
 
 def json_bytes(value: Any) -> bytes:
-    """The JSON of a value without needless blanks, in UTF-8.
+    r"""The JSON of a value without needless blanks, in UTF-8.
 
     >>> json_bytes({"label": "naïve", "max": 1.5})
-    b'{"label":"na\\xc3\\xafve","max":1.5}'
+    b'{"label":"na\xc3\xafve","max":1.5}'
     """
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 

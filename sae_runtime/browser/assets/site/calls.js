@@ -7,7 +7,7 @@ import { aboutModel } from "./try/about.js";
 
 const LOCAL = "http://127.0.0.1:8080"; // where `sae-runtime serve` listens unless it is told otherwise
 
-// edits: [{sae, feature, kind, value, label}] with the model's names of SAEs; without any, a feature is read and set.
+// edits: [{sae, feature, kind, value, label}] with the site's names of SAEs; without any, a feature is read and set.
 // feature: number of a feature that is read; text: what is read; strength: the value of the feature's example.
 // tokens: of an answer; about: of the model (PageModel.about), if it is known; server: {origin, key} where one is used.
 // The element has `update({edits, text, ...})`, which writes the programs anew.
@@ -31,14 +31,13 @@ export function callsOf(site, sae, edits, options = {}) {
 // What the programs are made of (shared/programs.js).
 export function callFor(sae, given, about) {
   const saes = about?.saes ?? [];
-  const own = saes.find((one) => one.site === sae.name)?.name ?? sae.name;
-  const example = given.feature === null || given.edits.length ? []
-    : [{ sae: own, feature: given.feature, kind: "set", value: given.strength, label: given.label }];
+  const called = (name) => saes.find((one) => one.site === name)?.name ?? name; // what the model calls it
+  const example = given.feature === null ? [] : [{ sae: sae.name, feature: given.feature, kind: "set", value: given.strength, label: given.label }];
   return {
     kind: about?.kind ?? "vectors", model: about?.name ?? "model", chat: about?.chat ?? true,
     origin: given.server?.origin ?? LOCAL, key: given.server?.key ?? false,
     text: given.text, tokens: given.tokens, several: saes.length > 1,
-    feature: given.feature === null ? null : { sae: own, feature: given.feature },
-    edits: given.edits.length ? given.edits : example,
+    feature: given.feature === null ? null : { sae: called(sae.name), feature: given.feature },
+    edits: (given.edits.length ? given.edits : example).map((edit) => ({ ...edit, sae: called(edit.sae ?? sae.name) })),
   };
 }

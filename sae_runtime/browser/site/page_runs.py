@@ -1,0 +1,146 @@
+"""Runs of the graph that a page runs, by onnxruntime here, to compare its answers with those of the model."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_runtime.browser.site.unfit import UnfitForPage
+from sae_runtime.core.edits import Edit
+from sae_runtime.core.features import Features, from_slots
+from sae_runtime.deployed.host_inputs import read_host_inputs
+from sae_runtime.deployed.interventions import intervention_feed
+from sae_runtime.deployed.pooling import normalised, pooled
+from sae_runtime.model import Model
+
+
+class PageRuns:
+    """The graph that a page runs, open here.
+
+    Attributes:
+        inputs: what it takes for texts.
+        outputs: the declared shape of each output.
+        required: names of the SAEs' inputs.
+
+    Args:
+        graph: as `write_page_graph` left it.
+        model: that it was made of.
+
+    Raises:
+        UnfitForPage: the graph takes what no text gives, or onnxruntime refuses it.
+    """
+
+    def __init__(self, graph: Path, model: Model) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.add_session_config_entry("session.disable_quant_qdq", "1")  # as the page's
+        self._splices = model.layout.splices
+        own = {name for spliced in self._splices.values() for name in spliced.inputs}
+        try:
+            self._session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+            self.inputs = read_host_inputs(
+                self._session, own=own, config=model.layout.config, genai=model.layout.genai, graph="the graph"
+            )
+        except Exception as error:  # onnxruntime has an exception class for each status code
+            raise UnfitForPage(f"{' '.join(str(error).split())}; run the model by sae-runtime serve") from error
+        self.required = frozenset(own)
+        self.outputs = {value.name: tuple(value.shape) for value in self._session.get_outputs()}
+
+    def run(
+        self,
+        ids: NDArray[np.int64],
+        outputs: Sequence[str],
+        *,
+        slots: Mapping[str, int] | None = None,
+        edits: Mapping[str, Sequence[Edit]] | None = None,
+    ) -> list[NDArray[Any]]:
+        """Outputs for one text, or several of one length.
+
+        Args:
+            ids: of the tokens, [b, t].
+            outputs: their names.
+            slots: features of a token that are read, by SAE.
+            edits: in plain numbers, by SAE.
+        """
+        feed = self.inputs.feed(ids, np.ones_like(ids))
+        requests = {name: [each] * len(ids) for name, each in (edits or {}).items()}
+        feed |= intervention_feed(self._splices, slots=slots, edits=requests, required=self.required)
+        found: list[NDArray[Any]] = self._session.run(list(outputs), feed)
+        return found
+
+    def features(self, ids: NDArray[np.int64]) -> dict[str, Features]:
+        """All active features of a text's tokens, by SAE."""
+        read = {name: spliced for name, spliced in self._splices.items() if f"{name}_values" in spliced.outputs}
+        slots = {name: min(spliced.d_sae, 4 * (spliced.slots or 16)) for name, spliced in read.items()}
+        while True:
+            asked = {name: number for name, number in slots.items() if f"{name}_slots" in read[name].inputs}
+            names = [name for sae in read for name in (f"{sae}_indices", f"{sae}_values")]
+            arrays = iter(self.run(ids[None], names, slots=asked))
+            found = {name: (indices[0], values[0]) for name, indices, values in zip(read, arrays, arrays, strict=True)}
+            more = [name for name in asked if slots[name] < read[name].d_sae and (found[name][1][:, -1:] > 0).any()]
+            if not more:
+                return {name: from_slots([found[name]], read[name].d_sae, (len(ids),)) for name in read}
+            slots |= {name: min(4 * slots[name], read[name].d_sae) for name in more}
+
+
+def agreement(model: Model, runs: PageRuns, told: Mapping[str, Any], texts: Sequence[str]) -> dict[str, Any] | None:
+    """How the page's graph agrees with the model on texts; None without a text or an SAE that is read.
+
+    Args:
+        model: with its own weights.
+        runs: of the page's graph.
+        told: model.json's object, for the output and the pooling of vectors.
+        texts: some sentences.
+
+    Returns:
+        texts and tokens: how many; jaccard: active features that both have, out of those of either; values: the mean
+        difference of their activations, relative to the model's; vectors: the smallest cosine of a text's two vectors,
+        or null.
+    """
+    read = [name for name, sae in model.saes.items() if sae.reads]
+    if not texts or not read:
+        return None
+    both = either = tokens = 0
+    differences, sizes = 0.0, 0.0
+    cosines = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        vectors = model.embed(texts) if told["kind"] == "vectors" else None
+        for number, (text, windows) in enumerate(zip(texts, model.windows(texts), strict=True)):
+            ids = windows[0].ids
+            ours, theirs = model.read([ids], texts=[text])[0], runs.features(ids)
+            for name in read:
+                a, b = ours[name].to_dense(), theirs[name].to_dense()
+                shared = (a > 0) & (b > 0)
+                both, either = both + int(shared.sum()), either + int(((a > 0) | (b > 0)).sum())
+                differences, sizes = differences + float(np.abs(a - b)[shared].sum()), sizes + float(a[shared].sum())
+            tokens += len(ids)
+            if vectors is not None:
+                cosines.append(
+                    _cosine(vectors[number], _vector(runs, told["vectors"], ids[: told["vectors"]["limit"]]))
+                )
+    return {
+        "texts": len(texts),
+        "tokens": tokens,
+        "jaccard": round(both / either, 4) if either else 1.0,
+        "values": round(differences / sizes, 4) if sizes else 0.0,
+        "vectors": round(min(cosines), 4) if cosines else None,
+    }
+
+
+def _vector(runs: PageRuns, vectors: Mapping[str, Any], ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    (array,) = runs.run(ids[None], [vectors["output"]])
+    array = array.astype(np.float32)
+    if array.ndim > 2:
+        array = pooled(array, np.ones((1, len(ids)), np.int64), vectors["pooling"])
+    vector: NDArray[np.float32] = (normalised(array) if vectors["normalise"] else array)[0]
+    return vector
+
+
+def _cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-12))
