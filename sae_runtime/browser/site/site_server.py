@@ -96,6 +96,8 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing: the reader of the site is its only visitor."""
 
     def _answer(self, send: Callable[[BinaryIO], None]) -> None:
+        if "Content-Length" in self.headers or "Transfer-Encoding" in self.headers:
+            self.close_connection = True  # the body of this request would be taken for the next one
         try:
             if not self._is_own():
                 self._refuse(HTTPStatus.FORBIDDEN, "this server answers its own address alone")
