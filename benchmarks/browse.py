@@ -1,4 +1,4 @@
-"""What a site costs: seconds, peak memory, its size, its files and the largest of them, for stores that are given.
+"""What a site costs: seconds, processor time, peak memory, its size, its files and the largest of them, for stores that are given.
 
 Each site is written by a process of its own. A made-up store of many features is one of the stores unless --features
 is 0; it is kept in the folder, as the sites are.
@@ -34,21 +34,21 @@ def main() -> None:
             write_large_store(made, given.features)
             print(f"made a store of {given.features:,} features in {time.perf_counter() - begin:.0f} s")
         sites.append([made])
-    print(f"{'stores':<30} {'seconds':>8} {'MiB at most':>11} {'MB':>8} {'files':>7} {'largest, kB':>11}")
+    print(f"{'stores':<30} {'seconds':>8} {'CPU s':>7} {'MiB at most':>11} {'MB':>8} {'files':>7} {'largest, kB':>11}")
     for number, stores in enumerate(sites):
         print(_row(stores, given.folder / f"site-{number}"), flush=True)
 
 
 def _row(stores: list[Path], site: Path) -> str:
-    seconds, peak = _written(stores, site)
+    seconds, busy, peak = _written(stores, site)
     sizes = [path.stat().st_size for path in site.rglob("*") if path.is_file()]
     name = ", ".join(store.name for store in stores)
-    figures = f"{seconds:8.1f} {peak / 2**20:11,.0f} {sum(sizes) / 1e6:8,.1f} {len(sizes):7,} {max(sizes) / 1e3:11,.0f}"
+    figures = f"{seconds:8.1f} {busy:7.1f} {peak / 2**20:11,.0f} {sum(sizes) / 1e6:8,.1f} {len(sizes):7,} {max(sizes) / 1e3:11,.0f}"
     return f"{name:<30} {figures}"
 
 
-def _written(stores: list[Path], site: Path) -> tuple[float, int]:
-    """Seconds, and peak memory in bytes, of the process that writes a site."""
+def _written(stores: list[Path], site: Path) -> tuple[float, float, int]:
+    """Seconds, processor time, and peak memory in bytes, of the process that writes a site."""
     command = [sys.executable, "-c", _CLI, "browse", *map(str, stores), "-o", str(site), "--force", "-q"]
     begin = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -56,7 +56,7 @@ def _written(stores: list[Path], site: Path) -> tuple[float, int]:
     seconds = time.perf_counter() - begin
     if status:
         sys.exit(f"browse ended with {os.waitstatus_to_exitcode(status)}")
-    return seconds, used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return seconds, used.ru_utime + used.ru_stime, used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 if __name__ == "__main__":
