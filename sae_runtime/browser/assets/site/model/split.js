@@ -14,7 +14,7 @@ export function splitter(told) {
   return make(told);
 }
 
-const PUNCTUATION = new RegExp(`(?![${YOUNG}])[\\p{P}${WAS_PUNCTUATION}!-/:-@\\[-\`\\{-~]`, "gu");
+const PUNCTUATION = new RegExp(`[${WAS_PUNCTUATION}]|(?![${YOUNG}])[\\p{P}!-/:-@\\[-\`\\{-~]`, "gu");
 const WORDS = /[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]+|[^\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}\p{White_Space}]+/gu;
 const BLANKS = /\p{White_Space}/gu;
 const NUMBERS = /\p{N}/gu;
