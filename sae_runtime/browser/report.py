@@ -31,19 +31,14 @@ def report(subjects: Sequence[Subject]) -> str:
         raise ValueError("a report needs at least one evaluation; name a file of sae-runtime evaluate")
     l0 = plots.active_features({s.name: np.array(s.evaluation.served.l0_tokens) for s in subjects})
     cosines = plots.largest_cosines({s.name: np.array(s.evaluation.decoder.histogram) for s in subjects})
-    pictures = [page.image(cosines, "Share of the features by their cosine to the most similar other feature")]
+    pictures = [cosines]
     curves = {s.name: s.metrics for s in subjects if s.metrics is not None}
     if curves:
-        pictures.append(page.image(plots.training_curves(curves), "FVU over training"))
+        pictures.append(plots.training_curves(curves))
     parts = [
-        page.paragraph(_measured_on(subjects)),
-        tables.identity(subjects),
-        page.heading("What they explain"),
-        tables.rules(subjects),
-        page.columns([page.image(l0, "Share of the tokens by their number of active features"), _densities(subjects)]),
-        page.heading("Decoder"),
-        tables.decoders(subjects),
-        page.columns(pictures),
+        page.section("", [page.paragraph(_measured_on(subjects)), tables.identity(subjects)]),
+        page.section("What they explain", [tables.rules(subjects), page.columns([l0, _densities(subjects)])]),
+        page.section("Decoder", [tables.decoders(subjects), page.columns(pictures)]),
         *_host(subjects),
         page.paragraph(f"Made by sae-runtime {importlib.metadata.version('sae-runtime')}.", dim=True),
     ]
@@ -118,7 +113,7 @@ def _densities(subjects: Sequence[Subject]) -> str:
         densities[subject.name] = density
         if served.zipf is not None:
             laws[subject.name] = law_by_rank(served.zipf, density)
-    return page.image(plots.density_by_rank(densities, laws), "Density of each feature by rank, with the Zipf law")
+    return plots.density_by_rank(densities, laws)
 
 
 def _all_replaced(group: Sequence[Subject]) -> list[str]:
@@ -143,14 +138,11 @@ def _host(subjects: Sequence[Subject]) -> list[str]:
     for host, group in groups.values():
         kept = f" {host.left_out:,} tokens of massive norm kept their own activation." if host.left_out else ""
         special = "special tokens included" if host.special else "special tokens left as they are"
-        parts += [
-            page.heading("What the model loses"),
-            page.paragraph(
-                f"{host.model} read {host.tokens:,} tokens of {', '.join(host.text)} in {host.windows:,} windows, with "
-                f"its activations at {host.hook} replaced, {special}: by the reconstruction, and by ablations, which "
-                f"show how much there is to lose. The batch rule ran over {host.batch:,.0f} tokens on average.{kept}"
-            ),
-            tables.hosts(group),
-            *_all_replaced(group),
-        ]
+        measured = (
+            f"{host.model} read {host.tokens:,} tokens of {', '.join(host.text)} in {host.windows:,} windows, with "
+            f"its activations at {host.hook} replaced, {special}: by the reconstruction, and by ablations, which "
+            f"show how much there is to lose. The batch rule ran over {host.batch:,.0f} tokens on average.{kept}"
+        )
+        tabled = [page.paragraph(measured), tables.hosts(group), *_all_replaced(group)]
+        parts.append(page.section("What the model loses", tabled))
     return parts

@@ -29,6 +29,7 @@ GROUPS = {
         "extract": "Write the features of texts, or of activations, to a folder.",
         "features": "Read features: of a deployed model on text, or of a corpus.",
         "steer": "Edit features of activations, or of a deployed model on text.",
+        "browse": "Write a site to look at features in a web browser, or open one.",
         "serve": "Serve bundles and deployed models to many callers, by HTTP.",
     },
     "About": {

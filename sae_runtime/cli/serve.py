@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @click.option("--host", default="127.0.0.1", help="address to listen on")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, help="port; 0: one that is free")
 @click.option("--api-key-file", type=common.PATH, help="file of keys, one on a line; callers must send one")
+@click.option("--site", type=common.PATH, help="site that `browse` wrote, served at /site/; its files need no key")
 @click.option(
     "--provider", default="auto", help="execution provider of onnxruntime; auto: CUDA where it starts, else cpu"
 )
@@ -33,6 +34,7 @@ def command(
     host: str,
     port: int,
     api_key_file: Path | None,
+    site: Path | None,
     provider: str,
     threads: int | None,
     access_log: bool,
@@ -42,8 +44,9 @@ def command(
     """Serve bundles and deployed models to many callers, by HTTP.
 
     A PATH is a bundle or what `splice` leaves. It is served under the name of its folder, or under NAME. Callers use
-    the Open Inference Protocol at /v2, OpenAI's at /v1, or the page at /. SIGTERM ends the server when it has answered
-    what it accepted.
+    the Open Inference Protocol at /v2, OpenAI's at /v1, or the page at /. With --site, what `browse` wrote stands at
+    /site/, and its pages ask the models here: everybody who reaches the server may read it, and keys guard the models
+    alone. SIGTERM ends the server when it has answered what it accepted.
     """
     from sae_runtime.bundle.extras import require
 
@@ -54,10 +57,12 @@ def command(
     from sae_runtime.serve.http.app import App
     from sae_runtime.serve.http.keys import is_loopback, read_keys
     from sae_runtime.serve.http.server import Server, hosts_of, listen
+    from sae_runtime.serve.http.site_files import HOME, check_site
     from sae_runtime.serve.live import Live
     from sae_runtime.serve.plane import Plane
 
     keys = read_keys(api_key_file) if api_key_file is not None else ()
+    folder = None if site is None else check_site(site)
     socket = listen(host, port)
     with contextlib.closing(socket):
         loaded = open_all(paths, providers=_providers(provider), threads=threads, tell=_tell)
@@ -69,8 +74,11 @@ def command(
 
         def started() -> None:
             click.echo(f"serving on http://{shown}:{address[1]}")
+            if folder is not None:
+                click.echo(f"the site is at http://{shown}:{address[1]}{HOME}")
 
-        served = App(plane, keys=keys, hosts=hosts_of(host, keys), log=sys.stderr if access_log else None)
+        log = sys.stderr if access_log else None
+        served = App(plane, keys=keys, hosts=hosts_of(host, keys), log=log, site=folder)
         Server(served, started=started).run([socket])
 
 

@@ -4,34 +4,78 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sae_runtime.store.records import Context
 
+_PLAIN = ("band", "value", "doc", "peak", "text", "begin", "end", "file", "row", "id", "licence")
 
-def as_contexts(rows: list[dict[str, Any]], vocabulary: Mapping[int, str]) -> list[Context]:
-    """The contexts of rows.
+
+def as_contexts(table: Any, vocabulary: Mapping[int, str]) -> list[Context]:
+    """The contexts of rows, which are sound.
 
     Args:
-        rows: of the table, as dicts.
+        table: of the columns `schema.context_schema`.
         vocabulary: names of tokens by id, for contexts without text.
 
-    >>> as_contexts([], {})
-    []
+    >>> as_contexts(open_store(store_path)._contexts.read_row_group(0), {})[0].band
+    0
     """
-    return [_context(row, vocabulary) for row in rows]
+    columns = [table[name].to_pylist() for name in _PLAIN]
+    lists = {name: numbers_of(table[name]) for name in ("tokens", "begins", "ends", "values")}
+    contexts = []
+    for place, row in enumerate(zip(*columns, strict=True)):
+        plain = dict(zip(_PLAIN, row, strict=True))
+        tokens, begins, ends, values = (numbers[at[place] : at[place + 1]] for numbers, at in lists.values())
+        text = plain["text"]
+        contexts.append(
+            Context(
+                ids=tokens.copy(),
+                tokens=_tokens(text, tokens, begins, ends, vocabulary),
+                values=values.astype(np.float32),
+                offsets=None if text is None else np.array([begins, ends], np.int32).T,
+                **plain,
+            )
+        )
+    return contexts
 
 
-def _context(row: dict[str, Any], vocabulary: Mapping[int, str]) -> Context:
-    kept = ("band", "value", "doc", "peak", "text", "begin", "end", "file", "row", "id", "licence")
-    return Context(
-        tokens=_tokens(row, vocabulary),
-        values=np.array(row["values"], np.float32),
-        offsets=None if row["text"] is None else np.array([row["begins"], row["ends"]], np.int32).T,
-        **{name: row[name] for name in kept},
+def numbers_of(column: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """The numbers of a column of lists in one array, and where those of each row begin and end: [rows + 1].
+
+    A null has no numbers.
+
+    >>> import pyarrow
+    >>> numbers_of(pyarrow.chunked_array([[[1, 2], None, [3]]]))
+    (array([1, 2, 3]), array([0, 2, 2, 3]))
+    """
+    import pyarrow.compute
+
+    lengths = pyarrow.compute.fill_null(pyarrow.compute.list_value_length(column), 0)
+    sizes = [np.from_dlpack(chunk) for chunk in lengths.chunks if len(chunk)]
+    flat = [np.from_dlpack(chunk) for chunk in (each.flatten() for each in column.chunks) if len(chunk)]
+    numbers = np.concatenate(flat) if flat else np.zeros(0, column.type.value_type.to_pandas_dtype())
+    return numbers, np.concatenate([[0], np.cumsum(np.concatenate(sizes, dtype=np.int64))]) if sizes else np.zeros(
+        1, int
     )
 
 
-def _tokens(row: dict[str, Any], vocabulary: Mapping[int, str]) -> list[str]:
-    if row["text"] is not None:
-        return [row["text"][begin:end] for begin, end in zip(row["begins"], row["ends"], strict=True)]
-    return [vocabulary.get(token, "?" if token < 0 else str(token)) for token in row["tokens"]]
+def _tokens(
+    text: str | None,
+    tokens: NDArray[np.int32],
+    begins: NDArray[np.int32],
+    ends: NDArray[np.int32],
+    vocabulary: Mapping[int, str],
+) -> list[str]:
+    if text is None:
+        return [token_name(token, vocabulary) for token in tokens.tolist()]
+    return [text[begin:end] for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
+
+
+def token_name(token: int, vocabulary: Mapping[int, str]) -> str:
+    """The name of a token: its id where the vocabulary does not have it, a question mark where it is unknown.
+
+    >>> token_name(0, {0: "open"}), token_name(7, {}), token_name(-1, {})
+    ('open', '7', '?')
+    """
+    return vocabulary.get(token, "?" if token < 0 else str(token))

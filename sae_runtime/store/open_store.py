@@ -21,8 +21,9 @@ from sae_runtime.bundle.regular import open_regular
 from sae_runtime.bundle.siblings import repaired
 from sae_runtime.bundle.typed_json import read_file
 from sae_runtime.core.labels import Labels, as_feature, shown
-from sae_runtime.store.contexts_table import as_contexts
-from sae_runtime.store.records import Band, Context, StoredFeature
+from sae_runtime.store.contexts_table import as_contexts, token_name
+from sae_runtime.store.records import StoredFeature
+from sae_runtime.store.row_stream import RowStream
 from sae_runtime.store.schema import (
     CONTEXTS,
     FEATURES,
@@ -33,11 +34,13 @@ from sae_runtime.store.schema import (
     context_schema,
     feature_schema,
 )
-from sae_runtime.store.soundness import has_values, is_context, is_feature
+from sae_runtime.store.soundness import are_contexts, has_values, is_feature
+from sae_runtime.store.stored_rows import stored_feature
 
 if TYPE_CHECKING:
     from sae_runtime.store.search import Hit
 
+_AT_ONCE = 128  # features that are read at once
 _NAMED = 3  # top tokens that name a feature without a label
 
 
@@ -150,7 +153,7 @@ class Store:
         return f"Store({self.path}, {of.d_sae:,} features over {of.tokens:,} {of.per}s)"
 
     def __iter__(self) -> Iterator[StoredFeature]:
-        return map(self.feature, range(len(self)))
+        return self.features()
 
     def __getitem__(self, feature: int | str) -> StoredFeature:
         return self.feature(feature)
@@ -173,28 +176,54 @@ class Store:
         3
         """
         number = self.number(feature)
-        row = self._rows(FEATURES, number, 1)[0]
+        row = self._slice(FEATURES, number, 1).to_pylist()[0]
         if not is_feature(row, self.description, self._contexts.metadata.num_rows):
             raise unsound(self.path / FEATURES)
-        label, source = self._label(number, row["top_tokens"])
-        bins = self.description.bins
-        return StoredFeature(
-            feature=number,
-            label=label,
-            label_source=source,
-            density=row["density"],
-            count=row["count"],
-            mean=row["mean"],
-            max=row["max"],
-            histogram=(row["max"] * np.arange(bins + 1) / bins, np.array(row["histogram"], np.int64)),
-            bands=[Band(**band) for band in row["bands"]],
-            top_tokens=[(each["text"], each["count"], each["mean"]) for each in row["top_tokens"]],
-            neighbours=_pairs(row["neighbours"], "feature", "value"),
-            together=_pairs(row["together"], "feature", "value"),
-            promoted=_pairs(row["promoted"], "text", "logit"),
-            suppressed=_pairs(row["suppressed"], "text", "logit"),
-            contexts=self._contexts_of(number, row["contexts_begin"], row["contexts"], len(row["bands"])),
+        count = row["contexts"]
+        table = (
+            self._slice(CONTEXTS, row["contexts_begin"], count) if count else self._contexts.schema_arrow.empty_table()
         )
+        return self._stored([row], table)[0]
+
+    def features(self, begin: int = 0, end: int | None = None) -> Iterator[StoredFeature]:
+        """The features from one to before another, as `feature` gives them, by reading the store once from end to end.
+
+        Memory holds some hundred features and their contexts.
+
+        Args:
+            begin: the first feature.
+            end: the feature after the last; None: all that follow.
+
+        Raises:
+            ValueError: there is no such feature, or the store was altered.
+
+        >>> [feature.feature for feature in open_store(store_path).features(3, 6)]
+        [3, 4, 5]
+        """
+        end = len(self) if end is None else end
+        if not 0 <= begin <= end <= len(self):
+            raise ValueError(f"features go from 0 to {len(self)}, got {begin} to {end}")
+        import pyarrow
+
+        rows, contexts = RowStream(self._features, begin), None
+        read = 0  # the row after the contexts that were read
+        for low in range(begin, end, _AT_ONCE):
+            with self._reading(FEATURES):
+                table = rows.take(low, min(_AT_ONCE, end - low))
+            if not has_values(table):
+                raise unsound(self.path / FEATURES)
+            some = table.to_pylist()
+            for row in some:  # contexts are sorted by feature, so that one walk through them meets all
+                if not is_feature(row, self.description, self._contexts.metadata.num_rows):
+                    raise unsound(self.path / FEATURES)
+                if row["contexts_begin"] < read and row["contexts"]:
+                    raise unsound(self.path / FEATURES)
+                read = max(read, row["contexts_begin"] + row["contexts"]) if row["contexts"] else read
+            contexts = contexts or RowStream(self._contexts, some[0]["contexts_begin"])
+            with self._reading(CONTEXTS):
+                pieces = [contexts.take(row["contexts_begin"], row["contexts"]) for row in some if row["contexts"]]
+                together = pyarrow.concat_tables([self._contexts.schema_arrow.empty_table(), *pieces])
+            yield from self._stored(some, together)
 
     def label(self, feature: int) -> tuple[str | None, str | None]:
         """The label of a feature and where it comes from, as in `StoredFeature`.
@@ -202,7 +231,8 @@ class Store:
         >>> open_store(store_path).label(3)[1]
         'top tokens'
         """
-        return self._label(feature, self._rows(FEATURES, self.number(feature), 1, ["top_tokens"])[0]["top_tokens"])
+        row = self._slice(FEATURES, self.number(feature), 1, ["top_tokens"]).to_pylist()[0]
+        return self._label(feature, row["top_tokens"])
 
     def number(self, feature: int | str) -> int:
         """The number of a feature that is named by its number or its label.
@@ -223,6 +253,14 @@ class Store:
         if not 0 <= named < len(self):
             raise ValueError(f"feature {named} does not exist, expected 0 to {len(self) - 1}")
         return int(named)
+
+    def token_name(self, token: int) -> str:
+        """The name of a token by its id.
+
+        >>> open_store(store_path).token_name(-1)
+        '?'
+        """
+        return token_name(token, self._vocabulary)
 
     def search(self, query: str, limit: int = 20) -> "list[Hit]":
         """The features that words are about, the best first; `store.search.search` says how.
@@ -261,15 +299,21 @@ class Store:
     def _has(self, features: NDArray[Any]) -> bool:
         return not len(features) or bool(features.min() >= 0 and features.max() < len(self))
 
-    def _contexts_of(self, feature: int, begin: int, count: int, bands: int) -> list[Context]:
-        if not count:
-            return []
-        rows = self._rows(CONTEXTS, begin, count)
-        if not all(is_context(row, feature, bands) for row in rows):
+    def _stored(self, rows: Sequence[Mapping[str, Any]], contexts: Any) -> list[StoredFeature]:
+        """The features of rows, whose contexts are the rows of a table, feature by feature."""
+        counts = [row["contexts"] for row in rows]
+        feature = np.repeat([row["feature"] for row in rows], counts)
+        bands = np.repeat([len(row["bands"]) for row in rows], counts)
+        if not has_values(contexts) or not are_contexts(contexts, feature, bands):
             raise unsound(self.path / CONTEXTS)
-        return as_contexts(rows, self._vocabulary)
+        ends = np.cumsum(counts)
+        made = as_contexts(contexts, self._vocabulary if len(contexts) else {})
+        return [
+            stored_feature(row, *self._label(row["feature"], row["top_tokens"]), made[end - count : end])
+            for row, count, end in zip(rows, counts, ends.tolist(), strict=True)
+        ]
 
-    def _rows(self, name: str, begin: int, count: int, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    def _slice(self, name: str, begin: int, count: int, columns: Sequence[str] | None = None) -> Any:
         """So many rows of a table, at least one, from a row on."""
         table, starts = (self._features if name == FEATURES else self._contexts), self._group_starts[name]
         first, last = (int(np.searchsorted(starts, row, side="right")) - 1 for row in (begin, begin + count - 1))
@@ -278,8 +322,7 @@ class Store:
             found = found.slice(begin - int(starts[first]), count)
             if not has_values(found):
                 raise unsound(self.path / name)
-            rows: list[dict[str, Any]] = found.to_pylist()
-            return rows
+            return found
 
     @functools.cached_property
     def _vocabulary(self) -> Mapping[int, str]:
@@ -382,7 +425,3 @@ def _labels(path: Path, d_sae: int, _now: Identity | None) -> tuple[Labels, dict
 def _array(column: Any) -> NDArray[Any]:
     """A column of numbers; pyarrow's own way to numpy imports pandas, which takes longer than all else."""
     return np.concatenate([np.from_dlpack(chunk) for chunk in column.chunks])
-
-
-def _pairs(rows: list[dict[str, Any]] | None, name: str, value: str) -> list[Any] | None:
-    return None if rows is None else [(row[name], row[value]) for row in rows]

@@ -16,6 +16,7 @@ class Context:
         doc: number of the document in the features folder.
         tokens: the tokens around the peak, as the text has them; their names where the store has no texts. For a store
             of documents, the document's beginning as one token.
+        ids: of these tokens in the vocabulary, int32; -1: unknown.
         values: activation of the feature on each of these tokens, float32; 0 where it is not active.
         offsets: first character of each token in `text` and the one after its last, int32 [tokens, 2]; None without
             texts.
@@ -33,6 +34,7 @@ class Context:
     value: float
     doc: int
     tokens: list[str]
+    ids: NDArray[np.int32]
     values: NDArray[np.float32]
     offsets: NDArray[np.int32] | None
     peak: int

@@ -1,10 +1,12 @@
 """Whether the rows of a store are as `build_store` writes them: it may come from a stranger, whose hashes agree."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from sae_runtime.store.contexts_table import numbers_of
 from sae_runtime.store.schema import Description
 
 _UNKNOWN = ("neighbours", "together", "promoted", "suppressed")  # columns of features that may be null
@@ -55,17 +57,45 @@ def is_feature(row: Mapping[str, Any], of: Description, contexts: int) -> bool:
     )
 
 
-def is_context(row: Mapping[str, Any], feature: int, bands: int) -> bool:
-    """Whether a row of `contexts.parquet` is a context of a feature with so many bands."""
-    size = len(row["values"])
-    if row["feature"] != feature or not 0 <= row["band"] < bands or not 0 <= row["peak"] < size:
+def are_contexts(table: Any, feature: NDArray[np.int64], bands: NDArray[np.int64]) -> bool:
+    """Whether rows of `contexts.parquet`, which have their values, are contexts.
+
+    Args:
+        table: the rows, with all columns.
+        feature: the feature that each row must be of.
+        bands: the number of bands of this feature.
+    """
+    if not len(table):
+        return True
+    import pyarrow.compute
+
+    own, band, peak = (
+        np.concatenate([np.from_dlpack(c) for c in table[n].chunks]) for n in ("feature", "band", "peak")
+    )
+    values, at = numbers_of(table["values"])
+    sizes = np.diff(at)
+    if (own != feature).any() or (band < 0).any() or (band >= bands).any() or (peak < 0).any() or (peak >= sizes).any():
         return False
-    if len(row["tokens"]) != size or min(row["values"]) < 0:
+    if values.min() < 0 or not np.array_equal(numbers_of(table["tokens"])[1], at):
         return False
-    return row["text"] is None or _inside(row["begins"], row["ends"], size, len(row["text"]))
+    lengths = pyarrow.compute.fill_null(pyarrow.compute.utf8_length(table["text"]), -1)
+    characters = np.concatenate([np.from_dlpack(chunk) for chunk in lengths.chunks])
+    placed = np.where(characters >= 0, sizes, 0)  # a row without text needs no places of its tokens
+    begins, ends = (_placed(table[name], characters >= 0) for name in ("begins", "ends"))
+    if begins is None or ends is None or not all(np.array_equal(np.diff(each[1]), placed) for each in (begins, ends)):
+        return False
+    begin, end = begins[0], ends[0]
+    return bool((begin >= 0).all() and (begin <= end).all() and (end <= np.repeat(characters, placed)).all())
 
 
-def _inside(begins: Sequence[int] | None, ends: Sequence[int] | None, size: int, characters: int) -> bool:
-    if begins is None or ends is None or not len(begins) == len(ends) == size:
-        return False
-    return all(0 <= begin <= end <= characters for begin, end in zip(begins, ends, strict=True))
+def _placed(column: Any, has_text: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[np.int64]] | None:
+    """The numbers of the rows that have a text; None where one of these has no list."""
+    import pyarrow
+
+    rows = column.filter(pyarrow.array(has_text))
+    if rows.null_count:
+        return None
+    numbers, at = numbers_of(rows)
+    sizes = np.zeros(len(has_text), np.int64)
+    sizes[has_text] = np.diff(at)
+    return numbers, np.concatenate([[0], np.cumsum(sizes)])

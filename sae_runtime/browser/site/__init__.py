@@ -1,4 +1,4 @@
-"""The feature browser: a static folder of pages over feature stores, in which a deployed model may run.
+"""The site of `sae-runtime browse`: static files about the features of stores, which any web server can give out.
 
-May import `bundle`, `core`, `store`, `deployed` and `model`.
+May import `core`, `bundle`, `store`, and for a model in the page `deployed` and `model`.
 """

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
 from starlette.applications import Starlette
@@ -12,7 +13,7 @@ from starlette.routing import Route
 from sae_runtime.core.printable import printable
 from sae_runtime.serve import json_text
 from sae_runtime.serve.errors import Full, Refused, TooLarge
-from sae_runtime.serve.http import openai_routes, page, protocol
+from sae_runtime.serve.http import openai_routes, page, protocol, site_files
 from sae_runtime.serve.http.bodies import Gone, Slow, pass_over, read_body
 from sae_runtime.serve.http.keys import knows, stranger
 from sae_runtime.serve.http.metrics import Metrics
@@ -34,6 +35,7 @@ class App:
         keys: of callers (`keys.read_keys`); without any, everybody may ask.
         hosts: names under which browsers may ask; None: any.
         log: gets a line for each request, without contents; None: nothing does.
+        site: what `browse` wrote (`site_files.check_site`), which then stands at /site/; None: nothing does.
 
     Attributes:
         plane: what is served.
@@ -50,10 +52,13 @@ class App:
         keys: Sequence[bytes] = (),
         hosts: Collection[str] | None = None,
         log: TextIO | None = None,
+        site: Path | None = None,
     ) -> None:
         self.plane, self.leaving, self.metrics = plane, False, Metrics(plane)
         self._keys, self._hosts, self._log, self._held = tuple(keys), hosts, log, 0
-        own = [*openai_routes.routes(plane), *page.routes(plane)]
+        own = [*openai_routes.routes(plane), *page.routes(plane, site=site is not None)]
+        own += [] if site is None else site_files.routes(site)
+        self._has_site = site is not None
         self._routes = Starlette(routes=own, exception_handlers={405: openai_routes.wrong_method})
         self._known = [route for route in self._routes.routes if isinstance(route, Route)]
 
@@ -111,6 +116,7 @@ class App:
             self._keys
             and path not in _HEALTH
             and path not in page.OPEN
+            and not (self._has_site and site_files.is_open(path))
             and not knows(self._keys, headers.get(b"authorization", b""))
         ):
             text = "the key is missing or wrong; send the header Authorization: Bearer KEY"

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from sae_runtime.bundle.parts import WEIGHTS
 from sae_runtime.sae import SAE
 from sae_runtime.serve.catalogue import Loaded
 from sae_runtime.serve.plane import Plane
@@ -29,8 +30,12 @@ _HEADERS = {
 }
 
 
-def routes(plane: Plane) -> list[Route]:
+def routes(plane: Plane, *, site: bool = False) -> list[Route]:
     """The page, its style and script, and `/page/models`, which says what is loaded.
+
+    Args:
+        plane: what is served.
+        site: whether a site of the browser stands at /site/, so that the page links to it.
 
     >>> from sae_runtime.serve.catalogue import open_all
     >>> plane = Plane(open_all([f"mine={bundle_path}"]))
@@ -41,7 +46,7 @@ def routes(plane: Plane) -> list[Route]:
     found = [Route(path, _asset(name, kind)) for path, (name, kind) in _ASSETS.items()]
 
     async def models(request: Request) -> Response:
-        return JSONResponse({"models": described(plane)}, headers=_HEADERS)
+        return JSONResponse({"models": described(plane), "site": site}, headers=_HEADERS)
 
     return [*found, Route("/page/models", models)]
 
@@ -77,14 +82,15 @@ def _sae(plane: Plane, loaded: Loaded, name: str) -> dict[str, Any]:
         d_in, hook, edits = sae.d_in, sae.manifest.hook, sae.manifest.architecture.d_out is None
         allocation = sae.manifest.allocation
         rule = None if allocation is None else f"{allocation.kind} choice, k {allocation.k:g}"
+        weights = sae.manifest.files[WEIGHTS].sha256
     else:
-        d_in, hook, edits, rule = sae.spliced.d_in, sae.hook, sae.edits, None
+        d_in, hook, edits, rule, weights = sae.spliced.d_in, sae.hook, sae.edits, None, sae.spliced.weights
     try:
         multiples, labels = sae.stats is not None, len(sae.labels)
     except (ValueError, OSError):  # the bundle of a spliced SAE need not be there
         multiples, labels = False, 0
     found: dict[str, Any] = {"name": name, "hook": hook, "rule": rule, "d_in": d_in, "d_sae": sae.d_sae, "edits": edits}
-    found |= {"multiples": multiples, "labels": labels}
+    found |= {"multiples": multiples, "labels": labels, "weights": weights}
     live = plane.watcher
     if live is not None:
         watched = live.saes[loaded.name, loaded.version, name]

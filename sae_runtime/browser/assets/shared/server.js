@@ -1,0 +1,84 @@
+// A server of `sae-runtime serve`, asked by a page of the same address.
+
+export class Server {
+  // base: where its routes begin, such as "/". locked: is called when it asks for a key, or does not know the one it got.
+  constructor(base = "/", locked = () => {}) {
+    this.base = base.replace(/\/$/, "");
+    this.locked = locked;
+    this.key = ""; // kept until the page is left, and nowhere else
+    this.asksForKey = false;
+  }
+
+  // The answer to a request; a body makes it a POST. Raises Error with the server's sentence, and with its status.
+  async ask(path, body, signal) {
+    const headers = {};
+    if (this.key) headers.Authorization = `Bearer ${this.key}`;
+    if (body) headers["Content-Type"] = "application/json";
+    let answer;
+    try {
+      answer = await fetch(this.base + path, { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), signal });
+    } catch (error) {
+      if (error.name === "AbortError") throw error;
+      throw new Error("The server did not answer; look whether it runs, and try again.");
+    }
+    if (answer.ok) return answer;
+    if (answer.status === 401) {
+      this.asksForKey = true;
+      this.locked(Boolean(this.key));
+    }
+    let said = null;
+    try { said = (await answer.json()).error; } catch { /* not JSON, as of a proxy */ }
+    const sentence = typeof said === "string" ? said : said?.message ?? `The server answered ${answer.status}.`;
+    throw Object.assign(new Error(sentence), { status: answer.status });
+  }
+
+  json = async (...given) => (await this.ask(...given)).json();
+
+  // Vectors of texts, in their order. sae: what is asked of the SAEs, or null.
+  async vectors(model, input, sae, signal) {
+    const body = { model, input, encoding_format: "float", ...(sae ? { sae } : {}) };
+    return (await this.json("/v1/embeddings", body, signal)).data.map((one) => one.embedding);
+  }
+
+  // The events of an answer to a prompt, as they come. A model without a chat template goes on with a text.
+  async * answer(model, prompt, sae, tokens, signal) {
+    const body = { model, max_tokens: tokens, temperature: 0, stream: true, stream_options: { include_usage: true }, ...(sae ? { sae } : {}) };
+    let answer;
+    try {
+      answer = await this.ask("/v1/chat/completions", { ...body, messages: [{ role: "user", content: prompt }] }, signal);
+    } catch (error) {
+      if (!/template/.test(error.message)) throw error;
+      answer = await this.ask("/v1/completions", { ...body, prompt }, signal);
+    }
+    for await (const told of events(answer.body)) {
+      if (told.error) throw new Error(told.error.message ?? "The answer ended.");
+      const choice = told.choices?.[0];
+      yield { text: choice?.delta?.content ?? choice?.text ?? "", tokens: told.usage?.completion_tokens ?? null };
+    }
+  }
+}
+
+async function* events(stream) {
+  const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
+  for (let left = ""; ;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    const lines = (left + value).split("\n");
+    left = lines.pop();
+    for (const line of lines) if (line.startsWith("data: {")) yield JSON.parse(line.slice(6));
+  }
+}
+
+// Tokens of /v1/features with the part of the text that each is, and what stands before it. Offsets count characters,
+// which are not JavaScript's UTF-16 units. What stands behind the last token becomes a token without a place.
+export function placed(text, tokens) {
+  const signs = Array.from(text);
+  let read = 0;
+  const shown = tokens.map((token) => {
+    if (token.special || token.end <= token.start || token.start < read) return { ...token, text: token.token, gap: "" };
+    const gap = signs.slice(read, token.start).join("");
+    read = token.end;
+    return { ...token, gap, text: signs.slice(token.start, token.end).join("") };
+  });
+  return shown;
+}

@@ -1,0 +1,92 @@
+// The page of a feature: what it is called, how strongly and where it is active, what is near it, and how to call it.
+
+import { contextsOf } from "./contexts.js";
+import { bars } from "./charts.js";
+import { getFeature, prefetch } from "./data.js";
+import { address } from "./route.js";
+import { likeness, logits, topTokens } from "./relatives.js";
+import { make, number, plain } from "./shared/elements.js";
+import { listenToTokens } from "./tokens.js";
+import { copyButton, counted, nameOf, share, small } from "./words.js";
+
+const LONGEST = 300; // characters of a text that goes along to the page where it is tried
+
+export async function show(place, site, sae, parameters) {
+  const feature = Number(parameters.get("feature"));
+  const about = await getFeature(sae, feature);
+  const glance = make("div", { className: "glance" }, activations(about), topTokens(about));
+  const relatives = make("div", { className: "relatives" }, ...likeness(sae, about), logits(about));
+  const call = make("section", { className: "call", attributes: { "aria-labelledby": "call-title" } }, make("h2", { id: "call-title" }, "Call it"));
+  place.append(head(about, site, sae), figures(about, sae),
+    make("div", { className: "columns" }, glance, contextsOf(about, rowName(sae)), relatives), call);
+  setTimeout(() => {
+    showCalls(call, site, sae, about);
+    prefetch(sae, feature + 1);
+    prefetch(sae, feature - 1);
+  });
+  return listenToTokens(place);
+}
+
+const rowName = (sae) => sae.per === "document" ? "document" : "token";
+
+function head(about, site, sae) {
+  const { feature } = about, name = nameOf(about), beside = (by) => address(sae, (feature + by + sae.d_sae) % sae.d_sae);
+  const title = make("h1", { attributes: { "data-title": `${feature} ${name ?? ""}`.trim() } },
+    make("span", { className: "id" }, String(feature)), " ", make("bdi", {}, name ?? (about.count ? "no name" : "never active")));
+  const tries = site.model || site.served.api;
+  return make("header", { className: "page-head" },
+    make("nav", { className: "row steps", attributes: { "aria-label": "Features" } },
+      make("a", { className: "button", href: beside(-1), rel: "prev", title: "Previous feature (p)" }, "← Previous"),
+      make("a", { className: "button", href: beside(1), rel: "next", title: "Next feature (n)" }, "Next →")),
+    title, make("p", { className: "note" }, origin(about)),
+    make("div", { className: "row" },
+      tries && make("a", { className: "button main", href: address(sae, "try", { text: exampleText(about), edits: `set:${feature}:${strength(about)}` }) }, "Try it") || null,
+      make("a", { className: "button", href: address(sae, "search", { like: feature }) }, "Like this feature"),
+      copyButton(() => location.href, "Copy the link")));
+}
+
+function origin({ label, source }) {
+  if (label === null || label === undefined) return "No label.";
+  if (source === "top tokens") return "No label: these are its top tokens.";
+  return source === "person" ? "Labelled by a person." : `Label from ${plain(source ?? "an unknown source")}.`;
+}
+
+// An edit that shows: twice the largest activation.
+const strength = ({ max }) => Number((2 * (max || 4)).toPrecision(2));
+
+function exampleText({ contexts }) {
+  const text = contexts?.[0]?.parts.map((part) => typeof part === "string" ? part : part[0]).join("").trim() ?? "";
+  return text.length <= LONGEST ? text : "";
+}
+
+function figures(about, sae) {
+  const per = rowName(sae);
+  const items = [["Density", share(about.density), `of the ${per}s`], [`Active ${per}s`, number(about.count), `of ${number(sae.tokens)}`],
+    ["Mean", number(about.mean), "where it is active"], ["Largest", number(about.max), "activation"]];
+  return make("dl", { className: "figures" }, ...items.map(([name, value, note]) =>
+    make("div", {}, make("dt", {}, name), make("dd", {}, make("strong", {}, value), make("small", {}, note)))));
+}
+
+function activations(about) {
+  const { histogram, bands, max, count } = about;
+  const section = make("section", { attributes: { "aria-labelledby": "activations-title" } }, make("h2", { id: "activations-title" }, "Activations"));
+  if (!count) return section.appendChild(make("p", {}, "This feature is never active on the texts of the store: it is dead here.")).parentNode;
+  const edges = Array.from({ length: histogram.length + 1 }, (_, i) => max * i / histogram.length);
+  const bandOf = (value) => bands.findIndex(([low]) => value >= low);
+  section.append(bars({
+    title: "How strongly it is active", counts: histogram, edges, shade: (i) => 0.2 + 0.8 * (i + 1) / histogram.length, xName: "activation", yName: "matches",
+    lines: bands.slice(0, -1).map(([low]) => low),
+    description: `${counted(count, "match")}, mean ${number(about.mean)}, largest ${number(max)}.`.replace("matchs", "matches"),
+    read: (i) => `${number(histogram[i])} from ${small(edges[i])} to ${small(edges[i + 1])}${bandOf(edges[i + 1]) < 0 ? "" : `, band ${bandOf(edges[i + 1]) + 1}`}.`,
+  }));
+  return section;
+}
+
+async function showCalls(place, site, sae, about) {
+  try {
+    const { callsOf } = await import("./calls.js");
+    place.append(callsOf(site, sae, [{ sae: sae.name, feature: about.feature, kind: "set", value: strength(about) }], { feature: about.feature, text: exampleText(about) }));
+  } catch (error) {
+    place.append(make("p", { className: "error" }, plain(error.message)));
+  }
+}

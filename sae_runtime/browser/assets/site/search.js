@@ -1,0 +1,250 @@
+// Search: features by label, token or number while somebody types, features like another one, and what fires on a text.
+
+import { countNames, getFeature, getName, getNames, shardOf } from "./data.js";
+import { best, breathe, folded, numberOf, scan, wordsOf } from "./matching.js";
+import { address, go, keep } from "./route.js";
+import { make, number, plain } from "./shared/elements.js";
+import { counted, linkTo, nameOf, share, visible } from "./words.js";
+
+const PAGE = 50; // results that show at first, and with each "show more"
+const REDRAW = 200; // milliseconds between two lists while shards come
+const ORDERS = { match: "best match", density: "density", max: "largest activation", number: "number" };
+const DENSITIES = { "": "any density", "0.01-": "above 1 %", "0.001-0.01": "0.1 % to 1 %", "0.0001-0.001": "0.01 % to 0.1 %", "-0.0001": "below 0.01 %" };
+
+let current = null; // {sae, parameters, list, status, ...} of the page that is shown
+let turn = 0; // number of the last search; an older one ends
+
+export async function show(place, site, sae, parameters) {
+  const list = make("div", { className: "results" }), status = make("p", { className: "note", attributes: { role: "status" } });
+  const forms = make("div", {});
+  current = { site, sae, parameters, list, status, forms, count: PAGE };
+  place.append(make("h1", { attributes: { "data-title": "Search" } }, "Features"), forms, status, list);
+  forms.append(tabs(), ...controls());
+  place.addEventListener("keydown", move);
+  fill();
+  return () => { turn++; current = null; };
+}
+
+// Another query of the same page: the frame stays, the list changes.
+export function change(parameters) {
+  const kind = kindOf(parameters);
+  const same = kind === kindOf(current.parameters) && kind === "words";
+  current.parameters = parameters;
+  current.count = PAGE;
+  if (!same) current.forms.replaceChildren(tabs(), ...controls());
+  fill();
+  return true;
+}
+
+// Enter in the search box goes to the first result.
+export function openFirst() {
+  const query = current?.parameters.get("q") ?? "", exact = numberOf(query);
+  if (exact !== null && exact < current.sae.d_sae) go(address(current.sae, exact));
+  else current?.list.querySelector("a.feature")?.click();
+}
+
+const kindOf = (parameters) => parameters.has("text") ? "text" : parameters.has("like") ? "like" : "words";
+const fill = () => ({ words: fillWords, like: fillLike, text: fillText })[kindOf(current.parameters)]();
+
+// Results by arrow keys.
+function move(event) {
+  const by = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+  const links = [...current.list.querySelectorAll("a.feature")], place = links.indexOf(event.target);
+  if (!by || place < 0) return;
+  event.preventDefault();
+  (place + by < 0 ? document.getElementById("query") : links[place + by])?.focus();
+}
+
+// --- What is asked ---
+
+function tabs() {
+  const { site, sae, parameters } = current, kind = kindOf(parameters);
+  const link = (name, text, more) => make("a", { href: address(sae, "search", more), attributes: name === kind ? { "aria-current": "page" } : {} }, text);
+  const tries = site.model || site.served.api;
+  return make("nav", { className: "row kinds", attributes: { "aria-label": "Ways to search" } }, link("words", "By label, token or number", {}),
+    kind === "like" ? link("like", `Like ${parameters.get("like")}`, { like: parameters.get("like") }) : null,
+    tries || kind === "text" ? make("a", { href: `${address(sae, "search")}?text=`, attributes: kind === "text" ? { "aria-current": "page" } : {} }, "By what fires on a text") : null);
+}
+
+function controls() {
+  const { parameters } = current, kind = kindOf(parameters);
+  if (kind === "like") return [];
+  if (kind === "text") return [textForm()];
+  const choice = (name, options, label) => {
+    const select = make("select", { on: { change: () => put(name, select.value) } }, ...Object.entries(options).map(([value, text]) =>
+      make("option", { value, selected: (parameters.get(name) ?? Object.keys(options)[0]) === value }, text)));
+    return make("label", {}, `${label} `, select);
+  };
+  const dead = make("input", { type: "checkbox", checked: parameters.get("dead") === "1", on: { change: () => put("dead", dead.checked ? "1" : "") } });
+  return [make("div", { className: "row filters" }, choice("order", ORDERS, "Sort by"), choice("density", DENSITIES, "Density"), make("label", {}, dead, " dead ones too"))];
+}
+
+function put(name, value) {
+  const parameters = new URLSearchParams(current.parameters);
+  if (value && value !== "match") parameters.set(name, value);
+  else parameters.delete(name);
+  keep(address(current.sae, "search", Object.fromEntries(parameters)));
+  current.parameters = parameters;
+  current.count = PAGE;
+  fill();
+}
+
+// --- By words ---
+
+async function fillWords() {
+  const mine = ++turn, { sae, parameters, status } = current, page = current, query = parameters.get("q") ?? "";
+  const isStale = () => mine !== turn || current !== page;
+  const words = wordsOf(query), exact = numberOf(query), filter = filterOf(parameters);
+  const numbers = [], keys = [], here = [];
+  const key = keyOf(parameters.get("order") ?? "match", words.length > 0);
+  let drawn = -Infinity, shards = 0, read = 0;
+  const draw = () => {
+    drawn = performance.now();
+    const shown = best(numbers, keys, page.count).map((feature) => rowOf(here, feature));
+    showResults(sae, shown, numbers.length, words, () => { page.count += PAGE; draw(); });
+  };
+  try {
+    shards = await countNames(sae);
+    const coming = Array.from({ length: Math.min(shards, 3) }, (_, shard) => getNames(sae, shard));
+    coming.forEach((one) => one.catch(() => {})); // told below, when its turn comes
+    for (; read < shards; read++) {
+      if (isStale()) return;
+      if (shards > 1) status.textContent = `${number(numbers.length)} found, ${number(read)} of ${number(shards)} parts read …`;
+      const shard = await coming[read];
+      here.push(shard);
+      if (read + 3 < shards) { coming.push(getNames(sae, read + 3)); coming[read + 3].catch(() => {}); }
+      await scan(shard, words, (feature, quality) => {
+        const place = feature - shard.first, density = shard.density[place], max = shard.max[place];
+        if (!filter(density)) return;
+        if (feature === exact) return;
+        numbers.push(feature);
+        keys.push(key(quality, density, max, feature));
+      }, isStale);
+      if (isStale()) return;
+      if (exact !== null && exact >= shard.first && exact < shard.first + shard.density.length) {
+        numbers.push(exact);
+        keys.push(Infinity);
+      }
+      if (performance.now() - drawn > REDRAW) { draw(); await breathe(); }
+    }
+    draw();
+    status.textContent = told(numbers.length, query);
+  } catch (error) {
+    if (!isStale()) { status.textContent = plain(error.message); }
+  }
+}
+
+function rowOf(shards, feature) {
+  const { first, label, tokens, density, max } = shards[shardOf(shards.map((shard) => shard.first), feature)], place = feature - first;
+  return { feature, label: label[place], tokens: tokens[place] ?? [], density: density[place], max: max[place] };
+}
+
+const told = (count, query) => query.trim() ? `${counted(count, "feature")} for “${plain(query.trim())}”.` : `${counted(count, "feature")}.`;
+
+function filterOf(parameters) {
+  const [low = "", high = ""] = (parameters.get("density") ?? "").split("-"), dead = parameters.get("dead") === "1";
+  const least = low ? Number(low) : 0, most = high ? Number(high) : Infinity;
+  return (density) => (dead || density > 0) && (density >= least && density < most);
+}
+
+// A number that grows with what is to come first.
+function keyOf(order, hasWords) {
+  if (order === "number") return (quality, density, max, feature) => -feature;
+  if (order === "max") return (quality, density, max) => max;
+  if (order === "density" || !hasWords) return (quality, density) => density;
+  return (quality, density, max) => quality * 1e6 + Math.min(max, 1e5);
+}
+
+// --- Like another feature ---
+
+async function fillLike() {
+  const mine = ++turn, { sae, parameters, status, list } = current, feature = Number(parameters.get("like"));
+  try {
+    if (!(feature >= 0 && feature < sae.d_sae)) throw new Error(`${plain(sae.name)} has features 0 to ${sae.d_sae - 1}; name one of them.`);
+    const about = await getFeature(sae, feature);
+    if (mine !== turn) return;
+    const near = new Map(about.neighbours ?? []), together = new Map(about.together ?? []);
+    const { link } = linkTo(sae, feature, nameOf(about));
+    status.replaceChildren("Features like ", link, ", by the cosine of their decoder rows and by how often they are active on the same tokens (phi).");
+    const all = [...new Set([...near.keys(), ...together.keys()])].sort((a, b) => Math.max(near.get(b) ?? 0, together.get(b) ?? 0) - Math.max(near.get(a) ?? 0, together.get(a) ?? 0));
+    const rows = await Promise.all(all.map(async (one) => ({ feature: one, ...await getName(sae, one) })));
+    if (mine !== turn) return;
+    if (!rows.length) { list.replaceChildren(make("p", { className: "note" }, "The store has no neighbours of this feature and none that is active with it.")); return; }
+    list.replaceChildren(table(sae, rows, ["cosine", "active together"], (row) => [number(near.get(row.feature)), number(together.get(row.feature))], []));
+  } catch (error) {
+    if (mine === turn) status.textContent = plain(error.message);
+  }
+}
+
+// --- By what fires on a text ---
+
+function textForm() {
+  const field = make("textarea", { rows: 3, value: current.parameters.get("text") ?? "", id: "fires-text", spellcheck: false });
+  const ask = () => {
+    keep(`${address(current.sae, "search")}?${new URLSearchParams({ text: field.value })}`);
+    current.parameters = new URLSearchParams({ text: field.value });
+    fillText();
+  };
+  field.addEventListener("keydown", (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) ask(); });
+  return make("section", {}, make("label", { attributes: { for: "fires-text" } }, "A text; the model reads it and tells which features are active"), field,
+    make("div", { className: "row" }, make("button", { type: "button", className: "main", on: { click: ask } }, "Find features"), make("span", { className: "note" }, "Ctrl + Enter")));
+}
+
+async function fillText() {
+  const mine = ++turn, { site, sae, parameters, status, list } = current, text = parameters.get("text") ?? "";
+  list.replaceChildren();
+  status.textContent = "";
+  if (!text.trim()) return;
+  status.textContent = "The model reads the text …";
+  try {
+    const { firesOn } = await import("./try/fires_on.js");
+    const fired = await firesOn(site, sae, text, (progress) => { if (mine === turn) status.textContent = progressOf(progress); });
+    if (mine !== turn) return;
+    const rows = await Promise.all(fired.slice(0, 200).map(async (one) => ({ ...await getName(sae, one.feature).catch(() => ({ label: null, tokens: [] })), ...one })));
+    if (mine !== turn) return;
+    status.textContent = `${counted(fired.length, "feature")} active on this text.`;
+    list.replaceChildren(rows.length ? table(sae, rows, ["strongest here", "on", "tokens"], (row) => [number(row.max), `“${visible(String(row.token ?? "")).trim()}”`, number(row.count)], []) : "");
+  } catch (error) {
+    if (mine === turn) status.textContent = plain(error.message);
+  }
+}
+
+function progressOf(progress) {
+  const { loaded, total, what } = progress ?? {};
+  const part = total ? `${Math.round(100 * loaded / total)} % of ${number(total / 1e6)} MB` : "";
+  return ["The model is loaded:", part, what && plain(what)].filter(Boolean).join(" ");
+}
+
+// --- Rows ---
+
+function showResults(sae, rows, total, words, showMore) {
+  if (!rows.length) { current.list.replaceChildren(); return; }
+  const more = total > rows.length ? make("button", { type: "button", on: { click: showMore } }, `Show more of ${number(total)}`) : null;
+  current.list.replaceChildren(table(sae, rows, ["density", "largest"], (row) => [share(row.density), number(row.max)], words), ...(more ? [more] : []));
+}
+
+function table(sae, rows, names, values, words) {
+  return make("section", {}, make("div", { className: "wide" }, make("table", { className: "features" },
+    make("thead", {}, make("tr", {}, ...["feature", ...names].map((name) => make("th", { scope: "col" }, name)))),
+    make("tbody", {}, ...rows.map((row) => {
+      const { link, told } = linkTo(sae, row.feature);
+      told.append(...marked(nameOf(row) ?? (row.density === 0 ? "never active" : "no name"), words));
+      const tokens = row.label && row.tokens?.length ? make("small", {}, make("bdi", {}, ...marked(nameOf({ label: null, tokens: row.tokens }), words))) : null;
+      return make("tr", {}, make("td", {}, link, tokens), ...values(row).map((value) => make("td", {}, value)));
+    })))));
+}
+
+// A text with the words of the query marked, where folding keeps the places of letters.
+function marked(text, words) {
+  const plainly = folded(text);
+  if (!words.length || plainly.length !== text.length) return [text];
+  const places = words.map((word) => [plainly.indexOf(word), word.length]).filter(([place]) => place >= 0).sort((a, b) => a[0] - b[0]);
+  const parts = [];
+  let end = 0;
+  for (const [place, length] of places) {
+    if (place < end) continue;
+    parts.push(text.slice(end, place), make("mark", {}, text.slice(place, place + length)));
+    end = place + length;
+  }
+  return [...parts, text.slice(end)];
+}

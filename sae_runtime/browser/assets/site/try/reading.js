@@ -1,0 +1,93 @@
+// The tokens of a typed text, each shaded by a feature, and the strongest features with a button that steers them.
+
+import { getName } from "../data.js";
+import { make, number, plain } from "../shared/elements.js";
+import { tokenLine } from "../shared/token_line.js";
+import { linkTo, nameOf } from "../words.js";
+import { strongest } from "./fires_on.js";
+import { latest } from "./latest.js";
+import { ownSae, session } from "./session.js";
+
+const SHOWN = 10; // features of the list before "all"
+
+// onSteer(feature, seen): called by the button of a feature, with its value on this text. The element has `read(text)`.
+export function readingBox(sae, { onSteer }) {
+  let tokens = [], own = "", chosen = null, shaded = null, pointed = null, all = false;
+  const line = tokenLine({
+    onChoose: (place) => { chosen = chosen === place ? null : place; showFeatures(); },
+    onPoint: (place) => { pointed = place; showFeatures(); },
+  });
+  const note = make("p", { className: "note shade-note" }), title = make("h3", { className: "whose" }), list = make("ul", { className: "bars" });
+  const error = make("p", { className: "error", attributes: { role: "alert" } });
+  const element = make("div", { className: "reading", hidden: true }, error, line, note, title, list);
+
+  const ask = latest((text) => session.model.features(text), {
+    done: (found) => {
+      error.textContent = found.left_out ? `The model reads no more of a text: ${number(found.left_out)} tokens were left out.` : "";
+      tokens = found.tokens;
+      if (chosen !== null && (chosen >= tokens.length || tokens[chosen].special)) chosen = null;
+      showTokens();
+    },
+    failed: (failure) => { error.textContent = plain(failure.message); },
+  });
+
+  element.read = (text) => {
+    const known = session.model && ownSae(session.model.about, sae);
+    element.hidden = !session.model;
+    if (!session.model) return;
+    if (!known) {
+      error.textContent = `The model ${plain(session.model.about.name)} does not have this SAE, so it cannot show its features.`;
+      for (const one of [line, note, title, list]) one.hidden = true;
+      return;
+    }
+    for (const one of [line, note, title, list]) one.hidden = false;
+    own = known.name;
+    if (text.trim()) ask(text);
+    else { tokens = []; showTokens(); }
+  };
+
+  const active = (token) => token.saes[own] ?? [];
+  const strength = (token) => (shaded === null ? active(token)[0] : active(token).find(([feature]) => feature === shaded))?.[1] ?? 0;
+
+  function showTokens() {
+    line.show(tokens.map((token) => ({
+      ...token, strength: strength(token),
+      title: active(token).slice(0, 3).map(([feature, value]) => `${feature}: ${number(value)}`).join("\n"),
+    })), chosen ?? Math.max(0, tokens.findIndex((token) => !token.special)));
+    note.replaceChildren(...(shaded === null ? ["The colour is each token's strongest feature."]
+      : [`The colour is feature ${shaded}. `, make("button", { type: "button", className: "plain", on: { click: () => shade(null) } }, "Each token's strongest")]));
+    showFeatures();
+  }
+
+  function shade(feature) {
+    shaded = feature;
+    showTokens();
+  }
+
+  function showFeatures() {
+    const place = pointed ?? chosen, token = place === null ? null : tokens[place];
+    const features = token ? active(token) : strongest(tokens, own);
+    title.replaceChildren(token ? `Strongest features of “${plain(token.text.trim() || token.text)}”` : "Strongest features of the text",
+      ...(token && pointed === null ? [" ", make("button", { type: "button", className: "plain", on: { click: () => { chosen = null; showFeatures(); } } }, "Whole text")] : []));
+    const most = Math.max(...tokens.filter((one) => !one.special || one === token).map((one) => active(one)[0]?.[1] ?? 0), 1e-9);
+    const rows = (all ? features : features.slice(0, SHOWN)).map(([feature, value]) => row(feature, value, most));
+    if (features.length > rows.length) {
+      rows.push(make("li", { className: "more" }, make("button", { type: "button", on: { click: () => { all = true; showFeatures(); } } }, `All ${number(features.length)}`)));
+    }
+    list.replaceChildren(...(rows.length ? rows : [make("li", { className: "none" }, tokens.length ? "No feature is active." : "Type a text above.")]));
+  }
+
+  function row(feature, value, most) {
+    const { link, told } = linkTo(sae, feature);
+    getName(sae, feature).then((name) => { told.textContent = nameOf(name) ?? ""; }, () => {});
+    const shadow = make("button", {
+      type: "button", title: "Shade the tokens by this feature", attributes: { "aria-pressed": shaded === feature, "aria-label": `Shade the tokens by feature ${feature}` },
+      on: { click: () => shade(shaded === feature ? null : feature) },
+    }, "Shade");
+    const steer = make("button", { type: "button", className: "steer", attributes: { "aria-label": `Steer feature ${feature}` }, on: { click: () => onSteer(feature, value) } }, "Steer");
+    return make("li", {}, link, make("meter", { min: 0, max: most, value, attributes: { "aria-label": `activation of feature ${feature}` } }),
+      make("span", { className: "value" }, value.toFixed(2)), make("span", { className: "acts" }, shadow, steer));
+  }
+
+  return element;
+}
