@@ -66,7 +66,7 @@ export function answersBox(asked) {
 // One of the answers, with its speed below.
 function side(name) {
   const text = make("div", { className: "answer", attributes: { "aria-live": "off" } }), speed = make("p", { className: "note", attributes: { role: "status" } });
-  const element = make("div", {}, make("h3", {}, name), text, speed);
+  const element = make("div", {}, make("h2", {}, name), text, speed);
   const end = ({ text: written, tokens, seconds }) => {
     text.textContent = plain(written);
     speed.textContent = tokens ? `${number(tokens)} tokens, ${number(tokens / Math.max(seconds, 1e-3), 2)} a second` : "";

@@ -41,16 +41,19 @@ async function stateOf(parameters, site, sae) {
 }
 
 function pageOf(place, site, sae, state) {
-  const field = make("textarea", { id: "typed", rows: 3, spellcheck: false, value: state.text ?? "" });
+  const field = make("textarea", { id: "typed", rows: 2, spellcheck: false, value: state.text ?? "" });
   const label = make("label", { htmlFor: "typed" }, "Text");
   const box = loadBox(site), reading = readingBox(sae, { onSteer: (feature, seen) => steering.add(feature, seen) });
   const steering = steeringBox(site, sae, state, changed), effect = make("div", { className: "effect" });
   const calls = callsOf(site, sae, [], {});
   const link = copyButton(() => new URL(hashOf(), location.href).href, "Copy link");
+  const effects = make("section", { hidden: true }, effect);
+  place.classList.add("try-it");
   place.replaceChildren(
-    make("section", {}, make("h1", {}, "Try it"), box, label, field, reading),
-    make("section", {}, make("h2", {}, "Steer"), steering, effect),
-    make("section", {}, make("h2", {}, "The same in a program"), calls, make("div", { className: "row" }, link)));
+    make("section", {}, make("div", { className: "row title" }, make("h1", {}, "Try it"), link), box, label, field, reading),
+    make("div", { className: "middle" }, make("section", {}, reading.features), make("section", {}, make("h2", {}, "Edits"), steering)),
+    effects,
+    make("section", {}, make("h2", {}, "The same in a program"), calls));
 
   let shown = null, model = null;
   const read = after(READ_PAUSE, () => { reading.read(state.text); shown?.update(); });
@@ -106,6 +109,7 @@ function pageOf(place, site, sae, state) {
     shown?.stop?.();
     shown = model ? effectOf(model.about) : null;
     effect.replaceChildren(...(shown ? [shown] : []));
+    effects.hidden = !shown;
     reading.read(state.text ?? "");
     shown?.update?.();
     later();
