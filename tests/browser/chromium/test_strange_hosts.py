@@ -1,0 +1,105 @@
+"""A site works from any static host, and says a sentence where a file is missing, cut, broken, slow or another's."""
+
+import threading
+from pathlib import Path
+
+import pytest
+from made_site import feature, write_site
+from site_host import Answer
+from watched_pages import Pages, until
+
+SHOWN = "() => document.querySelector('main h1') && document.title !== 'Features'"
+ERROR = "() => document.querySelector('main [role=alert]')?.textContent"
+PAGES = ("#/", "#/one", "#/one/5", "#/one/search?q=cake", "#/two/3")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site") / "site"
+    return write_site(folder, {name: [feature(number) for number in range(10)] for name in ("one", "two")})
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["usual types", "octet-stream and no charset"])
+@pytest.mark.parametrize("prefix", ["/", "/x/y/site/", "/with%20blank/"])
+def test_site_below_a_path(open_page: Pages, site: Path, prefix: str, plain: bool) -> None:
+    prefix = prefix.replace("%20", " ")
+    page = open_page(site, PAGES[0], prefix=prefix, plain=plain)
+    for route in PAGES:
+        page.evaluate("(to) => { location.hash = to; }", route)
+        until(page, SHOWN)
+    host = open_page.host(site, prefix, plain=plain)
+    assert "data/one/features/00001.json" in "".join(host.asked)
+
+
+BROKEN = {
+    "site.json": "#/",
+    "data/one/overview.json": "#/one",
+    "data/one/features/00001.json": "#/one/5",
+    "data/one/names/0000.json": "#/one/search?q=label",
+}
+FAULTS = {
+    "missing": Answer(status=404, body=b"no"),
+    "error of the server": Answer(status=500, body=b"<h1>Internal Server Error</h1>"),
+    "cut JSON": Answer(body=b'{"first": 4, "features": [{"feature": 4, "lab'),
+    "empty": Answer(body=b""),
+    "a page in its place": Answer(body=b"<!doctype html><title>Log in</title>", type="text/html"),
+    "null": Answer(body=b"null"),
+    "a number": Answer(body=b"7"),
+    "a list": Answer(body=b"[1, 2]"),
+    "an object of nothing": Answer(body=b"{}"),
+    "invalid UTF-8": Answer(body=b'{"first": 4, "features": ["\xff\xfe"]}'),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("path", BROKEN)
+def test_broken_file_is_a_sentence(open_page: Pages, site: Path, path: str, fault: str) -> None:
+    open_page.host(site).answers[path] = FAULTS[fault]
+    refused = [r"status: (404|500)", r"console: error: Failed to load resource"]
+    page = open_page(site, BROKEN[path], expected=refused if FAULTS[fault].status != 200 else ())
+    said = until(page, ERROR, seconds=5)
+    assert said[-1] == "." and "undefined" not in said and "TypeError" not in said and "NaN" not in said, said
+    assert path in said, said
+
+
+@pytest.mark.parametrize("path", BROKEN)
+def test_cut_answer_is_a_sentence(open_page: Pages, site: Path, path: str) -> None:
+    open_page.host(site).answers[path] = Answer(cut=20)
+    page = open_page(site, BROKEN[path], expected=["console: error: Failed to load resource"])
+    said = until(page, ERROR, seconds=5)
+    assert path in said and said[-1] == "."
+
+
+def test_slow_file_shows_that_it_comes_and_another_page_may_be_opened(open_page: Pages, site: Path) -> None:
+    late = threading.Event()
+    open_page.host(site).answers["data/one/features/00001.json"] = Answer(wait=late)
+    page = open_page(site, "#/one/5")
+    until(page, "() => document.querySelector('main').textContent.includes('Loading')")
+    page.evaluate("location.hash = '#/one/1'")
+    until(page, "() => document.querySelector('main h1')?.textContent.includes('1')")
+    shown = page.inner_text("main")
+    late.set()
+    page.wait_for_timeout(300)
+    assert page.inner_text("main") == shown, "the page that came late stays away"
+    page.evaluate("location.hash = '#/one/5'")
+    until(page, "() => document.querySelector('main h1')?.textContent.includes('5')")
+
+
+def test_file_that_failed_may_come_later(open_page: Pages, site: Path) -> None:
+    host = open_page.host(site)
+    host.answers["data/one/features/00001.json"] = Answer(status=503, body=b"")
+    page = open_page(site, "#/one/5", expected=["status: 503", "Failed to load resource"])
+    until(page, ERROR)
+    host.answers.clear()
+    page.evaluate("location.hash = '#/one/6'")
+    until(page, "() => document.querySelector('main h1')?.textContent.includes('6')")
+
+
+def test_host_that_stops_is_a_sentence(open_page: Pages, site: Path) -> None:
+    page = open_page(site, "#/one/1")
+    until(page, SHOWN)
+    page.context.set_offline(True)
+    page.evaluate("location.hash = '#/one/9'")
+    assert until(page, ERROR)[-1] == "."
+    page.context.set_offline(False)
+    open_page.take(page)
