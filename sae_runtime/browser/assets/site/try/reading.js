@@ -4,7 +4,7 @@ import { getName } from "../data.js";
 import { make, number, plain } from "../shared/elements.js";
 import { tokenLine } from "../shared/token_line.js";
 import { linkTo, nameOf } from "../words.js";
-import { strongest } from "./fires_on.js";
+import { outliers, strongest } from "./fires_on.js";
 import { latest } from "./latest.js";
 import { ownSae, session } from "./session.js";
 
@@ -52,12 +52,14 @@ export function readingBox(sae, { onSteer }) {
   const strength = (token) => (shaded === null ? active(token)[0] : active(token).find(([feature]) => feature === shaded))?.[1] ?? 0;
 
   function showTokens() {
+    const left = outliers(tokens, own), most = Math.max(...tokens.map((token, place) => token.special || left.has(place) ? 0 : strength(token)));
     line.show(tokens.map((token) => ({
-      ...token, strength: strength(token),
+      ...token, strength: Math.min(strength(token), most || Infinity),
       title: active(token).slice(0, 3).map(([feature, value]) => `${feature}: ${number(value)}`).join("\n"),
     })), chosen ?? Math.max(0, tokens.findIndex((token) => !token.special)));
     note.replaceChildren(...(shaded === null ? ["The colour is each token's strongest feature."]
       : [`The colour is feature ${shaded}. `, make("button", { type: "button", className: "plain", on: { click: () => shade(null) } }, "Each token's strongest")]));
+    if (left.size) note.append(` ${[...left].map((place) => `“${plain(tokens[place].text.trim())}”`).join(", ")} is far above all others, so the list of the text leaves it out.`);
     showFeatures();
   }
 
@@ -71,7 +73,8 @@ export function readingBox(sae, { onSteer }) {
     const found = token ? active(token) : strongest(tokens, own);
     title.replaceChildren(token ? `Strongest features of “${plain(token.text.trim() || token.text)}”` : "Strongest features of the text",
       ...(token && pointed === null ? [" ", make("button", { type: "button", className: "plain", on: { click: () => { chosen = null; showFeatures(); } } }, "Whole text")] : []));
-    const most = Math.max(...tokens.filter((one) => !one.special || one === token).map((one) => active(one)[0]?.[1] ?? 0), 1e-9);
+    const left = outliers(tokens, own);
+    const most = Math.max(...tokens.filter((one, number) => one === token || !(one.special || left.has(number))).map((one) => active(one)[0]?.[1] ?? 0), 1e-9);
     const rows = (all ? found : found.slice(0, SHOWN)).map(([feature, value]) => row(feature, value, most));
     if (found.length > rows.length) {
       rows.push(make("li", { className: "more" }, make("button", { type: "button", on: { click: () => { all = true; showFeatures(); } } }, `All ${number(found.length)}`)));
@@ -89,7 +92,7 @@ export function readingBox(sae, { onSteer }) {
     const steer = make("button", { type: "button", className: "steer", attributes: { "aria-label": `Steer feature ${feature}` }, on: { click: () => onSteer(feature, value) } }, "Steer");
     const part = make("span", { className: "part" });
     part.style.setProperty("--part", (value / most).toFixed(3));
-    return make("li", {}, make("span", { className: "what" }, part, link), make("span", { className: "value" }, value.toFixed(2)), make("span", { className: "acts" }, shadow, steer));
+    return make("li", {}, make("span", { className: "what" }, part, link), make("span", { className: "value" }, number(value)), make("span", { className: "acts" }, shadow, steer));
   }
 
   title.textContent = "Strongest features";

@@ -49,6 +49,7 @@ export class ServedModel {
     } catch (error) {
       if (error.name !== "AbortError") throw error; // a stopped answer is one that is shorter
     }
+    this.about.chat = !this.server.withoutTemplate.has(this.called);
     return { text, tokens: counted ?? pieces, seconds: (performance.now() - begun) / 1000 };
   }
 

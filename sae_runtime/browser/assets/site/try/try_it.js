@@ -4,7 +4,7 @@ import { callsOf } from "../calls.js";
 import { address, keep } from "../route.js";
 import { make, plain } from "../shared/elements.js";
 import { copyButton } from "../words.js";
-import { answersBox } from "./answers.js";
+import { answersBox, wishedTokens } from "./answers.js";
 import { readEdits, writeEdits } from "./edit_words.js";
 import { after } from "./latest.js";
 import { loadBox } from "./load_box.js";
@@ -55,7 +55,7 @@ function pageOf(place, site, sae, state) {
     effects,
     make("section", {}, make("h2", {}, "The same in a program"), calls));
 
-  let shown = null, model = null;
+  let shown = null, model = null, isPrepared = false;
   const read = after(READ_PAUSE, () => { reading.read(state.text); shown?.update(); });
   const remember = after(KEEP_PAUSE, () => keep(hashOf()));
   const unwatch = watch(follow);
@@ -90,7 +90,7 @@ function pageOf(place, site, sae, state) {
     last = state;
     const about = session.model?.about ?? session.choices?.page ?? null;
     calls.update({
-      edits: state.off ? [] : state.edits, text: state.text ?? "", about,
+      edits: state.off ? [] : state.edits, text: state.text ?? "", tokens: wishedTokens(), about,
       server: about?.in === "server" ? { origin: location.origin, key: session.server.asksForKey } : null,
     });
     remember();
@@ -100,7 +100,7 @@ function pageOf(place, site, sae, state) {
   function follow() {
     const about = session.model?.about ?? session.choices?.page;
     label.textContent = about?.kind === "text" ? "Question" : "Text";
-    if (state.text === null && session.choices) {
+    if (state.text === null && isPrepared) {
       state.text = field.value = about?.kind === "text" ? QUESTION : about?.sentences?.[0] ?? TEXT;
       later();
     }
@@ -120,7 +120,7 @@ function pageOf(place, site, sae, state) {
     if (!own) return make("p", { className: "note" }, `The model ${plain(about.name)} does not have this SAE.`);
     if (!own.edits) return make("p", { className: "note" }, "The graph of this model reads this SAE and takes no edits of it.");
     if (about.kind === "vectors") return neighboursBox(asked);
-    if (about.kind === "text") return answersBox(asked);
+    if (about.kind === "text") return answersBox(asked, later);
     return make("p", { className: "note" }, "This model gives neither vectors nor text, so the page shows no effect; a program below does.");
   }
 
@@ -133,7 +133,7 @@ function pageOf(place, site, sae, state) {
     changed();
   }
 
-  prepare(site).then(follow, () => {});
+  prepare(site).catch(() => {}).then(() => { isPrepared = true; follow(); });
   follow();
   later();
   return {
