@@ -103,6 +103,7 @@ function pageOf(place, site, sae, state) {
     if (state.text === null && isPrepared) {
       state.text = field.value = about?.kind === "text" ? QUESTION : about?.sentences?.[0] ?? TEXT;
       later();
+      if (model) read();
     }
     if (session.model === model) return;
     model = session.model;
