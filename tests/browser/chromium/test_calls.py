@@ -19,7 +19,10 @@ from sae_runtime import Edit, load_model
 from sae_runtime.exports.splice.splicing import Splice
 from sae_runtime.serve.plane import Plane
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore::sae_runtime.deployed.notices.AssumedPoolingWarning"),
+]
 HOSTILE = [
     "plain",
     'it\'s "so" $HOME `ls` $(ls) !! \\ \\\' \\" \\u0041',
@@ -222,7 +225,7 @@ def test_names_of_saes_are_those_of_the_model(open_page: Pages, site: Path, tmp_
     saes = [{"name": f"in {name}", "site": name, "d_sae": 9, "edits": True} for name in ("mine", "other")]
     write_json(folder / "model/model.json", {"name": "the model", "kind": "vectors", "bytes": 1, "saes": saes})
     page = open_page(folder, "#/mine/try?text=a&edits=set:1:2,set:1:3@other")
-    until(page, "() => document.querySelector('.programs pre').textContent.includes('in other')")
+    until(page, "() => document.querySelector('.programs pre')?.textContent.includes('in other')")
     python = page.inner_text(".programs pre")
     assert 'load_model("the model")' in python
     (made,) = [one for one in ast.walk(ast.parse(python)) if isinstance(one, ast.Dict)]

@@ -12,12 +12,15 @@ from running import running
 from watched_pages import Pages, until
 
 from sae_runtime import Edit, Model, load_model
-from sae_runtime.bundle.manifest import read_manifest
+from sae_runtime.bundle.folder import read_manifest
 from sae_runtime.bundle.parts import WEIGHTS
 from sae_runtime.serve.http.site_files import check_site
 from sae_runtime.serve.plane import Plane
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore::sae_runtime.deployed.notices.AssumedPoolingWarning"),
+]
 KEY = "key-of-the-tests-of-32-characters"
 TEXT, LINES = "w1 w2 w3", [f"w{i} w{i + 3} w{2 * i}" for i in range(12)]
 AFTER = ".neighbours .pair > div:nth-child(2)"
