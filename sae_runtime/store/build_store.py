@@ -19,6 +19,7 @@ from sae_runtime.core.progress import progress_bar
 from sae_runtime.extraction.feature_index import INDEX
 from sae_runtime.extraction.stored_features import StoredFeatures, read_features
 from sae_runtime.store.choosing import choose
+from sae_runtime.store.counts import Counts
 from sae_runtime.store.gather import Sample, gather
 from sae_runtime.store.matches import LIMIT, Bucket, Buckets, even_bounds, falling, small_enough
 from sae_runtime.store.names_of_tokens import read_vocabulary
@@ -127,7 +128,7 @@ def build_store(
         work = folder / "work"
         work.mkdir()
         with Buckets(work, even_bounds(stored.d_sae, stored.matches, limit)) as buckets:
-            rows, sampled = gather(stored, work, buckets, every=every, progress=bar.update)
+            rows, sampled, counts = gather(stored, work, buckets, every=every, progress=bar.update)
         relatives = _relatives(bundle, sampled, stored.d_sae)
         logits = None if bundle is None else bundle.logits()
         tables = stack.enter_context(
@@ -143,7 +144,7 @@ def build_store(
         left_out = _left_out(stored, bundle, rows, vocabulary, sampled, logits)
         _put_labels(folder, out, sae, str(weights))
         shutil.rmtree(work)
-        described = _description(stored, rows, tables, left_out, sampled, per_bands, width, bins, licence)
+        described = _description(stored, rows, tables, left_out, sampled, counts, per_bands, width, bins, licence)
         _write_description(folder, described)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     return Built(
@@ -228,6 +229,7 @@ def _description(
     tables: StoreTables,
     left_out: list[str],
     sampled: Sample | None,
+    counts: Counts,
     per_band: tuple[int, ...],
     context: int,
     bins: int,
@@ -261,6 +263,9 @@ def _description(
         left_out=tuple(left_out),
         licence=licence or fact("licence"),
         files=files,
+        active=tuple(counts.active.tolist()),
+        by_file=counts.most("file"),
+        by_licence=counts.most("licence", licence or fact("licence")),
     )
 
 

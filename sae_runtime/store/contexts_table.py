@@ -1,6 +1,6 @@
 """Rows of `contexts.parquet` as contexts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,24 @@ def numbers_of(column: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
     return numbers, np.concatenate([[0], np.cumsum(np.concatenate(sizes, dtype=np.int64))]) if sizes else np.zeros(
         1, int
     )
+
+
+def of_each_band(feature: NDArray[Any], band: NDArray[Any], per_band: Sequence[int]) -> NDArray[np.bool_]:
+    """Which rows are among the first of their feature's band.
+
+    Args:
+        feature: of each row, sorted.
+        band: of each row, sorted within its feature.
+        per_band: rows that are kept of each band; the last number is of all bands that follow.
+
+    >>> of_each_band(np.array([3, 3, 3, 4]), np.array([0, 0, 1, 0]), [1])
+    array([ True, False,  True,  True])
+    """
+    rows = np.arange(len(feature))
+    begins = np.flatnonzero((np.diff(feature, prepend=-1) != 0) | (np.diff(band, prepend=-1) != 0))
+    place = rows - np.repeat(begins, np.diff([*begins, len(rows)]))  # of each row in its band
+    most = np.array(per_band)[np.minimum(band, len(per_band) - 1)]
+    return np.asarray(place < most)
 
 
 def _tokens(

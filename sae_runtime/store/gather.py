@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sae_runtime.core.features import Features, concatenate
 from sae_runtime.extraction.stored_features import StoredFeatures
 from sae_runtime.extraction.stored_part import StoredPart
+from sae_runtime.store.counts import Counts
 from sae_runtime.store.matches import MATCH, Buckets
 from sae_runtime.store.rows import ROW, RowFiles, Rows, UnsoundRows, mapped_rows, text_hash
 
@@ -29,7 +30,7 @@ class Sample:
 
 def gather(
     stored: StoredFeatures, work: Path, buckets: Buckets, *, every: int | None, progress: Callable[[int], object]
-) -> tuple[Rows, Sample | None]:
+) -> tuple[Rows, Sample | None, Counts]:
     """Read all parts of stored features.
 
     Args:
@@ -45,14 +46,16 @@ def gather(
     kept: list[Features] = []
     at_once = int(np.clip(_MATCHES_AT_ONCE * max(len(stored), 1) // max(stored.matches, 1), 1, _MOST_ROWS))
     near: list[int] = []
+    counts = Counts()
     with RowFiles(work) as files:
         for part in stored.parts:
             try:
-                for table, rows in _rows(part, stored, files, at_once, near):
+                for table, rows in _rows(part, stored, files, at_once, near, counts):
                     features = stored.to_features(table)
                     numbers = np.arange(files.rows, files.rows + len(rows))
                     if every is not None:
                         kept.append(features.take(np.flatnonzero(numbers % every == 0)))
+                    counts.add_rows(features)
                     buckets.put(_matches(features, rows, numbers))
                     files.put_rows(rows)
                     progress(len(rows))
@@ -63,15 +66,17 @@ def gather(
         np.array(near, np.uint64).tofile(work / "near")
     sampled = sum(len(each) for each in kept)
     sample = None if every is None else Sample(every, concatenate(kept, stored.d_sae, (sampled,)))
-    return mapped_rows(work), sample
+    return mapped_rows(work), sample, counts
 
 
 def _rows(
-    part: StoredPart, stored: StoredFeatures, files: RowFiles, at_once: int, near: list[int]
+    part: StoredPart, stored: StoredFeatures, files: RowFiles, at_once: int, near: list[int], counts: Counts
 ) -> Iterator[tuple[Any, NDArray[Any]]]:
     """The rows of a part and their origins, `at_once` at a time."""
     documents = part.document_table() if part.documents else None
     texts = None if documents is None else files.put_documents(documents)
+    if documents is not None:
+        counts.add_documents(documents)
     table = part.table() if stored.per == "token" else documents
     assert table is not None  # rows that are documents have documents
     for begin in range(0, len(table), at_once):

@@ -21,7 +21,7 @@ from sae_runtime.bundle.regular import open_regular
 from sae_runtime.bundle.siblings import repaired
 from sae_runtime.bundle.typed_json import read_file
 from sae_runtime.core.labels import Labels, as_feature, shown
-from sae_runtime.store.contexts_table import as_contexts, token_name
+from sae_runtime.store.contexts_table import as_contexts, of_each_band, token_name
 from sae_runtime.store.records import StoredFeature
 from sae_runtime.store.row_stream import RowStream
 from sae_runtime.store.schema import (
@@ -89,6 +89,8 @@ def read_description(folder: Path) -> Description:
         raise ValueError(f"{folder / STORE} does not list {missing[0]}; build the store again")
     sizes = (description.d_sae, description.bins, description.bands, description.context, *description.per_band)
     sound = min(sizes) > 0 and len(description.per_band) == description.bands and description.tokens >= 0
+    active, documents = description.active or (), {**(description.by_file or {}), **(description.by_licence or {})}
+    sound = sound and len(active) <= description.d_sae + 1 and min([*active, *documents.values()], default=0) >= 0
     if not sound or description.per not in ("token", "document"):
         raise ValueError(f"{folder / STORE} has numbers that no store has; build the store again")
     return description
@@ -185,7 +187,9 @@ class Store:
         )
         return self._stored([row], table)[0]
 
-    def features(self, begin: int = 0, end: int | None = None) -> Iterator[StoredFeature]:
+    def features(
+        self, begin: int = 0, end: int | None = None, *, per_band: Sequence[int] | None = None
+    ) -> Iterator[StoredFeature]:
         """The features from one to before another, as `feature` gives them, by reading the store once from end to end.
 
         Memory holds some hundred features and their contexts.
@@ -193,6 +197,8 @@ class Store:
         Args:
             begin: the first feature.
             end: the feature after the last; None: all that follow.
+            per_band: contexts of each band at most, the largest ones; the last number is of all bands that follow.
+                None: all.
 
         Raises:
             ValueError: there is no such feature, or the store was altered.
@@ -223,7 +229,7 @@ class Store:
             with self._reading(CONTEXTS):
                 pieces = [contexts.take(row["contexts_begin"], row["contexts"]) for row in some if row["contexts"]]
                 together = pyarrow.concat_tables([self._contexts.schema_arrow.empty_table(), *pieces])
-            yield from self._stored(some, together)
+            yield from self._stored(some, together, per_band)
 
     def label(self, feature: int) -> tuple[str | None, str | None]:
         """The label of a feature and where it comes from, as in `StoredFeature`.
@@ -299,13 +305,19 @@ class Store:
     def _has(self, features: NDArray[Any]) -> bool:
         return not len(features) or bool(features.min() >= 0 and features.max() < len(self))
 
-    def _stored(self, rows: Sequence[Mapping[str, Any]], contexts: Any) -> list[StoredFeature]:
+    def _stored(
+        self, rows: Sequence[Mapping[str, Any]], contexts: Any, per_band: Sequence[int] | None = None
+    ) -> list[StoredFeature]:
         """The features of rows, whose contexts are the rows of a table, feature by feature."""
         counts = [row["contexts"] for row in rows]
         feature = np.repeat([row["feature"] for row in rows], counts)
         bands = np.repeat([len(row["bands"]) for row in rows], counts)
         if not has_values(contexts) or not are_contexts(contexts, feature, bands):
             raise unsound(self.path / CONTEXTS)
+        if per_band is not None and len(contexts):
+            kept = of_each_band(feature, _array(contexts["band"]), per_band)
+            contexts = contexts.filter(kept.tolist())
+            counts = np.bincount(feature[kept] - rows[0]["feature"], minlength=len(rows)).tolist()
         ends = np.cumsum(counts)
         made = as_contexts(contexts, self._vocabulary if len(contexts) else {})
         return [

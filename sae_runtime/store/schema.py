@@ -57,6 +57,10 @@ class Description:
         left_out: what the store lacks, and why, in sentences.
         licence: of the corpus, where the features folder says so.
         files: by name.
+        active: number of rows with 0, 1, 2, ... active features; null in stores of older versions.
+        by_file: number of documents of each file of texts, the files with most documents first; null where the features
+            folder knows no documents, and in stores of older versions.
+        by_licence: number of documents of each licence likewise.
     """
 
     format_version: int
@@ -80,6 +84,9 @@ class Description:
     left_out: tuple[str, ...]
     licence: str | None
     files: Mapping[str, StoredFile]
+    active: tuple[int, ...] | None = None
+    by_file: Mapping[str, int] | None = None
+    by_licence: Mapping[str, int] | None = None
 
 
 def feature_schema() -> Any:

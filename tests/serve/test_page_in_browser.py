@@ -45,7 +45,7 @@ const press = (element, key, more = {}) =>
   seen.options = [...byId("model").options].map((one) => one.textContent);
   byId("text").value = TEXT;
   press(byId("text"), "Enter", { ctrlKey: true });
-  await wait(() => byId("tokens").children.length);
+  await wait(() => byId("tokens").querySelector("[role=option]"));
   seen.tokens = byId("tokens").textContent;
   seen.title = byId("token-title").textContent;
   press(byId("tokens"), "ArrowRight");
@@ -56,18 +56,20 @@ const press = (element, key, more = {}) =>
   await wait(() => !byId("compared").hidden);
   seen.before = byId("before").textContent;
   seen.after = byId("after").textContent;
-  const slider = byId("edits").querySelector("input");
+  const slider = byId("edits").querySelector("[type=range]");
   slider.value = 3.5;
   slider.dispatchEvent(new Event("input", { bubbles: true }));
-  seen.value = byId("edits").querySelector("output").textContent;
-  for (const tab of [...byId("tabs").children].map((one) => one.textContent)) {
-    [...byId("tabs").children].find((one) => one.textContent === tab).click();
-    seen[tab] = byId("code").textContent;
+  slider.dispatchEvent(new Event("change", { bubbles: true }));
+  seen.value = byId("edits").querySelector("[type=number]").value;
+  const tabs = [...document.querySelectorAll("[role=tab]")], code = document.querySelector("pre.code");
+  for (const tab of tabs) {
+    tab.click();
+    seen[tab.textContent] = code.textContent;
   }
   byId("called").selectedIndex = 2;
   byId("called").dispatchEvent(new Event("change"));
-  byId("tabs").children[1].click();
-  seen.bundle = byId("code").textContent;
+  tabs[1].click();
+  seen.bundle = code.textContent;
   byId("model").selectedIndex = 1;
   byId("model").dispatchEvent(new Event("change"));
   seen.edits = byId("edits").children.length;
@@ -168,7 +170,7 @@ def address(asked: list[Any]) -> Iterator[str]:
         return Response(lines, media_type="text/event-stream")
 
     routes = [Route("/", index), Route("/driver.js", driver), Route("/page/models", models)]
-    routes += [parts["/page/page.css"], parts["/page/page.js"]]
+    routes += [part for path, part in parts.items() if path not in ("/", "/page/models")]
     for path, post in (("/v1/features", features), ("/v1/embeddings", embeddings), ("/v1/chat/completions", chat)):
         routes.append(Route(path, post, methods=["POST"]))
     server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), host="127.0.0.1", port=0, log_level="error"))
@@ -204,15 +206,15 @@ def test_a_person_on_the_page(address: str, asked: list[Any], tmp_path: Path) ->
     assert seen["focused"] == "option"
     assert seen["features"].startswith(f"7{shown}2.50") and "9.00" not in seen["features"]
     assert seen["before"] != seen["after"] and "Read the document" in seen["before"]
-    assert seen["value"] == "x3.50"
+    assert seen["value"] == "3.5"
     for program in ("curl", "Python", "tritonclient", "openai"):
         assert "\u202e" not in seen[program] and "vectors" in seen[program] and "key" in seen[program].lower()
     assert seen["edits"] == 0, "another model begins without edits"
     assert seen["written"] == f"{shown} end"
     assert seen["error"] == shown
     steered = [one["sae"] for one in asked if "sae" in one]
-    assert steered[0] == {"edits": [{"feature": 7, "set": "x2.00"}]}
-    assert steered[-1] == {"edits": [{"feature": EVIL, "set": "x2.00"}]}
+    assert steered[0] == {"edits": [{"feature": 7, "set": "x2"}]}
+    assert steered[-1] == {"edits": [{"feature": EVIL, "set": "x2"}]}
     assert {one["temperature"] for one in asked if "messages" in one} == {0}
     compile(seen["bundle"], "Python of a bundle", "exec")
     for program in ("Python", "tritonclient", "openai"):

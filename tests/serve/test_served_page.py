@@ -19,6 +19,9 @@ from sae_runtime.serve.plane import Plane
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ASSETS = files("sae_runtime.serve.http").joinpath("assets")
+SHARED = files("sae_runtime.browser").joinpath("assets/shared")
+SCRIPTS = {file.name: file.read_text() for of in (ASSETS, SHARED) for file in of.iterdir() if file.name.endswith(".js")}
+STYLES = [file.read_text() for of in (ASSETS, SHARED) for file in of.iterdir() if file.name.endswith(".css")]
 
 
 @pytest.fixture
@@ -46,7 +49,7 @@ class Tags(HTMLParser):
 
 
 def test_every_part_says_what_may_run(client: TestClient) -> None:
-    for path in ("/", "/page/page.css", "/page/page.js", "/page/models"):
+    for path in ("/", "/page/page.css", "/page/page.js", "/page/shared/elements.js", "/page/models"):
         answer = client.get(path)
         assert answer.status_code == 200
         rules = dict(rule.split(" ", 1) for rule in answer.headers["content-security-policy"].split("; "))
@@ -64,25 +67,32 @@ def test_the_page_has_no_script_or_style_of_its_own_and_nothing_from_elsewhere()
         for name in ("src", "href"):
             assert attributes.get(name, "/").startswith(("/page/", "data:,", "/")), attributes  # type: ignore[union-attr]
             assert not attributes.get(name, "/").startswith("//")  # type: ignore[union-attr]
-    assert [one for tag, one in tags.tags if tag == "script"] == [{"src": "/page/page.js", "defer": None}]
-    assert not re.search(r"url\(|@import", ASSETS.joinpath("page.css").read_text())
+    assert [one for tag, one in tags.tags if tag == "script"] == [{"src": "/page/page.js", "type": "module"}]
+    assert len(STYLES) == 2 and not [style for style in STYLES if re.search(r"url\(|@import", style)]
 
 
-def test_the_script_makes_no_html_and_runs_no_strings() -> None:
-    script = ASSETS.joinpath("page.js").read_text()
-    forbidden = (
-        "innerHTML|outerHTML|insertAdjacentHTML|document\\.write|\\beval\\b|new Function|DOMParser|srcdoc|https?:/"
-    )
-    assert not re.search(forbidden, script)
-    assert not re.search("localStorage|sessionStorage|document\\.cookie", script), "a key is kept nowhere"
+def test_scripts_import_what_is_served(client: TestClient) -> None:
+    for name, script in SCRIPTS.items():
+        folder = "/page/" if ASSETS.joinpath(name).is_file() else "/page/shared/"
+        for path in re.findall(r'from "\./([^"]+)"', script):
+            assert client.get(folder + path).headers["content-type"].startswith("text/javascript"), (name, path)
 
 
-def test_ids_that_the_script_asks_for_are_in_the_page() -> None:
+def test_scripts_make_no_html_and_run_no_strings() -> None:
+    html = "innerHTML|outerHTML|insertAdjacentHTML|document\\.write|DOMParser|srcdoc"
+    forbidden = f"{html}|\\beval\\b|new Function|https?://(?!127\\.0\\.0\\.1)"
+    for name, script in SCRIPTS.items():
+        assert not re.search(forbidden, script), name
+        assert not re.search("localStorage|sessionStorage|document\\.cookie", script), "a key is kept nowhere"
+
+
+def test_ids_that_scripts_ask_for_are_in_the_page() -> None:
     tags = Tags()
     tags.feed(ASSETS.joinpath("page.html").read_text())
     ids = [attributes["id"] for _, attributes in tags.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
-    assert set(re.findall(r'\$\("([a-z-]+)"\)', ASSETS.joinpath("page.js").read_text())) <= set(ids)
+    asked = {name for script in SCRIPTS.values() for name in re.findall(r'\$\("([a-z-]+)"\)', script)}
+    assert len(asked) > 30 and asked <= set(ids)
     labelled = {attributes.get("for") for tag, attributes in tags.tags if tag == "label"} - {None}
     assert labelled <= set(ids)
 
@@ -96,9 +106,10 @@ def test_what_is_loaded(client: TestClient, plane: Plane) -> None:
 
 
 def test_open_paths_say_nothing_of_what_is_loaded(client: TestClient) -> None:
-    for path in page.OPEN:
-        assert "one" not in re.findall(r"\bone\.encode\b", client.get(path).text)
-    assert "/page/models" not in page.OPEN
+    paths = ["/", *(f"/page/{name}" for name in ("page.css", "page.js", "shared/look.css", "shared/server.js"))]
+    for path in paths:
+        assert page.is_open(path) and "one.encode" not in client.get(path).text
+    assert not page.is_open("/page/models") and not page.is_open("/page/page.html")
 
 
 def test_figures_that_are_no_numbers_of_json(client: TestClient, plane: Plane, monkeypatch: Any) -> None:

@@ -1,27 +1,33 @@
 """What a site says of one feature, as plain JSON values."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sae_runtime.browser.site import shown
 from sae_runtime.browser.site.segments import segments
 from sae_runtime.browser.site.shown import bounded, short
+from sae_runtime.browser.site.whole_words import distinct
 from sae_runtime.store.records import Context, StoredFeature
 
+NAMING = 3  # top tokens that name a feature without a label
 
-def feature_page(feature: StoredFeature, words: Sequence[str], contexts: Sequence[Context]) -> dict[str, Any]:
+
+def feature_page(feature: StoredFeature, words: Sequence[str], name_of: Callable[[int], str]) -> dict[str, Any]:
     """The object of a feature in its shard.
 
     Args:
         feature: as the store has it.
         words: the texts of its top tokens, as people read them.
-        contexts: those to show.
+        name_of: gives the name of a token by its id.
     """
+    label, source = feature.label, feature.label_source
+    if source == "top tokens":  # a label of pieces of words is none that people read
+        label = ", ".join(distinct(words, NAMING)) or label
     top = zip(words, feature.top_tokens, strict=True)
     return {
         "feature": feature.feature,
-        "label": None if feature.label is None else bounded(feature.label, shown.LABEL),
-        "source": None if feature.label_source is None else bounded(feature.label_source, shown.LABEL),
+        "label": None if label is None else bounded(label, shown.LABEL),
+        "source": None if source is None else bounded(source, shown.LABEL),
         "density": short(feature.density),
         "count": feature.count,
         "mean": short(feature.mean),
@@ -33,12 +39,12 @@ def feature_page(feature: StoredFeature, words: Sequence[str], contexts: Sequenc
         "together": _pairs(feature.together),
         "promoted": _tokens(feature.promoted),
         "suppressed": _tokens(feature.suppressed),
-        "contexts": [_context(context) for context in contexts],
+        "contexts": [_context(context, name_of) for context in feature.contexts],
     }
 
 
-def _context(context: Context) -> dict[str, Any]:
-    parts, peak = segments(context)
+def _context(context: Context, name_of: Callable[[int], str]) -> dict[str, Any]:
+    parts, peak = segments(context, name_of)
     return {
         "band": context.band,
         "value": short(context.value),

@@ -1,5 +1,6 @@
 """What a site shows of numbers and texts: four digits, and texts of bounded length that UTF-8 can write."""
 
+import functools
 import math
 import re
 from collections.abc import Iterable
@@ -49,6 +50,7 @@ def name(text: str | None) -> str | None:
     return None if text is None else bounded(text, NAME)
 
 
+@functools.lru_cache(maxsize=1024)
 def file_name(path: str | None) -> str | None:
     r"""The name of a file without the folders of the disk that it lay on; an address is shown whole.
 

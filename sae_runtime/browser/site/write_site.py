@@ -1,102 +1,184 @@
-"""Write a site about the features of stores."""
+"""Write a site about the features of stores, and of a model that runs in its page."""
 
 import importlib.metadata
-import importlib.resources
-import shutil
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sae_runtime.browser.site import shown
-from sae_runtime.browser.site.feature_pages import feature_page
+from sae_runtime.browser.site.assets import copy_libraries, copy_page
+from sae_runtime.browser.site.bundle_facts import Known, by_weights
+from sae_runtime.browser.site.feature_files import write_features
 from sae_runtime.browser.site.folder_names import folder_names
-from sae_runtime.browser.site.names import TOKENS, Names
+from sae_runtime.browser.site.inputs import SITE
 from sae_runtime.browser.site.overview import overview
-from sae_runtime.browser.site.segments import segments
-from sae_runtime.browser.site.shards import Shards, json_bytes, write_json
+from sae_runtime.browser.site.sentences import Sentences
+from sae_runtime.browser.site.shards import write_json
 from sae_runtime.bundle.extras import require
 from sae_runtime.bundle.files import new_folder
+from sae_runtime.bundle.outputs import Output
 from sae_runtime.core.progress import progress_bar
 from sae_runtime.store.open_store import Store, open_store
-from sae_runtime.store.records import StoredFeature
+
+if TYPE_CHECKING:
+    from sae_runtime.model import Model
 
 FORMAT = 1
-_SHARD = 512_000  # bytes of a shard of features, which a page loads to show one of them
+_NAMES = ("index.html", "code", "vendor", SITE, "serve.json", "data", "model")
+# Contexts of the top band of a feature, and of each other one: the most that keep a site of five bands below 1 GB.
+_PER_BAND = ((20, 5), (10, 2), (8, 1))
+_CONTEXTS = 1_600_000  # of all features together
+_TITLE = 200  # characters
 
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """What `write_site` wrote: the names of its SAEs, number of features, bytes of all files and of the largest."""
+    """What `write_site` wrote.
+
+    Attributes:
+        saes: names of the SAEs in the site.
+        features: of all SAEs.
+        per_band: contexts that are shown of a feature's top band at most, and of each other one.
+        size: bytes of all files.
+        largest: bytes of the largest file of features.
+        model: the object of model.json; None without a model.
+        notes: sentences about what may be missed.
+    """
 
     saes: tuple[str, ...]
     features: int
+    per_band: tuple[int, int]
     size: int
     largest: int
+    model: Mapping[str, Any] | None
+    notes: tuple[str, ...]
 
 
 def write_site(
     stores: Sequence[str | Path],
-    out: Path,
+    out: str | Path,
     *,
-    model: str | Path | None = None,
+    model: "Model | None" = None,
+    write_graph: Callable[..., Any] | None = None,
+    saes: Sequence[str | Path] = (),
     title: str | None = None,
-    top: int = 20,
-    per_band: int = 5,
+    top: int | None = None,
+    per_band: int | None = None,
+    int8: bool = False,
+    large: bool = False,
     force: bool = False,
     progress: bool = False,
 ) -> Site:
-    """Write a site. It appears whole or not at all.
+    """Write a site: static files about the features of stores. It appears whole or not at all.
 
     Args:
         stores: feature stores, one for each SAE.
         out: the folder to make.
-        model: a deployed model, whose copy runs in the page.
-        title: of the site.
-        top: contexts of the top band of a feature that are shown at most.
-        per_band: contexts of each other band.
+        model: a deployed model, a copy of which runs in the page.
+        write_graph: `exports.page_graph.write_page_graph`, which writes the graph of the model.
+        saes: bundles of the SAEs, which know how these were fitted; those of the model are known without.
+        title: of the site; None: it names the host model.
+        top: contexts of the top band of a feature that are shown at most; None: 20, fewer of more than 40,000 features.
+        per_band: contexts of each other band; None: 5, likewise.
+        int8: keep the model's weights in eight bits.
+        large: write the model also where it is larger than a page loads at ease.
         force: replace an existing site.
         progress: show the progress on stderr.
+
+    Raises:
+        FileExistsError: `out` exists and `force` is not set, or holds what is not of a site.
+        ImportError: pyarrow is not installed.
+        ValueError: a store is none or was altered, a bundle is of none of the stores, the model has no SAE, or a
+            setting is out of range.
+
+    >>> made = write_site([store_path], "features-site", saes=[bundle_path])
+    >>> made.features, made.per_band
+    (150, (20, 5))
     """
     require("extract")
+    if any(number is not None and number < 1 for number in (top, per_band)):
+        raise ValueError(f"top and per_band must be 1 or more contexts, got {top} and {per_band}")
+    out = Path(out)
+    inputs = {"store": [Path(path) for path in stores], "bundle": [Path(path) for path in saes]}
+    for kind, paths in inputs.items():
+        for path in paths:
+            Output(path=out, kind="folder", force=force, inputs={kind: path}, foreign=foreign).check()
     opened = [open_store(path) for path in stores]
-    names = folder_names([store.description.sae or store.path.name for store in opened])
+    known = _known(opened, model, saes)
+    names = folder_names([store.description.sae or store.path.resolve().name for store in opened])
+    features = sum(map(len, opened))
+    shown_per_band = _chosen(top, per_band, features)
+    sentences = Sentences()
     with (
         new_folder(out, force=force, foreign=foreign) as folder,
-        progress_bar(sum(map(len, opened)), "features", shown=progress) as bar,
+        progress_bar(features, "features", shown=progress) as bar,
     ):
-        _copy_assets(folder)
-        saes = []
+        copy_page(folder)
+        listed = []
         for store, name in zip(opened, names, strict=True):
             place = folder / "data" / name
             place.mkdir(parents=True)
-            _write_sae(store, name, place, top, per_band, bar)
-            saes.append(_sae(store, name, top, per_band))
-        described = {"format": FORMAT, "made_by": f"sae-runtime {importlib.metadata.version('sae-runtime')}"}
-        described |= {"title": shown.bounded(title or _title(opened), 200), "saes": saes, "model": None}
+            seen = write_features(store, place, per_band=shown_per_band, sentences=sentences, progress=bar.update)
+            bundle = known.get(store.description.weights_sha256)
+            facts = overview(store, name, None if bundle is None else bundle.manifest, seen.files, seen.licences)
+            write_json(place / "overview.json", {**facts, "starters": seen.starters, "shards": seen.shards})
+            listed.append(_listed(store, name, shown_per_band))
+        largest = max((path.stat().st_size for path in (folder / "data").rglob("*.json")), default=0)
+        part = None
+        if model is not None and write_graph is not None:
+            weights = {store.description.weights_sha256: name for store, name in zip(opened, names, strict=True)}
+            part = _write_model(model, folder, weights, sentences.chosen, write_graph, int8=int8, large=large)
+        described: dict[str, Any] = {
+            "format": FORMAT,
+            "made_by": f"sae-runtime {importlib.metadata.version('sae-runtime')}",
+        }
+        described |= {"title": shown.bounded(title or _title(opened), _TITLE), "saes": listed}
+        described["model"] = None if part is None else "model/model.json"
         write_json(folder / "serve.json", {})
-        write_json(folder / "site.json", described)
-    sizes = [path.stat().st_size for path in out.rglob("*") if path.is_file()]
-    return Site(saes=tuple(names), features=sum(map(len, opened)), size=sum(sizes), largest=max(sizes))
+        write_json(folder / SITE, described)
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    return Site(
+        saes=tuple(names),
+        features=features,
+        per_band=shown_per_band,
+        size=size,
+        largest=largest,
+        model=part,
+        notes=tuple(_notes(opened, names, known, model, part)),
+    )
+
+
+def site_output(path: Path, *, force: bool) -> Output:
+    """The output of `write_site`, which callers check before long work.
+
+    >>> site_output(Path("no-site"), force=False).check()
+    """
+    return Output(path=path, kind="folder", force=force, foreign=foreign)
 
 
 def foreign(folder: Path) -> str | None:
     """The name of an entry of a folder that is none of a site's, or None."""
     entries = sorted(entry.name for entry in folder.iterdir())
-    known = {"index.html", "code", "vendor", "site.json", "serve.json", "data", "model"}
-    return next((name for name in entries if name not in known or "site.json" not in entries), None)
+    return next((name for name in entries if name not in _NAMES or SITE not in entries), None)
 
 
-def _copy_assets(folder: Path) -> None:
-    """Copy the page, its code and the vendored libraries."""
-    with importlib.resources.as_file(importlib.resources.files("sae_runtime.browser") / "assets") as assets:
-        (folder / "code").mkdir()
-        for source, target in (("site", "code"), ("shared", "code/shared"), ("vendor", "vendor")):
-            if (assets / source).is_dir():
-                shutil.copytree(assets / source, folder / target, dirs_exist_ok=True)
-        if (folder / "code" / "index.html").is_file():
-            (folder / "code" / "index.html").rename(folder / "index.html")
+def _known(stores: Sequence[Store], model: "Model | None", saes: Sequence[str | Path]) -> dict[str, Known]:
+    """The bundles of the stores' SAEs by the sha256 of their weights."""
+    if model is not None and not model.saes:
+        raise ValueError(f"{model.layout.graph} has no SAE in its graph; put the stores' in: sae-runtime splice")
+    named = by_weights(Path(path) for path in saes)
+    of_stores = {store.description.weights_sha256 for store in stores}
+    for weights, bundle in named.items():
+        if weights not in of_stores:
+            raise ValueError(f"no store has the features of {bundle.path}; name the bundles of the stores alone")
+    return {**({} if model is None else by_weights(model.layout.bundles.values())), **named}
+
+
+def _chosen(top: int | None, per_band: int | None, features: int) -> tuple[int, int]:
+    """The contexts of each band that a site of so many features shows."""
+    usual = next((each for each in _PER_BAND if features * (each[0] + 4 * each[1]) <= _CONTEXTS), _PER_BAND[-1])
+    return top or usual[0], per_band or usual[1]
 
 
 def _title(stores: Sequence[Store]) -> str:
@@ -104,7 +186,8 @@ def _title(stores: Sequence[Store]) -> str:
     return f"Features of {', '.join(models)}" if models else "Features"
 
 
-def _sae(store: Store, name: str, top: int, per_band: int) -> dict[str, Any]:
+def _listed(store: Store, name: str, per_band: tuple[int, int]) -> dict[str, Any]:
+    """The SAE in site.json."""
     of = store.description
     return {
         "name": name,
@@ -115,41 +198,48 @@ def _sae(store: Store, name: str, top: int, per_band: int) -> dict[str, Any]:
         "hook": shown.name(of.hook),
         "model": shown.name(of.model),
         "weights_sha256": of.weights_sha256,
-        "shown": {"top": top, "per_band": per_band},
+        "shown": {"top": per_band[0], "per_band": per_band[1]},
     }
 
 
-def _write_sae(store: Store, name: str, folder: Path, top: int, per_band: int, bar: Any) -> None:
-    names = Names(folder / "names")
-    shards = Shards(folder / "features", digits=5, size=_SHARD)
-    texts: Counter[str | None] = Counter()
-    starters: list[dict[str, Any]] = []
-    for feature in store:
-        words = [shown.bounded(text, shown.TOKEN) for text, _, _ in feature.top_tokens]
-        contexts = [context for context in feature.contexts]
-        page = feature_page(feature, words, contexts)
-        shards.put(feature.feature, json_bytes(page))
-        label = page["label"] if feature.label_source != "top tokens" else None
-        names.put(feature.feature, label, words[:TOKENS], page["density"], page["max"])
-        texts.update({shown.file_name(context.file) for context in contexts})
-        if len(starters) < 24 and feature.contexts and feature.feature % 64 == 0:
-            starters.append(_starter(feature))
-        bar.update(1)
-    names.done()
-    shards.done()
-    known = overview(store, name)
-    known["texts"] = [{"file": file, "documents": None} for file in texts if file is not None]
-    known["licences"] = [] if store.description.licence is None else [shown.name(store.description.licence)]
-    known["starters"] = starters
-    known["shards"] = {"features": shards.firsts, "names": names.firsts}
-    write_json(folder / "overview.json", known)
+def _write_model(
+    model: "Model",
+    folder: Path,
+    names: Mapping[str, str],
+    sentences: Sequence[str],
+    write_graph: Callable[..., Any],
+    *,
+    int8: bool,
+    large: bool,
+) -> dict[str, Any]:
+    """Write the model, and the libraries that run it where the page can."""
+    from sae_runtime.browser.site.model_part import write_model_part
+
+    place = folder / "model"
+    part = write_model_part(
+        model, place, write_graph=write_graph, saes=names, sentences=sentences, int8=int8, large=large
+    )
+    if part["problem"] is None:
+        copy_libraries(folder)
+    return part
 
 
-def _starter(feature: StoredFeature) -> dict[str, Any]:
-    return {
-        "feature": feature.feature,
-        "label": feature.label,
-        "density": shown.short(feature.density),
-        "max": shown.short(feature.max),
-        "text": segments(feature.contexts[0])[0],
-    }
+def _notes(
+    stores: Sequence[Store],
+    names: Sequence[str],
+    known: Mapping[str, Known],
+    model: "Model | None",
+    part: Mapping[str, Any] | None,
+) -> list[str]:
+    """What the reader of the site may miss, and how it comes in."""
+    notes = []
+    for store, name in zip(stores, names, strict=True):
+        if store.description.weights_sha256 not in known:
+            notes.append(f"{name}: how it was fitted and what it explains is not known; name its bundle by --sae")
+    if model is not None and part is not None:
+        if all(sae["site"] is None for sae in part["saes"]):
+            notes.append("the model has other SAEs than the stores, so that what it shows has no page here")
+        if part["problem"] is not None:
+            notes.append(f"the page does not run the model: {part['problem']}")
+        notes += part["notes"]
+    return notes

@@ -115,7 +115,7 @@ class App:
         if (
             self._keys
             and path not in _HEALTH
-            and path not in page.OPEN
+            and not page.is_open(path)
             and not (self._has_site and site_files.is_open(path))
             and not knows(self._keys, headers.get(b"authorization", b""))
         ):

@@ -2,7 +2,9 @@
 
 import math
 from dataclasses import asdict
+from functools import cache
 from importlib.resources import files
+from pathlib import PurePath
 from typing import Any
 
 from starlette.requests import Request
@@ -14,11 +16,7 @@ from sae_runtime.sae import SAE
 from sae_runtime.serve.catalogue import Loaded
 from sae_runtime.serve.plane import Plane
 
-OPEN = ("/", "/page/page.css", "/page/page.js")
-"""Paths that say nothing of what is loaded, so that they need no key; the page asks for the key itself."""
-
-_ASSETS = {"/": ("page.html", "text/html"), "/page/page.css": ("page.css", "text/css")}
-_ASSETS["/page/page.js"] = ("page.js", "text/javascript")
+_KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 _HEADERS = {
     # Whatever a label or a text says, nothing but the server's own script runs and nothing is sent elsewhere.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -31,7 +29,7 @@ _HEADERS = {
 
 
 def routes(plane: Plane, *, site: bool = False) -> list[Route]:
-    """The page, its style and script, and `/page/models`, which says what is loaded.
+    """The page, its styles and scripts, and `/page/models`, which says what is loaded.
 
     Args:
         plane: what is served.
@@ -40,15 +38,24 @@ def routes(plane: Plane, *, site: bool = False) -> list[Route]:
     >>> from sae_runtime.serve.catalogue import open_all
     >>> plane = Plane(open_all([f"mine={bundle_path}"]))
     >>> [route.path for route in routes(plane)]
-    ['/', '/page/page.css', '/page/page.js', '/page/models']
+    ['/', '/page/calls.js', ..., '/page/shared/look.css', ..., '/page/models']
     >>> plane.close()
     """
-    found = [Route(path, _asset(name, kind)) for path, (name, kind) in _ASSETS.items()]
+    found = [Route(path, _asset(path, content)) for path, content in _assets().items()]
 
     async def models(request: Request) -> Response:
         return JSONResponse({"models": described(plane), "site": site}, headers=_HEADERS)
 
     return [*found, Route("/page/models", models)]
+
+
+def is_open(path: str) -> bool:
+    """Whether a path says nothing of what is loaded, so that it needs no key; the page asks for the key itself.
+
+    >>> is_open("/"), is_open("/page/page.js"), is_open("/page/models")
+    (True, True, False)
+    """
+    return path in _assets()
 
 
 def described(plane: Plane) -> list[dict[str, Any]]:
@@ -106,8 +113,17 @@ def _finite(figures: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _asset(name: str, kind: str) -> Any:
-    content = files(__package__).joinpath("assets", name).read_bytes()
+@cache
+def _assets() -> dict[str, bytes]:
+    """What each path of the page holds: its own files, and those that it shares with the browser's site."""
+    own, shared = files(__package__).joinpath("assets"), files("sae_runtime.browser").joinpath("assets/shared")
+    found = {f"/page/{file.name}": file.read_bytes() for file in own.iterdir()}
+    found |= {f"/page/shared/{file.name}": file.read_bytes() for file in shared.iterdir()}
+    return {"/": found.pop("/page/page.html"), **dict(sorted(found.items()))}
+
+
+def _asset(path: str, content: bytes) -> Any:
+    kind = _KINDS[PurePath(path).suffix or ".html"]
 
     async def asset(request: Request) -> Response:
         return Response(content, media_type=kind, headers=_HEADERS)

@@ -4,45 +4,51 @@
 import { make } from "./shared/elements.js";
 import { small } from "./words.js";
 
-const HEIGHT = 200, LEFT = 52, RIGHT = 10, TOP = 10, BOTTOM = 38;
+const HEIGHT = 200, RIGHT = 10, TOP = 10, BASE = HEIGHT - 38;
+const SIGN = 7; // pixels of a digit on the axis
 const NS = "http://www.w3.org/2000/svg";
 
 // Bars. counts: of each bar; edges: one more than counts; shade(i): 0 to 1, or null for the plain colour; xText: of an
-// edge's value; xName, yName: of the axes; read(i): the sentence about a bar; xTicks: values with a tick.
-export function bars({ title, description, counts, edges, shade = () => null, xTicks, xText = small, xName, yName, read }) {
-  return picture({ title, description, read, number: counts.length }, (width) => {
-    const x = scale(edges[0], edges[edges.length - 1], LEFT, width - RIGHT);
-    const most = Math.max(...counts, 1), y = scale(0, most, HEIGHT - BOTTOM, TOP);
-    const parts = [...yAxis(ticksOf(0, most, 4), y, width, small, yName), ...xAxis(xTicks ?? ticksOf(edges[0], edges[edges.length - 1], width / 70), x, xText, xName, width)];
+// edge's value; xName, yName: of the axes; read(i): the sentence about a bar; xTicks: values with a tick; lines: values
+// with a line of their own.
+export function bars({ counts, edges, shade = () => null, xTicks = null, xText = small, xName, yName, lines = [], ...about }) {
+  const low = edges[0], high = edges[edges.length - 1], most = Math.max(...counts, 1);
+  return picture(about, counts.length, (width) => {
+    const yTicks = ticksOf(0, most, 4), left = margin(yTicks, small);
+    const x = scale(low, high, left, width - RIGHT), y = scale(0, most, BASE, TOP);
+    const parts = [...yAxis(yTicks, y, left, width, small, yName), ...xAxis(xTicks ?? ticksOf(low, high, width / 70), x, left, width, xText, xName)];
     counts.forEach((count, i) => {
-      const left = x(edges[i]), wide = Math.max(1, x(edges[i + 1]) - left - 1);
-      const top = count ? Math.min(y(count), HEIGHT - BOTTOM - 1.5) : HEIGHT - BOTTOM; // one match must show
-      const bar = element("rect", { class: "bar", x: round(left), y: round(top), width: round(wide), height: round(HEIGHT - BOTTOM - top) });
+      const begin = x(edges[i]), wide = Math.max(1, x(edges[i + 1]) - begin - 1);
+      const top = count ? Math.min(y(count), BASE - 1.5) : BASE; // one match must show
+      const bar = element("rect", { class: "bar", x: round(begin), y: round(top), width: round(wide), height: round(BASE - top) });
       const part = shade(i);
       if (part !== null) { bar.setAttribute("class", "bar shaded"); bar.style.setProperty("--share", part.toFixed(3)); }
       parts.push(bar);
     });
+    parts.push(...lines.map((value) => element("line", { class: "quantile", x1: round(x(value)), x2: round(x(value)), y1: TOP, y2: BASE })));
     const places = counts.map((_, i) => (x(edges[i]) + x(edges[i + 1])) / 2);
-    return { parts, places, marked: (i) => element("rect", { class: "marked", x: round(x(edges[i])), y: TOP, width: round(x(edges[i + 1]) - x(edges[i])), height: HEIGHT - BOTTOM - TOP }) };
+    return { parts, places, marked: (i) => element("rect", { class: "marked", x: round(x(edges[i])), y: TOP, width: round(x(edges[i + 1]) - x(edges[i])), height: BASE - TOP }) };
   });
 }
 
 // Lines on double logarithmic axes. lines: [{name, x: [...], y: [...], dashed}], values above 0; the first is read.
-export function logLog({ title, description, lines, xName, yName, xText = small, yText = small, read }) {
+export function logLog({ lines, xName, yName, xText = small, yText = small, ...about }) {
   const xs = lines.flatMap((line) => line.x), ys = lines[0].y;
   const xEnds = decades(Math.min(...xs), Math.max(...xs), false), yEnds = decades(Math.min(...ys), Math.max(...ys), true);
-  return picture({ title, description, read, number: lines[0].x.length }, (width) => {
-    const x = logScale(...xEnds, LEFT, width - RIGHT), y = logScale(...yEnds, HEIGHT - BOTTOM, TOP);
-    const parts = [...yAxis(powers(...yEnds, 6), y, width, yText, yName), ...xAxis(powers(...xEnds, 8), x, xText, xName, width)];
+  const yTicks = powers(...yEnds, 6), left = margin(yTicks, yText);
+  return picture(about, lines[0].x.length, (width) => {
+    const x = logScale(...xEnds, left, width - RIGHT), y = logScale(...yEnds, BASE, TOP);
+    const parts = [...yAxis(yTicks, y, left, width, yText, yName), ...xAxis(powers(...xEnds, 8), x, left, width, xText, xName)];
     lines.slice().reverse().forEach((line) => parts.push(element("path", {
-      class: line.dashed ? "line dashed" : "line", d: pathOf(line, x, (value) => Math.min(y(value), HEIGHT - BOTTOM)) })));
+      class: line.dashed ? "line dashed" : "line", d: pathOf(line, x, (value) => Math.min(y(value), BASE)) })));
     lines.forEach((line, i) => parts.push(...legend(line, width, i)));
     const places = lines[0].x.map(x);
     return { parts, places, marked: (i) => element("circle", { class: "point", cx: round(places[i]), cy: round(y(ys[i])), r: 4 }) };
   });
 }
 
-function picture({ title, description, read, number }, draw) {
+// The figure. description: what the picture says, for those who do not see it; heading: the element of its title.
+function picture({ title, description, read, heading = "h3" }, count, draw) {
   const reading = make("p", { className: "reading", attributes: { "aria-live": "polite" } });
   const canvas = make("div", { className: "canvas" });
   let svg = null, drawn = null, mark = null, chosen = -1;
@@ -76,14 +82,14 @@ function picture({ title, description, read, number }, draw) {
     const by = { ArrowRight: 1, ArrowLeft: -1, Home: -Infinity, End: Infinity }[event.key];
     if (!by) return;
     event.preventDefault();
-    choose(Math.min(number - 1, Math.max(0, chosen + by)));
+    choose(Math.min(count - 1, Math.max(0, chosen + by)));
   });
   let last = 0;
   new ResizeObserver(([{ contentRect: { width } }]) => {
     if (Math.round(width) !== last && width > 0) redraw(last = Math.round(width));
   }).observe(canvas);
   const save = make("button", { type: "button", className: "plain save", title: "Save this picture", attributes: { "aria-label": `Save the picture ${title} as SVG` }, on: { click: () => saveSvg(svg, title) } }, "SVG");
-  return make("figure", {}, make("figcaption", {}, make("span", {}, title), save), canvas, reading);
+  return make("figure", {}, make("figcaption", {}, make(heading, {}, title), save), canvas, reading);
 }
 
 // --- Scales and axes ---
@@ -105,19 +111,21 @@ function powers(low, high, most) {
   return Array.from({ length: last - first + 1 }, (_, i) => 10 ** (first + i)).filter((_, i) => i % every === 0);
 }
 
-function xAxis(ticks, x, text, name, width) {
-  const base = HEIGHT - BOTTOM;
-  return [element("line", { class: "axis", x1: LEFT, x2: width - RIGHT, y1: base, y2: base }),
-    ...ticks.flatMap((tick) => [element("line", { class: "axis", x1: round(x(tick)), x2: round(x(tick)), y1: base, y2: base + 4 }),
-      words(text(tick), x(tick), base + 16, "middle")]),
-    words(name, (LEFT + width - RIGHT) / 2, HEIGHT - 4, "middle", "name")];
+// Room for the labels of an upright axis and its name.
+const margin = (ticks, text) => 24 + SIGN * Math.max(...ticks.map((tick) => text(tick).length), 1);
+
+function xAxis(ticks, x, left, width, text, name) {
+  return [element("line", { class: "axis", x1: left, x2: width - RIGHT, y1: BASE, y2: BASE }),
+    ...ticks.flatMap((tick) => [element("line", { class: "axis", x1: round(x(tick)), x2: round(x(tick)), y1: BASE, y2: BASE + 4 }),
+      words(text(tick), x(tick), BASE + 16, "middle")]),
+    words(name, (left + width - RIGHT) / 2, HEIGHT - 4, "middle", "name")];
 }
 
-function yAxis(ticks, y, width, text, name) {
+function yAxis(ticks, y, left, width, text, name) {
   const label = words(name, 0, 0, "middle", "name");
-  label.setAttribute("transform", `translate(11 ${(TOP + HEIGHT - BOTTOM) / 2}) rotate(-90)`);
-  return [label, ...ticks.flatMap((tick) => [element("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: round(y(tick)), y2: round(y(tick)) }),
-    words(text(tick), LEFT - 6, y(tick) + 4, "end")])];
+  label.setAttribute("transform", `translate(11 ${(TOP + BASE) / 2}) rotate(-90)`);
+  return [label, ...ticks.flatMap((tick) => [element("line", { class: "grid", x1: left, x2: width - RIGHT, y1: round(y(tick)), y2: round(y(tick)) }),
+    words(text(tick), left - 6, y(tick) + 4, "end")])];
 }
 
 function legend(line, width, row) {

@@ -24,7 +24,7 @@ export function contextsOf(about, per) {
   draw();
   section.append(make("div", { className: "row title" }, make("h2", { id: "contexts-title" }, "Contexts"),
     ...(about.contexts.length ? [make("span", { className: "choices" }, choice("all", "All contexts"), choice("whole", "Whole texts"))] : [])));
-  section.append(about.contexts.length ? list : make("p", { className: "note" }, about.count ? "The store has no texts of this feature." : `It is active on no ${per}, so there is no context.`));
+  section.append(about.contexts.length ? list : make("p", {}, about.count ? "The store has no texts of this feature." : `This feature is dead: it is active on no ${per} of the store.`));
   return section;
 }
 
@@ -35,7 +35,7 @@ function bandOf(about, [low, high, count], band, opened, redraw) {
   const more = contexts.length > first
     ? make("button", { type: "button", className: "plain more", on: { click: () => { opened.add(band); redraw(); } } }, `${contexts.length - first} more`) : null;
   const name = make("h3", { className: "band" }, make("span", {}, nameOf(about.bands, band)),
-    make("span", { className: "range" }, `${number(low)} to ${number(high)}`), make("small", {}, `${counted(count, "match").replace("matchs", "matches")} here`));
+    make("span", { className: "range" }, `${number(low)} to ${number(high)}`), make("small", {}, `${counted(count, "match", "matches")} here`));
   return make("div", {}, name, shown.length ? make("ol", { className: "texts" }, ...shown.map((one) => contextOf(one, about))) : make("p", { className: "note" }, "No context of this band is stored."), more);
 }
 

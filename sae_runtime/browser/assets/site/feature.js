@@ -10,11 +10,12 @@ import { listenToTokens } from "./tokens.js";
 import { copyButton, counted, nameOf, share, small } from "./words.js";
 
 const LONGEST = 300; // characters of a text that goes along to the page where it is tried
+const ANY_TEXT = "Open the file and read the first line of it."; // where the feature has no text
 
 export async function show(place, site, sae, parameters) {
   const feature = Number(parameters.get("feature"));
   const about = await getFeature(sae, feature);
-  const glance = make("div", { className: "glance" }, activations(about), topTokens(about));
+  const glance = make("div", { className: "glance" }, ...(about.count ? [activations(about), topTokens(about)] : []));
   const relatives = make("div", { className: "relatives" }, ...likeness(sae, about), logits(about));
   const call = make("section", { className: "call", attributes: { "aria-labelledby": "call-title" } }, make("h2", { id: "call-title" }, "Call it"));
   place.append(head(about, site, sae), figures(about, sae),
@@ -34,15 +35,15 @@ function head(about, site, sae) {
   const title = make("h1", { attributes: { "data-title": `${feature} ${name ?? ""}`.trim() } },
     make("span", { className: "id" }, String(feature)), " ", make("bdi", {}, name ?? (about.count ? "no name" : "never active")));
   const tries = site.model || site.served.api;
+  const steps = make("nav", { className: "row", attributes: { "aria-label": "Features" } },
+    make("a", { className: "button", href: beside(-1), rel: "prev", title: "Previous feature (p)" }, "← Previous"),
+    make("a", { className: "button", href: beside(1), rel: "next", title: "Next feature (n)" }, "Next →"));
+  const actions = make("div", { className: "row" },
+    tries ? make("a", { className: "button main", href: address(sae, "try", { text: exampleText(about), edits: `set:${feature}:${strength(about)}` }) }, "Try it") : null,
+    make("a", { className: "button", href: address(sae, "search", { like: feature }) }, "Like this feature"),
+    copyButton(() => location.href, "Copy the link"));
   return make("header", { className: "page-head" },
-    make("nav", { className: "row steps", attributes: { "aria-label": "Features" } },
-      make("a", { className: "button", href: beside(-1), rel: "prev", title: "Previous feature (p)" }, "← Previous"),
-      make("a", { className: "button", href: beside(1), rel: "next", title: "Next feature (n)" }, "Next →")),
-    title, make("p", { className: "note" }, origin(about)),
-    make("div", { className: "row" },
-      tries && make("a", { className: "button main", href: address(sae, "try", { text: exampleText(about), edits: `set:${feature}:${strength(about)}` }) }, "Try it") || null,
-      make("a", { className: "button", href: address(sae, "search", { like: feature }) }, "Like this feature"),
-      copyButton(() => location.href, "Copy the link")));
+    make("div", { className: "apart" }, title, steps), make("div", { className: "apart" }, make("p", { className: "note" }, origin(about)), actions));
 }
 
 function origin({ label, source }) {
@@ -69,23 +70,20 @@ function figures(about, sae) {
 
 function activations(about) {
   const { histogram, bands, max, count } = about;
-  const section = make("section", { attributes: { "aria-labelledby": "activations-title" } }, make("h2", { id: "activations-title" }, "Activations"));
-  if (!count) return section.appendChild(make("p", {}, "This feature is never active on the texts of the store: it is dead here.")).parentNode;
   const edges = Array.from({ length: histogram.length + 1 }, (_, i) => max * i / histogram.length);
   const bandOf = (value) => bands.findIndex(([low]) => value >= low);
-  section.append(bars({
-    title: "How strongly it is active", counts: histogram, edges, shade: (i) => 0.2 + 0.8 * (i + 1) / histogram.length, xName: "activation", yName: "matches",
+  return make("section", { className: "activations" }, bars({
+    title: "Activations", heading: "h2", counts: histogram, edges, shade: (i) => 0.2 + 0.8 * (i + 1) / histogram.length, xName: "activation", yName: "matches",
     lines: bands.slice(0, -1).map(([low]) => low),
-    description: `${counted(count, "match")}, mean ${number(about.mean)}, largest ${number(max)}.`.replace("matchs", "matches"),
+    description: `${counted(count, "match", "matches")}, mean ${number(about.mean)}, largest ${number(max)}.`,
     read: (i) => `${number(histogram[i])} from ${small(edges[i])} to ${small(edges[i + 1])}${bandOf(edges[i + 1]) < 0 ? "" : `, band ${bandOf(edges[i + 1]) + 1}`}.`,
   }));
-  return section;
 }
 
 async function showCalls(place, site, sae, about) {
   try {
     const { callsOf } = await import("./calls.js");
-    place.append(callsOf(site, sae, [{ sae: sae.name, feature: about.feature, kind: "set", value: strength(about) }], { feature: about.feature, text: exampleText(about) }));
+    place.append(callsOf(site, sae, [], { feature: about.feature, text: exampleText(about) || ANY_TEXT, strength: strength(about), label: about.source === "top tokens" ? null : about.label }));
   } catch (error) {
     place.append(make("p", { className: "error" }, plain(error.message)));
   }

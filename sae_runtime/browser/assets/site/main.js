@@ -26,13 +26,14 @@ let turn = 0; // number of the last change of the address: an older page that is
 
 async function start() {
   $("closed").remove();
+  const served = getServed();
   try {
     site = await getSite();
   } catch (error) {
     return showError(error);
   }
   if (!site.saes?.length) return showError(new Error("This site holds no SAE; make it again with sae-runtime browse STORE -o SITE."));
-  site.served = {};
+  site.served = site.model ? {} : await served; // without a model in the page a server at this address may have one
   $("home").textContent = plain(site.title ?? "Features");
   listenToHeader();
   listen({ next: () => step(1), previous: () => step(-1), random, search: () => $("query").select(), help: () => showHelp($("help")) });
@@ -40,10 +41,6 @@ async function start() {
   addEventListener("hashchange", mount);
   addEventListener("pagehide", rememberScroll);
   await mount();
-  if (!site.model) {
-    site.served = await getServed(); // a static site without a model has nothing to try, unless a server stands behind it
-    showHeader();
-  }
 }
 
 async function mount() {

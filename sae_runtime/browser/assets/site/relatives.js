@@ -19,7 +19,7 @@ export function topTokens({ tokens, count, mean }) {
 export function likeness(sae, about) {
   return [
     section("neighbours", "Nearest features", others(sae, about.neighbours), "The store has no neighbours: no bundle was given when it was made.", ["cosine of decoder rows"]),
-    section("together", "Active together", others(sae, about.together), "The store does not know which features are active together.", ["phi correlation"]),
+    section("together", "Active together", others(sae, about.together), about.count ? "The store does not know which features are active together." : "None: it is never active.", ["phi correlation"]),
   ];
 }
 
@@ -52,7 +52,7 @@ function tellName(sae, feature, told) {
 function section(id, title, rows, none, columns) {
   const list = make("ul", { className: `list columns-${columns.length}` }, ...rows.slice(0, FIRST));
   const more = rows.length > FIRST ? make("button", { type: "button", className: "plain more", on: { click: () => { list.append(...rows.slice(FIRST)); more.remove(); } } }, `${rows.length - FIRST} more`) : null;
-  return make("section", { attributes: { "aria-labelledby": `${id}-title` } },
+  return make("section", { className: `of-${id}`, attributes: { "aria-labelledby": `${id}-title` } },
     make("div", { className: "row title" }, make("h2", { id: `${id}-title` }, title), rows.length ? make("small", {}, columns.join(" · ")) : null),
     rows.length ? list : make("p", { className: "note" }, none), more);
 }

@@ -8,7 +8,7 @@ import { counted, linkTo, nameOf, share, visible } from "./words.js";
 
 const PAGE = 50; // results that show at first, and with each "show more"
 const REDRAW = 200; // milliseconds between two lists while shards come
-const ORDERS = { match: "best match", density: "density", max: "largest activation", number: "number" };
+const ORDERS = { match: "best match", max: "largest activation", density: "density", number: "number" };
 const DENSITIES = { "": "any density", "0.01-": "above 1 %", "0.001-0.01": "0.1 % to 1 %", "0.0001-0.001": "0.01 % to 0.1 %", "-0.0001": "below 0.01 %" };
 
 let current = null; // {sae, parameters, list, status, ...} of the page that is shown
@@ -28,7 +28,8 @@ export async function show(place, site, sae, parameters) {
 // Another query of the same page: the frame stays, the list changes.
 export function change(parameters) {
   const kind = kindOf(parameters);
-  const same = kind === kindOf(current.parameters) && kind === "words";
+  const asks = (one) => wordsOf(one.get("q") ?? "").length > 0;
+  const same = kind === "words" && kind === kindOf(current.parameters) && asks(parameters) === asks(current.parameters);
   current.parameters = parameters;
   current.count = PAGE;
   if (!same) current.forms.replaceChildren(tabs(), ...controls());
@@ -75,13 +76,15 @@ function controls() {
       make("option", { value, selected: (parameters.get(name) ?? Object.keys(options)[0]) === value }, text)));
     return make("label", {}, `${label} `, select);
   };
+  const { match, ...unmatched } = ORDERS;
+  const orders = wordsOf(parameters.get("q") ?? "").length ? { match, ...unmatched } : unmatched;
   const dead = make("input", { type: "checkbox", checked: parameters.get("dead") === "1", on: { change: () => put("dead", dead.checked ? "1" : "") } });
-  return [make("div", { className: "row filters" }, choice("order", ORDERS, "Sort by"), choice("density", DENSITIES, "Density"), make("label", {}, dead, " dead ones too"))];
+  return [make("div", { className: "row filters" }, choice("order", orders, "Sort by"), choice("density", DENSITIES, "Density"), make("label", {}, dead, " dead ones too"))];
 }
 
 function put(name, value) {
   const parameters = new URLSearchParams(current.parameters);
-  if (value && value !== "match") parameters.set(name, value);
+  if (value) parameters.set(name, value);
   else parameters.delete(name);
   keep(address(current.sae, "search", Object.fromEntries(parameters)));
   current.parameters = parameters;
@@ -150,8 +153,8 @@ function filterOf(parameters) {
 // A number that grows with what is to come first.
 function keyOf(order, hasWords) {
   if (order === "number") return (quality, density, max, feature) => -feature;
-  if (order === "max") return (quality, density, max) => max;
-  if (order === "density" || !hasWords) return (quality, density) => density;
+  if (order === "density") return (quality, density) => density;
+  if (order === "max" || !hasWords) return (quality, density, max) => max;
   return (quality, density, max) => quality * 1e6 + Math.min(max, 1e5);
 }
 

@@ -9,11 +9,11 @@ export const share = (value) => value === null || value === undefined ? "–" : 
 // Three digits; without an exponent down to a millionth.
 export function small(value) {
   if (value === null || value === undefined || Math.abs(value) >= 1e-3 || Math.abs(value) < 1e-6) return number(value);
-  return value.toFixed(8).replace(/(\.0*[1-9]\d{0,2})\d*$/, "$1");
+  return value.toFixed(8).replace(/(\.0*[1-9]\d{0,2})\d*$/, "$1").replace(/0+$/, "");
 }
 
 // "1 token", "2,000 tokens".
-export const counted = (count, what) => `${number(count)} ${what}${count === 1 ? "" : "s"}`;
+export const counted = (count, one, many = `${one}s`) => `${number(count)} ${count === 1 ? one : many}`;
 
 // A token without letters shows a sign for what it is.
 export function visible(text) {
@@ -22,11 +22,11 @@ export function visible(text) {
 }
 
 // The name of a feature: its label, else its top tokens; null of a feature that has neither. Tokens are strings or
-// [text, ...].
-export function nameOf({ label, tokens }) {
-  if (label !== null && label !== undefined && label !== "") return plain(label);
+// [text, ...]. A label that is made of top tokens (source) says less than they do.
+export function nameOf({ label, source, tokens }) {
   const texts = (tokens ?? []).map((token) => typeof token === "string" ? token : token[0]);
-  return texts.length ? texts.slice(0, 5).map((text) => visible(text).trim()).join(", ") : null;
+  if (label && !(source === "top tokens" && texts.length)) return plain(label);
+  return texts.length ? texts.slice(0, 5).map((text) => visible(text).trim()).join(" · ") : null;
 }
 
 // A link to a feature: its number and its name, which may be set later.
