@@ -11,15 +11,16 @@ from sae_runtime.store.records import Context, StoredFeature
 _CONTINUES = "##"  # how WordPiece marks a piece that is not the first of its word
 _WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")  # tokenizers of words end one at an underscore
 _NO_BLANKS = re.compile("[\u0e00-\u0eff\u1780-\u17ff\u2e80-\u9fff\U00020000-\U0003ffff]")  # Thai to Chinese: no blanks
+_ALONE = 0.2  # share of the places of a token at which it is a word by itself, from which on it is shown as such
 _AROUND = 40  # characters on each side of a token in which its word is looked for
 
 
 def whole_words(feature: StoredFeature) -> list[str]:
     """A text for each top token of a feature.
 
-    Where the store has texts, a token that is a piece of a word in most of the feature's contexts is shown as the word
-    that has it most often. Of two tokens of one word, the second is shown as it is. Else a token is shown without the
-    marks of its tokenizer, and without blanks around it.
+    Where the store has texts, a token that hardly ever is a word by itself in the feature's contexts is shown as the
+    word that has it most often, whatever the case of its letters. Of two tokens of one word, the second is shown as it
+    is. Else a token is shown without the marks of its tokenizer, and without blanks around it.
     """
     wanted = {_plain(name).casefold() for name, _, _ in feature.top_tokens}
     words = _words_of(feature.contexts, wanted)
@@ -28,7 +29,7 @@ def whole_words(feature: StoredFeature) -> list[str]:
         own = _plain(name)
         continues = name.startswith(_CONTINUES)
         counts = words.get((own.casefold(), continues)) or words.get((own.casefold(), not continues))
-        word = counts.most_common(1)[0][0] if counts else own
+        word = _word_of(own, counts) if counts else own
         if word.casefold() in [known.casefold() for known in shown]:
             word = own
         shown.append(bounded(word or name, TOKEN))
@@ -46,6 +47,17 @@ def distinct(words: Sequence[str], most: int) -> list[str]:
         if word.strip():
             kept.setdefault(word.strip().casefold(), word)
     return list(kept.values())[:most]
+
+
+def _word_of(own: str, counts: Counter[str]) -> str:
+    """The word that stands for a token, by how often each word has it."""
+    of_any_case: Counter[str] = Counter()
+    for word, count in counts.items():
+        of_any_case[word.casefold()] += count
+    usual = of_any_case.most_common(1)[0][0]
+    if of_any_case[own.casefold()] >= _ALONE * counts.total():
+        usual = own.casefold()
+    return next(word for word, _ in counts.most_common() if word.casefold() == usual)
 
 
 def _plain(name: str) -> str:
