@@ -98,12 +98,13 @@ function settle(place, first) {
 }
 
 function showError(error) {
+  const said = error.constructor === Error ? error.message : `Something in this page is not as expected (${error.message}); load it again, or make the site again with sae-runtime browse.`;
   shown.leave?.();
   shown = { page: null, sae: shown.sae, module: null, leave: null, entry: null };
   document.title = "Not shown";
   $("main").replaceChildren(
     make("section", { className: "page" }, make("h1", { tabIndex: -1 }, "This page cannot be shown"),
-      make("p", { className: "error", attributes: { role: "alert" } }, plain(error.message)),
+      make("p", { className: "error", attributes: { role: "alert" } }, plain(said)),
       make("p", {}, make("a", { href: "#/" }, "Overview"))));
 }
 
