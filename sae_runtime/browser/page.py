@@ -60,6 +60,15 @@ def paragraph(text: str, *, dim: bool = False) -> str:
     return f"<p{' class=note' * dim}>{escaped(text)}</p>"
 
 
+def code(text: str) -> str:
+    """A command or a program, as it is.
+
+    >>> code("a && b")
+    '<pre>a &amp;&amp; b</pre>'
+    """
+    return f"<pre>{escaped(text)}</pre>"
+
+
 def columns(parts: Sequence[str]) -> str:
     """HTML parts beside each other where there is room.
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
 
+LICENCE = "PSF-2.0"  # of the text
 _SHORTEST = 80  # characters; shorter texts are rarely prose
 
 

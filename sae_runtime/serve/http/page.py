@@ -97,7 +97,7 @@ def _sae(plane: Plane, loaded: Loaded, name: str) -> dict[str, Any]:
     except (ValueError, OSError):  # the bundle of a spliced SAE need not be there
         multiples, labels = False, 0
     found: dict[str, Any] = {"name": name, "hook": hook, "rule": rule, "d_in": d_in, "d_sae": sae.d_sae, "edits": edits}
-    found |= {"multiples": multiples, "labels": labels, "weights": weights}
+    found |= {"multiples": multiples, "labels": labels, "weights_sha256": weights}
     live = plane.watcher
     if live is not None:
         watched = live.saes[loaded.name, loaded.version, name]

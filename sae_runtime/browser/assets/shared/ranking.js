@@ -25,7 +25,7 @@ export function moves(before, after) {
 // A ranking as a list of texts with their cosines, of which the first `most` are shown; moved: as `moves` gives it, or null.
 export const rankList = (ranks, texts, moved = null, most = Infinity) => make("ol", { className: "ranks" }, ...ranks.slice(0, most).map(({ place, near }) => {
   const move = moved?.get(place) ?? 0;
-  return make("li", {}, make("span", { className: "text" }, plain(texts[place])),
+  return make("li", {}, make("span", { className: "text", title: plain(texts[place]) }, plain(texts[place])),
     make("span", { className: "near" }, near.toFixed(3),
       move ? make("span", { className: move > 0 ? "up" : "down", attributes: { "aria-label": `${move > 0 ? "up" : "down"} by ${number(Math.abs(move))}` } },
         ` ${move > 0 ? "↑" : "↓"}${Math.abs(move)}`) : null));

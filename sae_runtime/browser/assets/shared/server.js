@@ -7,6 +7,7 @@ export class Server {
     this.locked = locked;
     this.key = ""; // kept until the page is left, and nowhere else
     this.asksForKey = false;
+    this.withoutTemplate = new Set(); // models that were found to have no chat template
   }
 
   // The answer to a request; a body makes it a POST. Raises Error with the server's sentence, and with its status.
@@ -43,12 +44,15 @@ export class Server {
   // The events of an answer to a prompt, as they come. A model without a chat template goes on with a text.
   async * answer(model, prompt, sae, tokens, signal) {
     const body = { model, max_tokens: tokens, temperature: 0, stream: true, stream_options: { include_usage: true }, ...(sae ? { sae } : {}) };
+    const complete = () => this.ask("/v1/completions", { ...body, prompt }, signal);
     let answer;
     try {
-      answer = await this.ask("/v1/chat/completions", { ...body, messages: [{ role: "user", content: prompt }] }, signal);
+      answer = await (this.withoutTemplate.has(model) ? complete()
+        : this.ask("/v1/chat/completions", { ...body, messages: [{ role: "user", content: prompt }] }, signal));
     } catch (error) {
       if (!/template/.test(error.message)) throw error;
-      answer = await this.ask("/v1/completions", { ...body, prompt }, signal);
+      this.withoutTemplate.add(model);
+      answer = await complete();
     }
     for await (const told of events(answer.body)) {
       if (told.error) throw new Error(told.error.message ?? "The answer ended.");

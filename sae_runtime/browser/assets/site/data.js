@@ -1,25 +1,28 @@
 // The files of the site: each is fetched once, the last few shards of features are kept, the neighbouring one is ready.
 
+import { isFeature, isFeatures, isNames, isOverview, isSite } from "./shapes.js";
+
 const KEPT = 16; // shards of features in memory, each below 5 MB
 const texts = new Map(); // path -> promise of its content, in the order of use
 
-export const getSite = () => content("site.json");
-export const getOverview = (sae) => content(`${sae.folder}/overview.json`);
+export const getSite = () => content("site.json", isSite);
+export const getOverview = (sae) => content(`${sae.folder}/overview.json`, isOverview);
 
 // How many shards of names an SAE has, and one of them: {first, label, tokens, density, max}, lists of the same length.
 export const countNames = async (sae) => (await getOverview(sae)).shards.names.length;
-export const getNames = (sae, shard) => content(`${sae.folder}/names/${padded(shard, 4)}.json`);
+export const getNames = (sae, shard) => content(`${sae.folder}/names/${padded(shard, 4)}.json`, isNames);
 
 // {api, models}: where a server answers at the same address; {} of a static site.
-export const getServed = () => content("serve.json").catch(() => ({}));
+export const getServed = () => content("serve.json", () => true).catch(() => ({}));
 
 // What the store knows of a feature.
 export async function getFeature(sae, feature) {
   const { shards } = await getOverview(sae);
   const path = `${sae.folder}/features/${padded(shardOf(shards.features, feature), 5)}.json`;
-  const { first, features } = await content(path, { few: true });
+  const { first, features } = await content(path, isFeatures, { few: true });
   const one = features?.[feature - first];
   if (one?.feature !== feature) throw new Error(`${path} does not hold feature ${feature}; make the site again with sae-runtime browse.`);
+  if (!isFeature(one)) throw new Error(`Feature ${feature} in ${path} is not as sae-runtime browse writes it; make the site again.`);
   return one;
 }
 
@@ -47,13 +50,13 @@ export function shardOf(firsts, feature) {
   return low;
 }
 
-function content(path, { few = false } = {}) {
+function content(path, isAsExpected, { few = false } = {}) {
   const known = texts.get(path);
   if (known) {
     if (few) { texts.delete(path); texts.set(path, known); } // the last used stands last
     return known;
   }
-  const read = readJson(path);
+  const read = readJson(path, isAsExpected);
   texts.set(path, read);
   read.catch(() => texts.delete(path)); // a file that did not come may come later
   if (few) forget();
@@ -65,19 +68,22 @@ function forget() {
   for (const path of shards.slice(0, -KEPT)) texts.delete(path);
 }
 
-async function readJson(path) {
-  let answer;
+async function readJson(path, isAsExpected) {
+  let answer, text, value;
   try {
     answer = await fetch(path.split("/").map(encodeURIComponent).join("/"));
+    text = await answer.text();
   } catch {
-    throw new Error(`${path} did not come; look whether the server of this site still runs, and load the page again.`);
+    throw new Error(`${path} did not come whole; look whether the host of this site still answers, and load the page again.`);
   }
-  if (!answer.ok) throw new Error(`${path} did not come (${answer.status}); was the folder of this site copied whole?`);
+  if (!answer.ok) throw new Error(`${path} did not come (status ${answer.status}); copy the folder of this site whole, and load the page again.`);
   try {
-    return await answer.json();
+    value = JSON.parse(text);
   } catch {
-    throw new Error(`${path} is no JSON; make the site again with sae-runtime browse.`);
+    throw new Error(`${path} is no JSON; copy the folder of this site again, or make it again with sae-runtime browse.`);
   }
+  if (!isAsExpected(value)) throw new Error(`${path} is not as sae-runtime browse writes it; make the site again.`);
+  return value;
 }
 
 const padded = (shard, digits) => String(shard).padStart(digits, "0");

@@ -1,12 +1,13 @@
 // Search: features by label, token or number while somebody types, features like another one, and what fires on a text.
 
 import { countNames, getFeature, getName, getNames, shardOf } from "./data.js";
-import { best, breathe, folded, numberOf, scan, wordsOf } from "./matching.js";
-import { address, go, keep } from "./route.js";
+import { best, breathe, folded, scan, wordsOf } from "./matching.js";
+import { address, keep, numberOf } from "./route.js";
 import { make, number, plain } from "./shared/elements.js";
 import { counted, linkTo, nameOf, share, visible } from "./words.js";
 
 const PAGE = 50; // results that show at first, and with each "show more"
+const MOST_FIRED = 200; // features of a text that are listed
 const REDRAW = 200; // milliseconds between two lists while shards come
 const ORDERS = { match: "best match", max: "largest activation", density: "density", number: "number" };
 const DENSITIES = { "": "any density", "0.01-": "above 1 %", "0.001-0.01": "0.1 % to 1 %", "0.0001-0.001": "0.01 % to 0.1 %", "-0.0001": "below 0.01 %" };
@@ -37,11 +38,15 @@ export function change(parameters) {
   return true;
 }
 
-// Enter in the search box goes to the first result.
-export function openFirst() {
-  const query = current?.parameters.get("q") ?? "", exact = numberOf(query);
-  if (exact !== null && exact < current.sae.d_sae) go(address(current.sae, exact));
-  else current?.list.querySelector("a.feature")?.click();
+// Enter in the search box goes to the first result, once the search has ended.
+export function focusFirst() {
+  current.focusFirst = true;
+  if (current.done) focusResult();
+}
+
+function focusResult() {
+  current.focusFirst = false;
+  current.list.querySelector("a.feature")?.focus();
 }
 
 const kindOf = (parameters) => parameters.has("text") ? "text" : parameters.has("like") ? "like" : "words";
@@ -95,7 +100,7 @@ function put(name, value) {
 // --- By words ---
 
 async function fillWords() {
-  const mine = ++turn, { sae, parameters, status } = current, page = current, query = parameters.get("q") ?? "";
+  const mine = ++turn, { sae, parameters, status } = current, page = Object.assign(current, { done: false }), query = parameters.get("q") ?? "";
   const isStale = () => mine !== turn || current !== page;
   const words = wordsOf(query), exact = numberOf(query), filter = filterOf(parameters);
   const numbers = [], keys = [], here = [];
@@ -132,14 +137,21 @@ async function fillWords() {
     }
     draw();
     status.textContent = told(numbers.length, query);
+    page.done = true;
+    if (page.focusFirst) focusResult();
   } catch (error) {
-    if (!isStale()) { status.textContent = plain(error.message); }
+    if (!isStale()) tell(error);
   }
 }
 
 function rowOf(shards, feature) {
   const { first, label, tokens, density, max } = shards[shardOf(shards.map((shard) => shard.first), feature)], place = feature - first;
   return { feature, label: label[place], tokens: tokens[place] ?? [], density: density[place], max: max[place] };
+}
+
+function tell(error) {
+  current.status.replaceChildren();
+  current.list.replaceChildren(make("p", { className: "error", attributes: { role: "alert" } }, plain(error.message)));
 }
 
 const told = (count, query) => query.trim() ? `${counted(count, "feature")} for “${plain(query.trim())}”.` : `${counted(count, "feature")}.`;
@@ -175,7 +187,7 @@ async function fillLike() {
     if (!rows.length) { list.replaceChildren(make("p", { className: "note" }, "The store has no neighbours of this feature and none that is active with it.")); return; }
     list.replaceChildren(table(sae, rows, ["cosine", "active together"], (row) => [number(near.get(row.feature)), number(together.get(row.feature))], []));
   } catch (error) {
-    if (mine === turn) status.textContent = plain(error.message);
+    if (mine === turn) tell(error);
   }
 }
 
@@ -203,12 +215,15 @@ async function fillText() {
     const { firesOn } = await import("./try/fires_on.js");
     const fired = await firesOn(site, sae, text, (progress) => { if (mine === turn) status.textContent = progressOf(progress); });
     if (mine !== turn) return;
-    const rows = await Promise.all(fired.slice(0, 200).map(async (one) => ({ ...await getName(sae, one.feature).catch(() => ({ label: null, tokens: [] })), ...one })));
+    const { tokens, features } = fired;
+    const rows = await Promise.all(features.slice(0, MOST_FIRED).map(async ([feature, value, places]) =>
+      ({ feature, value, places, ...await getName(sae, feature).catch(() => ({ label: null, tokens: [] })) })));
     if (mine !== turn) return;
-    status.textContent = `${counted(fired.length, "feature")} active on this text.`;
-    list.replaceChildren(rows.length ? table(sae, rows, ["strongest here", "on", "tokens"], (row) => [number(row.max), `“${visible(String(row.token ?? "")).trim()}”`, number(row.count)], []) : "");
+    status.textContent = `${counted(features.length, "feature")} active on this text.`;
+    const where = ({ places }) => `${[...new Set(places.map((place) => visible(tokens[place].text).trim()))].slice(0, 4).join(" · ")}`;
+    list.replaceChildren(rows.length ? table(sae, rows, ["on", "tokens", "largest here"], (row) => [where(row), number(row.places.length), number(row.value)], []) : "");
   } catch (error) {
-    if (mine === turn) status.textContent = plain(error.message);
+    if (mine === turn) tell(error);
   }
 }
 

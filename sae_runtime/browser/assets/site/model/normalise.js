@@ -3,6 +3,7 @@
 // JavaScript's white space, and writes a Greek sigma at the end of a word in its other form.
 
 import { PrecompiledNormalizer, SplitPreTokenizer } from "../../vendor/tokenizers.js";
+import { isYoung, WAS_MARK } from "./old_unicode.js";
 import { Builder, mapped } from "./placed.js";
 
 export function normaliser(told) {
@@ -40,14 +41,17 @@ function bert(whole, told) {
   if (told.clean_text) text = mapped(text, cleaned);
   if (told.handle_chinese_chars) text = mapped(text, (c) => (isChinese(c.codePointAt(0)) ? ` ${c} ` : c));
   if (told.strip_accents ?? told.lowercase) {
-    text = mapped(composed(text, "NFD"), (c) => (/\p{Mn}/u.test(c) ? "" : c));
+    text = mapped(composed(text, "NFD"), (c) => (isAccent(c) ? "" : c));
   }
   return told.lowercase ? mapped(text, lower) : text;
 }
 
+const isAccent = (character) => (/\p{Mn}/u.test(character) && !isYoung(character)) || WAS_MARK.includes(character);
+
 function cleaned(character) {
   if (character === "\t" || character === "\n" || character === "\r") return " ";
-  if (character === "\0" || character === "\ufffd" || /[\p{Cc}\p{Cf}\p{Co}\p{Cs}]/u.test(character)) return "";
+  if (character === "\0" || character === "\ufffd") return "";
+  if (/[\p{Cc}\p{Cf}\p{Co}]/u.test(character) && !isYoung(character)) return "";
   return /\p{White_Space}/u.test(character) ? " " : character;
 }
 

@@ -2,6 +2,7 @@
 // as the library in Rust cuts it. The JavaScript library's give no places and know ASCII digits alone, for one.
 
 import { SplitPreTokenizer } from "../../vendor/tokenizers.js";
+import { WAS_PUNCTUATION, YOUNG } from "./old_unicode.js";
 import { Builder, part } from "./placed.js";
 import { prepended } from "./normalise.js";
 
@@ -13,7 +14,7 @@ export function splitter(told) {
   return make(told);
 }
 
-const PUNCTUATION = /[\p{P}!-/:-@[-`{-~]/gu;
+const PUNCTUATION = new RegExp(`[${WAS_PUNCTUATION}]|(?![${YOUNG}])[\\p{P}!-/:-@\\[-\`\\{-~]`, "gu");
 const WORDS = /[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]+|[^\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}\p{White_Space}]+/gu;
 const BLANKS = /\p{White_Space}/gu;
 const NUMBERS = /\p{N}/gu;

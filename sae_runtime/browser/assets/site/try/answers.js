@@ -6,8 +6,12 @@ import { session } from "./session.js";
 const MOST = 512;
 let wished = 40; // tokens of an answer, kept from page to page
 
-// asked(): {text, edits} with the model's names of SAEs. The element has `update()` and `stop()`.
-export function answersBox(asked) {
+// The most tokens of an answer that the visitor wants.
+export const wishedTokens = () => wished;
+
+// asked(): {text, edits} with the model's names of SAEs. onKnown(): called when the visitor wants other answers, or more is
+// known of the model. The element has `update()` and `stop()`.
+export function answersBox(asked, onKnown = () => {}) {
   let running = null, plainAnswer = { of: null };
   const tokens = make("input", { type: "number", min: 1, max: MOST, value: wished, id: "answer-tokens", attributes: { inputmode: "numeric" } });
   const write = make("button", { type: "button", className: "main write" }, "Write both answers");
@@ -15,7 +19,7 @@ export function answersBox(asked) {
   const error = make("p", { className: "error", attributes: { role: "alert" } });
   const sides = [side("Without edits"), side("With edits")];
   const pair = make("div", { className: "pair", hidden: true }, ...sides.map((one) => one.element));
-  const element = make("div", { className: "answers" },
+  const element = make("div", { className: "answers" }, make("h2", {}, "Answers"),
     make("div", { className: "row" }, write, stop, make("label", { htmlFor: "answer-tokens" }, "Tokens"), tokens), error, pair);
 
   write.addEventListener("click", compare);
@@ -23,6 +27,7 @@ export function answersBox(asked) {
   tokens.addEventListener("change", () => {
     wished = Math.min(Math.max(Math.round(tokens.valueAsNumber) || wished, 1), MOST);
     tokens.value = wished;
+    onKnown();
   });
 
   async function compare() {
@@ -52,6 +57,7 @@ export function answersBox(asked) {
     stop.hidden = true;
     write.disabled = false;
     element.update();
+    onKnown();
   }
 
   element.update = () => {

@@ -2,27 +2,42 @@
 
 import { load, ownSae, prepare, session } from "./session.js";
 
-// {tokens, features: [[feature, its largest value, places of its tokens], ...], the strongest first}. A model that is not
-// loaded is loaded first, the page's where there is one; onProgress({loaded, total, what}) tells of it.
+// [{feature, max, count, token}, ...], the strongest first: its largest value, on how many tokens it is active, and the
+// text of the token where it is strongest. A model that is not loaded is loaded first, the page's where there is one;
+// onProgress({loaded, total, what}) tells of it.
 export async function firesOn(site, sae, text, onProgress = () => {}) {
   const model = await readyModel(site, onProgress);
   const own = ownSae(model.about, sae);
   if (!own) throw new Error(`The model ${model.about.name} does not have the SAE ${sae.name}; choose another SAE, or serve its model.`);
   const { tokens } = await model.features(text);
-  return { tokens, features: strongest(tokens, own.name) };
+  return strongest(tokens, own.name).map(([feature, max, places]) => {
+    const value = (place) => tokens[place].saes[own.name].find(([one]) => one === feature)[1];
+    return { feature, max, count: places.length, token: tokens[places.find((place) => value(place) === max)].text };
+  });
 }
 
-// Features over the text's own tokens, by their largest values.
+// [feature, its largest value, places of its tokens] over the text's own tokens, the strongest first.
 export function strongest(tokens, name) {
-  const found = new Map();
+  const found = new Map(), left = outliers(tokens, name);
   for (const [place, { special, saes }] of tokens.entries()) {
-    if (special) continue;
+    if (special || left.has(place)) continue;
     for (const [feature, value] of saes[name] ?? []) {
       const known = found.get(feature) ?? { value: 0, places: [] };
       found.set(feature, { value: Math.max(known.value, value), places: [...known.places, place] });
     }
   }
   return [...found].map(([feature, { value, places }]) => [feature, value, places]).sort((one, other) => other[1] - one[1] || one[0] - other[0]);
+}
+
+const FEW = 4, FAR = 10;
+
+// Places of tokens whose activations are far above those of all others, as the first token of many language models has
+// them: there the stream is long, whatever the token means.
+export function outliers(tokens, name) {
+  const values = tokens.map(({ special, saes }) => special ? 0 : saes[name]?.[0]?.[1] ?? 0);
+  const rising = values.filter((value) => value > 0).sort((one, other) => one - other);
+  const usual = rising[Math.floor(rising.length / 2)];
+  return new Set(rising.length < FEW ? [] : [...values.keys()].filter((place) => values[place] > FAR * usual));
 }
 
 async function readyModel(site, onProgress) {

@@ -43,24 +43,25 @@ const nothing = () => make("p", {}, plain(session.choices.problem), " Features c
 function pageOffer(site) {
   const about = session.choices.page;
   if (!about) return [];
-  return [make("p", {}, `The model is ${megabytes(about.bytes)}; it runs in your browser, and no text leaves this machine. `),
-    ...agreement(about),
-    make("div", { className: "row" }, make("button", { type: "button", className: "main load", on: { click: () => load(site, "page") } },
-      session.error ? "Try again" : "Load the model"))];
+  const text = `The model is ${megabytes(about.bytes)}; it runs in your browser, and no text leaves this machine.`;
+  return [offer(session.error ? "Try again" : "Load the model", "main load", () => load(site, "page"), text), ...agreement(about)];
 }
 
 function serverOffer(site) {
   if (!session.choices.server) return [];
-  return [make("p", {}, `A server is at ${plain(location.host)}; what you type goes to it. `),
-    make("div", { className: "row" }, make("button", { type: "button", className: "use-server", on: { click: () => load(site, "server") } }, "Use the server"))];
+  const text = `A server is at ${plain(location.host)}; what you type goes to it.`;
+  return [offer("Use the server", session.choices.page ? "use-server" : "main use-server", () => load(site, "server"), text)];
 }
+
+const offer = (name, className, click, text) => make("div", { className: "row offer" },
+  make("button", { type: "button", className, on: { click } }, name), make("span", {}, text));
 
 // What weights of fewer bits change, measured when the site was made.
 function agreement({ agreement: found, weights }) {
   if (!found || !(found.jaccard >= 0)) return [];
   const texts = found.texts ? ` on ${number(found.texts)} texts` : "";
-  return [make("p", { className: "note" }, `Its weights are ${plain(weights)}. Of the features that it or the whole model finds active, `
-    + `${number(100 * found.jaccard, 3)} % are the same${texts}.`)];
+  return [make("p", { className: "note" }, `Its weights are ${plain(weights)}. Of the features that are active with these or with the whole weights, `
+    + `${number(100 * found.jaccard, 3)} % are active with both${texts}.`)];
 }
 
 function loading() {

@@ -15,14 +15,14 @@ const linesOf = (text) => [...new Set(text.split("\n").map((line) => line.trim()
 export function neighboursBox(asked) {
   const status = make("p", { className: "note", attributes: { role: "status" } });
   const error = make("p", { className: "error", attributes: { role: "alert" } });
-  const before = make("div"), afterEdits = make("div"), beside = make("div", {}, make("h3", {}, "With edits"), afterEdits);
+  const before = make("div"), afterEdits = make("div"), beside = make("div", {}, make("h2", {}, "With the edits"), afterEdits);
   const told = make("p", { className: "note" });
   const list = make("textarea", { rows: 8, spellcheck: false, id: "sentences" });
   const count = make("span");
   const reset = make("button", { type: "button" }, "Texts of the corpus");
   const element = make("div", { className: "neighbours" }, status, error,
-    make("div", { className: "pair" }, make("div", {}, make("h3", {}, "Nearest sentences"), before), beside), told,
-    make("details", {}, make("summary", {}, "The list of sentences, ", count), make("label", { htmlFor: "sentences" }, "One a line"), list, make("div", { className: "row" }, reset)));
+    make("div", { className: "pair" }, make("div", {}, make("h2", {}, "Nearest sentences"), before), beside), told,
+    make("details", {}, make("summary", {}, "The list of sentences, ", count), make("label", { htmlFor: "sentences" }, "One a line; yours if you like"), list, make("div", { className: "row" }, reset)));
   list.addEventListener("input", after(PAUSE, () => { own = list.value; element.update(); }));
   reset.addEventListener("click", () => { own = null; fill(); element.update(); });
 

@@ -49,6 +49,7 @@ export class ServedModel {
     } catch (error) {
       if (error.name !== "AbortError") throw error; // a stopped answer is one that is shorter
     }
+    this.about.chat = !this.server.withoutTemplate.has(this.called);
     return { text, tokens: counted ?? pieces, seconds: (performance.now() - begun) / 1000 };
   }
 
@@ -64,9 +65,9 @@ export class ServedModel {
 // The name in the site of an SAE of the server: the one of the same weights; where they are not known, the only one of its
 // name, or of its size and place in the model.
 function sameSae(told, all, site) {
-  const known = site.saes.filter((one) => one.weights && told.weights && one.weights === told.weights);
+  const known = site.saes.filter((one) => one.weights_sha256 && one.weights_sha256 === told.weights_sha256);
   if (known.length) return known[0].name;
-  const open = site.saes.filter((one) => one.d_sae === told.d_sae && !(one.weights && told.weights));
+  const open = site.saes.filter((one) => one.d_sae === told.d_sae && !(one.weights_sha256 && told.weights_sha256));
   const alike = open.filter((one) => one.name === told.name);
   if (alike.length === 1) return alike[0].name;
   const placedAlike = open.filter((one) => one.hook === told.hook);

@@ -1,12 +1,13 @@
 // The edits of the visitor: sliders, a field that adds a feature by number or name, and a switch for all of them.
 
-import { getName, getNames, namesShards } from "../data.js";
+import { countNames, getName, getNames } from "../data.js";
+import { best, scan, wordsOf } from "../matching.js";
 import { editList, tidy } from "../shared/edit_list.js";
 import { make, plain } from "../shared/elements.js";
 import { linkTo, nameOf } from "../words.js";
 
 const SUGGESTED = 8;
-const OFTEN = 2, REACH = 4; // a new edit sets twice the largest activation of the text that was measured; sliders reach four times
+const REACH = 4; // sliders reach four times the feature's largest activation; a new edit sets the feature to that activation
 
 // state: {edits, off}, which this changes in place. onChange(settled). The element has `add(feature, seen)` and `update()`.
 export function steeringBox(site, sae, state, onChange) {
@@ -26,9 +27,9 @@ export function steeringBox(site, sae, state, onChange) {
   const element = make("div", { className: "steering" }, form, error, list, switches, note);
 
   field.addEventListener("input", async () => {
-    const query = field.value.trim();
-    const found = query && !/^\d+$/.test(query) ? await findFeatures(sae, query).catch(() => []) : [];
-    if (field.value.trim() === query) suggested.replaceChildren(...found.map(({ feature, name }) => make("option", { value: `${feature} · ${name}` })));
+    const query = field.value.trim(), isStale = () => field.value.trim() !== query;
+    const found = /^\d*( ·.*)?$/.test(query) ? [] : await findFeatures(sae, query, isStale).catch(() => []);
+    if (!isStale()) suggested.replaceChildren(...found.map(({ feature, name }) => make("option", { value: `${feature} · ${name}` })));
   });
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
@@ -47,7 +48,7 @@ export function steeringBox(site, sae, state, onChange) {
     const known = state.edits.find((edit) => edit.feature === feature && edit.sae === sae.name);
     if (!known) {
       const edit = await measured(site, { sae: sae.name, feature, kind: "set", value: null }, seen);
-      state.edits.push({ ...edit, value: tidy(edit.most * OFTEN / REACH) });
+      state.edits.push({ ...edit, value: tidy(edit.most / REACH) });
     }
     state.off = false;
     element.update();
@@ -101,17 +102,20 @@ async function featureOf(sae, typed) {
     : `No feature has a label or a top token like “${typed}”.`);
 }
 
-// Features whose label, or else whose top tokens, hold what was typed; labels that begin with it come first.
-export async function findFeatures(sae, typed) {
-  const wanted = typed.toLowerCase(), found = [];
-  for (let shard = 0; shard < namesShards(sae); shard++) {
-    const { first, label, tokens, density } = await getNames(sae, shard);
-    for (let place = 0; place < density.length; place++) {
-      const labelled = label[place]?.toLowerCase();
-      const rank = labelled === wanted ? 0 : labelled?.startsWith(wanted) ? 1 : labelled?.includes(wanted) ? 2
-        : tokens[place]?.[0]?.trim().toLowerCase() === wanted ? 3 : tokens[place]?.some((token) => token.trim().toLowerCase() === wanted) ? 4 : null;
-      if (rank !== null) found.push({ feature: first + place, rank, density: density[place], name: nameOf({ label: label[place], tokens: tokens[place] }) });
-    }
+// The features that fit words best, as the page of search finds them.
+export async function findFeatures(sae, typed, isStale = () => false) {
+  const words = wordsOf(typed), numbers = [], keys = [], names = new Map();
+  const shards = words.length ? await countNames(sae) : 0;
+  for (let shard = 0; shard < shards && !isStale(); shard++) {
+    const here = await getNames(sae, shard);
+    await scan(here, words, (feature, quality) => {
+      numbers.push(feature);
+      keys.push(quality * 1e6 + Math.min(here.max[feature - here.first], 1e5));
+      names.set(feature, [here, feature - here.first]);
+    }, isStale);
   }
-  return found.sort((one, other) => one.rank - other.rank || other.density - one.density).slice(0, SUGGESTED);
+  return best(numbers, keys, SUGGESTED).map((feature) => {
+    const [{ label, tokens }, place] = names.get(feature);
+    return { feature, name: nameOf({ label: label[place], tokens: tokens[place] }) };
+  });
 }

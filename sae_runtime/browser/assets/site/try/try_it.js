@@ -4,7 +4,7 @@ import { callsOf } from "../calls.js";
 import { address, keep } from "../route.js";
 import { make, plain } from "../shared/elements.js";
 import { copyButton } from "../words.js";
-import { answersBox } from "./answers.js";
+import { answersBox, wishedTokens } from "./answers.js";
 import { readEdits, writeEdits } from "./edit_words.js";
 import { after } from "./latest.js";
 import { loadBox } from "./load_box.js";
@@ -41,18 +41,21 @@ async function stateOf(parameters, site, sae) {
 }
 
 function pageOf(place, site, sae, state) {
-  const field = make("textarea", { id: "typed", rows: 3, spellcheck: false, value: state.text ?? "" });
+  const field = make("textarea", { id: "typed", rows: 2, spellcheck: false, value: state.text ?? "" });
   const label = make("label", { htmlFor: "typed" }, "Text");
   const box = loadBox(site), reading = readingBox(sae, { onSteer: (feature, seen) => steering.add(feature, seen) });
   const steering = steeringBox(site, sae, state, changed), effect = make("div", { className: "effect" });
   const calls = callsOf(site, sae, [], {});
   const link = copyButton(() => new URL(hashOf(), location.href).href, "Copy link");
+  const effects = make("section", { hidden: true }, effect);
+  place.classList.add("try-it");
   place.replaceChildren(
-    make("section", {}, make("h1", {}, "Try it"), box, label, field, reading),
-    make("section", {}, make("h2", {}, "Steer"), steering, effect),
-    make("section", {}, make("h2", {}, "The same in a program"), calls, make("div", { className: "row" }, link)));
+    make("section", {}, make("div", { className: "row title" }, make("h1", {}, "Try it"), link), box, label, field, reading),
+    make("div", { className: "middle" }, make("section", {}, reading.features), make("section", {}, make("h2", {}, "Edits"), steering)),
+    effects,
+    make("section", {}, make("h2", {}, "The same in a program"), calls));
 
-  let shown = null, model = null;
+  let shown = null, model = null, isPrepared = false;
   const read = after(READ_PAUSE, () => { reading.read(state.text); shown?.update(); });
   const remember = after(KEEP_PAUSE, () => keep(hashOf()));
   const unwatch = watch(follow);
@@ -87,7 +90,7 @@ function pageOf(place, site, sae, state) {
     last = state;
     const about = session.model?.about ?? session.choices?.page ?? null;
     calls.update({
-      edits: state.off ? [] : state.edits, text: state.text ?? "", about,
+      edits: state.off ? [] : state.edits, text: state.text ?? "", tokens: wishedTokens(), about,
       server: about?.in === "server" ? { origin: location.origin, key: session.server.asksForKey } : null,
     });
     remember();
@@ -97,15 +100,17 @@ function pageOf(place, site, sae, state) {
   function follow() {
     const about = session.model?.about ?? session.choices?.page;
     label.textContent = about?.kind === "text" ? "Question" : "Text";
-    if (state.text === null && session.choices) {
+    if (state.text === null && isPrepared) {
       state.text = field.value = about?.kind === "text" ? QUESTION : about?.sentences?.[0] ?? TEXT;
       later();
+      if (model) read();
     }
     if (session.model === model) return;
     model = session.model;
     shown?.stop?.();
     shown = model ? effectOf(model.about) : null;
     effect.replaceChildren(...(shown ? [shown] : []));
+    effects.hidden = !shown;
     reading.read(state.text ?? "");
     shown?.update?.();
     later();
@@ -116,7 +121,7 @@ function pageOf(place, site, sae, state) {
     if (!own) return make("p", { className: "note" }, `The model ${plain(about.name)} does not have this SAE.`);
     if (!own.edits) return make("p", { className: "note" }, "The graph of this model reads this SAE and takes no edits of it.");
     if (about.kind === "vectors") return neighboursBox(asked);
-    if (about.kind === "text") return answersBox(asked);
+    if (about.kind === "text") return answersBox(asked, later);
     return make("p", { className: "note" }, "This model gives neither vectors nor text, so the page shows no effect; a program below does.");
   }
 
@@ -129,7 +134,7 @@ function pageOf(place, site, sae, state) {
     changed();
   }
 
-  prepare(site).then(follow, () => {});
+  prepare(site).catch(() => {}).then(() => { isPrepared = true; follow(); });
   follow();
   later();
   return {

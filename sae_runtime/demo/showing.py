@@ -1,0 +1,52 @@
+"""What the demo prints, and its page."""
+
+from collections.abc import Mapping, Sequence
+
+import click
+
+from sae_runtime.browser import page
+from sae_runtime.demo.cards import card, printed
+from sae_runtime.demo.steered import Cards
+
+Rows = list[tuple[str, ...]]
+
+
+def show(header: Sequence[str], rows: Rows, sections: Mapping[str, Cards]) -> None:
+    """Print the table of the SAEs and the sections."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in (header, *rows):
+        click.echo("  ".join(map(str.rjust, row, widths)))
+    for title, cards in sections.items():
+        click.echo("\n\n".join(["", title, *(printed(*one) for one in cards)]))
+
+
+def html(
+    header: Sequence[str], rows: Rows, sections: Mapping[str, Cards], pictures: Sequence[str], made: str, opening: str
+) -> str:
+    """The demo's page.
+
+    Args:
+        header: of the table of the SAEs.
+        rows: of the table.
+        sections: titles and their cards.
+        pictures: as SVG.
+        made: what was done, in a sentence.
+        opening: the command that opens the site.
+    """
+    table = [
+        page.paragraph(made),
+        page.table(header, rows),
+        page.paragraph(
+            "FVU: fraction of variance unexplained on held-out text. Batch rule: a batch shares its matches, as in "
+            "training. Served: each token for itself, by the calibrated threshold.",
+            dim=True,
+        ),
+    ]
+    browse = [
+        page.paragraph("A site shows every feature with its texts, and the model runs in the page, to be steered:"),
+        page.code(opening),
+    ]
+    parts = [page.section("", table), page.section("Look at all of it", browse)]
+    parts += [page.section(title, [page.columns([card(*one) for one in cards])]) for title, cards in sections.items()]
+    parts.append(page.section("Pictures", [page.columns(pictures)]))
+    return page.page("sae-runtime demo", parts)
