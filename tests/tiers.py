@@ -5,6 +5,7 @@ the medium ones, `make test-full` all.
 """
 
 MEDIUM = (
+    "test_browse_model",
     "test_gaps",
     "test_model",
     "test_alignment",

@@ -202,6 +202,12 @@ COMMANDS: Mapping[str, Command] = {
         outputs=("pages",),
         before=("features export store --format neuronpedia --layer 1 --model tiny -o pages -q",),
     ),
+    "browse": Command(
+        arguments="browse store -o site --sae served --force -q",
+        needs=("store", "served"),
+        outputs=("site",),
+        before=("browse store -o site --title older --top 2 -q",),
+    ),
     "export": Command(arguments="export sae", needs=("sae",), outputs=("sae",)),
     "export, replacing": Command(
         arguments="export served --graph gpu --activations x.npy", needs=("served", "x.npy"), outputs=("served",)

@@ -86,7 +86,7 @@ def test_output_options_of_a_command_have_the_same_names_everywhere(name: str) -
     flags = {flag for param in command(name).params for flag in param.opts}
     short = {"convert", "demo", "export-model", "export-triton", "splice"}
     of_features = {"features build", "features export"}
-    writes = {*of_features, "harvest", "train", "calibrate", "evaluate", "report", "extract", "steer", *short}
+    writes = {*of_features, "harvest", "train", "calibrate", "evaluate", "report", "extract", "steer", "browse", *short}
     assert ({"-o", "--output", "--force"} <= flags) == (name in writes)
     assert ("--json" in flags) == (name not in ("demo", "serve", "completion", "help"))
     assert ("--quiet" in flags) == (name in {"features find", *writes} - {"report", *short})

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from bare import in_bare, link
+from made_store import context, feature, never_active, write_store
 
 ROOT = Path(__file__).parents[2]
 # Distributions that sae-runtime[cpu] needs on Linux; onnxruntime's tools need more.
@@ -40,7 +41,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_holds_every_module(wheel: Path) -> None:
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     expected = {"sae_runtime/py.typed", "sae_runtime/bundle/graph_forms.txt", "sae_runtime/engine/probe.onnx"}
-    expected |= {f"sae_runtime/serve/http/assets/page.{kind}" for kind in ("html", "css", "js")}
+    for assets in ("sae_runtime/serve/http/assets", "sae_runtime/browser/assets"):
+        expected |= {str(path.relative_to(ROOT)) for path in (ROOT / assets).rglob("*") if path.is_file()}
     for folder, inside in (
         ("sae_runtime", "sae_runtime"),
         ("train", "sae_runtime/train"),
@@ -114,6 +116,26 @@ print(sae_runtime.__file__)
     done = in_bare(bare, code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(bare / "sae_runtime" / "__init__.py")
+
+
+def test_wheel_writes_a_site_in_a_bare_environment(wheel: Path, tmp_path: Path) -> None:
+    store = write_store(tmp_path / "store", [feature([context("open the file", "file", 4.0)]), never_active()])
+    bare = tmp_path / "bare"
+    zipfile.ZipFile(wheel).extractall(bare)
+    link(bare, "numpy", "click", "tqdm", "pyarrow")
+    site = tmp_path / "site"
+    code = f"""
+import sys
+from sae_runtime.cli import main
+main(["browse", {str(store)!r}, "-o", {str(site)!r}, "-q"], prog_name="sae-runtime", standalone_mode=False)
+assert not {{"onnxruntime", "onnx", "torch", "pandas", "matplotlib"}} & set(sys.modules)
+"""
+    done = in_bare(bare, code)
+    assert done.returncode == 0, done.stderr
+    assets = ROOT / "sae_runtime" / "browser" / "assets"
+    page = (assets / "site" / "index.html", assets / "site" / "main.js", assets / "shared" / "elements.js")
+    written = (site / "index.html", site / "code" / "main.js", site / "code" / "shared" / "elements.js")
+    assert [path.read_bytes() for path in written] == [path.read_bytes() for path in page]
 
 
 def test_the_wheel_names_the_extra_of_a_missing_package(wheel: Path, tmp_path: Path) -> None:
