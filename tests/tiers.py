@@ -144,6 +144,9 @@ SLOW = (
     "test_smollm2_answers",
     "test_triton_repository",
     "test_tritonserver",
+    "test_try_it",
+    "test_served_site",
+    "test_calls_of_site",
 )
 
 

@@ -12,8 +12,7 @@ from running import running
 from watched_pages import Pages, until
 
 from sae_runtime import Edit, Model, load_model
-from sae_runtime.bundle.folder import read_manifest
-from sae_runtime.bundle.parts import WEIGHTS
+from sae_runtime.bundle.parts import WEIGHTS, read_manifest
 from sae_runtime.serve.http.site_files import check_site
 from sae_runtime.serve.plane import Plane
 
