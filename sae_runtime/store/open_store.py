@@ -229,7 +229,7 @@ class Store:
                 if contexts is None and places:
                     contexts = RowStream(self._contexts, places[0][0])
                 pieces = [contexts.take(*place) for place in places if contexts is not None]
-                table = pyarrow.concat_tables([self._contexts.schema_arrow.empty_table(), *pieces])
+                table = pyarrow.concat_tables([self._contexts.schema_arrow.empty_table(), *pieces]).combine_chunks()
             yield from self._stored(some, table, per_band)
 
     def label(self, feature: int) -> tuple[str | None, str | None]:
