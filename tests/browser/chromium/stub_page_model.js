@@ -22,7 +22,7 @@ export class PageModel {
   }
 
   async features(text) {
-    const words = [...text.matchAll(/(\s*)(\S+)/g)], special = (name) => ({ text: name, gap: "", special: true, saes: { sae: [[25, 99]] } });
+    const words = [...text.matchAll(/(\s*)(\S+)/g)], special = (name) => ({ text: "", name, gap: "", special: true, saes: { sae: [[25, 99]] } });
     return { left_out: 0, tokens: [special("[CLS]"), ...words.map(([, gap, word]) => ({ text: word, gap, special: false, saes: { sae: falling(word) } }))] };
   }
 

@@ -74,12 +74,12 @@ async function* events(stream) {
 }
 
 // Tokens of /v1/features with the part of the text that each is, and what stands before it. Offsets count characters,
-// which are not JavaScript's UTF-16 units. What stands behind the last token becomes a token without a place.
+// which are not JavaScript's UTF-16 units.
 export function placed(text, tokens) {
   const signs = Array.from(text);
   let read = 0;
   const shown = tokens.map((token) => {
-    if (token.special || token.end <= token.start || token.start < read) return { ...token, text: token.token, gap: "" };
+    if (token.special || token.end <= token.start || token.start < read) return { ...token, name: token.token, text: token.token, gap: "" };
     const gap = signs.slice(read, token.start).join("");
     read = token.end;
     return { ...token, gap, text: signs.slice(token.start, token.end).join("") };

@@ -6,7 +6,8 @@ import { make, plain } from "./elements.js";
 const DARKEST = 0.8; // the share of heat of the strongest token; text on it keeps its contrast
 
 // onChoose(place), onPoint(place or null): called when a token is chosen, or pointed at. The element has
-// `show(tokens, chosen)`, where a token is {text, gap, special, strength, title}, and `chosen`, the place.
+// `show(tokens, chosen, rest)`, where a token is {text, gap, name, special, strength, title}, `rest` the text behind the
+// last one, and `chosen`, the place. A special token has no text, so its name is shown.
 export function tokenLine({ name = "Tokens; arrow keys go from one to the next", onChoose, onPoint = () => {} }) {
   const line = make("p", {
     className: "tokens", attributes: { role: "listbox", "aria-label": name, "aria-orientation": "horizontal" },
@@ -28,7 +29,7 @@ export function tokenLine({ name = "Tokens; arrow keys go from one to the next",
     }
   }
 
-  line.show = (tokens, chosen = line.chosen) => {
+  line.show = (tokens, chosen = line.chosen, rest = "") => {
     const focused = spans.includes(document.activeElement);
     const most = Math.max(...tokens.map((token) => token.special ? 0 : token.strength), 1e-9);
     spans = tokens.map((token, place) => {
@@ -39,7 +40,7 @@ export function tokenLine({ name = "Tokens; arrow keys go from one to the next",
       span.style.setProperty("--share", token.special ? 0 : Math.max(0, DARKEST * token.strength / most).toFixed(3));
       return span;
     });
-    line.replaceChildren(...tokens.flatMap((token, place) => [document.createTextNode(plain(token.gap ?? "")), spans[place]]));
+    line.replaceChildren(...tokens.flatMap((token, place) => [document.createTextNode(plain(token.gap ?? "")), spans[place]]), plain(rest));
     mark(chosen);
     if (focused) spans[line.chosen]?.focus();
   };
@@ -47,7 +48,8 @@ export function tokenLine({ name = "Tokens; arrow keys go from one to the next",
 }
 
 // A token of blanks alone would be a place that nobody can see or click.
-function visible({ text, special }) {
-  if (special || /\S/.test(text)) return plain(text);
+function visible({ text, name, special }) {
+  if (special) return plain(name || text || "·");
+  if (/\S/.test(text)) return plain(text);
   return text === "" ? "·" : plain(text).replace(/ /g, "␣").replace(/\n/g, "↵\n").replace(/\t/g, "⇥\t");
 }

@@ -56,8 +56,9 @@ export function neighboursBox(asked) {
     const model = session.model;
     if (!model) return;
     if (!list.value && own === null) fill();
-    const texts = linesOf(list.value), { text, edits } = asked();
-    count.textContent = `${number(texts.length)} lines`;
+    const { text, edits } = asked(), lines = linesOf(list.value);
+    const texts = lines.filter((line) => line !== text.trim()); // the text is the nearest to itself
+    count.textContent = `${number(lines.length)} lines`;
     if (!texts.length || !text.trim()) {
       error.textContent = texts.length ? "" : "Give some sentences to compare with, one a line.";
       return;

@@ -13,7 +13,7 @@ const SHOWN = 8; // features of the list before "all"
 // onSteer(feature, seen): called by the button of a feature, with its value on this text. The element, which has the
 // tokens, has `read(text)` and `features`, the element of the list.
 export function readingBox(sae, { onSteer }) {
-  let tokens = [], own = "", chosen = null, shaded = null, pointed = null, all = false;
+  let tokens = [], rest = "", own = "", chosen = null, shaded = null, pointed = null, all = false;
   const line = tokenLine({
     onChoose: (place) => { chosen = chosen === place ? null : place; showFeatures(); },
     onPoint: (place) => { pointed = place; showFeatures(); },
@@ -27,8 +27,8 @@ export function readingBox(sae, { onSteer }) {
   const ask = latest((text) => session.model.features(text), {
     done: (found) => {
       error.textContent = found.left_out ? `The model reads no more of a text: ${number(found.left_out)} tokens were left out.` : "";
-      tokens = found.tokens;
-      if (chosen !== null && (chosen >= tokens.length || tokens[chosen].special)) chosen = null;
+      ({ tokens, rest = "" } = found);
+      if (chosen !== null && (chosen >= tokens.length || tokens[chosen]?.special)) chosen = null;
       showTokens();
     },
     failed: (failure) => { error.textContent = plain(failure.message); },
@@ -45,9 +45,10 @@ export function readingBox(sae, { onSteer }) {
     }
     own = known.name;
     if (text.trim()) ask(text);
-    else { tokens = []; showTokens(); }
+    else { tokens = []; rest = text; showTokens(); }
   };
 
+  const wordOf = ({ text, name, special }) => plain((special && name) || text.trim() || text);
   const active = (token) => token.saes[own] ?? [];
   const strength = (token) => (shaded === null ? active(token)[0] : active(token).find(([feature]) => feature === shaded))?.[1] ?? 0;
 
@@ -56,10 +57,10 @@ export function readingBox(sae, { onSteer }) {
     line.show(tokens.map((token) => ({
       ...token, strength: Math.min(strength(token), most || Infinity),
       title: active(token).slice(0, 3).map(([feature, value]) => `${feature}: ${number(value)}`).join("\n"),
-    })), chosen ?? Math.max(0, tokens.findIndex((token) => !token.special)));
+    })), chosen ?? Math.max(0, tokens.findIndex((token) => !token.special)), rest);
     note.replaceChildren(...(shaded === null ? ["The colour is each token's strongest feature."]
       : [`The colour is feature ${shaded}. `, make("button", { type: "button", className: "plain", on: { click: () => shade(null) } }, "Each token's strongest")]));
-    if (left.size) note.append(` ${[...left].map((place) => `“${plain(tokens[place].text.trim())}”`).join(", ")} is far above all others, so the list of the text leaves it out.`);
+    if (left.size) note.append(` ${[...left].map((place) => `“${wordOf(tokens[place])}”`).join(", ")} is far above all others, so the list of the text leaves it out.`);
     showFeatures();
   }
 
@@ -71,7 +72,7 @@ export function readingBox(sae, { onSteer }) {
   function showFeatures() {
     const place = pointed ?? chosen, token = place === null ? null : tokens[place];
     const found = token ? active(token) : strongest(tokens, own);
-    title.replaceChildren(token ? `Strongest features of “${plain(token.text.trim() || token.text)}”` : "Strongest features of the text",
+    title.replaceChildren(token ? `Strongest features of “${wordOf(token)}”` : "Strongest features of the text",
       ...(token && pointed === null ? [" ", make("button", { type: "button", className: "plain", on: { click: () => { chosen = null; showFeatures(); } } }, "Whole text")] : []));
     const left = outliers(tokens, own);
     const most = Math.max(...tokens.filter((one, number) => one === token || !(one.special || left.has(number))).map((one) => active(one)[0]?.[1] ?? 0), 1e-9);

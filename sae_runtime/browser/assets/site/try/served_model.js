@@ -21,11 +21,12 @@ export class ServedModel {
   async features(text) {
     const { data: [one] } = await this.server.json("/v1/features", { model: this.called, input: [text], features: MOST_FEATURES });
     const tokens = placed(text, one.tokens).map((token) => ({
-      text: token.text, gap: token.gap, special: token.special,
+      text: token.text, gap: token.gap, name: token.token, special: token.special,
       saes: Object.fromEntries(this.about.saes.map(({ name }) => [name,
         token.features.filter((active) => active.sae === name).map((active) => [active.feature, active.value])])),
     }));
-    return { tokens, left_out: 0 };
+    const read = tokens.filter((token) => !token.special).map(({ gap, text: part }) => gap + part).join("");
+    return { tokens, rest: text.startsWith(read) ? text.slice(read.length) : "", left_out: 0 };
   }
 
   async embed(texts, edits) {
