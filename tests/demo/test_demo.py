@@ -1,5 +1,7 @@
 import json
+import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -7,6 +9,7 @@ from sae_runtime import demo, load, load_model
 from sae_runtime.cli import main
 from sae_runtime.demo.cards import Line, card
 from sae_runtime.demo.text import paragraphs
+from sae_runtime.store.open_store import open_store
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +26,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_folder_holds_what_the_docstring_names(folder: Path) -> None:
     names = {path.name for path in folder.iterdir()}
-    held = {"activations", "bundles", "features", "index.html", "metrics", "model", "plots", "summary.json", "text"}
-    assert names == held and demo.foreign(folder) is None
+    folders = {"activations", "bundles", "features", "metrics", "model", "plots", "site", "stores", "text"}
+    assert names == folders | {"index.html", "summary.json"} and demo.foreign(folder) is None
     for kind in demo.KINDS:
         assert load(folder / "bundles" / kind).manifest.model == "all-MiniLM-L6-v2"
         assert (folder / "features" / kind / "features.json").is_file()
-    assert len(list((folder / "plots").glob("*.png"))) == 3
+        store = open_store(folder / "stores" / kind)
+        assert store.description.sae == f"{kind}_choice" and store.description.licence == "PSF-2.0"
+        assert 8000 <= store.description.tokens < 8200, "the text that the SAE was fitted on, and its last document whole"
+    for path in (folder / "plots").iterdir():
+        assert ElementTree.parse(path).getroot().tag == "{http://www.w3.org/2000/svg}svg"
 
 
 def test_the_table_holds_the_measured_figures(folder: Path) -> None:
@@ -42,15 +49,31 @@ def test_the_table_holds_the_measured_figures(folder: Path) -> None:
 
 def test_the_model_is_one_that_goes_to_production(folder: Path) -> None:
     model = load_model(folder / "model")
-    assert model.saes["sae"].d_sae == 192 and model.kind == "vectors"
+    assert {name: sae.d_sae for name, sae in model.saes.items()} == {f"{kind}_choice": 192 for kind in demo.KINDS}
+    assert model.kind == "vectors"
     assert model.embed("Open the file").shape == (384,)
+
+
+def test_the_site_has_every_sae_and_the_model(folder: Path) -> None:
+    said = json.loads((folder / "site" / "site.json").read_text())
+    assert {sae["name"]: sae["d_sae"] for sae in said["saes"]} == {f"{kind}_choice": 192 for kind in demo.KINDS}
+    model = json.loads((folder / "site" / said["model"]).read_text())
+    assert {sae["site"] for sae in model["saes"]} == {sae["name"] for sae in said["saes"]}
+
+
+def test_a_file_of_another_is_told(folder: Path) -> None:
+    for name in ("mine.txt", "site/mine.txt", "stores/mutual/mine.txt"):
+        (folder / name).write_text("mine")
+        assert demo.foreign(folder) == name
+        (folder / name).unlink()
 
 
 def test_page_needs_no_other_file(folder: Path) -> None:
     text = (folder / "index.html").read_text()
-    assert text.count("<img") == 3 and text.count('src="data:image/png;base64,') == 3
-    assert "<link" not in text and "<script" not in text
+    assert text.count("<svg ") == 3
+    assert "<img" not in text and "<script" not in text and not re.search('href="(?!#|data:,)', text)
     assert text.count("feature ") >= 6 and "mutual choice" in text
+    assert f"<pre>sae-runtime browse {folder}/site --open</pre>" in text
 
 
 def test_existing_folder_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,7 +76,7 @@ async function readJson(path, isAsExpected) {
   } catch {
     throw new Error(`${path} did not come whole; look whether the host of this site still answers, and load the page again.`);
   }
-  if (!answer.ok) throw new Error(`${path} did not come (status ${answer.status}); was the folder of this site copied whole?`);
+  if (!answer.ok) throw new Error(`${path} did not come (status ${answer.status}); copy the folder of this site whole, and load the page again.`);
   try {
     value = JSON.parse(text);
   } catch {

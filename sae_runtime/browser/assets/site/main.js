@@ -7,7 +7,7 @@
 
 import { getFeature, getServed, getSite } from "./data.js";
 import { listen, showHelp } from "./keys.js";
-import { address, go, routeOf } from "./route.js";
+import { address, go, numberOf, routeOf } from "./route.js";
 import { make, plain } from "./shared/elements.js";
 
 const MODULES = {
@@ -46,9 +46,10 @@ async function start() {
 async function mount() {
   const mine = ++turn;
   rememberScroll();
+  const { hash } = location;
   let route;
   try {
-    route = routeOf(location.hash, site);
+    route = routeOf(hash, site);
   } catch (error) {
     return showError(error);
   }
@@ -56,6 +57,7 @@ async function mount() {
   const same = shown.page === route.page && shown.sae === route.sae;
   if (same && shown.module?.change?.(route.parameters)) {
     shown = { ...shown, entry, parameters: route.parameters };
+    $("main").dataset.shown = hash;
     return showHeader();
   }
   const place = make("div", { className: `page ${route.page}` });
@@ -76,9 +78,11 @@ async function mount() {
   replace(place);
   showHeader();
   settle(place, first);
+  if (shown.page === "search") enter();
+  $("main").dataset.shown = hash;
 }
 
-// Put a page where the old one was. `waiting` stands before an empty page until it has content.
+// Put a page where the old one was. data-shown of main is the address whose page stands there whole. `waiting` stands before an empty page until it has content.
 function replace(place, waiting = null) {
   if (waiting && place.childNodes.length) waiting = null;
   $("main").replaceChildren(...(waiting ? [waiting] : []), place);
@@ -133,6 +137,13 @@ function stored(name) {
 
 // --- The header ---
 
+let entered = false; // whether somebody pressed Enter for a search whose page is not there yet
+
+function enter() {
+  if (entered) shown.module?.focusFirst?.();
+  entered = false;
+}
+
 function listenToHeader() {
   $("skip").addEventListener("click", () => $("main").focus());
   $("sae").replaceChildren(...site.saes.map((sae) => make("option", { value: sae.name }, plain(sae.name))));
@@ -147,10 +158,18 @@ function listenToHeader() {
     go(address(shown.sae ?? site.saes[0], "search", { q: $("query").value }), { replace: shown.page === "search" });
   };
   $("query").addEventListener("input", () => { clearTimeout(timer); timer = setTimeout(search, PAUSE); });
+  $("query").addEventListener("keydown", (event) => {
+    if (event.key !== "ArrowDown" || shown.page !== "search") return;
+    event.preventDefault();
+    shown.module.focusFirst();
+  });
   $("search").addEventListener("submit", (event) => {
     event.preventDefault();
+    const sae = shown.sae ?? site.saes[0], exact = numberOf($("query").value);
+    if (exact !== null && exact < sae.d_sae) { clearTimeout(timer); return go(address(sae, exact)); }
     search();
-    shown.module?.openFirst?.();
+    entered = true;
+    if (shown.page === "search") enter();
   });
 }
 

@@ -7,9 +7,6 @@ export const folded = (text) => text.normalize("NFKD").replace(/\p{M}+/gu, "").t
 
 export const wordsOf = (query) => folded(query).split(/\s+/).filter(Boolean);
 
-// The number that a query names, or null: "371", "#371".
-export const numberOf = (query) => /^\s*#?\d{1,9}\s*$/.test(query) ? Number(query.replace(/\D/g, "")) : null;
-
 const LABEL_WORD = 8, LABEL_PART = 4, TOKEN_WORD = 2, TOKEN_PART = 1;
 
 // The quality of one word in a label and in top tokens (both folded): 0 is no match.

@@ -27,6 +27,9 @@ export function address(sae, page = "overview", parameters = {}) {
   return String(query) ? `${path}?${query}` : path;
 }
 
+// The number that a query names, or null: "371", "#371".
+export const numberOf = (query) => /^\s*#?\d{1,9}\s*$/.test(query) ? Number(query.replace(/\D/g, "")) : null;
+
 // Go to an address. With `replace` the browser's back button skips the page that is left.
 export function go(hash, { replace = false } = {}) {
   if (hash === location.hash) return;

@@ -1,8 +1,8 @@
 // Search: features by label, token or number while somebody types, features like another one, and what fires on a text.
 
 import { countNames, getFeature, getName, getNames, shardOf } from "./data.js";
-import { best, breathe, folded, numberOf, scan, wordsOf } from "./matching.js";
-import { address, go, keep } from "./route.js";
+import { best, breathe, folded, scan, wordsOf } from "./matching.js";
+import { address, keep, numberOf } from "./route.js";
 import { make, number, plain } from "./shared/elements.js";
 import { counted, linkTo, nameOf, share, visible } from "./words.js";
 
@@ -38,11 +38,15 @@ export function change(parameters) {
   return true;
 }
 
-// Enter in the search box goes to the first result.
-export function openFirst() {
-  const query = current?.parameters.get("q") ?? "", exact = numberOf(query);
-  if (exact !== null && exact < current.sae.d_sae) go(address(current.sae, exact));
-  else current?.list.querySelector("a.feature")?.click();
+// Enter in the search box goes to the first result, once the search has ended.
+export function focusFirst() {
+  current.focusFirst = true;
+  if (current.done) focusResult();
+}
+
+function focusResult() {
+  current.focusFirst = false;
+  current.list.querySelector("a.feature")?.focus();
 }
 
 const kindOf = (parameters) => parameters.has("text") ? "text" : parameters.has("like") ? "like" : "words";
@@ -96,7 +100,7 @@ function put(name, value) {
 // --- By words ---
 
 async function fillWords() {
-  const mine = ++turn, { sae, parameters, status } = current, page = current, query = parameters.get("q") ?? "";
+  const mine = ++turn, { sae, parameters, status } = current, page = Object.assign(current, { done: false }), query = parameters.get("q") ?? "";
   const isStale = () => mine !== turn || current !== page;
   const words = wordsOf(query), exact = numberOf(query), filter = filterOf(parameters);
   const numbers = [], keys = [], here = [];
@@ -133,6 +137,8 @@ async function fillWords() {
     }
     draw();
     status.textContent = told(numbers.length, query);
+    page.done = true;
+    if (page.focusFirst) focusResult();
   } catch (error) {
     if (!isStale()) tell(error);
   }
