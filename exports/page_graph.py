@@ -29,6 +29,7 @@ _KINDS: dict[int, str] = {
     onnx.TensorProto.INT4: "int4",
     onnx.TensorProto.UINT4: "int4",
 }
+_FLOAT32 = 1  # the accuracy level of MatMulNBits
 _TYPES_OF_TEXT = "type"  # in the name of an input that tells which of two texts a token is of
 
 
@@ -51,7 +52,9 @@ def write_page_graph(graph: Path, folder: Path, *, int8: bool = False) -> PageGr
     """Write the graph of a deployed model as onnxruntime-web runs it: `model.onnx` and the files of its weights.
 
     The inputs of SAEs lose their defaults, so a page feeds each of them in every run. Other inputs that have a default
-    become constants, but token types, which the runtime feeds too. Equal weights are written once.
+    become constants, but token types, which the runtime feeds too. Equal weights are written once. Products with int4
+    weights keep their activations in float32, as onnxruntime-web computes them whatever the graph says; elsewhere
+    onnxruntime may round them to eight bits.
 
     Args:
         graph: of a deployed model; it and its files stay as they are.
@@ -82,6 +85,7 @@ def write_page_graph(graph: Path, folder: Path, *, int8: bool = False) -> PageGr
     for spliced in splices.values():  # its weights are in no file of their own any more
         for key, value in dataclasses.replace(spliced, file=None, bundle=None).to_metadata().items():
             model.metadata_props.add(key=key, value=value)
+    _keep_activations(model.graph)
     weights = "int8" if int8 else _kind(model.graph)
     files = _write_weights(graph, model.graph, folder)
     path = folder / "model.onnx"
@@ -98,6 +102,13 @@ def _require_inputs(graph: Any, own: set[str]) -> None:
     del graph.input[:], graph.initializer[:]
     graph.input.extend(fed)
     graph.initializer.extend(kept)
+
+
+def _keep_activations(graph: Any) -> None:
+    for node in graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "MatMulNBits" and attribute.name == "accuracy_level":
+                attribute.i = _FLOAT32
 
 
 def _kind(graph: Any) -> str:

@@ -120,7 +120,7 @@ def _fill(
         notes += [str(warning.message) for warning in said]
     told |= {"kind": kind, "notes": notes, **({} if part is None else {kind: part})}
     told["lower_case"] = bool(model.layout.sentence and model.layout.sentence.lower_case)
-    if int8:
+    if made.weights not in ("float32", "float64"):
         told["agreement"] = agreement(model, runs, told, told["sentences"])
     return files
 

@@ -16,6 +16,9 @@ from sae_runtime.deployed.interventions import intervention_feed
 from sae_runtime.deployed.pooling import normalised, pooled
 from sae_runtime.model import Model
 
+_LONGEST = 256  # tokens of a text that is compared
+_ENOUGH, _ENOUGH_OF_TEXT = 2000, 500  # tokens that are compared; a language model computes logits besides
+
 
 class PageRuns:
     """The graph that a page runs, open here.
@@ -95,42 +98,59 @@ def agreement(model: Model, runs: PageRuns, told: Mapping[str, Any], texts: Sequ
         model: with its own weights.
         runs: of the page's graph.
         told: model.json's object, for the output and the pooling of vectors.
-        texts: some sentences.
+        texts: some sentences; the first of them are read until there are enough tokens.
 
     Returns:
         texts and tokens: how many; jaccard: active features that both have, out of those of either; values: the mean
         difference of their activations, relative to the model's; vectors: the smallest cosine of a text's two vectors,
-        or null.
+        or null; next: the share of tokens after which both write the same token, or null.
     """
     read = [name for name, sae in model.saes.items() if sae.reads]
     if not texts or not read:
         return None
-    both = either = tokens = 0
-    differences, sizes = 0.0, 0.0
+    total = dict.fromkeys(("texts", "tokens", "both", "either", "differences", "sizes", "same"), 0.0)
     cosines = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        vectors = model.embed(texts) if told["kind"] == "vectors" else None
-        for number, (text, windows) in enumerate(zip(texts, model.windows(texts), strict=True)):
-            ids = windows[0].ids
-            ours, theirs = model.read([ids], texts=[text])[0], runs.features(ids)
-            for name in read:
-                a, b = ours[name].to_dense(), theirs[name].to_dense()
-                shared = (a > 0) & (b > 0)
-                both, either = both + int(shared.sum()), either + int(((a > 0) | (b > 0)).sum())
-                differences, sizes = differences + float(np.abs(a - b)[shared].sum()), sizes + float(a[shared].sum())
-            tokens += len(ids)
-            if vectors is not None:
-                cosines.append(
-                    _cosine(vectors[number], _vector(runs, told["vectors"], ids[: told["vectors"]["limit"]]))
-                )
+        for text in texts:
+            (windows,) = model.windows([text])
+            ids = windows[0].ids[:_LONGEST]
+            if not len(ids):
+                continue
+            _add_features(total, model.read([ids], texts=[text])[0], runs.features(ids), read)
+            total["texts"] += 1
+            total["tokens"] += len(ids)
+            if told["kind"] == "vectors" and len(ids) <= (told["vectors"]["limit"] or len(ids)):
+                cosines.append(_cosine(model.embed(text), _vector(runs, told["vectors"], ids)))
+            elif told["kind"] == "text":
+                ours, theirs = model.run(text, outputs="logits")["logits"][: len(ids)], runs.run(ids[None], ["logits"])
+                total["same"] += int((ours.argmax(axis=-1) == theirs[0][0].argmax(axis=-1)).sum())
+            if total["tokens"] >= (_ENOUGH_OF_TEXT if told["kind"] == "text" else _ENOUGH):
+                break
     return {
-        "texts": len(texts),
-        "tokens": tokens,
-        "jaccard": round(both / either, 4) if either else 1.0,
-        "values": round(differences / sizes, 4) if sizes else 0.0,
+        "texts": int(total["texts"]),
+        "tokens": int(total["tokens"]),
+        "jaccard": _share(total["both"], total["either"]),
+        "values": _share(total["differences"], total["sizes"], 0.0),
         "vectors": round(min(cosines), 4) if cosines else None,
+        "next": _share(total["same"], total["tokens"]) if told["kind"] == "text" else None,
     }
+
+
+def _add_features(
+    total: dict[str, float], ours: Mapping[str, Features], theirs: Mapping[str, Features], names: Sequence[str]
+) -> None:
+    for name in names:
+        a, b = ours[name].to_dense(), theirs[name].to_dense()
+        shared = (a > 0) & (b > 0)
+        total["both"] += int(shared.sum())
+        total["either"] += int(((a > 0) | (b > 0)).sum())
+        total["differences"] += float(np.abs(a - b)[shared].sum())
+        total["sizes"] += float(a[shared].sum())
+
+
+def _share(part: float, whole: float, otherwise: float = 1.0) -> float:
+    return round(part / whole, 4) if whole else otherwise
 
 
 def _vector(runs: PageRuns, vectors: Mapping[str, Any], ids: NDArray[np.int64]) -> NDArray[np.float32]:
