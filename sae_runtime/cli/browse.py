@@ -1,5 +1,6 @@
 """sae-runtime browse."""
 
+import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import click
 from sae_runtime.cli import common
 from sae_runtime.cli.common import Run
 from sae_runtime.cli.options import WHOLE, Command
+
+_TOLD = ("name", "kind", "problem", "bytes", "weights", "agreement")  # of model.json
 
 
 @click.command("browse", cls=Command, example="sae-runtime browse store model -o site --open")
@@ -95,7 +98,8 @@ def _write(
         *(("note" if number == 0 else "", note) for number, note in enumerate(made.notes)),
         ("open it", common.shell_command("browse", output, "--open")),
     ]
-    run.show({"site": output, **asdict(made)}, lines)
+    told = None if made.model is None else {name: made.model[name] for name in _TOLD}
+    run.show({"site": output, **asdict(made), "model": told}, lines)
 
 
 def _model(path: str) -> tuple[Any, Any]:
@@ -124,8 +128,12 @@ def _serve(folder: Path, port: int) -> None:
     with site_server(folder, port) as server:
         address = address_of(server)
         click.echo(f"the site is at {address}, Ctrl-C ends it")
-        if not show(address):
-            click.echo("no web browser opens here; open the address in one")
+
+        def look() -> None:
+            if not show(address):
+                click.echo("no web browser opens here; open the address in one")
+
+        threading.Thread(target=look, daemon=True).start()  # some browsers end first, and need an answer until then
         try:
             server.serve_forever()
         except KeyboardInterrupt:

@@ -162,6 +162,22 @@ def test_shards_are_cut_by_bytes(tmp_path: Path) -> None:
     assert overview(site)["shards"]["names"] == [0]
 
 
+def test_a_feature_with_much_of_everything_stays_small(tmp_path: Path) -> None:
+    """A store may come from a stranger, or have a thousand bins and a hundred bands."""
+    pairs = [{"feature": 0, "value": 0.5}] * 5_000
+    logits = [{"token": 0, "text": "a", "logit": 0.5}] * 5_000
+    text = "🙂" * 1900 + " file " + "🙂" * 1900
+    one = context("file", "file", 4.0) | {"text": text, "begins": [1901], "ends": [1905], "end": len(text)}
+    more = {"neighbours": pairs, "together": pairs, "promoted": logits, "top_tokens": [token("a")] * 5_000}
+    more |= {"histogram": [1] * 10_000, "bands": [{"low": 1.0, "high": 4.0, "count": 9}] * 100}
+    row = feature([one | {"band": band} for band in range(100) for _ in range(5)], **more)
+    site = written(tmp_path, row, bins=10_000, bands=100, per_band=[20] * 100)
+    (page,) = features(site)
+    assert sum(page["histogram"]) == 10_000 and len(page["histogram"]) == 200
+    assert 10 < len(page["contexts"]) < 500 and len(page["neighbours"]) == len(page["tokens"]) == 50
+    assert max(path.stat().st_size for path in (site / "data").rglob("*.json")) < MOST / 2
+
+
 def test_labels_of_every_kind_are_kept_as_texts(tmp_path: Path) -> None:
     labels = ["<img src=x>", "\u202egnp.exe", "🙂 👩‍👩‍👧", "a\u0000b", "x" * 900]
     path = write_store(tmp_path / "store", [feature() for _ in labels])

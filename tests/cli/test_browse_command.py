@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -105,6 +106,9 @@ def test_open_serves_the_site_until_it_is_interrupted(store: Path, tmp_path: Pat
         address = line.split(" at ")[1].split(",")[0]
         with urllib.request.urlopen(f"{address}site.json") as answer:
             assert answer.read() == (site / "site.json").read_bytes()
+        while not opened.exists() or not opened.read_text():
+            assert process.poll() is None
+            time.sleep(0.01)
         assert opened.read_text().strip() == address
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=20)

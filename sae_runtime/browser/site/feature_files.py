@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from sae_runtime.browser.site import shown
-from sae_runtime.browser.site.feature_pages import feature_page
+from sae_runtime.browser.site.feature_pages import feature_page, page_bytes
 from sae_runtime.browser.site.names import TOKENS, Names
 from sae_runtime.browser.site.sentences import Sentences
-from sae_runtime.browser.site.shards import Shards, json_bytes
+from sae_runtime.browser.site.shards import Shards
 from sae_runtime.browser.site.starters import Starters
 from sae_runtime.browser.site.whole_words import distinct, whole_words
 from sae_runtime.store.open_store import Store
@@ -55,7 +55,7 @@ def write_features(
         words = whole_words(feature)
         page = feature_page(feature, words, store.token_name)
         label = page["label"] if feature.label_source != "top tokens" else None
-        shards.put(feature.feature, json_bytes(page))
+        shards.put(feature.feature, page_bytes(page))
         names.put(feature.feature, label, distinct(words, TOKENS), page["density"], page["max"])
         starters.look_at(feature, page, label)
         sentences.look_at(feature.contexts)

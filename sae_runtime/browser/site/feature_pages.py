@@ -3,13 +3,31 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sae_runtime.browser.site import shown
 from sae_runtime.browser.site.segments import segments
+from sae_runtime.browser.site.shards import json_bytes
 from sae_runtime.browser.site.shown import bounded, short
 from sae_runtime.browser.site.whole_words import distinct
 from sae_runtime.store.records import Context, StoredFeature
 
 NAMING = 3  # top tokens that name a feature without a label
+
+
+_LISTED = 50  # tokens and other features in a list
+_BINS = 200
+_MOST = 2_000_000  # bytes of a feature; a shard has at least one
+
+
+def page_bytes(page: dict[str, Any]) -> bytes:
+    """The JSON of a feature, with fewer contexts where all would be too many for a file."""
+    content = json_bytes(page)
+    while len(content) > _MOST and page["contexts"]:
+        page = page | {"contexts": page["contexts"][: len(page["contexts"]) // 2]}
+        content = json_bytes(page)
+    return content
 
 
 def feature_page(feature: StoredFeature, words: Sequence[str], name_of: Callable[[int], str]) -> dict[str, Any]:
@@ -23,7 +41,7 @@ def feature_page(feature: StoredFeature, words: Sequence[str], name_of: Callable
     label, source = feature.label, feature.label_source
     if source == "top tokens":  # a label of pieces of words is none that people read
         label = ", ".join(distinct(words, NAMING)) or label
-    top = zip(words, feature.top_tokens, strict=True)
+    top = list(zip(words, feature.top_tokens, strict=True))[:_LISTED]
     return {
         "feature": feature.feature,
         "label": None if label is None else bounded(label, shown.LABEL),
@@ -32,7 +50,7 @@ def feature_page(feature: StoredFeature, words: Sequence[str], name_of: Callable
         "count": feature.count,
         "mean": short(feature.mean),
         "max": short(feature.max),
-        "histogram": feature.histogram[1].tolist(),
+        "histogram": _binned(feature.histogram[1]).tolist(),
         "bands": [[short(band.low), short(band.high), band.count] for band in feature.bands],
         "tokens": [[word, count, short(mean)] for word, (_, count, mean) in top],
         "neighbours": _pairs(feature.neighbours),
@@ -56,9 +74,16 @@ def _context(context: Context, name_of: Callable[[int], str]) -> dict[str, Any]:
     }
 
 
+def _binned(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The counts of equal bins; where there are more than a picture shows, bins beside each other are put together."""
+    if len(counts) <= _BINS:
+        return counts
+    return np.add.reduceat(counts, np.arange(_BINS) * len(counts) // _BINS)
+
+
 def _pairs(pairs: Sequence[tuple[int, float]] | None) -> list[list[Any]] | None:
-    return None if pairs is None else [[feature, short(value)] for feature, value in pairs]
+    return None if pairs is None else [[feature, short(value)] for feature, value in pairs[:_LISTED]]
 
 
 def _tokens(pairs: Sequence[tuple[str, float]] | None) -> list[list[Any]] | None:
-    return None if pairs is None else [[bounded(text, shown.TOKEN), short(value)] for text, value in pairs]
+    return None if pairs is None else [[bounded(text, shown.TOKEN), short(value)] for text, value in pairs[:_LISTED]]

@@ -32,7 +32,7 @@ def overview(
     known = of.active is not None and len(of.active) <= _ACTIVE
     return {
         "name": name,
-        "model": shown.name(of.model),
+        "model": shown.model_name(of.model),
         "hook": shown.name(of.hook),
         "d_sae": of.d_sae,
         "per": of.per,

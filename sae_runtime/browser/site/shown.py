@@ -50,6 +50,15 @@ def name(text: str | None) -> str | None:
     return None if text is None else bounded(text, NAME)
 
 
+def model_name(text: str | None) -> str | None:
+    r"""The name of a host model; of a folder on somebody's disk its last part.
+
+    >>> model_name("openai/gpt2"), model_name("/home/anna/gpt2/"), model_name(None)
+    ('openai/gpt2', 'gpt2', None)
+    """
+    return file_name(text) if text is not None and re.match(r"[/\\~.]|[A-Za-z]:[/\\]", text) else name(text)
+
+
 @functools.lru_cache(maxsize=1024)
 def file_name(path: str | None) -> str | None:
     r"""The name of a file without the folders of the disk that it lay on; an address is shown whole.

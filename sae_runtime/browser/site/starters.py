@@ -51,7 +51,8 @@ class Starters:
 def interest(feature: StoredFeature) -> float:
     """How concentrated a feature is, from 0 to 1.
 
-    >>> 0 <= interest(open_store(store_path).feature(3)) <= 1
+    >>> from sae_runtime.store.open_store import open_store
+    >>> 0 < interest(open_store(store_path).feature(3)) <= 1
     True
     """
     whole = feature.count * feature.mean

@@ -182,8 +182,9 @@ def _chosen(top: int | None, per_band: int | None, features: int) -> tuple[int, 
 
 
 def _title(stores: Sequence[Store]) -> str:
-    models = list(dict.fromkeys(store.description.model for store in stores if store.description.model))
-    return f"Features of {', '.join(models)}" if models else "Features"
+    models = [shown.model_name(store.description.model) for store in stores]
+    known = dict.fromkeys(model for model in models if model)
+    return f"Features of {', '.join(known)}" if known else "Features"
 
 
 def _listed(store: Store, name: str, per_band: tuple[int, int]) -> dict[str, Any]:
@@ -196,7 +197,7 @@ def _listed(store: Store, name: str, per_band: tuple[int, int]) -> dict[str, Any
         "tokens": of.tokens,
         "per": of.per,
         "hook": shown.name(of.hook),
-        "model": shown.name(of.model),
+        "model": shown.model_name(of.model),
         "weights_sha256": of.weights_sha256,
         "shown": {"top": per_band[0], "per_band": per_band[1]},
     }

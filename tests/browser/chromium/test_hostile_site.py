@@ -83,7 +83,7 @@ def test_texts_of_a_store_run_no_code(open_page: Pages, tmp_path: Path, name: st
     site = write_site(
         tmp_path / "site", {"sae": features}, overviews=hostile_overview(text), described=described, title=text
     )
-    page = open_page(site, expected=["frame-ancestors"])
+    page = open_page(site, downloads=True)
     visit(page)
     assert text.strip()[:12] in page.inner_text("body"), "and it is shown as text"
 
@@ -91,7 +91,9 @@ def test_texts_of_a_store_run_no_code(open_page: Pages, tmp_path: Path, name: st
 def test_odd_texts_are_shown_and_each_page_goes_on(open_page: Pages, tmp_path: Path) -> None:
     features = hostile(ALL)
     overview = hostile_overview("\u202e\u0000\ud800__proto__")
-    page = open_page(write_site(tmp_path / "site", {"sae": features}, overviews=overview, title="\u202e\u0000\ud800"))
+    page = open_page(
+        write_site(tmp_path / "site", {"sae": features}, overviews=overview, title="\u202e\u0000\ud800"), downloads=True
+    )
     visit(page, tuple(f"#/sae/{number}" for number in range(len(features))))
     for name in ("turned", "control"):
         page.evaluate("(to) => { location.hash = to; }", f"#/sae/{list(ALL).index(name)}")
@@ -152,7 +154,7 @@ def test_values_of_another_kind_are_a_sentence_or_shown(open_page: Pages, tmp_pa
     features = [feature(number, **{field: VALUES[value]}) for number, field in enumerate(FIELDS)]
     features += [feature(len(FIELDS), contexts=[context(["a"]) | {field: VALUES[value]}]) for field in context([])]
     features = [row | {"feature": number} for number, row in enumerate(features)]
-    page = open_page(write_site(tmp_path / "site", {"sae": features}))
+    page = open_page(write_site(tmp_path / "site", {"sae": features}), downloads=True)
     visit(page, tuple(f"#/sae/{number}" for number in range(len(features))))
     visit(page, ("#/sae/search?q=label", "#/sae/search?q=7&order=max", "#/sae/search?like=9"))
 
