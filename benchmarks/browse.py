@@ -1,4 +1,4 @@
-"""What a site costs: seconds, processor time, peak memory, its size, its files and the largest of them, for stores that are given.
+"""What a site costs: seconds, processor time, peak memory, its size, its files and the largest one.
 
 Each site is written by a process of its own. A made-up store of many features is one of the stores unless --features
 is 0; it is kept in the folder, as the sites are.
@@ -43,7 +43,10 @@ def _row(stores: list[Path], site: Path) -> str:
     seconds, busy, peak = _written(stores, site)
     sizes = [path.stat().st_size for path in site.rglob("*") if path.is_file()]
     name = ", ".join(store.name for store in stores)
-    figures = f"{seconds:8.1f} {busy:7.1f} {peak / 2**20:11,.0f} {sum(sizes) / 1e6:8,.1f} {len(sizes):7,} {max(sizes) / 1e3:11,.0f}"
+    largest = max(sizes) / 1e3
+    figures = (
+        f"{seconds:8.1f} {busy:7.1f} {peak / 2**20:11,.0f} {sum(sizes) / 1e6:8,.1f} {len(sizes):7,} {largest:11,.0f}"
+    )
     return f"{name:<30} {figures}"
 
 
