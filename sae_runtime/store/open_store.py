@@ -220,16 +220,17 @@ class Store:
                 raise unsound(self.path / FEATURES)
             some = table.to_pylist()
             for row in some:  # contexts are sorted by feature, so that one walk through them meets all
-                if not is_feature(row, self.description, self._contexts.metadata.num_rows):
+                known = is_feature(row, self.description, self._contexts.metadata.num_rows)
+                if not known or (row["contexts"] and row["contexts_begin"] < read):
                     raise unsound(self.path / FEATURES)
-                if row["contexts_begin"] < read and row["contexts"]:
-                    raise unsound(self.path / FEATURES)
-                read = max(read, row["contexts_begin"] + row["contexts"]) if row["contexts"] else read
-            contexts = contexts or RowStream(self._contexts, some[0]["contexts_begin"])
+                read = row["contexts_begin"] + row["contexts"] if row["contexts"] else read
+            places = [(row["contexts_begin"], row["contexts"]) for row in some if row["contexts"]]
             with self._reading(CONTEXTS):
-                pieces = [contexts.take(row["contexts_begin"], row["contexts"]) for row in some if row["contexts"]]
-                together = pyarrow.concat_tables([self._contexts.schema_arrow.empty_table(), *pieces])
-            yield from self._stored(some, together, per_band)
+                if contexts is None and places:
+                    contexts = RowStream(self._contexts, places[0][0])
+                pieces = [contexts.take(*place) for place in places if contexts is not None]
+                table = pyarrow.concat_tables([self._contexts.schema_arrow.empty_table(), *pieces]).combine_chunks()
+            yield from self._stored(some, table, per_band)
 
     def label(self, feature: int) -> tuple[str | None, str | None]:
         """The label of a feature and where it comes from, as in `StoredFeature`.

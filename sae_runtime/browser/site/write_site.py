@@ -89,8 +89,8 @@ def write_site(
     Raises:
         FileExistsError: `out` exists and `force` is not set, or holds what is not of a site.
         ImportError: pyarrow is not installed.
-        ValueError: a store is none or was altered, a bundle is of none of the stores, the model has no SAE, or a
-            setting is out of range.
+        ValueError: there is no store, a store is none or was altered, a bundle is of none of the stores, the model has
+            no SAE, or a setting is out of range.
 
     >>> made = write_site([store_path], "features-site", saes=[bundle_path])
     >>> made.features, made.per_band
@@ -99,8 +99,13 @@ def write_site(
     require("extract")
     if any(number is not None and number < 1 for number in (top, per_band)):
         raise ValueError(f"top and per_band must be 1 or more contexts, got {top} and {per_band}")
+    if not stores:
+        raise ValueError("a site needs at least one feature store; make one: sae-runtime features build")
+    if (model is None) != (write_graph is None):
+        raise ValueError("a model and write_graph go together; give sae_runtime.exports.page_graph.write_page_graph")
     out = Path(out)
     inputs = {"store": [Path(path) for path in stores], "bundle": [Path(path) for path in saes]}
+    inputs["model"] = [] if model is None else [model.layout.graph.parent]
     for kind, paths in inputs.items():
         for path in paths:
             Output(path=out, kind="folder", force=force, inputs={kind: path}, foreign=foreign).check()
