@@ -87,7 +87,7 @@ def test_picture_is_saved_as_svg(open_page: Pages, site: Path) -> None:
 
 
 def test_hostile_names_are_text(open_page: Pages, tmp_path: Path) -> None:
-    told = {key: HOSTILE for key in ("name", "model", "hook", "allocation")}
+    told: dict[str, Any] = {key: HOSTILE for key in ("name", "model", "hook", "allocation")}
     told |= {"left_out": [HOSTILE], "licences": [HOSTILE], "texts": [{"file": HOSTILE, "documents": 1}]}
     told |= {"law": LAW | {"what": HOSTILE}}
     starter = {"feature": 1, "label": HOSTILE, "density": 0.1, "max": 1.0, "text": [HOSTILE, [HOSTILE, 1.0]]}

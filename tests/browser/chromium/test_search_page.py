@@ -10,7 +10,7 @@ from site_host import Answer
 from watched_pages import Pages, until
 
 HOSTILE = "<img src=x onerror=window.pwned=1>"
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"label": "words about cake"},
     {"label": "cakes and bread"},
     {"label": None, "tokens": [["cake", 5, 2.0], ["Crème", 1, 1.0]]},

@@ -5,14 +5,14 @@
 // The first h1 in `place` names the document and gets the focus. Where a module exports `change(parameters)` too, it is
 // called in place of `show` when the address changes to the same page of the same SAE; if it returns true, the page stays.
 
-import { getFeature, getServed, getSite } from "./data.js";
+import { getFeature, getOverview, getServed, getSite } from "./data.js";
 import { listen, showHelp } from "./keys.js";
 import { address, go, numberOf, routeOf } from "./route.js";
 import { make, plain } from "./shared/elements.js";
 
 const MODULES = {
   overview: () => import("./overview.js"),
-  feature: () => import("./feature.js"),
+  feature: () => Promise.all([import("./feature.js"), import("./contexts.js"), import("./relatives.js")]).then(([page]) => page), // at once, not one after the other
   search: () => import("./search.js"),
   try: () => import("./try/try_it.js"),
 };
@@ -27,6 +27,7 @@ let turn = 0; // number of the last change of the address: an older page that is
 async function start() {
   $("closed").remove();
   const served = getServed();
+  if (/^#\/[^/]+\/\d+/.test(location.hash)) MODULES.feature().catch(() => {}); // while site.json comes
   try {
     site = await getSite();
   } catch (error) {
@@ -63,6 +64,7 @@ async function mount() {
   const place = make("div", { className: `page ${route.page}` });
   const timer = setTimeout(() => replace(place, make("p", { className: "note" }, "Loading …")), PATIENCE);
   let module, leave;
+  getOverview(route.sae).catch(() => {}); // every page needs it; the page's module says what is wrong
   try {
     module = await MODULES[route.page]();
     leave = await module.show(place, site, route.sae, route.parameters);

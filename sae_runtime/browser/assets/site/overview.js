@@ -58,7 +58,7 @@ function densities(about) {
   if (!rank.length) return null;
   const lines = [{ name: "measured", x: rank, y: value }];
   if (law?.rank?.length) lines.push({ name: "Zipf law", x: law.rank, y: law.value, dashed: true });
-  const lawAt = (one) => { const i = law?.rank?.indexOf(one) ?? -1; return i < 0 ? "" : `; the law says ${share(law.value[i])}`; };
+  const lawAt = (one) => lines.length < 2 ? "" : `; the law says ${share(between(one, law.rank, law.value))}`;
   const figure = logLog({
     title: "Density by rank", lines, xName: "rank of the feature", yName: `share of ${per}s`, yText: share,
     description: `The densest feature is active on ${share(value[0])} of the ${per}s, the one of rank ${number(rank[rank.length - 1])} on ${share(value[value.length - 1])}.`,
@@ -66,6 +66,14 @@ function densities(about) {
   });
   if (law?.what) figure.append(make("p", { className: "note" }, plain(law.what)));
   return figure;
+}
+
+// The value of a curve at a rank, straight between its points on double logarithmic axes.
+function between(rank, ranks, values) {
+  const after = ranks.findIndex((one) => one >= rank);
+  if (after <= 0 || ranks[after] === rank) return values[after < 0 ? values.length - 1 : after];
+  const part = Math.log(rank / ranks[after - 1]) / Math.log(ranks[after] / ranks[after - 1]);
+  return values[after - 1] ** (1 - part) * values[after] ** part;
 }
 
 function histogram(about) {

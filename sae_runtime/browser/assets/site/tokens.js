@@ -4,6 +4,7 @@ import { make, number, plain } from "./shared/elements.js";
 import { visible } from "./words.js";
 
 const BEFORE = 90, AFTER = 120; // characters beside the peak that a short text shows
+const LONGEST = 240; // characters of a token that a short text shows; the one token of a document is all of its beginning
 const PALEST = 0.14; // share of the full shade that the smallest value has, so that it shows
 
 // The paragraph of a context. parts: plain strings and [text, value]; peak: number of the part with the largest value;
@@ -27,7 +28,7 @@ function strongest(parts) {
 function shaded([text, value], most, isPeak) {
   const [, before, token] = /^(\s*)([^]*)$/.exec(text);
   const shown = make("span", {
-    className: isPeak ? "hot peak" : "hot", tabIndex: isPeak ? 0 : -1,
+    className: !isPeak ? "hot" : text.length > LONGEST / 2 ? "hot peak long" : "hot peak", tabIndex: isPeak ? 0 : -1,
     attributes: { "data-value": String(value), "data-most": String(most), "aria-describedby": "bubble" },
   }, token === "" ? visible(text) : plain(token));
   const part = most > 0 ? Math.min(1, Math.max(0, value / most)) : 0;
@@ -62,7 +63,9 @@ function around(parts, middle) {
     }
     left -= text.length;
   }
-  return { parts: [...before, ...(middle >= 0 ? [{ part: parts[middle], place: middle }] : []), ...after], cutBefore, cutAfter };
+  const [text, value] = parts[middle] ?? [""], isLong = text.length > LONGEST;
+  const peak = middle < 0 ? [] : [{ part: isLong ? [`${whole(text.slice(0, LONGEST))} …`, value] : parts[middle], place: middle }];
+  return { parts: [...before, ...peak, ...after], cutBefore, cutAfter };
 }
 
 // A cut may not part the two halves of a sign.

@@ -44,7 +44,7 @@ function pageOffer(site) {
   const about = session.choices.page;
   if (!about) return [];
   const text = `The model is ${megabytes(about.bytes)}; it runs in your browser, and no text leaves this machine.`;
-  return [offer(session.error ? "Try again" : "Load the model", "main load", () => load(site, "page"), text), ...agreement(about)];
+  return [offer(session.error ? "Try again" : "Load the model", "main load", () => load(site, "page"), text), ...told(about)];
 }
 
 function serverOffer(site) {
@@ -56,12 +56,15 @@ function serverOffer(site) {
 const offer = (name, className, click, text) => make("div", { className: "row offer" },
   make("button", { type: "button", className, on: { click } }, name), make("span", {}, text));
 
-// What weights of fewer bits change, measured when the site was made.
-function agreement({ agreement: found, weights }) {
-  if (!found || !(found.jaccard >= 0)) return [];
-  const texts = found.texts ? ` on ${number(found.texts)} texts` : "";
-  return [make("p", { className: "note" }, `Its weights are ${plain(weights)}. Of the features that are active with these or with the whole weights, `
-    + `${number(100 * found.jaccard, 3)} % are active with both${texts}.`)];
+// What weights of fewer bits change, measured when the site was made, and what else is to be known of the model.
+function told({ agreement, weights, notes }) {
+  const lines = [...(notes ?? [])];
+  if (agreement?.jaccard >= 0) {
+    const vectors = agreement.vectors >= -1 && agreement.vectors !== null ? `, and vectors have a cosine of ${number(agreement.vectors, 4)} or more` : "";
+    lines.unshift(`Its weights are ${weights}. Of the features that are active with these or with the whole weights, `
+      + `${number(100 * agreement.jaccard, 3)} % are active with both${agreement.texts ? ` on ${number(agreement.texts)} texts` : ""}${vectors}.`);
+  }
+  return lines.map((line) => make("p", { className: "note" }, plain(line)));
 }
 
 function loading() {
