@@ -56,6 +56,7 @@ SLOW = (
     "test_page_in_browser",
     "test_watched_pages",
     "test_whole_site",
+    "test_model_in_page",
     "test_hostile_site",
     "test_accessible",
     "test_strange_hosts",
