@@ -229,7 +229,9 @@ def test_answer_of_a_false_server_leaves_nothing(open_page: Pages, tmp_path: Pat
     site = write_site(tmp_path / "site", {"sae": [feature(number) for number in range(5)]})
     open_page.host(site).answers["serve.json"] = Answer(body=served.encode())
     page = open_page(
-        site, expected=["policy: connect-src", "console: error: .*(violates|Refused to connect)", "left 127.0.0.1"]
+        site,
+        downloads=True,
+        expected=["policy: connect-src", "console: error: .*(violates|Refused to connect)", "left 127.0.0.1"],
     )
     visit(page, ("#/sae/try?text=secret&edits=set:1:2", "#/sae/1"))
     assert not [one for one in open_page.requests(page) if "secret" in one]
