@@ -42,7 +42,7 @@ def test_the_folder_holds_what_the_docstring_names(folder: Path) -> None:
 
 def test_the_table_holds_the_measured_figures(folder: Path) -> None:
     table = json.loads((folder / "summary.json").read_text())["table"]
-    assert [row["allocation"] for row in table] == ["token choice", "mutual choice", "feature choice"]
+    assert [row["allocation"] for row in table] == ["mutual choice", "token choice", "feature choice"]
     for kind, row in zip(demo.KINDS, table, strict=True):
         measured = load(folder / "bundles" / kind).manifest.measured
         assert row["FVU, served"] == f"{measured['fvu']:.4f}" and row["L0 served"] == f"{measured['l0']:.2f}"
