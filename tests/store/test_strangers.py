@@ -13,8 +13,9 @@ from made_features import MadeSource, made_documents, write_features
 
 from sae_runtime.bundle.parts import record
 from sae_runtime.store.build_store import build_store
-from sae_runtime.store.open_store import Store, footer_sha256, open_store
+from sae_runtime.store.open_store import Store, open_store
 from sae_runtime.store.schema import CONTEXTS, FEATURES
+from sae_runtime.store.table_files import footer_sha256
 
 NAN = float("nan")
 

@@ -255,9 +255,16 @@ def test_files_that_are_not_those_of_the_site(open_page: Pages, homes: dict[str,
     answers["model/model.json"] = Answer(body=json.dumps({**told, "problem": "it is too large"}).encode())
     assert page.evaluate(load) == "it is too large"
     answers.clear()
-    answers["model/model.onnx"] = Answer(body=b"no graph")
-    told_error = page.evaluate(load)
-    assert told_error != "loaded" and "\n" not in told_error
+    text = (tmp_path / "site" / "model" / "tokenizer.json").read_bytes()
+    for name, body, sentence in (
+        ("model.onnx", b"no graph", "model.onnx cannot be opened"),
+        ("tokenizer.json", text[:500], "tokenizer.json is cut or no tokenizer"),
+        ("tokenizer.json", b"{}", "tokenizer.json is cut or no tokenizer"),
+    ):
+        answers[f"model/{name}"] = Answer(body=body)
+        told_error = page.evaluate(load)
+        assert told_error.startswith(sentence) and told_error.endswith("write the site again")
+        answers.clear()
 
 
 def _tokenizers(home: Path) -> dict[str, Tokenizer]:
