@@ -60,7 +60,7 @@ def test_the_checks_see_what_is_wrong(open_page: Pages, site: Path) -> None:
     assert len(check(page, "contrast")) >= 1
     page.evaluate("document.querySelector('main').append(document.createElement('button'))")
     assert check(page, "names") == ["<button></button>"]
-    assert "<button></button>" in check(page, "targets")[0]
+    assert check(page, "targets") == []  # it has the least size
     page.evaluate("document.querySelector('main').append(document.createElement('h1'), 'text')")
     assert check(page, "structure") == []  # it has no size, so nobody meets it
     page.evaluate("document.querySelector('main h1:last-of-type').textContent = 'Another'")
