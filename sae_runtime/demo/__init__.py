@@ -21,7 +21,7 @@ from sae_runtime.browser.site.write_site import write_site
 from sae_runtime.bundle import files, quota
 from sae_runtime.demo.readable import readable
 from sae_runtime.demo.showing import html, show
-from sae_runtime.demo.steered import QUERY, steered
+from sae_runtime.demo.steered import QUERY, TIMES, steered
 from sae_runtime.demo.text import LICENCE, paragraphs
 from sae_runtime.exports.export import export
 from sae_runtime.exports.export_model import export_model
@@ -39,7 +39,7 @@ from sae_runtime.train.harvest.host_model import load_whole_model
 
 MODEL, HOOK = "all-MiniLM-L6-v2", "encoder.layer.3"
 TOKENS, BATCH, STEPS, D_SAE, K = 150_000, 2048, 250, 1536, 16
-KINDS = ("token", "mutual", "feature")
+KINDS = ("mutual", "token", "feature")
 _HEADER = ("allocation", "FVU, batch rule", "FVU, served", "L0 asked", "L0 served", "dead", "encode, tokens/s")
 _CONTEXT = 128  # tokens of a window
 _CORPUS = 600  # paragraphs that are compared with the query
@@ -107,7 +107,8 @@ def run(out: Path, *, force: bool = False) -> None:
         spans = [(f"feature {f.number} “{f.word}”, on {f.density:.2%} of tokens", f.spans) for f in features]
         sections = {
             "Features of mutual choice, where they are most active": spans,
-            f"Steering “{QUERY}”: feature {feature.number} “{feature.word}” set to {feature.largest:.1f}": neighbours,
+            f"Steering “{QUERY}”: feature {feature.number} “{feature.word}” set to {TIMES * feature.largest:.1f}, "
+            "twice its largest activation": neighbours,
         }
         show(_HEADER, rows, sections)
         made = (

@@ -1,5 +1,7 @@
 """Features of a store that a person can make sense of, and the text where they are most active."""
 
+import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,7 +22,7 @@ class Readable:
         number: its number.
         density: share of the tokens on which it is active.
         largest: its largest activation.
-        word: the token on which it is most active.
+        word: the word that most spans mark.
         spans: the text around its strongest matches, each with the activation.
     """
 
@@ -34,9 +36,9 @@ class Readable:
 def readable(store: Store, count: int) -> list[Readable]:
     """Features that a person can make sense of, the purest first, each about other words.
 
-    A feature is readable if it is active on 0.1 % to 0.5 % of the tokens and its strongest matches are three to eight
-    words (one word would be a token detector). Purity is the share of its activations that its top tokens have. The
-    criteria are our design.
+    A feature is readable if it is active on 0.1 % to 0.5 % of the tokens, and its strongest matches come from many
+    documents and are three to eight words (one word would be a token detector). Purity is the share of its activations
+    that these words have. The criteria are our design.
 
     Args:
         store: the features.
@@ -47,25 +49,36 @@ def readable(store: Store, count: int) -> list[Readable]:
     for *_, negative in judged:
         if len(chosen) == count:
             break
-        one = store.feature(-negative)
-        spans = tuple(_spans(one))
-        chosen.setdefault(spans[0].token.lower()[:4], _described(one, spans))
+        one = _described(store.feature(-negative))
+        chosen.setdefault(one.word[:4], one)
     return list(chosen.values())
 
 
 def _worth(feature: StoredFeature) -> tuple[bool, float]:
-    words = {context.tokens[context.peak] for context in feature.contexts if context.band == 0}
+    top = [context for context in feature.contexts if context.band == 0]
+    words = {context.tokens[context.peak] for context in top}
     readable = (
         _DENSITIES[0] < feature.density < _DENSITIES[1]
-        and all(word.isalpha() and len(word) > 4 for word in words)
+        and len({context.doc for context in top}) >= 0.6 * len(top)
+        and all(map(_is_word, top))
         and 3 <= len({word.lower() for word in words}) <= 8
     )
-    whole = feature.count * feature.mean
-    return readable, sum(count * mean for _, count, mean in feature.top_tokens) / whole
+    of_words = sum(count * mean for token, count, mean in feature.top_tokens if token in words)
+    return readable, of_words / (feature.count * feature.mean)
 
 
-def _described(feature: StoredFeature, spans: tuple[Line, ...]) -> Readable:
-    return Readable(feature.feature, feature.density, feature.max, spans[0].token.lower(), spans)
+def _is_word(context: Context) -> bool:
+    """Whether the peak is a whole word of some length."""
+    assert context.text is not None and context.offsets is not None  # the demo's features have texts
+    begin, end = context.offsets[context.peak].tolist()
+    beside = context.text[max(begin - 1, 0) : begin] + context.text[end : end + 1]
+    return end - begin > 4 and context.text[begin:end].isalpha() and not re.search(r"\w", beside)
+
+
+def _described(feature: StoredFeature) -> Readable:
+    spans = tuple(_spans(feature))
+    word = Counter(span.token.lower() for span in spans).most_common(1)[0][0]
+    return Readable(feature.feature, feature.density, feature.max, word, spans)
 
 
 def _spans(feature: StoredFeature) -> Iterator[Line]:
@@ -80,7 +93,7 @@ def _spans(feature: StoredFeature) -> Iterator[Line]:
 
 def _span(context: Context) -> Line:
     """The text around the peak; it begins and ends at whole words."""
-    assert context.text is not None and context.offsets is not None  # the demo's features have texts
+    assert context.text is not None and context.offsets is not None
     begin, end = context.offsets[context.peak].tolist()
     before, after = context.text[max(begin - _AROUND, 0) : begin], context.text[end : end + _AROUND]
     before = before if begin <= _AROUND else before[before.find(" ") + 1 :]

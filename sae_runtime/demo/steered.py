@@ -13,6 +13,7 @@ from sae_runtime.model import Model
 QUERY = "This method does nothing by default and may be overridden."
 _LONGEST = 600  # characters of a sentence; the model would leave out the end of a long one
 _NEIGHBOURS = 5
+TIMES = 2  # of a feature's largest activation: to so much it is set
 
 Cards = list[tuple[str, tuple[Line, ...]]]
 """Titles and their lines."""
@@ -23,8 +24,8 @@ def steered(
 ) -> tuple[Readable, Cards]:
     """The feature with the clearest effect on the query's neighbours, and these neighbours before and after.
 
-    Each feature is set to its largest activation. A sentence is marked if the feature has at least half of its largest
-    activation there.
+    Each feature is set to twice its largest activation. A sentence is marked if the feature has at least half of its
+    largest activation there.
 
     Args:
         model: the deployed model.
@@ -41,7 +42,7 @@ def steered(
         return cosines, np.argsort(-cosines, kind="stable")[:_NEIGHBOURS].tolist()
 
     before = neighbours({})
-    effects = [(one, neighbours({sae: [Edit.set(one.number, one.largest)]})) for one in features]
+    effects = [(one, neighbours({sae: [Edit.set(one.number, TIMES * one.largest)]})) for one in features]
     near = sorted({number for _, numbers in [before, *(after for _, after in effects)] for number in numbers})
     seen = dict(zip(near, model.features([corpus[number] for number in near]), strict=True))
 

@@ -33,14 +33,16 @@ def test_the_folder_holds_what_the_docstring_names(folder: Path) -> None:
         assert (folder / "features" / kind / "features.json").is_file()
         store = open_store(folder / "stores" / kind)
         assert store.description.sae == f"{kind}_choice" and store.description.licence == "PSF-2.0"
-        assert 8000 <= store.description.tokens < 8200, "the text that the SAE was fitted on, and its last document whole"
+        assert 8000 <= store.description.tokens < 8200, (
+            "the text that the SAE was fitted on, and its last document whole"
+        )
     for path in (folder / "plots").iterdir():
         assert ElementTree.parse(path).getroot().tag == "{http://www.w3.org/2000/svg}svg"
 
 
 def test_the_table_holds_the_measured_figures(folder: Path) -> None:
     table = json.loads((folder / "summary.json").read_text())["table"]
-    assert [row["allocation"] for row in table] == ["token choice", "mutual choice", "feature choice"]
+    assert [row["allocation"] for row in table] == ["mutual choice", "token choice", "feature choice"]
     for kind, row in zip(demo.KINDS, table, strict=True):
         measured = load(folder / "bundles" / kind).manifest.measured
         assert row["FVU, served"] == f"{measured['fvu']:.4f}" and row["L0 served"] == f"{measured['l0']:.2f}"
