@@ -10,7 +10,6 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from sae_runtime.bundle.parts import record
-from sae_runtime.store.open_store import footer_sha256
 from sae_runtime.store.schema import (
     CONTEXTS,
     FEATURES,
@@ -22,6 +21,7 @@ from sae_runtime.store.schema import (
     context_schema,
     feature_schema,
 )
+from sae_runtime.store.table_files import footer_sha256
 
 _TOKENS, _BANDS, _PER_BAND, _BINS = 64, 5, (20, 5, 5, 5, 5), 20
 _CONTEXTS = sum(_PER_BAND)  # of each feature

@@ -16,6 +16,8 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>A model</t
 <script type="module" src="code/start.js"></script></html>
 """
 START = """import { PageModel } from "./model/page_model.js";
+import { normalised, pooled } from "./model/pooling.js";
+import { Stream } from "./model/streaming.js";
 import { PageTokenizer, shown } from "./model/tokenize.js";
 window.open_model = async (folder = "model") => {
   const told = await (await fetch(`${folder}/model.json`)).json();
@@ -29,6 +31,22 @@ window.tokenised = (told, about, lowers, texts) => {
     return { ids: tokens.map((token) => token.id), special: tokens.map((token) => token.special),
              joined: pieces.map((piece) => piece.gap + piece.text).join("") + rest };
   });
+};
+window.streamed = (told, about, lists) => {
+  const tokenizer = new PageTokenizer(told, about);
+  return lists.map((ids) => {
+    const stream = new Stream(tokenizer, told);
+    return [...ids.map((id) => stream.push(id)), stream.end()];
+  });
+};
+window.vector = (x, t, d, modes, prompt) => {
+  const one = pooled(Float32Array.from(x), t, d, modes, prompt);
+  return [[...one], [...normalised(one)]];
+};
+window.opened = async (folder = "model") => {
+  window.model = await open_model(folder);
+  window.progress = [];
+  await model.load((one) => progress.push(one));
 };
 window.started = true;
 """

@@ -1,9 +1,10 @@
-"""A site with everything in it, made as a person makes one: a real embedding model with two SAEs, their stores, the site.
+"""A site made as a person makes one, with everything in it: a real embedding model with two SAEs, and their stores.
 
 The SAEs have random weights; the text is from Python's documentation strings.
 """
 
 import functools
+import importlib
 import inspect
 import json
 import re
@@ -75,10 +76,8 @@ def done(*arguments: str | Path) -> None:
 
 @functools.cache
 def texts() -> tuple[str, ...]:
-    """Some hundred paragraphs of documentation strings."""
-    import importlib
-
+    """A hundred paragraphs of documentation strings."""
     modules = [importlib.import_module(name) for name in MODULES]
     strings = [inspect.getdoc(one) or "" for module in modules for one in (module, *vars(module).values())]
     paragraphs = [re.sub(r"\s+", " ", text).strip() for one in strings for text in one.split("\n\n")]
-    return tuple(dict.fromkeys(text for text in paragraphs if 40 < len(text) < 400))[:250]
+    return tuple(dict.fromkeys(text for text in paragraphs if 40 < len(text) < 400))[:120]

@@ -8,7 +8,7 @@ from sae_runtime.bundle.hub import SCHEME, local
 from sae_runtime.bundle.manifest import Manifest
 from sae_runtime.bundle.parts import WEIGHTS, read_manifest
 from sae_runtime.deployed.layout import read_layout
-from sae_runtime.store.open_store import read_description
+from sae_runtime.store.descriptions import read_description
 from sae_runtime.store.schema import STORE
 
 

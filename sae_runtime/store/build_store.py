@@ -20,10 +20,10 @@ from sae_runtime.extraction.feature_index import INDEX
 from sae_runtime.extraction.stored_features import StoredFeatures, read_features
 from sae_runtime.store.choosing import choose
 from sae_runtime.store.counts import Counts
+from sae_runtime.store.descriptions import check_weights, read_description
 from sae_runtime.store.gather import Sample, gather
 from sae_runtime.store.matches import LIMIT, Bucket, Buckets, even_bounds, falling, small_enough
 from sae_runtime.store.names_of_tokens import read_vocabulary
-from sae_runtime.store.open_store import check_weights, footer_sha256, read_description
 from sae_runtime.store.relatives import Relatives, neighbours, together
 from sae_runtime.store.rows import SAME_TEXT, Rows
 from sae_runtime.store.schema import (
@@ -36,6 +36,7 @@ from sae_runtime.store.schema import (
     Description,
     StoredFile,
 )
+from sae_runtime.store.table_files import footer_sha256
 from sae_runtime.store.tables import StoreTables
 from sae_runtime.store.tallies import tallied
 

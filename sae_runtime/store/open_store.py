@@ -1,8 +1,6 @@
 """Read a feature store, with numpy and pyarrow alone: no model, no bundle, no builder."""
 
-import contextlib
 import functools
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
@@ -12,23 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_runtime.bundle.extras import require
-from sae_runtime.bundle.hub import refuse_link_out
 from sae_runtime.bundle.identity import Identity, identity
 from sae_runtime.bundle.labels import FILE as LABELS
 from sae_runtime.bundle.labels import label_lines
-from sae_runtime.bundle.parts import WEIGHTS, check_file, read_manifest
-from sae_runtime.bundle.regular import open_regular
 from sae_runtime.bundle.siblings import repaired
-from sae_runtime.bundle.typed_json import read_file
 from sae_runtime.core.labels import Labels, as_feature, shown
 from sae_runtime.store.contexts_table import as_contexts, of_each_band, token_name
+from sae_runtime.store.descriptions import check_weights, read_description
 from sae_runtime.store.records import StoredFeature
 from sae_runtime.store.row_stream import RowStream
 from sae_runtime.store.schema import (
     CONTEXTS,
     FEATURES,
-    FORMAT_VERSION,
-    STORE,
     VOCABULARY,
     Description,
     context_schema,
@@ -36,6 +29,7 @@ from sae_runtime.store.schema import (
 )
 from sae_runtime.store.soundness import are_contexts, has_values, is_feature
 from sae_runtime.store.stored_rows import stored_feature
+from sae_runtime.store.table_files import open_table, reading, unsound
 
 if TYPE_CHECKING:
     from sae_runtime.store.search import Hit
@@ -71,45 +65,6 @@ def open_store(path: str | Path, *, sae: str | Path | None = None, verify: bool 
     return Store(folder, description, verify=verify)
 
 
-def read_description(folder: Path) -> Description:
-    """The description of a store.
-
-    Raises:
-        ValueError: the folder is no store, or one of another version.
-
-    >>> read_description(Path(store_path)).d_sae
-    150
-    """
-    if not folder.is_dir() or identity(folder / STORE) is None:
-        problem = f"holds no {STORE}" if folder.is_dir() else "is not a folder" if folder.exists() else "does not exist"
-        raise ValueError(f"{folder} {problem}, so it is no feature store; make one: sae-runtime features build")
-    refuse_link_out(folder / STORE, folder)
-    description: Description = read_file(Description, folder / STORE, version=FORMAT_VERSION, field="format_version")
-    if missing := [name for name in (FEATURES, CONTEXTS, VOCABULARY) if name not in description.files]:
-        raise ValueError(f"{folder / STORE} does not list {missing[0]}; build the store again")
-    sizes = (description.d_sae, description.bins, description.bands, description.context, *description.per_band)
-    sound = min(sizes) > 0 and len(description.per_band) == description.bands and description.tokens >= 0
-    active, documents = description.active or (), {**(description.by_file or {}), **(description.by_licence or {})}
-    sound = sound and len(active) <= description.d_sae + 1 and min([*active, *documents.values()], default=0) >= 0
-    if not sound or description.per not in ("token", "document"):
-        raise ValueError(f"{folder / STORE} has numbers that no store has; build the store again")
-    return description
-
-
-def check_weights(expected: str, sae: str | Path, of: Path) -> None:
-    """Raise ValueError if a bundle has other weights than those that a folder's features come from.
-
-    >>> check_weights("0" * 64, bundle_path, Path("store"))
-    Traceback (most recent call last):
-    ValueError: store has the features of other weights than ...; name the bundle that its features come from
-    """
-    found = read_manifest(Path(sae)).files[WEIGHTS].sha256
-    if found != expected:
-        raise ValueError(
-            f"{of} has the features of other weights than {sae}; name the bundle that its features come from"
-        )
-
-
 class Store:
     """An open store. A feature is read from the disk when it is asked for; threads may share a store.
 
@@ -130,9 +85,9 @@ class Store:
         import pyarrow
 
         self.path, self.description = path, description
-        self._features = self._table(FEATURES, verify=verify)
-        self._contexts = self._table(CONTEXTS, verify=verify)
-        self._names = self._table(VOCABULARY, verify=verify)
+        self._features = open_table(path, FEATURES, description.files[FEATURES], verify=verify)
+        self._contexts = open_table(path, CONTEXTS, description.files[CONTEXTS], verify=verify)
+        self._names = open_table(path, VOCABULARY, description.files[VOCABULARY], verify=verify)
         found = self._contexts.schema_arrow
         wanted = context_schema(pyarrow.int64() if pyarrow.field("id", pyarrow.int64()) in found else pyarrow.string())
         names = pyarrow.schema([("token", pyarrow.int32()), ("text", pyarrow.string())])
@@ -214,22 +169,23 @@ class Store:
         rows, contexts = RowStream(self._features, begin), None
         read = 0  # the row after the contexts that were read
         for low in range(begin, end, _AT_ONCE):
-            with self._reading(FEATURES):
+            with reading(self.path / FEATURES):
                 table = rows.take(low, min(_AT_ONCE, end - low))
             if not has_values(table):
                 raise unsound(self.path / FEATURES)
             some = table.to_pylist()
             for row in some:  # contexts are sorted by feature, so that one walk through them meets all
-                if not is_feature(row, self.description, self._contexts.metadata.num_rows):
+                known = is_feature(row, self.description, self._contexts.metadata.num_rows)
+                if not known or (row["contexts"] and row["contexts_begin"] < read):
                     raise unsound(self.path / FEATURES)
-                if row["contexts_begin"] < read and row["contexts"]:
-                    raise unsound(self.path / FEATURES)
-                read = max(read, row["contexts_begin"] + row["contexts"]) if row["contexts"] else read
-            contexts = contexts or RowStream(self._contexts, some[0]["contexts_begin"])
-            with self._reading(CONTEXTS):
-                pieces = [contexts.take(row["contexts_begin"], row["contexts"]) for row in some if row["contexts"]]
-                together = pyarrow.concat_tables([self._contexts.schema_arrow.empty_table(), *pieces])
-            yield from self._stored(some, together, per_band)
+                read = row["contexts_begin"] + row["contexts"] if row["contexts"] else read
+            places = [(row["contexts_begin"], row["contexts"]) for row in some if row["contexts"]]
+            with reading(self.path / CONTEXTS):
+                if contexts is None and places:
+                    contexts = RowStream(self._contexts, places[0][0])
+                pieces = [contexts.take(*place) for place in places if contexts is not None]
+                table = pyarrow.concat_tables([self._contexts.schema_arrow.empty_table(), *pieces]).combine_chunks()
+            yield from self._stored(some, table, per_band)
 
     def label(self, feature: int) -> tuple[str | None, str | None]:
         """The label of a feature and where it comes from, as in `StoredFeature`.
@@ -284,7 +240,7 @@ class Store:
         >>> open_store(store_path).table(["count"]).num_rows
         150
         """
-        with self._reading(FEATURES):
+        with reading(self.path / FEATURES):
             table = self._features.read(columns=list(columns))
         if not has_values(table):
             raise unsound(self.path / FEATURES)
@@ -296,7 +252,7 @@ class Store:
         >>> sum(len(batch) for batch in open_store(store_path).context_batches(["feature"])) > 150
         True
         """
-        with self._reading(CONTEXTS):
+        with reading(self.path / CONTEXTS):
             for batch in self._contexts.iter_batches(columns=list(columns)):
                 if not has_values(batch) or ("feature" in columns and not self._has(np.from_dlpack(batch["feature"]))):
                     raise unsound(self.path / CONTEXTS)
@@ -329,7 +285,7 @@ class Store:
         """So many rows of a table, at least one, from a row on."""
         table, starts = (self._features if name == FEATURES else self._contexts), self._group_starts[name]
         first, last = (int(np.searchsorted(starts, row, side="right")) - 1 for row in (begin, begin + count - 1))
-        with self._reading(name):
+        with reading(self.path / name):
             found = table.read_row_groups(range(first, last + 1), columns=columns)
             found = found.slice(begin - int(starts[first]), count)
             if not has_values(found):
@@ -338,7 +294,7 @@ class Store:
 
     @functools.cached_property
     def _vocabulary(self) -> Mapping[int, str]:
-        with self._reading(VOCABULARY):
+        with reading(self.path / VOCABULARY):
             table = self._names.read()
             return dict(zip(table["token"].to_pylist(), table["text"].to_pylist(), strict=True))
 
@@ -361,66 +317,6 @@ class Store:
             if (text := token["text"].strip()) and text.casefold() not in [known.casefold() for known in texts]:
                 texts.append(text)
         return (", ".join(texts[:_NAMED]), "top tokens") if texts else (None, None)
-
-    def _table(self, name: str, *, verify: bool) -> Any:
-        import pyarrow.parquet
-
-        record = self.description.files[name]
-        try:
-            check_file(self.path, name, record, verify=verify)
-        except ValueError as error:
-            raise ValueError(str(error).replace("the manifest's", f"that of {STORE}")) from error
-        if footer_sha256(self.path / name) != record.footer_sha256:
-            raise altered(self.path / name)
-        with self._reading(name):
-            return pyarrow.parquet.ParquetFile(self.path / name, page_checksum_verification=True)
-
-    @contextlib.contextmanager
-    def _reading(self, name: str) -> Iterator[None]:
-        """Let an error of pyarrow in the block say that the file was altered."""
-        import pyarrow
-
-        try:
-            yield
-        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-            if isinstance(error, OSError) and error.errno is not None:  # of the system, not of the content
-                raise
-            raise altered(self.path / name) from error
-
-
-def altered(path: Path) -> ValueError:
-    """The error of a file that is not as it was written.
-
-    >>> altered(Path("store/features.parquet"))
-    ValueError('store/features.parquet was altered since the store was built; copy or build the store again')
-    """
-    return ValueError(f"{path} was altered since the store was built; copy or build the store again")
-
-
-def unsound(path: Path) -> ValueError:
-    """The error of a table whose rows no store has, though its hash is right.
-
-    >>> unsound(Path("store/features.parquet"))
-    ValueError('store/features.parquet has rows that no store has; build the store again')
-    """
-    return ValueError(f"{path} has rows that no store has; build the store again")
-
-
-def footer_sha256(path: Path) -> str:
-    """The sha256 of the footer of a Parquet file, which says where and what everything in it is.
-
-    Raises:
-        ValueError: the file has no footer.
-    """
-    with open_regular(path) as file:
-        size = file.seek(0, 2)
-        file.seek(max(size - 8, 0))
-        tail = file.read(8)
-        length = int.from_bytes(tail[:4], "little")
-        if tail[4:] != b"PAR1" or length > size - 12:
-            raise altered(path)
-        file.seek(size - 8 - length)
-        return hashlib.sha256(file.read(length)).hexdigest()
 
 
 @functools.lru_cache(maxsize=8)

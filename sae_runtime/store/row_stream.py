@@ -2,11 +2,9 @@
 
 from typing import Any
 
-_ROWS = 1 << 12  # of a batch: contexts of a feature are some ten, each with the numbers of some hundred tokens
-
 
 class RowStream:
-    """Gives rows of a table that are asked for in ascending order. Memory holds one batch of rows.
+    """Gives rows of a table that are asked for in ascending order. Memory holds the row groups of what is asked for.
 
     >>> import pyarrow, pyarrow.parquet
     >>> pyarrow.parquet.write_table(pyarrow.table({"a": range(10)}), "rows.parquet", row_group_size=4)
@@ -17,16 +15,12 @@ class RowStream:
 
     def __init__(self, table: Any, begin: int) -> None:
         """Open a stream of a `ParquetFile`, from the row group of the row `begin` on."""
-        groups = [table.metadata.row_group(group).num_rows for group in range(table.metadata.num_row_groups)]
-        first = 0
-        self._next = 0  # number of the row after those that were read
-        while first < len(groups) and self._next + groups[first] <= begin:
-            self._next += groups[first]
-            first += 1
-        inside = range(first, len(groups))
-        self._batches = table.iter_batches(batch_size=_ROWS, row_groups=inside) if len(inside) else iter(())
-        self._schema = table.schema_arrow
-        self._waiting: list[Any] = []  # batches that were read and are not taken
+        self._table = table
+        self._group = self._next = 0  # the row group that is read next, and the number of its first row
+        while self._group < table.num_row_groups and self._next + self._rows_of(self._group) <= begin:
+            self._next += self._rows_of(self._group)
+            self._group += 1
+        self._waiting: list[Any] = []  # row groups that were read and are not all taken
 
     def take(self, begin: int, count: int) -> Any:
         """So many rows from `begin` on as a table, fewer where the table ends.
@@ -37,16 +31,25 @@ class RowStream:
         """
         import pyarrow
 
-        while self._next < begin + count and (batch := next(self._batches, None)) is not None:
-            self._next += len(batch)
-            self._waiting.append(batch)
-            while self._waiting and self._first + len(self._waiting[0]) <= begin:
-                self._waiting.pop(0)
-        table = pyarrow.Table.from_batches(self._waiting, self._schema)
-        taken = table.slice(begin - self._first, count)
-        while self._waiting and self._first + len(self._waiting[0]) <= begin + count:
-            self._waiting.pop(0)
+        while self._next < begin + count and self._group < self._table.num_row_groups:
+            # One at a time: iter_batches of pyarrow 26.0 keeps memory of all row groups that it has read.
+            self._waiting.append(self._table.read_row_group(self._group))
+            self._next += len(self._waiting[-1])
+            self._group += 1
+            self._forget(begin)
+        rows = pyarrow.concat_tables([self._table.schema_arrow.empty_table(), *self._waiting])
+        taken = rows.slice(begin - self._first, count)
+        self._forget(begin + count)
         return taken
+
+    def _forget(self, end: int) -> None:
+        """Forget the row groups that end before a row."""
+        while self._waiting and self._first + len(self._waiting[0]) <= end:
+            self._waiting.pop(0)
+
+    def _rows_of(self, group: int) -> int:
+        rows: int = self._table.metadata.row_group(group).num_rows
+        return rows
 
     @property
     def _first(self) -> int:

@@ -119,6 +119,16 @@ def test_only_so_many_contexts_are_shown(store: Path, tmp_path: Path) -> None:
         assert bands == sorted(bands) and bands.count(0) <= 3 and all(bands.count(band) <= 1 for band in range(1, 5))
 
 
+def test_only_the_top_band_may_be_shown(tmp_path: Path) -> None:
+    rows = [context("open the file", "file", 4.0 - band, band=band) for band in (0, 0, 1, 1)]
+    path = write_store(tmp_path / "store", [feature(rows)])
+    assert write_site([path], tmp_path / "site", per_band=0).per_band == (20, 0)
+    assert [each["band"] for page in features(tmp_path / "site") for each in page["contexts"]] == [0, 0]
+    for top, per_band in ((0, None), (None, -1)):
+        with pytest.raises(ValueError, match="top is 1 or more contexts and per_band 0 or more"):
+            write_site([path], tmp_path / "other", top=top, per_band=per_band)
+
+
 def test_names_are_labels_and_top_tokens(tmp_path: Path) -> None:
     top = [token("open"), token("Open"), token("file"), token("##s")]
     path = write_store(tmp_path / "store", [feature(top_tokens=top), feature(), never_active()])

@@ -241,3 +241,15 @@ def test_features_of_no_tokens_have_a_store(tmp_path: Path) -> None:
     assert len(store) == D_SAE and not store.count.any()
     found = store.feature(3)
     assert (found.bands, found.contexts, found.label, found.together) == ([], [], None, [])
+
+
+def test_rows_and_documents_are_counted_exactly(tmp_path: Path) -> None:
+    documents = made_documents(30, D_SAE)
+    features = write_features(tmp_path / "features", MadeSource(documents, D_SAE))
+    build_store(features, tmp_path / "store", licence="CC0")
+    known = open_store(tmp_path / "store").description
+    of_row = [len(found) for document in documents for found in document.features]
+    assert known.active == tuple(of_row.count(number) for number in range(max(of_row) + 1))
+    licences = [document.licence or "CC0" for document in documents]
+    assert known.by_licence == {licence: licences.count(licence) for licence in sorted({*licences})}
+    assert known.by_file == {"data/a.jsonl": 30}

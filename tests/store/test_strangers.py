@@ -13,8 +13,9 @@ from made_features import MadeSource, made_documents, write_features
 
 from sae_runtime.bundle.parts import record
 from sae_runtime.store.build_store import build_store
-from sae_runtime.store.open_store import Store, footer_sha256, open_store
+from sae_runtime.store.open_store import Store, open_store
 from sae_runtime.store.schema import CONTEXTS, FEATURES
+from sae_runtime.store.table_files import footer_sha256
 
 NAN = float("nan")
 
@@ -52,6 +53,11 @@ def use(store: Store) -> None:
     store.search("file")
 
 
+def walk(store: Store) -> None:
+    for feature in store.features(3):
+        assert feature.feature >= 3
+
+
 @pytest.mark.parametrize(
     ("name", "column", "change"),
     [
@@ -77,6 +83,24 @@ def use(store: Store) -> None:
 def test_rows_of_no_store_are_refused(sound: Path, tmp_path: Path, name: str, column: str, change: Any) -> None:
     with pytest.raises(ValueError, match=f"{name} has rows that no store has; build the store again"):
         use(open_store(altered(sound, tmp_path / "store", name, each(column, change))))
+    with pytest.raises(ValueError, match=f"{name} has rows that no store has; build the store again"):
+        walk(open_store(tmp_path / "store"))
+
+
+def test_contexts_out_of_the_order_of_features_are_refused_by_a_walk(sound: Path, tmp_path: Path) -> None:
+    store = open_store(altered(sound, tmp_path / "store", FEATURES, each("contexts_begin", lambda _: 0)))
+    with pytest.raises(ValueError, match="has rows that no store has"):
+        list(store.features())
+
+
+def test_a_feature_without_contexts_may_have_them_begin_anywhere(sound: Path, tmp_path: Path) -> None:
+    def alter(table: Any) -> Any:
+        rows = table.to_pylist()
+        rows[0] |= {"contexts": 0, "contexts_begin": pyarrow.parquet.read_metadata(sound / CONTEXTS).num_rows}
+        return pyarrow.Table.from_pylist(rows, table.schema)
+
+    store = open_store(altered(sound, tmp_path / "store", FEATURES, alter))
+    assert [len(one.contexts) for one in store.features()] == [len(store.feature(i).contexts) for i in range(8)]
 
 
 def test_ids_of_another_type_are_refused(sound: Path, tmp_path: Path) -> None:
@@ -91,6 +115,7 @@ def test_ids_of_another_type_are_refused(sound: Path, tmp_path: Path) -> None:
 def test_row_groups_of_any_size_give_each_feature_its_own_row(sound: Path, tmp_path: Path) -> None:
     groups = altered(sound, tmp_path / "store", FEATURES, lambda table: table, group=3)
     use(store := open_store(groups))
+    assert [one.count for one in store.features(2, 7)] == [open_store(sound).feature(i).count for i in range(2, 7)]
     assert [store.feature(i).count for i in range(8)] == [open_store(sound).feature(i).count for i in range(8)]
 
 

@@ -80,7 +80,7 @@ def write_site(
         saes: bundles of the SAEs, which know how these were fitted; those of the model are known without.
         title: of the site; None: it names the host model.
         top: contexts of the top band of a feature that are shown at most; None: 20, fewer of more than 40,000 features.
-        per_band: contexts of each other band; None: 5, likewise.
+        per_band: contexts of each other band, 0 or more; None: 5, likewise.
         int8: keep the model's weights in eight bits.
         large: write the model also where it is larger than a page loads at ease.
         force: replace an existing site.
@@ -89,18 +89,23 @@ def write_site(
     Raises:
         FileExistsError: `out` exists and `force` is not set, or holds what is not of a site.
         ImportError: pyarrow is not installed.
-        ValueError: a store is none or was altered, a bundle is of none of the stores, the model has no SAE, or a
-            setting is out of range.
+        ValueError: there is no store, a store is none or was altered, a bundle is of none of the stores, the model has
+            no SAE, or a setting is out of range.
 
     >>> made = write_site([store_path], "features-site", saes=[bundle_path])
     >>> made.features, made.per_band
     (150, (20, 5))
     """
     require("extract")
-    if any(number is not None and number < 1 for number in (top, per_band)):
-        raise ValueError(f"top and per_band must be 1 or more contexts, got {top} and {per_band}")
+    if (top is not None and top < 1) or (per_band is not None and per_band < 0):
+        raise ValueError(f"top is 1 or more contexts and per_band 0 or more, got {top} and {per_band}")
+    if not stores:
+        raise ValueError("a site needs at least one feature store; make one: sae-runtime features build")
+    if (model is None) != (write_graph is None):
+        raise ValueError("a model and write_graph go together; give sae_runtime.exports.page_graph.write_page_graph")
     out = Path(out)
     inputs = {"store": [Path(path) for path in stores], "bundle": [Path(path) for path in saes]}
+    inputs["model"] = [] if model is None else [model.layout.graph.parent]
     for kind, paths in inputs.items():
         for path in paths:
             Output(path=out, kind="folder", force=force, inputs={kind: path}, foreign=foreign).check()
@@ -178,7 +183,7 @@ def _known(stores: Sequence[Store], model: "Model | None", saes: Sequence[str | 
 def _chosen(top: int | None, per_band: int | None, features: int) -> tuple[int, int]:
     """The contexts of each band that a site of so many features shows."""
     usual = next((each for each in _PER_BAND if features * (each[0] + 4 * each[1]) <= _CONTEXTS), _PER_BAND[-1])
-    return top or usual[0], per_band or usual[1]
+    return usual[0] if top is None else top, usual[1] if per_band is None else per_band
 
 
 def _title(stores: Sequence[Store]) -> str:

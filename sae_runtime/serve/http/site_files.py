@@ -55,7 +55,7 @@ def check_site(folder: Path) -> Path:
     Raises:
         ValueError: the folder is no site, or one of another format.
 
-    >>> check_site(store_path)
+    >>> check_site(Path(store_path))
     Traceback (most recent call last):
     ValueError: ... is no site: it has no site.json and index.html; write one: sae-runtime browse STORE MODEL -o site
     """

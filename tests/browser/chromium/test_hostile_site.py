@@ -145,8 +145,7 @@ def test_long_texts_do_not_stop_the_page(open_page: Pages, tmp_path: Path) -> No
             assert wide <= 0, f"{route} scrolls sideways at {width} by {wide}"
 
 
-FIELDS = ("label", "source", "density", "count", "mean", "max", "histogram", "bands", "tokens", "neighbours")
-FIELDS += ("together", "promoted", "suppressed", "contexts")
+FIELDS = [name for name in feature(0) if name != "feature"]
 
 
 @pytest.mark.parametrize("value", VALUES)
@@ -229,7 +228,9 @@ def test_answer_of_a_false_server_leaves_nothing(open_page: Pages, tmp_path: Pat
     site = write_site(tmp_path / "site", {"sae": [feature(number) for number in range(5)]})
     open_page.host(site).answers["serve.json"] = Answer(body=served.encode())
     page = open_page(
-        site, expected=["policy: connect-src", "console: error: .*(violates|Refused to connect)", "left 127.0.0.1"]
+        site,
+        downloads=True,
+        expected=["policy: connect-src", "console: error: .*(violates|Refused to connect)", "left 127.0.0.1"],
     )
     visit(page, ("#/sae/try?text=secret&edits=set:1:2", "#/sae/1"))
     assert not [one for one in open_page.requests(page) if "secret" in one]

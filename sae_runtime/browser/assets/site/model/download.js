@@ -14,7 +14,9 @@ export async function download(url, size, onBytes) {
   let got = 0;
   const reader = answer.body.getReader();
   for (;;) {
-    const { done, value } = await reader.read();
+    const { done, value } = await reader.read().catch((error) => {
+      throw new Error(`${name(url)} breaks off after ${got} bytes (${error.message}); load the model again`);
+    });
     if (done) break;
     if (whole && got + value.length > size) throw new Error(`${name(url)} is larger than model.json says; load the page again`);
     if (whole) whole.set(value, got);

@@ -40,8 +40,30 @@ export class Stream {
   }
 
   text(ids) {
-    return this.tokenizer.library.decode(ids);
+    const { library } = this.tokenizer;
+    if (!this.fallsBack) return library.decode(ids);
+    const steps = (library.decoder.decoders ?? [library.decoder]).filter((step) => step.config.type !== "ByteFallback");
+    const names = ids.map((id) => this.tokenizer.name(id));
+    return steps.reduce((tokens, step) => step.decode_chain(tokens), withoutBytes(names)).join("");
   }
+}
+
+// Tokens with each run of byte tokens as its text: one that is no UTF-8 is a sign for each byte.
+function withoutBytes(names) {
+  const found = [];
+  for (let i = 0; i < names.length; ) {
+    const bytes = [];
+    while (BYTE.test(names[i] ?? "")) bytes.push(Number.parseInt(names[i++].slice(1, -1), 16));
+    if (!bytes.length) found.push(names[i++]);
+    else {
+      try {
+        found.push(new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(Uint8Array.from(bytes)));
+      } catch {
+        found.push("\ufffd".repeat(bytes.length));
+      }
+    }
+  }
+  return found;
 }
 
 const BYTE_OF_CHARACTER = new Map(CHARACTER_OF_BYTE.map((character, byte) => [character, byte]));

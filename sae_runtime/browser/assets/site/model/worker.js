@@ -44,20 +44,26 @@ async function load(id, { about, folder }) {
     });
     return data;
   };
-  told = JSON.parse(new TextDecoder().decode(await fetched(about.tokenizer)));
-  tokenizer = new PageTokenizer(told, about.special);
-  embeds = about.lower_case ? new PageTokenizer(told, about.special, true) : tokenizer;
+  const text = new TextDecoder().decode(await fetched(about.tokenizer));
+  named("tokenizer.json is cut or no tokenizer", () => {
+    told = JSON.parse(text);
+    tokenizer = new PageTokenizer(told, about.special);
+    embeds = about.lower_case ? new PageTokenizer(told, about.special, true) : tokenizer;
+  });
   const graph = await fetched(about.graph);
   const externalData = [];
   for (const { path, file, bytes } of about.external) externalData.push({ path, data: await fetched(file, bytes) });
   tell("opening the model");
   ort.env.wasm.numThreads = 1;
   ort.env.wasm.wasmPaths = { wasm: new URL("../../vendor/ort-wasm-simd-threaded.wasm", import.meta.url).href };
-  const session = await ort.InferenceSession.create(graph, {
+  const options = {
     executionProviders: ["wasm"], // others change features, or lose bits of int64
     externalData,
     logSeverityLevel: 3,
     extra: { session: { disable_quant_qdq: "1" } }, // weights of eight bits are unpacked once, here
+  };
+  const session = await ort.InferenceSession.create(graph, options).catch((error) => {
+    throw isOfMemory(error) ? error : new Error(`${about.graph} cannot be opened (${bare(error)}); write the site again`);
   });
   host = new Host(session, about);
   return { result: null };
@@ -90,10 +96,19 @@ function pause() {
   });
 }
 
-function sentence(error) {
-  const text = String(error?.message ?? error).replace(/\s+/g, " ").trim();
-  if (/memory|allocat|bad_alloc|RangeError|Array buffer/i.test(`${error?.name} ${text}`)) {
-    return `the browser has too little memory for this model (${text.slice(0, 200)}); close other pages, or run it by sae-runtime serve`;
+// Run what may fail on a damaged file; the file is named.
+function named(what, run) {
+  try {
+    run();
+  } catch (error) {
+    throw new Error(`${what} (${bare(error)}); write the site again`);
   }
-  return text.slice(0, 500);
+}
+
+const bare = (error) => String(error?.message ?? error).replace(/\s+/g, " ").trim().slice(0, 300);
+const isOfMemory = (error) => /out of memory|bad_alloc|allocat|RangeError/i.test(`${error?.name} ${bare(error)}`);
+
+function sentence(error) {
+  if (!isOfMemory(error)) return bare(error);
+  return `the browser has too little memory for this model (${bare(error)}); close other pages, or run it by sae-runtime serve`;
 }

@@ -2,18 +2,14 @@
 
 import { load, ownSae, prepare, session } from "./session.js";
 
-// [{feature, max, count, token}, ...], the strongest first: its largest value, on how many tokens it is active, and the
-// text of the token where it is strongest. A model that is not loaded is loaded first, the page's where there is one;
-// onProgress({loaded, total, what}) tells of it.
+// {tokens, features: [[feature, its largest value, places of its tokens], ...], the strongest first}. A model that is not
+// loaded is loaded first, the page's where there is one; onProgress({loaded, total, what}) tells of it.
 export async function firesOn(site, sae, text, onProgress = () => {}) {
   const model = await readyModel(site, onProgress);
   const own = ownSae(model.about, sae);
   if (!own) throw new Error(`The model ${model.about.name} does not have the SAE ${sae.name}; choose another SAE, or serve its model.`);
   const { tokens } = await model.features(text);
-  return strongest(tokens, own.name).map(([feature, max, places]) => {
-    const value = (place) => tokens[place].saes[own.name].find(([one]) => one === feature)[1];
-    return { feature, max, count: places.length, token: tokens[places.find((place) => value(place) === max)].text };
-  });
+  return { tokens, features: strongest(tokens, own.name) };
 }
 
 // [feature, its largest value, places of its tokens] over the text's own tokens, the strongest first.

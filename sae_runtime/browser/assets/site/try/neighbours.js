@@ -30,7 +30,10 @@ export function neighboursBox(asked) {
 
   const ask = latest(compare, {
     done: show,
-    failed: (failure) => { status.textContent = ""; error.textContent = plain(failure.message); },
+    failed: (failure) => {
+      status.textContent = "";
+      if (failure.name !== "AbortError") error.textContent = plain(failure.message); // the model was let go
+    },
   });
 
   async function compare({ model, text, edits, texts }) {

@@ -24,14 +24,14 @@ export function readingBox(sae, { onSteer }) {
   const features = element.features = make("div", { className: "strongest" }, title, list);
   const waiting = () => list.replaceChildren(make("li", { className: "note" }, "They are shown when a model is loaded."));
 
-  const ask = latest((text) => session.model.features(text), {
+  const ask = latest(({ model, text }) => model.features(text), {
     done: (found) => {
       error.textContent = found.left_out ? `The model reads no more of a text: ${number(found.left_out)} tokens were left out.` : "";
       ({ tokens, rest = "" } = found);
       if (chosen !== null && (chosen >= tokens.length || tokens[chosen]?.special)) chosen = null;
       showTokens();
     },
-    failed: (failure) => { error.textContent = plain(failure.message); },
+    failed: (failure) => { if (failure.name !== "AbortError") error.textContent = plain(failure.message); }, // a model that was let go
   });
 
   element.read = (text) => {
@@ -44,7 +44,7 @@ export function readingBox(sae, { onSteer }) {
       return;
     }
     own = known.name;
-    if (text.trim()) ask(text);
+    if (text.trim()) ask({ model: session.model, text });
     else { tokens = []; rest = text; showTokens(); }
   };
 
