@@ -100,7 +100,7 @@ def measure(path: Path, home: Path, *, int8: bool, rounds: int, tokens: int) -> 
                 there, here = milliseconds(page, model, kind, text, rounds)
                 count = len(model.tokenizer.encode([text])[0])
                 lines.append(
-                    f"  {kind} of {count} tokens: {there:.0f} ms in the page ({first:.0f} the first time), {here:.0f} here"
+                    f"  {kind} of {count} tokens: {there:.0f} ms in the page ({first:.0f} at first), {here:.0f} here"
                 )
         if told["kind"] == "text":
             lines += answers(page, model, told["saes"][0]["name"], tokens)

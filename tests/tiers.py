@@ -58,6 +58,7 @@ SLOW = (
     "test_whole_site",
     "test_model_in_page",
     "test_hostile_site",
+    "test_hostile_model",
     "test_site_under_stress",
     "test_accessible",
     "test_strange_hosts",
