@@ -65,6 +65,10 @@ def opened(browser: Browser, address: str, scheme: str, width: int, height: int 
     page.goto(address)
     page.wait_for_selector("main h1")
     page.wait_for_timeout(500)
+    for _ in range(20):  # names of other features come when they are seen
+        page.mouse.wheel(0, height)
+        page.wait_for_timeout(50)
+    page.evaluate("scrollTo(0, 0)")
     return page
 
 

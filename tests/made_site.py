@@ -85,7 +85,7 @@ def _sae(
     folder: Path, name: str, rows: Sequence[Mapping[str, Any]], overviews: Mapping[str, Any], names: Mapping[str, Any]
 ) -> dict[str, Any]:
     count = len(rows)
-    write_json(folder / "overview.json", overview(name, count) | overviews)
+    write_json(folder / "overview.json", {**overview(name, count), **overviews})
     columns: dict[str, Any] = {column: [row[column] for row in rows] for column in ("label", "density", "max")}
     columns["tokens"] = [
         [text for text, *_ in row["tokens"]] if isinstance(row["tokens"], list) else [] for row in rows

@@ -55,7 +55,7 @@ _OWN = (
         for folder in (*(f"bundles/{kind}" for kind in KINDS), *(f"model/{kind}_choice" for kind in KINDS))
         for end in ("*.safetensors", "*.onnx", "sae_runtime.json", "cfg.json")
     ),
-    *(f"/features/{kind}/{end}" for kind in KINDS for end in ("*.json", "tokens/*.parquet", "documents/*.parquet")),
+    *(f"/features/{kind}/{end}" for kind in KINDS for end in ("*.json", "*.parquet", "*/*.parquet")),
     *(f"/stores/{kind}/{end}" for kind in KINDS for end in ("store.json", "*.parquet")),
     *(
         f"/model/{end}"

@@ -33,9 +33,7 @@ def test_the_folder_holds_what_the_docstring_names(folder: Path) -> None:
         assert (folder / "features" / kind / "features.json").is_file()
         store = open_store(folder / "stores" / kind)
         assert store.description.sae == f"{kind}_choice" and store.description.licence == "PSF-2.0"
-        assert 8000 <= store.description.tokens < 8200, (
-            "the text that the SAE was fitted on, and its last document whole"
-        )
+        assert 8000 <= store.description.tokens < 8200  # what the SAE was fitted on, and the last document whole
     for path in (folder / "plots").iterdir():
         assert ElementTree.parse(path).getroot().tag == "{http://www.w3.org/2000/svg}svg"
 

@@ -147,7 +147,7 @@ def test_a_weight_that_others_read_too_stays(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_host_of_four_bits_keeps_its_activations(tmp_path: Path) -> None:
-    attributes = {"K": 32, "N": 16, "bits": 4, "block_size": 32, "accuracy_level": 4}
+    attributes: dict[str, Any] = {"K": 32, "N": 16, "bits": 4, "block_size": 32, "accuracy_level": 4}
     node = helper.make_node("MatMulNBits", ["x", "w", "s"], ["y"], domain="com.microsoft", **attributes)
     values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", size]) for n, size in (("x", 32), ("y", 16))]
     w = numpy_helper.from_array(np.random.default_rng(0).integers(0, 255, (16, 1, 16)).astype(np.uint8), "w")

@@ -60,10 +60,8 @@ def test_the_checks_see_what_is_wrong(open_page: Pages, site: Path) -> None:
     assert len(check(page, "contrast")) >= 1
     page.evaluate("document.querySelector('main').append(document.createElement('button'))")
     assert check(page, "names") == ["<button></button>"]
-    assert "<button></button>" in check(page, "targets")[0]
+    assert check(page, "targets") == []  # it has the least size
     page.evaluate("document.querySelector('main').append(document.createElement('h1'), 'text')")
-    assert check(page, "structure") == []  # it has no size, so nobody meets it
-    page.evaluate("document.querySelector('main h1:last-of-type').textContent = 'Another'")
     assert check(page, "structure") == ["2 h1"]
     page.evaluate("document.querySelector('main').style.setProperty('width', '3000px')")
     assert check(page, "sideways") > 1000

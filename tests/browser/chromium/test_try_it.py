@@ -308,3 +308,15 @@ def test_what_a_model_cannot_do_is_told(
     if "problem" not in about:
         load(page)
     until(page, "said => document.querySelector('main').textContent.includes(said)", said)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"null", b"[]", b'{"kind": "vectors"}', b'{"kind": "vectors", "name": "a", "bytes": null}']
+)
+def test_broken_model_file_is_a_sentence(open_page: Pages, site_of: Callable[..., Path], body: bytes) -> None:
+    folder = site_of()
+    open_page.host(folder).answers["model/model.json"] = Answer(body=body)
+    page = open_page(folder, "#/sae/try?text=ab&edits=set:1:3")
+    page.wait_for_selector(".load-box [role=alert]")
+    assert "write the site again" in page.inner_text(".load-box")
+    assert "Edit.set(1, 3.0)" in page.inner_text(".programs pre")

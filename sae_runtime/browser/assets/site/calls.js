@@ -22,6 +22,7 @@ export function callsOf(site, sae, edits, options = {}) {
   const element = make("div", { className: "calls" }, tabs, note);
   element.update = (changed) => {
     given = { ...given, ...changed };
+    note.hidden = Boolean(given.server);
     tabs.update();
   };
   aboutModel(site).then((about) => { known = about; tabs.update(); }, () => {}); // without a model, a model of vectors is shown

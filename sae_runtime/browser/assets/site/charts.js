@@ -88,7 +88,7 @@ function picture({ title, description, read, heading = "h3" }, count, draw) {
   new ResizeObserver(([{ contentRect: { width } }]) => {
     if (Math.round(width) !== last && width > 0) redraw(last = Math.round(width));
   }).observe(canvas);
-  const save = make("button", { type: "button", className: "plain save", title: "Save this picture", attributes: { "aria-label": `Save the picture ${title} as SVG` }, on: { click: () => saveSvg(svg, title) } }, "SVG");
+  const save = make("button", { type: "button", className: "plain save", title: "Save this picture", attributes: { "aria-label": `Save the picture ${title} as SVG` }, on: { click: () => svg && saveSvg(svg, title) } }, "SVG");
   return make("figure", {}, make("figcaption", {}, make(heading, {}, title), save), canvas, reading);
 }
 

@@ -1,6 +1,6 @@
 // The files of the site: each is fetched once, the last few shards of features are kept, the neighbouring one is ready.
 
-import { isFeature, isFeatures, isNames, isOverview, isSite } from "./shapes.js";
+import { isFeature, isFeatures, isNames, isOverview, isServed, isSite } from "./shapes.js";
 
 const KEPT = 16; // shards of features in memory, each below 5 MB
 const texts = new Map(); // path -> promise of its content, in the order of use
@@ -13,7 +13,7 @@ export const countNames = async (sae) => (await getOverview(sae)).shards.names.l
 export const getNames = (sae, shard) => content(`${sae.folder}/names/${padded(shard, 4)}.json`, isNames);
 
 // {api, models}: where a server answers at the same address; {} of a static site.
-export const getServed = () => content("serve.json", () => true).catch(() => ({}));
+export const getServed = () => content("serve.json", isServed).catch(() => ({}));
 
 // What the store knows of a feature.
 export async function getFeature(sae, feature) {

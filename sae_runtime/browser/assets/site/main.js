@@ -93,7 +93,8 @@ function replace(place, waiting = null) {
 // The document's title, the focus and the place on the page.
 function settle(place, first) {
   const heading = place.querySelector("h1");
-  document.title = [heading?.dataset.title ?? heading?.textContent, shown.sae.name, site.title].filter(Boolean).map(plain).join(" · ");
+  const names = [heading?.dataset.title ?? heading?.textContent, plain(shown.sae.name), plain(site.title ?? "")];
+  document.title = [...new Set(names)].filter(Boolean).join(" · ");
   const typing = document.activeElement === $("query");
   if (heading && !first && !typing && !place.contains(document.activeElement)) {
     heading.tabIndex = -1;

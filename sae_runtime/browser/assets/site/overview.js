@@ -24,7 +24,7 @@ function head(about, sae) {
   const where = [about.model && `of ${plain(about.model)}`, about.hook && `at ${plain(about.hook)}`].filter(Boolean).join(" ");
   const read = about.per === "document" ? counted(about.documents, "document") : `${counted(about.tokens, "token")} of ${counted(about.documents, "document")}`;
   return make("header", { className: "page-head" },
-    make("h1", { attributes: { "data-title": "Overview" } }, make("bdi", {}, plain(about.name))),
+    make("h1", {}, make("bdi", {}, plain(about.name))),
     make("p", { className: "lead" }, `${counted(about.d_sae, "feature")} ${where}, measured on ${read}.`),
     make("p", { className: "row" },
       make("a", { className: "button main", href: address(sae, "search") }, "All features"),

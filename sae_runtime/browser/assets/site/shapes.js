@@ -2,7 +2,7 @@
 
 const isText = (value) => typeof value === "string";
 const isCount = (value) => Number.isInteger(value) && value >= 0;
-const isNumber = (value) => Number.isFinite(value);
+const isNumber = (value) => Math.abs(value) < 1e39 && typeof value === "number"; // what float32 holds, with room for sums
 const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
 const isListOf = (one) => (value) => Array.isArray(value) && value.every(one);
 const isMaybe = (one) => (value) => value === null || value === undefined || one(value);
@@ -14,6 +14,8 @@ const isCurve = (value) => has({ rank: isListOf(isNumber), value: isListOf(isNum
 const isHistogram = (value) => has({ edges: isListOf(isNumber), counts: isListOf(isNumber) })(value)
   && (value.counts.length === 0 || value.edges.length === value.counts.length + 1);
 const isParts = isListOf((part) => isText(part) || isRow(isText, isNumber)(part));
+
+export const isServed = isObject;
 
 export const isSite = has({ title: isMaybe(isText), saes: isListOf(has({ name: isText, folder: isText, d_sae: isCount, tokens: isCount })) });
 

@@ -2,7 +2,8 @@
 // JavaScript library has them too, but gives no places, and differs: it leaves characters beyond U+FFFF unseen, takes
 // JavaScript's white space, and writes a Greek sigma at the end of a word in its other form.
 
-import { PrecompiledNormalizer, SplitPreTokenizer } from "../../vendor/tokenizers.js";
+import { SplitPreTokenizer } from "../../vendor/tokenizers.js";
+import { charsmap } from "./charsmap.js";
 import { isYoung, WAS_MARK } from "./old_unicode.js";
 import { Builder, mapped } from "./placed.js";
 
@@ -28,10 +29,7 @@ const KINDS = {
     const steps = told.normalizers.map(normaliser);
     return (whole) => steps.reduce((text, step) => step(text), whole);
   },
-  Precompiled: (told) => {
-    const library = new PrecompiledNormalizer(told);
-    return (whole) => byRuns(whole, (text) => library.normalize(text));
-  },
+  Precompiled: (told) => charsmap(told.precompiled_charsmap),
 };
 
 const lower = (character) => character.toLowerCase(); // of one character alone, so no letter looks at its neighbours
