@@ -1,6 +1,6 @@
 """Photograph the pages of a site in Chromium: overview, a feature, search and try it, wide and narrow, light and dark.
 
-python benchmarks/screenshots.py demo-out/site shots --feature 371 --readme docs/images/browser.png
+python benchmarks/screenshots.py demo-out/site shots --feature 261 --images docs/images
 """
 
 import shutil
@@ -23,16 +23,17 @@ SECONDS = 120  # until a model has come and read a text
 @click.argument("out", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--sae", default="mutual_choice", show_default=True, help="name of the SAE")
 @click.option("--feature", default=0, help="the feature that is shown and edited")
+@click.option("--strength", default=17.0, help="what the feature is set to")
 @click.option("--text", default="Open the file and read the first line of it.", help="what is typed")
-@click.option("--readme", type=click.Path(path_type=Path), help="where the picture of the README goes")
-def main(site: Path, out: Path, sae: str, feature: int, text: str, readme: Path | None) -> None:
+@click.option("--images", type=click.Path(path_type=Path), help="folder of the documents' pictures")
+def main(site: Path, out: Path, sae: str, feature: int, strength: float, text: str, images: Path | None) -> None:
     """Write the pictures into a folder."""
     out.mkdir(parents=True, exist_ok=True)
     pages = {
         "overview": f"#/{sae}",
         "feature": f"#/{sae}/{feature}",
         "search": f"#/{sae}/search?q=file",
-        "try": f"#/{sae}/try?text={quote(text)}&edits=set:{feature}:8",
+        "try": f"#/{sae}/try?text={quote(text)}&edits=set:{feature}:{strength:g}",
     }
     with site_server(site) as server, sync_playwright() as driver:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -45,10 +46,15 @@ def main(site: Path, out: Path, sae: str, feature: int, text: str, readme: Path 
                         loaded(page)
                     page.screenshot(path=out / f"{name}-{size}-{scheme}.png", full_page=True)
                     page.context.close()
-        if readme is not None:
-            page = opened(browser, address_of(server) + pages["feature"], "light", 1280, height=860)
-            page.screenshot(path=readme)
-            click.echo(f"{readme}: {readme.stat().st_size:,} bytes")
+        for name, file in (("try", "browser.png"), ("feature", "browser-feature.png")):
+            if images is None:
+                break
+            page = opened(browser, address_of(server) + pages[name], "light", 1160, height=1040)
+            if name == "try":
+                loaded(page)
+            page.screenshot(path=images / file)
+            click.echo(f"{file}: {(images / file).stat().st_size:,} bytes")
+            page.context.close()
         browser.close()
         server.shutdown()
     click.echo(f"{len(list(out.glob('*.png')))} pictures in {out}")
