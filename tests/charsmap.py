@@ -1,4 +1,4 @@
-"""A table of characters as SentencePiece compiles it: a trie of bytes as a double array, then texts with a zero each."""
+"""A table of characters as SentencePiece compiles it: a trie of bytes as a double array, then the texts."""
 
 import struct
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Tokenizers whose normaliser, pre-tokeniser or added tokens are those of well-known models, over small vocabularies."""
+"""Tokenizers whose normaliser, pre-tokeniser or added tokens are as well-known models have them."""
 
 import json
 from collections.abc import Callable

@@ -84,6 +84,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if answer.cut is not None:
             self.close_connection = True
 
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.do_GET()
+
     def _type(self, path: str) -> str:
         suffix = Path(path).suffix
         if self.server.host.plain:

@@ -1,8 +1,9 @@
 // Search: features by label, token or number while somebody types, features like another one, and what fires on a text.
 
 import { countNames, getFeature, getName, getNames, shardOf } from "./data.js";
-import { best, breathe, folded, scan, wordsOf } from "./matching.js";
+import { best, breathe, scan, wordsOf } from "./matching.js";
 import { address, keep, numberOf } from "./route.js";
+import { table } from "./results.js";
 import { make, number, plain } from "./shared/elements.js";
 import { counted, linkTo, nameOf, share, visible } from "./words.js";
 
@@ -239,30 +240,4 @@ function showResults(sae, rows, total, words, showMore) {
   if (!rows.length) { current.list.replaceChildren(); return; }
   const more = total > rows.length ? make("button", { type: "button", on: { click: showMore } }, `Show more of ${number(total)}`) : null;
   current.list.replaceChildren(table(sae, rows, ["density", "largest"], (row) => [share(row.density), number(row.max)], words), ...(more ? [more] : []));
-}
-
-function table(sae, rows, names, values, words) {
-  return make("section", {}, make("div", { className: "wide" }, make("table", { className: "features" },
-    make("thead", {}, make("tr", {}, ...["feature", ...names].map((name) => make("th", { scope: "col" }, name)))),
-    make("tbody", {}, ...rows.map((row) => {
-      const { link, told } = linkTo(sae, row.feature);
-      told.append(...marked(nameOf(row) ?? (row.density === 0 ? "never active" : "no name"), words));
-      const tokens = row.label && row.tokens?.length ? make("small", {}, make("bdi", {}, ...marked(nameOf({ label: null, tokens: row.tokens }), words))) : null;
-      return make("tr", {}, make("td", {}, link, tokens), ...values(row).map((value) => make("td", {}, value)));
-    })))));
-}
-
-// A text with the words of the query marked, where folding keeps the places of letters.
-function marked(text, words) {
-  const plainly = folded(text);
-  if (!words.length || plainly.length !== text.length) return [text];
-  const places = words.map((word) => [plainly.indexOf(word), word.length]).filter(([place]) => place >= 0).sort((a, b) => a[0] - b[0]);
-  const parts = [];
-  let end = 0;
-  for (const [place, length] of places) {
-    if (place < end) continue;
-    parts.push(text.slice(end, place), make("mark", {}, text.slice(place, place + length)));
-    end = place + length;
-  }
-  return [...parts, text.slice(end)];
 }

@@ -25,6 +25,7 @@ export class PageTokenizer {
     const known = { normalizer: null, pre_tokenizer: null, post_processor: null, decoder: null, added_tokens: [], ...told };
     this.library = new Library({ ...known, normalizer: null, pre_tokenizer: null, post_processor: null },
       { clean_up_tokenization_spaces: false, unk_token: told.model.unk_token });
+    for (const token of normalised(this.added)) this.library.model.vocab[token.id] = token.content; // its name in Rust
   }
 
   // The tokens of a text: [{id, from, to, special, added}], where `added` are those that frame a text.

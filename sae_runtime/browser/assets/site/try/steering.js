@@ -16,7 +16,7 @@ export function steeringBox(site, sae, state, onChange) {
   const error = make("p", { className: "error", attributes: { role: "alert" } });
   const onOff = make("input", { type: "checkbox", checked: !state.off });
   const clear = make("button", { type: "button", on: { click: () => { state.edits.splice(0); element.update(); onChange(true); } } }, "Remove all");
-  const switches = make("div", { className: "row switches" }, make("label", {}, onOff, " Edits are on"), clear);
+  const switches = make("div", { className: "row switches" }, make("label", {}, onOff, "Edits are on"), clear);
   onOff.addEventListener("change", () => { state.off = !onOff.checked; element.update(); onChange(true); });
   const field = make("input", {
     autocomplete: "off", spellcheck: false, placeholder: "number or label", id: "add-feature", enterKeyHint: "done",
