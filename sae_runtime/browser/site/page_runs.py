@@ -42,7 +42,7 @@ class PageRuns:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         options.add_session_config_entry("session.disable_quant_qdq", "1")  # as the page's
-        self._splices = model.layout.splices
+        self._splices, self._saes = model.layout.splices, model.saes
         own = {name for spliced in self._splices.values() for name in spliced.inputs}
         try:
             self._session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
@@ -78,14 +78,19 @@ class PageRuns:
 
     def features(self, ids: NDArray[np.int64]) -> dict[str, Features]:
         """All active features of a text's tokens, by SAE."""
-        read = {name: spliced for name, spliced in self._splices.items() if f"{name}_values" in spliced.outputs}
-        slots = {name: min(spliced.d_sae, 4 * (spliced.slots or 16)) for name, spliced in read.items()}
+        read = {name: sae for name, sae in self._saes.items() if sae.reads}
+        # Token choice gives as many features as it is asked for, so that one is asked for its own number alone.
+        slots = {name: min(sae.slots * (2 if sae.by_threshold else 1), sae.d_sae) for name, sae in read.items()}
         while True:
-            asked = {name: number for name, number in slots.items() if f"{name}_slots" in read[name].inputs}
+            asked = {name: number for name, number in slots.items() if f"{name}_slots" in read[name].spliced.inputs}
             names = [name for sae in read for name in (f"{sae}_indices", f"{sae}_values")]
             arrays = iter(self.run(ids[None], names, slots=asked))
             found = {name: (indices[0], values[0]) for name, indices, values in zip(read, arrays, arrays, strict=True)}
-            more = [name for name in asked if slots[name] < read[name].d_sae and (found[name][1][:, -1:] > 0).any()]
+            more = [
+                name
+                for name in asked
+                if read[name].by_threshold and slots[name] < read[name].d_sae and (found[name][1][:, -1:] > 0).any()
+            ]
             if not more:
                 return {name: from_slots([found[name]], read[name].d_sae, (len(ids),)) for name in read}
             slots |= {name: min(4 * slots[name], read[name].d_sae) for name in more}

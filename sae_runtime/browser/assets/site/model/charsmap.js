@@ -1,6 +1,6 @@
-// SentencePiece's table of characters, "precompiled" in tokenizer.json: a trie of bytes as a double array, and the texts
-// that take the place of what it finds, each with a zero behind it. Read as the library in Rust reads it; the JavaScript
-// library guesses what most tables say.
+// SentencePiece's table of characters, "precompiled" in tokenizer.json: a trie of bytes as a double array, and the
+// texts that take the place of what it finds, each with a zero behind it. Read as the library in Rust reads it; the
+// JavaScript library guesses what most tables say.
 
 import { Builder } from "./placed.js";
 

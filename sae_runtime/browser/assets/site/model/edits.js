@@ -1,5 +1,5 @@
-// Edits of features as inputs of the graph: f' = clip(scale * f + shift, low, high), as sae_runtime.core.edits has them.
-// An edit is {sae, feature, kind, value}.
+// Edits of features as inputs of the graph: f' = clip(scale * f + shift, low, high), as sae_runtime.core.edits has
+// them. An edit is {sae, feature, kind, value}.
 
 import { empty, floats, tensor } from "./tensors.js";
 
@@ -43,7 +43,10 @@ export function checked(saes, edits) {
   const seen = new Set();
   return edits.map(({ sae: name, feature, kind, value }) => {
     const sae = saes.find((one) => one.name === name);
-    if (!sae) throw new Error(`the model has no SAE ${name}, it has ${saes.map((one) => one.name).join(", ") || "none"}; name one of them`);
+    if (!sae) {
+      const names = saes.map((one) => one.name).join(", ") || "none";
+      throw new Error(`the model has no SAE ${name}, it has ${names}; name one of them`);
+    }
     if (!sae.edits) throw new Error(`${name} takes no edits: it is a transcoder, or was spliced to be read alone`);
     if (!Number.isInteger(feature) || feature < 0 || feature >= sae.d_sae) {
       throw new Error(`feature ${feature} does not exist, expected 0 to ${sae.d_sae - 1}`);

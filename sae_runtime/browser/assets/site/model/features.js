@@ -16,7 +16,9 @@ export async function featuresOf(host, tokenizer, text) {
   const windows = tokenizer.windows(tokens, Math.min(about.limit, about.kind === "text" ? MOST.text : about.limit));
   const flat = windows.flat();
   const features = [];
-  for (const window of windows) if (window.length) features.push(...(await read(host, saes, window.map((token) => token.id))));
+  for (const window of windows) {
+    if (window.length) features.push(...(await read(host, saes, window.map((token) => token.id))));
+  }
   const { pieces, rest } = shown(text, flat);
   return {
     tokens: flat.map((token, n) => ({
@@ -44,7 +46,12 @@ async function read(host, saes, ids) {
       for (let token = 0; token < ids.length; token++) {
         const active = [];
         for (let slot = token * width; slot < (token + 1) * width; slot++) {
-          if (!Number.isFinite(values[slot])) throw new Error(`the text has features of ${sae.name} that are NaN or infinite, since the host's activation is or overflows; take another text`);
+          if (!Number.isFinite(values[slot])) {
+            throw new Error(
+              `the text has features of ${sae.name} that are NaN or infinite, since the host's activation is or ` +
+                "overflows; take another text",
+            );
+          }
           if (values[slot] > 0) active.push([Number(indices[slot]), values[slot]]);
         }
         found[token][sae.name] = active;

@@ -14,7 +14,9 @@ export async function answerOf(host, tokenizer, told, prompt, edits, { tokens: m
   const ids = read(tokenizer, about, prompt, chat);
   const limit = writes.limit ?? Infinity;
   if (!ids.length) throw new Error("the prompt has no tokens; type some words");
-  if (ids.length >= limit) throw new Error(`the prompt has ${ids.length} tokens, and the model reads ${limit} with the answer; shorten it`);
+  if (ids.length >= limit) {
+    throw new Error(`the prompt has ${ids.length} tokens, and the model reads ${limit} with the answer; shorten it`);
+  }
   const started = performance.now();
   const stream = new Stream(tokenizer, told);
   const keepsPast = about.inputs.past.length > 0;
@@ -22,7 +24,10 @@ export async function answerOf(host, tokenizer, told, prompt, edits, { tokens: m
   let done = 0; // tokens whose keys and values are kept
   let text = "";
   const all = [...ids];
-  const end = () => ({ text: text + stream.end(), tokens: all.length - ids.length, seconds: (performance.now() - started) / 1000 });
+  const end = () => {
+    const seconds = (performance.now() - started) / 1000;
+    return { text: text + stream.end(), tokens: all.length - ids.length, seconds };
+  };
   for (;;) {
     let logits = null;
     while (done < all.length) {

@@ -1,5 +1,5 @@
-// Runs of a model's graph on tokens: what model.json says it takes, and the outputs by name. Every input is fed in every
-// run, and each text runs alone, so that no text changes another one's numbers.
+// Runs of a model's graph on tokens: what model.json says it takes, and the outputs by name. Every input is fed in
+// every run, and each text runs alone, so that no text changes another one's numbers.
 
 import { asInputs } from "./edits.js";
 import { empty, tensor } from "./tensors.js";

@@ -1,5 +1,5 @@
-// Marks and punctuation that Unicode gained after version 8, by whose tables the library in Rust knows both where BERT's
-// normaliser and pre-tokeniser ask for them. A browser knows the newest tables, and would find other words.
+// Marks and punctuation that Unicode gained after version 8, by whose tables the library in Rust knows both where
+// BERT's normaliser and pre-tokeniser ask for them. A browser knows the newest tables, and would find other words.
 
 const RANGES =
   "61d 7fd 890-891 897-89f 8ca-8e2 9fd-9fe a76 afa-aff b55 c04 c3c c77 c84 d00 d3b-d3c d81 eba ece 180f 1885-1886 " +

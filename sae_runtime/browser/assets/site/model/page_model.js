@@ -57,7 +57,8 @@ export class PageModel {
     this.worker.addEventListener("message", ({ data }) => this.hear(data));
     this.worker.addEventListener("error", (event) => {
       event.preventDefault();
-      this.fail(new Error(`the worker of the model does not run (${event.message || "its file cannot be read"}); load the page again`));
+      const cause = event.message || "its file cannot be read";
+      this.fail(new Error(`the worker of the model does not run (${cause}); load the page again`));
       this.close();
     });
   }

@@ -1,5 +1,5 @@
-// A text that was changed, and where each of its UTF-16 units came from: unit i is made of the original from[i] to to[i].
-// Tokens are found in the changed text and shown in the original one.
+// A text that was changed, and where each of its UTF-16 units came from: unit i is made of the original from[i] to
+// to[i]. Tokens are found in the changed text and shown in the original one.
 
 export function placed(text, start = 0) {
   const from = new Array(text.length);

@@ -15,12 +15,14 @@ export function splitter(told) {
 }
 
 const PUNCTUATION = new RegExp(`[${WAS_PUNCTUATION}]|(?![${YOUNG}])[\\p{P}!-/:-@\\[-\`\\{-~]`, "gu");
-const WORDS = /[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]+|[^\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}\p{White_Space}]+/gu;
+const WORD = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\p{Join_Control}";
+const WORDS = new RegExp(`[${WORD}]+|[^${WORD}\\p{White_Space}]+`, "gu");
 const BLANKS = /\p{White_Space}/gu;
 const NUMBERS = /\p{N}/gu;
 // GPT-2's pattern, with the white space of Unicode.
 const GPT2 = new RegExp(
-  "'(?:[sdmt]|ll|ve|re)| ?\\p{L}+| ?\\p{N}+| ?[^\\p{White_Space}\\p{L}\\p{N}]+|\\p{White_Space}+(?!\\P{White_Space})|\\p{White_Space}+",
+  "'(?:[sdmt]|ll|ve|re)| ?\\p{L}+| ?\\p{N}+| ?[^\\p{White_Space}\\p{L}\\p{N}]+|" +
+    "\\p{White_Space}+(?!\\P{White_Space})|\\p{White_Space}+",
   "gu",
 );
 

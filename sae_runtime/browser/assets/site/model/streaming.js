@@ -1,4 +1,5 @@
-// Text of generated tokens, given as soon as it is certain, as sae_runtime.text.streaming gives it: no character is cut.
+// Text of generated tokens, given as soon as it is certain, as sae_runtime.text.streaming gives it: no character is
+// cut.
 
 import { CHARACTER_OF_BYTE } from "./split.js";
 

@@ -17,7 +17,9 @@ export function tensor(type, numbers, shape) {
   const Kind = ARRAYS[type];
   if (!Kind) throw new Error(`the graph takes numbers of the type ${type}, which the page does not know`);
   if (type === "int64") return new ort.Tensor(type, BigInt64Array.from(numbers, BigInt), shape);
-  if (type === "float16") return new ort.Tensor(type, Uint16Array.from(numbers, (one) => (one ? ONE_IN_FLOAT16 : 0)), shape);
+  if (type === "float16") {
+    return new ort.Tensor(type, Uint16Array.from(numbers, (one) => (one ? ONE_IN_FLOAT16 : 0)), shape);
+  }
   return new ort.Tensor(type, Kind.from(numbers), shape);
 }
 

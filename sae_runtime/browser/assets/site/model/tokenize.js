@@ -18,19 +18,19 @@ export class PageTokenizer {
     const seen = this.added.filter((token) => !(about.splits && token.special));
     const hidden = this.added.filter((token) => about.splits && token.special);
     this.plainTokens = finder(seen.filter((token) => !token.normalized), hidden.filter((token) => !token.normalized));
-    const normalised = (tokens) =>
-      tokens.filter((token) => token.normalized).map((token) => ({ ...token, content: this.normalise(placed(token.content)).text }));
+    const named = (token) => ({ ...token, content: this.normalise(placed(token.content)).text });
+    const normalised = (tokens) => tokens.filter((token) => token.normalized).map(named);
     this.normalisedTokens = finder(normalised(seen), normalised(hidden));
     [this.before, this.after] = frame(told.post_processor);
-    const known = { normalizer: null, pre_tokenizer: null, post_processor: null, decoder: null, added_tokens: [], ...told };
-    this.library = new Library({ ...known, normalizer: null, pre_tokenizer: null, post_processor: null },
+    const without = { normalizer: null, pre_tokenizer: null, post_processor: null };
+    this.library = new Library({ decoder: null, added_tokens: [], ...told, ...without },
       { clean_up_tokenization_spaces: false, unk_token: told.model.unk_token });
     for (const token of normalised(this.added)) this.library.model.vocab[token.id] = token.content; // its name in Rust
   }
 
   // The tokens of a text: [{id, from, to, special, added}], where `added` are those that frame a text.
   encode(text, { framed = true } = {}) {
-    if (!text.isWellFormed?.() && /\p{Cs}/u.test(text)) throw new Error("the text holds half of a character; type it again");
+    if (/\p{Cs}/u.test(text)) throw new Error("the text holds half of a character; type it again");
     const own = [];
     for (const piece of this.plainTokens(placed(text))) {
       if (piece.token) own.push({ id: piece.token.id, from: piece.from[0], to: piece.to.at(-1) });
@@ -128,7 +128,8 @@ function lowered(told) {
 
 // A function from a piece of text to its tokens: [{id, length}], length in units of the piece.
 function vocabulary(told) {
-  const ids = new Map(Array.isArray(told.vocab) ? told.vocab.map(([name], id) => [name, id]) : Object.entries(told.vocab));
+  const isList = Array.isArray(told.vocab); // of names and scores
+  const ids = new Map(isList ? told.vocab.map(([name], id) => [name, id]) : Object.entries(told.vocab));
   const unknown = told.type === "Unigram" ? told.unk_id : ids.get(told.unk_token);
   switch (told.type) {
     case "WordLevel":
@@ -182,9 +183,9 @@ function known(surfaces, ids, unknown, bytes, fuses) {
 
 function bytesOf(ids) {
   const encoder = new TextEncoder();
-  const names = (text) => [...encoder.encode(text)].map((byte) => `<0x${byte.toString(16).toUpperCase().padStart(2, "0")}>`);
+  const name = (byte) => `<0x${byte.toString(16).toUpperCase().padStart(2, "0")}>`;
   return (text) => {
-    const found = names(text).map((name) => ids.get(name));
+    const found = [...encoder.encode(text)].map((byte) => ids.get(name(byte)));
     return found.includes(undefined) ? null : found;
   };
 }
@@ -233,7 +234,9 @@ function frame(told) {
       return [ids(told.single.slice(0, at)), ids(told.single.slice(at + 1))];
     }
     case "Sequence":
-      return told.processors.map(frame).reduce(([b, a], [before, after]) => [[...before, ...b], [...a, ...after]], [[], []]);
+      return told.processors
+        .map(frame)
+        .reduce(([before, after], [first, last]) => [[...first, ...before], [...after, ...last]], [[], []]);
   }
   throw new Error(`the tokenizer has the post-processor ${told.type}, which the page does not know`);
 }

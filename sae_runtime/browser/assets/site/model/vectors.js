@@ -18,7 +18,8 @@ export async function vectorsOf(host, tokenizer, texts, edits, pause) {
     const one = output.dims.length > 2 ? pooled(numbers, t, d, vectors.pooling, vectors.prompt_tokens) : numbers;
     const vector = vectors.normalise ? normalised(one) : Float32Array.from(one);
     if (!vector.every(Number.isFinite)) {
-      const cause = edits.length ? "by its edits, which are too strong for this model; give smaller ones" : "in this model";
+      const strong = "by its edits, which are too strong for this model; give smaller ones";
+      const cause = edits.length ? strong : "in this model";
       throw new Error(`the vector of a text is NaN or infinite ${cause}`);
     }
     found.push(vector);

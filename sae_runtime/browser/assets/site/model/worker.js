@@ -63,7 +63,8 @@ async function load(id, { about, folder }) {
     extra: { session: { disable_quant_qdq: "1" } }, // weights of eight bits are unpacked once, here
   };
   const session = await ort.InferenceSession.create(graph, options).catch((error) => {
-    throw isOfMemory(error) ? error : new Error(`${about.graph} cannot be opened (${bare(error)}); write the site again`);
+    if (isOfMemory(error)) throw error;
+    throw new Error(`${about.graph} cannot be opened (${bare(error)}); write the site again`);
   });
   host = new Host(session, about);
   return { result: null };
@@ -110,5 +111,6 @@ const isOfMemory = (error) => /out of memory|bad_alloc|allocat|RangeError/i.test
 
 function sentence(error) {
   if (!isOfMemory(error)) return bare(error);
-  return `the browser has too little memory for this model (${bare(error)}); close other pages, or run it by sae-runtime serve`;
+  const cause = `the browser has too little memory for this model (${bare(error)})`;
+  return `${cause}; close other pages, or run it by sae-runtime serve`;
 }
