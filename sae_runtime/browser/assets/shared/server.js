@@ -33,12 +33,25 @@ export class Server {
     throw Object.assign(new Error(sentence), { status: answer.status });
   }
 
-  json = async (...given) => (await this.ask(...given)).json();
+  async json(...given) {
+    const answer = await this.ask(...given);
+    try {
+      return await answer.json();
+    } catch (error) {
+      if (error.name === "AbortError") throw error;
+      throw new Error("The server's answer is no JSON; look whether sae-runtime serve answers at this address.");
+    }
+  }
 
   // Vectors of texts, in their order. sae: what is asked of the SAEs, or null.
   async vectors(model, input, sae, signal) {
     const body = { model, input, encoding_format: "float", ...(sae ? { sae } : {}) };
-    return (await this.json("/v1/embeddings", body, signal)).data.map((one) => one.embedding);
+    const data = (await this.json("/v1/embeddings", body, signal))?.data;
+    const isVector = (one) => Array.isArray(one?.embedding) && one.embedding.every(Number.isFinite);
+    if (!Array.isArray(data) || data.length !== input.length || !data.every(isVector)) {
+      throw new Error("The server gives no vector of numbers for each text; look whether sae-runtime serve answers at this address.");
+    }
+    return data.map((one) => one.embedding);
   }
 
   // The events of an answer to a prompt, as they come. A model without a chat template goes on with a text.

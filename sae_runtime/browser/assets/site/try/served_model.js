@@ -19,8 +19,12 @@ export class ServedModel {
   async load() {}
 
   async features(text) {
-    const { data: [one] } = await this.server.json("/v1/features", { model: this.called, input: [text], features: MOST_FEATURES });
-    const tokens = placed(text, one.tokens).map((token) => ({
+    const told = (await this.server.json("/v1/features", { model: this.called, input: [text], features: MOST_FEATURES }))?.data?.[0]?.tokens;
+    const isToken = (one) => Number.isInteger(one?.start) && Number.isInteger(one.end) && Array.isArray(one.features);
+    if (!Array.isArray(told) || !told.every(isToken)) {
+      throw new Error("The server gives no tokens with their features; look whether sae-runtime serve answers at this address.");
+    }
+    const tokens = placed(text, told).map((token) => ({
       text: token.text, gap: token.gap, name: token.token, special: token.special,
       saes: Object.fromEntries(this.about.saes.map(({ name }) => [name,
         token.features.filter((active) => active.sae === name).map((active) => [active.feature, active.value])])),

@@ -90,7 +90,9 @@ async function ofPage(site, mine) {
 }
 
 async function ofServer(site, name) {
-  const { models } = await session.server.json(session.server.models);
+  const models = (await session.server.json(session.server.models))?.models;
+  const isModel = (one) => Array.isArray(one?.operations) && Array.isArray(one.saes);
+  if (!Array.isArray(models) || !models.every(isModel)) throw new Error("The server gives no list of models; look whether sae-runtime serve answers at this address.");
   const latest = (one) => !models.some((other) => other.name === one.name && Number(other.version) > Number(one.version));
   const served = models.filter((one) => one.operations.includes("features")).map((one) => (
     new ServedModel(session.server, { ...one, latest: latest(one) }, site, [])));

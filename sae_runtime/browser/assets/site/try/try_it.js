@@ -1,7 +1,7 @@
 // Try it: a text of the visitor, its features, and what the model does when they are edited.
 
 import { callsOf } from "../calls.js";
-import { address, keep } from "../route.js";
+import { address, keep, routeOf } from "../route.js";
 import { make, plain } from "../shared/elements.js";
 import { copyButton } from "../words.js";
 import { answersBox, wishedTokens } from "./answers.js";
@@ -57,7 +57,7 @@ function pageOf(place, site, sae, state) {
 
   let shown = null, model = null, isPrepared = false;
   const read = after(READ_PAUSE, () => { reading.read(state.text); shown?.update(); });
-  const remember = after(KEEP_PAUSE, () => keep(hashOf()));
+  const remember = after(KEEP_PAUSE, () => { if (isHere()) keep(hashOf()); });
   const unwatch = watch(follow);
 
   field.addEventListener("input", () => {
@@ -65,6 +65,16 @@ function pageOf(place, site, sae, state) {
     read();
     later();
   });
+
+  // Whether the address is still this page's: a visitor may have gone on, and the next page is not there yet.
+  function isHere() {
+    try {
+      const route = routeOf(location.hash, site);
+      return route.page === "try" && route.sae === sae;
+    } catch {
+      return false;
+    }
+  }
 
   function hashOf() {
     const text = state.text && state.text.length <= LONGEST_IN_ADDRESS ? state.text : null;
@@ -139,7 +149,7 @@ function pageOf(place, site, sae, state) {
   later();
   return {
     change: (parameters) => {
-      if (parameters.has("text") || parameters.has("edits")) stateOf(parameters, site, sae).then(turnTo);
+      if (parameters.has("text") || parameters.has("edits")) stateOf(parameters, site, sae).then(turnTo, () => {});
       return true;
     },
     close: () => {
