@@ -272,12 +272,12 @@ def test_a_truncated_or_missing_model_is_a_sentence(open_page: Pages, whole: Who
         host = open_page.host(whole.site)
         host.answers.clear()
         host.answers[path] = answer
-        page = open_page(
-            whole.site, "#/late/try?text=a", expected=["status: 404", "Failed to load resource", "wasm streaming"]
-        )
+        expected = ["status: 404", "Failed to load resource"]
+        expected += [r"onnxruntime-web\.js"] if name == "wasm" else []  # the library itself writes to the console
+        page = open_page(whole.site, "#/late/try?text=a", expected=expected)
         page.get_by_role("button", name="Load the model").click()
         said = until(page, "() => document.querySelector('.load-box .error')?.textContent", seconds=60)
-        assert path.rpartition("/")[2] in said or name == "wasm", (name, said)
+        assert path.rpartition("/")[2] in said or (name == "wasm" and "wasm" in said), (name, said)
         assert open_page.violations(page) == [], name
         page.close()
 
