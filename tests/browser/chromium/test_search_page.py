@@ -21,6 +21,7 @@ ROWS: list[dict[str, Any]] = [
     {"label": None, "tokens": []},
 ]
 
+
 def listed(page: Any, expected: list[int]) -> None:
     script = "() => [...document.querySelectorAll('.results a.feature .id')].map((one) => Number(one.textContent))"
     until(page, f"(want) => String(({script})()) === String(want)", expected, seconds=5)

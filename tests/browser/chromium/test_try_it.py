@@ -111,7 +111,7 @@ def test_search_by_a_text_loads_nothing_unasked(open_page: Pages, site_of: Calla
     assert [row.split()[0] for row in rows.all_inner_texts()] == ["0", "1"]
     page.fill("#fires-text", "cd")
     page.keyboard.press("Control+Enter")
-    until(page, "() => document.querySelector('table.features tbody a .id')?.textContent === '3'")
+    until(page, "() => document.querySelector('table.features tbody a .id')?.textContent === '2'")
     assert page.evaluate("location.hash") == "#/sae/search?text=cd"
 
 
