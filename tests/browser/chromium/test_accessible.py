@@ -66,7 +66,7 @@ def test_the_checks_see_what_is_wrong(open_page: Pages, site: Path) -> None:
     page.evaluate("document.querySelector('main').style.setProperty('min-width', '3000px')")
     assert check(page, "sideways") > 1000
     page.evaluate("document.querySelector('main').style.setProperty('transition', 'color 1s')")
-    assert len(check(page, "moving")) == 1
+    assert any("min-width" in one or "<main" in one for one in check(page, "moving"))
 
 
 @pytest.mark.parametrize("route", ROUTES)
