@@ -103,6 +103,7 @@ def test_model_stays_loaded_from_page_to_page(open_page: Pages, site_of: Callabl
 def test_search_by_a_text_loads_nothing_unasked(open_page: Pages, site_of: Callable[..., Path]) -> None:
     page = open_page(site_of(), "#/sae/search?text=baa")
     until(page, "() => document.querySelector('[role=status].note')?.textContent.includes('Load the model first')")
+    page.wait_for_selector(".load")
     assert "The model is 99 MB" in page.inner_text(".load-box")
     assert not any("page_model.js" in one for one in open_page.requests(page))
     load(page)
