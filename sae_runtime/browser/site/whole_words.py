@@ -61,7 +61,7 @@ def _word_of(own: str, counts: Counter[str]) -> str:
 
 
 def _inside(name: str, has_blanks: bool) -> list[bool]:
-    """Whether the token can stand inside a word, the likelier answer first: a mark says so, a blank that it begins one."""
+    """Whether a token stands inside a word, the likelier answer first. A mark and a blank tell."""
     if name.startswith(_CONTINUES):
         return [True]
     if name.startswith(" "):

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from watched_pages import Pages, until
 
-from sae_runtime import Edit, Model, load_model
+from sae_runtime import Edit, load_model
 from sae_runtime.exports.splice.splicing import Splice, splice
 
 pytestmark = pytest.mark.usefixtures("one_thread")
