@@ -70,7 +70,7 @@ function figures(about, sae) {
 
 function activations(about) {
   const { histogram, bands, max, count } = about;
-  const edges = Array.from({ length: histogram.length + 1 }, (_, i) => max * i / histogram.length);
+  const edges = about.edges ?? Array.from({ length: histogram.length + 1 }, (_, i) => max * i / histogram.length);
   const bandOf = (value) => bands.findIndex(([low]) => value >= low);
   return make("section", { className: "activations" }, bars({
     title: "Activations", heading: "h2", counts: histogram, edges, shade: (i) => 0.2 + 0.8 * (i + 1) / histogram.length, xName: "activation", yName: "matches",
