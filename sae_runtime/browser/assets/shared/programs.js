@@ -57,6 +57,7 @@ const outputs = (edits) => [`outputs = model.run(text${edits})`, "for name, arra
 
 // --- What a server is asked ---
 
+// Edits as a server is asked for them.
 export function editObjects({ edits, several }) {
   return edits.map(({ sae, feature, kind, value }) => (
     { feature, [kind]: kind === "ablate" ? true : value, ...(several ? { sae } : {}) }));

@@ -91,11 +91,10 @@ async function* events(stream) {
 export function placed(text, tokens) {
   const signs = Array.from(text);
   let read = 0;
-  const shown = tokens.map((token) => {
+  return tokens.map((token) => {
     if (token.special || token.end <= token.start || token.start < read) return { ...token, name: token.token, text: token.token, gap: "" };
     const gap = signs.slice(read, token.start).join("");
     read = token.end;
     return { ...token, gap, text: signs.slice(token.start, token.end).join("") };
   });
-  return shown;
 }

@@ -2,7 +2,7 @@
 
 import { countNames, getFeature, getName, getNames, shardOf } from "./data.js";
 import { firing } from "./firing.js";
-import { best, breathe, scan, wordsOf } from "./matching.js";
+import { best, breathe, matchKey, scan, wordsOf } from "./matching.js";
 import { address, keep, numberOf } from "./route.js";
 import { table } from "./results.js";
 import { make, number, plain } from "./shared/elements.js";
@@ -168,7 +168,7 @@ function keyOf(order, hasWords) {
   if (order === "number") return (quality, density, max, feature) => -feature;
   if (order === "density") return (quality, density) => density;
   if (order === "max" || !hasWords) return (quality, density, max) => max;
-  return (quality, density, max) => quality * 1e6 + Math.min(max, 1e5);
+  return (quality, density, max) => matchKey(quality, max);
 }
 
 // --- Like another feature ---
