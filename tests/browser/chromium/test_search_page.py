@@ -64,6 +64,16 @@ def test_queries(open_page: Pages, site: Path) -> None:
         listed(page, features)
 
 
+def test_search_without_a_result_leads_on(open_page: Pages, site: Path) -> None:
+    page = open_page(site, "#/one/search?q=zz&density=-0.0001")
+    shown(page)
+    listed(page, [])
+    expected = (
+        "No feature for “zz”. Labels and top tokens are searched. Try fewer letters, or any density, or dead ones too."
+    )
+    until(page, "(said) => document.querySelector('[role=status].note').textContent === said", expected)
+
+
 def test_results_come_while_somebody_types(open_page: Pages, site: Path) -> None:
     page = open_page(site, "#/one")
     shown(page)
@@ -139,6 +149,25 @@ def test_features_like_another(open_page: Pages, site: Path) -> None:
     listed(page, [0, 2, 1])
     rows = [one.split("\t")[-2:] for one in page.locator(".results tbody tr").all_inner_texts()]
     assert rows == [["0.5", "–"], ["–", "0.5"], ["0.25", "–"]]
+
+
+def test_escape_leaves_the_search_for_the_keys_of_pages(open_page: Pages, site: Path) -> None:
+    page = open_page(site, "#/one/1")
+    shown(page)
+    page.keyboard.press("/")
+    page.keyboard.type("cak")
+    listed(page, [0, 1, 4, 3, 2])
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.id") != "query" and page.input_value("#query") == "cak"
+    page.keyboard.press("?")
+    assert page.locator("#help").is_visible()
+
+
+def test_all_columns_of_what_fires_stand_on_a_phone(open_page: Pages, site: Path) -> None:
+    open_page.host(site).answers["code/try/fires_on.js"] = Answer(body=FIRES.encode(), type="text/javascript")
+    page = open_page(site, "#/one/search?text=a%20cake%20of%20several%20words", width=390, height=844)
+    listed(page, [4, 1])
+    assert page.eval_on_selector(".results .wide", "(one) => one.scrollWidth - one.clientWidth") <= 0
 
 
 def test_what_fires_on_a_text(open_page: Pages, site: Path) -> None:

@@ -137,7 +137,7 @@ async function fillWords() {
       if (performance.now() - drawn > REDRAW) { draw(); await breathe(); }
     }
     draw();
-    status.textContent = told(numbers.length, query);
+    status.textContent = told(numbers.length, query, parameters);
     page.done = true;
     if (page.focusFirst) focusResult();
   } catch (error) {
@@ -155,7 +155,12 @@ function tell(error) {
   current.list.replaceChildren(make("p", { className: "error", attributes: { role: "alert" } }, plain(error.message)));
 }
 
-const told = (count, query) => query.trim() ? `${counted(count, "feature")} for “${plain(query.trim())}”.` : `${counted(count, "feature")}.`;
+function told(count, query, parameters) {
+  const asked = query.trim() ? ` for “${plain(query.trim())}”` : "";
+  if (count) return `${counted(count, "feature")}${asked}.`;
+  const others = [asked && "fewer letters", parameters.get("density") && "any density", parameters.get("dead") !== "1" && "dead ones too"].filter(Boolean);
+  return `No feature${asked}.${asked ? " Labels and top tokens are searched." : ""}${others.length ? ` Try ${others.join(", or ")}.` : ""}`;
+}
 
 function filterOf(parameters) {
   const [low = "", high = ""] = (parameters.get("density") ?? "").split("-"), dead = parameters.get("dead") === "1";
@@ -222,7 +227,7 @@ async function fillText() {
     if (mine !== turn) return;
     status.textContent = `${counted(features.length, "feature")} active on this text.`;
     const where = ({ places }) => `${[...new Set(places.map((place) => visible(tokens[place].text).trim()))].slice(0, 4).join(" · ")}`;
-    list.replaceChildren(rows.length ? table(sae, rows, ["on", "tokens", "largest here"], (row) => [where(row), number(row.places.length), number(row.value)], []) : "");
+    list.replaceChildren(rows.length ? table(sae, rows, ["on", "tokens", "largest here"], (row) => [make("span", { className: "where" }, where(row)), number(row.places.length), number(row.value)], []) : "");
   } catch (error) {
     if (mine === turn) tell(error);
   }
