@@ -114,6 +114,8 @@ def test_search_by_a_text_loads_nothing_unasked(open_page: Pages, site_of: Calla
     page.keyboard.press("Control+Enter")
     until(page, "() => document.querySelector('table.features tbody a .id')?.textContent === '2'")
     assert page.evaluate("location.hash") == "#/sae/search?text=cd"
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.eval_on_selector(".results .wide", "(one) => one.scrollWidth - one.clientWidth") <= 0
 
 
 def test_typed_text_is_read_and_a_token_chosen(open_page: Pages, site_of: Callable[..., Path]) -> None:

@@ -40,7 +40,7 @@ function head(about, site, sae) {
   const actions = make("div", { className: "row" },
     tries ? make("a", { className: "button main", href: address(sae, "try", { text: exampleText(about), edits: `set:${feature}:${strength(about)}` }) }, "Try it") : null,
     make("a", { className: "button", href: address(sae, "search", { like: feature }) }, "Like this feature"),
-    copyButton(() => location.href, "Copy the link"));
+    copyButton(() => location.href, "Copy link"));
   return make("header", { className: "page-head" },
     make("div", { className: "apart" }, title, steps), make("div", { className: "apart" }, make("p", { className: "note" }, origin(about)), actions));
 }
@@ -62,7 +62,7 @@ function exampleText({ contexts }) {
 function figures(about, sae) {
   const per = rowName(sae);
   const items = [["Density", share(about.density), `of the ${per}s`], [`Active ${per}s`, number(about.count), `of ${number(sae.tokens)}`],
-    ["Mean", number(about.mean), "where it is active"], ["Largest", number(about.max), "activation"]];
+    ["Mean", about.count ? number(about.mean) : "–", "where it is active"], ["Largest", about.count ? number(about.max) : "–", "activation"]];
   return make("dl", { className: "figures" }, ...items.map(([name, value, note]) =>
     make("div", {}, make("dt", {}, name), make("dd", {}, make("strong", {}, value), make("small", {}, note)))));
 }
