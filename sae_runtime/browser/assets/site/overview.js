@@ -117,7 +117,7 @@ function starters(about, sae) {
 
 async function compare(place, site, sae) {
   const abouts = await Promise.all(site.saes.slice(0, 24).map((one) => getOverview(one).catch(() => null)));
-  const per = [...new Set(abouts.filter(Boolean).map(rows))].join(" or ") || "token";
+  const per = [...new Set(abouts.filter(Boolean).map(rowName))].join(" or ") || "token";
   const names = ["", "features", "dead", `active a ${per}`, "explained variance", "FVU", "allocation", "hook", "tokens"];
   const lines = abouts.map((about, i) => {
     const one = site.saes[i], name = make("a", { href: address(one), attributes: one === sae ? { "aria-current": "page" } : {} }, make("bdi", {}, plain(one.name)));
