@@ -109,6 +109,8 @@ def test_a_long_text_is_shown_near_its_peak() -> None:
         (" the", "in the end", "the", "the"),
         ("据", "我的数据在", "据", "据"),  # no blanks between words
         ("##arg", "__myarg__", "arg", "myarg"),
+        ("##ing", "To ingest it", "ing", "ing"),  # other tokens' words
+        (" the", "an other", "the", "the"),
         ("[CLS]", "none", "none", "[CLS]"),
         (" ", "none", "none", " "),
     ],
@@ -120,6 +122,14 @@ def test_a_piece_is_shown_as_its_word(tmp_path: Path, name: str, text: str, mark
     row |= {"tokens": [0] * len(begins), "values": [2.0] * len(begins), "peak": 0, "end": len(text)}
     (page,) = features(written(tmp_path, feature([row], top_tokens=[token(name)])))
     assert page["tokens"] == [[shown, 5, 2]]
+
+
+def test_a_token_without_its_blank_is_inside_a_word_where_others_have_blanks(tmp_path: Path) -> None:
+    text = "ingest a loading"
+    row = context("x", "x", 2.0) | {"text": text, "begins": [0, 13], "ends": [3, 16], "end": len(text)}
+    row |= {"tokens": [0, 1], "values": [2.0, 2.0], "peak": 0}
+    (page,) = features(written(tmp_path, feature([row], top_tokens=[token("ing"), token(" ing")])))
+    assert [word for word, _, _ in page["tokens"]] == ["loading", "ingest"]
 
 
 def test_names_of_folders_are_safe_and_unique() -> None:
@@ -173,9 +183,19 @@ def test_a_feature_with_much_of_everything_stays_small(tmp_path: Path) -> None:
     row = feature([one | {"band": band} for band in range(100) for _ in range(5)], **more)
     site = written(tmp_path, row, bins=10_000, bands=100, per_band=[20] * 100)
     (page,) = features(site)
-    assert sum(page["histogram"]) == 10_000 and len(page["histogram"]) == 200
+    assert sum(page["histogram"]) == 10_000 and len(page["histogram"]) == 200 and page["edges"][:2] == [0, 0.02]
     assert 10 < len(page["contexts"]) < 500 and len(page["neighbours"]) == len(page["tokens"]) == 50
     assert max(path.stat().st_size for path in (site / "data").rglob("*.json")) < MOST / 2
+
+
+def test_bins_that_are_put_together_keep_their_edges(tmp_path: Path) -> None:
+    row = feature(count=250, max=25.0, histogram=[1] * 250)
+    (page,) = features(written(tmp_path, row, bins=250))
+    edges, counts = np.array(page["edges"]), np.array(page["histogram"])
+    assert len(edges) == len(counts) + 1 <= 201 and counts.sum() == 250
+    assert np.allclose(np.diff(edges), counts * 0.1, atol=1e-6), "a bin of two is as wide as two"
+    (page,) = features(written(tmp_path / "few", feature()))
+    assert page["histogram"] == [4, 3, 2, 1] and "edges" not in page, "bins that are equal need no edges"
 
 
 def test_labels_of_every_kind_are_kept_as_texts(tmp_path: Path) -> None:

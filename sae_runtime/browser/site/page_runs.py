@@ -15,6 +15,7 @@ from sae_runtime.deployed.host_inputs import read_host_inputs
 from sae_runtime.deployed.interventions import intervention_feed
 from sae_runtime.deployed.pooling import normalised, pooled
 from sae_runtime.model import Model
+from sae_runtime.text.tokenizer import Tokenizer
 
 _LONGEST = 256  # tokens of a text that is compared
 _ENOUGH, _ENOUGH_OF_TEXT = 2000, 500  # tokens that are compared; a language model computes logits besides
@@ -99,7 +100,7 @@ def agreement(model: Model, runs: PageRuns, told: Mapping[str, Any], texts: Sequ
     Args:
         model: with its own weights.
         runs: of the page's graph.
-        told: model.json's object, for the output and the pooling of vectors.
+        told: model.json's object, for the prompt, the output and the pooling of vectors.
         texts: some sentences; the first of them are read until there are enough tokens.
 
     Returns:
@@ -112,6 +113,7 @@ def agreement(model: Model, runs: PageRuns, told: Mapping[str, Any], texts: Sequ
         return None
     total = dict.fromkeys(("texts", "tokens", "both", "either", "differences", "sizes", "same"), 0.0)
     cosines = []
+    tokenizer = model.tokenizer.lowering() if told["lower_case"] else model.tokenizer
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for text in texts:
@@ -122,8 +124,8 @@ def agreement(model: Model, runs: PageRuns, told: Mapping[str, Any], texts: Sequ
             _add_features(total, model.read([ids], texts=[text])[0], runs.features(ids), read)
             total["texts"] += 1
             total["tokens"] += len(ids)
-            if told["kind"] == "vectors" and len(ids) <= (told["vectors"]["limit"] or len(ids)):
-                cosines.append(_cosine(model.embed(text), _vector(runs, told["vectors"], ids)))
+            if told["kind"] == "vectors":
+                cosines.append(_cosine(model.embed(text), _vector(runs, tokenizer, told["vectors"], text)))
             elif told["kind"] == "text":
                 ours, theirs = model.run(text, outputs="logits")["logits"][: len(ids)], runs.run(ids[None], ["logits"])
                 total["same"] += int((ours.argmax(axis=-1) == theirs[0][0].argmax(axis=-1)).sum())
@@ -155,11 +157,14 @@ def _share(part: float, whole: float, otherwise: float = 1.0) -> float:
     return round(part / whole, 4) if whole else otherwise
 
 
-def _vector(runs: PageRuns, vectors: Mapping[str, Any], ids: NDArray[np.int64]) -> NDArray[np.float32]:
-    (array,) = runs.run(ids[None], [vectors["output"]])
+def _vector(runs: PageRuns, tokenizer: Tokenizer, vectors: Mapping[str, Any], text: str) -> NDArray[np.float32]:
+    """The vector of a text with the prompt before it, as assets/site/model/vectors.js makes it."""
+    (tokens,) = tokenizer.encode([text], prefix=vectors["prompt"], limit=vectors["limit"])
+    (array,) = runs.run(tokens.ids[None], [vectors["output"]])
     array = array.astype(np.float32)
     if array.ndim > 2:
-        array = pooled(array, np.ones((1, len(ids)), np.int64), vectors["pooling"])
+        mask = np.ones((1, len(tokens)), np.int64)
+        array = pooled(array, mask, vectors["pooling"], prompt=vectors["prompt_tokens"])
     vector: NDArray[np.float32] = (normalised(array) if vectors["normalise"] else array)[0]
     return vector
 

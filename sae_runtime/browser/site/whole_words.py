@@ -22,13 +22,13 @@ def whole_words(feature: StoredFeature) -> list[str]:
     word that has it most often, whatever the case of its letters. Of two tokens of one word, the second is shown as it
     is. Else a token is shown without the marks of its tokenizer, and without blanks around it.
     """
+    has_blanks = any(name.startswith(" ") for name, _, _ in feature.top_tokens)
     wanted = {_plain(name).casefold() for name, _, _ in feature.top_tokens}
     words = _words_of(feature.contexts, wanted)
     shown: list[str] = []
     for name, _, _ in feature.top_tokens:
         own = _plain(name)
-        continues = name.startswith(_CONTINUES)
-        counts = words.get((own.casefold(), continues)) or words.get((own.casefold(), not continues))
+        counts = _first_of([words.get((own.casefold(), inside)) for inside in _inside(name, has_blanks)])
         word = _word_of(own, counts) if counts else own
         if word.casefold() in [known.casefold() for known in shown]:
             word = own
@@ -58,6 +58,19 @@ def _word_of(own: str, counts: Counter[str]) -> str:
     if of_any_case[own.casefold()] >= _ALONE * counts.total():
         usual = own.casefold()
     return next(word for word, _ in counts.most_common() if word.casefold() == usual)
+
+
+def _inside(name: str, has_blanks: bool) -> list[bool]:
+    """Whether a token stands inside a word, the likelier answer first. A mark and a blank tell."""
+    if name.startswith(_CONTINUES):
+        return [True]
+    if name.startswith(" "):
+        return [False]
+    return [has_blanks, not has_blanks]
+
+
+def _first_of(counts: Sequence[Counter[str] | None]) -> Counter[str] | None:
+    return next((each for each in counts if each), None)
 
 
 def _plain(name: str) -> str:

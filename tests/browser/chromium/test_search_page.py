@@ -55,6 +55,16 @@ def test_queries(open_page: Pages, site: Path) -> None:
         listed(page, features)
 
 
+def test_search_without_a_result_leads_on(open_page: Pages, site: Path) -> None:
+    page = open_page(site, "#/one/search?q=zz&density=-0.0001")
+    shown(page)
+    listed(page, [])
+    expected = (
+        "No feature for “zz”. Labels and top tokens are searched. Try fewer letters, or any density, or dead ones too."
+    )
+    until(page, "(said) => document.querySelector('[role=status].note').textContent === said", expected)
+
+
 def test_results_come_while_somebody_types(open_page: Pages, site: Path) -> None:
     page = open_page(site, "#/one")
     shown(page)
@@ -130,6 +140,18 @@ def test_features_like_another(open_page: Pages, site: Path) -> None:
     listed(page, [0, 2, 1])
     rows = [one.split("\t")[-2:] for one in page.locator(".results tbody tr").all_inner_texts()]
     assert rows == [["0.5", "–"], ["–", "0.5"], ["0.25", "–"]]
+
+
+def test_escape_leaves_the_search_for_the_keys_of_pages(open_page: Pages, site: Path) -> None:
+    page = open_page(site, "#/one/1")
+    shown(page)
+    page.keyboard.press("/")
+    page.keyboard.type("cak")
+    listed(page, [0, 1, 4, 3, 2])
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.id") != "query" and page.input_value("#query") == "cak"
+    page.keyboard.press("?")
+    assert page.locator("#help").is_visible()
 
 
 def test_hostile_names_are_text(open_page: Pages, site: Path) -> None:

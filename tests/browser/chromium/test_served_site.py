@@ -134,3 +134,17 @@ def test_page_of_the_server_leads_to_the_site(open_page: Pages, address: str) ->
     page.get_by_role("link", name="Browse").or_(page.locator("#site a, a#site")).first.click()
     page.wait_for_selector("main .overview")
     assert page.url.startswith(f"{address}/site/")
+
+
+def test_features_that_a_server_leaves_out_are_told(open_page: Pages, address: str) -> None:
+    """It gives at most 100 of a token, and a feature that is not among them need not be inactive."""
+    page = open_page(f"{address}/site/")
+    script = """async (count) => {
+        const { ServedModel } = await import("/site/code/try/served_model.js");
+        const features = Array.from({ length: count }, (_, n) => ({ sae: "sae", feature: n, value: 200 - n }));
+        const tokens = [{ token: "w1", start: 0, end: 2, special: false, features }];
+        const told = { name: "m", latest: true, kind: "vectors", saes: [{ name: "sae", d_sae: 150, edits: true }] };
+        const model = new ServedModel({ json: async () => ({ data: [{ tokens }] }) }, told, { saes: [] }, []);
+        return (await model.features("w1")).most;
+    }"""
+    assert [page.evaluate(script, count) for count in (99, 100)] == [None, 100]

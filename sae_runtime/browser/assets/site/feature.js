@@ -40,7 +40,7 @@ function head(about, site, sae) {
   const actions = make("div", { className: "row" },
     tries ? make("a", { className: "button main", href: address(sae, "try", { text: exampleText(about), edits: `set:${feature}:${strength(about)}` }) }, "Try it") : null,
     make("a", { className: "button", href: address(sae, "search", { like: feature }) }, "Like this feature"),
-    copyButton(() => location.href, "Copy the link"));
+    copyButton(() => location.href, "Copy link"));
   return make("header", { className: "page-head" },
     make("div", { className: "apart" }, title, steps), make("div", { className: "apart" }, make("p", { className: "note" }, origin(about)), actions));
 }
@@ -62,14 +62,14 @@ function exampleText({ contexts }) {
 function figures(about, sae) {
   const per = rowName(sae);
   const items = [["Density", share(about.density), `of the ${per}s`], [`Active ${per}s`, number(about.count), `of ${number(sae.tokens)}`],
-    ["Mean", number(about.mean), "where it is active"], ["Largest", number(about.max), "activation"]];
+    ["Mean", about.count ? number(about.mean) : "–", "where it is active"], ["Largest", about.count ? number(about.max) : "–", "activation"]];
   return make("dl", { className: "figures" }, ...items.map(([name, value, note]) =>
     make("div", {}, make("dt", {}, name), make("dd", {}, make("strong", {}, value), make("small", {}, note)))));
 }
 
 function activations(about) {
   const { histogram, bands, max, count } = about;
-  const edges = Array.from({ length: histogram.length + 1 }, (_, i) => max * i / histogram.length);
+  const edges = about.edges ?? Array.from({ length: histogram.length + 1 }, (_, i) => max * i / histogram.length);
   const bandOf = (value) => bands.findIndex(([low]) => value >= low);
   return make("section", { className: "activations" }, bars({
     title: "Activations", heading: "h2", counts: histogram, edges, shade: (i) => 0.2 + 0.8 * (i + 1) / histogram.length, xName: "activation", yName: "matches",

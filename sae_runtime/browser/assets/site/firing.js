@@ -59,7 +59,7 @@ export function firing({ site, sae, text, status, list, asked }) {
       if (mine !== turn || closed) return;
       status.textContent = `${counted(features.length, "feature")} active on this text.`;
       const where = ({ places }) => `${[...new Set(places.map((place) => visible(tokens[place].text).trim()))].slice(0, 4).join(" · ")}`;
-      list.replaceChildren(rows.length ? table(sae, rows, ["on", "tokens", "largest here"], (row) => [where(row), number(row.places.length), number(row.value)], []) : "");
+      list.replaceChildren(rows.length ? table(sae, rows, ["on", "tokens", "largest here"], (row) => [make("span", { className: "where" }, where(row)), number(row.places.length), number(row.value)], []) : "");
     } catch (error) {
       if (mine === turn && !closed) tell(error);
     }

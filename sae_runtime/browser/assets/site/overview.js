@@ -5,7 +5,7 @@ import { getOverview } from "./data.js";
 import { address } from "./route.js";
 import { make, number, plain } from "./shared/elements.js";
 import { listenToTokens, textOf } from "./tokens.js";
-import { counted, linkTo, rowName, share, small } from "./words.js";
+import { counted, linkTo, nameOf, rowName, share, small } from "./words.js";
 
 const FIRST_CARDS = 9;
 
@@ -103,7 +103,7 @@ function starters(about, sae) {
   if (!about.starters?.length) return make("p", { className: "note" }, "No feature of this SAE has a text to show.");
   const per = rowName(about);
   const cards = about.starters.map((one) => {
-    const { link } = linkTo(sae, one.feature, one.label === null ? null : plain(one.label));
+    const { link } = linkTo(sae, one.feature, nameOf(one));
     return make("li", { className: "card" }, make("h3", {}, link), textOf(one.text, { max: one.max }),
       make("p", { className: "note" }, `active on ${share(one.density)} of the ${per}s, at most ${number(one.max)}`));
   });
@@ -116,8 +116,9 @@ function starters(about, sae) {
 // --- All SAEs of the site ---
 
 async function compare(place, site, sae) {
-  const names = ["", "features", "dead", "active a row", "explained variance", "FVU", "allocation", "hook", "tokens"];
   const abouts = await Promise.all(site.saes.slice(0, 24).map((one) => getOverview(one).catch(() => null)));
+  const per = [...new Set(abouts.filter(Boolean).map(rowName))].join(" or ") || "token";
+  const names = ["", "features", "dead", `active a ${per}`, "explained variance", "FVU", "allocation", "hook", "tokens"];
   const lines = abouts.map((about, i) => {
     const one = site.saes[i], name = make("a", { href: address(one), attributes: one === sae ? { "aria-current": "page" } : {} }, make("bdi", {}, plain(one.name)));
     const values = about === null ? ["its files did not come"] : [number(about.d_sae), number(about.dead), number(about.l0),
@@ -125,7 +126,7 @@ async function compare(place, site, sae) {
     return make("tr", {}, make("th", { scope: "row" }, name), ...values.map((value) => make("td", {}, plain(value))));
   });
   place.replaceChildren(make("section", { attributes: { "aria-labelledby": "saes-title" } }, make("h2", { id: "saes-title" }, "The SAEs of this site"),
-    make("div", { className: "wide" }, make("table", {}, make("thead", {}, make("tr", {}, ...names.map((name) => make("th", { scope: "col" }, name)))), make("tbody", {}, ...lines)))));
+    make("div", { className: "wide compare" }, make("table", {}, make("thead", {}, make("tr", {}, ...names.map((name) => make("th", { scope: "col" }, name)))), make("tbody", {}, ...lines)))));
 }
 
 // --- Where it all is from ---

@@ -137,7 +137,7 @@ async function fillWords() {
       if (performance.now() - drawn > REDRAW) { draw(); await breathe(); }
     }
     draw();
-    status.textContent = told(numbers.length, query);
+    status.textContent = told(numbers.length, query, parameters);
     page.done = true;
     if (page.focusFirst) focusResult();
   } catch (error) {
@@ -155,7 +155,12 @@ function tell(error) {
   current.list.replaceChildren(make("p", { className: "error", attributes: { role: "alert" } }, plain(error.message)));
 }
 
-const told = (count, query) => query.trim() ? `${counted(count, "feature")} for “${plain(query.trim())}”.` : `${counted(count, "feature")}.`;
+function told(count, query, parameters) {
+  const asked = query.trim() ? ` for “${plain(query.trim())}”` : "";
+  if (count) return `${counted(count, "feature")}${asked}.`;
+  const others = [asked && "fewer letters", parameters.get("density") && "any density", parameters.get("dead") !== "1" && "dead ones too"].filter(Boolean);
+  return `No feature${asked}.${asked ? " Labels and top tokens are searched." : ""}${others.length ? ` Try ${others.join(", or ")}.` : ""}`;
+}
 
 function filterOf(parameters) {
   const [low = "", high = ""] = (parameters.get("density") ?? "").split("-"), dead = parameters.get("dead") === "1";

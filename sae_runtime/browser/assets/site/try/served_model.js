@@ -31,7 +31,8 @@ export class ServedModel {
         token.features.filter((active) => active.sae === name).map((active) => [active.feature, active.value])])),
     }));
     const read = tokens.filter((token) => !token.special).map(({ gap, text: part }) => gap + part).join("");
-    return { tokens, rest: text.startsWith(read) ? text.slice(read.length) : "", left_out: 0 };
+    const isCut = tokens.some(({ saes }) => Object.values(saes).some((active) => active.length >= MOST_FEATURES));
+    return { tokens, rest: text.startsWith(read) ? text.slice(read.length) : "", left_out: 0, most: isCut ? MOST_FEATURES : null };
   }
 
   async embed(texts, edits) {
