@@ -52,5 +52,5 @@ def card(title: str, lines: Sequence[Line]) -> str:
     for line in lines:
         token = f"<mark>{escaped(line.token)}</mark>" if line.token else ""
         text = f"{escaped(line.before)}{token}{escaped(line.after)}"
-        items += f'<li{" class=active" * line.active}><small>{line.value:.2f}</small> {text}</li>'
+        items += f"<li{' class=active' * line.active}><small>{line.value:.2f}</small> {text}</li>"
     return f'<div><h3>{escaped(title)}</h3><ul class="spans">{items}</ul></div>'
