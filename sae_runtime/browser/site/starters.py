@@ -32,7 +32,7 @@ class Starters:
         self._best: dict[int, tuple[tuple[bool, float], dict[str, Any]]] = {}
 
     def look_at(self, feature: StoredFeature, page: dict[str, Any], label: str | None, tokens: Sequence[str]) -> None:
-        """Take a feature, with its page, its label by a person or an import, and the tokens that name it without one."""
+        """Take a feature, with its page, its label by a person or an import, and its tokens, which name it without."""
         if not feature.contexts or (label is None and not _is_plain(feature)):
             return
         place = feature.feature * MOST // self._d_sae
