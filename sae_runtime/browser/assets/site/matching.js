@@ -10,7 +10,7 @@ export const wordsOf = (query) => folded(query).split(/\s+/).filter(Boolean);
 const LABEL_WORD = 8, LABEL_PART = 4, TOKEN_WORD = 2, TOKEN_PART = 1;
 
 // The quality of one word in a label and in top tokens (both folded): 0 is no match.
-export function quality(word, label, tokens) {
+function quality(word, label, tokens) {
   return (label === null ? 0 : inText(word, label, LABEL_WORD, LABEL_PART)) || inText(word, tokens, TOKEN_WORD, TOKEN_PART);
 }
 
