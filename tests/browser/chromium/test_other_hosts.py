@@ -137,7 +137,7 @@ def sentence_files(pooling: list[str], *, normalise: bool = True, **more: Any) -
     )
 
 
-PROMPTS = {"prompts": {"query": "w7 W8 ", "other": "w9 "}, "default_prompt_name": "query"}
+PROMPTS: dict[str, Any] = {"prompts": {"query": "w7 W8 ", "other": "w9 "}, "default_prompt_name": "query"}
 HOSTS: dict[str, dict[str, Any]] = {
     "positions, all poolings": {
         "files": sentence_files(["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]),
