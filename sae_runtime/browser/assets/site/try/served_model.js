@@ -30,9 +30,9 @@ export class ServedModel {
       saes: Object.fromEntries(this.about.saes.map(({ name }) => [name,
         token.features.filter((active) => active.sae === name).map((active) => [active.feature, active.value])])),
     }));
-    const read = tokens.filter((token) => !token.special).map(({ gap, text: part }) => gap + part).join("");
+    const rest = Array.from(text).slice(Math.max(0, ...told.map((one) => one.end))).join("");
     const isCut = tokens.some(({ saes }) => Object.values(saes).some((active) => active.length >= MOST_FEATURES));
-    return { tokens, rest: text.startsWith(read) ? text.slice(read.length) : "", left_out: 0, most: isCut ? MOST_FEATURES : null };
+    return { tokens, rest, left_out: 0, most: isCut ? MOST_FEATURES : null };
   }
 
   async embed(texts, edits) {
