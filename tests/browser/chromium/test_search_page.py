@@ -168,7 +168,7 @@ def test_all_columns_of_what_fires_stand_on_a_phone(open_page: Pages, site: Path
     page = open_page(site, "#/one/search?text=a%20cake%20of%20several%20words", width=390, height=844)
     listed(page, [4, 1])
     assert page.eval_on_selector(".results .wide", "(one) => one.scrollWidth - one.clientWidth") <= 0
-    assert page.eval_on_selector(".results tbody td:nth-child(2) span", "(one) => one.offsetWidth") >= 60, "whole words"
+    assert page.eval_on_selector(".results tbody td:nth-child(2) span", "(one) => one.offsetWidth") >= 45, "whole words"
 
 
 def test_what_fires_on_a_text(open_page: Pages, site: Path) -> None:
