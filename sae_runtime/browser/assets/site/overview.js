@@ -36,7 +36,7 @@ function figures(about) {
     ["Dead", number(about.dead), `${share(about.dead / about.d_sae)} are never active here`],
     [`Active a ${per}`, number(about.l0), "on average (L0)"],
     ["Explained variance", measured?.explained_variance === undefined ? null : number(measured?.explained_variance, 4),
-      measured?.fvu === undefined || measured?.fvu === null ? null : `FVU ${number(measured.fvu, 4)}`],
+      measured?.fvu === undefined || measured?.fvu === null ? null : `FVU ${number(measured.fvu, 4)}, as its bundle says`],
     ["Matches", number(about.matches), `active pairs of ${per} and feature`],
   ];
   return make("dl", { className: "figures" }, ...items.filter(([, value]) => value !== null && value !== "–").map(([name, value, note]) =>

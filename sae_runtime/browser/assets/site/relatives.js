@@ -2,7 +2,7 @@
 
 import { getName } from "./data.js";
 import { make, number } from "./shared/elements.js";
-import { linkTo, nameOf, share, visible } from "./words.js";
+import { linkTo, nameOf, share, unnamed, visible } from "./words.js";
 
 const FIRST = 8; // rows of a list that show at first
 
@@ -44,7 +44,7 @@ function tellName(sae, feature, told) {
   const watcher = new IntersectionObserver(async (entries) => {
     if (!entries.some((entry) => entry.isIntersecting)) return;
     watcher.disconnect();
-    told.textContent = await getName(sae, feature).then(nameOf, () => null) ?? "";
+    told.textContent = await getName(sae, feature).then((one) => nameOf(one) ?? unnamed(one), () => "");
   }, { rootMargin: "200px" });
   watcher.observe(told.parentElement);
 }

@@ -2,7 +2,7 @@
 
 import { folded } from "./matching.js";
 import { make } from "./shared/elements.js";
-import { linkTo, nameOf } from "./words.js";
+import { linkTo, nameOf, unnamed } from "./words.js";
 
 // The table of some features: their names, with the words of a query marked, and columns of values(row).
 export function table(sae, rows, names, values, words) {
@@ -10,7 +10,7 @@ export function table(sae, rows, names, values, words) {
     make("thead", {}, make("tr", {}, ...["feature", ...names].map((name) => make("th", { scope: "col" }, name)))),
     make("tbody", {}, ...rows.map((row) => {
       const { link, told } = linkTo(sae, row.feature);
-      told.append(...marked(nameOf(row) ?? (row.density === 0 ? "never active" : "no name"), words));
+      told.append(...marked(nameOf(row) ?? unnamed(row), words));
       const tokens = row.label && row.tokens?.length ? make("small", {}, make("bdi", {}, ...marked(nameOf({ label: null, tokens: row.tokens }), words))) : null;
       return make("tr", {}, make("td", {}, link, tokens), ...values(row).map((value) => make("td", {}, value)));
     })))));

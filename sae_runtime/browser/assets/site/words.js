@@ -32,6 +32,9 @@ export function nameOf({ label, source, tokens }) {
   return texts.length ? texts.slice(0, 5).map((text) => visible(text).trim()).join(" · ") : null;
 }
 
+// What stands where a feature has no name.
+export const unnamed = ({ density }) => density === 0 ? "never active" : "no name";
+
 // A link to a feature: its number and its name, which may be set later.
 export function linkTo(sae, feature, name = null) {
   const told = make("bdi", {}, name ?? "");

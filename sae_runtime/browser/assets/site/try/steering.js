@@ -4,7 +4,7 @@ import { countNames, getName, getNames } from "../data.js";
 import { best, matchKey, scan, wordsOf } from "../matching.js";
 import { editList, tidy } from "../shared/edit_list.js";
 import { make, plain } from "../shared/elements.js";
-import { linkTo, nameOf } from "../words.js";
+import { linkTo, nameOf, unnamed } from "../words.js";
 
 const SUGGESTED = 8;
 const REACH = 4; // sliders reach four times the feature's largest activation; a new edit sets the feature to that activation
@@ -67,7 +67,7 @@ export function steeringBox(site, sae, state, onChange) {
   function named(edit) {
     const of = site.saes.find((one) => one.name === edit.sae) ?? sae;
     const { link, told } = linkTo(of, edit.feature);
-    getName(of, edit.feature).then((name) => { told.textContent = nameOf(name) ?? ""; }, () => {});
+    getName(of, edit.feature).then((name) => { told.textContent = nameOf(name) ?? unnamed(name); }, () => {});
     return of === sae ? [link] : [link, make("small", {}, ` of ${plain(of.name)}`)];
   }
 
