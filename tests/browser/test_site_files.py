@@ -155,6 +155,7 @@ def test_a_labelled_feature_is_looked_at_first(tmp_path: Path) -> None:
     starters = overview(tmp_path / "site")["starters"]
     assert [each["feature"] for each in starters] == [0, 3, *range(4, 48, 2)]
     assert (starters[1]["label"], text_of(starters[1]["text"])) == ("files", "open the file")
+    assert (starters[0]["label"], starters[0]["tokens"]) == (None, ["file"]), "its top tokens are no label"
 
 
 def test_a_store_per_document_shows_the_beginnings_of_documents(tmp_path: Path) -> None:

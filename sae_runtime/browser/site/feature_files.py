@@ -56,8 +56,9 @@ def write_features(
         page = feature_page(feature, words, store.token_name)
         label = page["label"] if feature.label_source != "top tokens" else None
         shards.put(feature.feature, page_bytes(page))
-        names.put(feature.feature, label, distinct(words, TOKENS), page["density"], page["max"])
-        starters.look_at(feature, page, label)
+        tokens = distinct(words, TOKENS)
+        names.put(feature.feature, label, tokens, page["density"], page["max"])
+        starters.look_at(feature, page, label, tokens)
         sentences.look_at(feature.contexts)
         for context in feature.contexts:
             _count(files, shown.file_name(context.file))

@@ -14,8 +14,6 @@ from sae_runtime.browser.site.whole_words import distinct
 from sae_runtime.store.records import Context, StoredFeature
 
 NAMING = 3  # top tokens that name a feature without a label
-
-
 _LISTED = 50  # tokens and other features in a list
 _BINS = 200
 _MOST = 2_000_000  # bytes of a feature; a shard has at least one

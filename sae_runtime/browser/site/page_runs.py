@@ -26,8 +26,6 @@ class PageRuns:
 
     Attributes:
         inputs: what it takes for texts.
-        outputs: the declared shape of each output.
-        required: names of the SAEs' inputs.
 
     Args:
         graph: as `write_page_graph` left it.
@@ -52,8 +50,7 @@ class PageRuns:
             )
         except Exception as error:  # onnxruntime has an exception class for each status code
             raise UnfitForPage(f"{' '.join(str(error).split())}; run the model by sae-runtime serve") from error
-        self.required = frozenset(own)
-        self.outputs = {value.name: tuple(value.shape) for value in self._session.get_outputs()}
+        self._required = frozenset(own)
 
     def run(
         self,
@@ -73,7 +70,7 @@ class PageRuns:
         """
         feed = self.inputs.feed(ids, np.ones_like(ids))
         requests = {name: [each] * len(ids) for name, each in (edits or {}).items()}
-        feed |= intervention_feed(self._splices, slots=slots, edits=requests, required=self.required)
+        feed |= intervention_feed(self._splices, slots=slots, edits=requests, required=self._required)
         found: list[NDArray[Any]] = self._session.run(list(outputs), feed)
         return found
 

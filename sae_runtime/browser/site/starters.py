@@ -1,5 +1,6 @@
 """Features to look at first: one of each part of the SAE."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,8 +31,8 @@ class Starters:
         self._usual = float(np.median(active)) if len(active) else 1.0
         self._best: dict[int, tuple[tuple[bool, float], dict[str, Any]]] = {}
 
-    def look_at(self, feature: StoredFeature, page: dict[str, Any], label: str | None) -> None:
-        """Take a feature, with its page and its label by a person or an import."""
+    def look_at(self, feature: StoredFeature, page: dict[str, Any], label: str | None, tokens: Sequence[str]) -> None:
+        """Take a feature, with its page, its label by a person or an import, and the tokens that name it otherwise."""
         if not feature.contexts or (label is None and not _is_plain(feature)):
             return
         place = feature.feature * MOST // self._d_sae
@@ -39,8 +40,8 @@ class Starters:
         if place in self._best and self._best[place][0] >= rank:
             return
         text, peak = segments(feature.contexts[0], self._name_of)
-        shown = {name: page[name] for name in ("feature", "label", "density", "max")}
-        self._best[place] = rank, {**shown, "text": text, "peak": peak}
+        shown = {name: page[name] for name in ("feature", "density", "max")}
+        self._best[place] = rank, {**shown, "label": label, "tokens": list(tokens), "text": text, "peak": peak}
 
     @property
     def chosen(self) -> list[dict[str, Any]]:

@@ -131,6 +131,17 @@ def test_dead_feature_says_so(open_page: Pages, site: Path) -> None:
     assert page.inner_text("h1") == "3 never active"
     assert "This feature is dead: it is active on no token of the store." in page.inner_text("main")
     assert page.locator(".of-neighbours a").count() == 2
+    assert page.locator(".figures strong").all_inner_texts() == ["0", "0", "–", "–"]
+
+
+def test_paper_shows_texts_and_shades_without_buttons(open_page: Pages, site: Path) -> None:
+    page = open_page(site, "#/one/1")
+    shown(page)
+    assert page.locator("#nav").is_visible() and page.locator("text=Copy link").is_visible()
+    page.emulate_media(media="print")
+    assert not page.locator("#nav").is_visible() and not page.locator("text=Copy link").is_visible()
+    adjusted = page.eval_on_selector(".hot", "(one) => getComputedStyle(one).webkitPrintColorAdjust")
+    assert adjusted == "exact", "a browser prints no backgrounds otherwise"
 
 
 def test_hostile_texts_are_text(open_page: Pages, site: Path) -> None:
@@ -155,6 +166,8 @@ def test_hostile_texts_are_text(open_page: Pages, site: Path) -> None:
 def test_address_that_is_none(open_page: Pages, site: Path, route: str, said: str) -> None:
     page = open_page(site, route)
     assert said in until(page, "document.querySelector('[role=alert]')?.textContent")
+    page.get_by_role("link", name="Search").click()
+    shown(page, "#/one/search")
 
 
 def test_feature_of_another_shape_is_a_sentence(open_page: Pages, site: Path) -> None:

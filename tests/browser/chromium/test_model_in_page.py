@@ -300,7 +300,7 @@ def test_ids_of_odd_texts_are_those_of_python(vectors_page: Any, tmp_path: Path)
     for name, tokenizer in _tokenizers(tmp_path).items():
         about = {
             **{"ids": sorted(tokenizer.special_ids), "splits": tokenizer.splits_special},
-            **{"side": tokenizer.truncation_side, "pad": 0, "begin": None},
+            **{"side": tokenizer.truncation_side, "begin": None},
         }
         for lowers in (False, True) if name in LOWERED else (False,):
             ours = tokenizer.lowering() if lowers else tokenizer
@@ -315,7 +315,7 @@ def test_ids_of_odd_texts_are_those_of_python(vectors_page: Any, tmp_path: Path)
 def test_text_comes_as_python_streams_it(vectors_page: Any, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for name, tokenizer in _tokenizers(tmp_path).items():
-        about = {"ids": [], "splits": False, "side": "right", "pad": 0, "begin": None}
+        about = {"ids": [], "splits": False, "side": "right", "begin": None}
         lists = [one.ids.tolist() for one in tokenizer.encode(odd_texts(60)[20:])]
         lists += [rng.integers(tokenizer.size, size=12).tolist() for _ in range(10)]  # half characters among them
         found = vectors_page.evaluate("(given) => streamed(...given)", [json.loads(tokenizer.to_json()), about, lists])

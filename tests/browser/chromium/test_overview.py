@@ -55,9 +55,22 @@ def test_saes_are_compared_and_chosen(open_page: Pages, site: Path) -> None:
     page = open_page(site)
     until(page, "document.querySelectorAll('main table tbody tr').length === 2")
     assert page.locator("main table tbody tr").nth(1).inner_text().split("\t")[:3] == ["two", "4", "1"]
+    assert "active a token" in page.locator("main table thead").inner_text()
     page.select_option("#sae", "two")
     shown(page, "#/two")
     assert page.inner_text("h1") == "two"
+
+
+def test_starter_without_label_is_named_by_its_tokens(open_page: Pages, tmp_path: Path) -> None:
+    names: list[dict[str, Any]] = [{"label": None, "tokens": ["up", "lookup"]}, {"label": "dates", "tokens": ["may"]}]
+    starters = [
+        {"feature": number, "density": 0.1, "max": 1.0, "text": [["a", 1.0]], "peak": 0, **named}
+        for number, named in enumerate(names)
+    ]
+    rows = [feature(number) for number in range(4)]
+    page = open_page(write_site(tmp_path / "site", {"one": rows}, overviews={"starters": starters}))
+    shown(page)
+    assert page.locator(".card h3").all_inner_texts() == ["0 up · lookup", "1 dates"]
 
 
 def test_pictures_are_read_by_pointer_and_keys(open_page: Pages, site: Path) -> None:

@@ -62,6 +62,7 @@ const ALL = 100; // features of a token, the most that a server gives: the one t
 const valuesOf = ({ feature: { sae, feature }, several }) => [
   `    print(token["token"], [one["value"] for one in token["features"] if one["feature"] == ${feature}${several ? ` and one["sae"] == ${json(sae)}` : ""}])`];
 
+// Edits as a server is asked for them.
 export function editObjects({ edits, several }) {
   return edits.map(({ sae, feature, kind, value }) => (
     { feature, [kind]: kind === "ablate" ? true : value, ...(several ? { sae } : {}) }));

@@ -91,12 +91,11 @@ async function* events(stream) {
 export function placed(text, tokens) {
   const signs = Array.from(text);
   let read = 0;
-  const shown = tokens.map((token) => {
+  return tokens.map((token) => {
     if (token.special && token.end <= token.start) return { ...token, name: token.token, text: token.token, gap: "" };
     const start = Math.max(token.start, read), end = Math.max(token.end, start); // tokens of one character's bytes have one place
     const gap = signs.slice(read, start).join("");
     read = end;
     return { ...token, gap, text: signs.slice(start, end).join("") };
   });
-  return shown;
 }

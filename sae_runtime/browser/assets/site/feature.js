@@ -5,9 +5,10 @@ import { bars } from "./charts.js";
 import { getFeature, prefetch } from "./data.js";
 import { address } from "./route.js";
 import { likeness, logits, topTokens } from "./relatives.js";
+import { copyButton } from "./shared/copy_button.js";
 import { make, number, plain } from "./shared/elements.js";
 import { listenToTokens } from "./tokens.js";
-import { copyButton, counted, nameOf, share, small } from "./words.js";
+import { counted, nameOf, rowName, share, small } from "./words.js";
 
 const LONGEST = 300; // characters of a text that goes along to the page where it is tried
 const ANY_TEXT = "Open the file and read the first line of it."; // where the feature has no text
@@ -28,8 +29,6 @@ export async function show(place, site, sae, parameters) {
   return listenToTokens(place);
 }
 
-const rowName = (sae) => sae.per === "document" ? "document" : "token";
-
 function head(about, site, sae) {
   const { feature } = about, name = nameOf(about), beside = (by) => address(sae, (feature + by + sae.d_sae) % sae.d_sae);
   const title = make("h1", { attributes: { "data-title": `${feature} ${name ?? ""}`.trim() } },
@@ -41,7 +40,7 @@ function head(about, site, sae) {
   const actions = make("div", { className: "row" },
     tries ? make("a", { className: "button main", href: address(sae, "try", { text: exampleText(about), edits: `set:${feature}:${strength(about)}` }) }, "Try it") : null,
     make("a", { className: "button", href: address(sae, "search", { like: feature }) }, "Like this feature"),
-    copyButton(() => location.href, "Copy the link"));
+    copyButton(() => location.href, "Copy link"));
   return make("header", { className: "page-head" },
     make("div", { className: "apart" }, title, steps), make("div", { className: "apart" }, make("p", { className: "note" }, origin(about)), actions));
 }
@@ -63,7 +62,7 @@ function exampleText({ contexts }) {
 function figures(about, sae) {
   const per = rowName(sae);
   const items = [["Density", share(about.density), `of the ${per}s`], [`Active ${per}s`, number(about.count), `of ${number(sae.tokens)}`],
-    ["Mean", number(about.mean), "where it is active"], ["Largest", number(about.max), "activation"]];
+    ["Mean", about.count ? number(about.mean) : "–", "where it is active"], ["Largest", about.count ? number(about.max) : "–", "activation"]];
   return make("dl", { className: "figures" }, ...items.map(([name, value, note]) =>
     make("div", {}, make("dt", {}, name), make("dd", {}, make("strong", {}, value), make("small", {}, note)))));
 }

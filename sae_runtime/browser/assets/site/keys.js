@@ -5,7 +5,7 @@ import { make } from "./shared/elements.js";
 const KEYS = { n: "next", ArrowRight: "next", p: "previous", ArrowLeft: "previous", r: "random", "/": "search", "?": "help" };
 const TOLD = [
   ["n or →", "next feature"], ["p or ←", "previous feature"], ["r", "random feature"], ["/", "find a feature"],
-  ["?", "these keys"], ["Tab", "from text to text"], ["← →", "in a text or a picture: from value to value"], ["Esc", "close"],
+  ["?", "these keys"], ["Tab", "from text to text"], ["← →", "in a text or a picture: from value to value"], ["Esc", "close, or leave the search"],
 ];
 
 // Listen to the keys; actions: {next, previous, random, search, help}.

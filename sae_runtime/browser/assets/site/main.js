@@ -107,8 +107,9 @@ function settle(place, first) {
 function showError(error) {
   const said = error.constructor === Error ? error.message : `Something in this page is not as expected (${error.message}); load it again, or make the site again with sae-runtime browse.`;
   shown.leave?.();
-  shown = { page: null, sae: shown.sae, module: null, leave: null, entry: null };
+  shown = { page: null, sae: shown.sae ?? site?.saes?.[0] ?? null, module: null, leave: null, entry: null };
   document.title = "Not shown";
+  if (site?.served) showHeader();
   $("main").replaceChildren(
     make("section", { className: "page" }, make("h1", { tabIndex: -1 }, "This page cannot be shown"),
       make("p", { className: "error", attributes: { role: "alert" } }, plain(said)),
@@ -162,6 +163,10 @@ function listenToHeader() {
   };
   $("query").addEventListener("input", () => { clearTimeout(timer); timer = setTimeout(search, PAUSE); });
   $("query").addEventListener("keydown", (event) => {
+    if (event.key === "Escape") { // back to the page, where the keys of pages work; what was typed stays
+      event.preventDefault();
+      return ($("main").querySelector("h1[tabindex]") ?? $("main")).focus();
+    }
     if (event.key !== "ArrowDown" || shown.page !== "search") return;
     event.preventDefault();
     shown.module.focusFirst();

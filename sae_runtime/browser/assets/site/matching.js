@@ -65,6 +65,9 @@ export function breathe() {
   return new Promise((resolve) => { const { port1, port2 } = new MessageChannel(); port1.onmessage = () => { port1.close(); resolve(); }; port2.postMessage(0); });
 }
 
+// A number that grows with the quality of a match, and among equal ones with the feature's largest activation.
+export const matchKey = (quality, max) => quality * 1e6 + Math.min(max, 1e5);
+
 // The numbers of the `count` largest keys, falling. keys and numbers are lists of the same length.
 export function best(numbers, keys, count) {
   const sorted = Float64Array.from(keys).sort(); // a list of numbers sorts many times faster than one of pairs

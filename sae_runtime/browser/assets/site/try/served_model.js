@@ -1,5 +1,6 @@
 // A model of `sae-runtime serve` at the address of this page, with the interface of the model in the page.
 
+import { editObjects } from "../shared/programs.js";
 import { placed } from "../shared/server.js";
 
 const MOST_FEATURES = 100; // of a token; a server gives no more
@@ -62,9 +63,7 @@ export class ServedModel {
   close() {}
 
   asked(edits) {
-    const several = this.about.saes.length > 1;
-    return edits.length ? { edits: edits.map(({ sae, feature, kind, value }) => (
-      { feature, [kind]: kind === "ablate" ? true : value, ...(several ? { sae } : {}) })) } : null;
+    return edits.length ? { edits: editObjects({ edits, several: this.about.saes.length > 1 }) } : null;
   }
 }
 
