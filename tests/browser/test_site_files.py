@@ -158,6 +158,14 @@ def test_a_labelled_feature_is_looked_at_first(tmp_path: Path) -> None:
     assert (starters[0]["label"], starters[0]["tokens"]) == (None, ["file"]), "its top tokens are no label"
 
 
+def test_features_of_documents_are_looked_at_first_although_they_are_dense(tmp_path: Path) -> None:
+    dense = feature([context("open the file", "file", 4.0)], count=10, density=0.3)
+    for per in ("document", "token"):
+        write_site([write_store(tmp_path / per, [dense] * 24, per=per)], tmp_path / f"site-{per}")
+        chosen = [one["feature"] for one in overview(tmp_path / f"site-{per}")["starters"]]
+        assert chosen == (list(range(24)) if per == "document" else [])
+
+
 def test_a_store_per_document_shows_the_beginnings_of_documents(tmp_path: Path) -> None:
     write_features(tmp_path / "features", MadeSource(made_documents(20, 8), 8), per="document")
     build_store(tmp_path / "features", tmp_path / "store")

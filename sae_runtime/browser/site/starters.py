@@ -12,6 +12,7 @@ from sae_runtime.store.records import StoredFeature
 MOST = 24
 _DENSITIES = (1e-5, 0.03)  # a denser feature is active on texts of every kind, a rarer one may be active by chance
 _FEWEST = 20  # rows on which the feature is active
+_DOCUMENTS = (0.0, 0.9), 3  # the same two where a row is a document, on which many features are active
 _TOKENS = 5
 
 
@@ -27,13 +28,14 @@ class Starters:
     def __init__(self, store: Store) -> None:
         """Begin with none of a store's features."""
         self._d_sae, self._name_of = len(store), store.token_name
+        self._limits = _DOCUMENTS if store.description.per == "document" else (_DENSITIES, _FEWEST)
         active = store.max[store.count > 0]
         self._usual = float(np.median(active)) if len(active) else 1.0
         self._best: dict[int, tuple[tuple[bool, float], dict[str, Any]]] = {}
 
     def look_at(self, feature: StoredFeature, page: dict[str, Any], label: str | None, tokens: Sequence[str]) -> None:
         """Take a feature, with its page, its label by a person or an import, and the tokens that name it otherwise."""
-        if not feature.contexts or (label is None and not _is_plain(feature)):
+        if not feature.contexts or (label is None and not _is_plain(feature, *self._limits)):
             return
         place = feature.feature * MOST // self._d_sae
         rank = (label is not None, interest(feature) * min(feature.max / self._usual, 1.0))
@@ -63,6 +65,6 @@ def interest(feature: StoredFeature) -> float:
     return max(min(sum(shares), 1.0) * (1 - max(shares[0] - 0.5, 0)), 0.0)
 
 
-def _is_plain(feature: StoredFeature) -> bool:
-    low, high = _DENSITIES
-    return low <= feature.density <= high and feature.count >= _FEWEST
+def _is_plain(feature: StoredFeature, densities: tuple[float, float], fewest: int) -> bool:
+    low, high = densities
+    return low <= feature.density <= high and feature.count >= fewest

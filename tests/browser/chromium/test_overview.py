@@ -89,6 +89,20 @@ def test_pictures_are_read_by_pointer_and_keys(open_page: Pages, site: Path) -> 
     assert page.evaluate("location.hash") == "", "an arrow in a picture does not leave the page"
 
 
+def test_words_of_pictures_stand_inside_and_counts_are_whole(open_page: Pages, tmp_path: Path) -> None:
+    told = {"histogram_of_density": {"edges": [-2.0, -1.0, 0.0], "counts": [1, 2]}, "active": [0, 1, 2]}
+    rows = [feature(number) for number in range(4)]
+    page = open_page(write_site(tmp_path / "site", {"one": rows}, overviews=told))
+    until(page, "document.querySelectorAll('svg.chart .bar').length > 0")
+    outside = """(all) => all.filter((one) => {
+        const inner = one.getBoundingClientRect(), outer = one.ownerSVGElement.getBoundingClientRect();
+        return inner.left < outer.left || inner.right > outer.right + 0.5;
+    }).map((one) => one.textContent)"""
+    assert page.eval_on_selector_all("svg.chart text", outside) == []
+    words = page.eval_on_selector_all("svg.chart text", "(all) => all.map((one) => one.textContent)")
+    assert "100 %" in words and not {"0.5", "1.5"} & set(words), words
+
+
 def test_picture_is_saved_as_svg(open_page: Pages, site: Path) -> None:
     page = open_page(site, downloads=True)
     until(page, "document.querySelectorAll('svg.chart .line').length > 0")

@@ -14,7 +14,7 @@ const NS = "http://www.w3.org/2000/svg";
 export function bars({ counts, edges, shade = () => null, xTicks = null, xText = small, xName, yName, lines = [], ...about }) {
   const low = edges[0], high = edges[edges.length - 1], most = Math.max(...counts, 1);
   return picture(about, counts.length, (width) => {
-    const yTicks = ticksOf(0, most, 4), left = margin(yTicks, small);
+    const yTicks = ticksOf(0, most, Math.min(4, most)), left = margin(yTicks, small);
     const x = scale(low, high, left, width - RIGHT), y = scale(0, most, BASE, TOP);
     const parts = [...yAxis(yTicks, y, left, width, small, yName), ...xAxis(xTicks ?? ticksOf(low, high, width / 70), x, left, width, xText, xName)];
     counts.forEach((count, i) => {
@@ -41,7 +41,7 @@ export function logLog({ lines, xName, yName, xText = small, yText = small, ...a
     const parts = [...yAxis(yTicks, y, left, width, yText, yName), ...xAxis(powers(...xEnds, 8), x, left, width, xText, xName)];
     lines.slice().reverse().forEach((line) => parts.push(element("path", {
       class: line.dashed ? "line dashed" : "line", d: pathOf(line, x, (value) => Math.min(y(value), BASE)) })));
-    lines.forEach((line, i) => parts.push(...legend(line, width, i)));
+    lines.forEach((line, i) => parts.push(...legend(line, left, lines.length - i)));
     const places = lines[0].x.map(x);
     return { parts, places, marked: (i) => element("circle", { class: "point", cx: round(places[i]), cy: round(y(ys[i])), r: 4 }) };
   });
@@ -117,7 +117,7 @@ const margin = (ticks, text) => 24 + SIGN * Math.max(...ticks.map((tick) => text
 function xAxis(ticks, x, left, width, text, name) {
   return [element("line", { class: "axis", x1: left, x2: width - RIGHT, y1: BASE, y2: BASE }),
     ...ticks.flatMap((tick) => [element("line", { class: "axis", x1: round(x(tick)), x2: round(x(tick)), y1: BASE, y2: BASE + 4 }),
-      words(text(tick), x(tick), BASE + 16, "middle")]),
+      words(text(tick), Math.min(x(tick), width - 3 - SIGN * text(tick).length / 2), BASE + 16, "middle")]),
     words(name, (left + width - RIGHT) / 2, HEIGHT - 4, "middle", "name")];
 }
 
@@ -128,10 +128,11 @@ function yAxis(ticks, y, left, width, text, name) {
     words(text(tick), left - 6, y(tick) + 4, "end")])];
 }
 
-function legend(line, width, row) {
-  const y = TOP + 12 + 16 * row;
-  return [element("line", { class: line.dashed ? "line dashed" : "line", x1: width - RIGHT - 24, x2: width - RIGHT - 4, y1: y - 4, y2: y - 4 }),
-    words(line.name, width - RIGHT - 30, y, "end")];
+// The names of lines stand below at the left, where falling lines are not.
+function legend(line, left, row) {
+  const y = BASE + 8 - 16 * row;
+  return [element("line", { class: line.dashed ? "line dashed" : "line", x1: left + 8, x2: left + 28, y1: y - 4, y2: y - 4 }),
+    words(line.name, left + 34, y, "start")];
 }
 
 function pathOf(line, x, y) {

@@ -5,7 +5,7 @@ import { getOverview } from "./data.js";
 import { address } from "./route.js";
 import { make, number, plain } from "./shared/elements.js";
 import { listenToTokens, textOf } from "./tokens.js";
-import { counted, linkTo, nameOf, rowName, share, small } from "./words.js";
+import { counted, linkTo, nameOf, rowName, share, small, unnamed } from "./words.js";
 
 const FIRST_CARDS = 9;
 
@@ -100,10 +100,10 @@ function activeFeatures(about) {
 // --- Where to begin ---
 
 function starters(about, sae) {
-  if (!about.starters?.length) return make("p", { className: "note" }, "No feature of this SAE has a text to show.");
+  if (!about.starters?.length) return make("p", { className: "note" }, "No feature stands out as one to look at first; All features lists them.");
   const per = rowName(about);
   const cards = about.starters.map((one) => {
-    const { link } = linkTo(sae, one.feature, nameOf(one));
+    const { link } = linkTo(sae, one.feature, nameOf(one) ?? unnamed(one));
     return make("li", { className: "card" }, make("h3", {}, link), textOf(one.text, { max: one.max }),
       make("p", { className: "note" }, `active on ${share(one.density)} of the ${per}s, at most ${number(one.max)}`));
   });
