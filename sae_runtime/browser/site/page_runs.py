@@ -15,7 +15,6 @@ from sae_runtime.deployed.host_inputs import read_host_inputs
 from sae_runtime.deployed.interventions import intervention_feed
 from sae_runtime.deployed.pooling import normalised, pooled
 from sae_runtime.model import Model
-from sae_runtime.text.tokenizer import Tokenizer
 
 _LONGEST = 256  # tokens of a text that is compared
 _ENOUGH, _ENOUGH_OF_TEXT = 2000, 500  # tokens that are compared; a language model computes logits besides
@@ -125,7 +124,9 @@ def agreement(model: Model, runs: PageRuns, told: Mapping[str, Any], texts: Sequ
             total["texts"] += 1
             total["tokens"] += len(ids)
             if told["kind"] == "vectors":
-                cosines.append(_cosine(model.embed(text), _vector(runs, tokenizer, told["vectors"], text)))
+                vectors = told["vectors"]
+                (tokens,) = tokenizer.encode([text], prefix=vectors["prompt"], limit=vectors["limit"])
+                cosines.append(_cosine(model.embed(text), _vector(runs, vectors, tokens.ids)))
             elif told["kind"] == "text":
                 ours, theirs = model.run(text, outputs="logits")["logits"][: len(ids)], runs.run(ids[None], ["logits"])
                 total["same"] += int((ours.argmax(axis=-1) == theirs[0][0].argmax(axis=-1)).sum())
@@ -157,13 +158,12 @@ def _share(part: float, whole: float, otherwise: float = 1.0) -> float:
     return round(part / whole, 4) if whole else otherwise
 
 
-def _vector(runs: PageRuns, tokenizer: Tokenizer, vectors: Mapping[str, Any], text: str) -> NDArray[np.float32]:
-    """The vector of a text with the prompt before it, as assets/site/model/vectors.js makes it."""
-    (tokens,) = tokenizer.encode([text], prefix=vectors["prompt"], limit=vectors["limit"])
-    (array,) = runs.run(tokens.ids[None], [vectors["output"]])
+def _vector(runs: PageRuns, vectors: Mapping[str, Any], ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The vector of prompt and text, as assets/site/model/vectors.js makes it."""
+    (array,) = runs.run(ids[None], [vectors["output"]])
     array = array.astype(np.float32)
     if array.ndim > 2:
-        mask = np.ones((1, len(tokens)), np.int64)
+        mask = np.ones((1, len(ids)), np.int64)
         array = pooled(array, mask, vectors["pooling"], prompt=vectors["prompt_tokens"])
     vector: NDArray[np.float32] = (normalised(array) if vectors["normalise"] else array)[0]
     return vector
