@@ -30,7 +30,7 @@ _KINDS: dict[int, str] = {
     onnx.TensorProto.UINT4: "int4",
 }
 _FLOAT32 = 1  # the accuracy level of MatMulNBits
-_TYPES_OF_TEXT = "type"  # in the name of an input that tells which of two texts a token is of
+_TYPES_OF_TEXT = ("type", "segment")  # in the name of an input that tells which of two texts a token is of
 
 
 @dataclass(frozen=True)
@@ -96,12 +96,18 @@ def write_page_graph(graph: Path, folder: Path, *, int8: bool = False) -> PageGr
 def _require_inputs(graph: Any, own: set[str]) -> None:
     """Take the defaults of the inputs of SAEs and of token types away, and other inputs that have a default."""
     defaults = {tensor.name for tensor in graph.initializer}
-    fed = [v for v in graph.input if v.name in own or v.name not in defaults or _TYPES_OF_TEXT in v.name]
+    fed = [v for v in graph.input if v.name in own or v.name not in defaults or _is_of_types(v)]
     names = {value.name for value in fed}
     kept = [tensor for tensor in graph.initializer if tensor.name not in names]
     del graph.input[:], graph.initializer[:]
     graph.input.extend(fed)
     graph.initializer.extend(kept)
+
+
+def _is_of_types(value: Any) -> bool:
+    """Whether an input tells which of two texts a token is of. Old graphs name their weights as inputs too."""
+    is_named = any(word in value.name.lower() for word in _TYPES_OF_TEXT)
+    return is_named and value.type.tensor_type.elem_type in (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
 
 
 def _keep_activations(graph: Any) -> None:

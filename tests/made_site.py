@@ -95,4 +95,4 @@ def _sae(
         content = {"first": first, "features": rows[first : first + SHARD]}
         write_json(folder / "features" / f"{shard:05}.json", content)
     told = {"name": name, "folder": f"data/{name}", "d_sae": count, "tokens": 900, "per": "token", "hook": "h.6"}
-    return told | {"model": "gpt2", "features_per_shard": SHARD, "names_per_shard": 8192, "weights_sha256": "0" * 64}
+    return told | {"model": "gpt2", "weights_sha256": "0" * 64}

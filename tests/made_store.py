@@ -66,7 +66,9 @@ def token(text: str, count: int = 5, mean: float = 2.0) -> dict[str, Any]:
     return {"token": 0, "text": text, "count": count, "mean": mean}
 
 
-def write_store(folder: Path, features: Sequence[Mapping[str, Any]], **description: Any) -> Path:
+def write_store(
+    folder: Path, features: Sequence[Mapping[str, Any]], vocabulary: Sequence[str] = ("a", "b", "c"), **description: Any
+) -> Path:
     """Write a store of these features; the description has these other values."""
     folder.mkdir(parents=True)
     rows, contexts, begin = [], [], 0
@@ -76,11 +78,11 @@ def write_store(folder: Path, features: Sequence[Mapping[str, Any]], **descripti
         rows[-1] |= {"feature": number, "contexts_begin": begin, "contexts": len(inside)}
         contexts += inside
         begin += len(inside)
-    vocabulary = pyarrow.table({"token": np.arange(3, dtype=np.int32), "text": ["a", "b", "c"]})
+    ids = np.arange(len(vocabulary), dtype=np.int32)
     tables = {
         "features.parquet": pyarrow.Table.from_pylist(rows, feature_schema()),
         "contexts.parquet": pyarrow.Table.from_pylist(contexts, context_schema(pyarrow.string())),
-        "vocabulary.parquet": vocabulary,
+        "vocabulary.parquet": pyarrow.table({"token": ids, "text": list(vocabulary)}),
     }
     files = {}
     for name, table in tables.items():

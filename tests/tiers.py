@@ -62,6 +62,7 @@ SLOW = (
     "test_site_under_stress",
     "test_accessible",
     "test_strange_hosts",
+    "test_other_hosts",
     "test_overview",
     "test_feature_page",
     "test_search_page",

@@ -46,11 +46,11 @@ def card(title: str, lines: Sequence[Line]) -> str:
     """The lines as HTML.
 
     >>> card("a & b", [Line(0.5, "one ", "two")])
-    '<div><h3>a &amp; b</h3><ul class="spans"><li><span class="dim">0.50</span> one <mark>two</mark></li></ul></div>'
+    '<div><h3>a &amp; b</h3><ul class="spans"><li><small>0.50</small> one <mark>two</mark></li></ul></div>'
     """
     items = ""
     for line in lines:
         token = f"<mark>{escaped(line.token)}</mark>" if line.token else ""
         text = f"{escaped(line.before)}{token}{escaped(line.after)}"
-        items += f'<li{" class=active" * line.active}><span class="dim">{line.value:.2f}</span> {text}</li>'
+        items += f"<li{' class=active' * line.active}><small>{line.value:.2f}</small> {text}</li>"
     return f'<div><h3>{escaped(title)}</h3><ul class="spans">{items}</ul></div>'

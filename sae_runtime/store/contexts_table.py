@@ -28,7 +28,9 @@ def as_contexts(table: Any, vocabulary: Mapping[int, str]) -> list[Context]:
     contexts = []
     for place, row in enumerate(zip(*columns, strict=True)):
         plain = dict(zip(_PLAIN, row, strict=True))
-        tokens, begins, ends, values = (numbers[at[place] : at[place + 1]] for numbers, at in lists.values())
+        tokens, begins, ends, values = (
+            numbers[starts[place] : starts[place + 1]] for numbers, starts in lists.values()
+        )
         text = plain["text"]
         contexts.append(
             Context(
@@ -40,6 +42,16 @@ def as_contexts(table: Any, vocabulary: Mapping[int, str]) -> list[Context]:
             )
         )
     return contexts
+
+
+def array_of(column: Any) -> NDArray[Any]:
+    """A column of numbers; pyarrow's own way to numpy imports pandas, which takes longer than all else.
+
+    >>> import pyarrow
+    >>> array_of(pyarrow.chunked_array([[1, 2], [3]]))
+    array([1, 2, 3])
+    """
+    return np.concatenate([np.from_dlpack(chunk) for chunk in column.chunks])
 
 
 def numbers_of(column: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
@@ -57,9 +69,7 @@ def numbers_of(column: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
     sizes = [np.from_dlpack(chunk) for chunk in lengths.chunks if len(chunk)]
     flat = [np.from_dlpack(chunk) for chunk in (each.flatten() for each in column.chunks) if len(chunk)]
     numbers = np.concatenate(flat) if flat else np.zeros(0, column.type.value_type.to_pandas_dtype())
-    return numbers, np.concatenate([[0], np.cumsum(np.concatenate(sizes, dtype=np.int64))]) if sizes else np.zeros(
-        1, int
-    )
+    return numbers, np.concatenate([[0], np.cumsum(np.concatenate([np.zeros(0, np.int64), *sizes]))])
 
 
 def of_each_band(feature: NDArray[Any], band: NDArray[Any], per_band: Sequence[int]) -> NDArray[np.bool_]:

@@ -15,7 +15,7 @@ from sae_runtime.bundle.labels import FILE as LABELS
 from sae_runtime.bundle.labels import label_lines
 from sae_runtime.bundle.siblings import repaired
 from sae_runtime.core.labels import Labels, as_feature, shown
-from sae_runtime.store.contexts_table import as_contexts, of_each_band, token_name
+from sae_runtime.store.contexts_table import array_of, as_contexts, of_each_band, token_name
 from sae_runtime.store.descriptions import check_weights, read_description
 from sae_runtime.store.records import StoredFeature
 from sae_runtime.store.row_stream import RowStream
@@ -98,8 +98,8 @@ class Store:
         if self._features.metadata.num_rows != description.d_sae:
             raise ValueError(f"{path / FEATURES} does not have one row for each feature; build the store again")
         numbers = self.table(["feature", "count", "density", "max"])
-        self.count, self.density, self.max = (_array(numbers[name]) for name in ("count", "density", "max"))
-        if not np.array_equal(_array(numbers["feature"]), np.arange(description.d_sae)):
+        self.count, self.density, self.max = (array_of(numbers[name]) for name in ("count", "density", "max"))
+        if not np.array_equal(array_of(numbers["feature"]), np.arange(description.d_sae)):
             raise ValueError(f"{path / FEATURES} does not have its features in order; build the store again")
 
     def __len__(self) -> int:
@@ -173,19 +173,19 @@ class Store:
                 table = rows.take(low, min(_AT_ONCE, end - low))
             if not has_values(table):
                 raise unsound(self.path / FEATURES)
-            some = table.to_pylist()
-            for row in some:  # contexts are sorted by feature, so that one walk through them meets all
+            records = table.to_pylist()
+            for row in records:  # contexts are sorted by feature, so that one walk through them meets all
                 known = is_feature(row, self.description, self._contexts.metadata.num_rows)
                 if not known or (row["contexts"] and row["contexts_begin"] < read):
                     raise unsound(self.path / FEATURES)
                 read = row["contexts_begin"] + row["contexts"] if row["contexts"] else read
-            places = [(row["contexts_begin"], row["contexts"]) for row in some if row["contexts"]]
+            places = [(row["contexts_begin"], row["contexts"]) for row in records if row["contexts"]]
             with reading(self.path / CONTEXTS):
                 if contexts is None and places:
                     contexts = RowStream(self._contexts, places[0][0])
                 pieces = [contexts.take(*place) for place in places if contexts is not None]
                 table = pyarrow.concat_tables([self._contexts.schema_arrow.empty_table(), *pieces]).combine_chunks()
-            yield from self._stored(some, table, per_band)
+            yield from self._stored(records, table, per_band)
 
     def label(self, feature: int) -> tuple[str | None, str | None]:
         """The label of a feature and where it comes from, as in `StoredFeature`.
@@ -271,7 +271,7 @@ class Store:
         if not has_values(contexts) or not are_contexts(contexts, feature, bands):
             raise unsound(self.path / CONTEXTS)
         if per_band is not None and len(contexts):
-            kept = of_each_band(feature, _array(contexts["band"]), per_band)
+            kept = of_each_band(feature, array_of(contexts["band"]), per_band)
             contexts = contexts.filter(kept.tolist())
             counts = np.bincount(feature[kept] - rows[0]["feature"], minlength=len(rows)).tolist()
         ends = np.cumsum(counts)
@@ -328,8 +328,3 @@ def _labels(path: Path, d_sae: int, _now: Identity | None) -> tuple[Labels, dict
         for feature, line in lines.items()
     }
     return Labels({feature: line["label"] for feature, line in lines.items()}, source=str(path)), sources
-
-
-def _array(column: Any) -> NDArray[Any]:
-    """A column of numbers; pyarrow's own way to numpy imports pandas, which takes longer than all else."""
-    return np.concatenate([np.from_dlpack(chunk) for chunk in column.chunks])

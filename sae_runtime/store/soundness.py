@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_runtime.store.contexts_table import numbers_of
+from sae_runtime.store.contexts_table import array_of, numbers_of
 from sae_runtime.store.schema import Description
 
 _UNKNOWN = ("neighbours", "together", "promoted", "suppressed")  # columns of features that may be null
@@ -69,33 +69,30 @@ def are_contexts(table: Any, feature: NDArray[np.int64], bands: NDArray[np.int64
         return True
     import pyarrow.compute
 
-    own, band, peak = (
-        np.concatenate([np.from_dlpack(c) for c in table[n].chunks]) for n in ("feature", "band", "peak")
-    )
-    values, at = numbers_of(table["values"])
-    sizes = np.diff(at)
+    own, band, peak = (array_of(table[name]) for name in ("feature", "band", "peak"))
+    values, starts = numbers_of(table["values"])
+    sizes = np.diff(starts)
     if (own != feature).any() or (band < 0).any() or (band >= bands).any() or (peak < 0).any() or (peak >= sizes).any():
         return False
-    if values.min() < 0 or not np.array_equal(numbers_of(table["tokens"])[1], at):
+    if values.min() < 0 or not np.array_equal(numbers_of(table["tokens"])[1], starts):
         return False
-    lengths = pyarrow.compute.fill_null(pyarrow.compute.utf8_length(table["text"]), -1)
-    characters = np.concatenate([np.from_dlpack(chunk) for chunk in lengths.chunks])
+    characters = array_of(pyarrow.compute.fill_null(pyarrow.compute.utf8_length(table["text"]), -1))
     placed = np.where(characters >= 0, sizes, 0)  # a row without text needs no places of its tokens
     begins, ends = (_placed(table[name], characters >= 0) for name in ("begins", "ends"))
-    if begins is None or ends is None or not all(np.array_equal(np.diff(each[1]), placed) for each in (begins, ends)):
+    if begins is None or ends is None or not all(np.array_equal(each[1], placed) for each in (begins, ends)):
         return False
     begin, end = begins[0], ends[0]
     return bool((begin >= 0).all() and (begin <= end).all() and (end <= np.repeat(characters, placed)).all())
 
 
 def _placed(column: Any, has_text: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[np.int64]] | None:
-    """The numbers of the rows that have a text; None where one of these has no list."""
+    """The numbers of the rows that have a text, and how many each row has; None where one of these has no list."""
     import pyarrow
 
     rows = column.filter(pyarrow.array(has_text))
     if rows.null_count:
         return None
-    numbers, at = numbers_of(rows)
+    numbers, starts = numbers_of(rows)
     sizes = np.zeros(len(has_text), np.int64)
-    sizes[has_text] = np.diff(at)
-    return numbers, np.concatenate([[0], np.cumsum(sizes)])
+    sizes[has_text] = np.diff(starts)
+    return numbers, sizes

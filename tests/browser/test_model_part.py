@@ -141,7 +141,9 @@ def test_chat_templates(tmp_path: Path, template: str, expected: Any) -> None:
     assert model_facts.chat_facts(Told()) == expected  # type: ignore[arg-type]  # it reads the tokenizer alone
 
 
-def test_prompts_and_limits_of_vectors(homes: dict[str, Path], tmp_path: Path, bundle_of: Callable[..., Path]) -> None:
+def test_prompts_and_limits_of_vectors(
+    tmp_path: Path, bundle_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     home = deploy(tmp_path / "bert", "bert", {"bundle": bundle_of("mutual", D_SAE)})
     library = "sentence_transformers.models"
     modules = [{"path": path, "type": f"{library}.{path or 'Transformer'}"} for path in ("", "Pooling", "Normalize")]
@@ -157,3 +159,7 @@ def test_prompts_and_limits_of_vectors(homes: dict[str, Path], tmp_path: Path, b
         **{"prompt": "w1 w2 ", "prompt_tokens": 3, "include_prompt": False},
     }
     assert np.isfinite(load_model(home).embed("w3")).all()
+    monkeypatch.setattr(int8_weights, "_LEAST", 100)
+    texts = [*SENTENCES, "W3 W4 W5"]
+    changed = written(load_model(home), tmp_path / "int8", int8=True, sentences=texts)["agreement"]
+    assert 0.99 < changed["vectors"] <= 1  # of the same tokens: with the prompt, in lower case, cut at the limit

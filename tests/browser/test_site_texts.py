@@ -118,8 +118,22 @@ def test_a_piece_is_shown_as_its_word(tmp_path: Path, name: str, text: str, mark
     begins = [place for place in range(len(text)) if text.startswith(marked, place)]
     row = context("x", "x", 2.0) | {"text": text, "begins": begins, "ends": [b + len(marked) for b in begins]}
     row |= {"tokens": [0] * len(begins), "values": [2.0] * len(begins), "peak": 0, "end": len(text)}
-    (page,) = features(written(tmp_path, feature([row], top_tokens=[token(name)])))
+    is_it = name.removeprefix("##").strip().casefold() == marked.casefold()
+    one = feature([row], top_tokens=[token(name)])
+    (page,) = features(written(tmp_path, one, vocabulary=[name if is_it else "another"]))
     assert page["tokens"] == [[shown, 5, 2]]
+
+
+def test_a_token_has_no_words_of_another_one_of_the_same_letters(tmp_path: Path) -> None:
+    text = "ingest a loading"
+    row = context("x", "x", 2.0) | {"text": text, "begins": [0, 13], "ends": [3, 16], "end": len(text)}
+    row |= {"tokens": [0, 1], "values": [2.0, 2.0], "peak": 0}
+    for number, vocabulary in enumerate((["ing", "##ing"], [" ing", "ing"])):
+        for place, word in enumerate(("ingest", "loading", "ing")):
+            asked = (*vocabulary, "##Ing")[place]  # the last one is in no context
+            one = feature([row], top_tokens=[token(asked)])
+            (page,) = features(written(tmp_path / f"{number}{place}", one, vocabulary=[*vocabulary, "##Ing"]))
+            assert page["tokens"][0][0].casefold() == word
 
 
 def test_names_of_folders_are_safe_and_unique() -> None:
@@ -173,9 +187,19 @@ def test_a_feature_with_much_of_everything_stays_small(tmp_path: Path) -> None:
     row = feature([one | {"band": band} for band in range(100) for _ in range(5)], **more)
     site = written(tmp_path, row, bins=10_000, bands=100, per_band=[20] * 100)
     (page,) = features(site)
-    assert sum(page["histogram"]) == 10_000 and len(page["histogram"]) == 200
+    assert sum(page["histogram"]) == 10_000 and len(page["histogram"]) == 200 and page["edges"][:2] == [0, 0.02]
     assert 10 < len(page["contexts"]) < 500 and len(page["neighbours"]) == len(page["tokens"]) == 50
     assert max(path.stat().st_size for path in (site / "data").rglob("*.json")) < MOST / 2
+
+
+def test_bins_that_are_put_together_keep_their_edges(tmp_path: Path) -> None:
+    row = feature(count=250, max=25.0, histogram=[1] * 250)
+    (page,) = features(written(tmp_path, row, bins=250))
+    edges, counts = np.array(page["edges"]), np.array(page["histogram"])
+    assert len(edges) == len(counts) + 1 <= 201 and counts.sum() == 250
+    assert np.allclose(np.diff(edges), counts * 0.1, atol=1e-6), "a bin of two is as wide as two"
+    (page,) = features(written(tmp_path / "few", feature()))
+    assert page["histogram"] == [4, 3, 2, 1] and "edges" not in page, "bins that are equal need no edges"
 
 
 def test_labels_of_every_kind_are_kept_as_texts(tmp_path: Path) -> None:

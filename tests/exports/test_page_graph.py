@@ -160,3 +160,22 @@ def test_a_host_of_four_bits_keeps_its_activations(tmp_path: Path) -> None:
     made = write_page_graph(tmp_path / "host.onnx", tmp_path / "page")
     levels = {a.name: a.i for a in onnx.load(made.graph).graph.node[0].attribute}
     assert made.weights == "int4" and levels["accuracy_level"] == 1
+
+
+def test_token_types_are_fed_and_weights_are_not(tmp_path: Path) -> None:
+    """A graph of an old form names its weights as inputs with a default."""
+    weight = numpy_helper.from_array(np.ones((2, 4), np.float32), "token_type_embeddings.weight")
+    types = numpy_helper.from_array(np.zeros((1, 1), np.int64), "segment_ids")
+    nodes = [
+        helper.make_node("Gather", ["token_type_embeddings.weight", "segment_ids"], ["kinds"]),
+        helper.make_node("Add", ["x", "kinds"], ["y"]),
+    ]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["b", "t", 4]) for name in ("x", "y"))
+    of_weight = helper.make_tensor_value_info(weight.name, TensorProto.FLOAT, [2, 4])
+    of_types = helper.make_tensor_value_info("segment_ids", TensorProto.INT64, ["b", "t"])
+    graph = helper.make_graph(nodes, "host", [x, of_weight, of_types], [y], [weight, types])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), tmp_path / "host.onnx")
+    (tmp_path / "page").mkdir()
+    made = onnx.load(write_page_graph(tmp_path / "host.onnx", tmp_path / "page").graph).graph
+    assert [value.name for value in made.input] == ["x", "segment_ids"]
+    assert [tensor.name for tensor in made.initializer] == [weight.name]

@@ -52,7 +52,7 @@ def write_features(
     files: Counter[str] = Counter()
     licences: Counter[str] = Counter()
     for feature in store.features(per_band=per_band):
-        words = whole_words(feature)
+        words = whole_words(feature, store.token_name)
         page = feature_page(feature, words, store.token_name)
         label = page["label"] if feature.label_source != "top tokens" else None
         shards.put(feature.feature, page_bytes(page))

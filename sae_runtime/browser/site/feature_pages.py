@@ -9,13 +9,11 @@ from numpy.typing import NDArray
 from sae_runtime.browser.site import shown
 from sae_runtime.browser.site.segments import segments
 from sae_runtime.browser.site.shards import json_bytes
-from sae_runtime.browser.site.shown import bounded, short
+from sae_runtime.browser.site.shown import bounded, short, shorts
 from sae_runtime.browser.site.whole_words import distinct
 from sae_runtime.store.records import Context, StoredFeature
 
 NAMING = 3  # top tokens that name a feature without a label
-
-
 _LISTED = 50  # tokens and other features in a list
 _BINS = 200
 _MOST = 2_000_000  # bytes of a feature; a shard has at least one
@@ -50,7 +48,7 @@ def feature_page(feature: StoredFeature, words: Sequence[str], name_of: Callable
         "count": feature.count,
         "mean": short(feature.mean),
         "max": short(feature.max),
-        "histogram": _binned(feature.histogram[1]).tolist(),
+        **_histogram(*feature.histogram),
         "bands": [[short(band.low), short(band.high), band.count] for band in feature.bands],
         "tokens": [[word, count, short(mean)] for word, (_, count, mean) in top],
         "neighbours": _pairs(feature.neighbours),
@@ -74,11 +72,13 @@ def _context(context: Context, name_of: Callable[[int], str]) -> dict[str, Any]:
     }
 
 
-def _binned(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The counts of equal bins; where there are more than a picture shows, bins beside each other are put together."""
+def _histogram(edges: NDArray[np.float64], counts: NDArray[np.int64]) -> dict[str, list[Any]]:
+    """The counts of equal bins; where there are more than a picture shows, of some beside each other, with edges."""
     if len(counts) <= _BINS:
-        return counts
-    return np.add.reduceat(counts, np.arange(_BINS) * len(counts) // _BINS)
+        return {"histogram": counts.tolist()}
+    begins = np.arange(_BINS) * len(counts) // _BINS  # which makes bins of unequal width
+    shown = np.append(edges[begins], edges[-1])
+    return {"histogram": np.add.reduceat(counts, begins).tolist(), "edges": shorts(shown.tolist())}
 
 
 def _pairs(pairs: Sequence[tuple[int, float]] | None) -> list[list[Any]] | None:

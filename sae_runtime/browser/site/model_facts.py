@@ -14,7 +14,7 @@ _MESSAGES = ("a question", "42 <b>", "  spaces around  ")
 """Messages by which a chat template shows what it writes around one."""
 
 
-def host_facts(model: Model, runs: PageRuns) -> dict[str, Any]:
+def host_facts(runs: PageRuns) -> dict[str, Any]:
     """The inputs of a graph.
 
     Raises:

@@ -69,7 +69,6 @@ def write_model_part(
         "weights": None,
         "agreement": None,
         "tokenizer": None,
-        "tokenizer_config": None,
         "limit": None,
         "lower_case": False,
         "special": None,
@@ -96,7 +95,7 @@ def _fill(
         tokenizer = tokenizer_facts(model)
         made = write_graph(model.layout.graph, scratch, int8=int8)
         runs = PageRuns(made.graph, model)
-        told |= host_facts(model, runs)
+        told |= host_facts(runs)
     except UnfitForPage as error:
         told["problem"] = str(error)
         return []

@@ -58,10 +58,10 @@ def _texts(known: Mapping[str, int] | None, of_contexts: Counter[str]) -> list[d
     counted: Counter[str] = Counter()
     for path, documents in (known or of_contexts).items():
         counted[shown.file_name(path) or ""] += documents
-    some = counted.most_common(_FILES)
-    listed = [{"file": file, "documents": documents if known else None} for file, documents in some]
-    if known and (others := sum(known.values()) - sum(documents for _, documents in some)):
-        listed.append({"file": f"{len(counted) - len(some):,} other files", "documents": others})
+    largest = counted.most_common(_FILES)
+    listed = [{"file": file, "documents": documents if known else None} for file, documents in largest]
+    if known and (others := sum(known.values()) - sum(documents for _, documents in largest)):
+        listed.append({"file": f"{len(counted) - len(largest):,} other files", "documents": others})
     return listed
 
 

@@ -25,8 +25,6 @@ class PageRuns:
 
     Attributes:
         inputs: what it takes for texts.
-        outputs: the declared shape of each output.
-        required: names of the SAEs' inputs.
 
     Args:
         graph: as `write_page_graph` left it.
@@ -51,8 +49,7 @@ class PageRuns:
             )
         except Exception as error:  # onnxruntime has an exception class for each status code
             raise UnfitForPage(f"{' '.join(str(error).split())}; run the model by sae-runtime serve") from error
-        self.required = frozenset(own)
-        self.outputs = {value.name: tuple(value.shape) for value in self._session.get_outputs()}
+        self._required = frozenset(own)
 
     def run(
         self,
@@ -72,7 +69,7 @@ class PageRuns:
         """
         feed = self.inputs.feed(ids, np.ones_like(ids))
         requests = {name: [each] * len(ids) for name, each in (edits or {}).items()}
-        feed |= intervention_feed(self._splices, slots=slots, edits=requests, required=self.required)
+        feed |= intervention_feed(self._splices, slots=slots, edits=requests, required=self._required)
         found: list[NDArray[Any]] = self._session.run(list(outputs), feed)
         return found
 
@@ -102,7 +99,7 @@ def agreement(model: Model, runs: PageRuns, told: Mapping[str, Any], texts: Sequ
     Args:
         model: with its own weights.
         runs: of the page's graph.
-        told: model.json's object, for the output and the pooling of vectors.
+        told: model.json's object, for the prompt, the output and the pooling of vectors.
         texts: some sentences; the first of them are read until there are enough tokens.
 
     Returns:
@@ -115,6 +112,7 @@ def agreement(model: Model, runs: PageRuns, told: Mapping[str, Any], texts: Sequ
         return None
     total = dict.fromkeys(("texts", "tokens", "both", "either", "differences", "sizes", "same"), 0.0)
     cosines = []
+    tokenizer = model.tokenizer.lowering() if told["lower_case"] else model.tokenizer
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for text in texts:
@@ -125,8 +123,10 @@ def agreement(model: Model, runs: PageRuns, told: Mapping[str, Any], texts: Sequ
             _add_features(total, model.read([ids], texts=[text])[0], runs.features(ids), read)
             total["texts"] += 1
             total["tokens"] += len(ids)
-            if told["kind"] == "vectors" and len(ids) <= (told["vectors"]["limit"] or len(ids)):
-                cosines.append(_cosine(model.embed(text), _vector(runs, told["vectors"], ids)))
+            if told["kind"] == "vectors":
+                vectors = told["vectors"]
+                (tokens,) = tokenizer.encode([text], prefix=vectors["prompt"], limit=vectors["limit"])
+                cosines.append(_cosine(model.embed(text), _vector(runs, vectors, tokens.ids)))
             elif told["kind"] == "text":
                 ours, theirs = model.run(text, outputs="logits")["logits"][: len(ids)], runs.run(ids[None], ["logits"])
                 total["same"] += int((ours.argmax(axis=-1) == theirs[0][0].argmax(axis=-1)).sum())
@@ -159,10 +159,12 @@ def _share(part: float, whole: float, otherwise: float = 1.0) -> float:
 
 
 def _vector(runs: PageRuns, vectors: Mapping[str, Any], ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The vector of a prompt and a text, whose tokens these are, as assets/site/model/vectors.js makes it."""
     (array,) = runs.run(ids[None], [vectors["output"]])
     array = array.astype(np.float32)
     if array.ndim > 2:
-        array = pooled(array, np.ones((1, len(ids)), np.int64), vectors["pooling"])
+        mask = np.ones((1, len(ids)), np.int64)
+        array = pooled(array, mask, vectors["pooling"], prompt=vectors["prompt_tokens"])
     vector: NDArray[np.float32] = (normalised(array) if vectors["normalise"] else array)[0]
     return vector
 

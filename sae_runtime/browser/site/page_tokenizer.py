@@ -48,7 +48,6 @@ def tokenizer_facts(model: Model) -> dict[str, Any]:
         "limit": model.window(),
         "special": {
             "ids": sorted(tokenizer.special_ids),
-            "pad": tokenizer.pad_id or 0,
             "side": tokenizer.truncation_side,
             "splits": tokenizer.splits_special,
             "begin": tokenizer.special_tokens.get("bos_token"),

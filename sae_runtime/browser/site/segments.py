@@ -49,24 +49,24 @@ def _placed(context: Context, name_of: Callable[[int], str]) -> list[_Piece]:
     text = context.text
     assert text is not None
     pieces: list[_Piece] = []
-    at = 0  # the first character that is in no piece
+    done = 0  # the first character that is in no piece
     for token in active_tokens(context):
-        is_peak, end = token.number == context.peak, max(token.end, at)
+        is_peak, end = token.number == context.peak, max(token.end, done)
         if token.begin == token.end:  # it has no characters, as [CLS], and stands at its place in the text
-            begin = max(token.begin, at)
+            begin = max(token.begin, done)
             name = name_of(int(context.ids[token.number]))
-            pieces += [_Piece(text[at:begin]), _Piece(name, token.value, is_peak)]
-            at = begin
-        elif token.begin < at and pieces:  # another token of the same character
+            pieces += [_Piece(text[done:begin]), _Piece(name, token.value, is_peak)]
+            done = begin
+        elif token.begin < done and pieces:  # another token of the same character
             last = pieces[-1]
-            pieces[-1] = _Piece(last.text + text[at:end], max(last.value, token.value), last.peak or is_peak)
-            at = end
+            pieces[-1] = _Piece(last.text + text[done:end], max(last.value, token.value), last.peak or is_peak)
+            done = end
         else:
             own = text[token.begin : end]
             begin = token.begin + (len(own) - len(own.lstrip()) if own.strip() else 0)
-            pieces += [_Piece(text[at:begin]), _Piece(text[begin:end], token.value, is_peak)]
-            at = end
-    return [*pieces, _Piece(text[at:])]
+            pieces += [_Piece(text[done:begin]), _Piece(text[begin:end], token.value, is_peak)]
+            done = end
+    return [*pieces, _Piece(text[done:])]
 
 
 def _named(context: Context) -> list[_Piece]:

@@ -14,18 +14,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sae_runtime.bundle.regular import open_regular
+from sae_runtime.core.content_types import content_type
 
-# Named here, since the tables of some machines have other types, and a browser runs no module of those.
-_KINDS = {
-    ".css": "text/css; charset=utf-8",
-    ".html": "text/html; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".json": "application/json",
-    ".svg": "image/svg+xml",
-    ".txt": "text/plain; charset=utf-8",
-    ".wasm": "application/wasm",
-}
-_OTHER_KIND = "application/octet-stream"
 _HEADERS = {
     "Cache-Control": "no-cache",  # a browser asks whether a file is still the same, and gets no body if it is
     "X-Content-Type-Options": "nosniff",
@@ -149,7 +139,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("ETag", tag)
             self.send_header("Last-Modified", formatdate(told.st_mtime, usegmt=True))
             if not same:
-                self.send_header("Content-Type", _KINDS.get(path.suffix.lower(), _OTHER_KIND))
+                self.send_header("Content-Type", content_type(path))
                 self.send_header("Content-Length", str(told.st_size))
             self.end_headers()
             if not same:

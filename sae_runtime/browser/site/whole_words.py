@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from sae_runtime.browser.site.active_tokens import active_tokens
 from sae_runtime.browser.site.shown import TOKEN, bounded
@@ -15,21 +15,22 @@ _ALONE = 0.2  # share of the places of a token at which it is a word by itself, 
 _AROUND = 40  # characters on each side of a token in which its word is looked for
 
 
-def whole_words(feature: StoredFeature) -> list[str]:
+def whole_words(feature: StoredFeature, name_of: Callable[[int], str]) -> list[str]:
     """A text for each top token of a feature.
 
     Where the store has texts, a token that hardly ever is a word by itself in the feature's contexts is shown as the
     word that has it most often, whatever the case of its letters. Of two tokens of one word, the second is shown as it
     is. Else a token is shown without the marks of its tokenizer, and without blanks around it.
+
+    Args:
+        feature: as the store has it.
+        name_of: gives the name of a token by its id: load and ##load are two tokens, of other words.
     """
-    wanted = {_plain(name).casefold() for name, _, _ in feature.top_tokens}
-    words = _words_of(feature.contexts, wanted)
+    words = _words_of(feature.contexts, {name for name, _, _ in feature.top_tokens}, name_of)
     shown: list[str] = []
     for name, _, _ in feature.top_tokens:
         own = _plain(name)
-        continues = name.startswith(_CONTINUES)
-        counts = words.get((own.casefold(), continues)) or words.get((own.casefold(), not continues))
-        word = _word_of(own, counts) if counts else own
+        word = _word_of(own, words[name]) if name in words else own
         if word.casefold() in [known.casefold() for known in shown]:
             word = own
         shown.append(bounded(word or name, TOKEN))
@@ -66,21 +67,20 @@ def _plain(name: str) -> str:
     return own.strip() or own
 
 
-def _words_of(contexts: Sequence[Context], wanted: set[str]) -> dict[tuple[str, bool], Counter[str]]:
-    """How often each word has each wanted active token, by the token's text and whether it continues a word."""
-    words: dict[tuple[str, bool], Counter[str]] = defaultdict(Counter)
+def _words_of(contexts: Sequence[Context], wanted: set[str], name_of: Callable[[int], str]) -> dict[str, Counter[str]]:
+    """How often each word has each wanted active token, by the token's name."""
+    words: dict[str, Counter[str]] = defaultdict(Counter)
     for context in contexts:
         text = context.text
         if text is None:
             continue
         for token in active_tokens(context):
             own = text[token.begin : token.end]
-            if (key := own.strip().casefold()) not in wanted or not key:
+            if (name := name_of(int(context.ids[token.number]))) not in wanted or not own.strip():
                 continue
             begin = token.begin + len(own) - len(own.lstrip())
             end = token.end - len(own) + len(own.rstrip())
-            continues = begin > 0 and text[begin - 1].isalnum() and text[begin].isalnum()
-            words[key, continues][_word_at(text, begin, end)] += 1
+            words[name][_word_at(text, begin, end)] += 1
     return words
 
 

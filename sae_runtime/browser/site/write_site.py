@@ -1,12 +1,10 @@
 """Write a site about the features of stores, and of a model that runs in its page."""
 
-import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_runtime.browser.site import shown
 from sae_runtime.browser.site.assets import copy_libraries, copy_page
 from sae_runtime.browser.site.bundle_facts import Known, by_weights
 from sae_runtime.browser.site.feature_files import write_features
@@ -15,6 +13,7 @@ from sae_runtime.browser.site.inputs import SITE
 from sae_runtime.browser.site.overview import overview
 from sae_runtime.browser.site.sentences import Sentences
 from sae_runtime.browser.site.shards import write_json
+from sae_runtime.browser.site.site_json import site_facts
 from sae_runtime.bundle.extras import require
 from sae_runtime.bundle.files import new_folder
 from sae_runtime.bundle.outputs import Output
@@ -24,12 +23,10 @@ from sae_runtime.store.open_store import Store, open_store
 if TYPE_CHECKING:
     from sae_runtime.model import Model
 
-FORMAT = 1
 _NAMES = ("index.html", "code", "vendor", SITE, "serve.json", "data", "model")
 # Contexts of the top band of a feature, and of each other one: the most that keep a site of five bands below 1 GB.
 _PER_BAND = ((20, 5), (10, 2), (8, 1))
 _CONTEXTS = 1_600_000  # of all features together
-_TITLE = 200  # characters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,11 +101,9 @@ def write_site(
     if (model is None) != (write_graph is None):
         raise ValueError("a model and write_graph go together; give sae_runtime.exports.page_graph.write_page_graph")
     out = Path(out)
-    inputs = {"store": [Path(path) for path in stores], "bundle": [Path(path) for path in saes]}
-    inputs["model"] = [] if model is None else [model.layout.graph.parent]
-    for kind, paths in inputs.items():
-        for path in paths:
-            Output(path=out, kind="folder", force=force, inputs={kind: path}, foreign=foreign).check()
+    read = [("store", Path(path)) for path in stores] + [("bundle", Path(path)) for path in saes]
+    for kind, path in read if model is None else [*read, ("model", model.layout.graph.parent)]:
+        Output(path=out, kind="folder", force=force, inputs={kind: path}, foreign=foreign).check()
     opened = [open_store(path) for path in stores]
     known = _known(opened, model, saes)
     names = folder_names([store.description.sae or store.path.resolve().name for store in opened])
@@ -120,7 +115,6 @@ def write_site(
         progress_bar(features, "features", shown=progress) as bar,
     ):
         copy_page(folder)
-        listed = []
         for store, name in zip(opened, names, strict=True):
             place = folder / "data" / name
             place.mkdir(parents=True)
@@ -128,19 +122,13 @@ def write_site(
             bundle = known.get(store.description.weights_sha256)
             facts = overview(store, name, None if bundle is None else bundle.manifest, seen.files, seen.licences)
             write_json(place / "overview.json", {**facts, "starters": seen.starters, "shards": seen.shards})
-            listed.append(_listed(store, name, shown_per_band))
         largest = max((path.stat().st_size for path in (folder / "data").rglob("*.json")), default=0)
         part = None
         if model is not None and write_graph is not None:
             weights = {store.description.weights_sha256: name for store, name in zip(opened, names, strict=True)}
             part = _write_model(model, folder, weights, sentences.chosen, write_graph, int8=int8, large=large)
-        described: dict[str, Any] = {
-            "format": FORMAT,
-            "made_by": f"sae-runtime {importlib.metadata.version('sae-runtime')}",
-        }
-        described |= {"title": shown.bounded(title or _title(opened), _TITLE), "saes": listed}
-        described["model"] = None if part is None else "model/model.json"
         write_json(folder / "serve.json", {})
+        described = site_facts(opened, names, title=title, per_band=shown_per_band, has_model=part is not None)
         write_json(folder / SITE, described)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     return Site(
@@ -184,28 +172,6 @@ def _chosen(top: int | None, per_band: int | None, features: int) -> tuple[int, 
     """The contexts of each band that a site of so many features shows."""
     usual = next((each for each in _PER_BAND if features * (each[0] + 4 * each[1]) <= _CONTEXTS), _PER_BAND[-1])
     return usual[0] if top is None else top, usual[1] if per_band is None else per_band
-
-
-def _title(stores: Sequence[Store]) -> str:
-    models = [shown.model_name(store.description.model) for store in stores]
-    known = dict.fromkeys(model for model in models if model)
-    return f"Features of {', '.join(known)}" if known else "Features"
-
-
-def _listed(store: Store, name: str, per_band: tuple[int, int]) -> dict[str, Any]:
-    """The SAE in site.json."""
-    of = store.description
-    return {
-        "name": name,
-        "folder": f"data/{name}",
-        "d_sae": of.d_sae,
-        "tokens": of.tokens,
-        "per": of.per,
-        "hook": shown.name(of.hook),
-        "model": shown.model_name(of.model),
-        "weights_sha256": of.weights_sha256,
-        "shown": {"top": per_band[0], "per_band": per_band[1]},
-    }
 
 
 def _write_model(

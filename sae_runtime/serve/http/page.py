@@ -4,7 +4,6 @@ import math
 from dataclasses import asdict
 from functools import cache
 from importlib.resources import files
-from pathlib import PurePath
 from typing import Any
 
 from starlette.requests import Request
@@ -12,11 +11,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from sae_runtime.bundle.parts import WEIGHTS
+from sae_runtime.core.content_types import content_type
 from sae_runtime.sae import SAE
 from sae_runtime.serve.catalogue import Loaded
 from sae_runtime.serve.plane import Plane
 
-_KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 _HEADERS = {
     # Whatever a label or a text says, nothing but the server's own script runs and nothing is sent elsewhere.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -123,7 +122,7 @@ def _assets() -> dict[str, bytes]:
 
 
 def _asset(path: str, content: bytes) -> Any:
-    kind = _KINDS[PurePath(path).suffix or ".html"]
+    kind = content_type("page.html" if path == "/" else path)
 
     async def asset(request: Request) -> Response:
         return Response(content, media_type=kind, headers=_HEADERS)

@@ -12,6 +12,7 @@ from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
 
 from sae_runtime.bundle.typed_json import read_file
+from sae_runtime.core.content_types import content_type
 from sae_runtime.serve import json_text
 
 HOME = "/site/"
@@ -20,16 +21,6 @@ HOME = "/site/"
 FORMAT = 1
 """The format of sites that this server knows."""
 
-# Named here, since the tables of some machines have other types, and a browser runs no module of those.
-_KINDS = {
-    ".css": "text/css",
-    ".html": "text/html",
-    ".js": "text/javascript",
-    ".json": "application/json",
-    ".svg": "image/svg+xml",
-    ".txt": "text/plain",
-    ".wasm": "application/wasm",
-}
 _HEADERS = {
     # As the site's own page asks in its meta tag, and no other page may frame it.
     "Content-Security-Policy": "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; "
@@ -123,6 +114,5 @@ class _Files(StaticFiles):
         response = super().file_response(*given, **options)  # type: ignore[arg-type]  # as Starlette calls it
         response.headers.update(_HEADERS)
         if response.status_code != 304:
-            kind = _KINDS.get(Path(str(given[0])).suffix, "application/octet-stream")
-            response.headers["Content-Type"] = f"{kind}; charset=utf-8" if kind.startswith("text/") else kind
+            response.headers["Content-Type"] = content_type(str(given[0]))
         return response

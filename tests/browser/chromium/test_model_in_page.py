@@ -155,6 +155,23 @@ def test_answers_are_those_of_python(opened: Callable[[str], tuple[Any, Model]])
             assert all(b.startswith(a) for a, b in zip(answer["texts"], answer["texts"][1:], strict=False))
 
 
+def test_a_prompt_that_is_read_in_parts_is_answered_alike(
+    open_page: Pages, homes: dict[str, Path], tmp_path: Path
+) -> None:
+    model_page(tmp_path / "site", homes["gpt2"])
+    code = tmp_path / "site" / "code" / "model" / "generate.js"
+    assert "const PART = 128;" in code.read_text()
+    code.write_text(code.read_text().replace("const PART = 128;", "const PART = 3;"))
+    page = open_page(tmp_path / "site")
+    until(page, "window.started")
+    page.evaluate("() => opened()")
+    prompt = " ".join(some_texts(1, 20, seed=5)) + " w1 w2 w3 w4 w5"
+    script = "([prompt, edits]) => model.answer(prompt, edits, { tokens: 12 })"
+    for edits, python in (([], []), (EDITS, IN_PYTHON)):
+        expected = load_model(homes["gpt2"], threads=1).generate(prompt, python, max_new_tokens=12)
+        assert page.evaluate(script, [prompt, edits])["text"] == "".join(map(str, expected))
+
+
 def test_an_answer_stops_when_it_is_aborted(opened: Callable[[str], tuple[Any, Model]]) -> None:
     page, _ = opened("gpt2")
     script = """async () => {
@@ -283,7 +300,7 @@ def test_ids_of_odd_texts_are_those_of_python(vectors_page: Any, tmp_path: Path)
     for name, tokenizer in _tokenizers(tmp_path).items():
         about = {
             **{"ids": sorted(tokenizer.special_ids), "splits": tokenizer.splits_special},
-            **{"side": tokenizer.truncation_side, "pad": 0, "begin": None},
+            **{"side": tokenizer.truncation_side, "begin": None},
         }
         for lowers in (False, True) if name in LOWERED else (False,):
             ours = tokenizer.lowering() if lowers else tokenizer
@@ -298,7 +315,7 @@ def test_ids_of_odd_texts_are_those_of_python(vectors_page: Any, tmp_path: Path)
 def test_text_comes_as_python_streams_it(vectors_page: Any, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for name, tokenizer in _tokenizers(tmp_path).items():
-        about = {"ids": [], "splits": False, "side": "right", "pad": 0, "begin": None}
+        about = {"ids": [], "splits": False, "side": "right", "begin": None}
         lists = [one.ids.tolist() for one in tokenizer.encode(odd_texts(60)[20:])]
         lists += [rng.integers(tokenizer.size, size=12).tolist() for _ in range(10)]  # half characters among them
         found = vectors_page.evaluate("(given) => streamed(...given)", [json.loads(tokenizer.to_json()), about, lists])

@@ -62,11 +62,10 @@ def test_saes_are_compared_and_chosen(open_page: Pages, site: Path) -> None:
 
 
 def test_starter_without_label_is_named_by_its_tokens(open_page: Pages, tmp_path: Path) -> None:
+    names: list[dict[str, Any]] = [{"label": None, "tokens": ["up", "lookup"]}, {"label": "dates", "tokens": ["may"]}]
     starters = [
         {"feature": number, "density": 0.1, "max": 1.0, "text": [["a", 1.0]], "peak": 0, **named}
-        for number, named in enumerate(
-            [{"label": None, "tokens": ["up", "lookup"]}, {"label": "dates", "tokens": ["may"]}]
-        )
+        for number, named in enumerate(names)
     ]
     rows = [feature(number) for number in range(4)]
     page = open_page(write_site(tmp_path / "site", {"one": rows}, overviews={"starters": starters}))

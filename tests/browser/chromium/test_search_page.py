@@ -1,4 +1,4 @@
-"""Search by label, token and number while somebody types; features like another one; what fires on a text."""
+"""Search by label, token and number while somebody types, and for features like another one."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 from made_site import feature, write_site
 from shown_page import shown
-from site_host import Answer
 from watched_pages import Pages, until
 
 HOSTILE = "<img src=x onerror=window.pwned=1>"
@@ -21,14 +20,6 @@ ROWS: list[dict[str, Any]] = [
     {"label": HOSTILE, "tokens": [[HOSTILE, 1, 1.0]]},
     {"label": None, "tokens": []},
 ]
-FIRES = """
-export async function firesOn(site, sae, text, onProgress) {
-  onProgress({ loaded: 1, total: 2, what: "model.onnx" });
-  await new Promise((go) => setTimeout(go, 200));
-  if (text === "fail") throw new Error("The model did not load.");
-  return { tokens: [{ text: "a" }, { text: text }], features: [[4, 2.5, [1]], [1, 1.5, [0, 1]]] };
-}
-"""
 
 
 def listed(page: Any, expected: list[int]) -> None:
@@ -161,28 +152,6 @@ def test_escape_leaves_the_search_for_the_keys_of_pages(open_page: Pages, site: 
     assert page.evaluate("document.activeElement.id") != "query" and page.input_value("#query") == "cak"
     page.keyboard.press("?")
     assert page.locator("#help").is_visible()
-
-
-def test_all_columns_of_what_fires_stand_on_a_phone(open_page: Pages, site: Path) -> None:
-    open_page.host(site).answers["code/try/fires_on.js"] = Answer(body=FIRES.encode(), type="text/javascript")
-    page = open_page(site, "#/one/search?text=a%20cake%20of%20several%20words", width=390, height=844)
-    listed(page, [4, 1])
-    assert page.eval_on_selector(".results .wide", "(one) => one.scrollWidth - one.clientWidth") <= 0
-    assert page.eval_on_selector(".results tbody td:nth-child(2) span", "(one) => one.offsetWidth") >= 45, "whole words"
-
-
-def test_what_fires_on_a_text(open_page: Pages, site: Path) -> None:
-    open_page.host(site).answers["code/try/fires_on.js"] = Answer(body=FIRES.encode(), type="text/javascript")
-    page = open_page(site, "#/one/search?text=a%20cake")
-    until(page, "document.querySelector('[role=status].note')?.textContent.includes('50 %')")
-    listed(page, [4, 1])
-    assert page.locator(".results tbody tr").nth(1).inner_text().split("\t")[1:] == ["a · a cake", "2", "1.5"]
-    assert page.input_value("#fires-text") == "a cake"
-    page.fill("#fires-text", "fail")
-    page.click("text=Find features")
-    said = until(page, "document.querySelector('[role=alert]')?.textContent")
-    assert said == "The model did not load."
-    assert page.evaluate("location.hash") == "#/one/search?text=fail"
 
 
 def test_hostile_names_are_text(open_page: Pages, site: Path) -> None:

@@ -134,3 +134,32 @@ def test_page_of_the_server_leads_to_the_site(open_page: Pages, address: str) ->
     page.get_by_role("link", name="Browse").or_(page.locator("#site a, a#site")).first.click()
     page.wait_for_selector("main .overview")
     assert page.url.startswith(f"{address}/site/")
+
+
+def test_features_that_a_server_leaves_out_are_told(open_page: Pages, address: str) -> None:
+    """It gives at most 100 of a token, and a feature that is not among them need not be inactive."""
+    page = open_page(f"{address}/site/")
+    script = """async (count) => {
+        const { ServedModel } = await import("/site/code/try/served_model.js");
+        const features = Array.from({ length: count }, (_, n) => ({ sae: "sae", feature: n, value: 200 - n }));
+        const tokens = [{ token: "w1", start: 0, end: 2, special: false, features }];
+        const told = { name: "m", latest: true, kind: "vectors", saes: [{ name: "sae", d_sae: 150, edits: true }] };
+        const model = new ServedModel({ json: async () => ({ data: [{ tokens }] }) }, told, { saes: [] }, []);
+        return (await model.features("w1")).most;
+    }"""
+    assert [page.evaluate(script, count) for count in (99, 100)] == [None, 100]
+
+
+def test_tokens_of_a_server_make_the_text(open_page: Pages, address: str) -> None:
+    """Several tokens are the bytes of one character, and a special token stands in the text."""
+    page = open_page(f"{address}/site/")
+    places = [(0, 0, True), (0, 1, False), (1, 2, False), (1, 2, False), (2, 4, False), (5, 10, True), (0, 0, True)]
+    tokens = [{"token": "?", "start": a, "end": b, "special": s, "features": []} for a, b, s in places]
+    script = """async ([text, tokens]) => {
+        const { ServedModel } = await import("/site/code/try/served_model.js");
+        const told = { name: "m", latest: true, kind: "vectors", saes: [] };
+        return new ServedModel({ json: async () => ({ data: [{ tokens }] }) }, told, { saes: [] }, []).features(text);
+    }"""
+    seen = page.evaluate(script, ["a🙂 b [SEP] end", tokens])
+    assert [one["text"] for one in seen["tokens"]] == ["?", "a", "🙂", "", " b", "[SEP]", "?"]
+    assert "".join(one["gap"] + one["text"] for one in seen["tokens"][1:-1]) + seen["rest"] == "a🙂 b [SEP] end"

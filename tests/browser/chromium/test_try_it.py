@@ -100,6 +100,24 @@ def test_model_stays_loaded_from_page_to_page(open_page: Pages, site_of: Callabl
     assert page.evaluate("window.stub.loads") == 1
 
 
+def test_search_by_a_text_loads_nothing_unasked(open_page: Pages, site_of: Callable[..., Path]) -> None:
+    page = open_page(site_of(), "#/sae/search?text=baa")
+    until(page, "() => document.querySelector('[role=status].note')?.textContent.includes('Load the model first')")
+    page.wait_for_selector(".load")
+    assert "The model is 99 MB" in page.inner_text(".load-box")
+    assert not any("page_model.js" in one for one in open_page.requests(page))
+    load(page)
+    rows = page.locator("table.features tbody tr")
+    rows.first.wait_for()
+    assert [row.split()[0] for row in rows.all_inner_texts()] == ["0", "1"]
+    page.fill("#fires-text", "cd")
+    page.keyboard.press("Control+Enter")
+    until(page, "() => document.querySelector('table.features tbody a .id')?.textContent === '2'")
+    assert page.evaluate("location.hash") == "#/sae/search?text=cd"
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.eval_on_selector(".results .wide", "(one) => one.scrollWidth - one.clientWidth") <= 0
+
+
 def test_typed_text_is_read_and_a_token_chosen(open_page: Pages, site_of: Callable[..., Path]) -> None:
     page = open_page(site_of(), "#/sae/try?text=baa%20%20cd")
     load(page)

@@ -253,6 +253,7 @@ def test_the_address_keeps_text_and_edits_and_features_are_found_by_text(open_pa
     until(page, "() => document.querySelectorAll('.edits li').length === 2")
     assert page.evaluate("location.hash") == hash_
     page.evaluate("location.hash = '#/early/search?text=Open+the+file'")
+    page.click(".load")
     until(page, "() => document.querySelectorAll('main a.feature').length > 3", seconds=120)
 
 

@@ -11,13 +11,13 @@ const MEANING = {
 const FACTOR = 4; // the most that a slider of scale multiplies by
 
 // The range of an edit's slider: of scale a factor, of others up to `most`; add also lowers.
-export function rangeOf({ kind, most }) {
+function rangeOf({ kind, most }) {
   if (kind === "scale") return [0, FACTOR];
   return kind === "add" ? [-most, most] : [0, most];
 }
 
 // A value that suits a kind that was just chosen.
-export function startOf(kind, { kind: before, value, most }) {
+function startOf(kind, { kind: before, value, most }) {
   if (kind === "ablate") return 0;
   const multiplies = (one) => one === "scale";
   if (before !== "ablate" && multiplies(kind) === multiplies(before)) return Math.min(Math.max(value, rangeOf({ kind, most })[0]), Math.max(value, most));

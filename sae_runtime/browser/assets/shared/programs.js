@@ -57,6 +57,12 @@ const outputs = (edits) => [`outputs = model.run(text${edits})`, "for name, arra
 
 // --- What a server is asked ---
 
+const ALL = 100; // features of a token, the most that a server gives: the one that is asked for need not be the strongest
+
+const valuesOf = ({ feature: { sae, feature }, several }) => [
+  `    print(token["token"], [one["value"] for one in token["features"] if one["feature"] == ${feature}${several ? ` and one["sae"] == ${json(sae)}` : ""}])`];
+
+// Edits as a server is asked for them.
 export function editObjects({ edits, several }) {
   return edits.map(({ sae, feature, kind, value }) => (
     { feature, [kind]: kind === "ablate" ? true : value, ...(several ? { sae } : {}) }));
@@ -66,7 +72,7 @@ export function editObjects({ edits, several }) {
 export function requestsOf(call) {
   const { kind, model, text, chat, tokens } = call;
   const sae = call.edits.length ? { sae: { edits: editObjects(call) } } : {};
-  const read = ["/v1/features", { model, input: [text], features: 5 }];
+  const read = ["/v1/features", { model, input: [text], features: ALL }];
   const written = chat === false ? ["/v1/completions", { model, prompt: text, max_tokens: tokens, temperature: 0, ...sae }]
     : ["/v1/chat/completions", { model, messages: [{ role: "user", content: text }], max_tokens: tokens, temperature: 0, ...sae }];
   const bytes = (name, value) => ({ name, datatype: "BYTES", shape: [1], data: [value] });
@@ -88,8 +94,8 @@ export function openaiOf(call) {
   const head = ["from openai import OpenAI", "",
     `client = OpenAI(base_url=${json(`${call.origin}/v1`)}, api_key=${call.key ? '"..."' : '"none"'})`];
   const read = ["answer = client.post(", '    "/features",',
-    `    body={"model": ${json(model)}, "input": [${json(text)}], "features": 5},`, "    cast_to=object,", ")",
-    'for token in answer["data"][0]["tokens"]:', "    print(token)"];
+    `    body={"model": ${json(model)}, "input": [${json(text)}], "features": ${ALL}},`, "    cast_to=object,", ")",
+    'for token in answer["data"][0]["tokens"]:', ...(call.feature ? valuesOf(call) : ["    print(token)"])];
   if (kind === "other" || (call.feature && !edits.length)) {
     return lines(...(kind === "other" && !call.feature ? ["# OpenAI's protocol has vectors and answers, and this model gives neither.", "# Its features can be read:"] : []), ...head, ...read);
   }

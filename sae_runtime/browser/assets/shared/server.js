@@ -87,15 +87,15 @@ async function* events(stream) {
 }
 
 // Tokens of /v1/features with the part of the text that each is, and what stands before it. Offsets count characters,
-// which are not JavaScript's UTF-16 units.
+// which are not JavaScript's UTF-16 units. A token without a character of its own has the text "".
 export function placed(text, tokens) {
   const signs = Array.from(text);
   let read = 0;
-  const shown = tokens.map((token) => {
-    if (token.special || token.end <= token.start || token.start < read) return { ...token, name: token.token, text: token.token, gap: "" };
-    const gap = signs.slice(read, token.start).join("");
-    read = token.end;
-    return { ...token, gap, text: signs.slice(token.start, token.end).join("") };
+  return tokens.map((token) => {
+    if (token.special && token.end <= token.start) return { ...token, name: token.token, text: token.token, gap: "" };
+    const start = Math.max(token.start, read), end = Math.max(token.end, start); // tokens of one character's bytes have one place
+    const gap = signs.slice(read, start).join("");
+    read = end;
+    return { ...token, gap, text: signs.slice(start, end).join("") };
   });
-  return shown;
 }

@@ -1,6 +1,7 @@
 // Programs in tabs, with a button that copies the one that shows.
 
 import { arrows } from "./arrows.js";
+import { copyButton } from "./copy_button.js";
 import { make } from "./elements.js";
 
 let chosen = ""; // the visitor's language stays the same from place to place
@@ -18,7 +19,7 @@ export function programTabs(programs, name = "Programs") {
     className: "row tabs", attributes: { role: "tablist", "aria-label": name },
     on: { keydown: (event) => arrows(event, names.indexOf(current()), names.length, (next) => { choose(names[next]); tabs[next].focus(); }) },
   }, ...tabs);
-  const element = make("div", { className: "programs" }, make("div", { className: "row" }, list, copyButton(code)), code);
+  const element = make("div", { className: "programs" }, make("div", { className: "row" }, list, copyButton(() => code.textContent, "Copy", code)), code);
 
   function choose(one) {
     chosen = one;
@@ -34,20 +35,4 @@ export function programTabs(programs, name = "Programs") {
   };
   element.update();
   return element;
-}
-
-// Where the clipboard is closed to the page, the text is selected instead.
-export function copyButton(source, text = "Copy") {
-  const button = make("button", { type: "button", className: "copy" }, text);
-  button.addEventListener("click", async () => {
-    try {
-      await navigator.clipboard.writeText(source.textContent);
-      button.textContent = "Copied";
-    } catch {
-      getSelection().selectAllChildren(source);
-      button.textContent = "Selected";
-    }
-    setTimeout(() => { button.textContent = text; }, 1500);
-  });
-  return button;
 }

@@ -30,7 +30,7 @@ export function callsOf(site, sae, edits, options = {}) {
 }
 
 // What the programs are made of (shared/programs.js).
-export function callFor(sae, given, about) {
+function callFor(sae, given, about) {
   const saes = about?.saes ?? [];
   const called = (name) => saes.find((one) => one.site === name)?.name ?? name; // what the model calls it
   const example = given.feature === null ? [] : [{ sae: sae.name, feature: given.feature, kind: "set", value: given.strength, label: given.label }];

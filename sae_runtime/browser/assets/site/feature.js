@@ -5,9 +5,10 @@ import { bars } from "./charts.js";
 import { getFeature, prefetch } from "./data.js";
 import { address } from "./route.js";
 import { likeness, logits, topTokens } from "./relatives.js";
+import { copyButton } from "./shared/copy_button.js";
 import { make, number, plain } from "./shared/elements.js";
 import { listenToTokens } from "./tokens.js";
-import { copyButton, counted, nameOf, share, small } from "./words.js";
+import { counted, nameOf, rowName, share, small } from "./words.js";
 
 const LONGEST = 300; // characters of a text that goes along to the page where it is tried
 const ANY_TEXT = "Open the file and read the first line of it."; // where the feature has no text
@@ -27,8 +28,6 @@ export async function show(place, site, sae, parameters) {
   });
   return listenToTokens(place);
 }
-
-const rowName = (sae) => sae.per === "document" ? "document" : "token";
 
 function head(about, site, sae) {
   const { feature } = about, name = nameOf(about), beside = (by) => address(sae, (feature + by + sae.d_sae) % sae.d_sae);
@@ -70,7 +69,7 @@ function figures(about, sae) {
 
 function activations(about) {
   const { histogram, bands, max, count } = about;
-  const edges = Array.from({ length: histogram.length + 1 }, (_, i) => max * i / histogram.length);
+  const edges = about.edges ?? Array.from({ length: histogram.length + 1 }, (_, i) => max * i / histogram.length);
   const bandOf = (value) => bands.findIndex(([low]) => value >= low);
   return make("section", { className: "activations" }, bars({
     title: "Activations", heading: "h2", counts: histogram, edges, shade: (i) => 0.2 + 0.8 * (i + 1) / histogram.length, xName: "activation", yName: "matches",

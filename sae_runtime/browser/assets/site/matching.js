@@ -10,7 +10,7 @@ export const wordsOf = (query) => folded(query).split(/\s+/).filter(Boolean);
 const LABEL_WORD = 8, LABEL_PART = 4, TOKEN_WORD = 2, TOKEN_PART = 1;
 
 // The quality of one word in a label and in top tokens (both folded): 0 is no match.
-export function quality(word, label, tokens) {
+function quality(word, label, tokens) {
   return (label === null ? 0 : inText(word, label, LABEL_WORD, LABEL_PART)) || inText(word, tokens, TOKEN_WORD, TOKEN_PART);
 }
 
@@ -64,6 +64,9 @@ function foldedOf(shard) {
 export function breathe() {
   return new Promise((resolve) => { const { port1, port2 } = new MessageChannel(); port1.onmessage = () => { port1.close(); resolve(); }; port2.postMessage(0); });
 }
+
+// A number that grows with the quality of a match, and among equal ones with the feature's largest activation.
+export const matchKey = (quality, max) => quality * 1e6 + Math.min(max, 1e5);
 
 // The numbers of the `count` largest keys, falling. keys and numbers are lists of the same length.
 export function best(numbers, keys, count) {

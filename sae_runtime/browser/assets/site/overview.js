@@ -5,7 +5,7 @@ import { getOverview } from "./data.js";
 import { address } from "./route.js";
 import { make, number, plain } from "./shared/elements.js";
 import { listenToTokens, textOf } from "./tokens.js";
-import { counted, linkTo, nameOf, share, small, unnamed } from "./words.js";
+import { counted, linkTo, nameOf, rowName, share, small, unnamed } from "./words.js";
 
 const FIRST_CARDS = 9;
 
@@ -18,11 +18,9 @@ export async function show(place, site, sae) {
   return listenToTokens(place);
 }
 
-const rows = (about) => about.per === "document" ? "document" : "token";
-
 function head(about, sae) {
   const where = [about.model && `of ${plain(about.model)}`, about.hook && `at ${plain(about.hook)}`].filter(Boolean).join(" ");
-  const read = about.per === "document" ? counted(about.documents, "document") : `${counted(about.tokens, "token")} of ${counted(about.documents, "document")}`;
+  const read = rowName(about) === "document" ? counted(about.documents, "document") : `${counted(about.tokens, "token")} of ${counted(about.documents, "document")}`;
   return make("header", { className: "page-head" },
     make("h1", {}, make("bdi", {}, plain(about.name))),
     make("p", { className: "lead" }, `${counted(about.d_sae, "feature")} ${where}, measured on ${read}.`),
@@ -32,7 +30,7 @@ function head(about, sae) {
 }
 
 function figures(about) {
-  const { measured } = about, per = rows(about);
+  const { measured } = about, per = rowName(about);
   const items = [
     ["Features", number(about.d_sae), about.allocation],
     ["Dead", number(about.dead), `${share(about.dead / about.d_sae)} are never active here`],
@@ -54,7 +52,7 @@ function pictures(about) {
 }
 
 function densities(about) {
-  const { density: { rank, value }, law } = about, per = rows(about);
+  const { density: { rank, value }, law } = about, per = rowName(about);
   if (!rank.length) return null;
   const lines = [{ name: "measured", x: rank, y: value }];
   if (law?.rank?.length) lines.push({ name: "Zipf law", x: law.rank, y: law.value, dashed: true });
@@ -77,7 +75,7 @@ function between(rank, ranks, values) {
 }
 
 function histogram(about) {
-  const { edges, counts } = about.histogram_of_density ?? { edges: [], counts: [] }, per = rows(about);
+  const { edges, counts } = about.histogram_of_density ?? { edges: [], counts: [] }, per = rowName(about);
   if (!counts.length) return null;
   const text = (power) => share(10 ** power);
   const ticks = Array.from({ length: 12 }, (_, i) => i - 11).filter((power) => power >= edges[0] && power <= edges[edges.length - 1]);
@@ -89,7 +87,7 @@ function histogram(about) {
 }
 
 function activeFeatures(about) {
-  const { active } = about, per = rows(about);
+  const { active } = about, per = rowName(about);
   if (!active?.length) return null;
   const last = active.length - 1;
   return bars({
@@ -103,7 +101,7 @@ function activeFeatures(about) {
 
 function starters(about, sae) {
   if (!about.starters?.length) return make("p", { className: "note" }, "No feature stands out as one to look at first; All features lists them.");
-  const per = rows(about);
+  const per = rowName(about);
   const cards = about.starters.map((one) => {
     const { link } = linkTo(sae, one.feature, nameOf(one) ?? unnamed(one));
     return make("li", { className: "card" }, make("h3", {}, link), textOf(one.text, { max: one.max }),
@@ -119,7 +117,7 @@ function starters(about, sae) {
 
 async function compare(place, site, sae) {
   const abouts = await Promise.all(site.saes.slice(0, 24).map((one) => getOverview(one).catch(() => null)));
-  const per = [...new Set(abouts.filter(Boolean).map(rows))].join(" or ") || "token";
+  const per = [...new Set(abouts.filter(Boolean).map(rowName))].join(" or ") || "token";
   const names = ["", "features", "dead", `active a ${per}`, "explained variance", "FVU", "allocation", "hook", "tokens"];
   const lines = abouts.map((about, i) => {
     const one = site.saes[i], name = make("a", { href: address(one), attributes: one === sae ? { "aria-current": "page" } : {} }, make("bdi", {}, plain(one.name)));
@@ -141,7 +139,7 @@ function origin(about, site) {
     make("dl", { className: "origin" },
       ...item("Model", plain(about.model ?? "not stated")), ...item("Hook", plain(about.hook ?? "not stated")),
       ...item("Allocation", plain(about.allocation ?? "not stated")), ...item("Texts", ...texts), ...item("Licence of the texts", licences),
-      ...item("Measured", about.per === "document" ? counted(about.documents, "document") : `${counted(about.tokens, "token")}, ${small(about.tokens / Math.max(about.documents, 1))} a document`),
+      ...item("Measured", rowName(about) === "document" ? counted(about.documents, "document") : `${counted(about.tokens, "token")}, ${small(about.tokens / Math.max(about.documents, 1))} a document`),
       ...item("Made by", plain(site.made_by ?? "sae-runtime")),
       ...(about.left_out?.length ? item("Not in the store", ...about.left_out.map((sentence) => make("div", {}, plain(sentence)))) : [])));
 }

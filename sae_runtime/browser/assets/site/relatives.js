@@ -1,16 +1,16 @@
 // What stands beside a feature's texts: its top tokens, features like it, and the tokens that it promotes.
 
 import { getName } from "./data.js";
-import { make, number, plain } from "./shared/elements.js";
+import { make, number } from "./shared/elements.js";
 import { linkTo, nameOf, share, unnamed, visible } from "./words.js";
 
 const FIRST = 8; // rows of a list that show at first
 
 // The section with the tokens on which the feature is active.
-export function topTokens({ tokens, count, mean }) {
+export function topTokens({ tokens, count }) {
   const most = Math.max(...tokens.map((token) => token[1]), 1);
   const rows = tokens.map(([text, times, strength]) => row(make("bdi", {}, visible(text)), times / most,
-    `${number(times)}×`, number(strength), `${share(times / Math.max(count, 1))} of its matches, mean ${number(strength)}`));
+    [`${number(times)}×`, number(strength)], `${share(times / Math.max(count, 1))} of its matches, mean ${number(strength)}`));
   return section("tokens", "Top tokens", rows, count ? "The store has no tokens of this feature." : "None: it is never active.",
     ["times", "mean"]);
 }
@@ -25,17 +25,17 @@ export function likeness(sae, about) {
 
 // The section with the tokens whose logits the feature raises and lowers.
 export function logits({ promoted, suppressed }) {
-  const list = (tokens) => (tokens ?? []).map(([text, logit]) => row(make("bdi", {}, visible(text)), null, number(logit)));
+  const list = (tokens) => (tokens ?? []).map(([text, logit]) => row(make("bdi", {}, visible(text)), null, [number(logit)]));
   if (!promoted && !suppressed) return section("logits", "Promoted tokens", [], "The store does not know which tokens this feature promotes; the overview says why.", []);
-  const wrapped = make("div", { className: "two" }, section("promoted", "Promoted tokens", list(promoted), "None.", ["logit"]), section("suppressed", "Suppressed tokens", list(suppressed), "None.", ["logit"]));
-  return wrapped;
+  return make("div", { className: "two" }, section("promoted", "Promoted tokens", list(promoted), "None.", ["logit"]),
+    section("suppressed", "Suppressed tokens", list(suppressed), "None.", ["logit"]));
 }
 
 function others(sae, list) {
-  return (list ?? []).map(([feature, value, name]) => {
-    const { link, told } = linkTo(sae, feature, name === undefined || name === null ? null : plain(name));
-    if (name === undefined || name === null) tellName(sae, feature, told);
-    return row(link, Math.max(0, value), number(value));
+  return (list ?? []).map(([feature, value]) => {
+    const { link, told } = linkTo(sae, feature);
+    tellName(sae, feature, told);
+    return row(link, Math.max(0, value), [number(value)]);
   });
 }
 
@@ -57,8 +57,8 @@ function section(id, title, rows, none, columns) {
     rows.length ? list : make("p", { className: "note" }, none), more);
 }
 
-function row(name, part, ...values) {
-  const title = values.length > 2 ? values.pop() : "";
+// A row of a list: a name, over a bar of a part of the width unless that is null, and values. title: what hovering tells.
+function row(name, part, values, title = "") {
   const bar = part === null ? null : make("span", { className: "part", attributes: { "aria-hidden": "true" } });
   bar?.style.setProperty("--part", Math.min(1, part).toFixed(3));
   return make("li", { title }, bar, make("span", { className: "what" }, name), ...values.map((value) => make("span", { className: "value" }, value)));

@@ -1,7 +1,5 @@
 // Addresses of pages: what the part after # names, and the part after # for a page.
 
-export const PAGES = ["overview", "feature", "search", "try"];
-
 // {page, sae, parameters} of an address; throws one sentence for an address that the site does not have. `parameters` is
 // a URLSearchParams; of a feature's page it has `feature`, a number of this SAE.
 export function routeOf(hash, site) {

@@ -1,14 +1,14 @@
 // Search: features by label, token or number while somebody types, features like another one, and what fires on a text.
 
 import { countNames, getFeature, getName, getNames, shardOf } from "./data.js";
-import { best, breathe, scan, wordsOf } from "./matching.js";
+import { firing } from "./firing.js";
+import { best, breathe, matchKey, scan, wordsOf } from "./matching.js";
 import { address, keep, numberOf } from "./route.js";
 import { table } from "./results.js";
 import { make, number, plain } from "./shared/elements.js";
-import { counted, linkTo, nameOf, share, visible } from "./words.js";
+import { counted, linkTo, nameOf, share } from "./words.js";
 
 const PAGE = 50; // results that show at first, and with each "show more"
-const MOST_FIRED = 200; // features of a text that are listed
 const REDRAW = 200; // milliseconds between two lists while shards come
 const ORDERS = { match: "best match", max: "largest activation", density: "density", number: "number" };
 const DENSITIES = { "": "any density", "0.01-": "above 1 %", "0.001-0.01": "0.1 % to 1 %", "0.0001-0.001": "0.01 % to 0.1 %", "-0.0001": "below 0.01 %" };
@@ -24,7 +24,7 @@ export async function show(place, site, sae, parameters) {
   forms.append(tabs(), ...controls());
   place.addEventListener("keydown", move);
   fill();
-  return () => { turn++; current = null; };
+  return () => { turn++; current.firing?.close(); current = null; };
 }
 
 // Another query of the same page: the frame stays, the list changes.
@@ -173,7 +173,7 @@ function keyOf(order, hasWords) {
   if (order === "number") return (quality, density, max, feature) => -feature;
   if (order === "density") return (quality, density) => density;
   if (order === "max" || !hasWords) return (quality, density, max) => max;
-  return (quality, density, max) => quality * 1e6 + Math.min(max, 1e5);
+  return (quality, density, max) => matchKey(quality, max);
 }
 
 // --- Like another feature ---
@@ -200,43 +200,19 @@ async function fillLike() {
 // --- By what fires on a text ---
 
 function textForm() {
-  const field = make("textarea", { rows: 3, value: current.parameters.get("text") ?? "", id: "fires-text", spellcheck: false });
-  const ask = () => {
-    keep(`${address(current.sae, "search")}?${new URLSearchParams({ text: field.value })}`);
-    current.parameters = new URLSearchParams({ text: field.value });
+  const { site, sae, status, list } = current;
+  current.firing?.close();
+  current.firing = firing({ site, sae, text: current.parameters.get("text") ?? "", status, list, asked: (text) => {
+    current.parameters = new URLSearchParams({ text });
+    keep(`${address(sae, "search")}?${current.parameters}`);
     fillText();
-  };
-  field.addEventListener("keydown", (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) ask(); });
-  return make("section", {}, make("label", { attributes: { for: "fires-text" } }, "A text; the model reads it and tells which features are active"), field,
-    make("div", { className: "row" }, make("button", { type: "button", className: "main", on: { click: ask } }, "Find features"), make("span", { className: "note" }, "Ctrl + Enter")));
+  } });
+  return current.firing.element;
 }
 
-async function fillText() {
-  const mine = ++turn, { site, sae, parameters, status, list } = current, text = parameters.get("text") ?? "";
-  list.replaceChildren();
-  status.textContent = "";
-  if (!text.trim()) return;
-  status.textContent = "The model reads the text …";
-  try {
-    const { firesOn } = await import("./try/fires_on.js");
-    const fired = await firesOn(site, sae, text, (progress) => { if (mine === turn) status.textContent = progressOf(progress); });
-    if (mine !== turn) return;
-    const { tokens, features } = fired;
-    const rows = await Promise.all(features.slice(0, MOST_FIRED).map(async ([feature, value, places]) =>
-      ({ feature, value, places, ...await getName(sae, feature).catch(() => ({ label: null, tokens: [] })) })));
-    if (mine !== turn) return;
-    status.textContent = `${counted(features.length, "feature")} active on this text.`;
-    const where = ({ places }) => `${[...new Set(places.map((place) => visible(tokens[place].text).trim()))].slice(0, 4).join(" · ")}`;
-    list.replaceChildren(rows.length ? table(sae, rows, ["on", "tokens", "largest here"], (row) => [make("span", { className: "where" }, where(row)), number(row.places.length), number(row.value)], []) : "");
-  } catch (error) {
-    if (mine === turn) tell(error);
-  }
-}
-
-function progressOf(progress) {
-  const { loaded, total, what } = progress ?? {};
-  const part = total ? `${Math.round(100 * loaded / total)} % of ${number(total / 1e6)} MB` : "";
-  return ["The model is loaded:", part, what && plain(what)].filter(Boolean).join(" ");
+function fillText() {
+  turn++;
+  current.firing.read(current.parameters.get("text") ?? "");
 }
 
 // --- Rows ---

@@ -30,13 +30,15 @@ export const isOverview = has({
 
 export const isFeatures = has({ first: isCount, features: isListOf(isObject) });
 
-export const isFeature = has({
+const isFeatureOf = has({
   feature: isCount, label: isMaybe(isText), source: isMaybe(isText), density: isNumber, count: isCount, mean: isNumber, max: isNumber,
-  histogram: isListOf(isNumber), bands: isListOf(isRow(isNumber, isNumber, isNumber)), tokens: isListOf(isRow(isText, isNumber, isNumber)),
+  histogram: isListOf(isNumber), edges: isMaybe(isListOf(isNumber)), bands: isListOf(isRow(isNumber, isNumber, isNumber)), tokens: isListOf(isRow(isText, isNumber, isNumber)),
   neighbours: isMaybe(isListOf(isRow(isCount, isNumber))), together: isMaybe(isListOf(isRow(isCount, isNumber))),
   promoted: isMaybe(isListOf(isRow(isText, isNumber))), suppressed: isMaybe(isListOf(isRow(isText, isNumber))),
   contexts: isListOf(has({ band: isCount, value: isNumber, parts: isParts, file: isMaybe(isText), row: isMaybe(isNumber), licence: isMaybe(isText) })),
 });
+
+export const isFeature = (value) => isFeatureOf(value) && (value.edges ?? [...value.histogram, 0]).length === value.histogram.length + 1;
 
 const isColumns = has({
   first: isCount, label: isListOf(isMaybe(isText)), tokens: isListOf(isMaybe(isListOf(isText))), density: isListOf(isNumber), max: isListOf(isNumber),

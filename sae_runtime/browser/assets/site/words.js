@@ -15,6 +15,9 @@ export function small(value) {
 // "1 token", "2,000 tokens".
 export const counted = (count, one, many = `${one}s`) => `${number(count)} ${count === 1 ? one : many}`;
 
+// What a row of an SAE's features is.
+export const rowName = ({ per }) => per === "document" ? "document" : "token";
+
 // A token without letters shows a sign for what it is.
 export function visible(text) {
   if (text.trim() !== "") return plain(text);
@@ -37,19 +40,4 @@ export function linkTo(sae, feature, name = null) {
   const told = make("bdi", {}, name ?? "");
   const link = make("a", { className: "feature", href: address(sae, feature) }, make("span", { className: "id" }, String(feature)), " ", told);
   return { link, told };
-}
-
-// A button that copies a text and says so.
-export function copyButton(text, what) {
-  const button = make("button", { type: "button", on: { click: copy } }, what);
-  async function copy() {
-    try {
-      await navigator.clipboard.writeText(text());
-      button.textContent = "Copied";
-    } catch {
-      button.textContent = "Not copied: the browser forbids it";
-    }
-    setTimeout(() => { button.textContent = what; }, 1500);
-  }
-  return button;
 }

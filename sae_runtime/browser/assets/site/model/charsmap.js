@@ -20,21 +20,21 @@ export function charsmap(base64) {
 
   // What takes the place of a part of a text, by the shortest beginning that the table knows; null: nothing does.
   const instead = (part) => {
-    const at = shortest(units, part);
-    return at === null ? null : decoder.decode(texts.subarray(at, texts.indexOf(0, at)));
+    const begin = shortest(units, part);
+    return begin === null ? null : decoder.decode(texts.subarray(begin, texts.indexOf(0, begin)));
   };
   return (whole) => {
     const builder = new Builder();
     for (const { segment, index } of graphemes.segment(whole.text)) {
-      const found = encoder.encode(segment).length < LONGEST ? instead(encoder.encode(segment)) : null;
-      if (found !== null) {
-        builder.add(found, whole.from[index], whole.to[index + segment.length - 1]);
+      const taken = encoder.encode(segment).length < LONGEST ? instead(encoder.encode(segment)) : null;
+      if (taken !== null) {
+        builder.add(taken, whole.from[index], whole.to[index + segment.length - 1]);
         continue;
       }
-      let at = index;
+      let place = index;
       for (const character of segment) {
-        builder.add(instead(encoder.encode(character)) ?? character, whole.from[at], whole.to[at]);
-        at += character.length;
+        builder.add(instead(encoder.encode(character)) ?? character, whole.from[place], whole.to[place]);
+        place += character.length;
       }
     }
     return builder.made();

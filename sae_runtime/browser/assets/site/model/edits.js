@@ -39,7 +39,7 @@ export function asInputs(saes, edits, slots = {}) {
 }
 
 // The edits as rows of numbers; an Error says what is wrong with one.
-export function checked(saes, edits) {
+function checked(saes, edits) {
   const seen = new Set();
   return edits.map(({ sae: name, feature, kind, value }) => {
     const sae = saes.find((one) => one.name === name);

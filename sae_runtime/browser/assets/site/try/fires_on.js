@@ -1,12 +1,10 @@
-// Which features of an SAE are active on a text, by the model of the visitor.
+// Which features of an SAE are active on a text, by the model that the visitor loaded.
 
-import { load, ownSae, prepare, session } from "./session.js";
+import { ownSae, session } from "./session.js";
 
-// {tokens, features: [[feature, its largest value, places of its tokens], ...], the strongest first}. A model that is not
-// loaded is loaded first, the page's where there is one; onProgress({loaded, total, what}) tells of it.
-export async function firesOn(site, sae, text, onProgress = () => {}) {
-  const model = await readyModel(site, onProgress);
-  const own = ownSae(model.about, sae);
+// {tokens, features: [[feature, its largest value, places of its tokens], ...], the strongest first}; the model must be loaded.
+export async function firesOn(sae, text) {
+  const { model } = session, own = ownSae(model.about, sae);
   if (!own) throw new Error(`The model ${model.about.name} does not have the SAE ${sae.name}; choose another SAE, or serve its model.`);
   const { tokens } = await model.features(text);
   return { tokens, features: strongest(tokens, own.name) };
@@ -34,20 +32,4 @@ export function outliers(tokens, name) {
   const rising = values.filter((value) => value > 0).sort((one, other) => one - other);
   const usual = rising[Math.floor(rising.length / 2)];
   return new Set(rising.length < FEW ? [] : [...values.keys()].filter((place) => values[place] > FAR * usual));
-}
-
-async function readyModel(site, onProgress) {
-  await prepare(site);
-  if (session.state !== "ready") {
-    const { page, problem, server } = session.choices;
-    if (!page && !server) throw new Error(`${problem} Make it again with a model: sae-runtime browse STORE MODEL -o SITE`);
-    const stop = setInterval(() => session.progress && onProgress(session.progress), 100);
-    try {
-      await load(site, page ? "page" : "server");
-    } finally {
-      clearInterval(stop);
-    }
-  }
-  if (session.state !== "ready") throw new Error(session.error || session.locked || "The model is not loaded; load it, and ask again.");
-  return session.model;
 }

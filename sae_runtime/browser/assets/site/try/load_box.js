@@ -3,7 +3,7 @@
 import { make, number, plain } from "../shared/elements.js";
 import { cancel, load, prepare, session, useKey, watch } from "./session.js";
 
-export const megabytes = (bytes) => bytes < 1e6 ? `${number(Math.max(1, Math.round(bytes / 1e3)))} kB` : `${number(Math.round(bytes / 1e6))} MB`;
+const megabytes = (bytes) => bytes < 1e6 ? `${number(Math.max(1, Math.round(bytes / 1e3)))} kB` : `${number(Math.round(bytes / 1e6))} MB`;
 
 // The box, which follows the session. The element has `close()`, which ends that.
 export function loadBox(site) {

@@ -26,7 +26,8 @@ export function readingBox(sae, { onSteer }) {
 
   const ask = latest(({ model, text }) => model.features(text), {
     done: (found) => {
-      error.textContent = found.left_out ? `The model reads no more of a text: ${number(found.left_out)} tokens were left out.` : "";
+      error.textContent = found.left_out ? `The model reads no more of a text: ${number(found.left_out)} tokens were left out.`
+        : found.most ? `The server gives the ${found.most} strongest features of a token; weaker ones are not shown.` : "";
       ({ tokens, rest = "" } = found);
       if (chosen !== null && (chosen >= tokens.length || tokens[chosen]?.special)) chosen = null;
       showTokens();

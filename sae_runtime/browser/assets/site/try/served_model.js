@@ -1,5 +1,6 @@
 // A model of `sae-runtime serve` at the address of this page, with the interface of the model in the page.
 
+import { editObjects } from "../shared/programs.js";
 import { placed } from "../shared/server.js";
 
 const MOST_FEATURES = 100; // of a token; a server gives no more
@@ -29,8 +30,9 @@ export class ServedModel {
       saes: Object.fromEntries(this.about.saes.map(({ name }) => [name,
         token.features.filter((active) => active.sae === name).map((active) => [active.feature, active.value])])),
     }));
-    const read = tokens.filter((token) => !token.special).map(({ gap, text: part }) => gap + part).join("");
-    return { tokens, rest: text.startsWith(read) ? text.slice(read.length) : "", left_out: 0 };
+    const rest = Array.from(text).slice(Math.max(0, ...told.map((one) => one.end))).join("");
+    const isCut = tokens.some(({ saes }) => Object.values(saes).some((active) => active.length >= MOST_FEATURES));
+    return { tokens, rest, left_out: 0, most: isCut ? MOST_FEATURES : null };
   }
 
   async embed(texts, edits) {
@@ -61,9 +63,7 @@ export class ServedModel {
   close() {}
 
   asked(edits) {
-    const several = this.about.saes.length > 1;
-    return edits.length ? { edits: edits.map(({ sae, feature, kind, value }) => (
-      { feature, [kind]: kind === "ablate" ? true : value, ...(several ? { sae } : {}) })) } : null;
+    return edits.length ? { edits: editObjects({ edits, several: this.about.saes.length > 1 }) } : null;
   }
 }
 

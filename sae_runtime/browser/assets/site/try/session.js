@@ -112,12 +112,12 @@ export async function useKey(site, key) {
 // Texts of the corpus, where the site has no list for a model: those of the features to look at first.
 async function sentencesOf(site) {
   const overviews = await Promise.all(site.saes.slice(0, 3).map((sae) => getOverview(sae).catch(() => null)));
-  const texts = overviews.flatMap((one) => one?.starters ?? []).map(({ text }) => textOf(text)).filter((text) => text.length >= 20);
+  const texts = overviews.flatMap((one) => one?.starters ?? []).map(({ text }) => lineOf(text)).filter((text) => text.length >= 20);
   return [...new Set(texts)].slice(0, MOST_SENTENCES);
 }
 
 // The text of segments in one line, at most 240 characters of it.
-export function textOf(segments) {
+function lineOf(segments) {
   const text = (segments ?? []).map((one) => typeof one === "string" ? one : one[0]).join("").replace(/\s+/g, " ").trim();
   const signs = Array.from(text);
   return signs.length > 240 ? `${signs.slice(0, 239).join("")}…` : text;

@@ -1,7 +1,7 @@
 // The edits of the visitor: sliders, a field that adds a feature by number or name, and a switch for all of them.
 
 import { countNames, getName, getNames } from "../data.js";
-import { best, scan, wordsOf } from "../matching.js";
+import { best, matchKey, scan, wordsOf } from "../matching.js";
 import { editList, tidy } from "../shared/edit_list.js";
 import { make, plain } from "../shared/elements.js";
 import { linkTo, nameOf, unnamed } from "../words.js";
@@ -103,14 +103,14 @@ async function featureOf(sae, typed) {
 }
 
 // The features that fit words best, as the page of search finds them.
-export async function findFeatures(sae, typed, isStale = () => false) {
+async function findFeatures(sae, typed, isStale = () => false) {
   const words = wordsOf(typed), numbers = [], keys = [], names = new Map();
   const shards = words.length ? await countNames(sae) : 0;
   for (let shard = 0; shard < shards && !isStale(); shard++) {
     const here = await getNames(sae, shard);
     await scan(here, words, (feature, quality) => {
       numbers.push(feature);
-      keys.push(quality * 1e6 + Math.min(here.max[feature - here.first], 1e5));
+      keys.push(matchKey(quality, here.max[feature - here.first]));
       names.set(feature, [here, feature - here.first]);
     }, isStale);
   }

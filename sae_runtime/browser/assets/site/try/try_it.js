@@ -2,8 +2,8 @@
 
 import { callsOf } from "../calls.js";
 import { address, keep, routeOf } from "../route.js";
+import { copyButton } from "../shared/copy_button.js";
 import { make, plain } from "../shared/elements.js";
-import { copyButton } from "../words.js";
 import { answersBox, wishedTokens } from "./answers.js";
 import { readEdits, writeEdits } from "./edit_words.js";
 import { after } from "./latest.js";
