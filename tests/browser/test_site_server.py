@@ -2,7 +2,10 @@
 
 import http.client
 import os
+import socket
+import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPMessage
@@ -120,6 +123,26 @@ def test_many_files_at_once(ask: Ask, folder: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         bodies = [body for _, _, body in pool.map(lambda number: ask(f"/{number}.json"), range(40))]
     assert bodies == [(str(number) * 50_000).encode() for number in range(40)]
+
+
+def test_a_browser_that_leaves_in_the_middle_is_no_error(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (folder / "large.data").write_bytes(bytes(1 << 24))
+    with site_server(folder) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        for sent in (
+            b"",
+            b"GET / HT",
+            b"GET /large.data HTTP/1.1\r\nHost: %b\r\n\r\n" % address_of(server)[7:-1].encode(),
+        ):
+            with socket.create_connection(server.server_address[:2]) as connection:
+                connection.sendall(sent)
+                time.sleep(0.1)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closes by a reset
+        time.sleep(0.3)
+        server.shutdown()
+        thread.join()
+    assert capfd.readouterr() == ("", "")
 
 
 def test_the_address_is_of_this_computer_and_a_taken_port_is_an_error(folder: Path) -> None:

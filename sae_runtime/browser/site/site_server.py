@@ -62,6 +62,11 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True  # Ctrl-C waits for no browser that keeps its connection
     allow_reuse_address = os.name == "posix"  # Windows would let two programs listen on one port
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Print an error, unless the page was closed."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
 
 class _Handler(BaseHTTPRequestHandler):
     """Answers GET and HEAD of the regular files of one folder."""
@@ -88,15 +93,12 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, send: Callable[[BinaryIO], None]) -> None:
         if "Content-Length" in self.headers or "Transfer-Encoding" in self.headers:
             self.close_connection = True  # the body of this request would be taken for the next one
-        try:
-            if not self._is_own():
-                self._refuse(HTTPStatus.FORBIDDEN, "this server answers its own address alone")
-            elif (path := self._path()) is None:
-                self._refuse(HTTPStatus.NOT_FOUND, "the site has no such file")
-            else:
-                self._send_file(path, send)
-        except ConnectionError:  # the page was closed
-            self.close_connection = True
+        if not self._is_own():
+            self._refuse(HTTPStatus.FORBIDDEN, "this server answers its own address alone")
+        elif (path := self._path()) is None:
+            self._refuse(HTTPStatus.NOT_FOUND, "the site has no such file")
+        else:
+            self._send_file(path, send)
 
     def _is_own(self) -> bool:
         """Whether the page asked for this address, and no page of another name that leads here."""

@@ -83,8 +83,9 @@ def test_a_hostile_vocabulary_is_read_in_the_page(open_page: Pages, site: Path) 
     until(page, "() => document.querySelector('.ready')", seconds=60)
     text = " ".join(WORDS)
     page.fill("#typed", text)
-    read = "[...document.querySelectorAll('.try-reading [role=option]')].some((one) => one.textContent.includes('pwned'))"
-    until(page, f"() => {read}", seconds=60)  # the text of the page itself was read before
+    shown = "[...document.querySelectorAll('.try-reading [role=option]')]"
+    own = f"() => {shown}.some((one) => one.textContent.includes('pwned'))"
+    until(page, own, seconds=60)  # the page has read a text of its own before
     page.locator(".strongest .steer").first.click()
     page.wait_for_timeout(1000)
     assert page.evaluate(MADE) == 0
