@@ -135,7 +135,7 @@ def test_a_browser_that_leaves_in_the_middle_is_no_error(folder: Path, capfd: py
             b"GET / HT",
             b"GET /large.data HTTP/1.1\r\nHost: %b\r\n\r\n" % address_of(server)[7:-1].encode(),
         ):
-            with socket.create_connection(server.server_address[:2]) as connection:
+            with socket.create_connection(("127.0.0.1", server.server_port)) as connection:
                 connection.sendall(sent)
                 time.sleep(0.1)
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closes by a reset
