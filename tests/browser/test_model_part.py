@@ -14,6 +14,8 @@ from word_model import deploy_words
 from sae_runtime import Model, load_model
 from sae_runtime.browser.site import model_facts, model_part
 from sae_runtime.browser.site.model_part import write_model_part
+from sae_runtime.browser.site.page_tokenizer import tokenizer_facts
+from sae_runtime.browser.site.unfit import UnfitForPage
 from sae_runtime.exports import int8_weights
 from sae_runtime.exports.page_graph import write_page_graph
 from sae_runtime.text.tokenizer import open_tokenizer
@@ -96,6 +98,17 @@ def test_a_tokenizer_that_the_page_does_not_know(
     (home / "tokenizer.json").write_text(json.dumps(told))
     problem = written(load_model(home), tmp_path / "model")["problem"]
     assert problem.startswith("the tokenizer has the pre-tokenizer UnicodeScripts") and "serve" in problem
+
+
+@pytest.mark.parametrize("mark", ["continuing_subword_prefix", "end_of_word_suffix"])
+def test_bpe_that_marks_places_in_words_is_left_to_a_server(
+    homes: dict[str, Path], monkeypatch: pytest.MonkeyPatch, mark: str
+) -> None:
+    model = load_model(homes["bert"])
+    told = {"model": {"type": "BPE", "vocab": {}, "merges": [], mark: "</w>"}}
+    monkeypatch.setattr(type(model.tokenizer), "to_json", lambda self: json.dumps(told))
+    with pytest.raises(UnfitForPage, match="the end of words, which a page does not know"):
+        tokenizer_facts(model)
 
 
 def test_a_graph_of_one_length_alone(bundle_of: Callable[..., Path], tmp_path: Path) -> None:

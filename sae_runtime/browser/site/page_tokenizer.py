@@ -20,6 +20,7 @@ KNOWN = {
     },
     "post_processor": {"TemplateProcessing", "BertProcessing", "RobertaProcessing", "ByteLevel", "Sequence"},
 }
+_MARKS = ("continuing_subword_prefix", "end_of_word_suffix")
 _INSIDE = ("normalizers", "pretokenizers", "processors")
 
 
@@ -39,10 +40,10 @@ def tokenizer_facts(model: Model) -> dict[str, Any]:
                     f"the tokenizer has the {section.replace('_', '-')} {kind}, which a page does not know; run the "
                     "model by sae-runtime serve"
                 )
-    if told["model"].get("continuing_subword_prefix") and told["model"]["type"] == "BPE":
+    if told["model"]["type"] == "BPE" and any(told["model"].get(mark) for mark in _MARKS):
         raise UnfitForPage(
-            "the tokenizer marks the inside of words, which a page does not know of BPE; run the model "
-            "by sae-runtime serve"
+            "the tokenizer marks the inside or the end of words, which a page does not know of BPE; run the model by "
+            "sae-runtime serve"
         )
     return {
         "limit": model.window(),
