@@ -17,7 +17,7 @@ export function firing({ site, sae, text, status, list, asked }) {
   field.addEventListener("keydown", (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) ask(); });
   const element = make("section", {}, make("label", { attributes: { for: "fires-text" } }, "A text; the model reads it and tells which features are active"), field,
     make("div", { className: "row" }, make("button", { type: "button", className: "main", on: { click: ask } }, "Find features"), make("span", { className: "note" }, "Ctrl + Enter")), box);
-  let closed = false, stop = () => {}, firesOn = null, turn = 0, wanted = text;
+  let closed = false, stop = () => {}, model = null, turn = 0, wanted = text;
 
   const tell = (error) => {
     status.replaceChildren();
@@ -36,24 +36,23 @@ export function firing({ site, sae, text, status, list, asked }) {
       if (state === "ready") read(wanted);
     });
     stop = () => { unwatch(); offer.close(); };
-    firesOn = async (...given) => session.state === "ready" ? reading.firesOn(...given) : null;
+    model = { isReady: () => session.state === "ready", firesOn: reading.firesOn };
     read(wanted);
   }
 
-  async function read(asked) {
+  async function read(typed) {
     const mine = ++turn;
-    wanted = asked;
+    wanted = typed;
     list.replaceChildren();
     status.textContent = "";
-    if (!asked.trim() || !firesOn) return;
+    if (!typed.trim() || !model) return;
+    if (!model.isReady()) {
+      status.textContent = "Load the model first; it then reads the text.";
+      return;
+    }
     try {
-      const fired = await firesOn(sae, asked);
+      const { tokens, features } = await model.firesOn(sae, typed);
       if (mine !== turn || closed) return;
-      if (!fired) {
-        status.textContent = "Load the model first; it then reads the text.";
-        return;
-      }
-      const { tokens, features } = fired;
       const rows = await Promise.all(features.slice(0, MOST_FIRED).map(async ([feature, value, places]) =>
         ({ feature, value, places, ...await getName(sae, feature).catch(() => ({ label: null, tokens: [] })) })));
       if (mine !== turn || closed) return;
