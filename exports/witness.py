@@ -57,8 +57,8 @@ def pre_activations(weights: Weights, x: ArrayLike, norm: str = "none") -> NDArr
 def rounding(weights: Weights, x: ArrayLike, norm: str = "none") -> NDArray[np.float64]:
     """What float32 may lose of each pre-activation [..., d_sae] of x [..., d_in]: 2e-6 of its terms' sizes, added up.
 
-    The terms are the products of x' - b_pre with W_enc, and b_enc. docs/certified-encoding.md derives the number. A
-    norm adds the numbers that it subtracts, in units of the token's size.
+    The terms are the products of x' - b_pre with W_enc, and b_enc. docs/reference/certified-encoding.md derives the
+    number. A norm adds the numbers that it subtracts, in units of the token's size.
     """
     w = {name: np.abs(np.asarray(value, np.float64)) for name, value in weights.items()}
     given, mean, size = normalise(x, norm)

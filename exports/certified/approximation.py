@@ -1,9 +1,9 @@
 """What the int8 product says about every feature, by groups of 16 features.
 
 Features are in the order of `integers.quantise`, and a *place* is a position in this order. Sizes are in units of the
-token's scale s, as in equation (3) of docs/certified-encoding.md; a size may be negative, since relu comes later. The
-graph computes the product and the maxima of groups for all features, and sizes for groups that matter only. In numpy,
-for product [n, d_sae], unit [n, 1] and bias [groups, 16], all by place:
+token's scale s, as in equation (3) of docs/reference/certified-encoding.md; a size may be negative, since relu comes
+later. The graph computes the product and the maxima of groups for all features, and sizes for groups that matter only.
+In numpy, for product [n, d_sae], unit [n, 1] and bias [groups, 16], all by place:
 
     members = product.reshape(len(product), -1, 16)
     sizes = members + unit[:, :, None] * bias

@@ -1,7 +1,7 @@
 """encode_exact.onnx: the features of encode.onnx, found by an int8 product and decided in float32.
 
-The product bounds every pre-activation from above (equation (7) of docs/certified-encoding.md). A feature is a
-candidate where its bound exceeds the token's cut. The graph computes only candidates in float32. The cut is the
+The product bounds every pre-activation from above (equation (7) of docs/reference/certified-encoding.md). A feature is
+a candidate where its bound exceeds the token's cut. The graph computes only candidates in float32. The cut is the
 threshold; for top k it is the least of k features that the graph computes first (equation (8)). A token with very many
 candidates is not `certain`, and the runtime gives it to encode.onnx. In numpy, with z [n, d_sae], sizes, group_bound
 and unit as in approximation.py, and with `leading` and `find_candidates` as their docstrings write them:

@@ -1,9 +1,9 @@
 """encode_gpu.onnx: the features of encode.onnx on a GPU, found by a float16 product and decided in float32.
 
 Tensor cores multiply float16 several times faster than a GPU multiplies float32. Equation (11) of
-docs/certified-encoding.md bounds every pre-activation by a float16 product. The graph computes the features with the
-largest bounds again in float32. It stays on the device, and CUDA can capture it: all sizes follow from n, and every
-operator has a CUDA kernel. (In opset 21, onnxruntime has no CUDA kernel for ReduceMax, ReduceMin, Pad and Equal.)
+docs/reference/certified-encoding.md bounds every pre-activation by a float16 product. The graph computes the features
+with the largest bounds again in float32. It stays on the device, and CUDA can capture it: all sizes follow from n, and
+every operator has a CUDA kernel. (In opset 21, onnxruntime has no CUDA kernel for ReduceMax, ReduceMin, Pad and Equal.)
 """
 
 import math
@@ -51,7 +51,7 @@ def half_precision(
     x: NDArray[np.float32],
     float16_roundings: int = FLOAT16_ROUNDINGS,
 ) -> dict[str, NDArray[np.generic]]:
-    """The encoder in float16 with its bound (our design; docs/certified-encoding.md derives it).
+    """The encoder in float16 with its bound (our design; docs/reference/certified-encoding.md derives it).
 
     Args:
         weights: of `Bundle.weights`.

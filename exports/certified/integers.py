@@ -1,7 +1,7 @@
 """The encoder in int8, and a bound on the error of int8.
 
-Equations (1) to (7) of docs/certified-encoding.md derive the bound and name every quantity here. The bound holds for
-all activations. It is tight for activations like the sample, from which the map and the centre are made.
+Equations (1) to (7) of docs/reference/certified-encoding.md derive the bound and name every quantity here. The bound
+holds for all activations. It is tight for activations like the sample, from which the map and the centre are made.
 """
 
 import math
@@ -42,7 +42,7 @@ def quantise(weights: Mapping[str, NDArray[np.float32]], x: NDArray[np.float32],
     """The encoder of `weights` in int8, most precise on activations like x, as arrays of derived.safetensors.
 
     Features are in the order of `int8_order`, in groups of 16. Bounds and biases are rounded up by what float32 may
-    lose. The method is our design; docs/certified-encoding.md derives it.
+    lose. The method is our design; docs/reference/certified-encoding.md derives it.
 
     Args:
         weights: of `Bundle.weights`; d_sae is a multiple of 16.

@@ -104,7 +104,7 @@ def _fault_of_rows(
 
 
 def _fault_of_int8(derived: Arrays, weights: Arrays, x: NDArray[np.float32], z: NDArray[np.float32]) -> str | None:
-    """The fault of the int8 numbers of each feature: equations (1), (2) and (5) of docs/certified-encoding.md."""
+    """The fault of the int8 numbers of each feature: (1), (2) and (5) of docs/reference/certified-encoding.md."""
     order, scale = derived["int8_order"], derived["int8_scale"]
     length, loss = (derived["int8_bound"][:, :, None] * derived["int8_share"] * _ROOM).reshape(2, -1)
     v, z = x @ derived["int8_map"], np.abs(z[order])

@@ -235,7 +235,7 @@ def test_labels_of_another_sae_are_not_replaced_and_do_not_stick(
 def test_the_document_makes_labels_of_an_export_of_neuronpedia(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (call,) = (block for block in blocks("interop.md") if "explanations.jsonl" in block)
+    (call,) = (block for block in blocks("guides/interop.md") if "explanations.jsonl" in block)
     rows = [
         {"modelId": "gpt2-small", "layer": "6-res-jb", "index": "12", "description": " words about\n files", "v": []},
         {"modelId": "gpt2-small", "layer": "6-res-jb", "index": 3, "description": "caf\u00e9"},
@@ -245,5 +245,5 @@ def test_the_document_makes_labels_of_an_export_of_neuronpedia(
     monkeypatch.chdir(tmp_path)
     exec(call, {})
     assert dict(read_labels("sae")) == {12: "words about files", 3: "café"}
-    (line,) = re.findall(r"^    (\{.*\})$", (DOCS / "interop.md").read_text(), flags=re.MULTILINE)
+    (line,) = re.findall(r"^    (\{.*\})$", (DOCS / "guides" / "interop.md").read_text(), flags=re.MULTILINE)
     assert dict(read_labels(put(Path("sae"), line))) == {12: "include"}

@@ -209,7 +209,7 @@ def test_a_store_is_exported(store: Path, tmp_path: Path) -> None:
 def test_the_block_of_the_document_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_store(tmp_path / "store", [feature([context("a file", "file", 2.0)], top_tokens=[token("file")])] * 4)
     monkeypatch.chdir(tmp_path)
-    (code,) = (block for block in blocks("corpus.md") if "open_store" in block)
+    (code,) = (block for block in blocks("guides/corpus.md") if "open_store" in block)
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         exec(code, {})

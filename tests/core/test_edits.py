@@ -39,7 +39,7 @@ def test_each_kind_of_edit_changes_an_inactive_and_an_active_feature_by_its_form
 
 
 def test_each_kind_of_edit_follows_the_table_of_the_document() -> None:
-    rows = table("steering.md", "to")
+    rows = table("guides/steering.md", "to")
     assert len(rows) == 5
     for _, call, numbers in rows:
         verb, *arguments = re.findall(r"`Edit\.(\w+)\((\d+)(?:, ([\d.]+))?\)`", call)[0]

@@ -157,7 +157,7 @@ def test_the_gate_of_each_step_decides_whether_its_token_is_edited(writer: Write
 
 def test_the_code_of_the_document_generates_steered_text(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The code runs as written, with our model in its folder: it edits the prompt of the first request only."""
-    (code,) = (block for block in blocks("steering.md") if "og.Model" in block)
+    (code,) = (block for block in blocks("guides/steering.md") if "og.Model" in block)
     monkeypatch.chdir(writer.graph.parents[1])
     prompts = np.array([[1, 2, 3, 0], [1, 2, 3, 0]])
     names: dict[str, Any] = {"Edit": Edit, "as_inputs": as_inputs, "np": np, "d_sae": 64, "prompts": prompts}
@@ -174,7 +174,7 @@ def test_the_code_of_the_document_generates_steered_text(writer: Writer, monkeyp
 
 def test_the_code_of_the_document_writes_steered_text(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The prompt is one unknown word, thus token 0."""
-    (code,) = (block for block in blocks("steering.md") if "model.generate(" in block and "load_model" in block)
+    (code,) = (block for block in blocks("guides/steering.md") if "model.generate(" in block and "load_model" in block)
     monkeypatch.chdir(writer.graph.parents[1])
     names: dict[str, Any] = {}
     exec(code, names)

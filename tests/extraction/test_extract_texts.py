@@ -353,7 +353,7 @@ def test_the_documented_calls_run(folder: Path, tmp_path: Path, monkeypatch: pyt
     records = [{"text": text, "topic": "words"} for text in TEXTS]
     Path("data/a.jsonl").write_text("\n".join(map(json.dumps, records)))
     Path("model").symlink_to(folder)
-    call, join = (next(b for b in blocks("corpus.md") if name in b) for name in ("TextSource", "pandas"))
+    call, join = (next(b for b in blocks("guides/corpus.md") if name in b) for name in ("TextSource", "pandas"))
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(call, {})

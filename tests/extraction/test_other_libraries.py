@@ -1,4 +1,4 @@
-"""The lines of docs/interop.md that read features: each is run as it stands, and gives what the SAE gave."""
+"""The lines of docs/guides/interop.md that read features: each is run as it stands, and gives what the SAE gave."""
 
 import re
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from sae_runtime.extraction.array_source import ArraySource
 from sae_runtime.extraction.extract import extract
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own
-DOCUMENT = Path(__file__).parents[2] / "docs" / "interop.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "guides" / "interop.md"
 ROWS = 90
 
 

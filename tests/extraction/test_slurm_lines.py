@@ -1,4 +1,4 @@
-"""The lines for Slurm that docs/corpus.md gives, run by a stand-in for sbatch that starts each job as a process."""
+"""The lines for Slurm that docs/guides/corpus.md gives, run by a stand-in for sbatch that starts processes."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from pathlib import Path
 from feature_folders import bytes_of
 from word_model import deploy_words, long_words
 
-DOCS = Path(__file__).parents[2] / "docs" / "corpus.md"
+DOCS = Path(__file__).parents[2] / "docs" / "guides" / "corpus.md"
 _SBATCH = """#!{python}
 import os, re, subprocess, sys
 if "--wrap" in sys.argv:

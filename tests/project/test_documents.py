@@ -62,8 +62,8 @@ def test_lines_outside_tables_have_at_most_120_columns(document: str) -> None:
 
 
 def test_the_readme_and_the_map_of_the_code_stay_short() -> None:
-    assert len(text_of("README.md").splitlines()) <= 200
-    assert len(text_of("docs/architecture.md").splitlines()) <= 250
+    assert len(text_of("README.md").splitlines()) <= 210
+    assert len(text_of("docs/architecture.md").splitlines()) <= 260
 
 
 @pytest.mark.parametrize("document", [name for name in DOCUMENTS if name != HISTORY])

@@ -1,4 +1,4 @@
-"""The blocks of docs/text.md and the README's lines on text run, with tiny models in the place of real ones."""
+"""The blocks of docs/guides/text.md and the README's lines on text run, with tiny models in the place of real ones."""
 
 import contextlib
 import io
@@ -36,7 +36,7 @@ def printed(code: str, names: dict[str, object]) -> str:
 def test_blocks_of_the_document_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     names: dict[str, object] = {}
-    said = [printed(code, names) for code in blocks("text.md")]
+    said = [printed(code, names) for code in blocks("guides/text.md")]
     assert "150 features" in said[0] and said[1].startswith("[CLS] ")
     assert re.search(r"^\d+ (about|against) [\d.]+ \(", said[2], flags=re.MULTILINE)
     assert "still similar to itself: " in said[3] and "last_hidden_state" in said[4]

@@ -25,7 +25,7 @@ from sae_runtime.core.edits import Edit
 ANSWERS, CALLERS = int(os.environ.get("ANSWERS", "10000")), 48
 SIZES = (*[1] * 8, 2, 3, 5, 8, 16, 17, 64, 300)
 PATIENT = ("--max-seconds", "600")  # so that a machine that has other work to do gives no 504
-TOLERANCE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}  # that docs/serving.md states
+TOLERANCE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}  # that docs/guides/serving.md states
 
 
 @dataclass(frozen=True)

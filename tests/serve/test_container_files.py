@@ -1,4 +1,4 @@
-"""The Dockerfile and the yaml of docs/serving.md name what is there."""
+"""The Dockerfile and the yaml of docs/guides/serving.md name what is there."""
 
 import importlib.util
 import re
@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 HADOLINT = Path(sys.prefix) / "hadolint" / "bin" / "hadolint"
 BLOCKS = [
-    yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/serving.md").read_text(), re.S)
+    yaml.safe_load(block)
+    for block in re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/guides/serving.md").read_text(), re.S)
 ]
 
 

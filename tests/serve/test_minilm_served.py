@@ -15,7 +15,7 @@ from sae_runtime.serve.plane import Plane
 from sae_runtime.train.harvest.host_model import load_whole_model
 
 WORDS = "the file is open and nobody has read it since the sea was seen in a village of naïve cooks".split()
-EMBEDDING = 1e-5  # that docs/serving.md states
+EMBEDDING = 1e-5  # that docs/guides/serving.md states
 FEATURE = 1e-5  # of a token's largest activation
 
 

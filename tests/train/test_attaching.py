@@ -225,7 +225,7 @@ def test_the_example_of_the_steering_document_runs(
     bundle_of: BundleOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As written, with a model of seven layers and a bundle in the folder that it names."""
-    (code,) = (block for block in blocks("steering.md") if "attach(" in block)
+    (code,) = (block for block in blocks("guides/steering.md") if "attach(" in block)
     sizes: dict[str, Any] = {"vocab_size": 50, "n_embd": D_IN, "n_layer": 7, "n_head": 2, "n_positions": 64}
     model: Any = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
     (tmp_path / "sae").symlink_to(bundle_of("mutual"))

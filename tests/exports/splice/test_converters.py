@@ -1,4 +1,4 @@
-"""What tools that rewrite graphs do to a spliced graph, as docs/steering.md says."""
+"""What tools that rewrite graphs do to a spliced graph, as docs/guides/steering.md says."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -62,7 +62,7 @@ TOOLS: dict[str, Callable[[Path, Path], object]] = {
 
 
 def test_a_rewritten_graph_does_what_the_document_says(bundle_of: BundleOf, tmp_path: Path) -> None:
-    said = {name.strip("`"): effect for name, effect in table("steering.md", "tool, on a spliced graph")}
+    said = {name.strip("`"): effect for name, effect in table("guides/steering.md", "tool, on a spliced graph")}
     assert set(said) == set(TOOLS)
     path = splice(host_graph("bert"), [Splice(bundle=bundle_of("mutual", D_SAE), hook=HOOKS["bert"])], tmp_path).path
     edits = {f"sae_{name}": array for name, array in as_inputs([[Edit.set(3, 5.0)]], D_SAE).items()}

@@ -170,7 +170,7 @@ def test_the_document_lists_the_inputs_and_outputs_of_a_spliced_graph(spliced: S
     outputs = {value.name: (value.type, len(value.shape)) for value in session.get_outputs()[1:]}
     for heading, found in (("input, all optional", optional), ("output", outputs)):
         said = {}
-        for names, form, *_ in table("steering.md", heading):
+        for names, form, *_ in table("guides/steering.md", heading):
             kinds, rank = re.findall(r"i64|f32", form), len(re.findall(r"\[([^]]*)\]", form)[0].split(","))
             for name, dtype in zip(re.findall(r"`(\w+)`", names), kinds * 4, strict=False):
                 said[name] = types[dtype], rank
