@@ -13,7 +13,8 @@
 - `pip install`, `make` and `python benchmarks/...` are only checked.
 - ```toml and ```yaml whose first line is `# NAME.toml` or `# NAME.yaml` are written to a file of that name.
 - ```text right after a block, and what follows the `$ ` lines of a session, is what it prints: stdout, or stdout and
-  stderr. Numbers stand for any numbers; `…` or `...` for anything in the line, and alone in a line for any lines.
+  stderr; of a server, its first lines. Numbers stand for any numbers; `…` or `...` for anything in the line, and alone
+  in a line for any lines.
 """
 
 import contextlib
@@ -131,11 +132,12 @@ def _run(block: Block, shell: Shell, python: Python, servers: Servers, exact: bo
     if block.mark == SERVER:
         ran, out = servers.start(block.text)
         _judge(block.place, block.text, ran, None, exact)
-        until = time.monotonic() + 20
-        while block.printed is not None and difference(block.printed, [out.read_text()], exact=exact):
-            if time.monotonic() > until:
-                _judge(block.place, block.text, dataclasses.replace(ran, out=out.read_text()), block.printed, exact)
-            time.sleep(0.1)
+        if block.printed is not None:
+            count, until = len(block.printed.splitlines()), time.monotonic() + 20
+            while difference(block.printed, [_first(out, count)], exact=exact) and time.monotonic() < until:
+                time.sleep(0.1)
+            ran = dataclasses.replace(ran, out=_first(out, count))
+            _judge(block.place, block.text, ran, block.printed, exact)
     elif block.language == "python":
         _judge(block.place, block.text, python.run(block.text, block.page, block.line), block.printed, exact)
     elif block.language == "bash":
@@ -146,6 +148,11 @@ def _run(block: Block, shell: Shell, python: Python, servers: Servers, exact: bo
             if ran.fault and re.search(r"^(error|Error|Usage|Traceback)\b", printed, flags=re.MULTILINE):
                 ran = dataclasses.replace(ran, fault=None)  # the page shows how it fails
             _judge(f"{block.page}:{line}", command + "\n", ran, printed or None, exact)
+
+
+def _first(path: Path, count: int) -> str:
+    """The first lines that a server printed: later ones come when it likes."""
+    return "".join(path.read_text(errors="replace").splitlines(keepends=True)[:count])
 
 
 def _judge(place: str, text: str, ran: Ran, said: str | None, exact: bool) -> None:
