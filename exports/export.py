@@ -75,9 +75,7 @@ def export(
     if activations is not None:
         _check_activations(bundle, activations)
         activations = activations[:: -(-len(activations) // SAMPLE_ROWS)]
-    with file_set.replaced_together(
-        bundle.path, last=MANIFEST, check=lambda: bundle.refuse_change(MANIFEST, WEIGHTS)
-    ) as staged:
+    with bundles.replaced_bundle(bundle, MANIFEST, WEIGHTS) as staged:
         listed = {name: record for name, record in bundle.manifest.files.items() if name != DERIVED}
         if activations is not None:
             save_tensors(staged / SAMPLE, {"x": np.ascontiguousarray(activations, np.float32)})
