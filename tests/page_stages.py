@@ -1,19 +1,24 @@
-"""What lies at hand where a document begins: tiny models of a page's own words, their SAEs, and texts.
+"""What lies at hand where a guide begins: tiny models, their SAEs and texts.
 
-The models have random weights. Their tokenizers know the words of the page and of the texts, so tokens look as a reader
-would see them.
+The models have random weights. Their tokenizers know the words of the guides and of the texts, so tokens look as a
+reader would see them. Models and SAEs are made once for a run of the tests; `lay` copies them.
 """
 
+import fcntl
 import inspect
 import itertools
+import json
+import os
 import re
-from collections.abc import Iterable
+import shutil
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from conftest import SHARED
 from documents import DOCS
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -26,7 +31,7 @@ from sae_runtime.exports.export_model import export_model
 from sae_runtime.exports.splice.splicing import Splice, splice
 from sae_runtime.train.harvest.host_model import load_whole_model
 
-D_IN, D_SAE, K = 32, 1024, 6
+D_IN, D_SAE, K = 32, 384, 16
 ENCODER_HOOK, WRITER_HOOK = "encoder.layer.1", "model.layers.2"
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 CHAT = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
@@ -46,14 +51,38 @@ def paragraphs(modules: Iterable[str] = ("csv", "json", "tarfile", "html")) -> l
     return [text for text in found if len(text) > 20]
 
 
-def words(page: str, texts: Iterable[str] = ()) -> list[str]:
-    """The words and signs of a page of the documents, and of texts."""
-    return sorted({word for text in ((DOCS / page).read_text(), *texts) for word in _WORD.findall(text)})
+def lay(folder: Path, **things: str) -> Path:
+    """Copy things into the folder of a page, by the names that they have there: `my_model="encoder"`.
+
+    Args:
+        folder: of the page.
+        things: for each name, with - for _, one of `THINGS`.
+    """
+    for name, thing in things.items():
+        shutil.copytree(_made(thing), folder / name.replace("_", "-"))
+    return folder
 
 
-def encoder(folder: Path, vocabulary: Iterable[str]) -> Path:
-    """A transformers folder of a BERT of two layers, D_IN wide, which frames a text by [CLS] and [SEP]."""
-    known = list(dict.fromkeys([*SPECIALS, *vocabulary]))
+def _made(thing: str) -> Path:
+    """The path of a thing, made by the first process of a run that needs it."""
+    home = Path(os.environ[SHARED]) / "page-stages"
+    home.mkdir(exist_ok=True)
+    with (home / f"{thing}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (home / thing).exists():
+            THINGS[thing](home / thing)
+    return home / thing
+
+
+def _words() -> list[str]:
+    """The words and signs of all guides and texts."""
+    texts = [*(page.read_text() for page in sorted((DOCS / "guides").glob("*.md"))), *paragraphs()]
+    return sorted({word for text in texts for word in _WORD.findall(text)})
+
+
+def encoder(folder: Path) -> Path:
+    """A transformers folder of a BERT of two layers, D_IN wide, whose vectors are means of length 1."""
+    known = list(dict.fromkeys([*SPECIALS, *_words()]))
     tokenizer = _tokenizer(known, "[UNK]")
     frame = [(token, known.index(token)) for token in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=frame)
@@ -62,17 +91,26 @@ def encoder(folder: Path, vocabulary: Iterable[str]) -> Path:
     sizes: dict[str, Any] = {"hidden_size": D_IN, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = BertConfig(vocab_size=len(known), intermediate_size=64, max_position_embeddings=128, **sizes)
     _save(BertModel, config, folder)
+    pooling = {"word_embedding_dimension": D_IN, "pooling_mode_mean_tokens": True}
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(kinds.items())
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
     return folder
 
 
-def writer(folder: Path, vocabulary: Iterable[str], layers: int = 3) -> Path:
+def writer(folder: Path) -> Path:
     """A transformers folder of a Llama, D_IN wide, with a chat template; <|end|> ends a text."""
-    known = list(dict.fromkeys([*vocabulary, "<|end|>"]))
+    known = [*_words(), "<|end|>"]
     fast = _fast(_tokenizer(known, "<|end|>"), {"unk_token": "<|end|>", "eos_token": "<|end|>"})
     fast.chat_template = CHAT
     fast.save_pretrained(folder)
     end = known.index("<|end|>")
-    sizes: dict[str, Any] = {"hidden_size": D_IN, "num_hidden_layers": layers, "intermediate_size": 64}
+    sizes: dict[str, Any] = {"hidden_size": D_IN, "num_hidden_layers": 3, "intermediate_size": 64}
     heads: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 512}
     tokens: dict[str, Any] = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
     config = LlamaConfig(vocab_size=len(known), initializer_range=0.4, **sizes, **heads, **tokens)
@@ -100,12 +138,22 @@ def random_bundle(folder: Path, hook: str | None, *, d_sae: int = D_SAE, model: 
     return folder
 
 
-def deploy(model: Path, saes: Iterable[Splice], out: Path) -> Path:
-    """A deployed model of a transformers folder: exported to OUT_host, and spliced."""
-    host = out.with_name(f"{out.name}-host") / "model.onnx"
-    export_model(load_whole_model(str(model)), host, home=model)
-    splice(host, list(saes), out)
-    return out
+def deployed(folder: Path, model: str, sae: str) -> Path:
+    """The deployed model of a transformers folder and a bundle."""
+    host = folder.with_name(f"{folder.name}-host") / "model.onnx"
+    export_model(load_whole_model(str(_made(model))), host, home=_made(model))
+    splice(host, [Splice(bundle=_made(sae))], folder)
+    return folder
+
+
+THINGS: dict[str, Callable[[Path], Path]] = {
+    "encoder": encoder,
+    "writer": writer,
+    "sae": lambda folder: random_bundle(folder, ENCODER_HOOK),
+    "writer-sae": lambda folder: random_bundle(folder, WRITER_HOOK),
+    "model": lambda folder: deployed(folder, "encoder", "sae"),
+    "language-model": lambda folder: deployed(folder, "writer", "writer-sae"),
+}
 
 
 def _tokenizer(known: list[str], unknown: str) -> Tokenizer:

@@ -21,6 +21,9 @@ from sae_runtime.bundle import folder as bundles
 from sae_runtime.bundle.external_data import located
 from sae_runtime.bundle.folder import DERIVED, MANIFEST, WEIGHTS, Bundle, BundleChanged, BundleError
 from sae_runtime.bundle.hooks import parse_hook
+from sae_runtime.bundle.licences import licence_of
+from sae_runtime.bundle.model_card import model_card
+from sae_runtime.bundle.model_files import TOKENIZER, tokenizer_home
 from sae_runtime.bundle.splices import Spliced, check_weights, cut_graph, read_splices
 from sae_runtime.bundle.tensors import TensorSpec, read_header
 from sae_runtime.engine.sessions import open_session, refuse_other_bytes
@@ -36,6 +39,7 @@ from sae_runtime.exports.splice.placement import (
     graph_path,
     locate_weights,
     place_bundle,
+    place_card,
     place_model_files,
 )
 from sae_runtime.exports.splice.plausibility import doubts
@@ -157,6 +161,7 @@ def splice(
             model.metadata_props.update(made[name].to_metadata())
         reads = {name: placement.how[name] for name in moved.values()}
         place_model_files(host, path, placement)
+        place_card(host, path, placement, _card(host, path, made, bundled), Path(scratch), force=force)
         warnings = list(read.warnings)
 
         def check(graph: Path, part: Path | None) -> None:
@@ -180,6 +185,18 @@ def splice(
             logits=absent,
             warnings=tuple(warnings),
         )
+
+
+def _card(host: Path, path: Path, made: Mapping[str, Spliced], bundled: Mapping[str, Bundle]) -> str:
+    """The model card of the folder."""
+    above = tokenizer_home(host)
+    return model_card(
+        made,
+        {name: bundle.manifest for name, bundle in bundled.items()},
+        graph=path.name,
+        tokenizer=(above / TOKENIZER).is_file(),
+        licence=licence_of(host.parent, above),
+    )
 
 
 def _place_bundles(

@@ -3,6 +3,7 @@
 A file that could run code when it is read is fetched only if the reference names it.
 """
 
+import contextlib
 import os
 import re
 from collections.abc import Sequence
@@ -115,6 +116,29 @@ def fetch(reference: str) -> Path:
     if not any(file.suffix in _DATA for file in path.rglob("*")):
         raise FileNotFoundError(f"{reference} has no {', '.join(_DATA)} there; name the folder of one SAE")
     return path
+
+
+def texts_beside(reference: str, path: Path, names: Sequence[str]) -> list[Path]:
+    """The folders of a fetched reference that may hold a model card and a licence: its own, then the repository's.
+
+    Such files are fetched too. What the Hub does not give is missing.
+
+    Args:
+        reference: `hf://owner/name[/folder or file][@revision]`.
+        path: what `fetch` gave for it.
+        names: of the files.
+
+    >>> texts_beside("hf://me/sae/layer", Path("cache/snapshots/0123/layer"), ["README.md"])
+    [PosixPath('cache/snapshots/0123/layer'), PosixPath('cache/snapshots/0123')]
+    """
+    repository, inside, _ = parsed(reference)
+    levels = len(Path(inside).parts)
+    snapshot = path.parents[levels - 1] if levels else path
+    folder = path.parent if path.is_file() else path
+    prefix = "" if folder == snapshot else f"{folder.relative_to(snapshot).as_posix()}/"
+    with contextlib.suppress(ImportError, OSError):
+        download(reference, repository, snapshot.name, [*names, *(prefix + name for name in names)], [])
+    return list(dict.fromkeys((folder, snapshot)))
 
 
 def parsed(reference: str) -> tuple[str, str, str | None]:

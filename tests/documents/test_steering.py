@@ -2,21 +2,12 @@
 
 from pathlib import Path
 
-import page_stages
-import pytest
+from page_stages import lay
 from walked_pages import walk
 
 
-@pytest.fixture
-def stage(tmp_path: Path) -> Path:
-    words = page_stages.words("guides/steering.md")
-    page_stages.encoder(tmp_path / "my-model", words)
-    page_stages.writer(tmp_path / "my-writer", words)
-    page_stages.random_bundle(tmp_path / "my-sae", page_stages.ENCODER_HOOK)
-    sae = page_stages.random_bundle(tmp_path / "writer-sae", page_stages.WRITER_HOOK)
-    page_stages.deploy(tmp_path / "my-writer", [page_stages.Splice(bundle=sae)], tmp_path / "writer")
-    return tmp_path
-
-
-def test_the_page_runs(stage: Path) -> None:
-    walk("docs/guides/steering.md", stage)
+def test_the_page_runs(tmp_path: Path) -> None:
+    lay(
+        tmp_path, my_model="encoder", my_sae="sae", my_writer="writer", writer_sae="writer-sae", writer="language-model"
+    )
+    walk("docs/guides/steering.md", tmp_path)

@@ -91,7 +91,7 @@ def test_the_readme_and_the_map_of_the_code_stay_short() -> None:
     assert len(text_of("docs/architecture.md").splitlines()) <= 260
 
 
-@pytest.mark.parametrize("document", [name for name in DOCUMENTS if name != HISTORY])
+@pytest.mark.parametrize("document", [name for name in DOCUMENTS if name not in (HISTORY, "docs/reference/api.md")])
 @pytest.mark.parametrize("word", OLD_WORDS)
 def test_old_words_are_gone(document: str, word: str) -> None:
     assert re.findall(rf"(?<![\w-]){re.escape(word)}(?!\w)", text_of(document), flags=re.IGNORECASE) == []
