@@ -42,6 +42,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     return as_python_markdown(coloured(address, relinked(markdown, place, address)))
 
 
+def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
+    """Mark options, so that no line ends within one."""
+    return re.sub(r"<code>(--?[a-z][\w-]*)(?= [^<]*</code>|</code>)", r'<code><span class="option">\1</span>', html)
+
+
 def slug(text: str, separator: str = "-") -> str:
     """The anchor of a heading, as hosting sites make it.
 
