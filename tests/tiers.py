@@ -34,6 +34,9 @@ MEDIUM = (
     "test_docstrings",
     "test_packaging",
     "test_readme",
+    "test_index",
+    "test_operator",
+    "test_engineer",
     "test_tiler",
     "test_travel",
     "test_sae",
@@ -45,6 +48,7 @@ MEDIUM = (
     "test_steer_texts",
 )
 SLOW = (
+    "test_researcher",
     "test_openai_client",
     "test_writing",
     "test_plane_bits",
