@@ -24,6 +24,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 from ready_corpus import gathered
+
 from sae_runtime import load
 from sae_runtime.bundle import folder as bundles
 from sae_runtime.bundle.card import card, with_licence
@@ -115,16 +116,16 @@ def _paragraphs(corpus: Path, labels: dict[int, dict[str, Any]]) -> list[str]:
     rest = "; ".join(sorted(set(counts) - {licence for licence, _ in some}))
     read = sum("source" not in line for line in labels.values())
     return [
-        'sae-runtime brings this SAE along: `load("all-MiniLM-L6-v2/encoder.layer.3")`. `python benchmarks/ready_sae.py '
-        "-o FOLDER` makes it again.",
+        'sae-runtime brings this SAE along: `load("all-MiniLM-L6-v2/encoder.layer.3")`. `python '
+        "benchmarks/ready_sae.py -o FOLDER` makes it again.",
         "It was fitted on documentation in Python code: the docstrings and the language reference of Python, and the "
-        "docstrings and project pages of the packages that develop sae-runtime, as far as all of a package's licence is "
-        f"permissive. Licences of the texts, by their characters: {shares}. Less than 1 % each: {rest}. The model, "
+        "docstrings and project pages of the packages that develop sae-runtime, as far as all of a package's licence "
+        f"is permissive. Licences of the texts, by their characters: {shares}. Less than 1 % each: {rest}. The model, "
         "all-MiniLM-L6-v2, is under Apache-2.0, and so is the SAE.",
-        f"`labels.jsonl` has labels. Those of {read:,} features were written by a language model that read the contexts "
-        "in which a feature is active; nobody checked them. The others, with the source `top words`, are the words on "
-        "which a feature is most active. Labels are of English documentation of software: on other texts a feature may "
-        "mean more.",
+        f"`labels.jsonl` has labels. Those of {read:,} features were written by a language model that read the "
+        "contexts in which a feature is active; nobody checked them. The others, with the source `top words`, are the "
+        "words on which a feature is most active. Labels are of English documentation of software: on other texts a "
+        "feature may mean more.",
     ]
 
 

@@ -38,7 +38,7 @@ def local(reference: str | Path) -> Path:
 
     >>> local("out/my-sae")
     Traceback (most recent call last):
-    FileNotFoundError: out/my-sae does not exist; name a path on this machine, or hf://out/my-sae to fetch it, or a ready SAE: ...
+    FileNotFoundError: out/my-sae does not exist; name a path on this machine, or hf://out/my-sae to fetch it, or ...
     """
     text = str(reference)
     if isinstance(reference, str) and text.startswith(SCHEME):

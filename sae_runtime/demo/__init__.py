@@ -1,4 +1,4 @@
-"""All of sae-runtime on a small real model: the ready SAE, then harvest, train, export, deploy, extract, read, steer."""
+"""All of sae-runtime on a small real model: the ready SAE; then harvest, train, deploy, read, steer, browse."""
 
 import contextlib
 import json

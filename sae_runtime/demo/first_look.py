@@ -1,4 +1,4 @@
-"""The ready SAE in the model: the features of a sentence, and the sentence steered by a label, before anything is fitted."""
+"""The ready SAE in the model, before anything is fitted: features of a sentence, and one edit of it by a label."""
 
 from pathlib import Path
 

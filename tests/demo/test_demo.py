@@ -8,7 +8,7 @@ import pytest
 from sae_runtime import demo, load, load_model
 from sae_runtime.cli import main
 from sae_runtime.demo.cards import Line, card
-from sae_runtime.demo.first_look import LABEL, READY
+from sae_runtime.demo.first_look import READY
 from sae_runtime.demo.text import paragraphs
 from sae_runtime.store.open_store import open_store
 
