@@ -114,7 +114,8 @@ def fetch(reference: str) -> Path:
         further = [f"{folder}*.safetensors"]
     if further:  # from the same commit, even if the branch has moved in the meantime
         download(reference, repository, snapshot.name, further, [f"{folder}*/*"])
-    if not (path / manifest.FILE).is_file() and (inner := _bundles_below(repository, inside, snapshot.name)):
+    has_tensors = any(file.suffix in (".safetensors", ".npz") for file in path.rglob("*"))
+    if not has_tensors and (inner := _bundles_below(repository, inside, snapshot.name)):
         at = f"@{revision}" if revision else ""
         named = ", ".join(f"{SCHEME}{repository}/{place}{at}" for place in inner[:_NAMED])
         more = f" or another of {len(inner)}" if len(inner) > _NAMED else ""
