@@ -37,6 +37,7 @@ from sae_runtime.bundle.parts import (
     record,
     weight_shapes,
 )
+from sae_runtime.bundle.ready import refuse_ready
 from sae_runtime.bundle.regular import read_bytes
 from sae_runtime.bundle.sae_lens_cfg import CFG, check_cfg, sae_lens_cfg
 from sae_runtime.bundle.sealed import CARD, is_ours, may_write, read_card
@@ -156,7 +157,9 @@ def write(
     Raises:
         BundleError: the weights do not fit the manifest or are not finite.
         FileExistsError: the folder exists and `force` is not set, or it holds what is not of a bundle.
+        ValueError: the folder is one of the installed package.
     """
+    refuse_ready(path)
     with files.new_folder(path, force=force, foreign=foreign_but_labels(path, labels_of)) as folder:
         save_tensors(folder / WEIGHTS, weights)
         names = [WEIGHTS]
@@ -188,6 +191,7 @@ def put_stats(bundle: Bundle, stats: Stats) -> None:
 
     Raises:
         BundleError: the bundle's files are links.
+        ValueError: it is one of the installed package.
 
     >>> from sae_runtime.bundle.stats import counted
     >>> bundle = read(bundle_path)
@@ -195,7 +199,7 @@ def put_stats(bundle: Bundle, stats: Stats) -> None:
     >>> read(bundle_path).stats().tokens
     10
     """
-    refuse_links(bundle.path)
+    refuse_kept(bundle.path)
     with replaced_bundle(bundle, MANIFEST) as staged:
         save_stats(staged / STATS, stats, bundle.logits())
         listed = {**bundle.manifest.files, STATS: record(staged / STATS)}
@@ -286,6 +290,15 @@ def refuse_links(path: Path) -> None:
     """
     if any((path / name).is_symlink() for name in NAMES):
         raise BundleError(f"{path} holds links, as a Hub cache does; copy the bundle's files into a folder")
+
+
+def refuse_kept(path: Path) -> None:
+    """Raise ValueError if the bundle has to stay as it is: a ready SAE of the package, or links, as a Hub cache has.
+
+    >>> refuse_kept(Path(bundle_path))
+    """
+    refuse_ready(path)
+    refuse_links(path)
 
 
 def refuse_deployed(path: Path) -> None:
