@@ -43,8 +43,10 @@ MEDIUM = (
     "test_harvesting",
     "test_left_out_commands",
     "test_steer_texts",
+    "test_interop",
 )
 SLOW = (
+    "test_training",
     "test_openai_client",
     "test_writing",
     "test_plane_bits",
