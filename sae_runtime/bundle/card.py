@@ -3,13 +3,14 @@
 The card is made from the manifest alone. Its texts may be a stranger's, so they never become markup.
 """
 
+import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 
 from sae_runtime.bundle.card_figures import figures
 from sae_runtime.bundle.card_provenance import fitted_on
 from sae_runtime.bundle.graphs import DECODE, ENCODE, EXACT, GPU, JOINT, STEER
-from sae_runtime.bundle.licences import front_matter
+from sae_runtime.bundle.licences import check_licence, front_matter
 from sae_runtime.bundle.manifest import Allocation, Manifest
 from sae_runtime.bundle.markdown import inline, table, words
 from sae_runtime.bundle.parts import DERIVED, MANIFEST, SAMPLE, STATS, WEIGHTS
@@ -81,6 +82,20 @@ def licence_in(manifest: Manifest) -> str | None:
     return None
 
 
+def with_licence(manifest: Manifest, licence: str | None) -> Manifest:
+    """A manifest whose provenance has a licence that a user names; None changes nothing.
+
+    Raises:
+        ValueError: it is no name of a licence.
+
+    >>> licence_in(with_licence(sae.manifest, "mit"))
+    'mit'
+    """
+    if licence is None:
+        return manifest
+    return dataclasses.replace(manifest, provenance={**manifest.provenance, "licence": check_licence(licence)})
+
+
 def title_of(manifest: Manifest) -> str:
     """The heading of a card, as Markdown.
 
@@ -136,10 +151,7 @@ def _introduction(manifest: Manifest) -> str:
     if architecture.d_out is not None:
         out = inline(manifest.hook_out) if manifest.hook_out else "another activation"
         what = f"This {kind} predicts {out}{of} from an activation{where}, by a few of {architecture.d_sae:,} features."
-    return (
-        f"{what} It is a bundle of [sae-runtime](https://pypi.org/project/sae-runtime/), which reads and steers its "
-        "features with onnxruntime, without torch."
-    )
+    return f"{what} It is a bundle of sae-runtime, which reads and steers its features with onnxruntime, without torch."
 
 
 def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:

@@ -7,6 +7,7 @@ SAELens folder too.
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import random
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from sae_runtime.bundle import file_set, files, labels
 from sae_runtime.bundle.card import card
 from sae_runtime.bundle.identity import identity
+from sae_runtime.bundle.licences import LICENCE
 from sae_runtime.bundle.manifest import Manifest, to_json
 from sae_runtime.bundle.opened import Bundle, BundleChanged, BundleError
 from sae_runtime.bundle.parts import (
@@ -35,6 +37,8 @@ from sae_runtime.bundle.parts import (
     record,
     weight_shapes,
 )
+from sae_runtime.bundle.ready import refuse_ready
+from sae_runtime.bundle.regular import read_bytes
 from sae_runtime.bundle.sae_lens_cfg import CFG, check_cfg, sae_lens_cfg
 from sae_runtime.bundle.sealed import CARD, is_ours, may_write, read_card
 from sae_runtime.bundle.siblings import is_there, repaired
@@ -134,6 +138,7 @@ def write(
     sample: NDArray[np.float32] | None = None,
     stats: Stats | None = None,
     labels_of: Path | None = None,
+    licence: bytes | None = None,
     force: bool = False,
 ) -> None:
     """Write a bundle without graphs. The folder appears whole or not at all.
@@ -146,12 +151,15 @@ def write(
         stats: how often and how strongly each feature is active.
         labels_of: a bundle of the same features, whose labels the new one gets. It may be at `path` itself, and then a
             model card that a person edited stays too.
+        licence: the text of the licence of a converted SAE's source; None: that of `labels_of`, if it has one.
         force: replace an existing bundle; see `foreign`.
 
     Raises:
         BundleError: the weights do not fit the manifest or are not finite.
         FileExistsError: the folder exists and `force` is not set, or it holds what is not of a bundle.
+        ValueError: the folder is one of the installed package.
     """
+    refuse_ready(path)
     with files.new_folder(path, force=force, foreign=foreign_but_labels(path, labels_of)) as folder:
         save_tensors(folder / WEIGHTS, weights)
         names = [WEIGHTS]
@@ -172,6 +180,9 @@ def write(
         (folder / CARD).write_text(card(manifest) if kept is None or is_ours(kept) else kept, "utf-8")
         if labels_of is not None:
             labels.copy_labels(labels_of, folder)
+            licence = licence or _kept_licence(labels_of)
+        if licence is not None:
+            (folder / LICENCE).write_bytes(licence)
         read(folder, calibrated=False)
 
 
@@ -180,6 +191,7 @@ def put_stats(bundle: Bundle, stats: Stats) -> None:
 
     Raises:
         BundleError: the bundle's files are links.
+        ValueError: it is one of the installed package.
 
     >>> from sae_runtime.bundle.stats import counted
     >>> bundle = read(bundle_path)
@@ -187,7 +199,7 @@ def put_stats(bundle: Bundle, stats: Stats) -> None:
     >>> read(bundle_path).stats().tokens
     10
     """
-    refuse_links(bundle.path)
+    refuse_kept(bundle.path)
     with replaced_bundle(bundle, MANIFEST) as staged:
         save_stats(staged / STATS, stats, bundle.logits())
         listed = {**bundle.manifest.files, STATS: record(staged / STATS)}
@@ -243,6 +255,7 @@ def foreign(folder: Path, *, kept: Collection[str] = ()) -> str | None:
         if whole and entry.is_symlink() and entry.name in NAMES:
             return "links, as a Hub cache does"
         ours = entry.name in NAMES or entry.name in kept or entry.name == CARD and may_write(folder)
+        ours = ours or entry.name == LICENCE and _kept_licence(folder) is not None
         if not (whole and entry.is_file() and ours):
             return entry.name
     return None
@@ -279,6 +292,15 @@ def refuse_links(path: Path) -> None:
         raise BundleError(f"{path} holds links, as a Hub cache does; copy the bundle's files into a folder")
 
 
+def refuse_kept(path: Path) -> None:
+    """Raise ValueError if the bundle has to stay as it is: a ready SAE of the package, or links, as a Hub cache has.
+
+    >>> refuse_kept(Path(bundle_path))
+    """
+    refuse_ready(path)
+    refuse_links(path)
+
+
 def refuse_deployed(path: Path) -> None:
     """Raise BundleError if a spliced graph beside the folder reads its files, which writing would change.
 
@@ -286,6 +308,15 @@ def refuse_deployed(path: Path) -> None:
     """
     if (graph := reader_of(path)) is not None:
         raise BundleError(f"{path} holds weights that {graph.name} reads; copy the bundle, and splice the copy again")
+
+
+def _kept_licence(folder: Path) -> bytes | None:
+    """The text of the licence that a bundle has from its source, if nobody changed it."""
+    with contextlib.suppress(OSError, ValueError):
+        text = read_bytes(folder / LICENCE)
+        if hashlib.sha256(text).hexdigest() == read_manifest(folder).told("source", dict).get("licence_sha256"):
+            return text
+    return None
 
 
 def _is_same(path: Path, other: Path | None) -> bool:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from sae_runtime.bundle.regular import read_bytes
 
-LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING")
+LICENCE = "LICENSE"
+"""The file of a bundle that keeps the text of its source's licence."""
+LICENCE_FILES = (LICENCE, "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING")
 _LARGEST = 1 << 20  # bytes of a model card or a licence
 _LONGEST = 100  # characters of a licence's name
 
@@ -93,6 +95,17 @@ def licence_of(*folders: Path) -> str | None:
             for licence, beginning in _FIRST_LINES.items():
                 if beginning.match(text):
                     return licence
+    return None
+
+
+def licence_text(*folders: Path) -> bytes | None:
+    """The text of the first licence in some folders; None if they have none.
+
+    >>> licence_text(Path("nowhere"))
+    """
+    for file in (folder / name for folder in folders for name in LICENCE_FILES):
+        with suppress(OSError, ValueError):
+            return read_bytes(file, most=_LARGEST)
     return None
 
 

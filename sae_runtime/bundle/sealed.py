@@ -14,6 +14,7 @@ CARD = "README.md"
 HUB, HUB_CALL = "hf://OWNER/NAME", '"OWNER/NAME", "."'
 """What stands in a card for the repository that nobody knows yet; `push` puts its names there."""
 _SEAL = re.compile(r"<!-- written by sae-runtime, sha256 ([0-9a-f]{64}): without edits it may be written again -->\n?")
+_REFERENCE = re.compile(rf"{HUB}((?:/[\w.-]+)*)")
 _LARGEST = 1 << 20  # bytes
 
 
@@ -63,19 +64,21 @@ def may_write(folder: Path, name: str = CARD) -> bool:
     return text is not None and is_ours(text)
 
 
-def for_repository(card: str, reference: str, repository: str, folder: str) -> str:
+def for_repository(card: str, repository: str, place: str = "", at: str = "") -> str:
     """A card with the names of the repository that it is sent to. One that nobody edited keeps its seal.
 
     Args:
         card: a card.
-        reference: `hf://owner/name[/folder][@revision]`.
         repository: owner/name.
-        folder: the folder in the repository; "": none.
+        place: the folder, or the graph of a model, in the repository; "": its root.
+        at: `@` and the revision; "": the main branch.
 
-    >>> for_repository('load("hf://OWNER/NAME")', "hf://me/sae", "me/sae", "")
-    'load("hf://me/sae")'
+    >>> for_repository('load("hf://OWNER/NAME/k16")', "me/saes", "layer.3", "@v2")
+    'load("hf://me/saes/layer.3/k16@v2")'
     """
-    text = card.replace(HUB, reference).replace(HUB_CALL, f'"{repository}", "{folder or "."}"')
+    begin = f"hf://{repository}/{place}".rstrip("/")
+    text = _REFERENCE.sub(lambda found: f"{begin}{found[1]}{at}", card)
+    text = text.replace(HUB_CALL, f'"{repository}", "{place or "."}"')
     return resealed(text) if is_ours(card) else text
 
 

@@ -16,6 +16,7 @@ from sae_runtime.browser.site.shards import write_json
 from sae_runtime.browser.site.site_json import site_facts
 from sae_runtime.bundle.extras import require
 from sae_runtime.bundle.files import new_folder
+from sae_runtime.bundle.hub import local
 from sae_runtime.bundle.outputs import Output
 from sae_runtime.core.progress import progress_bar
 from sae_runtime.store.open_store import Store, open_store
@@ -100,8 +101,8 @@ def write_site(
         raise ValueError("a site needs at least one feature store; make one: sae-runtime features build")
     if (model is None) != (write_graph is None):
         raise ValueError("a model and write_graph go together; give sae_runtime.exports.page_graph.write_page_graph")
-    out = Path(out)
-    read = [("store", Path(path)) for path in stores] + [("bundle", Path(path)) for path in saes]
+    out, saes = Path(out), [local(path) for path in saes]
+    read = [("store", Path(path)) for path in stores] + [("bundle", path) for path in saes]
     for kind, path in read if model is None else [*read, ("model", model.layout.graph.parent)]:
         Output(path=out, kind="folder", force=force, inputs={kind: path}, foreign=foreign).check()
     opened = [open_store(path) for path in stores]
