@@ -104,7 +104,7 @@ def _faults_of_ours(words: list[str]) -> list[str]:
         name, words = inner, words[1:]
     if not name:
         known = {"-h", "--help", "-V", "--version"}
-        return [f"sae-runtime has no {word}" for word in words[:1] if word not in known]
+        return [f"sae-runtime has no {word}" for word in words[:1] if word not in known and not word.isupper()]
     command = all_commands[name]
     if isinstance(command, click.Group) and words and not words[0].startswith("-"):
         return [f"sae-runtime {name} has no command {words[0]}"]
@@ -129,8 +129,11 @@ def _options_of_benchmark(name: str) -> frozenset[str]:
         if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ("option", "add_argument"):
             texts = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
             found.update(option for text in texts for option in text.split("/") if option.startswith("-"))
-        if isinstance(node, ast.ImportFrom) and (ROOT / "benchmarks" / f"{node.module}.py").is_file():
-            found |= _options_of_benchmark(f"{node.module}.py")
+        modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        for module in modules:
+            if (ROOT / "benchmarks" / f"{module}.py").is_file():
+                found |= _options_of_benchmark(f"{module}.py")
     return frozenset(found)
 
 

@@ -12,12 +12,6 @@ from deployed_model import D_SAE, deploy, some_texts
 from walked_pages import walk
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # SAELens's own
-PAGE = "docs/guides/interop.md"
-# All headings but polars, which not every machine of a developer has.
-HEADINGS = (
-    *("SAEs of other libraries", "Back to other libraries", "Arrays of other libraries", "Labels of features"),
-    *("Extract", "numpy and scipy", "pandas", "DuckDB", "datasets", "delphi"),
-)
 # dictionary_learning imports it for buffers of activations, and the development set has none.
 STAND_IN = "class LanguageModel: ...\n"
 
@@ -37,10 +31,26 @@ def stage(tmp_path: Path, bundle_of: Callable[..., Path]) -> Path:
 
 
 def test_the_guide_runs(stage: Path) -> None:
-    walk(PAGE, stage, headings=HEADINGS, environment={"HF_DATASETS_CACHE": str(stage / "cache")})
+    walk(  # all but polars, which not every developer has
+        "docs/guides/interop.md",
+        stage,
+        headings=(
+            "SAEs of other libraries",
+            "Back to other libraries",
+            "Arrays of other libraries",
+            "Labels of features",
+            "Extract",
+            "numpy and scipy",
+            "pandas",
+            "DuckDB",
+            "datasets",
+            "delphi",
+        ),
+        environment={"HF_DATASETS_CACHE": str(stage / "cache")},
+    )
     assert '"label":"include"' in (stage / "my-sae" / "labels.jsonl").read_text().replace(" ", "")
 
 
 def test_polars_reads_the_features(stage: Path) -> None:
     pytest.importorskip("polars")
-    walk(PAGE, stage, headings=("Extract", "polars"))
+    walk("docs/guides/interop.md", stage, headings=("Extract", "polars"))

@@ -28,8 +28,17 @@ class Room:
     names: tuple[str, ...]  # such as "sae_runtime.load"
 
 
+PACKAGES = ("sae_runtime", "sae_runtime.train", "sae_runtime.exports")
+"""The front doors."""
+
+
+def names_of(package: str) -> tuple[str, ...]:
+    """The names that a package gives away."""
+    return tuple(importlib.import_module(package).__all__)
+
+
 def _front(package: str) -> tuple[str, ...]:
-    return tuple(f"{package}.{name}" for name in importlib.import_module(package).__all__)
+    return tuple(f"{package}.{name}" for name in names_of(package))
 
 
 ROOMS = (

@@ -20,7 +20,7 @@ STANDS_FOR = {**PAGES, "README.md": "index.md"}
 def on_config(config: Any) -> Any:
     """Put the pages of a folder where the navigation names it, and give headings their anchors."""
     config.mdx_configs.setdefault("toc", {})["slugify"] = slug
-    config.nav = [_expanded(entry, Path(config.docs_dir)) for entry in config.nav]
+    config.nav = _expanded(config.nav, Path(config.docs_dir), _named(config.nav))
     return config
 
 
@@ -40,6 +40,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     outside = {page: name for name, page in PAGES.items()}
     place = ROOT / outside[address] if address in outside else Path(config.docs_dir) / address
     return as_python_markdown(coloured(address, relinked(markdown, place, address)))
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
+    """Mark options, so that no line ends within one."""
+    return re.sub(r"<code>(--?[a-z][\w-]*)(?= [^<]*</code>|</code>)", r'<code><span class="option">\1</span>', html)
 
 
 def slug(text: str, separator: str = "-") -> str:
@@ -108,13 +113,30 @@ def coloured(address: str, markdown: str) -> str:
     return markdown
 
 
-def _expanded(entry: Any, docs: Path) -> Any:
-    if not isinstance(entry, dict):
-        return entry
-    ((title, inner),) = entry.items()
-    if not isinstance(inner, str) or not inner.endswith("/"):
-        return entry
-    pages = [path for path in (docs / inner).glob("*.md") if path.name != "index.md"]
-    pages.sort(key=lambda path: path.read_text().partition("\n")[0].lower())
-    index = [inner + "index.md"] if (docs / inner / "index.md").exists() else []
-    return {title: [*index, *(str(path.relative_to(docs)) for path in pages)]}
+def _named(entries: Any) -> set[str]:
+    """All texts of the navigation: pages and folders."""
+    if isinstance(entries, str):
+        return {entries}
+    inner = entries.values() if isinstance(entries, dict) else entries
+    return set[str]().union(*map(_named, inner))
+
+
+def _expanded(entry: Any, docs: Path, named: set[str]) -> Any:
+    if isinstance(entry, dict):
+        ((title, inner),) = entry.items()
+        return {title: _pages(inner, docs, named) if _is_folder(inner) else _expanded(inner, docs, named)}
+    if isinstance(entry, list):
+        parts = [_pages(one, docs, named) if _is_folder(one) else [_expanded(one, docs, named)] for one in entry]
+        return [page for part in parts for page in part]
+    return entry
+
+
+def _is_folder(entry: Any) -> bool:
+    return isinstance(entry, str) and entry.endswith("/")
+
+
+def _pages(folder: str, docs: Path, named: set[str]) -> list[str]:
+    """The pages of a folder that the navigation does not name: the index, then the others by their titles."""
+    pages = [path for path in (docs / folder).glob("*.md") if folder + path.name not in named]
+    pages.sort(key=lambda path: (path.name != "index.md", path.read_text().partition("\n")[0].lower()))
+    return [folder + path.name for path in pages]

@@ -38,7 +38,7 @@ def wrapped(text: str, width: int = 118, indent: str = "") -> str:
     'one\\n`two three`\\nfour'
     """
     words = re.findall(r"(?:`[^`]*`|\S)+", text)
-    lines, line = [], ""
+    lines, line = list[str](), ""
     for word in words:
         if line and len(line) + 1 + len(word) > width - (len(indent) if lines else 0):
             lines.append(line)
