@@ -19,22 +19,6 @@ HISTORY = "docs/log.md"  # it tells of names that are gone
 PENDING = (
     "README.md",
     "docs/concepts.md",
-    "docs/guides/browser.md",
-    "docs/guides/corpus.md",
-    "docs/guides/serving.md",
-    "docs/guides/steering.md",
-    "docs/guides/text.md",
-    "docs/guides/vllm.md",
-    "docs/results/browser.md",
-    "docs/results/chat.md",
-    "docs/results/chat_answers.md",
-    "docs/results/extract.md",
-    "docs/results/find.md",
-    "docs/results/generate.md",
-    "docs/results/serve.md",
-    "docs/results/store.md",
-    "docs/results/text.md",
-    "docs/results/vllm.md",
 )
 OLD_WORDS = (
     "theta",
