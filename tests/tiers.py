@@ -5,6 +5,7 @@ the medium ones, `make test-full` all.
 """
 
 MEDIUM = (
+    "test_graphs",
     "test_browse_model",
     "test_gaps",
     "test_model",
@@ -46,6 +47,11 @@ MEDIUM = (
     "test_interop",
 )
 SLOW = (
+    "test_steering",
+    "test_text",
+    "test_corpus",
+    "test_serving",
+    "test_browser",
     "test_training",
     "test_openai_client",
     "test_writing",
