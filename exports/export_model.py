@@ -58,17 +58,12 @@ def export_model(
 
     Raises:
         FileExistsError: a file exists and `force` is not set, it is one of another model, or a spliced graph reads it.
-        ImportError: onnxscript is not installed.
         ValueError: torch cannot export the model, or the graph disagrees with torch; nothing is written.
     """
     path = Path(path)
     data = path.with_name(path.name + ".data")
     if path.suffix != ".onnx":
         raise ValueError(f"a graph's name ends in .onnx, got {path}")
-    try:
-        import onnxscript  # noqa: F401  (without it, torch's exporter fails with a page of text)
-    except ImportError as error:
-        raise ImportError("exporting a model needs onnxscript; run: pip install onnxscript") from error
     for file in (data, path):
         files.check_free(file, force=force, kind="file")
     beside = {} if home is None else files_to_copy(home, model_files(home), path)

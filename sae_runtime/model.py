@@ -8,6 +8,7 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from sae_runtime.bundle.extras import require
 from sae_runtime.bundle.graph_reader import read_operators
 from sae_runtime.bundle.vocabulary import read_vocabulary
 from sae_runtime.core.edits import Edit
@@ -49,12 +50,13 @@ def load_model(path: str | Path, *, providers: Sequence[Provider] = CPU, threads
     Raises:
         BundleError: the weights of an SAE are not those that were put in.
         FileNotFoundError: the graph, or a file that it reads, is missing.
-        ImportError: `tokenizers` is not installed (the extra `text`).
+        ImportError: onnxruntime or `tokenizers` is not installed (the extras `cpu,text` or `gpu,text`).
         ValueError: the folder has no tokenizer or one that does not fit the graph, or a file is damaged.
 
     >>> load_model(model_path).saes
     {'sae': SplicedSAE(sae, 24 -> 150, encoder.layer.0)}
     """
+    require("cpu", "text")
     layout = read_layout(path)
     sessions = HostSessions(layout, providers, threads)
     sessions.check()

@@ -68,7 +68,7 @@ def write_site(
     shutil.copytree(ASSETS / "shared", folder / "code" / "shared")
     (folder / "vendor").symlink_to(ASSETS / "vendor")
     told = [_sae(folder / "data" / name, name, rows, overviews or {}, names or {}) for name, rows in saes.items()]
-    whole = {"format": 1, "made_by": "sae-runtime 0.1.0", "title": "A site", "model": None}
+    whole = {"format": 1, "made_by": "sae-runtime 0.2.0", "title": "A site", "model": None}
     whole |= {"saes": [{**sae, **(described or {})} for sae in told]}
     write_json(folder / "serve.json", {})
     write_json(folder / "site.json", whole | site)

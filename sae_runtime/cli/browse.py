@@ -106,9 +106,7 @@ def _model(path: str) -> tuple[Any, Any]:
     """The model of a path, and what writes its graph for a page."""
     from sae_runtime.bundle.extras import require
 
-    require("cpu")
-    require("export")
-    require("text")
+    require("browse")
     from sae_runtime.exports.page_graph import write_page_graph
     from sae_runtime.model import load_model
 

@@ -40,7 +40,7 @@ def command(
     from sae_runtime.bundle.extras import require
     from sae_runtime.bundle.files import check_free
 
-    require("host")
+    require("train", "export")
     check_free(output, force=run.force, kind="file")  # before the model is loaded
     import torch
 

@@ -104,10 +104,12 @@ def command(
     if format == "delphi":
         _delphi(model, activations, output, run, rule, values or "float16", sequence, settings)
         return
+    from sae_runtime.bundle.extras import require
     from sae_runtime.extraction.extract import check_out, extract
     from sae_runtime.extraction.shares import make_share
     from sae_runtime.extraction.shares import plan_only as planned
 
+    require(*["cpu", "text", "extract"] if reading["text"] else ["cpu", "extract"])
     engine = parallel.engine_of(settings)
     read = {"text": reading["text"], "activations": [activations] if activations else []}
     check_out(output, {**read, "model" if activations is None else "bundle": [Path(model)]})

@@ -50,7 +50,6 @@ def command(
     """
     from sae_runtime.bundle.extras import require
 
-    require("cpu")
     require("serve")
     from sae_runtime.serve.catalogue import open_all
     from sae_runtime.serve.guarding import Guards

@@ -31,7 +31,7 @@ def report() -> dict[str, Any]:
     if versions["onnxruntime"] and versions["onnxruntime-gpu"]:
         warnings.append(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; run: "
-            "pip uninstall -y onnxruntime onnxruntime-gpu, then install sae-runtime[cpu] or sae-runtime[gpu]"
+            "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu for CUDA, or onnxruntime"
         )
     onnxruntime = _loaded("onnxruntime", warnings)
     providers = None if onnxruntime is None else onnxruntime.get_available_providers()

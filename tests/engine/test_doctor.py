@@ -40,13 +40,13 @@ def test_report_warns_of_two_onnxruntimes(monkeypatch: pytest.MonkeyPatch) -> No
 def test_report_lists_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     def version(name: str) -> str:
         if name == "sae-runtime":
-            return "0.1.0"
+            return "0.2.0"
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", version)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     found = doctor.report()
-    assert found["versions"].pop("sae-runtime") == "0.1.0"
+    assert found["versions"].pop("sae-runtime") == "0.2.0"
     assert set(found["versions"].values()) == {None}
     assert found["extras"]["cpu"] == ["onnxruntime"]
     assert (found["providers"], found["cuda"], found["warnings"]) == (None, None, [])

@@ -31,7 +31,7 @@ def test_without_onnxruntime_one_sentence_has_both_commands(
     with pytest.raises(ImportError) as caught:
         load(path)
     assert str(caught.value) == (
-        "onnxruntime is not installed; run: pip install 'sae-runtime[cpu]' (or 'sae-runtime[gpu]' for CUDA)"
+        "onnxruntime not installed; run: pip install 'sae-runtime[cpu]' (or 'sae-runtime[gpu]' for CUDA)"
     )
 
 
