@@ -21,6 +21,7 @@ _DATA = (".json", ".safetensors", ".npz")  # Gemma Scope has .npz alone, which n
 _FILES = (*_DATA, ".onnx", ".pt", ".pth", ".bin")  # suffixes of files that a reference may name
 _CACHED = ("models--", "datasets--", "spaces--")  # what begins the name of a repository in the cache
 _LABELS = "labels.jsonl"  # of a bundle
+_NAMED = 5  # references in a message
 _GRAPHS = ".onnx"  # fetched for bundles alone, whose manifest has the hashes of the graphs
 
 
@@ -38,7 +39,7 @@ def local(reference: str | Path) -> Path:
 
     >>> local("out/my-sae")
     Traceback (most recent call last):
-    FileNotFoundError: out/my-sae does not exist; name a path on this machine, or a ready SAE (...), or ...
+    FileNotFoundError: out/my-sae does not exist; name a path on this machine, or hf://out/my-sae to fetch it, or ...
     """
     text = str(reference)
     if isinstance(reference, str) and text.startswith(SCHEME):
@@ -54,8 +55,8 @@ def local(reference: str | Path) -> Path:
         return ready
     name = bool(_REPOSITORY.fullmatch(text))
     suggestion = f"{SCHEME}{text} to fetch it" if name else f"{SCHEME}owner/name"
-    shipped = f", or a ready SAE ({', '.join(ready_names())})" if name else ""
-    raise FileNotFoundError(f"{text} does not exist; name a path on this machine{shipped}, or {suggestion}")
+    shipped = f", or a ready SAE: {', '.join(ready_names())}" if name else ""
+    raise FileNotFoundError(f"{text} does not exist; name a path on this machine, or {suggestion}{shipped}")
 
 
 def leaves(file: Path, folder: Path) -> bool:
@@ -119,9 +120,28 @@ def fetch(reference: str) -> Path:
         further = [f"{folder}*.safetensors"]
     if further:  # from the same commit, even if the branch has moved in the meantime
         download(reference, repository, snapshot.name, further, [f"{folder}*/*"])
+    has_tensors = any(file.suffix in (".safetensors", ".npz") for file in path.rglob("*"))
+    if not has_tensors and (inner := _bundles_below(repository, inside, snapshot.name)):
+        at = f"@{revision}" if revision else ""
+        named = ", ".join(f"{SCHEME}{repository}/{place}{at}" for place in inner[:_NAMED])
+        more = f" or another of {len(inner)}" if len(inner) > _NAMED else ""
+        raise FileNotFoundError(f"{reference} is no bundle, but holds some in folders; name one: {named}{more}")
     if not any(file.suffix in _DATA for file in path.rglob("*")):
         raise FileNotFoundError(f"{reference} has no {', '.join(_DATA)} there; name the folder of one SAE")
     return path
+
+
+def _bundles_below(repository: str, inside: str, revision: str) -> list[str]:
+    """The folders of bundles below a folder of a repository; none where the Hub does not tell."""
+    from huggingface_hub import HfApi
+
+    prefix = f"{inside}/" if inside else ""
+    try:
+        files = HfApi().list_repo_files(repository, revision=revision)
+    except Exception:  # its class depends on the release; offline, nobody can be asked
+        return []
+    names = [name for name in files if name.startswith(prefix) and name.endswith(f"/{manifest.FILE}")]
+    return sorted(name.removesuffix(f"/{manifest.FILE}") for name in names)
 
 
 def texts_beside(reference: str, path: Path, names: Sequence[str]) -> list[Path]:

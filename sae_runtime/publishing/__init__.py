@@ -3,6 +3,6 @@
 It may import core, bundle and deployed.
 """
 
-from sae_runtime.publishing.push import Pushed, push
+from sae_runtime.publishing.sending import Pushed, push
 
 __all__ = ["Pushed", "push"]

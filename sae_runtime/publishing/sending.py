@@ -6,6 +6,7 @@ Files go up first, and one commit makes all of them visible: what is interrupted
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -132,7 +133,7 @@ def push(
             "may write"
         )
     api = HfApi(token=token)
-    with _bars(shown=progress), told(repository, token):
+    with _quiet(progress=progress), told(repository, token):
         _prepare(api, repository, private=private, create=create, revision=revision)
         remote = set(api.list_repo_files(repository, revision=revision))
         cards, kept = to_send(cards, remote, lambda name: _remote_text(api, repository, name, revision))
@@ -222,15 +223,17 @@ def _content(file: Path) -> str | bytes:
 
 
 @contextmanager
-def _bars(*, shown: bool) -> Iterator[None]:
-    """Show huggingface_hub's progress bars or not, while the block runs."""
+def _quiet(*, progress: bool) -> Iterator[None]:
+    """Let huggingface_hub show its progress bars or not, and no warnings about its own code, while the block runs."""
     from huggingface_hub import utils
 
-    hidden = not (shown and sys.stderr.isatty()) and not utils.are_progress_bars_disabled()  # type: ignore[attr-defined]
+    hidden = not (progress and sys.stderr.isatty()) and not utils.are_progress_bars_disabled()  # type: ignore[attr-defined]
     if hidden:
         utils.disable_progress_bars()  # type: ignore[attr-defined]  # not in its __all__
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
     finally:
         if hidden:
             utils.enable_progress_bars()  # type: ignore[attr-defined]
