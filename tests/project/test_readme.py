@@ -8,18 +8,12 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 
 import click
-import numpy as np
 import pytest
-from conftest import make_x
 
-from sae_runtime.bundle.folder import put_stats
-from sae_runtime.bundle.stats import counted
 from sae_runtime.cli import COMMANDS, main
-from sae_runtime.exports import export
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -73,12 +67,3 @@ def test_the_table_of_commands_is_complete() -> None:
 def test_the_table_of_extras_is_complete() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert first_column("extra") == set(project["optional-dependencies"])
-
-
-def test_the_table_of_a_bundle_names_every_file(bundle_of: Callable[..., Path], tmp_path: Path) -> None:
-    path = tmp_path / "sae"
-    shutil.copytree(bundle_of("feature", 512), path)
-    put_stats(
-        export(path, graphs=("exact", "gpu"), activations=make_x(10)), counted(np.ones(512, np.int64), np.ones(512), 10)
-    )
-    assert first_column("file") == {path.name for path in path.iterdir()}
