@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from importlib.metadata import Distribution
 from pathlib import Path
 from pydoc_data.topics import topics
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 from corpus import Text, _of_file
@@ -121,7 +122,8 @@ def _package(package: Distribution, share: int) -> Iterator[Text]:
     if licence is None:
         return
     name, left = package.name.lower(), share
-    page = package.metadata.get_payload()
+    about: Any = package.metadata  # a message, whose payload is the page
+    page = about.get_payload()
     candidates = [Text(page, f"{name}:METADATA", licence)] if isinstance(page, str) else []
     for one in candidates:
         left -= len(one.text)

@@ -41,6 +41,7 @@ MEDIUM = (
     "test_tiler",
     "test_travel",
     "test_sae",
+    "test_ready_figures",
     "test_attaching",
     "test_lazy_imports",
     "test_fitting",

@@ -66,7 +66,7 @@ _OWN = (
     *(f"/stores/{kind}/{end}" for kind in ALL for end in ("store.json", "*.parquet", "labels.jsonl")),
     *(
         f"/model/{end}"
-        for end in ("*.onnx", "*.onnx.data", "*.json", "vocab.txt", "README.md", "1_Pooling/config.json")
+        for end in ("*.onnx", "*.onnx.data", "*.json", "vocab.txt", "README*.md", "1_Pooling/config.json")
     ),
     *(f"/metrics/{kind}.jsonl" for kind in KINDS),
     "/plots/*.svg",

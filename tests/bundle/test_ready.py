@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import refused, run
+from numpy.typing import NDArray
 
 from sae_runtime import load
 from sae_runtime.bundle import folder as bundles
@@ -16,6 +17,9 @@ from sae_runtime.bundle.hub import local
 from sae_runtime.bundle.ready import ready_names, ready_path, refuse_ready
 from sae_runtime.bundle.stats import counted
 from sae_runtime.exports import export
+from sae_runtime.serve.catalogue import open_all
+from sae_runtime.store.open_store import open_store
+from sae_runtime.train.measure.torch_sae import open_sae
 
 NAME = "all-MiniLM-L6-v2/encoder.layer.3"
 
@@ -24,6 +28,16 @@ def _home() -> Path:
     home = ready_path(NAME)
     assert home is not None
     return home
+
+
+def _activations(rows: int) -> NDArray[np.float32]:
+    """Made of a few features each, such as the SAE expects."""
+    bundle, rng = bundles.read(_home()), np.random.default_rng(0)
+    stats, weights = bundle.stats(), bundle.weights()
+    assert stats is not None
+    active = rng.random((rows, 1536)) < np.minimum(stats.density, 0.3)
+    x: NDArray[np.float32] = (active * stats.largest * 0.4) @ weights["W_dec"] + weights["b_dec"]
+    return x.astype(np.float32)
 
 
 @pytest.fixture
@@ -68,15 +82,40 @@ def test_a_path_on_this_machine_comes_first(tmp_path: Path, monkeypatch: pytest.
     assert refused("inspect", "all-MiniLM-L6-v2/encoder.layer.4").endswith(f", or a ready SAE: {NAME}")
 
 
+@pytest.mark.filterwarnings("ignore::sae_runtime.bundle.plausible.OtherRows")
+def test_every_command_that_takes_a_bundle_takes_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", _activations(300))
+    given = ("--activations", "x.npy", "--any-source")
+    for command in (
+        ("inspect", NAME),
+        ("extract", NAME, *given, "-o", "features"),
+        ("features", "build", "features", "--sae", NAME, "-o", "store", "--sample", "0"),
+        ("browse", "store", "--sae", NAME, "-o", "site"),
+        ("steer", NAME, *given, "--set", "files=x2", "-o", "steered.npy"),
+        ("evaluate", NAME, *given, "-o", "evaluation.json"),
+        ("calibrate", NAME, *given, "-o", "mine"),
+        ("export-triton", NAME, "-o", "triton"),
+    ):
+        done = run(*command)
+        assert done.exit_code == 0, done.stderr
+    assert open_store("store").label(1263)[0] == "files"
+    (served,) = open_all([f"mine={NAME}"])
+    assert served.sae is not None and served.sae.d_sae == 1536
+    served.close()
+    assert open_sae(NAME).manifest == load(NAME).manifest
+
+
 @pytest.mark.parametrize("name", ["..", "../ready", "all-MiniLM-L6-v2", f"{NAME}/", f"./{NAME}", f"../ready/{NAME}"])
 def test_only_a_name_is_a_name(name: str) -> None:
     assert ready_path(name) is None
 
 
+@pytest.mark.filterwarnings("ignore::sae_runtime.bundle.plausible.OtherRows")
 def test_nothing_writes_into_the_package(others: Path, tmp_path: Path) -> None:
     before = {path.name: path.read_bytes() for path in others.iterdir()}
     activations = tmp_path / "x.npy"
-    np.save(activations, np.random.default_rng(0).standard_normal((400, 384)).astype(np.float32))
+    np.save(activations, _activations(400))
     table = tmp_path / "labels.csv"
     table.write_text("feature,label\n3,mine\n")
     given = ["--activations", str(activations), "--any-source"]
