@@ -43,6 +43,8 @@ MEDIUM = (
     "test_harvesting",
     "test_left_out_commands",
     "test_steer_texts",
+    "test_push",
+    "test_publishing",
 )
 SLOW = (
     "test_openai_client",
