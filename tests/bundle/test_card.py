@@ -221,6 +221,7 @@ def test_a_card_that_is_edited_while_an_export_runs_stays(copy_of: Callable[...,
     assert (path / CARD).read_text() == "mine"
 
 
+@pytest.mark.filterwarnings("ignore")  # of what SAELens imports
 def test_a_converted_sae_keeps_the_licence_of_its_source(tmp_path: Path) -> None:
     import foreign_saes.sae_lens
 
