@@ -77,7 +77,7 @@ def permissive(package: Distribution) -> str | None:
     return None if not names or None in names else " AND ".join(dict.fromkeys(filter(None, names)))
 
 
-def texts(characters: int, share: int = SHARE) -> Iterator[Text]:
+def gathered(characters: int, share: int = SHARE) -> list[Text]:
     """Documents of the corpus, at most so many characters, in the order of the hash of their text.
 
     All of the standard library comes first, then the packages one after the other, in an order of their hash.
@@ -97,7 +97,7 @@ def texts(characters: int, share: int = SHARE) -> Iterator[Text]:
             if len(text) >= SHORTEST:
                 left -= len(text)
                 found.append(one._replace(text=text))
-    yield from sorted(found, key=lambda one: _hash(one.text))
+    return sorted(found, key=lambda one: _hash(one.text))
 
 
 def _python() -> Iterator[Text]:
