@@ -36,8 +36,9 @@ def _activations(rows: int) -> NDArray[np.float32]:
     stats, weights = bundle.stats(), bundle.weights()
     assert stats is not None
     active = rng.random((rows, 1536)) < np.minimum(stats.density, 0.3)
-    x: NDArray[np.float32] = (active * stats.largest * 0.4) @ weights["W_dec"] + weights["b_dec"]
-    return x.astype(np.float32)
+    f = (active * stats.largest * 0.4).astype(np.float32)
+    x: NDArray[np.float32] = f @ weights["W_dec"] + weights["b_dec"]
+    return x
 
 
 @pytest.fixture
