@@ -45,6 +45,8 @@ def test_a_ready_sae_is_spliced_by_its_name_and_copied_out_of_the_package(
     made = splice(tmp_path / "host.onnx", "host/layer.0", tmp_path / "model")
     assert (tmp_path / "model" / str(made.splices[0].bundle) / folder.MANIFEST).is_file()
     assert {path: path.read_bytes() for path in installed.rglob("*.*") if path.is_file()} == before
+    beside = splice(tmp_path / "host.onnx", "host/layer.0", tmp_path / "spliced.onnx")  # the package lies below it
+    assert beside.splices[0].bundle == "sae" and (tmp_path / "sae" / folder.MANIFEST).is_file()
     with pytest.raises(FileNotFoundError, match="or a ready SAE: host/layer.0$"):
         splice(tmp_path / "host.onnx", "host/layer.1", tmp_path / "other")
 
