@@ -159,9 +159,12 @@ def test_an_installation_that_may_not_be_written_opens(others: Path) -> None:
     folders = [others, *others.parents[:2]]
     for folder in folders:
         folder.chmod(0o555)
+    before = [(path, path.stat().st_mtime_ns) for path in (others.parents[1], *others.parents[1].rglob("*"))]
     try:
         assert load(NAME).encode(np.ones((3, 384))).shape == (3,)
         assert run("inspect", NAME, "--check").exit_code == 0
+        after = [(path, path.stat().st_mtime_ns) for path in (others.parents[1], *others.parents[1].rglob("*"))]
+        assert after == before, "root may write everywhere"
     finally:
         for folder in folders:
             folder.chmod(0o755)
