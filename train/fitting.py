@@ -6,6 +6,7 @@ from typing import Unpack
 
 from sae_runtime.bundle import files
 from sae_runtime.bundle import folder as bundle
+from sae_runtime.bundle.card import with_licence
 from sae_runtime.bundle.manifest import Manifest
 from sae_runtime.train.config import TrainConfig
 from sae_runtime.train.run import Data, fitted, names_of
@@ -52,6 +53,7 @@ def fit(
     with fitted(activations, {"sae": config}, options) as result:
         if result is not None:
             ((name, (weights, manifest, stats)),) = result.saes.items()
+            manifest = with_licence(manifest, options.get("licence"))
             bundle.write(out, weights, manifest, sample=result.samples[name], stats=stats, force=force)
     return bundle.read(out).manifest
 
@@ -99,6 +101,7 @@ def fit_many(
         if result is not None:
             with files.new_folder(out, force=force, foreign=bundle.foreign_to_bundles) as folder:
                 for name, (weights, manifest, stats) in result.saes.items():
+                    manifest = with_licence(manifest, options.get("licence"))
                     bundle.write(folder / name, weights, manifest, sample=result.samples[name], stats=stats)
     return {name: bundle.read(out / name).manifest for name in names_of(activations, configs)}
 

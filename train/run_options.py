@@ -6,6 +6,7 @@ from typing import TypedDict
 
 from sae_runtime.bundle import files
 from sae_runtime.bundle.extras import require
+from sae_runtime.bundle.licences import check_licence
 from sae_runtime.bundle.siblings import repaired
 
 
@@ -20,6 +21,7 @@ class Options(TypedDict, total=False):
     | `run_state_seconds` | the time between two writes of the run state [300]                                         |
     | `resume`            | continue from the run state, or start if there is none                                     |
     | `progress`          | show the progress on stderr; for several SAEs it shows the worst                           |
+    | `licence`           | the licence of the SAEs, for their model cards                                             |
 
     No path may be inside the bundle. A run continues from its state after a crash, bit for bit on the same machine with
     the same threads and versions.
@@ -31,6 +33,7 @@ class Options(TypedDict, total=False):
     run_state_seconds: float
     resume: bool
     progress: bool
+    licence: str | None
 
 
 def check_outputs(out: Path, options: Options, *, force: bool, foreign: files.Foreign = files.anything) -> None:
@@ -49,9 +52,12 @@ def check_outputs(out: Path, options: Options, *, force: bool, foreign: files.Fo
     Raises:
         FileExistsError: an output exists, and neither `force` nor `resume` allows to replace or continue it; `resume`
             allows nothing where there is no run state.
-        ValueError: an output would be inside `out`, the metrics are a folder, or TensorBoard's folder is a file.
+        ValueError: the licence is no name of one, an output would be inside `out`, the metrics are a folder, or
+            TensorBoard's folder is a file.
         ImportError: `tensorboard` is given and not installed.
     """
+    if (licence := options.get("licence")) is not None:
+        check_licence(licence)
     files.check_free(out, force=force, kind="folder", foreign=foreign)
     metrics, events = options.get("metrics"), options.get("tensorboard")
     if metrics is not None and metrics.is_dir():

@@ -16,6 +16,8 @@ import onnx_ir as ir
 from sae_runtime.bundle.external_data import check_external
 from sae_runtime.bundle.folder import MANIFEST, Bundle, record
 from sae_runtime.bundle.hub import refuse_link_out
+from sae_runtime.bundle.licences import LICENCE
+from sae_runtime.bundle.model_card import name_of_card
 from sae_runtime.bundle.model_files import (
     GENAI,
     files_to_copy,
@@ -25,9 +27,10 @@ from sae_runtime.bundle.model_files import (
     same_bytes,
     tokenizer_home,
 )
+from sae_runtime.bundle.sealed import CARD, may_write
 from sae_runtime.bundle.typed_json import read_file
 
-_BESIDE_BUNDLE = ("labels.jsonl", "README.md")  # people write these; no manifest lists them
+_BESIDE_BUNDLE = ("labels.jsonl", CARD, LICENCE)  # people write these; no manifest lists them
 How = Literal["referred", "copied"]
 
 
@@ -189,6 +192,8 @@ def place_model_files(host: Path, path: Path, placement: Placement) -> None:
         )
     home = host.parent
     names = set(model_files(home))
+    if may_write(home):  # a card of an older splice, not the host's own
+        names.discard(CARD)
     if named is not None:
         names |= _named_in(read_file(dict[str, Any], home / GENAI, foreign=True), home) - {named}
         for name in names:
@@ -196,9 +201,32 @@ def place_model_files(host: Path, path: Path, placement: Placement) -> None:
         graphs = [home / name for name in names if name.endswith(".onnx")]
         names |= {file.relative_to(home).as_posix() for graph in graphs for file in check_external(graph)}
     above = tokenizer_home(host)
-    found = {} if above == home else files_to_copy(above, model_files(above), path)
+    inherited = [name for name in model_files(above) if name != CARD or not may_write(above)]
+    found = {} if above == home else files_to_copy(above, inherited, path)
     for name, file in (found | files_to_copy(home, sorted(names), path)).items():
         placement.place(file, name)
+
+
+def place_card(host: Path, path: Path, placement: Placement, text: str, scratch: Path, *, force: bool) -> None:
+    """Let the folder of a graph have our model card, if it is another one than its host's.
+
+    A card that is there stays, unless it is ours and `force` is set. Beside the host's README.md, ours is
+    README-sae.md.
+
+    Args:
+        host: the graph of the host.
+        path: the graph that will be written.
+        placement: its folder, which has the host's files already.
+        text: the card.
+        scratch: a folder that lasts until the files are copied.
+        force: whether files may be replaced.
+    """
+    name = name_of_card(path.parent, copied=CARD in placement.files)
+    beside = os.path.realpath(path.parent) == os.path.realpath(host.parent)
+    if beside or name is None or ((path.parent / name).exists() and not force):
+        return
+    (scratch / CARD).write_text(text, "utf-8")
+    placement.place(scratch / CARD, name)
 
 
 def bundle_in(folder: Path, bundle: Path) -> str | None:

@@ -21,6 +21,10 @@ from sae_runtime.bundle import folder as bundles
 from sae_runtime.bundle.external_data import located
 from sae_runtime.bundle.folder import DERIVED, MANIFEST, WEIGHTS, Bundle, BundleChanged, BundleError
 from sae_runtime.bundle.hooks import parse_hook
+from sae_runtime.bundle.hub import local
+from sae_runtime.bundle.licences import licence_of
+from sae_runtime.bundle.model_card import model_card
+from sae_runtime.bundle.model_files import TOKENIZER, tokenizer_home
 from sae_runtime.bundle.splices import Spliced, check_weights, cut_graph, read_splices
 from sae_runtime.bundle.tensors import TensorSpec, read_header
 from sae_runtime.engine.sessions import open_session, refuse_other_bytes
@@ -36,6 +40,7 @@ from sae_runtime.exports.splice.placement import (
     graph_path,
     locate_weights,
     place_bundle,
+    place_card,
     place_model_files,
 )
 from sae_runtime.exports.splice.plausibility import doubts
@@ -50,11 +55,13 @@ _NAME = re.compile(r"[A-Za-z]\w*")
 class Splice:
     """One SAE to put at one hook of a host model.
 
+    `bundle` is a path, the name of a ready SAE, or an `hf://` reference.
+
     >>> Splice(bundle=Path("sae"), hook="encoder.layer.3", name="files").edit
     True
     """
 
-    bundle: Path
+    bundle: str | Path
     hook: str | None = None  # a text that `parse_hook` reads; None: the hook of the bundle
     name: str = "sae"  # its inputs and outputs begin with it
     read: bool = True  # give features
@@ -89,7 +96,7 @@ class SplicedGraph:
 
 def splice(
     host: str | Path,
-    splices: Sequence[Splice],
+    saes: str | Path | Splice | Sequence[str | Path | Splice],
     out: str | Path | None = None,
     *,
     logits: bool = True,
@@ -107,13 +114,14 @@ def splice(
     tokens that each feature promotes and suppresses most, where the host has a head of float weights: see `head.py`.
 
     >>> one = Splice(bundle=bundle_path, hook="encoder.layer.0")
-    >>> made = splice(host_path, [one], Path(host_path).parent / "spliced")
+    >>> made = splice(host_path, one, Path(host_path).parent / "spliced")
     >>> made.path.name, made.splices[0].outputs
     ('model.onnx', ('sae_indices', 'sae_values'))
 
     Args:
         host: the graph of the host model, `.onnx`, not optimised; it may have SAEs in it already.
-        splices: the SAEs with their hooks, outputs and inputs.
+        saes: bundles, each as a path, the name of a ready SAE, an `hf://` reference, or a `Splice` that says where it
+            goes and what it does. One of them, or a list; those of a list have names of their own.
         out: the graph, `.onnx`, or a folder, where it becomes `model.onnx`, or what a `genai_config.json` beside the
             host names; None: HOST_sae.onnx in the host's folder.
         logits: find the tokens that features promote; it takes d_sae d vocabulary products.
@@ -123,10 +131,10 @@ def splice(
     Raises:
         BundleError: a bundle cannot be trusted, or an SAE that is in the host already has other weights than it had.
         FileExistsError: another file has the path of one that has to be written, and `force` is not set.
-        FileNotFoundError: the host, or a file that it needs, is missing.
+        FileNotFoundError: the host, a file that it needs, or a bundle is missing.
         ValueError: the host cannot be spliced, or a hook or a name does not fit; nothing is written.
     """
-    host = Path(host)
+    host, splices = Path(host), _as_splices(saes)
     path = graph_path(host, out)
     for graph in (host, path):
         refuse_other_bytes(graph)
@@ -157,6 +165,7 @@ def splice(
             model.metadata_props.update(made[name].to_metadata())
         reads = {name: placement.how[name] for name in moved.values()}
         place_model_files(host, path, placement)
+        place_card(host, path, placement, _card(host, path, made, bundled), Path(scratch), force=force)
         warnings = list(read.warnings)
 
         def check(graph: Path, part: Path | None) -> None:
@@ -180,6 +189,23 @@ def splice(
             logits=absent,
             warnings=tuple(warnings),
         )
+
+
+def _as_splices(saes: str | Path | Splice | Sequence[str | Path | Splice]) -> list[Splice]:
+    each = [saes] if isinstance(saes, str | Path | Splice) else saes
+    return [one if isinstance(one, Splice) else Splice(bundle=one) for one in each]
+
+
+def _card(host: Path, path: Path, made: Mapping[str, Spliced], bundled: Mapping[str, Bundle]) -> str:
+    """The model card of the folder."""
+    above = tokenizer_home(host)
+    return model_card(
+        made,
+        {name: bundle.manifest for name, bundle in bundled.items()},
+        graph=path.name,
+        tokenizer=(above / TOKENIZER).is_file(),
+        licence=licence_of(host.parent, above),
+    )
 
 
 def _place_bundles(
@@ -219,7 +245,7 @@ def _bundles_of(host: Path, splices: Sequence[Spliced]) -> dict[str, Bundle]:
 
 def _splice(host: Path, model: ir.Model, wanted: Splice, heads: dict[str, Head | str]) -> Bundle:
     """Put one SAE into the model in memory; the metadata describe it. Gives its bundle, and its head in `heads`."""
-    bundle = bundles.read(wanted.bundle)
+    bundle = bundles.read(local(wanted.bundle))
     text = wanted.hook or bundle.manifest.hook
     if text is None:
         raise ValueError(f"{wanted.bundle} does not say where it belongs; name a hook")

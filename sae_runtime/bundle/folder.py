@@ -4,13 +4,15 @@ Training, export and the runtime share nothing but bundles. If SAELens computes 
 SAELens folder too.
 """
 
+import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import random
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,7 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_runtime.bundle import file_set, files, labels
+from sae_runtime.bundle.card import card
 from sae_runtime.bundle.identity import identity
+from sae_runtime.bundle.licences import LICENCE
 from sae_runtime.bundle.manifest import Manifest, to_json
 from sae_runtime.bundle.opened import Bundle, BundleChanged, BundleError
 from sae_runtime.bundle.parts import (
@@ -33,7 +37,10 @@ from sae_runtime.bundle.parts import (
     record,
     weight_shapes,
 )
+from sae_runtime.bundle.ready import refuse_ready
+from sae_runtime.bundle.regular import read_bytes
 from sae_runtime.bundle.sae_lens_cfg import CFG, check_cfg, sae_lens_cfg
+from sae_runtime.bundle.sealed import CARD, is_ours, may_write, read_card
 from sae_runtime.bundle.siblings import is_there, repaired
 from sae_runtime.bundle.splices import reader_of
 from sae_runtime.bundle.stats import Stats, save_stats
@@ -131,6 +138,7 @@ def write(
     sample: NDArray[np.float32] | None = None,
     stats: Stats | None = None,
     labels_of: Path | None = None,
+    licence: bytes | None = None,
     force: bool = False,
 ) -> None:
     """Write a bundle without graphs. The folder appears whole or not at all.
@@ -141,13 +149,17 @@ def write(
         manifest: describes the SAE; its `files` and `graphs` are replaced by those that are written.
         sample: a few thousand typical activations [m, d_in], from which export takes the steps of int8.
         stats: how often and how strongly each feature is active.
-        labels_of: a bundle of the same features, whose labels the new one gets; `path` itself may be that bundle.
+        labels_of: a bundle of the same features, whose labels the new one gets. It may be at `path` itself, and then a
+            model card that a person edited stays too.
+        licence: the text of the licence of a converted SAE's source; None: that of `labels_of`, if it has one.
         force: replace an existing bundle; see `foreign`.
 
     Raises:
         BundleError: the weights do not fit the manifest or are not finite.
         FileExistsError: the folder exists and `force` is not set, or it holds what is not of a bundle.
+        ValueError: the folder is one of the installed package.
     """
+    refuse_ready(path)
     with files.new_folder(path, force=force, foreign=foreign_but_labels(path, labels_of)) as folder:
         save_tensors(folder / WEIGHTS, weights)
         names = [WEIGHTS]
@@ -162,9 +174,15 @@ def write(
             save_stats(folder / STATS, stats)
             names.append(STATS)
         records = {name: record(folder / name) for name in names}
-        (folder / MANIFEST).write_text(to_json(dataclasses.replace(manifest, files=records, graphs={})))
+        manifest = dataclasses.replace(manifest, files=records, graphs={})
+        (folder / MANIFEST).write_text(to_json(manifest))
+        kept = read_card(path) if _is_same(path, labels_of) else None
+        (folder / CARD).write_text(card(manifest) if kept is None or is_ours(kept) else kept, "utf-8")
         if labels_of is not None:
             labels.copy_labels(labels_of, folder)
+            licence = licence or _kept_licence(labels_of)
+        if licence is not None:
+            (folder / LICENCE).write_bytes(licence)
         read(folder, calibrated=False)
 
 
@@ -173,6 +191,7 @@ def put_stats(bundle: Bundle, stats: Stats) -> None:
 
     Raises:
         BundleError: the bundle's files are links.
+        ValueError: it is one of the installed package.
 
     >>> from sae_runtime.bundle.stats import counted
     >>> bundle = read(bundle_path)
@@ -180,24 +199,52 @@ def put_stats(bundle: Bundle, stats: Stats) -> None:
     >>> read(bundle_path).stats().tokens
     10
     """
-    refuse_links(bundle.path)
-    with file_set.replaced_together(bundle.path, last=MANIFEST, check=lambda: bundle.refuse_change(MANIFEST)) as staged:
+    refuse_kept(bundle.path)
+    with replaced_bundle(bundle, MANIFEST) as staged:
         save_stats(staged / STATS, stats, bundle.logits())
         listed = {**bundle.manifest.files, STATS: record(staged / STATS)}
         (staged / MANIFEST).write_text(to_json(dataclasses.replace(bundle.manifest, files=listed)))
 
 
+@contextlib.contextmanager
+def replaced_bundle(bundle: Bundle, *unchanged: str) -> Iterator[Path]:
+    """Give a hidden folder to fill with new files of a bundle, its manifest among them, which replace the old together.
+
+    The model card is written with them, unless a person edited it.
+
+    Args:
+        bundle: the bundle that the new files were made from.
+        unchanged: files that must still be as they were read when the new ones take their places.
+
+    Raises:
+        BundleChanged: one of these is not.
+
+    >>> bundle = read(bundle_path)
+    >>> with replaced_bundle(bundle, MANIFEST) as staged:
+    ...     _ = (staged / MANIFEST).write_text(to_json(bundle.manifest))
+    """
+    staged: list[Path] = []
+
+    def check() -> None:
+        bundle.refuse_change(*unchanged)
+        if may_write(bundle.path):
+            (staged[0] / CARD).write_text(card(read_manifest(staged[0])), "utf-8")
+
+    with file_set.replaced_together(bundle.path, last=MANIFEST, check=check) as folder:
+        staged.append(folder)
+        yield folder
+
+
 def foreign(folder: Path, *, kept: Collection[str] = ()) -> str | None:
     """What of a folder replacing it by a bundle would lose: an entry that is no file of a bundle, or links, or None.
 
-    A model card or labels that a person wrote are foreign too, unless they are among the names that are `kept`, and so
-    are weights that a spliced graph reads there.
+    A model card that a person edited and labels are foreign too, unless they are among the names that are `kept`, and
+    so are weights that a spliced graph reads there.
 
     >>> foreign(Path(bundle_path))
     >>> _ = Path(bundle_path, "README.md").write_text("What we found")
     >>> foreign(Path(bundle_path))
     'README.md'
-    >>> Path(bundle_path, "README.md").unlink()
     """
     file_set.finish(folder, last=MANIFEST)
     if (graph := reader_of(folder)) is not None:
@@ -207,18 +254,19 @@ def foreign(folder: Path, *, kept: Collection[str] = ()) -> str | None:
     for entry in entries:
         if whole and entry.is_symlink() and entry.name in NAMES:
             return "links, as a Hub cache does"
-        if not (whole and entry.is_file() and (entry.name in NAMES or entry.name in kept)):
+        ours = entry.name in NAMES or entry.name in kept or entry.name == CARD and may_write(folder)
+        ours = ours or entry.name == LICENCE and _kept_licence(folder) is not None
+        if not (whole and entry.is_file() and ours):
             return entry.name
     return None
 
 
 def foreign_but_labels(path: Path, labels_of: Path | None) -> files.Foreign:
-    """`foreign`, but for the labels at `path` where `labels_of` is this bundle: then the new bundle gets them.
+    """`foreign`, but for labels and card at `path` where `labels_of` is this bundle: then the new bundle gets them.
 
     >>> foreign_but_labels(Path(bundle_path), Path(bundle_path))(Path(bundle_path))
     """
-    same = labels_of is not None and path.exists() and path.samefile(labels_of)
-    return functools.partial(foreign, kept=(labels.FILE,) if same else ())
+    return functools.partial(foreign, kept=(labels.FILE, CARD) if _is_same(path, labels_of) else ())
 
 
 def foreign_to_bundles(folder: Path) -> str | None:
@@ -244,6 +292,15 @@ def refuse_links(path: Path) -> None:
         raise BundleError(f"{path} holds links, as a Hub cache does; copy the bundle's files into a folder")
 
 
+def refuse_kept(path: Path) -> None:
+    """Raise ValueError if the bundle has to stay as it is: a ready SAE of the package, or links, as a Hub cache has.
+
+    >>> refuse_kept(Path(bundle_path))
+    """
+    refuse_ready(path)
+    refuse_links(path)
+
+
 def refuse_deployed(path: Path) -> None:
     """Raise BundleError if a spliced graph beside the folder reads its files, which writing would change.
 
@@ -251,6 +308,19 @@ def refuse_deployed(path: Path) -> None:
     """
     if (graph := reader_of(path)) is not None:
         raise BundleError(f"{path} holds weights that {graph.name} reads; copy the bundle, and splice the copy again")
+
+
+def _kept_licence(folder: Path) -> bytes | None:
+    """The text of the licence that a bundle has from its source, if nobody changed it."""
+    with contextlib.suppress(OSError, ValueError):
+        text = read_bytes(folder / LICENCE)
+        if hashlib.sha256(text).hexdigest() == read_manifest(folder).told("source", dict).get("licence_sha256"):
+            return text
+    return None
+
+
+def _is_same(path: Path, other: Path | None) -> bool:
+    return other is not None and path.exists() and path.samefile(other)
 
 
 def _check_threshold(bundle: Bundle, *, verify: bool) -> None:

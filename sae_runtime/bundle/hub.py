@@ -1,8 +1,10 @@
-"""References to SAEs: paths on this machine, and `hf://` references to the Hugging Face Hub, through its cache.
+"""References to SAEs: paths on this machine, names of ready SAEs, and `hf://` references to the Hugging Face Hub.
 
-A file that could run code when it is read is fetched only if the reference names it.
+The Hub is read through its cache. A file that could run code when it is read is fetched only if the reference names
+it.
 """
 
+import contextlib
 import os
 import re
 from collections.abc import Sequence
@@ -10,6 +12,7 @@ from pathlib import Path
 
 from sae_runtime.bundle import manifest
 from sae_runtime.bundle.extras import require
+from sae_runtime.bundle.ready import ready_names, ready_path
 from sae_runtime.bundle.siblings import is_there, repaired
 
 SCHEME = "hf://"
@@ -18,6 +21,7 @@ _DATA = (".json", ".safetensors", ".npz")  # Gemma Scope has .npz alone, which n
 _FILES = (*_DATA, ".onnx", ".pt", ".pth", ".bin")  # suffixes of files that a reference may name
 _CACHED = ("models--", "datasets--", "spaces--")  # what begins the name of a repository in the cache
 _LABELS = "labels.jsonl"  # of a bundle
+_NAMED = 5  # references in a message
 _GRAPHS = ".onnx"  # fetched for bundles alone, whose manifest has the hashes of the graphs
 
 
@@ -25,7 +29,7 @@ def local(reference: str | Path) -> Path:
     """The path on this machine of a reference; an `hf://` reference is fetched first.
 
     Args:
-        reference: a path, or `hf://owner/name[/folder or file][@revision]`.
+        reference: a path, else the name of a ready SAE, or `hf://owner/name[/folder or file][@revision]`.
 
     Raises:
         FileNotFoundError: the path does not exist.
@@ -35,7 +39,7 @@ def local(reference: str | Path) -> Path:
 
     >>> local("out/my-sae")
     Traceback (most recent call last):
-    FileNotFoundError: out/my-sae does not exist; name a path on this machine, or hf://out/my-sae to fetch it
+    FileNotFoundError: out/my-sae does not exist; name a path on this machine, or hf://out/my-sae to fetch it, or ...
     """
     text = str(reference)
     if isinstance(reference, str) and text.startswith(SCHEME):
@@ -45,10 +49,14 @@ def local(reference: str | Path) -> Path:
             f"{text} is a URL that sae-runtime cannot read; name a path on this machine, or {SCHEME}owner/name"
         )
     path = repaired(Path(reference))  # a writer that died may have left it under another name
-    if not is_there(path):
-        suggestion = f"{SCHEME}{text} to fetch it" if _REPOSITORY.fullmatch(text) else f"{SCHEME}owner/name"
-        raise FileNotFoundError(f"{text} does not exist; name a path on this machine, or {suggestion}")
-    return path
+    if is_there(path):
+        return path
+    if (ready := ready_path(text)) is not None:
+        return ready
+    name = bool(_REPOSITORY.fullmatch(text))
+    suggestion = f"{SCHEME}{text} to fetch it" if name else f"{SCHEME}owner/name"
+    shipped = f", or a ready SAE: {', '.join(ready_names())}" if name else ""
+    raise FileNotFoundError(f"{text} does not exist; name a path on this machine, or {suggestion}{shipped}")
 
 
 def leaves(file: Path, folder: Path) -> bool:
@@ -112,9 +120,51 @@ def fetch(reference: str) -> Path:
         further = [f"{folder}*.safetensors"]
     if further:  # from the same commit, even if the branch has moved in the meantime
         download(reference, repository, snapshot.name, further, [f"{folder}*/*"])
+    has_tensors = any(file.suffix in (".safetensors", ".npz") for file in path.rglob("*"))
+    if not has_tensors and (inner := _bundles_below(repository, inside, snapshot.name)):
+        at = f"@{revision}" if revision else ""
+        named = ", ".join(f"{SCHEME}{repository}/{place}{at}" for place in inner[:_NAMED])
+        more = f" or another of {len(inner)}" if len(inner) > _NAMED else ""
+        raise FileNotFoundError(f"{reference} is no bundle, but holds some in folders; name one: {named}{more}")
     if not any(file.suffix in _DATA for file in path.rglob("*")):
         raise FileNotFoundError(f"{reference} has no {', '.join(_DATA)} there; name the folder of one SAE")
     return path
+
+
+def _bundles_below(repository: str, inside: str, revision: str) -> list[str]:
+    """The folders of bundles below a folder of a repository; none where the Hub does not tell."""
+    from huggingface_hub import HfApi
+
+    prefix = f"{inside}/" if inside else ""
+    try:
+        files = HfApi().list_repo_files(repository, revision=revision)
+    except Exception:  # its class depends on the release; offline, nobody can be asked
+        return []
+    names = [name for name in files if name.startswith(prefix) and name.endswith(f"/{manifest.FILE}")]
+    return sorted(name.removesuffix(f"/{manifest.FILE}") for name in names)
+
+
+def texts_beside(reference: str, path: Path, names: Sequence[str]) -> list[Path]:
+    """The folders of a fetched reference that may hold a model card and a licence: its own, then the repository's.
+
+    Such files are fetched too. What the Hub does not give is missing.
+
+    Args:
+        reference: `hf://owner/name[/folder or file][@revision]`.
+        path: what `fetch` gave for it.
+        names: of the files.
+
+    >>> texts_beside("hf://me/sae/layer", Path("cache/snapshots/0123/layer"), ["README.md"])
+    [PosixPath('cache/snapshots/0123/layer'), PosixPath('cache/snapshots/0123')]
+    """
+    repository, inside, _ = parsed(reference)
+    levels = len(Path(inside).parts)
+    snapshot = path.parents[levels - 1] if levels else path
+    folder = path.parent if path.is_file() else path
+    prefix = "" if folder == snapshot else f"{folder.relative_to(snapshot).as_posix()}/"
+    with contextlib.suppress(ImportError, OSError):
+        download(reference, repository, snapshot.name, [*names, *(prefix + name for name in names)], [])
+    return list(dict.fromkeys((folder, snapshot)))
 
 
 def parsed(reference: str) -> tuple[str, str, str | None]:

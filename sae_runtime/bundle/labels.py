@@ -15,6 +15,7 @@ from sae_runtime.bundle.files import new_file
 from sae_runtime.bundle.hub import refuse_link_out
 from sae_runtime.bundle.identity import Identity, identity
 from sae_runtime.bundle.parts import read_manifest
+from sae_runtime.bundle.ready import refuse_ready
 from sae_runtime.bundle.regular import open_regular, read_bytes
 from sae_runtime.bundle.siblings import lock
 from sae_runtime.bundle.typed_json import from_dict, read_json
@@ -63,8 +64,8 @@ def write_labels(folder: str | Path, labels: Mapping[int, str]) -> None:
         labels: texts by feature.
 
     Raises:
-        ValueError: the folder is no bundle, a feature is out of range, a text is no label, or the file that is there is
-            not sound.
+        ValueError: the folder is no bundle or is one of the installed package, a feature is out of range, a text is no
+            label, or the file that is there is not sound.
 
     >>> write_labels(bundle_path, {12: "include", 3: "numbers"})
     >>> print(Path(bundle_path, "labels.jsonl").read_text(), end="")
@@ -73,6 +74,7 @@ def write_labels(folder: str | Path, labels: Mapping[int, str]) -> None:
     >>> Path(bundle_path, "labels.jsonl").unlink()
     """
     path = Path(folder) / FILE
+    refuse_ready(path)
     d_sae = _features_of(path, None)
     before = label_lines(path, d_sae)
     lines = []
@@ -115,7 +117,8 @@ def put_labels(
         replace: the lines that give way to others: "nothing", those that were "imported", or "all".
 
     Raises:
-        ValueError: a feature is out of range, a text is no label, or the file that is there is not sound.
+        ValueError: a feature is out of range, a text is no label, the file that is there is not sound, or the bundle
+            is one of the installed package.
 
     >>> write_labels(bundle_path, {12: "include"})
     >>> put_labels(bundle_path, 150, {12: {"feature": 12, "label": "files", "source": "a.csv"}}).given
@@ -125,6 +128,7 @@ def put_labels(
     >>> Path(bundle_path, "labels.jsonl").unlink()
     """
     path = Path(folder) / FILE
+    refuse_ready(path)
     with lock(path.parent, wait=True):  # two imports at once would each write without the labels of the other
         before = label_lines(path, d_sae)
         after = dict(before)

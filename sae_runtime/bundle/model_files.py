@@ -20,7 +20,7 @@ PATTERNS = (
     *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
     *(CONFIG, "generation_config.json", "*processor_config.json", GENAI),
     *(MODULES, "sentence_*_config.json", "config_sentence_transformers.json"),
-    *(_TEXTS := ("README.md", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt")),
+    *(_TEXTS := ("README.md", "README-host.md", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt")),
 )
 """Names of such files in a model's folder; none holds a program that reading runs."""
 IN_MODULES = ("*.json", "*.safetensors")

@@ -69,7 +69,9 @@ def read_manifest(path: Path) -> Manifest:
         check_sizes(read, weight_shapes(read.architecture))
         return read
     except FileNotFoundError as error:
-        raise ValueError(f"{path} holds no {MANIFEST}, so it is not a bundle; make one: sae-runtime train") from error
+        inner = sorted(str(file.parent) for file in path.glob(f"[!.]*/{MANIFEST}"))
+        then = f"name one that it holds: {', '.join(inner[:5])}" if inner else "make one: sae-runtime train"
+        raise ValueError(f"{path} holds no {MANIFEST}, so it is not a bundle; {then}") from error
     except ValueError as error:
         raise ValueError(f"{path / MANIFEST}: {error}") from error
 

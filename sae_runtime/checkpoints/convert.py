@@ -1,12 +1,16 @@
 """Make a bundle of another library's checkpoint."""
 
 import dataclasses
+import hashlib
 from pathlib import Path
 from types import ModuleType
 
 from sae_runtime.bundle import files
 from sae_runtime.bundle import folder as bundles
-from sae_runtime.bundle.hub import SCHEME, local
+from sae_runtime.bundle.card import with_licence
+from sae_runtime.bundle.hub import SCHEME, local, texts_beside
+from sae_runtime.bundle.licences import LICENCE_FILES, check_licence, licence_of, licence_text
+from sae_runtime.bundle.sealed import CARD
 from sae_runtime.checkpoints import (
     batch_topk,
     circuit_tracer,
@@ -39,13 +43,24 @@ FORMATS: dict[str, ModuleType] = {
 }
 
 
-def convert(source: str | Path, output: str | Path, *, format: str | None = None, force: bool = False) -> Checkpoint:
+def convert(
+    source: str | Path,
+    output: str | Path,
+    *,
+    format: str | None = None,
+    licence: str | None = None,
+    force: bool = False,
+) -> Checkpoint:
     """Write the bundle of a checkpoint.
+
+    The licence that a README.md or a LICENSE beside the checkpoint states goes into the model card, and the text of a
+    LICENSE into the bundle.
 
     Args:
         source: a folder or file, or `hf://owner/name[/folder][@revision]`.
         output: the folder to make.
         format: a key of `FORMATS`; None recognises the format from the files.
+        licence: of the SAE, for its model card; None: what the checkpoint's files state.
         force: replace the output if it is a bundle and holds nothing else.
 
     Returns:
@@ -62,7 +77,7 @@ def convert(source: str | Path, output: str | Path, *, format: str | None = None
     Traceback (most recent call last):
     FileNotFoundError: missing does not exist; name a path on this machine, or hf://owner/name
     """
-    output = Path(output)
+    output, licence = Path(output), licence and check_licence(licence)
     files.check_free(output, force=force, kind="folder", foreign=bundles.foreign)
     path = local(source)
     if (path / bundles.MANIFEST).is_file():
@@ -79,11 +94,17 @@ def convert(source: str | Path, output: str | Path, *, format: str | None = None
         raise ValueError(f"{path} cannot be served ({error}); get a sound copy of the checkpoint") from error
     record = bundles.record(checkpoint.file)
     origin = {"file": checkpoint.file.name, "sha256": record.sha256}
+    folders = [path] if path.is_dir() else []  # what lies beside a single file may be of something else
     if str(source).startswith(SCHEME):
         origin["reference"] = str(source)
+        folders = texts_beside(str(source), path, (CARD, *LICENCE_FILES))
+    if (stated := licence_of(*folders)) is not None:
+        origin["licence"] = stated
+    if (text := licence_text(*folders)) is not None:
+        origin["licence_sha256"] = hashlib.sha256(text).hexdigest()
     provenance = {"format": name, **manifest.provenance, "source": origin}
-    manifest = dataclasses.replace(manifest, provenance=provenance)
-    bundles.write(output, checkpoint.weights, manifest, force=force)
+    manifest = with_licence(dataclasses.replace(manifest, provenance=provenance), licence)
+    bundles.write(output, checkpoint.weights, manifest, licence=text, force=force)
     return checkpoint
 
 

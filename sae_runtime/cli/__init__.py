@@ -24,6 +24,7 @@ GROUPS = {
         "export-model": "Export a transformers model as an ONNX graph.",
         "splice": "Put SAEs into a host model's ONNX graph.",
         "export-triton": "Write a model repository for Triton.",
+        "push": "Send a bundle or a deployed model to the Hugging Face Hub.",
     },
     "Use": {
         "extract": "Write the features of texts, or of activations, to a folder.",

@@ -33,11 +33,13 @@ def command(bundle: str, activations: Path, output: Path | None, run: Run, **set
     from sae_runtime.activations.stored import open_activations
     from sae_runtime.bundle.hub import local
     from sae_runtime.bundle.outputs import refuse_inputs
+    from sae_runtime.bundle.ready import refuse_ready
     from sae_runtime.calibration.calibrate_bundle import calibrate_bundle
     from sae_runtime.cli.inspect import row_line
 
     folder = local(bundle)
     target = output or folder
+    refuse_ready(target)
     refuse_inputs(target, {"activations": activations, **({"bundle": folder} if output else {})})
     rows = open_activations(activations)
     made = calibrate_bundle(folder, rows, out=output, **run.options, **settings)

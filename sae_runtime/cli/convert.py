@@ -14,9 +14,10 @@ from sae_runtime.cli.options import Command
 @click.command("convert", cls=Command, example="sae-runtime convert hf://owner/name/layer_12 -o sae")
 @click.argument("checkpoint")
 @click.option("--format", help="format of the checkpoint [recognised from its files]")
+@click.option("--licence", metavar="TEXT", help="licence of the SAE, for its model card [what its files state]")
 @common.output("bundle to make")
 @common.running("force", "json")
-def command(checkpoint: str, format: str | None, output: Path, run: Run) -> None:
+def command(checkpoint: str, format: str | None, licence: str | None, output: Path, run: Run) -> None:
     """Make a bundle of another library's checkpoint.
 
     CHECKPOINT is one of SAELens, sparsify, dictionary_learning, OpenAI, Gemma Scope, Llama Scope, Qwen Scope, Goodfire,
@@ -31,7 +32,7 @@ def command(checkpoint: str, format: str | None, output: Path, run: Run) -> None
 
     if not checkpoint.startswith(SCHEME):
         refuse_inputs(output, {"checkpoint": Path(checkpoint)})
-    made = convert(checkpoint, output, format=format, force=run.force)
+    made = convert(checkpoint, output, format=format, licence=licence, force=run.force)
     for warning in made.warnings:
         common.warn(warning)
     manifest = made.manifest()

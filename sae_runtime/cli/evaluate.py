@@ -62,7 +62,7 @@ def command(
         raise click.UsageError("--model and --text go together: the model reads the text.")
     from sae_runtime.bundle.evaluation_file import to_json
     from sae_runtime.bundle.files import new_file
-    from sae_runtime.bundle.folder import read, refuse_links
+    from sae_runtime.bundle.folder import read, refuse_kept
     from sae_runtime.bundle.hub import local
     from sae_runtime.bundle.outputs import Output
 
@@ -72,7 +72,7 @@ def command(
         Output(path=output, kind="file", force=run.force, inputs=inputs).check()
     before = read(folder, verify=False)
     if keep_stats:
-        refuse_links(folder)
+        refuse_kept(folder)
     reading |= fields
     evaluation = _evaluated(folder, activations, config, reading, run, targets=targets, any_source=any_source)
     lines = [("bundle", bundle), *_lines(evaluation)]

@@ -75,7 +75,7 @@ def command(
     if not (kinds["read"] or kinds["edit"] or kinds["replace"]):
         kinds |= {"read": True, "edit": True}
     wanted = [
-        Splice(bundle=local(bundle), hook=hook, name=name, **kinds)
+        Splice(bundle=bundle, hook=hook, name=name, **kinds)
         for bundle, hook, name in zip(bundles, hooks or [None] * len(bundles), names, strict=True)
     ]
     made = splice(host, wanted, output, logits=not no_logits, force=run.force, progress=not run.json)
@@ -87,7 +87,7 @@ def command(
     lines += [("" if i else "weights", f"{how} {file}") for i, (file, how) in enumerate(made.files.items())]
     lines += [("features", made.features)] if made.features else []
     lines += [("beside", ", ".join(_folders_as_one(made.beside)))] if made.beside else []
-    results = [] if check is None else compared(made, [one.bundle for one in wanted], check, text)
+    results = [] if check is None else compared(made, [local(one.bundle) for one in wanted], check, text)
     for result in results:
         outputs = "" if result.outputs is None else f", outputs within {result.outputs:.1e}"
         lines.append(

@@ -43,6 +43,7 @@ _STREAMED = (
 @click.option("--run-state", type=common.OUTPUT, help="folder of the run's state [OUTPUT.run-state]")
 @click.option("--run-state-seconds", type=click.FloatRange(min=0), default=300.0, help="time between two run states")
 @click.option("--resume", is_flag=True, help="go on from the run state, or start where there is none")
+@click.option("--licence", metavar="TEXT", help="licence of the SAEs, for their model cards [not stated]")
 @common.output("folder of the bundle to make, or of one bundle each, such as mutual-k16 or h.3-mutual-k16")
 @common.running("force", "quiet", "json")
 def command(

@@ -15,7 +15,7 @@ from sae_runtime.bundle.typed_json import shown
 INSIDE = "onnx"  # where optimum, sentence-transformers and transformers.js keep graphs, below the tokenizer
 # Repositories keep many variants of a model in `onnx/`; the usual one is fetched, and those that splice wrote.
 _INSIDE = [f"{INSIDE}/{name}" for name in ("model.onnx", "features.onnx", "*_sae.onnx", "*_features.onnx")]
-_OF_BUNDLE = (manifest.FILE, "cfg.json", "*.safetensors", "*.onnx", "labels.jsonl", "README.md")
+_OF_BUNDLE = (manifest.FILE, "cfg.json", "*.safetensors", "*.onnx", "labels.jsonl", "README.md", "LICENSE")
 
 
 def fetch_model(reference: str, choose: Callable[[Path], Path]) -> Path:

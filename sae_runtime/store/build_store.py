@@ -11,6 +11,7 @@ from typing import Any
 from sae_runtime.bundle import folder as bundle_folder
 from sae_runtime.bundle.extras import require
 from sae_runtime.bundle.files import new_folder
+from sae_runtime.bundle.hub import local
 from sae_runtime.bundle.labels import FILE as LABELS
 from sae_runtime.bundle.labels import copy_labels
 from sae_runtime.bundle.outputs import Output
@@ -110,7 +111,8 @@ def build_store(
             raise ValueError(f"{name} must be {'1 to 100' if name == 'bands' else '1 or more'}, got {value}")
     if sample < 0:
         raise ValueError(f"sample must be 0 or more tokens, got {sample}")
-    inputs = {"features": Path(features)} | ({} if sae is None else {"bundle": Path(sae)})
+    sae = None if sae is None else local(sae)
+    inputs = {"features": Path(features)} | ({} if sae is None else {"bundle": sae})
     store_output(out, force=force, inputs=inputs).check()
     stored = read_features(features)
     weights = stored.description.get("weights_sha256")

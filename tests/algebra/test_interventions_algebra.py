@@ -82,7 +82,7 @@ def wanted(f: Array, requests: list[list[Edit]], gates: Array) -> Array:
 
 
 def of_graph(f: Array, feed: dict[str, NDArray[Any]], name: str) -> Array:
-    """The change of each feature of each token by the inputs, as docs/guides/steering.md says it."""
+    """The change of each feature of each token by the inputs, as docs/reference/graphs.md says it."""
     b, t, _ = f.shape
     empty = np.zeros((1, 0))
     given = {kind: feed.get(f"{name}_{kind}", np.ones((1, 1, 1)) if kind == "gate" else empty) for kind in KINDS}

@@ -20,6 +20,7 @@ from sae_runtime.bundle.folder import DERIVED, MANIFEST, WEIGHTS
 from sae_runtime.bundle.manifest import Allocation, Architecture
 from sae_runtime.bundle.quota import Quota
 from sae_runtime.bundle.sae_lens_cfg import CFG
+from sae_runtime.bundle.sealed import CARD
 from sae_runtime.exports.export import export
 
 CopyOf = Callable[..., Path]
@@ -69,7 +70,9 @@ def test_read_gives_what_write_was_given(tmp_path: Path, kind: str) -> None:
     bundle.write(tmp_path / "b", weights, manifest)
     found = bundle.read(str(tmp_path / "b"))
     assert dataclasses.replace(found.manifest, files={}) == manifest
-    assert set(found.manifest.files) == {WEIGHTS, CFG} == {f.name for f in (tmp_path / "b").iterdir()} - {MANIFEST}
+    assert (
+        set(found.manifest.files) == {WEIGHTS, CFG} == {f.name for f in (tmp_path / "b").iterdir()} - {MANIFEST, CARD}
+    )
     assert len({file.stat().st_mode for file in (tmp_path / "b").iterdir()}) == 1, "a file that others cannot read"
     for name, array in weights.items():
         tensor = found.tensor(name)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import make_x
-from documents import DOCS, blocks
+from documents import blocks
 
 from sae_runtime import SAE, Edit, load, open_activations
 from sae_runtime.bundle import folder as bundles
@@ -241,9 +241,9 @@ def test_the_document_makes_labels_of_an_export_of_neuronpedia(
         {"modelId": "gpt2-small", "layer": "6-res-jb", "index": 3, "description": "caf\u00e9"},
     ]
     (tmp_path / "explanations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    path.rename(tmp_path / "sae")
+    path.rename(tmp_path / "my-sae")
     monkeypatch.chdir(tmp_path)
     exec(call, {})
-    assert dict(read_labels("sae")) == {12: "words about files", 3: "café"}
-    (line,) = re.findall(r"^    (\{.*\})$", (DOCS / "guides" / "interop.md").read_text(), flags=re.MULTILINE)
-    assert dict(read_labels(put(Path("sae"), line))) == {12: "include"}
+    assert dict(read_labels("my-sae")) == {12: "words about files", 3: "café"}
+    (line,) = blocks("guides/interop.md", "json")
+    assert dict(read_labels(put(Path("my-sae"), line))) == {12: "include"}

@@ -251,7 +251,7 @@ COMMANDS: Mapping[str, Command] = {
     "splice, replacing in a model's folder": Command(
         arguments="splice host.onnx --sae served --hook layer.1 -o out --force",
         needs=("host.onnx", "served"),
-        outputs=("out/model.onnx", "out/features.onnx"),
+        outputs=("out/model.onnx", "out/features.onnx", "out/README.md"),
         before=("splice host.onnx --sae served --hook layer.0 -o out",),
     ),
     "export-triton": Command(

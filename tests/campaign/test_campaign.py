@@ -15,7 +15,7 @@ from campaign.server import shim
 from sae_runtime import load
 from sae_runtime.cli import COMMANDS as ALL_COMMANDS
 
-NOT_WRITING = {"inspect", "doctor", "completion", "help", "serve"}
+NOT_WRITING = {"inspect", "doctor", "completion", "help", "serve", "push"}
 TOO_LONG = {"demo"}  # it calls the others
 
 

@@ -220,7 +220,7 @@ def test_a_hub_cache_is_read(lens: Path, tmp_path: Path) -> None:
 
 
 def test_the_docs_name_exactly_the_formats_and_architectures_that_are_tested() -> None:
-    text = (ROOT / "docs" / "guides" / "interop.md").read_text()
+    text = (ROOT / "docs" / "reference" / "checkpoints.md").read_text()
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| `")
     ]

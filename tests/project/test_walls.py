@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, tuple[str, ...] | None] = {
     "serve.vllm": ("core", "bundle", "activations", "text", "extraction", "serve", "train.measure.torch_sae"),
     "checkpoints": ("core", "bundle"),
     "browser": ("core", "bundle", "store", "deployed", "model"),
+    "publishing": ("core", "bundle", "deployed"),
     "train": ("core", "bundle", "activations", "calibration"),
     "exports": ("bundle", "core.progress", "engine.sessions", "engine.trial"),
     "cli": ANYTHING,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from sae_runtime.bundle import folder as bundle
 from sae_runtime.bundle import quota
 from sae_runtime.bundle.folder import Bundle
+from sae_runtime.bundle.hub import local
 from sae_runtime.bundle.normalise import LAYER_EPSILON, TINY
 from sae_runtime.train.measure.rules import Rule, batch_rule, group_rule, served_rule
 from sae_runtime.train.step.model import encoded
@@ -153,10 +154,14 @@ def edited(old: Tensor, scale: Tensor, shift: Tensor, low: Tensor, high: Tensor,
 def open_sae(path: str | Path, device: torch.device | str = "cpu") -> TorchSAE:
     """Read a bundle, exported or not, into a torch module on a device.
 
+    Args:
+        path: the folder, the name of a ready SAE, or an `hf://` reference.
+        device: of the module.
+
     Raises:
         BundleError: the folder is no bundle, or is damaged.
 
     >>> open_sae(bundle_path).batch is not None
     True
     """
-    return TorchSAE(bundle.read(Path(path))).to(device)
+    return TorchSAE(bundle.read(local(path))).to(device)

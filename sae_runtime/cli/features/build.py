@@ -41,9 +41,9 @@ def command(features: Path, output: Path, sae: str | None, tokenizer: Path | Non
     from sae_runtime.bundle.hub import local
     from sae_runtime.store.build_store import build_store, store_output
 
-    inputs = {"input": features} | ({} if sae is None else {"bundle": Path(sae)})
-    store_output(output, force=run.force, inputs=inputs).check()
     bundle = None if sae is None else common.own_bundle(local(sae))
+    inputs = {"input": features} | ({} if bundle is None else {"bundle": bundle})
+    store_output(output, force=run.force, inputs=inputs).check()
     names = None if tokenizer is None else _names(tokenizer)
     made = build_store(features, output, sae=bundle, names=names, **settings, **run.options)
     contexts = common.plural(made.contexts, "context")

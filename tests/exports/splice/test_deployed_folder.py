@@ -170,7 +170,8 @@ def test_a_new_folder_is_a_whole_model_and_holds_nothing_else(model: Path, bundl
     names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     assert names == {
         *("model.onnx", "features.onnx", "host.data", "tokenizer.json", "tokenizer_config.json", "config.json"),
-        *("vocab.txt", "chat_template.jinja", "NOTICE", "README.md", "modules.json", "1_Pooling/config.json"),
+        *("vocab.txt", "chat_template.jinja", "NOTICE", "README.md", "README-sae.md", "modules.json"),
+        "1_Pooling/config.json",
         *(f"sae/{path.name}" for path in bundle.iterdir() if path.name != "notes.txt"),
     }
     assert set(made.beside) | set(made.files) | {"model.onnx", "features.onnx"} == names

@@ -90,7 +90,7 @@ def test_a_folder_of_genai_gives_what_its_configuration_names_and_no_secrets(
         (model / name).write_text("no part of it")
     out = splice(model / "host.onnx", wanted, tmp_path / "out").path.parent
     assert {path.name for path in out.iterdir()} == {
-        *("genai_config.json", "host.onnx", "host_features.onnx", "host.data", "sae"),
+        *("genai_config.json", "host.onnx", "host_features.onnx", "host.data", "sae", "README.md"),
         *("embedding.onnx", "embedding.data", "speech.json"),
     }
 

@@ -85,7 +85,7 @@ def test_a_second_splice_into_a_folder_uses_the_equal_files_there(
     assert other.files == {"host.data": "referred", weights_in(other): "copied"}
     graphs = {f"{name}{end}.onnx" for name in "abc" for end in ("", "_features")}
     of_other = f"sae-{folder.record(bundle_of('token', D_SAE) / MANIFEST).sha256[:16]}"
-    names = {*graphs, "host.data", "sae", of_other}
+    names = {*graphs, "host.data", "README.md", "sae", of_other}
     assert weights_in(first) == "sae/sae_weights.safetensors" and weights_in(other).startswith(f"{of_other}/")
     assert {path.name for path in out.iterdir()} == names
     assert [made.splices[0].bundle for made in (first, second, other)] == ["sae", "sae", of_other]

@@ -1,5 +1,4 @@
 import functools
-import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -15,7 +14,6 @@ import torch
 from conftest import D_IN, make_weights
 from conftest import served as served_by_numpy
 from converted import SAELENS, converted
-from documents import table
 from numpy.typing import NDArray
 from tiny_host import HOOKS, host_graph, next_step, no_past, open_plainly, run, slots_of, some_ids, torch_host
 
@@ -161,20 +159,6 @@ def test_a_spliced_graph_passes_the_onnx_checker_and_repeats_no_name(
     onnx.checker.check_model(str(path), full_check=True)
     names = [value.name for node in ir.traversal.RecursiveGraphIterator(ir.load(path).graph) for value in node.outputs]
     assert len(set(names)) == len(names), "a name in a branch hides another"
-
-
-def test_the_document_lists_the_inputs_and_outputs_of_a_spliced_graph(spliced: Spliced, kind: str) -> None:
-    session = open_plainly(spliced("bert", kind), False)
-    types = {"i64": "tensor(int64)", "f32": "tensor(float)"}
-    optional = {value.name: (value.type, len(value.shape)) for value in session.get_overridable_initializers()}
-    outputs = {value.name: (value.type, len(value.shape)) for value in session.get_outputs()[1:]}
-    for heading, found in (("input, all optional", optional), ("output", outputs)):
-        said = {}
-        for names, form, *_ in table("guides/steering.md", heading):
-            kinds, rank = re.findall(r"i64|f32", form), len(re.findall(r"\[([^]]*)\]", form)[0].split(","))
-            for name, dtype in zip(re.findall(r"`(\w+)`", names), kinds * 4, strict=False):
-                said[name] = types[dtype], rank
-        assert said == {name: pair for name, pair in found.items() if name.startswith("sae_")}
 
 
 def test_a_condition_holds_for_a_direction_without_edits(spliced: Spliced, kind: str) -> None:
