@@ -98,8 +98,13 @@ def _options(words: list[str]) -> list[str]:
     return [found[0] for word in given if (found := re.match(r"--?[A-Za-z][\w-]*", word))]
 
 
+@functools.cache
+def _all_commands() -> dict[str, click.Command]:
+    return command_line.commands()
+
+
 def _faults_of_ours(words: list[str]) -> list[str]:
-    all_commands, name = command_line.commands(), ""
+    all_commands, name = _all_commands(), ""
     while words and (inner := f"{name} {words[0]}".strip()) in all_commands:
         name, words = inner, words[1:]
     if not name:

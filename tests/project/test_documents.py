@@ -1,10 +1,11 @@
 """The documents are true in what a program can check: links, names, words, options and the width of their lines."""
 
 import ast
+import functools
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -171,15 +172,29 @@ def test_blocks_of_settings_can_be_read() -> None:
             raise AssertionError(f"{block.place}: {error}") from None
 
 
+def named(node: ast.expr, constants: Mapping[str, object]) -> str:
+    """The page that a test walks: a text, or one with constants of its module in it."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(named(part, constants) for part in node.values)
+    if isinstance(node, ast.FormattedValue):
+        return named(node.value, constants)
+    return str(constants.get(ast.unparse(node)) if isinstance(node, ast.Name) else ast.literal_eval(node))
+
+
+@functools.cache
 def walked() -> dict[str, set[str] | None]:
     """The pages that tests walk: None where they walk all of it, else the headings that they name together."""
     found: dict[str, set[str] | None] = {}
     for path in [*sorted((ROOT / "tests/documents").glob("test_*.py")), ROOT / "tests/project/test_readme.py"]:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if not isinstance(node, ast.Call) or ast.unparse(node.func) != "walk" or not node.args:
-                continue
-            if isinstance(node.args[0], ast.Constant):
-                page = str(node.args[0].value)
+        tree = ast.parse(path.read_text())
+        constants = {
+            ast.unparse(node.targets[0]): node.value.value
+            for node in tree.body
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "walk" and node.args:
+                page = named(node.args[0], constants)
                 parts = [ast.literal_eval(word.value) for word in node.keywords if word.arg == "headings"]
                 before = found.get(page, set())
                 found[page] = None if not parts or before is None else before | set(parts[0])
