@@ -17,18 +17,7 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = ("README.md", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md"))))
 HISTORY = "docs/log.md"  # it tells of names that are gone
 # Pages whose blocks are not all run yet: whoever has a page walked by tests/documents/test_NAME.py takes it out.
-PENDING = (
-    "README.md",
-    "docs/results/browser.md",
-    "docs/results/chat.md",
-    "docs/results/extract.md",
-    "docs/results/find.md",
-    "docs/results/generate.md",
-    "docs/results/serve.md",
-    "docs/results/store.md",
-    "docs/results/text.md",
-    "docs/results/vllm.md",
-)
+PENDING = ("README.md",)
 OLD_WORDS = (
     "theta",
     "latents",
