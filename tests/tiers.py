@@ -49,6 +49,8 @@ MEDIUM = (
     "test_left_out_commands",
     "test_steer_texts",
     "test_interop",
+    "test_push",
+    "test_publishing",
 )
 SLOW = (
     "test_steering",

@@ -120,7 +120,8 @@ def fetch(reference: str) -> Path:
         further = [f"{folder}*.safetensors"]
     if further:  # from the same commit, even if the branch has moved in the meantime
         download(reference, repository, snapshot.name, further, [f"{folder}*/*"])
-    has_tensors = any(file.suffix in (".safetensors", ".npz") for file in path.rglob("*"))
+    beside = (*path.glob("*"), *path.glob("checkpoints/*"))  # the cache may hold other folders of the repository
+    has_tensors = any(file.suffix in (".safetensors", ".npz") for file in beside)
     if not has_tensors and (inner := _bundles_below(repository, inside, snapshot.name)):
         at = f"@{revision}" if revision else ""
         named = ", ".join(f"{SCHEME}{repository}/{place}{at}" for place in inner[:_NAMED])

@@ -53,6 +53,7 @@ def command(bundle: str, check: bool, run: Run) -> None:
     manifest = read.manifest
     wrong = [f"{name}: {fault}" for name, fault in faults.items() if fault is not None]
     result = {"valid": not wrong, "bundle": bundle, **dataclasses.asdict(manifest), "labels": len(labels)}
+    result["card"] = _card(read.path)
     if check:
         result["check"] = faults
     sizes = [[name, f"{record.size:,} bytes", "sha256 ok"] for name, record in manifest.files.items()]
@@ -67,6 +68,8 @@ def command(bundle: str, check: bool, run: Run) -> None:
         lines.append(("logits", logits_line(None)))
     if labels:
         lines.append(("labels", f"of {len(labels):,} features"))
+    if result["card"] is not None:
+        lines.append(("card", f"README.md, {result['card']}"))
     lines += _listed("files", files)
     then = common.shell_command("export" if read.calibrated else "calibrate", bundle)
     run.show(result, lines + (graph_lines(manifest.graphs) or [("graphs", f"none yet; run: {then}")]))
@@ -75,6 +78,15 @@ def command(bundle: str, check: bool, run: Run) -> None:
             f"{bundle} computes something else than its weights say ({wrong[0]}); load it with rebuild=True, or run: "
             + then
         )
+
+
+def _card(folder: Path) -> str | None:
+    """Who the model card of a bundle is from; None where there is none."""
+    from sae_runtime.bundle.sealed import CARD, may_write
+
+    if not (folder / CARD).is_file():
+        return None
+    return "as sae-runtime wrote it" if may_write(folder) else "edited"
 
 
 def _faults(bundle: "Bundle") -> dict[str, str | None]:

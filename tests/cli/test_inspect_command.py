@@ -19,7 +19,7 @@ def test_json_holds_the_manifest(bundle_of: BundleOf, kind: str) -> None:
     path = bundle_of(kind)
     found = json.loads(run("inspect", path, "--json").stdout)
     manifest = json.loads((path / bundle.MANIFEST).read_text())
-    assert found == {"valid": True, "bundle": str(path), **manifest, "labels": 0}
+    assert found == {"valid": True, "bundle": str(path), **manifest, "labels": 0, "card": "as sae-runtime wrote it"}
     assert found["graphs"]["encode.onnx"]["row_independent"] is True
 
 

@@ -182,7 +182,9 @@ def test_a_host_and_a_bundle_of_a_hub_cache_keep_their_names(model: Path, bundle
     )  # equal files share a blob
     made = splice(cached["host"] / "host.onnx", [Splice(bundle=cached["sae"], hook="layer.0")], tmp_path / "out")
     assert made.files == {"host.data": "copied", "sae/sae_weights.safetensors": "copied"}
-    assert {name for name in made.beside if "/" not in name} == {"genai_config.json", "vocab.json", "added_tokens.json"}
+    assert {name for name in made.beside if "/" not in name} == {
+        *("genai_config.json", "vocab.json", "added_tokens.json", "README.md"),
+    }
     assert {path.relative_to(tmp_path / "out").as_posix() for path in made.path.parent.rglob("*.*")} == {
         *("host.onnx", "host_features.onnx", *made.files, *made.beside),
     }

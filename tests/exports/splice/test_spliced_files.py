@@ -64,7 +64,7 @@ def test_beside_a_configuration_of_genai_a_new_folder_keeps_its_name(model: Path
     made = splice(model / "host.onnx", one(model), tmp_path / "new")
     assert made.path == tmp_path / "new" / "host.onnx"
     assert {"host.data", weights_in(made)} == set(made.files)
-    assert {name for name in made.beside if "/" not in name} == {"genai_config.json", "tokenizer.json"}
+    assert {name for name in made.beside if "/" not in name} == {"genai_config.json", "tokenizer.json", "README.md"}
     with pytest.raises(ValueError, match=r"names its graph host\.onnx; write the spliced one under that name"):
         splice(model / "host.onnx", one(model), tmp_path / "other" / "a.onnx")
     (model / "genai_config.json").write_text("{}")
