@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-import pandas
+import pyarrow
+import pyarrow.parquet
 import pytest
 from page_stages import lay, paragraphs
 from walked_pages import walk
@@ -15,7 +16,8 @@ def stage(tmp_path: Path) -> Path:
     (tmp_path / "data").mkdir()
     for number, module in enumerate(("tarfile", "csv")):
         texts = paragraphs([module])
-        pandas.DataFrame({"text": texts, "topic": module}).to_parquet(tmp_path / "data" / f"{number}.parquet")
+        table = pyarrow.table({"text": texts, "topic": [module] * len(texts)})
+        pyarrow.parquet.write_table(table, tmp_path / "data" / f"{number}.parquet")
     labels = [{"feature": number, "label": f"label {number}"} for number in range(20)]
     (tmp_path / "explanations.jsonl").write_text("\n".join(map(json.dumps, labels)))
     return tmp_path
