@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = ("README.md", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md"))))
 HISTORY = "docs/log.md"  # it tells of names that are gone
 # Pages whose blocks are not all run yet: whoever has a page walked by tests/documents/test_NAME.py takes it out.
-PENDING = ("README.md",)
+PENDING: tuple[str, ...] = ("docs/reference/install.md",)
 OLD_WORDS = (
     "theta",
     "latents",
