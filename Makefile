@@ -9,9 +9,12 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 OLDEST := $(shell sed -n 's/^cpu = \["onnxruntime>=\([0-9.]*\)".*/\1/p' pyproject.toml)
 OLDEST_HERE = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
     --target .venv/oldest onnxruntime==$(OLDEST)
+# PyPI has torch's oldest for Linux with 3 GB of CUDA alone. With the index of CPU builds in PIP_EXTRA_INDEX_URL, name it:
+# make test-oldest TORCH=2.6
+TORCH ?= 2.13.0
 
-.PHONY: demo demo-chat test test-fast test-full test-oldest campaign runtimes ray kserve triton vllm dockerfile check peers \
-    optimum smollm2 docs references docs-links vendor bench clean
+.PHONY: demo demo-chat test test-fast test-full test-oldest test-oldest-onnxruntime extras campaign runtimes ray kserve \
+    triton vllm dockerfile check peers optimum smollm2 docs references docs-links vendor bench clean
 
 demo: .venv/demo.stamp
 	$(BIN)/sae-runtime demo --force -o demo-out
@@ -37,12 +40,35 @@ test-full: .venv/dev.stamp .venv/ray/bin/serve .venv/kserve/bin/kserve .venv/tri
 	-$(MAKE) .venv/vllm/done # one person packs it; where it does not install, its tests skip
 	$(PYTEST)
 
-# It comes in front of the installed one; onnxruntime-genai, which generates text in tests, wants a later one.
-test-oldest: .venv/dev.stamp
+# The quick tests with every oldest version that pyproject.toml declares, in an environment of its own, 2 GB. Libraries to
+# compare with, clients, Chromium and vLLM want later ones, so their tests are left out.
+test-oldest: .venv/bounds/done
+	OMP_NUM_THREADS=1 .venv/bounds/bin/python -m pytest -q -n 2 --dist loadfile -W ignore::DeprecationWarning \
+	    -m "not medium and not slow and not servers" $(TEST_OLDEST)
+
+NEWER := tests/exports/test_sae_lens.py tests/bundle/test_same_source.py tests/train/harvest/test_hook_point.py
+TEST_OLDEST := tests/activations tests/bundle tests/calibration tests/cli tests/core tests/deployed tests/engine tests/exports \
+    tests/extraction tests/generation tests/store tests/text tests/train tests/test_sae.py $(addprefix --ignore=,$(NEWER))
+
+.venv/bounds/done: pyproject.toml tests/lower_bounds.py
+	rm -rf .venv/bounds
+	$(PYTHON) -m venv .venv/bounds
+	.venv/bounds/bin/python tests/lower_bounds.py --torch $(TORCH) > .venv/bounds/constraints.txt
+	.venv/bounds/bin/python -m pip install --quiet --disable-pip-version-check --constraint .venv/bounds/constraints.txt \
+	    --editable '.[all,demo]' pytest pytest-xdist hypothesis scipy datasets duckdb httpx
+	touch $@
+
+# The oldest onnxruntime alone, in minutes: it comes in front of the installed one; onnxruntime-genai, which generates
+# text in tests, wants a later one.
+test-oldest-onnxruntime: .venv/dev.stamp
 	$(OLDEST_HERE)
 	PYTHONPATH=$(CURDIR)/.venv/oldest $(BIN)/python -c "import onnxruntime as o; assert o.__version__ == '$(OLDEST)'"
 	PYTHONPATH=$(CURDIR)/.venv/oldest $(PYTEST) tests/core tests/bundle tests/engine tests/extraction tests/test_sae.py tests/exports \
 	    --ignore tests/exports/test_generation.py
+
+# Each line of docs/reference/install.md, installed by pip from a wheel into an environment of its own; over the network.
+extras: .venv/dev.stamp
+	$(PYTEST) tests/project/test_extras.py
 
 # Faults, kills, strangers' files and long runs, for as long as asked; prints the table of docs/results/campaign.md.
 SECONDS ?= 900

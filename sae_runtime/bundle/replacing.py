@@ -85,7 +85,7 @@ def _has_second_name(path: Path, name: Path) -> bool:
     """Give a file a second name, where the file system has hard links."""
     try:
         os.link(path, name, follow_symlinks=False)
-    except OSError:
+    except (OSError, NotImplementedError):  # Windows may not know the argument
         return False
     return True
 

@@ -1,4 +1,4 @@
-"""Each line of docs/reference/install.md, installed by pip from a built wheel into a bare environment, keeps its promise.
+"""Each line of docs/reference/install.md, installed by pip into a bare environment from a wheel, keeps its promise.
 
 The network is needed: `make extras`, and `make test-full`. Nothing runs from the checkout.
 """
