@@ -3,6 +3,7 @@
 Files go up first, and one commit makes all of them visible: what is interrupted leaves the repository as it was.
 """
 
+import logging
 import os
 import re
 import sys
@@ -224,16 +225,21 @@ def _content(file: Path) -> str | bytes:
 
 @contextmanager
 def _quiet(*, progress: bool) -> Iterator[None]:
-    """Let huggingface_hub show its progress bars or not, and no warnings about its own code, while the block runs."""
+    """Let huggingface_hub show its progress bars or not, and neither its log nor its warnings, while the block runs."""
     from huggingface_hub import utils
+
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
 
     hidden = not (progress and sys.stderr.isatty()) and not utils.are_progress_bars_disabled()  # type: ignore[attr-defined]
     if hidden:
         utils.disable_progress_bars()  # type: ignore[attr-defined]  # not in its __all__
+    log.setLevel(logging.ERROR)  # what it tries again is told if it fails at last
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             yield
     finally:
+        log.setLevel(level)
         if hidden:
             utils.enable_progress_bars()  # type: ignore[attr-defined]
