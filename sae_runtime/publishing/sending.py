@@ -15,12 +15,11 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from sae_runtime.bundle.extras import require
-from sae_runtime.bundle.hub import SCHEME
+from sae_runtime.bundle.hub import SCHEME, local
 from sae_runtime.bundle.licences import check_licence
 from sae_runtime.bundle.parts import NAMES
 from sae_runtime.bundle.regular import read_bytes
 from sae_runtime.bundle.sealed import CARD, for_repository
-from sae_runtime.bundle.siblings import repaired
 from sae_runtime.publishing.cards_sent import stating, to_send
 from sae_runtime.publishing.chosen import Chosen, check_place, chosen
 from sae_runtime.publishing.hub_errors import told
@@ -82,7 +81,7 @@ def push(
     `hf auth login` stored) and the Hub (`HF_ENDPOINT`).
 
     Args:
-        path: the folder, or the graph of a deployed model.
+        path: the folder, the graph of a deployed model, or what else names a bundle for `load`.
         repository: owner/name.
         folder: where it goes in the repository; "": its root.
         private: make the repository private if it is made; one that is there must be private.
@@ -106,7 +105,7 @@ def push(
     """
     _check_names(repository, folder, revision)
     licence = None if licence is None else check_licence(licence)
-    what = chosen(repaired(Path(path)))
+    what = chosen(local(path))
     at = f"@{revision}" if revision else ""
     cards = {
         name: _filled(what, name, _stating(what, name, text, licence), repository, folder, at)
