@@ -44,7 +44,7 @@ test-oldest: .venv/dev.stamp
 	PYTHONPATH=$(CURDIR)/.venv/oldest $(PYTEST) tests/core tests/bundle tests/engine tests/extraction tests/test_sae.py tests/exports \
 	    --ignore tests/exports/test_generation.py
 
-# Faults, kills, strangers' files and long runs, for as long as asked; prints the table of docs/reference/reliability.md.
+# Faults, kills, strangers' files and long runs, for as long as asked; prints the table of docs/results/campaign.md.
 SECONDS ?= 900
 
 campaign: .venv/dev.stamp

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from importlib.metadata import Distribution
 from pathlib import Path
 from pydoc_data.topics import topics
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 from corpus import Text, _of_file
@@ -77,7 +78,7 @@ def permissive(package: Distribution) -> str | None:
     return None if not names or None in names else " AND ".join(dict.fromkeys(filter(None, names)))
 
 
-def texts(characters: int, share: int = SHARE) -> Iterator[Text]:
+def gathered(characters: int, share: int = SHARE) -> list[Text]:
     """Documents of the corpus, at most so many characters, in the order of the hash of their text.
 
     All of the standard library comes first, then the packages one after the other, in an order of their hash.
@@ -97,7 +98,7 @@ def texts(characters: int, share: int = SHARE) -> Iterator[Text]:
             if len(text) >= SHORTEST:
                 left -= len(text)
                 found.append(one._replace(text=text))
-    yield from sorted(found, key=lambda one: _hash(one.text))
+    return sorted(found, key=lambda one: _hash(one.text))
 
 
 def _python() -> Iterator[Text]:
@@ -121,7 +122,8 @@ def _package(package: Distribution, share: int) -> Iterator[Text]:
     if licence is None:
         return
     name, left = package.name.lower(), share
-    page = package.metadata.get_payload()
+    about: Any = package.metadata  # a message, whose payload is the page
+    page = about.get_payload()
     candidates = [Text(page, f"{name}:METADATA", licence)] if isinstance(page, str) else []
     for one in candidates:
         left -= len(one.text)

@@ -12,7 +12,15 @@ ROOT = Path(__file__).parents[1]
 LANGUAGES = ("bash", "console", "python", "text", "toml", "json", "yaml")
 RUN = ("bash", "console", "python")
 SERVER = "in another terminal"
-NOT_RUN = ("needs a GPU", "needs the Hub", "needs a cluster", "needs Docker", "needs vLLM", "needs an account")
+NOT_RUN = (
+    "needs a GPU",
+    "needs the Hub",
+    "needs a cluster",
+    "needs Docker",
+    "needs vLLM",
+    "needs an account",
+    "needs another server",
+)
 MARKS = (SERVER, *NOT_RUN)
 # Lines of the shell that are checked and not run: they install, build for long, or measure for hours.
 LEFT_OUT = re.compile(

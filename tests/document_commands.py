@@ -123,17 +123,17 @@ def _faults_of_benchmark(name: str, words: list[str]) -> list[str]:
 @functools.cache
 def _options_of_benchmark(name: str) -> frozenset[str]:
     """What it gives to `click.option` or `add_argument`; a decorator of a neighbouring file counts too."""
-    tree = ast.parse((ROOT / "benchmarks" / name).read_text())
-    found: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ("option", "add_argument"):
-            texts = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
-            found.update(option for text in texts for option in text.split("/") if option.startswith("-"))
-        modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        for module in modules:
-            if (ROOT / "benchmarks" / f"{module}.py").is_file():
-                found |= _options_of_benchmark(f"{module}.py")
+    found, waiting, seen = set[str](), [name], set[str]()
+    while waiting:  # files may import each other
+        seen.add(name := waiting.pop())
+        for node in ast.walk(ast.parse((ROOT / "benchmarks" / name).read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ("option", "add_argument"):
+                texts = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+                found.update(option for text in texts for option in text.split("/") if option.startswith("-"))
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            files = [f"{module}.py" for module in modules if (ROOT / "benchmarks" / f"{module}.py").is_file()]
+            waiting += [file for file in files if file not in seen]
     return frozenset(found)
 
 

@@ -150,6 +150,7 @@ THINGS: dict[str, Callable[[Path], Path]] = {
     "encoder": encoder,
     "writer": writer,
     "sae": lambda folder: random_bundle(folder, ENCODER_HOOK),
+    "second-sae": lambda folder: random_bundle(folder, ENCODER_HOOK, d_sae=200),
     "writer-sae": lambda folder: random_bundle(folder, WRITER_HOOK),
     "model": lambda folder: deployed(folder, "encoder", "sae"),
     "language-model": lambda folder: deployed(folder, "writer", "writer-sae"),

@@ -5,6 +5,7 @@ the medium ones, `make test-full` all.
 """
 
 MEDIUM = (
+    "test_graphs",
     "test_browse_model",
     "test_gaps",
     "test_model",
@@ -34,9 +35,13 @@ MEDIUM = (
     "test_docstrings",
     "test_packaging",
     "test_readme",
+    "test_index",
+    "test_operator",
+    "test_engineer",
     "test_tiler",
     "test_travel",
     "test_sae",
+    "test_ready_figures",
     "test_attaching",
     "test_lazy_imports",
     "test_fitting",
@@ -45,8 +50,16 @@ MEDIUM = (
     "test_steer_texts",
     "test_push",
     "test_publishing",
+    "test_interop",
 )
 SLOW = (
+    "test_steering",
+    "test_text",
+    "test_corpus",
+    "test_serving",
+    "test_browser",
+    "test_training",
+    "test_researcher",
     "test_openai_client",
     "test_writing",
     "test_plane_bits",

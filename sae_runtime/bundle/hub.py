@@ -39,7 +39,7 @@ def local(reference: str | Path) -> Path:
 
     >>> local("out/my-sae")
     Traceback (most recent call last):
-    FileNotFoundError: out/my-sae does not exist; name a path on this machine, or a ready SAE (...), or ...
+    FileNotFoundError: out/my-sae does not exist; name a path on this machine, or hf://out/my-sae to fetch it, or ...
     """
     text = str(reference)
     if isinstance(reference, str) and text.startswith(SCHEME):
@@ -55,8 +55,8 @@ def local(reference: str | Path) -> Path:
         return ready
     name = bool(_REPOSITORY.fullmatch(text))
     suggestion = f"{SCHEME}{text} to fetch it" if name else f"{SCHEME}owner/name"
-    shipped = f", or a ready SAE ({', '.join(ready_names())})" if name else ""
-    raise FileNotFoundError(f"{text} does not exist; name a path on this machine{shipped}, or {suggestion}")
+    shipped = f", or a ready SAE: {', '.join(ready_names())}" if name else ""
+    raise FileNotFoundError(f"{text} does not exist; name a path on this machine, or {suggestion}{shipped}")
 
 
 def leaves(file: Path, folder: Path) -> bool:

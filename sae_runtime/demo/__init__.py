@@ -1,4 +1,4 @@
-"""All of sae-runtime on a small real model: harvest, train, export, deploy, extract, read, steer, browse."""
+"""All of sae-runtime on a small real model: the ready SAE; then harvest, train, deploy, read, steer, browse."""
 
 import contextlib
 import json
@@ -19,14 +19,13 @@ from sae_runtime.browser.report import read_metrics
 from sae_runtime.browser.site import write_site as sites
 from sae_runtime.browser.site.write_site import write_site
 from sae_runtime.bundle import files, quota
+from sae_runtime.demo.first_look import READY, first_look
 from sae_runtime.demo.readable import readable
 from sae_runtime.demo.showing import html, show
 from sae_runtime.demo.steered import QUERY, TIMES, steered
 from sae_runtime.demo.text import LICENCE, paragraphs
-from sae_runtime.exports.export import export
-from sae_runtime.exports.export_model import export_model
+from sae_runtime.exports import Splice, export, export_model, splice
 from sae_runtime.exports.page_graph import write_page_graph
-from sae_runtime.exports.splice.splicing import Splice, splice
 from sae_runtime.extraction.extract import extract
 from sae_runtime.extraction.stored_features import read_features
 from sae_runtime.extraction.text_source import TextSource
@@ -40,10 +39,18 @@ from sae_runtime.train.harvest.host_model import load_whole_model
 MODEL, HOOK = "all-MiniLM-L6-v2", "encoder.layer.3"
 TOKENS, BATCH, STEPS, D_SAE, K = 150_000, 2048, 250, 1536, 16
 KINDS = ("mutual", "token", "feature")
+ALL = ("ready", *KINDS)  # the ready SAE, which the package brings, and those that the demo fits
 _HEADER = ("allocation", "FVU, batch rule", "FVU, served", "L0 asked", "L0 served", "dead", "encode, tokens/s")
 _CONTEXT = 128  # tokens of a window
 _CORPUS = 600  # paragraphs that are compared with the query
 _TEXT = "text/python-docs.jsonl"
+
+
+def _name(kind: str) -> str:
+    """The name of an SAE in the deployed model."""
+    return kind if kind == "ready" else f"{kind}_choice"
+
+
 _OWN = (
     f"/{_TEXT}",
     "/activations/activations.json",
@@ -52,14 +59,14 @@ _OWN = (
     "/activations/shard-*.safetensors",
     *(
         f"/{folder}/{end}"
-        for folder in (*(f"bundles/{kind}" for kind in KINDS), *(f"model/{kind}_choice" for kind in KINDS))
-        for end in ("*.safetensors", "*.onnx", "sae_runtime.json", "cfg.json")
+        for folder in (*(f"bundles/{kind}" for kind in KINDS), *(f"model/{_name(kind)}" for kind in ALL))
+        for end in ("*.safetensors", "*.onnx", "sae_runtime.json", "cfg.json", "labels.jsonl", "README.md")
     ),
-    *(f"/features/{kind}/{end}" for kind in KINDS for end in ("*.json", "*.parquet", "*/*.parquet")),
-    *(f"/stores/{kind}/{end}" for kind in KINDS for end in ("store.json", "*.parquet")),
+    *(f"/features/{kind}/{end}" for kind in ALL for end in ("*.json", "*.parquet", "*/*.parquet")),
+    *(f"/stores/{kind}/{end}" for kind in ALL for end in ("store.json", "*.parquet", "labels.jsonl")),
     *(
         f"/model/{end}"
-        for end in ("*.onnx", "*.onnx.data", "*.json", "vocab.txt", "README.md", "1_Pooling/config.json")
+        for end in ("*.onnx", "*.onnx.data", "*.json", "vocab.txt", "README*.md", "1_Pooling/config.json")
     ),
     *(f"/metrics/{kind}.jsonl" for kind in KINDS),
     "/plots/*.svg",
@@ -71,46 +78,51 @@ _OWN = (
 def run(out: Path, *, force: bool = False) -> None:
     """Run the demo into a folder, which appears when all is done. Results go to stdout, progress to stderr.
 
-    The folder holds text/, activations/, bundles/, model/ (the deployed model with three SAEs), features/ (Parquet),
-    stores/, site/, metrics/, plots/, summary.json and index.html.
+    The folder holds text/, activations/, bundles/, model/ (the deployed model with the ready SAE and three others),
+    features/ (Parquet), stores/, site/, metrics/, plots/, summary.json and index.html. The ready SAE comes first: what
+    it says of a sentence is printed before anything is fitted.
 
     Raises:
         FileExistsError: the folder exists, and `force` is not set or it holds other files.
     """
     browse = f"sae-runtime browse {shlex.quote(str(out / 'site'))} --open"
-    with files.new_folder(out, force=force, foreign=foreign) as folder:
-        click.echo(f"text: Python's documentation; model: {MODEL}, the output of {HOOK}", err=True)
+    with files.new_folder(out, force=force, foreign=foreign) as folder, TemporaryDirectory() as exported:
+        with _part(f"export {MODEL}, and splice the ready SAE into it"):
+            host = export_model(load_whole_model(str(_home())), Path(exported) / "model.onnx", home=_home())
+            first = first_look(host, Path(exported) / "ready")
+        show((), [], first)
+        click.echo(f"\ntext: Python's documentation; model: {MODEL}, the output of {HOOK}", err=True)
         with _part("harvest"):
             texts = _first(paragraphs(seed=0), TOKENS)
             activations = _harvest(folder, texts)
         with _part("train and export three SAEs"):
             saes = {kind: _fit(folder, activations, kind) for kind in KINDS}
-        with _part("export the model and splice the SAEs into it"):
-            model = _deploy(folder)
+        with _part("splice the SAEs into the model"):
+            model = _deploy(host, folder)
         with _part("extract the features of the text"):
-            for kind in KINDS:
+            for kind in ALL:
                 _extract(folder, model, kind)
         with _part("build a feature store of each SAE"):
-            stores = {kind: _store(folder, kind) for kind in KINDS}
+            stores = {kind: _store(folder, kind) for kind in ALL}
         with _part("write the site"):
             write_site(
                 [store.path for store in stores.values()],
                 folder / "site",
                 model=model,
                 write_graph=write_page_graph,
-                saes=[folder / "bundles" / kind for kind in KINDS],
+                saes=[_bundle(folder, kind) for kind in ALL],
                 progress=True,
             )
         rows = [_row(kind, sae, activations) for kind, sae in saes.items()]
         features = readable(stores["mutual"], count=6)
         feature, neighbours = steered(model, "mutual_choice", features, texts, _CORPUS)
         spans = [(f"feature {f.number} “{f.word}”, on {f.density:.2%} of tokens", f.spans) for f in features]
-        sections = {
+        sections = first | {
             "Features of mutual choice, where they are most active": spans,
             f"Steering “{QUERY}”: feature {feature.number} “{feature.word}” set to {TIMES * feature.largest:.1f}, "
             "twice its largest activation": neighbours,
         }
-        show(_HEADER, rows, sections)
+        show(_HEADER, rows, {title: cards for title, cards in sections.items() if title not in first})
         made = (
             f"Sparse autoencoders with {D_SAE:,} features, fitted on {TOKENS:,} tokens of Python's documentation as "
             f"{MODEL} sees them at {HOOK}, exported to ONNX, spliced into the model, read and steered with onnxruntime."
@@ -178,23 +190,24 @@ def _fit(folder: Path, activations: Activations, kind: str) -> SAE:
     return load(path)
 
 
-def _deploy(folder: Path) -> Model:
+def _bundle(folder: Path, kind: str) -> str | Path:
+    return READY if kind == "ready" else folder / "bundles" / kind
+
+
+def _deploy(host: Path, folder: Path) -> Model:
     """The model with the SAEs in it, as an ONNX graph. From here on nothing needs torch."""
-    splices = [Splice(bundle=folder / "bundles" / kind, name=f"{kind}_choice") for kind in KINDS]
-    with TemporaryDirectory() as exported:
-        host = export_model(load_whole_model(str(_home())), Path(exported) / "model.onnx", home=_home())
-        splice(host, splices, folder / "model")
+    splice(host, [Splice(bundle=_bundle(folder, kind), name=_name(kind)) for kind in ALL], folder / "model")
     return load_model(folder / "model")
 
 
 def _extract(folder: Path, model: Model, kind: str) -> None:
-    source = TextSource(model, [folder / _TEXT], sae=f"{kind}_choice", context=_CONTEXT, licence=LICENCE)
+    source = TextSource(model, [folder / _TEXT], sae=_name(kind), context=_CONTEXT, licence=LICENCE)
     extract(source, folder / "features" / kind, progress=True)
 
 
 def _store(folder: Path, kind: str) -> Store:
     path = folder / "stores" / kind
-    build_store(folder / "features" / kind, path, sae=folder / "bundles" / kind, licence=LICENCE, progress=True)
+    build_store(folder / "features" / kind, path, sae=_bundle(folder, kind), licence=LICENCE, progress=True)
     return open_store(path)
 
 
@@ -228,7 +241,9 @@ def _write_plots(folder: Path, saes: dict[str, SAE], stores: dict[str, Store]) -
     active = {kind: np.diff(read_features(folder / "features" / kind).features().indptr) for kind in KINDS}
     curves = {f"{kind} choice": read_metrics(folder / "metrics" / f"{kind}.jsonl") for kind in KINDS}
     pictures = {
-        "density": plots.density_by_rank({f"{kind} choice": store.density for kind, store in stores.items()}, laws),
+        "density": plots.density_by_rank(
+            {_name(kind).replace("_", " "): store.density for kind, store in stores.items()}, laws
+        ),
         "active": plots.active_features({f"{kind} choice": np.bincount(l0) for kind, l0 in active.items()}),
         "training": plots.training_curves(curves),
     }

@@ -12,10 +12,11 @@ Rows = list[tuple[str, ...]]
 
 
 def show(header: Sequence[str], rows: Rows, sections: Mapping[str, Cards]) -> None:
-    """Print the table of the SAEs and the sections."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    for row in (header, *rows):
-        click.echo("  ".join(map(str.rjust, row, widths)))
+    """Print the table of the SAEs, if there are some, and the sections."""
+    if rows:
+        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+        for row in (header, *rows):
+            click.echo("  ".join(map(str.rjust, row, widths)))
     for title, cards in sections.items():
         click.echo("\n\n".join(["", title, *(printed(*one) for one in cards)]))
 

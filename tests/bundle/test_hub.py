@@ -112,7 +112,8 @@ def test_inspect_accepts_the_references_that_load_accepts(bundle_of: BundleOf, u
     assert load("me/my-sae").manifest.architecture.selection == "topk"
     assert run("inspect", "me/my-sae").exit_code == 0
     assert refused("inspect", "me/other") == (
-        "error: me/other does not exist; name a path on this machine, or hf://me/other to fetch it"
+        "error: me/other does not exist; name a path on this machine, or hf://me/other to fetch it, or a ready SAE: "
+        "all-MiniLM-L6-v2/encoder.layer.3"
     )
 
 

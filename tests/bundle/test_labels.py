@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import make_x
-from documents import DOCS, blocks
+from documents import blocks
 
 from sae_runtime import SAE, Edit, load, open_activations
 from sae_runtime.bundle import folder as bundles

@@ -1,6 +1,7 @@
 """Damaged checkpoints are refused, or become what their own library computes from the same damaged files.
 
-`CORRUPTIONS=1000 pytest tests/checkpoints/test_corruption.py` tries a thousand of each; see docs/results/damaged_files.md.
+`CORRUPTIONS=1000 pytest tests/checkpoints/test_corruption.py` tries a thousand of each;
+docs/results/damaged_files.md has what came of it.
 """
 
 import json

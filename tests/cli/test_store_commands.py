@@ -1,14 +1,11 @@
 """`features show`, `search`, `label` and `export` on a store, as a person at a terminal meets them."""
 
-import contextlib
-import io
 import json
 from pathlib import Path
 
 import click
 import pytest
 from command_line import misused, refused, run
-from documents import blocks
 from made_store import context, feature, never_active, token, write_store
 
 from sae_runtime import open_store
@@ -204,18 +201,6 @@ def test_a_store_is_exported(store: Path, tmp_path: Path) -> None:
     assert run(*command).stdout.startswith("written   2 features to ")
     assert "--force" in refused(*command)
     assert json.loads(run(*command, "--force", "--json").stdout)["source"] == "6-store"
-
-
-def test_the_block_of_the_document_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_store(tmp_path / "store", [feature([context("a file", "file", 2.0)], top_tokens=[token("file")])] * 4)
-    monkeypatch.chdir(tmp_path)
-    (code,) = (block for block in blocks("guides/corpus.md") if "open_store" in block)
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        exec(code, {})
-    said = out.getvalue().splitlines()
-    assert said[:2] == ["file 0.01 [('file', 5, 2.0)]", "2.0 file data/a.jsonl 7 MIT"]
-    assert said[2] == "0 file ('top tokens', 'at the peak', 'in a context')"
 
 
 def test_wrong_usage_of_show_says_what_to_give(store: Path, tmp_path: Path) -> None:

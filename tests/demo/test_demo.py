@@ -8,8 +8,12 @@ import pytest
 from sae_runtime import demo, load, load_model
 from sae_runtime.cli import main
 from sae_runtime.demo.cards import Line, card
+from sae_runtime.demo.first_look import READY
 from sae_runtime.demo.text import paragraphs
 from sae_runtime.store.open_store import open_store
+
+NAMES = {"ready": "ready"} | {kind: f"{kind}_choice" for kind in demo.KINDS}
+SIZES = {"ready": 1536} | {f"{kind}_choice": 192 for kind in demo.KINDS}
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +35,9 @@ def test_the_folder_holds_what_the_docstring_names(folder: Path) -> None:
     for kind in demo.KINDS:
         assert load(folder / "bundles" / kind).manifest.model == "all-MiniLM-L6-v2"
         assert (folder / "features" / kind / "features.json").is_file()
+    for kind in demo.ALL:
         store = open_store(folder / "stores" / kind)
-        assert store.description.sae == f"{kind}_choice" and store.description.licence == "PSF-2.0"
+        assert store.description.sae == NAMES[kind] and store.description.licence == "PSF-2.0"
         assert 8000 <= store.description.tokens < 8200  # what the SAE was fitted on, and the last document whole
     for path in (folder / "plots").iterdir():
         assert ElementTree.parse(path).getroot().tag == "{http://www.w3.org/2000/svg}svg"
@@ -49,14 +54,15 @@ def test_the_table_holds_the_measured_figures(folder: Path) -> None:
 
 def test_the_model_is_one_that_goes_to_production(folder: Path) -> None:
     model = load_model(folder / "model")
-    assert {name: sae.d_sae for name, sae in model.saes.items()} == {f"{kind}_choice": 192 for kind in demo.KINDS}
+    assert {name: sae.d_sae for name, sae in model.saes.items()} == SIZES
+    assert model.saes["ready"].labels == load(READY).labels
     assert model.kind == "vectors"
     assert model.embed("Open the file").shape == (384,)
 
 
 def test_the_site_has_every_sae_and_the_model(folder: Path) -> None:
     said = json.loads((folder / "site" / "site.json").read_text())
-    assert {sae["name"]: sae["d_sae"] for sae in said["saes"]} == {f"{kind}_choice": 192 for kind in demo.KINDS}
+    assert {sae["name"]: sae["d_sae"] for sae in said["saes"]} == SIZES
     model = json.loads((folder / "site" / said["model"]).read_text())
     assert {sae["site"] for sae in model["saes"]} == {sae["name"] for sae in said["saes"]}
 

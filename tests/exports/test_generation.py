@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from sae_runtime import Edit, load
+import sae_runtime
+from sae_runtime import Edit, load, load_model
 from sae_runtime.core.edits import as_inputs
 from sae_runtime.exports import export
 from sae_runtime.exports.splice.splicing import Splice, splice
@@ -78,14 +79,14 @@ def writer(tmp_path_factory: pytest.TempPathFactory) -> Writer:
     with torch.no_grad():
         x = model(torch.from_numpy(ids), output_hidden_states=True).hidden_states[1].numpy()
     config = TrainConfig(allocation="mutual", k=4, d_sae=64, tokens=40_000, batch=500)
-    fit(x.reshape(-1, 32), folder / "sae", config)
-    export(folder / "sae")
+    fit(x.reshape(-1, 32), folder / "writer-sae", config)
+    export(folder / "writer-sae")
     builder = importlib.import_module("onnxruntime_genai.models.builder")
     task = ("", str(folder / "model"), str(folder / "host"), "fp32", "cpu", str(folder / "cache"))
     builder.create_model(*task, **builder.parse_extra_options(*task, []))
-    one = Splice(bundle=folder / "sae", hook=f"model.{HOOK}", required=True)
-    graph = splice(folder / "host" / "model.onnx", [one], folder / "spliced").path
-    return Writer(model, folder / "sae", graph, digits_for_letters(folder / "sae", x, ids))
+    one = Splice(bundle=folder / "writer-sae", hook=f"model.{HOOK}", required=True)
+    graph = splice(folder / "host" / "model.onnx", [one], folder / "genai-writer").path
+    return Writer(model, folder / "writer-sae", graph, digits_for_letters(folder / "writer-sae", x, ids))
 
 
 def generate(
@@ -156,11 +157,11 @@ def test_the_gate_of_each_step_decides_whether_its_token_is_edited(writer: Write
 
 
 def test_the_code_of_the_document_generates_steered_text(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The code runs as written, with our model in its folder: it edits the prompt of the first request only."""
+    """The code runs with our model in its folder: it edits the prompt of the first request only."""
     (code,) = (block for block in blocks("guides/steering.md") if "og.Model" in block)
     monkeypatch.chdir(writer.graph.parents[1])
     prompts = np.array([[1, 2, 3, 0], [1, 2, 3, 0]])
-    names: dict[str, Any] = {"Edit": Edit, "as_inputs": as_inputs, "np": np, "d_sae": 64, "prompts": prompts}
+    names: dict[str, Any] = {"Edit": Edit, "as_inputs": as_inputs, "np": np, "sae_runtime": sae_runtime}
     exec(code, names)
     expected, read = generate(writer.graph, prompts, [[Edit.set(12, 8.0)], []], (1, 0, 0, 0, 0, 0))
     np.testing.assert_array_equal(names["values"][..., :8], read[0])
@@ -174,9 +175,9 @@ def test_the_code_of_the_document_generates_steered_text(writer: Writer, monkeyp
 
 def test_the_code_of_the_document_writes_steered_text(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The prompt is one unknown word, thus token 0."""
-    (code,) = (block for block in blocks("guides/steering.md") if "model.generate(" in block and "load_model" in block)
+    (code,) = (block for block in blocks("guides/steering.md") if "writer.generate(" in block)
     monkeypatch.chdir(writer.graph.parents[1])
-    names: dict[str, Any] = {}
+    names: dict[str, Any] = {"Edit": Edit, "load_model": lambda _: load_model(writer.graph.parent)}
     exec(code, names)
     expected = live(writer, np.array([[0]]), [Edit.set(12, 8.0)], "answer")[0].tolist()
     ids = names["answer"].ids

@@ -1,7 +1,5 @@
 """Texts to a folder of features, by a deployed model: rows and joins, windows, parts in any order, what is refused."""
 
-import contextlib
-import io
 import json
 import pickle
 import shutil
@@ -13,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from documents import blocks
 from word_model import deploy_words, features_of_text, some_words
 
 from sae_runtime import Features, Model, load_model
@@ -345,17 +342,3 @@ def test_texts_may_be_left_out_and_documents_may_have_no_tokens(model: Model, tm
     assert table(tmp_path / "f" / "tokens")["doc"].to_pylist() == [0, 2, 2]
     (tmp_path / "b.jsonl").write_text('{"text": "[SEP]"}')
     assert made(model, tmp_path / "b.jsonl", tmp_path / "g").tokens == 0
-
-
-def test_the_documented_calls_run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("data").mkdir()
-    records = [{"text": text, "topic": "words"} for text in TEXTS]
-    Path("data/a.jsonl").write_text("\n".join(map(json.dumps, records)))
-    Path("model").symlink_to(folder)
-    call, join = (next(b for b in blocks("guides/corpus.md") if name in b) for name in ("TextSource", "pandas"))
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(call, {})
-        exec(join.replace("12", "3"), {})
-    assert printed.getvalue().split()[2] == "1" and "data/a.jsonl" in printed.getvalue()

@@ -16,26 +16,7 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = ("README.md", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md"))))
 HISTORY = "docs/log.md"  # it tells of names that are gone
 # Pages whose blocks are not all run yet: whoever has a page walked by tests/documents/test_NAME.py takes it out.
-PENDING = (
-    "README.md",
-    "docs/concepts.md",
-    "docs/guides/browser.md",
-    "docs/guides/corpus.md",
-    "docs/guides/serving.md",
-    "docs/guides/steering.md",
-    "docs/guides/text.md",
-    "docs/guides/vllm.md",
-    "docs/results/browser.md",
-    "docs/results/chat.md",
-    "docs/results/chat_answers.md",
-    "docs/results/extract.md",
-    "docs/results/find.md",
-    "docs/results/generate.md",
-    "docs/results/serve.md",
-    "docs/results/store.md",
-    "docs/results/text.md",
-    "docs/results/vllm.md",
-)
+PENDING = ("README.md",)
 OLD_WORDS = (
     "theta",
     "latents",
@@ -87,8 +68,8 @@ def test_lines_outside_tables_have_at_most_120_columns(document: str) -> None:
 
 
 def test_the_readme_and_the_map_of_the_code_stay_short() -> None:
-    assert len(text_of("README.md").splitlines()) <= 210
-    assert len(text_of("docs/architecture.md").splitlines()) <= 260
+    assert len(text_of("README.md").splitlines()) <= 150
+    assert len(text_of("docs/architecture.md").splitlines()) <= 250
 
 
 @pytest.mark.parametrize("document", [name for name in DOCUMENTS if name not in (HISTORY, "docs/reference/api.md")])

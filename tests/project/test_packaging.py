@@ -41,7 +41,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_holds_every_module(wheel: Path) -> None:
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     expected = {"sae_runtime/py.typed", "sae_runtime/bundle/graph_forms.txt", "sae_runtime/engine/probe.onnx"}
-    for assets in ("sae_runtime/serve/http/assets", "sae_runtime/browser/assets"):
+    for assets in ("sae_runtime/serve/http/assets", "sae_runtime/browser/assets", "sae_runtime/ready"):
         expected |= {str(path.relative_to(ROOT)) for path in (ROOT / assets).rglob("*") if path.is_file()}
     for folder, inside in (
         ("sae_runtime", "sae_runtime"),
@@ -86,6 +86,22 @@ print(sae_runtime.__file__)
     done = in_bare(bare, code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(bare / "sae_runtime" / "__init__.py")
+
+
+def test_the_wheel_has_a_ready_sae_that_opens_by_its_name(wheel: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    zipfile.ZipFile(wheel).extractall(bare)
+    link(bare, *RUNTIME)
+    code = """
+import sys
+import numpy as np
+import sae_runtime
+sae = sae_runtime.load("all-MiniLM-L6-v2/encoder.layer.3")
+assert len(sae.labels) > 1000 and sae.stats is not None, "labels and stats"
+x = sae.steer(np.zeros((2, 384)), sae_runtime.Edit.set("errors and exceptions", times=1))
+print(sae.decode(sae.encode(x)).shape, {"torch", "onnx"} & set(sys.modules))
+"""
+    assert in_bare(bare, code).stdout == "(2, 384) set()\n"
 
 
 def test_wheel_reads_text_in_a_bare_environment(wheel: Path, tmp_path: Path, bundle_of: Callable[..., Path]) -> None:

@@ -1,4 +1,4 @@
-"""Every call of the protocols, by the clients that people have; the table in docs/guides/serving.md is made of what
+"""Every call of the protocols, by the clients that people have; the table in docs/results/clients.md is made of what
 they get.
 
 `SAE_RUNTIME_WRITE_TABLES=1` writes the table anew.
@@ -21,7 +21,7 @@ from running import running
 import sae_runtime
 from sae_runtime.serve.plane import Plane
 
-DOCUMENT = Path(__file__).parents[2] / "docs/guides/serving.md"
+DOCUMENT = Path(__file__).parents[2] / "docs/results/clients.md"
 BEGIN, END = "<!-- calls: written by tests/serve/test_calls_of_clients.py -->\n", "<!-- end of calls -->"
 _X = {"name": "x", "datatype": "FP32", "shape": [1, 24], "data": [0.5] * 24}
 ENCODE = json.dumps({"inputs": [_X]})

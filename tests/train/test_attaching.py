@@ -12,11 +12,10 @@ from cases_common import Truth, Weights, true_features
 from cases_hosts import random_sae
 from conftest import D_IN, make_weights, served
 from converted import SAELENS, converted
-from documents import blocks
 from native import native
 from numpy.typing import NDArray
 from tiny_host import HOOKS, host_graph, next_step, no_past, run, some_ids, torch_host
-from transformers import AlbertConfig, AlbertForMaskedLM, GPT2Config, GPT2LMHeadModel
+from transformers import AlbertConfig, AlbertForMaskedLM
 
 from sae_runtime import Edit, load
 from sae_runtime.bundle import folder as bundle
@@ -219,23 +218,6 @@ def test_attach_reads_a_transcoder_and_refuses_to_edit_or_replace(tmp_path: Path
         with pytest.raises(ValueError, match="is a transcoder: .* can neither replace nor edit that"):
             with attach(model, "layer", path, **settings):
                 pass
-
-
-def test_the_example_of_the_steering_document_runs(
-    bundle_of: BundleOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """As written, with a model of seven layers and a bundle in the folder that it names."""
-    (code,) = (block for block in blocks("guides/steering.md") if "attach(" in block)
-    sizes: dict[str, Any] = {"vocab_size": 50, "n_embd": D_IN, "n_layer": 7, "n_head": 2, "n_positions": 64}
-    model: Any = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
-    (tmp_path / "sae").symlink_to(bundle_of("mutual"))
-    monkeypatch.chdir(tmp_path)
-    tokens = {name: torch.from_numpy(array) for name, array in some_ids(2, 6).items()}
-    names: dict[str, Any] = {"Edit": Edit, "model": model.eval(), "tokens": tokens}
-    exec(code, names)
-    features = names["features"]
-    assert capsys.readouterr().out == f"{features[0].l0()}\n"
-    assert [f.shape for f in features] == [(2, 6), *[(2, 1)] * (names["ids"].shape[1] - 7)]
 
 
 @pytest.mark.parametrize("form", ["tensor", "tuple", "list", "output"])

@@ -101,12 +101,12 @@ def write_site(
         raise ValueError("a site needs at least one feature store; make one: sae-runtime features build")
     if (model is None) != (write_graph is None):
         raise ValueError("a model and write_graph go together; give sae_runtime.exports.page_graph.write_page_graph")
-    out, saes = Path(out), [local(path) for path in saes]
-    read = [("store", Path(path)) for path in stores] + [("bundle", path) for path in saes]
+    out, bundles = Path(out), [local(path) for path in saes]
+    read = [("store", Path(path)) for path in stores] + [("bundle", path) for path in bundles]
     for kind, path in read if model is None else [*read, ("model", model.layout.graph.parent)]:
         Output(path=out, kind="folder", force=force, inputs={kind: path}, foreign=foreign).check()
     opened = [open_store(path) for path in stores]
-    known = _known(opened, model, saes)
+    known = _known(opened, model, bundles)
     names = folder_names([store.description.sae or store.path.resolve().name for store in opened])
     features = sum(map(len, opened))
     shown_per_band = _chosen(top, per_band, features)
@@ -157,11 +157,11 @@ def foreign(folder: Path) -> str | None:
     return next((name for name in entries if name not in _NAMES or SITE not in entries), None)
 
 
-def _known(stores: Sequence[Store], model: "Model | None", saes: Sequence[str | Path]) -> dict[str, Known]:
+def _known(stores: Sequence[Store], model: "Model | None", saes: Sequence[Path]) -> dict[str, Known]:
     """The bundles of the stores' SAEs by the sha256 of their weights."""
     if model is not None and not model.saes:
         raise ValueError(f"{model.layout.graph} has no SAE in its graph; put the stores' in: sae-runtime splice")
-    named = by_weights(Path(path) for path in saes)
+    named = by_weights(saes)
     of_stores = {store.description.weights_sha256 for store in stores}
     for weights, bundle in named.items():
         if weights not in of_stores:
