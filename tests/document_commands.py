@@ -159,4 +159,5 @@ def extras() -> frozenset[str]:
 def unknown_extras(markdown: str) -> list[str]:
     """Extras that a text names, as in '.[cpu,text]', and that do not exist."""
     named = re.findall(r"(?:sae[-_]runtime|[\s'\"(`]\.)\[([\w,. -]+)\]", markdown)
-    return sorted({extra.strip() for names in named for extra in names.split(",")} - extras())
+    every = {extra.strip() for names in named for extra in names.split(",")}
+    return sorted(extra for extra in every - extras() if not extra.isupper())
