@@ -27,6 +27,7 @@ from sae_runtime.bundle.model_files import (
     same_bytes,
     tokenizer_home,
 )
+from sae_runtime.bundle.ready import is_ready
 from sae_runtime.bundle.sealed import CARD, may_write
 from sae_runtime.bundle.typed_json import read_file
 
@@ -230,13 +231,15 @@ def place_card(host: Path, path: Path, placement: Placement, text: str, scratch:
 
 
 def bundle_in(folder: Path, bundle: Path) -> str | None:
-    """The path of a bundle that lies below a folder; None if it does not.
+    """The path of a bundle that lies below a folder; None if it does not, or is one of the installed package.
+
+    An installation below the folder may go away, so a ready SAE is copied like a bundle from elsewhere.
 
     >>> bundle_in(Path("model"), Path("model/saes/wide"))
     'saes/wide'
     """
     real, home = Path(os.path.realpath(bundle)), Path(os.path.realpath(folder))
-    return real.relative_to(home).as_posix() if home in real.parents else None
+    return real.relative_to(home).as_posix() if home in real.parents and not is_ready(real) else None
 
 
 def place_bundle(bundle: Bundle, name: str, placement: Placement, instead: Mapping[str, Path] | None = None) -> str:

@@ -27,13 +27,22 @@ def ready_path(name: str) -> Path | None:
     return FOLDER / name if name in ready_names() else None
 
 
+def is_ready(path: str | Path) -> bool:
+    """Whether a path is in the folder of the ready SAEs.
+
+    >>> is_ready(ready_path("all-MiniLM-L6-v2/encoder.layer.3")), is_ready("my-sae")
+    (True, False)
+    """
+    return Path(path).resolve().is_relative_to(FOLDER.resolve())
+
+
 def refuse_ready(path: str | Path) -> None:
     """Raise ValueError if a path is in the folder of the ready SAEs, which nothing writes to.
 
     >>> refuse_ready("my-sae")
     """
-    folder, home = Path(path).resolve(), FOLDER.resolve()
-    if folder.is_relative_to(home):
+    if is_ready(path):
+        folder, home = Path(path).resolve(), FOLDER.resolve()
         name = "/".join(folder.relative_to(home).parts[:2]) or "it"
         copy = shlex.join(["cp", "-r", str(FOLDER / name if name != "it" else FOLDER), "my-sae"])
         raise ValueError(f"{name} is a ready SAE of the installed package, which stays as it is; copy it first: {copy}")

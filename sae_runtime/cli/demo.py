@@ -16,7 +16,8 @@ from sae_runtime.core.printable import printable
 def command(output: Path, run: Run) -> None:
     """Do all of it on a small real model.
 
-    Harvests, trains, exports, extracts and steers, and writes a site of all features, into one folder.
+    Reads a sentence with the ready SAE and steers it by a label. Then harvests, trains, exports, extracts and steers,
+    and writes a site of all features, into one folder.
     """
     from sae_runtime.bundle.extras import require
     from sae_runtime.bundle.files import check_free

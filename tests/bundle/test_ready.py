@@ -36,8 +36,9 @@ def _activations(rows: int) -> NDArray[np.float32]:
     stats, weights = bundle.stats(), bundle.weights()
     assert stats is not None
     active = rng.random((rows, 1536)) < np.minimum(stats.density, 0.3)
-    x: NDArray[np.float32] = (active * stats.largest * 0.4) @ weights["W_dec"] + weights["b_dec"]
-    return x.astype(np.float32)
+    f = (active * stats.largest * 0.4).astype(np.float32)
+    x: NDArray[np.float32] = f @ weights["W_dec"] + weights["b_dec"]
+    return x
 
 
 @pytest.fixture
@@ -158,9 +159,12 @@ def test_an_installation_that_may_not_be_written_opens(others: Path) -> None:
     folders = [others, *others.parents[:2]]
     for folder in folders:
         folder.chmod(0o555)
+    before = [(path, path.stat().st_mtime_ns) for path in (others.parents[1], *others.parents[1].rglob("*"))]
     try:
         assert load(NAME).encode(np.ones((3, 384))).shape == (3,)
         assert run("inspect", NAME, "--check").exit_code == 0
+        after = [(path, path.stat().st_mtime_ns) for path in (others.parents[1], *others.parents[1].rglob("*"))]
+        assert after == before, "root may write everywhere"
     finally:
         for folder in folders:
             folder.chmod(0o755)

@@ -8,7 +8,7 @@ import pytest
 from sae_runtime import demo, load, load_model
 from sae_runtime.cli import main
 from sae_runtime.demo.cards import Line, card
-from sae_runtime.demo.first_look import READY
+from sae_runtime.demo.first_look import LABEL, READY
 from sae_runtime.demo.text import paragraphs
 from sae_runtime.store.open_store import open_store
 
@@ -79,6 +79,9 @@ def test_page_needs_no_other_file(folder: Path) -> None:
     assert text.count("<svg ") == 3
     assert "<img" not in text and "<script" not in text and not re.search('href="(?!#|data:,)', text)
     assert text.count("feature ") >= 6 and "mutual choice" in text
+    assert text.index(f"the feature “{LABEL}” set to") < text.index("Features of mutual choice"), (
+        "the ready SAE is first"
+    )
     assert f"<pre>sae-runtime browse {folder}/site --open</pre>" in text
 
 
