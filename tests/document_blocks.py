@@ -25,7 +25,8 @@ MARKS = (SERVER, *NOT_RUN)
 # Lines of the shell that are checked and not run: they install, build for long, or measure for hours.
 LEFT_OUT = re.compile(
     r"\s*(?:\w+=\S* +)*"  # variables of one command
-    r"(?:[\w./-]*python3? (?:-m (?:pip|pytest)\b|\S*benchmarks/)|[\w./-]*pip3? install|make [\w-]|.*&& make [\w-])"
+    r"(?:[\w./-]*python3? (?:-m (?:pip|pytest|build)\b|\S*benchmarks/)|[\w./-]*pip3? (?:un)?install"
+    r"|make [\w-]|.*&& make [\w-])"
 )
 
 

@@ -98,8 +98,13 @@ def _options(words: list[str]) -> list[str]:
     return [found[0] for word in given if (found := re.match(r"--?[A-Za-z][\w-]*", word))]
 
 
+@functools.cache
+def _all_commands() -> dict[str, click.Command]:
+    return command_line.commands()
+
+
 def _faults_of_ours(words: list[str]) -> list[str]:
-    all_commands, name = command_line.commands(), ""
+    all_commands, name = _all_commands(), ""
     while words and (inner := f"{name} {words[0]}".strip()) in all_commands:
         name, words = inner, words[1:]
     if not name:
@@ -154,4 +159,5 @@ def extras() -> frozenset[str]:
 def unknown_extras(markdown: str) -> list[str]:
     """Extras that a text names, as in '.[cpu,text]', and that do not exist."""
     named = re.findall(r"(?:sae[-_]runtime|[\s'\"(`]\.)\[([\w,. -]+)\]", markdown)
-    return sorted({extra.strip() for names in named for extra in names.split(",")} - extras())
+    every = {extra.strip() for names in named for extra in names.split(",")}
+    return sorted(extra for extra in every - extras() if not extra.isupper())

@@ -52,6 +52,8 @@ class Hub(ThreadingHTTPServer):
         self.large: dict[str, bytes] = {}
         self.tokens = {TOKEN: ("me",)}  # the owners that each may write to
         self.failing: dict[str, int] = {}
+        self.held: threading.Event | None = None  # requests to /lfs/ wait for it
+        self.reached = threading.Event()  # one waits
         self.calls: list[tuple[str, str]] = []
         self.bodies: list[bytes] = []
 
@@ -89,6 +91,9 @@ class _Handler(BaseHTTPRequestHandler):
         if path.endswith(".git/info/lfs/objects/batch"):
             return self.batch("/".join(parts[:2]).removesuffix(".git"))
         if parts[0] == "lfs":
+            if self.server.held is not None:
+                self.server.reached.set()
+                self.server.held.wait(60)
             self.server.large[parts[1]] = self.body
             return self.send(200)
         if len(parts) > 4 and parts[2] == "resolve":

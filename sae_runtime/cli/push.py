@@ -1,7 +1,6 @@
 """sae-runtime push."""
 
 import dataclasses
-from pathlib import Path
 
 import click
 
@@ -43,7 +42,7 @@ def command(
     from sae_runtime.publishing import push
 
     made = push(
-        Path(source),
+        source,
         repository,
         folder=folder.strip("/"),
         private=private,

@@ -3,6 +3,7 @@
 Files go up first, and one commit makes all of them visible: what is interrupted leaves the repository as it was.
 """
 
+import logging
 import os
 import re
 import sys
@@ -14,12 +15,11 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from sae_runtime.bundle.extras import require
-from sae_runtime.bundle.hub import SCHEME
+from sae_runtime.bundle.hub import SCHEME, local
 from sae_runtime.bundle.licences import check_licence
 from sae_runtime.bundle.parts import NAMES
 from sae_runtime.bundle.regular import read_bytes
 from sae_runtime.bundle.sealed import CARD, for_repository
-from sae_runtime.bundle.siblings import repaired
 from sae_runtime.publishing.cards_sent import stating, to_send
 from sae_runtime.publishing.chosen import Chosen, check_place, chosen
 from sae_runtime.publishing.hub_errors import told
@@ -81,7 +81,7 @@ def push(
     `hf auth login` stored) and the Hub (`HF_ENDPOINT`).
 
     Args:
-        path: the folder, or the graph of a deployed model.
+        path: the folder, the graph of a deployed model, or what else names a bundle for `load`.
         repository: owner/name.
         folder: where it goes in the repository; "": its root.
         private: make the repository private if it is made; one that is there must be private.
@@ -105,7 +105,7 @@ def push(
     """
     _check_names(repository, folder, revision)
     licence = None if licence is None else check_licence(licence)
-    what = chosen(repaired(Path(path)))
+    what = chosen(local(path))
     at = f"@{revision}" if revision else ""
     cards = {
         name: _filled(what, name, _stating(what, name, text, licence), repository, folder, at)
@@ -224,16 +224,21 @@ def _content(file: Path) -> str | bytes:
 
 @contextmanager
 def _quiet(*, progress: bool) -> Iterator[None]:
-    """Let huggingface_hub show its progress bars or not, and no warnings about its own code, while the block runs."""
+    """Let huggingface_hub show its progress bars or not, and neither its log nor its warnings, while the block runs."""
     from huggingface_hub import utils
+
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
 
     hidden = not (progress and sys.stderr.isatty()) and not utils.are_progress_bars_disabled()  # type: ignore[attr-defined]
     if hidden:
         utils.disable_progress_bars()  # type: ignore[attr-defined]  # not in its __all__
+    log.setLevel(logging.ERROR)  # what it tries again is told if it fails at last
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             yield
     finally:
+        log.setLevel(level)
         if hidden:
             utils.enable_progress_bars()  # type: ignore[attr-defined]

@@ -26,4 +26,6 @@ def test_the_page_runs(tmp_path: Path) -> None:
 
 
 def test_the_worked_example_runs(tmp_path: Path) -> None:
-    walk("docs/guides/steering.md", tmp_path, headings=["A worked example"])
+    walk(
+        "docs/guides/steering.md", tmp_path, headings=["A worked example"], timeout=1800
+    )  # two minutes of one processor

@@ -1,6 +1,10 @@
 """Publishing to a stand-in for the Hub, and fetching back: equal bytes, one commit, and errors of one sentence."""
 
+import os
 import shutil
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -262,6 +266,26 @@ def test_a_file_that_changes_while_it_is_sent_is_not_published(
     with pytest.raises(OSError, match=r"sample.safetensors changed while it was sent; .*nothing was published"):
         push(sae, "me/my-sae")
     assert set(hub.repositories["me/my-sae"].files()) == {".gitattributes"}
+
+
+def test_a_push_that_is_killed_leaves_the_repository_as_it_was_and_the_same_command_ends_it(
+    hub: Hub, sae: Path, tmp_path: Path
+) -> None:
+    push(sae, "me/my-sae")
+    before = hub.repositories["me/my-sae"].files()
+    put_stats(read(sae), counted(np.ones(150, np.int64), np.ones(150), 10))
+    hub.held = threading.Event()
+    command = [sys.executable, "-c", "from sae_runtime.cli import main; main()", "push", str(sae), "me/my-sae"]
+    environment = {**os.environ, **hub_stub.environment(hub, str(tmp_path / "home"))}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert hub.reached.wait(120)
+    process.kill()
+    process.wait()
+    hub.held.set()
+    assert hub.repositories["me/my-sae"].files() == before and len(hub.repositories["me/my-sae"].commits) == 2
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.splitlines()[-1].endswith("hf://me/my-sae")
+    assert TOKEN not in done.stdout and "stats.safetensors" in hub.repositories["me/my-sae"].files()
 
 
 def test_the_dry_run_says_what_would_be_sent_and_asks_nobody(hub: Hub, sae: Path) -> None:

@@ -81,6 +81,7 @@ ROOMS = (
             "sae_runtime.extraction.extract.Extracted",
             "sae_runtime.extraction.text_source.TextSource",
             "sae_runtime.activations.reading.Reading",
+            "sae_runtime.extraction.ray_engine.ray_engine",
             "sae_runtime.extraction.finding.find",
             "sae_runtime.extraction.finding.Found",
             "sae_runtime.extraction.finding.Example",
@@ -95,6 +96,11 @@ ROOMS = (
             "sae_runtime.labelling.target.find_target",
             "sae_runtime.labelling.target.Target",
         ),
+    ),
+    Room(
+        "Publish",
+        "What `sae-runtime push` does, and the model card of a bundle (the extra `hub`).",
+        ("sae_runtime.publishing.push", "sae_runtime.bundle.card.card"),
     ),
     Room(
         "Sites",
