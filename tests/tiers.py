@@ -5,6 +5,7 @@ the medium ones, `make test-full` all.
 """
 
 MEDIUM = (
+    "test_site",
     "test_graphs",
     "test_browse_model",
     "test_gaps",
@@ -53,6 +54,7 @@ MEDIUM = (
     "test_publishing",
 )
 SLOW = (
+    "test_site_in_browser",
     "test_steering",
     "test_text",
     "test_corpus",
