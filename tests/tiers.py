@@ -5,6 +5,9 @@ the medium ones, `make test-full` all.
 """
 
 MEDIUM = (
+    "test_site_of_documents",
+    "test_walked_pages",
+    "test_references",
     "test_graphs",
     "test_browse_model",
     "test_gaps",
@@ -53,6 +56,7 @@ MEDIUM = (
     "test_publishing",
 )
 SLOW = (
+    "test_site_in_browser",
     "test_steering",
     "test_text",
     "test_corpus",
