@@ -266,7 +266,7 @@ def running() -> Iterator[Hub]:
 
 def environment(hub: Hub, cache: str, token: str | None = TOKEN) -> dict[str, str]:
     """Variables with which another process speaks to the hub; it reads them when it imports huggingface_hub."""
-    named = {"HF_ENDPOINT": hub.url, "HF_HOME": cache, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "0"}
+    named = {"HF_ENDPOINT": hub.url, "HF_HOME": cache, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
     return named | ({"HF_TOKEN": token} if token else {})
 
 

@@ -5,7 +5,9 @@ the medium ones, `make test-full` all.
 """
 
 MEDIUM = (
-    "test_site",
+    "test_site_of_documents",
+    "test_walked_pages",
+    "test_references",
     "test_graphs",
     "test_browse_model",
     "test_gaps",

@@ -88,9 +88,9 @@ def require_version(extra: str, module: str, version: str, least: tuple[int, ...
     Raises:
         ImportError: it is; the message says how to update it.
 
-    >>> require_version("text", "tokenizers", "0.13.3", (0, 21))
+    >>> require_version("text", "tokenizers", "0.13.3", (0, 22))
     Traceback (most recent call last):
-    ImportError: tokenizers 0.13.3 is too old, 0.21 is the oldest; run: pip install -U 'sae-runtime[text]'
+    ImportError: tokenizers 0.13.3 is too old, 0.22 is the oldest; run: pip install -U 'sae-runtime[text]'
     """
     numbers = tuple(int(part) for part in re.findall(r"\d+", version)[: len(least)])
     if numbers < least:

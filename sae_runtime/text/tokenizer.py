@@ -273,7 +273,7 @@ def _opened(home: Path, text: str, settings: Settings) -> Any:
     import tokenizers  # only here, so that what needs no text loads faster
     from tokenizers import AddedToken, Tokenizer
 
-    require_version("text", "tokenizers", tokenizers.__version__, (0, 21))
+    require_version("text", "tokenizers", tokenizers.__version__, (0, 22))
 
     def added(token: Any) -> Any:
         rules = {"normalized": False, "content": token} if isinstance(token, str) else dict(token)

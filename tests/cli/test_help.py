@@ -89,7 +89,7 @@ def test_output_options_of_a_command_have_the_same_names_everywhere(name: str) -
     writes = {*of_features, "harvest", "train", "calibrate", "evaluate", "report", "extract", "steer", "browse", *short}
     assert ({"-o", "--output", "--force"} <= flags) == (name in writes)
     assert ("--json" in flags) == (name not in ("demo", "serve", "completion", "help"))
-    assert ("--quiet" in flags) == (name in {"features find", *writes} - {"report", *short})
+    assert ("--quiet" in flags) == (name in {"features find", "push", *writes} - {"report", *short})
 
 
 @pytest.mark.parametrize("name", LEAVES)

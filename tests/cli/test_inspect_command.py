@@ -48,6 +48,7 @@ def test_inspect_prints_text(bundle_of: BundleOf) -> None:
         "source unknown",
         "architecture 24 wide, 150 features, keeps those above their threshold",
         "allocation mutual choice, k 6",
+        "card README.md, as sae-runtime wrote it",
         f"files sae_weights.safetensors {sizes['sae_weights.safetensors']} sha256 ok",
         f"cfg.json {sizes['cfg.json']} sha256 ok",
         f"graphs decode.onnx {sizes['decode.onnx']} row-independent",

@@ -211,7 +211,7 @@ def test_files_outside_the_folder_are_not_read(folder: Path, tmp_path: Path) -> 
 
 def test_old_tokenizers_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizers, "__version__", "0.15.2")
-    with pytest.raises(ImportError, match=r"tokenizers 0.15.2 is too old, 0.21 is the oldest; run: pip install -U"):
+    with pytest.raises(ImportError, match=r"tokenizers 0.15.2 is too old, 0.22 is the oldest; run: pip install -U"):
         open_tokenizer(folder)
 
 
