@@ -284,3 +284,10 @@ def speak_to(hub: Hub, cache: str, patch: pytest.MonkeyPatch, token: str | None 
         patch.delenv(name, raising=False)
     if token:
         patch.setenv("HF_TOKEN", token)
+
+
+def front_matter(card: str) -> dict[str, Any]:
+    """The front matter of a model card as huggingface_hub reads it."""
+    from huggingface_hub import ModelCard
+
+    return {key: value for key, value in vars(ModelCard(card).data).items() if value is not None}
