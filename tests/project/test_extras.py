@@ -170,7 +170,9 @@ def training(it: Installed) -> None:
 def graphs(it: Installed) -> None:
     it.command("convert", "{lens}", "-o", "sae")
     it.command("export", "sae")
-    it.command("splice", it.made["host"] / "host.onnx", "--sae", "sae", "--hook", "encoder.layer.0", "-o", "spliced")
+    it.command(
+        "splice", next(it.made["host"].glob("*.onnx")), "--sae", "sae", "--hook", "encoder.layer.0", "-o", "spliced"
+    )
     it.command("inspect", "spliced")
 
 
@@ -292,7 +294,16 @@ def test_a_line_for_gpus_is_resolved_with_one_onnxruntime(extras: str, dist: tup
     """Gigabytes of CUDA are not installed: pip says what it would."""
     python = environments.environment(tmp_path / "env")
     report = tmp_path / "report.json"
-    command = [*environments.PIP, "--python", python, "install", "--dry-run", "--report", report, "--only-binary=:all:"]
+    command: list[str | Path] = [
+        *environments.PIP,
+        "--python",
+        python,
+        "install",
+        "--dry-run",
+        "--report",
+        report,
+        "--only-binary=:all:",
+    ]
     constraints = environments.ROOT / "constraints.txt"
     subprocess.run([*command, "--constraint", constraints, f"{dist[1]}[{extras}]"], check=True, capture_output=True)
     names = {one["metadata"]["name"].lower() for one in json.loads(report.read_text())["install"]}
