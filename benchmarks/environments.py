@@ -19,7 +19,7 @@ def build(folder: Path) -> tuple[Path, Path]:
     source = folder / "source"
     shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*_LEFT), symlinks=True)
     out = folder / "dist"
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", out, source]
+    command: list[str | Path] = [sys.executable, "-m", "build", "--no-isolation", "--outdir", out, source]
     subprocess.run(command, check=True, capture_output=True)
     return next(out.glob("*.tar.gz")), next(out.glob("*.whl"))
 
@@ -39,7 +39,16 @@ def packages(folder: Path) -> Path:
 
 def install(python: Path, *what: str) -> None:
     """Install requirements by pip, in the versions of constraints.txt where it has them."""
-    command = [*PIP, "--python", python, "install", "--no-compile", "--constraint", ROOT / "constraints.txt", *what]
+    command: list[str | Path] = [
+        *PIP,
+        "--python",
+        python,
+        "install",
+        "--no-compile",
+        "--constraint",
+        ROOT / "constraints.txt",
+        *what,
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"pip install {' '.join(what)} failed: {done.stderr}")

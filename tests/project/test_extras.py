@@ -4,6 +4,7 @@ The network is needed: `make extras`, and `make test-full`. Nothing runs from th
 """
 
 import json
+import shutil
 import socket
 import subprocess
 import time
@@ -51,8 +52,12 @@ def made(tmp_path_factory: pytest.TempPathFactory, bundle_of: Callable[..., Path
     (home / "words.jsonl").write_text(
         "".join(json.dumps({"text": f"w{i} w{i + 1} w{i + 2}"}) + "\n" for i in range(30))
     )
+    (home / "lens").mkdir()  # the files of SAELens alone
+    for name in ("cfg.json", "sae_weights.safetensors"):
+        shutil.copy(bundle_of("mutual") / name, home / "lens")
     return {
         "bundle": bundle_of("mutual"),
+        "lens": home / "lens",
         "x": home / "x.npy",
         "bert": save_bert(home / "bert"),
         "text": write_words(home / "words.txt", 40),
@@ -99,8 +104,8 @@ class Installed:
 
 
 def alone(it: Installed) -> None:
-    it.command("convert", "{bundle}", "-o", "converted")  # which is a folder of SAELens too
-    assert "mutual" in it.command("inspect", "converted")
+    it.command("convert", "{lens}", "-o", "converted")
+    it.command("inspect", "converted")
     it.command("calibrate", "converted", "--activations", "{x}", "--k", "4")
     assert it.doctor()["providers"] is None
     assert "run: pip install 'sae-runtime[cpu]' (or 'sae-runtime[gpu]' for CUDA)" in it.refused(
@@ -163,9 +168,11 @@ def training(it: Installed) -> None:
 
 
 def graphs(it: Installed) -> None:
-    it.command("convert", "{bundle}", "-o", "sae")
+    it.command("convert", "{lens}", "-o", "sae")
     it.command("export", "sae")
-    it.command("splice", it.made["host"] / "host.onnx", "--sae", "sae", "--hook", "encoder.layer.0", "-o", "spliced")
+    it.command(
+        "splice", next(it.made["host"].glob("*.onnx")), "--sae", "sae", "--hook", "encoder.layer.0", "-o", "spliced"
+    )
     it.command("inspect", "spliced")
 
 
@@ -287,7 +294,16 @@ def test_a_line_for_gpus_is_resolved_with_one_onnxruntime(extras: str, dist: tup
     """Gigabytes of CUDA are not installed: pip says what it would."""
     python = environments.environment(tmp_path / "env")
     report = tmp_path / "report.json"
-    command = [*environments.PIP, "--python", python, "install", "--dry-run", "--report", report, "--only-binary=:all:"]
+    command: list[str | Path] = [
+        *environments.PIP,
+        "--python",
+        python,
+        "install",
+        "--dry-run",
+        "--report",
+        report,
+        "--only-binary=:all:",
+    ]
     constraints = environments.ROOT / "constraints.txt"
     subprocess.run([*command, "--constraint", constraints, f"{dist[1]}[{extras}]"], check=True, capture_output=True)
     names = {one["metadata"]["name"].lower() for one in json.loads(report.read_text())["install"]}
