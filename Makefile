@@ -68,7 +68,7 @@ test-oldest-onnxruntime: .venv/dev.stamp
 
 # Each line of docs/reference/install.md, installed by pip from a wheel into an environment of its own; over the network.
 extras: .venv/dev.stamp
-	$(PYTEST) tests/project/test_extras.py
+	$(PYTEST) tests/project/test_install_lines.py
 
 # Faults, kills, strangers' files and long runs, for as long as asked; prints the table of docs/results/campaign.md.
 SECONDS ?= 900

@@ -103,7 +103,7 @@ def test_evaluate_keeps_stats_where_asked(bundle_of: BundleOf, tmp_path: Path) -
     assert "stats density and largest activation of each feature, on 297 tokens" in shown
     assert any(line.startswith(f"{FILE} ") and line.endswith("sha256 ok") for line in shown)
     after = {file.name: file.read_bytes() for file in path.iterdir()}
-    assert {name for name in after if after[name] != before.get(name)} == {FILE, bundle.MANIFEST}
+    assert {name for name in after if after[name] != before.get(name)} == {FILE, bundle.MANIFEST, "README.md"}
     assert run(*arguments, "--stats").exit_code == 0  # the same again
     assert {file.name: file.read_bytes() for file in path.iterdir()} == after
 
