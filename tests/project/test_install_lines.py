@@ -188,9 +188,10 @@ def serving(it: Installed) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [it.python.parent / "sae-runtime", "serve", f"m={it.made['model']}", f"sae={it.made['bundle']}"]
+    named = (f"m={it.made['model']}", f"sae={it.made['bundle']}")
+    command: list[str | Path] = [it.python.parent / "sae-runtime", "serve", *named, "--port", str(port)]
     with (it.home / "log").open("w") as log:
-        server = subprocess.Popen([*command, "--port", str(port)], cwd=it.home, env=it.env, stderr=log, stdout=log)
+        server = subprocess.Popen(command, cwd=it.home, env=it.env, stderr=log, stdout=log)
     try:
         assert _answer(server, port, "/v2/health/ready", None) is not None, (it.home / "log").read_text()
         said = _answer(server, port, "/v1/features", {"model": "m", "input": "w1 w2"})
