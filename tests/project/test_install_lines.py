@@ -112,7 +112,7 @@ def alone(it: Installed) -> None:
         "steer", "{bundle}", "--activations", "{x}", "--set", "3=2.0", "-o", "y.npy"
     )
     assert "pip install 'sae-runtime[cpu,text]'" in it.refused("features", "show", "{model}", "--text", "{text}")
-    assert "pip install 'sae-runtime[train]'" in it.refused("train", "--activations", "{x}", "--d-sae", "32", "-o", "s")
+    assert "pip install 'sae-runtime[train]'" in it.refused("train", "--activations", "{x}", *_SMALL, "-o", "s")
     assert "pip install 'sae-runtime[export]'" in it.refused("export", "{bundle}")
     assert "pip install 'sae-runtime[serve]'" in it.refused("serve", "{bundle}")
 
