@@ -10,9 +10,9 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from sae_runtime.exports.splice import promoted
 from sae_runtime.exports.splice.head import Head, NoHead, find_head
 from sae_runtime.exports.splice.host_graph import read_host
-from sae_runtime.exports.splice import promoted
 from sae_runtime.exports.splice.promoted import token_logits
 
 D, TOKENS = 8, 21

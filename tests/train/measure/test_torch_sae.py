@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from sae_runtime import load
 from sae_runtime.bundle import folder as bundle
 from sae_runtime.bundle import quota
-from sae_runtime.bundle.folder import BundleError
 from sae_runtime.bundle.manifest import Allocation, Architecture
 from sae_runtime.exports import witness
 from sae_runtime.train.measure.tally import reconstruct
