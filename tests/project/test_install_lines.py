@@ -22,6 +22,7 @@ from conftest import make_x
 pytestmark = pytest.mark.servers
 LINES = environments.lines()
 FOR_GPUS = {extras for extras in LINES if "gpu" in extras}
+_CONTEXT = ("--context", "32")  # the model reads at most 64 tokens
 _SMALL = ("--k", "4", "--d-sae", "32", "--tokens", "1k", "--batch", "100", "--seed", "0")
 
 
@@ -157,7 +158,9 @@ def corpus(it: Installed) -> None:
 
 
 def training(it: Installed) -> None:
-    it.command("harvest", "{bert}", "--hook", "encoder.layer.1", "--text", "{text}", "--tokens", "400", "-o", "acts")
+    it.command(
+        "harvest", "{bert}", "--hook", "encoder.layer.1", "--text", "{text}", *_CONTEXT, "--tokens", "400", "-o", "acts"
+    )
     how = ["--k", "4", "--d-sae", "32", "--tokens", "2k", "--batch", "100", "--seed", "0"]
     it.command("train", "--activations", "acts", "--allocation", "mutual", *how, "-o", "sae")
     it.command("evaluate", "sae", "--activations", "acts", "-o", "evaluation.json")
@@ -178,7 +181,9 @@ def graphs(it: Installed) -> None:
 
 def models(it: Installed) -> None:
     it.command("export-model", "{bert}", "-o", "host/model.onnx")
-    it.command("train", "--model", "{bert}", "--hook", "encoder.layer.1", "--text", "{text}", *_SMALL, "-o", "sae")
+    it.command(
+        "train", "--model", "{bert}", "--hook", "encoder.layer.1", "--text", "{text}", *_CONTEXT, *_SMALL, "-o", "sae"
+    )
     it.command("export", "sae")
     it.command("splice", "host/model.onnx", "--sae", "sae", "-o", "model")
     it.run('import sae_runtime; print(len(sae_runtime.load_model("model").features("w1 w2").tokens))')

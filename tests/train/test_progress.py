@@ -48,7 +48,7 @@ class Terminal(io.StringIO):
 def test_the_bar_shows_tokens_a_second_fvu_l0_and_dead(monkeypatch: pytest.MonkeyPatch) -> None:
     stderr = Terminal()
     monkeypatch.setattr(sys, "stderr", stderr)
-    monkeypatch.delenv("COLUMNS", raising=False)  # pytest-xdist sets it, and tqdm cuts its line there
+    monkeypatch.delenv("COLUMNS", raising=False)  # where it is set, tqdm cuts its line
     play({"sae": trainer()}, 30)
     last = stderr.getvalue().split("\r")[-1]
     assert last.startswith("mutual choice: 100%") and "tokens/s" in last
@@ -58,7 +58,7 @@ def test_the_bar_shows_tokens_a_second_fvu_l0_and_dead(monkeypatch: pytest.Monke
 def test_the_bar_of_several_saes_shows_the_worst(monkeypatch: pytest.MonkeyPatch) -> None:
     stderr = Terminal()
     monkeypatch.setattr(sys, "stderr", stderr)
-    monkeypatch.delenv("COLUMNS", raising=False)  # pytest-xdist sets it, and tqdm cuts its line there
+    monkeypatch.delenv("COLUMNS", raising=False)  # where it is set, tqdm cuts its line
     play({"a": trainer(), "b": trainer(3.0)}, 30)
     last = stderr.getvalue().split("\r")[-1]
     assert last.startswith("worst of 2: 100%") and "FVU=1.3000, dead=25.00%" in last
