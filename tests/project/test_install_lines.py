@@ -185,8 +185,8 @@ def models(it: Installed) -> None:
         "train", "--model", "{bert}", "--hook", "encoder.layer.1", "--text", "{text}", *_CONTEXT, *_SMALL, "-o", "sae"
     )
     it.command("export", "sae")
-    it.command("splice", "host/model.onnx", "--sae", "sae", "-o", "model")
-    it.run('import sae_runtime; print(len(sae_runtime.load_model("model").features("w1 w2").tokens))')
+    it.command("splice", "host/model.onnx", "--sae", "sae", "-o", "deployed")
+    it.run('import sae_runtime; print(len(sae_runtime.load_model("deployed").features("w1 w2").tokens))')
 
 
 def serving(it: Installed) -> None:
