@@ -51,11 +51,12 @@ def local(reference: str | Path) -> Path:
     path = repaired(Path(reference))  # a writer that died may have left it under another name
     if is_there(path):
         return path
-    if (ready := ready_path(text)) is not None:
+    if (ready := ready_path(text.rstrip("/"))) is not None:
         return ready
     name = bool(_REPOSITORY.fullmatch(text))
     suggestion = f"{SCHEME}{text} to fetch it" if name else f"{SCHEME}owner/name"
-    shipped = f", or a ready SAE: {', '.join(ready_names())}" if name else ""
+    model = any(text == ready.split("/")[0] for ready in ready_names())
+    shipped = f", or a ready SAE: {', '.join(ready_names())}" if name or model else ""
     raise FileNotFoundError(f"{text} does not exist; name a path on this machine, or {suggestion}{shipped}")
 
 
