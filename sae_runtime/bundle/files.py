@@ -235,7 +235,7 @@ def _refuse_existing(path: Path, *, force: bool, kind: Kind | None, foreign: For
     if os.path.ismount(path):  # as a volume of a container is; no rename moves it
         raise FileExistsError(f"{path} is a mount point, which nothing can replace; name a path in it, or another one")
     if not force:
-        raise FileExistsError(f"{path} already exists; pass --force to replace it")
+        raise FileExistsError(f"{path} already exists; pass --force to replace it, in Python force=True")
     if not is_folder or path.is_symlink():
         return
     if Path(os.path.realpath(".")).is_relative_to(os.path.realpath(path)):
