@@ -51,11 +51,11 @@ def local(reference: str | Path) -> Path:
     path = repaired(Path(reference))  # a writer that died may have left it under another name
     if is_there(path):
         return path
-    if (ready := ready_path(text)) is not None:
+    if (ready := ready_path(text.replace(os.sep, "/"))) is not None:  # under Windows, a Path has other separators
         return ready
-    name = bool(_REPOSITORY.fullmatch(text))
-    suggestion = f"{SCHEME}{text} to fetch it" if name else f"{SCHEME}owner/name"
-    shipped = f", or a ready SAE: {', '.join(ready_names())}" if name else ""
+    is_name = bool(_REPOSITORY.fullmatch(name := text.rstrip("/")))
+    suggestion = f"{SCHEME}{name} to fetch it" if is_name else f"{SCHEME}owner/name"
+    shipped = f", or a ready SAE: {', '.join(names)}" if is_name and (names := ready_names()) else ""
     raise FileNotFoundError(f"{text} does not exist; name a path on this machine, or {suggestion}{shipped}")
 
 
