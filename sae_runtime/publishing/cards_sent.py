@@ -33,11 +33,12 @@ def stating(card: str, licence: str) -> str:
         return card
     if has_field(card):
         raise ValueError("the model card has a licence that is no single name; change it there, or leave out --licence")
-    added = "".join(f"{line}\n" for line in lines)
+    end = "\r\n" if "\r\n" in card else "\n"
+    added = "".join(line + end for line in lines)
     if begin := re.match("\ufeff?---[ \t]*\r?\n", card):
         text = card[: begin.end()] + added + card[begin.end() :]
     else:
-        text = f"---\n{added}---\n\n{card}"
+        text = f"---{end}{added}---{end}{end}{card}"
     text = text.replace(NOT_STATED, f"Licence: {inline(licence)}.")
     return resealed(text) if is_ours(card) else text
 
