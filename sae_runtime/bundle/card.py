@@ -40,7 +40,12 @@ _FILES = {
 
 
 def card(
-    manifest: Manifest, *, title: str | None = None, paragraphs: Sequence[str] = (), licence: str | None = None
+    manifest: Manifest,
+    *,
+    title: str | None = None,
+    paragraphs: Sequence[str] = (),
+    licence: str | None = None,
+    ready: str | None = None,
 ) -> str:
     """The text of README.md, sealed (`sealed.py`): unless somebody edits it, it may be written again.
 
@@ -50,6 +55,7 @@ def card(
         paragraphs: Markdown that stands after the first paragraph, such as what the features are good for. It is the
             caller's own and is not escaped.
         licence: of the SAE; None: the one of the manifest's provenance, if it has one.
+        ready: the name of a ready SAE, for the lines that load it; None: these name a repository of the Hub.
 
     >>> text = card(sae.manifest, paragraphs=["The features are made up."])
     >>> text.splitlines()[0], "150 features" in text, "The features are made up." in text
@@ -62,7 +68,7 @@ def card(
         *paragraphs,
         table(["field", "value"], _facts(manifest)),
         *figures(manifest),
-        _loading(manifest),
+        _loading(manifest, ready),
         _files(manifest),
         *fitted_on(manifest),
         "## Licence",
@@ -192,39 +198,43 @@ def _served(manifest: Manifest) -> str:
     }[manifest.architecture.selection]
 
 
-def _loading(manifest: Manifest) -> str:
-    d_in = manifest.architecture.d_in
+def _loading(manifest: Manifest, ready: str | None) -> str:
+    d_in, reference = manifest.architecture.d_in, ready or HUB
     text = f"""## How to load it
 
 ```bash
-pip install "sae-runtime[cpu,hub]"
-sae-runtime inspect {HUB}
+pip install "sae-runtime[{"cpu" if ready else "cpu,hub"}]"
+sae-runtime inspect {reference}
 ```
 
 ```python
 import numpy as np
 import sae_runtime
 
-sae = sae_runtime.load("{HUB}")
+sae = sae_runtime.load("{reference}")
 x = np.zeros((1, {d_in}), np.float32)  # activations [tokens, d_in] of the hook
 features = sae.encode(x)
 ```"""
     if manifest.hook and manifest.architecture.d_out is None:
         text += f"""
 
-`sae-runtime splice model.onnx --sae {HUB} -o model` puts it into an ONNX graph of the model, which then gives
+`sae-runtime splice model.onnx --sae {reference} -o model` puts it into an ONNX graph of the model, which then gives
 features of texts and takes edits of them."""
     if CFG not in manifest.files:
         return text
-    return f"""{text}
+    call = f'load_from_disk(sae_runtime.load("{ready}").folder)' if ready else f"from_pretrained({HUB_CALL})"
+    text += f"""
 
 SAELens computes the same features:
 
 ```python
 from sae_lens import SAE
 
-sae = SAE.from_pretrained({HUB_CALL})
-```
+sae = SAE.{call}
+```"""
+    if ready:
+        return text
+    return f"""{text}
 
 Of a folder on this machine, that is `sae_runtime.load("my-sae")` and `SAE.load_from_disk("my-sae")`."""
 

@@ -93,7 +93,7 @@ def resealed(text: str) -> str:
 
 
 def without_seal(text: str) -> str:
-    """A text that had a seal, without it: one that no command writes over.
+    r"""A text that had a seal, without it: one that no command writes over.
 
     >>> without_seal(sealed("# An SAE"))
     '# An SAE\\n'
