@@ -4,12 +4,12 @@ The card is made from the manifest alone. Its texts may be a stranger's, so they
 """
 
 import dataclasses
-import re
 from collections.abc import Iterator, Sequence
 
 from sae_runtime.bundle.card_figures import figures
 from sae_runtime.bundle.card_provenance import fitted_on
 from sae_runtime.bundle.graphs import DECODE, ENCODE, EXACT, GPU, JOINT, STEER
+from sae_runtime.bundle.hub import is_repository
 from sae_runtime.bundle.licences import check_licence, front_matter
 from sae_runtime.bundle.manifest import Allocation, Manifest
 from sae_runtime.bundle.markdown import inline, table, words
@@ -20,7 +20,6 @@ from sae_runtime.bundle.sealed import HUB, HUB_CALL, sealed
 
 NOT_STATED = "Licence: not stated."
 TAGS = ("sparse-autoencoder", "mechanistic-interpretability", "onnx")
-_REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")
 _GRAPHS = {
     ENCODE.file: "activations to features: each token by itself",
     EXACT.file: "the same features, quicker for many features: int8 finds the matches, float32 decides",
@@ -124,7 +123,7 @@ def base_model(model: str | None) -> str | None:
         return None
     if public_name(model) == "gpt2" or model == "gpt2-small":
         return "openai-community/gpt2"
-    return model if _REPOSITORY.fullmatch(model) and ".." not in model and "--" not in model else None
+    return model if is_repository(model) else None
 
 
 def front(tags: Sequence[str], licence: str | None, model: str | None) -> str:

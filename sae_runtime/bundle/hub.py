@@ -17,6 +17,7 @@ from sae_runtime.bundle.siblings import is_there, repaired
 
 SCHEME = "hf://"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_NEW_REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")
 _DATA = (".json", ".safetensors", ".npz")  # Gemma Scope has .npz alone, which numpy reads without pickle
 _FILES = (*_DATA, ".onnx", ".pt", ".pth", ".bin")  # suffixes of files that a reference may name
 _CACHED = ("models--", "datasets--", "spaces--")  # what begins the name of a repository in the cache
@@ -57,6 +58,15 @@ def local(reference: str | Path) -> Path:
     suggestion = f"{SCHEME}{name} to fetch it" if is_name else f"{SCHEME}owner/name"
     shipped = f", or a ready SAE: {', '.join(names)}" if is_name and (names := ready_names()) else ""
     raise FileNotFoundError(f"{text} does not exist; name a path on this machine, or {suggestion}{shipped}")
+
+
+def is_repository(name: str) -> bool:
+    """Whether the Hub takes a text as the name of a repository, owner/name.
+
+    >>> is_repository("me/my-sae"), is_repository("me/my--sae"), is_repository("my-sae")
+    (True, False, False)
+    """
+    return _NEW_REPOSITORY.fullmatch(name) is not None and ".." not in name and "--" not in name
 
 
 def leaves(file: Path, folder: Path) -> bool:

@@ -16,7 +16,7 @@ HUB, HUB_CALL = "hf://OWNER/NAME", '"OWNER/NAME", "."'
 _SEAL_BEGIN = "<!-- written by sae-runtime"
 _SEAL = re.compile(rf"{_SEAL_BEGIN}, sha256 ([0-9a-f]{{64}}): without edits it may be written again -->\n?")
 _REFERENCE = re.compile(rf"{HUB}((?:/[\w.-]+)*)")
-_LARGEST = 1 << 20  # bytes
+LARGEST_CARD = 1 << 20  # bytes
 
 
 def sealed(text: str) -> str:
@@ -44,7 +44,7 @@ def read_card(folder: Path, name: str = CARD) -> str | None:
     """
     with suppress(OSError, ValueError):
         if not (folder / name).is_symlink():
-            return read_bytes(folder / name, most=_LARGEST).decode()
+            return read_bytes(folder / name, most=LARGEST_CARD).decode()
     return None
 
 
