@@ -134,7 +134,8 @@ def splice(
         FileNotFoundError: the host, a file that it needs, or a bundle is missing.
         ValueError: the host cannot be spliced, or a hook or a name does not fit; nothing is written.
     """
-    host, splices = Path(host), _as_splices(saes)
+    host = Path(host)
+    splices = [dataclasses.replace(one, bundle=local(one.bundle)) for one in _as_splices(saes)]
     path = graph_path(host, out)
     for graph in (host, path):
         refuse_other_bytes(graph)
@@ -245,7 +246,7 @@ def _bundles_of(host: Path, splices: Sequence[Spliced]) -> dict[str, Bundle]:
 
 def _splice(host: Path, model: ir.Model, wanted: Splice, heads: dict[str, Head | str]) -> Bundle:
     """Put one SAE into the model in memory; the metadata describe it. Gives its bundle, and its head in `heads`."""
-    bundle = bundles.read(local(wanted.bundle))
+    bundle = bundles.read(Path(wanted.bundle))
     text = wanted.hook or bundle.manifest.hook
     if text is None:
         raise ValueError(f"{wanted.bundle} does not say where it belongs; name a hook")

@@ -78,7 +78,7 @@ def test_settings_come_from_flag_environment_and_file(calls: list[Call], acts: P
     result = run("train", "--config", file, "--lr", "0.3", "-o", tmp_path / "sae", "--force", env=env)
     assert result.exit_code == 0, result.output
     config = TrainConfig(k=16.0, d_sae=64, tokens=400, batch=50, lr=0.3)
-    kept = {"run_state": tmp_path / "sae.run-state", "run_state_seconds": 300.0, "resume": False}
+    kept = {"run_state": tmp_path / "sae.run-state", "run_state_seconds": 300.0, "resume": False, "licence": None}
     settings = {"metrics": None, "tensorboard": None, **kept, "force": True, "progress": False}
     assert calls == [(acts, tmp_path / "sae", config, settings)]
 
