@@ -6,7 +6,7 @@ the activations, and figures.json. --other is a text of another kind, on which t
 whether the weights are those of the package, and gives the figures of both.
 
 The labels are those of the packaged SAE where the weights are equal; they were written by a language model that read
-contexts of each feature (`ready_labels.py` prints these). Features of other weights are not labelled.
+contexts of each feature. Features of other weights are not labelled.
 """
 
 import dataclasses
