@@ -59,6 +59,7 @@ def _licence_of_package(package: importlib.metadata.Distribution) -> str:
 
 
 def docstrings_of(path: Path) -> Iterator[tuple[str, str]]:
+    """The docstrings of a Python file that are worth reading, each with the name of what it describes."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -96,7 +96,7 @@ def without_seal(text: str) -> str:
     r"""A text that had a seal, without it: one that no command writes over.
 
     >>> without_seal(sealed("# An SAE"))
-    '# An SAE\\n'
+    '# An SAE\n'
     """
     return text[: text.rfind(_SEAL_BEGIN)].rstrip("\n") + "\n"
 
