@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from sae_runtime.exports.splice import promoted
 from sae_runtime.exports.splice.head import Head, NoHead, find_head
 from sae_runtime.exports.splice.host_graph import read_host
 from sae_runtime.exports.splice.promoted import token_logits
@@ -139,8 +140,8 @@ def test_half_weights_and_blocks_give_the_same_tokens(tmp_path: Path, monkeypatc
     nodes: list[Node] = [*BODY, *SIMPLE, ("Cast", "half", "full", {"to": 1}), ("MatMul", "y full", "logits", {})]
     head = head_of(host(tmp_path / "host.onnx", nodes, {"half": half}))
     whole = token_logits(head, W_DEC)
-    monkeypatch.setattr("sae_runtime.exports.splice.promoted._FEATURES", 7)
-    monkeypatch.setattr("sae_runtime.exports.splice.promoted._TOKENS", 4)
+    monkeypatch.setattr(promoted, "_FEATURES", 7)
+    monkeypatch.setattr(promoted, "_TOKENS", 4)
     for name, array in token_logits(head, W_DEC).tensors().items():
         np.testing.assert_allclose(array, whole.tensors()[name], rtol=1e-6, atol=1e-6)
 
