@@ -117,9 +117,9 @@ def _paragraphs(corpus: Path, labels: dict[int, dict[str, Any]]) -> list[str]:
     return [
         "sae-runtime brings this SAE along. `python benchmarks/ready_sae.py -o FOLDER` makes it again.",
         "It was fitted on documentation in Python code: the docstrings and the language reference of Python, and the "
-        "docstrings and project pages of the packages that develop sae-runtime, as far as all of a package's licence "
-        f"is permissive. Licences of the texts, by their characters: {shares}. Less than 1 % each: {rest}. The model, "
-        "all-MiniLM-L6-v2, is under Apache-2.0, and so is the SAE.",
+        "docstrings and project pages of the packages with which sae-runtime is developed and whose licences are "
+        f"permissive in all their parts. Licences of the texts, by their characters: {shares}. Less than 1 % each: "
+        f"{rest}. The model, all-MiniLM-L6-v2, is under Apache-2.0, and so is the SAE.",
         f"`labels.jsonl` has labels. Those of {read:,} features were written by a language model that read the "
         "contexts in which a feature is active; nobody checked them. The others, with the source `top words`, are the "
         "words on which a feature is most active. Labels are of English documentation of software: on other texts a "

@@ -158,7 +158,7 @@ def test_the_card_says_allocation_figures_and_origin(bundle_of: Callable[..., Pa
         assert "Licence: not stated." in text
     manifest = hostile_manifest("plain")
     text = card(manifest)
-    for said in ("| as served | 0.2500 | 0.7500 | 6.00 | 10 |", "50 %, which are active on none of 20", "`plain`"):
+    for said in ("| as served | 0.2500 | 0.7500 | 6.00 | 10 |", "50 % of the features are active on none", "`plain`"):
         assert said in text
     transcoder = Architecture(d_in=24, d_sae=150, selection="topk", k=6, pre_bias=False, d_out=8)
     text = card(Manifest(architecture=transcoder, allocation=None, slots=6, hook="a", hook_out="b"))
