@@ -73,6 +73,8 @@ def new_folder(path: Path, *, force: bool = False, foreign: Foreign = anything) 
         yield partial
         mode = partial.stat().st_mode
         for file in sorted(partial.rglob("*")):
+            if file.is_symlink():  # what it leads to is somebody's
+                continue
             if file.is_file():
                 file.chmod(mode & 0o666)  # safetensors makes its files private
             sync(file)

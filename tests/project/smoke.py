@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from sae_runtime import Edit, load
@@ -17,11 +18,15 @@ def main() -> None:
     """Fail with a traceback, or say that it worked."""
     rng = np.random.default_rng(0)
     d_in, d_sae = 16, 64
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         home = Path(name)
         (home / "lens").mkdir()
         w_enc = rng.normal(size=(d_in, d_sae)).astype(np.float32)
-        weights = {"W_enc": w_enc, "W_dec": np.ascontiguousarray(w_enc.T / 4), "b_enc": np.zeros(d_sae, np.float32)}
+        weights: dict[str, NDArray[np.float32]] = {
+            "W_enc": w_enc,
+            "W_dec": np.ascontiguousarray(w_enc.T / 4),
+            "b_enc": np.zeros(d_sae, np.float32),
+        }
         save_file({**weights, "b_dec": np.zeros(d_in, np.float32)}, home / "lens" / "sae_weights.safetensors")
         cfg = {"architecture": "topk", "k": 4, "d_in": d_in, "d_sae": d_sae, "dtype": "float32", "device": "cpu"}
         (home / "lens" / "cfg.json").write_text(json.dumps(cfg), encoding="utf-8")
@@ -33,7 +38,6 @@ def main() -> None:
         assert (features.l0() == 4).all()
         number = int(features.row(0)[0][0])
         assert (sae.steer(x, []) == x).all() and (sae.steer(x, [Edit.ablate(number)])[0] != x[0]).any()
-        del sae  # a graph's files cannot be removed under Windows while they are open
     sys.stdout.write("sae-runtime works here\n")
 
 
