@@ -53,7 +53,7 @@ def local(reference: str | Path) -> Path:
     if is_there(path):
         return path
     name = text.rstrip("/")
-    if (ready := ready_path(name.replace(os.sep, "/"))) is not None:  # under Windows, a Path has other separators
+    if (ready := ready_path(text.replace(os.sep, "/"))) is not None:  # under Windows, a Path has other separators
         return ready
     names = ready_names()
     is_name = bool(_REPOSITORY.fullmatch(name))
