@@ -48,7 +48,7 @@ def docstrings() -> Iterator[Text]:
     for name in sorted(files, key=_hash):
         file, package = files[name]
         licence = _licence_of_package(package)
-        yield from (Text(text, f"{name}:{of}", licence) for of, text in _of_file(Path(str(file.locate()))))
+        yield from (Text(text, f"{name}:{of}", licence) for of, text in docstrings_of(Path(str(file.locate()))))
 
 
 def _licence_of_package(package: importlib.metadata.Distribution) -> str:
@@ -58,7 +58,8 @@ def _licence_of_package(package: importlib.metadata.Distribution) -> str:
     return lines[0][:100] if lines else "unknown"
 
 
-def _of_file(path: Path) -> Iterator[tuple[str, str]]:
+def docstrings_of(path: Path) -> Iterator[tuple[str, str]]:
+    """The docstrings of a Python file that are worth reading, each with the name of what it describes."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -18,7 +18,7 @@ from pydoc_data.topics import topics
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from corpus import Text, _of_file
+from corpus import Text, docstrings_of
 
 CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
 PYTHON = "PSF-2.0"
@@ -108,7 +108,7 @@ def _python() -> Iterator[Text]:
     files = {str(path.relative_to(library)): path for path in library.rglob("*.py")}
     for name in sorted(files, key=_hash):
         if not _TESTS & set(Path(name).parts[:-1]):
-            yield from (Text(text, f"python:{name}:{of}", PYTHON) for of, text in _of_file(files[name]))
+            yield from (Text(text, f"python:{name}:{of}", PYTHON) for of, text in docstrings_of(files[name]))
 
 
 def _packages() -> list[Distribution]:
@@ -132,7 +132,7 @@ def _package(package: Distribution, share: int) -> Iterator[Text]:
     for path in sorted(files, key=_hash):
         if _TESTS & set(Path(path).parts[:-1]):
             continue
-        for of, text in _of_file(Path(str(files[path].locate()))):
+        for of, text in docstrings_of(Path(str(files[path].locate()))):
             if left <= 0:
                 return
             left -= len(text)

@@ -6,7 +6,7 @@ the activations, and figures.json. --other is a text of another kind, on which t
 whether the weights are those of the package, and gives the figures of both.
 
 The labels are those of the packaged SAE where the weights are equal; they were written by a language model that read
-contexts of each feature (`ready_labels.py` prints these). Features of other weights are not labelled.
+contexts of each feature. Features of other weights are not labelled.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ from sae_runtime.bundle.labels import FILE as LABELS
 from sae_runtime.bundle.labels import label_lines
 from sae_runtime.bundle.parts import MANIFEST, WEIGHTS
 from sae_runtime.bundle.ready import ready_path
-from sae_runtime.bundle.sealed import CARD
+from sae_runtime.bundle.sealed import CARD, without_seal
 from sae_runtime.bundle.stats import counted
 from sae_runtime.exports import export
 from sae_runtime.train import EvaluateConfig, HarvestConfig, TrainConfig, evaluate, fit
@@ -90,9 +90,8 @@ def _strip(fitted: Path, out: Path, activations: Path, corpus: Path) -> None:
     manifest = export(part, graphs=()).manifest
     lines = _labels(part)
     (part / LABELS).write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines.values()))
-    text = card(manifest, paragraphs=_paragraphs(corpus, lines), licence="apache-2.0")
-    # Without the seal it is a text of ours that no export writes over.
-    (part / CARD).write_text(text[: text.rfind("<!-- written by sae-runtime")].rstrip() + "\n")
+    text = card(manifest, ready=NAME, paragraphs=_paragraphs(corpus, lines))
+    (part / CARD).write_text(without_seal(text), encoding="utf-8")
     part.rename(out)
 
 
@@ -116,12 +115,11 @@ def _paragraphs(corpus: Path, labels: dict[int, dict[str, Any]]) -> list[str]:
     rest = "; ".join(sorted(set(counts) - {licence for licence, _ in some}))
     read = sum("source" not in line for line in labels.values())
     return [
-        'sae-runtime brings this SAE along: `load("all-MiniLM-L6-v2/encoder.layer.3")`. `python '
-        "benchmarks/ready_sae.py -o FOLDER` makes it again.",
+        "sae-runtime brings this SAE along. `python benchmarks/ready_sae.py -o FOLDER` makes it again.",
         "It was fitted on documentation in Python code: the docstrings and the language reference of Python, and the "
-        "docstrings and project pages of the packages that develop sae-runtime, as far as all of a package's licence "
-        f"is permissive. Licences of the texts, by their characters: {shares}. Less than 1 % each: {rest}. The model, "
-        "all-MiniLM-L6-v2, is under Apache-2.0, and so is the SAE.",
+        "docstrings and project pages of the packages with which sae-runtime is developed and whose licences are "
+        f"permissive in all their parts. Licences of the texts, by their characters: {shares}. Less than 1 % each: "
+        f"{rest}. The model, all-MiniLM-L6-v2, is under Apache-2.0, and so is the SAE.",
         f"`labels.jsonl` has labels. Those of {read:,} features were written by a language model that read the "
         "contexts in which a feature is active; nobody checked them. The others, with the source `top words`, are the "
         "words on which a feature is most active. Labels are of English documentation of software: on other texts a "

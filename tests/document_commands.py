@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import click
 import command_line
-from document_blocks import ROOT, Block, logical_lines, session
+from document_blocks import NOT_RUN, ROOT, Block, logical_lines, runnable, session, shell
 
 _BENCHMARK = re.compile(r"(?:\S*/)?benchmarks/(\w+\.py)")
 
@@ -64,7 +64,11 @@ def _split(words: list[str]) -> Iterator[list[str]]:
 
 def faults(block: Block) -> list[str]:
     """What is wrong with the commands of a block, each with its place; an option must be one that its command has."""
-    found = []
+    found = [
+        f"{block.place}: a failure before && would pass; write two lines"
+        for _, _, joined in logical_lines(runnable(shell(block)) if block.mark not in NOT_RUN else "")
+        if re.search(r"\s&&\s", joined) and not re.match(r"\s*(if|while) ", joined)
+    ]
     for line, words in commands_of(block):
         found += [f"{block.page}:{line}: {fault}" for fault in _faults(words)]
     return found

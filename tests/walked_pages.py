@@ -145,7 +145,7 @@ def _run(block: Block, shell: Shell, python: Python, servers: Servers, exact: bo
     else:
         for line, command, printed in session(block):
             ran = shell.run(runnable(command))
-            if ran.fault and re.search(r"^(error|Error|Usage|Traceback)\b", printed, flags=re.MULTILINE):
+            if ran.exit_code and re.search(r"^(error|Error|Usage|Traceback)\b", printed, flags=re.MULTILINE):
                 ran = dataclasses.replace(ran, fault=None)  # the page shows how it fails
             _judge(f"{block.page}:{line}", command + "\n", ran, printed or None, exact)
 

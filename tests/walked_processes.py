@@ -49,12 +49,21 @@ for line in orders:
 
 @dataclasses.dataclass(frozen=True)
 class Ran:
-    """How a block ended: `fault` is None where it went well, else a sentence; `line` is that of the block, from 1."""
+    """How a block ended.
+
+    Attributes:
+        fault: a sentence; None where it went well.
+        out: what it printed on stdout.
+        err: what it printed on stderr.
+        line: the line of the block that failed, from 1, where that is known.
+        exit_code: not 0 where that is the fault.
+    """
 
     fault: str | None
     out: str
     err: str
     line: int | None = None
+    exit_code: int = 0
 
 
 @contextlib.contextmanager
@@ -130,7 +139,8 @@ class Shell:
     def run(self, script: str) -> Ran:
         """Run lines of the shell to their end."""
         traced = f"trap 'echo $LINENO >{self.path('line')}' ERR; {script}\ntrap - ERR\nenv -0 >{self.path('state')}\n"
-        self.path("line").unlink(missing_ok=True)
+        for name in ("line", "state"):
+            self.path(name).unlink(missing_ok=True)
         with (
             open(self.path("out"), "w") as out,
             open(self.path("err"), "w") as err,
@@ -143,7 +153,9 @@ class Shell:
         if over or process.returncode:
             line = int(self.path("line").read_text()) if self.path("line").exists() else None
             fault = f"did not end in {self.timeout:g} s" if over else f"ended with exit code {process.returncode}"
-            return Ran(fault, *printed, line)
+            return Ran(fault, *printed, line, 0 if over else process.returncode)
+        if not self.path("state").exists():
+            return Ran("left the terminal before its last line", *printed)
         state = self.path("state").read_text().split("\0")
         self.environment = {
             name: value for name, _, value in (one.partition("=") for one in state if one) if name not in ("_", "SHLVL")

@@ -212,9 +212,10 @@ def check_source(activations: Activations, manifest: Manifest, *, any_source: bo
     for what, are_same in same.items():
         given, fitted = getattr(activations, what), getattr(manifest, what)
         if given is not None and fitted is not None and not any_source and not are_same(given, fitted):
+            named = " (harvest --name says what a model is called)" if what == "model" else ""
             raise ValueError(
                 f"{activations.path}: activations come from {what} {given!r}, this SAE was fitted on {fitted!r}; "
-                "harvest those, or pass --any-source to go on"
+                f"harvest those{named}, or pass --any-source to go on"
             )
 
 

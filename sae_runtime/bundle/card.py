@@ -4,12 +4,12 @@ The card is made from the manifest alone. Its texts may be a stranger's, so they
 """
 
 import dataclasses
-import re
 from collections.abc import Iterator, Sequence
 
 from sae_runtime.bundle.card_figures import figures
 from sae_runtime.bundle.card_provenance import fitted_on
 from sae_runtime.bundle.graphs import DECODE, ENCODE, EXACT, GPU, JOINT, STEER
+from sae_runtime.bundle.hub import is_repository
 from sae_runtime.bundle.licences import check_licence, front_matter
 from sae_runtime.bundle.manifest import Allocation, Manifest
 from sae_runtime.bundle.markdown import inline, table, words
@@ -20,7 +20,6 @@ from sae_runtime.bundle.sealed import HUB, HUB_CALL, sealed
 
 NOT_STATED = "Licence: not stated."
 TAGS = ("sparse-autoencoder", "mechanistic-interpretability", "onnx")
-_REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")
 _GRAPHS = {
     ENCODE.file: "activations to features: each token by itself",
     EXACT.file: "the same features, quicker for many features: int8 finds the matches, float32 decides",
@@ -40,7 +39,12 @@ _FILES = {
 
 
 def card(
-    manifest: Manifest, *, title: str | None = None, paragraphs: Sequence[str] = (), licence: str | None = None
+    manifest: Manifest,
+    *,
+    title: str | None = None,
+    paragraphs: Sequence[str] = (),
+    licence: str | None = None,
+    ready: str | None = None,
 ) -> str:
     """The text of README.md, sealed (`sealed.py`): unless somebody edits it, it may be written again.
 
@@ -50,6 +54,7 @@ def card(
         paragraphs: Markdown that stands after the first paragraph, such as what the features are good for. It is the
             caller's own and is not escaped.
         licence: of the SAE; None: the one of the manifest's provenance, if it has one.
+        ready: the name of a ready SAE, for the lines that load it; None: these name a repository of the Hub.
 
     >>> text = card(sae.manifest, paragraphs=["The features are made up."])
     >>> text.splitlines()[0], "150 features" in text, "The features are made up." in text
@@ -62,7 +67,7 @@ def card(
         *paragraphs,
         table(["field", "value"], _facts(manifest)),
         *figures(manifest),
-        _loading(manifest),
+        _loading(manifest, ready),
         _files(manifest),
         *fitted_on(manifest),
         "## Licence",
@@ -118,7 +123,7 @@ def base_model(model: str | None) -> str | None:
         return None
     if public_name(model) == "gpt2" or model == "gpt2-small":
         return "openai-community/gpt2"
-    return model if _REPOSITORY.fullmatch(model) and ".." not in model and "--" not in model else None
+    return model if is_repository(model) else None
 
 
 def front(tags: Sequence[str], licence: str | None, model: str | None) -> str:
@@ -192,39 +197,43 @@ def _served(manifest: Manifest) -> str:
     }[manifest.architecture.selection]
 
 
-def _loading(manifest: Manifest) -> str:
-    d_in = manifest.architecture.d_in
+def _loading(manifest: Manifest, ready: str | None) -> str:
+    d_in, reference = manifest.architecture.d_in, ready or HUB
     text = f"""## How to load it
 
 ```bash
-pip install "sae-runtime[cpu,hub]"
-sae-runtime inspect {HUB}
+pip install "sae-runtime[{"cpu" if ready else "cpu,hub"}]"
+sae-runtime inspect {reference}
 ```
 
 ```python
 import numpy as np
 import sae_runtime
 
-sae = sae_runtime.load("{HUB}")
+sae = sae_runtime.load("{reference}")
 x = np.zeros((1, {d_in}), np.float32)  # activations [tokens, d_in] of the hook
 features = sae.encode(x)
 ```"""
     if manifest.hook and manifest.architecture.d_out is None:
         text += f"""
 
-`sae-runtime splice model.onnx --sae {HUB} -o model` puts it into an ONNX graph of the model, which then gives
+`sae-runtime splice model.onnx --sae {reference} -o model` puts it into an ONNX graph of the model, which then gives
 features of texts and takes edits of them."""
     if CFG not in manifest.files:
         return text
-    return f"""{text}
+    call = f'load_from_disk(sae_runtime.load("{ready}").folder)' if ready else f"from_pretrained({HUB_CALL})"
+    text += f"""
 
 SAELens computes the same features:
 
 ```python
 from sae_lens import SAE
 
-sae = SAE.from_pretrained({HUB_CALL})
-```
+sae = SAE.{call}
+```"""
+    if ready:
+        return text
+    return f"""{text}
 
 Of a folder on this machine, that is `sae_runtime.load("my-sae")` and `SAE.load_from_disk("my-sae")`."""
 

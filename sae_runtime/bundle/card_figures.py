@@ -25,7 +25,7 @@ def figures(manifest: Manifest) -> Iterator[str]:
     measured = manifest.measured
     if {"dead", "dead_tokens"} <= measured.keys():
         yield (
-            f"Dead features: {100 * measured['dead']:.3g} %, which are active on none of "
+            f"Dead features: {100 * measured['dead']:.3g} % of the features are active on none of "
             f"{_count(measured['dead_tokens'])} tokens."
         )
     yield from _left_out(manifest)

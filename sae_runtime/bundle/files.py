@@ -73,6 +73,8 @@ def new_folder(path: Path, *, force: bool = False, foreign: Foreign = anything) 
         yield partial
         mode = partial.stat().st_mode
         for file in sorted(partial.rglob("*")):
+            if file.is_symlink():  # what it leads to is somebody's
+                continue
             if file.is_file():
                 file.chmod(mode & 0o666)  # safetensors makes its files private
             sync(file)
@@ -235,7 +237,7 @@ def _refuse_existing(path: Path, *, force: bool, kind: Kind | None, foreign: For
     if os.path.ismount(path):  # as a volume of a container is; no rename moves it
         raise FileExistsError(f"{path} is a mount point, which nothing can replace; name a path in it, or another one")
     if not force:
-        raise FileExistsError(f"{path} already exists; pass --force to replace it")
+        raise FileExistsError(f"{path} already exists; pass --force to replace it, in Python force=True")
     if not is_folder or path.is_symlink():
         return
     if Path(os.path.realpath(".")).is_relative_to(os.path.realpath(path)):

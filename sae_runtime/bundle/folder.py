@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -40,7 +41,7 @@ from sae_runtime.bundle.parts import (
 from sae_runtime.bundle.ready import refuse_ready
 from sae_runtime.bundle.regular import read_bytes
 from sae_runtime.bundle.sae_lens_cfg import CFG, check_cfg, sae_lens_cfg
-from sae_runtime.bundle.sealed import CARD, is_ours, may_write, read_card
+from sae_runtime.bundle.sealed import CARD, may_write
 from sae_runtime.bundle.siblings import is_there, repaired
 from sae_runtime.bundle.splices import reader_of
 from sae_runtime.bundle.stats import Stats, save_stats
@@ -176,8 +177,10 @@ def write(
         records = {name: record(folder / name) for name in names}
         manifest = dataclasses.replace(manifest, files=records, graphs={})
         (folder / MANIFEST).write_text(to_json(manifest))
-        kept = read_card(path) if _is_same(path, labels_of) else None
-        (folder / CARD).write_text(card(manifest) if kept is None or is_ours(kept) else kept, "utf-8")
+        if _is_same(path, labels_of) and not may_write(path):  # a person's, be it a link, or no UTF-8
+            shutil.copy2(path / CARD, folder / CARD, follow_symlinks=False)
+        else:
+            (folder / CARD).write_text(card(manifest), "utf-8")
         if labels_of is not None:
             labels.copy_labels(labels_of, folder)
             licence = licence or _kept_licence(labels_of)

@@ -17,6 +17,7 @@ from sae_runtime.bundle.siblings import is_there, repaired
 
 SCHEME = "hf://"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_NEW_REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")
 _DATA = (".json", ".safetensors", ".npz")  # Gemma Scope has .npz alone, which numpy reads without pickle
 _FILES = (*_DATA, ".onnx", ".pt", ".pth", ".bin")  # suffixes of files that a reference may name
 _CACHED = ("models--", "datasets--", "spaces--")  # what begins the name of a repository in the cache
@@ -51,12 +52,24 @@ def local(reference: str | Path) -> Path:
     path = repaired(Path(reference))  # a writer that died may have left it under another name
     if is_there(path):
         return path
-    if (ready := ready_path(text)) is not None:
+    name = text.rstrip("/")
+    if (ready := ready_path(text.replace(os.sep, "/"))) is not None:  # under Windows, a Path has other separators
         return ready
-    name = bool(_REPOSITORY.fullmatch(text))
-    suggestion = f"{SCHEME}{text} to fetch it" if name else f"{SCHEME}owner/name"
-    shipped = f", or a ready SAE: {', '.join(ready_names())}" if name else ""
+    names = ready_names()
+    is_name = bool(_REPOSITORY.fullmatch(name))
+    suggestion = f"{SCHEME}{name} to fetch it" if is_name else f"{SCHEME}owner/name"
+    helps = is_name or any(name == ready_name.split("/")[0] for ready_name in names)
+    shipped = f", or a ready SAE: {', '.join(names)}" if helps and names else ""
     raise FileNotFoundError(f"{text} does not exist; name a path on this machine, or {suggestion}{shipped}")
+
+
+def is_repository(name: str) -> bool:
+    """Whether the Hub takes a text as the name of a repository, owner/name.
+
+    >>> is_repository("me/my-sae"), is_repository("me/my--sae"), is_repository("my-sae")
+    (True, False, False)
+    """
+    return _NEW_REPOSITORY.fullmatch(name) is not None and ".." not in name and "--" not in name
 
 
 def leaves(file: Path, folder: Path) -> bool:

@@ -12,6 +12,8 @@ LICENCE = "LICENSE"
 LICENCE_FILES = (LICENCE, "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING")
 _LARGEST = 1 << 20  # bytes of a model card or a licence
 _LONGEST = 100  # characters of a licence's name
+_LONGEST_LINE = 400  # characters of a line of front matter that states one
+_FIELD = re.compile(r"""(license|license_name):\s*(["']?)([A-Za-z0-9][\w.+ -]{0,99}?)\2\s*(#.*)?""")
 
 KNOWN = frozenset(
     """
@@ -58,7 +60,7 @@ def front_matter(licence: str) -> list[str]:
     """
     if licence.lower() in KNOWN:
         return [f"license: {licence.lower()}"]
-    slug = re.sub(r"[^a-z0-9.-]+", "-", licence.lower()).strip("-.")
+    slug = re.sub(r"[^a-z0-9.-]+", "-", licence[:_LONGEST].lower()).strip("-.")
     named = re.search("[a-z]", slug) is not None
     return ["license: other", *([f"license_name: {slug}"] if named else [])]
 
@@ -74,6 +76,15 @@ def stated_in(card: str) -> str | None:
     if licence == "other":
         return fields.get("license_name", licence)
     return licence
+
+
+def has_field(card: str) -> bool:
+    r"""Whether the front matter of a model card has the field `license`, in whatever form.
+
+    >>> has_field("---\nlicense: [mit, apache-2.0]\n---\n"), has_field("# An SAE")
+    (True, False)
+    """
+    return any(re.match(r"(['\"]?)license\1\s*:", line) for line in _front_lines(card))
 
 
 def licence_of(*folders: Path) -> str | None:
@@ -118,13 +129,16 @@ def _text(file: Path) -> str:
 
 def _fields(card: str) -> Mapping[str, str]:
     """The one-line texts of the front matter, without their quotes."""
-    lines = card.removeprefix("\ufeff").splitlines()
-    if not lines or lines[0].strip() != "---":
-        return {}
-    found: dict[str, str] = {}
-    for line in lines[1:]:
-        if line.strip() == "---":
-            return found
-        if field := re.fullmatch(r"""(license|license_name):\s*(["']?)([A-Za-z0-9][\w.+ -]{0,99}?)\2\s*(#.*)?""", line):
-            found[field[1]] = field[3]
-    return {}
+    fields: dict[str, str] = {}
+    for line in _front_lines(card):
+        field = _FIELD.fullmatch(line) if len(line) <= _LONGEST_LINE else None  # the pattern is slow on very long ones
+        if field is not None:
+            fields[field[1]] = field[3]
+    return fields
+
+
+def _front_lines(card: str) -> list[str]:
+    """The lines of the front matter; none where it does not end."""
+    first, *lines = card.removeprefix("\ufeff").splitlines() or [""]
+    end = next((number for number, line in enumerate(lines) if line.strip() == "---"), 0)
+    return lines[:end] if first.strip() == "---" else []

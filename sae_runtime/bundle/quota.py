@@ -18,8 +18,8 @@ _STEEPEST = 2.0  # largest exponent of a fit
 class Quota:
     """A Zipf-Mandelbrot law: the quota of the feature of rank r is proportional to (r + offset)^-exponent.
 
-    With exponent 0 all quotas are equal. slack is max_density over quota. With slack 1 every feature reaches its limit
-    (strict feature choice); with a large slack no limit binds (mutual choice).
+    With exponent 0 all quotas are equal. slack is max_density over quota. With slack 1 each feature gets exactly
+    its quota of tokens; with a large slack no limit matters, which is mutual choice.
 
     Raises:
         ValueError: a number is out of range.
@@ -95,10 +95,10 @@ def tokens_per_feature(max_density: NDArray[np.float64], tokens: int) -> NDArray
 
 
 def sampled_tokens_per_feature(max_density: NDArray[np.float64], tokens: int, u: float) -> NDArray[np.int64]:
-    """The limits of a training batch by systematic sampling, so that a rare feature's limit is not 0 in every batch.
+    """The limits of a training batch, rounded at random, so that a rare feature's limit is not 0 in every batch.
 
     With u uniform in [0, 1), each limit is the floor or the ceiling of max_density * tokens, and on average exactly
-    max_density * tokens. The sum over all features is off by less than 1.
+    max_density * tokens (systematic sampling). The sum over all features is off by less than 1.
 
     >>> [sampled_tokens_per_feature(np.array([0.25, 0.25, 0.25, 0.25]), tokens=2, u=u).tolist() for u in (0.0, 0.5)]
     [[0, 1, 0, 1], [1, 0, 1, 0]]

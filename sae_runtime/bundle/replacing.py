@@ -56,7 +56,9 @@ def _put(partial: Path, path: Path, undo: contextlib.ExitStack, *, force: bool, 
             return None
         except FileExistsError:
             if not force:
-                raise FileExistsError(f"{path} already exists; pass --force to replace it") from None
+                raise FileExistsError(
+                    f"{path} already exists; pass --force to replace it, in Python force=True"
+                ) from None
         try:
             if exchange(partial, path):
                 undo.callback(_quietly, exchange, partial, path)

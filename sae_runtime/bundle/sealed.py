@@ -13,9 +13,10 @@ from sae_runtime.bundle.regular import read_bytes
 CARD = "README.md"
 HUB, HUB_CALL = "hf://OWNER/NAME", '"OWNER/NAME", "."'
 """What stands in a card for the repository that nobody knows yet; `push` puts its names there."""
-_SEAL = re.compile(r"<!-- written by sae-runtime, sha256 ([0-9a-f]{64}): without edits it may be written again -->\n?")
+_SEAL_BEGIN = "<!-- written by sae-runtime"
+_SEAL = re.compile(rf"{_SEAL_BEGIN}, sha256 ([0-9a-f]{{64}}): without edits it may be written again -->\n?")
 _REFERENCE = re.compile(rf"{HUB}((?:/[\w.-]+)*)")
-_LARGEST = 1 << 20  # bytes
+LARGEST_CARD = 1 << 20  # bytes
 
 
 def sealed(text: str) -> str:
@@ -25,13 +26,13 @@ def sealed(text: str) -> str:
     (True, False)
     """
     text = text.rstrip("\n") + "\n\n"
-    return f"{text}<!-- written by sae-runtime, sha256 {_hash(text)}: without edits it may be written again -->\n"
+    return f"{text}{_SEAL_BEGIN}, sha256 {_hash(text)}: without edits it may be written again -->\n"
 
 
 def is_ours(text: str) -> bool:
     """Whether a card is as it was written: nobody edited it. Ends of lines may have changed."""
     text = text.replace("\r\n", "\n")
-    begin = text.rfind("<!-- written by sae-runtime")
+    begin = text.rfind(_SEAL_BEGIN)
     seal = _SEAL.fullmatch(text, begin) if begin >= 0 else None
     return seal is not None and seal[1] == _hash(text[:begin])
 
@@ -43,7 +44,7 @@ def read_card(folder: Path, name: str = CARD) -> str | None:
     """
     with suppress(OSError, ValueError):
         if not (folder / name).is_symlink():
-            return read_bytes(folder / name, most=_LARGEST).decode()
+            return read_bytes(folder / name, most=LARGEST_CARD).decode()
     return None
 
 
@@ -88,7 +89,16 @@ def resealed(text: str) -> str:
     >>> is_ours(resealed(sealed("# An SAE").replace("An", "My")))
     True
     """
-    return sealed(text[: text.rfind("<!-- written by sae-runtime")])
+    return sealed(without_seal(text.replace("\r\n", "\n")))
+
+
+def without_seal(text: str) -> str:
+    r"""A text that had a seal, without it: one that no command writes over.
+
+    >>> without_seal(sealed("# An SAE"))
+    '# An SAE\n'
+    """
+    return text[: text.rfind(_SEAL_BEGIN)].rstrip("\n") + "\n"
 
 
 def _hash(text: str) -> str:

@@ -77,7 +77,7 @@ def convert(
     Traceback (most recent call last):
     FileNotFoundError: missing does not exist; name a path on this machine, or hf://owner/name
     """
-    output, licence = Path(output), licence and check_licence(licence)
+    output, licence = Path(output), None if licence is None else check_licence(licence)
     files.check_free(output, force=force, kind="folder", foreign=bundles.foreign)
     path = local(source)
     if (path / bundles.MANIFEST).is_file():

@@ -125,7 +125,7 @@ def _serve(folder: Path, port: int) -> None:
 
     with site_server(folder, port) as server:
         address = address_of(server)
-        click.echo(f"the site is at {address}, Ctrl-C ends it")
+        click.echo(f"the site is at {address} (Ctrl-C ends it)")
 
         def look() -> None:
             if not show(address):

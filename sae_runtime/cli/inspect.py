@@ -283,7 +283,7 @@ def _measurements(measured: Mapping[str, float], tokens: str) -> Iterator[str]:
         by_batch = f"{common.explained(measured['batch_fvu'])}L0 {measured['batch_l0']:.2f}"
         yield f"batch rule: {by_batch} over batches of {measured['batch']:,.0f}"
     if {"dead", "dead_tokens"} <= measured.keys():
-        yield f"silent on {measured['dead_tokens']:,.0f} tokens: {measured['dead']:.2%} of the features"
+        yield f"dead on {measured['dead_tokens']:,.0f} tokens: {measured['dead']:.2%} of the features"
 
 
 def graph_lines(graphs: "Mapping[str, GraphRecord]") -> list[tuple[str, str]]:

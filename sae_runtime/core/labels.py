@@ -141,5 +141,7 @@ class Labels(Mapping[int, str]):
             near += [known for known in difflib.get_close_matches(wanted, alike, _NAMED) if known not in near]
         if not near:
             return "name the feature by its number"
-        texts = [folded[known] for known in sorted(near, key=len)[:_NAMED]]
+        word = re.compile(rf"(?<!\w){re.escape(wanted)}(?!\w)")
+        near.sort(key=lambda known: (word.search(known) is None, len(known)))
+        texts = [folded[known] for known in near[:_NAMED]]
         return f"the closest are {', '.join(f'{shown(t)} (feature {self._by_label()[t][0]})' for t in texts)}"

@@ -86,7 +86,12 @@ def run(out: Path, *, force: bool = False) -> None:
         FileExistsError: the folder exists, and `force` is not set or it holds other files.
     """
     browse = f"sae-runtime browse {shlex.quote(str(out / 'site'))} --open"
-    with files.new_folder(out, force=force, foreign=foreign) as folder, TemporaryDirectory() as exported:
+    with (
+        TemporaryDirectory() as exported,
+        files.new_folder(out, force=force, foreign=foreign) as hidden,
+        contextlib.chdir(hidden),  # what is written names text and activations by their paths from here
+    ):
+        folder = Path()
         with _part(f"export {MODEL}, and splice the ready SAE into it"):
             host = export_model(load_whole_model(str(_home())), Path(exported) / "model.onnx", home=_home())
             first = first_look(host, Path(exported) / "ready")
@@ -122,7 +127,7 @@ def run(out: Path, *, force: bool = False) -> None:
             f"Steering “{QUERY}”: feature {feature.number} “{feature.word}” set to {TIMES * feature.largest:.1f}, "
             "twice its largest activation": neighbours,
         }
-        show(_HEADER, rows, {title: cards for title, cards in sections.items() if title not in first})
+        show(_HEADER, rows, {title: lists for title, lists in sections.items() if title not in first})
         made = (
             f"Sparse autoencoders with {D_SAE:,} features, fitted on {TOKENS:,} tokens of Python's documentation as "
             f"{MODEL} sees them at {HOOK}, exported to ONNX, spliced into the model, read and steered with onnxruntime."

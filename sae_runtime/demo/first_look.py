@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from sae_runtime.core.edits import Edit
-from sae_runtime.demo.cards import Line
-from sae_runtime.demo.steered import Cards
+from sae_runtime.demo.lines import Line, Lists
 from sae_runtime.exports import Splice, splice
 from sae_runtime.model import Model, load_model
 
@@ -29,7 +28,7 @@ TEXTS = (
 _WORDS, _NEAREST = 6, 4
 
 
-def first_look(host: Path, folder: Path) -> dict[str, Cards]:
+def first_look(host: Path, folder: Path) -> dict[str, Lists]:
     """Splice the ready SAE into a host graph; gives the sections that show what it says of a sentence.
 
     Args:

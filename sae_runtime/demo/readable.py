@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sae_runtime.demo.cards import Line
+from sae_runtime.demo.lines import Line
 from sae_runtime.store.open_store import Store
 from sae_runtime.store.records import Context, StoredFeature
 

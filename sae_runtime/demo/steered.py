@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_runtime.core.edits import Edit
-from sae_runtime.demo.cards import Line
+from sae_runtime.demo.lines import Line, Lists
 from sae_runtime.demo.readable import Readable
 from sae_runtime.model import Model
 
@@ -15,13 +15,10 @@ _LONGEST = 600  # characters of a sentence; the model would leave out the end of
 _NEIGHBOURS = 5
 TIMES = 2  # of a feature's largest activation: to so much it is set
 
-Cards = list[tuple[str, tuple[Line, ...]]]
-"""Titles and their lines."""
-
 
 def steered(
     model: Model, sae: str, features: Sequence[Readable], texts: Sequence[str], count: int
-) -> tuple[Readable, Cards]:
+) -> tuple[Readable, Lists]:
     """The feature with the clearest effect on the query's neighbours, and these neighbours before and after.
 
     Each feature is set to twice its largest activation. A sentence is marked if the feature has at least half of its

@@ -1,9 +1,10 @@
 """The model cards on their way to a repository: its names and a licence put in, and cards edited on the Hub left."""
 
+import re
 from collections.abc import Callable
 
 from sae_runtime.bundle.card import NOT_STATED
-from sae_runtime.bundle.licences import front_matter, stated_in
+from sae_runtime.bundle.licences import front_matter, has_field, stated_in
 from sae_runtime.bundle.markdown import inline
 from sae_runtime.bundle.sealed import is_ours, resealed
 
@@ -12,7 +13,7 @@ def stating(card: str, licence: str) -> str:
     r"""A card that states a licence, where it stated none.
 
     Raises:
-        ValueError: it states another one.
+        ValueError: it states another one, or several.
 
     >>> print(stating("---\ntags:\n- onnx\n---\n# An SAE\n\nLicence: not stated.", "MIT"))
     ---
@@ -27,14 +28,17 @@ def stating(card: str, licence: str) -> str:
     lines = front_matter(licence)
     stated = stated_in(card)
     if stated is not None:
-        if stated_in("\n".join(["---", *lines, "---"])) != stated:
+        if stated_in("\n".join(["---", *lines, "---"])) != stated.lower():
             raise ValueError(f"the model card states the licence {stated}; change it there, or leave out --licence")
         return card
-    added = "".join(f"{line}\n" for line in lines)
-    if card.startswith("---\n"):
-        text = card.replace("---\n", f"---\n{added}", 1)
+    if has_field(card):
+        raise ValueError("the model card has a licence that is no single name; change it there, or leave out --licence")
+    end = "\r\n" if "\r\n" in card else "\n"
+    added = "".join(line + end for line in lines)
+    if begin := re.match("\ufeff?---[ \t]*\r?\n", card):
+        text = card[: begin.end()] + added + card[begin.end() :]
     else:
-        text = f"---\n{added}---\n\n{card}"
+        text = f"---{end}{added}---{end}{end}{card}"
     text = text.replace(NOT_STATED, f"Licence: {inline(licence)}.")
     return resealed(text) if is_ours(card) else text
 

@@ -17,13 +17,12 @@ from sae_runtime.bundle.manifest import FileRecord, GraphRecord, Manifest
 from sae_runtime.bundle.model_card import BESIDE, HOST_CARD, model_card
 from sae_runtime.bundle.model_files import TOKENIZER, model_files
 from sae_runtime.bundle.regular import read_bytes
-from sae_runtime.bundle.sealed import CARD, is_ours
+from sae_runtime.bundle.sealed import CARD, LARGEST_CARD, is_ours
 from sae_runtime.bundle.splices import check_weights
 from sae_runtime.deployed.layout import read_layout
 from sae_runtime.publishing.index_card import index_card
 
 _PLACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
-_LARGEST_CARD = 1 << 20  # bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +44,6 @@ class Chosen:
     cards: dict[str, str] = field(default_factory=dict)
     bundles: dict[str, Manifest] = field(default_factory=dict)
     graph: str = ""
-
-    @property
-    def size(self) -> int:
-        """Bytes of all of it."""
-        return sum(file.stat().st_size for file in self.files.values()) + sum(map(_bytes, self.cards.values()))
 
 
 def chosen(path: Path) -> Chosen:
@@ -79,7 +73,7 @@ def chosen(path: Path) -> Chosen:
     for folder in inner:
         _add_bundle(made, folder, f"{folder.name}/")
     text = _card_in(path)
-    made.cards[CARD] = index_card(made.bundles) if text is None else text
+    made.cards[CARD] = index_card(made.bundles) if text is None or is_ours(text) else text
     return made
 
 
@@ -130,7 +124,7 @@ def _model(path: Path) -> Chosen:
     ours, theirs = _card_in(root, BESIDE), _card_in(root)
     if ours is None and theirs is not None and is_ours(theirs):
         ours, theirs = theirs, _card_in(root, HOST_CARD)
-    if ours is None:
+    if ours is None or is_ours(ours):  # afresh: one of ours may name the repository that it came from
         tokenizer, licence = (layout.home / TOKENIZER).is_file(), licence_of(root)
         ours = model_card(layout.splices, manifests, graph=layout.graph.name, tokenizer=tokenizer, licence=licence)
     made.cards[CARD] = ours
@@ -149,7 +143,7 @@ def _card_in(folder: Path, name: str = CARD) -> str | None:
         return None
     refuse_link_out(folder / name, folder)
     try:
-        return read_bytes(folder / name, most=_LARGEST_CARD).decode()
+        return read_bytes(folder / name, most=LARGEST_CARD).decode()
     except UnicodeDecodeError as error:
         raise ValueError(f"{folder / name} is not UTF-8 ({error.reason}); save it as UTF-8") from error
 
@@ -170,7 +164,3 @@ def check_place(name: str, what: str) -> None:
 def _graphs_in(path: Path) -> Iterator[Path]:
     yield from path.glob("[!.]*.onnx")
     yield from path.glob("onnx/[!.]*.onnx")
-
-
-def _bytes(text: str) -> int:
-    return len(text.encode())

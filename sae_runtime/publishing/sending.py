@@ -15,11 +15,11 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from sae_runtime.bundle.extras import require
-from sae_runtime.bundle.hub import SCHEME, local
+from sae_runtime.bundle.hub import SCHEME, is_repository, local
 from sae_runtime.bundle.licences import check_licence
 from sae_runtime.bundle.parts import NAMES
 from sae_runtime.bundle.regular import read_bytes
-from sae_runtime.bundle.sealed import CARD, for_repository
+from sae_runtime.bundle.sealed import CARD, LARGEST_CARD, for_repository
 from sae_runtime.publishing.cards_sent import stating, to_send
 from sae_runtime.publishing.chosen import Chosen, check_place, chosen
 from sae_runtime.publishing.hub_errors import told
@@ -27,9 +27,7 @@ from sae_runtime.publishing.hub_errors import told
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")
 _BRANCH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
-_LARGEST_CARD = 1 << 20  # bytes
 _SMALL = 1 << 20  # bytes of a file that may go up inside the commit
 
 
@@ -154,7 +152,7 @@ def push(
 
 
 def _check_names(repository: str, folder: str, revision: str | None) -> None:
-    if not _NAME.fullmatch(repository) or ".." in repository or "--" in repository:
+    if not is_repository(repository):
         raise ValueError(f"{repository!r} is not the name of a repository; write owner/name")
     if folder:
         check_place(folder, f"the folder {folder}")
@@ -186,7 +184,7 @@ def _prepare(api: "HfApi", repository: str, *, private: bool, create: bool, revi
 
 def _remote_text(api: "HfApi", repository: str, name: str, revision: str | None) -> str:
     file = api.hf_hub_download(repository, name, revision=revision)
-    return read_bytes(Path(file), most=_LARGEST_CARD).decode(errors="replace")
+    return read_bytes(Path(file), most=LARGEST_CARD).decode(errors="replace")
 
 
 def _sent(

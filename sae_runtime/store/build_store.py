@@ -203,7 +203,7 @@ def _left_out(
         sentences.append("no neighbours, promoted tokens and labels of a bundle: no bundle was named (--sae)")
     elif logits is None:
         sentences.append(
-            "no promoted tokens (splice writes them where the host has a head in float): the bundle has none"
+            "no promoted tokens: the bundle has none (splice writes them where the model has a float head for text)"
         )
     if sampled is None:
         sentences.append("no features that are active together: they were not counted")

@@ -25,6 +25,7 @@ from sae_runtime.bundle.splices import Spliced
 from sae_runtime.bundle.stats import counted
 from sae_runtime.calibration.calibrate_bundle import calibrate_bundle
 from sae_runtime.exports import export
+from sae_runtime.publishing.cards_sent import stating
 from sae_runtime.publishing.index_card import index_card
 
 HOSTILE = (
@@ -157,7 +158,7 @@ def test_the_card_says_allocation_figures_and_origin(bundle_of: Callable[..., Pa
         assert "Licence: not stated." in text
     manifest = hostile_manifest("plain")
     text = card(manifest)
-    for said in ("| as served | 0.2500 | 0.7500 | 6.00 | 10 |", "50 %, which are active on none of 20", "`plain`"):
+    for said in ("| as served | 0.2500 | 0.7500 | 6.00 | 10 |", "50 % of the features are active on none", "`plain`"):
         assert said in text
     transcoder = Architecture(d_in=24, d_sae=150, selection="topk", k=6, pre_bias=False, d_out=8)
     text = card(Manifest(architecture=transcoder, allocation=None, slots=6, hook="a", hook_out="b"))
@@ -214,6 +215,24 @@ def test_a_card_that_is_a_link_a_folder_or_no_text_is_left(copy_of: Callable[...
     assert (path / CARD).is_dir()
 
 
+@pytest.mark.parametrize("kind", ["link", "large", "no UTF-8"])
+def test_a_new_threshold_keeps_a_persons_card_of_any_kind(copy_of: Callable[..., Path], kind: str) -> None:
+    path = copy_of("mutual")
+    before = {"link": b"mine", "large": b"a" * (1 << 21), "no UTF-8": b"caf\xe9"}[kind]
+    (path / CARD).unlink()
+    if kind == "link":
+        (path.parent / "mine.md").write_bytes(before)
+        (path.parent / "mine.md").chmod(0o400)
+        (path / CARD).symlink_to("../mine.md")
+    else:
+        (path / CARD).write_bytes(before)
+    bundle = folder.read(path)
+    weights = {name: np.array(one) for name, one in bundle.weights().items() if name != "b_pre"}
+    folder.write(path, weights, bundle.manifest, labels_of=path, force=True)
+    assert (path / CARD).read_bytes() == before and (path / CARD).is_symlink() == (kind == "link")
+    assert kind != "link" or (path.parent / "mine.md").stat().st_mode & 0o777 == 0o400
+
+
 def test_a_card_that_is_edited_while_an_export_runs_stays(copy_of: Callable[..., Path]) -> None:
     path = copy_of("mutual")
     with folder.replaced_bundle(folder.read(path), "sae_runtime.json") as staged:
@@ -264,6 +283,17 @@ def test_licences_are_read_from_files_and_nothing_is_guessed(tmp_path: Path) -> 
     for wrong in ("", "a\nb", "x" * 101):
         with pytest.raises(ValueError, match="a licence is a name such as mit"):
             check_licence(wrong)
+
+
+def test_a_licence_goes_into_the_front_matter_that_a_card_has(copy_of: Callable[..., Path]) -> None:
+    assert stating("---\r\ntags: x\r\n---\r\n# Mine", "mit") == "---\r\nlicense: mit\r\ntags: x\r\n---\r\n# Mine"
+    assert front_matter(stating("---\ntags: x\n---\n", "mit")) == {"license": "mit", "tags": ["x"]}
+    assert stating("---\nlicense: MIT\n---\n", "mit") == "---\nlicense: MIT\n---\n"
+    for several in ("[mit, apache-2.0]", "\n- mit", ""):
+        with pytest.raises(ValueError, match="has a licence that is no single name"):
+            stating(f"---\nlicense: {several}\n---\n# Theirs", "mit")
+    ours = (copy_of("mutual") / CARD).read_text().replace("\n", "\r\n")
+    assert is_ours(ours) and is_ours(stating(ours, "mit")) and is_ours(for_repository(ours, "me/sae"))
 
 
 def test_the_licence_of_a_fit_is_on_its_card(tmp_path: Path) -> None:

@@ -24,7 +24,12 @@ def test_a_path_that_does_not_exist_may_be_written(tmp_path: Path) -> None:
 
 def test_an_existing_path_needs_force(tmp_path: Path) -> None:
     (tmp_path / "out").touch()
-    refused(FileExistsError, "out already exists; pass --force to replace it$", tmp_path / "out", kind="file")
+    refused(
+        FileExistsError,
+        "out already exists; pass --force to replace it, in Python force=True$",
+        tmp_path / "out",
+        kind="file",
+    )
     Output(path=tmp_path / "out", kind="file", force=True).check()
 
 

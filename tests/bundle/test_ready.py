@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from sae_runtime import load
 from sae_runtime.bundle import folder as bundles
 from sae_runtime.bundle import labels, ready
+from sae_runtime.bundle.card import card
 from sae_runtime.bundle.hub import local
 from sae_runtime.bundle.ready import ready_names, ready_path, refuse_ready
+from sae_runtime.bundle.sealed import is_ours, without_seal
 from sae_runtime.bundle.stats import counted
 from sae_runtime.exports import export
 from sae_runtime.serve.catalogue import open_all
@@ -80,7 +82,13 @@ def test_a_path_on_this_machine_comes_first(tmp_path: Path, monkeypatch: pytest.
     assert load(NAME).folder == _home()
     Path(NAME).mkdir(parents=True)
     assert local(NAME) == Path(NAME)
-    assert refused("inspect", "all-MiniLM-L6-v2/encoder.layer.4").endswith(f", or a ready SAE: {NAME}")
+    for wrong in ("all-MiniLM-L6-v2/encoder.layer.4", "another/name"):
+        assert refused("inspect", wrong).endswith(f", or a ready SAE: {NAME}")
+
+
+def test_a_models_name_alone_is_answered_with_the_whole_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert refused("inspect", "all-MiniLM-L6-v2").endswith(f"or hf://owner/name, or a ready SAE: {NAME}")
 
 
 @pytest.mark.filterwarnings("ignore::sae_runtime.bundle.plausible.OtherRows")
@@ -168,3 +176,23 @@ def test_an_installation_that_may_not_be_written_opens(others: Path) -> None:
     finally:
         for folder in folders:
             folder.chmod(0o755)
+
+
+def test_the_card_and_the_manifest_say_how_it_is_loaded_and_by_what_it_was_made() -> None:
+    manifest, text = load(NAME).manifest, (_home() / "README.md").read_text()
+    assert f'sae_runtime.load("{NAME}")' in text and "OWNER/NAME" not in text and not is_ours(text)
+    begin, end = text.index("sae-runtime brings this"), text.index("\n\n| field |")
+    assert text == without_seal(card(manifest, ready=NAME, paragraphs=[text[begin:end]])), "as benchmarks/ready_sae.py"
+    assert manifest.told("versions", dict)["sae-runtime"] == "0.2.0"
+
+
+def test_a_name_that_is_nothing_lists_the_ready_saes_if_there_are_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for wrong in (NAME.lower(), f"{NAME}/"):
+        with pytest.raises(FileNotFoundError, match=f"to fetch it, or a ready SAE: {NAME}$"):
+            local(wrong)
+    monkeypatch.setattr(ready, "FOLDER", tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match="to fetch it$"):
+        local(NAME)

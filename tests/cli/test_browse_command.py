@@ -103,7 +103,7 @@ def test_open_serves_the_site_until_it_is_interrupted(store: Path, tmp_path: Pat
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
-        address = line.split(" at ")[1].split(",")[0]
+        address = line.split(" at ")[1].split(" ")[0]
         with urllib.request.urlopen(f"{address}site.json") as answer:
             assert answer.read() == (site / "site.json").read_bytes()
         while not opened.exists() or not opened.read_text():

@@ -45,7 +45,7 @@ def test_harvests_every_text(model: Path, tmp_path: Path) -> None:
     tokens, documents = open_activations(out).tokens, open_activations(out).documents
     assert tokens is not None and tokens.tolist() == [2, 3, 4, 3, 4, 2]
     assert documents is not None and documents.tolist() == [0, 0, 1, 2, 2, 2]
-    assert refused(*arguments) == f"error: {out} already exists; pass --force to replace it"
+    assert refused(*arguments) == f"error: {out} already exists; pass --force to replace it, in Python force=True"
     result = run(*arguments, "--force", "--tokens", "2", "--json")
     assert json.loads(result.stdout) == {
         "activations": str(out),

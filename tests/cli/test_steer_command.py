@@ -262,7 +262,10 @@ def test_errors_leave_nothing(bundle_of: BundleOf, x: Path, tmp_path: Path) -> N
     assert said == f"error: the output {x} is or holds the activations {x}; name another output"
     assert list(tmp_path.iterdir()) == [x]
     out.write_text("mine")
-    assert refused(*arguments, *NOTHING) == f"error: {out} already exists; pass --force to replace it"
+    assert (
+        refused(*arguments, *NOTHING)
+        == f"error: {out} already exists; pass --force to replace it, in Python force=True"
+    )
     assert out.read_text() == "mine"
 
 

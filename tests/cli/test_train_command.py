@@ -117,7 +117,10 @@ def test_refuses_before_work(calls: list[Call], acts: Path, tmp_path: Path) -> N
     folder = tmp_path / "folder"
     folder.mkdir()
     arguments = ("train", "--activations", acts, *NEEDED, "-o")
-    assert refused(*arguments, folder) == f"error: {folder} already exists; pass --force to replace it"
+    assert (
+        refused(*arguments, folder)
+        == f"error: {folder} already exists; pass --force to replace it, in Python force=True"
+    )
     assert refused(*arguments, tmp_path, "--force") == (
         f"error: the output {tmp_path} is or holds the activations {acts}; name another output"
     )

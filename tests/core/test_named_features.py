@@ -84,6 +84,10 @@ def test_unknown_labels_name_the_closest() -> None:
     assert said("includ").endswith("the closest are 'include' (feature 12)")
     assert said("file").endswith("the closest are 'open file' (feature 40)")
     assert said("cafe").endswith("the closest are 'café' (feature 3)")
+    whole = {1: "together", 2: "the, before names", 3: "others"}  # a label with the word before a shorter one without
+    assert said("the", whole).endswith(
+        "the closest are 'the, before names' (feature 2), 'others' (feature 3), 'together' (feature 1)"
+    )
     assert said("zzzz") == "'zzzz' is no label in sae/labels.jsonl; name the feature by its number"
     assert said("a", {}) == (
         "'a' is a label, and there are none in sae/labels.jsonl; write lines such as "

@@ -7,8 +7,8 @@ import pytest
 
 from sae_runtime import demo, load, load_model
 from sae_runtime.cli import main
-from sae_runtime.demo.cards import Line, card
 from sae_runtime.demo.first_look import LABEL, READY
+from sae_runtime.demo.lines import Line, markup
 from sae_runtime.demo.text import paragraphs
 from sae_runtime.store.open_store import open_store
 
@@ -39,6 +39,10 @@ def test_the_folder_holds_what_the_docstring_names(folder: Path) -> None:
         store = open_store(folder / "stores" / kind)
         assert store.description.sae == NAMES[kind] and store.description.licence == "PSF-2.0"
         assert 8000 <= store.description.tokens < 8200  # what the SAE was fitted on, and the last document whole
+    files = [path for end in ("json", "jsonl", "md", "html") for path in folder.rglob(f"*.{end}")]
+    texts = [path.read_text() for path in files if path.name != "harvest.json"]  # which says what a resumed run reads
+    assert not any(re.search(r"\.out\.[0-9a-f]{8}\.partial", text) for text in texts), "the folder where it was made"
+    assert any('"text/python-docs.jsonl"' in text for text in texts)
     for path in (folder / "plots").iterdir():
         assert ElementTree.parse(path).getroot().tag == "{http://www.w3.org/2000/svg}svg"
 
@@ -101,4 +105,4 @@ def test_text_is_unique_and_the_same_for_a_seed() -> None:
 
 
 def test_page_escapes_text() -> None:
-    assert "<b>" not in card("<b>", [Line(0.5, "<b>", "<b>", "<b>")])
+    assert "<b>" not in markup("<b>", [Line(0.5, "<b>", "<b>", "<b>")])

@@ -69,7 +69,8 @@ def test_a_deployed_model_comes_back_from_the_hub_without_other_files(
     layout = read_layout(reference)
     assert (layout.graph, layout.features) == (snapshot / "model.onnx", snapshot / "features.onnx")
     assert layout.bundles == {"sae": snapshot / "sae"} and layout.home == snapshot and layout.notes == ()
-    assert files_in(snapshot) == files_in(repository) - {*OTHERS, "README-sae.md"}  # the card says nothing that runs
+    card = "README-sae.md"  # `push` sends it as README.md
+    assert files_in(snapshot) == files_in(repository) - {*OTHERS, card}
     assert "labels of 1 features" in run("inspect", reference).stdout
 
 

@@ -81,6 +81,8 @@ def test_an_exact_page_is_compared_letter_by_letter(tmp_path: Path) -> None:
         (("bash: python benchmarks/encode.py --no-such", "bash: ls"), ["benchmarks/encode.py has no option --no-such"]),
         (("bash: make no-such-target", "bash: ls"), ["the Makefile has no target no-such-target"]),
         (("console: $ echo one\ntwo",), ["page.md:4: ", "- two\n+ one"]),
+        (("bash: false && true",), ["page.md:4: ", "a failure before && would pass"]),
+        (("bash: echo one\nexit 0\nfalse",), ["page.md:4: ", "left the terminal before its last line"]),
         (("console: $ echo one\n$ false",), ["page.md:5: ", "exit code 1"]),
     ],
 )
@@ -177,6 +179,8 @@ def test_a_server_that_does_not_start_fails_with_its_own_words(tmp_path: Path) -
 def test_a_block_has_a_time_and_ends_with_its_children(tmp_path: Path) -> None:
     error = refused(tmp_path, "bash: sleep 600 & echo $! > leader; wait", timeout=0.5)
     assert "did not end in 0.5 s" in error and not alive(tmp_path)
+    failing = refused(tmp_path, "console: $ echo error: no; sleep 600\nerror: no", timeout=0.5)
+    assert "did not end in 0.5 s" in failing
     assert "did not end in 3 s" in refused(tmp_path, "python: while True: pass", timeout=3)
     walk(page(tmp_path, "bash: sleep 600 & echo $! > leader"), tmp_path)
     assert not alive(tmp_path)

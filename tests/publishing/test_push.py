@@ -125,6 +125,9 @@ def test_a_folder_of_bundles_has_a_card_that_lists_them(hub: Hub, bundle_of: Bun
     assert [load(reference).d_sae for reference in made.bundles] == [150, 150]
     with pytest.raises(FileNotFoundError, match="mutual-k6, hf://me/saes/token-k6"):
         load("hf://me/saes")
+    (tmp_path / "saes/README.md").write_text(card)  # as in a copy of the repository
+    push(tmp_path / "saes", "me/others")
+    assert "me/saes" not in hub.repositories["me/others"].files()["README.md"].decode()
 
 
 def test_a_second_push_replaces_the_first_and_removes_what_is_gone(hub: Hub, sae: Path) -> None:
@@ -308,7 +311,7 @@ def model(bundle_of: BundleOf, tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def test_a_deployed_model_comes_back_and_reads_and_its_card_is_ours(hub: Hub, model: Path) -> None:
+def test_a_deployed_model_comes_back_and_reads_and_its_card_is_ours(hub: Hub, model: Path, tmp_path: Path) -> None:
     before = contents(model)
     assert is_ours(before["README-sae.md"].decode()) and before["README.md"].endswith(b"# The host")
     (model / "notes.txt").write_text("mine")
@@ -325,6 +328,13 @@ def test_a_deployed_model_comes_back_and_reads_and_its_card_is_ours(hub: Hub, mo
     seen, expected = (load_model(path).features("w1 w2 w3") for path in ("hf://me/model", model))
     np.testing.assert_array_equal(seen.features.to_dense(), expected.features.to_dense())
     assert load("hf://me/model/sae").d_sae == 150
+    for name, data in there.items():  # published again from a copy of the repository
+        (tmp_path / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "copy" / name).write_bytes(data)
+    push(tmp_path / "copy", "me/second")
+    card = hub.repositories["me/second"].files()["README.md"].decode()
+    assert 'load_model("hf://me/second")' in card and "me/model" not in card and is_ours(card)
+    assert hub_stub.front_matter(card)["license"] == "apache-2.0"
 
 
 def test_a_model_without_an_sae_is_refused(hub: Hub, tmp_path: Path) -> None:

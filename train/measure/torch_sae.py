@@ -160,6 +160,7 @@ def open_sae(path: str | Path, device: torch.device | str = "cpu") -> TorchSAE:
 
     Raises:
         BundleError: the folder is no bundle, or is damaged.
+        FileNotFoundError: it does not exist.
 
     >>> open_sae(bundle_path).batch is not None
     True

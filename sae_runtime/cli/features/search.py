@@ -25,8 +25,8 @@ def command(store: str, words: Sequence[str], top: int, run: Run) -> None:
     """Find the features of a store that words are about.
 
     Labels, the tokens that features are strongest on, and contexts are searched. A feature must have every word; words
-    in double quotes are a phrase. Case does not count, and no sign is a pattern. A feature that is strongest on the
-    word itself comes before one that has it somewhere in a context.
+    in double quotes are a phrase. Case does not count, and no character is a wildcard. A feature that is strongest on
+    the word itself comes before one that has it somewhere in a context.
 
     A feature's line has its number, its label, the share of the tokens on which it is active, and where the words are.
     Below it stands a context with its largest activation.

@@ -432,7 +432,7 @@ def test_weights_of_the_host_below_the_graph_are_referred_to_and_others_copied(
     made = splice(home / "host.onnx", [Splice(bundle=bundle, hook="encoder.layer.0", name="knob")], elsewhere)
     assert made.files == {"host.onnx.data": "copied", "knob/sae_weights.safetensors": "copied"}
     assert {str(path.relative_to(elsewhere)) for path in elsewhere.rglob("*") if path.is_file()} == {
-        *("host.onnx.data", "model.onnx", "features.onnx"),
+        *("host.onnx.data", "model.onnx", "features.onnx", "README.md"),
         *(f"knob/{path.name}" for path in bundle.iterdir()),
     }
     assert made.path.stat().st_size < 200_000

@@ -148,7 +148,9 @@ def test_a_finished_harvest_is_replaced_only_by_force(config: HarvestConfig, tmp
     harvest(config, out)
     before = contents(out)
     for other in (config, replace(config, tokens=9)):
-        with pytest.raises(FileExistsError, match=r"out already exists; pass --force to replace it$"):
+        with pytest.raises(
+            FileExistsError, match=r"out already exists; pass --force to replace it, in Python force=True$"
+        ):
             harvest(other, out)
     with pytest.raises(ValueError, match="has no module"):
         harvest(replace(config, hook="nothing"), out, force=True)

@@ -214,7 +214,7 @@ def test_evaluate_refuses_activations_that_it_cannot_measure(tmp_path: Path, bun
     other = Activations(Path("x"), [Shard(make_x(50))], model="b", hook="h")
     with pytest.raises(
         ValueError,
-        match="come from model 'b', this SAE was fitted on 'a'; harvest those, or pass --any-source",
+        match=r"come from model 'b', this SAE was fitted on 'a'; harvest those \(.*--name .*\), or pass --any-source",
     ):
         run(tmp_path / "sae", other)
     assert run(tmp_path / "sae", other, any_source=True).tokens == 50

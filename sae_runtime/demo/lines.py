@@ -26,6 +26,10 @@ class Line:
     active: bool = False
 
 
+Lists = list[tuple[str, tuple[Line, ...]]]
+"""Titles and their lines."""
+
+
 def printed(title: str, lines: Sequence[Line]) -> str:
     """The lines as text for a terminal, with * at marked lines and [] around marked tokens.
 
@@ -42,10 +46,10 @@ def printed(title: str, lines: Sequence[Line]) -> str:
     return out
 
 
-def card(title: str, lines: Sequence[Line]) -> str:
+def markup(title: str, lines: Sequence[Line]) -> str:
     """The lines as HTML.
 
-    >>> card("a & b", [Line(0.5, "one ", "two")])
+    >>> markup("a & b", [Line(0.5, "one ", "two")])
     '<div><h3>a &amp; b</h3><ul class="spans"><li><small>0.50</small> one <mark>two</mark></li></ul></div>'
     """
     items = ""
