@@ -39,6 +39,7 @@ from sae_runtime.train import EvaluateConfig, HarvestConfig, TrainConfig, evalua
 from sae_runtime.train.harvest import harvest
 from sae_runtime.train.measure.torch_sae import open_sae
 
+READ = "a language model"  # the source of labels that it wrote
 NAME = "all-MiniLM-L6-v2/encoder.layer.3"
 MODEL, HOOK = NAME.split("/")
 CHARACTERS = 20_000_000  # at most; the packages have fewer
@@ -113,7 +114,7 @@ def _paragraphs(corpus: Path, labels: dict[int, dict[str, Any]]) -> list[str]:
     some = [(licence, count / total) for licence, count in counts.most_common() if count >= total / 100]
     shares = "; ".join(f"{licence} {share:.1%}" for licence, share in some)
     rest = "; ".join(sorted(set(counts) - {licence for licence, _ in some}))
-    read = sum("source" not in line for line in labels.values())
+    read = sum(line["source"] == READ for line in labels.values())
     return [
         "sae-runtime brings this SAE along. `python benchmarks/ready_sae.py -o FOLDER` makes it again.",
         "It was fitted on documentation in Python code: the docstrings and the language reference of Python, and the "
