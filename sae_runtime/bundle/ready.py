@@ -42,7 +42,5 @@ def refuse_ready(path: str | Path) -> None:
     >>> refuse_ready("my-sae")
     """
     if is_ready(path):
-        folder, home = Path(path).resolve(), FOLDER.resolve()
-        name = "/".join(folder.relative_to(home).parts[:2]) or "it"
-        copy = shlex.join(["cp", "-r", str(FOLDER / name if name != "it" else FOLDER), "my-sae"])
-        raise ValueError(f"{name} is a ready SAE of the installed package, which stays as it is; copy it first: {copy}")
+        copy = shlex.join(["cp", "-r", str(path), "my-sae"])
+        raise ValueError(f"{path} is a ready SAE of the installed package, which stays as it is; copy it first: {copy}")
