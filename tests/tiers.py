@@ -40,7 +40,6 @@ MEDIUM = (
     "test_readme",
     "test_index",
     "test_operator",
-    "test_engineer",
     "test_tiler",
     "test_travel",
     "test_sae",
@@ -51,11 +50,12 @@ MEDIUM = (
     "test_harvesting",
     "test_left_out_commands",
     "test_steer_texts",
-    "test_interop",
     "test_push",
     "test_publishing",
 )
 SLOW = (
+    "test_engineer",
+    "test_interop",
     "test_site_in_browser",
     "test_steering",
     "test_text",

@@ -88,7 +88,9 @@ def test_paths_that_do_not_go_together_are_refused(store: Path, tmp_path: Path) 
 def test_open_serves_the_site_until_it_is_interrupted(store: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     assert run("browse", store, "-o", site, "-q").exit_code == 0
-    code = "from sae_runtime.cli import main\nmain()"
+    # Programs that a shell starts in the background ignore Ctrl-C, and so do theirs.
+    listen = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code = f"{listen}from sae_runtime.cli import main\nmain()"
     opened = tmp_path / "opened"
     browser = tmp_path / "browser"
     browser.write_text(f'#!/bin/sh\necho "$1" > {opened}\n')
