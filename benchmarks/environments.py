@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 # Only what an sdist has too: environments, caches and what commands left are no part of the source.
-_LEFT = (".git", ".venv", ".*_cache", "__pycache__", "*.egg-info", "build", "dist", "*-out", "shared")
+_LEFT = (".git", ".venv", ".*_cache", "__pycache__", "*.egg-info", "build", "dist", "*-out")
 # A file of the environment that is layered over one with torch; pip sees what is in it as installed.
 _LAYER = "layer.pth"
 PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
