@@ -56,8 +56,10 @@ def install(python: Path, *what: str) -> None:
 
 def lines(page: Path = ROOT / "docs" / "reference" / "install.md") -> dict[str, str]:
     """The extras of each line `pip install '.[EXTRAS]'  # promise` of the page, and the promise."""
-    found = re.findall(r"^pip install (?:'\.\[([\w,-]+)\]'|\.).*?  # (.+)$", page.read_text(encoding="utf-8"), re.M)
-    return dict(found)
+    lines_of_pip = re.findall(
+        r"^pip install (?:'\.\[([\w,-]+)\]'|\.).*?  # (.+)$", page.read_text(encoding="utf-8"), re.M
+    )
+    return dict(lines_of_pip)
 
 
 def megabytes(folder: Path) -> float:

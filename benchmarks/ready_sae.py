@@ -111,9 +111,9 @@ def _paragraphs(corpus: Path, labels: dict[int, dict[str, Any]]) -> list[str]:
             one = json.loads(line)
             counts[one["licence"]] += len(one["text"])
     total = sum(counts.values())
-    some = [(licence, count / total) for licence, count in counts.most_common() if count >= total / 100]
-    shares = "; ".join(f"{licence} {share:.1%}" for licence, share in some)
-    rest = "; ".join(sorted(set(counts) - {licence for licence, _ in some}))
+    frequent = [(licence, count / total) for licence, count in counts.most_common() if count >= total / 100]
+    shares = "; ".join(f"{licence} {share:.1%}" for licence, share in frequent)
+    rest = "; ".join(sorted(set(counts) - {licence for licence, _ in frequent}))
     read = sum(line["source"] == READ for line in labels.values())
     return [
         "sae-runtime brings this SAE along. `python benchmarks/ready_sae.py -o FOLDER` makes it again.",
@@ -171,14 +171,14 @@ def main(out: Path, rows: int, tokens: int, aux: str, seed: int, other: Path | N
         saes["packaged"] = packaged
         same = bundles.record(packaged / WEIGHTS).sha256 == bundles.record(made / WEIGHTS).sha256
         print("the weights are equal to the packaged ones" if same else "the weights differ from the packaged ones")
-    found = {f"{name}, held-out rows": figures(path, out / "activations", "held-out") for name, path in saes.items()}
+    measured = {f"{name}, held-out rows": figures(path, out / "activations", "held-out") for name, path in saes.items()}
     if other is not None:
         _harvest(other, out / "other", OTHER_ROWS)
-        found |= {f"{name}, {other.name}": figures(path, out / "other", "all") for name, path in saes.items()}
+        measured |= {f"{name}, {other.name}": figures(path, out / "other", "all") for name, path in saes.items()}
     print(f"{len(load(made).labels):,} labels, {sum(path.stat().st_size for path in made.iterdir()):,} bytes")
-    for name, row in found.items():
+    for name, row in measured.items():
         print(f"{name}: {', '.join(f'{key} {value:,}' for key, value in row.items())}")
-    (out / "figures.json").write_text(json.dumps(found, indent=2) + "\n")
+    (out / "figures.json").write_text(json.dumps(measured, indent=2) + "\n")
     print(made / MANIFEST)
 
 

@@ -20,14 +20,14 @@ def lower_bounds() -> dict[str, str]:
     project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     lines = project["dependencies"] + [line for name in extras if name not in TOOLS for line in extras[name]]
-    found = {}
+    bounds = {}
     for line in lines:
         declared = re.fullmatch(r"([\w-]+)(?:\[[\w,-]+\])?(?:[>=]=([\d.]+))?(?:;.*)?", line.replace(" ", ""))
         assert declared, line
         if declared[1] not in {"sae-runtime", *FOR_GPUS}:
             assert declared[2], f"{line} has no oldest version"
-            found[declared[1]] = declared[2]
-    return found
+            bounds[declared[1]] = declared[2]
+    return bounds
 
 
 def main(arguments: list[str]) -> None:

@@ -136,8 +136,8 @@ def fetch(reference: str) -> Path:
     beside = (*path.glob("*"), *path.glob("checkpoints/*"))  # the cache may hold other folders of the repository
     has_tensors = any(file.suffix in (".safetensors", ".npz") for file in beside)
     if not has_tensors and (inner := _bundles_below(repository, inside, snapshot.name)):
-        at = f"@{revision}" if revision else ""
-        named = ", ".join(f"{SCHEME}{repository}/{place}{at}" for place in inner[:_NAMED])
+        suffix = f"@{revision}" if revision else ""
+        named = ", ".join(f"{SCHEME}{repository}/{place}{suffix}" for place in inner[:_NAMED])
         more = f" or another of {len(inner)}" if len(inner) > _NAMED else ""
         raise FileNotFoundError(f"{reference} is no bundle, but holds some in folders; name one: {named}{more}")
     if not any(file.suffix in _DATA for file in path.rglob("*")):

@@ -65,20 +65,20 @@ def may_write(folder: Path, name: str = CARD) -> bool:
     return text is not None and is_ours(text)
 
 
-def for_repository(card: str, repository: str, place: str = "", at: str = "") -> str:
+def for_repository(card: str, repository: str, place: str = "", suffix: str = "") -> str:
     """A card with the names of the repository that it is sent to. One that nobody edited keeps its seal.
 
     Args:
         card: a card.
         repository: owner/name.
         place: the folder, or the graph of a model, in the repository; "": its root.
-        at: `@` and the revision; "": the main branch.
+        suffix: `@` and the revision; "": the main branch.
 
     >>> for_repository('load("hf://OWNER/NAME/k16")', "me/saes", "layer.3", "@v2")
     'load("hf://me/saes/layer.3/k16@v2")'
     """
     begin = f"hf://{repository}/{place}".rstrip("/")
-    text = _REFERENCE.sub(lambda found: f"{begin}{found[1]}{at}", card)
+    text = _REFERENCE.sub(lambda reference: f"{begin}{reference[1]}{suffix}", card)
     text = text.replace(HUB_CALL, f'"{repository}", "{place or "."}"')
     return resealed(text) if is_ours(card) else text
 

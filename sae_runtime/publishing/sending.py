@@ -104,15 +104,15 @@ def push(
     _check_names(repository, folder, revision)
     licence = None if licence is None else check_licence(licence)
     what = chosen(local(path))
-    at = f"@{revision}" if revision else ""
+    suffix = f"@{revision}" if revision else ""
     cards = {
-        name: _filled(what, name, _stating(what, name, text, licence), repository, folder, at)
+        name: _filled(what, name, _stating(what, name, text, licence), repository, folder, suffix)
         for name, text in what.cards.items()
     }
     inside = "/".join(filter(None, (folder, what.graph)))
-    reference = f"{SCHEME}{repository}{f'/{inside}' if inside else ''}{at}"
+    reference = f"{SCHEME}{repository}{f'/{inside}' if inside else ''}{suffix}"
     prefix = f"{folder}/" if folder else ""
-    opens = tuple(f"{SCHEME}{repository}/{prefix}{place}".rstrip("/") + at for place in what.bundles)
+    opens = tuple(f"{SCHEME}{repository}/{prefix}{place}".rstrip("/") + suffix for place in what.bundles)
     cards = {prefix + name: text for name, text in cards.items()}
     sizes = {prefix + name: file.stat().st_size for name, file in what.files.items()}
     if dry_run:
@@ -165,11 +165,11 @@ def _stating(what: Chosen, name: str, text: str, licence: str | None) -> str:
     return text if licence is None or what.kind == "model" and name != CARD else stating(text, licence)
 
 
-def _filled(what: Chosen, name: str, text: str, repository: str, folder: str, at: str) -> str:
+def _filled(what: Chosen, name: str, text: str, repository: str, folder: str, suffix: str) -> str:
     """A card with the reference of the bundle or the model that it describes."""
     inner = name.rpartition("/")[0]
     place = "/".join(filter(None, (folder, inner, "" if inner else what.graph)))
-    return for_repository(text, repository, place, at)
+    return for_repository(text, repository, place, suffix)
 
 
 def _prepare(api: "HfApi", repository: str, *, private: bool, create: bool, revision: str | None) -> None:
